@@ -1,0 +1,19 @@
+"""Fused kernels for modern ConvNets: depthwise convolution and the ConvNeXt inverted bottleneck."""
+
+from convnext_kernels import functional
+from convnext_kernels.nn import DepthwiseConv2d, FusedConvNeXtBlock, GlobalResponseNorm, LayerNorm2d
+from convnext_kernels.planner import backends, use_backend
+from convnext_kernels.spec import BackendError
+from convnext_kernels.version import __version__
+
+__all__ = [
+    "BackendError",
+    "DepthwiseConv2d",
+    "FusedConvNeXtBlock",
+    "GlobalResponseNorm",
+    "LayerNorm2d",
+    "__version__",
+    "backends",
+    "functional",
+    "use_backend",
+]

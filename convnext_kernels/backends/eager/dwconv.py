@@ -1,0 +1,62 @@
+"""Depthwise convolution, stride 1, "same" padding: y[n,c] = x[n,c] (*) weight[c] + bias[c].
+
+x (N, C, H, W) in any memory format, weight (C, 1, K, K), bias (C,) or None; y like x.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from convnext_kernels.backends.eager.layout import like, like_parameter
+
+
+def _padding(weight: Tensor, dilation: int) -> int:
+    return dilation * (weight.shape[-1] - 1) // 2
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, compute_dtype: torch.dtype) -> Tensor:
+    """Convolve in `compute_dtype`; the result has x's dtype and strides."""
+    y = F.conv2d(
+        x.to(compute_dtype),
+        weight.to(compute_dtype),
+        None if bias is None else bias.to(compute_dtype),
+        padding=_padding(weight, dilation),
+        dilation=dilation,
+        groups=x.shape[1],
+    )
+    return like(y, x)
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    compute_dtype: torch.dtype,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Return the gradients of (x, weight, bias) that `needs` marks, in that order."""
+    channels = x.shape[1]
+    padding = _padding(weight, dilation)
+    dx, dw, db = torch.ops.aten.convolution_backward(
+        dy.to(compute_dtype),
+        x.to(compute_dtype),
+        weight.to(compute_dtype),
+        [channels],
+        [1, 1],
+        [padding, padding],
+        [dilation, dilation],
+        False,
+        [0, 0],
+        channels,
+        [needs[0], needs[1], needs[2]],
+    )
+    gradients = []
+    if needs[0]:
+        gradients.append(like(dx, x))
+    if needs[1]:
+        gradients.append(like_parameter(dw, weight))
+    if needs[2]:
+        gradients.append(like_parameter(db, bias))
+    return gradients

@@ -1,0 +1,36 @@
+"""LayerNorm over the channels of (N, C, H, W): y = (x - mean_c) * rstd_c * weight + bias, biased variance."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from convnext_kernels.backends.eager.layout import like, like_parameter, nchw, nhwc
+
+
+def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Normalise every pixel over its channels; the result has x's dtype and strides."""
+    return like(nchw(F.layer_norm(nhwc(x), (x.shape[1],), weight, bias, eps)), x)
+
+
+def backward_nhwc(
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, needs: list[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients (dx, dweight, dbias) for (..., C) tensors; statistics are computed again from x."""
+    normalized = [x.shape[-1]]
+    _, mean, rstd = torch.ops.aten.native_layer_norm(x, normalized, weight, bias, eps)
+    return torch.ops.aten.native_layer_norm_backward(dy, x, normalized, mean, rstd, weight, bias, needs)
+
+
+def backward(
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, needs: list[bool]
+) -> list[Tensor]:
+    """Return the gradients of (x, weight, bias) that `needs` marks, in that order."""
+    dx, dw, db = backward_nhwc(nhwc(dy).contiguous(), nhwc(x).contiguous(), weight, bias, eps, needs)
+    gradients = []
+    if needs[0]:
+        gradients.append(like(nchw(dx), x))
+    if needs[1]:
+        gradients.append(like_parameter(dw, weight))
+    if needs[2]:
+        gradients.append(like_parameter(db, bias))
+    return gradients

@@ -1,0 +1,149 @@
+"""The public functions. Tensors are (N, C, H, W) in any memory format; results keep x's format and dtype.
+
+All of them are differentiable, work under ``torch.autocast`` and ``torch.compile``, and take
+``backend="auto"`` or the name of one of `convnext_kernels.backends()`.
+
+Errors: TypeError for an unsupported or mixed dtype; ValueError for wrong ranks, shapes, devices, kernel
+sizes, dilations and eps; BackendError when a backend asked for by name cannot serve; RuntimeError (from
+PyTorch's dispatcher, which names the argument) where something else than a tensor or a number came.
+"""
+
+import torch
+from torch import Tensor
+
+import convnext_kernels.ops  # noqa: F401  registers torch.ops.convnext_kernels
+
+_ops = torch.ops.convnext_kernels
+
+
+def depthwise_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, dilation: int = 1, backend: str = "auto"
+) -> Tensor:
+    """Depthwise convolution with stride 1 and "same" zero padding (arXiv 2201.03545, section 2.3 and 2.5).
+
+    x (N, C, H, W); weight (C, 1, K, K) with odd K up to 31; bias (C,) or None; dilation at least 1.
+    """
+    return _ops.dwconv(x, weight, bias, dilation, backend)
+
+
+def layer_norm2d(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6, backend: str = "auto") -> Tensor:
+    """LayerNorm of every pixel over its channels: x (N, C, H, W); weight and bias (C,); statistics in fp32."""
+    return _ops.layernorm(x, weight, bias, eps, backend)
+
+
+def global_response_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6, backend: str = "auto"
+) -> Tensor:
+    """Global response normalisation (arXiv 2301.00808, equations 1-3) of x (N, C, H, W).
+
+    ``weight * (x * Nx) + bias + x`` with ``G = ||x||_2`` over (H, W) and ``Nx = G / (mean_C G + eps)``;
+    weight and bias have C elements in any shape. For an NHWC tensor pass ``x.permute(0, 3, 1, 2)``.
+    """
+    return _ops.grn(x, weight, bias, eps, backend)
+
+
+def inverted_bottleneck(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    pwconv1_weight: Tensor,
+    pwconv1_bias: Tensor | None,
+    pwconv2_weight: Tensor,
+    pwconv2_bias: Tensor | None,
+    *,
+    gamma: Tensor | None = None,
+    grn_weight: Tensor | None = None,
+    grn_bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    drop_scale: Tensor | None = None,
+    eps: float = 1e-6,
+    grn_eps: float = 1e-6,
+    backend: str = "auto",
+) -> Tensor:
+    """Return ``residual + drop_scale * gamma * (GRN(GELU(LN(x) W1^T + b1)) W2^T + b2)`` (arXiv 2201.03545, fig. 4).
+
+    x and residual (N, C, H, W); norm_weight, norm_bias, gamma, pwconv2_bias (C,); pwconv1_weight (hidden, C)
+    and pwconv2_weight (C, hidden), or the same as 1x1 convolutions; pwconv1_bias, grn_weight and grn_bias
+    (hidden,); drop_scale (N,): 0 for a dropped sample, 1 / keep probability for a kept one. GELU is exact (erf).
+    """
+    return _ops.mlp(
+        x,
+        residual,
+        norm_weight,
+        norm_bias,
+        pwconv1_weight,
+        pwconv1_bias,
+        pwconv2_weight,
+        pwconv2_bias,
+        gamma,
+        grn_weight,
+        grn_bias,
+        drop_scale,
+        eps,
+        grn_eps,
+        None,
+        backend,
+    )
+
+
+def convnext_block(
+    x: Tensor,
+    dwconv_weight: Tensor,
+    dwconv_bias: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    pwconv1_weight: Tensor,
+    pwconv1_bias: Tensor | None,
+    pwconv2_weight: Tensor,
+    pwconv2_bias: Tensor | None,
+    *,
+    gamma: Tensor | None = None,
+    grn_weight: Tensor | None = None,
+    grn_bias: Tensor | None = None,
+    drop_scale: Tensor | None = None,
+    dilation: int = 1,
+    eps: float = 1e-6,
+    grn_eps: float = 1e-6,
+    backend: str = "auto",
+) -> Tensor:
+    """The ConvNeXt block, V1 (with gamma) or V2 (with GRN): x + `inverted_bottleneck`(`depthwise_conv2d`(x)).
+
+    Shapes as in those two functions. One fused kernel where the backend has one.
+    """
+    return _ops.block(
+        x,
+        dwconv_weight,
+        dwconv_bias,
+        norm_weight,
+        norm_bias,
+        pwconv1_weight,
+        pwconv1_bias,
+        pwconv2_weight,
+        pwconv2_bias,
+        gamma,
+        grn_weight,
+        grn_bias,
+        drop_scale,
+        dilation,
+        eps,
+        grn_eps,
+        None,
+        backend,
+    )
+
+
+def patch_downsample(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-6,
+    backend: str = "auto",
+) -> Tensor:
+    """ConvNeXt's downsampling layer: `layer_norm2d`, then a KxK convolution with stride K (section 2.6).
+
+    x (N, C, H, W); weight (D, C, K, K); bias (D,) or None; the result is (N, D, H // K, W // K).
+    """
+    return _ops.downsample(x, norm_weight, norm_bias, weight, bias, eps, None, backend)

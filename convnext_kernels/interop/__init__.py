@@ -1,0 +1,1 @@
+"""Accelerate models of other libraries in place."""

@@ -1,0 +1,86 @@
+"""The ConvNeXt block as one module."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from convnext_kernels import functional
+from convnext_kernels.nn.layers import DepthwiseConv2d, DropPath, GlobalResponseNorm, LayerNorm2d, positive_int
+
+
+class FusedConvNeXtBlock(nn.Module):
+    """Drop-in for the official ConvNeXt ``Block``: V1 (arXiv 2201.03545) or, with `use_grn`, V2 (2301.00808).
+
+    Its state dict has the official names and shapes: ``dwconv``, ``norm``, ``pwconv1``, ``pwconv2`` and, for
+    V1, ``gamma`` (absent when `layer_scale_init_value` is 0 or less) or, for V2, ``grn.gamma`` and ``grn.beta``.
+
+    Args:
+        dim: channels C.
+        drop_path: probability to drop a sample's branch in training, 0 up to but not including 1.
+        layer_scale_init_value: first value of ``gamma``; without effect in V2, which has none.
+        kernel_size: side of the depthwise kernel, odd, up to 31.
+        mlp_ratio: hidden width over `dim`, a positive integer.
+        dilation: of the depthwise convolution.
+        use_grn: build the V2 block.
+        eps: of the LayerNorm.
+        backend: "auto" or a name of `convnext_kernels.backends()`.
+
+    Raises TypeError or ValueError for an argument out of these ranges; forward raises what
+    `functional.convnext_block` raises.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        drop_path: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        *,
+        kernel_size: int = 7,
+        mlp_ratio: int = 4,
+        dilation: int = 1,
+        use_grn: bool = False,
+        eps: float = 1e-6,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not math.isfinite(layer_scale_init_value):
+            raise ValueError(f"layer_scale_init_value: expected a finite number, got {layer_scale_init_value}")
+        factory = {"device": device, "dtype": dtype}
+        hidden = positive_int("dim", dim) * positive_int("mlp_ratio", mlp_ratio)
+        self.dwconv = DepthwiseConv2d(dim, kernel_size, dilation=dilation, **factory)
+        self.norm = LayerNorm2d(dim, eps, **factory)
+        self.pwconv1 = nn.Linear(dim, hidden, **factory)
+        self.act = nn.GELU()
+        self.grn = GlobalResponseNorm(hidden, **factory) if use_grn else None
+        self.pwconv2 = nn.Linear(hidden, dim, **factory)
+        self.gamma = None
+        if not use_grn and layer_scale_init_value > 0:
+            self.gamma = nn.Parameter(torch.full((dim,), layer_scale_init_value, **factory))
+        self.drop_path = DropPath(drop_path)
+        self.backend = backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W), in x's memory format."""
+        grn = self.grn
+        return functional.convnext_block(
+            x,
+            self.dwconv.weight,
+            self.dwconv.bias,
+            self.norm.weight,
+            self.norm.bias,
+            self.pwconv1.weight,
+            self.pwconv1.bias,
+            self.pwconv2.weight,
+            self.pwconv2.bias,
+            gamma=self.gamma,
+            grn_weight=None if grn is None else grn.gamma,
+            grn_bias=None if grn is None else grn.beta,
+            drop_scale=self.drop_path.scale(x),
+            dilation=self.dwconv.dilation[0],
+            eps=self.norm.eps,
+            grn_eps=1e-6 if grn is None else grn.eps,
+            backend=self.backend,
+        )

@@ -1,0 +1,151 @@
+"""The layers a ConvNeXt is made of. All take (N, C, H, W) in any memory format and give back the same format."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from convnext_kernels import functional
+from convnext_kernels.ops import checks
+
+
+def positive_int(name: str, value: object) -> int:
+    """Return `value` if it is an integer of at least 1; TypeError or ValueError with its name otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an integer of at least 1, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}: expected an integer of at least 1, got {value}")
+    return value
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """Depthwise convolution with an odd square kernel, stride 1 and "same" zero padding.
+
+    A `torch.nn.Conv2d` (so weight (C, 1, K, K), bias (C,), its state dict and its initialisation) with
+    ``groups=channels``, computed by `functional.depthwise_conv2d`.
+
+    Raises TypeError or ValueError for an even, negative, too large (above 31) or non-square kernel size and for
+    channels or dilation below 1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int = 7,
+        *,
+        dilation: int = 1,
+        bias: bool = True,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        positive_int("channels", channels)
+        checks.kernel_size("kernel_size", positive_int("kernel_size", kernel_size))
+        padding = positive_int("dilation", dilation) * (kernel_size - 1) // 2
+        super().__init__(
+            channels,
+            channels,
+            kernel_size,
+            padding=padding,
+            dilation=dilation,
+            groups=channels,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
+        self.backend = backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        return functional.depthwise_conv2d(x, self.weight, self.bias, dilation=self.dilation[0], backend=self.backend)
+
+
+class LayerNorm2d(nn.Module):
+    """LayerNorm over the channels of (N, C, H, W), with fp32 statistics; parameters ``weight``, ``bias`` (C,)."""
+
+    def __init__(
+        self,
+        channels: int,
+        eps: float = 1e-6,
+        *,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        checks.epsilon("eps", eps)
+        self.weight = nn.Parameter(torch.ones(positive_int("channels", channels), device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
+        self.eps = eps
+        self.backend = backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        return functional.layer_norm2d(x, self.weight, self.bias, eps=self.eps, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        """Show the arguments in the module's repr."""
+        return f"{self.weight.numel()}, eps={self.eps}"
+
+
+class GlobalResponseNorm(nn.Module):
+    """Global response normalisation (arXiv 2301.00808); ``gamma``, ``beta`` (1, 1, 1, C), zero at first.
+
+    The official layer takes NHWC; this one takes (N, C, H, W) like everything here (any memory format, so that
+    an NHWC tensor passed as ``x.permute(0, 3, 1, 2)`` is not copied).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        eps: float = 1e-6,
+        *,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        checks.epsilon("eps", eps)
+        shape = (1, 1, 1, positive_int("channels", channels))
+        self.gamma = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
+        self.beta = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
+        self.eps = eps
+        self.backend = backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        return functional.global_response_norm(x, self.gamma, self.beta, eps=self.eps, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        """Show the arguments in the module's repr."""
+        return f"{self.gamma.numel()}, eps={self.eps}"
+
+
+class DropPath(nn.Module):
+    """Stochastic depth per sample (arXiv 1603.09382), with timm's stream of random numbers.
+
+    In training, each sample's branch is dropped with probability `drop_prob`, and a kept one is divided by
+    ``1 - drop_prob``. `scale` gives the factors alone, for a kernel that applies them itself.
+    """
+
+    def __init__(self, drop_prob: float = 0.0) -> None:
+        super().__init__()
+        if not (math.isfinite(drop_prob) and 0 <= drop_prob < 1):
+            raise ValueError(f"drop_path: expected a probability from 0 up to but not including 1, got {drop_prob}")
+        self.drop_prob = float(drop_prob)
+
+    def scale(self, x: Tensor) -> Tensor | None:
+        """Return the factor of each sample of x, shape (N, 1, 1, ...), or None when nothing is dropped."""
+        if self.drop_prob == 0.0 or not self.training:
+            return None
+        keep = 1 - self.drop_prob
+        return x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep).div_(keep)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale every sample of x."""
+        scale = self.scale(x)
+        return x if scale is None else x * scale
+
+    def extra_repr(self) -> str:
+        """Show the arguments in the module's repr."""
+        return f"drop_prob={self.drop_prob}"

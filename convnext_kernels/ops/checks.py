@@ -1,0 +1,102 @@
+"""Checks of what users pass. Every message names the argument, what came and what was expected.
+
+They run inside the ops, in the real and in the fake kernels, so that no path to a kernel goes round them.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MAX_KERNEL_SIZE = 31
+
+
+def _shape(t: Tensor) -> str:
+    return "(" + ", ".join(str(s) for s in t.shape) + ")"
+
+
+def image(name: str, x: object) -> None:
+    """A floating (N, C, H, W) tensor with at least one channel and one pixel; N may be 0."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+    if x.dim() != 4:
+        raise ValueError(f"{name}: expected 4 dimensions (N, C, H, W), got {x.dim()} with shape {_shape(x)}")
+    if x.dtype not in FLOATING:
+        raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64, got {x.dtype}")
+    if x.shape[1] < 1 or x.shape[2] < 1 or x.shape[3] < 1:
+        raise ValueError(f"{name}: C, H and W must be at least 1, got shape {_shape(x)}")
+
+
+def parameters(x: Tensor, named: Sequence[tuple[str, Tensor | None]], mixed_dtypes: bool = False) -> None:
+    """All on x's device, floating, and of x's dtype unless `mixed_dtypes` (autocast) allows any."""
+    for name, t in named:
+        if t is None:
+            continue
+        if t.device != x.device:
+            hint = "; give the module memory first (to_empty, load_state_dict(assign=True))" if t.is_meta else ""
+            raise ValueError(f"{name}: expected a tensor on x's device {x.device}, got one on {t.device}{hint}")
+        if t.dtype != x.dtype and (not mixed_dtypes or t.dtype not in FLOATING):
+            raise TypeError(f"{name}: expected x's dtype {x.dtype}, got {t.dtype}")
+
+
+def vector(name: str, t: Tensor | None, length: int, of: str) -> None:
+    """A tensor of any shape with `length` elements."""
+    if t is not None and t.numel() != length:
+        raise ValueError(f"{name}: expected {length} elements ({of}), got {t.numel()} with shape {_shape(t)}")
+
+
+def kernel_size(name: str, side: int) -> None:
+    """Odd, from 1 to MAX_KERNEL_SIZE."""
+    if side % 2 == 0 or not 1 <= side <= MAX_KERNEL_SIZE:
+        raise ValueError(f"{name}: expected an odd kernel size from 1 to {MAX_KERNEL_SIZE}, got {side}")
+
+
+def depthwise_weight(name: str, weight: Tensor, channels: int) -> None:
+    """A (C, 1, K, K) tensor with odd K up to MAX_KERNEL_SIZE."""
+    if weight.dim() != 4 or weight.shape[0] != channels or weight.shape[1] != 1:
+        raise ValueError(f"{name}: expected shape ({channels}, 1, K, K) for x with C={channels}, got {_shape(weight)}")
+    height, width = weight.shape[2:]
+    if height != width:
+        raise ValueError(f"{name}: expected a square kernel, got {height}x{width}")
+    kernel_size(name, height)
+
+
+def dilation(value: int) -> None:
+    """An integer of at least 1."""
+    if value < 1:
+        raise ValueError(f"dilation: expected an integer of at least 1, got {value}")
+
+
+def epsilon(name: str, value: float) -> None:
+    """A finite number, not negative."""
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
+
+
+def pointwise_weight(name: str, weight: Tensor, rows: int | None, columns: int, columns_are: str) -> None:
+    """A Linear weight (out, in) or the same as a 1x1 convolution (out, in, 1, 1)."""
+    matrix = weight.dim() == 2 or (weight.dim() == 4 and weight.shape[2] == 1 and weight.shape[3] == 1)
+    if not matrix:
+        raise ValueError(f"{name}: expected shape (out, in) or (out, in, 1, 1), got {_shape(weight)}")
+    if weight.shape[0] < 1 or (rows is not None and weight.shape[0] != rows) or weight.shape[1] != columns:
+        wanted = f"({rows if rows is not None else 'hidden'}, {columns})"
+        raise ValueError(f"{name}: expected {wanted}, where {columns} is {columns_are}, got {_shape(weight)}")
+
+
+def same_shape(name: str, t: Tensor, x: Tensor) -> None:
+    """A tensor of x's shape (residuals, incoming gradients)."""
+    if t.shape != x.shape:
+        raise ValueError(f"{name}: expected x's shape {_shape(x)}, got {_shape(t)}")
+
+
+def patch_weight(name: str, weight: Tensor, x: Tensor) -> None:
+    """A (D, C, K, K) tensor whose KxK patches fit into x at least once."""
+    channels, height, width = x.shape[1:]
+    if weight.dim() != 4 or weight.shape[1] != channels or weight.shape[0] < 1:
+        raise ValueError(f"{name}: expected shape (D, {channels}, K, K) for x with C={channels}, got {_shape(weight)}")
+    if weight.shape[2] != weight.shape[3]:
+        raise ValueError(f"{name}: expected a square kernel, got {weight.shape[2]}x{weight.shape[3]}")
+    if weight.shape[2] > min(height, width):
+        raise ValueError(f"{name}: a {weight.shape[2]}x{weight.shape[2]} patch does not fit into x {_shape(x)}")

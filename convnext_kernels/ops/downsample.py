@@ -1,0 +1,149 @@
+"""``convnext_kernels::downsample``: LayerNorm over the channels, then a KxK convolution with stride K."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convnext_kernels import planner
+from convnext_kernels.ops import checks
+from convnext_kernels.ops.library import autocast, define, differentiable, gradients_like, scatter
+from convnext_kernels.spec import OpSpec
+
+_TENSORS = "Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight, Tensor? bias"
+
+
+def _check(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    mixed_dtypes: bool,
+) -> None:
+    checks.image("x", x)
+    channels = x.shape[1]
+    named = (("norm_weight", norm_weight), ("norm_bias", norm_bias), ("weight", weight), ("bias", bias))
+    checks.parameters(x, named, mixed_dtypes)
+    checks.vector("norm_weight", norm_weight, channels, "one per channel of x")
+    checks.vector("norm_bias", norm_bias, channels, "one per channel of x")
+    checks.patch_weight("weight", weight, x)
+    checks.vector("bias", bias, weight.shape[0], "one per row of weight")
+    checks.epsilon("eps", eps)
+
+
+def _empty(x: Tensor, weight: Tensor, dtype: torch.dtype | None) -> Tensor:
+    side = weight.shape[-1]
+    shape = (x.shape[0], weight.shape[0], x.shape[2] // side, x.shape[3] // side)
+    memory_format = torch._prims_common.suggest_memory_format(x)
+    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=memory_format)
+
+
+def _spec(x: Tensor, compute_dtype: torch.dtype | None, weight: Tensor, backward: bool = False) -> OpSpec:
+    return OpSpec(
+        "downsample",
+        x.device.type,
+        x.dtype,
+        compute_dtype or x.dtype,
+        x.shape[1],
+        weight.shape[-1],
+        hidden=weight.shape[0],
+        backward=backward,
+    )
+
+
+def _forward(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    compute_dtype: torch.dtype | None,
+    backend: str,
+) -> Tensor:
+    _check(x, norm_weight, norm_bias, weight, bias, eps, compute_dtype is not None)
+    kernel = planner.choose(_spec(x, compute_dtype, weight), backend)
+    out = _empty(x, weight, compute_dtype)
+    if x.numel() == 0:
+        return out
+    return kernel.forward(x, norm_weight, norm_bias, weight, bias, eps, compute_dtype or x.dtype, out)
+
+
+def _fake(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    compute_dtype: torch.dtype | None,
+    backend: str,
+) -> Tensor:
+    _check(x, norm_weight, norm_bias, weight, bias, eps, compute_dtype is not None)
+    return _empty(x, weight, compute_dtype)
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    compute_dtype: torch.dtype | None,
+    needs: list[bool],
+    backend: str,
+) -> list[Tensor]:
+    checks.same_shape("dy", dy, _empty(x.to("meta"), weight, None))
+    kernel = planner.choose(_spec(x, compute_dtype, weight, backward=True), backend)
+    if x.numel() == 0:
+        return [torch.zeros_like(t) for t in gradients_like([x, norm_weight, norm_bias, weight, bias], needs)]
+    return kernel.backward(dy, x, norm_weight, norm_bias, weight, bias, eps, compute_dtype or x.dtype, needs)
+
+
+def _backward_fake(
+    dy: Tensor,
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    compute_dtype: torch.dtype | None,
+    needs: list[bool],
+    backend: str,
+) -> list[Tensor]:
+    return gradients_like([x, norm_weight, norm_bias, weight, bias], needs)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    ctx.options = inputs[5:7]
+    ctx.backend = planner.requested_backend(inputs[7])
+
+
+def _autograd(ctx: Any, dy: Tensor) -> tuple:
+    needs = list(ctx.needs_input_grad[:5])
+    backward = torch.ops.convnext_kernels.downsample_backward
+    gradients = backward(dy, *ctx.saved_tensors, *ctx.options, needs, ctx.backend)
+    return (*scatter(gradients, needs), None, None, None)
+
+
+def _autocast(dtype: torch.dtype, x: Tensor, *rest: Any) -> tuple:
+    return (x, *rest[:5], None if x.dtype == torch.float64 else dtype, rest[6])
+
+
+_OPTIONS = "float eps, ScalarType? compute_dtype, str backend"
+define("downsample", f"{_TENSORS}, {_OPTIONS}", "Tensor", _forward, _fake)
+define(
+    "downsample_backward",
+    f"Tensor dy, {_TENSORS}, float eps, ScalarType? compute_dtype, bool[] needs, str backend",
+    "Tensor[]",
+    _backward,
+    _backward_fake,
+)
+differentiable("downsample", _setup_context, _autograd)
+autocast("downsample", _autocast)

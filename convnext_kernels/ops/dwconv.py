@@ -1,0 +1,77 @@
+"""``convnext_kernels::dwconv``: depthwise convolution, odd square kernel, stride 1, "same" padding."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convnext_kernels import planner
+from convnext_kernels.ops import checks
+from convnext_kernels.ops.library import autocast, cast_tensors, define, differentiable, gradients_like, scatter
+from convnext_kernels.spec import OpSpec
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> None:
+    checks.image("x", x)
+    checks.parameters(x, (("weight", weight), ("bias", bias)))
+    checks.depthwise_weight("weight", weight, x.shape[1])
+    checks.vector("bias", bias, x.shape[1], "one per channel of x")
+    checks.dilation(dilation)
+
+
+def _spec(x: Tensor, weight: Tensor, dilation: int, backward: bool = False) -> OpSpec:
+    return OpSpec("dwconv", x.device.type, x.dtype, x.dtype, x.shape[1], weight.shape[-1], dilation, backward=backward)
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, backend: str) -> Tensor:
+    _check(x, weight, bias, dilation)
+    kernel = planner.choose(_spec(x, weight, dilation), backend)
+    if x.numel() == 0:
+        return torch.empty_like(x)
+    return kernel.forward(x, weight, bias, dilation, x.dtype)
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, backend: str) -> Tensor:
+    _check(x, weight, bias, dilation)
+    return torch.empty_like(x)
+
+
+def _backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, needs: list[bool], backend: str
+) -> list[Tensor]:
+    checks.same_shape("dy", dy, x)
+    kernel = planner.choose(_spec(x, weight, dilation, backward=True), backend)
+    if x.numel() == 0:
+        return [torch.zeros_like(t) for t in gradients_like([x, weight, bias], needs)]
+    return kernel.backward(dy, x, weight, bias, dilation, x.dtype, needs)
+
+
+def _backward_fake(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, needs: list[bool], backend: str
+) -> list[Tensor]:
+    return gradients_like([x, weight, bias], needs)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, weight, bias, ctx.dilation, backend = inputs
+    ctx.save_for_backward(x, weight, bias)
+    ctx.backend = planner.requested_backend(backend)
+
+
+def _autograd(ctx: Any, dy: Tensor) -> tuple:
+    needs = list(ctx.needs_input_grad[:3])
+    gradients = torch.ops.convnext_kernels.dwconv_backward(dy, *ctx.saved_tensors, ctx.dilation, needs, ctx.backend)
+    return (*scatter(gradients, needs), None, None)
+
+
+_TENSORS = "Tensor x, Tensor weight, Tensor? bias"
+define("dwconv", f"{_TENSORS}, int dilation, str backend", "Tensor", _forward, _fake)
+define(
+    "dwconv_backward",
+    f"Tensor dy, {_TENSORS}, int dilation, bool[] needs, str backend",
+    "Tensor[]",
+    _backward,
+    _backward_fake,
+)
+differentiable("dwconv", _setup_context, _autograd)
+autocast("dwconv", lambda dtype, *arguments: cast_tensors(dtype, arguments))

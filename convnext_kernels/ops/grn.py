@@ -1,0 +1,5 @@
+"""``convnext_kernels::grn``: global response normalisation of (N, C, H, W), ConvNeXt V2."""
+
+from convnext_kernels.ops.norm import define_norm
+
+define_norm("grn")

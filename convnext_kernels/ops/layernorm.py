@@ -1,0 +1,5 @@
+"""``convnext_kernels::layernorm``: LayerNorm over the channels of (N, C, H, W)."""
+
+from convnext_kernels.ops.norm import define_norm
+
+define_norm("layernorm")

@@ -1,0 +1,142 @@
+"""``convnext_kernels::mlp``: LN -> Linear -> GELU -> [GRN] -> Linear -> gamma -> drop path -> + residual."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convnext_kernels import planner
+from convnext_kernels.ops import checks
+from convnext_kernels.ops.library import autocast, define, differentiable, gradients_like, scatter
+from convnext_kernels.spec import MlpParameters, OpSpec
+
+PARAMETERS = (
+    "Tensor norm_weight, Tensor norm_bias, Tensor pwconv1_weight, Tensor? pwconv1_bias, Tensor pwconv2_weight, "
+    "Tensor? pwconv2_bias, Tensor? gamma, Tensor? grn_weight, Tensor? grn_bias"
+)
+OPTIONS = "float eps, float grn_eps, ScalarType? compute_dtype, str backend"
+_TENSORS = f"Tensor x, Tensor? residual, {PARAMETERS}, Tensor? drop_scale"
+
+
+def check_bottleneck(
+    x: Tensor, p: MlpParameters, drop_scale: Tensor | None, eps: float, grn_eps: float, mixed_dtypes: bool
+) -> None:
+    """Check everything that `mlp` and `block` have in common; x is (N, C, H, W)."""
+    n, channels = x.shape[:2]
+    named = (*p._asdict().items(), ("drop_scale", drop_scale))
+    checks.parameters(x, named, mixed_dtypes)
+    per_channel = "one per channel of x"
+    checks.vector("norm_weight", p.norm_weight, channels, per_channel)
+    checks.vector("norm_bias", p.norm_bias, channels, per_channel)
+    checks.pointwise_weight("pwconv1_weight", p.pwconv1_weight, None, channels, "x's number of channels")
+    hidden = p.pwconv1_weight.shape[0]
+    per_hidden = "one per row of pwconv1_weight"
+    checks.vector("pwconv1_bias", p.pwconv1_bias, hidden, per_hidden)
+    checks.pointwise_weight("pwconv2_weight", p.pwconv2_weight, channels, hidden, "the rows of pwconv1_weight")
+    checks.vector("pwconv2_bias", p.pwconv2_bias, channels, per_channel)
+    checks.vector("gamma", p.gamma, channels, per_channel)
+    if (p.grn_weight is None) != (p.grn_bias is None):
+        raise ValueError("grn_weight, grn_bias: expected both or neither, got one")
+    checks.vector("grn_weight", p.grn_weight, hidden, per_hidden)
+    checks.vector("grn_bias", p.grn_bias, hidden, per_hidden)
+    checks.vector("drop_scale", drop_scale, n, "one per sample of x")
+    checks.epsilon("eps", eps)
+    checks.epsilon("grn_eps", grn_eps)
+
+
+def promote(dtype: torch.dtype, x: Tensor, gamma: Tensor | None) -> tuple[Tensor, torch.dtype | None]:
+    """Under autocast: x in the dtype that eager's residual sum would have, and the dtype of the products.
+
+    Eager multiplies the bf16 branch by the fp32 gamma, so that its sum is fp32 even when x is bf16.
+    """
+    if x.dtype == torch.float64:
+        return x, None
+    return (x if gamma is None else x.to(torch.promote_types(x.dtype, gamma.dtype))), dtype
+
+
+def _check(
+    x: Tensor,
+    residual: Tensor | None,
+    p: MlpParameters,
+    drop_scale: Tensor | None,
+    eps: float,
+    grn_eps: float,
+    mixed_dtypes: bool,
+) -> None:
+    checks.image("x", x)
+    if residual is not None:
+        checks.parameters(x, (("residual", residual),))
+        checks.same_shape("residual", residual, x)
+    check_bottleneck(x, p, drop_scale, eps, grn_eps, mixed_dtypes)
+
+
+def _spec(x: Tensor, p: MlpParameters, compute_dtype: torch.dtype | None, backward: bool = False) -> OpSpec:
+    return OpSpec(
+        "mlp",
+        x.device.type,
+        x.dtype,
+        compute_dtype or x.dtype,
+        x.shape[1],
+        hidden=p.pwconv1_weight.shape[0],
+        grn=p.grn_weight is not None,
+        backward=backward,
+    )
+
+
+def _forward(x: Tensor, residual: Tensor | None, *rest: Any) -> Tensor:
+    p, (drop_scale, eps, grn_eps, compute_dtype, backend) = MlpParameters(*rest[:9]), rest[9:]
+    _check(x, residual, p, drop_scale, eps, grn_eps, compute_dtype is not None)
+    kernel = planner.choose(_spec(x, p, compute_dtype), backend)
+    if x.numel() == 0:
+        return torch.empty_like(x)
+    return kernel.forward(x, residual, p, drop_scale, eps, grn_eps, compute_dtype or x.dtype)
+
+
+def _fake(x: Tensor, residual: Tensor | None, *rest: Any) -> Tensor:
+    p, (drop_scale, eps, grn_eps, compute_dtype, _) = MlpParameters(*rest[:9]), rest[9:]
+    _check(x, residual, p, drop_scale, eps, grn_eps, compute_dtype is not None)
+    return torch.empty_like(x)
+
+
+def _backward(dout: Tensor, x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
+    p, (drop_scale, eps, grn_eps, compute_dtype, needs, backend) = MlpParameters(*rest[:9]), rest[9:]
+    checks.same_shape("dout", dout, x)
+    kernel = planner.choose(_spec(x, p, compute_dtype, backward=True), backend)
+    if x.numel() == 0:
+        return [torch.zeros_like(t) for t in gradients_like([x, residual, *p], needs)]
+    return kernel.backward(dout, x, residual, p, drop_scale, eps, grn_eps, compute_dtype or x.dtype, needs)
+
+
+def _backward_fake(dout: Tensor, x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
+    return gradients_like([x, residual, *rest[:9]], rest[13])
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:12])
+    ctx.options = (*inputs[12:15],)
+    ctx.backend = planner.requested_backend(inputs[15])
+
+
+def _autograd(ctx: Any, dout: Tensor) -> tuple:
+    needs = list(ctx.needs_input_grad[:11])
+    gradients = torch.ops.convnext_kernels.mlp_backward(dout, *ctx.saved_tensors, *ctx.options, needs, ctx.backend)
+    return (*scatter(gradients, needs), *[None] * 5)
+
+
+def _autocast(dtype: torch.dtype, x: Tensor, residual: Tensor | None, *rest: Any) -> tuple:
+    x, compute_dtype = promote(dtype, x, rest[6])
+    if residual is not None:
+        x, residual = (t.to(torch.promote_types(x.dtype, residual.dtype)) for t in (x, residual))
+    return (x, residual, *rest[:12], compute_dtype, rest[13])
+
+
+define("mlp", f"{_TENSORS}, {OPTIONS}", "Tensor", _forward, _fake)
+define(
+    "mlp_backward",
+    f"Tensor dout, {_TENSORS}, float eps, float grn_eps, ScalarType? compute_dtype, bool[] needs, str backend",
+    "Tensor[]",
+    _backward,
+    _backward_fake,
+)
+differentiable("mlp", _setup_context, _autograd)
+autocast("mlp", _autocast)

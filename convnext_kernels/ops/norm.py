@@ -1,0 +1,79 @@
+"""What `layernorm` and `grn` share: both map (x, weight, bias, eps) to a tensor like x."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convnext_kernels import planner
+from convnext_kernels.ops import checks
+from convnext_kernels.ops.library import autocast, cast_tensors, define, differentiable, gradients_like, scatter
+from convnext_kernels.spec import OpSpec
+
+_TENSORS = "Tensor x, Tensor weight, Tensor bias"
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
+    checks.image("x", x)
+    checks.parameters(x, (("weight", weight), ("bias", bias)))
+    checks.vector("weight", weight, x.shape[1], "one per channel of x")
+    checks.vector("bias", bias, x.shape[1], "one per channel of x")
+    checks.epsilon("eps", eps)
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor, eps: float, backend: str) -> Tensor:
+    _check(x, weight, bias, eps)
+    return torch.empty_like(x)
+
+
+def _backward_fake(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, needs: list[bool], backend: str
+) -> list[Tensor]:
+    return gradients_like([x, weight, bias], needs)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, weight, bias, ctx.eps, backend = inputs
+    ctx.save_for_backward(x, weight, bias)
+    ctx.backend = planner.requested_backend(backend)
+
+
+def define_norm(op: str) -> None:
+    """Register ``convnext_kernels::<op>`` and its gradient."""
+
+    def spec(x: Tensor, backward: bool = False) -> OpSpec:
+        return OpSpec(op, x.device.type, x.dtype, x.dtype, x.shape[1], backward=backward)
+
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, backend: str) -> Tensor:
+        _check(x, weight, bias, eps)
+        kernel = planner.choose(spec(x), backend)
+        if x.numel() == 0:
+            return torch.empty_like(x)
+        return kernel.forward(x, weight, bias, eps)
+
+    def backward(
+        dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, needs: list[bool], backend: str
+    ) -> list[Tensor]:
+        checks.same_shape("dy", dy, x)
+        kernel = planner.choose(spec(x, backward=True), backend)
+        if x.numel() == 0:
+            return [torch.zeros_like(t) for t in gradients_like([x, weight, bias], needs)]
+        return kernel.backward(dy, x, weight, bias, eps, needs)
+
+    def autograd(ctx: Any, dy: Tensor) -> tuple:
+        needs = list(ctx.needs_input_grad[:3])
+        backward_op = getattr(torch.ops.convnext_kernels, f"{op}_backward")
+        gradients = backward_op(dy, *ctx.saved_tensors, ctx.eps, needs, ctx.backend)
+        return (*scatter(gradients, needs), None, None)
+
+    define(op, f"{_TENSORS}, float eps, str backend", "Tensor", forward, _fake)
+    define(
+        f"{op}_backward",
+        f"Tensor dy, {_TENSORS}, float eps, bool[] needs, str backend",
+        "Tensor[]",
+        backward,
+        _backward_fake,
+    )
+    differentiable(op, _setup_context, autograd)
+    # Like torch.nn.functional.layer_norm on CUDA: norms run in fp32 under autocast, fp32 in and fp32 out.
+    autocast(op, lambda dtype, *arguments: cast_tensors(torch.float32, arguments))

@@ -1,0 +1,21 @@
+"""Which backend serves a call, and why."""
+
+from convnext_kernels.planner.choose import (
+    AUTO,
+    ENVIRONMENT_VARIABLE,
+    BackendStatus,
+    backends,
+    choose,
+    requested_backend,
+    use_backend,
+)
+
+__all__ = [
+    "AUTO",
+    "ENVIRONMENT_VARIABLE",
+    "BackendStatus",
+    "backends",
+    "choose",
+    "requested_backend",
+    "use_backend",
+]

@@ -1,0 +1,104 @@
+"""The choice of a backend.
+
+Precedence: the ``backend=`` argument of a module or function, then the innermost `use_backend`, then the
+environment variable ``CONVNEXT_KERNELS_BACKEND``, then "auto". "auto" takes the first backend of
+`backends.NAMES` that can serve; a backend asked for by name serves or raises `BackendError`.
+"""
+
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import ModuleType
+
+from convnext_kernels import backends as _backends
+from convnext_kernels.spec import BackendError, OpSpec
+
+AUTO = "auto"
+ENVIRONMENT_VARIABLE = "CONVNEXT_KERNELS_BACKEND"
+
+_ambient: ContextVar[str | None] = ContextVar("convnext_kernels_backend", default=None)
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """One backend on this machine."""
+
+    name: str
+    available: bool
+    reason: str  # why it is not available; empty when it is
+    description: str
+
+
+def backends() -> dict[str, BackendStatus]:
+    """Return every backend of the package with its status on this machine, best first."""
+    status = {}
+    for name in _backends.NAMES:
+        backend = _backends.get(name)
+        reason = backend.unavailable() or ""
+        status[name] = BackendStatus(name, not reason, reason, backend.describe())
+    return status
+
+
+def _check_name(name: object, source: str) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"{source}: expected the name of a backend (str), got {type(name).__name__}")
+    if name != AUTO and name not in _backends.NAMES:
+        known = ", ".join((AUTO, *_backends.NAMES))
+        raise BackendError(f"{source}: unknown backend {name!r}, expected one of {known}")
+    return name
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Ask for backend `name` inside a ``with`` block, for every call that leaves ``backend="auto"``.
+
+    The setting belongs to the current thread (it is a `contextvars.ContextVar`). Gradients are computed
+    with the backend that was asked for when the forward pass ran.
+
+    Raises BackendError if no backend has that name or it cannot run on this machine.
+    """
+    _check_name(name, "use_backend")
+    if name != AUTO and (reason := _backends.get(name).unavailable()):
+        raise BackendError(f"backend {name!r} is not available: {reason}")
+    token = _ambient.set(name)
+    try:
+        yield
+    finally:
+        _ambient.reset(token)
+
+
+def requested_backend(backend: str = AUTO) -> str:
+    """Resolve ``backend=`` against `use_backend` and the environment; the result may still be "auto"."""
+    if backend != AUTO:
+        return _check_name(backend, "backend")
+    ambient = _ambient.get()
+    if ambient is not None:
+        return ambient
+    return _check_name(os.environ.get(ENVIRONMENT_VARIABLE) or AUTO, ENVIRONMENT_VARIABLE)
+
+
+@functools.lru_cache(maxsize=4096)
+def _choose(spec: OpSpec, requested: str) -> ModuleType:
+    refusals = []
+    for name in _backends.NAMES if requested == AUTO else (requested,):
+        backend = _backends.get(name)
+        reason = backend.unavailable() or backend.refuses(spec)
+        if not reason:
+            return _backends.op_module(name, spec.op)
+        refusals.append(f"{name}: {reason}")
+    raise BackendError(f"no backend can serve {spec.op}: " + "; ".join(refusals))
+
+
+def choose(spec: OpSpec, backend: str = AUTO) -> ModuleType:
+    """Return the module that serves `spec`: ``backends.<name>.<op>``.
+
+    Raises BackendError when the backend asked for by name cannot serve, with its reason.
+    """
+    requested = requested_backend(backend)
+    if spec.backward and requested != AUTO and not _backends.get(requested).HAS_BACKWARD:
+        # A backend without gradient kernels says so in describe(); its gradients come from "eager".
+        requested = "eager"
+    return _choose(spec, requested)

@@ -1,0 +1,50 @@
+"""What a call asks of a backend, in plain values: the vocabulary that planner and backends share."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+OPS = ("dwconv", "layernorm", "grn", "mlp", "block", "downsample")
+
+
+class BackendError(RuntimeError):
+    """A backend that was asked for by name does not exist or cannot serve; the message says why."""
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """One op at one configuration. Hashable, so that the planner can remember its choice.
+
+    Sizes that change from call to call (batch, height, width) are left out on purpose: no backend
+    refuses because of them.
+    """
+
+    op: str  # a name of OPS
+    device: str  # torch device type: "cpu", "cuda", ...
+    dtype: torch.dtype  # of x and of the result
+    compute_dtype: torch.dtype  # what the matrix products and the convolution read; differs under autocast
+    channels: int
+    kernel_size: int = 0  # depthwise kernel side; 0: no convolution
+    dilation: int = 1
+    hidden: int = 0  # width of the inverted bottleneck; 0: none
+    grn: bool = False
+    backward: bool = False
+
+
+class MlpParameters(NamedTuple):
+    """Parameters of the inverted bottleneck under the official names; shapes as the ops accept them.
+
+    Vectors may come in any shape with the right number of elements ((C,), (C, 1, 1), (1, 1, 1, 4C)...), the
+    two pointwise weights as Linear (out, in) or as 1x1 convolution (out, in, 1, 1).
+    """
+
+    norm_weight: torch.Tensor
+    norm_bias: torch.Tensor
+    pwconv1_weight: torch.Tensor
+    pwconv1_bias: torch.Tensor | None
+    pwconv2_weight: torch.Tensor
+    pwconv2_bias: torch.Tensor | None
+    gamma: torch.Tensor | None
+    grn_weight: torch.Tensor | None
+    grn_bias: torch.Tensor | None
