@@ -1,0 +1,70 @@
+"""Peak memory of one forward pass."""
+
+import functools
+import gc
+import statistics
+import threading
+from collections.abc import Callable
+
+from convnext_kernels.cli.options import need
+from convnext_kernels.cli.timing import glibc
+
+INTERVAL = 1e-3  # seconds between two samples of the resident set
+RUNS = 3  # what the allocator does with freed blocks makes single runs differ by up to a third
+
+METHOD = {
+    "cpu": "Peak memory: growth of the process's resident set, sampled every millisecond, during the first forward "
+    "pass of a fresh model; median of three models. Code and libraries were loaded before by a pass of a copy, and freed memory was "
+    "handed back. Weights a backend packs for itself are counted; the model's own weights are not.",
+    "cuda": "Peak memory: growth of the memory that PyTorch's CUDA allocator holds for tensors, during the first "
+    "forward pass of a fresh model; the model's own weights are not counted.",
+}
+
+
+def _resident_growth(function: Callable[[], object]) -> int:
+    process = need("psutil", "demo").Process()
+    done = threading.Event()
+    if (libc := glibc()) is not None:
+        libc.malloc_trim(0)
+    start = peak = process.memory_info().rss
+
+    def sample() -> None:
+        nonlocal peak
+        while not done.wait(INTERVAL):
+            peak = max(peak, process.memory_info().rss)
+
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
+    try:
+        function()
+    finally:
+        done.set()
+        sampler.join()
+    return max(peak, process.memory_info().rss) - start
+
+
+def _cuda_growth(function: Callable[[], object]) -> int:
+    import torch
+
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    start = torch.cuda.memory_allocated()
+    function()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - start
+
+
+def peak_growth(build: Callable[[], Callable[[object], object]], x: object, device: str) -> int:
+    """Bytes by which memory grows at most during the first forward pass of ``build()`` on `x`; see METHOD."""
+    import torch
+
+    measure = _cuda_growth if device == "cuda" else _resident_growth
+    found = []
+    with torch.inference_mode():
+        build()(x)
+        for _ in range(RUNS):
+            model = build()
+            gc.collect()
+            found.append(measure(functools.partial(model, x)))
+            del model
+    return int(statistics.median(found))

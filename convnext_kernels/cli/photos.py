@@ -1,0 +1,100 @@
+"""Photographs for the demo: the ones that scikit-learn and scikit-image ship, or the user's."""
+
+import base64
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from convnext_kernels.cli.options import need
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+LIMIT = 64
+THUMBNAIL = 176  # pixels
+IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photograph, cropped to a square in the middle."""
+
+    name: str
+    pixels: "Tensor"  # (3, size, size) uint8
+    thumbnail: str  # data URI of a JPEG
+
+
+def _photo(name: str, image: "Image", size: int) -> Photo:
+    import numpy
+    import torch
+    from PIL import ImageOps
+
+    image = ImageOps.exif_transpose(image).convert("RGB")
+    pixels = torch.from_numpy(numpy.array(ImageOps.fit(image, (size, size)))).permute(2, 0, 1)
+    jpeg = io.BytesIO()
+    ImageOps.fit(image, (THUMBNAIL, THUMBNAIL)).save(jpeg, "JPEG", quality=85)
+    return Photo(name, pixels, "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode())
+
+
+def shipped(size: int) -> list[Photo]:
+    """Eight photographs that come inside the wheels of scikit-learn and scikit-image."""
+    datasets = need("sklearn.datasets", "demo")
+    data = need("skimage.data", "demo")
+    image = need("PIL.Image", "demo")
+    arrays = {name: datasets.load_sample_image(f"{name}.jpg") for name in ("china", "flower")}
+    for name in ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field"):
+        arrays[name] = getattr(data, name)()
+    arrays["motorcycle"] = data.stereo_motorcycle()[0]
+    return [_photo(name.replace("_", " "), image.fromarray(array), size) for name, array in arrays.items()]
+
+
+def _files(paths: Sequence[Path], extensions: set[str], problems: list[str]) -> list[Path]:
+    files = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in extensions and p.is_file())
+            if not inside:
+                problems.append(f"{path}: no image file in this folder")
+            files += inside
+        elif path.is_file():
+            files.append(path)
+        else:
+            problems.append(f"{path}: {'not a regular file' if path.exists() else 'no such file or folder'}")
+    return files
+
+
+def read(paths: Sequence[Path], size: int) -> list[Photo]:
+    """Read image files, and those in folders; ClickException with one line for each that cannot be read."""
+    pil = need("PIL.Image", "demo")
+    problems: list[str] = []
+    files = _files(paths, set(pil.registered_extensions()), problems)
+    if len(files) > LIMIT:
+        raise click.ClickException(f"--images: {len(files)} images, expected at most {LIMIT}")
+    photos = []
+    for file in files:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pil.DecompressionBombWarning)
+                with pil.open(file) as image:
+                    photos.append(_photo(str(file), image, size))
+        except pil.UnidentifiedImageError:
+            problems.append(f"{file}: not an image, or of an unknown format")
+        except (OSError, SyntaxError, ValueError, pil.DecompressionBombError, pil.DecompressionBombWarning) as error:
+            problems.append(f"{file}: cannot be read: {' '.join(str(error).split())}")
+    if problems:
+        raise click.ClickException("\n".join(f"--images {problem}" for problem in problems))
+    return photos
+
+
+def normalise(pixels: "Tensor", mean: Sequence[float], std: Sequence[float]) -> "Tensor":
+    """(N, 3, H, W) uint8 -> fp32 as the models expect it."""
+    import torch
+
+    shape = (1, 3, 1, 1)
+    return (pixels.float() / 255 - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)

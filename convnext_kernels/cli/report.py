@@ -1,0 +1,141 @@
+"""The HTML report of the demo: one file that needs nothing else."""
+
+import datetime
+import io
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from convnext_kernels.cli.demo import Result
+    from convnext_kernels.cli.photos import Photo
+
+COLOURS = {"eager": "#8d99ae", "accelerated": "#e4572e"}
+INK = "#1f2933"
+
+
+def _svg(figure: "Figure") -> str:
+    """Return the figure as an inline ``<svg>`` element, without prolog, metadata and fixed size."""
+    text = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(text, format="svg", transparent=True, metadata=nothing)
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    return re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r'\1 width="100%"', svg, count=1)
+
+
+def _bars(title: str, dtypes: list[str], values: dict[str, list[float]], style: str, limit: float | None = None) -> str:
+    """Horizontal bars: a group for each dtype, a colour for each name, the value at the end, a line at `limit`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4, 1.2 + 0.75 * len(dtypes)), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=11, color=INK, loc="left")
+    height = 0.36
+    for offset, (name, numbers) in zip((-height / 2, height / 2), values.items(), strict=True):
+        lengths = [number if math.isfinite(number) else 0 for number in numbers]
+        places = [row + offset for row in range(len(dtypes))]
+        bars = axes.barh(places, lengths, height * 0.92, color=COLOURS[name], label=name)
+        axes.bar_label(bars, [style.format(number) for number in numbers], padding=4, fontsize=9, color=INK)
+    if limit is not None:
+        axes.axvline(limit, color=INK, linewidth=1, linestyle="--")
+    axes.margins(x=0.16)
+    axes.set_xlim(left=0)
+    axes.set_yticks(range(len(dtypes)), dtypes, fontsize=10)
+    axes.invert_yaxis()
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=8)
+    figure.legend(frameon=False, fontsize=9, ncols=2, loc="outside lower left")
+    return _svg(figure)
+
+
+def _charts(results: "list[Result]") -> list[tuple[str, str]]:
+    """(what it shows, svg) of each chart."""
+    dtypes = [result.dtype for result in results]
+    names = list(COLOURS)
+    times = {name: [result.times[name].median for result in results] for name in names}
+    memory = {name: [result.peak[name] / 2**20 for result in results] for name in names}
+    errors = {
+        name: [100 * getattr(result.comparison, f"{name}_error") / result.comparison.allowed for result in results]
+        for name in names
+    }
+    return [
+        ("Time", _bars("Milliseconds a forward pass, median", dtypes, times, "{:.1f}")),
+        ("Memory", _bars("Peak memory of a forward pass, MiB", dtypes, memory, "{:.0f}")),
+        ("Error", _bars("Error against fp64, % of the allowed one", dtypes, errors, "{:.0f} %", limit=100)),
+    ]
+
+
+def _best(best: list[tuple[int, float]], classes: Sequence[str] | None) -> list[tuple[str, str]]:
+    return [(classes[index] if classes else f"class {index}", f"{chance:.1%}") for index, chance in best]
+
+
+def _cards(photos: "list[Photo]", results: "list[Result]", classes: Sequence[str] | None) -> list[dict[str, object]]:
+    """For each photograph its thumbnail and, for each dtype, the best five of both models side by side."""
+    return [
+        {
+            "photo": photo,
+            "results": [
+                {
+                    "dtype": result.dtype,
+                    "verdict": result.top5[row].verdict,
+                    "rows": list(
+                        zip(
+                            _best(result.top5[row].eager, classes),
+                            _best(result.top5[row].accelerated, classes),
+                            strict=True,
+                        )
+                    ),
+                }
+                for result in results
+            ],
+        }
+        for row, photo in enumerate(photos)
+    ]
+
+
+def write_demo(
+    file: Path,
+    *,
+    title: str,
+    notes: list[str],
+    classes: Sequence[str] | None,
+    photos: "list[Photo]",
+    results: "list[Result]",
+    rows: list[tuple[str, list[str]]],
+    acceleration: str,
+    machine: dict[str, object],
+    failures: list[str],
+) -> None:
+    """Write the report of ``convnext-kernels demo`` to `file`; OSError if that fails."""
+    import jinja2
+
+    from convnext_kernels.cli.info import rows as machine_rows
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("convnext_kernels.cli"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = environment.get_template("demo.html.jinja").render(
+        title=title,
+        date=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        notes=notes,
+        results=results,
+        rows=rows,
+        charts=_charts(results),
+        cards=_cards(photos, results, classes),
+        acceleration=acceleration,
+        machine=machine_rows(machine),
+        backends=machine["backends"],
+        failures=failures,
+        colours=COLOURS,
+    )
+    file.write_text(html, encoding="utf-8")
