@@ -297,17 +297,22 @@ def command(
 
     chosen = photos.read(images + paths, size) if images or paths else photos.shipped(size)
     loaded = models.load(model_name, weights, pretrained)
+    if not acceleration_report(loaded.model).rows:
+        raise click.ClickException(f"--model {loaded.name}: no ConvNeXt block in it, nothing to accelerate")
     x = photos.normalise(torch.stack([photo.pixels for photo in chosen]), *loaded.mean_std)
     run = _Run(loaded.model, x, batch, repeats, backend, device)
     with options.thread_count(threads):
         machine = collect()
-        acceleration = str(acceleration_report(run.build(dtypes[0], "accelerated")))
+        acceleration = acceleration_report(run.build(dtypes[0], "accelerated"))
+        if not acceleration.replaced:
+            reasons = "; ".join(dict.fromkeys(row.reason for row in acceleration.rows))
+            raise click.ClickException(f"--model {loaded.name}: nothing could be replaced: {reasons}")
         results = run.measure(tuple(dict.fromkeys(dtypes)))
 
     classes = loaded.classes if results[0].outputs == len(loaded.classes or ()) else None
     title = f"{loaded.name}, batch {batch}, {size}x{size}, {device}"
     notes = _notes(loaded, classes is not None, run)
-    _print(results, title, notes)
+    _print(results, title, [f"Replaced: {acceleration.replaced} of {len(acceleration.rows)} modules.", *notes])
     failures = [failure for result in results for failure in result.failures(chosen)]
     if not no_report:
         from convnext_kernels.cli.report import write_demo
@@ -320,7 +325,7 @@ def command(
             photos=chosen,
             results=results,
             rows=table_rows(results),
-            acceleration=acceleration,
+            acceleration=str(acceleration),
             machine=machine,
             failures=failures,
         )

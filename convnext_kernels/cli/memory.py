@@ -14,10 +14,10 @@ RUNS = 3  # what the allocator does with freed blocks makes single runs differ b
 
 METHOD = {
     "cpu": "Peak memory: growth of the process's resident set, sampled every millisecond, during the first forward "
-    "pass of a fresh model; median of three models. Code and libraries were loaded before by a pass of a copy, and freed memory was "
-    "handed back. Weights a backend packs for itself are counted; the model's own weights are not.",
+    "pass of a fresh model; median of three models. Code and libraries were loaded before by a pass of a copy, and "
+    "freed memory was handed back. Weights a backend packs for itself are counted; the model's own weights are not.",
     "cuda": "Peak memory: growth of the memory that PyTorch's CUDA allocator holds for tensors, during the first "
-    "forward pass of a fresh model; the model's own weights are not counted.",
+    "forward pass of a fresh model, median of three models; the model's own weights are not counted.",
 }
 
 
