@@ -1,6 +1,7 @@
 """Fused kernels for modern ConvNets: depthwise convolution and the ConvNeXt inverted bottleneck."""
 
 from convnext_kernels import functional
+from convnext_kernels.interop import accelerate, acceleration_report, restore
 from convnext_kernels.nn import DepthwiseConv2d, FusedConvNeXtBlock, GlobalResponseNorm, LayerNorm2d
 from convnext_kernels.planner import backends, use_backend
 from convnext_kernels.spec import BackendError
@@ -13,7 +14,10 @@ __all__ = [
     "GlobalResponseNorm",
     "LayerNorm2d",
     "__version__",
+    "accelerate",
+    "acceleration_report",
     "backends",
     "functional",
+    "restore",
     "use_backend",
 ]

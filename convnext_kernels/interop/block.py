@@ -1,0 +1,125 @@
+"""What the blocks of all libraries have in common: the ConvNeXt block under different names."""
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from convnext_kernels import functional
+from convnext_kernels.interop import structure
+from convnext_kernels.interop.adapter import BACKEND, Adapter, Arguments
+from convnext_kernels.interop.structure import parameter
+
+
+class Parts(NamedTuple):
+    """A block's inner modules and parameters under the official names."""
+
+    dwconv: nn.Module
+    norm: nn.Module
+    pwconv1: nn.Module
+    act: nn.Module
+    pwconv2: nn.Module
+    drop_path: nn.Module
+    gamma: Tensor | None = None
+    grn: nn.Module | None = None
+    others: tuple[nn.Module, ...] = ()  # containers, and what does nothing: identities, dropout outside training
+
+
+class BlockAdapter(Adapter):
+    """A ConvNeXt block in one op; subclasses say where a library keeps the parts."""
+
+    kind = "block"
+    grn_names: ClassVar[tuple[str, str]] = ("weight", "bias")
+
+    @classmethod
+    def parts(cls, module: nn.Module) -> Parts | str:
+        """Return the parts, or why the block is not one that the op computes."""
+        raise NotImplementedError
+
+    @classmethod
+    def norm_refusal(cls, norm: nn.Module, channels: int) -> str | None:
+        """Return why `norm` is not this library's LayerNorm over the last dimension."""
+        return structure.layer_norm(norm, cls.types["norm"], channels)
+
+    @classmethod
+    def known(cls, role: str, module: nn.Module) -> bool:
+        """Whether `module` is of the library's own class for that role."""
+        return structure.is_one_of(module, cls.types[role])
+
+    @classmethod
+    def arguments(cls, module: nn.Module) -> Arguments | str:
+        """Return the op's tensors and the parts, or the first reason against the fused op."""
+        parts = cls.parts(module)
+        if isinstance(parts, str):
+            return parts
+        dwconv, norm, pwconv1, act, pwconv2, drop_path, gamma, grn, others = parts
+        refusal = (
+            structure.watched((dwconv, norm, pwconv1, act, pwconv2, drop_path, *others))
+            or structure.depthwise(dwconv)
+            or cls.norm_refusal(norm, dwconv.out_channels)
+            or structure.pointwise(pwconv1)
+            or structure.gelu(act, cls.types["act"])
+            or structure.pointwise(pwconv2)
+        )
+        if refusal:
+            return refusal
+        if type(drop_path) is not nn.Identity and not cls.known("drop_path", drop_path):
+            return f"the drop path is a {type(drop_path).__name__}"
+        grn_weight = grn_bias = None
+        if grn is not None:
+            if refusal := structure.watched((grn,)):
+                return refusal
+            if not cls.known("grn", grn):
+                return f"the response normalisation is a {type(grn).__name__}"
+            grn_weight, grn_bias = parameter(grn, cls.grn_names[0]), parameter(grn, cls.grn_names[1])
+        norm_weight, norm_bias = parameter(norm, "weight"), parameter(norm, "bias")
+        if norm_weight is None or norm_bias is None:
+            return "the norm has no weight or no bias"
+        tensors = (
+            parameter(dwconv, "weight"),
+            parameter(dwconv, "bias"),
+            norm_weight,
+            norm_bias,
+            parameter(pwconv1, "weight"),
+            parameter(pwconv1, "bias"),
+            parameter(pwconv2, "weight"),
+            parameter(pwconv2, "bias"),
+            gamma,
+            grn_weight,
+            grn_bias,
+        )
+        return Arguments(dwconv.out_channels, tensors, parts)
+
+    def fused(self, x: Tensor, arguments: Arguments) -> Tensor:
+        """Compute the whole block."""
+        _, tensors, parts = arguments
+        gamma, grn_weight, grn_bias = tensors[8:]
+        return functional.convnext_block(
+            x,
+            *tensors[:8],
+            gamma=gamma,
+            grn_weight=grn_weight,
+            grn_bias=grn_bias,
+            drop_scale=drop_scale(parts.drop_path, x, gamma),
+            dilation=parts.dwconv.dilation[0],
+            eps=parts.norm.eps,
+            grn_eps=getattr(parts.grn, "eps", 1e-6),  # where a library has none, it is written into its forward
+            backend=getattr(self, BACKEND),
+        )
+
+
+def drop_scale(drop_path: nn.Module, x: Tensor, gamma: Tensor | None) -> Tensor | None:
+    """Let the library's own module draw the factor of each sample, so that a seed gives the same masks.
+
+    It is shown ones in the dtype of the branch that it would have scaled: what it draws may depend on the dtype.
+    """
+    if type(drop_path) is nn.Identity or not drop_path.training:
+        return None
+    dtype = x.dtype
+    if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        if gamma is not None:
+            dtype = torch.promote_types(dtype, gamma.dtype)
+    ones = x.new_ones((x.shape[0], 1, 1, 1), dtype=dtype)
+    scale = drop_path(ones)
+    return None if scale is ones else scale

@@ -1,0 +1,83 @@
+"""What stands between the blocks: LayerNorm over channels, alone or before a patch convolution."""
+
+import torch
+from torch import Tensor, nn
+
+from convnext_kernels import functional
+from convnext_kernels.interop import structure
+from convnext_kernels.interop.adapter import BACKEND, Adapter, Arguments
+from convnext_kernels.interop.structure import parameter
+
+
+class LayerNorm2dAdapter(Adapter):
+    """LayerNorm over the channels of (N, C, H, W)."""
+
+    kind = "layer norm"
+
+    @classmethod
+    def arguments(cls, module: nn.Module) -> Arguments | str:
+        """Return weight and bias; the reasons against are a LayerNorm without them or over more dimensions."""
+        weight, bias = parameter(module, "weight"), parameter(module, "bias")
+        if weight is None or bias is None:
+            return "the norm has no weight or no bias"
+        if len(module.normalized_shape) != 1:
+            return f"the norm is over {tuple(module.normalized_shape)}"
+        return Arguments(module.normalized_shape[0], (weight, bias), None)
+
+    def serves(self, x: object, arguments: Arguments) -> bool:
+        """Leave 16-bit input under autocast to PyTorch, whose devices disagree on the dtype of the result."""
+        return super().serves(x, arguments) and (
+            x.dtype in (torch.float32, torch.float64) or not torch.is_autocast_enabled(x.device.type)
+        )
+
+    def fused(self, x: Tensor, arguments: Arguments) -> Tensor:
+        """Normalise; like the original's, the result is channels_last, and so is all that follows."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        return functional.layer_norm2d(x, *arguments.tensors, eps=self.eps, backend=getattr(self, BACKEND))
+
+
+def is_downsampling(pair: nn.Sequential | nn.ModuleList) -> bool:
+    """Whether the container holds a norm and a convolution, which is what the libraries downsample with."""
+    return len(pair) == 2 and hasattr(pair[0], "normalized_shape") and isinstance(pair[1], nn.Conv2d)
+
+
+class DownsampleAdapter(Adapter):
+    """A Sequential of LayerNorm over channels and a KxK convolution with stride K, in one op."""
+
+    kind = "downsampling"
+
+    @classmethod
+    def pair(cls, module: nn.Module) -> nn.Module:
+        """Return the container of the two."""
+        return module
+
+    @classmethod
+    def norm_refusal(cls, norm: nn.Module, channels: int) -> str | None:
+        """Return why `norm` is not this library's LayerNorm over channels."""
+        return structure.layer_norm(norm, cls.types["norm2d"], channels)
+
+    @classmethod
+    def arguments(cls, module: nn.Module) -> Arguments | str:
+        """Return the parameters of both layers, or the first reason against the fused op."""
+        pair = cls.pair(module)
+        if len(pair._modules) != 2:
+            return f"its downsampling has {len(pair._modules)} layers"
+        norm, conv = pair._modules.values()
+        refusal = (
+            structure.watched((pair, norm, conv) if pair is not module else (norm, conv))
+            or structure.patch_conv(conv)
+            or cls.norm_refusal(norm, conv.in_channels)
+        )
+        if refusal:
+            return refusal
+        norm_weight, norm_bias = parameter(norm, "weight"), parameter(norm, "bias")
+        if norm_weight is None or norm_bias is None:
+            return "the norm has no weight or no bias"
+        return Arguments(
+            conv.in_channels, (norm_weight, norm_bias, parameter(conv, "weight"), parameter(conv, "bias")), norm.eps
+        )
+
+    def fused(self, x: Tensor, arguments: Arguments) -> Tensor:
+        """Normalise and convolve; like the original's, the result is channels_last."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        return functional.patch_downsample(x, *arguments.tensors, eps=arguments.parts, backend=getattr(self, BACKEND))

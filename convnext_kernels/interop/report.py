@@ -1,0 +1,64 @@
+"""`acceleration_report`: what `accelerate` did to a model, or would do."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from convnext_kernels.interop.adapter import BACKEND, Adapter
+from convnext_kernels.interop.swap import check_model
+from convnext_kernels.interop.table import Finding, find
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One module that this package stands for, could stand for, or cannot."""
+
+    name: str  # as in ``model.named_modules()``; empty for the model itself
+    type: str  # the original class
+    kind: str  # "block", "downsampling" or "layer norm"
+    replaced: bool
+    reason: str  # by what it was replaced, or why not
+
+
+@dataclass(frozen=True)
+class AccelerationReport:
+    """What `acceleration_report` returns; ``str()`` makes a table."""
+
+    rows: tuple[ReportRow, ...]
+
+    @property
+    def replaced(self) -> int:
+        """Count the rows that are replaced."""
+        return sum(row.replaced for row in self.rows)
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "no ConvNeXt block, downsampling or LayerNorm over channels found"
+        table = [("module", "type", "replaced", "by what, or why not")]
+        table += [(r.name or "(the model)", r.type, "yes" if r.replaced else "no", r.reason) for r in self.rows]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ["  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() for line in table]
+        return "\n".join([*lines, f"{self.replaced} of {len(self.rows)} replaced"])
+
+
+def _row(finding: Finding) -> ReportRow:
+    name, module, accelerated, refusal = finding
+    if accelerated is None:
+        return ReportRow(name, type(module).__name__, "block", False, "a fused block already")
+    replaced = isinstance(module, Adapter)
+    reason = refusal or "nothing speaks against it: call accelerate(model)"
+    if replaced:
+        reason = f"fused {accelerated.kind}, backend {getattr(module, BACKEND)}"
+        if refusal:
+            reason += f"; runs the original forward for now: {refusal}"
+    original = accelerated.original if replaced else type(module)
+    return ReportRow(name, original.__name__, accelerated.kind, replaced, reason)
+
+
+def acceleration_report(model: nn.Module) -> AccelerationReport:
+    """Say for each block, downsampling and LayerNorm over channels of `model`: replaced or left, and why.
+
+    The inner modules of what is replaced are not listed. Raises TypeError when `model` is no module.
+    """
+    check_model(model)
+    return AccelerationReport(tuple(map(_row, find(model))))

@@ -1,0 +1,128 @@
+"""What may stand inside a module for a fused op to compute the same thing.
+
+The answers are None, or the reason why not. They are asked again at every call, because hooks, LoRA layers and
+quantised weights arrive after `accelerate`; hence plain attribute reads and no loops over all descendants.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.autograd import forward_ad
+from torch.nn.modules import module as module_globals
+
+MAX_KERNEL_SIZE = 31
+PLAIN = (Tensor, nn.Parameter)
+TRACED = (FakeTensor, FunctionalTensor)  # what torch.export puts in the place of plain tensors
+
+
+def is_one_of(module: nn.Module, types: tuple[type, ...]) -> bool:
+    """Exactly one of `types`, since a subclass may compute something else; parametrised or not."""
+    kind = type(module)
+    return kind in types or ("parametrizations" in module._modules and kind.__bases__[0] in types)
+
+
+def parameter(module: nn.Module, name: str) -> Tensor | None:
+    """``getattr(module, name)``, which alone would take most of the time of these checks."""
+    parameters = module._parameters
+    return parameters[name] if name in parameters else getattr(module, name)  # parametrised ones are properties
+
+
+def watched(modules: Iterable[nn.Module]) -> str | None:
+    """Whether someone would miss the calls of `modules`, which the fused op does not make."""
+    if (
+        module_globals._global_forward_hooks
+        or module_globals._global_forward_pre_hooks
+        or module_globals._global_backward_hooks
+        or module_globals._global_backward_pre_hooks
+    ):
+        return "a hook is registered on all modules"
+    for module in modules:
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            return f"a hook is registered on its {type(module).__name__}"
+        if "forward" in module.__dict__:
+            return f"the forward of its {type(module).__name__} was replaced"
+    return None
+
+
+def depthwise(conv: nn.Module) -> str | None:
+    """A depthwise convolution with an odd square kernel, stride 1 and "same" zero padding."""
+    if not is_one_of(conv, (nn.Conv2d,)):
+        return f"the depthwise convolution is a {type(conv).__name__}"
+    side, dilation = conv.kernel_size[0], conv.dilation[0]
+    if conv.stride != (1, 1):
+        return f"the depthwise convolution has stride {conv.stride}"
+    if not conv.in_channels == conv.out_channels == conv.groups:
+        return f"the convolution is not depthwise: {conv.in_channels} -> {conv.out_channels}, {conv.groups} groups"
+    if conv.kernel_size != (side, side) or side % 2 == 0 or side > MAX_KERNEL_SIZE:
+        return f"the kernel size {conv.kernel_size} is not odd, square and at most {MAX_KERNEL_SIZE}"
+    if conv.dilation != (dilation, dilation):
+        return f"the dilation {conv.dilation} differs between height and width"
+    padding = dilation * (side - 1) // 2
+    if conv.padding not in ((padding, padding), "same") or (conv.padding_mode != "zeros" and padding):
+        return f"the padding {conv.padding}, {conv.padding_mode!r} does not keep the size with zeros"
+    return None
+
+
+def layer_norm(norm: nn.Module, types: tuple[type, ...], channels: int) -> str | None:
+    """A LayerNorm over `channels`; its weight and bias are looked at with the other tensors."""
+    if not is_one_of(norm, types):
+        return f"the norm is a {type(norm).__name__}"
+    if tuple(norm.normalized_shape) != (channels,):
+        return f"the norm is over {tuple(norm.normalized_shape)}, not over the {channels} channels"
+    return None
+
+
+def pointwise(layer: nn.Module) -> str | None:
+    """A Linear, or the same as a 1x1 convolution."""
+    if is_one_of(layer, (nn.Linear,)):
+        return None
+    if not is_one_of(layer, (nn.Conv2d,)):
+        return f"a pointwise layer is a {type(layer).__name__}"
+    if layer.kernel_size != (1, 1) or layer.stride != (1, 1) or layer.groups != 1:
+        return f"a pointwise layer is a convolution ({layer.extra_repr()})"
+    if layer.padding not in ((0, 0), "same", "valid"):
+        return f"a pointwise layer has padding {layer.padding}"
+    return None
+
+
+def gelu(act: nn.Module, types: tuple[type, ...]) -> str | None:
+    """The exact GELU."""
+    if not is_one_of(act, types):
+        return f"the activation is {type(act).__name__}, not GELU"
+    if isinstance(act, nn.GELU) and act.approximate != "none":
+        return f"the activation is GELU's {act.approximate} approximation"
+    return None
+
+
+def patch_conv(conv: nn.Module) -> str | None:
+    """A KxK convolution with stride K, over all channels, without padding."""
+    if not is_one_of(conv, (nn.Conv2d,)):
+        return f"the convolution is a {type(conv).__name__}"
+    side = conv.kernel_size[0]
+    if conv.kernel_size != (side, side) or conv.stride != (side, side):
+        return f"the convolution has kernel size {conv.kernel_size} and stride {conv.stride}"
+    if conv.groups != 1 or conv.padding not in ((0, 0), "valid") or (conv.dilation != (1, 1) and side > 1):
+        return f"the convolution has groups={conv.groups}, padding={conv.padding}, dilation={conv.dilation}"
+    return None
+
+
+def serves(x: object, channels: int, tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether the fused ops take this input with these parameters."""
+    if type(x) not in PLAIN and not isinstance(x, TRACED):
+        return False  # torch.fx proxies, nested and distributed tensors
+    if x.dim() != 4 or x.shape[1] != channels or x.numel() == 0:
+        return False
+    # torch.func transforms and forward-mode derivatives need formulas that only the original operators have.
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    dtype = x.dtype
+    mixed = False
+    for t in tensors:
+        if t is not None:
+            if type(t) not in PLAIN and not isinstance(t, TRACED):
+                return False  # quantised and distributed weights
+            mixed = mixed or t.dtype != dtype
+    return not mixed or torch.is_autocast_enabled(x.device.type)

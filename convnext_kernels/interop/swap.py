@@ -1,0 +1,91 @@
+"""`accelerate` and `restore`."""
+
+import logging
+
+from torch import nn
+
+from convnext_kernels.interop.adapter import BACKEND, Adapter
+from convnext_kernels.interop.table import find, original_class
+from convnext_kernels.spec import BackendError
+
+_log = logging.getLogger("convnext_kernels")
+
+
+def check_model(model: object) -> None:
+    """Raise TypeError for anything but a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+
+
+def _check_backend(backend: object) -> None:
+    from convnext_kernels import backends  # at import time the package itself is not complete yet
+
+    if not isinstance(backend, str):
+        raise TypeError(f"backend: expected the name of a backend (str), got {type(backend).__name__}")
+    if backend == "auto":
+        return
+    known = backends()
+    if backend not in known:
+        raise BackendError(f"backend: unknown backend {backend!r}, expected one of {', '.join(('auto', *known))}")
+    if not known[backend].available:
+        raise BackendError(f"backend: {backend!r} is not available: {known[backend].reason}")
+
+
+def accelerate(model: nn.Module, *, backend: str = "auto") -> nn.Module:
+    """Let this package compute the ConvNeXt blocks of `model`, in place, and return `model`.
+
+    Replaced are the ConvNeXt V1 and V2 blocks, the downsampling layers (LayerNorm, then a KxK convolution with
+    stride K) and the LayerNorms over channels of torchvision, timm, transformers (ConvNeXt, ConvNeXt V2, DINOv3)
+    and the official repositories. Any other module stays as it is; `acceleration_report` says why a block does.
+
+    Only the classes of these modules change: parameters, state-dict keys, hooks, modes, devices and dtypes stay,
+    ``isinstance`` too, and copies, pickles and ``torch.save`` work as before (to load a pickle, this package must
+    be installed). Where a replaced module cannot be served faithfully (a hook on an inner layer, a LoRA or
+    quantised layer in the place of one, tensors of other ranks or mixed dtypes), it runs its original forward.
+
+    Parameters may be on any device, "meta" too. A second call does nothing but set the backend and look at
+    modules that were added. With nothing to replace, the model is returned as it was and a warning is logged.
+    Call `restore` before ``torch.jit.script``, or before tools that look for the original classes by name.
+
+    Args:
+        model: any module, a single block too.
+        backend: "auto" or a name of `convnext_kernels.backends()`.
+
+    Raises TypeError when `model` is no module or `backend` no string, and BackendError when the backend does not
+    exist or cannot run here; the model is unchanged then.
+    """
+    check_model(model)
+    _check_backend(backend)
+    findings = list(find(model))
+    replaceable = [f for f in findings if f.accelerated and (isinstance(f.module, Adapter) or f.refusal is None)]
+    for _, module, accelerated, _ in replaceable:
+        if not isinstance(module, Adapter):
+            module.__class__ = accelerated
+        setattr(module, BACKEND, backend)
+    if not replaceable and all(f.accelerated for f in findings):
+        reasons = "; ".join(sorted({f.refusal for f in findings})) or "no ConvNeXt block in it"
+        _log.warning("accelerate: nothing was replaced in %s: %s", type(model).__name__, reasons)
+    return model
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Undo `accelerate`: give every module its original class back, in place, and return `model`.
+
+    Raises TypeError when `model` is no module, and RuntimeError, before anything changes, when another tool has
+    changed an accelerated module since (its class or its forward) and would be undone only in part.
+    """
+    check_model(model)
+    classes = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Adapter):
+            classes[module] = original_class(module)
+            if classes[module] is None or "forward" in vars(module):
+                changed = "its forward" if classes[module] else f"its class, to {type(module).__name__}"
+                raise RuntimeError(
+                    f"restore: another tool changed {name or 'the model itself'} after accelerate ({changed}); "
+                    "undo that first"
+                )
+    for module, original in classes.items():
+        module.__class__ = original
+        delattr(module, BACKEND)
+    return model

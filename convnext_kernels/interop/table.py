@@ -1,0 +1,72 @@
+"""The table of matchers, and the walk that asks them."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from convnext_kernels.interop import official, timm, torchvision, transformers
+from convnext_kernels.interop.adapter import Adapter, accelerated_class, adapter_of
+from convnext_kernels.nn import FusedConvNeXtBlock
+
+# Asked in this order; the official repositories come last because only their structure can be asked for.
+ECOSYSTEMS = (torchvision, timm, transformers, official)
+
+
+class Finding(NamedTuple):
+    """A module of a kind that this package can stand for."""
+
+    name: str  # in the model; empty for the model itself
+    module: nn.Module
+    accelerated: type[Adapter] | None  # the class it has or could have; None if it is one of this package
+    refusal: str | None  # why it cannot be served as it is now
+
+
+def _judge(module: nn.Module) -> tuple[type[Adapter], str | None] | None:
+    """Return the class that `module` has or could have, and what speaks against it; None for any other module."""
+    if isinstance(module, Adapter):
+        arguments = module.arguments(module)
+        return type(module), arguments if isinstance(arguments, str) else None
+    match = next((m for ecosystem in ECOSYSTEMS if (m := ecosystem.match(module))), None)
+    if match is None:
+        return None
+    accelerated = accelerated_class(match.adapter, type(module))
+    if type(module).forward is not match.original.forward:
+        return accelerated, f"{type(module).__name__} overrides the forward of {match.original.__name__}"
+    if "forward" in vars(module):
+        return accelerated, "its forward was replaced"
+    if parametrize.is_parametrized(module):
+        return accelerated, "a parameter of its own is parametrised, which goes by the module's class"
+    arguments = accelerated.arguments(module)
+    return accelerated, arguments if isinstance(arguments, str) else accelerated.trial(module)
+
+
+def find(model: nn.Module) -> Iterator[Finding]:
+    """Walk through `model` and yield what could be replaced, or is; not what a replaced module stands for."""
+    seen = set()
+
+    def walk(name: str, module: nn.Module) -> Iterator[Finding]:
+        if module in seen:
+            return
+        seen.add(module)
+        if isinstance(module, FusedConvNeXtBlock):
+            yield Finding(name, module, None, None)
+            return
+        judged = _judge(module)
+        if judged is not None:
+            accelerated, refusal = judged
+            yield Finding(name, module, *judged)
+            if refusal is None or isinstance(module, Adapter):
+                seen.update(accelerated.covered(module))
+        for child_name, child in module.named_children():
+            yield from walk(f"{name}.{child_name}" if name else child_name, child)
+
+    return walk("", model)
+
+
+def original_class(module: Adapter) -> type[nn.Module] | None:
+    """Return the class to give back to an accelerated module; None if another tool has changed it since."""
+    kind = type(module)
+    ours = "original" in vars(kind) and accelerated_class(adapter_of(kind), kind.original) is kind
+    return kind.original if ours else None
