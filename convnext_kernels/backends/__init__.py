@@ -13,7 +13,7 @@ import importlib
 from types import ModuleType
 
 # In order of preference: with "auto" the first one that can serve is taken.
-NAMES = ("eager",)
+NAMES = ("cpu", "eager")
 
 
 @functools.cache

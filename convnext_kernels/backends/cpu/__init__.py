@@ -1,0 +1,42 @@
+"""Native CPU backend: the C++ kernels of csrc/cpu, forward only; gradients come from the eager backend.
+
+Serves fp32, bf16 and fp16. Products run in fp32, and in bf16 on AMX tiles where the machine has them and bf16 is what
+the caller computes in. On other machines bf16 and fp16 are converted to fp32 on the way in and back on the way out.
+"""
+
+import torch
+
+from convnext_kernels.backends.cpu import native
+from convnext_kernels.backends.cpu.native import ISA_VARIABLE, isa, supported_isas, use_isa
+from convnext_kernels.spec import OpSpec
+
+__all__ = ["HAS_BACKWARD", "ISA_VARIABLE", "describe", "isa", "refuses", "supported_isas", "unavailable", "use_isa"]
+
+HAS_BACKWARD = False
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def unavailable() -> str | None:
+    """Why the compiled extension cannot be used, or None."""
+    return native.import_error()
+
+
+def refuses(spec: OpSpec) -> str | None:
+    """Why this op cannot be served at this configuration, or None."""
+    if spec.device != "cpu":
+        return f"tensors are on {spec.device}, this backend serves the CPU"
+    for dtype in (spec.dtype, spec.compute_dtype):
+        if dtype not in _DTYPES:
+            return f"dtype {dtype} is not one of float32, bfloat16, float16"
+    if spec.backward:
+        return "it has no gradient kernels yet"
+    return None
+
+
+def describe() -> str:
+    """One line for ``convnext-kernels info``."""
+    if native.import_error():
+        return "native C++ kernels"
+    runtime = {"openmp": "PyTorch's OpenMP threads", "threads": "own threads"}[native.extension().parallel_runtime()]
+    levels = ", ".join(supported_isas())
+    return f"native C++ kernels, forward (gradients by eager), ISA {isa()} (this machine: {levels}), {runtime}"

@@ -1,0 +1,81 @@
+"""What `mlp` and `block` share: packing of the parameters and the call of csrc/cpu/mlp.cpp."""
+
+import torch
+from torch import Tensor
+
+from convnext_kernels.backends.cpu import native
+from convnext_kernels.backends.cpu.dwconv import bias_or_zeros, taps_first
+from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, flat_float, output_for
+from convnext_kernels.backends.cpu.packed import packed
+from convnext_kernels.spec import MlpParameters
+
+
+def run(
+    x: Tensor,
+    residual: Tensor | None,
+    dwconv: tuple[Tensor, Tensor | None, int] | None,  # weight, bias, dilation
+    p: MlpParameters,
+    drop_scale: Tensor | None,
+    eps: float,
+    grn_eps: float,
+    compute_dtype: torch.dtype,
+) -> Tensor:
+    """Run the block (with `dwconv`) or the inverted bottleneck alone (without)."""
+    channels, hidden = x.shape[1], p.pwconv1_weight.shape[0]
+    isa, bf16 = native.isa(), compute_dtype == torch.bfloat16
+    dw_weight, dw_bias, dilation = dwconv or (None, None, 1)
+    side = 0 if dw_weight is None else dw_weight.shape[-1]
+
+    def pack() -> object:
+        w1, w2 = flat_float(p.pwconv1_weight), flat_float(p.pwconv2_weight)
+        b2 = bias_or_zeros(p.pwconv2_bias, channels)
+        if p.grn_bias is not None:
+            b2 = torch.addmv(b2, w2.view(channels, hidden), flat_float(p.grn_bias))
+        # Every tensor whose address is passed has a name here: it must outlive the call.
+        taps = None if dw_weight is None else taps_first(dw_weight)
+        taps_bias = None if dw_weight is None else bias_or_zeros(dw_bias, channels)
+        norm_weight, norm_bias = flat_float(p.norm_weight), flat_float(p.norm_bias)
+        b1, grn_weight = bias_or_zeros(p.pwconv1_bias, hidden), flat_float(p.grn_weight)
+        gamma = torch.ones(channels) if p.gamma is None else flat_float(p.gamma)
+        return native.extension().Bottleneck(
+            native.isa_code(isa),
+            bf16,
+            channels,
+            hidden,
+            side,
+            dilation,
+            eps,
+            grn_eps,
+            address(taps),
+            address(taps_bias),
+            address(norm_weight),
+            address(norm_bias),
+            address(w1),
+            address(b1),
+            address(grn_weight),
+            address(w2),
+            address(b2),
+            address(gamma),
+            torch.get_num_threads(),
+        )
+
+    configuration = (isa, "bottleneck", bf16, side, dilation, eps, grn_eps)
+    kernel = packed(p.pwconv1_weight, (dw_weight, dw_bias, *p), configuration, pack)
+    x_nhwc = dense_nhwc(x)
+    # The block's residual is x itself; one conversion serves both.
+    residual_nhwc = x_nhwc if residual is x else None if residual is None else dense_nhwc(residual)
+    written, out = output_for(x)
+    drop = None if drop_scale is None else flat_float(drop_scale)
+    n, _, h, w = x.shape
+    kernel.forward(
+        native.DTYPE_CODES[x.dtype],
+        address(x_nhwc),
+        address(residual_nhwc),
+        address(written),
+        n,
+        h,
+        w,
+        address(drop),
+        native.threads(n * h * w * channels * (2 * hidden + side * side)),
+    )
+    return finish(written, out)

@@ -1,0 +1,32 @@
+"""NHWC in, NHWC out: what the kernels read and write."""
+
+import torch
+from torch import Tensor
+
+
+def dense_nhwc(x: Tensor) -> Tensor:
+    """Return x if its memory is dense NHWC, else a copy that is."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def output_for(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (what the kernel writes, what the op returns); they differ when x is not NHWC."""
+    out = torch.empty_like(x)
+    if out.is_contiguous(memory_format=torch.channels_last):
+        return out, out
+    return torch.empty_like(x, memory_format=torch.channels_last), out
+
+
+def finish(written: Tensor, out: Tensor) -> Tensor:
+    """Bring the kernel's result into the layout the op promised."""
+    return out if written is out else out.copy_(written)
+
+
+def flat_float(t: Tensor | None) -> Tensor | None:
+    """Return a parameter as a dense fp32 vector."""
+    return None if t is None else t.detach().to(torch.float32).contiguous().flatten()
+
+
+def address(t: Tensor | None) -> int:
+    """The address of a tensor's first element; 0 for None."""
+    return 0 if t is None else t.data_ptr()

@@ -1,0 +1,85 @@
+"""The compiled extension: whether it is there, and which instruction set it runs with."""
+
+import functools
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import ModuleType
+
+import torch
+
+from convnext_kernels.spec import BackendError
+
+ISA_VARIABLE = "CONVNEXT_KERNELS_CPU_ISA"
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+_forced: ContextVar[str | None] = ContextVar("convnext_kernels_cpu_isa", default=None)
+
+
+@functools.cache
+def _load() -> ModuleType | str:
+    try:
+        return importlib.import_module("convnext_kernels._native")
+    except ImportError as error:
+        return f"the compiled extension cannot be imported ({error})"
+
+
+def import_error() -> str | None:
+    """Why the extension cannot be imported, or None."""
+    loaded = _load()
+    return loaded if isinstance(loaded, str) else None
+
+
+def extension() -> ModuleType:
+    """Return the compiled extension. Raises BackendError when it cannot be imported."""
+    loaded = _load()
+    if isinstance(loaded, str):
+        raise BackendError(f"backend 'cpu' is not available: {loaded}")
+    return loaded
+
+
+@functools.cache
+def supported_isas() -> tuple[str, ...]:
+    """Instruction sets of this build that this machine has, worst first."""
+    return tuple(extension().supported_isas())
+
+
+def _check_isa(name: str, source: str) -> str:
+    if name not in supported_isas():
+        raise BackendError(f"{source}: this machine has {', '.join(supported_isas())}, got {name!r}")
+    return name
+
+
+def isa() -> str:
+    """Return the instruction set in use: `use_isa`, then CONVNEXT_KERNELS_CPU_ISA, then the machine's best.
+
+    Raises BackendError if the one asked for is unknown or missing on this machine.
+    """
+    name = _forced.get() or os.environ.get(ISA_VARIABLE)
+    return _check_isa(name, ISA_VARIABLE) if name else supported_isas()[-1]
+
+
+@contextmanager
+def use_isa(name: str) -> Iterator[None]:
+    """Force an instruction set inside a ``with`` block (current thread). Raises BackendError as `isa` does."""
+    token = _forced.set(_check_isa(name, "use_isa"))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+@functools.cache
+def isa_code(name: str) -> int:
+    """The extension's number for an instruction set."""
+    return extension().ISAS.index(name)
+
+
+def threads(operations: int) -> int:
+    """How many threads to ask for: PyTorch's number, fewer when there is little to do.
+
+    Waking a team costs some microseconds; below about 100,000 multiply-adds a thread it is not earned back.
+    """
+    return max(1, min(torch.get_num_threads(), operations // 100_000))

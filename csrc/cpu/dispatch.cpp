@@ -1,0 +1,39 @@
+// From an instruction set to its table of kernels. CNK_HAS_* say what the build compiled.
+
+#include "cpu/ops.h"
+
+namespace cnk::cpu {
+
+namespace portable {
+extern const IsaOps kOps;
+}
+#if defined(CNK_HAS_X86)
+namespace avx2 {
+extern const IsaOps kOps;
+}
+namespace avx512 {
+extern const IsaOps kOps;
+}
+namespace amx {
+extern const IsaOps kOps;
+}
+#endif
+
+const IsaOps* isa_ops(Isa isa) {
+  switch (isa) {
+    case Isa::kPortable:
+      return &portable::kOps;
+#if defined(CNK_HAS_X86)
+    case Isa::kAvx2:
+      return &avx2::kOps;
+    case Isa::kAvx512:
+      return &avx512::kOps;
+    case Isa::kAmx:
+      return &amx::kOps;
+#endif
+    default:
+      return nullptr;
+  }
+}
+
+}  // namespace cnk::cpu

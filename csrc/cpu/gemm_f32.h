@@ -1,0 +1,127 @@
+// fp32 matrix product rows x packed panels, with a fused epilogue.
+//
+// Micro-kernel: kRows x 3 registers of accumulators (8x3 on 32 registers: 24 sums, 3 loads and 8 broadcasts for 24
+// multiply-adds per k). A is row-major; B is packed in panels of 3 registers' columns, each panel (k, columns).
+#pragma once
+
+#include "cpu/layernorm.h"
+#include "cpu/vec.h"
+
+namespace cnk::cpu::CNK_ISA {
+
+struct GemmF32 {
+  using Element = float;
+  static constexpr int kRows = kRegisters == 32 ? 8 : 4;
+  static constexpr int kVecs = 3;
+  static constexpr int64_t kPanel = kVecs * kLanes;
+  static constexpr int64_t kRowGrain = kRows;  // splits of rows between threads fall on multiples of this
+
+  // One register more than the padding: rows a power of two apart would share cache sets.
+  static int64_t stride(int64_t k) { return pad_channels(k) + kLanes; }
+  static int64_t a_bytes(int64_t rows, int64_t k) { return rows * stride(k) * 4; }
+  static int64_t vecs(int64_t n) { return (n + kLanes - 1) / kLanes; }
+  static int64_t panels(int64_t n) { return (vecs(n) + kVecs - 1) / kVecs; }
+  static int64_t packed_bytes(int64_t n, int64_t k) { return vecs(n) * kLanes * k * 4; }
+
+  static void pack(const float* w, int64_t n, int64_t k, void* packed, Team& team) {
+    int64_t begin, end;
+    team.split(panels(n), 1, &begin, &end);
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t first = panel * kPanel;
+      const int64_t columns = vecs(n) * kLanes - first < kPanel ? vecs(n) * kLanes - first : kPanel;
+      float* out = static_cast<float*>(packed) + first * k;
+      for (int64_t j = 0; j < columns; ++j) {
+        for (int64_t i = 0; i < k; ++i) out[i * columns + j] = first + j < n ? w[(first + j) * k + i] : 0.0f;
+      }
+    }
+  }
+
+  // --- Operand A: rows of floats. ---
+
+  static void write_normalized(void* a, int64_t k, int64_t row, int64_t offset, const Norm& norm, const float* x) {
+    const Statistics s = statistics(norm, x);
+    float* out = static_cast<float*>(a) + row * stride(k) + offset;
+    for (int64_t c = 0; c < pad_channels(norm.c); c += kLanes) store(out + c, normalize(norm, s, x, c));
+  }
+
+  struct Block {
+    Vec v[kChannelAlign / kLanes];
+  };
+  static Block load_block(const void* a, int64_t k, int64_t row, int64_t c) {
+    Block b;
+    unroll<kChannelAlign / kLanes>([&](auto i) {
+      b.v[i.value] = load(static_cast<const float*>(a) + row * stride(k) + c + i.value * kLanes);
+    });
+    return b;
+  }
+  static void store_block(void* a, int64_t k, int64_t row, int64_t c, const Block& b) {
+    unroll<kChannelAlign / kLanes>([&](auto i) {
+      store(static_cast<float*>(a) + row * stride(k) + c + i.value * kLanes, b.v[i.value]);
+    });
+  }
+
+  // --- The product: epilogue(row, column, Vec) for every row of [begin, end) and register of the panels. ---
+
+  template <class Epilogue>
+  static void product(const void* a, int64_t begin, int64_t end, const PackedMatrix& b, int64_t first_panel,
+                      int64_t last_panel, const Epilogue& epilogue) {
+    const int64_t lda = stride(b.k), rows = end - begin, blocks = (rows + kRows - 1) / kRows;
+    for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+      const int64_t column = panel * kPanel;
+      const float* packed = static_cast<const float*>(b.data) + column * b.k;
+      const int64_t width = vecs(b.n) - panel * kVecs;
+      // Blocks of nearly equal height rather than full ones and a rest: 49 rows are 7 x 7, not 6 x 8 + 1.
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t row = begin + rows * block / blocks, next = begin + rows * (block + 1) / blocks;
+        const float* first = static_cast<const float*>(a) + row * lda;
+        if (width >= 3) {
+          by_rows<3>(next - row, first, lda, packed, b.k, row, column, epilogue);
+        } else if (width == 2) {
+          by_rows<2>(next - row, first, lda, packed, b.k, row, column, epilogue);
+        } else {
+          by_rows<1>(next - row, first, lda, packed, b.k, row, column, epilogue);
+        }
+      }
+    }
+  }
+
+ private:
+  template <int VECS, class Epilogue>
+  static void by_rows(int64_t rows, const float* a, int64_t lda, const float* b, int64_t k, int64_t row,
+                      int64_t column, const Epilogue& epilogue) {
+    unroll<kRows>([&](auto i) {
+      if (rows == i.value + 1) micro<i.value + 1, VECS>(a, lda, b, k, row, column, epilogue);
+    });
+  }
+
+  // Partial sums of kChunk products are added up in a second level: one chain over k = 3072 would double the rounding
+  // error of eager's (blocked) product.
+  static constexpr int64_t kChunk = 256;
+
+  template <int ROWS, int VECS, class Epilogue>
+  static __attribute__((noinline)) void micro(const float* a, int64_t lda, const float* b, int64_t k, int64_t row,
+                                              int64_t column, const Epilogue& epilogue) {
+    Vec total[ROWS][VECS] = {};
+    for (int64_t begin = 0; begin < k; begin += kChunk) {
+      const int64_t end = begin + kChunk < k ? begin + kChunk : k;
+      Vec acc[ROWS][VECS] = {};
+      for (int64_t i = begin; i < end; ++i) {
+        Vec bv[VECS];
+        unroll<VECS>([&](auto v) { bv[v.value] = load(b + v.value * kLanes); });
+        unroll<ROWS>([&](auto r) {
+          const Vec av = splat(a[r.value * lda + i]);
+          unroll<VECS>([&](auto v) { acc[r.value][v.value] += av * bv[v.value]; });
+        });
+        b += VECS * kLanes;
+      }
+      unroll<ROWS>([&](auto r) {
+        unroll<VECS>([&](auto v) { total[r.value][v.value] += acc[r.value][v.value]; });
+      });
+    }
+    unroll<ROWS>([&](auto r) {
+      unroll<VECS>([&](auto v) { epilogue(row + r.value, column + v.value * kLanes, total[r.value][v.value]); });
+    });
+  }
+};
+
+}  // namespace cnk::cpu::CNK_ISA

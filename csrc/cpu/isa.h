@@ -1,0 +1,18 @@
+// Instruction sets the kernels are compiled for, worst first, and what this machine has.
+#pragma once
+
+#include <cstdint>
+
+namespace cnk::cpu {
+
+enum class Isa : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAmx = 3 };
+constexpr int kIsaCount = 4;
+
+const char* isa_name(Isa isa);
+// Compiled into this build, present in this CPU, and enabled by the operating system.
+bool isa_supported(Isa isa);
+
+// Bytes of a core's L2 cache; 1 MB where the system does not say.
+int64_t l2_cache_bytes();
+
+}  // namespace cnk::cpu

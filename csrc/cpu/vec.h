@@ -1,0 +1,196 @@
+// One SIMD register of floats for the instruction set this file is compiled for, on the compiler's vector types.
+//
+// Included only by the sources that are compiled once per instruction set, inside namespace cnk::cpu::CNK_ISA. Those
+// sources instantiate nothing from the standard library: a template compiled for AVX-512 and merged by the linker with
+// its portable twin would crash an older CPU.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "common/dtype.h"
+#include "cpu/ops.h"
+
+namespace cnk::cpu::CNK_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+constexpr int kRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+constexpr int kRegisters = 16;
+#else
+constexpr int kLanes = 4;
+#if defined(__aarch64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
+#endif
+
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef int32_t VecI __attribute__((vector_size(kLanes * 4)));
+typedef float VecLoose __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+
+CNK_INLINE Vec splat(float value) { return Vec{} + value; }
+CNK_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecLoose*>(p); }
+CNK_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecLoose*>(p) = v; }
+// If either is NaN the result is b: bounds first, data second, and NaN flows through.
+CNK_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
+CNK_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
+CNK_INLINE Vec abs(Vec v) { return (Vec)((VecI)v & 0x7fffffff); }
+
+CNK_INLINE float sum(Vec v) {
+  float lanes[kLanes];
+  std::memcpy(lanes, &v, sizeof lanes);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  }
+  return lanes[0];
+}
+
+// --- 16-bit floats: kLanes of them to and from a register. ---
+
+#if defined(__AVX512F__)
+CNK_INLINE Vec widen_bf16(__m256i v) { return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16); }
+CNK_INLINE __m256i narrow_bf16(Vec v) {
+#if defined(__AVX512BF16__)
+  return (__m256i)_mm512_cvtneps_pbh((__m512)v);
+#else
+  const __m512i bits = (__m512i)v;
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __mmask16 nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
+#endif
+}
+CNK_INLINE Vec load(const BFloat16* p) { return widen_bf16(_mm256_loadu_si256((const __m256i*)p)); }
+CNK_INLINE void store(BFloat16* p, Vec v) { _mm256_storeu_si256((__m256i*)p, narrow_bf16(v)); }
+CNK_INLINE Vec load(const Float16* p) { return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+CNK_INLINE void store(Float16* p, Vec v) {
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(__AVX2__)
+CNK_INLINE Vec load(const BFloat16* p) {
+  return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+}
+CNK_INLINE void store(BFloat16* p, Vec v) {
+  const __m256i bits = (__m256i)v;
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256i nan = (__m256i)_mm256_cmp_ps((__m256)v, (__m256)v, _CMP_UNORD_Q);
+  const __m256i words = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);
+  _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(packed));
+}
+CNK_INLINE Vec load(const Float16* p) { return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+CNK_INLINE void store(Float16* p, Vec v) {
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+template <class T>
+CNK_INLINE Vec load(const T* p) {
+  float lanes[kLanes];
+  for (int i = 0; i < kLanes; ++i) lanes[i] = to_float(p[i]);
+  return load(lanes);
+}
+template <class T>
+CNK_INLINE void store(T* p, Vec v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int i = 0; i < kLanes; ++i) from_float(lanes[i], p[i]);
+}
+#endif
+
+// --- The first n < kLanes elements; the rest reads as zero and is not written. ---
+
+template <class T>
+CNK_INLINE Vec load_partial(const T* p, int64_t n) {
+#if defined(__AVX512F__)
+  const __mmask16 mask = __mmask16((1u << n) - 1);
+  if constexpr (sizeof(T) == 4) {
+    return (Vec)_mm512_maskz_loadu_ps(mask, p);
+  } else {
+    T lanes[kLanes];
+    _mm256_storeu_si256((__m256i*)lanes, _mm256_maskz_loadu_epi16(mask, p));
+    return load(lanes);
+  }
+#else
+  T lanes[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+#endif
+}
+
+template <class T>
+CNK_INLINE void store_partial(T* p, Vec v, int64_t n) {
+#if defined(__AVX512F__)
+  const __mmask16 mask = __mmask16((1u << n) - 1);
+  if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(p, mask, (__m512)v);
+  } else {
+    T lanes[kLanes];
+    store(lanes, v);
+    _mm256_mask_storeu_epi16(p, mask, _mm256_loadu_si256((const __m256i*)lanes));
+  }
+#else
+  T lanes[kLanes];
+  store(lanes, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+#endif
+}
+
+// Element c of a row of `channels`: a whole register, or what is left of the row.
+template <class T>
+CNK_INLINE Vec load_channels(const T* row, int64_t c, int64_t channels) {
+  return c + kLanes <= channels ? load(row + c) : c < channels ? load_partial(row + c, channels - c) : Vec{};
+}
+template <class T>
+CNK_INLINE void store_channels(T* row, int64_t c, int64_t channels, Vec v) {
+  if (c + kLanes <= channels) {
+    store(row + c, v);
+  } else if (c < channels) {
+    store_partial(row + c, v, channels - c);
+  }
+}
+
+// Ones in the lanes of register c that hold channels, zeros above.
+CNK_INLINE Vec channel_mask(int64_t c, int64_t channels) {
+  float lanes[kLanes];
+  for (int i = 0; i < kLanes; ++i) lanes[i] = c + i < channels ? 1.0f : 0.0f;
+  return load(lanes);
+}
+
+// Call f with a value of the C++ type of `dtype`.
+template <class F>
+CNK_INLINE void with_type(DType dtype, F&& f) {
+  if (dtype == DType::kFloat32) {
+    f(float{});
+  } else if (dtype == DType::kBFloat16) {
+    f(BFloat16{});
+  } else {
+    f(Float16{});
+  }
+}
+
+template <int N>
+struct Int {
+  static constexpr int value = N;
+};
+
+// Call f(Int<0>), ..., f(Int<N - 1>): a loop whose index is a constant.
+template <int N, int I = 0, class F>
+CNK_INLINE void unroll(F&& f) {
+  if constexpr (I < N) {
+    f(Int<I>{});
+    unroll<N, I + 1>(f);
+  }
+}
+
+}  // namespace cnk::cpu::CNK_ISA
