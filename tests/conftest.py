@@ -1,0 +1,96 @@
+"""Fixtures: the backends and instruction sets of this machine, poisoned memory, subprocesses."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+import convnext_kernels
+from convnext_kernels import planner
+
+ROOT = Path(__file__).resolve().parents[1]
+ISAS = ("portable", "avx2", "avx512", "amx")
+
+
+def _backend_parameters(every_isa: bool) -> list:
+    """One parameter per backend; the native one once per instruction set if `every_isa`."""
+    parameters = []
+    for name, status in convnext_kernels.backends().items():
+        if not status.available:
+            marks = pytest.mark.skip(reason=f"backend {name!r} is not available: {status.reason}")
+            parameters.append(pytest.param((name, None), id=name, marks=marks))
+        elif name == "cpu" and every_isa:
+            from convnext_kernels.backends import cpu
+
+            for isa in ISAS:
+                missing = isa not in cpu.supported_isas()
+                marks = [pytest.mark.skip(reason=f"this processor has no {isa}")] if missing else []
+                parameters.append(pytest.param((name, isa), id=f"{name}-{isa}", marks=marks))
+        else:
+            parameters.append(pytest.param((name, None), id=name))
+    return parameters
+
+
+@pytest.fixture(params=_backend_parameters(every_isa=False))
+def backend(request: pytest.FixtureRequest) -> str:
+    """Name of each backend that runs here, for ``backend=``."""
+    return request.param[0]
+
+
+@pytest.fixture(params=_backend_parameters(every_isa=True))
+def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The same as `backend`, with the native one forced to each instruction set of this machine in turn."""
+    name, isa = request.param
+    if isa is None:
+        context = nullcontext()
+    else:
+        from convnext_kernels.backends import cpu
+
+        context = cpu.use_isa(isa)
+    with context:
+        yield name
+
+
+@pytest.fixture(autouse=True)
+def _clean_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test starts from one seed, without the user's settings, and leaves the thread count as it was."""
+    monkeypatch.delenv(planner.ENVIRONMENT_VARIABLE, raising=False)
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Fill what `torch.empty` returns with NaN, so that an element nobody wrote cannot look right."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def run_python() -> Callable[..., str]:
+    """Run a script in a fresh interpreter and return what it prints; it fails if the script does."""
+
+    def run(script: str, **environment: str) -> str:
+        path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONPATH": path, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

@@ -1,0 +1,155 @@
+"""The six ops as data: random arguments for a `Case`, the function under test and its reference."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from convnext_kernels import BackendError, functional
+from tests import reference
+from tests.shapes import Case
+from tests.tolerance import generator, random_vector, random_weight
+
+Arguments = dict[str, Any]
+
+
+def _bottleneck(case: Case, g: torch.Generator) -> Arguments:
+    hidden = case.ratio * case.c
+    arguments = {
+        "norm_weight": random_vector(case.c, g),
+        "norm_bias": random_vector(case.c, g),
+        "pwconv1_weight": random_weight((hidden, case.c), g),
+        "pwconv1_bias": random_vector(hidden, g) if case.bias else None,
+        "pwconv2_weight": random_weight((case.c, hidden), g),
+        "pwconv2_bias": random_vector(case.c, g) if case.bias else None,
+    }
+    if case.variant == "v1":
+        arguments["gamma"] = random_vector(case.c, g)
+    if case.variant == "v2":
+        arguments |= {"grn_weight": random_vector(hidden, g), "grn_bias": random_vector(hidden, g)}
+    if case.drop:
+        arguments["drop_scale"] = torch.full((case.n,), 1.25, dtype=torch.double)
+        arguments["drop_scale"][0] = 0
+    return arguments
+
+
+def _convolution(case: Case, g: torch.Generator, prefix: str = "") -> Arguments:
+    return {
+        f"{prefix}weight": random_weight((case.c, 1, case.k, case.k), g),
+        f"{prefix}bias": random_vector(case.c, g) if case.bias else None,
+    }
+
+
+def _affine(case: Case, g: torch.Generator, prefix: str = "") -> Arguments:
+    return {f"{prefix}weight": random_vector(case.c, g), f"{prefix}bias": random_vector(case.c, g)}
+
+
+def _mlp(case: Case, g: torch.Generator) -> Arguments:
+    residual = torch.randn(case.n, case.c, case.h, case.w, generator=g, dtype=torch.double)
+    return _bottleneck(case, g) | {"residual": residual}
+
+
+def _block(case: Case, g: torch.Generator) -> Arguments:
+    return _convolution(case, g, "dwconv_") | _bottleneck(case, g) | {"dilation": case.dilation}
+
+
+def _dwconv(case: Case, g: torch.Generator) -> Arguments:
+    return _convolution(case, g) | {"dilation": case.dilation}
+
+
+def _downsample(case: Case, g: torch.Generator) -> Arguments:
+    rows = case.c + 3  # not the number of channels, and no multiple of a vector
+    return _affine(case, g, "norm_") | {
+        "weight": random_weight((rows, case.c, case.patch, case.patch), g),
+        "bias": random_vector(rows, g) if case.bias else None,
+    }
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One op: how to call it, what it must compute, and arguments for it."""
+
+    name: str
+    call: Callable
+    reference: Callable
+    others: Callable[[Case, torch.Generator], Arguments]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def arguments(self, case: Case, dtype: torch.dtype) -> Arguments:
+        """Return x and the others, the same ones at every call."""
+        g = generator(self.name, str(case), dtype)
+        x = torch.randn(case.n, case.c, case.h, case.w, generator=g, dtype=torch.double)
+        arguments = {"x": x} | self.others(case, g)
+        return {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in arguments.items()}
+
+    def serve(self, backend: str, **arguments: Any) -> Tensor:
+        """Call the op; a backend that says it cannot serve this skips the test, with its words.
+
+        What each backend has promised to serve is asserted in tests/backends.
+        """
+        try:
+            return self.call(**arguments, backend=backend)
+        except BackendError as refusal:
+            pytest.skip(str(refusal))
+
+
+OPERATORS = {
+    op.name: op
+    for op in (
+        Operator("dwconv", functional.depthwise_conv2d, reference.depthwise_conv2d, _dwconv),
+        Operator("layernorm", functional.layer_norm2d, reference.layer_norm2d, _affine),
+        Operator("grn", functional.global_response_norm, reference.global_response_norm, _affine),
+        Operator("mlp", functional.inverted_bottleneck, reference.inverted_bottleneck, _mlp),
+        Operator("block", functional.convnext_block, reference.convnext_block, _block),
+        Operator("downsample", functional.patch_downsample, reference.patch_downsample, _downsample),
+    )
+}
+
+
+def differentiable(arguments: Arguments) -> list[str]:
+    """Names of the arguments that have gradients: drop-path factors are random numbers and have none."""
+    return [k for k, v in arguments.items() if isinstance(v, Tensor) and k != "drop_scale"]
+
+
+def to(arguments: Arguments, dtype: torch.dtype) -> Arguments:
+    """Cast every tensor."""
+    return {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in arguments.items()}
+
+
+def with_gradients(arguments: Arguments) -> Arguments:
+    """Make leaves of every differentiable argument, keeping their strides."""
+    names = differentiable(arguments)
+    return {k: v.detach().requires_grad_() if k in names else v for k, v in arguments.items()}
+
+
+def gradients(call: Callable, arguments: Arguments, dy: Tensor) -> dict[str, Tensor]:
+    """Return the gradient of every differentiable argument."""
+    arguments = with_gradients(arguments)
+    names = differentiable(arguments)
+    grads = torch.autograd.grad(call(**arguments), [arguments[k] for k in names], dy)
+    return dict(zip(names, grads, strict=True))
+
+
+@functools.lru_cache(maxsize=8)
+def expected(op: str, case: Case, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return what eager gives in `dtype`, and the fp64 reference, for the case's arguments."""
+    operator = OPERATORS[op]
+    arguments = operator.arguments(case, dtype)
+    return operator.reference(**arguments), operator.reference(**to(arguments, torch.double))
+
+
+@functools.lru_cache(maxsize=8)
+def expected_gradients(op: str, case: Case, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Return an incoming gradient, eager's gradients in `dtype`, and the fp64 ones."""
+    operator = OPERATORS[op]
+    arguments = operator.arguments(case, dtype)
+    shape = operator.reference(**arguments).shape
+    dy = torch.randn(shape, generator=generator("dy", op, str(case)), dtype=torch.double).to(dtype)
+    wide = gradients(operator.reference, to(arguments, torch.double), dy.double())
+    return dy, gradients(operator.reference, arguments, dy), wide

@@ -1,0 +1,45 @@
+"""Every op, every case, every dtype, every backend: values, dtype and strides, forward and backward."""
+
+import pytest
+import torch
+
+from tests.operators import OPERATORS, expected, expected_gradients, gradients
+from tests.shapes import DTYPES, cases
+from tests.tolerance import assert_as_good_as_eager
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+ROWS = [pytest.param(op, case, id=f"{op}-{case}") for op in OPERATORS for case in cases(op)]
+FORMATS = (torch.contiguous_format, torch.channels_last)
+
+
+def dtype_id(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize(("op", "case"), ROWS)
+def test_forward(op, case, dtype, kernel):
+    operator = OPERATORS[op]
+    arguments = operator.arguments(case, dtype)
+    eager, reference = expected(op, case, dtype)
+    for memory_format in FORMATS:
+        x = arguments["x"].contiguous(memory_format=memory_format)
+        kept = x.clone()
+        y = operator.serve(kernel, **{**arguments, "x": x})
+        assert_as_good_as_eager(y, eager, reference, what=f"{op} of {memory_format}")
+        if not (x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)):  # else x is in both
+            assert y.is_contiguous(memory_format=memory_format)
+        assert torch.equal(x, kept), f"{op} wrote to its input"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize(("op", "case"), ROWS)
+def test_gradients(op, case, dtype, backend):
+    operator = OPERATORS[op]
+    arguments = operator.arguments(case, dtype)
+    dy, eager, reference = expected_gradients(op, case, dtype)
+    actual = gradients(lambda **a: operator.serve(backend, **a), arguments, dy)
+    for name, gradient in actual.items():
+        assert_as_good_as_eager(gradient, eager[name], reference[name], what=f"{op}: gradient of {name}")
+        assert gradient.stride() == torch.empty_like(arguments[name]).stride(), name

@@ -1,0 +1,106 @@
+"""The formulas of the papers in plain PyTorch, written out independently of the package.
+
+In fp64 they are the reference of the parity tests; in the tested dtype they are "eager", whose error sets the
+standard. The functions take the arguments of `convnext_kernels.functional`, and so does nothing else here.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, dilation: int = 1) -> Tensor:
+    padding = dilation * (weight.shape[-1] // 2)
+    return F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=len(weight))
+
+
+def layer_norm2d(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6) -> Tensor:
+    return F.layer_norm(x.permute(0, 2, 3, 1), weight.shape, weight, bias, eps).permute(0, 3, 1, 2)
+
+
+def _grn(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    norm = x.norm(p=2, dim=(1, 2), keepdim=True)
+    response = norm / (norm.mean(dim=-1, keepdim=True) + eps)
+    return weight * (x * response) + bias + x
+
+
+def global_response_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6) -> Tensor:
+    return _grn(x.permute(0, 2, 3, 1), weight, bias, eps).permute(0, 3, 1, 2)
+
+
+def inverted_bottleneck(
+    x,
+    norm_weight,
+    norm_bias,
+    pwconv1_weight,
+    pwconv1_bias,
+    pwconv2_weight,
+    pwconv2_bias,
+    *,
+    gamma=None,
+    grn_weight=None,
+    grn_bias=None,
+    residual=None,
+    drop_scale=None,
+    eps=1e-6,
+    grn_eps=1e-6,
+):
+    y = F.layer_norm(x.permute(0, 2, 3, 1), norm_weight.shape, norm_weight, norm_bias, eps)
+    y = F.gelu(F.linear(y, pwconv1_weight, pwconv1_bias))
+    if grn_weight is not None:
+        y = _grn(y, grn_weight, grn_bias, grn_eps)
+    y = F.linear(y, pwconv2_weight, pwconv2_bias)
+    if gamma is not None:
+        y = gamma * y
+    y = y.permute(0, 3, 1, 2)
+    if drop_scale is not None:
+        y = y * drop_scale.view(-1, 1, 1, 1)
+    return y if residual is None else residual + y
+
+
+def convnext_block(x, dwconv_weight, dwconv_bias, *parameters, dilation=1, **options):
+    y = depthwise_conv2d(x, dwconv_weight, dwconv_bias, dilation=dilation)
+    return inverted_bottleneck(y, *parameters, residual=x, **options)
+
+
+def patch_downsample(x, norm_weight, norm_bias, weight, bias=None, *, eps=1e-6):
+    side = weight.shape[-1]
+    y = layer_norm2d(x, norm_weight, norm_bias, eps=eps)
+    # Without the rest that fills no patch: 16-bit stride 3 with a rest is garbage in oneDNN (pytorch issue 169688).
+    y = y[..., : y.shape[2] // side * side, : y.shape[3] // side * side]
+    return F.conv2d(y, weight, bias, stride=side)
+
+
+class GRN(nn.Module):
+    """V2's layer under its official names."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels))
+
+
+class Block(nn.Module):
+    """The official ConvNeXt block, V1 or V2: its names, its shapes, its formula."""
+
+    def __init__(self, dim, layer_scale_init_value=1e-6, *, kernel_size=7, mlp_ratio=4, dilation=1, use_grn=False):
+        super().__init__()
+        padding = dilation * (kernel_size // 2)
+        self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=padding, dilation=dilation, groups=dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.pwconv1 = nn.Linear(dim, mlp_ratio * dim)
+        self.pwconv2 = nn.Linear(mlp_ratio * dim, dim)
+        if use_grn:
+            self.grn = GRN(mlp_ratio * dim)
+        elif layer_scale_init_value > 0:
+            self.gamma = nn.Parameter(torch.full((dim,), layer_scale_init_value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))
+        y = F.gelu(self.pwconv1(y))
+        if hasattr(self, "grn"):
+            y = _grn(y, self.grn.gamma, self.grn.beta, 1e-6)
+        y = self.pwconv2(y)
+        if hasattr(self, "gamma"):
+            y = self.gamma * y
+        return x + y.permute(0, 3, 1, 2)

@@ -1,0 +1,111 @@
+"""The table of shapes and dtypes that the parity tests run over; every row says what it is there for.
+
+Sizes stand below, at, at a multiple of, and above the vectors and tiles of the kernels: 16 floats in a vector,
+16 x 32 in an AMX tile, panels of 48 columns, 14 pixels in registers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration of the block; each op reads the fields that concern it."""
+
+    reason: str
+    n: int = 2
+    c: int = 16
+    h: int = 7
+    w: int = 5
+    k: int = 7
+    dilation: int = 1
+    ratio: int = 4
+    variant: str = "v1"  # "v1": gamma; "v2": GRN; "plain": neither
+    bias: bool = True
+    drop: bool = False  # drop-path factors: sample 0 dropped, the others scaled up
+    patch: int = 2  # side of the downsampling patches
+
+    def __str__(self) -> str:
+        flags = ("" if self.bias else "-nobias") + ("-drop" if self.drop else "")
+        return (
+            f"n{self.n}-c{self.c}-{self.h}x{self.w}-k{self.k}d{self.dilation}-r{self.ratio}-{self.variant}"
+            f"-p{self.patch}{flags}"
+        )
+
+
+CASES = (
+    Case("one vector of channels, odd sizes"),
+    # channels
+    Case("one channel: LayerNorm gives its bias, depthwise is a plain convolution", c=1),
+    Case("channels far below a vector", c=3, variant="v2"),
+    Case("half a vector", c=8),
+    Case("one channel short of a vector", c=15, variant="v2"),
+    Case("one channel more than a vector", c=17),
+    Case("vectors and a half", c=40, n=3, variant="v2"),
+    Case("one panel of columns", c=48, h=5, w=15),
+    Case("ConvNeXt-T's first width, whole tiles", c=96, h=14, w=14),
+    Case("ConvNeXt V2's first widths: whole vectors, not whole panels", c=80, h=7, w=14, variant="v2"),
+    Case("whole vectors and a tail", c=100, h=5, w=7),
+    Case("beyond 128 with a tail of two", c=130, n=1, variant="v2"),
+    Case("more channels than pixels: the hidden may be split between threads", c=384, n=1, h=7, w=7, k=3),
+    # height and width
+    Case("one pixel: every tap but one is padding", h=1, w=1, patch=1),
+    Case("one pixel in V2: the spatial norm is an absolute value", h=1, w=1, variant="v2", patch=1),
+    Case("one column", h=14, w=1, patch=1),
+    Case("one row", h=1, w=14, n=3, patch=1),
+    Case("two columns, fewer than the kernel's radius", h=13, w=2),
+    Case("one pixel short of a register tile; patches leave a rest in H", h=13, w=14, patch=4),
+    Case("a register tile and one pixel; patches leave a rest in W", h=14, w=15),
+    Case("two register tiles and one pixel, tall", h=29, w=5, n=1, patch=3),
+    Case("not square, several row blocks and a rest", h=33, w=57, c=24, n=1, ratio=2),
+    Case("the same for V2, whose norm runs over all the row blocks", h=57, w=33, c=24, n=1, ratio=2, variant="v2"),
+    # batch
+    Case("one sample", n=1),
+    Case("batch of an odd size, more samples than threads", n=5, c=24),
+    Case("more samples than threads in V2: each has its own norm", n=5, c=24, variant="v2"),
+    # kernel sizes and dilations
+    Case("1x1: no neighbours at all", k=1),
+    Case("smallest real kernel", k=3, h=14, w=13),
+    Case("5x5", k=5, h=14, w=13, variant="v2"),
+    Case("9x9, wider than the image", k=9),
+    Case("11x11", k=11, h=15, w=13),
+    Case("13x13, SLaK and RepLKNet", k=13, h=14, w=15),
+    Case("15x15", k=15, h=14, w=13, n=1),
+    Case("21x21", k=21, h=15, w=29, n=1),
+    Case("31x31, the largest: most taps fall outside", k=31, h=13, w=14),
+    # 17 channels: oneDNN's 16-bit depthwise never returns for 31x31 on such an image with 16 or fewer (torch 2.14).
+    Case("31x31 on an image larger than the kernel", k=31, h=33, w=40, c=17, n=1),
+    Case("dilation 2", dilation=2, h=14, w=15),
+    Case("dilation 3 of a small kernel", dilation=3, k=3, h=14, w=13, variant="v2"),
+    Case("dilation 3: reaches beyond the image on both sides", dilation=3, h=7, w=5),
+    # the bottleneck
+    Case("hidden as wide as the input", ratio=1),
+    Case("ratio 2", ratio=2, c=17, variant="v2"),
+    Case("ratio 3, hidden not a power of two", ratio=3, c=40),
+    Case("neither gamma nor GRN", variant="plain"),
+    Case("no biases (every Conv and Linear has bias=False)", bias=False),
+    Case("no biases in V2", bias=False, variant="v2", c=17),
+    Case("drop path", drop=True, n=5),
+    Case("drop path in V2", drop=True, n=3, variant="v2"),
+    Case("drop path without gamma", drop=True, n=3, variant="plain"),
+)
+
+_RELEVANT = {
+    "dwconv": ("n", "c", "h", "w", "k", "dilation", "bias"),
+    "layernorm": ("n", "c", "h", "w"),
+    "grn": ("n", "c", "h", "w"),
+    "mlp": ("n", "c", "h", "w", "ratio", "variant", "bias", "drop"),
+    "block": ("n", "c", "h", "w", "k", "dilation", "ratio", "variant", "bias", "drop"),
+    "downsample": ("n", "c", "h", "w", "patch", "bias"),
+}
+
+
+def cases(op: str) -> list[Case]:
+    """Rows of the table that differ in what `op` reads."""
+    unique: dict[tuple, Case] = {}
+    for case in CASES:
+        unique.setdefault(tuple(getattr(case, field) for field in _RELEVANT[op]), case)
+    return list(unique.values())
