@@ -36,7 +36,7 @@ typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef int32_t VecI __attribute__((vector_size(kLanes * 4)));
 typedef float VecLoose __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 
-CNK_INLINE Vec splat(float value) { return Vec{} + value; }
+CNK_INLINE Vec splat(float value) { return value - Vec{}; }  // 0 + value would keep an addition, for -0
 CNK_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecLoose*>(p); }
 CNK_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecLoose*>(p) = v; }
 // If either is NaN the result is b: bounds first, data second, and NaN flows through.
@@ -45,12 +45,15 @@ CNK_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
 CNK_INLINE Vec abs(Vec v) { return (Vec)((VecI)v & 0x7fffffff); }
 
 CNK_INLINE float sum(Vec v) {
-  float lanes[kLanes];
-  std::memcpy(lanes, &v, sizeof lanes);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  }
-  return lanes[0];
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#elif defined(__AVX2__)
+  __m128 half = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+#else
+  return (v[0] + v[2]) + (v[1] + v[3]);
+#endif
 }
 
 // --- 16-bit floats: kLanes of them to and from a register. ---
