@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 RULE = (
-    "The largest error of the accelerated result against fp64 may be at most twice eager's own plus one "
-    "machine epsilon of the dtype times the largest value."
+    "The largest error of the accelerated result against fp64 (same weights and inputs) may be at most twice eager's "
+    "own plus one machine epsilon of the dtype times the largest value."
 )
 TOP5_RULE = (
-    "The best five classes count as the same when, at each place, both name one class, or two whose fp64 "
-    "logits lie no further apart than two results within that error, taken for this image, can exchange."
+    "The best five classes count as the same when, at each place, both name one class, or are tied: two classes "
+    "whose fp64 logits lie no further apart than twice that error, taken for this image."
 )
 
 
@@ -60,7 +60,7 @@ class Top5:
 
     eager: list[tuple[int, float]]
     accelerated: list[tuple[int, float]]
-    verdict: str  # "same", "tie" (exchanged within TOP5_RULE) or "different"
+    verdict: str  # "same", "tie" (as TOP5_RULE says) or "different"
 
 
 def _best(logits: Tensor) -> list[tuple[int, float]]:

@@ -13,11 +13,13 @@ INTERVAL = 1e-3  # seconds between two samples of the resident set
 RUNS = 3  # what the allocator does with freed blocks makes single runs differ by up to a third
 
 METHOD = {
-    "cpu": "Peak memory: growth of the process's resident set, sampled every millisecond, during the first forward "
-    "pass of a fresh model; median of three models. Code and libraries were loaded before by a pass of a copy, and "
-    "freed memory was handed back. Weights a backend packs for itself are counted; the model's own weights are not.",
-    "cuda": "Peak memory: growth of the memory that PyTorch's CUDA allocator holds for tensors, during the first "
-    "forward pass of a fresh model, median of three models; the model's own weights are not counted.",
+    "cpu": "Peak memory: growth of the process's resident set, sampled every millisecond, during the first and the "
+    "second forward pass of a fresh model; medians of three models. Code and libraries were loaded before by a pass "
+    "of a copy, and freed memory was handed back. The first pass counts the weights that a backend packs for itself "
+    "and keeps; the model's own weights are never counted.",
+    "cuda": "Peak memory: growth of what PyTorch's CUDA allocator holds for tensors, during the first and the second "
+    "forward pass of a fresh model; medians of three models. The first pass counts the weights that a backend packs "
+    "for itself and keeps; the model's own weights are never counted.",
 }
 
 
@@ -54,8 +56,8 @@ def _cuda_growth(function: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - start
 
 
-def peak_growth(build: Callable[[], Callable[[object], object]], x: object, device: str) -> int:
-    """Bytes by which memory grows at most during the first forward pass of ``build()`` on `x`; see METHOD."""
+def peak_growth(build: Callable[[], Callable[[object], object]], x: object, device: str) -> tuple[int, int]:
+    """Bytes by which memory grows at most during the first and the second pass of ``build()`` on `x`; see METHOD."""
     import torch
 
     measure = _cuda_growth if device == "cuda" else _resident_growth
@@ -65,6 +67,7 @@ def peak_growth(build: Callable[[], Callable[[object], object]], x: object, devi
         for _ in range(RUNS):
             model = build()
             gc.collect()
-            found.append(measure(functools.partial(model, x)))
+            found.append([measure(functools.partial(model, x)) for _ in range(2)])
             del model
-    return int(statistics.median(found))
+    first, second = (int(statistics.median(values)) for values in zip(*found, strict=True))
+    return first, second

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import click
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -91,11 +92,11 @@ def thread_count(count: int | None) -> Iterator[None]:
 
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Callable[[str, int], None]]:
-    """Show a bar with the remaining time on stderr; yields ``advance(what_is_done_now, steps)``."""
-    from rich.console import Console
-
+    """Show a bar with the remaining time if stderr is a terminal; yields ``advance(what_is_done_now, steps)``."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     remaining = (TextColumn("remaining"), TimeRemainingColumn())
-    with Progress(*columns, *remaining, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    disable = not console.is_terminal
+    with Progress(*columns, *remaining, console=console, transient=True, disable=disable) as progress:
         task = progress.add_task(description, total=total)
         yield lambda what, steps: progress.update(task, description=what, advance=steps)

@@ -1,0 +1,197 @@
+import html.parser
+import re
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from convnext_kernels.cli import demo, models
+from convnext_kernels.cli.compare import Comparison, Top5
+from convnext_kernels.cli.timing import Timing
+
+SMALL = ("--model", "timm/test_convnext", "--size", "64", "--repeats", "1", "--batch", "3")
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would load, which tags stay open, and the text."""
+
+    VOID = ("meta", "img", "br", "path", "use")
+
+    def __init__(self, text):
+        super().__init__()
+        self.resources, self.open, self.tags, self.text = [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.resources += [
+            value for name, value in attributes if name in ("src", "href", "xlink:href", "srcset", "data")
+        ]
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def shipped_run(tmp_path_factory):
+    """One run on the shipped photographs in both dtypes: (result, report)."""
+    from click.testing import CliRunner
+
+    from convnext_kernels.cli import main
+
+    report = tmp_path_factory.mktemp("report") / "new folder" / "demo.html"
+    result = CliRunner().invoke(main, ["demo", *SMALL, "--report", str(report)])
+    return result, report
+
+
+def test_table(shipped_run):
+    result, report = shipped_run
+    assert result.exit_code == 0, result.output
+    assert "fp32" in result.stdout
+    assert "bf16" in result.stdout
+    assert re.search(r"speed-up \(medians\) +\d+\.\d\dx +\d+\.\d\dx", result.stdout)
+    assert re.search(r"same top 5 +\d of 8", result.stdout)
+    assert "random (seed 0)" in " ".join(result.stdout.split())
+    assert f"Report: {report}" in result.stdout.replace("\n", "")
+
+
+def test_report_is_complete_and_self_contained(shipped_run):
+    _, report = shipped_run
+    text = report.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert page.resources
+    assert all(value.startswith(("data:image/", "#")) for value in page.resources)
+    assert not re.search(r"url\((?!#)|@import|<script|<link", text)
+    assert page.tags.count("svg") == 3
+    assert page.tags.count("img") == 8
+    for word in (
+        "china",
+        "hubble deep field",
+        "class ",
+        "ConvNeXtBlock",
+        "replaced",
+        torch.__version__.partition("+")[0],
+    ):
+        assert word in page.text
+    assert "not equal" not in page.text
+
+
+def test_own_images_and_one_dtype(run, tmp_path):
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "<b>red & more.png")
+    Image.new("RGB", (40, 40), "blue").save(tmp_path / "blue.png")
+    report = tmp_path / "r.html"
+    result = run("demo", *SMALL, "--dtype", "fp32", "--report", report, "--images", *sorted(tmp_path.glob("*.png")))
+    assert result.exit_code == 0, result.output
+    assert "bf16" not in result.stdout
+    assert re.search(r"same top 5 +2 of 2", result.stdout)
+    page = Page(report.read_text(encoding="utf-8"))
+    assert page.tags.count("img") == 2
+    assert "<b>red & more.png" in page.text
+
+
+def test_class_names_come_with_weights(run, tmp_path):
+    torch.save(models.load("timm/test_convnext", None, False).model.state_dict(), tmp_path / "w.pth")
+    report = tmp_path / "r.html"
+    result = run("demo", *SMALL, "--dtype", "fp32", "--weights", tmp_path / "w.pth", "--report", report)
+    assert result.exit_code == 0, result.output
+    page = Page(report.read_text(encoding="utf-8"))
+    assert "ImageNet-1k" in page.text
+    assert not re.search(r"class \d", page.text)
+
+
+def test_no_report(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("demo", *SMALL, "--dtype", "fp32", "--no-report")
+    assert result.exit_code == 0, result.output
+    assert list(tmp_path.iterdir()) == []
+    assert "Report" not in result.output
+
+
+def test_no_report_needs_no_report_libraries(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run("demo", *SMALL, "--dtype", "fp32", "--no-report").exit_code == 0
+
+
+def test_threads_are_used_and_given_back(run, monkeypatch):
+    before = torch.get_num_threads()
+    seen = []
+    measure = demo._Run.measure
+
+    def watch(self, dtypes):
+        seen.append(torch.get_num_threads())
+        return measure(self, dtypes)
+
+    monkeypatch.setattr(demo._Run, "measure", watch)
+    result = run("demo", *SMALL, "--dtype", "fp32", "--no-report", "--threads", before + 1)
+    assert result.exit_code == 0, result.output
+    assert seen == [before + 1]
+    assert torch.get_num_threads() == before
+
+
+def test_unwritable_reports(fails, tmp_path):
+    (tmp_path / "file").write_text("")
+    fails("demo", *SMALL, "--report", tmp_path / "file" / "r.html", words=("--report", "cannot be written"))
+    fails("demo", *SMALL, "--report", tmp_path, words=("--report", "is a folder"))
+
+
+def test_unknown_backends(fails, monkeypatch):
+    fails("demo", *SMALL, "--no-report", "--backend", "nope", words=("--backend", "'nope'", "auto", "eager"))
+    monkeypatch.setenv("CONVNEXT_KERNELS_BACKEND", "nope")
+    fails("demo", *SMALL, "--no-report", words=("CONVNEXT_KERNELS_BACKEND", "'nope'"))
+
+
+def test_an_unavailable_backend_says_why(fails, monkeypatch):
+    from convnext_kernels import planner
+
+    status = planner.BackendStatus("cpu", False, "not compiled", "")
+    monkeypatch.setattr(planner, "backends", lambda: {"cpu": status})
+    fails("demo", *SMALL, "--no-report", "--backend", "cpu", words=("--backend", "cpu", "not compiled"))
+
+
+def test_wrong_results_fail_and_are_reported(run, tmp_path, monkeypatch):
+    """An accelerated model that is off by 1 % must not pass."""
+    build = demo._Run.build
+
+    def wrong(self, dtype, name):
+        model = build(self, dtype, name)
+        if name == "accelerated":
+            model.register_forward_hook(lambda module, inputs, output: output.roll(1, -1) * 1.01)
+        return model
+
+    monkeypatch.setattr(demo._Run, "build", wrong)
+    report = tmp_path / "r.html"
+    result = run("demo", *SMALL, "--report", report)
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    for word in ("fp32: error", "bf16: error", "exceeds the allowed", "best five classes differ on china"):
+        assert word in line
+    assert "not equal" in Page(report.read_text(encoding="utf-8")).text
+
+
+def test_failures_name_dtype_and_photo():
+    class Named:
+        name = "cat"
+
+    top5 = Top5([(0, 1.0)], [(1, 1.0)], "different")
+    times = {name: Timing((2.0,)) for name in demo.NAMES}
+    peak = dict.fromkeys(demo.NAMES, (0, 0))
+    nan = float("nan")
+    for comparison, count in ((Comparison(0, 0, 0, 0, 0), 1), (Comparison(nan, nan, nan, nan, nan), 2)):
+        failures = demo.Result("bf16", comparison, [top5], times, peak, 10).failures([Named()])
+        assert len(failures) == count
+        assert all(line.startswith("bf16: ") for line in failures)
+        assert "cat" in failures[-1]

@@ -1,0 +1,85 @@
+import importlib.metadata
+import json
+import warnings
+
+import pytest
+import torch
+
+import convnext_kernels as ck
+from convnext_kernels.cli import info
+
+
+def test_json_holds_everything(run, monkeypatch):
+    monkeypatch.setenv("CONVNEXT_KERNELS_CPU_ISA", "avx2")
+    monkeypatch.delenv("CONVNEXT_KERNELS_BACKEND", raising=False)
+    result = run("info", "--json")
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout)
+    assert values["convnext_kernels"] == ck.__version__
+    assert values["libraries"]["torch"] == importlib.metadata.version("torch")
+    assert list(values["backends"]) == list(ck.backends())
+    for name, status in ck.backends().items():
+        shown = values["backends"][name]
+        assert shown == {
+            "available": status.available,
+            "reason": status.reason,
+            "description": status.description,
+        }
+    assert values["environment"]["CONVNEXT_KERNELS_CPU_ISA"] == "avx2"
+    assert values["environment"]["CONVNEXT_KERNELS_BACKEND"] is None
+    assert values["threads"]["torch"] == torch.get_num_threads()
+    assert values["cpu"]["name"]
+    assert bool(values["gpus"]) != bool(values["no_gpu_reason"])
+
+
+def test_table_shows_backends_and_missing_libraries(run, monkeypatch):
+    def version(library):
+        if library == "triton":
+            raise importlib.metadata.PackageNotFoundError(library)
+        return "1.2.3"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    result = run("info")
+    assert result.exit_code == 0, result.output
+    assert "not installed" in next(line for line in result.output.splitlines() if "triton" in line)
+    for name in ck.backends():
+        assert name in result.output
+
+
+def test_a_reason_with_brackets_is_shown_as_it_is(run, monkeypatch):
+    from convnext_kernels import planner
+
+    status = planner.BackendStatus("odd", False, "needs [red] paint", "")
+    monkeypatch.setattr(planner, "backends", lambda: {"odd": status})
+    assert "needs [red] paint" in run("info").output
+
+
+def test_gpu_reasons(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert "built without" in info.gpus()[1]
+
+    def warns():
+        warnings.warn("old driver", stacklevel=1)
+        return False
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", warns)
+    found, reason = info.gpus()
+    assert found == []
+    assert "13.0" in reason
+    assert "old driver" in reason
+
+
+def test_cpu_name_without_procfs(monkeypatch):
+    def missing(_):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(info.Path, "read_text", missing)
+    assert info.cpu_name()
+
+
+@pytest.mark.parametrize("command", ["demo", "blocks"])
+def test_cuda_asked_for_where_there_is_none(fails, monkeypatch, command):
+    monkeypatch.setattr(info, "gpus", lambda: ([], "no driver"))
+    fails(command, "--device", "cuda", words=("--device cuda", "no driver"))

@@ -1,0 +1,121 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from convnext_kernels import cli
+from convnext_kernels.cli import info, options
+from convnext_kernels.spec import BackendError
+from convnext_kernels.version import __version__
+
+
+def test_help_names_every_command(run):
+    result = run("--help")
+    assert result.exit_code == 0
+    for name, line in cli.COMMANDS.items():
+        assert name in result.output
+        assert line.split()[0] in result.output
+
+
+def test_version(run):
+    result = run("--version")
+    assert result.exit_code == 0
+    assert __version__ in result.output
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_of_a_command(run, command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+HELP = """
+import sys
+from convnext_kernels.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    heavy = "torchvision timm transformers sklearn skimage matplotlib jinja2 rich.progress convnext_kernels.cli.demo"
+    print([name for name in heavy.split() if name in sys.modules])
+"""
+
+
+def test_help_imports_no_command_and_no_library(run_python):
+    assert run_python(HELP).splitlines()[-1] == "[]"
+
+
+def test_wrong_usage_is_one_line(fails):
+    fails("nonsense", words=("nonsense",), code=2)
+    fails("demo", "--batch", "0", words=("--batch",), code=2)
+    fails("demo", "--dtype", "int8", words=("--dtype", "int8"), code=2)
+    fails("demo", "--weights", "a.pth", "--pretrained", words=("--weights", "--pretrained"), code=2)
+
+
+def test_an_unforeseen_error_is_one_line_and_debug_shows_it(run, fails, monkeypatch):
+    def broken():
+        raise RuntimeError("first\n  second")
+
+    monkeypatch.setattr(info, "collect", broken)
+    fails("info", words=("RuntimeError: first second", "--debug"))
+    result = run("--debug", "info")
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr
+
+
+def test_a_backend_error_keeps_its_message(fails, monkeypatch):
+    def refuse():
+        raise BackendError("cpu: no reason")
+
+    monkeypatch.setattr(info, "collect", refuse)
+    assert fails("info", words=()) == "Error: cpu: no reason"
+
+
+def test_a_missing_library_names_the_extra(fails, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "psutil", None)  # makes the import raise ModuleNotFoundError
+    fails("demo", "--no-report", words=("psutil", 'pip install "convnext-kernels[demo]"'))
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    fails("demo", "--report", tmp_path / "r.html", words=("jinja2", 'pip install "convnext-kernels[demo]"'))
+
+
+def test_a_broken_library_is_not_called_missing(monkeypatch, tmp_path):
+    (tmp_path / "half_installed.py").write_text("import a_module_that_is_not_there\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
+        options.need("half_installed", "test")
+
+
+INTERRUPTED = """
+from convnext_kernels import cli
+from convnext_kernels.cli import timing
+
+interleave = timing.interleave
+
+def announced(*arguments, **options):
+    print("timing", flush=True)
+    return interleave(*arguments, **options)
+
+timing.interleave = announced
+cli.main(["blocks", "--batch", "1", "--repeats", "1000000"])
+"""
+
+
+def test_ctrl_c_ends_with_130():
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        assert process.stdout.readline() == "timing\n"
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 130
+    assert error.split() == ["Interrupted"]

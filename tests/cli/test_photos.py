@@ -1,0 +1,96 @@
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from convnext_kernels.cli import photos
+
+DEMO = ("demo", "--no-report", "--size", "32", "--images")
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.fromarray(numpy.arange(40 * 60 * 3, dtype=numpy.uint8).reshape(40, 60, 3)).save(path)
+    return path
+
+
+def test_shipped_photographs():
+    found = photos.shipped(64)
+    assert len({photo.name for photo in found}) == len(found) == 8
+    for photo in found:
+        assert photo.pixels.shape == (3, 64, 64)
+        assert photo.pixels.dtype == torch.uint8
+        assert photo.pixels.float().std() > 5  # a photograph, not a plain square
+        assert photo.thumbnail.startswith("data:image/jpeg;base64,")
+
+
+def test_files_and_folders(picture, tmp_path):
+    folder = tmp_path / "folder" / "inside"
+    folder.mkdir(parents=True)
+    for name, mode in (("b.jpg", "L"), ("a.png", "RGBA"), ("c.gif", "P")):
+        Image.new(mode, (50, 30)).save(folder / name)
+    (folder / "notes.txt").write_text("not looked at in a folder")
+    found = photos.read([picture, tmp_path / "folder"], 32)
+    assert [photo.name for photo in found] == [
+        str(p) for p in (picture, *map(folder.joinpath, ("a.png", "b.jpg", "c.gif")))
+    ]
+    assert {photo.pixels.shape for photo in found} == {(3, 32, 32)}
+
+
+def test_the_middle_is_taken_and_exif_is_obeyed(tmp_path):
+    image = Image.new("RGB", (96, 32))
+    image.paste((255, 0, 0), (32, 0, 64, 16))  # in the middle third, the upper half
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    image.save(tmp_path / "a.png", exif=exif)
+    (photo,) = photos.read([tmp_path / "a.png"], 32)
+    assert photo.pixels[0, 20:, 4:28].float().mean() > 250
+    assert photo.pixels[0, :12, 4:28].float().mean() < 5
+
+
+def test_normalise():
+    x = photos.normalise(torch.full((1, 3, 2, 2), 51, dtype=torch.uint8), (0.2, 0.1, 0.0), (1.0, 0.5, 0.1))
+    torch.testing.assert_close(x[0, :, 0, 0], torch.tensor([0.0, 0.2, 2.0]))
+
+
+def test_missing_image(fails, tmp_path):
+    fails(*DEMO, tmp_path / "none.png", words=("none.png", "no such file"))
+
+
+def test_empty_folder(fails, tmp_path):
+    fails(*DEMO, tmp_path, words=(str(tmp_path), "no image file"))
+
+
+def test_text_as_image(fails, tmp_path):
+    (tmp_path / "text.png").write_text("hello")
+    fails(*DEMO, tmp_path / "text.png", words=("text.png", "not an image"))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "tiff", "webp"])
+def test_cut_off_image(fails, tmp_path, suffix):
+    path = tmp_path / f"whole.{suffix}"
+    noise = numpy.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=numpy.uint8)
+    Image.fromarray(noise).save(path)
+    data = path.read_bytes()
+    cut = tmp_path / f"cut.{suffix}"
+    cut.write_bytes(data[: len(data) // 2])
+    fails(*DEMO, cut, words=(f"cut.{suffix}",))
+
+
+def test_a_picture_that_is_far_too_large(fails, monkeypatch, picture):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    fails(*DEMO, picture, words=("picture.png", "cannot be read"))
+
+
+def test_one_line_for_each_bad_image(run, picture, tmp_path):
+    (tmp_path / "a.jpg").write_text("hello")
+    result = run(*DEMO, picture, tmp_path / "a.jpg", tmp_path / "b.jpg")
+    assert result.exit_code == 1
+    first, second = result.stderr.splitlines()
+    assert "b.jpg: no such file" in first
+    assert "a.jpg: not an image" in second
+
+
+def test_too_many_images(fails, tmp_path, picture):
+    fails("demo", "--no-report", *[picture] * (photos.LIMIT + 1), words=(str(photos.LIMIT), str(photos.LIMIT + 1)))
