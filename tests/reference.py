@@ -66,9 +66,11 @@ def convnext_block(x, dwconv_weight, dwconv_bias, *parameters, dilation=1, **opt
 def patch_downsample(x, norm_weight, norm_bias, weight, bias=None, *, eps=1e-6):
     side = weight.shape[-1]
     y = layer_norm2d(x, norm_weight, norm_bias, eps=eps)
-    # Without the rest that fills no patch: 16-bit stride 3 with a rest is garbage in oneDNN (pytorch issue 169688).
-    y = y[..., : y.shape[2] // side * side, : y.shape[3] // side * side]
-    return F.conv2d(y, weight, bias, stride=side)
+    # Not F.conv2d: oneDNN's 16-bit kernels return garbage for strides 3 and 4 (torch 2.14 on a machine with AMX;
+    # pytorch issue 169688), and what returns garbage sets no standard.
+    patches = F.unfold(y, side, stride=side)
+    y = (weight.flatten(1) @ patches).unflatten(2, (x.shape[2] // side, x.shape[3] // side))
+    return y if bias is None else y + bias.view(-1, 1, 1)
 
 
 class GRN(nn.Module):

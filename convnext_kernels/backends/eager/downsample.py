@@ -1,6 +1,9 @@
 """Downsampling between stages: LayerNorm over the channels, then a KxK convolution with stride K, no padding.
 
 x (N, C, H, W), weight (D, C, K, K), bias (D,) or None; the result is (N, D, H // K, W // K) in x's memory format.
+
+The convolution is a matrix product over the patches. F.conv2d would do, but oneDNN's 16-bit kernels return garbage
+for strides 3 and 4 (torch 2.14 on a machine with AMX; https://github.com/pytorch/pytorch/issues/169688).
 """
 
 import torch
@@ -8,16 +11,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnext_kernels.backends.eager import layernorm
-from convnext_kernels.backends.eager.layout import like, like_parameter
+from convnext_kernels.backends.eager.layout import like, like_parameter, nchw, nhwc
 
 
-def _whole_patches(n: Tensor, side: int) -> Tensor:
-    """Cut off the rows and columns that fill no patch.
+def _patches(n: Tensor, side: int) -> Tensor:
+    """Turn (N, C, H, W) into rows (N, H // K, W // K, C K K); what fills no whole patch is left out."""
+    samples, channels, height, width = n.shape
+    rows, columns = height // side, width // side
+    n = n[..., : rows * side, : columns * side].reshape(samples, channels, rows, side, columns, side)
+    return n.permute(0, 2, 4, 1, 3, 5).reshape(samples, rows, columns, -1)
 
-    The convolution would ignore them, but oneDNN's 16-bit kernels return garbage for stride 3 with such a rest
-    (https://github.com/pytorch/pytorch/issues/169688).
-    """
-    return n[..., : n.shape[2] // side * side, : n.shape[3] // side * side]
+
+def _unpatch(patches: Tensor, side: int, x: Tensor) -> Tensor:
+    """Undo `_patches`: a tensor of x's shape with zeros where no patch lay."""
+    samples, rows, columns, _ = patches.shape
+    n = patches.reshape(samples, rows, columns, x.shape[1], side, side).permute(0, 3, 1, 4, 2, 5)
+    n = n.reshape(samples, x.shape[1], rows * side, columns * side)
+    return F.pad(n, (0, x.shape[3] - columns * side, 0, x.shape[2] - rows * side))
 
 
 def forward(
@@ -33,9 +43,8 @@ def forward(
     """Normalise, then convolve in `compute_dtype`; `out` says dtype and strides."""
     n = layernorm.forward(x, norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps)
     bias = None if bias is None else bias.to(compute_dtype)
-    side = weight.shape[-1]
-    y = F.conv2d(_whole_patches(n, side).to(compute_dtype), weight.to(compute_dtype), bias, stride=side)
-    return like(y, out)
+    y = F.linear(_patches(n.to(compute_dtype), weight.shape[-1]), weight.flatten(1).to(compute_dtype), bias)
+    return like(nchw(y), out)
 
 
 def backward(
@@ -53,27 +62,17 @@ def backward(
     norm_weight_x, norm_bias_x = norm_weight.to(x.dtype), norm_bias.to(x.dtype)
     n = layernorm.forward(x, norm_weight_x, norm_bias_x, eps)
     side = weight.shape[-1]
-    dn, dw, db = torch.ops.aten.convolution_backward(
-        dy.to(compute_dtype),
-        _whole_patches(n, side).to(compute_dtype),
-        weight.to(compute_dtype),
-        [weight.shape[0]],
-        [side, side],
-        [0, 0],
-        [1, 1],
-        False,
-        [0, 0],
-        1,
-        [any(needs[:3]), needs[3], needs[4]],
-    )
+    patches = _patches(n.to(compute_dtype), side)
+    dy_rows = nhwc(dy).to(compute_dtype).reshape(-1, weight.shape[0])
     gradients = []
     if any(needs[:3]):
-        dn = F.pad(dn, (0, x.shape[3] - dn.shape[3], 0, x.shape[2] - dn.shape[2]))
-        gradients = layernorm.backward(dn.to(x.dtype), x, norm_weight_x, norm_bias_x, eps, needs[:3])
+        dpatches = (dy_rows @ weight.flatten(1).to(compute_dtype)).reshape(patches.shape)
+        dn = _unpatch(dpatches, side, x).to(x.dtype)
+        gradients = layernorm.backward(dn, x, norm_weight_x, norm_bias_x, eps, needs[:3])
         names = [p for p, needed in zip((x, norm_weight, norm_bias), needs[:3], strict=True) if needed]
         gradients = [like_parameter(g, p) for g, p in zip(gradients, names, strict=True)]
     if needs[3]:
-        gradients.append(like_parameter(dw, weight))
+        gradients.append(like_parameter(dy_rows.mT @ patches.flatten(0, 2), weight))
     if needs[4]:
-        gradients.append(like_parameter(db, bias))
+        gradients.append(like_parameter(dy_rows.sum(dim=0), bias))
     return gradients
