@@ -64,13 +64,13 @@ class BlockAdapter(Adapter):
         if refusal:
             return refusal
         if type(drop_path) is not nn.Identity and not cls.known("drop_path", drop_path):
-            return f"the drop path is a {type(drop_path).__name__}"
+            return f"the drop path is a {structure.class_of(drop_path).__name__}"
         grn_weight = grn_bias = None
         if grn is not None:
             if refusal := structure.watched((grn,)):
                 return refusal
             if not cls.known("grn", grn):
-                return f"the response normalisation is a {type(grn).__name__}"
+                return f"the response normalisation is a {structure.class_of(grn).__name__}"
             grn_weight, grn_bias = parameter(grn, cls.grn_names[0]), parameter(grn, cls.grn_names[1])
         norm_weight, norm_bias = parameter(norm, "weight"), parameter(norm, "bias")
         if norm_weight is None or norm_bias is None:

@@ -68,7 +68,7 @@ def _trial(adapter: type[Adapter], module: nn.Module, channels: int) -> str | No
 def _is_layer_norm(norm: nn.Module, data_format: str) -> bool:
     """Whether this is the repositories' own LayerNorm in that format."""
     return (
-        type(norm).__name__ == "LayerNorm"
+        structure.class_of(norm).__name__ == "LayerNorm"
         and getattr(norm, "data_format", None) == data_format
         and all(hasattr(norm, name) for name in ("weight", "bias", "eps", "normalized_shape"))
     )
@@ -88,13 +88,13 @@ class OfficialBlockAdapter(BlockAdapter):
     @classmethod
     def known(cls, role: str, module: nn.Module) -> bool:
         """Go by the name of the class."""
-        return type(module).__name__ == cls.type_names[role]
+        return structure.class_of(module).__name__ == cls.type_names[role]
 
     @classmethod
     def norm_refusal(cls, norm: nn.Module, channels: int) -> str | None:
         """Accept the repositories' own LayerNorm and PyTorch's."""
         own = _is_layer_norm(norm, "channels_last")
-        return structure.layer_norm(norm, (type(norm) if own else nn.LayerNorm,), channels)
+        return structure.layer_norm(norm, (structure.class_of(norm) if own else nn.LayerNorm,), channels)
 
     @classmethod
     def parts(cls, module: nn.Module) -> Parts | str:
@@ -128,13 +128,13 @@ class OfficialDownsampleAdapter(DownsampleAdapter):
     def norm_refusal(cls, norm: nn.Module, channels: int) -> str | None:
         """Accept the repositories' own LayerNorm over channels."""
         if not _is_layer_norm(norm, "channels_first"):
-            return f"the norm is a {type(norm).__name__}"
-        return structure.layer_norm(norm, (type(norm),), channels)
+            return f"the norm is a {structure.class_of(norm).__name__}"
+        return structure.layer_norm(norm, (structure.class_of(norm),), channels)
 
     @classmethod
     def trial(cls, module: nn.Module) -> str | None:
-        """Compare with the norm's own forward; the convolution is PyTorch's."""
-        return OfficialLayerNorm2dAdapter.trial(module[0])
+        """Compare with the norm's own forward, unless that has been done; the convolution is PyTorch's."""
+        return None if isinstance(module[0], Adapter) else OfficialLayerNorm2dAdapter.trial(module[0])
 
 
 def match(module: nn.Module) -> Match | None:

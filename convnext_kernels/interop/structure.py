@@ -18,10 +18,17 @@ PLAIN = (Tensor, nn.Parameter)
 TRACED = (FakeTensor, FunctionalTensor)  # what torch.export puts in the place of plain tensors
 
 
-def is_one_of(module: nn.Module, types: tuple[type, ...]) -> bool:
-    """Exactly one of `types`, since a subclass may compute something else; parametrised or not."""
+def class_of(module: nn.Module) -> type:
+    """The class of `module` before it was parametrised or accelerated on its own."""
     kind = type(module)
-    return kind in types or ("parametrizations" in module._modules and kind.__bases__[0] in types)
+    if "parametrizations" in module._modules:
+        kind = kind.__bases__[0]
+    return getattr(kind, "original", kind)
+
+
+def is_one_of(module: nn.Module, types: tuple[type, ...]) -> bool:
+    """Exactly one of `types`: a subclass may compute something else."""
+    return type(module) in types or class_of(module) in types
 
 
 def parameter(module: nn.Module, name: str) -> Tensor | None:
@@ -41,16 +48,16 @@ def watched(modules: Iterable[nn.Module]) -> str | None:
         return "a hook is registered on all modules"
     for module in modules:
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-            return f"a hook is registered on its {type(module).__name__}"
+            return f"a hook is registered on its {class_of(module).__name__}"
         if "forward" in module.__dict__:
-            return f"the forward of its {type(module).__name__} was replaced"
+            return f"the forward of its {class_of(module).__name__} was replaced"
     return None
 
 
 def depthwise(conv: nn.Module) -> str | None:
     """A depthwise convolution with an odd square kernel, stride 1 and "same" zero padding."""
     if not is_one_of(conv, (nn.Conv2d,)):
-        return f"the depthwise convolution is a {type(conv).__name__}"
+        return f"the depthwise convolution is a {class_of(conv).__name__}"
     side, dilation = conv.kernel_size[0], conv.dilation[0]
     if conv.stride != (1, 1):
         return f"the depthwise convolution has stride {conv.stride}"
@@ -69,7 +76,7 @@ def depthwise(conv: nn.Module) -> str | None:
 def layer_norm(norm: nn.Module, types: tuple[type, ...], channels: int) -> str | None:
     """A LayerNorm over `channels`; its weight and bias are looked at with the other tensors."""
     if not is_one_of(norm, types):
-        return f"the norm is a {type(norm).__name__}"
+        return f"the norm is a {class_of(norm).__name__}"
     if tuple(norm.normalized_shape) != (channels,):
         return f"the norm is over {tuple(norm.normalized_shape)}, not over the {channels} channels"
     return None
@@ -80,7 +87,7 @@ def pointwise(layer: nn.Module) -> str | None:
     if is_one_of(layer, (nn.Linear,)):
         return None
     if not is_one_of(layer, (nn.Conv2d,)):
-        return f"a pointwise layer is a {type(layer).__name__}"
+        return f"a pointwise layer is a {class_of(layer).__name__}"
     if layer.kernel_size != (1, 1) or layer.stride != (1, 1) or layer.groups != 1:
         return f"a pointwise layer is a convolution ({layer.extra_repr()})"
     if layer.padding not in ((0, 0), "same", "valid"):
@@ -91,7 +98,7 @@ def pointwise(layer: nn.Module) -> str | None:
 def gelu(act: nn.Module, types: tuple[type, ...]) -> str | None:
     """The exact GELU."""
     if not is_one_of(act, types):
-        return f"the activation is {type(act).__name__}, not GELU"
+        return f"the activation is {class_of(act).__name__}, not GELU"
     if isinstance(act, nn.GELU) and act.approximate != "none":
         return f"the activation is GELU's {act.approximate} approximation"
     return None
@@ -100,7 +107,7 @@ def gelu(act: nn.Module, types: tuple[type, ...]) -> str | None:
 def patch_conv(conv: nn.Module) -> str | None:
     """A KxK convolution with stride K, over all channels, without padding."""
     if not is_one_of(conv, (nn.Conv2d,)):
-        return f"the convolution is a {type(conv).__name__}"
+        return f"the convolution is a {class_of(conv).__name__}"
     side = conv.kernel_size[0]
     if conv.kernel_size != (side, side) or conv.stride != (side, side):
         return f"the convolution has kernel size {conv.kernel_size} and stride {conv.stride}"

@@ -44,7 +44,7 @@ class ConvNeXtBlockAdapter(BlockAdapter):
             )
         with_grn = cls.known("grn_mlp", mlp)
         if not with_grn and not cls.known("mlp", mlp):
-            return f"the MLP is a {type(mlp).__name__}"
+            return f"the MLP is a {structure.class_of(mlp).__name__}"
         inner = mlp._modules
         fc1, drop1, drop2 = inner["fc1"], inner["drop1"], inner["drop2"]
         others = (shortcut, mlp, drop1, drop2)
@@ -57,9 +57,9 @@ class ConvNeXtBlockAdapter(BlockAdapter):
                 return f"the MLP has {dropout!r} in training"
         # Norm and MLP must suit the layout that the forward has chosen: NCHW for convolutions, NHWC for Linear.
         if not structure.is_one_of(norm, cls.types["norm2d" if module.use_conv_mlp else "norm"]):
-            return f"the norm is a {type(norm).__name__}"
+            return f"the norm is a {structure.class_of(norm).__name__}"
         if module.use_conv_mlp != isinstance(fc1, nn.Conv2d):
-            return f"the MLP is of {type(fc1).__name__} layers, and use_conv_mlp={module.use_conv_mlp}"
+            return f"the MLP is of {structure.class_of(fc1).__name__} layers, and use_conv_mlp={module.use_conv_mlp}"
         return Parts(
             children["conv_dw"],
             norm,

@@ -4,6 +4,7 @@ import sys
 
 from torch import nn
 
+from convnext_kernels.interop import structure
 from convnext_kernels.interop.adapter import Match
 from convnext_kernels.interop.block import BlockAdapter, Parts
 from convnext_kernels.interop.layers import DownsampleAdapter, LayerNorm2dAdapter, is_downsampling
@@ -30,7 +31,7 @@ class CNBlockAdapter(BlockAdapter):
         dwconv, to_nhwc, norm, pwconv1, act, pwconv2, to_nchw = block._modules.values()
         for permute, dims in ((to_nhwc, [0, 2, 3, 1]), (to_nchw, [0, 3, 1, 2])):
             if not cls.known("permute", permute) or permute.dims != dims:
-                return f"expected a permutation to {dims}, got {type(permute).__name__}"
+                return f"expected a permutation to {dims}, got {structure.class_of(permute).__name__}"
         return Parts(
             dwconv,
             norm,

@@ -1,0 +1,646 @@
+"""What holds for every library: same results, same parameters, hooks, copies, and the way back."""
+
+import copy
+import io
+import logging
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import convnext_kernels as ck
+from convnext_kernels.interop import structure
+from convnext_kernels.interop.adapter import Adapter
+from convnext_kernels.ops import checks
+from tests.interop.helpers import (
+    MODELS,
+    assert_close,
+    backends_asked_for,
+    fused_calls,
+    gradients,
+    images,
+    logits,
+)
+
+every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+one_model = pytest.mark.parametrize("model", [MODELS["timm-v1"]], ids=["timm-v1"])
+
+
+@pytest.fixture
+def dynamo():
+    """No compiled code of other tests, whose number is limited."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def classes(model):
+    return {name: type(m) for name, m in model.named_modules()}
+
+
+def block_of(model, description):
+    return model.get_submodule(description.block)
+
+
+@every_model
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
+def test_logits_and_gradients(model, dtype):
+    original = model.make(dtype=dtype)
+    accelerated = ck.accelerate(copy.deepcopy(original))
+    x = images(dtype=dtype)
+    calls = fused_calls(lambda: logits(accelerated, x))
+    assert calls == {"block": 4, "downsample": model.downsamplings, "layernorm": model.norms}
+    assert_close(logits(accelerated, x), logits(original, x), dtype, "logits")
+    expected, actual = gradients(original, x), gradients(accelerated, x)
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        assert expected[name].abs().max() > 0, f"{name} does not matter, so this test would not see it"
+        assert_close(actual[name], expected[name], dtype, f"gradient of {name}")
+
+
+@every_model
+def test_each_block_contributes(model):
+    """Otherwise the comparisons of this file compare identities."""
+    m, x = model.make(), images()
+    with torch.no_grad():
+        full = logits(m, x)
+        for p in block_of(m, model).parameters():
+            p.zero_()
+        assert (logits(m, x) - full).abs().max() > 1e-3 * full.abs().max()  # 50 times what `assert_close` allows
+
+
+@every_model
+def test_drop_path_draws_the_same_masks(model):
+    original = model.make(drop=0.5).train()
+    accelerated = ck.accelerate(copy.deepcopy(original))
+    x = images(n=8)
+    results = {}
+    for m in (original, accelerated):
+        torch.manual_seed(3)
+        results[m] = (gradients(m, x), torch.get_rng_state())
+    assert fused_calls(lambda: logits(accelerated, x))["block"] == 4
+    torch.manual_seed(3)
+    dropped = logits(accelerated, x)
+    assert not torch.allclose(dropped, logits(copy.deepcopy(accelerated).eval(), x)), "nothing was dropped"
+    torch.manual_seed(3)
+    assert_close(dropped, logits(original, x), torch.float64, "logits")
+    expected, actual = results[original][0], results[accelerated][0]
+    for name in expected:
+        assert_close(actual[name], expected[name], torch.float64, f"gradient of {name}")
+    assert torch.equal(results[original][1], results[accelerated][1]), "another number of random numbers was drawn"
+
+
+@every_model
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_autocast(model, training):
+    """Same dtypes and masks, and bf16's accuracy."""
+    original = model.make(drop=0.5, dtype=torch.float32).train(training)
+    accelerated = ck.accelerate(copy.deepcopy(original))
+    x = images(dtype=torch.float32)
+    outputs = []
+    for m in (original, accelerated):
+        block_outputs = []
+        handle = block_of(m, model).register_forward_hook(lambda _, args, y, kept=block_outputs: kept.append(y))
+        torch.manual_seed(3)
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs.append((logits(m, x), block_outputs[0]))
+        handle.remove()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fused_calls(lambda: logits(accelerated, x))["block"] == 4
+    for actual, expected in zip(outputs[1], outputs[0], strict=True):
+        assert actual.dtype == expected.dtype
+        assert (actual - expected).abs().max() <= 0.05 * expected.abs().max()
+
+
+@every_model
+def test_in_place_and_restore(model):
+    m = model.make()
+    before, keys, parameters = classes(m), list(m.state_dict()), list(m.parameters())
+    attributes = {name: set(vars(module)) for name, module in m.named_modules()}
+    x = images()
+    expected = logits(m, x)
+    assert ck.accelerate(m) is m
+    assert list(m.state_dict()) == keys
+    assert all(a is b for a, b in zip(m.parameters(), parameters, strict=True))
+    changed = [name for name, kind in classes(m).items() if kind is not before[name]]
+    assert len(changed) == 4 + model.downsamplings + model.norms
+    assert all(isinstance(m.get_submodule(name), (Adapter, before[name])) for name in changed)
+    assert all(isinstance(m.get_submodule(name), before[name]) for name in changed)
+    assert ck.restore(m) is m
+    assert classes(m) == before
+    assert {name: set(vars(module)) for name, module in m.named_modules()} == attributes
+    assert not fused_calls(lambda: logits(m, x))
+    assert torch.equal(logits(m, x), expected)
+    ck.restore(m)  # a second time changes nothing
+
+
+@every_model
+def test_train_and_eval_reach_the_inner_modules(model):
+    m = ck.accelerate(model.make(drop=0.5))
+    m.train()
+    assert all(module.training for module in m.modules())
+    m.eval()
+    assert not any(module.training for module in m.modules())
+
+
+def saved_and_loaded(model):
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda m: pickle.loads(pickle.dumps(m)),
+    "pickle-protocol-0": lambda m: pickle.loads(pickle.dumps(m, protocol=0)),
+    "torch.save": saved_and_loaded,
+}
+
+
+@every_model
+@pytest.mark.parametrize("copy_of", COPIES.values(), ids=COPIES)
+def test_copies(model, copy_of):
+    m = ck.accelerate(model.make(), backend="eager")
+    twin = copy_of(m)
+    x = images()
+    assert classes(twin) == classes(m)
+    assert torch.equal(logits(twin, x), logits(m, x))
+    assert backends_asked_for(lambda: logits(twin, x)) == {"eager"}
+    with torch.no_grad():  # the copy reads its own parameters
+        expected = logits(m, x)
+        for p in block_of(twin, model).parameters():
+            p.mul_(2)
+        assert not torch.allclose(logits(twin, x), expected)
+        assert torch.equal(logits(m, x), expected)
+    ck.restore(twin)
+    assert not fused_calls(lambda: logits(twin, x))
+    assert fused_calls(lambda: logits(m, x))["block"] == 4
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm-v2", "transformers-v2", "official-v1"])
+def test_pickle_in_a_fresh_process(library, tmp_path, run_python):
+    """There, no library is imported when the classes are made anew."""
+    m = ck.accelerate(MODELS[library].make())
+    x = images()
+    torch.save((m, x, logits(m, x)), tmp_path / "model.pt")
+    printed = run_python(
+        f"""
+import torch
+m, x, y = torch.load({str(tmp_path / "model.pt")!r}, weights_only=False)
+from tests.interop.helpers import fused_calls, logits
+print(torch.equal(logits(m, x), y), sorted(fused_calls(lambda: logits(m, x)).items()))
+""",
+    )
+    assert printed.split(maxsplit=1) == ["True", f"{sorted(fused_calls(lambda: logits(m, x)).items())}\n"]
+
+
+@every_model
+def test_hooks_on_a_block_fire(model):
+    m = ck.accelerate(model.make())
+    fired = []
+    block = block_of(m, model)
+    block.register_forward_pre_hook(lambda *_: fired.append("pre"))
+    block.register_forward_hook(lambda *_: fired.append("forward"))
+    block.register_full_backward_hook(lambda *_: fired.append("backward"))
+    x = images()
+    assert fused_calls(lambda: logits(m, x))["block"] == 4
+    gradients(m, x)
+    assert fired == ["pre", "forward"] * 2 + ["backward"]
+
+
+@every_model
+@pytest.mark.parametrize(
+    "register",
+    [
+        nn.Module.register_forward_hook,
+        nn.Module.register_forward_pre_hook,
+        nn.Module.register_full_backward_hook,
+        nn.Module.register_full_backward_pre_hook,
+    ],
+    ids=lambda f: f.__name__,
+)
+def test_hooks_on_an_inner_module_fire(model, register):
+    m = ck.accelerate(model.make())
+    x = images()
+    expected = logits(m, x)
+    fired = []
+    handle = register(block_of(m, model).get_submodule(model.linear), lambda *_: fired.append(1) and None)
+    gradients(m, x)
+    assert fired
+    assert fused_calls(lambda: logits(m, x))["block"] == 3
+    assert_close(logits(m, x), expected, torch.float64)
+    row = next(r for r in ck.acceleration_report(m).rows if r.name == model.block)
+    assert row.replaced
+    assert "runs the original forward for now: a hook is registered on its" in row.reason
+    handle.remove()
+    assert fused_calls(lambda: logits(m, x))["block"] == 4
+
+
+@every_model
+def test_a_hook_on_every_inner_module_is_seen(model):
+    """Not one of them is bypassed in silence."""
+    m = ck.accelerate(model.make())
+    x = images()
+    for name, inner in block_of(m, model).named_modules():
+        if name:
+            fired = []
+            handle = inner.register_forward_hook(lambda *_, seen=fired: seen.append(1))
+            logits(m, x)
+            assert fired, name
+            handle.remove()
+
+
+@one_model
+def test_hooks_on_all_modules_fire(model):
+    m, fired = ck.accelerate(model.make()), []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: fired.append(type(module)))
+    calls = fused_calls(lambda: logits(m, images()))
+    handle.remove()
+    assert calls == {"layernorm": model.norms}  # which have no inner modules
+    assert fired.count(type(block_of(m, model).mlp.act)) == 4
+
+
+class LoRALinear(nn.Linear):
+    """What parameter-efficient tuning puts in the place of a Linear."""
+
+    def forward(self, x):
+        return super().forward(x) + 0.5 * x.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("name", ["torchvision", "timm-v1", "transformers-v1", "official-v1"])
+def test_swapped_inner_module_falls_back(name):
+    description = MODELS[name]
+    m = ck.accelerate(description.make())
+    x = images()
+    before = logits(m, x)
+    block_of(m, description).get_submodule(description.linear).__class__ = LoRALinear
+    assert fused_calls(lambda: logits(m, x))["block"] == 3
+    y = logits(m, x)
+    assert not torch.allclose(y, before)
+    assert torch.equal(y, logits(ck.accelerate(ck.restore(copy.deepcopy(m))), x))
+    row = next(r for r in ck.acceleration_report(m).rows if r.name == description.block)
+    assert "a pointwise layer is a LoRALinear" in row.reason
+
+
+@pytest.mark.parametrize("name", ["timm-v1-conv", "transformers-v1", "official-v1"])
+def test_norms_accelerated_on_their_own_are_no_obstacle(name):
+    """A norm inside a block or downsampling that could not be replaced at first."""
+    description = MODELS[name]
+    m = description.make()
+    handles = [layer.register_forward_hook(lambda *_: None) for layer in m.modules() if type(layer) is nn.Conv2d]
+    ck.accelerate(m)
+    assert fused_calls(lambda: logits(m, images())).keys() == {"layernorm"}
+    for handle in handles:
+        handle.remove()
+    ck.accelerate(m)
+    assert fused_calls(lambda: logits(m, images())) == {
+        "block": 4,
+        "downsample": description.downsamplings,
+        "layernorm": description.norms,
+    }
+    ck.restore(m)
+    assert not any(isinstance(module, Adapter) for module in m.modules())
+
+
+@one_model
+def test_replaced_forward_of_an_inner_module_falls_back(model):
+    m = ck.accelerate(model.make())
+    linear = block_of(m, model).get_submodule(model.linear)
+    original = linear.forward
+    linear.forward = lambda x: 2 * original(x)
+    assert fused_calls(lambda: logits(m, images()))["block"] == 3
+
+
+@every_model
+def test_parametrised_weights_are_served(model):
+    original = model.make()
+    parametrizations.weight_norm(block_of(original, model).get_submodule(model.linear))
+    accelerated = ck.accelerate(copy.deepcopy(original))
+    later = ck.accelerate(model.make())
+    parametrizations.weight_norm(block_of(later, model).get_submodule(model.linear))
+    x = images()
+    for m in (accelerated, later):
+        assert fused_calls(lambda m=m: logits(m, x))["block"] == 4
+        expected, actual = gradients(original, x), gradients(m, x)
+        assert actual.keys() == expected.keys()
+        for name in expected:
+            assert_close(actual[name], expected[name], torch.float64, name)
+
+
+class Doubled(torch.Tensor):
+    """A tensor subclass that the kernels could not read, like a quantised weight."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is nn.functional.linear:
+            x, w, b = args
+            return function(x, 2 * w.as_subclass(torch.Tensor), b)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+@one_model
+def test_weights_of_another_tensor_class_fall_back(model):
+    m, x = ck.accelerate(model.make()), images()
+    before = logits(m, x)
+    linear = block_of(m, model).get_submodule(model.linear)
+    linear.weight = nn.Parameter(linear.weight.detach().as_subclass(Doubled))
+    assert fused_calls(lambda: logits(m, x))["block"] == 3
+    assert not torch.allclose(logits(m, x), before)
+
+
+@pytest.mark.parametrize("name", ["torchvision", "timm-v1", "transformers-v1"])
+def test_mixed_dtypes_fall_back(name):
+    """Norms are often kept in fp32; PyTorch's CPU LayerNorm takes that, and so must the accelerated model."""
+    original = MODELS[name].make(dtype=torch.bfloat16)
+    for m in original.modules():
+        if isinstance(m, nn.LayerNorm):
+            m.float()
+    x = images(dtype=torch.bfloat16)
+    # the last norm of a classifier sees one pixel, and PyTorch then refuses what it accepts above
+    block = block_of(original, MODELS[name])
+    y = torch.randn(2, 8, 6, 6).bfloat16()
+    expected = block(y)
+    ck.accelerate(original)
+    assert not fused_calls(lambda: block(y))
+    assert torch.equal(block(y), expected)
+    assert x.dtype == expected.dtype
+
+
+@one_model
+def test_inputs_that_are_not_served_meet_the_original_forward(model):
+    original = block_of(model.make(), model)
+    block = ck.accelerate(copy.deepcopy(original))
+    for x in (
+        torch.randn(8, 6, 6).double(),
+        torch.randn(2, 9, 6, 6).double(),
+        torch.ones(2, 8, 6, 6, dtype=torch.long),
+    ):
+        messages = []
+        for m in (original, block):
+            with pytest.raises(RuntimeError) as info:
+                m(x)
+            messages.append(str(info.value))
+        assert messages[0] == messages[1]
+    empty = torch.randn(0, 8, 6, 6).double()
+    assert block(empty).shape == original(empty).shape == empty.shape
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # PyTorch's own formulas use it
+@pytest.mark.parametrize("name", ["torchvision", "timm-v1", "transformers-dinov3", "official-v2"])
+def test_function_transforms(name):
+    """Batches of functions, forward-mode derivatives: the original operators have the formulas."""
+    original = MODELS[name].make()
+    accelerated = ck.accelerate(copy.deepcopy(original))
+    x = images()
+    direction = torch.randn_like(x)
+    expected = torch.func.jvp(lambda x: logits(original, x), (x,), (direction,))
+    actual = torch.func.jvp(lambda x: logits(accelerated, x), (x,), (direction,))
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(a, e, torch.float64)
+
+
+@one_model
+def test_functional_call_uses_the_given_weights(model):
+    original = model.make()
+    accelerated = ck.accelerate(copy.deepcopy(original))
+    weights = {name: 0.5 * p.detach() for name, p in original.named_parameters()}
+    x = images()
+    calls = fused_calls(lambda: torch.func.functional_call(accelerated, weights, (x,)))
+    assert calls["block"] == 4
+    expected = torch.func.functional_call(original, weights, (x,))
+    assert_close(torch.func.functional_call(accelerated, weights, (x,)), expected, torch.float64)
+
+
+def test_fx_traces_the_original():
+    """As torchvision's feature extractors do."""
+    m = ck.accelerate(MODELS["torchvision"].make())
+    x = images()
+    traced = torch.fx.symbolic_trace(m)
+    assert not fused_calls(lambda: traced(x))
+    assert_close(traced(x), m(x), torch.float64)
+
+
+@every_model
+def test_compile_without_graph_breaks(model, dynamo):
+    m = ck.accelerate(model.make(dtype=torch.float32))
+    x = images(dtype=torch.float32)
+    compiled = torch.compile(m, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert_close(logits(compiled, x), logits(m, x), torch.float32)
+    assert_close(gradients(compiled, x)["input"], gradients(m, x)["input"], torch.float32)
+
+
+@pytest.mark.parametrize("name", ["torchvision", "timm-v2", "transformers-v1"])
+def test_compile_in_training_with_drop_path(name, dynamo):
+    m = ck.accelerate(MODELS[name].make(drop=0.5, dtype=torch.float32)).train()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    x = images(dtype=torch.float32)
+    compiled = torch.compile(m, fullgraph=True, backend=backend)
+    torch.manual_seed(3)
+    y = logits(compiled, x)
+    assert sum(n.target is torch.ops.convnext_kernels.block for n in graphs[0].graph.nodes) == 4
+    torch.manual_seed(3)
+    assert_close(y, logits(m, x), torch.float32)
+
+
+@one_model
+def test_compile_with_inductor(model, dynamo):
+    m = ck.accelerate(model.make(dtype=torch.float32))
+    x = images(dtype=torch.float32)
+    with torch.no_grad():
+        assert_close(torch.compile(m, fullgraph=True)(x), m(x), torch.float32)
+
+
+@one_model
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_keeps_the_ops(model, strict):
+    m = ck.accelerate(model.make())
+    program = torch.export.export(m, (images(),), strict=strict)
+    names = [str(n.target) for n in program.graph.nodes if "convnext_kernels" in str(n.target)]
+    assert names.count("convnext_kernels.block.default") == 4
+
+
+@every_model
+def test_twice_changes_the_backend_only(model):
+    m = ck.accelerate(model.make())
+    before = classes(m)
+    x = images()
+    assert backends_asked_for(lambda: logits(m, x)) == {"auto"}
+    ck.accelerate(m, backend="eager")
+    assert classes(m) == before
+    assert backends_asked_for(lambda: logits(m, x)) == {"eager"}
+    ck.accelerate(m)
+    assert backends_asked_for(lambda: logits(m, x)) == {"auto"}
+
+
+@every_model
+def test_meta_device(model):
+    original = model.make()
+    with torch.device("meta"):
+        m = model.build(0.0).double().eval()
+    ck.accelerate(m)
+    m.to_empty(device="cpu")
+    m.load_state_dict(original.state_dict())
+    x = images()
+    assert fused_calls(lambda: logits(m, x))["block"] == 4
+    assert_close(logits(m, x), logits(original, x), torch.float64)
+
+
+def test_a_single_block():
+    block = MODELS["torchvision"].make().features[1][0]
+    assert ck.accelerate(block) is block
+    (row,) = ck.acceleration_report(block).rows
+    assert (row.name, row.type, row.kind, row.replaced) == ("", "CNBlock", "block", True)
+    assert "(the model)" in str(ck.acceleration_report(block))
+
+
+@one_model
+def test_a_block_that_occurs_twice(model):
+    m = model.make()
+    m.stages[1].blocks[0] = m.stages[0].blocks[0]
+    ck.accelerate(m)
+    assert fused_calls(lambda: logits(m, images()))["block"] == 4
+    assert sum(r.kind == "block" for r in ck.acceleration_report(m).rows) == 3
+    ck.restore(m)
+    assert not fused_calls(lambda: logits(m, images()))
+
+
+@every_model
+def test_report(model):
+    m = model.make()
+    rows = ck.acceleration_report(m).rows
+    assert {r.reason for r in rows} == {"nothing speaks against it: call accelerate(model)"}
+    assert not any(r.replaced for r in rows)
+    ck.accelerate(m, backend="eager")
+    report = ck.acceleration_report(m)
+    assert [(r.name, r.type, r.kind) for r in report.rows] == [(r.name, r.type, r.kind) for r in rows]
+    assert report.replaced == len(report.rows) == 4 + model.downsamplings + model.norms
+    kinds = [r.kind for r in report.rows]
+    assert (kinds.count("block"), kinds.count("downsampling")) == (4, model.downsamplings)
+    assert all(r.reason == f"fused {r.kind}, backend eager" for r in report.rows)
+    lines = str(report).splitlines()
+    assert len(lines) == len(report.rows) + 2
+    assert lines[-1] == f"{len(report.rows)} of {len(report.rows)} replaced"
+    assert any(model.block in line and "fused block, backend eager" in line for line in lines)
+
+
+def test_own_block_counts_as_fused(caplog):
+    m = nn.Sequential(ck.FusedConvNeXtBlock(8), ck.LayerNorm2d(8))
+    with caplog.at_level(logging.WARNING):
+        ck.accelerate(m)
+    assert not caplog.records
+    assert [type(child) for child in m] == [ck.FusedConvNeXtBlock, ck.LayerNorm2d]
+    (row,) = ck.acceleration_report(m).rows
+    assert (row.name, row.replaced, row.reason) == ("0", False, "a fused block already")
+
+
+def test_nothing_to_accelerate_is_said(caplog):
+    m = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GELU())
+    before = classes(m)
+    with caplog.at_level(logging.WARNING):
+        assert ck.accelerate(m) is m
+    assert classes(m) == before
+    assert [r.name for r in caplog.records] == ["convnext_kernels"]
+    assert "nothing was replaced in Sequential: no ConvNeXt block in it" in caplog.text
+    assert ck.acceleration_report(m).rows == ()
+    assert str(ck.acceleration_report(m)) == "no ConvNeXt block, downsampling or LayerNorm over channels found"
+
+
+@pytest.mark.parametrize("function", [ck.accelerate, ck.restore, ck.acceleration_report])
+def test_not_a_module(function):
+    with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got dict"):
+        function({})
+
+
+@one_model
+def test_backend_errors_come_before_any_change(model, monkeypatch):
+    m = model.make()
+    before = classes(m)
+    with pytest.raises(ck.BackendError, match="backend: unknown backend 'cuda-magic', expected one of auto, "):
+        ck.accelerate(m, backend="cuda-magic")
+    with pytest.raises(TypeError, match="backend: expected the name of a backend"):
+        ck.accelerate(m, backend=None)
+    status = {"eager": type(ck.backends()["eager"])("eager", False, "it has a day off", "")}
+    monkeypatch.setattr(ck, "backends", lambda: status)
+    with pytest.raises(ck.BackendError, match="backend: 'eager' is not available: it has a day off"):
+        ck.accelerate(m, backend="eager")
+    assert classes(m) == before
+
+
+@one_model
+def test_what_other_tools_changed(model):
+    """Classes and forwards that someone else replaced are neither overridden nor half undone."""
+
+    class Renamed(type(block_of(model.make(), model))):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    m = model.make()
+    blocks = [stage.blocks[0] for stage in m.stages]
+    blocks[0].__class__ = Renamed
+    blocks[1].forward = lambda x: x
+    nn.utils.parametrize.register_parametrization(blocks[2], "gamma", nn.Identity())
+    ck.accelerate(m)
+    reasons = {r.name: r.reason for r in ck.acceleration_report(m).rows if r.kind == "block"}
+    assert reasons == {
+        "stages.0.blocks.0": "Renamed overrides the forward of ConvNeXtBlock",
+        "stages.1.blocks.0": "its forward was replaced",
+        "stages.2.blocks.0": "a parameter of its own is parametrised, which goes by the module's class",
+        "stages.3.blocks.0": "fused block, backend auto",
+    }
+
+    m = ck.accelerate(model.make())
+    block = block_of(m, model)
+    expected = logits(m, images())
+    nn.utils.parametrize.register_parametrization(block, "gamma", nn.Identity())
+    assert fused_calls(lambda: logits(m, images()))["block"] == 4
+    assert_close(logits(m, images()), expected, torch.float64)
+    with pytest.raises(RuntimeError, match=r"changed stages\.0\.blocks\.0 after accelerate \(its class, to"):
+        ck.restore(m)
+    assert fused_calls(lambda: logits(m, images()))["block"] == 4
+    nn.utils.parametrize.remove_parametrizations(block, "gamma")
+    ck.restore(m)
+    assert not fused_calls(lambda: logits(m, images()))
+
+
+@one_model
+def test_subclasses_that_keep_the_forward_are_served(model):
+    class Named(type(block_of(model.make(), model))):
+        pass
+
+    m = model.make()
+    block_of(m, model).__class__ = Named
+    ck.accelerate(m)
+    assert isinstance(block_of(m, model), Named)
+    assert fused_calls(lambda: logits(m, images()))["block"] == 4
+    assert type(ck.restore(block_of(m, model))) is Named
+
+
+@every_model
+def test_channels_last(model):
+    m = model.make()
+    x = images()
+    expected = logits(m, x)
+    ck.accelerate(m).to(memory_format=torch.channels_last)
+    assert_close(logits(m, x.to(memory_format=torch.channels_last)), expected, torch.float64)
+
+
+def test_import_costs_no_library(run_python):
+    printed = run_python(
+        "import sys, convnext_kernels as ck, torch\n"
+        "ck.accelerate(torch.nn.Sequential(ck.FusedConvNeXtBlock(4)))\n"
+        "print([m for m in ('torchvision', 'timm', 'transformers') if m in sys.modules])"
+    )
+    assert printed == "[]\n"
+
+
+def test_largest_kernel_is_that_of_the_ops():
+    assert structure.MAX_KERNEL_SIZE == checks.MAX_KERNEL_SIZE

@@ -1,0 +1,204 @@
+"""The official repositories' modules, recognised by their structure and proved by a trial."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import convnext_kernels as ck
+from tests.interop import official as repository
+from tests.interop.helpers import MODELS, assert_close, fused_calls, gradients, images, logits
+from tests.tolerance import randomize_
+
+
+def reason(block):
+    (row,) = [r for r in ck.acceleration_report(block).rows if r.kind == "block"]
+    return row.reason
+
+
+@pytest.mark.parametrize("use_grn", [False, True])
+@pytest.mark.parametrize("scale", [0.0, 1e-6])
+def test_variants(use_grn, scale):
+    original = randomize_(repository.Block(8, layer_scale_init_value=scale, use_grn=use_grn)).double()
+    accelerated = ck.accelerate(copy.deepcopy(original))
+    x = torch.randn(2, 8, 6, 5).double()
+    assert fused_calls(lambda: accelerated(x)) == {"block": 1}
+    assert_close(accelerated(x), original(x), torch.float64)
+    expected, actual = gradients(original, x), gradients(accelerated, x)
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        assert_close(actual[name], expected[name], torch.float64, name)
+
+
+def test_fresh_layer_scale_does_not_hide_the_difference():
+    """The trial uses its own parameters: with a layer scale of 1e-6, all blocks look alike."""
+
+    class Block(repository.Block):
+        def forward(self, x):
+            return x + self.gamma.view(-1, 1, 1) * self.dwconv(x)
+
+    assert "its forward computes something else" in reason(Block(8))
+
+
+class Normed(repository.Block):
+    """The residual comes after the norm."""
+
+    def forward(self, x):
+        return super().forward(x) * 1.001
+
+
+class Doubled(repository.Block):
+    def forward(self, x):
+        return torch.cat([super().forward(x), x])
+
+
+class Failing(repository.Block):
+    def forward(self, x):
+        raise ValueError("wants a list")
+
+
+class Listed(repository.Block):
+    def forward(self, x):
+        return [super().forward(x)]
+
+
+class Extended(repository.Block):
+    def __init__(self, dim):
+        super().__init__(dim)
+        self.attention = nn.Identity()
+
+
+class WithParameter(repository.Block):
+    def __init__(self, dim):
+        super().__init__(dim)
+        self.temperature = nn.Parameter(torch.ones(1))
+
+
+class WithBuffer(repository.Block):
+    def __init__(self, dim):
+        super().__init__(dim)
+        self.register_buffer("steps", torch.zeros(1))
+
+
+class OneDimensional(repository.Block):
+    """As in audio models, which took the names over."""
+
+    def __init__(self, dim):
+        super().__init__(dim)
+        self.dwconv = nn.Conv1d(dim, dim, 7, padding=3, groups=dim)
+
+
+class OtherDropPath(repository.Block):
+    def __init__(self, dim):
+        super().__init__(dim)
+        self.drop_path = nn.Dropout(0.1)
+
+
+class OtherNorm(repository.Block):
+    def __init__(self, dim):
+        super().__init__(dim)
+        self.norm = nn.RMSNorm(dim)
+
+
+class OtherGRN(repository.Block):
+    def __init__(self, dim):
+        super().__init__(dim, use_grn=True)
+        self.grn = nn.Identity()
+
+
+LEFT = {
+    Normed: "its forward computes something else",
+    Doubled: "its forward does not return a tensor of its input's shape",
+    Failing: "its forward failed on (2, 8, 5, 4) float64: wants a list",
+    Listed: "its forward does not return a tensor of its input's shape",
+    Extended: "its children are dwconv, norm, pwconv1, act, pwconv2, drop_path, attention",
+    WithParameter: "it has gamma, temperature",
+    WithBuffer: "it has gamma, steps",
+    OneDimensional: "the depthwise convolution is a Conv1d",
+    OtherDropPath: "the drop path is a Dropout",
+    OtherNorm: "the norm is a RMSNorm",
+    OtherGRN: "the response normalisation is a Identity",
+}
+
+
+@pytest.mark.parametrize(("kind", "expected"), LEFT.items(), ids=lambda v: getattr(v, "__name__", None))
+def test_left_and_why(kind, expected):
+    m = kind(8)
+    ck.accelerate(m)
+    assert type(m) is kind
+    assert expected in reason(m)
+
+
+def test_trial_leaves_no_trace():
+    """Parameters, random numbers, modes and hooks are as before."""
+
+    class Block(repository.Block):  # a class that was not tried yet
+        def forward(self, x):
+            assert not self.training
+            return super().forward(x)
+
+    block = Block(8, drop_path=0.5).train()
+    fired = []
+    block.register_forward_hook(lambda *_: fired.append(1))
+    before, parameters = torch.get_rng_state(), dict(block.named_parameters())
+    values = copy.deepcopy(block.state_dict())
+    ck.accelerate(block)
+    assert type(block) is not Block
+    assert not fired
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(m.training for m in block.modules())
+    assert all(p is parameters[name] for name, p in block.named_parameters())
+    assert all(torch.equal(v, values[name]) for name, v in block.state_dict().items())
+
+
+def test_trial_without_memory_for_the_parameters():
+    class Block(repository.Block):
+        def forward(self, x):
+            return super().forward(x)
+
+    with torch.device("meta"):
+        block = Block(8)
+    assert reason(block) == "nothing speaks against it: call accelerate(model)"
+
+
+def test_one_trial_for_a_class():
+    runs = []
+
+    class Block(repository.Block):
+        def forward(self, x):
+            runs.append(1)
+            return super().forward(x)
+
+    ck.accelerate(nn.Sequential(*(Block(8) for _ in range(5))))
+    assert len(runs) == 1
+    ck.acceleration_report(Block(16, use_grn=True))  # other parameters
+    assert len(runs) == 2
+
+
+class LayerNorm(repository.LayerNorm):
+    """Divides by the unbiased variance."""
+
+    def forward(self, x):
+        if self.data_format == "channels_last":
+            return super().forward(x)
+        variance, mean = torch.var_mean(x, dim=1, keepdim=True)
+        return self.weight.view(-1, 1, 1) * (x - mean) / (variance + self.eps).sqrt() + self.bias.view(-1, 1, 1)
+
+
+def test_other_norms_are_left():
+    m = nn.Sequential(LayerNorm(8, data_format="channels_first"), nn.Conv2d(8, 16, 2, 2))
+    ck.accelerate(m)
+    rows = ck.acceleration_report(m).rows
+    assert [(r.name, r.kind) for r in rows] == [("", "downsampling"), ("0", "layer norm")]
+    assert not any(r.replaced for r in rows)
+    assert all("its forward computes something else" in r.reason for r in rows)
+
+
+def test_complete_model_in_training_mode():
+    m = MODELS["official-v2"].make(drop=0.3).train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ck.accelerate(m)
+    assert fused_calls(lambda: logits(m, images())) == {"block": 4, "downsample": 1, "layernorm": 1}

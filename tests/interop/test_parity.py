@@ -1,0 +1,122 @@
+"""Every ConvNeXt that torchvision, timm and transformers define: accelerated logits are as good as eager's.
+
+The error against the same weights in fp64 is at most twice that of the unchanged model, plus the floor of
+`tests.tolerance`, in fp32 and bf16. Images are small, 64 x 64, so that the largest models take seconds; which
+kernels serve depends on the channels, not on the image. The smaller models run always, the others with ``-m slow``.
+"""
+
+import copy
+import gc
+from functools import partial
+
+import pytest
+import timm
+import torch
+import torchvision
+import transformers
+
+import convnext_kernels as ck
+from tests.interop.helpers import fused_calls, images, logits
+from tests.tolerance import assert_as_good_as_eager, randomize_
+
+MAX_PARAMETERS = 220e6  # the weights exist in up to three copies, one of them in fp64
+
+SIZES = {  # hidden sizes and depths of the papers
+    "atto": ((40, 80, 160, 320), (2, 2, 6, 2)),
+    "femto": ((48, 96, 192, 384), (2, 2, 6, 2)),
+    "pico": ((64, 128, 256, 512), (2, 2, 6, 2)),
+    "nano": ((80, 160, 320, 640), (2, 2, 8, 2)),
+    "tiny": ((96, 192, 384, 768), (3, 3, 9, 3)),
+    "small": ((96, 192, 384, 768), (3, 3, 27, 3)),
+    "base": ((128, 256, 512, 1024), (3, 3, 27, 3)),
+    "large": ((192, 384, 768, 1536), (3, 3, 27, 3)),
+    "xlarge": ((256, 512, 1024, 2048), (3, 3, 27, 3)),
+    "huge": ((352, 704, 1408, 2816), (3, 3, 27, 3)),
+}
+TRANSFORMERS = {
+    "ConvNext": ("tiny", "small", "base", "large", "xlarge"),
+    "ConvNextV2": ("atto", "femto", "pico", "nano", "tiny", "base", "large", "huge"),
+    "DINOv3ConvNext": ("tiny", "small", "base", "large"),
+}
+
+# Models whose blocks have something else in the place of GELU or LayerNorm.
+LEFT = {
+    "test_convnext": "the activation is GELUTanh, not GELU",
+    "test_convnext2": "the activation is GELUTanh, not GELU",
+    "test_convnext3": "the activation is SiLU, not GELU",
+    "convnext_zepto_rms": "the norm is a SimpleNorm2d",
+    "convnext_zepto_rms_ols": "the norm is a SimpleNorm2d",
+    "convnext_atto_rms": "the norm is a RmsNorm2d",
+}
+
+FAST = {
+    "torchvision-convnext_tiny",
+    "timm-convnext_atto",
+    "timm-convnext_atto_ols",
+    "timm-convnext_pico_ols",
+    "timm-convnext_tiny_hnf",
+    "timm-convnextv2_atto",
+    "timm-convnextv2_femto",
+    *(f"timm-{name}" for name in LEFT),
+    "transformers-ConvNext-tiny",
+    "transformers-ConvNextV2-atto",
+    "transformers-DINOv3ConvNext-tiny",
+}
+
+
+def from_transformers(kind, size):
+    hidden_sizes, depths = SIZES[size]
+    config = getattr(transformers, f"{kind}Config")(
+        hidden_sizes=list(hidden_sizes), depths=list(depths), num_labels=1000
+    )
+    classifier = getattr(transformers, f"{kind}ForImageClassification", None)
+    return (classifier or getattr(transformers, f"{kind}Model"))(config)
+
+
+def models():
+    found = {
+        f"torchvision-{name}": partial(torchvision.models.get_model, name)
+        for name in torchvision.models.list_models(include="convnext*")
+    }
+    for name in timm.list_models(["convnext_*", "convnextv2_*", "test_convnext*"]):
+        found[f"timm-{name}"] = partial(timm.create_model, name)
+    for kind, sizes in TRANSFORMERS.items():
+        for size in sizes:
+            found[f"transformers-{kind}-{size}"] = partial(from_transformers, kind, size)
+    assert found.keys() >= FAST
+    return [
+        pytest.param(name, build, id=name, marks=() if name in FAST else pytest.mark.slow)
+        for name, build in found.items()
+    ]
+
+
+@pytest.mark.parametrize(("name", "build"), models())
+def test_logits(name, build):
+    with torch.device("meta"):  # the libraries' own initialisation takes longer than all the rest
+        model = build().double().eval()
+    parameters = sum(p.numel() for p in model.parameters())
+    if parameters > MAX_PARAMETERS:
+        pytest.skip(f"{parameters / 1e6:.0f}M parameters, the limit is {MAX_PARAMETERS / 1e6:.0f}M to spare memory")
+    assert not list(model.buffers())
+    exact = randomize_(model.to_empty(device="cpu"))
+    for dtype in (torch.float32, torch.bfloat16):
+        eager = copy.deepcopy(exact).to(dtype)
+        exact.load_state_dict(eager.state_dict())  # the reference has the rounded weights
+        x = images(n=2, dtype=dtype)
+        with torch.inference_mode():
+            reference = logits(exact, x.double())
+            expected = logits(eager, x)
+            accelerated = ck.accelerate(eager)
+            calls = fused_calls(lambda model=accelerated, x=x: logits(model, x))
+            actual = logits(accelerated, x)
+        rows = ck.acceleration_report(accelerated).rows
+        blocks = [r for r in rows if r.kind == "block"]
+        left = LEFT.get(name.removeprefix("timm-"))
+        if left:
+            assert {r.reason for r in blocks} == {left}
+        else:
+            assert all(r.replaced for r in rows)
+            assert calls["block"] == len(blocks) > 0
+        assert_as_good_as_eager(actual, expected, reference, what=f"{name}, {dtype}")
+        del eager, accelerated
+        gc.collect()

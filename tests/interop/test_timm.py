@@ -1,0 +1,178 @@
+"""timm's ConvNeXt V1 and V2."""
+
+import copy
+from functools import partial
+
+import pytest
+import timm
+import torch
+from timm.layers import LayerNorm2d, RmsNorm, SimpleNorm
+from timm.models.convnext import ConvNeXtBlock
+from torch import nn
+
+import convnext_kernels as ck
+from tests.interop.helpers import MODELS, assert_close, fused_calls, gradients, images
+from tests.tolerance import randomize_
+
+
+def block(**options):
+    return randomize_(ConvNeXtBlock(8, **{"ls_init_value": 1.0, **options})).double()
+
+
+SERVED = {
+    "kernel 3": {"kernel_size": 3},
+    "kernel 31": {"kernel_size": 31},
+    "dilated": {"kernel_size": 3, "dilation": 2},
+    "no layer scale": {"ls_init_value": None},
+    "no convolution bias": {"conv_bias": False},
+    "ratio 2": {"mlp_ratio": 2},
+    "ratio 2.5": {"mlp_ratio": 2.5},
+    "GRN": {"use_grn": True},
+    "GRN and layer scale, 1x1 convolutions": {"use_grn": True, "conv_mlp": True},
+    "norm with another eps": {"conv_mlp": True, "norm_layer": partial(LayerNorm2d, eps=0.1)},
+    "PyTorch's norm": {"norm_layer": nn.LayerNorm},
+    "PyTorch's GELU": {"act_layer": nn.GELU},
+    "exact GELU by name": {"act_layer": "gelu"},
+}
+
+
+@pytest.mark.parametrize("options", SERVED.values(), ids=SERVED)
+def test_served(options):
+    original = block(**options)
+    accelerated = ck.accelerate(copy.deepcopy(original))
+    x = torch.randn(2, 8, 9, 7).double()
+    assert fused_calls(lambda: accelerated(x)) == {"block": 1}
+    assert_close(accelerated(x), original(x), torch.float64)
+    expected, actual = gradients(original, x), gradients(accelerated, x)
+    for name in expected:
+        assert_close(actual[name], expected[name], torch.float64, name)
+
+
+SHORTCUT = "the shortcut is not the identity"
+LEFT = {
+    "strided": ({"stride": 2}, f"{SHORTCUT} (8 -> 8 channels, stride (2, 2), dilation (1, 1))"),
+    "wider": ({"out_chs": 16}, f"{SHORTCUT} (8 -> 16 channels, stride (1, 1), dilation (1, 1))"),
+    "dilated shortcut": ({"dilation": (1, 2)}, SHORTCUT),
+    "ReLU": ({"act_layer": "relu"}, "the activation is ReLU, not GELU"),
+    "SiLU": ({"act_layer": nn.SiLU}, "the activation is SiLU, not GELU"),
+    "tanh GELU": ({"act_layer": "gelu_tanh"}, "the activation is GELUTanh, not GELU"),
+    "PyTorch's tanh GELU": (
+        {"act_layer": partial(nn.GELU, approximate="tanh")},
+        "the activation is GELU's tanh approximation",
+    ),
+    "RMSNorm": ({"norm_layer": RmsNorm}, "the norm is a RmsNorm"),
+    "SimpleNorm": ({"norm_layer": SimpleNorm}, "the norm is a SimpleNorm"),
+    "BatchNorm": ({"norm_layer": nn.BatchNorm2d, "conv_mlp": True}, "the norm is a BatchNorm2d"),
+    "norm without parameters": (
+        {"norm_layer": partial(LayerNorm2d, affine=False), "conv_mlp": True},
+        "the norm has no weight or no bias",
+    ),
+    "even kernel": ({"kernel_size": 4}, "the kernel size (4, 4) is not odd, square and at most 31"),
+}
+
+
+@pytest.mark.parametrize(("options", "expected"), LEFT.values(), ids=LEFT)
+def test_left_and_why(options, expected, caplog):
+    m = block(**options)
+    ck.accelerate(m)
+    assert type(m) is ConvNeXtBlock
+    rows = [r for r in ck.acceleration_report(m).rows if r.kind == "block"]
+    assert [(r.replaced, r.type) for r in rows] == [(False, "ConvNeXtBlock")]
+    assert expected in rows[0].reason
+    assert f"{rows[0].name or '(the model)'}" in str(ck.acceleration_report(m))
+    norms = [r for r in ck.acceleration_report(m).rows if r.kind == "layer norm"]
+    assert caplog.records or norms, "nothing was replaced, and nobody was told"
+
+
+def test_dropout_in_the_mlp():
+    """Nothing to fuse while it drops, and nothing in the way in eval mode."""
+    original = block()
+    original.mlp.drop1.p = 0.5
+    accelerated = ck.accelerate(copy.deepcopy(original).eval()).train()
+    x = torch.randn(4, 8, 5, 5).double()
+    outputs = []
+    for m in (original, accelerated):
+        torch.manual_seed(1)
+        outputs.append(m(x))
+    assert torch.equal(outputs[0], outputs[1])
+    assert not fused_calls(lambda: accelerated(x))
+    (row,) = ck.acceleration_report(accelerated).rows
+    assert "runs the original forward for now: the MLP has Dropout(p=0.5, inplace=False) in training" in row.reason
+    assert fused_calls(lambda: accelerated.eval()(x)) == {"block": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda m: setattr(m.mlp, "norm", nn.LayerNorm(32)), "the MLP has a LayerNorm"),
+        (lambda m: setattr(m, "mlp", nn.Sequential()), "the MLP is a Sequential"),
+        (lambda m: setattr(m, "norm", LayerNorm2d(8)), "the norm is a LayerNorm2d"),
+        (lambda m: setattr(m, "use_conv_mlp", True), "the norm is a LayerNorm"),
+        (lambda m: setattr(m.mlp, "fc1", nn.Conv2d(8, 32, 1)), "the MLP is of Conv2d layers, and use_conv_mlp=False"),
+        (lambda m: setattr(m.mlp, "drop1", nn.AlphaDropout(0.1)), "the MLP has AlphaDropout(p=0.1"),
+    ],
+)
+def test_changed_inner_modules_are_seen(change, expected):
+    m = ck.accelerate(block())
+    change(m)
+    (row,) = ck.acceleration_report(m).rows
+    assert f"runs the original forward for now: {expected}" in row.reason
+
+
+def test_grn_of_another_class_is_seen():
+    m = ck.accelerate(block(use_grn=True))
+    m.mlp.grn = nn.Identity()
+    (row,) = ck.acceleration_report(m).rows
+    assert "the response normalisation is a Identity" in row.reason
+    x = torch.randn(2, 8, 5, 5).double()
+    assert not fused_calls(lambda: m(x))
+
+
+def test_dilated_model():
+    """output_stride=8: dilated blocks are served; what changes the resolution by dilation is not."""
+    original = randomize_(timm.create_model("test_convnext", output_stride=8, act_layer="gelu")).double().eval()
+    accelerated = ck.accelerate(copy.deepcopy(original))
+    rows = ck.acceleration_report(accelerated).rows
+    assert all(r.replaced for r in rows if r.kind == "block")
+    left = [r for r in rows if not r.replaced]
+    assert left
+    assert all("the convolution" in r.reason for r in left)
+    x = images()
+    assert_close(accelerated(x), original(x), torch.float64)
+
+
+@pytest.mark.parametrize("name", ["convnext_atto_ols", "convnextv2_atto"])
+def test_stems(name):
+    model = timm.create_model(name)
+    before = sum(isinstance(m, LayerNorm2d) for m in model.modules())
+    rows = ck.acceleration_report(ck.accelerate(model)).rows
+    assert all(r.replaced for r in rows)
+    assert sum(r.kind == "block" for r in rows) == 12
+    assert sum(r.kind == "downsampling" for r in rows) == 3
+    inside_blocks = 12 * isinstance(model.stages[0].blocks[0].norm, LayerNorm2d)
+    assert sum(r.kind == "layer norm" for r in rows) == before - 3 - inside_blocks
+
+
+def test_checkpointing_and_intermediates():
+    original = MODELS["timm-v2"].make()
+    accelerated = ck.accelerate(copy.deepcopy(original))
+    x = images()
+    expected, actual = gradients(original, x), gradients(accelerated, x)
+    accelerated.set_grad_checkpointing()
+    checkpointed = gradients(accelerated.train(), x)
+    for name in expected:
+        assert_close(actual[name], expected[name], torch.float64, name)
+        assert_close(checkpointed[name], expected[name], torch.float64, name)
+    accelerated.eval()
+    for a, e in zip(accelerated.forward_intermediates(x)[1], original.forward_intermediates(x)[1], strict=True):
+        assert_close(a, e, torch.float64)
+
+
+def test_features_only():
+    model = randomize_(timm.create_model("convnextv2_atto", features_only=True)).eval()
+    x = images(n=1, dtype=torch.float32)
+    expected = model(x)
+    ck.accelerate(model)
+    assert fused_calls(lambda: model(x))["block"] == 12
+    for a, e in zip(model(x), expected, strict=True):
+        assert_close(a, e, torch.float32)
