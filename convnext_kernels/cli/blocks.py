@@ -119,20 +119,21 @@ def _table(cells: list[dict[str, object]], title: str) -> object:
     from rich.text import Text
 
     table = Table(title=title, box=box.SIMPLE, pad_edge=False, padding=(0, 1), collapse_padding=True)
-    for column in ("block", "stage", "batch", "dtype", "backend"):
+    for column in ("block", "batch", "dtype"):
         table.add_column(column, no_wrap=True)
     for column in ("eager ms", "fused ms", "speed-up", "error"):
         table.add_column(column, justify="right", no_wrap=True)
     for cell in cells:
-        stage = f"C{cell['channels']} {cell['size']}x{cell['size']}"
-        row = [cell["version"], stage, str(cell["batch"]), cell["dtype"], cell["backend"]]
+        block = f"{cell['version']} C{cell['channels']} {cell['size']}x{cell['size']}"
+        row = [block, str(cell["batch"]), cell["dtype"]]
         if cell["within"]:
             for name in ("eager_ms", "accelerated_ms"):
                 row.append(f"{cell[name]['median']:.2f} ({cell[name]['minimum']:.2f})")
             row.append(Text(f"{cell['speedup']:.2f}x", "green" if cell["speedup"] > 1 else "red"))
         else:
             row += ["", "", Text("wrong", "red")]
-        table.add_row(*row, f"{cell['accelerated_error'] / cell['allowed_error']:.0%}")
+        error = cell["accelerated_error"] / cell["allowed_error"]
+        table.add_row(*row, ">10" if error > 10 else f"{error:.2f}")
     return table
 
 
@@ -159,6 +160,7 @@ def command(
     fp64 before a time is taken. Fails where a result is wrong.
     """
     from rich.console import Console
+    from rich.text import Text
 
     from convnext_kernels.cli.compare import RULE
     from convnext_kernels.cli.info import collect
@@ -186,12 +188,16 @@ def command(
             advance(f"V{1 + use_grn} C{dim} batch {batch} {dtype}", 0)
             cells.append(measure(dim, size, use_grn, batch, dtype, device, backend, repeats))
             advance("blocks", 1)
-    where = f"{machine['cpu']['name']}, threads: {machine['threads']['torch']}"
-    if device == "cuda":
-        where = machine["gpus"][0]
+    served = ", ".join(dict.fromkeys(cell["backend"] for cell in cells))
     console = Console()
-    console.print(_table(cells, f"ConvNeXt block, ms median (minimum) of {repeats}; {where}"), highlight=False)
-    console.print("error: largest error against fp64, of the allowed one. " + RULE, highlight=False, style="dim")
+    console.print(_table(cells, f"ConvNeXt block, ms: median (minimum) of {repeats}"), highlight=False)
+    where = machine["gpus"][0] if device == "cuda" else machine["cpu"]["name"]
+    notes = (
+        f"fused: backend {served}. {where}, CPU threads: {machine['threads']['torch']}.",
+        f"error: the fused block's largest error to fp64 over the allowed one. {RULE}",
+    )
+    for note in notes:
+        console.print(Text(note, "dim"))
     if json_file is not None:
         json_file.write_text(json.dumps({"machine": machine, "repeats": repeats, "cells": cells}, indent=2) + "\n")
     wrong = sum(not cell["within"] for cell in cells)

@@ -162,10 +162,12 @@ def table_rows(results: list[Result]) -> list[tuple[str, list[str]]]:
         return f"{text}, {ties} tied" if ties else text
 
     def timing(name: str) -> tuple[str, list[str]]:
-        return line(f"{name}, ms", lambda r: f"{r.times[name].median:.2f} ({r.times[name].minimum:.2f})")
+        return line(f"{name}, ms (minimum)", lambda r: f"{r.times[name].median:.2f} ({r.times[name].minimum:.2f})")
 
     def peak(name: str) -> tuple[str, list[str]]:
-        return line(f"{name}, peak MiB", lambda r: " / ".join(f"{size / 2**20:.1f}" for size in r.peak[name]))
+        return line(
+            f"{name}, peak MiB (1st / 2nd)", lambda r: " / ".join(f"{size / 2**20:.1f}" for size in r.peak[name])
+        )
 
     return [
         timing("eager"),
