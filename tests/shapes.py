@@ -4,8 +4,10 @@ Sizes stand below, at, at a multiple of, and above the vectors and tiles of the 
 16 x 32 in an AMX tile, panels of 48 columns, 14 pixels in registers.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import pytest
 import torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -103,9 +105,18 @@ _RELEVANT = {
 }
 
 
+def _distinct(op: str, named: Iterable[tuple[str, Case]]) -> list[tuple[str, Case]]:
+    unique: dict[tuple, tuple[str, Case]] = {}
+    for name, case in named:
+        unique.setdefault(tuple(getattr(case, field) for field in _RELEVANT[op]), (name, case))
+    return list(unique.values())
+
+
 def cases(op: str) -> list[Case]:
     """Rows of the table that differ in what `op` reads."""
-    unique: dict[tuple, Case] = {}
-    for case in CASES:
-        unique.setdefault(tuple(getattr(case, field) for field in _RELEVANT[op]), case)
-    return list(unique.values())
+    return [case for _, case in _distinct(op, ((str(case), case) for case in CASES))]
+
+
+def rows(ops: Iterable[str], named: dict[str, Case]) -> list:
+    """Parameters (op, name) for those of a test's own few cases that differ in what the op reads."""
+    return [pytest.param(op, name, id=f"{op}-{name}") for op in ops for name, _ in _distinct(op, named.items())]

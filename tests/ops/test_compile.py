@@ -1,0 +1,92 @@
+"""`torch.compile`: one graph, forward and backward, and a batch size that may change without compiling again."""
+
+import copy
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from convnext_kernels import FusedConvNeXtBlock
+from tests.operators import OPERATORS, differentiable, with_gradients
+from tests.shapes import Case
+from tests.tolerance import randomize_
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def _step(block, x):
+    x = x.detach().requires_grad_()
+    y = block(x)
+    y.square().mean().backward()
+    return y.detach(), x.grad, {n: p.grad for n, p in block.named_parameters()}
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
+def test_block(use_grn, memory_format):
+    block = randomize_(FusedConvNeXtBlock(8, use_grn=use_grn, kernel_size=3))
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled_block = copy.deepcopy(block)
+    compiled = torch.compile(compiled_block, fullgraph=True, dynamic=True, backend=counter)
+    compilations = set()
+    for n in (2, 3, 5):
+        x = torch.randn(n, 8, 6, 5).contiguous(memory_format=memory_format)
+        y, dx, grads = _step(block, x)
+        compiled_x = x.detach().requires_grad_()
+        compiled_y = compiled(compiled_x)
+        compiled_y.square().mean().backward()
+        torch.testing.assert_close(compiled_y, y)
+        assert compiled_y.stride() == y.stride()
+        torch.testing.assert_close(compiled_x.grad, dx)
+        for name, p in compiled_block.named_parameters():
+            torch.testing.assert_close(p.grad, grads[name], msg=lambda m, name=name: f"{name}: {m}")
+        block.zero_grad()
+        compiled_block.zero_grad()
+        compilations.add(counter.frame_count)
+    assert len(compilations) == 1, "compiled again for another batch size"
+
+
+def test_block_with_inductor(backend):
+    block = randomize_(FusedConvNeXtBlock(8, kernel_size=3, backend=backend))
+    x = torch.randn(2, 8, 6, 5).contiguous(memory_format=torch.channels_last)
+    y, dx, _ = _step(block, x)
+    compiled_x = x.detach().requires_grad_()
+    compiled_y = torch.compile(block, fullgraph=True)(compiled_x)
+    compiled_y.square().mean().backward()
+    torch.testing.assert_close(compiled_y, y)
+    torch.testing.assert_close(compiled_x.grad, dx)
+
+
+def test_drop_path_in_training():
+    block = randomize_(FusedConvNeXtBlock(4, drop_path=0.5, kernel_size=3)).train()
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    x = torch.randn(64, 4, 3, 3)
+    y = compiled(x)
+    dropped = (y == x).flatten(1).all(1)
+    assert 8 < dropped.sum() < 56
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_function(op):
+    operator = OPERATORS[op]
+    case = Case("small", c=6, h=6, w=4, k=3, ratio=2)
+    arguments = with_gradients(operator.arguments(case, torch.float32))
+    names = differentiable(arguments)
+    compiled = torch.compile(operator.call, fullgraph=True, backend="aot_eager")
+    y, expected = compiled(**arguments), operator.call(**arguments)
+    torch.testing.assert_close(y, expected)
+    actual = torch.autograd.grad(y.square().sum(), [arguments[n] for n in names])
+    wanted = torch.autograd.grad(expected.square().sum(), [arguments[n] for n in names])
+    torch.testing.assert_close(actual, wanted)
+
+
+def test_bad_input_raises_while_compiling():
+    """The fake kernels check what the real ones check."""
+    compiled = torch.compile(OPERATORS["dwconv"].call, fullgraph=True, backend="aot_eager")
+    with pytest.raises(Exception, match="odd kernel size from 1 to 31, got 4"):
+        compiled(torch.randn(1, 2, 5, 5), torch.randn(2, 1, 4, 4))

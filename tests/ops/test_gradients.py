@@ -1,0 +1,109 @@
+"""Which gradients are computed, that they are right (gradcheck), and what is refused (double backward)."""
+
+import itertools
+
+import pytest
+import torch
+
+from tests.operators import OPERATORS, differentiable, gradients, with_gradients
+from tests.shapes import Case, rows
+
+VARIANTS = {
+    "v1": Case("small enough for finite differences", n=2, c=5, h=4, w=3, k=3, ratio=2),
+    "v2": Case("the same in V2", n=2, c=5, h=4, w=3, k=3, ratio=2, variant="v2"),
+    "drop, no bias": Case(
+        "no biases, drop path, dilation", c=3, h=4, w=3, k=3, ratio=1, bias=False, drop=True, dilation=2
+    ),
+}
+ROWS = rows(OPERATORS, VARIANTS)
+
+
+def _split(arguments):
+    """Return the names and values of the differentiable arguments, and a function of those values."""
+    names = differentiable(arguments)
+
+    def rebuilt(values):
+        return {**arguments, **dict(zip(names, values, strict=True))}
+
+    return names, [arguments[n] for n in names], rebuilt
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(("op", "variant"), ROWS)
+def test_gradcheck(op, variant, memory_format):
+    arguments = OPERATORS[op].arguments(VARIANTS[variant], torch.double)
+    arguments["x"] = arguments["x"].contiguous(memory_format=memory_format)
+    _, values, rebuilt = _split(with_gradients(arguments))
+    assert torch.autograd.gradcheck(lambda *v: OPERATORS[op].call(**rebuilt(v)), values)
+
+
+@pytest.mark.parametrize(("op", "variant"), ROWS)
+def test_only_what_is_asked(op, variant, backend):
+    """Every single gradient, and every one left out: the same numbers, and the others stay None."""
+    arguments = OPERATORS[op].arguments(VARIANTS[variant], torch.float32)
+    names = differentiable(arguments)
+    dy = torch.randn(OPERATORS[op].reference(**arguments).shape)
+    full = gradients(lambda **a: OPERATORS[op].serve(backend, **a), arguments, dy)
+    for asked in [(n,) for n in names] + list(itertools.combinations(names, len(names) - 1)):
+        leaves = {k: v.clone().requires_grad_(k in asked) if k in names else v for k, v in arguments.items()}
+        OPERATORS[op].serve(backend, **leaves).backward(dy)
+        for name in names:
+            assert (leaves[name].grad is not None) == (name in asked), f"{name}, asked for {asked}"
+            if name in asked:
+                torch.testing.assert_close(leaves[name].grad, full[name], msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize(("op", "variant"), ROWS)
+def test_backward_computes_as_many_gradients_as_are_asked(op, variant, monkeypatch):
+    """The backward op itself returns nothing for frozen parameters: they cost nothing."""
+    returned = []
+
+    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if func.name() == f"convnext_kernels::{op}_backward":
+                returned.append(len(result))
+            return result
+
+    arguments = OPERATORS[op].arguments(VARIANTS[variant], torch.float32)
+    for asked in differentiable(arguments):
+        leaves = {k: v.clone().requires_grad_() if k == asked else v for k, v in arguments.items()}
+        y = OPERATORS[op].call(**leaves)
+        with Recorder():
+            y.sum().backward()
+        assert returned == [1], asked
+        returned.clear()
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_nothing_is_kept_without_gradients(op, backend):
+    arguments = OPERATORS[op].arguments(VARIANTS["v1"], torch.float32)
+    assert OPERATORS[op].serve(backend, **arguments).grad_fn is None
+    with torch.no_grad():
+        assert OPERATORS[op].serve(backend, **with_gradients(arguments)).grad_fn is None
+    with torch.inference_mode():
+        assert OPERATORS[op].serve(backend, **arguments).is_inference()
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_double_backward_raises(op):
+    arguments = with_gradients(OPERATORS[op].arguments(VARIANTS["v1"], torch.float32))
+    y = OPERATORS[op].call(**arguments)
+    (dx,) = torch.autograd.grad(y.square().sum(), arguments["x"], create_graph=True)
+    with pytest.raises(NotImplementedError, match=rf"convnext_kernels::{op} cannot be differentiated twice"):
+        dx.sum().backward()
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_backward_keeps_the_backend_of_the_forward(op, backend):
+    """`use_backend` need not be active any more when the gradients are computed."""
+    import convnext_kernels
+
+    arguments = with_gradients(OPERATORS[op].arguments(VARIANTS["v1"], torch.float32))
+    with convnext_kernels.use_backend(backend):
+        y = OPERATORS[op].serve("auto", **arguments)
+    y.sum().backward()
+    node = y.grad_fn
+    while not hasattr(node, "backend"):
+        node = node.next_functions[0][0]
+    assert node.backend == backend

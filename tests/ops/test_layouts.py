@@ -1,0 +1,114 @@
+"""Strides: any dense, sliced or expanded input and gradient; results have the strides `torch.empty_like` gives."""
+
+import pytest
+import torch
+
+from tests.operators import OPERATORS, differentiable, expected_gradients, gradients, to, with_gradients
+from tests.shapes import Case, rows
+from tests.tolerance import assert_as_good_as_eager
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+CASES = {
+    "v1": Case("every argument of V1", n=3, c=18, h=8, w=6, k=3, ratio=2),
+    "v2": Case("every argument of V2", n=3, c=18, h=8, w=6, k=3, ratio=2, variant="v2"),
+}
+
+# Each returns a tensor with t's values (or, for the expanded ones, some of them repeated) in other strides.
+LAYOUTS = {
+    "contiguous": lambda t: t,
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "H innermost": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
+    "C outermost": lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
+    "every second channel": lambda t: torch.repeat_interleave(t, 2, dim=1)[:, ::2],
+    "every second channel, channels_last": lambda t: torch.repeat_interleave(t, 2, dim=1).contiguous(
+        memory_format=torch.channels_last
+    )[:, ::2],
+    "window of an image": lambda t: torch.nn.functional.pad(t, (1, 2, 3, 1), value=torch.nan)[:, :, 3:-1, 1:-2],
+    "window, channels_last": lambda t: torch.nn.functional.pad(t, (1, 2, 3, 1), value=torch.nan).contiguous(
+        memory_format=torch.channels_last
+    )[:, :, 3:-1, 1:-2],
+    "with an offset": lambda t: torch.nn.functional.pad(t.flatten(), (3, 0))[3:].view(t.shape),
+    "expanded samples": lambda t: t[:1].expand_as(t),
+    "expanded channels": lambda t: t[:, :1].expand_as(t),
+    "expanded pixels": lambda t: t[:, :, :1, :1].expand_as(t),
+    "expanded scalar": lambda t: t[:1, :1, :1, :1].expand_as(t),
+}
+ROWS = rows(OPERATORS, CASES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("op", "case"), ROWS)
+def test_input(op, case, layout, dtype, kernel):
+    operator = OPERATORS[op]
+    arguments = operator.arguments(CASES[case], dtype)
+    arguments["x"] = LAYOUTS[layout](arguments["x"])
+    y = operator.serve(kernel, **arguments)
+    eager, reference = operator.reference(**arguments), operator.reference(**to(arguments, torch.double))
+    assert_as_good_as_eager(y, eager, reference, what=f"{op} of {layout}")
+    x = arguments["x"]
+    if op == "downsample":
+        assert y.is_contiguous(
+            memory_format=torch.channels_last if "channels_last" in layout else torch.contiguous_format
+        )
+    else:
+        assert y.stride() == torch.empty_like(x).stride()
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if "expanded" not in name])
+@pytest.mark.parametrize("op", ["mlp"])
+def test_residual(op, layout, kernel):
+    arguments = OPERATORS[op].arguments(CASES["v1"], torch.float32)
+    contiguous = OPERATORS[op].serve(kernel, **arguments)
+    arguments["residual"] = LAYOUTS[layout](arguments["residual"])
+    torch.testing.assert_close(OPERATORS[op].serve(kernel, **arguments), contiguous)
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_parameters_in_other_layouts(op, kernel):
+    """Transposed matrices, sliced vectors, 1x1 convolutions for Linear, GRN's (1, 1, 1, 4C)."""
+    arguments = OPERATORS[op].arguments(CASES["v2"], torch.float32)
+    plain = OPERATORS[op].serve(kernel, **arguments)
+    for name in differentiable(arguments):
+        t = arguments[name]
+        if name in ("x", "residual"):
+            continue
+        if t.dim() == 1:
+            arguments[name] = torch.stack([t, torch.full_like(t, torch.nan)], 1)[:, 0]
+        elif t.dim() == 2:
+            arguments[name] = t.t().contiguous().t()[:, :, None, None]
+        else:
+            arguments[name] = t.transpose(2, 3).contiguous().transpose(2, 3)
+        if name.startswith("grn_"):
+            arguments[name] = arguments[name].view(1, 1, 1, -1)
+    torch.testing.assert_close(OPERATORS[op].serve(kernel, **arguments), plain)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("op", "case"), ROWS)
+def test_incoming_gradient(op, case, layout, backend):
+    operator = OPERATORS[op]
+    dy, _, _ = expected_gradients(op, CASES[case], torch.float32)
+    dy = LAYOUTS[layout](dy)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        arguments = operator.arguments(CASES[case], torch.float32)
+        arguments["x"] = arguments["x"].contiguous(memory_format=memory_format)
+        actual = gradients(lambda **a: operator.serve(backend, **a), arguments, dy)
+        eager = gradients(operator.reference, arguments, dy)
+        reference = gradients(operator.reference, to(arguments, torch.double), dy.double())
+        for name in actual:
+            what = f"{op}, dy {layout}: gradient of {name}"
+            assert_as_good_as_eager(actual[name], eager[name], reference[name], what=what, scale=1.0)
+            assert actual[name].stride() == torch.empty_like(arguments[name]).stride(), what
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_gradient_of_a_sum(op, backend):
+    """``y.sum().backward()`` hands down a gradient with zero strides."""
+    arguments = with_gradients(OPERATORS[op].arguments(CASES["v1"], torch.float32))
+    OPERATORS[op].serve(backend, **arguments).sum().backward()
+    wide = with_gradients(to(OPERATORS[op].arguments(CASES["v1"], torch.float32), torch.double))
+    OPERATORS[op].reference(**wide).sum().backward()
+    for name in differentiable(arguments):
+        torch.testing.assert_close(arguments[name].grad.double(), wide[name].grad, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,82 @@
+"""`torch.library.opcheck` with all its tests, for every op: schema, autograd registration, fake kernels, AOT."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from tests.operators import OPERATORS, with_gradients
+from tests.shapes import Case, rows
+
+# opcheck looks at .grad of the copies it makes of x, which are no leaves.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
+SMALL = {"n": 2, "c": 6, "h": 5, "w": 4, "k": 3, "ratio": 2}
+CASES = {
+    "v1": Case("V1", **SMALL),
+    "v2": Case("V2", **SMALL, variant="v2"),
+    "no bias, drop": Case("None for optional arguments", **SMALL, bias=False, drop=True),
+    "empty": Case("an empty batch", **{**SMALL, "n": 0}),
+    "empty v2": Case("an empty batch in V2", **{**SMALL, "n": 0}, variant="v2"),
+}
+LAYOUTS = {
+    "contiguous": lambda t: t,
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "permuted": lambda t: t.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0),
+    "sliced": lambda t: torch.repeat_interleave(t, 2, dim=3)[..., ::2],
+}
+
+
+def positional(op: str, arguments: dict) -> list:
+    """Put the arguments of the public function in the order of the op's schema."""
+    extra = {"eps": 1e-6, "grn_eps": 1e-6, "backend": "auto"}
+    schema = getattr(torch.ops.convnext_kernels, op).default._schema
+    names = [a.name for a in schema.arguments]
+    assert set(arguments) <= set(names)
+    return [(arguments | {k: v for k, v in extra.items() if k not in arguments}).get(name) for name in names]
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("op", "case"), rows(OPERATORS, CASES))
+def test_opcheck(op, case, layout, grad):
+    arguments = OPERATORS[op].arguments(CASES[case], torch.float32)
+    arguments["x"] = LAYOUTS[layout](arguments["x"])
+    if grad:
+        arguments = with_gradients(arguments)
+    opcheck(getattr(torch.ops.convnext_kernels, op).default, positional(op, arguments))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("op", "case"), rows(OPERATORS, CASES))
+def test_opcheck_of_the_gradient(op, case, layout):
+    arguments = OPERATORS[op].arguments(CASES[case], torch.float32)
+    arguments["x"] = LAYOUTS[layout](arguments["x"])
+    values = positional(op, arguments)
+    backward = getattr(torch.ops.convnext_kernels, f"{op}_backward").default
+    forward_names = [a.name for a in getattr(torch.ops.convnext_kernels, op).default._schema.arguments]
+    tensors = [v for v, name in zip(values, forward_names, strict=True) if name != "drop_scale"]
+    tensors = [v for v in tensors if v is None or isinstance(v, torch.Tensor)]
+    at = [a.name for a in backward._schema.arguments].index("needs")
+    needs_length = {"dwconv": 3, "layernorm": 3, "grn": 3, "mlp": 11, "block": 12, "downsample": 5}[op]
+    needs = [isinstance(v, torch.Tensor) for v in tensors[:needs_length]]
+    dy = torch.randn(OPERATORS[op].reference(**arguments).shape) if CASES[case].n else OPERATORS[op].call(**arguments)
+    values = [LAYOUTS[layout](dy), *values]
+    opcheck(backward, [*values[:at], needs, *values[at:]])
+
+
+@pytest.mark.parametrize("name", [n for op in OPERATORS for n in (op, f"{op}_backward")])
+def test_declared_for_compilers(name):
+    op = getattr(torch.ops.convnext_kernels, name).default
+    assert torch.Tag.pt2_compliant_tag in op.tags
+    assert not op._schema.is_mutable
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_meta_tensors_give_shapes(op):
+    """Fake kernels answer for the meta device: shapes and strides without data."""
+    arguments = OPERATORS[op].arguments(CASES["v1"], torch.float32)
+    real = OPERATORS[op].call(**arguments)
+    meta = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+    y = OPERATORS[op].call(**meta)
+    assert y.is_meta
+    assert (y.shape, y.dtype, y.stride()) == (real.shape, real.dtype, real.stride())
