@@ -1,0 +1,57 @@
+"""The public functions: their defaults, and how they fit together."""
+
+import inspect
+
+import pytest
+import torch
+
+from convnext_kernels import functional
+from tests.operators import OPERATORS
+from tests.shapes import Case
+
+CASE = Case("V1", n=2, c=12, h=6, w=5, k=3)
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_signature(op):
+    """Options are keyword-only, and every function takes a backend."""
+    parameters = inspect.signature(OPERATORS[op].call).parameters
+    assert parameters["backend"].default == "auto"
+    for name in ("backend", "eps", "grn_eps", "dilation", "gamma", "drop_scale"):
+        if name in parameters:
+            assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY, name
+    assert OPERATORS[op].call.__doc__
+
+
+@pytest.mark.parametrize("variant", ["v1", "v2", "plain"])
+def test_block_is_its_parts(variant, backend):
+    arguments = OPERATORS["block"].arguments(Case("", n=2, c=12, h=6, w=5, k=3, variant=variant), torch.float32)
+    whole = OPERATORS["block"].serve(backend, **arguments)
+    weight, bias, dilation = (arguments.pop(k) for k in ("dwconv_weight", "dwconv_bias", "dilation"))
+    x = arguments.pop("x")
+    y = functional.depthwise_conv2d(x, weight, bias, dilation=dilation, backend=backend)
+    parts = functional.inverted_bottleneck(y, residual=x, **arguments, backend=backend)
+    torch.testing.assert_close(whole, parts)
+
+
+def test_without_residual(backend):
+    arguments = OPERATORS["mlp"].arguments(CASE, torch.float32)
+    y = OPERATORS["mlp"].serve(backend, **arguments)
+    residual = arguments.pop("residual")
+    torch.testing.assert_close(OPERATORS["mlp"].serve(backend, **arguments) + residual, y)
+
+
+def test_nhwc_without_a_copy(backend):
+    """The documented way for an NHWC tensor: permuted in, permuted out, contiguous NHWC again."""
+    x = torch.randn(2, 6, 5, 12)
+    weight, bias = torch.randn(12), torch.randn(12)
+    y = functional.global_response_norm(x.permute(0, 3, 1, 2), weight, bias, backend=backend).permute(0, 2, 3, 1)
+    assert y.is_contiguous()
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_results_do_not_alias_inputs(op, backend):
+    arguments = OPERATORS[op].arguments(CASE, torch.float32)
+    y = OPERATORS[op].serve(backend, **arguments)
+    storages = {t.untyped_storage().data_ptr() for t in arguments.values() if isinstance(t, torch.Tensor)}
+    assert y.untyped_storage().data_ptr() not in storages

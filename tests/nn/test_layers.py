@@ -1,0 +1,82 @@
+"""`DepthwiseConv2d`, `LayerNorm2d`, `GlobalResponseNorm` against the layers they stand for."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from convnext_kernels import DepthwiseConv2d, GlobalResponseNorm, LayerNorm2d
+from convnext_kernels.nn import DropPath
+from tests import reference
+from tests.tolerance import randomize_
+
+MODULES = {
+    "DepthwiseConv2d": lambda **k: DepthwiseConv2d(12, 5, dilation=2, **k),
+    "DepthwiseConv2d without bias": lambda **k: DepthwiseConv2d(12, bias=False, **k),
+    "LayerNorm2d": lambda **k: LayerNorm2d(12, 1e-5, **k),
+    "GlobalResponseNorm": lambda **k: GlobalResponseNorm(12, 1e-5, **k),
+}
+
+
+def official(name: str, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    if name == "LayerNorm2d":
+        return reference.layer_norm2d(x, module.weight, module.bias, eps=1e-5)
+    if name == "GlobalResponseNorm":
+        return reference.global_response_norm(x, *(p.flatten() for p in (module.gamma, module.beta)), eps=1e-5)
+    dilation = 1 if "without" in name else 2
+    return reference.depthwise_conv2d(x, module.weight, module.bias, dilation=dilation)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("name", MODULES)
+def test_values(name, memory_format, backend):
+    module = randomize_(MODULES[name](backend=backend))
+    x = torch.randn(2, 12, 9, 8).contiguous(memory_format=memory_format)
+    y = module(x)
+    torch.testing.assert_close(y, official(name, module, x))
+    assert y.stride() == x.stride()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_copy(name):
+    module = randomize_(MODULES[name]())
+    x = torch.randn(2, 12, 9, 8)
+    assert torch.equal(copy.deepcopy(module)(x), module(x))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_device_and_dtype(name):
+    module = MODULES[name](device="meta", dtype=torch.float16)
+    assert all(p.is_meta and p.dtype == torch.float16 for p in module.parameters())
+
+
+def test_depthwise_conv_is_a_conv():
+    """Tools that look for nn.Conv2d find one, with the right attributes and state dict."""
+    module = DepthwiseConv2d(12, 5, dilation=2)
+    plain = nn.Conv2d(12, 12, 5, padding=4, dilation=2, groups=12)
+    assert isinstance(module, nn.Conv2d)
+    assert {k: v.shape for k, v in module.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
+    for attribute in ("groups", "padding", "dilation", "stride", "kernel_size", "padding_mode"):
+        assert getattr(module, attribute) == getattr(plain, attribute)
+
+
+def test_layer_norm_loads_from_nn_layer_norm():
+    plain = randomize_(nn.LayerNorm(12, eps=1e-6))
+    module = LayerNorm2d(12)
+    module.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 12, 3, 4)
+    torch.testing.assert_close(module(x), plain(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+
+def test_grn_starts_as_the_identity():
+    x = torch.randn(2, 12, 3, 4)
+    assert torch.equal(GlobalResponseNorm(12)(x), x)
+
+
+def test_drop_path():
+    drop = DropPath(0.5)
+    x = torch.ones(1000, 3, 1, 1)
+    assert set(drop(x).unique().tolist()) == {0.0, 2.0}
+    assert drop.eval()(x) is x
+    assert DropPath(0.0)(x) is x

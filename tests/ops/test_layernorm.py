@@ -1,0 +1,44 @@
+"""LayerNorm where the mean is far larger than the deviation, alone and inside the fused ops."""
+
+import pytest
+import torch
+
+from tests.operators import OPERATORS, to
+from tests.shapes import DTYPES, Case
+from tests.tolerance import assert_as_good_as_eager
+
+CASE = Case("mean 100 times the deviation", n=2, c=96, h=5, w=7)
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["positive", "negative"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("op", ["layernorm", "mlp", "block", "downsample"])
+def test_large_mean(op, dtype, sign, kernel):
+    """One-pass variance in fp32, E[y^2] - E[y]^2, loses four digits here."""
+    operator = OPERATORS[op]
+    arguments = operator.arguments(CASE, dtype)
+    if op == "block":  # what the LayerNorm sees is the convolution's output
+        arguments["dwconv_bias"] = arguments["dwconv_bias"] + 100 * sign
+    else:
+        arguments["x"] = arguments["x"] + 100 * sign
+    y = operator.serve(kernel, **arguments)
+    reference = operator.reference(**to(arguments, torch.double))
+    assert_as_good_as_eager(y, operator.reference(**arguments), reference, what=op)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_constant_pixels(dtype, kernel):
+    """Variance 0: eps alone decides, and the result is the bias."""
+    arguments = OPERATORS["layernorm"].arguments(CASE, dtype)
+    arguments["x"] = torch.full_like(arguments["x"], 3)
+    y = OPERATORS["layernorm"].serve(kernel, **arguments)
+    assert torch.equal(y, arguments["bias"].view(1, -1, 1, 1).expand_as(y))
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-6, 1e-2, 1.0])
+def test_eps_is_used(eps, kernel):
+    arguments = OPERATORS["layernorm"].arguments(CASE, torch.float32) | {"eps": eps}
+    arguments["x"] = arguments["x"] * 0.1
+    y = OPERATORS["layernorm"].serve(kernel, **arguments)
+    eager, reference = (OPERATORS["layernorm"].reference(**to(arguments, d)) for d in (torch.float, torch.double))
+    assert_as_good_as_eager(y, eager, reference)
