@@ -27,7 +27,8 @@ int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 struct Plan {
   bool columns;
-  int64_t tile;   // rows of a tile
+  int64_t tile;   // rows that are convolved and normalised at a time
+  int64_t chain;  // rows of a tile that go through both products at a time
   int64_t group;  // rows of the shared buffers: "columns" all of them, GRN a number of whole images
 };
 
@@ -43,6 +44,9 @@ struct Mlp {
     if (tile < 64) tile = 64;
     const int64_t tiles = round_up(ceil_div(rows, tile), threads);
     p.tile = round_up(ceil_div(rows, tiles), G::kRowGrain);
+    // Weights that stay in L2 are cheap to read again, so a short chain keeps the hidden near (C 96, bf16: 1.05 -> 0.93
+    // ms on one core); larger weights want as many rows as possible to each reading.
+    p.chain = weight_bytes <= l2_cache_bytes() / 4 ? min64(p.tile, 128) : p.tile;
     // Too few rows to spread the cost of reading the weights, which do not stay in L2.
     p.columns = threads > 1 && rows <= 64 * threads && weight_bytes > l2_cache_bytes();
     p.group = rows;
@@ -63,7 +67,7 @@ struct Mlp {
       y = at;
       at += p.columns ? 0 : align64(G::a_bytes(p.tile, a.c));
       h = at;
-      at += shared_hidden ? 0 : align64(G::a_bytes(p.tile, a.hidden));
+      at += shared_hidden ? 0 : align64(G::a_bytes(p.chain, a.hidden));
       per_thread = at;
       step = 0;
       at *= threads;
@@ -155,8 +159,12 @@ struct Mlp {
     for (int64_t begin; (begin = team.next() * p.tile) < rows;) {
       const int64_t count = min64(p.tile, rows - begin);
       produce<T>(a, norm, begin, begin + count, reinterpret_cast<float*>(own), y, 0);
-      G::product(y, 0, count, a.w1, 0, G::panels(a.hidden), HiddenEpilogue{h, a.hidden, a.b1});
-      G::product(h, 0, count, a.w2, 0, G::panels(a.c), OutEpilogue<T>{a, begin});
+      for (int64_t r = 0; r < count; r += p.chain) {
+        const int64_t chain = min64(p.chain, count - r);
+        const void* rows_y = static_cast<char*>(y) + G::a_bytes(r, a.c);
+        G::product(rows_y, 0, chain, a.w1, 0, G::panels(a.hidden), HiddenEpilogue{h, a.hidden, a.b1});
+        G::product(h, 0, chain, a.w2, 0, G::panels(a.c), OutEpilogue<T>{a, begin + r});
+      }
     }
   }
 
