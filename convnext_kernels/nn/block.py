@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from convnext_kernels import functional
 from convnext_kernels.nn.layers import DepthwiseConv2d, DropPath, GlobalResponseNorm, LayerNorm2d, positive_int
+from convnext_kernels.ops import checks
 
 
 class FusedConvNeXtBlock(nn.Module):
@@ -46,6 +47,7 @@ class FusedConvNeXtBlock(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        checks.number("layer_scale_init_value", layer_scale_init_value)
         if not math.isfinite(layer_scale_init_value):
             raise ValueError(f"layer_scale_init_value: expected a finite number, got {layer_scale_init_value}")
         factory = {"device": device, "dtype": dtype}
@@ -64,6 +66,7 @@ class FusedConvNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W), in x's memory format."""
+        checks.image("x", x)  # drop path looks at x before the op does
         grn = self.grn
         return functional.convnext_block(
             x,

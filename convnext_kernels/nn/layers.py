@@ -130,6 +130,7 @@ class DropPath(nn.Module):
 
     def __init__(self, drop_prob: float = 0.0) -> None:
         super().__init__()
+        checks.number("drop_path", drop_prob)
         if not (math.isfinite(drop_prob) and 0 <= drop_prob < 1):
             raise ValueError(f"drop_path: expected a probability from 0 up to but not including 1, got {drop_prob}")
         self.drop_prob = float(drop_prob)

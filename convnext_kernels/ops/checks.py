@@ -69,8 +69,15 @@ def dilation(value: int) -> None:
         raise ValueError(f"dilation: expected an integer of at least 1, got {value}")
 
 
+def number(name: str, value: object) -> None:
+    """A Python number, which bool is not."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+
+
 def epsilon(name: str, value: float) -> None:
     """A finite number, not negative."""
+    number(name, value)
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
 
@@ -98,5 +105,7 @@ def patch_weight(name: str, weight: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name}: expected shape (D, {channels}, K, K) for x with C={channels}, got {_shape(weight)}")
     if weight.shape[2] != weight.shape[3]:
         raise ValueError(f"{name}: expected a square kernel, got {weight.shape[2]}x{weight.shape[3]}")
+    if weight.shape[2] < 1:
+        raise ValueError(f"{name}: expected a kernel size of at least 1, got {weight.shape[2]}")
     if weight.shape[2] > min(height, width):
         raise ValueError(f"{name}: a {weight.shape[2]}x{weight.shape[2]} patch does not fit into x {_shape(x)}")

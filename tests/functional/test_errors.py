@@ -1,0 +1,229 @@
+"""Bad input: the exception's type, and that its message names the argument, what came and what was expected.
+
+Every row starts from valid arguments, changes one, and lists what the message must say.
+"""
+
+import pytest
+import torch
+
+import convnext_kernels
+from convnext_kernels import BackendError
+from tests.operators import OPERATORS
+from tests.shapes import Case
+
+CASES = {
+    "v1": Case("V1", n=2, c=6, h=6, w=4, k=3, ratio=2),
+    "v2": Case("V2", n=2, c=6, h=6, w=4, k=3, ratio=2, variant="v2"),
+}
+
+
+def arguments(op: str) -> dict:
+    variant = "v2" if op in ("mlp v2", "block v2") else "v1"
+    return OPERATORS[op.split()[0]].arguments(CASES[variant], torch.float32)
+
+
+def call(op: str, changed: dict):
+    return OPERATORS[op.split()[0]].call(**{**arguments(op), **changed})
+
+
+# What must be in the message, for an argument that depends on nothing else.
+IMAGES = {
+    "3 dimensions": (torch.zeros(6, 6, 4), ValueError, "4 dimensions (N, C, H, W)", "3 with shape (6, 6, 4)"),
+    "5 dimensions": (torch.zeros(1, 1, 6, 6, 4), ValueError, "4 dimensions", "5 with shape"),
+    "0 dimensions": (torch.tensor(1.0), ValueError, "4 dimensions", "got 0 with shape ()"),
+    "int64": (torch.zeros(2, 6, 6, 4, dtype=torch.int64), TypeError, "expected float32, bfloat16", "torch.int64"),
+    "bool": (torch.zeros(2, 6, 6, 4, dtype=torch.bool), TypeError, "expected float32, bfloat16", "torch.bool"),
+    "complex": (torch.zeros(2, 6, 6, 4, dtype=torch.cfloat), TypeError, "expected float32", "torch.complex64"),
+    "no channels": (torch.zeros(2, 0, 6, 4), ValueError, "at least 1", "(2, 0, 6, 4)"),
+    "no height": (torch.zeros(2, 6, 0, 4), ValueError, "at least 1", "(2, 6, 0, 4)"),
+    "no width": (torch.zeros(2, 6, 6, 0), ValueError, "at least 1", "(2, 6, 6, 0)"),
+    "list": ([1.0], RuntimeError, "type 'Tensor'", "'list'"),
+    "None": (None, TypeError, "expected a tensor", "NoneType"),
+    "number": (1.0, RuntimeError, "type 'Tensor'", "'float'"),
+}
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize("what", IMAGES)
+def test_x(op, what):
+    x, error, *fragments = IMAGES[what]
+    with pytest.raises(error) as caught:
+        call(op, {"x": x})
+    for fragment in ("x", *fragments):
+        assert fragment in str(caught.value)
+
+
+# Of each op: the parameters that must match x in dtype and device, and their number of elements or shape.
+PARAMETERS = {
+    "dwconv": ("weight", "bias"),
+    "layernorm": ("weight", "bias"),
+    "grn": ("weight", "bias"),
+    "mlp": (
+        *("residual", "norm_weight", "norm_bias", "pwconv1_weight", "pwconv1_bias", "pwconv2_weight"),
+        *("pwconv2_bias", "gamma"),
+    ),
+    "mlp v2": ("grn_weight", "grn_bias"),
+    "block": (
+        *("dwconv_weight", "dwconv_bias", "norm_weight", "norm_bias", "pwconv1_weight", "pwconv1_bias"),
+        *("pwconv2_weight", "pwconv2_bias", "gamma"),
+    ),
+    "block v2": ("grn_weight", "grn_bias"),
+    "downsample": ("norm_weight", "norm_bias", "weight", "bias"),
+}
+ROWS = [(op, name) for op, names in PARAMETERS.items() for name in names]
+
+
+def test_the_table_has_every_parameter():
+    for op in OPERATORS:
+        listed = set(PARAMETERS[op]) | set(PARAMETERS.get(f"{op} v2", ()))
+        tensors = {k for o in (op, f"{op} v2") for k, v in arguments(o).items() if isinstance(v, torch.Tensor)}
+        assert tensors == listed | {"x"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int32], ids=str)
+@pytest.mark.parametrize(("op", "name"), ROWS)
+def test_mixed_dtypes(op, name, dtype):
+    with pytest.raises(TypeError) as caught:
+        call(op, {name: arguments(op)[name].to(dtype)})
+    assert str(caught.value) == f"{name}: expected x's dtype torch.float32, got {dtype}"
+
+
+@pytest.mark.parametrize(("op", "name"), ROWS)
+def test_mixed_devices(op, name):
+    with pytest.raises(ValueError, match=rf"^{name}: expected a tensor on x's device cpu, got one on meta"):
+        call(op, {name: arguments(op)[name].to("meta")})
+
+
+@pytest.mark.parametrize(("op", "name"), ROWS)
+def test_list_instead_of_a_tensor(op, name):
+    """PyTorch's dispatcher answers this one; it names the argument too."""
+    with pytest.raises(RuntimeError) as caught:
+        call(op, {name: [1.0, 2.0]})
+    assert name in str(caught.value)
+    assert "Tensor" in str(caught.value)
+    assert "list" in str(caught.value)
+
+
+# The rows of these matrices define a size, so that the next argument is the one that disagrees.
+DEFINE_A_SIZE = {
+    ("mlp", "pwconv1_weight"): "pwconv1_bias",
+    ("block", "pwconv1_weight"): "pwconv1_bias",
+    ("downsample", "weight"): "bias",
+}
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+@pytest.mark.parametrize(("op", "name"), ROWS)
+def test_channel_mismatch(op, name, by):
+    """One element (or one row, or one sample) too few or too many."""
+    shape = arguments(op)[name].shape
+    blamed = DEFINE_A_SIZE.get((op, name), name)
+    with pytest.raises(ValueError, match=rf"^{blamed}: expected .*, got ") as caught:
+        call(op, {name: torch.zeros(shape[0] + by, *shape[1:])})
+    for number in (shape[0], shape[0] + by):  # what was expected and what came
+        assert str(number) in str(caught.value)
+
+
+# op, changed arguments, exception, fragments of the message
+TABLE = [
+    # depthwise kernels
+    *(
+        row
+        for op, name in (("dwconv", "weight"), ("block", "dwconv_weight"))
+        for row in (
+            (op, {name: torch.zeros(6, 1, 4, 4)}, ValueError, (name, "odd kernel size from 1 to 31", "got 4")),
+            (op, {name: torch.zeros(6, 1, 33, 33)}, ValueError, (name, "odd kernel size from 1 to 31", "got 33")),
+            (op, {name: torch.zeros(6, 1, 0, 0)}, ValueError, (name, "odd kernel size from 1 to 31", "got 0")),
+            (op, {name: torch.zeros(6, 1, 3, 5)}, ValueError, (name, "square kernel", "got 3x5")),
+            (op, {name: torch.zeros(6, 6, 3, 3)}, ValueError, (name, "(6, 1, K, K)", "got (6, 6, 3, 3)")),
+            (op, {name: torch.zeros(6, 3, 3)}, ValueError, (name, "(6, 1, K, K)", "got (6, 3, 3)")),
+            (op, {"dilation": 0}, ValueError, ("dilation", "at least 1", "got 0")),
+            (op, {"dilation": -2}, ValueError, ("dilation", "at least 1", "got -2")),
+            (op, {"dilation": 1.5}, RuntimeError, ("dilation", "'int'", "'float'")),
+            (op, {"dilation": "2"}, RuntimeError, ("dilation", "'int'", "'str'")),
+            (op, {"dilation": (1, 2)}, RuntimeError, ("dilation", "'int'", "'tuple'")),
+        )
+    ),
+    # eps
+    *(
+        (op, {name: value}, ValueError, (f"{name}: ", "a finite number of at least 0", f"got {value}"))
+        for op, name in (
+            *((op, "eps") for op in ("layernorm", "grn", "mlp", "block", "downsample")),
+            *((op, "grn_eps") for op in ("mlp v2", "block v2")),
+        )
+        for value in (-1e-6, float("nan"), float("inf"))
+    ),
+    ("layernorm", {"eps": "small"}, RuntimeError, ("eps", "'float'", "'str'")),
+    # the bottleneck
+    *(
+        row
+        for op in ("mlp", "block")
+        for row in (
+            (op, {"pwconv1_weight": torch.zeros(12, 7)}, ValueError, ("pwconv1_weight", "(hidden, 6)", "got (12, 7)")),
+            (op, {"pwconv1_weight": torch.zeros(12)}, ValueError, ("pwconv1_weight", "(out, in)", "got (12)")),
+            (op, {"pwconv1_weight": torch.zeros(0, 6)}, ValueError, ("pwconv1_weight", "(hidden, 6)", "got (0, 6)")),
+            (
+                op,
+                {"pwconv1_weight": torch.zeros(12, 6, 3, 3)},
+                ValueError,
+                ("pwconv1_weight", "(out, in, 1, 1)", "got (12, 6, 3, 3)"),
+            ),
+            (op, {"pwconv2_weight": torch.zeros(6, 11)}, ValueError, ("pwconv2_weight", "(6, 12)", "got (6, 11)")),
+            (op, {"pwconv2_weight": torch.zeros(12, 6)}, ValueError, ("pwconv2_weight", "(6, 12)", "got (12, 6)")),
+            (op, {"grn_weight": torch.zeros(12)}, ValueError, ("grn_weight, grn_bias", "both or neither", "got one")),
+            (op, {"grn_bias": torch.zeros(12)}, ValueError, ("grn_weight, grn_bias", "both or neither", "got one")),
+            (op, {"drop_scale": torch.ones(3)}, ValueError, ("drop_scale", "2 elements", "got 3")),
+            (op, {"drop_scale": torch.ones(2).double()}, TypeError, ("drop_scale", "x's dtype", "torch.float64")),
+        )
+    ),
+    ("mlp", {"residual": torch.zeros(2, 6, 4, 6)}, ValueError, ("residual", "(2, 6, 6, 4)", "got (2, 6, 4, 6)")),
+    ("mlp", {"residual": torch.zeros(1, 6, 6, 4)}, ValueError, ("residual", "(2, 6, 6, 4)", "got (1, 6, 6, 4)")),
+    # downsampling
+    ("downsample", {"weight": torch.zeros(9, 5, 2, 2)}, ValueError, ("weight", "(D, 6, K, K)", "got (9, 5, 2, 2)")),
+    ("downsample", {"weight": torch.zeros(9, 6, 2, 3)}, ValueError, ("weight", "square", "got 2x3")),
+    ("downsample", {"weight": torch.zeros(9, 6, 5, 5)}, ValueError, ("weight", "5x5 patch", "(2, 6, 6, 4)")),
+    ("downsample", {"weight": torch.zeros(9, 6, 0, 0)}, ValueError, ("weight", "at least 1", "got")),
+    ("downsample", {"weight": torch.zeros(9, 6)}, ValueError, ("weight", "(D, 6, K, K)", "got (9, 6)")),
+]
+
+
+@pytest.mark.parametrize(("op", "changed", "error", "fragments"), TABLE)
+def test_table(op, changed, error, fragments):
+    with pytest.raises(error) as caught:
+        call(op, changed)
+    for fragment in fragments:
+        assert fragment in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_the_same_checks_on_meta_tensors(op):
+    """The fake kernels ask the same questions, so that tracing fails with the same words."""
+    meta = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in arguments(op).items()}
+    with pytest.raises(ValueError, match=r"^x: expected 4 dimensions"):
+        OPERATORS[op].call(**{**meta, "x": torch.zeros(3, device="meta")})
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_unknown_backend(op, monkeypatch):
+    known = ", ".join(("auto", *convnext_kernels.backends()))
+    with pytest.raises(BackendError) as caught:
+        call(op, {"backend": "fpga"})
+    assert str(caught.value) == f"backend: unknown backend 'fpga', expected one of {known}"
+    monkeypatch.setenv("CONVNEXT_KERNELS_BACKEND", "fpga")
+    with pytest.raises(BackendError) as caught:
+        call(op, {})
+    assert str(caught.value) == f"CONVNEXT_KERNELS_BACKEND: unknown backend 'fpga', expected one of {known}"
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_backend_of_another_type(op):
+    with pytest.raises(RuntimeError) as caught:
+        call(op, {"backend": 3})
+    for fragment in ("backend", "'str'", "'int'"):
+        assert fragment in str(caught.value)
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_unknown_argument(op):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'stride'"):
+        call(op, {"stride": 2})
