@@ -200,7 +200,6 @@ struct Mlp {
       if (p.columns) {
         team.split(G::panels(a.c), 1, &panel_begin, &panel_end);
         G::product(h, 0, rows, a.w2, panel_begin, panel_end, OutEpilogue<T>{a, first});
-        team.barrier();  // before the next group overwrites h
       } else {
         for (int64_t r = row_begin; r < row_end; r += p.tile) {
           const int64_t count = min64(p.tile, row_end - r);
@@ -208,6 +207,7 @@ struct Mlp {
                      OutEpilogue<T>{a, first + r});
         }
       }
+      team.barrier();  // before the next group overwrites h: its rows may be split otherwise
     }
   }
 
