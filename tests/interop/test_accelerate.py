@@ -451,6 +451,20 @@ def test_compile_in_training_with_drop_path(name, dynamo):
     assert_close(y, logits(m, x), torch.float32)
 
 
+@pytest.mark.parametrize("name", ["torchvision", "timm-v1", "transformers-v1", "official-v1"])
+def test_compile_of_what_falls_back(name, dynamo):
+    """The reasons are found while the model is traced, and break no graph."""
+    description = MODELS[name]
+    m = ck.accelerate(description.make())
+    block_of(m, description).get_submodule(description.linear).__class__ = LoRALinear
+    gelus = [act for act in m.modules() if "GELU" in type(act).__name__]
+    gelus[-1].register_forward_hook(lambda module, args, y: 2 * y)  # of the last block
+    assert fused_calls(lambda: logits(m, images()))["block"] == 2
+    x = images()
+    compiled = torch.compile(m, fullgraph=True, backend="aot_eager")
+    assert_close(logits(compiled, x), logits(m, x), torch.float64)
+
+
 @one_model
 def test_compile_with_inductor(model, dynamo):
     m = ck.accelerate(model.make(dtype=torch.float32))
