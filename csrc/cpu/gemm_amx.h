@@ -72,7 +72,7 @@ struct GemmAmx {
   static void write_normalized(void* a, int64_t k, int64_t row, int64_t offset, const Norm& norm, const float* x) {
     const Statistics s = statistics(norm, x);
     for (int64_t c = 0; c < pad_channels(norm.c); c += 32) {
-      store_row(a_row(a, k, row, offset + c), normalize(norm, s, x, c), normalize(norm, s, x, c + 16));
+      store_row(a_row(a, k, row, offset + c), normalize(norm, s, load(x + c), c), normalize(norm, s, load(x + c + 16), c + 16));
     }
   }
 

@@ -41,7 +41,7 @@ struct GemmF32 {
   static void write_normalized(void* a, int64_t k, int64_t row, int64_t offset, const Norm& norm, const float* x) {
     const Statistics s = statistics(norm, x);
     float* out = static_cast<float*>(a) + row * stride(k) + offset;
-    for (int64_t c = 0; c < pad_channels(norm.c); c += kLanes) store(out + c, normalize(norm, s, x, c));
+    for (int64_t c = 0; c < pad_channels(norm.c); c += kLanes) store(out + c, normalize(norm, s, load(x + c), c));
   }
 
   struct Block {

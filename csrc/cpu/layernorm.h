@@ -18,37 +18,47 @@ struct Statistics {
   float mean, rstd;
 };
 
-// Statistics of `row`, padded with zeros, in two passes: the variance of what is left after the mean, so that
-// |mean| / std = 100 costs no digits.
-CNK_INLINE Statistics statistics(const Norm& norm, const float* row) {
+// Statistics of a row whose register at channel c is read(c), zero above the last channel. In two passes: the second
+// takes the variance of what is left after the first one's mean, so that |mean| / std = 100 costs no digits, and the
+// mean of what is left, which corrects the mean: the same value in every channel gives exactly the bias.
+template <class Read>
+CNK_INLINE Statistics statistics(const Norm& norm, const Read& read) {
   const int64_t last = (norm.c - 1) / kLanes * kLanes;
+  const float count = float(norm.c);
   Vec total[4] = {};
   int64_t c = 0;
   for (; c + 4 * kLanes <= last; c += 4 * kLanes) {
-    unroll<4>([&](auto i) { total[i.value] += load(row + c + i.value * kLanes); });
+    unroll<4>([&](auto i) { total[i.value] += read(c + i.value * kLanes); });
   }
-  for (; c <= last; c += kLanes) total[0] += load(row + c);
-  const float mean = sum((total[0] + total[1]) + (total[2] + total[3])) / float(norm.c);
-  Vec square[4] = {};
-  for (c = 0; c + 4 * kLanes <= last; c += 4 * kLanes) {
-    unroll<4>([&](auto i) {
-      const Vec d = load(row + c + i.value * kLanes) - mean;
+  for (; c <= last; c += kLanes) total[0] += read(c);
+  const float mean = sum((total[0] + total[1]) + (total[2] + total[3])) / count;
+  Vec left[2] = {}, square[2] = {};
+  for (c = 0; c + 2 * kLanes <= last; c += 2 * kLanes) {
+    unroll<2>([&](auto i) {
+      const Vec d = read(c + i.value * kLanes) - mean;
+      left[i.value] += d;
       square[i.value] += d * d;
     });
   }
-  for (; c < last; c += kLanes) {
-    const Vec d = load(row + c) - mean;
+  for (; c <= last; c += kLanes) {
+    Vec d = read(c) - mean;
+    if (c == last) d *= norm.mask;
+    left[0] += d;
     square[0] += d * d;
   }
-  const Vec d = (load(row + last) - mean) * norm.mask;
-  const Vec total_square = (square[0] + square[1]) + (square[2] + square[3]) + d * d;
-  const float variance = sum(total_square) / float(norm.c);
-  return {mean, 1.0f / __builtin_sqrtf(variance + norm.eps)};
+  const float correction = sum(left[0] + left[1]) / count;
+  const float variance = sum(square[0] + square[1]) / count - correction * correction;
+  // Written so that NaN flows through.
+  return {mean + correction, 1.0f / __builtin_sqrtf((variance < 0 ? 0 : variance) + norm.eps)};
 }
 
-// Register c of the normalised row; padded channels give zero, since their weight and bias are zero.
-CNK_INLINE Vec normalize(const Norm& norm, const Statistics& s, const float* row, int64_t c) {
-  return (load(row + c) - s.mean) * s.rstd * load(norm.weight + c) + load(norm.bias + c);
+CNK_INLINE Statistics statistics(const Norm& norm, const float* row) {
+  return statistics(norm, [row](int64_t c) { return load(row + c); });
+}
+
+// The normalised register v of channels c...; padded channels give zero, since their weight and bias are zero.
+CNK_INLINE Vec normalize(const Norm& norm, const Statistics& s, Vec v, int64_t c) {
+  return (v - s.mean) * s.rstd * load(norm.weight + c) + load(norm.bias + c);
 }
 
 // Read a row of channels as fp32 into `row`, with zeros up to the padding.
