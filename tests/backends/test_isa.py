@@ -1,0 +1,77 @@
+"""The native backend's instruction sets: which there are, and who decides."""
+
+import threading
+
+import pytest
+import torch
+
+from convnext_kernels import BackendError, FusedConvNeXtBlock, planner
+from tests.conftest import ISAS
+from tests.tolerance import randomize_
+
+cpu = pytest.importorskip("convnext_kernels.backends.cpu")
+pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"native backend: {cpu.unavailable()}")
+
+
+def test_levels_of_this_machine():
+    """A machine that has one has those below it, so that parity runs at every level."""
+    supported = cpu.supported_isas()
+    assert supported == ISAS[: len(supported)]
+    flags = set()
+    try:
+        with open("/proc/cpuinfo") as f:
+            flags = set(next(line for line in f if line.startswith("flags")).split())
+    except (OSError, StopIteration):
+        pytest.skip("no x86 flags to compare with")
+    for isa, needed in (("avx2", {"avx2", "fma"}), ("avx512", {"avx512f"}), ("amx", {"amx_bf16", "amx_tile"})):
+        if isa in supported:
+            assert needed <= flags
+
+
+def test_use_isa(monkeypatch):
+    monkeypatch.delenv(cpu.ISA_VARIABLE, raising=False)
+    best = cpu.supported_isas()[-1]
+    assert cpu.isa() == best
+    for isa in cpu.supported_isas():
+        with cpu.use_isa(isa):
+            assert cpu.isa() == isa
+            assert isa in planner.backends()["cpu"].description
+    assert cpu.isa() == best
+
+
+def test_environment(monkeypatch):
+    monkeypatch.setenv(cpu.ISA_VARIABLE, "portable")
+    assert cpu.isa() == "portable"
+    with cpu.use_isa(cpu.supported_isas()[-1]):
+        assert cpu.isa() == cpu.supported_isas()[-1]
+    monkeypatch.setenv(cpu.ISA_VARIABLE, "sse9")
+    with pytest.raises(BackendError, match=r"CONVNEXT_KERNELS_CPU_ISA: .*portable.*got 'sse9'"):
+        FusedConvNeXtBlock(4, backend="cpu")(torch.randn(1, 4, 3, 3))
+
+
+def test_unknown():
+    with pytest.raises(BackendError, match=r"use_isa: .*portable.*got 'sse9'"), cpu.use_isa("sse9"):
+        pytest.fail("entered")
+
+
+def test_use_isa_belongs_to_its_thread(monkeypatch):
+    monkeypatch.delenv(cpu.ISA_VARIABLE, raising=False)
+    seen = []
+    with cpu.use_isa("portable"):
+        thread = threading.Thread(target=lambda: seen.append(cpu.isa()))
+        thread.start()
+        thread.join()
+    assert seen == [cpu.supported_isas()[-1]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_switching_back_and_forth(dtype):
+    """Weights packed for one level are not read by another."""
+    block = randomize_(FusedConvNeXtBlock(40, backend="cpu")).to(dtype)
+    x = torch.randn(2, 40, 9, 8).to(dtype)
+    first = {}
+    for _ in range(3):
+        for isa in cpu.supported_isas():
+            with cpu.use_isa(isa), torch.no_grad():
+                y = block(x)
+            assert torch.equal(first.setdefault(isa, y), y), isa

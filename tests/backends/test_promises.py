@@ -1,0 +1,49 @@
+"""What each backend has promised to serve, asserted: the parity tests skip where a backend refuses."""
+
+import pytest
+import torch
+
+from convnext_kernels import BackendError, planner
+from convnext_kernels.spec import OPS, OpSpec
+from tests.operators import OPERATORS
+from tests.shapes import DTYPES, cases
+
+PROMISED = {"eager": (*DTYPES, torch.float64), "cpu": DTYPES}
+
+
+def test_every_backend_has_made_a_promise():
+    assert set(planner.backends()) <= set(PROMISED)
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_serves_the_whole_table(op, backend):
+    for dtype in PROMISED[backend]:
+        for case in cases(op):
+            y = OPERATORS[op].call(**OPERATORS[op].arguments(case, dtype), backend=backend)
+            assert y.dtype == dtype
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_refusal_of_fp64_says_why(op, backend):
+    if torch.float64 in PROMISED[backend]:
+        pytest.skip(f"{backend} serves fp64")
+    arguments = OPERATORS[op].arguments(cases(op)[0], torch.float64)
+    with pytest.raises(BackendError, match=rf"no backend can serve {op}: {backend}: .*float64"):
+        OPERATORS[op].call(**arguments, backend=backend)
+
+
+@pytest.mark.parametrize("compute_dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("op", ["mlp", "block", "downsample"])
+def test_serves_autocast(op, compute_dtype, backend):
+    spec = OpSpec(op, "cpu", torch.float32, compute_dtype, 96, 7, 1, 384)
+    assert planner.choose(spec, backend).__name__ == f"convnext_kernels.backends.{backend}.{op}"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_auto_prefers_native_kernels_on_the_cpu(op):
+    if not planner.backends()["cpu"].available:
+        pytest.skip(planner.backends()["cpu"].reason)
+    for dtype in DTYPES:
+        spec = OpSpec(op, "cpu", dtype, dtype, 96, 7, 1, 384)
+        assert planner.choose(spec).__name__ == f"convnext_kernels.backends.cpu.{op}"
+    assert planner.choose(OpSpec(op, "cuda", dtype, dtype, 96, 7, 1, 384)).__name__.endswith(f".eager.{op}")

@@ -1,0 +1,153 @@
+"""Threads, forks and worker processes."""
+
+import threading
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from convnext_kernels import FusedConvNeXtBlock
+from tests.tolerance import randomize_
+
+DIM = 40
+
+
+@pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
+def test_eight_threads_share_one_block(use_grn, kernel):
+    block = randomize_(FusedConvNeXtBlock(DIM, use_grn=use_grn, backend=kernel))
+    inputs = [torch.randn(2, DIM, 9 + i, 8) for i in range(8)]
+    with torch.no_grad():
+        expected = [randomize_(FusedConvNeXtBlock(DIM, use_grn=use_grn, backend=kernel))(x) for x in inputs]
+    start = threading.Barrier(8)
+    failures = []
+
+    def work(i):
+        try:
+            start.wait(timeout=30)
+            with torch.no_grad():
+                for _ in range(20):
+                    torch.testing.assert_close(block(inputs[i]), expected[i], rtol=1e-4, atol=1e-4)
+        except BaseException as error:  # whatever it was, the main thread must hear of it
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(timeout=120)
+    assert not any(t.is_alive() for t in threads), "a thread never came back"
+    assert not failures, failures[0]
+
+
+def test_weights_change_while_threads_run(backend):
+    """Every result belongs to one of the two states of the weights, once the change is over to the second."""
+    block = randomize_(FusedConvNeXtBlock(DIM, backend=backend))
+    x = torch.randn(1, DIM, 6, 6)
+    stop = threading.Event()
+    failures = []
+
+    def work():
+        try:
+            with torch.no_grad():
+                while not stop.is_set():
+                    assert block(x).isfinite().all()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for t in threads:
+        t.start()
+    with torch.no_grad():
+        for _ in range(20):
+            block.pwconv1.weight.mul_(-1)
+            block(x)
+    stop.set()
+    for t in threads:
+        t.join(timeout=60)
+    assert not any(t.is_alive() for t in threads), "a thread never came back"
+    assert not failures, failures[0]
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), randomize_(FusedConvNeXtBlock(DIM, backend=backend))(x))
+
+
+@pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_number_of_threads_changes_between_calls(dtype, use_grn, kernel):
+    block = randomize_(FusedConvNeXtBlock(96, use_grn=use_grn, backend=kernel)).to(dtype)
+    x = torch.randn(3, 96, 29, 14).to(dtype)
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.1}
+    with torch.no_grad():
+        torch.set_num_threads(1)
+        expected = block(x)
+        for threads in (2, 1, 3, 4, 1, 2, 4):
+            torch.set_num_threads(threads)
+            torch.testing.assert_close(block(x), expected, **tolerance)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_fork_after_use(threads, backend, run_python):
+    """The child has no threads but its own; a pool that the parent had started must not be waited for.
+
+    channels_last, because PyTorch's own copy into it would be a parallel loop, and those hang in such a child.
+    """
+    if backend == "eager" and threads > 1:
+        pytest.skip("eager runs on libgomp, which does not survive a fork after a parallel region (gcc bug 58378)")
+    out = run_python(
+        f"""
+import os, signal, sys, warnings
+import numpy
+import torch
+import convnext_kernels as ck
+warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks of multi-threaded processes
+torch.set_num_threads({threads})
+torch.manual_seed(0)
+block = ck.FusedConvNeXtBlock(96, layer_scale_init_value=1.0, backend={backend!r})
+x = torch.randn(2, 96, 28, 28).contiguous(memory_format=torch.channels_last)
+with torch.no_grad():
+    expected = block(x).numpy()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)  # a child that hangs is killed, and the parent sees it
+        # compared by NumPy: no parallel loop of PyTorch's here either
+        same = all(numpy.allclose(block(x).numpy(), expected, rtol=1e-4, atol=1e-5) for _ in range(3))
+        os._exit(0 if same else 1)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, f"child ended with status {{status}}"
+    assert numpy.allclose(block(x).numpy(), expected, rtol=1e-4, atol=1e-5)
+print("ok")
+"""
+    )
+    assert out.strip() == "ok"
+
+
+class Features(Dataset):
+    """A data set that runs a block in the worker."""
+
+    def __init__(self, block):
+        self.block = block
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        x = torch.full((1, DIM, 8, 8), float(i)) + torch.arange(8.0)
+        with torch.no_grad():
+            return self.block(x)[0]
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_dataloader_worker(context, backend):
+    block = randomize_(FusedConvNeXtBlock(DIM, backend=backend))
+    data = Features(block)
+    expected = torch.stack([data[i] for i in range(len(data))])  # used in the parent before the fork
+    loader = DataLoader(data, batch_size=2, num_workers=2, multiprocessing_context=context, timeout=60)
+    torch.testing.assert_close(torch.cat(list(loader)), expected)
+
+
+def test_results_repeat(kernel):
+    """The same call gives the same bits."""
+    block = randomize_(FusedConvNeXtBlock(DIM, use_grn=True, backend=kernel))
+    x = torch.randn(3, DIM, 15, 14)
+    with torch.no_grad():
+        first = block(x)
+        assert all(torch.equal(block(x), first) for _ in range(5))

@@ -1,0 +1,284 @@
+"""Weights may change between two calls in many ways; a backend that keeps packed weights must see every one.
+
+After each change the block must give, bit for bit, what a fresh block with the same weights gives.
+"""
+
+import copy
+import gc
+
+import pytest
+import torch
+
+from convnext_kernels import FusedConvNeXtBlock, functional
+from tests.operators import OPERATORS
+from tests.shapes import Case
+from tests.tolerance import assert_as_good_as_eager, randomize_
+
+DIM = 24
+PARAMETERS = {
+    False: [
+        *("dwconv.weight", "dwconv.bias", "norm.weight", "norm.bias", "pwconv1.weight", "pwconv1.bias"),
+        *("pwconv2.weight", "pwconv2.bias", "gamma"),
+    ],
+    True: [
+        *("dwconv.weight", "dwconv.bias", "norm.weight", "norm.bias", "pwconv1.weight", "pwconv1.bias"),
+        *("pwconv2.weight", "pwconv2.bias", "grn.gamma", "grn.beta"),
+    ],
+}
+ROWS = [(use_grn, name) for use_grn, names in PARAMETERS.items() for name in names]
+
+
+def _owner(block, name):
+    path, _, last = name.rpartition(".")
+    return block.get_submodule(path), last
+
+
+def in_place(block, name):
+    with torch.no_grad():
+        block.get_parameter(name).mul_(-1.5)
+
+
+def one_element_in_place(block, name):
+    with torch.no_grad():
+        block.get_parameter(name).view(-1)[-1] += 3
+
+
+def load_state_dict(block, name):
+    state = {k: v.clone() for k, v in block.state_dict().items()}
+    state[name] *= -1.5
+    block.load_state_dict(state)
+
+
+def load_state_dict_assign(block, name):
+    state = {k: v.clone() for k, v in block.state_dict().items()}
+    state[name] *= -1.5
+    block.load_state_dict(state, assign=True)
+
+
+def data_swap(block, name):
+    p = block.get_parameter(name)
+    p.data = p.data * -1.5
+
+
+def data_mul(block, name):
+    """In place through .data: PyTorch's version counter does not move."""
+    block.get_parameter(name).data.mul_(-1.5)
+
+
+def data_copy(block, name):
+    p = block.get_parameter(name)
+    p.data.copy_(p.data * -1.5)
+
+
+def detach_mul(block, name):
+    block.get_parameter(name).detach().mul_(-1.5)
+
+
+def numpy_write(block, name):
+    """Through memory that NumPy shares: PyTorch sees nothing of it."""
+    p = block.get_parameter(name)
+    if p.dtype == torch.bfloat16:
+        p.detach().view(torch.int16).numpy()[...] ^= -0x8000  # the sign bit
+    else:
+        p.detach().numpy()[...] *= -1.5
+
+
+def new_parameter(block, name):
+    module, last = _owner(block, name)
+    setattr(module, last, torch.nn.Parameter(block.get_parameter(name).detach() * -1.5))
+
+
+def optimizer_step(block, name):
+    p = block.get_parameter(name)
+    p.grad = torch.ones_like(p)
+    torch.optim.SGD([p], lr=0.5).step()
+
+
+def foreach_optimizer_step(block, name):
+    p = block.get_parameter(name)
+    p.grad = torch.ones_like(p)
+    torch.optim.AdamW([p], lr=0.5, foreach=True).step()
+
+
+def vector_to_parameters(block, name):
+    p = block.get_parameter(name)
+    vector = torch.nn.utils.parameters_to_vector([p]).detach() * -1.5
+    torch.nn.utils.vector_to_parameters(vector, [p])
+
+
+CHANGES = [
+    *(in_place, one_element_in_place, load_state_dict, load_state_dict_assign, data_swap, data_mul, data_copy),
+    *(detach_mul, numpy_write, new_parameter, optimizer_step, foreach_optimizer_step, vector_to_parameters),
+]
+
+
+def fresh(block):
+    """The same weights at other addresses, never seen by any cache."""
+    clone = copy.deepcopy(block)
+    other = FusedConvNeXtBlock(DIM, use_grn=block.grn is not None, backend=block.backend, dtype=block.norm.weight.dtype)
+    other.load_state_dict(clone.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(("use_grn", "name"), ROWS)
+def test_change_of_one_parameter(use_grn, name, change, dtype, backend):
+    block = randomize_(FusedConvNeXtBlock(DIM, use_grn=use_grn, backend=backend, dtype=dtype))
+    x = torch.randn(2, DIM, 7, 6).to(dtype)
+    with torch.no_grad():
+        before = block(x)
+        assert torch.equal(block(x), before)
+    change(block, name)
+    with torch.no_grad():
+        after, expected = block(x), fresh(block)(x)
+    assert not torch.equal(expected, before), "the change does not show, so the test sees nothing"
+    assert torch.equal(after, expected), f"{name}: stale after {change.__name__}"
+
+
+def test_dtype_and_layout_changes(backend):
+    block = randomize_(FusedConvNeXtBlock(DIM, backend=backend))
+    x = torch.randn(2, DIM, 7, 6)
+    with torch.no_grad():
+        expected = block(x)
+        block.to(torch.bfloat16)(x.bfloat16())
+        rounded = block.to(torch.float32)
+        assert torch.equal(rounded(x), fresh(rounded)(x))
+        assert not torch.equal(rounded(x), expected)
+        torch.testing.assert_close(block.to(memory_format=torch.channels_last)(x), fresh(rounded)(x))
+
+
+def test_swap_tensors(backend, request):
+    """What ``torch.__future__.set_swap_module_params_on_conversion(True)`` makes of ``module.to()``."""
+    if backend == "cpu":
+        reason = "the cache of packed weights holds a weak reference to a parameter, and PyTorch swaps no such tensor"
+        request.applymarker(pytest.mark.xfail(raises=RuntimeError, strict=True, reason=reason))
+    block = randomize_(FusedConvNeXtBlock(DIM, backend=backend))
+    x = torch.randn(2, DIM, 7, 6)
+    with torch.no_grad():
+        before = block(x)
+        for p in block.parameters():
+            torch.utils.swap_tensors(p, torch.nn.Parameter(p * -1.5))
+        after = block(x)
+        assert not torch.equal(after, before)
+        assert torch.equal(after, fresh(block)(x))
+
+
+def test_training_loop(backend):
+    """Every step of a training loop runs on the weights of that step."""
+    block = randomize_(FusedConvNeXtBlock(DIM, backend=backend))
+    optimizer = torch.optim.AdamW(block.parameters(), lr=0.01)
+    x = torch.randn(2, DIM, 6, 6)
+    for _ in range(5):
+        optimizer.zero_grad()
+        y = block(x)
+        assert torch.equal(y, fresh(block)(x))
+        y.square().mean().backward()
+        optimizer.step()
+
+
+def test_reused_addresses(backend):
+    """Blocks come and go; the allocator and `id` give the next one the places of the last."""
+    x = torch.randn(1, DIM, 5, 5)
+    seen = set()
+    reused = 0
+    for seed in range(50):
+        block = randomize_(FusedConvNeXtBlock(DIM, kernel_size=3, backend=backend), seed)
+        address = (id(block.pwconv1.weight), block.pwconv1.weight.data_ptr())
+        reused += address in seen
+        seen.add(address)
+        with torch.no_grad():
+            y = block(x)
+            wide = copy.deepcopy(block).double()
+            wide.backend = "eager"
+            eager = copy.deepcopy(block)
+            eager.backend = "eager"
+            assert_as_good_as_eager(y, eager(x), wide(x.double()))
+        del block, wide, eager
+    assert reused, "no address came twice, so the test saw nothing"
+
+
+def test_parameters_of_inference_mode(backend):
+    """Inference tensors have no version counter at all."""
+    with torch.inference_mode():
+        block = randomize_(FusedConvNeXtBlock(DIM, backend=backend))
+        x = torch.randn(2, DIM, 7, 6)
+        before = block(x)
+        for name in PARAMETERS[False]:
+            block.get_parameter(name).mul_(-1.5)
+            after = block(x)
+            assert not torch.equal(after, before), name
+            assert torch.equal(after, fresh(block)(x)), f"{name}: stale in inference mode"
+            before = after
+
+
+def test_temporary_weights(backend):
+    """Weights made anew for each call (weight norm, functional_call): same shapes, other values, maybe same address."""
+    case = Case("", n=1, c=DIM, h=5, w=5, k=3)
+    arguments = OPERATORS["block"].arguments(case, torch.float32)
+    for factor in (1.0, -2.0, 0.5, 3.0) * 5:
+        scaled = {k: v * factor if k.endswith("weight") else v for k, v in arguments.items()}
+        y = functional.convnext_block(**scaled, backend=backend)
+        assert torch.equal(
+            y,
+            functional.convnext_block(
+                **{k: v.clone() if k.endswith("weight") else v for k, v in scaled.items()}, backend=backend
+            ),
+        )
+        torch.testing.assert_close(y, OPERATORS["block"].reference(**scaled), rtol=1e-4, atol=1e-4)
+
+
+def test_shared_parameter(backend):
+    """One weight in two blocks, whose other weights differ."""
+    a = randomize_(FusedConvNeXtBlock(DIM, backend=backend), 1)
+    b = randomize_(FusedConvNeXtBlock(DIM, backend=backend), 2)
+    b.pwconv1.weight = a.pwconv1.weight
+    x = torch.randn(2, DIM, 7, 6)
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(a(x), fresh(a)(x))
+            assert torch.equal(b(x), fresh(b)(x))
+            a.pwconv1.weight.mul_(2)
+
+
+def test_layers(backend):
+    """The single layers too, where a backend packs depthwise weights."""
+    from convnext_kernels import DepthwiseConv2d, GlobalResponseNorm, LayerNorm2d
+
+    x = torch.randn(2, DIM, 7, 6)
+    for module in (
+        DepthwiseConv2d(DIM, backend=backend),
+        LayerNorm2d(DIM, backend=backend),
+        GlobalResponseNorm(DIM, backend=backend),
+    ):
+        randomize_(module)
+        with torch.no_grad():
+            for name, p in module.named_parameters():
+                before = module(x)
+                p.data.mul_(-1.5)
+                after = module(x)
+                assert not torch.equal(after, before), name
+                assert torch.equal(after, copy.deepcopy(module)(x)), name
+
+
+def test_packed_weights_are_let_go():
+    """A deleted model does not leave its packed weights behind."""
+    import resource
+    import sys
+
+    if sys.platform != "linux":
+        pytest.skip("ru_maxrss is in kilobytes on Linux only")
+    x = torch.randn(1, 256, 2, 2)
+
+    def use():
+        with torch.no_grad():
+            FusedConvNeXtBlock(256, kernel_size=3)(x)  # 2 MB of weights
+
+    for _ in range(5):
+        use()
+    gc.collect()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(60):
+        use()
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert grown < 40, f"{grown:.0f} MB more after 60 blocks of 2 MB"

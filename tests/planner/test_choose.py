@@ -1,0 +1,225 @@
+"""Which backend serves: precedence, refusals, and where the settings end."""
+
+import sys
+import threading
+from types import ModuleType
+
+import pytest
+import torch
+
+import convnext_kernels
+from convnext_kernels import BackendError, FusedConvNeXtBlock, backends, functional, planner, use_backend
+from convnext_kernels.backends import eager
+from convnext_kernels.planner import choose
+from convnext_kernels.spec import OPS, OpSpec
+
+package = sys.modules["convnext_kernels.backends"]
+SPEC = OpSpec("dwconv", "cpu", torch.float32, torch.float32, 8, 7)
+
+
+def _clear():
+    for cached in (package.get, package.op_module, sys.modules["convnext_kernels.planner.choose"]._choose):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def make_backend(monkeypatch):
+    """Register a backend for the length of a test, before or after the others."""
+    _clear()
+
+    def make(name, *, unavailable=None, refuses=None, first=True, backward=False):
+        module = ModuleType(f"convnext_kernels.backends.{name}")
+        module.HAS_BACKWARD = backward
+        module.unavailable = lambda: unavailable
+        module.refuses = lambda spec: refuses(spec) if callable(refuses) else refuses
+        module.describe = lambda: f"the test backend {name}"
+        module.calls = []
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        for op in OPS:
+            file = ModuleType(f"{module.__name__}.{op}")
+
+            def forward(x, *rest, op=op):
+                module.calls.append(op)
+                return torch.full_like(x, 7)
+
+            file.forward = forward
+            file.backward = forward
+            monkeypatch.setitem(sys.modules, file.__name__, file)
+        names = package.NAMES
+        monkeypatch.setattr(package, "NAMES", (name, *names) if first else (*names, name))
+        return module
+
+    yield make
+    monkeypatch.undo()
+    _clear()
+
+
+def chosen(backend="auto", spec=SPEC):
+    return choose(spec, backend).__name__.split(".")[2]
+
+
+def test_precedence(make_backend, monkeypatch):
+    """Argument, then the innermost use_backend, then the environment, then auto."""
+    for name in ("d", "c", "b", "a"):
+        make_backend(name)
+    assert chosen() == "a"
+    monkeypatch.setenv(planner.ENVIRONMENT_VARIABLE, "b")
+    assert chosen() == "b"
+    with use_backend("c"):
+        assert chosen() == "c"
+        with use_backend("d"):
+            assert chosen() == "d"
+            assert chosen("eager") == "eager"
+        assert chosen() == "c"
+        with use_backend("auto"):
+            assert chosen() == "a", "use_backend('auto') hides the environment"
+    assert chosen() == "b"
+    monkeypatch.setenv(planner.ENVIRONMENT_VARIABLE, "")
+    assert chosen() == "a"
+    monkeypatch.setenv(planner.ENVIRONMENT_VARIABLE, "auto")
+    assert chosen() == "a"
+
+
+def test_precedence_reaches_the_kernels(make_backend, monkeypatch):
+    stub = make_backend("stub", first=False)
+    x, weight = torch.randn(1, 2, 3, 3), torch.randn(2, 1, 3, 3)
+    assert not stub.calls
+    with use_backend("stub"):
+        assert (functional.depthwise_conv2d(x, weight) == 7).all()
+        functional.depthwise_conv2d(x, weight, backend="eager")
+    monkeypatch.setenv(planner.ENVIRONMENT_VARIABLE, "stub")
+    FusedConvNeXtBlock(2)(x)
+    FusedConvNeXtBlock(2, backend="eager")(x)
+    assert stub.calls == ["dwconv", "block"]
+
+
+def test_auto_takes_the_first_that_can_serve(make_backend):
+    make_backend("second", refuses=lambda spec: None)
+    make_backend("first", refuses=lambda spec: "only 16 channels" if spec.channels != 16 else None)
+    make_backend("missing", unavailable="no such machine")
+    assert chosen() == "second"
+    assert chosen(spec=OpSpec("dwconv", "cpu", torch.float32, torch.float32, 16, 7)) == "first"
+
+
+def test_named_backend_that_refuses_raises_with_its_reason(make_backend, monkeypatch):
+    make_backend("picky", refuses="only on Sundays")
+    message = r"no backend can serve dwconv: picky: only on Sundays"
+    with pytest.raises(BackendError, match=message):
+        chosen("picky")
+    with use_backend("picky"), pytest.raises(BackendError, match=message):
+        chosen()
+    monkeypatch.setenv(planner.ENVIRONMENT_VARIABLE, "picky")
+    with pytest.raises(BackendError, match=message):
+        chosen()
+    with pytest.raises(BackendError, match=message):
+        functional.depthwise_conv2d(torch.randn(1, 2, 3, 3), torch.randn(2, 1, 3, 3))
+
+
+def test_named_backend_that_is_not_available(make_backend):
+    make_backend("gone", unavailable="its library is not installed")
+    with pytest.raises(BackendError, match=r"gone: its library is not installed"):
+        chosen("gone")
+    with (
+        pytest.raises(BackendError, match=r"'gone' is not available: its library is not installed"),
+        use_backend("gone"),
+    ):
+        pytest.fail("entered")
+    status = backends()["gone"]
+    assert (status.available, status.reason) == (False, "its library is not installed")
+
+
+def test_auto_with_nothing_left_gives_every_reason(make_backend, monkeypatch):
+    make_backend("b", refuses="too blue")
+    make_backend("a", unavailable="too old")
+    monkeypatch.setattr(package, "NAMES", ("a", "b"))
+    with pytest.raises(BackendError, match=r"no backend can serve dwconv: a: too old; b: too blue"):
+        chosen()
+
+
+@pytest.mark.parametrize("name", ["fpga", "", "Eager", "eager "])
+def test_unknown_names(name, monkeypatch):
+    with (
+        pytest.raises(BackendError, match=rf"use_backend: unknown backend '{name}', expected one of auto, "),
+        use_backend(name),
+    ):
+        pytest.fail("entered")
+    with pytest.raises(BackendError, match=rf"backend: unknown backend '{name}'"):
+        choose(SPEC, name)
+    if name:
+        monkeypatch.setenv(planner.ENVIRONMENT_VARIABLE, name)
+        with pytest.raises(BackendError, match=rf"CONVNEXT_KERNELS_BACKEND: unknown backend '{name}'"):
+            choose(SPEC)
+
+
+@pytest.mark.parametrize("name", [None, 3, eager], ids=["None", "int", "module"])
+def test_names_of_another_type(name):
+    with pytest.raises(TypeError, match=rf"use_backend: expected .*str.*got {type(name).__name__}"), use_backend(name):
+        pytest.fail("entered")
+
+
+def test_use_backend_ends_with_the_block_even_when_it_raises(make_backend):
+    make_backend("stub", first=False)
+
+    def fail():
+        with use_backend("stub"):
+            assert planner.requested_backend() == "stub"
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert planner.requested_backend() == "auto"
+
+
+def test_use_backend_belongs_to_its_thread(make_backend):
+    make_backend("stub", first=False)
+    seen = []
+    with use_backend("stub"):
+        thread = threading.Thread(target=lambda: seen.append(planner.requested_backend()))
+        thread.start()
+        thread.join()
+        assert planner.requested_backend() == "stub"
+    assert seen == ["auto"]
+
+
+def test_gradients_use_the_backend_of_the_forward(make_backend):
+    """The autograd engine's own threads do not see use_backend; the choice travels with the graph."""
+    stub = make_backend("stub", first=False, backward=True)
+    norm = {"weight": torch.randn(2), "bias": torch.randn(2)}
+    x = torch.randn(1, 2, 3, 3, requires_grad=True)
+    stub_backward = []
+    sys.modules["convnext_kernels.backends.stub.layernorm"].backward = lambda dy, x, *rest: (
+        stub_backward.append(1) or [torch.zeros_like(x)]
+    )
+    with use_backend("stub"):
+        y = functional.layer_norm2d(x, **norm)
+    y.sum().backward()
+    assert stub.calls == ["layernorm"]
+    assert stub_backward == [1]
+
+
+def test_backend_without_gradients_takes_those_of_eager(make_backend):
+    stub = make_backend("stub", first=False, backward=False)
+    x = torch.randn(1, 2, 3, 3, requires_grad=True)
+    weight, bias = torch.randn(2), torch.randn(2)
+    functional.layer_norm2d(x, weight, bias, backend="stub").square().sum().backward()
+    assert stub.calls == ["layernorm"]
+    # 7s came out of the stub, so the gradient of the squares is that of the sum, times 14
+    expected = x.detach().requires_grad_()
+    functional.layer_norm2d(expected, weight, bias, backend="eager").sum().backward()
+    torch.testing.assert_close(x.grad, 14 * expected.grad)
+
+
+def test_status():
+    table = backends()
+    assert list(table) == list(package.NAMES)
+    assert table["eager"].available
+    for name, status in table.items():
+        assert status.name == name
+        assert status.description
+        assert status.available == (not status.reason)
+
+
+def test_public_names():
+    assert convnext_kernels.use_backend is planner.use_backend
+    assert convnext_kernels.backends is planner.backends
+    assert set(convnext_kernels.__all__) <= set(dir(convnext_kernels))

@@ -1,0 +1,107 @@
+"""`import convnext_kernels` is light, and works without the compiled extension."""
+
+import json
+
+HEAVY = ("triton", "torchvision", "timm", "transformers", "matplotlib", "sklearn", "skimage", "rich", "click", "jinja2")
+
+
+def test_import_brings_in_nothing_heavy(run_python):
+    """Beyond what torch itself imports."""
+    added = run_python("""
+import sys, json
+import torch
+before = set(sys.modules)
+import convnext_kernels
+print(json.dumps(sorted({m.split(".")[0] for m in set(sys.modules) - before})))
+""")
+    added = json.loads(added)
+    assert "convnext_kernels" in added
+    assert not set(added) & set(HEAVY)
+
+
+def test_a_call_brings_in_nothing_heavy(run_python):
+    added = run_python("""
+import sys, json
+import torch
+before = set(sys.modules)
+import convnext_kernels
+convnext_kernels.FusedConvNeXtBlock(4)(torch.randn(1, 4, 3, 3)).sum().backward()
+convnext_kernels.backends()
+print(json.dumps(sorted({m.split(".")[0] for m in set(sys.modules) - before})))
+""")
+    assert not set(json.loads(added)) & set(HEAVY)
+
+
+def test_import_leaves_torch_as_it_was(run_python):
+    """No setting of torch is changed by the import."""
+    same = run_python("""
+import random, torch
+def state():
+    return (
+        torch.get_num_threads(), torch.initial_seed(), torch.is_grad_enabled(), torch.get_default_dtype(),
+        torch.backends.cuda.matmul.allow_tf32, torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(), torch.get_rng_state().tolist(), random.getstate(),
+    )
+before = state()
+import convnext_kernels
+print(before == state())
+""")
+    assert same.strip() == "True"
+
+
+BLOCKED = """
+import sys, json
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name == "convnext_kernels._native":
+            raise ImportError("no extension in this test")
+sys.meta_path.insert(0, Block())
+"""
+
+
+def test_without_the_compiled_extension(run_python):
+    out = run_python(
+        BLOCKED
+        + """
+import torch
+import convnext_kernels as ck
+status = ck.backends()
+block = ck.FusedConvNeXtBlock(4, layer_scale_init_value=1.0)
+x = torch.randn(2, 4, 5, 5)
+y = block(x)
+y.sum().backward()
+with ck.use_backend("eager"):
+    same = torch.equal(block(x), y)
+refusal = ""
+if "cpu" in status:
+    try:
+        ck.FusedConvNeXtBlock(4, backend="cpu")(x)
+    except ck.BackendError as error:
+        refusal = str(error)
+print(json.dumps({"status": {n: [s.available, s.reason] for n, s in status.items()}, "same": same, "refusal": refusal}))
+"""
+    )
+    result = json.loads(out)
+    assert result["same"], "something other than eager served"
+    assert result["status"]["eager"] == [True, ""]
+    available, reason = result["status"]["cpu"]
+    assert not available
+    assert "no extension in this test" in reason
+    assert "no extension in this test" in result["refusal"]
+
+
+def test_environment_variable_names_the_missing_backend(run_python):
+    out = run_python(
+        BLOCKED
+        + """
+import torch
+import convnext_kernels as ck
+try:
+    ck.FusedConvNeXtBlock(4)(torch.randn(2, 4, 5, 5))
+except ck.BackendError as error:
+    print(error)
+""",
+        CONVNEXT_KERNELS_BACKEND="cpu",
+    )
+    assert "cpu" in out
+    assert "no extension in this test" in out

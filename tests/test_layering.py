@@ -1,0 +1,233 @@
+"""The rooms of the package import only downwards: the imports are read, not run."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "convnext_kernels"
+
+# room -> (what of the package it may import, what third-party it may import when it is itself imported).
+# A name ending in "." is a prefix. Third-party packages that are not listed may only be imported inside functions,
+# by the rooms in LAZY.
+ROOMS = {
+    "spec": ((), ("torch",)),
+    "version": ((), ()),
+    "backends": ((), ()),
+    "backends.eager": (("spec", "backends.eager."), ("torch",)),
+    "backends.cpu": (("spec", "backends.cpu.", "_native"), ("torch",)),
+    "backends.cuda": (("spec", "backends.cuda.", "_native_cuda"), ("torch",)),
+    "backends.triton": (("spec", "backends.triton."), ("torch", "triton")),
+    "planner": (("spec", "backends", "planner.", "version"), ("torch",)),
+    "ops": (("spec", "planner", "ops."), ("torch",)),
+    "functional": (("ops",), ("torch",)),
+    "nn": (("functional", "nn.", "ops.checks"), ("torch",)),
+    "models": (("functional", "nn", "nn.", "models."), ("torch",)),
+    # "backends" is the public function here, `from convnext_kernels import backends`.
+    "interop": (("functional", "nn", "nn.", "interop.", "spec", "backends"), ("torch",)),
+    "_native": ((), ()),
+}
+LAZY = ("models", "interop")
+# The top of the house: the public names and the command line, which may use every room below.
+TOP = ("", "cli", "__main__")
+
+C_ROOMS = {"common": ("common",), "cpu": ("cpu", "common"), "cuda": ("cuda", "common")}
+C_FORBIDDEN = re.compile(r"^(Python\.h|pybind11/|torch/|ATen/|c10/|caffe2/)")
+
+
+def _room(module: str) -> str:
+    """The room of a module, named without the package: "backends.cpu" for "backends.cpu.block"."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "backends" and len(parts) > 1 else parts[0]
+
+
+def _imports(tree: ast.Module, module: str, is_package: bool):
+    """Yield (imported module, line, whether inside a function) for every import statement."""
+
+    def walk(node, inside):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                for alias in child.names:
+                    yield alias.name, child.lineno, inside
+            elif isinstance(child, ast.ImportFrom):
+                base = child.module or ""
+                if child.level:
+                    above = module.split(".")[: len(module.split(".")) - child.level + is_package]
+                    base = ".".join([*above, base]).rstrip(".")
+                # "from a import b" may name a module or something in a; the files decide in `_resolve`.
+                for alias in child.names:
+                    yield f"{base}.{alias.name}", child.lineno, inside
+            else:
+                function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+                yield from walk(child, inside or function)
+
+    yield from walk(tree, False)
+
+
+def _resolve(name: str, modules: set[str]) -> str:
+    """The module that an import statement loads: `name` or, where its last part is an attribute, its parent."""
+    inner = name.removeprefix(f"{PACKAGE}.") if name != PACKAGE else ""
+    while inner and inner not in modules and inner != "_native":
+        inner = inner.rpartition(".")[0]
+    return inner
+
+
+def _allowed(target: str, patterns: tuple[str, ...]) -> bool:
+    return any(target == p or (p.endswith(".") and (target + ".").startswith(p)) for p in patterns)
+
+
+def python_violations(root: Path) -> list[str]:
+    """Every import in `root`/convnext_kernels that goes up or sideways."""
+    files = {}
+    for path in sorted((root / PACKAGE).rglob("*.py")):
+        parts = list(path.relative_to(root / PACKAGE).with_suffix("").parts)
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    found = []
+    for module, path in files.items():
+        room = _room(module)
+        if room in TOP:
+            continue
+        if room not in ROOMS:
+            found.append(f"{module}: no row for the room {room!r} in ROOMS")
+            continue
+        inner, outer = ROOMS[room]
+        full = f"{PACKAGE}.{module}"
+        for name, line, inside in _imports(ast.parse(path.read_text()), full, path.name == "__init__.py"):
+            top = name.split(".")[0]
+            if top == PACKAGE:
+                target = _resolve(name, set(files))
+                if not _allowed(target, inner):
+                    found.append(f"{module}:{line} imports {target or PACKAGE}")
+            elif top not in sys.stdlib_module_names and top not in outer and not (inside and room in LAZY):
+                found.append(f"{module}:{line} imports {top}")
+    return found
+
+
+def c_violations(root: Path) -> list[str]:
+    """Every #include in `root`/csrc that leaves its room for another one, for Python or for torch."""
+    found = []
+    for path in sorted((root / "csrc").rglob("*")):
+        room = path.relative_to(root / "csrc").parts[0]
+        if path.suffix not in (".h", ".hpp", ".cpp", ".cc", ".cu", ".cuh", ".inc") or room not in C_ROOMS:
+            continue
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            match = re.match(r'\s*#\s*include\s*([<"])([^>"]+)[>"]', line)
+            if not match:
+                continue
+            where = f"csrc/{path.relative_to(root / 'csrc')}:{number}"
+            kind, name = match.groups()
+            if C_FORBIDDEN.match(name):
+                found.append(f"{where} includes {name}")
+            if kind == '"':
+                candidates = [(base / name).resolve() for base in (path.parent, root / "csrc")]
+                target = next((c for c in candidates if c.is_file()), None)
+                inside = target is not None and target.is_relative_to((root / "csrc").resolve())
+                if not inside or target.relative_to((root / "csrc").resolve()).parts[0] not in C_ROOMS[room]:
+                    found.append(f"{where} includes {name}")
+    return found
+
+
+def test_python():
+    assert python_violations(ROOT) == []
+
+
+def test_c():
+    assert c_violations(ROOT) == []
+
+
+def test_rooms_are_all_seen():
+    """The walk sees the package at all: an empty one would pass."""
+    seen = {
+        _room(".".join(p.relative_to(ROOT / PACKAGE).with_suffix("").parts)) for p in (ROOT / PACKAGE).rglob("*.py")
+    }
+    assert {"spec", "functional", "backends.eager", "planner", "ops", "nn"} <= seen
+
+
+SYNTHETIC = {
+    "backends sideways": ("backends/cpu/dwconv.py", "from convnext_kernels.backends.eager import dwconv"),
+    "backends sideways, from the package": ("backends/cpu/dwconv.py", "from convnext_kernels.backends import eager"),
+    "backends sideways, relative": ("backends/cpu/dwconv.py", "from ..eager import dwconv"),
+    "backends up": ("backends/eager/dwconv.py", "import convnext_kernels.ops"),
+    "backends up to nn, in a function": ("backends/eager/dwconv.py", "def f():\n    from convnext_kernels import nn"),
+    "backends to the top": ("backends/eager/dwconv.py", "import convnext_kernels"),
+    "eager with triton": ("backends/eager/dwconv.py", "import triton"),
+    "planner up": ("planner/choose.py", "from convnext_kernels.ops import checks"),
+    "planner to one backend": ("planner/choose.py", "from convnext_kernels.backends import eager"),
+    "ops with triton": ("ops/dwconv.py", "def f():\n    import triton.language as tl"),
+    "ops with the extension": ("ops/dwconv.py", "from convnext_kernels import _native"),
+    "ops up": ("ops/dwconv.py", "from convnext_kernels.nn import layers"),
+    "ops to a backend": ("ops/dwconv.py", "from convnext_kernels.backends.eager import dwconv"),
+    "nn to an op": ("nn/block.py", "from convnext_kernels.ops import dwconv"),
+    "nn to the planner": ("nn/block.py", "from convnext_kernels import planner"),
+    "functional to the planner": ("functional.py", "from convnext_kernels.planner import choose"),
+    "interop to ops": ("interop/timm.py", "import convnext_kernels.ops"),
+    "interop to a backend": ("interop/timm.py", "from convnext_kernels.backends import eager"),
+    "interop eager about timm": ("interop/timm.py", "import timm"),
+    "interop in a class body": ("interop/timm.py", "class A:\n    import timm"),
+    "models eager about transformers": ("models/v1.py", "from transformers import AutoModel"),
+    "numpy in nn": ("nn/block.py", "def f():\n    import numpy"),
+    "a room without a row": ("utils/misc.py", "import torch"),
+}
+ALLOWED = {
+    "interop/timm.py": "import torch\nfrom convnext_kernels import nn\ndef f():\n    import timm",
+    "nn/block.py": "from convnext_kernels import functional\nfrom convnext_kernels.ops import checks",
+    "functional.py": "import convnext_kernels.ops",
+    "planner/choose.py": "from convnext_kernels import backends as _backends",
+    "ops/dwconv.py": "from convnext_kernels import planner\nfrom convnext_kernels.spec import OpSpec",
+    "backends/cpu/dwconv.py": "from convnext_kernels.backends.cpu import block\nfrom . import block as b",
+    "backends/cpu/block.py": "def f():\n    from convnext_kernels import _native",
+}
+
+
+def _house(root: Path) -> None:
+    for directory in ("", "backends", "backends/eager", "backends/cpu", "planner", "ops", "nn", "interop", "models"):
+        (root / PACKAGE / directory).mkdir(parents=True, exist_ok=True)
+        (root / PACKAGE / directory / "__init__.py").touch()
+    for file in ("spec.py", "functional.py", "ops/checks.py", "ops/dwconv.py", "nn/layers.py"):
+        (root / PACKAGE / file).touch()
+    for file, source in ALLOWED.items():
+        (root / PACKAGE / file).write_text(source)
+
+
+def test_allowed_imports_pass(tmp_path):
+    _house(tmp_path)
+    assert python_violations(tmp_path) == []
+
+
+@pytest.mark.parametrize(("file", "source"), SYNTHETIC.values(), ids=SYNTHETIC)
+def test_violations_are_seen(tmp_path, file, source):
+    _house(tmp_path)
+    path = tmp_path / PACKAGE / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(source)
+    assert len(python_violations(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "include", "wrong"),
+    [
+        ("cpu/a.cpp", '"common/vec.h"', False),
+        ("cpu/a.cpp", '"../common/vec.h"', False),
+        ("cpu/a.cpp", '"b.h"', False),
+        ("cpu/a.cpp", "<immintrin.h>", False),
+        ("bindings/module.cpp", "<pybind11/pybind11.h>", False),
+        ("cpu/a.cpp", '"cuda/k.cuh"', True),
+        ("cpu/a.cpp", '"../cuda/k.cuh"', True),
+        ("common/vec.h", '"cpu/b.h"', True),
+        ("cpu/a.cpp", "<Python.h>", True),
+        ("cuda/k.cu", "<torch/extension.h>", True),
+        ("cuda/k.cu", "<ATen/ATen.h>", True),
+        ("cpu/a.cpp", "<pybind11/pybind11.h>", True),
+        ("cpu/a.cpp", '"/usr/include/stdio.h"', True),
+    ],
+)
+def test_includes(tmp_path, file, include, wrong):
+    for name in ("common/vec.h", "cpu/a.cpp", "cpu/b.h", "cuda/k.cu", "cuda/k.cuh", "bindings/module.cpp"):
+        path = tmp_path / "csrc" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "csrc" / file).write_text(f"#  include {include}\n")
+    assert bool(c_violations(tmp_path)) == wrong
