@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/layout.h"
 #include "cpu/ops.h"
 #include "cpu/parallel.h"
 
@@ -63,11 +64,15 @@ class Buffer {
 // Workspace of the calling thread, kept between calls (a fresh one would cost its page faults every time) unless large.
 class Workspace {
  public:
-  explicit Workspace(int64_t bytes) { buffer().reserve(bytes); }
+  explicit Workspace(int64_t bytes) {
+    buffer().reserve(bytes);
+    data_ = buffer().data();
+  }
   ~Workspace() {
     if (buffer().size() > kKeep) buffer().release();
   }
-  char* data() const { return buffer().data(); }
+  // A member, for all threads of a team: buffer() is another one in each.
+  char* data() const { return data_; }
 
  private:
   static constexpr int64_t kKeep = int64_t{32} << 20;
@@ -75,6 +80,7 @@ class Workspace {
     thread_local Buffer instance;
     return instance;
   }
+  char* data_;
 };
 
 // A (rows, columns) fp32 array copied with columns padded by zeros; missing without an address.
@@ -328,6 +334,16 @@ uint64_t checksum(const std::vector<std::tuple<Address, int64_t, bool>>& regions
   return hash;
 }
 
+void transpose_images(Address from, Address to, int64_t batch, int64_t rows, int64_t columns, int64_t element_size,
+                      int threads) {
+  require(from && to && batch >= 1 && rows >= 1 && columns >= 1 && threads >= 1, "transpose: out of range");
+  require(element_size == 2 || element_size == 4, "transpose: element_size is not 2 or 4");
+  const py::gil_scoped_release unlocked;
+  run(threads, [&](Team& team) {
+    transpose(pointer<const void>(from), pointer<void>(to), batch, rows, columns, element_size, team);
+  });
+}
+
 std::vector<std::string> supported_isas() {
   std::vector<std::string> names;
   for (int i = 0; i < kIsaCount; ++i) {
@@ -349,6 +365,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("supported_isas", supported_isas);
   m.def("parallel_runtime", parallel_runtime);
   m.def("checksum", checksum);
+  m.def("transpose", transpose_images);
   m.def("layernorm", layernorm);
   m.def("grn", grn);
   py::class_<Bottleneck>(m, "Bottleneck")

@@ -53,7 +53,7 @@ void convolve_unrolled(const Tile<T>& t, int64_t columns) {
       const Vec v = load_tap<PARTIAL>(x + j.value * t.c, t.valid);
       unroll<K>([&](auto k) {
         constexpr int column = decltype(j)::value - decltype(k)::value;
-        if constexpr (column >= 0 && column < COLUMNS) acc[column] += v * weight[k.value];
+        if constexpr (column >= 0 && column < COLUMNS) acc[column] = multiply_add(v, weight[k.value], acc[column]);
       });
     });
   }
@@ -78,11 +78,11 @@ void convolve_any(const Tile<T>& t, int64_t columns) {
       const Vec weight = load(t.weight + (i * t.kernel_size + k) * t.ldw);
       if (w >= 0 && w + kColumns <= t.width) {
         unroll<kColumns>(
-            [&](auto j) { acc[j.value] += load_tap<PARTIAL>(x + (w + j.value) * t.c, t.valid) * weight; });
+            [&](auto j) { acc[j.value] = multiply_add(load_tap<PARTIAL>(x + (w + j.value) * t.c, t.valid), weight, acc[j.value]); });
       } else {
         unroll<kColumns>([&](auto j) {
           if (w + j.value < 0 || w + j.value >= t.width) return;
-          acc[j.value] += load_tap<PARTIAL>(x + (w + j.value) * t.c, t.valid) * weight;
+          acc[j.value] = multiply_add(load_tap<PARTIAL>(x + (w + j.value) * t.c, t.valid), weight, acc[j.value]);
         });
       }
     }

@@ -59,7 +59,9 @@ def main() -> None:
         p, e = fit_log2_cdf(degree), fit_exp2(exp2_degree)
         error = np.abs(evaluate(p, e, x) - exact)
         relative = error / np.maximum(np.abs(exact), 1e-3)
-        print(f"log2 cdf degree {degree}, 2^f degree {exp2_degree}: max abs {error.max():.2e}, relative {relative.max():.2e}")
+        print(
+            f"log2 cdf degree {degree}, 2^f degree {exp2_degree}: max abs {error.max():.2e}, relative {relative.max():.2e}"
+        )
         print("  P  =", ", ".join(f"{np.float32(c):.9g}f" for c in p))
         print("  2^f=", ", ".join(f"{np.float32(c):.9g}f" for c in e))
 

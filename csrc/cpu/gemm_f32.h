@@ -124,7 +124,7 @@ struct GemmF32 {
       unroll<VECS>([&](auto v) { bv[v.value] = load(b + v.value * kLanes); });
       unroll<ROWS>([&](auto r) {
         const Vec av = splat(a[r.value * lda + i]);
-        unroll<VECS>([&](auto v) { acc[r.value][v.value] += av * bv[v.value]; });
+        unroll<VECS>([&](auto v) { acc[r.value][v.value] = multiply_add(av, bv[v.value], acc[r.value][v.value]); });
       });
       b += VECS * kLanes;
     }

@@ -22,7 +22,7 @@ void grn(const GrnArgs& a, Team& team) {
         const T* row = x + (n * a.pixels + p) * a.c;
         unroll<kGroup>([&](auto i) {
           const Vec v = load_channels(row, c + i.value * kLanes, a.c);
-          square[i.value] += v * v;
+          square[i.value] = multiply_add(v, v, square[i.value]);
         });
       }
       unroll<kGroup>([&](auto i) { store(a.scale + n * padded + c + i.value * kLanes, square[i.value]); });
@@ -36,7 +36,7 @@ void grn(const GrnArgs& a, Team& team) {
       const float* scale = a.scale + p / a.pixels * padded;
       for (int64_t c = 0; c < a.c; c += kLanes) {
         const Vec v = load_channels(x + p * a.c, c, a.c);
-        store_channels(y + p * a.c, c, a.c, v * load(scale + c) + load(a.bias + c));
+        store_channels(y + p * a.c, c, a.c, multiply_add(v, load(scale + c), load(a.bias + c)));
       }
     }
   });

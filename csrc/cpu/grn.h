@@ -19,7 +19,7 @@ CNK_INLINE void grn_factors(float* row, int64_t channels, const float* weight, f
   }
   const float inverse = 1.0f / (sum(total) / float(channels) + eps);
   for (int64_t c = 0; c < pad_channels(channels); c += kLanes) {
-    store(row + c, load(row + c) * inverse * load(weight + c) + 1.0f);
+    store(row + c, multiply_add(load(row + c) * inverse, load(weight + c), 1.0f));
   }
 }
 

@@ -37,14 +37,14 @@ CNK_INLINE Statistics statistics(const Norm& norm, const Read& read) {
     unroll<2>([&](auto i) {
       const Vec d = read(c + i.value * kLanes) - mean;
       left[i.value] += d;
-      square[i.value] += d * d;
+      square[i.value] = multiply_add(d, d, square[i.value]);
     });
   }
   for (; c <= last; c += kLanes) {
     Vec d = read(c) - mean;
     if (c == last) d *= norm.mask;
     left[0] += d;
-    square[0] += d * d;
+    square[0] = multiply_add(d, d, square[0]);
   }
   const float correction = sum(left[0] + left[1]) / count;
   const float variance = sum(square[0] + square[1]) / count - correction * correction;
@@ -58,7 +58,7 @@ CNK_INLINE Statistics statistics(const Norm& norm, const float* row) {
 
 // The normalised register v of channels c...; padded channels give zero, since their weight and bias are zero.
 CNK_INLINE Vec normalize(const Norm& norm, const Statistics& s, Vec v, int64_t c) {
-  return (v - s.mean) * s.rstd * load(norm.weight + c) + load(norm.bias + c);
+  return multiply_add((v - s.mean) * s.rstd, load(norm.weight + c), load(norm.bias + c));
 }
 
 // Read a row of channels as fp32 into `row`, with zeros up to the padding.

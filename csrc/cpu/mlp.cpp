@@ -222,7 +222,7 @@ struct Mlp {
       typename G::Block total = {};
       for (int64_t r = n * image; r < (n + 1) * image; ++r) {
         const typename G::Block b = G::load_block(h, a.hidden, r, c);
-        unroll<kChannelAlign / kLanes>([&](auto i) { total.v[i.value] += b.v[i.value] * b.v[i.value]; });
+        unroll<kChannelAlign / kLanes>([&](auto i) { total.v[i.value] = multiply_add(b.v[i.value], b.v[i.value], total.v[i.value]); });
       }
       unroll<kChannelAlign / kLanes>(
           [&](auto i) { store(scale + n * padded + c + i.value * kLanes, total.v[i.value]); });

@@ -10,6 +10,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "common/dtype.h"
@@ -43,6 +45,23 @@ CNK_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecLoose*>(p) = v; }
 CNK_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
 CNK_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
 CNK_INLINE Vec abs(Vec v) { return (Vec)((VecI)v & 0x7fffffff); }
+
+// a * b + c, in one rounding where the instruction set has it. Spelled out, and the build forbids the compiler to fuse
+// on its own: whether it does depends on the code around, and the bits of a sum must not depend on which of several
+// loops it went through.
+CNK_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (Vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+CNK_INLINE Vec multiply_add(Vec a, Vec b, float c) { return multiply_add(a, b, splat(c)); }
+CNK_INLINE Vec multiply_add(Vec a, float b, float c) { return multiply_add(a, splat(b), splat(c)); }
 
 CNK_INLINE float sum(Vec v) {
 #if defined(__AVX512F__)

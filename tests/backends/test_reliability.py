@@ -85,11 +85,9 @@ def test_number_of_threads_changes_between_calls(dtype, use_grn, kernel):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_fork_after_use(threads, backend, run_python):
-    """The child has no threads but its own; a pool that the parent had started must not be waited for.
-
-    channels_last, because PyTorch's own copy into it would be a parallel loop, and those hang in such a child.
-    """
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_fork_after_use(threads, memory_format, backend, run_python):
+    """The child has no threads but its own; a pool that the parent had started must not be waited for."""
     if backend == "eager" and threads > 1:
         pytest.skip("eager runs on libgomp, which does not survive a fork after a parallel region (gcc bug 58378)")
     out = run_python(
@@ -102,7 +100,7 @@ warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of for
 torch.set_num_threads({threads})
 torch.manual_seed(0)
 block = ck.FusedConvNeXtBlock(96, layer_scale_init_value=1.0, backend={backend!r})
-x = torch.randn(2, 96, 28, 28).contiguous(memory_format=torch.channels_last)
+x = torch.randn(2, 96, 28, 28).contiguous(memory_format={memory_format})
 with torch.no_grad():
     expected = block(x).numpy()
     child = os.fork()

@@ -163,11 +163,8 @@ def test_dtype_and_layout_changes(backend):
         torch.testing.assert_close(block.to(memory_format=torch.channels_last)(x), fresh(rounded)(x))
 
 
-def test_swap_tensors(backend, request):
+def test_swap_tensors(backend):
     """What ``torch.__future__.set_swap_module_params_on_conversion(True)`` makes of ``module.to()``."""
-    if backend == "cpu":
-        reason = "the cache of packed weights holds a weak reference to a parameter, and PyTorch swaps no such tensor"
-        request.applymarker(pytest.mark.xfail(raises=RuntimeError, strict=True, reason=reason))
     block = randomize_(FusedConvNeXtBlock(DIM, backend=backend))
     x = torch.randn(2, DIM, 7, 6)
     with torch.no_grad():

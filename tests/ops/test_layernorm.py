@@ -26,11 +26,12 @@ def test_large_mean(op, dtype, sign, kernel):
     assert_as_good_as_eager(y, operator.reference(**arguments), reference, what=op)
 
 
+@pytest.mark.parametrize("value", [3.0, 0.3])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_constant_pixels(dtype, kernel):
-    """Variance 0: eps alone decides, and the result is the bias."""
+def test_constant_pixels(dtype, value, kernel):
+    """Variance 0: eps alone decides, and the result is the bias, also where the mean of C equal values rounds."""
     arguments = OPERATORS["layernorm"].arguments(CASE, dtype)
-    arguments["x"] = torch.full_like(arguments["x"], 3)
+    arguments["x"] = torch.full_like(arguments["x"], value)
     y = OPERATORS["layernorm"].serve(kernel, **arguments)
     assert torch.equal(y, arguments["bias"].view(1, -1, 1, 1).expand_as(y))
 

@@ -3,10 +3,24 @@
 import torch
 from torch import Tensor
 
+from convnext_kernels.backends.cpu import native
+
 
 def dense_nhwc(x: Tensor) -> Tensor:
     """Return x if its memory is dense NHWC, else a copy that is."""
-    return x.contiguous(memory_format=torch.channels_last)
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    if not x.is_contiguous():
+        return x.contiguous(memory_format=torch.channels_last)
+    copy = torch.empty_like(x, memory_format=torch.channels_last)
+    n, channels, h, w = x.shape
+    _transpose(x, copy, n, channels, h * w)
+    return copy
+
+
+def _transpose(source: Tensor, target: Tensor, batch: int, rows: int, columns: int) -> None:
+    threads = native.threads(source.numel() * 4)
+    native.extension().transpose(address(source), address(target), batch, rows, columns, source.element_size(), threads)
 
 
 def output_for(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -19,7 +33,13 @@ def output_for(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def finish(written: Tensor, out: Tensor) -> Tensor:
     """Bring the kernel's result into the layout the op promised."""
-    return out if written is out else out.copy_(written)
+    if written is out:
+        return out
+    if not out.is_contiguous():
+        return out.copy_(written)
+    n, channels, h, w = out.shape
+    _transpose(written, out, n, h * w, channels)
+    return out
 
 
 def flat_float(t: Tensor | None) -> Tensor | None:

@@ -1,26 +1,31 @@
 """Packed parameters, kept as long as the parameters they were made from, and made again when those change.
 
-A change is seen by, for every parameter: its address, shape and dtype (``.data`` swaps, ``load_state_dict(assign=)``,
+A change is seen by, for every parameter: its storage, shape and dtype (``.data`` swaps, ``load_state_dict(assign=)``,
 moves), PyTorch's version counter (in-place operations, optimizers, ``load_state_dict``), and a checksum, because writes
 through ``.data`` count no version. The checksum reads small tensors in full and 512 words spread over large ones, so it
 sees every dense write (``p.data.mul_``, ``copy_``, ``clamp_``), but may miss a write of single elements of a large matrix
 through ``.data``. Tensors without a version counter (created in inference mode) are read in full, and what is
 not dense is packed anew at each call.
+
+Entries belong to the storage of one parameter, the anchor, by a weak reference of PyTorch's own: a Python weak reference
+to the parameter would make `torch.utils.swap_tensors` refuse it. Those of storages that are gone are dropped when
+something new is packed.
 """
 
 import threading
-import weakref
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from convnext_kernels.backends.cpu import native
 
 _lock = threading.Lock()
-# (id of the anchor, configuration) -> (the anchor, state of all parameters, what was packed)
-_entries: dict[tuple[int, Hashable], tuple[weakref.ref, tuple, Any]] = {}
+# (storage, offset, configuration) -> (the storage, state of all parameters, what was packed). The weak reference keeps
+# the storage's address from being given to another one.
+_entries: dict[tuple, tuple[StorageWeakRef, tuple, Any]] = {}
 
 
 def _dense(t: Tensor) -> bool:
@@ -44,24 +49,21 @@ def _state(parameters: Sequence[Tensor | None]) -> tuple | None:
     return tuple(state)
 
 
-def _forget(key: tuple[int, Hashable], anchor: weakref.ref) -> None:
-    with _lock:
-        entry = _entries.get(key)
-        if entry is not None and entry[0] is anchor:
-            del _entries[key]
-
-
-def packed(anchor: Tensor, parameters: Sequence[Tensor | None], configuration: Hashable, pack: Callable[[], Any]) -> Any:
-    """Return what ``pack()`` made of `parameters` in their present state; the result lives as long as `anchor`."""
+def packed(
+    anchor: Tensor, parameters: Sequence[Tensor | None], configuration: Hashable, pack: Callable[[], Any]
+) -> Any:
+    """Return what ``pack()`` made of `parameters` in their present state; kept as long as the anchor's storage."""
     state = _state(parameters)
     if state is None:
         return pack()
-    key = (id(anchor), configuration)
+    storage = anchor.untyped_storage()
+    key = (storage._cdata, anchor.storage_offset(), configuration)
     entry = _entries.get(key)
-    if entry is not None and entry[0]() is anchor and entry[1] == state:
+    if entry is not None and entry[1] == state:
         return entry[2]
     result = pack()
-    reference = weakref.ref(anchor, lambda dead: _forget(key, dead))
     with _lock:
-        _entries[key] = (reference, state, result)
+        for dead in [k for k, (reference, _, _) in _entries.items() if reference.expired()]:
+            del _entries[dead]
+        _entries[key] = (StorageWeakRef(storage), state, result)
     return result
