@@ -1,4 +1,5 @@
-// The contract between the bindings and the kernels: plain structs, and one table of functions per instruction set.
+// The contract between the bindings and the kernels: plain structs, and one table of functions per
+// instruction set.
 //
 // Images are dense NHWC; pixel p of all N*H*W starts at x + p * C. "Padded" vectors are zero-filled up to
 // pad_channels() elements, so that kernels may read whole SIMD registers.
@@ -14,7 +15,9 @@ namespace cnk::cpu {
 
 // Every padded dimension is a multiple of this on every instruction set: two AVX-512 registers, one AMX row.
 constexpr int64_t kChannelAlign = 32;
-CNK_INLINE constexpr int64_t pad_channels(int64_t c) { return (c + kChannelAlign - 1) / kChannelAlign * kChannelAlign; }
+CNK_INLINE constexpr int64_t pad_channels(int64_t c) {
+  return (c + kChannelAlign - 1) / kChannelAlign * kChannelAlign;
+}
 
 // How the matrix products are computed: fp32 everywhere, or bf16 on AMX tiles (fp32 sums).
 enum class Products : int { kFloat32 = 0, kAmxBFloat16 = 1 };
@@ -54,7 +57,8 @@ struct PackedMatrix {
   int64_t n, k;  // out = in (rows, k) times matrix (k, n)
 };
 
-// block: dwconv -> LN -> W1 -> GELU -> [GRN] -> W2 -> gamma -> drop scale -> + residual; mlp: the same without dwconv.
+// block: dwconv -> LN -> W1 -> GELU -> [GRN] -> W2 -> gamma -> drop scale -> + residual; mlp: the same
+// without dwconv.
 struct MlpArgs {
   DType dtype;  // of x, residual and out
   Products products;
@@ -62,17 +66,17 @@ struct MlpArgs {
   const void* residual;  // (N, H, W, C) or null
   void* out;             // (N, H, W, C); may not alias x
   int64_t n, h, w, c, hidden;
-  int kernel_size, dilation;      // kernel_size 0: no convolution
+  int kernel_size, dilation;         // kernel_size 0: no convolution
   const float *dw_weight, *dw_bias;  // (K * K, padded C), padded C
   float eps, grn_eps;
   const float *norm_weight, *norm_bias;  // padded C
   PackedMatrix w1, w2;                   // (C -> hidden), (hidden -> C)
   const float* b1;                       // padded hidden
-  const float *grn_weight, *grn_bias;    // padded hidden, or null
-  const float* b2;                       // padded C
-  const float* gamma;                    // padded C or null
-  const float* drop_scale;               // N or null
-  char* workspace;                       // IsaOps::mlp_workspace bytes, 64-byte aligned
+  const float* grn_weight;  // padded hidden, or null: no GRN; its bias is added to b2 as W2 * bias
+  const float* b2;          // padded C
+  const float* gamma;       // padded C
+  const float* drop_scale;  // N or null
+  char* workspace;          // IsaOps::mlp_workspace bytes, 64-byte aligned
 };
 
 // LayerNorm, then a KxK convolution with stride K: the patch of K*K pixels is one row of the product.
@@ -87,7 +91,7 @@ struct DownsampleArgs {
   const float *norm_weight, *norm_bias;  // padded C
   PackedMatrix weight;                   // (K * K * padded C -> D)
   const float* bias;                     // padded D
-  char* workspace;                       // IsaOps::downsample_workspace bytes
+  char* workspace;                       // IsaOps::downsample_workspace bytes, 64-byte aligned
 };
 
 struct IsaOps {

@@ -1,0 +1,43 @@
+// From an instruction set to its probe: the twin of cpu/dispatch.cpp.
+
+#include "probe.h"
+
+namespace cnk::cpu {
+
+namespace portable {
+extern const test::Probe kProbe;
+}
+#if defined(CNK_HAS_X86)
+namespace avx2 {
+extern const test::Probe kProbe;
+}
+namespace avx512 {
+extern const test::Probe kProbe;
+}
+namespace amx {
+extern const test::Probe kProbe;
+}
+#endif
+
+}  // namespace cnk::cpu
+
+namespace cnk::test {
+
+const Probe* isa_probe(cpu::Isa isa) {
+  switch (isa) {
+    case cpu::Isa::kPortable:
+      return &cpu::portable::kProbe;
+#if defined(CNK_HAS_X86)
+    case cpu::Isa::kAvx2:
+      return &cpu::avx2::kProbe;
+    case cpu::Isa::kAvx512:
+      return &cpu::avx512::kProbe;
+    case cpu::Isa::kAmx:
+      return &cpu::amx::kProbe;
+#endif
+    default:
+      return nullptr;
+  }
+}
+
+}  // namespace cnk::test

@@ -1,0 +1,143 @@
+// Depthwise convolution: kernel sizes, dilations, channels and sizes around every tile; errors within the
+// bound of fp32.
+
+#include <doctest/doctest.h>
+
+#include "reference.h"
+
+using namespace cnk;
+using namespace cnk::test;
+using reference::Image;
+
+namespace {
+
+struct Problem {
+  Image image;
+  int kernel_size, dilation;
+  Tensor x;
+  Values weight, bias;
+  Buffer padded_weight, padded_bias;
+
+  Problem(DType dtype, const Image& s, int kernel_size, int dilation, uint32_t seed)
+      : Problem(dtype, s, kernel_size, dilation, Random(seed)) {}
+
+  Expected expected() const {
+    return reference::dwconv(x.values(), image, kernel_size, dilation, weight, bias);
+  }
+
+  Tensor run(const Kernels& k, int threads) {
+    Tensor y(x.dtype(), x.count());
+    const DwconvArgs args = {x.dtype(),
+                             x.data(),
+                             y.data(),
+                             image.n,
+                             image.h,
+                             image.w,
+                             image.c,
+                             kernel_size,
+                             dilation,
+                             padded_weight.as<float>(),
+                             padded_bias.as<float>()};
+    Buffer work = workspace(k.ops.dwconv_workspace(args, threads));
+    in_team(threads, [&](Team& team) { k.ops.dwconv(args, team, work.as<char>()); });
+    return y;
+  }
+
+ private:
+  Problem(DType dtype, const Image& s, int kernel_size, int dilation, Random random)
+      : image(s),
+        kernel_size(kernel_size),
+        dilation(dilation),
+        x(dtype, random.floats(s.count(), -2, 2)),
+        weight(random.floats(kernel_size * kernel_size * s.c, -1, 1)),
+        bias(random.floats(s.c, -1, 1)),
+        padded_weight(padded(weight, s.c)),
+        padded_bias(padded(bias, s.c)) {}
+};
+
+void check(DType dtype, const Image& s, int kernel_size, int dilation, uint32_t seed) {
+  Problem problem(dtype, s, kernel_size, dilation, seed);
+  const Expected expected = problem.expected();
+  CAPTURE(dtype_name(dtype));
+  CAPTURE(s.n);
+  CAPTURE(s.h);
+  CAPTURE(s.w);
+  CAPTURE(s.c);
+  CAPTURE(kernel_size);
+  CAPTURE(dilation);
+  for (const Kernels& k : kernels()) {
+    CAPTURE(k.name());
+    const Tensor y = problem.run(k, 1);
+    CHECK(mismatch(y, expected) == "");
+    for (int threads : kTeams) {
+      CAPTURE(threads);
+      if (threads > 1) CHECK(difference(problem.run(k, threads), y) == "");
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("every kernel size, dilation and channel count, in every dtype") {
+  // Smaller than the kernel's reach, around 7 and 14 columns, one row, one column.
+  const Image sizes[] = {{1, 1, 1, 0},  {2, 2, 3, 0},   {1, 1, 29, 0}, {1, 23, 1, 0},  {2, 5, 7, 0},
+                         {1, 7, 8, 0},  {1, 9, 6, 0},   {1, 6, 13, 0}, {2, 13, 14, 0}, {1, 11, 15, 0},
+                         {1, 4, 21, 0}, {1, 17, 16, 0}, {1, 3, 57, 0}};
+  uint32_t seed = 0;
+  for (DType dtype : kDTypes) {
+    for (int kernel_size : {1, 3, 5, 7, 9, 11, 13, 15, 31}) {
+      for (int dilation : {1, 2, 3}) {
+        for (int64_t c : kChannels) {
+          Image s = sizes[++seed % std::size(sizes)];
+          s.c = c;
+          check(dtype, s, kernel_size, dilation, seed);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("every width and height from 1 to 57") {
+  for (int64_t size = 1; size <= 57; ++size) {
+    check(DType::kFloat32, {1, 3, size, 17}, 7, 1, uint32_t(size));
+    check(DType::kBFloat16, {2, size, 2, 16}, 7, 1, uint32_t(size));
+    check(DType::kFloat32, {1, 2, size, 5}, 15, 2, uint32_t(size));
+  }
+}
+
+TEST_CASE("more pixels than one step of rows") {
+  check(DType::kFloat32, {2, 57, 29, 3}, 7, 1, 1);
+  check(DType::kBFloat16, {3, 19, 31, 100}, 3, 1, 2);
+}
+
+TEST_CASE("NaN and infinity spoil their channel within the kernel's reach, and nothing else") {
+  for (DType dtype : kDTypes) {
+    CAPTURE(dtype_name(dtype));
+    for (int dilation : {1, 2}) {
+      const Image s = {2, 12, 17, 19};
+      Problem problem(dtype, s, 5, dilation, 4);
+      for (const Kernels& k : kernels()) {
+        CAPTURE(k.name());
+        const Tensor clean = problem.run(k, 1);
+        const int64_t h = 4, w = 9, channel = 18,
+                      spoilt = ((s.h + h) * s.w + w) * s.c + channel;  // of the second image
+        const double kept = problem.x.get(spoilt);
+        for (double poison : {std::nan(""), HUGE_VAL}) {
+          problem.x.set(spoilt, poison);
+          const Tensor y = problem.run(k, 2);
+          int64_t wrong = 0, reached = 0;
+          for (int64_t i = 0; i < y.count(); ++i) {
+            const int64_t p = i / s.c, dh = p / s.w - s.h - h, dw = p % s.w - w;
+            const bool reach = i % s.c == channel && std::abs(dh) <= 2 * dilation &&
+                               std::abs(dw) <= 2 * dilation && dh % dilation == 0 && dw % dilation == 0;
+            reached += reach;
+            wrong += reach ? std::isfinite(y.get(i)) : !y.same_bits(clean, i, i + 1);
+          }
+          CHECK(reached == 25);
+          CHECK(wrong == 0);
+        }
+        problem.x.set(spoilt, kept);
+      }
+    }
+  }
+}
