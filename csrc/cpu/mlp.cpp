@@ -1,12 +1,15 @@
-// The fused block and the inverted bottleneck: [dwconv ->] LN -> W1 -> GELU -> [GRN] -> W2 -> gamma -> + residual.
+// The fused block and the inverted bottleneck: [dwconv ->] LN -> W1 -> GELU -> [GRN] -> W2 -> gamma -> +
+// residual.
 //
-// Three plans, one per row of the table; rows are pixels of all images, in order. Sums never depend on the number of
-// threads, so neither do the bits of the result.
+// Three plans, one per row of the table; rows are pixels of all images, in order. Sums never depend on the
+// number of threads, so neither do the bits of the result.
 //
-//   tiles    each thread takes tiles of rows through the whole chain; normalised rows and hidden stay in its L2.
-//   columns  few rows and large weights (7x7 images, batch 1): threads share all rows, and each multiplies its own
+//   tiles    each thread takes tiles of rows through the whole chain; normalised rows and hidden stay in its
+//   L2. columns  few rows and large weights (7x7 images, batch 1): threads share all rows, and each
+//   multiplies its own
 //            columns, so that each weight is read by one thread only.
-//   grn      the hidden of a group of images is kept, since GRN needs the sums over each whole image before W2.
+//   grn      the hidden of a group of images is kept, since GRN needs the sums over each whole image before
+//   W2.
 
 #include "cpu/gelu.h"
 #include "cpu/gemm_f32.h"
@@ -39,21 +42,25 @@ struct Mlp {
     const int64_t row_bytes = G::a_bytes(32, a.c) / 32 + G::a_bytes(32, a.hidden) / 32;
     const int64_t weight_bytes = G::packed_bytes(a.hidden, a.c) + G::packed_bytes(a.c, a.hidden);
     Plan p;
-    // Half of L2 for the tile, the rest for weights passing through and x.
-    int64_t tile = l2_cache_bytes() * 5 / 8 / row_bytes;
+    // Half of L2 for the tile leaves room for weights and x passing through. Weights of several times L2 come
+    // from L3 once a tile, and then fewer, larger tiles win (C 768, batch 8, fp32: 12.4 -> 11.8 ms; the
+    // others lose by it).
+    const int64_t budget =
+        weight_bytes > 4 * l2_cache_bytes() ? l2_cache_bytes() * 3 / 2 : l2_cache_bytes() * 5 / 8;
+    int64_t tile = budget / row_bytes;
     if (tile < 64) tile = 64;
     const int64_t tiles = round_up(ceil_div(rows, tile), threads);
     p.tile = round_up(ceil_div(rows, tiles), G::kRowGrain);
-    // Weights that stay in L2 are cheap to read again, so a short chain keeps the hidden near (C 96, bf16: 1.05 -> 0.93
-    // ms on one core); larger weights want as many rows as possible to each reading.
+    // Weights that stay in L2 are cheap to read again, so a short chain keeps the hidden near (C 96,
+    // bf16: 1.05 -> 0.93 ms on one core); larger weights want as many rows as possible to each reading.
     p.chain = weight_bytes <= l2_cache_bytes() / 4 ? min64(p.tile, 128) : p.tile;
     // Too few rows to spread the cost of reading the weights, which do not stay in L2.
     p.columns = threads > 1 && rows <= 64 * threads && weight_bytes > l2_cache_bytes();
     p.group = rows;
     if (a.grn_weight) {
       const int64_t image = a.h * a.w;
-      const int64_t budget = (int64_t{4} << 20) * threads / (G::a_bytes(32, a.hidden) / 32 * image);
-      p.group = min64(budget < 1 ? 1 : budget, a.n) * image;
+      const int64_t images = (int64_t{4} << 20) * threads / (G::a_bytes(32, a.hidden) / 32 * image);
+      p.group = min64(images < 1 ? 1 : images, a.n) * image;
     }
     return p;
   }
@@ -96,8 +103,8 @@ struct Mlp {
   static void produce(const MlpArgs& a, const Norm& norm, int64_t begin, int64_t end, float* step, void* y,
                       int64_t row) {
     const int64_t padded = pad_channels(a.c), most = step_rows(a.c);
-    const DwconvArgs conv = {a.dtype, a.x, nullptr, a.n, a.h, a.w, a.c, a.kernel_size, a.dilation, a.dw_weight,
-                             a.dw_bias};
+    const DwconvArgs conv = {a.dtype, a.x,           nullptr,    a.n,         a.h,      a.w,
+                             a.c,     a.kernel_size, a.dilation, a.dw_weight, a.dw_bias};
     for (int64_t p = begin; p < end; p += most) {
       const int64_t rows = min64(most, end - p);
       if (a.kernel_size) {
@@ -122,7 +129,8 @@ struct Mlp {
     int64_t hidden;
     const float* b1;
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
-      store(static_cast<float*>(h) + row * GemmF32::stride(hidden) + column, gelu<kAccuracy>(v + load(b1 + column)));
+      store(static_cast<float*>(h) + row * GemmF32::stride(hidden) + column,
+            gelu<kAccuracy>(v + load(b1 + column)));
     }
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
       low = gelu<kAccuracy>(low + load(b1 + column));
@@ -222,7 +230,8 @@ struct Mlp {
       typename G::Block total = {};
       for (int64_t r = n * image; r < (n + 1) * image; ++r) {
         const typename G::Block b = G::load_block(h, a.hidden, r, c);
-        unroll<kChannelAlign / kLanes>([&](auto i) { total.v[i.value] = multiply_add(b.v[i.value], b.v[i.value], total.v[i.value]); });
+        unroll<kChannelAlign / kLanes>(
+            [&](auto i) { total.v[i.value] = multiply_add(b.v[i.value], b.v[i.value], total.v[i.value]); });
       }
       unroll<kChannelAlign / kLanes>(
           [&](auto i) { store(scale + n * padded + c + i.value * kLanes, total.v[i.value]); });
