@@ -18,5 +18,5 @@ def forward(
     grn_eps: float,
     compute_dtype: torch.dtype,
 ) -> Tensor:
-    """x + the inverted bottleneck of the depthwise convolution of x, in one pass."""
+    """Return x + the inverted bottleneck of the depthwise convolution of x, in one pass."""
     return bottleneck.run(x, x, (weight, bias, dilation), p, drop_scale, eps, grn_eps, compute_dtype)

@@ -19,7 +19,7 @@ def bias_or_zeros(bias: Tensor | None, length: int) -> Tensor:
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, compute_dtype: torch.dtype) -> Tensor:
-    """y like x; sums in fp32."""
+    """Return y like x; sums in fp32."""
     channels, side = x.shape[1], weight.shape[-1]
     isa = native.isa()
 

@@ -7,7 +7,7 @@ from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, fl
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """y like x; sums of squares in fp32, in the order of the pixels."""
+    """Return y like x; sums of squares in fp32, in the order of the pixels."""
     weight, bias = flat_float(weight), flat_float(bias)
     x_nhwc = dense_nhwc(x)
     written, out = output_for(x)

@@ -7,7 +7,7 @@ from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, fl
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """y like x; statistics in fp32."""
+    """Return y like x; statistics in fp32."""
     weight, bias = flat_float(weight), flat_float(bias)
     x_nhwc = dense_nhwc(x)
     written, out = output_for(x)

@@ -2,14 +2,14 @@
 
 A change is seen by, for every parameter: its storage, shape and dtype (``.data`` swaps, ``load_state_dict(assign=)``,
 moves), PyTorch's version counter (in-place operations, optimizers, ``load_state_dict``), and a checksum, because writes
-through ``.data`` count no version. The checksum reads small tensors in full and 512 words spread over large ones, so it
-sees every dense write (``p.data.mul_``, ``copy_``, ``clamp_``), but may miss a write of single elements of a large matrix
-through ``.data``. Tensors without a version counter (created in inference mode) are read in full, and what is
+through ``.data`` count no version. The checksum reads small tensors in full and 512 words spread over large ones, so
+it sees every dense write (``p.data.mul_``, ``copy_``, ``clamp_``), but may miss a write of single elements of a large
+matrix through ``.data``. Tensors without a version counter (created in inference mode) are read in full, and what is
 not dense is packed anew at each call.
 
-Entries belong to the storage of one parameter, the anchor, by a weak reference of PyTorch's own: a Python weak reference
-to the parameter would make `torch.utils.swap_tensors` refuse it. Those of storages that are gone are dropped when
-something new is packed.
+Entries belong to the storage of one parameter, the anchor, by a weak reference of PyTorch's own: a Python weak
+reference to the parameter would make `torch.utils.swap_tensors` refuse it. Those of storages that are gone are dropped
+when something new is packed.
 """
 
 import threading
