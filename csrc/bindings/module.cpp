@@ -1,7 +1,8 @@
-// convnext_kernels._native: the CPU kernels for Python. Private: convnext_kernels/backends/cpu is its only caller.
+// convnext_kernels._native: the CPU kernels for Python. Private: convnext_kernels/backends/cpu is its only
+// caller.
 //
-// Tensors come as addresses, since the extension knows nothing of torch; the caller has checked device, dtype, layout
-// and shape. What can be checked of plain numbers is checked here as well.
+// Tensors come as addresses, since the extension knows nothing of torch; the caller has checked device,
+// dtype, layout and shape. What can be checked of plain numbers is checked here as well.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -61,7 +62,8 @@ class Buffer {
   int64_t size_ = 0;
 };
 
-// Workspace of the calling thread, kept between calls (a fresh one would cost its page faults every time) unless large.
+// Workspace of the calling thread, kept between calls (a fresh one would cost its page faults every time)
+// unless large.
 class Workspace {
  public:
   explicit Workspace(int64_t bytes) {
@@ -144,12 +146,13 @@ class Matrix {
   Buffer buffer_;
 };
 
-// All parameters of a block, or of the inverted bottleneck alone (kernel_size 0), packed for one instruction set.
+// All parameters of a block, or of the inverted bottleneck alone (kernel_size 0), packed for one instruction
+// set.
 class Bottleneck {
  public:
   Bottleneck(int isa, bool bf16_products, int64_t c, int64_t hidden, int kernel_size, int dilation, float eps,
-             float grn_eps, Address dw_weight, Address dw_bias, Address norm_weight, Address norm_bias, Address w1,
-             Address b1, Address grn_weight, Address w2, Address b2, Address gamma, int threads)
+             float grn_eps, Address dw_weight, Address dw_bias, Address norm_weight, Address norm_bias,
+             Address w1, Address b1, Address grn_weight, Address w2, Address b2, Address gamma, int threads)
       : ops_(ops_of(isa)),
         products_(products_of(isa, bf16_products)),
         dw_weight_(dw_weight, int64_t{kernel_size} * kernel_size, c),
@@ -222,14 +225,15 @@ class Depthwise {
         dilation_(dilation),
         weight_(weight, int64_t{kernel_size} * kernel_size, c),
         bias_(bias, 1, c) {
-    require(weight && bias && kernel_size >= 1 && kernel_size <= 31 && dilation >= 1, "Depthwise: out of range");
+    require(weight && bias && kernel_size >= 1 && kernel_size <= 31 && dilation >= 1,
+            "Depthwise: out of range");
   }
 
   void forward(int dtype, Address x, Address y, int64_t n, int64_t h, int64_t w, int threads) const {
     require(x && y && n >= 1 && h >= 1 && w >= 1 && threads >= 1, "forward: null address or empty image");
-    const DwconvArgs args = {dtype_of(dtype), pointer<const void>(x), pointer<void>(y), n,         h,
-                             w,               c_,                     kernel_size_,     dilation_, weight_.data(),
-                             bias_.data()};
+    const DwconvArgs args = {
+        dtype_of(dtype), pointer<const void>(x), pointer<void>(y), n, h, w, c_, kernel_size_,
+        dilation_,       weight_.data(),         bias_.data()};
     const py::gil_scoped_release unlocked;
     const Workspace workspace(ops_.dwconv_workspace(args, threads));
     run(threads, [&](Team& team) { ops_.dwconv(args, team, workspace.data()); });
@@ -251,7 +255,8 @@ class Downsample {
         norm_weight_(norm_weight, 1, c),
         norm_bias_(norm_bias, 1, c),
         bias_(bias, 1, d),
-        weight_(ops_, products_of(isa, bf16_products), weight, d, int64_t{patch} * patch * pad_channels(c), threads) {
+        weight_(ops_, products_of(isa, bf16_products), weight, d, int64_t{patch} * patch * pad_channels(c),
+                threads) {
     require(norm_weight && norm_bias && bias && patch >= 1, "Downsample: out of range");
     args_ = {};
     args_.products = products_of(isa, bf16_products);
@@ -264,8 +269,10 @@ class Downsample {
     args_.bias = bias_.data();
   }
 
-  void forward(int dtype, int out_dtype, Address x, Address out, int64_t n, int64_t h, int64_t w, int threads) const {
-    require(x && out && n >= 1 && h >= args_.patch && w >= args_.patch && threads >= 1, "forward: out of range");
+  void forward(int dtype, int out_dtype, Address x, Address out, int64_t n, int64_t h, int64_t w,
+               int threads) const {
+    require(x && out && n >= 1 && h >= args_.patch && w >= args_.patch && threads >= 1,
+            "forward: out of range");
     DownsampleArgs args = args_;
     args.dtype = dtype_of(dtype);
     args.out_dtype = dtype_of(out_dtype);
@@ -291,29 +298,35 @@ void layernorm(int isa, int dtype, Address x, Address y, int64_t rows, int64_t c
                Address bias, int threads) {
   require(x && y && weight && bias && rows >= 1 && c >= 1 && threads >= 1, "layernorm: out of range");
   const Padded padded_weight(weight, 1, c), padded_bias(bias, 1, c);
-  const LayernormArgs args = {dtype_of(dtype), pointer<const void>(x), pointer<void>(y),     rows, c,
-                              eps,             padded_weight.data(),   padded_bias.data()};
+  const LayernormArgs args = {dtype_of(dtype),      pointer<const void>(x), pointer<void>(y), rows, c, eps,
+                              padded_weight.data(), padded_bias.data()};
   const IsaOps& ops = ops_of(isa);
   const py::gil_scoped_release unlocked;
   run(threads, [&](Team& team) { ops.layernorm(args, team); });
 }
 
-void grn(int isa, int dtype, Address x, Address y, int64_t n, int64_t pixels, int64_t c, float eps, Address weight,
-         Address bias, int threads) {
+void grn(int isa, int dtype, Address x, Address y, int64_t n, int64_t pixels, int64_t c, float eps,
+         Address weight, Address bias, int threads) {
   require(x && y && weight && bias && n >= 1 && pixels >= 1 && c >= 1 && threads >= 1, "grn: out of range");
   const Padded padded_weight(weight, 1, c), padded_bias(bias, 1, c);
   const IsaOps& ops = ops_of(isa);
   const py::gil_scoped_release unlocked;
   const Workspace workspace(n * pad_channels(c) * 4);
-  const GrnArgs args = {dtype_of(dtype), pointer<const void>(x), pointer<void>(y),
-                        n,               pixels,                 c,
-                        eps,             padded_weight.data(),   padded_bias.data(),
+  const GrnArgs args = {dtype_of(dtype),
+                        pointer<const void>(x),
+                        pointer<void>(y),
+                        n,
+                        pixels,
+                        c,
+                        eps,
+                        padded_weight.data(),
+                        padded_bias.data(),
                         reinterpret_cast<float*>(workspace.data())};
   run(threads, [&](Team& team) { ops.grn(args, team); });
 }
 
-// Checksum of memory regions (address, bytes, whole): all of what is small or asked for whole, else 512 words spread
-// evenly, which sees every dense change. Order and position count (FNV-1a over 8-byte words, rotated).
+// Checksum of memory regions (address, bytes, whole): all of what is small or asked for whole, else 512 words
+// spread evenly, which sees every dense change. Order and position count (FNV-1a over 8-byte words, rotated).
 uint64_t checksum(const std::vector<std::tuple<Address, int64_t, bool>>& regions) {
   uint64_t hash = 0xcbf29ce484222325u;
   const auto add = [&hash](uint64_t word) {
@@ -334,8 +347,8 @@ uint64_t checksum(const std::vector<std::tuple<Address, int64_t, bool>>& regions
   return hash;
 }
 
-void transpose_images(Address from, Address to, int64_t batch, int64_t rows, int64_t columns, int64_t element_size,
-                      int threads) {
+void transpose_images(Address from, Address to, int64_t batch, int64_t rows, int64_t columns,
+                      int64_t element_size, int threads) {
   require(from && to && batch >= 1 && rows >= 1 && columns >= 1 && threads >= 1, "transpose: out of range");
   require(element_size == 2 || element_size == 4, "transpose: element_size is not 2 or 4");
   const py::gil_scoped_release unlocked;
@@ -369,8 +382,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("layernorm", layernorm);
   m.def("grn", grn);
   py::class_<Bottleneck>(m, "Bottleneck")
-      .def(py::init<int, bool, int64_t, int64_t, int, int, float, float, Address, Address, Address, Address, Address,
-                    Address, Address, Address, Address, Address, int>())
+      .def(py::init<int, bool, int64_t, int64_t, int, int, float, float, Address, Address, Address, Address,
+                    Address, Address, Address, Address, Address, Address, int>())
       .def("forward", &Bottleneck::forward)
       .def_property_readonly("bytes", &Bottleneck::bytes);
   py::class_<Depthwise>(m, "Depthwise")

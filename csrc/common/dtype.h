@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
-// Always inlined: included by sources compiled for different instruction sets, whose out-of-line copies the linker
-// would merge into one.
+// Always inlined: included by sources compiled for different instruction sets, whose out-of-line copies the
+// linker would merge into one.
 #define CNK_INLINE inline __attribute__((always_inline))
 
 namespace cnk {
@@ -59,7 +59,8 @@ CNK_INLINE void from_float(float value, Float16& out) {
     out.bits = uint16_t(sign | 0x7e00u);
   } else if (magnitude >= 0x477ff000u) {  // rounds to 65536 or more
     out.bits = uint16_t(sign | 0x7c00u);
-  } else if (magnitude < 0x38800000u) {  // subnormal: adding 0.5 leaves the rounded 24 fraction bits at the bottom
+  } else if (magnitude <
+             0x38800000u) {  // subnormal: adding 0.5 leaves the rounded 24 fraction bits at the bottom
     out.bits = uint16_t(sign | (float_bits(bits_float(magnitude) + 0.5f) - 0x3f000000u));
   } else {
     out.bits = uint16_t(sign | ((magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13));

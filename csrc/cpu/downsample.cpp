@@ -1,5 +1,6 @@
-// Downsampling: LayerNorm of every pixel, then a KxK convolution with stride K, which is one matrix product whose rows
-// are patches: (kh, kw, padded C) side by side. A tile of patches is normalised straight into the product's operand.
+// Downsampling: LayerNorm of every pixel, then a KxK convolution with stride K, which is one matrix product
+// whose rows are patches: (kh, kw, padded C) side by side. A tile of patches is normalised straight into the
+// product's operand.
 
 #include "cpu/gemm_f32.h"
 #include "cpu/rows.h"
@@ -51,7 +52,8 @@ struct Downsample {
   };
 
   template <class T>
-  static void produce(const DownsampleArgs& a, const Norm& norm, int64_t begin, int64_t end, float* pixel, void* y) {
+  static void produce(const DownsampleArgs& a, const Norm& norm, int64_t begin, int64_t end, float* pixel,
+                      void* y) {
     const int64_t out_w = a.w / a.patch, out_h = a.h / a.patch;
     for (int64_t p = begin; p < end; ++p) {
       const int64_t n = p / (out_h * out_w), h = p / out_w % out_h, w = p % out_w;

@@ -1,11 +1,13 @@
-// Depthwise convolution, NHWC, stride 1, zero padding: y[n,h,w,c] = b[c] + sum_ij x[n,h+(i-P)d,w+(j-P)d,c] w[i,j,c].
+// Depthwise convolution, NHWC, stride 1, zero padding: y[n,h,w,c] = b[c] + sum_ij x[n,h+(i-P)d,w+(j-P)d,c]
+// w[i,j,c].
 //
-// One register holds kLanes channels. A tile of up to kColumns output columns lives in accumulators; one row of K
-// weights in registers; each input column is loaded once per kernel row and feeds up to K multiply-adds. Taps
-// outside the image are skipped, one test per input column. The channel loop is outermost, so that the rows of x a
-// run of pixels needs are read from L1 K times.
+// One register holds kLanes channels. A tile of up to kColumns output columns lives in accumulators; one row
+// of K weights in registers; each input column is loaded once per kernel row and feeds up to K multiply-adds.
+// Taps outside the image are skipped, one test per input column. The channel loop is outermost, so that the
+// rows of x a run of pixels needs are read from L1 K times.
 
 #include "cpu/dwconv.h"
+
 #include "cpu/rows.h"
 
 namespace cnk::cpu::CNK_ISA {
@@ -53,7 +55,8 @@ void convolve_unrolled(const Tile<T>& t, int64_t columns) {
       const Vec v = load_tap<PARTIAL>(x + j.value * t.c, t.valid);
       unroll<K>([&](auto k) {
         constexpr int column = decltype(j)::value - decltype(k)::value;
-        if constexpr (column >= 0 && column < COLUMNS) acc[column] = multiply_add(v, weight[k.value], acc[column]);
+        if constexpr (column >= 0 && column < COLUMNS)
+          acc[column] = multiply_add(v, weight[k.value], acc[column]);
       });
     });
   }
@@ -77,12 +80,15 @@ void convolve_any(const Tile<T>& t, int64_t columns) {
       if (w + columns <= 0 || w >= t.width) continue;
       const Vec weight = load(t.weight + (i * t.kernel_size + k) * t.ldw);
       if (w >= 0 && w + kColumns <= t.width) {
-        unroll<kColumns>(
-            [&](auto j) { acc[j.value] = multiply_add(load_tap<PARTIAL>(x + (w + j.value) * t.c, t.valid), weight, acc[j.value]); });
+        unroll<kColumns>([&](auto j) {
+          acc[j.value] =
+              multiply_add(load_tap<PARTIAL>(x + (w + j.value) * t.c, t.valid), weight, acc[j.value]);
+        });
       } else {
         unroll<kColumns>([&](auto j) {
           if (w + j.value < 0 || w + j.value >= t.width) return;
-          acc[j.value] = multiply_add(load_tap<PARTIAL>(x + (w + j.value) * t.c, t.valid), weight, acc[j.value]);
+          acc[j.value] =
+              multiply_add(load_tap<PARTIAL>(x + (w + j.value) * t.c, t.valid), weight, acc[j.value]);
         });
       }
     }
@@ -99,9 +105,10 @@ using Convolve = void (*)(const Tile<T>&, int64_t columns);
 template <bool PARTIAL, class T>
 Convolve<PARTIAL, T> pick(int kernel_size, int dilation, bool narrow) {
   if (dilation != 1) return convolve_any<PARTIAL, T>;
-#define CNK_CASE(K) \
-  case K:           \
-    return narrow ? convolve_unrolled<K, kColumns / 2, PARTIAL, T> : convolve_unrolled<K, kColumns, PARTIAL, T>;
+#define CNK_CASE(K)                                                \
+  case K:                                                          \
+    return narrow ? convolve_unrolled<K, kColumns / 2, PARTIAL, T> \
+                  : convolve_unrolled<K, kColumns, PARTIAL, T>;
   switch (kernel_size) {
     CNK_CASE(3)
     CNK_CASE(5)
@@ -116,7 +123,8 @@ Convolve<PARTIAL, T> pick(int kernel_size, int dilation, bool narrow) {
 }
 
 template <bool PARTIAL, class T>
-void dwconv_register(const DwconvArgs& a, int64_t channel, int64_t begin, int64_t end, float* y, int64_t ldy) {
+void dwconv_register(const DwconvArgs& a, int64_t channel, int64_t begin, int64_t end, float* y,
+                     int64_t ldy) {
   const Convolve<PARTIAL, T> wide = pick<PARTIAL, T>(a.kernel_size, a.dilation, false);
   const Convolve<PARTIAL, T> narrow = pick<PARTIAL, T>(a.kernel_size, a.dilation, true);
   const int64_t padded = pad_channels(a.c), plane = a.h * a.w;
@@ -163,9 +171,7 @@ template void dwconv_pixels<float>(const DwconvArgs&, int64_t, int64_t, float*, 
 template void dwconv_pixels<BFloat16>(const DwconvArgs&, int64_t, int64_t, float*, int64_t);
 template void dwconv_pixels<Float16>(const DwconvArgs&, int64_t, int64_t, float*, int64_t);
 
-int64_t dwconv_workspace(const DwconvArgs& a, int threads) {
-  return threads * step_bytes(a.c);
-}
+int64_t dwconv_workspace(const DwconvArgs& a, int threads) { return threads * step_bytes(a.c); }
 
 void dwconv(const DwconvArgs& a, Team& team, char* workspace) {
   const int64_t pixels = a.n * a.h * a.w, step = step_rows(a.c), padded = pad_channels(a.c);
@@ -177,7 +183,8 @@ void dwconv(const DwconvArgs& a, Team& team, char* workspace) {
       dwconv_pixels<T>(a, begin, end, rows, padded);
       for (int64_t p = begin; p < end; ++p) {
         T* y = static_cast<T*>(a.y) + p * a.c;
-        for (int64_t c = 0; c < a.c; c += kLanes) store_channels(y, c, a.c, load(rows + (p - begin) * padded + c));
+        for (int64_t c = 0; c < a.c; c += kLanes)
+          store_channels(y, c, a.c, load(rows + (p - begin) * padded + c));
       }
     }
   });

@@ -1,8 +1,8 @@
 // GELU: gelu(x) = max(x, 0) - a * 2^P(a), a = min(|x|, 6), where P approximates log2 of the normal CDF of -a.
 //
-// No division, no table, no branch. Coefficients by fit_gelu.py. kFloat32: 2.7e-7 from x * Phi(x), half of it rounding.
-// kBFloat16, for results that are rounded to bf16 at once (2e-3 relative): 1.2e-4 relative plus 5e-7. NaN flows
-// through; -Inf gives 0 to 7e-9.
+// No division, no table, no branch. Coefficients by fit_gelu.py. kFloat32: 2.7e-7 from x * Phi(x), half of it
+// rounding. kBFloat16, for results that are rounded to bf16 at once (2e-3 relative): 1.2e-4 relative plus
+// 5e-7. NaN flows through; -Inf gives 0 to 7e-9.
 #pragma once
 
 #include "cpu/vec.h"

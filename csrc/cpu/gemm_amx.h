@@ -1,9 +1,9 @@
 // bf16 matrix product on AMX tiles with fp32 sums and a fused epilogue.
 //
 // Operand A is stored as contiguous 1 KB tiles of 16 rows x 32 k; B as tiles of 32 k x 16 columns, pairs of k
-// interleaved. A step is 2x2 tiles: 32 rows x 32 columns. The epilogue of the previous 32x32 result (bias, GELU,
-// rounding: vector work) is dealt out between the tile products of the present one, since the tile unit and the vector
-// units run side by side: for C = 96 the GELU alone takes as long as both products.
+// interleaved. A step is 2x2 tiles: 32 rows x 32 columns. The epilogue of the previous 32x32 result (bias,
+// GELU, rounding: vector work) is dealt out between the tile products of the present one, since the tile unit
+// and the vector units run side by side: for C = 96 the GELU alone takes as long as both products.
 #pragma once
 
 #include <immintrin.h>
@@ -69,10 +69,12 @@ struct GemmAmx {
     return static_cast<BFloat16*>(a) + ((row / 16) * k_tiles(k) + c / 32) * (kTile / 2) + row % 16 * 32;
   }
 
-  static void write_normalized(void* a, int64_t k, int64_t row, int64_t offset, const Norm& norm, const float* x) {
+  static void write_normalized(void* a, int64_t k, int64_t row, int64_t offset, const Norm& norm,
+                               const float* x) {
     const Statistics s = statistics(norm, x);
     for (int64_t c = 0; c < pad_channels(norm.c); c += 32) {
-      store_row(a_row(a, k, row, offset + c), normalize(norm, s, load(x + c), c), normalize(norm, s, load(x + c + 16), c + 16));
+      store_row(a_row(a, k, row, offset + c), normalize(norm, s, load(x + c), c),
+                normalize(norm, s, load(x + c + 16), c + 16));
     }
   }
 
@@ -91,7 +93,8 @@ struct GemmAmx {
     store_row(a_row(a, k, row, c), b.v[0], b.v[1]);
   }
 
-  // epilogue(row, column, Vec low, Vec high) for rows [begin, end), begin a multiple of 32, and columns of the panels.
+  // epilogue(row, column, Vec low, Vec high) for rows [begin, end), begin a multiple of 32, and columns of
+  // the panels.
   template <class Epilogue>
   static void product(const void* a, int64_t begin, int64_t end, const PackedMatrix& b, int64_t first_panel,
                       int64_t last_panel, const Epilogue& epilogue) {

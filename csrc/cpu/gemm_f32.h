@@ -1,7 +1,8 @@
 // fp32 matrix product rows x packed panels, with a fused epilogue.
 //
-// Micro-kernel: kRows x 3 registers of accumulators (8x3 on 32 registers: 24 sums, 3 loads and 8 broadcasts for 24
-// multiply-adds per k). A is row-major; B is packed in panels of 3 registers' columns, each panel (k, columns).
+// Micro-kernel: kRows x 3 registers of accumulators (8x3 on 32 registers: 24 sums, 3 loads and 8 broadcasts
+// for 24 multiply-adds per k). A is row-major; B is packed in panels of 3 registers' columns, each panel (k,
+// columns).
 #pragma once
 
 #include "cpu/layernorm.h"
@@ -38,10 +39,12 @@ struct GemmF32 {
 
   // --- Operand A: rows of floats. ---
 
-  static void write_normalized(void* a, int64_t k, int64_t row, int64_t offset, const Norm& norm, const float* x) {
+  static void write_normalized(void* a, int64_t k, int64_t row, int64_t offset, const Norm& norm,
+                               const float* x) {
     const Statistics s = statistics(norm, x);
     float* out = static_cast<float*>(a) + row * stride(k) + offset;
-    for (int64_t c = 0; c < pad_channels(norm.c); c += kLanes) store(out + c, normalize(norm, s, load(x + c), c));
+    for (int64_t c = 0; c < pad_channels(norm.c); c += kLanes)
+      store(out + c, normalize(norm, s, load(x + c), c));
   }
 
   struct Block {
@@ -62,8 +65,9 @@ struct GemmF32 {
 
   // --- The product: epilogue(row, column, Vec) for every row of [begin, end) and register of the panels. ---
 
-  // Products per chain of additions: kChunk rows of a panel are 24 KB and stay in L1 while the rows of a group pass by
-  // (C 768, batch 8, one core: 137 -> 165 GFLOP/s), and one chain over k = 3072 has two to five times eager's rounding error.
+  // Products per chain of additions: kChunk rows of a panel are 24 KB and stay in L1 while the rows of a
+  // group pass by (C 768, batch 8, one core: 137 -> 165 GFLOP/s), and one chain over k = 3072 has two to five
+  // times eager's rounding error.
   static constexpr int64_t kChunk = (24 << 10) / (kPanel * 4);
   static constexpr int64_t kGroup = 192;  // rows; their partial sums are 36 KB on AVX-512
 
@@ -89,9 +93,9 @@ struct GemmF32 {
  private:
   // What a call of the micro-kernel starts from and where it goes.
   struct Step {
-    int64_t k;       // products to add
+    int64_t k;         // products to add
     bool first, last;  // of the chunks: start from zero; end in the epilogue
-    float* partial;  // sums so far, kPanel floats a row
+    float* partial;    // sums so far, kPanel floats a row
   };
 
   template <int VECS, class Epilogue>
@@ -116,31 +120,35 @@ struct GemmF32 {
   }
 
   template <int ROWS, int VECS, class Epilogue>
-  static __attribute__((noinline)) void micro(const float* a, int64_t lda, const float* b, const Step& step, int64_t row,
-                                              int64_t column, const Epilogue& epilogue) {
+  static __attribute__((noinline)) void micro(const float* a, int64_t lda, const float* b, const Step& step,
+                                              int64_t row, int64_t column, const Epilogue& epilogue) {
     Vec acc[ROWS][VECS] = {};
     for (int64_t i = 0; i < step.k; ++i) {
       Vec bv[VECS];
       unroll<VECS>([&](auto v) { bv[v.value] = load(b + v.value * kLanes); });
       unroll<ROWS>([&](auto r) {
         const Vec av = splat(a[r.value * lda + i]);
-        unroll<VECS>([&](auto v) { acc[r.value][v.value] = multiply_add(av, bv[v.value], acc[r.value][v.value]); });
+        unroll<VECS>(
+            [&](auto v) { acc[r.value][v.value] = multiply_add(av, bv[v.value], acc[r.value][v.value]); });
       });
       b += VECS * kLanes;
     }
     float* partial = step.partial;
     if (!step.first) {
       unroll<ROWS>([&](auto r) {
-        unroll<VECS>([&](auto v) { acc[r.value][v.value] += load(partial + r.value * kPanel + v.value * kLanes); });
+        unroll<VECS>(
+            [&](auto v) { acc[r.value][v.value] += load(partial + r.value * kPanel + v.value * kLanes); });
       });
     }
     if (step.last) {
       unroll<ROWS>([&](auto r) {
-        unroll<VECS>([&](auto v) { epilogue(row + r.value, column + v.value * kLanes, acc[r.value][v.value]); });
+        unroll<VECS>(
+            [&](auto v) { epilogue(row + r.value, column + v.value * kLanes, acc[r.value][v.value]); });
       });
     } else {
       unroll<ROWS>([&](auto r) {
-        unroll<VECS>([&](auto v) { store(partial + r.value * kPanel + v.value * kLanes, acc[r.value][v.value]); });
+        unroll<VECS>(
+            [&](auto v) { store(partial + r.value * kPanel + v.value * kLanes, acc[r.value][v.value]); });
       });
     }
   }

@@ -5,8 +5,8 @@
 
 namespace cnk::cpu::CNK_ISA {
 
-// In place: sums of squares over the pixels -> factor f with GRN(h) = h * f + bias, f = 1 + weight * G / (mean_c G + eps),
-// G = sqrt(sum). What padded channels hold is ignored.
+// In place: sums of squares over the pixels -> factor f with GRN(h) = h * f + bias, f = 1 + weight * G /
+// (mean_c G + eps), G = sqrt(sum). What padded channels hold is ignored.
 CNK_INLINE void grn_factors(float* row, int64_t channels, const float* weight, float eps) {
   Vec total = {};
   for (int64_t c = 0; c < pad_channels(channels); c += kLanes) {

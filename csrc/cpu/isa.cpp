@@ -21,7 +21,8 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 
-// Linux hands out the 8 KB of tile state only to processes that ask for it (Documentation/arch/x86/xstate.rst).
+// Linux hands out the 8 KB of tile state only to processes that ask for it
+// (Documentation/arch/x86/xstate.rst).
 bool tile_permission() {
 #if defined(__linux__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;

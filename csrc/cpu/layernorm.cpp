@@ -1,4 +1,5 @@
-// LayerNorm over the channels of NHWC pixels; one read and one write of each (a row stays in L1), statistics in fp32.
+// LayerNorm over the channels of NHWC pixels; one read and one write of each (a row stays in L1), statistics
+// in fp32.
 
 #include "cpu/layernorm.h"
 

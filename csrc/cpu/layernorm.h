@@ -18,9 +18,10 @@ struct Statistics {
   float mean, rstd;
 };
 
-// Statistics of a row whose register at channel c is read(c), zero above the last channel. In two passes: the second
-// takes the variance of what is left after the first one's mean, so that |mean| / std = 100 costs no digits, and the
-// mean of what is left, which corrects the mean: the same value in every channel gives exactly the bias.
+// Statistics of a row whose register at channel c is read(c), zero above the last channel. In two passes: the
+// second takes the variance of what is left after the first one's mean, so that |mean| / std = 100 costs no
+// digits, and the mean of what is left, which corrects the mean: the same value in every channel gives
+// exactly the bias.
 template <class Read>
 CNK_INLINE Statistics statistics(const Norm& norm, const Read& read) {
   const int64_t last = (norm.c - 1) / kLanes * kLanes;
@@ -56,7 +57,8 @@ CNK_INLINE Statistics statistics(const Norm& norm, const float* row) {
   return statistics(norm, [row](int64_t c) { return load(row + c); });
 }
 
-// The normalised register v of channels c...; padded channels give zero, since their weight and bias are zero.
+// The normalised register v of channels c...; padded channels give zero, since their weight and bias are
+// zero.
 CNK_INLINE Vec normalize(const Norm& norm, const Statistics& s, Vec v, int64_t c) {
   return multiply_add((v - s.mean) * s.rstd, load(norm.weight + c), load(norm.bias + c));
 }

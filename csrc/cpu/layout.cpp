@@ -1,4 +1,5 @@
-// Not done by PyTorch's copy, because that one runs on the OpenMP threads that a forked child has lost, and hangs there.
+// Not done by PyTorch's copy, because that one runs on the OpenMP threads that a forked child has lost, and
+// hangs there.
 
 #include "cpu/layout.h"
 
@@ -50,9 +51,11 @@ void transpose_batch(const T* from, T* to, int64_t batch, int64_t rows, int64_t 
 void transpose(const void* from, void* to, int64_t batch, int64_t rows, int64_t columns, int64_t element_size,
                Team& team) {
   if (element_size == 4) {
-    transpose_batch(static_cast<const uint32_t*>(from), static_cast<uint32_t*>(to), batch, rows, columns, team);
+    transpose_batch(static_cast<const uint32_t*>(from), static_cast<uint32_t*>(to), batch, rows, columns,
+                    team);
   } else {
-    transpose_batch(static_cast<const uint16_t*>(from), static_cast<uint16_t*>(to), batch, rows, columns, team);
+    transpose_batch(static_cast<const uint16_t*>(from), static_cast<uint16_t*>(to), batch, rows, columns,
+                    team);
   }
 }
 

@@ -118,8 +118,9 @@ class Pool {
 std::atomic<Pool*> pool{nullptr};
 std::atomic<bool> forked{false};
 
-// Never destroyed: its threads wait for work until the process ends. A forked child has none of them and takes a
-// new pool, leaving the old object (whose locks may be held by threads that no longer exist) untouched.
+// Never destroyed: its threads wait for work until the process ends. A forked child has none of them and
+// takes a new pool, leaving the old object (whose locks may be held by threads that no longer exist)
+// untouched.
 Pool& plain_pool() {
   Pool* current = pool.load();
   if (!current) {

@@ -34,10 +34,10 @@ using TeamFunction = void (*)(Team& team, const void* argument);
 
 // Run `function` on up to `threads` threads, the caller among them, and return when all are done.
 //
-// The threads are those of the OpenMP runtime that PyTorch has loaded, where it has loaded one: a pool of our own
-// would fight with PyTorch's, whose idle threads spin for milliseconds on the very cores we want. In a process
-// forked after that runtime started (its threads are gone, and it does not notice) and where none is loaded, a
-// pool of plain threads serves. The team may be smaller than asked for.
+// The threads are those of the OpenMP runtime that PyTorch has loaded, where it has loaded one: a pool of our
+// own would fight with PyTorch's, whose idle threads spin for milliseconds on the very cores we want. In a
+// process forked after that runtime started (its threads are gone, and it does not notice) and where none is
+// loaded, a pool of plain threads serves. The team may be smaller than asked for.
 void parallel(int threads, TeamFunction function, const void* argument);
 
 // "openmp" or "threads": which of the two parallel() uses in this process now.

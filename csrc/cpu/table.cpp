@@ -1,4 +1,5 @@
-// The kernels of one instruction set, as a table; compiled once per instruction set like the kernels themselves.
+// The kernels of one instruction set, as a table; compiled once per instruction set like the kernels
+// themselves.
 
 #include "cpu/gemm_f32.h"
 #if defined(__AMX_BF16__)
@@ -36,8 +37,7 @@ void pack_matrix(Products products, const float* w, int64_t n, int64_t k, void* 
 
 }  // namespace
 
-extern const IsaOps kOps = {dwconv,        dwconv_workspace, layernorm,  grn,
-                            mlp,           mlp_workspace,    downsample, downsample_workspace,
-                            packed_bytes,  pack_matrix};
+extern const IsaOps kOps = {dwconv,     dwconv_workspace,     layernorm,    grn,        mlp, mlp_workspace,
+                            downsample, downsample_workspace, packed_bytes, pack_matrix};
 
 }  // namespace cnk::cpu::CNK_ISA

@@ -1,8 +1,9 @@
-// One SIMD register of floats for the instruction set this file is compiled for, on the compiler's vector types.
+// One SIMD register of floats for the instruction set this file is compiled for, on the compiler's vector
+// types.
 //
-// Included only by the sources that are compiled once per instruction set, inside namespace cnk::cpu::CNK_ISA. Those
-// sources instantiate nothing from the standard library: a template compiled for AVX-512 and merged by the linker with
-// its portable twin would crash an older CPU.
+// Included only by the sources that are compiled once per instruction set, inside namespace
+// cnk::cpu::CNK_ISA. Those sources instantiate nothing from the standard library: a template compiled for
+// AVX-512 and merged by the linker with its portable twin would crash an older CPU.
 #pragma once
 
 #include <cstdint>
@@ -46,9 +47,9 @@ CNK_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
 CNK_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
 CNK_INLINE Vec abs(Vec v) { return (Vec)((VecI)v & 0x7fffffff); }
 
-// a * b + c, in one rounding where the instruction set has it. Spelled out, and the build forbids the compiler to fuse
-// on its own: whether it does depends on the code around, and the bits of a sum must not depend on which of several
-// loops it went through.
+// a * b + c, in one rounding where the instruction set has it. Spelled out, and the build forbids the
+// compiler to fuse on its own: whether it does depends on the code around, and the bits of a sum must not
+// depend on which of several loops it went through.
 CNK_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
