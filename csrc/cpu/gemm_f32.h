@@ -15,7 +15,7 @@ struct GemmF32 {
   static constexpr int kRows = kRegisters == 32 ? 8 : 4;
   static constexpr int kVecs = 3;
   static constexpr int64_t kPanel = kVecs * kLanes;
-  static constexpr int64_t kRowGrain = kRows;  // splits of rows between threads fall on multiples of this
+  static constexpr int64_t kRowGrain = 1;  // splits of rows between threads may fall anywhere
 
   // One register more than the padding: rows a power of two apart would share cache sets.
   static int64_t stride(int64_t k) { return pad_channels(k) + kLanes; }
@@ -77,8 +77,11 @@ struct GemmF32 {
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
       const float* packed = static_cast<const float*>(b.data) + panel * kPanel * b.k;
       const int64_t width = vecs(b.n) - panel * kVecs;
-      for (int64_t row = begin; row < end; row += kGroup) {
-        const int64_t next = row + kGroup < end ? row + kGroup : end;
+      // Groups of nearly equal size: a rest of a few rows would read the panel for next to nothing.
+      const int64_t groups = (end - begin + kGroup - 1) / kGroup;
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t row = begin + (end - begin) * g / groups;
+        const int64_t next = begin + (end - begin) * (g + 1) / groups;
         if (width >= 3) {
           group<3>(a, row, next, packed, b.k, panel * kPanel, epilogue);
         } else if (width == 2) {
@@ -106,10 +109,16 @@ struct GemmF32 {
     for (int64_t i = 0; i < k; i += kChunk) {
       const int64_t next_i = i + kChunk < k ? i + kChunk : k;
       // Blocks of nearly equal height rather than full ones and a rest: 49 rows are 7 x 7, not 6 x 8 + 1.
+      // The rows of the panel that come next (in memory too, across panels) are fetched a share with each
+      // block: weights larger than L2 come from L3 (C 768, batch 8: 12.5 -> 11.8 ms).
+      const char* ahead = reinterpret_cast<const char*>(b + next_i * VECS * kLanes);
+      const int64_t share = (next_i - i) * VECS * kLanes * 4 / 64 / blocks + 1;
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t row = rows * block / blocks, height = rows * (block + 1) / blocks - row;
         const float* first = static_cast<const float*>(a) + (begin + row) * lda + i;
         const Step step = {next_i - i, i == 0, next_i == k, partial + row * kPanel};
+        for (int64_t line = block * share; line < (block + 1) * share; ++line)
+          __builtin_prefetch(ahead + line * 64, 0, 2);
         unroll<kRows>([&](auto r) {
           if (height == r.value + 1) {
             micro<r.value + 1, VECS>(first, lda, b + i * VECS * kLanes, step, begin + row, column, epilogue);
