@@ -88,6 +88,8 @@ def test_a_broken_library_is_not_called_missing(monkeypatch, tmp_path):
 
 
 INTERRUPTED = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with SIGINT ignored
 from convnext_kernels import cli
 from convnext_kernels.cli import timing
 
