@@ -7,6 +7,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -15,6 +16,8 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/affinity.h"
+#include "cpu/ceilings.h"
 #include "cpu/isa.h"
 #include "cpu/layout.h"
 #include "cpu/ops.h"
@@ -365,6 +368,45 @@ std::vector<std::string> supported_isas() {
   return names;
 }
 
+std::vector<std::string> arithmetic_kinds() {
+  std::vector<std::string> names;
+  for (int i = 0; i < kArithmeticCount; ++i) {
+    if (arithmetic_supported(Arithmetic(i))) names.emplace_back(arithmetic_name(Arithmetic(i)));
+  }
+  return names;
+}
+
+double arithmetic_rate_of(const std::string& kind, int threads, double seconds) {
+  require(threads >= 1 && seconds >= 0 && std::isfinite(seconds), "threads or seconds: out of range");
+  for (int i = 0; i < kArithmeticCount; ++i) {
+    if (kind != arithmetic_name(Arithmetic(i))) continue;
+    if (!arithmetic_supported(Arithmetic(i)))
+      throw std::invalid_argument("kind: this machine has no '" + kind + "'");
+    return arithmetic_rate(Arithmetic(i), threads, seconds);
+  }
+  throw std::invalid_argument("kind: fma_fp32, dot_bf16 or tile_bf16 expected, got '" + kind + "'");
+}
+
+double copy_rate_of(int64_t bytes_per_thread, int threads, double seconds) {
+  require(bytes_per_thread >= 128, "bytes_per_thread: less than 128");
+  require(threads >= 1 && seconds >= 0 && std::isfinite(seconds), "threads or seconds: out of range");
+  return copy_rate(bytes_per_thread, threads, seconds);
+}
+
+int64_t cache_bytes_of(int level) {
+  require(level >= 1 && level <= 3, "level: not 1, 2 or 3");
+  return cache_bytes(level);
+}
+
+std::vector<CpuMask> set_affinity_of_team(const std::vector<CpuMask>& masks) {
+  require(!masks.empty(), "masks: none");
+  for (const CpuMask& mask : masks) {
+    require(!mask.empty(), "masks: one is empty");
+    for (int cpu : mask) require(cpu >= 0 && cpu < 1 << 20, "masks: a CPU number is out of range");
+  }
+  return set_affinity(masks);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -381,6 +423,14 @@ PYBIND11_MODULE(_native, m) {
   m.def("transpose", transpose_images);
   m.def("layernorm", layernorm);
   m.def("grn", grn);
+  const py::call_guard<py::gil_scoped_release> unlocked;
+  m.def("arithmetic_kinds", arithmetic_kinds);
+  m.def("arithmetic_rate", arithmetic_rate_of, unlocked, py::arg("kind"), py::arg("threads"),
+        py::arg("seconds"));
+  m.def("copy_rate", copy_rate_of, unlocked, py::arg("bytes_per_thread"), py::arg("threads"),
+        py::arg("seconds"));
+  m.def("cache_bytes", cache_bytes_of, py::arg("level"));
+  m.def("set_affinity", set_affinity_of_team, unlocked, py::arg("masks"));
   py::class_<Bottleneck>(m, "Bottleneck")
       .def(py::init<int, bool, int64_t, int64_t, int, int, float, float, Address, Address, Address, Address,
                     Address, Address, Address, Address, Address, Address, int>())

@@ -9,36 +9,10 @@
 #include <immintrin.h>
 
 #include "cpu/layernorm.h"
+#include "cpu/tile_scope.h"
 #include "cpu/vec.h"
 
 namespace cnk::cpu::CNK_ISA {
-
-// The tile configuration is state of the thread that oneDNN uses too: restore what was found.
-class TileScope {
- public:
-  TileScope() {
-    struct alignas(64) Config {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {};
-      uint8_t rows[16] = {};
-    } config;
-    for (int t = 0; t < 8; ++t) {
-      config.row_bytes[t] = 64;
-      config.rows[t] = 16;
-    }
-    // Inline assembly: g++ 12's _tile_loadconfig does not tell the optimiser that it reads the structure.
-    asm volatile("sttilecfg %0" : "=m"(saved_));
-    asm volatile("ldtilecfg %0" ::"m"(config));
-  }
-  ~TileScope() { asm volatile("ldtilecfg %0" ::"m"(saved_)); }
-  TileScope(const TileScope&) = delete;
-  TileScope& operator=(const TileScope&) = delete;
-
- private:
-  struct alignas(64) {
-    uint8_t bytes[64];
-  } saved_;
-};
 
 struct GemmAmx {
   using Element = BFloat16;

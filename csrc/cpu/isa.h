@@ -12,6 +12,11 @@ const char* isa_name(Isa isa);
 // Compiled into this build, present in this CPU, and enabled by the operating system.
 bool isa_supported(Isa isa);
 
+// Beyond those: AVX-512 with products of bf16 pairs (VDPBF16PS).
+bool has_avx512_bf16();
+
+// Bytes of the L1 data, L2 or L3 cache (level 1, 2, 3) that a core uses; 0 where the system does not say.
+int64_t cache_bytes(int level);
 // Bytes of a core's L2 cache; 1 MB where the system does not say.
 int64_t l2_cache_bytes();
 

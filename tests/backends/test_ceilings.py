@@ -1,0 +1,168 @@
+"""What the extension measures for the benchmarks: arithmetic, copies, caches; and the pinning of threads.
+
+No speed is asserted: only that there are numbers, and that wrong arguments are told.
+"""
+
+import math
+import os
+import sys
+import threading
+from contextlib import suppress
+
+import pytest
+import torch
+
+cpu = pytest.importorskip("convnext_kernels.backends.cpu")
+pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"native backend: {cpu.unavailable()}")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="affinity is Linux's")
+
+KINDS = ("fma_fp32", "dot_bf16", "tile_bf16")
+
+
+@pytest.fixture
+def native():
+    from convnext_kernels.backends.cpu.native import extension
+
+    return extension()
+
+
+def masks_of_process() -> dict[int, set[int]]:
+    """Thread id -> CPUs, of all threads of this process."""
+    masks = {}
+    for thread in map(int, os.listdir("/proc/self/task")):
+        with suppress(ProcessLookupError):  # ended meanwhile: OpenMP's do when a team gets smaller
+            masks[thread] = os.sched_getaffinity(thread)
+    return masks
+
+
+def pinned_masks() -> list[list[int]]:
+    """One CPU for each of PyTorch's threads."""
+    cpus = sorted(os.sched_getaffinity(0))
+    return [[cpus[rank % len(cpus)]] for rank in range(torch.get_num_threads())]
+
+
+def test_kinds(native):
+    kinds = native.arithmetic_kinds()
+    assert kinds == [kind for kind in KINDS if kind in kinds]
+    assert "fma_fp32" in kinds
+    assert ("tile_bf16" in kinds) == ("amx" in cpu.supported_isas())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_arithmetic_rate(native, kind):
+    if kind not in native.arithmetic_kinds():
+        with pytest.raises(ValueError, match=f"kind: this machine has no '{kind}'"):
+            native.arithmetic_rate(kind, 1, 0.01)
+        return
+    for threads in (1, 2, 5):
+        rate = native.arithmetic_rate(kind, threads, 0.01)
+        assert math.isfinite(rate)
+        assert rate > 0
+
+
+@pytest.mark.parametrize("bytes_per_thread", [128, 10_000, 3_000_000])
+def test_copy_rate(native, bytes_per_thread):
+    for threads in (1, 2, 5):
+        rate = native.copy_rate(bytes_per_thread, threads, 0.01)
+        assert math.isfinite(rate)
+        assert rate > 0
+
+
+def test_kinds_do_not_depend_on_the_forced_isa(native):
+    kinds = native.arithmetic_kinds()
+    with cpu.use_isa("portable"):
+        assert native.arithmetic_kinds() == kinds
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_cache_bytes(native, level):
+    assert native.cache_bytes(level) >= 0
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        ("arithmetic_rate", ("fma_fp64", 1, 0.01), "kind: fma_fp32, dot_bf16 or tile_bf16 expected, got 'fma_fp64'"),
+        ("arithmetic_rate", ("fma_fp32", 0, 0.01), "threads or seconds"),
+        ("arithmetic_rate", ("fma_fp32", 1, -1.0), "threads or seconds"),
+        ("arithmetic_rate", ("fma_fp32", 1, math.inf), "threads or seconds"),
+        ("arithmetic_rate", ("fma_fp32", 1, math.nan), "threads or seconds"),
+        ("copy_rate", (127, 1, 0.01), "bytes_per_thread"),
+        ("copy_rate", (1000, 0, 0.01), "threads or seconds"),
+        ("copy_rate", (1000, 1, math.nan), "threads or seconds"),
+        ("cache_bytes", (0,), "level"),
+        ("cache_bytes", (4,), "level"),
+        ("set_affinity", ([],), "masks: none"),
+        ("set_affinity", ([[0], []],), "masks: one is empty"),
+        ("set_affinity", ([[-1]],), "masks: a CPU number"),
+        ("set_affinity", ([[1 << 20]],), "masks: a CPU number"),
+    ],
+)
+def test_wrong_arguments(native, function, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(native, function)(*arguments)
+
+
+def test_the_interpreter_runs_on_meanwhile(native):
+    """The GIL is released: another thread counts while one call measures."""
+    done = threading.Event()
+    thread = threading.Thread(target=lambda: (native.arithmetic_rate("fma_fp32", 1, 0.3), done.set()))
+    counted = 0
+    thread.start()
+    while not done.wait(0.005):
+        counted += 1
+    thread.join()
+    assert counted > 1
+
+
+@linux
+def test_affinity_round_trip(native):
+    masks = pinned_masks()
+    main = os.sched_getaffinity(0)
+    native.set_affinity([sorted(main)] * len(masks))  # the threads exist, with masks that we know
+    before = masks_of_process()
+    previous = native.set_affinity(masks)
+    try:
+        assert previous == [sorted(main)] * len(masks)
+        assert os.sched_getaffinity(0) == set(masks[0])
+        changed = [mask for thread, mask in masks_of_process().items() if mask != before.get(thread)]
+        assert sorted(map(sorted, changed)) == sorted(mask for mask in masks if set(mask) != main)
+    finally:
+        assert native.set_affinity(previous) == masks
+    assert os.sched_getaffinity(0) == main
+    after = masks_of_process()
+    assert {thread: after[thread] for thread in before if thread in after} == before
+
+
+@linux
+def test_affinity_that_is_refused_changes_nothing(native):
+    """CPU 100,000 is beyond what a set of fixed size holds, and what machines have."""
+    masks = pinned_masks()
+    native.set_affinity([sorted(os.sched_getaffinity(0))] * len(masks))
+    before = masks_of_process()
+    with pytest.raises(RuntimeError, match=f"refuses the mask of thread {len(masks) - 1}: Invalid argument"):
+        native.set_affinity([*masks[:-1], [100_000]])
+    after = masks_of_process()
+    assert {thread: after[thread] for thread in before if thread in after} == before
+
+
+@linux
+def test_affinity_of_a_team_that_comes_out_smaller(run_python):
+    """Here because OpenMP is told to; otherwise in a parallel region, or where threads run out."""
+    script = """
+import os, torch
+from convnext_kernels.backends.cpu.native import extension
+before = os.sched_getaffinity(0)
+if extension().parallel_runtime() != "openmp":
+    print("no OpenMP")
+else:
+    try:
+        extension().set_affinity([[min(before)]] * 3)
+    except RuntimeError as error:
+        print(error)
+assert os.sched_getaffinity(0) == before
+"""
+    printed = run_python(script, OMP_THREAD_LIMIT="1").strip()
+    if printed == "no OpenMP":
+        pytest.skip("PyTorch has loaded no OpenMP runtime")
+    assert printed == "set_affinity: a team of 3 threads was asked for, 1 came"
