@@ -14,6 +14,6 @@ format:
 cxx:
 	cmake -B build/ctest -G Ninja -DCNK_TESTS=ON -DCNK_PYTHON=OFF && cmake --build build/ctest && ctest --test-dir build/ctest --output-on-failure
 bench:
-	pytest benchmarks --benchmark-only
+	pytest benchmarks/ --benchmark-only
 ci:
 	bash .ci/run

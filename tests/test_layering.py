@@ -28,11 +28,12 @@ ROOMS = {
     "models": (("functional", "nn", "nn.", "models."), ("torch",)),
     # "backends" is the public function here, `from convnext_kernels import backends`.
     "interop": (("functional", "nn", "nn.", "interop.", "spec", "backends"), ("torch",)),
+    "environment": (("planner", "version"), ("torch",)),
     "_native": ((), ()),
 }
-LAZY = ("models", "interop")
-# The top of the house: the public names and the command line, which may use every room below.
-TOP = ("", "cli", "__main__")
+LAZY = ("models", "interop", "environment")
+# The top of the house: the public names, the benchmarks and the command line, which may use every room below.
+TOP = ("", "bench", "cli", "__main__")
 
 C_ROOMS = {"common": ("common",), "cpu": ("cpu", "common"), "cuda": ("cuda", "common")}
 C_FORBIDDEN = re.compile(r"^(Python\.h|pybind11/|torch/|ATen/|c10/|caffe2/)")

@@ -13,7 +13,9 @@ from convnext_kernels.version import __version__
 COMMANDS = {
     "info": "Show versions, backends and the machine.",
     "demo": "Compare a model, eager against accelerated, on real photographs.",
-    "blocks": "Time the block at the four stages of ConvNeXt-T, eager against this package.",
+    "bench": "Time this package against its peers, from single ops to whole models.",
+    "compare": "Show what moved between two runs of bench, beyond the noise.",
+    "verify": "Check every kernel against fp64 on this machine, then time them.",
 }
 
 

@@ -12,10 +12,10 @@ from convnext_kernels.cli import options
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from convnext_kernels.cli.compare import Comparison, Top5
+    from convnext_kernels.bench.numerics import Comparison, Top5
+    from convnext_kernels.bench.timing import Times
     from convnext_kernels.cli.models import Loaded
     from convnext_kernels.cli.photos import Photo
-    from convnext_kernels.cli.timing import Timing
 
 NAMES = ("eager", "accelerated")
 FP64_COST = 4  # steps of the progress bar for one fp64 pass
@@ -28,7 +28,7 @@ class Result:
     dtype: str
     comparison: "Comparison"
     top5: "list[Top5]"  # one per photograph
-    times: "dict[str, Timing]"
+    times: "dict[str, Times]"
     peak: dict[str, tuple[int, int]]  # bytes, in the first pass and in a later one
     outputs: int  # logits of an image
 
@@ -97,8 +97,8 @@ class _Run:
         return self.inputs(dtype)[rows].contiguous(memory_format=torch.channels_last)
 
     def steps(self, dtypes: tuple[str, ...]) -> int:
+        from convnext_kernels.bench.timing import WARMUP
         from convnext_kernels.cli.memory import RUNS
-        from convnext_kernels.cli.timing import WARMUP
 
         chunks = -(-len(self.x) // self.batch)
         return len(dtypes) * (2 * (1 + 2 * RUNS) + (2 + FP64_COST) * chunks + 2 * (WARMUP + self.repeats))
@@ -106,9 +106,9 @@ class _Run:
     def measure(self, dtypes: tuple[str, ...]) -> list[Result]:
         import torch
 
-        from convnext_kernels.cli.compare import compare, compare_top5
+        from convnext_kernels.bench.numerics import compare, compare_top5
+        from convnext_kernels.bench.timing import interleave, steady_allocator
         from convnext_kernels.cli.memory import RUNS, peak_growth
-        from convnext_kernels.cli.timing import interleave, steady_allocator
 
         results = []
         chunks = -(-len(self.x) // self.batch)
@@ -133,7 +133,7 @@ class _Run:
                     x = self.timed_batch(dtype)
                     times = interleave(
                         {name: lambda m=models[name], x=x: m(x) for name in NAMES},
-                        repeats=self.repeats,
+                        rounds=self.repeats,
                         device=self.device,
                         on_round=lambda d=dtype: advance(f"{d} timing", 2),
                     )
@@ -203,9 +203,9 @@ def _print(results: list[Result], title: str, notes: list[str]) -> None:
 
 def _notes(loaded: "Loaded", named: bool, run: _Run) -> list[str]:
     """What the reader must know to judge the figures."""
+    from convnext_kernels.bench.numerics import RULE, TOP5_RULE
+    from convnext_kernels.bench.timing import WARMUP, glibc
     from convnext_kernels.cli import memory
-    from convnext_kernels.cli.compare import RULE, TOP5_RULE
-    from convnext_kernels.cli.timing import WARMUP, glibc
 
     times = (
         f"Times: median (minimum) of {run.repeats} forward passes of {run.batch} images each, called in turn in one "
@@ -294,7 +294,7 @@ def command(
     import torch
 
     from convnext_kernels.cli import models, photos
-    from convnext_kernels.cli.info import collect
+    from convnext_kernels.environment import collect
     from convnext_kernels.interop import acceleration_report
 
     chosen = photos.read(images + paths, size) if images or paths else photos.shipped(size)

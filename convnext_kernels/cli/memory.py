@@ -6,8 +6,8 @@ import statistics
 import threading
 from collections.abc import Callable
 
+from convnext_kernels.bench.timing import glibc
 from convnext_kernels.cli.options import need
-from convnext_kernels.cli.timing import glibc
 
 INTERVAL = 1e-3  # seconds between two samples of the resident set
 RUNS = 3  # what the allocator does with freed blocks makes single runs differ by up to a third

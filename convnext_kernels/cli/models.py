@@ -1,7 +1,6 @@
 """Models for the demo: found in torchvision or timm, with weights from a file, from the library, or random."""
 
 import difflib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SEED = 0
-LAYER_SCALES = {"layer_scale", "layer_scale_parameter", "gamma"}  # torchvision, transformers, timm and official
 
 
 @dataclass(frozen=True)
@@ -82,35 +80,6 @@ def _build(library: str, name: str, pretrained: bool) -> Loaded:
     return Loaded(model, f"timm/{name}", "", classes, mean_std=(config["mean"], config["std"]))
 
 
-def initialise(model: "nn.Module") -> None:
-    """Give every parameter a value at which it matters, from a fixed seed.
-
-    A new ConvNeXt has layer scale 1e-6 and GRN parameters 0: its blocks change the logits by less than a
-    rounding error, and nothing could be compared. Here layer scales lie in 0.5-1, GRN parameters are normal
-    with deviation 0.5, and matrices keep the variance of their input.
-    """
-    import torch
-    from torch import nn
-
-    generator = torch.Generator().manual_seed(SEED)
-    with torch.no_grad():
-        for module in model.modules():
-            kind = type(module).__name__.lower()
-            is_grn = "grn" in kind or "globalresponse" in kind
-            for name, parameter in module.named_parameters(recurse=False):
-                if isinstance(module, nn.Conv2d | nn.Linear) and name == "weight":
-                    fan_in = parameter[0].numel()
-                    parameter.normal_(0, 1 / math.sqrt(fan_in), generator=generator)
-                elif is_grn:
-                    parameter.normal_(0, 0.5, generator=generator)
-                elif name in LAYER_SCALES:
-                    parameter.uniform_(0.5, 1, generator=generator)
-                elif name == "weight":  # of a normalisation
-                    parameter.uniform_(0.75, 1.25, generator=generator)
-                else:
-                    parameter.normal_(0, 0.1, generator=generator)
-
-
 def read_weights(file: Path) -> "dict[str, Tensor]":
     """Read a state dict from .safetensors, or with ``weights_only=True`` from .pth; ClickException otherwise."""
     import torch
@@ -173,7 +142,9 @@ def load(name: str, weights: Path | None, pretrained: bool) -> Loaded:
     if pretrained:
         return replace(loaded, weights=f"the pretrained ones of {library}")
     if state is None:
-        initialise(loaded.model)
+        from convnext_kernels.bench.workloads import initialise
+
+        initialise(loaded.model, SEED)
         how = f"random (seed {SEED}), drawn so that every block contributes; the classes mean nothing"
         return replace(loaded, weights=how)
     _load_state(loaded.model, state, weights, loaded.name)

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,15 +29,15 @@ backend = click.option("--backend", default="auto", show_default=True, help="A b
 device = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 
 
-def need(module: str, purpose: str) -> ModuleType:
-    """Import a module of the ``demo`` extra; ClickException with the way to install it when it is missing."""
+def need(module: str, purpose: str, extra: str = "demo") -> ModuleType:
+    """Import a module of an extra of the package; ClickException with the way to install it when it is missing."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module.partition(".")[0]:  # it is there, but broken: hide nothing
             raise
         raise click.ClickException(
-            f'{purpose} needs {error.name}, which is not installed: pip install "convnext-kernels[demo]"'
+            f'{purpose} needs {error.name}, which is not installed: pip install "convnext-kernels[{extra}]"'
         ) from error
 
 
@@ -56,12 +57,22 @@ def check_backend(name: str) -> None:
 
 def check_device(name: str) -> None:
     """Raise ClickException if PyTorch cannot use the device `name` here."""
-    from convnext_kernels.cli.info import gpus
+    from convnext_kernels.environment import gpus
 
     if name == "cuda":
         _, reason = gpus()
         if reason:
             raise click.ClickException(f"--device cuda: {reason}")
+
+
+def device_or_default(name: str | None) -> str:
+    """Return `name` after `check_device`; for None "cuda" where PyTorch can use it, else "cpu"."""
+    from convnext_kernels.environment import gpus
+
+    if name is None:
+        return "cuda" if gpus()[0] else "cpu"
+    check_device(name)
+    return name
 
 
 def check_writable(file: Path, option: str) -> None:
@@ -95,7 +106,8 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[[str, int], 
     """Show a bar with the remaining time if stderr is a terminal; yields ``advance(what_is_done_now, steps)``."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     remaining = (TextColumn("remaining"), TimeRemainingColumn())
-    console = Console(stderr=True)
+    # The stream of now: peers are muted by redirecting sys.stderr, and the bar must stay.
+    console = Console(file=sys.stderr)
     disable = not console.is_terminal
     with Progress(*columns, *remaining, console=console, transient=True, disable=disable) as progress:
         task = progress.add_task(description, total=total)

@@ -1,31 +1,16 @@
 """The HTML report of the demo: one file that needs nothing else."""
 
 import datetime
-import io
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from convnext_kernels.bench.charts import COLOURS, INK, svg, templates
 
+if TYPE_CHECKING:
     from convnext_kernels.cli.demo import Result
     from convnext_kernels.cli.photos import Photo
-
-COLOURS = {"eager": "#8d99ae", "accelerated": "#e4572e"}
-INK = "#1f2933"
-
-
-def _svg(figure: "Figure") -> str:
-    """Return the figure as an inline ``<svg>`` element, without prolog, metadata and fixed size."""
-    text = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(text, format="svg", transparent=True, metadata=nothing)
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    return re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r'\1 width="100%"', svg, count=1)
 
 
 def _bars(title: str, dtypes: list[str], values: dict[str, list[float]], style: str, limit: float | None = None) -> str:
@@ -51,7 +36,7 @@ def _bars(title: str, dtypes: list[str], values: dict[str, list[float]], style: 
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=8)
     figure.legend(frameon=False, fontsize=9, ncols=2, loc="outside lower left")
-    return _svg(figure)
+    return svg(figure)
 
 
 def _charts(results: "list[Result]") -> list[tuple[str, str]]:
@@ -113,29 +98,24 @@ def write_demo(
     failures: list[str],
 ) -> None:
     """Write the report of ``convnext-kernels demo`` to `file`; OSError if that fails."""
-    import jinja2
+    from convnext_kernels.environment import rows as machine_rows
 
-    from convnext_kernels.cli.info import rows as machine_rows
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("convnext_kernels.cli"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("demo.html.jinja").render(
-        title=title,
-        date=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        notes=notes,
-        results=results,
-        rows=rows,
-        charts=_charts(results),
-        cards=_cards(photos, results, classes),
-        acceleration=acceleration,
-        machine=machine_rows(machine),
-        backends=machine["backends"],
-        failures=failures,
-        colours=COLOURS,
+    html = (
+        templates("convnext_kernels.cli")
+        .get_template("demo.html.jinja")
+        .render(
+            title=title,
+            date=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+            notes=notes,
+            results=results,
+            rows=rows,
+            charts=_charts(results),
+            cards=_cards(photos, results, classes),
+            acceleration=acceleration,
+            machine=machine_rows(machine),
+            backends=machine["backends"],
+            failures=failures,
+            colours=COLOURS,
+        )
     )
     file.write_text(html, encoding="utf-8")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
+from convnext_kernels.bench.numerics import Comparison, Top5
+from convnext_kernels.bench.timing import Times
 from convnext_kernels.cli import demo, models
-from convnext_kernels.cli.compare import Comparison, Top5
-from convnext_kernels.cli.timing import Timing
 
 SMALL = ("--model", "timm/test_convnext", "--size", "64", "--repeats", "1", "--batch", "3")
 
@@ -187,7 +187,7 @@ def test_failures_name_dtype_and_photo():
         name = "cat"
 
     top5 = Top5([(0, 1.0)], [(1, 1.0)], "different")
-    times = {name: Timing((2.0,)) for name in demo.NAMES}
+    times = {name: Times(((2.0,),)) for name in demo.NAMES}
     peak = dict.fromkeys(demo.NAMES, (0, 0))
     nan = float("nan")
     for comparison, count in ((Comparison(0, 0, 0, 0, 0), 1), (Comparison(nan, nan, nan, nan, nan), 2)):

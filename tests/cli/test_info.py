@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import convnext_kernels as ck
-from convnext_kernels.cli import info
+from convnext_kernels import environment
 
 
 def test_json_holds_everything(run, monkeypatch):
@@ -57,7 +57,7 @@ def test_a_reason_with_brackets_is_shown_as_it_is(run, monkeypatch):
 def test_gpu_reasons(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.version, "hip", None)
-    assert "built without" in info.gpus()[1]
+    assert "built without" in environment.gpus()[1]
 
     def warns():
         warnings.warn("old driver", stacklevel=1)
@@ -65,7 +65,7 @@ def test_gpu_reasons(monkeypatch):
 
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", warns)
-    found, reason = info.gpus()
+    found, reason = environment.gpus()
     assert found == []
     assert "13.0" in reason
     assert "old driver" in reason
@@ -75,11 +75,11 @@ def test_cpu_name_without_procfs(monkeypatch):
     def missing(_):
         raise FileNotFoundError
 
-    monkeypatch.setattr(info.Path, "read_text", missing)
-    assert info.cpu_name()
+    monkeypatch.setattr(environment.Path, "read_text", missing)
+    assert environment.cpu_name()
 
 
-@pytest.mark.parametrize("command", ["demo", "blocks"])
+@pytest.mark.parametrize("command", ["demo", "bench", "verify"])
 def test_cuda_asked_for_where_there_is_none(fails, monkeypatch, command):
-    monkeypatch.setattr(info, "gpus", lambda: ([], "no driver"))
+    monkeypatch.setattr(environment, "gpus", lambda: ([], "no driver"))
     fails(command, "--device", "cuda", words=("--device cuda", "no driver"))

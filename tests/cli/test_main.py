@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from convnext_kernels import cli
-from convnext_kernels.cli import info, options
+from convnext_kernels import cli, environment
+from convnext_kernels.cli import options
 from convnext_kernels.spec import BackendError
 from convnext_kernels.version import __version__
 
@@ -58,7 +58,7 @@ def test_an_unforeseen_error_is_one_line_and_debug_shows_it(run, fails, monkeypa
     def broken():
         raise RuntimeError("first\n  second")
 
-    monkeypatch.setattr(info, "collect", broken)
+    monkeypatch.setattr(environment, "collect", broken)
     fails("info", words=("RuntimeError: first second", "--debug"))
     result = run("--debug", "info")
     assert result.exit_code == 1
@@ -69,7 +69,7 @@ def test_a_backend_error_keeps_its_message(fails, monkeypatch):
     def refuse():
         raise BackendError("cpu: no reason")
 
-    monkeypatch.setattr(info, "collect", refuse)
+    monkeypatch.setattr(environment, "collect", refuse)
     assert fails("info", words=()) == "Error: cpu: no reason"
 
 
@@ -91,7 +91,7 @@ INTERRUPTED = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with SIGINT ignored
 from convnext_kernels import cli
-from convnext_kernels.cli import timing
+from convnext_kernels.bench import timing
 
 interleave = timing.interleave
 
@@ -100,7 +100,7 @@ def announced(*arguments, **options):
     return interleave(*arguments, **options)
 
 timing.interleave = announced
-cli.main(["blocks", "--batch", "1", "--repeats", "1000000"])
+cli.main(["demo", "--model", "timm/test_convnext", "--size", "32", "--repeats", "1000000", "--no-report"])
 """
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from convnext_kernels.cli.compare import compare, compare_top5
+from convnext_kernels.bench.numerics import compare, compare_top5
 
 REFERENCE = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.5, 0.0], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]], dtype=torch.float64)
 

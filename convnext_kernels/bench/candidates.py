@@ -1,0 +1,311 @@
+"""Who takes part: this package, eager PyTorch in two layouts, torch.compile, OpenVINO and ONNX Runtime.
+
+Every candidate gets the same numbers, the same number of threads and its best setting known to us: NHWC in
+and out where it can, its own low precision, weights frozen for inference. What it must do once (compile, pack,
+convert the input's layout) is done in `build` and not timed.
+"""
+
+import copy
+import importlib.util
+import io
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, Case
+from convnext_kernels.bench.results import EAGER, OURS
+
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Call = Callable[[], Tensor]
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Let products and convolutions of fp32 tensors round to TF32 on a GPU inside, or not: IEEE fp32 then."""
+    settings = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [setting.allow_tf32 for setting in settings]
+    for setting in settings:
+        setting.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.allow_tf32 = value
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The modules of a case in its dtype and on its device, and inputs in NHWC memory (channels_last)."""
+
+    case: Case
+    eager: nn.Module
+    ours: nn.Module | None
+    inputs: tuple[Tensor, ...]
+    device: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """`missing` says why it cannot run this case, or ""; `build` returns what is timed."""
+
+    name: str
+    missing: Callable[[Prepared], str]
+    build: Callable[[Prepared], Call]
+    wanted: Callable[[Case, str], bool]  # (case, mode): whether it is worth its time there
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Swallow the warnings and chatter of peers: they are theirs, and would bury our own lines."""
+    level = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(level)
+
+
+class Step:
+    """Forward and backward, to all inputs and parameters; gradients are dropped first, as an optimiser would."""
+
+    def __init__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.module = module
+        self.leaves = tuple(x.detach().clone().requires_grad_() for x in inputs)
+        self.gradient: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        """Run one step and return the output."""
+        self.module.zero_grad(set_to_none=True)
+        for leaf in self.leaves:
+            leaf.grad = None
+        y = self.module(*self.leaves)
+        if self.gradient is None:  # the same numbers for every candidate, in the layout of its y
+            noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
+            self.gradient = torch.empty_like(y, requires_grad=False).copy_(noise)
+        y.backward(self.gradient)
+        return y
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradients of the last call."""
+        found = {f"gradient of input {i}": leaf.grad for i, leaf in enumerate(self.leaves)}
+        for name, parameter in self.module.named_parameters():
+            # torch.compile's wrapper puts its own name before those of the module it wraps.
+            found[f"gradient of {name.removeprefix('_orig_mod.')}"] = parameter.grad
+        return found
+
+
+def _call(module: nn.Module, inputs: tuple[Tensor, ...], direction: str) -> Call:
+    return Step(module, inputs) if direction == "training" else lambda: module(*inputs)
+
+
+def _never_missing(_: Prepared) -> str:
+    return ""
+
+
+def _ours_missing(prepared: Prepared) -> str:
+    return "" if prepared.ours is not None else "this package serves ConvNeXts; the model is here for comparison"
+
+
+def _ours(prepared: Prepared) -> Call:
+    return _call(prepared.ours, prepared.inputs, prepared.case.direction)
+
+
+def _eager(prepared: Prepared) -> Call:
+    return _call(prepared.eager, prepared.inputs, prepared.case.direction)
+
+
+def _contiguous(prepared: Prepared) -> Call:
+    module = copy.deepcopy(prepared.eager).to(memory_format=torch.contiguous_format)
+    return _call(module, tuple(x.contiguous() for x in prepared.inputs), prepared.case.direction)
+
+
+def _compiled(options: dict[str, object]) -> Callable[[Prepared], Call]:
+    def build(prepared: Prepared) -> Call:
+        from torch._inductor import config
+
+        torch._dynamo.reset()
+        training = prepared.case.direction == "training"
+        module = torch.compile(copy.deepcopy(prepared.eager), dynamic=False, options=options)
+        call = _call(module, prepared.inputs, prepared.case.direction)
+        # Freezing folds the weights in and packs them for oneDNN; it needs gradients off and acts at the first call.
+        gradients = nullcontext() if training else torch.inference_mode()
+        with quiet(), gradients, config.patch(freezing=not training):
+            call()
+        return call
+
+    return build
+
+
+def _compiler_missing(prepared: Prepared) -> str:
+    if prepared.device == "cpu" and not any(map(shutil.which, ("g++", "c++", "clang++"))):
+        return "torch.compile on a CPU needs a C++ compiler, and none is on the path"
+    return ""
+
+
+def _inference_engine_missing(
+    module: str, extra: tuple[str, ...], dtypes: tuple[str, ...]
+) -> Callable[[Prepared], str]:
+    def missing(prepared: Prepared) -> str:
+        absent = [name for name in (module, *extra) if importlib.util.find_spec(name) is None]
+        if absent:
+            return f'{" and ".join(absent)} not installed: pip install "convnext-kernels[bench]"'
+        if prepared.device != "cpu":
+            return "measured on CPUs only"
+        if prepared.case.direction != "forward":
+            return "inference only"
+        if prepared.case.dtype not in dtypes:
+            return f"no {prepared.case.dtype} kernels for CPUs"
+        return ""
+
+    return missing
+
+
+class _Nhwc(nn.Module):
+    """The module with (N, H, W, C) in and, for images, out: engines that know no strides meet the same layout."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        y = self.module(*(x.permute(0, 3, 1, 2) for x in inputs))
+        return y.permute(0, 2, 3, 1) if y.ndim == 4 else y
+
+
+def _nhwc(prepared: Prepared) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """An fp32 copy of the module with (N, H, W, C) interfaces, and inputs for it."""
+    module = _Nhwc(copy.deepcopy(prepared.eager).to(memory_format=torch.contiguous_format).float()).eval()
+    return module, tuple(x.permute(0, 2, 3, 1).float() for x in prepared.inputs)
+
+
+def _openvino(prepared: Prepared) -> Call:
+    import openvino as ov
+
+    dtype = DTYPES[prepared.case.dtype]
+    element = ov.Type.bf16 if dtype == torch.bfloat16 else ov.Type.f32
+    module, inputs = _nhwc(prepared)
+    with quiet(), torch.no_grad():
+        model = ov.convert_model(module, example_input=inputs, input=[tuple(x.shape) for x in inputs])
+        # bf16 tensors at the border too: fp32 ones would make it move twice the bytes of the others.
+        border = ov.preprocess.PrePostProcessor(model)
+        for index in range(len(inputs)):
+            border.input(index).tensor().set_element_type(element)
+        border.output().tensor().set_element_type(element)
+        settings = {
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
+        }
+        request = ov.Core().compile_model(border.build(), "CPU", settings).create_infer_request()
+    bits = torch.uint16 if dtype == torch.bfloat16 else torch.float32
+    held = [x.permute(0, 2, 3, 1).contiguous() for x in prepared.inputs]
+    for index, x in enumerate(held):
+        shared = ov.Tensor(x.view(bits).numpy(), x.shape, element)
+        request.set_input_tensor(index, shared)
+    output = request.get_output_tensor(0)
+
+    def call() -> Tensor:
+        request.infer()
+        return torch.from_numpy(output.data.view("uint16" if bits == torch.uint16 else "float32")).view(dtype)
+
+    call.held = held  # the request reads their memory
+    return _nchw(call)
+
+
+def _nchw(call: Call) -> Call:
+    """Give the (N, H, W, C) result as a view of (N, C, H, W), like the others."""
+
+    def as_channels_last() -> Tensor:
+        y = call()
+        return y.permute(0, 3, 1, 2) if y.ndim == 4 else y
+
+    return as_channels_last
+
+
+def _onnxruntime(prepared: Prepared) -> Call:
+    import onnxruntime as ort
+
+    module, inputs = _nhwc(prepared)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    names = [f"x{index}" for index in range(len(inputs))]
+    with quiet(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        torch.onnx.export(module, inputs, str(file), input_names=names, output_names=["y"], dynamo=True)
+        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    arrays = [x.contiguous().numpy() for x in inputs]
+    binding = session.io_binding()
+    for name, array in zip(names, arrays, strict=True):
+        binding.bind_cpu_input(name, array)
+    with torch.no_grad():
+        y = torch.empty_like(module(*inputs)).contiguous()
+    binding.bind_output("y", "cpu", 0, "float32", tuple(y.shape), y.data_ptr())
+
+    def call() -> Tensor:
+        session.run_with_iobinding(binding)
+        return y
+
+    call.held = arrays  # the binding reads their memory
+    return _nchw(call)
+
+
+def _always(case: Case, mode: str) -> bool:
+    return True
+
+
+def _compile_wanted(case: Case, mode: str) -> bool:
+    """Compiling takes seconds for an op and minutes for a model: cases where it decides, and all of them in full."""
+    if mode == FULL:
+        return True
+    if mode == QUICK:
+        return case.group == "layernorm" and case.direction == "forward"
+    if case.direction == "training":
+        return case.group == "block"
+    return case.group == "block" or (case.group == "model" and case.what == "ConvNeXt-T 224" and case.batch == 1)
+
+
+def _autotune_wanted(case: Case, mode: str) -> bool:
+    return mode == FULL or (
+        mode == STANDARD and case.group == "block" and case.batch == 1 and case.direction == "forward"
+    )
+
+
+def _engine_wanted(case: Case, mode: str) -> bool:
+    return mode != QUICK or case.group == "block"
+
+
+CANDIDATES = (
+    Candidate(EAGER, _never_missing, _eager, _always),
+    Candidate(OURS, _ours_missing, _ours, _always),
+    Candidate("eager, contiguous", _never_missing, _contiguous, _always),
+    Candidate("torch.compile", _compiler_missing, _compiled({}), _compile_wanted),
+    Candidate(
+        "torch.compile, max-autotune",
+        _compiler_missing,
+        _compiled({"max_autotune": True, "epilogue_fusion": True}),
+        _autotune_wanted,
+    ),
+    Candidate(
+        "OpenVINO", _inference_engine_missing("openvino", ("numpy",), ("fp32", "bf16")), _openvino, _engine_wanted
+    ),
+    Candidate(
+        "ONNX Runtime",
+        _inference_engine_missing("onnxruntime", ("onnx", "onnxscript"), ("fp32",)),
+        _onnxruntime,
+        _engine_wanted,
+    ),
+)

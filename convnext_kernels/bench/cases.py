@@ -1,0 +1,152 @@
+"""Every case of the benchmarks: one table, read by the command line and by pytest."""
+
+import fnmatch
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from convnext_kernels.bench import work
+from convnext_kernels.bench.work import Work
+
+if TYPE_CHECKING:
+    from convnext_kernels.bench.workloads import Workload
+
+QUICK, STANDARD, FULL = "quick", "standard", "full"
+MODES = (QUICK, STANDARD, FULL)  # each holds the cases of those before it
+
+STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))  # of ConvNeXt-T at 224: C, H = W (arXiv 2201.03545, table 9)
+KERNELS = (3, 5, 7, 9, 11, 13, 21, 31)
+CONVNEXTS = {  # label: (library, name, depths, dims, GRN)
+    "ConvNeXt-T": ("torchvision", "convnext_tiny", (3, 3, 9, 3), (96, 192, 384, 768), False),
+    "ConvNeXt-S": ("torchvision", "convnext_small", (3, 3, 27, 3), (96, 192, 384, 768), False),
+    "ConvNeXt-B": ("torchvision", "convnext_base", (3, 3, 27, 3), (128, 256, 512, 1024), False),
+    "ConvNeXt-V2-T": ("timm", "convnextv2_tiny", (3, 3, 9, 3), (96, 192, 384, 768), True),
+}
+RIVALS = {  # the models a ConvNeXt is chosen against: (library, name, millions of parameters)
+    "ResNet-50": ("torchvision", "resnet50", 26),
+    "ResNeXt-50": ("torchvision", "resnext50_32x4d", 25),
+    "MobileNetV2": ("torchvision", "mobilenet_v2", 4),
+    "Swin-T": ("torchvision", "swin_t", 28),
+    "ViT-S/16": ("timm", "vit_small_patch16_224", 22),
+    "ViT-B/16": ("torchvision", "vit_b_16", 87),
+}
+# Tensors of x's size that eager PyTorch and the fp64 reference hold at once; the hidden alone is four, twice.
+HELD = {"dwconv": 6, "layernorm": 6, "mlp": 16, "block": 16}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the benchmarks: what, at which batch and dtype, forward or training."""
+
+    group: str  # layernorm, dwconv, mlp, block, model or rival
+    what: str
+    batch: int
+    dtype: str  # fp32, bf16, fp16 or tf32
+    direction: str  # "forward" or "training"
+    mode: str  # the smallest mode that runs it
+    channels: int  # of the op, or of the first stage of a ConvNeXt; 0 for rivals
+    kernel_size: int  # of the depthwise convolution; 0: none
+    grn: bool
+    memory: int = field(compare=False)  # bytes it needs, roughly
+    build: "Callable[[], Workload]" = field(compare=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        """Unique, and safe in file names and test ids but for the slash after the group."""
+        what = self.what.replace(" ", "-").replace("/", "")
+        return f"{self.group}/{what}-b{self.batch}-{self.dtype}-{self.direction}"
+
+
+def _build(kind: str, *arguments: object) -> "Workload":
+    from convnext_kernels.bench import workloads  # imports torch.nn modules: not for listing cases
+
+    return getattr(workloads, kind)(*arguments)
+
+
+def _ops(dtype: str, direction: str, n: int) -> list[Case]:
+    """The cases of single ops and of the block at the four stages."""
+    found = []
+
+    def add(group: str, what: str, mode: str, counted: Work, c: int, size: int, k: int = 0, grn: bool = False) -> None:
+        held = HELD[group] * (2 if direction == "training" else 1)
+        options = {"dwconv": (k,), "layernorm": ()}.get(group, (grn,))
+        build = partial(_build, group, counted, n, c, size, size, *options)
+        memory = 8 * held * counted.x
+        found.append(Case(group, what, n, dtype, direction, mode, c, k, grn, memory, build))
+
+    for c, size in STAGES:
+        at = f"C{c} {size}x{size}"
+        quick = QUICK if c == 384 and n == 1 else STANDARD
+        for k in KERNELS:
+            mode = quick if k == 7 else STANDARD if direction == "forward" else FULL
+            add("dwconv", f"K{k} {at}", mode, work.dwconv(n, c, size, k), c, size, k)
+        add("layernorm", at, quick, work.layernorm(n, c, size), c, size)
+        for grn in (False, True):
+            what = f"{'V2' if grn else 'V1'} {at}"
+            add("mlp", what, quick, work.mlp(n, c, size, grn), c, size, grn=grn)
+            mode = QUICK if direction == "training" and c == 384 else quick
+            add("block", what, mode, work.block(n, c, size, grn), c, size, 7, grn)
+    return found
+
+
+def _convnext(label: str, n: int, size: int, dtype: str, direction: str, mode: str) -> Case:
+    library, name, depths, dims, grn = CONVNEXTS[label]
+    counted = work.convnext(n, size, depths, dims, grn)
+    stage = n * (size // 4) ** 2 * dims[0]
+    blocks = sum(depth / 2**i for i, depth in enumerate(depths)) if direction == "training" else 1
+    memory = int(8 * (HELD["block"] * stage * blocks + 4 * counted.parameters))
+    build = partial(_build, "convnext", counted, library, name, n, size)
+    return Case("model", f"{label} {size}", n, dtype, direction, mode, dims[0], 7, grn, memory, build)
+
+
+def _models(dtype: str) -> list[Case]:
+    found = []
+    for n in (1, 8):
+        for label in CONVNEXTS:
+            for size in (224, 384):
+                first = label == "ConvNeXt-T" and size == 224
+                # Batch 8 of the larger ones takes seconds a call on two cores and tells nothing new.
+                mode = QUICK if first and n == 1 else STANDARD if first or n == 1 else FULL
+                found.append(_convnext(label, n, size, dtype, "forward", mode))
+        for label, (library, name, millions) in RIVALS.items():
+            memory = 8 * (100 * n * 3 * 224**2 + 4 * millions * 10**6)
+            build = partial(_build, "rival", library, name, n, 224)
+            mode = STANDARD if n == 1 else FULL
+            found.append(Case("rival", f"{label} 224", n, dtype, "forward", mode, 0, 0, False, memory, build))
+    found += [_convnext("ConvNeXt-T", n, 224, dtype, "training", m) for n, m in ((2, STANDARD), (8, FULL))]
+    return found
+
+
+def cases(device: str = "cpu") -> list[Case]:
+    """Every case for `device`, cheap groups first."""
+    dtypes = ("fp32", "bf16", "fp16", "tf32") if device == "cuda" else ("fp32", "bf16")
+    found = []
+    for dtype in dtypes:
+        # Nobody trains at batch 1.
+        for direction, n in (("forward", 1), ("forward", 8), ("training", 8)):
+            found += _ops(dtype, direction, n)
+        found += _models(dtype)
+    order = ("layernorm", "dwconv", "mlp", "block", "model", "rival")
+    return sorted(found, key=lambda case: order.index(case.group))
+
+
+def select(mode: str, only: tuple[str, ...] = (), device: str = "cpu") -> list[Case]:
+    """The cases of `mode` whose name holds, or matches as a shell pattern, one of `only`.
+
+    A pattern that matches cases of larger modes alone selects those. ValueError for one that matches none.
+    """
+    everything = cases(device)
+    if not only:
+        return [case for case in everything if MODES.index(case.mode) <= MODES.index(mode)]
+    chosen = set()
+    for pattern in only:
+        matches = [c for c in everything if pattern.lower() in c.name.lower() or fnmatch.fnmatch(c.name, pattern)]
+        if not matches:
+            groups = ", ".join(dict.fromkeys(c.group for c in everything))
+            raise ValueError(
+                f"{pattern!r}: no case has this in its name; groups: {groups}; a name: {everything[0].name}"
+            )
+        small = [c for c in matches if MODES.index(c.mode) <= MODES.index(mode)]
+        chosen.update(case.name for case in small or matches)
+    return [case for case in everything if case.name in chosen]

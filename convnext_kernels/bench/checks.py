@@ -1,0 +1,131 @@
+"""Numerics of every kernel: all ops, backends and instruction sets of this machine over a table of shapes."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import torch
+
+from convnext_kernels import planner
+from convnext_kernels.bench import workloads
+from convnext_kernels.bench.candidates import DTYPES, Prepared, Step, tf32
+from convnext_kernels.bench.cases import Case
+from convnext_kernels.bench.measure import judge_beside, one_line, reference_results, results
+from convnext_kernels.bench.numerics import relative_errors
+from convnext_kernels.bench.results import FAILED, OK, UNAVAILABLE, WRONG, Check
+from convnext_kernels.bench.work import Work
+from convnext_kernels.spec import BackendError
+
+# (N, C, H, W): sizes below, at, at a multiple of and above the kernels' vectors and tiles.
+SHAPES = (
+    (1, 8, 1, 1),
+    (3, 8, 5, 7),
+    (1, 40, 13, 14),
+    (3, 40, 7, 5),
+    (1, 96, 14, 14),
+    (3, 96, 7, 13),
+    (1, 100, 5, 14),
+    (3, 100, 13, 1),
+    (2, 130, 7, 7),
+    (1, 17, 28, 29),
+)
+# Widths at which plans of the inverted bottleneck change; not in fp16 on a CPU, where PyTorch.s own convolution takes
+# up to 18 s for one of them, forward and backward.
+WIDE = ((1, 192, 28, 28), (2, 384, 14, 14), (1, 768, 7, 7))
+KINDS = (  # (op, what else, arguments of the workload after the shape)
+    ("layernorm", "", ()),
+    ("grn", "", ()),
+    ("dwconv", " K3", (3,)),
+    ("dwconv", " K7", (7,)),
+    ("dwconv", " K13", (13,)),
+    ("dwconv", " K31", (31,)),
+    ("dwconv", " K7 dilation 2", (7, 2)),
+    ("dwconv", " K3 dilation 3", (3, 3)),
+    ("mlp", " V1", (False,)),
+    ("mlp", " V2", (True,)),
+    ("block", " V1", (False,)),
+    ("block", " V2", (True,)),
+    ("block", " V1 K11", (False, 11)),
+    ("downsample", " 2x2", (2,)),
+)
+NO_WORK = Work(0, 0, 0, 0, 0)  # nothing is timed here
+
+Backend = tuple[str, Callable[[], AbstractContextManager]]
+
+
+def backends(device: str) -> tuple[list[Backend], list[str]]:
+    """(name, context that asks for it) of all that can run on `device`, and a line for each that cannot."""
+    found: list[Backend] = []
+    missing = []
+    for name, status in planner.backends().items():
+        if not status.available:
+            missing.append(f"backend {name}: {status.reason}")
+        elif name == "cpu" and device == "cpu":
+            from convnext_kernels.backends import cpu
+
+            found += [(f"cpu {isa}", partial(cpu.use_isa, isa)) for isa in cpu.supported_isas()]
+        elif name != "cpu":
+            found.append((name, nullcontext))
+    return found, missing
+
+
+def _cases(device: str, dtypes: tuple[str, ...]) -> Iterator[Case]:
+    for op, label, arguments in KINDS:
+        for n, c, h, w in SHAPES + WIDE * (op in ("mlp", "block", "layernorm")):
+            if op == "downsample" and min(h, w) < arguments[0]:
+                continue
+            build = partial(getattr(workloads, op), NO_WORK, n, c, h, w, *arguments)
+            for dtype in dtypes:
+                if (n, c, h, w) in WIDE and dtype == "fp16" and device == "cpu":
+                    continue
+                yield Case(op, f"{n}x{c}x{h}x{w}{label}", n, dtype, "training", "", c, 0, False, 0, build)
+
+
+def _all_results(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+    """Outputs without and with gradients, which may take different ways, and all gradients."""
+    return {"inference": results(lambda: module(*inputs))["output"], **results(Step(module, inputs))}
+
+
+def _check(case: Case, device: str, contexts: list[Backend]) -> Iterator[Check]:
+    workload, dtype = case.build(), DTYPES[case.dtype]
+    layout = torch.channels_last
+    eager, ours = (m.to(device, dtype).to(memory_format=layout) for m in (workload.eager, workload.ours))
+    inputs = tuple(x.to(device, dtype).contiguous(memory_format=layout) for x in workload.inputs)
+    truth = reference_results(Prepared(case, eager, ours, inputs, device))
+    truth["inference"] = truth["output"]
+    standard = relative_errors(truth, _all_results(eager, inputs))
+    for name, context in contexts:
+        check = partial(Check, case.group, case.what, case.dtype, name)
+        try:
+            with planner.use_backend(name.split()[0]), context():
+                errors = relative_errors(truth, _all_results(copy.deepcopy(ours), inputs))
+        except BackendError as error:
+            yield check(UNAVAILABLE, one_line(error))
+        except Exception as error:
+            yield check(FAILED, one_line(error))
+        else:
+            judgement = judge_beside(standard, errors, dtype)
+            reason = "" if judgement.within else judgement.tensor
+            yield check(OK if judgement.within else WRONG, reason, judgement.error, judgement.allowed)
+
+
+def count(device: str, dtypes: tuple[str, ...]) -> int:
+    """How many cases `run` goes through."""
+    return sum(1 for _ in _cases(device, dtypes))
+
+
+def run(
+    device: str, dtypes: tuple[str, ...], contexts: list[Backend], on_case: Callable[[str], None] = lambda _: None
+) -> Iterator[Check]:
+    """Check every op at every shape on each of `contexts`; forward, inference and all gradients against fp64."""
+    for case in _cases(device, dtypes):
+        with tf32(False):
+            try:
+                yield from _check(case, device, contexts)
+            except Exception as error:  # eager or the reference itself: one shape must not end the others
+                yield from (
+                    Check(case.group, case.what, case.dtype, name, FAILED, f"no reference: {one_line(error)}")
+                    for name, _ in contexts
+                )
+        on_case(f"{case.group} {case.what} {case.dtype}")

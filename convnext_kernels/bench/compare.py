@@ -1,0 +1,111 @@
+"""What moved between two runs, beyond what their own spreads explain."""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from convnext_kernels.bench.results import OK, Record, Run
+
+FASTER, SLOWER, SAME = "faster", "slower", "within noise"
+ONLY_A, ONLY_B = "only in A", "only in B"
+STATUS_CHANGED = "status changed"
+NO_TIMES = "no times"  # in neither run, for the same kind of reason
+
+FLOOR = 0.02  # what moves less than this is never called a change: two runs of one build differ by as much
+
+
+@dataclass(frozen=True)
+class Change:
+    """One candidate of one case in two runs; what is missing is None."""
+
+    case: str
+    candidate: str
+    before: float | None  # median, in milliseconds
+    after: float | None
+    change: float | None  # after / before - 1: negative is faster
+    noise: float | None  # up to here the spreads explain the change
+    verdict: str
+    status_before: str | None
+    status_after: str | None
+
+
+def _pair(key: tuple[str, str], a: Record | None, b: Record | None) -> Change:
+    before = None if a is None or a.times is None else a.times.median
+    after = None if b is None or b.times is None else b.times.median
+    change = noise = None
+    if a is None or b is None:
+        verdict = ONLY_B if a is None else ONLY_A
+    elif a.status != b.status:
+        verdict = STATUS_CHANGED
+    elif before is None or after is None:
+        verdict = NO_TIMES
+    else:
+        change = after / before - 1
+        noise = max(FLOOR, a.times.spread + b.times.spread)
+        verdict = SAME if abs(change) <= noise else SLOWER if change > 0 else FASTER
+    return Change(*key, before, after, change, noise, verdict, a and a.status, b and b.status)
+
+
+def compare(a: Run, b: Run) -> list[Change]:
+    """Compare run `b` with run `a`: a change for each (case, candidate) of either, in the order of `a`.
+
+    The change of the medians, b / a - 1, counts as "faster" or "slower" where it exceeds the noise: the sum of
+    the spreads of both runs (`Times.spread`: half the range of the medians of single rounds, over the median),
+    and 2 % at the least. A candidate with times in one run only, or with another reason for having none (wrong,
+    failed, unavailable), is "status changed"; without times in both, "no times".
+    """
+    left, right = ({(r.case, r.candidate): r for r in run.records} for run in (a, b))
+    return [_pair(key, left.get(key), right.get(key)) for key in dict.fromkeys((*left, *right))]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How two runs agree."""
+
+    timed: int  # with times in both
+    agree: int  # of these, within the noise
+    counts: dict[str, int]  # by verdict
+    mean: float | None  # geometric mean of after / before
+
+
+def summary(changes: Iterable[Change]) -> Summary:
+    """Sum up what `compare` returns."""
+    changes = list(changes)
+    counts = Counter(change.verdict for change in changes)
+    factors = [1 + change.change for change in changes if change.change is not None]
+    mean = statistics.geometric_mean(factors) if factors else None
+    return Summary(len(factors), counts[SAME], dict(counts), mean)
+
+
+def gone_bad(changes: Iterable[Change]) -> list[Change]:
+    """Candidates that had times in A and are wrong, failed or unavailable in B."""
+    return [change for change in changes if change.status_before == OK and change.status_after not in (OK, None)]
+
+
+def _conditions(run: Run) -> dict[str, object]:
+    """What must be the same for two runs to be comparable."""
+    machine = run.machine
+    found = {
+        "CPU": machine.get("cpu", {}).get("name"),
+        "GPU": ", ".join(machine.get("gpus", ())) or "none",
+        "threads": run.conditions.get("threads"),
+        "PyTorch": machine.get("libraries", {}).get("torch"),
+        "device": run.device,
+        "mode": run.mode,
+    }
+    if run.device == "cpu":
+        found.pop("GPU")  # it did nothing
+    return found
+
+
+def differences(a: Run, b: Run) -> list[str]:
+    """A line for each reason why `a` and `b` may not be comparable."""
+    left, right = _conditions(a), _conditions(b)
+    lines = [
+        f"{name} differs: {left[name]} in A, {right[name]} in B"
+        for name in left
+        if name in right and left[name] != right[name]
+    ]
+    lines += [f"run {name} is incomplete" for name, run in (("A", a), ("B", b)) if not run.complete]
+    return lines

@@ -1,0 +1,175 @@
+"""What a run of the benchmarks leaves behind: records, and the JSON file that holds them."""
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from convnext_kernels.bench.timing import Times
+
+FORMAT = 1
+OURS = "convnext_kernels"  # the candidate that this package is
+EAGER = "eager"  # PyTorch, channels_last
+
+# The fate of a candidate in a case. Only "ok" has times.
+OK = "ok"
+WRONG = "wrong"  # error against fp64 above the allowed one: no speed is reported
+UNAVAILABLE = "unavailable"  # not installed, or it has no such dtype or direction; `reason` says which
+FAILED = "failed"  # it raised; `reason` holds the message
+
+
+@dataclass(frozen=True)
+class Record:
+    """One candidate in one case. Fields that do not apply, or could not be measured, are None."""
+
+    case: str  # unique: group/what-batch-dtype-direction, e.g. "block/V1-C96-56x56-b1-fp32-forward"
+    group: str  # layernorm, dwconv, mlp, block, model, rival
+    what: str  # e.g. "V1 C96 56x56"
+    batch: int
+    dtype: str  # fp32, bf16, fp16, tf32
+    direction: str  # "forward" (inference) or "training" (forward + backward)
+    candidate: str
+    status: str
+    reason: str = ""  # why there are no times; else empty
+    times: Times | None = None
+    flops: int = 0  # of the case: 2 x multiply-adds of convolutions and products; work.py
+    bytes: int = 0  # of the case: the least that must move between memory and chip; work.py
+    error: float | None = None  # against fp64; numerics.py says how it is taken
+    allowed_error: float | None = None
+    compute_share: float | None = None  # of the measured ceilings of arithmetic; ceilings.py
+    memory_share: float | None = None  # of the measured rate of the memory that the working set fits in
+    saved_bytes: int | None = None  # kept for the backward pass, parameters left out (training)
+    launches: int | None = None  # kernels started by a call (GPU)
+    backend: str | None = None  # of this package, that served
+    parameters: int | None = None  # of the model (groups model and rival)
+
+    @property
+    def gflops(self) -> float | None:
+        """GFLOP/s at the median."""
+        return None if self.times is None else self.flops / self.times.median / 1e6
+
+    @property
+    def gbytes(self) -> float | None:
+        """GB/s at the median, counting the least bytes."""
+        return None if self.times is None else self.bytes / self.times.median / 1e6
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Images a second at the median (groups model and rival)."""
+        return self.batch / self.times.median * 1e3 if self.times and self.group in ("model", "rival") else None
+
+
+@dataclass(frozen=True)
+class Check:
+    """Numerics of one op at one shape on one backend: `verify`."""
+
+    op: str
+    what: str  # the shape
+    dtype: str
+    backend: str
+    status: str  # ok, wrong, unavailable (it refuses) or failed
+    reason: str = ""
+    error: float | None = None  # as in Record
+    allowed_error: float | None = None
+
+
+@dataclass
+class Run:
+    """All records of one run and where they come from."""
+
+    machine: dict[str, object]  # environment.collect(), with "commit" and "clock_mhz"
+    conditions: dict[str, object]  # conditions.py: threads, pinning, allocator, ...; "warnings": list of lines
+    ceilings: dict[str, object]  # ceilings.py
+    device: str  # cpu or cuda
+    mode: str  # quick, standard or full
+    created: str  # ISO 8601 with offset
+    seconds: float = 0.0  # so far
+    complete: bool = False  # False: interrupted, or still running
+    records: list[Record] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)  # verify
+    not_run: list[str] = field(default_factory=list)  # verify: what could not run here, and why, a line each
+
+    def cases(self) -> dict[str, dict[str, Record]]:
+        """Records by case, then by candidate, in the order they were measured."""
+        found: dict[str, dict[str, Record]] = {}
+        for record in self.records:
+            found.setdefault(record.case, {})[record.candidate] = record
+        return found
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times faster this package is than another candidate: > 1 is faster."""
+
+    value: float  # of the medians of all calls
+    low: float  # lowest and highest ratio of the medians of one round, where both met the same machine
+    high: float
+
+
+def ratio(case: dict[str, Record], to: str = EAGER) -> Ratio | None:
+    """Ours against candidate `to`; None without both times."""
+    ours, other = case.get(OURS), case.get(to)
+    if ours is None or other is None or ours.times is None or other.times is None:
+        return None
+    rounds = [b / a for a, b in zip(ours.times.round_medians, other.times.round_medians, strict=True)]
+    return Ratio(other.times.median / ours.times.median, min(rounds), max(rounds))
+
+
+def best_peer(case: dict[str, Record]) -> Record | None:
+    """The fastest candidate that is not ours, by the median."""
+    peers = [r for r in case.values() if r.candidate != OURS and r.times is not None]
+    return min(peers, key=lambda r: r.times.median, default=None)
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Replace `file` in one step: a reader, or an interruption, meets the old content or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, file)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _lines(values: Sequence[object]) -> str:
+    return "[" + ",".join(f"\n  {json.dumps(value)}" for value in values) + "\n]"
+
+
+def save(run: Run, file: Path) -> None:
+    """Write `run` as JSON, a line for each record; OSError if that fails."""
+    values = {"format": FORMAT, **dataclasses.asdict(run)}
+    for record in values["records"]:
+        if record["times"] is not None:  # the clock has no more than five digits to give
+            record["times"] = [[float(f"{call:.5g}") for call in calls] for calls in record["times"]["rounds"]]
+    parts = (
+        f"{json.dumps(key)}: {_lines(value) if key in ('records', 'checks') else json.dumps(value, indent=1)}"
+        for key, value in values.items()
+    )
+    write_atomically(file, "{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def load(file: Path) -> Run:
+    """Read what `save` wrote. ValueError names the file and what is wrong with it; OSError if unreadable."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if values.pop("format") != FORMAT:
+            raise ValueError(f"expected format {FORMAT}")
+        records, checks = values.pop("records"), values.pop("checks")
+        for record in records:
+            if record["times"] is not None:
+                record["times"] = Times(tuple(map(tuple, record["times"])))
+                record["times"].median  # noqa: B018  raises here what would fail later
+        return Run(
+            **values,
+            records=[Record(**record) for record in records],
+            checks=[Check(**check) for check in checks],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: not a result file of `convnext-kernels bench`: {error}") from error

@@ -1,0 +1,211 @@
+"""Timing of candidates against each other: interleaved, warmed up, pinned, on a steady allocator."""
+
+import ctypes
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+WARMUP, MOST_WARMUP = 3, 10  # calls of each candidate before it is timed
+BURST_SECONDS, BURST_CALLS = 0.02, 10  # a burst ends when either is reached, after one call at the least
+FEW_FAULTS = 64  # a round of candidates, 0.25 MiB
+FLUSH_BYTES = 256 * 2**20  # more than the L2 cache of any GPU (H200: 50 MB, B200: 126 MB)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of every timed call of one candidate: a tuple for each round, in the order they were taken."""
+
+    rounds: tuple[tuple[float, ...], ...]
+
+    @property
+    def minimum(self) -> float:
+        """Fastest call, in milliseconds."""
+        return min(map(min, self.rounds))
+
+    @property
+    def median(self) -> float:
+        """Median of all calls, in milliseconds."""
+        return statistics.median(call for calls in self.rounds for call in calls)
+
+    @property
+    def round_medians(self) -> list[float]:
+        """Median of each round, in milliseconds."""
+        return [statistics.median(calls) for calls in self.rounds]
+
+    @property
+    def spread(self) -> float:
+        """Half the range of the round medians, over the median: 0.05 means that rounds lay within about 5 %."""
+        medians = self.round_medians
+        return (max(medians) - min(medians)) / 2 / self.median
+
+
+def _page_faults() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def settle(limit: float = 0.5) -> None:
+    """Wait until this process is idle: threads of the last candidate's runtime spin on after its call.
+
+    They spin on the very cores that the next candidate's own threads need; to time that one meanwhile would flatter
+    the one before it. Measured on two cores of an AMD EPYC: libgomp 1 ms, ONNX Runtime 29 ms.
+    """
+    end = time.perf_counter() + limit
+    while time.perf_counter() < end:
+        busy, start = time.process_time(), time.perf_counter()
+        time.sleep(0.001)
+        if time.process_time() - busy < 0.2 * (time.perf_counter() - start):
+            return
+
+
+def _cpu_burst(function: Callable[[], object], calls: int) -> list[float]:
+    settle()
+    samples = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        function()
+        samples.append((time.perf_counter() - start) * 1e3)
+    return samples
+
+
+def _cuda_burst(function: Callable[[], object], calls: int) -> list[float]:
+    """Each call finds L2 without its data, as in a network, and its launches queued while the flush still runs."""
+    import torch
+
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
+    for start, end in events:
+        flush.zero_()
+        start.record()
+        function()
+        end.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) for start, end in events]
+
+
+def interleave(
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    bursts: bool = False,
+    training: bool = False,
+    device: str = "cpu",
+    on_round: Callable[[], None] = lambda: None,
+) -> dict[str, Times]:
+    """Time the candidates in turn, round by round, so that a change of the machine's speed meets all of them.
+
+    Each is called WARMUP times first, and up to MOST_WARMUP times while calls still fault in new memory: glibc
+    reuses an aligned block only when it lies right, which takes up to eight calls (2.36). A round times one call
+    of each or, with `bursts`, as many as BURST_CALLS and BURST_SECONDS allow, after one that is not counted since
+    it meets the caches of the candidate before. With `training` gradients are on. `on_round` is called after every
+    round, WARMUP + `rounds` times in all.
+    """
+    import torch
+
+    burst = _cuda_burst if device == "cuda" else _cpu_burst
+    samples: dict[str, list[tuple[float, ...]]] = {name: [] for name in candidates}
+    with torch.enable_grad() if training else torch.inference_mode():
+        fastest = dict.fromkeys(candidates, float("inf"))
+        for number in range(MOST_WARMUP):
+            faults = _page_faults()
+            for name, function in candidates.items():
+                fastest[name] = min(fastest[name], *burst(function, 1))
+            faults = _page_faults() - faults
+            if number < WARMUP:
+                on_round()
+            if number >= WARMUP - 1 and faults < FEW_FAULTS:
+                break
+        limits = {name: max(1, int(BURST_SECONDS * 1e3 / best)) if bursts else 1 for name, best in fastest.items()}
+        calls = {name: min(BURST_CALLS, limit) for name, limit in limits.items()}
+        for _ in range(rounds):
+            for name, function in candidates.items():
+                warm = calls[name] > 1
+                samples[name].append(tuple(burst(function, calls[name] + warm)[warm:]))
+            on_round()
+    return {name: Times(tuple(values)) for name, values in samples.items()}
+
+
+# Parameters of glibc's mallopt, from <malloc.h>.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def glibc() -> ctypes.CDLL | None:
+    """The C library if it is glibc, else None."""
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
+@contextmanager
+def steady_allocator() -> Iterator[bool]:
+    """Let the process keep freed memory inside; yields whether that is possible here (glibc).
+
+    By default glibc hands large temporaries back to the system and faults them in again at every call. That
+    costs eager PyTorch, which has more of them, up to ten times the time of its own work: a comparison
+    without this would flatter fused kernels.
+    """
+    libc = glibc()
+    if libc is not None:
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield libc is not None
+    finally:
+        if libc is not None:  # the defaults: 65536 mappings; trim at twice the largest dynamic mmap threshold
+            libc.mallopt(_M_MMAP_MAX, 65536)
+            libc.mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)
+            libc.malloc_trim(0)
+
+
+# Whoever sets one of these has placed the threads already.
+PINNING_VARIABLES = ("GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMP_PROC_BIND")
+
+
+def _distinct_cores() -> list[int]:
+    """CPUs this process may use, one of each core before the second hardware thread of any."""
+    order, later, seen = [], [], set()
+    for cpu in sorted(os.sched_getaffinity(0)):
+        file = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        core = file.read_text() if file.exists() else str(cpu)
+        (later if core in seen else order).append(cpu)
+        seen.add(core)
+    return order + later
+
+
+@contextmanager
+def pinned() -> Iterator[tuple[list[int], str]]:
+    """Keep each of PyTorch's OpenMP threads on a core of its own; yields (CPUs, why not, if there are none).
+
+    Only inside: other runtimes (OpenVINO, ONNX Runtime) size and place their threads by the affinity they find
+    when they start, so start them before.
+    """
+    import torch
+
+    from convnext_kernels.backends.cpu import native
+
+    threads = torch.get_num_threads()
+    set_by = [name for name in PINNING_VARIABLES if os.environ.get(name)]
+    reason = ""
+    if set_by:
+        reason = f"left to {set_by[0]}={os.environ[set_by[0]]}"
+    elif not hasattr(os, "sched_getaffinity"):
+        reason = f"not possible on {platform.system()}"
+    elif native.import_error():
+        reason = f"needs the compiled extension: {native.import_error()}"
+    elif threads > len(os.sched_getaffinity(0)):
+        reason = f"{threads} threads share {len(os.sched_getaffinity(0))} CPUs"
+    if reason:
+        yield [], reason
+        return
+    cpus = _distinct_cores()[:threads]
+    before = native.extension().set_affinity([[cpu] for cpu in cpus])
+    try:
+        yield cpus, ""
+    finally:
+        native.extension().set_affinity(before)

@@ -1,0 +1,84 @@
+"""What a case costs at the least: floating-point operations and bytes, counted from the shapes.
+
+An operation count is 2 x the multiply-adds of convolutions and matrix products; normalisation, GELU and sums
+are left out, as `torch.utils.flop_counter` does, which a test holds these formulas against. The ConvNeXt
+papers print multiply-adds. Bytes are those that must cross between memory and chip even if everything else
+stayed on the chip: activations in and out once, parameters once.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Work:
+    """The least work of one call. All but `flops` count elements."""
+
+    flops: int
+    depthwise_flops: int  # part of `flops`
+    x: int  # the input that a backward pass reads again
+    others: int  # other activations read and written
+    parameters: int
+
+    def bytes(self, element: int) -> int:
+        """Least bytes with `element` bytes a number."""
+        return element * (self.x + self.others + self.parameters)
+
+    def training(self) -> "Work":
+        """Forward and backward: each product twice more, for the data and for the weights.
+
+        What the forward pass reads the backward pass writes the gradient of, and the other way round, and it
+        reads x again; parameters are read twice and their gradients written.
+        """
+        activations = 2 * (self.x + self.others) + self.x
+        return Work(3 * self.flops, 3 * self.depthwise_flops, self.x, activations - self.x, 3 * self.parameters)
+
+
+def dwconv(n: int, c: int, size: int, kernel: int) -> Work:
+    """Depthwise convolution KxK with bias, "same" padding; taps outside the image are counted, as is usual."""
+    elements = n * size * size * c
+    flops = 2 * elements * kernel * kernel
+    return Work(flops, flops, elements, elements, c * (kernel * kernel + 1))
+
+
+def layernorm(n: int, c: int, size: int) -> Work:
+    """LayerNorm over the channels: no products, all of it is traffic."""
+    elements = n * size * size * c
+    return Work(0, 0, elements, elements, 2 * c)
+
+
+def mlp(n: int, c: int, size: int, grn: bool = False) -> Work:
+    """LN -> Linear C to 4C -> GELU -> [GRN] -> Linear 4C to C -> gamma -> + residual, a tensor of its own."""
+    elements = n * size * size * c
+    parameters = 2 * c + 4 * c * c + 4 * c + 4 * c * c + c + (8 * c if grn else c)
+    return Work(16 * elements * c, 0, elements, 2 * elements, parameters)
+
+
+def block(n: int, c: int, size: int, grn: bool = False, kernel: int = 7) -> Work:
+    """The ConvNeXt block (arXiv 2201.03545, figure 4): x in, x out."""
+    first, second = dwconv(n, c, size, kernel), mlp(n, c, size, grn)
+    parameters = first.parameters + second.parameters
+    return Work(first.flops + second.flops, first.flops, first.x, first.others, parameters)
+
+
+def convnext(
+    n: int, size: int, depths: tuple[int, ...], dims: tuple[int, ...], grn: bool = False, classes: int = 1000
+) -> Work:
+    """A whole ConvNeXt: 4x4 stem, stages with 2x2 downsampling between, head (arXiv 2201.03545, table 9)."""
+    side = size // 4
+    flops = 2 * n * side * side * dims[0] * 3 * 16
+    parameters = dims[0] * (3 * 16 + 1) + 2 * dims[0]
+    depthwise = 0
+    before = dims[0]
+    for stage, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
+        if stage:
+            side //= 2
+            flops += 2 * n * side * side * dim * before * 4
+            parameters += 2 * before + dim * (before * 4 + 1)
+        part = block(n, dim, side, grn)
+        flops += depth * part.flops
+        depthwise += depth * part.depthwise_flops
+        parameters += depth * part.parameters
+        before = dim
+    flops += 2 * n * before * classes
+    parameters += 2 * before + classes * (before + 1)
+    return Work(flops, depthwise, n * 3 * size * size, n * classes, parameters)

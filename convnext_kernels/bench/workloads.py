@@ -1,0 +1,258 @@
+"""What the cases run: the plain PyTorch module, the same with this package, inputs and the least work."""
+
+import copy
+import importlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from convnext_kernels import FusedConvNeXtBlock, accelerate, functional
+from convnext_kernels.bench.work import Work
+from convnext_kernels.nn import DepthwiseConv2d, GlobalResponseNorm, LayerNorm2d
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Modules in fp32 on the CPU, in eval mode; `measure` casts and moves them."""
+
+    eager: nn.Module
+    ours: nn.Module | None  # None: a model that this package leaves alone
+    inputs: tuple[Tensor, ...]  # (N, C, H, W) fp32
+    work: Work  # of the forward pass
+
+
+class EagerDwconv(nn.Conv2d):
+    """PyTorch's depthwise convolution, "same" padding."""
+
+    def __init__(self, channels: int, kernel: int, dilation: int = 1) -> None:
+        padding = dilation * (kernel // 2)
+        super().__init__(channels, channels, kernel, padding=padding, dilation=dilation, groups=channels)
+
+
+class EagerLayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of (N, C, H, W), as torchvision's ConvNeXt writes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take and give (N, C, H, W)."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class EagerGRN(nn.Module):
+    """Global response normalisation of (N, H, W, C) (arXiv 2301.00808, equations 1-3)."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, hidden))
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, hidden))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take and give (N, H, W, C)."""
+        energy = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+        response = energy / (energy.mean(dim=-1, keepdim=True) + 1e-6)
+        return self.gamma * (x * response) + self.beta + x
+
+
+class EagerGRN2d(EagerGRN):
+    """The same of (N, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take and give (N, C, H, W)."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class EagerMlp(nn.Module):
+    """LN -> Linear -> GELU -> [GRN] -> Linear -> gamma -> + residual, with the official names."""
+
+    def __init__(self, dim: int, use_grn: bool = False) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.pwconv1 = nn.Linear(dim, 4 * dim)
+        self.act = nn.GELU()
+        self.grn = EagerGRN(4 * dim) if use_grn else None
+        self.pwconv2 = nn.Linear(4 * dim, dim)
+        self.gamma = None if use_grn else nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Add the branch of x to residual, both (N, C, H, W)."""
+        y = self.act(self.pwconv1(self.norm(x.permute(0, 2, 3, 1))))
+        if self.grn is not None:
+            y = self.grn(y)
+        y = self.pwconv2(y)
+        if self.gamma is not None:
+            y = self.gamma * y
+        return residual + y.permute(0, 3, 1, 2)
+
+
+class FusedMlp(EagerMlp):
+    """The same parameters through `functional.inverted_bottleneck`."""
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Add the branch of x to residual, both (N, C, H, W)."""
+        return functional.inverted_bottleneck(
+            x,
+            self.norm.weight,
+            self.norm.bias,
+            self.pwconv1.weight,
+            self.pwconv1.bias,
+            self.pwconv2.weight,
+            self.pwconv2.bias,
+            gamma=self.gamma,
+            grn_weight=None if self.grn is None else self.grn.gamma,
+            grn_bias=None if self.grn is None else self.grn.beta,
+            residual=residual,
+        )
+
+
+class EagerBlock(EagerMlp):
+    """The block as its papers define it, in plain PyTorch; parameters have the official names."""
+
+    def __init__(self, dim: int, use_grn: bool = False, kernel: int = 7) -> None:
+        super().__init__(dim, use_grn)
+        self.dwconv = EagerDwconv(dim, kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take and give (N, C, H, W)."""
+        return super().forward(self.dwconv(x), x)
+
+
+class EagerDownsample(nn.Sequential):
+    """ConvNeXt's downsampling layer (arXiv 2201.03545, section 2.6), with any side of the patches."""
+
+    def __init__(self, dim: int, patch: int) -> None:
+        super().__init__(EagerLayerNorm2d(dim, eps=1e-6), nn.Conv2d(dim, 2 * dim, patch, stride=patch))
+
+
+class FusedDownsample(EagerDownsample):
+    """The same parameters through `functional.patch_downsample`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take and give (N, C, H, W)."""
+        norm, conv = self
+        return functional.patch_downsample(x, norm.weight, norm.bias, conv.weight, conv.bias)
+
+
+class _SpectralDwconv(nn.Conv2d):
+    """Depthwise convolution through FFTs, for fp64 references: PyTorch's own fp64 kernels take minutes for 31x31."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take and give (N, C, H, W)."""
+        height, width = x.shape[-2:]
+        k = self.kernel_size[0]
+        size = (height + k - 1, width + k - 1)
+        # Correlation, not convolution: the kernel is flipped.
+        spectrum = torch.fft.rfft2(x, s=size) * torch.fft.rfft2(self.weight[:, 0].flip(-2, -1), s=size)
+        y = torch.fft.irfft2(spectrum, s=size)[..., k // 2 : k // 2 + height, k // 2 : k // 2 + width]
+        return y if self.bias is None else y + self.bias[:, None, None]
+
+
+def reference(module: nn.Module) -> nn.Module:
+    """Copy `module` in fp64, with the values its parameters have in their dtype."""
+    copied = copy.deepcopy(module).double()
+    for conv in copied.modules():
+        if isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels == conv.out_channels:
+            k = conv.kernel_size[0]
+            same = conv.kernel_size == (k, k) and conv.padding == (k // 2, k // 2) and conv.dilation == (1, 1)
+            if same and conv.stride == (1, 1) and k % 2 and conv.padding_mode == "zeros":
+                conv.__class__ = _SpectralDwconv
+    return copied
+
+
+LAYER_SCALES = {"layer_scale", "layer_scale_parameter", "gamma"}  # torchvision, transformers, timm and official
+
+
+def initialise(model: nn.Module, seed: int = 0) -> None:
+    """Give every parameter a value at which it matters, from a fixed seed.
+
+    A new ConvNeXt has layer scale 1e-6 and GRN parameters 0: its blocks change the logits by less than a
+    rounding error, and nothing could be compared. Here layer scales lie in 0.5-1, GRN parameters are normal
+    with deviation 0.5, and matrices keep the variance of their input.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            kind = type(module).__name__.lower()
+            is_grn = "grn" in kind or "globalresponse" in kind
+            for name, parameter in module.named_parameters(recurse=False):
+                if isinstance(module, nn.Conv2d | nn.Linear) and name == "weight":
+                    fan_in = parameter[0].numel()
+                    parameter.normal_(0, 1 / math.sqrt(fan_in), generator=generator)
+                elif is_grn:
+                    parameter.normal_(0, 0.5, generator=generator)
+                elif name in LAYER_SCALES:
+                    parameter.uniform_(0.5, 1, generator=generator)
+                elif name == "weight":  # of a normalisation
+                    parameter.uniform_(0.75, 1.25, generator=generator)
+                else:
+                    parameter.normal_(0, 0.1, generator=generator)
+
+
+def _images(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def _pair(eager: nn.Module, ours: nn.Module, inputs: tuple[Tensor, ...], work: Work) -> Workload:
+    initialise(eager)
+    ours.load_state_dict(eager.state_dict())
+    return Workload(eager.eval(), ours.eval(), inputs, work)
+
+
+def dwconv(work: Work, n: int, c: int, h: int, w: int, kernel: int, dilation: int = 1) -> Workload:
+    """Depthwise convolution."""
+    pair = EagerDwconv(c, kernel, dilation), DepthwiseConv2d(c, kernel, dilation=dilation)
+    return _pair(*pair, (_images(n, c, h, w),), work)
+
+
+def layernorm(work: Work, n: int, c: int, h: int, w: int) -> Workload:
+    """LayerNorm over the channels."""
+    return _pair(EagerLayerNorm2d(c, eps=1e-6), LayerNorm2d(c), (_images(n, c, h, w),), work)
+
+
+def grn(work: Work, n: int, c: int, h: int, w: int) -> Workload:
+    """Global response normalisation."""
+    return _pair(EagerGRN2d(c), GlobalResponseNorm(c), (_images(n, c, h, w),), work)
+
+
+def mlp(work: Work, n: int, c: int, h: int, w: int, use_grn: bool) -> Workload:
+    """The inverted bottleneck with a residual of its own."""
+    inputs = (_images(n, c, h, w), _images(n, c, h, w))
+    return _pair(EagerMlp(c, use_grn), FusedMlp(c, use_grn), inputs, work)
+
+
+def block(work: Work, n: int, c: int, h: int, w: int, use_grn: bool, kernel: int = 7) -> Workload:
+    """The whole block."""
+    pair = EagerBlock(c, use_grn, kernel), FusedConvNeXtBlock(c, use_grn=use_grn, kernel_size=kernel)
+    return _pair(*pair, (_images(n, c, h, w),), work)
+
+
+def downsample(work: Work, n: int, c: int, h: int, w: int, patch: int) -> Workload:
+    """LayerNorm and a convolution of patches, to twice the channels."""
+    return _pair(EagerDownsample(c, patch), FusedDownsample(c, patch), (_images(n, c, h, w),), work)
+
+
+def _load(library: str, name: str) -> nn.Module:
+    if library == "torchvision":
+        return importlib.import_module("torchvision").models.get_model(name, weights=None).eval()
+    return importlib.import_module("timm").create_model(name, pretrained=False).eval()
+
+
+def convnext(work: Work, library: str, name: str, n: int, size: int) -> Workload:
+    """A ConvNeXt classifier of `library` with random weights at which every layer counts."""
+    eager = _load(library, name)
+    initialise(eager)
+    return Workload(eager, accelerate(copy.deepcopy(eager)), (_images(n, 3, size, size),), work)
+
+
+def rival(library: str, name: str, n: int, size: int) -> Workload:
+    """A classifier that is not a ConvNeXt, with its library's own initialisation.
+
+    Its work is counted by `torch.utils.flop_counter`: it is not ours to know its layers.
+    """
+    eager = _load(library, name)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        y = eager(_images(1, 3, size, size))
+    parameters = sum(p.numel() for p in eager.parameters())
+    work = Work(n * counter.get_total_flops(), 0, n * 3 * size * size, n * y.numel(), parameters)
+    return Workload(eager, None, (_images(n, 3, size, size),), work)

@@ -1,0 +1,118 @@
+"""Where this process runs: versions, backends with their reasons, the machine. What `info` shows and results record."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import warnings
+from pathlib import Path
+
+from convnext_kernels.version import __version__
+
+LIBRARIES = ("torch", "triton", "torchvision", "timm", "transformers", "openvino", "onnxruntime")
+VARIABLES = (
+    "CONVNEXT_KERNELS_BACKEND",
+    "CONVNEXT_KERNELS_CPU_ISA",
+    "OMP_NUM_THREADS",
+    "GOMP_CPU_AFFINITY",
+    "KMP_AFFINITY",
+    "OMP_PROC_BIND",
+)
+
+
+def _version(library: str) -> str | None:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def gpus() -> tuple[list[str], str]:
+    """Return the GPUs that PyTorch can use and, when there is none, the reason."""
+    import torch
+
+    built_for = torch.version.cuda or torch.version.hip
+    if built_for is None:
+        return [], "this PyTorch is built without CUDA and ROCm"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        available = torch.cuda.is_available()
+    if not available:
+        detail = f": {' '.join(str(caught[0].message).split())}" if caught else ""
+        return [], f"PyTorch (built for {built_for}) finds no usable GPU or driver{detail}"
+    found = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        memory = properties.total_memory / 2**30
+        found.append(f"{properties.name}, compute capability {properties.major}.{properties.minor}, {memory:.0f} GiB")
+    return found, ""
+
+
+def commit() -> str | None:
+    """Return the commit this package runs from, with "-dirty" for changed files; None outside a checkout."""
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)  # not some other repository that holds the environment
+        return git("describe", "--always", "--abbrev=12", "--exclude=*", "--dirty")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def collect() -> dict[str, object]:
+    """Everything that ``info`` shows, as plain values for JSON."""
+    import platformdirs
+    import torch
+
+    from convnext_kernels.planner import backends
+
+    found, reason = gpus()
+    return {
+        "convnext_kernels": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": {name: _version(name) for name in LIBRARIES},
+        "backends": {
+            status.name: {
+                "available": status.available,
+                "reason": status.reason,
+                "description": status.description,
+            }
+            for status in backends().values()
+        },
+        "cpu": {"name": cpu_name(), "torch_capability": torch.backends.cpu.get_cpu_capability()},
+        "threads": {"torch": torch.get_num_threads(), "cores": os.cpu_count()},
+        "gpus": found,
+        "no_gpu_reason": reason,
+        "environment": {name: os.environ.get(name) for name in VARIABLES},
+        "cache_directory": str(platformdirs.user_cache_path("convnext_kernels")),
+    }
+
+
+def rows(values: dict[str, object]) -> list[tuple[str, str]]:
+    """Lines of (what, value) from `collect`, without the backends."""
+    threads = values["threads"]
+    return [
+        ("convnext-kernels", values["convnext_kernels"]),
+        ("Python", f"{values['python']} on {values['platform']}"),
+        *((name, version or "not installed") for name, version in values["libraries"].items()),
+        ("CPU", f"{values['cpu']['name']} (PyTorch uses {values['cpu']['torch_capability']})"),
+        ("threads", f"{threads['torch']} of PyTorch, {threads['cores']} cores"),
+        ("GPU", "\n".join(values["gpus"]) or f"none: {values['no_gpu_reason']}"),
+        *((name, "not set" if value is None else value) for name, value in values["environment"].items()),
+        ("cache directory", f"{values['cache_directory']} (nothing is kept there yet)"),
+    ]

@@ -1,0 +1,76 @@
+import math
+
+import pytest
+import torch
+
+import convnext_kernels as ck
+from convnext_kernels.bench import checks
+from convnext_kernels.bench.results import FAILED, OK, WRONG
+from convnext_kernels.spec import OPS
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Two shapes, every op."""
+    monkeypatch.setattr(checks, "SHAPES", ((1, 8, 5, 3), (3, 17, 2, 4)))
+    monkeypatch.setattr(checks, "WIDE", ())
+
+
+def run(dtypes=("fp32",)):
+    contexts, _ = checks.backends("cpu")
+    return list(checks.run("cpu", dtypes, contexts))
+
+
+@pytest.mark.usefixtures("small")
+def test_every_op_on_every_backend_and_instruction_set():
+    found = run(("fp32", "bf16"))
+    assert {c.status for c in found} == {OK}
+    assert {c.op for c in found} == set(OPS)
+    names = {c.backend for c in found}
+    if ck.backends()["cpu"].available:
+        from convnext_kernels.backends import cpu
+
+        assert names == {"eager", *(f"cpu {isa}" for isa in cpu.supported_isas())}
+    assert len(found) == checks.count("cpu", ("fp32", "bf16")) * len(names)
+    assert all(c.error <= c.allowed_error for c in found)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("change", [lambda y: y * 1.001, lambda y: y * math.nan])
+def test_a_broken_op_is_found(monkeypatch, change):
+    forward = ck.DepthwiseConv2d.forward
+    monkeypatch.setattr(ck.DepthwiseConv2d, "forward", lambda self, x: change(forward(self, x)))
+    found = run()
+    assert {c.status for c in found if c.op == "dwconv"} == {WRONG}
+    assert {c.status for c in found if c.op != "dwconv"} == {OK}
+
+
+@pytest.mark.usefixtures("small")
+def test_a_way_that_only_inference_takes_is_checked(monkeypatch):
+    forward = ck.LayerNorm2d.forward
+
+    def wrong_in_inference(self, x):
+        y = forward(self, x)
+        return y if torch.is_grad_enabled() else y + 1
+
+    monkeypatch.setattr(ck.LayerNorm2d, "forward", wrong_in_inference)
+    assert {(c.status, c.reason) for c in run() if c.op == "layernorm"} == {(WRONG, "inference")}
+
+
+@pytest.mark.usefixtures("small")
+def test_an_op_that_raises_does_not_end_the_others(monkeypatch):
+    def fail(self, x):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(ck.GlobalResponseNorm, "forward", fail)
+    found = run()
+    assert {(c.status, c.reason) for c in found if c.op == "grn"} == {(FAILED, "RuntimeError: no such kernel")}
+    assert {c.status for c in found if c.op != "grn"} == {OK}
+
+
+def test_a_backend_that_cannot_run_is_named(monkeypatch):
+    from convnext_kernels import planner
+
+    status = planner.BackendStatus("triton", False, "no GPU", "")
+    monkeypatch.setattr(planner, "backends", lambda: {"triton": status})
+    assert checks.backends("cpu") == ([], ["backend triton: no GPU"])

@@ -1,0 +1,85 @@
+import subprocess
+from collections import namedtuple
+
+import psutil
+import pytest
+
+from convnext_kernels.bench import conditions
+from convnext_kernels.bench.conditions import Course
+
+Cpu = namedtuple("Cpu", "user system idle iowait steal guest")
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """A course of one second on four CPUs in which this process used one and a half."""
+
+    def run(after):
+        times = iter([Cpu(0, 0, 0, 0, 0, 0), after])
+        monkeypatch.setattr(psutil, "cpu_times", lambda: next(times))
+        own = iter([10.0, 11.5])
+        monkeypatch.setattr(conditions.time, "process_time", lambda: next(own))
+        course = Course()
+        with course.watch():
+            pass
+        return course
+
+    return run
+
+
+def test_a_quiet_machine(watched):
+    course = watched(Cpu(1.4, 0.1, 2.4, 0.1, 0.0, 1.0))  # guests are part of user
+    assert course.summary() == pytest.approx({"others": 0.0, "steal": 0.0})
+    assert course.warnings() == []
+
+
+def test_other_processes_and_the_hypervisor(watched):
+    course = watched(Cpu(2.3, 0.2, 1.3, 0.0, 0.2, 0.0))
+    assert course.summary() == pytest.approx({"others": 0.25, "steal": 0.05})
+    others, steal = course.warnings()
+    assert "other processes used 25%" in others
+    assert "hypervisor gave 5%" in steal
+
+
+def test_a_machine_whose_speed_changes():
+    course = Course()
+    course.speeds = [100.0] * 8 + [50.0] * 3
+    assert course.summary() == {"slowest": 0.5}
+    (line,) = course.warnings()
+    assert "fell to 50% of its best" in line
+    course.speeds = [100.0] * 20 + [1.0]  # one hiccup is no warning
+    assert course.warnings() == []
+
+
+def test_what_happens_while_an_error_passes_is_counted():
+    course = Course()
+    with pytest.raises(KeyError), course.watch():
+        raise KeyError
+    assert course.total >= 0
+
+
+def test_collect(monkeypatch):
+    found = conditions.collect("cpu")
+    assert found["threads"] >= 1
+    assert isinstance(found["warnings"], list)
+    assert (found["pinned"] is None) == ("core of its own" not in found["pinning"])
+    monkeypatch.setattr(conditions, "glibc", lambda: None)
+    monkeypatch.setattr(conditions, "clocks", lambda device: {"governor": "powersave"})
+    lines = " ".join(conditions.collect("cpu")["warnings"])
+    assert "not glibc" in lines
+    assert "'powersave'" in lines
+
+
+def test_nvidia_smi_is_read_or_absent(monkeypatch):
+    def fake(arguments, **_):
+        count = len(arguments[1].partition("=")[2].split(","))
+        return subprocess.CompletedProcess(arguments, 0, ", ".join(f"{n} MHz" for n in range(count)) + "\n", "")
+
+    monkeypatch.setattr(conditions.subprocess, "run", fake)
+    assert conditions.clocks("cuda")["clocks.sm"] == "0 MHz"
+
+    def missing(*_, **__):
+        raise FileNotFoundError("nvidia-smi")
+
+    monkeypatch.setattr(conditions.subprocess, "run", missing)
+    assert conditions.clocks("cuda") == {}

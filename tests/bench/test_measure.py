@@ -1,0 +1,245 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+import convnext_kernels as ck
+from convnext_kernels.bench import candidates, cases, conditions, measure, workloads
+from convnext_kernels.bench.candidates import CANDIDATES, Candidate
+from convnext_kernels.bench.cases import QUICK, Case
+from convnext_kernels.bench.results import EAGER, FAILED, OK, OURS, UNAVAILABLE, WRONG
+from convnext_kernels.bench.work import Work, block
+
+CEILINGS = {
+    "flops": {"fp32": 1e12, "bf16": 2e12, "vector": 5e11},
+    "memory": [{"level": "L2", "size": 10**6, "rate": 1e11}, {"level": "memory", "size": None, "rate": 1e10}],
+}
+N, C, SIZE = 2, 16, 7
+
+
+def case(direction="forward", dtype="fp32", memory=0):
+    def build():
+        return workloads.block(block(N, C, SIZE), N, C, SIZE, SIZE, False)
+
+    return Case("block", "V1 tiny", N, dtype, direction, QUICK, C, 7, False, memory, build)
+
+
+def only(*names):
+    return tuple(dataclasses.replace(c, wanted=lambda *_: True) for c in CANDIDATES if c.name in names)
+
+
+@pytest.fixture
+def session(monkeypatch):
+    """Measures with the plain candidates; every candidate does its part once a round."""
+    monkeypatch.setattr(conditions.Course, "probe", lambda self: self.speeds.append(1.0))
+    return measure.Session("cpu", QUICK, CEILINGS, candidates=only(EAGER, OURS, "eager, contiguous"))
+
+
+def by_name(records):
+    return {record.candidate: record for record in records}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("direction", ["forward", "training"])
+def test_a_case(session, direction, dtype):
+    records = by_name(session.measure(case(direction, dtype)))
+    assert list(records) == [EAGER, OURS, "eager, contiguous"]
+    counts = block(N, C, SIZE) if direction == "forward" else block(N, C, SIZE).training()
+    for record in records.values():
+        assert record.status == OK, record.reason
+        assert record.error <= record.allowed_error
+        assert len(record.times.rounds) == measure.ROUNDS[QUICK]
+        assert record.flops == counts.flops
+        assert record.bytes == counts.bytes(4 if dtype == "fp32" else 2)
+        assert record.memory_share == pytest.approx(record.bytes / 1e11 / (record.times.median / 1e3))
+        matrix = CEILINGS["flops"][dtype]
+        least = counts.depthwise_flops / 5e11 + (counts.flops - counts.depthwise_flops) / matrix
+        assert record.compute_share == pytest.approx(least / (record.times.median / 1e3))
+        assert (record.saved_bytes is None) == (direction == "forward")
+        assert record.launches is None
+    assert records[OURS].backend.split(" + ")[0] in ck.backends()
+    assert records[EAGER].backend is None
+    assert session.course.total > 0
+
+
+def test_eager_keeps_twelve_times_x_and_ours_once(session):
+    records = by_name(session.measure(case("training")))
+    x = 4 * N * C * SIZE * SIZE
+    assert 12 <= records[EAGER].saved_bytes / x < 12.3  # and the statistics of the LayerNorm
+    assert records[OURS].saved_bytes / x == 1
+
+
+def broken(monkeypatch, change):
+    forward = ck.FusedConvNeXtBlock.forward
+    monkeypatch.setattr(ck.FusedConvNeXtBlock, "forward", lambda self, x: change(forward(self, x)))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda y: y * 1.0001, lambda y: y + math.nan, lambda y: y.roll(1, 2), lambda y: y * 0]
+)
+def test_a_broken_kernel_gets_no_speed(session, monkeypatch, change):
+    broken(monkeypatch, change)
+    records = by_name(session.measure(case()))
+    assert records[OURS].status == WRONG
+    assert records[OURS].times is None
+    assert records[OURS].reason.startswith("output: error")
+    assert records[EAGER].status == OK
+    assert records[EAGER].times is not None
+
+
+def test_a_broken_gradient_gets_no_speed(session, monkeypatch):
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, y):
+            return y.clone()
+
+        @staticmethod
+        def backward(ctx, dy):
+            return dy * 1.001
+
+    broken(monkeypatch, Wrong.apply)
+    records = by_name(session.measure(case("training")))
+    assert records[OURS].status == WRONG
+    assert records[OURS].reason.startswith("gradient of ")
+    assert by_name(session.measure(case()))[OURS].status == OK  # forward alone is right
+
+
+def test_a_candidate_that_raises_does_not_cost_the_others(session, monkeypatch):
+    def fail(y):
+        raise RuntimeError("first line\nsecond line")
+
+    broken(monkeypatch, fail)
+    records = by_name(session.measure(case()))
+    assert records[OURS].status == FAILED
+    assert records[OURS].reason == "RuntimeError: first line second line"
+    assert records[EAGER].status == OK
+
+
+def test_without_a_sound_eager_only_garbage_is_refused(session, monkeypatch):
+    convolve = workloads.EagerDwconv.forward
+
+    def garbage(self, x):  # in the dtypes that are timed
+        y = convolve(self, x)
+        return y if x.dtype == torch.float64 else y + 1e3 * x
+
+    monkeypatch.setattr(workloads.EagerDwconv, "forward", garbage)
+    records = by_name(session.measure(case()))
+    assert records[EAGER].status == WRONG
+    assert records[OURS].status == OK
+
+
+def test_a_case_too_large_for_the_machine(session):
+    records = session.measure(case(memory=1 << 60))
+    assert {r.status for r in records} == {UNAVAILABLE}
+    assert "GiB of memory" in records[0].reason
+
+
+def test_a_case_that_cannot_be_built(session):
+    def build():
+        raise ModuleNotFoundError("No module named 'timm'")
+
+    records = session.measure(dataclasses.replace(case(), build=build))
+    assert {r.status for r in records} == {FAILED}
+    assert records[0].reason == "ModuleNotFoundError: No module named 'timm'"
+
+
+def test_an_absent_peer_says_how_to_get_it(session, monkeypatch):
+    monkeypatch.setattr(candidates.importlib.util, "find_spec", lambda name: None)
+    session.candidates = only(EAGER, "OpenVINO", "ONNX Runtime")
+    records = by_name(session.measure(case()))
+    assert records["OpenVINO"].status == UNAVAILABLE
+    assert 'pip install "convnext-kernels[bench]"' in records["OpenVINO"].reason
+    assert "onnxruntime" in records["ONNX Runtime"].reason
+
+
+def test_a_rival_has_no_candidate_of_ours(session):
+    rival = dataclasses.replace(case(), group="rival")
+    assert [c.name for c in session.wanted(rival)] == [EAGER, "eager, contiguous"]
+
+
+def test_launches_are_counted_on_a_gpu_only():
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    x = torch.ones(8, device="cuda")
+    assert measure.launches(lambda: x + 1) == 1
+
+
+def test_a_step_drops_gradients_and_gives_them_by_name():
+    module = torch.nn.Linear(3, 2)
+    x = torch.randn(4, 3)
+    step = candidates.Step(module, (x,))
+    step()
+    first = {name: g.clone() for name, g in step.gradients().items()}
+    step()
+    assert set(first) == {"gradient of input 0", "gradient of weight", "gradient of bias"}
+    for name, gradient in step.gradients().items():  # not accumulated
+        torch.testing.assert_close(gradient, first[name])
+
+
+@pytest.mark.parametrize("direction", ["forward", "training"])
+def test_torch_compile_takes_part(session, direction):
+    session.candidates = only(EAGER, "torch.compile")
+    records = by_name(session.measure(case(direction)))
+    compiled = records["torch.compile"]
+    if compiled.status == UNAVAILABLE:
+        pytest.skip(compiled.reason)
+    assert compiled.status == OK, compiled.reason
+
+
+@pytest.mark.parametrize(("peer", "dtype"), [("OpenVINO", "fp32"), ("OpenVINO", "bf16"), ("ONNX Runtime", "fp32")])
+def test_inference_engines_take_part(session, peer, dtype):
+    session.candidates = only(EAGER, peer)
+    record = by_name(session.measure(case(dtype=dtype)))[peer]
+    if record.status == UNAVAILABLE:
+        pytest.skip(record.reason)
+    assert record.status == OK, record.reason
+    training = by_name(session.measure(case("training", dtype)))[peer]
+    assert (training.status, training.reason) == (UNAVAILABLE, "inference only")
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 7, 31])
+def test_the_reference_is_a_depthwise_convolution(kernel):
+    module = workloads.EagerDwconv(4, kernel)
+    x = torch.randn(2, 4, 9, 6, dtype=torch.float64)
+    reference = workloads.reference(module)
+    assert (type(reference) is not type(module)) == (kernel % 2 == 1)
+    torch.testing.assert_close(reference(x), torch.nn.Conv2d.forward(module.double(), x), rtol=1e-12, atol=1e-12)
+
+
+def test_the_reference_leaves_other_convolutions_alone():
+    for conv in (
+        torch.nn.Conv2d(4, 4, 3, padding=1, groups=4, dilation=2),
+        torch.nn.Conv2d(4, 4, 3, padding=1, groups=4, stride=2),
+        torch.nn.Conv2d(4, 4, 3, groups=4),
+        torch.nn.Conv2d(4, 4, 3, padding=1, groups=4, padding_mode="reflect"),
+        torch.nn.Conv2d(4, 8, 3, padding=1, groups=4),
+        torch.nn.Conv2d(4, 4, 3, padding=1),
+    ):
+        assert type(workloads.reference(conv)) is torch.nn.Conv2d
+
+
+def test_every_workload_runs_both_ways():
+    shape = (1, 8, 6, 5)
+    work = Work(0, 0, 0, 0, 0)
+    for build in (
+        workloads.dwconv(work, *shape, 3, 2),
+        workloads.layernorm(work, *shape),
+        workloads.grn(work, *shape),
+        workloads.mlp(work, *shape, True),
+        workloads.block(work, *shape, True, 5),
+        workloads.downsample(work, *shape, 2),
+    ):
+        torch.testing.assert_close(build.ours(*build.inputs), build.eager(*build.inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_quick_cases_are_all_measured_by_someone():
+    session = measure.Session("cpu", QUICK, CEILINGS)
+    for one in cases.select(QUICK):
+        assert {EAGER, OURS} <= {c.name for c in session.wanted(one)}
+
+
+def test_candidates_have_a_name_each():
+    names = [c.name for c in CANDIDATES]
+    assert len(set(names)) == len(names)
+    assert isinstance(CANDIDATES[0], Candidate)

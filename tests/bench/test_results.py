@@ -1,0 +1,89 @@
+import dataclasses
+import json
+import math
+
+import pytest
+
+from convnext_kernels.bench import results
+from convnext_kernels.bench.results import EAGER, OK, OURS, UNAVAILABLE, Check, Record, Run, Times
+
+
+def record(candidate, *rounds, **values):
+    times = Times(rounds) if rounds else None
+    status = OK if rounds else UNAVAILABLE
+    return Record("block/x", "block", "x", 2, "fp32", "forward", candidate, status, times=times, **values)
+
+
+def run(*records):
+    return Run(
+        {"cpu": {"name": "c"}}, {"warnings": []}, {}, "cpu", "quick", "2026-01-01T00:00:00+00:00", 1.0, True, [*records]
+    )
+
+
+def test_save_and_load(tmp_path):
+    whole = run(record(EAGER, (2.0, 2.123456789), (3.0,), flops=10, error=math.nan), record("peer", reason="absent"))
+    whole.checks.append(Check("mlp", "1x8x1x1", "fp32", "cpu", OK, error=1e-7, allowed_error=1e-6))
+    whole.not_run.append("no GPU")
+    file = tmp_path / "new" / "results.json"
+    results.save(whole, file)
+    loaded = results.load(file)
+    assert loaded.records[0].times.rounds == ((2.0, 2.1235), (3.0,))  # five digits
+    assert math.isnan(loaded.records[0].error)
+    assert loaded.records[1] == whole.records[1]
+    assert loaded.checks == whole.checks
+    assert dataclasses.replace(loaded, records=[]) == dataclasses.replace(whole, records=[])
+    assert [p.name for p in file.parent.iterdir()] == ["results.json"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    file = tmp_path / "results.json"
+    results.save(run(), file)
+    old = file.read_text()
+    monkeypatch.setattr(results.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        results.save(run(record(EAGER, (1.0,))), file)
+    assert file.read_text() == old
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format": 0}', '{"format": 1}', "null", '{"format": 1, "records": [{}], "checks": []}']
+)
+def test_a_damaged_file_is_named(tmp_path, text):
+    file = tmp_path / "r.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"r\.json: not a result file"):
+        results.load(file)
+
+
+def test_a_record_without_calls_is_refused(tmp_path):
+    file = tmp_path / "r.json"
+    results.save(run(record(EAGER, (1.0,))), file)
+    values = json.loads(file.read_text())
+    values["records"][0]["times"] = []
+    file.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="not a result file"):
+        results.load(file)
+
+
+def test_times_and_rates():
+    r = record(OURS, (2.0, 4.0), (5.0, 7.0), flops=9 * 10**9, bytes=18 * 10**6)
+    assert (r.times.minimum, r.times.median, r.times.round_medians) == (2.0, 4.5, [3.0, 6.0])
+    assert r.times.spread == pytest.approx(1.5 / 4.5)
+    assert r.gflops == pytest.approx(2000)
+    assert r.gbytes == pytest.approx(4)
+    assert r.images_per_second is None
+    assert dataclasses.replace(r, group="model").images_per_second == pytest.approx(2 / 4.5e-3)
+    assert record(OURS).gflops is None
+
+
+def test_ratio_and_best_peer():
+    case = {
+        r.candidate: r
+        for r in (record(EAGER, (4.0,), (6.0,)), record(OURS, (2.0,), (2.0,)), record("p", (3.0,), (3.0,)))
+    }
+    found = results.ratio(case)
+    assert (found.value, found.low, found.high) == (2.5, 2.0, 3.0)
+    assert results.best_peer(case).candidate == "p"
+    assert results.ratio(case, "absent") is None
+    assert results.best_peer({OURS: case[OURS]}) is None

@@ -1,0 +1,156 @@
+import os
+import time
+
+import pytest
+import torch
+
+from convnext_kernels.bench import timing
+from convnext_kernels.bench.timing import BURST_CALLS, WARMUP, Times, glibc, interleave, pinned
+from convnext_kernels.cli.memory import peak_growth
+
+
+@pytest.fixture
+def no_faults(monkeypatch):
+    monkeypatch.setattr(timing, "_page_faults", lambda: 0)
+
+
+@pytest.mark.usefixtures("no_faults")
+def test_calls_alternate_and_warm_up_is_not_counted():
+    calls, rounds = [], []
+    candidates = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    times = interleave(candidates, rounds=4, on_round=lambda: rounds.append(len(calls)))
+    assert calls == ["a", "b"] * (WARMUP + 4)
+    assert rounds == [2 * (n + 1) for n in range(WARMUP + 4)]
+    assert {name: len(found.rounds) for name, found in times.items()} == {"a": 4, "b": 4}
+
+
+def test_warm_up_goes_on_while_memory_is_faulted_in(monkeypatch):
+    for busy_rounds, warm_up in ((5, 6), (100, timing.MOST_WARMUP)):
+        faults = iter(min(n, 2 * busy_rounds) * 1000 for n in range(100))  # asked for before and after each round
+        monkeypatch.setattr(timing, "_page_faults", lambda faults=faults: next(faults))
+        calls = []
+        interleave({"a": lambda calls=calls: calls.append(1)}, rounds=1)
+        assert len(calls) == warm_up + 1
+
+
+@pytest.mark.usefixtures("no_faults")
+def test_bursts_alternate_and_drop_their_first_call():
+    calls = []
+    candidates = {
+        "fast": lambda: calls.append("fast"),
+        "slow": lambda: (calls.append("slow"), time.sleep(timing.BURST_SECONDS)),
+    }
+    times = interleave(candidates, rounds=2, bursts=True)
+    assert calls == ["fast", "slow"] * WARMUP + (["fast"] * (BURST_CALLS + 1) + ["slow"]) * 2
+    assert [len(r) for r in times["fast"].rounds] == [BURST_CALLS] * 2
+    assert [len(r) for r in times["slow"].rounds] == [1] * 2
+
+
+def test_times_are_milliseconds_of_the_call():
+    times = interleave({"slow": lambda: time.sleep(0.02), "fast": lambda: None}, rounds=3)
+    assert times["slow"].minimum >= 20
+    assert times["fast"].median < 10
+
+
+@pytest.mark.usefixtures("no_faults")
+@pytest.mark.parametrize("training", [False, True])
+def test_gradients_are_on_for_training_only(training):
+    seen = []
+    interleave({"a": lambda: seen.append(torch.is_grad_enabled())}, rounds=1, training=training)
+    assert seen == [training] * (WARMUP + 1)
+
+
+def test_statistics():
+    times = Times(((3.0, 1.0), (8.0, 4.0)))
+    assert (times.median, times.minimum, times.round_medians) == (3.5, 1.0, [2.0, 6.0])
+    assert times.spread == pytest.approx(2.0 / 3.5)
+    assert Times(((2.0,),)).spread == 0
+
+
+def test_settle_waits_for_a_busy_thread(monkeypatch):
+    """Simulated, since a real thread's share of the machine is not ours to say."""
+    slept = []
+    used = iter([0.0, 0.001, 0.001, 0.002, 0.002, 0.002])  # busy, busy, idle
+    monkeypatch.setattr(timing.time, "process_time", lambda: next(used))
+    monkeypatch.setattr(timing.time, "sleep", slept.append)
+    clock = iter(n * 0.001 for n in range(100))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    timing.settle(limit=1.0)
+    assert len(slept) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no CPU affinity")
+def test_pinned_keeps_this_thread_on_one_cpu_and_gives_it_back(monkeypatch):
+    for name in timing.PINNING_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    before = os.sched_getaffinity(0)
+    torch.set_num_threads(1)
+    with pinned() as (cpus, reason):
+        if not cpus:
+            pytest.skip(reason)
+        assert os.sched_getaffinity(0) == set(cpus)
+        assert len(cpus) == 1
+    assert os.sched_getaffinity(0) == before
+
+
+def test_pinning_is_left_to_whoever_did_it(monkeypatch):
+    monkeypatch.setenv("GOMP_CPU_AFFINITY", "0")
+    with pinned() as (cpus, reason):
+        assert cpus == []
+        assert reason == "left to GOMP_CPU_AFFINITY=0"
+
+
+def test_more_threads_than_cpus_are_not_pinned(monkeypatch):
+    for name in timing.PINNING_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(timing.os, "sched_getaffinity", lambda _: {0}, raising=False)
+    torch.set_num_threads(2)
+    with pinned() as (cpus, reason):
+        assert cpus == []
+        assert "2 threads share 1 CPUs" in reason or "extension" in reason
+
+
+FAULTS = """
+import resource, torch
+from convnext_kernels.bench.timing import MOST_WARMUP, steady_allocator
+
+def faults():
+    for _ in range(MOST_WARMUP):
+        torch.ones(2**24)  # 64 MiB: more than glibc keeps by itself
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(faults())
+with steady_allocator() as works:
+    assert works
+print(faults())  # as before; what was allocated inside could leave holes in the heap that serve again
+with steady_allocator():
+    print(faults())
+"""
+
+
+@pytest.mark.skipif(glibc() is None, reason="the C library is not glibc")
+def test_steady_allocator_spares_page_faults_and_ends(run_python):
+    before, after, steady = map(int, run_python(FAULTS).split())
+    assert steady < before / 20
+    assert after > before / 2
+
+
+def test_peak_growth_sees_temporaries_that_are_freed():
+    size = 64 * 2**20
+
+    def build():
+        def model(x):
+            for _ in range(3):
+                temporary = torch.ones(size // 4) + x
+                time.sleep(0.01)
+                del temporary
+            return x
+
+        return model
+
+    first, second = peak_growth(build, torch.ones(()), "cpu")
+    assert 0.9 * size < first < 2.5 * size
+    assert 0.9 * size < second < 2.5 * size
