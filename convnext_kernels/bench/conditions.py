@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from convnext_kernels.bench.timing import glibc, pinned
+from convnext_kernels.bench.timing import glibc, pinned, settle
 
 BUSY = 0.1  # share of the machine's CPU time that others may use
 STOLEN = 0.02  # share that the hypervisor may give to other machines
@@ -48,6 +48,7 @@ class Course:
         from convnext_kernels.backends.cpu import native
 
         if not native.import_error():
+            settle()  # another runtime's idle threads may still spin
             rate = native.extension().arithmetic_rate("fma_fp32", torch.get_num_threads(), PROBE_SECONDS)
             self.speeds.append(rate)
 

@@ -1,6 +1,7 @@
 """The measurement of a case: numerics of every candidate first, then times of those that were right."""
 
 import gc
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -153,6 +154,8 @@ class Session:
         except Exception as error:  # building the case itself: a library missing, memory exhausted
             return [self._record(case, c.name, FAILED, one_line(error)) for c in wanted]
         finally:
+            if "torch._dynamo" in sys.modules:  # what was compiled for this case would slow the guards of the next
+                torch._dynamo.reset()
             gc.collect()
             if self.device == "cuda":
                 torch.cuda.empty_cache()

@@ -134,7 +134,9 @@ def judge(
     """
     usual = statistics.median(eager.values())
     floor = FLOOR[dtype] * torch.finfo(dtype).eps
-    judgements = [Judgement(name, candidate[name], 2 * max(error, usual) + floor) for name, error in eager.items()]
+    judgements = [
+        Judgement(name, candidate[name], slack * (2 * max(error, usual) + floor)) for name, error in eager.items()
+    ]
     return max(judgements, key=lambda j: (not j.within, j.error / j.allowed))
 
 

@@ -7,7 +7,7 @@ import torch
 import convnext_kernels as ck
 from convnext_kernels.bench import candidates, cases, conditions, measure, workloads
 from convnext_kernels.bench.candidates import CANDIDATES, Candidate
-from convnext_kernels.bench.cases import QUICK, Case
+from convnext_kernels.bench.cases import FULL, QUICK, Case
 from convnext_kernels.bench.results import EAGER, FAILED, OK, OURS, UNAVAILABLE, WRONG
 from convnext_kernels.bench.work import Work, block
 
@@ -194,8 +194,6 @@ def test_inference_engines_take_part(session, peer, dtype):
     if record.status == UNAVAILABLE:
         pytest.skip(record.reason)
     assert record.status == OK, record.reason
-    training = by_name(session.measure(case("training", dtype)))[peer]
-    assert (training.status, training.reason) == (UNAVAILABLE, "inference only")
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 7, 31])
@@ -231,6 +229,24 @@ def test_every_workload_runs_both_ways():
         workloads.downsample(work, *shape, 2),
     ):
         torch.testing.assert_close(build.ours(*build.inputs), build.eager(*build.inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_inference_engines_are_not_asked_to_train():
+    session = measure.Session("cpu", FULL, CEILINGS)
+    names = {direction: {c.name for c in session.wanted(case(direction))} for direction in ("forward", "training")}
+    assert names["forward"] - names["training"] == {"OpenVINO", "ONNX Runtime"}
+
+
+def test_compiled_candidates_stay_compiled(session):
+    """Building the second must not throw away what was compiled for the first."""
+    session.candidates = only(EAGER, "torch.compile", "torch.compile, max-autotune")
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    records = by_name(session.measure(case()))
+    if records["torch.compile"].status == UNAVAILABLE:
+        pytest.skip(records["torch.compile"].reason)
+    assert {r.status for r in records.values()} == {OK}
+    assert counters["stats"]["unique_graphs"] == 2
 
 
 def test_quick_cases_are_all_measured_by_someone():

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from convnext_kernels.bench.numerics import compare, compare_top5
+from convnext_kernels.bench.numerics import GARBAGE, compare, compare_top5, judge, judge_eager, relative_errors
 
 REFERENCE = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.5, 0.0], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]], dtype=torch.float64)
 
@@ -72,3 +72,44 @@ def test_top5_of_nan_differs():
 def test_fewer_than_five_classes():
     found = compare_top5(REFERENCE[:, :3], REFERENCE[:, :3].float(), REFERENCE[:, :3].float())
     assert [len(top5.eager) for top5 in found] == [3, 3]
+
+
+EPS = torch.finfo(torch.float32).eps
+
+
+def test_relative_errors_are_taken_tensor_by_tensor():
+    truth = {"output": torch.tensor([4.0, -8.0]).double(), "gradient": torch.tensor([1e-3]).double()}
+    found = relative_errors(truth, {"output": torch.tensor([4.0, -7.0]), "gradient": torch.tensor([2e-3])})
+    assert found == {"output": 0.125, "gradient": pytest.approx(1.0)}
+    assert math.isnan(relative_errors(truth, {**truth, "output": torch.tensor([4.0, math.nan])})["output"])
+
+
+def test_a_tensor_may_be_twice_as_far_off_as_eagers():
+    eager = {"output": 1e-5, "a": 2e-5, "b": 1e-7}
+    assert judge(eager, eager, torch.float32).within
+    allowed = 2 * 2e-5 + 8 * EPS
+    assert judge(eager, {**eager, "a": allowed}, torch.float32).within
+    worse = judge(eager, {**eager, "a": allowed * 1.01}, torch.float32)
+    assert (worse.within, worse.tensor, worse.allowed) == (False, "a", pytest.approx(allowed))
+    assert judge(eager, {**eager, "a": allowed * 9.9}, torch.float32, slack=10).within
+    assert not judge(eager, {**eager, "a": allowed * 10.1}, torch.float32, slack=10).within
+
+
+def test_where_eager_was_lucky_its_median_counts():
+    eager = {"output": 1e-5, "a": 2e-5, "b": 0.0}
+    assert judge(eager, {**eager, "b": 2e-5}, torch.float32).within
+    assert not judge(eager, {**eager, "b": 3e-5}, torch.float32).within
+
+
+def test_nan_is_never_within():
+    eager = {"output": 1e-5, "a": 2e-5}
+    found = judge(eager, {"output": 1e-5, "a": math.nan}, torch.float32)
+    assert (found.within, found.tensor) == (False, "a")
+    assert not judge_eager({"output": math.nan}, torch.float32).within
+
+
+@pytest.mark.parametrize("dtype", list(GARBAGE))
+def test_garbage_sets_no_standard(dtype):
+    assert judge_eager({"a": 0.0, "b": GARBAGE[dtype]}, dtype).within
+    found = judge_eager({"a": 0.0, "b": 2 * GARBAGE[dtype]}, dtype)
+    assert (found.within, found.tensor) == (False, "b")
