@@ -129,14 +129,15 @@ def measure(device: str) -> dict[str, object]:
 def shares(work: "Work", element: int, dtype: str, seconds: float, ceilings: dict[str, object]) -> tuple:
     """(share of the arithmetic ceilings, share of the memory ceiling) that `work` in `seconds` comes to.
 
-    Depthwise convolutions count against the vector ceiling: with one output for each input channel they have no
-    matrix product. The memory ceiling is that of the smallest level that holds the least bytes. None where the
-    ceiling is unknown.
+    Depthwise convolutions count against the vector ceiling, since with one output for each input channel they have
+    no matrix product, and without the taps that fall outside the image. The memory ceiling is that of the smallest
+    level that holds the least bytes. None where the ceiling is unknown.
     """
     flops = ceilings.get("flops", {})
     compute = None
     if work.flops and dtype in flops and "vector" in flops:
-        least = work.depthwise_flops / flops["vector"] + (work.flops - work.depthwise_flops) / flops[dtype]
+        vector = work.depthwise_flops - work.padding_flops
+        least = vector / flops["vector"] + (work.flops - work.depthwise_flops) / flops[dtype]
         compute = least / seconds
     moved = work.bytes(element)
     rates = [m["rate"] for m in ceilings.get("memory", []) if m["size"] is None or moved <= m["size"]]

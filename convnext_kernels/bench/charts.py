@@ -333,8 +333,8 @@ def roofline(run: Run) -> "Figure | None":
     if not points:
         return None
     flops, memory = _ceilings(run)
-    at = [ours.flops / ours.bytes for ours, _ in points]
-    heights = [record.gflops for pair in points for record in pair if record is not None]
+    at = [(ours.flops - ours.padding_flops) / ours.bytes for ours, _ in points]
+    heights = [record.needed_gflops for pair in points for record in pair if record is not None]
     left, right = min(at) / (14 if memory else 2), max(at) * 1.6  # names of the memory roofs: left of all points
     bottom = min([min(heights) / 2, *(left * rate * 0.9 for _, rate in memory)])
     top = max([*heights, *flops.values()]) * 1.6
@@ -348,9 +348,11 @@ def roofline(run: Run) -> "Figure | None":
     for (ours, eager), x in zip(points, at, strict=True):
         colour, marker = DTYPES.get(ours.dtype, INK), MARKERS.get(ours.group, "o")
         if eager is not None:
-            axes.plot([x, x], [eager.gflops, ours.gflops], color=colour, linewidth=0.5, alpha=0.35, zorder=2)
-            axes.plot(x, eager.gflops, marker, markersize=3, fillstyle="none", color=colour, mew=0.6, zorder=3)
-        axes.plot(x, ours.gflops, marker, markersize=5, color=colour, mec="white", mew=0.4, zorder=4)
+            axes.plot(
+                [x, x], [eager.needed_gflops, ours.needed_gflops], color=colour, linewidth=0.5, alpha=0.35, zorder=2
+            )
+            axes.plot(x, eager.needed_gflops, marker, markersize=3, fillstyle="none", color=colour, mew=0.6, zorder=3)
+        axes.plot(x, ours.needed_gflops, marker, markersize=5, color=colour, mec="white", mew=0.4, zorder=4)
     axes.set_xlabel("FLOP per least byte", fontsize=8.5, color=INK)
     axes.set_ylabel("GFLOP/s", fontsize=8.5, color=INK)
     axes.tick_params(labelsize=7.5, colors=SOFT)

@@ -216,6 +216,7 @@ class Session:
                 OK,
                 times=times[name],
                 flops=work.flops,
+                padding_flops=work.padding_flops,
                 bytes=work.bytes(element),
                 compute_share=compute,
                 memory_share=memory,

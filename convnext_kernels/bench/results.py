@@ -36,6 +36,7 @@ class Record:
     reason: str = ""  # why there are no times; else empty
     times: Times | None = None
     flops: int = 0  # of the case: 2 x multiply-adds of convolutions and products; work.py
+    padding_flops: int = 0  # part of `flops`: taps outside the image
     bytes: int = 0  # of the case: the least that must move between memory and chip; work.py
     error: float | None = None  # against fp64; numerics.py says how it is taken
     allowed_error: float | None = None
@@ -50,6 +51,11 @@ class Record:
     def gflops(self) -> float | None:
         """GFLOP/s at the median."""
         return None if self.times is None else self.flops / self.times.median / 1e6
+
+    @property
+    def needed_gflops(self) -> float | None:
+        """GFLOP/s at the median without `padding_flops`: what a roofline holds against the ceilings."""
+        return None if self.times is None else (self.flops - self.padding_flops) / self.times.median / 1e6
 
     @property
     def gbytes(self) -> float | None:

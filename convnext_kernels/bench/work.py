@@ -18,6 +18,7 @@ class Work:
     x: int  # the input that a backward pass reads again
     others: int  # other activations read and written
     parameters: int
+    padding_flops: int = 0  # part of `depthwise_flops`: taps outside the image, which no kernel need compute
 
     def bytes(self, element: int) -> int:
         """Least bytes with `element` bytes a number."""
@@ -30,14 +31,23 @@ class Work:
         reads x again; parameters are read twice and their gradients written.
         """
         activations = 2 * (self.x + self.others) + self.x
-        return Work(3 * self.flops, 3 * self.depthwise_flops, self.x, activations - self.x, 3 * self.parameters)
+        return Work(
+            3 * self.flops,
+            3 * self.depthwise_flops,
+            self.x,
+            activations - self.x,
+            3 * self.parameters,
+            3 * self.padding_flops,
+        )
 
 
 def dwconv(n: int, c: int, size: int, kernel: int) -> Work:
     """Depthwise convolution KxK with bias, "same" padding; taps outside the image are counted, as is usual."""
-    elements = n * size * size * c
+    elements, reach = n * size * size * c, kernel // 2
     flops = 2 * elements * kernel * kernel
-    return Work(flops, flops, elements, elements, c * (kernel * kernel + 1))
+    taps = sum(min(i, reach) + 1 + min(size - 1 - i, reach) for i in range(size))  # inside, along one side
+    padding = flops - 2 * n * c * taps * taps
+    return Work(flops, flops, elements, elements, c * (kernel * kernel + 1), padding)
 
 
 def layernorm(n: int, c: int, size: int) -> Work:
@@ -57,7 +67,7 @@ def block(n: int, c: int, size: int, grn: bool = False, kernel: int = 7) -> Work
     """The ConvNeXt block (arXiv 2201.03545, figure 4): x in, x out."""
     first, second = dwconv(n, c, size, kernel), mlp(n, c, size, grn)
     parameters = first.parameters + second.parameters
-    return Work(first.flops + second.flops, first.flops, first.x, first.others, parameters)
+    return Work(first.flops + second.flops, first.flops, first.x, first.others, parameters, first.padding_flops)
 
 
 def convnext(
@@ -67,7 +77,7 @@ def convnext(
     side = size // 4
     flops = 2 * n * side * side * dims[0] * 3 * 16
     parameters = dims[0] * (3 * 16 + 1) + 2 * dims[0]
-    depthwise = 0
+    depthwise = padding = 0
     before = dims[0]
     for stage, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
         if stage:
@@ -77,8 +87,9 @@ def convnext(
         part = block(n, dim, side, grn)
         flops += depth * part.flops
         depthwise += depth * part.depthwise_flops
+        padding += depth * part.padding_flops
         parameters += depth * part.parameters
         before = dim
     flops += 2 * n * before * classes
     parameters += 2 * before + classes * (before + 1)
-    return Work(flops, depthwise, n * 3 * size * size, n * classes, parameters)
+    return Work(flops, depthwise, n * 3 * size * size, n * classes, parameters, padding)

@@ -1,4 +1,6 @@
 import os
+import sys
+import threading
 import time
 
 import pytest
@@ -67,16 +69,40 @@ def test_statistics():
     assert Times(((2.0,),)).spread == 0
 
 
-def test_settle_waits_for_a_busy_thread(monkeypatch):
-    """Simulated, since a real thread's share of the machine is not ours to say."""
-    slept = []
-    used = iter([0.0, 0.001, 0.001, 0.002, 0.002, 0.002])  # busy, busy, idle
-    monkeypatch.setattr(timing.time, "process_time", lambda: next(used))
-    monkeypatch.setattr(timing.time, "sleep", slept.append)
-    clock = iter(n * 0.001 for n in range(100))
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
-    timing.settle(limit=1.0)
-    assert len(slept) == 3
+def test_settle_waits_for_busy_threads(monkeypatch):
+    states = iter([2, 1, 0, 1])
+    monkeypatch.setattr(timing, "_busy_threads", lambda: next(states))
+    timing.settle()
+    assert next(states) == 1
+
+
+def test_settle_does_not_wait_for_ever(monkeypatch):
+    monkeypatch.setattr(timing, "_busy_threads", lambda: 1)
+    start = time.perf_counter()
+    timing.settle(limit=0.01)
+    assert time.perf_counter() - start >= 0.01
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="thread states are Linux's")
+def test_a_spinning_thread_is_busy_and_a_sleeping_one_is_not():
+    done = threading.Event()
+    sleeper = threading.Thread(target=done.wait)
+    # Outside the interpreter's lock for most of its time, as a thread of a C++ runtime is.
+    spinner = threading.Thread(target=lambda: [torch.mm(big, big) for _ in range(2000) if not done.is_set()])
+    big = torch.ones(200, 200)
+    torch.set_num_threads(1)
+    timing.settle()
+    sleeper.start()
+    time.sleep(0.01)
+    quiet = timing._busy_threads()
+    spinner.start()
+    try:
+        seen = max(timing._busy_threads() for _ in range(50))
+    finally:
+        done.set()
+        spinner.join()
+        sleeper.join()
+    assert seen > quiet
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no CPU affinity")

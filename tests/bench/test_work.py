@@ -81,3 +81,14 @@ def test_a_rival_is_counted_by_pytorch():
     assert workload.work.flops == counted(workload.eager, torch.randn(3, 3, 64, 64))
     assert workload.work.parameters == parameters(workload.eager)
     assert workload.ours is None
+
+
+@pytest.mark.parametrize(("size", "kernel"), [(5, 3), (7, 31), (14, 7), (1, 5), (6, 1)])
+def test_taps_outside_the_image(size, kernel):
+    inside = torch.nn.functional.conv2d(
+        torch.ones(1, 1, size, size), torch.ones(1, 1, kernel, kernel), padding=kernel // 2
+    )
+    counts = work.dwconv(3, 4, size, kernel)
+    assert counts.flops - counts.padding_flops == 2 * 3 * 4 * inside.sum()
+    assert work.block(3, 4, size, kernel=kernel).padding_flops == counts.padding_flops
+    assert counts.training().padding_flops == 3 * counts.padding_flops
