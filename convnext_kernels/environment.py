@@ -75,7 +75,6 @@ def commit() -> str | None:
 
 def collect() -> dict[str, object]:
     """Everything that ``info`` shows, as plain values for JSON."""
-    import platformdirs
     import torch
 
     from convnext_kernels.planner import backends
@@ -99,7 +98,6 @@ def collect() -> dict[str, object]:
         "gpus": found,
         "no_gpu_reason": reason,
         "environment": {name: os.environ.get(name) for name in VARIABLES},
-        "cache_directory": str(platformdirs.user_cache_path("convnext_kernels")),
     }
 
 
@@ -114,5 +112,4 @@ def rows(values: dict[str, object]) -> list[tuple[str, str]]:
         ("threads", f"{threads['torch']} of PyTorch, {threads['cores']} cores"),
         ("GPU", "\n".join(values["gpus"]) or f"none: {values['no_gpu_reason']}"),
         *((name, "not set" if value is None else value) for name, value in values["environment"].items()),
-        ("cache directory", f"{values['cache_directory']} (nothing is kept there yet)"),
     ]

@@ -14,6 +14,7 @@ from pathlib import Path
 WARMUP, MOST_WARMUP = 3, 10  # calls of each candidate before it is timed
 BURST_SECONDS, BURST_CALLS = 0.02, 10  # a burst ends when either is reached, after one call at the least
 FEW_FAULTS = 64  # a round of candidates, 0.25 MiB
+LONG_ROUND = 1.0  # seconds: what calls of that length fault in is a small part of them
 FLUSH_BYTES = 256 * 2**20  # more than the L2 cache of any GPU (H200: 50 MB, B200: 126 MB)
 
 
@@ -115,7 +116,7 @@ def interleave(
 ) -> dict[str, Times]:
     """Time the candidates in turn, round by round, so that a change of the machine's speed meets all of them.
 
-    Each is called WARMUP times first, and up to MOST_WARMUP times while calls still fault in new memory: glibc
+    Each is called WARMUP times first, and up to MOST_WARMUP times while short calls still fault in new memory: glibc
     reuses an aligned block only when it lies right, which takes up to eight calls (2.36). A round times one call
     of each or, with `bursts`, as many as BURST_CALLS and BURST_SECONDS allow, after one that is not counted since
     it meets the caches of the candidate before. With `training` gradients are on. `on_round` is called after every
@@ -128,13 +129,13 @@ def interleave(
     with torch.enable_grad() if training else torch.inference_mode():
         fastest = dict.fromkeys(candidates, float("inf"))
         for number in range(MOST_WARMUP):
-            faults = _page_faults()
+            faults, start = _page_faults(), time.perf_counter()
             for name, function in candidates.items():
                 fastest[name] = min(fastest[name], *burst(function, 1))
             faults = _page_faults() - faults
             if number < WARMUP:
                 on_round()
-            if number >= WARMUP - 1 and faults < FEW_FAULTS:
+            if number >= WARMUP - 1 and (faults < FEW_FAULTS or time.perf_counter() - start > LONG_ROUND):
                 break
         limits = {name: max(1, int(BURST_SECONDS * 1e3 / best)) if bursts else 1 for name, best in fastest.items()}
         calls = {name: min(BURST_CALLS, limit) for name, limit in limits.items()}

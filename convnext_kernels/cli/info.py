@@ -3,6 +3,7 @@
 import json
 
 import click
+import platformdirs
 
 from convnext_kernels import environment
 
@@ -11,7 +12,8 @@ from convnext_kernels import environment
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def command(as_json: bool) -> None:
     """Show versions, backends with the reason of those that cannot run, and the machine."""
-    values = environment.collect()
+    cache = str(platformdirs.user_cache_path("convnext_kernels"))
+    values = environment.collect() | {"cache_directory": cache}
     if as_json:
         click.echo(json.dumps(values, indent=2))
         return
@@ -28,5 +30,6 @@ def command(as_json: bool) -> None:
     machine = Table(show_header=False, title="Versions and machine")
     for what, value in environment.rows(values):
         machine.add_row(what, Text(value))
+    machine.add_row("cache directory", Text(f"{cache} (nothing is kept there yet)"))
     console = Console()
     console.print(backends, machine)

@@ -46,7 +46,6 @@ def machine(cpu: str = "Example Xeon 6 @ 2.1 GHz", gpus: tuple[str, ...] = (), t
         "gpus": list(gpus),
         "no_gpu_reason": "" if gpus else "no driver",
         "environment": {"OMP_NUM_THREADS": None},
-        "cache_directory": "/home/user/.cache/convnext_kernels",
         "commit": "0123456789ab",
         "clock_mhz": {"cpu MHz": [2100.0, 2100.0]},
     }
