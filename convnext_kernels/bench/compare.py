@@ -1,11 +1,11 @@
-"""What moved between two runs, beyond what their own spreads explain."""
+"""What moved between two runs, beyond what their own spreads, and the peers as a control group, explain."""
 
 import statistics
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from convnext_kernels.bench.results import OK, Record, Run
+from convnext_kernels.bench.results import OK, OURS, Record, Run
 
 FASTER, SLOWER, SAME = "faster", "slower", "within noise"
 ONLY_A, ONLY_B = "only in A", "only in B"
@@ -13,6 +13,7 @@ STATUS_CHANGED = "status changed"
 NO_TIMES = "no times"  # in neither run, for the same kind of reason
 
 FLOOR = 0.02  # what moves less than this is never called a change: two runs of one build differ by as much
+CONTROLS = 10  # as many times of peers make a control group
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,19 @@ class Change:
     status_after: str | None
 
 
-def _pair(key: tuple[str, str], a: Record | None, b: Record | None) -> Change:
+def control(a: Run, b: Run) -> float:
+    """What the machine alone does between two runs: nine of ten peers moved by no more; 0 with too few of them.
+
+    No change of this package moves a peer. Spreads are taken within minutes and do not see what a machine that is
+    shared, warmer or laid out differently in memory does from one run to the next.
+    """
+    left = {(r.case, r.candidate): r.times for r in a.records if r.candidate != OURS and r.times}
+    right = {(r.case, r.candidate): r.times for r in b.records if r.times}
+    moved = [abs(right[key].median / times.median - 1) for key, times in left.items() if key in right]
+    return statistics.quantiles(moved, n=10, method="inclusive")[-1] if len(moved) >= CONTROLS else 0.0
+
+
+def _pair(key: tuple[str, str], a: Record | None, b: Record | None, floor: float) -> Change:
     before = None if a is None or a.times is None else a.times.median
     after = None if b is None or b.times is None else b.times.median
     change = noise = None
@@ -42,7 +55,7 @@ def _pair(key: tuple[str, str], a: Record | None, b: Record | None) -> Change:
         verdict = NO_TIMES
     else:
         change = after / before - 1
-        noise = max(FLOOR, a.times.spread + b.times.spread)
+        noise = max(floor, a.times.spread + b.times.spread)
         verdict = SAME if abs(change) <= noise else SLOWER if change > 0 else FASTER
     return Change(*key, before, after, change, noise, verdict, a and a.status, b and b.status)
 
@@ -52,11 +65,13 @@ def compare(a: Run, b: Run) -> list[Change]:
 
     The change of the medians, b / a - 1, counts as "faster" or "slower" where it exceeds the noise: the sum of
     the spreads of both runs (`Times.spread`: half the range of the medians of single rounds, over the median),
-    and 2 % at the least. A candidate with times in one run only, or with another reason for having none (wrong,
-    failed, unavailable), is "status changed"; without times in both, "no times".
+    what nine of ten peers stayed below (`control`), or 2 %, whichever is most. A candidate with times in one run
+    only, or with another reason for having none (wrong, failed, unavailable), is "status changed"; without times
+    in both, "no times".
     """
     left, right = ({(r.case, r.candidate): r for r in run.records} for run in (a, b))
-    return [_pair(key, left.get(key), right.get(key)) for key in dict.fromkeys((*left, *right))]
+    floor = max(FLOOR, control(a, b))
+    return [_pair(key, left.get(key), right.get(key), floor) for key in dict.fromkeys((*left, *right))]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from convnext_kernels.bench.compare import FLOOR
 from convnext_kernels.cli import options
 
 if TYPE_CHECKING:
@@ -72,14 +73,15 @@ def _tables(changes: "list[Change]") -> "Iterator[Table]":
         yield table
 
 
-def _lines(summary: "Summary") -> list[str]:
+def _lines(summary: "Summary", control: float) -> list[str]:
     """The figures in words."""
     if not summary.timed:
         return ["No candidate has times in both runs."]
     slower, faster = summary.counts.get("slower", 0), summary.counts.get("faster", 0)
+    least = f"{100 * control:.0f}%, which nine of ten peers stayed below" if control > FLOOR else f"{100 * FLOOR:.0f}%"
     lines = [
-        f"{summary.agree} of {summary.timed} times agree within the stated spread (the sum of both, 2% at the "
-        f"least); beyond it {faster} are faster and {slower} slower in B.",
+        f"{summary.agree} of {summary.timed} times agree within the stated noise (the sum of both spreads, or {least} "
+        f"if that is more); beyond it {faster} are faster and {slower} slower in B.",
         f"Geometric mean of B / A over all times: {summary.mean:.3f}.",
     ]
     others = [f"{count} {name}" for name, count in summary.counts.items() if name.startswith(("only", "status"))]
@@ -94,12 +96,13 @@ def _lines(summary: "Summary") -> list[str]:
 def command(a: Path, b: Path, everything: bool, json_file: Path | None) -> None:
     """Compare two result files of `bench`: what became faster or slower in B than in A, beyond the noise.
 
-    Noise is the sum of the spreads of both runs, and 2 % at the least. Warns where the runs are not comparable.
+    Noise is the sum of the spreads of both runs, or what nine of ten peers, which no change of this package moves,
+    stayed below, or 2 %, whichever is most. Warns where the runs are not comparable.
     """
     from rich.console import Console
     from rich.text import Text
 
-    from convnext_kernels.bench.compare import NO_TIMES, SAME, compare, differences, gone_bad, summary
+    from convnext_kernels.bench.compare import NO_TIMES, SAME, compare, control, differences, gone_bad, summary
 
     runs = read(a), read(b)
     if json_file is not None:
@@ -111,7 +114,7 @@ def command(a: Path, b: Path, everything: bool, json_file: Path | None) -> None:
     console.print(Text(f"A: {a}, {runs[0].created}\nB: {b}, {runs[1].created}", "dim"))
     for table in _tables(shown):
         console.print(table, highlight=False)
-    for line in _lines(summed):
+    for line in _lines(summed, control(*runs)):
         click.echo(line)
     for change in gone_bad(changes):
         text = f"no speed in B any more: {change.case}, {change.candidate}: {change.status_after}"
@@ -123,6 +126,7 @@ def command(a: Path, b: Path, everything: bool, json_file: Path | None) -> None:
             "a": str(a),
             "b": str(b),
             "warnings": warnings,
+            "control": control(*runs),
             "summary": dataclasses.asdict(summed),
             "changes": [dataclasses.asdict(change) for change in changes],
         }

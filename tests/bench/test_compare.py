@@ -5,7 +5,7 @@ import math
 import pytest
 from click.testing import CliRunner
 
-from convnext_kernels.bench.compare import Change, compare, differences, gone_bad, summary
+from convnext_kernels.bench.compare import CONTROLS, Change, compare, control, differences, gone_bad, summary
 from convnext_kernels.bench.results import EAGER, OURS, Times, save
 from convnext_kernels.cli.compare import command
 from tests.bench import runs
@@ -48,6 +48,41 @@ def test_noise_is_the_sum_of_the_spreads():
 
 def test_calls_within_a_round_are_not_noise():
     assert of_ours(run_of(1.0, 1.0, noise=0.3), run_of(1.1, 1.1, noise=0.3)).verdict == "slower"
+
+
+def moved(run, factor, ours=1.0):
+    """The run on a machine that is `factor` times as slow, with a kernel of ours that is `ours` times as slow."""
+    records = []
+    for r in run.records:
+        scale = factor * (ours if r.candidate == OURS else 1)
+        times = r.times and Times(tuple(tuple(call * scale for call in calls) for calls in r.times.rounds))
+        records.append(dataclasses.replace(r, times=times))
+    return dataclasses.replace(run, records=records)
+
+
+def test_what_moves_the_peers_too_is_noise():
+    run = runs.full_run()
+    assert control(run, run) == 0
+    slow = moved(run, 1.5, ours=0.99)
+    assert control(run, slow) == pytest.approx(0.5)
+    assert {c.verdict for c in compare(run, slow) if c.candidate == OURS} <= {"within noise", "no times"}
+
+
+def test_what_moves_ours_alone_is_a_change():
+    run = runs.full_run()
+    noisy = moved(run, 1.1, ours=3.0)
+    assert control(run, noisy) == pytest.approx(0.1)
+    verdicts = {c.candidate == OURS: c.verdict for c in compare(run, noisy) if c.change is not None}
+    assert verdicts == {True: "slower", False: "within noise"}
+
+
+def test_too_few_peers_are_no_control():
+    run = runs.full_run()
+    peers = [r for r in run.records if r.candidate != OURS and r.times]
+    few = dataclasses.replace(run, records=peers[: CONTROLS - 1])
+    assert control(few, moved(few, 2.0)) == 0
+    enough = dataclasses.replace(run, records=peers[:CONTROLS])
+    assert control(enough, moved(enough, 2.0)) == pytest.approx(1.0)
 
 
 def test_the_same_run_agrees_with_itself():
@@ -138,7 +173,7 @@ def test_command_shows_what_moved(call):
     assert "+50.0%" in result.output
     assert "slower" in result.output
     assert "V1-C384-14x14-b1-fp32" in result.output
-    assert "1 of 2 times agree within the stated spread" in result.output
+    assert "1 of 2 times agree within the stated noise" in result.output
     assert "warning: run B is incomplete" in result.output
     assert " eager " not in result.output
 
