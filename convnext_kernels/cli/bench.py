@@ -134,7 +134,7 @@ def command(
     """Time this package against eager PyTorch, torch.compile and, on a CPU, OpenVINO and ONNX Runtime.
 
     Every candidate is checked against fp64 first and gets a time only when it is right; candidates of a case are
-    timed in turn in one process. Without --quick or --full it takes some ten minutes on two cores. Fails where
+    timed in turn in one process. Without --quick or --full it takes some 15 minutes on two cores. Fails where
     this package gives wrong results.
     """
     mode = mode or STANDARD
