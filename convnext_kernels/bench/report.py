@@ -141,7 +141,7 @@ def _model_row(case: Case) -> charts.ModelRow | None:
     return charts.ModelRow(first.what, first.group == "rival", rate[0], rate[1], name, rate[2], flops, parameters)
 
 
-def _checks(run: Run) -> list[tuple[str, ...]]:
+def check_rows(run: Run) -> list[tuple[str, ...]]:
     """Checks of `verify` by op, backend and dtype: how many passed, are bad and were refused, and the worst error."""
     found: dict[tuple[str, str, str], list[Check]] = {}
     for check in run.checks:
@@ -347,7 +347,7 @@ def write(run: Run, folder: Path) -> list[Path]:
             warnings=run.conditions.get("warnings", []),
             bad=[record for record in run.records if record.status in (WRONG, FAILED)],
             bad_checks=[check for check in run.checks if check.status in (WRONG, FAILED)],
-            checks=_checks(run),
+            checks=check_rows(run),
             error_share=error_share,
             cases=len(run.cases()),
             groups=[(g, s) for g, s in ((g, summarise(cases)) for g, cases in groups.items()) if s.cases],

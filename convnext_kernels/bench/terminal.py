@@ -3,20 +3,8 @@
 from typing import TYPE_CHECKING
 
 from convnext_kernels.bench.charts import number
-from convnext_kernels.bench.results import (
-    EAGER,
-    FAILED,
-    OK,
-    OURS,
-    UNAVAILABLE,
-    WRONG,
-    Check,
-    Ratio,
-    Record,
-    Run,
-    best_peer,
-    ratio,
-)
+from convnext_kernels.bench.report import check_rows
+from convnext_kernels.bench.results import EAGER, FAILED, OURS, UNAVAILABLE, WRONG, Ratio, Record, Run, best_peer, ratio
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -120,14 +108,8 @@ def numerics(run: Run) -> "Table":
         table.add_column(column, no_wrap=True)
     for column in ("passed", "bad", "refused", "worst error"):
         table.add_column(column, justify="right", no_wrap=True)
-    groups: dict[tuple[str, str, str], list[Check]] = {}
-    for check in run.checks:
-        groups.setdefault((check.op, check.backend, check.dtype), []).append(check)
-    for key, checks in groups.items():
-        counts = [sum(c.status in of for c in checks) for of in ((OK,), (WRONG, FAILED), (UNAVAILABLE,))]
-        shares = [c.error / c.allowed_error for c in checks if c.error is not None]
-        style = "red" if counts[1] else ""
-        table.add_row(*key, *(Text(str(n), style) for n in counts), f"{max(shares):.2f}" if shares else "")
+    for *key, passed, bad, refused, worst in check_rows(run):
+        table.add_row(*key, *(Text(n, "" if bad == "0" else "red") for n in (passed, bad, refused)), worst)
     return table
 
 
