@@ -39,10 +39,15 @@ def backward(
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order."""
     channels = x.shape[1]
     padding = _padding(weight, dilation)
+    dy_, x_, weight_ = (t.to(compute_dtype) for t in (dy, x, weight))
+    if x.device.type == "cpu" and compute_dtype.itemsize == 2 and dilation > 1:
+        # oneDNN's weight gradient is garbage for channels_last bf16, dilation above 1 and more than 28 columns (torch
+        # 2.14.1, AVX-512 BF16), up to uninitialised memory; contiguous tensors take another way, which is right.
+        dy_, x_, weight_ = (t.contiguous(memory_format=torch.contiguous_format) for t in (dy_, x_, weight_))
     dx, dw, db = torch.ops.aten.convolution_backward(
-        dy.to(compute_dtype),
-        x.to(compute_dtype),
-        weight.to(compute_dtype),
+        dy_,
+        x_,
+        weight_,
         [channels],
         [1, 1],
         [padding, padding],
