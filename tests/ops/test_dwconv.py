@@ -25,10 +25,10 @@ def test_every_tap_lands_where_it_should(k, dilation, kernel):
 def test_gradients_of_wide_channels_last_images(k, dilation, dtype, backend):
     """More than 28 columns: there oneDNN's 16-bit weight gradient is garbage for dilations above 1 (torch 2.14.1)."""
     x, dy = (torch.randn(1, 17, 8, 31).to(dtype).to(memory_format=torch.channels_last) for _ in range(2))
-    weight = torch.randn(17, 1, k, k).to(dtype)
+    weight = torch.randn(17, 1, k, k).to(dtype).to(memory_format=torch.channels_last)
     operator = OPERATORS["dwconv"]
     found = gradients(lambda **a: operator.serve(backend, dilation=dilation, **a), {"x": x, "weight": weight}, dy)
-    wide = {"x": x.double().contiguous(), "weight": weight.double()}
+    wide = {"x": x.double().contiguous(), "weight": weight.double().clone(memory_format=torch.contiguous_format)}
     expected = gradients(lambda **a: operator.reference(dilation=dilation, **a), wide, dy.double().contiguous())
     for name, truth in expected.items():
         error = (found[name].double() - truth).abs().max() / truth.abs().max()
