@@ -35,6 +35,11 @@ def masks_of_process() -> dict[int, set[int]]:
     return masks
 
 
+def common(masks: dict[int, set[int]], others: dict[int, set[int]]) -> dict[int, set[int]]:
+    """The masks of threads that `others` has too: those of other tests may end or start at any time."""
+    return {thread: mask for thread, mask in masks.items() if thread in others}
+
+
 def pinned_masks() -> list[list[int]]:
     """One CPU for each of PyTorch's threads."""
     cpus = sorted(os.sched_getaffinity(0))
@@ -125,13 +130,14 @@ def test_affinity_round_trip(native):
     try:
         assert previous == [sorted(main)] * len(masks)
         assert os.sched_getaffinity(0) == set(masks[0])
-        changed = [mask for thread, mask in masks_of_process().items() if mask != before.get(thread)]
+        now = masks_of_process()
+        changed = [now[thread] for thread in common(now, before) if now[thread] != before[thread]]
         assert sorted(map(sorted, changed)) == sorted(mask for mask in masks if set(mask) != main)
     finally:
         assert native.set_affinity(previous) == masks
     assert os.sched_getaffinity(0) == main
     after = masks_of_process()
-    assert {thread: after[thread] for thread in before if thread in after} == before
+    assert common(after, before) == common(before, after)
 
 
 @linux
@@ -143,7 +149,7 @@ def test_affinity_that_is_refused_changes_nothing(native):
     with pytest.raises(RuntimeError, match=f"refuses the mask of thread {len(masks) - 1}: Invalid argument"):
         native.set_affinity([*masks[:-1], [100_000]])
     after = masks_of_process()
-    assert {thread: after[thread] for thread in before if thread in after} == before
+    assert common(after, before) == common(before, after)
 
 
 @linux
