@@ -5,6 +5,8 @@ A backend package offers
 - ``unavailable() -> str | None``: why it cannot run on this machine at all, or None;
 - ``refuses(spec) -> str | None``: why it cannot serve this op at this configuration, or None;
 - ``describe() -> str``: a few words for ``convnext-kernels info``;
+- ``DEVICES``: the device types that "auto" takes it for;
+- ``HAS_BACKWARD``: whether its op modules have ``backward``;
 - one module per op of ``spec.OPS`` with ``forward(...)`` and, where it has one, ``backward(...)``.
 """
 
@@ -13,7 +15,7 @@ import importlib
 from types import ModuleType
 
 # In order of preference: with "auto" the first one that can serve is taken.
-NAMES = ("cpu", "eager")
+NAMES = ("triton", "cpu", "eager")
 
 
 @functools.cache

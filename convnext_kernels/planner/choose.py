@@ -6,6 +6,7 @@ environment variable ``CONVNEXT_KERNELS_BACKEND``, then "auto". "auto" takes the
 """
 
 import functools
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from convnext_kernels.spec import BackendError, OpSpec
 AUTO = "auto"
 ENVIRONMENT_VARIABLE = "CONVNEXT_KERNELS_BACKEND"
 
+_log = logging.getLogger("convnext_kernels")
 _ambient: ContextVar[str | None] = ContextVar("convnext_kernels_backend", default=None)
 
 
@@ -80,15 +82,25 @@ def requested_backend(backend: str = AUTO) -> str:
     return _check_name(os.environ.get(ENVIRONMENT_VARIABLE) or AUTO, ENVIRONMENT_VARIABLE)
 
 
+@functools.cache
+def _log_fallback(name: str, reason: str) -> None:
+    """Say once per reason that "auto" passes over a backend made for this device."""
+    _log.warning("backend %r is passed over: %s", name, reason)
+
+
 @functools.lru_cache(maxsize=4096)
 def _choose(spec: OpSpec, requested: str) -> ModuleType:
     refusals = []
     for name in _backends.NAMES if requested == AUTO else (requested,):
         backend = _backends.get(name)
+        if requested == AUTO and backend.DEVICES is not None and spec.device not in backend.DEVICES:
+            continue
         reason = backend.unavailable() or backend.refuses(spec)
         if not reason:
             return _backends.op_module(name, spec.op)
         refusals.append(f"{name}: {reason}")
+        if requested == AUTO and (backend.HAS_BACKWARD or not spec.backward):  # a backend without gradients says so in describe()
+            _log_fallback(name, reason)
     raise BackendError(f"no backend can serve {spec.op}: " + "; ".join(refusals))
 
 

@@ -13,6 +13,7 @@ from convnext_kernels.spec import OpSpec
 __all__ = ["HAS_BACKWARD", "ISA_VARIABLE", "describe", "isa", "refuses", "supported_isas", "unavailable", "use_isa"]
 
 HAS_BACKWARD = False
+DEVICES = ("cpu",)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

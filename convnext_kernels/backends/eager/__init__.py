@@ -5,6 +5,7 @@ import torch
 from convnext_kernels.spec import OpSpec
 
 HAS_BACKWARD = True
+DEVICES = None  # all
 
 
 def unavailable() -> str | None:

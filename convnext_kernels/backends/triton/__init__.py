@@ -1,0 +1,53 @@
+"""Triton backend: one file per op, forward and backward, for CUDA tensors (and whatever Triton's driver runs on)."""
+
+import importlib.util
+
+import torch
+
+from convnext_kernels.spec import OpSpec
+
+HAS_BACKWARD = True
+DEVICES = ("cuda",)  # "auto" takes it for these; CPU tensors (interpreter, emulating driver) only when asked by name
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MIN_ARCH = 80
+
+
+def unavailable() -> str | None:
+    """Why Triton cannot run here at all, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    from convnext_kernels.backends.triton import device
+
+    try:
+        kind = device.type_()
+    except RuntimeError as error:  # Triton's own: "0 active drivers ([]). There should only be one."
+        return f"Triton finds no GPU: {error}"
+    if kind == "cuda" and torch.cuda.is_available() and torch.version.hip is None:
+        major, minor = torch.cuda.get_device_capability()
+        if major * 10 + minor < MIN_ARCH:
+            return f"the GPU has compute capability {major}.{minor}, expected {MIN_ARCH // 10}.0 or newer"
+    return None
+
+
+def refuses(spec: OpSpec) -> str | None:
+    """Why this op cannot be served at this configuration, or None."""
+    from convnext_kernels.backends.triton import device
+
+    if spec.device != device.type_():
+        return f"tensors are on {spec.device}, Triton's kernels run on {device.type_()}"
+    for dtype in (spec.dtype, spec.compute_dtype):
+        if dtype not in _DTYPES:
+            return f"dtype {dtype} is not one of float32, bfloat16, float16"
+    return None
+
+
+def describe() -> str:
+    """One line for ``convnext-kernels info``."""
+    if unavailable():
+        return "Triton kernels, forward and backward"
+    import triton
+
+    from convnext_kernels.backends.triton import device
+
+    where = "Triton's interpreter, on the CPU" if device.interpreted() else f"planned for {device.gpu().name}"
+    return f"Triton {triton.__version__} kernels, forward and backward, {where}"

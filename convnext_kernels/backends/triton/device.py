@@ -1,0 +1,41 @@
+"""What Triton's kernels run on: the active driver's GPU, or CPU tensors under the interpreter or an emulating driver."""
+
+import functools
+
+import torch
+import triton
+
+from convnext_kernels import tuning
+
+
+def interpreted() -> bool:
+    """Whether TRITON_INTERPRET was set: kernels then run as Python on CPU tensors."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def type_() -> str:
+    """Device type of the tensors that kernels take. Raises RuntimeError when Triton has no driver."""
+    return "cpu" if interpreted() else triton.runtime.driver.active.get_active_torch_device().type
+
+
+def gpu() -> tuning.Gpu:
+    """The data sheet of the GPU kernels run on; the interpreter plans for an H100.
+
+    Not cached over drivers: an emulating driver may come and go within one process.
+    """
+    if interpreted():
+        return tuning.for_arch(90)
+    target = triton.runtime.driver.active.get_current_target()
+    return _gpu(target.backend, target.arch)
+
+
+@functools.cache
+def _gpu(backend: str, arch: int | str) -> tuning.Gpu:
+    if backend != "cuda":  # ROCm: no data sheet yet; the candidates of the oldest architecture ask least of it
+        return tuning.for_arch(80)
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name().replace(" ", "")
+        named = [g for g in tuning.GPUS.values() if g.name in name and g.arch == arch]
+        if named:
+            return named[0]
+    return tuning.for_arch(int(arch))
