@@ -99,7 +99,8 @@ def _choose(spec: OpSpec, requested: str) -> ModuleType:
         if not reason:
             return _backends.op_module(name, spec.op)
         refusals.append(f"{name}: {reason}")
-        if requested == AUTO and (backend.HAS_BACKWARD or not spec.backward):  # a backend without gradients says so in describe()
+        # That a backend has no gradients at all stands in its describe().
+        if requested == AUTO and (backend.HAS_BACKWARD or not spec.backward):
             _log_fallback(name, reason)
     raise BackendError(f"no backend can serve {spec.op}: " + "; ".join(refusals))
 

@@ -30,6 +30,7 @@ def make_backend(monkeypatch):
     def make(name, *, unavailable=None, refuses=None, first=True, backward=False):
         module = ModuleType(f"convnext_kernels.backends.{name}")
         module.HAS_BACKWARD = backward
+        module.DEVICES = None
         module.unavailable = lambda: unavailable
         module.refuses = lambda spec: refuses(spec) if callable(refuses) else refuses
         module.describe = lambda: f"the test backend {name}"

@@ -1,6 +1,8 @@
 """Triton backend: one file per op, forward and backward, for CUDA tensors (and whatever Triton's driver runs on)."""
 
 import importlib.util
+import os
+import sys
 
 import torch
 
@@ -16,6 +18,8 @@ def unavailable() -> str | None:
     """Why Triton cannot run here at all, or None."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
+    if "triton" not in sys.modules and not torch.cuda.is_available() and not os.environ.get("TRITON_INTERPRET"):
+        return "PyTorch finds no usable GPU"  # known without the second that importing Triton takes
     from convnext_kernels.backends.triton import device
 
     try:

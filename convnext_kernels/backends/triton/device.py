@@ -1,4 +1,4 @@
-"""What Triton's kernels run on: the active driver's GPU, or CPU tensors under the interpreter or an emulating driver."""
+"""What Triton's kernels run on: a GPU, or CPU tensors under the interpreter or an emulating driver."""
 
 import functools
 
