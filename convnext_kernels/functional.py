@@ -12,8 +12,17 @@ import torch
 from torch import Tensor
 
 import convnext_kernels.ops  # noqa: F401  registers torch.ops.convnext_kernels
+from convnext_kernels.ops import checks
 
 _ops = torch.ops.convnext_kernels
+
+
+def _memory(memory: str, tensors: tuple) -> str:
+    """`memory` where a gradient will be wanted, otherwise "nothing"."""
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
+        return memory
+    checks.memory(memory)
+    return "nothing"
 
 
 def depthwise_conv2d(
@@ -58,6 +67,7 @@ def inverted_bottleneck(
     drop_scale: Tensor | None = None,
     eps: float = 1e-6,
     grn_eps: float = 1e-6,
+    memory: str = "auto",
     backend: str = "auto",
 ) -> Tensor:
     """Return ``residual + drop_scale * gamma * (GRN(GELU(LN(x) W1^T + b1)) W2^T + b2)`` (arXiv 2201.03545, fig. 4).
@@ -65,8 +75,12 @@ def inverted_bottleneck(
     x and residual (N, C, H, W); norm_weight, norm_bias, gamma, pwconv2_bias (C,); pwconv1_weight (hidden, C)
     and pwconv2_weight (C, hidden), or the same as 1x1 convolutions; pwconv1_bias, grn_weight and grn_bias
     (hidden,); drop_scale (N,): 0 for a dropped sample, 1 / keep probability for a kept one. GELU is exact (erf).
+
+    `memory` says what a pass that needs gradients keeps beside its inputs: "min" nothing, "balanced" the hidden
+    pre-activation (hidden / C times the size of x), "auto" one of the two. Backends that always compute the hidden
+    again (eager, cpu) keep nothing.
     """
-    return _ops.mlp(
+    tensors = (
         x,
         residual,
         norm_weight,
@@ -79,11 +93,8 @@ def inverted_bottleneck(
         grn_weight,
         grn_bias,
         drop_scale,
-        eps,
-        grn_eps,
-        None,
-        backend,
     )
+    return _ops.mlp(*tensors, eps, grn_eps, None, _memory(memory, tensors), backend)[0]
 
 
 def convnext_block(
@@ -104,13 +115,15 @@ def convnext_block(
     dilation: int = 1,
     eps: float = 1e-6,
     grn_eps: float = 1e-6,
+    memory: str = "auto",
     backend: str = "auto",
 ) -> Tensor:
     """The ConvNeXt block, V1 (with gamma) or V2 (with GRN): x + `inverted_bottleneck`(`depthwise_conv2d`(x)).
 
-    Shapes as in those two functions. One fused kernel where the backend has one.
+    Shapes and `memory` as in those two functions; here "min" keeps the convolution's result (2 times x together with
+    x itself) and "balanced" the hidden as well (6 times x). Eager PyTorch keeps 12 times x.
     """
-    return _ops.block(
+    tensors = (
         x,
         dwconv_weight,
         dwconv_bias,
@@ -124,12 +137,8 @@ def convnext_block(
         grn_weight,
         grn_bias,
         drop_scale,
-        dilation,
-        eps,
-        grn_eps,
-        None,
-        backend,
     )
+    return _ops.block(*tensors, dilation, eps, grn_eps, None, _memory(memory, tensors), backend)[0]
 
 
 def patch_downsample(

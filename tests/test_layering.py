@@ -24,7 +24,7 @@ ROOMS = {
     "tuning": (("spec", "version", "tuning."), ()),
     "planner": (("spec", "backends", "planner.", "tuning", "tuning.", "version"), ("torch",)),
     "ops": (("spec", "planner", "ops."), ("torch",)),
-    "functional": (("ops",), ("torch",)),
+    "functional": (("ops", "ops.checks"), ("torch",)),
     "nn": (("functional", "nn.", "ops.checks"), ("torch",)),
     "models": (("functional", "nn", "nn.", "models."), ("torch",)),
     # "backends" is the public function here, `from convnext_kernels import backends`.

@@ -25,6 +25,7 @@ class FusedConvNeXtBlock(nn.Module):
         dilation: of the depthwise convolution.
         use_grn: build the V2 block.
         eps: of the LayerNorm.
+        memory: what training keeps for the gradient, "auto", "min" or "balanced"; see `functional.convnext_block`.
         backend: "auto" or a name of `convnext_kernels.backends()`.
 
     Raises TypeError or ValueError for an argument out of these ranges; forward raises what
@@ -42,6 +43,7 @@ class FusedConvNeXtBlock(nn.Module):
         dilation: int = 1,
         use_grn: bool = False,
         eps: float = 1e-6,
+        memory: str = "auto",
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -62,6 +64,9 @@ class FusedConvNeXtBlock(nn.Module):
         if not use_grn and layer_scale_init_value > 0:
             self.gamma = nn.Parameter(torch.full((dim,), layer_scale_init_value, **factory))
         self.drop_path = DropPath(drop_path)
+        if memory not in checks.MEMORY:
+            raise ValueError(f"memory: expected one of {', '.join(map(repr, checks.MEMORY))}, got {memory!r}")
+        self.memory = memory
         self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,5 +90,6 @@ class FusedConvNeXtBlock(nn.Module):
             dilation=self.dwconv.dilation[0],
             eps=self.norm.eps,
             grn_eps=1e-6 if grn is None else grn.eps,
+            memory=self.memory,
             backend=self.backend,
         )

@@ -8,7 +8,7 @@ from torch import Tensor
 from convnext_kernels import planner
 from convnext_kernels.ops import checks
 from convnext_kernels.ops.library import autocast, define, differentiable, gradients_like, scatter
-from convnext_kernels.ops.mlp import OPTIONS, PARAMETERS, check_bottleneck, promote
+from convnext_kernels.ops.mlp import BACKWARD_OPTIONS, OPTIONS, PARAMETERS, check_bottleneck, hidden_like, promote
 from convnext_kernels.spec import MlpParameters, OpSpec
 
 _TENSORS = f"Tensor x, Tensor dwconv_weight, Tensor? dwconv_bias, {PARAMETERS}, Tensor? drop_scale"
@@ -55,57 +55,75 @@ def _spec(
     )
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-    p, (drop_scale, dilation, eps, grn_eps, compute_dtype, backend) = MlpParameters(*rest[:9]), rest[9:]
+def _saved(spec: OpSpec, x: Tensor, p: MlpParameters, memory: str, backend: str) -> list[Tensor]:
+    """Empty tensors of what `block` keeps for its gradient beside its inputs: the convolution's y, then the hidden."""
+    keeps = planner.keeps(spec, memory, backend)
+    saved = [torch.empty_like(x, memory_format=torch.channels_last)] if keeps != "nothing" else []
+    return [*saved, hidden_like(x, p, spec.compute_dtype)] if keeps == "balanced" else saved
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
+    p, (drop_scale, dilation, eps, grn_eps, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
     _check(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
-    kernel = planner.choose(_spec(x, weight, p, dilation, compute_dtype), backend)
+    checks.memory(memory)
+    spec = _spec(x, weight, p, dilation, compute_dtype)
+    kernel = planner.choose(spec, backend)
+    saved = _saved(spec, x, p, memory, backend)
     if x.numel() == 0:
-        return torch.empty_like(x)
-    return kernel.forward(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype or x.dtype)
+        return [torch.empty_like(x), *saved]
+    out = kernel.forward(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, spec.compute_dtype, *saved)
+    return [out, *saved]
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-    p, (drop_scale, dilation, eps, grn_eps, compute_dtype, _) = MlpParameters(*rest[:9]), rest[9:]
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
+    p, (drop_scale, dilation, eps, grn_eps, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
     _check(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
-    return torch.empty_like(x)
+    checks.memory(memory)
+    return [torch.empty_like(x), *_saved(_spec(x, weight, p, dilation, compute_dtype), x, p, memory, backend)]
 
 
 def _backward(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
-    p, (drop_scale, dilation, eps, grn_eps, compute_dtype, needs, backend) = MlpParameters(*rest[:9]), rest[9:]
+    p, (drop_scale, dilation, eps, grn_eps, compute_dtype, saved, needs, backend) = MlpParameters(*rest[:9]), rest[9:]
     checks.same_shape("dout", dout, x)
-    kernel = planner.choose(_spec(x, weight, p, dilation, compute_dtype, backward=True), backend)
+    spec = _spec(x, weight, p, dilation, compute_dtype, backward=True)
+    kernel = planner.choose(spec, backend)
     if x.numel() == 0:
         return [torch.zeros_like(t) for t in gradients_like([x, weight, bias, *p], needs)]
-    compute_dtype = compute_dtype or x.dtype
-    return kernel.backward(dout, x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype, needs)
+    arguments = (dout, x, weight, bias, p, drop_scale, dilation, eps, grn_eps, spec.compute_dtype, needs)
+    return kernel.backward(*arguments, *(saved if kernel.KEEPS_HIDDEN else ()))
 
 
 def _backward_fake(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
-    return gradients_like([x, weight, bias, *rest[:9]], rest[14])
+    return gradients_like([x, weight, bias, *rest[:9]], rest[15])
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:13])
-    ctx.options = (*inputs[13:17],)
-    ctx.backend = planner.requested_backend(inputs[17])
+def _setup_context(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:13], *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.options = inputs[13:17]
+    ctx.backend = planner.requested_backend(inputs[18])
 
 
-def _autograd(ctx: Any, dout: Tensor) -> tuple:
+def _autograd(ctx: Any, gradients: list[Tensor | None]) -> tuple:
+    if gradients[0] is None:
+        return (None,) * 19
     needs = list(ctx.needs_input_grad[:12])
-    gradients = torch.ops.convnext_kernels.block_backward(dout, *ctx.saved_tensors, *ctx.options, needs, ctx.backend)
-    return (*scatter(gradients, needs), *[None] * 6)
+    tensors, saved = ctx.saved_tensors[:13], list(ctx.saved_tensors[13:])
+    backward = torch.ops.convnext_kernels.block_backward
+    gradients = backward(gradients[0], *tensors, *ctx.options, saved, needs, ctx.backend)
+    return (*scatter(gradients, needs), *[None] * 7)
 
 
 def _autocast(dtype: torch.dtype, x: Tensor, *rest: Any) -> tuple:
     x, compute_dtype = promote(dtype, x, rest[8])
-    return (x, *rest[:15], compute_dtype, rest[16])
+    return (x, *rest[:15], compute_dtype, *rest[16:])
 
 
-define("block", f"{_TENSORS}, int dilation, {OPTIONS}", "Tensor", _forward, _fake)
+define("block", f"{_TENSORS}, int dilation, {OPTIONS}", "Tensor[]", _forward, _fake)
 define(
     "block_backward",
-    f"Tensor dout, {_TENSORS}, int dilation, float eps, float grn_eps, ScalarType? compute_dtype, bool[] needs, "
-    "str backend",
+    f"Tensor dout, {_TENSORS}, int dilation, {BACKWARD_OPTIONS}",
     "Tensor[]",
     _backward,
     _backward_fake,

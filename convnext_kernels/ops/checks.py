@@ -11,6 +11,7 @@ from torch import Tensor
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_KERNEL_SIZE = 31
+MEMORY = ("auto", "min", "balanced")
 
 
 def _shape(t: Tensor) -> str:
@@ -90,6 +91,12 @@ def pointwise_weight(name: str, weight: Tensor, rows: int | None, columns: int, 
     if weight.shape[0] < 1 or (rows is not None and weight.shape[0] != rows) or weight.shape[1] != columns:
         wanted = f"({rows if rows is not None else 'hidden'}, {columns})"
         raise ValueError(f"{name}: expected {wanted}, where {columns} is {columns_are}, got {_shape(weight)}")
+
+
+def memory(value: str) -> None:
+    """What a forward pass keeps for its gradient; "nothing" beside the inputs is for passes without one."""
+    if value not in (*MEMORY, "nothing"):
+        raise ValueError(f"memory: expected one of {', '.join(map(repr, MEMORY))}, got {value!r}")
 
 
 def same_shape(name: str, t: Tensor, x: Tensor) -> None:

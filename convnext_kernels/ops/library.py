@@ -34,7 +34,7 @@ def autocast(name: str, cast: Callable[..., tuple]) -> None:
     """Run op `name` under autocast with the arguments that ``cast(dtype, *arguments)`` returns."""
     for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
 
-        def kernel(*arguments: Any, device: str = device, key: str = key) -> Tensor:
+        def kernel(*arguments: Any, device: str = device, key: str = key) -> Tensor | list[Tensor]:
             arguments = cast(torch.get_autocast_dtype(device), *arguments)
             with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))):
                 return getattr(torch.ops.convnext_kernels, name)(*arguments)

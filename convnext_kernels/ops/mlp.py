@@ -14,7 +14,8 @@ PARAMETERS = (
     "Tensor norm_weight, Tensor norm_bias, Tensor pwconv1_weight, Tensor? pwconv1_bias, Tensor pwconv2_weight, "
     "Tensor? pwconv2_bias, Tensor? gamma, Tensor? grn_weight, Tensor? grn_bias"
 )
-OPTIONS = "float eps, float grn_eps, ScalarType? compute_dtype, str backend"
+OPTIONS = "float eps, float grn_eps, ScalarType? compute_dtype, str memory, str backend"
+BACKWARD_OPTIONS = "float eps, float grn_eps, ScalarType? compute_dtype, Tensor[] saved, bool[] needs, str backend"
 _TENSORS = f"Tensor x, Tensor? residual, {PARAMETERS}, Tensor? drop_scale"
 
 
@@ -70,6 +71,18 @@ def _check(
     check_bottleneck(x, p, drop_scale, eps, grn_eps, mixed_dtypes)
 
 
+def hidden_like(x: Tensor, p: MlpParameters, compute_dtype: torch.dtype | None) -> Tensor:
+    """What ``memory="balanced"`` keeps of the hidden: its pre-activation, (N, hidden, H, W), channels_last."""
+    shape = (x.shape[0], p.pwconv1_weight.shape[0], *x.shape[2:])
+    dtype = compute_dtype or x.dtype
+    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _saved(spec: OpSpec, x: Tensor, p: MlpParameters, memory: str, backend: str) -> list[Tensor]:
+    """Empty tensors of what `mlp` keeps for its gradient beside its inputs."""
+    return [hidden_like(x, p, spec.compute_dtype)] if planner.keeps(spec, memory, backend) == "balanced" else []
+
+
 def _spec(x: Tensor, p: MlpParameters, compute_dtype: torch.dtype | None, backward: bool = False) -> OpSpec:
     return OpSpec(
         "mlp",
@@ -83,57 +96,70 @@ def _spec(x: Tensor, p: MlpParameters, compute_dtype: torch.dtype | None, backwa
     )
 
 
-def _forward(x: Tensor, residual: Tensor | None, *rest: Any) -> Tensor:
-    p, (drop_scale, eps, grn_eps, compute_dtype, backend) = MlpParameters(*rest[:9]), rest[9:]
+def _forward(x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
+    p, (drop_scale, eps, grn_eps, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
     _check(x, residual, p, drop_scale, eps, grn_eps, compute_dtype is not None)
-    kernel = planner.choose(_spec(x, p, compute_dtype), backend)
+    checks.memory(memory)
+    spec = _spec(x, p, compute_dtype)
+    kernel = planner.choose(spec, backend)
+    saved = _saved(spec, x, p, memory, backend)
     if x.numel() == 0:
-        return torch.empty_like(x)
-    return kernel.forward(x, residual, p, drop_scale, eps, grn_eps, compute_dtype or x.dtype)
+        return [torch.empty_like(x), *saved]
+    out = kernel.forward(x, residual, p, drop_scale, eps, grn_eps, spec.compute_dtype, *saved)
+    return [out, *saved]
 
 
-def _fake(x: Tensor, residual: Tensor | None, *rest: Any) -> Tensor:
-    p, (drop_scale, eps, grn_eps, compute_dtype, _) = MlpParameters(*rest[:9]), rest[9:]
+def _fake(x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
+    p, (drop_scale, eps, grn_eps, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
     _check(x, residual, p, drop_scale, eps, grn_eps, compute_dtype is not None)
-    return torch.empty_like(x)
+    checks.memory(memory)
+    return [torch.empty_like(x), *_saved(_spec(x, p, compute_dtype), x, p, memory, backend)]
 
 
 def _backward(dout: Tensor, x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
-    p, (drop_scale, eps, grn_eps, compute_dtype, needs, backend) = MlpParameters(*rest[:9]), rest[9:]
+    p, (drop_scale, eps, grn_eps, compute_dtype, saved, needs, backend) = MlpParameters(*rest[:9]), rest[9:]
     checks.same_shape("dout", dout, x)
-    kernel = planner.choose(_spec(x, p, compute_dtype, backward=True), backend)
+    spec = _spec(x, p, compute_dtype, backward=True)
+    kernel = planner.choose(spec, backend)
     if x.numel() == 0:
         return [torch.zeros_like(t) for t in gradients_like([x, residual, *p], needs)]
-    return kernel.backward(dout, x, residual, p, drop_scale, eps, grn_eps, compute_dtype or x.dtype, needs)
+    used = saved if kernel.KEEPS_HIDDEN else ()
+    return kernel.backward(dout, x, residual, p, drop_scale, eps, grn_eps, spec.compute_dtype, needs, *used)
 
 
 def _backward_fake(dout: Tensor, x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
-    return gradients_like([x, residual, *rest[:9]], rest[13])
+    return gradients_like([x, residual, *rest[:9]], rest[14])
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:12])
-    ctx.options = (*inputs[12:15],)
-    ctx.backend = planner.requested_backend(inputs[15])
+def _setup_context(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:12], *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.options = inputs[12:15]
+    ctx.backend = planner.requested_backend(inputs[16])
 
 
-def _autograd(ctx: Any, dout: Tensor) -> tuple:
+def _autograd(ctx: Any, gradients: list[Tensor | None]) -> tuple:
+    if gradients[0] is None:
+        return (None,) * 17
     needs = list(ctx.needs_input_grad[:11])
-    gradients = torch.ops.convnext_kernels.mlp_backward(dout, *ctx.saved_tensors, *ctx.options, needs, ctx.backend)
-    return (*scatter(gradients, needs), *[None] * 5)
+    tensors, saved = ctx.saved_tensors[:12], list(ctx.saved_tensors[12:])
+    backward = torch.ops.convnext_kernels.mlp_backward
+    gradients = backward(gradients[0], *tensors, *ctx.options, saved, needs, ctx.backend)
+    return (*scatter(gradients, needs), *[None] * 6)
 
 
 def _autocast(dtype: torch.dtype, x: Tensor, residual: Tensor | None, *rest: Any) -> tuple:
     x, compute_dtype = promote(dtype, x, rest[6])
     if residual is not None:
         x, residual = (t.to(torch.promote_types(x.dtype, residual.dtype)) for t in (x, residual))
-    return (x, residual, *rest[:12], compute_dtype, rest[13])
+    return (x, residual, *rest[:12], compute_dtype, *rest[13:])
 
 
-define("mlp", f"{_TENSORS}, {OPTIONS}", "Tensor", _forward, _fake)
+define("mlp", f"{_TENSORS}, {OPTIONS}", "Tensor[]", _forward, _fake)
 define(
     "mlp_backward",
-    f"Tensor dout, {_TENSORS}, float eps, float grn_eps, ScalarType? compute_dtype, bool[] needs, str backend",
+    f"Tensor dout, {_TENSORS}, {BACKWARD_OPTIONS}",
     "Tensor[]",
     _backward,
     _backward_fake,

@@ -6,6 +6,7 @@ from convnext_kernels.planner.choose import (
     BackendStatus,
     backends,
     choose,
+    keeps,
     requested_backend,
     use_backend,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "BackendStatus",
     "backends",
     "choose",
+    "keeps",
     "requested_backend",
     "use_backend",
 ]

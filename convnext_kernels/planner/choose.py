@@ -5,6 +5,7 @@ environment variable ``CONVNEXT_KERNELS_BACKEND``, then "auto". "auto" takes the
 `backends.NAMES` that can serve; a backend asked for by name serves or raises `BackendError`.
 """
 
+import dataclasses
 import functools
 import logging
 import os
@@ -103,6 +104,27 @@ def _choose(spec: OpSpec, requested: str) -> ModuleType:
         if requested == AUTO and (backend.HAS_BACKWARD or not spec.backward):
             _log_fallback(name, reason)
     raise BackendError(f"no backend can serve {spec.op}: " + "; ".join(refusals))
+
+
+# Up to here reading the hidden back costs more bytes than computing it again costs tensor work (docs/design.md).
+RECOMPUTED_CHANNELS = 192
+
+
+def keeps(spec: OpSpec, memory: str, backend: str = AUTO) -> str:
+    """What a forward pass of `mlp` or `block` keeps for its gradient: "nothing", "min" or "balanced".
+
+    `memory` may also be "auto". Backends whose gradients compute everything again from the inputs keep nothing.
+    """
+    if memory == "nothing":
+        return memory
+    # Under torch.compile with dynamic shapes these are symbols; what is kept depends on their values.
+    sizes = {name: int(getattr(spec, name)) for name in ("channels", "kernel_size", "hidden")}
+    spec = dataclasses.replace(spec, **sizes)
+    if not choose(spec, backend).KEEPS_HIDDEN:
+        return "nothing"
+    if memory == "auto":
+        return "min" if spec.channels <= RECOMPUTED_CHANNELS else "balanced"
+    return memory
 
 
 def choose(spec: OpSpec, backend: str = AUTO) -> ModuleType:

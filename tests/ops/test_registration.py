@@ -28,7 +28,7 @@ LAYOUTS = {
 
 def positional(op: str, arguments: dict) -> list:
     """Put the arguments of the public function in the order of the op's schema."""
-    extra = {"eps": 1e-6, "grn_eps": 1e-6, "backend": "auto"}
+    extra = {"eps": 1e-6, "grn_eps": 1e-6, "memory": "balanced", "backend": "auto"}
     schema = getattr(torch.ops.convnext_kernels, op).default._schema
     names = [a.name for a in schema.arguments]
     assert set(arguments) <= set(names)
@@ -51,17 +51,14 @@ def test_opcheck(op, case, layout, grad):
 def test_opcheck_of_the_gradient(op, case, layout):
     arguments = OPERATORS[op].arguments(CASES[case], torch.float32)
     arguments["x"] = LAYOUTS[layout](arguments["x"])
-    values = positional(op, arguments)
+    forward = getattr(torch.ops.convnext_kernels, op).default
     backward = getattr(torch.ops.convnext_kernels, f"{op}_backward").default
-    forward_names = [a.name for a in getattr(torch.ops.convnext_kernels, op).default._schema.arguments]
-    tensors = [v for v, name in zip(values, forward_names, strict=True) if name != "drop_scale"]
-    tensors = [v for v in tensors if v is None or isinstance(v, torch.Tensor)]
-    at = [a.name for a in backward._schema.arguments].index("needs")
+    values = dict(zip([a.name for a in forward._schema.arguments], positional(op, arguments), strict=True))
     needs_length = {"dwconv": 3, "layernorm": 3, "grn": 3, "mlp": 11, "block": 12, "downsample": 5}[op]
-    needs = [isinstance(v, torch.Tensor) for v in tensors[:needs_length]]
+    needs = [isinstance(v, torch.Tensor) for v in list(values.values())[:needs_length]]
     dy = torch.randn(OPERATORS[op].reference(**arguments).shape) if CASES[case].n else OPERATORS[op].call(**arguments)
-    values = [LAYOUTS[layout](dy), *values]
-    opcheck(backward, [*values[:at], needs, *values[at:]])
+    values |= {"dy": LAYOUTS[layout](dy), "dout": LAYOUTS[layout](dy), "saved": [], "needs": needs}
+    opcheck(backward, [values[a.name] for a in backward._schema.arguments])
 
 
 @pytest.mark.parametrize("name", [n for op in OPERATORS for n in (op, f"{op}_backward")])

@@ -38,6 +38,7 @@ def make_backend(monkeypatch):
         monkeypatch.setitem(sys.modules, module.__name__, module)
         for op in OPS:
             file = ModuleType(f"{module.__name__}.{op}")
+            file.KEEPS_HIDDEN = False
 
             def forward(x, *rest, op=op):
                 module.calls.append(op)

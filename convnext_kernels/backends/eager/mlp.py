@@ -13,6 +13,8 @@ from convnext_kernels.backends.eager import grn, layernorm
 from convnext_kernels.backends.eager.layout import like, like_parameter, nchw, nhwc
 from convnext_kernels.spec import MlpParameters
 
+KEEPS_HIDDEN = False  # the gradient computes everything again from the inputs
+
 
 def _cast(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if parameter is None else parameter.flatten().to(dtype)
