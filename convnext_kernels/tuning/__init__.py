@@ -2,6 +2,6 @@
 
 from convnext_kernels.tuning.cost import Candidate, Work, seconds
 from convnext_kernels.tuning.gpus import GPUS, Gpu, for_arch
-from convnext_kernels.tuning.pick import pick
+from convnext_kernels.tuning.pick import forced, pick
 
-__all__ = ["GPUS", "Candidate", "Gpu", "Work", "for_arch", "pick", "seconds"]
+__all__ = ["GPUS", "Candidate", "Gpu", "Work", "for_arch", "forced", "pick", "seconds"]

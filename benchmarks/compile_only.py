@@ -1,0 +1,169 @@
+"""A Triton driver that compiles for a GPU that is not there: launches are recorded with their cubins, never executed.
+
+    with compile_only(arch=90) as launches:
+        kernel[grid](x, y, n, BLOCK=128)     # x, y: tensors on "meta"
+    launches[0].cubin
+
+Everything above the driver is Triton's own (specialisation of the arguments, compilation, the cache on disk), so what
+is recorded is what a GPU would run. Tensors on "meta" have no memory and pass for aligned to 16 bytes.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.backends.nvidia.driver import ty_to_cpp
+from triton.runtime import driver as drivers
+from triton.runtime.cache import get_cache_manager
+
+UNLIMITED = 2**31 - 1
+SECONDS_FILE = "compile_seconds.txt"  # beside the kernel in Triton's cache: a hit on disk says how long it took once
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch that was asked for."""
+
+    kernel: str
+    specialisation: str  # all that tells the compiled kernels of one function apart, readable and stable
+    grid: tuple[int, int, int]
+    arch: int
+    warps: int
+    shared: int  # dynamic shared memory, bytes
+    tensor_memory: int  # columns (sm_100)
+    seconds: float | None  # of compiling, once; None when an older cache does not say
+    cubin: bytes = field(repr=False)
+    ttir: str = field(repr=False)
+    hash: str = field(repr=False)  # of the compiled kernel in Triton's cache
+
+
+def _specialisation(source: Any, metadata: Any) -> str:
+    """Dtypes of the pointers, constants, integers known to be multiples of 16, warps and stages."""
+    names = list(source.signature)
+
+    def name(path: tuple[int, ...]) -> str:
+        return ".".join([names[path[0]], *map(str, path[1:])])
+
+    def value(constant: Any) -> str:
+        return getattr(constant, "__name__", None) or str(constant)
+
+    pointers = [f"{n.removesuffix('_ptr')}:{t[1:]}" for n, t in source.signature.items() if t[:1] == "*"]
+    constants = [f"{name(path)}={value(constant)}" for path, constant in source.constants.items()]
+    aligned = {name(path) for path, attributes in source.attrs.items() if ["tt.divisibility", 16] in attributes}
+    integers = [n for n, t in source.signature.items() if t in ("i32", "i64", "u64")]
+    odd = [n for n, t in source.signature.items() if t[:1] == "*" and n not in aligned]
+    parts = [
+        ",".join(pointers),
+        " ".join(constants),
+        "".join(f" {n}%16" for n in integers if n in aligned).strip(),
+        "".join(f" {n} unaligned" for n in odd).strip(),
+        f"w{metadata.num_warps} s{metadata.num_stages}",
+    ]
+    extra = [f"{key}={metadata.maxnreg}" for key in ("maxnreg",) if getattr(metadata, key, None)]
+    return "; ".join(part for part in parts + extra if part)
+
+
+class _Launcher:
+    """What Triton calls in place of a launch."""
+
+    def __init__(self, source: Any, metadata: Any) -> None:
+        self.source, self.metadata = source, metadata
+
+    def __call__(self, x: int, y: int, z: int, stream: int, cubin: bytes, *rest: Any) -> None:
+        metadata = self.metadata
+        cache = get_cache_manager(metadata.hash)
+        with open(cache.get_file(f"{self.source.name[:150]}.ttir"), encoding="utf-8") as file:
+            ttir = file.read()
+        seconds = None
+        if (path := cache.get_file(SECONDS_FILE)) is not None:
+            with open(path, encoding="utf-8") as file:
+                seconds = float(file.read())
+        launch = Launch(
+            metadata.name,
+            _specialisation(self.source, metadata),
+            (int(x), int(y), int(z)),
+            metadata.target.arch,
+            metadata.num_warps,
+            metadata.shared,
+            getattr(metadata, "tmem_size", None) or 0,
+            seconds,
+            cubin,
+            ttir,
+            metadata.hash,
+        )
+        drivers.active.launches.append(launch)
+
+
+class _Utils:
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        # What does not fit is recorded and reported like the rest, so Triton must not refuse it.
+        return {"max_shared_mem": UNLIMITED, "max_num_regs": 65536, "multiprocessor_count": 132, "warpSize": 32}
+
+    def load_binary(self, name: str, cubin: bytes, shared: int, device: int) -> tuple[bool, bytes, int, int, int]:
+        return True, cubin, 0, 0, 1024  # module, function (the launcher gets it), registers, spills, most threads
+
+    def unload_module(self, module: bool) -> None:
+        pass
+
+
+class CompileOnlyDriver(DriverBase):
+    """The device number is the architecture: Triton keeps compiled kernels per device, so that they never mix."""
+
+    def __init__(self, arch: int, device: str) -> None:
+        self.arch, self.device = arch, torch.device(device)
+        self.utils, self.launcher_cls = _Utils(), _Launcher
+        self.launches: list[Launch] = []
+
+    @staticmethod
+    def is_active() -> bool:
+        return True
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        return ty_to_cpp(ty)
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_active_torch_device(self) -> torch.device:
+        return self.device
+
+    def get_current_device(self) -> int:
+        return self.arch
+
+    def set_current_device(self, device: int) -> None:
+        pass
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def get_device_interface(self) -> Any:
+        return torch.cpu
+
+    def get_benchmarker(self) -> Any:
+        raise RuntimeError("nothing runs here, so nothing can be timed")
+
+
+def _keep_compile_time(*, metadata: dict, times: Any, cache_hit: bool, **rest: Any) -> None:
+    if not cache_hit:
+        seconds = (times.ir_initialization + times.total_lowering) / 1e6
+        get_cache_manager(metadata["hash"]).put(f"{seconds:.3f}", SECONDS_FILE, binary=False)
+
+
+@contextmanager
+def compile_only(arch: int, device: str = "meta") -> Iterator[list[Launch]]:
+    """Let Triton compile for compute capability `arch` (90 for 9.0) and record launches on tensors of `device`."""
+    if triton.knobs.runtime.interpret:
+        raise RuntimeError("TRITON_INTERPRET is set: kernels would not be compiled")
+    driver, before = CompileOnlyDriver(arch, device), drivers._active
+    listener, triton.knobs.compilation.listener = triton.knobs.compilation.listener, _keep_compile_time
+    drivers.set_active(driver)
+    try:
+        yield driver.launches
+    finally:
+        drivers._active = before
+        triton.knobs.compilation.listener = listener

@@ -1,0 +1,149 @@
+"""The table of launches that make the Triton backend use the configurations it ships; every row has its reason.
+
+Tensors are on "meta": the cases call the backend's own launchers, which then compile and allocate nothing.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convnext_kernels.spec import MlpParameters
+
+TRITON = "convnext_kernels.backends.triton"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+OPS = ("reduce", "dwconv", "layernorm", "grn", "mlp", "block", "downsample")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of one op."""
+
+    op: str
+    c: int
+    size: int  # height and width
+    n: int = 8
+    dtype: str = "bf16"
+    backward: bool = False
+    k: int = 7  # depthwise kernel, or side of a downsampling patch
+    layout: str = "nhwc"
+    grn: bool = False
+    quick: bool = False
+
+    def __str__(self) -> str:
+        parts = [self.op, f"C{self.c}", f"{self.size}x{self.size}", f"N{self.n}", self.dtype]
+        parts += [f"k{self.k}"] if self.op in ("dwconv", "block", "downsample") else []
+        parts += ["nchw"] if self.layout == "nchw" else []
+        parts += ["v2"] if self.grn else []
+        return " ".join([*parts, "backward" if self.backward else "forward"])
+
+
+TINY = ((96, 56), (192, 28), (384, 14), (768, 7))  # (C, H = W) of the stages at 224 x 224
+BASE = ((128, 56), (256, 28), (512, 14), (1024, 7))
+ODD = ((40, 28), (100, 14), (256, 7))  # ConvNeXt V2's narrowest; a tail of channels; wide and small
+BATCHES = (1, 8, 128)
+
+
+def _both(case: Case) -> Iterator[Case]:
+    yield case
+    yield Case(**{**vars(case), "backward": True})
+
+
+def _cases() -> Iterator[Case]:
+    yield Case("reduce", 96, 7, quick=True)  # partial sums of a weight gradient; every op's second stage
+    for op in ("dwconv", "mlp"):
+        for stages in (TINY, BASE):
+            for c, size in stages:
+                for n in BATCHES:
+                    yield from _both(Case(op, c, size, n, quick=stages is TINY and n == 8 and c in (96, 384)))
+    for dtype in ("fp32", "fp16"):
+        for op in ("dwconv", "mlp"):
+            for c, size in (*TINY, *ODD):
+                yield from _both(Case(op, c, size, dtype=dtype, quick=op == "mlp" and dtype == "fp32" and c == 96))
+    for c, size in ODD:
+        yield from _both(Case("dwconv", c, size))
+        yield from _both(Case("mlp", c, size))
+        yield from _both(Case("mlp", c, size, grn=True))
+    for k in (3, 5, 9, 13, 31):  # every way the kernel's side can lie to the tile
+        for c, size in ((96, 56), (384, 14)):
+            yield from _both(Case("dwconv", c, size, k=k, quick=k == 13 and c == 384))
+    for c, size in TINY:  # a tensor that came without channels_last
+        for dtype in ("bf16", "fp32"):
+            yield from _both(Case("dwconv", c, size, dtype=dtype, layout="nchw"))
+        yield from _both(Case("layernorm", c, size, layout="nchw"))
+    for c, size in TINY:
+        for n in BATCHES:
+            yield from _both(Case("mlp", c, size, n, grn=True, quick=n == 8 and c == 96))
+        for dtype in DTYPES:
+            yield from _both(Case("layernorm", c, size, dtype=dtype, quick=dtype == "bf16"))
+            yield from _both(Case("grn", 4 * c, size, dtype=dtype, quick=dtype == "bf16" and c == 96))
+            yield from _both(Case("downsample", c, size, dtype=dtype, k=2, quick=dtype == "bf16" and c == 96))
+        yield from _both(Case("block", c, size))
+        yield from _both(Case("block", c, size, grn=True))
+    for c, size in ODD:
+        yield from _both(Case("layernorm", c, size))
+        yield from _both(Case("downsample", c, size, k=2))
+
+
+CASES = tuple(dict.fromkeys(_cases()))
+
+
+def exists(op: str) -> bool:
+    """Whether the Triton backend has a file for `op`."""
+    return importlib.util.find_spec(f"{TRITON}.{op}") is not None
+
+
+def _parameters(case: Case, tensor: Callable[..., Tensor]) -> MlpParameters:
+    c, hidden = case.c, 4 * case.c
+    vector, wide = tensor(c), tensor(hidden)
+    gamma, grn = (None, wide) if case.grn else (vector, None)
+    return MlpParameters(vector, vector, tensor(hidden, c), wide, tensor(c, hidden), vector, gamma, grn, grn)
+
+
+def run(case: Case) -> None:
+    """Call the launcher that serves `case`; a driver for "meta" must be active (see compile_only)."""
+    dtype = DTYPES[case.dtype]
+    module = importlib.import_module(f"{TRITON}.{case.op}")
+    if case.op == "reduce":
+        module.sum_partials(torch.empty(case.n, case.c, case.size**2, device="meta"), dtype)
+        return
+
+    def tensor(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def image(c: int, size: int) -> Tensor:
+        memory_format = torch.channels_last if case.layout == "nhwc" else torch.contiguous_format
+        return tensor(case.n, c, size, size).to(memory_format=memory_format)
+
+    x, vector = image(case.c, case.size), tensor(case.c)
+    arguments: tuple
+    if case.op == "dwconv":
+        arguments, inputs = (x, tensor(case.c, 1, case.k, case.k), vector, 1, dtype), 3
+    elif case.op in ("layernorm", "grn"):
+        arguments, inputs = (x, vector, vector, 1e-6), 3
+    elif case.op == "mlp":
+        residual = image(case.c, case.size)
+        arguments = (x, residual, _parameters(case, tensor), tensor(case.n), 1e-6, 1e-6, dtype)
+        inputs = 11
+    elif case.op == "block":
+        weight = tensor(case.c, 1, case.k, case.k)
+        arguments = (x, weight, vector, _parameters(case, tensor), tensor(case.n), 1, 1e-6, 1e-6, dtype)
+        inputs = 12
+    else:
+        out = image(2 * case.c, case.size // case.k)
+        weight = tensor(2 * case.c, case.c, case.k, case.k)
+        arguments = (x, vector, vector, weight, tensor(2 * case.c), 1e-6, dtype)
+        inputs = 5
+        if not case.backward:
+            arguments = (*arguments, out)
+    if not case.backward:
+        module.forward(*arguments)
+        return
+    dout = image(2 * case.c, case.size // case.k) if case.op == "downsample" else image(case.c, case.size)
+    needs = [True] * inputs
+    if case.op in ("mlp", "block"):  # gamma, or GRN's two
+        needs[-3:] = [not case.grn, case.grn, case.grn]
+    module.backward(dout, *arguments, needs)

@@ -1,0 +1,306 @@
+"""Compile every Triton kernel for GPUs that need not be there, and report what the cubins say. Nothing is run.
+
+    python benchmarks/triton_static.py [--quick] [--check | --update]
+
+Without an option a table is printed. --update writes docs/triton_kernels.json (every compiled kernel) and
+docs/triton_kernels.md (a line for each kernel and architecture). --check compiles and fails where a kernel is worse
+than the recorded one: spills more, exceeds a limit, loses its tensor cores, or fits fewer times on a multiprocessor.
+TRITON_CACHE_DIR makes repeats fast.
+"""
+
+import concurrent.futures
+import hashlib
+import importlib.metadata
+import json
+import multiprocessing
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import click
+import triton_cases
+from compile_only import Launch, compile_only
+from cubin import ARCHS, TENSOR_MEMORY_COLUMNS, Statics, analyse, limits
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+from triton.runtime.cache import get_cache_manager
+from triton_cases import CASES, Case
+
+from convnext_kernels import tuning
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORD = ROOT / "docs" / "triton_kernels.json"
+PAGE = ROOT / "docs" / "triton_kernels.md"
+QUICK_ARCHS = (80, 90)
+SMALLEST = 16  # instructions: a stub that does nothing has fewer
+STATICS_FILE = "statics.json"  # beside the kernel in Triton's cache
+# tl.dot with 16-bit inputs, or with fp32 ones that may be rounded to TF32, belongs on tensor cores.
+_MATRIX = re.compile(r"tt\.dot [^:\n]*(inputPrecision = (tf32|bf16)|: tensor<[^>]*x(bf16|f16)>)")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compiled kernel."""
+
+    kernel: str
+    arch: int
+    specialisation: str
+    matrix: bool  # it has products that belong on tensor cores
+    seconds: float | None  # of compiling
+    statics: Statics
+    cases: list[str] = field(default_factory=list)  # that launch it
+
+    @property
+    def key(self) -> str:
+        """The name that a row keeps from one version of the kernels to the next."""
+        return f"sm_{self.arch} {self.kernel} [{self.specialisation}]"
+
+
+def _row(launch: Launch, case: Case) -> Row:
+    """Read the cubin, or what was read from it before."""
+    cache = get_cache_manager(launch.hash)
+    sources = (Path(__file__).parent / "cubin.py").read_bytes()
+    name = f"{hashlib.sha256(sources).hexdigest()[:16]}-{STATICS_FILE}"
+    if (path := cache.get_file(name)) is not None:
+        statics = Statics(**json.loads(Path(path).read_text(encoding="utf-8")))
+    else:
+        statics = analyse(launch.cubin, launch.kernel, launch.arch, launch.warps, launch.shared, launch.tensor_memory)
+        cache.put(json.dumps(asdict(statics)), name, binary=False)
+    matrix = bool(_MATRIX.search(launch.ttir))
+    return Row(launch.kernel, launch.arch, launch.specialisation, matrix, launch.seconds, statics, [str(case)])
+
+
+def compile_case(task: tuple[int, Case, bool]) -> tuple[list[Row], str | None]:
+    """Rows of the kernels that one case launches on one architecture, and what went wrong."""
+    arch, case, every = task
+    launches: dict[str, Launch] = {}
+    turn = turns = 0
+
+    def choose(kernel: str, problem: tuple, candidates: Sequence[tuning.Candidate]) -> tuning.Candidate | None:
+        nonlocal turns
+        turns = max(turns, len(candidates))
+        return candidates[min(turn, len(candidates) - 1)]
+
+    try:
+        with compile_only(arch) as recorded:
+            triton_cases.run(case)
+            if every:
+                with tuning.forced(choose):
+                    triton_cases.run(case)
+                    while (turn := turn + 1) < turns:
+                        triton_cases.run(case)
+            launches = {launch.hash: launch for launch in recorded}
+        return [_row(launch, case) for launch in launches.values()], None
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return [], f"sm_{arch} {case}: {reason:.400}"
+
+
+def compile_all(tasks: list[tuple[int, Case, bool]], jobs: int) -> tuple[dict[str, Row], list[str]]:
+    """Run `compile_case` in `jobs` processes; rows by key, and the failures."""
+    rows: dict[str, Row] = {}
+    failures = []
+    console = Console(stderr=True)
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        futures = [pool.submit(compile_case, task) for task in tasks]
+        done = concurrent.futures.as_completed(futures)
+        for future in track(done, "compiling", len(futures), console=console, disable=not console.is_terminal):
+            found, failure = future.result()
+            failures += [failure] if failure else []
+            for row in found:
+                known = rows.get(row.key)
+                rows[row.key] = replace(known, cases=sorted({*known.cases, *row.cases})) if known else row
+    return dict(sorted(rows.items())), sorted(failures)
+
+
+def wrong(row: Row) -> list[str]:
+    """What no kernel may do, whatever is recorded."""
+    found, statics, limit = [], row.statics, limits(row.arch)
+    if statics.shared > limit.shared_cta_bytes:
+        found.append(f"{statics.shared} bytes of shared memory, at most {limit.shared_cta_bytes}")
+    if statics.tensor_memory > TENSOR_MEMORY_COLUMNS:
+        found.append(f"{statics.tensor_memory} columns of tensor memory, at most {TENSOR_MEMORY_COLUMNS}")
+    if statics.instructions < SMALLEST:
+        found.append(f"an empty stub of {statics.instructions} instructions")
+    if row.matrix and not statics.tensor:
+        found.append("matrix products without tensor cores")
+    if statics.ctas == 0:
+        found.append("does not fit on a multiprocessor")
+    return found
+
+
+def worse(row: Row, before: Row) -> list[str]:
+    """In what `row` is worse than the recorded one."""
+    found, now, then = [], row.statics, before.statics
+    for what in ("stack", "spill_stores", "spill_loads"):
+        if getattr(now, what) > getattr(then, what):
+            found.append(f"{what.replace('_', ' ')} {getattr(now, what)} bytes, recorded {getattr(then, what)}")
+    if then.tensor and not now.tensor:
+        found.append(f"no tensor-core instruction, recorded {', '.join(then.tensor)}")
+    if now.ctas < then.ctas:
+        found.append(f"{now.ctas} CTAs per multiprocessor, recorded {then.ctas}")
+    return found
+
+
+def check(rows: dict[str, Row], recorded: dict[str, Row]) -> tuple[list[str], list[str]]:
+    """Lines that fail a check, and lines that only inform."""
+    failures, notes = [], []
+    for key, row in rows.items():
+        found = wrong(row)
+        if key in recorded:
+            found += worse(row, recorded[key])
+        else:
+            notes.append(f"not recorded yet: {key}")
+            if row.statics.spill_stores or row.statics.spill_loads:
+                found.append(f"new, and spills {row.statics.spill_stores} + {row.statics.spill_loads} bytes")
+        failures += [f"{key}: {reason}" for reason in found]
+    return failures, notes
+
+
+def read(file: Path) -> dict[str, Row]:
+    """The recorded rows by key; none where there is no file."""
+    if not file.is_file():
+        return {}
+    content = json.loads(file.read_text(encoding="utf-8"))
+    rows = [Row(**{**entry, "statics": Statics(**entry["statics"])}) for entry in content["kernels"]]
+    return {row.key: row for row in rows}
+
+
+def _span(values: Iterable[float], form: str = "{:.0f}") -> str:
+    values = list(values)
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if low == high else f"{low}-{high}"
+
+
+def _tensor(statics: Statics) -> str:
+    return ", ".join(statics.tensor) or "-"
+
+
+HEADER = ("kernel", "sm", "variants", "registers", "spill B", "shared KB", "CTAs/SM", "SASS", "FFMA %", "tensor", "s")
+
+
+def summary(rows: Iterable[Row]) -> Iterator[tuple[str, ...]]:
+    """A line for each kernel and architecture, ranges over its specialisations."""
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.kernel.removesuffix("_kernel"), row.arch), []).append(row)
+    for (kernel, arch), members in sorted(groups.items()):
+        statics = [row.statics for row in members]
+        seconds = [row.seconds for row in members if row.seconds is not None]
+        yield (
+            kernel,
+            str(arch),
+            str(len(members)),
+            _span(s.registers for s in statics),
+            _span(s.spill_stores + s.spill_loads for s in statics),
+            _span((s.shared / 1024 for s in statics), "{:.1f}"),
+            _span(s.ctas for s in statics),
+            _span(s.instructions for s in statics),
+            _span(100 * s.ffma for s in statics),
+            ", ".join(sorted({_tensor(s) for s in statics})),
+            _span(seconds, "{:.1f}") if seconds else "?",
+        )
+
+
+def table(rows: Iterable[Row]) -> Table:
+    """The summary for the terminal; kernels that spill stand in red."""
+    shown = Table(title="Triton kernels, compiled, not run")
+    for name in HEADER:
+        shown.add_column(name, no_wrap=name == "kernel", justify="left" if name in ("kernel", "tensor") else "right")
+    for line in summary(rows):
+        shown.add_row(*(Text(cell) for cell in line), style=None if line[4] == "0" else "red")
+    return shown
+
+
+def describe(row: Row) -> str:
+    """One line about one compiled kernel."""
+    _, _, _, *cells = next(iter(summary([row])))
+    return f"{row.key}: " + ", ".join(f"{name} {cell}" for name, cell in zip(HEADER[3:], cells, strict=True))
+
+
+def page(rows: dict[str, Row]) -> str:
+    """The text of docs/triton_kernels.md."""
+    spilling = [row for row in rows.values() if row.statics.spill_stores or row.statics.spill_loads]
+    lines = [
+        "# Triton kernels, compiled",
+        "",
+        "Written by `python benchmarks/triton_static.py --update`; every kernel stands in `triton_kernels.json`.",
+        f"Compiled by Triton {importlib.metadata.version('triton')} with the configurations that ship and read from",
+        "the cubins: nothing here was run on a GPU. Ranges go over the variants (shapes, dtypes, configurations).",
+        "Spill: bytes per thread, stores and loads where they stand in the code. s: seconds to compile one variant.",
+        "",
+        f"{len(rows)} compiled kernels; {len(spilling)} of them spill.",
+        "",
+        "| " + " | ".join(HEADER) + " |",
+        "|" + "---|" * len(HEADER),
+    ]
+    lines += ["| " + " | ".join(line) + " |" for line in summary(rows.values())]
+    return "\n".join(lines) + "\n"
+
+
+def write(rows: dict[str, Row]) -> None:
+    """Record `rows` in docs/."""
+    lines = ",\n".join(json.dumps(asdict(row)) for row in rows.values())  # one kernel a line: diffs stay readable
+    version = json.dumps(importlib.metadata.version("triton"))
+    RECORD.write_text(f'{{"triton": {version}, "kernels": [\n{lines}\n]}}\n', encoding="utf-8")
+    PAGE.write_text(page(rows), encoding="utf-8")
+
+
+@click.command(help=__doc__.splitlines()[0])
+@click.option("--quick", is_flag=True, help=f"Architectures {QUICK_ARCHS} and a few shapes only.")
+@click.option("--arch", "archs", type=click.Choice([str(a) for a in ARCHS]), multiple=True, help="May be repeated.")
+@click.option("--op", "ops", type=click.Choice(triton_cases.OPS), multiple=True, help="May be repeated.")
+@click.option("--candidates", is_flag=True, help="Also the configurations that the cost model does not choose.")
+@click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Processes that compile.")
+@click.option("--full", is_flag=True, help="Print every compiled kernel too.")
+@click.option("--check", "checking", is_flag=True, help="Fail where a kernel is worse than the recorded one.")
+@click.option("--update", is_flag=True, help="Write docs/triton_kernels.json and docs/triton_kernels.md.")
+def main(
+    quick: bool,
+    archs: tuple[str, ...],
+    ops: tuple[str, ...],
+    candidates: bool,
+    jobs: int,
+    full: bool,
+    checking: bool,
+    update: bool,
+) -> None:
+    """Compile, print, and check or record."""
+    if update and (quick or archs or ops or checking):
+        raise click.UsageError("--update records everything: it goes with none of --quick, --arch, --op, --check")
+    chosen = [int(a) for a in archs] or list(QUICK_ARCHS if quick else ARCHS)
+    cases = [case for case in CASES if case.op in (ops or triton_cases.OPS) and (case.quick or not quick)]
+    for op in sorted({case.op for case in cases if not triton_cases.exists(case.op)}):
+        click.echo(f"no Triton kernels for {op} yet: its cases are left out", err=True)
+    # Architecture last: neighbours in the queue then never compile the same kernel at the same time.
+    tasks = [(arch, case, candidates) for case in cases if triton_cases.exists(case.op) for arch in chosen]
+    rows, failures = compile_all(tasks, jobs)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140  # of a file or a pipe nobody knows the width
+    console.print(table(rows.values()), highlight=False)
+    for row in rows.values() if full else ():
+        click.echo(describe(row))
+    if checking:
+        worse_lines, notes = check(rows, read(RECORD))
+        failures += worse_lines
+        for note in notes if full else notes[:5]:
+            click.echo(note)
+        click.echo(f"{len(notes)} of {len(rows)} kernels are not recorded yet; --update records them.")
+    else:
+        failures += [f"{row.key}: {reason}" for row in rows.values() for reason in wrong(row)]
+    if update and not failures:
+        write(rows)
+    for line in failures:
+        click.echo(f"wrong: {line}", err=True)
+    click.echo(f"{len(rows)} kernels compiled from {len(tasks)} cases, {len(failures)} failures; nothing was run.")
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()
