@@ -1,0 +1,317 @@
+"""LayerNorm over the channels of (N, C, H, W): y = (x - mean_c) * rstd_c * weight + bias, biased variance.
+
+With xhat = (x - mean) * rstd and g = dy * weight:
+
+    dx = rstd * (g - mean_c(g) - xhat * mean_c(g * xhat)),    dweight = sum dy * xhat,    dbias = sum dy
+
+Bytes per pixel with 16-bit elements: forward 4C (x once, y once), backward 6C (dy and x once, dx once) plus 8C for
+each of at most a few hundred programs' partial sums. A pixel's channels stay in registers between the passes over
+them, so statistics cost no second read; the backward computes them again from x instead of reading them.
+
+Rounding follows PyTorch's under autocast: parameters, the result and the incoming gradient are rounded to x's dtype;
+y may then be stored in another. Everything between is fp32.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from convnext_kernels.backends.triton import device
+from convnext_kernels.backends.triton.layout import Rows, finish, flat, like_parameter, output_rows, rows
+from convnext_kernels.backends.triton.reduce import sum_partials
+
+MAX_BLOCK_C = 8192  # more channels than this do not fit in registers: layernorm_wide
+COUNTS = ["pixels", "tiles", "total", "height", "width"]  # they vary from call to call: no recompilation for them
+
+
+@triton.jit
+def patch_order(p, height, width, PATCH: tl.constexpr):
+    """Where pixel p of its sample stands among the rows of its PATCH x PATCH patches, and whether any holds it."""
+    h, w = p // width, p % width
+    patch = (h // PATCH) * (width // PATCH) + w // PATCH
+    row = (patch * PATCH + h % PATCH) * PATCH + w % PATCH
+    return row, (h < height // PATCH * PATCH) & (w < width // PATCH * PATCH)
+
+
+@triton.jit
+def offsets(n, p, c, stride_n, stride_p, stride_c):
+    """Offsets (P, C) of elements; int64, since one sample alone may pass 2^31."""
+    return n.to(tl.int64) * stride_n + (p.to(tl.int64) * stride_p)[:, None] + (c.to(tl.int64) * stride_c)[None, :]
+
+
+@triton.jit
+def centre(x, inside, C: tl.constexpr):
+    """Return (x - mean, mean, variance) of rows in registers, which are 0 where not `inside`.
+
+    Two passes, so that a mean far larger than the deviation costs no digits. The mean of what the first one leaves
+    corrects the mean: C equal values come out as exactly 0 even where the mean of them rounds.
+    """
+    mean = tl.sum(x, axis=1) / C
+    d = tl.where(inside, x - mean[:, None], 0.0)
+    correction = tl.sum(d, axis=1) / C
+    variance = tl.sum(d * d, axis=1) / C - correction * correction
+    # Not tl.maximum: NaN must flow through
+    return d - correction[:, None], mean + correction, tl.where(variance < 0, 0.0, variance)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def layernorm_fwd_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,  # None: statistics only
+    mean_ptr,  # None: no statistics
+    rstd_ptr,
+    pixels,  # of one sample
+    tiles,  # of one sample
+    height,
+    width,
+    stride_xn,
+    stride_xp,
+    stride_xc,
+    stride_yn,
+    stride_yp,
+    stride_yc,
+    eps,
+    C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    PATCH: tl.constexpr,
+):
+    """One program: BLOCK_P pixels of one sample, all their channels."""
+    n = tl.program_id(0) // tiles
+    p = (tl.program_id(0) % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
+    c = tl.arange(0, BLOCK_C)
+    inside = (p < pixels)[:, None] & (c < C)[None, :]
+    x = tl.load(x_ptr + offsets(n, p, c, stride_xn, stride_xp, stride_xc), mask=inside, other=0.0)
+    centred, mean, variance = centre(x.to(tl.float32), inside, C)
+    rstd = tl.rsqrt(variance + eps)
+    if mean_ptr is not None:
+        row = n.to(tl.int64) * pixels + p
+        tl.store(mean_ptr + row, mean, mask=p < pixels)
+        tl.store(rstd_ptr + row, rstd, mask=p < pixels)
+    if y_ptr is not None:
+        y = centred * rstd[:, None]
+        if weight_ptr is not None:
+            y *= tl.load(weight_ptr + c, mask=c < C, other=0.0).to(x.dtype).to(tl.float32)[None, :]
+        if bias_ptr is not None:
+            y += tl.load(bias_ptr + c, mask=c < C, other=0.0).to(x.dtype).to(tl.float32)[None, :]
+        q = p
+        if PATCH > 1:
+            q, whole = patch_order(p, height, width, PATCH)
+            inside &= whole[:, None]
+        y = y.to(x.dtype).to(y_ptr.dtype.element_ty)
+        tl.store(y_ptr + offsets(n, q, c, stride_yn, stride_yp, stride_yc), y, mask=inside)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def layernorm_bwd_kernel(
+    dy_ptr,
+    x_ptr,
+    weight_ptr,
+    dx_ptr,  # None: not needed
+    partials_ptr,  # (programs, 2, C) fp32: dweight, dbias. None: not needed
+    pixels,  # of one sample
+    tiles,  # of one sample
+    total,  # tiles of all samples
+    height,
+    width,
+    stride_dyn,
+    stride_dyp,
+    stride_dyc,
+    stride_xn,
+    stride_xp,
+    stride_xc,
+    stride_dxn,
+    stride_dxp,
+    stride_dxc,
+    eps,
+    C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    PATCH: tl.constexpr,
+):
+    """One program: every num_programs-th tile of BLOCK_P pixels, and the sums over them for the parameters."""
+    c = tl.arange(0, BLOCK_C)
+    if weight_ptr is not None:
+        weight = tl.load(weight_ptr + c, mask=c < C, other=0.0).to(x_ptr.dtype.element_ty).to(tl.float32)[None, :]
+    if partials_ptr is not None:
+        # Summed over pixels only once, at the end: the sums cross threads and warps.
+        dweight = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+        dbias = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    for tile in range(tl.program_id(0), total, tl.num_programs(0)):
+        n = tile // tiles
+        p = (tile % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
+        inside = (p < pixels)[:, None] & (c < C)[None, :]
+        q, held = p, inside
+        if PATCH > 1:
+            q, whole = patch_order(p, height, width, PATCH)
+            held = inside & whole[:, None]  # pixels in no patch have no gradient
+        x = tl.load(x_ptr + offsets(n, p, c, stride_xn, stride_xp, stride_xc), mask=inside, other=0.0)
+        dy = tl.load(dy_ptr + offsets(n, q, c, stride_dyn, stride_dyp, stride_dyc), mask=held, other=0.0)
+        dy = dy.to(x.dtype).to(tl.float32)
+        centred, _, variance = centre(x.to(tl.float32), inside, C)
+        # 0 for the rows past the end: with eps = 0 theirs would be infinite, and 0 * inf reach the sums
+        rstd = tl.where(p < pixels, tl.rsqrt(variance + eps), 0.0)[:, None]
+        xhat = centred * rstd
+        if partials_ptr is not None:
+            dweight += dy * xhat
+            dbias += dy
+        if dx_ptr is not None:
+            g = dy
+            if weight_ptr is not None:
+                g *= weight
+            along_mean = (tl.sum(g, axis=1) / C)[:, None]
+            along_xhat = (tl.sum(g * xhat, axis=1) / C)[:, None]
+            dx = rstd * (g - along_mean - xhat * along_xhat)
+            where = offsets(n, p, c, stride_dxn, stride_dxp, stride_dxc)
+            tl.store(dx_ptr + where, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+    if partials_ptr is not None:
+        row = partials_ptr + tl.program_id(0) * (2 * C)
+        tl.store(row + c, tl.sum(dweight, axis=0), mask=c < C)
+        tl.store(row + C + c, tl.sum(dbias, axis=0), mask=c < C)
+
+
+def tile(channels: int, pixels_inside: bool, element_size: int, elements: int) -> tuple[int, int, int]:
+    """Return (BLOCK_P, BLOCK_C, num_warps) for tiles of about `elements`.
+
+    Loads of 16 bytes a thread run along the channels of NHWC, whose rows are long enough by themselves; NCHW wants
+    a whole 32-byte sector of pixels at least, also where C is large.
+    """
+    block_c = triton.next_power_of_2(channels)
+    block_p = max(1, elements // block_c)
+    if pixels_inside:
+        block_p = max(block_p, min(32 // element_size, 4 * elements // block_c))
+    return block_p, block_c, max(4, min(16, block_p * block_c // 512))
+
+
+def _plan(x: Rows, *others: Rows, patch: int = 1) -> tuple[int, int]:
+    """Return (samples, pixels of one): one long sample where the samples of all follow each other without a gap."""
+    samples, _, height, width = x.tensor.shape
+    if patch == 1 and all(r.stride_n == height * width * r.stride_p for r in (x, *others)):
+        return 1, samples * height * width
+    return samples, height * width
+
+
+def patch_rows(x: Tensor, patch: int, dtype: torch.dtype) -> Rows:
+    """Allocate what `normalize` writes in patch order: rows (N * H//K * W//K * K * K, C)."""
+    samples, channels, height, width = x.shape
+    held = (height // patch) * (width // patch) * patch * patch
+    out = torch.empty((samples * held, channels), dtype=dtype, device=x.device)
+    return Rows(out, held * channels, channels, 1)
+
+
+def normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    out: Rows | None,
+    *,
+    statistics: bool = False,
+    patch: int = 1,
+) -> tuple[Tensor, Tensor] | None:
+    """LayerNorm of (N, C, H, W) into `out` (`layout.output_rows`, `layout.rows`, `patch_rows`), in out's dtype.
+
+    `statistics` returns mean and rstd as fp32 (N * H * W); out=None computes nothing else.
+    """
+    source = rows(x)
+    channels, height, width = x.shape[1:]
+    target = source if out is None else out
+    samples, pixels = _plan(source, target, patch=patch)
+    stats = torch.empty((2, samples * pixels), dtype=torch.float32, device=x.device) if statistics else (None, None)
+    if channels > MAX_BLOCK_C:
+        from convnext_kernels.backends.triton import layernorm_wide as wide
+
+        block_p, kernel, config = 1, wide.layernorm_fwd_wide_kernel, {"BLOCK_C": 2048, "num_warps": 8}
+    else:
+        block_p, block_c, warps = tile(channels, source.stride_p == 1, x.element_size(), 2048)
+        kernel, config = layernorm_fwd_kernel, {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": warps}
+    tiles = triton.cdiv(pixels, block_p)
+    kernel[(samples * tiles,)](
+        source.tensor,
+        None if weight is None else flat(weight),
+        None if bias is None else flat(bias),
+        None if out is None else out.tensor,
+        *stats,
+        pixels,
+        tiles,
+        height,
+        width,
+        *source[1:],
+        *target[1:],
+        eps,
+        C=channels,
+        PATCH=patch,
+        **config,
+    )
+    return tuple(stats) if statistics else None
+
+
+def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Normalise every pixel over its channels; the result has x's dtype and strides."""
+    out, written = output_rows(x)
+    normalize(x, weight, bias, eps, written)
+    return finish(out, written)
+
+
+def gradients(
+    dy: Rows, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, needs: list[bool], patch: int = 1
+) -> list[Tensor]:
+    """As `backward`, for a gradient given as rows: in the order of pixels, or of patches (`patch_rows`)."""
+    source = rows(x)
+    channels, height, width = x.shape[1:]
+    dx, target = output_rows(x) if needs[0] else (None, source)
+    samples, pixels = _plan(source, dy, target, patch=patch)
+    # Two CTAs of 8 warps on every multiprocessor: 32 KB of loads in flight on each, and few rows of partial sums.
+    programs = 2 * device.gpu().sms
+    parameters = needs[1] or needs[2]
+    if channels > MAX_BLOCK_C:
+        from convnext_kernels.backends.triton import layernorm_wide as wide
+
+        block_p, kernel, config = 1, wide.layernorm_bwd_wide_kernel, {"BLOCK_C": 2048, "num_warps": 8}
+    else:
+        block_p, block_c, warps = tile(channels, source.stride_p == 1, x.element_size(), 4096)
+        kernel, config = layernorm_bwd_kernel, {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": max(8, warps)}
+    tiles = triton.cdiv(pixels, block_p)
+    programs = min(programs, samples * tiles)
+    partials = torch.empty((programs, 2, channels), dtype=torch.float32, device=x.device) if parameters else None
+    kernel[(programs,)](
+        dy.tensor,
+        source.tensor,
+        None if weight is None else flat(weight),
+        None if dx is None else target.tensor,
+        partials,
+        pixels,
+        tiles,
+        samples * tiles,
+        height,
+        width,
+        *dy[1:],
+        *source[1:],
+        *target[1:],
+        eps,
+        C=channels,
+        PATCH=patch,
+        **config,
+    )
+    results = [finish(dx, target)] if needs[0] else []
+    return results + parameter_gradients(partials, (weight, bias), needs[1:])
+
+
+def parameter_gradients(partials: Tensor | None, parameters: tuple, needs: list[bool]) -> list[Tensor]:
+    """Sum (programs, 2, C) partial gradients of (weight, bias) and return those that `needs` marks."""
+    if partials is None:
+        return []
+    dtypes = {parameter.dtype for parameter, needed in zip(parameters, needs, strict=True) if needed}
+    sums = sum_partials(partials, dtypes.pop() if len(dtypes) == 1 else torch.float32)
+    marked = zip(sums, parameters, needs, strict=True)
+    return [like_parameter(g.to(parameter.dtype), parameter) for g, parameter, needed in marked if needed]
+
+
+def backward(
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, needs: list[bool]
+) -> list[Tensor]:
+    """Return the gradients of (x, weight, bias) that `needs` marks, in that order; bitwise the same every time."""
+    return gradients(rows(dy), x, weight, bias, eps, needs)
