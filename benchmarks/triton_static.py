@@ -80,7 +80,9 @@ def compile_case(task: tuple[int, Case, bool]) -> tuple[list[Row], str | None]:
     launches: dict[str, Launch] = {}
     turn = turns = 0
 
-    def choose(kernel: str, problem: tuple, candidates: Sequence[tuning.Candidate]) -> tuning.Candidate | None:
+    def choose(
+        kernel: str, problem: tuple, candidates: Sequence[tuning.Candidate], gpu: tuning.Gpu
+    ) -> tuning.Candidate | None:
         nonlocal turns
         turns = max(turns, len(candidates))
         return candidates[min(turn, len(candidates) - 1)]

@@ -21,7 +21,7 @@ ROOMS = {
     "backends.cpu": (("spec", "backends.cpu.", "_native"), ("torch",)),
     "backends.cuda": (("spec", "backends.cuda.", "_native_cuda"), ("torch",)),
     "backends.triton": (("spec", "tuning", "tuning.", "backends.triton."), ("torch", "triton")),
-    "tuning": (("spec", "version", "tuning."), ()),
+    "tuning": (("spec", "version", "tuning", "tuning."), ("filelock", "platformdirs")),
     "planner": (("spec", "backends", "planner.", "tuning", "tuning.", "version"), ("torch",)),
     "ops": (("spec", "planner", "ops."), ("torch",)),
     "functional": (("ops", "ops.checks"), ("torch",)),

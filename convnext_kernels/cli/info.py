@@ -3,17 +3,16 @@
 import json
 
 import click
-import platformdirs
 
 from convnext_kernels import environment
+from convnext_kernels.tuning import cache
 
 
 @click.command("info")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def command(as_json: bool) -> None:
     """Show versions, backends with the reason of those that cannot run, and the machine."""
-    cache = str(platformdirs.user_cache_path("convnext_kernels"))
-    values = environment.collect() | {"cache_directory": cache}
+    values = environment.collect() | {"cache_directory": str(cache.folder()), "cached_choices": cache.size()}
     if as_json:
         click.echo(json.dumps(values, indent=2))
         return
@@ -30,6 +29,7 @@ def command(as_json: bool) -> None:
     machine = Table(show_header=False, title="Versions and machine")
     for what, value in environment.rows(values):
         machine.add_row(what, Text(value))
-    machine.add_row("cache directory", Text(f"{cache} (nothing is kept there yet)"))
+    kept = f"{values['cached_choices']} timed choices of kernel configurations"
+    machine.add_row("cache directory", Text(f"{values['cache_directory']} ({kept})"))
     console = Console()
     console.print(backends, machine)

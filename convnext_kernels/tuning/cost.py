@@ -1,6 +1,13 @@
-"""The cost model: the time of a launch is that of its busiest resource, plus what a launch costs anyhow.
+"""The cost model: a launch takes as long as its busiest resource does, plus what any launch costs.
 
-Every figure it gives is a prediction; docs/design.md says what it leaves out.
+Resources are device memory, L2, tensor cores and issue slots. Programs are spread over the multiprocessors; the fullest
+one sets the time, so that a last, half empty wave costs a whole one, and a multiprocessor with too few warps on it runs
+below its rate. Every figure is a prediction. Left out:
+
+- what a program cannot overlap with itself (prologue, epilogue, barriers): the products of a tile and its GELU are
+  taken to run at the same time, in other programs if need be;
+- data that stays in L2 from one launch to the next: batch 1 is charged for device memory;
+- bank conflicts, uncoalesced access, spills, and clocks below boost under load.
 """
 
 from collections.abc import Mapping
@@ -9,6 +16,15 @@ from dataclasses import dataclass, field
 from convnext_kernels.tuning.gpus import Gpu
 
 LAUNCH_SECONDS = 2e-6  # between two dependent kernels of one stream, CUDA graph or not the GPU needs about this
+# Shares of the peaks that good kernels sustain. Rules of thumb; `l2_gbs` is a measured rate already.
+DRAM_SHARE = 0.9
+TENSOR_SHARE = 0.75
+ISSUE_SHARE = 0.85
+# Warps on a multiprocessor that hide latencies with the instruction-level parallelism of unrolled kernels: two for
+# each of the four schedulers; one is enough to feed the tensor cores, whose instructions are long.
+ISSUE_WARPS = 8
+TENSOR_WARPS = 4
+DRAM_SMS = 0.5  # share of the multiprocessors whose loads together fill the memory bus
 
 
 @dataclass(frozen=True)
@@ -22,6 +38,7 @@ class Work:
     programs: int = 1
     ctas_per_sm: int = 1  # that fit at once
     tf32: bool = False  # tensor_flops are TF32
+    warps: int = 4  # of one program
 
 
 @dataclass(frozen=True)
@@ -32,17 +49,26 @@ class Candidate:
     config: Mapping[str, object] = field(hash=False)
     launches: tuple[Work, ...] = ()
 
+    def seconds(self, gpu: Gpu) -> float:
+        """Predicted time of all launches on `gpu`."""
+        return sum(seconds(work, gpu) for work in self.launches)
+
 
 def seconds(work: Work, gpu: Gpu) -> float:
     """Predicted time of one launch on `gpu`."""
-    slots = gpu.sms * work.ctas_per_sm
-    waves = -(-work.programs // slots)
-    # The share of the machine that the programs keep busy, the last wave's emptiness included.
-    busy = work.programs / (waves * slots)
-    tensor_peak = gpu.tf32_tflops if work.tf32 else gpu.half_tflops
+    if work.programs <= 0:
+        return LAUNCH_SECONDS
+    fullest = -(-work.programs // gpu.sms)  # programs of the fullest multiprocessor
+    spread = work.programs / (fullest * gpu.sms)
+    warps = max(1, min(work.ctas_per_sm, fullest)) * work.warps
+    issue, tensor = (spread * min(1.0, warps / needed) for needed in (ISSUE_WARPS, TENSOR_WARPS))
+    # The bus is shared: loads of some of the multiprocessors fill it, if these have enough warps in flight.
+    active = min(1.0, work.programs / gpu.sms) * min(1.0, warps / ISSUE_WARPS)
+    dram = min(1.0, active / DRAM_SMS)
+    tensor_peak = (gpu.tf32_tflops if work.tf32 else gpu.half_tflops) * 1e12
     return LAUNCH_SECONDS + max(
-        work.dram_bytes / (gpu.dram_gbs * 1e9),
-        work.l2_bytes / (gpu.l2_gbs * 1e9) / busy,
-        work.tensor_flops / (tensor_peak * 1e12) / busy,
-        work.fp32_ops / (gpu.fp32_tflops / 2 * 1e12) / busy,
+        work.dram_bytes / (gpu.dram_gbs * 1e9 * DRAM_SHARE * dram),
+        work.l2_bytes / (gpu.l2_gbs * 1e9 * issue),
+        work.tensor_flops / (tensor_peak * TENSOR_SHARE * tensor),
+        work.fp32_ops / (gpu.fp32_tflops / 2 * 1e12 * ISSUE_SHARE * issue),
     )

@@ -1,11 +1,20 @@
-"""Data sheets of the GPUs that the cost model knows. Rates are peaks without sparsity, at the boost clock."""
+"""Data sheets of the GPUs that the cost model knows. Rates are peaks without sparsity, at the boost clock.
+
+Sources: NVIDIA's data sheets of A100 (SXM, 80 GB), A10, L40S, H100 (SXM), H200 (SXM) and HGX B200 (per GPU, dense); the
+whitepapers "NVIDIA Ampere GA102" (RTX 3090), "NVIDIA Ada GPU architecture" (RTX 4090) and "NVIDIA RTX Blackwell GPU
+architecture" (RTX 5090). GeForce cards run tensor products that accumulate in fp32 at half the rate that is
+advertised for fp16 accumulation; the lower one stands here. Shared memory: CUDA C++ programming guide, table of
+compute capabilities. L2 rates are round figures in the range of published microbenchmarks (Chips and Cheese, "Nvidia's
+H100: Funny L2, and Tons of Bandwidth", 2023; "Microbenchmarking Nvidia's RTX 4090", 2022), scaled by
+multiprocessors and clock where there is none; take them for good to a quarter.
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU model; the figures are the vendor's, except `l2_gbs` (microbenchmarks; see docs/design.md)."""
+    """One GPU model."""
 
     name: str
     arch: int  # compute capability: 90 for 9.0
@@ -15,7 +24,7 @@ class Gpu:
     dram_gbs: float  # GB/s
     l2_gbs: float  # GB/s
     l2_bytes: int
-    fp32_tflops: float
+    fp32_tflops: float  # a multiply-add counts as two
     tf32_tflops: float  # tensor cores
     half_tflops: float  # tensor cores, bf16 or fp16 in, fp32 accumulation
 
@@ -28,10 +37,10 @@ GPUS = {
         Gpu("A10", 86, 72, 101376, 102400, 600, 1800, 6 * _MB, 31.2, 62.5, 125),
         Gpu("RTX3090", 86, 82, 101376, 102400, 936, 2000, 6 * _MB, 35.6, 35.6, 71),
         Gpu("L40S", 89, 142, 101376, 102400, 864, 4000, 96 * _MB, 91.6, 183, 362),
-        Gpu("RTX4090", 89, 128, 101376, 102400, 1008, 4500, 72 * _MB, 82.6, 82.6, 165),
-        Gpu("H100", 90, 132, 232448, 233472, 3350, 5500, 50 * _MB, 66.9, 494, 989),
-        Gpu("H200", 90, 132, 232448, 233472, 4800, 5500, 50 * _MB, 66.9, 494, 989),
-        Gpu("B200", 100, 148, 232448, 233472, 8000, 9000, 126 * _MB, 75, 1125, 2250),
+        Gpu("RTX4090", 89, 128, 101376, 102400, 1008, 4500, 72 * _MB, 82.6, 82.6, 165.2),
+        Gpu("H100", 90, 132, 232448, 233472, 3350, 5500, 50 * _MB, 66.9, 494.7, 989.4),
+        Gpu("H200", 90, 132, 232448, 233472, 4800, 5500, 50 * _MB, 66.9, 494.7, 989.4),
+        Gpu("B200", 100, 148, 232448, 233472, 8000, 9000, 126 * _MB, 75, 1100, 2250),
         Gpu("RTX5090", 120, 170, 101376, 102400, 1792, 6000, 96 * _MB, 104.8, 104.8, 209.5),
     )
 }
@@ -42,3 +51,14 @@ def for_arch(arch: int) -> Gpu:
     """The GPU that stands for an architecture when its name is unknown: the nearest one not newer."""
     known = [a for a in _BY_ARCH if a <= arch] or [min(_BY_ARCH)]
     return GPUS[_BY_ARCH[max(known)]]
+
+
+def named(name: str) -> Gpu:
+    """The GPU of that name, in any case and with spaces, dashes or vendor: "h100", "RTX 4090", "NVIDIA L40S".
+
+    Raises ValueError, which names the known ones, for any other name.
+    """
+    plain = "".join(c for c in name.upper() if c.isalnum()).removeprefix("NVIDIA").removeprefix("GEFORCE")
+    if plain not in GPUS:
+        raise ValueError(f"unknown GPU {name!r}, expected one of {', '.join(GPUS)}")
+    return GPUS[plain]

@@ -4,16 +4,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from convnext_kernels.tuning.cost import Candidate, seconds
+from convnext_kernels.tuning import autotune, cache, defaults
+from convnext_kernels.tuning.cost import Candidate
 from convnext_kernels.tuning.gpus import Gpu
 
-Choice = Callable[[str, tuple, Sequence[Candidate]], Candidate | None]
+Choice = Callable[[str, tuple, Sequence[Candidate], Gpu], Candidate | None]
 _forced: ContextVar[Choice | None] = ContextVar("convnext_kernels_forced_choice", default=None)
 
 
 @contextmanager
 def forced(choice: Choice) -> Iterator[None]:
-    """Let ``choice(kernel, problem, candidates)`` decide inside a ``with`` block; None leaves it to `pick`.
+    """Let ``choice(kernel, problem, candidates, gpu)`` decide inside a ``with`` block; None leaves it to `pick`.
 
     For tests and reports that must reach every configuration.
     """
@@ -24,8 +25,33 @@ def forced(choice: Choice) -> Iterator[None]:
         _forced.reset(token)
 
 
-def pick(kernel: str, problem: tuple, candidates: Sequence[Candidate], gpu: Gpu) -> Candidate:
-    """Return the candidate with the lowest predicted time; the first of equals."""
-    if (choice := _forced.get()) is not None and (chosen := choice(kernel, problem, candidates)) is not None:
+def predicted(candidates: Sequence[Candidate], gpu: Gpu) -> Candidate:
+    """The candidate with the lowest predicted time; the first of equals."""
+    return min(candidates, key=lambda c: c.seconds(gpu))
+
+
+def pick(
+    kernel: str, problem: tuple, candidates: Sequence[Candidate], gpu: Gpu, timer: autotune.Timer | None = None
+) -> Candidate:
+    """Choose one of `candidates`: the one timed on this machine, else the shipped default, else the cost model's.
+
+    `problem` is all that the choice depends on, the batch (or whatever grows with it) first: choices are kept for
+    classes of problems whose first element rounds up to the same power of two. `timer` measures a candidate in
+    seconds; it is used when autotuning was asked for and nothing was timed yet. Raises ValueError without candidates.
+    """
+    if not candidates:
+        raise ValueError(f"{kernel}: no candidates for {problem}")
+    choice = _forced.get()
+    if choice is not None and (chosen := choice(kernel, problem, candidates, gpu)) is not None:
         return chosen
-    return min(candidates, key=lambda c: sum(seconds(work, gpu) for work in c.launches))
+    if len(candidates) == 1:
+        return candidates[0]
+    names = {c.name: c for c in candidates}
+    if (name := cache.lookup(kernel, problem, gpu)) in names:  # a name of another version is not
+        return names[name]
+    if timer is not None and autotune.wanted() and (best := autotune.fastest(kernel, candidates, timer)) is not None:
+        cache.remember(kernel, problem, gpu, best.name)
+        return best
+    if (name := defaults.lookup(kernel, problem, gpu)) in names:
+        return names[name]
+    return predicted(candidates, gpu)

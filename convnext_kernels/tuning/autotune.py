@@ -1,0 +1,55 @@
+"""Timing the candidates, when asked for: ``CONVNEXT_KERNELS_AUTOTUNE=1``, or `autotune` for a block of code.
+
+A launcher hands `pick` a timer where timing is possible at all: on a GPU, outside of CUDA graph capture. The first
+call of every class of problem then takes as long as all its candidates, once per machine: the choice is kept on disk.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from convnext_kernels.tuning.cost import Candidate
+
+ENVIRONMENT_VARIABLE = "CONVNEXT_KERNELS_AUTOTUNE"
+Timer = Callable[[Candidate], float]  # seconds of one candidate, measured
+
+_log = logging.getLogger("convnext_kernels")
+_asked: ContextVar[bool | None] = ContextVar("convnext_kernels_autotune", default=None)
+
+
+@contextmanager
+def autotune(enabled: bool = True) -> Iterator[None]:
+    """Time kernel configurations inside a ``with`` block (or, with False, do not), in this thread."""
+    token = _asked.set(enabled)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def wanted() -> bool:
+    """Whether candidates shall be timed."""
+    asked = _asked.get()
+    return os.environ.get(ENVIRONMENT_VARIABLE, "0") not in ("", "0") if asked is None else asked
+
+
+def fastest(kernel: str, candidates: Sequence[Candidate], timer: Timer) -> Candidate | None:
+    """The candidate with the lowest measured time; None when not one of them runs.
+
+    One that fails (it asks for more shared memory than there is, say) is passed over and logged.
+    """
+    best, least = None, math.inf
+    for candidate in candidates:
+        try:
+            taken = timer(candidate)
+        except Exception as error:  # compiler and driver raise many types; the others may well run
+            _log.warning("autotune: %s %s does not run: %s", kernel, candidate.name, error)
+            continue
+        if taken < least:
+            best, least = candidate, taken
+    if best is not None:
+        _log.info("autotune: %s: %s, %.1f us, of %d candidates", kernel, best.name, least * 1e6, len(candidates))
+    return best

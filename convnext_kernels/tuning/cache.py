@@ -1,0 +1,146 @@
+"""Choices that were timed on this machine, kept between processes: one JSON file in the user's cache folder.
+
+``CONVNEXT_KERNELS_CACHE`` names another folder. Entries are keyed by everything that a time depends on (package,
+Triton, GPU, kernel, class of the problem), so that an upgrade starts anew and going back finds the old ones. A file is
+never seen half written (a temporary file takes its place), a damaged one is rebuilt, and processes that write at the
+same time wait for one another and lose nothing.
+"""
+
+import contextlib
+import functools
+import importlib.metadata
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from convnext_kernels.tuning.gpus import Gpu
+from convnext_kernels.version import __version__
+
+ENVIRONMENT_VARIABLE = "CONVNEXT_KERNELS_CACHE"
+FORMAT = 1
+FILE = "choices.json"
+LOCK_SECONDS = 10.0
+
+_log = logging.getLogger("convnext_kernels")
+
+
+def folder() -> Path:
+    """Where the cache lives; the folder need not exist."""
+    if chosen := os.environ.get(ENVIRONMENT_VARIABLE):
+        return Path(chosen)
+    import platformdirs
+
+    return platformdirs.user_cache_path("convnext_kernels")
+
+
+def shape_class(problem: tuple) -> str:
+    """The class of a problem: its first element, the batch, rounded up to a power of two; the others as they are."""
+    if problem and isinstance(problem[0], int) and not isinstance(problem[0], bool):
+        problem = (1 << max(0, problem[0] - 1).bit_length(), *problem[1:])
+    return ",".join(str(part).removeprefix("torch.") for part in problem)
+
+
+@functools.cache
+def _triton_version() -> str:
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def key(kernel: str, problem: tuple, gpu: Gpu) -> str:
+    """What an entry is found by."""
+    versions = f"{__version__}|triton {_triton_version()}"
+    return f"{versions}|{gpu.name} sm_{gpu.arch}|{kernel}|{shape_class(problem)}"
+
+
+@functools.cache
+def _warn_once(path: Path, reason: str) -> None:
+    _log.warning("cache of kernel choices %s: %s", path, reason)
+
+
+def read(path: Path) -> dict[str, str]:
+    """Entries of a cache file, key to the candidate's name; none, and one warning, when it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:  # of another version of the package, which rebuilt it or will
+            return {}
+        entries = content["entries"]
+        if not all(isinstance(part, str) for entry in entries.items() for part in entry):
+            raise TypeError("an entry is not a string")
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        _warn_once(path, f"cannot be read: {error.strerror}")
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        _warn_once(path, f"is damaged and will be rebuilt: {type(error).__name__}: {error}")
+        return {}
+    return entries
+
+
+def write(path: Path, entries: Mapping[str, str]) -> None:
+    """Merge `entries` into the file at `path`. Where that fails one warning is logged: it is only a cache."""
+    import filelock
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
+            merged = read(path) | dict(entries)
+            text = json.dumps({"format": FORMAT, "entries": merged}, indent=1, sort_keys=True)
+            descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp")
+            try:
+                with open(descriptor, "w", encoding="utf-8") as file:
+                    file.write(text + "\n")
+                os.replace(temporary, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+                raise
+    except filelock.Timeout:
+        _warn_once(path, f"is locked by another process for more than {LOCK_SECONDS:.0f} s, nothing was kept")
+    except OSError as error:
+        _warn_once(path, f"cannot be written: {error.strerror or error}")
+
+
+class _Memory:
+    """The copy of the file that this process works with, read once for each folder."""
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self.entries: dict[str, str] = {}
+
+    def load(self) -> dict[str, str]:
+        path = folder() / FILE
+        if path != self.path:
+            self.path, self.entries = path, read(path)
+        return self.entries
+
+
+_memory = _Memory()
+
+
+def lookup(kernel: str, problem: tuple, gpu: Gpu) -> str | None:
+    """Name of the candidate that was timed to be the fastest, or None."""
+    entries = _memory.load()
+    return entries.get(key(kernel, problem, gpu)) if entries else None
+
+
+def remember(kernel: str, problem: tuple, gpu: Gpu, name: str) -> None:
+    """Keep the name of the fastest candidate, for this process and on disk."""
+    entry = {key(kernel, problem, gpu): name}
+    _memory.load().update(entry)
+    write(folder() / FILE, entry)
+
+
+def forget() -> None:
+    """Drop this process's copy: the next lookup reads the file again."""
+    _memory.path = None
+
+
+def size() -> int:
+    """Entries in the file, of every version and GPU."""
+    return len(read(folder() / FILE))

@@ -1,0 +1,19 @@
+import pytest
+
+from convnext_kernels.tuning import autotune, cache
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    """Every test has a cache folder of its own."""
+    monkeypatch.setenv(cache.ENVIRONMENT_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.delenv(autotune.ENVIRONMENT_VARIABLE, raising=False)
+    cache.forget()
+    cache._warn_once.cache_clear()
+    yield
+    cache.forget()
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "cache" / cache.FILE

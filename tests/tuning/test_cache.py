@@ -1,0 +1,162 @@
+import json
+import logging
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from convnext_kernels.tuning import GPUS, cache
+
+H100, A100 = GPUS["H100"], GPUS["A100"]
+PROBLEM = (8, 96, 56, 56, torch.bfloat16)
+
+
+def test_what_was_remembered_is_found_by_the_next_process(file, run_python):
+    cache.remember("mlp", PROBLEM, H100, "fused")
+    script = (
+        "import torch; from convnext_kernels.tuning import GPUS, cache\n"
+        "print(cache.lookup('mlp', (8, 96, 56, 56, torch.bfloat16), GPUS['H100']))"
+    )
+    assert run_python(script).strip() == "fused"
+
+
+def test_without_a_file_nothing_is_found_and_nothing_is_made(file):
+    assert cache.lookup("mlp", PROBLEM, H100) is None
+    assert not file.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("batch", "same"), [(5, True), (8, True), (4, False), (9, False), (0, False), (1, False), (2**33, False)]
+)
+def test_batches_share_a_class_up_to_a_power_of_two(batch, same):
+    assert (cache.shape_class((batch, *PROBLEM[1:])) == cache.shape_class(PROBLEM)) == same
+
+
+def test_flags_are_no_batch():
+    assert cache.shape_class((True, 3)) == "True,3"
+    assert cache.shape_class(()) == ""
+
+
+def test_keys_tell_apart_all_that_a_time_depends_on(monkeypatch):
+    keys = {
+        cache.key("mlp", PROBLEM, H100),
+        cache.key("dwconv", PROBLEM, H100),
+        cache.key("mlp", PROBLEM, A100),
+        cache.key("mlp", (*PROBLEM[:4], torch.float16), H100),
+        cache.key("mlp", (8, 96, 56, 28, torch.bfloat16), H100),
+    }
+    monkeypatch.setattr(cache, "__version__", "99.0")
+    keys.add(cache.key("mlp", PROBLEM, H100))
+    monkeypatch.setattr(cache, "_triton_version", lambda: "99.0")
+    keys.add(cache.key("mlp", PROBLEM, H100))
+    assert len(keys) == 7
+
+
+def test_another_version_finds_nothing_and_keeps_what_was_there(file, monkeypatch):
+    cache.remember("mlp", PROBLEM, H100, "fused")
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "__version__", "99.0")
+        assert cache.lookup("mlp", PROBLEM, H100) is None
+        cache.remember("mlp", PROBLEM, H100, "two kernels")
+    cache.forget()
+    assert cache.lookup("mlp", PROBLEM, H100) == "fused"
+    assert cache.size() == 2
+
+
+DAMAGED = {
+    "empty": "",
+    "cut off": '{"format": 1, "entries": {"a": "b"',
+    "no JSON": "\x00\x01\x02",
+    "a list": "[1, 2]",
+    "no entries": '{"format": 1}',
+    "entries of another kind": '{"format": 1, "entries": {"a": 3}}',
+    "entries as a list": '{"format": 1, "entries": [3]}',
+    "too deep": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_is_rebuilt_with_one_warning(file, caplog, content):
+    file.parent.mkdir()
+    file.write_text(content)
+    with caplog.at_level(logging.WARNING, "convnext_kernels"):
+        assert cache.lookup("mlp", PROBLEM, H100) is None
+        cache.forget()
+        assert cache.lookup("mlp", PROBLEM, H100) is None
+        cache.remember("mlp", PROBLEM, H100, "fused")
+    assert len(caplog.records) == 1
+    assert "damaged" in caplog.text
+    cache.forget()
+    assert cache.lookup("mlp", PROBLEM, H100) == "fused"
+
+
+def test_bytes_that_are_no_text_are_damage_too(file):
+    file.parent.mkdir()
+    file.write_bytes(b"\xff\xfe\xff")
+    assert cache.lookup("mlp", PROBLEM, H100) is None
+
+
+def test_another_format_is_rebuilt(file):
+    file.parent.mkdir()
+    file.write_text(json.dumps({"format": 0, "entries": {cache.key("mlp", PROBLEM, H100): "old"}}))
+    assert cache.lookup("mlp", PROBLEM, H100) is None
+    cache.remember("mlp", PROBLEM, H100, "new")
+    assert list(json.loads(file.read_text())["entries"].values()) == ["new"]
+
+
+def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path, monkeypatch, caplog):
+    (tmp_path / "a_file").touch()
+    monkeypatch.setenv(cache.ENVIRONMENT_VARIABLE, str(tmp_path / "a_file" / "cache"))
+    cache.forget()
+    cache.remember("mlp", PROBLEM, H100, "fused")
+    assert "cannot be" in caplog.text
+    assert cache.lookup("mlp", PROBLEM, H100) == "fused"  # in this process
+
+
+def test_a_write_that_fails_leaves_the_old_file(file, monkeypatch):
+    cache.remember("mlp", PROBLEM, H100, "fused")
+    before = file.read_text()
+
+    def replace(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", replace)
+    cache.remember("mlp", PROBLEM, A100, "two kernels")
+    assert file.read_text() == before
+    assert list(file.parent.glob("*.tmp")) == []
+
+
+def test_a_lock_held_too_long_costs_a_warning(file, monkeypatch, caplog):
+    import filelock
+
+    monkeypatch.setattr(cache, "LOCK_SECONDS", 0.05)
+    file.parent.mkdir()
+    with filelock.FileLock(f"{file}.lock"):
+        cache.remember("mlp", PROBLEM, H100, "fused")
+    assert "locked" in caplog.text
+
+
+WRITER = """
+import sys
+from convnext_kernels.tuning import GPUS, cache
+for i in range(25):
+    cache.remember("mlp", (1, sys.argv[1], i), GPUS["H100"], f"{sys.argv[1]}-{i}")
+"""
+
+
+def test_two_processes_lose_nothing(file):
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, name]) for name in ("a", "b")]
+    while any(writer.poll() is None for writer in writers):
+        if file.exists():
+            json.loads(file.read_text())  # whole at every moment
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert cache.size() == 50
+
+
+def test_threads_lose_nothing(file):
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: cache.remember("mlp", (1, i), H100, str(i)), range(40)))
+    assert cache.size() == 40
