@@ -1,0 +1,57 @@
+"""The GELU of Triton's kernels against erf in fp64, in Triton's interpreter."""
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="needs the package triton")
+import triton.language as tl  # noqa: E402
+
+from convnext_kernels.backends.triton import gelu as shipped  # noqa: E402
+
+pytestmark = [
+    pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="for Triton's interpreter: set TRITON_INTERPRET=1"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy interprets, and warns of inf - inf and overflow
+]
+
+
+@triton.jit
+def evaluate_kernel(x_ptr, alone_ptr, value_ptr, derivative_ptr, count, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + i, mask=i < count, other=0.0)
+    value, derivative = shipped.gelu_and_derivative(x)
+    tl.store(alone_ptr + i, shipped.gelu(x), mask=i < count)
+    tl.store(value_ptr + i, value, mask=i < count)
+    tl.store(derivative_ptr + i, derivative, mask=i < count)
+
+
+def evaluate(x):
+    """Return gelu(x) and gelu'(x)."""
+    alone, value, derivative = torch.empty(3, *x.shape)
+    evaluate_kernel[(triton.cdiv(x.numel(), 65536),)](x, alone, value, derivative, x.numel(), BLOCK=65536)
+    assert torch.equal(alone.nan_to_num(), value.nan_to_num())
+    return alone, derivative
+
+
+def test_against_erf():
+    x = torch.cat([torch.linspace(-8, 8, 400_001), torch.linspace(-0.01, 0.01, 20_001)])
+    value, derivative = evaluate(x)
+    wide = x.double().requires_grad_()
+    exact = torch.nn.functional.gelu(wide)
+    (slope,) = torch.autograd.grad(exact.sum(), wide)
+    assert (value - exact).abs().max() < 1e-6
+    assert (derivative - slope).abs().max() < 2e-6
+
+
+def test_far_out():
+    """Where erf is 1 to the last bit: the identity and (all but) zero."""
+    x = torch.tensor([-torch.finfo(torch.float32).max, -1e30, -100.0, 100.0, 1e30, torch.finfo(torch.float32).max])
+    value, _ = evaluate(x)
+    torch.testing.assert_close(value, x.clamp(min=0), rtol=1e-7, atol=1e-8)
+
+
+def test_nonfinite():
+    value, derivative = evaluate(torch.tensor([torch.nan, torch.inf, -torch.inf]))
+    assert value[0].isnan()
+    assert derivative[0].isnan()
+    assert value[1] == torch.inf
+    assert -1e-8 < value[2] <= 0
