@@ -5,27 +5,41 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# A program walks at most so many rows, 8 at a time: 32 dependent steps. More rows are summed in two stages.
+_ROWS = 256
 
-@triton.jit
-def sum_partials_kernel(partials_ptr, out_ptr, parts, length, BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr):
-    """out[l] = sum_p partials[p, l]; one program per BLOCK_L columns, so that the order never changes."""
+
+@triton.jit(do_not_specialize=["parts", "rows"])
+def sum_partials_kernel(
+    partials_ptr, out_ptr, parts, rows, LENGTH: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr
+):
+    """out[g, l] = sum of partials[p, l] over p in [g * rows, (g + 1) * rows); one program per BLOCK_L columns."""
     columns = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
-    inside = columns < length
+    inside = columns < LENGTH
+    begin = tl.program_id(1) * rows
+    end = tl.minimum(begin + rows, parts)
     acc = tl.zeros((BLOCK_P, BLOCK_L), dtype=tl.float32)
-    for start in range(0, parts, BLOCK_P):
-        rows = start + tl.arange(0, BLOCK_P)
-        pointers = partials_ptr + rows[:, None].to(tl.int64) * length + columns[None, :]
-        acc += tl.load(pointers, mask=(rows < parts)[:, None] & inside[None, :], other=0.0)
-    tl.store(out_ptr + columns, tl.sum(acc, axis=0).to(out_ptr.dtype.element_ty), mask=inside)
+    for start in range(begin, end, BLOCK_P):
+        p = start + tl.arange(0, BLOCK_P)
+        pointers = partials_ptr + p[:, None].to(tl.int64) * LENGTH + columns[None, :]
+        acc += tl.load(pointers, mask=(p < end)[:, None] & inside[None, :], other=0.0)
+    where = out_ptr + tl.program_id(1).to(tl.int64) * LENGTH + columns
+    tl.store(where, tl.sum(acc, axis=0).to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def sum_partials(partials: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum (P, *shape) fp32 over P; returns (*shape) in `dtype`. One launch, bitwise the same every time."""
-    out = torch.empty(partials.shape[1:], dtype=dtype, device=partials.device)
-    length = out.numel()
-    # 32 lanes read one 128-byte line; 4 warps take 4 (of 8) rows at a time
-    block_l = 64
-    sum_partials_kernel[(triton.cdiv(length, block_l),)](
-        partials, out, partials.shape[0], length, BLOCK_P=8, BLOCK_L=block_l, num_warps=4
-    )
-    return out
+    """Sum (P, *shape) fp32, dense, over P; returns (*shape) in `dtype`. One launch, two above 256 rows; the same bits
+    every time.
+    """
+    shape = partials.shape[1:]
+    parts, length = partials.shape[0], shape.numel()
+    while True:
+        groups = 1 if parts <= _ROWS else triton.cdiv(parts, _ROWS)
+        out = torch.empty((groups, length), dtype=torch.float32 if groups > 1 else dtype, device=partials.device)
+        # 64 columns: two 128-byte lines a row, and enough programs for a small matrix
+        sum_partials_kernel[(triton.cdiv(length, 64), groups)](
+            partials, out, parts, triton.cdiv(parts, groups), LENGTH=length, BLOCK_P=8, BLOCK_L=64, num_warps=4
+        )
+        if groups == 1:
+            return out.view(shape)
+        partials, parts = out, groups

@@ -1,0 +1,403 @@
+"""The inverted bottleneck: out = residual + s * gamma * (GRN?(GELU(LN(x) W1^T + b1)) W2^T + b2).
+
+Three plans, chosen by predicted time (`mlp_plan.py`):
+
+fused    one kernel, the hidden on chip (mlp_fused.py): C up to 256, 16-bit products
+gemm     two products with fused prologues and epilogues (mlp_gemm.py), backward in mlp_backward.py
+library  the library's products, one pointwise kernel between them (mlp_library.py): fp32, and where it wins
+
+This file turns a call into the arguments of those kernels.
+"""
+
+import torch
+import triton
+from torch import Tensor
+
+from convnext_kernels.backends.triton import device, grn, layernorm, mlp_library
+from convnext_kernels.backends.triton.layout import Rows, finish, flat, like_parameter, output_rows, rows
+from convnext_kernels.backends.triton.mlp_backward import (
+    grn_hidden_gradient_kernel,
+    mlp_hidden_gradient_kernel,
+    mlp_input_gradient_kernel,
+    mlp_weight_gradient_kernel,
+    projection_gradient_kernel,
+)
+from convnext_kernels.backends.triton.mlp_fused import mlp_fused_fwd_kernel
+from convnext_kernels.backends.triton.mlp_gemm import mlp_expand_kernel, mlp_project_kernel
+from convnext_kernels.backends.triton.mlp_library import matrix, normalised, rows_of
+from convnext_kernels.backends.triton.mlp_plan import Problem, backward_plan, forward_plan
+from convnext_kernels.backends.triton.reduce import sum_partials
+from convnext_kernels.spec import MlpParameters
+
+KEEPS_HIDDEN = True
+
+
+def _problem(x: Tensor, p: MlpParameters, compute_dtype: torch.dtype, hidden: bool) -> Problem:
+    samples, channels, height, width = x.shape
+    return Problem(
+        samples,
+        height * width,
+        channels,
+        p.pwconv1_weight.shape[0],
+        p.grn_weight is not None,
+        str(x.dtype).removeprefix("torch."),
+        str(compute_dtype).removeprefix("torch."),
+        hidden,
+        compute_dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32,
+    )
+
+
+def _vector(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else flat(parameter)
+
+
+def _extent(x: Tensor, per_sample: bool, *seen: Rows) -> tuple[int, int]:
+    """(samples, pixels of one); samples that follow each other without a gap count as one long one."""
+    pixels = x.shape[2] * x.shape[3]
+    if not per_sample and all(r.stride_n == pixels * r.stride_p for r in seen):
+        return 1, x.shape[0] * pixels
+    return x.shape[0], pixels
+
+
+def forward(
+    x: Tensor,
+    residual: Tensor | None,
+    p: MlpParameters,
+    drop_scale: Tensor | None,
+    eps: float,
+    grn_eps: float,
+    compute_dtype: torch.dtype,
+    hidden: Tensor | None = None,
+    like: Tensor | None = None,
+) -> Tensor:
+    """Return the bottleneck's output with x's dtype and strides, or those of `like`.
+
+    `hidden`, (N, hidden, H, W) channels_last in `compute_dtype`, is filled with u for the gradient.
+    """
+    plan = forward_plan(_problem(x, p, compute_dtype, hidden is not None), device.gpu())
+    if plan.config["plan"] == "library":
+        return mlp_library.forward(x, residual, p, drop_scale, eps, grn_eps, compute_dtype, hidden, like)
+    out, written = output_rows(x if like is None else like)
+    run = _fused if plan.config["plan"] == "fused" else _two_products
+    u = None if hidden is None else rows_of(hidden)
+    run(plan.config, x, residual, p, drop_scale, eps, grn_eps, compute_dtype, u, written)
+    return finish(out, written)
+
+
+def _fused(
+    config: dict,
+    x: Tensor,
+    residual: Tensor | None,
+    p: MlpParameters,
+    drop_scale: Tensor | None,
+    eps: float,
+    grn_eps: float,
+    compute_dtype: torch.dtype,
+    u: Tensor | None,
+    written: Rows,
+) -> None:
+    source = rows(x)
+    other = written if residual is None else rows(residual)
+    channels, hidden = x.shape[1], p.pwconv1_weight.shape[0]
+    w1, w2 = matrix(p.pwconv1_weight, compute_dtype), matrix(p.pwconv2_weight, compute_dtype)
+    samples, pixels = _extent(x, p.grn_weight is not None, source, other, written)
+    tiles = triton.cdiv(pixels, config["BM"])
+    launch = {k: config[k] for k in ("BM", "BC", "PIECES", "BH", "num_warps", "num_stages")}
+
+    def run(out: Tensor | None, u: Tensor | None, sums: Tensor | None, scale: Tensor | None) -> None:
+        mlp_fused_fwd_kernel[(samples * tiles,)](
+            source.tensor,
+            flat(p.norm_weight),
+            flat(p.norm_bias),
+            w1,
+            _vector(p.pwconv1_bias),
+            w2,
+            _vector(p.pwconv2_bias),
+            _vector(p.gamma),
+            scale,
+            _vector(p.grn_bias),
+            _vector(drop_scale),
+            None if residual is None else other.tensor,
+            out,
+            u,
+            sums,
+            pixels,
+            tiles,
+            x.shape[2] * x.shape[3],
+            *source[1:],
+            *other[1:],
+            *written[1:],
+            eps,
+            C=channels,
+            HIDDEN=hidden,
+            **launch,
+        )
+
+    scale = None
+    if p.grn_weight is not None:
+        sums = torch.empty((samples, tiles, hidden), dtype=torch.float32, device=x.device)
+        run(None, u, sums, None)
+        u = None  # kept by now
+        scale = grn.response(sums, p.grn_weight, grn_eps)
+    run(written.tensor, u, None, scale)
+
+
+def _two_products(
+    config: dict,
+    x: Tensor,
+    residual: Tensor | None,
+    p: MlpParameters,
+    drop_scale: Tensor | None,
+    eps: float,
+    grn_eps: float,
+    compute_dtype: torch.dtype,
+    u: Tensor | None,
+    written: Rows,
+) -> None:
+    source = rows(x)
+    other = written if residual is None else rows(residual)
+    channels, hidden = x.shape[1], p.pwconv1_weight.shape[0]
+    w1, w2 = matrix(p.pwconv1_weight, compute_dtype), matrix(p.pwconv2_weight, compute_dtype)
+    samples, pixels = _extent(x, p.grn_weight is not None, source, other, written)
+    h = torch.empty((samples * pixels, hidden), dtype=compute_dtype, device=x.device)
+    expand, project = config["expand"], config["project"]
+    tiles = triton.cdiv(pixels, expand["BM"])
+    sums = None
+    if p.grn_weight is not None:
+        sums = torch.empty((samples, tiles, hidden), dtype=torch.float32, device=x.device)
+    mlp_expand_kernel[(samples * tiles * triton.cdiv(hidden, expand["BN"]),)](
+        source.tensor,
+        flat(p.norm_weight),
+        flat(p.norm_bias),
+        w1,
+        _vector(p.pwconv1_bias),
+        h,
+        u,
+        sums,
+        pixels,
+        tiles,
+        *source[1:],
+        eps,
+        C=channels,
+        HIDDEN=hidden,
+        **expand,
+    )
+    scale = None if sums is None else grn.response(sums, p.grn_weight, grn_eps)
+    tiles = triton.cdiv(pixels, project["BM"])
+    mlp_project_kernel[(samples * tiles * triton.cdiv(channels, project["BN"]),)](
+        h,
+        w2,
+        _vector(p.pwconv2_bias),
+        _vector(p.gamma),
+        scale,
+        _vector(p.grn_bias),
+        _vector(drop_scale),
+        None if residual is None else other.tensor,
+        written.tensor,
+        pixels,
+        tiles,
+        x.shape[2] * x.shape[3],
+        *other[1:],
+        *written[1:],
+        C=channels,
+        HIDDEN=hidden,
+        **project,
+    )
+
+
+def backward(
+    dout: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    p: MlpParameters,
+    drop_scale: Tensor | None,
+    eps: float,
+    grn_eps: float,
+    compute_dtype: torch.dtype,
+    needs: list[bool],
+    hidden: Tensor | None = None,
+) -> list[Tensor]:
+    """Return the gradients of (x, residual, *p) that `needs` marks, in that order; bitwise the same every time.
+
+    `hidden` is u as `forward` filled it; without it u is computed again.
+    """
+    plan = backward_plan(_problem(x, p, compute_dtype, hidden is not None), device.gpu())
+    needs_norm = [needs[0], needs[2], needs[3]]
+    arguments = (dout, x, p, drop_scale, eps, grn_eps, compute_dtype, needs_norm, hidden)
+    if plan.config["plan"] == "library":
+        norm, named = mlp_library.backward(*arguments)
+    else:
+        norm, named = _backward(plan.config, *arguments)
+    norm = iter(norm)
+    results = [next(norm)] if needs[0] else []
+    if needs[1]:
+        results.append(torch.empty_like(residual).copy_(dout))  # an op may not return its input
+    results += [next(norm) for needed in needs[2:4] if needed]
+    return results + [named[name] for name, needed in zip(p._fields[2:], needs[4:], strict=True) if needed]
+
+
+def _backward(
+    config: dict,
+    dout: Tensor,
+    x: Tensor,
+    p: MlpParameters,
+    drop_scale: Tensor | None,
+    eps: float,
+    grn_eps: float,
+    compute_dtype: torch.dtype,
+    needs_norm: list[bool],
+    hidden: Tensor | None,
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """([dx, dnorm_weight, dnorm_bias] as `needs_norm` marks them, gradients of the other parameters by name)."""
+    samples, channels, height, width = x.shape
+    width_h = p.pwconv1_weight.shape[0]
+    sample_pixels = height * width
+    w1, w2 = matrix(p.pwconv1_weight, compute_dtype), matrix(p.pwconv2_weight, compute_dtype)
+    scale = _vector(drop_scale)
+    dout_rows = rows(dout)
+    if dout_rows[1:] != (sample_pixels * channels, channels, 1):
+        dout_rows = Rows(dout.contiguous(memory_format=torch.channels_last), sample_pixels * channels, channels, 1)
+    z = normalised(x, p, eps, compute_dtype)
+    gradients: dict[str, Tensor] = {}
+
+    # hidden
+    tile = config["hidden"]
+    has_grn = p.grn_weight is not None
+    groups, pixels = (samples, sample_pixels) if has_grn else (1, samples * sample_pixels)
+    tiles = triton.cdiv(pixels, tile["BM"])
+    du = torch.empty((samples * sample_pixels, width_h), dtype=compute_dtype, device=x.device)
+    g = torch.empty_like(du)
+    kept = None if hidden is None else rows_of(hidden)
+    sums = torch.empty((3 if has_grn else 1, groups, tiles, width_h), dtype=torch.float32, device=x.device)
+    mlp_hidden_gradient_kernel[(groups * tiles * triton.cdiv(width_h, tile["BN"]),)](
+        dout_rows.tensor,
+        _vector(p.gamma),
+        scale,
+        w2,
+        kept,
+        z,
+        w1,
+        _vector(p.pwconv1_bias),
+        du,
+        None if has_grn and kept is not None else g,
+        sums,
+        sums.stride(0),
+        pixels,
+        tiles,
+        sample_pixels,
+        GRN=has_grn,
+        C=channels,
+        HIDDEN=width_h,
+        **tile,
+    )
+    if has_grn:
+        response, per_h, partials = grn.response_backward(*sums, p.grn_weight, grn_eps)
+        gradients["grn_weight"], gradients["grn_bias"] = sum_partials(partials, torch.float32)
+        block = {"BLOCK_P": 32, "BLOCK_H": 64, "num_warps": 4}
+        tiles = triton.cdiv(pixels, block["BLOCK_P"])
+        sums = torch.empty((1, groups, tiles, width_h), dtype=torch.float32, device=x.device)
+        grn_hidden_gradient_kernel[(groups * tiles * triton.cdiv(width_h, block["BLOCK_H"]),)](
+            du,
+            g if kept is None else kept,
+            g,
+            response,
+            flat(p.grn_bias),
+            per_h,
+            sums,
+            pixels,
+            tiles,
+            HIDDEN=width_h,
+            **block,
+        )
+    if p.pwconv1_bias is not None:
+        gradients["pwconv1_bias"] = sum_partials(sums.view(-1, width_h), p.pwconv1_bias.dtype)
+
+    # weights
+    dw1, _ = _weight_gradient(du, z, None, sample_pixels, config["weight"], columns=False)
+    gradients["pwconv1_weight"] = sum_partials(dw1, p.pwconv1_weight.dtype)
+    g2, d_sums = _weight_gradient(dout_rows.tensor, g, scale, sample_pixels, config["weight"], columns=True)
+    dw2 = torch.empty((channels, width_h), dtype=p.pwconv2_weight.dtype, device=x.device)
+    db2, dgamma = (torch.empty(channels, dtype=torch.float32, device=x.device) for _ in range(2))
+    projection_gradient_kernel[(channels,)](
+        g2,
+        d_sums,
+        w2,
+        _vector(p.pwconv2_bias),
+        _vector(p.gamma),
+        dw2,
+        db2,
+        None if p.gamma is None else dgamma,
+        g2.shape[0],
+        C=channels,
+        HIDDEN=width_h,
+        BLOCK_H=min(1024, triton.next_power_of_2(width_h)),
+        num_warps=4,
+    )
+    gradients |= {"pwconv2_weight": dw2, "pwconv2_bias": db2, "gamma": dgamma}
+
+    norm = _input_gradient(config["input"], du, w1, x, p, eps, needs_norm) if any(needs_norm) else []
+    named = {
+        name: like_parameter(value, getattr(p, name))
+        for name, value in gradients.items()
+        if getattr(p, name) is not None
+    }
+    return norm, named
+
+
+def _weight_gradient(
+    a: Tensor, b: Tensor, drop_scale: Tensor | None, sample_pixels: int, config: dict, columns: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Partial sums (splits, M, N) of (s * a)^T b over the pixels, and, if `columns`, (splits, M) of a's."""
+    pixels, n = b.shape
+    m = a.numel() // pixels
+    tiles = triton.cdiv(m, config["BM"]) * triton.cdiv(n, config["BN"])
+    # Enough splits to give every multiprocessor two programs, none shorter than four steps.
+    splits = min(triton.cdiv(2 * device.gpu().sms, tiles), max(1, pixels // (4 * config["BP"])))
+    chunk = triton.cdiv(triton.cdiv(pixels, splits), config["BP"]) * config["BP"]
+    splits = triton.cdiv(pixels, chunk)
+    partials = torch.empty((splits, m, n), dtype=torch.float32, device=b.device)
+    sums = torch.empty((splits, m), dtype=torch.float32, device=b.device) if columns else None
+    mlp_weight_gradient_kernel[(tiles, splits)](
+        a, b, drop_scale, partials, sums, pixels, chunk, sample_pixels, M=m, N=n, **config
+    )
+    return partials, sums
+
+
+def _input_gradient(
+    config: dict, du: Tensor, w1: Tensor, x: Tensor, p: MlpParameters, eps: float, needs: list[bool]
+) -> list[Tensor]:
+    """[dx, dnorm_weight, dnorm_bias] as `needs` marks them, from du."""
+    hidden, channels = w1.shape
+    source = rows(x)
+    if config["BC"] * config["PIECES"] < channels:  # a row is more than one program holds
+        dn = torch.empty_like(x, memory_format=torch.channels_last)
+        target, norm_weight, x_tensor, partials = rows(dn), None, None, None
+    else:
+        dx, target = output_rows(x) if needs[0] else (None, source)
+        norm_weight, x_tensor = flat(p.norm_weight), source.tensor
+    samples, pixels = _extent(x, False, source, target)
+    tiles = triton.cdiv(pixels, config["BM"])
+    programs = samples * tiles * triton.cdiv(channels, config["BC"] * config["PIECES"])
+    if x_tensor is not None:
+        parameters = needs[1] or needs[2]
+        partials = torch.empty((programs, 2, channels), dtype=torch.float32, device=x.device) if parameters else None
+    mlp_input_gradient_kernel[(programs,)](
+        du,
+        w1,
+        x_tensor,
+        norm_weight,
+        target.tensor if x_tensor is None or needs[0] else None,
+        partials,
+        pixels,
+        tiles,
+        *source[1:],
+        *target[1:],
+        eps,
+        C=channels,
+        HIDDEN=hidden,
+        **config,
+    )
+    if x_tensor is None:
+        return layernorm.gradients(rows(dn), x, p.norm_weight, p.norm_bias, eps, needs)
+    results = [finish(dx, target)] if needs[0] else []
+    return results + layernorm.parameter_gradients(partials, (p.norm_weight, p.norm_bias), needs[1:])

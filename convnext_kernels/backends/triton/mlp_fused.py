@@ -1,0 +1,137 @@
+"""The bottleneck in one kernel, the hidden on chip: out = residual + s * gamma * (GELU(LN(x) W1^T + b1) W2^T + b2).
+
+One program normalises BM pixels once, keeps them, and walks the hidden in chunks of BH columns, as attention walks
+its keys: u = z W1[chunk]^T, h = GELU(u + b1), acc += h W2[:, chunk]^T. Bytes per pixel with 16-bit elements: 6C (x,
+residual, out), and 16 C^2 / BM from L2, where every program reads both weights; that is what bounds it (planner).
+
+ConvNeXt V2 needs the sum over a sample's pixels of the squared hidden between the two products, so that it runs
+twice: first for the sums (`sums_ptr`), then with their response as `grn_scale_ptr`; 8C bytes and the first product
+once more, instead of the 16C bytes that writing the hidden and reading it would take.
+"""
+
+import triton
+import triton.language as tl
+
+from convnext_kernels.backends.triton.gelu import gelu
+from convnext_kernels.backends.triton.mlp_tiles import (
+    dot,
+    load_transposed,
+    load_vector,
+    normalised_pieces,
+    store_output,
+    zero_pieces,
+)
+
+
+@triton.jit(do_not_specialize=["pixels", "tiles", "sample_pixels"])
+def mlp_fused_fwd_kernel(
+    x_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    w1_ptr,  # (HIDDEN, C) dense
+    b1_ptr,
+    w2_ptr,  # (C, HIDDEN) dense
+    b2_ptr,
+    gamma_ptr,
+    grn_scale_ptr,  # (N, HIDDEN) fp32 or None
+    grn_bias_ptr,
+    drop_scale_ptr,
+    residual_ptr,
+    out_ptr,  # None: the sums only
+    hidden_ptr,  # (N * HW, HIDDEN) or None: u for the gradient
+    sums_ptr,  # (N, tiles, HIDDEN) fp32 or None: sums of h^2 over a tile
+    pixels,  # of one sample, or of all where samples follow each other without a gap
+    tiles,
+    sample_pixels,  # of one sample always
+    stride_xn,
+    stride_xp,
+    stride_xc,
+    stride_rn,
+    stride_rp,
+    stride_rc,
+    stride_on,
+    stride_op,
+    stride_oc,
+    eps,
+    C: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    BM: tl.constexpr,
+    BC: tl.constexpr,
+    PIECES: tl.constexpr,
+    BH: tl.constexpr,
+):
+    """One program: BM pixels of one sample."""
+    compute: tl.constexpr = w1_ptr.dtype.element_ty
+    whole: tl.constexpr = HIDDEN % BH == 0 and PIECES * BC == C
+    n = tl.program_id(0) // tiles
+    p = (tl.program_id(0) % tiles) * BM + tl.arange(0, BM)
+    inside = p < pixels
+    z = normalised_pieces(
+        x_ptr,
+        norm_weight_ptr,
+        norm_bias_ptr,
+        n,
+        p,
+        inside,
+        stride_xn,
+        stride_xp,
+        stride_xc,
+        eps,
+        compute,
+        C,
+        BC,
+        PIECES,
+    )
+    if out_ptr is not None:
+        acc = zero_pieces(BM, BC, PIECES)
+    for start in range(0, HIDDEN, BH):
+        hid = start + tl.arange(0, BH)
+        held = hid < HIDDEN
+        u = tl.zeros((BM, BH), dtype=tl.float32)
+        for j in tl.static_range(PIECES):
+            c = j * BC + tl.arange(0, BC)
+            u = dot(z[j], load_transposed(w1_ptr, hid, c, HIDDEN, C, whole), u)
+        if b1_ptr is not None:
+            u += load_vector(b1_ptr, hid, held)[None, :]
+        if hidden_ptr is not None:
+            row = n.to(tl.int64) * pixels + p
+            where = hidden_ptr + row[:, None] * HIDDEN + hid[None, :]
+            tl.store(where, u.to(compute), mask=inside[:, None] & held[None, :])
+        h = gelu(u).to(compute)
+        if sums_ptr is not None:
+            square = h.to(tl.float32)
+            square = tl.where(inside[:, None], square * square, 0.0)
+            tl.store(sums_ptr + tl.program_id(0).to(tl.int64) * HIDDEN + hid, tl.sum(square, axis=0), mask=held)
+        if out_ptr is not None:
+            if grn_scale_ptr is not None:
+                scale = tl.load(grn_scale_ptr + n.to(tl.int64) * HIDDEN + hid, mask=held, other=0.0)
+                scaled = h.to(tl.float32) * scale[None, :] + load_vector(grn_bias_ptr, hid, held)[None, :]
+                h = scaled.to(compute)
+            products = ()
+            for j in tl.static_range(PIECES):
+                c = j * BC + tl.arange(0, BC)
+                products = products + (dot(h, load_transposed(w2_ptr, c, hid, C, HIDDEN, whole), acc[j]),)
+            acc = products
+    if out_ptr is not None:
+        for j in tl.static_range(PIECES):
+            c = j * BC + tl.arange(0, BC)
+            store_output(
+                acc[j],
+                b2_ptr,
+                gamma_ptr,
+                drop_scale_ptr,
+                residual_ptr,
+                out_ptr,
+                n,
+                p,
+                c,
+                inside,
+                sample_pixels,
+                stride_rn,
+                stride_rp,
+                stride_rc,
+                stride_on,
+                stride_op,
+                stride_oc,
+                C,
+            )

@@ -1,0 +1,165 @@
+"""The bottleneck as two matrix products with everything else in their prologues and epilogues, for any C.
+
+expand:   h = GELU(LN(x) W1^T + b1)                              reads 2C, writes 8C bytes per pixel (16-bit elements)
+project:  out = residual + s * gamma * (GRN?(h) W2^T + b2)       reads 8C + 2C, writes 2C
+
+LayerNorm is applied where the first product reads its rows, from statistics that a first walk over the same rows
+computes: no launch of its own, no normalised copy. For ConvNeXt V2 `expand` also leaves the sums of h^2 of every tile
+(a tile lies within one sample), and `project` applies the response where it reads h.
+"""
+
+import triton
+import triton.language as tl
+
+from convnext_kernels.backends.triton.gelu import gelu
+from convnext_kernels.backends.triton.layernorm import offsets
+from convnext_kernels.backends.triton.mlp_tiles import dot, load_transposed, load_vector, store_output
+
+
+@triton.jit
+def row_statistics(
+    x_ptr, n, p, inside, stride_n, stride_p, stride_c, eps, C: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr
+):
+    """Mean and rstd of rows too long for registers, in one walk.
+
+    Deviations are taken from the row's first element, which lies within a few deviations of the mean: the variance
+    keeps its digits at any |mean| / std.
+    """
+    first = tl.load(x_ptr + n.to(tl.int64) * stride_n + p.to(tl.int64) * stride_p, mask=inside, other=0.0)
+    first = first.to(tl.float32)
+    total = tl.zeros((BM, BK), dtype=tl.float32)
+    squares = tl.zeros((BM, BK), dtype=tl.float32)
+    for start in range(0, C, BK):
+        c = start + tl.arange(0, BK)
+        where = x_ptr + offsets(n, p, c, stride_n, stride_p, stride_c)
+        mask = inside[:, None] & (c < C)[None, :]
+        d = tl.where(mask, tl.load(where, mask=mask, other=0.0).to(tl.float32) - first[:, None], 0.0)
+        total += d
+        squares += d * d
+    deviation = tl.sum(total, axis=1) / C
+    variance = tl.sum(squares, axis=1) / C - deviation * deviation
+    return first + deviation, tl.rsqrt(tl.where(variance < 0, 0.0, variance) + eps)
+
+
+@triton.jit(do_not_specialize=["pixels", "tiles"])
+def mlp_expand_kernel(
+    x_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    w1_ptr,  # (HIDDEN, C) dense
+    b1_ptr,
+    h_ptr,  # (N * HW, HIDDEN)
+    hidden_ptr,  # the same for u, or None
+    sums_ptr,  # (N, tiles, HIDDEN) fp32 or None: sums of h^2 over a tile
+    pixels,
+    tiles,
+    stride_xn,
+    stride_xp,
+    stride_xc,
+    eps,
+    C: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """One program: BM pixels of one sample, BN columns of the hidden. Neighbours share their rows (L2)."""
+    compute: tl.constexpr = w1_ptr.dtype.element_ty
+    whole: tl.constexpr = HIDDEN % BN == 0 and C % BK == 0
+    columns: tl.constexpr = (HIDDEN + BN - 1) // BN
+    tile = tl.program_id(0) // columns
+    n = tile // tiles
+    p = (tile % tiles) * BM + tl.arange(0, BM)
+    inside = p < pixels
+    hid = (tl.program_id(0) % columns) * BN + tl.arange(0, BN)
+    held = hid < HIDDEN
+    mean, rstd = row_statistics(x_ptr, n, p, inside, stride_xn, stride_xp, stride_xc, eps, C, BM, BK)
+    u = tl.zeros((BM, BN), dtype=tl.float32)
+    for start in range(0, C, BK):
+        c = start + tl.arange(0, BK)
+        mask = inside[:, None] & (c < C)[None, :]
+        x = tl.load(x_ptr + offsets(n, p, c, stride_xn, stride_xp, stride_xc), mask=mask, other=0.0)
+        weight = load_vector(norm_weight_ptr, c, c < C).to(x.dtype).to(tl.float32)
+        bias = load_vector(norm_bias_ptr, c, c < C).to(x.dtype).to(tl.float32)
+        z = (x.to(tl.float32) - mean[:, None]) * rstd[:, None] * weight[None, :] + bias[None, :]
+        if C % BK != 0:
+            z = tl.where((c < C)[None, :], z, 0.0)
+        u = dot(z.to(x.dtype).to(compute), load_transposed(w1_ptr, hid, c, HIDDEN, C, whole), u)
+    if b1_ptr is not None:
+        u += load_vector(b1_ptr, hid, held)[None, :]
+    where = (n.to(tl.int64) * pixels + p)[:, None] * HIDDEN + hid[None, :]
+    mask = inside[:, None] & held[None, :]
+    if hidden_ptr is not None:
+        tl.store(hidden_ptr + where, u.to(compute), mask=mask)
+    h = gelu(u).to(compute)
+    tl.store(h_ptr + where, h, mask=mask)
+    if sums_ptr is not None:
+        square = h.to(tl.float32)
+        square = tl.where(inside[:, None], square * square, 0.0)
+        tl.store(sums_ptr + tile.to(tl.int64) * HIDDEN + hid, tl.sum(square, axis=0), mask=held)
+
+
+@triton.jit(do_not_specialize=["pixels", "tiles", "sample_pixels"])
+def mlp_project_kernel(
+    h_ptr,  # (N * HW, HIDDEN)
+    w2_ptr,  # (C, HIDDEN) dense
+    b2_ptr,
+    gamma_ptr,
+    grn_scale_ptr,  # (N, HIDDEN) fp32 or None
+    grn_bias_ptr,
+    drop_scale_ptr,
+    residual_ptr,
+    out_ptr,
+    pixels,
+    tiles,
+    sample_pixels,
+    stride_rn,
+    stride_rp,
+    stride_rc,
+    stride_on,
+    stride_op,
+    stride_oc,
+    C: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """One program: BM pixels of one sample, BN channels."""
+    whole: tl.constexpr = C % BN == 0 and HIDDEN % BK == 0
+    columns: tl.constexpr = (C + BN - 1) // BN
+    tile = tl.program_id(0) // columns
+    n = tile // tiles
+    p = (tile % tiles) * BM + tl.arange(0, BM)
+    inside = p < pixels
+    c = (tl.program_id(0) % columns) * BN + tl.arange(0, BN)
+    row = (n.to(tl.int64) * pixels + p)[:, None] * HIDDEN
+    acc = tl.zeros((BM, BN), dtype=tl.float32)
+    for start in range(0, HIDDEN, BK):
+        hid = start + tl.arange(0, BK)
+        held = hid < HIDDEN
+        h = tl.load(h_ptr + row + hid[None, :], mask=inside[:, None] & held[None, :], other=0.0)
+        if grn_scale_ptr is not None:
+            scale = tl.load(grn_scale_ptr + n.to(tl.int64) * HIDDEN + hid, mask=held, other=0.0)
+            h = (h.to(tl.float32) * scale[None, :] + load_vector(grn_bias_ptr, hid, held)[None, :]).to(h.dtype)
+        acc = dot(h, load_transposed(w2_ptr, c, hid, C, HIDDEN, whole), acc)
+    store_output(
+        acc,
+        b2_ptr,
+        gamma_ptr,
+        drop_scale_ptr,
+        residual_ptr,
+        out_ptr,
+        n,
+        p,
+        c,
+        inside,
+        sample_pixels,
+        stride_rn,
+        stride_rp,
+        stride_rc,
+        stride_on,
+        stride_op,
+        stride_oc,
+        C,
+    )

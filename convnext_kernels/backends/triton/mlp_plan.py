@@ -1,0 +1,261 @@
+"""Which plan and which tiles the inverted bottleneck runs with: candidates and what each would cost.
+
+Plain values in, cached. Tile sizes are those that compile without a spill on every architecture they are offered
+for; `docs/triton_kernels.md` lists registers and shared memory of each.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from convnext_kernels import tuning
+from convnext_kernels.tuning import Candidate, Work
+
+FUSED_CHANNELS = 256  # more accumulators than this spill
+WEIGHT_TILE = {"BM": 64, "BN": 64, "BP": 64, "num_warps": 4, "num_stages": 2}
+# The share of the tensor cores' peak that a product reaches: Triton's tiles, the library's.
+TRITON_SHARE, LIBRARY_SHARE = 0.6, 0.75
+GELU_OPS, GELU_BWD_OPS = 16, 26  # fp32 instructions an element, bias, conversion and store included
+
+
+class Problem(NamedTuple):
+    """What the choice depends on."""
+
+    samples: int
+    sample_pixels: int
+    channels: int
+    hidden: int
+    grn: bool
+    dtype: str  # of x: "bfloat16"
+    compute_dtype: str  # of the products
+    keeps_hidden: bool
+    tf32: bool  # fp32 products may run as TF32
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of x."""
+        return 4 if self.dtype == "float32" else 2
+
+    @property
+    def pixels(self) -> int:
+        """Of all samples."""
+        return self.samples * self.sample_pixels
+
+    @property
+    def compute_itemsize(self) -> int:
+        """Bytes of an element of the hidden and the weights."""
+        return 4 if self.compute_dtype == "float32" else 2
+
+    def tiles(self, bm: int) -> int:
+        """Tiles of `bm` pixels; with GRN a tile lies within one sample."""
+        if self.grn:
+            return self.samples * -(-self.sample_pixels // bm)
+        return -(-self.pixels // bm)
+
+
+def pieces(channels: int, widest: int = 128) -> tuple[int, int]:
+    """(BC, PIECES): equal power-of-two pieces that cover a row with the least padding; the fewest of equals.
+
+    A product needs 16 columns; more than `widest` in one accumulator spill.
+    """
+    choices = [(bc, -(-channels // bc)) for bc in (128, 64, 32, 16) if bc <= widest]
+    choices = [(bc, count) for bc, count in choices if count <= 4] or choices[:1]
+    return min(choices, key=lambda choice: (choice[0] * choice[1], choice[1]))
+
+
+def _fused_tiles(channels: int, arch: int) -> Iterator[tuple[int, int, int]]:
+    """(BM, BH, warps) that compile without a spill: the accumulators, BM x C fp32, are what fills the registers."""
+    if channels <= 96:
+        yield 128, 64, 4
+    elif arch in (90, 100, 103):
+        yield 128, 64, 8
+    yield 64, 64 if channels <= 128 else 32, 4
+
+
+def _tile_product(
+    p: Problem, inner: int, outer: int, bm: int, bn: int, ops: float, read: float, written: float, weights: float
+) -> Work:
+    """One of our product kernels; `ops` fp32 instructions per result, `read` and `written` bytes per pixel."""
+    tiles, columns = p.tiles(bm), -(-outer // bn)
+    padded = tiles * bm
+    return Work(
+        dram_bytes=p.pixels * (read + written) + weights,
+        l2_bytes=padded * read * columns + p.pixels * written + tiles * weights,
+        tensor_flops=2.0 * padded * inner * columns * bn / TRITON_SHARE,
+        fp32_ops=padded * columns * bn * ops,
+        programs=tiles * columns,
+        ctas_per_sm=2 if bm * bn <= 128 * 64 else 1,
+    )
+
+
+def _response_work(p: Problem, tiles: int) -> Work:
+    return Work(dram_bytes=4.0 * p.hidden * (tiles + p.samples), programs=p.samples)
+
+
+def _fused(p: Problem, bm: int, bh: int, warps: int) -> Candidate:
+    bc, count = pieces(p.channels)
+    tiles = p.tiles(bm)
+    padded, padded_c = tiles * bm, bc * count
+    weights = 2.0 * p.channels * p.hidden * p.compute_itemsize
+
+    def work(products: int, read: int) -> Work:
+        moved = p.pixels * p.channels * p.itemsize * read + p.pixels * p.hidden * 2 * p.keeps_hidden
+        return Work(
+            dram_bytes=moved + weights * products / 2,
+            l2_bytes=moved + tiles * weights * products / 2,
+            tensor_flops=2.0 * padded * products * padded_c * p.hidden / TRITON_SHARE,
+            fp32_ops=padded * p.hidden * GELU_OPS,
+            programs=tiles,
+            ctas_per_sm=2 if warps == 4 else 1,
+        )
+
+    launches = (work(2, 3),)
+    if p.grn:
+        launches = (work(1, 1), _response_work(p, tiles), work(2, 3))
+    config = {"plan": "fused", "BM": bm, "BC": bc, "PIECES": count, "BH": bh, "num_warps": warps, "num_stages": 2}
+    return Candidate(f"fused-m{bm}-h{bh}-w{warps}", config, launches)
+
+
+def _two_products(p: Problem, expand: dict, project: dict) -> Candidate:
+    weights = p.channels * p.hidden * 2.0
+    element, hidden = p.channels * p.itemsize, p.hidden * 2
+    tile = expand["BM"], expand["BN"]
+    first = _tile_product(p, p.channels, p.hidden, *tile, GELU_OPS, element, hidden * (1 + p.keeps_hidden), weights)
+    tile = project["BM"], project["BN"]
+    second = _tile_product(p, p.hidden, p.channels, *tile, 8, hidden, 2 * element, weights)
+    response = (_response_work(p, p.tiles(expand["BM"])),) if p.grn else ()
+    config = {"plan": "gemm", "expand": expand, "project": project}
+    name = f"gemm-{expand['BM']}x{expand['BN']}-{project['BM']}x{project['BN']}"
+    return Candidate(name, config, (first, *response, second))
+
+
+def _pointwise(p: Problem, bytes_per_pixel: float) -> Work:
+    return Work(
+        dram_bytes=p.pixels * bytes_per_pixel,
+        l2_bytes=p.pixels * bytes_per_pixel,
+        programs=max(1, int(p.pixels * bytes_per_pixel) // 8192),
+        ctas_per_sm=8,
+    )
+
+
+def _library_product(p: Problem, inner: int, outer: int) -> Work:
+    flops = 2.0 * p.pixels * inner * outer / LIBRARY_SHARE
+    on_lanes = p.compute_dtype == "float32" and not p.tf32
+    return Work(
+        dram_bytes=(p.pixels * (inner + outer) + inner * outer) * p.compute_itemsize,
+        tensor_flops=0 if on_lanes else flops,
+        fp32_ops=flops / 2 if on_lanes else 0,
+        tf32=p.compute_dtype == "float32",
+        programs=max(1, -(-p.pixels // 128) * -(-outer // 128)),
+    )
+
+
+def _library(p: Problem) -> Candidate:
+    element, hidden = p.channels * p.itemsize, p.hidden * p.compute_itemsize
+    steps = [
+        _pointwise(p, element + p.channels * p.compute_itemsize),
+        _library_product(p, p.channels, p.hidden),
+        _pointwise(p, 2 * hidden),
+    ]
+    if p.grn:
+        steps += [_pointwise(p, hidden), _response_work(p, p.samples), _pointwise(p, 2 * hidden)]
+    steps += [_library_product(p, p.hidden, p.channels), _pointwise(p, 2 * element + p.channels * p.compute_itemsize)]
+    return Candidate("library", {"plan": "library"}, tuple(steps))
+
+
+def _tile(bm: int, bn: int, bk: int, warps: int, stages: int = 2) -> dict:
+    return {"BM": bm, "BN": bn, "BK": bk, "num_warps": warps, "num_stages": stages}
+
+
+# (expand, project): large tiles read less, small ones fill the machine at small batches.
+PRODUCT_TILES = (
+    (_tile(128, 128, 64, 8), _tile(128, 128, 64, 8)),
+    (_tile(128, 64, 64, 4), _tile(128, 64, 64, 4)),
+    (_tile(64, 64, 64, 4), _tile(64, 64, 64, 4)),
+)
+
+
+def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
+    """Every way to run the forward pass."""
+    if p.compute_itemsize == 2:
+        if p.channels <= FUSED_CHANNELS:
+            for tile in _fused_tiles(p.channels, gpu.arch):
+                yield _fused(p, *tile)
+        for expand, project in PRODUCT_TILES:
+            yield _two_products(p, expand, project)
+    yield _library(p)
+
+
+@functools.lru_cache(maxsize=1024)
+def forward_plan(p: Problem, gpu: tuning.Gpu) -> Candidate:
+    """The candidate that the forward pass runs."""
+    return tuning.pick("mlp_forward", p, tuple(forward_candidates(p, gpu)), gpu)
+
+
+def _weight_work(p: Problem, gpu: tuning.Gpu) -> Work:
+    tiles = -(-p.channels // WEIGHT_TILE["BM"]) * -(-p.hidden // WEIGHT_TILE["BN"])
+    splits = min(-(-2 * gpu.sms // tiles), max(1, p.pixels // 256))
+    read = p.pixels * (p.channels + p.hidden) * 2.0
+    partials = 4.0 * splits * p.channels * p.hidden
+    reread = -(-p.hidden // WEIGHT_TILE["BN"]) * p.channels + -(-p.channels // WEIGHT_TILE["BM"]) * p.hidden
+    return Work(
+        dram_bytes=read + 2 * partials,
+        l2_bytes=p.pixels * 2.0 * reread + partials,
+        tensor_flops=2.0 * p.pixels * p.channels * p.hidden / TRITON_SHARE,
+        programs=tiles * splits,
+        ctas_per_sm=2,
+    )
+
+
+def _gradient_products(p: Problem, gpu: tuning.Gpu, hidden: dict) -> Candidate:
+    element, wide, weights = p.channels * p.itemsize, p.hidden * 2, p.channels * p.hidden * 2.0
+    tile = hidden["BM"], hidden["BN"]
+    recomputed = not p.keeps_hidden
+    inner = p.channels * (1 + recomputed)
+    read = element + (p.channels * 2 if recomputed else wide)
+    first = _tile_product(p, inner, p.hidden, *tile, GELU_BWD_OPS, read, 2 * wide, weights * (1 + recomputed))
+    steps = [_pointwise(p, element + 2 * p.channels), first]
+    if p.grn:
+        steps += [_response_work(p, 3 * p.tiles(hidden["BM"])), _pointwise(p, 4 * wide)]
+    # LayerNorm's backward needs a row's sums: in the epilogue where one program holds whole rows
+    bc, count = pieces(p.channels)
+    whole = bc * count >= p.channels and p.channels <= FUSED_CHANNELS
+    if not whole:
+        bc, count = 64, 2
+    data = {"BM": 64, "BC": bc, "PIECES": count, "BK": 32, "num_warps": 4 if bc * count <= 128 else 8, "num_stages": 2}
+    steps.append(_tile_product(p, p.hidden, p.channels, 64, bc * count, 12, wide, 2 * element, weights))
+    if not whole:
+        steps.append(_pointwise(p, 3 * element))
+    steps += [_weight_work(p, gpu), _weight_work(p, gpu)]
+    config = {"plan": "gemm", "hidden": hidden, "input": data, "weight": WEIGHT_TILE}
+    return Candidate(f"gemm-{hidden['BM']}x{hidden['BN']}", config, tuple(steps))
+
+
+def _gradient_library(p: Problem) -> Candidate:
+    element, wide = p.channels * p.itemsize, p.hidden * p.compute_itemsize
+    rows = p.channels * p.compute_itemsize
+    steps = [_pointwise(p, element + rows), _pointwise(p, 2 * wide), _pointwise(p, element + 2 * rows)]
+    if not p.keeps_hidden:
+        steps.append(_library_product(p, p.channels, p.hidden))
+    steps += [_library_product(p, p.channels, p.hidden)] * 4
+    if p.grn:
+        steps += [_pointwise(p, wide), _pointwise(p, 2 * wide), _pointwise(p, 2 * wide), _pointwise(p, 3 * wide)]
+    steps += [_pointwise(p, 3 * wide), _pointwise(p, wide), _pointwise(p, 3 * element)]
+    return Candidate("library", {"plan": "library"}, tuple(steps))
+
+
+HIDDEN_TILES = (_tile(64, 128, 32, 8), _tile(64, 64, 32, 4))
+
+
+def backward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
+    """Every way to run the backward pass."""
+    if p.compute_itemsize == 2:
+        for hidden in HIDDEN_TILES:
+            yield _gradient_products(p, gpu, hidden)
+    yield _gradient_library(p)
+
+
+@functools.lru_cache(maxsize=1024)
+def backward_plan(p: Problem, gpu: tuning.Gpu) -> Candidate:
+    """The candidate that the backward pass runs."""
+    return tuning.pick("mlp_backward", p, tuple(backward_candidates(p, gpu)), gpu)

@@ -1,0 +1,118 @@
+"""What is left of the bottleneck when the library (cuBLAS) does the matrix products: one pass per kernel.
+
+h = GELU(u), and its gradient; out = residual + s * gamma * z; s * dout. fp32 goes this way: on the fp32 lanes the
+library's products are near the peak, and they obey torch's TF32 switches.
+"""
+
+import triton
+import triton.language as tl
+
+from convnext_kernels.backends.triton.gelu import gelu, gelu_and_derivative
+from convnext_kernels.backends.triton.layernorm import offsets
+from convnext_kernels.backends.triton.mlp_tiles import load_vector, store_output
+
+
+@triton.jit(do_not_specialize=["elements"])
+def gelu_kernel(u_ptr, h_ptr, elements, BLOCK: tl.constexpr):
+    """H = GELU(u), element by element."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < elements
+    u = tl.load(u_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(h_ptr + at, gelu(u).to(h_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["elements"])
+def gelu_bwd_kernel(dh_ptr, u_ptr, du_ptr, elements, BLOCK: tl.constexpr):
+    """Du = dh * GELU'(u), element by element; du may be dh."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < elements
+    u = tl.load(u_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    _, derivative = gelu_and_derivative(u)
+    dh = tl.load(dh_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(du_ptr + at, (dh * derivative).to(du_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["pixels", "tiles", "sample_pixels"])
+def mlp_output_kernel(
+    z_ptr,  # (N * HW, C) dense
+    bias_ptr,
+    gamma_ptr,
+    drop_scale_ptr,
+    residual_ptr,
+    out_ptr,
+    pixels,
+    tiles,
+    sample_pixels,
+    stride_rn,
+    stride_rp,
+    stride_rc,
+    stride_on,
+    stride_op,
+    stride_oc,
+    C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Out = residual + s * gamma * (z + bias); one program: BLOCK_P pixels of one sample, BLOCK_C channels."""
+    columns: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    tile = tl.program_id(0) // columns
+    n = tile // tiles
+    p = (tile % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
+    c = (tl.program_id(0) % columns) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = p < pixels
+    where = z_ptr + (n.to(tl.int64) * pixels + p)[:, None] * C + c[None, :]
+    z = tl.load(where, mask=inside[:, None] & (c < C)[None, :], other=0.0).to(tl.float32)
+    store_output(
+        z,
+        bias_ptr,
+        gamma_ptr,
+        drop_scale_ptr,
+        residual_ptr,
+        out_ptr,
+        n,
+        p,
+        c,
+        inside,
+        sample_pixels,
+        stride_rn,
+        stride_rp,
+        stride_rc,
+        stride_on,
+        stride_op,
+        stride_oc,
+        C,
+    )
+
+
+@triton.jit(do_not_specialize=["pixels", "tiles", "sample_pixels"])
+def scaled_gradient_kernel(
+    dout_ptr,
+    gamma_ptr,
+    drop_scale_ptr,
+    d_ptr,  # (N * HW, C) dense: s * dout
+    dz_ptr,  # the same for s * gamma * dout, or None
+    pixels,
+    tiles,
+    sample_pixels,
+    stride_n,
+    stride_p,
+    stride_c,
+    C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The incoming gradient as the products read it; one program: BLOCK_P pixels of one sample, BLOCK_C channels."""
+    columns: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    tile = tl.program_id(0) // columns
+    n = tile // tiles
+    p = (tile % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
+    c = (tl.program_id(0) % columns) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = (p < pixels)[:, None] & (c < C)[None, :]
+    d = tl.load(dout_ptr + offsets(n, p, c, stride_n, stride_p, stride_c), mask=mask, other=0.0).to(tl.float32)
+    if drop_scale_ptr is not None:
+        d *= load_vector(drop_scale_ptr, n + p // sample_pixels, p < pixels)[:, None]
+    where = (n.to(tl.int64) * pixels + p)[:, None] * C + c[None, :]
+    tl.store(d_ptr + where, d.to(d_ptr.dtype.element_ty), mask=mask)
+    if dz_ptr is not None:
+        dz = d * load_vector(gamma_ptr, c, c < C)[None, :]
+        tl.store(dz_ptr + where, dz.to(dz_ptr.dtype.element_ty), mask=mask)

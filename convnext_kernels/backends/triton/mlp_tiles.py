@@ -1,0 +1,163 @@
+"""Pieces that the bottleneck's kernels share: LayerNorm of a tile in registers, and the way out of the second product.
+
+A row of C channels is held as PIECES tiles of BC columns, BC a power of two as Triton wants it: 96 = 3 x 32,
+192 = 3 x 64. One tile of the next power of two would do 1.33 times the tensor work.
+"""
+
+import triton
+import triton.language as tl
+
+from convnext_kernels.backends.triton.layernorm import offsets
+
+# Triton's interpreter multiplies the bits of bf16 as integers (3.8); there the operands are widened, which is exact.
+_WIDEN = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def dot(a, b, acc):
+    """Acc + a b in fp32."""
+    if _WIDEN:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc)
+
+
+@triton.jit
+def load_vector(ptr, c, inside):
+    """A parameter's elements `c` in fp32, 0 outside."""
+    return tl.load(ptr + c, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_matrix(ptr, r, c, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
+    """W[r, c] of a dense (ROWS, COLUMNS) weight; `WHOLE`: every index lies inside, as the caller knows."""
+    where = ptr + r[:, None] * COLUMNS + c[None, :]
+    if WHOLE:
+        return tl.load(where)
+    return tl.load(where, mask=(r < ROWS)[:, None] & (c < COLUMNS)[None, :], other=0.0)
+
+
+@triton.jit
+def load_transposed(ptr, r, c, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
+    """W[r, c]^T, (len(c), len(r)), of a dense (ROWS, COLUMNS) weight: Linear's x W^T."""
+    where = ptr + r[None, :] * COLUMNS + c[:, None]
+    if WHOLE:
+        return tl.load(where)
+    return tl.load(where, mask=(r < ROWS)[None, :] & (c < COLUMNS)[:, None], other=0.0)
+
+
+@triton.jit
+def zero_pieces(BM: tl.constexpr, BC: tl.constexpr, PIECES: tl.constexpr):
+    """Accumulators of a whole row."""
+    pieces = ()
+    for _ in tl.static_range(PIECES):
+        pieces = pieces + (tl.zeros((BM, BC), dtype=tl.float32),)
+    return pieces
+
+
+@triton.jit
+def load_pieces(
+    ptr, n, p, inside, stride_n, stride_p, stride_c, C: tl.constexpr, BC: tl.constexpr, PIECES: tl.constexpr
+):
+    """The rows of a tile as they are stored; 0 outside."""
+    pieces = ()
+    for j in tl.static_range(PIECES):
+        c = j * BC + tl.arange(0, BC)
+        where = offsets(n, p, c, stride_n, stride_p, stride_c)
+        pieces = pieces + (tl.load(ptr + where, mask=inside[:, None] & (c < C)[None, :], other=0.0),)
+    return pieces
+
+
+@triton.jit
+def centre_pieces(pieces, eps, C: tl.constexpr, BC: tl.constexpr, PIECES: tl.constexpr):
+    """Return (xhat of every piece in fp32, rstd); two passes over registers, the mean corrected as in layernorm.py."""
+    mean = tl.sum(pieces[0].to(tl.float32), axis=1)
+    for j in tl.static_range(1, PIECES):
+        mean += tl.sum(pieces[j].to(tl.float32), axis=1)
+    mean = mean / C
+    first = tl.zeros_like(mean)
+    second = tl.zeros_like(mean)
+    for j in tl.static_range(PIECES):
+        d = pieces[j].to(tl.float32) - mean[:, None]
+        if C < PIECES * BC:
+            d = tl.where((j * BC + tl.arange(0, BC) < C)[None, :], d, 0.0)
+        first += tl.sum(d, axis=1)
+        second += tl.sum(d * d, axis=1)
+    correction = first / C
+    variance = second / C - correction * correction
+    rstd = tl.rsqrt(tl.where(variance < 0, 0.0, variance) + eps)
+    mean = mean + correction
+    xhat = ()
+    for j in tl.static_range(PIECES):
+        xhat = xhat + ((pieces[j].to(tl.float32) - mean[:, None]) * rstd[:, None],)
+    return xhat, rstd
+
+
+@triton.jit
+def normalised_pieces(
+    x_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    n,
+    p,
+    inside,
+    stride_n,
+    stride_p,
+    stride_c,
+    eps,
+    COMPUTE: tl.constexpr,
+    C: tl.constexpr,
+    BC: tl.constexpr,
+    PIECES: tl.constexpr,
+):
+    """LayerNorm of a tile's rows, rounded to x's dtype as PyTorch does and then to COMPUTE; columns past C are 0."""
+    dtype = x_ptr.dtype.element_ty
+    xhat, _ = centre_pieces(
+        load_pieces(x_ptr, n, p, inside, stride_n, stride_p, stride_c, C, BC, PIECES), eps, C, BC, PIECES
+    )
+    pieces = ()
+    for j in tl.static_range(PIECES):
+        c = j * BC + tl.arange(0, BC)
+        weight = load_vector(norm_weight_ptr, c, c < C).to(dtype).to(tl.float32)
+        bias = load_vector(norm_bias_ptr, c, c < C).to(dtype).to(tl.float32)
+        z = xhat[j] * weight[None, :] + bias[None, :]
+        if C < PIECES * BC:
+            z = tl.where((c < C)[None, :], z, 0.0)  # xhat is not 0 there, and 0 * NaN of a masked row neither
+        pieces = pieces + (z.to(dtype).to(COMPUTE),)
+    return pieces
+
+
+@triton.jit
+def store_output(
+    z,
+    bias_ptr,
+    gamma_ptr,
+    drop_scale_ptr,
+    residual_ptr,
+    out_ptr,
+    n,
+    p,
+    c,
+    inside,
+    sample_pixels,
+    stride_rn,
+    stride_rp,
+    stride_rc,
+    stride_on,
+    stride_op,
+    stride_oc,
+    C: tl.constexpr,
+):
+    """Out = residual + s * gamma * (z + bias) for a tile (pixels p, channels c) of fp32 sums z."""
+    mask = inside[:, None] & (c < C)[None, :]
+    if bias_ptr is not None:
+        z += load_vector(bias_ptr, c, c < C)[None, :]
+    if gamma_ptr is not None:
+        z *= load_vector(gamma_ptr, c, c < C)[None, :]
+    if drop_scale_ptr is not None:
+        z *= load_vector(drop_scale_ptr, n + p // sample_pixels, inside)[:, None]
+    if residual_ptr is not None:
+        where = offsets(n, p, c, stride_rn, stride_rp, stride_rc)
+        z += tl.load(residual_ptr + where, mask=mask, other=0.0).to(tl.float32)
+    where = offsets(n, p, c, stride_on, stride_op, stride_oc)
+    tl.store(out_ptr + where, z.to(out_ptr.dtype.element_ty), mask=mask)
