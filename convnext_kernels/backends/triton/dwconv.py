@@ -1,0 +1,273 @@
+"""Depthwise convolution, stride 1, "same" padding: y[n,c] = x[n,c] (*) weight[c] + bias[c], and its gradients.
+
+x (N, C, H, W), weight (C, 1, K, K) with K odd, bias (C,) or None; P = K // 2, D = dilation:
+
+    y[n,c,h,w]   = bias[c] + sum_kh,kw weight[c,kh,kw] * x[n,c, h + (kh-P) D, w + (kw-P) D]
+    dx[n,c,h,w]  = sum_kh,kw weight[c,K-1-kh,K-1-kw] * dy[n,c, h + (kh-P) D, w + (kw-P) D]   [+ residual]
+    dw[c,kh,kw]  = sum_n,h,w dy[n,c,h,w] * x[n,c, h + (kh-P) D, w + (kw-P) D],    db[c] = sum_n,h,w dy[n,c,h,w]
+
+Bytes per pixel with 16-bit elements: forward 4C (x read, y written), dx 4C (6C with a residual), dw and db together 4C
+and the partial sums of at most a few hundred programs. 7x7 is bound as much by the 49 multiply-adds of an output as
+by these bytes. Values are rounded to the compute dtype and multiplied and summed in fp32, whatever the dtype.
+
+Kernels: dwconv_forward.py, dwconv_wgrad.py; the choice between them: dwconv_plan.py. NHWC (channels_last) and NCHW
+tensors are read and written as they are, slices of samples too; any other strides are copied to channels_last first.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from convnext_kernels.backends.triton import device, dwconv_plan
+from convnext_kernels.backends.triton.dwconv_forward import pack_kernel, plane_kernel, rolling_kernel, rows_kernel
+from convnext_kernels.backends.triton.dwconv_wgrad import finish_kernel, partials_kernel
+from convnext_kernels.backends.triton.layout import flat
+
+_TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+class _Image(NamedTuple):
+    """A tensor as the kernels address it."""
+
+    tensor: Tensor
+    stride_n: int
+    strides: tuple[int, int, int]  # of c, h, w: part of the compiled kernel
+    channels_first: bool
+
+
+def _seen(x: Tensor) -> _Image | None:
+    """See x as it is, or None unless its samples are dense NHWC or NCHW."""
+    n, c, h, w = x.shape
+    stride_n, *strides = x.stride()
+    if n == 1:
+        stride_n = c * h * w
+    nhwc, nchw = (1, w * c, c), (h * w, w, 1)
+    for dense in (nhwc, nchw):
+        # The stride of a dimension of size 1 is arbitrary
+        if all(a == b or size == 1 for a, b, size in zip(strides, dense, (c, h, w), strict=True)):
+            return _Image(x, stride_n, dense, dense is nchw)
+    return None
+
+
+def _image(x: Tensor) -> _Image:
+    """See x as it is, or a channels_last copy of it."""
+    seen = _seen(x) or _seen(x.contiguous(memory_format=torch.channels_last))
+    assert seen is not None
+    return seen
+
+
+def _rounding(dtype: torch.dtype, compute_dtype: torch.dtype) -> tl.dtype | None:
+    """What to round values of `dtype` to before they are multiplied; None: they are what they should be."""
+    return None if compute_dtype in (dtype, torch.float32) else _TRITON_DTYPES[compute_dtype]
+
+
+def _weight_strides(weight: Tensor) -> tuple[int, int, int]:
+    return weight.stride(0), weight.stride(2), weight.stride(3)
+
+
+def _block(lanes: int) -> int:
+    # The interpreter's time goes by programs, not by lanes
+    return (
+        max(dwconv_plan.BLOCK, min(4096, triton.next_power_of_2(lanes))) if device.interpreted() else dwconv_plan.BLOCK
+    )
+
+
+def _problem(x: Tensor, weight: Tensor, dilation: int) -> dwconv_plan.Problem:
+    return dwconv_plan.Problem(*x.shape, weight.shape[-1], dilation, x.element_size())
+
+
+def _packed(weight: Tensor, round_to: tl.dtype | None) -> Tensor:
+    channels, side = weight.shape[0], weight.shape[-1]
+    packed = torch.empty(side, side, channels, dtype=torch.float32, device=weight.device)
+    block = 4096 if device.interpreted() else 256
+    pack_kernel[(triton.cdiv(weight.numel(), block),)](
+        weight, packed, C=channels, K=side, WEIGHT=_weight_strides(weight), ROUND=round_to, BLOCK=block, num_warps=4
+    )
+    return packed
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    dilation: int,
+    compute_dtype: torch.dtype,
+    flip: bool,
+) -> Tensor:
+    """Write the convolution of x (+ bias, + residual) into `out`, whatever its strides."""
+    n, channels, height, width = x.shape
+    side = weight.shape[-1]
+    plan = dwconv_plan.forward(_problem(x, weight, dilation), device.gpu())
+    source = _image(x)
+    target = _seen(out) or _image(torch.empty_like(out, memory_format=torch.channels_last))
+    added = None if residual is None else _image(residual)
+    kernel = plan.name.partition("-")[0]
+    tile = plan.config.get("Q", width)
+    lanes = n * channels * triton.cdiv(width, tile)
+    block = _block(lanes)
+    round_weight = _rounding(weight.dtype, compute_dtype)
+    strides = _weight_strides(weight)
+    if kernel == "rows":
+        weight, strides = _packed(weight, round_weight), (1, side * channels, channels)
+    arguments = {
+        "x_ptr": source.tensor,
+        "weight_ptr": weight,
+        "bias_ptr": None if bias is None else flat(bias),
+        "residual_ptr": None if added is None else added.tensor,
+        "y_ptr": target.tensor,
+        "samples": n,
+        "x_sn": source.stride_n,
+        "y_sn": target.stride_n,
+        "residual_sn": 0 if added is None else added.stride_n,
+        "C": channels,
+        "H": height,
+        "W": width,
+        "K": side,
+        "D": dilation,
+        "X": source.strides,
+        "Y": target.strides,
+        "RESIDUAL": (0, 0, 0) if added is None else added.strides,
+        "WEIGHT": strides,
+        "FLIP": flip,
+        "ROUND": _rounding(x.dtype, compute_dtype),
+        "ROUND_WEIGHT": None if kernel == "rows" else round_weight,
+        "CHANNELS_FIRST": target.channels_first,
+        "BLOCK": block,
+        "num_warps": max(1, min(8, block // 32)),
+    }
+    programs = triton.cdiv(lanes, block)
+    if kernel == "plane":
+        plane_kernel[(programs,)](**arguments)
+    elif kernel == "rolling":
+        strip = plan.config["strip"]
+        strips = triton.cdiv(triton.cdiv(height, dilation), strip)
+        rolling_kernel[(programs, strips * dilation)](**arguments, strip=strip, Q=tile)
+    else:
+        rows_kernel[(programs, height)](**arguments, Q=tile)
+    return out if target.tensor is out else out.copy_(target.tensor)
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    compute_dtype: torch.dtype,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Convolve in `compute_dtype`, sums in fp32; the result is like x, or written to `out` in its dtype and strides."""
+    if out is None:
+        out = torch.empty_like(x)
+    return _convolve(x, weight, bias, None, out, dilation, compute_dtype, flip=False)
+
+
+def input_gradient(
+    dy: Tensor,
+    weight: Tensor,
+    dilation: int,
+    compute_dtype: torch.dtype,
+    like: Tensor,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Return dx = dy (*) flipped weight [+ residual], with the dtype and strides `torch.empty_like(like)` has."""
+    return _convolve(dy, weight, None, residual, torch.empty_like(like), dilation, compute_dtype, flip=True)
+
+
+def parameter_gradients(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    compute_dtype: torch.dtype,
+    needs_weight: bool,
+    needs_bias: bool,
+    deterministic: bool = True,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return (dw, db) like weight and bias, None for what is not needed.
+
+    Bitwise the same every time: programs write partial sums, which a second kernel adds in one order. With
+    `deterministic=False` they are added atomically instead, which saves their memory: 4 (K * K + 1) C bytes for each of
+    at most a few hundred parts.
+    """
+    n, channels, height, width = x.shape
+    side = weight.shape[-1]
+    dw = torch.empty_like(weight) if needs_weight else None
+    db = torch.empty_like(bias) if needs_bias else None
+    config = dwconv_plan.weight(_problem(x, weight, dilation), device.gpu()).config
+    tile, kernel_rows, strip, parts, block_c = (config[name] for name in ("Q", "KH", "strip", "parts", "BC"))
+    block = 128
+    if device.interpreted():  # its time goes by programs: as few as the strips allow
+        block_c = min(triton.next_power_of_2(channels), 1024)
+        block = block_c * min(triton.next_power_of_2(n * triton.cdiv(width, tile)), 4096 // block_c)
+        parts = 1
+    strips = triton.cdiv(triton.cdiv(height, dilation), strip) * dilation
+    gradient, image = _image(dy), _image(x)
+    shape = (strips * parts, side * side + 1, channels)
+    if deterministic:
+        partials = torch.empty(shape, dtype=torch.float32, device=x.device)
+    else:
+        partials = torch.zeros((1, *shape[1:]), dtype=torch.float32, device=x.device)
+    partials_kernel[(triton.cdiv(channels, block_c) * parts, strips, triton.cdiv(side, kernel_rows))](
+        gradient.tensor,
+        image.tensor,
+        partials,
+        n,
+        gradient.stride_n,
+        image.stride_n,
+        parts,
+        strip,
+        C=channels,
+        H=height,
+        W=width,
+        K=side,
+        D=dilation,
+        DY=gradient.strides,
+        X=image.strides,
+        ROUND_DY=_rounding(dy.dtype, compute_dtype),
+        ROUND=_rounding(x.dtype, compute_dtype),
+        CHANNELS_FIRST=image.channels_first,
+        ATOMIC=not deterministic,
+        Q=tile,
+        KH=kernel_rows,
+        BC=block_c,
+        BLOCK=block,
+        num_warps=max(1, min(4, block // 32)),
+    )
+    block_l = 4096 if device.interpreted() else 64
+    finish_kernel[(triton.cdiv(shape[1] * channels, block_l),)](
+        partials,
+        dw,
+        db,
+        len(partials),
+        C=channels,
+        K=side,
+        DW=_weight_strides(weight if dw is None else dw),
+        BLOCK_P=8,
+        BLOCK_L=block_l,
+        num_warps=4,
+    )
+    return dw, db
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    compute_dtype: torch.dtype,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Return the gradients of (x, weight, bias) that `needs` marks, in that order."""
+    dx = dw = db = None
+    if needs[0]:
+        dx = input_gradient(dy, weight, dilation, compute_dtype, like=x)
+    if needs[1] or needs[2]:
+        dw, db = parameter_gradients(dy, x, weight, bias, dilation, compute_dtype, needs[1], needs[2])
+    return [gradient for gradient in (dx, dw, db) if gradient is not None]

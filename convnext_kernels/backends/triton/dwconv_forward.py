@@ -1,0 +1,382 @@
+"""Kernels of the depthwise convolution's forward pass and input gradient, one output tile per thread.
+
+    y[n, c, h, w] = bias[c] + sum_kh,kw weight[c, kh, kw] * x[n, c, h + (kh - P) * D, w + (kw - P) * D],  P = K // 2
+
+The input gradient is the same sum over dy with the weight turned by 180 degrees (FLIP), plus a residual if given.
+
+A thread owns one channel and Q columns, so that every element of a Triton tensor is one thread and what a thread
+holds is a Python tuple of such tensors: accumulators, weights and a row of x stay in registers by construction, all
+offsets are constants, and a loaded and converted value of x feeds up to K * K multiply-adds. Lanes run over channels
+first for NHWC and over columns first for NCHW; taps outside the image are masked loads or, where the tile is as wide
+as the image, are not compiled at all (never multiplied by zero: inf and NaN would spread).
+
+- `rolling_kernel`, K up to 7: a loop over input rows carries K x Q accumulators; each row of x is loaded once.
+- `plane_kernel`, images up to 7 x 7: the whole plane per thread, no tap outside the image.
+- `rows_kernel`, any K: one output row, a loop over those kernel rows that fall inside the image.
+"""
+
+# Inside kernels tuples know only +, and conditions at compile time only plain ifs.
+# ruff: noqa: SIM102, SIM108
+
+import triton
+import triton.language as tl
+
+_COUNTS = ["samples", "x_sn", "y_sn", "residual_sn", "strip"]  # they vary from call to call: no recompilation for them
+
+
+@triton.jit
+def as_float32(v, ROUND: tl.constexpr):
+    """Round to the compute dtype where that is another, then widen; bf16 by a shift, which takes fewer registers."""
+    if ROUND is not None:
+        v = v.to(tl.float32).to(ROUND)
+    if v.dtype == tl.bfloat16:
+        return (v.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    return v.to(tl.float32)
+
+
+@triton.jit
+def load(ptr, mask, ROUND: tl.constexpr):
+    """One element per thread as fp32; 0 where masked. A mask costs an instruction more than None."""
+    if mask is None:
+        v = tl.load(ptr)
+    else:
+        v = tl.load(ptr, mask=mask, other=0.0)
+    return as_float32(v, ROUND)
+
+
+@triton.jit
+def both(a, b):
+    """The conjunction of two masks, of which the first may be None: all."""
+    if a is None:
+        mask = b
+    else:
+        mask = a & b
+    return mask
+
+
+@triton.jit
+def decode(lane, C: tl.constexpr, GROUPS: tl.constexpr, CHANNELS_FIRST: tl.constexpr):
+    """Lane -> (channel, column group, sample), in the order that neighbours in memory have."""
+    if CHANNELS_FIRST:
+        return lane // GROUPS % C, lane % GROUPS, lane // (GROUPS * C)
+    return lane % C, lane // C % GROUPS, lane // (C * GROUPS)
+
+
+@triton.jit
+def load_columns(
+    ptr,
+    column,
+    inside,
+    COUNT: tl.constexpr,
+    FIRST: tl.constexpr,
+    Q: tl.constexpr,
+    W: tl.constexpr,
+    STRIDE: tl.constexpr,
+    ROUND: tl.constexpr,
+):
+    """COUNT neighbouring elements of an image row; `ptr` is at `column` + FIRST, 0 for what is outside the image.
+
+    `inside`: a mask for the whole row, or None.
+    Where one group is as wide as the image (Q == W) it is known now what is outside: such a load is not compiled.
+    Else the groups' first and last columns need one predicate each, which the compiler moves out of the row loop.
+    """
+    values = ()
+    for j in tl.static_range(COUNT):
+        if Q == W:
+            if FIRST + j >= 0 and FIRST + j < W:
+                values = values + (load(ptr + j * STRIDE, inside, ROUND),)
+            else:
+                values = values + (0.0,)
+        elif W % Q == 0 and -FIRST <= Q and FIRST + COUNT <= 2 * Q:
+            # Reaches into the neighbouring groups only: there is one or there is none
+            if FIRST + j < 0:
+                values = values + (load(ptr + j * STRIDE, both(inside, column > 0), ROUND),)
+            elif FIRST + j >= Q:
+                values = values + (load(ptr + j * STRIDE, both(inside, column < W - Q), ROUND),)
+            else:
+                values = values + (load(ptr + j * STRIDE, inside, ROUND),)
+        else:
+            at = column + (FIRST + j)
+            values = values + (load(ptr + j * STRIDE, both(inside, (at >= 0) & (at < W)), ROUND),)
+    return values
+
+
+@triton.jit
+def store_columns(
+    y_ptr,
+    residual_ptr,
+    values,
+    column,
+    inside,
+    Q: tl.constexpr,
+    W: tl.constexpr,
+    Y_SW: tl.constexpr,
+    R_SW: tl.constexpr,
+):
+    """Store Q neighbouring results of one row, the residual added."""
+    for q in tl.static_range(Q):
+        mask = inside if W % Q == 0 else inside & (column < W - q)
+        value = values[q]
+        if residual_ptr is not None:
+            value += tl.load(residual_ptr + q * R_SW, mask=mask, other=0.0).to(tl.float32)
+        tl.store(y_ptr + q * Y_SW, value.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=_COUNTS)
+def rolling_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    residual_ptr,
+    y_ptr,
+    samples,
+    x_sn,
+    y_sn,
+    residual_sn,
+    strip,
+    C: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    X: tl.constexpr,
+    Y: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    FLIP: tl.constexpr,
+    ROUND: tl.constexpr,
+    ROUND_WEIGHT: tl.constexpr,
+    CHANNELS_FIRST: tl.constexpr,
+    Q: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A strip of output rows, Q columns: K x Q accumulators, of which the oldest row is done at every input row.
+
+    Grid (lanes, strips * D). Rows that dilation never brings together are different planes: a strip has rows of one
+    residue modulo D only, and `t` counts those. X, Y, RESIDUAL are strides of (c, h, w), WEIGHT of (c, kh, kw).
+    """
+    P: tl.constexpr = K // 2
+    lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    c, g, n = decode(lane, C, (W + Q - 1) // Q, CHANNELS_FIRST)
+    inside = n < samples
+    column = g * Q
+    residue = tl.program_id(1) % D
+    height = (H - residue + D - 1) // D
+    first = tl.program_id(1) // D * strip
+    end = tl.minimum(first + strip, height)
+    low = tl.maximum(first - P, 0)
+    high = tl.minimum(end + P, height)
+
+    n = tl.minimum(n, samples - 1).to(tl.int64)  # threads too many load what the last sample's do, and store nothing
+    x_ptr += n * x_sn + c * X[0] + (column - P * D) * X[2] + (residue + low * D).to(tl.int64) * X[1]
+    y_ptr += n * y_sn + c * Y[0] + column * Y[2] + (residue + (low - P) * D).to(tl.int64) * Y[1]
+    if residual_ptr is not None:
+        residual_ptr += n * residual_sn + c * RESIDUAL[0] + column * RESIDUAL[2]
+        residual_ptr += (residue + (low - P) * D).to(tl.int64) * RESIDUAL[1]
+    w_ptr = weight_ptr + c * WEIGHT[0]
+    w = ()
+    for i in tl.static_range(K * K):
+        if FLIP:
+            w = w + (load(w_ptr + (K - 1 - i // K) * WEIGHT[1] + (K - 1 - i % K) * WEIGHT[2], None, ROUND_WEIGHT),)
+        else:
+            w = w + (load(w_ptr + (i // K) * WEIGHT[1] + (i % K) * WEIGHT[2], None, ROUND_WEIGHT),)
+    if bias_ptr is None:
+        bias = tl.zeros((BLOCK,), tl.float32)
+    else:
+        bias = tl.load(bias_ptr + c).to(tl.float32)
+    acc = ()
+    for _ in tl.static_range((K - 1) * Q):
+        acc = acc + (bias,)
+
+    for t in range(low, high):
+        x = load_columns(x_ptr, column, None, Q + (K - 1) * D, -P * D, Q, W, X[2], ROUND)
+        # acc[b * Q + q] is output row t - P + b, to which row t of x comes by kernel row K - 1 - b
+        rows = ()
+        for b in tl.static_range(K):
+            for q in tl.static_range(Q):
+                a = acc[b * Q + q] if b < K - 1 else bias
+                for kw in tl.static_range(K):
+                    if Q != W or (q + (kw - P) * D >= 0 and q + (kw - P) * D < W):
+                        a += w[(K - 1 - b) * K + kw] * x[q + kw * D]
+                rows = rows + (a,)
+        store_columns(y_ptr, residual_ptr, rows, column, inside & (t - P >= first), Q, W, Y[2], RESIDUAL[2])
+        acc = rows[Q:]
+        x_ptr += X[1] * D
+        y_ptr += Y[1] * D
+        if residual_ptr is not None:
+            residual_ptr += RESIDUAL[1] * D
+
+    if high < end + P:  # the image ends here: no further row of x comes to the rows still open
+        for b in tl.static_range(P):
+            o = high - P + b
+            store_columns(
+                y_ptr, residual_ptr, acc[b * Q :], column, inside & (o >= first) & (o < end), Q, W, Y[2], RESIDUAL[2]
+            )
+            y_ptr += Y[1] * D
+            if residual_ptr is not None:
+                residual_ptr += RESIDUAL[1] * D
+
+
+@triton.jit(do_not_specialize=_COUNTS)
+def plane_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    residual_ptr,
+    y_ptr,
+    samples,
+    x_sn,
+    y_sn,
+    residual_sn,
+    C: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    X: tl.constexpr,
+    Y: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    FLIP: tl.constexpr,
+    ROUND: tl.constexpr,
+    ROUND_WEIGHT: tl.constexpr,
+    CHANNELS_FIRST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One whole small plane per thread; taps outside the image do not exist."""
+    P: tl.constexpr = K // 2
+    lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    c, _, n = decode(lane, C, 1, CHANNELS_FIRST)
+    inside = n < samples
+    n = tl.minimum(n, samples - 1).to(tl.int64)  # threads too many load what the last sample's do, and store nothing
+    x_ptr += n * x_sn + c * X[0]
+    y_ptr += n * y_sn + c * Y[0]
+    w_ptr = weight_ptr + c * WEIGHT[0]
+    x = ()
+    for i in tl.static_range(H * W):
+        x = x + (load(x_ptr + (i // W) * X[1] + (i % W) * X[2], None, ROUND),)
+    if bias_ptr is None:
+        bias = tl.zeros((BLOCK,), tl.float32)
+    else:
+        bias = tl.load(bias_ptr + c).to(tl.float32)
+    w = ()
+    for i in tl.static_range(K * K):
+        if FLIP:
+            w = w + (load(w_ptr + (K - 1 - i // K) * WEIGHT[1] + (K - 1 - i % K) * WEIGHT[2], None, ROUND_WEIGHT),)
+        else:
+            w = w + (load(w_ptr + (i // K) * WEIGHT[1] + (i % K) * WEIGHT[2], None, ROUND_WEIGHT),)
+    if residual_ptr is not None:
+        residual_ptr += n * residual_sn + c * RESIDUAL[0]
+    for h in tl.static_range(H):
+        row = ()
+        for q in tl.static_range(W):
+            a = bias
+            for i in tl.static_range(K * K):
+                if h + (i // K - P) * D >= 0 and h + (i // K - P) * D < H:
+                    if q + (i % K - P) * D >= 0 and q + (i % K - P) * D < W:
+                        a += w[i] * x[(h + (i // K - P) * D) * W + q + (i % K - P) * D]
+            row = row + (a,)
+        store_columns(
+            y_ptr + h * Y[1],
+            residual_ptr if residual_ptr is None else residual_ptr + h * RESIDUAL[1],
+            row,
+            0,
+            inside,
+            W,
+            W,
+            Y[2],
+            RESIDUAL[2],
+        )
+
+
+@triton.jit(do_not_specialize=_COUNTS)
+def rows_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    residual_ptr,
+    y_ptr,
+    samples,
+    x_sn,
+    y_sn,
+    residual_sn,
+    C: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    X: tl.constexpr,
+    Y: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    FLIP: tl.constexpr,
+    ROUND: tl.constexpr,
+    ROUND_WEIGHT: tl.constexpr,
+    CHANNELS_FIRST: tl.constexpr,
+    Q: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Q columns of one output row; grid (lanes, H): all lanes of a program have the same kernel rows inside."""
+    P: tl.constexpr = K // 2
+    lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    c, g, n = decode(lane, C, (W + Q - 1) // Q, CHANNELS_FIRST)
+    inside = n < samples
+    column = g * Q
+    o = tl.program_id(1)
+    low = tl.maximum(P - o // D, 0)
+    high = tl.minimum(P + (H - 1 - o) // D + 1, K)
+
+    n = tl.minimum(n, samples - 1).to(tl.int64)  # threads too many load what the last sample's do, and store nothing
+    x_ptr += n * x_sn + c * X[0] + (column - P * D) * X[2] + (o + (low - P) * D).to(tl.int64) * X[1]
+    w_ptr = weight_ptr + c * WEIGHT[0]
+    if FLIP:
+        w_ptr += (K - 1 - low) * WEIGHT[1] + (K - 1) * WEIGHT[2]
+    else:
+        w_ptr += low * WEIGHT[1]
+    if bias_ptr is None:
+        bias = tl.zeros((BLOCK,), tl.float32)
+    else:
+        bias = tl.load(bias_ptr + c).to(tl.float32)
+    acc = ()
+    for _ in tl.static_range(Q):
+        acc = acc + (bias,)
+    SIGN: tl.constexpr = -1 if FLIP else 1
+    for _ in range(low, high):
+        x = load_columns(x_ptr, column, None, Q + (K - 1) * D, -P * D, Q, W, X[2], ROUND)
+        w = ()
+        for kw in tl.static_range(K):
+            if Q != W or ((kw - P) * D < W and (P - kw) * D < W):
+                w = w + (load(w_ptr + kw * SIGN * WEIGHT[2], None, ROUND_WEIGHT),)
+            else:
+                w = w + (0.0,)
+        row = ()
+        for q in tl.static_range(Q):
+            a = acc[q]
+            for kw in tl.static_range(K):
+                if Q != W or (q + (kw - P) * D >= 0 and q + (kw - P) * D < W):
+                    a += w[kw] * x[q + kw * D]
+            row = row + (a,)
+        acc = row
+        x_ptr += X[1] * D
+        w_ptr += SIGN * WEIGHT[1]
+    y_ptr += n * y_sn + c * Y[0] + column * Y[2] + o.to(tl.int64) * Y[1]
+    if residual_ptr is not None:
+        residual_ptr += n * residual_sn + c * RESIDUAL[0] + column * RESIDUAL[2] + o.to(tl.int64) * RESIDUAL[1]
+    store_columns(y_ptr, residual_ptr, acc, column, inside, Q, W, Y[2], RESIDUAL[2])
+
+
+@triton.jit
+def pack_kernel(
+    weight_ptr,
+    packed_ptr,
+    C: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    K: tl.constexpr,
+    ROUND: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """(C, 1, K, K) -> fp32 (K * K, C), rounded as the compute dtype rounds: what neighbouring lanes read together."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    c, tap = i // (K * K), i % (K * K)
+    v = load(weight_ptr + c * WEIGHT[0] + (tap // K) * WEIGHT[1] + (tap % K) * WEIGHT[2], c < C, ROUND)
+    tl.store(packed_ptr + tap * C + c, v, mask=c < C)

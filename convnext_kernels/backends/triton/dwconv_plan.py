@@ -1,0 +1,166 @@
+"""Which depthwise kernel with which tile: candidates and what each would cost. Plain integers in, cached.
+
+Instructions are counted as the kernels execute them (PTX): 4 per 16-bit value of x (address, load, widen, shift), one
+per multiply-add, one per loop-carried accumulator that moves up a row.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from convnext_kernels import tuning
+from convnext_kernels.tuning import Candidate, Work
+
+BLOCK = 64  # threads: nothing is shared between them, and small programs fill the last wave better
+MAX_PARTS = 352  # partial sums per weight: beyond, writing and reading them costs more than idle multiprocessors
+_PER_LOAD = 4
+_SCATTERED_LOAD = 12  # a load whose 32 lanes lie in as many lines: about as long as this many instructions
+
+
+class Problem(NamedTuple):
+    """What the choice depends on."""
+
+    samples: int
+    channels: int
+    height: int
+    width: int
+    side: int
+    dilation: int
+    itemsize: int
+
+
+def taps_inside(size: int, side: int, dilation: int) -> int:
+    """Sum over the positions of one dimension of the taps that fall inside the image."""
+    radius = side // 2
+    return sum(max(0, size - abs(k - radius) * dilation) for k in range(side))
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _columns_per_thread(p: Problem, most: int) -> int:
+    """Columns per thread, at most `most`: the number that wastes least, the widest of equals."""
+    best = min(range(1, min(most, p.width) + 1), key=lambda q: (_ceil(p.width, q) * q, -q))
+    if _ceil(p.width, best) * best > 1.15 * p.width or best < min(4, most):
+        best = min(range(min(4, most, p.width), min(most, p.width) + 1), key=lambda q: (_ceil(p.width, q) * q, -q))
+    return best
+
+
+def _multiply_adds(p: Problem, q: int) -> int:
+    """Of q columns with one kernel row; where the tile is as wide as the image only those inside."""
+    return taps_inside(p.width, p.side, p.dilation) if q == p.width else q * p.side
+
+
+def _columns(p: Problem, q: int) -> int:
+    return p.width if q == p.width else q + (p.side - 1) * p.dilation
+
+
+def _resident(registers: int, threads: int) -> int:
+    """CTAs per multiprocessor that registers leave room for."""
+    return max(1, min(65536 // (max(registers, 32) * threads), 1536 // threads))
+
+
+def _forward_work(
+    p: Problem, lanes: int, rows: int, per_thread: float, q: int, read_rows: float, registers: int
+) -> Work:
+    elements = p.samples * p.channels * p.height * p.width
+    programs = _ceil(lanes, BLOCK) * rows
+    return Work(
+        dram_bytes=2 * elements * p.itemsize,
+        l2_bytes=elements * p.itemsize * (1 + read_rows * _columns(p, q) / q),
+        fp32_ops=programs * BLOCK * per_thread,
+        programs=programs,
+        ctas_per_sm=_resident(registers, BLOCK),
+    )
+
+
+def forward_candidates(p: Problem) -> Iterator[Candidate]:
+    """Every way that the forward pass (and the input gradient) can be computed."""
+    k, d = p.side, p.dilation
+    taps = k * k
+    if k <= 7 and p.height <= 7 and p.width <= 7:
+        lanes = p.samples * p.channels
+        inside = taps_inside(p.height, k, d) * taps_inside(p.width, k, d)
+        per_thread = inside + 8 * p.height * p.width + _SCATTERED_LOAD * taps
+        work = _forward_work(p, lanes, 1, per_thread, p.width, 1, 128)
+        yield Candidate("plane", {}, (work,))
+    if k <= 7:
+        q = _columns_per_thread(p, min(14, 56 // k))
+        lanes = p.samples * p.channels * _ceil(p.width, q)
+        per_row = _PER_LOAD * _columns(p, q) + k * _multiply_adds(p, q) + (k - 1) * q + 5 * q + 10
+        height = _ceil(p.height, d)
+        strips = {_ceil(height, _ceil(height, s)) for s in (1, 2, 3, 4, 6, 8, 14)}
+        for s in sorted(strips):
+            rows = _ceil(height, s)
+            looped = (height + (s - 1) * 2 * (k // 2)) / s
+            per_thread = looped * per_row + _SCATTERED_LOAD * taps + 5 * q * (k // 2) + 60
+            work = _forward_work(p, lanes, s * d, per_thread, q, looped / rows, 16 + taps + k * q + _columns(p, q))
+            yield Candidate(f"rolling-q{q}-s{s}", {"Q": q, "strip": rows}, (work,))
+    pack = Work(dram_bytes=8 * taps * p.channels, programs=_ceil(taps * p.channels, 256))
+    wide = p.width if p.width <= (56 if k <= 13 else 32) else _columns_per_thread(p, 28)
+    for q in dict.fromkeys((wide, _columns_per_thread(p, 14), _columns_per_thread(p, 7))):
+        lanes = p.samples * p.channels * _ceil(p.width, q)
+        kernel_rows = taps_inside(p.height, k, d) / p.height
+        weights = min(k, 2 * ((p.width - 1) // d) + 1) if q == p.width else k
+        per_row = _PER_LOAD * _columns(p, q) + 3 * weights + _multiply_adds(p, q) + 8
+        per_thread = kernel_rows * per_row + 5 * q + 40
+        work = _forward_work(p, lanes, p.height, per_thread, q, kernel_rows, 24 + q + weights // 2)
+        yield Candidate(f"rows-q{q}", {"Q": q}, (pack, work))
+
+
+@functools.lru_cache(maxsize=1024)
+def forward(p: Problem, gpu: tuning.Gpu) -> Candidate:
+    """The candidate to run forward pass and input gradient with."""
+    return tuning.pick("dwconv_forward", p, tuple(forward_candidates(p)), gpu)
+
+
+def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
+    """Every way that the weight gradient can be computed: columns, kernel rows per program, strips, parts."""
+    k, d = p.side, p.dilation
+    block = 128
+    lanes_c = min(32, 1 << (p.channels - 1).bit_length())
+    height = _ceil(p.height, d)
+    elements = p.samples * p.channels * p.height * p.width
+    seen = set()
+    for q in dict.fromkeys((_columns_per_thread(p, 14), _columns_per_thread(p, 7))):
+        for kernel_rows in (k, _ceil(k, 2), 4, 3, 2, 1):
+            registers = 16 + kernel_rows * (k + q) + min(_columns(p, q), q + 12)
+            if kernel_rows > k or (kernel_rows > 1 and registers > 144) or (q, kernel_rows) in seen:
+                continue
+            seen.add((q, kernel_rows))
+            kernel_blocks = _ceil(k, kernel_rows)
+            groups = p.samples * _ceil(p.width, q)
+            channel_blocks = _ceil(p.channels, lanes_c)
+            ctas = _resident(registers, block)
+            per_row = _PER_LOAD * (_columns(p, q) + q) + kernel_rows * (_multiply_adds(p, q) + q) + q + 10
+            prologue = 5 * (kernel_rows - 1) * q + 40
+            for s in sorted({_ceil(height, _ceil(height, s)) for s in (1, 2, 4, 7, 14)}):
+                for waves in (1, 2, 4):
+                    wanted = gpu.sms * ctas * waves // (channel_blocks * kernel_blocks * s * d)
+                    parts = max(1, min(wanted, _ceil(groups * lanes_c, block), MAX_PARTS // (s * d)))
+                    programs = channel_blocks * parts * kernel_blocks * s * d
+                    turns = _ceil(groups * lanes_c, parts * block)
+                    per_thread = turns * (_ceil(height, s) * per_row + prologue) + kernel_rows * k * 14 + 80
+                    partials = 4 * parts * s * d * (k * k + 1) * p.channels
+                    work = Work(
+                        dram_bytes=2 * elements * p.itemsize + partials,
+                        l2_bytes=elements * p.itemsize * kernel_blocks * (1 + _columns(p, q) / q) + partials,
+                        fp32_ops=programs * block * per_thread,
+                        programs=programs,
+                        ctas_per_sm=ctas,
+                    )
+                    finish = Work(
+                        dram_bytes=partials,
+                        l2_bytes=partials,
+                        programs=_ceil((k * k + 1) * p.channels, 64),
+                        ctas_per_sm=8,
+                    )
+                    config = {"Q": q, "KH": kernel_rows, "strip": _ceil(height, s), "parts": parts, "BC": lanes_c}
+                    yield Candidate(f"partials-q{q}-kh{kernel_rows}-s{s}-p{parts}", config, (work, finish))
+
+
+@functools.lru_cache(maxsize=1024)
+def weight(p: Problem, gpu: tuning.Gpu) -> Candidate:
+    """The candidate to run the weight gradient with."""
+    return tuning.pick("dwconv_weight", p, tuple(weight_candidates(p, gpu)), gpu)

@@ -1,0 +1,168 @@
+"""Kernels of the depthwise convolution's weight and bias gradient: sums in registers, two stages, no atomics.
+
+    dw[c, kh, kw] = sum_n,h,w dy[n, c, h, w] * x[n, c, h + (kh - P) * D, w + (kw - P) * D],    db[c] = sum_n,h,w dy
+
+`partials_kernel`: a thread owns one channel, Q columns of dy and KH of the K kernel rows, and walks over rows of x with
+the KH rows of dy that meet it in registers: each row is loaded once and KH * K * Q multiply-adds go into KH * K sums,
+without a halo that is computed twice. Threads of one channel are summed, programs write fp32 partial sums
+(parts, K * K + 1, C), the last of them the bias gradient's, and `finish_kernel` sums those in one fixed order.
+"""
+
+# Inside kernels tuples know only +, and conditions at compile time only plain ifs.
+
+import triton
+import triton.language as tl
+
+from convnext_kernels.backends.triton.dwconv_forward import load_columns
+
+
+@triton.jit(do_not_specialize=["samples", "dy_sn", "x_sn", "parts", "strip"])
+def partials_kernel(
+    dy_ptr,
+    x_ptr,
+    partials_ptr,
+    samples,
+    dy_sn,
+    x_sn,
+    parts,
+    strip,
+    C: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    DY: tl.constexpr,
+    X: tl.constexpr,
+    ROUND_DY: tl.constexpr,
+    ROUND: tl.constexpr,
+    CHANNELS_FIRST: tl.constexpr,
+    ATOMIC: tl.constexpr,
+    Q: tl.constexpr,
+    KH: tl.constexpr,
+    BC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Grid (channel blocks * parts, strips * D, kernel row blocks); a program is BC channels x BLOCK / BC positions.
+
+    A position is a column group of a sample; a thread takes every (parts * positions of a program)-th of them.
+    As in the forward kernel a strip has the rows of one residue modulo D. DY and X are strides of (c, h, w).
+    """
+    P: tl.constexpr = K // 2
+    GROUPS: tl.constexpr = (W + Q - 1) // Q
+    LANES: tl.constexpr = BLOCK // BC
+    BLOCKS: tl.constexpr = (C + BC - 1) // BC
+    lane = tl.arange(0, BLOCK)
+    if CHANNELS_FIRST:
+        c, position = lane // LANES, lane % LANES
+    else:
+        c, position = lane % BC, lane // BC
+    c += tl.program_id(0) % BLOCKS * BC
+    part = tl.program_id(0) // BLOCKS
+    channel = tl.minimum(c, C - 1)
+
+    residue = tl.program_id(1) % D
+    height = (H - residue + D - 1) // D
+    first = tl.program_id(1) // D * strip
+    kh = tl.program_id(2) * KH
+    # Rows of x that any of these kernel rows brings together with a row of dy
+    low = tl.maximum(first, kh - P)
+    high = tl.minimum(tl.minimum(first + strip, height), height - P + kh + KH - 1)
+
+    x_ptr += channel * X[0] - P * D * X[2] + (residue + low * D).to(tl.int64) * X[1]
+    dy_ptr += channel * DY[0] + (residue + (low + P - kh) * D).to(tl.int64) * DY[1]
+    sums = ()
+    for _ in tl.static_range(KH * K):
+        sums = sums + (tl.zeros((BLOCK,), tl.float32),)
+    db = tl.zeros((BLOCK,), tl.float32)
+    for start in range(part * LANES, samples * GROUPS, parts * LANES):
+        item = start + position
+        inside = item < samples * GROUPS
+        column = item % GROUPS * Q
+        n = tl.minimum(item // GROUPS, samples - 1).to(tl.int64)
+        x_row = x_ptr + (n * x_sn + column * X[2])
+        dy_row = dy_ptr + (n * dy_sn + column * DY[2])
+        # The rows of dy before the newest: window[b * Q + q] meets kernel row kh + 1 + b
+        window = ()
+        for b in tl.static_range(KH - 1):
+            o = low + P - kh - 1 - b
+            ptr = dy_row - (1 + b) * D * DY[1]
+            window = window + load_columns(ptr, column, inside & (o >= 0) & (o < height), Q, 0, Q, W, DY[2], ROUND_DY)
+        for t in range(low, high):
+            newest = load_columns(dy_row, column, inside & (t + P - kh < height), Q, 0, Q, W, DY[2], ROUND_DY)
+            dy = newest + window
+            x = load_columns(x_row, column, None, Q + (K - 1) * D, -P * D, Q, W, X[2], ROUND)
+            new = ()
+            for b in tl.static_range(KH):
+                for kw in tl.static_range(K):
+                    a = sums[b * K + kw]
+                    for q in tl.static_range(Q):
+                        if Q != W or (q + (kw - P) * D >= 0 and q + (kw - P) * D < W):
+                            a += dy[b * Q + q] * x[q + kw * D]
+                    new = new + (a,)
+            sums = new
+            for q in tl.static_range(Q):
+                db += dy[(P % KH) * Q + q]
+            window = dy[: (KH - 1) * Q]
+            x_row += X[1] * D
+            dy_row += DY[1] * D
+
+    # One partial sum per program and channel
+    out = partials_ptr + ((tl.program_id(1) * parts + part).to(tl.int64) * ((K * K + 1) * C) + kh * (K * C))
+    for i in tl.static_range(KH * K):
+        put(out + i * C, sums[i], c, C, kh + i // K < K, CHANNELS_FIRST, ATOMIC, BC, LANES)
+    put(out + (K * K - kh * K) * C, db, c, C, kh == P // KH * KH, CHANNELS_FIRST, ATOMIC, BC, LANES)
+
+
+@triton.jit
+def put(
+    ptr,
+    v,
+    c,
+    C: tl.constexpr,
+    wanted,
+    CHANNELS_FIRST: tl.constexpr,
+    ATOMIC: tl.constexpr,
+    BC: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """Sum over the positions of the program and store one value per channel."""
+    if LANES > 1:
+        if CHANNELS_FIRST:
+            v = tl.sum(tl.reshape(v, (BC, LANES)), axis=1)
+            c = tl.min(tl.reshape(c, (BC, LANES)), axis=1)
+        else:
+            v = tl.sum(tl.reshape(v, (LANES, BC)), axis=0)
+            c = tl.min(tl.reshape(c, (LANES, BC)), axis=0)
+    if ATOMIC:
+        tl.atomic_add(ptr + c, v, mask=(c < C) & wanted, sem="relaxed")
+    else:
+        tl.store(ptr + c, v, mask=(c < C) & wanted)
+
+
+@triton.jit(do_not_specialize=["parts"])
+def finish_kernel(
+    partials_ptr,
+    dw_ptr,
+    db_ptr,
+    parts,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    DW: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+):
+    """Sum partials (parts, K * K + 1, C) over the first dimension, in one order; DW: strides of (c, kh, kw)."""
+    LENGTH: tl.constexpr = (K * K + 1) * C
+    i = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
+    acc = tl.zeros((BLOCK_P, BLOCK_L), dtype=tl.float32)
+    for start in range(0, parts, BLOCK_P):
+        rows = start + tl.arange(0, BLOCK_P)
+        ptr = partials_ptr + rows[:, None].to(tl.int64) * LENGTH + i[None, :]
+        acc += tl.load(ptr, mask=(rows < parts)[:, None] & (i < LENGTH)[None, :], other=0.0)
+    total = tl.sum(acc, axis=0)
+    tap, c = i // C, i % C
+    if dw_ptr is not None:
+        ptr = dw_ptr + c * DW[0] + (tap // K) * DW[1] + (tap % K) * DW[2]
+        tl.store(ptr, total.to(dw_ptr.dtype.element_ty), mask=tap < K * K)
+    if db_ptr is not None:
+        tl.store(db_ptr + c, total.to(db_ptr.dtype.element_ty), mask=tap == K * K)
