@@ -14,6 +14,7 @@ COMMANDS = {
     "info": "Show versions, backends and the machine.",
     "demo": "Compare a model, eager against accelerated, on real photographs.",
     "bench": "Time this package against its peers, from single ops to whole models.",
+    "plan": "Predict which kernels a model would run on a GPU, and their time.",
     "compare": "Show what moved between two runs of bench, beyond the noise.",
     "verify": "Check every kernel against fp64 on this machine, then time them.",
 }

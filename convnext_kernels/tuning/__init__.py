@@ -1,7 +1,7 @@
 """What the kernels' configurations are chosen by: the GPUs' data sheets, a cost model, a cache of timed choices."""
 
-from convnext_kernels.tuning.cost import Candidate, Work, seconds
+from convnext_kernels.tuning.cost import Candidate, Work, library_product, seconds
 from convnext_kernels.tuning.gpus import GPUS, Gpu, for_arch, named
 from convnext_kernels.tuning.pick import forced, pick
 
-__all__ = ["GPUS", "Candidate", "Gpu", "Work", "for_arch", "forced", "named", "pick", "seconds"]
+__all__ = ["GPUS", "Candidate", "Gpu", "Work", "for_arch", "forced", "library_product", "named", "pick", "seconds"]

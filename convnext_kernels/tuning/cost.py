@@ -18,7 +18,6 @@ from convnext_kernels.tuning.gpus import Gpu
 LAUNCH_SECONDS = 2e-6  # between two dependent kernels of one stream, CUDA graph or not the GPU needs about this
 # Shares of the peaks that good kernels sustain. Rules of thumb; `l2_gbs` is a measured rate already.
 DRAM_SHARE = 0.9
-TENSOR_SHARE = 0.75
 ISSUE_SHARE = 0.85
 # Warps on a multiprocessor that hide latencies with the instruction-level parallelism of unrolled kernels: two for
 # each of the four schedulers; one is enough to feed the tensor cores, whose instructions are long.
@@ -33,12 +32,14 @@ class Work:
 
     dram_bytes: float = 0.0  # unique bytes read and written
     l2_bytes: float = 0.0  # bytes that the programs load and store, re-reads included
-    tensor_flops: float = 0.0  # on tensor cores, multiply and add counted as two; padding included
+    # On tensor cores, multiply and add counted as two; padding included. Divided by the share of the peak that such a
+    # kernel reaches: the launcher knows whether it is the library's or one of ours.
+    tensor_flops: float = 0.0
     fp32_ops: float = 0.0  # executed instructions of the fp32 and integer lanes, per thread
     programs: int = 1
     ctas_per_sm: int = 1  # that fit at once
     tf32: bool = False  # tensor_flops are TF32
-    warps: int = 4  # of one program
+    warps: int = 8  # of one program
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,35 @@ def seconds(work: Work, gpu: Gpu) -> float:
     return LAUNCH_SECONDS + max(
         work.dram_bytes / (gpu.dram_gbs * 1e9 * DRAM_SHARE * dram),
         work.l2_bytes / (gpu.l2_gbs * 1e9 * issue),
-        work.tensor_flops / (tensor_peak * TENSOR_SHARE * tensor),
+        work.tensor_flops / (tensor_peak * tensor),
         work.fp32_ops / (gpu.fp32_tflops / 2 * 1e12 * ISSUE_SHARE * issue),
     )
+
+
+LIBRARY_SHARE = 0.75  # of the tensor cores' peak, that the products of a vendor's library reach
+_LIBRARY_TILES = ((128, 128), (128, 64), (64, 64))
+
+
+def library_product(rows: int, inner: int, outer: int, itemsize: int, gpu: Gpu, tf32: bool = False) -> Work:
+    """(rows, inner) x (inner, outer) by the vendor's library: the best of its usual tiles, split over `inner` or not.
+
+    Elements have `itemsize` bytes; 4 bytes run on the fp32 lanes unless they may be rounded to TF32.
+    """
+    flops = 2.0 * rows * inner * outer / LIBRARY_SHARE
+    on_lanes = itemsize == 4 and not tf32
+    found = []
+    for bm, bn in _LIBRARY_TILES:
+        tiles = -(-rows // bm) * -(-outer // bn)
+        for split in (1, max(1, min(gpu.sms // tiles, inner // 256))):
+            padding = -(-rows // bm) * bm * -(-outer // bn) * bn / (rows * outer)
+            work = Work(
+                dram_bytes=float((rows * (inner + outer) + inner * outer) * itemsize),
+                l2_bytes=float(tiles * (bm + bn) * inner * itemsize + 4 * 2 * (split - 1) * rows * outer),
+                tensor_flops=0.0 if on_lanes else flops * padding,
+                fp32_ops=flops * padding / 2 if on_lanes else 0.0,
+                tf32=tf32,
+                programs=tiles * split,
+                ctas_per_sm=1 if bm * bn == 128 * 128 else 2,
+            )
+            found.append(work)
+    return min(found, key=lambda work: seconds(work, gpu))

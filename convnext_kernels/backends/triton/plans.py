@@ -1,0 +1,72 @@
+"""What each op launches for a problem, without running it: for `convnext-kernels plan`. Needs neither Triton nor a GPU.
+
+The convolution and the bottleneck have plans of their own (`dwconv_plan`, `mlp_plan`), which the launchers follow. The
+other ops launch the same kernels whatever the problem; they are counted here.
+"""
+
+import torch
+
+from convnext_kernels.backends.triton import dwconv_plan, mlp_plan
+from convnext_kernels.tuning import Candidate, Gpu, Work, library_product
+
+Steps = list[tuple[str, Candidate]]
+Shape = tuple[int, int, int, int]
+
+
+def _pointwise(*sizes: float) -> tuple[Work, ...]:
+    """Launches that only move bytes."""
+    return tuple(Work(dram_bytes=b, l2_bytes=b, programs=max(1, int(b) // 8192), ctas_per_sm=8) for b in sizes)
+
+
+def dwconv(shape: Shape, side: int, dilation: int, dtype: torch.dtype, training: bool, gpu: Gpu) -> Steps:
+    """Depthwise convolution of (N, C, H, W) with a kernel of side x side taps."""
+    problem = dwconv_plan.Problem(*shape, side, dilation, dtype.itemsize)
+    steps = [("convolution", dwconv_plan.forward(problem, gpu))]
+    if training:
+        steps.append(("its input gradient", dwconv_plan.forward(problem, gpu)))
+        steps.append(("its weight gradient", dwconv_plan.weight(problem, gpu)))
+    return steps
+
+
+def mlp(
+    shape: Shape, hidden: int, grn: bool, dtype: torch.dtype, training: bool, keeps_hidden: bool, gpu: Gpu
+) -> Steps:
+    """Inverted bottleneck of (N, C, H, W), by way of `hidden` channels."""
+    n, c, h, w = shape
+    name = str(dtype).removeprefix("torch.")
+    problem = mlp_plan.Problem(n, h * w, c, hidden, grn, name, name, training and keeps_hidden, False)
+    steps = [("bottleneck", mlp_plan.forward_plan(problem, gpu))]
+    if training:
+        steps.append(("its gradient", mlp_plan.backward_plan(problem, gpu)))
+    return steps
+
+
+def layernorm(shape: Shape, dtype: torch.dtype, training: bool) -> Steps:
+    """LayerNorm over the channels: one launch, one for the gradient and one for its sums."""
+    n, c, h, w = shape
+    size = n * c * h * w * dtype.itemsize
+    return [("norm", Candidate("layernorm", {}, _pointwise(2 * size, *((3 * size, 0) if training else ()))))]
+
+
+def grn(shape: Shape, dtype: torch.dtype, training: bool) -> Steps:
+    """Global response normalisation: squares, response, application; sums, response, application, parameters."""
+    n, c, h, w = shape
+    size = n * c * h * w * dtype.itemsize
+    backward = (2 * size, 0, 3 * size, 0) if training else ()
+    return [("response", Candidate("grn", {}, _pointwise(size, 0, 2 * size, *backward)))]
+
+
+def downsample(shape: Shape, out: int, side: int, dtype: torch.dtype, training: bool, gpu: Gpu) -> Steps:
+    """LayerNorm that writes patches of side x side pixels, then the library's product to `out` channels."""
+    n, c, h, w = shape
+    patches, inner = n * (h // side) * (w // side), c * side * side
+    size = n * c * h * w * dtype.itemsize
+    launches = (*_pointwise(2 * size), library_product(patches, inner, out, dtype.itemsize, gpu))
+    if training:  # patches again, both products, the bias, LayerNorm's gradient and its sums
+        launches += (
+            *_pointwise(2 * size),
+            library_product(patches, out, inner, dtype.itemsize, gpu),
+            library_product(out, patches, inner, dtype.itemsize, gpu),
+            *_pointwise(patches * out * dtype.itemsize, 3 * size, 0),
+        )
+    return [("norm and patches, product", Candidate("library", {}, launches))]

@@ -1,0 +1,254 @@
+"""What the Triton backend would do with a model on a GPU that need not be there, and what that is predicted to take.
+
+Every figure comes from the cost model (`tuning.cost`) and from counting; nothing runs. Three columns:
+
+- ours: the launches that the backend's own plans choose;
+- eager: PyTorch op by op, by the same cost model, every operator as good as it can be: a lower bound of what eager
+  takes;
+- floor: a convolution kernel and a bottleneck kernel (and, for gradients, one of each kind of product) at the GPU's
+  peak rates: nothing with these two kernels is faster. It counts no launches.
+
+The layers that this package does not replace (stem, head) are counted alike in all columns.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from convnext_kernels.backends import op_module
+from convnext_kernels.planner.choose import RECOMPUTED_CHANNELS
+from convnext_kernels.tuning import Candidate, Gpu, Work, library_product, seconds
+from convnext_kernels.tuning.cost import LIBRARY_SHARE
+
+NAMESPACE = "convnext_kernels"
+OTHER = "other layers"
+# Elements that eager's operators move for each element of GRN's input, launch by launch.
+GRN_ELEMENTS = (1, 0, 0, 0, 2, 2, 3)
+GRN_BACKWARD_ELEMENTS = (3, 3, 3, 2, 2, 3, 2)
+_MANY = 2**20  # programs: so many that they fill every wave
+
+
+@dataclass(frozen=True)
+class Call:
+    """One op of this package as a model calls it."""
+
+    op: str
+    shape: tuple[int, int, int, int]  # of x: N, C, H, W
+    hidden: int = 0  # of the bottleneck; channels of the result for "downsample"
+    side: int = 0  # of the depthwise kernel or of the patches
+    dilation: int = 1
+    grn: bool = False
+
+    def __str__(self) -> str:
+        _, c, h, w = self.shape
+        parts = [f"{self.op}{' V2' if self.grn else ''} {c} x {h} x {w}"]
+        if self.side:
+            parts.append(f"k{self.side}" + (f" d{self.dilation}" if self.dilation > 1 else ""))
+        return " ".join(parts)
+
+
+@dataclass
+class Recording:
+    """The ops of one forward pass."""
+
+    calls: Counter[Call] = field(default_factory=Counter)
+    others: list[tuple[int, int]] = field(default_factory=list)  # elements moved and FLOPs, by kernels of PyTorch
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Predicted."""
+
+    launches: int = 0
+    bytes: float = 0.0  # unique ones, through device memory
+    seconds: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.launches + other.launches, self.bytes + other.bytes, self.seconds + other.seconds)
+
+    def __mul__(self, count: int) -> "Cost":
+        return Cost(self.launches * count, self.bytes * count, self.seconds * count)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The calls of one kind; costs are of all of them together."""
+
+    name: str
+    count: int
+    plan: tuple[str, ...]  # step: configuration
+    ours: Cost
+    eager: Cost
+    floor: Cost
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes this package's ops, and what any other kernel reads, writes and multiplies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recording = Recording()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func.namespace == NAMESPACE:
+            named = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)}
+            self.recording.calls[_call(func._schema.name.partition("::")[2], named)] += 1
+        elif not func.is_view:
+            tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
+            counted = flop_registry.get(func.overloadpacket)
+            flops = counted(*args, **kwargs, out_val=result) if counted else 0
+            if elements := sum(t.numel() for t in tensors):
+                self.recording.others.append((elements, flops))
+        return result
+
+
+def _call(op: str, named: dict[str, Any]) -> Call:
+    weight = named.get("dwconv_weight" if op == "block" else "weight")
+    side = weight.shape[-1] if op in ("block", "dwconv", "downsample") else 0
+    hidden = weight.shape[0] if op == "downsample" else 0
+    if op in ("block", "mlp"):
+        hidden = named["pwconv1_weight"].shape[0]
+    grn = named.get("grn_weight") is not None
+    return Call(op, tuple(named["x"].shape), hidden, side, named.get("dilation", 1), grn)
+
+
+def record(model: nn.Module, shape: Sequence[int]) -> Recording:
+    """Run an accelerated fp32 model on "meta" on an input of `shape` and note its ops; no number is computed."""
+    recorder = _Recorder()
+    with torch.no_grad(), recorder:
+        model(torch.empty(tuple(shape), device="meta").to(memory_format=torch.channels_last))
+    return recorder.recording
+
+
+def _work(size: float, flops: float = 0.0, dtype: torch.dtype = torch.bfloat16, fma: float = 0.0) -> Work:
+    """A launch with perfect tiles; fp32 products run on the fp32 lanes, as PyTorch's default is."""
+    flops /= LIBRARY_SHARE
+    tensor = flops if dtype.itemsize == 2 else 0.0
+    lanes = fma + (flops / 2 if dtype.itemsize != 2 else 0.0)
+    return Work(dram_bytes=size, tensor_flops=tensor, fp32_ops=lanes, programs=_MANY, ctas_per_sm=8)
+
+
+def _products(rows: int, inner: int, outer: int, dtype: torch.dtype, gpu: Gpu) -> tuple[Work, Work, Work]:
+    """A linear layer: the product, and those of its gradients for the input and the weight."""
+    size = dtype.itemsize
+    return (
+        library_product(rows, inner, outer, size, gpu),
+        library_product(rows, outer, inner, size, gpu),
+        library_product(outer, rows, inner, size, gpu),
+    )
+
+
+def _eager(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu) -> list[Work]:
+    """The launches of eager PyTorch: elements of C read and written for each pixel, as its operators do."""
+    n, c, h, w = call.shape
+    pixels = n * h * w
+    unit = pixels * c * dtype.itemsize  # bytes of one activation of x's size
+    wide = call.hidden / c
+    convolution = _work(2 * unit, fma=pixels * c * call.side**2)
+    # norm, mean, + eps, division, product, addcmul, sum; then their gradients
+    grn, grn_backward = ([_work(s * wide * unit) for s in sizes] for sizes in (GRN_ELEMENTS, GRN_BACKWARD_ELEMENTS))
+    norm, norm_backward = [_work(2 * unit)], [_work(3 * unit), _work(2 * unit)]  # input, parameters
+    forward, backward = [], []
+    if call.op in ("block", "dwconv"):
+        forward.append(convolution)
+        backward += [convolution, convolution, _work(unit)]  # input, weight, bias
+    if call.op == "layernorm":
+        forward, backward = norm, norm_backward
+    if call.op == "grn":
+        forward, backward = ([_work(s * unit) for s in sizes] for sizes in (GRN_ELEMENTS, GRN_BACKWARD_ELEMENTS))
+    if call.op == "downsample":
+        patches = pixels // call.side**2
+        product, *gradients = _products(patches, c * call.side**2, call.hidden, dtype, gpu)
+        forward = [*norm, product]
+        backward = [*gradients, _work(patches * call.hidden * dtype.itemsize), *norm_backward]
+    if call.op in ("block", "mlp"):
+        first, *first_gradients = _products(pixels, c, call.hidden, dtype, gpu)
+        second, *second_gradients = _products(pixels, call.hidden, c, dtype, gpu)
+        gelu, gelu_backward = _work(2 * wide * unit), _work(3 * wide * unit)
+        gamma = [] if call.grn else [_work(2 * unit)]
+        # of gamma's input; its own as a product and a sum
+        gamma_backward = [] if call.grn else [_work(2 * unit), _work(3 * unit), _work(unit)]
+        residual = _work(3 * unit)  # forward the sum, backward the two gradients of x that meet
+        forward += [*norm, first, gelu, *(grn if call.grn else []), second, *gamma, residual]
+        backward += [*gamma_backward, *second_gradients, _work(unit), *(grn_backward if call.grn else [])]
+        backward += [gelu_backward, *first_gradients, _work(wide * unit), *norm_backward, residual]
+    return forward + backward if training else forward
+
+
+def _floor(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu) -> Cost:
+    """Peak rates, and no byte moved twice by the two kernels."""
+    n, c, h, w = call.shape
+    pixels = n * h * w
+    unit = pixels * c * dtype.itemsize
+    product = 2 * pixels * c * call.hidden
+    parts: list[tuple[float, float, float]] = []  # bytes, flops, multiply-adds on the fp32 lanes
+    if call.op in ("block", "dwconv"):
+        parts += [(2 * unit, 0.0, pixels * c * call.side**2)] * (3 if training else 1)
+    if call.op in ("block", "mlp"):
+        parts.append(((4 if call.grn else 3) * unit, 2 * product, 0.0))
+        if training:
+            parts.append(((4 if call.grn else 3) * unit, 4 * product, 0.0))
+    if call.op in ("layernorm", "grn"):
+        parts += [(2 * unit, 0.0, 0.0)] + ([(3 * unit, 0.0, 0.0)] if training else [])
+    if call.op == "downsample":
+        size = unit * (1 + call.hidden / (c * call.side**2))
+        parts += [(size, product, 0.0)] + ([(size + unit, 2 * product, 0.0)] if training else [])
+    total = 0.0
+    for size, flops, fma in parts:
+        tensor, lanes = (flops, fma) if dtype.itemsize == 2 else (0.0, fma + flops / 2)
+        rates = gpu.dram_gbs * 1e9, gpu.half_tflops * 1e12, gpu.fp32_tflops / 2 * 1e12
+        total += max(amount / rate for amount, rate in zip((size, tensor, lanes), rates, strict=True))
+    return Cost(0, sum(size for size, _, _ in parts), total)
+
+
+def _ours(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu) -> list[tuple[str, Candidate]]:
+    """What the backend launches for this call, step by step."""
+    plans = op_module("triton", "plans")
+    if call.op == "layernorm":
+        return plans.layernorm(call.shape, dtype, training)
+    if call.op == "grn":
+        return plans.grn(call.shape, dtype, training)
+    if call.op == "downsample":
+        return plans.downsample(call.shape, call.hidden, call.side, dtype, training, gpu)
+    steps = []
+    if call.op in ("block", "dwconv"):
+        steps += plans.dwconv(call.shape, call.side, call.dilation, dtype, training, gpu)
+    if call.op in ("block", "mlp"):
+        keeps_hidden = call.shape[1] > RECOMPUTED_CHANNELS  # as memory="auto" has it
+        steps += plans.mlp(call.shape, call.hidden, call.grn, dtype, training, keeps_hidden, gpu)
+    return steps
+
+
+def total(launches: Iterable[Work], gpu: Gpu) -> Cost:
+    """Cost of launches one after the other."""
+    cost = Cost()
+    for work in launches:
+        cost += Cost(1, work.dram_bytes, seconds(work, gpu))
+    return cost
+
+
+def explain(recording: Recording, dtype: torch.dtype, training: bool, gpu: Gpu) -> list[Row]:
+    """A row for every kind of call, in the model's order, then one for the layers that are not replaced."""
+    rows = []
+    for call, count in recording.calls.items():
+        steps = _ours(call, dtype, training, gpu)
+        ours = total((work for _, candidate in steps for work in candidate.launches), gpu)
+        eager = total(_eager(call, dtype, training, gpu), gpu)
+        floor = _floor(call, dtype, training, gpu)
+        plan = tuple(f"{step}: {candidate.name}" for step, candidate in steps)
+        rows.append(Row(str(call), count, plan, ours * count, eager * count, floor * count))
+    # Forward and backward: each product twice more, and about as many bytes for each.
+    works = [_work(elements * dtype.itemsize, flops, dtype) for elements, flops in recording.others]
+    others = total(works, gpu) * (3 if training else 1)
+    if others.launches:
+        rows.append(Row(OTHER, 1, ("PyTorch's own kernels",), others, others, others))
+    return rows
