@@ -75,6 +75,12 @@ def _block(lanes: int) -> int:
     )
 
 
+def _tile(columns: object, side: int) -> int:
+    """Columns per thread; few of a large kernel in the interpreter, whose time goes by what is unrolled."""
+    tile = int(columns)  # type: ignore[call-overload]
+    return min(tile, 3) if side > 7 and device.interpreted() else tile
+
+
 def _problem(x: Tensor, weight: Tensor, dilation: int) -> dwconv_plan.Problem:
     return dwconv_plan.Problem(*x.shape, weight.shape[-1], dilation, x.element_size())
 
@@ -84,7 +90,7 @@ def _packed(weight: Tensor, round_to: tl.dtype | None) -> Tensor:
     packed = torch.empty(side, side, channels, dtype=torch.float32, device=weight.device)
     block = 4096 if device.interpreted() else 256
     pack_kernel[(triton.cdiv(weight.numel(), block),)](
-        weight, packed, C=channels, K=side, WEIGHT=_weight_strides(weight), ROUND=round_to, BLOCK=block, num_warps=4
+        weight, packed, C=channels, K=side, WEIGHT=_weight_strides(weight), ROUND=round_to, BLOCK=block, num_warps=8
     )
     return packed
 
@@ -107,7 +113,7 @@ def _convolve(
     target = _seen(out) or _image(torch.empty_like(out, memory_format=torch.channels_last))
     added = None if residual is None else _image(residual)
     kernel = plan.name.partition("-")[0]
-    tile = plan.config.get("Q", width)
+    tile = _tile(plan.config.get("Q", width), side)
     lanes = n * channels * triton.cdiv(width, tile)
     block = _block(lanes)
     round_weight = _rounding(weight.dtype, compute_dtype)
@@ -201,6 +207,7 @@ def parameter_gradients(
     db = torch.empty_like(bias) if needs_bias else None
     config = dwconv_plan.weight(_problem(x, weight, dilation), device.gpu()).config
     tile, kernel_rows, strip, parts, block_c = (config[name] for name in ("Q", "KH", "strip", "parts", "BC"))
+    tile = _tile(tile, side)
     block = 128
     if device.interpreted():  # its time goes by programs: as few as the strips allow
         block_c = min(triton.next_power_of_2(channels), 1024)

@@ -72,6 +72,7 @@ def _forward_work(
         fp32_ops=programs * BLOCK * per_thread,
         programs=programs,
         ctas_per_sm=_resident(registers, BLOCK),
+        warps=BLOCK // 32,
     )
 
 
@@ -149,6 +150,7 @@ def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
                         fp32_ops=programs * block * per_thread,
                         programs=programs,
                         ctas_per_sm=ctas,
+                        warps=block // 32,
                     )
                     finish = Work(
                         dram_bytes=partials,
