@@ -7,6 +7,11 @@ import triton
 
 from convnext_kernels import tuning
 
+if triton.knobs.runtime.interpret:
+    from convnext_kernels.backends.triton import interpreter
+
+    interpreter.repair()
+
 
 def interpreted() -> bool:
     """Whether TRITON_INTERPRET was set: kernels then run as Python on CPU tensors."""

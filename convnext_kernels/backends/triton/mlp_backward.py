@@ -2,7 +2,7 @@
 
 With d = s * dout, dz = gamma * d, z = LN(x), u = z W1^T + b1:
 
-hidden:   du = (dz W2) * GELU'(u), g = GELU(u), db1 = sum du before it is rounded (GRN: `grn_hidden_gradient_kernel` between the two)
+hidden:   du = (dz W2) * GELU'(u), g = GELU(u), db1 = sum du before it is rounded; V2's GRN is a kernel of its own
 input:    dn = du W1, then LayerNorm's backward in the epilogue where one program holds whole rows
 weights:  dW1 = du^T z, G2 = d^T g, both split over the pixels into fp32 partial sums
 finish:   dW2 = gamma * G2, dgamma = rowsum(W2 * G2) + b2 sum d, db2 = gamma sum d
@@ -19,7 +19,6 @@ from convnext_kernels.backends.triton.gelu import gelu, gelu_and_derivative
 from convnext_kernels.backends.triton.layernorm import offsets
 from convnext_kernels.backends.triton.mlp_tiles import (
     centre_pieces,
-    dot,
     load_matrix,
     load_pieces,
     load_transposed,
@@ -75,7 +74,7 @@ def mlp_hidden_gradient_kernel(
             dz = dz.to(tl.float32) * scale[:, None]
         if gamma_ptr is not None:
             dz = dz.to(tl.float32) * load_vector(gamma_ptr, c, c < C)[None, :]
-        dg = dot(dz.to(compute), load_matrix(w2_ptr, c, hid, C, HIDDEN, whole), dg)
+        dg = tl.dot(dz.to(compute), load_matrix(w2_ptr, c, hid, C, HIDDEN, whole), dg)
     where = row[:, None] * HIDDEN + hid[None, :]
     mask = inside[:, None] & held[None, :]
     if hidden_ptr is not None:
@@ -85,7 +84,7 @@ def mlp_hidden_gradient_kernel(
         for start in range(0, C, BK):
             c = start + tl.arange(0, BK)
             z = tl.load(z_ptr + row[:, None] * C + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0.0)
-            u = dot(z, load_transposed(w1_ptr, hid, c, HIDDEN, C, whole), u)
+            u = tl.dot(z, load_transposed(w1_ptr, hid, c, HIDDEN, C, whole), u)
         if b1_ptr is not None:
             u += load_vector(b1_ptr, hid, held)[None, :]
     at = sums_ptr + tile.to(tl.int64) * HIDDEN + hid
@@ -187,7 +186,7 @@ def mlp_input_gradient_kernel(
         products = ()
         for j in tl.static_range(PIECES):
             c = first + j * BC + tl.arange(0, BC)
-            products = products + (dot(du, load_matrix(w1_ptr, hid, c, HIDDEN, C, whole), dn[j]),)
+            products = products + (tl.dot(du, load_matrix(w1_ptr, hid, c, HIDDEN, C, whole), dn[j]),)
         dn = products
     if x_ptr is None:
         for j in tl.static_range(PIECES):
@@ -260,7 +259,7 @@ def mlp_weight_gradient_kernel(
         if sums_ptr is not None:
             total += a.to(tl.float32)
         b = tl.load(b_ptr + row[:, None] * N + j[None, :], mask=inside[:, None] & (j < N)[None, :], other=0.0)
-        acc = dot(a.to(compute), b, acc)
+        acc = tl.dot(a.to(compute), b, acc)
     where = (tl.program_id(1).to(tl.int64) * M + m)[:, None] * N + j[None, :]
     tl.store(partials_ptr + where, acc, mask=(m < M)[:, None] & (j < N)[None, :])
     if sums_ptr is not None:

@@ -14,7 +14,6 @@ import triton.language as tl
 
 from convnext_kernels.backends.triton.gelu import gelu
 from convnext_kernels.backends.triton.mlp_tiles import (
-    dot,
     load_transposed,
     load_vector,
     normalised_pieces,
@@ -90,7 +89,7 @@ def mlp_fused_fwd_kernel(
         u = tl.zeros((BM, BH), dtype=tl.float32)
         for j in tl.static_range(PIECES):
             c = j * BC + tl.arange(0, BC)
-            u = dot(z[j], load_transposed(w1_ptr, hid, c, HIDDEN, C, whole), u)
+            u = tl.dot(z[j], load_transposed(w1_ptr, hid, c, HIDDEN, C, whole), u)
         if b1_ptr is not None:
             u += load_vector(b1_ptr, hid, held)[None, :]
         if hidden_ptr is not None:
@@ -110,7 +109,7 @@ def mlp_fused_fwd_kernel(
             products = ()
             for j in tl.static_range(PIECES):
                 c = j * BC + tl.arange(0, BC)
-                products = products + (dot(h, load_transposed(w2_ptr, c, hid, C, HIDDEN, whole), acc[j]),)
+                products = products + (tl.dot(h, load_transposed(w2_ptr, c, hid, C, HIDDEN, whole), acc[j]),)
             acc = products
     if out_ptr is not None:
         for j in tl.static_range(PIECES):

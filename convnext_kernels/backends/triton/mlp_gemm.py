@@ -13,7 +13,7 @@ import triton.language as tl
 
 from convnext_kernels.backends.triton.gelu import gelu
 from convnext_kernels.backends.triton.layernorm import offsets
-from convnext_kernels.backends.triton.mlp_tiles import dot, load_transposed, load_vector, store_output
+from convnext_kernels.backends.triton.mlp_tiles import load_transposed, load_vector, store_output
 
 
 @triton.jit
@@ -84,7 +84,7 @@ def mlp_expand_kernel(
         z = (x.to(tl.float32) - mean[:, None]) * rstd[:, None] * weight[None, :] + bias[None, :]
         if C % BK != 0:
             z = tl.where((c < C)[None, :], z, 0.0)
-        u = dot(z.to(x.dtype).to(compute), load_transposed(w1_ptr, hid, c, HIDDEN, C, whole), u)
+        u = tl.dot(z.to(x.dtype).to(compute), load_transposed(w1_ptr, hid, c, HIDDEN, C, whole), u)
     if b1_ptr is not None:
         u += load_vector(b1_ptr, hid, held)[None, :]
     where = (n.to(tl.int64) * pixels + p)[:, None] * HIDDEN + hid[None, :]
@@ -142,7 +142,7 @@ def mlp_project_kernel(
         if grn_scale_ptr is not None:
             scale = tl.load(grn_scale_ptr + n.to(tl.int64) * HIDDEN + hid, mask=held, other=0.0)
             h = (h.to(tl.float32) * scale[None, :] + load_vector(grn_bias_ptr, hid, held)[None, :]).to(h.dtype)
-        acc = dot(h, load_transposed(w2_ptr, c, hid, C, HIDDEN, whole), acc)
+        acc = tl.dot(h, load_transposed(w2_ptr, c, hid, C, HIDDEN, whole), acc)
     store_output(
         acc,
         b2_ptr,

@@ -9,18 +9,6 @@ import triton.language as tl
 
 from convnext_kernels.backends.triton.layernorm import offsets
 
-# Triton's interpreter multiplies the bits of bf16 as integers (3.8); there the operands are widened, which is exact.
-_WIDEN = tl.constexpr(bool(triton.knobs.runtime.interpret))
-
-
-@triton.jit
-def dot(a, b, acc):
-    """Acc + a b in fp32."""
-    if _WIDEN:
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    return tl.dot(a, b, acc)
-
 
 @triton.jit
 def load_vector(ptr, c, inside):
