@@ -89,12 +89,15 @@ def compile_case(task: tuple[int, Case, bool]) -> tuple[list[Row], str | None]:
 
     try:
         with compile_only(arch) as recorded:
+            for plan in triton_cases.plans() if every else ():
+                plan.cache_clear()
             triton_cases.run(case)
-            if every:
+            while every and turn < max(turns, 1):
+                for plan in triton_cases.plans():  # they remember what was picked
+                    plan.cache_clear()
                 with tuning.forced(choose):
                     triton_cases.run(case)
-                    while (turn := turn + 1) < turns:
-                        triton_cases.run(case)
+                turn += 1
             launches = {launch.hash: launch for launch in recorded}
         return [_row(launch, case) for launch in launches.values()], None
     except Exception as error:

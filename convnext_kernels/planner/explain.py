@@ -123,9 +123,10 @@ def _call(op: str, named: dict[str, Any]) -> Call:
 
 def record(model: nn.Module, shape: Sequence[int]) -> Recording:
     """Run an accelerated fp32 model on "meta" on an input of `shape` and note its ops; no number is computed."""
+    x = torch.empty(tuple(shape), device="meta").to(memory_format=torch.channels_last)
     recorder = _Recorder()
     with torch.no_grad(), recorder:
-        model(torch.empty(tuple(shape), device="meta").to(memory_format=torch.channels_last))
+        model(x)
     return recorder.recording
 
 

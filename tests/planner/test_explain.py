@@ -1,0 +1,100 @@
+import pytest
+import torch
+from torch import nn
+
+import convnext_kernels as ck
+from convnext_kernels.planner import explain
+from convnext_kernels.planner.explain import Call, Cost
+from convnext_kernels.tuning import GPUS
+
+H100 = GPUS["H100"]
+BF16 = torch.bfloat16
+STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))
+
+
+def block(c=96, size=56, n=8, grn=False):
+    return Call("block", (n, c, size, size), 4 * c, 7, 1, grn)
+
+
+def row(call, training=False, gpu=H100, dtype=BF16):
+    recording = explain.Recording()
+    recording.calls[call] += 1
+    (found,) = explain.explain(recording, dtype, training, gpu)
+    return found
+
+
+def test_a_model_is_recorded_by_kinds_of_calls():
+    with torch.device("meta"):
+        v1, v2 = ck.FusedConvNeXtBlock(32), ck.FusedConvNeXtBlock(32, use_grn=True)
+        model = nn.Sequential(nn.Conv2d(3, 32, 4, 4), v1, v1, v2)
+    recording = explain.record(model, (2, 3, 32, 32))
+    assert recording.calls == {
+        Call("block", (2, 32, 8, 8), 128, 7): 2,
+        Call("block", (2, 32, 8, 8), 128, 7, grn=True): 1,
+    }
+    (stem,) = recording.others
+    assert stem[1] == 2 * 2 * 32 * 8 * 8 * 3 * 16  # FLOPs
+
+
+@pytest.mark.parametrize(("c", "size"), STAGES)
+def test_eager_moves_54_c_bytes_a_pixel(c, size):
+    """bf16 V1, as docs/design.md counts: dwconv 4, LN 4, fc1 10, GELU 16, fc2 10, scale 4, add 6; then the weights."""
+    pixels = 8 * size * size
+    weights = 2 * 2 * 4 * c * c
+    assert row(block(c, size)).eager.bytes == pixels * 54 * c + weights
+    assert row(block(c, size)).eager.launches == 7
+
+
+@pytest.mark.parametrize(("stage", "picoseconds"), list(zip(STAGES, (313, 878, 2948, 10667), strict=True)))
+def test_the_floor_is_that_of_two_kernels(stage, picoseconds):
+    call = block(*stage)
+    pixels = 8 * stage[1] ** 2
+    floor = row(call).floor
+    assert floor.seconds / pixels * 1e12 == pytest.approx(picoseconds, rel=0.01)
+    assert floor.bytes == pixels * 10 * stage[0]
+
+
+CALLS = [
+    *(block(c, size, grn=grn) for c, size in STAGES for grn in (False, True)),
+    Call("dwconv", (8, 96, 56, 56), 0, 31),
+    Call("mlp", (8, 96, 56, 56), 384),
+    Call("layernorm", (8, 96, 56, 56)),
+    Call("grn", (8, 384, 56, 56), grn=True),
+    Call("downsample", (8, 96, 56, 56), 192, 2),
+]
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("call", CALLS, ids=str)
+def test_every_op_has_a_plan_no_faster_than_the_floor(call, training, gpu):
+    found = row(call, training, gpu)
+    assert found.plan
+    assert found.ours.launches >= 1
+    assert found.ours.seconds >= found.floor.seconds
+    assert found.eager.seconds >= found.floor.seconds
+
+
+@pytest.mark.parametrize("call", CALLS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_gradients_come_on_top(call, dtype):
+    forward, both = row(call, False, dtype=dtype), row(call, True, dtype=dtype)
+    for which in ("ours", "eager", "floor"):
+        assert getattr(both, which).seconds > getattr(forward, which).seconds
+        assert getattr(both, which).bytes > getattr(forward, which).bytes
+
+
+def test_costs_add_and_repeat():
+    one = Cost(1, 2.0, 3.0)
+    assert one + one == one * 2 == Cost(2, 4.0, 6.0)
+    recording = explain.Recording()
+    recording.calls[block()] += 3
+    assert explain.explain(recording, BF16, False, H100)[0].ours == row(block()).ours * 3
+
+
+def test_other_layers_count_alike_in_all_columns():
+    recording = explain.Recording(others=[(1000, 2000)])
+    (other,) = explain.explain(recording, BF16, False, H100)
+    assert other.name == explain.OTHER
+    assert other.ours == other.eager == other.floor
+    assert other.ours.bytes == 2000
