@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from convnext_kernels.planner.choose import RECOMPUTED_CHANNELS
 from convnext_kernels.spec import MlpParameters
 
 TRITON = "convnext_kernels.backends.triton"
@@ -31,6 +32,7 @@ class Case:
     k: int = 7  # depthwise kernel, or side of a downsampling patch
     layout: str = "nhwc"
     grn: bool = False
+    keeps: bool = False  # the hidden is kept for the gradient, as memory="balanced" asks
     quick: bool = False
 
     def __str__(self) -> str:
@@ -38,6 +40,7 @@ class Case:
         parts += [f"k{self.k}"] if self.op in ("dwconv", "block", "downsample") else []
         parts += ["nchw"] if self.layout == "nchw" else []
         parts += ["v2"] if self.grn else []
+        parts += ["balanced"] if self.keeps else []
         return " ".join([*parts, "backward" if self.backward else "forward"])
 
 
@@ -59,6 +62,11 @@ def _cases() -> Iterator[Case]:
             for c, size in stages:
                 for n in BATCHES:
                     yield from _both(Case(op, c, size, n, quick=stages is TINY and n == 8 and c in (96, 384)))
+    for stages in (TINY, BASE):  # what training keeps where the hidden is not computed again
+        for c, size in stages:
+            for n in (8, 128) if c > RECOMPUTED_CHANNELS else ():
+                yield from _both(Case("mlp", c, size, n, keeps=True, quick=n == 8 and c == 384))
+                yield from _both(Case("mlp", c, size, n, keeps=True, grn=True))
     for dtype in ("fp32", "fp16"):
         for op in ("dwconv", "mlp"):
             for c, size in (*TINY, *ODD):
@@ -119,6 +127,7 @@ def run(case: Case) -> None:
         return tensor(case.n, c, size, size).to(memory_format=memory_format)
 
     x, vector = image(case.c, case.size), tensor(case.c)
+    kept = {"hidden": image(4 * case.c, case.size)} if case.keeps else {}
     arguments: tuple
     if case.op == "dwconv":
         arguments, inputs = (x, tensor(case.c, 1, case.k, case.k), vector, 1, dtype), 3
@@ -140,13 +149,13 @@ def run(case: Case) -> None:
         if not case.backward:
             arguments = (*arguments, out)
     if not case.backward:
-        module.forward(*arguments)
+        module.forward(*arguments, **kept)
         return
     dout = image(2 * case.c, case.size // case.k) if case.op == "downsample" else image(case.c, case.size)
     needs = [True] * inputs
     if case.op in ("mlp", "block"):  # gamma, or GRN's two
         needs[-3:] = [not case.grn, case.grn, case.grn]
-    module.backward(dout, *arguments, needs)
+    module.backward(dout, *arguments, needs, **kept)
 
 
 def plans() -> list:

@@ -37,8 +37,8 @@ def choices(gpu: tuning.Gpu) -> dict[str, str]:
     # The launchers' own caches would answer in the place of `pick`.
     for plan in triton_cases.plans():
         plan.cache_clear()
-    no_launch = mock.patch.object(JITFunction, "run", lambda *_, **__: None)
-    with compile_only(gpu.arch), no_launch, mock.patch.object(device, "gpu", lambda: gpu), tuning.forced(choose):
+    no_launch = mock.patch.object(JITFunction, "run")
+    with compile_only(gpu.arch), no_launch, mock.patch.object(device, "gpu", return_value=gpu), tuning.forced(choose):
         for case in triton_cases.CASES:
             triton_cases.run(case)
     for plan in triton_cases.plans():
