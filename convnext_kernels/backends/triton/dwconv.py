@@ -148,7 +148,7 @@ def _convolve(
     }
     programs = triton.cdiv(lanes, block)
     if kernel == "plane":
-        plane_kernel[(programs,)](**arguments)
+        plane_kernel[(programs,)](**arguments, one=1)
     elif kernel == "rolling":
         strip = plan.config["strip"]
         strips = triton.cdiv(triton.cdiv(height, dilation), strip)
