@@ -177,12 +177,12 @@ def tile(channels: int, pixels_inside: bool, element_size: int, elements: int) -
     """Return (BLOCK_P, BLOCK_C, num_warps) for tiles of about `elements`.
 
     Loads of 16 bytes a thread run along the channels of NHWC, whose rows are long enough by themselves; NCHW wants
-    a whole 32-byte sector of pixels at least, also where C is large.
+    a whole 32-byte sector of pixels, or as much of it as 8192 elements allow: more of them spill in the backward.
     """
     block_c = triton.next_power_of_2(channels)
     block_p = max(1, elements // block_c)
     if pixels_inside:
-        block_p = max(block_p, min(32 // element_size, 4 * elements // block_c))
+        block_p = max(block_p, min(32 // element_size, 8192 // block_c))
     return block_p, block_c, max(4, min(16, block_p * block_c // 512))
 
 
