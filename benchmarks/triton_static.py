@@ -16,7 +16,7 @@ import multiprocessing
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
@@ -52,7 +52,7 @@ class Row:
     matrix: bool  # it has products that belong on tensor cores
     seconds: float | None  # of compiling
     statics: Statics
-    cases: list[str] = field(default_factory=list)  # that launch it
+    case: str  # one that launches it
 
     @property
     def key(self) -> str:
@@ -71,7 +71,7 @@ def _row(launch: Launch, case: Case) -> Row:
         statics = analyse(launch.cubin, launch.kernel, launch.arch, launch.warps, launch.shared, launch.tensor_memory)
         cache.put(json.dumps(asdict(statics)), name, binary=False)
     matrix = bool(_MATRIX.search(launch.ttir))
-    return Row(launch.kernel, launch.arch, launch.specialisation, matrix, launch.seconds, statics, [str(case)])
+    return Row(launch.kernel, launch.arch, launch.specialisation, matrix, launch.seconds, statics, str(case))
 
 
 def compile_case(task: tuple[int, Case, bool]) -> tuple[list[Row], str | None]:
@@ -118,8 +118,8 @@ def compile_all(tasks: list[tuple[int, Case, bool]], jobs: int) -> tuple[dict[st
             found, failure = future.result()
             failures += [failure] if failure else []
             for row in found:
-                known = rows.get(row.key)
-                rows[row.key] = replace(known, cases=sorted({*known.cases, *row.cases})) if known else row
+                if row.key not in rows or row.case < rows[row.key].case:  # whichever comes first: the same every time
+                    rows[row.key] = row
     return dict(sorted(rows.items())), sorted(failures)
 
 
