@@ -49,6 +49,9 @@ class Candidate:
     name: str  # stable across versions: the key in the cache
     config: Mapping[str, object] = field(hash=False)
     launches: tuple[Work, ...] = ()
+    # A prediction has to be better by this factor to be chosen: for plans with more launches or with foreign kernels,
+    # whose predictions are worth less. Timed choices ignore it.
+    handicap: float = 1.0
 
     def seconds(self, gpu: Gpu) -> float:
         """Predicted time of all launches on `gpu`."""

@@ -26,8 +26,8 @@ def forced(choice: Choice) -> Iterator[None]:
 
 
 def predicted(candidates: Sequence[Candidate], gpu: Gpu) -> Candidate:
-    """The candidate with the lowest predicted time; the first of equals."""
-    return min(candidates, key=lambda c: c.seconds(gpu))
+    """The candidate with the lowest predicted time, handicaps included; the first of equals."""
+    return min(candidates, key=lambda c: c.seconds(gpu) * c.handicap)
 
 
 def pick(

@@ -10,11 +10,14 @@ from typing import NamedTuple
 
 from convnext_kernels import tuning
 from convnext_kernels.tuning import Candidate, Work
+from convnext_kernels.tuning.cost import library_product
 
 FUSED_CHANNELS = 256  # more accumulators than this spill
 WEIGHT_TILE = {"BM": 64, "BN": 64, "BP": 64, "num_warps": 4, "num_stages": 2}
-# The share of the tensor cores' peak that a product reaches: Triton's tiles, the library's.
-TRITON_SHARE, LIBRARY_SHARE = 0.6, 0.75
+# The share of the tensor cores' peak that a product in Triton reaches.
+TRITON_SHARE = 0.6
+# Per step from the plan with the fewest launches to the next: fused, gemm, library.
+HANDICAP = 1.5
 GELU_OPS, GELU_BWD_OPS = 16, 26  # fp32 instructions an element, bias, conversion and store included
 
 
@@ -85,6 +88,7 @@ def _tile_product(
         fp32_ops=padded * columns * bn * ops,
         programs=tiles * columns,
         ctas_per_sm=2 if bm * bn <= 128 * 64 else 1,
+        warps=8 if bm * bn > 128 * 64 else 4,
     )
 
 
@@ -107,6 +111,7 @@ def _fused(p: Problem, bm: int, bh: int, warps: int) -> Candidate:
             fp32_ops=padded * p.hidden * GELU_OPS,
             programs=tiles,
             ctas_per_sm=2 if warps == 4 else 1,
+            warps=warps,
         )
 
     launches = (work(2, 3),)
@@ -116,7 +121,7 @@ def _fused(p: Problem, bm: int, bh: int, warps: int) -> Candidate:
     return Candidate(f"fused-m{bm}-h{bh}-w{warps}", config, launches)
 
 
-def _two_products(p: Problem, expand: dict, project: dict) -> Candidate:
+def _two_products(p: Problem, expand: dict, project: dict, handicap: float) -> Candidate:
     weights = p.channels * p.hidden * 2.0
     element, hidden = p.channels * p.itemsize, p.hidden * 2
     tile = expand["BM"], expand["BN"]
@@ -126,7 +131,7 @@ def _two_products(p: Problem, expand: dict, project: dict) -> Candidate:
     response = (_response_work(p, p.tiles(expand["BM"])),) if p.grn else ()
     config = {"plan": "gemm", "expand": expand, "project": project}
     name = f"gemm-{expand['BM']}x{expand['BN']}-{project['BM']}x{project['BN']}"
-    return Candidate(name, config, (first, *response, second))
+    return Candidate(name, config, (first, *response, second), handicap)
 
 
 def _pointwise(p: Problem, bytes_per_pixel: float) -> Work:
@@ -138,29 +143,24 @@ def _pointwise(p: Problem, bytes_per_pixel: float) -> Work:
     )
 
 
-def _library_product(p: Problem, inner: int, outer: int) -> Work:
-    flops = 2.0 * p.pixels * inner * outer / LIBRARY_SHARE
-    on_lanes = p.compute_dtype == "float32" and not p.tf32
-    return Work(
-        dram_bytes=(p.pixels * (inner + outer) + inner * outer) * p.compute_itemsize,
-        tensor_flops=0 if on_lanes else flops,
-        fp32_ops=flops / 2 if on_lanes else 0,
-        tf32=p.compute_dtype == "float32",
-        programs=max(1, -(-p.pixels // 128) * -(-outer // 128)),
-    )
+def _library_product(p: Problem, inner: int, outer: int, gpu: tuning.Gpu) -> Work:
+    return library_product(p.pixels, inner, outer, p.compute_itemsize, gpu, p.tf32)
 
 
-def _library(p: Problem) -> Candidate:
+def _library(p: Problem, gpu: tuning.Gpu, handicap: float) -> Candidate:
     element, hidden = p.channels * p.itemsize, p.hidden * p.compute_itemsize
     steps = [
         _pointwise(p, element + p.channels * p.compute_itemsize),
-        _library_product(p, p.channels, p.hidden),
+        _library_product(p, p.channels, p.hidden, gpu),
         _pointwise(p, 2 * hidden),
     ]
     if p.grn:
         steps += [_pointwise(p, hidden), _response_work(p, p.samples), _pointwise(p, 2 * hidden)]
-    steps += [_library_product(p, p.hidden, p.channels), _pointwise(p, 2 * element + p.channels * p.compute_itemsize)]
-    return Candidate("library", {"plan": "library"}, tuple(steps))
+    steps += [
+        _library_product(p, p.hidden, p.channels, gpu),
+        _pointwise(p, 2 * element + p.channels * p.compute_itemsize),
+    ]
+    return Candidate("library", {"plan": "library"}, tuple(steps), handicap)
 
 
 def _tile(bm: int, bn: int, bk: int, warps: int, stages: int = 2) -> dict:
@@ -177,13 +177,15 @@ PRODUCT_TILES = (
 
 def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     """Every way to run the forward pass."""
+    fused = p.compute_itemsize == 2 and p.channels <= FUSED_CHANNELS
+    if fused:
+        for tile in _fused_tiles(p.channels, gpu.arch):
+            yield _fused(p, *tile)
     if p.compute_itemsize == 2:
-        if p.channels <= FUSED_CHANNELS:
-            for tile in _fused_tiles(p.channels, gpu.arch):
-                yield _fused(p, *tile)
+        handicap = HANDICAP if fused and not p.grn else 1.0  # with GRN both take three launches
         for expand, project in PRODUCT_TILES:
-            yield _two_products(p, expand, project)
-    yield _library(p)
+            yield _two_products(p, expand, project, handicap)
+    yield _library(p, gpu, HANDICAP**2 if fused else HANDICAP)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -231,17 +233,17 @@ def _gradient_products(p: Problem, gpu: tuning.Gpu, hidden: dict) -> Candidate:
     return Candidate(f"gemm-{hidden['BM']}x{hidden['BN']}", config, tuple(steps))
 
 
-def _gradient_library(p: Problem) -> Candidate:
+def _gradient_library(p: Problem, gpu: tuning.Gpu) -> Candidate:
     element, wide = p.channels * p.itemsize, p.hidden * p.compute_itemsize
     rows = p.channels * p.compute_itemsize
     steps = [_pointwise(p, element + rows), _pointwise(p, 2 * wide), _pointwise(p, element + 2 * rows)]
     if not p.keeps_hidden:
-        steps.append(_library_product(p, p.channels, p.hidden))
-    steps += [_library_product(p, p.channels, p.hidden)] * 4
+        steps.append(_library_product(p, p.channels, p.hidden, gpu))
+    steps += [_library_product(p, p.channels, p.hidden, gpu)] * 4
     if p.grn:
         steps += [_pointwise(p, wide), _pointwise(p, 2 * wide), _pointwise(p, 2 * wide), _pointwise(p, 3 * wide)]
     steps += [_pointwise(p, 3 * wide), _pointwise(p, wide), _pointwise(p, 3 * element)]
-    return Candidate("library", {"plan": "library"}, tuple(steps))
+    return Candidate("library", {"plan": "library"}, tuple(steps), HANDICAP)
 
 
 HIDDEN_TILES = (_tile(64, 128, 32, 8), _tile(64, 64, 32, 4))
@@ -252,7 +254,7 @@ def backward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     if p.compute_itemsize == 2:
         for hidden in HIDDEN_TILES:
             yield _gradient_products(p, gpu, hidden)
-    yield _gradient_library(p)
+    yield _gradient_library(p, gpu)
 
 
 @functools.lru_cache(maxsize=1024)
