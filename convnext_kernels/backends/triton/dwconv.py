@@ -14,6 +14,7 @@ Kernels: dwconv_forward.py, dwconv_wgrad.py; the choice between them: dwconv_pla
 tensors are read and written as they are, slices of samples too; any other strides are copied to channels_last first.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -73,6 +74,15 @@ def _block(lanes: int) -> int:
     return (
         max(dwconv_plan.BLOCK, min(4096, triton.next_power_of_2(lanes))) if device.interpreted() else dwconv_plan.BLOCK
     )
+
+
+def _quiet() -> AbstractContextManager:
+    """The interpreter is NumPy, which warns of inf - inf and of overflow; a GPU does not."""
+    if not device.interpreted():
+        return nullcontext()
+    import numpy as np
+
+    return np.errstate(invalid="ignore", over="ignore")
 
 
 def _tile(columns: object, side: int) -> int:
@@ -169,7 +179,8 @@ def forward(
     """Convolve in `compute_dtype`, sums in fp32; the result is like x, or written to `out` in its dtype and strides."""
     if out is None:
         out = torch.empty_like(x)
-    return _convolve(x, weight, bias, None, out, dilation, compute_dtype, flip=False)
+    with _quiet():
+        return _convolve(x, weight, bias, None, out, dilation, compute_dtype, flip=False)
 
 
 def input_gradient(
@@ -181,7 +192,8 @@ def input_gradient(
     residual: Tensor | None = None,
 ) -> Tensor:
     """Return dx = dy (*) flipped weight [+ residual], with the dtype and strides `torch.empty_like(like)` has."""
-    return _convolve(dy, weight, None, residual, torch.empty_like(like), dilation, compute_dtype, flip=True)
+    with _quiet():
+        return _convolve(dy, weight, None, residual, torch.empty_like(like), dilation, compute_dtype, flip=True)
 
 
 def parameter_gradients(
@@ -220,45 +232,46 @@ def parameter_gradients(
         partials = torch.empty(shape, dtype=torch.float32, device=x.device)
     else:
         partials = torch.zeros((1, *shape[1:]), dtype=torch.float32, device=x.device)
-    partials_kernel[(triton.cdiv(channels, block_c) * parts, strips, triton.cdiv(side, kernel_rows))](
-        gradient.tensor,
-        image.tensor,
-        partials,
-        n,
-        gradient.stride_n,
-        image.stride_n,
-        parts,
-        strip,
-        C=channels,
-        H=height,
-        W=width,
-        K=side,
-        D=dilation,
-        DY=gradient.strides,
-        X=image.strides,
-        ROUND_DY=_rounding(dy.dtype, compute_dtype),
-        ROUND=_rounding(x.dtype, compute_dtype),
-        CHANNELS_FIRST=image.channels_first,
-        ATOMIC=not deterministic,
-        Q=tile,
-        KH=kernel_rows,
-        BC=block_c,
-        BLOCK=block,
-        num_warps=max(1, min(4, block // 32)),
-    )
-    block_l = 4096 if device.interpreted() else 64
-    finish_kernel[(triton.cdiv(shape[1] * channels, block_l),)](
-        partials,
-        dw,
-        db,
-        len(partials),
-        C=channels,
-        K=side,
-        DW=_weight_strides(weight if dw is None else dw),
-        BLOCK_P=8,
-        BLOCK_L=block_l,
-        num_warps=4,
-    )
+    with _quiet():
+        partials_kernel[(triton.cdiv(channels, block_c) * parts, strips, triton.cdiv(side, kernel_rows))](
+            gradient.tensor,
+            image.tensor,
+            partials,
+            n,
+            gradient.stride_n,
+            image.stride_n,
+            parts,
+            strip,
+            C=channels,
+            H=height,
+            W=width,
+            K=side,
+            D=dilation,
+            DY=gradient.strides,
+            X=image.strides,
+            ROUND_DY=_rounding(dy.dtype, compute_dtype),
+            ROUND=_rounding(x.dtype, compute_dtype),
+            CHANNELS_FIRST=image.channels_first,
+            ATOMIC=not deterministic,
+            Q=tile,
+            KH=kernel_rows,
+            BC=block_c,
+            BLOCK=block,
+            num_warps=max(1, min(4, block // 32)),
+        )
+        block_l = 4096 if device.interpreted() else 64
+        finish_kernel[(triton.cdiv(shape[1] * channels, block_l),)](
+            partials,
+            dw,
+            db,
+            len(partials),
+            C=channels,
+            K=side,
+            DW=_weight_strides(weight if dw is None else dw),
+            BLOCK_P=8,
+            BLOCK_L=block_l,
+            num_warps=4,
+        )
     return dw, db
 
 

@@ -87,7 +87,7 @@ def forward_candidates(p: Problem) -> Iterator[Candidate]:
         work = _forward_work(p, lanes, 1, per_thread, p.width, 1, 128)
         yield Candidate("plane", {}, (work,))
     if k <= 7:
-        q = _columns_per_thread(p, min(14, 56 // k))
+        q = _columns_per_thread(p, min(14, 52 // k))
         lanes = p.samples * p.channels * _ceil(p.width, q)
         per_row = _PER_LOAD * _columns(p, q) + k * _multiply_adds(p, q) + (k - 1) * q + 5 * q + 10
         height = _ceil(p.height, d)
