@@ -106,8 +106,10 @@ def partials_kernel(
             x_row += X[1] * D
             dy_row += DY[1] * D
 
-    # One partial sum per program and channel
-    out = partials_ptr + ((tl.program_id(1) * parts + part).to(tl.int64) * ((K * K + 1) * C) + kh * (K * C))
+    # One partial sum per program and channel; or one of all of them, if atomic
+    out = partials_ptr + kh * (K * C)
+    if not ATOMIC:
+        out += (tl.program_id(1) * parts + part).to(tl.int64) * ((K * K + 1) * C)
     for i in tl.static_range(KH * K):
         put(out + i * C, sums[i], c, C, kh + i // K < K, CHANNELS_FIRST, ATOMIC, BC, LANES)
     put(out + (K * K - kh * K) * C, db, c, C, kh == P // KH * KH, CHANNELS_FIRST, ATOMIC, BC, LANES)
