@@ -10,14 +10,6 @@ from tests.operators import OPERATORS, expected, expected_gradients, gradients
 from tests.shapes import Case
 from tests.tolerance import assert_as_good_as_eager
 
-triton = pytest.importorskip("triton", reason="needs the package triton")
-emulator = pytest.importorskip("triton_ptxemu", reason="the PTX emulator is not on the path")
-
-pytestmark = [
-    pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is set: kernels do not become PTX"),
-    pytest.mark.usefixtures("poisoned_memory"),
-]
-
 CASES = {
     "odd": Case("tails everywhere, a rest in H and W", n=2, c=13, h=7, w=9, patch=2),
     "vectors": Case("whole vectors, channels below the block", n=2, c=96, h=7, w=7, patch=2),
@@ -26,12 +18,6 @@ CASES = {
 }
 # The dtype changes loads, stores and conversions, which the odd case reaches all of.
 ROWS = [("odd", torch.float32), ("odd", torch.float16), *((case, torch.bfloat16) for case in CASES)]
-
-
-@pytest.fixture(params=[80, 90], ids=lambda arch: f"sm_{arch}")
-def architecture(request):
-    with emulator.emulated(request.param, check=True):
-        yield request.param
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])

@@ -36,5 +36,5 @@ def gelu_and_derivative(x):
     """(gelu(x), gelu'(x)) for fp32 x; gelu' = Phi(x) + x phi(x)."""
     q, a = upper_tail(x)
     value = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) - a * q
-    cdf = tl.where(x > 0, 1.0 - q, q)
+    cdf = tl.where(value > 0, 1.0 - q, q)  # value has x's sign
     return value, cdf + x * (0.3989422804014327 * tl.exp2(x * x * -0.7213475204444817))

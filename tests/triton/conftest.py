@@ -1,0 +1,29 @@
+"""The architectures that compiled kernels are executed for, where an emulator of PTX is on the path."""
+
+import pytest
+
+from convnext_kernels import tuning
+
+
+@pytest.fixture(params=[80, 90], ids=lambda arch: f"sm_{arch}")
+def architecture(request, poisoned_memory):
+    """Triton compiles for this architecture; accesses, uninitialised shared memory and races are checked."""
+    triton = pytest.importorskip("triton", reason="needs the package triton")
+    emulator = pytest.importorskip("triton_ptxemu", reason="the PTX emulator is not on the path")
+    if triton.knobs.runtime.interpret:
+        pytest.skip("TRITON_INTERPRET is set: kernels do not become PTX")
+    with emulator.emulated(request.param, check=True):
+        yield request.param
+
+
+@pytest.fixture
+def plan_of():
+    """Force the bottleneck's plan: ``with plan_of("fused"):``."""
+
+    def force(plan: str):
+        def choice(kernel, problem, candidates, gpu):
+            return next((c for c in candidates if c.config.get("plan") == plan), None)
+
+        return tuning.forced(choice)
+
+    return force

@@ -1,0 +1,55 @@
+"""The bottleneck and the block as PTX, executed by an emulator that checks accesses and races.
+
+Every plan, forward and gradients, with the hidden kept and computed again, at shapes with tails in pixels and channels.
+"""
+
+import pytest
+import torch
+
+from tests.operators import OPERATORS, expected, expected_gradients, gradients
+from tests.shapes import Case
+from tests.tolerance import assert_as_good_as_eager
+
+CASES = {
+    "odd": Case("tails everywhere, no whole piece", n=2, c=40, h=5, w=7, drop=True),
+    "odd v2": Case("the same with GRN: tiles within a sample", n=2, c=40, h=5, w=7, variant="v2"),
+    "stage 1": Case("three pieces of 32", n=2, c=96, h=7, w=6),
+    "wide": Case("a row in several programs, hidden not a power of two", n=1, c=272, h=3, w=5, ratio=2),
+    "wide v2": Case("the same with GRN", n=2, c=272, h=3, w=5, ratio=2, variant="v2"),
+}
+ROWS = [
+    ("fused", "min", "odd", torch.bfloat16),
+    ("fused", "balanced", "odd v2", torch.bfloat16),
+    ("fused", "min", "odd", torch.float16),
+    ("fused", "min", "stage 1", torch.bfloat16),
+    ("gemm", "balanced", "odd", torch.bfloat16),
+    ("gemm", "min", "odd v2", torch.bfloat16),
+    ("gemm", "balanced", "odd v2", torch.float16),
+    ("gemm", "balanced", "wide", torch.bfloat16),
+    ("gemm", "min", "wide v2", torch.bfloat16),
+    ("library", "balanced", "odd", torch.float32),
+    ("library", "min", "odd v2", torch.float32),
+    ("library", "balanced", "wide", torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize(("plan", "memory", "case", "dtype"), ROWS)
+@pytest.mark.parametrize("op", ["mlp", "block"])
+def test_executed(op, plan, memory, case, dtype, layout, architecture, plan_of):
+    operator = OPERATORS[op]
+    arguments = operator.arguments(CASES[case], dtype)
+    arguments["x"] = arguments["x"].contiguous(memory_format=layout)
+    dy, eager, reference = expected_gradients(op, CASES[case], dtype)
+    dy = dy.contiguous(memory_format=layout)
+
+    def call(**a):
+        return operator.serve("triton", **a, memory=memory)
+
+    with plan_of(plan):
+        assert_as_good_as_eager(call(**arguments), *expected(op, CASES[case], dtype))
+        actual = gradients(call, arguments, dy)
+        again = gradients(call, arguments, dy)
+    for name, gradient in actual.items():
+        assert torch.equal(gradient, again[name]), f"{name} differs from run to run"
+        assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
