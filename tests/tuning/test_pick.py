@@ -119,3 +119,10 @@ def test_autotune_without_one_that_runs_falls_back(file):
 def test_no_candidates_is_an_error():
     with pytest.raises(ValueError, match=r"k: no candidates for \(8, 96\)"):
         pick("k", PROBLEM, (), GPU)
+
+
+def test_a_handicap_must_be_made_up_for():
+    better = Candidate("better", {}, (Work(dram_bytes=0.9e9, programs=10_000),), handicap=1.2)
+    assert pick("k", PROBLEM, (FAST, better), GPU) is FAST
+    with autotune.autotune():
+        assert pick("k", PROBLEM, (FAST, better), GPU, lambda c: 1.0 if c is better else 1.1) is better
