@@ -86,9 +86,9 @@ def _quiet() -> AbstractContextManager:
 
 
 def _tile(columns: object, side: int) -> int:
-    """Columns per thread; few of a large kernel in the interpreter, whose time goes by what is unrolled."""
+    """Columns per thread; few in the interpreter, whose time goes by what is unrolled."""
     tile = int(columns)  # type: ignore[call-overload]
-    return min(tile, 3) if side > 7 and device.interpreted() else tile
+    return min(tile, 3) if side > 3 and device.interpreted() else tile
 
 
 def _problem(x: Tensor, weight: Tensor, dilation: int) -> dwconv_plan.Problem:
@@ -161,6 +161,8 @@ def _convolve(
         plane_kernel[(programs,)](**arguments, one=1)
     elif kernel == "rolling":
         strip = plan.config["strip"]
+        if device.interpreted():  # two strips, which is enough to have a border between them
+            strip = max(strip, triton.cdiv(triton.cdiv(height, dilation), 2))
         strips = triton.cdiv(triton.cdiv(height, dilation), strip)
         rolling_kernel[(programs, strips * dilation)](**arguments, strip=strip, Q=tile)
     else:
