@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+# Without a GPU the Triton kernels run in Triton's interpreter, on CPU tensors. It is chosen when they are imported, for
+# the whole process; TRITON_INTERPRET=0 leaves them out, or to a driver that emulates a GPU (tests/triton).
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import convnext_kernels
 from convnext_kernels import planner
 
@@ -82,10 +87,11 @@ def run_python() -> Callable[..., str]:
     """Run a script in a fresh interpreter and return what it prints; it fails if the script does."""
 
     def run(script: str, **environment: str) -> str:
+        clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
         done = subprocess.run(
             [sys.executable, "-c", script],
-            env={**os.environ, "PYTHONPATH": path, **environment},
+            env={**clean, "PYTHONPATH": path, **environment},
             capture_output=True,
             text=True,
             timeout=120,

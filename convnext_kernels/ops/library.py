@@ -10,10 +10,22 @@ NAMESPACE = "convnext_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")  # kept alive: registrations end with the object
 
 
+def on_device(implementation: Callable) -> Callable:
+    """Make the GPU of the first argument the current one, as PyTorch's own operators do: kernels launch on that."""
+
+    def run(first: Tensor, *rest: Any) -> Any:
+        if not first.is_cuda or first.device.index == torch.cuda.current_device():
+            return implementation(first, *rest)
+        with torch.cuda.device(first.device):
+            return implementation(first, *rest)
+
+    return run
+
+
 def define(name: str, arguments: str, result: str, implementation: Callable, fake: Callable) -> None:
     """Define ``convnext_kernels::<name>`` with one implementation for all devices and its fake kernel."""
     LIBRARY.define(f"{name}({arguments}) -> {result}", tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, on_device(implementation), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
 
 

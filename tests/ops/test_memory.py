@@ -1,0 +1,79 @@
+"""What a forward pass keeps for its gradient, counted as autograd keeps it."""
+
+import pytest
+import torch
+
+from convnext_kernels import BackendError, FusedConvNeXtBlock, backends, functional
+from tests import reference
+from tests.operators import OPERATORS, gradients
+from tests.shapes import Case
+
+CASE = Case("wide enough for the planner's auto to keep the hidden", n=2, c=208, h=5, w=6)
+VARIANTS = {"v1": Case("V1", c=24), "v2": Case("V2", c=24, variant="v2"), "drop": Case("drop path", c=24, drop=True)}
+
+
+def kept(block, x):
+    """Bytes that ``block(x)`` keeps for its gradient, beside its parameters, in units of x."""
+    parameters = {p.untyped_storage().data_ptr() for p in block.parameters()}
+    storages = {}
+
+    def pack(t):
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        block(x)
+    return sum(storages.values()) / (x.numel() * x.element_size())
+
+
+@pytest.mark.parametrize(("memory", "limit"), [("min", 2.1), ("balanced", 6.1), ("auto", 6.1)])
+@pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
+def test_block_keeps(memory, limit, use_grn, backend):
+    block = FusedConvNeXtBlock(CASE.c, use_grn=use_grn, memory=memory, backend=backend, dtype=torch.bfloat16)
+    x = torch.randn(CASE.n, CASE.c, CASE.h, CASE.w, dtype=torch.bfloat16, requires_grad=True)
+    x = x.to(memory_format=torch.channels_last)
+    assert kept(block, x) <= limit
+
+
+def test_eager_keeps_twelve_times_its_input():
+    """The figure the others stand beside: 4C each of GELU's input and output, of W2's input..."""
+    block = reference.Block(CASE.c, 1.0).bfloat16()
+    x = torch.randn(CASE.n, CASE.c, 14, 14, dtype=torch.bfloat16, requires_grad=True)
+    assert 11 <= kept(block, x.to(memory_format=torch.channels_last)) <= 13
+
+
+@pytest.mark.skipif(not backends()["triton"].available, reason="only the Triton backend keeps anything")
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("op", ["mlp", "block"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_memory_changes_no_gradient(op, variant, dtype):
+    """Kept or computed again: the same numbers but for one rounding of the hidden."""
+    operator = OPERATORS[op]
+    arguments = operator.arguments(VARIANTS[variant], dtype)
+    dy = torch.randn(arguments["x"].shape).to(dtype)
+    kept_hidden, computed = (
+        gradients(lambda m=m, **a: operator.serve("triton", **a, memory=m), arguments, dy) for m in ("balanced", "min")
+    )
+    for name, gradient in kept_hidden.items():
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(
+            gradient, computed[name], rtol=0, atol=scale * (0.02 if dtype.itemsize == 2 else 1e-5)
+        )
+
+
+def test_an_unknown_setting_is_named(backend):
+    with pytest.raises(ValueError, match=r"memory.*'min'.*got 'low'"):
+        FusedConvNeXtBlock(8, memory="low")
+    arguments = OPERATORS["block"].arguments(VARIANTS["v1"], torch.float32)
+    for grad in (False, True):
+        x = arguments["x"].clone().requires_grad_(grad)
+        with pytest.raises(ValueError, match=r"memory.*got 'low'"):
+            functional.convnext_block(**{**arguments, "x": x}, memory="low", backend=backend)
+
+
+def test_refusals_are_still_refusals():
+    arguments = OPERATORS["block"].arguments(VARIANTS["v1"], torch.float64)
+    with pytest.raises(BackendError, match=r"float64|not available"):
+        functional.convnext_block(**arguments, memory="min", backend="triton")
