@@ -20,7 +20,8 @@ ROOMS = {
     "backends.eager": (("spec", "backends.eager."), ("torch",)),
     "backends.cpu": (("spec", "backends.cpu.", "_native"), ("torch",)),
     "backends.cuda": (("spec", "backends.cuda.", "_native_cuda"), ("torch",)),
-    "backends.triton": (("spec", "tuning", "tuning.", "backends.triton."), ("torch", "triton")),
+    # NumPy: what Triton's interpreter runs kernels with.
+    "backends.triton": (("spec", "tuning", "tuning.", "backends.triton."), ("torch", "triton", "numpy")),
     "tuning": (("spec", "version", "tuning", "tuning."), ("filelock", "platformdirs")),
     "planner": (("spec", "backends", "planner.", "tuning", "tuning.", "version"), ("torch",)),
     "ops": (("spec", "planner", "ops."), ("torch",)),

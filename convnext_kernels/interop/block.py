@@ -116,7 +116,7 @@ def drop_scale(drop_path: nn.Module, x: Tensor, gamma: Tensor | None) -> Tensor 
     if type(drop_path) is nn.Identity or not drop_path.training:
         return None
     dtype = x.dtype
-    if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
+    if structure.autocasting(x) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         if gamma is not None:
             dtype = torch.promote_types(dtype, gamma.dtype)

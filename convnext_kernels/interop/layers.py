@@ -27,7 +27,7 @@ class LayerNorm2dAdapter(Adapter):
     def serves(self, x: object, arguments: Arguments) -> bool:
         """Leave 16-bit input under autocast to PyTorch, whose devices disagree on the dtype of the result."""
         return super().serves(x, arguments) and (
-            x.dtype in (torch.float32, torch.float64) or not torch.is_autocast_enabled(x.device.type)
+            x.dtype in (torch.float32, torch.float64) or not structure.autocasting(x)
         )
 
     def fused(self, x: Tensor, arguments: Arguments) -> Tensor:

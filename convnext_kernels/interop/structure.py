@@ -132,4 +132,9 @@ def serves(x: object, channels: int, tensors: tuple[Tensor | None, ...]) -> bool
             if type(t) not in PLAIN and not isinstance(t, TRACED):
                 return False  # quantised and distributed weights
             mixed = mixed or t.dtype != dtype
-    return not mixed or torch.is_autocast_enabled(x.device.type)
+    return not mixed or autocasting(x)
+
+
+def autocasting(x: Tensor) -> bool:
+    """Whether autocast is on for x's device; "meta", which PyTorch does not know there, has none."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)

@@ -508,6 +508,22 @@ def test_meta_device(model):
     assert_close(logits(m, x), logits(original, x), torch.float64)
 
 
+@every_model
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+def test_meta_tensors(model, drop):
+    """Shapes without computing: 16-bit norms and stochastic depth ask about autocast, which does not know "meta"."""
+    with torch.device("meta"):
+        m = model.build(drop).half().train()
+    x = images(dtype=torch.float16).to("meta")
+    expected = logits(m, x)
+    ck.accelerate(m)
+    actual = []
+    assert fused_calls(lambda: actual.append(logits(m, x)))["block"] == 4
+    assert actual[0].is_meta
+    assert actual[0].shape == expected.shape
+    assert actual[0].dtype == expected.dtype
+
+
 def test_a_single_block():
     block = MODELS["torchvision"].make().features[1][0]
     assert ck.accelerate(block) is block
