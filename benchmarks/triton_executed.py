@@ -1,0 +1,188 @@
+"""Bytes, launches and instructions of the Triton kernels, counted while their compiled PTX is executed on the CPU.
+
+    python benchmarks/triton_executed.py [--check] [--update]
+
+Needs the module `triton_ptxemu` on the path, a Triton driver that executes PTX without a GPU (not part of this
+repository). Every figure stands beside the floor it is held against; none is a time.
+
+Bytes are unique bytes: each 32-byte sector that a launch touches counts once, read and once more written, as if L2 were
+infinite and empty at the launch's start.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from convnext_kernels import functional, tuning
+from convnext_kernels.tuning.pick import predicted
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from triton_counts import dwconv_counts
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "triton_counts.md"
+
+
+# (C, H = W, K, samples); plans are those of a batch of 128
+DWCONV = ((96, 28, 7, 4), (192, 28, 7, 2), (384, 14, 7, 4), (768, 7, 7, 8), (96, 28, 13, 1), (96, 14, 31, 2))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One counted figure beside its limit; `floor` is what no kernel can go below."""
+
+    what: str
+    value: float
+    floor: float
+    limit: float | None
+    unit: str
+
+    @property
+    def fails(self) -> bool:
+        return self.limit is not None and self.value > self.limit
+
+
+def _block_arguments(n: int, channels: int, size: int, grn: bool, dtype: torch.dtype) -> dict:
+    g = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=g).to(dtype)
+
+    hidden = 4 * channels
+    arguments = {
+        "x": normal(n, channels, size, size).contiguous(memory_format=torch.channels_last),
+        "dwconv_weight": normal(channels, 1, 7, 7) / 7,
+        "dwconv_bias": normal(channels),
+        "norm_weight": normal(channels),
+        "norm_bias": normal(channels),
+        "pwconv1_weight": normal(hidden, channels) / channels**0.5,
+        "pwconv1_bias": normal(hidden),
+        "pwconv2_weight": normal(channels, hidden) / hidden**0.5,
+        "pwconv2_bias": normal(channels),
+    }
+    if grn:
+        return arguments | {"grn_weight": normal(hidden), "grn_bias": normal(hidden)}
+    return arguments | {"gamma": normal(channels)}
+
+
+# What a batch of 128 runs: few samples would choose small tiles, whose bytes are not those of interest.
+LARGE_BATCH = {"fused": ("fused-m128", "fused-m64"), "gemm": ("gemm-128x128", "gemm-64x128")}
+
+
+def _large(kernel: str, problem: tuple, candidates: list, gpu: tuning.Gpu) -> tuning.Candidate | None:
+    channels = problem.channels
+    if kernel.startswith("mlp"):
+        plan = "fused" if channels <= 256 and kernel == "mlp_forward" else "gemm"
+        names = [c.name for c in candidates]
+        chosen = next((n for start in LARGE_BATCH[plan] for n in names if n.startswith(start)), None)
+        return next((c for c in candidates if c.name == chosen), None)
+    large = problem._replace(samples=128)
+    if kernel == "dwconv_forward":
+        from convnext_kernels.backends.triton import dwconv_plan
+
+        name = predicted(tuple(dwconv_plan.forward_candidates(large)), gpu).name
+        return next((c for c in candidates if c.name == name), None)
+    return None
+
+
+def block_figures(arch: int) -> Iterator[Figure]:
+    """Launches and unique bytes of whole blocks, forward and backward."""
+    import triton_ptxemu as emulator
+
+    for channels, size, n, grn in (
+        (96, 28, 1, False),
+        (192, 14, 2, False),
+        (384, 14, 1, False),
+        (768, 7, 4, False),
+        (96, 14, 2, True),
+        (384, 14, 1, True),
+    ):
+        arguments = _block_arguments(n, channels, size, grn, torch.bfloat16)
+        pixels = n * size * size
+        weights = 2 * (2 * 4 * channels**2 + 49 * channels)
+        name = f"block C{channels} {size}x{size} {'V2' if grn else 'V1'} bf16 sm_{arch}"
+        with emulator.emulated(arch) as launches, tuning.forced(_large), torch.no_grad():
+            functional.convnext_block(**arguments, backend="triton")
+        counted = list(launches)
+        floor = (10 if channels <= 256 else 26) if not grn else (12 if channels <= 256 else 26)
+        moved = (sum(s["dram_bytes"] for s in counted) - weights * (1.5 if grn and channels <= 256 else 1)) / (
+            pixels * channels
+        )
+        limit = None if grn else 1.15 * floor
+        yield Figure(f"{name}: bytes per pixel beside the weights", moved, floor, limit, "C")
+        most = 4 if grn else 2 if channels <= 256 else 3
+        yield Figure(f"{name}: launches", len(counted), most, most, "")
+        spilled = sum(s["spill_bytes"] for s in counted)
+        yield Figure(f"{name}: spills", spilled, 0, 0, "bytes")
+
+
+def dwconv_figures(arch: int) -> Iterator[Figure]:
+    """Executed PTX instructions of the depthwise kernels."""
+    for c, size, k, n in (
+        (96, 28, 7, 4),
+        (192, 28, 7, 2),
+        (384, 14, 7, 4),
+        (768, 7, 7, 8),
+        (96, 28, 13, 1),
+        (96, 14, 31, 2),
+    ):
+        for row in dwconv_counts(n, c, size, k, arch):
+            what = f"dwconv {k}x{k} C{c} {size}x{size} bf16 sm_{arch}, {row['pass']}"
+            if k == 7:
+                limit = {"weights": 90}.get(row["pass"], 42 if size <= 7 else 85)
+                yield Figure(f"{what}: PTX per 32 outputs", row["ptx"], 28 if size <= 7 else 49, limit, "")
+            else:
+                limit = None if row["pass"] == "weights" else 1.6
+                yield Figure(f"{what}: PTX per tap inside the image", row["ptx_per_tap"], 1, limit, "")
+            extra = 1.5 if row["pass"] == "input" else 1.0  # the residual is read too
+            limit = 1.25 if row["pass"] == "forward" else None
+            yield Figure(f"{what}: bytes per pixel", 4 * row["bytes"], 4 * extra, limit and 4 * limit, "C")
+            yield Figure(f"{what}: spills", row["spill_bytes"], 0, 0, "bytes")
+            yield Figure(f"{what}: launches", row["launches"], 1, None, "")
+
+
+def page(figures: list[Figure]) -> str:
+    """The figures as a page of docs/."""
+    lines = [
+        "# Triton kernels: what their executed PTX counts",
+        "",
+        "Written by `python benchmarks/triton_executed.py --update`: compiled by Triton, executed on a CPU, counted. "
+        "Nothing here ran on a GPU and nothing is a time. Bytes are unique 32-byte sectors per launch.",
+        "",
+        "| figure | counted | floor | limit | |",
+        "|---|---|---|---|---|",
+    ]
+    for f in figures:
+        limit = "" if f.limit is None else f"{f.limit:g}"
+        lines.append(f"| {f.what} | {f.value:.4g} {f.unit} | {f.floor:g} | {limit} | {'MISSED' if f.fails else ''} |")
+    return "\n".join(lines) + "\n"
+
+
+@click.command()
+@click.option("--arch", multiple=True, type=int, default=(90,), help="May be repeated.", show_default=True)
+@click.option("--check", is_flag=True, help="Fail where a figure passes its limit.")
+@click.option("--update", is_flag=True, help=f"Write {PAGE.relative_to(ROOT)}.")
+def main(arch: tuple[int, ...], check: bool, update: bool) -> None:
+    """Count bytes, launches and instructions of executed PTX."""
+    figures = [f for a in arch for make in (block_figures, dwconv_figures) for f in make(a)]
+    table = Table("figure", "counted", "floor", "limit", "")
+    for f in figures:
+        limit = "" if f.limit is None else f"{f.limit:g}"
+        table.add_row(f.what, f"{f.value:.4g} {f.unit}", f"{f.floor:g}", limit, "MISSED" if f.fails else "")
+    Console(width=140).print(table)
+    failed = [f.what for f in figures if f.fails]
+    print(f"{len(figures)} figures counted, {len(failed)} beyond their limit; nothing ran on a GPU.")
+    if update:
+        PAGE.write_text(page(figures))
+    if check and failed:
+        raise SystemExit("beyond their limit: " + "; ".join(failed))
+
+
+if __name__ == "__main__":
+    main()
