@@ -1,0 +1,116 @@
+"""Counts of what the Triton kernels execute: instructions of their PTX per result, bytes, registers, spills.
+
+Needs `triton_ptxemu`, a Triton driver that executes the compiled PTX on the CPU, on the path; nothing is timed.
+The counts are of PTX, of which the assembler makes its own instructions.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from convnext_kernels import tuning
+
+
+def _emulator() -> Any:
+    import triton_ptxemu
+
+    return triton_ptxemu
+
+
+def _planned_for(batch: int) -> Any:
+    """Choose as for `batch` samples, whatever the batch of the tensors at hand.
+
+    Partial sums are scaled to that, so that a thread is as busy as it would be with the whole batch, if it can.
+    """
+    from convnext_kernels.backends.triton import dwconv_plan
+
+    def choice(
+        kernel: str, problem: Any, candidates: Sequence[tuning.Candidate], gpu: tuning.Gpu
+    ) -> tuning.Candidate | None:
+        if not isinstance(problem, dwconv_plan.Problem):
+            return None
+        if kernel == "dwconv_forward":
+            wanted = list(dwconv_plan.forward_candidates(problem._replace(samples=batch)))
+        else:
+            wanted = list(dwconv_plan.weight_candidates(problem._replace(samples=batch), gpu))
+        with tuning.forced(lambda *_: None):  # what `pick` would do outside of this block
+            chosen = tuning.pick(kernel, problem._replace(samples=batch), wanted, gpu)
+        if "parts" not in chosen.config:
+            return chosen
+        parts = max(1, -(-int(chosen.config["parts"]) * problem.samples // batch))  # type: ignore[call-overload]
+        return dataclasses.replace(chosen, config={**chosen.config, "parts": parts})
+
+    return choice
+
+
+def dwconv_counts(
+    n: int,
+    channels: int,
+    size: int,
+    kernel_size: int,
+    arch: int,
+    plan_batch: int = 128,
+    dtype: torch.dtype = torch.bfloat16,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> list[dict[str, Any]]:
+    """Rows for the forward pass, the input gradient (with a residual) and the weight gradient.
+
+    The plan is the one for `plan_batch` samples, executed on `n`. Of a row: `kernel` (the one with the most
+    instructions) and `plan`; `per_32`, executed PTX instructions of a warp per 32 outputs, all launches together;
+    `per_tap`, the same divided by the taps that fall inside the image, averaged over its pixels; `bytes_ratio`, unique
+    bytes over those of reading one image and writing (or reading) another; `registers` and `spill_bytes`, the largest
+    of the launches; `launches`.
+    """
+    from convnext_kernels.backends.triton import dwconv, dwconv_plan
+
+    emulator = _emulator()
+    g = torch.Generator().manual_seed(0)
+
+    def image() -> torch.Tensor:
+        return torch.randn(n, channels, size, size, generator=g).to(dtype).contiguous(memory_format=memory_format)
+
+    x, dy, residual = image(), image(), image()
+    weight = torch.randn(channels, 1, kernel_size, kernel_size, generator=g).to(dtype)
+    bias = torch.randn(channels, generator=g).to(dtype)
+    runs = {
+        "forward": lambda: dwconv.forward(x, weight, bias, 1, dtype),
+        "dgrad": lambda: dwconv.input_gradient(dy, weight, 1, dtype, x, residual),
+        "wgrad": lambda: dwconv.parameter_gradients(dy, x, weight, bias, 1, dtype, True, True),
+    }
+    pixels = n * size * size
+    taps = n * dwconv_plan.taps_inside(size, kernel_size, 1) ** 2
+    chosen = _planned_for(plan_batch)
+    rows = []
+    for what, run in runs.items():
+        names: list[str] = []
+
+        def choice(*arguments: Any, names: list[str] = names) -> tuning.Candidate | None:
+            candidate = chosen(*arguments)
+            names.extend([candidate.name] if candidate else [])
+            return candidate
+
+        for plan in (dwconv_plan.forward, dwconv_plan.weight):  # they remember what was picked before
+            plan.cache_clear()
+        with emulator.emulated(arch, fast_fma=True) as launches, tuning.forced(choice):
+            run()
+        for plan in (dwconv_plan.forward, dwconv_plan.weight):
+            plan.cache_clear()
+        instructions = [sum(launch["by_class"].values()) for launch in launches]
+        total = sum(instructions)
+        rows.append(
+            {
+                "what": what,
+                "kernel": launches[instructions.index(max(instructions))]["kernel"],
+                "plan": names[-1],
+                "per_32": total * 32 / (pixels * channels),
+                "per_tap": total * 32 / (taps * channels),
+                "bytes_ratio": sum(launch["dram_bytes"] for launch in launches)
+                / (2 * pixels * channels * x.element_size()),
+                "registers": max(launch["registers"] or 0 for launch in launches),
+                "spill_bytes": max(launch["spill_bytes"] for launch in launches),
+                "launches": len(launches),
+            }
+        )
+    return rows
