@@ -18,7 +18,8 @@ SPEC = OpSpec("dwconv", "cpu", torch.float32, torch.float32, 8, 7)
 
 
 def _clear():
-    for cached in (package.get, package.op_module, sys.modules["convnext_kernels.planner.choose"]._choose):
+    module = sys.modules["convnext_kernels.planner.choose"]
+    for cached in (package.get, package.op_module, module._choose, module._log_fallback):
         cached.cache_clear()
 
 
@@ -58,6 +59,18 @@ def make_backend(monkeypatch):
 
 def chosen(backend="auto", spec=SPEC):
     return choose(spec, backend).__name__.split(".")[2]
+
+
+def test_auto_says_once_what_it_passes_over(make_backend, caplog):
+    """One logged line per backend and reason, none where the backend is not made for the device."""
+    make_backend("picky", refuses="it does not like 8 channels").DEVICES = ("cpu",)
+    make_backend("elsewhere", refuses="never asked").DEVICES = ("cuda",)
+    with caplog.at_level("WARNING", logger="convnext_kernels"):
+        for channels in (8, 16):
+            chosen(spec=OpSpec("dwconv", "cpu", torch.float32, torch.float32, channels, 7))
+    assert [r.getMessage() for r in caplog.records] == ["backend 'picky' is passed over: it does not like 8 channels"]
+    with pytest.raises(BackendError, match="picky: it does not like 8 channels"):
+        chosen("picky")
 
 
 def test_precedence(make_backend, monkeypatch):

@@ -1,0 +1,73 @@
+"""Where the Triton backend serves, and what it says where it does not."""
+
+import pytest
+import torch
+
+import convnext_kernels as ck
+from convnext_kernels.spec import OpSpec
+
+
+def spec(device="cuda", dtype=torch.bfloat16, compute_dtype=torch.bfloat16):
+    return OpSpec("block", device, dtype, compute_dtype, 96, 7, 1, 384)
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    pytest.importorskip("triton", reason="needs the package triton")
+    from convnext_kernels.backends import triton
+    from convnext_kernels.backends.triton import device
+
+    monkeypatch.setattr(device, "type_", lambda: "cuda")
+    return triton
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"device": "cpu"}, "tensors are on cpu, Triton's kernels run on cuda"),
+        ({"dtype": torch.float64}, "float64 is not one of float32, bfloat16, float16"),
+        ({"compute_dtype": torch.float64}, "float64 is not one of"),
+    ],
+)
+def test_refuses_with_the_reason(asked, reason, backend):
+    assert reason in backend.refuses(spec(**asked))
+    assert backend.refuses(spec()) is None
+
+
+@pytest.mark.parametrize(("capability", "served"), [((7, 5), False), ((8, 0), True), ((9, 0), True), ((12, 0), True)])
+def test_architectures(capability, served, backend, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    reason = backend.unavailable()
+    assert (reason is None) == served
+    if not served:
+        assert "compute capability 7.5, expected 8.0" in reason
+
+
+def test_without_a_gpu_asking_by_name_raises(run_python):
+    """In a process without the interpreter; "auto" serves CPU tensors all the same."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    said = run_python("""
+import torch
+import convnext_kernels as ck
+x = torch.randn(1, 4, 5, 5)
+block = ck.FusedConvNeXtBlock(4)
+assert block(x).shape == x.shape
+block.backend = "triton"
+try:
+    block(x)
+except ck.BackendError as error:
+    print(error)
+""")
+    assert "triton: PyTorch finds no usable GPU" in said
+
+
+def test_auto_leaves_cpu_tensors_to_the_cpu():
+    """Also under the interpreter, which is for tests."""
+    from convnext_kernels import planner
+
+    chosen = planner.choose(spec("cpu", torch.float32, torch.float32)).__name__
+    assert ".triton." not in chosen
+    if ck.backends()["triton"].available and not torch.cuda.is_available():
+        assert ".triton." in planner.choose(spec("cpu", torch.float32, torch.float32), "triton").__name__
