@@ -128,7 +128,8 @@ def _convolve(
     block = _block(lanes)
     round_weight = _rounding(weight.dtype, compute_dtype)
     strides = _weight_strides(weight)
-    if kernel == "rows":
+    packed = bool(plan.config.get("pack"))
+    if packed:
         weight, strides = _packed(weight, round_weight), (1, side * channels, channels)
     arguments = {
         "x_ptr": source.tensor,
@@ -151,7 +152,7 @@ def _convolve(
         "WEIGHT": strides,
         "FLIP": flip,
         "ROUND": _rounding(x.dtype, compute_dtype),
-        "ROUND_WEIGHT": None if kernel == "rows" else round_weight,
+        "ROUND_WEIGHT": None if packed else round_weight,
         "CHANNELS_FIRST": target.channels_first,
         "BLOCK": block,
         "num_warps": max(1, min(8, block // 32)),
@@ -166,7 +167,9 @@ def _convolve(
         strips = triton.cdiv(triton.cdiv(height, dilation), strip)
         rolling_kernel[(programs, strips * dilation)](**arguments, strip=strip, Q=tile)
     else:
-        rows_kernel[(programs, height)](**arguments, Q=tile)
+        pair = bool(plan.config["pair"])
+        pairs = triton.cdiv(triton.cdiv(height, dilation), 2) * dilation
+        rows_kernel[(programs, pairs if pair else height)](**arguments, Q=tile, PAIR=pair)
     return out if target.tensor is out else out.copy_(target.tensor)
 
 

@@ -18,6 +18,7 @@ as the image, are not compiled at all (never multiplied by zero: inf and NaN wou
 # Inside kernels tuples know only +, and conditions at compile time only plain ifs.
 # ruff: noqa: SIM102, SIM108
 
+import torch
 import triton
 import triton.language as tl
 
@@ -31,13 +32,24 @@ _COUNTS = [
 ]  # they vary from call to call: no recompilation for them
 
 
+# Whether kernels become PTX: not in the interpreter, which is chosen when they are decorated, and not on AMD's GPUs
+_PTX = tl.constexpr(not triton.knobs.runtime.interpret and torch.version.hip is None)
+
+
 @triton.jit
 def as_float32(v, ROUND: tl.constexpr):
-    """Round to the compute dtype where that is another, then widen; bf16 by a shift, which takes fewer registers."""
+    """Round to the compute dtype where that is another, then widen; bf16 by a shift, which takes fewer registers.
+
+    fp16 by an instruction of its own: LLVM would pack values in pairs to widen, one with an undefined half if their
+    number is odd, and unpack them again, which is twice the instructions.
+    """
     if ROUND is not None:
         v = v.to(tl.float32).to(ROUND)
     if v.dtype == tl.bfloat16:
         return (v.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    if v.dtype == tl.float16 and _PTX:
+        bits = v.to(tl.int16, bitcast=True)
+        return tl.inline_asm_elementwise("cvt.f32.f16 $0, $1;", "=f,h", [bits], tl.float32, is_pure=True, pack=1)
     return v.to(tl.float32)
 
 
@@ -315,6 +327,31 @@ def plane_kernel(
             residual_ptrs = advance(residual_ptrs, one, H * W)
 
 
+@triton.jit
+def load_weights(w_ptr, K: tl.constexpr, STEP: tl.constexpr, REACH: tl.constexpr, ROUND: tl.constexpr):
+    """One kernel row; of a tile as wide as the image only the taps that reach into it, REACH to each side."""
+    w = ()
+    for kw in tl.static_range(K):
+        if kw - K // 2 <= REACH and K // 2 - kw <= REACH:
+            w = w + (load(w_ptr + kw * STEP, None, ROUND),)
+        else:
+            w = w + (0.0,)
+    return w
+
+
+@triton.jit
+def add_row(acc, w, x, Q: tl.constexpr, K: tl.constexpr, D: tl.constexpr, W: tl.constexpr):
+    """Q columns of an output row plus one kernel row over one row of x."""
+    row = ()
+    for q in tl.static_range(Q):
+        a = acc[q]
+        for kw in tl.static_range(K):
+            if Q != W or (q + (kw - K // 2) * D >= 0 and q + (kw - K // 2) * D < W):
+                a += w[kw] * x[q + kw * D]
+        row = row + (a,)
+    return row
+
+
 @triton.jit(do_not_specialize=_COUNTS)
 def rows_kernel(
     x_ptr,
@@ -340,17 +377,27 @@ def rows_kernel(
     ROUND_WEIGHT: tl.constexpr,
     CHANNELS_FIRST: tl.constexpr,
     Q: tl.constexpr,
+    PAIR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Q columns of one output row; grid (lanes, H): all lanes of a program have the same kernel rows inside."""
+    """Q columns of one output row, or of a PAIR of them; all lanes of a program have the same kernel rows inside.
+
+    Grid (lanes, H), or (lanes, pairs * D): a pair's rows are D apart, so that they meet the same rows of x. Then a
+    loaded row of x feeds both, by kernel row kh and kh - 1, whose weights are still there from the turn before.
+    """
     P: tl.constexpr = K // 2
+    REACH: tl.constexpr = (W - 1) // D if Q == W else P
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     c, g, n = decode(lane, C, (W + Q - 1) // Q, CHANNELS_FIRST)
     inside = n < samples
     column = g * Q
-    o = tl.program_id(1)
+    if PAIR:
+        o = tl.program_id(1) % D + tl.program_id(1) // D * (2 * D)
+        high = tl.minimum(P + (H - 1 - o) // D + 1, K + 1)
+    else:
+        o = tl.program_id(1)
+        high = tl.minimum(P + (H - 1 - o) // D + 1, K)
     low = tl.maximum(P - o // D, 0)
-    high = tl.minimum(P + (H - 1 - o) // D + 1, K)
 
     n = tl.minimum(n, samples - 1).to(tl.int64)  # threads too many load what the last sample's do, and store nothing
     x_ptr += n * x_sn + c * X[0] + (column - P * D) * X[2] + (o + (low - P) * D).to(tl.int64) * X[1]
@@ -359,6 +406,8 @@ def rows_kernel(
         w_ptr += (K - 1 - low) * WEIGHT[1] + (K - 1) * WEIGHT[2]
     else:
         w_ptr += low * WEIGHT[1]
+    SIGN: tl.constexpr = -1 if FLIP else 1
+    STEP: tl.constexpr = SIGN * WEIGHT[2]
     if bias_ptr is None:
         bias = tl.zeros((BLOCK,), tl.float32)
     else:
@@ -366,29 +415,35 @@ def rows_kernel(
     acc = ()
     for _ in tl.static_range(Q):
         acc = acc + (bias,)
-    SIGN: tl.constexpr = -1 if FLIP else 1
-    for _ in range(low, high):
-        x = load_columns(x_ptr, column, None, Q + (K - 1) * D, -P * D, Q, W, X[2], ROUND)
-        w = ()
-        for kw in tl.static_range(K):
-            if Q != W or ((kw - P) * D < W and (P - kw) * D < W):
-                w = w + (load(w_ptr + kw * SIGN * WEIGHT[2], None, ROUND_WEIGHT),)
-            else:
-                w = w + (0.0,)
-        row = ()
-        for q in tl.static_range(Q):
-            a = acc[q]
-            for kw in tl.static_range(K):
-                if Q != W or (q + (kw - P) * D >= 0 and q + (kw - P) * D < W):
-                    a += w[kw] * x[q + kw * D]
-            row = row + (a,)
-        acc = row
-        x_ptr += X[1] * D
-        w_ptr += SIGN * WEIGHT[1]
+    if PAIR:
+        below = acc
+        # Of the first turn's two kernel rows the upper one, which is not there if low is 0 and then not used
+        w = load_weights(w_ptr - tl.minimum(low, 1) * (SIGN * WEIGHT[1]), K, STEP, REACH, ROUND_WEIGHT)
+        for kh in range(low, high):
+            x = load_columns(x_ptr, column, None, Q + (K - 1) * D, -P * D, Q, W, X[2], ROUND)
+            if kh > 0:
+                below = add_row(below, w, x, Q, K, D, W)
+            if kh < K:
+                w = load_weights(w_ptr, K, STEP, REACH, ROUND_WEIGHT)
+                acc = add_row(acc, w, x, Q, K, D, W)
+            x_ptr += X[1] * D
+            w_ptr += SIGN * WEIGHT[1]
+    else:
+        for _ in range(low, high):
+            x = load_columns(x_ptr, column, None, Q + (K - 1) * D, -P * D, Q, W, X[2], ROUND)
+            w = load_weights(w_ptr, K, STEP, REACH, ROUND_WEIGHT)
+            acc = add_row(acc, w, x, Q, K, D, W)
+            x_ptr += X[1] * D
+            w_ptr += SIGN * WEIGHT[1]
     y_ptr += n * y_sn + c * Y[0] + column * Y[2] + o.to(tl.int64) * Y[1]
     if residual_ptr is not None:
         residual_ptr += n * residual_sn + c * RESIDUAL[0] + column * RESIDUAL[2] + o.to(tl.int64) * RESIDUAL[1]
-    store_columns(y_ptr, residual_ptr, acc, column, inside, Q, W, Y[2], RESIDUAL[2])
+    store_columns(y_ptr, residual_ptr, acc, column, inside & (o < H), Q, W, Y[2], RESIDUAL[2])
+    if PAIR:
+        y_ptr += D * Y[1]
+        if residual_ptr is not None:
+            residual_ptr += D * RESIDUAL[1]
+        store_columns(y_ptr, residual_ptr, below, column, inside & (o + D < H), Q, W, Y[2], RESIDUAL[2])
 
 
 @triton.jit

@@ -14,6 +14,7 @@ from convnext_kernels.tuning import Candidate, Work
 BLOCK = 64  # threads: nothing is shared between them, and small programs fill the last wave better
 MAX_PARTS = 352  # partial sums per weight: beyond, writing and reading them costs more than idle multiprocessors
 _PER_LOAD = 4
+_PER_WEIGHT = 3  # packed, fp32
 _SCATTERED_LOAD = 12  # a load whose 32 lanes lie in as many lines: about as long as this many instructions
 
 
@@ -98,16 +99,32 @@ def forward_candidates(p: Problem) -> Iterator[Candidate]:
             per_thread = looped * per_row + _SCATTERED_LOAD * taps + 5 * q * (k // 2) + 60
             work = _forward_work(p, lanes, s * d, per_thread, q, looped / rows, 16 + taps + k * q + _columns(p, q))
             yield Candidate(f"rolling-q{q}-s{s}", {"Q": q, "strip": rows}, (work,))
-    pack = Work(dram_bytes=8 * taps * p.channels, programs=_ceil(taps * p.channels, 256))
-    wide = p.width if p.width <= (56 if k <= 13 else 32) else _columns_per_thread(p, 28)
+    yield from _rows(p)
+
+
+def _rows(p: Problem) -> Iterator[Candidate]:
+    """One output row per thread, or a pair of them.
+
+    Weights as packed for it by a launch of its own, or up to K 7, where a launch costs more, as they are: scattered.
+    """
+    k, d = p.side, p.dilation
+    packed = k > 7
+    pack = (Work(dram_bytes=8 * k * k * p.channels, programs=_ceil(k * k * p.channels, 256)),) if packed else ()
+    wide = p.width if p.width <= 32 else _columns_per_thread(p, 28)
+    meeting = taps_inside(p.height, k, d) / p.height
     for q in dict.fromkeys((wide, _columns_per_thread(p, 14), _columns_per_thread(p, 7))):
-        lanes = p.samples * p.channels * _ceil(p.width, q)
-        kernel_rows = taps_inside(p.height, k, d) / p.height
         weights = min(k, 2 * ((p.width - 1) // d) + 1) if q == p.width else k
-        per_row = _PER_LOAD * _columns(p, q) + 3 * weights + _multiply_adds(p, q) + 8
-        per_thread = kernel_rows * per_row + 5 * q + 40
-        work = _forward_work(p, lanes, p.height, per_thread, q, kernel_rows, 24 + q + weights // 2)
-        yield Candidate(f"rows-q{q}", {"Q": q}, (pack, work))
+        lanes = p.samples * p.channels * _ceil(p.width, q)
+        per_weight = _PER_WEIGHT if packed else _SCATTERED_LOAD
+        for rows in (1, 2) if packed else (1,):
+            per_row = _PER_LOAD * _columns(p, q) + per_weight * weights + rows * _multiply_adds(p, q) + 8
+            turns = min(meeting + rows - 1, p.height)
+            per_thread = turns * per_row + 5 * q * rows + 40
+            programs = _ceil(_ceil(p.height, d), rows) * d
+            registers = 24 + q * rows + (weights // 2 if rows == 1 else weights)
+            work = _forward_work(p, lanes, programs, per_thread, q, turns / rows, registers)
+            config = {"Q": q, "pair": rows == 2, "pack": packed}
+            yield Candidate(f"rows-q{q}" + ("-pairs" if rows == 2 else ""), config, (*pack, work))
 
 
 @functools.lru_cache(maxsize=1024)
