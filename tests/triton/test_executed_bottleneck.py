@@ -19,7 +19,7 @@ CASES = {
 }
 ROWS = [
     ("fused", "min", "odd", torch.bfloat16),
-    ("fused", "balanced", "odd v2", torch.bfloat16),
+    ("fused", "min", "odd v2", torch.bfloat16),
     ("fused", "min", "odd", torch.float16),
     ("fused", "min", "stage 1", torch.bfloat16),
     ("gemm", "balanced", "odd", torch.bfloat16),
