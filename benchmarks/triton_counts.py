@@ -39,7 +39,7 @@ def _planned_for(batch: int) -> Any:
             chosen = tuning.pick(kernel, problem._replace(samples=batch), wanted, gpu)
         if "parts" not in chosen.config:
             return chosen
-        parts = max(1, -(-int(chosen.config["parts"]) * problem.samples // batch))  # type: ignore[call-overload]
+        parts = max(1, round(int(chosen.config["parts"]) * problem.samples / batch))  # type: ignore[call-overload]
         return dataclasses.replace(chosen, config={**chosen.config, "parts": parts})
 
     return choice
@@ -97,7 +97,11 @@ def dwconv_counts(
             run()
         for plan in (dwconv_plan.forward, dwconv_plan.weight):
             plan.cache_clear()
-        instructions = [sum(launch["by_class"].values()) for launch in launches]
+        # The weights are packed once, for however many samples
+        shares = [n / max(n, plan_batch) if launch["kernel"] == "pack_kernel" else 1 for launch in launches]
+        instructions = [
+            share * sum(launch["by_class"].values()) for share, launch in zip(shares, launches, strict=True)
+        ]
         total = sum(instructions)
         rows.append(
             {
@@ -106,7 +110,7 @@ def dwconv_counts(
                 "plan": names[-1],
                 "per_32": total * 32 / (pixels * channels),
                 "per_tap": total * 32 / (taps * channels),
-                "bytes_ratio": sum(launch["dram_bytes"] for launch in launches)
+                "bytes_ratio": sum(share * launch["dram_bytes"] for share, launch in zip(shares, launches, strict=True))
                 / (2 * pixels * channels * x.element_size()),
                 "registers": max(launch["registers"] or 0 for launch in launches),
                 "spill_bytes": max(launch["spill_bytes"] for launch in launches),
