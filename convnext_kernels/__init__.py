@@ -5,6 +5,7 @@ from convnext_kernels.interop import accelerate, acceleration_report, restore
 from convnext_kernels.nn import DepthwiseConv2d, FusedConvNeXtBlock, GlobalResponseNorm, LayerNorm2d
 from convnext_kernels.planner import backends, use_backend
 from convnext_kernels.spec import BackendError
+from convnext_kernels.tuning.autotune import autotune
 from convnext_kernels.version import __version__
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "acceleration_report",
+    "autotune",
     "backends",
     "functional",
     "restore",

@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 from convnext_kernels.tuning.cost import Candidate
 
@@ -17,23 +16,23 @@ ENVIRONMENT_VARIABLE = "CONVNEXT_KERNELS_AUTOTUNE"
 Timer = Callable[[Candidate], float]  # seconds of one candidate, measured
 
 _log = logging.getLogger("convnext_kernels")
-_asked: ContextVar[bool | None] = ContextVar("convnext_kernels_autotune", default=None)
+_asked: bool | None = None  # of the whole process, not of a context: autograd runs backwards in threads of its own
 
 
 @contextmanager
 def autotune(enabled: bool = True) -> Iterator[None]:
-    """Time kernel configurations inside a ``with`` block (or, with False, do not), in this thread."""
-    token = _asked.set(enabled)
+    """Time kernel configurations inside a ``with`` block (or, with False, do not), in every thread."""
+    global _asked
+    before, _asked = _asked, enabled
     try:
         yield
     finally:
-        _asked.reset(token)
+        _asked = before
 
 
 def wanted() -> bool:
     """Whether candidates shall be timed."""
-    asked = _asked.get()
-    return os.environ.get(ENVIRONMENT_VARIABLE, "0") not in ("", "0") if asked is None else asked
+    return os.environ.get(ENVIRONMENT_VARIABLE, "0") not in ("", "0") if _asked is None else _asked
 
 
 def fastest(kernel: str, candidates: Sequence[Candidate], timer: Timer) -> Candidate | None:

@@ -25,9 +25,14 @@ def forced(choice: Choice) -> Iterator[None]:
         _forced.reset(token)
 
 
+def predicted_seconds(candidate: Candidate, gpu: Gpu) -> float:
+    """What candidates are compared by where nothing was timed: the predicted time, handicap included."""
+    return candidate.seconds(gpu) * candidate.handicap
+
+
 def predicted(candidates: Sequence[Candidate], gpu: Gpu) -> Candidate:
     """The candidate with the lowest predicted time, handicaps included; the first of equals."""
-    return min(candidates, key=lambda c: c.seconds(gpu) * c.handicap)
+    return min(candidates, key=lambda c: predicted_seconds(c, gpu))
 
 
 def pick(

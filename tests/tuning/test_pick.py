@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 
 from convnext_kernels.tuning import GPUS, Candidate, Work, autotune, cache, defaults, forced, pick
@@ -94,6 +96,15 @@ def test_autotune_context_overrides_the_environment(monkeypatch):
     assert autotune.wanted()
     monkeypatch.setenv(autotune.ENVIRONMENT_VARIABLE, "0")
     assert not autotune.wanted()
+
+
+def test_autotune_reaches_the_threads_of_autograd():
+    seen = []
+    with autotune.autotune():
+        thread = threading.Thread(target=lambda: seen.append(autotune.wanted()))
+        thread.start()
+        thread.join()
+    assert seen == [True]
 
 
 def test_autotune_passes_over_what_does_not_run(caplog):
