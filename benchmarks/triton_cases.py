@@ -1,5 +1,7 @@
-"""The table of launches that make the Triton backend use the configurations it ships; every row has its reason.
+"""Calls that make the Triton backend use the configurations it ships: CASES, of which COMPILED reach every kernel.
 
+CASES are what defaults are written for (update_defaults.py), which compiles nothing. COMPILED are what the static
+report compiles: each row for a configuration that no other one reaches, not for another number of channels.
 Tensors are on "meta": the cases call the backend's own launchers, which then compile and allocate nothing.
 """
 
@@ -33,7 +35,7 @@ class Case:
     layout: str = "nhwc"
     grn: bool = False
     keeps: bool = False  # the hidden is kept for the gradient, as memory="balanced" asks
-    quick: bool = False
+    quick: bool = False  # one of those that CI compiles
 
     def __str__(self) -> str:
         parts = [self.op, f"C{self.c}", f"{self.size}x{self.size}", f"N{self.n}", self.dtype]
@@ -56,39 +58,39 @@ def _both(case: Case) -> Iterator[Case]:
 
 
 def _cases() -> Iterator[Case]:
-    yield Case("reduce", 96, 7, quick=True)  # partial sums of a weight gradient; every op's second stage
+    yield Case("reduce", 96, 7)  # partial sums of a weight gradient; every op's second stage
     for op in ("dwconv", "mlp"):
         for stages in (TINY, BASE):
             for c, size in stages:
                 for n in BATCHES:
-                    yield from _both(Case(op, c, size, n, quick=stages is TINY and n == 8 and c in (96, 384)))
+                    yield from _both(Case(op, c, size, n))
     for stages in (TINY, BASE):  # what training keeps where the hidden is not computed again
         for c, size in stages:
             for n in (8, 128) if c > RECOMPUTED_CHANNELS else ():
-                yield from _both(Case("mlp", c, size, n, keeps=True, quick=n == 8 and c == 384))
+                yield from _both(Case("mlp", c, size, n, keeps=True))
                 yield from _both(Case("mlp", c, size, n, keeps=True, grn=True))
     for dtype in ("fp32", "fp16"):
         for op in ("dwconv", "mlp"):
             for c, size in (*TINY, *ODD):
-                yield from _both(Case(op, c, size, dtype=dtype, quick=op == "mlp" and dtype == "fp32" and c == 96))
+                yield from _both(Case(op, c, size, dtype=dtype))
     for c, size in ODD:
         yield from _both(Case("dwconv", c, size))
         yield from _both(Case("mlp", c, size))
         yield from _both(Case("mlp", c, size, grn=True))
     for k in (3, 5, 9, 13, 31):  # every way the kernel's side can lie to the tile
         for c, size in ((96, 56), (384, 14)):
-            yield from _both(Case("dwconv", c, size, k=k, quick=k == 13 and c == 384))
+            yield from _both(Case("dwconv", c, size, k=k))
     for c, size in TINY:  # a tensor that came without channels_last
         for dtype in ("bf16", "fp32"):
             yield from _both(Case("dwconv", c, size, dtype=dtype, layout="nchw"))
         yield from _both(Case("layernorm", c, size, layout="nchw"))
     for c, size in TINY:
         for n in BATCHES:
-            yield from _both(Case("mlp", c, size, n, grn=True, quick=n == 8 and c == 96))
+            yield from _both(Case("mlp", c, size, n, grn=True))
         for dtype in DTYPES:
-            yield from _both(Case("layernorm", c, size, dtype=dtype, quick=dtype == "bf16"))
-            yield from _both(Case("grn", 4 * c, size, dtype=dtype, quick=dtype == "bf16" and c == 96))
-            yield from _both(Case("downsample", c, size, dtype=dtype, k=2, quick=dtype == "bf16" and c == 96))
+            yield from _both(Case("layernorm", c, size, dtype=dtype))
+            yield from _both(Case("grn", 4 * c, size, dtype=dtype))
+            yield from _both(Case("downsample", c, size, dtype=dtype, k=2))
         yield from _both(Case("block", c, size))
         yield from _both(Case("block", c, size, grn=True))
     for c, size in ODD:
@@ -97,6 +99,38 @@ def _cases() -> Iterator[Case]:
 
 
 CASES = tuple(dict.fromkeys(_cases()))
+
+
+def _compiled() -> Iterator[Case]:
+    for parts in (8, 128):  # partial sums: flat tiles and tall ones
+        yield Case("reduce", 96, 7, parts, quick=True)
+    for c, size in TINY:
+        for n in (8, 128):
+            yield from _both(Case("dwconv", c, size, n, quick=n == 8 and c in (96, 768)))
+            yield from _both(Case("mlp", c, size, n, quick=n == 8 and c in (96, 384)))
+    for c, size in ((96, 56), (384, 14)):
+        yield from _both(Case("mlp", c, size, grn=True, quick=c == 384))
+    yield from _both(Case("mlp", 256, 28))  # the widest that is fused
+    yield from _both(Case("mlp", 384, 14, keeps=True))
+    yield from _both(Case("mlp", 384, 14, keeps=True, grn=True))
+    yield from _both(Case("mlp", 96, 56, dtype="fp32", quick=True))  # library
+    yield from _both(Case("mlp", 384, 14, dtype="fp32", grn=True))
+    yield from _both(Case("mlp", 96, 56, dtype="fp16"))
+    for dtype in ("fp16", "fp32"):
+        yield from _both(Case("dwconv", 192, 28, dtype=dtype))
+    yield from _both(Case("dwconv", 192, 28, layout="nchw"))
+    for k in (13, 31):  # kernels of more rows than registers hold
+        yield from _both(Case("dwconv", 384, 14, k=k, quick=k == 13))
+    for c, size in ((96, 56), (768, 7)):
+        yield from _both(Case("layernorm", c, size, quick=True))
+    yield from _both(Case("layernorm", 768, 7, dtype="fp32"))
+    yield from _both(Case("layernorm", 1536, 7, layout="nchw"))
+    yield from _both(Case("grn", 384, 56, quick=True))
+    yield from _both(Case("grn", 6144, 7))
+    yield from _both(Case("downsample", 192, 28, k=2, quick=True))
+
+
+COMPILED = tuple(_compiled())
 
 
 def exists(op: str) -> bool:

@@ -28,7 +28,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 from triton.runtime.cache import get_cache_manager
-from triton_cases import CASES, Case
+from triton_cases import COMPILED, Case
 
 from convnext_kernels import tuning
 
@@ -279,7 +279,7 @@ def main(
     if update and (quick or archs or ops or checking):
         raise click.UsageError("--update records everything: it goes with none of --quick, --arch, --op, --check")
     chosen = [int(a) for a in archs] or list(QUICK_ARCHS if quick else ARCHS)
-    cases = [case for case in CASES if case.op in (ops or triton_cases.OPS) and (case.quick or not quick)]
+    cases = [case for case in COMPILED if case.op in (ops or triton_cases.OPS) and (case.quick or not quick)]
     for op in sorted({case.op for case in cases if not triton_cases.exists(case.op)}):
         click.echo(f"no Triton kernels for {op} yet: its cases are left out", err=True)
     # Architecture last: neighbours in the queue then never compile the same kernel at the same time.

@@ -22,6 +22,10 @@ from convnext_kernels.backends.triton.layout import Rows, finish, flat, like_par
 from convnext_kernels.backends.triton.reduce import sum_partials
 
 MAX_BLOCK_C = 8192  # more channels than this do not fit in registers: layernorm_wide
+MAX_BLOCK_C_SCATTERED = 4096  # the same for the backward of NCHW, which keeps an address for every element
+# Pixels that share a program's sums of the parameters' gradients: those then add 8C bytes written and 8C read to the
+# 96C bytes of 16 pixels, and there are few to add up.
+SHARED_PIXELS = 16
 COUNTS = ["pixels", "tiles", "total", "height", "width"]  # they vary from call to call: no recompilation for them
 
 
@@ -173,17 +177,32 @@ def layernorm_bwd_kernel(
         tl.store(row + C + c, tl.sum(dbias, axis=0), mask=c < C)
 
 
-def tile(channels: int, pixels_inside: bool, element_size: int, elements: int) -> tuple[int, int, int]:
+def tile(
+    channels: int, pixels_inside: bool, element_size: int, elements: int, most: int = 8192
+) -> tuple[int, int, int]:
     """Return (BLOCK_P, BLOCK_C, num_warps) for tiles of about `elements`.
 
     Loads of 16 bytes a thread run along the channels of NHWC, whose rows are long enough by themselves; NCHW wants
-    a whole 32-byte sector of pixels, or as much of it as 8192 elements allow: more of them spill in the backward.
+    a whole 32-byte sector of pixels, or as much of it as `most` elements allow.
     """
     block_c = triton.next_power_of_2(channels)
     block_p = max(1, elements // block_c)
     if pixels_inside:
-        block_p = max(block_p, min(32 // element_size, 8192 // block_c))
+        block_p = max(block_p, min(32 // element_size, most // block_c))
     return block_p, block_c, max(4, min(16, block_p * block_c // 512))
+
+
+def backward_tile(
+    channels: int, pixels_inside: bool, element_size: int, patch: int, pixels: int, programs: int
+) -> tuple[int, int, int]:
+    """As `tile`, for the backward on `pixels` pixels in all, which `programs` programs may share."""
+    # NCHW has an address for every element: more than 16 of them a thread spill, with long rows or patches fewer.
+    most = 4096 if patch > 1 or channels > 1024 else 8192
+    found = tile(channels, pixels_inside, element_size, 4096, most)
+    if patch == 1 and found[0] < SHARED_PIXELS and pixels < found[0] * programs:
+        # Too few tiles to go round: what counts is how long one program takes for its SHARED_PIXELS.
+        found = tile(channels, pixels_inside, element_size, 8192, most)
+    return found[0], found[1], max(8, found[2])
 
 
 def _plan(x: Rows, *others: Rows, patch: int = 1) -> tuple[int, int]:
@@ -267,15 +286,20 @@ def gradients(
     # Two CTAs of 8 warps on every multiprocessor: 32 KB of loads in flight on each, and few rows of partial sums.
     programs = 2 * device.gpu().sms
     parameters = needs[1] or needs[2]
-    if channels > MAX_BLOCK_C:
+    scattered = source.stride_p == 1 != source.stride_c
+    if channels > (MAX_BLOCK_C_SCATTERED if scattered else MAX_BLOCK_C):
         from convnext_kernels.backends.triton import layernorm_wide as wide
 
         block_p, kernel, config = 1, wide.layernorm_bwd_wide_kernel, {"BLOCK_C": 2048, "num_warps": 8}
     else:
-        block_p, block_c, warps = tile(channels, source.stride_p == 1, x.element_size(), 4096)
-        kernel, config = layernorm_bwd_kernel, {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": max(8, warps)}
+        block_p, block_c, warps = backward_tile(
+            channels, source.stride_p == 1, x.element_size(), patch, samples * pixels, programs
+        )
+        kernel, config = layernorm_bwd_kernel, {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": warps}
     tiles = triton.cdiv(pixels, block_p)
     programs = min(programs, samples * tiles)
+    if parameters:
+        programs = min(programs, triton.cdiv(samples * pixels, SHARED_PIXELS))
     partials = torch.empty((programs, 2, channels), dtype=torch.float32, device=x.device) if parameters else None
     kernel[(programs,)](
         dy.tensor,

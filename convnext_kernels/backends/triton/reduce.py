@@ -5,8 +5,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# A program walks at most so many rows, 8 at a time: 32 dependent steps. More rows are summed in two stages.
+# A program walks at most so many rows, 32 at a time: 8 dependent steps. More rows are summed in two stages.
 _ROWS = 256
+_ELEMENTS = 1024  # of a step: 8 loads a thread
+
+
+def block(rows: int) -> dict[str, int]:
+    """The tile of one step over `rows` rows: no taller than they are, no narrower than a 128-byte line."""
+    block_p = min(32, max(8, triton.next_power_of_2(rows)))
+    return {"BLOCK_P": block_p, "BLOCK_L": _ELEMENTS // block_p}
 
 
 @triton.jit(do_not_specialize=["parts", "rows"])
@@ -36,9 +43,10 @@ def sum_partials(partials: Tensor, dtype: torch.dtype) -> Tensor:
     while True:
         groups = 1 if parts <= _ROWS else triton.cdiv(parts, _ROWS)
         out = torch.empty((groups, length), dtype=torch.float32 if groups > 1 else dtype, device=partials.device)
-        # 64 columns: two 128-byte lines a row, and enough programs for a small matrix
-        sum_partials_kernel[(triton.cdiv(length, 64), groups)](
-            partials, out, parts, triton.cdiv(parts, groups), LENGTH=length, BLOCK_P=8, BLOCK_L=64, num_warps=4
+        count = triton.cdiv(parts, groups)
+        config = block(count)
+        sum_partials_kernel[(triton.cdiv(length, config["BLOCK_L"]), groups)](
+            partials, out, parts, count, LENGTH=length, **config, num_warps=4
         )
         if groups == 1:
             return out.view(shape)
