@@ -14,6 +14,7 @@ Kernels: dwconv_forward.py, dwconv_wgrad.py; the choice between them: dwconv_pla
 tensors are read and written as they are, slices of samples too; any other strides are copied to channels_last first.
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -85,10 +86,21 @@ def _quiet() -> AbstractContextManager:
     return np.errstate(invalid="ignore", over="ignore")
 
 
-def _tile(columns: object, side: int) -> int:
-    """Columns per thread; few in the interpreter, whose time goes by what is unrolled."""
-    tile = int(columns)  # type: ignore[call-overload]
-    return min(tile, 3) if side > 3 and device.interpreted() else tile
+def _interpretable(config: Mapping[str, object], p: dwconv_plan.Problem) -> dict[str, object]:
+    """The plan as the interpreter can afford it, whose time goes by programs and by what is unrolled, not by lanes.
+
+    Few columns, two strips where there are any (enough to have a border between them) or one of a large kernel, the
+    kernel rows of the weight gradient in two parts, each with one sum.
+    """
+    config = dict(config)
+    height = triton.cdiv(p.height, p.dilation)
+    if "Q" in config:
+        config["Q"] = min(int(config["Q"]), 3 if p.side <= 7 else 1)  # type: ignore[call-overload]
+    if "strip" in config:
+        config["strip"] = height if p.side > 7 else max(int(config["strip"]), triton.cdiv(height, 2))  # type: ignore[call-overload]
+    if "KH" in config:
+        config |= {"KH": triton.cdiv(p.side, 2), "parts": 1, "BC": min(triton.next_power_of_2(p.channels), 1024)}
+    return config
 
 
 def _problem(x: Tensor, weight: Tensor, dilation: int) -> dwconv_plan.Problem:
@@ -118,17 +130,22 @@ def _convolve(
     """Write the convolution of x (+ bias, + residual) into `out`, whatever its strides."""
     n, channels, height, width = x.shape
     side = weight.shape[-1]
-    plan = dwconv_plan.forward(_problem(x, weight, dilation), device.gpu())
+    problem = _problem(x, weight, dilation)
+    plan = dwconv_plan.forward(problem, device.gpu())
+    kernel, config = plan.name.partition("-")[0], plan.config
+    if device.interpreted():
+        if kernel == "rows" and side > 7 and side * height > 300:
+            kernel, config = "rolling", {"Q": 1, "strip": height}  # a tenth of its operations are loads, not half
+        config = _interpretable(config, problem)
     source = _image(x)
     target = _seen(out) or _image(torch.empty_like(out, memory_format=torch.channels_last))
     added = None if residual is None else _image(residual)
-    kernel = plan.name.partition("-")[0]
-    tile = _tile(plan.config.get("Q", width), side)
+    tile = config.get("Q", width)
     lanes = n * channels * triton.cdiv(width, tile)
     block = _block(lanes)
     round_weight = _rounding(weight.dtype, compute_dtype)
     strides = _weight_strides(weight)
-    packed = bool(plan.config.get("pack"))
+    packed = bool(config.get("pack"))
     if packed:
         weight, strides = _packed(weight, round_weight), (1, side * channels, channels)
     arguments = {
@@ -161,13 +178,11 @@ def _convolve(
     if kernel == "plane":
         plane_kernel[(programs,)](**arguments, one=1)
     elif kernel == "rolling":
-        strip = plan.config["strip"]
-        if device.interpreted():  # two strips, which is enough to have a border between them
-            strip = max(strip, triton.cdiv(triton.cdiv(height, dilation), 2))
+        strip = config["strip"]
         strips = triton.cdiv(triton.cdiv(height, dilation), strip)
         rolling_kernel[(programs, strips * dilation)](**arguments, strip=strip, Q=tile)
     else:
-        pair = bool(plan.config["pair"])
+        pair = bool(config["pair"])
         pairs = triton.cdiv(triton.cdiv(height, dilation), 2) * dilation
         rows_kernel[(programs, pairs if pair else height)](**arguments, Q=tile, PAIR=pair)
     return out if target.tensor is out else out.copy_(target.tensor)
@@ -222,14 +237,14 @@ def parameter_gradients(
     side = weight.shape[-1]
     dw = torch.empty_like(weight) if needs_weight else None
     db = torch.empty_like(bias) if needs_bias else None
-    config = dwconv_plan.weight(_problem(x, weight, dilation), device.gpu()).config
-    tile, kernel_rows, strip, parts, block_c = (config[name] for name in ("Q", "KH", "strip", "parts", "BC"))
-    tile = _tile(tile, side)
+    problem = _problem(x, weight, dilation)
+    config = dwconv_plan.weight(problem, device.gpu()).config
+    if device.interpreted():
+        config = _interpretable(config, problem)
+    tile, kernel_rows, strip, parts, block_c = (int(config[name]) for name in ("Q", "KH", "strip", "parts", "BC"))
     block = 128
-    if device.interpreted():  # its time goes by programs: as few as the strips allow
-        block_c = min(triton.next_power_of_2(channels), 1024)
+    if device.interpreted():  # as few programs as the strips allow
         block = block_c * min(triton.next_power_of_2(n * triton.cdiv(width, tile)), 4096 // block_c)
-        parts = 1
     strips = triton.cdiv(triton.cdiv(height, dilation), strip) * dilation
     gradient, image = _image(dy), _image(x)
     shape = (strips * parts, side * side + 1, channels)

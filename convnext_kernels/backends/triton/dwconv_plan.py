@@ -141,7 +141,8 @@ def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     height = _ceil(p.height, d)
     elements = p.samples * p.channels * p.height * p.width
     seen = set()
-    for q in dict.fromkeys((_columns_per_thread(p, 14), _columns_per_thread(p, 7))):
+    wide = (_columns_per_thread(p, 28),) if k > 7 else ()
+    for q in dict.fromkeys((*wide, _columns_per_thread(p, 14), _columns_per_thread(p, 7))):
         for kernel_rows in (k, _ceil(k, 2), 4, 3, 2, 1):
             registers = 16 + kernel_rows * (k + q) + min(_columns(p, q), q + 12)
             if kernel_rows > k or (kernel_rows > 1 and registers > 144) or (q, kernel_rows) in seen:
@@ -152,6 +153,9 @@ def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
             channel_blocks = _ceil(p.channels, lanes_c)
             ctas = _resident(registers, block)
             per_row = _PER_LOAD * (_columns(p, q) + q) + kernel_rows * (_multiply_adds(p, q) + q) + q + 10
+            # Rows of x that some kernel row of the program meets: of one or two, which skip what is outside of the
+            # image, hardly more than meet one
+            meeting = taps_inside(p.height, k, d) / (k * p.height) if kernel_rows <= 2 else 1.0
             prologue = 5 * (kernel_rows - 1) * q + 40
             for s in sorted({_ceil(height, _ceil(height, s)) for s in (1, 2, 4, 7, 14)}):
                 for waves in (1, 2, 4):
@@ -159,7 +163,7 @@ def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
                     parts = max(1, min(wanted, _ceil(groups * lanes_c, block), MAX_PARTS // (s * d)))
                     programs = channel_blocks * parts * kernel_blocks * s * d
                     turns = _ceil(groups * lanes_c, parts * block)
-                    per_thread = turns * (_ceil(height, s) * per_row + prologue) + kernel_rows * k * 14 + 80
+                    per_thread = turns * (meeting * _ceil(height, s) * per_row + prologue) + kernel_rows * k * 14 + 80
                     partials = 4 * parts * s * d * (k * k + 1) * p.channels
                     work = Work(
                         dram_bytes=2 * elements * p.itemsize + partials,
