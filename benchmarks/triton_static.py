@@ -3,9 +3,9 @@
     python benchmarks/triton_static.py [--quick] [--check | --update]
 
 Without an option a table is printed. --update writes docs/triton_kernels.json (every compiled kernel) and
-docs/triton_kernels.md (a line for each kernel and architecture). --check compiles and fails where a kernel is worse
-than the recorded one: spills more, exceeds a limit, loses its tensor cores, or fits fewer times on a multiprocessor.
-TRITON_CACHE_DIR makes repeats fast.
+docs/triton_kernels.md (a line for each kernel and family of architectures). --check compiles and fails where a kernel
+is worse than the recorded one: spills more, exceeds a limit, loses its tensor cores, or fits fewer times on a
+multiprocessor. A kernel that is in no record may not spill. TRITON_CACHE_DIR makes repeats fast.
 """
 
 import concurrent.futures
@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "docs" / "triton_kernels.json"
 PAGE = ROOT / "docs" / "triton_kernels.md"
 QUICK_ARCHS = (80, 90)
+WORST = 12  # kernels that spill, named on the page
 SMALLEST = 16  # instructions: a stub that does nothing has fewer
 STATICS_FILE = "statics.json"  # beside the kernel in Triton's cache
 # tl.dot with 16-bit inputs, or with fp32 ones that may be rounded to TF32, belongs on tensor cores.
@@ -172,7 +173,12 @@ def read(file: Path) -> dict[str, Row]:
     if not file.is_file():
         return {}
     content = json.loads(file.read_text(encoding="utf-8"))
-    rows = [Row(**{**entry, "statics": Statics(**entry["statics"])}) for entry in content["kernels"]]
+    rows = []
+    for kernel, variants in content["kernels"].items():
+        for specialisation, compiled in variants.items():
+            for arch, (matrix, seconds, case, *numbers) in compiled.items():
+                statics = Statics(*numbers)
+                rows.append(Row(kernel, int(arch), specialisation, matrix, seconds, statics, content["cases"][case]))
     return {row.key: row for row in rows}
 
 
@@ -189,21 +195,24 @@ def _tensor(statics: Statics) -> str:
 HEADER = ("kernel", "sm", "variants", "registers", "spill B", "shared KB", "CTAs/SM", "SASS", "FFMA %", "tensor", "s")
 
 
-def summary(rows: Iterable[Row]) -> Iterator[tuple[str, ...]]:
-    """A line for each kernel and architecture, ranges over its specialisations."""
+def summary(rows: Iterable[Row], families: bool = False) -> Iterator[tuple[str, ...]]:
+    """A line for each kernel and architecture, or family of them (8.x), ranges over its specialisations."""
     groups: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.kernel.removesuffix("_kernel"), row.arch), []).append(row)
-    for (kernel, arch), members in sorted(groups.items()):
+        kind = row.arch // 10 if families else row.arch
+        groups.setdefault((row.kernel.removesuffix("_kernel"), kind), []).append(row)
+    for (kernel, _), members in sorted(groups.items()):
         statics = [row.statics for row in members]
         seconds = [row.seconds for row in members if row.seconds is not None]
+        archs = sorted({row.arch for row in members})
+        limit = min(limits(arch).shared_cta_bytes for arch in archs)
         yield (
             kernel,
-            str(arch),
-            str(len(members)),
+            _span(archs),
+            str(len({row.specialisation for row in members})),
             _span(s.registers for s in statics),
             _span(s.spill_stores + s.spill_loads for s in statics),
-            _span((s.shared / 1024 for s in statics), "{:.1f}"),
+            _span((s.shared / 1024 for s in statics), "{:.1f}") + f" of {limit // 1024}",
             _span(s.ctas for s in statics),
             _span(s.instructions for s in statics),
             _span(100 * s.ffma for s in statics),
@@ -231,28 +240,49 @@ def describe(row: Row) -> str:
 def page(rows: dict[str, Row]) -> str:
     """The text of docs/triton_kernels.md."""
     spilling = [row for row in rows.values() if row.statics.spill_stores or row.statics.spill_loads]
+    archs = ", ".join(f"sm_{arch}" for arch in sorted({row.arch for row in rows.values()}))
     lines = [
         "# Triton kernels, compiled",
         "",
         "Written by `python benchmarks/triton_static.py --update`; every kernel stands in `triton_kernels.json`.",
-        f"Compiled by Triton {importlib.metadata.version('triton')} with the configurations that ship and read from",
-        "the cubins: nothing here was run on a GPU. Ranges go over the variants (shapes, dtypes, configurations).",
-        "Spill: bytes per thread, stores and loads where they stand in the code. s: seconds to compile one variant.",
+        f"Compiled by Triton {importlib.metadata.version('triton')} for {archs}",
+        "with the configurations that ship, and read from the cubins: nothing here was run on a GPU. Ranges go over the",
+        "variants (channels, dtypes, configurations) and the architectures of a line. Spill: bytes per thread, stores",
+        "and loads where they stand in the code. Shared KB: of one CTA, and the most that it may have. CTAs/SM: that fit",
+        "on a multiprocessor. s: seconds to compile a variant, on a machine that also did other work.",
         "",
-        f"{len(rows)} compiled kernels; {len(spilling)} of them spill.",
+        f"{len(rows)} compiled kernels; {len(spilling)} of them spill{':' if spilling else '.'}",
         "",
-        "| " + " | ".join(HEADER) + " |",
-        "|" + "---|" * len(HEADER),
     ]
-    lines += ["| " + " | ".join(line) + " |" for line in summary(rows.values())]
+    worst = sorted(spilling, key=lambda row: row.statics.spill_stores + row.statics.spill_loads, reverse=True)
+    lines += [
+        f"- sm_{row.arch} {row.kernel}, {row.case}: {row.statics.spill_stores} + {row.statics.spill_loads} bytes"
+        for row in worst[:WORST]
+    ]
+    lines += [""] if spilling else []
+    lines += ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
+    lines += ["| " + " | ".join(line) + " |" for line in summary(rows.values(), families=True)]
     return "\n".join(lines) + "\n"
 
 
 def write(rows: dict[str, Row]) -> None:
-    """Record `rows` in docs/."""
-    lines = ",\n".join(json.dumps(asdict(row)) for row in rows.values())  # one kernel a line: diffs stay readable
-    version = json.dumps(importlib.metadata.version("triton"))
-    RECORD.write_text(f'{{"triton": {version}, "kernels": [\n{lines}\n]}}\n', encoding="utf-8")
+    """Record `rows` in docs/: by kernel, specialisation and architecture, a specialisation a line."""
+    cases = sorted({row.case for row in rows.values()})
+    kernels: dict[str, dict[str, dict[str, list]]] = {}
+    for row in sorted(rows.values(), key=lambda row: (row.kernel, row.specialisation, row.arch)):
+        values = [int(row.matrix), row.seconds, cases.index(row.case), *asdict(row.statics).values()]
+        kernels.setdefault(row.kernel, {}).setdefault(row.specialisation, {})[str(row.arch)] = values
+    blocks = []
+    for kernel, variants in kernels.items():
+        lines = [f"{json.dumps(name)}: {json.dumps(found, separators=(',', ':'))}" for name, found in variants.items()]
+        blocks.append(f"{json.dumps(kernel)}: {{\n" + ",\n".join(lines) + "\n}")
+    head = {
+        "triton": importlib.metadata.version("triton"),
+        "values": ["matrix", "seconds", "case", *Statics.__dataclass_fields__],
+        "cases": cases,
+    }
+    text = json.dumps(head)[:-1] + ', "kernels": {\n' + ",\n".join(blocks) + "\n}}\n"
+    RECORD.write_text(text, encoding="utf-8")
     PAGE.write_text(page(rows), encoding="utf-8")
 
 
