@@ -1,0 +1,100 @@
+"""The depthwise convolution as PTX, executed by an emulator that checks accesses and races.
+
+Every kernel, forward and gradients, at shapes with tails in columns, rows, channels and samples.
+"""
+
+import pytest
+import torch
+
+from convnext_kernels import tuning
+from tests.operators import OPERATORS, expected, expected_gradients, gradients
+from tests.shapes import Case
+from tests.tolerance import assert_as_good_as_eager
+
+pytest.importorskip("triton", reason="needs the package triton")
+
+from convnext_kernels.backends.triton import dwconv, dwconv_plan
+
+CASES = {
+    "1x1": Case("no neighbours", n=1, c=5, h=3, w=9, k=1),
+    "3x3": Case("a tail of columns, more than a warp of channels", n=2, c=33, h=5, w=9, k=3),
+    "plane": Case("a whole plane per thread", n=3, c=13, h=4, w=5, k=5),
+    "7x7": Case("two groups of columns", n=1, c=10, h=9, w=15),
+    "dilated": Case("three residues of rows, taps beyond the next group", n=1, c=10, h=8, w=11, k=5, dilation=3),
+    "pairs": Case("an odd number of rows, of which the last has no partner", n=1, c=10, h=17, w=8, k=13, bias=False),
+    "dilated pairs": Case("partners two rows apart", n=1, c=6, h=7, w=9, k=9, dilation=2),
+    "31x31": Case("most taps fall outside", n=1, c=6, h=5, w=4, k=31),
+}
+ROWS = [
+    ("1x1", torch.bfloat16, ""),
+    ("3x3", torch.float32, "rolling"),
+    ("plane", torch.float16, "plane"),
+    ("plane", torch.bfloat16, "rolling"),
+    ("7x7", torch.bfloat16, "rolling"),
+    ("7x7", torch.float16, "rows"),
+    ("dilated", torch.bfloat16, "rolling"),
+    ("dilated", torch.float32, "rows"),
+    ("pairs", torch.bfloat16, "pairs"),
+    ("pairs", torch.float16, "rows"),
+    ("dilated pairs", torch.float32, "pairs"),
+    ("31x31", torch.bfloat16, "pairs"),
+]
+
+
+@pytest.fixture
+def plan_named():
+    """Force a plan of the forward pass and the input gradient by a part of its name: the last that has it."""
+
+    def force(part: str):
+        def choice(kernel, problem, candidates, gpu):
+            named = [c for c in candidates if part in c.name]
+            return named[-1] if part and named and kernel == "dwconv_forward" else None
+
+        dwconv_plan.forward.cache_clear()
+        return tuning.forced(choice)
+
+    yield force
+    dwconv_plan.forward.cache_clear()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize(("case", "dtype", "plan"), ROWS)
+def test_executed(case, dtype, plan, layout, architecture, plan_named):
+    operator = OPERATORS["dwconv"]
+    arguments = operator.arguments(CASES[case], dtype)
+    arguments["x"] = arguments["x"].contiguous(memory_format=layout)
+    dy, eager, reference = expected_gradients("dwconv", CASES[case], dtype)
+    dy = dy.contiguous(memory_format=layout)
+
+    def call(**a):
+        return operator.serve("triton", **a)
+
+    with plan_named(plan):
+        assert_as_good_as_eager(call(**arguments), *expected("dwconv", CASES[case], dtype))
+        actual = gradients(call, arguments, dy)
+        again = gradients(call, arguments, dy)
+    for name, gradient in actual.items():
+        assert torch.equal(gradient, again[name]), f"{name} differs from run to run"
+        assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
+
+
+@pytest.mark.parametrize("case", ["7x7", "dilated"])
+def test_atomic_sums(case, architecture):
+    """Partial sums added atomically to one slot."""
+    arguments = OPERATORS["dwconv"].arguments(CASES[case], torch.bfloat16)
+    x, weight, bias, dilation = (arguments[name] for name in ("x", "weight", "bias", "dilation"))
+    dy, eager, reference = expected_gradients("dwconv", CASES[case], torch.bfloat16)
+    dw, db = dwconv.parameter_gradients(dy, x, weight, bias, dilation, torch.bfloat16, True, True, deterministic=False)
+    assert_as_good_as_eager(dw, eager["weight"], reference["weight"], what="dw")
+    assert_as_good_as_eager(db, eager["bias"], reference["bias"], what="db")
+
+
+@pytest.mark.parametrize(("c", "size"), [(96, 56), (192, 28), (384, 14), (768, 7)])
+@pytest.mark.parametrize("n", [1, 8, 128])
+@pytest.mark.parametrize("arch", [80, 90])
+def test_one_launch(arch, n, c, size):
+    """7x7 convolves in one launch at every batch, of enough programs for the multiprocessors."""
+    gpu = tuning.for_arch(arch)
+    plan = dwconv_plan.forward(dwconv_plan.Problem(n, c, size, size, 7, 1, 2), gpu)
+    assert len(plan.launches) == 1
+    assert plan.launches[0].programs >= gpu.sms / 2
