@@ -31,14 +31,14 @@ def report(_path):
 
 @pytest.fixture(scope="module")
 def row(report):
-    case = next(c for c in report.CASES if c.op == "reduce")
+    case = next(c for c in report.COMPILED if c.op == "reduce")
     (found,), failure = report.compile_case((90, case, False))
     assert failure is None
     return found
 
 
 def test_every_architecture_compiles(report):
-    case = next(c for c in report.CASES if c.op == "reduce")
+    case = next(c for c in report.COMPILED if c.op == "reduce")
     for arch in report.ARCHS:
         rows, failure = report.compile_case((arch, case, False))
         assert failure is None
@@ -59,13 +59,13 @@ def test_driver_is_put_back(report):
 
 
 def test_a_second_time_comes_from_the_disk(report, row):
-    case = next(c for c in report.CASES if c.op == "reduce")
+    case = next(c for c in report.COMPILED if c.op == "reduce")
     (again,), _ = report.compile_case((90, case, False))
     assert again == row  # the seconds that compiling took the first time included
 
 
 def test_a_failing_launcher_is_named(report):
-    rows, failure = report.compile_case((90, replace(report.CASES[0], op="no_such_op"), False))
+    rows, failure = report.compile_case((90, replace(report.COMPILED[0], op="no_such_op"), False))
     assert rows == []
     assert "sm_90 no_such_op" in failure
 
