@@ -13,7 +13,8 @@ import torch
 import triton
 from torch import Tensor
 
-from convnext_kernels.backends.triton import device, grn, layernorm, mlp_library
+from convnext_kernels import tuning
+from convnext_kernels.backends.triton import device, grn, layernorm, mlp_library, timing
 from convnext_kernels.backends.triton.layout import Rows, finish, flat, like_parameter, output_rows, rows
 from convnext_kernels.backends.triton.mlp_backward import (
     grn_hidden_gradient_kernel,
@@ -25,7 +26,13 @@ from convnext_kernels.backends.triton.mlp_backward import (
 from convnext_kernels.backends.triton.mlp_fused import mlp_fused_fwd_kernel
 from convnext_kernels.backends.triton.mlp_gemm import mlp_expand_kernel, mlp_project_kernel
 from convnext_kernels.backends.triton.mlp_library import matrix, normalised, rows_of
-from convnext_kernels.backends.triton.mlp_plan import Problem, backward_plan, forward_plan
+from convnext_kernels.backends.triton.mlp_plan import (
+    Problem,
+    backward_candidates,
+    backward_plan,
+    forward_candidates,
+    forward_plan,
+)
 from convnext_kernels.backends.triton.reduce import sum_partials
 from convnext_kernels.spec import MlpParameters
 
@@ -74,14 +81,18 @@ def forward(
 
     `hidden`, (N, hidden, H, W) channels_last in `compute_dtype`, is filled with u for the gradient.
     """
-    plan = forward_plan(_problem(x, p, compute_dtype, hidden is not None), device.gpu())
-    if plan.config["plan"] == "library":
-        return mlp_library.forward(x, residual, p, drop_scale, eps, grn_eps, compute_dtype, hidden, like)
-    out, written = output_rows(x if like is None else like)
-    run = _fused if plan.config["plan"] == "fused" else _two_products
-    u = None if hidden is None else rows_of(hidden)
-    run(plan.config, x, residual, p, drop_scale, eps, grn_eps, compute_dtype, u, written)
-    return finish(out, written)
+
+    def run(plan: tuning.Candidate) -> Tensor:
+        if plan.config["plan"] == "library":
+            return mlp_library.forward(x, residual, p, drop_scale, eps, grn_eps, compute_dtype, hidden, like)
+        out, written = output_rows(x if like is None else like)
+        launch = _fused if plan.config["plan"] == "fused" else _two_products
+        u = None if hidden is None else rows_of(hidden)
+        launch(plan.config, x, residual, p, drop_scale, eps, grn_eps, compute_dtype, u, written)
+        return finish(out, written)
+
+    problem, gpu = _problem(x, p, compute_dtype, hidden is not None), device.gpu()
+    return run(timing.choose("mlp_forward", forward_plan, problem, gpu, forward_candidates(problem, gpu), run))
 
 
 def _fused(
@@ -221,13 +232,17 @@ def backward(
 
     `hidden` is u as `forward` filled it; without it u is computed again.
     """
-    plan = backward_plan(_problem(x, p, compute_dtype, hidden is not None), device.gpu())
     needs_norm = [needs[0], needs[2], needs[3]]
     arguments = (dout, x, p, drop_scale, eps, grn_eps, compute_dtype, needs_norm, hidden)
-    if plan.config["plan"] == "library":
-        norm, named = mlp_library.backward(*arguments)
-    else:
-        norm, named = _backward(plan.config, *arguments)
+
+    def run(plan: tuning.Candidate) -> tuple[list[Tensor], dict[str, Tensor]]:
+        if plan.config["plan"] == "library":
+            return mlp_library.backward(*arguments)
+        return _backward(plan.config, *arguments)
+
+    problem, gpu = _problem(x, p, compute_dtype, hidden is not None), device.gpu()
+    plan = timing.choose("mlp_backward", backward_plan, problem, gpu, backward_candidates(problem, gpu), run)
+    norm, named = run(plan)
     norm = iter(norm)
     results = [next(norm)] if needs[0] else []
     if needs[1]:
