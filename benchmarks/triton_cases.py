@@ -104,10 +104,11 @@ CASES = tuple(dict.fromkeys(_cases()))
 def _compiled() -> Iterator[Case]:
     for parts in (8, 128):  # partial sums: flat tiles and tall ones
         yield Case("reduce", 96, 7, parts, quick=True)
-    for c, size in TINY:
-        for n in (8, 128):
-            yield from _both(Case("dwconv", c, size, n, quick=n == 8 and c in (96, 768)))
-            yield from _both(Case("mlp", c, size, n, quick=n == 8 and c in (96, 384)))
+    for c, size, n in ((96, 56, 8), (384, 14, 8), (768, 7, 8), (192, 28, 128)):
+        yield from _both(Case("dwconv", c, size, n, quick=c in (96, 768)))
+    yield Case("dwconv", 768, 7, 128)  # whole planes
+    for c, size, n in ((96, 56, 8), (192, 28, 8), (384, 14, 8), (384, 14, 128), (768, 7, 128)):
+        yield from _both(Case("mlp", c, size, n, quick=n == 8 and c != 192))
     for c, size in ((96, 56), (384, 14)):
         yield from _both(Case("mlp", c, size, grn=True, quick=c == 384))
     yield from _both(Case("mlp", 256, 28))  # the widest that is fused
@@ -116,8 +117,8 @@ def _compiled() -> Iterator[Case]:
     yield from _both(Case("mlp", 96, 56, dtype="fp32", quick=True))  # library
     yield from _both(Case("mlp", 384, 14, dtype="fp32", grn=True))
     yield from _both(Case("mlp", 96, 56, dtype="fp16"))
-    for dtype in ("fp16", "fp32"):
-        yield from _both(Case("dwconv", 192, 28, dtype=dtype))
+    yield Case("dwconv", 192, 28, dtype="fp16")  # widened one by one
+    yield from _both(Case("dwconv", 192, 28, dtype="fp32"))
     yield from _both(Case("dwconv", 192, 28, layout="nchw"))
     for k in (13, 31):  # kernels of more rows than registers hold
         yield from _both(Case("dwconv", 384, 14, k=k, quick=k == 13))

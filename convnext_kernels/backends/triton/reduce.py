@@ -17,20 +17,18 @@ def block(rows: int) -> dict[str, int]:
 
 
 @triton.jit(do_not_specialize=["parts", "rows"])
-def sum_partials_kernel(
-    partials_ptr, out_ptr, parts, rows, LENGTH: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr
-):
+def sum_partials_kernel(partials_ptr, out_ptr, parts, rows, length, BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr):
     """out[g, l] = sum of partials[p, l] over p in [g * rows, (g + 1) * rows); one program per BLOCK_L columns."""
     columns = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
-    inside = columns < LENGTH
+    inside = columns < length
     begin = tl.program_id(1) * rows
     end = tl.minimum(begin + rows, parts)
     acc = tl.zeros((BLOCK_P, BLOCK_L), dtype=tl.float32)
     for start in range(begin, end, BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)
-        pointers = partials_ptr + p[:, None].to(tl.int64) * LENGTH + columns[None, :]
+        pointers = partials_ptr + p[:, None].to(tl.int64) * length + columns[None, :]
         acc += tl.load(pointers, mask=(p < end)[:, None] & inside[None, :], other=0.0)
-    where = out_ptr + tl.program_id(1).to(tl.int64) * LENGTH + columns
+    where = out_ptr + tl.program_id(1).to(tl.int64) * length + columns
     tl.store(where, tl.sum(acc, axis=0).to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -46,7 +44,7 @@ def sum_partials(partials: Tensor, dtype: torch.dtype) -> Tensor:
         count = triton.cdiv(parts, groups)
         config = block(count)
         sum_partials_kernel[(triton.cdiv(length, config["BLOCK_L"]), groups)](
-            partials, out, parts, count, LENGTH=length, **config, num_warps=4
+            partials, out, parts, count, length, **config, num_warps=4
         )
         if groups == 1:
             return out.view(shape)
