@@ -39,8 +39,9 @@ def _planned_for(batch: int) -> Any:
             chosen = tuning.pick(kernel, problem._replace(samples=batch), wanted, gpu)
         if "parts" not in chosen.config:
             return chosen
+        # `finish_kernel` takes eight partial sums at a time, and its instructions are scaled in `dwconv_counts`
         parts = max(1, round(int(chosen.config["parts"]) * problem.samples / batch))  # type: ignore[call-overload]
-        return dataclasses.replace(chosen, config={**chosen.config, "parts": parts})
+        return dataclasses.replace(chosen, config={**chosen.config, "parts": parts, "planned": chosen.config["parts"]})
 
     return choice
 
@@ -84,11 +85,11 @@ def dwconv_counts(
     chosen = _planned_for(plan_batch)
     rows = []
     for what, run in runs.items():
-        names: list[str] = []
+        plans: list[tuning.Candidate] = []
 
-        def choice(*arguments: Any, names: list[str] = names) -> tuning.Candidate | None:
+        def choice(*arguments: Any, plans: list[tuning.Candidate] = plans) -> tuning.Candidate | None:
             candidate = chosen(*arguments)
-            names.extend([candidate.name] if candidate else [])
+            plans.extend([candidate] if candidate else [])
             return candidate
 
         for plan in (dwconv_plan.forward, dwconv_plan.weight):  # they remember what was picked before
@@ -97,17 +98,24 @@ def dwconv_counts(
             run()
         for plan in (dwconv_plan.forward, dwconv_plan.weight):
             plan.cache_clear()
-        # The weights are packed once, for however many samples
-        shares = [n / max(n, plan_batch) if launch["kernel"] == "pack_kernel" else 1 for launch in launches]
+        # The weights are packed once, and partial sums added once, for however many samples
+        shares = [n / max(n, plan_batch) if launch["kernel"] == "pack_kernel" else 1.0 for launch in launches]
+        turns = [1.0] * len(launches)
+        if what == "wgrad":
+            config: dict[str, Any] = dict(plans[-1].config)
+            strips = -(-size // config["strip"])
+            sums, planned = (-(-strips * config[name] // 8) for name in ("parts", "planned"))
+            turns[-1] = planned / sums * n / max(n, plan_batch)
         instructions = [
-            share * sum(launch["by_class"].values()) for share, launch in zip(shares, launches, strict=True)
+            turn * share * sum(launch["by_class"].values())
+            for turn, share, launch in zip(turns, shares, launches, strict=True)
         ]
         total = sum(instructions)
         rows.append(
             {
                 "what": what,
                 "kernel": launches[instructions.index(max(instructions))]["kernel"],
-                "plan": names[-1],
+                "plan": plans[-1].name,
                 "per_32": total * 32 / (pixels * channels),
                 "per_tap": total * 32 / (taps * channels),
                 "bytes_ratio": sum(share * launch["dram_bytes"] for share, launch in zip(shares, launches, strict=True))

@@ -97,7 +97,8 @@ def _interpretable(config: Mapping[str, object], p: dwconv_plan.Problem) -> dict
     if "Q" in config:
         config["Q"] = min(int(config["Q"]), 3 if p.side <= 7 else 1)  # type: ignore[call-overload]
     if "strip" in config:
-        config["strip"] = height if p.side > 7 else max(int(config["strip"]), triton.cdiv(height, 2))  # type: ignore[call-overload]
+        least = triton.cdiv(height, 1 if p.side > 7 else 2)
+        config["strip"] = max(int(config["strip"]), least)  # type: ignore[call-overload]
     if "KH" in config:
         config |= {"KH": triton.cdiv(p.side, 2), "parts": 1, "BC": min(triton.next_power_of_2(p.channels), 1024)}
     return config
@@ -134,8 +135,8 @@ def _convolve(
     plan = dwconv_plan.forward(problem, device.gpu())
     kernel, config = plan.name.partition("-")[0], plan.config
     if device.interpreted():
-        if kernel == "rows" and side > 7 and side * height > 300:
-            kernel, config = "rolling", {"Q": 1, "strip": height}  # a tenth of its operations are loads, not half
+        if kernel == "rows" and side * height > (300 if side > 7 else 150):
+            kernel, config = "rolling", {"Q": config["Q"], "strip": 1}  # loads a row of x once, not once a kernel row
         config = _interpretable(config, problem)
     source = _image(x)
     target = _seen(out) or _image(torch.empty_like(out, memory_format=torch.channels_last))

@@ -152,10 +152,11 @@ def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
             groups = p.samples * _ceil(p.width, q)
             channel_blocks = _ceil(p.channels, lanes_c)
             ctas = _resident(registers, block)
-            per_row = _PER_LOAD * (_columns(p, q) + q) + kernel_rows * (_multiply_adds(p, q) + q) + q + 10
-            # Rows of x that some kernel row of the program meets: of one or two, which skip what is outside of the
-            # image, hardly more than meet one
-            meeting = taps_inside(p.height, k, d) / (k * p.height) if kernel_rows <= 2 else 1.0
+            per_row = (_PER_LOAD + 1) * (_columns(p, q) + q) + kernel_rows * _multiply_adds(p, q) + q + 10
+            if kernel_rows <= 2:  # skip the rows outside of the image, half a row at either end counted
+                meeting = min(1.0, taps_inside(p.height, k, d) / (k * p.height) + 0.5 / p.height)
+            else:  # rows of dy move up
+                meeting, per_row = 1.0, per_row + kernel_rows * q
             prologue = 5 * (kernel_rows - 1) * q + 40
             for s in sorted({_ceil(height, _ceil(height, s)) for s in (1, 2, 4, 7, 14)}):
                 for waves in (1, 2, 4):

@@ -4,8 +4,9 @@
 
 `partials_kernel`: a thread owns one channel, Q columns of dy and KH of the K kernel rows, and walks over rows of x with
 the KH rows of dy that meet it in registers: each row is loaded once and KH * K * Q multiply-adds go into KH * K sums,
-without a halo that is computed twice. Threads of one channel are summed, programs write fp32 partial sums
-(parts, K * K + 1, C), the last of them the bias gradient's, and `finish_kernel` sums those in one fixed order.
+without a halo that is computed twice; with KH up to 2 rows outside of the image are skipped. Threads of one channel are
+summed, programs write fp32 partial sums (parts, K * K + 1, C), the last of them the bias gradient's, and
+`finish_kernel` sums those in one fixed order.
 """
 
 # Inside kernels tuples know only +, and conditions at compile time only plain ifs.
