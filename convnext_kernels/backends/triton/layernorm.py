@@ -199,9 +199,9 @@ def backward_tile(
     # NCHW has an address for every element: more than 16 of them a thread spill, with long rows or patches fewer.
     most = 4096 if patch > 1 or channels > 1024 else 8192
     found = tile(channels, pixels_inside, element_size, 4096, most)
-    if patch == 1 and found[0] < SHARED_PIXELS and pixels < found[0] * programs:
+    if patch == 1 and not pixels_inside and found[0] < SHARED_PIXELS and pixels < found[0] * programs:
         # Too few tiles to go round: what counts is how long one program takes for its SHARED_PIXELS.
-        found = tile(channels, pixels_inside, element_size, 8192, most)
+        found = tile(channels, pixels_inside, element_size, 8192)
     return found[0], found[1], max(8, found[2])
 
 
@@ -290,7 +290,8 @@ def gradients(
     if channels > (MAX_BLOCK_C_SCATTERED if scattered else MAX_BLOCK_C):
         from convnext_kernels.backends.triton import layernorm_wide as wide
 
-        block_p, kernel, config = 1, wide.layernorm_bwd_wide_kernel, {"BLOCK_C": 2048, "num_warps": 8}
+        block_p, kernel = 1, wide.layernorm_bwd_wide_kernel
+        config = {"BLOCK_C": 1024 if scattered else 2048, "num_warps": 8}
     else:
         block_p, block_c, warps = backward_tile(
             channels, source.stride_p == 1, x.element_size(), patch, samples * pixels, programs
