@@ -41,6 +41,19 @@ def _backend_parameters(every_isa: bool) -> list:
     return parameters
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Triton's interpreter takes seconds where a kernel takes microseconds: its fp16 parity goes with the slow tests.
+
+    fp16 runs the very kernels that bf16 runs, with another element type.
+    """
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        triton = ("triton", None) in parameters.values()
+        if triton and parameters.get("dtype") == torch.float16 and item.path.name == "test_parity.py":
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(params=_backend_parameters(every_isa=False))
 def backend(request: pytest.FixtureRequest) -> str:
     """Name of each backend that runs here, for ``backend=``."""
