@@ -30,7 +30,7 @@ PAGE = ROOT / "docs" / "triton_counts.md"
 
 
 # (C, H = W, K, samples); plans are those of a batch of 128
-DWCONV = ((96, 28, 7, 4), (192, 28, 7, 2), (384, 14, 7, 4), (768, 7, 7, 8), (96, 28, 13, 1), (96, 14, 31, 2))
+DWCONV = ((96, 28, 7, 4), (192, 28, 7, 4), (384, 14, 7, 4), (768, 7, 7, 16), (96, 28, 13, 4), (96, 14, 31, 4))
 
 
 @dataclass(frozen=True)
@@ -124,27 +124,23 @@ def block_figures(arch: int) -> Iterator[Figure]:
 
 def dwconv_figures(arch: int) -> Iterator[Figure]:
     """Executed PTX instructions of the depthwise kernels."""
-    for c, size, k, n in (
-        (96, 28, 7, 4),
-        (192, 28, 7, 2),
-        (384, 14, 7, 4),
-        (768, 7, 7, 8),
-        (96, 28, 13, 1),
-        (96, 14, 31, 2),
-    ):
-        for row in dwconv_counts(n, c, size, k, arch):
-            what = f"dwconv {k}x{k} C{c} {size}x{size} bf16 sm_{arch}, {row['pass']}"
-            if k == 7:
-                limit = {"weights": 90}.get(row["pass"], 42 if size <= 7 else 85)
-                yield Figure(f"{what}: PTX per 32 outputs", row["ptx"], 28 if size <= 7 else 49, limit, "")
+    for channels, size, side, n in DWCONV:
+        for row in dwconv_counts(n, channels, size, side, arch):
+            weights = row["what"] == "wgrad"
+            what = f"dwconv {side}x{side} C{channels} {size}x{size} bf16 sm_{arch} {row['what']} ({row['plan']})"
+            if side == 7:
+                # Reading and adding the residual takes 5 to 6 of dgrad's
+                limit = 90 if weights else (42 + 6 * (row["what"] == "dgrad")) if size <= 7 else 85
+                yield Figure(f"{what}: PTX per 32 outputs", row["per_32"], 28 if size <= 7 else 49, limit, "")
             else:
-                limit = None if row["pass"] == "weights" else 1.6
-                yield Figure(f"{what}: PTX per tap inside the image", row["ptx_per_tap"], 1, limit, "")
-            extra = 1.5 if row["pass"] == "input" else 1.0  # the residual is read too
-            limit = 1.25 if row["pass"] == "forward" else None
-            yield Figure(f"{what}: bytes per pixel", 4 * row["bytes"], 4 * extra, limit and 4 * limit, "C")
+                limit = None if weights else 1.6
+                yield Figure(f"{what}: PTX per tap inside the image", row["per_tap"], 1, limit, "")
+            floor = 6 if row["what"] == "dgrad" else 4  # the residual is read too
+            limit = 5 if row["what"] == "forward" and side == 7 else None
+            yield Figure(f"{what}: bytes per pixel", 4 * row["bytes_ratio"], floor, limit, "C")
             yield Figure(f"{what}: spills", row["spill_bytes"], 0, 0, "bytes")
-            yield Figure(f"{what}: launches", row["launches"], 1, None, "")
+            launches = 2 if weights or side > 7 else 1  # partial sums; weights packed for large kernels
+            yield Figure(f"{what}: launches", row["launches"], 1, launches, "")
 
 
 def page(figures: list[Figure]) -> str:

@@ -127,9 +127,15 @@ def _rows(p: Problem) -> Iterator[Candidate]:
             yield Candidate(f"rows-q{q}" + ("-pairs" if rows == 2 else ""), config, (*pack, work))
 
 
+def _class(p: Problem) -> Problem:
+    """The problem with its batch rounded up to a power of two: batch 7 compiles nothing that batch 8 has not."""
+    return p._replace(samples=1 << (p.samples - 1).bit_length())
+
+
 @functools.lru_cache(maxsize=1024)
 def forward(p: Problem, gpu: tuning.Gpu) -> Candidate:
     """The candidate to run forward pass and input gradient with."""
+    p = _class(p)
     return tuning.pick("dwconv_forward", p, tuple(forward_candidates(p)), gpu)
 
 
@@ -187,4 +193,5 @@ def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
 @functools.lru_cache(maxsize=1024)
 def weight(p: Problem, gpu: tuning.Gpu) -> Candidate:
     """The candidate to run the weight gradient with."""
+    p = _class(p)
     return tuning.pick("dwconv_weight", p, tuple(weight_candidates(p, gpu)), gpu)
