@@ -345,7 +345,7 @@ def _backward(
         g2.shape[0],
         C=channels,
         HIDDEN=width_h,
-        BLOCK_H=min(1024, triton.next_power_of_2(width_h)),
+        BLOCK_H=min(512, triton.next_power_of_2(width_h)),
         num_warps=4,
     )
     gradients |= {"pwconv2_weight": dw2, "pwconv2_bias": db2, "gamma": dgamma}
