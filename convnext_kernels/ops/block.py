@@ -109,7 +109,8 @@ def _autograd(ctx: Any, gradients: list[Tensor | None]) -> tuple:
     if gradients[0] is None:
         return (None,) * 19
     needs = list(ctx.needs_input_grad[:12])
-    tensors, saved = ctx.saved_tensors[:13], list(ctx.saved_tensors[13:])
+    kept = ctx.saved_tensors  # once: activation checkpointing unpacks a tensor only once
+    tensors, saved = kept[:13], list(kept[13:])
     backward = torch.ops.convnext_kernels.block_backward
     gradients = backward(gradients[0], *tensors, *ctx.options, saved, needs, ctx.backend)
     return (*scatter(gradients, needs), *[None] * 7)

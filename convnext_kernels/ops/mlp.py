@@ -143,7 +143,8 @@ def _autograd(ctx: Any, gradients: list[Tensor | None]) -> tuple:
     if gradients[0] is None:
         return (None,) * 17
     needs = list(ctx.needs_input_grad[:11])
-    tensors, saved = ctx.saved_tensors[:12], list(ctx.saved_tensors[12:])
+    kept = ctx.saved_tensors  # once: activation checkpointing unpacks a tensor only once
+    tensors, saved = kept[:12], list(kept[12:])
     backward = torch.ops.convnext_kernels.mlp_backward
     gradients = backward(gradients[0], *tensors, *ctx.options, saved, needs, ctx.backend)
     return (*scatter(gradients, needs), *[None] * 6)
