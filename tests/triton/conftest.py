@@ -5,14 +5,20 @@ import pytest
 from convnext_kernels import tuning
 
 
-@pytest.fixture(params=[80, 90], ids=lambda arch: f"sm_{arch}")
-def architecture(request, poisoned_memory):
-    """Triton compiles for this architecture; accesses, uninitialised shared memory and races are checked."""
+@pytest.fixture
+def emulate(poisoned_memory):
+    """``with emulate(90):``: Triton compiles for sm_90; accesses, uninitialised shared memory and races are checked."""
     triton = pytest.importorskip("triton", reason="needs the package triton")
     emulator = pytest.importorskip("triton_ptxemu", reason="the PTX emulator is not on the path")
     if triton.knobs.runtime.interpret:
         pytest.skip("TRITON_INTERPRET is set: kernels do not become PTX")
-    with emulator.emulated(request.param, check=True):
+    return lambda architecture: emulator.emulated(architecture, check=True)
+
+
+@pytest.fixture(params=[80, 90], ids=lambda arch: f"sm_{arch}")
+def architecture(request, emulate):
+    """Two generations of tensor cores: mma.sync and wgmma."""
+    with emulate(request.param):
         yield request.param
 
 

@@ -48,6 +48,19 @@ CALLS = [("block", NHWC, row) for row in ROWS] + [
     ],
 )
 def test_executed(op, layout, row, architecture, plan_of):
+    run(op, layout, row, plan_of)
+
+
+@pytest.mark.parametrize("row", [ROWS[3], ROWS[8]], ids=["fused", "gemm"])
+@pytest.mark.parametrize("newer", [100, 120], ids=lambda arch: f"sm_{arch}")
+def test_newer_architectures(newer, row, emulate, plan_of):
+    """tcgen05 with tensor memory, and mma.sync in little shared memory."""
+    with emulate(newer):
+        run("block", NHWC, row, plan_of)
+
+
+def run(op, layout, row, plan_of):
+    """Forward, and gradients twice, against fp64."""
     plan, memory, case, dtype = row
     operator = OPERATORS[op]
     arguments = operator.arguments(CASES[case], dtype)
