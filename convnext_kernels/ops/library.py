@@ -14,7 +14,8 @@ def on_device(implementation: Callable) -> Callable:
     """Make the GPU of the first argument the current one, as PyTorch's own operators do: kernels launch on that."""
 
     def run(first: Tensor, *rest: Any) -> Any:
-        if not first.is_cuda or first.device.index == torch.cuda.current_device():
+        elsewhere = not isinstance(first, Tensor) or not first.is_cuda  # None is for the implementation to name
+        if elsewhere or first.device.index == torch.cuda.current_device():
             return implementation(first, *rest)
         with torch.cuda.device(first.device):
             return implementation(first, *rest)
