@@ -6,9 +6,11 @@
   has replaced already: half the time of a kernel. Here only launches do.
 - Every integer operation is done twice to look for overflow, a third of what is left. The tests that run here have
   tensors far too small for that.
+- It keeps the running program's position in one place for the whole process. Here launches of other threads wait.
 - NumPy warns about inf - inf, which a GPU computes in silence.
 """
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ import triton.language as tl
 from triton.language import core  # noqa: F401  with `tl` what a launch finds here and replaces
 from triton.runtime import interpreter
 
+_one_at_a_time = threading.RLock()
 _Builder = interpreter.InterpreterBuilder
 _cast, _dot = _Builder.cast_impl, _Builder.create_dot
 _patch_lang, _launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
@@ -58,7 +61,7 @@ def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _launch_quietly(self: Any, *args: Any, **kwargs: Any) -> None:
-    with np.errstate(all="ignore"):
+    with _one_at_a_time, np.errstate(all="ignore"):
         _launch(self, *args, **kwargs)
 
 
