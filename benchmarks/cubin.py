@@ -130,3 +130,21 @@ def analyse(cubin: bytes, kernel: str, arch: int, warps: int, shared: int, tenso
         round(sum(o.startswith("FFMA") for o in opcodes) / max(1, len(opcodes)), 4),
         dict(sorted(collections.Counter(m[0] for o in opcodes if (m := _TENSOR.match(o))).items())),
     )
+
+
+def loop_ffma(cubin: bytes) -> float:
+    """Share of FFMA among the instructions of the loop that has most of them; 0 without a loop."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        lines = _run("nvdisasm", "-c", file.name).splitlines()
+    labels = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"\s*(\.L_x_\d+):", line))}
+    best = (0, 0.0)
+    for end, line in enumerate(lines):
+        target = re.search(r"\bBRA.*`\((\.L_x_\d+)\)", line)
+        if target is None or labels.get(target[1], end) >= end:
+            continue
+        opcodes = _opcodes("\n".join(lines[labels[target[1]] : end + 1]))
+        count = sum(o.startswith("FFMA") for o in opcodes)
+        best = max(best, (count, count / max(1, len(opcodes))))
+    return best[1]

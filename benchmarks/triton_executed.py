@@ -9,20 +9,27 @@ Bytes are unique bytes: each 32-byte sector that a launch touches counts once, r
 infinite and empty at the launch's start.
 """
 
+import multiprocessing
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import torch
+import triton
+import triton.language as tl
 from rich.console import Console
 from rich.table import Table
 
 from convnext_kernels import functional, tuning
+from convnext_kernels.backends.triton.gelu import gelu
 from convnext_kernels.tuning.pick import predicted
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from compile_only import compile_only
+from cubin import analyse, loop_ffma
 from triton_counts import dwconv_counts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,6 +150,41 @@ def dwconv_figures(arch: int) -> Iterator[Figure]:
             yield Figure(f"{what}: launches", row["launches"], 1, launches, "")
 
 
+@triton.jit
+def _unary(x_ptr, y_ptr, GELU: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + at)
+    tl.store(y_ptr + at, gelu(x) if GELU else x)
+
+
+def compiled_figures(arch: int) -> list[Figure]:
+    """What needs no execution; in a process of its own: Triton keeps kernels with the driver they were made for."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(_compiled_figures, arch).result()
+
+
+def _compiled_figures(arch: int) -> list[Figure]:
+    """Instructions of GELU, and how much of the depthwise loops multiplies."""
+    figures = []
+    from convnext_kernels.backends.triton import dwconv
+
+    vector = torch.empty(1024, device="meta")
+    with compile_only(arch) as launches:
+        for with_gelu in (False, True):
+            _unary[(1,)](vector, vector, GELU=with_gelu, BLOCK=1024, num_warps=4)
+    copy, full = (analyse(k.cubin, k.kernel, arch, k.warps, k.shared, 0).instructions for k in launches)
+    figures.append(Figure(f"GELU sm_{arch}: SASS instructions an element", (full - copy) / 8, 8, 12, ""))
+    x = torch.empty(128, 96, 28, 28, dtype=torch.bfloat16, device="meta").to(memory_format=torch.channels_last)
+    weight = torch.empty(96, 1, 7, 7, dtype=torch.bfloat16, device="meta")
+    with compile_only(arch) as launches:
+        dwconv.forward(x, weight, None, 1, x.dtype)
+        dwconv.parameter_gradients(x, x, weight, None, 1, x.dtype, True, False)
+    for launch in launches[:2]:
+        what = f"dwconv 7x7 C96 28x28 bf16 sm_{arch} {launch.kernel}: share of the loop's SASS that is not FFMA"
+        figures.append(Figure(what, 1 - loop_ffma(launch.cubin), 0, 0.3, ""))
+    return figures
+
+
 def page(figures: list[Figure]) -> str:
     """The figures as a page of docs/."""
     lines = [
@@ -166,7 +208,7 @@ def page(figures: list[Figure]) -> str:
 @click.option("--update", is_flag=True, help=f"Write {PAGE.relative_to(ROOT)}.")
 def main(arch: tuple[int, ...], check: bool, update: bool) -> None:
     """Count bytes, launches and instructions of executed PTX."""
-    figures = [f for a in arch for make in (block_figures, dwconv_figures) for f in make(a)]
+    figures = [f for a in arch for make in (compiled_figures, block_figures, dwconv_figures) for f in make(a)]
     table = Table("figure", "counted", "floor", "limit", "")
     for f in figures:
         limit = "" if f.limit is None else f"{f.limit:g}"

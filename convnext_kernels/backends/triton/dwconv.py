@@ -16,8 +16,7 @@ tensors are read and written as they are, slices of samples too; any other strid
 
 import functools
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -79,16 +78,7 @@ def _block(lanes: int) -> int:
     )
 
 
-def _quiet() -> AbstractContextManager:
-    """The interpreter is NumPy, which warns of inf - inf and of overflow; a GPU does not."""
-    if not device.interpreted():
-        return nullcontext()
-    import numpy as np
-
-    return np.errstate(invalid="ignore", over="ignore")
-
-
-def _interpretable(config: Mapping[str, object], p: dwconv_plan.Problem) -> dict[str, object]:
+def _interpretable(config: Mapping[str, Any], p: dwconv_plan.Problem) -> dict[str, Any]:
     """The plan as the interpreter can afford it, whose time goes by programs and by what is unrolled, not by lanes.
 
     Few columns, two strips where there are any (enough to have a border between them) or one of a large kernel, the
@@ -97,10 +87,10 @@ def _interpretable(config: Mapping[str, object], p: dwconv_plan.Problem) -> dict
     config = dict(config)
     height = triton.cdiv(p.height, p.dilation)
     if "Q" in config:
-        config["Q"] = min(int(config["Q"]), 3 if p.side <= 7 else 1)  # type: ignore[call-overload]
+        config["Q"] = min(config["Q"], 3 if p.side <= 7 else 1)
     if "strip" in config:
         least = triton.cdiv(height, 1 if p.side > 7 else 2)
-        config["strip"] = max(int(config["strip"]), least)  # type: ignore[call-overload]
+        config["strip"] = max(config["strip"], least)
     if "KH" in config:
         config |= {"KH": triton.cdiv(p.side, 2), "parts": 1, "BC": min(triton.next_power_of_2(p.channels), 1024)}
     return config
@@ -206,8 +196,7 @@ def forward(
     """Convolve in `compute_dtype`, sums in fp32; the result is like x, or written to `out` in its dtype and strides."""
     if out is None:
         out = torch.empty_like(x)
-    with _quiet():
-        return _convolve(x, weight, bias, None, out, dilation, compute_dtype, flip=False)
+    return _convolve(x, weight, bias, None, out, dilation, compute_dtype, flip=False)
 
 
 def input_gradient(
@@ -219,8 +208,7 @@ def input_gradient(
     residual: Tensor | None = None,
 ) -> Tensor:
     """Return dx = dy (*) flipped weight [+ residual], with the dtype and strides `torch.empty_like(like)` has."""
-    with _quiet():
-        return _convolve(dy, weight, None, residual, torch.empty_like(like), dilation, compute_dtype, flip=True)
+    return _convolve(dy, weight, None, residual, torch.empty_like(like), dilation, compute_dtype, flip=True)
 
 
 def parameter_gradients(
@@ -268,46 +256,45 @@ def parameter_gradients(
         partials = torch.empty(shape, dtype=torch.float32, device=x.device)
     else:
         partials = torch.zeros((1, *shape[1:]), dtype=torch.float32, device=x.device)
-    with _quiet():
-        partials_kernel[(triton.cdiv(channels, block_c) * parts, strips, triton.cdiv(side, kernel_rows))](
-            gradient.tensor,
-            image.tensor,
-            partials,
-            n,
-            gradient.stride_n,
-            image.stride_n,
-            parts,
-            strip,
-            C=channels,
-            H=height,
-            W=width,
-            K=side,
-            D=dilation,
-            DY=gradient.strides,
-            X=image.strides,
-            ROUND_DY=_rounding(dy.dtype, compute_dtype),
-            ROUND=_rounding(x.dtype, compute_dtype),
-            CHANNELS_FIRST=image.channels_first,
-            ATOMIC=not deterministic,
-            Q=tile,
-            KH=kernel_rows,
-            BC=block_c,
-            BLOCK=block,
-            num_warps=max(1, min(4, block // 32)),
-        )
-        block_l = 4096 if device.interpreted() else 64
-        finish_kernel[(triton.cdiv(shape[1] * channels, block_l),)](
-            partials,
-            dw,
-            db,
-            len(partials),
-            C=channels,
-            K=side,
-            DW=_weight_strides(weight if dw is None else dw),
-            BLOCK_P=8,
-            BLOCK_L=block_l,
-            num_warps=4,
-        )
+    partials_kernel[(triton.cdiv(channels, block_c) * parts, strips, triton.cdiv(side, kernel_rows))](
+        gradient.tensor,
+        image.tensor,
+        partials,
+        n,
+        gradient.stride_n,
+        image.stride_n,
+        parts,
+        strip,
+        C=channels,
+        H=height,
+        W=width,
+        K=side,
+        D=dilation,
+        DY=gradient.strides,
+        X=image.strides,
+        ROUND_DY=_rounding(dy.dtype, compute_dtype),
+        ROUND=_rounding(x.dtype, compute_dtype),
+        CHANNELS_FIRST=image.channels_first,
+        ATOMIC=not deterministic,
+        Q=tile,
+        KH=kernel_rows,
+        BC=block_c,
+        BLOCK=block,
+        num_warps=max(1, min(4, block // 32)),
+    )
+    block_l = 4096 if device.interpreted() else 64
+    finish_kernel[(triton.cdiv(shape[1] * channels, block_l),)](
+        partials,
+        dw,
+        db,
+        len(partials),
+        C=channels,
+        K=side,
+        DW=_weight_strides(weight if dw is None else dw),
+        BLOCK_P=8,
+        BLOCK_L=block_l,
+        num_warps=4,
+    )
     return dw, db
 
 

@@ -1,0 +1,29 @@
+"""Samples that lie further apart than 32-bit offsets reach (the memory between them is never touched)."""
+
+import pytest
+import torch
+
+from convnext_kernels import backends
+from tests.operators import OPERATORS, expected, expected_gradients, gradients
+from tests.shapes import Case
+from tests.tolerance import assert_as_good_as_eager
+
+pytestmark = pytest.mark.skipif(
+    not backends()["triton"].available or torch.cuda.is_available(), reason="for the interpreter, on CPU memory"
+)
+CASE = Case("two samples, 4 GB apart", n=2, c=8, h=3, w=4, k=3, patch=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("op", OPERATORS)
+def test_samples_far_apart(op, dtype):
+    arguments = OPERATORS[op].arguments(CASE, dtype)
+    far = torch.empty(2**31 + 2**12, dtype=dtype).as_strided((2, 8, 3, 4), (2**31, 1, 32, 8))
+    far.copy_(arguments["x"])
+    arguments["x"] = far
+    call = OPERATORS[op].call
+    y = call(**arguments, backend="triton")
+    assert_as_good_as_eager(y, *expected(op, CASE, dtype))
+    dy, eager, reference = expected_gradients(op, CASE, dtype)
+    for name, gradient in gradients(lambda **a: call(**a, backend="triton"), arguments, dy).items():
+        assert_as_good_as_eager(gradient, eager[name], reference[name], what=name, scale=1.0)
