@@ -16,7 +16,7 @@ import importlib
 from types import ModuleType
 
 # In order of preference: with "auto" the first one that can serve is taken.
-NAMES = ("triton", "cpu", "eager")
+NAMES = ("triton", "cuda", "cpu", "eager")
 
 
 @functools.cache

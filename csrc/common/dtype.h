@@ -6,7 +6,11 @@
 
 // Always inlined: included by sources compiled for different instruction sets, whose out-of-line copies the
 // linker would merge into one.
+#ifdef __CUDACC__
+#define CNK_INLINE __host__ __device__ __forceinline__
+#else
 #define CNK_INLINE inline __attribute__((always_inline))
+#endif
 
 namespace cnk {
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnext_kernels.backends.triton import layernorm
-from convnext_kernels.backends.triton.layout import Rows, like, like_parameter
+from convnext_kernels.backends.gpu.layout import Rows, like, like_parameter
 
 
 def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:

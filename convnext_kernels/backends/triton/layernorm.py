@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from convnext_kernels.backends.triton import device
-from convnext_kernels.backends.triton.layout import Rows, finish, flat, like_parameter, output_rows, rows
+from convnext_kernels.backends.gpu.layout import Rows, finish, flat, like_parameter, output_rows, rows
 from convnext_kernels.backends.triton.reduce import sum_partials
 
 MAX_BLOCK_C = 8192  # more channels than this do not fit in registers: layernorm_wide

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from convnext_kernels import tuning
 from convnext_kernels.backends.triton import device, grn, layernorm, mlp_library, timing
-from convnext_kernels.backends.triton.layout import Rows, finish, flat, like_parameter, output_rows, rows
+from convnext_kernels.backends.gpu.layout import Rows, finish, flat, like_parameter, output_rows, rows
 from convnext_kernels.backends.triton.mlp_backward import (
     grn_hidden_gradient_kernel,
     mlp_hidden_gradient_kernel,

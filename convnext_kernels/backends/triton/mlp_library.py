@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from convnext_kernels.backends.triton import grn, layernorm
-from convnext_kernels.backends.triton.layout import Rows, finish, flat, like_parameter, output_rows, rows
+from convnext_kernels.backends.gpu.layout import Rows, finish, flat, like_parameter, output_rows, rows
 from convnext_kernels.backends.triton.mlp_pointwise import (
     gelu_bwd_kernel,
     gelu_kernel,

@@ -1,0 +1,56 @@
+"""CUDA C++ backend: the kernels of csrc/cuda, compiled with the package; for GPUs where Triton is missing or too new
+a demand (compute capability 7.5). One file per op, forward and backward.
+"""
+
+import functools
+
+import torch
+
+from convnext_kernels.backends.cuda import native
+from convnext_kernels.spec import OpSpec
+
+HAS_BACKWARD = True
+DEVICES = ("cuda",)  # "auto" takes it for these; CPU tensors (the host build of the kernels) only when asked by name
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@functools.cache
+def _device_problem() -> str | None:
+    if torch.version.hip is not None:
+        return "this PyTorch is built for ROCm"
+    if problem := native.extension().driver_problem():
+        return f"the CUDA driver cannot run it: {problem}"
+    if not torch.cuda.is_available():
+        return "PyTorch finds no usable GPU"
+    if problem := native.extension().device_problem(torch.cuda.current_device()):
+        name = torch.cuda.get_device_name()
+        major, minor = torch.cuda.get_device_capability()
+        built = native.extension().ARCHITECTURES
+        return f"no code for {name} (compute capability {major}.{minor}; built for {built}): {problem}"
+    return None
+
+
+def unavailable() -> str | None:
+    """Why the CUDA kernels cannot run here at all, or None."""
+    return native.missing() or (None if native.on_host() else _device_problem())
+
+
+def refuses(spec: OpSpec) -> str | None:
+    """Why this op cannot be served at this configuration, or None."""
+    if spec.device != native.device_type():
+        return f"tensors are on {spec.device}, the CUDA kernels run on {native.device_type()}"
+    for dtype in (spec.dtype, spec.compute_dtype):
+        if dtype not in _DTYPES:
+            return f"dtype {dtype} is not one of float32, bfloat16, float16"
+    return None
+
+
+def describe() -> str:
+    """One line for ``convnext-kernels info``."""
+    if native.missing():
+        return "CUDA C++ kernels, forward and backward"
+    if native.on_host():
+        return "CUDA C++ kernels, forward and backward, built for the CPU (for tests)"
+    extension = native.extension()
+    built = ", ".join(f"sm_{architecture}" for architecture in extension.ARCHITECTURES.split())
+    return f"CUDA C++ kernels, forward and backward, built with CUDA {extension.TOOLKIT} for {built}"

@@ -1,0 +1,61 @@
+// Every launch of a kernel goes through here: on the caller's device and stream, without synchronising, so
+// that it can be captured in a CUDA graph; an error becomes an exception that names the kernel and the shape.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "cuda/tensors.h"
+
+namespace cnk::cuda {
+
+class LaunchError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// Sizes for the message of an error, formatted only then.
+struct Shape {
+  const char* names;  // one letter each, as in "NCHWK"
+  int64_t sizes[8];
+};
+
+// What a kernel is launched with. `blocks` may exceed the grid's limit of 2^31 - 1: kernels loop,
+//   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x)
+struct Launch {
+  const char* kernel;  // its name, as users should read it
+  int64_t blocks;
+  int threads;
+  int64_t shared_bytes;  // dynamic
+  Shape shape;
+};
+
+// A GPU's numbers, read once per process and device.
+struct DeviceInfo {
+  int arch;  // 10 * major + minor of the compute capability
+  int multiprocessors;
+  int64_t shared_bytes;  // of one block at most, opt-in
+};
+const DeviceInfo& device_info(int device);
+
+// "" when the driver can run kernels of this build on some device, else why not.
+std::string driver_problem();
+// "" when this build holds code for the device, else what it lacks.
+std::string device_problem(int device);
+
+using Invoke = void (*)(const void* kernel, const void* params);
+void launch_erased(const Context& context, const Launch& launch, const void* kernel, Invoke invoke,
+                   const void* params, size_t params_bytes);
+
+// Kernels take all their arguments as one struct.
+template <class Params>
+void launch(const Context& context, const Launch& what, void (*kernel)(Params), const Params& params) {
+  if (what.blocks <= 0) return;
+  const Invoke invoke = [](const void* k, const void* p) {
+    reinterpret_cast<void (*)(Params)>(reinterpret_cast<uintptr_t>(k))(*static_cast<const Params*>(p));
+  };
+  launch_erased(context, what, reinterpret_cast<const void*>(kernel), invoke, &params, sizeof params);
+}
+
+}  // namespace cnk::cuda

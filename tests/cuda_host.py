@@ -1,0 +1,55 @@
+"""The CUDA kernels built for the CPU: the same sources, each thread of a block a fiber (csrc/cuda/host)."""
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGET = "_native_cuda_host"
+
+
+@functools.cache
+def missing_tools() -> str:
+    """What building needs and this machine lacks; empty when all is there."""
+    import importlib.util
+
+    lacking = [tool for tool in ("cmake", "ninja") if not _tool(tool)]
+    lacking += [] if importlib.util.find_spec("pybind11") else ["pybind11"]
+    lacking += [] if shutil.which(os.environ.get("CXX", "g++")) else ["a C++ compiler (g++)"]
+    return ", ".join(lacking)
+
+
+def _tool(name: str) -> str | None:
+    """A program that a package of this environment brought, or one on PATH."""
+    return shutil.which(name, path=os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", ""))))
+
+
+def build(folder: Path = ROOT / "build" / "cuda_host", source: Path = ROOT, *options: str) -> Path:
+    """Build the extension of the sources in `source` and return its file; what is up to date is kept.
+
+    `options` go to CMake (``-DCNK_SANITIZE=address,undefined``). Raises RuntimeError with the compiler's words.
+    """
+    import pybind11
+
+    cmake = _tool("cmake")
+    commands = (
+        [
+            cmake,
+            *("-S", source, "-B", folder, "-G", "Ninja"),
+            f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            "-DCNK_CUDA_HOST=ON",
+            *options,
+        ],
+        [cmake, "--build", folder, "--target", TARGET],
+    )
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}")
+    return next(folder.glob(f"{TARGET}.*"))
