@@ -80,21 +80,24 @@ def address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
-def vector(t: Tensor | None) -> tuple[int, int] | None:
+# The tuples below end with the tensor, so that a temporary one lives until the call it is an argument of returns.
+
+
+def vector(t: Tensor | None) -> tuple | None:
     """A parameter: a dense tensor of any shape, in its own dtype."""
     if t is None:
         return None
     assert t.is_contiguous()
-    return address(t), DTYPE_CODES[t.dtype]
+    return address(t), DTYPE_CODES[t.dtype], t
 
 
-def rows(r: Rows | None) -> tuple[int, int, int, int, int] | None:
+def rows(r: Rows | None) -> tuple | None:
     """(N, C, H, W) as samples x pixels x channels."""
     if r is None:
         return None
-    return address(r.tensor), DTYPE_CODES[r.tensor.dtype], r.stride_n, r.stride_p, r.stride_c
+    return address(r.tensor), DTYPE_CODES[r.tensor.dtype], r.stride_n, r.stride_p, r.stride_c, r.tensor
 
 
-def image(t: Tensor | None) -> tuple[int, int, int, int, int, int] | None:
+def image(t: Tensor | None) -> tuple | None:
     """(N, C, H, W) with the strides it has."""
-    return None if t is None else (address(t), DTYPE_CODES[t.dtype], *t.stride())
+    return None if t is None else (address(t), DTYPE_CODES[t.dtype], *t.stride(), t)

@@ -1,4 +1,5 @@
-// Tensors from Python as tuples of plain numbers (backends/cuda/native.py makes them):
+// Tensors from Python as tuples of plain numbers (backends/cuda/native.py makes them), which may end with the tensor
+// itself, kept alive so until the call returns:
 //   Vector (address, dtype) or None; Rows (address, dtype, stride_n, stride_p, stride_c) or None;
 //   Image (address, dtype, stride_n, stride_c, stride_h, stride_w) or None; Context (device, stream).
 #pragma once
@@ -23,6 +24,7 @@ inline DType dtype_of(int code) {
 }
 
 // One bind_*() per file of kernels.
+void bind_dwconv(py::module_& m);
 void bind_mlp_pointwise(py::module_& m);
 
 }  // namespace cnk::cuda
@@ -32,10 +34,10 @@ namespace pybind11::detail {
 template <class T, size_t Fields>
 struct numbers_caster {
   PYBIND11_TYPE_CASTER(T, const_name("tuple"));
-  // False unless `source` is None or a tuple of `Fields` numbers, which go to `numbers`.
+  // False unless `source` is None or a tuple that begins with `Fields` numbers, which go to `numbers`.
   static bool numbers_of(handle source, int64_t (&numbers)[Fields]) {
     if (source.is_none()) return true;
-    if (!PyTuple_Check(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != Py_ssize_t(Fields)) return false;
+    if (!PyTuple_Check(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) < Py_ssize_t(Fields)) return false;
     for (size_t i = 0; i < Fields; ++i) {
       numbers[i] = int64_t(PyLong_AsUnsignedLongLongMask(PyTuple_GET_ITEM(source.ptr(), Py_ssize_t(i))));
     }

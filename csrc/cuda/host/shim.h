@@ -8,6 +8,7 @@
 // was never written. A barrier or shuffle that not all threads reach throws std::logic_error.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -69,4 +70,6 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
   const unsigned char* all = cnk::cuda::host::exchange(&value, sizeof value);
   return cnk::cuda::host::from_lane<T>(all, int(threadIdx.x % 32) ^ mask);
 }
+using std::max;
+using std::min;
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }

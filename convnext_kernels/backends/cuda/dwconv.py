@@ -1,0 +1,114 @@
+"""Depthwise convolution, stride 1, "same" padding, and its gradients, by csrc/cuda/dwconv.cu and dwconv_wgrad.cu.
+
+x (N, C, H, W) with any strides, weight (C, 1, K, K) with K odd, bias (C,) or None. Values are rounded to the compute
+dtype and multiplied and summed in fp32, whatever the dtype.
+"""
+
+import torch
+from torch import Tensor
+
+from convnext_kernels.backends.cuda import native
+from convnext_kernels.backends.gpu.layout import flat
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor, dilation: int, flip: bool
+) -> None:
+    """Write the convolution of x (+ bias, + residual) into `out`, whatever its strides."""
+    n, channels, height, width = x.shape
+    native.extension().dwconv(
+        native.context(x),
+        native.image(x),
+        native.image(out),
+        native.image(residual),
+        native.image(weight),
+        native.vector(bias),
+        n,
+        channels,
+        height,
+        width,
+        weight.shape[-1],
+        min(dilation, max(height, width)),  # beyond the image whatever it is
+        flip,
+    )
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    compute_dtype: torch.dtype,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Convolve in `compute_dtype`, sums in fp32; the result is like x, or written to `out` in its dtype and strides."""
+    if out is None:
+        out = torch.empty_like(x)
+    bias = None if bias is None else flat(bias).to(compute_dtype)
+    _convolve(x.to(compute_dtype), weight.detach().to(compute_dtype), bias, None, out, dilation, flip=False)
+    return out
+
+
+def input_gradient(
+    dy: Tensor,
+    weight: Tensor,
+    dilation: int,
+    compute_dtype: torch.dtype,
+    like: Tensor,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Return dx = dy (*) flipped weight [+ residual], with the dtype and strides `torch.empty_like(like)` has."""
+    dx = torch.empty_like(like)
+    _convolve(dy.to(compute_dtype), weight.detach().to(compute_dtype), None, residual, dx, dilation, flip=True)
+    return dx
+
+
+def parameter_gradients(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    compute_dtype: torch.dtype,
+    needs_weight: bool,
+    needs_bias: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return (dw, db) like weight and bias, None for what is not needed. Bitwise the same every time."""
+    n, channels, height, width = x.shape
+    side = weight.shape[-1]
+    dilation = min(dilation, max(height, width))
+    dw = torch.empty_like(weight) if needs_weight else None
+    db = torch.empty_like(bias) if needs_bias else None
+    extension, where = native.extension(), native.context(x)
+    sizes = (n, channels, height, width, side, dilation)
+    parts = extension.dwconv_weight_parts(where[0], *sizes)
+    partials = torch.empty((parts, side * side + 1, channels), dtype=torch.float32, device=x.device)
+    extension.dwconv_weight_gradient(
+        where,
+        native.image(dy.to(compute_dtype)),
+        native.image(x.to(compute_dtype)),
+        native.image(dw),
+        native.vector(db),
+        native.address(partials),
+        parts,
+        *sizes,
+    )
+    return dw, db
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    compute_dtype: torch.dtype,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Return the gradients of (x, weight, bias) that `needs` marks, in that order."""
+    dx = dw = db = None
+    if needs[0]:
+        dx = input_gradient(dy, weight, dilation, compute_dtype, like=x)
+    if needs[1] or needs[2]:
+        dw, db = parameter_gradients(dy, x, weight, bias, dilation, compute_dtype, needs[1], needs[2])
+    return [gradient for gradient in (dx, dw, db) if gradient is not None]
