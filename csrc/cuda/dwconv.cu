@@ -1,11 +1,12 @@
-// A block holds the weights of up to 64 channels and, tile by tile, the pixels they convolve, in shared memory
-// (dwconv_tile.h). A thread convolves 4 channels x 2 rows x 7 columns in 56 accumulators: a row of the tile, read once
-// into registers, feeds both of its rows. Every load of the loop stands at a constant offset and needs no mask.
-#include "cuda/dwconv.h"
-
+// A block holds the weights of up to 64 channels and, tile by tile, the pixels they convolve, in shared
+// memory (dwconv_tile.h). A thread convolves 4 channels x 2 rows x 7 columns in 56 accumulators: a row of the
+// tile, read once into registers, feeds both of its rows. Every load of the loop stands at a constant offset
+// and needs no mask.
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
+#include "cuda/dwconv.h"
 #include "cuda/dwconv_tile.h"
 #include "cuda/launch.h"
 
@@ -15,40 +16,47 @@ constexpr int kDwconvThreads = 256;  // at most
 
 struct DwconvParams {
   TileShape s;
-  Image x, y, residual, weight;
+  Image x, y, residual;
+  const void* weight;  // of x's dtype
   Vector bias;
   Access access, store;
+  Walk walk;
+  int64_t y_step, residual_step;  // elements from one column of the lattice to the next
   bool flip;
+  int result_plane;    // of the results that store_elements reads
+  int64_t tile_bytes;  // of the pixels, or the results
   int64_t blocks, tiles_per_block;
 };
 
-// The weights of the block's channels: plane of taps for every four of them, zeros beyond the last channel.
-__device__ __forceinline__ void stage_weights(const DwconvParams& p, int side, int channel, Element4* to) {
+// The weights of the block's channels, fp32: a plane of taps for every four of them, zeros beyond the last
+// channel.
+template <class T>
+__device__ __forceinline__ void stage_weights(const DwconvParams& p, int side, int channel,
+                                              Pixel<float>* to) {
   const int taps = side * side;
-  for (int i = int(threadIdx.x); i < taps * p.s.lanes * kChannels; i += int(blockDim.x)) {
+  for (int i = int(threadIdx.x); i < taps * p.s.lanes; i += int(blockDim.x)) {
     const int lane = i / taps, tap = i - lane * taps;
-    const int source = p.flip ? taps - 1 - tap : tap;
-    const int kh = source / side, kw = source - kh * side;
-    const int c = channel + lane;
-    float value = 0.0f;
-    if (c < p.s.c) {
-      value = load(p.weight.data, p.weight.dtype,
-                   c * p.weight.stride_c + kh * p.weight.stride_h + kw * p.weight.stride_w);
-    }
-    to[lane / kChannels * taps + tap].element[lane % kChannels] = value;
+    const int c = channel + lane * kChannels;
+    const T* from = static_cast<const T*>(p.weight) + int64_t(c) * taps + (p.flip ? taps - 1 - tap : tap);
+    Pixel<float> weight;
+#pragma unroll
+    for (int k = 0; k < kChannels; ++k) weight.element[k] = c + k < p.s.c ? widen(from[k * taps]) : 0.0f;
+    to[i] = weight;
   }
 }
 
 using Accumulators = float[kRows][kColumns][kChannels];
 
-// acc[q] += x[q + tap] * weight[tap] for the taps of one chunk of one kernel row. Chunk 0: as many as are left.
+// acc[q] += x[q + tap] * weight[tap] for the taps of one chunk of one kernel row. Chunk 0: as many as are
+// left.
 template <int kChunk>
-__device__ __forceinline__ void add_taps(const float (&x)[kColumns + (kChunk ? kChunk : kTaps) - 1][kChannels],
-                                         const Element4* weights, int left, float (&acc)[kColumns][kChannels]) {
+__device__ __forceinline__ void add_taps(
+    const float (&x)[kColumns + (kChunk ? kChunk : kTaps) - 1][kChannels], const Pixel<float>* weights,
+    int left, float (&acc)[kColumns][kChannels]) {
 #pragma unroll
   for (int tap = 0; tap < (kChunk ? kChunk : kTaps); ++tap) {
     if (kChunk == 0 && tap >= left) break;
-    const Element4 weight = weights[tap];
+    const Pixel<float> weight = weights[tap];
 #pragma unroll
     for (int q = 0; q < kColumns; ++q) {
 #pragma unroll
@@ -58,167 +66,170 @@ __device__ __forceinline__ void add_taps(const float (&x)[kColumns + (kChunk ? k
 }
 
 // Taps [first, first + kChunk) of every kernel row, for both rows of the thread.
-template <int kChunk>
-__device__ __forceinline__ void add_chunk(const Element4* x_row, const Element4* weight_row, int side, int left,
-                                          bool upper, bool lower, Accumulators& acc) {
+template <class T, int kChunk>
+__device__ __forceinline__ void add_chunk(const Pixel<T>* x_row, const Pixel<float>* weight_row, int side,
+                                          int left, bool upper, bool lower, Accumulators& acc) {
   constexpr int kWindow = kColumns + (kChunk ? kChunk : kTaps) - 1;
   float x[kWindow][kChannels];
 #pragma unroll
-  for (int j = 0; j < kWindow; ++j) load(reinterpret_cast<const float*>(x_row + j), x[j]);
+  for (int j = 0; j < kWindow; ++j) load(x_row[j].element, x[j]);
   if (upper) add_taps<kChunk>(x, weight_row, left, acc[0]);
   if (lower) add_taps<kChunk>(x, weight_row - side, left, acc[1]);
 }
 
-template <int kSide>
-__device__ __forceinline__ void convolve(const TileShape& s, const Tile& t, const Element4* tile,
-                                         const Element4* weights, int group, int pair, Accumulators& acc) {
+template <class T, int kSide>
+__device__ __forceinline__ void convolve(const TileShape& s, const Tile& t, const Pixel<T>* tile,
+                                         const Pixel<float>* weights, int group, int pair,
+                                         Accumulators& acc) {
   const int side = kSide ? kSide : s.side;
   const int row = t.row + pair * kRows;  // of the lattice: the thread's upper row
   const int begin = max(row - side / 2, t.first_row);
   const int end = min(row + 1 + side / 2 + 1, t.first_row + t.row_count);
+  int kh = begin - (row - side / 2);  // of the upper row; one less for the lower
+  const Pixel<T>* x_row = tile + (begin - t.first_row) * s.columns + group * kColumns;
+  const Pixel<float>* weight_row = weights + kh * side;
 #pragma unroll 1
-  for (int r = begin; r < end; ++r) {
-    const int kh = r - (row - side / 2);  // of the upper row; one less for the lower
-    const Element4* x_row = tile + (r - t.first_row) * s.columns + group * kColumns;
-    const Element4* weight_row = weights + kh * side;
+  for (int left = end - begin; left > 0; --left, ++kh, x_row += s.columns, weight_row += side) {
     const bool upper = kh < side, lower = kh > 0;
     if constexpr (kSide == 0) {
 #pragma unroll 1
       for (int first = 0; first < side; first += kTaps) {
-        // Chunks whose columns all lie outside the image add zeros only: most of a large kernel's on a small image.
+        // Chunks whose columns all lie outside the image add zeros only: most of a large kernel's on a small
+        // image.
         const int column = t.column + group * kColumns - side / 2 + first;
         if (column + kColumns + kTaps - 1 <= 0 || column * s.dilation + t.residue_w >= s.w) continue;
-        add_chunk<0>(x_row + first, weight_row + first, side, side - first, upper, lower, acc);
+        add_chunk<T, 0>(x_row + first, weight_row + first, side, side - first, upper, lower, acc);
       }
     } else if constexpr (kSide <= kTaps) {
-      add_chunk<kSide>(x_row, weight_row, side, 0, upper, lower, acc);
+      add_chunk<T, kSide>(x_row, weight_row, side, 0, upper, lower, acc);
     } else {
       constexpr int kFirst = (kSide + 1) / 2;
-      add_chunk<kFirst>(x_row, weight_row, side, 0, upper, lower, acc);
-      add_chunk<kSide - kFirst>(x_row + kFirst, weight_row + kFirst, side, 0, upper, lower, acc);
+      add_chunk<T, kFirst>(x_row, weight_row, side, 0, upper, lower, acc);
+      add_chunk<T, kSide - kFirst>(x_row + kFirst, weight_row + kFirst, side, 0, upper, lower, acc);
     }
   }
 }
 
-// Four channels of a pixel, with the residual; as many of them as there are.
-__device__ __forceinline__ void store_pixel(const DwconvParams& p, const Tile& t, int row, int column, int channel,
-                                            float (&value)[kChannels]) {
-  const int h = row * p.s.dilation + t.residue_h, w = column * p.s.dilation + t.residue_w;
-  if (h >= p.s.h || w >= p.s.w) return;
+// The thread's results, with the residual, four channels at once.
+template <class T, class Y>
+__device__ __forceinline__ void store_vectors(const DwconvParams& p, const Tile& t, int row, int column,
+                                              int channel, Accumulators& acc) {
   const Image &y = p.y, &residual = p.residual;
-  const int64_t at = t.sample * y.stride_n + h * y.stride_h + w * y.stride_w + channel * y.stride_c;
-  int64_t at_residual = 0;
-  if (residual.data) {
-    at_residual = t.sample * residual.stride_n + h * residual.stride_h + w * residual.stride_w +
-                  channel * residual.stride_c;
-  }
-  if (p.store == Access::kVector) {
-    const auto both = [&](auto element) {
-      using T = typename decltype(element)::Type;
-      if (residual.data) {
+  const int d = p.s.dilation;
+  const int first_w = column * d + t.residue_w;
+  const int columns = (p.s.w - first_w + d - 1) / d;  // that there are, from here on
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const int h = (row + r) * d + t.residue_h;
+    if (h >= p.s.h) break;
+    if (residual.data) {
+      const T* from = static_cast<const T*>(residual.data) + t.sample * residual.stride_n +
+                      h * residual.stride_h + first_w * residual.stride_w + channel;
+#pragma unroll
+      for (int q = 0; q < kColumns; ++q) {
+        if (q >= columns) break;
         float added[kChannels];
-        load(static_cast<const T*>(residual.data) + at_residual, added);
+        load(from, added);
+        from += p.residual_step;
 #pragma unroll
-        for (int i = 0; i < kChannels; ++i) value[i] += added[i];
+        for (int i = 0; i < kChannels; ++i) acc[r][q][i] += added[i];
       }
-      store(value, static_cast<T*>(y.data) + at);
-    };
-    if (y.dtype == DType::kFloat32) {
-      both(Element<float>{});
-    } else if (y.dtype == DType::kBFloat16) {
-      both(Element<BFloat16>{});
-    } else {
-      both(Element<Float16>{});
     }
-    return;
-  }
+    Y* to = static_cast<Y*>(y.data) + t.sample * y.stride_n + h * y.stride_h + first_w * y.stride_w + channel;
 #pragma unroll
-  for (int i = 0; i < kChannels; ++i) {
-    if (channel + i >= p.s.c) break;
-    if (residual.data) value[i] += load(residual.data, residual.dtype, at_residual + i * residual.stride_c);
-    store(value[i], y.data, y.dtype, at + i * y.stride_c);
+    for (int q = 0; q < kColumns; ++q) {
+      if (q >= columns) break;
+      store(acc[r][q], to);
+      to += p.y_step;
+    }
   }
 }
 
-// The tile's results, which lie in planes of tile_height x tile_width, neighbouring threads storing neighbouring
-// columns.
-__device__ __forceinline__ void store_columns(const DwconvParams& p, const Tile& t, int channel, const Element4* from,
-                                              int plane) {
-  const int width = tile_width(p.s), pixels = tile_height(p.s) * width;
-  for (int i = int(threadIdx.x); i < pixels * p.s.lanes * kChannels; i += int(blockDim.x)) {
-    const int lane = i / pixels, pixel = i - lane * pixels;
+// The tile's results from planes of tile_height x tile_width, neighbouring threads storing neighbouring
+// columns or channels.
+__device__ __forceinline__ void store_elements(const DwconvParams& p, const Tile& t, int channel,
+                                               const Pixel<float>* from, int plane) {
+  const int width = tile_width(p.s), pixels = tile_height(p.s) * width, channels = p.s.lanes * kChannels;
+  const bool column_first = p.store == Access::kColumnFirst;
+  const Image &y = p.y, &residual = p.residual;
+  for (int i = int(threadIdx.x); i < pixels * channels; i += int(blockDim.x)) {
+    const int pixel = column_first ? i % pixels : i / channels;
+    const int lane = column_first ? i / pixels : i % channels;
     const int row = pixel / width;
     const int h = (t.row + row) * p.s.dilation + t.residue_h;
     const int w = (t.column + pixel - row * width) * p.s.dilation + t.residue_w;
     const int c = channel + lane;
     if (h >= p.s.h || w >= p.s.w || c >= p.s.c) continue;
     float value = from[lane / kChannels * plane + pixel].element[lane % kChannels];
-    const Image &y = p.y, &residual = p.residual;
     if (residual.data) {
       value += load(residual.data, residual.dtype,
-                    t.sample * residual.stride_n + c * residual.stride_c + h * residual.stride_h + w * residual.stride_w);
+                    t.sample * residual.stride_n + c * residual.stride_c + h * residual.stride_h +
+                        w * residual.stride_w);
     }
     store(value, y.data, y.dtype, t.sample * y.stride_n + c * y.stride_c + h * y.stride_h + w * y.stride_w);
   }
 }
 
-template <int kSide>
+template <class T, int kSide>
 __global__ void __launch_bounds__(kDwconvThreads) dwconv_kernel(const DwconvParams p) {
-  CNK_SHARED(Element4, shared);
+  CNK_SHARED(char, shared);
   const TileShape& s = p.s;
   const int side = kSide ? kSide : s.side;
-  Element4* weights = shared;
-  Element4* tile = shared + s.lanes * side * side;
+  Pixel<T>* tile = reinterpret_cast<Pixel<T>*>(shared);
+  Pixel<float>* weights = reinterpret_cast<Pixel<float>*>(shared + p.tile_bytes);
   const int lane = int(threadIdx.x) % s.lanes, rest = int(threadIdx.x) / s.lanes;
   const int group = rest % s.groups, pair = rest / s.groups;
   const bool active = pair < s.pairs;
   for (int64_t block = blockIdx.x; block < p.blocks; block += gridDim.x) {
     const Divided part = divide(block, s.chunks);
     const int channel = int(part.remainder) * s.lanes * kChannels;
+    const int c = channel + lane * kChannels;
     __syncthreads();  // the tiles before are done with these weights
-    stage_weights(p, side, channel, weights);
+    stage_weights<T>(p, side, channel, weights);
+    float bias[kChannels];
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) bias[i] = c + i < s.c ? load(p.bias, c + i, 0.0f) : 0.0f;
     const int64_t first = part.quotient * p.tiles_per_block;
     const int64_t last = min(first + p.tiles_per_block, s.tiles);
     for (int64_t index = first; index < last; ++index) {
       const Tile t = tile_at(s, index);
+      const int row = t.row + pair * kRows, column = t.column + group * kColumns;
       __syncthreads();  // the tile before is done with this memory
-      stage(p.x, p.access, s, t, t.first_row, t.row_count, t.column - side / 2, s.columns, channel, s.plane, tile);
+      stage(p.x, p.access, p.walk, s, t, {t.first_row, t.row_count, t.column - side / 2, s.columns}, channel,
+            s.plane, tile);
       __syncthreads();
-      const int c = channel + lane * kChannels;
       Accumulators acc;
       if (active) {
 #pragma unroll
-        for (int i = 0; i < kChannels; ++i) {
-          const float bias = c + i < s.c ? load(p.bias, c + i, 0.0f) : 0.0f;
+        for (int q = 0; q < kColumns; ++q) {
 #pragma unroll
-          for (int q = 0; q < kColumns; ++q) acc[0][q][i] = acc[1][q][i] = bias;
+          for (int i = 0; i < kChannels; ++i) acc[0][q][i] = acc[1][q][i] = bias[i];
         }
-        convolve<kSide>(s, t, tile + lane * s.plane, weights + lane * side * side, group, pair, acc);
+        convolve<T, kSide>(s, t, tile + lane * s.plane, weights + lane * side * side, group, pair, acc);
       }
-      if (p.store == Access::kColumnFirst) {
-        const int plane = tile_height(s) * tile_width(s) | 1;
-        __syncthreads();  // the results take the place of the pixels
-        if (active) {
-#pragma unroll
-          for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-            for (int q = 0; q < kColumns; ++q) {
-              const int pixel = (pair * kRows + r) * tile_width(s) + group * kColumns + q;
-              store(acc[r][q], reinterpret_cast<float*>(tile + lane * plane + pixel));
-            }
-          }
+      if (p.store == Access::kVector) {
+        if (!active || c >= s.c) continue;
+        if (p.y.dtype == DType::kFloat32) {
+          store_vectors<T, float>(p, t, row, column, c, acc);
+        } else {
+          store_vectors<T, T>(p, t, row, column, c, acc);
         }
-        __syncthreads();
-        store_columns(p, t, channel, tile, plane);
-      } else if (active && c < s.c) {
+        continue;
+      }
+      Pixel<float>* results = reinterpret_cast<Pixel<float>*>(shared);
+      __syncthreads();  // the results take the place of the pixels
+      if (active) {
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
 #pragma unroll
           for (int q = 0; q < kColumns; ++q) {
-            store_pixel(p, t, t.row + pair * kRows + r, t.column + group * kColumns + q, c, acc[r][q]);
+            const int pixel = (pair * kRows + r) * tile_width(s) + group * kColumns + q;
+            store(acc[r][q], results[lane * p.result_plane + pixel].element);
           }
         }
       }
+      __syncthreads();
+      store_elements(p, t, channel, results, p.result_plane);
     }
   }
 }
@@ -228,41 +239,73 @@ namespace {
 struct Plan {
   TileShape shape;
   int threads;
-  int64_t shared_bytes;
+  int result_plane;
+  int64_t tile_bytes, shared_bytes, tiles_per_block;
 };
 
-int64_t shared_bytes_of(const TileShape& s) {
-  const int64_t results = s.pairs * kRows * s.groups * kColumns | 1;  // what store_columns reads
-  return s.lanes * (s.side * s.side + std::max<int64_t>(s.plane, results)) * int64_t(sizeof(Element4));
+Plan plan_of(const DwconvArgs& a, const TileShape& s, bool stores_elements) {
+  Plan plan{};
+  plan.shape = s;
+  plan.threads = int(ceil_div(s.lanes * s.groups * s.pairs, kWarpSize)) * kWarpSize;
+  plan.result_plane = plane_of(s.pairs * kRows * s.groups * kColumns, s.lanes, sizeof(float));
+  plan.tile_bytes = s.lanes * s.plane * kChannels * element_size(a.x.dtype);
+  if (stores_elements) {
+    plan.tile_bytes =
+        std::max(plan.tile_bytes, int64_t(s.lanes) * plan.result_plane * int64_t(sizeof(Pixel<float>)));
+  }
+  plan.tile_bytes = ceil_div(plan.tile_bytes, 16) * 16;
+  plan.shared_bytes = plan.tile_bytes + int64_t(s.lanes) * s.side * s.side * int64_t(sizeof(Pixel<float>));
+  return plan;
 }
 
-// The tile by counted work: instructions for each output that is wanted, idle threads and a GPU that is not full
-// counted in.
-Plan plan(const DwconvArgs& a, const DeviceInfo& device, int least_lanes) {
+// The tile by predicted time. A multiprocessor issues for four warps at once, as long as it has enough of
+// them; one warp alone keeps its own issue slot busy a little over half of the time. Between tiles that are
+// as fast, the one that does less in all. Instructions are those counted in the PTX; the shares are guesses:
+// no GPU has timed this.
+constexpr double kIssued = 3.2, kIssuedAlone = 0.6;  // instructions a cycle
+constexpr double kRegisters = 180;                   // of a thread, at most
+
+double predicted_cycles(const DwconvArgs& a, const Plan& plan, const DeviceInfo& device) {
+  const TileShape& s = plan.shape;
+  const double outputs = kRows * kColumns * kChannels;  // of a thread
+  const double loads =
+      double(s.rows) * s.columns * s.lanes * kChannels * double(element_size(a.x.dtype)) / 16;
+  const double weights = double(s.lanes) * a.side * a.side;
+  const double convolve = outputs * (a.side * a.side * 1.22 + 3) + 150 + loads * 28 / plan.threads;
+  const double blocks = double(s.tiles) * s.chunks / double(plan.tiles_per_block);
+  const double work = convolve * double(plan.tiles_per_block) + weights * 25 / plan.threads;
+  const double warps = plan.threads / kWarpSize;
+  const double each = std::ceil(blocks / device.multiprocessors) * warps;
+  const double total = blocks / device.multiprocessors * warps;
+  return work * (std::max(1 / kIssuedAlone, each / kIssued) + 0.5 * total / kIssued);
+}
+
+Plan choose(const DwconvArgs& a, const DeviceInfo& device, int least_lanes, bool stores_elements) {
   Plan best{};
-  double best_cost = std::numeric_limits<double>::infinity();
+  double least = std::numeric_limits<double>::infinity();
   const int64_t lattice_h = ceil_div(a.h, a.dilation), lattice_w = ceil_div(a.w, a.dilation);
-  // Half of what a block may have, so that one block stages while another computes; all of it if nothing else fits.
-  for (const int64_t limit : {std::min<int64_t>(device.shared_bytes / 2, 56 << 10), device.shared_bytes}) {
+  // At most a third of a multiprocessor's memory, so that one block stages while others compute; if nothing
+  // fits, all. From 32 channels on, neighbouring threads use whole lines of global memory; fewer only where
+  // more do not fit.
+  for (const int64_t limit : {device.shared_bytes / 3, device.shared_bytes}) {
     for (int lanes = 16; lanes >= least_lanes; lanes /= 2) {
-      if (lanes > least_lanes && (lanes - least_lanes) * kChannels >= a.c) continue;
+      if (lanes < 8 && best.threads) break;
+      if (lanes > least_lanes && lanes / 2 * kChannels >= a.c) continue;
       for (int groups = 1; groups <= 8 && (groups - 1) * kColumns < lattice_w; ++groups) {
         for (int pairs = 1; pairs <= 16 && (pairs - 1) * kRows < lattice_h; ++pairs) {
-          const int threads = int(ceil_div(lanes * groups * pairs, kWarpSize)) * kWarpSize;
-          if (threads > kDwconvThreads) break;
-          const TileShape s = tile_shape(a.n, a.c, a.h, a.w, a.side, a.dilation, lanes, groups, pairs);
-          const int64_t bytes = shared_bytes_of(s);
-          if (bytes > limit) break;
-          const double outputs = double(pairs * kRows * groups * kColumns) * lanes * kChannels;
-          const double staged = double(s.rows) * s.columns * lanes * kChannels;
-          const double work = outputs * a.side * a.side * 1.1 + staged * 3 + outputs * 4;
-          const double computed = double(s.tiles) * s.chunks * (work * threads / (lanes * groups * pairs));
-          const double warps = double(s.tiles) * s.chunks * threads / kWarpSize;
-          const double full = double(device.multiprocessors) * 8;  // warps
-          const double cost = computed * std::max(1.0, full / warps);
-          if (cost < best_cost) {
-            best_cost = cost;
-            best = {s, threads, bytes};
+          const TileShape s = tile_shape(a.n, a.c, a.h, a.w, a.side, a.dilation, lanes, groups, pairs,
+                                         element_size(a.x.dtype));
+          Plan plan = plan_of(a, s, stores_elements);
+          if (plan.threads > kDwconvThreads || plan.shared_bytes > limit) break;
+          // Weights are staged once for several tiles, as long as all the blocks that fit at once are there.
+          const double resident = std::min(65536 / kRegisters / plan.threads,
+                                           3.0 * double(limit) / double(plan.shared_bytes + 1024));
+          const double wanted = device.multiprocessors * std::max(1.0, std::floor(resident));
+          plan.tiles_per_block = std::clamp<int64_t>(int64_t(double(s.tiles) * s.chunks / wanted), 1, 16);
+          const double cycles = predicted_cycles(a, plan, device);
+          if (cycles < least) {
+            least = cycles;
+            best = plan;
           }
         }
       }
@@ -272,9 +315,24 @@ Plan plan(const DwconvArgs& a, const DeviceInfo& device, int least_lanes) {
   return best;
 }
 
-template <int kSide>
+template <class T>
 void run(const Context& context, const Launch& what, const DwconvParams& params) {
-  launch(context, what, dwconv_kernel<kSide>, params);
+  switch (params.s.side) {
+    case 3:
+      return launch(context, what, dwconv_kernel<T, 3>, params);
+    case 5:
+      return launch(context, what, dwconv_kernel<T, 5>, params);
+    case 7:
+      return launch(context, what, dwconv_kernel<T, 7>, params);
+    case 9:
+      return launch(context, what, dwconv_kernel<T, 9>, params);
+    case 11:
+      return launch(context, what, dwconv_kernel<T, 11>, params);
+    case 13:
+      return launch(context, what, dwconv_kernel<T, 13>, params);
+    default:
+      return launch(context, what, dwconv_kernel<T, 0>, params);
+  }
 }
 
 }  // namespace
@@ -289,33 +347,31 @@ void dwconv(const Context& context, const DwconvArgs& a) {
   p.flip = a.flip;
   p.access = access_of(a.x, a.c);
   p.store = access_of(a.y, a.c);
-  if (p.store == Access::kVector && a.residual.data) {
-    const bool same = vectors_fit(a.residual, a.c) && a.residual.dtype == a.y.dtype;
-    if (!same) p.store = Access::kChannelFirst;
+  if (p.store == Access::kVector) {
+    const bool residual_fits =
+        !a.residual.data || (vectors_fit(a.residual, a.c) && a.residual.dtype == a.x.dtype);
+    const bool dtype_fits = a.y.dtype == a.x.dtype || a.y.dtype == DType::kFloat32;
+    if (!residual_fits || !dtype_fits) p.store = Access::kChannelFirst;
   }
   const DeviceInfo& device = device_info(context.device);
   // A 16-byte load of a 16-bit type fills two lanes.
-  const Plan chosen = plan(a, device, p.access == Access::kVector && a.x.dtype != DType::kFloat32 ? 2 : 1);
-  p.s = chosen.shape;
-  // Weights are staged once for so many tiles, as long as every multiprocessor has several blocks.
-  const int64_t wanted = int64_t{8} * device.multiprocessors;
-  p.tiles_per_block = std::clamp<int64_t>(p.s.tiles * p.s.chunks / wanted, 1, 8);
+  const int least_lanes = p.access == Access::kVector && a.x.dtype != DType::kFloat32 ? 2 : 1;
+  const Plan plan = choose(a, device, least_lanes, p.store != Access::kVector);
+  p.s = plan.shape;
+  p.walk = walk_of(a.x, p.s, p.s.columns, plan.threads);
+  p.y_step = a.dilation * a.y.stride_w;
+  p.residual_step = a.dilation * a.residual.stride_w;
+  p.tile_bytes = plan.tile_bytes;
+  p.result_plane = plan.result_plane;
+  p.tiles_per_block = plan.tiles_per_block;
   p.blocks = ceil_div(p.s.tiles, p.tiles_per_block) * p.s.chunks;
-  const Launch what{a.flip ? "dwconv_kernel (input gradient)" : "dwconv_kernel",
+  const Launch what{a.flip ? "dwconv_kernel, input gradient" : "dwconv_kernel",
                     p.blocks,
-                    chosen.threads,
-                    chosen.shared_bytes,
+                    plan.threads,
+                    plan.shared_bytes,
                     {"NCHWKD", {a.n, a.c, a.h, a.w, a.side, a.dilation}}};
-  if (!chosen.threads) throw LaunchError("dwconv_kernel: no tile fits into shared memory");
-  switch (a.side) {
-    case 3: return run<3>(context, what, p);
-    case 5: return run<5>(context, what, p);
-    case 7: return run<7>(context, what, p);
-    case 9: return run<9>(context, what, p);
-    case 11: return run<11>(context, what, p);
-    case 13: return run<13>(context, what, p);
-    default: return run<0>(context, what, p);
-  }
+  if (!plan.threads) throw LaunchError("dwconv_kernel: no tile fits into shared memory");
+  with_element(a.x.dtype, [&](auto element) { run<typename decltype(element)::Type>(context, what, p); });
 }
 
 }  // namespace cnk::cuda

@@ -1,10 +1,13 @@
-// What the depthwise kernels share: tiles of the image in shared memory, fp32, four channels to a 16-byte element.
+// What the depthwise kernels share: tiles of the image in shared memory, four channels to an element.
 //
-// A dilation D splits the image into D * D lattices that do not touch; a tile lies in one of them, so that its halo is
-// K - 1 wide whatever D is. In shared memory a tile is one plane of rows x columns for every four channels. Planes are
-// an odd number of elements apart: eight neighbouring lanes, which hold eight groups of channels or columns seven
-// apart, then read eight different groups of banks. Everything outside the image is zero, so that the loops over the
-// taps need no masks; rows outside are left out altogether.
+// A dilation D splits the image into D * D lattices that do not touch; a tile lies in one of them, so that
+// its halo is K - 1 wide whatever D is. In shared memory a tile is one plane of rows x columns for every four
+// channels, in the tensor's own dtype. Everything outside the image is zero, so that the loops over the taps
+// need no masks; rows outside are left out altogether.
+//
+// Bank conflicts: a thread's columns are kColumns = 7 elements from its neighbour's, and planes are 16 /
+// lanes (8 / lanes for fp32) elements apart modulo the 16 (8) that a pass over the banks serves; that makes
+// the neighbours of a pass, lanes of channels first, then groups of columns, read different banks.
 #pragma once
 
 #include <cstdint>
@@ -15,12 +18,14 @@
 
 namespace cnk::cuda {
 
-constexpr int kChannels = 4;  // of a thread: one 16-byte element of shared memory
-constexpr int kColumns = 7;   // of a thread: odd, against bank conflicts; divides the widths of ConvNeXt at 224
-constexpr int kRows = 2;      // of a thread of the forward pass
-constexpr int kTaps = 7;      // of a kernel row that are in flight at once: longer rows go in chunks
+constexpr int kChannels = 4;  // of a thread: one element of shared memory
+constexpr int kColumns =
+    7;                    // of a thread: odd, against bank conflicts; divides the widths of ConvNeXt at 224
+constexpr int kRows = 2;  // of a thread of the forward pass
+constexpr int kTaps = 7;  // of a kernel row that are in flight at once: longer rows go in chunks
 
-using Element4 = Pack<float, kChannels>;
+template <class T>
+using Pixel = Pack<T, kChannels>;
 
 // How global memory is read and written.
 enum class Access : int {
@@ -32,20 +37,21 @@ enum class Access : int {
 struct TileShape {
   int64_t n;
   int c, h, w, side, dilation;
-  int lanes;             // groups of four channels of a block
-  int groups, pairs;     // of kColumns columns and of kRows rows in a tile
+  int lanes;          // groups of four channels of a block
+  int groups, pairs;  // of kColumns columns and of kRows rows in a tile
   int lattices_h, lattices_w;
   int tiles_h, tiles_w;  // of one lattice
   int rows, columns;     // in shared memory, halo included
-  int plane;             // elements from one group of channels to the next, odd
+  int plane;             // elements from one group of channels to the next
   int chunks;            // of channels
   int64_t tiles;         // of all samples
 };
 
-__device__ __forceinline__ int tile_height(const TileShape& s) { return s.pairs * kRows; }
-__device__ __forceinline__ int tile_width(const TileShape& s) { return s.groups * kColumns; }
+__host__ __device__ inline int tile_height(const TileShape& s) { return s.pairs * kRows; }
+__host__ __device__ inline int tile_width(const TileShape& s) { return s.groups * kColumns; }
 
-// Where a tile lies. `row` and `column` count in its lattice; image row of lattice row r is residue_h + r * dilation.
+// Where a tile lies. `row` and `column` count in its lattice; image row of lattice row r is residue_h + r *
+// dilation.
 struct Tile {
   int64_t sample;
   int row, column;  // of its first output
@@ -73,81 +79,92 @@ __device__ __forceinline__ Tile tile_at(const TileShape& s, int64_t index) {
   return t;
 }
 
-// Copy rows [first_row, first_row + row_count) and columns [first_column, first_column + columns) of the tile's lattice
-// into planes, zeros where there is no image and beyond the last channel.
+// How the threads of a block walk over a window 16 bytes at once: numbers that are the same for every tile.
+struct Walk {
+  int vectors;                        // 16-byte elements of a pixel's channels in the block
+  int step, step_rows, step_columns;  // pixels from one element of a thread to its next
+  int64_t stride_h, stride_w;         // of the lattice
+  int64_t ahead, wrap;  // elements of memory of a step, and of going from one row's end to the next
+};
+
+// A window of the tile's lattice: rows [row, row + rows), columns [column, column + columns).
+struct Window {
+  int row, rows, column, columns;
+};
+
+// Copy a window into planes, zeros where there is no image and beyond the last channel: 16 bytes at once.
 template <class T>
-__device__ __forceinline__ void stage_vector(const Image& image, const TileShape& s, const Tile& t, int first_row,
-                                             int row_count, int first_column, int columns, int channel, int plane,
-                                             Element4* to) {
-  constexpr int kLoad = 16 / int(sizeof(T));  // channels of a load
+__device__ __forceinline__ void stage_vectors(const Image& image, const Walk& walk, const TileShape& s,
+                                              const Tile& t, const Window& v, int channel, int plane,
+                                              Pixel<T>* to) {
+  constexpr int kLoad = 16 / int(sizeof(T));  // channels
   constexpr int kWritten = kLoad / kChannels;
-  const int vectors = s.lanes / kWritten;  // the launcher makes lanes a multiple
-  const int step = int(blockDim.x) / vectors;
-  const int vector = int(threadIdx.x) % vectors;
-  const int begin = int(threadIdx.x) / vectors;
-  if (begin >= step) return;
+  constexpr int kWords = int(sizeof(Pixel<T>)) / 4;
+  const int begin = int(threadIdx.x) / walk.vectors;
+  const int vector = int(threadIdx.x) - begin * walk.vectors;
+  if (begin >= walk.step) return;
   const int c = channel + vector * kLoad;
-  const T* base = static_cast<const T*>(image.data) + t.sample * image.stride_n + c;
-  const int step_rows = step / columns, step_columns = step % columns;
-  int row = begin / columns, column = begin % columns;
-  to += vector * kWritten * plane;
+  // Columns of the lattice from 0 to here are columns of the image; none are for channels beyond the last.
+  const unsigned end = c < s.c ? unsigned((s.w - t.residue_w + s.dilation - 1) / s.dilation) : 0u;
+  const int begin_row = begin / v.columns;
+  int w = v.column + begin - begin_row * v.columns;
+  const T* from = static_cast<const T*>(image.data) + t.sample * image.stride_n +
+                  t.residue_h * image.stride_h + t.residue_w * image.stride_w +
+                  (v.row + begin_row) * walk.stride_h + w * walk.stride_w + c;
+  Pixel<T>* target[kWritten];
+#pragma unroll
+  for (int k = 0; k < kWritten; ++k) target[k] = to + (vector * kWritten + k) * plane + begin;
+  const int row_end = v.column + v.columns;
 #pragma unroll 4
-  while (row < row_count) {
-    const int h = (first_row + row) * s.dilation + t.residue_h;
-    const int w = (first_column + column) * s.dilation + t.residue_w;
-    float value[kLoad] = {};
-    if (unsigned(h) < unsigned(s.h) && unsigned(w) < unsigned(s.w) && c < s.c) {
-      load(base + h * image.stride_h + w * image.stride_w, value);
-    }
+  for (int left = v.rows * v.columns - begin; left > 0; left -= walk.step) {
+    Words<4> value{};
+    if (unsigned(w) < end) value = *reinterpret_cast<const Words<4>*>(from);
 #pragma unroll
     for (int k = 0; k < kWritten; ++k) {
-      Element4 element;
+      Words<kWords> pixel;
 #pragma unroll
-      for (int i = 0; i < kChannels; ++i) element.element[i] = value[k * kChannels + i];
-      to[k * plane + row * columns + column] = element;
+      for (int j = 0; j < kWords; ++j) pixel.word[j] = value.word[k * kWords + j];
+      *reinterpret_cast<Words<kWords>*>(target[k]) = pixel;
+      target[k] += walk.step;
     }
-    row += step_rows;
-    column += step_columns;
-    if (column >= columns) {
-      column -= columns;
-      ++row;
+    from += walk.ahead;
+    w += walk.step_columns;
+    if (w >= row_end) {
+      w -= v.columns;
+      from += walk.wrap;
     }
   }
 }
 
-__device__ __forceinline__ void stage_scalar(const Image& image, const TileShape& s, const Tile& t, bool column_first,
-                                             int first_row, int row_count, int first_column, int columns, int channel,
-                                             int plane, Element4* to) {
+// The same one element at once, neighbouring threads taking neighbouring columns or channels.
+template <class T>
+__device__ __forceinline__ void stage_elements(const Image& image, const TileShape& s, const Tile& t,
+                                               const Window& v, bool column_first, int channel, int plane,
+                                               Pixel<T>* to) {
   const int channels = s.lanes * kChannels;
-  const int pixels = row_count * columns;
-  const int64_t base = t.sample * image.stride_n;
+  const int pixels = v.rows * v.columns;
+  const T* base = static_cast<const T*>(image.data) + t.sample * image.stride_n;
   for (int i = int(threadIdx.x); i < pixels * channels; i += int(blockDim.x)) {
     const int pixel = column_first ? i % pixels : i / channels;
     const int lane = column_first ? i / pixels : i % channels;
-    const int row = pixel / columns;
-    const int h = (first_row + row) * s.dilation + t.residue_h;
-    const int w = (first_column + pixel - row * columns) * s.dilation + t.residue_w;
+    const int row = pixel / v.columns;
+    const int h = (v.row + row) * s.dilation + t.residue_h;
+    const int w = (v.column + pixel - row * v.columns) * s.dilation + t.residue_w;
     const int c = channel + lane;
-    float value = 0.0f;
-    if (unsigned(h) < unsigned(s.h) && unsigned(w) < unsigned(s.w) && c < s.c) {
-      value = load(image.data, image.dtype, base + c * image.stride_c + h * image.stride_h + w * image.stride_w);
-    }
+    T value{};
+    if (w >= 0 && w < s.w && c < s.c)
+      value = base[c * image.stride_c + h * image.stride_h + w * image.stride_w];
     to[lane / kChannels * plane + pixel].element[lane % kChannels] = value;
   }
 }
 
-__device__ __forceinline__ void stage(const Image& image, Access access, const TileShape& s, const Tile& t,
-                                      int first_row, int row_count, int first_column, int columns, int channel,
-                                      int plane, Element4* to) {
-  if (access != Access::kVector) {
-    stage_scalar(image, s, t, access == Access::kColumnFirst, first_row, row_count, first_column, columns, channel,
-                 plane, to);
-  } else if (image.dtype == DType::kFloat32) {
-    stage_vector<float>(image, s, t, first_row, row_count, first_column, columns, channel, plane, to);
-  } else if (image.dtype == DType::kBFloat16) {
-    stage_vector<BFloat16>(image, s, t, first_row, row_count, first_column, columns, channel, plane, to);
+template <class T>
+__device__ __forceinline__ void stage(const Image& image, Access access, const Walk& walk, const TileShape& s,
+                                      const Tile& t, const Window& v, int channel, int plane, Pixel<T>* to) {
+  if (access == Access::kVector) {
+    stage_vectors(image, walk, s, t, v, channel, plane, to);
   } else {
-    stage_vector<Float16>(image, s, t, first_row, row_count, first_column, columns, channel, plane, to);
+    stage_elements(image, s, t, v, access == Access::kColumnFirst, channel, plane, to);
   }
 }
 
@@ -167,11 +184,34 @@ inline Access access_of(const Image& image, int64_t c) {
   return image.stride_c == 1 || image.stride_w != 1 ? Access::kChannelFirst : Access::kColumnFirst;
 }
 
-// Side of the kernel as the loops over its columns see it: kernels without an instance of their own go in chunks.
+// For windows `columns` wide and blocks of `threads`; the lanes fill whole 16-byte elements.
+inline Walk walk_of(const Image& image, const TileShape& s, int columns, int threads) {
+  Walk walk{};
+  walk.vectors = int(s.lanes * kChannels * element_size(image.dtype) / 16);
+  if (walk.vectors == 0) return walk;  // such tiles are not for Access::kVector
+  walk.step = threads / walk.vectors;
+  walk.step_rows = walk.step / columns;
+  walk.step_columns = walk.step % columns;
+  walk.stride_h = s.dilation * image.stride_h;
+  walk.stride_w = s.dilation * image.stride_w;
+  walk.ahead = walk.step_rows * walk.stride_h + walk.step_columns * walk.stride_w;
+  walk.wrap = walk.stride_h - columns * walk.stride_w;
+  return walk;
+}
+
+// Side of the kernel as the loops over its columns see it: kernels without an instance of their own go in
+// chunks.
 inline int padded_side(int side) { return side <= 13 ? side : int(ceil_div(side, kTaps)) * kTaps; }
 
-inline TileShape tile_shape(int64_t n, int64_t c, int64_t h, int64_t w, int side, int dilation, int lanes, int groups,
-                            int pairs) {
+// The least plane of at least `elements` that keeps neighbours off each other's banks (see the top).
+inline int plane_of(int elements, int lanes, int64_t element_bytes) {
+  const int pass = int(128 / (kChannels * element_bytes));
+  const int wanted = lanes < pass ? pass / lanes : 1;
+  return elements + (wanted - elements % pass + pass) % pass;
+}
+
+inline TileShape tile_shape(int64_t n, int64_t c, int64_t h, int64_t w, int side, int dilation, int lanes,
+                            int groups, int pairs, int64_t element_bytes) {
   TileShape s{};
   s.n = n;
   s.c = int(c);
@@ -189,7 +229,7 @@ inline TileShape tile_shape(int64_t n, int64_t c, int64_t h, int64_t w, int side
   s.tiles_w = int(ceil_div(lattice_w, groups * kColumns));
   s.rows = int(pairs * kRows + side - 1 < lattice_h ? pairs * kRows + side - 1 : lattice_h);
   s.columns = groups * kColumns + padded_side(side) - 1;
-  s.plane = s.rows * s.columns | 1;
+  s.plane = plane_of(s.rows * s.columns, lanes, element_bytes);
   s.chunks = int(ceil_div(c, int64_t(lanes) * kChannels));
   s.tiles = n * s.lattices_h * s.lattices_w * s.tiles_h * s.tiles_w;
   return s;

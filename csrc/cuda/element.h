@@ -49,20 +49,79 @@ template <class T, int V>
 struct alignas(sizeof(T) * V) Pack {
   T element[V];
 };
+// The same as 32-bit words, since registers are: taken apart as 16-bit elements a pack costs twice the
+// instructions.
+template <int N>
+struct alignas(4 * N) Words {
+  uint32_t word[N];
+};
 
-template <class T, int V>
-__device__ __forceinline__ void load(const T* from, float (&to)[V]) {
-  const Pack<T, V> pack = *reinterpret_cast<const Pack<T, V>*>(from);
-#pragma unroll
-  for (int i = 0; i < V; ++i) to[i] = widen(pack.element[i]);
+// Two 16-bit elements, the first in the lower half.
+__device__ __forceinline__ void widen_pair(uint32_t word, float& first, float& second, BFloat16) {
+#ifdef __CUDA_ARCH__
+  asm("shl.b32 %0, %1, 16;" : "=f"(first) : "r"(word));  // into a float register: no move
+  asm("and.b32 %0, %1, 0xffff0000;" : "=f"(second) : "r"(word));
+#else
+  first = bits_float(word << 16);
+  second = bits_float(word & 0xffff0000u);
+#endif
+}
+__device__ __forceinline__ void widen_pair(uint32_t word, float& first, float& second, Float16) {
+  first = widen(Float16{uint16_t(word)});
+  second = widen(Float16{uint16_t(word >> 16)});
+}
+template <class T>
+__device__ __forceinline__ uint32_t narrow_pair(float first, float second, T) {
+  T low, high;
+  narrow(first, low);
+  narrow(second, high);
+  return uint32_t(low.bits) | uint32_t(high.bits) << 16;
+}
+__device__ __forceinline__ uint32_t narrow_pair(float first, float second, BFloat16) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  return word;
+#else
+  return narrow_pair<BFloat16>(first, second, BFloat16{});
+#endif
+}
+__device__ __forceinline__ uint32_t narrow_pair(float first, float second, Float16) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t word;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  return word;
+#else
+  return narrow_pair<Float16>(first, second, Float16{});
+#endif
 }
 
+template <int V>
+__device__ __forceinline__ void load(const float* from, float (&to)[V]) {
+  const Pack<float, V> pack = *reinterpret_cast<const Pack<float, V>*>(from);
+#pragma unroll
+  for (int i = 0; i < V; ++i) to[i] = pack.element[i];
+}
+template <class T, int V>
+__device__ __forceinline__ void load(const T* from, float (&to)[V]) {
+  const Words<V / 2> words = *reinterpret_cast<const Words<V / 2>*>(from);
+#pragma unroll
+  for (int i = 0; i < V; i += 2) widen_pair(words.word[i / 2], to[i], to[i + 1], T{});
+}
+
+template <int V>
+__device__ __forceinline__ void store(const float (&from)[V], float* to) {
+  Pack<float, V> pack;
+#pragma unroll
+  for (int i = 0; i < V; ++i) pack.element[i] = from[i];
+  *reinterpret_cast<Pack<float, V>*>(to) = pack;
+}
 template <class T, int V>
 __device__ __forceinline__ void store(const float (&from)[V], T* to) {
-  Pack<T, V> pack;
+  Words<V / 2> words;
 #pragma unroll
-  for (int i = 0; i < V; ++i) narrow(from[i], pack.element[i]);
-  *reinterpret_cast<Pack<T, V>*>(to) = pack;
+  for (int i = 0; i < V; i += 2) words.word[i / 2] = narrow_pair(from[i], from[i + 1], T{});
+  *reinterpret_cast<Words<V / 2>*>(to) = words;
 }
 
 // One element of a tensor whose dtype is known when the kernel runs: parameters, whose loads stand outside

@@ -16,12 +16,13 @@ def _convolve(
 ) -> None:
     """Write the convolution of x (+ bias, + residual) into `out`, whatever its strides."""
     n, channels, height, width = x.shape
+    weight = weight.detach().to(x.dtype).contiguous()
     native.extension().dwconv(
         native.context(x),
         native.image(x),
         native.image(out),
         native.image(residual),
-        native.image(weight),
+        native.address(weight),
         native.vector(bias),
         n,
         channels,
@@ -45,7 +46,7 @@ def forward(
     if out is None:
         out = torch.empty_like(x)
     bias = None if bias is None else flat(bias).to(compute_dtype)
-    _convolve(x.to(compute_dtype), weight.detach().to(compute_dtype), bias, None, out, dilation, flip=False)
+    _convolve(x.to(compute_dtype), weight, bias, None, out, dilation, flip=False)
     return out
 
 
@@ -59,7 +60,7 @@ def input_gradient(
 ) -> Tensor:
     """Return dx = dy (*) flipped weight [+ residual], with the dtype and strides `torch.empty_like(like)` has."""
     dx = torch.empty_like(like)
-    _convolve(dy.to(compute_dtype), weight.detach().to(compute_dtype), None, residual, dx, dilation, flip=True)
+    _convolve(dy.to(compute_dtype), weight, None, residual, dx, dilation, flip=True)
     return dx
 
 
@@ -79,20 +80,22 @@ def parameter_gradients(
     dilation = min(dilation, max(height, width))
     dw = torch.empty_like(weight) if needs_weight else None
     db = torch.empty_like(bias) if needs_bias else None
+    target = None if db is None else flat(db)  # of a bias that is not dense, a copy
     extension, where = native.extension(), native.context(x)
     sizes = (n, channels, height, width, side, dilation)
-    parts = extension.dwconv_weight_parts(where[0], *sizes)
+    parts = extension.dwconv_weight_parts(where, native.DTYPE_CODES[compute_dtype], *sizes)
     partials = torch.empty((parts, side * side + 1, channels), dtype=torch.float32, device=x.device)
     extension.dwconv_weight_gradient(
         where,
         native.image(dy.to(compute_dtype)),
         native.image(x.to(compute_dtype)),
         native.image(dw),
-        native.vector(db),
+        native.vector(target),
         native.address(partials),
-        parts,
         *sizes,
     )
+    if db is not None and target.data_ptr() != db.data_ptr():
+        db.copy_(target.view(db.shape))
     return dw, db
 
 

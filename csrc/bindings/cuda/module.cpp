@@ -40,6 +40,7 @@ PYBIND11_MODULE(CNK_MODULE, m) {
   m.def("device_problem", device_problem, py::arg("device"));
   m.def("device_info", device_info_of, py::arg("device"));
   bind_dwconv(m);
+  bind_dwconv_wgrad(m);
   bind_mlp_pointwise(m);
 #ifdef CNK_CUDA_HOST
   m.attr("HOST") = true;

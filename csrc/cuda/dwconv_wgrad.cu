@@ -1,0 +1,297 @@
+// A block keeps the sums of up to 64 channels in registers while it walks over its share of the tiles, whose
+// pixels of x and dy lie in shared memory (dwconv_tile.h). A thread owns 4 channels and up to 7 taps of one
+// kernel row: 28 accumulators. Blocks with threads to spare give each tap several, which share the tile's
+// rows and add up at the end.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "cuda/dwconv_tile.h"
+#include "cuda/dwconv_wgrad.h"
+#include "cuda/launch.h"
+
+namespace cnk::cuda {
+
+constexpr int kWeightThreads = 256;  // at most
+constexpr int kFinishThreads = 128;
+
+struct DwconvWeightParams {
+  TileShape s;
+  Image dy, x;
+  Access dy_access, x_access;
+  Walk dy_walk, x_walk;
+  int taps_w;      // chunks of taps of a kernel row
+  int block_rows;  // kernel rows of a block
+  int row_blocks;  // blocks that share the kernel rows
+  int splits;      // threads that share a tap
+  int dy_plane;
+  int64_t dy_bytes;  // of dy in shared memory
+  int64_t parts, tiles_per_part, blocks;
+  float* partials;
+};
+
+// Adds one row's seven columns: acc[tap] += dy[q] * x[q + tap].
+template <class T, int kChunk>
+__device__ __forceinline__ void add_columns(const Pixel<T>* dy, const Pixel<T>* x,
+                                            float (&acc)[kChunk][kChannels]) {
+  float d[kColumns][kChannels];
+#pragma unroll
+  for (int q = 0; q < kColumns; ++q) load(dy[q].element, d[q]);
+#pragma unroll
+  for (int j = 0; j < kColumns + kChunk - 1; ++j) {
+    float value[kChannels];
+    load(x[j].element, value);
+#pragma unroll
+    for (int tap = 0; tap < kChunk; ++tap) {
+      if (j - tap < 0 || j - tap >= kColumns) continue;
+#pragma unroll
+      for (int i = 0; i < kChannels; ++i) acc[tap][i] = fmaf(d[j - tap][i], value[i], acc[tap][i]);
+    }
+  }
+}
+
+template <class T, int kChunk>
+__global__ void __launch_bounds__(kWeightThreads) dwconv_weight_kernel(const DwconvWeightParams p) {
+  CNK_SHARED(char, shared);
+  const TileShape& s = p.s;
+  Pixel<T>* dy_tile = reinterpret_cast<Pixel<T>*>(shared);
+  Pixel<T>* x_tile = reinterpret_cast<Pixel<T>*>(shared + p.dy_bytes);
+  const int tasks = s.lanes * p.block_rows * p.taps_w;
+  const int split = int(threadIdx.x) / tasks, task = int(threadIdx.x) - split * tasks;
+  const int lane = task % s.lanes, rest = task / s.lanes;
+  const int first_tap = rest % p.taps_w * kChunk, row_in_block = rest / p.taps_w;
+  for (int64_t block = blockIdx.x; block < p.blocks; block += gridDim.x) {
+    Divided d = divide(block, s.chunks);
+    const int channel = int(d.remainder) * s.lanes * kChannels;
+    d = divide(d.quotient, p.row_blocks);
+    const int first_kh = int(d.remainder) * p.block_rows;
+    const int kh = first_kh + row_in_block;
+    const int64_t part = d.quotient;
+    const bool active = split < p.splits && kh < s.side;
+    const bool sums_dy = kh == 0 && first_tap == 0;
+    float acc[kChunk][kChannels] = {}, bias[kChannels] = {};
+    const int64_t first = part * p.tiles_per_part, last = min(first + p.tiles_per_part, s.tiles);
+    for (int64_t index = first; index < last; ++index) {
+      const Tile t = tile_at(s, index);
+      const int lattice_rows = (s.h - t.residue_h + s.dilation - 1) / s.dilation;
+      const int rows = min(tile_height(s), lattice_rows - t.row);
+      const int x_first = max(t.row + first_kh - s.side / 2, 0);
+      const int x_last = min(t.row + tile_height(s) + first_kh + p.block_rows - 1 - s.side / 2, lattice_rows);
+      __syncthreads();  // the tile before is done with this memory
+      stage(p.dy, p.dy_access, p.dy_walk, s, t, {t.row, rows, t.column, tile_width(s)}, channel, p.dy_plane,
+            dy_tile);
+      stage(p.x, p.x_access, p.x_walk, s, t, {x_first, x_last - x_first, t.column - s.side / 2, s.columns},
+            channel, s.plane, x_tile);
+      __syncthreads();
+      if (!active) continue;
+#pragma unroll 1
+      for (int row = split; row < rows; row += p.splits) {
+        const Pixel<T>* dy_row = dy_tile + lane * p.dy_plane + row * tile_width(s);
+        if (sums_dy) {
+          for (int q = 0; q < tile_width(s); ++q) {
+            float value[kChannels];
+            load(dy_row[q].element, value);
+#pragma unroll
+            for (int i = 0; i < kChannels; ++i) bias[i] += value[i];
+          }
+        }
+        const int x_row = t.row + row + kh - s.side / 2;
+        if (x_row < x_first || x_row >= x_last) continue;
+        const Pixel<T>* x_at = x_tile + lane * s.plane + (x_row - x_first) * s.columns + first_tap;
+#pragma unroll 1
+        for (int group = 0; group < s.groups; ++group) {
+          // Taps that see no column of the image: most of a large kernel's on a small one.
+          const int column = t.column + group * kColumns - s.side / 2 + first_tap;
+          if (column + kColumns + kChunk - 1 <= 0 || column * s.dilation + t.residue_w >= s.w) continue;
+          add_columns<T, kChunk>(dy_row + group * kColumns, x_at + group * kColumns, acc);
+        }
+      }
+    }
+    // One thread of every tap adds what the others of that tap have, in their order.
+    constexpr int kValues = (kChunk + 1) * kChannels;
+    float* sums = reinterpret_cast<float*>(shared);
+    if (p.splits > 1) {
+      __syncthreads();
+      if (active && split > 0) {
+        float* own = sums + ((split - 1) * tasks + task) * kValues;
+#pragma unroll
+        for (int tap = 0; tap < kChunk; ++tap) store(acc[tap], own + tap * kChannels);
+        store(bias, own + kChunk * kChannels);
+      }
+      __syncthreads();
+    }
+    if (!active || split > 0) continue;
+    for (int other = 1; other < p.splits; ++other) {
+      const float* own = sums + ((other - 1) * tasks + task) * kValues;
+#pragma unroll
+      for (int tap = 0; tap <= kChunk; ++tap) {
+        float value[kChannels];
+        load(own + tap * kChannels, value);
+#pragma unroll
+        for (int i = 0; i < kChannels; ++i)
+          (tap < kChunk ? acc[tap < kChunk ? tap : 0][i] : bias[i]) += value[i];
+      }
+    }
+    float* out = p.partials + part * (s.side * s.side + 1) * int64_t(s.c);
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) {
+      const int c = channel + lane * kChannels + i;
+      if (c >= s.c) break;
+#pragma unroll
+      for (int tap = 0; tap < kChunk; ++tap) {
+        const int kw = first_tap + tap;
+        if (kw < s.side) out[int64_t(kh * s.side + kw) * s.c + c] = acc[tap][i];
+      }
+      if (sums_dy) out[int64_t(s.side * s.side) * s.c + c] = bias[i];
+    }
+  }
+}
+
+struct DwconvFinishParams {
+  const float* partials;
+  Image dw;
+  void* db;
+  DType db_dtype;
+  int64_t parts, blocks;
+  int c, side;
+};
+
+// dw and db as sums over the parts, one thread for every tap of every channel.
+__global__ void __launch_bounds__(kFinishThreads) dwconv_weight_finish_kernel(const DwconvFinishParams p) {
+  const int64_t length = int64_t(p.side * p.side + 1) * p.c;
+  for (int64_t block = blockIdx.x; block < p.blocks; block += gridDim.x) {
+    const int64_t index = block * kFinishThreads + threadIdx.x;
+    if (index >= length) continue;
+    float sum = 0.0f;
+#pragma unroll 8
+    for (int64_t part = 0; part < p.parts; ++part) sum += p.partials[part * length + index];
+    const int tap = int(index / p.c), c = int(index % p.c);
+    const int kh = tap / p.side, kw = tap % p.side;
+    if (kh == p.side) {
+      if (p.db) store(sum, p.db, p.db_dtype, c);
+    } else if (p.dw.data) {
+      store(sum, p.dw.data, p.dw.dtype, c * p.dw.stride_n + kh * p.dw.stride_h + kw * p.dw.stride_w);
+    }
+  }
+}
+
+namespace {
+
+constexpr int64_t kMostParts = 352;  // beyond, adding them up outweighs what more blocks gain
+
+struct Plan {
+  DwconvWeightParams params;
+  int threads = 0, chunk = 0;
+  int64_t shared_bytes = 0;
+};
+
+// Taps of a thread: rows of up to 7, longer ones in equal chunks of up to 7.
+int chunk_of(int side) {
+  if (side <= 3) return 3;
+  const int chunks = int(ceil_div(side, kTaps));
+  return std::max(5, int(ceil_div(side, chunks)));
+}
+
+Plan plan_of(const DeviceInfo& device, DType dtype, int64_t n, int64_t c, int64_t h, int64_t w, int side,
+             int dilation) {
+  Plan best;
+  const int64_t size = element_size(dtype);
+  const int64_t lattice_h = ceil_div(h, dilation), lattice_w = ceil_div(w, dilation);
+  const int chunk = chunk_of(side);
+  double least = std::numeric_limits<double>::infinity();
+  for (const int64_t limit : {device.shared_bytes / 3, device.shared_bytes}) {
+    for (int lanes = 8; lanes >= 2; lanes /= 2) {
+      if (lanes < 8 && best.threads && lanes * kChannels < c) break;
+      for (int groups = 1; groups <= 4 && (groups - 1) * kColumns < lattice_w; ++groups) {
+        for (int pairs = 1; pairs <= 8 && (pairs - 1) * kRows < lattice_h; ++pairs) {
+          Plan plan;
+          DwconvWeightParams& p = plan.params;
+          p = {};
+          p.s = tile_shape(n, c, h, w, side, dilation, lanes, groups, pairs, size);
+          p.taps_w = int(ceil_div(side, chunk));
+          p.block_rows = std::min(side, std::max(1, kWeightThreads / (lanes * p.taps_w)));
+          p.row_blocks = int(ceil_div(side, p.block_rows));
+          p.block_rows = int(ceil_div(side, p.row_blocks));
+          const int tasks = lanes * p.block_rows * p.taps_w;
+          p.splits = std::min(kWeightThreads / tasks, tile_height(p.s));
+          plan.chunk = chunk;
+          plan.threads = int(ceil_div(tasks * p.splits, kWarpSize)) * kWarpSize;
+          // Only the rows that these kernel rows meet, and columns for whole chunks.
+          p.s.rows = int(std::min<int64_t>(tile_height(p.s) + p.block_rows - 1, lattice_h));
+          p.s.columns = tile_width(p.s) + p.taps_w * chunk - 1;
+          p.s.plane = plane_of(p.s.rows * p.s.columns, lanes, size);
+          p.dy_plane = plane_of(tile_height(p.s) * tile_width(p.s), lanes, size);
+          p.dy_bytes = ceil_div(lanes * p.dy_plane * kChannels * size, 16) * 16;
+          const int64_t sums =
+              int64_t(p.splits - 1) * tasks * (chunk + 1) * kChannels * int64_t(sizeof(float));
+          plan.shared_bytes = std::max(p.dy_bytes + lanes * p.s.plane * kChannels * size, sums);
+          if (plan.threads > kWeightThreads || plan.shared_bytes > limit) break;
+          // Blocks to fill the GPU twice, as far as there are tiles and the sum over parts stays short.
+          const int64_t wanted = ceil_div(2 * device.multiprocessors, int64_t(p.s.chunks) * p.row_blocks);
+          p.parts = std::min({p.s.tiles, std::max<int64_t>(wanted, 1), kMostParts});
+          p.tiles_per_part = ceil_div(p.s.tiles, p.parts);
+          p.parts = ceil_div(p.s.tiles, p.tiles_per_part);
+          p.blocks = p.parts * p.s.chunks * p.row_blocks;
+          const double loads = double(p.s.rows * p.s.columns + tile_height(p.s) * tile_width(p.s)) * lanes *
+                               kChannels * double(size) / 16;
+          const double rows = std::ceil(double(tile_height(p.s)) / p.splits);
+          const double work =
+              rows * groups * (kColumns * chunk * kChannels + 100) + loads * 28 / plan.threads + 150;
+          const double waves = std::max(1.0, double(p.blocks) / (2.0 * device.multiprocessors));
+          const double cycles = double(p.tiles_per_part) * work * waves * plan.threads;
+          if (cycles < least) {
+            least = cycles;
+            best = plan;
+          }
+        }
+      }
+    }
+    if (best.threads) break;
+  }
+  return best;
+}
+
+template <class T>
+void run(const Context& context, const Launch& what, int chunk, const DwconvWeightParams& params) {
+  switch (chunk) {
+    case 3:
+      return launch(context, what, dwconv_weight_kernel<T, 3>, params);
+    case 5:
+      return launch(context, what, dwconv_weight_kernel<T, 5>, params);
+    case 6:
+      return launch(context, what, dwconv_weight_kernel<T, 6>, params);
+    default:
+      return launch(context, what, dwconv_weight_kernel<T, 7>, params);
+  }
+}
+
+}  // namespace
+
+int64_t dwconv_weight_parts(int device, DType dtype, int64_t n, int64_t c, int64_t h, int64_t w, int side,
+                            int dilation) {
+  return plan_of(device_info(device), dtype, n, c, h, w, side, dilation).params.parts;
+}
+
+void dwconv_weight_gradient(const Context& context, const DwconvWeightArgs& a) {
+  Plan plan = plan_of(device_info(context.device), a.x.dtype, a.n, a.c, a.h, a.w, a.side, a.dilation);
+  if (!plan.threads) throw LaunchError("dwconv_weight_kernel: no tile fits into shared memory");
+  DwconvWeightParams& p = plan.params;
+  p.dy = a.dy;
+  p.x = a.x;
+  p.dy_access = access_of(a.dy, a.c);
+  p.x_access = access_of(a.x, a.c);
+  p.dy_walk = walk_of(a.dy, p.s, tile_width(p.s), plan.threads);
+  p.x_walk = walk_of(a.x, p.s, p.s.columns, plan.threads);
+  p.partials = a.partials;
+  const Shape shape{"NCHWKD", {a.n, a.c, a.h, a.w, a.side, a.dilation}};
+  const Launch what{"dwconv_weight_kernel", p.blocks, plan.threads, plan.shared_bytes, shape};
+  with_element(a.x.dtype,
+               [&](auto element) { run<typename decltype(element)::Type>(context, what, plan.chunk, p); });
+  const int64_t length = (int64_t(a.side) * a.side + 1) * a.c;
+  const DwconvFinishParams finish{
+      a.partials, a.dw, a.db, a.db_dtype, p.parts, ceil_div(length, kFinishThreads), int(a.c), a.side};
+  launch(context, {"dwconv_weight_finish_kernel", finish.blocks, kFinishThreads, 0, shape},
+         dwconv_weight_finish_kernel, finish);
+}
+
+}  // namespace cnk::cuda
