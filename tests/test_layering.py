@@ -19,9 +19,14 @@ ROOMS = {
     "backends": ((), ()),
     "backends.eager": (("spec", "backends.eager."), ("torch",)),
     "backends.cpu": (("spec", "backends.cpu.", "_native"), ("torch",)),
-    "backends.cuda": (("spec", "backends.cuda.", "_native_cuda"), ("torch",)),
+    # What the two GPU backends share, no backend itself.
+    "backends.gpu": (("spec", "backends.gpu."), ("torch",)),
+    "backends.cuda": (("spec", "backends.cuda.", "backends.gpu.", "_native_cuda"), ("torch",)),
     # NumPy: what Triton's interpreter runs kernels with.
-    "backends.triton": (("spec", "tuning", "tuning.", "backends.triton."), ("torch", "triton", "numpy")),
+    "backends.triton": (
+        ("spec", "tuning", "tuning.", "backends.triton.", "backends.gpu."),
+        ("torch", "triton", "numpy"),
+    ),
     "tuning": (("spec", "version", "tuning", "tuning."), ("filelock", "platformdirs")),
     "planner": (("spec", "backends", "planner.", "tuning", "tuning.", "version"), ("torch",)),
     "ops": (("spec", "planner", "ops."), ("torch",)),
@@ -32,7 +37,9 @@ ROOMS = {
     "interop": (("functional", "nn", "nn.", "interop.", "spec", "backends"), ("torch",)),
     "environment": (("planner", "version"), ("torch",)),
     "_native": ((), ()),
+    "_native_cuda": ((), ()),
 }
+EXTENSIONS = ("_native", "_native_cuda")  # compiled: no file of theirs is seen
 LAZY = ("models", "interop", "environment")
 # The top of the house: the public names, the benchmarks and the command line, which may use every room below.
 TOP = ("", "bench", "cli", "__main__")
@@ -73,7 +80,7 @@ def _imports(tree: ast.Module, module: str, is_package: bool):
 def _resolve(name: str, modules: set[str]) -> str:
     """The module that an import statement loads: `name` or, where its last part is an attribute, its parent."""
     inner = name.removeprefix(f"{PACKAGE}.") if name != PACKAGE else ""
-    while inner and inner not in modules and inner != "_native":
+    while inner and inner not in modules and inner not in EXTENSIONS:
         inner = inner.rpartition(".")[0]
     return inner
 
@@ -153,6 +160,15 @@ SYNTHETIC = {
     "backends sideways": ("backends/cpu/dwconv.py", "from convnext_kernels.backends.eager import dwconv"),
     "backends sideways, from the package": ("backends/cpu/dwconv.py", "from convnext_kernels.backends import eager"),
     "backends sideways, relative": ("backends/cpu/dwconv.py", "from ..eager import dwconv"),
+    "the shared GPU code to a backend": (
+        "backends/gpu/mlp_library.py",
+        "from convnext_kernels.backends.cuda import native",
+    ),
+    "the CPU backend to the shared GPU code": (
+        "backends/cpu/dwconv.py",
+        "from convnext_kernels.backends.gpu import layout",
+    ),
+    "the CPU backend with the CUDA extension": ("backends/cpu/block.py", "from convnext_kernels import _native_cuda"),
     "backends up": ("backends/eager/dwconv.py", "import convnext_kernels.ops"),
     "backends up to nn, in a function": ("backends/eager/dwconv.py", "def f():\n    from convnext_kernels import nn"),
     "backends to the top": ("backends/eager/dwconv.py", "import convnext_kernels"),
@@ -182,14 +198,19 @@ ALLOWED = {
     "ops/dwconv.py": "from convnext_kernels import planner\nfrom convnext_kernels.spec import OpSpec",
     "backends/cpu/dwconv.py": "from convnext_kernels.backends.cpu import block\nfrom . import block as b",
     "backends/cpu/block.py": "def f():\n    from convnext_kernels import _native",
+    "backends/cuda/native.py": "from convnext_kernels import _native_cuda",
+    "backends/cuda/grn.py": "from convnext_kernels.backends.gpu import layout",
+    "backends/triton/mlp.py": "from convnext_kernels.backends.gpu import mlp_library",
 }
 
 
 def _house(root: Path) -> None:
-    for directory in ("", "backends", "backends/eager", "backends/cpu", "planner", "ops", "nn", "interop", "models"):
+    backends = ("backends", *(f"backends/{name}" for name in ("eager", "cpu", "gpu", "cuda", "triton")))
+    for directory in ("", *backends, "planner", "ops", "nn", "interop", "models"):
         (root / PACKAGE / directory).mkdir(parents=True, exist_ok=True)
         (root / PACKAGE / directory / "__init__.py").touch()
-    for file in ("spec.py", "functional.py", "ops/checks.py", "ops/dwconv.py", "nn/layers.py"):
+    shared = ("backends/gpu/layout.py", "backends/gpu/mlp_library.py")
+    for file in ("spec.py", "functional.py", "ops/checks.py", "ops/dwconv.py", "nn/layers.py", *shared):
         (root / PACKAGE / file).touch()
     for file, source in ALLOWED.items():
         (root / PACKAGE / file).write_text(source)

@@ -51,6 +51,28 @@ def rows(x: Tensor) -> Rows:
     return Rows(x, *strides)
 
 
+def extent(x: Rows, *others: Rows, merge: bool = True) -> tuple[int, int]:
+    """Return (samples, pixels of one) of (N, C, H, W) x; if all have their samples one after the other without a gap,
+    and `merge`, then one long sample.
+    """
+    samples, _, height, width = x.tensor.shape
+    pixels = height * width
+    if merge and all(r.stride_n == pixels * r.stride_p for r in (x, *others)):
+        return 1, samples * pixels
+    return samples, pixels
+
+
+def patch_rows(x: Tensor, patch: int, dtype: torch.dtype) -> Rows:
+    """Allocate rows (N * H//K * W//K * K * K, C): x's pixels in the order of K x K patches, those in no patch left out.
+
+    What LayerNorm kernels write and read with ``patch=K``.
+    """
+    samples, channels, height, width = x.shape
+    held = (height // patch) * (width // patch) * patch * patch
+    out = torch.empty((samples * held, channels), dtype=dtype, device=x.device)
+    return Rows(out, held * channels, channels, 1)
+
+
 def output_rows(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Rows]:
     """Return (what the op promises: `torch.empty_like(x)`, what the kernel writes); `finish` joins them."""
     out = torch.empty_like(x, dtype=dtype)

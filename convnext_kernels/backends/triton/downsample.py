@@ -1,76 +1,9 @@
-"""Downsampling between stages: LayerNorm over the channels, then a KxK convolution with stride K, no padding.
+"""Downsampling, `backends/gpu/downsample.py` with Triton's LayerNorm."""
 
-The LayerNorm kernel writes its rows in the order of the patches, which makes the convolution one matrix product,
-(N HR WR, K K C) x (K K C, D), by the library. Bytes per input pixel with 16-bit elements, D = 2C and K = 2: LayerNorm
-4C, product 2C + C. Backward: dpatches = dy W by the library, then the LayerNorm's backward kernel reading in that
-order; its patches are computed again for the weight's gradient. No kernel of its own.
-"""
+import functools
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from convnext_kernels.backends.gpu import downsample
+from convnext_kernels.backends.triton.library import KERNELS
 
-from convnext_kernels.backends.triton import layernorm
-from convnext_kernels.backends.gpu.layout import Rows, like, like_parameter
-
-
-def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Weight (D, C, K, K) as (D, K K C): the order of channels_last."""
-    return weight.detach().to(dtype).permute(0, 2, 3, 1).flatten(1)
-
-
-def _patches(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, side: int, dtype: torch.dtype
-) -> tuple[Tensor, Rows]:
-    """Normalise; return the patches (N HR WR, K K C), and the same memory as rows of C."""
-    target = layernorm.patch_rows(x, side, dtype)
-    layernorm.normalize(x, norm_weight, norm_bias, eps, target, patch=side)
-    return target.tensor.view(-1, side * side * x.shape[1]), target
-
-
-def forward(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    compute_dtype: torch.dtype,
-    out: Tensor,
-) -> Tensor:
-    """Normalise, then convolve in `compute_dtype`; `out` says dtype and strides."""
-    patches, _ = _patches(x, norm_weight, norm_bias, eps, weight.shape[-1], compute_dtype)
-    bias = None if bias is None else bias.detach().to(compute_dtype).flatten()
-    y = F.linear(patches, _matrix(weight, compute_dtype), bias)
-    samples, features, height, width = out.shape
-    return like(y.view(samples, height, width, features).permute(0, 3, 1, 2), out)
-
-
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    compute_dtype: torch.dtype,
-    needs: list[bool],
-) -> list[Tensor]:
-    """Return the gradients of (x, norm_weight, norm_bias, weight, bias) that `needs` marks, in that order."""
-    features, channels, side, _ = weight.shape
-    dy_rows = dy.permute(0, 2, 3, 1).to(compute_dtype).reshape(-1, features)
-    gradients = []
-    if any(needs[:3]):
-        dpatches = dy_rows @ _matrix(weight, compute_dtype)
-        held = dpatches.shape[0] // x.shape[0] * side * side  # pixels of a sample that lie in patches
-        dpatches = Rows(dpatches.view(-1, channels), held * channels, channels, 1)
-        gradients += layernorm.gradients(dpatches, x, norm_weight, norm_bias, eps, needs[:3], patch=side)
-    if needs[3]:
-        patches, _ = _patches(x, norm_weight, norm_bias, eps, side, compute_dtype)
-        dweight = (dy_rows.mT @ patches).view(features, side, side, channels).permute(0, 3, 1, 2)
-        gradients.append(like_parameter(dweight, weight))
-    if needs[4]:
-        # PyTorch's sum accumulates in fp32 and in one order
-        gradients.append(like_parameter(dy_rows.sum(dim=0, dtype=torch.float32).to(bias.dtype), bias))
-    return gradients
+forward = functools.partial(downsample.forward, KERNELS)
+backward = functools.partial(downsample.backward, KERNELS)

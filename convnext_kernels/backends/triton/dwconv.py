@@ -24,10 +24,10 @@ import triton.language as tl
 from torch import Tensor
 
 from convnext_kernels import tuning
+from convnext_kernels.backends.gpu.layout import flat
 from convnext_kernels.backends.triton import device, dwconv_plan, timing
 from convnext_kernels.backends.triton.dwconv_forward import pack_kernel, plane_kernel, rolling_kernel, rows_kernel
 from convnext_kernels.backends.triton.dwconv_wgrad import finish_kernel, partials_kernel
-from convnext_kernels.backends.gpu.layout import flat
 
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 

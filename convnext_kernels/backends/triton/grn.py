@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from convnext_kernels.backends.triton.layernorm import offsets, parameter_gradients
 from convnext_kernels.backends.gpu.layout import Rows, finish, flat, output_rows, rows
+from convnext_kernels.backends.triton.layernorm import offsets, parameter_gradients
 
 BLOCK_P = 64  # pixels of one partial sum
 BLOCK_C = 64  # 128 bytes of a 16-bit NHWC row

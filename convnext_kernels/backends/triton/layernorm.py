@@ -17,8 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from convnext_kernels.backends.gpu import parameters as gpu_parameters
+from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows
 from convnext_kernels.backends.triton import device
-from convnext_kernels.backends.gpu.layout import Rows, finish, flat, like_parameter, output_rows, rows
 from convnext_kernels.backends.triton.reduce import sum_partials
 
 MAX_BLOCK_C = 8192  # more channels than this do not fit in registers: layernorm_wide
@@ -205,22 +206,6 @@ def backward_tile(
     return found[0], found[1], max(8, found[2])
 
 
-def _plan(x: Rows, *others: Rows, patch: int = 1) -> tuple[int, int]:
-    """Return (samples, pixels of one): one long sample where the samples of all follow each other without a gap."""
-    samples, _, height, width = x.tensor.shape
-    if patch == 1 and all(r.stride_n == height * width * r.stride_p for r in (x, *others)):
-        return 1, samples * height * width
-    return samples, height * width
-
-
-def patch_rows(x: Tensor, patch: int, dtype: torch.dtype) -> Rows:
-    """Allocate what `normalize` writes in patch order: rows (N * H//K * W//K * K * K, C)."""
-    samples, channels, height, width = x.shape
-    held = (height // patch) * (width // patch) * patch * patch
-    out = torch.empty((samples * held, channels), dtype=dtype, device=x.device)
-    return Rows(out, held * channels, channels, 1)
-
-
 def normalize(
     x: Tensor,
     weight: Tensor | None,
@@ -231,14 +216,14 @@ def normalize(
     statistics: bool = False,
     patch: int = 1,
 ) -> tuple[Tensor, Tensor] | None:
-    """LayerNorm of (N, C, H, W) into `out` (`layout.output_rows`, `layout.rows`, `patch_rows`), in out's dtype.
+    """LayerNorm of (N, C, H, W) into `out` (from `output_rows`, `rows` or `patch_rows`), in out's dtype.
 
     `statistics` returns mean and rstd as fp32 (N * H * W); out=None computes nothing else.
     """
     source = rows(x)
     channels, height, width = x.shape[1:]
     target = source if out is None else out
-    samples, pixels = _plan(source, target, patch=patch)
+    samples, pixels = extent(source, target, merge=patch == 1)
     stats = torch.empty((2, samples * pixels), dtype=torch.float32, device=x.device) if statistics else (None, None)
     if channels > MAX_BLOCK_C:
         from convnext_kernels.backends.triton import layernorm_wide as wide
@@ -282,7 +267,7 @@ def gradients(
     source = rows(x)
     channels, height, width = x.shape[1:]
     dx, target = output_rows(x) if needs[0] else (None, source)
-    samples, pixels = _plan(source, dy, target, patch=patch)
+    samples, pixels = extent(source, dy, target, merge=patch == 1)
     # Two CTAs of 8 warps on every multiprocessor: 32 KB of loads in flight on each, and few rows of partial sums.
     programs = 2 * device.gpu().sms
     parameters = needs[1] or needs[2]
@@ -327,12 +312,7 @@ def gradients(
 
 def parameter_gradients(partials: Tensor | None, parameters: tuple, needs: list[bool]) -> list[Tensor]:
     """Sum (programs, 2, C) partial gradients of (weight, bias) and return those that `needs` marks."""
-    if partials is None:
-        return []
-    dtypes = {parameter.dtype for parameter, needed in zip(parameters, needs, strict=True) if needed}
-    sums = sum_partials(partials, dtypes.pop() if len(dtypes) == 1 else torch.float32)
-    marked = zip(sums, parameters, needs, strict=True)
-    return [like_parameter(g.to(parameter.dtype), parameter) for g, parameter, needed in marked if needed]
+    return gpu_parameters.gradients(sum_partials, partials, parameters, needs)
 
 
 def backward(

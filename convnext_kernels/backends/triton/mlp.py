@@ -4,7 +4,7 @@ Three plans, chosen by predicted time (`mlp_plan.py`):
 
 fused    one kernel, the hidden on chip (mlp_fused.py): C up to 256, 16-bit products
 gemm     two products with fused prologues and epilogues (mlp_gemm.py), backward in mlp_backward.py
-library  the library's products, one pointwise kernel between them (mlp_library.py): fp32, and where it wins
+library  the library's products, pointwise kernels between them (backends/gpu/mlp_library.py): fp32, where it wins
 
 This file turns a call into the arguments of those kernels.
 """
@@ -14,8 +14,11 @@ import triton
 from torch import Tensor
 
 from convnext_kernels import tuning
-from convnext_kernels.backends.triton import device, grn, layernorm, mlp_library, timing
-from convnext_kernels.backends.gpu.layout import Rows, finish, flat, like_parameter, output_rows, rows
+from convnext_kernels.backends.gpu import mlp_library
+from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, like_parameter, output_rows, rows
+from convnext_kernels.backends.gpu.mlp_library import matrix, normalised, rows_of
+from convnext_kernels.backends.triton import device, grn, layernorm, timing
+from convnext_kernels.backends.triton.library import KERNELS
 from convnext_kernels.backends.triton.mlp_backward import (
     grn_hidden_gradient_kernel,
     mlp_hidden_gradient_kernel,
@@ -25,7 +28,6 @@ from convnext_kernels.backends.triton.mlp_backward import (
 )
 from convnext_kernels.backends.triton.mlp_fused import mlp_fused_fwd_kernel
 from convnext_kernels.backends.triton.mlp_gemm import mlp_expand_kernel, mlp_project_kernel
-from convnext_kernels.backends.triton.mlp_library import matrix, normalised, rows_of
 from convnext_kernels.backends.triton.mlp_plan import (
     Problem,
     backward_candidates,
@@ -58,14 +60,6 @@ def _vector(parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else flat(parameter)
 
 
-def _extent(x: Tensor, per_sample: bool, *seen: Rows) -> tuple[int, int]:
-    """(samples, pixels of one); samples that follow each other without a gap count as one long one."""
-    pixels = x.shape[2] * x.shape[3]
-    if not per_sample and all(r.stride_n == pixels * r.stride_p for r in seen):
-        return 1, x.shape[0] * pixels
-    return x.shape[0], pixels
-
-
 def forward(
     x: Tensor,
     residual: Tensor | None,
@@ -84,7 +78,7 @@ def forward(
 
     def run(plan: tuning.Candidate) -> Tensor:
         if plan.config["plan"] == "library":
-            return mlp_library.forward(x, residual, p, drop_scale, eps, grn_eps, compute_dtype, hidden, like)
+            return mlp_library.forward(KERNELS, x, residual, p, drop_scale, eps, grn_eps, compute_dtype, hidden, like)
         out, written = output_rows(x if like is None else like)
         launch = _fused if plan.config["plan"] == "fused" else _two_products
         u = None if hidden is None else rows_of(hidden)
@@ -111,7 +105,7 @@ def _fused(
     other = written if residual is None else rows(residual)
     channels, hidden = x.shape[1], p.pwconv1_weight.shape[0]
     w1, w2 = matrix(p.pwconv1_weight, compute_dtype), matrix(p.pwconv2_weight, compute_dtype)
-    samples, pixels = _extent(x, p.grn_weight is not None, source, other, written)
+    samples, pixels = extent(source, other, written, merge=p.grn_weight is None)
     tiles = triton.cdiv(pixels, config["BM"])
     launch = {k: config[k] for k in ("BM", "BC", "PIECES", "BH", "num_warps", "num_stages")}
 
@@ -169,7 +163,7 @@ def _two_products(
     other = written if residual is None else rows(residual)
     channels, hidden = x.shape[1], p.pwconv1_weight.shape[0]
     w1, w2 = matrix(p.pwconv1_weight, compute_dtype), matrix(p.pwconv2_weight, compute_dtype)
-    samples, pixels = _extent(x, p.grn_weight is not None, source, other, written)
+    samples, pixels = extent(source, other, written, merge=p.grn_weight is None)
     h = torch.empty((samples * pixels, hidden), dtype=compute_dtype, device=x.device)
     expand, project = config["expand"], config["project"]
     tiles = triton.cdiv(pixels, expand["BM"])
@@ -237,7 +231,7 @@ def backward(
 
     def run(plan: tuning.Candidate) -> tuple[list[Tensor], dict[str, Tensor]]:
         if plan.config["plan"] == "library":
-            return mlp_library.backward(*arguments)
+            return mlp_library.backward(KERNELS, *arguments)
         return _backward(plan.config, *arguments)
 
     problem, gpu = _problem(x, p, compute_dtype, hidden is not None), device.gpu()
@@ -272,7 +266,7 @@ def _backward(
     dout_rows = rows(dout)
     if dout_rows[1:] != (sample_pixels * channels, channels, 1):
         dout_rows = Rows(dout.contiguous(memory_format=torch.channels_last), sample_pixels * channels, channels, 1)
-    z = normalised(x, p, eps, compute_dtype)
+    z = normalised(KERNELS, x, p, eps, compute_dtype)
     gradients: dict[str, Tensor] = {}
 
     # hidden
@@ -390,7 +384,7 @@ def _input_gradient(
     else:
         dx, target = output_rows(x) if needs[0] else (None, source)
         norm_weight, x_tensor = flat(p.norm_weight), source.tensor
-    samples, pixels = _extent(x, False, source, target)
+    samples, pixels = extent(source, target)
     tiles = triton.cdiv(pixels, config["BM"])
     programs = samples * tiles * triton.cdiv(channels, config["BC"] * config["PIECES"])
     if x_tensor is not None:

@@ -1,0 +1,30 @@
+"""What a GPU backend hands to the code that both share (`mlp_library.py`, `downsample.py`): its kernels, by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Parameter = Tensor | None
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Launchers of one backend. Those without a result write the tensors or `Rows` named last, of any dtype."""
+
+    # (x, weight, bias, eps, out: Rows, *, patch=1): LayerNorm, in the order of pixels or of patches (`patch_rows`)
+    normalize: Callable
+    # (dy: Rows, x, weight, bias, eps, needs, patch=1) -> gradients of (x, weight, bias) that `needs` marks
+    layernorm_gradients: Callable
+    # (x, weight, bias, eps) -> y
+    grn_forward: Callable
+    # (dy, x, weight, bias, eps, needs) -> gradients of (x, weight, bias) that `needs` marks
+    grn_backward: Callable
+    # (u, h): h = GELU(u), dense; h may be u
+    gelu: Callable[[Tensor, Tensor], None]
+    # (dh, u, du): du = dh * GELU'(u), dense; du may be dh
+    gelu_backward: Callable[[Tensor, Tensor, Tensor], None]
+    # (z, bias, gamma, drop_scale, residual, out: Rows): out = residual + s * gamma * (z + bias) of rows z (N * HW, C)
+    output: Callable
+    # (dout, gamma, drop_scale, d, dz): rows (N * HW, C) d = s * dout and, where gamma is given, dz = gamma * d
+    scaled_gradient: Callable[[Tensor, Parameter, Parameter, Tensor, Tensor], None]

@@ -1,0 +1,89 @@
+"""Triton's kernels for what both GPU backends share: `backends/gpu/mlp_library.py` and `downsample.py`."""
+
+import triton
+from torch import Tensor
+
+from convnext_kernels.backends.gpu.kernels import Kernels
+from convnext_kernels.backends.gpu.layout import Rows, flat, rows
+from convnext_kernels.backends.triton import grn, layernorm
+from convnext_kernels.backends.triton.mlp_pointwise import (
+    gelu_bwd_kernel,
+    gelu_kernel,
+    mlp_output_kernel,
+    scaled_gradient_kernel,
+)
+
+_ELEMENTWISE = {"BLOCK": 1024, "num_warps": 4}
+_TILE = {"BLOCK_P": 16, "BLOCK_C": 64, "num_warps": 4}
+
+
+def _elementwise(kernel: triton.JITFunction, *tensors: Tensor) -> None:
+    elements = tensors[0].numel()
+    kernel[(triton.cdiv(elements, _ELEMENTWISE["BLOCK"]),)](*tensors, elements, **_ELEMENTWISE)
+
+
+def _gelu(u: Tensor, h: Tensor) -> None:
+    _elementwise(gelu_kernel, u, h)
+
+
+def _gelu_backward(dh: Tensor, u: Tensor, du: Tensor) -> None:
+    _elementwise(gelu_bwd_kernel, dh, u, du)
+
+
+def _grid(samples: int, pixels: int, channels: int) -> tuple[tuple[int], int]:
+    tiles = triton.cdiv(pixels, _TILE["BLOCK_P"])
+    return (samples * tiles * triton.cdiv(channels, _TILE["BLOCK_C"]),), tiles
+
+
+def _output(
+    z: Tensor, bias: Tensor | None, gamma: Tensor | None, drop_scale: Tensor | None, residual: Tensor | None, out: Rows
+) -> None:
+    other = out if residual is None else rows(residual)
+    samples, channels, height, width = out.tensor.shape
+    grid, tiles = _grid(samples, height * width, channels)
+    mlp_output_kernel[grid](
+        z,
+        None if bias is None else flat(bias),
+        None if gamma is None else flat(gamma),
+        None if drop_scale is None else flat(drop_scale),
+        None if residual is None else other.tensor,
+        out.tensor,
+        height * width,
+        tiles,
+        height * width,
+        *other[1:],
+        *out[1:],
+        C=channels,
+        **_TILE,
+    )
+
+
+def _scaled_gradient(dout: Tensor, gamma: Tensor | None, drop_scale: Tensor | None, d: Tensor, dz: Tensor) -> None:
+    samples, channels, height, width = dout.shape
+    source = rows(dout)
+    grid, tiles = _grid(samples, height * width, channels)
+    scaled_gradient_kernel[grid](
+        source.tensor,
+        None if gamma is None else flat(gamma),
+        None if drop_scale is None else flat(drop_scale),
+        d,
+        None if gamma is None else dz,
+        height * width,
+        tiles,
+        height * width,
+        *source[1:],
+        C=channels,
+        **_TILE,
+    )
+
+
+KERNELS = Kernels(
+    normalize=layernorm.normalize,
+    layernorm_gradients=layernorm.gradients,
+    grn_forward=grn.forward,
+    grn_backward=grn.backward,
+    gelu=_gelu,
+    gelu_backward=_gelu_backward,
+    output=_output,
+    scaled_gradient=_scaled_gradient,
+)
