@@ -312,6 +312,7 @@ Plan choose(const DwconvArgs& a, const DeviceInfo& device, int least_lanes, bool
     }
     if (best.threads) break;
   }
+  if (!best.threads) throw LaunchError("dwconv_kernel: no tile fits into the GPU's shared memory");
   return best;
 }
 
@@ -370,7 +371,6 @@ void dwconv(const Context& context, const DwconvArgs& a) {
                     plan.threads,
                     plan.shared_bytes,
                     {"NCHWKD", {a.n, a.c, a.h, a.w, a.side, a.dilation}}};
-  if (!plan.threads) throw LaunchError("dwconv_kernel: no tile fits into shared memory");
   with_element(a.x.dtype, [&](auto element) { run<typename decltype(element)::Type>(context, what, p); });
 }
 

@@ -201,7 +201,9 @@ inline Walk walk_of(const Image& image, const TileShape& s, int columns, int thr
 
 // Side of the kernel as the loops over its columns see it: kernels without an instance of their own go in
 // chunks.
-inline int padded_side(int side) { return side <= 13 ? side : int(ceil_div(side, kTaps)) * kTaps; }
+inline int padded_side(int side) {
+  return side >= 3 && side <= 13 ? side : int(ceil_div(side, kTaps)) * kTaps;
+}
 
 // The least plane of at least `elements` that keeps neighbours off each other's banks (see the top).
 inline int plane_of(int elements, int lanes, int64_t element_bytes) {

@@ -50,8 +50,16 @@ __device__ __forceinline__ void add_columns(const Pixel<T>* dy, const Pixel<T>* 
   }
 }
 
+template <class T>
+__device__ __forceinline__ void add(const T* from, float (&sum)[kChannels]) {
+  float value[kChannels];
+  load(from, value);
+#pragma unroll
+  for (int i = 0; i < kChannels; ++i) sum[i] += value[i];
+}
+
 template <class T, int kChunk>
-__global__ void __launch_bounds__(kWeightThreads) dwconv_weight_kernel(const DwconvWeightParams p) {
+__global__ void __launch_bounds__(kWeightThreads, 2) dwconv_weight_kernel(const DwconvWeightParams p) {
   CNK_SHARED(char, shared);
   const TileShape& s = p.s;
   Pixel<T>* dy_tile = reinterpret_cast<Pixel<T>*>(shared);
@@ -68,12 +76,14 @@ __global__ void __launch_bounds__(kWeightThreads) dwconv_weight_kernel(const Dwc
     const int kh = first_kh + row_in_block;
     const int64_t part = d.quotient;
     const bool active = split < p.splits && kh < s.side;
-    const bool sums_dy = kh == 0 && first_tap == 0;
+    // The bias is for the first block of kernel rows.
+    const bool sums_dy = first_kh == 0 && first_tap == 0;
     float acc[kChunk][kChannels] = {}, bias[kChannels] = {};
     const int64_t first = part * p.tiles_per_part, last = min(first + p.tiles_per_part, s.tiles);
     for (int64_t index = first; index < last; ++index) {
       const Tile t = tile_at(s, index);
       const int lattice_rows = (s.h - t.residue_h + s.dilation - 1) / s.dilation;
+      const int lattice_columns = (s.w - t.residue_w + s.dilation - 1) / s.dilation;
       const int rows = min(tile_height(s), lattice_rows - t.row);
       const int x_first = max(t.row + first_kh - s.side / 2, 0);
       const int x_last = min(t.row + tile_height(s) + first_kh + p.block_rows - 1 - s.side / 2, lattice_rows);
@@ -87,49 +97,45 @@ __global__ void __launch_bounds__(kWeightThreads) dwconv_weight_kernel(const Dwc
 #pragma unroll 1
       for (int row = split; row < rows; row += p.splits) {
         const Pixel<T>* dy_row = dy_tile + lane * p.dy_plane + row * tile_width(s);
-        if (sums_dy) {
-          for (int q = 0; q < tile_width(s); ++q) {
-            float value[kChannels];
-            load(dy_row[q].element, value);
-#pragma unroll
-            for (int i = 0; i < kChannels; ++i) bias[i] += value[i];
-          }
+        if (sums_dy) {  // each kernel row its share of the columns, so that no thread waits for another
+          for (int q = row_in_block; q < tile_width(s); q += p.block_rows) add(dy_row[q].element, bias);
         }
         const int x_row = t.row + row + kh - s.side / 2;
         if (x_row < x_first || x_row >= x_last) continue;
         const Pixel<T>* x_at = x_tile + lane * s.plane + (x_row - x_first) * s.columns + first_tap;
+        int column = t.column - s.side / 2 + first_tap;  // that the first tap reads
 #pragma unroll 1
-        for (int group = 0; group < s.groups; ++group) {
+        for (int left = s.groups; left > 0;
+             --left, dy_row += kColumns, x_at += kColumns, column += kColumns) {
           // Taps that see no column of the image: most of a large kernel's on a small one.
-          const int column = t.column + group * kColumns - s.side / 2 + first_tap;
-          if (column + kColumns + kChunk - 1 <= 0 || column * s.dilation + t.residue_w >= s.w) continue;
-          add_columns<T, kChunk>(dy_row + group * kColumns, x_at + group * kColumns, acc);
+          if (p.taps_w > 1 && (column + kColumns + kChunk - 1 <= 0 || column >= lattice_columns)) continue;
+          add_columns<T, kChunk>(dy_row, x_at, acc);
         }
       }
     }
-    // One thread of every tap adds what the others of that tap have, in their order.
+    // One thread of every tap adds what the others of that tap have, in their order; one of every lane all
+    // the biases.
     constexpr int kValues = (kChunk + 1) * kChannels;
     float* sums = reinterpret_cast<float*>(shared);
-    if (p.splits > 1) {
-      __syncthreads();
-      if (active && split > 0) {
-        float* own = sums + ((split - 1) * tasks + task) * kValues;
+    __syncthreads();  // the last tile is done with this memory
+    if (active) {
+      float* own = sums + threadIdx.x * kValues;
 #pragma unroll
-        for (int tap = 0; tap < kChunk; ++tap) store(acc[tap], own + tap * kChannels);
-        store(bias, own + kChunk * kChannels);
-      }
-      __syncthreads();
+      for (int tap = 0; tap < kChunk; ++tap) store(acc[tap], own + tap * kChannels);
+      store(bias, own + kChunk * kChannels);
     }
+    __syncthreads();
     if (!active || split > 0) continue;
     for (int other = 1; other < p.splits; ++other) {
-      const float* own = sums + ((other - 1) * tasks + task) * kValues;
+      const float* theirs = sums + (other * tasks + task) * kValues;
 #pragma unroll
-      for (int tap = 0; tap <= kChunk; ++tap) {
-        float value[kChannels];
-        load(own + tap * kChannels, value);
-#pragma unroll
-        for (int i = 0; i < kChannels; ++i)
-          (tap < kChunk ? acc[tap < kChunk ? tap : 0][i] : bias[i]) += value[i];
+      for (int tap = 0; tap < kChunk; ++tap) add(theirs + tap * kChannels, acc[tap]);
+    }
+    const bool writes_bias = first_kh == 0 && first_tap == 0 && row_in_block == 0;
+    if (writes_bias) {
+      for (int other = 1; other < p.splits * p.block_rows; ++other) {
+        const int theirs = other / p.block_rows * tasks + (other % p.block_rows * p.taps_w) * s.lanes + lane;
+        add(sums + theirs * kValues + kChunk * kChannels, bias);
       }
     }
     float* out = p.partials + part * (s.side * s.side + 1) * int64_t(s.c);
@@ -142,7 +148,7 @@ __global__ void __launch_bounds__(kWeightThreads) dwconv_weight_kernel(const Dwc
         const int kw = first_tap + tap;
         if (kw < s.side) out[int64_t(kh * s.side + kw) * s.c + c] = acc[tap][i];
       }
-      if (sums_dy) out[int64_t(s.side * s.side) * s.c + c] = bias[i];
+      if (writes_bias) out[int64_t(s.side * s.side) * s.c + c] = bias[i];
     }
   }
 }
@@ -218,12 +224,12 @@ Plan plan_of(const DeviceInfo& device, DType dtype, int64_t n, int64_t c, int64_
           plan.threads = int(ceil_div(tasks * p.splits, kWarpSize)) * kWarpSize;
           // Only the rows that these kernel rows meet, and columns for whole chunks.
           p.s.rows = int(std::min<int64_t>(tile_height(p.s) + p.block_rows - 1, lattice_h));
-          p.s.columns = tile_width(p.s) + p.taps_w * chunk - 1;
+          // Odd: neighbouring kernel rows then read different banks.
+          p.s.columns = (tile_width(p.s) + p.taps_w * chunk - 1) | 1;
           p.s.plane = plane_of(p.s.rows * p.s.columns, lanes, size);
           p.dy_plane = plane_of(tile_height(p.s) * tile_width(p.s), lanes, size);
           p.dy_bytes = ceil_div(lanes * p.dy_plane * kChannels * size, 16) * 16;
-          const int64_t sums =
-              int64_t(p.splits - 1) * tasks * (chunk + 1) * kChannels * int64_t(sizeof(float));
+          const int64_t sums = int64_t(p.splits) * tasks * (chunk + 1) * kChannels * int64_t(sizeof(float));
           plan.shared_bytes = std::max(p.dy_bytes + lanes * p.s.plane * kChannels * size, sums);
           if (plan.threads > kWeightThreads || plan.shared_bytes > limit) break;
           // Blocks to fill the GPU twice, as far as there are tiles and the sum over parts stays short.
@@ -248,6 +254,7 @@ Plan plan_of(const DeviceInfo& device, DType dtype, int64_t n, int64_t c, int64_
     }
     if (best.threads) break;
   }
+  if (!best.threads) throw LaunchError("dwconv_weight_kernel: no tile fits into the GPU's shared memory");
   return best;
 }
 
@@ -274,7 +281,6 @@ int64_t dwconv_weight_parts(int device, DType dtype, int64_t n, int64_t c, int64
 
 void dwconv_weight_gradient(const Context& context, const DwconvWeightArgs& a) {
   Plan plan = plan_of(device_info(context.device), a.x.dtype, a.n, a.c, a.h, a.w, a.side, a.dilation);
-  if (!plan.threads) throw LaunchError("dwconv_weight_kernel: no tile fits into shared memory");
   DwconvWeightParams& p = plan.params;
   p.dy = a.dy;
   p.x = a.x;

@@ -3,8 +3,10 @@
 The emulator (module `ptxemu`) is not part of this repository; it checks accesses, races and uninitialised reads.
 """
 
+import collections
 import ctypes
 import functools
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from torch import Tensor
 from convnext_kernels.backends.cuda import native
 
 ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "csrc"
 # compute capability: multiprocessors, shared memory of a block (A100, RTX 4090, H100, B200, RTX 5090; T4 for 75)
 DEVICES = {
     75: (40, 65536),
@@ -30,40 +33,74 @@ DEVICES = {
 }
 
 
-@functools.cache
-def _entries(arch: int, folder: Path) -> dict[str, object]:
-    """Every kernel of csrc/cuda by its mangled name, compiled for `arch`; what is up to date is kept."""
-    import ptxemu
-
-    folder.mkdir(parents=True, exist_ok=True)
-    newest = max(p.stat().st_mtime for p in (ROOT / "csrc").rglob("*.*"))
-    running = {}
-    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
-        ptx = folder / f"{source.stem}.sm_{arch}.ptx"
-        if not ptx.exists() or ptx.stat().st_mtime < newest:
-            command = ["nvcc", "-std=c++20", "-O3", f"-arch=sm_{arch}", f"-I{ROOT / 'csrc'}", "-ptx", source, "-o", ptx]
-            running[source] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if len(running) % 2 == 0:
-            _wait(running)
-    _wait(running)
-    found = {}
-    for ptx in folder.glob(f"*.sm_{arch}.ptx"):
-        module = ptxemu.Module(ptx.read_text())
-        found |= dict.fromkeys(module.kernels, module)
+def _sources(path: Path) -> set[Path]:
+    """A file of csrc and what it includes from there."""
+    found, todo = set(), [path]
+    while todo:
+        current = todo.pop()
+        if current not in found:
+            found.add(current)
+            names = re.findall(r'^#include "(.+)"', current.read_text(), flags=re.M)
+            todo += [CSRC / name for name in names if (CSRC / name).exists()]
     return found
 
 
-def _wait(running: dict[Path, subprocess.Popen]) -> None:
-    for source, process in running.items():
-        output, _ = process.communicate()
-        if process.returncode:
-            raise RuntimeError(f"nvcc {source}: {output}")
-    running.clear()
+@functools.cache
+def _module(arch: int, folder: Path, source: Path) -> object:
+    """The kernels of a .cu file compiled for `arch`; what is up to date is kept."""
+    import ptxemu
+
+    folder.mkdir(parents=True, exist_ok=True)
+    ptx = folder / f"{source.stem}.sm_{arch}.ptx"
+    if not ptx.exists() or ptx.stat().st_mtime < max(p.stat().st_mtime for p in _sources(source)):
+        command = ["nvcc", "-std=c++20", "-O3", f"-arch=sm_{arch}", f"-I{CSRC}", "-ptx", source, "-o", ptx]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"nvcc {source}: {done.stdout}{done.stderr}")
+    return ptxemu.Module(_direct_parameters(ptx.read_text()))
 
 
 @functools.cache
 def _kernel(arch: int, folder: Path, symbol: str) -> object:
-    return _entries(arch, folder)[symbol].kernel(symbol)
+    """A kernel by its mangled name, _ZN3cnk4cuda<length><name>..."""
+    length, rest = re.fullmatch(r"_ZN3cnk4cuda(\d+)(.*)", symbol).groups()
+    defined = re.compile(rf"__global__[^;{{]*\b{rest[: int(length)]}\(")
+    source = next(path for path in sorted((CSRC / "cuda").glob("*.cu")) if defined.search(path.read_text()))
+    return _module(arch, folder, source).kernel(symbol)
+
+
+def _direct_parameters(ptx: str) -> str:
+    """The same program with parameters loaded by name where nvcc loads them by address, which the emulator lacks.
+
+    nvcc writes ``mov.b64 %rd1, kernel_param_0; add.s64 %rd2, %rd1, 28; ld.param.u32 %r1, [%rd2+4];``.
+    """
+    functions = re.split(r"(?=^\.visible \.entry|^\.entry)", ptx, flags=re.M)
+    for i, text in enumerate(functions):
+        known = {}  # register: (parameter, offset)
+        for register, parameter in re.findall(r"mov\.b64\s+(%rd\d+), (\w+_param_\d+);", text):
+            known[register] = (parameter, 0)
+        while True:
+            derived = re.findall(r"(?:add\.s64|mov\.[bu]64)\s+(%rd\d+), (%rd\d+)(?:, (-?\d+))?;", text)
+            new = {r: (known[a][0], known[a][1] + int(k or 0)) for r, a, k in derived if a in known and r not in known}
+            if not new:
+                break
+            known |= new
+        if not known:
+            continue
+        assigned = re.compile(r"^[ \t]*\S+\s+(%rd\d+), .*\n", flags=re.M)
+        count = collections.Counter(r for r in assigned.findall(text) if r in known)
+        if set(count.values()) != {1}:
+            raise RuntimeError(f"an address of a parameter is chosen at run time: {count.most_common(3)}")
+        text = assigned.sub(lambda m, k=known: "" if m[1] in k else m[0], text)
+
+        def named(match: re.Match, known: dict = known) -> str:
+            if match[1] not in known:
+                return match[0]
+            parameter, offset = known[match[1]]
+            return f"[{parameter}+{offset + int(match[2] or 0)}]"
+
+        functions[i] = re.sub(r"\[(%rd\d+)(?:\+(-?\d+))?\]", named, text)
+    return "".join(functions)
 
 
 @dataclass
@@ -122,7 +159,7 @@ def missing() -> str:
 
 @contextmanager
 def executed(arch: int, check: bool = True, folder: Path = ROOT / "build" / "cuda_ptx") -> Iterator[Executor]:
-    """``with executed(90) as run:``: launches of backend "cuda" execute nvcc's PTX for sm_90; `run.launches` has them."""
+    """``with executed(90) as run:``: the CUDA backend executes nvcc's PTX for sm_90; `run.launches` has the launches."""
     extension = native.extension()
     executor = Executor(arch, folder, check)
     multiprocessors, shared = DEVICES[arch]

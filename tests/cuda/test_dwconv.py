@@ -1,0 +1,149 @@
+"""The depthwise kernels beyond what the general suites run: thread order, grids that loop, PTX, offsets, huge grids."""
+
+import pytest
+import torch
+
+from convnext_kernels.backends.cuda import dwconv, native
+from tests.cuda import executed
+from tests.operators import OPERATORS, expected, expected_gradients, gradients
+from tests.shapes import Case
+from tests.tolerance import assert_as_good_as_eager
+
+pytestmark = [
+    pytest.mark.usefixtures("poisoned_memory"),
+    pytest.mark.skipif(not native.on_host(), reason="needs the CUDA kernels built for the host"),
+]
+
+CASES = {
+    "1x1": Case("no neighbours", n=1, c=5, h=3, w=9, k=1),
+    "3x3": Case("16-byte loads, a tail of columns and of rows", n=2, c=40, h=5, w=9, k=3),
+    "5x5": Case("less than a group of four channels", n=3, c=3, h=4, w=5, k=5),
+    "7x7": Case("two tiles and tails", n=1, c=16, h=17, w=30),
+    "odd": Case("channels that no 16-byte load divides", n=2, c=13, h=9, w=15),
+    "dilated": Case("lattices of different sizes, taps beyond the next lattice", n=1, c=8, h=8, w=11, k=5, dilation=3),
+    "far": Case("only the middle tap sees the image", n=1, c=8, h=3, w=4, k=7, dilation=10**12),
+    "9x9": Case("a kernel row in two chunks", n=1, c=8, h=12, w=10, k=9),
+    "11x11": Case("chunks of six", n=1, c=8, h=12, w=10, k=11, bias=False),
+    "13x13": Case("chunks of seven and six", n=1, c=16, h=13, w=8, k=13),
+    "15x15": Case("a kernel without an instance of its own", n=1, c=8, h=9, w=23, k=15),
+    "31x31": Case("most taps fall outside", n=1, c=8, h=5, w=4, k=31),
+}
+ROWS = [
+    ("1x1", torch.bfloat16),
+    ("3x3", torch.bfloat16),
+    ("5x5", torch.float16),
+    ("7x7", torch.bfloat16),
+    ("7x7", torch.float32),
+    ("odd", torch.float16),
+    ("dilated", torch.bfloat16),
+    ("far", torch.float32),
+    ("9x9", torch.bfloat16),
+    ("11x11", torch.float32),
+    ("13x13", torch.bfloat16),
+    ("15x15", torch.float16),
+    ("31x31", torch.bfloat16),
+]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def check(case, dtype, layout):
+    """Forward and gradients against fp64, gradients twice."""
+    arguments = OPERATORS["dwconv"].arguments(CASES[case], dtype)
+    arguments["x"] = arguments["x"].contiguous(memory_format=layout)
+    dy, eager, reference = expected_gradients("dwconv", CASES[case], dtype)
+    dy = dy.contiguous(memory_format=layout)
+
+    def call(**a):
+        return OPERATORS["dwconv"].call(**a, backend="cuda")
+
+    assert_as_good_as_eager(call(**arguments), *expected("dwconv", CASES[case], dtype))
+    actual, again = (gradients(call, arguments, dy) for _ in range(2))
+    for name, gradient in actual.items():
+        assert torch.equal(gradient, again[name]), f"{name} differs from run to run"
+        assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
+@pytest.mark.parametrize(("case", "dtype"), ROWS)
+def test_either_thread_order_and_looping_grids(case, dtype, layout, host):
+    for last_first in (False, True):
+        for limit in (2, 5):
+            host(last_first=last_first, grid_limit=limit)
+            check(case, dtype, layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
+@pytest.mark.parametrize(("case", "dtype"), ROWS)
+@pytest.mark.parametrize("arch", [80, 90], ids=lambda arch: f"sm_{arch}")
+def test_executed(arch, case, dtype, layout):
+    if reason := executed.missing():
+        pytest.skip(reason)
+    with executed.executed(arch) as run:
+        check(case, dtype, layout)
+    assert len(run.launches) == 1 + 2 * 4  # forward; forward, input gradient, partial sums and their sum, twice
+
+
+@pytest.mark.parametrize("arch", [75, 86, 100, 120], ids=lambda arch: f"sm_{arch}")
+def test_executed_elsewhere(arch):
+    """Other GPUs have other tiles: less shared memory, other numbers of multiprocessors."""
+    if reason := executed.missing():
+        pytest.skip(reason)
+    with executed.executed(arch):
+        check("7x7", torch.bfloat16, torch.channels_last)
+
+
+@pytest.mark.parametrize("shared_bytes", [65536, 101376, 232448])
+@pytest.mark.parametrize("side", [1, 3, 7, 13, 15, 31])
+def test_every_gpu_has_a_tile(side, shared_bytes, recorded):
+    """Whatever the image, a tile fits into the least shared memory of the architectures that are compiled for."""
+    for size in (1, 7, 14, 56, 513):
+        for dtype in (torch.float32, torch.bfloat16):
+            launches = recorded(shared_bytes=shared_bytes)
+            x = torch.empty(1, 64, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
+            weight = torch.empty(64, 1, side, side, dtype=dtype)
+            dwconv.forward(x, weight, None, 1, dtype)
+            dwconv.parameter_gradients(x, x, weight, None, 1, dtype, True, False)
+            assert len(launches) == 3
+            assert all(launch.shared_bytes <= shared_bytes and launch.threads % 32 == 0 for launch in launches)
+
+
+@pytest.mark.parametrize("shape", [(2**33, 8, 1, 1), (2**17, 96, 256, 256), (2, 4, 2**16, 2**16)], ids=str)
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_grids_of_2_to_the_33_pixels(shape, channels_last, recorded):
+    """N * H * W up to 2^33: launches stay within the limits of a grid; nothing is run."""
+    n, c, h, w = shape
+    strides = (c * h * w, 1, w * c, c) if channels_last else (c * h * w, h * w, w, 1)
+    image = (1 << 40, native.DTYPE_CODES[torch.bfloat16], *strides)
+    launches = recorded()
+    sizes = (n, c, h, w, 7, 1)
+    extension = native.extension()
+    extension.dwconv((0, 0), image, image, None, 1 << 41, None, *sizes, False)
+    assert extension.dwconv_weight_parts((0, 0), 1, *sizes) <= 352
+    extension.dwconv_weight_gradient((0, 0), image, image, None, None, 1 << 42, *sizes)
+    assert [launch.symbol.split("dwconv")[1][:8] for launch in launches] == ["_kernelI", "_weight_", "_weight_"]
+    assert all(1 <= launch.grid <= 2**31 - 1 for launch in launches)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_samples_far_apart(dtype):
+    """Offsets beyond 2^31 (the memory between the samples is never touched)."""
+    case = Case("two samples, 4 GB apart", n=2, c=8, h=3, w=4, k=3)
+    arguments = OPERATORS["dwconv"].arguments(case, dtype)
+    far = torch.empty(2**31 + 2**12, dtype=dtype).as_strided((2, 8, 3, 4), (2**31, 1, 32, 8))
+    far.copy_(arguments["x"])
+    arguments["x"] = far
+
+    def call(**a):
+        return OPERATORS["dwconv"].call(**a, backend="cuda")
+
+    assert_as_good_as_eager(call(**arguments), *expected("dwconv", case, dtype))
+    dy, eager, reference = expected_gradients("dwconv", case, dtype)
+    for name, gradient in gradients(call, arguments, dy).items():
+        assert_as_good_as_eager(gradient, eager[name], reference[name], what=name, scale=1.0)
+
+
+def test_a_failed_launch_names_kernel_and_shape(host):
+    host(shared_bytes=1024)
+    x = torch.zeros(1, 8, 14, 15).contiguous(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match=r"dwconv_kernel.*shared memory"):
+        dwconv.forward(x, torch.zeros(8, 1, 31, 31), None, 1, torch.float32)
