@@ -1,0 +1,86 @@
+"""LayerNorm over the channels of (N, C, H, W), and its gradients, by csrc/cuda/layernorm.cu and layernorm_backward.cu.
+
+Parameters, the result and the incoming gradient are rounded to x's dtype, as PyTorch does under autocast; the result
+may then be stored in another. Everything between is fp32.
+"""
+
+import torch
+from torch import Tensor
+
+from convnext_kernels.backends.cuda import native
+from convnext_kernels.backends.cuda.reduce import sum_partials
+from convnext_kernels.backends.gpu import parameters as gpu_parameters
+from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows
+
+
+def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out: Rows, *, patch: int = 1) -> None:
+    """LayerNorm of (N, C, H, W) into `out` (from `output_rows`, `rows` or `patch_rows`), in out's dtype."""
+    source = rows(x)
+    channels, height, width = x.shape[1:]
+    samples, pixels = extent(source, out, merge=patch == 1)
+    native.extension().layernorm(
+        native.context(x),
+        native.rows(source),
+        native.rows(out),
+        native.vector(None if weight is None else flat(weight)),
+        native.vector(None if bias is None else flat(bias)),
+        eps,
+        samples,
+        pixels,
+        channels,
+        patch,
+        height,
+        width,
+    )
+
+
+def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Normalise every pixel over its channels; the result has x's dtype and strides."""
+    out, written = output_rows(x)
+    normalize(x, weight, bias, eps, written)
+    return finish(out, written)
+
+
+def gradients(
+    dy: Rows, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, needs: list[bool], patch: int = 1
+) -> list[Tensor]:
+    """As `backward`, for a gradient given as rows: in the order of pixels, or of patches (`patch_rows`)."""
+    source = rows(x)
+    channels, height, width = x.shape[1:]
+    dx, target = output_rows(x) if needs[0] else (None, None)
+    samples, pixels = extent(source, dy, *([target] if needs[0] else []), merge=patch == 1)
+    extension, where = native.extension(), native.context(x)
+    parts = extension.layernorm_parts(where, samples * pixels)
+    partials = None
+    if needs[1] or needs[2]:
+        partials = torch.empty((parts, 2, channels), dtype=torch.float32, device=x.device)
+    extension.layernorm_backward(
+        where,
+        native.rows(dy),
+        native.rows(source),
+        native.rows(target),
+        native.vector(None if weight is None else flat(weight)),
+        native.address(partials),
+        parts,
+        eps,
+        samples,
+        pixels,
+        channels,
+        patch,
+        height,
+        width,
+    )
+    results = [finish(dx, target)] if needs[0] else []
+    return results + parameter_gradients(partials, (weight, bias), needs[1:])
+
+
+def parameter_gradients(partials: Tensor | None, parameters: tuple, needs: list[bool]) -> list[Tensor]:
+    """Sum (parts, 2, C) partial gradients of (weight, bias) and return those that `needs` marks."""
+    return gpu_parameters.gradients(sum_partials, partials, parameters, needs)
+
+
+def backward(
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, needs: list[bool]
+) -> list[Tensor]:
+    """Return the gradients of (x, weight, bias) that `needs` marks, in that order; bitwise the same every time."""
+    return gradients(rows(dy), x, weight, bias, eps, needs)

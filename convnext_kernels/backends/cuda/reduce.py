@@ -1,0 +1,32 @@
+"""Second stage of every deterministic reduction: sum fp32 partial results over their first dimension, in one order, by
+csrc/cuda/reduce.cu.
+"""
+
+import torch
+from torch import Tensor
+
+from convnext_kernels.backends.cuda import native
+
+# More parts than this are summed in two stages: a thread would walk down too many of them.
+_PARTS = 1024
+
+
+def sum_partials(partials: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum (P, *shape) fp32, dense, over P; returns (*shape) in `dtype`. The same bits every time."""
+    shape = partials.shape[1:]
+    parts, length = partials.shape[0], shape.numel()
+    while True:
+        groups = 1 if parts <= _PARTS else -(-parts // _PARTS)
+        out = torch.empty((groups, length), dtype=torch.float32 if groups > 1 else dtype, device=partials.device)
+        native.extension().sum_partials(
+            native.context(partials),
+            native.address(partials),
+            native.address(out),
+            native.DTYPE_CODES[out.dtype],
+            parts,
+            length,
+            groups,
+        )
+        if groups == 1:
+            return out.view(shape)
+        partials, parts = out, groups

@@ -1,0 +1,206 @@
+// What LayerNorm's kernels share. Two ways to walk over a tensor, whatever its strides:
+//
+// rows    a team of threads, part of a warp or several, holds a pixel's channels in registers, 16 bytes of
+// them at a
+//         time; x is read once. For channels that are neighbours in memory, and up to what a block can hold.
+// columns a warp is 32 pixels, and the warps of a block share their channels; x is read again for every pass,
+// mostly
+//         from L1 and L2. For pixels that are neighbours, and for any number of channels.
+#pragma once
+
+#include "cuda/channels.h"
+#include "cuda/launch.h"
+#include "cuda/layernorm.h"
+
+namespace cnk::cuda {
+
+constexpr int kNormThreads = 256;
+constexpr int kColumnThreads = 512;  // at most
+
+// Where pixel p of its sample stands among the rows of its patches, or -1.
+__device__ __forceinline__ int64_t patch_row(const Patches& patches, int64_t p) {
+  if (patches.side == 1) return p;
+  const Divided at = divide(p, patches.width);
+  const Divided h = divide(at.quotient, patches.side), w = divide(at.remainder, patches.side);
+  if (h.quotient >= patches.down || w.quotient >= patches.across) return -1;
+  const int64_t patch = h.quotient * patches.across + w.quotient;
+  return (patch * patches.side + h.remainder) * patches.side + w.remainder;
+}
+
+// Sum over a team of `lanes` threads, a power of two, in each of them. A team of more than one warp goes
+// through `shared`, one float for each warp of the block; who calls this twice before the next barrier gives
+// two of them.
+template <int N>
+__device__ __forceinline__ void team_sum(float (&values)[N], int lanes, float* shared) {
+#pragma unroll
+  for (int mask = kWarpSize / 2; mask > 0; mask /= 2) {
+    if (mask >= lanes) continue;
+#pragma unroll
+    for (float& v : values) v += __shfl_xor_sync(kFullWarp, v, mask);
+  }
+  if (lanes <= kWarpSize) return;
+  const int warps = int(blockDim.x) / kWarpSize, warp = int(threadIdx.x) / kWarpSize;
+  if (threadIdx.x % kWarpSize == 0) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) shared[i * warps + warp] = values[i];
+  }
+  __syncthreads();
+  const int first = int(threadIdx.x) / lanes * (lanes / kWarpSize);
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    values[i] = 0.0f;
+    for (int w = 0; w < lanes / kWarpSize; ++w) values[i] += shared[i * warps + first + w];
+  }
+}
+
+// Sum over the warps of the block for each of their 32 pixels; `shared` holds N floats for each thread.
+template <int N>
+__device__ __forceinline__ void column_sum(float (&values)[N], float* shared) {
+  const int threads = int(blockDim.x), lane = int(threadIdx.x) % kWarpSize;
+#pragma unroll
+  for (int i = 0; i < N; ++i) shared[i * threads + int(threadIdx.x)] = values[i];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    values[i] = 0.0f;
+    for (int at = lane; at < threads; at += kWarpSize) values[i] += shared[i * threads + at];
+  }
+}
+
+// Of a pixel, from its channels' sum and then from those of d = x - mean and d^2. Two passes, so that a mean
+// far larger than the deviation costs no digits; the mean of d corrects the mean, so that C equal values come
+// out as exactly 0 even where the mean of them rounds. NaN flows through.
+struct Statistics {
+  float mean, rstd, shift;  // xhat = (x - mean) * rstd + shift
+};
+__device__ __forceinline__ Statistics statistics(float mean, const float (&sums)[2], int c, float eps) {
+  const float correction = sums[0] / float(c);
+  const float variance = sums[1] / float(c) - correction * correction;
+  const float rstd = rsqrtf((variance < 0.0f ? 0.0f : variance) + eps);
+  return {mean, rstd, -correction * rstd};
+}
+__device__ __forceinline__ float normalised(float x, const Statistics& s) {
+  return fmaf(x - s.mean, s.rstd, s.shift);
+}
+
+// Of a pixel, given as its sample and where it is in there.
+__device__ __forceinline__ int64_t offset(const Rows& rows, const Divided& pixel) {
+  return pixel.quotient * rows.stride_n + pixel.remainder * rows.stride_p;
+}
+
+// A pixel's channels in the registers of a team: slot k of a lane holds kCount channels from first_channel()
+// on.
+template <class T>
+__device__ __forceinline__ int first_channel(int lane, int lanes, int k) {
+  return (lane + k * lanes) * Channels<T>::kCount;
+}
+
+// Zeros where there are no channels or, with `inside` false, no pixel.
+template <class T, int kSlots>
+__device__ __forceinline__ void load_row(const Rows& from, const Divided& pixel, int c, int lane, int lanes,
+                                         bool packed, bool inside, Channels<T> (&to)[kSlots]) {
+  const T* row = static_cast<const T*>(from.data) + offset(from, pixel);
+#pragma unroll
+  for (int k = 0; k < kSlots; ++k) {
+    const int first = first_channel<T>(lane, lanes, k);
+    to[k] = load_channels(row + first * from.stride_c, from.stride_c, inside ? c - first : 0, packed);
+  }
+}
+
+// Elements of `stage`'s memory: whole slots of every lane.
+template <class T>
+__host__ __device__ __forceinline__ int slots_width(int lanes, int slots) {
+  return lanes * slots * Channels<T>::kCount;
+}
+// A parameter rounded to T in shared memory, for all teams of a block; the caller has the barrier.
+template <class T>
+__device__ __forceinline__ void stage(const Vector& parameter, float missing, int c, int width, T* to) {
+  for (int i = int(threadIdx.x); i < width; i += int(blockDim.x)) {
+    narrow(i < c ? load(parameter, i, missing) : 0.0f, to[i]);
+  }
+}
+
+// The statistics of a pixel held by a team. `shared`: three floats a warp, reused by the next call only after
+// a barrier has been passed since, as the two sums' own barriers see to.
+template <class T, int kSlots>
+__device__ __forceinline__ Statistics row_statistics(const Channels<T> (&x)[kSlots], int c, float eps,
+                                                     int lane, int lanes, float* shared) {
+  constexpr int kCount = Channels<T>::kCount;
+  float sum[1] = {0.0f};
+#pragma unroll
+  for (int k = 0; k < kSlots; ++k) {
+    float v[kCount];
+    widen(x[k], v);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) sum[0] += v[i];
+  }
+  team_sum(sum, lanes, shared);
+  const float mean = sum[0] / float(c);
+  float sums[2] = {0.0f, 0.0f};
+#pragma unroll
+  for (int k = 0; k < kSlots; ++k) {
+    const int left = c - first_channel<T>(lane, lanes, k);
+    float v[kCount];
+    widen(again(x[k]), v);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) v[i] -= mean;
+    if (left < kCount) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) v[i] = i < left ? v[i] : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      sums[0] += v[i];
+      sums[1] = fmaf(v[i], v[i], sums[1]);
+    }
+  }
+  team_sum(sums, lanes, shared + blockDim.x / kWarpSize);
+  return statistics(mean, sums, c, eps);
+}
+
+// The statistics of a warp's pixels, x at the pixel of this lane. `shared`: three floats a thread, as above.
+template <class T>
+__device__ __forceinline__ Statistics column_statistics(const T* x, int64_t stride_c, int c, float eps,
+                                                        float* shared) {
+  const int warps = int(blockDim.x) / kWarpSize, warp = int(threadIdx.x) / kWarpSize;
+  float sum[1] = {0.0f};
+#pragma unroll 4
+  for (int i = warp; i < c; i += warps) sum[0] += widen(x[i * stride_c]);
+  column_sum(sum, shared);
+  const float mean = sum[0] / float(c);
+  float sums[2] = {0.0f, 0.0f};
+#pragma unroll 4
+  for (int i = warp; i < c; i += warps) {
+    const float d = widen(x[i * stride_c]) - mean;
+    sums[0] += d;
+    sums[1] = fmaf(d, d, sums[1]);
+  }
+  column_sum(sums, shared + blockDim.x);
+  return statistics(mean, sums, c, eps);
+}
+
+// Threads of a team: as few as hold the channels in `slots` slots each; 0 where a block cannot.
+inline int team_lanes(int64_t c, int count, int slots) {
+  int lanes = 1;
+  while (int64_t(lanes) * slots * count < c) lanes *= 2;
+  return lanes <= kNormThreads ? lanes : 0;
+}
+
+// Threads of a block of teams: fewer than kNormThreads where there are not pixels enough for all
+// multiprocessors.
+inline int row_threads(int64_t rows, int lanes, int64_t multiprocessors) {
+  int threads = kNormThreads;
+  while (threads > std::max(lanes, kWarpSize) && rows * lanes <= multiprocessors * (threads / 2))
+    threads /= 2;
+  return threads;
+}
+// And of a block of columns: more where blocks are few.
+inline int column_threads(int64_t blocks, int64_t multiprocessors, int64_t c) {
+  return blocks < 2 * multiprocessors && c >= 256 ? kColumnThreads : kNormThreads;
+}
+// Whether neighbouring pixels are neighbours in memory, and neighbouring channels are not.
+inline bool along_pixels(const Rows& r, int64_t pixels) {
+  return r.stride_p == 1 && r.stride_c != 1 && pixels > 1;
+}
+
+}  // namespace cnk::cuda
