@@ -77,7 +77,7 @@ def collect() -> dict[str, object]:
     """Everything that ``info`` shows, as plain values for JSON."""
     import torch
 
-    from convnext_kernels.planner import backends
+    from convnext_kernels.planner import backends, compiled_for_cuda
 
     found, reason = gpus()
     return {
@@ -93,12 +93,25 @@ def collect() -> dict[str, object]:
             }
             for status in backends().values()
         },
+        "cuda_extension": compiled_for_cuda(),
         "cpu": {"name": cpu_name(), "torch_capability": torch.backends.cpu.get_cpu_capability()},
         "threads": {"torch": torch.get_num_threads(), "cores": os.cpu_count()},
         "gpus": found,
         "no_gpu_reason": reason,
         "environment": {name: os.environ.get(name) for name in VARIABLES},
     }
+
+
+def _cuda_extension(compiled: dict[str, object]) -> str:
+    """The CUDA kernels in a line: what they are built for, whether the driver can run them."""
+    if not compiled["built"]:
+        return f"not built: {compiled['reason']}"
+    if not compiled["architectures"]:
+        return "built for the CPU (for tests)"
+    names = [f"sm_{architecture}" for architecture in compiled["architectures"]]
+    built = f"CUDA {compiled['toolkit']}, {', '.join(names)} and PTX for {names[-1]}"
+    driver = compiled["driver"]
+    return f"{built}; " + (f"the driver cannot run them: {driver}" if driver else "the driver can run them")
 
 
 def rows(values: dict[str, object]) -> list[tuple[str, str]]:
@@ -109,6 +122,7 @@ def rows(values: dict[str, object]) -> list[tuple[str, str]]:
         ("Python", f"{values['python']} on {values['platform']}"),
         *((name, version or "not installed") for name, version in values["libraries"].items()),
         ("CPU", f"{values['cpu']['name']} (PyTorch uses {values['cpu']['torch_capability']})"),
+        ("CUDA kernels", _cuda_extension(values["cuda_extension"])),
         ("threads", f"{threads['torch']} of PyTorch, {threads['cores']} cores"),
         ("GPU", "\n".join(values["gpus"]) or f"none: {values['no_gpu_reason']}"),
         *((name, "not set" if value is None else value) for name, value in values["environment"].items()),

@@ -15,6 +15,12 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from tests import cuda_host
+
+# Without a GPU the CUDA kernels run on the CPU too, built for it once; a file named in the variable is taken instead.
+if not torch.cuda.is_available() and cuda_host.VARIABLE not in os.environ and not cuda_host.missing_tools():
+    os.environ[cuda_host.VARIABLE] = str(cuda_host.build())
+
 import convnext_kernels
 from convnext_kernels import planner
 
@@ -39,6 +45,19 @@ def _backend_parameters(every_isa: bool) -> list:
         else:
             parameters.append(pytest.param((name, None), id=name))
     return parameters
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The order in which the CUDA kernels' host build runs the threads of a block."""
+    parser.addoption("--cuda-threads", choices=["first-last", "last-first"], default="first-last")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set the thread order for the whole run."""
+    from convnext_kernels.backends.cuda import native
+
+    if native.on_host():
+        native.extension().set_thread_order(config.getoption("--cuda-threads") == "last-first")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -100,7 +119,7 @@ def run_python() -> Callable[..., str]:
     """Run a script in a fresh interpreter and return what it prints; it fails if the script does."""
 
     def run(script: str, **environment: str) -> str:
-        clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        clean = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", cuda_host.VARIABLE)}
         path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
         done = subprocess.run(
             [sys.executable, "-c", script],

@@ -1,6 +1,7 @@
 """The CUDA kernels built for the CPU: the same sources, each thread of a block a fiber (csrc/cuda/host)."""
 
 import functools
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -10,13 +11,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = "_native_cuda_host"
+VARIABLE = "CONVNEXT_KERNELS_CUDA_EXTENSION"  # which extension the package loads (backends/cuda/native.py)
 
 
 @functools.cache
 def missing_tools() -> str:
     """What building needs and this machine lacks; empty when all is there."""
-    import importlib.util
-
     lacking = [tool for tool in ("cmake", "ninja") if not _tool(tool)]
     lacking += [] if importlib.util.find_spec("pybind11") else ["pybind11"]
     lacking += [] if shutil.which(os.environ.get("CXX", "g++")) else ["a C++ compiler (g++)"]
@@ -34,6 +34,7 @@ def build(folder: Path = ROOT / "build" / "cuda_host", source: Path = ROOT, *opt
     `options` go to CMake (``-DCNK_SANITIZE=address,undefined``). Raises RuntimeError with the compiler's words.
     """
     import pybind11
+    from filelock import FileLock
 
     cmake = _tool("cmake")
     commands = (
@@ -48,8 +49,10 @@ def build(folder: Path = ROOT / "build" / "cuda_host", source: Path = ROOT, *opt
         ],
         [cmake, "--build", folder, "--target", TARGET],
     )
-    for command in commands:
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}")
-    return next(folder.glob(f"{TARGET}.*"))
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):  # other test runs may start at the same time
+        for command in commands:
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}")
+    return next(folder.glob(f"{TARGET}.*.so"))

@@ -45,6 +45,11 @@ def backends() -> dict[str, BackendStatus]:
     return status
 
 
+def compiled_for_cuda() -> dict[str, object]:
+    """What the compiled CUDA extension holds and whether the driver can run it (`backends.cuda.compiled`)."""
+    return _backends.get("cuda").compiled()
+
+
 def _check_name(name: object, source: str) -> str:
     if not isinstance(name, str):
         raise TypeError(f"{source}: expected the name of a backend (str), got {type(name).__name__}")

@@ -8,7 +8,7 @@ from convnext_kernels.spec import OPS, OpSpec
 from tests.operators import OPERATORS
 from tests.shapes import DTYPES, cases
 
-PROMISED = {"eager": (*DTYPES, torch.float64), "cpu": DTYPES, "triton": DTYPES}
+PROMISED = {"eager": (*DTYPES, torch.float64), "cpu": DTYPES, "triton": DTYPES, "cuda": DTYPES}
 
 
 def test_every_backend_has_made_a_promise():

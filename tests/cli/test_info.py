@@ -46,6 +46,26 @@ def test_table_shows_backends_and_missing_libraries(run, monkeypatch):
         assert name in result.output
 
 
+@pytest.mark.parametrize(
+    ("compiled", "words"),
+    [
+        ({"built": False, "reason": "no nvcc"}, "not built: no nvcc"),
+        ({"built": True, "architectures": []}, "built for the CPU"),
+        (
+            {"built": True, "architectures": ["80", "90"], "toolkit": "13.0", "driver": "no device"},
+            "CUDA 13.0, sm_80, sm_90 and PTX for sm_90; the driver cannot run them: no device",
+        ),
+        ({"built": True, "architectures": ["75"], "toolkit": "13.0", "driver": ""}, "the driver can run them"),
+    ],
+)
+def test_what_the_cuda_extension_holds(run, monkeypatch, compiled, words):
+    from convnext_kernels import planner
+
+    monkeypatch.setattr(planner, "compiled_for_cuda", lambda: compiled)
+    assert words in " ".join(run("info").output.replace("│", " ").split())
+    assert json.loads(run("info", "--json").stdout)["cuda_extension"] == compiled
+
+
 def test_a_reason_with_brackets_is_shown_as_it_is(run, monkeypatch):
     from convnext_kernels import planner
 

@@ -159,7 +159,7 @@ def missing() -> str:
 
 @contextmanager
 def executed(arch: int, check: bool = True, folder: Path = ROOT / "build" / "cuda_ptx") -> Iterator[Executor]:
-    """``with executed(90) as run:``: the CUDA backend executes nvcc's PTX for sm_90; `run.launches` has the launches."""
+    """``with executed(90) as run:``: the CUDA backend executes nvcc's PTX for sm_90, and `run.launches` tells of it."""
     extension = native.extension()
     executor = Executor(arch, folder, check)
     multiprocessors, shared = DEVICES[arch]

@@ -1,5 +1,5 @@
-"""CUDA C++ backend: the kernels of csrc/cuda, compiled with the package; for GPUs where Triton is missing or too new
-a demand (compute capability 7.5). One file per op, forward and backward.
+"""CUDA C++ backend: the kernels of csrc/cuda, compiled with the package, for where Triton is missing or does not serve
+(compute capability 7.5). One file per op, forward and backward.
 """
 
 import functools
@@ -19,14 +19,13 @@ def _device_problem() -> str | None:
     if torch.version.hip is not None:
         return "this PyTorch is built for ROCm"
     if problem := native.extension().driver_problem():
-        return f"the CUDA driver cannot run it: {problem}"
+        return f"the CUDA driver cannot run the kernels (built for {_built_for()}): {problem}"
     if not torch.cuda.is_available():
         return "PyTorch finds no usable GPU"
     if problem := native.extension().device_problem(torch.cuda.current_device()):
         name = torch.cuda.get_device_name()
         major, minor = torch.cuda.get_device_capability()
-        built = native.extension().ARCHITECTURES
-        return f"no code for {name} (compute capability {major}.{minor}; built for {built}): {problem}"
+        return f"no code for {name} (compute capability {major}.{minor}; built for {_built_for()}): {problem}"
     return None
 
 
@@ -45,12 +44,28 @@ def refuses(spec: OpSpec) -> str | None:
     return None
 
 
+def compiled() -> dict[str, object]:
+    """What the extension holds and whether the driver can run it, for ``convnext-kernels info``."""
+    if reason := native.missing():
+        return {"built": False, "reason": reason, "architectures": [], "toolkit": None, "driver": None}
+    extension = native.extension()
+    return {
+        "built": True,
+        "reason": "",
+        "architectures": extension.ARCHITECTURES.split(),  # compute capabilities; PTX for the last
+        "toolkit": extension.TOOLKIT,
+        "driver": "" if native.on_host() else extension.driver_problem(),  # empty: it can run them
+    }
+
+
 def describe() -> str:
     """One line for ``convnext-kernels info``."""
     if native.missing():
         return "CUDA C++ kernels, forward and backward"
     if native.on_host():
         return "CUDA C++ kernels, forward and backward, built for the CPU (for tests)"
-    extension = native.extension()
-    built = ", ".join(f"sm_{architecture}" for architecture in extension.ARCHITECTURES.split())
-    return f"CUDA C++ kernels, forward and backward, built with CUDA {extension.TOOLKIT} for {built}"
+    return f"CUDA C++ kernels, forward and backward, built with CUDA {native.extension().TOOLKIT} for {_built_for()}"
+
+
+def _built_for() -> str:
+    return ", ".join(f"sm_{architecture}" for architecture in native.extension().ARCHITECTURES.split())
