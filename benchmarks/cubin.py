@@ -1,14 +1,22 @@
-"""What a compiled kernel needs and consists of, read from its cubin with the tools of the triton wheel."""
+"""What a compiled kernel needs and consists of, read from its cubin with cuobjdump and nvdisasm.
+
+The tools are those of the triton wheel, of PATH or of a CUDA toolkit, whichever are newest: each reads what older
+compilers wrote.
+"""
 
 import collections
 import functools
+import glob
+import importlib.util
+import os
 import re
+import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import triton
 
 
 @dataclass(frozen=True)
@@ -59,19 +67,52 @@ def limits(arch: int) -> Multiprocessor:
     return _LIMITS[arch]
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What cuobjdump says a kernel needs."""
+
+    registers: int
+    stack: int  # local memory of a thread, bytes
+    shared: int  # static, bytes
+
+
 @functools.cache
-def _tool(name: str) -> str:
-    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    if not path.is_file():
-        raise RuntimeError(f"{name} is not part of the installed triton ({path})")
-    return str(path)
+def tool(name: str) -> str:
+    """The newest program of this name."""
+    triton = importlib.util.find_spec("triton")
+    wheel = [Path(triton.origin).parent / "backends" / "nvidia" / "bin"] if triton and triton.origin else []
+    folders = [*wheel, *os.get_exec_path(), *glob.glob("/usr/local/cuda*/bin")]
+    versions = {}
+    for found in filter(None, (shutil.which(name, path=str(folder)) for folder in folders)):
+        done = subprocess.run([found, "--version"], capture_output=True, text=True)
+        if version := re.search(r"release (\d+)\.(\d+), V\d+\.\d+\.(\d+)", done.stdout):
+            versions.setdefault(tuple(map(int, version.groups())), found)
+    if not versions:
+        raise RuntimeError(f"{name} is neither on PATH nor part of the installed triton or of /usr/local/cuda*")
+    return versions[max(versions)]
 
 
-def _run(name: str, *arguments: str) -> str:
-    done = subprocess.run([_tool(name), *arguments], capture_output=True, text=True)
+def run_tool(name: str, *arguments: str | Path, folder: Path | None = None) -> str:
+    """What it prints, started in `folder`."""
+    done = subprocess.run([tool(name), *arguments], capture_output=True, text=True, cwd=folder)
     if done.returncode:
         raise RuntimeError(f"{name}: {' '.join(done.stderr.split())}")
     return done.stdout
+
+
+@contextmanager
+def _written(cubin: bytes) -> Iterator[Path]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        yield Path(file.name)
+
+
+def span(values: Iterable[float], form: str = "{:.0f}") -> str:
+    """From the least to the greatest, as in "24-40"."""
+    values = list(values)
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if low == high else f"{low}-{high}"
 
 
 def resident(arch: int, registers: int, shared: int, warps: int, tensor_memory: int = 0) -> int:
@@ -87,13 +128,34 @@ def resident(arch: int, registers: int, shared: int, warps: int, tensor_memory: 
     return min(limit.ctas, limit.warps // warps, by_registers, by_shared, by_tensor_memory)
 
 
-def _opcodes(sass: str) -> list[str]:
+def usage(file: Path, arch: int) -> dict[str, Usage]:
+    """What the kernels of a cubin need, by mangled name."""
+    found = re.findall(
+        r"Function (\S+):\s*\n\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)",
+        run_tool("cuobjdump", "-res-usage", file),
+    )
+    # From sm_90 on the figure holds what the system reserves, as far as the kernel uses shared memory at all.
+    reserved = RESERVED_BYTES if arch >= 90 else 0
+    return {
+        name: Usage(int(registers), int(stack) + int(local), max(0, int(shared) - reserved))
+        for name, registers, stack, shared, local in found
+    }
+
+
+def sass(file: Path) -> dict[str, str]:
+    """nvdisasm's text of the kernels of a cubin, by mangled name."""
+    text = run_tool("nvdisasm", "-c", file)
+    _, *parts = re.split(r"^\s*\.section\s+\.text\.(\S+?),.*\n", text, flags=re.M)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def opcodes(text: str) -> list[str]:
     """Opcodes of nvdisasm's text, padding left out."""
-    found = re.findall(r"^\s*/\*[0-9a-f]{4,5}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", sass, re.M)
+    found = re.findall(r"^\s*/\*[0-9a-f]{4,5}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", text, re.M)
     return [opcode for opcode in found if opcode != "NOP"]
 
 
-def _moved(opcodes: list[str], name: str) -> int:
+def moved(opcodes: list[str], name: str) -> int:
     """Bytes that the LDL or STL instructions move, per thread."""
     total = 0
     for opcode in opcodes:
@@ -103,48 +165,50 @@ def _moved(opcodes: list[str], name: str) -> int:
     return total
 
 
+def tensor(opcodes: list[str]) -> dict[str, int]:
+    """How many instructions run on tensor cores, by name."""
+    return dict(sorted(collections.Counter(m[0] for o in opcodes if (m := _TENSOR.match(o))).items()))
+
+
 def analyse(cubin: bytes, kernel: str, arch: int, warps: int, shared: int, tensor_memory: int) -> Statics:
     """Read one kernel of a cubin; `shared` is its dynamic shared memory, `tensor_memory` its columns."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = _run("cuobjdump", "-res-usage", file.name)
-        opcodes = _opcodes(_run("nvdisasm", "-c", file.name))
-    found = re.search(rf"Function {re.escape(kernel)}:\s*\n\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
-    if found is None:
-        raise RuntimeError(f"cuobjdump does not see {kernel} in its cubin for sm_{arch}: {usage[:200]!r}")
-    registers, stack, static, local = map(int, found.groups())
-    # From sm_90 on the figure holds what the system reserves, as far as the kernel uses shared memory at all.
-    static = max(0, static - RESERVED_BYTES) if arch >= 90 else static
-    ctas = resident(arch, registers, static + shared, warps, tensor_memory)
+    with _written(cubin) as file:
+        used = usage(file, arch).get(kernel)
+        found = opcodes(run_tool("nvdisasm", "-c", file))
+    if used is None:
+        raise RuntimeError(f"cuobjdump does not see {kernel} in its cubin for sm_{arch}")
+    ctas = resident(arch, used.registers, used.shared + shared, warps, tensor_memory)
     return Statics(
-        registers,
-        stack + local,
-        _moved(opcodes, "STL"),
-        _moved(opcodes, "LDL"),
-        static + shared,
+        used.registers,
+        used.stack,
+        moved(found, "STL"),
+        moved(found, "LDL"),
+        used.shared + shared,
         tensor_memory,
         ctas,
         ctas * warps / _LIMITS[arch].warps,
-        len(opcodes),
-        round(sum(o.startswith("FFMA") for o in opcodes) / max(1, len(opcodes)), 4),
-        dict(sorted(collections.Counter(m[0] for o in opcodes if (m := _TENSOR.match(o))).items())),
+        len(found),
+        round(sum(o.startswith("FFMA") for o in found) / max(1, len(found)), 4),
+        tensor(found),
     )
 
 
-def loop_ffma(cubin: bytes) -> float:
+def loop_share(text: str) -> float:
     """Share of FFMA among the instructions of the loop that has most of them; 0 without a loop."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        lines = _run("nvdisasm", "-c", file.name).splitlines()
+    lines = text.splitlines()
     labels = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"\s*(\.L_x_\d+):", line))}
     best = (0, 0.0)
     for end, line in enumerate(lines):
         target = re.search(r"\bBRA.*`\((\.L_x_\d+)\)", line)
         if target is None or labels.get(target[1], end) >= end:
             continue
-        opcodes = _opcodes("\n".join(lines[labels[target[1]] : end + 1]))
-        count = sum(o.startswith("FFMA") for o in opcodes)
-        best = max(best, (count, count / max(1, len(opcodes))))
+        found = opcodes("\n".join(lines[labels[target[1]] : end + 1]))
+        count = sum(o.startswith("FFMA") for o in found)
+        best = max(best, (count, count / max(1, len(found))))
     return best[1]
+
+
+def loop_ffma(cubin: bytes) -> float:
+    """`loop_share` of a cubin with one kernel."""
+    with _written(cubin) as file:
+        return loop_share(run_tool("nvdisasm", "-c", file))

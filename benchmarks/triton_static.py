@@ -22,7 +22,7 @@ from pathlib import Path
 import click
 import triton_cases
 from compile_only import Launch, compile_only
-from cubin import ARCHS, TENSOR_MEMORY_COLUMNS, Statics, analyse, limits
+from cubin import ARCHS, TENSOR_MEMORY_COLUMNS, Statics, analyse, limits, span
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -182,12 +182,6 @@ def read(file: Path) -> dict[str, Row]:
     return {row.key: row for row in rows}
 
 
-def _span(values: Iterable[float], form: str = "{:.0f}") -> str:
-    values = list(values)
-    low, high = form.format(min(values)), form.format(max(values))
-    return low if low == high else f"{low}-{high}"
-
-
 def _tensor(statics: Statics) -> str:
     return ", ".join(statics.tensor) or "-"
 
@@ -208,16 +202,16 @@ def summary(rows: Iterable[Row], families: bool = False) -> Iterator[tuple[str, 
         limit = min(limits(arch).shared_cta_bytes for arch in archs)
         yield (
             kernel,
-            _span(archs),
+            span(archs),
             str(len({row.specialisation for row in members})),
-            _span(s.registers for s in statics),
-            _span(s.spill_stores + s.spill_loads for s in statics),
-            _span((s.shared / 1024 for s in statics), "{:.1f}") + f" of {limit // 1024}",
-            _span(s.ctas for s in statics),
-            _span(s.instructions for s in statics),
-            _span(100 * s.ffma for s in statics),
+            span(s.registers for s in statics),
+            span(s.spill_stores + s.spill_loads for s in statics),
+            span((s.shared / 1024 for s in statics), "{:.1f}") + f" of {limit // 1024}",
+            span(s.ctas for s in statics),
+            span(s.instructions for s in statics),
+            span(100 * s.ffma for s in statics),
             ", ".join(sorted({_tensor(s) for s in statics})),
-            _span(seconds, "{:.1f}") if seconds else "?",
+            span(seconds, "{:.1f}") if seconds else "?",
         )
 
 

@@ -1,0 +1,319 @@
+"""Report what the compiled kernels of the CUDA extension need: registers, stack, spills, instructions. Nothing is run.
+
+    python benchmarks/cuda_static.py [FILE] [--full] [--arch 90] [--check | --update]
+
+FILE is an extension _native_cuda*.so; without it, the installed one. A line for each kernel and architecture is
+printed, with --full one for each of its instances. --update writes docs/cuda_kernels.json (every instance) and the
+table in docs/cuda_kernels.md. --check fails where kernels or architectures are not those of the record, where a kernel
+has spills or a stack and no excuse, where it lost its tensor cores and, if the toolkit is that of the record, where
+its registers are other than recorded.
+"""
+
+import collections
+import ctypes
+import importlib.util
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import click
+import cubin
+from cubin import span
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORD = ROOT / "docs" / "cuda_kernels.json"
+PAGE = ROOT / "docs" / "cuda_kernels.md"
+TITLE = "## Registers and spills"
+BEGIN = "<!-- registers: begin (python benchmarks/cuda_static.py --update) -->"
+END = "<!-- registers: end -->"
+# Kernels that may have spills or a stack, and why: "name<bf16, 7>", or "name<bf16, 7> sm_75" for one architecture.
+EXCUSED: dict[str, str] = {}
+_TYPES = {"BFloat16": "bf16", "Float16": "fp16", "float": "fp32"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel on one architecture. Spills are bytes a thread moves where the code stands, not how often it runs."""
+
+    kernel: str  # with its template arguments
+    arch: int
+    registers: int
+    stack: int  # bytes of a thread
+    spill_stores: int
+    spill_loads: int
+    shared: int  # static bytes
+    instructions: int
+    loop_ffma: float  # share of the loop that has most of them
+    tensor: dict[str, int]  # opcodes on tensor cores
+
+    @property
+    def key(self) -> str:
+        return f"{self.kernel} sm_{self.arch}"
+
+    @property
+    def spills(self) -> int:
+        return self.spill_stores + self.spill_loads
+
+
+VALUES = tuple(field.name for field in fields(Row))[2:]
+
+
+def short(symbol: str) -> str:
+    """A kernel's mangled name as in "dwconv_kernel<bf16, 7>"."""
+    demangle = ctypes.CDLL("libstdc++.so.6").__cxa_demangle
+    demangle.restype = ctypes.c_void_p
+    address = demangle(symbol.encode(), None, None, None)
+    if not address:
+        return symbol
+    text = ctypes.string_at(address).decode()
+    ctypes.CDLL(None).free(ctypes.c_void_p(address))
+    # Of "void cnk::cuda::kernel<cnk::BFloat16, 7>(cnk::cuda::Params)" the parameters are the last parentheses.
+    text = re.sub(r"\([^()]*\)$", "", text.replace("(anonymous namespace)::", ""))
+    text = re.sub(r"^void |\b(?:cnk|cuda)::", "", text)
+    return re.sub(r"\b(" + "|".join(_TYPES) + r")\b", lambda match: _TYPES[match[1]], text)
+
+
+def rows_of(file: Path, arch: int) -> Iterator[Row]:
+    """The kernels of one cubin."""
+    used = cubin.usage(file, arch)
+    for symbol, text in cubin.sass(file).items():
+        if symbol not in used:
+            continue  # a function that is called, no kernel
+        opcodes = cubin.opcodes(text)
+        yield Row(
+            short(symbol),
+            arch,
+            used[symbol].registers,
+            used[symbol].stack,
+            cubin.moved(opcodes, "STL"),
+            cubin.moved(opcodes, "LDL"),
+            used[symbol].shared,
+            len(opcodes),
+            round(cubin.loop_share(text), 4),
+            cubin.tensor(opcodes),
+        )
+
+
+def read_extension(file: Path, archs: Iterable[int] = ()) -> dict[str, Row]:
+    """Every kernel of an extension by key; of `archs` only, if there are any."""
+    archs = set(archs)
+    rows: dict[str, Row] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        cubin.run_tool("cuobjdump", "-xelf", "all", file.resolve(), folder=Path(folder))
+        for extracted in sorted(Path(folder).glob("*.cubin")):
+            arch = int(re.search(r"\.sm_(\d+)[af]?\.cubin$", extracted.name)[1])
+            for row in rows_of(extracted, arch) if not archs or arch in archs else ():
+                if row.key in rows:
+                    raise RuntimeError(f"{file.name} has {row.key} twice")
+                rows[row.key] = row
+    if not rows:
+        raise RuntimeError(f"{file} has no kernels for a GPU")
+    return dict(sorted(rows.items()))
+
+
+def toolkit_of(file: Path) -> str:
+    """The CUDA version that an extension was compiled with."""
+    spec = importlib.util.spec_from_file_location(file.name.partition(".")[0], file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.TOOLKIT
+
+
+def installed() -> Path | None:
+    """The extension of the installed package, if it has one."""
+    spec = importlib.util.find_spec("convnext_kernels")
+    folders = spec.submodule_search_locations if spec else ()
+    return next((file for folder in folders for file in Path(folder).glob("_native_cuda.*")), None)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What docs/cuda_kernels.json holds."""
+
+    toolkit: str
+    rows: dict[str, Row]
+
+
+def read(file: Path) -> Record | None:
+    """The record, if there is one."""
+    if not file.is_file():
+        return None
+    content = json.loads(file.read_text(encoding="utf-8"))
+    rows = [
+        Row(kernel, int(arch), **dict(zip(content["values"], values, strict=True)))
+        for kernel, compiled in content["kernels"].items()
+        for arch, values in compiled.items()
+    ]
+    return Record(content["toolkit"], {row.key: row for row in sorted(rows, key=lambda row: row.key)})
+
+
+def write(record: Record) -> None:
+    """Write the record, an instance a line, and the table of the page."""
+    kernels: dict[str, dict[str, tuple]] = collections.defaultdict(dict)
+    for row in sorted(record.rows.values(), key=lambda row: (row.kernel, row.arch)):
+        kernels[row.kernel][str(row.arch)] = astuple(row)[2:]
+    lines = [f"{json.dumps(name)}: {json.dumps(found, separators=(',', ':'))}" for name, found in kernels.items()]
+    head = json.dumps({"toolkit": record.toolkit, "values": VALUES})[:-1]
+    RECORD.write_text(head + ', "kernels": {\n' + ",\n".join(lines) + "\n}}\n", encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else "# CUDA kernels, compiled\n"
+    PAGE.write_text(with_table(text, record), encoding="utf-8")
+
+
+def with_table(text: str, record: Record) -> str:
+    """The page with the table between its markers, or in a section of its own at the end."""
+    counts = text.count(BEGIN), text.count(END)
+    if counts == (0, 0):
+        text = f"{text.rstrip()}\n\n{TITLE}\n\n{BEGIN}\n{END}\n"
+    elif counts != (1, 1) or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"expected one {BEGIN} and, after it, one {END}")
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n" + "\n".join(page(record)) + f"\n{END}{rest.partition(END)[2]}"
+
+
+def page(record: Record) -> list[str]:
+    """Lines of the table for docs/: registers by kernel and architecture, ranges over its instances."""
+    rows = record.rows.values()
+    archs = sorted({row.arch for row in rows})
+    spilling = sum(bool(row.spills or row.stack) for row in rows)
+    header = ("kernel", "instances", *(f"sm_{arch}" for arch in archs), "spills")
+    lines = [
+        f"Registers of a thread, from the machine code of nvcc {record.toolkit}; ranges go over the instances of a",
+        "kernel (dtypes, kernel sizes). Spills: bytes of a thread, loads and stores.",
+        f"{len(rows)} compiled kernels, {spilling} of them with spills or a stack.",
+        "",
+        "| " + " | ".join(header) + " |",
+        "|---|" + "---:|" * (len(header) - 1),
+    ]
+    for name, members in grouped(rows).items():
+        by_arch = grouped(members, "arch")
+        registers = (span(row.registers for row in by_arch[arch]) if arch in by_arch else "-" for arch in archs)
+        cells = (name, str(len({row.kernel for row in members})), *registers, span(row.spills for row in members))
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def grouped(rows: Iterable[Row], by: str = "name") -> dict[str | int, list[Row]]:
+    """Rows by architecture, or by the name of the kernel without its template arguments."""
+    groups = collections.defaultdict(list)
+    for row in rows:
+        groups[row.arch if by == "arch" else row.kernel.partition("<")[0]].append(row)
+    return dict(sorted(groups.items()))
+
+
+HEADER = ("kernel", "sm", "instances", "registers", "stack", "spill B", "shared B", "SASS", "FFMA % of loop", "tensor")
+
+
+def cells(name: str, rows: list[Row]) -> tuple[str, ...]:
+    """A line of the printed table, ranges over `rows` of one architecture."""
+    return (
+        name,
+        str(rows[0].arch),
+        str(len(rows)),
+        span(row.registers for row in rows),
+        span(row.stack for row in rows),
+        span(row.spills for row in rows),
+        span(row.shared for row in rows),
+        span(row.instructions for row in rows),
+        span(100 * row.loop_ffma for row in rows),
+        ", ".join(sorted({opcode for row in rows for opcode in row.tensor})) or "-",
+    )
+
+
+def table(rows: Iterable[Row], full: bool) -> Table:
+    """What is printed; kernels with spills or a stack stand in red."""
+    shown = Table(title="CUDA kernels, compiled, not run")
+    for name in HEADER:
+        shown.add_column(name, no_wrap=name == "kernel", justify="left" if name in ("kernel", "tensor") else "right")
+    for name, members in grouped(rows).items():
+        for of_arch in grouped(members, "arch").values():
+            for line in [(row.kernel, [row]) for row in of_arch] if full else [(name, of_arch)]:
+                red = any(row.stack or row.spills for row in line[1])
+                shown.add_row(*(Text(cell) for cell in cells(*line)), style="red" if red else None)
+    return shown
+
+
+def unexcused(rows: dict[str, Row]) -> list[str]:
+    """Kernels with spills or a stack that no excuse names."""
+    return [
+        f"{row.key}: {row.stack} bytes of stack, spills of {row.spill_stores} + {row.spill_loads} bytes"
+        for row in rows.values()
+        if (row.stack or row.spills) and not {row.kernel, row.key} & EXCUSED.keys()
+    ]
+
+
+def check(rows: dict[str, Row], toolkit: str, recorded: Record) -> tuple[list[str], list[str]]:
+    """What is wrong, and what was checked."""
+    failures = unexcused(rows)
+    failures += [f"{key}: not recorded" for key in rows if key not in recorded.rows]
+    failures += [f"{key}: recorded, but not there" for key in recorded.rows if key not in rows]
+    both = [(rows[key], recorded.rows[key]) for key in rows if key in recorded.rows]
+    for now, then in both:
+        if then.tensor and not now.tensor:
+            failures.append(f"{now.key}: no tensor-core instruction, recorded {', '.join(then.tensor)}")
+    archs = ", ".join(f"sm_{arch}" for arch in sorted({row.arch for row in rows.values()}))
+    said = [f"the same kernels as recorded, no spills, no stack, tensor cores: {len(rows)} kernels on {archs}"]
+    if toolkit == recorded.toolkit:
+        failures += [
+            f"{now.key}: {now.registers} registers, recorded {then.registers}"
+            for now, then in both
+            if now.registers != then.registers
+        ]
+        said.append(f"registers as recorded: {len(both)} kernels")
+    else:
+        said.append(f"registers not compared: compiled by CUDA {toolkit}, recorded from {recorded.toolkit}")
+    if EXCUSED:
+        said.append(f"excused: {', '.join(EXCUSED)}")
+    return failures, said
+
+
+@click.command(help=__doc__.splitlines()[0])
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
+@click.option("--full", is_flag=True, help="Print every instance.")
+@click.option("--arch", "archs", type=int, multiple=True, help="Of these architectures only; may be repeated.")
+@click.option("--check", "checking", is_flag=True, help="Fail where kernels differ from the record or spill.")
+@click.option("--update", is_flag=True, help="Write docs/cuda_kernels.json and the table of docs/cuda_kernels.md.")
+def main(file: Path | None, full: bool, archs: tuple[int, ...], checking: bool, update: bool) -> None:
+    """Read, print, and check or record."""
+    if update and (checking or archs):
+        raise click.UsageError("--update records everything: it goes neither with --check nor with --arch")
+    file = file or installed()
+    if file is None:
+        raise click.UsageError("the installed package has no CUDA extension: build it with CNK_CUDA=1 or name a file")
+    try:
+        rows, toolkit = read_extension(file, archs), toolkit_of(file)
+    except RuntimeError as error:
+        raise click.ClickException(str(error)) from None
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140  # of a file or a pipe nobody knows the width
+    console.print(table(rows.values(), full), highlight=False)
+    failures, said = unexcused(rows), [f"no spills, no stack: {len(rows)} kernels"]
+    if checking:
+        recorded = read(RECORD)
+        if recorded is None:
+            raise click.UsageError(f"there is no {RECORD}: write it with --update")
+        if archs:
+            wanted = {key: row for key, row in recorded.rows.items() if row.arch in archs}
+            recorded = Record(recorded.toolkit, wanted)
+        failures, said = check(rows, toolkit, recorded)
+    if update and failures:
+        click.echo("nothing is recorded", err=True)
+    elif update:
+        write(Record(toolkit, rows))
+    for line in failures:
+        click.echo(f"wrong: {line}", err=True)
+    for line in said:
+        click.echo(f"checked: {line}")
+    click.echo(f"{file.name} (CUDA {toolkit}): {len(failures)} failures; nothing was run.")
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()
