@@ -8,9 +8,9 @@ test:
 slow:
 	pytest -m slow
 lint:
-	ruff check . && ruff format --check . && git ls-files 'csrc/*.h' 'csrc/*.cpp' | xargs clang-format --dry-run -Werror
+	ruff check . && ruff format --check . && git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' | xargs clang-format --dry-run -Werror
 format:
-	ruff check --fix . && ruff format . && git ls-files 'csrc/*.h' 'csrc/*.cpp' | xargs clang-format -i
+	ruff check --fix . && ruff format . && git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' | xargs clang-format -i
 cxx:
 	cmake -B build/ctest -G Ninja -DCNK_TESTS=ON -DCNK_PYTHON=OFF && cmake --build build/ctest && ctest --test-dir build/ctest --output-on-failure
 bench:

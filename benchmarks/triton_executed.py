@@ -13,15 +13,12 @@ import multiprocessing
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import torch
 import triton
 import triton.language as tl
-from rich.console import Console
-from rich.table import Table
 
 from convnext_kernels import functional, tuning
 from convnext_kernels.backends.triton.gelu import gelu
@@ -30,6 +27,7 @@ from convnext_kernels.tuning.pick import predicted
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from compile_only import compile_only
 from cubin import analyse, loop_ffma
+from figures import Figure, markdown, show
 from triton_counts import dwconv_counts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,21 +36,6 @@ PAGE = ROOT / "docs" / "triton_counts.md"
 
 # (C, H = W, K, samples); plans are those of a batch of 128
 DWCONV = ((96, 28, 7, 4), (192, 28, 7, 4), (384, 14, 7, 4), (768, 7, 7, 16), (96, 28, 13, 4), (96, 14, 31, 4))
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One counted figure beside its limit; `floor` is what no kernel can go below."""
-
-    what: str
-    value: float
-    floor: float
-    limit: float | None
-    unit: str
-
-    @property
-    def fails(self) -> bool:
-        return self.limit is not None and self.value > self.limit
 
 
 def _block_arguments(n: int, channels: int, size: int, grn: bool, dtype: torch.dtype) -> dict:
@@ -193,12 +176,8 @@ def page(figures: list[Figure]) -> str:
         "Written by `python benchmarks/triton_executed.py --update`: compiled by Triton, executed on a CPU, counted. "
         "Nothing here ran on a GPU and nothing is a time. Bytes are unique 32-byte sectors per launch.",
         "",
-        "| figure | counted | floor | limit | |",
-        "|---|---|---|---|---|",
+        *markdown(figures),
     ]
-    for f in figures:
-        limit = "" if f.limit is None else f"{f.limit:g}"
-        lines.append(f"| {f.what} | {f.value:.4g} {f.unit} | {f.floor:g} | {limit} | {'MISSED' if f.fails else ''} |")
     return "\n".join(lines) + "\n"
 
 
@@ -209,13 +188,7 @@ def page(figures: list[Figure]) -> str:
 def main(arch: tuple[int, ...], check: bool, update: bool) -> None:
     """Count bytes, launches and instructions of executed PTX."""
     figures = [f for a in arch for make in (compiled_figures, block_figures, dwconv_figures) for f in make(a)]
-    table = Table("figure", "counted", "floor", "limit", "")
-    for f in figures:
-        limit = "" if f.limit is None else f"{f.limit:g}"
-        table.add_row(f.what, f"{f.value:.4g} {f.unit}", f"{f.floor:g}", limit, "MISSED" if f.fails else "")
-    Console(width=140).print(table)
-    failed = [f.what for f in figures if f.fails]
-    print(f"{len(figures)} figures counted, {len(failed)} beyond their limit; nothing ran on a GPU.")
+    failed = show(figures)
     if update:
         PAGE.write_text(page(figures))
     if check and failed:

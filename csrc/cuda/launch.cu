@@ -68,6 +68,12 @@ std::string driver_problem() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   cudaGetLastError();
+  if (error == cudaErrorInsufficientDriver) {
+    int version = 0;
+    if (cudaDriverGetVersion(&version) || version == 0) return "no CUDA driver is installed";
+    const auto dotted = [](int v) { return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10); };
+    return "it supports CUDA " + dotted(version) + ", the kernels need " + dotted(CUDART_VERSION);
+  }
   if (error) return text(error);
   return count ? "" : "no CUDA device";
 }

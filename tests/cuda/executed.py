@@ -158,13 +158,18 @@ def missing() -> str:
 
 
 @contextmanager
-def executed(arch: int, check: bool = True, folder: Path = ROOT / "build" / "cuda_ptx") -> Iterator[Executor]:
-    """``with executed(90) as run:``: the CUDA backend executes nvcc's PTX for sm_90, and `run.launches` tells of it."""
+def executed(
+    arch: int, check: bool = True, folder: Path = ROOT / "build" / "cuda_ptx", multiprocessors: int | None = None
+) -> Iterator[Executor]:
+    """``with executed(90) as run:``: the CUDA backend executes nvcc's PTX for sm_90, and `run.launches` tells of it.
+
+    `multiprocessors`: what launchers plan for instead of the architecture's largest GPU.
+    """
     extension = native.extension()
     executor = Executor(arch, folder, check)
-    multiprocessors, shared = DEVICES[arch]
+    count, shared = DEVICES[arch]
     address, native.address = native.address, executor.address
-    extension.set_device(arch, multiprocessors, shared)
+    extension.set_device(arch, multiprocessors or count, shared)
     extension.set_recorder(executor)
     try:
         yield executor

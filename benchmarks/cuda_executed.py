@@ -1,0 +1,140 @@
+"""Instructions, bytes and launches of the CUDA kernels, counted while nvcc's PTX is executed on the CPU.
+
+    python benchmarks/cuda_executed.py [--arch 90] [--check] [--update]
+
+Needs nvcc, and the module `ptxemu` on the path, an emulator of PTX (not part of this repository). Every figure stands
+beside the floor it is held against; none is a time. Launchers plan for a batch of 128, of which few samples are run on
+as many fewer multiprocessors. Bytes are unique bytes: each 32-byte sector that a launch touches counts once, read and
+once more written.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from figures import Figure, markdown, show
+
+from tests import cuda_host
+
+os.environ[cuda_host.VARIABLE] = os.environ.get(cuda_host.VARIABLE) or str(cuda_host.build())
+
+from convnext_kernels import functional, tuning
+from convnext_kernels.backends.cuda import dwconv
+from tests.cuda import executed
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "cuda_kernels.md"
+BEGIN, END = "<!-- counted -->", "<!-- /counted -->"
+BATCH = 128
+# (samples that are run, C, H = W, K)
+DWCONV = ((4, 96, 56, 7), (4, 192, 28, 7), (8, 384, 14, 7), (16, 768, 7, 7), (2, 96, 56, 13), (2, 96, 28, 31))
+BF16 = torch.bfloat16
+
+
+def _planned(arch: int, samples: int) -> int:
+    """Multiprocessors that have as much to do with `samples` as the architecture's GPU has with BATCH."""
+    return max(1, executed.DEVICES[arch][0] * samples // BATCH)
+
+
+def _random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(BF16)
+
+
+def _image(*shape: int) -> torch.Tensor:
+    return _random(*shape).contiguous(memory_format=torch.channels_last)
+
+
+def _moved(launches: list) -> int:
+    return sum(launch.stats["gld_unique_bytes"] + launch.stats["gst_unique_bytes"] for launch in launches)
+
+
+def _taps_inside(size: int, side: int) -> float:
+    """Taps of an output that fall on the image, on average."""
+    inside = sum(min(size - 1, i + side // 2) - max(0, i - side // 2) + 1 for i in range(size)) / size
+    return inside**2
+
+
+def dwconv_figures(arch: int) -> Iterator[Figure]:
+    """Executed instructions and bytes of the depthwise kernels, bf16, channels_last."""
+    for n, c, size, side in DWCONV:
+        x, dy, weight, bias = _image(n, c, size, size), _image(n, c, size, size), _random(c, 1, side, side), _random(c)
+        outputs = n * c * size * size
+        taps = _taps_inside(size, side)
+        calls = {
+            "forward": lambda x=x, w=weight, b=bias: dwconv.forward(x, w, b, 1, BF16),
+            "input gradient": lambda dy=dy, w=weight: dwconv.input_gradient(dy, w, 1, BF16, dy),
+            "weight gradient": lambda x=x, dy=dy, w=weight, b=bias: dwconv.parameter_gradients(
+                dy, x, w, b, 1, BF16, True, True
+            ),
+        }
+        for name, call in calls.items():
+            with executed.executed(arch, check=False, multiprocessors=_planned(arch, n)) as run:
+                call()
+            what = f"dwconv {side}x{side} C{c} {size}x{size} bf16 sm_{arch} {name}"
+            instructions = sum(launch.stats["warp_instructions"] for launch in run.launches) / (outputs / 32)
+            limit = 80 if side == 7 and name != "weight gradient" else None
+            yield Figure(f"{what}: PTX per 32 outputs", instructions, side * side, limit, "")
+            if side > 7:
+                yield Figure(f"{what}: PTX per tap inside the image", instructions / taps, 1, None, "")
+            limit = 1.25 * 4 if name != "weight gradient" else None
+            moved = _moved(run.launches) - (2 * side * side * c if name != "weight gradient" else 0)
+            yield Figure(f"{what}: bytes per pixel beside the weights", moved / outputs, 4, limit, "C")
+            yield Figure(f"{what}: launches", len(run.launches), 1, 2 if name == "weight gradient" else 1, "")
+
+
+def block_figures(arch: int) -> Iterator[Figure]:
+    """Launches and unique bytes of whole blocks whose hidden stays on chip, forward, bf16."""
+    for n, c, size, grn in ((1, 96, 28, False), (2, 192, 14, False), (2, 96, 14, True)):
+        hidden = 4 * c
+        extra = {"grn_weight": _random(hidden), "grn_bias": _random(hidden)} if grn else {"gamma": _random(c)}
+        arguments = {
+            "x": _image(n, c, size, size),
+            "dwconv_weight": _random(c, 1, 7, 7) / 7,
+            "dwconv_bias": _random(c),
+            "norm_weight": _random(c),
+            "norm_bias": _random(c),
+            "pwconv1_weight": _random(hidden, c) / c**0.5,
+            "pwconv1_bias": _random(hidden),
+            "pwconv2_weight": _random(c, hidden) / hidden**0.5,
+            "pwconv2_bias": _random(c),
+            **extra,
+        }
+
+        def fused(kernel: str, problem: tuple, candidates: list, gpu: tuning.Gpu) -> tuning.Candidate | None:
+            return next((c for c in candidates if c.config.get("plan") == "fused"), None)
+
+        with executed.executed(arch, check=False) as run, tuning.forced(fused), torch.no_grad():
+            functional.convnext_block(**arguments, backend="cuda")
+        weights = 2 * (2 * hidden * c + 49 * c)
+        moved = (_moved(run.launches) - weights * (1.5 if grn else 1)) / (n * size * size * c)
+        what = f"block C{c} {size}x{size} {'V2' if grn else 'V1'} bf16 sm_{arch}"
+        yield Figure(f"{what}: bytes per pixel beside the weights", moved, 12 if grn else 10, None, "C")
+        yield Figure(f"{what}: launches", len(run.launches), 4 if grn else 2, 4 if grn else 2, "")
+
+
+@click.command()
+@click.option("--arch", multiple=True, type=int, default=(90,), help="May be repeated.", show_default=True)
+@click.option("--check", is_flag=True, help="Fail where a figure passes its limit.")
+@click.option("--update", is_flag=True, help=f"Write the table in {PAGE.relative_to(ROOT)}.")
+def main(arch: tuple[int, ...], check: bool, update: bool) -> None:
+    """Count instructions, bytes and launches of executed PTX."""
+    if reason := executed.missing():
+        raise click.ClickException(reason)
+    figures = [f for a in arch for make in (dwconv_figures, block_figures) for f in make(a)]
+    failed = show(figures)
+    if update:
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        _, _, after = rest.partition(END)
+        PAGE.write_text("\n".join([before + BEGIN, "", *markdown(figures), "", END]) + after)
+    if check and failed:
+        raise SystemExit("beyond their limit: " + "; ".join(failed))
+
+
+if __name__ == "__main__":
+    main()
