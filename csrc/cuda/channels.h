@@ -148,6 +148,18 @@ __device__ __forceinline__ void store_values(const float (&from)[V], void* data,
   }
 }
 
+// divide() for blocks of threads: a tensor of 2^32 tiles fits no GPU, and a call of the 64-bit division costs
+// registers.
+__device__ __forceinline__ Divided divide_blocks(int64_t a, int64_t b) {
+  const uint32_t q = uint32_t(a) / uint32_t(b);
+  return {int64_t(q), int64_t(uint32_t(a) - q * uint32_t(b))};
+}
+
+// Of a pixel, given as its sample and where it is in there.
+__device__ __forceinline__ int64_t offset(const Rows& rows, const Divided& pixel) {
+  return pixel.quotient * rows.stride_n + pixel.remainder * rows.stride_p;
+}
+
 // A tensor of any dtype rounded to T.
 template <class T>
 __device__ __forceinline__ Channels<T> load_channels(const void* data, DType dtype, int64_t at,
@@ -183,6 +195,11 @@ inline bool is_packed(const Rows& r, int64_t channels, int64_t count) {
   const int64_t bytes = std::min<int64_t>(16, count * element_size(r.dtype));
   return r.stride_c == 1 && channels % count == 0 && r.stride_n * element_size(r.dtype) % bytes == 0 &&
          r.stride_p * element_size(r.dtype) % bytes == 0 && is_packed(r.data, r.dtype, count);
+}
+
+// Whether neighbouring pixels are neighbours in memory, and neighbouring channels are not.
+inline bool along_pixels(const Rows& r, int64_t pixels) {
+  return r.stride_p == 1 && r.stride_c != 1 && pixels > 1;
 }
 
 }  // namespace cnk::cuda

@@ -62,14 +62,14 @@ __global__ void __launch_bounds__(kNormThreads, 3) layernorm_rows_kernel(const L
 }
 
 template <class T>
-__global__ void __launch_bounds__(kColumnThreads) layernorm_columns_kernel(const LayerNormParams p) {
+__global__ void __launch_bounds__(kColumnThreads, 2) layernorm_columns_kernel(const LayerNormParams p) {
   CNK_SHARED(float, shared);
   const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize;
   const int warps = int(blockDim.x) / kWarpSize, width = warps * kColumnsEach, pitch = width + 1;
   float* const tile = shared + 3 * blockDim.x;  // 32 pixels x `width` channels, to store along the channels
   const Rows& y = p.a.y;
   for (int64_t block = blockIdx.x; block < p.blocks; block += gridDim.x) {
-    const Divided at = divide(block, p.tiles);
+    const Divided at = divide_blocks(block, p.tiles);
     const int64_t first_pixel = at.remainder * kWarpSize, pixel = first_pixel + lane;
     // Lanes past the end work on the last pixel and do not store.
     const T* x = static_cast<const T*>(p.a.x.data) + offset(p.a.x, {at.quotient, min(pixel, p.a.pixels - 1)});

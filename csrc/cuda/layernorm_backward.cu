@@ -144,7 +144,7 @@ __device__ __forceinline__ float warp_sums(float (&values)[8]) {
 // A part: every parts-th tile of 32 pixels. Its sums stand in memory, each element of them one lane's to add
 // to.
 template <class T>
-__global__ void __launch_bounds__(kColumnThreads)
+__global__ void __launch_bounds__(kColumnThreads, 2)
     layernorm_backward_columns_kernel(const LayerNormBackwardParams p) {
   CNK_SHARED(float, shared);
   const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize;
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(kColumnThreads)
         p.a.partials[part * 2 * p.c + c] = 0.0f;
     }
     for (int64_t block = part; block < p.blocks; block += p.a.parts) {
-      const Divided at = divide(block, p.tiles);
+      const Divided at = divide_blocks(block, p.tiles);
       const int64_t pixel = at.remainder * kWarpSize + lane;
       const bool inside = pixel < p.a.pixels;
       // Lanes past the end work on the last pixel, with a gradient of 0, and do not store.

@@ -83,11 +83,6 @@ __device__ __forceinline__ float normalised(float x, const Statistics& s) {
   return fmaf(x - s.mean, s.rstd, s.shift);
 }
 
-// Of a pixel, given as its sample and where it is in there.
-__device__ __forceinline__ int64_t offset(const Rows& rows, const Divided& pixel) {
-  return pixel.quotient * rows.stride_n + pixel.remainder * rows.stride_p;
-}
-
 // A pixel's channels in the registers of a team: slot k of a lane holds kCount channels from first_channel()
 // on.
 template <class T>
@@ -197,10 +192,6 @@ inline int row_threads(int64_t rows, int lanes, int64_t multiprocessors) {
 // And of a block of columns: more where blocks are few.
 inline int column_threads(int64_t blocks, int64_t multiprocessors, int64_t c) {
   return blocks < 2 * multiprocessors && c >= 256 ? kColumnThreads : kNormThreads;
-}
-// Whether neighbouring pixels are neighbours in memory, and neighbouring channels are not.
-inline bool along_pixels(const Rows& r, int64_t pixels) {
-  return r.stride_p == 1 && r.stride_c != 1 && pixels > 1;
 }
 
 }  // namespace cnk::cuda

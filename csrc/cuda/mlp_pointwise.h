@@ -1,4 +1,5 @@
 // What is left of the bottleneck when the library (cuBLAS) does the matrix products: one pass per kernel.
+// Rows z, d, dz are (N * pixels, C), dense, of `dtype`, which the products are computed in.
 #pragma once
 
 #include "cuda/tensors.h"
@@ -13,5 +14,35 @@ struct GeluArgs {
   int64_t count;
 };
 void gelu(const Context& context, const GeluArgs& args);
+
+// du = dh * gelu'(u), `count` dense elements; du may be dh.
+struct GeluBackwardArgs {
+  DType dtype;
+  const void *dh, *u;
+  void* du;
+  int64_t count;
+};
+void gelu_backward(const Context& context, const GeluBackwardArgs& args);
+
+// out = residual + s[n] * gamma * (z + bias); residual may be missing, or be out. Bytes per pixel with 16-bit
+// elements: 6C.
+struct MlpOutputArgs {
+  DType dtype;
+  const void* z;
+  Vector bias, gamma, drop_scale;
+  Rows residual, out;
+  int64_t n, pixels, c;
+};
+void mlp_output(const Context& context, const MlpOutputArgs& args);
+
+// d = s[n] * dout and, where dz is not null, dz = gamma * d. Bytes per pixel with 16-bit elements: 6C.
+struct ScaledGradientArgs {
+  Rows dout;
+  Vector gamma, drop_scale;
+  DType dtype;
+  void *d, *dz;
+  int64_t n, pixels, c;
+};
+void scaled_gradient(const Context& context, const ScaledGradientArgs& args);
 
 }  // namespace cnk::cuda

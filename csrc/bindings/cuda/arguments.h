@@ -26,6 +26,7 @@ inline DType dtype_of(int code) {
 // One bind_*() per file of kernels.
 void bind_dwconv(py::module_& m);
 void bind_dwconv_wgrad(py::module_& m);
+void bind_grn(py::module_& m);
 void bind_layernorm(py::module_& m);
 void bind_layernorm_backward(py::module_& m);
 void bind_mlp_pointwise(py::module_& m);

@@ -41,6 +41,7 @@ PYBIND11_MODULE(CNK_MODULE, m) {
   m.def("device_info", device_info_of, py::arg("device"));
   bind_dwconv(m);
   bind_dwconv_wgrad(m);
+  bind_grn(m);
   bind_layernorm(m);
   bind_layernorm_backward(m);
   bind_mlp_pointwise(m);

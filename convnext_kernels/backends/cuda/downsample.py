@@ -1,0 +1,9 @@
+"""Downsampling, `backends/gpu/downsample.py` with the CUDA kernels' LayerNorm."""
+
+import functools
+
+from convnext_kernels.backends.cuda.library import KERNELS
+from convnext_kernels.backends.gpu import downsample
+
+forward = functools.partial(downsample.forward, KERNELS)
+backward = functools.partial(downsample.backward, KERNELS)

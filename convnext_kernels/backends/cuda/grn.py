@@ -1,0 +1,111 @@
+"""Global response normalisation (ConvNeXt V2) of (N, C, H, W), and its gradients, by csrc/cuda/grn.cu.
+
+Three launches each way: sums over tiles of pixels, what follows from them for each sample, the result.
+"""
+
+import torch
+from torch import Tensor
+
+from convnext_kernels.backends.cuda import native
+from convnext_kernels.backends.cuda.layernorm import parameter_gradients
+from convnext_kernels.backends.gpu.layout import Rows, finish, flat, output_rows, rows
+
+
+def _sizes(x: Rows) -> tuple[int, int, int]:
+    samples, channels, height, width = x.tensor.shape
+    return samples, height * width, channels
+
+
+def _sums(x: Rows, dy: Rows | None) -> Tensor:
+    """Over tiles of pixels, the sums of x^2 and, with dy, of dy * x and dy: (1 or 3, N, T, C) fp32."""
+    samples, pixels, channels = _sizes(x)
+    shape = (1 if dy is None else 3, samples, native.extension().grn_tiles(pixels), channels)
+    sums = torch.empty(shape, dtype=torch.float32, device=x.tensor.device)
+    addresses = [native.address(s) for s in sums] + [0, 0]
+    native.extension().grn_sums(
+        native.context(x.tensor), native.rows(x), native.rows(dy), *addresses[:3], samples, pixels, channels
+    )
+    return sums
+
+
+def response(squares: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """From sums of x^2 over tiles of pixels, (N, T, C) fp32, return 1 + weight * Nx, (N, C) fp32. One launch."""
+    samples, tiles, channels = squares.shape
+    scale = torch.empty((samples, channels), dtype=torch.float32, device=squares.device)
+    native.extension().grn_response(
+        native.context(squares),
+        native.address(squares),
+        native.vector(flat(weight)),
+        native.address(scale),
+        eps,
+        samples,
+        tiles,
+        channels,
+    )
+    return scale
+
+
+def response_backward(
+    squares: Tensor, dy_x: Tensor, dy_sum: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """From sums of x^2, dy * x and dy over tiles of pixels, (N, T, C) fp32 each, return (scale, per_x, parameters).
+
+    dx = dy * scale + x * per_x, both (N, C) fp32; `parameters` (N, 2, C) fp32 holds each sample's dweight and dbias,
+    for `layernorm.parameter_gradients` to sum. One launch.
+    """
+    samples, tiles, channels = squares.shape
+    scale, per_x = torch.empty((2, samples, channels), dtype=torch.float32, device=squares.device)
+    parameters = torch.empty((samples, 2, channels), dtype=torch.float32, device=squares.device)
+    native.extension().grn_response_backward(
+        native.context(squares),
+        *map(native.address, (squares, dy_x, dy_sum)),
+        native.vector(flat(weight)),
+        *map(native.address, (scale, per_x, parameters)),
+        eps,
+        samples,
+        tiles,
+        channels,
+    )
+    return scale, per_x, parameters
+
+
+def _apply(a: Rows, b: Rows | None, out: Rows, scale: Tensor, per_b: Tensor | None, bias: Tensor | None) -> None:
+    """Out = a * scale + b * per_b, or a * scale + bias."""
+    native.extension().grn_apply(
+        native.context(a.tensor),
+        native.rows(a),
+        native.rows(b),
+        native.rows(out),
+        native.address(scale),
+        native.address(per_b),
+        native.vector(None if bias is None else flat(bias)),
+        *_sizes(a),
+    )
+
+
+def apply(x: Rows, scale: Tensor, bias: Tensor, y: Rows) -> None:
+    """Write y = x * scale[n, c] + bias[c]; y may be x."""
+    _apply(x, None, y, scale, None, bias)
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """GRN of (N, C, H, W); the result has x's dtype and strides."""
+    source = rows(x)
+    out, target = output_rows(x)
+    (squares,) = _sums(source, None)
+    apply(source, response(squares, weight, eps), bias, target)
+    return finish(out, target)
+
+
+def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, needs: list[bool]) -> list[Tensor]:
+    """Return the gradients of (x, weight, bias) that `needs` marks, in that order; bitwise the same every time."""
+    source, gradient = rows(x), rows(dy.to(x.dtype))
+    scale, per_x, parameters = response_backward(*_sums(source, gradient), weight, eps)
+    results = []
+    if needs[0]:
+        dx, target = output_rows(x)
+        _apply(gradient, source, target, scale, per_x, None)
+        results.append(finish(dx, target))
+    if needs[1] or needs[2]:
+        results += parameter_gradients(parameters, (weight, bias), needs[1:])
+    return results
