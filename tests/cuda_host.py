@@ -17,13 +17,13 @@ VARIABLE = "CONVNEXT_KERNELS_CUDA_EXTENSION"  # which extension the package load
 @functools.cache
 def missing_tools() -> str:
     """What building needs and this machine lacks; empty when all is there."""
-    lacking = [tool for tool in ("cmake", "ninja") if not _tool(tool)]
+    lacking = [name for name in ("cmake", "ninja") if not tool(name)]
     lacking += [] if importlib.util.find_spec("pybind11") else ["pybind11"]
     lacking += [] if shutil.which(os.environ.get("CXX", "g++")) else ["a C++ compiler (g++)"]
     return ", ".join(lacking)
 
 
-def _tool(name: str) -> str | None:
+def tool(name: str) -> str | None:
     """A program that a package of this environment brought, or one on PATH."""
     return shutil.which(name, path=os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", ""))))
 
@@ -36,12 +36,12 @@ def build(folder: Path = ROOT / "build" / "cuda_host", source: Path = ROOT, *opt
     import pybind11
     from filelock import FileLock
 
-    cmake = _tool("cmake")
+    cmake = tool("cmake")
     commands = (
         [
             cmake,
             *("-S", source, "-B", folder, "-G", "Ninja"),
-            f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}",
+            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",
             "-DCNK_CUDA_HOST=ON",
