@@ -38,9 +38,13 @@ __device__ __forceinline__ void stage_weights(const DwconvParams& p, int side, i
     const int lane = i / taps, tap = i - lane * taps;
     const int c = channel + lane * kChannels;
     const T* from = static_cast<const T*>(p.weight) + int64_t(c) * taps + (p.flip ? taps - 1 - tap : tap);
-    Pixel<float> weight;
+    Pixel<float> weight{};
+    if (c + kChannels <= p.s.c) {
 #pragma unroll
-    for (int k = 0; k < kChannels; ++k) weight.element[k] = c + k < p.s.c ? widen(from[k * taps]) : 0.0f;
+      for (int k = 0; k < kChannels; ++k) weight.element[k] = widen(from[k * taps]);
+    } else {
+      for (int k = 0; k < kChannels && c + k < p.s.c; ++k) weight.element[k] = widen(from[k * taps]);
+    }
     to[i] = weight;
   }
 }
@@ -259,8 +263,9 @@ Plan plan_of(const DwconvArgs& a, const TileShape& s, bool stores_elements) {
 }
 
 // The tile by predicted time. A multiprocessor issues for four warps at once, as long as it has enough of
-// them; one warp alone keeps its own issue slot busy a little over half of the time. Between tiles that are
-// as fast, the one that does less in all. Instructions are those counted in the PTX; the shares are guesses:
+// them; one warp alone keeps its own issue slot busy a little over half of the time. The work of all blocks
+// counts a second time: what rounding up to whole blocks costs depends on the neighbours in the stream, waste
+// does not. Instructions are those counted in the PTX (benchmarks/cuda_executed.py); the shares are guesses:
 // no GPU has timed this.
 constexpr double kIssued = 3.2, kIssuedAlone = 0.6;  // instructions a cycle
 constexpr double kRegisters = 180;                   // of a thread, at most
@@ -277,7 +282,7 @@ double predicted_cycles(const DwconvArgs& a, const Plan& plan, const DeviceInfo&
   const double warps = plan.threads / kWarpSize;
   const double each = std::ceil(blocks / device.multiprocessors) * warps;
   const double total = blocks / device.multiprocessors * warps;
-  return work * (std::max(1 / kIssuedAlone, each / kIssued) + 0.5 * total / kIssued);
+  return work * (std::max(1 / kIssuedAlone, each / kIssued) + total / kIssued);
 }
 
 Plan choose(const DwconvArgs& a, const DeviceInfo& device, int least_lanes, bool stores_elements) {
@@ -297,11 +302,13 @@ Plan choose(const DwconvArgs& a, const DeviceInfo& device, int least_lanes, bool
                                          element_size(a.x.dtype));
           Plan plan = plan_of(a, s, stores_elements);
           if (plan.threads > kDwconvThreads || plan.shared_bytes > limit) break;
-          // Weights are staged once for several tiles, as long as all the blocks that fit at once are there.
+          // Weights are staged once for several tiles: as many as one wave of blocks takes to get through
+          // all.
           const double resident = std::min(65536 / kRegisters / plan.threads,
                                            3.0 * double(limit) / double(plan.shared_bytes + 1024));
           const double wanted = device.multiprocessors * std::max(1.0, std::floor(resident));
-          plan.tiles_per_block = std::clamp<int64_t>(int64_t(double(s.tiles) * s.chunks / wanted), 1, 16);
+          plan.tiles_per_block =
+              std::clamp<int64_t>(int64_t(std::ceil(double(s.tiles) * s.chunks / wanted)), 1, 16);
           const double cycles = predicted_cycles(a, plan, device);
           if (cycles < least) {
             least = cycles;

@@ -81,10 +81,11 @@ __device__ __forceinline__ Tile tile_at(const TileShape& s, int64_t index) {
 
 // How the threads of a block walk over a window 16 bytes at once: numbers that are the same for every tile.
 struct Walk {
-  int vectors;                        // 16-byte elements of a pixel's channels in the block
-  int step, step_rows, step_columns;  // pixels from one element of a thread to its next
-  int64_t stride_h, stride_w;         // of the lattice
-  int64_t ahead, wrap;  // elements of memory of a step, and of going from one row's end to the next
+  int vectors;                 // 16-byte elements of a pixel's channels in the block
+  int step, step_columns;      // pixels from one element of a thread to its next, and those beyond whole rows
+  int step_bytes;              // the same in shared memory
+  int64_t stride_h, stride_w;  // elements, of the lattice
+  int64_t ahead, wrap;  // bytes of global memory of a step, and of going from one row's end to the next
 };
 
 // A window of the tile's lattice: rows [row, row + rows), columns [column, column + columns).
@@ -108,9 +109,10 @@ __device__ __forceinline__ void stage_vectors(const Image& image, const Walk& wa
   const unsigned end = c < s.c ? unsigned((s.w - t.residue_w + s.dilation - 1) / s.dilation) : 0u;
   const int begin_row = begin / v.columns;
   int w = v.column + begin - begin_row * v.columns;
-  const T* from = static_cast<const T*>(image.data) + t.sample * image.stride_n +
-                  t.residue_h * image.stride_h + t.residue_w * image.stride_w +
-                  (v.row + begin_row) * walk.stride_h + w * walk.stride_w + c;
+  const T* first = static_cast<const T*>(image.data) + t.sample * image.stride_n +
+                   t.residue_h * image.stride_h + t.residue_w * image.stride_w +
+                   (v.row + begin_row) * walk.stride_h + w * walk.stride_w + c;
+  const char* from = reinterpret_cast<const char*>(first);
   Pixel<T>* target[kWritten];
 #pragma unroll
   for (int k = 0; k < kWritten; ++k) target[k] = to + (vector * kWritten + k) * plane + begin;
@@ -125,7 +127,7 @@ __device__ __forceinline__ void stage_vectors(const Image& image, const Walk& wa
 #pragma unroll
       for (int j = 0; j < kWords; ++j) pixel.word[j] = value.word[k * kWords + j];
       *reinterpret_cast<Words<kWords>*>(target[k]) = pixel;
-      target[k] += walk.step;
+      target[k] = reinterpret_cast<Pixel<T>*>(reinterpret_cast<char*>(target[k]) + walk.step_bytes);
     }
     from += walk.ahead;
     w += walk.step_columns;
@@ -187,15 +189,16 @@ inline Access access_of(const Image& image, int64_t c) {
 // For windows `columns` wide and blocks of `threads`; the lanes fill whole 16-byte elements.
 inline Walk walk_of(const Image& image, const TileShape& s, int columns, int threads) {
   Walk walk{};
-  walk.vectors = int(s.lanes * kChannels * element_size(image.dtype) / 16);
+  const int64_t size = element_size(image.dtype);
+  walk.vectors = int(s.lanes * kChannels * size / 16);
   if (walk.vectors == 0) return walk;  // such tiles are not for Access::kVector
   walk.step = threads / walk.vectors;
-  walk.step_rows = walk.step / columns;
   walk.step_columns = walk.step % columns;
+  walk.step_bytes = int(walk.step * kChannels * size);
   walk.stride_h = s.dilation * image.stride_h;
   walk.stride_w = s.dilation * image.stride_w;
-  walk.ahead = walk.step_rows * walk.stride_h + walk.step_columns * walk.stride_w;
-  walk.wrap = walk.stride_h - columns * walk.stride_w;
+  walk.ahead = (walk.step / columns * walk.stride_h + walk.step_columns * walk.stride_w) * size;
+  walk.wrap = (walk.stride_h - columns * walk.stride_w) * size;
   return walk;
 }
 
