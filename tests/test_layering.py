@@ -21,7 +21,10 @@ ROOMS = {
     "backends.cpu": (("spec", "backends.cpu.", "_native"), ("torch",)),
     # What the two GPU backends share, no backend itself.
     "backends.gpu": (("spec", "backends.gpu."), ("torch",)),
-    "backends.cuda": (("spec", "backends.cuda.", "backends.gpu.", "_native_cuda"), ("torch",)),
+    "backends.cuda": (
+        ("spec", "tuning", "tuning.", "backends.cuda.", "backends.gpu.", "_native_cuda"),
+        ("torch",),
+    ),
     # NumPy: what Triton's interpreter runs kernels with.
     "backends.triton": (
         ("spec", "tuning", "tuning.", "backends.triton.", "backends.gpu."),

@@ -1,5 +1,6 @@
 """The choice between candidates."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,6 +24,18 @@ def forced(choice: Choice) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+def remembered(plan: Callable[..., Candidate]) -> Callable[..., Candidate]:
+    """Cache what `plan` picks for its arguments; inside `forced` nothing is looked up and nothing is kept."""
+    cached = functools.lru_cache(maxsize=1024)(plan)
+
+    @functools.wraps(plan)
+    def call(*arguments: object) -> Candidate:
+        return (cached if _forced.get() is None else plan)(*arguments)
+
+    call.cache_clear = cached.cache_clear
+    return call
 
 
 def predicted_seconds(candidate: Candidate, gpu: Gpu) -> float:

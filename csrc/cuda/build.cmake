@@ -3,7 +3,7 @@
 #   CNK_CUDA                 auto (where nvcc is found), 0, or 1 (an error where it is not); environment or cache
 #   CNK_CUDA_ARCHITECTURES   such as "80 90": machine code for these, PTX for the newest; environment or cache
 
-set(CNK_CUDA_KERNELS dwconv dwconv_wgrad grn layernorm layernorm_backward mlp_pointwise reduce)
+set(CNK_CUDA_KERNELS dwconv dwconv_wgrad grn layernorm layernorm_backward mlp_fused mlp_fused_fp32 mlp_pointwise reduce)
 
 set(bindings csrc/bindings/cuda/module.cpp)
 set(kernels "")

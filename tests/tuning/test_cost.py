@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from convnext_kernels.tuning import GPUS, Work, for_arch, named, seconds
+from convnext_kernels.tuning import GPUS, Work, for_arch, for_device, named, seconds
 from convnext_kernels.tuning.cost import LAUNCH_SECONDS
 
 WORK = Work(dram_bytes=1e8, l2_bytes=3e8, tensor_flops=1e11, fp32_ops=1e9, programs=1056, ctas_per_sm=2)
@@ -71,10 +71,24 @@ def test_data_sheets_are_consistent(gpu):
 
 @pytest.mark.parametrize(
     ("arch", "name"),
-    [(80, "A100"), (86, "A10"), (87, "A10"), (90, "H100"), (103, "B200"), (121, "RTX5090"), (75, "A100")],
+    [(80, "A100"), (86, "A10"), (87, "A10"), (90, "H100"), (103, "B200"), (121, "RTX5090"), (75, "T4")],
 )
 def test_an_architecture_has_a_gpu_that_stands_for_it(arch, name):
     assert for_arch(arch).name == name
+
+
+@pytest.mark.parametrize(
+    ("device", "arch", "name"),
+    [
+        ("NVIDIA GeForce RTX 3090", 86, "RTX3090"),
+        ("NVIDIA H200", 90, "H200"),
+        ("NVIDIA A100-SXM4-80GB", 80, "A100"),
+        ("NVIDIA GeForce RTX 3080", 86, "A10"),
+        ("Tesla T4", 75, "T4"),
+    ],
+)
+def test_a_device_is_known_by_its_name(device, arch, name):
+    assert for_device(device, arch).name == name
 
 
 @pytest.mark.parametrize("name", ["H100", "h100", "NVIDIA H100", " nvidia-h100 "])

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from convnext_kernels.tuning import GPUS, Candidate, Work, autotune, cache, defaults, forced, pick
+from convnext_kernels.tuning import GPUS, Candidate, Work, autotune, cache, defaults, forced, pick, remembered
 
 GPU = GPUS["H100"]
 SLOW = Candidate("slow", {}, (Work(dram_bytes=2e9, programs=10_000),))
@@ -55,6 +55,14 @@ def test_a_forced_choice_comes_first():
         assert pick("k", PROBLEM, CANDIDATES, GPU) is SLOW
         assert pick("another", PROBLEM, CANDIDATES, GPU) is FAST
     assert pick("k", PROBLEM, CANDIDATES, GPU) is OTHER
+
+
+def test_what_is_remembered_gives_way_to_a_forced_choice():
+    plan = remembered(lambda problem: pick("k", problem, CANDIDATES, GPU))
+    assert plan(PROBLEM) is FAST
+    with forced(lambda *_: SLOW):
+        assert plan(PROBLEM) is SLOW
+    assert plan(PROBLEM) is FAST
 
 
 def test_nothing_is_timed_unless_asked_for(file):

@@ -129,3 +129,16 @@ def backward(
         if getattr(p, name) is not None
     }
     return normal, named
+
+
+def in_order(
+    normal: list[Tensor], named: dict[str, Tensor], dout: Tensor, residual: Tensor | None, needs: list[bool]
+) -> list[Tensor]:
+    """What `backward` returned as the gradients of (x, residual, *p) that `needs` marks, in that order."""
+    norm = iter(normal)
+    results = [next(norm)] if needs[0] else []
+    if needs[1]:
+        results.append(torch.empty_like(residual).copy_(dout))  # an op may not return its input
+    results += [next(norm) for needed in needs[2:4] if needed]
+    names = MlpParameters._fields[2:]
+    return results + [named[name] for name, needed in zip(names, needs[4:], strict=True) if needed]

@@ -1,71 +1,11 @@
-"""The ConvNeXt block: y = depthwise convolution of x, then the inverted bottleneck of y with x as the residual.
+"""The ConvNeXt block, by this backend's convolution and bottleneck: backends/gpu/block.py."""
 
-Two launches where the bottleneck fits one kernel (C up to 256), three with two products, one more for V2's response.
-y is written channels_last whatever x's layout is, so that the bottleneck reads rows; nothing is permuted.
-"""
+import functools
 
-import torch
-from torch import Tensor
-
+from convnext_kernels.backends.gpu import block
 from convnext_kernels.backends.triton import dwconv, mlp
-from convnext_kernels.spec import MlpParameters
 
 KEEPS_HIDDEN = True
 
-
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    p: MlpParameters,
-    drop_scale: Tensor | None,
-    dilation: int,
-    eps: float,
-    grn_eps: float,
-    compute_dtype: torch.dtype,
-    y: Tensor | None = None,
-    hidden: Tensor | None = None,
-) -> Tensor:
-    """Return x + s * gamma * MLP(LN(dwconv(x))) with x's dtype and strides.
-
-    `y` (like x, channels_last) and `hidden` (N, hidden, H, W) are filled for the gradient where they are given.
-    """
-    if y is None:
-        y = torch.empty_like(x, memory_format=torch.channels_last)
-    dwconv.forward(x, weight, bias, dilation, compute_dtype, out=y)
-    return mlp.forward(y, x, p, drop_scale, eps, grn_eps, compute_dtype, hidden, like=x)
-
-
-def backward(
-    dout: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    p: MlpParameters,
-    drop_scale: Tensor | None,
-    dilation: int,
-    eps: float,
-    grn_eps: float,
-    compute_dtype: torch.dtype,
-    needs: list[bool],
-    y: Tensor | None = None,
-    hidden: Tensor | None = None,
-) -> list[Tensor]:
-    """Return the gradients of (x, weight, bias, *p) that `needs` marks, in that order."""
-    if y is None:
-        y = torch.empty_like(x, memory_format=torch.channels_last)
-        dwconv.forward(x, weight, bias, dilation, compute_dtype, out=y)
-    needs_dy = any(needs[:3])
-    wanted = [needs_dy, False, *needs[3:]]
-    gradients = mlp.backward(dout, y, None, p, drop_scale, eps, grn_eps, compute_dtype, wanted, hidden)
-    if not needs_dy:
-        return gradients
-    dy = gradients.pop(0)
-    convolution = []
-    if needs[0]:
-        # The residual's share is added where the convolution stores.
-        convolution.append(dwconv.input_gradient(dy, weight, dilation, compute_dtype, x, residual=dout))
-    if needs[1] or needs[2]:
-        dw, db = dwconv.parameter_gradients(dy, x, weight, bias, dilation, compute_dtype, needs[1], needs[2])
-        convolution += [g for g, needed in zip((dw, db), needs[1:3], strict=True) if needed]
-    return convolution + gradients
+forward = functools.partial(block.forward, dwconv, mlp)
+backward = functools.partial(block.backward, dwconv, mlp)

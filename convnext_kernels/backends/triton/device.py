@@ -38,9 +38,5 @@ def gpu() -> tuning.Gpu:
 def _gpu(backend: str, arch: int | str) -> tuning.Gpu:
     if backend != "cuda":  # ROCm: no data sheet yet; the candidates of the oldest architecture ask least of it
         return tuning.for_arch(80)
-    if torch.cuda.is_available():
-        name = torch.cuda.get_device_name().replace(" ", "")
-        named = [g for g in tuning.GPUS.values() if g.name in name and g.arch == arch]
-        if named:
-            return named[0]
-    return tuning.for_arch(int(arch))
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return tuning.for_device(name, int(arch))

@@ -236,13 +236,7 @@ def backward(
 
     problem, gpu = _problem(x, p, compute_dtype, hidden is not None), device.gpu()
     plan = timing.choose("mlp_backward", backward_plan, problem, gpu, backward_candidates(problem, gpu), run)
-    norm, named = run(plan)
-    norm = iter(norm)
-    results = [next(norm)] if needs[0] else []
-    if needs[1]:
-        results.append(torch.empty_like(residual).copy_(dout))  # an op may not return its input
-    results += [next(norm) for needed in needs[2:4] if needed]
-    return results + [named[name] for name, needed in zip(p._fields[2:], needs[4:], strict=True) if needed]
+    return mlp_library.in_order(*run(plan), dout, residual, needs)
 
 
 def _backward(

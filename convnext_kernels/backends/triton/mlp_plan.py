@@ -4,7 +4,6 @@ Plain values in, cached. Tile sizes are those that compile without a spill on ev
 for; `docs/triton_kernels.md` lists registers and shared memory of each.
 """
 
-import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -203,7 +202,7 @@ def _class(p: Problem) -> Problem:
     return p._replace(samples=1 << (p.samples - 1).bit_length())
 
 
-@functools.lru_cache(maxsize=1024)
+@tuning.remembered
 def forward_plan(p: Problem, gpu: tuning.Gpu) -> Candidate:
     """The candidate that the forward pass runs."""
     p = _class(p)
@@ -273,7 +272,7 @@ def backward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     yield _gradient_library(p, gpu)
 
 
-@functools.lru_cache(maxsize=1024)
+@tuning.remembered
 def backward_plan(p: Problem, gpu: tuning.Gpu) -> Candidate:
     """The candidate that the backward pass runs."""
     p = _class(p)

@@ -29,6 +29,8 @@ void bind_dwconv_wgrad(py::module_& m);
 void bind_grn(py::module_& m);
 void bind_layernorm(py::module_& m);
 void bind_layernorm_backward(py::module_& m);
+void bind_mlp_fused(py::module_& m);
+void bind_mlp_fused_fp32(py::module_& m);
 void bind_mlp_pointwise(py::module_& m);
 void bind_reduce(py::module_& m);
 

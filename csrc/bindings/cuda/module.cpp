@@ -44,6 +44,8 @@ PYBIND11_MODULE(CNK_MODULE, m) {
   bind_grn(m);
   bind_layernorm(m);
   bind_layernorm_backward(m);
+  bind_mlp_fused(m);
+  bind_mlp_fused_fp32(m);
   bind_mlp_pointwise(m);
   bind_reduce(m);
 #ifdef CNK_CUDA_HOST

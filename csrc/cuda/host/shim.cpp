@@ -170,11 +170,12 @@ void warp_barrier() {
   wait();
 }
 
-const unsigned char* exchange(const void* own, int bytes) {
+const unsigned char* exchange(const void* own, int bytes, void (*combine)(unsigned char* all)) {
   Warp& w = state.warps[size_t(state.current / kWarp)];
   if (w.arrived == 0) w.turn ^= 1;  // the first to arrive opens the other buffer
   unsigned char* buffer = &w.exchanged[w.turn][0][0];
   std::memcpy(buffer + kExchangeBytes * (state.current % kWarp), own, size_t(bytes));
+  if (combine && w.arrived + 1 == w.live) combine(buffer);
   warp_barrier();
   return buffer;
 }

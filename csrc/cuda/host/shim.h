@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -38,9 +39,10 @@ extern char* shared_memory;
 
 void barrier();       // all threads of the block that have not returned
 void warp_barrier();  // all threads of the warp that have not returned
-// Give `bytes` of one's own to the warp and wait for the others: where lane l put its own is at + 64 * l.
+// Give `bytes` of one's own to the warp and wait for the others: where lane l put its own is at + 64 * l. The last lane
+// to arrive calls `combine` on all of it, which may put results there.
 constexpr int kExchangeBytes = 64;
-const unsigned char* exchange(const void* own, int bytes);
+const unsigned char* exchange(const void* own, int bytes, void (*combine)(unsigned char* all) = nullptr);
 
 template <class T>
 T from_lane(const unsigned char* exchanged, int lane) {

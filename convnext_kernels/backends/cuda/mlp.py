@@ -1,0 +1,143 @@
+"""The inverted bottleneck: out = residual + s * gamma * (GRN?(GELU(LN(x) W1^T + b1)) W2^T + b2).
+
+Two plans, chosen by predicted time (`mlp_plan.py`):
+
+fused    one kernel, the hidden on chip (csrc/cuda/mlp_fused.cu, mlp_fused_fp32.cu): C up to 256
+library  the library's products, pointwise kernels between them (backends/gpu/mlp_library.py), and every gradient
+
+This file turns a call into the arguments of those kernels.
+"""
+
+import torch
+from torch import Tensor
+
+from convnext_kernels.backends.cuda import grn, native
+from convnext_kernels.backends.cuda.library import KERNELS
+from convnext_kernels.backends.cuda.mlp_plan import Problem, forward_plan, gpu_of
+from convnext_kernels.backends.gpu import mlp_library
+from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows
+from convnext_kernels.backends.gpu.mlp_library import matrix, rows_of
+from convnext_kernels.spec import MlpParameters
+
+KEEPS_HIDDEN = True
+
+
+def _problem(x: Tensor, p: MlpParameters, compute_dtype: torch.dtype, hidden: bool) -> Problem:
+    samples, channels, height, width = x.shape
+    return Problem(
+        samples,
+        height * width,
+        channels,
+        p.pwconv1_weight.shape[0],
+        p.grn_weight is not None,
+        str(x.dtype).removeprefix("torch."),
+        str(compute_dtype).removeprefix("torch."),
+        hidden,
+        compute_dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32,
+    )
+
+
+def _vector(parameter: Tensor | None) -> tuple | None:
+    return native.vector(None if parameter is None else flat(parameter))
+
+
+def forward(
+    x: Tensor,
+    residual: Tensor | None,
+    p: MlpParameters,
+    drop_scale: Tensor | None,
+    eps: float,
+    grn_eps: float,
+    compute_dtype: torch.dtype,
+    hidden: Tensor | None = None,
+    like: Tensor | None = None,
+) -> Tensor:
+    """Return the bottleneck's output with x's dtype and strides, or those of `like`.
+
+    `hidden`, (N, hidden, H, W) channels_last in `compute_dtype`, is filled with u for the gradient.
+    """
+    plan = forward_plan(_problem(x, p, compute_dtype, hidden is not None), gpu_of(x))
+    if plan.config["plan"] == "library":
+        return mlp_library.forward(KERNELS, x, residual, p, drop_scale, eps, grn_eps, compute_dtype, hidden, like)
+    out, written = output_rows(x if like is None else like)
+    u = None if hidden is None else rows_of(hidden)
+    _fused(plan.config["tile"], x, residual, p, drop_scale, eps, grn_eps, compute_dtype, u, written)
+    return finish(out, written)
+
+
+def _fused(
+    tile: int,
+    x: Tensor,
+    residual: Tensor | None,
+    p: MlpParameters,
+    drop_scale: Tensor | None,
+    eps: float,
+    grn_eps: float,
+    compute_dtype: torch.dtype,
+    u: Tensor | None,
+    written: Rows,
+) -> None:
+    source = rows(x)
+    other = None if residual is None else rows(residual)
+    channels, hidden = x.shape[1], p.pwconv1_weight.shape[0]
+    w1, w2 = matrix(p.pwconv1_weight, compute_dtype), matrix(p.pwconv2_weight, compute_dtype)
+    seen = (source, written) if other is None else (source, written, other)
+    samples, pixels = extent(*seen, merge=p.grn_weight is None)
+    kernel = native.extension().mlp_fused_fp32 if compute_dtype == torch.float32 else native.extension().mlp_fused
+
+    def run(out: Rows | None, u: Tensor | None, sums: Tensor | None, scale: Tensor | None) -> None:
+        kernel(
+            native.context(x),
+            native.DTYPE_CODES[compute_dtype],
+            native.rows(source),
+            native.rows(other),
+            native.rows(out),
+            _vector(p.norm_weight),
+            _vector(p.norm_bias),
+            native.address(w1),
+            _vector(p.pwconv1_bias),
+            native.address(w2),
+            _vector(p.pwconv2_bias),
+            _vector(p.gamma),
+            _vector(drop_scale),
+            native.address(scale),
+            _vector(p.grn_bias),
+            native.address(u),
+            native.address(sums),
+            samples,
+            pixels,
+            x.shape[2] * x.shape[3],
+            channels,
+            hidden,
+            eps,
+            tile,
+        )
+
+    scale = None
+    if p.grn_weight is not None:
+        sums = torch.empty((samples, -(-pixels // tile), hidden), dtype=torch.float32, device=x.device)
+        run(None, u, sums, None)
+        u = None  # kept by now
+        scale = grn.response(sums, p.grn_weight, grn_eps)
+    run(written, u, None, scale)
+
+
+def backward(
+    dout: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    p: MlpParameters,
+    drop_scale: Tensor | None,
+    eps: float,
+    grn_eps: float,
+    compute_dtype: torch.dtype,
+    needs: list[bool],
+    hidden: Tensor | None = None,
+) -> list[Tensor]:
+    """Return the gradients of (x, residual, *p) that `needs` marks, in that order; bitwise the same every time.
+
+    `hidden` is u as `forward` filled it; without it u is computed again.
+    """
+    needs_norm = [needs[0], needs[2], needs[3]]
+    found = mlp_library.backward(KERNELS, dout, x, p, drop_scale, eps, grn_eps, compute_dtype, needs_norm, hidden)
+    return mlp_library.in_order(*found, dout, residual, needs)

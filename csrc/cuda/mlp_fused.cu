@@ -1,0 +1,327 @@
+// A warp owns 16 or 32 pixels and all their channels; a block is as many warps as its tile asks for. z =
+// LN(x) stays in registers as operands of the first product, the output as sums of the second. The block
+// walks the hidden in chunks of 32, as attention walks its keys: u = z W1[chunk]^T, h = GELU(u + b1), acc +=
+// h W2[:, chunk]^T. The chunk's weights come through shared memory, the next one's while this one is
+// multiplied.
+//
+// The order in which a product adds its columns, and that of its results, is free. It is chosen so that lane
+// 4g + t owns 8 neighbours, 8t..8t + 7, of every 32 channels or hidden units of pixels g, g + 8...: in global
+// and in shared memory that is one access of 16 bytes, eight lanes cover 128 bytes (no bank conflicts), and
+// what a product leaves in a lane is what the next one wants there. Of these 8, elements 4s..4s + 3 are the
+// lane's columns of k-step s, and 2q, 2q + 1 its columns of the q-th product of 8 columns, whose row of
+// weights is 8 (g / 2) + 2q + g % 2.
+#include <algorithm>
+
+#include "cuda/gelu.h"
+#include "cuda/launch.h"
+#include "cuda/mlp_fused.h"
+#include "cuda/mlp_fused_rows.h"
+#include "cuda/mma.h"
+
+namespace cnk::cuda {
+
+constexpr int kChunk = 32;  // hidden units
+
+template <int kC>
+struct FusedShared {  // before the weights
+  MlpVectors<kC> vectors;
+  MlpChunk<kChunk> chunk;
+};
+
+// Weights of a chunk: W1 (32, kC) with rows an odd number of 64 bytes apart, W2 (kC, 32).
+template <int kC>
+constexpr int kW1Pitch = kC % 64 ? kC : kC + 32;
+template <int kC>
+constexpr int kChunkElements = kChunk * kW1Pitch<kC> + kC * kChunk;
+
+// Row of the weights that lane `lane` reads for the product of columns 2q, 2q + 1.
+__device__ __forceinline__ int weight_row(int lane, int q) { return lane / 8 * 8 + lane / 4 % 2 + 2 * q; }
+
+// Start copying the weights of hidden units from `first` on; zeros beyond the last one and the last channel.
+template <class T, int kC>
+__device__ __forceinline__ void copy_weights(const MlpFusedParams& p, int first, T* to) {
+  const T* w1 = static_cast<const T*>(p.a.w1);
+  const T* w2 = static_cast<const T*>(p.a.w2) + first;
+  const int channels = p.a.c, left = p.a.hidden - first;
+  T* const to_w2 = to + kChunk * kW1Pitch<kC>;
+  if (p.vector_weights) {
+    for (int i = thread_of_block(); i < kChunk * kC / 8; i += int(blockDim.x)) {
+      const int row = i / (kC / 8), column = i % (kC / 8) * 8;
+      const bool inside = row < left && column < channels;
+      copy16(to + row * kW1Pitch<kC> + column, w1 + (inside ? int64_t(first + row) * channels + column : 0),
+             inside);
+    }
+    for (int i = thread_of_block(); i < kC * kChunk / 8; i += int(blockDim.x)) {
+      const int row = i / (kChunk / 8), column = i % (kChunk / 8) * 8;
+      const bool inside = row < channels && column < left;
+      copy16(to_w2 + row * kChunk + column, w2 + (inside ? row * p.a.hidden + column : -first), inside);
+    }
+    return;
+  }
+  for (int i = thread_of_block(); i < kChunk * kC; i += int(blockDim.x)) {
+    const int row = i / kC, column = i % kC;
+    const bool inside = row < left && column < channels;
+    to[row * kW1Pitch<kC> + column] = inside ? w1[int64_t(first + row) * channels + column] : T{};
+  }
+  for (int i = thread_of_block(); i < kC * kChunk; i += int(blockDim.x)) {
+    const int row = i / kChunk, column = i % kChunk;
+    to_w2[i] = row < channels && column < left ? w2[row * p.a.hidden + column] : T{};
+  }
+}
+
+// Both products leave out pieces beyond the last channel. The branch also keeps the compiler from loading
+// more weights ahead than there are registers for.
+
+// u = z W1^T + b1 for kQ products of 8 columns from the chunk's q-th on.
+template <class T, int kC, int kM, int kQ>
+__device__ __forceinline__ void expand(const uint32_t (&z)[kM][kC / 16][4], const T* w1, const float* bias,
+                                       int q0, int channels, float (&u)[kM][kQ][4]) {
+  const int lane = thread_of_block() % kWarpSize, t8 = lane % 4 * 8;
+  float b[2 * kQ];
+  load(bias + t8 + 2 * q0, b);
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int q = 0; q < kQ; ++q) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) u[m][q][i] = b[2 * q + i % 2];
+    }
+  }
+  const T* row = w1 + weight_row(lane, q0) * kW1Pitch<kC> + t8;
+#pragma unroll
+  for (int j = 0; j < kC / kPiece; ++j) {
+    if (j * kPiece >= channels) break;
+#pragma unroll
+    for (int q = 0; q < kQ; ++q) {
+      const uint4 w = *reinterpret_cast<const uint4*>(row + 2 * q * kW1Pitch<kC> + j * kPiece);
+#pragma unroll
+      for (int m = 0; m < kM; ++m) mma<T>(z[m][2 * j], w.x, w.y, u[m][q]);
+#pragma unroll
+      for (int m = 0; m < kM; ++m) mma<T>(z[m][2 * j + 1], w.z, w.w, u[m][q]);
+    }
+  }
+}
+
+// acc += h W2[:, chunk]^T.
+template <class T, int kC, int kM>
+__device__ __forceinline__ void project(const uint32_t (&h)[kM][2][4], const T* w2, int channels,
+                                        float (&acc)[kM][kC / 8][4]) {
+  const int lane = thread_of_block() % kWarpSize;
+  const T* row = w2 + weight_row(lane, 0) * kChunk + lane % 4 * 8;
+#pragma unroll
+  for (int j = 0; j < kC / kPiece; ++j) {
+    if (j * kPiece >= channels) break;
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const uint4 w = *reinterpret_cast<const uint4*>(row + (j * kPiece + 2 * q) * kChunk);
+#pragma unroll
+      for (int m = 0; m < kM; ++m) mma<T>(h[m][0], w.x, w.y, acc[m][4 * j + q]);
+#pragma unroll
+      for (int m = 0; m < kM; ++m) mma<T>(h[m][1], w.z, w.w, acc[m][4 * j + q]);
+    }
+  }
+}
+
+// Keep u for the gradient: the lane's 2 kQ neighbours of every pixel.
+template <class T, int kM, int kQ>
+__device__ __forceinline__ void store_hidden(const MlpFusedParams& p, const MlpTile& tile, int hid,
+                                             const float (&u)[kM][kQ][4]) {
+  const int lane = thread_of_block() % kWarpSize;
+  hid += lane % 4 * 8;
+  if (hid >= p.a.hidden) return;
+#pragma unroll
+  for (int slot = 0; slot < 2 * kM; ++slot) {
+    const int64_t pixel = tile.first + lane / 4 + 8 * slot;
+    if (pixel >= p.a.pixels) continue;
+    T* to = static_cast<T*>(p.a.u) + (tile.sample * p.a.pixels + pixel) * p.a.hidden + hid;
+    float value[2 * kQ];
+#pragma unroll
+    for (int i = 0; i < 2 * kQ; ++i) value[i] = u[slot / 2][i / 2][slot % 2 * 2 + i % 2];
+    if (p.vector_u) {
+      store(value, to);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 2 * kQ; ++i) {
+        if (hid + i < p.a.hidden) narrow(value[i], to[i]);
+      }
+    }
+  }
+}
+
+// Sums of h^2 over the warp's pixels.
+template <class T, int kM>
+__device__ __forceinline__ void sum_squares(const MlpFusedParams& p, int64_t first,
+                                            const uint32_t (&h)[kM][2][4], float* squares) {
+  const int lane = thread_of_block() % kWarpSize;
+  float sum[8] = {};
+#pragma unroll
+  for (int slot = 0; slot < 2 * kM; ++slot) {
+    const bool inside = first + lane / 4 + 8 * slot < p.a.pixels;
+#pragma unroll
+    for (int i = 0; i < 8; i += 2) {
+      float value[2];
+      widen_pair(h[slot / 2][i / 4][slot % 2 + i % 4], value[0], value[1], T{});
+#pragma unroll
+      for (int e = 0; e < 2; ++e) sum[i + e] = inside ? fmaf(value[e], value[e], sum[i + e]) : sum[i + e];
+    }
+  }
+#pragma unroll
+  for (float& s : sum) {
+#pragma unroll
+    for (int mask = 4; mask < kWarpSize; mask *= 2) s += __shfl_xor_sync(kFullWarp, s, mask);
+  }
+  if (lane < 4) store(sum, squares + lane * 8);
+}
+
+// h = GELU(u) of the products from q0 on.
+template <class T, int kM, int kQ>
+__device__ __forceinline__ void activate(const float (&u)[kM][kQ][4], int q0, uint32_t (&h)[kM][2][4]) {
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int q = 0; q < kQ; ++q) {
+#pragma unroll
+      for (int b = 0; b < 2; ++b) {
+        h[m][(q0 + q) / 2][(q0 + q) % 2 * 2 + b] =
+            narrow_pair(gelu(u[m][q][2 * b]), gelu(u[m][q][2 * b + 1]), T{});
+      }
+    }
+  }
+}
+
+// GRN's scale and shift.
+template <class T, int kM>
+__device__ __forceinline__ void respond(const float* scale, const float* shift, uint32_t (&h)[kM][2][4]) {
+  const int t8 = thread_of_block() % 4 * 8;
+  float a[8], b[8];
+  load(scale + t8, a);
+  load(shift + t8, b);
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int i = 0; i < 8; i += 2) {
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        uint32_t& pair = h[m][i / 4][i % 4 + row];
+        float first, second;
+        widen_pair(pair, first, second, T{});
+        pair = narrow_pair(fmaf(first, a[i], b[i]), fmaf(second, a[i + 1], b[i + 1]), T{});
+      }
+    }
+  }
+}
+
+template <class T, int kC, int kM>
+__global__ void __launch_bounds__(kMlpMaxWarps* kWarpSize) mlp_fused_kernel(const MlpFusedParams p) {
+  constexpr int kRows = 16 * kM;         // pixels of a warp
+  constexpr int kQ = kC == 128 ? 2 : 4;  // products of a chunk at a time: more spill
+  CNK_SHARED(unsigned char, bytes);
+  auto& shared = *reinterpret_cast<FusedShared<kC>*>(bytes);
+  T* const weights = reinterpret_cast<T*>(bytes + sizeof shared);
+  // Behind the first buffer, which is filled already while pieces pass.
+  const auto piece = [&] {
+    return reinterpret_cast<float*>(weights + kChunkElements<kC>) +
+           thread_of_block() / kWarpSize * kRows * kPiecePitch;
+  };
+  load_parameters(p, shared.vectors);
+
+  for (unsigned block = blockIdx.x; block < p.blocks; block += gridDim.x) {
+    copy_weights<T, kC>(p, 0, weights);
+    store_chunk(load_chunk<kChunk>(p, block, 0), 0, shared.chunk);
+    __syncthreads();
+    uint32_t z[kM][kC / 16][4];
+    load_normalised<T, kC, kM>(p, warp_tile<kRows>(p, block), shared.vectors, piece(), z);
+    float acc[kM][kC / 8][4] = {};
+
+    const int chunks = (p.a.hidden + kChunk - 1) / kChunk;
+#pragma unroll 1
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      const bool last = chunk + 1 == chunks;
+      const T* const here = weights + (p.two_buffers ? chunk % 2 * kChunkElements<kC> : 0);
+      copies_wait();
+      __syncthreads();  // this chunk is there, and all are through with the one before
+      if (p.two_buffers && !last) {
+        copy_weights<T, kC>(p, (chunk + 1) * kChunk, weights + (chunk + 1) % 2 * kChunkElements<kC>);
+      }
+      const MlpChunkElement next = load_chunk<kChunk>(p, block, chunk + 1);
+      store_squares(p, block, chunk - 1, shared.chunk);
+
+      uint32_t h[kM][2][4];
+#pragma unroll
+      for (int q = 0; q < 4; q += kQ) {
+        float u[kM][kQ][4];
+        expand<T, kC, kM, kQ>(z, here, shared.chunk.bias[chunk % 2], q, p.a.c, u);
+        if (p.a.u) store_hidden<T, kM, kQ>(p, warp_tile<kRows>(p, block), chunk * kChunk + 2 * q, u);
+        activate<T, kM, kQ>(u, q, h);
+      }
+      store_chunk(next, chunk + 1, shared.chunk);
+      if (p.a.sums) {
+        sum_squares<T, kM>(p, warp_tile<kRows>(p, block).first, h,
+                           shared.chunk.squares[chunk % 2][thread_of_block() / kWarpSize]);
+      }
+      if (p.a.grn_scale) respond<T, kM>(shared.chunk.scale[chunk % 2], shared.chunk.shift[chunk % 2], h);
+      if (p.a.out.data) project<T, kC, kM>(h, here + kChunk * kW1Pitch<kC>, p.a.c, acc);
+
+      if (!p.two_buffers && !last) {
+        __syncthreads();
+        copy_weights<T, kC>(p, (chunk + 1) * kChunk, weights);
+      }
+    }
+    __syncthreads();
+    store_squares(p, block, chunks - 1, shared.chunk);
+    if (!p.a.out.data) continue;
+    const MlpTile tile = warp_tile<kRows>(p, block);
+    by_dtype(p.a.x.dtype, [&](auto element) {
+      using IO = typename decltype(element)::Type;
+      if (p.vector_out) return store_vectors<IO, kC, kM>(p, tile, shared.vectors, acc);
+      store_pieces<IO, kC, kM>(p, tile, shared.vectors, piece(), acc);
+    });
+  }
+}
+
+namespace {
+
+template <class T, int kC>
+void launch_mlp(const Context& context, const MlpFusedArgs& a) {
+  constexpr int kM = kC <= 128 ? 2 : 1;
+  constexpr int kChunkBytes = kChunkElements<kC> * int(sizeof(T));
+  const int warps = a.tile / (16 * kM);
+  MlpFusedParams p = mlp_params(a, "mlp_fused_kernel");
+  p.vector_x = has_vectors(a.x, a.c);
+  p.vector_out = has_vectors(a.out, a.c) && has_vectors(a.residual, a.c);
+  p.vector_weights = p.vector_weights && a.c % 8 == 0 && a.hidden % 8 == 0;
+  p.vector_u = a.hidden % 8 == 0 && is_aligned(a.u);
+  const bool staged = !p.vector_x || (a.out.data && !p.vector_out);
+  const int64_t staging = staged ? int64_t(warps) * 16 * kM * kPiecePitch * int64_t(sizeof(float)) : 0;
+  const int64_t one = int64_t(sizeof(FusedShared<kC>)) + kChunkBytes;
+  const int64_t two = one + std::max<int64_t>(kChunkBytes, staging);
+  p.two_buffers = two <= device_info(context.device).shared_bytes;
+  launch(context,
+         {"mlp_fused_kernel",
+          p.blocks,
+          warps * kWarpSize,
+          p.two_buffers ? two : one + staging,
+          {"NPCHT", {a.samples, a.pixels, a.c, a.hidden, a.tile}}},
+         mlp_fused_kernel<T, kC, kM>, p);
+}
+
+template <class T>
+void launch_mlp(const Context& context, const MlpFusedArgs& a) {
+  if (a.c <= 32) return launch_mlp<T, 32>(context, a);
+  if (a.c <= 64) return launch_mlp<T, 64>(context, a);
+  if (a.c <= 96) return launch_mlp<T, 96>(context, a);
+  if (a.c <= 128) return launch_mlp<T, 128>(context, a);
+  if (a.c <= 192) return launch_mlp<T, 192>(context, a);
+  return launch_mlp<T, 256>(context, a);
+}
+
+}  // namespace
+
+int mlp_fused_warp_pixels(int64_t c) { return c <= 128 ? 32 : 16; }
+
+void mlp_fused(const Context& context, const MlpFusedArgs& args) {
+  if (args.dtype == DType::kFloat16) return launch_mlp<Float16>(context, args);
+  launch_mlp<BFloat16>(context, args);
+}
+
+}  // namespace cnk::cuda

@@ -1,0 +1,33 @@
+// The inverted bottleneck of up to 256 channels in one kernel, the hidden on chip:
+//   out = residual + s * gamma * (GRN?(GELU(LN(x) W1^T + b1)) W2^T + b2)
+// GRN needs the sums over a sample's pixels of the squared hidden: one launch with `sums` and without `out`,
+// then one with their response as `grn_scale`. Bytes per pixel with 16-bit elements: 6C (x, residual, out);
+// with GRN 2C more; 2 * hidden more where u is kept for the gradient. Every block reads both weights, from
+// L2.
+#pragma once
+
+#include "cuda/tensors.h"
+
+namespace cnk::cuda {
+
+struct MlpFusedArgs {
+  DType dtype;            // of w1, w2 and u
+  Rows x, residual, out;  // of one dtype; residual.data may be null; out.data null: the sums only
+  Vector norm_weight, norm_bias;
+  const void *w1, *w2;  // dense (hidden, C) and (C, hidden)
+  Vector b1, b2, gamma, drop_scale, grn_bias;
+  const float* grn_scale;   // (N, hidden) or null
+  void* u;                  // (samples * pixels, hidden) or null
+  float* sums;              // (samples, tiles, hidden) or null: sums of h^2 over a tile
+  int64_t samples, pixels;  // samples that follow each other without a gap may count as one
+  int64_t sample_pixels;    // of one sample always
+  int c, hidden;
+  float eps;
+  int tile;  // pixels of a block
+};
+
+// Tensor cores, bf16 and fp16. `tile` is a multiple of mlp_fused_warp_pixels(c), at most 8 of them.
+int mlp_fused_warp_pixels(int64_t c);
+void mlp_fused(const Context& context, const MlpFusedArgs& args);
+
+}  // namespace cnk::cuda

@@ -1,0 +1,277 @@
+// A warp owns 16 pixels and all their channels: z = LN(x) in shared memory, the output as sums in registers.
+// The block walks the hidden in chunks: u = z W1[chunk]^T, h = GELU(u + b1) through shared memory, acc += h
+// W2[:, chunk]^T. W2 of a chunk is copied while W1 is multiplied, and W1 of the next one while W2 is.
+//
+// Lane 8r + c has pixels r, r + 4... and every eighth column from c on. It reads four neighbours of a row at
+// a time, 16 bytes, and multiplies 4 such of its pixels with each of its columns. Rows are an odd multiple of
+// 16 bytes apart, so that the eight columns next to each other lie in different banks.
+#include "cuda/gelu.h"
+#include "cuda/launch.h"
+#include "cuda/mlp_fused_fp32.h"
+#include "cuda/mlp_tile.h"
+#include "cuda/mma.h"
+
+namespace cnk::cuda {
+
+constexpr int kFp32Rows = 16;  // pixels of a warp
+constexpr int kFp32Own = 4;    // of a lane
+constexpr int kFp32Pad = 4;
+
+// Shared memory; the warps' own follow.
+template <int kC, int kChunk>
+struct Fp32Shared {
+  MlpVectors<kC> vectors;
+  MlpChunk<kChunk> chunk;
+  float w1[kChunk][kC + kFp32Pad], w2[kC][kChunk + kFp32Pad];
+};
+template <int kC, int kChunk>
+struct Fp32Warp {
+  float z[kFp32Rows][kC + kFp32Pad];  // and the output, on its way
+  float h[kFp32Rows][kChunk + kFp32Pad];
+};
+
+// Start copying rows [first_row, first_row + kRows) x columns [first_column, first_column + kColumns) of a
+// dense matrix of rows x columns, zeros outside.
+template <int kRows, int kColumns>
+__device__ __forceinline__ void copy_matrix(const void* matrix, int rows, int columns, int first_row,
+                                            int first_column, bool vectors,
+                                            float (&to)[kRows][kColumns + kFp32Pad]) {
+  const float* from = static_cast<const float*>(matrix) + int64_t(first_row) * columns + first_column;
+  const int rows_left = rows - first_row, columns_left = columns - first_column;
+  if (vectors) {
+    for (int i = thread_of_block(); i < kRows * kColumns / 4; i += int(blockDim.x)) {
+      const int row = i / (kColumns / 4), column = i % (kColumns / 4) * 4;
+      const bool inside = row < rows_left && column < columns_left;
+      copy16(&to[row][column], inside ? from + int64_t(row) * columns + column : from, inside);
+    }
+    return;
+  }
+  for (int i = thread_of_block(); i < kRows * kColumns; i += int(blockDim.x)) {
+    const int row = i / kColumns, column = i % kColumns;
+    const bool inside = row < rows_left && column < columns_left;
+    to[row][column] = inside ? from[int64_t(row) * columns + column] : 0.0f;
+  }
+}
+
+// acc[i][j] += sum_k a[r + 4i][k] * b[c + 8j][k].
+template <int kColumns, int kK>
+__device__ __forceinline__ void add_products(const float (*a)[kK + kFp32Pad], const float (*b)[kK + kFp32Pad],
+                                             float (&acc)[kFp32Own][kColumns]) {
+  const int lane = thread_of_block() % kWarpSize;
+#pragma unroll 1
+  for (int k = 0; k < kK; k += 4) {
+    float own[kFp32Own][4];
+#pragma unroll
+    for (int i = 0; i < kFp32Own; ++i) load(&a[lane / 8 + 4 * i][k], own[i]);
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+      float w[4];
+      load(&b[lane % 8 + 8 * j][k], w);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+#pragma unroll
+        for (int i = 0; i < kFp32Own; ++i) acc[i][j] = fmaf(own[i][e], w[e], acc[i][j]);
+      }
+    }
+  }
+}
+
+// Call f(row, c, offset) for the warp's pixels and channels, neighbouring lanes along what is next to each
+// other.
+template <class F>
+__device__ __forceinline__ void for_each_element(const MlpFusedParams& p, const Rows& rows,
+                                                 const MlpTile& tile, const F& f) {
+  const int lane = thread_of_block() % kWarpSize;
+  const bool along_pixels = rows.stride_p == 1;
+  const int row_step = along_pixels ? kFp32Rows : 1,
+            c_step = along_pixels ? kWarpSize / kFp32Rows : kWarpSize;
+  const int64_t base = tile.sample * rows.stride_n + tile.first * rows.stride_p;
+  const int64_t left = p.a.pixels - tile.first;
+  for (int row = along_pixels ? lane % kFp32Rows : 0; row < kFp32Rows && row < left; row += row_step) {
+#pragma unroll 4
+    for (int c = along_pixels ? lane / kFp32Rows : lane; c < p.a.c; c += c_step) {
+      f(row, c, base + row * rows.stride_p + c * rows.stride_c);
+    }
+  }
+}
+
+// z = LN(x), two lanes to a row: two passes, the mean corrected by what its rounding left.
+template <int kC>
+__device__ __forceinline__ void normalise_rows(const MlpFusedParams& p, const MlpVectors<kC>& vectors,
+                                               float (&z)[kFp32Rows][kC + kFp32Pad]) {
+  const int lane = thread_of_block() % kWarpSize;
+  float* const row = z[lane / 2];
+  const auto both = [](float value) { return value + __shfl_xor_sync(kFullWarp, value, 1); };
+  const float count = float(p.a.c);
+  float sum = 0.0f, first = 0.0f, second = 0.0f;
+  for (int c = lane % 2; c < p.a.c; c += 2) sum += row[c];
+  const float mean = both(sum) / count;
+  for (int c = lane % 2; c < p.a.c; c += 2) {
+    const float d = row[c] - mean;
+    first += d;
+    second = fmaf(d, d, second);
+  }
+  const float correction = both(first) / count;
+  const float variance = both(second) / count - correction * correction;
+  const float rstd = rsqrtf((variance < 0.0f ? 0.0f : variance) + p.a.eps);
+  for (int c = lane % 2; c < p.a.c; c += 2) {
+    const float xhat = (row[c] - mean - correction) * rstd;
+    row[c] = rounded_to(p.a.x.dtype, xhat * vectors.norm_weight[c] + vectors.norm_bias[c]);
+  }
+}
+
+// z = LN(x) of the warp's pixels, zeros beyond the last pixel and channel.
+template <int kC, int kChunk>
+__device__ __forceinline__ void load_rows(const MlpFusedParams& p, const MlpTile& tile,
+                                          const MlpVectors<kC>& vectors, Fp32Warp<kC, kChunk>& own) {
+  float* const z = own.z[0];
+  for (int i = thread_of_block() % kWarpSize; i < kFp32Rows * (kC + kFp32Pad); i += kWarpSize) z[i] = 0.0f;
+  __syncwarp();
+  by_dtype(p.a.x.dtype, [&](auto element) {
+    const auto x = static_cast<const typename decltype(element)::Type*>(p.a.x.data);
+    for_each_element(p, p.a.x, tile, [&](int row, int c, int64_t at) { own.z[row][c] = widen(x[at]); });
+  });
+  __syncwarp();
+  normalise_rows<kC>(p, vectors, own.z);
+  __syncwarp();
+}
+
+// h = GELU(u) with GRN's scale and shift into shared memory, u and the sums of h^2 to where they are asked
+// for.
+template <int kC, int kChunk>
+__device__ __forceinline__ void activate_rows(const MlpFusedParams& p, const MlpTile& tile, int chunk,
+                                              MlpChunk<kChunk>& vectors,
+                                              const float (&u)[kFp32Own][kChunk / 8],
+                                              Fp32Warp<kC, kChunk>& own) {
+  const int lane = thread_of_block() % kWarpSize, r = lane / 8;
+#pragma unroll
+  for (int j = 0; j < kChunk / 8; ++j) {
+    const int column = lane % 8 + 8 * j, hid = chunk * kChunk + column;
+    const float scale = vectors.scale[chunk % 2][column], shift = vectors.shift[chunk % 2][column];
+    float squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kFp32Own; ++i) {
+      const int64_t pixel = tile.first + r + 4 * i;
+      const bool inside = pixel < p.a.pixels && hid < p.a.hidden;
+      if (p.a.u && inside) {
+        static_cast<float*>(p.a.u)[(tile.sample * p.a.pixels + pixel) * p.a.hidden + hid] = u[i][j];
+      }
+      const float h = gelu(u[i][j]);
+      if (inside) squares = fmaf(h, h, squares);
+      own.h[r + 4 * i][column] = fmaf(h, scale, shift);
+    }
+    if (p.a.sums) {
+      squares += __shfl_xor_sync(kFullWarp, squares, 8);
+      squares += __shfl_xor_sync(kFullWarp, squares, 16);
+      if (r == 0) vectors.squares[chunk % 2][thread_of_block() / kWarpSize][column] = squares;
+    }
+  }
+}
+
+// out = residual + s * gamma * (acc + b2), through shared memory.
+template <int kC, int kChunk>
+__device__ __forceinline__ void store_rows(const MlpFusedParams& p, const MlpTile& tile,
+                                           const MlpVectors<kC>& vectors,
+                                           const float (&acc)[kFp32Own][kC / 8], Fp32Warp<kC, kChunk>& own) {
+  const int lane = thread_of_block() % kWarpSize;
+#pragma unroll
+  for (int i = 0; i < kFp32Own; ++i) {
+    const int row = lane / 8 + 4 * i;
+    const float factor = tile.first + row < p.a.pixels ? drop_factor(p, tile.sample, tile.first + row) : 0.0f;
+#pragma unroll
+    for (int j = 0; j < kC / 8; ++j) {
+      const int c = lane % 8 + 8 * j;
+      own.z[row][c] = (acc[i][j] + vectors.b2[c]) * vectors.gamma[c] * factor;
+    }
+  }
+  __syncwarp();
+  by_dtype(p.a.out.dtype, [&](auto element) {
+    using IO = typename decltype(element)::Type;
+    const Rows& residual = p.a.residual;
+    const IO* added = static_cast<const IO*>(residual.data) + tile.sample * residual.stride_n +
+                      tile.first * residual.stride_p;
+    for_each_element(p, p.a.out, tile, [&](int row, int c, int64_t at) {
+      float value = own.z[row][c];
+      if (residual.data) value += widen(added[row * residual.stride_p + c * residual.stride_c]);
+      narrow(value, static_cast<IO*>(p.a.out.data)[at]);
+    });
+  });
+}
+
+template <int kC, int kChunk>
+__global__ void __launch_bounds__(kMlpMaxWarps* kWarpSize, kC <= 96 ? 2 : 1)
+    mlp_fused_fp32_kernel(const MlpFusedParams p) {
+  CNK_SHARED(unsigned char, bytes);
+  auto& shared = *reinterpret_cast<Fp32Shared<kC, kChunk>*>(bytes);
+  auto& own = reinterpret_cast<Fp32Warp<kC, kChunk>*>(bytes + sizeof shared)[thread_of_block() / kWarpSize];
+  const int lane = thread_of_block() % kWarpSize, chunks = (p.a.hidden + kChunk - 1) / kChunk;
+  const bool vectors1 = p.vector_weights && p.a.c % 4 == 0,
+             vectors2 = p.vector_weights && p.a.hidden % 4 == 0;
+  load_parameters(p, shared.vectors);
+
+  for (unsigned block = blockIdx.x; block < p.blocks; block += gridDim.x) {
+    const MlpTile tile = warp_tile<kFp32Rows>(p, block);
+    __syncthreads();
+    copy_matrix<kChunk, kC>(p.a.w1, p.a.hidden, p.a.c, 0, 0, vectors1, shared.w1);
+    store_chunk(load_chunk<kChunk>(p, block, 0), 0, shared.chunk);
+    load_rows(p, tile, shared.vectors, own);
+    float acc[kFp32Own][kC / 8] = {};
+#pragma unroll 1
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      copies_wait();
+      __syncthreads();  // W1 is there, and all are through with the W2 before
+      copy_matrix<kC, kChunk>(p.a.w2, p.a.c, p.a.hidden, 0, chunk * kChunk, vectors2, shared.w2);
+      const MlpChunkElement next = load_chunk<kChunk>(p, block, chunk + 1);
+      store_squares(p, block, chunk - 1, shared.chunk);
+      float u[kFp32Own][kChunk / 8];
+#pragma unroll
+      for (int j = 0; j < kChunk / 8; ++j) {
+#pragma unroll
+        for (int i = 0; i < kFp32Own; ++i) u[i][j] = shared.chunk.bias[chunk % 2][lane % 8 + 8 * j];
+      }
+      add_products<kChunk / 8, kC>(own.z, shared.w1, u);
+      activate_rows(p, tile, chunk, shared.chunk, u, own);
+      store_chunk(next, chunk + 1, shared.chunk);
+      copies_wait();
+      __syncthreads();  // W2 is there, and all are through with W1
+      if (chunk + 1 < chunks) {
+        copy_matrix<kChunk, kC>(p.a.w1, p.a.hidden, p.a.c, (chunk + 1) * kChunk, 0, vectors1, shared.w1);
+      }
+      if (p.a.out.data) add_products<kC / 8, kChunk>(own.h, shared.w2, acc);
+      __syncwarp();
+    }
+    __syncthreads();
+    store_squares(p, block, chunks - 1, shared.chunk);
+    if (p.a.out.data) store_rows(p, tile, shared.vectors, acc, own);
+  }
+}
+
+namespace {
+
+template <int kC, int kChunk>
+void launch_mlp(const Context& context, const MlpFusedArgs& a) {
+  const int warps = a.tile / kFp32Rows;
+  const int64_t shared =
+      int64_t(sizeof(Fp32Shared<kC, kChunk>)) + warps * int64_t(sizeof(Fp32Warp<kC, kChunk>));
+  MlpFusedParams p = mlp_params(a, "mlp_fused_fp32_kernel");
+  launch(context,
+         {"mlp_fused_fp32_kernel",
+          p.blocks,
+          warps * kWarpSize,
+          shared,
+          {"NPCHT", {a.samples, a.pixels, a.c, a.hidden, a.tile}}},
+         mlp_fused_fp32_kernel<kC, kChunk>, p);
+}
+
+}  // namespace
+
+void mlp_fused_fp32(const Context& context, const MlpFusedArgs& args) {
+  if (args.c <= 32) return launch_mlp<32, 32>(context, args);
+  if (args.c <= 64) return launch_mlp<64, 32>(context, args);
+  if (args.c <= 96) return launch_mlp<96, 32>(context, args);
+  if (args.c <= 128) return launch_mlp<128, 32>(context, args);
+  if (args.c <= 192) return launch_mlp<192, 16>(context, args);
+  launch_mlp<256, 16>(context, args);
+}
+
+}  // namespace cnk::cuda

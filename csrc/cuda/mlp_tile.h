@@ -1,0 +1,153 @@
+// What the fused bottleneck's two kernels share: where a block's tile lies, the parameters in shared memory,
+// GRN's sums.
+#pragma once
+
+#include <string>
+
+#include "cuda/element.h"
+#include "cuda/launch.h"
+#include "cuda/mlp_fused.h"
+#include "cuda/runtime.h"
+
+namespace cnk::cuda {
+
+constexpr int kMlpMaxWarps = 8;
+
+// threadIdx.x, read anew every time: addresses that follow from it are computed where they are used. Hoisted
+// out of the loops they would take the registers that the accumulators need.
+__device__ __forceinline__ int thread_of_block() {
+#ifdef __CUDA_ARCH__
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+#else
+  return int(threadIdx.x);
+#endif
+}
+
+struct MlpFusedParams {
+  MlpFusedArgs a;
+  unsigned tiles, blocks;     // of a sample, of all samples: 2^31 tiles are more than any GPU's memory
+  bool vector_x, vector_out;  // rows of 8 channels that can be loaded and stored at once
+  bool vector_weights, vector_u;
+  bool two_buffers;  // for the weights
+  int chunk_bytes, staging_bytes;
+};
+
+// Where the tile of a block lies; computed anew at every call, for the same reason.
+struct MlpTile {
+  int64_t sample, first;  // pixel
+};
+__device__ __forceinline__ MlpTile mlp_tile(const MlpFusedParams& p, unsigned block) {
+  unsigned tiles = p.tiles;
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+r"(block), "+r"(tiles));
+#endif
+  const unsigned sample = block / tiles;
+  return {sample, int64_t(block - sample * tiles) * p.a.tile};
+}
+
+// The same of a warp of kRows pixels.
+template <int kRows>
+__device__ __forceinline__ MlpTile warp_tile(const MlpFusedParams& p, unsigned block) {
+  const MlpTile tile = mlp_tile(p, block);
+  return {tile.sample, tile.first + thread_of_block() / kWarpSize * kRows};
+}
+
+// The drop-path factor of a pixel.
+__device__ __forceinline__ float drop_factor(const MlpFusedParams& p, int64_t sample, int64_t pixel) {
+  if (!p.a.drop_scale.data) return 1.0f;
+  if (p.a.pixels != p.a.sample_pixels) sample += divide(pixel, p.a.sample_pixels).quotient;
+  return load(p.a.drop_scale, sample, 1.0f);
+}
+
+// Rounded as eager's LayerNorm rounds its parameters and its result, to x's dtype.
+__device__ __forceinline__ float rounded_to(DType dtype, float value) {
+  if (dtype == DType::kBFloat16) return rounded<BFloat16>(value);
+  if (dtype == DType::kFloat16) return rounded<Float16>(value);
+  return value;
+}
+
+// Parameters of all channels in shared memory, as fp32; zeros beyond the last channel.
+template <int kC>
+struct MlpVectors {
+  float norm_weight[kC], norm_bias[kC], b2[kC], gamma[kC];
+};
+template <int kC>
+__device__ __forceinline__ void load_parameters(const MlpFusedParams& p, MlpVectors<kC>& to) {
+  for (int c = thread_of_block(); c < kC; c += int(blockDim.x)) {
+    const bool inside = c < p.a.c;
+    to.norm_weight[c] = inside ? rounded_to(p.a.x.dtype, load(p.a.norm_weight, c, 1.0f)) : 0.0f;
+    to.norm_bias[c] = inside ? rounded_to(p.a.x.dtype, load(p.a.norm_bias, c, 0.0f)) : 0.0f;
+    to.b2[c] = inside ? load(p.a.b2, c, 0.0f) : 0.0f;
+    to.gamma[c] = inside ? load(p.a.gamma, c, 1.0f) : 0.0f;
+  }
+}
+
+// Parameters of a chunk of the hidden, b1 and GRN's, and the warps' sums of squares; two of each, so that the
+// next chunk's can be written while this one's are read.
+template <int kChunk>
+struct MlpChunk {
+  float bias[2][kChunk], scale[2][kChunk], shift[2][kChunk];
+  float squares[2][kMlpMaxWarps][kChunk];
+};
+
+// A thread's element of them, on its way to shared memory: loaded well before it is stored.
+struct MlpChunkElement {
+  float bias, scale, shift;
+};
+template <int kChunk>
+__device__ __forceinline__ MlpChunkElement load_chunk(const MlpFusedParams& p, unsigned block, int chunk) {
+  const unsigned thread = unsigned(thread_of_block()), hid = unsigned(chunk * kChunk) + thread;
+  MlpChunkElement e{0.0f, 1.0f, 0.0f};
+  if (thread >= kChunk || hid >= unsigned(p.a.hidden)) return e;
+  e.bias = load(p.a.b1, hid, 0.0f);
+  if (p.a.grn_scale) {
+    e.scale = p.a.grn_scale[mlp_tile(p, block).sample * p.a.hidden + hid];
+    e.shift = load(p.a.grn_bias, hid, 0.0f);
+  }
+  return e;
+}
+template <int kChunk>
+__device__ __forceinline__ void store_chunk(const MlpChunkElement& from, int chunk, MlpChunk<kChunk>& to) {
+  const int thread = thread_of_block();
+  if (thread >= kChunk) return;
+  to.bias[chunk % 2][thread] = from.bias;
+  to.scale[chunk % 2][thread] = from.scale;
+  to.shift[chunk % 2][thread] = from.shift;
+}
+
+// The tile's sums of squares from those of its warps, for a chunk that all warps are through with.
+template <int kChunk>
+__device__ __forceinline__ void store_squares(const MlpFusedParams& p, unsigned block, int chunk,
+                                              const MlpChunk<kChunk>& from) {
+  const int thread = thread_of_block(), hid = chunk * kChunk + thread;
+  if (!p.a.sums || chunk < 0 || thread >= kChunk || hid >= p.a.hidden) return;
+  float sum = 0.0f;
+  for (int w = 0; w < int(blockDim.x) / kWarpSize; ++w) sum += from.squares[chunk % 2][w][thread];
+  p.a.sums[int64_t(block) * p.a.hidden + hid] = sum;
+}
+
+// Call `f(Element<T>{})` with the type of a dtype, inside a kernel.
+template <class F>
+__device__ __forceinline__ void by_dtype(DType dtype, const F& f) {
+  if (dtype == DType::kFloat32) {
+    f(Element<float>{});
+  } else if (dtype == DType::kBFloat16) {
+    f(Element<BFloat16>{});
+  } else {
+    f(Element<Float16>{});
+  }
+}
+
+inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
+inline MlpFusedParams mlp_params(const MlpFusedArgs& a, const char* kernel) {
+  const int64_t tiles = (a.pixels + a.tile - 1) / a.tile;
+  if (tiles * a.samples >= int64_t{1} << 31) throw LaunchError(std::string(kernel) + ": 2^31 tiles or more");
+  MlpFusedParams p{a, unsigned(tiles), unsigned(a.samples * tiles)};
+  p.vector_weights = is_aligned(a.w1) && is_aligned(a.w2);
+  return p;
+}
+
+}  // namespace cnk::cuda
