@@ -31,8 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "docs" / "cuda_kernels.json"
 PAGE = ROOT / "docs" / "cuda_kernels.md"
 TITLE = "## Registers and spills"
-BEGIN = "<!-- registers: begin (python benchmarks/cuda_static.py --update) -->"
-END = "<!-- registers: end -->"
+BEGIN, END = "<!-- table -->", "<!-- /table -->"
 # Kernels that may have spills or a stack, and why: "name<bf16, 7>", or "name<bf16, 7> sm_75" for one architecture.
 EXCUSED: dict[str, str] = {}
 _TYPES = {"BFloat16": "bf16", "Float16": "fp16", "float": "fp32"}
@@ -174,7 +173,7 @@ def with_table(text: str, record: Record) -> str:
     elif counts != (1, 1) or text.index(BEGIN) > text.index(END):
         raise ValueError(f"expected one {BEGIN} and, after it, one {END}")
     before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n" + "\n".join(page(record)) + f"\n{END}{rest.partition(END)[2]}"
+    return "\n".join([before + BEGIN, "", *page(record), "", END]) + rest.partition(END)[2]
 
 
 def page(record: Record) -> list[str]:
@@ -184,8 +183,8 @@ def page(record: Record) -> list[str]:
     spilling = sum(bool(row.spills or row.stack) for row in rows)
     header = ("kernel", "instances", *(f"sm_{arch}" for arch in archs), "spills")
     lines = [
-        f"Registers of a thread, from the machine code of nvcc {record.toolkit}; ranges go over the instances of a",
-        "kernel (dtypes, kernel sizes). Spills: bytes of a thread, loads and stores.",
+        f"Written by `python benchmarks/cuda_static.py --update` from the machine code of nvcc {record.toolkit}: registers",
+        "of a thread, ranges over the instances of a kernel (dtypes, sizes); spills in bytes of a thread, loads and stores.",
         f"{len(rows)} compiled kernels, {spilling} of them with spills or a stack.",
         "",
         "| " + " | ".join(header) + " |",
