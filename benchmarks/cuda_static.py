@@ -183,8 +183,8 @@ def page(record: Record) -> list[str]:
     spilling = sum(bool(row.spills or row.stack) for row in rows)
     header = ("kernel", "instances", *(f"sm_{arch}" for arch in archs), "spills")
     lines = [
-        f"Written by `python benchmarks/cuda_static.py --update` from the machine code of nvcc {record.toolkit}: registers",
-        "of a thread, ranges over the instances of a kernel (dtypes, sizes); spills in bytes of a thread, loads and stores.",
+        f"Written by `python benchmarks/cuda_static.py --update` from the machine code of nvcc {record.toolkit}:",
+        "registers of a thread, ranges over the instances of a kernel (dtypes, sizes); spills in bytes of a thread.",
         f"{len(rows)} compiled kernels, {spilling} of them with spills or a stack.",
         "",
         "| " + " | ".join(header) + " |",
