@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,18 @@ def test_a_build_folder_follows_the_environment(configure, without_nvcc):
     assert "CUDA kernels: left out" in configure(**without_nvcc)
     assert "expected auto, 0 or 1" in configure(CNK_CUDA="maybe", fails=True)
     assert "CUDA kernels: not asked for" in configure(CNK_CUDA="0")
+
+
+def test_an_extension_of_an_earlier_build_does_not_stay(configure, tmp_path):
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    package = tmp_path / "convnext_kernels"
+    package.mkdir()
+    for name in ("_native_cuda", "_native_cuda_other"):
+        (package / f"{name}{suffix}").touch()
+    configure(CNK_CUDA="0")
+    (tmp_path / "build" / f"_native{suffix}").touch()  # as if it were built
+    subprocess.run([cuda_host.tool("cmake"), "--install", tmp_path / "build", "--prefix", tmp_path], check=True)
+    assert {path.name for path in package.iterdir()} == {f"_native{suffix}", f"_native_cuda_other{suffix}"}
 
 
 @needs_nvcc
