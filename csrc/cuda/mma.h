@@ -12,7 +12,7 @@
 
 namespace cnk::cuda {
 
-#ifndef __CUDA_ARCH__
+#ifdef CNK_CUDA_HOST
 // One lane's operands of a product, and then its results.
 struct MmaOperands {
   uint32_t a[4], b[2];
@@ -51,12 +51,12 @@ void mma_on_host(unsigned char* all) {
 // launcher must not choose this there.
 template <class T>
 __device__ __forceinline__ void mma(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (&d)[4]) {
-#ifndef __CUDA_ARCH__
+#ifdef CNK_CUDA_HOST
   const MmaOperands own{{a[0], a[1], a[2], a[3]}, {b0, b1}, {d[0], d[1], d[2], d[3]}};
   const auto all = host::exchange(&own, sizeof own, mma_on_host<T>);
   const auto result = host::from_lane<MmaOperands>(all, int(threadIdx.x % 32));
   std::copy(result.d, result.d + 4, d);
-#elif __CUDA_ARCH__ >= 800
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   if constexpr (std::is_same_v<T, BFloat16>) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
