@@ -1,10 +1,11 @@
 #include "cuda/layernorm.h"
+#include "cuda/layernorm_columns.h"
 #include "cuda/layernorm_rows.h"
 
 namespace cnk::cuda {
 
-constexpr int kNormSlots = 3;    // of 16 bytes, in the registers of a thread
-constexpr int kColumnsEach = 4;  // channels of a warp, of each turn of layernorm_columns_kernel
+constexpr int kNormSlots = 3;     // of 16 bytes, in the registers of a thread
+constexpr int kColumnSlots = 24;  // channels in the registers of a thread
 
 struct LayerNormParams {
   LayerNormArgs a;
@@ -12,6 +13,7 @@ struct LayerNormParams {
   int64_t blocks;
   int c, lanes;
   bool packed_x, packed_y;
+  bool staged;      // the parameters are, for columns
   bool transposed;  // y has its channels next to each other
 };
 
@@ -61,52 +63,81 @@ __global__ void __launch_bounds__(kNormThreads, 3) layernorm_rows_kernel(const L
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kColumnThreads, 2) layernorm_columns_kernel(const LayerNormParams p) {
-  CNK_SHARED(float, shared);
+// A column of every lane through the tile in shared memory, so that neighbouring lanes store neighbouring
+// channels.
+__device__ __forceinline__ void store_transposed(const LayerNormParams& p, int64_t sample,
+                                                 int64_t first_pixel, int base,
+                                                 const float (&from)[kColumnSlots], float* tile) {
+  const Rows& y = p.a.y;
   const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize;
-  const int warps = int(blockDim.x) / kWarpSize, width = warps * kColumnsEach, pitch = width + 1;
-  float* const tile = shared + 3 * blockDim.x;  // 32 pixels x `width` channels, to store along the channels
+  const int warps = block_warps(), pitch = group_pitch(warps);
+#pragma unroll
+  for (int k = 0; k < kColumnSlots; k += kGroup) {
+    const int first = base + k * warps, channels = min(kGroup * warps, p.c - first);
+#pragma unroll
+    for (int j = 0; j < kGroup; ++j) tile[lane * pitch + j * warps + warp] = from[k + j];
+    __syncthreads();
+    for (int i = warp; i < kWarpSize && first_pixel + i < p.a.pixels; i += warps) {
+      const int64_t row = patch_row(p.a.patches, first_pixel + i);
+      if (row < 0) continue;
+      const int64_t to = offset(y, {sample, row}) + first * y.stride_c;
+      for (int j = lane; j < channels; j += kWarpSize) {
+        store(tile[i * pitch + j], y.data, y.dtype, to + j * y.stride_c);
+      }
+    }
+    __syncthreads();
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kColumnThreads, 1) layernorm_columns_kernel(const LayerNormParams p) {
+  CNK_SHARED(float, sums);  // three for each thread
+  const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize;
+  const int warps = block_warps(), span = warps * kColumnSlots, pitch = group_pitch(warps);
+  float* const tile = sums + 3 * blockDim.x;
+  T* const staged = reinterpret_cast<T*>(tile + (p.transposed ? kWarpSize * pitch : 0));
+  const T* const weight = p.staged ? staged : nullptr;
+  const int width = staged_width(p.c, span);
+  const T* const bias = p.staged ? staged + width : nullptr;
+  if (p.staged) {
+    stage(p.a.weight, 1.0f, p.c, width, staged);
+    stage(p.a.bias, 0.0f, p.c, width, staged + width);
+    __syncthreads();
+  }
   const Rows& y = p.a.y;
   for (int64_t block = blockIdx.x; block < p.blocks; block += gridDim.x) {
     const Divided at = divide_blocks(block, p.tiles);
     const int64_t first_pixel = at.remainder * kWarpSize, pixel = first_pixel + lane;
     // Lanes past the end work on the last pixel and do not store.
     const T* x = static_cast<const T*>(p.a.x.data) + offset(p.a.x, {at.quotient, min(pixel, p.a.pixels - 1)});
-    const Statistics s = column_statistics(x, p.a.x.stride_c, p.c, p.a.eps, shared);
+    float v[kColumnSlots];
+    const Statistics s = column_statistics(x, p.a.x.stride_c, p.c, p.a.eps, v, sums);
     const int64_t q = pixel < p.a.pixels ? patch_row(p.a.patches, pixel) : -1;
-    const int64_t base = offset(y, {at.quotient, q});
-    for (int first = 0; first < p.c; first += width) {
-      const int channel = first + warp * kColumnsEach;
+    const int64_t to = offset(y, {at.quotient, q});
+    for (int base = 0; base < p.c; base += span) {
+      if (span < p.c) load_column(x, p.a.x.stride_c, base + warp, p.c, v);
+      float w[kColumnSlots], b[kColumnSlots];
+      load_parameter(weight, p.a.weight, base + warp, p.c, 1.0f, w);
+      load_parameter(bias, p.a.bias, base + warp, p.c, 0.0f, b);
 #pragma unroll
-      for (int i = 0; i < kColumnsEach; ++i) {
-        const int c = channel + i;
-        if (c >= p.c) break;
-        const float w = rounded<T>(load(p.a.weight, c, 1.0f)), b = rounded<T>(load(p.a.bias, c, 0.0f));
-        const float v = rounded<T>(fmaf(normalised(widen(x[c * p.a.x.stride_c]), s), w, b));
-        if (p.transposed) {
-          tile[lane * pitch + warp * kColumnsEach + i] = v;
-        } else if (q >= 0) {
-          store(v, y.data, y.dtype, base + c * y.stride_c);
+      for (int k = 0; k < kColumnSlots; ++k) v[k] = rounded<T>(fmaf(normalised(v[k], s), w[k], b[k]));
+      if (p.transposed) {
+        store_transposed(p, at.quotient, first_pixel, base, v, tile);
+      } else if (q >= 0 && y.dtype == kDType<T>) {
+        store_column(v, static_cast<T*>(y.data) + to, y.stride_c, base + warp, p.c);
+      } else if (q >= 0) {
+#pragma unroll
+        for (int k = 0; k < kColumnSlots; ++k) {
+          const int c = base + k * warps + warp;
+          if (c < p.c) store(v[k], y.data, y.dtype, to + c * y.stride_c);
         }
       }
-      if (!p.transposed) continue;
-      __syncthreads();
-      for (int i = warp; i < kWarpSize && first_pixel + i < p.a.pixels; i += warps) {
-        const int64_t row = patch_row(p.a.patches, first_pixel + i);
-        if (row < 0) continue;
-        const int64_t start = offset(y, {at.quotient, row});
-        for (int j = lane; j < width && first + j < p.c; j += kWarpSize) {
-          store(tile[i * pitch + j], y.data, y.dtype, start + (first + j) * y.stride_c);
-        }
-      }
-      __syncthreads();
     }
   }
 }
 
 void layernorm(const Context& context, const LayerNormArgs& args) {
-  LayerNormParams p{args, args.n * args.pixels, 0, 0, int(args.c), 0, false, false, false};
+  LayerNormParams p{args, args.n * args.pixels, 0, 0, int(args.c), 0, false, false, false, false};
   const int64_t multiprocessors = device_info(context.device).multiprocessors;
   const Shape shape{"NPC", {args.n, args.pixels, args.c}};
   with_element(args.x.dtype, [&](auto element) {
@@ -117,10 +148,14 @@ void layernorm(const Context& context, const LayerNormArgs& args) {
       p.tiles = (args.pixels + kWarpSize - 1) / kWarpSize;
       p.blocks = args.n * p.tiles;
       p.transposed = args.y.stride_c == 1 && args.y.stride_p != 1;
-      const int threads = column_threads(p.blocks, multiprocessors, args.c);
-      const int warps = threads / kWarpSize;
-      const int shared = 3 * threads + (p.transposed ? kWarpSize * (warps * kColumnsEach + 1) : 0);
-      launch(context, {"layernorm_columns_kernel", p.blocks, threads, shared * int64_t(sizeof(float)), shape},
+      const int threads = column_threads(args.c, kColumnSlots);
+      const int64_t width = staged_width(p.c, threads / kWarpSize * kColumnSlots);
+      const int64_t parameters = 2 * width * int64_t(sizeof(T));
+      p.staged = parameters <= kMostStaged;
+      const int64_t floats = 3 * threads + (p.transposed ? kWarpSize * group_pitch(threads / kWarpSize) : 0);
+      const int64_t shared = floats * int64_t(sizeof(float)) + (p.staged ? parameters : 0);
+      const int64_t blocks = std::min(p.blocks, multiprocessors * (2048 / threads));
+      launch(context, {"layernorm_columns_kernel", blocks, threads, shared, shape},
              layernorm_columns_kernel<T>, p);
       return;
     }

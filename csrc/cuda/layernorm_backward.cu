@@ -1,11 +1,12 @@
 #include "cuda/layernorm.h"
+#include "cuda/layernorm_columns.h"
 #include "cuda/layernorm_rows.h"
 
 namespace cnk::cuda {
 
-constexpr int kGradientSlots = 3;      // of 16 bytes, in the registers of a thread
-constexpr int kGradientColumns = 4;    // channels of a warp, of each turn of the columns kernel
-constexpr int64_t kSharedPixels = 16;  // that a part has at least: its sums then are few of the bytes
+constexpr int kGradientSlots = 3;         // of 16 bytes, in the registers of a thread
+constexpr int kGradientColumnSlots = 16;  // channels, likewise
+constexpr int64_t kSharedPixels = 16;     // that a part has at least: its sums then are few of the bytes
 
 struct LayerNormBackwardParams {
   LayerNormBackwardArgs a;
@@ -13,7 +14,21 @@ struct LayerNormBackwardParams {
   int64_t blocks;
   int c, lanes;
   bool packed_dy, packed_x, packed_dx;
+  bool staged;      // the weight is, for columns
+  bool transposed;  // dy has its channels next to each other
 };
+
+// dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) with what does not change along the channels taken out.
+struct Gradient {
+  float mean, rstd, per_d, shift;
+};
+__device__ __forceinline__ Gradient gradient(const Statistics& s, const float (&along)[2], int c) {
+  const float mean_g = along[0] / float(c), scaled = s.rstd * (along[1] / float(c));
+  return {s.mean, s.rstd, s.rstd * scaled, fmaf(s.shift, scaled, s.rstd * mean_g)};
+}
+__device__ __forceinline__ float input_gradient(float x, float g, const Gradient& t) {
+  return fmaf(g, t.rstd, -fmaf(x - t.mean, t.per_d, t.shift));
+}
 
 // The block's sums of one of the parameters' gradients, from those that its threads hold, to `out`.
 template <class T>
@@ -92,13 +107,14 @@ __global__ void __launch_bounds__(kNormThreads, 2)
           const float xhat = normalised(v[i], s);
           dweight[k][i] = fmaf(g[i], xhat, dweight[k][i]);
           dbias[k][i] += g[i];
-          along[0] = fmaf(g[i], w[i], along[0]);
-          along[1] = fmaf(g[i] * w[i], xhat, along[1]);
+          const float gw = g[i] * w[i];
+          along[0] += gw;
+          along[1] = fmaf(gw, xhat, along[1]);
         }
       }
       if (!p.a.dx.data) continue;
       team_sum(along, p.lanes, shared + 3 * warps);
-      const float mean_g = along[0] / float(p.c), mean_g_xhat = along[1] / float(p.c);
+      const Gradient t = gradient(s, along, p.c);
 #pragma unroll
       for (int k = 0; k < kGradientSlots; ++k) {
         const int first = first_channel<T>(lane, p.lanes, k);
@@ -108,7 +124,7 @@ __global__ void __launch_bounds__(kNormThreads, 2)
         load(weight + first_channel<T>(lane, p.lanes, k), w);
 #pragma unroll
         for (int i = 0; i < kCount; ++i) {
-          v[i] = s.rstd * (fmaf(g[i], w[i], -mean_g) - normalised(v[i], s) * mean_g_xhat);
+          v[i] = input_gradient(v[i], g[i] * w[i], t);
         }
         store_values(v, static_cast<T*>(p.a.dx.data) + dx_base + first * p.a.dx.stride_c, p.a.dx.stride_c,
                      inside ? p.c - first : 0, p.packed_dx);
@@ -124,10 +140,10 @@ __global__ void __launch_bounds__(kNormThreads, 2)
 
 // Sums over the warp of 8 values: lane l < 8 has that of the value 4 (l % 2) + 2 (l / 2 % 2) + l / 4. Every
 // step halves the values of a lane, so that 9 shuffles do what 40 would.
-__device__ __forceinline__ float warp_sums(float (&values)[8]) {
+__device__ __forceinline__ float warp_sums(float (&values)[2 * kGroup]) {
   const int lane = int(threadIdx.x) % kWarpSize;
 #pragma unroll
-  for (int half = 4, mask = 1; half > 0; half /= 2, mask *= 2) {
+  for (int half = kGroup, mask = 1; half > 0; half /= 2, mask *= 2) {
     const bool upper = lane & mask;
 #pragma unroll
     for (int i = 0; i < half; ++i) {
@@ -141,66 +157,123 @@ __device__ __forceinline__ float warp_sums(float (&values)[8]) {
   return sum + __shfl_xor_sync(kFullWarp, sum, 16);
 }
 
+// dy as load_column() loads x, rounded to T. Row q of the sample, or zeros with q < 0.
+template <class T>
+__device__ __forceinline__ void load_gradient(const LayerNormBackwardParams& p, int64_t sample,
+                                              int64_t first_pixel, int64_t q, int base, float* tile,
+                                              float (&to)[kGradientColumnSlots]) {
+  const Rows& dy = p.a.dy;
+  const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize, warps = block_warps();
+  if (!p.transposed) {
+    const int64_t at = offset(dy, {sample, q});
+    const int c = q >= 0 ? p.c : 0;
+    if (dy.dtype == kDType<T>) {
+      load_column(static_cast<const T*>(dy.data) + at, dy.stride_c, base + warp, c, to);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kGradientColumnSlots; ++k) {
+        const int channel = base + k * warps + warp;
+        to[k] = channel < c ? rounded<T>(load(dy.data, dy.dtype, at + channel * dy.stride_c)) : 0.0f;
+      }
+    }
+    return;
+  }
+  const int pitch = group_pitch(warps);
+#pragma unroll
+  for (int k = 0; k < kGradientColumnSlots; k += kGroup) {
+    const int first = base + k * warps, channels = min(kGroup * warps, p.c - first);
+    for (int i = warp; i < kWarpSize; i += warps) {
+      const int64_t pixel = first_pixel + i, row = pixel < p.a.pixels ? patch_row(p.a.patches, pixel) : -1;
+      const int64_t from = offset(dy, {sample, row}) + first * dy.stride_c;
+      for (int j = lane; j < channels; j += kWarpSize) {
+        tile[i * pitch + j] = row >= 0 ? rounded<T>(load(dy.data, dy.dtype, from + j * dy.stride_c)) : 0.0f;
+      }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < kGroup; ++j) {
+      to[k + j] = j * warps + warp < channels ? tile[lane * pitch + j * warps + warp] : 0.0f;
+    }
+    __syncthreads();
+  }
+}
+
 // A part: every parts-th tile of 32 pixels. Its sums stand in memory, each element of them one lane's to add
 // to.
 template <class T>
-__global__ void __launch_bounds__(kColumnThreads, 2)
+__global__ void __launch_bounds__(kColumnThreads, 1)
     layernorm_backward_columns_kernel(const LayerNormBackwardParams p) {
-  CNK_SHARED(float, shared);
+  CNK_SHARED(float, shared);  // five for each thread
   const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize;
-  const int warps = int(blockDim.x) / kWarpSize;
-  const Rows &dy = p.a.dy, &dx = p.a.dx;
-  // Of the sums that this lane gets: 0 for dweight, 1 for dbias, and which of the channels.
-  const int of_bias = lane % 2, of_channel = 2 * (lane / 2 % 2) + lane / 4;
+  const int warps = block_warps(), span = warps * kGradientColumnSlots;
+  float* const tile = shared + 5 * blockDim.x;
+  T* const staged = reinterpret_cast<T*>(tile + (p.transposed ? kWarpSize * group_pitch(warps) : 0));
+  const T* const weight = p.staged ? staged : nullptr;
+  if (p.staged) {
+    stage(p.a.weight, 1.0f, p.c, staged_width(p.c, span), staged);
+    __syncthreads();
+  }
+  const Rows& dx = p.a.dx;
+  // Of the sums that this lane gets: 0 for dweight, 1 for dbias, and which of the group's.
+  const int of_bias = lane % 2, of_group = 2 * (lane / 2 % 2) + lane / 4;
   for (int64_t part = blockIdx.x; part < p.a.parts; part += gridDim.x) {
-    if (part >= p.blocks && p.a.partials) {  // nothing to sum
-      for (int c = int(threadIdx.x); c < 2 * p.c; c += int(blockDim.x))
-        p.a.partials[part * 2 * p.c + c] = 0.0f;
+    float* const partials = p.a.partials ? p.a.partials + part * 2 * p.c : nullptr;
+    if (part >= p.blocks && partials) {  // nothing to sum
+      for (int c = int(threadIdx.x); c < 2 * p.c; c += int(blockDim.x)) partials[c] = 0.0f;
     }
     for (int64_t block = part; block < p.blocks; block += p.a.parts) {
       const Divided at = divide_blocks(block, p.tiles);
-      const int64_t pixel = at.remainder * kWarpSize + lane;
+      const int64_t first_pixel = at.remainder * kWarpSize, pixel = first_pixel + lane;
       const bool inside = pixel < p.a.pixels;
       // Lanes past the end work on the last pixel, with a gradient of 0, and do not store.
       const int64_t here = min(pixel, p.a.pixels - 1);
       const T* x = static_cast<const T*>(p.a.x.data) + offset(p.a.x, {at.quotient, here});
-      const Statistics s = column_statistics(x, p.a.x.stride_c, p.c, p.a.eps, shared);
-      const int64_t q = patch_row(p.a.patches, here);
-      const bool held = inside && q >= 0;
-      const int64_t dy_base = offset(dy, {at.quotient, q});
-      float along[2] = {0.0f, 0.0f};
-      for (int first = warp * kGradientColumns; first < p.c; first += warps * kGradientColumns) {
-        float sums[2 * kGradientColumns];
+      float v[kGradientColumnSlots], g[kGradientColumnSlots];
+      const Statistics s = column_statistics(x, p.a.x.stride_c, p.c, p.a.eps, v, shared);
+      const int64_t q = inside ? patch_row(p.a.patches, pixel) : -1;
+      float along[2] = {0.0f, 0.0f};  // sums of g and of g * xhat
+      for (int base = 0; base < p.c; base += span) {
+        if (span < p.c) load_column(x, p.a.x.stride_c, base + warp, p.c, v);
+        load_gradient<T>(p, at.quotient, first_pixel, q, base, tile, g);
+        float w[kGradientColumnSlots];
+        load_parameter(weight, p.a.weight, base + warp, p.c, 1.0f, w);
 #pragma unroll
-        for (int i = 0; i < kGradientColumns; ++i) {
-          const int c = first + i;
-          const bool there = c < p.c;
-          const float xhat = there ? normalised(widen(x[c * p.a.x.stride_c]), s) : 0.0f;
-          const float g =
-              there && held ? rounded<T>(load(dy.data, dy.dtype, dy_base + c * dy.stride_c)) : 0.0f;
-          const float gw = there ? g * rounded<T>(load(p.a.weight, c, 1.0f)) : 0.0f;
-          along[0] += gw;
-          along[1] = fmaf(gw, xhat, along[1]);
-          sums[i] = held ? g * xhat : 0.0f;
-          sums[kGradientColumns + i] = g;
-        }
-        if (!p.a.partials) continue;
-        const float sum = warp_sums(sums);
-        if (lane < 2 * kGradientColumns && first + of_channel < p.c) {
-          float* const out = p.a.partials + (part * 2 + of_bias) * p.c + first + of_channel;
-          *out = block == part ? sum : *out + sum;
+        for (int k = 0; k < kGradientColumnSlots; k += kGroup) {
+          float sums[2 * kGroup];
+#pragma unroll
+          for (int j = 0; j < kGroup; ++j) {
+            // With eps = 0 and no deviation xhat may be infinite, which a gradient of 0 does not hide.
+            const bool there = q >= 0 && base + (k + j) * warps + warp < p.c;
+            const float xhat = there ? normalised(v[k + j], s) : 0.0f;
+            const float gw = g[k + j] * w[k + j];
+            along[0] += gw;
+            along[1] = fmaf(gw, xhat, along[1]);
+            sums[j] = g[k + j] * xhat;
+            sums[kGroup + j] = g[k + j];
+          }
+          if (!partials || base + k * warps >= p.c) continue;
+          const float sum = warp_sums(sums);
+          const int c = base + (k + of_group) * warps + warp;
+          if (lane < 2 * kGroup && c < p.c) {
+            float* const out = partials + of_bias * p.c + c;
+            *out = block == part ? sum : *out + sum;
+          }
         }
       }
       if (!dx.data) continue;
       column_sum(along, shared + 3 * blockDim.x);
-      const float mean_g = along[0] / float(p.c), mean_g_xhat = along[1] / float(p.c);
+      const Gradient t = gradient(s, along, p.c);
       T* to = static_cast<T*>(dx.data) + offset(dx, {at.quotient, here});
-#pragma unroll 4
-      for (int c = warp; c < p.c; c += warps) {
-        const float xhat = normalised(widen(x[c * p.a.x.stride_c]), s);
-        const float g = held ? rounded<T>(load(dy.data, dy.dtype, dy_base + c * dy.stride_c)) : 0.0f;
-        const float w = rounded<T>(load(p.a.weight, c, 1.0f));
-        if (inside) narrow(s.rstd * (fmaf(g, w, -mean_g) - xhat * mean_g_xhat), to[c * dx.stride_c]);
+      for (int base = 0; base < p.c; base += span) {
+        if (span < p.c) {
+          load_column(x, p.a.x.stride_c, base + warp, p.c, v);
+          load_gradient<T>(p, at.quotient, first_pixel, q, base, tile, g);
+        }
+        float w[kGradientColumnSlots];
+        load_parameter(weight, p.a.weight, base + warp, p.c, 1.0f, w);
+#pragma unroll
+        for (int k = 0; k < kGradientColumnSlots; ++k) g[k] = input_gradient(v[k], g[k] * w[k], t);
+        if (inside) store_column(g, to, dx.stride_c, base + warp, p.c);
       }
     }
   }
@@ -212,7 +285,8 @@ int64_t layernorm_parts(int device, int64_t pixels) {
 }
 
 void layernorm_backward(const Context& context, const LayerNormBackwardArgs& args) {
-  LayerNormBackwardParams p{args, args.n * args.pixels, 0, 0, int(args.c), 0, false, false, false};
+  LayerNormBackwardParams p{args, args.n * args.pixels, 0, 0, int(args.c), 0, false, false, false, false,
+                            false};
   const int64_t multiprocessors = device_info(context.device).multiprocessors;
   const Shape shape{"NPC", {args.n, args.pixels, args.c}};
   with_element(args.x.dtype, [&](auto element) {
@@ -222,10 +296,14 @@ void layernorm_backward(const Context& context, const LayerNormBackwardArgs& arg
     if (p.lanes == 0 || along_pixels(args.x, args.pixels)) {
       p.tiles = (args.pixels + kWarpSize - 1) / kWarpSize;
       p.blocks = args.n * p.tiles;
-      const int threads = column_threads(p.blocks, multiprocessors, args.c);
-      launch(context,
-             {"layernorm_backward_columns_kernel", args.parts, threads, 5 * threads * int64_t(sizeof(float)),
-              shape},
+      p.transposed = args.dy.stride_c == 1 && args.dy.stride_p != 1;
+      const int threads = column_threads(args.c, kGradientColumnSlots);
+      const int64_t width = staged_width(p.c, threads / kWarpSize * kGradientColumnSlots);
+      const int64_t parameters = width * int64_t(sizeof(T));
+      p.staged = parameters <= kMostStaged;
+      const int64_t floats = 5 * threads + (p.transposed ? kWarpSize * group_pitch(threads / kWarpSize) : 0);
+      const int64_t shared = floats * int64_t(sizeof(float)) + (p.staged ? parameters : 0);
+      launch(context, {"layernorm_backward_columns_kernel", args.parts, threads, shared, shape},
              layernorm_backward_columns_kernel<T>, p);
       return;
     }

@@ -1,11 +1,6 @@
-// What LayerNorm's kernels share. Two ways to walk over a tensor, whatever its strides:
-//
-// rows    a team of threads, part of a warp or several, holds a pixel's channels in registers, 16 bytes of
-// them at a
-//         time; x is read once. For channels that are neighbours in memory, and up to what a block can hold.
-// columns a warp is 32 pixels, and the warps of a block share their channels; x is read again for every pass,
-// mostly
-//         from L1 and L2. For pixels that are neighbours, and for any number of channels.
+// LayerNorm's kernels for channels that are neighbours in memory: a team of threads, part of a warp or some
+// of them, holds a pixel's channels in registers, 16 bytes of them at a time. Any other strides are right
+// too.
 #pragma once
 
 #include "cuda/channels.h"
@@ -15,7 +10,6 @@
 namespace cnk::cuda {
 
 constexpr int kNormThreads = 256;
-constexpr int kColumnThreads = 512;  // at most
 
 // Where pixel p of its sample stands among the rows of its patches, or -1.
 __device__ __forceinline__ int64_t patch_row(const Patches& patches, int64_t p) {
@@ -50,20 +44,6 @@ __device__ __forceinline__ void team_sum(float (&values)[N], int lanes, float* s
   for (int i = 0; i < N; ++i) {
     values[i] = 0.0f;
     for (int w = 0; w < lanes / kWarpSize; ++w) values[i] += shared[i * warps + first + w];
-  }
-}
-
-// Sum over the warps of the block for each of their 32 pixels; `shared` holds N floats for each thread.
-template <int N>
-__device__ __forceinline__ void column_sum(float (&values)[N], float* shared) {
-  const int threads = int(blockDim.x), lane = int(threadIdx.x) % kWarpSize;
-#pragma unroll
-  for (int i = 0; i < N; ++i) shared[i * threads + int(threadIdx.x)] = values[i];
-  __syncthreads();
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    values[i] = 0.0f;
-    for (int at = lane; at < threads; at += kWarpSize) values[i] += shared[i * threads + at];
   }
 }
 
@@ -153,27 +133,6 @@ __device__ __forceinline__ Statistics row_statistics(const Channels<T> (&x)[kSlo
   return statistics(mean, sums, c, eps);
 }
 
-// The statistics of a warp's pixels, x at the pixel of this lane. `shared`: three floats a thread, as above.
-template <class T>
-__device__ __forceinline__ Statistics column_statistics(const T* x, int64_t stride_c, int c, float eps,
-                                                        float* shared) {
-  const int warps = int(blockDim.x) / kWarpSize, warp = int(threadIdx.x) / kWarpSize;
-  float sum[1] = {0.0f};
-#pragma unroll 4
-  for (int i = warp; i < c; i += warps) sum[0] += widen(x[i * stride_c]);
-  column_sum(sum, shared);
-  const float mean = sum[0] / float(c);
-  float sums[2] = {0.0f, 0.0f};
-#pragma unroll 4
-  for (int i = warp; i < c; i += warps) {
-    const float d = widen(x[i * stride_c]) - mean;
-    sums[0] += d;
-    sums[1] = fmaf(d, d, sums[1]);
-  }
-  column_sum(sums, shared + blockDim.x);
-  return statistics(mean, sums, c, eps);
-}
-
 // Threads of a team: as few as hold the channels in `slots` slots each; 0 where a block cannot.
 inline int team_lanes(int64_t c, int count, int slots) {
   int lanes = 1;
@@ -188,10 +147,6 @@ inline int row_threads(int64_t rows, int lanes, int64_t multiprocessors) {
   while (threads > std::max(lanes, kWarpSize) && rows * lanes <= multiprocessors * (threads / 2))
     threads /= 2;
   return threads;
-}
-// And of a block of columns: more where blocks are few.
-inline int column_threads(int64_t blocks, int64_t multiprocessors, int64_t c) {
-  return blocks < 2 * multiprocessors && c >= 256 ? kColumnThreads : kNormThreads;
 }
 
 }  // namespace cnk::cuda
