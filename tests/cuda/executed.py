@@ -6,6 +6,7 @@ The emulator (module `ptxemu`) is not part of this repository; it checks accesse
 import collections
 import ctypes
 import functools
+import os
 import re
 import shutil
 import subprocess
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from convnext_kernels.backends.cuda import native
 
-ROOT = Path(__file__).resolve().parents[2]
+# Whose csrc is compiled, and build/ written: another tree is for benchmarks/cuda_mutations.py.
+ROOT = Path(os.environ.get("CONVNEXT_KERNELS_CUDA_SOURCES", Path(__file__).resolve().parents[2]))
 CSRC = ROOT / "csrc"
 # compute capability: multiprocessors, shared memory of a block (A100, RTX 4090, H100, B200, RTX 5090; T4 for 75)
 DEVICES = {
