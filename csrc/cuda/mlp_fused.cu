@@ -37,40 +37,22 @@ constexpr int kChunkElements = kChunk * kW1Pitch<kC> + kC * kChunk;
 // Row of the weights that lane `lane` reads for the product of columns 2q, 2q + 1.
 __device__ __forceinline__ int weight_row(int lane, int q) { return lane / 8 * 8 + lane / 4 % 2 + 2 * q; }
 
-// Start copying the weights of hidden units from `first` on; zeros beyond the last one and the last channel.
+// Start copying the weights of hidden units from `first` on.
 template <class T, int kC>
 __device__ __forceinline__ void copy_weights(const MlpFusedParams& p, int first, T* to) {
-  const T* w1 = static_cast<const T*>(p.a.w1);
-  const T* w2 = static_cast<const T*>(p.a.w2) + first;
   const int channels = p.a.c, left = p.a.hidden - first;
-  T* const to_w2 = to + kChunk * kW1Pitch<kC>;
-  if (p.vector_weights) {
-    for (int i = thread_of_block(); i < kChunk * kC / 8; i += int(blockDim.x)) {
-      const int row = i / (kC / 8), column = i % (kC / 8) * 8;
-      const bool inside = row < left && column < channels;
-      copy16(to + row * kW1Pitch<kC> + column, w1 + (inside ? int64_t(first + row) * channels + column : 0),
-             inside);
-    }
-    for (int i = thread_of_block(); i < kC * kChunk / 8; i += int(blockDim.x)) {
-      const int row = i / (kChunk / 8), column = i % (kChunk / 8) * 8;
-      const bool inside = row < channels && column < left;
-      copy16(to_w2 + row * kChunk + column, w2 + (inside ? row * p.a.hidden + column : -first), inside);
-    }
-    return;
-  }
-  for (int i = thread_of_block(); i < kChunk * kC; i += int(blockDim.x)) {
-    const int row = i / kC, column = i % kC;
-    const bool inside = row < left && column < channels;
-    to[row * kW1Pitch<kC> + column] = inside ? w1[int64_t(first + row) * channels + column] : T{};
-  }
-  for (int i = thread_of_block(); i < kC * kChunk; i += int(blockDim.x)) {
-    const int row = i / kChunk, column = i % kChunk;
-    to_w2[i] = row < channels && column < left ? w2[row * p.a.hidden + column] : T{};
-  }
+  const T* w1 = static_cast<const T*>(p.a.w1) + int64_t(first) * channels;
+  const T* w2 = static_cast<const T*>(p.a.w2) + first;
+  copy_matrix<kChunk, kC, kW1Pitch<kC>>(w1, channels, left, channels, p.vector_weights, to);
+  copy_matrix<kC, kChunk, kChunk>(w2, p.a.hidden, channels, left, p.vector_weights,
+                                  to + kChunk * kW1Pitch<kC>);
 }
 
-// Both products leave out pieces beyond the last channel. The branch also keeps the compiler from loading
-// more weights ahead than there are registers for.
+// Products of 8 columns whose weights, and in the first product sums, are in registers at once: more spill.
+// Both products end at the last channel, by a branch after so many that also keeps the compiler from loading
+// more weights ahead.
+template <int kC>
+constexpr int kTogether = kC == 128 ? 2 : 4;
 
 // u = z W1^T + b1 for kQ products of 8 columns from the chunk's q-th on.
 template <class T, int kC, int kM, int kQ>
@@ -102,22 +84,22 @@ __device__ __forceinline__ void expand(const uint32_t (&z)[kM][kC / 16][4], cons
   }
 }
 
-// acc += h W2[:, chunk]^T.
+// acc += h W2[:, chunk]^T, for `groups` groups of columns.
 template <class T, int kC, int kM>
-__device__ __forceinline__ void project(const uint32_t (&h)[kM][2][4], const T* w2, int channels,
+__device__ __forceinline__ void project(const uint32_t (&h)[kM][2][4], const T* w2, int groups,
                                         float (&acc)[kM][kC / 8][4]) {
   const int lane = thread_of_block() % kWarpSize;
   const T* row = w2 + weight_row(lane, 0) * kChunk + lane % 4 * 8;
 #pragma unroll
-  for (int j = 0; j < kC / kPiece; ++j) {
-    if (j * kPiece >= channels) break;
+  for (int first = 0; first < kC / 8; first += kTogether<kC>) {
+    if (first / kTogether<kC> >= groups) break;
 #pragma unroll
-    for (int q = 0; q < 4; ++q) {
-      const uint4 w = *reinterpret_cast<const uint4*>(row + (j * kPiece + 2 * q) * kChunk);
+    for (int q = first; q < first + kTogether<kC>; ++q) {
+      const uint4 w = *reinterpret_cast<const uint4*>(row + (q / 4 * kPiece + q % 4 * 2) * kChunk);
 #pragma unroll
-      for (int m = 0; m < kM; ++m) mma<T>(h[m][0], w.x, w.y, acc[m][4 * j + q]);
+      for (int m = 0; m < kM; ++m) mma<T>(h[m][0], w.x, w.y, acc[m][q]);
 #pragma unroll
-      for (int m = 0; m < kM; ++m) mma<T>(h[m][1], w.z, w.w, acc[m][4 * j + q]);
+      for (int m = 0; m < kM; ++m) mma<T>(h[m][1], w.z, w.w, acc[m][q]);
     }
   }
 }
@@ -193,19 +175,19 @@ __device__ __forceinline__ void activate(const float (&u)[kM][kQ][4], int q0, ui
 template <class T, int kM>
 __device__ __forceinline__ void respond(const float* scale, const float* shift, uint32_t (&h)[kM][2][4]) {
   const int t8 = thread_of_block() % 4 * 8;
-  float a[8], b[8];
-  load(scale + t8, a);
-  load(shift + t8, b);
 #pragma unroll
-  for (int m = 0; m < kM; ++m) {
+  for (int i = 0; i < 8; i += 2) {
+    float a[2], b[2];
+    load(scale + t8 + i, a);
+    load(shift + t8 + i, b);
 #pragma unroll
-    for (int i = 0; i < 8; i += 2) {
+    for (int m = 0; m < kM; ++m) {
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
         uint32_t& pair = h[m][i / 4][i % 4 + row];
         float first, second;
         widen_pair(pair, first, second, T{});
-        pair = narrow_pair(fmaf(first, a[i], b[i]), fmaf(second, a[i + 1], b[i + 1]), T{});
+        pair = narrow_pair(fmaf(first, a[0], b[0]), fmaf(second, a[1], b[1]), T{});
       }
     }
   }
@@ -213,8 +195,8 @@ __device__ __forceinline__ void respond(const float* scale, const float* shift, 
 
 template <class T, int kC, int kM>
 __global__ void __launch_bounds__(kMlpMaxWarps* kWarpSize) mlp_fused_kernel(const MlpFusedParams p) {
-  constexpr int kRows = 16 * kM;         // pixels of a warp
-  constexpr int kQ = kC == 128 ? 2 : 4;  // products of a chunk at a time: more spill
+  constexpr int kRows = 16 * kM;  // pixels of a warp
+  constexpr int kQ = kTogether<kC>;
   CNK_SHARED(unsigned char, bytes);
   auto& shared = *reinterpret_cast<FusedShared<kC>*>(bytes);
   T* const weights = reinterpret_cast<T*>(bytes + sizeof shared);
@@ -260,7 +242,7 @@ __global__ void __launch_bounds__(kMlpMaxWarps* kWarpSize) mlp_fused_kernel(cons
                            shared.chunk.squares[chunk % 2][thread_of_block() / kWarpSize]);
       }
       if (p.a.grn_scale) respond<T, kM>(shared.chunk.scale[chunk % 2], shared.chunk.shift[chunk % 2], h);
-      if (p.a.out.data) project<T, kC, kM>(h, here + kChunk * kW1Pitch<kC>, p.a.c, acc);
+      if (p.a.out.data) project<T, kC, kM>(h, here + kChunk * kW1Pitch<kC>, p.groups, acc);
 
       if (!p.two_buffers && !last) {
         __syncthreads();
@@ -291,6 +273,7 @@ void launch_mlp(const Context& context, const MlpFusedArgs& a) {
   p.vector_out = has_vectors(a.out, a.c) && has_vectors(a.residual, a.c);
   p.vector_weights = p.vector_weights && a.c % 8 == 0 && a.hidden % 8 == 0;
   p.vector_u = a.hidden % 8 == 0 && is_aligned(a.u);
+  p.groups = (a.c + kPiece - 1) / kPiece * (4 / kTogether<kC>);
   const bool staged = !p.vector_x || (a.out.data && !p.vector_out);
   const int64_t staging = staged ? int64_t(warps) * 16 * kM * kPiecePitch * int64_t(sizeof(float)) : 0;
   const int64_t one = int64_t(sizeof(FusedShared<kC>)) + kChunkBytes;

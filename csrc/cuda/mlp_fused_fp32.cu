@@ -30,27 +30,20 @@ struct Fp32Warp {
   float h[kFp32Rows][kChunk + kFp32Pad];
 };
 
-// Start copying rows [first_row, first_row + kRows) x columns [first_column, first_column + kColumns) of a
-// dense matrix of rows x columns, zeros outside.
-template <int kRows, int kColumns>
-__device__ __forceinline__ void copy_matrix(const void* matrix, int rows, int columns, int first_row,
-                                            int first_column, bool vectors,
-                                            float (&to)[kRows][kColumns + kFp32Pad]) {
-  const float* from = static_cast<const float*>(matrix) + int64_t(first_row) * columns + first_column;
-  const int rows_left = rows - first_row, columns_left = columns - first_column;
-  if (vectors) {
-    for (int i = thread_of_block(); i < kRows * kColumns / 4; i += int(blockDim.x)) {
-      const int row = i / (kColumns / 4), column = i % (kColumns / 4) * 4;
-      const bool inside = row < rows_left && column < columns_left;
-      copy16(&to[row][column], inside ? from + int64_t(row) * columns + column : from, inside);
-    }
-    return;
-  }
-  for (int i = thread_of_block(); i < kRows * kColumns; i += int(blockDim.x)) {
-    const int row = i / kColumns, column = i % kColumns;
-    const bool inside = row < rows_left && column < columns_left;
-    to[row][column] = inside ? from[int64_t(row) * columns + column] : 0.0f;
-  }
+// Start copying the rows of W1, or the columns of W2, of a chunk.
+template <int kC, int kChunk>
+__device__ __forceinline__ void copy_w1(const MlpFusedParams& p, int chunk, Fp32Shared<kC, kChunk>& to) {
+  const int first = chunk * kChunk, channels = p.a.c;
+  const float* from = static_cast<const float*>(p.a.w1) + int64_t(first) * channels;
+  copy_matrix<kChunk, kC, kC + kFp32Pad>(from, channels, p.a.hidden - first, channels,
+                                         p.vector_weights && channels % 4 == 0, to.w1[0]);
+}
+template <int kC, int kChunk>
+__device__ __forceinline__ void copy_w2(const MlpFusedParams& p, int chunk, Fp32Shared<kC, kChunk>& to) {
+  const int first = chunk * kChunk;
+  const float* from = static_cast<const float*>(p.a.w2) + first;
+  copy_matrix<kC, kChunk, kChunk + kFp32Pad>(from, p.a.hidden, p.a.c, p.a.hidden - first,
+                                             p.vector_weights && p.a.hidden % 4 == 0, to.w2[0]);
 }
 
 // acc[i][j] += sum_k a[r + 4i][k] * b[c + 8j][k].
@@ -205,14 +198,12 @@ __global__ void __launch_bounds__(kMlpMaxWarps* kWarpSize, kC <= 96 ? 2 : 1)
   auto& shared = *reinterpret_cast<Fp32Shared<kC, kChunk>*>(bytes);
   auto& own = reinterpret_cast<Fp32Warp<kC, kChunk>*>(bytes + sizeof shared)[thread_of_block() / kWarpSize];
   const int lane = thread_of_block() % kWarpSize, chunks = (p.a.hidden + kChunk - 1) / kChunk;
-  const bool vectors1 = p.vector_weights && p.a.c % 4 == 0,
-             vectors2 = p.vector_weights && p.a.hidden % 4 == 0;
   load_parameters(p, shared.vectors);
 
   for (unsigned block = blockIdx.x; block < p.blocks; block += gridDim.x) {
     const MlpTile tile = warp_tile<kFp32Rows>(p, block);
     __syncthreads();
-    copy_matrix<kChunk, kC>(p.a.w1, p.a.hidden, p.a.c, 0, 0, vectors1, shared.w1);
+    copy_w1(p, 0, shared);
     store_chunk(load_chunk<kChunk>(p, block, 0), 0, shared.chunk);
     load_rows(p, tile, shared.vectors, own);
     float acc[kFp32Own][kC / 8] = {};
@@ -220,7 +211,7 @@ __global__ void __launch_bounds__(kMlpMaxWarps* kWarpSize, kC <= 96 ? 2 : 1)
     for (int chunk = 0; chunk < chunks; ++chunk) {
       copies_wait();
       __syncthreads();  // W1 is there, and all are through with the W2 before
-      copy_matrix<kC, kChunk>(p.a.w2, p.a.c, p.a.hidden, 0, chunk * kChunk, vectors2, shared.w2);
+      copy_w2(p, chunk, shared);
       const MlpChunkElement next = load_chunk<kChunk>(p, block, chunk + 1);
       store_squares(p, block, chunk - 1, shared.chunk);
       float u[kFp32Own][kChunk / 8];
@@ -235,7 +226,7 @@ __global__ void __launch_bounds__(kMlpMaxWarps* kWarpSize, kC <= 96 ? 2 : 1)
       copies_wait();
       __syncthreads();  // W2 is there, and all are through with W1
       if (chunk + 1 < chunks) {
-        copy_matrix<kChunk, kC>(p.a.w1, p.a.hidden, p.a.c, (chunk + 1) * kChunk, 0, vectors1, shared.w1);
+        copy_w1(p, chunk + 1, shared);
       }
       if (p.a.out.data) add_products<kC / 8, kChunk>(own.h, shared.w2, acc);
       __syncwarp();

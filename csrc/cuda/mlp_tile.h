@@ -7,6 +7,7 @@
 #include "cuda/element.h"
 #include "cuda/launch.h"
 #include "cuda/mlp_fused.h"
+#include "cuda/mma.h"
 #include "cuda/runtime.h"
 
 namespace cnk::cuda {
@@ -27,11 +28,11 @@ __device__ __forceinline__ int thread_of_block() {
 
 struct MlpFusedParams {
   MlpFusedArgs a;
-  unsigned tiles, blocks;     // of a sample, of all samples: 2^31 tiles are more than any GPU's memory
+  unsigned tiles, blocks;     // of a sample, of all samples
   bool vector_x, vector_out;  // rows of 8 channels that can be loaded and stored at once
   bool vector_weights, vector_u;
   bool two_buffers;  // for the weights
-  int chunk_bytes, staging_bytes;
+  int groups;        // of columns of the output, in the second product
 };
 
 // Where the tile of a block lies; computed anew at every call, for the same reason.
@@ -126,6 +127,36 @@ __device__ __forceinline__ void store_squares(const MlpFusedParams& p, unsigned 
   float sum = 0.0f;
   for (int w = 0; w < int(blockDim.x) / kWarpSize; ++w) sum += from.squares[chunk % 2][w][thread];
   p.a.sums[int64_t(block) * p.a.hidden + hid] = sum;
+}
+
+// Start copying kRows x kColumns elements of a dense matrix to rows kPitch apart in shared memory, zeros
+// where the matrix has no more rows or columns. A thread stays in its column. `vectors`: 16 bytes at once can
+// be read.
+template <int kRows, int kColumns, int kPitch, class T>
+__device__ __forceinline__ void copy_matrix(const T* from, int64_t stride, int rows, int columns,
+                                            bool vectors, T* to) {
+  constexpr int kPack = 16 / int(sizeof(T)), kPacks = kColumns / kPack;
+  constexpr int kTeam = kPacks > kWarpSize ? kPacks / 2 : kPacks;  // threads of a row
+  const int thread = thread_of_block();
+  if (vectors) {
+    const int column = thread % kTeam * kPack, step = int(blockDim.x) / kTeam;
+    int row = thread / kTeam;
+    if (row >= step) return;
+    from += row * stride + column;
+    to += row * kPitch + column;
+#pragma unroll 2
+    for (; row < kRows; row += step, from += step * stride, to += step * kPitch) {
+#pragma unroll
+      for (int c = 0; c < kColumns; c += kTeam * kPack) {
+        copy16(to + c, from + c, row < rows && column + c < columns);
+      }
+    }
+    return;
+  }
+  for (int i = thread; i < kRows * kColumns; i += int(blockDim.x)) {
+    const int row = i / kColumns, column = i % kColumns;
+    to[row * kPitch + column] = row < rows && column < columns ? from[row * stride + column] : T{};
+  }
 }
 
 // Call `f(Element<T>{})` with the type of a dtype, inside a kernel.

@@ -15,6 +15,7 @@ from convnext_kernels.tuning.cost import library_product
 FUSED_CHANNELS = 256  # accumulators of more do not fit the registers
 CHUNK = 32  # hidden units, padded to a multiple
 WARPS = (8, 4, 2)  # of a block
+WARPS_FP32 = (8, 4, 2, 1)  # whose pixels stand in shared memory
 REGISTER_WARPS = 8  # that a multiprocessor holds of kernels with up to 255 registers
 # The share of the tensor cores' peak that mma.sync reaches in such kernels: since Hopper its peak is below wgmma's and
 # tcgen05's. Beyond 128 channels a warp has half as many pixels: it reads weights from shared memory twice as often.
@@ -22,7 +23,7 @@ MMA_SHARE = {90: 0.38, 100: 0.18, 103: 0.18}
 MMA_SHARE_BEFORE = 0.6
 WIDE_SHARE = 0.75
 FMA_SHARE = 0.5  # of its peak, that the fp32 kernel reaches: every product reads its operands from shared memory
-HANDICAP = 1.5  # of the plan with more launches and with foreign kernels
+HANDICAP = 1.5  # of the plan with more launches and with foreign kernels, against tensor cores; none against fp32
 GELU_OPS = 16  # fp32 instructions an element, bias, conversion and store included
 
 
@@ -121,10 +122,11 @@ def _fused_fp32(p: Problem, gpu: tuning.Gpu, warps: int) -> Candidate | None:
     padded = tiles * tile
     columns = next(c for c in (32, 64, 96, 128, 192, 256) if p.channels <= c)
     chunk = 32 if columns <= 128 else 16
-    shared = 8 * columns * (chunk + 4) + warps * 64 * (columns + chunk + 8) + 24 * columns
-    fits = min(gpu.shared_sm_bytes // (shared + 1024), (16 if columns <= 96 else REGISTER_WARPS) // warps)
-    if shared > gpu.shared_bytes or not fits:
+    shared = 4 * (4 * columns + 22 * chunk + chunk * (columns + 4) + columns * (chunk + 4))
+    shared += warps * 64 * (columns + chunk + 8)
+    if shared > gpu.shared_bytes:
         return None
+    fits = max(1, min(gpu.shared_sm_bytes // (shared + 1024), (16 if columns <= 96 else REGISTER_WARPS) // warps))
     macs = padded * columns * _round_up(p.hidden, chunk)
     weights = p.channels * p.hidden * 4.0
 
@@ -168,12 +170,12 @@ def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     found = []
     if p.channels <= FUSED_CHANNELS:
         if p.compute_dtype == "float32":
-            found = [] if p.tf32 else [_fused_fp32(p, gpu, warps) for warps in WARPS]
+            found = [] if p.tf32 else [_fused_fp32(p, gpu, warps) for warps in WARPS_FP32]
         elif p.compute_dtype == "float16" or gpu.arch >= 80:  # Turing's tensor cores multiply no bf16
             found = [_fused(p, gpu, warps) for warps in WARPS]
     found = [candidate for candidate in found if candidate is not None]
     yield from found
-    yield _library(p, gpu, HANDICAP if found else 1.0)
+    yield _library(p, gpu, HANDICAP if found and p.compute_itemsize == 2 else 1.0)
 
 
 @tuning.remembered

@@ -1,0 +1,218 @@
+"""The fused bottleneck beyond what the general suites run: thread order, looping grids, PTX, every width, its plan."""
+
+import pytest
+import torch
+
+from convnext_kernels import tuning
+from convnext_kernels.backends.cuda import mlp, mlp_plan, native
+from convnext_kernels.spec import MlpParameters
+from tests.cuda import executed
+from tests.operators import OPERATORS, expected, expected_gradients, gradients
+from tests.shapes import Case
+from tests.tolerance import assert_as_good_as_eager
+
+pytestmark = [
+    pytest.mark.usefixtures("poisoned_memory"),
+    pytest.mark.skipif(not native.on_host(), reason="needs the CUDA kernels built for the host"),
+]
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+NHWC, NCHW = torch.channels_last, torch.contiguous_format
+CASES = {
+    "1": Case("one channel", n=3, c=1, h=3, w=5),
+    "8": Case("hidden not a multiple of a chunk", c=8, h=5, w=7, ratio=3),
+    "40": Case("tails everywhere, several tiles, drop path", n=3, c=40, h=9, w=7, drop=True),
+    "40 v2": Case("the same with GRN: tiles within a sample", c=40, h=9, w=7, variant="v2"),
+    "96": Case("whole pieces", n=1, c=96, h=7, w=6),
+    "100": Case("rows that no 16-byte load divides", n=1, c=100, h=5, w=7, ratio=1, drop=True),
+    "128": Case("the most sums in registers", n=1, c=128, h=7, w=5, ratio=1),
+    "130 v2": Case("a tail of two", n=2, c=130, h=3, w=5, ratio=1, variant="v2"),
+    "192": Case("warps of 16 pixels", n=1, c=192, h=5, w=5, ratio=1, variant="plain"),
+    "256": Case("the widest, no biases", n=1, c=256, h=3, w=9, ratio=1, bias=False),
+    "136 x 3": Case("hidden of no whole chunks, 16-byte loads all the same", n=1, c=24, h=4, w=10, ratio=9),
+}
+EVERY = [(case, dtype) for case in CASES for dtype in (BF16, FP32)] + [("40", FP16), ("130 v2", FP16), ("256", FP16)]
+
+
+@pytest.fixture
+def plan_of():
+    """``with plan_of("fused", 64):``: that plan, with tiles of so many pixels where it is given."""
+
+    def force(plan, tile=None):
+        def choice(kernel, problem, candidates, gpu):
+            of_plan = [c for c in candidates if c.config["plan"] == plan and tile in (None, c.config.get("tile"))]
+            return of_plan[-1]
+
+        return tuning.forced(choice)
+
+    return force
+
+
+def prepared(op, case, dtype, layout):
+    arguments = OPERATORS[op].arguments(CASES[case], dtype)
+    arguments["x"] = arguments["x"].contiguous(memory_format=layout)
+    if "residual" in arguments:
+        arguments["residual"] = arguments["residual"].contiguous(memory_format=layout)
+    return arguments
+
+
+def check(op, case, dtype, layout, memory="balanced"):
+    """The output against fp64, twice."""
+    arguments = prepared(op, case, dtype, layout)
+    y, again = (OPERATORS[op].call(**arguments, backend="cuda", memory=memory) for _ in range(2))
+    assert_as_good_as_eager(y, *expected(op, CASES[case], dtype))
+    assert torch.equal(y, again), "differs from run to run"
+
+
+@pytest.mark.parametrize("layout", [NHWC, NCHW], ids=["nhwc", "nchw"])
+@pytest.mark.parametrize(("case", "dtype"), EVERY)
+def test_either_thread_order_and_looping_grids(case, dtype, layout, host, plan_of):
+    for last_first in (False, True):
+        host(last_first=last_first, grid_limit=2)
+        with plan_of("fused"):
+            check("mlp", case, dtype, layout)
+
+
+@pytest.mark.parametrize("tile", [64, 128, 256])
+def test_every_tile(tile, plan_of):
+    with plan_of("fused", tile):
+        check("mlp", "40", BF16, NHWC)
+        check("mlp", "40 v2", BF16, NCHW)
+
+
+@pytest.mark.parametrize("case", ["40", "40 v2", "100"])
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+@pytest.mark.parametrize("plan", ["fused", "library"])
+def test_both_plans_keep_the_hidden(plan, dtype, case, plan_of):
+    arguments = prepared("block", case, dtype, NHWC)
+    dy, eager, reference = expected_gradients("block", CASES[case], dtype)
+    for memory in ("balanced", "min"):
+        with plan_of(plan):
+            check("block", case, dtype, NHWC, memory)
+            actual = gradients(lambda **a: OPERATORS["block"].call(**a, backend="cuda", memory=memory), arguments, dy)  # noqa: B023
+        for name, gradient in actual.items():
+            assert_as_good_as_eager(gradient, eager[name], reference[name], what=name, scale=1.0)
+
+
+@pytest.mark.parametrize("layout", [NHWC, NCHW], ids=["nhwc", "nchw"])
+@pytest.mark.parametrize("case", ["40 v2", "100"])
+@pytest.mark.parametrize("dtype", [BF16, FP16])
+def test_fp32_pixels_and_16_bit_products(dtype, case, layout, plan_of):
+    """What autocast asks for."""
+    arguments = prepared("mlp", case, FP32, layout)
+    eager, reference = expected("mlp", CASES[case], FP32)
+    with plan_of("fused"), torch.autocast("cpu", dtype):
+        y = OPERATORS["mlp"].call(**arguments, backend="cuda")
+        eager = OPERATORS["mlp"].call(**arguments, backend="eager")
+    assert_as_good_as_eager(y, eager, reference, dtype=dtype)
+
+
+@pytest.mark.parametrize("compute_dtype", [BF16, FP16])
+def test_16_bit_pixels_and_other_products(compute_dtype, plan_of):
+    """Not asked for by any op so far: bf16 pixels with fp16 products, and the other way round."""
+    dtype = FP16 if compute_dtype == BF16 else BF16
+    arguments = prepared("mlp", "40", dtype, NHWC)
+    p = MlpParameters(*(arguments.get(name) for name in MlpParameters._fields))
+    options = (arguments["drop_scale"], 1e-6, 1e-6, compute_dtype)
+    with plan_of("fused"):
+        y = mlp.forward(arguments["x"], arguments["residual"], p, *options)
+    assert_as_good_as_eager(y, *expected("mlp", CASES["40"], dtype), dtype=BF16)
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "layout"),
+    [
+        ("40", BF16, NHWC),
+        ("40", FP16, NCHW),
+        ("40 v2", BF16, NHWC),
+        ("40 v2", FP32, NCHW),
+        ("100", BF16, NHWC),
+        ("100", FP32, NHWC),
+        ("128", FP16, NHWC),
+        ("130 v2", BF16, NCHW),
+        ("256", BF16, NHWC),
+    ],
+)
+@pytest.mark.parametrize("arch", [80, 90], ids=lambda arch: f"sm_{arch}")
+def test_executed(arch, case, dtype, layout, plan_of):
+    run(arch, case, dtype, layout, plan_of)
+
+
+@pytest.mark.parametrize(("case", "dtype"), [("40", FP16), ("40 v2", FP16), ("40", FP32), ("256", FP16)])
+def test_executed_on_turing(case, dtype, plan_of):
+    """No cp.async, products of half the depth, one buffer for the widest weights."""
+    run(75, case, dtype, NHWC, plan_of)
+
+
+@pytest.mark.parametrize("arch", [100, 120], ids=lambda arch: f"sm_{arch}")
+def test_executed_elsewhere(arch, plan_of):
+    run(arch, "40 v2", BF16, NHWC, plan_of)
+
+
+def run(arch, case, dtype, layout, plan_of):
+    if reason := executed.missing():
+        pytest.skip(reason)
+    with executed.executed(arch) as run, plan_of("fused"):
+        check("mlp", case, dtype, layout)
+    assert not any(launch.warn for launch in run.launches)
+
+
+def problem(c=96, dtype="bfloat16", n=8, size=56, **other):
+    defaults = {"grn": False, "dtype": dtype, "compute_dtype": dtype, "keeps_hidden": False, "tf32": False}
+    return mlp_plan.Problem(n, size * size, c, 4 * c, **{**defaults, **other})
+
+
+def plans(p, gpu):
+    return {candidate.config["plan"] for candidate in mlp_plan.forward_candidates(p, gpu)}
+
+
+def test_what_the_fused_kernels_do_not_serve():
+    h100, t4 = tuning.for_arch(90), tuning.for_arch(75)
+    assert plans(problem(256), h100) == {"fused", "library"}
+    assert plans(problem(257), h100) == {"library"}
+    assert plans(problem(dtype="float32"), h100) == {"fused", "library"}
+    assert plans(problem(dtype="float32", tf32=True), h100) == {"library"}
+    assert plans(problem(dtype="float16"), t4) == {"fused", "library"}
+    assert plans(problem(dtype="bfloat16"), t4) == {"library"}
+
+
+@pytest.mark.parametrize("gpu", [tuning.for_arch(75), *tuning.GPUS.values()], ids=lambda gpu: gpu.name)
+def test_early_stages_are_fused(gpu):
+    assert mlp_plan.forward_plan(problem(96, "float16"), gpu).config["plan"] == "fused"
+
+
+@pytest.mark.parametrize("arch", sorted(executed.DEVICES))
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
+def test_every_candidate_fits(dtype, arch, recorded, plan_of):
+    """Threads and shared memory of every width and tile are within the GPU's limits."""
+    multiprocessors, shared_bytes = executed.DEVICES[arch]
+    gpu = tuning.for_arch(arch)
+    for c in (1, 33, 65, 97, 129, 193, 256):
+        for layout in (NHWC, NCHW):
+            x = torch.empty(1, c, 16, 32, dtype=dtype).contiguous(memory_format=layout)
+            w1, w2, vector = torch.empty(2 * c, c, dtype=dtype), torch.empty(c, 2 * c, dtype=dtype), x.new_empty(c)
+            p = MlpParameters(vector, vector, w1, None, w2, None, None, None, None)
+            name = str(dtype).removeprefix("torch.")
+            asked = mlp_plan.Problem(1, 512, c, 2 * c, False, name, name, False, False)
+            tiles = [k.config["tile"] for k in mlp_plan.forward_candidates(asked, gpu) if k.config["plan"] == "fused"]
+            assert tiles or (arch == 75 and dtype == BF16)
+            launches = recorded(arch=arch, multiprocessors=multiprocessors, shared_bytes=shared_bytes)
+            for tile in tiles:
+                with plan_of("fused", tile):
+                    mlp.forward(x, x, p, None, 1e-6, 1e-6, dtype)
+            assert len(launches) == len(tiles)
+            assert all(0 < launch.shared_bytes <= shared_bytes and launch.threads <= 256 for launch in launches)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_samples_far_apart(channels_last, plan_of):
+    """Offsets beyond 2^31 (the memory between the samples is never touched)."""
+    case = Case("two samples, 4 GB apart", n=2, c=8, h=3, w=4)
+    arguments = OPERATORS["mlp"].arguments(case, BF16)
+    inner = (1, 32, 8) if channels_last else (12, 4, 1)
+    for name in ("x", "residual"):
+        far = torch.empty(2**31 + 2**12, dtype=BF16).as_strided((2, 8, 3, 4), (2**31, *inner))
+        arguments[name] = far.copy_(arguments[name])
+    with plan_of("fused"):
+        y = OPERATORS["mlp"].call(**arguments, backend="cuda")
+    assert_as_good_as_eager(y, *expected("mlp", case, BF16))
