@@ -148,13 +148,6 @@ __device__ __forceinline__ void store_values(const float (&from)[V], void* data,
   }
 }
 
-// divide() for blocks of threads: a tensor of 2^32 tiles fits no GPU, and a call of the 64-bit division costs
-// registers.
-__device__ __forceinline__ Divided divide_blocks(int64_t a, int64_t b) {
-  const uint32_t q = uint32_t(a) / uint32_t(b);
-  return {int64_t(q), int64_t(uint32_t(a) - q * uint32_t(b))};
-}
-
 // Of a pixel, given as its sample and where it is in there.
 __device__ __forceinline__ int64_t offset(const Rows& rows, const Divided& pixel) {
   return pixel.quotient * rows.stride_n + pixel.remainder * rows.stride_p;

@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kColumnThreads, 1) layernorm_columns_kernel(co
   }
   const Rows& y = p.a.y;
   for (int64_t block = blockIdx.x; block < p.blocks; block += gridDim.x) {
-    const Divided at = divide_blocks(block, p.tiles);
+    const Divided at = divide(block, p.tiles);
     const int64_t first_pixel = at.remainder * kWarpSize, pixel = first_pixel + lane;
     // Lanes past the end work on the last pixel and do not store.
     const T* x = static_cast<const T*>(p.a.x.data) + offset(p.a.x, {at.quotient, min(pixel, p.a.pixels - 1)});

@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
       for (int c = int(threadIdx.x); c < 2 * p.c; c += int(blockDim.x)) partials[c] = 0.0f;
     }
     for (int64_t block = part; block < p.blocks; block += p.a.parts) {
-      const Divided at = divide_blocks(block, p.tiles);
+      const Divided at = divide(block, p.tiles);
       const int64_t first_pixel = at.remainder * kWarpSize, pixel = first_pixel + lane;
       const bool inside = pixel < p.a.pixels;
       // Lanes past the end work on the last pixel, with a gradient of 0, and do not store.

@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kSumThreads) sum_partials_kernel(const SumPart
   const int threads_across = kSumThreads / p.walkers, width = threads_across * kSumColumns;
   const int across = int(threadIdx.x) % threads_across, walker = int(threadIdx.x) / threads_across;
   for (int64_t block = blockIdx.x; block < p.blocks; block += gridDim.x) {
-    const Divided at = divide_blocks(block, p.slices);
+    const Divided at = divide(block, p.slices);
     const int64_t group = at.quotient, column = at.remainder * width + across * kSumColumns;
     const int left = int(min(int64_t(kSumColumns), p.a.length - column));
     const int64_t end = min((group + 1) * p.rows, p.a.parts);

@@ -45,8 +45,8 @@ struct TilePlace {
 };
 template <class T>
 __device__ __forceinline__ TilePlace tile_place(const Tiling& t, int64_t block) {
-  const Divided column = divide_blocks(block, t.columns);  // the columns of a tile run at the same time
-  const Divided tile = divide_blocks(column.quotient, t.tiles);
+  const Divided column = divide(block, t.columns);  // the columns of a tile run at the same time
+  const Divided tile = divide(column.quotient, t.tiles);
   return {tile.quotient, column.quotient, tile.remainder * t.turns * kTilePixels,
           int(column.remainder) * kTileChannels<T>};
 }

@@ -1,0 +1,247 @@
+"""LayerNorm, GRN, downsampling beyond what the general suites run: thread order, looping grids, PTX, mixed dtypes."""
+
+import itertools
+
+import pytest
+import torch
+
+from convnext_kernels.backends.cuda import grn, layernorm, native
+from convnext_kernels.backends.eager import layernorm as eager_layernorm
+from convnext_kernels.backends.gpu.layout import Rows, output_rows, patch_rows, rows
+from tests.cuda import executed
+from tests.operators import OPERATORS, expected, expected_gradients, gradients, to
+from tests.shapes import DTYPES, Case
+from tests.tolerance import assert_as_good_as_eager, generator
+
+pytestmark = [
+    pytest.mark.usefixtures("poisoned_memory"),
+    pytest.mark.skipif(not native.on_host(), reason="needs the CUDA kernels built for the host"),
+]
+
+CASES = {
+    "odd": Case("channels that no 16-byte load divides, a rest in H and W", n=2, c=13, h=7, w=5),
+    "vectors": Case("three slots of a team, every one full", n=2, c=96, h=7, w=6),
+    "tail": Case("teams with idle lanes, patches of 3", n=3, c=40, h=8, w=7, patch=3),
+    "tiles": Case("more pixels than a tile of GRN's sums, more samples than blocks", n=3, c=24, h=12, w=11),
+    "wide": Case("a pixel in several warps, channels in several spans", n=1, c=1000, h=5, w=7),
+}
+OPS = ("layernorm", "grn", "downsample")
+NORMS = ("layernorm", "grn")
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+LAYOUT_IDS = ["nchw", "nhwc"]
+# The dtype changes loads, stores and conversions, all of which "odd" and "vectors" reach.
+HOST_ROWS = [
+    *((op, case, dtype) for op in OPS for case in ("odd", "vectors") for dtype in DTYPES),
+    *((op, case, torch.bfloat16) for op in OPS for case in ("tail", "tiles")),
+    *((op, "wide", torch.bfloat16) for op in NORMS),
+]
+PTX_ROWS = [
+    (90, "layernorm", "odd", torch.float16),
+    (90, "layernorm", "vectors", torch.float32),
+    (90, "layernorm", "wide", torch.bfloat16),
+    (90, "grn", "odd", torch.float16),
+    (90, "grn", "tiles", torch.bfloat16),
+    (90, "downsample", "tail", torch.bfloat16),
+    (80, "layernorm", "vectors", torch.bfloat16),
+    (80, "grn", "odd", torch.bfloat16),
+    *((arch, "layernorm", "odd", torch.bfloat16) for arch in (75, 86, 100, 120)),
+]
+
+
+def check(op, case, dtype, layout, runs=2):
+    """Forward and gradients against fp64, the gradients bitwise the same in every run."""
+    operator = OPERATORS[op]
+    arguments = operator.arguments(case, dtype)
+    arguments["x"] = arguments["x"].contiguous(memory_format=layout)
+    dy, eager, reference = expected_gradients(op, case, dtype)
+    dy = dy.contiguous(memory_format=layout)
+
+    def call(**a):
+        return operator.call(**a, backend="cuda")
+
+    assert_as_good_as_eager(call(**arguments), *expected(op, case, dtype))
+    actual, *others = (gradients(call, arguments, dy) for _ in range(runs))
+    for name, gradient in actual.items():
+        assert all(torch.equal(gradient, other[name]) for other in others), f"{name} differs from run to run"
+        assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
+@pytest.mark.parametrize(("op", "case", "dtype"), HOST_ROWS)
+def test_either_thread_order_and_looping_grids(op, case, dtype, layout, host):
+    for last_first, limit in ((False, 2), (True, 5)):
+        host(last_first=last_first, grid_limit=limit)
+        check(op, CASES[case], dtype, layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
+@pytest.mark.parametrize(("arch", "op", "case", "dtype"), PTX_ROWS)
+def test_executed(arch, op, case, dtype, layout):
+    if reason := executed.missing():
+        pytest.skip(reason)
+    with executed.executed(arch):
+        check(op, CASES[case], dtype, layout, runs=1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
+@pytest.mark.parametrize("channels", [2048, 4100, 8200], ids="C{}".format)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_many_channels(dtype, channels, layout, host):
+    """Teams of all the threads of a block, and more channels than one holds."""
+    for last_first in (False, True):
+        host(last_first=last_first, grid_limit=2)
+        check("layernorm", Case("many channels", n=2, c=channels, h=3, w=1), dtype, layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
+@pytest.mark.parametrize("channels", [96, 1536], ids="C{}".format)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_mean_far_larger_than_the_deviation(dtype, channels, layout):
+    """|mean| / deviation of 100, forward and gradients."""
+    case = Case("mean 100", n=2, c=channels, h=3, w=5)
+    operator = OPERATORS["layernorm"]
+    arguments = operator.arguments(case, dtype)
+    arguments["x"] = (arguments["x"] + 100).contiguous(memory_format=layout)
+
+    def call(**a):
+        return operator.call(**a, backend="cuda")
+
+    wide = to(arguments, torch.double)
+    assert_as_good_as_eager(call(**arguments), operator.reference(**arguments), operator.reference(**wide))
+    dy = torch.randn(arguments["x"].shape, generator=generator("dy", channels), dtype=torch.double).to(dtype)
+    eager, reference = gradients(operator.reference, arguments, dy), gradients(operator.reference, wide, dy.double())
+    for name, gradient in gradients(call, arguments, dy).items():
+        assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
+
+
+MIXED = [pair for pair in itertools.product(DTYPES, DTYPES) if pair[0] != pair[1]]
+
+
+def _strided(layout, channels=24):
+    """A bf16 image and gradient of few pixels; "turned": strides of which none is 1."""
+    x = torch.randn(2, channels, 6, 4, generator=generator("mixed", layout), dtype=torch.double)
+    if layout == "turned":
+        return x.repeat_interleave(2, dim=1)[:, ::2]
+    return x.contiguous(memory_format=torch.channels_last if layout == "nhwc" else torch.contiguous_format)
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+@pytest.mark.parametrize("layout", ["nchw", "nhwc", "turned"])
+@pytest.mark.parametrize(("x_dtype", "y_dtype"), MIXED, ids=str)
+def test_result_of_another_dtype(x_dtype, y_dtype, layout, patch, host):
+    """As under autocast: rounded to x's dtype, stored in another; parameters of a third."""
+    host(last_first=True)
+    x = _strided(layout).to(x_dtype)
+    weight, bias = torch.randn(2, 24, generator=generator("parameters"))
+    out = patch_rows(x, patch, y_dtype)
+    layernorm.normalize(x, weight, bias, 1e-6, out, patch=patch)
+    y = eager_layernorm.forward(x, weight.to(x_dtype), bias.to(x_dtype), 1e-6)
+    y = y.unflatten(2, (-1, patch)).unflatten(4, (-1, patch)).permute(0, 2, 4, 3, 5, 1)
+    ulp = torch.finfo(x_dtype).eps + torch.finfo(y_dtype).eps
+    torch.testing.assert_close(out.tensor.float(), y.reshape(-1, x.shape[1]).float(), rtol=ulp, atol=ulp)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc", "turned"])
+@pytest.mark.parametrize(("x_dtype", "dy_dtype"), MIXED, ids=str)
+def test_gradient_of_another_dtype(x_dtype, dy_dtype, layout, host):
+    host(last_first=True)
+    x = _strided(layout).to(x_dtype)
+    dense = torch.randn(2 * 6 * 4, 24, generator=generator("dy"))
+    weight, bias = torch.randn(2, 24, generator=generator("parameters"))
+    dy = dense.to(dy_dtype).to(x_dtype)
+    actual = layernorm.gradients(Rows(dense.to(dy_dtype), 24 * 24, 24, 1), x, weight, bias, 1e-6, [True] * 3)
+    same = layernorm.gradients(Rows(dy, 24 * 24, 24, 1), x, weight, bias, 1e-6, [True] * 3)
+    for ours, others in zip(actual, same, strict=True):
+        assert torch.equal(ours, others)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
+def test_no_parameters(layout):
+    x = torch.randn(2, 24, 5, 3).contiguous(memory_format=layout)
+    torch.testing.assert_close(
+        layernorm.forward(x, None, None, 1e-6), layernorm.forward(x, torch.ones(24), torch.zeros(24), 1e-6)
+    )
+    ones, zeros, dy = torch.ones(24), torch.zeros(24), torch.randn_like(x)
+    needs = [True, False, False]
+    (plain,) = layernorm.backward(dy, x, None, None, 1e-6, needs)
+    torch.testing.assert_close(plain, *layernorm.backward(dy, x, ones, zeros, 1e-6, needs))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
+def test_pixels_that_are_not_there_cost_no_gradient(layout):
+    """eps 0: pixels past the end of a block would have an infinite rstd, and 0 * inf would reach the sums."""
+    x, dy = torch.randn(2, 1, 24, 5, 7).contiguous().unbind()
+    x, dy = (t.contiguous(memory_format=layout) for t in (x, dy))
+    for gradient in layernorm.backward(dy, x, torch.ones(24), torch.zeros(24), 0.0, [True] * 3):
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
+def test_grn_in_place(layout):
+    """`apply` may write where it reads."""
+    x = torch.randn(2, 40, 5, 7).contiguous(memory_format=layout)
+    scale, bias = torch.randn(2, 40), torch.randn(40)
+    y = x.clone(memory_format=torch.preserve_format)
+    grn.apply(rows(y), scale, bias, rows(y))
+    torch.testing.assert_close(y, x * scale.view(2, 40, 1, 1) + bias.view(1, 40, 1, 1))
+
+
+@pytest.mark.parametrize("shape", [(2**33, 8, 1, 1), (2**17, 96, 256, 256), (2, 4, 2**16, 2**16)], ids=str)
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_grids_of_2_to_the_33_pixels(shape, channels_last, recorded):
+    """N * H * W up to 2^33: launches stay within the limits of a grid; nothing is run."""
+    n, c, h, w = shape
+    bf16 = native.DTYPE_CODES[torch.bfloat16]
+    image = (1 << 40, bf16, c * h * w, *((c, 1) if channels_last else (1, h * w)))
+    vector, launches, extension = (1 << 41, bf16), recorded(), native.extension()
+    sizes, patches = (n, h * w, c), (2, h, w)
+    extension.layernorm((0, 0), image, image, vector, vector, 1e-6, *sizes, *patches)
+    parts = extension.layernorm_parts((0, 0), n * h * w)
+    assert parts <= 2 * 132
+    extension.layernorm_backward((0, 0), image, image, image, vector, 1 << 42, parts, 1e-6, *sizes, *patches)
+    extension.grn_sums((0, 0), image, image, *[1 << 42] * 3, *sizes)
+    extension.grn_apply((0, 0), image, image, image, 1 << 42, 1 << 42, None, *sizes)
+    assert len(launches) == 4
+    assert all(1 <= launch.grid <= 2**31 - 1 and launch.shared_bytes <= 48 << 10 for launch in launches)
+
+
+@pytest.mark.parametrize("op", ["layernorm", "grn"])
+def test_samples_far_apart(op):
+    """Offsets beyond 2^31 (the memory between the samples is never touched)."""
+    case = Case("two samples, 4 GB apart", n=2, c=8, h=3, w=4)
+    arguments = OPERATORS[op].arguments(case, torch.bfloat16)
+    torch.use_deterministic_algorithms(False)  # which would fill all of it
+    far = torch.empty(2**31 + 2**12, dtype=torch.bfloat16).as_strided((2, 8, 3, 4), (2**31, 1, 32, 8))
+    torch.use_deterministic_algorithms(True)
+    arguments["x"] = far.copy_(arguments["x"])
+
+    def call(**a):
+        return OPERATORS[op].call(**a, backend="cuda")
+
+    assert_as_good_as_eager(call(**arguments), *expected(op, case, torch.bfloat16))
+    dy, eager, reference = expected_gradients(op, case, torch.bfloat16)
+    for name, gradient in gradients(call, arguments, dy).items():
+        assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
+def test_memory_is_touched_once(layout):
+    """Forward and backward of LayerNorm: x (and dy) from memory once, 16 bytes a lane where channels are neighbours."""
+    if reason := executed.missing():
+        pytest.skip(reason)
+    x = torch.randn(2, 96, 8, 8).bfloat16().contiguous(memory_format=layout)
+    weight = torch.ones(96, dtype=torch.bfloat16)
+    with executed.executed(90, check=False) as run:
+        out, written = output_rows(x)
+        layernorm.normalize(x, weight, weight, 1e-6, written)
+        layernorm.gradients(rows(x), out, weight, weight, 1e-6, [True] * 3)
+    forward, backward = (launch.stats for launch in run.launches[:2])
+    image, parameters = x.numel() * 2, 96 * 2
+    assert forward["gld_unique_bytes"] == image + parameters  # weight and bias are one tensor here
+    assert forward["gst_unique_bytes"] == image
+    assert backward["gld_unique_bytes"] == 2 * image + parameters
+    parts = native.extension().layernorm_parts((0, 0), 128)
+    assert backward["gst_unique_bytes"] == image + parts * 2 * 96 * 4
+    if layout == torch.channels_last:
+        lanes = 24 / 32  # of a warp: 12 vectors of a pixel are 4 lanes x 3
+        assert forward["gst_requests"] <= image / (32 * 16) / lanes
