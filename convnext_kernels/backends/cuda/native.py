@@ -71,7 +71,7 @@ def context(x: Tensor) -> tuple[int, int]:
 
 
 def info(x: Tensor) -> dict[str, int]:
-    """arch (10 * major + minor), multiprocessors and shared_bytes of x's GPU."""
+    """Arch (10 * major + minor), multiprocessors and shared_bytes of x's GPU."""
     return extension().device_info(x.device.index or 0)
 
 

@@ -64,8 +64,10 @@ PYBIND11_MODULE(CNK_MODULE, m) {
       "set_recorder",
       [](const py::object& recorder) {
         if (recorder.is_none()) return host::set_recorder({});
-        host::set_recorder([recorder](const host::Recorded& r) {
-          recorder(r.symbol, r.grid, r.threads, r.shared_bytes, py::bytes(r.params));
+        // Never released: one that is still set when Python ends must not be freed without its lock.
+        const auto* kept = new py::object(recorder);
+        host::set_recorder([kept](const host::Recorded& r) {
+          (*kept)(r.symbol, r.grid, r.threads, r.shared_bytes, py::bytes(r.params));
         });
       },
       py::arg("recorder"));
