@@ -1,0 +1,844 @@
+"""What cuda_mutations.py breaks. Every old text stands exactly once in its file: the table follows the code."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+KINDS = ("barrier", "shared", "stride", "bound", "mask")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change, and the tests that must notice it."""
+
+    kind: str
+    name: str
+    old: str
+    new: str
+    proof: str = "host"
+    quick: bool = False
+    file: str = ""  # of csrc/cuda
+    tests: tuple[str, ...] = ()  # pytest's arguments
+
+
+def _without(name: str, context: str, **fields: object) -> Mutant:
+    """A mutant that lacks the only barrier of `context`."""
+    (found,) = (b for b in ("__syncthreads();", "__syncwarp();", "copies_wait();") if b in context)
+    assert context.count(found) == 1, context
+    return Mutant("barrier", name, context, context.replace(found, ";"), **fields)
+
+
+def _in(file: str, tests: tuple[str, ...], *mutants: Mutant) -> Iterator[Mutant]:
+    yield from (replace(mutant, file=file, tests=mutant.tests or tests) for mutant in mutants)
+
+
+def _parity(expression: str) -> tuple[str, ...]:
+    return "tests/ops/test_parity.py", "-k", f"cuda and {expression}"
+
+
+def _dwconv(expression: str) -> tuple[str, ...]:
+    return "tests/cuda/test_dwconv.py", "-k", f"thread_order and ({expression})"
+
+
+DWCONV, SMALL, LARGE = (
+    _dwconv("3x3 or 7x7 or odd"),
+    _dwconv("1x1 or 5x5 or odd or dilated"),
+    _dwconv("15x15 or 31x31"),
+)
+DWCONV_BLOCKS = _parity("dwconv and (n2-c100 or c40-7x5-k7d1-r4)")  # several chunks of channels, and tiles of a block
+LAYERNORM = _parity("(layernorm or downsample) and (c17-7x5-k7d1-r4 or n2-c100 or n1-c24-33x57)")
+WIDE = ("tests/ops/test_layernorm.py", "-k", "cuda")
+DWCONV_GROUPS = LAYERNORM
+GRN = _parity("grn and (c17-7x5-k7d1-r4 or n2-c100 or n1-c24-33x57)")
+LIBRARY = _parity("(mlp or block) and (c384 or drop)")
+FUSED = _parity("mlp and (n2-c100 or n3-c40 or c17-7x5 or c16-13x14-k7d1-r4) and not float32")
+FUSED_FP32 = _parity("mlp and (n2-c100 or n3-c40 or c17-7x5) and float32")
+
+MUTANTS = [
+    *_in(
+        "dwconv.cu",
+        DWCONV,
+        _without(
+            "weights of the next channels overwrite those in use",
+            "__syncthreads();  // the tiles before are done with these weights",
+            tests=DWCONV_BLOCKS,
+        ),
+        _without(
+            "the next tile overwrites the one in use",
+            "__syncthreads();  // the tile before is done with this memory",
+            tests=DWCONV_BLOCKS,
+        ),
+        _without(
+            "a tile is read before it is there",
+            "s.plane, tile);\n      __syncthreads();",
+            quick=True,
+        ),
+        _without(
+            "results overwrite pixels in use",
+            "__syncthreads();  // the results take the place of the pixels",
+        ),
+        _without(
+            "results are stored before they are there",
+            "__syncthreads();\n      store_elements(",
+        ),
+        Mutant(
+            "shared",
+            "16 bytes fewer than the weights take",
+            "plan.shared_bytes = plan.tile_bytes + ",
+            "plan.shared_bytes = plan.tile_bytes - 16 + ",
+            proof="asan",
+            tests=SMALL,
+        ),
+        Mutant(
+            "shared",
+            "results have the room of the pixels",
+            "if (stores_elements) {\n    plan.tile_bytes =",
+            "if (stores_elements && s.side < 0) {\n    plan.tile_bytes =",
+            proof="asan",
+            tests=SMALL,
+        ),
+        Mutant(
+            "mask",
+            "weights beyond the last channel are read",
+            "k < kChannels && c + k < p.s.c; ++k)",
+            "k < kChannels; ++k)",
+            proof="asan",
+            tests=SMALL,
+        ),
+        Mutant(
+            "stride",
+            "the input gradient does not flip the weights",
+            "(p.flip ? taps - 1 - tap : tap)",
+            "tap",
+        ),
+        Mutant(
+            "mask",
+            "rows below the image are stored",
+            "if (h >= p.s.h) break;",
+            "",
+            proof="asan",
+            tests=SMALL,
+        ),
+        Mutant(
+            "mask",
+            "columns right of the image are stored",
+            "if (q >= columns) break;\n      store(",
+            "store(",
+            proof="asan",
+            tests=SMALL,
+        ),
+        Mutant(
+            "stride",
+            "results are stored with strides swapped",
+            "c * y.stride_c + h * y.stride_h + w * y.stride_w);",
+            "c * y.stride_c + w * y.stride_h + h * y.stride_w);",
+        ),
+        Mutant(
+            "mask",
+            "elements right of the image are stored",
+            "if (h >= p.s.h || w >= p.s.w || c >= p.s.c) continue;",
+            "if (h >= p.s.h || c >= p.s.c) continue;",
+            tests=SMALL,
+        ),
+        Mutant(
+            "mask",
+            "elements of channels beyond the last are stored",
+            "if (h >= p.s.h || w >= p.s.w || c >= p.s.c) continue;",
+            "if (h >= p.s.h || w >= p.s.w) continue;",
+            proof="asan",
+            tests=SMALL,
+        ),
+        Mutant(
+            "bound",
+            "the lower of two rows lacks its last kernel row",
+            "min(row + 1 + side / 2 + 1, t.first_row + t.row_count)",
+            "min(row + side / 2 + 1, t.first_row + t.row_count)",
+        ),
+        Mutant(
+            "bound",
+            "the upper of two rows has a kernel row too many",
+            "const bool upper = kh < side,",
+            "const bool upper = kh <= side,",
+        ),
+        Mutant(
+            "bound",
+            "chunks of taps that see the image are left out",
+            "if (column + kColumns + kTaps - 1 <= 0 ||",
+            "if (column + kColumns <= 0 ||",
+            tests=LARGE,
+        ),
+        Mutant(
+            "bound",
+            "the last chunk has a tap too many",
+            "if (kChunk == 0 && tap >= left) break;",
+            "if (kChunk == 0 && tap > left) break;",
+            tests=LARGE,
+        ),
+        Mutant(
+            "bound",
+            "the last block has more tiles than there are",
+            "min(first + p.tiles_per_block, s.tiles)",
+            "first + p.tiles_per_block",
+            proof="asan",
+            tests=DWCONV_BLOCKS,
+        ),
+    ),
+    *_in(
+        "dwconv_tile.h",
+        DWCONV,
+        Mutant(
+            "mask",
+            "columns left of the image are loaded",
+            "if (unsigned(w) < end) value =",
+            "if (w < int(end)) value =",
+            quick=True,
+        ),
+        Mutant(
+            "mask",
+            "columns right of the image are loaded",
+            "if (unsigned(w) < end) value =",
+            "if (w >= 0) value =",
+        ),
+        Mutant(
+            "mask",
+            "elements right of the image are loaded",
+            "if (w >= 0 && w < s.w && c < s.c)",
+            "if (w >= 0 && c < s.c)",
+            tests=SMALL,
+        ),
+        Mutant(
+            "mask",
+            "elements of channels beyond the last are loaded",
+            "if (w >= 0 && w < s.w && c < s.c)",
+            "if (w >= 0 && w < s.w)",
+            proof="asan",
+            tests=SMALL,
+        ),
+        Mutant(
+            "mask",
+            "no zeros where there is no image",
+            "to[lane / kChannels * plane + pixel].element[lane % kChannels] = value;",
+            "if (w >= 0 && w < s.w) to[lane / kChannels * plane + pixel].element[lane % kChannels] = value;",
+            tests=SMALL,
+        ),
+        Mutant(
+            "bound",
+            "a row below the image is staged",
+            "if (last > lattice_rows) last = lattice_rows;",
+            "if (last > lattice_rows + 1) last = lattice_rows + 1;",
+            proof="asan",
+        ),
+        Mutant(
+            "stride",
+            "the step to the next row forgets a column",
+            "(walk.stride_h - columns * walk.stride_w)",
+            "(walk.stride_h - (columns - 1) * walk.stride_w)",
+        ),
+        Mutant(
+            "stride",
+            "elements are loaded with strides swapped",
+            "value = base[c * image.stride_c + h * image.stride_h + w * image.stride_w];",
+            "value = base[c * image.stride_c + w * image.stride_h + h * image.stride_w];",
+            quick=True,
+        ),
+        Mutant(
+            "stride",
+            "the lattices of a dilation are exchanged",
+            "t.residue_h * image.stride_h + t.residue_w * image.stride_w +",
+            "t.residue_w * image.stride_h + t.residue_h * image.stride_w +",
+            tests=SMALL,
+        ),
+        Mutant(
+            "shared",
+            "a tile is a column too narrow",
+            "s.columns = groups * kColumns + padded_side(side) - 1;",
+            "s.columns = groups * kColumns + padded_side(side) - 2;",
+        ),
+        Mutant(
+            "mask",
+            "16 bytes are loaded from addresses that are no multiples",
+            "return image.stride_c == 1 && c % wide == 0 && ",
+            "return image.stride_c == 1 && ",
+            proof="asan",
+            tests=SMALL,
+        ),
+    ),
+    *_in(
+        "dwconv_wgrad.cu",
+        DWCONV,
+        _without(
+            "the next tile overwrites the one in use",
+            "__syncthreads();  // the tile before is done with this memory",
+        ),
+        _without(
+            "a tile is read before it is there",
+            "channel, s.plane, x_tile);\n      __syncthreads();",
+        ),
+        _without(
+            "sums overwrite a tile in use",
+            "__syncthreads();  // the last tile is done with this memory",
+        ),
+        _without(
+            "sums are read before they are there",
+            "__syncthreads();\n    if (!active || split > 0) continue;",
+        ),
+        Mutant(
+            "shared",
+            "no room for the sums of the last thread",
+            "int64_t(p.splits) * tasks * (chunk + 1)",
+            "(int64_t(p.splits) * tasks - 1) * (chunk + 1)",
+            proof="asan",
+            tests=SMALL,
+        ),
+        Mutant(
+            "shared",
+            "dy has room for half of its channels",
+            "p.dy_bytes = ceil_div(lanes * p.dy_plane * kChannels * size, 16) * 16;",
+            "p.dy_bytes = ceil_div(lanes / 2 * p.dy_plane * kChannels * size, 16) * 16;",
+            quick=True,
+        ),
+        Mutant(
+            "mask",
+            "rows of x that are not there are read",
+            "if (x_row < x_first || x_row >= x_last) continue;",
+            "if (x_row < x_first) continue;",
+        ),
+        Mutant(
+            "mask",
+            "taps beyond the kernel row are stored",
+            "if (kw < s.side) out[",
+            "out[",
+            tests=SMALL,
+        ),
+        Mutant(
+            "mask",
+            "channels beyond the last are stored",
+            "if (c >= s.c) break;",
+            "",
+            tests=SMALL,
+        ),
+        Mutant(
+            "bound",
+            "the last of the threads that share a tap is forgotten",
+            "for (int other = 1; other < p.splits; ++other) {",
+            "for (int other = 1; other < p.splits - 1; ++other) {",
+        ),
+        Mutant(
+            "bound",
+            "the last tile of all is forgotten",
+            "last = min(first + p.tiles_per_part, s.tiles);",
+            "last = min(first + p.tiles_per_part, s.tiles - 1);",
+            quick=True,
+        ),
+        Mutant(
+            "stride",
+            "dw is stored transposed",
+            "kh * p.dw.stride_h + kw * p.dw.stride_w",
+            "kw * p.dw.stride_h + kh * p.dw.stride_w",
+        ),
+        Mutant(
+            "mask",
+            "the sum over parts writes beyond the end",
+            "if (index >= length) continue;",
+            "",
+            proof="asan",
+            tests=SMALL,
+        ),
+    ),
+    *_in(
+        "layernorm.cu",
+        LAYERNORM,
+        _without(
+            "parameters are read before they are there",
+            "width, bias);\n  __syncthreads();",
+        ),
+        _without(
+            "a tile is stored before it is there",
+            "= from[k + j];\n    __syncthreads();",
+        ),
+        _without(
+            "the next channels overwrite the tile that is stored",
+            "to + j * y.stride_c);\n      }\n    }\n    __syncthreads();",
+        ),
+        Mutant(
+            "shared",
+            "room for two of three sums",
+            "floats = 3 * threads +",
+            "floats = 2 * threads +",
+            proof="asan",
+        ),
+        Mutant(
+            "mask",
+            "pixels in no patch are stored",
+            "stored ? p.c - first : 0",
+            "p.c - first",
+            proof="asan",
+        ),
+        Mutant(
+            "stride",
+            "channels of a slot are stored a pixel apart",
+            "base + first * p.a.y.stride_c, p.a.y.stride_c,",
+            "base + first * p.a.y.stride_p, p.a.y.stride_c,",
+        ),
+    ),
+    *_in(
+        "layernorm_rows.h",
+        LAYERNORM,
+        _without(
+            "the warps' sums are read before they are there",
+            "__syncthreads();\n  const int first = int(threadIdx.x) / lanes",
+            tests=WIDE,
+        ),
+        Mutant(
+            "bound",
+            "sums of two teams",
+            "if (mask >= lanes) continue;",
+            "if (mask > lanes) continue;",
+        ),
+        Mutant(
+            "mask",
+            "parameters beyond the last channel are read",
+            "narrow(i < c ? load(parameter, i, missing) : 0.0f, to[i]);",
+            "narrow(load(parameter, i, missing), to[i]);",
+            proof="asan",
+        ),
+        Mutant(
+            "mask",
+            "the variance counts channels beyond the last",
+            "v[i] = i < left ? v[i] : 0.0f;",
+            "v[i] = v[i];",
+        ),
+        Mutant(
+            "stride",
+            "rows and columns of a patch are exchanged",
+            "(patch * patches.side + h.remainder) * patches.side + w.remainder",
+            "(patch * patches.side + w.remainder) * patches.side + h.remainder",
+        ),
+    ),
+    *_in(
+        "layernorm_columns.h",
+        LAYERNORM,
+        _without(
+            "the warps' sums are read before they are there",
+            "= values[i];\n  __syncthreads();",
+        ),
+        Mutant(
+            "mask",
+            "channels beyond the last are summed",
+            "to[k] = first + k * warps < c ? widen(*x) : 0.0f;",
+            "to[k] = widen(*x);",
+            proof="asan",
+        ),
+    ),
+    *_in(
+        "layernorm_backward.cu",
+        LAYERNORM,
+        _without(
+            "the weight is read before it is there",
+            "width, weight);\n  __syncthreads();",
+        ),
+        _without(
+            "sums are read before they are there",
+            "__syncthreads();\n  for (int i = int(threadIdx.x); i < c;",
+        ),
+        _without(
+            "the bias's sums overwrite the weight's",
+            "out[i] = sum;\n  }\n  __syncthreads();",
+        ),
+        _without(
+            "a gradient is read before it is there",
+            "from + j * dy.stride_c)) : 0.0f;\n      }\n    }\n    __syncthreads();",
+        ),
+        _without(
+            "the next gradient overwrites the one in use",
+            "tile[lane * pitch + j * warps + warp] : 0.0f;\n    }\n    __syncthreads();",
+        ),
+        Mutant(
+            "shared",
+            "no room for the last sum",
+            "(5 * kNormThreads / kWarpSize + sums)",
+            "(5 * kNormThreads / kWarpSize + sums - 1)",
+            proof="asan",
+        ),
+        Mutant(
+            "shared",
+            "room for four of five sums",
+            "floats = 5 * threads +",
+            "floats = 4 * threads +",
+            proof="asan",
+        ),
+        Mutant(
+            "mask",
+            "pixels in no patch have a gradient",
+            "inside && q >= 0 ? p.c - first : 0",
+            "inside ? p.c - first : 0",
+            proof="asan",
+        ),
+        Mutant(
+            "bound",
+            "the last group's sums are forgotten",
+            "g < groups; ++g)",
+            "g + 1 < groups; ++g)",
+        ),
+        Mutant(
+            "bound",
+            "only the last of a part's tiles counts",
+            "block == part ? sum : *out + sum",
+            "sum",
+        ),
+        Mutant(
+            "stride",
+            "sums go to other channels of the group",
+            "2 * (lane / 2 % 2) + lane / 4;\n  for (int64_t part",
+            "lane / 2 % 2 + lane / 4 * 2;\n  for (int64_t part",
+        ),
+    ),
+    *_in(
+        "reduce.cu",
+        LAYERNORM,
+        _without(
+            "sums are read before they are there",
+            "across * kSumColumns);\n    __syncthreads();",
+        ),
+        _without(
+            "the next columns' sums overwrite those in use",
+            "group * p.a.length + c);\n    }\n    __syncthreads();",
+            tests=DWCONV_GROUPS,
+        ),
+        Mutant(
+            "shared",
+            "no room for the sums of the last walker",
+            "walkers > 1 ? walkers * width",
+            "walkers > 1 ? (walkers - 1) * width",
+            proof="asan",
+        ),
+        Mutant(
+            "mask",
+            "sums beyond the last column are stored",
+            "if (c >= p.a.length) break;",
+            "",
+            proof="asan",
+        ),
+        Mutant(
+            "bound",
+            "the last walker's sums are forgotten",
+            "w < p.walkers; ++w)",
+            "w + 1 < p.walkers; ++w)",
+        ),
+        Mutant(
+            "bound",
+            "the last part is forgotten",
+            "row < end; row += p.walkers)",
+            "row < end - 1; row += p.walkers)",
+        ),
+    ),
+    *_in(
+        "grn.cu",
+        GRN,
+        _without(
+            "the warps' sums are read before they are there",
+            "__syncthreads();\n  for (int i = int(threadIdx.x); i < count * kWidth;",
+        ),
+        _without(
+            "the next tile's sums overwrite those in use",
+            "out[at.tile * p.t.c + at.channel + c] = sum;\n  }\n  __syncthreads();",
+        ),
+        _without(
+            "the block's sums are read before they are there",
+            "__syncthreads();\n#pragma unroll\n  for (int i = 0; i < N; ++i) {\n    values[i] = 0.0f;",
+        ),
+        _without(
+            "the next sample's norms overwrite those in use",
+            "scale[c] / s, 1.0f);\n    }\n    __syncthreads();",
+        ),
+        _without(
+            "the next sample's gradients overwrite those in use",
+            "dweight[c] = dy_x * response;\n    }\n    __syncthreads();",
+        ),
+        Mutant(
+            "shared",
+            "no room for the sums of the last warp",
+            "sums * kTileWarps * kTileChannels<T>",
+            "sums * (kTileWarps - 1) * kTileChannels<T>",
+            proof="asan",
+        ),
+        Mutant(
+            "shared",
+            "room for one of two sums",
+            "2 * kResponseThreads / kWarpSize",
+            "kResponseThreads / kWarpSize",
+            proof="asan",
+        ),
+        Mutant(
+            "mask",
+            "pixels of the next sample are summed",
+            "pixel < p.t.pixels ? p.t.c - channel : 0",
+            "p.t.c - channel",
+        ),
+        Mutant(
+            "bound",
+            "a pixel beyond the last is summed",
+            "if (turn * kTilePixels >= left) break;",
+            "if (turn * kTilePixels > left) break;",
+        ),
+        Mutant(
+            "mask",
+            "sums of channels beyond the last are stored",
+            "if (at.channel + c >= p.t.c) continue;",
+            "",
+            proof="asan",
+        ),
+        Mutant(
+            "bound",
+            "the last tile is forgotten",
+            "t < tiles; ++t)",
+            "t + 1 < tiles; ++t)",
+        ),
+        Mutant(
+            "stride",
+            "results are stored with strides swapped",
+            "offset(p.a.out, {at.sample, pixel}) + channel * p.a.out.stride_c",
+            "offset(p.a.out, {at.sample, pixel}) + channel * p.a.out.stride_p",
+        ),
+    ),
+    *_in(
+        "mlp_pointwise.cu",
+        LIBRARY,
+        _without(
+            "a tile is stored before it is there",
+            "tile[row * kPitch + pack * kCount + i] = v[i];\n      __syncthreads();",
+        ),
+        _without(
+            "the next tile overwrites the one that is stored",
+            "out_base + c * out.stride_c);\n        }\n      }\n      __syncthreads();",
+        ),
+        _without(
+            "a gradient is read before it is there",
+            "base + c * dout.stride_c);\n        }\n        __syncthreads();",
+        ),
+        _without(
+            "the next gradient overwrites the one in use",
+            "d[i] = tile[row * kPitch + pack * kCount + i];\n        __syncthreads();",
+        ),
+        Mutant(
+            "shared",
+            "no room for the padding of the tile's rows",
+            "kTilePixels * (kTileChannels<T> + 1)",
+            "kTilePixels * kTileChannels<T>",
+            proof="asan",
+        ),
+        Mutant(
+            "bound",
+            "GELU stores beyond the last element",
+            "if (first + kPack <= p.count) {\n      float value[kPack];",
+            "if (first < p.count) {\n      float value[kPack];",
+            proof="asan",
+        ),
+        Mutant("mask", "pixels beyond the last are stored", "if (here < p.t.pixels) {", "{"),
+    ),
+    *_in(
+        "tiles.h",
+        GRN,
+        Mutant(
+            "stride",
+            "tiles of several turns overlap",
+            "tile.remainder * t.turns * kTilePixels",
+            "tile.remainder * kTilePixels",
+        ),
+    ),
+    *_in(
+        "channels.h",
+        GRN,
+        Mutant(
+            "mask",
+            "channels beyond the last are loaded",
+            "to[i] = i < left ? widen(*from) : 0.0f;",
+            "to[i] = widen(*from);",
+        ),
+        Mutant(
+            "mask",
+            "channels beyond the last are stored",
+            "if (i < left) narrow(from[i], *to);",
+            "narrow(from[i], *to);",
+        ),
+        Mutant(
+            "mask",
+            "16 bytes are loaded from addresses that are no multiples",
+            "return r.stride_c == 1 && channels % count == 0 && ",
+            "return r.stride_c == 1 && ",
+            proof="asan",
+        ),
+    ),
+    *_in(
+        "mlp_fused.cu",
+        FUSED,
+        _without(
+            "parameters are read before they are there",
+            "0, shared.chunk);\n    __syncthreads();",
+        ),
+        _without(
+            "a chunk is read before it is there",
+            "__syncthreads();  // this chunk is there, and all are through with the one before",
+            quick=True,
+        ),
+        _without(
+            "sums of squares are read before they are there",
+            "__syncthreads();\n    store_squares(p, block, chunks - 1,",
+        ),
+        Mutant(
+            "shared",
+            "16 bytes fewer than two buffers take",
+            "p.two_buffers ? two :",
+            "p.two_buffers ? two - 16 :",
+            proof="asan",
+        ),
+        Mutant(
+            "mask",
+            "hidden units of pixels beyond the last are stored",
+            "if (pixel >= p.a.pixels) continue;",
+            "",
+            proof="asan",
+        ),
+        Mutant(
+            "mask",
+            "hidden units beyond the last are stored",
+            "if (hid + i < p.a.hidden) narrow(",
+            "narrow(",
+            proof="asan",
+        ),
+        Mutant(
+            "mask",
+            "squares of pixels beyond the last are summed",
+            "inside ? fmaf(value[e], value[e], sum[i + e]) : sum[i + e]",
+            "fmaf(value[e], value[e], sum[i + e])",
+        ),
+        Mutant(
+            "stride",
+            "rows of weights in another order",
+            "lane / 8 * 8 + lane / 4 % 2 + 2 * q;",
+            "lane / 8 * 8 + lane / 4 % 2 * 2 + q;",
+        ),
+        Mutant(
+            "bound",
+            "the last chunk of hidden units is forgotten",
+            "(p.a.hidden + kChunk - 1) / kChunk",
+            "p.a.hidden / kChunk",
+        ),
+    ),
+    *_in(
+        "mlp_fused_rows.h",
+        FUSED,
+        _without(
+            "a piece is read before it is there",
+            "j * kPiece, piece);\n      __syncwarp();",
+        ),
+        _without("a piece is stored before it is there", "__syncwarp();\n    store_piece<"),
+        Mutant(
+            "mask",
+            "pieces are stored beyond the last pixel",
+            "if (first + e.row >= p.a.pixels || c >= p.a.c) continue;",
+            "if (c >= p.a.c) continue;",
+            proof="asan",
+        ),
+        Mutant(
+            "stride",
+            "pieces are loaded with strides swapped",
+            "from[e.row * x.stride_p + c * x.stride_c]",
+            "from[e.row * x.stride_c + c * x.stride_p]",
+        ),
+        Mutant(
+            "mask",
+            "the variance counts channels beyond the last",
+            "j * kPiece + t8 + i < channels ? value[j][i] - mean : 0.0f",
+            "value[j][i] - mean",
+        ),
+    ),
+    *_in(
+        "mlp_tile.h",
+        FUSED,
+        Mutant(
+            "stride",
+            "both halves of the chunk's parameters are one",
+            "to.bias[chunk % 2][thread]",
+            "to.bias[0][thread]",
+        ),
+        Mutant(
+            "mask",
+            "sums beyond the last hidden unit are stored",
+            "thread >= kChunk || hid >= p.a.hidden) return;",
+            "thread >= kChunk) return;",
+            proof="asan",
+        ),
+    ),
+    *_in(
+        "mlp_fused_fp32.cu",
+        FUSED_FP32,
+        _without(
+            "W1 is read before it is there",
+            "__syncthreads();  // W1 is there, and all are through with the W2 before",
+        ),
+        _without(
+            "W2 is read before it is there",
+            "__syncthreads();  // W2 is there, and all are through with W1",
+        ),
+        _without(
+            "the output is stored before it is there",
+            "* factor;\n    }\n  }\n  __syncwarp();",
+        ),
+        Mutant(
+            "shared",
+            "16 bytes fewer than the warps take",
+            "warps * int64_t(sizeof(Fp32Warp<kC, kChunk>));",
+            "warps * int64_t(sizeof(Fp32Warp<kC, kChunk>)) - 16;",
+            proof="asan",
+        ),
+        Mutant(
+            "mask",
+            "hidden units of pixels beyond the last are stored",
+            "const bool inside = pixel < p.a.pixels && hid < p.a.hidden;",
+            "const bool inside = hid < p.a.hidden;",
+            proof="asan",
+        ),
+        Mutant(
+            "stride",
+            "rows and channels are swapped",
+            "base + row * rows.stride_p + c * rows.stride_c",
+            "base + row * rows.stride_c + c * rows.stride_p",
+        ),
+    ),
+    *_in(
+        "mma.h",
+        _parity("mlp and c17-7x5-k7d1-r2 and bfloat16 and forward"),
+        Mutant(
+            "barrier",
+            "nobody waits for the copies",
+            'asm volatile("cp.async.wait_all;" : : : "memory");',
+            "",
+            proof="ptx",
+        ),
+        Mutant(
+            "mask",
+            "copies fill nothing with zeros",
+            '"r"(inside ? 16 : 0)',
+            '"r"(16)',
+            proof="ptx",
+        ),
+        Mutant(
+            "stride",
+            "bf16 is multiplied as fp16",
+            "row.col.f32.bf16.bf16.f32",
+            "row.col.f32.f16.f16.f32",
+            proof="ptx",
+        ),
+    ),
+    *_in(
+        "element.h",
+        _parity("grn and c17-7x5-k7d1-r4 and bfloat16 and forward"),
+        Mutant(
+            "stride",
+            "the elements of a pair are exchanged",
+            'asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));',
+            'asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(first), "f"(second));',
+            proof="ptx",
+        ),
+    ),
+]
