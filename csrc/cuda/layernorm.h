@@ -30,7 +30,7 @@ struct LayerNormBackwardArgs {
   Rows dy, x, dx;  // dx of x's dtype; its data may be null
   Vector weight;
   float* partials;  // (parts, 2, c): of dweight and dbias; or null
-  int64_t parts;    // layernorm_parts()
+  int64_t parts;    // layernorm_parts(), where there are partials
   float eps;
   int64_t n, pixels, c;
   Patches patches;

@@ -121,11 +121,9 @@ __global__ void __launch_bounds__(kNormThreads, 2)
         float v[kCount], g[kCount], w[kCount];
         widen(again(x[k]), v);
         widen(again(dy[k]), g);
-        load(weight + first_channel<T>(lane, p.lanes, k), w);
+        load(weight + first, w);
 #pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-          v[i] = input_gradient(v[i], g[i] * w[i], t);
-        }
+        for (int i = 0; i < kCount; ++i) v[i] = input_gradient(v[i], g[i] * w[i], t);
         store_values(v, static_cast<T*>(p.a.dx.data) + dx_base + first * p.a.dx.stride_c, p.a.dx.stride_c,
                      inside ? p.c - first : 0, p.packed_dx);
       }
@@ -296,6 +294,7 @@ void layernorm_backward(const Context& context, const LayerNormBackwardArgs& arg
     if (p.lanes == 0 || along_pixels(args.x, args.pixels)) {
       p.tiles = (args.pixels + kWarpSize - 1) / kWarpSize;
       p.blocks = args.n * p.tiles;
+      if (!args.partials) p.a.parts = p.blocks;
       p.transposed = args.dy.stride_c == 1 && args.dy.stride_p != 1;
       const int threads = column_threads(args.c, kGradientColumnSlots);
       const int64_t width = staged_width(p.c, threads / kWarpSize * kGradientColumnSlots);
@@ -303,22 +302,23 @@ void layernorm_backward(const Context& context, const LayerNormBackwardArgs& arg
       p.staged = parameters <= kMostStaged;
       const int64_t floats = 5 * threads + (p.transposed ? kWarpSize * group_pitch(threads / kWarpSize) : 0);
       const int64_t shared = floats * int64_t(sizeof(float)) + (p.staged ? parameters : 0);
-      launch(context, {"layernorm_backward_columns_kernel", args.parts, threads, shared, shape},
+      launch(context, {"layernorm_backward_columns_kernel", p.a.parts, threads, shared, shape},
              layernorm_backward_columns_kernel<T>, p);
       return;
     }
     p.packed_dy = is_packed(args.dy, args.c, kCount);
     p.packed_x = is_packed(args.x, args.c, kCount);
     p.packed_dx = is_packed(args.dx, args.c, kCount);
-    const int threads = row_threads(p.rows, p.lanes, multiprocessors);
+    const int threads = row_threads(p.rows, p.lanes, args.partials ? args.parts : multiprocessors);
     const int64_t teams = threads / p.lanes;
     p.blocks = (p.rows + teams - 1) / teams;
+    if (!args.partials) p.a.parts = std::min(p.blocks, 2 * multiprocessors * (kNormThreads / threads));
     const int64_t groups = threads / std::max(p.lanes, kWarpSize);
     const int64_t width = slots_width<T>(p.lanes, kGradientSlots);
     const int64_t sums = args.partials ? groups * width : 0;
     const int64_t shared =
         width * int64_t(sizeof(T)) + (5 * kNormThreads / kWarpSize + sums) * int64_t(sizeof(float));
-    launch(context, {"layernorm_backward_rows_kernel", args.parts, threads, shared, shape},
+    launch(context, {"layernorm_backward_rows_kernel", p.a.parts, threads, shared, shape},
            layernorm_backward_rows_kernel<T>, p);
   });
 }

@@ -8,7 +8,7 @@
 namespace cnk::cuda {
 
 constexpr int kColumnThreads = 512;  // at most
-constexpr int kGroup = 4;  // of them, that go through shared memory or are summed over pixels together
+constexpr int kGroup = 4;  // channels of a warp that pass shared memory, or are summed over pixels, together
 constexpr int64_t kMostStaged = 16 << 10;  // bytes of parameters in shared memory
 
 __device__ __forceinline__ int block_warps() { return int(blockDim.x) / kWarpSize; }

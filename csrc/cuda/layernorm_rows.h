@@ -140,12 +140,12 @@ inline int team_lanes(int64_t c, int count, int slots) {
   return lanes <= kNormThreads ? lanes : 0;
 }
 
-// Threads of a block of teams: fewer than kNormThreads where there are not pixels enough for all
-// multiprocessors.
-inline int row_threads(int64_t rows, int lanes, int64_t multiprocessors) {
+// Threads of a block of teams: fewer than kNormThreads where there are not pixels enough to fill `blocks`.
+inline int row_threads(int64_t rows, int lanes, int64_t blocks) {
   int threads = kNormThreads;
-  while (threads > std::max(lanes, kWarpSize) && rows * lanes <= multiprocessors * (threads / 2))
+  while (threads > std::max(lanes, kWarpSize) && rows * lanes <= blocks * (threads / 2)) {
     threads /= 2;
+  }
   return threads;
 }
 
