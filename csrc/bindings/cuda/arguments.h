@@ -1,5 +1,5 @@
-// Tensors from Python as tuples of plain numbers (backends/cuda/native.py makes them), which may end with the tensor
-// itself, kept alive so until the call returns:
+// Tensors from Python as tuples of plain numbers (backends/cuda/native.py makes them), which may end with the
+// tensor itself, kept alive so until the call returns:
 //   Vector (address, dtype) or None; Rows (address, dtype, stride_n, stride_p, stride_c) or None;
 //   Image (address, dtype, stride_n, stride_c, stride_h, stride_w) or None; Context (device, stream).
 #pragma once

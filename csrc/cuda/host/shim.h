@@ -39,8 +39,8 @@ extern char* shared_memory;
 
 void barrier();       // all threads of the block that have not returned
 void warp_barrier();  // all threads of the warp that have not returned
-// Give `bytes` of one's own to the warp and wait for the others: where lane l put its own is at + 64 * l. The last lane
-// to arrive calls `combine` on all of it, which may put results there.
+// Give `bytes` of one's own to the warp and wait for the others: where lane l put its own is at + 64 * l. The
+// last lane to arrive calls `combine` on all of it, which may put results there.
 constexpr int kExchangeBytes = 64;
 const unsigned char* exchange(const void* own, int bytes, void (*combine)(unsigned char* all) = nullptr);
 
