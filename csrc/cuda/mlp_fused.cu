@@ -1,8 +1,8 @@
-// A warp owns 16 or 32 pixels and all their channels; a block is as many warps as its tile asks for. z =
-// LN(x) stays in registers as operands of the first product, the output as sums of the second. The block
-// walks the hidden in chunks of 32, as attention walks its keys: u = z W1[chunk]^T, h = GELU(u + b1), acc +=
-// h W2[:, chunk]^T. The chunk's weights come through shared memory, the next one's while this one is
-// multiplied.
+// A warp owns 16 or 32 pixels and all their channels; a block is as many warps as its tile asks for.
+// z = LN(x) stays in registers as operands of the first product, the output as sums of the second. The block
+// walks the hidden in chunks of 32, as attention walks its keys:
+//   u = z W1[chunk]^T,  h = GELU(u + b1),  acc += h W2[:, chunk]^T
+// The chunk's weights come through shared memory, the next one's while this one is multiplied.
 //
 // The order in which a product adds its columns, and that of its results, is free. It is chosen so that lane
 // 4g + t owns 8 neighbours, 8t..8t + 7, of every 32 channels or hidden units of pixels g, g + 8...: in global
@@ -48,13 +48,13 @@ __device__ __forceinline__ void copy_weights(const MlpFusedParams& p, int first,
                                   to + kChunk * kW1Pitch<kC>);
 }
 
-// Products of 8 columns whose weights, and in the first product sums, are in registers at once: more spill.
-// Both products end at the last channel, by a branch after so many that also keeps the compiler from loading
-// more weights ahead.
+// So many products of 8 columns have their weights, and in the first product their sums, in registers at
+// once: more spill. Behind them stands a branch that ends at the last channel, and that keeps the compiler
+// from loading the weights of more.
 template <int kC>
 constexpr int kTogether = kC == 128 ? 2 : 4;
 
-// u = z W1^T + b1 for kQ products of 8 columns from the chunk's q-th on.
+// u = z W1^T + b1 for kQ products of 8 columns from the chunk's q0-th on.
 template <class T, int kC, int kM, int kQ>
 __device__ __forceinline__ void expand(const uint32_t (&z)[kM][kC / 16][4], const T* w1, const float* bias,
                                        int q0, int channels, float (&u)[kM][kQ][4]) {
@@ -252,12 +252,7 @@ __global__ void __launch_bounds__(kMlpMaxWarps* kWarpSize) mlp_fused_kernel(cons
     __syncthreads();
     store_squares(p, block, chunks - 1, shared.chunk);
     if (!p.a.out.data) continue;
-    const MlpTile tile = warp_tile<kRows>(p, block);
-    by_dtype(p.a.x.dtype, [&](auto element) {
-      using IO = typename decltype(element)::Type;
-      if (p.vector_out) return store_vectors<IO, kC, kM>(p, tile, shared.vectors, acc);
-      store_pieces<IO, kC, kM>(p, tile, shared.vectors, piece(), acc);
-    });
+    store_output<T, kC, kM>(p, warp_tile<kRows>(p, block), shared.vectors, piece(), acc);
   }
 }
 
@@ -268,9 +263,9 @@ void launch_mlp(const Context& context, const MlpFusedArgs& a) {
   constexpr int kM = kC <= 128 ? 2 : 1;
   constexpr int kChunkBytes = kChunkElements<kC> * int(sizeof(T));
   const int warps = a.tile / (16 * kM);
-  MlpFusedParams p = mlp_params(a, "mlp_fused_kernel");
-  p.vector_x = has_vectors(a.x, a.c);
-  p.vector_out = has_vectors(a.out, a.c) && has_vectors(a.residual, a.c);
+  MlpFusedParams p = mlp_params(a, 16 * kM, "mlp_fused_kernel");
+  p.vector_x = has_vectors(a.x, a);
+  p.vector_out = has_vectors(a.out, a) && has_vectors(a.residual, a);
   p.vector_weights = p.vector_weights && a.c % 8 == 0 && a.hidden % 8 == 0;
   p.vector_u = a.hidden % 8 == 0 && is_aligned(a.u);
   p.groups = (a.c + kPiece - 1) / kPiece * (4 / kTogether<kC>);
@@ -299,8 +294,6 @@ void launch_mlp(const Context& context, const MlpFusedArgs& a) {
 }
 
 }  // namespace
-
-int mlp_fused_warp_pixels(int64_t c) { return c <= 128 ? 32 : 16; }
 
 void mlp_fused(const Context& context, const MlpFusedArgs& args) {
   if (args.dtype == DType::kFloat16) return launch_mlp<Float16>(context, args);

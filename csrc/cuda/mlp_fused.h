@@ -1,9 +1,8 @@
 // The inverted bottleneck of up to 256 channels in one kernel, the hidden on chip:
 //   out = residual + s * gamma * (GRN?(GELU(LN(x) W1^T + b1)) W2^T + b2)
 // GRN needs the sums over a sample's pixels of the squared hidden: one launch with `sums` and without `out`,
-// then one with their response as `grn_scale`. Bytes per pixel with 16-bit elements: 6C (x, residual, out);
-// with GRN 2C more; 2 * hidden more where u is kept for the gradient. Every block reads both weights, from
-// L2.
+// then one with their response as `grn_scale`. Bytes per pixel with 16-bit elements: 6C (x, residual, out),
+// with GRN 2C more, and 2 * hidden where u is kept for the gradient. Every block reads both weights, from L2.
 #pragma once
 
 #include "cuda/tensors.h"
@@ -26,8 +25,8 @@ struct MlpFusedArgs {
   int tile;  // pixels of a block
 };
 
-// Tensor cores, bf16 and fp16. `tile` is a multiple of mlp_fused_warp_pixels(c), at most 8 of them.
-int mlp_fused_warp_pixels(int64_t c);
+// bf16 and fp16 products, on tensor cores; not bf16 before compute capability 8.0. `tile`: up to eight times
+// 32 pixels for up to 128 channels, 16 beyond.
 void mlp_fused(const Context& context, const MlpFusedArgs& args);
 
 }  // namespace cnk::cuda

@@ -1,6 +1,6 @@
 // A warp owns 16 pixels and all their channels: z = LN(x) in shared memory, the output as sums in registers.
-// The block walks the hidden in chunks: u = z W1[chunk]^T, h = GELU(u + b1) through shared memory, acc += h
-// W2[:, chunk]^T. W2 of a chunk is copied while W1 is multiplied, and W1 of the next one while W2 is.
+// The block walks the hidden in chunks as mlp_fused.cu does, h passing through shared memory. W2 of a chunk
+// is copied while W1 is multiplied, and W1 of the next one while W2 is.
 //
 // Lane 8r + c has pixels r, r + 4... and every eighth column from c on. It reads four neighbours of a row at
 // a time, 16 bytes, and multiplies 4 such of its pixels with each of its columns. Rows are an odd multiple of
@@ -244,7 +244,7 @@ void launch_mlp(const Context& context, const MlpFusedArgs& a) {
   const int warps = a.tile / kFp32Rows;
   const int64_t shared =
       int64_t(sizeof(Fp32Shared<kC, kChunk>)) + warps * int64_t(sizeof(Fp32Warp<kC, kChunk>));
-  MlpFusedParams p = mlp_params(a, "mlp_fused_fp32_kernel");
+  MlpFusedParams p = mlp_params(a, kFp32Rows, "mlp_fused_fp32_kernel");
   launch(context,
          {"mlp_fused_fp32_kernel",
           p.blocks,

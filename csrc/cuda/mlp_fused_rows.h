@@ -1,8 +1,8 @@
 // Pixels of the fused bottleneck on tensor cores: from global memory to operands of the first product,
-// normalised, and from sums of the second to global memory. The lanes' share is that of mlp_fused.cu: lane 4g
-// + t has 8 neighbours, 8t..8t + 7, of every 32 channels of pixels g, g + 8... Where a tensor's layout lets a
-// lane load them at once it does; else pieces of 32 channels pass through shared memory, neighbouring lanes
-// along what is next to each other.
+// normalised, and from sums of the second to global memory. A lane's share is that of mlp_fused.cu: 8
+// neighbours of every 32 channels of every eighth pixel. Where a tensor's layout lets a lane load them at
+// once it does; else pieces of 32 channels pass through shared memory, neighbouring lanes along what is next
+// to each other.
 #pragma once
 
 #include <type_traits>
@@ -32,33 +32,34 @@ __device__ __forceinline__ PieceElement piece_element(bool along_pixels, int i) 
 // Pixels [first, first + kRows) x channels [channel, channel + kPiece) of a sample into `piece`, zeros where
 // there are none. For one warp.
 template <class IO, int kRows>
-__device__ __forceinline__ void load_piece(const MlpFusedParams& p, int64_t sample, int64_t first,
-                                           int channel, float* piece) {
+__device__ __forceinline__ void load_piece(const MlpFusedParams& p, const MlpTile& tile, int channel,
+                                           float* piece) {
   const Rows& x = p.a.x;
-  const IO* from = static_cast<const IO*>(x.data) + sample * x.stride_n + first * x.stride_p;
+  const IO* from = static_cast<const IO*>(x.data) + tile.sample * x.stride_n + tile.first * x.stride_p;
 #pragma unroll 4
   for (int i = thread_of_block() % kWarpSize; i < kRows * kPiece; i += kWarpSize) {
     const PieceElement e = piece_element<kRows>(x.stride_p == 1, i);
     const int c = channel + e.column;
-    const bool inside = first + e.row < p.a.pixels && c < p.a.c;
+    const bool inside = tile.first + e.row < p.a.pixels && c < p.a.c;
     piece[e.row * kPiecePitch + e.column] = inside ? widen(from[e.row * x.stride_p + c * x.stride_c]) : 0.0f;
   }
 }
 
-// The way back, the residual added.
-template <class IO, int kRows>
-__device__ __forceinline__ void store_piece(const MlpFusedParams& p, int64_t sample, int64_t first,
-                                            int channel, const float* piece) {
+// The way back of sums: out = residual + s * gamma * (sum + b2).
+template <class IO, int kRows, int kC>
+__device__ __forceinline__ void store_piece(const MlpFusedParams& p, const MlpTile& tile, int channel,
+                                            const MlpVectors<kC>& vectors, const float* piece) {
   const Rows &out = p.a.out, &residual = p.a.residual;
-  IO* to = static_cast<IO*>(out.data) + sample * out.stride_n + first * out.stride_p;
-  const IO* added =
-      static_cast<const IO*>(residual.data) + sample * residual.stride_n + first * residual.stride_p;
+  IO* to = static_cast<IO*>(out.data) + tile.sample * out.stride_n + tile.first * out.stride_p;
+  const IO* added = static_cast<const IO*>(residual.data) + tile.sample * residual.stride_n +
+                    tile.first * residual.stride_p;
 #pragma unroll 4
   for (int i = thread_of_block() % kWarpSize; i < kRows * kPiece; i += kWarpSize) {
     const PieceElement e = piece_element<kRows>(out.stride_p == 1, i);
     const int c = channel + e.column;
-    if (first + e.row >= p.a.pixels || c >= p.a.c) continue;
-    float value = piece[e.row * kPiecePitch + e.column];
+    if (tile.first + e.row >= p.a.pixels || c >= p.a.c) continue;
+    float value = (piece[e.row * kPiecePitch + e.column] + vectors.b2[c]) * vectors.gamma[c] *
+                  drop_factor(p, tile.sample, tile.first + e.row);
     if (residual.data) value += widen(added[e.row * residual.stride_p + c * residual.stride_c]);
     narrow(value, to[e.row * out.stride_p + c * out.stride_c]);
   }
@@ -120,6 +121,40 @@ __device__ __forceinline__ void normalise(int channels, float eps, float (&value
   }
 }
 
+// Between a piece and the registers that hold the j-th one. j is not known to the compiler, or all of
+// load_piece() and store_piece() would be there once for every piece; registers are, so that all but one
+// branch are passed over.
+template <int kSlots, int kPieces>
+__device__ __forceinline__ void take_piece(int j, const float* piece, float (&value)[kSlots][kPieces][8]) {
+  const int lane = thread_of_block() % kWarpSize;
+  const float* from = piece + lane / 4 * kPiecePitch + lane % 4 * 8;
+#pragma unroll
+  for (int k = 0; k < kPieces; ++k) {
+    if (k != j) continue;
+#pragma unroll
+    for (int slot = 0; slot < kSlots; ++slot) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) value[slot][k][i] = from[8 * slot * kPiecePitch + i];
+    }
+  }
+}
+template <int kM, int kProducts>
+__device__ __forceinline__ void put_piece(int j, const float (&acc)[kM][kProducts][4], float* piece) {
+  const int lane = thread_of_block() % kWarpSize;
+  float* to = piece + lane / 4 * kPiecePitch + lane % 4 * 8;
+#pragma unroll
+  for (int k = 0; k < kProducts / 4; ++k) {
+    if (k != j) continue;
+#pragma unroll
+    for (int slot = 0; slot < 2 * kM; ++slot) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        to[8 * slot * kPiecePitch + i] = acc[slot / 2][4 * k + i / 2][slot % 2 * 2 + i % 2];
+      }
+    }
+  }
+}
+
 // z = LN(x) of the warp's pixels, as operands of the first product.
 template <class T, int kC, int kM>
 __device__ __forceinline__ void load_normalised(const MlpFusedParams& p, const MlpTile& tile,
@@ -128,22 +163,22 @@ __device__ __forceinline__ void load_normalised(const MlpFusedParams& p, const M
   using Other = std::conditional_t<std::is_same_v<T, BFloat16>, Float16, BFloat16>;
   constexpr int kPieces = kC / kPiece;
   const int lane = thread_of_block() % kWarpSize, g = lane / 4, t8 = lane % 4 * 8;
-  float value[2 * kM][kPieces][8];
-  by_dtype(p.a.x.dtype, [&](auto element) {
-    using IO = typename decltype(element)::Type;
-    if (p.vector_x) return load_vectors<IO>(p, tile.sample, tile.first + g, value);
-#pragma unroll
-    for (int j = 0; j < kPieces; ++j) {
-      load_piece<IO, 16 * kM>(p, tile.sample, tile.first, j * kPiece, piece);
-      __syncwarp();
-#pragma unroll
-      for (int slot = 0; slot < 2 * kM; ++slot) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) value[slot][j][i] = piece[(8 * slot + g) * kPiecePitch + t8 + i];
+  float value[2 * kM][kPieces][8] = {};
+  if (!p.vector_x) {
+    by_dtype(p.a.x.dtype, [&](auto element) {
+#pragma unroll 1
+      for (int j = 0; j * kPiece < p.a.c; ++j) {
+        load_piece<typename decltype(element)::Type, 16 * kM>(p, tile, j * kPiece, piece);
+        __syncwarp();
+        take_piece(j, piece, value);
+        __syncwarp();
       }
-      __syncwarp();
-    }
-  });
+    });
+  } else if (p.a.x.dtype == DType::kFloat32) {
+    load_vectors<float>(p, tile.sample, tile.first + g, value);
+  } else {
+    load_vectors<T>(p, tile.sample, tile.first + g, value);
+  }
   const bool rounds_twice = p.a.x.dtype != DType::kFloat32 && p.a.x.dtype != p.a.dtype;
 #pragma unroll
   for (int slot = 0; slot < 2 * kM; ++slot) {
@@ -166,18 +201,7 @@ __device__ __forceinline__ void load_normalised(const MlpFusedParams& p, const M
   }
 }
 
-// (acc + b2) * gamma * drop factor of the lane's 8 channels from 32 j on, of one pixel.
-template <int kC>
-__device__ __forceinline__ void scaled_output(const MlpVectors<kC>& vectors, int j, float factor,
-                                              const float (&acc)[kC / 8][4], int half, float (&value)[8]) {
-  const int c = j * kPiece + thread_of_block() % 4 * 8;
-  float bias[8], gamma[8];
-  load(vectors.b2 + c, bias);
-  load(vectors.gamma + c, gamma);
-#pragma unroll
-  for (int i = 0; i < 8; ++i) value[i] = (acc[4 * j + i / 2][half * 2 + i % 2] + bias[i]) * gamma[i] * factor;
-}
-
+// out = residual + s * gamma * (acc + b2), 8 channels of every 32 at once.
 template <class IO, int kC, int kM>
 __device__ __forceinline__ void store_vectors(const MlpFusedParams& p, const MlpTile& tile,
                                               const MlpVectors<kC>& vectors,
@@ -195,48 +219,47 @@ __device__ __forceinline__ void store_vectors(const MlpFusedParams& p, const Mlp
 #pragma unroll
     for (int j = 0; j < kC / kPiece; ++j) {
       if (j * kPiece + t8 >= p.a.c) break;
-      float value[8], r[8] = {};
-      if (residual.data) load(added + j * kPiece, r);
-      scaled_output<kC>(vectors, j, factor, acc[slot / 2], slot % 2, value);
+      float value[8] = {}, bias[8], gamma[8];
+      if (residual.data) load(added + j * kPiece, value);
+      load(vectors.b2 + j * kPiece + t8, bias);
+      load(vectors.gamma + j * kPiece + t8, gamma);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) value[i] += r[i];
+      for (int i = 0; i < 8; ++i) {
+        const float sum = acc[slot / 2][4 * j + i / 2][slot % 2 * 2 + i % 2];
+        value[i] += (sum + bias[i]) * gamma[i] * factor;
+      }
       store(value, to + j * kPiece);
     }
   }
 }
 
-template <class IO, int kC, int kM>
-__device__ __forceinline__ void store_pieces(const MlpFusedParams& p, const MlpTile& tile,
+template <class T, int kC, int kM>
+__device__ __forceinline__ void store_output(const MlpFusedParams& p, const MlpTile& tile,
                                              const MlpVectors<kC>& vectors, float* piece,
                                              const float (&acc)[kM][kC / 8][4]) {
-  const int lane = thread_of_block() % kWarpSize, g = lane / 4, t8 = lane % 4 * 8;
-  float factor[2 * kM];
-#pragma unroll
-  for (int slot = 0; slot < 2 * kM; ++slot) {
-    const int64_t pixel = tile.first + 8 * slot + g;
-    factor[slot] = pixel < p.a.pixels ? drop_factor(p, tile.sample, pixel) : 0.0f;
-  }
-#pragma unroll
-  for (int j = 0; j < kC / kPiece; ++j) {
-    if (j * kPiece >= p.a.c) break;
-#pragma unroll
-    for (int slot = 0; slot < 2 * kM; ++slot) {
-      float value[8];
-      scaled_output<kC>(vectors, j, factor[slot], acc[slot / 2], slot % 2, value);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) piece[(8 * slot + g) * kPiecePitch + t8 + i] = value[i];
-    }
-    __syncwarp();
-    store_piece<IO, 16 * kM>(p, tile.sample, tile.first, j * kPiece, piece);
-    __syncwarp();
+  if (!p.vector_out) {
+    by_dtype(p.a.out.dtype, [&](auto element) {
+#pragma unroll 1
+      for (int j = 0; j * kPiece < p.a.c; ++j) {
+        put_piece(j, acc, piece);
+        __syncwarp();
+        store_piece<typename decltype(element)::Type, 16 * kM>(p, tile, j * kPiece, vectors, piece);
+        __syncwarp();
+      }
+    });
+  } else if (p.a.out.dtype == DType::kFloat32) {
+    store_vectors<float, kC, kM>(p, tile, vectors, acc);
+  } else {
+    store_vectors<T, kC, kM>(p, tile, vectors, acc);
   }
 }
 
-// Whether rows of `channels`, a multiple of 8, can be loaded 16 bytes at once.
-inline bool has_vectors(const Rows& r, int64_t channels) {
+// Whether rows of `channels`, a multiple of 8, can be loaded 16 bytes at once as fp32 or as elements of the
+// products.
+inline bool has_vectors(const Rows& r, const MlpFusedArgs& a) {
   const int64_t elements = 16 / element_size(r.dtype);
-  return !r.data || (r.stride_c == 1 && channels % 8 == 0 && r.stride_n % elements == 0 &&
-                     r.stride_p % elements == 0 && reinterpret_cast<uintptr_t>(r.data) % 16 == 0);
+  return !r.data || ((r.dtype == DType::kFloat32 || r.dtype == a.dtype) && r.stride_c == 1 && a.c % 8 == 0 &&
+                     r.stride_n % elements == 0 && r.stride_p % elements == 0 && is_aligned(r.data));
 }
 
 }  // namespace cnk::cuda

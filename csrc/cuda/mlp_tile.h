@@ -173,9 +173,14 @@ __device__ __forceinline__ void by_dtype(DType dtype, const F& f) {
 
 inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
-inline MlpFusedParams mlp_params(const MlpFusedArgs& a, const char* kernel) {
-  const int64_t tiles = (a.pixels + a.tile - 1) / a.tile;
-  if (tiles * a.samples >= int64_t{1} << 31) throw LaunchError(std::string(kernel) + ": 2^31 tiles or more");
+// What both launchers begin with; `rows` are the pixels of a warp.
+inline MlpFusedParams mlp_params(const MlpFusedArgs& a, int rows, const char* kernel) {
+  const int64_t tiles = a.tile > 0 ? (a.pixels + a.tile - 1) / a.tile : 0;
+  if (a.tile <= 0 || a.tile % rows != 0 || a.tile > kMlpMaxWarps * rows ||
+      tiles * a.samples >= int64_t{1} << 31) {
+    throw LaunchError(std::string(kernel) + ": tiles of " + std::to_string(a.tile) + " pixels, " +
+                      std::to_string(tiles) + " in each of " + std::to_string(a.samples) + " samples");
+  }
   MlpFusedParams p{a, unsigned(tiles), unsigned(a.samples * tiles)};
   p.vector_weights = is_aligned(a.w1) && is_aligned(a.w2);
   return p;

@@ -2,8 +2,10 @@
 // them; each as the instruction it is on the GPU, and as what it computes on the host.
 //
 // Lane 4g + t of a warp holds, of the operands of D += A B with A 16 x 16, B 16 x 8, D 16 x 8:
-//   A   a[0] (g, 2t..)   a[1] (g + 8, 2t..)   a[2] (g, 2t + 8..)   a[3] (g + 8, 2t + 8..)     two elements
-//   each B   b0 (2t.., g)     b1 (2t + 8.., g) D   d[0], d[1] (g, 2t..)    d[2], d[3] (g + 8, 2t..)
+//   A   a[0] (g, 2t..)   a[1] (g + 8, 2t..)   a[2] (g, 2t + 8..)   a[3] (g + 8, 2t + 8..)
+//   B   b0 (2t.., g)     b1 (2t + 8.., g)
+//   D   d[0], d[1] (g, 2t..)    d[2], d[3] (g + 8, 2t..)
+// where a register of A or B has two elements, those of columns (rows) 2t and 2t + 1.
 #pragma once
 
 #include <type_traits>

@@ -157,6 +157,26 @@ def run(arch, case, dtype, layout, plan_of):
     assert not any(launch.warn for launch in run.launches)
 
 
+@pytest.mark.parametrize("c", [96, 192])
+def test_what_the_executed_kernel_moves(c, plan_of):
+    """x, residual and output once, both weights once; the least products; no bank conflict."""
+    if reason := executed.missing():
+        pytest.skip(reason)
+    arguments = OPERATORS["mlp"].arguments(Case("whole tiles", n=1, c=c, h=16, w=16, ratio=1), BF16)
+    for name in ("x", "residual"):
+        arguments[name] = arguments[name].contiguous(memory_format=NHWC)
+    with executed.executed(90) as run, plan_of("fused", 128):
+        OPERATORS["mlp"].call(**arguments, backend="cuda", memory="min")
+    (launch,) = run.launches
+    s = launch.stats
+    weights, parameters = 2 * c * c * 2, 6 * c * 2
+    assert s["gld_unique_bytes"] + s["gst_unique_bytes"] <= 256 * 3 * c * 2 + weights + parameters
+    assert s["mma_flops"] == 256 * 2 * 2 * c * c
+    assert s["sld_wavefronts"] * 128 == s["sld_bytes"]
+    assert s["sst_wavefronts"] * 128 <= 1.1 * s["sst_bytes"]
+    assert s["sst_async_wavefronts"] * 128 == s["sst_async_bytes"]
+
+
 def problem(c=96, dtype="bfloat16", n=8, size=56, **other):
     defaults = {"grn": False, "dtype": dtype, "compute_dtype": dtype, "keeps_hidden": False, "tf32": False}
     return mlp_plan.Problem(n, size * size, c, 4 * c, **{**defaults, **other})
@@ -202,6 +222,16 @@ def test_every_candidate_fits(dtype, arch, recorded, plan_of):
                     mlp.forward(x, x, p, None, 1e-6, 1e-6, dtype)
             assert len(launches) == len(tiles)
             assert all(0 < launch.shared_bytes <= shared_bytes and launch.threads <= 256 for launch in launches)
+
+
+def test_tiles_that_no_warps_divide_are_refused(recorded):
+    x = torch.empty(1, 32, 4, 4, dtype=BF16)
+    w = torch.empty(32, 32, dtype=BF16)
+    p = MlpParameters(w[0], w[0], w, None, w, None, None, None, None)
+    recorded()
+    wrong = tuning.Candidate("wrong", {"plan": "fused", "tile": 40})
+    with tuning.forced(lambda *_: wrong), pytest.raises(native.extension().LaunchError, match="tiles of 40 pixels"):
+        mlp.forward(x, None, p, None, 1e-6, 1e-6, BF16)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
