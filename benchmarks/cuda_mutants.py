@@ -727,18 +727,6 @@ MUTANTS = [
     *_in(
         "mlp_fused_rows.h",
         FUSED,
-        _without(
-            "a piece is read before it is there",
-            "j * kPiece, piece);\n      __syncwarp();",
-        ),
-        _without("a piece is stored before it is there", "__syncwarp();\n    store_piece<"),
-        Mutant(
-            "mask",
-            "pieces are stored beyond the last pixel",
-            "if (first + e.row >= p.a.pixels || c >= p.a.c) continue;",
-            "if (c >= p.a.c) continue;",
-            proof="asan",
-        ),
         Mutant(
             "stride",
             "pieces are loaded with strides swapped",
