@@ -122,7 +122,8 @@ def rows(values: dict[str, object]) -> list[tuple[str, str]]:
         ("Python", f"{values['python']} on {values['platform']}"),
         *((name, version or "not installed") for name, version in values["libraries"].items()),
         ("CPU", f"{values['cpu']['name']} (PyTorch uses {values['cpu']['torch_capability']})"),
-        ("CUDA kernels", _cuda_extension(values["cuda_extension"])),
+        # runs recorded before the CUDA kernels existed know nothing of them
+        *((("CUDA kernels", _cuda_extension(values["cuda_extension"])),) if "cuda_extension" in values else ()),
         ("threads", f"{threads['torch']} of PyTorch, {threads['cores']} cores"),
         ("GPU", "\n".join(values["gpus"]) or f"none: {values['no_gpu_reason']}"),
         *((name, "not set" if value is None else value) for name, value in values["environment"].items()),

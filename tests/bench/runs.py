@@ -41,6 +41,7 @@ def machine(cpu: str = "Example Xeon 6 @ 2.1 GHz", gpus: tuple[str, ...] = (), t
             "cpu": {"available": True, "reason": "", "description": "native C++ kernels, AMX"},
             "triton": {"available": False, "reason": "no <GPU> & no driver", "description": ""},
         },
+        "cuda_extension": {"built": False, "reason": "no nvcc"},
         "cpu": {"name": cpu, "torch_capability": "AVX512"},
         "threads": {"torch": 2, "cores": 2},
         "gpus": list(gpus),

@@ -30,8 +30,8 @@ def test_every_op_on_every_backend_and_instruction_set():
     if ck.backends()["cpu"].available:
         from convnext_kernels.backends import cpu
 
-        triton = {"triton"} if ck.backends()["triton"].available else set()
-        assert names == {"eager", *triton, *(f"cpu {isa}" for isa in cpu.supported_isas())}
+        gpu = {name for name in ("triton", "cuda") if ck.backends()[name].available}
+        assert names == {"eager", *gpu, *(f"cpu {isa}" for isa in cpu.supported_isas())}
     assert len(found) == checks.count("cpu", ("fp32", "bf16")) * len(names)
     assert all(c.error <= c.allowed_error for c in found)
 
