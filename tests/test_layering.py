@@ -35,7 +35,7 @@ ROOMS = {
     "ops": (("spec", "planner", "ops."), ("torch",)),
     "functional": (("ops", "ops.checks"), ("torch",)),
     "nn": (("functional", "nn.", "ops.checks"), ("torch",)),
-    "models": (("functional", "nn", "nn.", "models."), ("torch",)),
+    "models": (("functional", "nn", "nn.", "models.", "ops.flops"), ("torch",)),
     # "backends" is the public function here, `from convnext_kernels import backends`.
     "interop": (("functional", "nn", "nn.", "interop.", "spec", "backends"), ("torch",)),
     "environment": (("planner", "version"), ("torch",)),

@@ -1,6 +1,21 @@
 """Drop-in modules."""
 
 from convnext_kernels.nn.block import FusedConvNeXtBlock
-from convnext_kernels.nn.layers import DepthwiseConv2d, DropPath, GlobalResponseNorm, LayerNorm2d
+from convnext_kernels.nn.layers import (
+    DepthwiseConv2d,
+    DropPath,
+    GlobalResponseNorm,
+    LayerNorm2d,
+    PatchDownsample2d,
+    StridedDepthwiseConv2d,
+)
 
-__all__ = ["DepthwiseConv2d", "DropPath", "FusedConvNeXtBlock", "GlobalResponseNorm", "LayerNorm2d"]
+__all__ = [
+    "DepthwiseConv2d",
+    "DropPath",
+    "FusedConvNeXtBlock",
+    "GlobalResponseNorm",
+    "LayerNorm2d",
+    "PatchDownsample2d",
+    "StridedDepthwiseConv2d",
+]

@@ -60,6 +60,22 @@ class DepthwiseConv2d(nn.Conv2d):
         return functional.depthwise_conv2d(x, self.weight, self.bias, dilation=self.dilation[0], backend=self.backend)
 
 
+class StridedDepthwiseConv2d(nn.Conv2d):
+    """Depthwise convolution with a stride, by PyTorch: the kernels of this package have stride 1.
+
+    Odd square kernel, padded so that the result is (N, C, ceil(H / stride), ceil(W / stride)).
+
+    Raises TypeError or ValueError for what `DepthwiseConv2d` refuses and for a stride below 1.
+    """
+
+    def __init__(self, channels: int, kernel_size: int = 7, *, stride: int = 2, bias: bool = True) -> None:
+        positive_int("channels", channels)
+        checks.kernel_size("kernel_size", positive_int("kernel_size", kernel_size))
+        padding = kernel_size // 2
+        stride = positive_int("stride", stride)
+        super().__init__(channels, channels, kernel_size, stride, padding, groups=channels, bias=bias)
+
+
 class LayerNorm2d(nn.Module):
     """LayerNorm over the channels of (N, C, H, W), with fp32 statistics; parameters ``weight``, ``bias`` (C,)."""
 
@@ -86,6 +102,41 @@ class LayerNorm2d(nn.Module):
     def extra_repr(self) -> str:
         """Show the arguments in the module's repr."""
         return f"{self.weight.numel()}, eps={self.eps}"
+
+
+class PatchDownsample2d(nn.Sequential):
+    """ConvNeXt's downsampling layer (section 2.6): LayerNorm over the channels, then a KxK convolution with stride K.
+
+    The children are ``0``, a `LayerNorm2d`, and ``1``, a `torch.nn.Conv2d`, as in the official models; one call of
+    `functional.patch_downsample` computes both, so that hooks on them are not called.
+
+    Raises TypeError or ValueError for channels or a kernel size below 1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        kernel_size: int = 2,
+        *,
+        eps: float = 1e-6,
+        bias: bool = True,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        side = positive_int("kernel_size", kernel_size)
+        positive_int("out_channels", out_channels)
+        factory = {"device": device, "dtype": dtype}
+        norm = LayerNorm2d(channels, eps, backend=backend, **factory)
+        super().__init__(norm, nn.Conv2d(channels, out_channels, side, stride=side, bias=bias, **factory))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, out_channels, H // K, W // K)."""
+        norm, conv = self
+        return functional.patch_downsample(
+            x, norm.weight, norm.bias, conv.weight, conv.bias, eps=norm.eps, backend=norm.backend
+        )
 
 
 class GlobalResponseNorm(nn.Module):

@@ -1,0 +1,64 @@
+"""What ``torch.utils.flop_counter.FlopCounterMode`` counts for the ops of this package.
+
+2 x the multiply-adds of convolutions and matrix products, as the counter does for PyTorch's own; in a backward pass
+once for the data and once for the weights, the operands' gradients taken as all wanted. Normalisations, GELU and GRN
+count nothing, and neither does what a backward pass computes again: that is a choice of the kernels, not work of the
+network. The counter hands over shapes (lists of integers, None for what is absent) in the place of tensors.
+
+Importing this file registers the formulas; the package does not do it by itself, because PyTorch's counter imports
+Triton, which takes a second.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from convnext_kernels.ops import block, downsample, dwconv, mlp  # noqa: F401  the ops must exist
+
+Shape = Sequence[int]
+_ops = torch.ops.convnext_kernels
+
+
+@register_flop_formula(_ops.dwconv)
+def _dwconv(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * weight[-1] ** 2
+
+
+@register_flop_formula(_ops.dwconv_backward)
+def _dwconv_backward(_dy: Shape, x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    return 2 * _dwconv(x, weight)
+
+
+@register_flop_formula(_ops.mlp)
+def _mlp(x: Shape, _residual: Shape, _norm: Shape, _norm_bias: Shape, pwconv1: Shape, *_: Any, **__: Any) -> int:
+    return 4 * math.prod(x) * pwconv1[0]
+
+
+@register_flop_formula(_ops.mlp_backward)
+def _mlp_backward(_dout: Shape, *forward: Any, **__: Any) -> int:
+    return 2 * _mlp(*forward)
+
+
+@register_flop_formula(_ops.block)
+def _block(x: Shape, weight: Shape, _bias: Shape, *bottleneck: Any, **__: Any) -> int:
+    return _dwconv(x, weight) + _mlp(x, None, *bottleneck)
+
+
+@register_flop_formula(_ops.block_backward)
+def _block_backward(_dout: Shape, *forward: Any, **__: Any) -> int:
+    return 2 * _block(*forward)
+
+
+@register_flop_formula(_ops.downsample)
+def _downsample(x: Shape, _norm: Shape, _norm_bias: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    n, _, h, w = x
+    side = weight[-1]
+    return 2 * n * (h // side) * (w // side) * math.prod(weight)
+
+
+@register_flop_formula(_ops.downsample_backward)
+def _downsample_backward(_dy: Shape, *forward: Any, **__: Any) -> int:
+    return 2 * _downsample(*forward)

@@ -1,0 +1,181 @@
+"""The family: sizes against the papers' figures, what it returns, wrong arguments."""
+
+import pytest
+import torch
+
+import convnext_kernels as ck
+from convnext_kernels import nn as cknn
+from convnext_kernels.models import ConvNeXt, IsotropicConvNeXt, convnext, create_model, list_models, published
+from convnext_kernels.models.counting import count
+
+SMALL = {"depths": (1, 2, 1, 1), "dims": (8, 16, 24, 32)}
+
+
+def small(**options):
+    torch.manual_seed(0)
+    return ConvNeXt(**{**SMALL, "layer_scale_init_value": 1.0, **options}).eval()
+
+
+@pytest.mark.parametrize("row", published.models(), ids=lambda row: f"{row.name}-{row.size}")
+def test_parameters_and_gflops_are_the_published_ones(row):
+    with torch.device("meta"):
+        model = create_model(row.name)
+    found = count(model, row.size)
+    assert row.parameters.met_by(found.parameters / 1e6, 0.01), (found.parameters, row.parameters)
+    assert row.gflops.met_by(found.multiply_adds / 1e9, 0.01), (found.multiply_adds, row.gflops)
+
+
+def test_every_model_has_published_figures():
+    assert {row.name for row in published.models()} == set(list_models())
+
+
+def test_every_name_is_a_function_too():
+    assert all(callable(getattr(convnext, name)) for name in list_models())
+    with torch.device("meta"):
+        assert convnext.convnextv2_atto(num_classes=7).head.out_features == 7
+
+
+def test_torchvision_has_the_same_sizes():
+    models = pytest.importorskip("torchvision.models")
+    with torch.device("meta"):
+        theirs, ours = models.convnext_tiny(), create_model("convnext_tiny")
+    assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())
+
+
+@pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 96), (45, 71)])
+def test_any_resolution(use_grn, height, width):
+    model = small(use_grn=use_grn, num_classes=10)
+    x = torch.randn(2, 3, height, width)
+    with torch.no_grad():
+        maps = model.forward_stages(x)
+        assert model(x).shape == (2, 10)
+        assert [m.shape for m in maps] == [
+            (2, c, height // 4 // 2**i, width // 4 // 2**i) for i, c in enumerate(model.dims)
+        ]
+        with ck.use_backend("eager"):
+            torch.testing.assert_close(model(x), model(x.contiguous(memory_format=torch.channels_last)))
+
+
+def test_feature_pyramid():
+    classifier = small()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        stages = classifier.forward_stages(x)
+        for indices in ((0, 1, 2, 3), (3, 1), (-1,), (0, 2)):
+            pyramid = small(features_only=True, out_indices=indices)
+            pyramid.load_state_dict(classifier.state_dict(), strict=False)
+            maps = pyramid(x)
+            assert len(maps) == len(pyramid.feature_info) == len(indices)
+            for i, found, info in zip(indices, maps, pyramid.feature_info, strict=True):
+                assert torch.equal(found, stages[i])
+                assert (info.channels, 64 // info.stride) == (found.shape[1], found.shape[2])
+
+
+def test_unneeded_stages_are_not_built():
+    assert not any(key.startswith("stages.2") for key in small(features_only=True, out_indices=(0, 1)).state_dict())
+
+
+def test_normalised_features():
+    model = small(features_only=True, feature_norm=True, out_indices=(1, 3))
+    assert {key.split(".")[0] for key in model.state_dict()} == {"downsample_layers", "stages", "norm1", "norm3"}
+    with torch.no_grad():
+        for m in model(torch.randn(2, 3, 64, 64)):
+            torch.testing.assert_close(m.mean(1), torch.zeros_like(m.mean(1)), atol=1e-5, rtol=0)
+
+
+def test_head_options():
+    x = torch.randn(2, 3, 64, 96)
+    model = small(num_classes=5, drop_rate=0.5)
+    with torch.no_grad():
+        features = model.forward_head(model.forward_features(x), pre_logits=True)
+        assert features.shape == (2, 32)
+        torch.testing.assert_close(model(x), model.head(features))
+        dense = small(num_classes=5, global_pool="")
+        assert dense(x).shape == (2, 5, 2, 3)
+        bare = small(num_classes=0)
+        assert not any(key.startswith("head") for key in bare.state_dict())
+        torch.testing.assert_close(bare(x), features)
+        model.reset_head(7)
+        assert model(x).shape == (2, 7)
+        assert model.num_classes == 7
+        model.reset_head(0)
+        assert torch.equal(model(x), features)
+    assert small(head_init_scale=0.0).head.weight.abs().max() == 0
+
+
+def test_isotropic():
+    torch.manual_seed(0)
+    model = IsotropicConvNeXt(2, 24, num_classes=4, layer_scale_init_value=0.1)
+    assert model(torch.randn(2, 3, 40, 50)).shape == (2, 4)
+    assert model.blocks[0].gamma is not None
+    assert IsotropicConvNeXt(1, 8).blocks[0].gamma is None
+
+
+def test_in_chans():
+    assert small(in_chans=6, num_classes=2)(torch.randn(1, 6, 32, 32)).shape == (1, 2)
+
+
+def test_stochastic_depth_grows_linearly():
+    blocks = [m for m in small(drop_path_rate=0.4).modules() if isinstance(m, cknn.FusedConvNeXtBlock)]
+    rates = [block.drop_path.drop_prob for block in blocks]
+    assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
+@pytest.mark.parametrize("build", [small, lambda: small(use_grn=True), lambda: IsotropicConvNeXt(2, 16)])
+def test_it_trains(build):
+    model = build().train()
+    loss = torch.nn.functional.cross_entropy(model(torch.randn(2, 3, 32, 32)), torch.tensor([3, 5]))
+    loss.backward()
+    assert loss.isfinite()
+    missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not missing
+
+
+def test_initial_weights():
+    model = create_model("convnextv2_atto")
+    assert model.head.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.stages[2][0].pwconv1.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.stages[0][0].dwconv.bias.abs().max() == 0
+
+
+def test_unknown_name_lists_the_near_ones():
+    with pytest.raises(ValueError, match=r"name: unknown model 'convnext_tinny'; close: .*convnext_tiny"):
+        create_model("convnext_tinny")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"depths": (1, 2)}, ValueError, "dims: expected one for each of the 2 stages, got 4"),
+        ({"depths": 3}, TypeError, "depths: expected a sequence of integers, got 3"),
+        ({"dims": (8, 0, 8, 8)}, ValueError, r"dims\[1\]: expected an integer of at least 1, got 0"),
+        ({"in_chans": 0}, ValueError, "in_chans: expected an integer of at least 1, got 0"),
+        ({"num_classes": -1}, ValueError, "num_classes: expected an integer of at least 0, got -1"),
+        ({"num_classes": 1.5}, TypeError, "num_classes: expected an integer"),
+        ({"drop_path_rate": 1.0}, ValueError, "drop_path_rate: expected a number from 0 up to but not including 1"),
+        ({"global_pool": "max"}, ValueError, "global_pool: expected 'avg' or ''"),
+        ({"features_only": True, "out_indices": (0, 4)}, ValueError, "out_indices: expected different stages below 4"),
+        ({"features_only": True, "out_indices": (3, -1)}, ValueError, "out_indices: expected different stages"),
+        ({"features_only": True, "out_indices": ()}, TypeError, "out_indices: expected a sequence of integers"),
+        ({"feature_norm": True}, ValueError, "feature_norm: only a model with features_only=True"),
+        ({"kernel_size": 4}, ValueError, "kernel_size"),
+        ({"colour": 1}, TypeError, "colour"),
+    ],
+)
+def test_wrong_arguments(options, error, words):
+    with pytest.raises(error, match=words):
+        small(**options)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 31, 64), (1, 4, 32, 32), (3, 32, 32)])
+def test_wrong_images(shape):
+    with pytest.raises(ValueError, match=r"x: expected images \(N, 3, H, W\) of at least 32x32, got"):
+        small()(torch.randn(shape))
+
+
+@pytest.mark.parametrize("model", [small, lambda: IsotropicConvNeXt(1, 8)])
+def test_copies_and_files(model, tmp_path):
+    model = model()
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    model.load_state_dict(torch.load(tmp_path / "weights.pth", weights_only=True))

@@ -1,0 +1,53 @@
+"""What PyTorch's FLOP counter counts for our ops: as much as for eager modules of the same shapes."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from convnext_kernels import FusedConvNeXtBlock, nn, use_backend
+from convnext_kernels.bench import workloads
+from convnext_kernels.bench.work import Work
+from convnext_kernels.ops import flops  # noqa: F401
+
+ANY = Work(0, 0, 0, 0, 0)
+CASES = {
+    "dwconv": lambda: workloads.dwconv(ANY, 2, 8, 14, 14, 7),
+    "mlp": lambda: workloads.mlp(ANY, 2, 8, 7, 5, True),
+    "block": lambda: workloads.block(ANY, 2, 8, 7, 5, False),
+    "downsample": lambda: workloads.downsample(ANY, 2, 8, 7, 9, 2),
+    "layernorm": lambda: workloads.layernorm(ANY, 2, 8, 7, 9),
+    "grn": lambda: workloads.grn(ANY, 2, 8, 7, 9),
+}
+
+
+def counted(module, inputs, backward=False):
+    inputs = [x.clone().requires_grad_(backward) for x in inputs]
+    with use_backend("eager"), FlopCounterMode(display=False) as counter:
+        out = module(*inputs)
+        if backward:
+            out.sum().backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_counts_what_eager_counts(op):
+    workload = CASES[op]()
+    expected = counted(workload.eager, workload.inputs)
+    assert counted(workload.ours, workload.inputs) == expected
+    assert (expected > 0) == (op not in ("layernorm", "grn"))
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_a_backward_pass_costs_two_products_more(op):
+    """Not compared with eager: PyTorch counts the weight gradient of a grouped convolution once for every group."""
+    workload = CASES[op]()
+    assert counted(workload.ours, workload.inputs, True) == 3 * counted(workload.ours, workload.inputs)
+
+
+def test_shapes_alone_are_enough():
+    with torch.device("meta"):
+        block, x = FusedConvNeXtBlock(8), torch.empty(2, 8, 5, 6)
+        between, y = nn.PatchDownsample2d(8, 12, 2), torch.empty(2, 8, 5, 6)
+    with FlopCounterMode(display=False) as counter:
+        assert between(block(x) + y).shape == (2, 12, 2, 3)
+    assert counter.get_total_flops() == 2 * (2 * 8 * 5 * 6) * (49 + 8 * 8) + 2 * (2 * 12 * 2 * 3) * 8 * 4
