@@ -6,7 +6,8 @@ from torch import nn
 
 from convnext_kernels.interop.adapter import BACKEND, Adapter
 from convnext_kernels.interop.swap import check_model
-from convnext_kernels.interop.table import Finding, find
+from convnext_kernels.interop.table import OWN, Finding, find
+from convnext_kernels.nn import StridedDepthwiseConv2d
 
 
 @dataclass(frozen=True)
@@ -15,9 +16,10 @@ class ReportRow:
 
     name: str  # as in ``model.named_modules()``; empty for the model itself
     type: str  # the original class
-    kind: str  # "block", "downsampling" or "layer norm"
+    kind: str  # "block", "downsampling", "layer norm" or "depthwise convolution"
     replaced: bool
     reason: str  # by what it was replaced, or why not
+    fused: bool = False  # whether this package's kernels compute it: it is replaced, or a module of this package
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,19 @@ class AccelerationReport:
         table += [(r.name or "(the model)", r.type, "yes" if r.replaced else "no", r.reason) for r in self.rows]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() for line in table]
-        return "\n".join([*lines, f"{self.replaced} of {len(self.rows)} replaced"])
+        own = sum(row.fused and not row.replaced for row in self.rows)
+        also = f", {own} of this package already" if own else ""
+        return "\n".join([*lines, f"{self.replaced} of {len(self.rows)} replaced{also}"])
 
 
 def _row(finding: Finding) -> ReportRow:
     name, module, accelerated, refusal = finding
     if accelerated is None:
-        return ReportRow(name, type(module).__name__, "block", False, "a fused block already")
+        kind = next(kind for own, kind in OWN.items() if isinstance(module, own))
+        if isinstance(module, StridedDepthwiseConv2d):
+            reason = f"stride {module.stride[0]}: by PyTorch, the kernels have stride 1"
+            return ReportRow(name, type(module).__name__, kind, False, reason)
+        return ReportRow(name, type(module).__name__, kind, False, f"a fused {kind} already", True)
     replaced = isinstance(module, Adapter)
     reason = refusal or "nothing speaks against it: call accelerate(model)"
     if replaced:
@@ -52,13 +60,14 @@ def _row(finding: Finding) -> ReportRow:
         if refusal:
             reason += f"; runs the original forward for now: {refusal}"
     original = accelerated.original if replaced else type(module)
-    return ReportRow(name, original.__name__, accelerated.kind, replaced, reason)
+    return ReportRow(name, original.__name__, accelerated.kind, replaced, reason, replaced)
 
 
 def acceleration_report(model: nn.Module) -> AccelerationReport:
     """Say for each block, downsampling and LayerNorm over channels of `model`: replaced or left, and why.
 
-    The inner modules of what is replaced are not listed. Raises TypeError when `model` is no module.
+    Modules of this package are listed too: those that its kernels compute, and depthwise convolutions with a stride,
+    which they do not. The inner modules of what is replaced are not listed. Raises TypeError when `model` is no module.
     """
     check_model(model)
     return AccelerationReport(tuple(map(_row, find(model))))

@@ -8,10 +8,25 @@ from torch.nn.utils import parametrize
 
 from convnext_kernels.interop import official, timm, torchvision, transformers
 from convnext_kernels.interop.adapter import Adapter, accelerated_class, adapter_of
-from convnext_kernels.nn import FusedConvNeXtBlock
+from convnext_kernels.nn import (
+    DepthwiseConv2d,
+    FusedConvNeXtBlock,
+    LayerNorm2d,
+    PatchDownsample2d,
+    StridedDepthwiseConv2d,
+)
 
 # Asked in this order; the official repositories come last because only their structure can be asked for.
 ECOSYSTEMS = (torchvision, timm, transformers, official)
+
+# Modules of this package, which nothing need replace.
+OWN = {
+    FusedConvNeXtBlock: "block",
+    PatchDownsample2d: "downsampling",
+    LayerNorm2d: "layer norm",
+    DepthwiseConv2d: "depthwise convolution",
+    StridedDepthwiseConv2d: "depthwise convolution",
+}
 
 
 class Finding(NamedTuple):
@@ -50,7 +65,7 @@ def find(model: nn.Module) -> Iterator[Finding]:
         if module in seen:
             return
         seen.add(module)
-        if isinstance(module, FusedConvNeXtBlock):
+        if isinstance(module, tuple(OWN)):
             yield Finding(name, module, None, None)
             return
         judged = _judge(module)

@@ -568,7 +568,8 @@ def test_own_block_counts_as_fused(caplog):
         ck.accelerate(m)
     assert not caplog.records
     assert [type(child) for child in m] == [ck.FusedConvNeXtBlock, ck.LayerNorm2d]
-    (row,) = ck.acceleration_report(m).rows
+    row, norm = ck.acceleration_report(m).rows
+    assert (norm.kind, norm.replaced, norm.fused) == ("layer norm", False, True)
     assert (row.name, row.replaced, row.reason) == ("0", False, "a fused block already")
 
 

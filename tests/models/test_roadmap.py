@@ -113,6 +113,22 @@ def test_what_is_fused_and_what_is_not():
     assert "FusedConvNeXtBlock" in kinds["layer_norm"] & kinds["convnext"]
 
 
+def test_the_report_says_what_is_fused():
+    rows = ck.acceleration_report(build("layer_norm", "resnet50")).rows
+    strided = [row for row in rows if not row.fused]
+    assert {row.reason for row in strided} == {"stride 2: by PyTorch, the kernels have stride 1"}
+    assert len(strided) == 3
+    blocks = [row for row in rows if row.kind == "block"]
+    assert len(blocks) == 18 - 3
+    assert {row.reason for row in blocks} == {"a fused block already"}
+    assert "0 of 22 replaced, 19 of this package already" in str(
+        ck.acceleration_report(build("layer_norm", "resnet50"))
+    )
+    depthwise = ck.acceleration_report(build("kernel_7", "resnet50")).rows
+    assert {(row.kind, row.fused) for row in depthwise} == {("depthwise convolution", fused) for fused in (True, False)}
+    assert not ck.acceleration_report(build("patchify_stem", "resnet50")).rows
+
+
 @pytest.mark.parametrize("step", ["kernel_7", "layer_norm"])
 def test_backends_agree(step, backend):
     torch.manual_seed(0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from convnext_kernels import BackendError, DepthwiseConv2d, FusedConvNeXtBlock, GlobalResponseNorm, LayerNorm2d
+from convnext_kernels.nn import PatchDownsample2d, StridedDepthwiseConv2d
 
 INTEGER = "an integer of at least 1"
 KERNEL = "an odd kernel size from 1 to 31"
@@ -52,6 +53,13 @@ TABLE = [
         )
         for value in (-1e-6, math.nan, math.inf)
     ),
+    *(
+        (module, {"channels": 8, "out_channels": 8, name: 0}, ValueError, (name, INTEGER, "0"))
+        for module in (PatchDownsample2d,)
+        for name in ("channels", "out_channels", "kernel_size")
+    ),
+    (StridedDepthwiseConv2d, {"channels": 8, "stride": 0}, ValueError, ("stride", INTEGER, "0")),
+    (StridedDepthwiseConv2d, {"channels": 8, "kernel_size": 4}, ValueError, ("kernel_size", KERNEL, "4")),
     (LayerNorm2d, {"channels": 8, "eps": None}, TypeError, ("eps", "a number", "None")),
     (FusedConvNeXtBlock, {"dim": 8, "eps": "1e-6"}, TypeError, ("eps", "a number", "'1e-6'")),
     *(
@@ -90,6 +98,7 @@ MODULES = {
     "DepthwiseConv2d": DepthwiseConv2d,
     "LayerNorm2d": LayerNorm2d,
     "GlobalResponseNorm": GlobalResponseNorm,
+    "PatchDownsample2d": lambda channels, **k: PatchDownsample2d(channels, 12, **k),
 }
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from convnext_kernels import DepthwiseConv2d, GlobalResponseNorm, LayerNorm2d
-from convnext_kernels.nn import DropPath
+from convnext_kernels.nn import DropPath, PatchDownsample2d, StridedDepthwiseConv2d
 from tests import reference
 from tests.tolerance import randomize_
 
@@ -16,6 +16,7 @@ MODULES = {
     "DepthwiseConv2d without bias": lambda **k: DepthwiseConv2d(12, bias=False, **k),
     "LayerNorm2d": lambda **k: LayerNorm2d(12, 1e-5, **k),
     "GlobalResponseNorm": lambda **k: GlobalResponseNorm(12, 1e-5, **k),
+    "PatchDownsample2d": lambda **k: PatchDownsample2d(12, 20, eps=1e-5, **k),
 }
 
 
@@ -24,6 +25,9 @@ def official(name: str, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return reference.layer_norm2d(x, module.weight, module.bias, eps=1e-5)
     if name == "GlobalResponseNorm":
         return reference.global_response_norm(x, *(p.flatten() for p in (module.gamma, module.beta)), eps=1e-5)
+    if name == "PatchDownsample2d":
+        norm, conv = module
+        return conv(reference.layer_norm2d(x, norm.weight, norm.bias, eps=1e-5))
     dilation = 1 if "without" in name else 2
     return reference.depthwise_conv2d(x, module.weight, module.bias, dilation=dilation)
 
@@ -35,7 +39,7 @@ def test_values(name, memory_format, backend):
     x = torch.randn(2, 12, 9, 8).contiguous(memory_format=memory_format)
     y = module(x)
     torch.testing.assert_close(y, official(name, module, x))
-    assert y.stride() == x.stride()
+    assert y.is_contiguous(memory_format=memory_format)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -59,6 +63,24 @@ def test_depthwise_conv_is_a_conv():
     assert {k: v.shape for k, v in module.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
     for attribute in ("groups", "padding", "dilation", "stride", "kernel_size", "padding_mode"):
         assert getattr(module, attribute) == getattr(plain, attribute)
+
+
+def test_downsampling_is_a_sequence_of_two():
+    module = PatchDownsample2d(8, 12, 3, bias=False)
+    assert {k: tuple(v.shape) for k, v in module.state_dict().items()} == {
+        "0.weight": (8,),
+        "0.bias": (8,),
+        "1.weight": (12, 8, 3, 3),
+    }
+    assert module(torch.randn(1, 8, 7, 9)).shape == (1, 12, 2, 3)
+
+
+@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 2), (7, 2), (5, 3)])
+def test_strided_depthwise(kernel_size, stride):
+    module = StridedDepthwiseConv2d(6, kernel_size, stride=stride)
+    x = torch.randn(2, 6, 13, 8)
+    every = reference.depthwise_conv2d(x, module.weight, module.bias)
+    torch.testing.assert_close(module(x), every[..., ::stride, ::stride])
 
 
 def test_layer_norm_loads_from_nn_layer_norm():
