@@ -16,6 +16,8 @@ COMMANDS = {
     "bench": "Time this package against its peers, from single ops to whole models.",
     "plan": "Predict which kernels a model would run on a GPU, and their time.",
     "compare": "Show what moved between two runs of bench, beyond the noise.",
+    "models": "Count the model family beside the papers' figures.",
+    "roadmap": "Show every step from ResNet to ConvNeXt, counted and measured.",
     "verify": "Check every kernel against fp64 on this machine, then time them.",
 }
 

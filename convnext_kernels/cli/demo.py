@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from convnext_kernels.bench.numerics import Comparison, Top5
     from convnext_kernels.bench.timing import Times
-    from convnext_kernels.cli.models import Loaded
+    from convnext_kernels.cli.load import Loaded
     from convnext_kernels.cli.photos import Photo
 
 NAMES = ("eager", "accelerated")
@@ -293,12 +293,12 @@ def command(
 
     import torch
 
-    from convnext_kernels.cli import models, photos
+    from convnext_kernels.cli import load, photos
     from convnext_kernels.environment import collect
     from convnext_kernels.interop import acceleration_report
 
     chosen = photos.read(images + paths, size) if images or paths else photos.shipped(size)
-    loaded = models.load(model_name, weights, pretrained)
+    loaded = load.load(model_name, weights, pretrained)
     if not acceleration_report(loaded.model).rows:
         raise click.ClickException(f"--model {loaded.name}: no ConvNeXt block in it, nothing to accelerate")
     x = photos.normalise(torch.stack([photo.pixels for photo in chosen]), *loaded.mean_std)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from convnext_kernels import tuning
-from convnext_kernels.cli import models, options
+from convnext_kernels.cli import load, options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,7 +29,7 @@ def _meta_model(name: str) -> tuple["nn.Module", str]:
 
     import convnext_kernels
 
-    library, plain = models.resolve(name)
+    library, plain = load.resolve(name)
     try:
         with torch.device("meta"):
             if library == "torchvision":

@@ -53,6 +53,7 @@ def _always(**changes: object) -> Callable[[str], dict[str, object]]:
 # The 3:3:9:3 ratio gives ResNet-200 fewer blocks, which table 11 makes up for by width: 84 and, later, 128 meet its
 # GFLOPs (14.52, 16.76); ResNet-50's 64 and 96 are the paper's words.
 STEPS = (
+    Step("resnet_original", "ResNet (original recipe)", _always()),  # the same network, trained as in 2015
     Step("resnet", "ResNet (enhanced recipe)", _always()),
     Step(
         "stage_ratio",

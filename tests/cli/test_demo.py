@@ -8,7 +8,7 @@ from PIL import Image
 
 from convnext_kernels.bench.numerics import Comparison, Top5
 from convnext_kernels.bench.timing import Times
-from convnext_kernels.cli import demo, models
+from convnext_kernels.cli import demo, load
 
 SMALL = ("--model", "timm/test_convnext", "--size", "64", "--repeats", "1", "--batch", "3")
 
@@ -103,7 +103,7 @@ def test_own_images_and_one_dtype(run, tmp_path):
 
 
 def test_class_names_come_with_weights(run, tmp_path):
-    torch.save(models.load("timm/test_convnext", None, False).model.state_dict(), tmp_path / "w.pth")
+    torch.save(load.load("timm/test_convnext", None, False).model.state_dict(), tmp_path / "w.pth")
     report = tmp_path / "r.html"
     result = run("demo", *SMALL, "--dtype", "fp32", "--weights", tmp_path / "w.pth", "--report", report)
     assert result.exit_code == 0, result.output

@@ -1,0 +1,152 @@
+"""Models for the demo: found in torchvision or timm, with weights from a file, from the library, or random."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from convnext_kernels.cli.options import need
+from convnext_kernels.cli.photos import IMAGENET_MEAN_STD
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in fp32 and eval mode, and what belongs to it."""
+
+    model: "nn.Module"
+    name: str  # library/name
+    weights: str  # where the weights come from, for the reader
+    classes: Sequence[str] | None  # names, if there are as many outputs: of the weights, or ImageNet-1k for a file
+    about_classes: str = ""
+    mean_std: tuple[Sequence[float], Sequence[float]] = IMAGENET_MEAN_STD
+
+
+def _torchvision_names() -> list[str]:
+    models = need("torchvision.models", "--model")
+    return models.list_models(module=models)
+
+
+def resolve(name: str) -> tuple[str, str]:
+    """Return (library, name) for ``torchvision/NAME``, ``timm/NAME``, or NAME as torchvision, then timm, has it."""
+    library, slash, plain = name.partition("/")
+    if not slash:
+        library, plain = "", name
+    elif library not in ("torchvision", "timm"):
+        raise click.ClickException(f"--model {name}: unknown library {library!r}, expected torchvision/ or timm/")
+    known: list[str] = []
+    if library != "timm":
+        names = _torchvision_names()
+        if plain in names:
+            return "torchvision", plain
+        known += names
+    if library != "torchvision":
+        timm = need("timm", "--model")
+        if timm.is_model(plain):
+            return "timm", plain
+        known += timm.list_models()
+    close = difflib.get_close_matches(plain, dict.fromkeys(known), n=3)
+    hint = f"; close: {', '.join(close)}" if close else ""
+    raise click.ClickException(f"--model {name}: not found in {library or 'torchvision or timm'}{hint}")
+
+
+def _imagenet_names() -> list[str]:
+    models = need("torchvision.models", "--weights")
+    return models.ConvNeXt_Tiny_Weights.DEFAULT.meta["categories"]
+
+
+def _build(library: str, name: str, pretrained: bool) -> Loaded:
+    if library == "torchvision":
+        import torchvision
+
+        model = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
+        classes = torchvision.models.get_model_weights(name).DEFAULT.meta["categories"] if pretrained else None
+        return Loaded(model.eval(), f"torchvision/{name}", "", classes)
+    import timm
+
+    model = timm.create_model(name, pretrained=pretrained).eval()
+    config = timm.data.resolve_model_data_config(model)
+    classes = None
+    if pretrained and (subset := timm.data.infer_imagenet_subset(model)):
+        info = timm.data.ImageNetInfo(subset)
+        classes = [info.index_to_description(i) for i in range(info.num_classes())]
+    return Loaded(model, f"timm/{name}", "", classes, mean_std=(config["mean"], config["std"]))
+
+
+def read_weights(file: Path) -> "dict[str, Tensor]":
+    """Read a state dict from .safetensors, or with ``weights_only=True`` from .pth; ClickException otherwise."""
+    import torch
+
+    if not file.is_file():
+        raise click.ClickException(f"--weights {file}: {'not a regular file' if file.exists() else 'no such file'}")
+    if file.suffix == ".safetensors":
+        load_file = need("safetensors.torch", "--weights").load_file
+        try:
+            state = load_file(file)
+        except Exception as error:
+            raise click.ClickException(f"--weights {file}: not a safetensors file: {error}") from error
+    elif file.suffix in (".pth", ".pt", ".bin"):
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            # PyTorch's own message is a page long and offers to run the code after all.
+            reason = "PyTorch cannot read it as a file of tensors"
+            if "Unsupported" in str(error):
+                reason = "it holds more than tensors (pickled code), which is never run"
+            raise click.ClickException(f"--weights {file}: {reason}") from error
+        for key in ("model", "state_dict"):  # as training scripts save them
+            if isinstance(state, dict) and isinstance(state.get(key), dict):
+                state = state[key]
+    else:
+        raise click.ClickException(f"--weights {file}: expected .safetensors, .pth, .pt or .bin")
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise click.ClickException(f"--weights {file}: expected a state dict (names to tensors)")
+    return state
+
+
+def _load_state(model: "nn.Module", state: "dict[str, Tensor]", file: Path, name: str) -> None:
+    expected = model.state_dict()
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    shapes = [key for key, value in state.items() if key in expected and expected[key].shape != value.shape]
+    problems = [
+        f"{len(keys)} {what} (first: {keys[0]})"
+        for what, keys in (("missing", missing), ("unexpected", unexpected))
+        if keys
+    ]
+    if shapes:
+        came, wanted = tuple(state[shapes[0]].shape), tuple(expected[shapes[0]].shape)
+        problems.append(f"{len(shapes)} of another shape (first: {shapes[0]}, got {came}, expected {wanted})")
+    if problems:
+        raise click.ClickException(f"--weights {file} do not fit {name}: {'; '.join(problems)}")
+    model.load_state_dict(state)
+
+
+def load(name: str, weights: Path | None, pretrained: bool) -> Loaded:
+    """Build the model `name` with weights from a file, of the library, or random ones; ClickException if it fails."""
+    library, plain = resolve(name)
+    state = None if weights is None else read_weights(weights)
+    try:
+        loaded = _build(library, plain, pretrained)
+    except Exception as error:
+        what = "no pretrained weights (--weights FILE takes a local file)" if pretrained else "cannot be built"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise click.ClickException(f"--model {library}/{plain}: {what}: {reason:.300}") from error
+    if pretrained:
+        return replace(loaded, weights=f"the pretrained ones of {library}")
+    if state is None:
+        from convnext_kernels.bench.workloads import initialise
+
+        initialise(loaded.model, SEED)
+        how = f"random (seed {SEED}), drawn so that every block contributes; the classes mean nothing"
+        return replace(loaded, weights=how)
+    _load_state(loaded.model, state, weights, loaded.name)
+    about = " Class names assume the order of ImageNet-1k."
+    return replace(loaded, weights=f"file {weights}", classes=_imagenet_names(), about_classes=about)
