@@ -82,33 +82,14 @@ def _build(library: str, name: str, pretrained: bool) -> Loaded:
 
 def read_weights(file: Path) -> "dict[str, Tensor]":
     """Read a state dict from .safetensors, or with ``weights_only=True`` from .pth; ClickException otherwise."""
-    import torch
+    from convnext_kernels.models import read_state_dict
 
-    if not file.is_file():
-        raise click.ClickException(f"--weights {file}: {'not a regular file' if file.exists() else 'no such file'}")
     if file.suffix == ".safetensors":
-        load_file = need("safetensors.torch", "--weights").load_file
-        try:
-            state = load_file(file)
-        except Exception as error:
-            raise click.ClickException(f"--weights {file}: not a safetensors file: {error}") from error
-    elif file.suffix in (".pth", ".pt", ".bin"):
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:
-            # PyTorch's own message is a page long and offers to run the code after all.
-            reason = "PyTorch cannot read it as a file of tensors"
-            if "Unsupported" in str(error):
-                reason = "it holds more than tensors (pickled code), which is never run"
-            raise click.ClickException(f"--weights {file}: {reason}") from error
-        for key in ("model", "state_dict"):  # as training scripts save them
-            if isinstance(state, dict) and isinstance(state.get(key), dict):
-                state = state[key]
-    else:
-        raise click.ClickException(f"--weights {file}: expected .safetensors, .pth, .pt or .bin")
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise click.ClickException(f"--weights {file}: expected a state dict (names to tensors)")
-    return state
+        need("safetensors", "--weights")
+    try:
+        return read_state_dict(file)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"--weights {error}") from error
 
 
 def _load_state(model: "nn.Module", state: "dict[str, Tensor]", file: Path, name: str) -> None:

@@ -1,0 +1,321 @@
+"""Weights of other libraries: logits equal, round trips exact, nothing half-loaded."""
+
+import os
+import pickle
+
+import pytest
+import torch
+
+import convnext_kernels as ck
+from convnext_kernels.models import (
+    FORMATS,
+    ConvNeXt,
+    IsotropicConvNeXt,
+    create_model,
+    export_weights,
+    list_models,
+    load_weights,
+    read_state_dict,
+)
+from convnext_kernels.models.weights import detect_format
+
+DEPTHS, DIMS, CLASSES = (1, 2, 1, 1), (8, 16, 24, 32), 5
+SIZES = {"depths": DEPTHS, "dims": DIMS}
+
+
+def randomize(model):
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn_like(p) * 0.3 + (1.0 if p.dim() == 1 else 0.0))
+    return model.eval()
+
+
+def ours(use_grn=False, **options):
+    return ConvNeXt(**SIZES, use_grn=use_grn, **{"num_classes": CLASSES, **options}).eval()
+
+
+def timm_model(use_grn=False, conv_mlp=False, **options):
+    convnext = pytest.importorskip("timm.models.convnext")
+    scale = None if use_grn else 1.0
+    return convnext.ConvNeXt(
+        **SIZES, num_classes=CLASSES, use_grn=use_grn, ls_init_value=scale, conv_mlp=conv_mlp, **options
+    )
+
+
+def torchvision_model():
+    convnext = pytest.importorskip("torchvision.models.convnext")
+    ends = [*DIMS[1:], None]
+    settings = [convnext.CNBlockConfig(a, b, depth) for a, b, depth in zip(DIMS, ends, DEPTHS, strict=True)]
+    return convnext.ConvNeXt(settings, num_classes=CLASSES)
+
+
+def transformers_model(use_grn=False, bare=False):
+    transformers = pytest.importorskip("transformers")
+    name = "ConvNextV2" if use_grn else "ConvNext"
+    config = getattr(transformers, f"{name}Config")(
+        depths=list(DEPTHS), hidden_sizes=list(DIMS), num_labels=CLASSES, num_stages=4
+    )
+    config.layer_norm_eps = 1e-6  # of the last norm, where V1's configuration has 1e-12
+    return getattr(transformers, f"{name}{'Model' if bare else 'ForImageClassification'}")(config)
+
+
+def dinov3_model():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.DINOv3ConvNextConfig(depths=list(DEPTHS), hidden_sizes=list(DIMS), layer_norm_eps=1e-6)
+    return transformers.DINOv3ConvNextModel(config)
+
+
+def logits(model, x):
+    out = model(x)
+    return out if isinstance(out, torch.Tensor) else out.get("logits", out.get("pooler_output"))
+
+
+# format, V2, what the other library builds, options of ours
+THEIRS = {
+    "timm": ("timm", False, timm_model, {}),
+    "timm V2": ("timm", True, lambda: timm_model(True), {}),
+    "timm with 1x1 convolutions": ("timm", False, lambda: timm_model(conv_mlp=True), {}),
+    "timm V2 with 1x1 convolutions": ("timm", True, lambda: timm_model(True, True), {}),
+    "torchvision": ("torchvision", False, torchvision_model, {}),
+    "transformers": ("transformers", False, transformers_model, {}),
+    "transformers V2": ("transformers", True, lambda: transformers_model(True), {}),
+    "transformers without head": (
+        "transformers",
+        False,
+        lambda: transformers_model(bare=True),
+        {"num_classes": 0},
+    ),
+    "transformers V2 without head": (
+        "transformers",
+        True,
+        lambda: transformers_model(True, bare=True),
+        {"num_classes": 0},
+    ),
+    "dinov3": ("dinov3", False, dinov3_model, {"num_classes": 0}),
+}
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_logits_and_round_trip(name):
+    form, use_grn, build, options = THEIRS[name]
+    theirs = randomize(build())
+    state = theirs.state_dict()
+    assert detect_format(state) == form
+    model = load_weights(ours(use_grn, **options), state)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad(), ck.use_backend("eager"):
+        expected = logits(theirs.double(), x)
+        torch.testing.assert_close(model.double()(x), expected, rtol=1e-9, atol=1e-9)
+    back = export_weights(model.float(), form)
+    assert back.keys() == state.keys()
+    for key, value in state.items():
+        assert torch.equal(back[key].reshape(value.shape), value), key
+    if "1x1" not in name:  # whose products are convolutions: timm itself reshapes what it loads
+        build().load_state_dict(back, strict=True)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("form", FORMATS)
+def test_files(form, suffix, tmp_path):
+    options = {"num_classes": 0 if form == "dinov3" else CLASSES, "layer_scale_init_value": 1.0}
+    model, other = randomize(ours(**options)), ours(**options)
+    file = tmp_path / f"weights{suffix}"
+    state = export_weights(model, form, file)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    assert read_state_dict(file).keys() == state.keys()
+    load_weights(other, file)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_every_name_of_a_real_model_fits():
+    timm = pytest.importorskip("timm")
+    for name in (
+        "convnext_tiny",
+        *(n for n in list_models() if n.startswith("convnextv2") and n in timm.list_models()),
+    ):
+        with torch.device("meta"):
+            theirs, model = timm.create_model(name), create_model(name)
+        back = export_weights(model, "timm")
+        assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+
+
+def sparse(model):
+    """The encoder of masked pre-training, as models/fcmae.py of ConvNeXt-V2 stores it, with a decoder."""
+    state = {}
+    for key, value in model.state_dict().items():
+        parts = key.split(".")
+        if parts[0] in ("norm", "head"):
+            continue
+        if "dwconv" in parts:
+            if parts[-1] == "weight":  # tap = column * 7 + row
+                c = value.shape[0]
+                kernel = torch.empty(49, c)
+                for row in range(7):
+                    for column in range(7):
+                        kernel[column * 7 + row] = value[:, 0, row, column]
+                state[f"encoder.{key.removesuffix('weight')}kernel"] = kernel
+            else:
+                state[f"encoder.{key}"] = value[None]
+        elif "pwconv1" in parts or "pwconv2" in parts:
+            state["encoder." + ".".join([*parts[:-1], "linear", parts[-1]])] = value
+        elif "grn" in parts:
+            state[f"encoder.{key}"] = value[0, 0]
+        elif parts[-2] == "norm" or (parts[0] == "downsample_layers" and parts[1] != "0" and parts[2] == "0"):
+            state["encoder." + ".".join([*parts[:-1], "ln", parts[-1]])] = value
+        elif parts[0] == "downsample_layers" and parts[1] != "0":
+            if parts[-1] == "weight":
+                out, c = value.shape[:2]
+                kernel = torch.empty(4, c, out)
+                for row in range(2):
+                    for column in range(2):
+                        kernel[column * 2 + row] = value[:, :, row, column].T
+                state[f"encoder.{key.removesuffix('weight')}kernel"] = kernel
+            else:
+                state[f"encoder.{key}"] = value[None]
+        else:
+            state[f"encoder.{key}"] = value
+    return {
+        **state,
+        "mask_token": torch.zeros(1, 512, 1, 1),
+        "proj.weight": torch.zeros(512, 32, 1, 1),
+        "decoder.0.dwconv.weight": torch.zeros(512, 1, 7, 7),
+        "decoder.0.grn.gamma": torch.zeros(1, 1, 1, 2048),
+        "pred.weight": torch.zeros(3072, 512, 1, 1),
+    }
+
+
+def test_masked_pre_training():
+    model, other = randomize(ours(True)), ours(True)
+    head = other.head.weight.clone()
+    state = sparse(model)
+    assert detect_format(state) == "fcmae"
+    load_weights(other, state, head="skip")
+    for (key, a), b in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b) != key.startswith(("norm.", "head.")), key
+    assert torch.equal(other.head.weight, head)
+    with pytest.raises(ValueError, match=r"4 missing \(first: norm.weight.*head='skip'"):
+        load_weights(other, state)
+    with pytest.raises(ValueError, match="format: fcmae can be read only"):
+        export_weights(other, "fcmae")
+
+
+def test_fine_tuning_with_other_classes():
+    source = randomize(ours())
+    model = ours(num_classes=7)
+    head = model.head.weight.clone()
+    with pytest.raises(ValueError, match=r"2 of another shape \(first: head.weight, got \(5, 32\), expected \(7, 32\)"):
+        load_weights(model, source.state_dict())
+    load_weights(model, source.state_dict(), head="skip")
+    assert torch.equal(model.head.weight, head)
+    assert torch.equal(model.norm.weight, source.norm.weight)
+
+
+@pytest.mark.parametrize("form", ["official", "timm", "torchvision", "transformers"])
+def test_feature_pyramids_take_classifiers(form):
+    source = randomize(ours(layer_scale_init_value=1.0))
+    state = export_weights(source, form)
+    for indices in ((0, 1, 2, 3), (0, 1)):
+        model = ours(features_only=True, feature_norm=True, out_indices=indices, layer_scale_init_value=1.0)
+        with pytest.raises(ValueError, match="head='skip'" if len(indices) == 4 else "unexpected"):
+            load_weights(model, state)
+        load_weights(model, state, head="skip")
+        assert torch.equal(model.stages[1][1].pwconv1.weight, source.stages[1][1].pwconv1.weight)
+        assert model.norm0.weight.eq(1).all()
+
+
+def test_isotropic():
+    model, other = randomize(IsotropicConvNeXt(2, 16)), IsotropicConvNeXt(2, 16)
+    load_weights(other, export_weights(model, "official"))
+    assert torch.equal(other.blocks[1].pwconv2.weight, model.blocks[1].pwconv2.weight)
+    with pytest.raises(ValueError, match="format: timm has no isotropic networks"):
+        export_weights(model, "timm")
+
+
+def test_dtypes_are_the_models():
+    source = randomize(ours())
+    model = load_weights(ours().bfloat16(), source.state_dict())
+    assert model.head.weight.dtype == torch.bfloat16
+    assert torch.equal(model.head.weight, source.head.weight.bfloat16())
+
+
+@pytest.mark.parametrize("use_grn", [False, True])
+def test_weights_of_another_size_change_nothing(use_grn):
+    model = randomize(ours(use_grn))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    other = ConvNeXt((1, 1, 1, 1), (8, 16, 24, 40), use_grn=use_grn, num_classes=CLASSES).state_dict()
+    del other["stages.0.0.dwconv.bias"]
+    with pytest.raises(ValueError, match="official weights do not fit the model") as caught:
+        load_weights(model, other)
+    words = str(caught.value)
+    assert "missing (first: stages.0.0.dwconv.bias, stages.1.1." in words
+    assert "of another shape (first: downsample_layers.3.1.weight, got (40, 24, 2, 2), expected (32, 24, 2, 2)" in words
+    assert "head='skip'" not in words
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+class Code:
+    def __reduce__(self):
+        return os.system, ("touch it_ran",)
+
+
+def test_code_in_a_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": {"head.weight": torch.zeros(1)}, "extra": Code()}, "bad.pth")
+    with pytest.raises(ValueError, match=r"bad.pth: it holds more than tensors \(pickled code\), which is never run"):
+        load_weights(ours(), "bad.pth")
+    assert not (tmp_path / "it_ran").exists()
+
+
+def test_wrapped_dictionaries(tmp_path):
+    state = randomize(ours()).state_dict()
+    for number, content in enumerate(
+        ({"model": state, "epoch": 3}, {"state_dict": {f"module.{k}": v for k, v in state.items()}}, state)
+    ):
+        torch.save(content, tmp_path / f"{number}.pth")
+        assert read_state_dict(tmp_path / f"{number}.pth").keys() == state.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "words"),
+    [
+        ("missing.pth", None, FileNotFoundError, "missing.pth: no such file"),
+        ("weights.npz", b"x", ValueError, r"weights.npz: expected .safetensors, .pth, .pt or .bin"),
+        ("w.safetensors", b"not one", ValueError, "w.safetensors: not a safetensors file"),
+        ("w.pth", b"nonsense", ValueError, "w.pth: PyTorch cannot read it as a file of tensors"),
+        ("w.pt", pickle.dumps([1]), ValueError, "w.pt: "),
+    ],
+)
+def test_bad_files(name, content, error, words, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(error, match=words):
+        load_weights(ours(), tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: load_weights(ours(), {}, format="tim"), ValueError, "format: unknown format 'tim'; close: timm"),
+        (lambda: export_weights(ours(), "torchvison"), ValueError, "unknown format 'torchvison'; close: torchvision"),
+        (lambda: load_weights(ours(), {"a.b": torch.zeros(1)}), ValueError, "no ConvNeXt weights of a known format"),
+        (lambda: load_weights(ours(), {}, head="no"), ValueError, "head: expected 'require' or 'skip', got 'no'"),
+        (lambda: load_weights(torch.nn.Linear(1, 1), {}), TypeError, "model: expected a ConvNeXt"),
+        (lambda: export_weights(ours(True), "torchvision"), ValueError, "torchvision has no V2 networks"),
+        (lambda: export_weights(ours(), "dinov3"), ValueError, "dinov3 has no classifiers"),
+        (lambda: export_weights(ours(num_classes=0), "torchvision"), ValueError, "no networks without a classifier"),
+        (lambda: export_weights(ours(features_only=True), "timm"), ValueError, "no networks with features_only"),
+        (lambda: export_weights(ours(), "timm", "weights.h5"), ValueError, "file: expected a name ending in"),
+    ],
+)
+def test_wrong_arguments(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_a_failed_export_leaves_nothing(tmp_path):
+    file = tmp_path / "weights.pth"
+    file.mkdir()
+    with pytest.raises(OSError, match="weights"):
+        export_weights(ours(), "official", file)
+    assert list(tmp_path.iterdir()) == [file]
