@@ -1,0 +1,98 @@
+"""A ConvNeXt as the backbone of a detector or a segmenter: the feature pyramid of a photograph, drawn.
+
+python examples/backbone.py --weights convnext_tiny.safetensors --image photo.jpg
+
+Needs the "demo" extra (pip install "convnext-kernels[demo]"). Without --weights the network is random, and its maps
+show what any random filters would: edges and bright places.
+"""
+
+from pathlib import Path
+
+import click
+import numpy
+import torch
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps, UnidentifiedImageError
+from sklearn.datasets import load_sample_image
+
+from convnext_kernels.models import ConvNeXt, create_model, list_models, load_weights
+
+MEAN, STD = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))  # of ImageNet
+SIZE = (640, 480)  # width, height
+
+
+def build(name: str, weights: Path | None) -> ConvNeXt:
+    """Return the backbone: four maps, each with a LayerNorm of its own, as detectors and segmenters take them."""
+    torch.manual_seed(0)
+    # Layer scale starts at 1e-6, at which a network that nobody trained would be its downsampling layers alone.
+    options = {} if weights else {"layer_scale_init_value": 1.0}
+    model = create_model(name, features_only=True, out_indices=(0, 1, 2, 3), feature_norm=True, **options)
+    if weights:
+        # The classifier's last norm and layer are not needed; the four norms are new, to be trained with the detector.
+        load_weights(model, weights, head="skip")
+    return model.eval().to(memory_format=torch.channels_last)
+
+
+def photograph(file: Path | None) -> Image.Image:
+    """Read a picture, or the one that scikit-learn ships, cropped to SIZE."""
+    image = ImageOps.exif_transpose(Image.open(file)) if file else Image.fromarray(load_sample_image("china.jpg"))
+    return ImageOps.fit(image.convert("RGB"), SIZE)
+
+
+def activation(feature: torch.Tensor) -> Image.Image:
+    """Root mean square over the channels of a map (1, C, h, w), from black to white, in the photograph's size."""
+    energy = feature[0].square().mean(0).sqrt()
+    low, high = energy.quantile(0.01), energy.quantile(0.99)
+    gray = ((energy - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).mul(255).byte()
+    return Image.fromarray(gray.numpy()).resize(SIZE, Image.Resampling.BICUBIC)
+
+
+def draw(photo: Image.Image, model: ConvNeXt, maps: list[torch.Tensor], file: Path) -> None:
+    """Draw the photograph and, over it, the activation of the four stages."""
+    figure = Figure(figsize=(15, 2.9), layout="constrained")
+    axes = figure.subplots(1, 5)
+    axes[0].set_title(f"photograph {photo.width} x {photo.height}")
+    for axis in axes:
+        axis.imshow(photo.convert("L"), cmap="gray")
+        axis.axis("off")
+    axes[0].imshow(photo)
+    for number, (axis, feature, info) in enumerate(zip(axes[1:], maps, model.feature_info, strict=True), 1):
+        axis.imshow(activation(feature), cmap="inferno", alpha=0.75)
+        axis.set_title(f"stage {number}: {info.channels} channels, {feature.shape[3]} x {feature.shape[2]}")
+    figure.savefig(file, dpi=120)
+
+
+@click.command()
+@click.option(
+    "--model",
+    "name",
+    type=click.Choice([n for n in list_models() if "isotropic" not in n], False),
+    metavar="NAME",
+    default="convnext_tiny",
+    show_default=True,
+)
+@click.option(
+    "--weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Any format load_weights reads."
+)
+@click.option(
+    "--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="[default: a temple in China]"
+)
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), default="backbone.png", show_default=True)
+def main(name: str, weights: Path | None, image: Path | None, output: Path) -> None:
+    """Draw the feature pyramid of a photograph."""
+    try:
+        photo, model = photograph(image), build(name, weights)
+    except (OSError, ValueError, UnidentifiedImageError) as error:
+        raise click.ClickException(str(error)) from error
+    x = (torch.from_numpy(numpy.array(photo)) / 255 - MEAN) / STD  # (480, 640, 3)
+    x = x.permute(2, 0, 1)[None]  # (1, 3, 480, 640), NHWC in memory
+    with torch.inference_mode():
+        maps = model(x)
+    for feature, info in zip(maps, model.feature_info, strict=True):
+        click.echo(f"stride {info.stride:2}: {tuple(feature.shape)}")
+    draw(photo, model, maps, output)
+    click.echo(f"{name}, {f'weights of {weights}' if weights else 'random weights'}: {output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The examples run as their docstrings say."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from convnext_kernels.models import create_model, export_weights
+
+for library in ("matplotlib", "PIL", "sklearn"):
+    pytest.importorskip(library)
+BACKBONE = Path(__file__).resolve().parents[1] / "examples" / "backbone.py"
+
+
+@pytest.fixture
+def backbone():
+    example = runpy.run_path(str(BACKBONE))
+
+    def call(*arguments):
+        return CliRunner().invoke(example["main"], [str(a) for a in arguments])
+
+    return call
+
+
+def test_backbone(backbone, tmp_path):
+    from PIL import Image
+
+    result = backbone("--model", "convnextv2_atto", "--output", tmp_path / "maps.png")
+    assert result.exit_code == 0, result.output
+    for stride, channels in ((4, 40), (8, 80), (16, 160), (32, 320)):
+        assert f"stride {stride:2}: (1, {channels}, {480 // stride}, {640 // stride})" in result.output
+    with Image.open(tmp_path / "maps.png") as picture:
+        assert min(picture.size) > 300
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 1000
+
+
+def test_backbone_with_weights_and_a_picture(backbone, tmp_path):
+    from PIL import Image
+
+    torch.manual_seed(0)
+    export_weights(create_model("convnextv2_atto"), "timm", tmp_path / "w.safetensors")
+    Image.new("RGB", (300, 500), "red").save(tmp_path / "red.png")
+    arguments = (
+        "--weights",
+        tmp_path / "w.safetensors",
+        "--image",
+        tmp_path / "red.png",
+        "--output",
+        tmp_path / "o.png",
+    )
+    assert "weights of" in backbone("--model", "convnextv2_atto", *arguments).output
+    wrong = backbone("--model", "convnextv2_pico", *arguments)
+    assert wrong.exit_code == 1
+    assert "of another shape" in wrong.output
+    (tmp_path / "red.png").write_text("no picture")
+    assert "Error: " in backbone("--model", "convnextv2_atto", *arguments).output
+
+
+def test_unknown_model(backbone):
+    assert backbone("--model", "convnext_basse").exit_code == 2
