@@ -127,7 +127,7 @@ class ConvNeXt(_Network):
         drop_rate: dropout before the classifier.
         head_init_scale: factor on the classifier's first weights.
         features_only: return the maps of the stages instead of logits; there is no head then.
-        out_indices: stages whose maps are returned, in this order; negative ones count from the last.
+        out_indices: stages whose maps are returned, in this order; negative ones count from the last; None for all.
         feature_norm: normalise each of these maps by a LayerNorm of its own (``norm0`` to ``norm3``), as the official
             backbones for detection and segmentation do.
         backend: of every block and layer; "auto" or a name of `convnext_kernels.backends()`.
@@ -154,7 +154,7 @@ class ConvNeXt(_Network):
         drop_rate: float = 0.0,
         head_init_scale: float = 1.0,
         features_only: bool = False,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_indices: Sequence[int] | None = None,
         feature_norm: bool = False,
         backend: str = "auto",
     ) -> None:
@@ -180,13 +180,14 @@ class ConvNeXt(_Network):
         self.features_only, self.out_indices, self.feature_norm = features_only, (), feature_norm
         if features_only:
             self.num_classes = 0
-            self.out_indices = self._stage_indices(out_indices)
+            self.out_indices = self._stage_indices(range(len(self.dims)) if out_indices is None else out_indices)
             for i in self.out_indices if feature_norm else ():
                 self.add_module(f"norm{i}", LayerNorm2d(self.dims[i], EPS, backend=backend))
             del self.downsample_layers[max(self.out_indices) + 1 :], self.stages[max(self.out_indices) + 1 :]
         else:
-            if feature_norm:
-                raise ValueError("feature_norm: only a model with features_only=True has it")
+            for name, given in (("feature_norm", feature_norm), ("out_indices", out_indices is not None)):
+                if given:
+                    raise ValueError(f"{name}: only a model with features_only=True has it")
             self._add_head(self.dims[-1], num_classes, global_pool, drop_rate, head_init_scale)
 
     def _stage_indices(self, indices: Sequence[int]) -> tuple[int, ...]:

@@ -211,6 +211,9 @@ def load_weights(
             has none or others, and what the source has more of them is ignored. Pre-trained encoders and fine-tuning
             with other classes need that.
 
+    Logits are those of the library that the weights come from. One difference remains: the last norm of transformers'
+    ConvNeXt V1 and DINOv3 may have another epsilon (1e-12) than ours and the official one (1e-6).
+
     Raises ValueError for an unknown format and for weights that do not fit, with the first keys that are missing, too
     many or of another shape; what `read_state_dict` raises; TypeError for a model that is not of this package.
     """

@@ -72,6 +72,18 @@ def test_feature_pyramid():
                 assert (info.channels, 64 // info.stride) == (found.shape[1], found.shape[2])
 
 
+def test_all_stages_by_default():
+    model = ConvNeXt((1, 1), (8, 16), features_only=True)
+    assert [m.shape[1] for m in model(torch.randn(1, 3, 16, 16))] == [8, 16]
+
+
+def test_compiles():
+    model, x = small(num_classes=4), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), model(x))
+
+
 def test_unneeded_stages_are_not_built():
     assert not any(key.startswith("stages.2") for key in small(features_only=True, out_indices=(0, 1)).state_dict())
 
@@ -158,6 +170,7 @@ def test_unknown_name_lists_the_near_ones():
         ({"features_only": True, "out_indices": (0, 4)}, ValueError, "out_indices: expected different stages below 4"),
         ({"features_only": True, "out_indices": (3, -1)}, ValueError, "out_indices: expected different stages"),
         ({"features_only": True, "out_indices": ()}, TypeError, "out_indices: expected a sequence of integers"),
+        ({"out_indices": (1,)}, ValueError, "out_indices: only a model with features_only=True"),
         ({"feature_norm": True}, ValueError, "feature_norm: only a model with features_only=True"),
         ({"kernel_size": 4}, ValueError, "kernel_size"),
         ({"colour": 1}, TypeError, "colour"),
