@@ -25,7 +25,7 @@ import convnext_kernels
 from convnext_kernels import planner
 
 ROOT = Path(__file__).resolve().parents[1]
-ISAS = ("portable", "avx2", "avx512", "amx")
+ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amx")
 
 
 def _backend_parameters(every_isa: bool) -> list:

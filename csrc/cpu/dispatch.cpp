@@ -14,6 +14,9 @@ extern const IsaOps kOps;
 namespace avx512 {
 extern const IsaOps kOps;
 }
+namespace avx512bf16 {
+extern const IsaOps kOps;
+}
 namespace amx {
 extern const IsaOps kOps;
 }
@@ -28,6 +31,8 @@ const IsaOps* isa_ops(Isa isa) {
       return &avx2::kOps;
     case Isa::kAvx512:
       return &avx512::kOps;
+    case Isa::kAvx512Bf16:
+      return &avx512bf16::kOps;
     case Isa::kAmx:
       return &amx::kOps;
 #endif

@@ -4,8 +4,8 @@
 
 #include "cpu/gemm_f32.h"
 #include "cpu/rows.h"
-#if defined(__AMX_BF16__)
-#include "cpu/gemm_amx.h"
+#if defined(__AVX512BF16__)
+#include "cpu/gemm_bf16.h"
 #endif
 
 namespace cnk::cpu::CNK_ISA {
@@ -86,18 +86,18 @@ struct Downsample {
 }  // namespace
 
 void downsample(const DownsampleArgs& a, Team& team) {
-#if defined(__AMX_BF16__)
-  if (a.products == Products::kAmxBFloat16) {
-    const TileScope tiles;
-    return Downsample<GemmAmx>::run(a, team);
+#if defined(__AVX512BF16__)
+  if (a.products == Products::kBFloat16) {
+    [[maybe_unused]] const GemmBf16::Scope scope;
+    return Downsample<GemmBf16>::run(a, team);
   }
 #endif
   Downsample<GemmF32>::run(a, team);
 }
 
 int64_t downsample_workspace(const DownsampleArgs& a, int threads) {
-#if defined(__AMX_BF16__)
-  if (a.products == Products::kAmxBFloat16) return Downsample<GemmAmx>::workspace(a, threads);
+#if defined(__AVX512BF16__)
+  if (a.products == Products::kBFloat16) return Downsample<GemmBf16>::workspace(a, threads);
 #endif
   return Downsample<GemmF32>::workspace(a, threads);
 }

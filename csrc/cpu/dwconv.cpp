@@ -183,8 +183,11 @@ void dwconv(const DwconvArgs& a, Team& team, char* workspace) {
       dwconv_pixels<T>(a, begin, end, rows, padded);
       for (int64_t p = begin; p < end; ++p) {
         T* y = static_cast<T*>(a.y) + p * a.c;
-        for (int64_t c = 0; c < a.c; c += kLanes)
-          store_channels(y, c, a.c, load(rows + (p - begin) * padded + c));
+        const T* residual = static_cast<const T*>(a.residual) + p * a.c;
+        for (int64_t c = 0; c < a.c; c += kLanes) {
+          const Vec v = load(rows + (p - begin) * padded + c);
+          store_channels(y, c, a.c, a.residual ? v + load_channels(residual, c, a.c) : v);
+        }
       }
     }
   });

@@ -16,6 +16,7 @@ struct GemmF32 {
   static constexpr int kVecs = 3;
   static constexpr int64_t kPanel = kVecs * kLanes;
   static constexpr int64_t kRowGrain = 1;  // splits of rows between threads may fall anywhere
+  struct Scope {};
 
   // One register more than the padding: rows a power of two apart would share cache sets.
   static int64_t stride(int64_t k) { return pad_channels(k) + kLanes; }
@@ -24,15 +25,48 @@ struct GemmF32 {
   static int64_t panels(int64_t n) { return (vecs(n) + kVecs - 1) / kVecs; }
   static int64_t packed_bytes(int64_t n, int64_t k) { return vecs(n) * kLanes * k * 4; }
 
+  // --- Operand B: panels (k, columns). ---
+
+  static int64_t panel_columns(int64_t n, int64_t panel) {
+    const int64_t left = vecs(n) * kLanes - panel * kPanel;
+    return left < kPanel ? left : kPanel;
+  }
+
+  // From w (n, k), row-major: rows of w become columns of B.
   static void pack(const float* w, int64_t n, int64_t k, void* packed, Team& team) {
     int64_t begin, end;
     team.split(panels(n), 1, &begin, &end);
     for (int64_t panel = begin; panel < end; ++panel) {
-      const int64_t first = panel * kPanel;
-      const int64_t columns = vecs(n) * kLanes - first < kPanel ? vecs(n) * kLanes - first : kPanel;
-      float* out = static_cast<float*>(packed) + first * k;
-      for (int64_t j = 0; j < columns; ++j) {
-        for (int64_t i = 0; i < k; ++i) out[i * columns + j] = first + j < n ? w[(first + j) * k + i] : 0.0f;
+      const int64_t columns = panel_columns(n, panel);
+      for (int64_t j = 0; j < columns; j += kLanes) {
+        const int64_t first = panel * kPanel + j;
+        float* out = static_cast<float*>(packed) + panel * kPanel * k + j;
+        for (int64_t i = 0; i < k; i += kLanes) {
+          Vec rows[kLanes];
+          unroll<kLanes>([&](auto r) {
+            rows[r.value] = first + r.value < n ? load_channels(w + (first + r.value) * k, i, k) : Vec{};
+          });
+          transpose(rows);
+          unroll<kLanes>([&](auto r) {
+            if (i + r.value < k) store(out + (i + r.value) * columns, rows[r.value]);
+          });
+        }
+      }
+    }
+  }
+
+  // From w (k, n), row-major, row i times scale[i] where scale is not null.
+  static void pack_transposed(const float* w, int64_t n, int64_t k, const float* scale, void* packed, Team& team) {
+    int64_t begin, end;
+    team.split(panels(n), 1, &begin, &end);
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t columns = panel_columns(n, panel);
+      for (int64_t i = 0; i < k; ++i) {
+        float* out = static_cast<float*>(packed) + panel * kPanel * k + i * columns;
+        for (int64_t j = 0; j < columns; j += kLanes) {
+          const Vec v = load_channels(w + i * n, panel * kPanel + j, n);
+          store(out + j, scale ? v * scale[i] : v);
+        }
       }
     }
   }
@@ -61,6 +95,40 @@ struct GemmF32 {
     unroll<kChannelAlign / kLanes>([&](auto i) {
       store(static_cast<float*>(a) + row * stride(k) + c + i.value * kLanes, b.v[i.value]);
     });
+  }
+
+  // --- Products whose k are the rows of an operand A: gradients of weights. ---
+
+  // Rows [begin, end) of a (rows x columns) become rows `to`... of B (all_rows x columns).
+  static void rows_to_b(const void* a, int64_t columns, int64_t begin, int64_t end, void* packed, int64_t all_rows,
+                        int64_t to) {
+    for (int64_t panel = 0; panel < panels(columns); ++panel) {
+      const int64_t width = panel_columns(columns, panel);
+      float* out = static_cast<float*>(packed) + panel * kPanel * all_rows + to * width;
+      for (int64_t r = begin; r < end; ++r, out += width) {
+        const float* row = static_cast<const float*>(a) + r * stride(columns) + panel * kPanel;
+        for (int64_t j = 0; j < width; j += kLanes) store(out + j, load(row + j));
+      }
+    }
+  }
+
+  // The same rows become columns of A (columns x all_rows), which has rows up to the padding of `columns`. begin and to
+  // are multiples of kLanes.
+  static void rows_to_transposed_a(const void* a, int64_t columns, int64_t begin, int64_t end, void* out,
+                                   int64_t all_rows, int64_t to) {
+    for (int64_t r = begin; r < end; r += kLanes) {
+      for (int64_t c = 0; c < columns; c += kLanes) {
+        Vec rows[kLanes];
+        unroll<kLanes>([&](auto i) {
+          const float* row = static_cast<const float*>(a) + (r + i.value) * stride(columns);
+          rows[i.value] = r + i.value < end ? load(row + c) : Vec{};
+        });
+        transpose(rows);
+        unroll<kLanes>([&](auto i) {
+          store(static_cast<float*>(out) + (c + i.value) * stride(all_rows) + to + r - begin, rows[i.value]);
+        });
+      }
+    }
   }
 
   // --- The product: epilogue(row, column, Vec) for every row of [begin, end) and register of the panels. ---

@@ -1,4 +1,4 @@
-// Global response normalisation of NHWC images: one pass for the sums of squares, one that scales.
+// Global response normalisation of NHWC images, and its gradient: one pass for the sums over pixels, one that scales.
 //
 // Sums run over the pixels in order, whatever the number of threads: threads share channels, not pixels.
 
@@ -37,6 +37,63 @@ void grn(const GrnArgs& a, Team& team) {
       for (int64_t c = 0; c < a.c; c += kLanes) {
         const Vec v = load_channels(x + p * a.c, c, a.c);
         store_channels(y + p * a.c, c, a.c, multiply_add(v, load(scale + c), load(a.bias + c)));
+      }
+    }
+  });
+}
+
+void grn_backward(const GrnBackwardArgs& a, Team& team) {
+  const int64_t padded = pad_channels(a.c), groups = padded / kChannelAlign, of_all = a.n * padded;
+  float *square = a.sums, *cross = square + of_all, *plain = cross + of_all;
+  with_type(a.dtype, [&](auto type) {
+    using T = decltype(type);
+    const T *x = static_cast<const T*>(a.x), *dy = static_cast<const T*>(a.dy);
+    T* dx = static_cast<T*>(a.dx);
+    int64_t begin, end;
+    team.split(a.n * groups, 1, &begin, &end);
+    constexpr int kGroup = kChannelAlign / kLanes;
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t n = item / groups, c = item % groups * kChannelAlign;
+      Vec totals[3][kGroup] = {};
+      for (int64_t first = 0; first < a.pixels; first += kGrnRun) {
+        Vec sums[3][kGroup] = {};
+        for (int64_t p = first; p < a.pixels && p < first + kGrnRun; ++p) {
+          const int64_t row = (n * a.pixels + p) * a.c;
+          unroll<kGroup>([&](auto i) {
+            const Vec v = load_channels(x + row, c + i.value * kLanes, a.c);
+            const Vec d = load_channels(dy + row, c + i.value * kLanes, a.c);
+            sums[0][i.value] = multiply_add(v, v, sums[0][i.value]);
+            sums[1][i.value] = multiply_add(d, v, sums[1][i.value]);
+            sums[2][i.value] += d;
+          });
+        }
+        unroll<3>([&](auto k) { unroll<kGroup>([&](auto i) { totals[k.value][i.value] += sums[k.value][i.value]; }); });
+      }
+      unroll<kGroup>([&](auto i) {
+        const int64_t at = n * padded + c + i.value * kLanes;
+        store(square + at, totals[0][i.value]);
+        store(cross + at, totals[1][i.value]);
+        store(plain + at, totals[2][i.value]);
+      });
+    }
+    team.barrier();
+    if (team.rank() == 0) {  // a few instructions a channel, and sums over the images
+      for (int64_t c = 0; c < padded; c += kLanes) {
+        store(a.dweight + c, Vec{});
+        store(a.dbias + c, Vec{});
+      }
+      for (int64_t n = 0; n < a.n; ++n) {
+        grn_gradient_factors(square + n * padded, cross + n * padded, a.c, a.weight, a.eps, a.dweight);
+        for (int64_t c = 0; c < padded; c += kLanes) store(a.dbias + c, load(a.dbias + c) + load(plain + n * padded + c));
+      }
+    }
+    team.barrier();
+    team.split(a.n * a.pixels, 1, &begin, &end);
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t n = p / a.pixels;
+      for (int64_t c = 0; c < a.c; c += kLanes) {
+        const Vec v = load_channels(x + p * a.c, c, a.c), d = load_channels(dy + p * a.c, c, a.c);
+        store_channels(dx + p * a.c, c, a.c, multiply_add(d, load(square + n * padded + c), v * load(cross + n * padded + c)));
       }
     }
   });

@@ -23,4 +23,41 @@ CNK_INLINE void grn_factors(float* row, int64_t channels, const float* weight, f
   }
 }
 
+// Pixels whose terms are added in one chain, before they join the total: a chain over all 3136 of an image has ten times
+// the rounding error of PyTorch's sums.
+constexpr int64_t kGrnRun = 64;
+
+// What the gradient of an image needs of each channel, in place: from the sums over its pixels `square` of x^2 and `cross`
+// of dy * x
+//
+//   square -> f = 1 + weight * r, r = G / s, G = sqrt(square), s = mean_c G + eps
+//   cross  -> e = dG / G (0 where G is), dG = q / s - sum_c(q G) / (C s^2), q = weight * cross
+//
+// so that dx = dy * f + x * e; adds cross * r to dweight. All padded C.
+CNK_INLINE void grn_gradient_factors(float* square, float* cross, int64_t channels, const float* weight, float eps,
+                                     float* dweight) {
+  Vec total = {}, projection = {};
+  for (int64_t c = 0; c < pad_channels(channels); c += kLanes) {
+    float lanes[kLanes];
+    store(lanes, load(square + c));
+    for (int i = 0; i < kLanes; ++i) lanes[i] = c + i < channels ? __builtin_sqrtf(lanes[i]) : 0.0f;
+    const Vec g = load(lanes);
+    store(square + c, g);
+    total += g;
+    store(lanes, load(cross + c));
+    for (int i = 0; i < kLanes; ++i) lanes[i] = c + i < channels ? lanes[i] : 0.0f;
+    store(cross + c, load(lanes));
+    projection = multiply_add(load(weight + c) * load(lanes), g, projection);
+  }
+  const float inverse = 1.0f / (sum(total) / float(channels) + eps);
+  const float shared = sum(projection) / float(channels) * inverse * inverse;
+  for (int64_t c = 0; c < pad_channels(channels); c += kLanes) {
+    const Vec g = load(square + c), q = load(cross + c), w = load(weight + c), r = g * inverse;
+    store(dweight + c, multiply_add(q, r, load(dweight + c)));
+    store(square + c, multiply_add(w, r, 1.0f));
+    const Vec change = (multiply_add(w * q, splat(inverse), splat(-shared))) / g;
+    store(cross + c, g == 0 ? Vec{} : change);
+  }
+}
+
 }  // namespace cnk::cpu::CNK_ISA

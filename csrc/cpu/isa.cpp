@@ -24,6 +24,8 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
 // Linux hands out the 8 KB of tile state only to processes that ask for it
 // (Documentation/arch/x86/xstate.rst).
 bool tile_permission() {
@@ -73,24 +75,16 @@ int64_t cache_bytes_of_linux(int level) {
 }  // namespace
 
 const char* isa_name(Isa isa) {
-  constexpr const char* kNames[kIsaCount] = {"portable", "avx2", "avx512", "amx"};
+  constexpr const char* kNames[kIsaCount] = {"portable", "avx2", "avx512", "avx512bf16", "amx"};
   return kNames[int(isa)];
 }
 
 bool isa_supported(Isa isa) {
 #if defined(__x86_64__)
-  static const bool supported[kIsaCount] = {true, has_avx2(), has_avx512(), has_amx()};
+  static const bool supported[kIsaCount] = {true, has_avx2(), has_avx512(), has_avx512_bf16(), has_amx()};
   return supported[int(isa)];
 #else
   return isa == Isa::kPortable;
-#endif
-}
-
-bool has_avx512_bf16() {
-#if defined(__x86_64__)
-  return has_avx512() && __builtin_cpu_supports("avx512bf16");
-#else
-  return false;
 #endif
 }
 

@@ -5,15 +5,12 @@
 
 namespace cnk::cpu {
 
-enum class Isa : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAmx = 3 };
-constexpr int kIsaCount = 4;
+enum class Isa : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4 };
+constexpr int kIsaCount = 5;
 
 const char* isa_name(Isa isa);
 // Compiled into this build, present in this CPU, and enabled by the operating system.
 bool isa_supported(Isa isa);
-
-// Beyond those: AVX-512 with products of bf16 pairs (VDPBF16PS).
-bool has_avx512_bf16();
 
 // Bytes of the L1 data, L2 or L3 cache (level 1, 2, 3) that a core uses; 0 where the system does not say.
 int64_t cache_bytes(int level);

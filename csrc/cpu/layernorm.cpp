@@ -1,5 +1,5 @@
-// LayerNorm over the channels of NHWC pixels; one read and one write of each (a row stays in L1), statistics
-// in fp32.
+// LayerNorm over the channels of NHWC pixels, and its gradient; one read and one write of each (a row stays in L1),
+// statistics in fp32 (computed again for the gradient).
 
 #include "cpu/layernorm.h"
 
@@ -19,6 +19,52 @@ void layernorm(const LayernormArgs& a, Team& team) {
       for (int64_t c = 0; c < a.c; c += kLanes) store_channels(y, c, a.c, normalize(norm, s, read(c), c));
     }
   });
+}
+
+// Rows whose sums for the parameters' gradients are taken together, whatever thread they fall to; at most kUnits of
+// them, since they are added up in the end.
+namespace {
+constexpr int64_t kUnitRows = 64, kUnits = 1024;
+int64_t unit_rows(int64_t rows) { return (rows + kUnits - 1) / kUnits > kUnitRows ? (rows + kUnits - 1) / kUnits : kUnitRows; }
+int64_t units(int64_t rows) { return (rows + unit_rows(rows) - 1) / unit_rows(rows); }
+}  // namespace
+
+int64_t layernorm_backward_workspace(const LayernormBackwardArgs& a) {
+  return units(a.rows) * 2 * pad_channels(a.c) * 4;
+}
+
+void layernorm_backward(const LayernormBackwardArgs& a, Team& team) {
+  const Norm norm(a.c, a.eps, a.weight, a.weight);  // the bias does not matter
+  const int64_t padded = pad_channels(a.c), step = unit_rows(a.rows), count = units(a.rows);
+  float* sums = reinterpret_cast<float*>(a.workspace);
+  int64_t begin, end;
+  team.split(count, 1, &begin, &end);
+  with_type(a.dtype, [&](auto type) {
+    using T = decltype(type);
+    for (int64_t unit = begin; unit < end; ++unit) {
+      float *dweight = sums + unit * 2 * padded, *dbias = dweight + padded;
+      for (int64_t c = 0; c < 2 * padded; c += kLanes) store(dweight + c, Vec{});
+      for (int64_t p = unit * step; p < (unit + 1) * step && p < a.rows; ++p) {
+        const T *x = static_cast<const T*>(a.x) + p * a.c, *dy = static_cast<const T*>(a.dy) + p * a.c;
+        T* dx = static_cast<T*>(a.dx) + p * a.c;
+        layernorm_gradient(
+            norm, [&](int64_t c) { return load_channels(x, c, a.c); },
+            [&](int64_t c) { return load_channels(dy, c, a.c); }, dweight, dbias,
+            [&](int64_t c, Vec v) { store_channels(dx, c, a.c, v); });
+      }
+    }
+  });
+  team.barrier();
+  team.split(padded, kLanes, &begin, &end);
+  for (int64_t c = begin; c < end; c += kLanes) {
+    Vec dweight = {}, dbias = {};
+    for (int64_t unit = 0; unit < count; ++unit) {
+      dweight += load(sums + unit * 2 * padded + c);
+      dbias += load(sums + (unit * 2 + 1) * padded + c);
+    }
+    store(a.dweight + c, dweight);
+    store(a.dbias + c, dbias);
+  }
 }
 
 }  // namespace cnk::cpu::CNK_ISA

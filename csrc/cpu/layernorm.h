@@ -63,6 +63,28 @@ CNK_INLINE Vec normalize(const Norm& norm, const Statistics& s, Vec v, int64_t c
   return multiply_add((v - s.mean) * s.rstd, load(norm.weight + c), load(norm.bias + c));
 }
 
+// The gradient of a row: dx[c] = rstd (g - mean(g) - xhat mean(g xhat)), g = dy * weight, by write(c, dx); adds dy * xhat
+// and dy to the sums of the weight's and the bias's gradient (padded C). x(c) and dy(c) read registers; in the channels
+// above the last dy must be zero.
+template <class ReadX, class ReadDy, class Write>
+CNK_INLINE void layernorm_gradient(const Norm& norm, const ReadX& x, const ReadDy& dy, float* dweight, float* dbias,
+                                   const Write& write) {
+  const Statistics s = statistics(norm, x);
+  Vec total = {}, total_xhat = {};
+  for (int64_t c = 0; c < norm.c; c += kLanes) {
+    const Vec d = dy(c), xhat = (x(c) - s.mean) * s.rstd, g = d * load(norm.weight + c);
+    store(dweight + c, multiply_add(d, xhat, load(dweight + c)));
+    store(dbias + c, d + load(dbias + c));
+    total += g;
+    total_xhat = multiply_add(g, xhat, total_xhat);
+  }
+  const float mean = sum(total) / float(norm.c), mean_xhat = sum(total_xhat) / float(norm.c);
+  for (int64_t c = 0; c < norm.c; c += kLanes) {
+    const Vec xhat = (x(c) - s.mean) * s.rstd, g = dy(c) * load(norm.weight + c);
+    write(c, (multiply_add(xhat, splat(-mean_xhat), g) - mean) * s.rstd);
+  }
+}
+
 // Read a row of channels as fp32 into `row`, with zeros up to the padding.
 template <class T>
 CNK_INLINE void read_row(const T* x, int64_t channels, float* row) {

@@ -15,8 +15,8 @@
 #include "cpu/gemm_f32.h"
 #include "cpu/grn.h"
 #include "cpu/rows.h"
-#if defined(__AMX_BF16__)
-#include "cpu/gemm_amx.h"
+#if defined(__AVX512BF16__)
+#include "cpu/gemm_bf16.h"
 #endif
 
 namespace cnk::cpu::CNK_ISA {
@@ -103,12 +103,18 @@ struct Mlp {
   static void produce(const MlpArgs& a, const Norm& norm, int64_t begin, int64_t end, float* step, void* y,
                       int64_t row) {
     const int64_t padded = pad_channels(a.c), most = step_rows(a.c);
-    const DwconvArgs conv = {a.dtype, a.x,           nullptr,    a.n,         a.h,      a.w,
-                             a.c,     a.kernel_size, a.dilation, a.dw_weight, a.dw_bias};
+    const DwconvArgs conv = {a.dtype, a.x,           nullptr,    a.n,         a.h,       a.w,
+                             a.c,     a.kernel_size, a.dilation, a.dw_weight, a.dw_bias, nullptr};
     for (int64_t p = begin; p < end; p += most) {
       const int64_t rows = min64(most, end - p);
       if (a.kernel_size) {
         dwconv_pixels<T>(conv, p, p + rows, step, padded);
+        if (a.kept_y) {
+          for (int64_t i = 0; i < rows; ++i) {
+            T* y_row = static_cast<T*>(a.kept_y) + (p + i) * a.c;
+            for (int64_t c = 0; c < a.c; c += kLanes) store_channels(y_row, c, a.c, load(step + i * padded + c));
+          }
+        }
       } else {
         for (int64_t i = 0; i < rows; ++i) {
           read_row(static_cast<const T*>(a.x) + (p + i) * a.c, a.c, step + i * padded);
@@ -123,19 +129,28 @@ struct Mlp {
   static constexpr Accuracy kAccuracy =
       sizeof(typename G::Element) == 4 ? Accuracy::kFloat32 : Accuracy::kBFloat16;
 
-  // hidden[row] = gelu(sum + b1)
+  // hidden[row] = gelu(u), u = sum + b1; u is kept where the gradient wants it.
   struct HiddenEpilogue {
+    const MlpArgs& a;
     void* h;
-    int64_t hidden;
-    const float* b1;
+    int64_t first;  // pixel of row 0
+    CNK_INLINE Vec operator()(Vec sum, int64_t row, int64_t column) const {
+      const Vec u = sum + load(a.b1 + column);
+      if (a.kept_hidden) {
+        with_type(a.kept_dtype, [&](auto type) {
+          auto* kept = static_cast<decltype(type)*>(a.kept_hidden) + (first + row) * a.hidden;
+          store_channels(kept, column, a.hidden, u);
+        });
+      }
+      return gelu<kAccuracy>(u);
+    }
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
-      store(static_cast<float*>(h) + row * GemmF32::stride(hidden) + column,
-            gelu<kAccuracy>(v + load(b1 + column)));
+      store(static_cast<float*>(h) + row * GemmF32::stride(a.hidden) + column, (*this)(v, row, column));
     }
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
-      low = gelu<kAccuracy>(low + load(b1 + column));
-      high = gelu<kAccuracy>(high + load(b1 + column + kLanes));
-      G::store_block(h, hidden, row, column, {{low, high}});
+      low = (*this)(low, row, column);
+      high = (*this)(high, row, column + kLanes);
+      G::store_block(h, a.hidden, row, column, {{low, high}});
     }
   };
 
@@ -170,7 +185,7 @@ struct Mlp {
       for (int64_t r = 0; r < count; r += p.chain) {
         const int64_t chain = min64(p.chain, count - r);
         const void* rows_y = static_cast<char*>(y) + G::a_bytes(r, a.c);
-        G::product(rows_y, 0, chain, a.w1, 0, G::panels(a.hidden), HiddenEpilogue{h, a.hidden, a.b1});
+        G::product(rows_y, 0, chain, a.w1, 0, G::panels(a.hidden), HiddenEpilogue{a, h, begin + r});
         G::product(h, 0, chain, a.w2, 0, G::panels(a.c), OutEpilogue<T>{a, begin + r});
       }
     }
@@ -191,14 +206,14 @@ struct Mlp {
         produce<T>(a, norm, first + row_begin, first + row_end, step, shared_y, row_begin);
         team.barrier();
         team.split(G::panels(a.hidden), 1, &panel_begin, &panel_end);
-        G::product(shared_y, 0, rows, a.w1, panel_begin, panel_end, HiddenEpilogue{h, a.hidden, a.b1});
+        G::product(shared_y, 0, rows, a.w1, panel_begin, panel_end, HiddenEpilogue{a, h, first});
         team.barrier();
       } else {
         for (int64_t r = row_begin; r < row_end; r += p.tile) {
           const int64_t count = min64(p.tile, row_end - r);
           produce<T>(a, norm, first + r, first + r + count, step, y, 0);
           G::product(y, 0, count, a.w1, 0, G::panels(a.hidden),
-                     HiddenEpilogue{static_cast<char*>(h) + G::a_bytes(r, a.hidden), a.hidden, a.b1});
+                     HiddenEpilogue{a, static_cast<char*>(h) + G::a_bytes(r, a.hidden), first + r});
         }
       }
       if (a.grn_weight) {
@@ -268,18 +283,18 @@ struct Mlp {
 }  // namespace
 
 void mlp(const MlpArgs& a, Team& team) {
-#if defined(__AMX_BF16__)
-  if (a.products == Products::kAmxBFloat16) {
-    const TileScope tiles;
-    return Mlp<GemmAmx>::run(a, team);
+#if defined(__AVX512BF16__)
+  if (a.products == Products::kBFloat16) {
+    [[maybe_unused]] const GemmBf16::Scope scope;
+    return Mlp<GemmBf16>::run(a, team);
   }
 #endif
   Mlp<GemmF32>::run(a, team);
 }
 
 int64_t mlp_workspace(const MlpArgs& a, int threads) {
-#if defined(__AMX_BF16__)
-  if (a.products == Products::kAmxBFloat16) return Mlp<GemmAmx>::workspace(a, threads);
+#if defined(__AVX512BF16__)
+  if (a.products == Products::kBFloat16) return Mlp<GemmBf16>::workspace(a, threads);
 #endif
   return Mlp<GemmF32>::workspace(a, threads);
 }

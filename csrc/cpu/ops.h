@@ -19,8 +19,10 @@ CNK_INLINE constexpr int64_t pad_channels(int64_t c) {
   return (c + kChannelAlign - 1) / kChannelAlign * kChannelAlign;
 }
 
-// How the matrix products are computed: fp32 everywhere, or bf16 on AMX tiles (fp32 sums).
-enum class Products : int { kFloat32 = 0, kAmxBFloat16 = 1 };
+// How the matrix products are computed: fp32 everywhere, or bf16 with fp32 sums where the instruction set has such
+// products.
+enum class Products : int { kFloat32 = 0, kBFloat16 = 1 };
+CNK_INLINE bool has_bf16_products(Isa isa) { return isa == Isa::kAvx512Bf16 || isa == Isa::kAmx; }
 
 struct DwconvArgs {
   DType dtype;
@@ -28,8 +30,19 @@ struct DwconvArgs {
   void* y;        // (N, H, W, C)
   int64_t n, h, w, c;
   int kernel_size, dilation;
-  const float* weight;  // (K * K, padded C)
-  const float* bias;    // padded C
+  const float* weight;   // (K * K, padded C)
+  const float* bias;     // padded C
+  const void* residual;  // (N, H, W, C), added to the result, or null
+};
+
+// dw[i, j, c] = sum of dy[n, h, w, c] x[n, h + (i - P) d, w + (j - P) d, c], P = K / 2; db[c] = sum of dy.
+struct DwconvWeightGradientArgs {
+  DType dtype;
+  const void *x, *dy;  // (N, H, W, C)
+  int64_t n, h, w, c;
+  int kernel_size, dilation;
+  float *dw, *db;   // (K * K, padded C), padded C
+  char* workspace;  // IsaOps::dwconv_weight_gradient_workspace bytes, 64-byte aligned
 };
 
 struct LayernormArgs {
@@ -41,6 +54,17 @@ struct LayernormArgs {
   const float *weight, *bias;  // padded C
 };
 
+struct LayernormBackwardArgs {
+  DType dtype;
+  const void *x, *dy;  // (rows, C)
+  void* dx;            // (rows, C)
+  int64_t rows, c;
+  float eps;
+  const float* weight;      // padded C
+  float *dweight, *dbias;   // padded C
+  char* workspace;          // IsaOps::layernorm_backward_workspace bytes, 64-byte aligned
+};
+
 struct GrnArgs {
   DType dtype;
   const void* x;  // (N, pixels, C)
@@ -49,6 +73,17 @@ struct GrnArgs {
   float eps;
   const float *weight, *bias;  // padded C
   float* scale;                // workspace, N * padded C
+};
+
+struct GrnBackwardArgs {
+  DType dtype;
+  const void *x, *dy;  // (N, pixels, C)
+  void* dx;
+  int64_t n, pixels, c;
+  float eps;
+  const float* weight;     // padded C
+  float *dweight, *dbias;  // padded C
+  float* sums;             // workspace, 3 N * padded C
 };
 
 // A matrix packed for the products by IsaOps::pack_matrix.
@@ -76,7 +111,38 @@ struct MlpArgs {
   const float* b2;          // padded C
   const float* gamma;       // padded C
   const float* drop_scale;  // N or null
-  char* workspace;          // IsaOps::mlp_workspace bytes, 64-byte aligned
+  // What the gradient wants to be kept, or null.
+  void* kept_y;        // (N, H, W, C) in dtype: the convolution
+  void* kept_hidden;   // (N, H, W, hidden) in kept_dtype: W1's product with its bias
+  DType kept_dtype;
+  char* workspace;  // IsaOps::mlp_workspace bytes, 64-byte aligned
+};
+
+// Gradients of out = residual + s * gamma * (W2 * GRN(gelu(u)) + b2), u = W1 * LN(x) + b1.
+struct MlpBackwardArgs {
+  DType dtype;  // of x, dout and dx
+  Products products;
+  const void *x, *dout;  // (N, pixels, C); x is what LN reads
+  const void* hidden;    // (N, pixels, hidden) in hidden_dtype: u as the forward pass kept it, or null: computed again
+  DType hidden_dtype;
+  int64_t n, pixels, c, hidden_size;
+  float eps, grn_eps;
+  const float *norm_weight, *norm_bias;  // padded C
+  PackedMatrix w1;                       // (C -> hidden)
+  PackedMatrix w2_back;                  // (C -> hidden): transposed, with gamma
+  PackedMatrix w1_back;                  // (hidden -> C): transposed
+  const float* b1;                       // padded hidden
+  const float *grn_weight, *grn_bias;    // padded hidden, or null: no GRN
+  const float* w2;                       // (C, hidden)
+  const float *b2, *gamma;               // padded C
+  const float* drop_scale;               // N or null
+  bool weights;                          // whether dw1, dw2, db1, db2, dgamma are wanted
+  void* dx;                              // (N, pixels, C) or null; then dnorm_* are not computed either
+  // fp32, dense.
+  float *dw1, *db1, *dw2, *db2, *dgamma;  // (hidden, C), hidden, (C, hidden), C, C
+  float *dnorm_weight, *dnorm_bias;       // C
+  float *dgrn_weight, *dgrn_bias;         // hidden
+  char* workspace;                        // IsaOps::mlp_backward_workspace bytes, 64-byte aligned
 };
 
 // LayerNorm, then a KxK convolution with stride K: the patch of K*K pixels is one row of the product.
@@ -94,18 +160,45 @@ struct DownsampleArgs {
   char* workspace;                       // IsaOps::downsample_workspace bytes, 64-byte aligned
 };
 
+struct DownsampleBackwardArgs {
+  DType dtype, out_dtype;  // of x and dx; of dout
+  Products products;
+  const void *x, *dout;  // (N, H, W, C), (N, H / K, W / K, D)
+  int64_t n, h, w, c;
+  int patch;
+  float eps;
+  const float *norm_weight, *norm_bias;  // padded C
+  PackedMatrix weight_back;              // (D -> K * K * padded C)
+  bool weights;                          // whether dweight and dbias are wanted
+  void* dx;                              // (N, H, W, C) or null; then dnorm_* are not computed either
+  float *dweight, *dbias;                // (D, K * K * padded C), D
+  float *dnorm_weight, *dnorm_bias;      // padded C
+  char* workspace;                       // IsaOps::downsample_backward_workspace bytes, 64-byte aligned
+};
+
 struct IsaOps {
   void (*dwconv)(const DwconvArgs&, Team&, char* workspace);
   int64_t (*dwconv_workspace)(const DwconvArgs&, int threads);
+  void (*dwconv_weight_gradient)(const DwconvWeightGradientArgs&, Team&);
+  int64_t (*dwconv_weight_gradient_workspace)(const DwconvWeightGradientArgs&, int threads);
   void (*layernorm)(const LayernormArgs&, Team&);
+  void (*layernorm_backward)(const LayernormBackwardArgs&, Team&);
+  int64_t (*layernorm_backward_workspace)(const LayernormBackwardArgs&);
   void (*grn)(const GrnArgs&, Team&);
+  void (*grn_backward)(const GrnBackwardArgs&, Team&);
   void (*mlp)(const MlpArgs&, Team&);
   int64_t (*mlp_workspace)(const MlpArgs&, int threads);
+  void (*mlp_backward)(const MlpBackwardArgs&, Team&);
+  int64_t (*mlp_backward_workspace)(const MlpBackwardArgs&, int threads);
   void (*downsample)(const DownsampleArgs&, Team&);
   int64_t (*downsample_workspace)(const DownsampleArgs&, int threads);
+  void (*downsample_backward)(const DownsampleBackwardArgs&, Team&);
+  int64_t (*downsample_backward_workspace)(const DownsampleBackwardArgs&, int threads);
   // Bytes of a packed (k, n) matrix, and the packing of w, row-major (n, k) fp32, i.e. a Linear's weight.
   int64_t (*packed_bytes)(Products, int64_t n, int64_t k);
   void (*pack_matrix)(Products, const float* w, int64_t n, int64_t k, void* packed, Team&);
+  // The same of w, row-major (k, n), whose row i is taken times scale[i] unless scale is null.
+  void (*pack_transposed)(Products, const float* w, int64_t n, int64_t k, const float* scale, void* packed, Team&);
 };
 
 // Null where the instruction set is not part of this build.

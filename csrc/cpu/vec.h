@@ -2,12 +2,13 @@
 // types.
 //
 // Included only by the sources that are compiled once per instruction set, inside namespace
-// cnk::cpu::CNK_ISA. Those sources instantiate nothing from the standard library: a template compiled for
+// cnk::cpu::CNK_ISA. Those sources instantiate no function of the standard library: a template compiled for
 // AVX-512 and merged by the linker with its portable twin would crash an older CPU.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -213,6 +214,27 @@ CNK_INLINE void unroll(F&& f) {
   if constexpr (I < N) {
     f(Int<I>{});
     unroll<N, I + 1>(f);
+  }
+}
+
+// Transpose kLanes registers of kLanes words: log2(kLanes) rounds that interleave the first half of the rows with
+// the second.
+namespace detail {
+template <int... I>
+CNK_INLINE void interleave(Vec a, Vec b, Vec* low, Vec* high, std::integer_sequence<int, I...>) {
+  *low = __builtin_shufflevector(a, b, (I / 2 + I % 2 * kLanes)...);
+  *high = __builtin_shufflevector(a, b, (I / 2 + I % 2 * kLanes + kLanes / 2)...);
+}
+}  // namespace detail
+
+CNK_INLINE void transpose(Vec (&rows)[kLanes]) {
+  for (int round = 1; round < kLanes; round *= 2) {
+    Vec next[kLanes];
+    unroll<kLanes / 2>([&](auto i) {
+      detail::interleave(rows[i.value], rows[i.value + kLanes / 2], &next[2 * i.value],
+                         &next[2 * i.value + 1], std::make_integer_sequence<int, kLanes>{});
+    });
+    unroll<kLanes>([&](auto i) { rows[i.value] = next[i.value]; });
   }
 }
 

@@ -14,6 +14,9 @@ extern const test::Probe kProbe;
 namespace avx512 {
 extern const test::Probe kProbe;
 }
+namespace avx512bf16 {
+extern const test::Probe kProbe;
+}
 namespace amx {
 extern const test::Probe kProbe;
 }
@@ -32,6 +35,8 @@ const Probe* isa_probe(cpu::Isa isa) {
       return &cpu::avx2::kProbe;
     case cpu::Isa::kAvx512:
       return &cpu::avx512::kProbe;
+    case cpu::Isa::kAvx512Bf16:
+      return &cpu::avx512bf16::kProbe;
     case cpu::Isa::kAmx:
       return &cpu::amx::kProbe;
 #endif

@@ -25,7 +25,7 @@ struct Kernels {
   const Probe& probe;
   std::string name() const { return isa_name(isa); }
   std::vector<Products> products() const {
-    if (isa == Isa::kAmx) return {Products::kFloat32, Products::kAmxBFloat16};
+    if (has_bf16_products(isa)) return {Products::kFloat32, Products::kBFloat16};
     return {Products::kFloat32};
   }
 };

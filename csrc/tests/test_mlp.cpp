@@ -274,12 +274,12 @@ TEST_CASE("the tile configuration of the calling thread is left as it was") {
     before[16] = 32;  // bytes of a row of tile 0
     before[48] = 5;   // rows of tile 0
     k.probe.set_tiles(before);
-    problem.run(k, Products::kAmxBFloat16, 1);
+    problem.run(k, Products::kBFloat16, 1);
     k.probe.get_tiles(after);
     CHECK(std::memcmp(before, after, 64) == 0);
     const uint8_t none[64] = {};
     k.probe.set_tiles(none);
-    problem.run(k, Products::kAmxBFloat16, 1);
+    problem.run(k, Products::kBFloat16, 1);
     k.probe.get_tiles(after);
     CHECK(std::memcmp(none, after, 64) == 0);
   }

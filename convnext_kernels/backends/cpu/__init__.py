@@ -1,7 +1,7 @@
-"""Native CPU backend: the C++ kernels of csrc/cpu, forward only; gradients come from the eager backend.
+"""Native CPU backend: the C++ kernels of csrc/cpu, forward and backward.
 
-Serves fp32, bf16 and fp16. Products run in fp32, and in bf16 on AMX tiles where the machine has them and bf16 is what
-the caller computes in. On other machines bf16 and fp16 are converted to fp32 on the way in and back on the way out.
+Serves fp32, bf16 and fp16. Products run in fp32, and in bf16 where the machine has AMX tiles or AVX512_BF16 and bf16 is
+what the caller computes in. On other machines bf16 and fp16 are converted to fp32 on the way in and back on the way out.
 """
 
 import torch
@@ -12,7 +12,7 @@ from convnext_kernels.spec import OpSpec
 
 __all__ = ["HAS_BACKWARD", "ISA_VARIABLE", "describe", "isa", "refuses", "supported_isas", "unavailable", "use_isa"]
 
-HAS_BACKWARD = False
+HAS_BACKWARD = True
 DEVICES = ("cpu",)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -29,8 +29,6 @@ def refuses(spec: OpSpec) -> str | None:
     for dtype in (spec.dtype, spec.compute_dtype):
         if dtype not in _DTYPES:
             return f"dtype {dtype} is not one of float32, bfloat16, float16"
-    if spec.backward:
-        return "it has no gradient kernels yet"
     return None
 
 
@@ -40,4 +38,4 @@ def describe() -> str:
         return "native C++ kernels"
     runtime = {"openmp": "PyTorch's OpenMP threads", "threads": "own threads"}[native.extension().parallel_runtime()]
     levels = ", ".join(supported_isas())
-    return f"native C++ kernels, forward (gradients by eager), ISA {isa()} (this machine: {levels}), {runtime}"
+    return f"native C++ kernels, forward and backward, ISA {isa()} (this machine: {levels}), {runtime}"

@@ -1,12 +1,12 @@
-"""The whole ConvNeXt block by csrc/cpu/mlp.cpp."""
+"""The whole ConvNeXt block by csrc/cpu/mlp.cpp; its gradient by those of its two parts."""
 
 import torch
 from torch import Tensor
 
-from convnext_kernels.backends.cpu import bottleneck
+from convnext_kernels.backends.cpu import bottleneck, dwconv, mlp
 from convnext_kernels.spec import MlpParameters
 
-KEEPS_HIDDEN = False  # the gradient computes everything again from the inputs
+KEEPS_HIDDEN = True
 
 
 def forward(
@@ -19,6 +19,40 @@ def forward(
     eps: float,
     grn_eps: float,
     compute_dtype: torch.dtype,
+    y: Tensor | None = None,
+    hidden: Tensor | None = None,
 ) -> Tensor:
-    """Return x + the inverted bottleneck of the depthwise convolution of x, in one pass."""
-    return bottleneck.run(x, x, (weight, bias, dilation), p, drop_scale, eps, grn_eps, compute_dtype)
+    """Return x + the inverted bottleneck of the depthwise convolution of x, in one pass.
+
+    `y` (like x, channels_last) and `hidden` (N, hidden, H, W) are filled for the gradient where they are given.
+    """
+    convolution = (weight, bias, dilation)
+    return bottleneck.run(x, x, convolution, p, drop_scale, eps, grn_eps, compute_dtype, y, hidden)
+
+
+def backward(
+    dout: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    p: MlpParameters,
+    drop_scale: Tensor | None,
+    dilation: int,
+    eps: float,
+    grn_eps: float,
+    compute_dtype: torch.dtype,
+    needs: list[bool],
+    y: Tensor | None = None,
+    hidden: Tensor | None = None,
+) -> list[Tensor]:
+    """Return the gradients of (x, weight, bias, *p) that `needs` marks, in that order."""
+    if y is None:
+        y = dwconv.forward(x, weight, bias, dilation, compute_dtype)
+    needs_dy = any(needs[:3])
+    wanted = [needs_dy, False, *needs[3:]]
+    gradients = mlp.backward(dout, y, None, p, drop_scale, eps, grn_eps, compute_dtype, wanted, hidden)
+    if not needs_dy:
+        return gradients
+    dy = gradients.pop(0)
+    # The residual's share is added where the convolution stores.
+    return dwconv.backward(dy, x, weight, bias, dilation, compute_dtype, needs[:3], residual=dout) + gradients

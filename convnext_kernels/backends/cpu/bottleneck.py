@@ -1,4 +1,4 @@
-"""What `mlp` and `block` share: packing of the parameters and the call of csrc/cpu/mlp.cpp."""
+"""What `mlp` and `block` share: packing of the parameters and the calls of csrc/cpu/mlp.cpp and mlp_backward.cpp."""
 
 import torch
 from torch import Tensor
@@ -19,8 +19,13 @@ def run(
     eps: float,
     grn_eps: float,
     compute_dtype: torch.dtype,
+    kept_y: Tensor | None = None,
+    kept_hidden: Tensor | None = None,
 ) -> Tensor:
-    """Run the block (with `dwconv`) or the inverted bottleneck alone (without)."""
+    """Run the block (with `dwconv`) or the inverted bottleneck alone (without).
+
+    `kept_y` (like x) and `kept_hidden` (N, hidden, H, W), both channels_last, are filled for the gradient where given.
+    """
     channels, hidden = x.shape[1], p.pwconv1_weight.shape[0]
     isa, bf16 = native.isa(), compute_dtype == torch.bfloat16
     dw_weight, dw_bias, dilation = dwconv or (None, None, 1)
@@ -76,6 +81,93 @@ def run(
         h,
         w,
         address(drop),
+        address(kept_y),
+        address(kept_hidden),
+        native.DTYPE_CODES[compute_dtype],
         native.threads(n * h * w * channels * (2 * hidden + side * side)),
     )
     return finish(written, out)
+
+
+def backward(
+    dout: Tensor,
+    x: Tensor,
+    p: MlpParameters,
+    drop_scale: Tensor | None,
+    eps: float,
+    grn_eps: float,
+    compute_dtype: torch.dtype,
+    needs_norm: bool,
+    needs_weights: bool,
+    hidden: Tensor | None = None,
+) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """Return (dx like x, or None; gradients of the parameters by name, fp32).
+
+    `needs_norm` asks for dx and LayerNorm's parameters, `needs_weights` for those of the two products, their biases and
+    gamma; GRN's come always. `hidden` is what `run` kept; without it the first product is computed again.
+    """
+    n, channels, h, w = x.shape
+    width = p.pwconv1_weight.shape[0]
+    isa, bf16 = native.isa(), compute_dtype == torch.bfloat16
+    w2 = flat_float(p.pwconv2_weight)
+
+    def pack() -> object:
+        # Every tensor whose address is passed has a name here: it must outlive the call.
+        w1 = flat_float(p.pwconv1_weight)
+        norm_weight, norm_bias = flat_float(p.norm_weight), flat_float(p.norm_bias)
+        b1, b2 = bias_or_zeros(p.pwconv1_bias, width), bias_or_zeros(p.pwconv2_bias, channels)
+        grn_weight, grn_bias = flat_float(p.grn_weight), flat_float(p.grn_bias)
+        gamma = torch.ones(channels) if p.gamma is None else flat_float(p.gamma)
+        return native.extension().BottleneckBackward(
+            native.isa_code(isa),
+            bf16,
+            channels,
+            width,
+            eps,
+            grn_eps,
+            address(norm_weight),
+            address(norm_bias),
+            address(w1),
+            address(b1),
+            address(grn_weight),
+            address(grn_bias),
+            address(w2),
+            address(b2),
+            address(gamma),
+            torch.get_num_threads(),
+        )
+
+    kernel = packed(p.pwconv1_weight, p, (isa, "bottleneck backward", bf16, eps, grn_eps), pack)
+    shapes: dict[str, tuple[int, ...]] = {}
+    if needs_weights:
+        shapes |= {"pwconv1_weight": (width, channels), "pwconv1_bias": (width,)}
+        shapes |= {"pwconv2_weight": (channels, width), "pwconv2_bias": (channels,), "gamma": (channels,)}
+    if needs_norm:
+        shapes |= {"norm_weight": (channels,), "norm_bias": (channels,)}
+    if p.grn_weight is not None:
+        shapes |= {"grn_weight": (width,), "grn_bias": (width,)}
+    gradients = {name: torch.empty(shape) for name, shape in shapes.items()}
+
+    def addresses(*names: str) -> list[int]:
+        return [address(gradients.get(name)) for name in names]
+
+    x_nhwc, dout_nhwc = dense_nhwc(x), dense_nhwc(dout)
+    written, dx = output_for(x) if needs_norm else (None, None)
+    drop = None if drop_scale is None else flat_float(drop_scale)
+    kernel.backward(
+        native.DTYPE_CODES[x.dtype],
+        address(x_nhwc),
+        address(dout_nhwc),
+        address(hidden),
+        native.DTYPE_CODES[compute_dtype],
+        n,
+        h * w,
+        address(drop),
+        address(w2),
+        address(written),
+        addresses("pwconv1_weight", "pwconv1_bias", "pwconv2_weight", "pwconv2_bias", "gamma"),
+        addresses("norm_weight", "norm_bias"),
+        addresses("grn_weight", "grn_bias"),
+        native.threads(5 * n * h * w * channels * width),
+    )
+    return (finish(written, dx) if needs_norm else None), gradients

@@ -1,4 +1,4 @@
-"""LayerNorm and patch convolution by csrc/cpu/downsample.cpp."""
+"""LayerNorm and patch convolution by csrc/cpu/downsample.cpp and downsample_backward.cpp."""
 
 import torch
 import torch.nn.functional as F
@@ -6,8 +6,15 @@ from torch import Tensor
 
 from convnext_kernels.backends.cpu import native
 from convnext_kernels.backends.cpu.dwconv import bias_or_zeros
-from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, flat_float, output_for
+from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, flat_float, like_parameter, output_for
 from convnext_kernels.backends.cpu.packed import packed
+
+
+def _patches(weight: Tensor) -> Tensor:
+    """(D, C, K, K) -> dense fp32 (D, K, K, padded C), the order the kernels read."""
+    channels = weight.shape[1]
+    patches = weight.detach().to(torch.float32).permute(0, 2, 3, 1)
+    return F.pad(patches, (0, native.pad_channels(channels) - channels)).contiguous()
 
 
 def forward(
@@ -25,9 +32,7 @@ def forward(
     isa, bf16 = native.isa(), compute_dtype == torch.bfloat16
 
     def pack() -> object:
-        align = native.extension().CHANNEL_ALIGN
-        patches = weight.detach().to(torch.float32).permute(0, 2, 3, 1)  # (D, K, K, C), C padded below
-        patches = F.pad(patches, (0, -channels % align)).contiguous()
+        patches = _patches(weight)
         b, nw, nb = bias_or_zeros(bias, width), flat_float(norm_weight), flat_float(norm_bias)
         return native.extension().Downsample(
             native.isa_code(isa),
@@ -59,3 +64,68 @@ def forward(
         native.threads(out.numel() * channels * side * side),
     )
     return finish(written, out)
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    compute_dtype: torch.dtype,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Return the gradients of (x, norm_weight, norm_bias, weight, bias) that `needs` marks, in that order."""
+    n, channels, h, w = x.shape
+    width, side = weight.shape[0], weight.shape[2]
+    padded = native.pad_channels(channels)
+    isa, bf16 = native.isa(), compute_dtype == torch.bfloat16
+
+    def pack() -> object:
+        patches, nw, nb = _patches(weight), flat_float(norm_weight), flat_float(norm_bias)
+        return native.extension().DownsampleBackward(
+            native.isa_code(isa),
+            bf16,
+            channels,
+            width,
+            side,
+            eps,
+            address(nw),
+            address(nb),
+            address(patches),
+            torch.get_num_threads(),
+        )
+
+    kernel = packed(weight, (weight, norm_weight, norm_bias), (isa, "downsample backward", bf16, eps), pack)
+    needs_norm, needs_weight = any(needs[:3]), needs[3] or needs[4]
+    x_nhwc, dy_nhwc = dense_nhwc(x), dense_nhwc(dy)
+    written, dx = output_for(x) if needs_norm else (None, None)
+    if needs_norm and (h % side or w % side):
+        written.zero_()  # pixels that no whole patch holds
+    dweight, dbias = (torch.empty(width, side, side, padded), torch.empty(width)) if needs_weight else (None, None)
+    dnorm_weight, dnorm_bias = (torch.empty(padded), torch.empty(padded)) if needs_norm else (None, None)
+    kernel.backward(
+        native.DTYPE_CODES[x.dtype],
+        native.DTYPE_CODES[dy.dtype],
+        address(x_nhwc),
+        address(dy_nhwc),
+        n,
+        h,
+        w,
+        address(written),
+        [address(dweight), address(dbias)],
+        [address(dnorm_weight), address(dnorm_bias)],
+        native.threads(2 * dy.numel() * channels * side * side),
+    )
+    gradients = [finish(written, dx)] if needs[0] else []
+    if needs[1]:
+        gradients.append(like_parameter(dnorm_weight[:channels], norm_weight))
+    if needs[2]:
+        gradients.append(like_parameter(dnorm_bias[:channels], norm_bias))
+    if needs[3]:
+        gradients.append(like_parameter(dweight[..., :channels].permute(0, 3, 1, 2).contiguous(), weight))
+    if needs[4]:
+        gradients.append(like_parameter(dbias, bias))
+    return gradients

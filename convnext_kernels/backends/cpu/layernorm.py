@@ -1,9 +1,10 @@
 """LayerNorm over the channels by csrc/cpu/layernorm.cpp."""
 
+import torch
 from torch import Tensor
 
 from convnext_kernels.backends.cpu import native
-from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, flat_float, output_for
+from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, flat_float, like_parameter, output_for
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -25,3 +26,30 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         native.threads(x.numel() * 8),
     )
     return finish(written, out)
+
+
+def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, needs: list[bool]) -> list[Tensor]:
+    """Return the gradients of (x, weight, bias) that `needs` marks, in that order; statistics are computed again."""
+    n, channels, h, w = x.shape
+    padded = native.pad_channels(channels)
+    dweight, dbias = torch.empty(padded), torch.empty(padded)
+    flat_weight = flat_float(weight)
+    x_nhwc, dy_nhwc = dense_nhwc(x), dense_nhwc(dy)
+    written, dx = output_for(x)
+    native.extension().layernorm_backward(
+        native.isa_code(native.isa()),
+        native.DTYPE_CODES[x.dtype],
+        address(x_nhwc),
+        address(dy_nhwc),
+        address(written),
+        n * h * w,
+        channels,
+        eps,
+        address(flat_weight),
+        address(dweight),
+        address(dbias),
+        native.threads(x.numel() * 16),
+    )
+    gradients = [finish(written, dx)] if needs[0] else []
+    sums = ((dweight, weight), (dbias, bias))
+    return gradients + [like_parameter(s[:channels], p) for (s, p), needed in zip(sums, needs[1:], strict=True) if needed]

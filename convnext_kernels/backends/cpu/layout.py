@@ -42,6 +42,14 @@ def finish(written: Tensor, out: Tensor) -> Tensor:
     return out
 
 
+def like_parameter(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """Give a dense fp32 gradient the parameter's shape, dtype and strides."""
+    gradient = gradient.reshape(parameter.shape)
+    if parameter.dtype == gradient.dtype and parameter.stride() == gradient.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
+
+
 def flat_float(t: Tensor | None) -> Tensor | None:
     """Return a parameter as a dense fp32 vector."""
     return None if t is None else t.detach().to(torch.float32).contiguous().flatten()

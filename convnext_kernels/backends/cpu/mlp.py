@@ -1,12 +1,13 @@
-"""The inverted bottleneck by csrc/cpu/mlp.cpp."""
+"""The inverted bottleneck by csrc/cpu/mlp.cpp and mlp_backward.cpp."""
 
 import torch
 from torch import Tensor
 
 from convnext_kernels.backends.cpu import bottleneck
+from convnext_kernels.backends.cpu.layout import like_parameter
 from convnext_kernels.spec import MlpParameters
 
-KEEPS_HIDDEN = False  # the gradient computes everything again from the inputs
+KEEPS_HIDDEN = True
 
 
 def forward(
@@ -17,6 +18,37 @@ def forward(
     eps: float,
     grn_eps: float,
     compute_dtype: torch.dtype,
+    hidden: Tensor | None = None,
 ) -> Tensor:
-    """LN -> W1 -> GELU -> [GRN] -> W2 -> gamma -> drop scale -> + residual, in one pass."""
-    return bottleneck.run(x, residual, None, p, drop_scale, eps, grn_eps, compute_dtype)
+    """LN -> W1 -> GELU -> [GRN] -> W2 -> gamma -> drop scale -> + residual, in one pass.
+
+    `hidden` (N, hidden, H, W) is filled with W1's product for the gradient.
+    """
+    return bottleneck.run(x, residual, None, p, drop_scale, eps, grn_eps, compute_dtype, kept_hidden=hidden)
+
+
+def backward(
+    dout: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    p: MlpParameters,
+    drop_scale: Tensor | None,
+    eps: float,
+    grn_eps: float,
+    compute_dtype: torch.dtype,
+    needs: list[bool],
+    hidden: Tensor | None = None,
+) -> list[Tensor]:
+    """Return the gradients of (x, residual, *p) that `needs` marks, in that order."""
+    needs_norm, needs_weights = needs[0] or needs[2] or needs[3], any(needs[4:9])
+    dx, named = bottleneck.backward(
+        dout, x, p, drop_scale, eps, grn_eps, compute_dtype, needs_norm, needs_weights, hidden
+    )
+    inputs = [dx] if needs[0] else []
+    if needs[1]:
+        inputs.append(torch.empty_like(residual).copy_(dout))  # an op may not return its input
+    return inputs + [
+        like_parameter(named[name], getattr(p, name))
+        for name, needed in zip(MlpParameters._fields, needs[2:], strict=True)
+        if needed
+    ]

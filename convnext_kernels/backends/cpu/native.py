@@ -77,6 +77,12 @@ def isa_code(name: str) -> int:
     return extension().ISAS.index(name)
 
 
+def pad_channels(channels: int) -> int:
+    """The length of a vector of channels as the kernels pad it."""
+    align = extension().CHANNEL_ALIGN
+    return -(-channels // align) * align
+
+
 def threads(operations: int) -> int:
     """How many threads to ask for: PyTorch's number, fewer when there is little to do.
 

@@ -1,0 +1,220 @@
+// Bindings of the forward kernels.
+
+#include "bindings/support.h"
+
+namespace cnk::bindings {
+
+namespace {
+
+// All parameters of a block, or of the inverted bottleneck alone (kernel_size 0), packed for one instruction
+// set.
+class Bottleneck {
+ public:
+  Bottleneck(int isa, bool bf16_products, int64_t c, int64_t hidden, int kernel_size, int dilation, float eps,
+             float grn_eps, Address dw_weight, Address dw_bias, Address norm_weight, Address norm_bias,
+             Address w1, Address b1, Address grn_weight, Address w2, Address b2, Address gamma, int threads)
+      : ops_(ops_of(isa)),
+        products_(products_of(isa, bf16_products)),
+        dw_weight_(dw_weight, int64_t{kernel_size} * kernel_size, c),
+        dw_bias_(dw_bias, 1, c),
+        norm_weight_(norm_weight, 1, c),
+        norm_bias_(norm_bias, 1, c),
+        b1_(b1, 1, hidden),
+        grn_weight_(grn_weight, 1, hidden),
+        b2_(b2, 1, c),
+        gamma_(gamma, 1, c),
+        w1_(ops_, products_, w1, hidden, c, threads),
+        w2_(ops_, products_, w2, c, hidden, threads) {
+    require(kernel_size >= 0 && kernel_size <= 31 && dilation >= 1, "kernel_size or dilation out of range");
+    require(!kernel_size || (dw_weight && dw_bias), "dw_weight, dw_bias: null");
+    require(norm_weight && norm_bias && b1 && b2 && gamma, "a parameter is null");
+    args_ = {};
+    args_.products = products_;
+    args_.c = c;
+    args_.hidden = hidden;
+    args_.kernel_size = kernel_size;
+    args_.dilation = dilation;
+    args_.eps = eps;
+    args_.grn_eps = grn_eps;
+    args_.dw_weight = dw_weight_.data();
+    args_.dw_bias = dw_bias_.data();
+    args_.norm_weight = norm_weight_.data();
+    args_.norm_bias = norm_bias_.data();
+    args_.w1 = w1_.view();
+    args_.w2 = w2_.view();
+    args_.b1 = b1_.data();
+    args_.grn_weight = grn_weight_.data();
+    args_.b2 = b2_.data();
+    args_.gamma = gamma_.data();
+  }
+
+  // kept_y and kept_hidden: what the gradient wants to be kept, 0 for nothing; the hidden in kept_dtype.
+  void forward(int dtype, Address x, Address residual, Address out, int64_t n, int64_t h, int64_t w,
+               Address drop_scale, Address kept_y, Address kept_hidden, int kept_dtype, int threads) const {
+    require(x && out && n >= 1 && h >= 1 && w >= 1 && threads >= 1, "forward: null address or empty image");
+    MlpArgs args = args_;
+    args.dtype = dtype_of(dtype);
+    args.x = pointer<const void>(x);
+    args.residual = pointer<const void>(residual);
+    args.out = pointer<void>(out);
+    args.n = n;
+    args.h = h;
+    args.w = w;
+    args.drop_scale = pointer<const float>(drop_scale);
+    args.kept_y = pointer<void>(kept_y);
+    args.kept_hidden = pointer<void>(kept_hidden);
+    args.kept_dtype = dtype_of(kept_dtype);
+    const py::gil_scoped_release unlocked;
+    const Workspace workspace(ops_.mlp_workspace(args, threads));
+    args.workspace = workspace.data();
+    run(threads, [&](Team& team) { ops_.mlp(args, team); });
+  }
+
+  int64_t bytes() const { return w1_.bytes() + w2_.bytes(); }
+
+ private:
+  const IsaOps& ops_;
+  Products products_;
+  Padded dw_weight_, dw_bias_, norm_weight_, norm_bias_, b1_, grn_weight_, b2_, gamma_;
+  Matrix w1_, w2_;
+  MlpArgs args_;
+};
+
+class Depthwise {
+ public:
+  Depthwise(int isa, int64_t c, int kernel_size, int dilation, Address weight, Address bias)
+      : ops_(ops_of(isa)),
+        c_(c),
+        kernel_size_(kernel_size),
+        dilation_(dilation),
+        weight_(weight, int64_t{kernel_size} * kernel_size, c),
+        bias_(bias, 1, c) {
+    require(weight && bias && kernel_size >= 1 && kernel_size <= 31 && dilation >= 1,
+            "Depthwise: out of range");
+  }
+
+  void forward(int dtype, Address x, Address y, Address residual, int64_t n, int64_t h, int64_t w,
+               int threads) const {
+    require(x && y && n >= 1 && h >= 1 && w >= 1 && threads >= 1, "forward: null address or empty image");
+    const DwconvArgs args = {.dtype = dtype_of(dtype),
+                             .x = pointer<const void>(x),
+                             .y = pointer<void>(y),
+                             .n = n,
+                             .h = h,
+                             .w = w,
+                             .c = c_,
+                             .kernel_size = kernel_size_,
+                             .dilation = dilation_,
+                             .weight = weight_.data(),
+                             .bias = bias_.data(),
+                             .residual = pointer<const void>(residual)};
+    const py::gil_scoped_release unlocked;
+    const Workspace workspace(ops_.dwconv_workspace(args, threads));
+    run(threads, [&](Team& team) { ops_.dwconv(args, team, workspace.data()); });
+  }
+
+ private:
+  const IsaOps& ops_;
+  int64_t c_;
+  int kernel_size_, dilation_;
+  Padded weight_, bias_;
+};
+
+class Downsample {
+ public:
+  // weight: (d, patch * patch * padded c) fp32.
+  Downsample(int isa, bool bf16_products, int64_t c, int64_t d, int patch, float eps, Address norm_weight,
+             Address norm_bias, Address weight, Address bias, int threads)
+      : ops_(ops_of(isa)),
+        norm_weight_(norm_weight, 1, c),
+        norm_bias_(norm_bias, 1, c),
+        bias_(bias, 1, d),
+        weight_(ops_, products_of(isa, bf16_products), weight, d, int64_t{patch} * patch * pad_channels(c),
+                threads) {
+    require(norm_weight && norm_bias && bias && patch >= 1, "Downsample: out of range");
+    args_ = {};
+    args_.products = products_of(isa, bf16_products);
+    args_.c = c;
+    args_.patch = patch;
+    args_.eps = eps;
+    args_.norm_weight = norm_weight_.data();
+    args_.norm_bias = norm_bias_.data();
+    args_.weight = weight_.view();
+    args_.bias = bias_.data();
+  }
+
+  void forward(int dtype, int out_dtype, Address x, Address out, int64_t n, int64_t h, int64_t w,
+               int threads) const {
+    require(x && out && n >= 1 && h >= args_.patch && w >= args_.patch && threads >= 1,
+            "forward: out of range");
+    DownsampleArgs args = args_;
+    args.dtype = dtype_of(dtype);
+    args.out_dtype = dtype_of(out_dtype);
+    args.x = pointer<const void>(x);
+    args.out = pointer<void>(out);
+    args.n = n;
+    args.h = h;
+    args.w = w;
+    const py::gil_scoped_release unlocked;
+    const Workspace workspace(ops_.downsample_workspace(args, threads));
+    args.workspace = workspace.data();
+    run(threads, [&](Team& team) { ops_.downsample(args, team); });
+  }
+
+ private:
+  const IsaOps& ops_;
+  Padded norm_weight_, norm_bias_, bias_;
+  Matrix weight_;
+  DownsampleArgs args_;
+};
+
+void layernorm(int isa, int dtype, Address x, Address y, int64_t rows, int64_t c, float eps, Address weight,
+               Address bias, int threads) {
+  require(x && y && weight && bias && rows >= 1 && c >= 1 && threads >= 1, "layernorm: out of range");
+  const Padded padded_weight(weight, 1, c), padded_bias(bias, 1, c);
+  const LayernormArgs args = {dtype_of(dtype),      pointer<const void>(x), pointer<void>(y), rows, c, eps,
+                              padded_weight.data(), padded_bias.data()};
+  const IsaOps& ops = ops_of(isa);
+  const py::gil_scoped_release unlocked;
+  run(threads, [&](Team& team) { ops.layernorm(args, team); });
+}
+
+void grn(int isa, int dtype, Address x, Address y, int64_t n, int64_t pixels, int64_t c, float eps,
+         Address weight, Address bias, int threads) {
+  require(x && y && weight && bias && n >= 1 && pixels >= 1 && c >= 1 && threads >= 1, "grn: out of range");
+  const Padded padded_weight(weight, 1, c), padded_bias(bias, 1, c);
+  const IsaOps& ops = ops_of(isa);
+  const py::gil_scoped_release unlocked;
+  const Workspace workspace(n * pad_channels(c) * 4);
+  const GrnArgs args = {dtype_of(dtype),
+                        pointer<const void>(x),
+                        pointer<void>(y),
+                        n,
+                        pixels,
+                        c,
+                        eps,
+                        padded_weight.data(),
+                        padded_bias.data(),
+                        reinterpret_cast<float*>(workspace.data())};
+  run(threads, [&](Team& team) { ops.grn(args, team); });
+}
+
+}  // namespace
+
+void bind_forward(py::module_& m) {
+  m.def("layernorm", layernorm);
+  m.def("grn", grn);
+  py::class_<Bottleneck>(m, "Bottleneck")
+      .def(py::init<int, bool, int64_t, int64_t, int, int, float, float, Address, Address, Address, Address,
+                    Address, Address, Address, Address, Address, Address, int>())
+      .def("forward", &Bottleneck::forward)
+      .def_property_readonly("bytes", &Bottleneck::bytes);
+  py::class_<Depthwise>(m, "Depthwise")
+      .def(py::init<int, int64_t, int, int, Address, Address>())
+      .def("forward", &Depthwise::forward);
+  py::class_<Downsample>(m, "Downsample")
+      .def(py::init<int, bool, int64_t, int64_t, int, float, Address, Address, Address, Address, int>())
+      .def("forward", &Downsample::forward);
+}
+
+}  // namespace cnk::bindings

@@ -1,0 +1,153 @@
+// What the bindings of the CPU kernels share: addresses, memory, teams, packed matrices.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdlib>
+#include <memory>
+#include <stdexcept>
+
+#include "cpu/ops.h"
+#include "cpu/parallel.h"
+
+namespace cnk::bindings {
+
+namespace py = pybind11;
+using namespace cnk::cpu;
+
+using Address = uintptr_t;
+
+template <class T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+inline void require(bool condition, const char* what) {
+  if (!condition) throw std::invalid_argument(what);
+}
+
+// 64-byte aligned memory.
+class Buffer {
+ public:
+  explicit Buffer(int64_t bytes = 0) { reserve(bytes); }
+  void reserve(int64_t bytes) {
+    if (bytes <= size_) return;
+    data_.reset(static_cast<char*>(std::aligned_alloc(64, size_t(bytes + 63) / 64 * 64)));
+    size_ = data_ ? bytes : 0;
+    if (!data_) throw std::bad_alloc();
+  }
+  void release() {
+    data_.reset();
+    size_ = 0;
+  }
+  char* data() const { return data_.get(); }
+  int64_t size() const { return size_; }
+
+ private:
+  struct Free {
+    void operator()(char* p) const { std::free(p); }
+  };
+  std::unique_ptr<char, Free> data_;
+  int64_t size_ = 0;
+};
+
+// Workspace of the calling thread, kept between calls (a fresh one would cost its page faults every time)
+// unless large.
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes) {
+    buffer().reserve(bytes);
+    data_ = buffer().data();
+  }
+  ~Workspace() {
+    if (buffer().size() > kKeep) buffer().release();
+  }
+  // A member, for all threads of a team: buffer() is another one in each.
+  char* data() const { return data_; }
+
+ private:
+  static constexpr int64_t kKeep = int64_t{32} << 20;
+  static Buffer& buffer() {
+    thread_local Buffer instance;
+    return instance;
+  }
+  char* data_;
+};
+
+// A (rows, columns) fp32 array copied with columns padded by zeros; missing without an address.
+class Padded {
+ public:
+  Padded() = default;
+  Padded(Address source, int64_t rows, int64_t columns) {
+    if (!source) return;
+    const int64_t padded = pad_channels(columns);
+    buffer_.reserve(rows * padded * 4);
+    float* to = reinterpret_cast<float*>(buffer_.data());
+    const float* from = pointer<const float>(source);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < padded; ++c) to[r * padded + c] = c < columns ? from[r * columns + c] : 0.0f;
+    }
+  }
+  const float* data() const { return reinterpret_cast<const float*>(buffer_.data()); }
+
+ private:
+  Buffer buffer_;
+};
+
+inline const IsaOps& ops_of(int isa) {
+  require(isa >= 0 && isa < kIsaCount && isa_supported(Isa(isa)), "isa: not supported on this machine");
+  const IsaOps* ops = isa_ops(Isa(isa));
+  require(ops != nullptr, "isa: not part of this build");
+  return *ops;
+}
+
+inline DType dtype_of(int code) {
+  require(code >= 0 && code <= 2, "dtype: unknown code");
+  return DType(code);
+}
+
+inline Products products_of(int isa, bool bf16) {
+  return bf16 && has_bf16_products(Isa(isa)) ? Products::kBFloat16 : Products::kFloat32;
+}
+
+// parallel() for a callable; the GIL must be released.
+template <class F>
+void run(int threads, const F& body) {
+  parallel(threads, [](Team& team, const void* f) { (*static_cast<const F*>(f))(team); }, &body);
+}
+
+class Matrix {
+ public:
+  // weight: (n, k) fp32, row-major.
+  Matrix(const IsaOps& ops, Products products, Address weight, int64_t n, int64_t k, int threads)
+      : n_(n), k_(k), buffer_(ops.packed_bytes(products, n, k)) {
+    require(weight != 0, "weight: null");
+    const py::gil_scoped_release unlocked;
+    run(threads, [&](Team& team) {
+      ops.pack_matrix(products, pointer<const float>(weight), n, k, buffer_.data(), team);
+    });
+  }
+  // weight: (k, n) fp32, row-major; row i times scale[i] unless scale is null.
+  static Matrix transposed(const IsaOps& ops, Products products, Address weight, int64_t n, int64_t k,
+                           const float* scale, int threads) {
+    require(weight != 0, "weight: null");
+    Matrix matrix(n, k, ops.packed_bytes(products, n, k));
+    const py::gil_scoped_release unlocked;
+    run(threads, [&](Team& team) {
+      ops.pack_transposed(products, pointer<const float>(weight), n, k, scale, matrix.buffer_.data(), team);
+    });
+    return matrix;
+  }
+  PackedMatrix view() const { return {buffer_.data(), n_, k_}; }
+  int64_t bytes() const { return buffer_.size(); }
+
+ private:
+  Matrix(int64_t n, int64_t k, int64_t bytes) : n_(n), k_(k), buffer_(bytes) {}
+  int64_t n_, k_;
+  Buffer buffer_;
+};
+
+void bind_forward(py::module_& m);
+void bind_backward(py::module_& m);
+
+}  // namespace cnk::bindings

@@ -1,0 +1,306 @@
+// bf16 matrix product with fp32 sums and a fused epilogue: on AMX tiles, or by VDPBF16PS where there are none.
+//
+// Both read the same operands. A is stored as contiguous 1 KB tiles of 16 rows x 32 k; B as tiles of 32 k x 16
+// columns, pairs of k interleaved, so that one 32-bit word is a pair of either. A step is 2x2 tiles: 32 rows x 32
+// columns.
+//
+// AMX: the epilogue of the previous 32x32 result (bias, GELU, rounding: vector work) is dealt out between the tile
+// products of the present one, since the tile unit and the vector units run side by side: for C = 96 the GELU alone
+// takes as long as both products. VDPBF16PS: 8 rows x 2 registers of sums, pairs of A broadcast from memory.
+#pragma once
+
+#include <immintrin.h>
+
+#include "cpu/layernorm.h"
+#include "cpu/tile_scope.h"
+#include "cpu/vec.h"
+
+namespace cnk::cpu::CNK_ISA {
+
+struct GemmBf16 {
+  using Element = BFloat16;
+  static constexpr int64_t kTile = 1024, kPanel = 32, kRowGrain = 32;
+
+#if defined(__AMX_BF16__)
+  using Scope = TileScope;
+#else
+  struct Scope {};
+#endif
+
+  static int64_t k_tiles(int64_t k) { return (k + 31) / 32; }
+  static int64_t a_bytes(int64_t rows, int64_t k) { return (rows + 31) / 32 * 2 * k_tiles(k) * kTile; }
+  static int64_t panels(int64_t n) { return (n + kPanel - 1) / kPanel; }
+  static int64_t packed_bytes(int64_t n, int64_t k) { return panels(n) * 2 * k_tiles(k) * kTile; }
+
+  // --- Operand B. Panel p holds, for each k tile, the tiles of columns 32p..32p+15 and 32p+16..32p+31. ---
+
+  static BFloat16* b_tile(void* packed, int64_t k, int64_t panel, int64_t k_tile, int half) {
+    return static_cast<BFloat16*>(packed) + ((panel * k_tiles(k) + k_tile) * 2 + half) * (kTile / 2);
+  }
+
+  // From w (n, k), row-major: rows of w become columns of B.
+  static void pack(const float* w, int64_t n, int64_t k, void* packed, Team& team) {
+    int64_t begin, end;
+    team.split(panels(n) * 2, 1, &begin, &end);
+    for (int64_t half = begin; half < end; ++half) {
+      for (int64_t tile = 0; tile < k_tiles(k); ++tile) {
+        Vec rows[16];
+        unroll<16>([&](auto r) {
+          const int64_t j = half * 16 + r.value;
+          const float* row = w + j * k;
+          rows[r.value] = j < n ? pairs(load_channels(row, tile * 32, k), load_channels(row, tile * 32 + 16, k)) : Vec{};
+        });
+        transpose(rows);
+        float* out = reinterpret_cast<float*>(b_tile(packed, k, half / 2, tile, half % 2));
+        unroll<16>([&](auto r) { store(out + r.value * 16, rows[r.value]); });
+      }
+    }
+  }
+
+  // From w (k, n), row-major, row i times scale[i] where scale is not null.
+  static void pack_transposed(const float* w, int64_t n, int64_t k, const float* scale, void* packed, Team& team) {
+    int64_t begin, end;
+    team.split(panels(n), 1, &begin, &end);
+    for (int64_t panel = begin; panel < end; ++panel) {
+      for (int64_t tile = 0; tile < k_tiles(k); ++tile) {
+        for (int64_t pair = 0; pair < 16; ++pair) {
+          Vec rows[2];
+          unroll<2>([&](auto r) {
+            const int64_t i = tile * 32 + pair * 2 + r.value;
+            const auto read = [&](int64_t j) {
+              const Vec v = load_channels(w + i * n, j, n);
+              return scale ? v * scale[i] : v;
+            };
+            rows[r.value] = i < k ? pairs(read(panel * kPanel), read(panel * kPanel + 16)) : Vec{};
+          });
+          store_pair(packed, k, panel, tile, pair, rows[0], rows[1]);
+        }
+      }
+    }
+  }
+
+  // --- Operand A. ---
+
+  static BFloat16* a_row(void* a, int64_t k, int64_t row, int64_t c) {
+    return static_cast<BFloat16*>(a) + ((row / 16) * k_tiles(k) + c / 32) * (kTile / 2) + row % 16 * 32;
+  }
+
+  static void write_normalized(void* a, int64_t k, int64_t row, int64_t offset, const Norm& norm,
+                               const float* x) {
+    const Statistics s = statistics(norm, x);
+    for (int64_t c = 0; c < pad_channels(norm.c); c += 32) {
+      store_row(a_row(a, k, row, offset + c), normalize(norm, s, load(x + c), c),
+                normalize(norm, s, load(x + c + 16), c + 16));
+    }
+  }
+
+  static CNK_INLINE void store_row(BFloat16* row, Vec low, Vec high) {
+    _mm512_store_si512(row, (__m512i)pairs(low, high));
+  }
+
+  struct Block {
+    Vec v[2];
+  };
+  static Block load_block(const void* a, int64_t k, int64_t row, int64_t c) {
+    const BFloat16* p = a_row(const_cast<void*>(a), k, row, c);
+    return {{load(p), load(p + 16)}};
+  }
+  static void store_block(void* a, int64_t k, int64_t row, int64_t c, const Block& b) {
+    store_row(a_row(a, k, row, c), b.v[0], b.v[1]);
+  }
+
+  // --- Products whose k are the rows of an operand A: gradients of weights. ---
+
+  // Rows [begin, end) of a (rows x columns) become rows `to`... of B (all_rows x columns). begin and to are multiples of
+  // 32, and rows up to the next multiple of 32 must be zero.
+  static void rows_to_b(const void* a, int64_t columns, int64_t begin, int64_t end, void* packed, int64_t all_rows,
+                        int64_t to) {
+    for (int64_t r = begin; r < end; r += 32) {
+      for (int64_t panel = 0; panel < panels(columns); ++panel) {
+        for (int64_t pair = 0; pair < 16; ++pair) {
+          const float* first = reinterpret_cast<const float*>(
+              a_row(const_cast<void*>(a), columns, r + 2 * pair, panel * kPanel));
+          store_pair(packed, all_rows, panel, (to + r - begin) / 32, pair, load(first), load(first + 16));
+        }
+      }
+    }
+  }
+
+  // The same rows become columns of A (columns x all_rows).
+  static void rows_to_transposed_a(const void* a, int64_t columns, int64_t begin, int64_t end, void* out,
+                                   int64_t all_rows, int64_t to) {
+    for (int64_t r = begin; r < end; r += 32) {
+      for (int64_t c = 0; c < columns; c += 32) {
+        Vec low[16], high[16];
+        for (int pair = 0; pair < 16; ++pair) {
+          const float* first =
+              reinterpret_cast<const float*>(a_row(const_cast<void*>(a), columns, r + 2 * pair, c));
+          interleave(load(first), load(first + 16), &low[pair], &high[pair]);
+        }
+        transpose(low);
+        transpose(high);
+        float* below = reinterpret_cast<float*>(a_row(out, all_rows, c, to + r - begin));
+        float* above = reinterpret_cast<float*>(a_row(out, all_rows, c + 16, to + r - begin));
+        unroll<16>([&](auto i) {
+          store(below + i.value * 16, low[i.value]);
+          store(above + i.value * 16, high[i.value]);
+        });
+      }
+    }
+  }
+
+  // --- The product: epilogue(row, column, Vec low, Vec high) for rows [begin, end), begin a multiple of 32, and
+  // columns of the panels. ---
+
+  template <class Epilogue>
+  static void product(const void* a, int64_t begin, int64_t end, const PackedMatrix& b, int64_t first_panel,
+                      int64_t last_panel, const Epilogue& epilogue) {
+#if defined(__AMX_BF16__)
+    alignas(64) float result[2][32 * 32];
+    Pending pending = {result[1], 0, 0, 0, 0};
+    int parity = 0;
+#endif
+    const int64_t steps = k_tiles(b.k);
+    for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+      const char* tiles_b = static_cast<const char*>(b.data) + panel * 2 * steps * kTile;
+      for (int64_t row = begin; row < end; row += 32) {
+        const char* tiles_a = static_cast<const char*>(a) + row / 16 * steps * kTile;
+        const int64_t rows = end - row < 32 ? end - row : 32;
+#if defined(__AMX_BF16__)
+        float* out = result[parity];
+        if (rows > 16) {
+          two_by_two(tiles_a, tiles_b, steps, out, pending, epilogue);
+        } else {
+          one_by_two(tiles_a, tiles_b, steps, out, pending, epilogue);
+        }
+        pending = {out, row, panel * kPanel, 0, rows};
+        parity ^= 1;
+#else
+        for (int64_t r = 0; r < rows; r += 8) {
+          eight_by_two(tiles_a + r / 16 * steps * kTile + r % 16 * 64, tiles_b, steps, row + r,
+                       rows - r < 8 ? rows - r : 8, panel * kPanel, epilogue);
+        }
+#endif
+      }
+    }
+#if defined(__AMX_BF16__)
+    finish(pending, pending.rows, epilogue);
+#endif
+  }
+
+ private:
+  // 32 floats rounded to bf16, in order.
+  static CNK_INLINE Vec pairs(Vec low, Vec high) {
+    return (Vec)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+  }
+
+  // Two rows of 32 bf16 to pairs: of columns 0-15 and 16-31.
+  static CNK_INLINE void interleave(Vec first, Vec second, Vec* low, Vec* high) {
+    const __m512i step = _mm512_set1_epi32(0x00200000);  // the even half-words from `first`, the odd from `second`
+    const __m512i base = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                            _mm512_set1_epi32(0x00010001));
+    const __m512i index = _mm512_add_epi16(base, step);
+    const __m512i next = _mm512_add_epi16(index, _mm512_set1_epi16(16));
+    *low = (Vec)_mm512_permutex2var_epi16((__m512i)first, index, (__m512i)second);
+    *high = (Vec)_mm512_permutex2var_epi16((__m512i)first, next, (__m512i)second);
+  }
+
+  static CNK_INLINE void store_pair(void* packed, int64_t k, int64_t panel, int64_t k_tile, int64_t pair, Vec first,
+                                    Vec second) {
+    Vec low, high;
+    interleave(first, second, &low, &high);
+    store(reinterpret_cast<float*>(b_tile(packed, k, panel, k_tile, 0)) + pair * 16, low);
+    store(reinterpret_cast<float*>(b_tile(packed, k, panel, k_tile, 1)) + pair * 16, high);
+  }
+
+#if defined(__AMX_BF16__)
+  // A 32x32 result whose epilogue is under way: rows [done, rows) are left.
+  struct Pending {
+    const float* result;
+    int64_t row, column, done, rows;
+  };
+
+  template <class Epilogue>
+  static CNK_INLINE void finish(Pending& p, int64_t until, const Epilogue& epilogue) {
+    if (until > p.rows) until = p.rows;
+    for (; p.done < until; ++p.done) {
+      const float* r = p.result + p.done * 32;
+      epilogue(p.row + p.done, p.column, load(r), load(r + 16));
+    }
+  }
+
+  template <class Epilogue>
+  static __attribute__((noinline)) void two_by_two(const char* a, const char* b, int64_t steps, float* out,
+                                                   Pending& pending, const Epilogue& epilogue) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    const char* a_below = a + steps * kTile;
+    const int64_t per_step = (32 + steps - 1) / steps;
+    for (int64_t s = 0; s < steps; ++s) {
+      _tile_loadd(6, b + 2 * s * kTile, 64);
+      _tile_loadd(4, a + s * kTile, 64);
+      _tile_loadd(7, b + (2 * s + 1) * kTile, 64);
+      _tile_loadd(5, a_below + s * kTile, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+      finish(pending, pending.done + per_step, epilogue);
+    }
+    finish(pending, 32, epilogue);
+    _tile_stored(0, out, 128);
+    _tile_stored(1, out + 16, 128);
+    _tile_stored(2, out + 16 * 32, 128);
+    _tile_stored(3, out + 16 * 32 + 16, 128);
+  }
+
+  template <class Epilogue>
+  static __attribute__((noinline)) void one_by_two(const char* a, const char* b, int64_t steps, float* out,
+                                                   Pending& pending, const Epilogue& epilogue) {
+    _tile_zero(0);
+    _tile_zero(1);
+    const int64_t per_step = (32 + steps - 1) / steps;
+    for (int64_t s = 0; s < steps; ++s) {
+      _tile_loadd(4, a + s * kTile, 64);
+      _tile_loadd(6, b + 2 * s * kTile, 64);
+      _tile_loadd(7, b + (2 * s + 1) * kTile, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      finish(pending, pending.done + per_step, epilogue);
+    }
+    finish(pending, 32, epilogue);
+    _tile_stored(0, out, 128);
+    _tile_stored(1, out + 16, 128);
+  }
+#else
+  // `rows` of eight rows of A tiles (all eight are there to be read) times a panel.
+  template <class Epilogue>
+  static __attribute__((noinline)) void eight_by_two(const char* a, const char* b, int64_t steps, int64_t row,
+                                                     int64_t rows, int64_t column, const Epilogue& epilogue) {
+    __m512 sums[8][2];
+    unroll<8>([&](auto r) { sums[r.value][0] = sums[r.value][1] = _mm512_setzero_ps(); });
+    for (int64_t s = 0; s < steps; ++s) {
+      for (int64_t pair = 0; pair < 16; ++pair) {
+        const __m512bh low = (__m512bh)_mm512_load_si512(b + pair * 64);
+        const __m512bh high = (__m512bh)_mm512_load_si512(b + kTile + pair * 64);
+        unroll<8>([&](auto r) {
+          int32_t word;
+          std::memcpy(&word, a + r.value * 64 + pair * 4, 4);
+          const __m512bh both = (__m512bh)_mm512_set1_epi32(word);
+          sums[r.value][0] = _mm512_dpbf16_ps(sums[r.value][0], both, low);
+          sums[r.value][1] = _mm512_dpbf16_ps(sums[r.value][1], both, high);
+        });
+      }
+      a += kTile;
+      b += 2 * kTile;
+    }
+    unroll<8>([&](auto r) {
+      if (r.value < rows) epilogue(row + r.value, column, (Vec)sums[r.value][0], (Vec)sums[r.value][1]);
+    });
+  }
+#endif
+};
+
+}  // namespace cnk::cpu::CNK_ISA

@@ -1,0 +1,487 @@
+// Gradients of the inverted bottleneck, out = residual + d (gamma * (W2 g + b2)), d the drop scale, with
+// z = LN(x), u = W1 z + b1, h = gelu(u), g = GRN(h) or h, and e = d * dout:
+//
+//   G2 = e^T g,  dW2 = gamma * G2,  dgamma = rowsum(W2 * G2) + b2 * sum(e),  db2 = gamma * sum(e)
+//   dg = (gamma * W2)^T e,  dh = dg or GRN's,  du = dh * gelu'(u)
+//   dW1 = du^T z,  db1 = sum(du),  dz = W1^T du,  dx by LayerNorm's gradient
+//
+// so that W2's output is never needed. Rows are pixels of all images, in order. Each thread takes chunks of a group of
+// rows from x and dout to du and dx while they are in its L2: u is computed again (or read, where the forward pass kept
+// it), the second product's epilogue turns it into g and du. These go into the operands of the two products over pixels,
+// whose columns the threads then share: each reads all rows of the group, in order, and adds to sums of its own.
+//
+// With GRN the sums over each whole image come first: u and dg are kept for a number of images.
+//
+// Groups and units (backward.h) depend on the shape alone; so the bits of the result do not depend on the number of
+// threads.
+
+#include "cpu/backward.h"
+#include "cpu/gelu.h"
+#include "cpu/gemm_f32.h"
+#include "cpu/grn.h"
+#include "cpu/layernorm.h"
+#if defined(__AVX512BF16__)
+#include "cpu/gemm_bf16.h"
+#endif
+
+namespace cnk::cpu::CNK_ISA {
+
+namespace {
+
+template <class G>
+struct MlpBackward {
+  static constexpr Accuracy kAccuracy =
+      sizeof(typename G::Element) == 4 ? Accuracy::kFloat32 : Accuracy::kBFloat16;
+
+  struct Plan {
+    int64_t images;  // GRN: how many have their u and dg kept
+    int64_t group;   // rows of the products over pixels
+    int64_t chunk;   // rows of a thread at a time
+  };
+
+  static Plan plan(const MlpBackwardArgs& a, int threads) {
+    const int64_t image = a.pixels, rows = a.n * image;
+    const int64_t row_bytes = 2 * (G::a_bytes(32, a.c) + G::a_bytes(32, a.hidden_size)) / 32;
+    Plan p;
+    p.images = a.grn_weight ? min64(a.n, kGroupBytes / (row_bytes * image) + 1) : a.n;
+    const int64_t most = a.grn_weight ? p.images * image : rows;
+    p.group = group_rows(most, row_bytes);
+    // Weights of several times L2 are read from L3 once a chunk.
+    const int64_t weight_bytes = 3 * G::packed_bytes(a.hidden_size, a.c);
+    int64_t chunk = l2_cache_bytes() / 2 / (row_bytes + 4 * pad_channels(a.c));
+    const int64_t least = weight_bytes > 2 * l2_cache_bytes() ? 256 : 64;
+    chunk = chunk < least ? least : chunk > 256 ? 256 : chunk;
+    const int64_t share = ceil_div(p.group, threads);
+    p.chunk = round_up(ceil_div(share, ceil_div(share, chunk)), kUnit);
+    return p;
+  }
+
+  // What the units sum: du, then e, dz * xhat and dz.
+  static int64_t unit_sums(const MlpBackwardArgs& a) { return pad_channels(a.hidden_size) + 3 * pad_channels(a.c); }
+
+  // Offsets into the workspace.
+  struct Layout {
+    int64_t row, dz;                     // of a thread
+    int64_t z = 0, e = 0, u = 0, du = 0;  // of a thread; with GRN shared, and du is dg at first
+    int64_t per_thread;
+    int64_t zt, et, gb, dub;             // operands of the products over pixels: transposed z, e; g, du
+    int64_t dw1, g2;                     // (C, padded hidden) sums
+    int64_t units, totals;               // sums of the units of a group; of all
+    int64_t square = 0, cross = 0, plain = 0;  // GRN: images x padded hidden
+    int64_t dgrn_weight = 0, dgrn_bias = 0;    // padded hidden
+    int64_t total;
+    Layout(const MlpBackwardArgs& a, const Plan& p, int threads) {
+      int64_t at = 0;
+      const auto take = [&at](int64_t bytes) {
+        const int64_t offset = at;
+        at += align64(bytes);
+        return offset;
+      };
+      const int64_t c = a.c, hidden = a.hidden_size, padded = pad_channels(c), wide = pad_channels(hidden);
+      const int64_t kept = a.grn_weight ? round_up(p.images * a.pixels, kUnit) + kUnit : 0;
+      row = take(padded * 4);
+      dz = take(p.chunk * padded * 4);
+      if (!a.grn_weight) {
+        z = take(G::a_bytes(p.chunk, c));
+        e = take(G::a_bytes(p.chunk, c));
+        u = take(G::a_bytes(p.chunk, hidden));
+        du = take(G::a_bytes(p.chunk, hidden));
+      }
+      per_thread = at;
+      at *= threads;
+      if (a.grn_weight) {
+        z = take(G::a_bytes(kept, c));
+        e = take(G::a_bytes(kept, c));
+        u = take(G::a_bytes(kept, hidden));
+        du = take(G::a_bytes(kept, hidden));
+        square = take(p.images * wide * 4);
+        cross = take(p.images * wide * 4);
+        plain = take(p.images * wide * 4);
+        dgrn_weight = take(wide * 4);
+        dgrn_bias = take(wide * 4);
+      }
+      zt = take(G::a_bytes(padded, p.group));
+      et = take(G::a_bytes(padded, p.group));
+      gb = take(G::packed_bytes(hidden, p.group));
+      dub = take(G::packed_bytes(hidden, p.group));
+      dw1 = take(c * wide * 4);
+      g2 = take(c * wide * 4);
+      units = take(p.group / kUnit * unit_sums(a) * 4);
+      totals = take(unit_sums(a) * 4);
+      total = at;
+    }
+  };
+
+  static int64_t workspace(const MlpBackwardArgs& a, int threads) {
+    // Not monotonic in the size of the team, which may turn out smaller than asked for.
+    int64_t most = 0;
+    for (int t = 1; t <= threads; ++t) {
+      const int64_t total = Layout(a, plan(a, t), t).total;
+      if (total > most) most = total;
+    }
+    return most;
+  }
+
+  // u = sum + b1
+  struct HiddenEpilogue {
+    void* u;
+    int64_t hidden;
+    const float* b1;
+    CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
+      store(static_cast<float*>(u) + row * GemmF32::stride(hidden) + column, v + load(b1 + column));
+    }
+    CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
+      G::store_block(u, hidden, row, column, {{low + load(b1 + column), high + load(b1 + column + kLanes)}});
+    }
+  };
+
+  // u becomes g = gelu(u), and du = dg * gelu'(u)
+  struct GeluEpilogue {
+    void *u, *du;
+    int64_t hidden;
+    CNK_INLINE void operator()(int64_t row, int64_t column, Vec dg) const {
+      float* at = static_cast<float*>(u) + row * GemmF32::stride(hidden) + column;
+      const Gelu g = gelu_with_slope<kAccuracy>(load(at));
+      store(at, g.value);
+      store(static_cast<float*>(du) + row * GemmF32::stride(hidden) + column, dg * g.slope);
+    }
+    CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
+      const typename G::Block b = G::load_block(u, hidden, row, column);
+      const Gelu first = gelu_with_slope<kAccuracy>(b.v[0]), second = gelu_with_slope<kAccuracy>(b.v[1]);
+      G::store_block(u, hidden, row, column, {{first.value, second.value}});
+      G::store_block(du, hidden, row, column, {{low * first.slope, high * second.slope}});
+    }
+  };
+
+  // An operand's rows as they are.
+  struct StoreEpilogue {
+    void* out;
+    int64_t columns;
+    CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
+      store(static_cast<float*>(out) + row * GemmF32::stride(columns) + column, v);
+    }
+    CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
+      G::store_block(out, columns, row, column, {{low, high}});
+    }
+  };
+
+  const MlpBackwardArgs& a;
+  Team& team;
+  const Plan p;
+  const Layout at;
+  const Norm norm;
+  char* own;
+
+  MlpBackward(const MlpBackwardArgs& a, Team& team)
+      : a(a),
+        team(team),
+        p(plan(a, team.size())),
+        at(a, p, team.size()),
+        norm(a.c, a.eps, a.norm_weight, a.norm_bias),
+        own(a.workspace + team.rank() * at.per_thread) {}
+
+  float* floats(int64_t offset) const { return reinterpret_cast<float*>(a.workspace + offset); }
+
+  // Rows `row`... of an operand that stands in the thread's own part, or with GRN in the shared one.
+  void* operand(int64_t offset, int64_t columns, int64_t row) const {
+    return a.grn_weight ? a.workspace + offset + G::a_bytes(row, columns) : own + offset;
+  }
+
+  // The sums of the unit that row `row` of the group falls into: du; e; dz * xhat; dz.
+  float* unit(int64_t row) const { return floats(at.units) + row / kUnit * unit_sums(a); }
+
+  // z = LN(x) and e of pixels [pixel, pixel + rows), zeros up to a multiple of kUnit.
+  template <class T>
+  void read_rows(int64_t pixel, int64_t rows, void* z, void* e) const {
+    float* row = reinterpret_cast<float*>(own + at.row);
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t at_pixel = (pixel + i) * a.c;
+      read_row(static_cast<const T*>(a.x) + at_pixel, a.c, row);
+      G::write_normalized(z, a.c, i, 0, norm, row);
+      const T* dout = static_cast<const T*>(a.dout) + at_pixel;
+      const float drop = a.drop_scale ? a.drop_scale[(pixel + i) / a.pixels] : 1;
+      for (int64_t c = 0; c < pad_channels(a.c); c += kChannelAlign) {
+        typename G::Block b;
+        unroll<kChannelAlign / kLanes>([&](auto v) {
+          b.v[v.value] = load_channels(dout, c + v.value * kLanes, a.c) * drop;
+        });
+        G::store_block(e, a.c, i, c, b);
+      }
+    }
+    zero_rows<G>(z, a.c, rows, round_up(rows, kUnit));
+    zero_rows<G>(e, a.c, rows, round_up(rows, kUnit));
+  }
+
+  // u of the same rows: as it was kept, or computed again from z.
+  void read_hidden(int64_t pixel, int64_t rows, const void* z, void* u) const {
+    if (!a.hidden) {
+      G::product(z, 0, rows, a.w1, 0, G::panels(a.hidden_size), HiddenEpilogue{u, a.hidden_size, a.b1});
+      return;
+    }
+    with_type(a.hidden_dtype, [&](auto type) {
+      for (int64_t i = 0; i < rows; ++i) {
+        const auto* row = static_cast<const decltype(type)*>(a.hidden) + (pixel + i) * a.hidden_size;
+        for (int64_t c = 0; c < pad_channels(a.hidden_size); c += kChannelAlign) {
+          typename G::Block b;
+          unroll<kChannelAlign / kLanes>(
+              [&](auto v) { b.v[v.value] = load_channels(row, c + v.value * kLanes, a.hidden_size); });
+          G::store_block(u, a.hidden_size, i, c, b);
+        }
+      }
+    });
+  }
+
+  // From g and du of rows [row, row + rows) of the group (pixels from `pixel` on): the operands of the products over
+  // pixels, the sums of units, and dx.
+  template <class T>
+  void finish_rows(int64_t row, int64_t pixel, int64_t rows, int64_t all_rows, void* z, void* e, void* g, void* du) const {
+    const int64_t hidden = a.hidden_size, padded = pad_channels(a.c), wide = pad_channels(hidden);
+    for (int64_t r = 0; r < rows; r += kUnit) {
+      const int64_t end = min64(r + kUnit, rows);
+      float* sums = unit(row + r);
+      if (a.weights) {
+        add_rows<G>(du, hidden, r, end, sums);
+        add_rows<G>(e, a.c, r, end, sums + wide);
+      }
+      for (int64_t c = 0; c < 2 * padded; c += kLanes) store(sums + wide + padded + c, Vec{});
+    }
+    if (a.weights) {
+      zero_rows<G>(g, hidden, rows, round_up(rows, kUnit));
+      zero_rows<G>(du, hidden, rows, round_up(rows, kUnit));
+      G::rows_to_b(g, hidden, 0, rows, a.workspace + at.gb, all_rows, row);
+      G::rows_to_b(du, hidden, 0, rows, a.workspace + at.dub, all_rows, row);
+      G::rows_to_transposed_a(z, a.c, 0, rows, a.workspace + at.zt, all_rows, row);
+      G::rows_to_transposed_a(e, a.c, 0, rows, a.workspace + at.et, all_rows, row);
+    }
+    if (!a.dx) return;
+    float* dz = reinterpret_cast<float*>(own + at.dz);
+    G::product(du, 0, rows, a.w1_back, 0, G::panels(a.c), SumEpilogue{dz, padded, false});
+    for (int64_t i = 0; i < rows; ++i) {
+      const T* x = static_cast<const T*>(a.x) + (pixel + i) * a.c;
+      T* dx = static_cast<T*>(a.dx) + (pixel + i) * a.c;
+      const float* d = dz + i * padded;
+      float* sums = unit(row + i) + wide + padded;
+      layernorm_gradient(
+          norm, [&](int64_t c) { return load_channels(x, c, a.c); }, [&](int64_t c) { return load(d + c); }, sums,
+          sums + padded, [&](int64_t c, Vec v) { store_channels(dx, c, a.c, v); });
+    }
+  }
+
+  // All of a chunk where there is no GRN.
+  template <class T>
+  void chunk(int64_t row, int64_t pixel, int64_t rows, int64_t all_rows) const {
+    void *z = own + at.z, *e = own + at.e, *u = own + at.u, *du = own + at.du;
+    read_rows<T>(pixel, rows, z, e);
+    read_hidden(pixel, rows, z, u);
+    G::product(e, 0, rows, a.w2_back, 0, G::panels(a.hidden_size), GeluEpilogue{u, du, a.hidden_size});
+    finish_rows<T>(row, pixel, rows, all_rows, z, e, u, du);
+  }
+
+  // GRN, first: u and dg of `images` images from `first` on, and what their gradients need of each channel.
+  template <class T>
+  void respond(int64_t first, int64_t images) const {
+    const int64_t rows = images * a.pixels, hidden = a.hidden_size, wide = pad_channels(hidden);
+    const int64_t groups = wide / kChannelAlign, pixel = first * a.pixels;
+    int64_t begin, end;
+    team.split(rows, kUnit, &begin, &end);
+    for (int64_t r = begin; r < end; r += p.chunk) {
+      const int64_t count = min64(p.chunk, end - r);
+      void *z = operand(at.z, a.c, r), *e = operand(at.e, a.c, r);
+      read_rows<T>(pixel + r, count, z, e);
+      read_hidden(pixel + r, count, z, operand(at.u, hidden, r));
+      G::product(e, 0, count, a.w2_back, 0, G::panels(hidden), StoreEpilogue{operand(at.du, hidden, r), hidden});
+    }
+    team.barrier();
+    float *square = floats(at.square), *cross = floats(at.cross), *plain = floats(at.plain);
+    team.split(images * groups, 1, &begin, &end);
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t n = item / groups, c = item % groups * kChannelAlign;
+      typename G::Block totals[3] = {};
+      for (int64_t first = 0; first < a.pixels; first += kGrnRun) {
+        typename G::Block sums[3] = {};
+        const int64_t last = n * a.pixels + min64(first + kGrnRun, a.pixels);
+        for (int64_t r = n * a.pixels + first; r < last; ++r) {
+          const typename G::Block u = G::load_block(operand(at.u, hidden, 0), hidden, r, c);
+          const typename G::Block dg = G::load_block(operand(at.du, hidden, 0), hidden, r, c);
+          unroll<kChannelAlign / kLanes>([&](auto v) {
+            const Vec h = gelu_with_slope<kAccuracy>(u.v[v.value]).value;
+            sums[0].v[v.value] = multiply_add(h, h, sums[0].v[v.value]);
+            sums[1].v[v.value] = multiply_add(dg.v[v.value], h, sums[1].v[v.value]);
+            sums[2].v[v.value] += dg.v[v.value];
+          });
+        }
+        unroll<3>([&](auto k) {
+          unroll<kChannelAlign / kLanes>([&](auto v) { totals[k.value].v[v.value] += sums[k.value].v[v.value]; });
+        });
+      }
+      unroll<kChannelAlign / kLanes>([&](auto v) {
+        const int64_t to = n * wide + c + v.value * kLanes;
+        store(square + to, totals[0].v[v.value]);
+        store(cross + to, totals[1].v[v.value]);
+        store(plain + to, totals[2].v[v.value]);
+      });
+    }
+    team.barrier();
+    if (team.rank() == 0) {  // a few instructions a channel, and sums over the images
+      float *dweight = floats(at.dgrn_weight), *dbias = floats(at.dgrn_bias);
+      for (int64_t n = 0; n < images; ++n) {
+        grn_gradient_factors(square + n * wide, cross + n * wide, hidden, a.grn_weight, a.grn_eps, dweight);
+        for (int64_t c = 0; c < wide; c += kLanes) store(dbias + c, load(dbias + c) + load(plain + n * wide + c));
+      }
+    }
+    team.barrier();
+  }
+
+  // GRN, then: g and du in the places of u and dg, rows [row, row + rows) of the images kept.
+  void scale_rows(int64_t row, int64_t rows) const {
+    const int64_t hidden = a.hidden_size, wide = pad_channels(hidden);
+    void *u = operand(at.u, hidden, row), *du = operand(at.du, hidden, row);
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t n = (row + i) / a.pixels;
+      const float *factor = floats(at.square) + n * wide, *change = floats(at.cross) + n * wide;
+      for (int64_t c = 0; c < wide; c += kChannelAlign) {
+        typename G::Block b = G::load_block(u, hidden, i, c), d = G::load_block(du, hidden, i, c);
+        unroll<kChannelAlign / kLanes>([&](auto v) {
+          const int64_t k = c + v.value * kLanes;
+          const Gelu h = gelu_with_slope<kAccuracy>(b.v[v.value]);
+          const Vec f = load(factor + k);
+          b.v[v.value] = multiply_add(h.value, f, load(a.grn_bias + k));
+          d.v[v.value] = multiply_add(d.v[v.value], f, h.value * load(change + k)) * h.slope;
+        });
+        G::store_block(u, hidden, i, c, b);
+        G::store_block(du, hidden, i, c, d);
+      }
+    }
+  }
+
+  // The products over the pixels of a group, and the sums of its units. Each thread takes columns.
+  void sum_group(int64_t rows, bool add) const {
+    const int64_t hidden = a.hidden_size, wide = pad_channels(hidden), panels = G::panels(hidden);
+    int64_t begin, end;
+    if (a.weights) {
+      team.split(2 * panels, 1, &begin, &end);
+      const PackedMatrix du = {a.workspace + at.dub, hidden, rows}, g = {a.workspace + at.gb, hidden, rows};
+      if (begin < panels) {
+        G::product(a.workspace + at.zt, 0, a.c, du, begin, min64(end, panels), SumEpilogue{floats(at.dw1), wide, add});
+      }
+      if (end > panels) {
+        const int64_t first = begin > panels ? begin - panels : 0;
+        G::product(a.workspace + at.et, 0, a.c, g, first, end - panels, SumEpilogue{floats(at.g2), wide, add});
+      }
+    }
+    const int64_t units = ceil_div(rows, kUnit), width = unit_sums(a);
+    team.split(width, kLanes, &begin, &end);
+    for (int64_t c = begin; c < end; c += kLanes) {
+      Vec total = add ? load(floats(at.totals) + c) : Vec{};
+      for (int64_t i = 0; i < units; ++i) total += load(floats(at.units) + i * width + c);
+      store(floats(at.totals) + c, total);
+    }
+  }
+
+  // From the sums to the gradients of the parameters.
+  void finish() const {
+    const int64_t hidden = a.hidden_size, padded = pad_channels(a.c), wide = pad_channels(hidden);
+    const float *totals = floats(at.totals), *of_e = totals + wide, *of_norm = of_e + padded;
+    int64_t begin, end;
+    if (a.weights) {
+      team.split(hidden, kLanes, &begin, &end);
+      for (int64_t j = begin; j < end; j += kLanes) {
+        for (int64_t c = 0; c < a.c; c += kLanes) {
+          Vec rows[kLanes];
+          unroll<kLanes>([&](auto i) {
+            rows[i.value] = c + i.value < a.c ? load(floats(at.dw1) + (c + i.value) * wide + j) : Vec{};
+          });
+          transpose(rows);
+          unroll<kLanes>([&](auto i) {
+            if (j + i.value < hidden) store_channels(a.dw1 + (j + i.value) * a.c, c, a.c, rows[i.value]);
+          });
+        }
+        store_channels(a.db1, j, hidden, load(totals + j));
+      }
+      team.split(a.c, 1, &begin, &end);
+      for (int64_t c = begin; c < end; ++c) {
+        const float *g2 = floats(at.g2) + c * wide, *w2 = a.w2 + c * hidden;
+        Vec along[2] = {};
+        for (int64_t j = 0; j < hidden; j += kLanes) {
+          const Vec v = j + kLanes <= hidden ? load(g2 + j) : load_partial(g2 + j, hidden - j);
+          along[j / kLanes % 2] = multiply_add(v, load_channels(w2, j, hidden), along[j / kLanes % 2]);
+          store_channels(a.dw2 + c * hidden, j, hidden, v * a.gamma[c]);
+        }
+        a.dgamma[c] = sum(along[0] + along[1]) + a.b2[c] * of_e[c];
+        a.db2[c] = a.gamma[c] * of_e[c];
+      }
+    }
+    if (team.rank() == 0) {
+      for (int64_t c = 0; a.dx && c < a.c; c += kLanes) {
+        store_channels(a.dnorm_weight, c, a.c, load(of_norm + c));
+        store_channels(a.dnorm_bias, c, a.c, load(of_norm + padded + c));
+      }
+      for (int64_t c = 0; a.grn_weight && c < hidden; c += kLanes) {
+        store_channels(a.dgrn_weight, c, hidden, load(floats(at.dgrn_weight) + c));
+        store_channels(a.dgrn_bias, c, hidden, load(floats(at.dgrn_bias) + c));
+      }
+    }
+  }
+
+  template <class T>
+  void run() const {
+    const int64_t wide = pad_channels(a.hidden_size);
+    if (a.grn_weight && team.rank() == 0) {
+      for (int64_t c = 0; c < wide; c += kLanes) {
+        store(floats(at.dgrn_weight) + c, Vec{});
+        store(floats(at.dgrn_bias) + c, Vec{});
+      }
+    }
+    bool add = false;
+    for (int64_t image = 0; image < a.n; image += p.images) {
+      const int64_t images = min64(p.images, a.n - image), all = images * a.pixels;
+      if (a.grn_weight) respond<T>(image, images);
+      for (int64_t first = 0; first < all; first += p.group) {
+        const int64_t rows = min64(p.group, all - first);
+        int64_t begin, end;
+        team.split(rows, kUnit, &begin, &end);
+        for (int64_t r = begin; r < end; r += p.chunk) {
+          const int64_t count = min64(p.chunk, end - r), kept = first + r, pixel = image * a.pixels + kept;
+          if (a.grn_weight) {
+            scale_rows(kept, count);
+            finish_rows<T>(r, pixel, count, rows, operand(at.z, a.c, kept), operand(at.e, a.c, kept),
+                           operand(at.u, a.hidden_size, kept), operand(at.du, a.hidden_size, kept));
+          } else {
+            chunk<T>(r, pixel, count, rows);
+          }
+        }
+        team.barrier();
+        sum_group(rows, add);
+        team.barrier();
+        add = true;
+      }
+    }
+    finish();
+  }
+};
+
+template <class G>
+void run(const MlpBackwardArgs& a, Team& team) {
+  with_type(a.dtype, [&](auto type) { MlpBackward<G>(a, team).template run<decltype(type)>(); });
+}
+
+}  // namespace
+
+void mlp_backward(const MlpBackwardArgs& a, Team& team) {
+#if defined(__AVX512BF16__)
+  if (a.products == Products::kBFloat16) {
+    [[maybe_unused]] const GemmBf16::Scope scope;
+    return run<GemmBf16>(a, team);
+  }
+#endif
+  run<GemmF32>(a, team);
+}
+
+int64_t mlp_backward_workspace(const MlpBackwardArgs& a, int threads) {
+#if defined(__AVX512BF16__)
+  if (a.products == Products::kBFloat16) return MlpBackward<GemmBf16>::workspace(a, threads);
+#endif
+  return MlpBackward<GemmF32>::workspace(a, threads);
+}
+
+}  // namespace cnk::cpu::CNK_ISA
