@@ -27,11 +27,11 @@ CNK_INLINE int64_t group_rows(int64_t rows, int64_t row_bytes) {
 // An epilogue: dense fp32 rows, replaced or added to.
 struct SumEpilogue {
   float* out;
-  int64_t stride;
+  int64_t stride, columns;  // columns beyond are not written
   bool add;
   CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
-    float* at = out + row * stride + column;
-    store(at, add ? v + load(at) : v);
+    float* at = out + row * stride;
+    store_channels(at, column, columns, add ? v + load_channels(at, column, columns) : v);
   }
   CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
     (*this)(row, column, low);

@@ -38,7 +38,7 @@ struct DownsampleBackward {
   // Offsets into the workspace.
   struct Layout {
     int64_t row, z, e, dz, per_thread;   // of a thread
-    int64_t et, zb, dw, units, totals, total;
+    int64_t et, zb, units, totals, total;
     Layout(const DownsampleBackward& d, int threads) {
       int64_t at = 0;
       const auto take = [&at](int64_t bytes) {
@@ -55,7 +55,6 @@ struct DownsampleBackward {
       at *= threads;
       et = take(G::a_bytes(wide, group));
       zb = take(G::packed_bytes(d.patch, group));
-      dw = take(wide * d.patch * 4);
       units = take(group / kUnit * d.unit_sums() * 4);
       totals = take(d.unit_sums() * 4);
       total = at;
@@ -86,7 +85,7 @@ struct DownsampleBackward {
     char* own = a.workspace + team.rank() * at.per_thread;
     void *z = own + at.z, *e = own + at.e, *zb = a.workspace + at.zb, *et = a.workspace + at.et;
     float *row = reinterpret_cast<float*>(own + at.row), *dz = reinterpret_cast<float*>(own + at.dz);
-    float *dw = reinterpret_cast<float*>(a.workspace + at.dw), *units = reinterpret_cast<float*>(a.workspace + at.units);
+    float* units = reinterpret_cast<float*>(a.workspace + at.units);
     float* totals = reinterpret_cast<float*>(a.workspace + at.totals);
     int64_t begin, end;
     for (int64_t first = 0; first < all; first += size) {
@@ -119,7 +118,7 @@ struct DownsampleBackward {
           G::rows_to_transposed_a(e, width, 0, count, et, rows, r);
         }
         if (!a.dx) continue;
-        G::product(e, 0, count, a.weight_back, 0, G::panels(patch), SumEpilogue{dz, patch, false});
+        G::product(e, 0, count, a.weight_back, 0, G::panels(patch), SumEpilogue{dz, patch, patch, false});
         for (int64_t i = 0; i < count; ++i) {
           const int64_t pixel = corner(first + r + i);
           float* sums = units + (r + i) / kUnit * unit_sums() + wide;
@@ -137,7 +136,7 @@ struct DownsampleBackward {
       team.barrier();
       if (a.weights) {
         team.split(G::panels(patch), 1, &begin, &end);
-        G::product(et, 0, width, PackedMatrix{zb, patch, rows}, begin, end, SumEpilogue{dw, patch, first > 0});
+        G::product(et, 0, width, PackedMatrix{zb, patch, rows}, begin, end, SumEpilogue{a.dweight, patch, patch, first > 0});
       }
       team.split(unit_sums(), kLanes, &begin, &end);
       for (int64_t c = begin; c < end; c += kLanes) {
@@ -146,10 +145,6 @@ struct DownsampleBackward {
         store(totals + c, total);
       }
       team.barrier();
-    }
-    if (a.weights) {
-      team.split(width, 1, &begin, &end);
-      for (int64_t i = begin * patch; i < end * patch; i += kLanes) store(a.dweight + i, load(dw + i));
     }
     if (team.rank() > 0) return;
     for (int64_t c = 0; a.weights && c < width; c += kLanes) store_channels(a.dbias, c, width, load(totals + c));

@@ -5,7 +5,8 @@
 // One register holds kLanes channels. A band of rows of x (with zeros at its left and right) and of dy is gathered
 // into a dense fp32 scratch; then each column of dy meets the taps of two kernel rows, whose sums stay in registers
 // along a block of rows that fits L1. bf16 where there is VDPBF16PS at full rate: the scratch holds pairs of
-// neighbouring columns, and one instruction adds two products.
+// neighbouring columns, and one instruction adds two products. What costs most is not the sums but fetching x and dy from
+// L3: so a whole cache line of each pixel is gathered at once.
 //
 // Bands are grouped into slabs by the shape alone; each slab has sums of its own, which are added up in order at the
 // end: the bits of the result do not depend on the number of threads.
@@ -42,204 +43,301 @@ struct Pairs {
 CNK_INLINE Vec join(Vec first, Vec second) { return (Vec)((((VecI)first >> 16) & 0xffff) | (VecI)second); }
 
 struct Plan {
+  int64_t together;  // registers of channels gathered at once: a cache line of each pixel
+  int64_t pieces;    // of that many registers
   int64_t band;      // rows of dy gathered at a time
   int64_t bands;     // of an image
   int64_t block;     // rows of a band whose taps are added in one go
   int64_t slabs;     // with sums of their own
-  int64_t groups;    // of kLanes channels
   int64_t reach;     // of the kernel to each side
   int64_t x_row;     // words (of kLanes numbers) of a row of x in the scratch
   int64_t dy_row;    // and of dy
+  int64_t taps;      // K * K
   int64_t sums;      // floats of a slab: (K * K + 1, padded C)
   int64_t scratch;   // bytes of a thread
 
   explicit Plan(const DwconvWeightGradientArgs& a) {
     constexpr int64_t word = kLanes * 4;
+    together = max64(64 / (element_size(a.dtype) * kLanes), 1);
+    pieces = ceil_div(a.c, together * kLanes);
     reach = int64_t{a.kernel_size / 2} * a.dilation;
     // Beyond the row: the right neighbour of its last column, and the single last column of an odd width.
     x_row = a.w + 2 * reach + 1 + a.kernel_size;
     dy_row = a.w;
     const int64_t x_bytes = x_row * word, dy_bytes = dy_row * word;
-    band = (kBand - 2 * reach * x_bytes) / (x_bytes + dy_bytes);
+    band = (kBand / together - 2 * reach * x_bytes) / (x_bytes + dy_bytes);
     bands = ceil_div(a.h, min64(max64(band, 1), a.h));
     band = ceil_div(a.h, bands);
     bands = ceil_div(a.h, band);
     block = min64(max64((kBlock - 2 * reach * x_bytes) / (x_bytes + dy_bytes), 1), band);
-    groups = ceil_div(a.c, kLanes);
-    slabs = min64(a.n * bands, ceil_div(kItems, groups));
-    sums = (int64_t{a.kernel_size} * a.kernel_size + 1) * pad_channels(a.c);
-    scratch = ((band + 2 * reach) * x_row + band * dy_row) * word + (int64_t{a.kernel_size} * a.kernel_size + 1) * word;
+    slabs = min64(a.n * bands, ceil_div(kItems, pieces));
+    taps = int64_t{a.kernel_size} * a.kernel_size;
+    sums = (taps + 1) * pad_channels(a.c);
+    scratch = together * ((band + 2 * reach) * x_row + band * dy_row + taps + 1) * word;
   }
 };
 
-// sums[r][j] += dy[w] * x_r[w + j * d] for `count` words of dy.
+// What add_taps walks over: `rows` rows of dy, each against kernel rows whose x rows lie `kernel_row` apart.
+struct Walk {
+  const float *dy, *x;             // first word of dy, and of x at the first tap
+  int64_t dy_row, x_row;           // floats from row to row of the image
+  int64_t kernel_row;              // floats from kernel row to kernel row in x
+  int64_t rows, words;             // of dy
+  int64_t single;                  // from x to its words for one more word of dy, a single column; 0: none
+  int64_t dilation;
+  float* sums;                     // of the first kernel row and tap
+  int64_t sums_row;                // floats from kernel row to kernel row
+};
+
+// sums[r][j] += dy[h, w] * x[h + r, w + j * d]. The sums stay in registers.
 template <class Word, int ROWS, int TAPS, bool DILATED>
-void add_taps(const float* dy, const float* const* x, int64_t count, int64_t dilation, float* const* sums) {
-  const int64_t d = DILATED ? dilation : 1;
-  const float* x0 = x[0];
-  const float* x1 = x[ROWS - 1];
+void add_taps(const Walk& walk) {
+  const int64_t d = (DILATED ? walk.dilation : 1) * kLanes, kernel_row = walk.kernel_row;
   Vec acc[ROWS][TAPS];
-  unroll<ROWS>([&](auto r) { unroll<TAPS>([&](auto j) { acc[r.value][j.value] = load(sums[r.value] + j.value * kLanes); }); });
-  for (int64_t w = 0; w < count; ++w) {
-    const Vec v = load(dy + w * kLanes);
-    unroll<TAPS>([&](auto j) { acc[0][j.value] = Word::add(v, x0 + j.value * d * kLanes, acc[0][j.value]); });
-    if constexpr (ROWS == 2) {
-      unroll<TAPS>([&](auto j) { acc[1][j.value] = Word::add(v, x1 + j.value * d * kLanes, acc[1][j.value]); });
+  unroll<ROWS>([&](auto r) {
+    unroll<TAPS>([&](auto j) { acc[r.value][j.value] = load(walk.sums + r.value * walk.sums_row + j.value * kLanes); });
+  });
+  for (int64_t h = 0; h < walk.rows; ++h) {
+    const float *dy = walk.dy + h * walk.dy_row, *x = walk.x + h * walk.x_row;
+    for (int64_t w = 0; w < walk.words; ++w) {
+      const Vec v = load(dy);
+      unroll<ROWS>([&](auto r) {
+        unroll<TAPS>([&](auto j) {
+          acc[r.value][j.value] = Word::add(v, x + r.value * kernel_row + j.value * d, acc[r.value][j.value]);
+        });
+      });
+      dy += kLanes;
+      x += Word::kColumns * kLanes;
     }
-    x0 += Word::kColumns * kLanes;
-    x1 += Word::kColumns * kLanes;
+    if (walk.single) {
+      const Vec v = load(dy);
+      const float* last = walk.x + h * walk.x_row + walk.single;
+      unroll<ROWS>([&](auto r) {
+        unroll<TAPS>([&](auto j) {
+          acc[r.value][j.value] = Word::add(v, last + r.value * kernel_row + j.value * kLanes, acc[r.value][j.value]);
+        });
+      });
+    }
   }
-  unroll<ROWS>([&](auto r) { unroll<TAPS>([&](auto j) { store(sums[r.value] + j.value * kLanes, acc[r.value][j.value]); }); });
+  unroll<ROWS>([&](auto r) {
+    unroll<TAPS>([&](auto j) { store(walk.sums + r.value * walk.sums_row + j.value * kLanes, acc[r.value][j.value]); });
+  });
 }
 
-using AddTaps = void (*)(const float* dy, const float* const* x, int64_t count, int64_t dilation, float* const* sums);
+// Kernel rows at a time for `taps` taps: at most three, and registers are left for dy and an address' worth of x.
+constexpr int kernel_rows(int taps) {
+  const int most = (kRegisters - 3) / taps;
+  return most > 3 ? 3 : most < 1 ? 1 : most;
+}
 
-template <class Word, int ROWS, bool DILATED, int TAPS = kMaxTaps>
-AddTaps pick(int taps) {
+using AddTaps = void (*)(const Walk&);
+
+template <class Word, bool DILATED, int TAPS = kMaxTaps>
+AddTaps pick(int rows, int taps) {
   if constexpr (TAPS == 0) {
     return nullptr;
   } else {
-    return taps == TAPS ? add_taps<Word, ROWS, TAPS, DILATED> : pick<Word, ROWS, DILATED, TAPS - 1>(taps);
+    if (taps != TAPS) return pick<Word, DILATED, TAPS - 1>(rows, taps);
+    if constexpr (kernel_rows(TAPS) >= 3) {
+      if (rows == 3) return add_taps<Word, 3, TAPS, DILATED>;
+    }
+    if constexpr (kernel_rows(TAPS) >= 2) {
+      if (rows == 2) return add_taps<Word, 2, TAPS, DILATED>;
+    }
+    return add_taps<Word, 1, TAPS, DILATED>;
   }
-}
-
-// Gather `width` pixels of a register of channels as words; zeros for `reach` columns on both sides.
-template <class Word, class T>
-void gather_x(const T* row, int64_t stride, int64_t width, int64_t valid, int64_t reach, int64_t kernel_size,
-              int64_t dilation, float* words) {
-  const auto read = [&](int64_t w) { return valid >= kLanes ? load(row + w * stride) : load_partial(row + w * stride, valid); };
-  if constexpr (Word::kColumns == 1) {
-    for (int64_t w = 0; w < reach; ++w) store(words + w * kLanes, Vec{});
-    for (int64_t w = 0; w < width; ++w) store(words + (reach + w) * kLanes, read(w));
-    for (int64_t w = 0; w < reach; ++w) store(words + (reach + width + w) * kLanes, Vec{});
-  } else {
-    const int64_t columns = width + 2 * reach;
-    Vec here = reach ? Vec{} : read(0);
-    for (int64_t p = 0; p < columns; ++p) {
-      const int64_t next = p + 1 - reach;
-      const Vec there = next >= 0 && next < width ? read(next) : Vec{};
-      store(words + p * kLanes, join(here, there));
-      here = there;
-    }
-    // The last column of an odd width has no right neighbour in dy, and what is right of it in x may be Inf.
-    if (width % 2) {
-      for (int64_t j = 0; j < kernel_size; ++j) {
-        const Vec word = load(words + (width - 1 + j * dilation) * kLanes);
-        store(words + (columns + 1 + j) * kLanes, (Vec)((VecI)word & 0xffff));
-      }
-    }
-  }
-}
-
-// The same of dy, and its sum.
-template <class Word, class T>
-void gather_dy(const T* row, int64_t stride, int64_t width, int64_t valid, float* words, float* sum) {
-  const auto read = [&](int64_t w) { return valid >= kLanes ? load(row + w * stride) : load_partial(row + w * stride, valid); };
-  Vec total = load(sum);
-  if constexpr (Word::kColumns == 1) {
-    for (int64_t w = 0; w < width; ++w) {
-      const Vec v = read(w);
-      total += v;
-      store(words + w * kLanes, v);
-    }
-  } else {
-    for (int64_t w = 0; w < width; w += 2) {
-      const Vec first = read(w), second = w + 1 < width ? read(w + 1) : Vec{};
-      total += first;
-      total += second;
-      store(words + w / 2 * kLanes, join(first, second));
-    }
-  }
-  store(sum, total);
 }
 
 template <class Word, class T>
 struct WeightGradient {
+  static constexpr int kTogether = int(64 / sizeof(T)) / kLanes > 1 ? int(64 / sizeof(T)) / kLanes : 1;
+
   const DwconvWeightGradientArgs& a;
   const Plan& p;
-  float *x, *dy, *sums;  // the scratch; sums (K * K + 1, kLanes)
+  float* scratch;
 
-  // Rows [begin, end) of dy of image n, into `sums`.
+  float* x(int group) const { return scratch + group * (p.band + 2 * p.reach) * p.x_row * kLanes; }
+  float* dy(int group) const { return x(kTogether) + group * p.band * p.dy_row * kLanes; }
+  float* sums(int group) const { return dy(kTogether) + group * (p.taps + 1) * kLanes; }  // (K * K + 1, kLanes)
+
+  // Registers of a pixel, of channels `channel`...
+  template <bool FULL>
+  CNK_INLINE void read(const T* pixel, int64_t channel, Vec (&v)[kTogether]) const {
+    unroll<kTogether>([&](auto g) {
+      const int64_t c = channel + g.value * kLanes;
+      v[g.value] = FULL ? load(pixel + c) : load_channels(pixel, c, a.c);
+    });
+  }
+
+  // A row of x as words, with zeros for `reach` columns on both sides.
+  template <bool FULL>
+  void gather_x(const T* row, int64_t channel, int64_t to) const {
+    float* words[kTogether];
+    unroll<kTogether>([&](auto g) { words[g.value] = x(g.value) + to * p.x_row * kLanes; });
+    const int64_t columns = a.w + 2 * p.reach;
+    Vec v[kTogether] = {};
+    if constexpr (Word::kColumns == 1) {
+      for (int64_t w = 0; w < p.reach; ++w) {
+        unroll<kTogether>([&](auto g) {
+          store(words[g.value] + w * kLanes, Vec{});
+          store(words[g.value] + (columns - 1 - w) * kLanes, Vec{});
+        });
+      }
+      for (int64_t w = 0; w < a.w; ++w) {
+        read<FULL>(row + w * a.c, channel, v);
+        unroll<kTogether>([&](auto g) { store(words[g.value] + (p.reach + w) * kLanes, v[g.value]); });
+      }
+    } else {
+      Vec here[kTogether] = {};  // column p - reach of the image, for the word p
+      const auto put = [&](int64_t word) {
+        unroll<kTogether>([&](auto g) {
+          store(words[g.value] + word * kLanes, join(here[g.value], v[g.value]));
+          here[g.value] = v[g.value];
+        });
+      };
+      if (p.reach == 0) read<FULL>(row, channel, here);
+      for (int64_t word = 0; word < p.reach - 1; ++word) put(word);
+      for (int64_t w = p.reach ? 0 : 1; w < a.w; ++w) {
+        read<FULL>(row + w * a.c, channel, v);
+        put(p.reach + w - 1);
+      }
+      unroll<kTogether>([&](auto g) { v[g.value] = Vec{}; });
+      for (int64_t word = p.reach + a.w - 1; word < columns; ++word) put(word);
+      // The last column of an odd width has no right neighbour in dy, and what is right of it in x may be Inf.
+      for (int64_t j = 0; a.w % 2 && j < a.kernel_size; ++j) {
+        unroll<kTogether>([&](auto g) {
+          const Vec word = load(words[g.value] + (a.w - 1 + j * a.dilation) * kLanes);
+          store(words[g.value] + (columns + 1 + j) * kLanes, (Vec)((VecI)word & 0xffff));
+        });
+      }
+    }
+  }
+
+  // The same of dy; its sum joins that of the bias.
+  template <bool FULL>
+  void gather_dy(const T* row, int64_t channel, int64_t to) const {
+    float* words[kTogether];
+    Vec v[kTogether], next[kTogether], total[kTogether];
+    unroll<kTogether>([&](auto g) {
+      words[g.value] = dy(g.value) + to * p.dy_row * kLanes;
+      total[g.value] = load(sums(g.value) + p.taps * kLanes);
+    });
+    for (int64_t w = 0; w < a.w; w += Word::kColumns) {
+      read<FULL>(row + w * a.c, channel, v);
+      unroll<kTogether>([&](auto g) { total[g.value] += v[g.value]; });
+      if constexpr (Word::kColumns == 2) {
+        unroll<kTogether>([&](auto g) { next[g.value] = Vec{}; });
+        if (w + 1 < a.w) read<FULL>(row + (w + 1) * a.c, channel, next);
+        unroll<kTogether>([&](auto g) {
+          total[g.value] += next[g.value];
+          v[g.value] = join(v[g.value], next[g.value]);
+        });
+      }
+      unroll<kTogether>([&](auto g) { store(words[g.value] + w / Word::kColumns * kLanes, v[g.value]); });
+    }
+    unroll<kTogether>([&](auto g) { store(sums(g.value) + p.taps * kLanes, total[g.value]); });
+  }
+
+  // Rows [begin, end) of dy of image n.
+  template <bool FULL>
   void add_band(int64_t n, int64_t begin, int64_t end, int64_t channel) const {
     const int64_t first = max64(begin - p.reach, 0), last = min64(end + p.reach, a.h);  // rows of x
-    const int64_t valid = a.c - channel, row = a.w * a.c;
-    const T* image_x = static_cast<const T*>(a.x) + n * a.h * row + channel;
-    const T* image_dy = static_cast<const T*>(a.dy) + n * a.h * row + channel;
+    const int64_t row = a.w * a.c, image = n * a.h * row;
     for (int64_t h = first; h < last; ++h) {
-      gather_x<Word>(image_x + h * row, a.c, a.w, valid, p.reach, a.kernel_size, a.dilation,
-                     x + (h - first) * p.x_row * kLanes);
+      gather_x<FULL>(static_cast<const T*>(a.x) + image + h * row, channel, h - first);
     }
-    float* bias = sums + int64_t{a.kernel_size} * a.kernel_size * kLanes;
     for (int64_t h = begin; h < end; ++h) {
-      gather_dy<Word>(image_dy + h * row, a.c, a.w, valid, dy + (h - begin) * p.dy_row * kLanes, bias);
+      gather_dy<FULL>(static_cast<const T*>(a.dy) + image + h * row, channel, h - begin);
     }
-    const int blocks = (a.kernel_size + kMaxTaps - 1) / kMaxTaps;
-    for (int64_t top = begin; top < end; top += p.block) {
-      const int64_t bottom = min64(top + p.block, end);
-      for (int b = 0; b < blocks; ++b) {
-        const int tap = a.kernel_size * b / blocks, taps = a.kernel_size * (b + 1) / blocks - tap;
-        for (int i = 0; i < a.kernel_size; i += 2) add_rows(top, bottom, begin, first, i, tap, taps);
+    const int k = a.kernel_size, parts = (k + kMaxTaps - 1) / kMaxTaps;
+    for (int group = 0; group < kTogether && channel + group * kLanes < a.c; ++group) {
+      for (int64_t top = begin; top < end; top += p.block) {
+        const int64_t bottom = min64(top + p.block, end);
+        for (int part = 0; part < parts; ++part) {
+          const int tap = k * part / parts, taps = k * (part + 1) / parts - tap;
+          const int groups = (k + kernel_rows(taps) - 1) / kernel_rows(taps);
+          for (int r = 0; r < groups; ++r) {
+            add_rows(group, top, bottom, begin, first, k * r / groups, k * (r + 1) / groups, tap, taps);
+          }
+        }
       }
     }
   }
 
  private:
-  // Kernel rows i and i + 1, taps [tap, tap + taps).
-  void add_rows(int64_t top, int64_t bottom, int64_t begin, int64_t first, int i, int tap, int taps) const {
-    const bool dilated = a.dilation != 1;
-    const AddTaps two = dilated ? pick<Word, 2, true>(taps) : pick<Word, 2, false>(taps);
-    const AddTaps one = dilated ? pick<Word, 1, true>(taps) : pick<Word, 1, false>(taps);
-    float* const target[2] = {sums + (int64_t{i} * a.kernel_size + tap) * kLanes,
-                              sums + (int64_t{i + 1} * a.kernel_size + tap) * kLanes};
-    const int64_t words = a.w / Word::kColumns;
-    for (int64_t h = top; h < bottom; ++h) {
-      const int64_t above = h + int64_t{i} * a.dilation - p.reach, below = above + a.dilation;  // rows of x
-      const bool has_above = above >= 0 && above < a.h;
-      const bool has_below = i + 1 < a.kernel_size && below >= 0 && below < a.h;
-      if (!has_above && !has_below) continue;
-      const float* dy_row = dy + (h - begin) * p.dy_row * kLanes;
-      const float* rows[2] = {x + (above - first) * p.x_row * kLanes, x + (below - first) * p.x_row * kLanes};
-      // The words of the taps, then those of the single last column of an odd width.
-      const int64_t offset = int64_t{tap} * a.dilation * kLanes;
-      const int64_t single = (a.w + 2 * p.reach + 1 + tap) * kLanes;
-      const bool both = has_above && has_below;
-      const int from = has_above ? 0 : 1;
-      const float* starts[2] = {rows[from] + offset, rows[1] + offset};
-      (both ? two : one)(dy_row, starts, words, a.dilation, target + from);
-      if (Word::kColumns == 2 && a.w % 2) {
-        const float* lasts[2] = {rows[from] + single, rows[1] + single};
-        const AddTaps last = both ? pick<Word, 2, false>(taps) : pick<Word, 1, false>(taps);
-        last(dy_row + words * kLanes, lasts, 1, 1, target + from);
+  // Kernel rows [i, end_i), taps [tap, tap + taps): runs of rows of dy for which the same kernel rows lie in the image.
+  void add_rows(int group, int64_t top, int64_t bottom, int64_t begin, int64_t first, int i, int end_i, int tap,
+                int taps) const {
+    const int64_t d = a.dilation;
+    int64_t h = top;
+    while (h < bottom) {
+      int64_t from, to;
+      kernel_rows_at(h, i, end_i, &from, &to);
+      int64_t next = h + 1;
+      for (; next < bottom; ++next) {
+        int64_t next_from, next_to;
+        kernel_rows_at(next, i, end_i, &next_from, &next_to);
+        if (next_from != from || next_to != to) break;
       }
+      if (from < to) {
+        const float* row = x(group) + (h + from * d - p.reach - first) * p.x_row * kLanes;
+        const int64_t start = tap * d * kLanes;
+        Walk walk = {.dy = dy(group) + (h - begin) * p.dy_row * kLanes,
+                     .x = row + start,
+                     .dy_row = p.dy_row * kLanes,
+                     .x_row = p.x_row * kLanes,
+                     .kernel_row = d * p.x_row * kLanes,
+                     .rows = next - h,
+                     .words = a.w / Word::kColumns,
+                     .single = 0,
+                     .dilation = d,
+                     .sums = sums(group) + (from * a.kernel_size + tap) * kLanes,
+                     .sums_row = int64_t{a.kernel_size} * kLanes};
+        if (a.w % Word::kColumns) walk.single = (a.w + 2 * p.reach + 1 + tap) * kLanes - start;
+        (d == 1 ? pick<Word, false> : pick<Word, true>)(int(to - from), taps)(walk);
+      }
+      h = next;
     }
+  }
+
+  // Which of kernel rows [i, end_i) meet a row of x that is in the image.
+  void kernel_rows_at(int64_t h, int i, int end_i, int64_t* from, int64_t* to) const {
+    const int64_t d = a.dilation;
+    *from = max64(i, h >= p.reach ? 0 : ceil_div(p.reach - h, d));
+    *to = max64(min64(end_i, (a.h - 1 + p.reach - h) / d + 1), *from);
   }
 };
 
 template <class Word, class T>
 void run(const DwconvWeightGradientArgs& a, Team& team, const Plan& p) {
-  const int64_t padded = pad_channels(a.c), taps = int64_t{a.kernel_size} * a.kernel_size;
+  using Gradient = WeightGradient<Word, T>;
+  const int64_t padded = pad_channels(a.c), piece = Gradient::kTogether * kLanes;
   float* all = reinterpret_cast<float*>(a.workspace);
-  float* own = reinterpret_cast<float*>(a.workspace + (p.slabs * p.sums * 4 + 63) / 64 * 64 + team.rank() * p.scratch);
-  const int64_t x_words = (p.band + 2 * p.reach) * p.x_row * kLanes, dy_words = p.band * p.dy_row * kLanes;
-  const WeightGradient<Word, T> gradient = {a, p, own, own + x_words, own + x_words + dy_words};
+  const int64_t shared = (p.slabs * p.sums * 4 + 63) / 64 * 64;
+  const Gradient gradient = {a, p, reinterpret_cast<float*>(a.workspace + shared + team.rank() * p.scratch)};
   const int64_t bands = a.n * p.bands;
-  for (int64_t item; (item = team.next()) < p.slabs * p.groups;) {
-    const int64_t slab = item / p.groups, channel = item % p.groups * kLanes;
-    for (int64_t k = 0; k <= taps; ++k) store(gradient.sums + k * kLanes, Vec{});
+  for (int64_t item; (item = team.next()) < p.slabs * p.pieces;) {
+    const int64_t slab = item / p.pieces, channel = item % p.pieces * piece;
+    for (int64_t k = 0; k < Gradient::kTogether * (p.taps + 1); ++k) store(gradient.sums(0) + k * kLanes, Vec{});
     for (int64_t b = bands * slab / p.slabs; b < bands * (slab + 1) / p.slabs; ++b) {
-      const int64_t begin = b % p.bands * p.band;
-      gradient.add_band(b / p.bands, begin, min64(begin + p.band, a.h), channel);
+      const int64_t begin = b % p.bands * p.band, end = min64(begin + p.band, a.h);
+      if (channel + piece <= a.c) {
+        gradient.template add_band<true>(b / p.bands, begin, end, channel);
+      } else {
+        gradient.template add_band<false>(b / p.bands, begin, end, channel);
+      }
     }
-    for (int64_t k = 0; k <= taps; ++k) {
-      store(all + slab * p.sums + k * padded + channel, load(gradient.sums + k * kLanes));
+    for (int group = 0; group < Gradient::kTogether && channel + group * kLanes < a.c; ++group) {
+      float* out = all + slab * p.sums + channel + group * kLanes;
+      for (int64_t k = 0; k <= p.taps; ++k) store(out + k * padded, load(gradient.sums(group) + k * kLanes));
     }
   }
   team.barrier();
   int64_t begin, end;
-  team.split(taps + 1, 1, &begin, &end);
+  team.split(p.taps + 1, 1, &begin, &end);
   for (int64_t k = begin; k < end; ++k) {
-    float* out = k < taps ? a.dw + k * padded : a.db;
-    for (int64_t c = 0; c < p.groups * kLanes; c += kLanes) {
+    float* out = k < p.taps ? a.dw + k * padded : a.db;
+    for (int64_t c = 0; c < a.c; c += kLanes) {
       Vec total = {};
       for (int64_t slab = 0; slab < p.slabs; ++slab) total += load(all + slab * p.sums + k * padded + c);
       store(out + c, total);

@@ -64,8 +64,7 @@ struct MlpBackward {
     int64_t row, dz;                     // of a thread
     int64_t z = 0, e = 0, u = 0, du = 0;  // of a thread; with GRN shared, and du is dg at first
     int64_t per_thread;
-    int64_t zt, et, gb, dub;             // operands of the products over pixels: transposed z, e; g, du
-    int64_t dw1, g2;                     // (C, padded hidden) sums
+    int64_t dut, zb, et, gb;             // operands of the products over pixels: transposed du, z; transposed e, g
     int64_t units, totals;               // sums of the units of a group; of all
     int64_t square = 0, cross = 0, plain = 0;  // GRN: images x padded hidden
     int64_t dgrn_weight = 0, dgrn_bias = 0;    // padded hidden
@@ -100,12 +99,10 @@ struct MlpBackward {
         dgrn_weight = take(wide * 4);
         dgrn_bias = take(wide * 4);
       }
-      zt = take(G::a_bytes(padded, p.group));
+      dut = take(G::a_bytes(wide, p.group));
+      zb = take(G::packed_bytes(c, p.group));
       et = take(G::a_bytes(padded, p.group));
       gb = take(G::packed_bytes(hidden, p.group));
-      dub = take(G::packed_bytes(hidden, p.group));
-      dw1 = take(c * wide * 4);
-      g2 = take(c * wide * 4);
       units = take(p.group / kUnit * unit_sums(a) * 4);
       totals = take(unit_sums(a) * 4);
       total = at;
@@ -248,14 +245,14 @@ struct MlpBackward {
     if (a.weights) {
       zero_rows<G>(g, hidden, rows, round_up(rows, kUnit));
       zero_rows<G>(du, hidden, rows, round_up(rows, kUnit));
-      G::rows_to_b(g, hidden, 0, rows, a.workspace + at.gb, all_rows, row);
-      G::rows_to_b(du, hidden, 0, rows, a.workspace + at.dub, all_rows, row);
-      G::rows_to_transposed_a(z, a.c, 0, rows, a.workspace + at.zt, all_rows, row);
+      G::rows_to_transposed_a(du, hidden, 0, rows, a.workspace + at.dut, all_rows, row);
+      G::rows_to_b(z, a.c, 0, rows, a.workspace + at.zb, all_rows, row);
       G::rows_to_transposed_a(e, a.c, 0, rows, a.workspace + at.et, all_rows, row);
+      G::rows_to_b(g, hidden, 0, rows, a.workspace + at.gb, all_rows, row);
     }
     if (!a.dx) return;
     float* dz = reinterpret_cast<float*>(own + at.dz);
-    G::product(du, 0, rows, a.w1_back, 0, G::panels(a.c), SumEpilogue{dz, padded, false});
+    G::product(du, 0, rows, a.w1_back, 0, G::panels(a.c), SumEpilogue{dz, padded, padded, false});
     for (int64_t i = 0; i < rows; ++i) {
       const T* x = static_cast<const T*>(a.x) + (pixel + i) * a.c;
       T* dx = static_cast<T*>(a.dx) + (pixel + i) * a.c;
@@ -354,20 +351,16 @@ struct MlpBackward {
     }
   }
 
-  // The products over the pixels of a group, and the sums of its units. Each thread takes columns.
+  // The products over the pixels of a group, and the sums of its units. Each thread takes rows or columns of the results.
   void sum_group(int64_t rows, bool add) const {
-    const int64_t hidden = a.hidden_size, wide = pad_channels(hidden), panels = G::panels(hidden);
+    const int64_t hidden = a.hidden_size;
     int64_t begin, end;
     if (a.weights) {
-      team.split(2 * panels, 1, &begin, &end);
-      const PackedMatrix du = {a.workspace + at.dub, hidden, rows}, g = {a.workspace + at.gb, hidden, rows};
-      if (begin < panels) {
-        G::product(a.workspace + at.zt, 0, a.c, du, begin, min64(end, panels), SumEpilogue{floats(at.dw1), wide, add});
-      }
-      if (end > panels) {
-        const int64_t first = begin > panels ? begin - panels : 0;
-        G::product(a.workspace + at.et, 0, a.c, g, first, end - panels, SumEpilogue{floats(at.g2), wide, add});
-      }
+      team.split(hidden, kUnit, &begin, &end);
+      const PackedMatrix z = {a.workspace + at.zb, a.c, rows}, g = {a.workspace + at.gb, hidden, rows};
+      G::product(a.workspace + at.dut, begin, end, z, 0, G::panels(a.c), SumEpilogue{a.dw1, a.c, a.c, add});
+      team.split(G::panels(hidden), 1, &begin, &end);
+      G::product(a.workspace + at.et, 0, a.c, g, begin, end, SumEpilogue{a.dw2, hidden, hidden, add});
     }
     const int64_t units = ceil_div(rows, kUnit), width = unit_sums(a);
     team.split(width, kLanes, &begin, &end);
@@ -384,34 +377,22 @@ struct MlpBackward {
     const float *totals = floats(at.totals), *of_e = totals + wide, *of_norm = of_e + padded;
     int64_t begin, end;
     if (a.weights) {
-      team.split(hidden, kLanes, &begin, &end);
-      for (int64_t j = begin; j < end; j += kLanes) {
-        for (int64_t c = 0; c < a.c; c += kLanes) {
-          Vec rows[kLanes];
-          unroll<kLanes>([&](auto i) {
-            rows[i.value] = c + i.value < a.c ? load(floats(at.dw1) + (c + i.value) * wide + j) : Vec{};
-          });
-          transpose(rows);
-          unroll<kLanes>([&](auto i) {
-            if (j + i.value < hidden) store_channels(a.dw1 + (j + i.value) * a.c, c, a.c, rows[i.value]);
-          });
-        }
-        store_channels(a.db1, j, hidden, load(totals + j));
-      }
       team.split(a.c, 1, &begin, &end);
       for (int64_t c = begin; c < end; ++c) {
-        const float *g2 = floats(at.g2) + c * wide, *w2 = a.w2 + c * hidden;
+        const float* w2 = a.w2 + c * hidden;
+        float* g2 = a.dw2 + c * hidden;
         Vec along[2] = {};
         for (int64_t j = 0; j < hidden; j += kLanes) {
-          const Vec v = j + kLanes <= hidden ? load(g2 + j) : load_partial(g2 + j, hidden - j);
+          const Vec v = load_channels(g2, j, hidden);
           along[j / kLanes % 2] = multiply_add(v, load_channels(w2, j, hidden), along[j / kLanes % 2]);
-          store_channels(a.dw2 + c * hidden, j, hidden, v * a.gamma[c]);
+          store_channels(g2, j, hidden, v * a.gamma[c]);
         }
         a.dgamma[c] = sum(along[0] + along[1]) + a.b2[c] * of_e[c];
         a.db2[c] = a.gamma[c] * of_e[c];
       }
     }
     if (team.rank() == 0) {
+      for (int64_t j = 0; a.weights && j < hidden; j += kLanes) store_channels(a.db1, j, hidden, load(totals + j));
       for (int64_t c = 0; a.dx && c < a.c; c += kLanes) {
         store_channels(a.dnorm_weight, c, a.c, load(of_norm + c));
         store_channels(a.dnorm_bias, c, a.c, load(of_norm + padded + c));
