@@ -6,8 +6,7 @@ A backend package offers
 - ``refuses(spec) -> str | None``: why it cannot serve this op at this configuration, or None;
 - ``describe() -> str``: a few words for ``convnext-kernels info``;
 - ``DEVICES``: the device types that "auto" takes it for;
-- ``HAS_BACKWARD``: whether its op modules have ``backward``;
-- one module per op of ``spec.OPS`` with ``forward(...)`` and, where it has one, ``backward(...)``; those of ``mlp`` and
+- one module per op of ``spec.OPS`` with ``forward(...)`` and ``backward(...)``; those of ``mlp`` and
   ``block`` say in ``KEEPS_HIDDEN`` whether they can fill and use what the op keeps for the gradient (ops/block.py).
 """
 

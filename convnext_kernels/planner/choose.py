@@ -105,8 +105,7 @@ def _choose(spec: OpSpec, requested: str) -> ModuleType:
         if not reason:
             return _backends.op_module(name, spec.op)
         refusals.append(f"{name}: {reason}")
-        # That a backend has no gradients at all stands in its describe().
-        if requested == AUTO and (backend.HAS_BACKWARD or not spec.backward):
+        if requested == AUTO:
             _log_fallback(name, reason)
     raise BackendError(f"no backend can serve {spec.op}: " + "; ".join(refusals))
 
@@ -137,8 +136,4 @@ def choose(spec: OpSpec, backend: str = AUTO) -> ModuleType:
 
     Raises BackendError when the backend asked for by name cannot serve, with its reason.
     """
-    requested = requested_backend(backend)
-    if spec.backward and requested != AUTO and not _backends.get(requested).HAS_BACKWARD:
-        # A backend without gradient kernels says so in describe(); its gradients come from "eager".
-        requested = "eager"
-    return _choose(spec, requested)
+    return _choose(spec, requested_backend(backend))

@@ -7,9 +7,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from convnext_kernels import FusedConvNeXtBlock
+from tests.operators import OPERATORS, gradients
+from tests.shapes import Case
 from tests.tolerance import randomize_
 
 DIM = 40
+DETERMINISM = [
+    Case("a group of rows for every thread, and one that is not full", n=3, c=40, h=21, w=19, drop=True),
+    Case("sums over images; fewer rows than threads times a unit", n=2, c=24, h=5, w=7, variant="v2"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -161,3 +167,21 @@ def test_results_repeat(kernel):
     with torch.no_grad():
         first = block(x)
         assert all(torch.equal(block(x), first) for _ in range(5))
+
+
+@pytest.mark.parametrize("case", DETERMINISM, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("op", OPERATORS)
+def test_gradients_are_the_same_bits_for_any_number_of_threads(op, dtype, case, kernel):
+    if kernel != "cpu":
+        pytest.skip("the promise of the CPU backend; elsewhere PyTorch's own products on the CPU decide")
+    operator = OPERATORS[op]
+    arguments = operator.arguments(case, dtype)
+    dy = torch.randn(operator.reference(**arguments).shape).to(dtype)
+    torch.set_num_threads(1)
+    alone = gradients(lambda **a: operator.serve(kernel, **a), arguments, dy)
+    for threads in (2, 3, 5):
+        torch.set_num_threads(threads)
+        together = gradients(lambda **a: operator.serve(kernel, **a), arguments, dy)
+        for name, gradient in together.items():
+            assert torch.equal(gradient, alone[name]), f"{name} on {threads} threads"

@@ -35,11 +35,11 @@ def test_forward(op, case, dtype, kernel):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize(("op", "case"), ROWS)
-def test_gradients(op, case, dtype, backend):
+def test_gradients(op, case, dtype, kernel):
     operator = OPERATORS[op]
     arguments = operator.arguments(case, dtype)
     dy, eager, reference = expected_gradients(op, case, dtype)
-    actual = gradients(lambda **a: operator.serve(backend, **a), arguments, dy)
+    actual = gradients(lambda **a: operator.serve(kernel, **a), arguments, dy)
     for name, gradient in actual.items():
         # scale: the terms that a gradient sums up are about 1, so a smaller sum is one that cancelled.
         what = f"{op}: gradient of {name}"

@@ -28,9 +28,8 @@ def make_backend(monkeypatch):
     """Register a backend for the length of a test, before or after the others."""
     _clear()
 
-    def make(name, *, unavailable=None, refuses=None, first=True, backward=False):
+    def make(name, *, unavailable=None, refuses=None, first=True):
         module = ModuleType(f"convnext_kernels.backends.{name}")
-        module.HAS_BACKWARD = backward
         module.DEVICES = None
         module.unavailable = lambda: unavailable
         module.refuses = lambda spec: refuses(spec) if callable(refuses) else refuses
@@ -198,7 +197,7 @@ def test_use_backend_belongs_to_its_thread(make_backend):
 
 def test_gradients_use_the_backend_of_the_forward(make_backend):
     """The autograd engine's own threads do not see use_backend; the choice travels with the graph."""
-    stub = make_backend("stub", first=False, backward=True)
+    stub = make_backend("stub", first=False)
     norm = {"weight": torch.randn(2), "bias": torch.randn(2)}
     x = torch.randn(1, 2, 3, 3, requires_grad=True)
     stub_backward = []
@@ -210,18 +209,6 @@ def test_gradients_use_the_backend_of_the_forward(make_backend):
     y.sum().backward()
     assert stub.calls == ["layernorm"]
     assert stub_backward == [1]
-
-
-def test_backend_without_gradients_takes_those_of_eager(make_backend):
-    stub = make_backend("stub", first=False, backward=False)
-    x = torch.randn(1, 2, 3, 3, requires_grad=True)
-    weight, bias = torch.randn(2), torch.randn(2)
-    functional.layer_norm2d(x, weight, bias, backend="stub").square().sum().backward()
-    assert stub.calls == ["layernorm"]
-    # 7s came out of the stub, so the gradient of the squares is that of the sum, times 14
-    expected = x.detach().requires_grad_()
-    functional.layer_norm2d(expected, weight, bias, backend="eager").sum().backward()
-    torch.testing.assert_close(x.grad, 14 * expected.grad)
 
 
 def test_status():

@@ -10,9 +10,8 @@ from convnext_kernels.backends.cpu import native
 from convnext_kernels.backends.cpu.native import ISA_VARIABLE, isa, supported_isas, use_isa
 from convnext_kernels.spec import OpSpec
 
-__all__ = ["HAS_BACKWARD", "ISA_VARIABLE", "describe", "isa", "refuses", "supported_isas", "unavailable", "use_isa"]
+__all__ = ["ISA_VARIABLE", "describe", "isa", "refuses", "supported_isas", "unavailable", "use_isa"]
 
-HAS_BACKWARD = True
 DEVICES = ("cpu",)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -9,7 +9,6 @@ import torch
 from convnext_kernels.backends.cuda import native
 from convnext_kernels.spec import OpSpec
 
-HAS_BACKWARD = True
 DEVICES = ("cuda",)  # "auto" takes it for these; CPU tensors (the host build of the kernels) only when asked by name
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -4,7 +4,6 @@ import torch
 
 from convnext_kernels.spec import OpSpec
 
-HAS_BACKWARD = True
 DEVICES = None  # all
 
 

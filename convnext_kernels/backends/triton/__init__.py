@@ -8,7 +8,6 @@ import torch
 
 from convnext_kernels.spec import OpSpec
 
-HAS_BACKWARD = True
 DEVICES = ("cuda",)  # "auto" takes it for these; CPU tensors (interpreter, emulating driver) only when asked by name
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MIN_ARCH = 80
