@@ -86,8 +86,9 @@ void grn_backward(int isa, int dtype, Address x, Address dy, Address dx, int64_t
 // The parameters of an inverted bottleneck, packed for its gradient for one instruction set.
 class BottleneckBackward {
  public:
-  // w1 (hidden, C), w2 (C, hidden), fp32; w2 is read again by backward(). grn_weight and grn_bias both or neither.
-  BottleneckBackward(int isa, bool bf16_products, int64_t c, int64_t hidden, float eps, float grn_eps,
+  // w1 (hidden, C), w2 (C, hidden) in weight_dtype, the rest fp32; w2 is read again by backward(). needs_w1: whether the
+  // hidden will have to be computed again. grn_weight and grn_bias both or neither.
+  BottleneckBackward(int isa, bool bf16_products, int weight_dtype, bool needs_w1, int64_t c, int64_t hidden, float eps, float grn_eps,
                      Address norm_weight, Address norm_bias, Address w1, Address b1, Address grn_weight,
                      Address grn_bias, Address w2, Address b2, Address gamma, int threads)
       : ops_(ops_of(isa)),
@@ -99,13 +100,15 @@ class BottleneckBackward {
         grn_bias_(grn_bias, 1, hidden),
         b2_(b2, 1, c),
         gamma_(gamma, 1, c),
-        w1_(ops_, products_, w1, hidden, c, threads),
-        w2_back_(Matrix::transposed(ops_, products_, w2, hidden, c, gamma_.data(), threads)),
-        w1_back_(Matrix::transposed(ops_, products_, w1, c, hidden, nullptr, threads)) {
+        w1_(needs_w1 ? Matrix(ops_, products_, dtype_of(weight_dtype), w1, hidden, c, threads) : Matrix()),
+        w2_back_(
+            Matrix::transposed(ops_, products_, dtype_of(weight_dtype), w2, hidden, c, gamma_.data(), threads)),
+        w1_back_(Matrix::transposed(ops_, products_, dtype_of(weight_dtype), w1, c, hidden, nullptr, threads)) {
     require(norm_weight && norm_bias && b1 && b2 && gamma, "a parameter is null");
     require(!grn_weight == !grn_bias, "grn_weight, grn_bias: one is null");
     args_ = {};
     args_.products = products_;
+    args_.w2_dtype = dtype_of(weight_dtype);
     args_.c = c;
     args_.hidden_size = hidden;
     args_.eps = eps;
@@ -129,6 +132,7 @@ class BottleneckBackward {
                 Address drop_scale, Address w2, Address dx, const std::array<Address, 5>& weights,
                 const std::array<Address, 2>& norm, const std::array<Address, 2>& grn, int threads) const {
     require(x && dout && w2 && n >= 1 && pixels >= 1 && threads >= 1, "backward: null address or empty image");
+    require(hidden || args_.w1.n, "hidden: null, and w1 was not packed");
     for (const Address address : weights) require(!address == !weights[0], "weights: one is null");
     for (const Address address : norm) require(!address == !dx, "norm: null, or not null without dx");
     for (const Address address : grn) require(!address == !args_.grn_weight, "grn: null, or not null without GRN");
@@ -140,7 +144,7 @@ class BottleneckBackward {
     args.hidden_dtype = dtype_of(hidden_dtype);
     args.n = n;
     args.pixels = pixels;
-    args.w2 = pointer<const float>(w2);
+    args.w2 = pointer<const void>(w2);
     args.drop_scale = pointer<const float>(drop_scale);
     args.weights = weights[0] != 0;
     args.dx = pointer<void>(dx);
@@ -175,7 +179,7 @@ class DownsampleBackward {
       : ops_(ops_of(isa)),
         norm_weight_(norm_weight, 1, c),
         norm_bias_(norm_bias, 1, c),
-        weight_(Matrix::transposed(ops_, products_of(isa, bf16_products), weight,
+        weight_(Matrix::transposed(ops_, products_of(isa, bf16_products), DType::kFloat32, weight,
                                    int64_t{patch} * patch * pad_channels(c), d, nullptr, threads)) {
     require(norm_weight && norm_bias && patch >= 1, "DownsampleBackward: out of range");
     args_ = {};
@@ -229,7 +233,7 @@ void bind_backward(py::module_& m) {
   m.def("layernorm_backward", layernorm_backward);
   m.def("grn_backward", grn_backward);
   py::class_<BottleneckBackward>(m, "BottleneckBackward")
-      .def(py::init<int, bool, int64_t, int64_t, float, float, Address, Address, Address, Address, Address, Address,
+      .def(py::init<int, bool, int, bool, int64_t, int64_t, float, float, Address, Address, Address, Address, Address, Address,
                     Address, Address, Address, int>())
       .def("backward", &BottleneckBackward::backward);
   py::class_<DownsampleBackward>(m, "DownsampleBackward")

@@ -10,7 +10,7 @@ namespace {
 // set.
 class Bottleneck {
  public:
-  Bottleneck(int isa, bool bf16_products, int64_t c, int64_t hidden, int kernel_size, int dilation, float eps,
+  Bottleneck(int isa, bool bf16_products, int weight_dtype, int64_t c, int64_t hidden, int kernel_size, int dilation, float eps,
              float grn_eps, Address dw_weight, Address dw_bias, Address norm_weight, Address norm_bias,
              Address w1, Address b1, Address grn_weight, Address w2, Address b2, Address gamma, int threads)
       : ops_(ops_of(isa)),
@@ -23,8 +23,8 @@ class Bottleneck {
         grn_weight_(grn_weight, 1, hidden),
         b2_(b2, 1, c),
         gamma_(gamma, 1, c),
-        w1_(ops_, products_, w1, hidden, c, threads),
-        w2_(ops_, products_, w2, c, hidden, threads) {
+        w1_(ops_, products_, dtype_of(weight_dtype), w1, hidden, c, threads),
+        w2_(ops_, products_, dtype_of(weight_dtype), w2, c, hidden, threads) {
     require(kernel_size >= 0 && kernel_size <= 31 && dilation >= 1, "kernel_size or dilation out of range");
     require(!kernel_size || (dw_weight && dw_bias), "dw_weight, dw_bias: null");
     require(norm_weight && norm_bias && b1 && b2 && gamma, "a parameter is null");
@@ -129,7 +129,7 @@ class Downsample {
         norm_weight_(norm_weight, 1, c),
         norm_bias_(norm_bias, 1, c),
         bias_(bias, 1, d),
-        weight_(ops_, products_of(isa, bf16_products), weight, d, int64_t{patch} * patch * pad_channels(c),
+        weight_(ops_, products_of(isa, bf16_products), DType::kFloat32, weight, d, int64_t{patch} * patch * pad_channels(c),
                 threads) {
     require(norm_weight && norm_bias && bias && patch >= 1, "Downsample: out of range");
     args_ = {};
@@ -205,7 +205,7 @@ void bind_forward(py::module_& m) {
   m.def("layernorm", layernorm);
   m.def("grn", grn);
   py::class_<Bottleneck>(m, "Bottleneck")
-      .def(py::init<int, bool, int64_t, int64_t, int, int, float, float, Address, Address, Address, Address,
+      .def(py::init<int, bool, int, int64_t, int64_t, int, int, float, float, Address, Address, Address, Address,
                     Address, Address, Address, Address, Address, Address, int>())
       .def("forward", &Bottleneck::forward)
       .def_property_readonly("bytes", &Bottleneck::bytes);

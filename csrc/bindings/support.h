@@ -118,23 +118,25 @@ void run(int threads, const F& body) {
 
 class Matrix {
  public:
-  // weight: (n, k) fp32, row-major.
-  Matrix(const IsaOps& ops, Products products, Address weight, int64_t n, int64_t k, int threads)
-      : n_(n), k_(k), buffer_(ops.packed_bytes(products, n, k)) {
+  // Nothing: a matrix that will not be used.
+  Matrix() : Matrix(0, 0, 0) {}
+  // weight: (n, k), row-major.
+  Matrix(const IsaOps& ops, Products products, DType dtype, Address weight, int64_t n, int64_t k, int threads)
+      : Matrix(n, k, ops.packed_bytes(products, n, k)) {
     require(weight != 0, "weight: null");
     const py::gil_scoped_release unlocked;
     run(threads, [&](Team& team) {
-      ops.pack_matrix(products, pointer<const float>(weight), n, k, buffer_.data(), team);
+      ops.pack_matrix(products, dtype, pointer<const void>(weight), n, k, buffer_.data(), team);
     });
   }
-  // weight: (k, n) fp32, row-major; row i times scale[i] unless scale is null.
-  static Matrix transposed(const IsaOps& ops, Products products, Address weight, int64_t n, int64_t k,
+  // weight: (k, n), row-major; row i times scale[i] unless scale is null.
+  static Matrix transposed(const IsaOps& ops, Products products, DType dtype, Address weight, int64_t n, int64_t k,
                            const float* scale, int threads) {
     require(weight != 0, "weight: null");
     Matrix matrix(n, k, ops.packed_bytes(products, n, k));
     const py::gil_scoped_release unlocked;
     run(threads, [&](Team& team) {
-      ops.pack_transposed(products, pointer<const float>(weight), n, k, scale, matrix.buffer_.data(), team);
+      ops.pack_transposed(products, dtype, pointer<const void>(weight), n, k, scale, matrix.buffer_.data(), team);
     });
     return matrix;
   }

@@ -39,7 +39,8 @@ struct GemmBf16 {
   }
 
   // From w (n, k), row-major: rows of w become columns of B.
-  static void pack(const float* w, int64_t n, int64_t k, void* packed, Team& team) {
+  template <class T>
+  static void pack(const T* w, int64_t n, int64_t k, void* packed, Team& team) {
     int64_t begin, end;
     team.split(panels(n) * 2, 1, &begin, &end);
     for (int64_t half = begin; half < end; ++half) {
@@ -47,7 +48,7 @@ struct GemmBf16 {
         Vec rows[16];
         unroll<16>([&](auto r) {
           const int64_t j = half * 16 + r.value;
-          const float* row = w + j * k;
+          const T* row = w + j * k;
           rows[r.value] = j < n ? pairs(load_channels(row, tile * 32, k), load_channels(row, tile * 32 + 16, k)) : Vec{};
         });
         transpose(rows);
@@ -58,7 +59,8 @@ struct GemmBf16 {
   }
 
   // From w (k, n), row-major, row i times scale[i] where scale is not null.
-  static void pack_transposed(const float* w, int64_t n, int64_t k, const float* scale, void* packed, Team& team) {
+  template <class T>
+  static void pack_transposed(const T* w, int64_t n, int64_t k, const float* scale, void* packed, Team& team) {
     int64_t begin, end;
     team.split(panels(n), 1, &begin, &end);
     for (int64_t panel = begin; panel < end; ++panel) {

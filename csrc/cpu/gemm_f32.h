@@ -33,7 +33,8 @@ struct GemmF32 {
   }
 
   // From w (n, k), row-major: rows of w become columns of B.
-  static void pack(const float* w, int64_t n, int64_t k, void* packed, Team& team) {
+  template <class T>
+  static void pack(const T* w, int64_t n, int64_t k, void* packed, Team& team) {
     int64_t begin, end;
     team.split(panels(n), 1, &begin, &end);
     for (int64_t panel = begin; panel < end; ++panel) {
@@ -56,7 +57,8 @@ struct GemmF32 {
   }
 
   // From w (k, n), row-major, row i times scale[i] where scale is not null.
-  static void pack_transposed(const float* w, int64_t n, int64_t k, const float* scale, void* packed, Team& team) {
+  template <class T>
+  static void pack_transposed(const T* w, int64_t n, int64_t k, const float* scale, void* packed, Team& team) {
     int64_t begin, end;
     team.split(panels(n), 1, &begin, &end);
     for (int64_t panel = begin; panel < end; ++panel) {

@@ -378,18 +378,20 @@ struct MlpBackward {
     int64_t begin, end;
     if (a.weights) {
       team.split(a.c, 1, &begin, &end);
-      for (int64_t c = begin; c < end; ++c) {
-        const float* w2 = a.w2 + c * hidden;
-        float* g2 = a.dw2 + c * hidden;
-        Vec along[2] = {};
-        for (int64_t j = 0; j < hidden; j += kLanes) {
-          const Vec v = load_channels(g2, j, hidden);
-          along[j / kLanes % 2] = multiply_add(v, load_channels(w2, j, hidden), along[j / kLanes % 2]);
-          store_channels(g2, j, hidden, v * a.gamma[c]);
+      with_type(a.w2_dtype, [&](auto type) {
+        for (int64_t c = begin; c < end; ++c) {
+          const auto* w2 = static_cast<const decltype(type)*>(a.w2) + c * hidden;
+          float* g2 = a.dw2 + c * hidden;
+          Vec along[2] = {};
+          for (int64_t j = 0; j < hidden; j += kLanes) {
+            const Vec v = load_channels(g2, j, hidden);
+            along[j / kLanes % 2] = multiply_add(v, load_channels(w2, j, hidden), along[j / kLanes % 2]);
+            store_channels(g2, j, hidden, v * a.gamma[c]);
+          }
+          a.dgamma[c] = sum(along[0] + along[1]) + a.b2[c] * of_e[c];
+          a.db2[c] = a.gamma[c] * of_e[c];
         }
-        a.dgamma[c] = sum(along[0] + along[1]) + a.b2[c] * of_e[c];
-        a.db2[c] = a.gamma[c] * of_e[c];
-      }
+      });
     }
     if (team.rank() == 0) {
       for (int64_t j = 0; a.weights && j < hidden; j += kLanes) store_channels(a.db1, j, hidden, load(totals + j));

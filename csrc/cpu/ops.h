@@ -128,12 +128,13 @@ struct MlpBackwardArgs {
   int64_t n, pixels, c, hidden_size;
   float eps, grn_eps;
   const float *norm_weight, *norm_bias;  // padded C
-  PackedMatrix w1;                       // (C -> hidden)
+  PackedMatrix w1;                       // (C -> hidden); not needed where the hidden was kept
   PackedMatrix w2_back;                  // (C -> hidden): transposed, with gamma
   PackedMatrix w1_back;                  // (hidden -> C): transposed
   const float* b1;                       // padded hidden
   const float *grn_weight, *grn_bias;    // padded hidden, or null: no GRN
-  const float* w2;                       // (C, hidden)
+  const void* w2;                        // (C, hidden) in w2_dtype
+  DType w2_dtype;
   const float *b2, *gamma;               // padded C
   const float* drop_scale;               // N or null
   bool weights;                          // whether dw1, dw2, db1, db2, dgamma are wanted
@@ -194,11 +195,11 @@ struct IsaOps {
   int64_t (*downsample_workspace)(const DownsampleArgs&, int threads);
   void (*downsample_backward)(const DownsampleBackwardArgs&, Team&);
   int64_t (*downsample_backward_workspace)(const DownsampleBackwardArgs&, int threads);
-  // Bytes of a packed (k, n) matrix, and the packing of w, row-major (n, k) fp32, i.e. a Linear's weight.
+  // Bytes of a packed (k, n) matrix, and the packing of w, row-major (n, k), i.e. a Linear's weight.
   int64_t (*packed_bytes)(Products, int64_t n, int64_t k);
-  void (*pack_matrix)(Products, const float* w, int64_t n, int64_t k, void* packed, Team&);
+  void (*pack_matrix)(Products, DType, const void* w, int64_t n, int64_t k, void* packed, Team&);
   // The same of w, row-major (k, n), whose row i is taken times scale[i] unless scale is null.
-  void (*pack_transposed)(Products, const float* w, int64_t n, int64_t k, const float* scale, void* packed, Team&);
+  void (*pack_transposed)(Products, DType, const void* w, int64_t n, int64_t k, const float* scale, void* packed, Team&);
 };
 
 // Null where the instruction set is not part of this build.

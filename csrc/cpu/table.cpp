@@ -36,21 +36,31 @@ int64_t packed_bytes(Products products, int64_t n, int64_t k) {
   return GemmF32::packed_bytes(n, k);
 }
 
-void pack_matrix(Products products, const float* w, int64_t n, int64_t k, void* packed, Team& team) {
+void pack_matrix(Products products, DType dtype, const void* w, int64_t n, int64_t k, void* packed, Team& team) {
 #if defined(__AVX512BF16__)
-  if (products == Products::kBFloat16) return GemmBf16::pack(w, n, k, packed, team);
+  if (products == Products::kBFloat16) {
+    return with_type(dtype, [&](auto type) {
+      GemmBf16::pack(static_cast<const decltype(type)*>(w), n, k, packed, team);
+    });
+  }
 #endif
   (void)products;
-  GemmF32::pack(w, n, k, packed, team);
+  with_type(dtype, [&](auto type) { GemmF32::pack(static_cast<const decltype(type)*>(w), n, k, packed, team); });
 }
 
-void pack_transposed(Products products, const float* w, int64_t n, int64_t k, const float* scale, void* packed,
+void pack_transposed(Products products, DType dtype, const void* w, int64_t n, int64_t k, const float* scale, void* packed,
                      Team& team) {
 #if defined(__AVX512BF16__)
-  if (products == Products::kBFloat16) return GemmBf16::pack_transposed(w, n, k, scale, packed, team);
+  if (products == Products::kBFloat16) {
+    return with_type(dtype, [&](auto type) {
+      GemmBf16::pack_transposed(static_cast<const decltype(type)*>(w), n, k, scale, packed, team);
+    });
+  }
 #endif
   (void)products;
-  GemmF32::pack_transposed(w, n, k, scale, packed, team);
+  with_type(dtype, [&](auto type) {
+    GemmF32::pack_transposed(static_cast<const decltype(type)*>(w), n, k, scale, packed, team);
+  });
 }
 
 }  // namespace

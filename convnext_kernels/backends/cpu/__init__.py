@@ -1,7 +1,7 @@
 """Native CPU backend: the C++ kernels of csrc/cpu, forward and backward.
 
 Serves fp32, bf16 and fp16. Products run in fp32, and in bf16 where the machine has AMX tiles or AVX512_BF16 and bf16 is
-what the caller computes in. On other machines bf16 and fp16 are converted to fp32 on the way in and back on the way out.
+what the caller computes in. Elsewhere 16-bit tensors are converted to fp32 on the way in and back on the way out.
 """
 
 import torch

@@ -10,6 +10,14 @@ from convnext_kernels.backends.cpu.packed import packed
 from convnext_kernels.spec import MlpParameters
 
 
+def _matrices(p: MlpParameters) -> tuple[Tensor, Tensor]:
+    """Both pointwise weights, dense, in one dtype that the kernels read: their own where that can be."""
+    w1, w2 = (t.detach().contiguous().flatten() for t in (p.pwconv1_weight, p.pwconv2_weight))
+    if w1.dtype == w2.dtype and w1.dtype in native.DTYPE_CODES:
+        return w1, w2
+    return w1.float(), w2.float()
+
+
 def run(
     x: Tensor,
     residual: Tensor | None,
@@ -32,10 +40,10 @@ def run(
     side = 0 if dw_weight is None else dw_weight.shape[-1]
 
     def pack() -> object:
-        w1, w2 = flat_float(p.pwconv1_weight), flat_float(p.pwconv2_weight)
+        w1, w2 = _matrices(p)
         b2 = bias_or_zeros(p.pwconv2_bias, channels)
         if p.grn_bias is not None:
-            b2 = torch.addmv(b2, w2.view(channels, hidden), flat_float(p.grn_bias))
+            b2 = torch.addmv(b2, w2.view(channels, hidden).float(), flat_float(p.grn_bias))
         # Every tensor whose address is passed has a name here: it must outlive the call.
         taps = None if dw_weight is None else taps_first(dw_weight)
         taps_bias = None if dw_weight is None else bias_or_zeros(dw_bias, channels)
@@ -45,6 +53,7 @@ def run(
         return native.extension().Bottleneck(
             native.isa_code(isa),
             bf16,
+            native.DTYPE_CODES[w1.dtype],
             channels,
             hidden,
             side,
@@ -109,11 +118,10 @@ def backward(
     n, channels, h, w = x.shape
     width = p.pwconv1_weight.shape[0]
     isa, bf16 = native.isa(), compute_dtype == torch.bfloat16
-    w2 = flat_float(p.pwconv2_weight)
+    w1, w2 = _matrices(p)
 
     def pack() -> object:
         # Every tensor whose address is passed has a name here: it must outlive the call.
-        w1 = flat_float(p.pwconv1_weight)
         norm_weight, norm_bias = flat_float(p.norm_weight), flat_float(p.norm_bias)
         b1, b2 = bias_or_zeros(p.pwconv1_bias, width), bias_or_zeros(p.pwconv2_bias, channels)
         grn_weight, grn_bias = flat_float(p.grn_weight), flat_float(p.grn_bias)
@@ -121,6 +129,8 @@ def backward(
         return native.extension().BottleneckBackward(
             native.isa_code(isa),
             bf16,
+            native.DTYPE_CODES[w1.dtype],
+            hidden is None,
             channels,
             width,
             eps,
@@ -137,7 +147,7 @@ def backward(
             torch.get_num_threads(),
         )
 
-    kernel = packed(p.pwconv1_weight, p, (isa, "bottleneck backward", bf16, eps, grn_eps), pack)
+    kernel = packed(p.pwconv1_weight, p, (isa, "bottleneck backward", bf16, hidden is None, eps, grn_eps), pack)
     shapes: dict[str, tuple[int, ...]] = {}
     if needs_weights:
         shapes |= {"pwconv1_weight": (width, channels), "pwconv1_bias": (width,)}

@@ -52,4 +52,6 @@ def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, ne
     )
     gradients = [finish(written, dx)] if needs[0] else []
     sums = ((dweight, weight), (dbias, bias))
-    return gradients + [like_parameter(s[:channels], p) for (s, p), needed in zip(sums, needs[1:], strict=True) if needed]
+    return gradients + [
+        like_parameter(s[:channels], p) for (s, p), needed in zip(sums, needs[1:], strict=True) if needed
+    ]
