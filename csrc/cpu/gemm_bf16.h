@@ -12,7 +12,7 @@
 #include <immintrin.h>
 
 #include "cpu/layernorm.h"
-#include "cpu/tile_scope.h"
+#include "cpu/tiles.h"
 #include "cpu/vec.h"
 
 namespace cnk::cpu::CNK_ISA {
@@ -21,7 +21,7 @@ struct GemmBf16 {
   using Element = BFloat16;
   static constexpr int64_t kTile = 1024, kPanel = 32, kRowGrain = 32;
 
-#if defined(__AMX_BF16__)
+#if defined(CNK_HAS_TILES)
   using Scope = TileScope;
 #else
   struct Scope {};
@@ -157,7 +157,7 @@ struct GemmBf16 {
   template <class Epilogue>
   static void product(const void* a, int64_t begin, int64_t end, const PackedMatrix& b, int64_t first_panel,
                       int64_t last_panel, const Epilogue& epilogue) {
-#if defined(__AMX_BF16__)
+#if defined(CNK_HAS_TILES)
     alignas(64) float result[2][32 * 32];
     Pending pending = {result[1], 0, 0, 0, 0};
     int parity = 0;
@@ -168,7 +168,7 @@ struct GemmBf16 {
       for (int64_t row = begin; row < end; row += 32) {
         const char* tiles_a = static_cast<const char*>(a) + row / 16 * steps * kTile;
         const int64_t rows = end - row < 32 ? end - row : 32;
-#if defined(__AMX_BF16__)
+#if defined(CNK_HAS_TILES)
         float* out = result[parity];
         if (rows > 16) {
           two_by_two(tiles_a, tiles_b, steps, out, pending, epilogue);
@@ -185,7 +185,7 @@ struct GemmBf16 {
 #endif
       }
     }
-#if defined(__AMX_BF16__)
+#if defined(CNK_HAS_TILES)
     finish(pending, pending.rows, epilogue);
 #endif
   }
@@ -215,7 +215,7 @@ struct GemmBf16 {
     store(reinterpret_cast<float*>(b_tile(packed, k, panel, k_tile, 1)) + pair * 16, high);
   }
 
-#if defined(__AMX_BF16__)
+#if defined(CNK_HAS_TILES)
   // A 32x32 result whose epilogue is under way: rows [done, rows) are left.
   struct Pending {
     const float* result;

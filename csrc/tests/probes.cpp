@@ -20,6 +20,10 @@ extern const test::Probe kProbe;
 namespace amx {
 extern const test::Probe kProbe;
 }
+namespace amx_emulated {
+extern const IsaOps kOps;
+extern const test::Probe kProbe;
+}
 #endif
 
 }  // namespace cnk::cpu
@@ -43,6 +47,14 @@ const Probe* isa_probe(cpu::Isa isa) {
     default:
       return nullptr;
   }
+}
+
+EmulatedTiles emulated_tiles() {
+#if defined(CNK_HAS_X86)
+  return {&cpu::amx_emulated::kOps, &cpu::amx_emulated::kProbe};
+#else
+  return {nullptr, nullptr};
+#endif
 }
 
 }  // namespace cnk::test

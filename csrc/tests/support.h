@@ -23,20 +23,25 @@ struct Kernels {
   Isa isa;
   const IsaOps& ops;
   const Probe& probe;
-  std::string name() const { return isa_name(isa); }
+  bool emulated = false;
+  std::string name() const { return std::string(isa_name(isa)) + (emulated ? ", emulated tiles" : ""); }
   std::vector<Products> products() const {
     if (has_bf16_products(isa)) return {Products::kFloat32, Products::kBFloat16};
     return {Products::kFloat32};
   }
 };
 
-// One entry per instruction set that this build has and this machine runs.
+// One entry per instruction set that this build has and this machine runs, and AMX with emulated tiles for want of it.
 inline const std::vector<Kernels>& kernels() {
   static const std::vector<Kernels> all = [] {
     std::vector<Kernels> found;
     for (int i = 0; i < kIsaCount; ++i) {
       if (isa_supported(Isa(i)) && isa_ops(Isa(i)))
         found.push_back({Isa(i), *isa_ops(Isa(i)), *isa_probe(Isa(i))});
+    }
+    const EmulatedTiles tiles = emulated_tiles();
+    if (tiles.ops && isa_supported(Isa::kAvx512Bf16) && !isa_supported(Isa::kAmx)) {
+      found.push_back({Isa::kAmx, *tiles.ops, *tiles.probe, true});
     }
     return found;
   }();

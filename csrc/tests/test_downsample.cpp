@@ -63,7 +63,7 @@ struct Problem {
     Tensor out(s.out_dtype, s.out_count());
     Buffer packed(k.ops.packed_bytes(products, s.d, depth));
     in_team(threads, [&](Team& team) {
-      k.ops.pack_matrix(products, weight_.as<float>(), s.d, depth, packed.as<void>(), team);
+      k.ops.pack_matrix(products, DType::kFloat32, weight_.as<float>(), s.d, depth, packed.as<void>(), team);
     });
     DownsampleArgs args = {};
     args.dtype = s.dtype;

@@ -37,7 +37,8 @@ struct Problem {
                              kernel_size,
                              dilation,
                              padded_weight.as<float>(),
-                             padded_bias.as<float>()};
+                             padded_bias.as<float>(),
+                             nullptr};
     Buffer work = workspace(k.ops.dwconv_workspace(args, threads));
     in_team(threads, [&](Team& team) { k.ops.dwconv(args, team, work.as<char>()); });
     return y;
