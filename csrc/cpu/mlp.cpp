@@ -129,18 +129,18 @@ struct Mlp {
   static constexpr Accuracy kAccuracy =
       sizeof(typename G::Element) == 4 ? Accuracy::kFloat32 : Accuracy::kBFloat16;
 
-  // hidden[row] = gelu(u), u = sum + b1; u is kept where the gradient wants it.
+  // hidden[row] = gelu(u), u = sum + b1; u is kept as K where the gradient wants it, and not where K is Nothing. (One
+  // kernel that decides at run time takes twice the time: its sums no longer fit the registers.)
+  struct Nothing {};
+  template <class K>
   struct HiddenEpilogue {
     const MlpArgs& a;
     void* h;
     int64_t first;  // pixel of row 0
     CNK_INLINE Vec operator()(Vec sum, int64_t row, int64_t column) const {
       const Vec u = sum + load(a.b1 + column);
-      if (a.kept_hidden) {
-        with_type(a.kept_dtype, [&](auto type) {
-          auto* kept = static_cast<decltype(type)*>(a.kept_hidden) + (first + row) * a.hidden;
-          store_channels(kept, column, a.hidden, u);
-        });
+      if constexpr (!__is_same(K, Nothing)) {
+        store_channels(static_cast<K*>(a.kept_hidden) + (first + row) * a.hidden, column, a.hidden, u);
       }
       return gelu<kAccuracy>(u);
     }
@@ -153,6 +153,17 @@ struct Mlp {
       G::store_block(h, a.hidden, row, column, {{low, high}});
     }
   };
+
+  // h = gelu(W1 y + b1) for rows [0, rows) of y, the pixels from `first` on, and columns of the panels.
+  static void hidden(const MlpArgs& a, const void* y, void* h, int64_t first, int64_t rows, int64_t panel_begin,
+                     int64_t panel_end) {
+    if (!a.kept_hidden) {
+      return G::product(y, 0, rows, a.w1, panel_begin, panel_end, HiddenEpilogue<Nothing>{a, h, first});
+    }
+    with_type(a.kept_dtype, [&](auto type) {
+      G::product(y, 0, rows, a.w1, panel_begin, panel_end, HiddenEpilogue<decltype(type)>{a, h, first});
+    });
+  }
 
   // out[row] = residual + drop * gamma * (sum + b2)
   template <class T>
@@ -185,7 +196,7 @@ struct Mlp {
       for (int64_t r = 0; r < count; r += p.chain) {
         const int64_t chain = min64(p.chain, count - r);
         const void* rows_y = static_cast<char*>(y) + G::a_bytes(r, a.c);
-        G::product(rows_y, 0, chain, a.w1, 0, G::panels(a.hidden), HiddenEpilogue{a, h, begin + r});
+        hidden(a, rows_y, h, begin + r, chain, 0, G::panels(a.hidden));
         G::product(h, 0, chain, a.w2, 0, G::panels(a.c), OutEpilogue<T>{a, begin + r});
       }
     }
@@ -206,14 +217,13 @@ struct Mlp {
         produce<T>(a, norm, first + row_begin, first + row_end, step, shared_y, row_begin);
         team.barrier();
         team.split(G::panels(a.hidden), 1, &panel_begin, &panel_end);
-        G::product(shared_y, 0, rows, a.w1, panel_begin, panel_end, HiddenEpilogue{a, h, first});
+        hidden(a, shared_y, h, first, rows, panel_begin, panel_end);
         team.barrier();
       } else {
         for (int64_t r = row_begin; r < row_end; r += p.tile) {
           const int64_t count = min64(p.tile, row_end - r);
           produce<T>(a, norm, first + r, first + r + count, step, y, 0);
-          G::product(y, 0, count, a.w1, 0, G::panels(a.hidden),
-                     HiddenEpilogue{a, static_cast<char*>(h) + G::a_bytes(r, a.hidden), first + r});
+          hidden(a, y, static_cast<char*>(h) + G::a_bytes(r, a.hidden), first + r, count, 0, G::panels(a.hidden));
         }
       }
       if (a.grn_weight) {
