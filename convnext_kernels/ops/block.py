@@ -84,8 +84,11 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Te
 
 def _backward(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
     p, (drop_scale, dilation, eps, grn_eps, compute_dtype, saved, needs, backend) = MlpParameters(*rest[:9]), rest[9:]
-    checks.same_shape("dout", dout, x)
+    checks.gradient("dout", dout, x)
+    checks.same_device("dout", dout, x)
     spec = _spec(x, weight, p, dilation, compute_dtype, backward=True)
+    like = x.to("meta")
+    checks.saved(saved, [like, hidden_like(like, p, compute_dtype)])
     kernel = planner.choose(spec, backend)
     if x.numel() == 0:
         return [torch.zeros_like(t) for t in gradients_like([x, weight, bias, *p], needs)]

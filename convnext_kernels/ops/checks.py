@@ -18,6 +18,10 @@ def _shape(t: Tensor) -> str:
     return "(" + ", ".join(str(s) for s in t.shape) + ")"
 
 
+def _dtype(t: Tensor) -> str:
+    return str(t.dtype).removeprefix("torch.")
+
+
 def image(name: str, x: object) -> None:
     """A floating (N, C, H, W) tensor with at least one channel and one pixel; N may be 0."""
     if not isinstance(x, Tensor):
@@ -103,6 +107,33 @@ def same_shape(name: str, t: Tensor, x: Tensor) -> None:
     """A tensor of x's shape (residuals, incoming gradients)."""
     if t.shape != x.shape:
         raise ValueError(f"{name}: expected x's shape {_shape(x)}, got {_shape(t)}")
+
+
+def gradient(name: str, t: object, output: Tensor) -> None:
+    """The incoming gradient: a tensor of the output's shape, dtype and device (`output` may be on "meta")."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(t).__name__}")
+    if t.shape != output.shape:
+        raise ValueError(f"{name}: expected the output's shape {_shape(output)}, got {_shape(t)}")
+    if t.dtype != output.dtype:
+        raise TypeError(f"{name}: expected {_dtype(output)}, got {_dtype(t)}")
+
+
+def same_device(name: str, t: Tensor, x: Tensor) -> None:
+    """A tensor on x's device."""
+    if t.device != x.device:
+        raise ValueError(f"{name}: expected a tensor on {x.device}, got one on {t.device}")
+
+
+def saved(tensors: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """What the forward pass kept: the first so many of `expected` (on "meta"), dense in channels_last."""
+    if len(tensors) > len(expected):
+        raise ValueError(f"saved: expected at most {len(expected)} tensors, got {len(tensors)}")
+    for i, (t, like) in enumerate(zip(tensors, expected, strict=False)):
+        if t.shape != like.shape or not t.is_contiguous(memory_format=torch.channels_last):
+            raise ValueError(f"saved[{i}]: expected {_shape(like)} in channels_last, got {_shape(t)}")
+        if t.dtype != like.dtype:
+            raise TypeError(f"saved[{i}]: expected {_dtype(like)}, got {_dtype(t)}")
 
 
 def patch_weight(name: str, weight: Tensor, x: Tensor) -> None:

@@ -97,7 +97,8 @@ def _backward(
     needs: list[bool],
     backend: str,
 ) -> list[Tensor]:
-    checks.same_shape("dy", dy, _empty(x.to("meta"), weight, None))
+    checks.gradient("dy", dy, _empty(x.to("meta"), weight, compute_dtype))
+    checks.same_device("dy", dy, x)
     kernel = planner.choose(_spec(x, compute_dtype, weight, backward=True), backend)
     if x.numel() == 0:
         return [torch.zeros_like(t) for t in gradients_like([x, norm_weight, norm_bias, weight, bias], needs)]

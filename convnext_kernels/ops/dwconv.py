@@ -39,7 +39,8 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, backend
 def _backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, needs: list[bool], backend: str
 ) -> list[Tensor]:
-    checks.same_shape("dy", dy, x)
+    checks.gradient("dy", dy, x)
+    checks.same_device("dy", dy, x)
     kernel = planner.choose(_spec(x, weight, dilation, backward=True), backend)
     if x.numel() == 0:
         return [torch.zeros_like(t) for t in gradients_like([x, weight, bias], needs)]

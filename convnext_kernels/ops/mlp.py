@@ -118,8 +118,10 @@ def _fake(x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
 
 def _backward(dout: Tensor, x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
     p, (drop_scale, eps, grn_eps, compute_dtype, saved, needs, backend) = MlpParameters(*rest[:9]), rest[9:]
-    checks.same_shape("dout", dout, x)
+    checks.gradient("dout", dout, x)
+    checks.same_device("dout", dout, x)
     spec = _spec(x, p, compute_dtype, backward=True)
+    checks.saved(saved, [hidden_like(x.to("meta"), p, compute_dtype)])
     kernel = planner.choose(spec, backend)
     if x.numel() == 0:
         return [torch.zeros_like(t) for t in gradients_like([x, residual, *p], needs)]

@@ -54,7 +54,8 @@ def define_norm(op: str) -> None:
     def backward(
         dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, needs: list[bool], backend: str
     ) -> list[Tensor]:
-        checks.same_shape("dy", dy, x)
+        checks.gradient("dy", dy, x)
+        checks.same_device("dy", dy, x)
         kernel = planner.choose(spec(x, backward=True), backend)
         if x.numel() == 0:
             return [torch.zeros_like(t) for t in gradients_like([x, weight, bias], needs)]

@@ -1,0 +1,601 @@
+"""The ImageNet recipe, on a tiny folder of real pictures."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from convnext_kernels.models import create_model, export_weights
+
+for library in ("matplotlib", "PIL", "safetensors", "sklearn", "skimage", "timm", "torchvision"):
+    pytest.importorskip(library)
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+# Small and quick; the learning rate and the average are such that a few steps change what they should.
+SMALL = ("--model", "convnextv2_atto", "--size", 64, "--batch-size", 8, "--workers", 0, "--device", "cpu")
+LIVELY = (*SMALL, "--lr", 5e-4, "--set", "ema=0.5", "--set", "drop_path=0.2", "--set", "warmup_epochs=0")
+PLAIN = [a for name in ("mixup", "cutmix", "random_erasing") for a in ("--set", f"{name}=0")] + [
+    "--set",
+    "randaugment=",
+]
+
+
+@pytest.fixture(scope="module")
+def script():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXAMPLES)
+        import train_imagenet
+
+        yield train_imagenet
+
+
+@pytest.fixture(scope="module")
+def recipes(script):
+    import imagenet_recipe
+
+    return imagenet_recipe
+
+
+@pytest.fixture
+def call(script):
+    """Run the script in this process; on one thread, because small tensors on a busy machine wait for the others."""
+    torch.set_num_threads(1)
+
+    def run(*arguments):
+        return CliRunner().invoke(script.main, [str(a) for a in arguments])
+
+    return run
+
+
+@pytest.fixture
+def train(call):
+    def run(*arguments, output):
+        result = call(*arguments, "--output", output)
+        assert result.exit_code == 0, result.output
+        return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+    return run
+
+
+@pytest.fixture
+def refused(call):
+    def run(*arguments):
+        result = call(*arguments)
+        assert result.exit_code in (1, 2), result.output
+        assert "Traceback" not in result.output
+        return " ".join(result.output.split())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Three classes of crops of the photographs that scikit-learn and scikit-image ship."""
+    import numpy
+    from PIL import Image
+    from skimage import data
+    from sklearn.datasets import load_sample_image
+
+    root = tmp_path_factory.mktemp("pictures")
+    photographs = {
+        "china": load_sample_image("china.jpg"),
+        "coffee": data.coffee(),
+        "flower": load_sample_image("flower.jpg"),
+    }
+    random = numpy.random.default_rng(0)
+    for part, count in (("train", 8), ("val", 4)):
+        for name, pixels in photographs.items():
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                side = int(random.integers(150, 300))
+                y, x = (int(random.integers(0, n - side)) for n in pixels.shape[:2])
+                crop = Image.fromarray(pixels[y : y + side, x : x + side])
+                crop.resize((96, 80)).save(root / part / name / f"{i}.{'png' if i % 2 else 'jpg'}")
+    return root
+
+
+@pytest.fixture
+def copied(pictures, tmp_path):
+    import shutil
+
+    return Path(shutil.copytree(pictures, tmp_path / "copied"))
+
+
+def weights(file):
+    from safetensors.torch import load_file
+
+    return load_file(file)
+
+
+def without_times(log):
+    return [{k: v for k, v in entry.items() if k not in ("seconds", "images_per_second")} for entry in log]
+
+
+# Recipes
+
+
+def test_figures_of_the_paper(recipes):
+    """arXiv 2201.03545, table 5, both columns, and table 6 (from ImageNet-22K)."""
+    shared = {
+        "betas": (0.9, 0.999),
+        "layer_scale_init": 1e-6,
+        "randaugment": "rand-m9-mstd0.5-inc1",
+        "random_erasing": 0.25,
+        "label_smoothing": 0.1,
+    }
+    pretraining = {"lr": 4e-3, "weight_decay": 0.05, "batch_size": 4096, "mixup": 0.8, "cutmix": 1.0, "layer_decay": 1}
+    figures = {
+        "imagenet-1k": {**pretraining, "epochs": 300, "warmup_epochs": 20, "ema": 0.9999},
+        "imagenet-22k": {**pretraining, "epochs": 90, "warmup_epochs": 5, "ema": 0},
+        "finetune": {
+            "lr": 5e-5,
+            "weight_decay": 1e-8,
+            "batch_size": 512,
+            "epochs": 30,
+            "warmup_epochs": 0,
+            "mixup": 0,
+            "cutmix": 0,
+            "layer_decay": 0.8,
+            "head_init_scale": 0.001,
+        },
+    }
+    assert set(recipes.RECIPES) == set(figures)
+    for name, expected in figures.items():
+        found = asdict(recipes.RECIPES[name])
+        assert {k: found[k] for k in {**shared, **expected}} == {**shared, **expected}, name
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model", "rate"),
+    [
+        ("imagenet-1k", "convnext_tiny", 0.1),
+        ("imagenet-1k", "convnext_small", 0.4),
+        ("imagenet-1k", "convnext_base", 0.5),
+        ("imagenet-1k", "convnext_large", 0.5),
+        ("imagenet-22k", "convnext_tiny", 0),
+        ("imagenet-22k", "convnext_small", 0),
+        ("imagenet-22k", "convnext_base", 0.1),
+        ("imagenet-22k", "convnext_large", 0.1),
+        ("imagenet-22k", "convnext_xlarge", 0.2),
+        ("finetune", "convnext_base.fb_in22k", 0.2),
+        ("imagenet-1k", "convnext_isotropic_base", 0.2),
+        ("imagenet-1k", "convnextv2_tiny", 0),
+    ],
+)
+def test_stochastic_depth(recipes, recipe, model, rate):
+    assert recipes.resolve(recipe, model, None, None, None, ()).drop_path == rate
+
+
+def test_every_model_of_a_published_rate_exists(recipes):
+    from convnext_kernels.models import list_models
+
+    assert {model for rates in recipes.DROP_PATH.values() for model in rates} <= set(list_models())
+
+
+def test_resolve_scales_by_batch_and_length(recipes):
+    as_published = recipes.resolve("imagenet-1k", "convnext_tiny", None, None, None, ())
+    assert as_published == recipes.replace(recipes.RECIPES["imagenet-1k"], drop_path=0.1)
+    small = recipes.resolve("imagenet-1k", "convnext_tiny", 150, 1024, None, ["mixup=0.2", "drop_path=0.3"])
+    assert (small.lr, small.min_lr, small.warmup_epochs) == (1e-3, 0.25e-6, 10)
+    assert (small.mixup, small.cutmix, small.drop_path) == (0.2, 1.0, 0.3)
+    given = recipes.resolve("imagenet-1k", "convnext_tiny", None, 1024, 2e-3, ["warmup_epochs=7"])
+    assert (given.lr, given.warmup_epochs) == (2e-3, 7)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 312])
+def test_schedule(recipes, steps):
+    recipe = recipes.RECIPES["imagenet-1k"]
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    groups = [{"params": [parameter]}, {"params": [torch.nn.Parameter(torch.zeros(1))], "lr_scale": 0.5}]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
+    schedule = recipes.make_schedule(optimizer, recipe, steps)
+
+    def rate(step):
+        schedule.step_update(step)
+        whole, half = (group["lr"] for group in optimizer.param_groups)
+        assert half == whole / 2
+        return whole
+
+    assert rate(0) == 0
+    assert rate(10 * steps) == pytest.approx(recipe.lr / 2)  # in the middle of the warm-up
+    assert rate(20 * steps) == pytest.approx(recipe.lr)
+    assert rate(160 * steps) == pytest.approx((recipe.lr + recipe.min_lr) / 2)  # in the middle of the cosine
+    last = recipe.min_lr + (recipe.lr - recipe.min_lr) * (1 - math.cos(math.pi / (280 * steps))) / 2
+    assert rate(300 * steps - 1) == pytest.approx(last)
+    assert rate(300 * steps) == recipe.min_lr
+
+
+# Parameter groups
+
+# stem, four stages and what is between them, head -> group, for a depth of the third stage
+EXPECTED_GROUPS = {
+    "convnext_tiny": {"stages.2.0": 3, "stages.2.2": 3, "stages.2.3": 4, "stages.2.8": 5, "last": 6},
+    "convnext_small": {"stages.2.0": 3, "stages.2.13": 7, "stages.2.26": 11, "last": 12},
+    "convnextv2_nano": {"stages.2.5": 4, "stages.2.6": 5, "stages.2.7": 5, "last": 6},
+}
+
+
+@pytest.mark.parametrize("library", ["ours", "timm"])
+@pytest.mark.parametrize("name", EXPECTED_GROUPS)
+def test_layers_of_the_official_assignment(recipes, name, library):
+    import timm
+
+    with torch.device("meta"):
+        model = create_model(name) if library == "ours" else timm.create_model(name)
+    expected = dict(EXPECTED_GROUPS[name])
+    last = expected.pop("last")
+    expected |= {"downsample_layers.0": 0, "downsample_layers.1": 2, "downsample_layers.2": 3}
+    expected |= {"stages.0.0": 1, "stages.0.1": 1, "stages.1.0": 2, "stages.1.1": 2}
+    expected |= {
+        "downsample_layers.3": last,
+        "stages.3.0": last,
+        "stages.3.1": last,
+        "norm": last + 1,
+        "head": last + 1,
+    }
+    ids = recipes.layer_ids(key for key, _ in model.named_parameters())
+    assert set(ids.values()) == set(range(last + 2))
+    if library == "timm":
+        renamed = {"downsample_layers.0": "stem", "norm": "head.norm", "head": "head.fc"}
+        for i in range(4):
+            renamed |= {f"stages.{i}.{j}": f"stages.{i}.blocks.{j}" for j in range(27)}
+            renamed |= {f"downsample_layers.{i}": f"stages.{i}.downsample"} if i else {}
+        expected = {renamed[key]: value for key, value in expected.items()}
+    for prefix, group in expected.items():
+        found = {value for key, value in ids.items() if key.startswith(f"{prefix}.")}
+        assert found == {group}, prefix
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "convnextv2_atto"])
+@pytest.mark.parametrize("layer_decay", [1.0, 0.7])
+def test_decay_and_learning_rates(recipes, name, layer_decay):
+    with torch.device("meta"):
+        model = create_model(name, num_classes=5)
+    recipe = recipes.replace(recipes.RECIPES["finetune"], layer_decay=layer_decay, weight_decay=0.05)
+    groups = recipes.parameter_groups(model, recipe)
+    of = {id(p): group for group in groups for p in group["params"]}
+    named = dict(model.named_parameters())
+    assert sum(len(group["params"]) for group in groups) == len(named) == len(of)
+    ids = recipes.layer_ids(named)
+    last = max(ids.values())
+    for key, parameter in named.items():
+        group = of[id(parameter)]
+        vector = max(parameter.shape) == parameter.numel()  # biases, norms, layer scale, GRN's (1, 1, 1, C)
+        assert group["weight_decay"] == (0 if vector else 0.05), key
+        assert group.get("lr_scale", 1) == pytest.approx(layer_decay ** (last - ids[key])), key
+    assert any(key.endswith((".gamma", ".beta")) for key in named)
+
+
+def test_no_layers_for_an_isotropic_network(recipes):
+    with pytest.raises(ValueError, match="four stages"):
+        recipes.layer_ids(["stem.weight", "blocks.0.dwconv.weight", "head.weight"])
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def finished(script, pictures, tmp_path_factory):
+    """A run of two epochs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    output = tmp_path_factory.mktemp("finished")
+    result = CliRunner().invoke(script.main, [str(a) for a in (pictures, *LIVELY, "--epochs", 2, "--output", output)])
+    torch.set_num_threads(threads)
+    assert result.exit_code == 0, result.output
+    assert "2 epochs of 3 steps of 8 (1 x 1 x 8)" in result.output
+    return output
+
+
+def log_of(output):
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def test_what_a_run_writes(finished):
+    from PIL import Image
+
+    files = {file.name for file in finished.iterdir()}
+    names = {"log.jsonl", "curve.png", "settings.json", "checkpoint.pth", "model.safetensors", "model_ema.safetensors"}
+    assert files == names
+    log = log_of(finished)
+    assert [(entry["epoch"], entry["steps"]) for entry in log] == [(1, 3), (2, 6)]
+    assert all(math.isfinite(value) for entry in log for value in entry.values())
+    assert all(0 < entry["train_loss"] < 5 for entry in log)
+    # of the epochs' last steps, the third and the sixth of six
+    assert [e["lr"] for e in log] == [
+        pytest.approx(5e-4 * (1 + math.cos(math.pi * n / 6)) / 2, rel=1e-2) for n in (2, 5)
+    ]
+    settings = json.loads((finished / "settings.json").read_text())
+    assert settings["recipe"] == "imagenet-1k"
+    assert (settings["drop_path"], settings["classes"], settings["pictures"]) == (0.2, 3, 24)
+    with Image.open(finished / "curve.png") as picture:
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 20
+    own, average = weights(finished / "model.safetensors"), weights(finished / "model_ema.safetensors")
+    assert own.keys() == average.keys() == create_model("convnextv2_atto", num_classes=3).state_dict().keys()
+    assert not torch.equal(own["head.weight"], average["head.weight"])
+
+
+@pytest.mark.parametrize(("file", "key"), [("model", "val"), ("model_ema", "ema")])
+def test_evaluation_of_what_was_written(call, pictures, finished, file, key):
+    result = call(pictures, *SMALL, "--eval", "--weights", finished / f"{file}.safetensors")
+    assert result.exit_code == 0, result.output
+    assert "12 pictures of 3 classes" in result.output
+    found = json.loads(result.output.splitlines()[-1])
+    assert found == {k: pytest.approx(log_of(finished)[-1][f"{key}_{k}"], abs=2e-4) for k in ("loss", "top1", "top5")}
+
+
+def test_resumed_is_uninterrupted(script, call, train, pictures, finished, tmp_path, monkeypatch):
+    arguments = (pictures, *LIVELY, "--epochs", 2)
+    epoch_of = script.Training.train_epoch
+
+    def interrupted(self, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return epoch_of(self, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script.Training, "train_epoch", interrupted)
+        assert call(*arguments, "--output", tmp_path, "--resume").exit_code == 1  # nothing there yet: it starts
+    assert len(log_of(tmp_path)) == 1
+    torch.rand(3)  # what happened before must not matter
+    log = train(*arguments, "--resume", output=tmp_path)
+    assert without_times(log) == without_times(log_of(finished))
+    for name in ("model.safetensors", "model_ema.safetensors"):
+        expected, found = weights(finished / name), weights(tmp_path / name)
+        assert all(torch.equal(expected[key], found[key]) for key in expected), name
+    assert "2 of 2 epochs are done" in call(*arguments, "--resume", "--output", tmp_path).output
+
+
+def test_every_epoch_sees_every_picture_in_another_order(script, train, pictures, tmp_path, monkeypatch):
+    seen, read = [], script.read_picture
+    monkeypatch.setattr(script, "read_picture", lambda file: seen.append(file) or read(file))
+    train(pictures, *LIVELY, "--epochs", 2, "--no-val", output=tmp_path)
+    first, second = seen[:24], seen[24:]
+    assert sorted(first) == sorted(second) == sorted(map(str, (pictures / "train").rglob("?.*g")))
+    assert first != second
+
+
+def test_accumulation_is_the_same_training(train, pictures, tmp_path):
+    """Without anything random in it, two passes of four are one of eight."""
+    arguments = (pictures, *LIVELY, *PLAIN, "--epochs", 1, "--set", "drop_path=0")
+    one, two = (train(*arguments, "--accumulate", n, output=tmp_path / str(n))[0] for n in (1, 2))
+    # Crops and flips come from the same generator in the same order.
+    for key in ("lr", "train_loss", "val_loss", "ema_loss"):
+        assert one[key] == pytest.approx(two[key], rel=1e-3), key
+
+
+def test_it_learns(train, pictures, tmp_path):
+    log = train(pictures, *SMALL, *PLAIN, "--epochs", 10, "--lr", 5e-4, "--set", "warmup_epochs=2", output=tmp_path)
+    assert log[-1]["train_loss"] < 0.75 < math.log(3)
+    assert log[-1]["val_top1"] > 60  # chance is 33
+
+
+def test_fine_tuning_takes_weights_of_other_classes(script, train, pictures, tmp_path):
+    trained = create_model("convnextv2_atto", num_classes=11)
+    export_weights(trained, "timm", tmp_path / "w.safetensors")
+    arguments = ("--recipe", "finetune", "--weights", tmp_path / "w.safetensors", "--epochs", 1)
+    log = train(pictures, *SMALL, *arguments, output=tmp_path / "o")
+    assert "ema_top1" not in log[0]
+    found = weights(tmp_path / "o" / "model.safetensors")
+    # The peak is 5e-5 x 8 / 512, and far less of it at the stem: everything is where it was, to a few thousandths.
+    stem, head = "downsample_layers.0.0.weight", "head.weight"
+    torch.testing.assert_close(found[stem], trained.state_dict()[stem], rtol=0, atol=1e-5)
+    assert not torch.equal(found[stem], trained.state_dict()[stem])
+    assert found[head].shape == (3, 320)
+    assert found[head].abs().max() < 1e-3  # head_init_scale
+    assert not (tmp_path / "o" / "model_ema.safetensors").exists()
+
+
+def test_timm(train, refused, pictures, tmp_path):
+    import timm
+
+    arguments = (*SMALL, "--library", "timm", "--model", "convnext_atto", "--epochs", 1, "--set", "ema=0")
+    train(pictures, *arguments, output=tmp_path / "a")
+    file = tmp_path / "a" / "model.safetensors"
+    timm.create_model("convnext_atto", num_classes=3).load_state_dict(weights(file))
+    fine = ("--recipe", "finetune", "--weights", file)
+    train(pictures, *arguments, *fine, output=tmp_path / "b")
+    names = {**weights(file), "head.fc.weight": torch.zeros(11, 320), "head.fc.bias": torch.zeros(11)}
+    torch.save(names, tmp_path / "eleven.pth")
+    train(pictures, *arguments, "--recipe", "finetune", "--weights", tmp_path / "eleven.pth", output=tmp_path / "c")
+    message = refused(pictures, *arguments, *fine, "--model", "convnext_femto", "--output", tmp_path / "d")
+    assert "does not fit the model" in message
+    assert "'auto' only" in refused(pictures, *arguments, "--memory", "min")
+    assert "nknown model" in refused(pictures, *arguments, "--model", "convnext_basse")
+
+
+def test_without_val_in_bf16_and_with_little_memory(train, copied, tmp_path):
+    import shutil
+
+    shutil.rmtree(copied / "val")
+    log = train(
+        copied,
+        *SMALL,
+        "--recipe",
+        "imagenet-22k",
+        "--no-val",
+        "--amp",
+        "--memory",
+        "min",
+        "--epochs",
+        1,
+        output=tmp_path,
+    )
+    assert set(log[0]) == {"epoch", "steps", "lr", "train_loss", "images_per_second", "seconds"}
+
+
+# Augmentation is random in its own way in each process; without it both see the same pixels.
+NOT_AUGMENTED = """
+import train_imagenet
+
+augmentation = train_imagenet.transform
+train_imagenet.transform = lambda size, recipe: augmentation(size, None)
+train_imagenet.main()
+"""
+
+
+def torchrun(run_python, *arguments, **environment):
+    launch = ["torchrun", "--standalone", "--nproc-per-node", "2", *map(str, arguments)]
+    path = os.pathsep.join([str(EXAMPLES), str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])
+    return run_python(
+        f"import runpy, sys\nsys.argv = {launch!r}\nrunpy.run_module('torch.distributed.run', run_name='__main__')",
+        **{"OMP_NUM_THREADS": "1", "PYTHONPATH": path, **environment},
+    )
+
+
+def test_two_processes_train_what_one_does(script, run_python, train, pictures, tmp_path, monkeypatch):
+    augmentation = script.transform
+    monkeypatch.setattr(script, "transform", lambda size, recipe: augmentation(size, None))
+    arguments = (pictures, *LIVELY, *PLAIN, "--set", "drop_path=0", "--epochs", 2)
+    one = train(*arguments, output=tmp_path / "one")
+    (tmp_path / "not_augmented.py").write_text(NOT_AUGMENTED)
+    output = torchrun(
+        run_python, tmp_path / "not_augmented.py", *arguments, "--workers", 1, "--output", tmp_path / "two"
+    )
+    assert "2 epochs of 3 steps of 8 (2 x 1 x 4)" in output
+    assert output.count("epoch 1 ") == 1  # from one of the two
+    two = log_of(tmp_path / "two")
+    assert [(e["steps"], e["lr"]) for e in one] == [(e["steps"], e["lr"]) for e in two]
+    for a, b in zip(one, two, strict=True):
+        for key in ("train_loss", "val_loss", "val_top1", "ema_loss"):
+            assert a[key] == pytest.approx(b[key], rel=1e-3), key
+
+
+@pytest.mark.slow
+def test_an_error_in_one_of_two_processes_ends_both(run_python, copied, tmp_path):
+    file = copied / "train" / "china" / "3.png"
+    file.write_bytes(b"no picture")
+    arguments = (copied, *SMALL, "--epochs", 1, "--output", tmp_path / "o")
+    with pytest.raises(AssertionError, match=f"Error: {file}: cannot be read as a picture"):
+        torchrun(run_python, EXAMPLES / "train_imagenet.py", *arguments)
+
+
+@pytest.mark.slow
+def test_compiled(train, pictures, finished, tmp_path):
+    log = train(pictures, *LIVELY, "--epochs", 2, "--compile", output=tmp_path)
+    for a, b in zip(log_of(finished), log, strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_killed_and_resumed(script, train, pictures, finished, tmp_path):
+    """A process that is killed at any moment leaves a checkpoint that is whole."""
+    command = [sys.executable, str(EXAMPLES / "train_imagenet.py"), str(pictures), *map(str, LIVELY)]
+    command += ["--epochs", "40", "--output", str(tmp_path), "--resume"]
+    path = os.pathsep.join([str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    log, done = tmp_path / "log.jsonl", 0
+    for _ in range(3):
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            while process.poll() is None and not (log.exists() and len(log_of(tmp_path)) >= done + 2):
+                time.sleep(0.02)
+            process.kill()
+        state = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
+        assert done < len(state["history"]) < 40
+        done = len(state["history"])
+
+
+# What is wrong with what is given
+
+
+def test_no_train_folder(refused, tmp_path, pictures):
+    assert f"{tmp_path}/val: no such folder" in refused(tmp_path, *SMALL)
+    (tmp_path / "val").symlink_to(pictures / "val")
+    (tmp_path / "training").mkdir()
+    message = refused(tmp_path, *SMALL)
+    assert f"{tmp_path}/train: no such folder" in message
+    assert "it holds: training, val" in message
+    assert "does not exist" in refused(tmp_path / "nowhere", *SMALL)
+
+
+def test_a_class_without_pictures(refused, copied):
+    (copied / "train" / "empty").mkdir()
+    message = refused(copied, *SMALL)
+    assert f"{copied}/train: " in message
+    assert "classes empty" in message
+
+
+def test_classes_that_differ(refused, copied):
+    (copied / "val" / "flower").rename(copied / "val" / "tulip")
+    assert "only one of them has: flower, tulip" in refused(copied, *SMALL)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("damage", ["cut", "text"])
+def test_a_damaged_picture(refused, copied, tmp_path, workers, damage):
+    file = copied / "train" / "china" / "3.png"
+    file.write_bytes(file.read_bytes()[:3000] if damage == "cut" else b"no picture")
+    message = refused(copied, *SMALL, "--epochs", 1, "--workers", workers, "--output", tmp_path / "o")
+    assert message.count("Error: ") == 1
+    assert f"Error: {file}: cannot be read as a picture: " in message
+
+
+def test_a_damaged_checkpoint(refused, pictures, finished, tmp_path):
+    whole = (finished / "checkpoint.pth").read_bytes()
+    arguments = (pictures, *LIVELY, "--epochs", 2, "--output", tmp_path)
+    file = tmp_path / "checkpoint.pth"
+    for content in (whole[: len(whole) // 2], b"", b"\x00" * 100):
+        file.write_bytes(content)
+        message = refused(*arguments, "--resume")
+        assert f"{file}: damaged, or no checkpoint of this script" in message
+        assert file.read_bytes() == content
+    torch.save({"model": {}}, file)
+    assert "damaged, or no checkpoint" in refused(*arguments, "--resume")
+    file.write_bytes(whole)
+    assert "there is a run already" in refused(*arguments)
+    other = refused(pictures, *LIVELY, "--epochs", 3, "--seed", 5, "--output", tmp_path, "--resume")
+    assert "seed 0, now 5; epochs 2, now 3" in other
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "convnext_basse"), "unknown model 'convnext_basse'; close: convnext_base"),
+        (("--accumulate", 3), "--batch-size 8: expected a multiple of 6: 1 processes x 3 passes x 2, because mixup"),
+        (("--batch-size", 9), "--batch-size 9: expected a multiple of 2"),
+        (("--batch-size", 26), "--batch-size 26: more than the 24 pictures in "),
+        (("--batch-size", 0), "'--batch-size'"),
+        (("--recipe", "finetune"), "--recipe finetune needs --weights"),
+        (("--eval",), "--eval needs --weights"),
+        (("--recipe", "imagenet"), "'--recipe'"),
+        (("--backend", "tritonn"), "--backend tritonn: expected auto or "),
+        (("--set", "mix=1"), "--set mix=1: expected NAME=VALUE with one of warmup_epochs, "),
+        (("--set", "mixup"), "--set mixup: expected NAME=VALUE"),
+        (("--set", "mixup=much"), "--set mixup=much: expected a number"),
+        (("--set", "mixup=nan"), "mixup: expected a number from 0 up to but not including inf, got nan"),
+        (("--set", "drop_path=1"), "drop_path: expected a number from 0 up to but not including 1, got 1"),
+        (("--set", "warmup_epochs=300"), "warmup_epochs: expected fewer than the 300 epochs, got 300"),
+        (("--lr", -1), "'--lr'"),
+        (("--size", 16), "'--size'"),
+        (("--seed", -1), "'--seed'"),
+    ],
+)
+def test_wrong_options(refused, pictures, tmp_path, arguments, message):
+    assert message in refused(pictures, *SMALL, "--output", tmp_path / "o", *arguments)
+    assert not (tmp_path / "o").exists()
+
+
+def test_wrong_weights(refused, pictures, finished, tmp_path):
+    arguments = (pictures, *SMALL, "--output", tmp_path / "o", "--weights")
+    assert "of another shape" in refused(*arguments, finished / "model.safetensors", "--model", "convnextv2_femto")
+    (tmp_path / "w.pth").write_bytes(b"nothing")
+    assert "w.pth: PyTorch cannot read it" in refused(*arguments, tmp_path / "w.pth")
+    export_weights(create_model("convnextv2_atto", num_classes=11), "official", tmp_path / "eleven.pth")
+    assert "head='skip'" in refused(*arguments, tmp_path / "eleven.pth", "--eval")
+
+
+def test_a_loss_that_is_no_number(refused, pictures, tmp_path):
+    message = refused(pictures, *SMALL, "--epochs", 1, "--lr", 1e30, "--set", "warmup_epochs=0", "--output", tmp_path)
+    assert "the loss is nan; try a lower --lr" in message or "the loss is inf" in message
