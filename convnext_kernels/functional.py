@@ -13,8 +13,7 @@ from torch import Tensor
 
 import convnext_kernels.ops  # noqa: F401  registers torch.ops.convnext_kernels
 from convnext_kernels.ops import checks
-
-_ops = torch.ops.convnext_kernels
+from convnext_kernels.ops.library import call
 
 
 def _memory(memory: str, tensors: tuple) -> str:
@@ -32,12 +31,12 @@ def depthwise_conv2d(
 
     x (N, C, H, W); weight (C, 1, K, K) with odd K up to 31; bias (C,) or None; dilation at least 1.
     """
-    return _ops.dwconv(x, weight, bias, dilation, backend)
+    return call("dwconv", x, weight, bias, dilation, backend)
 
 
 def layer_norm2d(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6, backend: str = "auto") -> Tensor:
     """LayerNorm of every pixel over its channels: x (N, C, H, W); weight and bias (C,); statistics in fp32."""
-    return _ops.layernorm(x, weight, bias, eps, backend)
+    return call("layernorm", x, weight, bias, eps, backend)
 
 
 def global_response_norm(
@@ -48,7 +47,7 @@ def global_response_norm(
     ``weight * (x * Nx) + bias + x`` with ``G = ||x||_2`` over (H, W) and ``Nx = G / (mean_C G + eps)``;
     weight and bias have C elements in any shape. For an NHWC tensor pass ``x.permute(0, 3, 1, 2)``.
     """
-    return _ops.grn(x, weight, bias, eps, backend)
+    return call("grn", x, weight, bias, eps, backend)
 
 
 def inverted_bottleneck(
@@ -94,7 +93,7 @@ def inverted_bottleneck(
         grn_bias,
         drop_scale,
     )
-    return _ops.mlp(*tensors, eps, grn_eps, None, _memory(memory, tensors), backend)[0]
+    return call("mlp", *tensors, eps, grn_eps, None, _memory(memory, tensors), backend)[0]
 
 
 def convnext_block(
@@ -138,7 +137,7 @@ def convnext_block(
         grn_bias,
         drop_scale,
     )
-    return _ops.block(*tensors, dilation, eps, grn_eps, None, _memory(memory, tensors), backend)[0]
+    return call("block", *tensors, dilation, eps, grn_eps, None, _memory(memory, tensors), backend)[0]
 
 
 def patch_downsample(
@@ -155,4 +154,4 @@ def patch_downsample(
 
     x (N, C, H, W); weight (D, C, K, K); bias (D,) or None; the result is (N, D, H // K, W // K).
     """
-    return _ops.downsample(x, norm_weight, norm_bias, weight, bias, eps, None, backend)
+    return call("downsample", x, norm_weight, norm_bias, weight, bias, eps, None, backend)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from convnext_kernels import planner
 from convnext_kernels.ops import checks
-from convnext_kernels.ops.library import autocast, define, differentiable, gradients_like, scatter
+from convnext_kernels.ops.library import autocast, call, define, differentiable, gradients_like, scatter
 from convnext_kernels.ops.mlp import BACKWARD_OPTIONS, OPTIONS, PARAMETERS, check_bottleneck, hidden_like, promote
 from convnext_kernels.spec import MlpParameters, OpSpec
 
@@ -114,8 +114,7 @@ def _autograd(ctx: Any, gradients: list[Tensor | None]) -> tuple:
     needs = list(ctx.needs_input_grad[:12])
     kept = ctx.saved_tensors  # once: activation checkpointing unpacks a tensor only once
     tensors, saved = kept[:13], list(kept[13:])
-    backward = torch.ops.convnext_kernels.block_backward
-    gradients = backward(gradients[0], *tensors, *ctx.options, saved, needs, ctx.backend)
+    gradients = call("block_backward", gradients[0], *tensors, *ctx.options, saved, needs, ctx.backend)
     return (*scatter(gradients, needs), *[None] * 7)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from convnext_kernels import planner
 from convnext_kernels.ops import checks
-from convnext_kernels.ops.library import autocast, define, differentiable, gradients_like, scatter
+from convnext_kernels.ops.library import autocast, call, define, differentiable, gradients_like, scatter
 from convnext_kernels.spec import OpSpec
 
 _TENSORS = "Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight, Tensor? bias"
@@ -128,8 +128,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _autograd(ctx: Any, dy: Tensor) -> tuple:
     needs = list(ctx.needs_input_grad[:5])
-    backward = torch.ops.convnext_kernels.downsample_backward
-    gradients = backward(dy, *ctx.saved_tensors, *ctx.options, needs, ctx.backend)
+    gradients = call("downsample_backward", dy, *ctx.saved_tensors, *ctx.options, needs, ctx.backend)
     return (*scatter(gradients, needs), None, None, None)
 
 

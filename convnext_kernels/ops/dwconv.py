@@ -7,7 +7,7 @@ from torch import Tensor
 
 from convnext_kernels import planner
 from convnext_kernels.ops import checks
-from convnext_kernels.ops.library import autocast, cast_tensors, define, differentiable, gradients_like, scatter
+from convnext_kernels.ops.library import autocast, call, cast_tensors, define, differentiable, gradients_like, scatter
 from convnext_kernels.spec import OpSpec
 
 
@@ -61,7 +61,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _autograd(ctx: Any, dy: Tensor) -> tuple:
     needs = list(ctx.needs_input_grad[:3])
-    gradients = torch.ops.convnext_kernels.dwconv_backward(dy, *ctx.saved_tensors, ctx.dilation, needs, ctx.backend)
+    gradients = call("dwconv_backward", dy, *ctx.saved_tensors, ctx.dilation, needs, ctx.backend)
     return (*scatter(gradients, needs), None, None)
 
 

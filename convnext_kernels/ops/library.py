@@ -4,10 +4,36 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad
 from torch import Tensor
+from torch.utils._pytree import _broadcast_to_and_flatten, tree_flatten, tree_unflatten
 
 NAMESPACE = "convnext_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")  # kept alive: registrations end with the object
+
+# By op, for `call`: the twin that `torch.func` can transform, and what autocast does with the arguments.
+_transformable: dict[str, type[torch.autograd.Function]] = {}
+_casts: dict[str, Callable[..., tuple]] = {}
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """Call op `name`, also under the transforms of `torch.func` and forward-mode AD.
+
+    Those want the gradient as a `torch.autograd.Function` with a rule for vmap, which `torch.library` does not make:
+    under them it refuses to differentiate, and forward-mode derivatives come out as zeros without a word.
+    """
+    op = getattr(torch.ops.convnext_kernels, name)
+    if torch.compiler.is_compiling() or not (
+        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    ):
+        return op(*arguments)
+    function = _transformable[name]
+    device = arguments[0].device.type
+    if name in _casts and torch.is_autocast_enabled(device):
+        arguments = _casts[name](torch.get_autocast_dtype(device), *arguments)
+        with torch.autocast(device, enabled=False):
+            return function.apply(*arguments)
+    return function.apply(*arguments)
 
 
 def on_device(implementation: Callable) -> Callable:
@@ -41,10 +67,58 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> No
         )
 
     torch.library.register_autograd(f"{NAMESPACE}::{name}_backward", no_double_backward, lib=LIBRARY)
+    _transformable[name] = _function(name, setup_context, backward)
+    _transformable[f"{name}_backward"] = _function(f"{name}_backward", _keep_nothing, no_double_backward)
+
+
+def _keep_nothing(ctx: Any, inputs: tuple, output: Any) -> None:
+    pass
+
+
+def _function(name: str, setup_context: Callable, backward: Callable) -> type[torch.autograd.Function]:
+    """Op `name` with its gradient, as a Function that `torch.func` can transform."""
+    op = getattr(torch.ops.convnext_kernels, name)
+    returns_list = isinstance(op.default._schema.returns[0].type, torch.ListType)
+
+    def forward(*arguments: Any) -> Any:
+        result = op(*arguments)
+        return tuple(result) if returns_list else result
+
+    def gradient(ctx: Any, *gradients: Tensor | None) -> Any:
+        return backward(ctx, list(gradients)) if returns_list else backward(ctx, *gradients)
+
+    def no_forward_mode(ctx: Any, *_: Any) -> None:
+        raise NotImplementedError(f"{NAMESPACE}::{name} has no forward-mode derivative; use reverse mode (vjp, grad)")
+
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
+        # One call for each element: weights may be batched as well as x, and each call is a kernel of its own anyway.
+        leaves, structure = tree_flatten(arguments)
+        dims = _broadcast_to_and_flatten(in_dims, structure)
+        results = []
+        for i in range(info.batch_size):
+            slices = [leaf if dim is None else leaf.select(dim, i) for leaf, dim in zip(leaves, dims, strict=True)]
+            results.append(function.apply(*tree_unflatten(slices, structure)))
+        if returns_list:
+            return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
+        return torch.stack(results), 0
+
+    function = type(
+        f"Transformable_{name}",
+        (torch.autograd.Function,),
+        {
+            "forward": staticmethod(forward),
+            "setup_context": staticmethod(setup_context),
+            "backward": staticmethod(gradient),
+            "jvp": staticmethod(no_forward_mode),
+            "vmap": staticmethod(vmap),
+        },
+    )
+    return function
 
 
 def autocast(name: str, cast: Callable[..., tuple]) -> None:
     """Run op `name` under autocast with the arguments that ``cast(dtype, *arguments)`` returns."""
+    _casts[name] = cast
     for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
 
         def kernel(*arguments: Any, device: str = device, key: str = key) -> Tensor | list[Tensor]:

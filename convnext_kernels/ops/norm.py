@@ -7,7 +7,7 @@ from torch import Tensor
 
 from convnext_kernels import planner
 from convnext_kernels.ops import checks
-from convnext_kernels.ops.library import autocast, cast_tensors, define, differentiable, gradients_like, scatter
+from convnext_kernels.ops.library import autocast, call, cast_tensors, define, differentiable, gradients_like, scatter
 from convnext_kernels.spec import OpSpec
 
 _TENSORS = "Tensor x, Tensor weight, Tensor bias"
@@ -63,8 +63,7 @@ def define_norm(op: str) -> None:
 
     def autograd(ctx: Any, dy: Tensor) -> tuple:
         needs = list(ctx.needs_input_grad[:3])
-        backward_op = getattr(torch.ops.convnext_kernels, f"{op}_backward")
-        gradients = backward_op(dy, *ctx.saved_tensors, ctx.eps, needs, ctx.backend)
+        gradients = call(f"{op}_backward", dy, *ctx.saved_tensors, ctx.eps, needs, ctx.backend)
         return (*scatter(gradients, needs), None, None)
 
     define(op, f"{_TENSORS}, float eps, str backend", "Tensor", forward, _fake)

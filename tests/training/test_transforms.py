@@ -1,0 +1,248 @@
+"""Autocast, `torch.compile`, `torch.export`, `torch.func`, second derivatives and drop path, on models in training."""
+
+import copy
+
+import pytest
+import torch
+from timm.layers import DropPath
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
+
+import convnext_kernels
+from convnext_kernels import FusedConvNeXtBlock
+from tests.operators import OPERATORS, differentiable
+from tests.shapes import Case
+from tests.tolerance import randomize_
+from tests.training.pairs import MODELS, assert_same_gradients, gradients, loss_of, pair, pictures
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_autocast_bf16(name):
+    plain, ours = pair(name)
+    exact = copy.deepcopy(plain)
+    loss_of(exact, pictures()).backward()
+    for model in (plain, ours):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(model, pictures())
+        loss.backward()
+    for key, reference in gradients(exact).items():
+        scale = reference.abs().max()
+        ours_error, plain_error = ((gradients(m)[key] - reference).abs().max() / scale for m in (ours, plain))
+        assert gradients(ours)[key].dtype == torch.float32
+        assert ours_error <= 2 * plain_error + 0.05, key
+
+
+@pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
+def test_fp16_with_a_gradient_scaler(use_grn, backend):
+    """The scaler sees what is not finite, skips that step alone and halves the scale."""
+    block = randomize_(FusedConvNeXtBlock(8, use_grn=use_grn, kernel_size=3, backend=backend)).train()
+    optimizer = torch.optim.SGD(block.parameters(), lr=1e-2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=1000)
+    losses = []
+    for step in range(8):
+        before = {k: v.clone() for k, v in block.state_dict().items()}
+        x = torch.randn(2, 8, 5, 4, generator=torch.Generator().manual_seed(0))
+        if step == 3:
+            x[0, 0, 0, 0] = torch.inf
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            loss = block(x.half()).square().mean()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(block.parameters(), 10.0)
+        scaler.step(optimizer)
+        scaler.update()
+        changed = any(not torch.equal(v, before[k]) for k, v in block.state_dict().items())
+        assert changed == (step != 3)
+        if step != 3:
+            losses.append(loss.item())
+    assert scaler.get_scale() == 128.0
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("memory", ["min", "balanced"])
+@pytest.mark.parametrize("name", MODELS)
+def test_compiled_training_step(name, memory):
+    """One graph, compiled no second time for batches of 2, 3 and 5; gradients as without the compiler."""
+    _, ours = pair(name)
+    for module in ours.modules():
+        if isinstance(module, FusedConvNeXtBlock):
+            module.memory = memory
+    compiled_model = copy.deepcopy(ours)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(compiled_model, fullgraph=True, dynamic=True, backend=counter)
+    frames = set()
+    for batch in (2, 3, 5):
+        for model in (ours, compiled_model):
+            model.zero_grad()
+        loss_of(ours, pictures(batch)).backward()
+        loss_of(compiled, pictures(batch)).backward()
+        assert_same_gradients(compiled_model, ours, 1e-5)
+        frames.add(counter.frame_count)
+    assert len(frames) == 1, "compiled again for another batch size"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_inductor_training_step(name):
+    _, ours = pair(name)
+    compiled_model = copy.deepcopy(ours)
+    loss_of(ours, pictures()).backward()
+    loss_of(torch.compile(compiled_model, fullgraph=True), pictures()).backward()
+    assert_same_gradients(compiled_model, ours, 1e-3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_export_with_a_dynamic_batch(name):
+    _, ours = pair(name)
+    ours.eval()
+    x, _ = pictures(3)
+    program = torch.export.export(ours, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=64)},))
+    targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert any(t.startswith("convnext_kernels.block") for t in targets), targets
+    for batch in (3, 7):
+        x, _ = pictures(batch)
+        with torch.no_grad():
+            torch.testing.assert_close(program.module()(x), ours(x))
+
+
+# PyTorch's own: a rule for vmap that torchvision's plain model would want.
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.parametrize("name", MODELS)
+def test_func_grad_and_per_sample_gradients(name):
+    plain, ours = pair(name)
+    x, y = pictures()
+
+    def loss(model, parameters, x, y):
+        return nn.functional.cross_entropy(functional_call(model, parameters, (x[None],)), y[None])
+
+    results = []
+    for model in (plain, ours):
+        model.eval()
+        parameters = {k: p.detach() for k, p in model.named_parameters()}
+        one = grad(lambda p, m=model: nn.functional.cross_entropy(functional_call(m, p, (x,)), y))(parameters)
+        each = vmap(grad(lambda p, x, y, m=model: loss(m, p, x, y)), in_dims=(None, 0, 0))(parameters, x, y)
+        results.append((one, each))
+    (plain_one, plain_each), (ours_one, ours_each) = results
+    for key, expected in plain_one.items():
+        torch.testing.assert_close(ours_one[key], expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+        atol = 1e-4 * plain_each[key].abs().max().item()
+        torch.testing.assert_close(ours_each[key], plain_each[key], rtol=1e-3, atol=atol)
+        torch.testing.assert_close(ours_each[key].mean(0), ours_one[key], rtol=1e-3, atol=atol)
+
+
+CASE = Case("small", c=6, h=4, w=3, k=3, ratio=2)
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_func_on_every_op(op, backend):
+    """grad, vjp, jacrev against autograd; vmap over x and over all tensors against a loop."""
+    operator = OPERATORS[op]
+    arguments = operator.arguments(CASE, torch.float32)
+    names = differentiable(arguments)
+    values = [arguments[n] for n in names]
+
+    def run(*values):
+        return operator.serve(backend, **{**arguments, **dict(zip(names, values, strict=True))})
+
+    leaves = [v.clone().requires_grad_() for v in values]
+    y = run(*leaves)
+    dy = torch.randn_like(y)
+    expected = torch.autograd.grad(y, leaves, dy)
+    out, pull = vjp(run, *values)
+    torch.testing.assert_close(out, y)
+    torch.testing.assert_close(pull(dy), expected)
+    everything = tuple(range(len(values)))
+    torch.testing.assert_close(grad(lambda *v: (run(*v) * dy).sum(), argnums=everything)(*values), expected)
+    jacobian = jacrev(lambda x: (run(x, *values[1:]) * dy).sum((1, 2, 3)))(values[0])
+    torch.testing.assert_close(jacobian.sum(0), expected[0])
+    xs = torch.stack([values[0], 2 * values[0], -values[0]])
+    batched = vmap(lambda x: run(x, *values[1:]))(xs)
+    torch.testing.assert_close(batched, torch.stack([run(x, *values[1:]) for x in xs]))
+    both = vmap(run)(*[torch.stack([v, 0.5 * v]) for v in values])
+    torch.testing.assert_close(both, torch.stack([run(*values), run(*[0.5 * v for v in values])]))
+
+
+# PyTorch's forward mode compiles decompositions with what it deprecates.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+@pytest.mark.parametrize("op", OPERATORS)
+def test_forward_mode_says_that_it_is_not_there(op):
+    """It must not give zeros."""
+    arguments = OPERATORS[op].arguments(CASE, torch.float32)
+    x = arguments["x"]
+    message = rf"convnext_kernels::{op} has no forward-mode derivative; use reverse mode"
+    with pytest.raises(NotImplementedError, match=message):
+        jvp(lambda x: OPERATORS[op].call(**{**arguments, "x": x}), (x,), (x,))
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match=message):
+        OPERATORS[op].call(**{**arguments, "x": torch.autograd.forward_ad.make_dual(x, x)})
+
+
+def test_func_under_autocast():
+    _, ours = pair("torchvision")
+    ours.eval()
+    parameters = {k: p.detach() for k, p in ours.named_parameters()}
+    x, y = pictures()
+
+    def loss(parameters):
+        with torch.autocast("cpu", torch.bfloat16):
+            return nn.functional.cross_entropy(functional_call(ours, parameters, (x,)), y)
+
+    transformed = grad(loss)(parameters)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss_of(ours, (x, y)).backward()
+    for key, gradient in gradients(ours).items():
+        torch.testing.assert_close(transformed[key], gradient, rtol=0, atol=0.05 * gradient.abs().max().item())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradient_penalty(name):
+    """A second derivative: a clear error, and restore() makes it possible."""
+    plain, ours = pair(name)
+    x, _ = pictures()
+    x.requires_grad_()
+    (dx,) = torch.autograd.grad(ours(x).square().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match=r"cannot be differentiated twice; .* restore\(model\)"):
+        dx.square().sum().backward()
+    convnext_kernels.restore(ours)
+    for model in (plain, ours):
+        model.zero_grad()
+        (dx,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+        dx.square().sum().backward()
+    assert_same_gradients(ours, plain, 1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_drop_path_draws_as_the_library_does(name):
+    """The same seed drops the same samples, block after block."""
+    plain, ours = pair(name, drop_path=0.6)
+    batch = pictures(batch=16)
+    for model in (plain, ours):
+        torch.manual_seed(11)
+        loss_of(model, batch).backward()
+    assert_same_gradients(ours, plain)
+    other = copy.deepcopy(ours)
+    torch.manual_seed(12)
+    other.zero_grad()
+    loss_of(other, batch).backward()
+    assert any(not torch.allclose(g, gradients(ours)[k], rtol=0.1) for k, g in gradients(other).items())
+
+
+def test_drop_path_of_the_module_draws_as_timm_does():
+    block = randomize_(FusedConvNeXtBlock(4, drop_path=0.4, kernel_size=3)).train()
+    x = torch.randn(32, 4, 3, 3)
+    with torch.no_grad():
+        torch.manual_seed(5)
+        y = block(x)
+        torch.manual_seed(5)
+        kept = DropPath(0.4).train()(torch.ones(32, 1, 1, 1)).flatten() > 0
+        branch = copy.deepcopy(block).eval()(x) - x
+    assert 4 < kept.sum() < 28
+    torch.testing.assert_close(y, x + branch * kept.view(-1, 1, 1, 1) / 0.6)
