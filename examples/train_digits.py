@@ -295,7 +295,7 @@ def train(run: Run) -> None:
 @click.option("--seed", type=click.IntRange(0, 10**6), default=0, show_default=True)
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="bf16: autocast.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-# On two idle cores a second thread makes it about 1.7 times as fast. Beside other processes, where threads wait for one
+# On two idle cores a second thread saves a tenth of the time. Beside other processes, where threads wait for one
 # another at every one of these small operations, it took ten times as long.
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="More pay on idle cores only.")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default="train_digits", show_default=True)
