@@ -4,15 +4,17 @@
     python benchmarks/training.py memory [--quick] [--check]
 
 `speed` times whole training steps: gradients dropped, forward, backward and optimiser, so that our packed weights are
-packed again for each. Everybody gets the same numbers, threads, pinning and allocator, and takes turns (bench/timing.py);
-a candidate whose gradients are wrong against fp64 gets no time. Peers: eager in both memory formats, torch.compile.
+packed again for each. Everybody gets the same numbers, threads, pinning and allocator, and takes turns
+(bench/timing.py); a candidate whose gradients are wrong against fp64 gets no time. Peers: eager in both memory formats,
+torch.compile.
 
-`memory` counts the bytes that one block keeps between forward and backward, in units of its input, and takes the peak of
-the resident memory of a process that trains ConvNeXt-T, beyond that of one that has only built it.
+`memory` counts the bytes that one block keeps between forward and backward, in units of its input, and takes the peak
+of the resident memory of a process that trains ConvNeXt-T, beyond that of one that has only built it.
 """
 
 import copy
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -25,6 +27,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+
+# Without a GPU Triton's kernels run in its interpreter, which must be known before Triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from convnext_kernels import FusedConvNeXtBlock, accelerate, backends, environment
 from convnext_kernels.bench import conditions, measure, workloads
@@ -125,7 +131,7 @@ def weight_gradient(channels: int, size: int, dtype: torch.dtype) -> tuple[Calls
         for name, call in calls.items():
             for truth, found in zip(reference, call(), strict=True):
                 error = ((found.double() - truth).abs().max() / truth.abs().max()).item()
-                if not error <= 4 * torch.finfo(dtype).eps:
+                if not error <= 8 * torch.finfo(dtype).eps * (1 if name == OURS else PEER_SLACK):
                     wrong[name] = f"error {error:.2e}"
     return calls, wrong
 
@@ -178,7 +184,7 @@ def model(dtype: torch.dtype, autocast: bool, batch: int = BATCH) -> tuple[Calls
     modules = {OURS: accelerate(copy.deepcopy(eager)), EAGER: eager, "torch.compile": _compiled(eager)}
     calls: Calls = {n: TrainingStep(m, loss, list(m.parameters())) for n, m in modules.items()}
     calls["eager, contiguous"] = TrainingStep(plain, partial(loss, x=x.contiguous()), list(plain.parameters()))
-    # The numbers: the loss of everybody, and the norm of all gradients (numerics of every kernel: convnext-kernels verify).
+    # The norm of all gradients; `convnext-kernels verify` looks at every kernel.
     norms, wrong = {}, {}
     with quiet():
         for name, call in calls.items():
@@ -249,12 +255,9 @@ def speed(quick: bool, only: str, file: str | None) -> None:
         raise click.UsageError(f"--only {only!r}: no case has this in its name")
     if file:
         with open(file, "w") as out:
-            json.dump(
-                {"conditions": place, "environment": environment.collect(), "rows": rows}, out, indent=1, default=str
-            )
-    console.print(
-        f"training speed: {len(rows)} cases, {sum(bool(r['wrong']) for r in rows)} with a candidate that was wrong"
-    )
+            found = {"conditions": place, "environment": environment.collect(), "rows": rows}
+            json.dump(found, out, indent=1, default=str)
+    console.print(f"training speed: {len(rows)} cases, {sum(bool(r['wrong']) for r in rows)} with a wrong candidate")
     if any(name.startswith(OURS) for row in rows for name in row["wrong"]):
         raise SystemExit(1)
 
@@ -294,9 +297,8 @@ def train(which: str, dtype: str, batch: int, steps: int) -> None:
         for module in net.modules():
             if hasattr(module, "memory"):
                 module.memory = which
-    step = TrainingStep(
-        net, lambda m: nn.functional.cross_entropy(m(x).float(), torch.arange(batch)), list(net.parameters())
-    )
+    target = torch.arange(batch)
+    step = TrainingStep(net, lambda m: nn.functional.cross_entropy(m(x).float(), target), list(net.parameters()))
     for _ in range(steps):
         step()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -308,9 +310,8 @@ def train(which: str, dtype: str, batch: int, steps: int) -> None:
 def memory(quick: bool, check: bool) -> None:
     """Count what blocks keep for the gradient, and take the peak memory of training ConvNeXt-T."""
     console = Console(width=160)
-    table = Table(
-        "block, bf16", "backend", "memory", "times the bytes of x", "asked", title="kept for the backward pass"
-    )
+    title = "kept for the backward pass, times the bytes of x"
+    table = Table("block, bf16", "backend", "memory", "kept", "asked", title=title)
     over = 0
     for grn in (False, True):
         version, channels = ("V2" if grn else "V1"), 208
@@ -329,9 +330,8 @@ def memory(quick: bool, check: bool) -> None:
                 table.add_row(version, backend, setting, f"{kept:.2f}", f"at most {limit:g}")
     console.print(table)
     if not quick:
-        peak = Table(
-            "ConvNeXt-T 224, batch 8", *DTYPES, title="peak resident memory of training, beyond the model's own, MiB"
-        )
+        title = "peak resident memory of training, beyond the model's own, MiB"
+        peak = Table("ConvNeXt-T 224, batch 8", *DTYPES, title=title)
         for which in (EAGER, "torch.compile", *LIMITS):
             named = f"accelerated, {which}" if which in LIMITS else which
             peak.add_row(named, *[f"{_peak(which, dtype, BATCH, 3):.0f}" for dtype in DTYPES])
