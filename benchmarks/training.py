@@ -33,7 +33,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from convnext_kernels import FusedConvNeXtBlock, accelerate, backends, environment
-from convnext_kernels.bench import conditions, measure, workloads
+from convnext_kernels.bench import conditions, measure, work, workloads
 from convnext_kernels.bench.candidates import Step, quiet
 from convnext_kernels.bench.cases import STAGES
 from convnext_kernels.bench.numerics import PEER_SLACK, relative_errors
@@ -138,10 +138,9 @@ def weight_gradient(channels: int, size: int, dtype: torch.dtype) -> tuple[Calls
 
 def block(channels: int, size: int, grn: bool, dtype: torch.dtype) -> tuple[Calls, dict[str, str]]:
     """A training step of one block."""
-    eager = workloads.EagerBlock(channels, grn)
-    workloads.initialise(eager)
-    eager = eager.to(dtype).to(memory_format=torch.channels_last)
-    inputs = (_nhwc(BATCH, channels, size, size, dtype=dtype, seed=0),)
+    workload = workloads.block(work.block(BATCH, channels, size, grn), BATCH, channels, size, size, grn)
+    eager = workload.eager.to(dtype).to(memory_format=torch.channels_last)
+    inputs = tuple(x.to(dtype).contiguous(memory_format=torch.channels_last) for x in workload.inputs)
     modules = {EAGER: eager, "torch.compile": _compiled(eager)}
     for memory in LIMITS:
         fused = FusedConvNeXtBlock(channels, use_grn=grn, memory=memory, dtype=dtype)

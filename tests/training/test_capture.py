@@ -1,0 +1,98 @@
+"""What CUDA graph capture asks of a training step, as far as it shows without a GPU (nothing was captured on one).
+
+Capture forbids reading a value of the GPU on the host, synchronising, and other streams than the current one; and a
+graph replays the launches it saw, so these may depend on shapes alone.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from convnext_kernels import FusedConvNeXtBlock
+from convnext_kernels.backends.cuda import native
+from tests.tolerance import randomize_
+
+ROOT = Path(__file__).resolve().parents[2]
+# Operators that copy a value, or a number of values, to the host.
+READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "unique", "masked_select", "equal", "repeat_interleave")
+
+
+class _NoReads(torch.utils._python_dispatch.TorchDispatchMode):
+    """Fails at the first operator of READS; notes the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.called = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name().partition("::")[2].partition(".")[0]
+        assert name not in READS, f"{func.name()} reads a value on the host"
+        self.called.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def _step(block, x):
+    y = block(x)
+    y.backward(torch.ones_like(y))
+
+
+def _block(use_grn, memory, backend, drop_path=0.0):
+    block = FusedConvNeXtBlock(16, drop_path, use_grn=use_grn, kernel_size=3, memory=memory, backend=backend)
+    return randomize_(block).train()
+
+
+@pytest.mark.parametrize("memory", ["min", "balanced"])
+@pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_no_value_is_read_on_the_host(name, use_grn, memory, backend):
+    if backend != name:
+        pytest.skip("the backends of GPUs")
+    block = _block(use_grn, memory, backend, drop_path=0.5)
+    x = torch.randn(2, 16, 5, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
+    _step(block, x)  # the first step compiles and packs
+    with _NoReads() as watched:
+        _step(block, x)
+    assert {"convnext_kernels::block", "convnext_kernels::block_backward"} <= set(watched.called)
+
+
+def test_reads_would_be_seen():
+    with pytest.raises(AssertionError, match="reads a value"), _NoReads():
+        torch.ones(3).sum().item()
+
+
+@pytest.mark.skipif(not native.on_host(), reason="the recorder stands in for a GPU where there is none")
+@pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
+def test_launches_depend_on_shapes_alone(use_grn):
+    """Two steps on the same buffers with other values: the same kernels, grids and parameters but for addresses."""
+    block = _block(use_grn, "balanced", "cuda")
+    x = torch.randn(2, 16, 5, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
+    steps = []
+    for value in (1.0, -3.0, torch.nan):
+        launches = []
+        native.extension().set_device()
+        native.extension().set_recorder(lambda *what, to=launches: to.append(what[:4]))
+        try:
+            with torch.no_grad():
+                x.fill_(value)
+            _step(block, x)
+        finally:
+            native.extension().set_recorder(None)
+        steps.append(launches)
+    assert len(steps[0]) > 4
+    assert steps[0] == steps[1] == steps[2]
+
+
+def test_no_source_synchronises_or_allocates():
+    """Neither the CUDA sources nor the launchers in Python."""
+    forbidden = re.compile(
+        r"cuda\w*Synchronize|cudaMalloc|cudaFree|cudaMemcpy|cudaMemset|cudaStreamCreate|synchronize\("
+    )
+    sources = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cu", ".h", ".cpp") and "host" not in p.parts]
+    rooms = [ROOT / "convnext_kernels/backends" / room for room in ("gpu", "cuda", "triton")]
+    # timing.py measures for the autotuner, which does nothing during capture (tests/tuning/test_timing.py).
+    sources += [p for room in rooms for p in room.glob("*.py") if p.name != "timing.py"]
+    assert len(sources) > 40
+    found = [f"{p.relative_to(ROOT)}: {m.group()}" for p in sources for m in forbidden.finditer(p.read_text())]
+    assert not found
