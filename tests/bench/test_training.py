@@ -294,7 +294,7 @@ def test_inaccurate_peers_are_named(script):
 
 @pytest.mark.parametrize(("median", "status"), [(10.0, 1), (0.01, 0)])
 def test_command(script, monkeypatch, tmp_path, median, status):
-    monkeypatch.setattr(script, "TrainingSession", fake_session(median))
+    monkeypatch.setattr(script, "TrainingSession", fake_session(script, median))
     monkeypatch.setattr("convnext_kernels.cli.bench.start", lambda device, mode: runs.full_run(records=[], mode=mode))
     file = tmp_path / "training.json"
     arguments = ["--only", "block/V1-C384*bf16*", "--json", str(file)]
@@ -310,12 +310,12 @@ def test_command(script, monkeypatch, tmp_path, median, status):
     assert CliRunner().invoke(script.main, arguments).exit_code == 0
 
 
-def fake_session(median):
+def fake_session(script, median):
     class Fake:
         course = conditions.Course()
 
         def __init__(self, *arguments, **settings):
-            assert settings["garbage"] == 1.0
+            assert settings["garbage"] == script.GARBAGE
 
         def measure(self, case):
             return [record(EAGER, 10.0, what=case.what), record(OURS, median, what=case.what)]
