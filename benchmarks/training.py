@@ -55,8 +55,8 @@ ASKED = {
     ("model", "bf16"): 2.0,
 }
 OPTIMISER = "AdamW(fused=True, lr=1e-3)"
-# Relative error from which a result is none. PyTorch's own bf16 gradients of LayerNorm's parameters are up to 89 % off in
-# the first stage at batch 8 (bf16 sums over 25088 pixels); people train with them: timed, and named below the tables.
+# Relative error from which a result is none. PyTorch's own bf16 gradients of LayerNorm's parameters are up to 89 % off
+# in the first stage at batch 8 (sums over 25088 pixels); people train with them: timed, and named below the tables.
 GARBAGE = 2.0
 
 
