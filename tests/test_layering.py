@@ -33,7 +33,7 @@ ROOMS = {
     "tuning": (("spec", "version", "tuning", "tuning."), ("filelock", "platformdirs")),
     "planner": (("spec", "backends", "planner.", "tuning", "tuning.", "version"), ("torch",)),
     "ops": (("spec", "planner", "ops."), ("torch",)),
-    "functional": (("ops", "ops.checks"), ("torch",)),
+    "functional": (("ops", "ops.checks", "ops.library"), ("torch",)),
     "nn": (("functional", "nn.", "ops.checks"), ("torch",)),
     "models": (("functional", "nn", "nn.", "models.", "ops.flops"), ("torch",)),
     # "backends" is the public function here, `from convnext_kernels import backends`.

@@ -90,12 +90,16 @@ class Step:
         self.module.zero_grad(set_to_none=True)
         for leaf in self.leaves:
             leaf.grad = None
-        y = self.module(*self.leaves)
+        y = self.forward()
         if self.gradient is None:  # the same numbers for every candidate, in the layout of its y
             noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
             self.gradient = torch.empty_like(y, requires_grad=False).copy_(noise)
         y.backward(self.gradient)
         return y
+
+    def forward(self) -> Tensor:
+        """Run the forward pass alone."""
+        return self.module(*self.leaves)
 
     def gradients(self) -> dict[str, Tensor]:
         """Gradients of the last call."""

@@ -15,7 +15,7 @@ from convnext_kernels.bench.candidates import CANDIDATES, DTYPES, Call, Candidat
 from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, Case
 from convnext_kernels.bench.conditions import Course
 from convnext_kernels.bench.numerics import PEER_SLACK, Judgement, judge, judge_eager, relative_errors
-from convnext_kernels.bench.results import EAGER, FAILED, OK, OURS, UNAVAILABLE, WRONG, Record
+from convnext_kernels.bench.results import EAGER, FAILED, OK, OURS, UNAVAILABLE, WRONG, Record, is_ours
 from convnext_kernels.bench.timing import interleave, pinned, steady_allocator
 from convnext_kernels.spec import OPS, BackendError, OpSpec
 
@@ -34,7 +34,7 @@ def serving(case: Case, device: str) -> str:
     op = case.group if case.group in OPS else "block"
     hidden = 4 * case.channels if op in ("mlp", "block") else 0
     names = []
-    for backward in (False, True)[: 2 if case.direction == "training" else 1]:
+    for backward in {"forward": (False,), "training": (False, True)}.get(case.direction, (True,)):
         spec = OpSpec(op, device, dtype, dtype, case.channels, case.kernel_size, 1, hidden, case.grn, backward)
         try:
             names.append(planner.choose(spec).__name__.split(".")[2])
@@ -74,7 +74,8 @@ def prepare(case: Case, device: str) -> tuple[Prepared, workloads.Workload]:
 def results(call: Call) -> dict[str, Tensor]:
     """Outputs and, in training, gradients of one call, copied: candidates may reuse their memory."""
     with nullcontext() if isinstance(call, Step) else torch.inference_mode():
-        found = {"output": call()}
+        y = call()
+    found = y if isinstance(y, dict) else {"output": y}
     if isinstance(call, Step):
         found |= call.gradients()
     return {name: tensor.detach().clone() for name, tensor in found.items()}
@@ -88,12 +89,16 @@ def reference_results(prepared: Prepared) -> dict[str, Tensor]:
 
 
 def judge_beside(
-    standard: dict[str, float] | None, errors: dict[str, float], dtype: torch.dtype, slack: float = 1
+    standard: dict[str, float] | None,
+    errors: dict[str, float],
+    dtype: torch.dtype,
+    slack: float = 1,
+    garbage: float | None = None,
 ) -> Judgement:
     """Judge `errors` by eager's; by the bound for garbage alone if there is no sound eager, or it is eager itself."""
-    if standard and judge_eager(standard, dtype).within:
+    if standard and judge_eager(standard, dtype, garbage).within:
         return judge(standard, errors, dtype, slack)
-    return judge_eager(errors, dtype)
+    return judge_eager(errors, dtype, garbage)
 
 
 def saved_bytes(step: Step) -> int:
@@ -108,7 +113,7 @@ def saved_bytes(step: Step) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = step.module(*step.leaves)
+        y = step.forward()
     del y  # only now may a saved storage be freed, and its address be given to another one
     return sum(kept.values())
 
@@ -136,6 +141,7 @@ class Session:
     ceilings: dict[str, object]
     course: Course = field(default_factory=Course)
     candidates: tuple[Candidate, ...] = CANDIDATES
+    garbage: float | None = None  # relative error from which eager is no standard; None: numerics.GARBAGE
 
     def wanted(self, case: Case) -> list[Candidate]:
         """The candidates that take part in a case, available or not."""
@@ -160,6 +166,14 @@ class Session:
             if self.device == "cuda":
                 torch.cuda.empty_cache()
 
+    def prepare(self, case: Case) -> tuple[Prepared, workloads.Workload]:
+        """Build what the candidates of a case start from."""
+        return prepare(case, self.device)
+
+    def reference(self, prepared: Prepared) -> dict[str, Tensor]:
+        """What they are held against, in fp64."""
+        return reference_results(prepared)
+
     def _record(self, case: Case, candidate: str, status: str, reason: str = "", **values: object) -> Record:
         return Record(
             case.name,
@@ -176,8 +190,8 @@ class Session:
 
     def _measure(self, case: Case, wanted: list[Candidate], on_step: Callable[[str], None]) -> list[Record]:
         on_step("fp64 reference")
-        prepared, workload = prepare(case, self.device)
-        reference = reference_results(prepared)
+        prepared, workload = self.prepare(case)
+        reference = self.reference(prepared)
         records: dict[str, Record] = {}
         calls: dict[str, Call] = {}
         judged: dict[str, dict[str, object]] = {}
@@ -196,8 +210,10 @@ class Session:
                 continue
             if name == EAGER:
                 standard = errors
-            slack = 1 if name == OURS else PEER_SLACK
-            judgement = judge_beside(None if name == EAGER else standard, errors, DTYPES[case.dtype], slack)
+            slack = 1 if is_ours(name) else PEER_SLACK
+            judgement = judge_beside(
+                None if name == EAGER else standard, errors, DTYPES[case.dtype], slack, self.garbage
+            )
             judged[name] = {"error": judgement.error, "allowed_error": judgement.allowed}
             if judgement.within:
                 calls[name] = call
@@ -222,7 +238,7 @@ class Session:
                 memory_share=memory,
                 saved_bytes=saved_bytes(call) if isinstance(call, Step) else None,
                 launches=launches(call) if self.device == "cuda" else None,
-                backend=serving(case, self.device) if name == OURS else None,
+                backend=serving(case, self.device) if is_ours(name) else None,
                 parameters=workload.work.parameters if case.group in ("model", "rival") else None,
                 **judged[name],
             )

@@ -14,6 +14,12 @@ FORMAT = 1
 OURS = "convnext_kernels"  # the candidate that this package is
 EAGER = "eager"  # PyTorch, channels_last
 
+
+def is_ours(candidate: str) -> bool:
+    """Whether a candidate is this package, in its usual setting or, after a comma, in another one."""
+    return candidate.partition(", ")[0] == OURS
+
+
 # The fate of a candidate in a case. Only "ok" has times.
 OK = "ok"
 WRONG = "wrong"  # error against fp64 above the allowed one: no speed is reported
@@ -126,7 +132,7 @@ def ratio(case: dict[str, Record], to: str = EAGER) -> Ratio | None:
 
 def best_peer(case: dict[str, Record]) -> Record | None:
     """The fastest candidate that is not ours, by the median."""
-    peers = [r for r in case.values() if r.candidate != OURS and r.times is not None]
+    peers = [r for r in case.values() if not is_ours(r.candidate) and r.times is not None]
     return min(peers, key=lambda r: r.times.median, default=None)
 
 

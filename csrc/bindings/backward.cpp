@@ -1,18 +1,18 @@
 // Bindings of the gradient kernels. Results are fp32; padded ones (C up to CHANNEL_ALIGN) say so.
 
-#include "bindings/support.h"
-
 #include <pybind11/stl.h>
 
 #include <array>
+
+#include "bindings/support.h"
 
 namespace cnk::bindings {
 
 namespace {
 
 // dw (K * K, padded C), db padded C.
-void dwconv_weight_gradient(int isa, int dtype, Address x, Address dy, int64_t n, int64_t h, int64_t w, int64_t c,
-                            int kernel_size, int dilation, Address dw, Address db, int threads) {
+void dwconv_weight_gradient(int isa, int dtype, Address x, Address dy, int64_t n, int64_t h, int64_t w,
+                            int64_t c, int kernel_size, int dilation, Address dw, Address db, int threads) {
   require(x && dy && dw && db && n >= 1 && h >= 1 && w >= 1 && c >= 1 && threads >= 1,
           "dwconv_weight_gradient: null address or empty image");
   require(kernel_size >= 1 && kernel_size <= 31 && dilation >= 1, "kernel_size or dilation out of range");
@@ -36,8 +36,8 @@ void dwconv_weight_gradient(int isa, int dtype, Address x, Address dy, int64_t n
 }
 
 // dweight, dbias padded C.
-void layernorm_backward(int isa, int dtype, Address x, Address dy, Address dx, int64_t rows, int64_t c, float eps,
-                        Address weight, Address dweight, Address dbias, int threads) {
+void layernorm_backward(int isa, int dtype, Address x, Address dy, Address dx, int64_t rows, int64_t c,
+                        float eps, Address weight, Address dweight, Address dbias, int threads) {
   require(x && dy && dx && weight && dweight && dbias && rows >= 1 && c >= 1 && threads >= 1,
           "layernorm_backward: out of range");
   const Padded padded_weight(weight, 1, c);
@@ -86,11 +86,11 @@ void grn_backward(int isa, int dtype, Address x, Address dy, Address dx, int64_t
 // The parameters of an inverted bottleneck, packed for its gradient for one instruction set.
 class BottleneckBackward {
  public:
-  // w1 (hidden, C), w2 (C, hidden) in weight_dtype, the rest fp32; w2 is read again by backward(). needs_w1: whether the
-  // hidden will have to be computed again. grn_weight and grn_bias both or neither.
-  BottleneckBackward(int isa, bool bf16_products, int weight_dtype, bool needs_w1, int64_t c, int64_t hidden, float eps, float grn_eps,
-                     Address norm_weight, Address norm_bias, Address w1, Address b1, Address grn_weight,
-                     Address grn_bias, Address w2, Address b2, Address gamma, int threads)
+  // w1 (hidden, C), w2 (C, hidden) in weight_dtype, the rest fp32; w2 is read again by backward(). needs_w1:
+  // whether the hidden will have to be computed again. grn_weight and grn_bias both or neither.
+  BottleneckBackward(int isa, bool bf16_products, int weight_dtype, bool needs_w1, int64_t c, int64_t hidden,
+                     float eps, float grn_eps, Address norm_weight, Address norm_bias, Address w1, Address b1,
+                     Address grn_weight, Address grn_bias, Address w2, Address b2, Address gamma, int threads)
       : ops_(ops_of(isa)),
         products_(products_of(isa, bf16_products)),
         norm_weight_(norm_weight, 1, c),
@@ -101,9 +101,10 @@ class BottleneckBackward {
         b2_(b2, 1, c),
         gamma_(gamma, 1, c),
         w1_(needs_w1 ? Matrix(ops_, products_, dtype_of(weight_dtype), w1, hidden, c, threads) : Matrix()),
-        w2_back_(
-            Matrix::transposed(ops_, products_, dtype_of(weight_dtype), w2, hidden, c, gamma_.data(), threads)),
-        w1_back_(Matrix::transposed(ops_, products_, dtype_of(weight_dtype), w1, c, hidden, nullptr, threads)) {
+        w2_back_(Matrix::transposed(ops_, products_, dtype_of(weight_dtype), w2, hidden, c, gamma_.data(),
+                                    threads)),
+        w1_back_(
+            Matrix::transposed(ops_, products_, dtype_of(weight_dtype), w1, c, hidden, nullptr, threads)) {
     require(norm_weight && norm_bias && b1 && b2 && gamma, "a parameter is null");
     require(!grn_weight == !grn_bias, "grn_weight, grn_bias: one is null");
     args_ = {};
@@ -125,17 +126,20 @@ class BottleneckBackward {
     args_.gamma = gamma_.data();
   }
 
-  // hidden: what the forward pass kept, or 0. dx: 0 where it is not wanted, and then the gradients of LayerNorm's
-  // parameters are not computed either. weights: (dw1, db1, dw2, db2, dgamma), or five times 0. norm, grn: their
-  // weight's and bias's gradients; norm 0 without dx, grn 0 without GRN.
-  void backward(int dtype, Address x, Address dout, Address hidden, int hidden_dtype, int64_t n, int64_t pixels,
-                Address drop_scale, Address w2, Address dx, const std::array<Address, 5>& weights,
-                const std::array<Address, 2>& norm, const std::array<Address, 2>& grn, int threads) const {
-    require(x && dout && w2 && n >= 1 && pixels >= 1 && threads >= 1, "backward: null address or empty image");
+  // hidden: what the forward pass kept, or 0. dx: 0 where it is not wanted, and then the gradients of
+  // LayerNorm's parameters are not computed either. weights: (dw1, db1, dw2, db2, dgamma), or five times 0.
+  // norm, grn: their weight's and bias's gradients; norm 0 without dx, grn 0 without GRN.
+  void backward(int dtype, Address x, Address dout, Address hidden, int hidden_dtype, int64_t n,
+                int64_t pixels, Address drop_scale, Address w2, Address dx,
+                const std::array<Address, 5>& weights, const std::array<Address, 2>& norm,
+                const std::array<Address, 2>& grn, int threads) const {
+    require(x && dout && w2 && n >= 1 && pixels >= 1 && threads >= 1,
+            "backward: null address or empty image");
     require(hidden || args_.w1.n, "hidden: null, and w1 was not packed");
     for (const Address address : weights) require(!address == !weights[0], "weights: one is null");
     for (const Address address : norm) require(!address == !dx, "norm: null, or not null without dx");
-    for (const Address address : grn) require(!address == !args_.grn_weight, "grn: null, or not null without GRN");
+    for (const Address address : grn)
+      require(!address == !args_.grn_weight, "grn: null, or not null without GRN");
     MlpBackwardArgs args = args_;
     args.dtype = dtype_of(dtype);
     args.x = pointer<const void>(x);
@@ -174,8 +178,8 @@ class BottleneckBackward {
 class DownsampleBackward {
  public:
   // weight: (d, patch * patch * padded c) fp32.
-  DownsampleBackward(int isa, bool bf16_products, int64_t c, int64_t d, int patch, float eps, Address norm_weight,
-                     Address norm_bias, Address weight, int threads)
+  DownsampleBackward(int isa, bool bf16_products, int64_t c, int64_t d, int patch, float eps,
+                     Address norm_weight, Address norm_bias, Address weight, int threads)
       : ops_(ops_of(isa)),
         norm_weight_(norm_weight, 1, c),
         norm_bias_(norm_bias, 1, c),
@@ -192,11 +196,14 @@ class DownsampleBackward {
     args_.weight_back = weight_.view();
   }
 
-  // dx: 0 where it is not wanted, and then the gradients of LayerNorm's parameters (padded C) are not computed either;
-  // pixels of no whole patch are left as they are. weights: (dweight, dbias), or 0 and 0; dweight like the weight.
-  void backward(int dtype, int out_dtype, Address x, Address dout, int64_t n, int64_t h, int64_t w, Address dx,
-                const std::array<Address, 2>& weights, const std::array<Address, 2>& norm, int threads) const {
-    require(x && dout && n >= 1 && h >= args_.patch && w >= args_.patch && threads >= 1, "backward: out of range");
+  // dx: 0 where it is not wanted, and then the gradients of LayerNorm's parameters (padded C) are not
+  // computed either; pixels of no whole patch are left as they are. weights: (dweight, dbias), or 0 and 0;
+  // dweight like the weight.
+  void backward(int dtype, int out_dtype, Address x, Address dout, int64_t n, int64_t h, int64_t w,
+                Address dx, const std::array<Address, 2>& weights, const std::array<Address, 2>& norm,
+                int threads) const {
+    require(x && dout && n >= 1 && h >= args_.patch && w >= args_.patch && threads >= 1,
+            "backward: out of range");
     require(!weights[0] == !weights[1], "weights: one is null");
     for (const Address address : norm) require(!address == !dx, "norm: null, or not null without dx");
     DownsampleBackwardArgs args = args_;
@@ -233,8 +240,8 @@ void bind_backward(py::module_& m) {
   m.def("layernorm_backward", layernorm_backward);
   m.def("grn_backward", grn_backward);
   py::class_<BottleneckBackward>(m, "BottleneckBackward")
-      .def(py::init<int, bool, int, bool, int64_t, int64_t, float, float, Address, Address, Address, Address, Address, Address,
-                    Address, Address, Address, int>())
+      .def(py::init<int, bool, int, bool, int64_t, int64_t, float, float, Address, Address, Address, Address,
+                    Address, Address, Address, Address, Address, int>())
       .def("backward", &BottleneckBackward::backward);
   py::class_<DownsampleBackward>(m, "DownsampleBackward")
       .def(py::init<int, bool, int64_t, int64_t, int, float, Address, Address, Address, int>())

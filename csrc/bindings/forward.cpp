@@ -10,9 +10,10 @@ namespace {
 // set.
 class Bottleneck {
  public:
-  Bottleneck(int isa, bool bf16_products, int weight_dtype, int64_t c, int64_t hidden, int kernel_size, int dilation, float eps,
-             float grn_eps, Address dw_weight, Address dw_bias, Address norm_weight, Address norm_bias,
-             Address w1, Address b1, Address grn_weight, Address w2, Address b2, Address gamma, int threads)
+  Bottleneck(int isa, bool bf16_products, int weight_dtype, int64_t c, int64_t hidden, int kernel_size,
+             int dilation, float eps, float grn_eps, Address dw_weight, Address dw_bias, Address norm_weight,
+             Address norm_bias, Address w1, Address b1, Address grn_weight, Address w2, Address b2,
+             Address gamma, int threads)
       : ops_(ops_of(isa)),
         products_(products_of(isa, bf16_products)),
         dw_weight_(dw_weight, int64_t{kernel_size} * kernel_size, c),
@@ -129,8 +130,8 @@ class Downsample {
         norm_weight_(norm_weight, 1, c),
         norm_bias_(norm_bias, 1, c),
         bias_(bias, 1, d),
-        weight_(ops_, products_of(isa, bf16_products), DType::kFloat32, weight, d, int64_t{patch} * patch * pad_channels(c),
-                threads) {
+        weight_(ops_, products_of(isa, bf16_products), DType::kFloat32, weight, d,
+                int64_t{patch} * patch * pad_channels(c), threads) {
     require(norm_weight && norm_bias && bias && patch >= 1, "Downsample: out of range");
     args_ = {};
     args_.products = products_of(isa, bf16_products);
@@ -205,8 +206,8 @@ void bind_forward(py::module_& m) {
   m.def("layernorm", layernorm);
   m.def("grn", grn);
   py::class_<Bottleneck>(m, "Bottleneck")
-      .def(py::init<int, bool, int, int64_t, int64_t, int, int, float, float, Address, Address, Address, Address,
-                    Address, Address, Address, Address, Address, Address, int>())
+      .def(py::init<int, bool, int, int64_t, int64_t, int, int, float, float, Address, Address, Address,
+                    Address, Address, Address, Address, Address, Address, Address, int>())
       .def("forward", &Bottleneck::forward)
       .def_property_readonly("bytes", &Bottleneck::bytes);
   py::class_<Depthwise>(m, "Depthwise")

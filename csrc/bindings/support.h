@@ -130,13 +130,14 @@ class Matrix {
     });
   }
   // weight: (k, n), row-major; row i times scale[i] unless scale is null.
-  static Matrix transposed(const IsaOps& ops, Products products, DType dtype, Address weight, int64_t n, int64_t k,
-                           const float* scale, int threads) {
+  static Matrix transposed(const IsaOps& ops, Products products, DType dtype, Address weight, int64_t n,
+                           int64_t k, const float* scale, int threads) {
     require(weight != 0, "weight: null");
     Matrix matrix(n, k, ops.packed_bytes(products, n, k));
     const py::gil_scoped_release unlocked;
     run(threads, [&](Team& team) {
-      ops.pack_transposed(products, dtype, pointer<const void>(weight), n, k, scale, matrix.buffer_.data(), team);
+      ops.pack_transposed(products, dtype, pointer<const void>(weight), n, k, scale, matrix.buffer_.data(),
+                          team);
     });
     return matrix;
   }

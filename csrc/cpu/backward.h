@@ -1,7 +1,9 @@
-// What the gradients of the bottleneck and of downsampling share: sums over rows in an order that the shape alone decides.
+// What the gradients of the bottleneck and of downsampling share: sums over rows in an order that the shape
+// alone decides.
 //
-// Rows come in groups, which are the k of the products that give the weights' gradients; within a group, units of kUnit
-// rows have their sums (of biases, of LayerNorm's parameters) taken by one thread and are added up in order.
+// Rows come in groups, which are the k of the products that give the weights' gradients; within a group,
+// units of kUnit rows have their sums (of biases, of LayerNorm's parameters) taken by one thread and are
+// added up in order.
 #pragma once
 
 #include "cpu/vec.h"
@@ -16,8 +18,8 @@ CNK_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 CNK_INLINE int64_t align64(int64_t bytes) { return round_up(bytes, 64); }
 CNK_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Fewer rows than 256 would read and write the sums of the weights' gradients (8 C^2 floats) for little work; more than
-// 1024 leave the caches.
+// Fewer rows than 256 would read and write the sums of the weights' gradients (8 C^2 floats) for little work;
+// more than 1024 leave the caches.
 CNK_INLINE int64_t group_rows(int64_t rows, int64_t row_bytes) {
   int64_t group = kGroupBytes / row_bytes;
   group = group < 256 ? 256 : group > 1024 ? 1024 : group;
@@ -43,7 +45,8 @@ struct SumEpilogue {
 template <class G>
 CNK_INLINE void zero_rows(void* operand, int64_t columns, int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; ++r) {
-    for (int64_t c = 0; c < pad_channels(columns); c += kChannelAlign) G::store_block(operand, columns, r, c, {});
+    for (int64_t c = 0; c < pad_channels(columns); c += kChannelAlign)
+      G::store_block(operand, columns, r, c, {});
   }
 }
 

@@ -283,7 +283,8 @@ const char* arithmetic_name(Arithmetic kind) {
 }
 
 bool arithmetic_supported(Arithmetic kind) {
-  return kind == Arithmetic::kFmaFloat32 || (kind == Arithmetic::kDotBFloat16 && isa_supported(Isa::kAvx512Bf16)) ||
+  return kind == Arithmetic::kFmaFloat32 ||
+         (kind == Arithmetic::kDotBFloat16 && isa_supported(Isa::kAvx512Bf16)) ||
          (kind == Arithmetic::kTileBFloat16 && isa_supported(Isa::kAmx));
 }
 

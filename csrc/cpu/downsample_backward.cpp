@@ -1,9 +1,10 @@
-// Gradients of downsampling, out = W patches(LN(x)) + b, with z a row of normalised pixels, (kh, kw, padded C) side by side:
+// Gradients of downsampling, out = W patches(LN(x)) + b, with z a row of normalised pixels, (kh, kw, padded
+// C) side by side:
 //
 //   dW = dout^T z,  db = sum(dout),  dz = dout W,  dx by LayerNorm's gradient, pixel by pixel
 //
-// Rows are pixels of the result. As in mlp_backward.cpp each thread takes chunks of a group of rows, and then columns of the
-// product over the group.
+// Rows are pixels of the result. As in mlp_backward.cpp each thread takes chunks of a group of rows, and then
+// columns of the product over the group.
 
 #include "cpu/backward.h"
 #include "cpu/gemm_f32.h"
@@ -37,7 +38,7 @@ struct DownsampleBackward {
 
   // Offsets into the workspace.
   struct Layout {
-    int64_t row, z, e, dz, per_thread;   // of a thread
+    int64_t row, z, e, dz, per_thread;  // of a thread
     int64_t et, zb, units, totals, total;
     Layout(const DownsampleBackward& d, int threads) {
       int64_t at = 0;
@@ -102,7 +103,8 @@ struct DownsampleBackward {
           const U* dout = static_cast<const U*>(a.dout) + (first + r + i) * width;
           for (int64_t c = 0; c < wide; c += kChannelAlign) {
             typename G::Block b;
-            unroll<kChannelAlign / kLanes>([&](auto v) { b.v[v.value] = load_channels(dout, c + v.value * kLanes, width); });
+            unroll<kChannelAlign / kLanes>(
+                [&](auto v) { b.v[v.value] = load_channels(dout, c + v.value * kLanes, width); });
             G::store_block(e, width, i, c, b);
           }
         }
@@ -128,15 +130,17 @@ struct DownsampleBackward {
             T* dx = static_cast<T*>(a.dx) + offset;
             const float* d = dz + i * patch + k * padded;
             layernorm_gradient(
-                norm, [&](int64_t c) { return load_channels(x, c, a.c); }, [&](int64_t c) { return load(d + c); }, sums,
-                sums + padded, [&](int64_t c, Vec v) { store_channels(dx, c, a.c, v); });
+                norm, [&](int64_t c) { return load_channels(x, c, a.c); },
+                [&](int64_t c) { return load(d + c); }, sums, sums + padded,
+                [&](int64_t c, Vec v) { store_channels(dx, c, a.c, v); });
           }
         }
       }
       team.barrier();
       if (a.weights) {
         team.split(G::panels(patch), 1, &begin, &end);
-        G::product(et, 0, width, PackedMatrix{zb, patch, rows}, begin, end, SumEpilogue{a.dweight, patch, patch, first > 0});
+        G::product(et, 0, width, PackedMatrix{zb, patch, rows}, begin, end,
+                   SumEpilogue{a.dweight, patch, patch, first > 0});
       }
       team.split(unit_sums(), kLanes, &begin, &end);
       for (int64_t c = begin; c < end; c += kLanes) {
@@ -147,7 +151,8 @@ struct DownsampleBackward {
       team.barrier();
     }
     if (team.rank() > 0) return;
-    for (int64_t c = 0; a.weights && c < width; c += kLanes) store_channels(a.dbias, c, width, load(totals + c));
+    for (int64_t c = 0; a.weights && c < width; c += kLanes)
+      store_channels(a.dbias, c, width, load(totals + c));
     for (int64_t c = 0; a.dx && c < padded; c += kLanes) {
       store(a.dnorm_weight + c, load(totals + wide + c));
       store(a.dnorm_bias + c, load(totals + wide + padded + c));

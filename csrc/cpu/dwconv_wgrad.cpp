@@ -1,15 +1,16 @@
 // Gradients of a depthwise convolution's weight and bias, NHWC:
 //
-//   dw[i, j, c] = sum of dy[n, h, w, c] x[n, h + (i - P) d, w + (j - P) d, c],    db[c] = sum of dy[n, h, w, c]
+//   dw[i, j, c] = sum of dy[n, h, w, c] x[n, h + (i - P) d, w + (j - P) d, c],    db[c] = sum of dy[n, h, w,
+//   c]
 //
-// One register holds kLanes channels. A band of rows of x (with zeros at its left and right) and of dy is gathered
-// into a dense fp32 scratch; then each column of dy meets the taps of two kernel rows, whose sums stay in registers
-// along a block of rows that fits L1. bf16 where there is VDPBF16PS at full rate: the scratch holds pairs of
-// neighbouring columns, and one instruction adds two products. What costs most is not the sums but fetching x and dy from
-// L3: so a whole cache line of each pixel is gathered at once.
+// One register holds kLanes channels. A band of rows of x (with zeros at its left and right) and of dy is
+// gathered into a dense fp32 scratch; then each column of dy meets the taps of two kernel rows, whose sums
+// stay in registers along a block of rows that fits L1. bf16 where there is VDPBF16PS at full rate: the
+// scratch holds pairs of neighbouring columns, and one instruction adds two products. What costs most is not
+// the sums but fetching x and dy from L3: so a whole cache line of each pixel is gathered at once.
 //
-// Bands are grouped into slabs by the shape alone; each slab has sums of its own, which are added up in order at the
-// end: the bits of the result do not depend on the number of threads.
+// Bands are grouped into slabs by the shape alone; each slab has sums of its own, which are added up in order
+// at the end: the bits of the result do not depend on the number of threads.
 
 #include "cpu/vec.h"
 #if defined(__AVX512BF16__)
@@ -20,7 +21,8 @@ namespace cnk::cpu::CNK_ISA {
 
 namespace {
 
-constexpr int kMaxTaps = kRegisters == 32 ? 13 : 7;  // of a kernel row at a time; two rows of sums in registers
+constexpr int kMaxTaps =
+    kRegisters == 32 ? 13 : 7;  // of a kernel row at a time; two rows of sums in registers
 constexpr int64_t kBand = int64_t{256} << 10, kBlock = int64_t{28} << 10;  // bytes: fit L2, L1
 constexpr int64_t kItems = 128;  // pieces of work to share, at least, where the batch has as many
 
@@ -33,7 +35,8 @@ struct Floats {
   static constexpr int64_t kColumns = 1;  // of dy in a word
   static CNK_INLINE Vec add(Vec dy, const float* x, Vec sum) { return multiply_add(dy, load(x), sum); }
 };
-#if defined(__AVX512BF16__) && !defined(CNK_HAS_TILES)  // at half rate where there are tiles (211 of 419 GFLOP/s)
+#if defined(__AVX512BF16__) && \
+    !defined(CNK_HAS_TILES)  // at half rate where there are tiles (211 of 419 GFLOP/s)
 struct Pairs {
   static constexpr int64_t kColumns = 2;
   static CNK_INLINE Vec add(Vec dy, const float* x, Vec sum) {
@@ -82,14 +85,14 @@ struct Plan {
 
 // What add_taps walks over: `rows` rows of dy, each against kernel rows whose x rows lie `kernel_row` apart.
 struct Walk {
-  const float *dy, *x;             // first word of dy, and of x at the first tap
-  int64_t dy_row, x_row;           // floats from row to row of the image
-  int64_t kernel_row;              // floats from kernel row to kernel row in x
-  int64_t rows, words;             // of dy
-  int64_t single;                  // from x to its words for one more word of dy, a single column; 0: none
+  const float *dy, *x;    // first word of dy, and of x at the first tap
+  int64_t dy_row, x_row;  // floats from row to row of the image
+  int64_t kernel_row;     // floats from kernel row to kernel row in x
+  int64_t rows, words;    // of dy
+  int64_t single;         // from x to its words for one more word of dy, a single column; 0: none
   int64_t dilation;
-  float* sums;                     // of the first kernel row and tap
-  int64_t sums_row;                // floats from kernel row to kernel row
+  float* sums;       // of the first kernel row and tap
+  int64_t sums_row;  // floats from kernel row to kernel row
 };
 
 // sums[r][j] += dy[h, w] * x[h + r, w + j * d]. The sums stay in registers.
@@ -98,7 +101,9 @@ void add_taps(const Walk& walk) {
   const int64_t d = (DILATED ? walk.dilation : 1) * kLanes, kernel_row = walk.kernel_row;
   Vec acc[ROWS][TAPS];
   unroll<ROWS>([&](auto r) {
-    unroll<TAPS>([&](auto j) { acc[r.value][j.value] = load(walk.sums + r.value * walk.sums_row + j.value * kLanes); });
+    unroll<TAPS>([&](auto j) {
+      acc[r.value][j.value] = load(walk.sums + r.value * walk.sums_row + j.value * kLanes);
+    });
   });
   for (int64_t h = 0; h < walk.rows; ++h) {
     const float *dy = walk.dy + h * walk.dy_row, *x = walk.x + h * walk.x_row;
@@ -117,17 +122,21 @@ void add_taps(const Walk& walk) {
       const float* last = walk.x + h * walk.x_row + walk.single;
       unroll<ROWS>([&](auto r) {
         unroll<TAPS>([&](auto j) {
-          acc[r.value][j.value] = Word::add(v, last + r.value * kernel_row + j.value * kLanes, acc[r.value][j.value]);
+          acc[r.value][j.value] =
+              Word::add(v, last + r.value * kernel_row + j.value * kLanes, acc[r.value][j.value]);
         });
       });
     }
   }
   unroll<ROWS>([&](auto r) {
-    unroll<TAPS>([&](auto j) { store(walk.sums + r.value * walk.sums_row + j.value * kLanes, acc[r.value][j.value]); });
+    unroll<TAPS>([&](auto j) {
+      store(walk.sums + r.value * walk.sums_row + j.value * kLanes, acc[r.value][j.value]);
+    });
   });
 }
 
-// Kernel rows at a time for `taps` taps: at most three, and registers are left for dy and an address' worth of x.
+// Kernel rows at a time for `taps` taps: at most three, and registers are left for dy and an address' worth
+// of x.
 constexpr int kernel_rows(int taps) {
   const int most = (kRegisters - 3) / taps;
   return most > 3 ? 3 : most < 1 ? 1 : most;
@@ -161,7 +170,9 @@ struct WeightGradient {
 
   float* x(int group) const { return scratch + group * (p.band + 2 * p.reach) * p.x_row * kLanes; }
   float* dy(int group) const { return x(kTogether) + group * p.band * p.dy_row * kLanes; }
-  float* sums(int group) const { return dy(kTogether) + group * (p.taps + 1) * kLanes; }  // (K * K + 1, kLanes)
+  float* sums(int group) const {
+    return dy(kTogether) + group * (p.taps + 1) * kLanes;
+  }  // (K * K + 1, kLanes)
 
   // Registers of a pixel, of channels `channel`...
   template <bool FULL>
@@ -206,7 +217,8 @@ struct WeightGradient {
       }
       unroll<kTogether>([&](auto g) { v[g.value] = Vec{}; });
       for (int64_t word = p.reach + a.w - 1; word < columns; ++word) put(word);
-      // The last column of an odd width has no right neighbour in dy, and what is right of it in x may be Inf.
+      // The last column of an odd width has no right neighbour in dy, and what is right of it in x may be
+      // Inf.
       for (int64_t j = 0; a.w % 2 && j < a.kernel_size; ++j) {
         unroll<kTogether>([&](auto g) {
           const Vec word = load(words[g.value] + (a.w - 1 + j * a.dilation) * kLanes);
@@ -268,9 +280,10 @@ struct WeightGradient {
   }
 
  private:
-  // Kernel rows [i, end_i), taps [tap, tap + taps): runs of rows of dy for which the same kernel rows lie in the image.
-  void add_rows(int group, int64_t top, int64_t bottom, int64_t begin, int64_t first, int i, int end_i, int tap,
-                int taps) const {
+  // Kernel rows [i, end_i), taps [tap, tap + taps): runs of rows of dy for which the same kernel rows lie in
+  // the image.
+  void add_rows(int group, int64_t top, int64_t bottom, int64_t begin, int64_t first, int i, int end_i,
+                int tap, int taps) const {
     const int64_t d = a.dilation;
     int64_t h = top;
     while (h < bottom) {
@@ -321,7 +334,8 @@ void run(const DwconvWeightGradientArgs& a, Team& team, const Plan& p) {
   const int64_t bands = a.n * p.bands;
   for (int64_t item; (item = team.next()) < p.slabs * p.pieces;) {
     const int64_t slab = item / p.pieces, channel = item % p.pieces * piece;
-    for (int64_t k = 0; k < Gradient::kTogether * (p.taps + 1); ++k) store(gradient.sums(0) + k * kLanes, Vec{});
+    for (int64_t k = 0; k < Gradient::kTogether * (p.taps + 1); ++k)
+      store(gradient.sums(0) + k * kLanes, Vec{});
     for (int64_t b = bands * slab / p.slabs; b < bands * (slab + 1) / p.slabs; ++b) {
       const int64_t begin = b % p.bands * p.band, end = min64(begin + p.band, a.h);
       if (channel + piece <= a.c) {

@@ -3,8 +3,8 @@
 gelu(x) = max(x, 0) - a * 2^P(a) with a = min(|x|, A): a * 2^P(a) = a * Phi(-a), so P(a) = log2 Phi(-a). P is fitted
 in the minimax sense on the error that counts, a * (2^P - Phi(-a)), by iteratively reweighted least squares, and 2^f
 on [-0.5, 0.5] by Chebyshev interpolation of the relative error. GELU's derivative needs Phi itself, also at 0, where
-GELU forgives everything: for that the error that counts is max(a, 1) * (2^P - Phi(-a)). The maximum errors printed are of
-fp32 evaluation.
+GELU forgives everything: for that the error that counts is max(a, 1) * (2^P - Phi(-a)). The maximum errors printed
+are of fp32 evaluation.
 """
 
 import sys
@@ -70,7 +70,9 @@ def main() -> None:
             error = np.abs(gelu - exact)
             relative = error / np.maximum(np.abs(exact), 1e-3)
             print(f"log2 cdf degree {degree}, 2^f degree {exp2_degree}, for max(a, {least:g}):")
-            print(f"  max abs {error.max():.2e}, relative {relative.max():.2e}, of Phi {np.abs(cdf - ndtr(x)).max():.2e}")
+            print(
+                f"  max abs {error.max():.2e}, relative {relative.max():.2e}, of Phi {np.abs(cdf - ndtr(x)).max():.2e}"
+            )
             print("  P  =", ", ".join(f"{np.float32(c):.9g}f" for c in p))
             print("  2^f=", ", ".join(f"{np.float32(c):.9g}f" for c in e))
 

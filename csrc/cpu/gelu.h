@@ -68,8 +68,8 @@ struct Gelu {
   Vec value, slope;
 };
 
-// P is another polynomial, for the error of Phi itself: 1.2e-7 in fp32, where GELU's own has 1.5e-6 at 0. In bf16
-// 2e-6. Beyond |x| = 13 phi is 2^-126, not 0.
+// P is another polynomial, for the error of Phi itself: 1.2e-7 in fp32, where GELU's own has 1.5e-6 at 0. In
+// bf16 2e-6. Beyond |x| = 13 phi is 2^-126, not 0.
 template <Accuracy accuracy>
 CNK_INLINE Gelu gelu_with_slope(Vec x) {
   const Vec a = min(splat(6.0f), abs(x));

@@ -1,12 +1,14 @@
-// bf16 matrix product with fp32 sums and a fused epilogue: on AMX tiles, or by VDPBF16PS where there are none.
+// bf16 matrix product with fp32 sums and a fused epilogue: on AMX tiles, or by VDPBF16PS where there are
+// none.
 //
-// Both read the same operands. A is stored as contiguous 1 KB tiles of 16 rows x 32 k; B as tiles of 32 k x 16
-// columns, pairs of k interleaved, so that one 32-bit word is a pair of either. A step is 2x2 tiles: 32 rows x 32
-// columns.
+// Both read the same operands. A is stored as contiguous 1 KB tiles of 16 rows x 32 k; B as tiles of 32 k x
+// 16 columns, pairs of k interleaved, so that one 32-bit word is a pair of either. A step is 2x2 tiles: 32
+// rows x 32 columns.
 //
-// AMX: the epilogue of the previous 32x32 result (bias, GELU, rounding: vector work) is dealt out between the tile
-// products of the present one, since the tile unit and the vector units run side by side: for C = 96 the GELU alone
-// takes as long as both products. VDPBF16PS: 8 rows x 2 registers of sums, pairs of A broadcast from memory.
+// AMX: the epilogue of the previous 32x32 result (bias, GELU, rounding: vector work) is dealt out between the
+// tile products of the present one, since the tile unit and the vector units run side by side: for C = 96 the
+// GELU alone takes as long as both products. VDPBF16PS: 8 rows x 2 registers of sums, pairs of A broadcast
+// from memory.
 #pragma once
 
 #include <immintrin.h>
@@ -49,7 +51,8 @@ struct GemmBf16 {
         unroll<16>([&](auto r) {
           const int64_t j = half * 16 + r.value;
           const T* row = w + j * k;
-          rows[r.value] = j < n ? pairs(load_channels(row, tile * 32, k), load_channels(row, tile * 32 + 16, k)) : Vec{};
+          rows[r.value] =
+              j < n ? pairs(load_channels(row, tile * 32, k), load_channels(row, tile * 32 + 16, k)) : Vec{};
         });
         transpose(rows);
         float* out = reinterpret_cast<float*>(b_tile(packed, k, half / 2, tile, half % 2));
@@ -60,7 +63,8 @@ struct GemmBf16 {
 
   // From w (k, n), row-major, row i times scale[i] where scale is not null.
   template <class T>
-  static void pack_transposed(const T* w, int64_t n, int64_t k, const float* scale, void* packed, Team& team) {
+  static void pack_transposed(const T* w, int64_t n, int64_t k, const float* scale, void* packed,
+                              Team& team) {
     int64_t begin, end;
     team.split(panels(n), 1, &begin, &end);
     for (int64_t panel = begin; panel < end; ++panel) {
@@ -113,10 +117,10 @@ struct GemmBf16 {
 
   // --- Products whose k are the rows of an operand A: gradients of weights. ---
 
-  // Rows [begin, end) of a (rows x columns) become rows `to`... of B (all_rows x columns). begin and to are multiples of
-  // 32, and rows up to the next multiple of 32 must be zero.
-  static void rows_to_b(const void* a, int64_t columns, int64_t begin, int64_t end, void* packed, int64_t all_rows,
-                        int64_t to) {
+  // Rows [begin, end) of a (rows x columns) become rows `to`... of B (all_rows x columns). begin and to are
+  // multiples of 32, and rows up to the next multiple of 32 must be zero.
+  static void rows_to_b(const void* a, int64_t columns, int64_t begin, int64_t end, void* packed,
+                        int64_t all_rows, int64_t to) {
     for (int64_t r = begin; r < end; r += 32) {
       for (int64_t panel = 0; panel < panels(columns); ++panel) {
         for (int64_t pair = 0; pair < 16; ++pair) {
@@ -151,8 +155,8 @@ struct GemmBf16 {
     }
   }
 
-  // --- The product: epilogue(row, column, Vec low, Vec high) for rows [begin, end), begin a multiple of 32, and
-  // columns of the panels. ---
+  // --- The product: epilogue(row, column, Vec low, Vec high) for rows [begin, end), begin a multiple of 32,
+  // and columns of the panels. ---
 
   template <class Epilogue>
   static void product(const void* a, int64_t begin, int64_t end, const PackedMatrix& b, int64_t first_panel,
@@ -198,17 +202,19 @@ struct GemmBf16 {
 
   // Two rows of 32 bf16 to pairs: of columns 0-15 and 16-31.
   static CNK_INLINE void interleave(Vec first, Vec second, Vec* low, Vec* high) {
-    const __m512i step = _mm512_set1_epi32(0x00200000);  // the even half-words from `first`, the odd from `second`
-    const __m512i base = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                                            _mm512_set1_epi32(0x00010001));
+    const __m512i step =
+        _mm512_set1_epi32(0x00200000);  // the even half-words from `first`, the odd from `second`
+    const __m512i base =
+        _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                           _mm512_set1_epi32(0x00010001));
     const __m512i index = _mm512_add_epi16(base, step);
     const __m512i next = _mm512_add_epi16(index, _mm512_set1_epi16(16));
     *low = (Vec)_mm512_permutex2var_epi16((__m512i)first, index, (__m512i)second);
     *high = (Vec)_mm512_permutex2var_epi16((__m512i)first, next, (__m512i)second);
   }
 
-  static CNK_INLINE void store_pair(void* packed, int64_t k, int64_t panel, int64_t k_tile, int64_t pair, Vec first,
-                                    Vec second) {
+  static CNK_INLINE void store_pair(void* packed, int64_t k, int64_t panel, int64_t k_tile, int64_t pair,
+                                    Vec first, Vec second) {
     Vec low, high;
     interleave(first, second, &low, &high);
     store(reinterpret_cast<float*>(b_tile(packed, k, panel, k_tile, 0)) + pair * 16, low);

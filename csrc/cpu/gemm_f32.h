@@ -58,7 +58,8 @@ struct GemmF32 {
 
   // From w (k, n), row-major, row i times scale[i] where scale is not null.
   template <class T>
-  static void pack_transposed(const T* w, int64_t n, int64_t k, const float* scale, void* packed, Team& team) {
+  static void pack_transposed(const T* w, int64_t n, int64_t k, const float* scale, void* packed,
+                              Team& team) {
     int64_t begin, end;
     team.split(panels(n), 1, &begin, &end);
     for (int64_t panel = begin; panel < end; ++panel) {
@@ -102,8 +103,8 @@ struct GemmF32 {
   // --- Products whose k are the rows of an operand A: gradients of weights. ---
 
   // Rows [begin, end) of a (rows x columns) become rows `to`... of B (all_rows x columns).
-  static void rows_to_b(const void* a, int64_t columns, int64_t begin, int64_t end, void* packed, int64_t all_rows,
-                        int64_t to) {
+  static void rows_to_b(const void* a, int64_t columns, int64_t begin, int64_t end, void* packed,
+                        int64_t all_rows, int64_t to) {
     for (int64_t panel = 0; panel < panels(columns); ++panel) {
       const int64_t width = panel_columns(columns, panel);
       float* out = static_cast<float*>(packed) + panel * kPanel * all_rows + to * width;
@@ -114,8 +115,8 @@ struct GemmF32 {
     }
   }
 
-  // The same rows become columns of A (columns x all_rows), which has rows up to the padding of `columns`. begin and to
-  // are multiples of kLanes.
+  // The same rows become columns of A (columns x all_rows), which has rows up to the padding of `columns`.
+  // begin and to are multiples of kLanes.
   static void rows_to_transposed_a(const void* a, int64_t columns, int64_t begin, int64_t end, void* out,
                                    int64_t all_rows, int64_t to) {
     for (int64_t r = begin; r < end; r += kLanes) {

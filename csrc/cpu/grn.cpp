@@ -1,4 +1,5 @@
-// Global response normalisation of NHWC images, and its gradient: one pass for the sums over pixels, one that scales.
+// Global response normalisation of NHWC images, and its gradient: one pass for the sums over pixels, one that
+// scales.
 //
 // Sums run over the pixels in order, whatever the number of threads: threads share channels, not pixels.
 
@@ -67,7 +68,9 @@ void grn_backward(const GrnBackwardArgs& a, Team& team) {
             sums[2][i.value] += d;
           });
         }
-        unroll<3>([&](auto k) { unroll<kGroup>([&](auto i) { totals[k.value][i.value] += sums[k.value][i.value]; }); });
+        unroll<3>([&](auto k) {
+          unroll<kGroup>([&](auto i) { totals[k.value][i.value] += sums[k.value][i.value]; });
+        });
       }
       unroll<kGroup>([&](auto i) {
         const int64_t at = n * padded + c + i.value * kLanes;
@@ -84,7 +87,8 @@ void grn_backward(const GrnBackwardArgs& a, Team& team) {
       }
       for (int64_t n = 0; n < a.n; ++n) {
         grn_gradient_factors(square + n * padded, cross + n * padded, a.c, a.weight, a.eps, a.dweight);
-        for (int64_t c = 0; c < padded; c += kLanes) store(a.dbias + c, load(a.dbias + c) + load(plain + n * padded + c));
+        for (int64_t c = 0; c < padded; c += kLanes)
+          store(a.dbias + c, load(a.dbias + c) + load(plain + n * padded + c));
       }
     }
     team.barrier();
@@ -93,7 +97,8 @@ void grn_backward(const GrnBackwardArgs& a, Team& team) {
       const int64_t n = p / a.pixels;
       for (int64_t c = 0; c < a.c; c += kLanes) {
         const Vec v = load_channels(x + p * a.c, c, a.c), d = load_channels(dy + p * a.c, c, a.c);
-        store_channels(dx + p * a.c, c, a.c, multiply_add(d, load(square + n * padded + c), v * load(cross + n * padded + c)));
+        store_channels(dx + p * a.c, c, a.c,
+                       multiply_add(d, load(square + n * padded + c), v * load(cross + n * padded + c)));
       }
     }
   });

@@ -23,19 +23,19 @@ CNK_INLINE void grn_factors(float* row, int64_t channels, const float* weight, f
   }
 }
 
-// Pixels whose terms are added in one chain, before they join the total: a chain over all 3136 of an image has ten times
-// the rounding error of PyTorch's sums.
+// Pixels whose terms are added in one chain, before they join the total: a chain over all 3136 of an image
+// has ten times the rounding error of PyTorch's sums.
 constexpr int64_t kGrnRun = 64;
 
-// What the gradient of an image needs of each channel, in place: from the sums over its pixels `square` of x^2 and `cross`
-// of dy * x
+// What the gradient of an image needs of each channel, in place: from the sums over its pixels `square` of
+// x^2 and `cross` of dy * x
 //
 //   square -> f = 1 + weight * r, r = G / s, G = sqrt(square), s = mean_c G + eps
 //   cross  -> e = dG / G (0 where G is), dG = q / s - sum_c(q G) / (C s^2), q = weight * cross
 //
 // so that dx = dy * f + x * e; adds cross * r to dweight. All padded C.
-CNK_INLINE void grn_gradient_factors(float* square, float* cross, int64_t channels, const float* weight, float eps,
-                                     float* dweight) {
+CNK_INLINE void grn_gradient_factors(float* square, float* cross, int64_t channels, const float* weight,
+                                     float eps, float* dweight) {
   Vec total = {}, projection = {};
   for (int64_t c = 0; c < pad_channels(channels); c += kLanes) {
     float lanes[kLanes];

@@ -1,5 +1,5 @@
-// LayerNorm over the channels of NHWC pixels, and its gradient; one read and one write of each (a row stays in L1),
-// statistics in fp32 (computed again for the gradient).
+// LayerNorm over the channels of NHWC pixels, and its gradient; one read and one write of each (a row stays
+// in L1), statistics in fp32 (computed again for the gradient).
 
 #include "cpu/layernorm.h"
 
@@ -21,11 +21,13 @@ void layernorm(const LayernormArgs& a, Team& team) {
   });
 }
 
-// Rows whose sums for the parameters' gradients are taken together, whatever thread they fall to; at most kUnits of
-// them, since they are added up in the end.
+// Rows whose sums for the parameters' gradients are taken together, whatever thread they fall to; at most
+// kUnits of them, since they are added up in the end.
 namespace {
 constexpr int64_t kUnitRows = 64, kUnits = 1024;
-int64_t unit_rows(int64_t rows) { return (rows + kUnits - 1) / kUnits > kUnitRows ? (rows + kUnits - 1) / kUnits : kUnitRows; }
+int64_t unit_rows(int64_t rows) {
+  return (rows + kUnits - 1) / kUnits > kUnitRows ? (rows + kUnits - 1) / kUnits : kUnitRows;
+}
 int64_t units(int64_t rows) { return (rows + unit_rows(rows) - 1) / unit_rows(rows); }
 }  // namespace
 

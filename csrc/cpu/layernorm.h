@@ -63,12 +63,12 @@ CNK_INLINE Vec normalize(const Norm& norm, const Statistics& s, Vec v, int64_t c
   return multiply_add((v - s.mean) * s.rstd, load(norm.weight + c), load(norm.bias + c));
 }
 
-// The gradient of a row: dx[c] = rstd (g - mean(g) - xhat mean(g xhat)), g = dy * weight, by write(c, dx); adds dy * xhat
-// and dy to the sums of the weight's and the bias's gradient (padded C). x(c) and dy(c) read registers; in the channels
-// above the last dy must be zero.
+// The gradient of a row: dx[c] = rstd (g - mean(g) - xhat mean(g xhat)), g = dy * weight, by write(c, dx);
+// adds dy * xhat and dy to the sums of the weight's and the bias's gradient (padded C). x(c) and dy(c) read
+// registers; in the channels above the last dy must be zero.
 template <class ReadX, class ReadDy, class Write>
-CNK_INLINE void layernorm_gradient(const Norm& norm, const ReadX& x, const ReadDy& dy, float* dweight, float* dbias,
-                                   const Write& write) {
+CNK_INLINE void layernorm_gradient(const Norm& norm, const ReadX& x, const ReadDy& dy, float* dweight,
+                                   float* dbias, const Write& write) {
   const Statistics s = statistics(norm, x);
   Vec total = {}, total_xhat = {};
   for (int64_t c = 0; c < norm.c; c += kLanes) {

@@ -112,7 +112,8 @@ struct Mlp {
         if (a.kept_y) {
           for (int64_t i = 0; i < rows; ++i) {
             T* y_row = static_cast<T*>(a.kept_y) + (p + i) * a.c;
-            for (int64_t c = 0; c < a.c; c += kLanes) store_channels(y_row, c, a.c, load(step + i * padded + c));
+            for (int64_t c = 0; c < a.c; c += kLanes)
+              store_channels(y_row, c, a.c, load(step + i * padded + c));
           }
         }
       } else {
@@ -129,8 +130,9 @@ struct Mlp {
   static constexpr Accuracy kAccuracy =
       sizeof(typename G::Element) == 4 ? Accuracy::kFloat32 : Accuracy::kBFloat16;
 
-  // hidden[row] = gelu(u), u = sum + b1; u is kept as K where the gradient wants it, and not where K is Nothing. (One
-  // kernel that decides at run time takes twice the time: its sums no longer fit the registers.)
+  // hidden[row] = gelu(u), u = sum + b1; u is kept as K where the gradient wants it, and not where K is
+  // Nothing. (One kernel that decides at run time takes twice the time: its sums no longer fit the
+  // registers.)
   struct Nothing {};
   template <class K>
   struct HiddenEpilogue {
@@ -155,8 +157,8 @@ struct Mlp {
   };
 
   // h = gelu(W1 y + b1) for rows [0, rows) of y, the pixels from `first` on, and columns of the panels.
-  static void hidden(const MlpArgs& a, const void* y, void* h, int64_t first, int64_t rows, int64_t panel_begin,
-                     int64_t panel_end) {
+  static void hidden(const MlpArgs& a, const void* y, void* h, int64_t first, int64_t rows,
+                     int64_t panel_begin, int64_t panel_end) {
     if (!a.kept_hidden) {
       return G::product(y, 0, rows, a.w1, panel_begin, panel_end, HiddenEpilogue<Nothing>{a, h, first});
     }
@@ -223,7 +225,8 @@ struct Mlp {
         for (int64_t r = row_begin; r < row_end; r += p.tile) {
           const int64_t count = min64(p.tile, row_end - r);
           produce<T>(a, norm, first + r, first + r + count, step, y, 0);
-          hidden(a, y, static_cast<char*>(h) + G::a_bytes(r, a.hidden), first + r, count, 0, G::panels(a.hidden));
+          hidden(a, y, static_cast<char*>(h) + G::a_bytes(r, a.hidden), first + r, count, 0,
+                 G::panels(a.hidden));
         }
       }
       if (a.grn_weight) {

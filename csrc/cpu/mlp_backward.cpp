@@ -5,15 +5,16 @@
 //   dg = (gamma * W2)^T e,  dh = dg or GRN's,  du = dh * gelu'(u)
 //   dW1 = du^T z,  db1 = sum(du),  dz = W1^T du,  dx by LayerNorm's gradient
 //
-// so that W2's output is never needed. Rows are pixels of all images, in order. Each thread takes chunks of a group of
-// rows from x and dout to du and dx while they are in its L2: u is computed again (or read, where the forward pass kept
-// it), the second product's epilogue turns it into g and du. These go into the operands of the two products over pixels,
-// whose columns the threads then share: each reads all rows of the group, in order, and adds to sums of its own.
+// so that W2's output is never needed. Rows are pixels of all images, in order. Each thread takes chunks of a
+// group of rows from x and dout to du and dx while they are in its L2: u is computed again (or read, where
+// the forward pass kept it), the second product's epilogue turns it into g and du. These go into the operands
+// of the two products over pixels, whose columns the threads then share: each reads all rows of the group, in
+// order, and adds to sums of its own.
 //
 // With GRN the sums over each whole image come first: u and dg are kept for a number of images.
 //
-// Groups and units (backward.h) depend on the shape alone; so the bits of the result do not depend on the number of
-// threads.
+// Groups and units (backward.h) depend on the shape alone; so the bits of the result do not depend on the
+// number of threads.
 
 #include "cpu/backward.h"
 #include "cpu/gelu.h"
@@ -57,15 +58,17 @@ struct MlpBackward {
   }
 
   // What the units sum: du, then e, dz * xhat and dz.
-  static int64_t unit_sums(const MlpBackwardArgs& a) { return pad_channels(a.hidden_size) + 3 * pad_channels(a.c); }
+  static int64_t unit_sums(const MlpBackwardArgs& a) {
+    return pad_channels(a.hidden_size) + 3 * pad_channels(a.c);
+  }
 
   // Offsets into the workspace.
   struct Layout {
-    int64_t row, dz;                     // of a thread
+    int64_t row, dz;                      // of a thread
     int64_t z = 0, e = 0, u = 0, du = 0;  // of a thread; with GRN shared, and du is dg at first
     int64_t per_thread;
-    int64_t dut, zb, et, gb;             // operands of the products over pixels: transposed du, z; transposed e, g
-    int64_t units, totals;               // sums of the units of a group; of all
+    int64_t dut, zb, et, gb;  // operands of the products over pixels: transposed du, z; transposed e, g
+    int64_t units, totals;    // sums of the units of a group; of all
     int64_t square = 0, cross = 0, plain = 0;  // GRN: images x padded hidden
     int64_t dgrn_weight = 0, dgrn_bias = 0;    // padded hidden
     int64_t total;
@@ -199,9 +202,8 @@ struct MlpBackward {
       const float drop = a.drop_scale ? a.drop_scale[(pixel + i) / a.pixels] : 1;
       for (int64_t c = 0; c < pad_channels(a.c); c += kChannelAlign) {
         typename G::Block b;
-        unroll<kChannelAlign / kLanes>([&](auto v) {
-          b.v[v.value] = load_channels(dout, c + v.value * kLanes, a.c) * drop;
-        });
+        unroll<kChannelAlign / kLanes>(
+            [&](auto v) { b.v[v.value] = load_channels(dout, c + v.value * kLanes, a.c) * drop; });
         G::store_block(e, a.c, i, c, b);
       }
     }
@@ -228,10 +230,11 @@ struct MlpBackward {
     });
   }
 
-  // From g and du of rows [row, row + rows) of the group (pixels from `pixel` on): the operands of the products over
-  // pixels, the sums of units, and dx.
+  // From g and du of rows [row, row + rows) of the group (pixels from `pixel` on): the operands of the
+  // products over pixels, the sums of units, and dx.
   template <class T>
-  void finish_rows(int64_t row, int64_t pixel, int64_t rows, int64_t all_rows, void* z, void* e, void* g, void* du) const {
+  void finish_rows(int64_t row, int64_t pixel, int64_t rows, int64_t all_rows, void* z, void* e, void* g,
+                   void* du) const {
     const int64_t hidden = a.hidden_size, padded = pad_channels(a.c), wide = pad_channels(hidden);
     for (int64_t r = 0; r < rows; r += kUnit) {
       const int64_t end = min64(r + kUnit, rows);
@@ -259,8 +262,8 @@ struct MlpBackward {
       const float* d = dz + i * padded;
       float* sums = unit(row + i) + wide + padded;
       layernorm_gradient(
-          norm, [&](int64_t c) { return load_channels(x, c, a.c); }, [&](int64_t c) { return load(d + c); }, sums,
-          sums + padded, [&](int64_t c, Vec v) { store_channels(dx, c, a.c, v); });
+          norm, [&](int64_t c) { return load_channels(x, c, a.c); }, [&](int64_t c) { return load(d + c); },
+          sums, sums + padded, [&](int64_t c, Vec v) { store_channels(dx, c, a.c, v); });
     }
   }
 
@@ -286,7 +289,8 @@ struct MlpBackward {
       void *z = operand(at.z, a.c, r), *e = operand(at.e, a.c, r);
       read_rows<T>(pixel + r, count, z, e);
       read_hidden(pixel + r, count, z, operand(at.u, hidden, r));
-      G::product(e, 0, count, a.w2_back, 0, G::panels(hidden), StoreEpilogue{operand(at.du, hidden, r), hidden});
+      G::product(e, 0, count, a.w2_back, 0, G::panels(hidden),
+                 StoreEpilogue{operand(at.du, hidden, r), hidden});
     }
     team.barrier();
     float *square = floats(at.square), *cross = floats(at.cross), *plain = floats(at.plain);
@@ -308,7 +312,8 @@ struct MlpBackward {
           });
         }
         unroll<3>([&](auto k) {
-          unroll<kChannelAlign / kLanes>([&](auto v) { totals[k.value].v[v.value] += sums[k.value].v[v.value]; });
+          unroll<kChannelAlign / kLanes>(
+              [&](auto v) { totals[k.value].v[v.value] += sums[k.value].v[v.value]; });
         });
       }
       unroll<kChannelAlign / kLanes>([&](auto v) {
@@ -323,7 +328,8 @@ struct MlpBackward {
       float *dweight = floats(at.dgrn_weight), *dbias = floats(at.dgrn_bias);
       for (int64_t n = 0; n < images; ++n) {
         grn_gradient_factors(square + n * wide, cross + n * wide, hidden, a.grn_weight, a.grn_eps, dweight);
-        for (int64_t c = 0; c < wide; c += kLanes) store(dbias + c, load(dbias + c) + load(plain + n * wide + c));
+        for (int64_t c = 0; c < wide; c += kLanes)
+          store(dbias + c, load(dbias + c) + load(plain + n * wide + c));
       }
     }
     team.barrier();
@@ -351,7 +357,8 @@ struct MlpBackward {
     }
   }
 
-  // The products over the pixels of a group, and the sums of its units. Each thread takes rows or columns of the results.
+  // The products over the pixels of a group, and the sums of its units. Each thread takes rows or columns of
+  // the results.
   void sum_group(int64_t rows, bool add) const {
     const int64_t hidden = a.hidden_size;
     int64_t begin, end;
@@ -394,7 +401,8 @@ struct MlpBackward {
       });
     }
     if (team.rank() == 0) {
-      for (int64_t j = 0; a.weights && j < hidden; j += kLanes) store_channels(a.db1, j, hidden, load(totals + j));
+      for (int64_t j = 0; a.weights && j < hidden; j += kLanes)
+        store_channels(a.db1, j, hidden, load(totals + j));
       for (int64_t c = 0; a.dx && c < a.c; c += kLanes) {
         store_channels(a.dnorm_weight, c, a.c, load(of_norm + c));
         store_channels(a.dnorm_bias, c, a.c, load(of_norm + padded + c));

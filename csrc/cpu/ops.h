@@ -19,8 +19,8 @@ CNK_INLINE constexpr int64_t pad_channels(int64_t c) {
   return (c + kChannelAlign - 1) / kChannelAlign * kChannelAlign;
 }
 
-// How the matrix products are computed: fp32 everywhere, or bf16 with fp32 sums where the instruction set has such
-// products.
+// How the matrix products are computed: fp32 everywhere, or bf16 with fp32 sums where the instruction set has
+// such products.
 enum class Products : int { kFloat32 = 0, kBFloat16 = 1 };
 CNK_INLINE bool has_bf16_products(Isa isa) { return isa == Isa::kAvx512Bf16 || isa == Isa::kAmx; }
 
@@ -60,9 +60,9 @@ struct LayernormBackwardArgs {
   void* dx;            // (rows, C)
   int64_t rows, c;
   float eps;
-  const float* weight;      // padded C
-  float *dweight, *dbias;   // padded C
-  char* workspace;          // IsaOps::layernorm_backward_workspace bytes, 64-byte aligned
+  const float* weight;     // padded C
+  float *dweight, *dbias;  // padded C
+  char* workspace;         // IsaOps::layernorm_backward_workspace bytes, 64-byte aligned
 };
 
 struct GrnArgs {
@@ -112,8 +112,8 @@ struct MlpArgs {
   const float* gamma;       // padded C
   const float* drop_scale;  // N or null
   // What the gradient wants to be kept, or null.
-  void* kept_y;        // (N, H, W, C) in dtype: the convolution
-  void* kept_hidden;   // (N, H, W, hidden) in kept_dtype: W1's product with its bias
+  void* kept_y;       // (N, H, W, C) in dtype: the convolution
+  void* kept_hidden;  // (N, H, W, hidden) in kept_dtype: W1's product with its bias
   DType kept_dtype;
   char* workspace;  // IsaOps::mlp_workspace bytes, 64-byte aligned
 };
@@ -123,7 +123,8 @@ struct MlpBackwardArgs {
   DType dtype;  // of x, dout and dx
   Products products;
   const void *x, *dout;  // (N, pixels, C); x is what LN reads
-  const void* hidden;    // (N, pixels, hidden) in hidden_dtype: u as the forward pass kept it, or null: computed again
+  const void*
+      hidden;  // (N, pixels, hidden) in hidden_dtype: u as the forward pass kept it, or null: computed again
   DType hidden_dtype;
   int64_t n, pixels, c, hidden_size;
   float eps, grn_eps;
@@ -135,10 +136,10 @@ struct MlpBackwardArgs {
   const float *grn_weight, *grn_bias;    // padded hidden, or null: no GRN
   const void* w2;                        // (C, hidden) in w2_dtype
   DType w2_dtype;
-  const float *b2, *gamma;               // padded C
-  const float* drop_scale;               // N or null
-  bool weights;                          // whether dw1, dw2, db1, db2, dgamma are wanted
-  void* dx;                              // (N, pixels, C) or null; then dnorm_* are not computed either
+  const float *b2, *gamma;  // padded C
+  const float* drop_scale;  // N or null
+  bool weights;             // whether dw1, dw2, db1, db2, dgamma are wanted
+  void* dx;                 // (N, pixels, C) or null; then dnorm_* are not computed either
   // fp32, dense.
   float *dw1, *db1, *dw2, *db2, *dgamma;  // (hidden, C), hidden, (C, hidden), C, C
   float *dnorm_weight, *dnorm_bias;       // C
@@ -199,7 +200,8 @@ struct IsaOps {
   int64_t (*packed_bytes)(Products, int64_t n, int64_t k);
   void (*pack_matrix)(Products, DType, const void* w, int64_t n, int64_t k, void* packed, Team&);
   // The same of w, row-major (k, n), whose row i is taken times scale[i] unless scale is null.
-  void (*pack_transposed)(Products, DType, const void* w, int64_t n, int64_t k, const float* scale, void* packed, Team&);
+  void (*pack_transposed)(Products, DType, const void* w, int64_t n, int64_t k, const float* scale,
+                          void* packed, Team&);
 };
 
 // Null where the instruction set is not part of this build.

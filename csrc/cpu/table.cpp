@@ -36,20 +36,21 @@ int64_t packed_bytes(Products products, int64_t n, int64_t k) {
   return GemmF32::packed_bytes(n, k);
 }
 
-void pack_matrix(Products products, DType dtype, const void* w, int64_t n, int64_t k, void* packed, Team& team) {
+void pack_matrix(Products products, DType dtype, const void* w, int64_t n, int64_t k, void* packed,
+                 Team& team) {
 #if defined(__AVX512BF16__)
   if (products == Products::kBFloat16) {
-    return with_type(dtype, [&](auto type) {
-      GemmBf16::pack(static_cast<const decltype(type)*>(w), n, k, packed, team);
-    });
+    return with_type(
+        dtype, [&](auto type) { GemmBf16::pack(static_cast<const decltype(type)*>(w), n, k, packed, team); });
   }
 #endif
   (void)products;
-  with_type(dtype, [&](auto type) { GemmF32::pack(static_cast<const decltype(type)*>(w), n, k, packed, team); });
+  with_type(dtype,
+            [&](auto type) { GemmF32::pack(static_cast<const decltype(type)*>(w), n, k, packed, team); });
 }
 
-void pack_transposed(Products products, DType dtype, const void* w, int64_t n, int64_t k, const float* scale, void* packed,
-                     Team& team) {
+void pack_transposed(Products products, DType dtype, const void* w, int64_t n, int64_t k, const float* scale,
+                     void* packed, Team& team) {
 #if defined(__AVX512BF16__)
   if (products == Products::kBFloat16) {
     return with_type(dtype, [&](auto type) {

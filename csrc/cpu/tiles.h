@@ -1,5 +1,5 @@
-// The instructions on AMX tiles. With CNK_EMULATE_TILES tiles are arrays in memory, so that the tests run what AMX machines
-// run on any machine with AVX512_BF16 (csrc/tests/probe.h).
+// The instructions on AMX tiles. With CNK_EMULATE_TILES tiles are arrays in memory, so that the tests run
+// what AMX machines run on any machine with AVX512_BF16 (csrc/tests/probe.h).
 #pragma once
 
 #include <immintrin.h>
@@ -33,7 +33,8 @@ void tile_zero() {
 
 template <int TILE>
 void tile_load(const void* from, int64_t stride) {
-  for (int r = 0; r < 16; ++r) std::memcpy(detail::tiles[TILE][r], static_cast<const char*>(from) + r * stride, 64);
+  for (int r = 0; r < 16; ++r)
+    std::memcpy(detail::tiles[TILE][r], static_cast<const char*>(from) + r * stride, 64);
 }
 
 template <int TILE>
@@ -49,7 +50,8 @@ void tile_multiply() {
     for (int pair = 0; pair < 16; ++pair) {
       int32_t word;
       std::memcpy(&word, &detail::tiles[A][r][pair], 4);
-      sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(word), (__m512bh)_mm512_loadu_ps(detail::tiles[B][pair]));
+      sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(word),
+                             (__m512bh)_mm512_loadu_ps(detail::tiles[B][pair]));
     }
     _mm512_storeu_ps(detail::tiles[SUM][r], sum);
   }

@@ -217,8 +217,8 @@ CNK_INLINE void unroll(F&& f) {
   }
 }
 
-// Transpose kLanes registers of kLanes words: log2(kLanes) rounds that interleave the first half of the rows with
-// the second.
+// Transpose kLanes registers of kLanes words: log2(kLanes) rounds that interleave the first half of the rows
+// with the second.
 namespace detail {
 template <int... I>
 CNK_INLINE void interleave(Vec a, Vec b, Vec* low, Vec* high, std::integer_sequence<int, I...>) {

@@ -23,7 +23,8 @@ struct Probe {
 // Null where the instruction set is not part of this build.
 const Probe* isa_probe(cpu::Isa isa);
 
-// The kernels of AMX machines with tiles in memory (cpu/tiles.h), for machines with AVX512_BF16; null elsewhere than on x86.
+// The kernels of AMX machines with tiles in memory (cpu/tiles.h), for machines with AVX512_BF16; null
+// elsewhere than on x86.
 struct EmulatedTiles {
   const cpu::IsaOps* ops;
   const Probe* probe;

@@ -23,7 +23,7 @@ extern const test::Probe kProbe;
 namespace amx_emulated {
 extern const IsaOps kOps;
 extern const test::Probe kProbe;
-}
+}  // namespace amx_emulated
 #endif
 
 }  // namespace cnk::cpu

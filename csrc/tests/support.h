@@ -31,7 +31,8 @@ struct Kernels {
   }
 };
 
-// One entry per instruction set that this build has and this machine runs, and AMX with emulated tiles for want of it.
+// One entry per instruction set that this build has and this machine runs, and AMX with emulated tiles for
+// want of it.
 inline const std::vector<Kernels>& kernels() {
   static const std::vector<Kernels> all = [] {
     std::vector<Kernels> found;

@@ -43,8 +43,10 @@ struct Problem {
     Buffer packed1(k.ops.packed_bytes(products, s.hidden, s.image.c));
     Buffer packed2(k.ops.packed_bytes(products, s.image.c, s.hidden));
     in_team(threads, [&](Team& team) {
-      k.ops.pack_matrix(products, DType::kFloat32, w1_.as<float>(), s.hidden, s.image.c, packed1.as<void>(), team);
-      k.ops.pack_matrix(products, DType::kFloat32, w2_.as<float>(), s.image.c, s.hidden, packed2.as<void>(), team);
+      k.ops.pack_matrix(products, DType::kFloat32, w1_.as<float>(), s.hidden, s.image.c, packed1.as<void>(),
+                        team);
+      k.ops.pack_matrix(products, DType::kFloat32, w2_.as<float>(), s.image.c, s.hidden, packed2.as<void>(),
+                        team);
     });
     MlpArgs args = {};
     args.dtype = s.dtype;
