@@ -37,7 +37,7 @@ ROOMS = {
     "nn": (("functional", "nn.", "ops.checks"), ("torch",)),
     "models": (("functional", "nn", "nn.", "models.", "ops.flops"), ("torch",)),
     # "backends" is the public function here, `from convnext_kernels import backends`.
-    "interop": (("functional", "nn", "nn.", "interop.", "spec", "backends"), ("torch",)),
+    "interop": (("functional", "nn", "nn.", "ops.checks", "interop.", "spec", "backends"), ("torch",)),
     "environment": (("planner", "version"), ("torch",)),
     "_native": ((), ()),
     "_native_cuda": ((), ()),

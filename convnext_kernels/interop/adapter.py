@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from convnext_kernels.interop import structure
 
-BACKEND = "_convnext_kernels_backend"  # the one attribute that an accelerated module has more than the original
+# What an accelerated module has more than the original: the options of `accelerate`.
+BACKEND, MEMORY = "_convnext_kernels_backend", "_convnext_kernels_memory"
 
 
 class Arguments(NamedTuple):

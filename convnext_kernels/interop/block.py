@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from convnext_kernels import functional
 from convnext_kernels.interop import structure
-from convnext_kernels.interop.adapter import BACKEND, Adapter, Arguments
+from convnext_kernels.interop.adapter import BACKEND, MEMORY, Adapter, Arguments
 from convnext_kernels.interop.structure import parameter
 
 
@@ -104,6 +104,7 @@ class BlockAdapter(Adapter):
             dilation=parts.dwconv.dilation[0],
             eps=parts.norm.eps,
             grn_eps=getattr(parts.grn, "eps", 1e-6),  # where a library has none, it is written into its forward
+            memory=getattr(self, MEMORY),
             backend=getattr(self, BACKEND),
         )
 

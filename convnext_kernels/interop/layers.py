@@ -9,6 +9,11 @@ from convnext_kernels.interop.adapter import BACKEND, Adapter, Arguments
 from convnext_kernels.interop.structure import parameter
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """``x.contiguous(memory_format=torch.channels_last)``, which vmap does not know."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
 class LayerNorm2dAdapter(Adapter):
     """LayerNorm over the channels of (N, C, H, W)."""
 
@@ -32,7 +37,7 @@ class LayerNorm2dAdapter(Adapter):
 
     def fused(self, x: Tensor, arguments: Arguments) -> Tensor:
         """Normalise; like the original's, the result is channels_last, and so is all that follows."""
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = channels_last(x)
         return functional.layer_norm2d(x, *arguments.tensors, eps=self.eps, backend=getattr(self, BACKEND))
 
 
@@ -79,5 +84,5 @@ class DownsampleAdapter(Adapter):
 
     def fused(self, x: Tensor, arguments: Arguments) -> Tensor:
         """Normalise and convolve; like the original's, the result is channels_last."""
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = channels_last(x)
         return functional.patch_downsample(x, *arguments.tensors, eps=arguments.parts, backend=getattr(self, BACKEND))

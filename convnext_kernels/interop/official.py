@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from convnext_kernels.interop import structure
-from convnext_kernels.interop.adapter import BACKEND, Adapter, Match, accelerated_class
+from convnext_kernels.interop.adapter import BACKEND, MEMORY, Adapter, Match, accelerated_class
 from convnext_kernels.interop.block import BlockAdapter, Parts
 from convnext_kernels.interop.layers import DownsampleAdapter, LayerNorm2dAdapter, is_downsampling
 
@@ -48,6 +48,7 @@ def _run_trial(adapter: type[Adapter], module: nn.Module, channels: int) -> str 
         return f"its forward failed on {tuple(x.shape)} float64: {error}"
     clone.__class__ = accelerated_class(adapter, type(module))
     setattr(clone, BACKEND, "eager")
+    setattr(clone, MEMORY, "auto")
     with torch.no_grad():
         actual = torch.func.functional_call(clone, tensors, (x,))
     if not isinstance(expected, torch.Tensor) or expected.shape != actual.shape:

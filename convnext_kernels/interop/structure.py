@@ -122,8 +122,7 @@ def serves(x: object, channels: int, tensors: tuple[Tensor | None, ...]) -> bool
         return False  # torch.fx proxies, nested and distributed tensors
     if x.dim() != 4 or x.shape[1] != channels or x.numel() == 0:
         return False
-    # torch.func transforms and forward-mode derivatives need formulas that only the original operators have.
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0 or (torch._C._are_functorch_transforms_active() and not reverse_mode_once()):
         return False
     dtype = x.dtype
     mixed = False
@@ -133,6 +132,18 @@ def serves(x: object, channels: int, tensors: tuple[Tensor | None, ...]) -> bool
                 return False  # quantised and distributed weights
             mixed = mixed or t.dtype != dtype
     return not mixed or autocasting(x)
+
+
+def reverse_mode_once() -> bool:
+    """Whether the transforms of `torch.func` at work ask for no second derivative and no forward mode.
+
+    Only the original operators have formulas for these. The compiler, which cannot look, gets the original too.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    transforms = [level.key() for level in torch._C._functorch.get_interpreter_stack()]
+    kinds = torch._C._functorch.TransformType
+    return transforms.count(kinds.Grad) <= 1 and all(kind in (kinds.Grad, kinds.Vmap) for kind in transforms)
 
 
 def autocasting(x: Tensor) -> bool:

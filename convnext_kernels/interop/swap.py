@@ -4,8 +4,9 @@ import logging
 
 from torch import nn
 
-from convnext_kernels.interop.adapter import BACKEND, Adapter
+from convnext_kernels.interop.adapter import BACKEND, MEMORY, Adapter
 from convnext_kernels.interop.table import find, original_class
+from convnext_kernels.ops import checks
 from convnext_kernels.spec import BackendError
 
 _log = logging.getLogger("convnext_kernels")
@@ -31,7 +32,7 @@ def _check_backend(backend: object) -> None:
         raise BackendError(f"backend: {backend!r} is not available: {known[backend].reason}")
 
 
-def accelerate(model: nn.Module, *, backend: str = "auto") -> nn.Module:
+def accelerate(model: nn.Module, *, memory: str = "auto", backend: str = "auto") -> nn.Module:
     """Let this package compute the ConvNeXt blocks of `model`, in place, and return `model`.
 
     Replaced are the ConvNeXt V1 and V2 blocks, the downsampling layers (LayerNorm, then a KxK convolution with
@@ -43,18 +44,20 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> nn.Module:
     be installed). Where a replaced module cannot be served faithfully (a hook on an inner layer, a LoRA or
     quantised layer in the place of one, tensors of other ranks or mixed dtypes), it runs its original forward.
 
-    Parameters may be on any device, "meta" too. A second call does nothing but set the backend and look at
-    modules that were added. With nothing to replace, the model is returned as it was and a warning is logged.
-    Call `restore` before ``torch.jit.script``, or before tools that look for the original classes by name.
+    Parameters may be on any device, "meta" too. A second call does nothing but set `memory` and the backend and look
+    at modules that were added. With nothing to replace, the model is returned as it was and a warning is logged. Call
+    `restore` before ``torch.jit.script``, or before tools that look for the original classes by name.
 
     Args:
         model: any module, a single block too.
+        memory: what blocks keep for the backward pass, see `FusedConvNeXtBlock`.
         backend: "auto" or a name of `convnext_kernels.backends()`.
 
-    Raises TypeError when `model` is no module or `backend` no string, and BackendError when the backend does not
-    exist or cannot run here; the model is unchanged then.
+    Raises TypeError when `model` is no module or `backend` no string, ValueError for another `memory`, and
+    BackendError when the backend does not exist or cannot run here; the model is unchanged then.
     """
     check_model(model)
+    checks.memory(memory, nothing=False)
     _check_backend(backend)
     findings = list(find(model))
     replaceable = [f for f in findings if f.accelerated and (isinstance(f.module, Adapter) or f.refusal is None)]
@@ -62,6 +65,7 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> nn.Module:
         if not isinstance(module, Adapter):
             module.__class__ = accelerated
         setattr(module, BACKEND, backend)
+        setattr(module, MEMORY, memory)
     if not replaceable and all(f.accelerated for f in findings):
         reasons = "; ".join(sorted({f.refusal for f in findings})) or "no ConvNeXt block in it"
         _log.warning("accelerate: nothing was replaced in %s: %s", type(model).__name__, reasons)
@@ -88,4 +92,5 @@ def restore(model: nn.Module) -> nn.Module:
     for module, original in classes.items():
         module.__class__ = original
         delattr(module, BACKEND)
+        delattr(module, MEMORY)
     return model

@@ -64,8 +64,7 @@ class FusedConvNeXtBlock(nn.Module):
         if not use_grn and layer_scale_init_value > 0:
             self.gamma = nn.Parameter(torch.full((dim,), layer_scale_init_value, **factory))
         self.drop_path = DropPath(drop_path)
-        if memory not in checks.MEMORY:
-            raise ValueError(f"memory: expected one of {', '.join(map(repr, checks.MEMORY))}, got {memory!r}")
+        checks.memory(memory, nothing=False)
         self.memory = memory
         self.backend = backend
 

@@ -97,9 +97,9 @@ def pointwise_weight(name: str, weight: Tensor, rows: int | None, columns: int, 
         raise ValueError(f"{name}: expected {wanted}, where {columns} is {columns_are}, got {_shape(weight)}")
 
 
-def memory(value: str) -> None:
-    """What a forward pass keeps for its gradient; "nothing" beside the inputs is for passes without one."""
-    if value not in (*MEMORY, "nothing"):
+def memory(value: str, nothing: bool = True) -> None:
+    """What a forward pass keeps for its gradient; `nothing` beside the inputs is for ops in passes without one."""
+    if value not in (*MEMORY, "nothing") or (value == "nothing" and not nothing):
         raise ValueError(f"memory: expected one of {', '.join(map(repr, MEMORY))}, got {value!r}")
 
 

@@ -30,10 +30,10 @@ def _timm_v2(drop_path: float = 0.0) -> nn.Module:
 MODELS: dict[str, Callable[..., nn.Module]] = {"torchvision": _torchvision, "timm V1": _timm_v1, "timm V2": _timm_v2}
 
 
-def pair(name: str, backend: str = "auto", **options: float) -> tuple[nn.Module, nn.Module]:
+def pair(name: str, backend: str = "auto", memory: str = "auto", **options: float) -> tuple[nn.Module, nn.Module]:
     """(a small network of another library in training mode, the same accelerated), weights that all matter."""
     plain = randomize_(MODELS[name](**options)).train()
-    return plain, convnext_kernels.accelerate(copy.deepcopy(plain), backend=backend)
+    return plain, convnext_kernels.accelerate(copy.deepcopy(plain), memory=memory, backend=backend)
 
 
 def pictures(batch: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,8 @@ from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
 import convnext_kernels
 from convnext_kernels import FusedConvNeXtBlock
+from convnext_kernels.interop.block import BlockAdapter
+from tests.interop.helpers import fused_calls
 from tests.operators import OPERATORS, differentiable
 from tests.shapes import Case
 from tests.tolerance import randomize_
@@ -72,10 +74,7 @@ def test_fp16_with_a_gradient_scaler(use_grn, backend):
 @pytest.mark.parametrize("name", MODELS)
 def test_compiled_training_step(name, memory):
     """One graph, compiled no second time for batches of 2, 3 and 5; gradients as without the compiler."""
-    _, ours = pair(name)
-    for module in ours.modules():
-        if isinstance(module, FusedConvNeXtBlock):
-            module.memory = memory
+    _, ours = pair(name, memory=memory)
     compiled_model = copy.deepcopy(ours)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(compiled_model, fullgraph=True, dynamic=True, backend=counter)
@@ -132,6 +131,9 @@ def test_func_grad_and_per_sample_gradients(name):
         each = vmap(grad(lambda p, x, y, m=model: loss(m, p, x, y)), in_dims=(None, 0, 0))(parameters, x, y)
         results.append((one, each))
     (plain_one, plain_each), (ours_one, ours_each) = results
+    calls = fused_calls(lambda: vmap(lambda x: ours(x[None]))(x))
+    blocks = sum(isinstance(m, BlockAdapter) for m in ours.modules())
+    assert calls["block"] == len(x) * blocks, "the fused ops were not what was compared"
     for key, expected in plain_one.items():
         torch.testing.assert_close(ours_one[key], expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
         atol = 1e-4 * plain_each[key].abs().max().item()
@@ -183,6 +185,20 @@ def test_forward_mode_says_that_it_is_not_there(op):
         jvp(lambda x: OPERATORS[op].call(**{**arguments, "x": x}), (x,), (x,))
     with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match=message):
         OPERATORS[op].call(**{**arguments, "x": torch.autograd.forward_ad.make_dual(x, x)})
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", MODELS)
+def test_second_derivatives_by_func_are_left_to_the_original_operators(name):
+    plain, ours = pair(name)
+    x = pictures(2)[0]
+    results = []
+    for model in (plain, ours):
+        model.eval()
+        results.append(grad(lambda x, m=model: grad(lambda x: m(x).square().sum())(x).square().sum())(x))
+        results.append(jvp(lambda x, m=model: grad(lambda x: m(x).square().sum())(x), (x,), (x,))[1])
+    for expected, actual in zip(results[:2], results[2:], strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 def test_func_under_autocast():
