@@ -14,7 +14,7 @@ peak (/proc/self/clear_refs) after two steps of warm-up, when gradients are drop
 compiling is not in the peak. "step" is the peak over what was resident right before: activations, gradients and
 temporaries. "over model" is the peak over what was resident once model, images and optimiser existed: also the
 optimiser's state, packed weights and code that the first steps loaded; for torch.compile that holds the compiler.
-`accelerate` has no setting for `memory`; the rows with one are this package's own ConvNeXt-T.
+The row "accelerate" is torchvision's ConvNeXt-T, those with a setting of `memory` this package's own.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 BLOCKS, STEP = "blocks", "step"
 MEMORY = ("auto", "balanced", "min")
 LIMITS = {"auto": 6.1, "balanced": 6.1, "min": 2.1}  # of x's bytes, asked for on every backend
-ASKED_OF = 12.02  # what the issue names for eager and torch.compile (V1)
+ASKED_OF = 12.02  # counted by hand for eager and torch.compile (V1)
 PYTORCH, COMPILED = "eager PyTorch", "torch.compile"
 STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))
 EMULATED = ("triton", "cuda")  # without a GPU

@@ -592,6 +592,33 @@ def test_not_a_module(function):
 
 
 @one_model
+def test_memory_is_what_blocks_keep(model):
+    """Counted by autograd's hooks; parameters are no activations."""
+
+    def kept(m):
+        parameters = {p.untyped_storage().data_ptr() for p in m.parameters()}
+        storages = {}
+
+        def pack(t):
+            storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            logits(m, images().float().requires_grad_())
+        return sum(size for pointer, size in storages.items() if pointer not in parameters)
+
+    m = ck.accelerate(model.make().float(), memory="min")
+    least = kept(m)
+    assert kept(ck.accelerate(m, memory="balanced")) > 1.5 * least
+    before = classes(m)
+    for wrong in ("nothing", "low", None):
+        with pytest.raises(ValueError, match=r"memory: expected one of 'auto', 'min', 'balanced', got"):
+            ck.accelerate(m, memory=wrong)
+    assert classes(m) == before
+    assert kept(m) > 1.5 * least, "the setting went with the error"
+
+
+@one_model
 def test_backend_errors_come_before_any_change(model, monkeypatch):
     m = model.make()
     before = classes(m)
