@@ -34,7 +34,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from convnext_kernels import FusedConvNeXtBlock
 from convnext_kernels.bench import cases as table
 from convnext_kernels.bench import numerics, results, workloads
 from convnext_kernels.bench.candidates import DTYPES, Call, Candidate, Prepared, Step, quiet
@@ -158,18 +157,10 @@ def _our_step(memory: str | None) -> Callable[[Prepared], Call]:
     def build(prepared: Prepared) -> Call:
         model = copy.deepcopy(prepared.ours)
         if memory is not None:
-            set_memory(model, memory)
+            model.memory = memory
         return _step(prepared, WithLoss(model), torch.channels_last)
 
     return build
-
-
-def set_memory(model: nn.Module, memory: str) -> int:
-    """Let every `FusedConvNeXtBlock` inside keep what `memory` says; how many there are."""
-    blocks = [module for module in model.modules() if isinstance(module, FusedConvNeXtBlock)]
-    for block in blocks:
-        block.memory = memory
-    return len(blocks)
 
 
 def convolution_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -174,16 +174,14 @@ def reset_peak() -> None:
 def model_step(who: str, dtype: str, batch: int, size: int) -> "object":
     """The training step of a whole model: a callable with `module`."""
     import torch
-    from training import TrainingStep, WithLoss, set_memory, target_of
+    from training import TrainingStep, WithLoss, target_of
 
     from convnext_kernels import accelerate, models
     from convnext_kernels.bench.workloads import initialise
     from convnext_kernels.cli.options import need
 
     if who.startswith("models"):
-        model = models.create_model("convnext_tiny")
-        if not set_memory(model, who.partition(", ")[2]):
-            raise RuntimeError("convnext_tiny has no FusedConvNeXtBlock")
+        model = models.create_model("convnext_tiny", memory=who.partition(", ")[2])
     else:
         torchvision = need("torchvision", "a whole model", "bench")
         model = torchvision.models.convnext_tiny(stochastic_depth_prob=0.0)

@@ -130,6 +130,7 @@ class ConvNeXt(_Network):
         out_indices: stages whose maps are returned, in this order; negative ones count from the last; None for all.
         feature_norm: normalise each of these maps by a LayerNorm of its own (``norm0`` to ``norm3``), as the official
             backbones for detection and segmentation do.
+        memory: what training keeps of every block, see `FusedConvNeXtBlock`.
         backend: of every block and layer; "auto" or a name of `convnext_kernels.backends()`.
 
     Input is (N, in_chans, H, W), any sides of at least 4 x 2 for every further stage (32 for four stages); what does
@@ -156,6 +157,7 @@ class ConvNeXt(_Network):
         features_only: bool = False,
         out_indices: Sequence[int] | None = None,
         feature_norm: bool = False,
+        memory: str = "auto",
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -173,6 +175,7 @@ class ConvNeXt(_Network):
             layer_scale_init_value=layer_scale_init_value,
             use_grn=use_grn,
             kernel_size=kernel_size,
+            memory=memory,
             backend=backend,
         )
         self.stages = nn.ModuleList(self._blocks(self.dims, self.depths, drop_path_rate, block))
@@ -244,6 +247,7 @@ class IsotropicConvNeXt(_Network):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         head_init_scale: float = 1.0,
+        memory: str = "auto",
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -254,6 +258,7 @@ class IsotropicConvNeXt(_Network):
             FusedConvNeXtBlock,
             layer_scale_init_value=layer_scale_init_value,
             kernel_size=kernel_size,
+            memory=memory,
             backend=backend,
         )
         (self.blocks,) = self._blocks(self.dims, self.depths, drop_path_rate, block)

@@ -4,8 +4,9 @@ A change is seen by, for every parameter: its storage, shape and dtype (``.data`
 moves), PyTorch's version counter (in-place operations, optimizers, ``load_state_dict``), and a checksum, because writes
 through ``.data`` count no version. The checksum reads small tensors in full and 512 words spread over large ones, so
 it sees every dense write (``p.data.mul_``, ``copy_``, ``clamp_``), but may miss a write of single elements of a large
-matrix through ``.data``. Tensors without a version counter (created in inference mode) are read in full, and what is
-not dense is packed anew at each call.
+matrix through ``.data``. Read in full are tensors without a version counter (created in inference mode), and all in a
+process group: FSDP fills the buffers of its parameters at every pass and takes the version back. What is not dense is
+packed anew at each call.
 
 Entries belong to the storage of one parameter, the anchor, by a weak reference of PyTorch's own: a Python weak
 reference to the parameter would make `torch.utils.swap_tensors` refuse it. Those of storages that are gone are dropped
@@ -36,6 +37,7 @@ def _state(parameters: Sequence[Tensor | None]) -> tuple | None:
     """Everything that tells one content of the parameters from another; None if that cannot be known."""
     state: list[Any] = []
     regions = []
+    in_full = torch.distributed.is_available() and torch.distributed.is_initialized()
     for t in parameters:
         if t is None:
             state.append(None)
@@ -44,7 +46,7 @@ def _state(parameters: Sequence[Tensor | None]) -> tuple | None:
             return None
         counted = not t.is_inference()
         state.append((t.data_ptr(), t.shape, t.dtype, t.stride(), t._version if counted else None))
-        regions.append((t.data_ptr(), t.numel() * t.element_size(), not counted))
+        regions.append((t.data_ptr(), t.numel() * t.element_size(), in_full or not counted))
     state.append(native.extension().checksum(regions))
     return tuple(state)
 
