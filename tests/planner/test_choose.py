@@ -1,5 +1,6 @@
 """Which backend serves: precedence, refusals, and where the settings end."""
 
+import dataclasses
 import sys
 import threading
 from types import ModuleType
@@ -10,7 +11,7 @@ import torch
 import convnext_kernels
 from convnext_kernels import BackendError, FusedConvNeXtBlock, backends, functional, planner, use_backend
 from convnext_kernels.backends import eager
-from convnext_kernels.planner import choose
+from convnext_kernels.planner import choose, keeps
 from convnext_kernels.spec import OPS, OpSpec
 
 package = sys.modules["convnext_kernels.backends"]
@@ -225,3 +226,16 @@ def test_public_names():
     assert convnext_kernels.use_backend is planner.use_backend
     assert convnext_kernels.backends is planner.backends
     assert set(convnext_kernels.__all__) <= set(dir(convnext_kernels))
+
+
+@pytest.mark.parametrize(
+    ("device", "channels", "expected"),
+    [("cuda", 192, "min"), ("cuda", 200, "balanced"), ("cpu", 96, "balanced"), ("cpu", 768, "balanced")],
+)
+def test_what_is_kept_by_default(make_backend, device, channels, expected):
+    make_backend("keeping")
+    sys.modules["convnext_kernels.backends.keeping.block"].KEEPS_HIDDEN = True
+    spec = dataclasses.replace(SPEC, op="block", device=device, channels=channels)
+    assert keeps(spec, "auto") == expected
+    assert [keeps(spec, memory) for memory in ("min", "balanced", "nothing")] == ["min", "balanced", "nothing"]
+    assert keeps(spec, "balanced", "eager") == "nothing", "it computes everything again"
