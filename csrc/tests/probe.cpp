@@ -15,6 +15,22 @@ void gelu_array(const float* x, float* y, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes) store(y + i, gelu<accuracy>(load(x + i)));
 }
 
+template <Accuracy accuracy>
+void gelu_slope_array(const float* x, float* y, float* slope, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Gelu g = gelu_with_slope<accuracy>(load(x + i));
+    store(y + i, g.value);
+    store(slope + i, g.slope);
+  }
+}
+
+void transpose_square(float* rows) {
+  Vec v[kLanes];
+  for (int i = 0; i < kLanes; ++i) v[i] = load(rows + i * kLanes);
+  transpose(v);
+  for (int i = 0; i < kLanes; ++i) store(rows + i * kLanes, v[i]);
+}
+
 void load_array(DType dtype, const void* x, float* y, int64_t count) {
   with_type(dtype, [&](auto type) {
     for (int64_t i = 0; i < count; i += kLanes) store(y + i, load(static_cast<const decltype(type)*>(x) + i));
@@ -55,10 +71,13 @@ constexpr void (*get_tiles)(uint8_t*) = nullptr;
 extern const test::Probe kProbe = {kLanes,
                                    gelu_array<Accuracy::kFloat32>,
                                    gelu_array<Accuracy::kBFloat16>,
+                                   gelu_slope_array<Accuracy::kFloat32>,
+                                   gelu_slope_array<Accuracy::kBFloat16>,
                                    load_array,
                                    store_array,
                                    load_some,
                                    store_some,
+                                   transpose_square,
                                    set_tiles,
                                    get_tiles};
 

@@ -10,11 +10,16 @@ struct Probe {
   int lanes;
   void (*gelu_float32)(const float* x, float* y, int64_t count);
   void (*gelu_bfloat16)(const float* x, float* y, int64_t count);
+  // GELU and its slope, as the gradient takes them.
+  void (*gelu_slope_float32)(const float* x, float* y, float* slope, int64_t count);
+  void (*gelu_slope_bfloat16)(const float* x, float* y, float* slope, int64_t count);
   void (*load)(DType dtype, const void* x, float* y, int64_t count);
   void (*store)(DType dtype, const float* x, void* y, int64_t count);
   // One register, of which the first n < lanes elements are in memory.
   void (*load_partial)(DType dtype, const void* x, int64_t n, float* y);
   void (*store_partial)(DType dtype, const float* x, int64_t n, void* y);
+  // A square of lanes x lanes, in place.
+  void (*transpose)(float* rows);
   // The 64 bytes of this thread's tile configuration; null without AMX.
   void (*set_tiles)(const uint8_t* configuration);
   void (*get_tiles)(uint8_t* configuration);

@@ -25,7 +25,7 @@ struct Problem {
     return reference::dwconv(x.values(), image, kernel_size, dilation, weight, bias);
   }
 
-  Tensor run(const Kernels& k, int threads) {
+  Tensor run(const Kernels& k, int threads, const void* residual = nullptr) {
     Tensor y(x.dtype(), x.count());
     const DwconvArgs args = {x.dtype(),
                              x.data(),
@@ -38,7 +38,7 @@ struct Problem {
                              dilation,
                              padded_weight.as<float>(),
                              padded_bias.as<float>(),
-                             nullptr};
+                             residual};
     Buffer work = workspace(k.ops.dwconv_workspace(args, threads));
     in_team(threads, [&](Team& team) { k.ops.dwconv(args, team, work.as<char>()); });
     return y;
@@ -109,6 +109,33 @@ TEST_CASE("every width and height from 1 to 57") {
 TEST_CASE("more pixels than one step of rows") {
   check(DType::kFloat32, {2, 57, 29, 3}, 7, 1, 1);
   check(DType::kBFloat16, {3, 19, 31, 100}, 3, 1, 2);
+}
+
+TEST_CASE("a residual is added before the result is rounded, for any number of threads") {
+  for (DType dtype : kDTypes) {
+    CAPTURE(dtype_name(dtype));
+    for (int64_t c : kChannels) {
+      for (int kernel_size : {3, 7, 13}) {
+        const Image s = {2, 5, 9, c};
+        Problem problem(dtype, s, kernel_size, 1, uint32_t(c));
+        const Tensor residual(dtype, Random(uint32_t(c + 1)).floats(s.count(), -2, 2));
+        Expected expected = problem.expected();
+        for (int64_t i = 0; i < s.count(); ++i) {
+          expected.value[i] += residual.get(i);
+          expected.tolerance[i] +=
+              2 * reference::kUnit * (std::fabs(expected.value[i]) + std::fabs(residual.get(i)));
+        }
+        CAPTURE(c);
+        CAPTURE(kernel_size);
+        for (const Kernels& k : kernels()) {
+          CAPTURE(k.name());
+          const Tensor y = problem.run(k, 1, residual.data());
+          CHECK(mismatch(y, expected) == "");
+          for (int threads : {2, 5}) CHECK(difference(problem.run(k, threads, residual.data()), y) == "");
+        }
+      }
+    }
+  }
 }
 
 TEST_CASE("NaN and infinity spoil their channel within the kernel's reach, and nothing else") {

@@ -2,7 +2,7 @@
 
 #include <doctest/doctest.h>
 
-#include "reference.h"
+#include "reference_backward.h"
 
 using namespace cnk;
 using namespace cnk::test;
@@ -66,6 +66,33 @@ TEST_CASE("GELU for bf16 results is within 1.2e-4 relative plus 5e-7 of x * Phi(
     CAPTURE(at);
     CHECK(worst < 1);
     MESSAGE(k.name(), ": largest error ", worst, " of the allowed at ", at);
+  }
+}
+
+TEST_CASE("GELU's slope is within 1e-6 (fp32) and 2e-4 (bf16), and its value the one of the forward pass") {
+  for (const Kernels& k : kernels()) {
+    CAPTURE(k.name());
+    const std::vector<float>& x = grid();
+    for (bool bf16 : {false, true}) {
+      CAPTURE(bf16);
+      std::vector<float> y(x.size()), slope(x.size());
+      (bf16 ? k.probe.gelu_slope_bfloat16 : k.probe.gelu_slope_float32)(x.data(), y.data(), slope.data(),
+                                                                        int64_t(x.size()));
+      double worst = 0, worst_value = 0;
+      float at = 0;
+      for (size_t i = 0; i < x.size(); ++i) {
+        // Beyond 13 the density is 2^-126 at least, times x.
+        const double doubt = std::fabs(x[i]) > 13 ? std::fabs(x[i]) * 0x1p-126 : 0;
+        const double error = std::fabs(slope[i] - reference::gelu_slope(x[i])) - doubt;
+        if (!(error <= worst)) worst = error, at = x[i];
+        const double value = std::fabs(y[i] - reference::gelu(x[i])) / (1 + std::fabs(x[i]));
+        if (!(value <= worst_value)) worst_value = value;
+      }
+      CAPTURE(at);
+      CHECK(worst < (bf16 ? 2e-4 : 1e-6));
+      CHECK(worst_value < (bf16 ? 1.2e-4 : 1e-6));
+      MESSAGE(k.name(), bf16 ? ", bf16" : ", fp32", ": largest error of the slope ", worst, " at ", at);
+    }
   }
 }
 

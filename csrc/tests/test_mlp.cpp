@@ -38,7 +38,8 @@ struct Problem {
                               gamma, s.grn ? grn_weight : Values(), double(kGrnEps), added, scale});
   }
 
-  Tensor run(const Kernels& k, Products products, int threads) {
+  Tensor run(const Kernels& k, Products products, int threads, Tensor* kept_y = nullptr,
+             Tensor* kept_hidden = nullptr) {
     Tensor out(s.dtype, x.count());
     Buffer packed1(k.ops.packed_bytes(products, s.hidden, s.image.c));
     Buffer packed2(k.ops.packed_bytes(products, s.image.c, s.hidden));
@@ -76,6 +77,11 @@ struct Problem {
     args.b2 = b2_.as<float>();
     args.gamma = gamma_.as<float>();
     args.drop_scale = s.drop ? drop_scale_.as<float>() : nullptr;
+    if (kept_y) args.kept_y = kept_y->data();
+    if (kept_hidden) {
+      args.kept_hidden = kept_hidden->data();
+      args.kept_dtype = kept_hidden->dtype();
+    }
     Buffer work = workspace(k.ops.mlp_workspace(args, threads));
     args.workspace = work.as<char>();
     in_team(threads, [&](Team& team) { k.ops.mlp(args, team); });
@@ -213,6 +219,66 @@ TEST_CASE("GRN: groups of several images, the last one smaller") {
 
 TEST_CASE("GRN: one image larger than a group's budget") {
   check({DType::kFloat32, {2, 57, 31, 3}, 1599, 0, 1, true}, 1);
+}
+
+TEST_CASE(
+    "what is kept for the gradient: the convolution, W1's product with its bias; the result stays the same") {
+  uint32_t seed = 300;
+  for (DType dtype : kDTypes) {
+    for (bool grn : {false, true}) {
+      for (int64_t c : {int64_t{17}, int64_t{33}, many_channels()}) {
+        const int64_t hidden = c > 100 ? 4 * c : 2 * c + 3;
+        Problem problem({dtype, {2, 3, 5, c}, hidden, 3, 1, grn}, ++seed);
+        const Image& image = problem.s.image;
+        const Expected y =
+            reference::dwconv(problem.x.values(), image, 3, 1, problem.dw_weight, problem.dw_bias);
+        const Expected z = reference::layernorm(y.value, y.tolerance, c, problem.norm_weight,
+                                                problem.norm_bias, double(Problem::kEps));
+        const Values w1 = reference::transpose(problem.w1, hidden, c);
+        const DType hidden_dtype = dtype == DType::kFloat32 ? dtype : DType::kBFloat16;
+        CAPTURE(dtype_name(dtype));
+        CAPTURE(grn);
+        CAPTURE(c);
+        for (const Kernels& k : kernels()) {
+          CAPTURE(k.name());
+          for (Products products : k.products()) {
+            CAPTURE(products_name(products));
+            const double unit = reference::product_unit(products);
+            Expected u{Values(image.pixels() * hidden), Values(image.pixels() * hidden)};
+            for (int64_t p = 0; p < image.pixels(); ++p) {
+              Values row = problem.b1;
+              reference::multiply(&z.value[p * c], w1, c, hidden, row.data());
+              const double error =
+                  unit * reference::norm(&z.value[p * c], c) + reference::norm(&z.tolerance[p * c], c);
+              for (int64_t j = 0; j < hidden; ++j) {
+                u.value[p * hidden + j] = row[j];
+                u.tolerance[p * hidden + j] = 6 * error + 4 * reference::kUnit * std::fabs(row[j]);
+              }
+            }
+            const Tensor plain = problem.run(k, products, 1);
+            Tensor first_y(dtype, image.count()), first_hidden(hidden_dtype, image.pixels() * hidden);
+            for (int threads : {1, 3}) {
+              CAPTURE(threads);
+              Tensor kept_y(dtype, image.count()), kept_hidden(hidden_dtype, image.pixels() * hidden);
+              const Tensor out = problem.run(k, products, threads, &kept_y, &kept_hidden);
+              CHECK(difference(out, plain) == "");
+              CHECK(mismatch(kept_y, y) == "");
+              CHECK(mismatch(kept_hidden, u) == "");
+              if (threads > 1) {
+                CHECK(difference(kept_y, first_y) == "");
+                CHECK(difference(kept_hidden, first_hidden) == "");
+              }
+              std::swap(first_y, kept_y);
+              std::swap(first_hidden, kept_hidden);
+            }
+            Tensor kept_y(dtype, image.count());  // memory="min"
+            CHECK(difference(problem.run(k, products, 2, &kept_y), plain) == "");
+            CHECK(difference(kept_y, first_y) == "");
+          }
+        }
+      }
+    }
+  }
 }
 
 TEST_CASE("a drop scale of zero gives the residual, bit for bit") {

@@ -1,0 +1,151 @@
+// The weight's and the bias's gradient of the depthwise convolution. (The input's is the convolution itself
+// with the weight turned round: test_dwconv.cpp, with its residual.)
+
+#include <doctest/doctest.h>
+
+#include "reference_backward.h"
+
+using namespace cnk;
+using namespace cnk::test;
+using reference::Image;
+
+namespace {
+
+struct Result {
+  Tensor dw, db;  // padded channels included
+};
+
+struct Problem {
+  Image image;
+  int kernel_size, dilation;
+  Tensor x, dy;
+
+  Problem(DType dtype, const Image& s, int kernel_size, int dilation, uint32_t seed)
+      : Problem(dtype, s, kernel_size, dilation, Random(seed)) {}
+
+  Result run(const Kernels& k, int threads) {
+    const int64_t wide = pad_channels(image.c);
+    Result out{Tensor(DType::kFloat32, kernel_size * kernel_size * wide), Tensor(DType::kFloat32, wide)};
+    DwconvWeightGradientArgs args = {};
+    args.dtype = x.dtype();
+    args.x = x.data();
+    args.dy = dy.data();
+    args.n = image.n;
+    args.h = image.h;
+    args.w = image.w;
+    args.c = image.c;
+    args.kernel_size = kernel_size;
+    args.dilation = dilation;
+    args.dw = static_cast<float*>(out.dw.data());
+    args.db = static_cast<float*>(out.db.data());
+    Buffer work = workspace(k.ops.dwconv_weight_gradient_workspace(args, threads));
+    args.workspace = work.as<char>();
+    in_team(threads, [&](Team& team) { k.ops.dwconv_weight_gradient(args, team); });
+    return out;
+  }
+
+ private:
+  Problem(DType dtype, const Image& s, int kernel_size, int dilation, Random random)
+      : image(s),
+        kernel_size(kernel_size),
+        dilation(dilation),
+        x(dtype, random.floats(s.count(), -2, 2)),
+        dy(dtype, random.floats(s.count(), -1, 1)) {}
+};
+
+// The channels that there are, of rows padded to the full ones.
+Tensor without_padding(const Tensor& t, int64_t c) {
+  const int64_t wide = pad_channels(c), rows = t.count() / wide;
+  Tensor out(t.dtype(), rows * c);
+  for (int64_t i = 0; i < rows * c; ++i) out.set(i, t.get(i / c * wide + i % c));
+  return out;
+}
+
+void check(DType dtype, const Image& s, int kernel_size, int dilation, uint32_t seed) {
+  Problem problem(dtype, s, kernel_size, dilation, seed);
+  const reference::DwconvGradient want =
+      reference::dwconv_gradient(problem.x.values(), problem.dy.values(), s, kernel_size, dilation);
+  // Products of 16-bit values are exact; bf16's own dot product rounds each once more.
+  const double relative = 64 * reference::kUnit;
+  CAPTURE(dtype_name(dtype));
+  CAPTURE(s.n);
+  CAPTURE(s.h);
+  CAPTURE(s.w);
+  CAPTURE(s.c);
+  CAPTURE(kernel_size);
+  CAPTURE(dilation);
+  for (const Kernels& k : kernels()) {
+    CAPTURE(k.name());
+    const Result out = problem.run(k, 1);
+    CHECK(mismatch(without_padding(out.dw, s.c), want.weight.within(relative)) == "");
+    CHECK(mismatch(without_padding(out.db, s.c), want.bias.within(relative)) == "");
+    for (int threads : kTeams) {
+      CAPTURE(threads);
+      if (threads == 1) continue;
+      const Result again = problem.run(k, threads);
+      CHECK(difference(without_padding(again.dw, s.c), without_padding(out.dw, s.c)) == "");
+      CHECK(difference(without_padding(again.db, s.c), without_padding(out.db, s.c)) == "");
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("every kernel size, dilation and channel count, in every dtype") {
+  const Image sizes[] = {{1, 1, 1, 0},   {2, 2, 3, 0},   {1, 1, 29, 0}, {1, 23, 1, 0},
+                         {2, 5, 7, 0},   {1, 7, 8, 0},   {3, 9, 6, 0},  {1, 6, 13, 0},
+                         {2, 13, 14, 0}, {1, 11, 15, 0}, {1, 17, 16, 0}};
+  uint32_t seed = 0;
+  for (DType dtype : kDTypes) {
+    for (int kernel_size : {1, 3, 5, 7, 13, 31}) {
+      for (int dilation : {1, 2}) {
+        for (int64_t c : kChannels) {
+          Image s = sizes[++seed % std::size(sizes)];
+          s.c = c;
+          check(dtype, s, kernel_size, dilation, seed);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("every width and height from 1 to 57") {
+  for (int64_t size = 1; size <= 57; ++size) {
+    check(DType::kFloat32, {1, 3, size, 17}, 7, 1, uint32_t(size));
+    check(DType::kBFloat16, {2, size, 2, 16}, 7, 1, uint32_t(size));
+    check(DType::kBFloat16, {1, 2, size, 33}, 7, 1, uint32_t(size));
+    check(DType::kFloat16, {1, size, 3, 5}, 3, 2, uint32_t(size));
+  }
+}
+
+TEST_CASE("many images, and more rows than one thread's share") {
+  check(DType::kFloat32, {9, 14, 14, 20}, 7, 1, 1);
+  check(DType::kBFloat16, {17, 7, 7, 40}, 7, 1, 2);
+  check(DType::kBFloat16, {2, 57, 29, 3}, 7, 1, 3);
+}
+
+TEST_CASE("NaN in x or dy spoils its channel, and nothing else") {
+  for (DType dtype : kDTypes) {
+    CAPTURE(dtype_name(dtype));
+    const Image s = {2, 9, 10, 19};
+    for (bool in_dy : {false, true}) {
+      Problem problem(dtype, s, 5, 1, 4);
+      const int64_t spoilt = ((s.h + 4) * s.w + 6) * s.c + 17;
+      for (const Kernels& k : kernels()) {
+        CAPTURE(k.name());
+        Tensor& in = in_dy ? problem.dy : problem.x;
+        const double kept = in.get(spoilt);
+        const Tensor clean = without_padding(problem.run(k, 1).dw, s.c);
+        in.set(spoilt, std::nan(""));
+        const Result out = problem.run(k, 2);
+        const Tensor dw = without_padding(out.dw, s.c);
+        in.set(spoilt, kept);
+        int64_t wrong = 0;
+        for (int64_t i = 0; i < dw.count(); ++i)
+          wrong += i % s.c == 17 ? !std::isnan(dw.get(i)) : !dw.same_bits(clean, i, i + 1);
+        CHECK(wrong == 0);
+        CHECK(std::isnan(out.db.get(17)) == in_dy);
+      }
+    }
+  }
+}

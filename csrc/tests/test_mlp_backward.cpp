@@ -1,0 +1,269 @@
+// The gradients of the inverted bottleneck, with and without GRN, from a hidden that was kept or is computed
+// again.
+
+#include <doctest/doctest.h>
+
+#include "reference_backward.h"
+
+using namespace cnk;
+using namespace cnk::test;
+
+namespace {
+
+struct Case {
+  DType dtype;
+  int64_t n, pixels, c, hidden;
+  bool grn = false, drop = false, kept = false;
+  DType weight_dtype = DType::kFloat32;
+};
+
+// In the order of MlpGradient.
+constexpr const char* kNames[] = {"x",  "norm_weight", "norm_bias", "w1",         "b1",
+                                  "w2", "b2",          "gamma",     "grn_weight", "grn_bias"};
+constexpr int kCount = 10, kWeights = 3, kGrn = 8;
+bool is_weight(int i) { return i >= kWeights && i < kGrn; }
+
+struct Problem {
+  Case s;
+  Tensor x, dout;
+  Values norm_weight, norm_bias;
+  Tensor w1, w2;  // (hidden, C), (C, hidden)
+  Values b1, b2, gamma, grn_weight, grn_bias, drop_scale;
+  Tensor hidden;
+  Buffer norm_weight_, norm_bias_, b1_, b2_, gamma_, grn_weight_, grn_bias_, drop_scale_;
+  static constexpr float kEps = 1e-6f, kGrnEps = 1e-6f;
+
+  Problem(const Case& s, uint32_t seed) : Problem(s, Random(seed)) {}
+
+  reference::MlpGradient expected(double relative) const {
+    const Values none, in = x.values(), out = dout.values(), a = w1.values(), b = w2.values(),
+                       u = s.kept ? hidden.values() : none;
+    return reference::mlp_gradient({s.n, s.pixels, s.c, s.hidden, in, out, norm_weight, norm_bias, a, b1, b,
+                                    b2, gamma, s.grn ? grn_weight : none, s.grn ? grn_bias : none,
+                                    s.drop ? drop_scale : none, u, double(kEps), double(kGrnEps)},
+                                   relative);
+  }
+
+  // Results that are not wanted are left out of the arguments, and of the result as empty tensors.
+  std::vector<Tensor> run(const Kernels& k, Products products, int threads, bool dx = true,
+                          bool weights = true) {
+    Buffer packed(k.ops.packed_bytes(products, s.hidden, s.c));
+    Buffer back2(k.ops.packed_bytes(products, s.hidden, s.c));
+    Buffer back1(k.ops.packed_bytes(products, s.c, s.hidden));
+    in_team(threads, [&](Team& team) {
+      k.ops.pack_matrix(products, w1.dtype(), w1.data(), s.hidden, s.c, packed.as<void>(), team);
+      k.ops.pack_transposed(products, w2.dtype(), w2.data(), s.hidden, s.c, gamma_.as<float>(),
+                            back2.as<void>(), team);
+      k.ops.pack_transposed(products, w1.dtype(), w1.data(), s.c, s.hidden, nullptr, back1.as<void>(), team);
+    });
+    const int64_t counts[kCount] = {x.count(),      s.c, s.c, s.hidden * s.c, s.hidden,
+                                    s.c * s.hidden, s.c, s.c, s.hidden,       s.hidden};
+    std::vector<Tensor> out;
+    float* results[kCount] = {};
+    for (int i = 0; i < kCount; ++i) {
+      const bool wanted = i < kWeights ? dx : is_weight(i) ? weights : s.grn;
+      out.emplace_back(i == 0 ? s.dtype : DType::kFloat32, wanted ? counts[i] : 0);
+      if (wanted) results[i] = static_cast<float*>(out[i].data());
+    }
+    MlpBackwardArgs args = {};
+    args.dtype = s.dtype;
+    args.products = products;
+    args.x = x.data();
+    args.dout = dout.data();
+    args.hidden = s.kept ? hidden.data() : nullptr;
+    args.hidden_dtype = hidden.dtype();
+    args.n = s.n;
+    args.pixels = s.pixels;
+    args.c = s.c;
+    args.hidden_size = s.hidden;
+    args.eps = kEps;
+    args.grn_eps = kGrnEps;
+    args.norm_weight = norm_weight_.as<float>();
+    args.norm_bias = norm_bias_.as<float>();
+    if (!s.kept) args.w1 = {packed.as<void>(), s.hidden, s.c};
+    args.w2_back = {back2.as<void>(), s.hidden, s.c};
+    args.w1_back = {back1.as<void>(), s.c, s.hidden};
+    args.b1 = b1_.as<float>();
+    if (s.grn) {
+      args.grn_weight = grn_weight_.as<float>();
+      args.grn_bias = grn_bias_.as<float>();
+    }
+    args.w2 = w2.data();
+    args.w2_dtype = w2.dtype();
+    args.b2 = b2_.as<float>();
+    args.gamma = gamma_.as<float>();
+    args.drop_scale = s.drop ? drop_scale_.as<float>() : nullptr;
+    args.weights = weights;
+    args.dx = results[0];
+    args.dnorm_weight = results[1];
+    args.dnorm_bias = results[2];
+    args.dw1 = results[3];
+    args.db1 = results[4];
+    args.dw2 = results[5];
+    args.db2 = results[6];
+    args.dgamma = results[7];
+    args.dgrn_weight = results[8];
+    args.dgrn_bias = results[9];
+    Buffer work = workspace(k.ops.mlp_backward_workspace(args, threads));
+    args.workspace = work.as<char>();
+    in_team(threads, [&](Team& team) { k.ops.mlp_backward(args, team); });
+    return out;
+  }
+
+ private:
+  // Weights of one over the root of their sums' length, so that what is between is about one.
+  Problem(const Case& s, Random random)
+      : s(s),
+        x(s.dtype, random.floats(s.n * s.pixels * s.c, -1.5, 2)),
+        dout(s.dtype, random.floats(s.n * s.pixels * s.c, -1, 1)),
+        norm_weight(random.floats(s.c, -2, 2)),
+        norm_bias(random.floats(s.c, -1, 1)),
+        w1(s.weight_dtype, scaled(random.floats(s.hidden * s.c, -1, 1), s.c)),
+        w2(s.weight_dtype, scaled(random.floats(s.c * s.hidden, -1, 1), s.hidden)),
+        b1(random.floats(s.hidden, -1, 1)),
+        b2(random.floats(s.c, -1, 1)),
+        gamma(random.floats(s.c, -1, 1)),
+        grn_weight(random.floats(s.hidden, -1, 1)),
+        grn_bias(random.floats(s.hidden, -1, 1)),
+        drop_scale(random.floats(s.n, 0.5, 2)),
+        hidden(s.dtype == DType::kFloat32 ? DType::kFloat32 : DType::kBFloat16,
+               random.floats(s.kept ? s.n * s.pixels * s.hidden : 0, -3, 3)),
+        norm_weight_(padded(norm_weight, s.c)),
+        norm_bias_(padded(norm_bias, s.c)),
+        b1_(padded(b1, s.hidden)),
+        b2_(padded(b2, s.c)),
+        gamma_(padded(gamma, s.c)),
+        grn_weight_(padded(grn_weight, s.hidden)),
+        grn_bias_(padded(grn_bias, s.hidden)),
+        drop_scale_(floats(drop_scale)) {}
+
+  static Values scaled(Values w, int64_t length) {
+    for (double& v : w) v = float(v / std::sqrt(double(length)));
+    return w;
+  }
+};
+
+void check(const Case& s, uint32_t seed) {
+  Problem problem(s, seed);
+  CAPTURE(dtype_name(s.dtype));
+  CAPTURE(dtype_name(s.weight_dtype));
+  CAPTURE(s.n);
+  CAPTURE(s.pixels);
+  CAPTURE(s.c);
+  CAPTURE(s.hidden);
+  CAPTURE(s.grn);
+  CAPTURE(s.drop);
+  CAPTURE(s.kept);
+  std::vector<Expected> expected[2];
+  for (const Kernels& k : kernels()) {
+    CAPTURE(k.name());
+    for (Products products : k.products()) {
+      CAPTURE(products_name(products));
+      std::vector<Expected>& want = expected[int(products)];
+      if (want.empty()) {
+        reference::MlpGradient g = problem.expected(8 * reference::product_unit(products));
+        want = {g.x, g.norm_weight, g.norm_bias, g.w1, g.b1, g.w2, g.b2, g.gamma, g.grn_weight, g.grn_bias};
+      }
+      const std::vector<Tensor> out = problem.run(k, products, 1);
+      for (int i = 0; i < kCount; ++i) {
+        CAPTURE(kNames[i]);
+        if (out[i].count()) CHECK(mismatch(out[i], want[i]) == "");
+      }
+      const auto same = [&](const std::vector<Tensor>& other) {
+        for (int i = 0; i < kCount; ++i) {
+          CAPTURE(kNames[i]);
+          if (other[i].count()) CHECK(difference(other[i], out[i]) == "");
+        }
+      };
+      for (int threads : kTeams) {
+        CAPTURE(threads);
+        if (threads > 1) same(problem.run(k, products, threads));
+      }
+      // What is not wanted is not written, and changes nothing else.
+      same(problem.run(k, products, 2, false, true));
+      same(problem.run(k, products, 2, true, false));
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("every channel count, in every dtype, with and without GRN, drop scale and kept hidden") {
+  uint32_t seed = 0;
+  for (DType dtype : kDTypes) {
+    for (int64_t c : kChannels) {
+      for (bool grn : {false, true}) {
+        for (bool kept : {false, true}) {
+          ++seed;
+          const int64_t hidden = c * (1 + seed % 4) + (seed % 3 == 0);
+          check({dtype, 2, 35, c, hidden, grn, seed % 2 == 0, kept, kDTypes[seed % 2]}, seed);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("rows around the units and the register blocks") {
+  for (int64_t pixels : {1, 2, 5, 6, 7, 8, 31, 32, 33, 63, 64, 65, 97}) {
+    check({DType::kFloat32, 1, pixels, 17, 33}, uint32_t(pixels));
+    check({DType::kBFloat16, 2, pixels, 33, 65, pixels % 2 == 0, true}, uint32_t(pixels));
+  }
+}
+
+TEST_CASE("groups: more rows than one holds, the last one smaller") {
+  check({DType::kFloat32, 1, 57 * 55, 3, 5}, 1);
+  check({DType::kBFloat16, 3, 700, 8, 33, false, true, true}, 2);
+}
+
+TEST_CASE("GRN groups: several images and a smaller rest, one image larger than a group's budget") {
+  check({DType::kFloat32, 5, 57 * 20, 3, 400, true}, 1);
+  check({DType::kBFloat16, 5, 57 * 20, 3, 400, true, true, true}, 2);
+  check({DType::kFloat32, 2, 57 * 31, 3, 1599, true}, 3);
+}
+
+TEST_CASE("weights larger than L2") {
+  int64_t c = 100;
+  while (3 * c * c * 2 <= 2 * l2_cache_bytes()) c += 20;
+  check({DType::kFloat32, 1, 70, c, c}, 1);
+}
+
+TEST_CASE("a drop scale of zero gives zeros") {
+  for (bool grn : {false, true}) {
+    Problem problem({DType::kFloat32, 2, 20, 17, 35, grn, true}, 9);
+    for (int64_t n = 0; n < 2; ++n) problem.drop_scale_.as<float>()[n] = 0;
+    for (const Kernels& k : kernels()) {
+      CAPTURE(k.name());
+      for (Products products : k.products()) {
+        int64_t wrong = 0;
+        for (const Tensor& t : problem.run(k, products, 2))
+          for (int64_t i = 0; i < t.count(); ++i) wrong += t.get(i) != 0;
+        CHECK(wrong == 0);
+      }
+    }
+  }
+}
+
+TEST_CASE("NaN in dout spoils the pixel it reaches (GRN: the image) and the sums, nothing else of dx") {
+  for (bool grn : {false, true}) {
+    CAPTURE(grn);
+    Problem problem({DType::kBFloat16, 3, 21, 18, 50, grn}, 11);
+    const int64_t row = 21 + 9;
+    for (const Kernels& k : kernels()) {
+      CAPTURE(k.name());
+      for (Products products : k.products()) {
+        const Tensor clean = std::move(problem.run(k, products, 1)[0]);
+        const double kept = problem.dout.get(row * 18 + 17);
+        problem.dout.set(row * 18 + 17, std::nan(""));
+        const std::vector<Tensor> out = problem.run(k, products, 2);
+        problem.dout.set(row * 18 + 17, kept);
+        int64_t wrong = 0;
+        for (int64_t i = 0; i < clean.count(); ++i) {
+          const bool reached = grn ? i / 18 / 21 == 1 : i / 18 == row;
+          wrong += reached ? !std::isnan(out[0].get(i)) : !out[0].same_bits(clean, i, i + 1);
+        }
+        CHECK(wrong == 0);
+        CHECK(std::isnan(out[3].get(0)));
+      }
+    }
+  }
+}
