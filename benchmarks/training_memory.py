@@ -246,7 +246,7 @@ def show_blocks(rows: list[Kept]) -> list[Kept]:
                 "failed" if least is None else f"{most:.2f}" if most - least < 0.005 else f"{least:.2f}-{most:.2f}"
             )
         verdict = "" if mine[0].limit is None else "EXCEEDED" if any(row.exceeds for row in mine) else "met"
-        asked = f"at most {mine[0].limit:g}" if mine[0].limit else f"(the issue: {ASKED_OF:g}, V1)"
+        asked = f"at most {mine[0].limit:g}" if mine[0].limit else f"(by hand: {ASKED_OF:g}, V1)"
         shown.add_row(who, memory, *cells, asked, verdict)
     console().print(shown, highlight=False)
     for row in rows:
