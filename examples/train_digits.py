@@ -13,14 +13,12 @@ accuracy of the averaged weights after the last epoch.
 
 import io
 import math
-import os
 import time
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import click
 import torch
@@ -33,6 +31,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from whole_file import write
 
 from convnext_kernels import BackendError, backends
 from convnext_kernels.models import ConvNeXt, export_weights
@@ -101,16 +100,6 @@ def enlarge(pictures: Tensor, settings: Settings | None = None) -> Tensor:
     grid = functional.affine_grid(matrix, [n, 1, SIZE, SIZE], align_corners=False)
     x = functional.grid_sample(pictures, grid, align_corners=False)  # bilinear, paper beyond the border
     return (2 * x - 1).contiguous(memory_format=torch.channels_last)
-
-
-def write(file: Path, content: Callable[[BinaryIO], object]) -> None:
-    """Write a file that is there whole or, as before, not at all, whenever the process ends."""
-    part = file.with_name(f"{file.name}.part")
-    with part.open("wb") as stream:
-        content(stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, file)
 
 
 class Run:

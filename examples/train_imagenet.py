@@ -39,6 +39,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 from torchvision.datasets import ImageFolder
+from whole_file import write
 
 from convnext_kernels import FusedConvNeXtBlock, accelerate, backends
 from convnext_kernels.models import create_model, export_weights, load_weights, read_state_dict
@@ -192,16 +193,6 @@ def load_timm(model: nn.Module, file: Path, skip_head: bool) -> None:
 def seed_all(*numbers: int) -> None:
     """Seed the generators of Python, NumPy and PyTorch by all of the numbers."""
     random_seed(int(numpy.random.SeedSequence(numbers).generate_state(1)[0]))
-
-
-def write(file: Path, content: Callable[[BinaryIO], object]) -> None:
-    """Write a file that is there whole or not at all, whenever the process ends."""
-    part = file.with_name(f"{file.name}.part")
-    with part.open("wb") as stream:
-        content(stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, file)
 
 
 def read_checkpoint(file: Path, settings: Mapping[str, object]) -> dict:

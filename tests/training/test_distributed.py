@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from convnext_kernels import FusedConvNeXtBlock, accelerate, acceleration_report, use_backend
+from convnext_kernels import FusedConvNeXtBlock, accelerate, restore, use_backend
 from convnext_kernels.interop.block import BlockAdapter
 from convnext_kernels.models import ConvNeXt
 from tests.interop.helpers import fused_calls
@@ -250,17 +250,27 @@ def test_packed_weights_follow_writes_without_a_version(both):
 
 
 def _accelerate_after_sharding(rank: int) -> None:
-    """Nothing is replaced by half: what is sharded already says so, and computes what it did."""
+    """The other way round: sharded modules are replaced too, stay sharded, and go back to what they were."""
     plain, _ = pair("torchvision")
     sharded = copy.deepcopy(plain)
     mesh = init_device_mesh("cpu", (WORLD,))
     fully_shard(sharded.features[1][0], mesh=mesh)
     fully_shard(sharded, mesh=mesh)
+    before = type(sharded.features[1][0])
     accelerate(sharded)
-    assert isinstance(sharded, FSDPModule)
-    _, whole = _part(rank, 0)
-    torch.testing.assert_close(loss_of(sharded, whole), loss_of(plain, whole), rtol=1e-4, atol=1e-4)
-    assert str(acceleration_report(sharded))
+    assert isinstance(sharded.features[1][0], BlockAdapter)
+    assert isinstance(sharded.features[1][0], FSDPModule)
+    assert isinstance(sharded.features[3][0], BlockAdapter)
+    mine, whole = _part(rank, 0)
+    assert fused_calls(lambda: loss_of(sharded, mine))["block"] == 3
+    loss_of(plain, whole).backward()
+    loss_of(sharded, mine).backward()
+    for (name, p), q in zip(sharded.named_parameters(), plain.parameters(), strict=True):
+        error = (p.grad.full_tensor() - q.grad).abs().max() / q.grad.abs().max()
+        assert error < 1e-4, f"{name}: {error:.1e}"
+    restore(sharded)
+    assert type(sharded.features[1][0]) is before
+    assert not fused_calls(lambda: loss_of(sharded, mine))
 
 
 def test_accelerate_after_sharding(both):
