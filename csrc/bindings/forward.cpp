@@ -16,7 +16,7 @@ class Bottleneck {
              Address gamma, int threads)
       : ops_(ops_of(isa)),
         products_(products_of(isa, bf16_products)),
-        dw_weight_(dw_weight, int64_t{kernel_size} * kernel_size, c),
+        dw_weight_(dw_weight, kernel_size, c),
         dw_bias_(dw_bias, 1, c),
         norm_weight_(norm_weight, 1, c),
         norm_bias_(norm_bias, 1, c),
@@ -50,8 +50,10 @@ class Bottleneck {
   }
 
   // kept_y and kept_hidden: what the gradient wants to be kept, 0 for nothing; the hidden in kept_dtype.
+  // phases: a row of MLP_PHASES doubles for each thread, to which its seconds are added, or 0.
   void forward(int dtype, Address x, Address residual, Address out, int64_t n, int64_t h, int64_t w,
-               Address drop_scale, Address kept_y, Address kept_hidden, int kept_dtype, int threads) const {
+               Address drop_scale, Address kept_y, Address kept_hidden, int kept_dtype, int threads,
+               Address phases) const {
     require(x && out && n >= 1 && h >= 1 && w >= 1 && threads >= 1, "forward: null address or empty image");
     MlpArgs args = args_;
     args.dtype = dtype_of(dtype);
@@ -65,6 +67,7 @@ class Bottleneck {
     args.kept_y = pointer<void>(kept_y);
     args.kept_hidden = pointer<void>(kept_hidden);
     args.kept_dtype = dtype_of(kept_dtype);
+    args.phases = pointer<double>(phases);
     const py::gil_scoped_release unlocked;
     const Workspace workspace(ops_.mlp_workspace(args, threads));
     args.workspace = workspace.data();
@@ -76,7 +79,8 @@ class Bottleneck {
  private:
   const IsaOps& ops_;
   Products products_;
-  Padded dw_weight_, dw_bias_, norm_weight_, norm_bias_, b1_, grn_weight_, b2_, gamma_;
+  Taps dw_weight_;
+  Padded dw_bias_, norm_weight_, norm_bias_, b1_, grn_weight_, b2_, gamma_;
   Matrix w1_, w2_;
   MlpArgs args_;
 };
@@ -88,7 +92,7 @@ class Depthwise {
         c_(c),
         kernel_size_(kernel_size),
         dilation_(dilation),
-        weight_(weight, int64_t{kernel_size} * kernel_size, c),
+        weight_(weight, kernel_size, c),
         bias_(bias, 1, c) {
     require(weight && bias && kernel_size >= 1 && kernel_size <= 31 && dilation >= 1,
             "Depthwise: out of range");
@@ -110,15 +114,15 @@ class Depthwise {
                              .bias = bias_.data(),
                              .residual = pointer<const void>(residual)};
     const py::gil_scoped_release unlocked;
-    const Workspace workspace(ops_.dwconv_workspace(args, threads));
-    run(threads, [&](Team& team) { ops_.dwconv(args, team, workspace.data()); });
+    run(threads, [&](Team& team) { ops_.dwconv(args, team); });
   }
 
  private:
   const IsaOps& ops_;
   int64_t c_;
   int kernel_size_, dilation_;
-  Padded weight_, bias_;
+  Taps weight_;
+  Padded bias_;
 };
 
 class Downsample {

@@ -94,6 +94,20 @@ class Padded {
   Buffer buffer_;
 };
 
+// The weights of a depthwise convolution, (K * K, C) fp32, packed; missing without an address.
+class Taps {
+ public:
+  Taps(Address source, int kernel_size, int64_t c) {
+    if (!source) return;
+    buffer_.reserve(packed_taps_bytes(kernel_size, c));
+    pack_taps(pointer<const float>(source), kernel_size, c, reinterpret_cast<float*>(buffer_.data()));
+  }
+  const float* data() const { return reinterpret_cast<const float*>(buffer_.data()); }
+
+ private:
+  Buffer buffer_;
+};
+
 inline const IsaOps& ops_of(int isa) {
   require(isa >= 0 && isa < kIsaCount && isa_supported(Isa(isa)), "isa: not supported on this machine");
   const IsaOps* ops = isa_ops(Isa(isa));

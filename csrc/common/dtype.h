@@ -11,6 +11,9 @@
 #else
 #define CNK_INLINE inline __attribute__((always_inline))
 #endif
+// The same of a lambda, after its parameters. Where the compiler leaves one out of line, what it captures by
+// reference moves from registers to memory.
+#define CNK_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace cnk {
 

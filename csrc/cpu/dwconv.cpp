@@ -1,10 +1,16 @@
 // Depthwise convolution, NHWC, stride 1, zero padding: y[n,h,w,c] = b[c] + sum_ij x[n,h+(i-P)d,w+(j-P)d,c]
 // w[i,j,c].
 //
-// One register holds kLanes channels. A tile of up to kColumns output columns lives in accumulators; one row
-// of K weights in registers; each input column is loaded once per kernel row and feeds up to K multiply-adds.
-// Taps outside the image are skipped, one test per input column. The channel loop is outermost, so that the
-// rows of x a run of pixels needs are read from L1 K times.
+// One register holds kLanes channels. A tile of up to kColumns output columns lives in accumulators, up to
+// kTaps weights of one kernel row in registers; each input column is loaded once for those taps and feeds one
+// multiply-add of each. Taps outside the image are skipped, not padded: a 31x31 kernel on a 7x7 image does
+// the work of 13x13. A sum adds its taps row by row, from left to right, whatever the tile, so that its bits
+// do not depend on how the work is divided.
+//
+// The order of tiles decides what the caches see. A cache line is one register's channels of one pixel, and
+// lines of neighbouring pixels lie C floats apart: at C 96 to 768 they share so few sets of L1 that the lines
+// of seven rows of a 224 network's image just do not fit (C 384: 98 lines, room for 96). So tiles go down a
+// strip of columns before they go right, and a strip's rows stay in L1 (PENDING).
 
 #include "cpu/dwconv.h"
 
@@ -15,77 +21,132 @@ namespace cnk::cpu::CNK_ISA {
 namespace {
 
 constexpr int kColumns = kRegisters == 32 ? 14 : 7;  // divides the widths 56, 28, 14, 7 of a 224 image
+constexpr int kTaps = 7;                             // kColumns + kTaps + 1 registers
+
+int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
 template <class T>
 struct Tile {
-  const T* plane;  // image n, first of this register's channels
-  const float* weight;
-  int64_t ldw;
+  const T* plane;       // image n, first of this register's channels
+  const float* weight;  // this register's channels of tap 0; taps are kChannelAlign floats apart
   Vec bias;
   int64_t h, w, height, width, c;  // first output pixel; image size; channels
   int64_t valid;                   // channels in this register; kLanes or fewer
-  int dilation, kernel_size;
-  float* y;  // first output pixel
+  int64_t kernel_size, dilation;
+  float* y;  // first output pixel, a whole register each
   int64_t ldy;
 };
 
-template <bool partial, class T>
+template <bool PARTIAL, class T>
 CNK_INLINE Vec load_tap(const T* p, int64_t valid) {
-  if constexpr (partial) return load_partial(p, valid);
+  if constexpr (PARTIAL) return load_partial(p, valid);
   return load(p);
 }
 
-// Dilation 1, K known: `columns` of the COLUMNS accumulators are stored.
-template <int K, int COLUMNS, bool PARTIAL, class T>
-void convolve_unrolled(const Tile<T>& t, int64_t columns) {
-  constexpr int P = K / 2;
-  Vec acc[COLUMNS];
-  unroll<COLUMNS>([&](auto j) { acc[j.value] = t.bias; });
-  const int64_t row = t.width * t.c;
-  for (int i = 0; i < K; ++i) {
-    const int64_t h = t.h + i - P;
-    if (h < 0 || h >= t.height) continue;
-    Vec weight[K];
-    const float* w = t.weight + i * K * t.ldw;
-    unroll<K>([&](auto j) { weight[j.value] = load(w + j.value * t.ldw); });
-    const T* x = t.plane + h * row + (t.w - P) * t.c;
-    const int64_t first = P - t.w, last = t.width + P - t.w;  // input columns inside the image
-    unroll<COLUMNS + K - 1>([&](auto j) {
-      if (j.value < first || j.value >= last) return;
-      const Vec v = load_tap<PARTIAL>(x + j.value * t.c, t.valid);
-      unroll<K>([&](auto k) {
-        constexpr int column = decltype(j)::value - decltype(k)::value;
-        if constexpr (column >= 0 && column < COLUMNS)
-          acc[column] = multiply_add(v, weight[k.value], acc[column]);
-      });
-    });
-  }
-  unroll<COLUMNS>([&](auto j) {
+template <int COLUMNS, class T>
+CNK_INLINE void store_tile(const Tile<T>& t, const Vec (&acc)[COLUMNS], int64_t columns) {
+  unroll<COLUMNS>([&](auto j) CNK_INLINE_LAMBDA {
     if (j.value < columns) store(t.y + j.value * t.ldy, acc[j.value]);
   });
 }
 
-// Any K and dilation: taps one by one, each weight feeding all columns, inputs as memory operands from L1.
+// acc[j] += the TAPS taps at `weight` times columns j, j + 1, ... of x. CHECKED: only of [first, last), the
+// rest is outside the image.
+template <int TAPS, bool CHECKED, int COLUMNS, bool PARTIAL, class T>
+CNK_INLINE void add_taps(Vec (&acc)[COLUMNS], const float* weight, const T* x, int64_t stride, int64_t valid,
+                         int64_t first, int64_t last) {
+  Vec taps[TAPS];
+  unroll<TAPS>([&](auto k) CNK_INLINE_LAMBDA { taps[k.value] = load(weight + k.value * kChannelAlign); });
+  unroll<COLUMNS + TAPS - 1>([&](auto j) CNK_INLINE_LAMBDA {
+    if (!CHECKED || (j.value >= first && j.value < last)) {
+      const Vec v = load_tap<PARTIAL>(x, valid);
+      unroll<TAPS>([&](auto k) CNK_INLINE_LAMBDA {
+        constexpr int column = decltype(j)::value - decltype(k)::value;
+        if constexpr (column >= 0 && column < COLUMNS)
+          acc[column] = multiply_add(v, taps[k.value], acc[column]);
+      });
+    }
+    x += stride;
+    // Else the compiler keeps a dozen multiples of the stride, more than there are registers for.
+    asm("" : "+r"(x));
+  });
+}
+
+// Dilation 1: `columns` of the COLUMNS accumulators are stored.
+template <int COLUMNS, bool PARTIAL, class T>
+void convolve(const Tile<T>& t, int64_t columns) {
+  Vec acc[COLUMNS];
+  unroll<COLUMNS>([&](auto j) CNK_INLINE_LAMBDA { acc[j.value] = t.bias; });
+  const int64_t reach = t.kernel_size / 2, stride = t.c, valid = t.valid;
+  const int64_t first_row = max64(0, reach - t.h), last_row = min64(t.kernel_size, t.height + reach - t.h);
+  const int64_t first_tap = max64(0, reach - t.w - columns + 1);
+  const int64_t last_tap = min64(t.kernel_size, t.width + reach - t.w);
+  const float* weights = t.weight + (first_row * t.kernel_size + first_tap) * kChannelAlign;
+  const int64_t column = t.w + first_tap - reach;  // of x, where the first of the taps meets accumulator 0
+  const T* row = t.plane + ((t.h + first_row - reach) * t.width + column) * stride;
+  for (int64_t rows = last_row - first_row; rows > 0; --rows) {
+    const float* weight = weights;
+    const T* x = row;
+    int64_t taps = last_tap - first_tap, first = -column, last = t.width - column;
+    for (; taps >= kTaps; taps -= kTaps) {
+      if (first <= 0 && last >= COLUMNS + kTaps - 1) {
+        add_taps<kTaps, false, COLUMNS, PARTIAL>(acc, weight, x, stride, valid, first, last);
+      } else {
+        add_taps<kTaps, true, COLUMNS, PARTIAL>(acc, weight, x, stride, valid, first, last);
+      }
+      weight += kTaps * kChannelAlign;
+      x += kTaps * stride;
+      first -= kTaps;
+      last -= kTaps;
+    }
+    static_assert(kTaps == 7);
+    switch (taps) {
+      case 1:
+        add_taps<1, true, COLUMNS, PARTIAL>(acc, weight, x, stride, valid, first, last);
+        break;
+      case 2:
+        add_taps<2, true, COLUMNS, PARTIAL>(acc, weight, x, stride, valid, first, last);
+        break;
+      case 3:
+        add_taps<3, true, COLUMNS, PARTIAL>(acc, weight, x, stride, valid, first, last);
+        break;
+      case 4:
+        add_taps<4, true, COLUMNS, PARTIAL>(acc, weight, x, stride, valid, first, last);
+        break;
+      case 5:
+        add_taps<5, true, COLUMNS, PARTIAL>(acc, weight, x, stride, valid, first, last);
+        break;
+      case 6:
+        add_taps<6, true, COLUMNS, PARTIAL>(acc, weight, x, stride, valid, first, last);
+    }
+    weights += t.kernel_size * kChannelAlign;
+    row += t.width * stride;
+  }
+  store_tile(t, acc, columns);
+}
+
+// Any dilation: taps one by one, each weight feeding all columns, inputs as memory operands from L1.
 template <bool PARTIAL, class T>
-void convolve_any(const Tile<T>& t, int64_t columns) {
+void convolve_dilated(const Tile<T>& t, int64_t columns) {
   const int64_t d = t.dilation, reach = (t.kernel_size / 2) * d;
   Vec acc[kColumns];
-  unroll<kColumns>([&](auto j) { acc[j.value] = t.bias; });
-  for (int i = 0; i < t.kernel_size; ++i) {
+  unroll<kColumns>([&](auto j) CNK_INLINE_LAMBDA { acc[j.value] = t.bias; });
+  for (int64_t i = 0; i < t.kernel_size; ++i) {
     const int64_t h = t.h + i * d - reach;
     if (h < 0 || h >= t.height) continue;
     const T* x = t.plane + h * t.width * t.c;
-    for (int k = 0; k < t.kernel_size; ++k) {
+    for (int64_t k = 0; k < t.kernel_size; ++k) {
       const int64_t w = t.w + k * d - reach;  // column of the first accumulator's tap
       if (w + columns <= 0 || w >= t.width) continue;
-      const Vec weight = load(t.weight + (i * t.kernel_size + k) * t.ldw);
+      const Vec weight = load(t.weight + (i * t.kernel_size + k) * kChannelAlign);
       if (w >= 0 && w + kColumns <= t.width) {
-        unroll<kColumns>([&](auto j) {
+        unroll<kColumns>([&](auto j) CNK_INLINE_LAMBDA {
           acc[j.value] =
               multiply_add(load_tap<PARTIAL>(x + (w + j.value) * t.c, t.valid), weight, acc[j.value]);
         });
       } else {
-        unroll<kColumns>([&](auto j) {
+        unroll<kColumns>([&](auto j) CNK_INLINE_LAMBDA {
           if (w + j.value < 0 || w + j.value >= t.width) return;
           acc[j.value] =
               multiply_add(load_tap<PARTIAL>(x + (w + j.value) * t.c, t.valid), weight, acc[j.value]);
@@ -93,62 +154,117 @@ void convolve_any(const Tile<T>& t, int64_t columns) {
       }
     }
   }
-  unroll<kColumns>([&](auto j) {
-    if (j.value < columns) store(t.y + j.value * t.ldy, acc[j.value]);
-  });
+  store_tile(t, acc, columns);
 }
 
+// With the accumulators that waste least: of 14, 10, 7 or 4 (16 registers: 7, 5, 3 or 2).
 template <bool PARTIAL, class T>
-using Convolve = void (*)(const Tile<T>&, int64_t columns);
+CNK_INLINE void convolve_tile(const Tile<T>& t, int64_t columns) {
+  constexpr int kSome = kColumns * 5 / 7, kHalf = kColumns / 2, kFew = kColumns * 2 / 7;
+  if (t.dilation != 1) return convolve_dilated<PARTIAL>(t, columns);
+  if (columns <= kFew) return convolve<kFew, PARTIAL>(t, columns);
+  if (columns <= kHalf) return convolve<kHalf, PARTIAL>(t, columns);
+  if (columns <= kSome) return convolve<kSome, PARTIAL>(t, columns);
+  convolve<kColumns, PARTIAL>(t, columns);
+}
 
-// The kernel for a tile that is `columns` wide: narrow ones waste fewer accumulators.
-template <bool PARTIAL, class T>
-Convolve<PARTIAL, T> pick(int kernel_size, int dilation, bool narrow) {
-  if (dilation != 1) return convolve_any<PARTIAL, T>;
-#define CNK_CASE(K)                                                \
-  case K:                                                          \
-    return narrow ? convolve_unrolled<K, kColumns / 2, PARTIAL, T> \
-                  : convolve_unrolled<K, kColumns, PARTIAL, T>;
-  switch (kernel_size) {
-    CNK_CASE(3)
-    CNK_CASE(5)
-    CNK_CASE(7)
-    CNK_CASE(9)
-    CNK_CASE(11)
-    CNK_CASE(13)
-    default:
-      return convolve_any<PARTIAL, T>;
+// Brings a stretch of memory into L2, a share at every tile, while there is arithmetic to hide it.
+class Prefetch {
+ public:
+  Prefetch(const void* begin, const void* end, int64_t tiles)
+      : at_(static_cast<const char*>(begin)),
+        end_(static_cast<const char*>(end)),
+        share_((end_ - at_) / max64(tiles, 1) + 64) {}
+  CNK_INLINE void some() {
+    for (const char* stop = at_ + share_; at_ < stop && at_ < end_; at_ += 64) __builtin_prefetch(at_, 0, 2);
   }
-#undef CNK_CASE
+
+ private:
+  const char *at_, *end_;
+  int64_t share_;
+};
+
+// Where sums go: fp32 rows of whole registers, or the op's own result, in x's dtype, with a residual.
+struct Rows {
+  float* y;  // pixel `begin`, channel 0
+  int64_t ldy;
+};
+template <class T>
+struct Result {
+  T* y;  // pixel `begin`, channel 0
+  const T* residual;
+  int64_t ldy;
+};
+
+template <bool PARTIAL, class T>
+CNK_INLINE void convolve_to(const Rows& out, Tile<T>& t, int64_t channel, int64_t pixel, int64_t columns) {
+  t.y = out.y + pixel * out.ldy + channel;
+  t.ldy = out.ldy;
+  convolve_tile<PARTIAL>(t, columns);
 }
 
 template <bool PARTIAL, class T>
-void dwconv_register(const DwconvArgs& a, int64_t channel, int64_t begin, int64_t end, float* y,
-                     int64_t ldy) {
-  const Convolve<PARTIAL, T> wide = pick<PARTIAL, T>(a.kernel_size, a.dilation, false);
-  const Convolve<PARTIAL, T> narrow = pick<PARTIAL, T>(a.kernel_size, a.dilation, true);
-  const int64_t padded = pad_channels(a.c), plane = a.h * a.w;
+CNK_INLINE void convolve_to(const Result<T>& out, Tile<T>& t, int64_t channel, int64_t pixel,
+                            int64_t columns) {
+  const int64_t at = pixel * out.ldy + channel;
+  if constexpr (!PARTIAL && sizeof(T) == 4) {
+    if (!out.residual) return convolve_to<PARTIAL>(Rows{out.y, out.ldy}, t, channel, pixel, columns);
+  }
+  alignas(64) float sums[kColumns * kLanes];
+  t.y = sums;
+  t.ldy = kLanes;
+  convolve_tile<PARTIAL>(t, columns);
+  for (int64_t j = 0; j < columns; ++j) {
+    Vec v = load(sums + j * kLanes);
+    if (out.residual) v += load_tap<PARTIAL>(out.residual + at + j * out.ldy, t.valid);
+    if constexpr (PARTIAL) {
+      store_partial(out.y + at + j * out.ldy, v, t.valid);
+    } else {
+      store(out.y + at + j * out.ldy, v);
+    }
+  }
+}
+
+// Pixels [begin, end) of all images, channels [channel, last): multiples of kLanes, but for the image's end.
+template <class T, class Out>
+void convolve_pixels(const DwconvArgs& a, int64_t channel, int64_t last, int64_t begin, int64_t end,
+                     const Out& out) {
+  const int64_t plane = a.h * a.w, pixels = a.n * plane, taps = int64_t{a.kernel_size} * a.kernel_size;
+  const T* x = static_cast<const T*>(a.x);
+  // What the next call will read and this one does not: as many pixels, beyond the last tap.
+  const int64_t ahead = min64(end + a.kernel_size / 2 * a.w, pixels);
+  Prefetch prefetch(x + ahead * a.c, x + min64(ahead + end - begin, pixels) * a.c,
+                    (last - channel + kLanes - 1) / kLanes * ((end - begin) / min64(a.w, kColumns)));
   Tile<T> t;
-  t.weight = a.weight + channel;
-  t.ldw = padded;
-  t.bias = load(a.bias + channel);
   t.height = a.h;
   t.width = a.w;
   t.c = a.c;
-  t.valid = a.c - channel;
-  t.dilation = a.dilation;
   t.kernel_size = a.kernel_size;
-  t.ldy = ldy;
-  for (int64_t p = begin; p < end;) {
-    const int64_t image = p / plane, in_plane = p - image * plane;
-    t.h = in_plane / a.w;
-    t.w = in_plane - t.h * a.w;
-    t.plane = static_cast<const T*>(a.x) + image * plane * a.c + channel;
-    t.y = y + (p - begin) * ldy + channel;
-    const int64_t rest = a.w - t.w < end - p ? a.w - t.w : end - p;
-    const int64_t columns = rest < kColumns ? rest : kColumns;
-    (columns <= kColumns / 2 ? narrow : wide)(t, columns);
-    p += columns;
+  t.dilation = a.dilation;
+  for (; channel < last; channel += kLanes) {
+    t.weight = a.weight + channel / kChannelAlign * kChannelAlign * taps + channel % kChannelAlign;
+    t.bias = load(a.bias + channel);
+    t.valid = a.c - channel;
+    for (int64_t p = begin, next; p < end; p = next) {
+      const int64_t origin = p / plane * plane;  // pixel 0 of the image
+      next = min64(origin + plane, end);
+      const int64_t top = (p - origin) / a.w, bottom = (next - 1 - origin) / a.w;
+      t.plane = x + origin * a.c + channel;
+      for (int64_t left = 0; left < a.w; left += kColumns) {
+        for (t.h = top; t.h <= bottom; ++t.h) {
+          const int64_t row = origin + t.h * a.w;  // the pixel it begins with
+          t.w = max64(left, p - row);
+          const int64_t columns = min64(min64(left + kColumns, a.w), next - row) - t.w;
+          if (columns <= 0) continue;
+          prefetch.some();
+          if (t.valid >= kLanes) {
+            convolve_to<false>(out, t, channel, row + t.w - begin, columns);
+          } else {
+            convolve_to<true>(out, t, channel, row + t.w - begin, columns);
+          }
+        }
+      }
+    }
   }
 }
 
@@ -156,14 +272,10 @@ void dwconv_register(const DwconvArgs& a, int64_t channel, int64_t begin, int64_
 
 template <class T>
 void dwconv_pixels(const DwconvArgs& a, int64_t begin, int64_t end, float* y, int64_t ldy) {
-  for (int64_t channel = 0; channel < pad_channels(a.c); channel += kLanes) {
-    if (channel + kLanes <= a.c) {
-      dwconv_register<false, T>(a, channel, begin, end, y, ldy);
-    } else if (channel < a.c) {
-      dwconv_register<true, T>(a, channel, begin, end, y, ldy);
-    } else {
-      for (int64_t p = 0; p < end - begin; ++p) store(y + p * ldy + channel, Vec{});
-    }
+  const int64_t registers = (a.c + kLanes - 1) / kLanes * kLanes;
+  convolve_pixels<T>(a, 0, a.c, begin, end, Rows{y, ldy});
+  for (int64_t p = 0; p < end - begin; ++p) {
+    for (int64_t c = registers; c < pad_channels(a.c); c += kLanes) store(y + p * ldy + c, Vec{});
   }
 }
 
@@ -171,24 +283,23 @@ template void dwconv_pixels<float>(const DwconvArgs&, int64_t, int64_t, float*, 
 template void dwconv_pixels<BFloat16>(const DwconvArgs&, int64_t, int64_t, float*, int64_t);
 template void dwconv_pixels<Float16>(const DwconvArgs&, int64_t, int64_t, float*, int64_t);
 
-int64_t dwconv_workspace(const DwconvArgs& a, int threads) { return threads * step_bytes(a.c); }
-
-void dwconv(const DwconvArgs& a, Team& team, char* workspace) {
-  const int64_t pixels = a.n * a.h * a.w, step = step_rows(a.c), padded = pad_channels(a.c);
-  float* rows = reinterpret_cast<float*>(workspace) + team.rank() * step * padded;
+void dwconv(const DwconvArgs& a, Team& team) {
+  // Items of work: blocks of pixels, whose channels are divided where there would be too few items to keep
+  // all threads busy to the end.
+  const int64_t pixels = a.n * a.h * a.w, registers = (a.c + kLanes - 1) / kLanes, wanted = 4 * team.size();
+  const int64_t block = min64(step_rows(a.c), (pixels + team.size() - 1) / team.size());
+  const int64_t blocks = (pixels + block - 1) / block;
+  const int64_t parts = team.size() == 1 ? 1 : max64(1, min64(registers / 2, (wanted + blocks - 1) / blocks));
   with_type(a.dtype, [&](auto type) {
     using T = decltype(type);
-    for (int64_t begin; (begin = team.next() * step) < pixels;) {
-      const int64_t end = begin + step < pixels ? begin + step : pixels;
-      dwconv_pixels<T>(a, begin, end, rows, padded);
-      for (int64_t p = begin; p < end; ++p) {
-        T* y = static_cast<T*>(a.y) + p * a.c;
-        const T* residual = static_cast<const T*>(a.residual) + p * a.c;
-        for (int64_t c = 0; c < a.c; c += kLanes) {
-          const Vec v = load(rows + (p - begin) * padded + c);
-          store_channels(y, c, a.c, a.residual ? v + load_channels(residual, c, a.c) : v);
-        }
-      }
+    for (int64_t item; (item = team.next()) < blocks * parts;) {
+      const int64_t begin = item / parts * block, end = min64(begin + block, pixels), part = item % parts;
+      const int64_t channel = registers * part / parts * kLanes;
+      const int64_t last = min64(registers * (part + 1) / parts * kLanes, a.c);
+      const T* residual = static_cast<const T*>(a.residual);
+      const Result<T> out = {static_cast<T*>(a.y) + begin * a.c, residual ? residual + begin * a.c : nullptr,
+                             a.c};
+      convolve_pixels<T>(a, channel, last, begin, end, out);
     }
   });
 }

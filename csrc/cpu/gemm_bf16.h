@@ -161,12 +161,14 @@ struct GemmBf16 {
   template <class Epilogue>
   static void product(const void* a, int64_t begin, int64_t end, const PackedMatrix& b, int64_t first_panel,
                       int64_t last_panel, const Epilogue& epilogue) {
-#if defined(CNK_HAS_TILES)
+    // The sums go through memory to the epilogue, which is not part of the functions that make them: inlined
+    // there it takes the registers they need (gemm_f32.h).
     alignas(64) float result[2][32 * 32];
+    const int64_t steps = k_tiles(b.k);
+#if defined(CNK_HAS_TILES)
     Pending pending = {result[1], 0, 0, 0, 0};
     int parity = 0;
 #endif
-    const int64_t steps = k_tiles(b.k);
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
       const char* tiles_b = static_cast<const char*>(b.data) + panel * 2 * steps * kTile;
       for (int64_t row = begin; row < end; row += 32) {
@@ -183,8 +185,9 @@ struct GemmBf16 {
         parity ^= 1;
 #else
         for (int64_t r = 0; r < rows; r += 8) {
-          eight_by_two(tiles_a + r / 16 * steps * kTile + r % 16 * 64, tiles_b, steps, row + r,
-                       rows - r < 8 ? rows - r : 8, panel * kPanel, epilogue);
+          eight_by_two(tiles_a + r / 16 * steps * kTile + r % 16 * 64, tiles_b, steps, result[0]);
+          Pending pending = {result[0], row + r, panel * kPanel, 0, rows - r};
+          finish(pending, 8, epilogue);
         }
 #endif
       }
@@ -221,8 +224,7 @@ struct GemmBf16 {
     store(reinterpret_cast<float*>(b_tile(packed, k, panel, k_tile, 1)) + pair * 16, high);
   }
 
-#if defined(CNK_HAS_TILES)
-  // A 32x32 result whose epilogue is under way: rows [done, rows) are left.
+  // A result of 32 columns whose epilogue is under way: rows [done, rows) are left.
   struct Pending {
     const float* result;
     int64_t row, column, done, rows;
@@ -237,6 +239,7 @@ struct GemmBf16 {
     }
   }
 
+#if defined(CNK_HAS_TILES)
   template <class Epilogue>
   static __attribute__((noinline)) void two_by_two(const char* a, const char* b, int64_t steps, float* out,
                                                    Pending& pending, const Epilogue& epilogue) {
@@ -283,10 +286,9 @@ struct GemmBf16 {
     _tile_stored(1, out + 16, 128);
   }
 #else
-  // `rows` of eight rows of A tiles (all eight are there to be read) times a panel.
-  template <class Epilogue>
-  static __attribute__((noinline)) void eight_by_two(const char* a, const char* b, int64_t steps, int64_t row,
-                                                     int64_t rows, int64_t column, const Epilogue& epilogue) {
+  // sums (8, 32) = eight rows of A tiles times a panel.
+  static __attribute__((noinline)) void eight_by_two(const char* a, const char* b, int64_t steps,
+                                                     float* out) {
     __m512 sums[8][2];
     unroll<8>([&](auto r) { sums[r.value][0] = sums[r.value][1] = _mm512_setzero_ps(); });
     for (int64_t s = 0; s < steps; ++s) {
@@ -305,7 +307,8 @@ struct GemmBf16 {
       b += 2 * kTile;
     }
     unroll<8>([&](auto r) {
-      if (r.value < rows) epilogue(row + r.value, column, (Vec)sums[r.value][0], (Vec)sums[r.value][1]);
+      unroll<2>(
+          [&](auto half) { store(out + r.value * 32 + half.value * 16, (Vec)sums[r.value][half.value]); });
     });
   }
 #endif

@@ -11,6 +11,8 @@
 //   grn      the hidden of a group of images is kept, since GRN needs the sums over each whole image before
 //   W2.
 
+#include <time.h>
+
 #include "cpu/gelu.h"
 #include "cpu/gemm_f32.h"
 #include "cpu/grn.h"
@@ -27,6 +29,30 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 int64_t align64(int64_t bytes) { return round_up(bytes, 64); }
 int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Charges a thread's time to phases: start(), then at the end of each stretch of work done(phase).
+class Clock {
+ public:
+  Clock(const MlpArgs& a, int rank) : phases_(a.phases ? a.phases + rank * kMlpPhases : nullptr) { start(); }
+  void start() {
+    if (phases_) last_ = now();
+  }
+  void done(MlpPhase phase) {
+    if (!phases_) return;
+    const double time = now();
+    phases_[phase] += time - last_;
+    last_ = time;
+  }
+
+ private:
+  static double now() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
+  }
+  double* phases_;
+  double last_ = 0;
+};
 
 struct Plan {
   bool columns;
@@ -101,7 +127,7 @@ struct Mlp {
   // Rows [begin, end) of the normalised operand, into rows from `row` on of `y`.
   template <class T>
   static void produce(const MlpArgs& a, const Norm& norm, int64_t begin, int64_t end, float* step, void* y,
-                      int64_t row) {
+                      int64_t row, Clock& clock) {
     const int64_t padded = pad_channels(a.c), most = step_rows(a.c);
     const DwconvArgs conv = {a.dtype, a.x,           nullptr,    a.n,         a.h,       a.w,
                              a.c,     a.kernel_size, a.dilation, a.dw_weight, a.dw_bias, nullptr};
@@ -121,9 +147,11 @@ struct Mlp {
           read_row(static_cast<const T*>(a.x) + (p + i) * a.c, a.c, step + i * padded);
         }
       }
+      clock.done(kConvolve);
       for (int64_t i = 0; i < rows; ++i) {
         G::write_normalized(y, a.c, row + p - begin + i, 0, norm, step + i * padded);
       }
+      clock.done(kNormalize);
     }
   }
 
@@ -192,14 +220,17 @@ struct Mlp {
     const int64_t rows = a.n * a.h * a.w;
     char* own = a.workspace + team.rank() * at.per_thread;
     void *y = own + at.y, *h = own + at.h;
+    Clock clock(a, team.rank());
     for (int64_t begin; (begin = team.next() * p.tile) < rows;) {
       const int64_t count = min64(p.tile, rows - begin);
-      produce<T>(a, norm, begin, begin + count, reinterpret_cast<float*>(own), y, 0);
+      produce<T>(a, norm, begin, begin + count, reinterpret_cast<float*>(own), y, 0, clock);
       for (int64_t r = 0; r < count; r += p.chain) {
         const int64_t chain = min64(p.chain, count - r);
         const void* rows_y = static_cast<char*>(y) + G::a_bytes(r, a.c);
         hidden(a, rows_y, h, begin + r, chain, 0, G::panels(a.hidden));
+        clock.done(kFirstProduct);
         G::product(h, 0, chain, a.w2, 0, G::panels(a.c), OutEpilogue<T>{a, begin + r});
+        clock.done(kSecondProduct);
       }
     }
   }
@@ -211,27 +242,33 @@ struct Mlp {
     char* own = a.workspace + team.rank() * at.per_thread;
     float* step = reinterpret_cast<float*>(own);
     void *y = own + at.y, *shared_y = a.workspace + at.shared_y, *h = a.workspace + at.shared_h;
+    Clock clock(a, team.rank());
     for (int64_t first = 0; first < all; first += p.group) {
       const int64_t rows = min64(p.group, all - first);
       int64_t row_begin, row_end, panel_begin, panel_end;
       team.split(rows, G::kRowGrain, &row_begin, &row_end);
       if (p.columns) {
-        produce<T>(a, norm, first + row_begin, first + row_end, step, shared_y, row_begin);
+        produce<T>(a, norm, first + row_begin, first + row_end, step, shared_y, row_begin, clock);
         team.barrier();
+        clock.done(kWait);
         team.split(G::panels(a.hidden), 1, &panel_begin, &panel_end);
         hidden(a, shared_y, h, first, rows, panel_begin, panel_end);
+        clock.done(kFirstProduct);
         team.barrier();
+        clock.done(kWait);
       } else {
         for (int64_t r = row_begin; r < row_end; r += p.tile) {
           const int64_t count = min64(p.tile, row_end - r);
-          produce<T>(a, norm, first + r, first + r + count, step, y, 0);
+          produce<T>(a, norm, first + r, first + r + count, step, y, 0, clock);
           hidden(a, y, static_cast<char*>(h) + G::a_bytes(r, a.hidden), first + r, count, 0,
                  G::panels(a.hidden));
+          clock.done(kFirstProduct);
         }
       }
       if (a.grn_weight) {
         grn(a, team, h, rows, image, reinterpret_cast<float*>(a.workspace + at.shared_scale));
         if (p.columns) team.barrier();
+        clock.done(kGrn);
       }
       if (p.columns) {
         team.split(G::panels(a.c), 1, &panel_begin, &panel_end);
@@ -243,7 +280,9 @@ struct Mlp {
                      OutEpilogue<T>{a, first + r});
         }
       }
+      clock.done(kSecondProduct);
       team.barrier();  // before the next group overwrites h: its rows may be split otherwise
+      clock.done(kWait);
     }
   }
 

@@ -24,13 +24,28 @@ CNK_INLINE constexpr int64_t pad_channels(int64_t c) {
 enum class Products : int { kFloat32 = 0, kBFloat16 = 1 };
 CNK_INLINE bool has_bf16_products(Isa isa) { return isa == Isa::kAvx512Bf16 || isa == Isa::kAmx; }
 
+// The weights of a depthwise convolution: (padded C / kChannelAlign, K * K, kChannelAlign), so that the taps
+// of a register's channels lie together; taps a whole row of channels apart share the sets of L1 (C 768: four
+// of 64).
+CNK_INLINE int64_t packed_taps_bytes(int kernel_size, int64_t c) {
+  return int64_t{kernel_size} * kernel_size * pad_channels(c) * 4;
+}
+// From (K * K, C).
+CNK_INLINE void pack_taps(const float* weight, int kernel_size, int64_t c, float* packed) {
+  const int64_t taps = int64_t{kernel_size} * kernel_size;
+  for (int64_t i = 0; i < pad_channels(c); ++i) {
+    float* to = packed + i / kChannelAlign * kChannelAlign * taps + i % kChannelAlign;
+    for (int64_t tap = 0; tap < taps; ++tap) to[tap * kChannelAlign] = i < c ? weight[tap * c + i] : 0.0f;
+  }
+}
+
 struct DwconvArgs {
   DType dtype;
   const void* x;  // (N, H, W, C)
   void* y;        // (N, H, W, C)
   int64_t n, h, w, c;
   int kernel_size, dilation;
-  const float* weight;   // (K * K, padded C)
+  const float* weight;   // packed by pack_taps
   const float* bias;     // padded C
   const void* residual;  // (N, H, W, C), added to the result, or null
 };
@@ -92,6 +107,10 @@ struct PackedMatrix {
   int64_t n, k;  // out = in (rows, k) times matrix (k, n)
 };
 
+// The phases of `mlp`, for MlpArgs::phases: the convolution (or reading x), LN, W1 with GELU, GRN, W2 with
+// all that follows, waiting for other threads.
+enum MlpPhase : int { kConvolve, kNormalize, kFirstProduct, kGrn, kSecondProduct, kWait, kMlpPhases };
+
 // block: dwconv -> LN -> W1 -> GELU -> [GRN] -> W2 -> gamma -> drop scale -> + residual; mlp: the same
 // without dwconv.
 struct MlpArgs {
@@ -102,7 +121,7 @@ struct MlpArgs {
   void* out;             // (N, H, W, C); may not alias x
   int64_t n, h, w, c, hidden;
   int kernel_size, dilation;         // kernel_size 0: no convolution
-  const float *dw_weight, *dw_bias;  // (K * K, padded C), padded C
+  const float *dw_weight, *dw_bias;  // packed by pack_taps; padded C
   float eps, grn_eps;
   const float *norm_weight, *norm_bias;  // padded C
   PackedMatrix w1, w2;                   // (C -> hidden), (hidden -> C)
@@ -115,6 +134,8 @@ struct MlpArgs {
   void* kept_y;       // (N, H, W, C) in dtype: the convolution
   void* kept_hidden;  // (N, H, W, hidden) in kept_dtype: W1's product with its bias
   DType kept_dtype;
+  // Where the time goes, or null: each thread adds its seconds to its own row of kMlpPhases.
+  double* phases;
   char* workspace;  // IsaOps::mlp_workspace bytes, 64-byte aligned
 };
 
@@ -179,8 +200,7 @@ struct DownsampleBackwardArgs {
 };
 
 struct IsaOps {
-  void (*dwconv)(const DwconvArgs&, Team&, char* workspace);
-  int64_t (*dwconv_workspace)(const DwconvArgs&, int threads);
+  void (*dwconv)(const DwconvArgs&, Team&);
   void (*dwconv_weight_gradient)(const DwconvWeightGradientArgs&, Team&);
   int64_t (*dwconv_weight_gradient_workspace)(const DwconvWeightGradientArgs&, int threads);
   void (*layernorm)(const LayernormArgs&, Team&);

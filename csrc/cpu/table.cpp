@@ -8,8 +8,7 @@
 
 namespace cnk::cpu::CNK_ISA {
 
-void dwconv(const DwconvArgs&, Team&, char* workspace);
-int64_t dwconv_workspace(const DwconvArgs&, int threads);
+void dwconv(const DwconvArgs&, Team&);
 void dwconv_weight_gradient(const DwconvWeightGradientArgs&, Team&);
 int64_t dwconv_weight_gradient_workspace(const DwconvWeightGradientArgs&, int threads);
 void layernorm(const LayernormArgs&, Team&);
@@ -67,7 +66,6 @@ void pack_transposed(Products products, DType dtype, const void* w, int64_t n, i
 }  // namespace
 
 extern const IsaOps kOps = {.dwconv = dwconv,
-                            .dwconv_workspace = dwconv_workspace,
                             .dwconv_weight_gradient = dwconv_weight_gradient,
                             .dwconv_weight_gradient_workspace = dwconv_weight_gradient_workspace,
                             .layernorm = layernorm,

@@ -16,7 +16,7 @@ struct Problem {
   int kernel_size, dilation;
   Tensor x;
   Values weight, bias;
-  Buffer padded_weight, padded_bias;
+  Buffer packed_weight, padded_bias;
 
   Problem(DType dtype, const Image& s, int kernel_size, int dilation, uint32_t seed)
       : Problem(dtype, s, kernel_size, dilation, Random(seed)) {}
@@ -36,11 +36,10 @@ struct Problem {
                              image.c,
                              kernel_size,
                              dilation,
-                             padded_weight.as<float>(),
+                             packed_weight.as<float>(),
                              padded_bias.as<float>(),
                              residual};
-    Buffer work = workspace(k.ops.dwconv_workspace(args, threads));
-    in_team(threads, [&](Team& team) { k.ops.dwconv(args, team, work.as<char>()); });
+    in_team(threads, [&](Team& team) { k.ops.dwconv(args, team); });
     return y;
   }
 
@@ -52,7 +51,7 @@ struct Problem {
         x(dtype, random.floats(s.count(), -2, 2)),
         weight(random.floats(kernel_size * kernel_size * s.c, -1, 1)),
         bias(random.floats(s.c, -1, 1)),
-        padded_weight(padded(weight, s.c)),
+        packed_weight(packed_taps(weight, kernel_size, s.c)),
         padded_bias(padded(bias, s.c)) {}
 };
 

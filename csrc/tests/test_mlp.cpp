@@ -104,7 +104,7 @@ struct Problem {
         b2(random.floats(s.image.c, -1, 1)),
         gamma(random.floats(s.image.c, -1, 1)),
         drop_scale(random.floats(s.image.n, 0.5, 2)),
-        dw_weight_(padded(dw_weight, s.image.c)),
+        dw_weight_(packed_taps(dw_weight, s.kernel_size, s.image.c)),
         dw_bias_(padded(dw_bias, s.image.c)),
         norm_weight_(padded(norm_weight, s.image.c)),
         norm_bias_(padded(norm_bias, s.image.c)),

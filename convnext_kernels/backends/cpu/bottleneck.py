@@ -1,5 +1,9 @@
 """What `mlp` and `block` share: packing of the parameters and the calls of csrc/cpu/mlp.cpp and mlp_backward.cpp."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor
 
@@ -8,6 +12,25 @@ from convnext_kernels.backends.cpu.dwconv import bias_or_zeros, taps_first
 from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, flat_float, output_for
 from convnext_kernels.backends.cpu.packed import packed
 from convnext_kernels.spec import MlpParameters
+
+PHASES = ("dwconv", "LayerNorm", "W1, GELU", "GRN", "W2, residual", "waiting")  # as csrc/cpu/ops.h numbers them
+
+_phases: ContextVar[Tensor | None] = ContextVar("convnext_kernels_cpu_phases", default=None)
+
+
+@contextmanager
+def timed_phases() -> Iterator[Tensor]:
+    """Add up where the calls made inside (by the current thread) spend their time.
+
+    Yields (threads, len(PHASES)) float64: seconds of each thread of the team in each phase. The clock is read at every
+    change of phase, which costs some 30 ns each time.
+    """
+    seconds = torch.zeros(torch.get_num_threads(), len(PHASES), dtype=torch.float64)
+    token = _phases.set(seconds)
+    try:
+        yield seconds
+    finally:
+        _phases.reset(token)
 
 
 def _matrices(p: MlpParameters) -> tuple[Tensor, Tensor]:
@@ -94,6 +117,7 @@ def run(
         address(kept_hidden),
         native.DTYPE_CODES[compute_dtype],
         native.threads(n * h * w * channels * (2 * hidden + side * side)),
+        address(_phases.get()),
     )
     return finish(written, out)
 
