@@ -13,10 +13,6 @@ namespace cnk::cpu::CNK_ISA {
 constexpr int64_t kUnit = 32;
 constexpr int64_t kGroupBytes = int64_t{16} << 20;  // of the operands of the products over rows
 
-CNK_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-CNK_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-CNK_INLINE int64_t align64(int64_t bytes) { return round_up(bytes, 64); }
-CNK_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Fewer rows than 256 would read and write the sums of the weights' gradients (8 C^2 floats) for little work;
 // more than 1024 leave the caches.

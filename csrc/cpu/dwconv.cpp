@@ -23,9 +23,6 @@ namespace {
 constexpr int kColumns = kRegisters == 32 ? 14 : 7;  // divides the widths 56, 28, 14, 7 of a 224 image
 constexpr int kTaps = 7;                             // kColumns + kTaps + 1 registers
 
-int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-
 template <class T>
 struct Tile {
   const T* plane;       // image n, first of this register's channels

@@ -26,10 +26,6 @@ constexpr int kMaxTaps =
 constexpr int64_t kBand = int64_t{256} << 10, kBlock = int64_t{28} << 10;  // bytes: fit L2, L1
 constexpr int64_t kItems = 128;  // pieces of work to share, at least, where the batch has as many
 
-int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Words of the scratch as fp32 numbers, or as pairs of bf16: a word at column w holds columns w and w + 1.
 struct Floats {
   static constexpr int64_t kColumns = 1;  // of dy in a word

@@ -1,21 +1,25 @@
 // The fused block and the inverted bottleneck: [dwconv ->] LN -> W1 -> GELU -> [GRN] -> W2 -> gamma -> +
 // residual.
 //
-// Three plans, one per row of the table; rows are pixels of all images, in order. Sums never depend on the
-// number of threads, so neither do the bits of the result.
+// Four ways, of which mlp_plan.h chooses one. Rows are pixels of all images, in order. Sums never depend on
+// the number of threads, so neither do the bits of the result.
 //
 //   tiles    each thread takes tiles of rows through the whole chain; normalised rows and hidden stay in its
 //   L2. columns  few rows and large weights (7x7 images, batch 1): threads share all rows, and each
-//   multiplies its own
-//            columns, so that each weight is read by one thread only.
-//   grn      the hidden of a group of images is kept, since GRN needs the sums over each whole image before
-//   W2.
+//   multiplies its
+//            own columns, so that each weight is read by one thread only.
+//   images   GRN needs the sums over a whole image before W2. Threads divide an image's rows, add up the
+//   squares
+//            of each tile while it is in L2, and keep what of the hidden their memory holds; the rest is
+//            computed a second time.
+//   group    GRN, images too small to be divided: the hidden of several is kept.
 
 #include <time.h>
 
 #include "cpu/gelu.h"
 #include "cpu/gemm_f32.h"
 #include "cpu/grn.h"
+#include "cpu/mlp_plan.h"
 #include "cpu/rows.h"
 #if defined(__AVX512BF16__)
 #include "cpu/gemm_bf16.h"
@@ -24,11 +28,6 @@
 namespace cnk::cpu::CNK_ISA {
 
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-int64_t align64(int64_t bytes) { return round_up(bytes, 64); }
-int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Charges a thread's time to phases: start(), then at the end of each stretch of work done(phase).
 class Clock {
@@ -54,75 +53,9 @@ class Clock {
   double last_ = 0;
 };
 
-struct Plan {
-  bool columns;
-  int64_t tile;   // rows that are convolved and normalised at a time
-  int64_t chain;  // rows of a tile that go through both products at a time
-  int64_t group;  // rows of the shared buffers: "columns" all of them, GRN a number of whole images
-};
-
 template <class G>
 struct Mlp {
-  static Plan plan(const MlpArgs& a, int threads) {
-    const int64_t rows = a.n * a.h * a.w;
-    const int64_t row_bytes = G::a_bytes(32, a.c) / 32 + G::a_bytes(32, a.hidden) / 32;
-    const int64_t weight_bytes = G::packed_bytes(a.hidden, a.c) + G::packed_bytes(a.c, a.hidden);
-    Plan p;
-    // Half of L2 for the tile leaves room for weights and x passing through. Weights of several times L2 come
-    // from L3 once a tile, and then fewer, larger tiles win (C 768, batch 8, fp32: 12.4 -> 11.8 ms; the
-    // others lose by it).
-    const int64_t budget =
-        weight_bytes > 4 * l2_cache_bytes() ? l2_cache_bytes() * 3 / 2 : l2_cache_bytes() * 5 / 8;
-    int64_t tile = budget / row_bytes;
-    if (tile < 64) tile = 64;
-    const int64_t tiles = round_up(ceil_div(rows, tile), threads);
-    p.tile = round_up(ceil_div(rows, tiles), G::kRowGrain);
-    // Weights that stay in L2 are cheap to read again, so a short chain keeps the hidden near (C 96,
-    // bf16: 1.05 -> 0.93 ms on one core); larger weights want as many rows as possible to each reading.
-    p.chain = weight_bytes <= l2_cache_bytes() / 4 ? min64(p.tile, 128) : p.tile;
-    // Too few rows to spread the cost of reading the weights, which do not stay in L2.
-    p.columns = threads > 1 && rows <= 64 * threads && weight_bytes > l2_cache_bytes();
-    p.group = rows;
-    if (a.grn_weight) {
-      const int64_t image = a.h * a.w;
-      const int64_t images = (int64_t{4} << 20) * threads / (G::a_bytes(32, a.hidden) / 32 * image);
-      p.group = min64(images < 1 ? 1 : images, a.n) * image;
-    }
-    return p;
-  }
-
-  // Offsets into the workspace.
-  struct Layout {
-    int64_t step, y, h, scale, per_thread, shared_y, shared_h, shared_scale, total;
-    Layout(const MlpArgs& a, const Plan& p, int threads) {
-      const bool shared_hidden = p.columns || a.grn_weight;
-      int64_t at = align64(step_bytes(a.c));
-      y = at;
-      at += p.columns ? 0 : align64(G::a_bytes(p.tile, a.c));
-      h = at;
-      at += shared_hidden ? 0 : align64(G::a_bytes(p.chain, a.hidden));
-      per_thread = at;
-      step = 0;
-      at *= threads;
-      shared_y = at;
-      at += p.columns ? align64(G::a_bytes(p.group, a.c)) : 0;
-      shared_h = at;
-      at += shared_hidden ? align64(G::a_bytes(p.group, a.hidden)) : 0;
-      shared_scale = at;
-      at += a.grn_weight ? align64(p.group / (a.h * a.w) * pad_channels(a.hidden) * 4) : 0;
-      total = at;
-    }
-  };
-
-  static int64_t workspace(const MlpArgs& a, int threads) {
-    // Not monotonic in the size of the team, which may turn out smaller than asked for.
-    int64_t most = 0;
-    for (int t = 1; t <= threads; ++t) {
-      const int64_t total = Layout(a, plan(a, t), t).total;
-      if (total > most) most = total;
-    }
-    return most;
-  }
+  using Plan = MlpPlan<G>;
 
   // Rows [begin, end) of the normalised operand, into rows from `row` on of `y`.
   template <class T>
@@ -215,11 +148,11 @@ struct Mlp {
   };
 
   template <class T>
-  static void tiles(const MlpArgs& a, Team& team, const Plan& p, const Layout& at) {
+  static void tiles(const MlpArgs& a, Team& team, const Plan& p) {
     const Norm norm(a.c, a.eps, a.norm_weight, a.norm_bias);
     const int64_t rows = a.n * a.h * a.w;
-    char* own = a.workspace + team.rank() * at.per_thread;
-    void *y = own + at.y, *h = own + at.h;
+    char* own = a.workspace + team.rank() * p.at.per_thread;
+    void *y = own + p.at.y, *h = own + p.at.h;
     Clock clock(a, team.rank());
     for (int64_t begin; (begin = team.next() * p.tile) < rows;) {
       const int64_t count = min64(p.tile, rows - begin);
@@ -236,18 +169,18 @@ struct Mlp {
   }
 
   template <class T>
-  static void columns_or_grn(const MlpArgs& a, Team& team, const Plan& p, const Layout& at) {
+  static void columns_or_group(const MlpArgs& a, Team& team, const Plan& p) {
     const Norm norm(a.c, a.eps, a.norm_weight, a.norm_bias);
     const int64_t all = a.n * a.h * a.w, image = a.h * a.w;
-    char* own = a.workspace + team.rank() * at.per_thread;
+    char* own = a.workspace + team.rank() * p.at.per_thread;
     float* step = reinterpret_cast<float*>(own);
-    void *y = own + at.y, *shared_y = a.workspace + at.shared_y, *h = a.workspace + at.shared_h;
+    void *y = own + p.at.y, *shared_y = a.workspace + p.at.shared_y, *h = a.workspace + p.at.shared_h;
     Clock clock(a, team.rank());
     for (int64_t first = 0; first < all; first += p.group) {
       const int64_t rows = min64(p.group, all - first);
       int64_t row_begin, row_end, panel_begin, panel_end;
       team.split(rows, G::kRowGrain, &row_begin, &row_end);
-      if (p.columns) {
+      if (p.way == MlpWay::kColumns) {
         produce<T>(a, norm, first + row_begin, first + row_end, step, shared_y, row_begin, clock);
         team.barrier();
         clock.done(kWait);
@@ -266,11 +199,11 @@ struct Mlp {
         }
       }
       if (a.grn_weight) {
-        grn(a, team, h, rows, image, reinterpret_cast<float*>(a.workspace + at.shared_scale));
-        if (p.columns) team.barrier();
+        grn(a, team, h, rows, image, reinterpret_cast<float*>(a.workspace + p.at.shared_sums));
+        if (p.way == MlpWay::kColumns) team.barrier();
         clock.done(kGrn);
       }
-      if (p.columns) {
+      if (p.way == MlpWay::kColumns) {
         team.split(G::panels(a.c), 1, &panel_begin, &panel_end);
         G::product(h, 0, rows, a.w2, panel_begin, panel_end, OutEpilogue<T>{a, first});
       } else {
@@ -286,8 +219,22 @@ struct Mlp {
     }
   }
 
+  // The sums of squares of rows [begin, end) of h, channels c, c + 1, ... One chain of additions: no more
+  // than kRun rows, since a chain over a whole image has ten times the rounding error of PyTorch's sums.
+  static CNK_INLINE typename G::Block squares(const MlpArgs& a, const void* h, int64_t begin, int64_t end,
+                                              int64_t c) {
+    typename G::Block total = {};
+    for (int64_t r = begin; r < end; ++r) {
+      const typename G::Block b = G::load_block(h, a.hidden, r, c);
+      unroll<kChannelAlign / kLanes>([&](auto i) CNK_INLINE_LAMBDA {
+        total.v[i.value] = multiply_add(b.v[i.value], b.v[i.value], total.v[i.value]);
+      });
+    }
+    return total;
+  }
+
   // Scale the hidden in place; each thread leaves with its own rows scaled. grn_bias is part of b2 by now.
-  static void grn(const MlpArgs& a, Team& team, void* h, int64_t rows, int64_t image, float* scale) {
+  static void grn(const MlpArgs& a, Team& team, void* h, int64_t rows, int64_t image, float* sums) {
     const int64_t padded = pad_channels(a.hidden), images = rows / image, groups = padded / kChannelAlign;
     int64_t begin, end;
     team.barrier();
@@ -295,38 +242,128 @@ struct Mlp {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t n = item / groups, c = item % groups * kChannelAlign;
       typename G::Block total = {};
-      for (int64_t r = n * image; r < (n + 1) * image; ++r) {
-        const typename G::Block b = G::load_block(h, a.hidden, r, c);
-        unroll<kChannelAlign / kLanes>(
-            [&](auto i) { total.v[i.value] = multiply_add(b.v[i.value], b.v[i.value], total.v[i.value]); });
+      for (int64_t r = n * image, next; r < (n + 1) * image; r = next) {
+        next = min64(r + Plan::kRun, (n + 1) * image);
+        const typename G::Block part = squares(a, h, r, next, c);
+        unroll<kChannelAlign / kLanes>([&](auto i)
+                                           CNK_INLINE_LAMBDA { total.v[i.value] += part.v[i.value]; });
       }
       unroll<kChannelAlign / kLanes>(
-          [&](auto i) { store(scale + n * padded + c + i.value * kLanes, total.v[i.value]); });
+          [&](auto i) { store(sums + n * padded + c + i.value * kLanes, total.v[i.value]); });
     }
     team.barrier();
     team.split(images, 1, &begin, &end);
-    for (int64_t n = begin; n < end; ++n) grn_factors(scale + n * padded, a.hidden, a.grn_weight, a.grn_eps);
+    for (int64_t n = begin; n < end; ++n) grn_factors(sums + n * padded, a.hidden, a.grn_weight, a.grn_eps);
     team.barrier();
     team.split(rows, G::kRowGrain, &begin, &end);
+    for (int64_t r = begin; r < end; ++r) scale(a, h, r, r + 1, sums + r / image * padded);
+  }
+
+  // Adds the squares of rows [begin, end) of h, which are rows [first, ...) of an image, to the sums of their
+  // units (padded hidden each).
+  static void add_squares(const MlpArgs& a, const Plan& p, const void* h, int64_t begin, int64_t end,
+                          int64_t first, float* units) {
+    for (int64_t r = begin, next; r < end; r = next) {
+      next = min64(r + Plan::kRun, end);
+      float* sums = units + (first + r - begin) / p.unit * pad_channels(a.hidden);
+      for (int64_t c = 0; c < pad_channels(a.hidden); c += kChannelAlign) {
+        const typename G::Block total = squares(a, h, r, next, c);
+        unroll<kChannelAlign / kLanes>([&](auto v) CNK_INLINE_LAMBDA {
+          float* sum = sums + c + v.value * kLanes;
+          store(sum, load(sum) + total.v[v.value]);
+        });
+      }
+    }
+  }
+
+  static void scale(const MlpArgs& a, void* h, int64_t begin, int64_t end, const float* factors) {
     for (int64_t r = begin; r < end; ++r) {
-      const float* factors = scale + r / image * padded;
-      for (int64_t c = 0; c < padded; c += kChannelAlign) {
+      for (int64_t c = 0; c < pad_channels(a.hidden); c += kChannelAlign) {
         typename G::Block b = G::load_block(h, a.hidden, r, c);
-        unroll<kChannelAlign / kLanes>([&](auto i) { b.v[i.value] *= load(factors + c + i.value * kLanes); });
+        unroll<kChannelAlign / kLanes>(
+            [&](auto v) CNK_INLINE_LAMBDA { b.v[v.value] *= load(factors + c + v.value * kLanes); });
         G::store_block(h, a.hidden, r, c, b);
       }
     }
   }
 
+  // From the sums of all units of an image to the factor of each channel, in the first unit's place.
+  static void factors(const MlpArgs& a, const Plan& p, Team& team, float* units) {
+    const int64_t padded = pad_channels(a.hidden);
+    int64_t begin, end;
+    team.split(padded, kLanes, &begin, &end);
+    for (int64_t c = begin; c < end; c += kLanes) {
+      Vec total = load(units + c);
+      for (int64_t unit = 1; unit < p.units; ++unit) total += load(units + unit * padded + c);
+      store(units + c, total);
+    }
+    team.barrier();
+    if (team.rank() == 0) grn_factors(units, a.hidden, a.grn_weight, a.grn_eps);
+    team.barrier();
+  }
+
+  template <class T>
+  static void images(const MlpArgs& a, Team& team, const Plan& p) {
+    const Norm norm(a.c, a.eps, a.norm_weight, a.norm_bias);
+    const int64_t image = a.h * a.w, padded = pad_channels(a.hidden);
+    char* own = a.workspace + team.rank() * p.at.per_thread;
+    float *step = reinterpret_cast<float*>(own),
+          *units = reinterpret_cast<float*>(a.workspace + p.at.shared_sums);
+    void* y = own + p.at.y;
+    char *kept = own + p.at.h, *passing = kept + G::a_bytes(p.kept, a.hidden);
+    Clock clock(a, team.rank());
+    int64_t first_unit, last_unit;
+    team.split(p.units, 1, &first_unit, &last_unit);
+    const int64_t begin = first_unit * p.unit, end = min64(last_unit * p.unit, image);
+    for (int64_t n = 0; n < a.n; ++n) {
+      const int64_t pixel = n * image;
+      for (int64_t c = first_unit * padded; c < last_unit * padded; c += kLanes) store(units + c, Vec{});
+      for (int pass = 0; pass < 2; ++pass) {
+        for (int64_t r = begin, next; r < end; r = next) {
+          const bool keep = r - begin < p.kept;
+          next = min64(r + p.tile, keep ? min64(begin + p.kept, end) : end);
+          if (pass == 0 || !keep) produce<T>(a, norm, pixel + r, pixel + next, step, y, 0, clock);
+          for (int64_t i = r; i < next; i += p.chain) {
+            const int64_t count = min64(p.chain, next - i);
+            char* h = keep ? kept + G::a_bytes(i - begin, a.hidden) : passing;
+            if (pass == 0 || !keep) {
+              hidden(a, static_cast<char*>(y) + G::a_bytes(i - r, a.c), h, pixel + i, count, 0,
+                     G::panels(a.hidden));
+              clock.done(kFirstProduct);
+            }
+            if (pass == 0) {
+              add_squares(a, p, h, 0, count, i, units);
+            } else {
+              scale(a, h, 0, count, units);
+            }
+            clock.done(kGrn);
+            if (pass == 0) continue;
+            G::product(h, 0, count, a.w2, 0, G::panels(a.c), OutEpilogue<T>{a, pixel + i});
+            clock.done(kSecondProduct);
+          }
+        }
+        team.barrier();  // after the second pass: before the next image takes the place of the factors
+        clock.done(kWait);
+        if (pass == 0) {
+          factors(a, p, team, units);
+          clock.done(kGrn);
+        }
+      }
+    }
+  }
+
   static void run(const MlpArgs& a, Team& team) {
-    const Plan p = plan(a, team.size());
-    const Layout at(a, p, team.size());
+    const Plan p(a, team.size());
     with_type(a.dtype, [&](auto type) {
       using T = decltype(type);
-      if (p.columns || a.grn_weight) {
-        columns_or_grn<T>(a, team, p, at);
-      } else {
-        tiles<T>(a, team, p, at);
+      switch (p.way) {
+        case MlpWay::kTiles:
+          return tiles<T>(a, team, p);
+        case MlpWay::kImages:
+          return images<T>(a, team, p);
+        case MlpWay::kColumns:
+        case MlpWay::kGroup:
+          return columns_or_group<T>(a, team, p);
       }
     });
   }
@@ -346,9 +383,9 @@ void mlp(const MlpArgs& a, Team& team) {
 
 int64_t mlp_workspace(const MlpArgs& a, int threads) {
 #if defined(__AVX512BF16__)
-  if (a.products == Products::kBFloat16) return Mlp<GemmBf16>::workspace(a, threads);
+  if (a.products == Products::kBFloat16) return MlpPlan<GemmBf16>::workspace(a, threads);
 #endif
-  return Mlp<GemmF32>::workspace(a, threads);
+  return MlpPlan<GemmF32>::workspace(a, threads);
 }
 
 }  // namespace cnk::cpu::CNK_ISA

@@ -203,6 +203,12 @@ CNK_INLINE void with_type(DType dtype, F&& f) {
   }
 }
 
+CNK_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+CNK_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+CNK_INLINE int64_t align64(int64_t bytes) { return round_up(bytes, 64); }
+CNK_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+CNK_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
 template <int N>
 struct Int {
   static constexpr int value = N;

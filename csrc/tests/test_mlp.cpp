@@ -1,6 +1,9 @@
-// The inverted bottleneck and the fused block, in the three plans of cpu/mlp.cpp: tiles, columns, GRN.
+// The inverted bottleneck and the fused block, in the four ways of cpu/mlp.cpp: tiles, columns, images,
+// group.
 
 #include <doctest/doctest.h>
+
+#include <chrono>
 
 #include "reference.h"
 
@@ -39,7 +42,7 @@ struct Problem {
   }
 
   Tensor run(const Kernels& k, Products products, int threads, Tensor* kept_y = nullptr,
-             Tensor* kept_hidden = nullptr) {
+             Tensor* kept_hidden = nullptr, double* phases = nullptr) {
     Tensor out(s.dtype, x.count());
     Buffer packed1(k.ops.packed_bytes(products, s.hidden, s.image.c));
     Buffer packed2(k.ops.packed_bytes(products, s.image.c, s.hidden));
@@ -82,6 +85,7 @@ struct Problem {
       args.kept_hidden = kept_hidden->data();
       args.kept_dtype = kept_hidden->dtype();
     }
+    args.phases = phases;
     Buffer work = workspace(k.ops.mlp_workspace(args, threads));
     args.workspace = work.as<char>();
     in_team(threads, [&](Team& team) { k.ops.mlp(args, team); });
@@ -210,15 +214,91 @@ TEST_CASE("columns: few pixels, weights larger than L2") {
 }
 
 TEST_CASE("GRN: groups of several images, the last one smaller") {
-  // 4 MB a thread hold 2 images of these in fp32 and 4 in bf16. Where the last group is smaller, its rows are
+  // 4 MB a thread hold a few of these images. Where the last group is smaller, its rows are
   // split in other places: that nobody overwrites what another thread still reads is seen under
   // ThreadSanitizer.
-  check({DType::kFloat32, {5, 57, 20, 3}, 400, 3, 1, true}, 1);
-  check({DType::kBFloat16, {5, 57, 20, 3}, 400, 0, 1, true, true, false}, 2);
+  check({DType::kFloat32, {5, 37, 20, 3}, 600, 3, 1, true}, 1);
+  check({DType::kBFloat16, {9, 37, 20, 3}, 600, 0, 1, true, true, false}, 2);
 }
 
-TEST_CASE("GRN: one image larger than a group's budget") {
-  check({DType::kFloat32, {2, 57, 31, 3}, 1599, 0, 1, true}, 1);
+TEST_CASE("GRN: images divided between threads, units of 32 rows and of 64") {
+  check({DType::kFloat32, {2, 33, 37, 20}, 40, 3, 1, true, true}, 1);
+  check({DType::kBFloat16, {2, 70, 71, 5}, 33, 0, 1, true, false, false}, 2);
+}
+
+TEST_CASE("GRN: a hidden larger than 4 MB a thread is computed twice") {
+  const Case cases[] = {{DType::kFloat32, {2, 57, 31, 3}, 1599, 3, 1, true},
+                        {DType::kBFloat16, {1, 70, 71, 5}, 700, 0, 1, true}};
+  for (const Case& s : cases) {
+    check(s, 1);
+    Problem problem(s, 1);
+    const DType hidden_dtype = s.dtype == DType::kFloat32 ? s.dtype : DType::kBFloat16;
+    for (const Kernels& k : kernels()) {
+      CAPTURE(k.name());
+      for (Products products : k.products()) {
+        const Tensor plain = problem.run(k, products, 1);
+        Tensor first_hidden(hidden_dtype, s.image.pixels() * s.hidden);
+        for (int threads : {1, 3}) {
+          Tensor kept_y(s.dtype, s.image.count()), kept_hidden(hidden_dtype, s.image.pixels() * s.hidden);
+          CHECK(difference(problem.run(k, products, threads, s.kernel_size ? &kept_y : nullptr, &kept_hidden),
+                           plain) == "");
+          if (threads > 1) CHECK(difference(kept_hidden, first_hidden) == "");
+          std::swap(first_hidden, kept_hidden);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("memory: 4 MB for each thread, whatever the image") {
+  for (const Kernels& k : kernels()) {
+    CAPTURE(k.name());
+    for (Products products : k.products()) {
+      for (bool grn : {false, true}) {
+        for (int64_t c : {8, 96, 384, 768, 1024}) {
+          for (int64_t side : {1, 7, 14, 56, 128, 512}) {
+            for (int threads : {1, 2, 4, 16}) {
+              CAPTURE(grn);
+              CAPTURE(c);
+              CAPTURE(side);
+              CAPTURE(threads);
+              MlpArgs args = {};
+              args.products = products;
+              args.n = 8;
+              args.h = args.w = side;
+              args.c = c;
+              args.hidden = 4 * c;
+              const float weight = 0;
+              args.grn_weight = grn ? &weight : nullptr;
+              CHECK(k.ops.mlp_workspace(args, threads) <= threads * (int64_t{4} << 20));
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("phases: they add up to no more than the time of the call") {
+  for (bool grn : {false, true}) {
+    Problem problem({DType::kFloat32, {1, 40, 40, 33}, 132, 7, 1, grn}, 5);
+    for (const Kernels& k : kernels()) {
+      CAPTURE(k.name());
+      double phases[2 * kMlpPhases] = {};
+      const auto start = std::chrono::steady_clock::now();
+      problem.run(k, Products::kFloat32, 2, nullptr, nullptr, phases);
+      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      for (int thread : {0, 1}) {
+        double total = 0;
+        for (int i = 0; i < kMlpPhases; ++i) total += phases[thread * kMlpPhases + i];
+        CHECK(total <= seconds);
+      }
+      CHECK(phases[kConvolve] + phases[kMlpPhases + kConvolve] > 0);
+      CHECK(phases[kFirstProduct] + phases[kMlpPhases + kFirstProduct] > 0);
+      CHECK(phases[kSecondProduct] + phases[kMlpPhases + kSecondProduct] > 0);
+      CHECK((phases[kGrn] + phases[kMlpPhases + kGrn] > 0) == grn);
+    }
+  }
 }
 
 TEST_CASE(
