@@ -3,10 +3,11 @@
     python benchmarks/cpu_phases.py [--threads 2] [--isa avx512] [--markdown]
 
 The block's own kernel is timed from inside (`backends.cpu.bottleneck.timed_phases`): seconds of each thread in each
-phase, of the call that took the median time. The share is of the ceiling that binds the phase, measured in the same
-process: multiply-adds from registers for the convolution and the fp32 products, the bf16 products' own rate where there
-is one. LayerNorm, GELU and the residual have no products to speak of; they lower the shares of the phases they are
-part of.
+phase, of the call that took the median time, the mean of the threads. "Outside" is Python, waking the threads, and the
+end of the call, where one thread waits for the other. The share is of the ceiling that binds the phase, measured in the
+same process: multiply-adds from registers for the convolution (without the taps outside the image) and the fp32
+products, the bf16 products' own rate where there is one. LayerNorm, GELU and the residual have no products to speak of;
+they lower the shares of the phases they are part of.
 """
 
 import statistics
@@ -22,6 +23,7 @@ from convnext_kernels.bench.cases import STAGES
 from convnext_kernels.bench.timing import pinned, settle, steady_allocator
 
 CALLS = 30
+OUTSIDE = "outside"
 
 
 def measure(block: torch.nn.Module, x: torch.Tensor) -> tuple[float, list[float]]:
@@ -39,39 +41,33 @@ def measure(block: torch.nn.Module, x: torch.Tensor) -> tuple[float, list[float]
     return next(call for call in calls if call[0] == middle)
 
 
-def rows(threads: int, dtypes: tuple[torch.dtype, ...], batches: tuple[int, ...]) -> list[tuple[str, ...]]:
-    """One row for each block: its time, each phase's time, and in brackets the share of its ceiling."""
+def ceilings(threads: int) -> tuple[float, float]:
+    """Operations a second of fp32 multiply-adds and of the fastest bf16 products that the kernels may use here."""
     extension = native.extension()
-    kinds = extension.arithmetic_kinds()
-    found = []
-    for dtype in dtypes:
-        for use_grn in (False, True):
-            for n in batches:
-                for c, size in STAGES:
-                    settle()
-                    peak = {kind: extension.arithmetic_rate(kind, threads, 0.02) for kind in kinds}
-                    # The best the machine has, as `bench` states it; forced instruction sets keep fp32's.
-                    bf16 = max((rate for kind, rate in peak.items() if "bf16" in kind), default=peak["fma_fp32"])
-                    products = bf16 if dtype == torch.bfloat16 and native.isa() in ("avx512bf16", "amx") else None
-                    products = products or peak["fma_fp32"]
-                    with torch.inference_mode(False):  # packed weights are checked in full without a version counter
-                        block = FusedConvNeXtBlock(c, use_grn=use_grn, layer_scale_init_value=1.0).to(dtype).eval()
-                    x = torch.randn(n, c, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
-                    total, phases = measure(block, x)
-                    pixels = n * size * size
-                    ideal = {
-                        "dwconv": 2e3 * pixels * c * 49 / peak["fma_fp32"],
-                        "W1, GELU": 2e3 * pixels * 4 * c * c / products,
-                        "W2, residual": 2e3 * pixels * 4 * c * c / products,
-                    }
-                    cells = []
-                    for name, value in zip(PHASES, phases, strict=True):
-                        share = f" ({ideal[name] / value:.0%})" if name in ideal and value else ""
-                        cells.append(f"{value:.3f}{share}" if value else "")
-                    whole = f"{total:.2f} ({sum(ideal.values()) / total:.0%})"
-                    label = f"{'V2' if use_grn else 'V1'} C{c} {size}x{size} b{n} {'bf16' if dtype.itemsize == 2 else 'fp32'}"
-                    found.append((label, whole, *cells))
-    return found
+    # A machine that is shared changes its speed: the best of a second counts, so that shares stay below 100 %.
+    rates = {kind: extension.arithmetic_rate(kind, threads, 1.0) for kind in extension.arithmetic_kinds()}
+    kind = {"avx512bf16": "dot_bf16", "amx": "tile_bf16"}.get(native.isa(), "fma_fp32")
+    return rates["fma_fp32"], rates[kind]
+
+
+def row(use_grn: bool, dtype: torch.dtype, n: int, c: int, size: int, fp32: float, bf16: float) -> tuple[str, ...]:
+    """One block: its time, each phase's time, and in brackets the share of its ceiling."""
+    settle()
+    with torch.inference_mode(False):  # packed weights are checked in full without a version counter
+        block = FusedConvNeXtBlock(c, use_grn=use_grn, layer_scale_init_value=1.0).to(dtype).eval()
+    x = torch.randn(n, c, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    total, phases = measure(block, x)
+    pixels = n * size * size
+    product = 2e3 * pixels * 4 * c * c / (fp32 if dtype == torch.float32 else bf16)
+    taps = sum(min(size, i + 4) - max(0, i - 3) for i in range(size)) ** 2  # that fall into the image
+    ideal = {"dwconv": 2e3 * n * taps * c / fp32, "W1, GELU": product, "W2, residual": product}
+    cells = []
+    for name, value in zip((*PHASES, OUTSIDE), (*phases, total - sum(phases)), strict=True):
+        share = f" ({ideal[name] / value:.0%})" if name in ideal and value else ""
+        cells.append(f"{value:.3f}{share}" if value else "")
+    kind = "bf16" if dtype == torch.bfloat16 else "fp32"
+    label = f"{'V2' if use_grn else 'V1'} C{c} {size}x{size} b{n} {kind}"
+    return label, f"{total:.2f} ({sum(ideal.values()) / total:.0%})", *cells
 
 
 @click.command()
@@ -83,10 +79,20 @@ def main(threads: int, isa: str | None, batches: tuple[int, ...], markdown: bool
     """Print a row for each block: milliseconds of every phase and the share of its ceiling."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    header = ("block", "ms (share)", *PHASES)
+    header = ("block", "ms (share)", *PHASES, OUTSIDE)
     with native.use_isa(isa or native.isa()), steady_allocator(), torch.inference_mode(), pinned():
-        click.echo(f"{native.isa()}, {threads} threads; milliseconds (share of the ceiling)")
-        found = rows(threads, (torch.float32, torch.bfloat16), batches)
+        fp32, bf16 = ceilings(threads)
+        click.echo(
+            f"{native.isa()}, {threads} threads; ceilings {fp32 / 1e9:.0f} GFLOP/s in fp32, {bf16 / 1e9:.0f} in bf16 "
+            "products; milliseconds (share of the ceiling)"
+        )
+        found = [
+            row(use_grn, dtype, n, c, size, fp32, bf16)
+            for dtype in (torch.float32, torch.bfloat16)
+            for use_grn in (False, True)
+            for n in batches
+            for c, size in STAGES
+        ]
     if markdown:
         click.echo("\n".join("| " + " | ".join(line) + " |" for line in (header, ("---",) * len(header), *found)))
         return

@@ -280,7 +280,13 @@ def _always(case: Case, mode: str) -> bool:
     return True
 
 
+def _contiguous_wanted(case: Case, mode: str) -> bool:
+    return case.group != "scaling"
+
+
 def _compile_wanted(case: Case, mode: str) -> bool:
+    if case.group == "scaling":  # a curve beside eager's
+        return False
     if mode == QUICK:
         return case.group == "layernorm" and case.direction == "forward"
     if mode == STANDARD and case.group == "block":
@@ -289,18 +295,20 @@ def _compile_wanted(case: Case, mode: str) -> bool:
 
 
 def _autotune_wanted(case: Case, mode: str) -> bool:
+    if case.group == "scaling":
+        return False
     decides = case.group == "block" and case.channels == 384 and case.direction == "forward"
     return mode == FULL or (mode == STANDARD and decides)
 
 
 def _engine_wanted(case: Case, mode: str) -> bool:
-    return case.direction == "forward" and (mode != QUICK or case.group == "block")
+    return case.direction == "forward" and case.group != "scaling" and (mode != QUICK or case.group == "block")
 
 
 CANDIDATES = (
     Candidate(EAGER, _never_missing, _eager, _always),
     Candidate(OURS, _ours_missing, _ours, _always),
-    Candidate("eager, contiguous", _never_missing, _contiguous, _always),
+    Candidate("eager, contiguous", _never_missing, _contiguous, _contiguous_wanted),
     Candidate("torch.compile", _compiler_missing, _compiled(autotune=False), _compile_wanted),
     Candidate(
         "torch.compile, max-autotune",

@@ -2,7 +2,7 @@
 
 import fnmatch
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,8 @@ RIVALS = {  # the models a ConvNeXt is chosen against: (library, name, millions 
     "ViT-S/16": ("timm", "vit_small_patch16_224", 22),
     "ViT-B/16": ("torchvision", "vit_b_16", 87),
 }
+# How the cost of a whole model grows: (batch, height and width), each with one thread and with two.
+SCALING = (*((n, 224) for n in (1, 2, 4, 8, 16, 32, 64)), *((1, size) for size in (64, 128, 320, 448, 640, 832, 1024)))
 # Tensors of x's size that eager PyTorch and the fp64 reference hold at once; the hidden alone is four, twice.
 HELD = {"dwconv": 6, "layernorm": 6, "mlp": 16, "block": 16}
 
@@ -39,7 +41,7 @@ HELD = {"dwconv": 6, "layernorm": 6, "mlp": 16, "block": 16}
 class Case:
     """One line of the benchmarks: what, at which batch and dtype, forward or training."""
 
-    group: str  # layernorm, dwconv, mlp, block, model or rival
+    group: str  # layernorm, dwconv, mlp, block, model, rival or scaling
     what: str
     batch: int
     dtype: str  # fp32, bf16, fp16 or tf32
@@ -50,6 +52,7 @@ class Case:
     grn: bool
     memory: int = field(compare=False)  # bytes it needs, roughly
     build: "Callable[[], Workload]" = field(compare=False, repr=False)
+    threads: int | None = None  # None: as many as the run has
 
     @property
     def name(self) -> str:
@@ -118,6 +121,16 @@ def _models(dtype: str) -> list[Case]:
     return found
 
 
+def _scaling() -> list[Case]:
+    found = []
+    for threads in (1, 2):
+        for n, size in SCALING:
+            case = _convnext("ConvNeXt-T", n, size, "fp32", "forward", FULL)
+            what = f"{case.what} {threads} thread{'s' if threads > 1 else ''}"
+            found.append(replace(case, group="scaling", what=what, threads=threads))
+    return found
+
+
 def cases(device: str = "cpu") -> list[Case]:
     """Every case for `device`, cheap groups first."""
     dtypes = ("fp32", "bf16", "fp16", "tf32") if device == "cuda" else ("fp32", "bf16")
@@ -127,7 +140,9 @@ def cases(device: str = "cpu") -> list[Case]:
         for direction, n in (("forward", 1), ("forward", 8), ("training", 8)):
             found += _ops(dtype, direction, n)
         found += _models(dtype)
-    order = ("layernorm", "dwconv", "mlp", "block", "model", "rival")
+    if device == "cpu":
+        found += _scaling()
+    order = ("layernorm", "dwconv", "mlp", "block", "model", "rival", "scaling")
     return sorted(found, key=lambda case: order.index(case.group))
 
 

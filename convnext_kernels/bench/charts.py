@@ -253,6 +253,61 @@ def models(group: Sequence[Panel], only: Panel | None = None) -> "Figure":
     return figure
 
 
+def scaling_curves(run: Run) -> dict[str, dict[tuple[str, str], list[tuple[float, float]]]]:
+    """{"batch" or "pixels": {(candidate, threads): [(images or pixels, milliseconds for every 224 x 224 pixels)]}}.
+
+    Flat is linear.
+    """
+    found: dict[str, dict[tuple[str, str], list[tuple[float, float]]]] = {"batch": {}, "pixels": {}}
+    for record in run.records:
+        if record.group != "scaling" or not record.times:
+            continue
+        _, size, threads = record.what.split(" ", 2)
+        cost = record.times.median / record.batch * (224 / int(size)) ** 2
+        if size == "224":
+            found["batch"].setdefault((record.candidate, threads), []).append((record.batch, cost))
+        if record.batch == 1:
+            found["pixels"].setdefault((record.candidate, threads), []).append((int(size) ** 2, cost))
+    return {name: {key: sorted(points) for key, points in curves.items()} for name, curves in found.items()}
+
+
+def scaling(run: Run) -> "Figure | None":
+    """What an image costs as the batch and as the image grows; None without such cases."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    curves = scaling_curves(run)
+    if not any(curves.values()):
+        return None
+    figure = Figure(figsize=(2 * PANEL, 3.4), layout="constrained")
+    labels = {"batch": "images in a batch, 224x224 each", "pixels": "height = width of one image"}
+    for axes, (name, found) in zip(figure.subplots(1, 2, sharey=True), curves.items(), strict=True):
+        places = sorted({x for points in found.values() for x, _ in points})
+        for (candidate, threads), points in found.items():
+            ours = candidate == OURS
+            axes.plot(
+                *zip(*points, strict=True),
+                color=COLOURS["accelerated" if ours else "eager"],
+                linestyle="--" if threads.startswith("1 ") else "-",
+                marker="o",
+                markersize=3,
+                linewidth=1.2,
+                label=f"{'accelerated' if ours else candidate}, {threads}",
+            )
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(places))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticks(places, [str(x if name == "batch" else math.isqrt(x)) for x in places])
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(labels[name], fontsize=8, color=INK)
+        axes.tick_params(labelsize=7, colors=SOFT)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color=LINE, linewidth=0.5)
+    figure.axes[0].set_ylabel("ms for 224 x 224 pixels", fontsize=8, color=INK)
+    figure.axes[0].legend(frameon=False, fontsize=7)
+    return figure
+
+
 def roofline_points(run: Run) -> list[tuple[Record, Record | None]]:
     """(ours, eager) of every case with a time of ours and with floating-point operations."""
     cases = run.cases().values()
@@ -260,7 +315,7 @@ def roofline_points(run: Run) -> list[tuple[Record, Record | None]]:
     return [
         (ours, eager if eager is not None and eager.times else None)
         for ours, eager in found
-        if ours is not None and ours.times and ours.flops and ours.bytes
+        if ours is not None and ours.times and ours.flops and ours.bytes and ours.group != "scaling"
     ]
 
 

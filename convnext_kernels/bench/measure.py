@@ -15,7 +15,7 @@ from convnext_kernels.bench.candidates import CANDIDATES, DTYPES, Call, Candidat
 from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, Case
 from convnext_kernels.bench.conditions import Course
 from convnext_kernels.bench.numerics import PEER_SLACK, Judgement, judge, judge_eager, relative_errors
-from convnext_kernels.bench.results import EAGER, FAILED, OK, OURS, UNAVAILABLE, WRONG, Record, is_ours
+from convnext_kernels.bench.results import EAGER, FAILED, MODELS, OK, OURS, UNAVAILABLE, WRONG, Record, is_ours
 from convnext_kernels.bench.timing import interleave, pinned, steady_allocator
 from convnext_kernels.spec import OPS, BackendError, OpSpec
 
@@ -154,12 +154,15 @@ class Session:
         if reason:
             return [self._record(case, c.name, UNAVAILABLE, reason) for c in wanted]
         torch.backends.cudnn.benchmark = True
+        threads = torch.get_num_threads()
         try:
+            torch.set_num_threads(case.threads or threads)
             with tf32(case.dtype == "tf32"), steady_allocator():
                 return self._measure(case, wanted, on_step)
         except Exception as error:  # building the case itself: a library missing, memory exhausted
             return [self._record(case, c.name, FAILED, one_line(error)) for c in wanted]
         finally:
+            torch.set_num_threads(threads)
             if "torch._dynamo" in sys.modules:  # what was compiled for this case would slow the guards of the next
                 torch._dynamo.reset()
             gc.collect()
@@ -225,7 +228,9 @@ class Session:
         element = DTYPES[case.dtype].itemsize
         for name, call in calls.items():
             median = times[name].median / 1e3
-            compute, memory = ceilings.shares(work, element, case.dtype, median, self.ceilings)
+            # The ceilings are those of the run's threads.
+            known = {} if case.threads else self.ceilings
+            compute, memory = ceilings.shares(work, element, case.dtype, median, known)
             records[name] = self._record(
                 case,
                 name,
@@ -239,7 +244,7 @@ class Session:
                 saved_bytes=saved_bytes(call) if isinstance(call, Step) else None,
                 launches=launches(call) if self.device == "cuda" else None,
                 backend=serving(case, self.device) if is_ours(name) else None,
-                parameters=workload.work.parameters if case.group in ("model", "rival") else None,
+                parameters=workload.work.parameters if case.group in MODELS else None,
                 **judged[name],
             )
         return [records[candidate.name] for candidate in wanted]

@@ -305,8 +305,10 @@ def _draw(run: Run, folder: Path) -> tuple[dict[str, object], list[Path]]:
         files.append(folder / f"{name}.png")
         figure.savefig(files[-1], dpi=PNG_DPI, facecolor="white")
 
-    found: dict[str, object] = {"ratios": [], "models": [], "roofline": None}
+    found: dict[str, object] = {"ratios": [], "models": [], "roofline": None, "scaling": None}
     for group, cases in by(run, lambda record: record.group).items():
+        if group == "scaling":  # a chart of its own
+            continue
         panels = _panels(cases, _ratio_row)
         if not panels:
             continue
@@ -316,6 +318,10 @@ def _draw(run: Run, folder: Path) -> tuple[dict[str, object], list[Path]]:
     if panels:
         found["models"] = [(panel, charts.svg(charts.models(panels, panel))) for panel in panels]
         png("models", charts.models(panels))
+    figure = charts.scaling(run)
+    if figure is not None:
+        found["scaling"] = charts.svg(figure)
+        png("scaling", figure)
     figure = charts.roofline(run)
     if figure is not None:
         found["roofline"] = charts.svg(figure)

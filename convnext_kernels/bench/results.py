@@ -11,6 +11,7 @@ from pathlib import Path
 from convnext_kernels.bench.timing import Times
 
 FORMAT = 1
+MODELS = ("model", "rival", "scaling")  # the groups whose cases are whole models
 OURS = "convnext_kernels"  # the candidate that this package is
 EAGER = "eager"  # PyTorch, channels_last
 
@@ -32,7 +33,7 @@ class Record:
     """One candidate in one case. Fields that do not apply, or could not be measured, are None."""
 
     case: str  # unique: group/what-batch-dtype-direction, e.g. "block/V1-C96-56x56-b1-fp32-forward"
-    group: str  # layernorm, dwconv, mlp, block, model, rival
+    group: str  # layernorm, dwconv, mlp, block, model, rival, scaling
     what: str  # e.g. "V1 C96 56x56"
     batch: int
     dtype: str  # fp32, bf16, fp16, tf32
@@ -51,7 +52,7 @@ class Record:
     saved_bytes: int | None = None  # kept for the backward pass, parameters left out (training)
     launches: int | None = None  # kernels started by a call (GPU)
     backend: str | None = None  # of this package, that served
-    parameters: int | None = None  # of the model (groups model and rival)
+    parameters: int | None = None  # of the model (groups of whole models)
 
     @property
     def gflops(self) -> float | None:
@@ -70,8 +71,8 @@ class Record:
 
     @property
     def images_per_second(self) -> float | None:
-        """Images a second at the median (groups model and rival)."""
-        return self.batch / self.times.median * 1e3 if self.times and self.group in ("model", "rival") else None
+        """Images a second at the median (groups of whole models)."""
+        return self.batch / self.times.median * 1e3 if self.times and self.group in MODELS else None
 
 
 @dataclass(frozen=True)

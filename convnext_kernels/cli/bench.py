@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 RESULTS = "results.json"
 REPORT = Path("convnext-kernels-report/bench")
 # How long a case of each group takes next to the others, for the remaining time: seconds on two cores.
-SECONDS = {"layernorm": 1, "dwconv": 1, "mlp": 2, "block": 6, "model": 12, "rival": 6}
+SECONDS = {"layernorm": 1, "dwconv": 1, "mlp": 2, "block": 6, "model": 12, "rival": 6, "scaling": 20}
 
 
 def start(device: str, mode: str) -> "Run":
@@ -148,8 +148,10 @@ def command(
         return
     folder = None if no_report else folder
     check_folder(folder)
+    from convnext_kernels.bench.results import MODELS
+
     for library in ("torchvision", "timm"):
-        if any(case.group in ("model", "rival") for case in selected):
+        if any(case.group in MODELS for case in selected):
             options.need(library, "cases of whole models", "bench")
     with options.thread_count(threads):
         run = start(device, mode)

@@ -1,6 +1,9 @@
 // Downsampling: LayerNorm of every pixel, then a KxK convolution with stride K, which is one matrix product
 // whose rows are patches: (kh, kw, padded C) side by side. A tile of patches is normalised straight into the
 // product's operand.
+//
+// Few patches and large weights (ConvNeXt-T's last, batch 1: 49 rows, 4.7 MB): threads share all rows and
+// each multiplies its own columns, so that each weight is read by one thread only.
 
 #include "cpu/gemm_f32.h"
 #include "cpu/rows.h"
@@ -16,24 +19,25 @@ template <class G>
 struct Downsample {
   static int64_t out_rows(const DownsampleArgs& a) { return a.n * (a.h / a.patch) * (a.w / a.patch); }
 
-  static int64_t tile_rows(const DownsampleArgs& a, int threads) {
-    int64_t tile = l2_cache_bytes() / 4 / (G::a_bytes(32, a.weight.k) / 32);
-    if (tile < 32) tile = 32;
-    const int64_t tiles = ((out_rows(a) + tile - 1) / tile + threads - 1) / threads * threads;
-    const int64_t even = (out_rows(a) + tiles - 1) / tiles;
-    return (even + G::kRowGrain - 1) / G::kRowGrain * G::kRowGrain;
-  }
-
-  static int64_t bytes_per_thread(const DownsampleArgs& a, int threads) {
-    return (pad_channels(a.c) * 4 + G::a_bytes(tile_rows(a, threads), a.weight.k) + 63) / 64 * 64;
-  }
+  struct Plan {
+    bool columns;
+    int64_t tile, per_thread, total;
+    Plan(const DownsampleArgs& a, int threads) {
+      const int64_t rows = out_rows(a), pixel = align64(pad_channels(a.c) * 4);
+      columns =
+          threads > 1 && rows <= 64 * threads && G::packed_bytes(a.weight.n, a.weight.k) > l2_cache_bytes();
+      const int64_t room = max64(l2_cache_bytes() / 4 / (G::a_bytes(32, a.weight.k) / 32), 32);
+      const int64_t tiles = round_up(ceil_div(rows, room), threads);
+      tile = columns ? rows : round_up(ceil_div(rows, tiles), G::kRowGrain);
+      const int64_t y = align64(G::a_bytes(tile, a.weight.k));
+      per_thread = columns ? pixel : pixel + y;
+      total = threads * per_thread + (columns ? y : 0);
+    }
+  };
 
   static int64_t workspace(const DownsampleArgs& a, int threads) {
     int64_t most = 0;
-    for (int t = 1; t <= threads; ++t) {
-      const int64_t total = t * bytes_per_thread(a, t);
-      if (total > most) most = total;
-    }
+    for (int t = 1; t <= threads; ++t) most = max64(most, Plan(a, t).total);
     return most;
   }
 
@@ -53,7 +57,7 @@ struct Downsample {
 
   template <class T>
   static void produce(const DownsampleArgs& a, const Norm& norm, int64_t begin, int64_t end, float* pixel,
-                      void* y) {
+                      void* y, int64_t row) {
     const int64_t out_w = a.w / a.patch, out_h = a.h / a.patch;
     for (int64_t p = begin; p < end; ++p) {
       const int64_t n = p / (out_h * out_w), h = p / out_w % out_h, w = p % out_w;
@@ -61,7 +65,8 @@ struct Downsample {
         const T* x = static_cast<const T*>(a.x) + ((n * a.h + h * a.patch + i) * a.w + w * a.patch) * a.c;
         for (int64_t j = 0; j < a.patch; ++j) {
           read_row(x + j * a.c, a.c, pixel);
-          G::write_normalized(y, a.weight.k, p - begin, (i * a.patch + j) * pad_channels(a.c), norm, pixel);
+          G::write_normalized(y, a.weight.k, row + p - begin, (i * a.patch + j) * pad_channels(a.c), norm,
+                              pixel);
         }
       }
     }
@@ -69,16 +74,34 @@ struct Downsample {
 
   static void run(const DownsampleArgs& a, Team& team) {
     const Norm norm(a.c, a.eps, a.norm_weight, a.norm_bias);
-    char* own = a.workspace + team.rank() * bytes_per_thread(a, team.size());
+    const Plan p(a, team.size());
+    char* own = a.workspace + team.rank() * p.per_thread;
     float* pixel = reinterpret_cast<float*>(own);
-    void* y = own + pad_channels(a.c) * 4;
-    const int64_t tile = tile_rows(a, team.size()), rows = out_rows(a);
-    for (int64_t begin; (begin = team.next() * tile) < rows;) {
-      const int64_t end = begin + tile < rows ? begin + tile : rows;
-      with_type(a.dtype, [&](auto type) { produce<decltype(type)>(a, norm, begin, end, pixel, y); });
+    const int64_t rows = out_rows(a);
+    const auto produce_rows = [&](int64_t begin, int64_t end, void* y, int64_t row) {
+      with_type(a.dtype, [&](auto type) { produce<decltype(type)>(a, norm, begin, end, pixel, y, row); });
+    };
+    const auto multiply = [&](const void* y, int64_t first, int64_t count, int64_t panel,
+                              int64_t last_panel) {
       with_type(a.out_dtype, [&](auto type) {
-        G::product(y, 0, end - begin, a.weight, 0, G::panels(a.weight.n), Epilogue<decltype(type)>{a, begin});
+        G::product(y, 0, count, a.weight, panel, last_panel, Epilogue<decltype(type)>{a, first});
       });
+    };
+    int64_t begin, end;
+    if (p.columns) {
+      void* y = a.workspace + team.size() * p.per_thread;
+      team.split(rows, G::kRowGrain, &begin, &end);
+      produce_rows(begin, end, y, begin);
+      team.barrier();
+      team.split(G::panels(a.weight.n), 1, &begin, &end);
+      multiply(y, 0, rows, begin, end);
+      return;
+    }
+    void* y = own + align64(pad_channels(a.c) * 4);
+    while ((begin = team.next() * p.tile) < rows) {
+      end = min64(begin + p.tile, rows);
+      produce_rows(begin, end, y, 0);
+      multiply(y, begin, end - begin, 0, G::panels(a.weight.n));
     }
   }
 };

@@ -141,17 +141,17 @@ inline Buffer padded(const Values& values, int64_t columns) {
   return buffer;
 }
 
+inline Buffer floats(const Values& values) {
+  Buffer buffer(int64_t(values.size()) * 4);
+  for (size_t i = 0; i < values.size(); ++i) buffer.as<float>()[i] = float(values[i]);
+  return buffer;
+}
+
 // The weights (K * K, channels) of a depthwise convolution as the kernels read them; nothing for kernel_size
 // 0.
 inline Buffer packed_taps(const Values& weight, int kernel_size, int64_t channels) {
   Buffer buffer(packed_taps_bytes(kernel_size, channels));
-  pack_taps(weight.data(), kernel_size, channels, buffer.as<float>());
-  return buffer;
-}
-
-inline Buffer floats(const Values& values) {
-  Buffer buffer(int64_t(values.size()) * 4);
-  for (size_t i = 0; i < values.size(); ++i) buffer.as<float>()[i] = float(values[i]);
+  pack_taps(floats(weight).as<float>(), kernel_size, channels, buffer.as<float>());
   return buffer;
 }
 

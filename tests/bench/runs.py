@@ -5,7 +5,7 @@ import math
 import random
 
 from convnext_kernels.bench.cases import Case, cases
-from convnext_kernels.bench.results import EAGER, FAILED, OURS, UNAVAILABLE, WRONG, Record, Run, Times
+from convnext_kernels.bench.results import EAGER, FAILED, MODELS, OURS, UNAVAILABLE, WRONG, Record, Run, Times
 
 GIGA = 1e9
 PARAMETERS = 28_589_128  # of every model: the figures are invented
@@ -62,8 +62,8 @@ def _flops_and_bytes(case: Case) -> tuple[int, int]:
     """About what bench/work.py counts."""
     element, triple = 4 if case.dtype in ("fp32", "tf32") else 2, 3 if case.direction == "training" else 1
     words = case.what.split()
-    if case.group in ("model", "rival"):
-        flops, numbers = 9e9 * (int(words[-1]) / 224) ** 2 * case.batch, PARAMETERS
+    if case.group in MODELS:
+        flops, numbers = 9e9 * (int(words[1]) / 224) ** 2 * case.batch, PARAMETERS
     else:
         c, pixels = int(words[-2][1:]), case.batch * int(words[-1].split("x")[0]) ** 2
         kernel = int(words[0][1:]) if case.group == "dwconv" else 7
@@ -91,10 +91,12 @@ def records(case: Case, device: str, chance: random.Random) -> list[Record]:
     ceilings = (CUDA_CEILINGS if device == "cuda" else CEILINGS)["flops"]
     peak = ceilings["vector" if case.group == "dwconv" else case.dtype]
     milliseconds = 1e3 * (flops / peak * 3 + least / 20e9 / (100 if device == "cuda" else 1))
-    model = case.group in ("model", "rival")
+    model = case.group in MODELS
     common = {name: getattr(case, name) for name in ("group", "what", "batch", "dtype", "direction")}
     common |= {"case": case.name, "flops": flops, "bytes": least, "parameters": PARAMETERS if model else None}
     names = [EAGER, OURS, "eager, contiguous", "OpenVINO", "ONNX Runtime"]
+    if case.group == "scaling":
+        names = names[:2]
     if case.group == "block":
         names[3:3] = ["torch.compile", "torch.compile, max-autotune"]
     if case.group == "rival":

@@ -81,7 +81,7 @@ def test_full_run(write):
     run = runs.full_run()
     _, page, names = write(run)
     groups = ("layernorm", "dwconv", "mlp", "block", "model")
-    assert names == [*(f"ratios-{group}.png" for group in groups), "models.png", "roofline.png"]
+    assert names == [*(f"ratios-{group}.png" for group in groups), "models.png", "scaling.png", "roofline.png"]
     for name in run.cases():
         assert name in page.text
     for words in ("Example Xeon 6", "device cpu", "mode full", "2026-11-24 20:01", "0123456789ab", "complete"):

@@ -1,0 +1,160 @@
+"""Look for cliffs: shapes at which this package is slower than eager PyTorch, channels_last, on this CPU.
+
+    python benchmarks/cpu_sweep.py [--threads 2] [--minutes 10] [--dtype fp32] [--seed 0]
+
+A grid of every channel count, height, width and kernel size has 10^8 points, so shapes are taken along lines (every
+C at a fixed image, every height and width at fixed C, every K) and then at random, until the time is over. Both
+candidates are called in turn; a shape that seems slower is measured again, longer, before it counts. Prints the
+worst ratio.
+"""
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import click
+import torch
+from torch import nn
+
+from convnext_kernels import DepthwiseConv2d, FusedConvNeXtBlock
+from convnext_kernels.backends.cpu import native
+from convnext_kernels.bench.timing import pinned, settle, steady_allocator
+from convnext_kernels.bench.workloads import EagerBlock, EagerDwconv, initialise
+
+ODD = (1, 3, *range(9, 130, 10), 33, 63, 65, 127, 255, 257, 385, 511, 769, 1001, 1023)
+CHANNELS = sorted({*range(8, 1025, 8), *ODD})
+SIDES = range(1, 97)
+KERNELS = range(3, 32, 2)
+SLOWER = 0.95  # of eager's speed: within 5 % is no cliff
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One point: the op, (N, C, H, W) and the side of the convolution's kernel."""
+
+    op: str  # dwconv or block
+    n: int
+    c: int
+    h: int
+    w: int
+    k: int
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.n}x{self.c}x{self.h}x{self.w} K{self.k}"
+
+
+def lines() -> Iterator[Shape]:
+    """Every C, every side and every K, the others fixed."""
+    for c in CHANNELS:
+        yield Shape("dwconv", 1, c, 14, 14, 7)
+        yield Shape("block", 1, c, 14, 14, 7)
+    for side in SIDES:
+        for c in (96, 192):
+            yield Shape("dwconv", 1, c, side, side, 7)
+        yield Shape("block", 1, 96, side, side, 7)
+        yield Shape("dwconv", 1, 96, 56, side, 7)
+        yield Shape("dwconv", 1, 96, side, 56, 7)
+    for k in KERNELS:
+        for c, side in ((96, 56), (192, 28), (384, 14), (768, 7), (100, 15)):
+            yield Shape("dwconv", 1, c, side, side, k)
+        yield Shape("block", 1, 96, 28, 28, k)
+
+
+def points(seed: int) -> Iterator[Shape]:
+    """`lines` in random order, then shapes at random, without end."""
+    chance = random.Random(seed)
+    known = list(dict.fromkeys(lines()))
+    chance.shuffle(known)
+    yield from known
+    while True:
+        op, k = chance.choice((("dwconv", chance.choice(KERNELS)), ("block", 7)))
+        # As many small images as large ones: small ones are where the fixed costs show.
+        h, w = (min(96, max(1, round(2 ** chance.uniform(0, 6.6)))) for _ in range(2))
+        yield Shape(op, chance.choice((1, 1, 2, 8)), chance.choice(CHANNELS), h, w, k)
+
+
+def modules(shape: Shape, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
+    """Eager PyTorch and ours, with the same weights."""
+    if shape.op == "dwconv":
+        eager, ours = EagerDwconv(shape.c, shape.k), DepthwiseConv2d(shape.c, shape.k)
+    else:
+        eager, ours = EagerBlock(shape.c, kernel=shape.k), FusedConvNeXtBlock(shape.c, kernel_size=shape.k)
+    initialise(eager)
+    ours.load_state_dict(eager.state_dict())
+    return tuple(m.to(dtype).to(memory_format=torch.channels_last).eval() for m in (eager, ours))
+
+
+def _calls(function: Callable[[], object], seconds: float) -> list[float]:
+    function()
+    found, end = [], time.perf_counter() + seconds
+    while not found or (time.perf_counter() < end and len(found) < 50):
+        start = time.perf_counter()
+        function()
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def measure(shape: Shape, dtype: torch.dtype, seconds: float, rounds: int) -> float:
+    """How many times faster than eager: the median over `rounds` of the ratios of the medians of one round.
+
+    AssertionError if the results differ by more than the dtype's rounding explains: no speed of wrong numbers.
+    """
+    eager, ours = modules(shape, dtype)
+    x = torch.randn(shape.n, shape.c, shape.h, shape.w).to(dtype).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        expected, found = eager(x).float(), ours(x).float()
+        error = (found - expected).abs().max() / expected.abs().max()
+        assert error < 100 * torch.finfo(dtype).eps, f"{shape}: differs from eager by {error:.1e}"
+        ratios = []
+        for _ in range(rounds):
+            pair = []
+            for module in (eager, ours):
+                settle()
+                pair.append(statistics.median(_calls(lambda module=module: module(x), seconds)))
+            ratios.append(pair[0] / pair[1])
+    return statistics.median(ratios)
+
+
+def sweep(shapes: Iterator[Shape], dtype: torch.dtype, until: float) -> dict[Shape, float]:
+    """Ratios of all shapes reached before `until` (time.perf_counter)."""
+    found = {}
+    for shape in shapes:
+        if time.perf_counter() > until:
+            break
+        found[shape] = measure(shape, dtype, 0.005, 2)
+        if found[shape] < 1.1:  # 5 ms are short: look again where it matters
+            found[shape] = measure(shape, dtype, 0.04, 5)
+    return found
+
+
+@click.command()
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--minutes", type=click.FloatRange(0.0, min_open=True), default=10.0, show_default=True)
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default="fp32", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+def main(threads: int, minutes: float, dtype: str, seed: int) -> None:
+    """Print how many shapes were measured, how they compare with eager, and the worst of them."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    planned = len(set(lines()))
+    with steady_allocator(), pinned():
+        found = sweep(points(seed), DTYPES[dtype], time.perf_counter() + 60 * minutes)
+        slow = [shape for shape, ratio in found.items() if ratio < SLOWER]
+        for shape in slow:  # once more, since a busy machine makes cliffs that are not there
+            found[shape] = max(found[shape], measure(shape, DTYPES[dtype], 0.1, 7))
+    worst = sorted(found.items(), key=lambda item: item[1])
+    slow = [shape for shape, ratio in found.items() if ratio < SLOWER]
+    click.echo(
+        f"{dtype}, {native.isa()}, {threads} threads: {len(found)} shapes ({planned} along lines, the rest at random), "
+        f"median {statistics.median(found.values()):.2f}x eager, slower by more than 5 % in {len(slow)}"
+    )
+    for shape, ratio in worst[:10]:
+        click.echo(f"  {ratio:.2f}x  {shape}")
+    click.echo(f"worst ratio: {worst[0][1]:.2f}x, {worst[0][0]}")
+
+
+if __name__ == "__main__":
+    main()
