@@ -52,12 +52,12 @@ struct MlpPlan {
       way = MlpWay::kTiles;
     } else if (divided) {
       way = MlpWay::kImages;
-      // At most 128 units, however large the image: their sums are memory too.
-      unit = max64(kRun, round_up(ceil_div(image, 128), kRun));
+      // At most 64 units, however large the image: their sums are memory too.
+      unit = max64(kRun, round_up(ceil_div(image, 64), kRun));
       units = ceil_div(image, unit);
       const int64_t share = ceil_div(units, threads) * unit;  // rows of a thread
       const int64_t sums = ceil_div(units * pad_channels(a.hidden) * 4, threads);
-      tile = round_up(min64(room, share), kRun);
+      tile = max64(min64(min64(room, (most - sums) / (y_row + h_row)), share) / kRun * kRun, kRun);
       chain = short_chains ? min64(tile, 128) : tile;
       // All of a thread's rows, or as many as there is room for beside those passing through.
       const int64_t left = most - sums - tile * y_row;

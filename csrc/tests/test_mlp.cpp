@@ -221,7 +221,7 @@ TEST_CASE("GRN: groups of several images, the last one smaller") {
   check({DType::kBFloat16, {9, 37, 20, 3}, 600, 0, 1, true, true, false}, 2);
 }
 
-TEST_CASE("GRN: images divided between threads, units of 32 rows and of 64") {
+TEST_CASE("GRN: images divided between threads, units of 32 rows and of more") {
   check({DType::kFloat32, {2, 33, 37, 20}, 40, 3, 1, true, true}, 1);
   check({DType::kBFloat16, {2, 70, 71, 5}, 33, 0, 1, true, false, false}, 2);
 }

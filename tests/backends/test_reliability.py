@@ -1,6 +1,7 @@
 """Threads, forks and worker processes."""
 
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -185,3 +186,99 @@ def test_gradients_are_the_same_bits_for_any_number_of_threads(op, dtype, case, 
         together = gradients(lambda **a: operator.serve(kernel, **a), arguments, dy)
         for name, gradient in together.items():
             assert torch.equal(gradient, alone[name]), f"{name} on {threads} threads"
+
+
+@pytest.mark.parametrize("runtime", ["openmp", "threads"])
+@pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
+def test_interrupted_calls(use_grn, runtime, run_python):
+    """Ctrl-C, a hundred times: it is raised after the call it met, the next call is right, nobody waits for ever."""
+    out = run_python(
+        f"""
+import os, signal, sys, warnings
+import numpy
+import torch
+import convnext_kernels as ck
+from convnext_kernels.backends.cpu import native
+warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks of multi-threaded processes
+torch.set_num_threads(3)
+torch.manual_seed(0)
+block = ck.FusedConvNeXtBlock(96, layer_scale_init_value=1.0, use_grn={use_grn}, backend="cpu")
+x = torch.randn(1, 96, 40, 40).contiguous(memory_format=torch.channels_last)
+
+def run():
+    with torch.no_grad():
+        expected = block(x).numpy()
+        assert native.extension().parallel_runtime() == {runtime!r}
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        interrupted = calls = 0
+        while interrupted < 100:
+            calls += 1
+            assert calls < 100_000, "no interrupt arrives"
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-5 + 1e-5 * (calls % 200))
+                y = block(x)
+            except KeyboardInterrupt:
+                interrupted += 1
+                y = None
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            # compared by NumPy: in a forked child no parallel loop of PyTorch's comes back
+            assert numpy.array_equal((block(x) if y is None else y).numpy(), expected)
+
+if {runtime!r} == "openmp":
+    run()
+else:  # a forked child, which has lost OpenMP's threads
+    with torch.no_grad():
+        block(x)
+    child = os.fork()
+    if child == 0:
+        try:
+            run()
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+print("ok")
+"""
+    )
+    assert out.strip() == "ok"
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_of_a_block(dtype, use_grn, threads, run_python):
+    """At the peak no more than input, output, packed weights and 4 MB a thread: the hidden alone would be 96 MB."""
+    out = run_python(
+        f"""
+from pathlib import Path
+import torch
+import convnext_kernels as ck
+torch.set_num_threads({threads})
+
+def resident(name):
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
+    return int(line.split()[1]) * 1024
+
+def block(dim):
+    return ck.FusedConvNeXtBlock(dim, use_grn={use_grn}, backend="cpu").to(torch.{dtype})
+
+def image(dim, side):
+    return torch.zeros(1, dim, side, side, dtype=torch.{dtype}).contiguous(memory_format=torch.channels_last) + 1
+
+with torch.inference_mode():
+    block(8)(image(8, 64))  # whatever is loaded and started once
+    large, x = block(96), image(96, 250)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident("VmRSS")
+    y = large(x)
+    peak = resident("VmHWM") - before
+weights = 4 * 2 * 4 * 96 * 96 + 4 * 49 * 96  # fp32, the largest they are packed to
+allowed = y.numel() * y.element_size() + weights + {threads} * 4 * 2**20
+slack = 2**19  # stacks of the threads, pages of the allocator
+print(peak <= allowed + slack or f"peak {{peak / 2**20:.1f}} MiB, allowed {{allowed / 2**20:.1f}}")
+"""
+    )
+    assert out.strip() == "True"
