@@ -13,7 +13,6 @@ namespace cnk::cpu::CNK_ISA {
 constexpr int64_t kUnit = 32;
 constexpr int64_t kGroupBytes = int64_t{16} << 20;  // of the operands of the products over rows
 
-
 // Fewer rows than 256 would read and write the sums of the weights' gradients (8 C^2 floats) for little work;
 // more than 1024 leave the caches.
 CNK_INLINE int64_t group_rows(int64_t rows, int64_t row_bytes) {

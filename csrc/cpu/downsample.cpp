@@ -7,7 +7,7 @@
 
 #include "cpu/gemm_f32.h"
 #include "cpu/rows.h"
-#if defined(__AVX512BF16__)
+#if defined(CNK_HAS_BF16)
 #include "cpu/gemm_bf16.h"
 #endif
 
@@ -109,7 +109,7 @@ struct Downsample {
 }  // namespace
 
 void downsample(const DownsampleArgs& a, Team& team) {
-#if defined(__AVX512BF16__)
+#if defined(CNK_HAS_BF16)
   if (a.products == Products::kBFloat16) {
     [[maybe_unused]] const GemmBf16::Scope scope;
     return Downsample<GemmBf16>::run(a, team);
@@ -119,7 +119,7 @@ void downsample(const DownsampleArgs& a, Team& team) {
 }
 
 int64_t downsample_workspace(const DownsampleArgs& a, int threads) {
-#if defined(__AVX512BF16__)
+#if defined(CNK_HAS_BF16)
   if (a.products == Products::kBFloat16) return Downsample<GemmBf16>::workspace(a, threads);
 #endif
   return Downsample<GemmF32>::workspace(a, threads);

@@ -9,7 +9,7 @@
 #include "cpu/backward.h"
 #include "cpu/gemm_f32.h"
 #include "cpu/layernorm.h"
-#if defined(__AVX512BF16__)
+#if defined(CNK_HAS_BF16)
 #include "cpu/gemm_bf16.h"
 #endif
 
@@ -169,7 +169,7 @@ struct DownsampleBackward {
 }  // namespace
 
 void downsample_backward(const DownsampleBackwardArgs& a, Team& team) {
-#if defined(__AVX512BF16__)
+#if defined(CNK_HAS_BF16)
   if (a.products == Products::kBFloat16) {
     [[maybe_unused]] const GemmBf16::Scope scope;
     return DownsampleBackward<GemmBf16>(a).run(team);
@@ -179,7 +179,7 @@ void downsample_backward(const DownsampleBackwardArgs& a, Team& team) {
 }
 
 int64_t downsample_backward_workspace(const DownsampleBackwardArgs& a, int threads) {
-#if defined(__AVX512BF16__)
+#if defined(CNK_HAS_BF16)
   if (a.products == Products::kBFloat16) return DownsampleBackward<GemmBf16>(a).workspace(threads);
 #endif
   return DownsampleBackward<GemmF32>(a).workspace(threads);

@@ -10,7 +10,8 @@
 // The order of tiles decides what the caches see. A cache line is one register's channels of one pixel, and
 // lines of neighbouring pixels lie C floats apart: at C 96 to 768 they share so few sets of L1 that the lines
 // of seven rows of a 224 network's image just do not fit (C 384: 98 lines, room for 96). So tiles go down a
-// strip of columns before they go right, and a strip's rows stay in L1 (PENDING).
+// strip of columns before they go right, and a strip's rows stay in L1 (with packed taps: 5 to 10 % at C 96
+// and 192).
 
 #include "cpu/dwconv.h"
 

@@ -13,7 +13,7 @@
 // at the end: the bits of the result do not depend on the number of threads.
 
 #include "cpu/vec.h"
-#if defined(__AVX512BF16__)
+#if defined(CNK_HAS_BF16)
 #include "cpu/tiles.h"
 #endif
 
@@ -31,13 +31,11 @@ struct Floats {
   static constexpr int64_t kColumns = 1;  // of dy in a word
   static CNK_INLINE Vec add(Vec dy, const float* x, Vec sum) { return multiply_add(dy, load(x), sum); }
 };
-#if defined(__AVX512BF16__) && \
+#if defined(CNK_HAS_BF16) && \
     !defined(CNK_HAS_TILES)  // at half rate where there are tiles (211 of 419 GFLOP/s)
 struct Pairs {
   static constexpr int64_t kColumns = 2;
-  static CNK_INLINE Vec add(Vec dy, const float* x, Vec sum) {
-    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)dy, (__m512bh)load(x));
-  }
+  static CNK_INLINE Vec add(Vec dy, const float* x, Vec sum) { return dot_bf16(sum, dy, load(x)); }
 };
 #endif
 
@@ -367,7 +365,7 @@ int64_t dwconv_weight_gradient_workspace(const DwconvWeightGradientArgs& a, int 
 
 void dwconv_weight_gradient(const DwconvWeightGradientArgs& a, Team& team) {
   const Plan p(a);
-#if defined(__AVX512BF16__) && !defined(CNK_HAS_TILES)
+#if defined(CNK_HAS_BF16) && !defined(CNK_HAS_TILES)
   if (a.dtype == DType::kBFloat16) return run<Pairs, BFloat16>(a, team, p);
 #endif
   with_type(a.dtype, [&](auto type) { run<Floats, decltype(type)>(a, team, p); });

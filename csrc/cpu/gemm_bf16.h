@@ -52,7 +52,8 @@ struct GemmBf16 {
           const int64_t j = half * 16 + r.value;
           const T* row = w + j * k;
           rows[r.value] =
-              j < n ? pairs(load_channels(row, tile * 32, k), load_channels(row, tile * 32 + 16, k)) : Vec{};
+              j < n ? pairs_bf16(load_channels(row, tile * 32, k), load_channels(row, tile * 32 + 16, k))
+                    : Vec{};
         });
         transpose(rows);
         float* out = reinterpret_cast<float*>(b_tile(packed, k, half / 2, tile, half % 2));
@@ -77,7 +78,7 @@ struct GemmBf16 {
               const Vec v = load_channels(w + i * n, j, n);
               return scale ? v * scale[i] : v;
             };
-            rows[r.value] = i < k ? pairs(read(panel * kPanel), read(panel * kPanel + 16)) : Vec{};
+            rows[r.value] = i < k ? pairs_bf16(read(panel * kPanel), read(panel * kPanel + 16)) : Vec{};
           });
           store_pair(packed, k, panel, tile, pair, rows[0], rows[1]);
         }
@@ -101,7 +102,7 @@ struct GemmBf16 {
   }
 
   static CNK_INLINE void store_row(BFloat16* row, Vec low, Vec high) {
-    _mm512_store_si512(row, (__m512i)pairs(low, high));
+    _mm512_store_si512(row, (__m512i)pairs_bf16(low, high));
   }
 
   struct Block {
@@ -198,11 +199,6 @@ struct GemmBf16 {
   }
 
  private:
-  // 32 floats rounded to bf16, in order.
-  static CNK_INLINE Vec pairs(Vec low, Vec high) {
-    return (Vec)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
-  }
-
   // Two rows of 32 bf16 to pairs: of columns 0-15 and 16-31.
   static CNK_INLINE void interleave(Vec first, Vec second, Vec* low, Vec* high) {
     const __m512i step =
@@ -289,26 +285,24 @@ struct GemmBf16 {
   // sums (8, 32) = eight rows of A tiles times a panel.
   static __attribute__((noinline)) void eight_by_two(const char* a, const char* b, int64_t steps,
                                                      float* out) {
-    __m512 sums[8][2];
-    unroll<8>([&](auto r) { sums[r.value][0] = sums[r.value][1] = _mm512_setzero_ps(); });
+    Vec sums[8][2] = {};
     for (int64_t s = 0; s < steps; ++s) {
       for (int64_t pair = 0; pair < 16; ++pair) {
-        const __m512bh low = (__m512bh)_mm512_load_si512(b + pair * 64);
-        const __m512bh high = (__m512bh)_mm512_load_si512(b + kTile + pair * 64);
+        const Vec low = load(reinterpret_cast<const float*>(b + pair * 64));
+        const Vec high = load(reinterpret_cast<const float*>(b + kTile + pair * 64));
         unroll<8>([&](auto r) {
           int32_t word;
           std::memcpy(&word, a + r.value * 64 + pair * 4, 4);
-          const __m512bh both = (__m512bh)_mm512_set1_epi32(word);
-          sums[r.value][0] = _mm512_dpbf16_ps(sums[r.value][0], both, low);
-          sums[r.value][1] = _mm512_dpbf16_ps(sums[r.value][1], both, high);
+          const Vec both = (Vec)_mm512_set1_epi32(word);
+          sums[r.value][0] = dot_bf16(sums[r.value][0], both, low);
+          sums[r.value][1] = dot_bf16(sums[r.value][1], both, high);
         });
       }
       a += kTile;
       b += 2 * kTile;
     }
     unroll<8>([&](auto r) {
-      unroll<2>(
-          [&](auto half) { store(out + r.value * 32 + half.value * 16, (Vec)sums[r.value][half.value]); });
+      unroll<2>([&](auto half) { store(out + r.value * 32 + half.value * 16, sums[r.value][half.value]); });
     });
   }
 #endif

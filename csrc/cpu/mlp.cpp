@@ -21,7 +21,7 @@
 #include "cpu/grn.h"
 #include "cpu/mlp_plan.h"
 #include "cpu/rows.h"
-#if defined(__AVX512BF16__)
+#if defined(CNK_HAS_BF16)
 #include "cpu/gemm_bf16.h"
 #endif
 
@@ -372,7 +372,7 @@ struct Mlp {
 }  // namespace
 
 void mlp(const MlpArgs& a, Team& team) {
-#if defined(__AVX512BF16__)
+#if defined(CNK_HAS_BF16)
   if (a.products == Products::kBFloat16) {
     [[maybe_unused]] const GemmBf16::Scope scope;
     return Mlp<GemmBf16>::run(a, team);
@@ -382,7 +382,7 @@ void mlp(const MlpArgs& a, Team& team) {
 }
 
 int64_t mlp_workspace(const MlpArgs& a, int threads) {
-#if defined(__AVX512BF16__)
+#if defined(CNK_HAS_BF16)
   if (a.products == Products::kBFloat16) return MlpPlan<GemmBf16>::workspace(a, threads);
 #endif
   return MlpPlan<GemmF32>::workspace(a, threads);

@@ -21,7 +21,7 @@
 #include "cpu/gemm_f32.h"
 #include "cpu/grn.h"
 #include "cpu/layernorm.h"
-#if defined(__AVX512BF16__)
+#if defined(CNK_HAS_BF16)
 #include "cpu/gemm_bf16.h"
 #endif
 
@@ -459,7 +459,7 @@ void run(const MlpBackwardArgs& a, Team& team) {
 }  // namespace
 
 void mlp_backward(const MlpBackwardArgs& a, Team& team) {
-#if defined(__AVX512BF16__)
+#if defined(CNK_HAS_BF16)
   if (a.products == Products::kBFloat16) {
     [[maybe_unused]] const GemmBf16::Scope scope;
     return run<GemmBf16>(a, team);
@@ -469,7 +469,7 @@ void mlp_backward(const MlpBackwardArgs& a, Team& team) {
 }
 
 int64_t mlp_backward_workspace(const MlpBackwardArgs& a, int threads) {
-#if defined(__AVX512BF16__)
+#if defined(CNK_HAS_BF16)
   if (a.products == Products::kBFloat16) return MlpBackward<GemmBf16>::workspace(a, threads);
 #endif
   return MlpBackward<GemmF32>::workspace(a, threads);

@@ -11,6 +11,11 @@
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 
+// Products of bf16 pairs; emulated in tests that run what machines with AVX512_BF16 run on any with AVX-512.
+#if defined(__AVX512BF16__) || defined(CNK_EMULATE_BF16)
+#define CNK_HAS_BF16
+#endif
+
 namespace cnk::cpu {
 
 // Every padded dimension is a multiple of this on every instruction set: two AVX-512 registers, one AMX row.

@@ -2,7 +2,7 @@
 // themselves.
 
 #include "cpu/gemm_f32.h"
-#if defined(__AVX512BF16__)
+#if defined(CNK_HAS_BF16)
 #include "cpu/gemm_bf16.h"
 #endif
 
@@ -28,7 +28,7 @@ int64_t downsample_backward_workspace(const DownsampleBackwardArgs&, int threads
 namespace {
 
 int64_t packed_bytes(Products products, int64_t n, int64_t k) {
-#if defined(__AVX512BF16__)
+#if defined(CNK_HAS_BF16)
   if (products == Products::kBFloat16) return GemmBf16::packed_bytes(n, k);
 #endif
   (void)products;
@@ -37,7 +37,7 @@ int64_t packed_bytes(Products products, int64_t n, int64_t k) {
 
 void pack_matrix(Products products, DType dtype, const void* w, int64_t n, int64_t k, void* packed,
                  Team& team) {
-#if defined(__AVX512BF16__)
+#if defined(CNK_HAS_BF16)
   if (products == Products::kBFloat16) {
     return with_type(
         dtype, [&](auto type) { GemmBf16::pack(static_cast<const decltype(type)*>(w), n, k, packed, team); });
@@ -50,7 +50,7 @@ void pack_matrix(Products products, DType dtype, const void* w, int64_t n, int64
 
 void pack_transposed(Products products, DType dtype, const void* w, int64_t n, int64_t k, const float* scale,
                      void* packed, Team& team) {
-#if defined(__AVX512BF16__)
+#if defined(CNK_HAS_BF16)
   if (products == Products::kBFloat16) {
     return with_type(dtype, [&](auto type) {
       GemmBf16::pack_transposed(static_cast<const decltype(type)*>(w), n, k, scale, packed, team);

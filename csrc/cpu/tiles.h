@@ -1,5 +1,5 @@
 // The instructions on AMX tiles. With CNK_EMULATE_TILES tiles are arrays in memory, so that the tests run
-// what AMX machines run on any machine with AVX512_BF16 (csrc/tests/probe.h).
+// what AMX machines run on any machine with AVX-512 (csrc/tests/probe.h).
 #pragma once
 
 #include <immintrin.h>
@@ -9,6 +9,7 @@
 
 #include "common/dtype.h"
 #include "cpu/tile_scope.h"
+#include "cpu/vec.h"
 
 #if defined(__AMX_BF16__) || defined(CNK_EMULATE_TILES)
 #define CNK_HAS_TILES
@@ -46,14 +47,13 @@ void tile_store(void* to, int64_t stride) {
 template <int SUM, int A, int B>
 void tile_multiply() {
   for (int r = 0; r < 16; ++r) {
-    __m512 sum = _mm512_loadu_ps(detail::tiles[SUM][r]);
+    Vec sum = load(detail::tiles[SUM][r]);
     for (int pair = 0; pair < 16; ++pair) {
       int32_t word;
       std::memcpy(&word, &detail::tiles[A][r][pair], 4);
-      sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(word),
-                             (__m512bh)_mm512_loadu_ps(detail::tiles[B][pair]));
+      sum = dot_bf16(sum, (Vec)_mm512_set1_epi32(word), load(detail::tiles[B][pair]));
     }
-    _mm512_storeu_ps(detail::tiles[SUM][r], sum);
+    store(detail::tiles[SUM][r], sum);
   }
 }
 

@@ -93,6 +93,27 @@ CNK_INLINE __m256i narrow_bf16(Vec v) {
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
 #endif
 }
+#if defined(CNK_HAS_BF16)
+// 32 floats rounded to bf16, in order.
+CNK_INLINE Vec pairs_bf16(Vec low, Vec high) {
+#if defined(CNK_EMULATE_BF16)
+  const __m512i words = _mm512_castsi256_si512(narrow_bf16(low));
+  return (Vec)_mm512_inserti64x4(words, narrow_bf16(high), 1);
+#else
+  return (Vec)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+#endif
+}
+// sum + the products of both bf16 of each word, with subnormals taken as zero where the instruction does it.
+CNK_INLINE Vec dot_bf16(Vec sum, Vec a, Vec b) {
+#if defined(CNK_EMULATE_BF16)
+  const VecI high = (VecI)splat(bits_float(0xffff0000u));
+  sum = multiply_add((Vec)((VecI)a & high), (Vec)((VecI)b & high), sum);
+  return multiply_add((Vec)((VecI)a << 16), (Vec)((VecI)b << 16), sum);
+#else
+  return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#endif
+}
+#endif
 CNK_INLINE Vec load(const BFloat16* p) { return widen_bf16(_mm256_loadu_si256((const __m256i*)p)); }
 CNK_INLINE void store(BFloat16* p, Vec v) { _mm256_storeu_si256((__m256i*)p, narrow_bf16(v)); }
 CNK_INLINE Vec load(const Float16* p) { return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }

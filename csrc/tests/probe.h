@@ -28,12 +28,12 @@ struct Probe {
 // Null where the instruction set is not part of this build.
 const Probe* isa_probe(cpu::Isa isa);
 
-// The kernels of AMX machines with tiles in memory (cpu/tiles.h), for machines with AVX512_BF16; null
-// elsewhere than on x86.
-struct EmulatedTiles {
+// What machines with AVX512_BF16, or with AMX, run, with those instructions emulated (cpu/vec.h,
+// cpu/tiles.h): for machines with AVX-512. Null for other instruction sets, and elsewhere than on x86.
+struct Emulated {
   const cpu::IsaOps* ops;
   const Probe* probe;
 };
-EmulatedTiles emulated_tiles();
+Emulated isa_emulated(cpu::Isa isa);
 
 }  // namespace cnk::test

@@ -20,6 +20,10 @@ extern const test::Probe kProbe;
 namespace amx {
 extern const test::Probe kProbe;
 }
+namespace avx512bf16_emulated {
+extern const IsaOps kOps;
+extern const test::Probe kProbe;
+}  // namespace avx512bf16_emulated
 namespace amx_emulated {
 extern const IsaOps kOps;
 extern const test::Probe kProbe;
@@ -49,12 +53,14 @@ const Probe* isa_probe(cpu::Isa isa) {
   }
 }
 
-EmulatedTiles emulated_tiles() {
+Emulated isa_emulated(cpu::Isa isa) {
 #if defined(CNK_HAS_X86)
-  return {&cpu::amx_emulated::kOps, &cpu::amx_emulated::kProbe};
-#else
-  return {nullptr, nullptr};
+  if (isa == cpu::Isa::kAvx512Bf16)
+    return {&cpu::avx512bf16_emulated::kOps, &cpu::avx512bf16_emulated::kProbe};
+  if (isa == cpu::Isa::kAmx) return {&cpu::amx_emulated::kOps, &cpu::amx_emulated::kProbe};
 #endif
+  (void)isa;
+  return {nullptr, nullptr};
 }
 
 }  // namespace cnk::test

@@ -24,15 +24,15 @@ struct Kernels {
   const IsaOps& ops;
   const Probe& probe;
   bool emulated = false;
-  std::string name() const { return std::string(isa_name(isa)) + (emulated ? ", emulated tiles" : ""); }
+  std::string name() const { return std::string(isa_name(isa)) + (emulated ? ", emulated" : ""); }
   std::vector<Products> products() const {
     if (has_bf16_products(isa)) return {Products::kFloat32, Products::kBFloat16};
     return {Products::kFloat32};
   }
 };
 
-// One entry per instruction set that this build has and this machine runs, and AMX with emulated tiles for
-// want of it.
+// One entry per instruction set that this build has and this machine runs, and the emulated ones that it lacks,
+// where it has AVX-512.
 inline const std::vector<Kernels>& kernels() {
   static const std::vector<Kernels> all = [] {
     std::vector<Kernels> found;
@@ -40,9 +40,10 @@ inline const std::vector<Kernels>& kernels() {
       if (isa_supported(Isa(i)) && isa_ops(Isa(i)))
         found.push_back({Isa(i), *isa_ops(Isa(i)), *isa_probe(Isa(i))});
     }
-    const EmulatedTiles tiles = emulated_tiles();
-    if (tiles.ops && isa_supported(Isa::kAvx512Bf16) && !isa_supported(Isa::kAmx)) {
-      found.push_back({Isa::kAmx, *tiles.ops, *tiles.probe, true});
+    for (Isa isa : {Isa::kAvx512Bf16, Isa::kAmx}) {
+      const Emulated twin = isa_emulated(isa);
+      if (twin.ops && isa_supported(Isa::kAvx512) && !isa_supported(isa))
+        found.push_back({isa, *twin.ops, *twin.probe, true});
     }
     return found;
   }();

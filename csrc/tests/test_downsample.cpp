@@ -161,7 +161,8 @@ TEST_CASE("few patches, weights larger than L2") {
   int64_t d = 100;
   while (2 * 2 * 96 * d * 2 <= l2_cache_bytes()) d += 100;  // in bf16; more in fp32
   check({DType::kFloat32, DType::kFloat32, {1, 7, 11, 90}, 2, d + 5}, 1);
-  check({DType::kBFloat16, DType::kBFloat16, {3, 14, 12, 96}, 2, d}, 2);  // above 64 rows: two threads or more
+  check({DType::kBFloat16, DType::kBFloat16, {3, 14, 12, 96}, 2, d},
+        2);  // above 64 rows: two threads or more
 }
 
 TEST_CASE("NaN and infinity spoil their patch, and nothing else") {

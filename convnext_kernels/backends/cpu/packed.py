@@ -15,7 +15,7 @@ when something new is packed.
 
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,49 +23,62 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from convnext_kernels.backends.cpu import native
 
+
+class _Entry(NamedTuple):
+    reference: StorageWeakRef  # keeps the storage's address from being given to another one
+    facts: tuple  # `_facts` of all parameters
+    regions: list[tuple[int, int, bool]]  # what the checksum reads: address, bytes, whether all of them
+    checksum: int
+    result: Any
+
+
 _lock = threading.Lock()
-# (storage, offset, configuration) -> (the storage, state of all parameters, what was packed). The weak reference keeps
-# the storage's address from being given to another one.
-_entries: dict[tuple, tuple[StorageWeakRef, tuple, Any]] = {}
+_entries: dict[tuple, _Entry] = {}  # by (storage, offset, configuration)
 
 
 def _dense(t: Tensor) -> bool:
     return t.is_contiguous() or (t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last))
 
 
-def _state(parameters: Sequence[Tensor | None]) -> tuple | None:
-    """Everything that tells one content of the parameters from another; None if that cannot be known."""
-    state: list[Any] = []
-    regions = []
-    in_full = torch.distributed.is_available() and torch.distributed.is_initialized()
+def _facts(parameters: Sequence[Tensor | None], in_full: bool) -> tuple:
+    """All that PyTorch knows of the parameters that tells one content from another."""
+    return in_full, *(
+        None if t is None else (t.data_ptr(), t.shape, t.dtype, t.stride(), None if t.is_inference() else t._version)
+        for t in parameters
+    )
+
+
+def _regions(parameters: Sequence[Tensor | None], in_full: bool) -> list[tuple[int, int, bool]] | None:
+    """What the checksum reads; None if a parameter is not dense."""
+    found = []
     for t in parameters:
         if t is None:
-            state.append(None)
             continue
         if not _dense(t):
             return None
-        counted = not t.is_inference()
-        state.append((t.data_ptr(), t.shape, t.dtype, t.stride(), t._version if counted else None))
-        regions.append((t.data_ptr(), t.numel() * t.element_size(), in_full or not counted))
-    state.append(native.extension().checksum(regions))
-    return tuple(state)
+        found.append((t.data_ptr(), t.numel() * t.element_size(), in_full or t.is_inference()))
+    return found
 
 
 def packed(
     anchor: Tensor, parameters: Sequence[Tensor | None], configuration: Hashable, pack: Callable[[], Any]
 ) -> Any:
     """Return what ``pack()`` made of `parameters` in their present state; kept as long as the anchor's storage."""
-    state = _state(parameters)
-    if state is None:
-        return pack()
+    in_full = torch.distributed.is_available() and torch.distributed.is_initialized()
+    facts = _facts(parameters, in_full)
     storage = anchor.untyped_storage()
     key = (storage._cdata, anchor.storage_offset(), configuration)
     entry = _entries.get(key)
-    if entry is not None and entry[1] == state:
-        return entry[2]
+    checksum = native.extension().checksum
+    if entry is not None and entry.facts == facts and checksum(entry.regions) == entry.checksum:
+        return entry.result
+    regions = _regions(parameters, in_full)
+    if regions is None:
+        return pack()
+    found = checksum(regions)  # before packing: a change in between is seen by the next call
     result = pack()
     with _lock:
-        for dead in [k for k, (reference, _, _) in _entries.items() if reference.expired()]:
+        for dead in [k for k, other in _entries.items() if other.reference.expired()]:
             del _entries[dead]
-        _entries[key] = (StorageWeakRef(storage), state, result)
+        _entries[key] = _Entry(StorageWeakRef(storage), facts, regions, found, result)
     return result
