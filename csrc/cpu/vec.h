@@ -85,7 +85,11 @@ CNK_INLINE __m256i narrow_bf16(Vec v) {
 #if defined(__AVX512BF16__)
   return (__m256i)_mm512_cvtneps_pbh((__m512)v);
 #else
-  const __m512i bits = (__m512i)v;
+  __m512i bits = (__m512i)v;
+#if defined(CNK_EMULATE_BF16)  // subnormal numbers are zero to the instruction
+  const __mmask16 normal = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x7f800000));
+  bits = _mm512_mask_and_epi32(bits, ~normal, bits, _mm512_set1_epi32(int(0x80000000u)));
+#endif
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
   const __mmask16 nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
