@@ -2,11 +2,11 @@
 
 A change is seen by, for every parameter: its storage, shape and dtype (``.data`` swaps, ``load_state_dict(assign=)``,
 moves), PyTorch's version counter (in-place operations, optimizers, ``load_state_dict``), and a checksum, because writes
-through ``.data`` count no version. The checksum reads small tensors in full and 512 words spread over large ones, so
-it sees every dense write (``p.data.mul_``, ``copy_``, ``clamp_``), but may miss a write of single elements of a large
-matrix through ``.data``. Read in full are tensors without a version counter (created in inference mode), and all in a
-process group: FSDP fills the buffers of its parameters at every pass and takes the version back. What is not dense is
-packed anew at each call.
+through ``.data`` count no version. The checksum reads small tensors in full and 64 lines of 64 bytes spread over large
+ones, so it sees every dense write (``p.data.mul_``, ``copy_``, ``clamp_``), but may miss a write of a few rows or
+elements of a large matrix through ``.data``. Read in full are tensors without a version counter (created in inference
+mode), and all in a process group: FSDP fills the buffers of its parameters at every pass and takes the version back.
+What is not dense is packed anew at each call.
 
 Entries belong to the storage of one parameter, the anchor, by a weak reference of PyTorch's own: a Python weak
 reference to the parameter would make `torch.utils.swap_tensors` refuse it. Those of storages that are gone are dropped
