@@ -1,0 +1,101 @@
+"""benchmarks/cpu_sweep.py and cpu_phases.py: what they cover, what they measure, and that wrong results are noticed."""
+
+import importlib
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from convnext_kernels.backends.cpu import native
+from convnext_kernels.backends.cpu.bottleneck import PHASES, timed_phases
+from convnext_kernels.nn import FusedConvNeXtBlock
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+pytestmark = pytest.mark.skipif(native.import_error() is not None, reason="the CPU kernels are not built")
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield {name: importlib.import_module(name) for name in ("cpu_sweep", "cpu_phases")}
+
+
+@pytest.fixture
+def sweep(scripts):
+    return scripts["cpu_sweep"]
+
+
+def test_lines_cover_every_channel_side_and_kernel(sweep):
+    shapes = set(sweep.lines())
+    for op in ("dwconv", "block"):
+        assert {s.c for s in shapes if s.op == op} >= {*range(8, 1025, 8), 1, 3, 33, 127, 1023}
+        assert {s.h for s in shapes if s.op == op} >= set(range(1, 97))
+    assert {s.k for s in shapes} == set(range(3, 32, 2))
+    assert any(s.h != s.w for s in shapes)
+
+
+def test_points_are_the_lines_first_and_then_go_on(sweep):
+    known = set(sweep.lines())
+    found = list(itertools.islice(sweep.points(3), len(known) + 50))
+    assert set(found[: len(known)]) == known
+    assert all(1 <= s.h <= 96 and 1 <= s.w <= 96 and s.n in (1, 2, 8) for s in found[len(known) :])
+    assert found == list(itertools.islice(sweep.points(3), len(known) + 50))
+
+
+@pytest.mark.parametrize("op", ["dwconv", "block"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_shape_is_measured(op, dtype, sweep):
+    assert sweep.measure(sweep.Shape(op, 2, 24, 5, 7, 3), dtype, 0.001, 1) > 0
+
+
+def test_no_speed_of_wrong_numbers(sweep, monkeypatch):
+    honest = sweep.modules
+
+    def wrong(shape, dtype):
+        eager, ours = honest(shape, dtype)
+        with torch.no_grad():
+            ours.weight.mul_(1.01)
+        return eager, ours
+
+    monkeypatch.setattr(sweep, "modules", wrong)
+    with pytest.raises(AssertionError, match=r"dwconv 1x8x5x5 K3: differs from eager"):
+        sweep.measure(sweep.Shape("dwconv", 1, 8, 5, 5, 3), torch.float32, 0.001, 1)
+
+
+def test_sweep_prints_the_worst(sweep):
+    result = CliRunner().invoke(sweep.main, ["--minutes", "0.01", "--threads", "1"])
+    assert result.exit_code == 0, result.output
+    assert "shapes (" in result.output
+    assert "worst ratio: " in result.output
+
+
+@pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
+def test_phases_of_a_block(use_grn):
+    block = FusedConvNeXtBlock(32, use_grn=use_grn, backend="cpu")
+    x = torch.randn(1, 32, 40, 40)
+    with torch.no_grad():
+        plain = block(x)
+        with timed_phases() as seconds:
+            assert torch.equal(block(x), plain)
+        measured = seconds.clone()
+        block(x)
+    assert seconds.shape == (torch.get_num_threads(), len(PHASES))
+    total = dict(zip(PHASES, measured.sum(0).tolist(), strict=True))
+    assert all(total[name] > 0 for name in ("dwconv", "LayerNorm", "W1, GELU", "W2, residual"))
+    assert (total["GRN"] > 0) == use_grn
+    assert torch.equal(seconds, measured), "calls outside were timed too"
+
+
+def test_phases_prints_a_row_for_each_block(scripts, monkeypatch):
+    phases = scripts["cpu_phases"]
+    monkeypatch.setattr(phases, "CALLS", 2)
+    monkeypatch.setattr(phases, "STAGES", ((32, 6), (64, 3)))
+    for options in ([], ["--markdown"]):
+        result = CliRunner().invoke(phases.main, ["--threads", "1", "--batch", "1", *options])
+        assert result.exit_code == 0, result.output
+        for label in ("V1 C32 6x6 b1 fp32", "V2 C64 3x3 b1 bf16", "ceilings"):
+            assert label in result.output
