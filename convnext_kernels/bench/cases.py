@@ -31,7 +31,7 @@ RIVALS = {  # the models a ConvNeXt is chosen against: (library, name, millions 
     "ViT-S/16": ("timm", "vit_small_patch16_224", 22),
     "ViT-B/16": ("torchvision", "vit_b_16", 87),
 }
-# How the cost of a whole model grows: (batch, height and width), each with one thread and with two.
+# How the cost of a ConvNeXt-T grows: (batch, height and width), each with one thread and with two.
 SCALING = (*((n, 224) for n in (1, 2, 4, 8, 16, 32, 64)), *((1, size) for size in (64, 128, 320, 448, 640, 832, 1024)))
 # Tensors of x's size that eager PyTorch and the fp64 reference hold at once; the hidden alone is four, twice.
 HELD = {"dwconv": 6, "layernorm": 6, "mlp": 16, "block": 16}
@@ -126,7 +126,7 @@ def _scaling() -> list[Case]:
     for threads in (1, 2):
         for n, size in SCALING:
             case = _convnext("ConvNeXt-T", n, size, "fp32", "forward", FULL)
-            what = f"{case.what} {threads} thread{'s' if threads > 1 else ''}"
+            what = f"{size} {threads} thread{'s' if threads > 1 else ''}"
             found.append(replace(case, group="scaling", what=what, threads=threads))
     return found
 

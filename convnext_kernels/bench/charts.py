@@ -262,7 +262,7 @@ def scaling_curves(run: Run) -> dict[str, dict[tuple[str, str], list[tuple[float
     for record in run.records:
         if record.group != "scaling" or not record.times:
             continue
-        _, size, threads = record.what.split(" ", 2)
+        size, threads = record.what.split(" ", 1)
         cost = record.times.median / record.batch * (224 / int(size)) ** 2
         if size == "224":
             found["batch"].setdefault((record.candidate, threads), []).append((record.batch, cost))

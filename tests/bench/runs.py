@@ -63,7 +63,7 @@ def _flops_and_bytes(case: Case) -> tuple[int, int]:
     element, triple = 4 if case.dtype in ("fp32", "tf32") else 2, 3 if case.direction == "training" else 1
     words = case.what.split()
     if case.group in MODELS:
-        flops, numbers = 9e9 * (int(words[1]) / 224) ** 2 * case.batch, PARAMETERS
+        flops, numbers = 9e9 * (int(words[0 if case.group == "scaling" else 1]) / 224) ** 2 * case.batch, PARAMETERS
     else:
         c, pixels = int(words[-2][1:]), case.batch * int(words[-1].split("x")[0]) ** 2
         kernel = int(words[0][1:]) if case.group == "dwconv" else 7

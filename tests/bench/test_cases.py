@@ -41,7 +41,7 @@ def test_scaling_has_batches_and_sizes_for_one_thread_and_for_two():
     assert {case.mode for case in found} == {FULL}
     assert {case.threads for case in found} == {1, 2}
     for threads in (1, 2):
-        sizes = {(c.batch, int(c.what.split(" ")[1])) for c in found if c.threads == threads}
+        sizes = {(c.batch, int(c.what.split(" ")[0])) for c in found if c.threads == threads}
         assert {n for n, size in sizes if size == 224} == {1, 2, 4, 8, 16, 32, 64}
         assert {64, 224, 1024} <= {size for n, size in sizes if n == 1}
 
