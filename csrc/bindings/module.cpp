@@ -25,9 +25,10 @@ using namespace cnk::bindings;
 namespace {
 
 // Checksum of memory regions (address, bytes, whole): all of what is small or asked for whole, else 64 lines
-// of 8 words spread evenly, which see every dense change. Whole lines, because each costs a miss of the caches
-// and of the TLB, since nothing else reads the parameters (26 us for a block in a network). Order and position
-// count (FNV-1a over 8-byte words, rotated). Four chains: one waits for its multiplication at every word.
+// of 8 words spread evenly, which see every dense change. Whole lines, because each costs a miss of the
+// caches and of the TLB, since nothing else reads the parameters (26 us for a block in a network). Order and
+// position count (FNV-1a over 8-byte words, rotated). Four chains: one waits for its multiplication at every
+// word.
 uint64_t checksum(const std::vector<std::tuple<Address, int64_t, bool>>& regions) {
   constexpr int64_t chains = 4, line = 8, samples = 64;
   uint64_t hashes[chains] = {0xcbf29ce484222325u, 0x84222325cbf29ce4u, 0x9ce484222325cbf2u,
