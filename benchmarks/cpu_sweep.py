@@ -29,6 +29,7 @@ SIDES = range(1, 97)
 KERNELS = range(3, 32, 2)
 SLOWER = 0.95  # of eager's speed: within 5 % is no cliff
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}  # of the largest value: twice what rounding explains
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def measure(shape: Shape, dtype: torch.dtype, seconds: float, rounds: int) -> fl
     with torch.inference_mode():
         expected, found = eager(x).float(), ours(x).float()
         error = (found - expected).abs().max() / expected.abs().max()
-        assert error < 100 * torch.finfo(dtype).eps, f"{shape}: differs from eager by {error:.1e}"
+        assert error < TOLERANCE[dtype], f"{shape}: differs from eager by {error:.1e}"
         ratios = []
         for _ in range(rounds):
             pair = []

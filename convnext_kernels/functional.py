@@ -77,7 +77,7 @@ def inverted_bottleneck(
 
     `memory` says what a pass that needs gradients keeps beside its inputs: "min" nothing, "balanced" the hidden
     pre-activation (hidden / C times the size of x), "auto" one of the two. Backends that always compute the hidden
-    again (eager, cpu) keep nothing.
+    again (eager) keep nothing.
     """
     tensors = (
         x,

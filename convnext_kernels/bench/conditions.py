@@ -50,7 +50,7 @@ class Course:
         if not native.import_error():
             settle()  # another runtime's idle threads may still spin
             rate = native.extension().arithmetic_rate("fma_fp32", torch.get_num_threads(), PROBE_SECONDS)
-            self.speeds.append(rate)
+            self.speeds.append(rate / torch.get_num_threads())  # cases may have numbers of their own
 
     def summary(self) -> dict[str, float]:
         """Shares of the CPU time for others and the hypervisor, and the speed of the slowest tenth of the cases."""
