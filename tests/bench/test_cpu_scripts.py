@@ -90,6 +90,17 @@ def test_phases_of_a_block(use_grn):
     assert torch.equal(seconds, measured), "calls outside were timed too"
 
 
+def test_phases_with_more_threads_than_there_were():
+    block = FusedConvNeXtBlock(32, backend="cpu")
+    x = torch.randn(1, 32, 40, 40)
+    torch.set_num_threads(1)
+    with torch.no_grad(), timed_phases() as seconds:
+        torch.set_num_threads(4)
+        block(x)
+    assert seconds.shape[0] == 1
+    assert (seconds[0] > 0).any()
+
+
 def test_phases_prints_a_row_for_each_block(scripts, monkeypatch):
     phases = scripts["cpu_phases"]
     monkeypatch.setattr(phases, "CALLS", 2)

@@ -104,6 +104,9 @@ def run(
     written, out = output_for(x)
     drop = None if drop_scale is None else flat_float(drop_scale)
     n, _, h, w = x.shape
+    threads, phases = native.threads(n * h * w * channels * (2 * hidden + side * side)), _phases.get()
+    if phases is not None:
+        threads = min(threads, len(phases))  # a row for each: PyTorch's number may have grown since
     kernel.forward(
         native.DTYPE_CODES[x.dtype],
         address(x_nhwc),
@@ -116,8 +119,8 @@ def run(
         address(kept_y),
         address(kept_hidden),
         native.DTYPE_CODES[compute_dtype],
-        native.threads(n * h * w * channels * (2 * hidden + side * side)),
-        address(_phases.get()),
+        threads,
+        address(phases),
     )
     return finish(written, out)
 
