@@ -31,8 +31,8 @@ struct Kernels {
   }
 };
 
-// One entry per instruction set that this build has and this machine runs, and the emulated ones that it lacks,
-// where it has AVX-512.
+// One entry per instruction set that this build has and this machine runs, and the emulated ones that it
+// lacks, where it has AVX-512.
 inline const std::vector<Kernels>& kernels() {
   static const std::vector<Kernels> all = [] {
     std::vector<Kernels> found;
