@@ -28,7 +28,7 @@ struct Downsample {
           threads > 1 && rows <= 64 * threads && G::packed_bytes(a.weight.n, a.weight.k) > l2_cache_bytes();
       const int64_t room = max64(l2_cache_bytes() / 4 / (G::a_bytes(32, a.weight.k) / 32), 32);
       const int64_t tiles = round_up(ceil_div(rows, room), threads);
-      tile = columns ? rows : round_up(ceil_div(rows, tiles), G::kRowGrain);
+      tile = columns ? rows : ceil_div(rows, tiles);
       const int64_t y = align64(G::a_bytes(tile, a.weight.k));
       per_thread = columns ? pixel : pixel + y;
       total = threads * per_thread + (columns ? y : 0);
@@ -90,7 +90,7 @@ struct Downsample {
     int64_t begin, end;
     if (p.columns) {
       void* y = a.workspace + team.size() * p.per_thread;
-      team.split(rows, G::kRowGrain, &begin, &end);
+      team.split(rows, 1, &begin, &end);
       produce_rows(begin, end, y, begin);
       team.barrier();
       team.split(G::panels(a.weight.n), 1, &begin, &end);

@@ -179,7 +179,7 @@ struct Mlp {
     for (int64_t first = 0; first < all; first += p.group) {
       const int64_t rows = min64(p.group, all - first);
       int64_t row_begin, row_end, panel_begin, panel_end;
-      team.split(rows, G::kRowGrain, &row_begin, &row_end);
+      team.split(rows, p.way == MlpWay::kColumns ? 1 : G::kRowGrain, &row_begin, &row_end);
       if (p.way == MlpWay::kColumns) {
         produce<T>(a, norm, first + row_begin, first + row_end, step, shared_y, row_begin, clock);
         team.barrier();

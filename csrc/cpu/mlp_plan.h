@@ -37,7 +37,7 @@ struct MlpPlan {
     const int64_t l2 = l2_cache_bytes(), most = kBytesPerThread - step_bytes(a.c) - 4096;
     const int64_t budget = min64(weight_bytes > 4 * l2 ? l2 * 3 / 2 : l2 * 5 / 8, most);
     const int64_t room = max64(budget / (y_row + h_row), 64);
-    tile = round_up(ceil_div(rows, round_up(ceil_div(rows, room), threads)), G::kRowGrain);
+    tile = ceil_div(rows, round_up(ceil_div(rows, room), threads));
     // Weights that stay in L2 are cheap to read again, so a short chain keeps the hidden near (C 96,
     // bf16: 1.05 -> 0.93 ms on one core); larger weights want as many rows as possible to each reading.
     const bool short_chains = weight_bytes <= l2 / 4;
@@ -65,6 +65,7 @@ struct MlpPlan {
       kept = fits >= share ? share : max64(fits - chain, 0) / tile * tile;
     } else {
       way = MlpWay::kGroup;
+      tile = round_up(tile, G::kRowGrain);  // tiles of a thread's rows begin at h's grain
       const int64_t left = most - G::a_bytes(tile, a.c) - pad_channels(a.hidden) * 4;
       group = min64(max64(left * threads / (image * h_row), 1), a.n) * image;
     }
