@@ -1,25 +1,35 @@
-"""Fit the polynomials of gelu.h: run it, paste what it prints. Needs numpy and scipy.
+"""Fit the numbers of gelu.h: run it, paste what it prints. Needs numpy and scipy.
 
-gelu(x) = max(x, 0) - a * 2^P(a) with a = min(|x|, A): a * 2^P(a) = a * Phi(-a), so P(a) = log2 Phi(-a). P is fitted
-in the minimax sense on the error that counts, a * (2^P - Phi(-a)), by iteratively reweighted least squares, and 2^f
-on [-0.5, 0.5] by Chebyshev interpolation of the relative error. GELU's derivative needs Phi itself, also at 0, where
-GELU forgives everything: for that the error that counts is max(a, 1) * (2^P - Phi(-a)). The maximum errors printed
-are of fp32 evaluation.
+gelu(x) = max(x, 0) - a * Phi(-a) with a = min(|x|, 6). GELU's derivative needs Phi itself, also at 0, where GELU
+forgives everything: the error that counts is max(a, 1) times Phi's.
+
+With AVX-512, Phi(-a) is a cubic in each of 32 segments around a = 0, 6/31, ..., 6, by Chebyshev interpolation in
+d = 31/6 a - segment. Elsewhere it is 2^P(a), P fitted in the minimax sense by iteratively reweighted least squares, and
+2^f on [-0.5, 0.5] a polynomial by Chebyshev interpolation of the relative error. The largest errors printed are of
+evaluation in fp32.
 """
 
 import sys
 
 import numpy as np
-from scipy.special import erf, log_ndtr, ndtr
+from scipy.special import log_ndtr, ndtr
 
 LIMIT = 6.0
+SEGMENTS = 32
 
 
-def fit_log2_cdf(degree: int, least: float) -> np.ndarray:
-    """Return the coefficients of P, constant first, for the error max(a, least) * (2^P - Phi(-a))."""
+def fit_table() -> np.ndarray:
+    """Return the coefficients of the cubics, (4, segments), constants first."""
+    nodes = np.cos(np.pi * (np.arange(4) + 0.5) / 4) / 2
+    a = (np.arange(SEGMENTS)[:, None] + nodes) * LIMIT / (SEGMENTS - 1)
+    return np.linalg.solve(np.vander(nodes, increasing=True), ndtr(-a).T)
+
+
+def fit_log2_cdf(degree: int) -> np.ndarray:
+    """Return the coefficients of P, constant first."""
     a = (1 - np.cos(np.linspace(0, np.pi, 6001))) * LIMIT / 2
     target = log_ndtr(-a) / np.log(2)
-    factor = np.maximum(a, least)
+    factor = np.maximum(a, 1)
     sensitivity = np.maximum(factor * ndtr(-a), 1e-9)  # d(a 2^P) = a 2^P ln2 dP
     vandermonde = np.vander(a / LIMIT, degree + 1, increasing=True)
     weight = np.ones_like(a)
@@ -42,39 +52,53 @@ def fit_exp2(degree: int) -> np.ndarray:
     return np.linalg.solve(np.vander(nodes, degree + 1, increasing=True), 2.0**nodes)
 
 
-def evaluate(coefficients: np.ndarray, exp2: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Evaluate gelu and Phi as the kernels do, in fp32 with fused multiply-adds."""
-    f32 = np.float32
-    a = np.minimum(np.abs(x), f32(LIMIT))
-    p = np.full_like(a, f32(coefficients[-1]))
+def horner(coefficients: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Evaluate in fp32 with fused multiply-adds; coefficients (degree + 1, ...), constant first."""
+    p = np.broadcast_to(coefficients[-1].astype(np.float32), v.shape)
     for c in coefficients[-2::-1]:
-        p = (p.astype(np.float64) * a + f32(c)).astype(f32)  # fused multiply-add
-    i = np.rint(p)
-    f = p - i
-    q = np.full_like(a, f32(exp2[-1]))
-    for c in exp2[-2::-1]:
-        q = (q.astype(np.float64) * f + f32(c)).astype(f32)
-    q = np.ldexp(q, i.astype(np.int32))
-    gelu = (np.maximum(x, f32(0)).astype(np.float64) - a.astype(np.float64) * q).astype(f32)
-    return gelu, np.where(x > 0, f32(1) - q, q)
+        p = (p.astype(np.float64) * v + c.astype(np.float32)).astype(np.float32)
+    return p
+
+
+def tail_by_table(table: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """Phi(-a) as the kernels for AVX-512 do it."""
+    scaled = a.astype(np.float64) * np.float32((SEGMENTS - 1) / LIMIT)
+    segment = np.rint(scaled).astype(np.int64)
+    return horner(table[:, segment], (scaled - segment).astype(np.float32))
+
+
+def tail_by_exp2(p: np.ndarray, e: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """Phi(-a) as the other kernels do it."""
+    v = horner(p, a)
+    return np.ldexp(horner(e, v - np.rint(v)), np.rint(v).astype(np.int32))
+
+
+def report(name: str, tail: np.ndarray, a: np.ndarray, x: np.ndarray) -> None:
+    """Print the largest errors of GELU and of Phi."""
+    exact = x.astype(np.float64) * ndtr(x.astype(np.float64))
+    gelu = (np.maximum(x, np.float32(0)).astype(np.float64) - a.astype(np.float64) * tail).astype(np.float32)
+    cdf = np.where(x > 0, np.float32(1) - tail, tail)
+    print(f"{name}: GELU {np.abs(gelu - exact).max():.2e}, Phi {np.abs(cdf - ndtr(x)).max():.2e}")
+
+
+def show(name: str, numbers: np.ndarray) -> None:
+    """Print fp32 constants as C++ has them."""
+    print(f"  {name}:", ", ".join(f"{np.float32(c):.9g}f" for c in numbers))
 
 
 def main() -> None:
-    """Print coefficients and errors for several degrees."""
+    """Print the table, and polynomials of several degrees."""
     x = np.concatenate([np.linspace(-8, 8, 2_000_001), np.linspace(-0.01, 0.01, 200_001)]).astype(np.float32)
-    exact = x.astype(np.float64) * 0.5 * (1 + erf(x.astype(np.float64) / np.sqrt(2)))
-    for least in (0.0, 1.0):
-        for degree, exp2_degree in ((9, 5), (8, 5), (7, 5), (6, 5), (5, 4), (4, 3), (3, 3)):
-            p, e = fit_log2_cdf(degree, least), fit_exp2(exp2_degree)
-            gelu, cdf = evaluate(p, e, x)
-            error = np.abs(gelu - exact)
-            relative = error / np.maximum(np.abs(exact), 1e-3)
-            print(f"log2 cdf degree {degree}, 2^f degree {exp2_degree}, for max(a, {least:g}):")
-            print(
-                f"  max abs {error.max():.2e}, relative {relative.max():.2e}, of Phi {np.abs(cdf - ndtr(x)).max():.2e}"
-            )
-            print("  P  =", ", ".join(f"{np.float32(c):.9g}f" for c in p))
-            print("  2^f=", ", ".join(f"{np.float32(c):.9g}f" for c in e))
+    a = np.minimum(np.abs(x), np.float32(LIMIT))
+    table = fit_table()
+    report(f"{SEGMENTS} cubics", tail_by_table(table, a), a, x)
+    for power, row in enumerate(table):
+        show(f"d^{power}", row)
+    for degree, exp2_degree in ((8, 5), (7, 5), (6, 5), (6, 4)):
+        p, e = fit_log2_cdf(degree), fit_exp2(exp2_degree)
+        report(f"log2 of degree {degree}, 2^f of degree {exp2_degree}", tail_by_exp2(p, e, a), a, x)
+        show("P", p)
+        show("2^f", e)
 
 
 if __name__ == "__main__":

@@ -166,8 +166,9 @@ struct GemmBf16 {
                       int64_t last_panel, const Epilogue& epilogue) {
     const int64_t steps = k_tiles(b.k), rows = end - begin;
     const char* first = static_cast<const char*>(a) + begin / 16 * steps * kTile;
-    // The panel that comes next is fetched into L2, a share with each block of rows: weights larger than L2 come
-    // from L3 or, in a whole network, from memory (a block of C 384 in ConvNeXt-T at batch 1: 0.92 -> 0.86 ms).
+    // The panel that comes next is fetched into L2, a share with each block of rows: weights larger than L2
+    // come from L3 or, in a whole network, from memory (a block of C 384 in ConvNeXt-T at batch 1: 0.92 ->
+    // 0.86 ms).
     const int64_t blocks = (rows + kBlock - 1) / kBlock, share = 2 * steps * kTile / 64 / blocks + 1;
     alignas(64) float result[2][kBlock * 32];
     Pending pending = {result[1], 0, 0, 0, 0};
@@ -293,8 +294,8 @@ struct GemmBf16 {
     _tile_stored(1, out + 16, 128);
   }
 #else
-  // out (ROWS, 32) = rows of A tiles times a panel. The first row is at a; with `two_tiles`, rows from in_tile on
-  // are the first ones of the next tile. (Its eight pointers cost the other case a tenth at C 96.)
+  // out (ROWS, 32) = rows of A tiles times a panel. The first row is at a; with `two_tiles`, rows from
+  // in_tile on are the first ones of the next tile. (Its eight pointers cost the other case a tenth at C 96.)
   template <int ROWS, bool two_tiles>
   static __attribute__((noinline)) void rows_by_two(const char* a, int64_t in_tile, const char* b,
                                                     int64_t steps, float* out) {

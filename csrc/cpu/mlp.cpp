@@ -88,9 +88,6 @@ struct Mlp {
     }
   }
 
-  static constexpr Accuracy kAccuracy =
-      sizeof(typename G::Element) == 4 ? Accuracy::kFloat32 : Accuracy::kBFloat16;
-
   // hidden[row] = gelu(u), u = sum + b1; u is kept as K where the gradient wants it, and not where K is
   // Nothing. (One kernel that decides at run time takes twice the time: its sums no longer fit the
   // registers.)
@@ -105,7 +102,7 @@ struct Mlp {
       if constexpr (!__is_same(K, Nothing)) {
         store_channels(static_cast<K*>(a.kept_hidden) + (first + row) * a.hidden, column, a.hidden, u);
       }
-      return gelu<kAccuracy>(u);
+      return gelu(u);
     }
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
       store(static_cast<float*>(h) + row * GemmF32::stride(a.hidden) + column, (*this)(v, row, column));

@@ -31,9 +31,6 @@ namespace {
 
 template <class G>
 struct MlpBackward {
-  static constexpr Accuracy kAccuracy =
-      sizeof(typename G::Element) == 4 ? Accuracy::kFloat32 : Accuracy::kBFloat16;
-
   struct Plan {
     int64_t images;  // GRN: how many have their u and dg kept
     int64_t group;   // rows of the products over pixels
@@ -141,13 +138,13 @@ struct MlpBackward {
     int64_t hidden;
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec dg) const {
       float* at = static_cast<float*>(u) + row * GemmF32::stride(hidden) + column;
-      const Gelu g = gelu_with_slope<kAccuracy>(load(at));
+      const Gelu g = gelu_with_slope(load(at));
       store(at, g.value);
       store(static_cast<float*>(du) + row * GemmF32::stride(hidden) + column, dg * g.slope);
     }
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
       const typename G::Block b = G::load_block(u, hidden, row, column);
-      const Gelu first = gelu_with_slope<kAccuracy>(b.v[0]), second = gelu_with_slope<kAccuracy>(b.v[1]);
+      const Gelu first = gelu_with_slope(b.v[0]), second = gelu_with_slope(b.v[1]);
       G::store_block(u, hidden, row, column, {{first.value, second.value}});
       G::store_block(du, hidden, row, column, {{low * first.slope, high * second.slope}});
     }
@@ -305,7 +302,7 @@ struct MlpBackward {
           const typename G::Block u = G::load_block(operand(at.u, hidden, 0), hidden, r, c);
           const typename G::Block dg = G::load_block(operand(at.du, hidden, 0), hidden, r, c);
           unroll<kChannelAlign / kLanes>([&](auto v) {
-            const Vec h = gelu_with_slope<kAccuracy>(u.v[v.value]).value;
+            const Vec h = gelu_with_slope(u.v[v.value]).value;
             sums[0].v[v.value] = multiply_add(h, h, sums[0].v[v.value]);
             sums[1].v[v.value] = multiply_add(dg.v[v.value], h, sums[1].v[v.value]);
             sums[2].v[v.value] += dg.v[v.value];
@@ -346,7 +343,7 @@ struct MlpBackward {
         typename G::Block b = G::load_block(u, hidden, i, c), d = G::load_block(du, hidden, i, c);
         unroll<kChannelAlign / kLanes>([&](auto v) {
           const int64_t k = c + v.value * kLanes;
-          const Gelu h = gelu_with_slope<kAccuracy>(b.v[v.value]);
+          const Gelu h = gelu_with_slope(b.v[v.value]);
           const Vec f = load(factor + k);
           b.v[v.value] = multiply_add(h.value, f, load(a.grn_bias + k));
           d.v[v.value] = multiply_add(d.v[v.value], f, h.value * load(change + k)) * h.slope;

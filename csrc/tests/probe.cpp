@@ -10,15 +10,13 @@ namespace cnk::cpu::CNK_ISA {
 
 namespace {
 
-template <Accuracy accuracy>
 void gelu_array(const float* x, float* y, int64_t count) {
-  for (int64_t i = 0; i < count; i += kLanes) store(y + i, gelu<accuracy>(load(x + i)));
+  for (int64_t i = 0; i < count; i += kLanes) store(y + i, gelu(load(x + i)));
 }
 
-template <Accuracy accuracy>
 void gelu_slope_array(const float* x, float* y, float* slope, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes) {
-    const Gelu g = gelu_with_slope<accuracy>(load(x + i));
+    const Gelu g = gelu_with_slope(load(x + i));
     store(y + i, g.value);
     store(slope + i, g.slope);
   }
@@ -68,17 +66,7 @@ constexpr void (*get_tiles)(uint8_t*) = nullptr;
 
 }  // namespace
 
-extern const test::Probe kProbe = {kLanes,
-                                   gelu_array<Accuracy::kFloat32>,
-                                   gelu_array<Accuracy::kBFloat16>,
-                                   gelu_slope_array<Accuracy::kFloat32>,
-                                   gelu_slope_array<Accuracy::kBFloat16>,
-                                   load_array,
-                                   store_array,
-                                   load_some,
-                                   store_some,
-                                   transpose_square,
-                                   set_tiles,
-                                   get_tiles};
+extern const test::Probe kProbe = {kLanes,    gelu_array, gelu_slope_array, load_array, store_array,
+                                   load_some, store_some, transpose_square, set_tiles,  get_tiles};
 
 }  // namespace cnk::cpu::CNK_ISA

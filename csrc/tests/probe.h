@@ -8,11 +8,9 @@ namespace cnk::test {
 // Counts are multiples of 16.
 struct Probe {
   int lanes;
-  void (*gelu_float32)(const float* x, float* y, int64_t count);
-  void (*gelu_bfloat16)(const float* x, float* y, int64_t count);
+  void (*gelu)(const float* x, float* y, int64_t count);
   // GELU and its slope, as the gradient takes them.
-  void (*gelu_slope_float32)(const float* x, float* y, float* slope, int64_t count);
-  void (*gelu_slope_bfloat16)(const float* x, float* y, float* slope, int64_t count);
+  void (*gelu_slope)(const float* x, float* y, float* slope, int64_t count);
   void (*load)(DType dtype, const void* x, float* y, int64_t count);
   void (*store)(DType dtype, const float* x, void* y, int64_t count);
   // One register, of which the first n < lanes elements are in memory.
