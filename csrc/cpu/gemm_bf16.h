@@ -14,6 +14,7 @@
 #include <immintrin.h>
 
 #include "cpu/layernorm.h"
+#include "cpu/prefetch.h"
 #include "cpu/tiles.h"
 #include "cpu/vec.h"
 
@@ -228,17 +229,6 @@ struct GemmBf16 {
     store(reinterpret_cast<float*>(b_tile(packed, k, panel, k_tile, 0)) + pair * 16, low);
     store(reinterpret_cast<float*>(b_tile(packed, k, panel, k_tile, 1)) + pair * 16, high);
   }
-
-  // The panel that comes next, of which every step on the present one fetches a share into L2: weights larger
-  // than L2 come from L3 or, in a whole network, from memory (a block of C 384 in ConvNeXt-T at batch 1,
-  // bf16: 0.92 -> 0.86 ms).
-  struct Ahead {
-    const char* next;
-    int64_t lines;
-    CNK_INLINE void fetch() {
-      for (int64_t line = 0; line < lines; ++line, next += 64) __builtin_prefetch(next, 0, 2);
-    }
-  };
 
   // A result of 32 columns whose epilogue is under way: rows [done, rows) are left.
   struct Pending {

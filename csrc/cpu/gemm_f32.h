@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cpu/layernorm.h"
+#include "cpu/prefetch.h"
 #include "cpu/vec.h"
 
 namespace cnk::cpu::CNK_ISA {
@@ -140,7 +141,8 @@ struct GemmF32 {
   // group pass by (C 768, batch 8, one core: 137 -> 165 GFLOP/s), and one chain over k = 3072 has two to five
   // times eager's rounding error.
   static constexpr int64_t kChunk = (24 << 10) / (kPanel * 4);
-  static constexpr int64_t kGroup = 192;  // rows; their partial sums are 36 KB on AVX-512
+  static constexpr int64_t kStretch = 16;  // products between two fetches of what comes next
+  static constexpr int64_t kGroup = 192;   // rows; their partial sums are 36 KB on AVX-512
 
   template <class Epilogue>
   static void product(const void* a, int64_t begin, int64_t end, const PackedMatrix& b, int64_t first_panel,
@@ -174,20 +176,18 @@ struct GemmF32 {
     for (int64_t i = 0; i < k; i += kChunk) {
       const int64_t next_i = i + kChunk < k ? i + kChunk : k;
       // Blocks of nearly equal height rather than full ones and a rest: 49 rows are 7 x 7, not 6 x 8 + 1.
-      // The rows of the panel that come next (in memory too, across panels) are fetched a share with each
-      // block: weights larger than L2 come from L3 (C 768, batch 8: 12.5 -> 11.8 ms).
-      const char* ahead = reinterpret_cast<const char*>(b + next_i * VECS * kLanes);
-      const int64_t share = (next_i - i) * VECS * kLanes * 4 / 64 / blocks + 1;
+      const char* next = reinterpret_cast<const char*>(b + next_i * VECS * kLanes);
+      const int64_t stretches = ceil_div(next_i - i, kStretch);
+      const int64_t lines = ceil_div((next_i - i) * VECS * kLanes * 4, 64 * blocks * stretches);
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t row = rows * block / blocks, height = rows * (block + 1) / blocks - row;
         const float* first = static_cast<const float*>(a) + (begin + row) * lda + i;
         // One chunk needs no sums but those of the block at hand, which then stay in L1.
         float* sum = sums + (k <= kChunk ? 0 : row * kPanel);
-        for (int64_t line = block * share; line < (block + 1) * share; ++line)
-          __builtin_prefetch(ahead + line * 64, 0, 2);
+        const Ahead ahead = {next + block * stretches * lines * 64, lines};
         unroll<kRows>([&](auto r) {
           if (height == r.value + 1) {
-            micro<r.value + 1, VECS>(first, lda, b + i * VECS * kLanes, next_i - i, i == 0, sum);
+            micro<r.value + 1, VECS>(first, lda, b + i * VECS * kLanes, next_i - i, ahead, i == 0, sum);
           }
         });
         if (next_i < k) continue;
@@ -207,17 +207,20 @@ struct GemmF32 {
   // sums moved to memory for good (C 192, batch 8, bf16 images: 26.0 ms; apart: 15.2 ms).
   template <int ROWS, int VECS>
   static __attribute__((noinline)) void micro(const float* a, int64_t lda, const float* b, int64_t k,
-                                              bool first, float* sums) {
+                                              Ahead ahead, bool first, float* sums) {
     Vec acc[ROWS][VECS] = {};
-    for (int64_t i = 0; i < k; ++i) {
-      Vec bv[VECS];
-      unroll<VECS>([&](auto v) { bv[v.value] = load(b + v.value * kLanes); });
-      unroll<ROWS>([&](auto r) {
-        const Vec av = splat(a[r.value * lda + i]);
-        unroll<VECS>(
-            [&](auto v) { acc[r.value][v.value] = multiply_add(av, bv[v.value], acc[r.value][v.value]); });
-      });
-      b += VECS * kLanes;
+    for (int64_t i = 0; i < k;) {
+      ahead.fetch();
+      for (const int64_t end = min64(i + kStretch, k); i < end; ++i) {
+        Vec bv[VECS];
+        unroll<VECS>([&](auto v) { bv[v.value] = load(b + v.value * kLanes); });
+        unroll<ROWS>([&](auto r) {
+          const Vec av = splat(a[r.value * lda + i]);
+          unroll<VECS>(
+              [&](auto v) { acc[r.value][v.value] = multiply_add(av, bv[v.value], acc[r.value][v.value]); });
+        });
+        b += VECS * kLanes;
+      }
     }
     unroll<ROWS>([&](auto r) {
       unroll<VECS>([&](auto v) {
