@@ -33,7 +33,8 @@ struct GemmBf16 {
 #endif
 
   static int64_t k_tiles(int64_t k) { return (k + 31) / 32; }
-  static int64_t a_bytes(int64_t rows, int64_t k) { return (rows + 31) / 32 * 2 * k_tiles(k) * kTile; }
+  // Of whole tiles of 16 rows, which is also where splits of rows may fall (kRowGrain).
+  static int64_t a_bytes(int64_t rows, int64_t k) { return (rows + 15) / 16 * k_tiles(k) * kTile; }
   static int64_t panels(int64_t n) { return (n + kPanel - 1) / kPanel; }
   static int64_t packed_bytes(int64_t n, int64_t k) { return panels(n) * 2 * k_tiles(k) * kTile; }
 
@@ -159,7 +160,7 @@ struct GemmBf16 {
     }
   }
 
-  // --- The product: epilogue(row, column, Vec low, Vec high) for rows [begin, end), begin a multiple of 32,
+  // --- The product: epilogue(row, column, Vec low, Vec high) for rows [begin, end), begin a multiple of 16,
   // and columns of the panels. ---
 
   template <class Epilogue>
