@@ -167,6 +167,7 @@ struct GemmBf16 {
   static void product(const void* a, int64_t begin, int64_t end, const PackedMatrix& b, int64_t first_panel,
                       int64_t last_panel, const Epilogue& epilogue) {
     const int64_t steps = k_tiles(b.k), rows = end - begin;
+    if (rows <= 0) return;
     const char* first = static_cast<const char*>(a) + begin / 16 * steps * kTile;
     const int64_t blocks = (rows + kBlock - 1) / kBlock, lines = 2 * kTile / 64 / blocks + 1;
     alignas(64) float result[2][kBlock * 32];
