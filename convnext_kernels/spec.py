@@ -1,6 +1,5 @@
 """What a call asks of a backend, in plain values: the vocabulary that planner and backends share."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,12 +11,11 @@ class BackendError(RuntimeError):
     """A backend that was asked for by name does not exist or cannot serve; the message says why."""
 
 
-@dataclass(frozen=True)
-class OpSpec:
+class OpSpec(NamedTuple):
     """One op at one configuration. Hashable, so that the planner can remember its choice.
 
     Sizes that change from call to call (batch, height, width) are left out on purpose: no backend
-    refuses because of them.
+    refuses because of them. (A tuple and not a dataclass: one is made at every call, in 0.6 us instead of 1.6.)
     """
 
     op: str  # a name of OPS

@@ -36,14 +36,15 @@ def image(name: str, x: object) -> None:
 
 def parameters(x: Tensor, named: Sequence[tuple[str, Tensor | None]], mixed_dtypes: bool = False) -> None:
     """All on x's device, floating, and of x's dtype unless `mixed_dtypes` (autocast) allows any."""
+    device, dtype = x.device, x.dtype
     for name, t in named:
         if t is None:
             continue
-        if t.device != x.device:
+        if t.device != device:
             hint = "; give the module memory first (to_empty, load_state_dict(assign=True))" if t.is_meta else ""
-            raise ValueError(f"{name}: expected a tensor on x's device {x.device}, got one on {t.device}{hint}")
-        if t.dtype != x.dtype and (not mixed_dtypes or t.dtype not in FLOATING):
-            raise TypeError(f"{name}: expected x's dtype {x.dtype}, got {t.dtype}")
+            raise ValueError(f"{name}: expected a tensor on x's device {device}, got one on {t.device}{hint}")
+        if t.dtype != dtype and (not mixed_dtypes or t.dtype not in FLOATING):
+            raise TypeError(f"{name}: expected x's dtype {dtype}, got {t.dtype}")
 
 
 def vector(name: str, t: Tensor | None, length: int, of: str) -> None:

@@ -5,7 +5,6 @@ environment variable ``CONVNEXT_KERNELS_BACKEND``, then "auto". "auto" takes the
 `backends.NAMES` that can serve; a backend asked for by name serves or raises `BackendError`.
 """
 
-import dataclasses
 import functools
 import logging
 import os
@@ -124,7 +123,7 @@ def keeps(spec: OpSpec, memory: str, backend: str = AUTO) -> str:
         return memory
     # Under torch.compile with dynamic shapes these are symbols; what is kept depends on their values.
     sizes = {name: int(getattr(spec, name)) for name in ("channels", "kernel_size", "hidden")}
-    spec = dataclasses.replace(spec, **sizes)
+    spec = spec._replace(**sizes)
     if not choose(spec, backend).KEEPS_HIDDEN:
         return "nothing"
     if memory == "auto":

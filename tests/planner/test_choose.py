@@ -1,6 +1,5 @@
 """Which backend serves: precedence, refusals, and where the settings end."""
 
-import dataclasses
 import sys
 import threading
 from types import ModuleType
@@ -235,7 +234,7 @@ def test_public_names():
 def test_what_is_kept_by_default(make_backend, device, channels, expected):
     make_backend("keeping")
     sys.modules["convnext_kernels.backends.keeping.block"].KEEPS_HIDDEN = True
-    spec = dataclasses.replace(SPEC, op="block", device=device, channels=channels)
+    spec = SPEC._replace(op="block", device=device, channels=channels)
     assert keeps(spec, "auto") == expected
     assert [keeps(spec, memory) for memory in ("min", "balanced", "nothing")] == ["min", "balanced", "nothing"]
     assert keeps(spec, "balanced", "eager") == "nothing", "it computes everything again"
