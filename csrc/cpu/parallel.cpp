@@ -148,7 +148,10 @@ void Team::barrier() {
   const int generation = s.generation.load(std::memory_order_relaxed);
   if (s.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
     s.arrived.store(0, std::memory_order_relaxed);
-    s.generation.store(generation + 1, std::memory_order_release);
+    // Sequentially consistent, since notify_all() reads next whether anyone sleeps, and makes no call if
+    // nobody does. With release alone the processor may do that read before others see the store: a thread
+    // that goes to sleep in between still finds the old generation, and nobody wakes it.
+    s.generation.store(generation + 1, std::memory_order_seq_cst);
     s.generation.notify_all();
     return;
   }

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <thread>
 
 #include "support.h"
@@ -109,6 +110,23 @@ TEST_CASE("a sleeper at the barrier is woken") {
     team.barrier();
   });
   CHECK(late == early);
+}
+
+// The last one arrives about when the others stop spinning and fall asleep, a little later in each round.
+TEST_CASE("nobody sleeps through a barrier") {
+  constexpr int kRounds = 20000;
+  std::atomic<int> rounds{0};
+  in_team(2, [&](Team& team) {
+    for (int round = 0; round < kRounds; ++round) {
+      if (round % team.size() == team.rank()) {
+        const auto until = std::chrono::steady_clock::now() + std::chrono::nanoseconds(round);
+        while (std::chrono::steady_clock::now() < until) continue;
+      }
+      team.barrier();
+      if (team.rank() == 0) rounds++;
+    }
+  });
+  CHECK(rounds == kRounds);
 }
 
 TEST_CASE("a job started by a member of a team gets a team that may be smaller") {
