@@ -15,7 +15,7 @@ class OpSpec(NamedTuple):
     """One op at one configuration. Hashable, so that the planner can remember its choice.
 
     Sizes that change from call to call (batch, height, width) are left out on purpose: no backend
-    refuses because of them. (A tuple and not a dataclass: one is made at every call, in 0.6 us instead of 1.6.)
+    refuses because of them. (A tuple and not a frozen dataclass: one is made at every call, 0.7 us faster.)
     """
 
     op: str  # a name of OPS

@@ -71,7 +71,7 @@ class FusedConvNeXtBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W), in x's memory format."""
         checks.image("x", x)  # drop path looks at x before the op does
-        # Each child once: nn.Module's attribute look-ups were a fifth of a call's Python.
+        # Each child once: nn.Module looks attributes up in Python.
         dwconv, norm, pwconv1, pwconv2, grn = self.dwconv, self.norm, self.pwconv1, self.pwconv2, self.grn
         return functional.convnext_block(
             x,

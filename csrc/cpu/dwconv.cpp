@@ -236,7 +236,7 @@ void convolve_pixels(const DwconvArgs& a, int64_t channel, int64_t last, int64_t
   const T* x = static_cast<const T*>(a.x);
   // What the next call will read and this one does not: as many pixels, beyond the last tap. For the fused
   // block, which turns to other things in between; in the op's own sweep the processor finds the lines
-  // itself, and prefetches only get in its way (C 96, 56x56, batch 8, K 7: 0.56 ms without, 0.63 with).
+  // itself, and prefetches only get in its way (8x664x7x86, K 3: 0.65 ms without, 0.87 with).
   constexpr bool kFused = __is_same(Out, Rows);
   const int64_t ahead = kFused ? min64(end + a.kernel_size / 2 * a.w, pixels) : pixels;
   Prefetch prefetch(x + ahead * a.c, x + min64(ahead + end - begin, pixels) * a.c,
@@ -297,9 +297,8 @@ template void dwconv_pixels<BFloat16>(const DwconvArgs&, int64_t, int64_t, float
 template void dwconv_pixels<Float16>(const DwconvArgs&, int64_t, int64_t, float*, int64_t);
 
 void dwconv(const DwconvArgs& a, Team& team) {
-  // Every thread takes one piece, so that what it prefetches and what its blocks share is in its own L2
-  // (blocks dealt out in turn had each line of x in both): rows of images, or channels, or pixels, whatever
-  // divides well.
+  // Every thread takes one piece, so that what its blocks share is in its own L2 (blocks dealt out in turn
+  // had each line of x in all of them): rows of images, or channels, or pixels, whatever divides well.
   constexpr int64_t kBlockBytes = 256 << 10;
   const int64_t pixels = a.n * a.h * a.w, registers = ceil_div(a.c, kLanes);
   const auto divides = [&](int64_t items) {
