@@ -101,6 +101,23 @@ def test_number_of_threads_changes_between_calls(dtype, use_grn, kernel):
             torch.testing.assert_close(block(x), expected, **tolerance)
 
 
+@pytest.mark.parametrize("height", [20, 21, 28])
+@pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_results_are_the_same_bits_for_any_split_of_the_rows(dtype, use_grn, height, kernel):
+    """The second thread's rows begin at odd and even tiles of 16, and within one."""
+    if kernel != "cpu":
+        pytest.skip("the promise of the CPU backend; elsewhere PyTorch's own products on the CPU decide")
+    block = randomize_(FusedConvNeXtBlock(96, use_grn=use_grn, backend=kernel)).to(dtype)
+    x = torch.randn(1, 96, height, 28).to(dtype)
+    with torch.no_grad():
+        torch.set_num_threads(1)
+        alone = block(x)
+        for threads in (2, 3, 4):
+            torch.set_num_threads(threads)
+            assert torch.equal(block(x), alone), f"{threads} threads"
+
+
 @pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=str)
 def test_fork_after_use(threads, memory_format, backend, run_python):
