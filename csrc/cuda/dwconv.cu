@@ -265,7 +265,7 @@ Plan plan_of(const DwconvArgs& a, const TileShape& s, bool stores_elements) {
 // The tile by predicted time. A multiprocessor issues for four warps at once, as long as it has enough of
 // them; one warp alone keeps its own issue slot busy a little over half of the time. The work of all blocks
 // counts a second time: what rounding up to whole blocks costs depends on the neighbours in the stream, waste
-// does not. Instructions are those counted in the PTX (benchmarks/cuda_executed.py); the shares are guesses:
+// does not. Instructions are those counted in the PTX (proofs/cuda_executed.py); the shares are guesses:
 // no GPU has timed this.
 constexpr double kIssued = 3.2, kIssuedAlone = 0.6;  // instructions a cycle
 constexpr double kRegisters = 180;                   // of a thread, at most

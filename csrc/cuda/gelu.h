@@ -1,6 +1,6 @@
 // Exact (erf) GELU and its derivative by one exponential: with the normal CDF's tail written as Phi(-a) =
 // 2^P(a), P a polynomial of degree 6 on [0, 6], gelu(x) = max(x, 0) - a * 2^P(a), a = min(|x|, 6). At
-// most 3.4e-7 from erf, the derivative 3.1e-7. P is fitted by benchmarks/fit_gelu_triton.py and the same as
+// most 3.4e-7 from erf, the derivative 3.1e-7. P is fitted by csrc/cuda/fit_gelu.py and the same as
 // in backends/triton/gelu.py. NaN stays NaN; below -6 and at -inf gelu is -6e-9; gelu' is NaN at +-inf, as
 // with erf.
 #pragma once

@@ -6,7 +6,7 @@ import pytest
 
 from convnext_kernels.tuning import GPUS, defaults
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+PROOFS = Path(__file__).resolve().parents[2] / "proofs"
 
 
 @pytest.mark.parametrize("name", defaults.SHIPPED)
@@ -25,11 +25,11 @@ def test_every_gpu_is_known_and_others_have_no_defaults():
 
 
 def test_predicted_defaults_are_current(monkeypatch):
-    """After a change of plans or cost model: python benchmarks/update_defaults.py."""
+    """After a change of plans or cost model: python proofs/update_defaults.py."""
     triton = pytest.importorskip("triton", reason="the launchers of the Triton backend are asked")
     if triton.knobs.runtime.interpret:
         pytest.skip("TRITON_INTERPRET is set: the launchers plan for the interpreter")
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.syspath_prepend(str(PROOFS))
     script = importlib.import_module("update_defaults")
     for name in defaults.SHIPPED:
         file = script.FOLDER / f"{name}.json"

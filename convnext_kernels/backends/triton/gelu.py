@@ -2,7 +2,7 @@
 
 With the normal CDF's tail written as Phi(-a) = 2^P(a), P a polynomial of degree 6 on [0, 6]:
 gelu(x) = max(x, 0) - a * 2^P(a), a = min(|x|, 6). At most 3.4e-7 from erf, the derivative 3.1e-7 (P is fitted by
-benchmarks/fit_gelu_triton.py). SASS instructions an element, counted for sm_90: 10, with the derivative 19, where
+csrc/cuda/fit_gelu.py). SASS instructions an element, counted for sm_90: 10, with the derivative 19, where
 `tl.erf` takes 32 and 40. NaN stays NaN; below -6 and at -inf gelu is -6e-9; gelu' is NaN at +-inf, as with erf.
 """
 

@@ -1,7 +1,7 @@
 """Which plan and which tiles the inverted bottleneck runs with: candidates and what each would cost.
 
 Plain values in, cached. Tile sizes are those that compile without a spill on every architecture they are offered
-for; `docs/triton_kernels.md` lists registers and shared memory of each.
+for; `proofs/records/triton_kernels.md` lists registers and shared memory of each.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The choices that ship: a JSON file for each GPU, written by ``benchmarks/update_defaults.py``.
+"""The choices that ship: a JSON file for each GPU, written by ``proofs/update_defaults.py``.
 
 ``basis`` says where they come from: "predicted" (the cost model) until somebody has timed them.
 """

@@ -1,6 +1,6 @@
 """Write the choices of kernel configurations that ship, as the cost model makes them.
 
-    python benchmarks/update_defaults.py [--check]
+    python proofs/update_defaults.py [--check]
 
 The Triton launchers run on tensors without memory for the table of cases (triton_cases.py); what they ask
 `tuning.pick` is answered by the cost model and recorded for each GPU. Nothing is compiled. --check writes nothing and
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
+import checkout  # noqa: F401
 import click
 import triton_cases
 from compile_only import compile_only
@@ -73,7 +74,7 @@ def main(check: bool) -> None:
             file.write_text(wanted, encoding="utf-8")
     if check and stale:
         raise click.ClickException(
-            f"defaults of {', '.join(stale)} are not up to date: run python benchmarks/update_defaults.py"
+            f"defaults of {', '.join(stale)} are not up to date: run python proofs/update_defaults.py"
         )
     click.echo(f"{len(defaults.SHIPPED)} files of defaults, {len(stale)} {'stale' if check else 'written'}")
 

@@ -1,6 +1,6 @@
 """Bytes, launches and instructions of the Triton kernels, counted while their compiled PTX is executed on the CPU.
 
-    python benchmarks/triton_executed.py [--check] [--update]
+    python proofs/triton_executed.py [--check] [--update]
 
 Needs the module `triton_ptxemu` on the path, a Triton driver that executes PTX without a GPU (not part of this
 repository). Every figure stands beside the floor it is held against; none is a time.
@@ -10,29 +10,24 @@ infinite and empty at the launch's start.
 """
 
 import multiprocessing
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import click
 import torch
 import triton
 import triton.language as tl
-
-from convnext_kernels import functional, tuning
-from convnext_kernels.backends.triton.gelu import gelu
-from convnext_kernels.tuning.pick import predicted
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+from checkout import RECORDS, ROOT
 from compile_only import compile_only
 from cubin import analyse, loop_ffma
 from figures import Figure, markdown, show
 from triton_counts import dwconv_counts
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "triton_counts.md"
+from convnext_kernels import functional, tuning
+from convnext_kernels.backends.triton.gelu import gelu
+from convnext_kernels.tuning.pick import predicted
 
+PAGE = RECORDS / "triton_counts.md"
 
 # (C, H = W, K, samples); plans are those of a batch of 128
 DWCONV = ((96, 28, 7, 4), (192, 28, 7, 4), (384, 14, 7, 4), (768, 7, 7, 16), (96, 28, 13, 4), (96, 14, 31, 4))
@@ -169,11 +164,11 @@ def _compiled_figures(arch: int) -> list[Figure]:
 
 
 def page(figures: list[Figure]) -> str:
-    """The figures as a page of docs/."""
+    """The figures as a page of records/."""
     lines = [
         "# Triton kernels: what their executed PTX counts",
         "",
-        "Written by `python benchmarks/triton_executed.py --update`: compiled by Triton, executed on a CPU, counted. "
+        "Written by `python proofs/triton_executed.py --update`: compiled by Triton, executed on a CPU, counted. "
         "Nothing here ran on a GPU and nothing is a time. Bytes are unique 32-byte sectors per launch.",
         "",
         *markdown(figures),

@@ -1,6 +1,6 @@
 """Instructions, bytes and launches of the CUDA kernels, counted while nvcc's PTX is executed on the CPU.
 
-    python benchmarks/cuda_executed.py [--arch 90] [--check] [--update]
+    python proofs/cuda_executed.py [--arch 90] [--check] [--update]
 
 Needs nvcc, and the module `ptxemu` on the path, an emulator of PTX (not part of this repository). Every figure stands
 beside the floor it is held against; none is a time. Launchers plan for a batch of 128, of which few samples are run on
@@ -9,15 +9,11 @@ once more written.
 """
 
 import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+from checkout import ROOT
 from figures import Figure, markdown, show
 
 from tests import cuda_host
@@ -28,7 +24,6 @@ from convnext_kernels import functional, tuning
 from convnext_kernels.backends.cuda import dwconv
 from tests.cuda import executed
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "cuda_kernels.md"
 BEGIN, END = "<!-- counted -->", "<!-- /counted -->"
 BATCH = 128

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+PROOFS = Path(__file__).resolve().parents[2] / "proofs"
 # A kernel that keeps an array in local memory, which is a stack, and one that has a loop.
 PTX = """
 .version 7.5
@@ -50,7 +50,7 @@ again:
 @pytest.fixture(scope="module")
 def report():
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
+        patch.syspath_prepend(str(PROOFS))
         yield importlib.import_module("cuda_static")
 
 

@@ -1,10 +1,10 @@
 """Compile every Triton kernel for GPUs that need not be there, and report what the cubins say. Nothing is run.
 
-    python benchmarks/triton_static.py [--quick] [--check | --update]
+    python proofs/triton_static.py [--quick] [--check | --update]
 
-Without an option a table is printed. --update writes docs/triton_kernels.json (every compiled kernel) and
-docs/triton_kernels.md (a line for each kernel and family of architectures). --check compiles and fails where a kernel
-is worse than the recorded one: spills more, exceeds a limit, loses its tensor cores, or fits fewer times on a
+Without an option a table is printed. --update writes records/triton_kernels.json (every compiled kernel) and
+records/triton_kernels.md (a line for each kernel and family of architectures). --check compiles and fails where a
+kernel is worse than the recorded one: spills more, exceeds a limit, loses its tensor cores, or fits fewer times on a
 multiprocessor. A kernel that is in no record may not spill. TRITON_CACHE_DIR makes repeats fast.
 """
 
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import click
 import triton_cases
+from checkout import RECORDS
 from compile_only import Launch, compile_only
 from cubin import ARCHS, TENSOR_MEMORY_COLUMNS, Statics, analyse, limits, span
 from rich.console import Console
@@ -32,9 +33,8 @@ from triton_cases import COMPILED, Case
 
 from convnext_kernels import tuning
 
-ROOT = Path(__file__).resolve().parents[1]
-RECORD = ROOT / "docs" / "triton_kernels.json"
-PAGE = ROOT / "docs" / "triton_kernels.md"
+RECORD = RECORDS / "triton_kernels.json"
+PAGE = RECORDS / "triton_kernels.md"
 QUICK_ARCHS = (80, 90)
 WORST = 12  # kernels that spill, named on the page
 SMALLEST = 16  # instructions: a stub that does nothing has fewer
@@ -232,13 +232,13 @@ def describe(row: Row) -> str:
 
 
 def page(rows: dict[str, Row]) -> str:
-    """The text of docs/triton_kernels.md."""
+    """The text of records/triton_kernels.md."""
     spilling = [row for row in rows.values() if row.statics.spill_stores or row.statics.spill_loads]
     archs = ", ".join(f"sm_{arch}" for arch in sorted({row.arch for row in rows.values()}))
     lines = [
         "# Triton kernels, compiled",
         "",
-        "Written by `python benchmarks/triton_static.py --update`; every kernel stands in `triton_kernels.json`.",
+        "Written by `python proofs/triton_static.py --update`; every kernel stands in `triton_kernels.json`.",
         f"Compiled by Triton {importlib.metadata.version('triton')} for {archs}",
         "with the configurations that ship, and read from the cubins: nothing here was run on a GPU. Ranges go over",
         "the variants (channels, dtypes, configurations) and the architectures of a line. Spill: bytes per thread,",
@@ -260,7 +260,7 @@ def page(rows: dict[str, Row]) -> str:
 
 
 def write(rows: dict[str, Row]) -> None:
-    """Record `rows` in docs/: by kernel, specialisation and architecture, a specialisation a line."""
+    """Record `rows` in records/: by kernel, specialisation and architecture, a specialisation a line."""
     cases = sorted({row.case for row in rows.values()})
     kernels: dict[str, dict[str, dict[str, list]]] = {}
     for row in sorted(rows.values(), key=lambda row: (row.kernel, row.specialisation, row.arch)):
@@ -288,7 +288,7 @@ def write(rows: dict[str, Row]) -> None:
 @click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Processes that compile.")
 @click.option("--full", is_flag=True, help="Print every compiled kernel too.")
 @click.option("--check", "checking", is_flag=True, help="Fail where a kernel is worse than the recorded one.")
-@click.option("--update", is_flag=True, help="Write docs/triton_kernels.json and docs/triton_kernels.md.")
+@click.option("--update", is_flag=True, help="Write records/triton_kernels.json and records/triton_kernels.md.")
 def main(
     quick: bool,
     archs: tuple[str, ...],

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton", reason="the static report compiles Triton kernels")
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+PROOFS = Path(__file__).resolve().parents[2] / "proofs"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -19,7 +19,7 @@ def _path(tmp_path_factory):
     if triton.knobs.runtime.interpret:
         pytest.skip("TRITON_INTERPRET is set: nothing is compiled")
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
+        patch.syspath_prepend(str(PROOFS))
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
         yield
 

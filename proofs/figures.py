@@ -1,4 +1,4 @@
-"""Counted figures beside their limits: a table on the terminal and a page of docs/."""
+"""Counted figures beside their limits: a table on the terminal and a page of Markdown."""
 
 from dataclasses import dataclass
 

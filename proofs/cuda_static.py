@@ -1,9 +1,9 @@
 """Report what the compiled kernels of the CUDA extension need: registers, stack, spills, instructions. Nothing is run.
 
-    python benchmarks/cuda_static.py [FILE] [--full] [--arch 90] [--check | --update]
+    python proofs/cuda_static.py [FILE] [--full] [--arch 90] [--check | --update]
 
 FILE is an extension _native_cuda*.so; without it, the installed one. A line for each kernel and architecture is
-printed, with --full one for each of its instances. --update writes docs/cuda_kernels.json (every instance) and the
+printed, with --full one for each of its instances. --update writes records/cuda_kernels.json (every instance) and the
 table in docs/cuda_kernels.md. --check fails where kernels or architectures are not those of the record, where a kernel
 has spills or a stack and no excuse, and where it lost its tensor cores. Where the toolkit is that of the record it says
 which registers are other than recorded.
@@ -22,13 +22,13 @@ from pathlib import Path
 
 import click
 import cubin
+from checkout import RECORDS, ROOT
 from cubin import span
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-ROOT = Path(__file__).resolve().parents[1]
-RECORD = ROOT / "docs" / "cuda_kernels.json"
+RECORD = RECORDS / "cuda_kernels.json"
 PAGE = ROOT / "docs" / "cuda_kernels.md"
 TITLE = "## Registers and spills"
 BEGIN, END = "<!-- table -->", "<!-- /table -->"
@@ -134,7 +134,7 @@ def installed() -> Path | None:
 
 @dataclass(frozen=True)
 class Record:
-    """What docs/cuda_kernels.json holds."""
+    """What records/cuda_kernels.json holds."""
 
     toolkit: str
     rows: dict[str, Row]
@@ -183,7 +183,7 @@ def page(record: Record) -> list[str]:
     spilling = sum(bool(row.spills or row.stack) for row in rows)
     header = ("kernel", "instances", *(f"sm_{arch}" for arch in archs), "spills")
     lines = [
-        f"Written by `python benchmarks/cuda_static.py --update` from the machine code of nvcc {record.toolkit}:",
+        f"Written by `python proofs/cuda_static.py --update` from the machine code of nvcc {record.toolkit}:",
         "registers of a thread, ranges over the instances of a kernel (dtypes, sizes); spills in bytes of a thread.",
         f"{len(rows)} compiled kernels, {spilling} of them with spills or a stack.",
         "",
@@ -278,7 +278,7 @@ def check(rows: dict[str, Row], toolkit: str, recorded: Record) -> tuple[list[st
 @click.option("--full", is_flag=True, help="Print every instance.")
 @click.option("--arch", "archs", type=int, multiple=True, help="Of these architectures only; may be repeated.")
 @click.option("--check", "checking", is_flag=True, help="Fail where kernels differ from the record or spill.")
-@click.option("--update", is_flag=True, help="Write docs/cuda_kernels.json and the table of docs/cuda_kernels.md.")
+@click.option("--update", is_flag=True, help="Write records/cuda_kernels.json and the table of docs/cuda_kernels.md.")
 def main(file: Path | None, full: bool, archs: tuple[int, ...], checking: bool, update: bool) -> None:
     """Read, print, and check or record."""
     if update and (checking or archs):

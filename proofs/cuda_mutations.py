@@ -1,6 +1,6 @@
 """Break the CUDA kernels on purpose, one change at a time, and see that the tests notice.
 
-    python benchmarks/cuda_mutations.py [--quick] [--list] [-k TEXT] [--proof host|asan|ptx]
+    python proofs/cuda_mutations.py [--quick] [--list] [-k TEXT] [--proof host|asan|ptx]
 
 Each mutant lacks a barrier or a mask, has less shared memory than it uses, other strides or another bound. It must make
 its tests fail in its proof:

@@ -1,6 +1,6 @@
 """How long Triton compiles before a ConvNeXt's first training step, cold and afterwards.
 
-    python benchmarks/triton_compile_time.py [--arch 90] [--batch 8] [--check]
+    python proofs/triton_compile_time.py [--arch 90] [--batch 8] [--check]
 
 A whole model runs forward and backward on CPU tensors under a driver that compiles our kernels and launches none of
 them (PyTorch's own operators run, on what happens to be in memory). First with an empty cache on disk, then with
@@ -21,13 +21,12 @@ LIMIT = 90.0  # seconds, cold
 
 def step(arch: int, model: str, batch: int) -> tuple[float, int, int]:
     """(seconds, launches, kernels compiled or loaded) of one training step in bf16."""
+    import checkout  # noqa: F401
     import timm
     import torch
+    from compile_only import compile_only
 
     import convnext_kernels as ck
-
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from compile_only import compile_only
 
     net = timm.create_model(model, pretrained=False).bfloat16()
     x = torch.randn(batch, 3, 224, 224, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
