@@ -1,5 +1,6 @@
 """Fixtures: the backends and instruction sets of this machine, poisoned memory, subprocesses."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -23,9 +24,9 @@ if not torch.cuda.is_available() and cuda_host.VARIABLE not in os.environ and no
 
 import convnext_kernels
 from convnext_kernels import planner
+from tests.shapes import ISAS
 
 ROOT = Path(__file__).resolve().parents[1]
-ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amx")
 
 
 def _backend_parameters(every_isa: bool) -> list:
@@ -62,15 +63,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Triton's interpreter takes seconds where a kernel takes microseconds: its fp16 parity goes with the slow tests.
-
-    fp16 runs the very kernels that bf16 runs, with another element type.
-    """
+    """What a test's rule (tests/shapes.py, `chosen`) leaves out of every run belongs to the extended tests."""
     for item in items:
-        parameters = getattr(getattr(item, "callspec", None), "params", {})
-        triton = ("triton", None) in parameters.values()
-        if triton and parameters.get("dtype") == torch.float16 and item.path.name == "test_parity.py":
-            item.add_marker(pytest.mark.slow)
+        for mark in item.iter_markers("chosen"):
+            (everyday,) = mark.args
+            names = inspect.signature(everyday).parameters
+            if not everyday(**{name: item.callspec.params[name] for name in names}):
+                item.add_marker(pytest.mark.extended)
 
 
 @pytest.fixture(params=_backend_parameters(every_isa=False))
