@@ -9,6 +9,11 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+
+# Workers share the cores (pytest -n): an OpenMP thread that waits must not take one from the other worker.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 # Without a GPU the Triton kernels run in Triton's interpreter, on CPU tensors. It is chosen when they are imported, for
@@ -53,8 +58,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cuda-threads", choices=["first-last", "last-first"], default="first-last")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """``pytest -n auto``: one worker a core, hyperthreads counted; at most 8, because every one collects all tests."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Set the thread order for the whole run."""
+    """Set the thread order for the whole run, and two threads for each of several workers, so that work is split."""
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(2)
     from convnext_kernels.backends.cuda import native
 
     if native.on_host():

@@ -15,12 +15,16 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from convnext_kernels.spec import OPS
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amx")
 # What the fixture `kernel` goes through, on every machine in the same order: a backend and its instruction set.
 Kernel = tuple[str, str | None]
 EAGER, TRITON, CUDA = ("eager", None), ("triton", None), ("cuda", None)
 KERNELS: tuple[Kernel, ...] = (EAGER, *(("cpu", isa) for isa in ISAS), TRITON, CUDA)
+
+CONVOLVE, BOTTLENECK = ("dwconv", "block"), ("mlp", "block")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Case:
     bias: bool = True
     drop: bool = False  # drop-path factors: sample 0 dropped, the others scaled up
     patch: int = 2  # side of the downsampling patches
+    ops: tuple[str, ...] = OPS  # those it is there for; for the others it is one more size, and extended
     edge: bool = False  # at or beside the edge of a vector or tile: always tested in fp32 and in bf16, on every kernel
     costly: bool = False  # in Triton's interpreter, which takes seconds for it
     half: bool = False  # the row that is always tested in fp16, which runs what bf16 runs with another element type
@@ -91,30 +96,30 @@ CASES = (
     Case("batch of an odd size, more samples than threads", n=5, c=24),
     Case("more samples than threads in V2: each has its own norm", n=5, c=24, variant="v2"),
     # kernel sizes and dilations
-    Case("1x1: no neighbours at all", k=1),
-    Case("smallest real kernel", k=3, h=14, w=13),
-    Case("5x5", k=5, h=14, w=13, variant="v2"),
-    Case("9x9, wider than the image", k=9),
-    Case("11x11", k=11, h=15, w=13, costly=True),
-    Case("13x13, SLaK and RepLKNet", k=13, h=14, w=15),
-    Case("15x15", k=15, h=14, w=13, n=1, costly=True),
-    Case("21x21", k=21, h=15, w=29, n=1),
-    Case("31x31, the largest: most taps fall outside", k=31, h=13, w=14),
+    Case("1x1: no neighbours at all", k=1, ops=CONVOLVE),
+    Case("smallest real kernel", k=3, h=14, w=13, ops=CONVOLVE),
+    Case("5x5", k=5, h=14, w=13, variant="v2", ops=CONVOLVE),
+    Case("9x9, wider than the image", k=9, ops=CONVOLVE),
+    Case("11x11", k=11, h=15, w=13, costly=True, ops=CONVOLVE),
+    Case("13x13, SLaK and RepLKNet", k=13, h=14, w=15, costly=True, ops=CONVOLVE),
+    Case("15x15", k=15, h=14, w=13, n=1, costly=True, ops=CONVOLVE),
+    Case("21x21", k=21, h=15, w=29, n=1, ops=CONVOLVE),
+    Case("31x31, the largest: most taps fall outside", k=31, h=13, w=14, ops=CONVOLVE),
     # 17 channels: oneDNN's 16-bit depthwise never returns for 31x31 on such an image with 16 or fewer (torch 2.14).
-    Case("31x31 on an image larger than the kernel", k=31, h=33, w=40, c=17, n=1, costly=True),
-    Case("dilation 2", dilation=2, h=14, w=15),
-    Case("dilation 3 of a small kernel", dilation=3, k=3, h=14, w=13, variant="v2"),
-    Case("dilation 3: reaches beyond the image on both sides", dilation=3, h=7, w=5),
+    Case("31x31 on an image larger than the kernel", k=31, h=33, w=40, c=17, n=1, costly=True, ops=CONVOLVE),
+    Case("dilation 2", dilation=2, h=14, w=15, ops=CONVOLVE),
+    Case("dilation 3 of a small kernel", dilation=3, k=3, h=14, w=13, variant="v2", ops=CONVOLVE),
+    Case("dilation 3: reaches beyond the image on both sides", dilation=3, h=7, w=5, ops=CONVOLVE),
     # the bottleneck
-    Case("hidden as wide as the input", ratio=1),
-    Case("ratio 2", ratio=2, c=17, variant="v2", edge=True, half=True),
-    Case("ratio 3, hidden not a power of two", ratio=3, c=40),
-    Case("neither gamma nor GRN", variant="plain"),
+    Case("hidden as wide as the input", ratio=1, ops=BOTTLENECK),
+    Case("ratio 2", ratio=2, c=17, variant="v2", edge=True, half=True, ops=BOTTLENECK),
+    Case("ratio 3, hidden not a power of two", ratio=3, c=40, ops=BOTTLENECK),
+    Case("neither gamma nor GRN", variant="plain", ops=BOTTLENECK),
     Case("no biases (every Conv and Linear has bias=False)", bias=False),
-    Case("no biases in V2", bias=False, variant="v2", c=17),
-    Case("drop path", drop=True, n=5),
-    Case("drop path in V2", drop=True, n=3, variant="v2"),
-    Case("drop path without gamma", drop=True, n=3, variant="plain"),
+    Case("no biases in V2", bias=False, variant="v2", c=17, ops=BOTTLENECK),
+    Case("drop path", drop=True, n=5, ops=BOTTLENECK),
+    Case("drop path in V2", drop=True, n=3, variant="v2", ops=BOTTLENECK),
+    Case("drop path without gamma", drop=True, n=3, variant="plain", ops=BOTTLENECK),
 )
 
 _RELEVANT = {
@@ -149,6 +154,8 @@ def always(op: str, case: Case, dtype: torch.dtype, kernel: Kernel, direction: i
     ones not at all, and the block, which launches what dwconv and mlp launch, on small images only.
     """
     small = (case.h, case.w) == (7, 5)
+    if op not in case.ops:
+        return False
     if kernel == TRITON and (case.costly or (op == "block" and not small)):
         return False
     if dtype == torch.float16:
