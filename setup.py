@@ -121,8 +121,8 @@ class CMakeBuild(build_ext):
         for step in steps:
             if subprocess.run(step, env=environment).returncode:
                 raise CompileError(
-                    f"{Path(step[0]).name} {step[1]} failed; its messages are above. CNK_CUDA=0 leaves the CUDA kernels "
-                    "out, CNK_NATIVE=0 all compiled kernels."
+                    f"cmake {step[1]} failed; its messages are above. CNK_CUDA=0 leaves the CUDA kernels out, "
+                    "CNK_NATIVE=0 all compiled kernels."
                 )
         return installed
 

