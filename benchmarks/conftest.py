@@ -6,12 +6,14 @@ ours comes last, so that it can be held against the best peer. `convnext-kernels
 instead: on a machine whose speed changes, its ratios are the ones to quote.
 """
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 
 from convnext_kernels import environment
 from convnext_kernels.bench import ceilings, conditions, measure
-from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, select
+from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, cases, select
 from convnext_kernels.bench.results import OURS
 
 SESSION = pytest.StashKey[measure.Session]()
@@ -27,7 +29,7 @@ def _device(config):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--quick", action="store_true", help="one stage and ConvNeXt-T at batch 1: about two minutes")
+    parser.addoption("--quick", action="store_true", help="one stage and ConvNeXt-T at batch 1: two minutes")
     parser.addoption("--full", action="store_true", help="every case and every peer in it: hours")
     parser.addoption("--device", choices=["cpu", "cuda"], help="default: cuda where PyTorch can use it, else cpu")
 
@@ -37,16 +39,21 @@ def pytest_configure(config):
         raise pytest.UsageError("--quick and --full exclude each other")
     if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError(f"--device cuda: {environment.gpus()[1]}")
+    if config.getoption("--quick") and not any("benchmark-max-time" in str(a) for a in config.invocation_params.args):
+        config.option.benchmark_max_time = "0.3"  # the default of one second a candidate takes a minute more
 
 
 def pytest_generate_tests(metafunc):
     if "candidate" in metafunc.fixturenames:
         mode, device = _mode(metafunc.config), _device(metafunc.config)
         session = measure.Session(device, mode, {})
-        cases = select(mode, (), device)
-        rows = [(case, c.name) for case in cases for c in sorted(session.wanted(case), key=lambda c: c.name == OURS)]
-        ids = [f"{case.name}-{name.replace(', ', '-').replace(' ', '-')}" for case, name in rows]
-        metafunc.parametrize(("opened", "candidate"), rows, ids=ids, indirect=["opened"])
+        rows = [
+            (case.name, candidate.name)
+            for case in select(mode, (), device)
+            for candidate in sorted(session.wanted(case), key=lambda c: c.name == OURS)
+        ]
+        ids = [f"{case}-{name.replace(', ', '-').replace(' ', '-')}" for case, name in rows]
+        metafunc.parametrize(("case", "candidate"), rows, ids=ids)
 
 
 def pytest_collection_modifyitems(items):
@@ -62,13 +69,25 @@ def session(pytestconfig):
     return stash[SESSION]
 
 
-@pytest.fixture(scope="module")  # pytest takes it down when the next test has another case
-def opened(request, session):
-    missing = measure.memory_missing(request.param, session.device)
-    if missing:
-        pytest.skip(missing)
-    with session.opened(request.param) as case:
-        yield case
+@pytest.fixture(scope="session")
+def current():
+    """The case that is open, by name, and how to close it: its candidates' tests follow each other."""
+    with ExitStack() as stack:
+        yield {}, stack
+
+
+@pytest.fixture
+def opened(case, session, current):
+    known, stack = current
+    if case not in known:
+        known.clear()
+        stack.close()
+        found = next(c for c in cases(session.device) if c.name == case)
+        missing = measure.memory_missing(found, session.device)
+        if missing:
+            pytest.skip(missing)
+        known[case] = stack.enter_context(session.opened(found))
+    return known[case]
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
