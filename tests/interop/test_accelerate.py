@@ -29,6 +29,11 @@ every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 one_model = pytest.mark.parametrize("model", [MODELS["timm-v1"]], ids=["timm-v1"])
 
 
+def in_turn(model, number):
+    """Two or three of the ten models for each of four ways to do something."""
+    return [*MODELS.values()].index(model) % 4 == number
+
+
 @pytest.fixture
 def dynamo():
     """No compiled code of other tests, whose number is limited."""
@@ -161,6 +166,7 @@ COPIES = {
 }
 
 
+@chosen(lambda model, copy_of: in_turn(model, [*COPIES.values()].index(copy_of)))
 @every_model
 @pytest.mark.parametrize("copy_of", COPIES.values(), ids=COPIES)
 def test_copies(model, copy_of):
@@ -216,17 +222,17 @@ def test_hooks_on_a_block_fire(model):
     assert fired == ["pre", "forward"] * 2 + ["backward"]
 
 
+HOOKS = [
+    nn.Module.register_forward_hook,
+    nn.Module.register_forward_pre_hook,
+    nn.Module.register_full_backward_hook,
+    nn.Module.register_full_backward_pre_hook,
+]
+
+
+@chosen(lambda model, register: in_turn(model, HOOKS.index(register)))
 @every_model
-@pytest.mark.parametrize(
-    "register",
-    [
-        nn.Module.register_forward_hook,
-        nn.Module.register_forward_pre_hook,
-        nn.Module.register_full_backward_hook,
-        nn.Module.register_full_backward_pre_hook,
-    ],
-    ids=lambda f: f.__name__,
-)
+@pytest.mark.parametrize("register", HOOKS, ids=lambda f: f.__name__)
 def test_hooks_on_an_inner_module_fire(model, register):
     m = ck.accelerate(model.make())
     x = images()
