@@ -63,18 +63,19 @@ CNK_INLINE void store_tile(const Vec (&acc)[COLUMNS], int64_t columns, const Sin
   }
 }
 
-// acc[j] += the TAPS taps at `weight` times columns j, j + 1, ... of x. CHECKED: only of [first, last), the
-// rest is outside the image.
+// acc[j] += the TAPS taps at `weight` times columns j, j + 1, ... of x. CHECKED: only of columns whose bit is
+// set in `inside`, the rest is outside the image.
 template <int TAPS, bool CHECKED, bool PARTIAL, int COLUMNS, class T>
 CNK_INLINE void add_taps(Vec (&acc)[COLUMNS], const float* weight, const T* x, int64_t stride, int64_t valid,
-                         int64_t first, int64_t last) {
+                         uint64_t inside) {
   Vec taps[TAPS];
   CNK_UNROLL
   for (int k = 0; k < TAPS; ++k) taps[k] = load(weight + k * kChannelAlign);
   CNK_UNROLL
   for (int j = 0; j < COLUMNS + TAPS - 1; ++j) {
-    if (!CHECKED || (j >= first && j < last)) {
-      const Vec v = load_tap<PARTIAL>(x, valid);
+    if (!CHECKED || (inside >> j & 1)) {
+      Vec v = load_tap<PARTIAL>(x, valid);
+      if (TAPS > 1) v = in_register(v);
       CNK_UNROLL
       for (int k = 0; k < TAPS; ++k) {
         if (j >= k && j - k < COLUMNS) acc[j - k] = multiply_add(v, taps[k], acc[j - k]);
@@ -85,6 +86,8 @@ CNK_INLINE void add_taps(Vec (&acc)[COLUMNS], const float* weight, const T* x, i
     asm("" : "+r"(x));
   }
 }
+
+constexpr uint64_t all_columns(int columns) { return (uint64_t{1} << columns) - 1; }
 
 // Dilation 1: `columns` of the COLUMNS accumulators are stored.
 template <int COLUMNS, bool PARTIAL, class T>
@@ -99,40 +102,46 @@ __attribute__((noinline)) void convolve(const Tile<T>& t, int64_t columns, const
   const float* weights = t.weight + (first_row * t.kernel_size + first_tap) * kChannelAlign;
   const int64_t column = t.w + first_tap - reach;  // of x, where the first of the taps meets accumulator 0
   const T* row = t.plane + ((t.h + first_row - reach) * t.width + column) * stride;
+  // Bit i: column + i is in the image. There are less than 14 + 31.
+  const uint64_t in_image = (uint64_t{1} << min64(t.width - column, 63)) - (uint64_t{1} << max64(-column, 0));
   for (int64_t rows = last_row - first_row; rows > 0; --rows) {
     const float* weight = weights;
     const T* x = row;
-    int64_t taps = last_tap - first_tap, first = -column, last = t.width - column;
+    uint64_t inside = in_image;
+    int64_t taps = last_tap - first_tap;
     for (; taps >= kTaps; taps -= kTaps) {
-      if (first <= 0 && last >= COLUMNS + kTaps - 1) {
-        add_taps<kTaps, false, PARTIAL>(acc, weight, x, stride, valid, first, last);
+      if ((~inside & all_columns(COLUMNS + kTaps - 1)) == 0) {
+        add_taps<kTaps, false, PARTIAL>(acc, weight, x, stride, valid, inside);
       } else {
-        add_taps<kTaps, true, PARTIAL>(acc, weight, x, stride, valid, first, last);
+        add_taps<kTaps, true, PARTIAL>(acc, weight, x, stride, valid, inside);
       }
       weight += kTaps * kChannelAlign;
       x += kTaps * stride;
-      first -= kTaps;
-      last -= kTaps;
+      inside >>= kTaps;
     }
     static_assert(kTaps == 7);
+    if (taps == 3 && (~inside & all_columns(COLUMNS + 2)) == 0) {  // most of K 3
+      add_taps<3, false, PARTIAL>(acc, weight, x, stride, valid, inside);
+      taps = 0;
+    }
     switch (taps) {
       case 1:
-        add_taps<1, true, PARTIAL>(acc, weight, x, stride, valid, first, last);
+        add_taps<1, true, PARTIAL>(acc, weight, x, stride, valid, inside);
         break;
       case 2:
-        add_taps<2, true, PARTIAL>(acc, weight, x, stride, valid, first, last);
+        add_taps<2, true, PARTIAL>(acc, weight, x, stride, valid, inside);
         break;
       case 3:
-        add_taps<3, true, PARTIAL>(acc, weight, x, stride, valid, first, last);
+        add_taps<3, true, PARTIAL>(acc, weight, x, stride, valid, inside);
         break;
       case 4:
-        add_taps<4, true, PARTIAL>(acc, weight, x, stride, valid, first, last);
+        add_taps<4, true, PARTIAL>(acc, weight, x, stride, valid, inside);
         break;
       case 5:
-        add_taps<5, true, PARTIAL>(acc, weight, x, stride, valid, first, last);
+        add_taps<5, true, PARTIAL>(acc, weight, x, stride, valid, inside);
         break;
       case 6:
-        add_taps<6, true, PARTIAL>(acc, weight, x, stride, valid, first, last);
+        add_taps<6, true, PARTIAL>(acc, weight, x, stride, valid, inside);
     }
     weights += t.kernel_size * kChannelAlign;
     row += t.width * stride;
@@ -155,11 +164,17 @@ __attribute__((noinline)) void convolve_dilated(const Tile<T>& t, int64_t column
       const int64_t w = t.w + k * d - reach;  // column of the first accumulator's tap
       if (w + columns <= 0 || w >= t.width) continue;
       const Vec weight = load(t.weight + (i * t.kernel_size + k) * kChannelAlign);
-      const bool inside = w >= 0 && w + kColumns <= t.width;
-      CNK_UNROLL
-      for (int j = 0; j < kColumns; ++j) {
-        if (!inside && (w + j < 0 || w + j >= t.width)) continue;
-        acc[j] = multiply_add(load_tap<PARTIAL>(x + (w + j) * t.c, t.valid), weight, acc[j]);
+      if (w >= 0 && w + kColumns <= t.width) {
+        CNK_UNROLL
+        for (int j = 0; j < kColumns; ++j) {
+          acc[j] = multiply_add(load_tap<PARTIAL>(x + (w + j) * t.c, t.valid), weight, acc[j]);
+        }
+      } else {
+        CNK_UNROLL
+        for (int j = 0; j < kColumns; ++j) {
+          if (w + j < 0 || w + j >= t.width) continue;
+          acc[j] = multiply_add(load_tap<PARTIAL>(x + (w + j) * t.c, t.valid), weight, acc[j]);
+        }
       }
     }
   }
@@ -171,11 +186,9 @@ template <bool PARTIAL, class T>
 CNK_INLINE void convolve_tile(const Tile<T>& t, int64_t columns, const Sink& to) {
   constexpr int kSome = kColumns * 5 / 7, kHalf = kColumns / 2, kFew = kColumns * 2 / 7;
   if (t.dilation != 1) return convolve_dilated<PARTIAL>(t, columns, to);
-  if constexpr (!PARTIAL) {
-    if (columns <= kFew) return convolve<kFew, false>(t, columns, to);
-    if (columns > kHalf && columns <= kSome) return convolve<kSome, false>(t, columns, to);
-  }
+  if (columns <= kFew) return convolve<kFew, PARTIAL>(t, columns, to);
   if (columns <= kHalf) return convolve<kHalf, PARTIAL>(t, columns, to);
+  if (columns <= kSome) return convolve<kSome, PARTIAL>(t, columns, to);
   convolve<kColumns, PARTIAL>(t, columns, to);
 }
 

@@ -1,5 +1,5 @@
-// The matrix product that this instruction set compiles: in bf16 where it has such products. Those in fp32 are then
-// CNK_SHARED's, whole kernels of which are called.
+// The matrix product that this instruction set compiles: in bf16 where it has such products. Those in fp32
+// are then CNK_SHARED's, whole kernels of which are called.
 #pragma once
 
 #include "cpu/ops.h"

@@ -16,8 +16,8 @@
 #define CNK_HAS_BF16
 #endif
 
-// Instruction sets with products of bf16 pairs compile what uses these or converts to bf16, and nothing else: the
-// rest is CNK_SHARED's. What only converts, AVX512_BF16 compiles for AMX too: CNK_CONVERTS.
+// Instruction sets with products of bf16 pairs compile what uses these or converts to bf16, and nothing else:
+// the rest is CNK_SHARED's. What only converts, AVX512_BF16 compiles for AMX too: CNK_CONVERTS.
 #if !defined(CNK_HAS_BF16)
 #define CNK_SHARED CNK_ISA
 #define CNK_CONVERTS CNK_ISA

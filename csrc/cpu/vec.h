@@ -43,6 +43,15 @@ typedef float VecLoose __attribute__((vector_size(kLanes * 4), aligned(4), may_a
 CNK_INLINE Vec splat(float value) { return value - Vec{}; }  // 0 + value would keep an addition, for -0
 CNK_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecLoose*>(p); }
 CNK_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecLoose*>(p) = v; }
+// Loaded once, for all its uses: g++ makes a load of each where they are few.
+CNK_INLINE Vec in_register(Vec v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
 // If either is NaN the result is b: bounds first, data second, and NaN flows through.
 CNK_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
 CNK_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
@@ -143,7 +152,8 @@ CNK_INLINE void store(Float16* p, Vec v) {
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 }
 #else
-// The conversions of common/dtype.h, lane by lane: signed words, since none is above 0x7fffffff where it is compared.
+// The conversions of common/dtype.h, lane by lane: signed words, since none is above 0x7fffffff where it is
+// compared.
 typedef uint16_t Words __attribute__((vector_size(kLanes * 2)));
 CNK_INLINE VecI load_words(const void* p) {
   Words words;
@@ -267,15 +277,16 @@ struct Int {
   static constexpr int value = N;
 };
 
-// Before a loop of constant bounds: unrolled completely, so that arrays indexed by its counter live in registers.
+// Before a loop of constant bounds: unrolled completely, so that arrays indexed by its counter live in
+// registers.
 #if defined(__clang__)
 #define CNK_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define CNK_UNROLL _Pragma("GCC unroll 32")
 #endif
 
-// Call f(Int<0>), ..., f(Int<N - 1>): a loop whose index is a constant. One fold, not a recursion, whose N nested
-// functions the compiler would copy into one another (dwconv.cpp spent half its time on that).
+// Call f(Int<0>), ..., f(Int<N - 1>): a loop whose index is a constant. One fold, not a recursion, whose N
+// nested functions the compiler would copy into one another (dwconv.cpp spent half its time on that).
 namespace detail {
 template <class F, int... I>
 CNK_INLINE void unroll(F& f, std::integer_sequence<int, I...>) {
