@@ -1,23 +1,12 @@
-"""What cuda_mutations.py breaks. Every old text stands exactly once in its file: the table follows the code."""
+"""Mutants of the CUDA kernels."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
-KINDS = ("barrier", "shared", "stride", "bound", "mask")
+from mutants import Mutant, parity, within
 
 
-@dataclass(frozen=True)
-class Mutant:
-    """One change, and the tests that must notice it."""
-
-    kind: str
-    name: str
-    old: str
-    new: str
-    proof: str = "host"
-    quick: bool = False
-    file: str = ""  # of csrc/cuda
-    tests: tuple[str, ...] = ()  # pytest's arguments
+def _in(file: str, tests: tuple[str, ...], *mutants: Mutant) -> Iterator[Mutant]:
+    return within(f"csrc/cuda/{file}", tests, "host", *mutants)
 
 
 def _without(name: str, context: str, **fields: object) -> Mutant:
@@ -27,12 +16,8 @@ def _without(name: str, context: str, **fields: object) -> Mutant:
     return Mutant("barrier", name, context, context.replace(found, ";"), **fields)
 
 
-def _in(file: str, tests: tuple[str, ...], *mutants: Mutant) -> Iterator[Mutant]:
-    yield from (replace(mutant, file=file, tests=mutant.tests or tests) for mutant in mutants)
-
-
 def _parity(expression: str) -> tuple[str, ...]:
-    return "tests/ops/test_parity.py", "-k", f"cuda and {expression}"
+    return parity(f"cuda and {expression}")
 
 
 def _dwconv(expression: str) -> tuple[str, ...]:
