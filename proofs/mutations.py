@@ -5,7 +5,7 @@
 A mutant is one plausible slip: a barrier left out, a mask, a bound, a stride, an eps, a stale cache. Its tests, a file
 and an expression of pytest's everyday selection, must pass without it and fail with it, in its proof:
 
-host    the CUDA kernels built for the CPU: first as for a large GPU; then with the threads of a block in the other order,
+host    the CUDA kernels built for the CPU, as for a large GPU; then with the threads of a block in the other order,
         on a GPU so small that one block does everything
 asan    the latter with the address and undefined-behaviour sanitizers, for accesses just beyond the end of something
 ptx     nvcc's PTX, executed; for what the CPU build does not compile. Left out where nvcc or the emulator is missing
