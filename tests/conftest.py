@@ -1,5 +1,6 @@
 """Fixtures: the backends and instruction sets of this machine, poisoned memory, subprocesses."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -8,6 +9,11 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+
+# Workers share the cores (pytest -n): an OpenMP thread that waits must not take one from the other worker.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 # Without a GPU the Triton kernels run in Triton's interpreter, on CPU tensors. It is chosen when they are imported, for
@@ -23,9 +29,9 @@ if not torch.cuda.is_available() and cuda_host.VARIABLE not in os.environ and no
 
 import convnext_kernels
 from convnext_kernels import planner
+from tests.shapes import ISAS
 
 ROOT = Path(__file__).resolve().parents[1]
-ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amx")
 
 
 def _backend_parameters(every_isa: bool) -> list:
@@ -52,8 +58,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cuda-threads", choices=["first-last", "last-first"], default="first-last")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """``pytest -n auto``: one worker a core, hyperthreads counted; at most 8, because every one collects all tests."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Set the thread order for the whole run."""
+    """Set the thread order for the whole run, and two threads for each of several workers, so that work is split."""
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(2)
     from convnext_kernels.backends.cuda import native
 
     if native.on_host():
@@ -62,15 +75,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Triton's interpreter takes seconds where a kernel takes microseconds: its fp16 parity goes with the slow tests.
-
-    fp16 runs the very kernels that bf16 runs, with another element type.
-    """
+    """What a test's rule (tests/shapes.py, `chosen`) leaves out of every run belongs to the extended tests."""
     for item in items:
-        parameters = getattr(getattr(item, "callspec", None), "params", {})
-        triton = ("triton", None) in parameters.values()
-        if triton and parameters.get("dtype") == torch.float16 and item.path.name == "test_parity.py":
-            item.add_marker(pytest.mark.slow)
+        for mark in item.iter_markers("chosen"):
+            (everyday,) = mark.args
+            names = inspect.signature(everyday).parameters
+            if not everyday(**{name: item.callspec.params[name] for name in names}):
+                item.add_marker(pytest.mark.extended)
 
 
 @pytest.fixture(params=_backend_parameters(every_isa=False))

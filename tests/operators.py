@@ -117,6 +117,15 @@ def differentiable(arguments: Arguments) -> list[str]:
     return [k for k, v in arguments.items() if isinstance(v, Tensor) and k != "drop_scale"]
 
 
+def far_apart(x: Tensor, *strides: int) -> Tensor:
+    """Return `x` with 2^31 elements between its samples. Nobody touches the memory between, so it is never there."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)  # which would fill all of it: 9 GB in fp32
+    storage = torch.empty(2**31 + x[0].numel(), dtype=x.dtype)
+    torch.use_deterministic_algorithms(deterministic)
+    return storage.as_strided(x.shape, (2**31, *strides)).copy_(x)
+
+
 def to(arguments: Arguments, dtype: torch.dtype) -> Arguments:
     """Cast every tensor."""
     return {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in arguments.items()}

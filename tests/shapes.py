@@ -2,15 +2,29 @@
 
 Sizes stand below, at, at a multiple of, and above the vectors and tiles of the kernels: 16 floats in a vector,
 16 x 32 in an AMX tile, panels of 48 columns, 14 pixels in registers.
+
+The product of rows, dtypes, kernels and directions is the extended tests (``pytest -m extended``). What every run of
+the tests takes is chosen from it by a rule that stands beside each test, `everyday`: all pairs of factors, and the
+edges of vectors and tiles on every kernel in fp32 and bf16 (tests/test_shapes.py counts them).
 """
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import pytest
 import torch
 
+from convnext_kernels.spec import OPS
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amx")
+# What the fixture `kernel` goes through, on every machine in the same order: a backend and its instruction set.
+Kernel = tuple[str, str | None]
+EAGER, TRITON, CUDA = ("eager", None), ("triton", None), ("cuda", None)
+KERNELS: tuple[Kernel, ...] = (EAGER, *(("cpu", isa) for isa in ISAS), TRITON, CUDA)
+
+CONVOLVE, BOTTLENECK = ("dwconv", "block"), ("mlp", "block")
 
 
 @dataclass(frozen=True)
@@ -29,6 +43,10 @@ class Case:
     bias: bool = True
     drop: bool = False  # drop-path factors: sample 0 dropped, the others scaled up
     patch: int = 2  # side of the downsampling patches
+    ops: tuple[str, ...] = OPS  # those it is there for; for the others it is one more size, and extended
+    edge: bool = False  # at or beside the edge of a vector or tile: always tested in fp32 and in bf16, on every kernel
+    costly: bool = False  # in Triton's interpreter, which takes seconds for it
+    half: bool = False  # the row that is always tested in fp16, which runs what bf16 runs with another element type
 
     def __str__(self) -> str:
         flags = ("" if self.bias else "-nobias") + ("-drop" if self.drop else "")
@@ -39,18 +57,18 @@ class Case:
 
 
 CASES = (
-    Case("one vector of channels, odd sizes"),
+    Case("one vector of channels, odd sizes", edge=True),
     # channels
     Case("one channel: LayerNorm gives its bias, depthwise is a plain convolution", c=1),
     Case("channels far below a vector", c=3, variant="v2"),
     Case("half a vector", c=8),
-    Case("one channel short of a vector", c=15, variant="v2"),
-    Case("one channel more than a vector", c=17),
-    Case("vectors and a half", c=40, n=3, variant="v2"),
-    Case("one panel of columns", c=48, h=5, w=15),
-    Case("ConvNeXt-T's first width, whole tiles", c=96, h=14, w=14),
+    Case("one channel short of a vector", c=15, variant="v2", edge=True),
+    Case("one channel more than a vector", c=17, edge=True, half=True),
+    Case("vectors and a half", c=40, n=3, variant="v2", edge=True),
+    Case("one panel of columns", c=48, h=5, w=15, edge=True),
+    Case("ConvNeXt-T's first width, whole tiles", c=96, h=14, w=14, edge=True),
     Case("ConvNeXt V2's first widths: whole vectors, not whole panels", c=80, h=7, w=14, variant="v2"),
-    Case("whole vectors and a tail", c=100, h=5, w=7),
+    Case("whole vectors and a tail", c=100, h=5, w=7, edge=True),
     Case("beyond 128 with a tail of two", c=130, n=1, variant="v2"),
     Case("more channels than pixels: the hidden may be split between threads", c=384, n=1, h=7, w=7, k=3),
     # height and width
@@ -59,40 +77,49 @@ CASES = (
     Case("one column", h=14, w=1, patch=1),
     Case("one row", h=1, w=14, n=3, patch=1),
     Case("two columns, fewer than the kernel's radius", h=13, w=2),
-    Case("one pixel short of a register tile; patches leave a rest in H", h=13, w=14, patch=4),
-    Case("a register tile and one pixel; patches leave a rest in W", h=14, w=15),
+    Case("one pixel short of a register tile; patches leave a rest in H", h=13, w=14, patch=4, edge=True),
+    Case("a register tile and one pixel; patches leave a rest in W", h=14, w=15, edge=True),
     Case("two register tiles and one pixel, tall", h=29, w=5, n=1, patch=3),
-    Case("not square, several row blocks and a rest", h=33, w=57, c=24, n=1, ratio=2),
-    Case("the same for V2, whose norm runs over all the row blocks", h=57, w=33, c=24, n=1, ratio=2, variant="v2"),
+    Case("not square, several row blocks and a rest", h=33, w=57, c=24, n=1, ratio=2, edge=True),
+    Case(
+        "the same for V2, whose norm runs over all the row blocks",
+        h=57,
+        w=33,
+        c=24,
+        n=1,
+        ratio=2,
+        variant="v2",
+        costly=True,
+    ),
     # batch
     Case("one sample", n=1),
     Case("batch of an odd size, more samples than threads", n=5, c=24),
     Case("more samples than threads in V2: each has its own norm", n=5, c=24, variant="v2"),
     # kernel sizes and dilations
-    Case("1x1: no neighbours at all", k=1),
-    Case("smallest real kernel", k=3, h=14, w=13),
-    Case("5x5", k=5, h=14, w=13, variant="v2"),
-    Case("9x9, wider than the image", k=9),
-    Case("11x11", k=11, h=15, w=13),
-    Case("13x13, SLaK and RepLKNet", k=13, h=14, w=15),
-    Case("15x15", k=15, h=14, w=13, n=1),
-    Case("21x21", k=21, h=15, w=29, n=1),
-    Case("31x31, the largest: most taps fall outside", k=31, h=13, w=14),
+    Case("1x1: no neighbours at all", k=1, ops=CONVOLVE),
+    Case("smallest real kernel", k=3, h=14, w=13, ops=CONVOLVE),
+    Case("5x5", k=5, h=14, w=13, variant="v2", ops=CONVOLVE),
+    Case("9x9, wider than the image", k=9, ops=CONVOLVE),
+    Case("11x11", k=11, h=15, w=13, costly=True, ops=CONVOLVE),
+    Case("13x13, SLaK and RepLKNet", k=13, h=14, w=15, costly=True, ops=CONVOLVE),
+    Case("15x15", k=15, h=14, w=13, n=1, costly=True, ops=CONVOLVE),
+    Case("21x21", k=21, h=15, w=29, n=1, ops=CONVOLVE),
+    Case("31x31, the largest: most taps fall outside", k=31, h=13, w=14, ops=CONVOLVE),
     # 17 channels: oneDNN's 16-bit depthwise never returns for 31x31 on such an image with 16 or fewer (torch 2.14).
-    Case("31x31 on an image larger than the kernel", k=31, h=33, w=40, c=17, n=1),
-    Case("dilation 2", dilation=2, h=14, w=15),
-    Case("dilation 3 of a small kernel", dilation=3, k=3, h=14, w=13, variant="v2"),
-    Case("dilation 3: reaches beyond the image on both sides", dilation=3, h=7, w=5),
+    Case("31x31 on an image larger than the kernel", k=31, h=33, w=40, c=17, n=1, costly=True, ops=CONVOLVE),
+    Case("dilation 2", dilation=2, h=14, w=15, ops=CONVOLVE),
+    Case("dilation 3 of a small kernel", dilation=3, k=3, h=14, w=13, variant="v2", ops=CONVOLVE),
+    Case("dilation 3: reaches beyond the image on both sides", dilation=3, h=7, w=5, ops=CONVOLVE),
     # the bottleneck
-    Case("hidden as wide as the input", ratio=1),
-    Case("ratio 2", ratio=2, c=17, variant="v2"),
-    Case("ratio 3, hidden not a power of two", ratio=3, c=40),
-    Case("neither gamma nor GRN", variant="plain"),
+    Case("hidden as wide as the input", ratio=1, ops=BOTTLENECK),
+    Case("ratio 2", ratio=2, c=17, variant="v2", edge=True, half=True, ops=BOTTLENECK),
+    Case("ratio 3, hidden not a power of two", ratio=3, c=40, ops=BOTTLENECK),
+    Case("neither gamma nor GRN", variant="plain", ops=BOTTLENECK),
     Case("no biases (every Conv and Linear has bias=False)", bias=False),
-    Case("no biases in V2", bias=False, variant="v2", c=17),
-    Case("drop path", drop=True, n=5),
-    Case("drop path in V2", drop=True, n=3, variant="v2"),
-    Case("drop path without gamma", drop=True, n=3, variant="plain"),
+    Case("no biases in V2", bias=False, variant="v2", c=17, ops=BOTTLENECK),
+    Case("drop path", drop=True, n=5, ops=BOTTLENECK),
+    Case("drop path in V2", drop=True, n=3, variant="v2", ops=BOTTLENECK),
+    Case("drop path without gamma", drop=True, n=3, variant="plain", ops=BOTTLENECK),
 )
 
 _RELEVANT = {
@@ -112,9 +139,40 @@ def _distinct(op: str, named: Iterable[tuple[str, Case]]) -> list[tuple[str, Cas
     return list(unique.values())
 
 
+@functools.cache
 def cases(op: str) -> list[Case]:
     """Rows of the table that differ in what `op` reads."""
     return [case for _, case in _distinct(op, ((str(case), case) for case in CASES))]
+
+
+def always(op: str, case: Case, dtype: torch.dtype, kernel: Kernel, direction: int) -> bool:
+    """Whether every run of the tests has this part of the table: rows x dtypes x kernels x directions (0 or 1).
+
+    A row runs on each kernel in both directions, in fp32 one way and in bf16 the other, which alternate from row to
+    row and from kernel to kernel; rows at an edge run in both. Instruction sets for bf16 products take bf16 both ways.
+    Triton's interpreter takes seconds where the others take milliseconds: it runs small rows in both dtypes, `costly`
+    ones not at all, and the block, which launches what dwconv and mlp launch, on small images only.
+    """
+    small = (case.h, case.w) == (7, 5)
+    if op not in case.ops:
+        return False
+    if kernel == TRITON and (case.costly or (op == "block" and not small)):
+        return False
+    if dtype == torch.float16:
+        return case.half
+    if case.edge and kernel != EAGER and (kernel != TRITON or small):
+        return True
+    if kernel[1] in ("avx512bf16", "amx"):
+        return dtype == torch.bfloat16
+    return DTYPES.index(dtype) == (cases(op).index(case) + KERNELS.index(kernel) + direction) % 2
+
+
+def chosen(everyday: Callable[..., bool]) -> pytest.MarkDecorator:
+    """Of a test's parameters, those that `everyday` says yes to; the others get the mark `extended`.
+
+    `everyday` is called with the parameters that it names.
+    """
+    return pytest.mark.chosen.with_args(everyday)
 
 
 def rows(ops: Iterable[str], named: dict[str, Case]) -> list:

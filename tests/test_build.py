@@ -1,10 +1,9 @@
-"""What CMake makes of the settings for the CUDA kernels: it configures, nothing is compiled."""
+"""The settings of the build: what CMake makes of those for the CUDA kernels, and setup.py of a missing compiler."""
 
 import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,21 @@ def without_nvcc(tmp_path):
             if not tool.name.startswith("nvcc"):
                 (links / tool.name).symlink_to(tool)
         folders.append(str(links))
-    return {"PATH": os.pathsep.join(folders), "CUDA_PATH": ""}
+    return {"PATH": os.pathsep.join(folders), "CUDA_PATH": "", "CNK_CUDA_ARCHITECTURES": "90"}
+
+
+@pytest.fixture
+def gpus(tmp_path):
+    """``gpus("9.0", "8.0")``: environment whose nvidia-smi reports these; without any it fails, as without a driver."""
+
+    def report(*capabilities: str) -> dict[str, str]:
+        program = tmp_path / "driver" / "nvidia-smi"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text("#!/bin/sh\n" + "".join(f"echo {c}\n" for c in capabilities) + ("" if capabilities else "exit 9"))
+        program.chmod(0o755)
+        return {"PATH": os.pathsep.join((str(program.parent), os.environ["PATH"]))}
+
+    return report
 
 
 @pytest.fixture
@@ -58,56 +71,51 @@ def configure(tmp_path):
 
 
 def test_without_nvcc(configure, without_nvcc):
-    assert "CUDA kernels: left out, no working nvcc" in configure(**without_nvcc)
-    assert "CUDA kernels: left out, no working nvcc" in configure(CNK_CUDA="auto", **without_nvcc)
+    assert "CUDA kernels: skipped, no working nvcc" in configure(**without_nvcc)
     said = configure(CNK_CUDA="1", fails=True, **without_nvcc)
     assert "CNK_CUDA=1, but no working nvcc" in said
     assert "CUDACXX=" in said
 
 
-def test_an_unknown_value_is_an_error(configure):
+def test_without_a_gpu(configure, gpus):
+    """Nothing is compiled for a GPU that is not there, and the message says how to ask for it."""
+    for environment in (gpus(), gpus("7.0")):
+        said = configure(**environment)
+        assert "CUDA kernels: skipped, the driver reports no GPU" in said
+        assert "CNK_CUDA=1" in said
+        assert "CNK_CUDA_ARCHITECTURES=" in said
+
+
+@needs_nvcc
+def test_gpus_of_the_driver(configure, gpus):
+    assert "CUDA kernels: 80 90, PTX for 90" in configure(**gpus("9.0", "8.0", "9.0"))
+    assert "CUDA kernels: 89, PTX for 89" in configure(**gpus("7.0", "8.9"))
+    # The driver of a newer GPU than nvcc knows: the newest before it.
+    assert "CUDA kernels: 121, PTX for 121" in configure(**gpus("99.9"))
+    assert "CUDA kernels: 75, PTX for 75" in configure(CNK_CUDA_ARCHITECTURES="75", **gpus("9.0"))
+
+
+def test_wrong_values(configure):
     assert 'CNK_CUDA: expected auto, 0 or 1, got "maybe"' in configure(CNK_CUDA="maybe", fails=True)
-
-
-def test_a_build_folder_follows_the_environment(configure, without_nvcc):
-    """pip uses its folder again: what was asked for last time, and how it went, says nothing."""
-    assert "CUDA kernels: not asked for" in configure(CNK_CUDA="0")
-    assert "CUDA kernels: left out" in configure(**without_nvcc)
-    assert "expected auto, 0 or 1" in configure(CNK_CUDA="maybe", fails=True)
-    assert "CUDA kernels: not asked for" in configure(CNK_CUDA="0")
-
-
-def test_an_extension_of_an_earlier_build_does_not_stay(configure, tmp_path):
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    package = tmp_path / "convnext_kernels"
-    package.mkdir()
-    for name in ("_native_cuda", "_native_cuda_other"):
-        (package / f"{name}{suffix}").touch()
-    configure(CNK_CUDA="0")
-    (tmp_path / "build" / f"_native{suffix}").touch()  # as if it were built
-    subprocess.run([cuda_host.tool("cmake"), "--install", tmp_path / "build", "--prefix", tmp_path], check=True)
-    assert {path.name for path in package.iterdir()} == {f"_native{suffix}", f"_native_cuda_other{suffix}"}
-
-
-@needs_nvcc
-def test_nvcc_found_later(configure, without_nvcc):
-    assert "CUDA kernels: left out" in configure(**without_nvcc)
-    assert "CUDA kernels: 80 90, PTX for 90" in configure(CNK_CUDA="1", CNK_CUDA_ARCHITECTURES="90 80")
-    assert "CUDA kernels: 75 90a, PTX for 90a" in configure(CNK_CUDA="1", CNK_CUDA_ARCHITECTURES="75;90a")
-    assert "CUDA kernels: 75 80 86 89 90" in configure(CNK_CUDA="")  # empty: as if it were not set
-
-
-@needs_nvcc
-def test_architectures_that_are_none(configure):
-    for architectures in ("sm_90", "70 90", "native", "9.0"):
+    for architectures in ("sm_90", "70 90", "native", "all 90") if shutil.which("nvcc") else ():
         said = configure(CNK_CUDA="1", CNK_CUDA_ARCHITECTURES=architectures, fails=True)
-        assert "CNK_CUDA_ARCHITECTURES: expected compute capabilities from 75 on" in said
+        assert 'CNK_CUDA_ARCHITECTURES: expected "all" or compute capabilities from 75 on' in said
         assert f'got "{architectures}"' in said
+
+
+@needs_nvcc
+def test_a_build_folder_follows_the_environment(configure, without_nvcc, gpus):
+    """pip uses its folder again: what was asked for last time, and how it went, says nothing."""
+    assert "CUDA kernels: skipped, no working nvcc" in configure(**without_nvcc)
+    assert "CUDA kernels: 80 90, PTX for 90" in configure(CNK_CUDA_ARCHITECTURES="90 80")
+    assert "CUDA kernels: skipped, CNK_CUDA=0" in configure(CNK_CUDA="0")
+    assert "expected auto, 0 or 1" in configure(CNK_CUDA="maybe", fails=True)
+    assert "CUDA kernels: 75 80 86 89 90" in configure(CNK_CUDA="1", CNK_CUDA_ARCHITECTURES="", **gpus())
+    assert "CUDA kernels: 75 80 86 89 90" in configure(CNK_CUDA_ARCHITECTURES="all")
 
 
 @needs_nvcc
 def test_options_of_cmake(configure):
     """The environment, which pip passes on, comes before -D."""
-    assert "CUDA kernels: not asked for" in configure("-DCNK_CUDA=0")
     assert "CUDA kernels: 90, PTX for 90" in configure("-DCNK_CUDA=1", "-DCNK_CUDA_ARCHITECTURES=90")
-    assert "CUDA kernels: not asked for" in configure("-DCNK_CUDA=1", CNK_CUDA="0")
+    assert "CUDA kernels: skipped, CNK_CUDA=0" in configure("-DCNK_CUDA=1", CNK_CUDA="0")

@@ -1,7 +1,10 @@
 # The CUDA kernels: _native_cuda by nvcc, or _native_cuda_host by the C++ compiler, for tests.
 #
-#   CNK_CUDA                 auto (where nvcc is found), 0, or 1 (an error where it is not); environment or cache
-#   CNK_CUDA_ARCHITECTURES   such as "80 90": machine code for these, PTX for the newest; environment or cache
+#   CNK_CUDA                 auto: where there is nvcc, for the GPUs that the driver reports; 1: for all architectures
+#                            where it reports none, and an error without nvcc; 0: never
+#   CNK_CUDA_ARCHITECTURES   such as "80 90", or "all": machine code for these, PTX for the newest, GPU or not
+#
+# Both come from the environment, else from -D.
 
 set(CNK_CUDA_KERNELS dwconv dwconv_wgrad grn layernorm layernorm_backward mlp_fused mlp_fused_fp32 mlp_pointwise reduce)
 
@@ -37,12 +40,42 @@ endif()
 cnk_setting(CNK_CUDA auto)
 string(TOLOWER "${CNK_CUDA}" wanted)
 if(NOT CNK_PYTHON OR wanted MATCHES "^(0|off|no|false)$")
-  message(STATUS "CUDA kernels: not asked for")
+  message(STATUS "CUDA kernels: skipped, CNK_CUDA=0")
   return()
 endif()
 if(NOT wanted MATCHES "^(auto|1|on|yes|true)$")
   message(FATAL_ERROR "CNK_CUDA: expected auto, 0 or 1, got \"${CNK_CUDA}\"")
 endif()
+
+# The compute capabilities from 75 on of this machine's GPUs, such as 80;90, without PyTorch.
+function(cnk_find_gpus result)
+  set(found "")
+  find_program(nvidia_smi nvidia-smi NO_CACHE)
+  if(nvidia_smi)
+    execute_process(COMMAND ${nvidia_smi} --query-gpu=compute_cap --format=csv,noheader
+      OUTPUT_VARIABLE printed ERROR_QUIET RESULT_VARIABLE status TIMEOUT 60)
+    if(status EQUAL 0)
+      string(REGEX MATCHALL "[0-9]+\\.[0-9]" found "${printed}")
+      list(TRANSFORM found REPLACE "\\." "")
+      list(REMOVE_DUPLICATES found)
+      list(FILTER found INCLUDE REGEX "^(7[5-9]|[89][0-9]|[0-9][0-9][0-9])$")
+    endif()
+  endif()
+  set(${result} "${found}" PARENT_SCOPE)
+endfunction()
+
+cnk_setting(CNK_CUDA_ARCHITECTURES "")
+string(REGEX MATCHALL "[^ ,;]+" architectures "${CNK_CUDA_ARCHITECTURES}")
+set(gpus "")
+if(NOT architectures)
+  cnk_find_gpus(gpus)
+  if(NOT gpus AND wanted STREQUAL "auto")
+    message(STATUS "CUDA kernels: skipped, the driver reports no GPU of compute capability 7.5 or newer; CNK_CUDA=1 "
+                   "compiles for all of them, CNK_CUDA_ARCHITECTURES=\"80 90\" for some")
+    return()
+  endif()
+endif()
+
 if(NOT CMAKE_CUDA_COMPILER)
   unset(CMAKE_CUDA_COMPILER CACHE)  # that there was none last time says nothing
 endif()
@@ -50,7 +83,7 @@ include(CheckLanguage)
 check_language(CUDA)
 if(NOT CMAKE_CUDA_COMPILER)
   if(wanted STREQUAL "auto")
-    message(STATUS "CUDA kernels: left out, no working nvcc was found")
+    message(STATUS "CUDA kernels: skipped, no working nvcc was found")
     return()
   endif()
   message(FATAL_ERROR "CNK_CUDA=1, but no working nvcc was found: put it on PATH or name it with "
@@ -61,23 +94,39 @@ set(CMAKE_CUDA_ARCHITECTURES OFF)
 enable_language(CUDA)
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0)
   if(wanted STREQUAL "auto")
-    message(STATUS "CUDA kernels: left out, nvcc ${CMAKE_CUDA_COMPILER_VERSION} is older than 12.0 and knows no C++20")
+    message(STATUS "CUDA kernels: skipped, nvcc ${CMAKE_CUDA_COMPILER_VERSION} is older than 12.0 and knows no C++20")
     return()
   endif()
   message(FATAL_ERROR "CNK_CUDA=1, but nvcc ${CMAKE_CUDA_COMPILER_VERSION} is older than 12.0 and knows no C++20")
 endif()
 
-# What the default list holds as far as this nvcc knows it (12.8 brought sm_100 and sm_120, 13.0 dropped sm_70).
-set(known 75 80 86 89 90)
+# What "all" holds as far as this nvcc knows it (12.8 brought sm_100 and sm_120, 13.0 dropped sm_70).
+set(all 75 80 86 89 90)
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
-  list(APPEND known 100 120)
+  list(APPEND all 100 120)
 endif()
-list(JOIN known " " known)
-cnk_setting(CNK_CUDA_ARCHITECTURES "${known}")
-string(REGEX MATCHALL "[^ ,;]+" architectures "${CNK_CUDA_ARCHITECTURES}")
+
+if("${architectures}" STREQUAL "all" OR NOT architectures AND NOT gpus)
+  set(architectures ${all})
+endif()
+# A GPU that this nvcc does not know runs what is made for the newest architecture before it.
+if(gpus)
+  execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-arch OUTPUT_VARIABLE printed COMMAND_ERROR_IS_FATAL ANY)
+  string(REGEX MATCHALL "[0-9]+" known "${printed}")
+  list(SORT known COMPARE NATURAL)
+endif()
+foreach(gpu ${gpus})
+  foreach(architecture ${known})
+    if(NOT architecture GREATER gpu)
+      set(newest ${architecture})
+    endif()
+  endforeach()
+  list(APPEND architectures ${newest})
+endforeach()
+list(REMOVE_DUPLICATES architectures)
 foreach(architecture ${architectures})
   if(NOT architecture MATCHES "^[0-9]+[af]?$" OR architecture LESS 75)
-    message(FATAL_ERROR "CNK_CUDA_ARCHITECTURES: expected compute capabilities from 75 on such as \"80 90\", "
+    message(FATAL_ERROR "CNK_CUDA_ARCHITECTURES: expected \"all\" or compute capabilities from 75 on such as \"80 90\", "
                         "got \"${CNK_CUDA_ARCHITECTURES}\"")
   endif()
 endforeach()
@@ -94,9 +143,12 @@ set_target_properties(_native_cuda PROPERTIES CUDA_ARCHITECTURES "${architecture
 target_include_directories(_native_cuda PRIVATE csrc)
 target_compile_definitions(_native_cuda PRIVATE CNK_CUDA_ARCHITECTURES="${architectures_text}"
   CNK_CUDA_TOOLKIT="${CUDAToolkit_VERSION}")
-# A spill is a warning, and a warning an error. Two architectures at once: the largest file alone would take minutes.
-target_compile_options(_native_cuda PRIVATE
-  "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Werror all-warnings -Xptxas -warn-spills --threads 2>")
+# Two architectures at once: the largest file alone would take minutes.
+target_compile_options(_native_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:--threads 2>")
+if(CNK_WERROR)  # a spill is a warning, too
+  target_compile_options(_native_cuda PRIVATE
+    "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Werror all-warnings -Xptxas -warn-spills>")
+endif()
 target_link_libraries(_native_cuda PRIVATE CUDA::cudart_static)
 install(TARGETS _native_cuda DESTINATION convnext_kernels)
 message(STATUS "CUDA kernels: ${architectures_text}, PTX for ${newest}, nvcc ${CMAKE_CUDA_COMPILER_VERSION}")

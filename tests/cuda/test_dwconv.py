@@ -5,7 +5,7 @@ import torch
 
 from convnext_kernels.backends.cuda import dwconv, native
 from tests.cuda import executed
-from tests.operators import OPERATORS, expected, expected_gradients, gradients
+from tests.operators import OPERATORS, expected, expected_gradients, far_apart, gradients
 from tests.shapes import Case
 from tests.tolerance import assert_as_good_as_eager
 
@@ -129,9 +129,7 @@ def test_samples_far_apart(dtype):
     """Offsets beyond 2^31 (the memory between the samples is never touched)."""
     case = Case("two samples, 4 GB apart", n=2, c=8, h=3, w=4, k=3)
     arguments = OPERATORS["dwconv"].arguments(case, dtype)
-    far = torch.empty(2**31 + 2**12, dtype=dtype).as_strided((2, 8, 3, 4), (2**31, 1, 32, 8))
-    far.copy_(arguments["x"])
-    arguments["x"] = far
+    arguments["x"] = far_apart(arguments["x"], 1, 32, 8)
 
     def call(**a):
         return OPERATORS["dwconv"].call(**a, backend="cuda")

@@ -7,7 +7,7 @@ from convnext_kernels import tuning
 from convnext_kernels.backends.cuda import mlp, mlp_plan, native
 from convnext_kernels.spec import MlpParameters
 from tests.cuda import executed
-from tests.operators import OPERATORS, expected, expected_gradients, gradients
+from tests.operators import OPERATORS, expected, expected_gradients, far_apart, gradients
 from tests.shapes import Case
 from tests.tolerance import assert_as_good_as_eager
 
@@ -241,8 +241,7 @@ def test_samples_far_apart(channels_last, plan_of):
     arguments = OPERATORS["mlp"].arguments(case, BF16)
     inner = (1, 32, 8) if channels_last else (12, 4, 1)
     for name in ("x", "residual"):
-        far = torch.empty(2**31 + 2**12, dtype=BF16).as_strided((2, 8, 3, 4), (2**31, *inner))
-        arguments[name] = far.copy_(arguments[name])
+        arguments[name] = far_apart(arguments[name], *inner)
     with plan_of("fused"):
         y = OPERATORS["mlp"].call(**arguments, backend="cuda")
     assert_as_good_as_eager(y, *expected("mlp", case, BF16))

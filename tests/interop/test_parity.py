@@ -2,7 +2,7 @@
 
 The error against the same weights in fp64 is at most twice that of the unchanged model, plus the floor of
 `tests.tolerance`, in fp32 and bf16. Images are small, 64 x 64, so that the largest models take seconds; which
-kernels serve depends on the channels, not on the image. The smaller models run always, the others with ``-m slow``.
+kernels serve depends on the channels, not on the image. The smaller models run always, the others with ``-m extended``.
 """
 
 import copy
@@ -20,7 +20,7 @@ import convnext_kernels as ck
 from tests.interop.helpers import fused_calls, images, logits
 from tests.tolerance import assert_as_good_as_eager, randomize_
 
-# The five larger models take minutes each and up to 20 bytes a parameter: pytest -m slow with the variable at 1e9.
+# The five larger models take minutes each and up to 20 bytes a parameter: pytest -m extended with the variable at 1e9.
 MAX_PARAMETERS = float(os.environ.get("CNK_PARITY_MAX_PARAMETERS", "220e6"))
 
 SIZES = {  # hidden sizes and depths of the papers
@@ -87,7 +87,7 @@ def models():
             found[f"transformers-{kind}-{size}"] = partial(from_transformers, kind, size)
     assert found.keys() >= FAST
     return [
-        pytest.param(name, build, id=name, marks=() if name in FAST else pytest.mark.slow)
+        pytest.param(name, build, id=name, marks=() if name in FAST else pytest.mark.extended)
         for name, build in found.items()
     ]
 

@@ -86,7 +86,7 @@ def test_every_step_trains(step, regime):
     _train(model)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize(("step", "regime"), SURE)
 def test_every_step_trains_in_full_size(step, regime):
     torch.manual_seed(0)

@@ -1,10 +1,13 @@
-"""Every op, every case, every dtype, every backend: values, dtype and strides, forward and backward."""
+"""Every op, every case, every dtype, every backend: values, dtype and strides, forward and backward.
+
+Every run takes what tests/shapes.py chooses of these, `always`; ``pytest -m extended`` the others.
+"""
 
 import pytest
 import torch
 
 from tests.operators import OPERATORS, expected, expected_gradients, gradients
-from tests.shapes import DTYPES, cases
+from tests.shapes import DTYPES, always, cases, chosen
 from tests.tolerance import assert_as_good_as_eager
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -17,6 +20,7 @@ def dtype_id(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+@chosen(lambda op, case, dtype, kernel: always(op, case, dtype, kernel, 0))
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize(("op", "case"), ROWS)
 def test_forward(op, case, dtype, kernel):
@@ -33,6 +37,7 @@ def test_forward(op, case, dtype, kernel):
         assert torch.equal(x, kept), f"{op} wrote to its input"
 
 
+@chosen(lambda op, case, dtype, kernel: always(op, case, dtype, kernel, 1))
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize(("op", "case"), ROWS)
 def test_gradients(op, case, dtype, kernel):

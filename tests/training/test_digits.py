@@ -269,7 +269,7 @@ def test_killed_at_the_checkpoint(train, whole, tmp_path, moment, epochs):
     assert_same_run(tmp_path, whole, "v1")
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_killed_at_random_moments(train, tmp_path):
     arguments = ("--epochs", 4, "--output")
     train(*arguments, tmp_path / "whole")
@@ -476,7 +476,7 @@ def test_no_gpu(refused, tmp_path):
 # What it promises
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_accuracy_and_curves(train, tmp_path):
     train("--compare-eager", "--output", tmp_path)
     for variant in ("v1", "v2"):

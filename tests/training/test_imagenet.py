@@ -469,7 +469,7 @@ def test_two_processes_train_what_one_does(script, run_python, train, pictures, 
             assert a[key] == pytest.approx(b[key], rel=1e-3), key
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_an_error_in_one_of_two_processes_ends_both(run_python, copied, tmp_path):
     file = copied / "train" / "china" / "3.png"
     file.write_bytes(b"no picture")
@@ -478,14 +478,14 @@ def test_an_error_in_one_of_two_processes_ends_both(run_python, copied, tmp_path
         torchrun(run_python, EXAMPLES / "train_imagenet.py", *arguments)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_compiled(train, pictures, finished, tmp_path):
     log = train(pictures, *LIVELY, "--epochs", 2, "--compile", output=tmp_path)
     for a, b in zip(log_of(finished), log, strict=True):
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.timeout(300)
 def test_killed_and_resumed(script, train, pictures, finished, tmp_path):
     """A process that is killed at any moment leaves a checkpoint that is whole."""

@@ -89,7 +89,7 @@ def test_compiled_training_step(name, memory):
     assert len(frames) == 1, "compiled again for another batch size"
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("name", MODELS)
 def test_inductor_training_step(name):
     _, ours = pair(name)

@@ -13,6 +13,7 @@ import torch
 from convnext_kernels.spec import BackendError
 
 ISA_VARIABLE = "CONVNEXT_KERNELS_CPU_ISA"
+BUILD_HINT = "install g++ 11 or newer, then install this package again; CNK_NATIVE=1 makes a missing compiler an error"
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 _forced: ContextVar[str | None] = ContextVar("convnext_kernels_cpu_isa", default=None)
@@ -22,6 +23,8 @@ _forced: ContextVar[str | None] = ContextVar("convnext_kernels_cpu_isa", default
 def _load() -> ModuleType | str:
     try:
         return importlib.import_module("convnext_kernels._native")
+    except ModuleNotFoundError:
+        return f"this installation was built without the CPU kernels ({BUILD_HINT})"
     except ImportError as error:
         return f"the compiled extension cannot be imported ({error})"
 

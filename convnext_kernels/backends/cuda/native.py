@@ -16,7 +16,7 @@ from convnext_kernels.spec import BackendError
 # For tests: the file of another build of the extension, such as the one whose kernels run on the CPU.
 EXTENSION_VARIABLE = "CONVNEXT_KERNELS_CUDA_EXTENSION"
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-BUILD_HINT = "build it with CNK_CUDA=1 and nvcc on PATH"
+BUILD_HINT = "install it again with CNK_CUDA=1 and nvcc on PATH"
 
 
 @functools.cache
