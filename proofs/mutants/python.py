@@ -9,15 +9,20 @@ def _in(file: str, tests: tuple[str, ...], *mutants: Mutant) -> Iterator[Mutant]
     return within(f"convnext_kernels/{file}", tests, "python", *mutants)
 
 
-AUTOCAST = ("tests/ops/test_autocast.py", "-k", "not triton and not portable and not avx512-")
-STALE = ("tests/backends/test_stale_weights.py", "-k", "cpu or let_go")
+AUTOCAST = ("tests/ops/test_autocast.py", "-k", "eager or dtypes or fp64")
+STALE = ("tests/backends/test_stale_weights.py", "-k", "cpu and (single or layers or inference or option) or let_go")
 LAYOUTS = ("tests/ops/test_layouts.py", "-k", "cpu-avx2")
-ACCELERATE = ("tests/interop/test_accelerate.py", "-k", "hook or swapped or mixed or restore or report")
+MODULES = ("tests/nn", "-k", "not triton and not cuda")
+ACCELERATE = (
+    "tests/interop/test_accelerate.py",
+    "-k",
+    "torchvision and (hooks_on_an_inner or restore or mixed_dtypes)",
+)
 
 MUTANTS = [
     *_in(
         "ops/library.py",
-        ("tests/ops/test_registration.py",),
+        ("tests/ops/test_registration.py", "-k", "gradient and dwconv"),
         Mutant(
             "stride",
             "fake gradients are contiguous",
@@ -29,7 +34,7 @@ MUTANTS = [
             "vmap takes the first dimension whatever was asked",
             "leaf.select(dim, i)",
             "leaf.select(0, i)",
-            tests=("tests/training/test_transforms.py", "-k", "func_on_every_op"),
+            tests=("tests/training/test_transforms.py", "-k", "func_on_every_op and eager"),
         ),
     ),
     *_in(
@@ -112,7 +117,7 @@ MUTANTS = [
     ),
     *_in(
         "functional.py",
-        ("tests/ops/test_gradients.py", "-k", "nothing_is_kept"),
+        ("tests/ops/test_gradients.py", "-k", "nothing_is_kept and not triton"),
         Mutant("state", "inference keeps what training wants", "torch.is_grad_enabled() and any(", "any("),
     ),
     *_in(
@@ -141,7 +146,7 @@ MUTANTS = [
     ),
     *_in(
         "nn/layers.py",
-        ("tests/nn",),
+        MODULES,
         Mutant("formula", "kept samples are not scaled up", ".bernoulli_(keep).div_(keep)", ".bernoulli_(keep)"),
         Mutant(
             "formula",
@@ -152,7 +157,7 @@ MUTANTS = [
     ),
     *_in(
         "nn/block.py",
-        ("tests/nn",),
+        MODULES,
         Mutant(
             "bound",
             "gamma is there when its first value is zero",
@@ -186,7 +191,7 @@ MUTANTS = [
     ),
     *_in(
         "interop/block.py",
-        ("tests/interop/test_accelerate.py", "-k", "logits or masks"),
+        ("tests/interop/test_accelerate.py", "-k", "torchvision and (logits or masks)"),
         Mutant(
             "state",
             "masks are drawn in inference too",
