@@ -14,6 +14,8 @@ foreach(name ${CNK_CUDA_KERNELS})
   list(APPEND kernels csrc/cuda/${name}.cu)
   list(APPEND bindings csrc/bindings/cuda/${name}.cpp)
 endforeach()
+# One file to the compiler: each of the ten took 3.3 s, of which 3 for pybind11's headers; all as one take 6 s.
+set_source_files_properties(${bindings} PROPERTIES UNITY_GROUP bindings)
 
 # The environment's value, unless empty, else that of -D, else the default. Nothing is kept from one configuration to
 # the next, so that a build directory that pip uses again follows the environment it is called in.
@@ -30,6 +32,7 @@ if(CNK_CUDA_HOST)
   pybind11_add_module(_native_cuda_host NO_EXTRAS ${bindings} ${kernels} csrc/cuda/host/launch.cpp
     csrc/cuda/host/shim.cpp)
   target_include_directories(_native_cuda_host PRIVATE csrc)
+  set_target_properties(_native_cuda_host PROPERTIES UNITY_BUILD ON UNITY_BUILD_MODE GROUP)
   target_compile_definitions(_native_cuda_host PRIVATE CNK_CUDA_HOST)
   # GCC knows neither `#pragma unroll` nor that a kernel's name must be seen from outside, which dladdr needs.
   target_compile_options(_native_cuda_host PRIVATE -Wno-unknown-pragmas -fvisibility=default)
@@ -136,8 +139,8 @@ list(GET architectures -1 newest)
 list(TRANSFORM architectures APPEND "-real")
 
 find_package(CUDAToolkit REQUIRED)
-pybind11_add_module(_native_cuda ${bindings} ${kernels} csrc/cuda/launch.cu)
-set_target_properties(_native_cuda PROPERTIES CUDA_ARCHITECTURES "${architectures};${newest}-virtual"
+pybind11_add_module(_native_cuda NO_EXTRAS ${bindings} ${kernels} csrc/cuda/launch.cpp)
+set_target_properties(_native_cuda PROPERTIES UNITY_BUILD ON UNITY_BUILD_MODE GROUP CUDA_ARCHITECTURES "${architectures};${newest}-virtual"
   CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF CUDA_RUNTIME_LIBRARY Static
   CUDA_VISIBILITY_PRESET hidden)
 target_include_directories(_native_cuda PRIVATE csrc)

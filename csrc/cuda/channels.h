@@ -2,8 +2,6 @@
 // not.
 #pragma once
 
-#include <algorithm>
-
 #include "cuda/element.h"
 #include "cuda/runtime.h"
 #include "cuda/tensors.h"
@@ -124,27 +122,51 @@ __device__ __forceinline__ void store_values(const float (&from)[V], T* to, int6
   }
 }
 
-// The same for a dtype known when the kernel runs.
+// The same for a dtype known when the kernel runs: one path for both 16-bit types as far as their bits go,
+// and one for all where elements go one by one.
 template <int V>
 __device__ __forceinline__ void load_values(const void* data, DType dtype, int64_t at, int64_t stride,
                                             int left, bool packed, float (&to)[V]) {
-  if (dtype == DType::kFloat32) {
-    load_values(static_cast<const float*>(data) + at, stride, left, packed, to);
-  } else if (dtype == DType::kBFloat16) {
-    load_values(static_cast<const BFloat16*>(data) + at, stride, left, packed, to);
+  if (!packed || left <= 0) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      to[i] = i < left ? load(data, dtype, at) : 0.0f;
+      at += stride;
+    }
+  } else if (dtype == DType::kFloat32) {
+    load_values(static_cast<const float*>(data) + at, 1, V, true, to);
   } else {
-    load_values(static_cast<const Float16*>(data) + at, stride, left, packed, to);
+    const auto words = *reinterpret_cast<const Words<V / 2>*>(static_cast<const uint16_t*>(data) + at);
+    if (dtype == DType::kBFloat16) {
+#pragma unroll
+      for (int i = 0; i < V; i += 2) widen_pair(words.word[i / 2], to[i], to[i + 1], BFloat16{});
+    } else {
+#pragma unroll
+      for (int i = 0; i < V; i += 2) widen_pair(words.word[i / 2], to[i], to[i + 1], Float16{});
+    }
   }
 }
 template <int V>
 __device__ __forceinline__ void store_values(const float (&from)[V], void* data, DType dtype, int64_t at,
                                              int64_t stride, int left, bool packed) {
-  if (dtype == DType::kFloat32) {
-    store_values(from, static_cast<float*>(data) + at, stride, left, packed);
-  } else if (dtype == DType::kBFloat16) {
-    store_values(from, static_cast<BFloat16*>(data) + at, stride, left, packed);
+  if (!packed || left <= 0) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      if (i < left) store(from[i], data, dtype, at);
+      at += stride;
+    }
+  } else if (dtype == DType::kFloat32) {
+    store_values(from, static_cast<float*>(data) + at, 1, V, true);
   } else {
-    store_values(from, static_cast<Float16*>(data) + at, stride, left, packed);
+    Words<V / 2> words;
+    if (dtype == DType::kBFloat16) {
+#pragma unroll
+      for (int i = 0; i < V; i += 2) words.word[i / 2] = narrow_pair(from[i], from[i + 1], BFloat16{});
+    } else {
+#pragma unroll
+      for (int i = 0; i < V; i += 2) words.word[i / 2] = narrow_pair(from[i], from[i + 1], Float16{});
+    }
+    *reinterpret_cast<Words<V / 2>*>(static_cast<uint16_t*>(data) + at) = words;
   }
 }
 
@@ -157,7 +179,9 @@ __device__ __forceinline__ int64_t offset(const Rows& rows, const Divided& pixel
 template <class T>
 __device__ __forceinline__ Channels<T> load_channels(const void* data, DType dtype, int64_t at,
                                                      int64_t stride, int left, bool packed) {
-  if (dtype == kDType<T>) return load_channels(static_cast<const T*>(data) + at, stride, left, packed);
+  if (dtype == kDType<T> && packed) {
+    return load_channels(static_cast<const T*>(data) + at, stride, left, true);
+  }
   float values[Channels<T>::kCount];
   load_values(data, dtype, at, stride, left, packed, values);
   Channels<T> to;
@@ -181,11 +205,10 @@ __device__ __forceinline__ void store_channels(const Channels<T>& from, void* da
 }
 // Whether `count` channels at multiples of `count` can be loaded and stored in packs of up to 16 bytes.
 inline bool is_packed(const void* data, DType dtype, int64_t count) {
-  return reinterpret_cast<uintptr_t>(data) % uintptr_t(std::min<int64_t>(16, count * element_size(dtype))) ==
-         0;
+  return reinterpret_cast<uintptr_t>(data) % uintptr_t(min(int64_t{16}, count * element_size(dtype))) == 0;
 }
 inline bool is_packed(const Rows& r, int64_t channels, int64_t count) {
-  const int64_t bytes = std::min<int64_t>(16, count * element_size(r.dtype));
+  const int64_t bytes = min(int64_t{16}, count * element_size(r.dtype));
   return r.stride_c == 1 && channels % count == 0 && r.stride_n * element_size(r.dtype) % bytes == 0 &&
          r.stride_p * element_size(r.dtype) % bytes == 0 && is_packed(r.data, r.dtype, count);
 }

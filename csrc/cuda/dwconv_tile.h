@@ -202,12 +202,6 @@ inline Walk walk_of(const Image& image, const TileShape& s, int columns, int thr
   return walk;
 }
 
-// Side of the kernel as the loops over its columns see it: kernels without an instance of their own go in
-// chunks.
-inline int padded_side(int side) {
-  return side >= 3 && side <= 13 ? side : int(ceil_div(side, kTaps)) * kTaps;
-}
-
 // The least plane of at least `elements` that keeps neighbours off each other's banks (see the top).
 inline int plane_of(int elements, int lanes, int64_t element_bytes) {
   const int pass = int(128 / (kChannels * element_bytes));
@@ -233,7 +227,7 @@ inline TileShape tile_shape(int64_t n, int64_t c, int64_t h, int64_t w, int side
   s.tiles_h = int(ceil_div(lattice_h, pairs * kRows));
   s.tiles_w = int(ceil_div(lattice_w, groups * kColumns));
   s.rows = int(pairs * kRows + side - 1 < lattice_h ? pairs * kRows + side - 1 : lattice_h);
-  s.columns = groups * kColumns + padded_side(side) - 1;
+  s.columns = groups * kColumns + side - 1;
   s.plane = plane_of(s.rows * s.columns, lanes, element_bytes);
   s.chunks = int(ceil_div(c, int64_t(lanes) * kChannels));
   s.tiles = n * s.lattices_h * s.lattices_w * s.tiles_h * s.tiles_w;

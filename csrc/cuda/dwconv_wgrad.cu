@@ -2,9 +2,7 @@
 // pixels of x and dy lie in shared memory (dwconv_tile.h). A thread owns 4 channels and up to 7 taps of one
 // kernel row: 28 accumulators. Blocks with threads to spare give each tap several, which share the tile's
 // rows and add up at the end.
-#include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "cuda/dwconv_tile.h"
 #include "cuda/dwconv_wgrad.h"
@@ -14,12 +12,14 @@ namespace cnk::cuda {
 
 constexpr int kWeightThreads = 256;  // at most
 constexpr int kFinishThreads = 128;
+constexpr int kFewerTaps = 6;  // of a thread, at most, where not 7
 
 struct DwconvWeightParams {
   TileShape s;
   Image dy, x;
   Access dy_access, x_access;
   Walk dy_walk, x_walk;
+  int chunk;       // taps of a thread
   int taps_w;      // chunks of taps of a kernel row
   int block_rows;  // kernel rows of a block
   int row_blocks;  // blocks that share the kernel rows
@@ -32,9 +32,9 @@ struct DwconvWeightParams {
 
 // Adds columns of one row: acc[tap] += dy[q] * x[q + tap]. Fourteen at once read and widen a fifth less than
 // twice seven.
-template <class T, int kChunk, int kGroups>
+template <class T, int kChunk, int kGroups, int kHeld>
 __device__ __forceinline__ void add_columns(const Pixel<T>* dy, const Pixel<T>* x,
-                                            float (&acc)[kChunk][kChannels]) {
+                                            float (&acc)[kHeld][kChannels]) {
   constexpr int kCount = kGroups * kColumns;
   float d[kCount][kChannels];
 #pragma unroll
@@ -60,7 +60,25 @@ __device__ __forceinline__ void add(const T* from, float (&sum)[kChannels]) {
   for (int i = 0; i < kChannels; ++i) sum[i] += value[i];
 }
 
-template <class T, int kChunk>
+// Adds one row of the tile, whose first tap reads column `column` of the image.
+template <class T, int kChunk, int kHeld>
+__device__ __forceinline__ void add_row(const DwconvWeightParams& p, const Pixel<T>* dy, const Pixel<T>* x,
+                                        int column, int columns, float (&acc)[kHeld][kChannels]) {
+  int left = p.s.groups;
+#pragma unroll 1
+  for (; left > 1 && p.taps_w == 1; left -= 2, dy += 2 * kColumns, x += 2 * kColumns) {
+    add_columns<T, kChunk, 2>(dy, x, acc);
+  }
+#pragma unroll 1
+  for (; left > 0; --left, dy += kColumns, x += kColumns, column += kColumns) {
+    // Taps that see no column of the image: most of a large kernel's on a small one.
+    if (p.taps_w > 1 && (column + kColumns + kChunk - 1 <= 0 || column >= columns)) continue;
+    add_columns<T, kChunk, 1>(dy, x, acc);
+  }
+}
+
+// kHeld: 7 taps of a thread, or up to 6.
+template <class T, int kHeld>
 __global__ void __launch_bounds__(kWeightThreads, 2) dwconv_weight_kernel(const DwconvWeightParams p) {
   CNK_SHARED(char, shared);
   const TileShape& s = p.s;
@@ -69,7 +87,7 @@ __global__ void __launch_bounds__(kWeightThreads, 2) dwconv_weight_kernel(const 
   const int tasks = s.lanes * p.block_rows * p.taps_w;
   const int split = int(threadIdx.x) / tasks, task = int(threadIdx.x) - split * tasks;
   const int lane = task % s.lanes, rest = task / s.lanes;
-  const int first_tap = rest % p.taps_w * kChunk, row_in_block = rest / p.taps_w;
+  const int first_tap = rest % p.taps_w * p.chunk, row_in_block = rest / p.taps_w;
   for (int64_t block = blockIdx.x; block < p.blocks; block += gridDim.x) {
     Divided d = divide(block, s.chunks);
     const int channel = int(d.remainder) * s.lanes * kChannels;
@@ -80,7 +98,7 @@ __global__ void __launch_bounds__(kWeightThreads, 2) dwconv_weight_kernel(const 
     const bool active = split < p.splits && kh < s.side;
     // The bias is for the first block of kernel rows.
     const bool sums_dy = first_kh == 0 && first_tap == 0;
-    float acc[kChunk][kChannels] = {}, bias[kChannels] = {};
+    float acc[kHeld][kChannels] = {}, bias[kChannels] = {};
     const int64_t first = part * p.tiles_per_part, last = min(first + p.tiles_per_part, s.tiles);
     for (int64_t index = first; index < last; ++index) {
       const Tile t = tile_at(s, index);
@@ -105,43 +123,41 @@ __global__ void __launch_bounds__(kWeightThreads, 2) dwconv_weight_kernel(const 
         const int x_row = t.row + row + kh - s.side / 2;
         if (x_row < x_first || x_row >= x_last) continue;
         const Pixel<T>* x_at = x_tile + lane * s.plane + (x_row - x_first) * s.columns + first_tap;
-        int column = t.column - s.side / 2 + first_tap;  // that the first tap reads
-        int left = s.groups;
-#pragma unroll 1
-        for (; left > 1 && p.taps_w == 1; left -= 2, dy_row += 2 * kColumns, x_at += 2 * kColumns) {
-          add_columns<T, kChunk, 2>(dy_row, x_at, acc);
-        }
-#pragma unroll 1
-        for (; left > 0; --left, dy_row += kColumns, x_at += kColumns, column += kColumns) {
-          // Taps that see no column of the image: most of a large kernel's on a small one.
-          if (p.taps_w > 1 && (column + kColumns + kChunk - 1 <= 0 || column >= lattice_columns)) continue;
-          add_columns<T, kChunk, 1>(dy_row, x_at, acc);
+        const int column = t.column - s.side / 2 + first_tap;
+        if constexpr (kHeld == kTaps) {
+          add_row<T, kTaps>(p, dy_row, x_at, column, lattice_columns, acc);
+        } else {
+          if (p.chunk == 3) add_row<T, 3>(p, dy_row, x_at, column, lattice_columns, acc);
+          if (p.chunk == 5) add_row<T, 5>(p, dy_row, x_at, column, lattice_columns, acc);
+          if (p.chunk == 6) add_row<T, 6>(p, dy_row, x_at, column, lattice_columns, acc);
         }
       }
     }
     // One thread of every tap adds what the others of that tap have, in their order; one of every lane all
     // the biases.
-    constexpr int kValues = (kChunk + 1) * kChannels;
+    constexpr int kValues = (kHeld + 1) * kChannels;
     float* sums = reinterpret_cast<float*>(shared);
     __syncthreads();  // the last tile is done with this memory
     if (active) {
       float* own = sums + threadIdx.x * kValues;
 #pragma unroll
-      for (int tap = 0; tap < kChunk; ++tap) store(acc[tap], own + tap * kChannels);
-      store(bias, own + kChunk * kChannels);
+      for (int tap = 0; tap < kHeld; ++tap) store(acc[tap], own + tap * kChannels);
+      store(bias, own + kHeld * kChannels);
     }
     __syncthreads();
     if (!active || split > 0) continue;
+#pragma unroll 1
     for (int other = 1; other < p.splits; ++other) {
       const float* theirs = sums + (other * tasks + task) * kValues;
 #pragma unroll
-      for (int tap = 0; tap < kChunk; ++tap) add(theirs + tap * kChannels, acc[tap]);
+      for (int tap = 0; tap < kHeld; ++tap) add(theirs + tap * kChannels, acc[tap]);
     }
     const bool writes_bias = first_kh == 0 && first_tap == 0 && row_in_block == 0;
     if (writes_bias) {
+#pragma unroll 1
       for (int other = 1; other < p.splits * p.block_rows; ++other) {
         const int theirs = other / p.block_rows * tasks + (other % p.block_rows * p.taps_w) * s.lanes + lane;
-        add(sums + theirs * kValues + kChunk * kChannels, bias);
+        add(sums + theirs * kValues + kHeld * kChannels, bias);
       }
     }
     float* out = p.partials + part * (s.side * s.side + 1) * int64_t(s.c);
@@ -150,9 +166,9 @@ __global__ void __launch_bounds__(kWeightThreads, 2) dwconv_weight_kernel(const 
       const int c = channel + lane * kChannels + i;
       if (c >= s.c) break;
 #pragma unroll
-      for (int tap = 0; tap < kChunk; ++tap) {
+      for (int tap = 0; tap < kHeld; ++tap) {
         const int kw = first_tap + tap;
-        if (kw < s.side) out[int64_t(kh * s.side + kw) * s.c + c] = acc[tap][i];
+        if (kw < s.side && tap < p.chunk) out[int64_t(kh * s.side + kw) * s.c + c] = acc[tap][i];
       }
       if (writes_bias) out[int64_t(s.side * s.side) * s.c + c] = bias[i];
     }
@@ -193,7 +209,7 @@ constexpr int64_t kMostParts = 352;  // beyond, adding them up outweighs what mo
 
 struct Plan {
   DwconvWeightParams params;
-  int threads = 0, chunk = 0;
+  int threads = 0;
   int64_t shared_bytes = 0;
 };
 
@@ -201,7 +217,7 @@ struct Plan {
 int chunk_of(int side) {
   if (side <= 3) return 3;
   const int chunks = int(ceil_div(side, kTaps));
-  return std::max(5, int(ceil_div(side, chunks)));
+  return max(5, int(ceil_div(side, chunks)));
 }
 
 Plan plan_of(const DeviceInfo& device, DType dtype, int64_t n, int64_t c, int64_t h, int64_t w, int side,
@@ -210,7 +226,7 @@ Plan plan_of(const DeviceInfo& device, DType dtype, int64_t n, int64_t c, int64_
   const int64_t size = element_size(dtype);
   const int64_t lattice_h = ceil_div(h, dilation), lattice_w = ceil_div(w, dilation);
   const int chunk = chunk_of(side);
-  double least = std::numeric_limits<double>::infinity();
+  double least = 0;
   for (const int64_t limit : {device.shared_bytes / 3, device.shared_bytes}) {
     for (int lanes = 8; lanes >= 2; lanes /= 2) {
       if (lanes < 8 && best.threads && lanes * kChannels < c) break;
@@ -220,27 +236,28 @@ Plan plan_of(const DeviceInfo& device, DType dtype, int64_t n, int64_t c, int64_
           DwconvWeightParams& p = plan.params;
           p = {};
           p.s = tile_shape(n, c, h, w, side, dilation, lanes, groups, pairs, size);
+          p.chunk = chunk;
           p.taps_w = int(ceil_div(side, chunk));
-          p.block_rows = std::min(side, std::max(1, kWeightThreads / (lanes * p.taps_w)));
+          p.block_rows = min(side, max(1, kWeightThreads / (lanes * p.taps_w)));
           p.row_blocks = int(ceil_div(side, p.block_rows));
           p.block_rows = int(ceil_div(side, p.row_blocks));
           const int tasks = lanes * p.block_rows * p.taps_w;
-          p.splits = std::min(kWeightThreads / tasks, tile_height(p.s));
-          plan.chunk = chunk;
+          p.splits = min(kWeightThreads / tasks, tile_height(p.s));
           plan.threads = int(ceil_div(tasks * p.splits, kWarpSize)) * kWarpSize;
           // Only the rows that these kernel rows meet, and columns for whole chunks.
-          p.s.rows = int(std::min<int64_t>(tile_height(p.s) + p.block_rows - 1, lattice_h));
+          p.s.rows = int(min(int64_t(tile_height(p.s) + p.block_rows - 1), lattice_h));
           // Odd: neighbouring kernel rows then read different banks.
           p.s.columns = (tile_width(p.s) + p.taps_w * chunk - 1) | 1;
           p.s.plane = plane_of(p.s.rows * p.s.columns, lanes, size);
           p.dy_plane = plane_of(tile_height(p.s) * tile_width(p.s), lanes, size);
           p.dy_bytes = ceil_div(lanes * p.dy_plane * kChannels * size, 16) * 16;
-          const int64_t sums = int64_t(p.splits) * tasks * (chunk + 1) * kChannels * int64_t(sizeof(float));
-          plan.shared_bytes = std::max(p.dy_bytes + lanes * p.s.plane * kChannels * size, sums);
+          const int64_t values = ((chunk == kTaps ? kTaps : kFewerTaps) + 1) * kChannels;
+          const int64_t sums = int64_t(p.splits) * tasks * values * int64_t(sizeof(float));
+          plan.shared_bytes = max(p.dy_bytes + lanes * p.s.plane * kChannels * size, sums);
           if (plan.threads > kWeightThreads || plan.shared_bytes > limit) break;
           // Blocks to fill the GPU twice, as far as there are tiles and the sum over parts stays short.
           const int64_t wanted = ceil_div(2 * device.multiprocessors, int64_t(p.s.chunks) * p.row_blocks);
-          p.parts = std::min({p.s.tiles, std::max<int64_t>(wanted, 1), kMostParts});
+          p.parts = min(min(p.s.tiles, max(wanted, int64_t{1})), int64_t{kMostParts});
           p.tiles_per_part = ceil_div(p.s.tiles, p.parts);
           p.parts = ceil_div(p.s.tiles, p.tiles_per_part);
           p.blocks = p.parts * p.s.chunks * p.row_blocks;
@@ -249,9 +266,9 @@ Plan plan_of(const DeviceInfo& device, DType dtype, int64_t n, int64_t c, int64_
           const double rows = std::ceil(double(tile_height(p.s)) / p.splits);
           const double work =
               rows * groups * (kColumns * chunk * kChannels + 100) + loads * 28 / plan.threads + 150;
-          const double waves = std::max(1.0, double(p.blocks) / (2.0 * device.multiprocessors));
+          const double waves = max(1.0, double(p.blocks) / (2.0 * device.multiprocessors));
           const double cycles = double(p.tiles_per_part) * work * waves * plan.threads;
-          if (cycles < least) {
+          if (!best.threads || cycles < least) {
             least = cycles;
             best = plan;
           }
@@ -260,22 +277,17 @@ Plan plan_of(const DeviceInfo& device, DType dtype, int64_t n, int64_t c, int64_
     }
     if (best.threads) break;
   }
-  if (!best.threads) throw LaunchError("dwconv_weight_kernel: no tile fits into the GPU's shared memory");
+  if (!best.threads) {
+    refuse("dwconv_weight_kernel", {"NCHWKD", {n, c, h, w, side, dilation}},
+           "no tile fits into the GPU's shared memory");
+  }
   return best;
 }
 
 template <class T>
-void run(const Context& context, const Launch& what, int chunk, const DwconvWeightParams& params) {
-  switch (chunk) {
-    case 3:
-      return launch(context, what, dwconv_weight_kernel<T, 3>, params);
-    case 5:
-      return launch(context, what, dwconv_weight_kernel<T, 5>, params);
-    case 6:
-      return launch(context, what, dwconv_weight_kernel<T, 6>, params);
-    default:
-      return launch(context, what, dwconv_weight_kernel<T, 7>, params);
-  }
+void run(const Context& context, const Launch& what, const DwconvWeightParams& params) {
+  if (params.chunk == kTaps) return launch(context, what, dwconv_weight_kernel<T, kTaps>, params);
+  launch(context, what, dwconv_weight_kernel<T, kFewerTaps>, params);
 }
 
 }  // namespace
@@ -297,8 +309,7 @@ void dwconv_weight_gradient(const Context& context, const DwconvWeightArgs& a) {
   p.partials = a.partials;
   const Shape shape{"NCHWKD", {a.n, a.c, a.h, a.w, a.side, a.dilation}};
   const Launch what{"dwconv_weight_kernel", p.blocks, plan.threads, plan.shared_bytes, shape};
-  with_element(a.x.dtype,
-               [&](auto element) { run<typename decltype(element)::Type>(context, what, plan.chunk, p); });
+  with_element(a.x.dtype, [&](auto element) { run<typename decltype(element)::Type>(context, what, p); });
   const int64_t length = (int64_t(a.side) * a.side + 1) * a.c;
   const DwconvFinishParams finish{
       a.partials, a.dw, a.db, a.db_dtype, p.parts, ceil_div(length, kFinishThreads), int(a.c), a.side};

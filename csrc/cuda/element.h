@@ -128,8 +128,8 @@ __device__ __forceinline__ void store(const float (&from)[V], T* to) {
 // the loops.
 __device__ __forceinline__ float load(const void* data, DType dtype, int64_t index) {
   if (dtype == DType::kFloat32) return static_cast<const float*>(data)[index];
-  if (dtype == DType::kBFloat16) return widen(static_cast<const BFloat16*>(data)[index]);
-  return widen(static_cast<const Float16*>(data)[index]);
+  const uint16_t bits = static_cast<const uint16_t*>(data)[index];
+  return dtype == DType::kBFloat16 ? widen(BFloat16{bits}) : widen(Float16{bits});
 }
 __device__ __forceinline__ float load(const Vector& vector, int64_t index, float missing) {
   return vector.data ? load(vector.data, vector.dtype, index) : missing;
@@ -137,10 +137,12 @@ __device__ __forceinline__ float load(const Vector& vector, int64_t index, float
 __device__ __forceinline__ void store(float value, void* data, DType dtype, int64_t index) {
   if (dtype == DType::kFloat32) {
     static_cast<float*>(data)[index] = value;
-  } else if (dtype == DType::kBFloat16) {
-    narrow(value, static_cast<BFloat16*>(data)[index]);
   } else {
-    narrow(value, static_cast<Float16*>(data)[index]);
+    BFloat16 bf16;
+    Float16 fp16;
+    narrow(value, bf16);
+    narrow(value, fp16);
+    static_cast<uint16_t*>(data)[index] = dtype == DType::kBFloat16 ? bf16.bits : fp16.bits;
   }
 }
 

@@ -3,17 +3,10 @@
 #pragma once
 
 #include <cstdint>
-#include <stdexcept>
-#include <string>
 
 #include "cuda/tensors.h"
 
 namespace cnk::cuda {
-
-class LaunchError : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
 
 // Sizes for the message of an error, formatted only then.
 struct Shape {
@@ -39,10 +32,11 @@ struct DeviceInfo {
 };
 const DeviceInfo& device_info(int device);
 
-// "" when the driver can run kernels of this build on some device, else why not.
-std::string driver_problem();
-// "" when this build holds code for the device, else what it lacks.
-std::string device_problem(int device);
+// Throw LaunchError (errors.h): what a launcher cannot launch, and why.
+[[noreturn]] void refuse(const char* kernel, const Shape& shape, const char* why);
+
+// Some kernel of this build (reduce.cu), to be asked whether there is code for a device.
+const void* any_kernel();
 
 using Invoke = void (*)(const void* kernel, const void* params);
 void launch_erased(const Context& context, const Launch& launch, const void* kernel, Invoke invoke,

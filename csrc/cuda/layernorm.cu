@@ -13,8 +13,8 @@ struct LayerNormParams {
   int64_t blocks;
   int c, lanes;
   bool packed_x, packed_y;
-  bool staged;      // the parameters are, for columns
-  bool transposed;  // y has its channels next to each other
+  bool staged;      // all of the parameters are, for columns
+  bool transposed;  // y has its channels next to each other, or another dtype
 };
 
 template <class T>
@@ -32,8 +32,8 @@ __global__ void __launch_bounds__(kNormThreads, 3) layernorm_rows_kernel(const L
   Divided next_at = divide(row, p.a.pixels);
   Channels<T> next[kNormSlots];
   load_row(p.a.x, next_at, p.c, lane, p.lanes, p.packed_x, row < p.rows, next);
-  stage(p.a.weight, 1.0f, p.c, width, weight);
-  stage(p.a.bias, 0.0f, p.c, width, bias);
+  stage(p.a.weight, 1.0f, 0, p.c, width, weight);
+  stage(p.a.bias, 0.0f, 0, p.c, width, bias);
   __syncthreads();
   for (int64_t block = blockIdx.x; block < p.blocks; block += gridDim.x, row += step) {
     Channels<T> x[kNormSlots];
@@ -64,23 +64,29 @@ __global__ void __launch_bounds__(kNormThreads, 3) layernorm_rows_kernel(const L
 }
 
 // A column of every lane through the tile in shared memory, so that neighbouring lanes store neighbouring
-// channels.
+// channels; in any dtype.
 __device__ __forceinline__ void store_transposed(const LayerNormParams& p, int64_t sample,
                                                  int64_t first_pixel, int base,
                                                  const float (&from)[kColumnSlots], float* tile) {
   const Rows& y = p.a.y;
   const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize;
   const int warps = block_warps(), pitch = group_pitch(warps);
-#pragma unroll
+#pragma unroll 1
   for (int k = 0; k < kColumnSlots; k += kGroup) {
     const int first = base + k * warps, channels = min(kGroup * warps, p.c - first);
 #pragma unroll
-    for (int j = 0; j < kGroup; ++j) tile[lane * pitch + j * warps + warp] = from[k + j];
+    for (int slot = 0; slot < kColumnSlots;
+         slot += kGroup) {  // registers are known to the compiler, k is not
+      if (slot != k) continue;
+#pragma unroll
+      for (int j = 0; j < kGroup; ++j) tile[lane * pitch + j * warps + warp] = from[slot + j];
+    }
     __syncthreads();
     for (int i = warp; i < kWarpSize && first_pixel + i < p.a.pixels; i += warps) {
       const int64_t row = patch_row(p.a.patches, first_pixel + i);
       if (row < 0) continue;
       const int64_t to = offset(y, {sample, row}) + first * y.stride_c;
+#pragma unroll 1
       for (int j = lane; j < channels; j += kWarpSize) {
         store(tile[i * pitch + j], y.data, y.dtype, to + j * y.stride_c);
       }
@@ -95,15 +101,16 @@ __global__ void __launch_bounds__(kColumnThreads, 1) layernorm_columns_kernel(co
   const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize;
   const int warps = block_warps(), span = warps * kColumnSlots, pitch = group_pitch(warps);
   float* const tile = sums + 3 * blockDim.x;
-  T* const staged = reinterpret_cast<T*>(tile + (p.transposed ? kWarpSize * pitch : 0));
-  const T* const weight = p.staged ? staged : nullptr;
-  const int width = staged_width(p.c, span);
-  const T* const bias = p.staged ? staged + width : nullptr;
-  if (p.staged) {
-    stage(p.a.weight, 1.0f, p.c, width, staged);
-    stage(p.a.bias, 0.0f, p.c, width, staged + width);
+  T* const weight = reinterpret_cast<T*>(tile + (p.transposed ? kWarpSize * pitch : 0));
+  const int width = staged_width(p.c, span, p.staged);
+  T* const bias = weight + width;
+  const auto stage_from = [&](int first) {
+    __syncthreads();  // all are through with the span before
+    stage(p.a.weight, 1.0f, first, p.c, width, weight);
+    stage(p.a.bias, 0.0f, first, p.c, width, bias);
     __syncthreads();
-  }
+  };
+  if (p.staged) stage_from(0);
   const Rows& y = p.a.y;
   for (int64_t block = blockIdx.x; block < p.blocks; block += gridDim.x) {
     const Divided at = divide(block, p.tiles);
@@ -116,21 +123,17 @@ __global__ void __launch_bounds__(kColumnThreads, 1) layernorm_columns_kernel(co
     const int64_t to = offset(y, {at.quotient, q});
     for (int base = 0; base < p.c; base += span) {
       if (span < p.c) load_column(x, p.a.x.stride_c, base + warp, p.c, v);
+      if (!p.staged) stage_from(base);
+      const int first = (p.staged ? base : 0) + warp;
       float w[kColumnSlots], b[kColumnSlots];
-      load_parameter(weight, p.a.weight, base + warp, p.c, 1.0f, w);
-      load_parameter(bias, p.a.bias, base + warp, p.c, 0.0f, b);
+      load_parameter(weight, first, w);
+      load_parameter(bias, first, b);
 #pragma unroll
       for (int k = 0; k < kColumnSlots; ++k) v[k] = rounded<T>(fmaf(normalised(v[k], s), w[k], b[k]));
       if (p.transposed) {
         store_transposed(p, at.quotient, first_pixel, base, v, tile);
-      } else if (q >= 0 && y.dtype == kDType<T>) {
-        store_column(v, static_cast<T*>(y.data) + to, y.stride_c, base + warp, p.c);
       } else if (q >= 0) {
-#pragma unroll
-        for (int k = 0; k < kColumnSlots; ++k) {
-          const int c = base + k * warps + warp;
-          if (c < p.c) store(v[k], y.data, y.dtype, to + c * y.stride_c);
-        }
+        store_column(v, static_cast<T*>(y.data) + to, y.stride_c, base + warp, p.c);
       }
     }
   }
@@ -147,14 +150,15 @@ void layernorm(const Context& context, const LayerNormArgs& args) {
     if (p.lanes == 0 || along_pixels(args.x, args.pixels)) {
       p.tiles = (args.pixels + kWarpSize - 1) / kWarpSize;
       p.blocks = args.n * p.tiles;
-      p.transposed = args.y.stride_c == 1 && args.y.stride_p != 1;
+      p.transposed = (args.y.stride_c == 1 && args.y.stride_p != 1) || args.y.dtype != args.x.dtype;
       const int threads = column_threads(args.c, kColumnSlots);
-      const int64_t width = staged_width(p.c, threads / kWarpSize * kColumnSlots);
-      const int64_t parameters = 2 * width * int64_t(sizeof(T));
-      p.staged = parameters <= kMostStaged;
+      const auto parameters = [&](bool all) {
+        return 2 * int64_t(sizeof(T)) * staged_width(p.c, threads / kWarpSize * kColumnSlots, all);
+      };
+      p.staged = parameters(true) <= kMostStaged;
       const int64_t floats = 3 * threads + (p.transposed ? kWarpSize * group_pitch(threads / kWarpSize) : 0);
-      const int64_t shared = floats * int64_t(sizeof(float)) + (p.staged ? parameters : 0);
-      const int64_t blocks = std::min(p.blocks, multiprocessors * (2048 / threads));
+      const int64_t shared = floats * int64_t(sizeof(float)) + parameters(p.staged);
+      const int64_t blocks = min(p.blocks, multiprocessors * (2048 / threads));
       launch(context, {"layernorm_columns_kernel", blocks, threads, shared, shape},
              layernorm_columns_kernel<T>, p);
       return;
@@ -165,7 +169,7 @@ void layernorm(const Context& context, const LayerNormArgs& args) {
     const int64_t teams = threads / p.lanes;
     p.blocks = (p.rows + teams - 1) / teams;
     // Blocks that fill the GPU loop over pixels, for the parameters are loaded once.
-    const int64_t blocks = std::min(p.blocks, multiprocessors * (2048 / threads));
+    const int64_t blocks = min(p.blocks, multiprocessors * (2048 / threads));
     const int64_t shared = 2 * slots_width<T>(p.lanes, kNormSlots) * int64_t(sizeof(T)) +
                            (p.lanes > kWarpSize ? 3 * (threads / kWarpSize) * int64_t(sizeof(float)) : 0);
     launch(context, {"layernorm_rows_kernel", blocks, threads, shared, shape}, layernorm_rows_kernel<T>, p);

@@ -14,8 +14,8 @@ struct LayerNormBackwardParams {
   int64_t blocks;
   int c, lanes;
   bool packed_dy, packed_x, packed_dx;
-  bool staged;      // the weight is, for columns
-  bool transposed;  // dy has its channels next to each other
+  bool staged;      // all of the weight is, for columns
+  bool transposed;  // dy has its channels next to each other, or another dtype
 };
 
 // dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) with what does not change along the channels taken out.
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kNormThreads, 2)
   const int lane = int(threadIdx.x) & (p.lanes - 1), warps = int(blockDim.x) / kWarpSize;
   float* const shared = reinterpret_cast<float*>(weight + width);  // five floats a warp
   float* const sums = shared + 5 * kNormThreads / kWarpSize;
-  stage(p.a.weight, 1.0f, p.c, width, weight);
+  stage(p.a.weight, 1.0f, 0, p.c, width, weight);
   __syncthreads();
   for (int64_t part = blockIdx.x; part < p.a.parts; part += gridDim.x) {
     float dweight[kGradientSlots][kCount] = {}, dbias[kGradientSlots][kCount] = {};
@@ -164,33 +164,30 @@ __device__ __forceinline__ void load_gradient(const LayerNormBackwardParams& p, 
   const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize, warps = block_warps();
   if (!p.transposed) {
     const int64_t at = offset(dy, {sample, q});
-    const int c = q >= 0 ? p.c : 0;
-    if (dy.dtype == kDType<T>) {
-      load_column(static_cast<const T*>(dy.data) + at, dy.stride_c, base + warp, c, to);
-    } else {
-#pragma unroll
-      for (int k = 0; k < kGradientColumnSlots; ++k) {
-        const int channel = base + k * warps + warp;
-        to[k] = channel < c ? rounded<T>(load(dy.data, dy.dtype, at + channel * dy.stride_c)) : 0.0f;
-      }
-    }
+    load_column(static_cast<const T*>(dy.data) + at, dy.stride_c, base + warp, q >= 0 ? p.c : 0, to);
     return;
   }
   const int pitch = group_pitch(warps);
-#pragma unroll
+#pragma unroll 1
   for (int k = 0; k < kGradientColumnSlots; k += kGroup) {
     const int first = base + k * warps, channels = min(kGroup * warps, p.c - first);
     for (int i = warp; i < kWarpSize; i += warps) {
       const int64_t pixel = first_pixel + i, row = pixel < p.a.pixels ? patch_row(p.a.patches, pixel) : -1;
       const int64_t from = offset(dy, {sample, row}) + first * dy.stride_c;
+#pragma unroll 1
       for (int j = lane; j < channels; j += kWarpSize) {
         tile[i * pitch + j] = row >= 0 ? rounded<T>(load(dy.data, dy.dtype, from + j * dy.stride_c)) : 0.0f;
       }
     }
     __syncthreads();
 #pragma unroll
-    for (int j = 0; j < kGroup; ++j) {
-      to[k + j] = j * warps + warp < channels ? tile[lane * pitch + j * warps + warp] : 0.0f;
+    for (int slot = 0; slot < kGradientColumnSlots;
+         slot += kGroup) {  // registers are known to the compiler, k not
+      if (slot != k) continue;
+#pragma unroll
+      for (int j = 0; j < kGroup; ++j) {
+        to[slot + j] = j * warps + warp < channels ? tile[lane * pitch + j * warps + warp] : 0.0f;
+      }
     }
     __syncthreads();
   }
@@ -205,12 +202,13 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
   const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize;
   const int warps = block_warps(), span = warps * kGradientColumnSlots;
   float* const tile = shared + 5 * blockDim.x;
-  T* const staged = reinterpret_cast<T*>(tile + (p.transposed ? kWarpSize * group_pitch(warps) : 0));
-  const T* const weight = p.staged ? staged : nullptr;
-  if (p.staged) {
-    stage(p.a.weight, 1.0f, p.c, staged_width(p.c, span), staged);
+  T* const weight = reinterpret_cast<T*>(tile + (p.transposed ? kWarpSize * group_pitch(warps) : 0));
+  const auto stage_from = [&](int first) {
+    __syncthreads();  // all are through with the span before
+    stage(p.a.weight, 1.0f, first, p.c, staged_width(p.c, span, p.staged), weight);
     __syncthreads();
-  }
+  };
+  if (p.staged) stage_from(0);
   const Rows& dx = p.a.dx;
   // Of the sums that this lane gets: 0 for dweight, 1 for dbias, and which of the group's.
   const int of_bias = lane % 2, of_group = 2 * (lane / 2 % 2) + lane / 4;
@@ -234,7 +232,8 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
         if (span < p.c) load_column(x, p.a.x.stride_c, base + warp, p.c, v);
         load_gradient<T>(p, at.quotient, first_pixel, q, base, tile, g);
         float w[kGradientColumnSlots];
-        load_parameter(weight, p.a.weight, base + warp, p.c, 1.0f, w);
+        if (!p.staged) stage_from(base);
+        load_parameter(weight, (p.staged ? base : 0) + warp, w);
 #pragma unroll
         for (int k = 0; k < kGradientColumnSlots; k += kGroup) {
           float sums[2 * kGroup];
@@ -268,7 +267,8 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
           load_gradient<T>(p, at.quotient, first_pixel, q, base, tile, g);
         }
         float w[kGradientColumnSlots];
-        load_parameter(weight, p.a.weight, base + warp, p.c, 1.0f, w);
+        if (!p.staged) stage_from(base);
+        load_parameter(weight, (p.staged ? base : 0) + warp, w);
 #pragma unroll
         for (int k = 0; k < kGradientColumnSlots; ++k) g[k] = input_gradient(v[k], g[k] * w[k], t);
         if (inside) store_column(g, to, dx.stride_c, base + warp, p.c);
@@ -278,8 +278,7 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
 }
 
 int64_t layernorm_parts(int device, int64_t pixels) {
-  return std::min<int64_t>(2 * device_info(device).multiprocessors,
-                           (pixels + kSharedPixels - 1) / kSharedPixels);
+  return min(int64_t(2 * device_info(device).multiprocessors), (pixels + kSharedPixels - 1) / kSharedPixels);
 }
 
 void layernorm_backward(const Context& context, const LayerNormBackwardArgs& args) {
@@ -295,13 +294,14 @@ void layernorm_backward(const Context& context, const LayerNormBackwardArgs& arg
       p.tiles = (args.pixels + kWarpSize - 1) / kWarpSize;
       p.blocks = args.n * p.tiles;
       if (!args.partials) p.a.parts = p.blocks;
-      p.transposed = args.dy.stride_c == 1 && args.dy.stride_p != 1;
+      p.transposed = (args.dy.stride_c == 1 && args.dy.stride_p != 1) || args.dy.dtype != args.x.dtype;
       const int threads = column_threads(args.c, kGradientColumnSlots);
-      const int64_t width = staged_width(p.c, threads / kWarpSize * kGradientColumnSlots);
-      const int64_t parameters = width * int64_t(sizeof(T));
-      p.staged = parameters <= kMostStaged;
+      const auto parameters = [&](bool all) {
+        return int64_t(sizeof(T)) * staged_width(p.c, threads / kWarpSize * kGradientColumnSlots, all);
+      };
+      p.staged = parameters(true) <= kMostStaged;
       const int64_t floats = 5 * threads + (p.transposed ? kWarpSize * group_pitch(threads / kWarpSize) : 0);
-      const int64_t shared = floats * int64_t(sizeof(float)) + (p.staged ? parameters : 0);
+      const int64_t shared = floats * int64_t(sizeof(float)) + parameters(p.staged);
       launch(context, {"layernorm_backward_columns_kernel", p.a.parts, threads, shared, shape},
              layernorm_backward_columns_kernel<T>, p);
       return;
@@ -312,8 +312,8 @@ void layernorm_backward(const Context& context, const LayerNormBackwardArgs& arg
     const int threads = row_threads(p.rows, p.lanes, args.partials ? args.parts : multiprocessors);
     const int64_t teams = threads / p.lanes;
     p.blocks = (p.rows + teams - 1) / teams;
-    if (!args.partials) p.a.parts = std::min(p.blocks, 2 * multiprocessors * (kNormThreads / threads));
-    const int64_t groups = threads / std::max(p.lanes, kWarpSize);
+    if (!args.partials) p.a.parts = min(p.blocks, 2 * multiprocessors * (kNormThreads / threads));
+    const int64_t groups = threads / max(p.lanes, kWarpSize);
     const int64_t width = slots_width<T>(p.lanes, kGradientSlots);
     const int64_t sums = args.partials ? groups * width : 0;
     const int64_t shared =

@@ -9,7 +9,7 @@ namespace cnk::cuda {
 
 constexpr int kColumnThreads = 512;  // at most
 constexpr int kGroup = 4;  // channels of a warp that pass shared memory, or are summed over pixels, together
-constexpr int64_t kMostStaged = 16 << 10;  // bytes of parameters in shared memory
+constexpr int64_t kMostStaged = 16 << 10;  // bytes of parameters in shared memory at once
 
 __device__ __forceinline__ int block_warps() { return int(blockDim.x) / kWarpSize; }
 
@@ -72,25 +72,17 @@ __device__ __forceinline__ Statistics column_statistics(const T* x, int64_t stri
 // channels are neighbours pass. Element j * warps + warp is the warp's j-th.
 __host__ __device__ __forceinline__ int group_pitch(int warps) { return warps * kGroup + 1; }
 
-// Slot k of a parameter rounded to T: from `staged`, padded to whole spans of the block, or from memory where
-// it is too long for that.
+// Slot k of a parameter that stands in shared memory, padded to whole spans of the block.
 template <class T, int kSlots>
-__device__ __forceinline__ void load_parameter(const T* staged, const Vector& vector, int first, int c,
-                                               float missing, float (&to)[kSlots]) {
+__device__ __forceinline__ void load_parameter(const T* staged, int first, float (&to)[kSlots]) {
   const int warps = block_warps();
-  if (staged) {
 #pragma unroll
-    for (int k = 0; k < kSlots; ++k) to[k] = widen(staged[first + k * warps]);
-  } else {
-#pragma unroll
-    for (int k = 0; k < kSlots; ++k) {
-      const int channel = first + k * warps;
-      to[k] = channel < c ? rounded<T>(load(vector, channel, missing)) : 0.0f;
-    }
-  }
+  for (int k = 0; k < kSlots; ++k) to[k] = widen(staged[first + k * warps]);
 }
-// Elements of a staged parameter.
-__host__ __device__ __forceinline__ int staged_width(int c, int span) { return (c + span - 1) / span * span; }
+// Its elements there: all, or those of one span at a time where they are too many.
+__host__ __device__ __forceinline__ int staged_width(int c, int span, bool all) {
+  return all ? (c + span - 1) / span * span : span;
+}
 
 template <class T, int kSlots>
 __device__ __forceinline__ void store_column(const float (&from)[kSlots], T* to, int64_t stride_c, int first,
@@ -106,7 +98,7 @@ __device__ __forceinline__ void store_column(const float (&from)[kSlots], T* to,
 
 // Threads of a block that holds c channels, or as many as it can.
 inline int column_threads(int64_t c, int slots) {
-  return kWarpSize * int(std::min<int64_t>(kColumnThreads / kWarpSize, (c + slots - 1) / slots));
+  return kWarpSize * int(min(int64_t{kColumnThreads / kWarpSize}, (c + slots - 1) / slots));
 }
 
 }  // namespace cnk::cuda

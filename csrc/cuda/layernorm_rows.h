@@ -87,11 +87,14 @@ template <class T>
 __host__ __device__ __forceinline__ int slots_width(int lanes, int slots) {
   return lanes * slots * Channels<T>::kCount;
 }
-// A parameter rounded to T in shared memory, for all teams of a block; the caller has the barrier.
+// Elements of a parameter from `first` on, rounded to T, in shared memory, for all teams of a block; the
+// caller has the barrier.
 template <class T>
-__device__ __forceinline__ void stage(const Vector& parameter, float missing, int c, int width, T* to) {
+__device__ __forceinline__ void stage(const Vector& parameter, float missing, int first, int c, int width,
+                                      T* to) {
+#pragma unroll 1
   for (int i = int(threadIdx.x); i < width; i += int(blockDim.x)) {
-    narrow(i < c ? load(parameter, i, missing) : 0.0f, to[i]);
+    narrow(first + i < c ? load(parameter, first + i, missing) : 0.0f, to[i]);
   }
 }
 
@@ -143,7 +146,7 @@ inline int team_lanes(int64_t c, int count, int slots) {
 // Threads of a block of teams: fewer than kNormThreads where there are not pixels enough to fill `blocks`.
 inline int row_threads(int64_t rows, int lanes, int64_t blocks) {
   int threads = kNormThreads;
-  while (threads > std::max(lanes, kWarpSize) && rows * lanes <= blocks * (threads / 2)) {
+  while (threads > max(lanes, kWarpSize) && rows * lanes <= blocks * (threads / 2)) {
     threads /= 2;
   }
   return threads;

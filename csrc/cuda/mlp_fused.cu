@@ -10,8 +10,6 @@
 // what a product leaves in a lane is what the next one wants there. Of these 8, elements 4s..4s + 3 are the
 // lane's columns of k-step s, and 2q, 2q + 1 its columns of the q-th product of 8 columns, whose row of
 // weights is 8 (g / 2) + 2q + g % 2.
-#include <algorithm>
-
 #include "cuda/gelu.h"
 #include "cuda/launch.h"
 #include "cuda/mlp_fused.h"
@@ -195,6 +193,13 @@ __device__ __forceinline__ void respond(const float* scale, const float* shift, 
 
 template <class T, int kC, int kM>
 __global__ void __launch_bounds__(kMlpMaxWarps* kWarpSize) mlp_fused_kernel(const MlpFusedParams p) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  if constexpr (std::is_same_v<T, BFloat16>) {  // never launched, as there are no such products: no code to
+                                                // compile
+    asm volatile("trap;");
+    return;
+  }
+#endif
   constexpr int kRows = 16 * kM;  // pixels of a warp
   constexpr int kQ = kTogether<kC>;
   CNK_SHARED(unsigned char, bytes);
@@ -218,12 +223,18 @@ __global__ void __launch_bounds__(kMlpMaxWarps* kWarpSize) mlp_fused_kernel(cons
     const int chunks = (p.a.hidden + kChunk - 1) / kChunk;
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; ++chunk) {
-      const bool last = chunk + 1 == chunks;
       const T* const here = weights + (p.two_buffers ? chunk % 2 * kChunkElements<kC> : 0);
       copies_wait();
       __syncthreads();  // this chunk is there, and all are through with the one before
-      if (p.two_buffers && !last) {
-        copy_weights<T, kC>(p, (chunk + 1) * kChunk, weights + (chunk + 1) % 2 * kChunkElements<kC>);
+      // With one buffer the chunk itself is copied now, its copy not hidden behind products.
+      const int copied = p.two_buffers ? chunk + 1 : chunk;
+      if (copied > 0 && copied < chunks) {
+        copy_weights<T, kC>(p, copied * kChunk,
+                            weights + (p.two_buffers ? copied % 2 * kChunkElements<kC> : 0));
+        if (!p.two_buffers) {
+          copies_wait();
+          __syncthreads();  // the only buffer is filled
+        }
       }
       const MlpChunkElement next = load_chunk<kChunk>(p, block, chunk + 1);
       store_squares(p, block, chunk - 1, shared.chunk);
@@ -243,16 +254,13 @@ __global__ void __launch_bounds__(kMlpMaxWarps* kWarpSize) mlp_fused_kernel(cons
       }
       if (p.a.grn_scale) respond<T, kM>(shared.chunk.scale[chunk % 2], shared.chunk.shift[chunk % 2], h);
       if (p.a.out.data) project<T, kC, kM>(h, here + kChunk * kW1Pitch<kC>, p.groups, acc);
-
-      if (!p.two_buffers && !last) {
-        __syncthreads();
-        copy_weights<T, kC>(p, (chunk + 1) * kChunk, weights);
-      }
     }
     __syncthreads();
     store_squares(p, block, chunks - 1, shared.chunk);
     if (!p.a.out.data) continue;
-    store_output<T, kC, kM>(p, warp_tile<kRows>(p, block), shared.vectors, piece(), acc);
+    // In those sums of squares that nobody reads any more.
+    float* const factors = shared.chunk.squares[chunks % 2][thread_of_block() / kWarpSize];
+    store_output<T, kC, kM>(p, warp_tile<kRows>(p, block), shared.vectors, factors, piece(), acc);
   }
 }
 
@@ -272,7 +280,7 @@ void launch_mlp(const Context& context, const MlpFusedArgs& a) {
   const bool staged = !p.vector_x || (a.out.data && !p.vector_out);
   const int64_t staging = staged ? int64_t(warps) * 16 * kM * kPiecePitch * int64_t(sizeof(float)) : 0;
   const int64_t one = int64_t(sizeof(FusedShared<kC>)) + kChunkBytes;
-  const int64_t two = one + std::max<int64_t>(kChunkBytes, staging);
+  const int64_t two = one + max(int64_t{kChunkBytes}, staging);
   p.two_buffers = two <= device_info(context.device).shared_bytes;
   launch(context,
          {"mlp_fused_kernel",
@@ -283,19 +291,22 @@ void launch_mlp(const Context& context, const MlpFusedArgs& a) {
          mlp_fused_kernel<T, kC, kM>, p);
 }
 
+// Each width costs two seconds of every architecture's compilation, and narrower tensors run on a wider one's
+// instance at their own count of products: pieces of channels that are not there are passed over.
 template <class T>
 void launch_mlp(const Context& context, const MlpFusedArgs& a) {
-  if (a.c <= 32) return launch_mlp<T, 32>(context, a);
-  if (a.c <= 64) return launch_mlp<T, 64>(context, a);
   if (a.c <= 96) return launch_mlp<T, 96>(context, a);
   if (a.c <= 128) return launch_mlp<T, 128>(context, a);
-  if (a.c <= 192) return launch_mlp<T, 192>(context, a);
   return launch_mlp<T, 256>(context, a);
 }
 
 }  // namespace
 
 void mlp_fused(const Context& context, const MlpFusedArgs& args) {
+  if (args.x.dtype != DType::kFloat32 && args.x.dtype != args.dtype) {
+    refuse("mlp_fused_kernel", {"NPCHT", {args.samples, args.pixels, args.c, args.hidden, args.tile}},
+           "bf16 pixels and fp16 products, or the other way round");
+  }
   if (args.dtype == DType::kFloat16) return launch_mlp<Float16>(context, args);
   launch_mlp<BFloat16>(context, args);
 }

@@ -120,10 +120,8 @@ __device__ __forceinline__ void load_rows(const MlpFusedParams& p, const MlpTile
   float* const z = own.z[0];
   for (int i = thread_of_block() % kWarpSize; i < kFp32Rows * (kC + kFp32Pad); i += kWarpSize) z[i] = 0.0f;
   __syncwarp();
-  by_dtype(p.a.x.dtype, [&](auto element) {
-    const auto x = static_cast<const typename decltype(element)::Type*>(p.a.x.data);
-    for_each_element(p, p.a.x, tile, [&](int row, int c, int64_t at) { own.z[row][c] = widen(x[at]); });
-  });
+  for_each_element(p, p.a.x, tile,
+                   [&](int row, int c, int64_t at) { own.z[row][c] = load(p.a.x.data, p.a.x.dtype, at); });
   __syncwarp();
   normalise_rows<kC>(p, vectors, own.z);
   __syncwarp();
@@ -164,13 +162,14 @@ __device__ __forceinline__ void activate_rows(const MlpFusedParams& p, const Mlp
 // out = residual + s * gamma * (acc + b2), through shared memory.
 template <int kC, int kChunk>
 __device__ __forceinline__ void store_rows(const MlpFusedParams& p, const MlpTile& tile,
-                                           const MlpVectors<kC>& vectors,
+                                           const MlpVectors<kC>& vectors, float* factors,
                                            const float (&acc)[kFp32Own][kC / 8], Fp32Warp<kC, kChunk>& own) {
   const int lane = thread_of_block() % kWarpSize;
+  share_drop_factors<kFp32Rows>(p, tile, factors);
 #pragma unroll
   for (int i = 0; i < kFp32Own; ++i) {
     const int row = lane / 8 + 4 * i;
-    const float factor = tile.first + row < p.a.pixels ? drop_factor(p, tile.sample, tile.first + row) : 0.0f;
+    const float factor = factors[row];
 #pragma unroll
     for (int j = 0; j < kC / 8; ++j) {
       const int c = lane % 8 + 8 * j;
@@ -178,16 +177,14 @@ __device__ __forceinline__ void store_rows(const MlpFusedParams& p, const MlpTil
     }
   }
   __syncwarp();
-  by_dtype(p.a.out.dtype, [&](auto element) {
-    using IO = typename decltype(element)::Type;
-    const Rows& residual = p.a.residual;
-    const IO* added = static_cast<const IO*>(residual.data) + tile.sample * residual.stride_n +
-                      tile.first * residual.stride_p;
-    for_each_element(p, p.a.out, tile, [&](int row, int c, int64_t at) {
-      float value = own.z[row][c];
-      if (residual.data) value += widen(added[row * residual.stride_p + c * residual.stride_c]);
-      narrow(value, static_cast<IO*>(p.a.out.data)[at]);
-    });
+  const Rows& residual = p.a.residual;
+  const int64_t added = tile.sample * residual.stride_n + tile.first * residual.stride_p;
+  for_each_element(p, p.a.out, tile, [&](int row, int c, int64_t at) {
+    float value = own.z[row][c];
+    if (residual.data) {
+      value += load(residual.data, residual.dtype, added + row * residual.stride_p + c * residual.stride_c);
+    }
+    store(value, p.a.out.data, p.a.out.dtype, at);
   });
 }
 
@@ -233,7 +230,9 @@ __global__ void __launch_bounds__(kMlpMaxWarps* kWarpSize, kC <= 96 ? 2 : 1)
     }
     __syncthreads();
     store_squares(p, block, chunks - 1, shared.chunk);
-    if (p.a.out.data) store_rows(p, tile, shared.vectors, acc, own);
+    // The factors go to those sums of squares that nobody reads any more.
+    float* const factors = shared.chunk.squares[chunks % 2][thread_of_block() / kWarpSize];
+    if (p.a.out.data) store_rows(p, tile, shared.vectors, factors, acc, own);
   }
 }
 
@@ -257,7 +256,6 @@ void launch_mlp(const Context& context, const MlpFusedArgs& a) {
 }  // namespace
 
 void mlp_fused_fp32(const Context& context, const MlpFusedArgs& args) {
-  if (args.c <= 32) return launch_mlp<32, 32>(context, args);
   if (args.c <= 64) return launch_mlp<64, 32>(context, args);
   if (args.c <= 96) return launch_mlp<96, 32>(context, args);
   if (args.c <= 128) return launch_mlp<128, 32>(context, args);

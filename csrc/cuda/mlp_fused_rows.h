@@ -5,8 +5,6 @@
 // to each other.
 #pragma once
 
-#include <type_traits>
-
 #include "cuda/mlp_tile.h"
 
 namespace cnk::cuda {
@@ -29,39 +27,52 @@ __device__ __forceinline__ PieceElement piece_element(bool along_pixels, int i) 
   return along_pixels ? PieceElement{i % kRows, i / kRows} : PieceElement{i / kPiece, i % kPiece};
 }
 
+// An element of the pixels: fp32, or of the type of the products.
+template <class T>
+__device__ __forceinline__ float load_pixel(const Rows& rows, int64_t at) {
+  if (rows.dtype == DType::kFloat32) return static_cast<const float*>(rows.data)[at];
+  return widen(static_cast<const T*>(rows.data)[at]);
+}
+
 // Pixels [first, first + kRows) x channels [channel, channel + kPiece) of a sample into `piece`, zeros where
 // there are none. For one warp.
-template <class IO, int kRows>
+template <class T, int kRows>
 __device__ __forceinline__ void load_piece(const MlpFusedParams& p, const MlpTile& tile, int channel,
                                            float* piece) {
   const Rows& x = p.a.x;
-  const IO* from = static_cast<const IO*>(x.data) + tile.sample * x.stride_n + tile.first * x.stride_p;
+  const int64_t from = tile.sample * x.stride_n + tile.first * x.stride_p;
 #pragma unroll 4
   for (int i = thread_of_block() % kWarpSize; i < kRows * kPiece; i += kWarpSize) {
     const PieceElement e = piece_element<kRows>(x.stride_p == 1, i);
     const int c = channel + e.column;
     const bool inside = tile.first + e.row < p.a.pixels && c < p.a.c;
-    piece[e.row * kPiecePitch + e.column] = inside ? widen(from[e.row * x.stride_p + c * x.stride_c]) : 0.0f;
+    piece[e.row * kPiecePitch + e.column] =
+        inside ? load_pixel<T>(x, from + e.row * x.stride_p + c * x.stride_c) : 0.0f;
   }
 }
 
 // The way back of sums: out = residual + s * gamma * (sum + b2).
-template <class IO, int kRows, int kC>
+template <class T, int kRows, int kC>
 __device__ __forceinline__ void store_piece(const MlpFusedParams& p, const MlpTile& tile, int channel,
-                                            const MlpVectors<kC>& vectors, const float* piece) {
+                                            const MlpVectors<kC>& vectors, const float* factors,
+                                            const float* piece) {
   const Rows &out = p.a.out, &residual = p.a.residual;
-  IO* to = static_cast<IO*>(out.data) + tile.sample * out.stride_n + tile.first * out.stride_p;
-  const IO* added = static_cast<const IO*>(residual.data) + tile.sample * residual.stride_n +
-                    tile.first * residual.stride_p;
+  const int64_t to = tile.sample * out.stride_n + tile.first * out.stride_p;
+  const int64_t added = tile.sample * residual.stride_n + tile.first * residual.stride_p;
 #pragma unroll 4
   for (int i = thread_of_block() % kWarpSize; i < kRows * kPiece; i += kWarpSize) {
     const PieceElement e = piece_element<kRows>(out.stride_p == 1, i);
     const int c = channel + e.column;
     if (tile.first + e.row >= p.a.pixels || c >= p.a.c) continue;
-    float value = (piece[e.row * kPiecePitch + e.column] + vectors.b2[c]) * vectors.gamma[c] *
-                  drop_factor(p, tile.sample, tile.first + e.row);
-    if (residual.data) value += widen(added[e.row * residual.stride_p + c * residual.stride_c]);
-    narrow(value, to[e.row * out.stride_p + c * out.stride_c]);
+    float value = (piece[e.row * kPiecePitch + e.column] + vectors.b2[c]) * vectors.gamma[c] * factors[e.row];
+    if (residual.data)
+      value += load_pixel<T>(residual, added + e.row * residual.stride_p + c * residual.stride_c);
+    const int64_t at = to + e.row * out.stride_p + c * out.stride_c;
+    if (out.dtype == DType::kFloat32) {
+      static_cast<float*>(out.data)[at] = value;
+    } else {
+      narrow(value, static_cast<T*>(out.data)[at]);
+    }
   }
 }
 
@@ -160,26 +171,22 @@ template <class T, int kC, int kM>
 __device__ __forceinline__ void load_normalised(const MlpFusedParams& p, const MlpTile& tile,
                                                 const MlpVectors<kC>& vectors, float* piece,
                                                 uint32_t (&z)[kM][kC / 16][4]) {
-  using Other = std::conditional_t<std::is_same_v<T, BFloat16>, Float16, BFloat16>;
   constexpr int kPieces = kC / kPiece;
   const int lane = thread_of_block() % kWarpSize, g = lane / 4, t8 = lane % 4 * 8;
   float value[2 * kM][kPieces][8] = {};
   if (!p.vector_x) {
-    by_dtype(p.a.x.dtype, [&](auto element) {
 #pragma unroll 1
-      for (int j = 0; j * kPiece < p.a.c; ++j) {
-        load_piece<typename decltype(element)::Type, 16 * kM>(p, tile, j * kPiece, piece);
-        __syncwarp();
-        take_piece(j, piece, value);
-        __syncwarp();
-      }
-    });
+    for (int j = 0; j * kPiece < p.a.c; ++j) {
+      load_piece<T, 16 * kM>(p, tile, j * kPiece, piece);
+      __syncwarp();
+      take_piece(j, piece, value);
+      __syncwarp();
+    }
   } else if (p.a.x.dtype == DType::kFloat32) {
     load_vectors<float>(p, tile.sample, tile.first + g, value);
   } else {
     load_vectors<T>(p, tile.sample, tile.first + g, value);
   }
-  const bool rounds_twice = p.a.x.dtype != DType::kFloat32 && p.a.x.dtype != p.a.dtype;
 #pragma unroll
   for (int slot = 0; slot < 2 * kM; ++slot) {
     normalise(p.a.c, p.a.eps, value[slot]);
@@ -189,10 +196,7 @@ __device__ __forceinline__ void load_normalised(const MlpFusedParams& p, const M
       load(vectors.norm_weight + j * kPiece + t8, weight);
       load(vectors.norm_bias + j * kPiece + t8, bias);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const float v = value[slot][j][i] * weight[i] + bias[i];
-        weight[i] = rounds_twice ? rounded<Other>(v) : v;
-      }
+      for (int i = 0; i < 8; ++i) weight[i] = value[slot][j][i] * weight[i] + bias[i];
 #pragma unroll
       for (int i = 0; i < 8; i += 2) {
         z[slot / 2][2 * j + i / 4][slot % 2 + i % 4] = narrow_pair(weight[i], weight[i + 1], T{});
@@ -204,7 +208,7 @@ __device__ __forceinline__ void load_normalised(const MlpFusedParams& p, const M
 // out = residual + s * gamma * (acc + b2), 8 channels of every 32 at once.
 template <class IO, int kC, int kM>
 __device__ __forceinline__ void store_vectors(const MlpFusedParams& p, const MlpTile& tile,
-                                              const MlpVectors<kC>& vectors,
+                                              const MlpVectors<kC>& vectors, const float* factors,
                                               const float (&acc)[kM][kC / 8][4]) {
   const int lane = thread_of_block() % kWarpSize, t8 = lane % 4 * 8;
   const Rows &out = p.a.out, &residual = p.a.residual;
@@ -212,7 +216,7 @@ __device__ __forceinline__ void store_vectors(const MlpFusedParams& p, const Mlp
   for (int slot = 0; slot < 2 * kM; ++slot) {
     const int64_t pixel = tile.first + lane / 4 + 8 * slot;
     if (pixel >= p.a.pixels) continue;
-    const float factor = drop_factor(p, tile.sample, pixel);
+    const float factor = factors[lane / 4 + 8 * slot];
     IO* to = static_cast<IO*>(out.data) + tile.sample * out.stride_n + pixel * out.stride_p + t8;
     const IO* added = static_cast<const IO*>(residual.data) + tile.sample * residual.stride_n +
                       pixel * residual.stride_p + t8;
@@ -235,31 +239,29 @@ __device__ __forceinline__ void store_vectors(const MlpFusedParams& p, const Mlp
 
 template <class T, int kC, int kM>
 __device__ __forceinline__ void store_output(const MlpFusedParams& p, const MlpTile& tile,
-                                             const MlpVectors<kC>& vectors, float* piece,
+                                             const MlpVectors<kC>& vectors, float* factors, float* piece,
                                              const float (&acc)[kM][kC / 8][4]) {
+  share_drop_factors<16 * kM>(p, tile, factors);
   if (!p.vector_out) {
-    by_dtype(p.a.out.dtype, [&](auto element) {
 #pragma unroll 1
-      for (int j = 0; j * kPiece < p.a.c; ++j) {
-        put_piece(j, acc, piece);
-        __syncwarp();
-        store_piece<typename decltype(element)::Type, 16 * kM>(p, tile, j * kPiece, vectors, piece);
-        __syncwarp();
-      }
-    });
+    for (int j = 0; j * kPiece < p.a.c; ++j) {
+      put_piece(j, acc, piece);
+      __syncwarp();
+      store_piece<T, 16 * kM>(p, tile, j * kPiece, vectors, factors, piece);
+      __syncwarp();
+    }
   } else if (p.a.out.dtype == DType::kFloat32) {
-    store_vectors<float, kC, kM>(p, tile, vectors, acc);
+    store_vectors<float, kC, kM>(p, tile, vectors, factors, acc);
   } else {
-    store_vectors<T, kC, kM>(p, tile, vectors, acc);
+    store_vectors<T, kC, kM>(p, tile, vectors, factors, acc);
   }
 }
 
-// Whether rows of `channels`, a multiple of 8, can be loaded 16 bytes at once as fp32 or as elements of the
-// products.
+// Whether rows of `channels`, a multiple of 8, can be loaded 16 bytes at once.
 inline bool has_vectors(const Rows& r, const MlpFusedArgs& a) {
   const int64_t elements = 16 / element_size(r.dtype);
-  return !r.data || ((r.dtype == DType::kFloat32 || r.dtype == a.dtype) && r.stride_c == 1 && a.c % 8 == 0 &&
-                     r.stride_n % elements == 0 && r.stride_p % elements == 0 && is_aligned(r.data));
+  return !r.data || (r.stride_c == 1 && a.c % 8 == 0 && r.stride_n % elements == 0 &&
+                     r.stride_p % elements == 0 && is_aligned(r.data));
 }
 
 }  // namespace cnk::cuda

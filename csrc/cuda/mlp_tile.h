@@ -2,8 +2,6 @@
 // GRN's sums.
 #pragma once
 
-#include <string>
-
 #include "cuda/element.h"
 #include "cuda/launch.h"
 #include "cuda/mlp_fused.h"
@@ -55,11 +53,19 @@ __device__ __forceinline__ MlpTile warp_tile(const MlpFusedParams& p, unsigned b
   return {tile.sample, tile.first + thread_of_block() / kWarpSize * kRows};
 }
 
-// The drop-path factor of a pixel.
-__device__ __forceinline__ float drop_factor(const MlpFusedParams& p, int64_t sample, int64_t pixel) {
-  if (!p.a.drop_scale.data) return 1.0f;
-  if (p.a.pixels != p.a.sample_pixels) sample += divide(pixel, p.a.sample_pixels).quotient;
-  return load(p.a.drop_scale, sample, 1.0f);
+// The drop-path factors of a warp's kRows pixels, for all of its lanes: the division stands there once.
+template <int kRows>
+__device__ __forceinline__ void share_drop_factors(const MlpFusedParams& p, const MlpTile& tile, float* to) {
+  const int row = thread_of_block() % kWarpSize;
+  const int64_t pixel = tile.first + row;
+  float factor = 0.0f;
+  if (pixel < p.a.pixels) {
+    int64_t sample = tile.sample;
+    if (p.a.pixels != p.a.sample_pixels) sample += divide(pixel, p.a.sample_pixels).quotient;
+    factor = load(p.a.drop_scale, sample, 1.0f);
+  }
+  if (row < kRows) to[row] = factor;
+  __syncwarp();
 }
 
 // Rounded as eager's LayerNorm rounds its parameters and its result, to x's dtype.
@@ -76,6 +82,7 @@ struct MlpVectors {
 };
 template <int kC>
 __device__ __forceinline__ void load_parameters(const MlpFusedParams& p, MlpVectors<kC>& to) {
+#pragma unroll 1
   for (int c = thread_of_block(); c < kC; c += int(blockDim.x)) {
     const bool inside = c < p.a.c;
     to.norm_weight[c] = inside ? rounded_to(p.a.x.dtype, load(p.a.norm_weight, c, 1.0f)) : 0.0f;
@@ -159,18 +166,6 @@ __device__ __forceinline__ void copy_matrix(const T* from, int64_t stride, int r
   }
 }
 
-// Call `f(Element<T>{})` with the type of a dtype, inside a kernel.
-template <class F>
-__device__ __forceinline__ void by_dtype(DType dtype, const F& f) {
-  if (dtype == DType::kFloat32) {
-    f(Element<float>{});
-  } else if (dtype == DType::kBFloat16) {
-    f(Element<BFloat16>{});
-  } else {
-    f(Element<Float16>{});
-  }
-}
-
 inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
 // What both launchers begin with; `rows` are the pixels of a warp.
@@ -178,8 +173,7 @@ inline MlpFusedParams mlp_params(const MlpFusedArgs& a, int rows, const char* ke
   const int64_t tiles = a.tile > 0 ? (a.pixels + a.tile - 1) / a.tile : 0;
   if (a.tile <= 0 || a.tile % rows != 0 || a.tile > kMlpMaxWarps * rows ||
       tiles * a.samples >= int64_t{1} << 31) {
-    throw LaunchError(std::string(kernel) + ": tiles of " + std::to_string(a.tile) + " pixels, " +
-                      std::to_string(tiles) + " in each of " + std::to_string(a.samples) + " samples");
+    refuse(kernel, {"NPCHT", {a.samples, a.pixels, a.c, a.hidden, a.tile}}, "no grid of such tiles");
   }
   MlpFusedParams p{a, unsigned(tiles), unsigned(a.samples * tiles)};
   p.vector_weights = is_aligned(a.w1) && is_aligned(a.w2);

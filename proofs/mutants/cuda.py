@@ -141,21 +141,21 @@ MUTANTS = [
         Mutant(
             "bound",
             "the upper of two rows has a kernel row too many",
-            "const bool upper = kh < side,",
-            "const bool upper = kh <= side,",
+            "if (kh < side) add_taps<kChunk>",
+            "if (kh <= side) add_taps<kChunk>",
         ),
         Mutant(
             "bound",
             "chunks of taps that see the image are left out",
-            "if (column + kColumns + kTaps - 1 <= 0 ||",
-            "if (column + kColumns <= 0 ||",
+            "if (column + kColumns + taps - 1 > 0 &&",
+            "if (column + kColumns > 0 &&",
             tests=LARGE,
         ),
         Mutant(
             "bound",
-            "the last chunk has a tap too many",
-            "if (kChunk == 0 && tap >= left) break;",
-            "if (kChunk == 0 && tap > left) break;",
+            "chunks begin seven taps apart, however many they hold",
+            "first += taps;",
+            "first += kTaps;",
             tests=LARGE,
         ),
         Mutant(
@@ -235,8 +235,8 @@ MUTANTS = [
         Mutant(
             "shared",
             "a tile is a column too narrow",
-            "s.columns = groups * kColumns + padded_side(side) - 1;",
-            "s.columns = groups * kColumns + padded_side(side) - 2;",
+            "s.columns = groups * kColumns + side - 1;",
+            "s.columns = groups * kColumns + side - 2;",
         ),
         Mutant(
             "mask",
@@ -269,8 +269,8 @@ MUTANTS = [
         Mutant(
             "shared",
             "no room for the sums of the last thread",
-            "int64_t(p.splits) * tasks * (chunk + 1)",
-            "(int64_t(p.splits) * tasks - 1) * (chunk + 1)",
+            "int64_t(p.splits) * tasks * values",
+            "(int64_t(p.splits) * tasks - 1) * values",
             proof="asan",
             tests=SMALL,
         ),
@@ -290,7 +290,7 @@ MUTANTS = [
         Mutant(
             "mask",
             "taps beyond the kernel row are stored",
-            "if (kw < s.side) out[",
+            "if (kw < s.side && tap < p.chunk) out[",
             "out[",
             tests=SMALL,
         ),
@@ -338,7 +338,7 @@ MUTANTS = [
         ),
         _without(
             "a tile is stored before it is there",
-            "= from[k + j];\n    __syncthreads();",
+            "= from[slot + j];\n    }\n    __syncthreads();",
         ),
         _without(
             "the next channels overwrite the tile that is stored",
@@ -382,8 +382,8 @@ MUTANTS = [
         Mutant(
             "mask",
             "parameters beyond the last channel are read",
-            "narrow(i < c ? load(parameter, i, missing) : 0.0f, to[i]);",
-            "narrow(load(parameter, i, missing), to[i]);",
+            "narrow(first + i < c ? load(parameter, first + i, missing) : 0.0f, to[i]);",
+            "narrow(load(parameter, first + i, missing), to[i]);",
             proof="asan",
         ),
         Mutant(
@@ -435,7 +435,7 @@ MUTANTS = [
         ),
         _without(
             "the next gradient overwrites the one in use",
-            "tile[lane * pitch + j * warps + warp] : 0.0f;\n    }\n    __syncthreads();",
+            "tile[lane * pitch + j * warps + warp] : 0.0f;\n      }\n    }\n    __syncthreads();",
         ),
         Mutant(
             "shared",
@@ -715,8 +715,8 @@ MUTANTS = [
         Mutant(
             "stride",
             "pieces are loaded with strides swapped",
-            "from[e.row * x.stride_p + c * x.stride_c]",
-            "from[e.row * x.stride_c + c * x.stride_p]",
+            "from + e.row * x.stride_p + c * x.stride_c",
+            "from + e.row * x.stride_c + c * x.stride_p",
         ),
         Mutant(
             "mask",

@@ -120,7 +120,7 @@ def _fused_fp32(p: Problem, gpu: tuning.Gpu, warps: int) -> Candidate | None:
     tile = warps * 16
     tiles = p.tiles(tile)
     padded = tiles * tile
-    columns = next(c for c in (32, 64, 96, 128, 192, 256) if p.channels <= c)
+    columns = next(c for c in (64, 96, 128, 192, 256) if p.channels <= c)
     chunk = 32 if columns <= 128 else 16
     shared = 4 * (4 * columns + 22 * chunk + chunk * (columns + 4) + columns * (chunk + 4))
     shared += warps * 64 * (columns + chunk + 8)
@@ -171,7 +171,8 @@ def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     if p.channels <= FUSED_CHANNELS:
         if p.compute_dtype == "float32":
             found = [] if p.tf32 else [_fused_fp32(p, gpu, warps) for warps in WARPS_FP32]
-        elif p.compute_dtype == "float16" or gpu.arch >= 80:  # Turing's tensor cores multiply no bf16
+        # The kernel takes pixels in fp32 or in the dtype of the products; Turing's tensor cores multiply no bf16.
+        elif p.dtype in ("float32", p.compute_dtype) and (p.compute_dtype == "float16" or gpu.arch >= 80):
             found = [_fused(p, gpu, warps) for warps in WARPS]
     found = [candidate for candidate in found if candidate is not None]
     yield from found

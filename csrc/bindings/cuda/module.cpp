@@ -5,12 +5,8 @@
 // Tensors come as addresses, since the extension knows nothing of torch; the caller has checked device,
 // dtype, layout and shape, allocated the results and chosen the stream.
 
-#include <pybind11/functional.h>
-#include <pybind11/stl.h>
-
-#include <vector>
-
 #include "bindings/cuda/arguments.h"
+#include "cuda/errors.h"
 #ifdef CNK_CUDA_HOST
 #include "cuda/host/launch.h"
 #include "cuda/host/shim.h"

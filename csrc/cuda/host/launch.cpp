@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "cuda/errors.h"
 #include "cuda/host/shim.h"
 
 namespace cnk::cuda {
@@ -31,6 +32,10 @@ void set_device(const DeviceInfo& info, int64_t limit) {
   grid_limit = limit;
 }
 }  // namespace host
+
+void refuse(const char* kernel, const Shape& shape, const char* why) {
+  throw LaunchError(std::string(kernel) + " (" + text(shape) + "): " + why);
+}
 
 const DeviceInfo& device_info(int) { return device; }
 std::string driver_problem() { return ""; }

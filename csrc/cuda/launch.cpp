@@ -1,9 +1,13 @@
+// Host code, so compiled as such: a .cu file passes through the compiler again for every architecture.
+#include "cuda/launch.h"
+
+#include <cuda_runtime_api.h>
+
 #include <algorithm>
 #include <map>
 #include <mutex>
 
-#include "cuda/launch.h"
-#include "cuda/runtime.h"
+#include "cuda/errors.h"
 
 namespace cnk::cuda {
 namespace {
@@ -17,14 +21,10 @@ std::string text(cudaError_t error) {
 
 [[noreturn]] void fail(const Launch& launch, cudaError_t error) {
   cudaGetLastError();  // an error that is not sticky is reported once
-  std::string message = std::string("CUDA kernel ") + launch.kernel + " (";
-  for (int i = 0; launch.shape.names[i]; ++i) {
-    message +=
-        std::string(i ? ", " : "") + launch.shape.names[i] + "=" + std::to_string(launch.shape.sizes[i]);
-  }
-  message += "; " + std::to_string(launch.blocks) + " blocks of " + std::to_string(launch.threads) +
-             " threads, " + std::to_string(launch.shared_bytes) + " bytes of shared memory): " + text(error);
-  throw LaunchError(message);
+  throw LaunchError(std::string("CUDA kernel ") + launch.kernel + " (" + text(launch.shape) + "; " +
+                    std::to_string(launch.blocks) + " blocks of " + std::to_string(launch.threads) +
+                    " threads, " + std::to_string(launch.shared_bytes) +
+                    " bytes of shared memory): " + text(error));
 }
 
 // The device for the time of a launch: the runtime linked here has its own idea of the current one.
@@ -44,10 +44,11 @@ class CurrentDevice {
   int wanted_, before_ = 0;
 };
 
-// Asked for its attributes to learn whether this build has code for a device.
-__global__ void empty_kernel() {}
-
 }  // namespace
+
+void refuse(const char* kernel, const Shape& shape, const char* why) {
+  throw LaunchError(std::string(kernel) + " (" + text(shape) + "): " + why);
+}
 
 const DeviceInfo& device_info(int device) {
   static std::mutex mutex;
@@ -84,7 +85,7 @@ std::string device_problem(int device) {
   cudaError_t error = cudaGetDevice(&before);
   if (!error) error = cudaSetDevice(device);
   if (!error) {
-    error = cudaFuncGetAttributes(&attributes, empty_kernel);
+    error = cudaFuncGetAttributes(&attributes, any_kernel());
     cudaSetDevice(before);
   }
   cudaGetLastError();
