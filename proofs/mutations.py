@@ -243,7 +243,7 @@ def noticed(code: int, output: str, tests: tuple[str, ...]) -> str:
         return "deadlock"
     if found := re.search(r"PTXError: .*?: (.+)", output):
         return f"emulator: {found[1]}"
-    failed = re.search(r"^(?:FAILED|ERROR) \S+?::(\w+(?:\[[^\s\]]+)?)", output, re.M)
+    failed = re.search(r"^(?:FAILED|ERROR) \S+?::(\w+(?:\[[^\s\]]+\]?)?)", output, re.M)
     return f"failed: {failed[1]}" if failed else "failed"
 
 

@@ -38,7 +38,7 @@ def test_every_file_of_kernels_is_there(mutations):
         for path in (ROOT / "convnext_kernels" / "backends" / "triton").glob("*.py")
         if "@triton.jit" in path.read_text(encoding="utf-8")
     }
-    assert sources - files == {"csrc/cuda/launch.cu"}
+    assert sources <= files
 
 
 @pytest.mark.parametrize(
