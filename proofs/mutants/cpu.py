@@ -292,6 +292,6 @@ MUTANTS = [
     *_in(
         "bindings/support.h",
         MLP,
-        Mutant("stride", "rows of a parameter lie a padded row apart", "from[r * columns + c]", "from[r * padded + c]"),
+        Mutant("bound", "a parameter's last channel is zero", "c < columns ? from", "c + 1 < columns ? from"),
     ),
 ]

@@ -262,7 +262,7 @@ MUTANTS = [
     ),
     *_in(
         "backends/cpu/dwconv.py",
-        parity("cpu-avx2 and dwconv and gradients and float32"),
+        parity("cpu-avx2 and dwconv and gradients"),
         Mutant("stride", "the input gradient does not flip the weights", "w = w.flip(0)", "pass"),
         Mutant("state", "flipped weights pass for the others", '"dwconv", dilation, flipped)', '"dwconv", dilation)'),
     ),
