@@ -85,7 +85,6 @@ MUTANTS = [
             "the last unit's sums are forgotten",
             "unit < count; ++unit)",
             "unit + 1 < count; ++unit)",
-            quick=True,
         ),
     ),
     *_in(
@@ -255,7 +254,6 @@ MUTANTS = [
             "the last column of a partial tile is left out",
             "j < width; ++j) {",
             "j + 1 < width; ++j) {",
-            quick=True,
         ),
     ),
     *_in(

@@ -175,7 +175,6 @@ MUTANTS = [
             "columns left of the image are loaded",
             "if (unsigned(w) < end) value =",
             "if (w < int(end)) value =",
-            quick=True,
         ),
         Mutant(
             "mask",
@@ -223,7 +222,6 @@ MUTANTS = [
             "elements are loaded with strides swapped",
             "value = base[c * image.stride_c + h * image.stride_h + w * image.stride_w];",
             "value = base[c * image.stride_c + w * image.stride_h + h * image.stride_w];",
-            quick=True,
         ),
         Mutant(
             "stride",
@@ -279,7 +277,6 @@ MUTANTS = [
             "dy has room for half of its channels",
             "p.dy_bytes = ceil_div(lanes * p.dy_plane * kChannels * size, 16) * 16;",
             "p.dy_bytes = ceil_div(lanes / 2 * p.dy_plane * kChannels * size, 16) * 16;",
-            quick=True,
         ),
         Mutant(
             "mask",
@@ -312,7 +309,6 @@ MUTANTS = [
             "the last tile of all is forgotten",
             "last = min(first + p.tiles_per_part, s.tiles);",
             "last = min(first + p.tiles_per_part, s.tiles - 1);",
-            quick=True,
         ),
         Mutant(
             "stride",
@@ -663,7 +659,6 @@ MUTANTS = [
         _without(
             "a chunk is read before it is there",
             "__syncthreads();  // this chunk is there, and all are through with the one before",
-            quick=True,
         ),
         _without(
             "sums of squares are read before they are there",
