@@ -1,12 +1,12 @@
 # Shortcuts for developers; each is one command that also stands in CONTRIBUTING.md.
-.PHONY: install test slow lint format cxx bench ci
+.PHONY: install test extended lint format cxx bench ci
 
 install:
 	pip install -e ".[dev]"
 test:
-	pytest
-slow:
-	pytest -m slow
+	pytest -n auto
+extended:
+	pytest -n auto -m extended
 lint:
 	ruff check . && ruff format --check . && git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' | xargs clang-format --dry-run -Werror
 format:

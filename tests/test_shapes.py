@@ -40,7 +40,7 @@ def test_parity_has_every_edge_on_every_kernel(op):
     _, chosen = parity(op)
     edges = [case for case in cases(op) if case.edge]
     for case, kernel in itertools.product(edges, set(KERNELS) - {EAGER}):
-        if kernel != TRITON or (case.h, case.w) == (7, 5):
+        if kernel != TRITON or ((case.h, case.w) == (7, 5) and op != "block"):
             assert {v[1::2] for v in chosen if v[::2] == (case, kernel)} == {*itertools.product(FULL, DIRECTIONS)}
     # below, at, at a multiple of and above a vector of 16 channels: in the interpreter too
     channels = {case.c for case in edges if (case.h, case.w) == (7, 5)}

@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from convnext_kernels import FusedConvNeXtBlock
+from tests.shapes import TRITON, chosen
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 MIB = 2**20
@@ -25,6 +26,7 @@ def script():
         yield importlib.import_module("training_memory")
 
 
+@chosen(lambda backend: backend != TRITON)
 @pytest.mark.parametrize(("memory", "expected"), [("min", 2), ("balanced", 6), ("auto", 6)])
 @pytest.mark.parametrize("use_grn", [False, True])
 def test_backends_keep_what_was_asked_for(script, backend, memory, expected, use_grn):

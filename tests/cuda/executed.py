@@ -53,10 +53,12 @@ def _module(arch: int, folder: Path, source: Path) -> object:
     folder.mkdir(parents=True, exist_ok=True)
     ptx = folder / f"{source.stem}.sm_{arch}.ptx"
     if not ptx.exists() or ptx.stat().st_mtime < max(p.stat().st_mtime for p in _sources(source)):
-        command = ["nvcc", "-std=c++20", "-O3", f"-arch=sm_{arch}", f"-I{CSRC}", "-ptx", source, "-o", ptx]
+        part = ptx.with_suffix(f".{os.getpid()}")  # another worker may compile the same
+        command = ["nvcc", "-std=c++20", "-O3", f"-arch=sm_{arch}", f"-I{CSRC}", "-ptx", source, "-o", part]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"nvcc {source}: {done.stdout}{done.stderr}")
+        part.replace(ptx)
     return ptxemu.Module(_direct_parameters(ptx.read_text()))
 
 

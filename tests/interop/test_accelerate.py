@@ -23,9 +23,15 @@ from tests.interop.helpers import (
     images,
     logits,
 )
+from tests.shapes import chosen
 
 every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 one_model = pytest.mark.parametrize("model", [MODELS["timm-v1"]], ids=["timm-v1"])
+
+
+def in_turn(model, number):
+    """Two or three of the ten models for each of four ways to do something."""
+    return [*MODELS.values()].index(model) % 4 == number
 
 
 @pytest.fixture
@@ -160,6 +166,7 @@ COPIES = {
 }
 
 
+@chosen(lambda model, copy_of: in_turn(model, [*COPIES.values()].index(copy_of)))
 @every_model
 @pytest.mark.parametrize("copy_of", COPIES.values(), ids=COPIES)
 def test_copies(model, copy_of):
@@ -180,21 +187,25 @@ def test_copies(model, copy_of):
     assert fused_calls(lambda: logits(m, x))["block"] == 4
 
 
-@pytest.mark.parametrize("library", ["torchvision", "timm-v2", "transformers-v2", "official-v1"])
-def test_pickle_in_a_fresh_process(library, tmp_path, run_python):
+def test_pickle_in_a_fresh_process(tmp_path, run_python):
     """There, no library is imported when the classes are made anew."""
-    m = ck.accelerate(MODELS[library].make())
     x = images()
-    torch.save((m, x, logits(m, x)), tmp_path / "model.pt")
+    expected = []
+    for library in ("official-v1", "transformers-v2", "torchvision", "timm-v2"):
+        m = ck.accelerate(MODELS[library].make())
+        torch.save((m, x, logits(m, x)), tmp_path / f"{library}.pt")
+        expected.append(f"{library} True {sorted(fused_calls(lambda m=m: logits(m, x)).items())}")
     printed = run_python(
         f"""
 import torch
-m, x, y = torch.load({str(tmp_path / "model.pt")!r}, weights_only=False)
+from pathlib import Path
+loaded = [torch.load(Path({str(tmp_path)!r}) / f"{{line.split()[0]}}.pt", weights_only=False) for line in {expected!r}]
 from tests.interop.helpers import fused_calls, logits
-print(torch.equal(logits(m, x), y), sorted(fused_calls(lambda: logits(m, x)).items()))
+for line, (m, x, y) in zip({expected!r}, loaded):
+    print(line.split()[0], torch.equal(logits(m, x), y), sorted(fused_calls(lambda: logits(m, x)).items()))
 """,
     )
-    assert printed.split(maxsplit=1) == ["True", f"{sorted(fused_calls(lambda: logits(m, x)).items())}\n"]
+    assert printed.splitlines() == expected
 
 
 @every_model
@@ -211,17 +222,17 @@ def test_hooks_on_a_block_fire(model):
     assert fired == ["pre", "forward"] * 2 + ["backward"]
 
 
+HOOKS = [
+    nn.Module.register_forward_hook,
+    nn.Module.register_forward_pre_hook,
+    nn.Module.register_full_backward_hook,
+    nn.Module.register_full_backward_pre_hook,
+]
+
+
+@chosen(lambda model, register: in_turn(model, HOOKS.index(register)))
 @every_model
-@pytest.mark.parametrize(
-    "register",
-    [
-        nn.Module.register_forward_hook,
-        nn.Module.register_forward_pre_hook,
-        nn.Module.register_full_backward_hook,
-        nn.Module.register_full_backward_pre_hook,
-    ],
-    ids=lambda f: f.__name__,
-)
+@pytest.mark.parametrize("register", HOOKS, ids=lambda f: f.__name__)
 def test_hooks_on_an_inner_module_fire(model, register):
     m = ck.accelerate(model.make())
     x = images()
@@ -423,6 +434,7 @@ def test_fx_traces_the_original():
     assert_close(traced(x), m(x), torch.float64)
 
 
+@chosen(lambda model: model in [MODELS[name] for name in ("timm-v1-conv", "transformers-dinov3", "official-v2")])
 @every_model
 def test_compile_without_graph_breaks(model, dynamo):
     m = ck.accelerate(model.make(dtype=torch.float32))
@@ -451,6 +463,7 @@ def test_compile_in_training_with_drop_path(name, dynamo):
     assert_close(y, logits(m, x), torch.float32)
 
 
+@chosen(lambda name: name in ("torchvision", "official-v1"))
 @pytest.mark.parametrize("name", ["torchvision", "timm-v1", "transformers-v1", "official-v1"])
 def test_compile_of_what_falls_back(name, dynamo):
     """The reasons are found while the model is traced, and break no graph."""
@@ -465,6 +478,7 @@ def test_compile_of_what_falls_back(name, dynamo):
     assert_close(logits(compiled, x), logits(m, x), torch.float64)
 
 
+@pytest.mark.extended
 @one_model
 def test_compile_with_inductor(model, dynamo):
     m = ck.accelerate(model.make(dtype=torch.float32))

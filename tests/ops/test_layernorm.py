@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from tests.operators import OPERATORS, to
-from tests.shapes import DTYPES, Case
+from tests.shapes import DTYPES, KERNELS, Case, chosen
 from tests.tolerance import assert_as_good_as_eager
 
 CASE = Case("mean 100 times the deviation", n=2, c=96, h=5, w=7)
 
 
+@chosen(lambda dtype, sign, kernel: sign == (-1) ** (DTYPES.index(dtype) + KERNELS.index(kernel)))
 @pytest.mark.parametrize("sign", [1, -1], ids=["positive", "negative"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", ["layernorm", "mlp", "block", "downsample"])

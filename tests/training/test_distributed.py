@@ -1,10 +1,15 @@
 """DistributedDataParallel and FSDP2 with two processes and gloo, against one process and the whole batch."""
 
 import copy
+import queue
+import tempfile
 import time
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
@@ -30,33 +35,80 @@ if not dist.is_available() or not dist.is_gloo_available():
     pytest.skip("this PyTorch was built without gloo", allow_module_level=True)
 
 
-def _process(rank: int, function: Callable, folder: str, arguments: tuple) -> None:
+def _process(rank: int, tasks: Queue, answers: Queue) -> None:
+    """Do what is asked for, each time in a group of its own, and answer with the traceback of what failed."""
     warnings.simplefilter("error")
     # PyTorch's own, of the default device of collectives on objects and of checkpoints without files.
     warnings.filterwarnings("ignore", "No device id is provided|.*is deprecated", module="torch")
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
-    )
-    try:
-        function(rank, *arguments)
-    finally:
-        dist.destroy_process_group()
+    while task := tasks.get():
+        folder, function, arguments = task
+        try:
+            rendezvous = f"file://{folder}/rendezvous"
+            timeout = timedelta(seconds=60)
+            dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=WORLD, timeout=timeout)
+            function(rank, *arguments)
+            answers.put("")
+        except BaseException:
+            answers.put(f"process {rank}: {traceback.format_exc()}")
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+
+class Processes:
+    """Two processes that wait for tasks: starting them takes longer than most tasks."""
+
+    def __init__(self) -> None:
+        context = torch.multiprocessing.get_context("spawn")
+        self.tasks, self.answers = [context.Queue() for _ in range(WORLD)], context.Queue()
+        self.processes = [
+            context.Process(target=_process, args=(rank, self.tasks[rank], self.answers), daemon=True)
+            for rank in range(WORLD)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def run(self, folder: Path, function: Callable, arguments: tuple) -> None:
+        task = (tempfile.mkdtemp(dir=folder), function, arguments)
+        for tasks in self.tasks:
+            tasks.put(task)
+        deadline, missing = time.monotonic() + HANGS_AFTER, WORLD
+        while missing:
+            with suppress(queue.Empty):
+                failure = self.answers.get(timeout=1)  # the first to fail tells why; the other may wait for it
+                assert not failure, failure
+                missing -= 1
+            assert all(process.is_alive() for process in self.processes), "a process died"
+            assert time.monotonic() < deadline, "the processes wait for each other"
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[list[Processes]]:
+    """None until they are asked for, and anew where they failed."""
+    running: list[Processes] = []
+    yield running
+    for each in running:
+        each.end()
 
 
 @pytest.fixture
-def both(tmp_path: Path) -> Callable[..., None]:
+def both(tmp_path: Path, processes: list[Processes]) -> Callable[..., None]:
     """Run a function in two processes of a group; fails as they fail, and where they hang."""
 
     def run(function: Callable, *arguments: Any) -> None:
-        context = torch.multiprocessing.spawn(_process, (function, str(tmp_path), arguments), nprocs=WORLD, join=False)
-        deadline = time.monotonic() + HANGS_AFTER
+        if not processes:
+            processes.append(Processes())
         try:
-            while not context.join(timeout=5):
-                assert time.monotonic() < deadline, "the processes wait for each other"
-        finally:
-            for process in context.processes:
-                process.kill()
+            processes[0].run(tmp_path, function, arguments)
+        except BaseException:
+            processes.pop().end()
+            raise
 
     return run
 
@@ -275,3 +327,13 @@ def _accelerate_after_sharding(rank: int) -> None:
 
 def test_accelerate_after_sharding(both):
     both(_accelerate_after_sharding)
+
+
+def _division_by_zero(rank: int) -> None:
+    rank / 0
+
+
+def test_failures_of_the_processes_are_failures(both):
+    """Last, for it ends them."""
+    with pytest.raises(AssertionError, match=r"process [01]: (?s:.)*ZeroDivisionError"):
+        both(_division_by_zero)
