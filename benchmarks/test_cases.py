@@ -1,5 +1,41 @@
 """Every case of `convnext_kernels.bench.cases` with every candidate of `convnext_kernels.bench.candidates`."""
 
+import dataclasses
 
-def test_case(report, case, candidate):
-    report(case, candidate)
+import pytest
+import torch
+
+from convnext_kernels.bench.results import OK, OURS, UNAVAILABLE, best_peer, ratio
+from convnext_kernels.bench.timing import Times, interleave, settle
+
+# So it is where the numbers are wrong and nothing is timed.
+pytestmark = pytest.mark.filterwarnings("ignore:Benchmark fixture was not used at all")
+
+
+def test_case(benchmark, opened, candidate):
+    checked = opened.check(candidate)
+    if checked.status == UNAVAILABLE:
+        pytest.skip(checked.reason)
+    assert checked.status == OK, checked.reason
+    case, call, device = opened.case, opened.calls[candidate], opened.session.device
+    training = case.direction == "training"
+    benchmark.group = f"{case.group} {case.what}, batch {case.batch}, {case.dtype}, {case.direction}"
+
+    def to_the_end():
+        call()
+        torch.cuda.synchronize()
+
+    with opened.session.timing(), torch.enable_grad() if training else torch.inference_mode():
+        interleave({candidate: call}, rounds=0, training=training, device=device)  # its warm-up alone
+        settle()
+        benchmark(to_the_end if device == "cuda" else call)
+    if benchmark.disabled:
+        return
+    milliseconds = tuple(seconds * 1e3 for seconds in benchmark.stats.stats.data)
+    record = opened.add_times(candidate, Times((milliseconds,)))
+    info = dataclasses.asdict(record) | {"gflops": record.gflops, "gbytes": record.gbytes}
+    del info["times"]  # pytest-benchmark has them
+    peer = best_peer(opened.records) if candidate == OURS else None
+    if peer:  # the fastest of those that were run: by the medians of pytest-benchmark
+        info |= {"peer": peer.candidate, "ours_faster_by": ratio(opened.records, peer.candidate).value}
+    benchmark.extra_info.update(info, images_per_second=record.images_per_second)

@@ -149,7 +149,7 @@ def _compiled_figures(arch: int) -> list[Figure]:
     vector = torch.empty(1024, device="meta")
     with compile_only(arch) as launches:
         for with_gelu in (False, True):
-            _unary[(1,)](vector, vector, GELU=with_gelu, BLOCK=1024, num_warps=4)
+            _unary[(1,)](vector, vector, GELU=with_gelu, BLOCK=1024, num_warps=4, enable_fp_fusion=True)
     copy, full = (analyse(k.cubin, k.kernel, arch, k.warps, k.shared, 0).instructions for k in launches)
     figures.append(Figure(f"GELU sm_{arch}: SASS instructions an element", (full - copy) / 8, 8, 12, ""))
     x = torch.empty(128, 96, 28, 28, dtype=torch.bfloat16, device="meta").to(memory_format=torch.channels_last)

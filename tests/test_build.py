@@ -41,7 +41,8 @@ def gpus(tmp_path):
     def report(*capabilities: str) -> dict[str, str]:
         program = tmp_path / "driver" / "nvidia-smi"
         program.parent.mkdir(exist_ok=True)
-        program.write_text("#!/bin/sh\n" + "".join(f"echo {c}\n" for c in capabilities) + ("" if capabilities else "exit 9"))
+        lines = [f"echo {c}" for c in capabilities] or ["exit 9"]
+        program.write_text("\n".join(["#!/bin/sh", *lines]))
         program.chmod(0o755)
         return {"PATH": os.pathsep.join((str(program.parent), os.environ["PATH"]))}
 

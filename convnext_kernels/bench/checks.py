@@ -11,8 +11,8 @@ from convnext_kernels import planner
 from convnext_kernels.bench import workloads
 from convnext_kernels.bench.candidates import DTYPES, Prepared, Step, tf32
 from convnext_kernels.bench.cases import Case
-from convnext_kernels.bench.measure import judge_beside, one_line, reference_results, results
-from convnext_kernels.bench.numerics import relative_errors
+from convnext_kernels.bench.measure import one_line, reference_results, results
+from convnext_kernels.bench.numerics import judge
 from convnext_kernels.bench.results import FAILED, OK, UNAVAILABLE, WRONG, Check
 from convnext_kernels.bench.work import Work
 from convnext_kernels.spec import BackendError
@@ -94,20 +94,21 @@ def _check(case: Case, device: str, contexts: list[Backend]) -> Iterator[Check]:
     inputs = tuple(x.to(device, dtype).contiguous(memory_format=layout) for x in workload.inputs)
     truth = reference_results(Prepared(case, eager, ours, inputs, device))
     truth["inference"] = truth["output"]
-    standard = relative_errors(truth, _all_results(eager, inputs))
+    standard = _all_results(eager, inputs)
+    if not judge(truth, None, standard, dtype).within:
+        standard = None
     for name, context in contexts:
         check = partial(Check, case.group, case.what, case.dtype, name)
         try:
             with planner.use_backend(name.split()[0]), context():
-                errors = relative_errors(truth, _all_results(copy.deepcopy(ours), inputs))
+                judgement = judge(truth, standard, _all_results(copy.deepcopy(ours), inputs), dtype)
         except BackendError as error:
             yield check(UNAVAILABLE, one_line(error))
         except Exception as error:
             yield check(FAILED, one_line(error))
         else:
-            judgement = judge_beside(standard, errors, dtype)
-            reason = "" if judgement.within else judgement.tensor
-            yield check(OK if judgement.within else WRONG, reason, judgement.error, judgement.allowed)
+            status = OK if judgement.within else WRONG
+            yield check(status, judgement.reason, judgement.error, judgement.allowed)
 
 
 def count(device: str, dtypes: tuple[str, ...]) -> int:

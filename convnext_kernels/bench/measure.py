@@ -2,9 +2,10 @@
 
 import gc
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,9 +15,9 @@ from convnext_kernels.bench import ceilings, workloads
 from convnext_kernels.bench.candidates import CANDIDATES, DTYPES, Call, Candidate, Prepared, Step, quiet, tf32
 from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, Case
 from convnext_kernels.bench.conditions import Course
-from convnext_kernels.bench.numerics import PEER_SLACK, Judgement, judge, judge_eager, relative_errors
+from convnext_kernels.bench.numerics import PEER_SLACK, judge
 from convnext_kernels.bench.results import EAGER, FAILED, MODELS, OK, OURS, UNAVAILABLE, WRONG, Record, is_ours
-from convnext_kernels.bench.timing import interleave, pinned, steady_allocator
+from convnext_kernels.bench.timing import Times, interleave, pinned, steady_allocator
 from convnext_kernels.spec import OPS, BackendError, OpSpec
 
 ROUNDS = {QUICK: 3, STANDARD: 5, FULL: 9}
@@ -43,7 +44,7 @@ def serving(case: Case, device: str) -> str:
     return " + ".join(dict.fromkeys(names))
 
 
-def _memory_missing(case: Case, device: str) -> str:
+def memory_missing(case: Case, device: str) -> str:
     """Why this machine is too small for `case`, or ""."""
     if device == "cuda":
         free = torch.cuda.mem_get_info()[0]
@@ -88,19 +89,6 @@ def reference_results(prepared: Prepared) -> dict[str, Tensor]:
     return results(Step(module, inputs) if prepared.case.direction == "training" else lambda: module(*inputs))
 
 
-def judge_beside(
-    standard: dict[str, float] | None,
-    errors: dict[str, float],
-    dtype: torch.dtype,
-    slack: float = 1,
-    garbage: float | None = None,
-) -> Judgement:
-    """Judge `errors` by eager's; by the bound for garbage alone if there is no sound eager, or it is eager itself."""
-    if standard and judge_eager(standard, dtype, garbage).within:
-        return judge(standard, errors, dtype, slack)
-    return judge_eager(errors, dtype, garbage)
-
-
 def saved_bytes(step: Step) -> int:
     """Bytes kept between forward and backward, each storage once, parameters left out."""
     parameters = {p.untyped_storage().data_ptr() for p in step.module.parameters()}
@@ -132,6 +120,11 @@ def launches(call: Call) -> int:
     )
 
 
+def record_of(case: Case) -> Callable[..., Record]:
+    """Make records of `case`: the candidate, its status and what follows are left to give."""
+    return partial(Record, case.name, case.group, case.what, case.batch, case.dtype, case.direction)
+
+
 @dataclass
 class Session:
     """What all cases of a run share."""
@@ -149,18 +142,46 @@ class Session:
 
     def measure(self, case: Case, on_step: Callable[[str], None] = lambda _: None) -> list[Record]:
         """Measure a case: a record for each candidate that takes part. Nothing that goes wrong in one is raised."""
-        wanted = self.wanted(case)
-        reason = _memory_missing(case, self.device)
-        if reason:
-            return [self._record(case, c.name, UNAVAILABLE, reason) for c in wanted]
+        names = [candidate.name for candidate in self.wanted(case)]
+        status, reason = UNAVAILABLE, memory_missing(case, self.device)
+        try:
+            if not reason:
+                on_step("fp64 reference")
+                with self.opened(case) as opened:
+                    for name in names:
+                        on_step(name)
+                        opened.check(name)
+                    on_step("timing")
+                    self._time(opened)
+                    return [opened.records[name] for name in names]
+        except Exception as error:  # building the case itself: a library missing, memory exhausted
+            status, reason = FAILED, one_line(error)
+        return [record_of(case)(name, status, reason) for name in names]
+
+    def _time(self, opened: "Opened") -> None:
+        calls, training = opened.calls, opened.case.direction == "training"
+        if calls:
+            with quiet(), self.timing():
+                times = interleave(calls, rounds=ROUNDS[self.mode], bursts=True, training=training, device=self.device)
+            for name in calls:
+                opened.add_times(name, times[name])
+
+    @contextmanager
+    def timing(self) -> Iterator[None]:
+        """Conditions under which candidates are timed, in turn or alone; other runtimes have started their threads."""
+        self.course.probe()
+        with self.course.watch(), pinned() if self.device == "cpu" else nullcontext():
+            yield
+
+    @contextmanager
+    def opened(self, case: Case) -> Iterator["Opened"]:
+        """Build a case under the settings that are the same for all of its candidates."""
         torch.backends.cudnn.benchmark = True
         threads = torch.get_num_threads()
         try:
             torch.set_num_threads(case.threads or threads)
             with tf32(case.dtype == "tf32"), steady_allocator():
-                return self._measure(case, wanted, on_step)
-        except Exception as error:  # building the case itself: a library missing, memory exhausted
-            return [self._record(case, c.name, FAILED, one_line(error)) for c in wanted]
+                yield Opened(self, case)
         finally:
             torch.set_num_threads(threads)
             if "torch._dynamo" in sys.modules:  # what was compiled for this case would slow the guards of the next
@@ -177,93 +198,65 @@ class Session:
         """What they are held against, in fp64."""
         return reference_results(prepared)
 
-    def _record(self, case: Case, candidate: str, status: str, reason: str = "", **values: object) -> Record:
-        return Record(
-            case.name,
-            case.group,
-            case.what,
-            case.batch,
-            case.dtype,
-            case.direction,
-            candidate,
-            status,
-            reason,
-            **values,
-        )
 
-    def _measure(self, case: Case, wanted: list[Candidate], on_step: Callable[[str], None]) -> list[Record]:
-        on_step("fp64 reference")
-        prepared, workload = self.prepare(case)
-        reference = self.reference(prepared)
-        records: dict[str, Record] = {}
-        calls: dict[str, Call] = {}
-        judged: dict[str, dict[str, object]] = {}
-        standard: dict[str, float] = {}
-        for candidate in wanted:
-            on_step(candidate.name)
-            name, missing = candidate.name, candidate.missing(prepared)
-            if missing:
-                records[name] = self._record(case, name, UNAVAILABLE, missing)
-                continue
-            try:
-                call = candidate.build(prepared)
-                errors = relative_errors(reference, results(call))
-            except Exception as error:
-                records[name] = self._record(case, name, FAILED, one_line(error))
-                continue
+class Opened:
+    """A case that was built: its candidates are checked by name, and those that are right given their times."""
+
+    def __init__(self, session: Session, case: Case) -> None:
+        self.session, self.case = session, case
+        self.records: dict[str, Record] = {}
+        self.calls: dict[str, Call] = {}  # of candidates whose numbers are right
+        self._candidates = {candidate.name: candidate for candidate in session.wanted(case)}
+        self._prepared, self._workload = session.prepare(case)
+        self._reference = session.reference(self._prepared)
+        self._standard: dict[str, Tensor] | None = None  # eager's results, where they are fit to be one
+
+    def check(self, name: str) -> Record:
+        """Build a candidate and judge its numbers, after eager's."""
+        if name != EAGER and EAGER in self._candidates:
+            self.check(EAGER)
+        if name not in self.records:
+            self.records[name] = self._check(self._candidates[name])
+        return self.records[name]
+
+    def _check(self, candidate: Candidate) -> Record:
+        name, record = candidate.name, partial(record_of(self.case), candidate.name)
+        missing = candidate.missing(self._prepared)
+        if missing:
+            return record(UNAVAILABLE, missing)
+        dtype, slack = DTYPES[self.case.dtype], 1 if is_ours(name) else PEER_SLACK
+        try:
+            call = candidate.build(self._prepared)
+            found = results(call)
+            judgement = judge(self._reference, self._standard, found, dtype, slack=slack, garbage=self.session.garbage)
+        except Exception as error:
+            return record(FAILED, one_line(error))
+        if judgement.within:
+            self.calls[name] = call
             if name == EAGER:
-                standard = errors
-            slack = 1 if is_ours(name) else PEER_SLACK
-            judgement = judge_beside(
-                None if name == EAGER else standard, errors, DTYPES[case.dtype], slack, self.garbage
-            )
-            judged[name] = {"error": judgement.error, "allowed_error": judgement.allowed}
-            if judgement.within:
-                calls[name] = call
-            else:
-                reason = f"{judgement.tensor}: error {judgement.error:.2e}, allowed {judgement.allowed:.2e}"
-                records[name] = self._record(case, name, WRONG, reason, **judged[name])
-        times = self._time(case, calls, on_step)
-        work = workload.work.training() if case.direction == "training" else workload.work
-        element = DTYPES[case.dtype].itemsize
-        for name, call in calls.items():
-            median = times[name].median / 1e3
-            # The ceilings are those of the run's threads.
-            known = {} if case.threads else self.ceilings
-            compute, memory = ceilings.shares(work, element, case.dtype, median, known)
-            records[name] = self._record(
-                case,
-                name,
-                OK,
-                times=times[name],
-                flops=work.flops,
-                padding_flops=work.padding_flops,
-                bytes=work.bytes(element),
-                compute_share=compute,
-                memory_share=memory,
-                saved_bytes=saved_bytes(call) if isinstance(call, Step) else None,
-                launches=launches(call) if self.device == "cuda" else None,
-                backend=serving(case, self.device) if is_ours(name) else None,
-                parameters=workload.work.parameters if case.group in MODELS else None,
-                **judged[name],
-            )
-        return [records[candidate.name] for candidate in wanted]
+                self._standard = found
+        status = OK if judgement.within else WRONG
+        return record(status, judgement.reason, error=judgement.error, allowed_error=judgement.allowed)
 
-    def _time(self, case: Case, calls: dict[str, Call], on_step: Callable[[str], None]) -> dict[str, object]:
-        on_step("timing")
-        if not calls:
-            return {}
-        self.course.probe()
-        training = case.direction == "training"
-        with quiet(), self.course.watch():
-            for call in calls.values():  # other runtimes start their threads here, before ours are pinned
-                with torch.enable_grad() if training else torch.inference_mode():
-                    call()
-            with pinned() if self.device == "cpu" else nullcontext():
-                return interleave(
-                    calls,
-                    rounds=ROUNDS[self.mode],
-                    bursts=True,
-                    training=training,
-                    device=self.device,
-                )
+    def add_times(self, name: str, times: Times) -> Record:
+        """Complete the record of a candidate that was timed."""
+        case, call, device = self.case, self.calls[name], self.session.device
+        work = self._workload.work.training() if case.direction == "training" else self._workload.work
+        element = DTYPES[case.dtype].itemsize
+        # The ceilings are those of the run's threads.
+        known = {} if case.threads else self.session.ceilings
+        compute, memory = ceilings.shares(work, element, case.dtype, times.median / 1e3, known)
+        self.records[name] = replace(
+            self.records[name],
+            times=times,
+            flops=work.flops,
+            padding_flops=work.padding_flops,
+            bytes=work.bytes(element),
+            compute_share=compute,
+            memory_share=memory,
+            saved_bytes=saved_bytes(call) if isinstance(call, Step) else None,
+            launches=launches(call) if device == "cuda" else None,
+            backend=serving(case, device) if is_ours(name) else None,
+            parameters=self._workload.work.parameters if case.group in MODELS else None,
+        )
+        return self.records[name]

@@ -331,7 +331,7 @@ def _draw(run: Run, folder: Path) -> tuple[dict[str, object], list[Path]]:
 
 def write(run: Run, folder: Path) -> list[Path]:
     """Write ``report.html`` and the charts as PNG files to `folder`; returns the paths. OSError if that fails."""
-    from convnext_kernels.bench.numerics import JUDGE_RULE
+    from convnext_kernels.bench.numerics import BENCH_RULE
     from convnext_kernels.environment import rows as machine_rows
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -369,7 +369,7 @@ def write(run: Run, folder: Path) -> list[Path]:
             times=times,
             tables=_tables(run),
             unavailable=Counter((r.candidate, r.reason) for r in run.records if r.status == UNAVAILABLE),
-            rule=JUDGE_RULE,
+            rule=BENCH_RULE,
             ceilings=_ceilings(run),
             conditions=[(name, flat(value)) for name, value in run.conditions.items() if name != "warnings"],
             machine=[*machine_rows(run.machine), *extra],

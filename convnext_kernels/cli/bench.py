@@ -60,13 +60,13 @@ def show(run: "Run") -> None:
     from rich.text import Text
 
     from convnext_kernels.bench import terminal
-    from convnext_kernels.bench.numerics import JUDGE_RULE
+    from convnext_kernels.bench.numerics import BENCH_RULE
 
     console = Console()
     for table in terminal.tables(run):
         console.print(table, highlight=False)
     if run.records:
-        console.print(Text(f"{terminal.LEGEND} {JUDGE_RULE}", "dim"))
+        console.print(Text(f"{terminal.LEGEND} {BENCH_RULE}", "dim"))
     for line in terminal.absences(run):
         console.print(Text(f"not measured: {line}", "dim"))
     for line in run.conditions["warnings"]:

@@ -55,7 +55,7 @@ def test_a_way_that_only_inference_takes_is_checked(monkeypatch):
         return y if torch.is_grad_enabled() else y + 1
 
     monkeypatch.setattr(ck.LayerNorm2d, "forward", wrong_in_inference)
-    assert {(c.status, c.reason) for c in run() if c.op == "layernorm"} == {(WRONG, "inference")}
+    assert {(c.status, c.reason.partition(":")[0]) for c in run() if c.op == "layernorm"} == {(WRONG, "inference")}
 
 
 @pytest.mark.usefixtures("small")

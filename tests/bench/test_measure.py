@@ -78,14 +78,14 @@ def broken(monkeypatch, change):
 
 
 @pytest.mark.parametrize(
-    "change", [lambda y: y * 1.0001, lambda y: y + math.nan, lambda y: y.roll(1, 2), lambda y: y * 0]
+    "change", [lambda y: y * 1.0001, lambda y: y + math.nan, lambda y: y.roll(1, 2), lambda y: y * 0, lambda y: y[:1]]
 )
 def test_a_broken_kernel_gets_no_speed(session, monkeypatch, change):
     broken(monkeypatch, change)
     records = by_name(session.measure(case()))
     assert records[OURS].status == WRONG
     assert records[OURS].times is None
-    assert records[OURS].reason.startswith("output: error")
+    assert records[OURS].reason.startswith("output: ")
     assert records[EAGER].status == OK
     assert records[EAGER].times is not None
 

@@ -3,51 +3,100 @@ import math
 import pytest
 import torch
 
-from convnext_kernels.bench.numerics import GARBAGE, compare, compare_top5, judge, judge_eager, relative_errors
+from convnext_kernels.bench.numerics import GARBAGE, compare, compare_top5, judge
 
 REFERENCE = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.5, 0.0], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]], dtype=torch.float64)
 
 
-def test_errors_are_the_largest_ones():
-    eager = REFERENCE.float().clone()
-    eager[0, 0] += 0.25
-    accelerated = REFERENCE.float().clone()
-    accelerated[1, 2] -= 0.5
-    found = compare(REFERENCE, eager, accelerated)
+EPS = torch.finfo(torch.float32).eps
+EXACT = REFERENCE.float()
+
+
+def verdict(eager, actual, reference=REFERENCE, dtype=torch.float32, **options):
+    """The rule for one tensor."""
+    return judge({"y": reference}, {"y": eager}, {"y": actual}, dtype, **options)
+
+
+def off_at(*places, by):
+    """Exact results but for an error at each of `places`."""
+    y = EXACT.clone()
+    for place in places:
+        y[place] += by
+    return y
+
+
+def test_a_comparison_shows_the_largest_errors():
+    found = compare(REFERENCE, off_at((0, 0), by=0.25), off_at((1, 2), by=-0.5))
     assert (found.difference, found.relative) == (0.5, 0.1)
     assert (found.eager_error, found.accelerated_error) == (0.25, 0.5)
-    assert found.allowed == pytest.approx(2 * 0.25 + 5 * torch.finfo(torch.float32).eps, rel=1e-12)
-    assert found.within
+    assert found.allowed == pytest.approx(2 * 0.25 + 5 * 8 * EPS, rel=1e-12)
+    assert found.reason == ""
 
 
 def test_more_than_twice_eagers_error_and_the_floor_fails():
-    eager = REFERENCE.float() + 0.25
-    assert not compare(REFERENCE, eager, REFERENCE.float() + 0.5001).within
+    assert verdict(EXACT + 0.25, EXACT + 0.5).within
+    found = verdict(EXACT + 0.25, off_at((0, 0), by=0.5001))
+    assert found.reason.startswith("y: largest error 0.5 against fp64, allowed 0.5")
+    assert (found.error, found.allowed) == (pytest.approx(0.5001 / 5), pytest.approx((0.5 + 5 * 8 * EPS) / 5))
+    assert compare(REFERENCE, EXACT + 0.25, off_at((0, 0), by=0.5001)).reason.startswith("logits: largest error")
+
+
+def test_what_is_wrong_a_little_everywhere_fails():
+    eager = off_at((0, 0), by=0.25)
+    assert verdict(eager, off_at((0, 1), (0, 2), (0, 3), by=0.25)).within
+    found = verdict(eager, off_at((0, 1), (0, 2), (0, 3), (0, 4), (0, 5), by=0.25))
+    assert found.reason.startswith("y: rms error")
 
 
 def test_the_floor_serves_where_eager_is_exact():
     eager = REFERENCE.to(torch.bfloat16)
-    assert compare(REFERENCE, eager, eager + 0).within
+    assert verdict(eager, eager, dtype=torch.bfloat16).within
     step = eager.clone()
     step[1, 5] += 2**-5  # one unit in the last place of 5.0 in bf16
-    assert compare(REFERENCE, eager, step).within
+    assert verdict(eager, step, dtype=torch.bfloat16).within
     step[1, 5] += 2**-4
-    assert not compare(REFERENCE, eager, step).within
+    assert not verdict(eager, step, dtype=torch.bfloat16).within
+    assert verdict(eager, step, dtype=torch.bfloat16, scale=20).within
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("place", ["eager", "accelerated"])
-def test_non_finite_results_are_never_within(bad, place):
-    results = {"eager": REFERENCE.float().clone(), "accelerated": REFERENCE.float().clone()}
-    results[place][0, 0] = bad
-    found = compare(REFERENCE, results["eager"], results["accelerated"])
-    assert math.isnan(found.difference) or found.difference == math.inf
-    if place == "accelerated" or math.isnan(bad):
-        assert not found.within
+def test_non_finite_results_are_never_within(bad):
+    found = verdict(EXACT, off_at((0, 3), by=bad))
+    assert found.reason == f"y: {bad} at [0, 3], fp64 1, eager 1; 1 such places"
+    assert math.isnan(found.error)
+    assert compare(REFERENCE, EXACT, off_at((0, 3), by=bad)).reason
+    # Where eager overflows it sets no standard, and only the floor remains.
+    assert verdict(off_at((0, 3), by=bad), EXACT).within
+    assert not verdict(off_at((0, 3), by=bad), off_at((0, 3), by=0.01)).within
+
+
+@pytest.mark.parametrize("lost", [math.nan, math.inf, -math.inf, 1e39])
+def test_where_fp64_is_not_finite_eager_is_followed(lost):
+    reference = REFERENCE.clone()
+    reference[0, 0] = lost
+    assert verdict(reference.float(), reference.float(), reference).within
+    assert not verdict(reference.float(), EXACT, reference).within
+    assert not verdict(reference.float(), off_at((1, 1), by=1) + reference.float() - EXACT, reference).within
+
+
+def test_another_shape_or_dtype_is_told():
+    assert verdict(EXACT, EXACT[:1]).reason.startswith("y: shape torch.Size([1, 6]), expected")
+    assert verdict(EXACT, REFERENCE).reason == "y: dtype torch.float64, expected torch.float32"
+
+
+def test_nothing_is_within():
+    assert verdict(EXACT[:0], EXACT[:0], REFERENCE[:0]).within
+
+
+def test_a_tensor_of_zeros():
+    zero = torch.zeros(3)
+    assert verdict(zero, zero, zero.double()).within
+    assert verdict(zero + 1e-9, zero + 2e-9, zero.double()).within
+    assert not verdict(zero, zero + 1e-9, zero.double()).within
 
 
 def test_top5_same_tie_and_different():
-    same = REFERENCE.float()
+    same = EXACT
     swapped = same.clone()
     swapped[0, [3, 4]] = swapped[0, [4, 3]]  # classes half a logit apart
     assert [t.verdict for t in compare_top5(REFERENCE, same, swapped)] == ["different", "same"]
@@ -74,42 +123,39 @@ def test_fewer_than_five_classes():
     assert [len(top5.eager) for top5 in found] == [3, 3]
 
 
-EPS = torch.finfo(torch.float32).eps
+def errors(**tensors):
+    """Results of one element each that are so far from the reference, 1."""
+    return {name: torch.tensor([1 + error], dtype=torch.float64) for name, error in tensors.items()}
 
 
-def test_relative_errors_are_taken_tensor_by_tensor():
-    truth = {"output": torch.tensor([4.0, -8.0]).double(), "gradient": torch.tensor([1e-3]).double()}
-    found = relative_errors(truth, {"output": torch.tensor([4.0, -7.0]), "gradient": torch.tensor([2e-3])})
-    assert found == {"output": 0.125, "gradient": pytest.approx(1.0)}
-    assert math.isnan(relative_errors(truth, {**truth, "output": torch.tensor([4.0, math.nan])})["output"])
+ONES = errors(output=0, a=0, b=0)
 
 
 def test_a_tensor_may_be_twice_as_far_off_as_eagers():
-    eager = {"output": 1e-5, "a": 2e-5, "b": 1e-7}
-    assert judge(eager, eager, torch.float32).within
+    eager = errors(output=1e-5, a=2e-5, b=1e-7)
+
+    def found(a, slack=1):
+        return judge(ONES, eager, eager | errors(a=a), torch.float32, slack=slack)
+
     allowed = 2 * 2e-5 + 8 * EPS
-    assert judge(eager, {**eager, "a": allowed}, torch.float32).within
-    worse = judge(eager, {**eager, "a": allowed * 1.01}, torch.float32)
-    assert (worse.within, worse.tensor, worse.allowed) == (False, "a", pytest.approx(allowed))
-    assert judge(eager, {**eager, "a": allowed * 9.9}, torch.float32, slack=10).within
-    assert not judge(eager, {**eager, "a": allowed * 10.1}, torch.float32, slack=10).within
+    assert found(0.999 * allowed).within
+    worse = found(1.01 * allowed)
+    assert worse.reason.startswith("a: ")
+    assert worse.allowed == pytest.approx(allowed)
+    assert found(9.9 * allowed, slack=10).within
+    assert not found(10.1 * allowed, slack=10).within
 
 
 def test_where_eager_was_lucky_its_median_counts():
-    eager = {"output": 1e-5, "a": 2e-5, "b": 0.0}
-    assert judge(eager, {**eager, "b": 2e-5}, torch.float32).within
-    assert not judge(eager, {**eager, "b": 3e-5}, torch.float32).within
-
-
-def test_nan_is_never_within():
-    eager = {"output": 1e-5, "a": 2e-5}
-    found = judge(eager, {"output": 1e-5, "a": math.nan}, torch.float32)
-    assert (found.within, found.tensor) == (False, "a")
-    assert not judge_eager({"output": math.nan}, torch.float32).within
+    eager = errors(output=1e-5, a=2e-5, b=0)
+    assert judge(ONES, eager, eager | errors(b=2e-5), torch.float32).within
+    assert not judge(ONES, eager, eager | errors(b=3e-5), torch.float32).within
 
 
 @pytest.mark.parametrize("dtype", list(GARBAGE))
 def test_garbage_sets_no_standard(dtype):
-    assert judge_eager({"a": 0.0, "b": GARBAGE[dtype]}, dtype).within
-    found = judge_eager({"a": 0.0, "b": 2 * GARBAGE[dtype]}, dtype)
-    assert (found.within, found.tensor) == (False, "b")
+    assert judge(ONES, None, errors(output=0, a=0.99 * GARBAGE[dtype], b=0), dtype).within
+    found = judge(ONES, None, errors(output=0, a=0, b=2 * GARBAGE[dtype]), dtype)
+    assert found.reason.startswith("b: ")
+    assert judge(ONES, None, errors(output=0, a=0, b=2 * GARBAGE[dtype]), dtype, garbage=1).within
+    assert not judge(ONES, None, errors(output=0, a=math.nan, b=0), dtype).within

@@ -122,7 +122,7 @@ def test_an_interrupted_run_keeps_what_it_measured(tmp_path):
 
 
 def test_a_machine_too_small_for_a_case(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("convnext_kernels.bench.measure._memory_missing", lambda case, device: "needs about 9 GiB")
+    monkeypatch.setattr("convnext_kernels.bench.measure.memory_missing", lambda case, device: "needs about 9 GiB")
     result = run("bench", *ONE, "--report", tmp_path)
     assert result.exit_code == 0, result.output
     assert "not measured: convnext_kernels: needs about 9 GiB (1 case)" in result.stdout

@@ -104,8 +104,10 @@ def _packed(weight: Tensor, round_to: tl.dtype | None) -> Tensor:
     channels, side = weight.shape[0], weight.shape[-1]
     packed = torch.empty(side, side, channels, dtype=torch.float32, device=weight.device)
     block = 4096 if device.interpreted() else 256
+    strides = _weight_strides(weight)
+    config = {"BLOCK": block, "num_warps": 8, "enable_fp_fusion": True}
     pack_kernel[(triton.cdiv(weight.numel(), block),)](
-        weight, packed, C=channels, K=side, WEIGHT=_weight_strides(weight), ROUND=round_to, BLOCK=block, num_warps=8
+        weight, packed, C=channels, K=side, WEIGHT=strides, ROUND=round_to, **config
     )
     return packed
 
@@ -170,6 +172,7 @@ def _convolve(
         "CHANNELS_FIRST": target.channels_first,
         "BLOCK": block,
         "num_warps": max(1, min(8, block // 32)),
+        "enable_fp_fusion": True,
     }
     programs = triton.cdiv(lanes, block)
     if kernel == "plane":
@@ -281,6 +284,7 @@ def parameter_gradients(
         BC=block_c,
         BLOCK=block,
         num_warps=max(1, min(4, block // 32)),
+        enable_fp_fusion=True,
     )
     block_l = 4096 if device.interpreted() else 64
     finish_kernel[(triton.cdiv(shape[1] * channels, block_l),)](
@@ -294,6 +298,7 @@ def parameter_gradients(
         BLOCK_P=8,
         BLOCK_L=block_l,
         num_warps=4,
+        enable_fp_fusion=True,
     )
     return dw, db
 

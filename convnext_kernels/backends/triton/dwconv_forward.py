@@ -219,7 +219,9 @@ def rolling_kernel(
                     if Q != W or (q + (kw - P) * D >= 0 and q + (kw - P) * D < W):
                         a += w[(K - 1 - b) * K + kw] * x[q + kw * D]
                 rows = rows + (a,)
-        store_columns(y_ptr, residual_ptr, rows, column, inside & (t - P >= first), Q, W, Y[2], RESIDUAL[2])
+        # As wide as `inside`: Triton 3.9's interpreter takes no mask made of a scalar comparison and a vector one.
+        row = tl.full((BLOCK,), t - P, tl.int32)
+        store_columns(y_ptr, residual_ptr, rows, column, inside & (row >= first), Q, W, Y[2], RESIDUAL[2])
         acc = rows[Q:]
         x_ptr += X[1] * D
         y_ptr += Y[1] * D
@@ -228,10 +230,9 @@ def rolling_kernel(
 
     if high < end + P:  # the image ends here: no further row of x comes to the rows still open
         for b in tl.static_range(P):
-            o = high - P + b
-            store_columns(
-                y_ptr, residual_ptr, acc[b * Q :], column, inside & (o >= first) & (o < end), Q, W, Y[2], RESIDUAL[2]
-            )
+            row = tl.full((BLOCK,), high - P + b, tl.int32)
+            held = inside & (row >= first) & (row < end)
+            store_columns(y_ptr, residual_ptr, acc[b * Q :], column, held, Q, W, Y[2], RESIDUAL[2])
             y_ptr += Y[1] * D
             if residual_ptr is not None:
                 residual_ptr += RESIDUAL[1] * D
@@ -439,12 +440,13 @@ def rows_kernel(
     y_ptr += n * y_sn + c * Y[0] + column * Y[2] + o.to(tl.int64) * Y[1]
     if residual_ptr is not None:
         residual_ptr += n * residual_sn + c * RESIDUAL[0] + column * RESIDUAL[2] + o.to(tl.int64) * RESIDUAL[1]
-    store_columns(y_ptr, residual_ptr, acc, column, inside & (o < H), Q, W, Y[2], RESIDUAL[2])
+    row = tl.full((BLOCK,), o, tl.int32)  # as in rolling_kernel
+    store_columns(y_ptr, residual_ptr, acc, column, inside & (row < H), Q, W, Y[2], RESIDUAL[2])
     if PAIR:
         y_ptr += D * Y[1]
         if residual_ptr is not None:
             residual_ptr += D * RESIDUAL[1]
-        store_columns(y_ptr, residual_ptr, below, column, inside & (o + D < H), Q, W, Y[2], RESIDUAL[2])
+        store_columns(y_ptr, residual_ptr, below, column, inside & (row + D < H), Q, W, Y[2], RESIDUAL[2])
 
 
 @triton.jit

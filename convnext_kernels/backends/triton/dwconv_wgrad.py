@@ -107,9 +107,11 @@ def partials_kernel(
         # The rows of dy before the newest: window[b * Q + q] meets kernel row kh + 1 + b
         window = ()
         for b in tl.static_range(KH - 1):
-            o = low + P - kh - 1 - b
+            # As wide as `inside`: Triton 3.9's interpreter takes no mask made of a scalar comparison and a vector one.
+            row = tl.full((BLOCK,), low + P - kh - 1 - b, tl.int32)
             ptr = dy_row - (1 + b) * D * DY[1]
-            window = window + load_columns(ptr, column, inside & (o >= 0) & (o < height), Q, 0, Q, W, DY[2], ROUND_DY)
+            held = inside & (row >= 0) & (row < height)
+            window = window + load_columns(ptr, column, held, Q, 0, Q, W, DY[2], ROUND_DY)
         if KH <= 2:
             # Kernel rows meet only rows of dy that are there, and only one of them adds up the bias, which is 12 % of
             # the instructions of K 13; and the older row is dead before the newest takes its place: no moves.
@@ -136,7 +138,8 @@ def partials_kernel(
             sums = upper + lower
         else:
             for t in range(low, high):
-                newest = load_columns(dy_row, column, inside & (t + P - kh < height), Q, 0, Q, W, DY[2], ROUND_DY)
+                row = tl.full((BLOCK,), t + P - kh, tl.int32)
+                newest = load_columns(dy_row, column, inside & (row < height), Q, 0, Q, W, DY[2], ROUND_DY)
                 dy = newest + window
                 x = load_columns(x_row, column, None, Q + (K - 1) * D, -P * D, Q, W, X[2], ROUND)
                 new = ()
@@ -177,10 +180,11 @@ def put(
         else:
             v = tl.sum(tl.reshape(v, (LANES, BC)), axis=0)
             c = tl.min(tl.reshape(c, (LANES, BC)), axis=0)
+    mask = tl.where(wanted, c < C, False)
     if ATOMIC:
-        tl.atomic_add(ptr + c, v, mask=(c < C) & wanted, sem="relaxed")
+        tl.atomic_add(ptr + c, v, mask=mask, sem="relaxed")
     else:
-        tl.store(ptr + c, v, mask=(c < C) & wanted)
+        tl.store(ptr + c, v, mask=mask)
 
 
 @triton.jit(do_not_specialize=["parts"])

@@ -211,14 +211,14 @@ def _tiles(x: Tensor) -> tuple[int, int, int]:
 
 
 def _config(channels: int) -> dict:
-    return {"C": channels, "BLOCK_P": BLOCK_P, "BLOCK_C": BLOCK_C, "num_warps": 4}
+    return {"C": channels, "BLOCK_P": BLOCK_P, "BLOCK_C": BLOCK_C, "num_warps": 4, "enable_fp_fusion": True}
 
 
 def _final_config(channels: int) -> dict:
     block_c = triton.next_power_of_2(channels)
     block_t = max(1, FINAL_ELEMENTS // max(block_c, 128))
     warps = max(8, min(32, block_c // 1024))
-    return {"C": channels, "BLOCK_T": block_t, "BLOCK_C": block_c, "num_warps": warps}
+    return {"C": channels, "BLOCK_T": block_t, "BLOCK_C": block_c, "num_warps": warps, "enable_fp_fusion": True}
 
 
 def response(squares: Tensor, weight: Tensor, eps: float) -> Tensor:

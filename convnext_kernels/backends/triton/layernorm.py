@@ -248,6 +248,7 @@ def normalize(
         eps,
         C=channels,
         PATCH=patch,
+        enable_fp_fusion=True,
         **config,
     )
     return tuple(stats) if statistics else None
@@ -304,6 +305,7 @@ def gradients(
         eps,
         C=channels,
         PATCH=patch,
+        enable_fp_fusion=True,
         **config,
     )
     results = [finish(dx, target)] if needs[0] else []

@@ -81,7 +81,7 @@ def layernorm_fwd_wide_kernel(
                 y *= load_channels(weight_ptr, c, 1, C).to(dtype).to(tl.float32)
             if bias_ptr is not None:
                 y += load_channels(bias_ptr, c, 1, C).to(dtype).to(tl.float32)
-            inside = (c < C) & (tl.zeros((BLOCK_C,), tl.int32) + whole > 0)
+            inside = tl.where(whole, c < C, False)
             tl.store(y_row + c.to(tl.int64) * stride_yc, y.to(dtype).to(y_ptr.dtype.element_ty), mask=inside)
 
 
@@ -127,7 +127,7 @@ def layernorm_bwd_wide_kernel(
         held = (lane >= 0) & (lane < BLOCK_C)
         if PATCH > 1:
             q, whole = patch_order(p, height, width, PATCH)
-            held = tl.zeros((BLOCK_C,), tl.int32) + whole > 0
+            held = tl.where(whole, held, False)
         x_row = x_ptr + n * stride_xn + p.to(tl.int64) * stride_xp
         dy_row = dy_ptr + n * stride_dyn + q.to(tl.int64) * stride_dyp
         mean, correction, variance = statistics(x_row, stride_xc, C, BLOCK_C)

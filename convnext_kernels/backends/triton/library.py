@@ -13,8 +13,8 @@ from convnext_kernels.backends.triton.mlp_pointwise import (
     scaled_gradient_kernel,
 )
 
-_ELEMENTWISE = {"BLOCK": 1024, "num_warps": 4}
-_TILE = {"BLOCK_P": 16, "BLOCK_C": 64, "num_warps": 4}
+_ELEMENTWISE = {"BLOCK": 1024, "num_warps": 4, "enable_fp_fusion": True}
+_TILE = {"BLOCK_P": 16, "BLOCK_C": 64, "num_warps": 4, "enable_fp_fusion": True}
 
 
 def _elementwise(kernel: triton.JITFunction, *tensors: Tensor) -> None:

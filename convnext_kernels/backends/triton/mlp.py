@@ -135,6 +135,7 @@ def _fused(
             eps,
             C=channels,
             HIDDEN=hidden,
+            enable_fp_fusion=True,
             **launch,
         )
 
@@ -185,6 +186,7 @@ def _two_products(
         eps,
         C=channels,
         HIDDEN=hidden,
+        enable_fp_fusion=True,
         **expand,
     )
     scale = None if sums is None else grn.response(sums, p.grn_weight, grn_eps)
@@ -206,6 +208,7 @@ def _two_products(
         *written[1:],
         C=channels,
         HIDDEN=hidden,
+        enable_fp_fusion=True,
         **project,
     )
 
@@ -291,6 +294,7 @@ def _backward(
         GRN=has_grn,
         C=channels,
         HIDDEN=width_h,
+        enable_fp_fusion=True,
         **tile,
     )
     if has_grn:
@@ -310,6 +314,7 @@ def _backward(
             pixels,
             tiles,
             HIDDEN=width_h,
+            enable_fp_fusion=True,
             **block,
         )
     if p.pwconv1_bias is not None:
@@ -335,6 +340,7 @@ def _backward(
         HIDDEN=width_h,
         BLOCK_H=min(512, triton.next_power_of_2(width_h)),
         num_warps=4,
+        enable_fp_fusion=True,
     )
     gradients |= {"pwconv2_weight": dw2, "pwconv2_bias": db2, "gamma": dgamma}
 
@@ -361,7 +367,7 @@ def _weight_gradient(
     partials = torch.empty((splits, m, n), dtype=torch.float32, device=b.device)
     sums = torch.empty((splits, m), dtype=torch.float32, device=b.device) if columns else None
     mlp_weight_gradient_kernel[(tiles, splits)](
-        a, b, drop_scale, partials, sums, pixels, chunk, sample_pixels, M=m, N=n, **config
+        a, b, drop_scale, partials, sums, pixels, chunk, sample_pixels, M=m, N=n, enable_fp_fusion=True, **config
     )
     return partials, sums
 
@@ -398,6 +404,7 @@ def _input_gradient(
         eps,
         C=channels,
         HIDDEN=hidden,
+        enable_fp_fusion=True,
         **config,
     )
     if x_tensor is None:

@@ -264,7 +264,7 @@ def mlp_weight_gradient_kernel(
     tl.store(partials_ptr + where, acc, mask=(m < M)[:, None] & (j < N)[None, :])
     if sums_ptr is not None:
         # Every column tile has the same sum; the first one keeps it.
-        keep = (m < M) & (tl.program_id(0) % columns == 0)
+        keep = tl.where(tl.program_id(0) % columns == 0, m < M, False)
         tl.store(sums_ptr + tl.program_id(1) * M + m, tl.sum(total, axis=1), mask=keep)
 
 

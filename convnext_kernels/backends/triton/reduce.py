@@ -44,7 +44,7 @@ def sum_partials(partials: Tensor, dtype: torch.dtype) -> Tensor:
         count = triton.cdiv(parts, groups)
         config = block(count)
         sum_partials_kernel[(triton.cdiv(length, config["BLOCK_L"]), groups)](
-            partials, out, parts, count, length, **config, num_warps=4
+            partials, out, parts, count, length, **config, num_warps=4, enable_fp_fusion=True
         )
         if groups == 1:
             return out.view(shape)
