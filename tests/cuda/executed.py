@@ -6,6 +6,7 @@ The emulator (module `ptxemu`) is not part of this repository; it checks accesse
 import collections
 import ctypes
 import functools
+import os
 import re
 import shutil
 import subprocess
