@@ -5,11 +5,8 @@
 // Few patches and large weights (ConvNeXt-T's last, batch 1: 49 rows, 4.7 MB): threads share all rows and
 // each multiplies its own columns, so that each weight is read by one thread only.
 
-#include "cpu/gemm_f32.h"
+#include "cpu/gemm.h"
 #include "cpu/rows.h"
-#if defined(CNK_HAS_BF16)
-#include "cpu/gemm_bf16.h"
-#endif
 
 namespace cnk::cpu::CNK_ISA {
 
@@ -110,19 +107,17 @@ struct Downsample {
 
 void downsample(const DownsampleArgs& a, Team& team) {
 #if defined(CNK_HAS_BF16)
-  if (a.products == Products::kBFloat16) {
-    [[maybe_unused]] const GemmBf16::Scope scope;
-    return Downsample<GemmBf16>::run(a, team);
-  }
+  if (a.products == Products::kFloat32) return CNK_SHARED::kOps.downsample(a, team);
 #endif
-  Downsample<GemmF32>::run(a, team);
+  [[maybe_unused]] const Gemm::Scope scope;
+  Downsample<Gemm>::run(a, team);
 }
 
 int64_t downsample_workspace(const DownsampleArgs& a, int threads) {
 #if defined(CNK_HAS_BF16)
-  if (a.products == Products::kBFloat16) return Downsample<GemmBf16>::workspace(a, threads);
+  if (a.products == Products::kFloat32) return CNK_SHARED::kOps.downsample_workspace(a, threads);
 #endif
-  return Downsample<GemmF32>::workspace(a, threads);
+  return Downsample<Gemm>::workspace(a, threads);
 }
 
 }  // namespace cnk::cpu::CNK_ISA

@@ -7,11 +7,8 @@
 // columns of the product over the group.
 
 #include "cpu/backward.h"
-#include "cpu/gemm_f32.h"
+#include "cpu/gemm.h"
 #include "cpu/layernorm.h"
-#if defined(CNK_HAS_BF16)
-#include "cpu/gemm_bf16.h"
-#endif
 
 namespace cnk::cpu::CNK_ISA {
 
@@ -170,19 +167,17 @@ struct DownsampleBackward {
 
 void downsample_backward(const DownsampleBackwardArgs& a, Team& team) {
 #if defined(CNK_HAS_BF16)
-  if (a.products == Products::kBFloat16) {
-    [[maybe_unused]] const GemmBf16::Scope scope;
-    return DownsampleBackward<GemmBf16>(a).run(team);
-  }
+  if (a.products == Products::kFloat32) return CNK_SHARED::kOps.downsample_backward(a, team);
 #endif
-  DownsampleBackward<GemmF32>(a).run(team);
+  [[maybe_unused]] const Gemm::Scope scope;
+  DownsampleBackward<Gemm>(a).run(team);
 }
 
 int64_t downsample_backward_workspace(const DownsampleBackwardArgs& a, int threads) {
 #if defined(CNK_HAS_BF16)
-  if (a.products == Products::kBFloat16) return DownsampleBackward<GemmBf16>(a).workspace(threads);
+  if (a.products == Products::kFloat32) return CNK_SHARED::kOps.downsample_backward_workspace(a, threads);
 #endif
-  return DownsampleBackward<GemmF32>(a).workspace(threads);
+  return DownsampleBackward<Gemm>(a).workspace(threads);
 }
 
 }  // namespace cnk::cpu::CNK_ISA

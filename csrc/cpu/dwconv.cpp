@@ -40,51 +40,61 @@ CNK_INLINE Vec load_tap(const T* p, int64_t valid) {
   return load(p);
 }
 
-// Where a tile's sums go. WHOLE: whole registers, else of the image's last register what is part of it.
-template <class Y, bool WHOLE>
+// Where a tile's sums go: a question at run time, since it comes once a tile and each answer would double the
+// code.
 struct Sink {
-  Y* y;  // first output pixel
+  void* y;  // first output pixel
   int64_t ldy;
-  template <int COLUMNS>
-  CNK_INLINE void store_tile(const Vec (&acc)[COLUMNS], int64_t columns, int64_t valid) const {
-    unroll<COLUMNS>([&](auto j) CNK_INLINE_LAMBDA {
-      if (j.value >= columns) return;
-      if constexpr (WHOLE) {
-        store(y + j.value * ldy, acc[j.value]);
-      } else {
-        store_partial(y + j.value * ldy, acc[j.value], valid);
-      }
-    });
-  }
+  bool wide;  // fp32, else x's dtype
 };
 
-// acc[j] += the TAPS taps at `weight` times columns j, j + 1, ... of x. CHECKED: only of [first, last), the
-// rest is outside the image.
-template <int TAPS, bool CHECKED, int COLUMNS, bool PARTIAL, class T>
+template <class T, int COLUMNS>
+CNK_INLINE void store_tile(const Vec (&acc)[COLUMNS], int64_t columns, const Sink& to) {
+  if (to.wide) {
+    CNK_UNROLL
+    for (int j = 0; j < COLUMNS; ++j) {
+      if (j < columns) store(static_cast<float*>(to.y) + j * to.ldy, acc[j]);
+    }
+  } else {
+    CNK_UNROLL
+    for (int j = 0; j < COLUMNS; ++j) {
+      if (j < columns) store(static_cast<T*>(to.y) + j * to.ldy, acc[j]);
+    }
+  }
+}
+
+// acc[j] += the TAPS taps at `weight` times columns j, j + 1, ... of x. CHECKED: only of columns whose bit is
+// set in `inside`, the rest is outside the image.
+template <int TAPS, bool CHECKED, bool PARTIAL, int COLUMNS, class T>
 CNK_INLINE void add_taps(Vec (&acc)[COLUMNS], const float* weight, const T* x, int64_t stride, int64_t valid,
-                         int64_t first, int64_t last) {
+                         uint64_t inside) {
   Vec taps[TAPS];
-  unroll<TAPS>([&](auto k) CNK_INLINE_LAMBDA { taps[k.value] = load(weight + k.value * kChannelAlign); });
-  unroll<COLUMNS + TAPS - 1>([&](auto j) CNK_INLINE_LAMBDA {
-    if (!CHECKED || (j.value >= first && j.value < last)) {
-      const Vec v = load_tap<PARTIAL>(x, valid);
-      unroll<TAPS>([&](auto k) CNK_INLINE_LAMBDA {
-        constexpr int column = decltype(j)::value - decltype(k)::value;
-        if constexpr (column >= 0 && column < COLUMNS)
-          acc[column] = multiply_add(v, taps[k.value], acc[column]);
-      });
+  CNK_UNROLL
+  for (int k = 0; k < TAPS; ++k) taps[k] = load(weight + k * kChannelAlign);
+  CNK_UNROLL
+  for (int j = 0; j < COLUMNS + TAPS - 1; ++j) {
+    if (!CHECKED || (inside >> j & 1)) {
+      Vec v = load_tap<PARTIAL>(x, valid);
+      if (TAPS > 1) v = in_register(v);
+      CNK_UNROLL
+      for (int k = 0; k < TAPS; ++k) {
+        if (j >= k && j - k < COLUMNS) acc[j - k] = multiply_add(v, taps[k], acc[j - k]);
+      }
     }
     x += stride;
     // Else the compiler keeps a dozen multiples of the stride, more than there are registers for.
     asm("" : "+r"(x));
-  });
+  }
 }
 
+constexpr uint64_t all_columns(int columns) { return (uint64_t{1} << columns) - 1; }
+
 // Dilation 1: `columns` of the COLUMNS accumulators are stored.
-template <int COLUMNS, bool PARTIAL, class T, class To>
-void convolve(const Tile<T>& t, int64_t columns, const To& to) {
+template <int COLUMNS, bool PARTIAL, class T>
+__attribute__((noinline)) void convolve(const Tile<T>& t, int64_t columns, const Sink& to) {
   Vec acc[COLUMNS];
-  unroll<COLUMNS>([&](auto j) CNK_INLINE_LAMBDA { acc[j.value] = t.bias; });
+  CNK_UNROLL
+  for (Vec& sum : acc) sum = t.bias;
   const int64_t reach = t.kernel_size / 2, stride = t.c, valid = t.valid;
   const int64_t first_row = max64(0, reach - t.h), last_row = min64(t.kernel_size, t.height + reach - t.h);
   const int64_t first_tap = max64(0, reach - t.w - columns + 1);
@@ -92,53 +102,60 @@ void convolve(const Tile<T>& t, int64_t columns, const To& to) {
   const float* weights = t.weight + (first_row * t.kernel_size + first_tap) * kChannelAlign;
   const int64_t column = t.w + first_tap - reach;  // of x, where the first of the taps meets accumulator 0
   const T* row = t.plane + ((t.h + first_row - reach) * t.width + column) * stride;
+  // Bit i: column + i is in the image. There are less than 14 + 31.
+  const uint64_t in_image = (uint64_t{1} << min64(t.width - column, 63)) - (uint64_t{1} << max64(-column, 0));
   for (int64_t rows = last_row - first_row; rows > 0; --rows) {
     const float* weight = weights;
     const T* x = row;
-    int64_t taps = last_tap - first_tap, first = -column, last = t.width - column;
+    uint64_t inside = in_image;
+    int64_t taps = last_tap - first_tap;
     for (; taps >= kTaps; taps -= kTaps) {
-      if (first <= 0 && last >= COLUMNS + kTaps - 1) {
-        add_taps<kTaps, false, COLUMNS, PARTIAL>(acc, weight, x, stride, valid, first, last);
+      if ((~inside & all_columns(COLUMNS + kTaps - 1)) == 0) {
+        add_taps<kTaps, false, PARTIAL>(acc, weight, x, stride, valid, inside);
       } else {
-        add_taps<kTaps, true, COLUMNS, PARTIAL>(acc, weight, x, stride, valid, first, last);
+        add_taps<kTaps, true, PARTIAL>(acc, weight, x, stride, valid, inside);
       }
       weight += kTaps * kChannelAlign;
       x += kTaps * stride;
-      first -= kTaps;
-      last -= kTaps;
+      inside >>= kTaps;
     }
     static_assert(kTaps == 7);
+    if (taps == 3 && (~inside & all_columns(COLUMNS + 2)) == 0) {  // most of K 3
+      add_taps<3, false, PARTIAL>(acc, weight, x, stride, valid, inside);
+      taps = 0;
+    }
     switch (taps) {
       case 1:
-        add_taps<1, true, COLUMNS, PARTIAL>(acc, weight, x, stride, valid, first, last);
+        add_taps<1, true, PARTIAL>(acc, weight, x, stride, valid, inside);
         break;
       case 2:
-        add_taps<2, true, COLUMNS, PARTIAL>(acc, weight, x, stride, valid, first, last);
+        add_taps<2, true, PARTIAL>(acc, weight, x, stride, valid, inside);
         break;
       case 3:
-        add_taps<3, true, COLUMNS, PARTIAL>(acc, weight, x, stride, valid, first, last);
+        add_taps<3, true, PARTIAL>(acc, weight, x, stride, valid, inside);
         break;
       case 4:
-        add_taps<4, true, COLUMNS, PARTIAL>(acc, weight, x, stride, valid, first, last);
+        add_taps<4, true, PARTIAL>(acc, weight, x, stride, valid, inside);
         break;
       case 5:
-        add_taps<5, true, COLUMNS, PARTIAL>(acc, weight, x, stride, valid, first, last);
+        add_taps<5, true, PARTIAL>(acc, weight, x, stride, valid, inside);
         break;
       case 6:
-        add_taps<6, true, COLUMNS, PARTIAL>(acc, weight, x, stride, valid, first, last);
+        add_taps<6, true, PARTIAL>(acc, weight, x, stride, valid, inside);
     }
     weights += t.kernel_size * kChannelAlign;
     row += t.width * stride;
   }
-  to.store_tile(acc, columns, t.valid);
+  store_tile<T>(acc, columns, to);
 }
 
 // Any dilation: taps one by one, each weight feeding all columns, inputs as memory operands from L1.
-template <bool PARTIAL, class T, class To>
-void convolve_dilated(const Tile<T>& t, int64_t columns, const To& to) {
+template <bool PARTIAL, class T>
+__attribute__((noinline)) void convolve_dilated(const Tile<T>& t, int64_t columns, const Sink& to) {
   const int64_t d = t.dilation, reach = (t.kernel_size / 2) * d;
   Vec acc[kColumns];
-  unroll<kColumns>([&](auto j) CNK_INLINE_LAMBDA { acc[j.value] = t.bias; });
+  CNK_UNROLL
+  for (Vec& sum : acc) sum = t.bias;
   for (int64_t i = 0; i < t.kernel_size; ++i) {
     const int64_t h = t.h + i * d - reach;
     if (h < 0 || h >= t.height) continue;
@@ -148,25 +165,25 @@ void convolve_dilated(const Tile<T>& t, int64_t columns, const To& to) {
       if (w + columns <= 0 || w >= t.width) continue;
       const Vec weight = load(t.weight + (i * t.kernel_size + k) * kChannelAlign);
       if (w >= 0 && w + kColumns <= t.width) {
-        unroll<kColumns>([&](auto j) CNK_INLINE_LAMBDA {
-          acc[j.value] =
-              multiply_add(load_tap<PARTIAL>(x + (w + j.value) * t.c, t.valid), weight, acc[j.value]);
-        });
+        CNK_UNROLL
+        for (int j = 0; j < kColumns; ++j) {
+          acc[j] = multiply_add(load_tap<PARTIAL>(x + (w + j) * t.c, t.valid), weight, acc[j]);
+        }
       } else {
-        unroll<kColumns>([&](auto j) CNK_INLINE_LAMBDA {
-          if (w + j.value < 0 || w + j.value >= t.width) return;
-          acc[j.value] =
-              multiply_add(load_tap<PARTIAL>(x + (w + j.value) * t.c, t.valid), weight, acc[j.value]);
-        });
+        CNK_UNROLL
+        for (int j = 0; j < kColumns; ++j) {
+          if (w + j < 0 || w + j >= t.width) continue;
+          acc[j] = multiply_add(load_tap<PARTIAL>(x + (w + j) * t.c, t.valid), weight, acc[j]);
+        }
       }
     }
   }
-  to.store_tile(acc, columns, t.valid);
+  store_tile<T>(acc, columns, to);
 }
 
 // With the accumulators that waste least: of 14, 10, 7 or 4 (16 registers: 7, 5, 3 or 2).
-template <bool PARTIAL, class T, class To>
-CNK_INLINE void convolve_tile(const Tile<T>& t, int64_t columns, const To& to) {
+template <bool PARTIAL, class T>
+CNK_INLINE void convolve_tile(const Tile<T>& t, int64_t columns, const Sink& to) {
   constexpr int kSome = kColumns * 5 / 7, kHalf = kColumns / 2, kFew = kColumns * 2 / 7;
   if (t.dilation != 1) return convolve_dilated<PARTIAL>(t, columns, to);
   if (columns <= kFew) return convolve<kFew, PARTIAL>(t, columns, to);
@@ -206,24 +223,26 @@ struct Result {
 template <bool PARTIAL, class T>
 CNK_INLINE void convolve_to(const Rows& out, const Tile<T>& t, int64_t channel, int64_t pixel,
                             int64_t columns) {
-  convolve_tile<PARTIAL>(t, columns, Sink<float, true>{out.y + pixel * out.ldy + channel, out.ldy});
+  convolve_tile<PARTIAL>(t, columns, Sink{out.y + pixel * out.ldy + channel, out.ldy, true});
 }
 
 template <bool PARTIAL, class T>
 CNK_INLINE void convolve_to(const Result<T>& out, const Tile<T>& t, int64_t channel, int64_t pixel,
                             int64_t columns) {
-  const int64_t at = pixel * out.ldy + channel;
-  if (!out.residual) {
-    return convolve_tile<PARTIAL>(t, columns, Sink<T, !PARTIAL>{out.y + at, out.ldy});
+  T* y = out.y + pixel * out.ldy + channel;
+  if (!PARTIAL && !out.residual) {
+    return convolve_tile<PARTIAL>(t, columns, Sink{y, out.ldy, false});
   }
   alignas(64) float sums[kColumns * kLanes];
-  convolve_tile<PARTIAL>(t, columns, Sink<float, true>{sums, kLanes});
-  for (int64_t j = 0; j < columns; ++j) {
-    const Vec v = load(sums + j * kLanes) + load_tap<PARTIAL>(out.residual + at + j * out.ldy, t.valid);
+  convolve_tile<PARTIAL>(t, columns, Sink{sums, kLanes, true});
+  const T* residual = out.residual ? out.residual + pixel * out.ldy + channel : nullptr;
+  for (int64_t j = 0; j < columns; ++j, y += out.ldy) {
+    Vec v = load(sums + j * kLanes);
+    if (residual) v += load_tap<PARTIAL>(residual + j * out.ldy, t.valid);
     if constexpr (PARTIAL) {
-      store_partial(out.y + at + j * out.ldy, v, t.valid);
+      store_partial(y, v, t.valid);
     } else {
-      store(out.y + at + j * out.ldy, v);
+      store(y, v);
     }
   }
 }
@@ -283,6 +302,8 @@ void convolve_pixels(const DwconvArgs& a, int64_t channel, int64_t last, int64_t
 
 }  // namespace
 
+#if !defined(CNK_HAS_BF16)  // its sums are fp32
+
 template <class T>
 void dwconv_pixels(const DwconvArgs& a, int64_t begin, int64_t end, float* y, int64_t ldy) {
   const int64_t registers = (a.c + kLanes - 1) / kLanes * kLanes;
@@ -296,7 +317,12 @@ template void dwconv_pixels<float>(const DwconvArgs&, int64_t, int64_t, float*, 
 template void dwconv_pixels<BFloat16>(const DwconvArgs&, int64_t, int64_t, float*, int64_t);
 template void dwconv_pixels<Float16>(const DwconvArgs&, int64_t, int64_t, float*, int64_t);
 
+#endif
+
 void dwconv(const DwconvArgs& a, Team& team) {
+#if defined(CNK_HAS_BF16)
+  if (a.dtype != DType::kBFloat16) return CNK_SHARED::kOps.dwconv(a, team);
+#endif
   // Every thread takes one piece, so that what its blocks share is in its own L2 (blocks dealt out in turn
   // had each line of x in all of them): rows of images, or channels, or pixels, whatever divides well.
   constexpr int64_t kBlockBytes = 256 << 10;
@@ -314,7 +340,7 @@ void dwconv(const DwconvArgs& a, Team& team) {
   const int64_t channel = first * kLanes, last_channel = min64(last * kLanes, a.c);
   if (channel >= last_channel) return;
   const int64_t block = max64(kBlockBytes / ((last_channel - channel) * a.w * 4), 1) * a.w;
-  with_type(a.dtype, [&](auto type) {
+  with_own_type(a.dtype, [&](auto type) {
     using T = decltype(type);
     const T* residual = static_cast<const T*>(a.residual);
     for (int64_t p = begin, next; p < end; p = next) {

@@ -3,11 +3,11 @@
 
 #include "cpu/vec.h"
 
-namespace cnk::cpu::CNK_ISA {
+namespace cnk::cpu::CNK_SHARED {
 
 // y[p - begin, c] = bias[c] + sum over the KxK taps, for pixels begin <= p < end of all N*H*W, rows of ldy
 // floats. Writes the padded channels too (as zeros). T: element type of x.
 template <class T>
 void dwconv_pixels(const DwconvArgs& args, int64_t begin, int64_t end, float* y, int64_t ldy);
 
-}  // namespace cnk::cpu::CNK_ISA
+}  // namespace cnk::cpu::CNK_SHARED

@@ -13,9 +13,6 @@
 // at the end: the bits of the result do not depend on the number of threads.
 
 #include "cpu/vec.h"
-#if defined(CNK_HAS_BF16)
-#include "cpu/tiles.h"
-#endif
 
 namespace cnk::cpu::CNK_ISA {
 
@@ -31,8 +28,7 @@ struct Floats {
   static constexpr int64_t kColumns = 1;  // of dy in a word
   static CNK_INLINE Vec add(Vec dy, const float* x, Vec sum) { return multiply_add(dy, load(x), sum); }
 };
-#if defined(CNK_HAS_BF16) && \
-    !defined(CNK_HAS_TILES)  // at half rate where there are tiles (211 of 419 GFLOP/s)
+#if defined(CNK_HAS_BF16)  // compiled for sets without tiles only: table.cpp
 struct Pairs {
   static constexpr int64_t kColumns = 2;
   static CNK_INLINE Vec add(Vec dy, const float* x, Vec sum) { return dot_bf16(sum, dy, load(x)); }
@@ -358,6 +354,15 @@ void run(const DwconvWeightGradientArgs& a, Team& team, const Plan& p) {
 
 }  // namespace
 
+#if defined(CNK_HAS_BF16)
+
+void dwconv_weight_gradient(const DwconvWeightGradientArgs& a, Team& team) {
+  if (a.dtype != DType::kBFloat16) return CNK_SHARED::kOps.dwconv_weight_gradient(a, team);
+  run<Pairs, BFloat16>(a, team, Plan(a));
+}
+
+#else
+
 int64_t dwconv_weight_gradient_workspace(const DwconvWeightGradientArgs& a, int threads) {
   const Plan p(a);
   return (p.slabs * p.sums * 4 + 63) / 64 * 64 + threads * p.scratch;
@@ -365,10 +370,9 @@ int64_t dwconv_weight_gradient_workspace(const DwconvWeightGradientArgs& a, int 
 
 void dwconv_weight_gradient(const DwconvWeightGradientArgs& a, Team& team) {
   const Plan p(a);
-#if defined(CNK_HAS_BF16) && !defined(CNK_HAS_TILES)
-  if (a.dtype == DType::kBFloat16) return run<Pairs, BFloat16>(a, team, p);
-#endif
   with_type(a.dtype, [&](auto type) { run<Floats, decltype(type)>(a, team, p); });
 }
+
+#endif
 
 }  // namespace cnk::cpu::CNK_ISA

@@ -8,8 +8,11 @@
 namespace cnk::cpu::CNK_ISA {
 
 void grn(const GrnArgs& a, Team& team) {
+#if defined(CNK_HAS_BF16)
+  if (a.dtype != DType::kBFloat16) return CNK_SHARED::kOps.grn(a, team);
+#endif
   const int64_t padded = pad_channels(a.c), groups = padded / kChannelAlign;
-  with_type(a.dtype, [&](auto type) {
+  with_own_type(a.dtype, [&](auto type) {
     using T = decltype(type);
     const T* x = static_cast<const T*>(a.x);
     T* y = static_cast<T*>(a.y);
@@ -44,9 +47,12 @@ void grn(const GrnArgs& a, Team& team) {
 }
 
 void grn_backward(const GrnBackwardArgs& a, Team& team) {
+#if defined(CNK_HAS_BF16)
+  if (a.dtype != DType::kBFloat16) return CNK_SHARED::kOps.grn_backward(a, team);
+#endif
   const int64_t padded = pad_channels(a.c), groups = padded / kChannelAlign, of_all = a.n * padded;
   float *square = a.sums, *cross = square + of_all, *plain = cross + of_all;
-  with_type(a.dtype, [&](auto type) {
+  with_own_type(a.dtype, [&](auto type) {
     using T = decltype(type);
     const T *x = static_cast<const T*>(a.x), *dy = static_cast<const T*>(a.dy);
     T* dx = static_cast<T*>(a.dx);

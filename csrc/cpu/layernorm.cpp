@@ -6,10 +6,13 @@
 namespace cnk::cpu::CNK_ISA {
 
 void layernorm(const LayernormArgs& a, Team& team) {
+#if defined(CNK_HAS_BF16)
+  if (a.dtype != DType::kBFloat16) return CNK_SHARED::kOps.layernorm(a, team);
+#endif
   const Norm norm(a.c, a.eps, a.weight, a.bias);
   int64_t begin, end;
   team.split(a.rows, 1, &begin, &end);
-  with_type(a.dtype, [&](auto type) {
+  with_own_type(a.dtype, [&](auto type) {
     using T = decltype(type);
     for (int64_t p = begin; p < end; ++p) {
       const T* x = static_cast<const T*>(a.x) + p * a.c;
@@ -31,17 +34,22 @@ int64_t unit_rows(int64_t rows) {
 int64_t units(int64_t rows) { return (rows + unit_rows(rows) - 1) / unit_rows(rows); }
 }  // namespace
 
+#if !defined(CNK_HAS_BF16)
 int64_t layernorm_backward_workspace(const LayernormBackwardArgs& a) {
   return units(a.rows) * 2 * pad_channels(a.c) * 4;
 }
+#endif
 
 void layernorm_backward(const LayernormBackwardArgs& a, Team& team) {
+#if defined(CNK_HAS_BF16)
+  if (a.dtype != DType::kBFloat16) return CNK_SHARED::kOps.layernorm_backward(a, team);
+#endif
   const Norm norm(a.c, a.eps, a.weight, a.weight);  // the bias does not matter
   const int64_t padded = pad_channels(a.c), step = unit_rows(a.rows), count = units(a.rows);
   float* sums = reinterpret_cast<float*>(a.workspace);
   int64_t begin, end;
   team.split(count, 1, &begin, &end);
-  with_type(a.dtype, [&](auto type) {
+  with_own_type(a.dtype, [&](auto type) {
     using T = decltype(type);
     for (int64_t unit = begin; unit < end; ++unit) {
       float *dweight = sums + unit * 2 * padded, *dbias = dweight + padded;

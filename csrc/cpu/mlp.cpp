@@ -17,13 +17,10 @@
 #include <time.h>
 
 #include "cpu/gelu.h"
-#include "cpu/gemm_f32.h"
+#include "cpu/gemm.h"
 #include "cpu/grn.h"
 #include "cpu/mlp_plan.h"
 #include "cpu/rows.h"
-#if defined(CNK_HAS_BF16)
-#include "cpu/gemm_bf16.h"
-#endif
 
 namespace cnk::cpu::CNK_ISA {
 
@@ -67,7 +64,7 @@ struct Mlp {
     for (int64_t p = begin; p < end; p += most) {
       const int64_t rows = min64(most, end - p);
       if (a.kernel_size) {
-        dwconv_pixels<T>(conv, p, p + rows, step, padded);
+        CNK_SHARED::dwconv_pixels<T>(conv, p, p + rows, step, padded);
         if (a.kept_y) {
           for (int64_t i = 0; i < rows; ++i) {
             T* y_row = static_cast<T*>(a.kept_y) + (p + i) * a.c;
@@ -105,7 +102,7 @@ struct Mlp {
       return gelu(u);
     }
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
-      store(static_cast<float*>(h) + row * GemmF32::stride(a.hidden) + column, (*this)(v, row, column));
+      store(static_cast<float*>(h) + row * G::stride(a.hidden) + column, (*this)(v, row, column));
     }
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
       low = (*this)(low, row, column);
@@ -370,19 +367,17 @@ struct Mlp {
 
 void mlp(const MlpArgs& a, Team& team) {
 #if defined(CNK_HAS_BF16)
-  if (a.products == Products::kBFloat16) {
-    [[maybe_unused]] const GemmBf16::Scope scope;
-    return Mlp<GemmBf16>::run(a, team);
-  }
+  if (a.products == Products::kFloat32) return CNK_SHARED::kOps.mlp(a, team);
 #endif
-  Mlp<GemmF32>::run(a, team);
+  [[maybe_unused]] const Gemm::Scope scope;
+  Mlp<Gemm>::run(a, team);
 }
 
 int64_t mlp_workspace(const MlpArgs& a, int threads) {
 #if defined(CNK_HAS_BF16)
-  if (a.products == Products::kBFloat16) return MlpPlan<GemmBf16>::workspace(a, threads);
+  if (a.products == Products::kFloat32) return CNK_SHARED::kOps.mlp_workspace(a, threads);
 #endif
-  return MlpPlan<GemmF32>::workspace(a, threads);
+  return MlpPlan<Gemm>::workspace(a, threads);
 }
 
 }  // namespace cnk::cpu::CNK_ISA

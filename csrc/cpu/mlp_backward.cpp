@@ -18,12 +18,9 @@
 
 #include "cpu/backward.h"
 #include "cpu/gelu.h"
-#include "cpu/gemm_f32.h"
+#include "cpu/gemm.h"
 #include "cpu/grn.h"
 #include "cpu/layernorm.h"
-#if defined(CNK_HAS_BF16)
-#include "cpu/gemm_bf16.h"
-#endif
 
 namespace cnk::cpu::CNK_ISA {
 
@@ -125,7 +122,7 @@ struct MlpBackward {
     int64_t hidden;
     const float* b1;
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
-      store(static_cast<float*>(u) + row * GemmF32::stride(hidden) + column, v + load(b1 + column));
+      store(static_cast<float*>(u) + row * G::stride(hidden) + column, v + load(b1 + column));
     }
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
       G::store_block(u, hidden, row, column, {{low + load(b1 + column), high + load(b1 + column + kLanes)}});
@@ -137,10 +134,10 @@ struct MlpBackward {
     void *u, *du;
     int64_t hidden;
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec dg) const {
-      float* at = static_cast<float*>(u) + row * GemmF32::stride(hidden) + column;
+      float* at = static_cast<float*>(u) + row * G::stride(hidden) + column;
       const Gelu g = gelu_with_slope(load(at));
       store(at, g.value);
-      store(static_cast<float*>(du) + row * GemmF32::stride(hidden) + column, dg * g.slope);
+      store(static_cast<float*>(du) + row * G::stride(hidden) + column, dg * g.slope);
     }
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
       const typename G::Block b = G::load_block(u, hidden, row, column);
@@ -155,7 +152,7 @@ struct MlpBackward {
     void* out;
     int64_t columns;
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
-      store(static_cast<float*>(out) + row * GemmF32::stride(columns) + column, v);
+      store(static_cast<float*>(out) + row * G::stride(columns) + column, v);
     }
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
       G::store_block(out, columns, row, column, {{low, high}});
@@ -448,28 +445,21 @@ struct MlpBackward {
   }
 };
 
-template <class G>
-void run(const MlpBackwardArgs& a, Team& team) {
-  with_type(a.dtype, [&](auto type) { MlpBackward<G>(a, team).template run<decltype(type)>(); });
-}
-
 }  // namespace
 
 void mlp_backward(const MlpBackwardArgs& a, Team& team) {
 #if defined(CNK_HAS_BF16)
-  if (a.products == Products::kBFloat16) {
-    [[maybe_unused]] const GemmBf16::Scope scope;
-    return run<GemmBf16>(a, team);
-  }
+  if (a.products == Products::kFloat32) return CNK_SHARED::kOps.mlp_backward(a, team);
 #endif
-  run<GemmF32>(a, team);
+  [[maybe_unused]] const Gemm::Scope scope;
+  with_type(a.dtype, [&](auto type) { MlpBackward<Gemm>(a, team).run<decltype(type)>(); });
 }
 
 int64_t mlp_backward_workspace(const MlpBackwardArgs& a, int threads) {
 #if defined(CNK_HAS_BF16)
-  if (a.products == Products::kBFloat16) return MlpBackward<GemmBf16>::workspace(a, threads);
+  if (a.products == Products::kFloat32) return CNK_SHARED::kOps.mlp_backward_workspace(a, threads);
 #endif
-  return MlpBackward<GemmF32>::workspace(a, threads);
+  return MlpBackward<Gemm>::workspace(a, threads);
 }
 
 }  // namespace cnk::cpu::CNK_ISA

@@ -16,6 +16,20 @@
 #define CNK_HAS_BF16
 #endif
 
+// Instruction sets with products of bf16 pairs compile what uses these or converts to bf16, and nothing else:
+// the rest is CNK_SHARED's. What only converts, AVX512_BF16 compiles for AMX too: CNK_CONVERTS.
+#if !defined(CNK_HAS_BF16)
+#define CNK_SHARED CNK_ISA
+#define CNK_CONVERTS CNK_ISA
+#else
+#define CNK_SHARED avx512
+#if defined(CNK_EMULATE_BF16)
+#define CNK_CONVERTS avx512bf16_emulated
+#else
+#define CNK_CONVERTS avx512bf16
+#endif
+#endif
+
 namespace cnk::cpu {
 
 // Every padded dimension is a multiple of this on every instruction set: two AVX-512 registers, one AMX row.
@@ -231,5 +245,11 @@ struct IsaOps {
 
 // Null where the instruction set is not part of this build.
 const IsaOps* isa_ops(Isa isa);
+
+#if defined(CNK_HAS_BF16)
+namespace CNK_SHARED {
+extern const IsaOps kOps;  // of which a set with products of bf16 pairs calls what is not its own
+}
+#endif
 
 }  // namespace cnk::cpu

@@ -43,6 +43,15 @@ typedef float VecLoose __attribute__((vector_size(kLanes * 4), aligned(4), may_a
 CNK_INLINE Vec splat(float value) { return value - Vec{}; }  // 0 + value would keep an addition, for -0
 CNK_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecLoose*>(p); }
 CNK_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecLoose*>(p) = v; }
+// Loaded once, for all its uses: g++ makes a load of each where they are few.
+CNK_INLINE Vec in_register(Vec v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
 // If either is NaN the result is b: bounds first, data second, and NaN flows through.
 CNK_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
 CNK_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
@@ -143,17 +152,36 @@ CNK_INLINE void store(Float16* p, Vec v) {
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 }
 #else
-template <class T>
-CNK_INLINE Vec load(const T* p) {
-  float lanes[kLanes];
-  for (int i = 0; i < kLanes; ++i) lanes[i] = to_float(p[i]);
-  return load(lanes);
+// The conversions of common/dtype.h, lane by lane: signed words, since none is above 0x7fffffff where it is
+// compared.
+typedef uint16_t Words __attribute__((vector_size(kLanes * 2)));
+CNK_INLINE VecI load_words(const void* p) {
+  Words words;
+  std::memcpy(&words, p, sizeof words);
+  return __builtin_convertvector(words, VecI);
 }
-template <class T>
-CNK_INLINE void store(T* p, Vec v) {
-  float lanes[kLanes];
-  store(lanes, v);
-  for (int i = 0; i < kLanes; ++i) from_float(lanes[i], p[i]);
+CNK_INLINE void store_words(void* p, VecI v) {
+  const Words words = __builtin_convertvector(v, Words);
+  std::memcpy(p, &words, sizeof words);
+}
+CNK_INLINE Vec load(const BFloat16* p) { return (Vec)(load_words(p) << 16); }
+CNK_INLINE void store(BFloat16* p, Vec v) {
+  const VecI bits = (VecI)v, odd = (bits >> 16) & 1;
+  store_words(p, (v != v ? bits | 0x400000 : bits + 0x7fff + odd) >> 16);
+}
+CNK_INLINE Vec load(const Float16* p) {
+  const VecI bits = load_words(p), magnitude = (bits & 0x7fff) << 13;
+  const VecI finite = (VecI)((Vec)magnitude * bits_float(0x77800000u));
+  return (Vec)((bits & 0x8000) << 16 | (magnitude >= 0x0f800000 ? magnitude | 0x7f800000 : finite));
+}
+CNK_INLINE void store(Float16* p, Vec v) {
+  const VecI magnitude = (VecI)v & 0x7fffffff, rebased = magnitude - 0x38000000;
+  const VecI normal = (rebased + 0xfff + (rebased >> 13 & 1)) >> 13;
+  const VecI subnormal = (VecI)((Vec)magnitude + 0.5f) - 0x3f000000;
+  VecI out = magnitude < 0x38800000 ? subnormal : normal;
+  out = magnitude >= 0x477ff000 ? VecI{} + 0x7c00 : out;
+  out = magnitude > 0x7f800000 ? VecI{} + 0x7e00 : out;
+  store_words(p, out | ((VecI)v >> 16 & 0x8000));
 }
 #endif
 
@@ -228,6 +256,16 @@ CNK_INLINE void with_type(DType dtype, F&& f) {
   }
 }
 
+// The same in kernels without products, of which a set with bf16 products has those of bf16 only.
+template <class F>
+CNK_INLINE void with_own_type([[maybe_unused]] DType dtype, F&& f) {
+#if defined(CNK_HAS_BF16)
+  f(BFloat16{});
+#else
+  with_type(dtype, f);
+#endif
+}
+
 CNK_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 CNK_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 CNK_INLINE int64_t align64(int64_t bytes) { return round_up(bytes, 64); }
@@ -239,13 +277,26 @@ struct Int {
   static constexpr int value = N;
 };
 
-// Call f(Int<0>), ..., f(Int<N - 1>): a loop whose index is a constant.
-template <int N, int I = 0, class F>
+// Before a loop of constant bounds: unrolled completely, so that arrays indexed by its counter live in
+// registers.
+#if defined(__clang__)
+#define CNK_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define CNK_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+// Call f(Int<0>), ..., f(Int<N - 1>): a loop whose index is a constant. One fold, not a recursion, whose N
+// nested functions the compiler would copy into one another (dwconv.cpp spent half its time on that).
+namespace detail {
+template <class F, int... I>
+CNK_INLINE void unroll(F& f, std::integer_sequence<int, I...>) {
+  (f(Int<I>{}), ...);
+}
+}  // namespace detail
+
+template <int N, class F>
 CNK_INLINE void unroll(F&& f) {
-  if constexpr (I < N) {
-    f(Int<I>{});
-    unroll<N, I + 1>(f);
-  }
+  detail::unroll(f, std::make_integer_sequence<int, N>{});
 }
 
 // Transpose kLanes registers of kLanes words: log2(kLanes) rounds that interleave the first half of the rows
