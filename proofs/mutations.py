@@ -49,7 +49,7 @@ BUILDS = {
     "host": (cuda_host.TARGET, *FAST),
     "asan": (cuda_host.TARGET, "-DCMAKE_BUILD_TYPE=Mutant", "-DCNK_SANITIZE=address,undefined"),
     "avx2": ("_native", *FAST, "-DCNK_CPU_ISAS=avx2"),
-    "avx512bf16": ("_native", *FAST, "-DCNK_CPU_ISAS=avx512bf16"),
+    "avx512bf16": ("_native", *FAST, "-DCNK_CPU_ISAS=avx512;avx512bf16"),
 }
 FOUND = 99  # exit code of a process in which a sanitizer found something: none of pytest's own
 SMALL_GPU = {"multiprocessors": 1, "shared_bytes": 65536, "grid_limit": 1}

@@ -39,8 +39,8 @@ MUTANTS = [
         Mutant(
             "stride",
             "the residual is read a register apart",
-            "out.residual + at + j * out.ldy",
-            "out.residual + at + j * kLanes",
+            "load_tap<PARTIAL>(residual + j * out.ldy",
+            "load_tap<PARTIAL>(residual + j * kLanes",
             tests=_parity("block and gradients"),
         ),
     ),
