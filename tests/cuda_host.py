@@ -28,7 +28,9 @@ def tool(name: str) -> str | None:
     return shutil.which(name, path=os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", ""))))
 
 
-def build(folder: Path = ROOT / "build" / "cuda_host", source: Path = ROOT, *options: str) -> Path:
+def build(
+    folder: Path = ROOT / "build" / "cuda_host", source: Path = ROOT, *options: str, target: str = TARGET
+) -> Path:
     """Build the extension of the sources in `source` and return its file; what is up to date is kept.
 
     `options` go to CMake (``-DCNK_SANITIZE=address,undefined``). Raises RuntimeError with the compiler's words.
@@ -47,7 +49,7 @@ def build(folder: Path = ROOT / "build" / "cuda_host", source: Path = ROOT, *opt
             "-DCNK_CUDA_HOST=ON",
             *options,
         ],
-        [cmake, "--build", folder, "--target", TARGET],
+        [cmake, "--build", folder, "--target", target],
     )
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):  # other test runs may start at the same time
@@ -55,4 +57,4 @@ def build(folder: Path = ROOT / "build" / "cuda_host", source: Path = ROOT, *opt
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}")
-    return next(folder.glob(f"{TARGET}.*.so"))
+    return next(folder.glob(f"{target}.*.so"))

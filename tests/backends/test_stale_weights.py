@@ -4,13 +4,15 @@ After each change the block must give, bit for bit, what a fresh block with the 
 """
 
 import copy
+import functools
 import gc
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from convnext_kernels import FusedConvNeXtBlock, functional
-from tests.operators import OPERATORS
+from tests.operators import OPERATORS, gradients
 from tests.shapes import TRITON, Case, chosen
 from tests.tolerance import assert_as_good_as_eager, randomize_
 
@@ -148,13 +150,14 @@ def test_change_of_one_parameter(use_grn, name, change, dtype, backend):
 
 
 @not_interpreted
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda mode: mode.__name__)
 @pytest.mark.parametrize("name", ["pwconv1.weight", "pwconv2.weight", "dwconv.weight"])
-def test_single_elements_of_large_matrices(name, backend):
-    """Too large for a checksum to read in full: only the version counter tells."""
-    block = randomize_(FusedConvNeXtBlock(256, backend=backend))
-    x = torch.randn(1, 256, 3, 3)
-    p = block.get_parameter(name)
-    with torch.no_grad():
+def test_single_elements_of_large_matrices(name, mode, backend):
+    """Too large for a checksum of samples: the version counter tells, and where there is none all is read."""
+    with mode():
+        block = randomize_(FusedConvNeXtBlock(256, backend=backend))
+        x = torch.randn(1, 256, 3, 3)
+        p = block.get_parameter(name)
         for i in range(0, p.numel(), p.numel() // 13 + 1):
             block(x)
             p.view(-1)[i] += 100
@@ -287,6 +290,29 @@ def test_layers(backend):
                 after = module(x)
                 assert not torch.equal(after, before), name
                 assert torch.equal(after, copy.deepcopy(module)(x)), name
+
+
+OPTIONS = [
+    ("dwconv", {"dilation": 2}),
+    ("mlp", {"eps": 0.5}),
+    ("mlp", {"grn_eps": 0.5}),
+    ("block", {"dilation": 2}),
+    ("downsample", {"eps": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("op", "options"), OPTIONS, ids=lambda v: v if isinstance(v, str) else next(iter(v)))
+def test_the_same_weights_with_another_option(op, options, backend):
+    operator = OPERATORS[op]
+    case = Case("a rest of channels in V2", n=1, c=17, variant="v2")
+    arguments = operator.arguments(case, torch.float32)
+    dy = torch.randn_like(operator.reference(**arguments))
+    for changed in (arguments, arguments | options):
+        assert_close(operator.serve(backend, **changed), operator.serve("eager", **changed), rtol=1e-4, atol=1e-4)
+        actual, expected = (
+            gradients(functools.partial(operator.serve, name), changed, dy)["x"] for name in (backend, "eager")
+        )
+        assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_packed_weights_are_let_go():

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from convnext_kernels.backends.cuda import native
 
-# Whose csrc is compiled, and build/ written: another tree is for proofs/cuda_mutations.py.
-ROOT = Path(os.environ.get("CONVNEXT_KERNELS_CUDA_SOURCES", Path(__file__).resolve().parents[2]))
+ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 # compute capability: multiprocessors, shared memory of a block (A100, RTX 4090, H100, B200, RTX 5090; T4 for 75)
 DEVICES = {

@@ -1,23 +1,12 @@
-"""What cuda_mutations.py breaks. Every old text stands exactly once in its file: the table follows the code."""
+"""Mutants of the CUDA kernels."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
-KINDS = ("barrier", "shared", "stride", "bound", "mask")
+from mutants import Mutant, parity, within
 
 
-@dataclass(frozen=True)
-class Mutant:
-    """One change, and the tests that must notice it."""
-
-    kind: str
-    name: str
-    old: str
-    new: str
-    proof: str = "host"
-    quick: bool = False
-    file: str = ""  # of csrc/cuda
-    tests: tuple[str, ...] = ()  # pytest's arguments
+def _in(file: str, tests: tuple[str, ...], *mutants: Mutant) -> Iterator[Mutant]:
+    return within(f"csrc/cuda/{file}", tests, "host", *mutants)
 
 
 def _without(name: str, context: str, **fields: object) -> Mutant:
@@ -27,12 +16,8 @@ def _without(name: str, context: str, **fields: object) -> Mutant:
     return Mutant("barrier", name, context, context.replace(found, ";"), **fields)
 
 
-def _in(file: str, tests: tuple[str, ...], *mutants: Mutant) -> Iterator[Mutant]:
-    yield from (replace(mutant, file=file, tests=mutant.tests or tests) for mutant in mutants)
-
-
 def _parity(expression: str) -> tuple[str, ...]:
-    return "tests/ops/test_parity.py", "-k", f"cuda and {expression}"
+    return parity(f"cuda and {expression}")
 
 
 def _dwconv(expression: str) -> tuple[str, ...]:
@@ -190,7 +175,6 @@ MUTANTS = [
             "columns left of the image are loaded",
             "if (unsigned(w) < end) value =",
             "if (w < int(end)) value =",
-            quick=True,
         ),
         Mutant(
             "mask",
@@ -238,7 +222,6 @@ MUTANTS = [
             "elements are loaded with strides swapped",
             "value = base[c * image.stride_c + h * image.stride_h + w * image.stride_w];",
             "value = base[c * image.stride_c + w * image.stride_h + h * image.stride_w];",
-            quick=True,
         ),
         Mutant(
             "stride",
@@ -294,7 +277,6 @@ MUTANTS = [
             "dy has room for half of its channels",
             "p.dy_bytes = ceil_div(lanes * p.dy_plane * kChannels * size, 16) * 16;",
             "p.dy_bytes = ceil_div(lanes / 2 * p.dy_plane * kChannels * size, 16) * 16;",
-            quick=True,
         ),
         Mutant(
             "mask",
@@ -327,7 +309,6 @@ MUTANTS = [
             "the last tile of all is forgotten",
             "last = min(first + p.tiles_per_part, s.tiles);",
             "last = min(first + p.tiles_per_part, s.tiles - 1);",
-            quick=True,
         ),
         Mutant(
             "stride",
@@ -678,7 +659,6 @@ MUTANTS = [
         _without(
             "a chunk is read before it is there",
             "__syncthreads();  // this chunk is there, and all are through with the one before",
-            quick=True,
         ),
         _without(
             "sums of squares are read before they are there",

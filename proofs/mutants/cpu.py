@@ -1,0 +1,295 @@
+"""Mutants of the CPU kernels (csrc/cpu) and of their bindings."""
+
+from collections.abc import Iterator
+
+from mutants import Mutant, parity, within
+
+
+def _in(file: str, tests: tuple[str, ...], *mutants: Mutant, isa: str = "avx2") -> Iterator[Mutant]:
+    return within(f"csrc/{file}", tests, isa, *mutants)
+
+
+def _parity(expression: str, isa: str = "avx2") -> tuple[str, ...]:
+    return parity(f"cpu-{isa} and {expression}")
+
+
+DWCONV, DWCONV_GRADIENTS = _parity("dwconv and forward"), _parity("dwconv and gradients")
+LAYERNORM, LAYERNORM_GRADIENTS = _parity("layernorm and forward"), _parity("layernorm and gradients")
+GRN, GRN_GRADIENTS = _parity("grn and forward"), _parity("grn and gradients")
+MLP, MLP_GRADIENTS = _parity("mlp and forward"), _parity("mlp and gradients")
+DOWNSAMPLE, DOWNSAMPLE_GRADIENTS = _parity("downsample and forward"), _parity("downsample and gradients")
+BF16, BF16_GRADIENTS = _parity("mlp and forward", "avx512bf16"), _parity("mlp and gradients", "avx512bf16")
+
+MUTANTS = [
+    *_in(
+        "cpu/dwconv.cpp",
+        DWCONV,
+        Mutant(
+            "bound",
+            "the last kernel row is left out at the bottom",
+            "t.height + reach - t.h)",
+            "t.height + reach - t.h - 1)",
+        ),
+        Mutant(
+            "mask",
+            "a dilated row below the image is added",
+            "if (h < 0 || h >= t.height) continue;",
+            "if (h < 0 || h > t.height) continue;",
+        ),
+        Mutant(
+            "stride",
+            "the residual is read a register apart",
+            "load_tap<PARTIAL>(residual + j * out.ldy",
+            "load_tap<PARTIAL>(residual + j * kLanes",
+            tests=_parity("block and gradients"),
+        ),
+    ),
+    *_in(
+        "cpu/dwconv_wgrad.cpp",
+        DWCONV_GRADIENTS,
+        Mutant(
+            "bound",
+            "the last kernel row is left out",
+            "(a.h - 1 + p.reach - h) / d + 1)",
+            "(a.h - 1 + p.reach - h) / d)",
+        ),
+        Mutant(
+            "bound",
+            "the last slab's sums are forgotten",
+            "slab < p.slabs; ++slab) total",
+            "slab + 1 < p.slabs; ++slab) total",
+        ),
+    ),
+    *_in(
+        "cpu/dwconv_wgrad.cpp",
+        _parity("dwconv and gradients and bfloat16", "avx512bf16"),
+        Mutant(
+            "bound",
+            "the last column of an odd width is not added",
+            "if (a.w % Word::kColumns) walk.single",
+            "if (a.w < Word::kColumns) walk.single",
+        ),
+        isa="avx512bf16",
+    ),
+    *_in(
+        "cpu/layernorm.cpp",
+        LAYERNORM_GRADIENTS,
+        Mutant(
+            "bound",
+            "the last row's gradient is forgotten",
+            "p < (unit + 1) * step && p < a.rows",
+            "p < (unit + 1) * step && p + 1 < a.rows",
+        ),
+        Mutant(
+            "bound",
+            "the last unit's sums are forgotten",
+            "unit < count; ++unit)",
+            "unit + 1 < count; ++unit)",
+        ),
+    ),
+    *_in(
+        "cpu/layernorm.h",
+        LAYERNORM,
+        Mutant("mask", "the variance counts channels beyond the last", "if (c == last) d *= norm.mask;", ""),
+        Mutant(
+            "formula", "there is no eps", "(variance < 0 ? 0 : variance) + norm.eps", "(variance < 0 ? 0 : variance)"
+        ),
+        Mutant(
+            "formula",
+            "the gradient lacks its mean",
+            "splat(-mean_xhat), g) - mean)",
+            "splat(-mean_xhat), g))",
+            tests=LAYERNORM_GRADIENTS,
+        ),
+    ),
+    *_in(
+        "cpu/grn.cpp",
+        GRN,
+        Mutant(
+            "stride",
+            "all images have the first one's factors",
+            "a.scale + p / a.pixels * padded",
+            "a.scale",
+            quick=True,
+        ),
+    ),
+    *_in(
+        "cpu/grn.h",
+        GRN_GRADIENTS,
+        Mutant(
+            "formula",
+            "the gradient divides by the mean norm once, not twice",
+            "float(channels) * inverse * inverse",
+            "float(channels) * inverse",
+        ),
+        Mutant(
+            "formula",
+            "a channel of zeros has no finite gradient",
+            "g == 0 ? Vec{} : change",
+            "change",
+            tests=("tests/ops/test_grn.py", "-k", "zeros and cpu"),
+        ),
+    ),
+    *_in(
+        "cpu/mlp.cpp",
+        MLP,
+        Mutant(
+            "stride",
+            "the drop factor is that of the tile's row",
+            "a.drop_scale[p / (a.h * a.w)]",
+            "a.drop_scale[row / (a.h * a.w)]",
+        ),
+        Mutant(
+            "formula",
+            "gamma does not scale the bias",
+            "(v + load(a.b2 + column)) * load(a.gamma + column)",
+            "v * load(a.gamma + column) + load(a.b2 + column)",
+        ),
+        Mutant(
+            "bound",
+            "the squares of the last unit are forgotten",
+            "unit < p.units; ++unit)",
+            "unit + 1 < p.units; ++unit)",
+        ),
+        Mutant(
+            "dtype",
+            "the hidden is kept after GELU",
+            "column, a.hidden, u);",
+            "column, a.hidden, gelu(u));",
+            tests=MLP_GRADIENTS,
+        ),
+    ),
+    *_in(
+        "cpu/gemm_f32.h",
+        MLP,
+        Mutant(
+            "formula",
+            "a chunk of the sum replaces the one before",
+            "acc[r.value][v.value] + load(sum)",
+            "acc[r.value][v.value]",
+        ),
+        Mutant(
+            "formula",
+            "the transposed weights lack gamma",
+            "store(out + j, scale ? v * scale[i] : v)",
+            "store(out + j, v)",
+            tests=MLP_GRADIENTS,
+        ),
+    ),
+    *_in(
+        "cpu/gemm_bf16.h",
+        BF16,
+        Mutant("stride", "a block begins with the tile's first row", "steps * kTile + row % 16 * 64", "steps * kTile"),
+        Mutant("stride", "rows of the next tile are one step too far", "(steps - 1) * kTile : 0", "steps * kTile : 0"),
+        isa="avx512bf16",
+    ),
+    *_in(
+        "cpu/mlp_backward.cpp",
+        MLP_GRADIENTS,
+        Mutant("formula", "gamma's gradient lacks the bias", "+ a.b2[c] * of_e[c]", ""),
+        Mutant(
+            "stride",
+            "the drop factor is that of the chunk's row",
+            "a.drop_scale[(pixel + i) / a.pixels]",
+            "a.drop_scale[i / a.pixels]",
+        ),
+        Mutant(
+            "formula", "GRN's result lacks its bias", "multiply_add(h.value, f, load(a.grn_bias + k))", "h.value * f"
+        ),
+        Mutant(
+            "bound",
+            "each group replaces the sums before",
+            "SumEpilogue{a.dw1, a.c, a.c, add}",
+            "SumEpilogue{a.dw1, a.c, a.c, false}",
+        ),
+    ),
+    *_in(
+        "cpu/downsample.cpp",
+        DOWNSAMPLE,
+        Mutant(
+            "stride",
+            "rows and columns of a patch are exchanged",
+            "(i * a.patch + j) * pad_channels",
+            "(j * a.patch + i) * pad_channels",
+        ),
+    ),
+    *_in(
+        "cpu/downsample_backward.cpp",
+        DOWNSAMPLE_GRADIENTS,
+        Mutant(
+            "stride",
+            "patches lie side by side in every row",
+            "(n * a.h + h * a.patch) * a.w + w * a.patch",
+            "(n * a.h + h) * a.w + w * a.patch",
+        ),
+        Mutant(
+            "state", "the weight's sums begin with what was there", "patch, patch, first > 0}", "patch, patch, true}"
+        ),
+    ),
+    *_in(
+        "cpu/gelu.h",
+        MLP_GRADIENTS,
+        Mutant("formula", "the slope takes the wrong tail", "x > 0 ? 1.0f - tail : tail", "x < 0 ? 1.0f - tail : tail"),
+    ),
+    *_in(
+        "cpu/vec.h",
+        DWCONV,
+        Mutant(
+            "bound",
+            "a pack of channels is one too narrow",
+            "for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];",
+            "for (int64_t i = 0; i + 1 < n; ++i) p[i] = lanes[i];",
+        ),
+    ),
+    *_in(
+        "cpu/ops.h",
+        DWCONV,
+        Mutant("stride", "taps are packed channels first", "weight[tap * c + i]", "weight[i * taps + tap]"),
+    ),
+    *_in(
+        "cpu/layout.cpp",
+        LAYERNORM,
+        Mutant(
+            "bound",
+            "the last column of a partial tile is left out",
+            "j < width; ++j) {",
+            "j + 1 < width; ++j) {",
+        ),
+    ),
+    *_in(
+        "cpu/parallel.h",
+        LAYERNORM,
+        Mutant(
+            "bound",
+            "rows that do not divide among the threads are left out",
+            "units * (rank_ + 1) / size_ * grain",
+            "units / size_ * (rank_ + 1) * grain",
+        ),
+    ),
+    *_in(
+        "cpu/parallel.cpp",
+        MLP,
+        Mutant(
+            "state",
+            "every second tile is left out",
+            "counter.fetch_add(1,",
+            "counter.fetch_add(2,",
+        ),
+    ),
+    *_in(
+        "bindings/forward.cpp",
+        _parity("mlp and forward"),
+        Mutant(
+            "state",
+            "the hidden is kept in another dtype",
+            "args.kept_dtype = dtype_of(kept_dtype);",
+            "args.kept_dtype = args.dtype;",
+            tests=("tests/ops/test_autocast.py", "-k", "bottleneck and cpu-avx2"),
+        ),
+    ),
+    *_in(
+        "bindings/support.h",
+        MLP,
+        Mutant("bound", "a parameter's last channel is zero", "c < columns ? from", "c + 1 < columns ? from"),
+    ),
+]

@@ -1,0 +1,290 @@
+"""Mutants of the Python layer: ops, dispatch, modules, interop, and the backends' own Python."""
+
+from collections.abc import Iterator
+
+from mutants import Mutant, parity, within
+
+
+def _in(file: str, tests: tuple[str, ...], *mutants: Mutant) -> Iterator[Mutant]:
+    return within(f"convnext_kernels/{file}", tests, "python", *mutants)
+
+
+AUTOCAST = ("tests/ops/test_autocast.py", "-k", "eager or dtypes or fp64")
+STALE = ("tests/backends/test_stale_weights.py", "-k", "cpu and (single or layers or inference or option) or let_go")
+LAYOUTS = ("tests/ops/test_layouts.py", "-k", "cpu-avx2")
+MODULES = ("tests/nn", "-k", "not triton and not cuda")
+ACCELERATE = (
+    "tests/interop/test_accelerate.py",
+    "-k",
+    "torchvision and (hooks_on_an_inner or restore or mixed_dtypes)",
+)
+
+MUTANTS = [
+    *_in(
+        "ops/library.py",
+        ("tests/ops/test_registration.py", "-k", "gradient and dwconv"),
+        Mutant(
+            "stride",
+            "fake gradients are contiguous",
+            "return [torch.empty_like(t) for t, needed",
+            "return [t.new_empty(t.shape) for t, needed",
+        ),
+        Mutant(
+            "stride",
+            "vmap takes the first dimension whatever was asked",
+            "leaf.select(dim, i)",
+            "leaf.select(0, i)",
+            tests=("tests/training/test_transforms.py", "-k", "func_on_every_op and eager"),
+        ),
+    ),
+    *_in(
+        "ops/dwconv.py",
+        ("tests/ops/test_gradients.py", "-k", "keeps_the_backend"),
+        Mutant(
+            "state",
+            "the gradient's backend is looked up late",
+            "ctx.backend = planner.requested_backend(backend)",
+            "ctx.backend = backend",
+            quick=True,
+        ),
+    ),
+    *_in(
+        "ops/norm.py",
+        AUTOCAST,
+        Mutant(
+            "dtype",
+            "norms run in autocast's dtype",
+            "cast_tensors(torch.float32, arguments)",
+            "cast_tensors(dtype, arguments)",
+        ),
+        Mutant(
+            "state",
+            "gradients of an empty batch are not zero",
+            "[torch.zeros_like(t) for t in gradients_like([x, weight, bias], needs)]",
+            "gradients_like([x, weight, bias], needs)",
+            tests=("tests/ops/test_empty_batch.py", "-k", "layernorm and eager"),
+        ),
+    ),
+    *_in(
+        "ops/mlp.py",
+        AUTOCAST,
+        Mutant(
+            "dtype",
+            "the residual sum stays in bf16 although gamma is fp32",
+            "x.to(torch.promote_types(x.dtype, gamma.dtype))",
+            "x",
+        ),
+    ),
+    *_in(
+        "ops/downsample.py",
+        AUTOCAST,
+        Mutant("dtype", "fp64 is cast under autocast", "None if x.dtype == torch.float64 else dtype", "dtype"),
+        Mutant(
+            "stride",
+            "the result is contiguous whatever x is",
+            "torch._prims_common.suggest_memory_format(x)",
+            "torch.contiguous_format",
+            tests=parity("eager and downsample and forward and float32"),
+        ),
+    ),
+    *_in(
+        "ops/checks.py",
+        ("tests/functional/test_errors.py",),
+        Mutant("bound", "a kernel of 32 is large enough", "MAX_KERNEL_SIZE = 31", "MAX_KERNEL_SIZE = 33"),
+        Mutant(
+            "bound",
+            "a patch may be larger than the image",
+            "weight.shape[2] > min(height, width)",
+            "weight.shape[2] > max(height, width)",
+        ),
+        Mutant("bound", "eps may be negative", "not math.isfinite(value) or value < 0", "not math.isfinite(value)"),
+        Mutant(
+            "formula",
+            "a weight may have too many rows",
+            "(rows is not None and weight.shape[0] != rows)",
+            "(rows is not None and weight.shape[0] < rows)",
+        ),
+    ),
+    *_in(
+        "ops/flops.py",
+        ("tests/ops/test_flops.py",),
+        Mutant(
+            "formula",
+            "a kernel counts its side only",
+            "2 * math.prod(x) * weight[-1] ** 2",
+            "2 * math.prod(x) * weight[-1]",
+        ),
+    ),
+    *_in(
+        "functional.py",
+        ("tests/ops/test_gradients.py", "-k", "nothing_is_kept and not triton"),
+        Mutant("state", "inference keeps what training wants", "torch.is_grad_enabled() and any(", "any("),
+    ),
+    *_in(
+        "planner/choose.py",
+        ("tests/planner",),
+        Mutant(
+            "formula",
+            "the environment goes before use_backend",
+            "if ambient is not None:",
+            "if ambient is not None and not os.environ.get(ENVIRONMENT_VARIABLE):",
+            quick=True,
+        ),
+        Mutant("state", "use_backend does not end", "_ambient.reset(token)", "pass"),
+        Mutant(
+            "formula",
+            "auto takes a backend that refuses",
+            "backend.unavailable() or backend.refuses(spec)",
+            "backend.unavailable()",
+        ),
+        Mutant(
+            "bound",
+            "192 channels are kept",
+            "spec.channels <= RECOMPUTED_CHANNELS",
+            "spec.channels < RECOMPUTED_CHANNELS",
+        ),
+    ),
+    *_in(
+        "nn/layers.py",
+        MODULES,
+        Mutant("formula", "kept samples are not scaled up", ".bernoulli_(keep).div_(keep)", ".bernoulli_(keep)"),
+        Mutant(
+            "formula",
+            "a dilated convolution is padded for none",
+            'positive_int("dilation", dilation) * (kernel_size - 1) // 2',
+            'positive_int("dilation", dilation) and kernel_size // 2',
+        ),
+    ),
+    *_in(
+        "nn/block.py",
+        MODULES,
+        Mutant(
+            "bound",
+            "gamma is there when its first value is zero",
+            "layer_scale_init_value > 0",
+            "layer_scale_init_value >= 0",
+        ),
+        Mutant(
+            "formula",
+            "drop path is on in inference",
+            "drop_scale=self.drop_path.scale(x)",
+            "drop_scale=self.drop_path.train().scale(x)",
+        ),
+    ),
+    *_in(
+        "interop/structure.py",
+        ACCELERATE,
+        Mutant(
+            "state",
+            "hooks before an inner forward are not seen",
+            "module._forward_hooks or module._forward_pre_hooks or module._backward_hooks",
+            "module._forward_hooks or module._backward_hooks",
+        ),
+        Mutant(
+            "formula",
+            "the tanh approximation passes for GELU",
+            'act.approximate != "none"',
+            "False",
+            tests=("tests/interop/test_timm.py",),
+        ),
+        Mutant("dtype", "mixed dtypes are served", "return not mixed or autocasting(x)", "return True"),
+    ),
+    *_in(
+        "interop/block.py",
+        ("tests/interop/test_accelerate.py", "-k", "torchvision and (logits or masks)"),
+        Mutant("state", "drop path is never on", "or not drop_path.training:", "or drop_path.training:"),
+        Mutant(
+            "dtype",
+            "masks are drawn in x's dtype under autocast",
+            "torch.promote_types(dtype, gamma.dtype)",
+            "x.dtype",
+            tests=("tests/training/test_transforms.py", "-k", "drop_path_draws"),
+        ),
+    ),
+    *_in(
+        "interop/timm.py",
+        ("tests/interop/test_timm.py",),
+        Mutant("state", "dropout in training is overlooked", "(dropout.training and dropout.p > 0)", "dropout.p > 1"),
+    ),
+    *_in(
+        "interop/swap.py",
+        ACCELERATE,
+        Mutant("state", "restore leaves an option behind", "delattr(module, MEMORY)", "pass"),
+    ),
+    *_in(
+        "backends/cpu/packed.py",
+        STALE,
+        Mutant(
+            "state",
+            "in-place changes of single elements are not seen",
+            "None if t.is_inference() else t._version",
+            "None",
+        ),
+        Mutant(
+            "state",
+            "writes through .data are not seen",
+            "entry.facts == facts and checksum(entry.regions) == entry.checksum",
+            "entry.facts == facts",
+        ),
+        Mutant("state", "tensors without a version are read in part", "in_full or t.is_inference()", "in_full"),
+        Mutant("state", "weights that are gone stay packed", "if other.reference.expired()", "if False"),
+    ),
+    *_in(
+        "backends/cpu/bottleneck.py",
+        parity("cpu-avx2 and block and forward and float32"),
+        Mutant(
+            "state",
+            "packed with one eps, used with another",
+            "side, dilation, eps, grn_eps)\n",
+            "side, dilation, grn_eps)\n",
+            tests=STALE,
+        ),
+        Mutant("formula", "GRN has no bias", "if p.grn_bias is not None:", "if False:"),
+    ),
+    *_in(
+        "backends/cpu/layout.py",
+        LAYOUTS,
+        Mutant(
+            "stride", "what is not contiguous is transposed as if it were", "if not x.is_contiguous():", "if False:"
+        ),
+        Mutant("stride", "the result's strides are taken for dense ones", "if not out.is_contiguous():", "if False:"),
+        Mutant(
+            "stride",
+            "a parameter is read in its own order",
+            ".to(torch.float32).contiguous().flatten()",
+            ".to(torch.float32)",
+        ),
+    ),
+    *_in(
+        "backends/cpu/dwconv.py",
+        parity("cpu-avx2 and dwconv and gradients"),
+        Mutant("stride", "the input gradient does not flip the weights", "w = w.flip(0)", "pass"),
+        Mutant("state", "flipped weights pass for the others", '"dwconv", dilation, flipped)', '"dwconv", dilation)'),
+    ),
+    *_in(
+        "backends/cpu/downsample.py",
+        parity("cpu-avx2 and downsample and gradients and float32"),
+        Mutant("state", "pixels in no patch have no zero", "written.zero_()", "pass"),
+    ),
+    *_in(
+        "backends/eager/mlp.py",
+        parity("eager and mlp and gradients and float32"),
+        Mutant("formula", "gamma's gradient lacks the bias", "+ _cast(p.pwconv2_bias, x.dtype) * scaled_sum", ""),
+    ),
+    *_in(
+        "backends/eager/grn.py",
+        ("tests/ops/test_grn.py", "-k", "eager"),
+        Mutant(
+            "formula",
+            "a channel of zeros has no finite gradient",
+            "torch.where(norm > 0, dnorm / norm, torch.zeros_like(norm))",
+            "dnorm / norm",
+        ),
+        Mutant(
+            "dtype",
+            "the norm is summed in fp16",
+            "keepdim=True, dtype=_accumulation_dtype(x.dtype))",
+            "keepdim=True, dtype=x.dtype)",
+        ),
+    ),
+]

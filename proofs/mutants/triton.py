@@ -1,0 +1,293 @@
+"""Mutants of the Triton kernels and of what the GPU backends share, run in Triton's interpreter."""
+
+from collections.abc import Iterator
+
+from mutants import Mutant, parity, within
+
+
+def _in(file: str, tests: tuple[str, ...], *mutants: Mutant) -> Iterator[Mutant]:
+    return within(f"convnext_kernels/backends/{file}", tests, "python", *mutants)
+
+
+def _parity(expression: str) -> tuple[str, ...]:
+    return parity(f"triton and {expression}")
+
+
+DWCONV, DWCONV_GRADIENTS = _parity("dwconv and forward"), _parity("dwconv and gradients")
+LAYERNORM, LAYERNORM_GRADIENTS = _parity("layernorm and forward"), _parity("layernorm and gradients")
+GRN, GRN_GRADIENTS = _parity("grn and forward"), _parity("grn and gradients")
+MLP, MLP_GRADIENTS = _parity("mlp and forward"), _parity("mlp and gradients")
+DOWNSAMPLE, DOWNSAMPLE_GRADIENTS = _parity("downsample and forward"), _parity("downsample and gradients")
+
+MUTANTS = [
+    *_in(
+        "triton/dwconv_forward.py",
+        DWCONV,
+        Mutant(
+            "bound",
+            "the image's first column is not loaded",
+            "if FIRST + j >= 0 and FIRST + j < W:",
+            "if FIRST + j > 0 and FIRST + j < W:",
+        ),
+        Mutant("mask", "columns left of the image are loaded", "(at >= 0) & (at < W)", "at < W"),
+        Mutant(
+            "bound",
+            "a strip lacks the last row below it",
+            "tl.minimum(end + P, height)",
+            "tl.minimum(end + P - 1, height)",
+        ),
+        Mutant(
+            "bound",
+            "the last kernel row is left out",
+            "tl.minimum(P + (H - 1 - o) // D + 1, K)",
+            "tl.minimum(P + (H - 1 - o) // D, K)",
+        ),
+        Mutant(
+            "stride",
+            "the input gradient turns the weights in one direction only",
+            "(K - 1 - i // K) * WEIGHT[1] + (K - 1 - i % K) * WEIGHT[2]",
+            "(K - 1 - i // K) * WEIGHT[1] + (i % K) * WEIGHT[2]",
+            tests=DWCONV_GRADIENTS,
+        ),
+    ),
+    *_in(
+        "triton/dwconv.py",
+        ("tests/ops/test_layouts.py", "-k", "triton and dwconv"),
+        Mutant(
+            "state",
+            "a result in other strides is not copied back",
+            "return out if target.tensor is out else out.copy_(target.tensor)",
+            "return out",
+        ),
+    ),
+    *_in(
+        "triton/dwconv_wgrad.py",
+        DWCONV_GRADIENTS,
+        Mutant(
+            "bound",
+            "rows that only the last kernel row meets are left out",
+            "height - P + kh + KH - 1)",
+            "height - P + kh)",
+        ),
+        Mutant(
+            "mask", "columns beyond the last sample are added", "inside = item < samples * GROUPS", "inside = item >= 0"
+        ),
+        Mutant("bound", "the bias is summed by the wrong kernel rows", "kh == P // KH * KH", "kh == 0"),
+        Mutant(
+            "stride",
+            "kernel rows and columns of the result are swapped",
+            "(tap // K) * DW[1] + (tap % K) * DW[2]",
+            "(tap % K) * DW[1] + (tap // K) * DW[2]",
+        ),
+    ),
+    *_in(
+        "triton/layernorm.py",
+        LAYERNORM,
+        Mutant(
+            "mask",
+            "the variance counts channels beyond the last",
+            "d = tl.where(inside, x - mean[:, None], 0.0)",
+            "d = x - mean[:, None]",
+            quick=True,
+        ),
+        Mutant(
+            "formula",
+            "the variance is the unbiased one",
+            "tl.sum(d * d, axis=1) / C",
+            "tl.sum(d * d, axis=1) / (C - 1)",
+        ),
+        Mutant(
+            "formula",
+            "the input gradient lacks its mean",
+            "rstd * (g - along_mean - xhat * along_xhat)",
+            "rstd * (g - xhat * along_xhat)",
+            tests=LAYERNORM_GRADIENTS,
+        ),
+        Mutant(
+            "mask",
+            "pixels in no patch have a gradient",
+            "held = inside & whole[:, None]",
+            "held = inside",
+            tests=DOWNSAMPLE_GRADIENTS,
+        ),
+        Mutant(
+            "stride",
+            "samples are merged although patches end with each",
+            "extent(source, target, merge=patch == 1)",
+            "extent(source, target)",
+            tests=DOWNSAMPLE,
+        ),
+    ),
+    *_in(
+        "triton/layernorm_wide.py",
+        ("tests/ops/test_layernorm.py", "-k", "triton"),
+        Mutant(
+            "mask",
+            "the variance counts channels beyond the last",
+            "tl.where(c < C, load_channels(x_row, c, stride_c, C) - mean, 0.0)",
+            "load_channels(x_row, c, stride_c, C) - mean",
+        ),
+    ),
+    *_in(
+        "triton/reduce.py",
+        LAYERNORM_GRADIENTS,
+        Mutant(
+            "bound",
+            "the last part is forgotten",
+            "for start in range(begin, end, BLOCK_P):",
+            "for start in range(begin, end - 1, BLOCK_P):",
+        ),
+    ),
+    *_in(
+        "triton/grn.py",
+        GRN,
+        Mutant(
+            "stride",
+            "all samples share the first one's sums",
+            "base = partials_ptr + n.to(tl.int64) * tiles * C",
+            "base = partials_ptr",
+        ),
+        Mutant(
+            "formula",
+            "the response is not one plus",
+            "mask=c < C)\n\n\n@triton.jit(do_not_specialize=COUNTS)\ndef grn_apply_kernel",
+            "mask=c >= C)\n\n\n@triton.jit(do_not_specialize=COUNTS)\ndef grn_apply_kernel",
+        ),
+        Mutant(
+            "bound",
+            "the gradient's mean is of padded channels",
+            "s = tl.sum(norm, axis=0) / C + eps",
+            "s = tl.sum(norm, axis=0) / BLOCK_C + eps",
+            tests=GRN_GRADIENTS,
+        ),
+        Mutant(
+            "formula",
+            "the gradient forgets the mean of the norms",
+            "dnorm = q / s - tl.sum(q * response, axis=0) / C / s",
+            "dnorm = q / s",
+            tests=GRN_GRADIENTS,
+        ),
+        Mutant(
+            "formula",
+            "a channel of zeros has no finite gradient",
+            "tl.where(positive, dnorm / tl.where(positive, norm, 1.0), 0.0)",
+            "dnorm / norm",
+            tests=("tests/ops/test_grn.py", "-k", "triton"),
+        ),
+    ),
+    *_in(
+        "triton/mlp_tiles.py",
+        MLP,
+        Mutant(
+            "mask",
+            "the variance counts channels beyond the last",
+            "d = tl.where((j * BC + tl.arange(0, BC) < C)[None, :], d, 0.0)",
+            "d += 0.0",
+        ),
+        Mutant(
+            "formula", "the second product has no bias", "z += load_vector(bias_ptr, c, c < C)[None, :]", "z += 0.0"
+        ),
+        Mutant(
+            "stride", "all samples have the first one's drop factor", "n + p // sample_pixels, inside", "p * 0, inside"
+        ),
+    ),
+    *_in(
+        "triton/mlp_fused.py",
+        MLP,
+        Mutant(
+            "mask",
+            "GRN's sums count pixels beyond the last",
+            "tl.where(inside[:, None], square * square, 0.0)",
+            "square * square",
+        ),
+        Mutant(
+            "formula",
+            "GELU is kept in the place of what enters it",
+            "tl.store(where, u.to(compute)",
+            "tl.store(where, gelu(u).to(compute)",
+            tests=MLP_GRADIENTS,
+        ),
+    ),
+    *_in(
+        "triton/mlp_gemm.py",
+        MLP,
+        Mutant("formula", "the variance is about the first channel", "/ C - deviation * deviation", "/ C"),
+        Mutant(
+            "stride",
+            "all samples read the hidden of the first",
+            "row = (n.to(tl.int64) * pixels + p)[:, None] * HIDDEN",
+            "row = p.to(tl.int64)[:, None] * HIDDEN",
+        ),
+    ),
+    *_in(
+        "triton/mlp_backward.py",
+        MLP_GRADIENTS,
+        Mutant(
+            "formula",
+            "GRN's gradient forgets the norm",
+            "(dg * scale + h * per_h) * derivative",
+            "dg * scale * derivative",
+        ),
+        Mutant(
+            "bound",
+            "LayerNorm's gradient takes the mean of padded channels",
+            "along_mean = along_mean / C",
+            "along_mean = along_mean / (BC * PIECES)",
+        ),
+        Mutant(
+            "formula",
+            "the weight gradient forgets the drop factor",
+            "a.to(tl.float32) * load_vector(drop_scale_ptr, p // sample_pixels, inside)[None, :]",
+            "a.to(tl.float32)",
+        ),
+        Mutant(
+            "formula",
+            "gamma's gradient lacks the bias",
+            "dgamma += d * tl.load(b2_ptr + c).to(tl.float32)",
+            "dgamma += 0.0",
+        ),
+        Mutant("formula", "the second weight's gradient lacks gamma", "(g2 * gamma).to(dw2_ptr", "g2.to(dw2_ptr"),
+    ),
+    *_in(
+        "triton/mlp_pointwise.py",
+        MLP_GRADIENTS,
+        Mutant(
+            "formula",
+            "the products' gradient lacks gamma",
+            "dz = d * load_vector(gamma_ptr, c, c < C)[None, :]",
+            "dz = d",
+        ),
+    ),
+    *_in(
+        "triton/gelu.py",
+        MLP_GRADIENTS,
+        Mutant("formula", "exp2 has exp's constant", "* -0.7213475204444817", "* -0.5"),
+    ),
+    *_in(
+        "gpu/downsample.py",
+        DOWNSAMPLE,
+        Mutant(
+            "stride",
+            "rows and columns of the kernel are swapped",
+            "permute(0, 2, 3, 1).flatten(1)",
+            "permute(0, 3, 2, 1).flatten(1)",
+        ),
+        Mutant(
+            "stride",
+            "the weight's gradient has its rows and columns swapped",
+            "view(features, side, side, channels).permute(0, 3, 1, 2)",
+            "view(features, side, side, channels).permute(0, 3, 2, 1)",
+            tests=DOWNSAMPLE_GRADIENTS,
+        ),
+    ),
+    *_in(
+        "gpu/mlp_library.py",
+        MLP_GRADIENTS,
+        Mutant(
+            "formula",
+            "gamma's gradient lacks the bias",
+            'gradients["gamma"] += flat(p.pwconv2_bias).float() * d_sum',
+            "pass",
+        ),
+    ),
+]
