@@ -7,10 +7,12 @@ namespace cnk::cpu {
 namespace portable {
 extern const IsaOps kOps;
 }
-#if defined(CNK_HAS_X86)
+#if defined(CNK_HAS_AVX2)
 namespace avx2 {
 extern const IsaOps kOps;
 }
+#endif
+#if defined(CNK_HAS_AVX512)
 namespace avx512 {
 extern const IsaOps kOps;
 }
@@ -26,9 +28,11 @@ const IsaOps* isa_ops(Isa isa) {
   switch (isa) {
     case Isa::kPortable:
       return &portable::kOps;
-#if defined(CNK_HAS_X86)
+#if defined(CNK_HAS_AVX2)
     case Isa::kAvx2:
       return &avx2::kOps;
+#endif
+#if defined(CNK_HAS_AVX512)
     case Isa::kAvx512:
       return &avx512::kOps;
     case Isa::kAvx512Bf16:

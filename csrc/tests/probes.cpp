@@ -7,10 +7,12 @@ namespace cnk::cpu {
 namespace portable {
 extern const test::Probe kProbe;
 }
-#if defined(CNK_HAS_X86)
+#if defined(CNK_HAS_AVX2)
 namespace avx2 {
 extern const test::Probe kProbe;
 }
+#endif
+#if defined(CNK_HAS_AVX512)
 namespace avx512 {
 extern const test::Probe kProbe;
 }
@@ -38,9 +40,11 @@ const Probe* isa_probe(cpu::Isa isa) {
   switch (isa) {
     case cpu::Isa::kPortable:
       return &cpu::portable::kProbe;
-#if defined(CNK_HAS_X86)
+#if defined(CNK_HAS_AVX2)
     case cpu::Isa::kAvx2:
       return &cpu::avx2::kProbe;
+#endif
+#if defined(CNK_HAS_AVX512)
     case cpu::Isa::kAvx512:
       return &cpu::avx512::kProbe;
     case cpu::Isa::kAvx512Bf16:
@@ -54,7 +58,7 @@ const Probe* isa_probe(cpu::Isa isa) {
 }
 
 Emulated isa_emulated(cpu::Isa isa) {
-#if defined(CNK_HAS_X86)
+#if defined(CNK_HAS_AVX512)
   if (isa == cpu::Isa::kAvx512Bf16)
     return {&cpu::avx512bf16_emulated::kOps, &cpu::avx512bf16_emulated::kProbe};
   if (isa == cpu::Isa::kAmx) return {&cpu::amx_emulated::kOps, &cpu::amx_emulated::kProbe};
