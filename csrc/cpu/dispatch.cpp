@@ -4,9 +4,11 @@
 
 namespace cnk::cpu {
 
+#if defined(CNK_HAS_PORTABLE)
 namespace portable {
 extern const IsaOps kOps;
 }
+#endif
 #if defined(CNK_HAS_AVX2)
 namespace avx2 {
 extern const IsaOps kOps;
@@ -16,9 +18,13 @@ extern const IsaOps kOps;
 namespace avx512 {
 extern const IsaOps kOps;
 }
+#endif
+#if defined(CNK_HAS_AVX512BF16)
 namespace avx512bf16 {
 extern const IsaOps kOps;
 }
+#endif
+#if defined(CNK_HAS_AMX)
 namespace amx {
 extern const IsaOps kOps;
 }
@@ -26,8 +32,10 @@ extern const IsaOps kOps;
 
 const IsaOps* isa_ops(Isa isa) {
   switch (isa) {
+#if defined(CNK_HAS_PORTABLE)
     case Isa::kPortable:
       return &portable::kOps;
+#endif
 #if defined(CNK_HAS_AVX2)
     case Isa::kAvx2:
       return &avx2::kOps;
@@ -35,8 +43,12 @@ const IsaOps* isa_ops(Isa isa) {
 #if defined(CNK_HAS_AVX512)
     case Isa::kAvx512:
       return &avx512::kOps;
+#endif
+#if defined(CNK_HAS_AVX512BF16)
     case Isa::kAvx512Bf16:
       return &avx512bf16::kOps;
+#endif
+#if defined(CNK_HAS_AMX)
     case Isa::kAmx:
       return &amx::kOps;
 #endif
