@@ -44,6 +44,7 @@ def test_eager_keeps_a_multiple(script, use_grn, expected):
     assert not row.exceeds
 
 
+@pytest.mark.extended
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="torch.compile needs a compiler")
 @pytest.mark.filterwarnings("default")  # torch.compile's own
 def test_what_a_compiled_block_keeps_is_seen(script):

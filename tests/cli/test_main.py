@@ -104,6 +104,7 @@ cli.main(["demo", "--model", "timm/test_convnext", "--size", "32", "--repeats", 
 """
 
 
+@pytest.mark.extended  # tests/cli/test_bench.py has one in every run
 def test_ctrl_c_ends_with_130():
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED],

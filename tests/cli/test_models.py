@@ -28,6 +28,7 @@ def test_unknown_model(fails):
     fails("models", "convnext_basse", words=("unknown model 'convnext_basse'; close: convnext_base",))
 
 
+@pytest.mark.extended
 def test_roadmap(run, tmp_path):
     shown = run("roadmap", "--report", str(tmp_path / "new")).stdout
     assert "BN to LN: printed 4.46, but a LayerNorm counts what a BatchNorm does" in " ".join(shown.split())

@@ -451,6 +451,7 @@ def torchrun(run_python, *arguments, **environment):
     )
 
 
+@pytest.mark.extended
 def test_two_processes_train_what_one_does(script, run_python, train, pictures, tmp_path, monkeypatch):
     augmentation = script.transform
     monkeypatch.setattr(script, "transform", lambda size, recipe: augmentation(size, None))
