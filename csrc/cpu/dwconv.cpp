@@ -73,7 +73,7 @@ CNK_INLINE void add_taps(Vec (&acc)[COLUMNS], const float* weight, const T* x, i
   for (int k = 0; k < TAPS; ++k) taps[k] = load(weight + k * kChannelAlign);
   CNK_UNROLL
   for (int j = 0; j < COLUMNS + TAPS - 1; ++j) {
-    if (!CHECKED || (inside >> j & 1)) {
+    if (!CHECKED || (inside >> j & 1)) [[likely]] {
       Vec v = load_tap<PARTIAL>(x, valid);
       if (TAPS > 1) v = in_register(v);
       CNK_UNROLL

@@ -36,7 +36,9 @@ struct Pairs {
 #endif
 
 // The word of two columns of bf16.
-CNK_INLINE Vec join(Vec first, Vec second) { return (Vec)((((VecI)first >> 16) & 0xffff) | (VecI)second); }
+[[maybe_unused]] CNK_INLINE Vec join(Vec first, Vec second) {
+  return (Vec)((((VecI)first >> 16) & 0xffff) | (VecI)second);
+}
 
 struct Plan {
   int64_t together;  // registers of channels gathered at once: a cache line of each pixel

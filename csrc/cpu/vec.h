@@ -303,9 +303,17 @@ CNK_INLINE void unroll(F&& f) {
 // with the second.
 namespace detail {
 template <int... I>
+CNK_INLINE Vec shuffle(Vec a, Vec b) {
+#if __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(a, b, I...);
+#else  // g++ 11
+  return __builtin_shuffle(a, b, VecI{I...});
+#endif
+}
+template <int... I>
 CNK_INLINE void interleave(Vec a, Vec b, Vec* low, Vec* high, std::integer_sequence<int, I...>) {
-  *low = __builtin_shufflevector(a, b, (I / 2 + I % 2 * kLanes)...);
-  *high = __builtin_shufflevector(a, b, (I / 2 + I % 2 * kLanes + kLanes / 2)...);
+  *low = shuffle<(I / 2 + I % 2 * kLanes)...>(a, b);
+  *high = shuffle<(I / 2 + I % 2 * kLanes + kLanes / 2)...>(a, b);
 }
 }  // namespace detail
 
