@@ -4,19 +4,27 @@
 
 namespace cnk::cpu {
 
+#if defined(CNK_HAS_PORTABLE)
 namespace portable {
 extern const IsaOps kOps;
 }
-#if defined(CNK_HAS_X86)
+#endif
+#if defined(CNK_HAS_AVX2)
 namespace avx2 {
 extern const IsaOps kOps;
 }
+#endif
+#if defined(CNK_HAS_AVX512)
 namespace avx512 {
 extern const IsaOps kOps;
 }
+#endif
+#if defined(CNK_HAS_AVX512BF16)
 namespace avx512bf16 {
 extern const IsaOps kOps;
 }
+#endif
+#if defined(CNK_HAS_AMX)
 namespace amx {
 extern const IsaOps kOps;
 }
@@ -24,15 +32,23 @@ extern const IsaOps kOps;
 
 const IsaOps* isa_ops(Isa isa) {
   switch (isa) {
+#if defined(CNK_HAS_PORTABLE)
     case Isa::kPortable:
       return &portable::kOps;
-#if defined(CNK_HAS_X86)
+#endif
+#if defined(CNK_HAS_AVX2)
     case Isa::kAvx2:
       return &avx2::kOps;
+#endif
+#if defined(CNK_HAS_AVX512)
     case Isa::kAvx512:
       return &avx512::kOps;
+#endif
+#if defined(CNK_HAS_AVX512BF16)
     case Isa::kAvx512Bf16:
       return &avx512bf16::kOps;
+#endif
+#if defined(CNK_HAS_AMX)
     case Isa::kAmx:
       return &amx::kOps;
 #endif

@@ -4,26 +4,38 @@
 
 namespace cnk::cpu {
 
+#if defined(CNK_HAS_PORTABLE)
 namespace portable {
 extern const test::Probe kProbe;
 }
-#if defined(CNK_HAS_X86)
+#endif
+#if defined(CNK_HAS_AVX2)
 namespace avx2 {
 extern const test::Probe kProbe;
 }
+#endif
+#if defined(CNK_HAS_AVX512)
 namespace avx512 {
 extern const test::Probe kProbe;
 }
+#endif
+#if defined(CNK_HAS_AVX512BF16)
 namespace avx512bf16 {
 extern const test::Probe kProbe;
 }
+#endif
+#if defined(CNK_HAS_AMX)
 namespace amx {
 extern const test::Probe kProbe;
 }
+#endif
+#if defined(CNK_HAS_AVX512BF16_EMULATED)
 namespace avx512bf16_emulated {
 extern const IsaOps kOps;
 extern const test::Probe kProbe;
 }  // namespace avx512bf16_emulated
+#endif
+#if defined(CNK_HAS_AMX_EMULATED)
 namespace amx_emulated {
 extern const IsaOps kOps;
 extern const test::Probe kProbe;
@@ -36,15 +48,23 @@ namespace cnk::test {
 
 const Probe* isa_probe(cpu::Isa isa) {
   switch (isa) {
+#if defined(CNK_HAS_PORTABLE)
     case cpu::Isa::kPortable:
       return &cpu::portable::kProbe;
-#if defined(CNK_HAS_X86)
+#endif
+#if defined(CNK_HAS_AVX2)
     case cpu::Isa::kAvx2:
       return &cpu::avx2::kProbe;
+#endif
+#if defined(CNK_HAS_AVX512)
     case cpu::Isa::kAvx512:
       return &cpu::avx512::kProbe;
+#endif
+#if defined(CNK_HAS_AVX512BF16)
     case cpu::Isa::kAvx512Bf16:
       return &cpu::avx512bf16::kProbe;
+#endif
+#if defined(CNK_HAS_AMX)
     case cpu::Isa::kAmx:
       return &cpu::amx::kProbe;
 #endif
@@ -54,9 +74,11 @@ const Probe* isa_probe(cpu::Isa isa) {
 }
 
 Emulated isa_emulated(cpu::Isa isa) {
-#if defined(CNK_HAS_X86)
+#if defined(CNK_HAS_AVX512BF16_EMULATED)
   if (isa == cpu::Isa::kAvx512Bf16)
     return {&cpu::avx512bf16_emulated::kOps, &cpu::avx512bf16_emulated::kProbe};
+#endif
+#if defined(CNK_HAS_AMX_EMULATED)
   if (isa == cpu::Isa::kAmx) return {&cpu::amx_emulated::kOps, &cpu::amx_emulated::kProbe};
 #endif
   (void)isa;

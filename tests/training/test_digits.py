@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from convnext_kernels import backends
 from convnext_kernels.models import ConvNeXt, load_weights
+from tests.shapes import chosen
 
 for library in ("matplotlib", "PIL", "safetensors", "sklearn"):
     pytest.importorskip(library)
@@ -255,6 +256,7 @@ def environment():
     return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
 
 
+@chosen(lambda moment: moment == "writing")
 @pytest.mark.parametrize(("moment", "epochs"), [("writing", 1), ("before", 1), ("after", 2)])
 def test_killed_at_the_checkpoint(train, whole, tmp_path, moment, epochs):
     arguments = [str(a) for a in (*V1, "--output", tmp_path)]
