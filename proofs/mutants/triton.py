@@ -72,7 +72,7 @@ MUTANTS = [
         Mutant(
             "mask", "columns beyond the last sample are added", "inside = item < samples * GROUPS", "inside = item >= 0"
         ),
-        Mutant("bound", "the bias is summed by the wrong kernel rows", "kh == P // KH * KH", "kh == 0"),
+        Mutant("bound", "the bias is summed where another kernel row is", "dy[(P % KH) * Q :], Q)", "dy, Q)"),
         Mutant(
             "stride",
             "kernel rows and columns of the result are swapped",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.operators import OPERATORS, to
+from tests.operators import OPERATORS, gradients, to
 from tests.shapes import DTYPES, KERNELS, Case, chosen
 from tests.tolerance import assert_as_good_as_eager
 
@@ -44,3 +44,18 @@ def test_eps_is_used(eps, kernel):
     y = OPERATORS["layernorm"].serve(kernel, **arguments)
     eager, reference = (OPERATORS["layernorm"].reference(**to(arguments, d)) for d in (torch.float, torch.double))
     assert_as_good_as_eager(y, eager, reference)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_more_channels_than_registers_hold(dtype, backend):
+    """Above 8192 a GPU walks over a pixel's channels, here five blocks of them, the last one not full."""
+    operator = OPERATORS["layernorm"]
+    arguments = operator.arguments(Case("no whole number of blocks", n=1, c=8200, h=1, w=3), dtype)
+    arguments["x"] = arguments["x"] + 3  # else what a mask leaves out is near zero anyway
+    dy = torch.randn_like(arguments["x"])
+    eager, reference = operator.reference(**arguments), operator.reference(**to(arguments, torch.double))
+    assert_as_good_as_eager(operator.serve(backend, **arguments), eager, reference)
+    eager = gradients(operator.reference, arguments, dy)
+    reference = gradients(operator.reference, to(arguments, torch.double), dy.double())
+    for name, actual in gradients(lambda **a: operator.serve(backend, **a), arguments, dy).items():
+        assert_as_good_as_eager(actual, eager[name], reference[name], what=f"gradient of {name}", scale=1.0)
