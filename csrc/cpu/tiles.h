@@ -11,7 +11,8 @@
 #include "cpu/tile_scope.h"
 #include "cpu/vec.h"
 
-#if defined(__AMX_BF16__) || defined(CNK_EMULATE_TILES)
+// clang 15 writes __AMXBF16__.
+#if defined(__AMX_BF16__) || defined(__AMXBF16__) || defined(CNK_EMULATE_TILES)
 #define CNK_HAS_TILES
 #endif
 

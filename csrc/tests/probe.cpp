@@ -49,7 +49,7 @@ void store_some(DType dtype, const float* x, int64_t n, void* y) {
   with_type(dtype, [&](auto type) { store_partial(static_cast<decltype(type)*>(y), load(x), n); });
 }
 
-#if defined(__AMX_BF16__)
+#if defined(__AMX_BF16__) || defined(__AMXBF16__)
 struct TileConfiguration {
   uint8_t bytes[64];
 };
