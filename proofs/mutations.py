@@ -384,7 +384,9 @@ def main(subjects: tuple[str, ...], text: str, quick: bool, listing: bool, jobs:
     console.print(notes.table(), highlight=False)
     for text in notes.summary():
         click.echo(text)
-    click.echo(f"{(time.perf_counter() - began) / 60:.1f} minutes, {jobs} at a time")
+    used = os.times()
+    cores = (used.children_user + used.children_system) / 60
+    click.echo(f"{(time.perf_counter() - began) / 60:.1f} minutes, {jobs} at a time; {cores:.1f} minutes of one core")
     for task in tasks:
         task.result()
     sys.exit(any(not outcome.caught for outcome in notes.outcomes.values()))
