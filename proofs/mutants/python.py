@@ -117,7 +117,7 @@ MUTANTS = [
     ),
     *_in(
         "functional.py",
-        ("tests/ops/test_gradients.py", "-k", "nothing_is_kept and not triton"),
+        ("tests/ops/test_memory.py", "-k", "inference"),
         Mutant("state", "inference keeps what training wants", "torch.is_grad_enabled() and any(", "any("),
     ),
     *_in(
@@ -196,9 +196,9 @@ MUTANTS = [
         Mutant(
             "dtype",
             "masks are drawn in x's dtype under autocast",
-            "torch.promote_types(dtype, gamma.dtype)",
-            "x.dtype",
-            tests=("tests/training/test_transforms.py", "-k", "drop_path_draws"),
+            "dtype = torch.get_autocast_dtype(x.device.type)",
+            "dtype = x.dtype",
+            tests=("tests/interop/test_accelerate.py", "-k", "timm-v2 and test_autocast"),
         ),
     ),
     *_in(
