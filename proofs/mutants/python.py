@@ -193,13 +193,6 @@ MUTANTS = [
         "interop/block.py",
         ("tests/interop/test_accelerate.py", "-k", "torchvision and (logits or masks)"),
         Mutant("state", "drop path is never on", "or not drop_path.training:", "or drop_path.training:"),
-        Mutant(
-            "dtype",
-            "masks are drawn in x's dtype under autocast",
-            "dtype = torch.get_autocast_dtype(x.device.type)",
-            "dtype = x.dtype",
-            tests=("tests/interop/test_accelerate.py", "-k", "timm-v2 and test_autocast"),
-        ),
     ),
     *_in(
         "interop/timm.py",
@@ -279,12 +272,6 @@ MUTANTS = [
             "a channel of zeros has no finite gradient",
             "torch.where(norm > 0, dnorm / norm, torch.zeros_like(norm))",
             "dnorm / norm",
-        ),
-        Mutant(
-            "dtype",
-            "the norm is summed in fp16",
-            "keepdim=True, dtype=_accumulation_dtype(x.dtype))",
-            "keepdim=True, dtype=x.dtype)",
         ),
     ),
 ]
