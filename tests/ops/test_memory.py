@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from convnext_kernels import BackendError, FusedConvNeXtBlock, functional
 from tests import reference
-from tests.operators import OPERATORS, gradients
+from tests.operators import OPERATORS, gradients, with_gradients
 from tests.shapes import TRITON, Case, chosen
 
 CASE = Case("wide enough for the planner's auto to keep the hidden", n=2, c=208, h=5, w=6)
@@ -78,3 +79,21 @@ def test_refusals_are_still_refusals():
     arguments = OPERATORS["block"].arguments(VARIANTS["v1"], torch.float64)
     with pytest.raises(BackendError, match=r"float64|not available"):
         functional.convnext_block(**arguments, memory="min", backend="triton")
+
+
+@pytest.mark.parametrize("op", ["mlp", "block"])
+def test_inference_keeps_nothing(op):
+    """Also where the weights want gradients: the hidden is not even allocated."""
+    kept = []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is getattr(torch.ops.convnext_kernels, op).default:
+                kept.append(args[-2])
+            return function(*args, **(kwargs or {}))
+
+    arguments = with_gradients(OPERATORS[op].arguments(CASE, torch.float32))
+    for context in (torch.enable_grad(), torch.no_grad()):
+        with context, Calls():
+            OPERATORS[op].serve("eager", **arguments)
+    assert kept == ["auto", "nothing"]

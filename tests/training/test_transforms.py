@@ -168,7 +168,7 @@ def test_func_on_every_op(op, backend):
     jacobian = jacrev(lambda x: (run(x, *values[1:]) * dy).sum((1, 2, 3)))(values[0])
     torch.testing.assert_close(jacobian.sum(0), expected[0])
     xs = torch.stack([values[0], 2 * values[0], -values[0]])
-    batched = vmap(lambda x: run(x, *values[1:]))(xs)
+    batched = vmap(lambda x: run(x, *values[1:]), in_dims=1)(xs.movedim(0, 1))
     torch.testing.assert_close(batched, torch.stack([run(x, *values[1:]) for x in xs]))
     both = vmap(run)(*[torch.stack([v, 0.5 * v]) for v in values])
     torch.testing.assert_close(both, torch.stack([run(*values), run(*[0.5 * v for v in values])]))
