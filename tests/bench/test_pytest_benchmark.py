@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,9 @@ def test_its_options_count_and_wrong_numbers_fail(tmp_path):
     options = ("--benchmark-only", "--benchmark-min-rounds=7", "--benchmark-max-time=0", f"--benchmark-json={file}")
     command = [sys.executable, "-m", "pytest", "benchmarks", "--quick", "-k", "layernorm and not compile", *options]
     command += ["-p", "broken", "-o", f"pythonpath={tmp_path}", "-p", "no:cacheprovider"]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}  # a worker of pytest-xdist times nothing
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], env=clean, capture_output=True, text=True)
+    assert done.stdout, done.stderr
     summary = done.stdout.splitlines()[-1]
     assert "1 failed, 5 passed" in summary, done.stdout + done.stderr
     assert "error" not in summary, done.stdout
