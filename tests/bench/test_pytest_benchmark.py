@@ -23,7 +23,8 @@ def test_its_options_count_and_wrong_numbers_fail(tmp_path):
     options = ("--benchmark-only", "--benchmark-min-rounds=7", "--benchmark-max-time=0", f"--benchmark-json={file}")
     command = [sys.executable, "-m", "pytest", "benchmarks", "--quick", "-k", "layernorm and not compile", *options]
     command += ["-p", "broken", "-o", f"pythonpath={tmp_path}", "-p", "no:cacheprovider"]
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}  # a worker of pytest-xdist times nothing
+    # A worker of pytest-xdist times nothing, and neither does what inherits its environment.
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     done = subprocess.run(command, cwd=Path(__file__).parents[2], env=clean, capture_output=True, text=True)
     assert done.stdout, done.stderr
     summary = done.stdout.splitlines()[-1]
