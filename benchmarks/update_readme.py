@@ -1,35 +1,52 @@
-"""Write the performance tables of README.md from the runs of record in benchmarks/results.
+"""Write the measured figures of README.md and docs/benchmarks.md from the records in benchmarks/results.
 
     python benchmarks/update_readme.py [--check]
 
-For each device and machine the newest complete run counts. Nothing between the markers is typed by hand; --check
-fails where README.md is not what this script would write.
+README.md gets a chart (docs/images/speedup-{light,dark}.svg) and a short table of the newest record;
+docs/benchmarks.md gets every case of every record. Nothing between the markers is typed by hand. --check writes
+nothing and fails where a file is out of date.
 """
 
 import argparse
 import datetime
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from xml.sax.saxutils import escape
 
-from convnext_kernels.bench.charts import number, short
+from convnext_kernels.bench.charts import number
 from convnext_kernels.bench.report import Case, by, machine_name, summarise
 from convnext_kernels.bench.results import EAGER, FAILED, OURS, WRONG, Record, Run, best_peer, load, ratio
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN = "<!-- results: begin (python benchmarks/update_readme.py) -->"
 END = "<!-- results: end -->"
-COLUMNS = 4  # of a table, at the most: README is read in a narrow column
-OPS = ("dwconv", "layernorm", "mlp")
-LEGEND = (
-    "Cells: eager / convnext_kernels in ms, medians; **times faster than eager**; then, where another peer is faster "
-    "than eager, the fastest one and times faster than it. Below 1x is slower. Everything is checked against fp64 "
-    "before it gets a time."
+DTYPES = ("fp32", "bf16")
+NAMES = {"eager, contiguous": "eager, NCHW", "torch.compile, max-autotune": "torch.compile (max-autotune)"}
+# The rows of README's table and, of whole models, of its chart: name, then the case without its dtype.
+ROWS = (
+    ("ConvNeXt-T, batch 1", "model/ConvNeXt-T-224-b1-{}-forward"),
+    ("ConvNeXt-T, batch 8", "model/ConvNeXt-T-224-b8-{}-forward"),
+    ("ConvNeXt-B, batch 1", "model/ConvNeXt-B-224-b1-{}-forward"),
+    ("ConvNeXt V2-T, batch 1", "model/ConvNeXt-V2-T-224-b1-{}-forward"),
+    ("ConvNeXt-T, training, batch 2", "model/ConvNeXt-T-224-b2-{}-training"),
+    ("block, 96 channels, 56x56, batch 8", "block/V1-C96-56x56-b8-{}-forward"),
+    ("block, 768 channels, 7x7, batch 8", "block/V1-C768-7x7-b8-{}-forward"),
 )
+TITLES = {
+    ("model", "forward"): "Whole models, inference",
+    ("model", "training"): "Whole models, training (forward and backward)",
+    ("rival", "forward"): "Other models, for comparison",
+    ("block", "forward"): "Blocks, inference",
+    ("block", "training"): "Blocks, training (forward and backward)",
+}
+OPS = ("dwconv", "layernorm", "mlp")
+SUMMARISED = [(group, direction) for group in OPS for direction in ("forward", "training")]
 
 
-def runs_of_record(folder: Path) -> list[Run]:
+def records(folder: Path) -> list[Run]:
     """The newest complete run of each device and machine; of two of one moment, the one whose file name is last."""
     newest: dict[tuple[object, ...], tuple[datetime.datetime, Run]] = {}
     for file in sorted(folder.glob("*.json")):
@@ -40,185 +57,299 @@ def runs_of_record(folder: Path) -> list[Run]:
         key = (run.device, machine_name(run), run.machine["threads"]["cores"] if run.device == "cpu" else None)
         if key not in newest or created >= newest[key][0]:
             newest[key] = (created, run)
-    return [newest[key][1] for key in sorted(newest, key=str)]
+    return [run for _, run in sorted(newest.values(), key=lambda found: found[0], reverse=True)]
 
 
-def _paragraph(text: str) -> list[str]:
+def paragraph(text: str) -> list[str]:
+    """`text` in lines of README's width."""
     return textwrap.wrap(text, 125, break_long_words=False, break_on_hyphens=False)
 
 
-def _first(case: Case) -> Record:
-    return next(iter(case.values()))
+def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    titles = list(titles)
+    return ["", f"| {' | '.join(titles)} |", "|" + "---|" * len(titles), *(f"| {' | '.join(row)} |" for row in rows)]
 
 
-def _times(case: Case) -> str:
-    """One cell of the tables of blocks."""
-    ours, eager, peer = case.get(OURS), case.get(EAGER), best_peer(case)
-    if ours is None:
+def named(candidate: str) -> str:
+    """A candidate as the reader knows it."""
+    return NAMES.get(candidate, candidate)
+
+
+def compared(case: Case, to: str) -> str:
+    """ "1.3 times faster than OpenVINO"; "-" without both times."""
+    found = ratio(case, to)
+    if found is None:
         return "-"
-    if ours.times is None:
-        return ours.status
-    left = "-" if eager is None or eager.times is None else number(eager.times.median)
-    parts = [f"{left} / {number(ours.times.median)}"]
-    against = ratio(case)
-    if against is not None:
-        parts.append(f"**{against.value:.2f}x**")
-    if peer is not None and peer.candidate != EAGER:
-        parts.append(f"{short(peer.candidate)} {ratio(case, peer.candidate).value:.2f}x")
-    return ", ".join(parts)
+    faster = found.value >= 1
+    times = found.value if faster else 1 / found.value
+    return f"{times:.2f} times {'faster' if faster else 'slower'} than {named(to)}"
 
 
-def _training(case: Case) -> str:
-    kept = [record.saved_bytes for record in (case.get(EAGER), case.get(OURS)) if record is not None]
-    if len(kept) < 2 or None in kept:
-        return _times(case)
-    return f"{_times(case)}; {number(kept[0] / 2**20)} / {number(kept[1] / 2**20)} MiB"
+def other_peer(case: Case) -> str | None:
+    """The fastest peer beside eager, which has a column of its own."""
+    peer = best_peer({name: record for name, record in case.items() if name != EAGER})
+    return None if peer is None else peer.candidate
 
 
-def _rates(case: Case) -> str:
-    """One cell of the table of models: images/s."""
-    eager, ours, peer = case.get(EAGER), case.get(OURS), best_peer(case)
-    if peer is None and (ours is None or ours.times is None):
-        return "-"
-    parts = ["-" if eager is None or eager.times is None else number(eager.images_per_second)]
-    other = peer is not None and peer.candidate != EAGER
-    parts.append(f"{number(peer.images_per_second)} {short(peer.candidate)}" if other else "-")
-    if ours is not None:
-        parts.append(ours.status if ours.times is None else f"**{number(ours.images_per_second)}**")
-    return " / ".join(parts)
-
-
-def _table(
-    cases: list[Case],
-    row: Callable[[Record], str],
-    column: Callable[[Record], str],
-    cell: Callable[[Case], str],
-    head: str,
-    fixed: dict[str, Callable[[list[Record]], str]] | None = None,
-) -> list[str]:
-    """Markdown: a line for each `row`, and `fixed` columns before those of `column`; several tables if it is wide."""
-    fixed = fixed or {}
-    cells = {(row(_first(case)), column(_first(case))): cell(case) for case in cases}
-    records: dict[str, list[Record]] = {}
-    for case in cases:
-        records.setdefault(row(_first(case)), []).extend(case.values())
-    columns = list(dict.fromkeys(column(_first(case)) for case in cases))
-    lines = []
-    for start in range(0, len(columns), COLUMNS):
-        part = columns[start : start + COLUMNS]
-        titles = [head, *fixed, *part]
-        lines += ["", f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
-        for name, found in records.items():
-            made = [cells.get((name, title), "-") for title in part]
-            if any(text != "-" for text in made):
-                lines.append(f"| {' | '.join([name, *(make(found) for make in fixed.values()), *made])} |")
-    return lines
-
-
-def _sentence(name: str, cases: list[Case]) -> str:
-    found = summarise(cases)
-    if not found.cases:
-        return ""
-    eager = "" if found.to_eager is None else f"{found.to_eager:.2f}x against eager and "
-    return (
-        f"{name}: {eager}{found.to_peer:.2f}x against the best peer, slower than eager in "
-        f"{found.slower_than_eager} and than the best peer in {found.slower_than_peer} of {found.cases} cases"
-    )
-
-
-def _ops(parts: dict[tuple[str, str], list[Case]]) -> list[str]:
-    """A paragraph on the single ops."""
-    names = [(group, direction) for group in OPS for direction in ("forward", "training")]
-    found = [_sentence(f"{group}, {direction}", parts.get((group, direction), [])) for group, direction in names]
-    found = [sentence for sentence in found if sentence]
-    return ["", *_paragraph(f"Single ops, geometric means. {'; '.join(found)}.")] if found else []
-
-
-def _heading(run: Run) -> list[str]:
-    """Where, how and when."""
+def machine(run: Run) -> str:
+    """On what, when and by which command `run` was measured."""
     flags = {"quick": " --quick", "full": " --full"}.get(run.mode, "")
     device = " --device cuda" if run.device == "cuda" else ""
     cores, threads = run.machine["threads"]["cores"], run.conditions.get("threads")
-    where = f"{cores} cores, {threads} threads, " if run.device == "cpu" else ""
-    commit = run.machine.get("commit")
-    lines = [
-        f"### {machine_name(run)}",
-        "",
-        *_paragraph(
-            f"{where}PyTorch {run.machine['libraries']['torch']}, mode {run.mode}, {run.created[:10]}, "
-            f"{f'commit {commit}, ' if commit else ''}`convnext-kernels bench{flags}{device}`."
-        ),
+    where = f", {cores} cores, {threads} threads" if run.device == "cpu" else ""
+    commit = f", commit {run.machine['commit']}" if run.machine.get("commit") else ""
+    return (
+        f"{machine_name(run)}{where}, PyTorch {run.machine['libraries']['torch']}, {run.created[:10]}{commit}: "
+        f"`convnext-kernels bench{flags}{device}`"
+    )
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One row of README's chart: how many times faster than eager."""
+
+    what: str
+    dtype: str
+    ours: float
+    peer: float | None  # of the fastest other peer
+    peer_name: str
+
+
+def bars(run: Run) -> list[Bar]:
+    """The whole models of `ROWS`."""
+    found, cases = [], run.cases()
+    for dtype in DTYPES:
+        for what, name in ROWS:
+            case = cases.get(name.format(dtype), {})
+            ours = ratio(case)
+            if not name.startswith("model/") or ours is None:
+                continue
+            other = other_peer(case)
+            peer = None if other is None else case[EAGER].times.median / case[other].times.median
+            found.append(Bar(what, dtype, ours.value, peer, "" if other is None else named(other)))
+    return found
+
+
+def description(run: Run) -> str:
+    """What the chart shows, in words: the text for those who cannot see it, and what --check reads."""
+    rows = "; ".join(
+        f"{bar.what}, {bar.dtype}: convnext_kernels {bar.ours:.2f}"
+        + ("" if bar.peer is None else f", {bar.peer_name} {bar.peer:.2f}")
+        for bar in bars(run)
+    )
+    return f"Times faster than eager PyTorch on {machine_name(run)}. {rows}."
+
+
+def draw(run: Run, file: Path, dark: bool) -> None:
+    """Draw README's chart: for each model and dtype, this package and the fastest other peer beside eager."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    ink, grid, ours, other = (
+        ("#e6edf3", "#3d444d", "#ff7b54", "#6e8fb5") if dark else ("#1f2328", "#d1d9e0", "#d9431e", "#5b7ba3")
+    )
+    rows = bars(run)
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "convnext_kernels",
+        "font.family": "sans-serif",
+        "font.size": 11,
+        "text.color": ink,
+        "axes.labelcolor": ink,
+        "xtick.color": ink,
+        "ytick.color": ink,
+    }
+    with plt.rc_context(style):
+        figure, panels = plt.subplots(len(DTYPES), 1, figsize=(6.4, 5.6), sharex=True, layout="constrained")
+        for axes, dtype in zip(panels, DTYPES, strict=True):
+            shown = [bar for bar in rows if bar.dtype == dtype]
+            places = range(len(shown))
+            labels = ["" if bar.peer is None else f"{bar.peer:.2f} {bar.peer_name}" for bar in shown]
+            peers = axes.barh([p + 0.2 for p in places], [bar.peer or 0 for bar in shown], 0.36, color=other)
+            axes.bar_label(peers, labels, padding=3, color=ink, fontsize=9)
+            found = axes.barh([p - 0.2 for p in places], [bar.ours for bar in shown], 0.36, color=ours)
+            axes.bar_label(found, [f"{bar.ours:.2f}" for bar in shown], padding=3, color=ink, weight="bold")
+            axes.set_yticks(places, [bar.what for bar in shown])
+            axes.invert_yaxis()
+            axes.set_title(dtype, loc="left", fontsize=11, weight="bold")
+            axes.axvline(1, color=ink, linewidth=1, linestyle="--")
+            axes.tick_params(length=0)
+            axes.set_frame_on(False)
+            axes.grid(axis="x", color=grid, linewidth=0.6)
+            axes.set_axisbelow(True)
+        panels[0].legend(
+            [found, peers],
+            ["convnext_kernels", "fastest other peer"],
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+            ncols=2,
+            frameon=False,
+            fontsize=10,
+            borderpad=0,
+        )
+        panels[0].set_xlim(0, 1.22 * max([1.0, *(value for bar in rows for value in (bar.ours, bar.peer or 0))]))
+        panels[-1].set_xlabel("times faster than eager PyTorch (dashed line)")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, transparent=True, metadata={"Date": None, "Description": description(run)})
+        plt.close(figure)
+
+
+def charts(root: Path) -> dict[Path, bool]:
+    """The files of README's chart, and whether each is for a dark page."""
+    return {root / "docs" / "images" / f"speedup-{name}.svg": name == "dark" for name in ("light", "dark")}
+
+
+def losses(run: Run) -> str:
+    """How often a peer is faster than this package, and where most."""
+    found = []
+    for name, case in run.cases().items():
+        peer = best_peer(case)
+        against = None if peer is None else ratio(case, peer.candidate)
+        if against is not None:
+            found.append((against.value, name, peer.candidate))
+    lost = [entry for entry in found if entry[0] < 1]
+    if not lost:
+        return f"No peer is faster in any of the {len(found)} cases of this record."
+    _, name, peer = min(lost)
+    return (
+        f"A peer is faster in {len(lost)} of the {len(found)} cases of this record; at worst this package is "
+        f"{compared(run.cases()[name], peer)} (`{name}`)."
+    )
+
+
+def short_table(run: Run) -> list[str]:
+    """What README shows of `run`."""
+    cases = run.cases()
+
+    def cell(case: Case) -> str:
+        other = other_peer(case)
+        parts = [compared(case, EAGER), "-" if other is None else compared(case, other)]
+        return "<br>".join(part for part in parts if part != "-") or "-"
+
+    rows = [[what, *(cell(cases.get(name.format(dtype), {})) for dtype in DTYPES)] for what, name in ROWS]
+    rows = [row for row in rows if row[1:] != ["-", "-"]]
+    alt = escape(description(run), {'"': "&quot;"})
+    picture = [
+        "<picture>",
+        '  <source media="(prefers-color-scheme: dark)" srcset="docs/images/speedup-dark.svg">',
+        f'  <img alt="{alt}" src="docs/images/speedup-light.svg" width="640">',
+        "</picture>",
     ]
-    for line in run.conditions.get("warnings", []):
-        lines += _paragraph(f"Beware: {line}.")
-    bad = sum(record.status in (WRONG, FAILED) for record in run.records)
-    if bad:
-        lines.append(f"Wrong or failed, and therefore without a speed: {bad} of {len(run.records)} results.")
-    return lines
+    return [
+        *picture,
+        "",
+        *paragraph(f"Measured on {machine(run)}. {losses(run)}"),
+        *table(("", *DTYPES), rows),
+    ]
+
+
+def long_table(group: str, direction: str, cases: list[Case]) -> list[str]:
+    """Every case of a group, a row each."""
+
+    def first(case: Case) -> Record:
+        return next(iter(case.values()))
+
+    def milliseconds(case: Case, candidate: str | None) -> str:
+        record = case.get(candidate)
+        if record is None:
+            return "-"
+        return record.status if record.times is None else number(record.times.median)
+
+    def kept(case: Case) -> str:
+        found = [case[name].saved_bytes for name in (EAGER, OURS) if name in case]
+        return "-" if len(found) < 2 or None in found else " / ".join(number(size / 2**20) for size in found)
+
+    titles = ["case", "dtype", "batch", "eager, ms", "fastest other peer, ms", "ours, ms", "ours compared with eager"]
+    titles.append("with the fastest other peer")
+    training = direction == "training"
+    if training:
+        titles.append("MiB kept for backward, eager / ours")
+    rows = []
+    for case in sorted(cases, key=lambda case: (first(case).what.split(" ")[0], first(case).dtype)):
+        record, other = first(case), other_peer(case)
+        row = [record.what, record.dtype, str(record.batch), milliseconds(case, EAGER)]
+        row.append("-" if other is None else f"{milliseconds(case, other)} {named(other)}")
+        row += [milliseconds(case, OURS), compared(case, EAGER), "-" if other is None else compared(case, other)]
+        rows.append([*row, kept(case)] if training else row)
+    return ["", f"#### {TITLES[group, direction]}", *table(titles, rows)]
+
+
+def summary(parts: dict[tuple[str, str], list[Case]]) -> list[str]:
+    """Single ops: geometric means."""
+    rows = []
+    for group, direction in SUMMARISED:
+        found = summarise(parts.get((group, direction), []))
+        if found.cases:
+            means = (f"{value:.2f} times" if value else "-" for value in (found.to_eager, found.to_peer))
+            lost = f"{found.slower_than_eager}, {found.slower_than_peer} of {found.cases}"
+            rows.append([group, direction, *means, lost])
+    if not rows:
+        return []
+    titles = ("op", "direction", "faster than eager, geometric mean", "than the fastest peer, geometric mean")
+    return ["", "#### Single ops", *table((*titles, "cases slower than eager, than the fastest peer"), rows)]
 
 
 def render(run: Run) -> list[str]:
-    """The lines of one run."""
+    """What docs/benchmarks.md shows of `run`."""
+    lines = [f"### {machine_name(run)}", "", *paragraph(f"{machine(run)}. {losses(run)}")]
+    for line in run.conditions.get("warnings", []):
+        lines += ["", *paragraph(f"Warning: {line}.")]
+    bad = sum(record.status in (WRONG, FAILED) for record in run.records)
+    if bad:
+        lines += ["", f"{bad} of {len(run.records)} results were wrong or failed; they have no times."]
     parts = by(run, lambda record: (record.group, record.direction))
-
-    def dtype_and_batch(record: Record) -> str:
-        return f"{record.dtype} batch {record.batch}"
-
-    lines = _heading(run)
-    blocks = parts.get(("block", "forward"), [])
-    blocks = sorted(blocks, key=lambda case: _first(case).what.split(" ")[0])  # V1, then V2; stages stay in order
-    if blocks:
-        lines += _table(blocks, lambda record: record.what, dtype_and_batch, _times, "block")
-    training = parts.get(("block", "training"), []) + parts.get(("model", "training"), [])
-    if training:
-        lines += ["", "Training, forward and backward; then what is kept for the backward pass, eager / ours:"]
-        lines += _table(
-            training, lambda record: f"{record.what}, batch {record.batch}", lambda r: r.dtype, _training, "training"
-        )
-    models = parts.get(("model", "forward"), []) + parts.get(("rival", "forward"), [])
-    if models:
-        fixed = {
-            "GFLOP": lambda records: number(max(r.flops / r.batch for r in records) / 1e9),
-            "M params": lambda records: number(max(r.parameters or 0 for r in records) / 1e6),
-        }
-        lines += ["", 'Models, images/s: eager / best other peer ("-": none is faster) / **accelerated**:']
-        lines += _table(models, lambda record: record.what, dtype_and_batch, _rates, "model", fixed)
-    return lines + _ops(parts)
+    for group, direction in TITLES:
+        if (group, direction) in parts:
+            lines += long_table(group, direction, parts[group, direction])
+    return lines + summary(parts)
 
 
-def updated(readme: str, runs: list[Run]) -> str:
-    """`readme` with what belongs between the markers; ValueError without exactly one pair of them."""
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
+def updated(text: str, lines: list[str]) -> str:
+    """`text` with `lines` between its markers; ValueError without exactly one pair of them."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(f"expected one {BEGIN} and, after it, one {END}")
-    lines = _paragraph(LEGEND) if runs else ["No run of record yet."]
-    for run in runs:
-        lines += ["", *render(run)]
-    before, _, rest = readme.partition(BEGIN)
-    return f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.partition(END)[2]}"
+    before, _, rest = text.partition(BEGIN)
+    return "\n".join([f"{before}{BEGIN}", *lines, f"{END}{rest.partition(END)[2]}"])
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Update README, or check it; returns the exit status."""
+    """Update the files, or check them; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if README is not up to date")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is out of date")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the checkout")
     chosen = parser.parse_args(arguments)
+    readme, long = chosen.root / "README.md", chosen.root / "docs" / "benchmarks.md"
+    stale = []
     try:
-        text = chosen.readme.read_text(encoding="utf-8")
-        wanted = updated(text, runs_of_record(chosen.results))
+        runs = records(chosen.root / "benchmarks" / "results")
+        nothing = ["No record yet."]
+        for file, lines in (
+            (readme, short_table(runs[0]) if runs else nothing),
+            (long, [line for run in runs for line in ["", *render(run)]][1:] if runs else nothing),
+        ):
+            text = file.read_text(encoding="utf-8")
+            try:
+                wanted = updated(text, lines)
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from error
+            if wanted != text:
+                stale.append(file)
+                if not chosen.check:
+                    file.write_text(wanted, encoding="utf-8")
+        for file, dark in charts(chosen.root).items() if runs else ():
+            if not file.exists() or escape(description(runs[0])) not in file.read_text(encoding="utf-8"):
+                stale.append(file)
+                if not chosen.check:
+                    draw(runs[0], file, dark)
     except (OSError, ValueError) as error:
-        print(f"update_readme: {chosen.readme}: {error}", file=sys.stderr)
+        print(f"update_readme: {error}", file=sys.stderr)
         return 1
-    if wanted == text:
-        return 0
-    if chosen.check:
-        print(
-            f"update_readme: {chosen.readme} is not up to date: run python benchmarks/update_readme.py", file=sys.stderr
-        )
-        return 1
-    chosen.readme.write_text(wanted, encoding="utf-8")
-    return 0
+    for file in stale if chosen.check else ():
+        print(f"update_readme: {file} is out of date: run python benchmarks/update_readme.py", file=sys.stderr)
+    return 1 if stale and chosen.check else 0
 
 
 if __name__ == "__main__":
