@@ -230,7 +230,7 @@ def draw(history: list[dict], stream: BinaryIO) -> None:
 
 
 class Training:
-    """A run: model, average, optimizer, data, and how far it is."""
+    """A run: model, average, optimizer, data, and progress."""
 
     def __init__(
         self,
@@ -243,11 +243,11 @@ class Training:
     ) -> None:
         self.model, self.recipe, self.options, self.world = model, recipe, options, world
         self.train, self.val = train, val
-        self.steps = len(train) // recipe.batch_size  # an epoch's; the last of the shuffled pictures are left out
+        self.steps = len(train) // recipe.batch_size  # per epoch; the last of the shuffled pictures are not used
         self.micro_batch = micro_batch(recipe, options, world)
         if not self.steps:
             raise ValueError(f"--batch-size {recipe.batch_size}: more than the {len(train)} pictures in {train.root}")
-        self.ema = ModelEmaV3(model, recipe.ema) if recipe.ema else None  # a copy, made before others wrap the model
+        self.ema = ModelEmaV3(model, recipe.ema) if recipe.ema else None  # a copy, made before the model is wrapped
         self.optimizer = torch.optim.AdamW(parameter_groups(model, recipe), lr=recipe.lr, betas=recipe.betas)
         self.schedule = make_schedule(self.optimizer, recipe, self.steps)
         self.mixup, self.loss = None, LabelSmoothingCrossEntropy(recipe.label_smoothing)

@@ -273,7 +273,7 @@ def test_figures(script, median, verdict):
     value = 10 / median
     assert len(missed) == (verdict == "MISSED")
     assert f"auto torch.compile {value:.2f}x {value:.2f}-{value:.2f} {value:.2f}x 2.5x {verdict}" in text
-    assert f"1 figures asked for, {len(missed)} missed" in text
+    assert f"1 targets, {len(missed)} missed" in text
     assert "min torch.compile 10.00x" in text
 
 

@@ -451,7 +451,7 @@ def test_damaged_checkpoint_can_be_overwritten(train, whole, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--resume", "--overwrite"), "give one of them"),
+        (("--resume", "--overwrite"), "exclude each other"),
         (("--compare-eager", "--backend", "eager"), "--compare-eager"),
         (("--backend", "fast"), "--backend"),
         (("--variant", "v3"), "--variant"),
