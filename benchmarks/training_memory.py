@@ -78,7 +78,7 @@ class Peak:
 
 
 def emulate() -> None:
-    """Use Triton's interpreter and CUDA kernels built for the CPU if there is no GPU. Before importing the package."""
+    """Without a GPU, use Triton's interpreter and CUDA kernels built for the CPU. Call before importing the package."""
     import torch
 
     if torch.cuda.is_available():
