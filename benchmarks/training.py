@@ -51,7 +51,7 @@ WEIGHT_GRADIENT, AUTOCAST, BY_HAND = "weight-gradient", "autocast", "by hand"
 CONTIGUOUS, COMPILED = "eager, contiguous", "torch.compile"
 COMPILED_CONTIGUOUS, AUTOTUNED = "torch.compile, contiguous", "torch.compile, max-autotune"
 # Targets: times faster than the best of eager and torch.compile, by group and dtype.
-ASKED = {
+TARGETS = {
     ("dwconv", "bf16"): 20.0,
     ("dwconv", "fp32"): 5.0,
     ("block", "bf16"): 2.5,
@@ -322,18 +322,18 @@ class Figure:
     ratio: Ratio | None  # by medians, and in single rounds
     by_minimum: float | None
     by_hand: float | None  # compared with the fastest "by hand", by medians
-    asked: float | None
+    target_ratio: float | None
 
     @property
     def missed(self) -> bool:
-        return self.asked is not None and (self.ratio is None or not self.ratio.value >= self.asked)
+        return self.target_ratio is not None and (self.ratio is None or not self.ratio.value >= self.target_ratio)
 
 
-def asked(record: Record) -> float | None:
+def target_ratio(record: Record) -> float | None:
     """The target of a record: only this package with its defaults has one."""
     if record.candidate != OURS or record.what.endswith(AUTOCAST):
         return None
-    return ASKED.get((record.group, record.dtype))
+    return TARGETS.get((record.group, record.dtype))
 
 
 def _fastest(records: list[Record]) -> Record | None:
@@ -358,7 +358,7 @@ def figures(run: Run) -> list[Figure]:
                     value,
                     None if value is None else peer.times.minimum / times.minimum,
                     None if times is None or by_hand is None else by_hand.times.median / times.median,
-                    asked(ours),
+                    target_ratio(ours),
                 )
             )
     return found
@@ -407,13 +407,13 @@ def show(run: Run, console: Console) -> list[Figure]:
             f.ours.status if value is None else _times(value.value),
             "" if value is None else f"{value.low:.2f}-{value.high:.2f}",
             "" if f.by_minimum is None else _times(f.by_minimum),
-            "" if f.asked is None else f"{f.asked:g}x",
-            "" if f.asked is None else "MISSED" if f.missed else "met",
+            "" if f.target_ratio is None else f"{f.target_ratio:g}x",
+            "" if f.target_ratio is None else "MISSED" if f.missed else "met",
             "" if f.by_hand is None else _times(f.by_hand),
         )
     console.print(shown, highlight=False)
     missed = [f for f in found if f.missed]
-    console.print(f"{sum(f.asked is not None for f in found)} targets, {len(missed)} missed", highlight=False)
+    console.print(f"{sum(f.target_ratio is not None for f in found)} targets, {len(missed)} missed", highlight=False)
     for record in run.records:
         if record.status != OK:
             console.print(f"{record.case}, {record.candidate}: {record.status}: {record.reason}", highlight=False)

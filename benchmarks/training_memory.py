@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 BLOCKS, STEP = "blocks", "step"
 MEMORY = ("auto", "balanced", "min")
 LIMITS = {"auto": 6.1, "balanced": 6.1, "min": 2.1}  # in units of x's bytes, for every backend
-ASKED_OF = 12.02  # counted by hand for eager and torch.compile (V1)
+PEERS_KEEP = 12.02  # counted by hand for eager and torch.compile (V1)
 PYTORCH, COMPILED = "eager PyTorch", "torch.compile"
 STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))
 EMULATED = ("triton", "cuda")  # without a GPU
@@ -247,8 +247,8 @@ def show_blocks(rows: list[Kept]) -> list[Kept]:
                 "failed" if least is None else f"{most:.2f}" if most - least < 0.005 else f"{least:.2f}-{most:.2f}"
             )
         verdict = "" if mine[0].limit is None else "EXCEEDED" if any(row.exceeds for row in mine) else "met"
-        asked = f"at most {mine[0].limit:g}" if mine[0].limit else f"(expected for V1: {ASKED_OF:g})"
-        shown.add_row(who, memory, *cells, asked, verdict)
+        limit = f"at most {mine[0].limit:g}" if mine[0].limit else f"(expected for V1: {PEERS_KEEP:g})"
+        shown.add_row(who, memory, *cells, limit, verdict)
     console().print(shown, highlight=False)
     for row in rows:
         if row.kept is None:

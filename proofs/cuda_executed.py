@@ -79,7 +79,7 @@ def dwconv_figures(arch: int) -> Iterator[Figure]:
                 yield Figure(f"{what}: PTX per tap inside the image", instructions / taps, 1, None, "")
             limit = 1.25 * 4 if name != "weight gradient" else None
             moved = _moved(run.launches) - (2 * side * side * c if name != "weight gradient" else 0)
-            yield Figure(f"{what}: bytes per pixel beside the weights", moved / outputs, 4, limit, "C")
+            yield Figure(f"{what}: bytes per pixel without the weights", moved / outputs, 4, limit, "C")
             yield Figure(f"{what}: launches", len(run.launches), 1, 2 if name == "weight gradient" else 1, "")
 
 
@@ -109,7 +109,7 @@ def block_figures(arch: int) -> Iterator[Figure]:
         weights = 2 * (2 * hidden * c + 49 * c)
         moved = (_moved(run.launches) - weights * (1.5 if grn else 1)) / (n * size * size * c)
         what = f"block C{c} {size}x{size} {'V2' if grn else 'V1'} bf16 sm_{arch}"
-        yield Figure(f"{what}: bytes per pixel beside the weights", moved, 12 if grn else 10, None, "C")
+        yield Figure(f"{what}: bytes per pixel without the weights", moved, 12 if grn else 10, None, "C")
         yield Figure(f"{what}: launches", len(run.launches), 4 if grn else 2, 4 if grn else 2, "")
 
 

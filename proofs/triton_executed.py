@@ -100,7 +100,7 @@ def block_figures(arch: int) -> Iterator[Figure]:
             pixels * channels
         )
         limit = None if grn else 1.15 * floor
-        yield Figure(f"{name}: bytes per pixel beside the weights", moved, floor, limit, "C")
+        yield Figure(f"{name}: bytes per pixel without the weights", moved, floor, limit, "C")
         most = 4 if grn else 2 if channels <= 256 else 3
         yield Figure(f"{name}: launches", len(counted), most, most, "")
         spilled = sum(s["spill_bytes"] for s in counted)

@@ -279,7 +279,7 @@ def test_figures(script, median, verdict):
 
 def test_what_was_asked_for(script):
     def limit(group, dtype, candidate=OURS, what="x"):
-        return script.asked(record(candidate, 1.0, group, dtype, what))
+        return script.target_ratio(record(candidate, 1.0, group, dtype, what))
 
     assert [limit("dwconv", d) for d in ("bf16", "fp32")] == [20, 5]
     assert [limit("block", d) for d in ("bf16", "fp32")] == [2.5, 1.3]
