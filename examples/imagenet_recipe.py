@@ -128,9 +128,7 @@ def layer_ids(names: Iterable[str]) -> dict[str, int]:
     between = [re.match(r"(?:downsample_layers\.|stages\.(?=\d\.downsample))(\d)\.", name) for name in names]
     third = [int(m[2]) for m in blocks if m and m[1] == "2"]
     if not third:
-        raise ValueError(
-            "layer_decay: needs a network of four stages; --set layer_decay=1 turns it off"
-        )
+        raise ValueError("layer_decay: needs a network of four stages; --set layer_decay=1 turns it off")
     last = 4 + max(third) // 3
     ids = {}
     for name, block, down in zip(names, blocks, between, strict=True):

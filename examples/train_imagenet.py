@@ -96,7 +96,7 @@ def folder(data: Path, part: str, size: int, recipe: Recipe | None) -> ImageFold
 
 @dataclass(frozen=True)
 class World:
-    """This process among those of torchrun."""
+    """One of torchrun's processes."""
 
     rank: int
     size: int
@@ -409,9 +409,7 @@ def run(options: Options, recipe_name: str, recipe: Recipe, world: World) -> Non
     settings |= {"seed": options.seed, "classes": len(train.classes), "pictures": len(train), **asdict(recipe)}
     checkpoint = options.output / "checkpoint.pth"
     if checkpoint.exists() and not options.resume:
-        raise click.ClickException(
-            f"{checkpoint} exists: use --resume to continue, or another --output"
-        )
+        raise click.ClickException(f"{checkpoint} exists: use --resume to continue, or another --output")
     if checkpoint.exists():
         training.restore(read_checkpoint(checkpoint, settings))
         world.say(f"{checkpoint}: continues after {len(training.history)} of {recipe.epochs} epochs")

@@ -262,7 +262,9 @@ class Code:
 def test_code_in_a_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"model": {"head.weight": torch.zeros(1)}, "extra": Code()}, "bad.pth")
-    with pytest.raises(ValueError, match=r"bad.pth: it contains more than tensors \(pickled code\), which is never run"):
+    with pytest.raises(
+        ValueError, match=r"bad.pth: it contains more than tensors \(pickled code\), which is never run"
+    ):
         load_weights(ours(), "bad.pth")
     assert not (tmp_path / "it_ran").exists()
 
