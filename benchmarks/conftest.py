@@ -1,9 +1,9 @@
 """pytest benchmarks --benchmark-only [--quick | --full] [--device cpu|cuda]: the cases of `convnext_kernels.bench`.
 
-pytest-benchmark times the calls, one candidate after the other, and its options mean what they always mean. The
-candidates of a case follow each other, each warmed up, with pinned threads and an allocator that keeps its memory;
-ours comes last, so that it can be held against the best peer. `convnext-kernels bench` lets the candidates take turns
-instead: on a machine whose speed changes, its ratios are the ones to quote.
+pytest-benchmark times the calls, one candidate after the other, and its options keep their usual meaning. The
+candidates of a case follow each other, each warmed up, with pinned threads and an allocator that keeps its memory.
+Ours comes last, so that it can be compared with the best peer. `convnext-kernels bench` interleaves the candidates
+instead: on a machine whose speed changes, quote its figures.
 """
 
 from contextlib import ExitStack
@@ -71,7 +71,7 @@ def session(pytestconfig):
 
 @pytest.fixture(scope="session")
 def current():
-    """The case that is open, by name, and how to close it: its candidates' tests follow each other."""
+    """The open case, by name, and the stack that closes it: the tests of its candidates follow each other."""
     with ExitStack() as stack:
         yield {}, stack
 
@@ -108,5 +108,5 @@ def pytest_terminal_summary(terminalreporter, config):
         lines = found["warnings"] + config.stash[SESSION].course.warnings()
         terminalreporter.section("conditions of the benchmarks")
         terminalreporter.line(f"threads: {found['threads']}, pinning: {found['pinning']}")
-        for line in lines or ["nothing speaks against these figures"]:
+        for line in lines or ["no warnings"]:
             terminalreporter.line(f"warning: {line}" if lines else line)

@@ -1,13 +1,14 @@
-"""Where the time of the fused block goes on this CPU, phase by phase, and what share of its ceilings each reaches.
+"""Where the time of the fused block goes on this CPU, by phase, and what share of its ceiling each phase reaches.
 
     python benchmarks/cpu_phases.py [--threads 2] [--isa avx512] [--markdown]
 
-The block's own kernel is timed from inside (`backends.cpu.bottleneck.timed_phases`): seconds of each thread in each
-phase, of the call that took the median time, the mean of the threads. "Outside" is Python, waking the threads, and the
-end of the call, where one thread waits for the other. The share is of the ceiling that binds the phase, measured in the
-same process: multiply-adds from registers for the convolution (without the taps outside the image) and the fp32
-products, the bf16 products' own rate where there is one. LayerNorm, GELU and the residual have no products to speak of;
-they lower the shares of the phases they are part of.
+The kernel of the block is timed from inside (`backends.cpu.bottleneck.timed_phases`): seconds of each thread in each
+phase, of the call with the median time, as the mean over the threads. "Outside" is Python, waking the threads, and the
+end of the call, where one thread waits for the other.
+
+The share is relative to the ceiling of the phase, measured in the same process: multiply-adds from registers for the
+convolution (without the taps outside the image) and the fp32 products, the rate of the bf16 products if the machine
+has them. LayerNorm, GELU and the residual have almost no products; they lower the shares of their phases.
 """
 
 import statistics
@@ -27,7 +28,7 @@ OUTSIDE = "outside"
 
 
 def measure(block: torch.nn.Module, x: torch.Tensor) -> tuple[float, list[float]]:
-    """(milliseconds of the median call, milliseconds of each phase in it, mean of the threads)."""
+    """Return (milliseconds of the median call, milliseconds of each of its phases, as the mean over the threads)."""
     calls = []
     for _ in range(5):
         block(x)
@@ -42,24 +43,24 @@ def measure(block: torch.nn.Module, x: torch.Tensor) -> tuple[float, list[float]
 
 
 def ceilings(threads: int) -> tuple[float, float]:
-    """Operations a second of fp32 multiply-adds and of the fastest bf16 products that the kernels may use here."""
+    """Return operations per second of fp32 multiply-adds and of the fastest bf16 products that the kernels can use."""
     extension = native.extension()
-    # A machine that is shared changes its speed: the best of a second counts, so that shares stay below 100 %.
+    # The speed of a shared machine changes: the best rate within a second is used, so shares stay below 100 %.
     rates = {kind: extension.arithmetic_rate(kind, threads, 1.0) for kind in extension.arithmetic_kinds()}
     kind = {"avx512bf16": "dot_bf16", "amx": "tile_bf16"}.get(native.isa(), "fma_fp32")
     return rates["fma_fp32"], rates[kind]
 
 
 def row(use_grn: bool, dtype: torch.dtype, n: int, c: int, size: int, fp32: float, bf16: float) -> tuple[str, ...]:
-    """One block: its time, each phase's time, and in brackets the share of its ceiling."""
+    """Return the cells of one block: its time, the time of each phase, and in brackets the share of its ceiling."""
     settle()
-    with torch.inference_mode(False):  # packed weights are checked in full without a version counter
+    with torch.inference_mode(False):  # without version counters the packed weights would be checked in full
         block = FusedConvNeXtBlock(c, use_grn=use_grn, layer_scale_init_value=1.0).to(dtype).eval()
     x = torch.randn(n, c, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
     total, phases = measure(block, x)
     pixels = n * size * size
     product = 2e3 * pixels * 4 * c * c / (fp32 if dtype == torch.float32 else bf16)
-    taps = sum(min(size, i + 4) - max(0, i - 3) for i in range(size)) ** 2  # that fall into the image
+    taps = sum(min(size, i + 4) - max(0, i - 3) for i in range(size)) ** 2  # inside the image
     ideal = {"dwconv": 2e3 * n * taps * c / fp32, "W1, GELU": product, "W2, residual": product}
     cells = []
     for name, value in zip((*PHASES, OUTSIDE), (*phases, total - sum(phases)), strict=True):
@@ -76,7 +77,7 @@ def row(use_grn: bool, dtype: torch.dtype, n: int, c: int, size: int, fp32: floa
 @click.option("--batch", "batches", type=click.IntRange(1), multiple=True, default=(1, 8), show_default=True)
 @click.option("--markdown", is_flag=True, help="Print a table for docs/cpu_kernels.md.")
 def main(threads: int, isa: str | None, batches: tuple[int, ...], markdown: bool) -> None:
-    """Print a row for each block: milliseconds of every phase and the share of its ceiling."""
+    """Print a row for each block: milliseconds of every phase, and the share of its ceiling."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     header = ("block", "ms (share)", *PHASES, OUTSIDE)

@@ -1,11 +1,11 @@
-"""Look for cliffs: shapes at which this package is slower than eager PyTorch, channels_last, on this CPU.
+"""Find shapes at which this package is slower than eager PyTorch (channels_last) on this CPU.
 
     python benchmarks/cpu_sweep.py [--threads 2] [--minutes 10] [--dtype fp32] [--seed 0]
 
-A grid of every channel count, height, width and kernel size has 10^8 points, so shapes are taken along lines (every
-C at a fixed image, every height and width at fixed C, every K) and then at random, until the time is over. Both
-candidates are called in turn; a shape that seems slower is measured again, longer, before it counts. Prints the
-worst ratio.
+A grid of every channel count, height, width and kernel size has 10^8 points. So shapes are taken along lines (every
+C at a fixed image, every height and width at fixed C, every K) and then at random, until the time is over. The two
+candidates run in turn. A shape that seems slower is measured again, for longer, before it counts. Prints the
+slowest shapes.
 """
 
 import random
@@ -27,9 +27,9 @@ ODD = (1, 3, *range(9, 130, 10), 33, 63, 65, 127, 255, 257, 385, 511, 769, 1001,
 CHANNELS = sorted({*range(8, 1025, 8), *ODD})
 SIDES = range(1, 97)
 KERNELS = range(3, 32, 2)
-SLOWER = 0.95  # of eager's speed: within 5 % is no cliff
+SLOWER = 0.95  # of eager's speed: a difference up to 5 % is noise
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}  # of the largest value: twice what rounding explains
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}  # of the largest value: twice the rounding error
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Shape:
 
 
 def lines() -> Iterator[Shape]:
-    """Every C, every side and every K, the others fixed."""
+    """Yield every C, every side and every K, with the others fixed."""
     for c in CHANNELS:
         yield Shape("dwconv", 1, c, 14, 14, 7)
         yield Shape("block", 1, c, 14, 14, 7)
@@ -65,14 +65,14 @@ def lines() -> Iterator[Shape]:
 
 
 def points(seed: int) -> Iterator[Shape]:
-    """`lines` in random order, then shapes at random, without end."""
+    """Yield `lines` in random order, then random shapes without end."""
     chance = random.Random(seed)
     known = list(dict.fromkeys(lines()))
     chance.shuffle(known)
     yield from known
     while True:
         op, k = chance.choice((("dwconv", chance.choice(KERNELS)), ("block", 7)))
-        # As many small images as large ones: small ones are where the fixed costs show.
+        # As many small images as large ones, because fixed costs matter for small ones.
         h, w = (min(96, max(1, round(2 ** chance.uniform(0, 6.6)))) for _ in range(2))
         yield Shape(op, chance.choice((1, 1, 2, 8)), chance.choice(CHANNELS), h, w, k)
 
@@ -99,9 +99,9 @@ def _calls(function: Callable[[], object], seconds: float) -> list[float]:
 
 
 def measure(shape: Shape, dtype: torch.dtype, seconds: float, rounds: int) -> float:
-    """How many times faster than eager: the median over `rounds` of the ratios of the medians of one round.
+    """Return eager's time over ours: the median over `rounds` of the ratios of the medians of one round.
 
-    AssertionError if the results differ by more than the dtype's rounding explains: no speed of wrong numbers.
+    Raises AssertionError if the results differ by more than TOLERANCE: wrong results get no time.
     """
     eager, ours = modules(shape, dtype)
     x = torch.randn(shape.n, shape.c, shape.h, shape.w).to(dtype).contiguous(memory_format=torch.channels_last)
@@ -119,14 +119,19 @@ def measure(shape: Shape, dtype: torch.dtype, seconds: float, rounds: int) -> fl
     return statistics.median(ratios)
 
 
+def speed(ratio: float) -> str:
+    """Return a ratio of `measure` in words."""
+    return f"{ratio:.2f} times faster" if ratio >= 1 else f"{1 / ratio:.2f} times slower"
+
+
 def sweep(shapes: Iterator[Shape], dtype: torch.dtype, until: float) -> dict[Shape, float]:
-    """Ratios of all shapes reached before `until` (time.perf_counter)."""
+    """Return the ratios of all shapes measured before `until` (time.perf_counter)."""
     found = {}
     for shape in shapes:
         if time.perf_counter() > until:
             break
         found[shape] = measure(shape, dtype, 0.005, 2)
-        if found[shape] < 1.1:  # 5 ms are short: look again where it matters
+        if found[shape] < 1.1:  # 5 ms are short: measure again where it matters
             found[shape] = measure(shape, dtype, 0.04, 5)
     return found
 
@@ -137,24 +142,24 @@ def sweep(shapes: Iterator[Shape], dtype: torch.dtype, until: float) -> dict[Sha
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="fp32", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 def main(threads: int, minutes: float, dtype: str, seed: int) -> None:
-    """Print how many shapes were measured, how they compare with eager, and the worst of them."""
+    """Print how many shapes were measured, how they compare with eager, and the slowest ones."""
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     planned = len(set(lines()))
     with steady_allocator(), pinned():
         found = sweep(points(seed), DTYPES[dtype], time.perf_counter() + 60 * minutes)
         slow = [shape for shape, ratio in found.items() if ratio < SLOWER]
-        for shape in slow:  # once more, since a busy machine makes cliffs that are not there
+        for shape in slow:  # again, because other processes can slow down a single measurement
             found[shape] = max(found[shape], measure(shape, DTYPES[dtype], 0.1, 7))
     worst = sorted(found.items(), key=lambda item: item[1])
     slow = [shape for shape, ratio in found.items() if ratio < SLOWER]
     click.echo(
         f"{dtype}, {native.isa()}, {threads} threads: {len(found)} shapes ({planned} along lines, the rest at random), "
-        f"median {statistics.median(found.values()):.2f}x eager, slower by more than 5 % in {len(slow)}"
+        f"median {speed(statistics.median(found.values()))} than eager, {len(slow)} slower by more than 5 %"
     )
     for shape, ratio in worst[:10]:
-        click.echo(f"  {ratio:.2f}x  {shape}")
-    click.echo(f"worst ratio: {worst[0][1]:.2f}x, {worst[0][0]}")
+        click.echo(f"  {speed(ratio)}  {shape}")
+    click.echo(f"worst: {speed(worst[0][1])} than eager, {worst[0][0]}")
 
 
 if __name__ == "__main__":

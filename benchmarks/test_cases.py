@@ -8,7 +8,7 @@ import torch
 from convnext_kernels.bench.results import OK, OURS, UNAVAILABLE, best_peer, ratio
 from convnext_kernels.bench.timing import Times, interleave, settle
 
-# So it is where the numbers are wrong and nothing is timed.
+# With wrong numbers nothing is timed, and the fixture is not used.
 pytestmark = pytest.mark.filterwarnings("ignore:Benchmark fixture was not used at all")
 
 
@@ -26,7 +26,7 @@ def test_case(benchmark, opened, candidate):
         torch.cuda.synchronize()
 
     with opened.session.timing(), torch.enable_grad() if training else torch.inference_mode():
-        interleave({candidate: call}, rounds=0, training=training, device=device)  # its warm-up alone
+        interleave({candidate: call}, rounds=0, training=training, device=device)  # only the warm-up
         settle()
         benchmark(to_the_end if device == "cuda" else call)
     if benchmark.disabled:
@@ -34,8 +34,8 @@ def test_case(benchmark, opened, candidate):
     milliseconds = tuple(seconds * 1e3 for seconds in benchmark.stats.stats.data)
     record = opened.add_times(candidate, Times((milliseconds,)))
     info = dataclasses.asdict(record) | {"gflops": record.gflops, "gbytes": record.gbytes}
-    del info["times"]  # pytest-benchmark has them
+    del info["times"]  # pytest-benchmark stores them
     peer = best_peer(opened.records) if candidate == OURS else None
-    if peer:  # the fastest of those that were run: by the medians of pytest-benchmark
+    if peer:  # the fastest of those that ran, by the medians of pytest-benchmark
         info |= {"peer": peer.candidate, "ours_faster_by": ratio(opened.records, peer.candidate).value}
     benchmark.extra_info.update(info, images_per_second=record.images_per_second)

@@ -1,20 +1,25 @@
-"""Training on a CPU against eager PyTorch and torch.compile: times beside the ones asked for.
+"""Training on a CPU compared with eager PyTorch and torch.compile: times and targets.
 
     python benchmarks/training.py [--quick | --full] [--only PATTERN] [--dtype bf16] [--json FILE] [--check]
 
-Three kinds of cases, all at batch 8: the gradient of the weight and bias of the 7x7 depthwise convolution, called as an
-operator; a training step of the block; a training step of torchvision's ConvNeXt-T. A step is what a training loop
-does: gradients dropped, forward, loss (mean squared error; cross entropy for the model), backward, optimiser. That is
-AdamW(fused=True) for everybody, PyTorch's fastest AdamW on CPUs. It is part of the step because it changes the weights:
-what this package packs of them must be made again every time. Stochastic depth is off, so that all compute the same.
+Three kinds of cases, all at batch 8:
 
-Measured as `convnext-kernels bench` measures: every candidate is held against fp64 first (the loss and all gradients of
-the first step) and only the right ones are timed, in turn, pinned, on an allocator that keeps its memory. A ratio is
-the time of the fastest peer over ours. Peers get both memory formats; torch.compile sees model and loss in one graph.
+- the gradient of the weight and bias of the 7x7 depthwise convolution, called as an operator
+- a training step of the block
+- a training step of torchvision's ConvNeXt-T
 
-bf16: parameters and images in bf16. "autocast": fp32 parameters under torch.autocast(bfloat16). Candidates "by hand"
-are weight gradients written as sums for torch.compile to fuse, which no convolution of PyTorch's uses: they are shown,
-and are no peers in the ratios.
+A step is what a training loop does: drop the gradients, forward, loss (mean squared error; cross entropy for the
+model), backward, optimiser. The optimiser is AdamW(fused=True) for all, PyTorch's fastest AdamW on CPUs. It is part of
+the step because it changes the weights, so this package must pack them again in every step. Stochastic depth is off, so
+that all candidates compute the same.
+
+Measured like `convnext-kernels bench`: every candidate is first compared with fp64 (the loss and all gradients of the
+first step). Only correct ones are timed, in turn, pinned, on an allocator that keeps its memory. A ratio is the time of
+the fastest peer over ours. Peers get both memory formats; torch.compile gets model and loss in one graph.
+
+"bf16": parameters and images in bf16. "autocast": fp32 parameters under torch.autocast(bfloat16). Candidates "by hand"
+are weight gradients written as sums, which torch.compile fuses. PyTorch's convolutions do not use them, so they are
+shown, but are not peers in the ratios.
 """
 
 import copy
@@ -45,8 +50,8 @@ from convnext_kernels.bench.results import EAGER, OK, OURS, Ratio, Record, Run, 
 WEIGHT_GRADIENT, AUTOCAST, BY_HAND = "weight-gradient", "autocast", "by hand"
 CONTIGUOUS, COMPILED = "eager, contiguous", "torch.compile"
 COMPILED_CONTIGUOUS, AUTOTUNED = "torch.compile, contiguous", "torch.compile, max-autotune"
-# Times faster than the best of eager and torch.compile that were asked for, by group and dtype.
-ASKED = {
+# Targets: times faster than the best of eager and torch.compile, by group and dtype.
+TARGETS = {
     ("dwconv", "bf16"): 20.0,
     ("dwconv", "fp32"): 5.0,
     ("block", "bf16"): 2.5,
@@ -54,18 +59,19 @@ ASKED = {
     ("model", "bf16"): 2.0,
 }
 OPTIMISER = "AdamW(fused=True, lr=1e-3)"
-# Relative error from which a result is none. PyTorch's own bf16 gradients of LayerNorm's parameters are up to 89 % off
-# in the first stage at batch 8 (sums over 25088 pixels); people train with them: timed, and named below the tables.
+# Results with a larger relative error are not timed. PyTorch's own bf16 gradients of LayerNorm's parameters are up to
+# 89 % off in the first stage at batch 8 (sums over 25088 pixels). They are used in practice, so they are timed, and
+# named below the tables.
 GARBAGE = 2.0
 
 
 def optimiser(model: nn.Module) -> torch.optim.Optimizer:
-    """The one of all candidates."""
+    """The same optimiser for all candidates."""
     return torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
 
 class WithLoss(nn.Module):
-    """A model and its loss in one module: torch.compile sees both."""
+    """A model and its loss in one module, so that torch.compile gets both."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -77,20 +83,20 @@ class WithLoss(nn.Module):
 
 
 class TrainingStep(Step):
-    """One step of a training loop; gives the loss. `module` takes images and targets, as `WithLoss` does."""
+    """One step of a training loop; returns the loss. `module` takes images and targets, like `WithLoss`."""
 
     def __init__(
         self, module: nn.Module, x: Tensor, target: Tensor, autocast: bool = False, train: bool = True
     ) -> None:
         super().__init__(module, (x,))
-        if target.ndim == 1:  # a model: its images want no gradients, as a block's input does
+        if target.ndim == 1:  # a model: its images need no gradients, unlike a block's input
             self.leaves[0].requires_grad_(False)
         self.target, self.autocast, self.train = target, autocast, train
         self.first = {name: p.detach().clone() for name, p in module.named_parameters()}
         self.restart()
 
     def restart(self) -> None:
-        """Go back to the first weights, with a new optimiser."""
+        """Restore the initial weights, with a new optimiser."""
         with torch.no_grad():
             for name, parameter in self.module.named_parameters():
                 parameter.copy_(self.first[name])
@@ -114,7 +120,7 @@ class TrainingStep(Step):
 
 
 def target_of(x: Tensor, group: str) -> Tensor:
-    """What the loss compares with: another image for a block, classes for a model; the same numbers for all."""
+    """Return the target of the loss: another image for a block, classes for a model; the same numbers for all."""
     generator = torch.Generator().manual_seed(2)
     if group == "model":
         return torch.randint(1000, (len(x),), generator=generator)
@@ -133,7 +139,7 @@ def _step(prepared: Prepared, module: nn.Module, memory_format: torch.memory_for
 
 def _eager_step(memory_format: torch.memory_format) -> Callable[[Prepared], Call]:
     def build(prepared: Prepared) -> Call:
-        # A copy: steps change the weights that the next candidate starts from.
+        # A copy, because steps change the weights, and the next candidate must start from the same ones.
         model = copy.deepcopy(prepared.eager).to(memory_format=memory_format)
         return _step(prepared, WithLoss(model), memory_format)
 
@@ -164,14 +170,14 @@ def _our_step(memory: str | None) -> Callable[[Prepared], Call]:
 
 
 def convolution_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of weight and bias by the operator that PyTorch's autograd calls."""
+    """Return the gradients of weight and bias, by the operator that PyTorch's autograd calls."""
     c, k = x.shape[1], weight.shape[-1]
     arguments = (dy, x, weight, [c], [1, 1], [k // 2, k // 2], [1, 1], False, [0, 0], c, [False, True, True])
     return torch.ops.aten.convolution_backward(*arguments)[1:]
 
 
 def sums_of_shifts(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The same, a sum over the shifted image for each tap."""
+    """The same gradients, as one sum over the shifted image per tap."""
     k, (h, w) = weight.shape[-1], x.shape[-2:]
     padded, d = F.pad(x, (k // 2,) * 4).float(), dy.float()
     taps = [(d * padded[:, :, i : i + h, j : j + w]).sum((0, 2, 3)) for i in range(k) for j in range(k)]
@@ -179,7 +185,7 @@ def sums_of_shifts(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tenso
 
 
 def sums_of_windows(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The same, one sum over a view of all shifted images."""
+    """The same gradients, as one sum over a view of all shifted images."""
     k, (h, w) = weight.shape[-1], x.shape[-2:]
     windows, d = F.pad(x, (k // 2,) * 4).unfold(2, h, 1).unfold(3, w, 1), dy.float()
     taps = (windows.float() * d[:, :, None, None]).sum((0, 4, 5))
@@ -193,7 +199,7 @@ def _our_gradient(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> list[T
 def _gradient(
     function: Callable[..., tuple], memory_format: torch.memory_format = torch.channels_last, compiled: bool = False
 ) -> Callable[[Prepared], Call]:
-    """Let `function` compute the gradients of weight and bias."""
+    """Build a call in which `function` computes the gradients of weight and bias."""
 
     def build(prepared: Prepared) -> Call:
         x = prepared.inputs[0].contiguous(memory_format=memory_format)
@@ -272,13 +278,13 @@ class TrainingSession(Session):
         return {"output": step()} | step.gradients()
 
     def measure(self, case: Case, on_step: Callable[[str], None] = lambda _: None) -> list[Record]:
-        # What is kept for the backward pass would be counted with the loss here: training_memory.py counts blocks.
+        # Here the loss would be counted too; training_memory.py counts what blocks keep for the backward pass.
         return [dataclasses.replace(record, saved_bytes=None) for record in super().measure(case, on_step)]
 
 
 @functools.cache
 def cases() -> tuple[Case, ...]:
-    """Every case: from the table of `convnext-kernels bench`, under names of their own."""
+    """All cases, from the table of `convnext-kernels bench`, with their own names."""
     found = []
     for case in table.cases():
         if (case.direction, case.batch) != ("training", 8):
@@ -309,25 +315,25 @@ def select(mode: str, only: tuple[str, ...] = (), dtypes: tuple[str, ...] = ("fp
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """One setting of this package in one case, against the fastest peer; None where there is no time."""
+    """One setting of this package in one case, compared with the fastest peer; None where there is no time."""
 
     ours: Record
     peer: Record | None
     ratio: Ratio | None  # by medians, and in single rounds
     by_minimum: float | None
-    by_hand: float | None  # against the fastest "by hand", by medians
-    asked: float | None
+    by_hand: float | None  # compared with the fastest "by hand", by medians
+    target_ratio: float | None
 
     @property
     def missed(self) -> bool:
-        return self.asked is not None and (self.ratio is None or not self.ratio.value >= self.asked)
+        return self.target_ratio is not None and (self.ratio is None or not self.ratio.value >= self.target_ratio)
 
 
-def asked(record: Record) -> float | None:
-    """The ratio asked for: of this package as it is by default."""
+def target_ratio(record: Record) -> float | None:
+    """The target of a record: only this package with its defaults has one."""
     if record.candidate != OURS or record.what.endswith(AUTOCAST):
         return None
-    return ASKED.get((record.group, record.dtype))
+    return TARGETS.get((record.group, record.dtype))
 
 
 def _fastest(records: list[Record]) -> Record | None:
@@ -335,7 +341,7 @@ def _fastest(records: list[Record]) -> Record | None:
 
 
 def figures(run: Run) -> list[Figure]:
-    """What was asked for and what was measured."""
+    """Return measured ratios and targets."""
     found = []
     for case in run.cases().values():
         others = [record for record in case.values() if not is_ours(record.candidate)]
@@ -352,7 +358,7 @@ def figures(run: Run) -> list[Figure]:
                     value,
                     None if value is None else peer.times.minimum / times.minimum,
                     None if times is None or by_hand is None else by_hand.times.median / times.median,
-                    asked(ours),
+                    target_ratio(ours),
                 )
             )
     return found
@@ -371,8 +377,12 @@ def make_table(title: str, *columns: str) -> Table:
     return found
 
 
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}x" if ratio >= 1 else f"{1 / ratio:.2f}x slower"
+
+
 def show(run: Run, console: Console) -> list[Figure]:
-    """Print times, then the figures beside the ones asked for; return those that were missed."""
+    """Print times, then the ratios and their targets; return those that missed it."""
     for group in dict.fromkeys(record.group for record in run.records):
         records = [record for record in run.records if record.group == group]
         names = list(dict.fromkeys(record.candidate for record in records))
@@ -386,7 +396,7 @@ def show(run: Run, console: Console) -> list[Figure]:
     found = figures(run)
     shown = make_table(
         f"times faster than the best of eager and torch.compile, batch 8, {run.conditions['threads']} threads",
-        *("case", "memory", "peer", "by medians", "in rounds", "by minima", "asked", "", "than by hand"),
+        *("case", "memory", "peer", "by medians", "in rounds", "by minima", "target", "", "than by hand"),
     )
     for f in found:
         value = f.ratio
@@ -394,16 +404,16 @@ def show(run: Run, console: Console) -> list[Figure]:
             f"{f.ours.what} {f.ours.dtype}",
             f.ours.candidate.partition(", ")[2] or ("" if f.ours.group == "dwconv" else "auto"),
             "" if f.peer is None else f.peer.candidate,
-            f.ours.status if value is None else f"{value.value:.2f}x",
+            f.ours.status if value is None else _times(value.value),
             "" if value is None else f"{value.low:.2f}-{value.high:.2f}",
-            "" if f.by_minimum is None else f"{f.by_minimum:.2f}x",
-            "" if f.asked is None else f"{f.asked:g}x",
-            "" if f.asked is None else "MISSED" if f.missed else "met",
-            "" if f.by_hand is None else f"{f.by_hand:.2f}x",
+            "" if f.by_minimum is None else _times(f.by_minimum),
+            "" if f.target_ratio is None else f"{f.target_ratio:g}x",
+            "" if f.target_ratio is None else "MISSED" if f.missed else "met",
+            "" if f.by_hand is None else _times(f.by_hand),
         )
     console.print(shown, highlight=False)
     missed = [f for f in found if f.missed]
-    console.print(f"{sum(f.asked is not None for f in found)} figures asked for, {len(missed)} missed", highlight=False)
+    console.print(f"{sum(f.target_ratio is not None for f in found)} targets, {len(missed)} missed", highlight=False)
     for record in run.records:
         if record.status != OK:
             console.print(f"{record.case}, {record.candidate}: {record.status}: {record.reason}", highlight=False)
@@ -414,7 +424,7 @@ def show(run: Run, console: Console) -> list[Figure]:
 
 
 def console() -> Console:
-    """Of a file or a pipe nobody knows the width."""
+    """The console; a file or a pipe has no width of its own, and gets a large one."""
     found = Console()
     if not found.is_terminal:
         found.width = 240
@@ -422,7 +432,7 @@ def console() -> Console:
 
 
 def conditions(run: Run) -> list[str]:
-    """Where this was measured, and what speaks against it."""
+    """Return where this was measured, and the warnings."""
     machine, found = run.machine, run.conditions
     lines = [
         f"{machine['cpu']['name']}, {machine['threads']['cores']} cores, {found['threads']} threads, "
@@ -433,7 +443,7 @@ def conditions(run: Run) -> list[str]:
 
 
 def measure(run: Run, selected: list[Case], file: Path | None, session: Session) -> None:
-    """Measure into `run`, and save it after every case."""
+    """Measure, add the records to `run`, and save it after every case."""
     at_start, begun = list(run.conditions["warnings"]), time.perf_counter()
     for case in selected:
         print(f"{case.name} ...", file=sys.stderr, flush=True)
@@ -452,9 +462,9 @@ def measure(run: Run, selected: list[Case], file: Path | None, session: Session)
 @click.option("--only", multiple=True, metavar="PATTERN", help="Cases with this in their name, of any mode.")
 @click.option("--dtype", "dtypes", type=click.Choice(["fp32", "bf16"]), multiple=True, default=("fp32", "bf16"))
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of PyTorch.  [default: PyTorch's]")
-@click.option("--list", "as_list", is_flag=True, help="List the names of the cases and leave.")
+@click.option("--list", "as_list", is_flag=True, help="List the names of the cases and exit.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write all times and their conditions here.")
-@click.option("--check", is_flag=True, help="Fail where a figure asked for is missed.")
+@click.option("--check", is_flag=True, help="Fail if a target is missed.")
 def main(
     mode: str | None,
     only: tuple[str, ...],

@@ -2,19 +2,20 @@
 
     python benchmarks/training_memory.py [blocks] [step] [--quick] [--json FILE] [--check]
 
-*blocks*: bytes that a forward pass saves for the backward pass, in units of the bytes of x, x itself included and
-parameters left out; each storage counts once. `saved_tensors_hooks` see every tensor that autograd keeps, those of a
-compiled forward pass too: AOTAutograd hands what its backward graph needs to `save_for_backward` of one autograd
-function. Eager PyTorch, torch.compile and every backend that runs here with each setting of `memory`; where there is no
-GPU, Triton in its interpreter and the CUDA kernels built for the CPU, at a small size: the ratio does not depend on it.
+*blocks*: bytes that a forward pass saves for the backward pass, in units of the bytes of x. x itself is included,
+parameters are not; each storage counts once. `saved_tensors_hooks` see every tensor that autograd keeps, also in a
+compiled forward pass, because AOTAutograd passes what its backward graph needs to `save_for_backward` of one autograd
+function. Candidates are eager PyTorch, torch.compile and every backend that runs here with each setting of `memory`.
+Without a GPU, Triton runs in its interpreter and the CUDA kernels are built for the CPU, both at a small size; the
+ratio does not depend on the size.
 
 *step*: peak resident set of a training step of ConvNeXt-T at batch 8, 224x224 (zero_grad, forward, cross entropy,
-backward, AdamW(fused=True)), a fresh process for each candidate, PyTorch's and glibc's own settings. Linux resets the
-peak (/proc/self/clear_refs) after two steps of warm-up, when gradients are dropped and freed memory is handed back; so
-compiling is not in the peak. "step" is the peak over what was resident right before: activations, gradients and
-temporaries. "over model" is the peak over what was resident once model, images and optimiser existed: also the
-optimiser's state, packed weights and code that the first steps loaded; for torch.compile that holds the compiler.
-The row "accelerate" is torchvision's ConvNeXt-T, those with a setting of `memory` this package's own.
+backward, AdamW(fused=True)). Each candidate runs in a new process, with PyTorch's and glibc's default settings. The
+peak is reset (/proc/self/clear_refs) after two warm-up steps, after gradients were dropped and freed memory was
+returned, so compiling is not in the peak. "step" is the peak minus what was resident right before: activations,
+gradients and temporaries. "over model" is the peak minus what was resident once model, images and optimiser existed:
+it also includes the optimiser's state, packed weights and code loaded by the first steps, for torch.compile the
+compiler. The row "accelerate" is torchvision's ConvNeXt-T, the rows with a setting of `memory` are this package's own.
 """
 
 import dataclasses
@@ -34,8 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 BLOCKS, STEP = "blocks", "step"
 MEMORY = ("auto", "balanced", "min")
-LIMITS = {"auto": 6.1, "balanced": 6.1, "min": 2.1}  # of x's bytes, asked for on every backend
-ASKED_OF = 12.02  # counted by hand for eager and torch.compile (V1)
+LIMITS = {"auto": 6.1, "balanced": 6.1, "min": 2.1}  # in units of x's bytes, for every backend
+PEERS_KEEP = 12.02  # counted by hand for eager and torch.compile (V1)
 PYTORCH, COMPILED = "eager PyTorch", "torch.compile"
 STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))
 EMULATED = ("triton", "cuda")  # without a GPU
@@ -46,7 +47,7 @@ MIB = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """What a block keeps, in units of x's bytes."""
+    """Bytes that a block keeps, in units of x's bytes."""
 
     who: str  # eager PyTorch, torch.compile or a backend of this package
     memory: str  # of this package; else ""
@@ -71,13 +72,13 @@ class Peak:
 
     who: str
     dtype: str
-    loaded: int  # resident once the model is loaded
+    loaded: int  # resident after the model was loaded
     before: int  # resident before the step
-    peak: int  # at most during the step
+    peak: int  # largest during the step
 
 
 def emulate() -> None:
-    """Without a GPU: Triton's interpreter and CUDA kernels built for the CPU. Called before the package is imported."""
+    """Without a GPU, use Triton's interpreter and CUDA kernels built for the CPU. Call before importing the package."""
     import torch
 
     if torch.cuda.is_available():
@@ -90,7 +91,7 @@ def emulate() -> None:
 
 
 def candidates(quick: bool) -> list[tuple[str, str, tuple[tuple[int, int], ...], int]]:
-    """(who, memory, stages, batch) of everybody who takes part in *blocks*."""
+    """Return (who, memory, stages, batch) of all candidates of *blocks*."""
     import torch
 
     import convnext_kernels as ck
@@ -106,7 +107,7 @@ def candidates(quick: bool) -> list[tuple[str, str, tuple[tuple[int, int], ...],
 
 
 def kept(who: str, memory: str, use_grn: bool, c: int, size: int, n: int, dtype: str) -> Kept:
-    """Run a forward pass of one block and count."""
+    """Run a forward pass of one block and count the kept bytes."""
     import torch
 
     from convnext_kernels import FusedConvNeXtBlock
@@ -137,7 +138,7 @@ def kept(who: str, memory: str, use_grn: bool, c: int, size: int, n: int, dtype:
 
 
 def count(quick: bool, dtypes: tuple[str, ...]) -> list[Kept]:
-    """Every row of *blocks*."""
+    """Return all rows of *blocks*."""
     found = []
     for who, memory, stages, n in candidates(quick):
         print(f"{who} {memory} ...", file=sys.stderr, flush=True)
@@ -148,17 +149,17 @@ def count(quick: bool, dtypes: tuple[str, ...]) -> list[Kept]:
 
 
 def status_bytes(text: str, name: str) -> int:
-    """A figure of /proc/self/status."""
+    """Return a value of /proc/self/status."""
     return int(re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE).group(1)) * 1024
 
 
 def resident(name: str = "VmRSS") -> int:
-    """Bytes of this process that are resident now (VmRSS) or were at most (VmHWM)."""
+    """Return the bytes of this process that are resident now (VmRSS) or the largest so far (VmHWM)."""
     return status_bytes(Path("/proc/self/status").read_text(), name)
 
 
 def tidy() -> None:
-    """Hand freed memory back to the system."""
+    """Return freed memory to the system."""
     from convnext_kernels.bench.timing import glibc
 
     gc.collect()
@@ -167,12 +168,12 @@ def tidy() -> None:
 
 
 def reset_peak() -> None:
-    """Let VmHWM start again from what is resident now."""
+    """Reset VmHWM to what is resident now."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def model_step(who: str, dtype: str, batch: int, size: int) -> "object":
-    """The training step of a whole model: a callable with `module`."""
+    """Return the training step of a whole model: a callable with `module`."""
     import torch
     from training import TrainingStep, WithLoss, target_of
 
@@ -199,7 +200,7 @@ def model_step(who: str, dtype: str, batch: int, size: int) -> "object":
 
 
 def measure_step(who: str, dtype: str, batch: int, size: int, steps: int) -> Peak:
-    """Measure in this process, which should be a fresh one."""
+    """Measure in this process, which should be a new one."""
     step = model_step(who, dtype, batch, size)
     step.first.clear()  # the copy of the first weights, which no training loop has
     tidy()
@@ -219,7 +220,7 @@ def measure_step(who: str, dtype: str, batch: int, size: int, steps: int) -> Pea
 
 
 def in_a_process(who: str, dtype: str, batch: int, size: int, steps: int, threads: int | None) -> Peak | str:
-    """`measure_step` in a fresh process; the last line of its complaint if it fails."""
+    """Run `measure_step` in a new process; return the last line of its error output if it fails."""
     arguments = json.dumps([who, dtype, batch, size, steps])
     command = [sys.executable, __file__, "--child", arguments]
     command += [] if threads is None else ["--threads", str(threads)]
@@ -230,12 +231,12 @@ def in_a_process(who: str, dtype: str, batch: int, size: int, steps: int, thread
 
 
 def show_blocks(rows: list[Kept]) -> list[Kept]:
-    """Print what blocks keep; return what exceeds its limit."""
+    """Print what blocks keep; return the rows that exceed their limit."""
     from training import console, make_table
 
     whats = list(dict.fromkeys((row.variant, row.dtype) for row in rows))
-    title = "kept for the gradient by a block, in units of the bytes of x (x included): least to most over its sizes"
-    shown = make_table(title, "who", "memory", *(f"{v} {d}" for v, d in whats), "asked", "")
+    title = "kept for the gradient by a block, in units of the bytes of x (x included): range over its sizes"
+    shown = make_table(title, "who", "memory", *(f"{v} {d}" for v, d in whats), "limit", "")
     for who, memory in dict.fromkeys((row.who, row.memory) for row in rows):
         mine = [row for row in rows if (row.who, row.memory) == (who, memory)]
         cells = []
@@ -246,8 +247,8 @@ def show_blocks(rows: list[Kept]) -> list[Kept]:
                 "failed" if least is None else f"{most:.2f}" if most - least < 0.005 else f"{least:.2f}-{most:.2f}"
             )
         verdict = "" if mine[0].limit is None else "EXCEEDED" if any(row.exceeds for row in mine) else "met"
-        asked = f"at most {mine[0].limit:g}" if mine[0].limit else f"(by hand: {ASKED_OF:g}, V1)"
-        shown.add_row(who, memory, *cells, asked, verdict)
+        limit = f"at most {mine[0].limit:g}" if mine[0].limit else f"(expected for V1: {PEERS_KEEP:g})"
+        shown.add_row(who, memory, *cells, limit, verdict)
     console().print(shown, highlight=False)
     for row in rows:
         if row.kept is None:
@@ -274,12 +275,12 @@ def show_steps(peaks: list[Peak], what: str) -> None:
 
 @click.command(help=__doc__.splitlines()[0])
 @click.argument("parts", nargs=-1, type=click.Choice([BLOCKS, STEP]))
-@click.option("--quick", is_flag=True, help="One stage; the step at batch 2, 64x64, which shows that it works.")
+@click.option("--quick", is_flag=True, help="One stage; the step at batch 2, 64x64, only to show that it works.")
 @click.option("--only", multiple=True, metavar="WHO", help="Candidates of the step with this in their name.")
 @click.option("--dtype", "dtypes", type=click.Choice(["bf16", "fp32", "autocast"]), multiple=True)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of PyTorch.  [default: PyTorch's]")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write all figures and their conditions here.")
-@click.option("--check", is_flag=True, help="Fail where a block keeps more than was asked for.")
+@click.option("--check", is_flag=True, help="Fail if a block keeps more than its limit.")
 @click.option("--child", hidden=True)
 def main(
     parts: tuple[str, ...],
@@ -333,7 +334,7 @@ def main(
 def write(
     file: Path, what: str, rows: list[Kept], peaks: list[Peak], failures: dict[str, str], threads: int | None
 ) -> None:
-    """Everything as JSON, with where it was measured."""
+    """Write everything as JSON, with the machine."""
     import datetime
 
     import torch

@@ -1,9 +1,9 @@
-"""A ConvNeXt as the backbone of a detector or a segmenter: the feature pyramid of a photograph, drawn.
+"""Draw the feature pyramid of a photograph, with a ConvNeXt as the backbone of a detector or a segmenter.
 
 python examples/backbone.py --weights convnext_tiny.safetensors --image photo.jpg
 
-Needs the "demo" extra (pip install "convnext-kernels[demo]"). Without --weights the network is random, and its maps
-show what any random filters would: edges and bright places.
+Needs the "demo" extra (pip install "convnext-kernels[demo]"). Without --weights the network is random; its maps then
+show edges and bright areas, as any random filters do.
 """
 
 from pathlib import Path
@@ -22,25 +22,25 @@ SIZE = (640, 480)  # width, height
 
 
 def build(name: str, weights: Path | None) -> ConvNeXt:
-    """Return the backbone: four maps, each with a LayerNorm of its own, as detectors and segmenters take them."""
+    """Return the backbone: four maps, each with its own LayerNorm, as detectors and segmenters use them."""
     torch.manual_seed(0)
-    # Layer scale starts at 1e-6, at which a network that nobody trained would be its downsampling layers alone.
+    # Layer scale starts at 1e-6: an untrained network would then be only its downsampling layers.
     options = {} if weights else {"layer_scale_init_value": 1.0}
     model = create_model(name, features_only=True, out_indices=(0, 1, 2, 3), feature_norm=True, **options)
     if weights:
-        # The classifier's last norm and layer are not needed; the four norms are new, to be trained with the detector.
+        # The classifier's norm and layer are not needed; the four norms are new and trained with the detector.
         load_weights(model, weights, head="skip")
     return model.eval().to(memory_format=torch.channels_last)
 
 
 def photograph(file: Path | None) -> Image.Image:
-    """Read a picture, or the one that scikit-learn ships, cropped to SIZE."""
+    """Read a picture, or the one that comes with scikit-learn, cropped to SIZE."""
     image = ImageOps.exif_transpose(Image.open(file)) if file else Image.fromarray(load_sample_image("china.jpg"))
     return ImageOps.fit(image.convert("RGB"), SIZE)
 
 
 def activation(feature: torch.Tensor) -> Image.Image:
-    """Root mean square over the channels of a map (1, C, h, w), from black to white, in the photograph's size."""
+    """Root mean square over the channels of a map (1, C, h, w), from black to white, at the photograph's size."""
     energy = feature[0].square().mean(0).sqrt()
     low, high = energy.quantile(0.01), energy.quantile(0.99)
     gray = ((energy - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).mul(255).byte()
@@ -48,7 +48,7 @@ def activation(feature: torch.Tensor) -> Image.Image:
 
 
 def draw(photo: Image.Image, model: ConvNeXt, maps: list[torch.Tensor], file: Path) -> None:
-    """Draw the photograph and, over it, the activation of the four stages."""
+    """Draw the photograph, then the activation of each of the four stages over it."""
     figure = Figure(figsize=(15, 2.9), layout="constrained")
     axes = figure.subplots(1, 5)
     axes[0].set_title(f"photograph {photo.width} x {photo.height}")

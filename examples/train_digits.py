@@ -1,14 +1,14 @@
 """Train a small ConvNeXt V1 and V2 on scikit-learn's handwritten digits, in about a minute.
 
 python examples/train_digits.py
-python examples/train_digits.py --resume          # after a kill: goes on behind the last whole epoch
-python examples/train_digits.py --compare-eager   # trains with PyTorch's operators too, and draws both curves
+python examples/train_digits.py --resume          # after a kill: continues after the last complete epoch
+python examples/train_digits.py --compare-eager   # also trains with PyTorch's operators, and draws both curves
 
-Needs the "demo" extra (pip install "convnext-kernels[demo]"). For each variant the output folder gets v1.pt, a
-checkpoint written after every epoch, v1.png, the curves, and v1.safetensors, the weights under the official names.
+Needs the "demo" extra (pip install "convnext-kernels[demo]"). For each variant the output folder gets v1.pt (a
+checkpoint, written after every epoch), v1.png (the curves) and v1.safetensors (the weights, with the official names).
 
-The test pictures (30 %, every digit with its share) and the number of epochs are fixed beforehand; what counts is the
-accuracy of the averaged weights after the last epoch.
+The test pictures (30 % of each digit) and the number of epochs are fixed in advance. The result is the accuracy of
+the averaged weights after the last epoch.
 """
 
 import io
@@ -37,18 +37,18 @@ from convnext_kernels import BackendError, backends
 from convnext_kernels.models import ConvNeXt, export_weights
 
 FORMAT = "convnext_kernels train_digits 1"  # of the checkpoints
-SIZE = 32  # side to which the 8 x 8 pictures are enlarged: one of their pixels for every patch of the stem
+SIZE = 32  # side of the enlarged 8 x 8 pictures: one of their pixels is one patch of the stem
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that a curve depends on; a checkpoint goes on under the same settings only."""
+    """Everything that a curve depends on; a checkpoint can only be resumed with the same settings."""
 
     variant: str
     backend: str
     dtype: str
     device: str
-    threads: int  # with another number of them, sums are rounded in another order
+    threads: int  # PyTorch rounds sums in another order for another number of threads
     seed: int
     epochs: int
     depths: tuple[int, ...] = (2, 2)
@@ -60,7 +60,7 @@ class Settings:
     weight_decay: float = 0.05
     label_smoothing: float = 0.1
     ema: float = 0.98  # decay of the averaged weights, by step
-    shift: float = 0.5  # augmentation: by at most so many of the 8 pixels
+    shift: float = 0.5  # augmentation: at most this many of the 8 pixels
     turn: float = 0.15  # radians
     zoom: float = 0.1
 
@@ -82,7 +82,7 @@ class Digits:
 def split(device: str) -> tuple[Digits, Digits]:
     """Return the training and the test pictures, the same for every seed."""
     data = load_digits()
-    # A picture is 32 x 32 pixels of ink or paper; scikit-learn's are the sums of 4 x 4 of them, from 0 to 16.
+    # The original pictures have 32 x 32 pixels of ink or paper; scikit-learn's pixels are sums of 4 x 4, 0 to 16.
     x = torch.tensor(data.images[:, None] / 16, dtype=torch.float32, device=device)
     y = torch.tensor(data.target, dtype=torch.int64, device=device)
     train, test = train_test_split(range(len(y)), test_size=0.3, stratify=data.target, random_state=0)
@@ -90,20 +90,20 @@ def split(device: str) -> tuple[Digits, Digits]:
 
 
 def enlarge(pictures: Tensor, settings: Settings | None = None) -> Tensor:
-    """Enlarge to SIZE and, with settings, move, turn and zoom each picture by random amounts."""
+    """Enlarge to SIZE and, with settings, shift, rotate and zoom each picture by random amounts."""
     n = len(pictures)
     shift, turn, zoom = (settings.shift / 4, settings.turn, settings.zoom) if settings else (0.0, 0.0, 0.0)
-    # Drawn on the CPU, so that every device sees the same pictures.
+    # Random numbers from the CPU, so that every device gets the same pictures.
     dx, dy, angle, scale = (torch.rand(4, n) * 2 - 1) * torch.tensor((shift, shift, turn, zoom))[:, None]
     cos, sin = (1 + scale) * angle.cos(), (1 + scale) * angle.sin()
     matrix = torch.stack((cos, -sin, dx, sin, cos, dy), 1).view(n, 2, 3).to(pictures.device)
     grid = functional.affine_grid(matrix, [n, 1, SIZE, SIZE], align_corners=False)
-    x = functional.grid_sample(pictures, grid, align_corners=False)  # bilinear, paper beyond the border
+    x = functional.grid_sample(pictures, grid, align_corners=False)  # bilinear; paper outside the border
     return (2 * x - 1).contiguous(memory_format=torch.channels_last)
 
 
 class Run:
-    """One network in training, and how far it is."""
+    """One network in training, and its progress."""
 
     def __init__(self, name: str, settings: Settings, data: tuple[Digits, Digits], output: Path) -> None:
         self.name, self.settings = name, settings
@@ -125,14 +125,14 @@ class Run:
         )
         self.model = model.to(settings.device, memory_format=torch.channels_last)
         self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-        # No weight decay on vectors; those of GRN are (1, 1, 1, C).
+        # No weight decay on vectors; GRN's have the shape (1, 1, 1, C).
         matrices = [p for p in model.parameters() if p.squeeze().dim() > 1]
         vectors = [p for p in model.parameters() if p.squeeze().dim() <= 1]
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups)
 
     def _seed(self, epoch: int) -> None:
-        # All that is random follows from these two numbers, so that a checkpoint needs no generators, only its epoch.
+        # All random numbers depend only on these two, so a checkpoint needs no generator state, only its epoch.
         torch.manual_seed(1000 * self.settings.seed + epoch)
 
     def _logits(self, model: nn.Module, x: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class Run:
         return self.settings.lr * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup))) / 2
 
     def train_epoch(self, advance: Callable[[], object]) -> None:
-        """Train for the next epoch, test, and write the checkpoint; `advance` is called after each step."""
+        """Train the next epoch, test, and write the checkpoint; `advance` is called after each step."""
         epoch, started, total = len(self.history) + 1, time.perf_counter(), 0.0
         self._seed(epoch)
         self.model.train()
@@ -176,7 +176,7 @@ class Run:
 
     @torch.inference_mode()
     def accuracy(self, digits: Digits) -> float:
-        """Return the share of digits that the averaged weights tell right, in percent."""
+        """Return the share of digits that the averaged weights classify correctly, in percent."""
         self.ema.eval()
         found = self._logits(self.ema, enlarge(digits.pictures)).argmax(1)
         return 100 * (found == digits.labels).double().mean().item()
@@ -191,30 +191,30 @@ class Run:
         write(self.checkpoint, lambda stream: torch.save(state, stream))
 
     def restore(self) -> None:
-        """Go on where the checkpoint was written."""
+        """Continue from the checkpoint."""
         data = self.checkpoint.read_bytes()
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                if name := archive.testzip():  # torch.load does not look at the checksums
+                if name := archive.testzip():  # torch.load does not check the checksums
                     raise ValueError(f"{name} has changed")
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
             if state["format"] != FORMAT:
                 raise ValueError(f"format {state['format']!r}")
             theirs = dict(state["settings"])
             other = [
-                f"{k} {theirs.get(k)!r}, now {v!r}" for k, v in asdict(self.settings).items() if theirs.get(k) != v
+                f"{k}={theirs.get(k)!r}, now {v!r}" for k, v in asdict(self.settings).items() if theirs.get(k) != v
             ]
             for name, part in () if other else self._parts().items():
                 part.load_state_dict(state[name])
             self.history = list(state["history"])
-        except Exception as error:  # what a damaged file raises is anybody's guess
+        except Exception as error:  # a damaged file can raise any exception
             raise click.ClickException(
-                f"{self.checkpoint}: damaged, or no checkpoint of this script ({type(error).__name__}); "
-                "it is left as it is. Without --resume, give another --output or --overwrite"
+                f"{self.checkpoint}: damaged, or not a checkpoint of this script ({type(error).__name__}); "
+                "the file was not changed. Without --resume, use another --output or --overwrite"
             ) from error
         if other:
             raise click.ClickException(
-                f"{self.checkpoint}: made with {'; '.join(other)}. Give the same settings, or another --output"
+                f"{self.checkpoint}: made with {'; '.join(other)}. Use the same settings, or another --output"
             )
 
 
@@ -235,33 +235,33 @@ def draw(runs: Sequence[Run], file: Path) -> None:
 
 
 def prepare(runs: Sequence[Run], resume: bool, overwrite: bool) -> None:
-    """Go on with checkpoints, or make sure that there are none."""
+    """Continue from checkpoints, or make sure that there are none."""
     found = [run for run in runs if run.checkpoint.exists()]
     if resume:
-        for run in runs:  # all before the first one trains, so that what is wrong is said at once
+        for run in runs:  # all of them before the first one trains, so that errors come at once
             if run in found:
                 run.restore()
-                click.echo(f"{run.name}: goes on after epoch {len(run.history)} of {run.settings.epochs}")
+                click.echo(f"{run.name}: continues after epoch {len(run.history)} of {run.settings.epochs}")
             else:
                 click.echo(f"{run.name}: {run.checkpoint} does not exist, starts at the beginning")
     elif found and not overwrite:
         raise click.ClickException(
-            f"{found[0].checkpoint} exists: --resume goes on with it, --overwrite starts anew, or give another --output"
+            f"{found[0].checkpoint} exists: use --resume to continue, --overwrite to start again, or another --output"
         )
     else:
         for run in runs:
-            run.accuracy(run.test[:2])  # nothing is thrown away for a backend that cannot run
+            run.accuracy(run.test[:2])  # fails for a backend that cannot run, before anything is deleted
         for run in found:
             run.checkpoint.unlink()
 
 
 def describe(run: Run) -> str:
-    """Return how far a run is, for the progress bar."""
+    """Return the progress of a run, for the progress bar."""
     return "{}, epoch {epoch}: loss {loss:.3f}, test {accuracy:.2f} %".format(run.name, **run.history[-1])
 
 
 def train(run: Run) -> None:
-    """Train the epochs that are left, under a progress bar."""
+    """Train the remaining epochs, with a progress bar."""
     with Progress(console=Console(stderr=True), transient=True) as progress:
         total, done = (epochs * run.steps for epochs in (run.settings.epochs, len(run.history)))
         bar = progress.add_task(describe(run) if done else run.name, total=total, completed=done)
@@ -279,32 +279,32 @@ def train(run: Run) -> None:
 @click.command()
 @click.option("--variant", type=click.Choice(["v1", "v2", "both"]), default="both", show_default=True)
 @click.option("--backend", type=click.Choice(["auto", *backends()]), default="auto", show_default=True)
-@click.option("--compare-eager", is_flag=True, help="Train with the eager backend too, and draw both curves.")
+@click.option("--compare-eager", is_flag=True, help="Also train with the eager backend, and draw both curves.")
 @click.option("--epochs", type=click.IntRange(1, 999), default=30, show_default=True)
 @click.option("--seed", type=click.IntRange(0, 10**6), default=0, show_default=True)
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="bf16: autocast.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-# On two idle cores a second thread saves a tenth of the time. Beside other processes, where threads wait for one
-# another at every one of these small operations, it took ten times as long.
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="More pay on idle cores only.")
+# On two idle cores a second thread saves a tenth of the time. With other processes running it took ten times as long,
+# because threads wait for each other at every one of these small operations.
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="More help on idle cores only.")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default="train_digits", show_default=True)
-@click.option("--resume", is_flag=True, help="Go on with what the output folder holds.")
-@click.option("--overwrite", is_flag=True, help="Start anew over what the output folder holds.")
+@click.option("--resume", is_flag=True, help="Continue from the checkpoints in the output folder.")
+@click.option("--overwrite", is_flag=True, help="Start again and replace the checkpoints in the output folder.")
 def main(
     variant: str, compare_eager: bool, output: Path, resume: bool, overwrite: bool, threads: int, **options: str | int
 ) -> None:
     """Train a small ConvNeXt V1 and V2 on handwritten digits."""
     if resume and overwrite:
-        raise click.UsageError("--resume keeps what --overwrite throws away: give one of them")
+        raise click.UsageError("--resume and --overwrite exclude each other")
     if compare_eager and options["backend"] == "eager":
-        raise click.UsageError("--compare-eager needs another --backend to compare with eager")
+        raise click.UsageError("--compare-eager needs another --backend than eager")
     if options["device"] == "cuda" and not torch.cuda.is_available():
         raise click.UsageError("--device cuda: PyTorch finds no CUDA device")
     torch.set_num_threads(threads)
     try:
         output.mkdir(parents=True, exist_ok=True)
         data = split(options["device"])
-        pairs = []  # for each variant its run and, to compare, the eager one
+        pairs = []  # for each variant its run and, with --compare-eager, the eager one
         for name in ("v1", "v2") if variant == "both" else (variant,):
             settings = Settings(variant=name, threads=threads, **options)
             pairs.append([Run(name, settings, data, output)])
@@ -319,9 +319,9 @@ def main(
                 epochs = list(zip(*(run.history for run in pair), strict=True))
                 loss, accuracy = (max(abs(a[key] - b[key]) for a, b in epochs) for key in ("loss", "accuracy"))
                 click.echo(
-                    f"{pair[0].name}: at most {loss:.2g} of loss and {accuracy:.2f} points of accuracy from eager"
+                    f"{pair[0].name}: largest difference from eager: loss {loss:.2g}, accuracy {accuracy:.2f} points"
                 )
-    except (BackendError, OSError) as error:  # the latter: the disk
+    except (BackendError, OSError) as error:  # OSError: the disk
         raise click.ClickException(str(error)) from error
     click.echo(f"checkpoints, curves and weights: {output}")
 

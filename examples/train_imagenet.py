@@ -1,4 +1,4 @@
-"""Train or fine-tune a ConvNeXt by the paper's recipe on any folder of pictures, in one process or under torchrun.
+"""Train or fine-tune a ConvNeXt with the paper's recipe on a folder of pictures, in one process or under torchrun.
 
 python examples/train_imagenet.py imagenet --accumulate 32
 torchrun --nproc-per-node 8 examples/train_imagenet.py imagenet --model convnext_base --accumulate 8 --amp
@@ -6,10 +6,10 @@ torchrun --nproc-per-node 8 examples/train_imagenet.py pictures --recipe finetun
     --weights convnext_base_22k_224.pth --size 384
 python examples/train_imagenet.py imagenet --eval --weights train_imagenet/model_ema.safetensors
 
-The folder holds train/ and val/, each with a folder of pictures per class. Augmentation, mixup, losses, layer decay,
+The folder has train/ and val/, each with a folder of pictures per class. Augmentation, mixup, losses, layer decay,
 schedule and EMA are timm's. Needs the "demo" extra (pip install "convnext-kernels[demo]"). The output folder gets the
-log (log.jsonl), its curves (curve.png), settings.json, a checkpoint per epoch and, at the end, the weights under the
-official names.
+log (log.jsonl), its curves (curve.png), settings.json, a checkpoint that is replaced after each epoch and, at the end,
+the weights with the official names.
 """
 
 import json
@@ -49,12 +49,12 @@ class PictureError(click.ClickException):
     """A picture that cannot be read."""
 
     def __init__(self, message: str) -> None:
-        # From a worker process it comes with the traceback, as text, in front of the message.
+        # From a worker process the message starts with the traceback, as text.
         super().__init__(message.strip().splitlines()[-1].rpartition("PictureError: ")[2])
 
 
 def read_picture(file: str) -> Image.Image:
-    """Read a picture as RGB; the error names the file, which among a million is what one needs to know."""
+    """Read a picture as RGB; the error names the file."""
     try:
         with Image.open(file) as image:
             return image.convert("RGB")
@@ -63,7 +63,7 @@ def read_picture(file: str) -> Image.Image:
 
 
 def transform(size: int, recipe: Recipe | None) -> Callable[[Image.Image], Tensor]:
-    """Return the augmentation of a recipe or, for None, what the official evaluation does."""
+    """Return the augmentation of a recipe or, for None, the transform of the official evaluation."""
     if recipe:
         return create_transform(
             size,
@@ -74,7 +74,7 @@ def transform(size: int, recipe: Recipe | None) -> Callable[[Image.Image], Tenso
             re_prob=recipe.random_erasing,
             re_mode="pixel",
         )
-    # From 384 on the whole picture is warped to the square; below, its middle is cut out as 224 of 256.
+    # From size 384 on, the whole picture is resized to the square; below, the centre is cropped, as 224 of 256.
     crop = {"crop_pct": 1.0, "crop_mode": "squash"} if size >= 384 else {"crop_pct": 224 / 256}
     return create_transform(size, interpolation="bicubic", **crop)
 
@@ -85,8 +85,8 @@ def folder(data: Path, part: str, size: int, recipe: Recipe | None) -> ImageFold
     if not place.is_dir():
         found = ", ".join(sorted(p.name for p in data.iterdir())[:10]) or "nothing"
         raise click.ClickException(
-            f"{place}: no such folder. Expected {data} to hold train/ and val/, each with a folder of pictures per "
-            f"class; it holds: {found}"
+            f"{place}: no such folder. Expected train/ and val/ in {data}, each with a folder of pictures per "
+            f"class; it contains: {found}"
         )
     try:
         return ImageFolder(str(place), transform(size, recipe), loader=read_picture)
@@ -96,14 +96,14 @@ def folder(data: Path, part: str, size: int, recipe: Recipe | None) -> ImageFold
 
 @dataclass(frozen=True)
 class World:
-    """Which of torchrun's processes this is."""
+    """One of torchrun's processes."""
 
     rank: int
     size: int
     device: torch.device
 
     def say(self, text: str) -> None:
-        """Print, once for all processes."""
+        """Print in the first process only."""
         if self.rank == 0:
             click.echo(text)
 
@@ -116,7 +116,7 @@ class World:
 
 @contextmanager
 def join(device: str) -> Iterator[World]:
-    """Join the other processes, if torchrun started this one, and leave them in the end."""
+    """Connect to the other processes, if torchrun started this one, and disconnect at the end."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
@@ -135,7 +135,7 @@ def join(device: str) -> Iterator[World]:
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says, besides the recipe."""
+    """The options of the command line, except those of the recipe."""
 
     data: Path
     model: str
@@ -156,15 +156,15 @@ class Options:
 
 
 def build(options: Options, classes: int, recipe: Recipe) -> nn.Module:
-    """Build our model, or timm's on our kernels, with new weights or those of a file."""
+    """Build our model, or timm's with our kernels, with new weights or those of a file."""
     known = ["auto", *(name for name, status in backends().items() if status.available)]
     if options.backend not in known:
-        raise ValueError(f"--backend {options.backend}: expected {' or '.join(known)}, which run here")
+        raise ValueError(f"--backend {options.backend}: expected one that runs here: {', '.join(known)}")
     common = {"num_classes": classes, "drop_path_rate": recipe.drop_path, "head_init_scale": recipe.head_init_scale}
     if options.library == "timm":
         if options.memory != "auto":
-            raise ValueError(f"--memory {options.memory}: the blocks of timm's models take 'auto' only")
-        # Layer scale stays timm's: 1e-6 for V1 too, none for V2.
+            raise ValueError(f"--memory {options.memory}: with --library timm only 'auto' is possible")
+        # Layer scale is timm's: also 1e-6 for V1, none for V2.
         model = accelerate(timm.create_model(options.model, **common), backend=options.backend)
         if options.weights:
             load_timm(model, options.weights, skip_head=not options.eval)
@@ -175,7 +175,7 @@ def build(options: Options, classes: int, recipe: Recipe) -> nn.Module:
     for module in model.modules():
         if isinstance(module, FusedConvNeXtBlock):
             module.memory = options.memory
-    if options.weights:  # a classifier for other classes stays new
+    if options.weights:  # with "skip", a classifier for other classes stays newly initialised
         load_weights(model, options.weights, head="require" if options.eval else "skip")
     return model
 
@@ -191,7 +191,7 @@ def load_timm(model: nn.Module, file: Path, skip_head: bool) -> None:
 
 
 def seed_all(*numbers: int) -> None:
-    """Seed the generators of Python, NumPy and PyTorch by all of the numbers."""
+    """Seed the generators of Python, NumPy and PyTorch with all of the numbers."""
     random_seed(int(numpy.random.SeedSequence(numbers).generate_state(1)[0]))
 
 
@@ -205,11 +205,11 @@ def read_checkpoint(file: Path, settings: Mapping[str, object]) -> dict:
             raise KeyError(*missing)
     except Exception as error:
         raise click.ClickException(
-            f"{file}: damaged, or no checkpoint of this script ({type(error).__name__}); it was left as it is"
+            f"{file}: damaged, or not a checkpoint of this script ({type(error).__name__}); the file was not changed"
         ) from error
-    other = [f"{k} {theirs.get(k)!r}, now {v!r}" for k, v in settings.items() if theirs.get(k) != v]
+    other = [f"{k}={theirs.get(k)!r}, now {v!r}" for k, v in settings.items() if theirs.get(k) != v]
     if other:
-        raise click.ClickException(f"{file}: made with {'; '.join(other)}. Give the same, or another --output")
+        raise click.ClickException(f"{file}: made with {'; '.join(other)}. Use the same settings, or another --output")
     return state
 
 
@@ -230,7 +230,7 @@ def draw(history: list[dict], stream: BinaryIO) -> None:
 
 
 class Training:
-    """A run: model, average, optimizer, data, and how far it is."""
+    """A run: model, average, optimizer, data, and progress."""
 
     def __init__(
         self,
@@ -243,11 +243,11 @@ class Training:
     ) -> None:
         self.model, self.recipe, self.options, self.world = model, recipe, options, world
         self.train, self.val = train, val
-        self.steps = len(train) // recipe.batch_size  # an epoch's; the last of the shuffled pictures are left out
+        self.steps = len(train) // recipe.batch_size  # per epoch; the last of the shuffled pictures are not used
         self.micro_batch = micro_batch(recipe, options, world)
         if not self.steps:
             raise ValueError(f"--batch-size {recipe.batch_size}: more than the {len(train)} pictures in {train.root}")
-        self.ema = ModelEmaV3(model, recipe.ema) if recipe.ema else None  # a copy, made before others wrap the model
+        self.ema = ModelEmaV3(model, recipe.ema) if recipe.ema else None  # a copy, made before the model is wrapped
         self.optimizer = torch.optim.AdamW(parameter_groups(model, recipe), lr=recipe.lr, betas=recipe.betas)
         self.schedule = make_schedule(self.optimizer, recipe, self.steps)
         self.mixup, self.loss = None, LabelSmoothingCrossEntropy(recipe.label_smoothing)
@@ -259,7 +259,7 @@ class Training:
         self.history: list[dict] = []
 
     def fit(self, settings: dict[str, object]) -> None:
-        """Train the epochs that are left, and write what comes of them."""
+        """Train the remaining epochs, and write the results."""
         while len(self.history) < self.recipe.epochs:
             epoch, started = len(self.history) + 1, time.perf_counter()
             entry = {"epoch": epoch, "steps": epoch * self.steps, **self.train_epoch(epoch)}
@@ -280,10 +280,10 @@ class Training:
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """Train for one epoch, counted from 1."""
-        # All that is random in an epoch follows from these three numbers: a checkpoint needs no generators, and neither
-        # two epochs nor two processes see the same augmentation.
+        # All random numbers of an epoch depend only on these three. So a checkpoint needs no generator state, and no
+        # two epochs or processes use the same augmentation.
         seed_all(self.options.seed, epoch, self.world.rank)
-        # However many processes share a step, together they see the same pictures.
+        # For any number of processes, a step uses the same pictures.
         sampler = DistributedSampler(self.train, self.world.size, self.world.rank, seed=self.options.seed)
         sampler.set_epoch(epoch)
         pinned = self.world.device.type == "cuda"
@@ -295,7 +295,7 @@ class Training:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True, disable=self.world.rank > 0) as progress:
             for step in progress.track(range(self.steps), description=f"epoch {epoch}/{self.recipe.epochs}"):
-                self.schedule.step_update((epoch - 1) * self.steps + step)  # it has no state but this number
+                self.schedule.step_update((epoch - 1) * self.steps + step)  # its only state is this number
                 loss = self.step(batches)
                 if not math.isfinite(loss):
                     raise click.ClickException(f"epoch {epoch}, step {step + 1}: the loss is {loss}; try a lower --lr")
@@ -303,19 +303,19 @@ class Training:
         seconds = time.perf_counter() - started
         mean = self.world.sum(torch.tensor(total / self.steps / self.world.size, device=self.world.device))
         return {
-            "lr": max(group["lr"] for group in self.optimizer.param_groups),  # of the last step, without layer decay
+            "lr": max(group["lr"] for group in self.optimizer.param_groups),  # of the last step, before layer decay
             "train_loss": round(mean.item(), 6),
             "images_per_second": round(self.steps * self.recipe.batch_size / seconds, 2),
         }
 
     def step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> float:
-        """Take one step of the optimizer on `accumulate` batches and return this process's loss."""
+        """Run one step of the optimizer on `accumulate` batches and return this process's loss."""
         total = torch.zeros((), device=self.world.device)
         for left in reversed(range(self.options.accumulate)):
             x, target = on_device(next(batches), self.world.device)
             if self.mixup:
                 x, target = self.mixup(x, target)
-            # Gradients are averaged over the processes once, with the last batch.
+            # Gradients are averaged over the processes only once, with the last batch.
             with self.parallel.no_sync() if left and self.world.size > 1 else nullcontext():
                 with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.options.amp):
                     logits = self.network(x)
@@ -334,13 +334,13 @@ class Training:
         write(self.options.output / "log.jsonl", lambda stream: stream.write(lines.encode()))
         write(self.options.output / "curve.png", lambda stream: draw(self.history, stream))
         state = {"settings": settings, "history": self.history, "optimizer": self.optimizer.state_dict()}
-        state["model"] = self.model.state_dict()  # load_weights finds this in a checkpoint or, rather, the average
+        state["model"] = self.model.state_dict()  # load_weights takes "model_ema" from a checkpoint, else "model"
         if self.ema:
             state["model_ema"] = self.ema.module.state_dict()
         write(self.options.output / "checkpoint.pth", lambda stream: torch.save(state, stream))
 
     def restore(self, state: dict) -> None:
-        """Go on where a checkpoint was written."""
+        """Continue from a checkpoint."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
@@ -349,18 +349,18 @@ class Training:
 
 
 def micro_batch(recipe: Recipe, options: Options, world: World) -> int:
-    """Return the pictures of one pass of one process."""
+    """Return the number of pictures in one pass of one process."""
     parts, pair = world.size * options.accumulate, 2 if recipe.mixup or recipe.cutmix else 1
     if recipe.batch_size % (parts * pair):
         raise ValueError(
             f"--batch-size {recipe.batch_size}: expected a multiple of {parts * pair}: {world.size} processes x "
-            f"{options.accumulate} passes{' x 2, because mixup and cutmix take pairs' if pair == 2 else ''}"
+            f"{options.accumulate} passes{' x 2, because mixup and cutmix use pairs' if pair == 2 else ''}"
         )
     return recipe.batch_size // parts
 
 
 def on_device(batch: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Bring a batch to the device, in the fast memory format."""
+    """Copy a batch to the device, in the fast memory format."""
     x, target = batch
     x = x.to(device, non_blocking=True, memory_format=torch.channels_last)
     return x, target.to(device, non_blocking=True)
@@ -392,7 +392,7 @@ def run(options: Options, recipe_name: str, recipe: Recipe, world: World) -> Non
     if train and val and train.classes != val.classes:
         odd = ", ".join(sorted({*train.classes} ^ {*val.classes})[:10])
         raise click.ClickException(
-            f"{options.data}: train/ and val/ hold different classes; only one of them has: {odd}"
+            f"{options.data}: train/ and val/ have different classes; only one of them has: {odd}"
         )
     seed_all(options.seed, 0, 0)  # the same new weights in every process
     try:
@@ -409,19 +409,20 @@ def run(options: Options, recipe_name: str, recipe: Recipe, world: World) -> Non
     settings |= {"seed": options.seed, "classes": len(train.classes), "pictures": len(train), **asdict(recipe)}
     checkpoint = options.output / "checkpoint.pth"
     if checkpoint.exists() and not options.resume:
-        raise click.ClickException(
-            f"{checkpoint}: there is a run already; --resume goes on with it, or --output elsewhere"
-        )
+        raise click.ClickException(f"{checkpoint} exists: use --resume to continue, or another --output")
     if checkpoint.exists():
         training.restore(read_checkpoint(checkpoint, settings))
-        world.say(f"{checkpoint}: {len(training.history)} of {recipe.epochs} epochs are done")
+        world.say(f"{checkpoint}: continues after {len(training.history)} of {recipe.epochs} epochs")
     elif world.rank == 0:
         options.output.mkdir(parents=True, exist_ok=True)
         write(options.output / "settings.json", lambda stream: stream.write(json.dumps(settings, indent=1).encode()))
     if not recipe.drop_path and options.model.partition(".")[0] not in DROP_PATH[recipe_name]:
-        world.say(f"No stochastic depth: this recipe has no figure for {options.model} (--set drop_path=...)")
+        world.say(f"no stochastic depth: this recipe has no value for {options.model}; --set drop_path=... sets one")
     if recipe.ema and training.steps * recipe.epochs * (1 - recipe.ema) < 1:
-        world.say(f"ema {recipe.ema:g} outlasts this run: the average stays near the first weights (--set ema=...)")
+        world.say(
+            f"ema {recipe.ema:g} is too slow for this run, the average stays near the initial weights; --set ema=... "
+            "changes it"
+        )
     world.say(
         f"{options.model}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; {len(train)} pictures "
         f"of {len(train.classes)} classes; {recipe.epochs} epochs of {training.steps} steps of {recipe.batch_size} "
@@ -444,23 +445,23 @@ _FILE, _FOLDER = click.Path(exists=True, dir_okay=False, path_type=Path), click.
 @click.option("--recipe", type=click.Choice(list(RECIPES)), default="imagenet-1k")
 @click.option("--model", default="convnext_tiny", metavar="NAME", help="A name of convnext_kernels.models, or timm's.")
 @click.option("--library", type=click.Choice(["ours", "timm"]), default="ours", help="timm's runs on our kernels.")
-@click.option("--weights", type=_FILE, help="To start from, or to evaluate.")
+@click.option("--weights", type=_FILE, help="Weights to start from, or to evaluate.")
 @click.option("--size", type=click.IntRange(32), default=224, help="Side of the pictures.")
-@click.option("--epochs", type=click.IntRange(1), help="Instead of the recipe's.")
-@click.option("--batch-size", type=click.IntRange(1), help="Of a step, over all processes, instead of the recipe's.")
-@click.option("--accumulate", type=click.IntRange(1), default=1, help="Passes that share a step.")
-@click.option("--lr", type=click.FloatRange(0, min_open=True), help="The peak itself, instead of one for the batch.")
-@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Another figure of the recipe; repeatable.")
-@click.option("--workers", type=click.IntRange(0), default=cores, help="Processes that read, for each that trains.")
+@click.option("--epochs", type=click.IntRange(1), help="[default: the recipe's]")
+@click.option("--batch-size", type=click.IntRange(1), help="Of a step, over all processes.  [default: the recipe's]")
+@click.option("--accumulate", type=click.IntRange(1), default=1, help="Passes per step.")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak.  [default: scaled from the recipe's]")
+@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change the recipe; may be repeated.")
+@click.option("--workers", type=click.IntRange(0), default=cores, help="Reading processes per training process.")
 @click.option("--amp", is_flag=True, help="Compute in bf16.")
 @click.option("--compile", is_flag=True, help="Use torch.compile.")
-@click.option("--backend", default="auto", help="Of convnext_kernels.")
+@click.option("--backend", default="auto", help="A backend of convnext_kernels.")
 @click.option("--memory", type=click.Choice(["auto", "min", "balanced"]), default="auto", help="Kept for gradients.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--seed", type=click.IntRange(0), default=0)
 @click.option("--no-val", is_flag=True, help="Train without val/, which ImageNet-22K does not have.")
 @click.option("--output", type=_FOLDER, default="train_imagenet")
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint in the output folder, if there is one.")
+@click.option("--resume", is_flag=True, help="Continue from the checkpoint in the output folder, if there is one.")
 @click.option("--eval", is_flag=True, help="Only evaluate --weights on val/.")
 def main(
     recipe: str,
@@ -471,7 +472,7 @@ def main(
     changes: tuple[str, ...],
     **others: object,
 ) -> None:
-    """Train a ConvNeXt on DATA/train and DATA/val by a recipe of the paper."""
+    """Train a ConvNeXt on DATA/train and DATA/val with a recipe of the paper."""
     options = Options(**others)
     resolved = resolve(recipe, options.model, epochs, batch_size, lr, changes)
     with join(device) as world:

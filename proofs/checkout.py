@@ -1,4 +1,4 @@
-"""Imported first: the scripts here examine the checkout that they stand in, and use what its tests use."""
+"""Imported first, so that the scripts in this folder use the package and the tests of their own checkout."""
 
 import sys
 from pathlib import Path

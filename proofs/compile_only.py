@@ -1,11 +1,12 @@
-"""A Triton driver that compiles for a GPU that is not there: launches are recorded with their cubins, never executed.
+"""A Triton driver that compiles for a GPU that is not present. It records launches with their cubins and runs none.
 
     with compile_only(arch=90) as launches:
         kernel[grid](x, y, n, BLOCK=128)     # x, y: tensors on "meta"
     launches[0].cubin
 
-Everything above the driver is Triton's own (specialisation of the arguments, compilation, the cache on disk), so what
-is recorded is what a GPU would run. Tensors on "meta" have no memory and pass for aligned to 16 bytes.
+Everything above the driver is Triton's own (specialisation of the arguments, compilation, the cache on disk), so the
+recorded kernels are those that a GPU would run. Tensors on "meta" have no memory; Triton sees them as aligned to 16
+bytes.
 """
 
 from collections.abc import Iterator
@@ -22,28 +23,28 @@ from triton.runtime import driver as drivers
 from triton.runtime.cache import get_cache_manager
 
 UNLIMITED = 2**31 - 1
-SECONDS_FILE = "compile_seconds.txt"  # beside the kernel in Triton's cache: a hit on disk says how long it took once
+SECONDS_FILE = "compile_seconds.txt"  # next to the kernel in Triton's cache, to know the time after a cache hit
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch that was asked for."""
+    """One recorded kernel launch."""
 
     kernel: str
-    specialisation: str  # all that tells the compiled kernels of one function apart, readable and stable
+    specialisation: str  # everything that distinguishes the compiled kernels of one function, readable and stable
     grid: tuple[int, int, int]
     arch: int
     warps: int
     shared: int  # dynamic shared memory, bytes
     tensor_memory: int  # columns (sm_100)
-    seconds: float | None  # of compiling, once; None when an older cache does not say
+    seconds: float | None  # of compiling, the first time; None if the cache is older and has no time
     cubin: bytes = field(repr=False)
     ttir: str = field(repr=False)
     hash: str = field(repr=False)  # of the compiled kernel in Triton's cache
 
 
 def _specialisation(source: Any, metadata: Any) -> str:
-    """Dtypes of the pointers, constants, integers known to be multiples of 16, warps and stages."""
+    """Return dtypes of the pointers, constants, integers known to be multiples of 16, warps and stages."""
     names = list(source.signature)
 
     def name(path: tuple[int, ...]) -> str:
@@ -69,7 +70,7 @@ def _specialisation(source: Any, metadata: Any) -> str:
 
 
 class _Launcher:
-    """What Triton calls in place of a launch."""
+    """Triton calls this instead of a launch."""
 
     def __init__(self, source: Any, metadata: Any) -> None:
         self.source, self.metadata = source, metadata
@@ -103,18 +104,18 @@ class _Launcher:
 
 class _Utils:
     def get_device_properties(self, device: int) -> dict[str, int]:
-        # What does not fit is recorded and reported like the rest, so Triton must not refuse it.
+        # Kernels that do not fit are recorded and reported too, so Triton must not refuse them.
         return {"max_shared_mem": UNLIMITED, "max_num_regs": 65536, "multiprocessor_count": 132, "warpSize": 32}
 
     def load_binary(self, name: str, cubin: bytes, shared: int, device: int) -> tuple[bool, bytes, int, int, int]:
-        return True, cubin, 0, 0, 1024  # module, function (the launcher gets it), registers, spills, most threads
+        return True, cubin, 0, 0, 1024  # module, function (passed to the launcher), registers, spills, max. threads
 
     def unload_module(self, module: bool) -> None:
         pass
 
 
 class CompileOnlyDriver(DriverBase):
-    """The device number is the architecture: Triton keeps compiled kernels per device, so that they never mix."""
+    """The device number is the architecture, because Triton keeps compiled kernels per device: they never mix."""
 
     def __init__(self, arch: int, device: str) -> None:
         self.arch, self.device = arch, torch.device(device)
@@ -147,7 +148,7 @@ class CompileOnlyDriver(DriverBase):
         return torch.cpu
 
     def get_benchmarker(self) -> Any:
-        raise RuntimeError("nothing runs here, so nothing can be timed")
+        raise RuntimeError("this driver runs no kernels, so it cannot time them")
 
 
 def _keep_compile_time(*, metadata: dict, times: Any, cache_hit: bool, **rest: Any) -> None:
@@ -158,15 +159,15 @@ def _keep_compile_time(*, metadata: dict, times: Any, cache_hit: bool, **rest: A
 
 @contextmanager
 def compile_only(arch: int, device: str = "meta") -> Iterator[list[Launch]]:
-    """Let Triton compile for compute capability `arch` (90 for 9.0) and record launches on tensors of `device`."""
+    """Compile for compute capability `arch` (90 for 9.0) and record launches on tensors of `device`."""
     if triton.knobs.runtime.interpret:
-        raise RuntimeError("TRITON_INTERPRET is set: kernels would not be compiled")
+        raise RuntimeError("TRITON_INTERPRET is set, so kernels would not be compiled: unset it")
     driver, before = CompileOnlyDriver(arch, device), drivers._active
     drivers.set_active(driver)
     try:
         with triton.knobs.compilation.scope(), triton.knobs.language.scope():
             triton.knobs.compilation.listener = _keep_compile_time
-            # Triton 3.10 makes a * b + c one instruction only where the launch asks for it, as all of ours must.
+            # Triton 3.10 makes a * b + c one instruction only with enable_fp_fusion; all our launches must set it.
             triton.knobs.language.default_fp_fusion = False
             yield driver.launches
     finally:

@@ -1,7 +1,7 @@
-"""What a compiled kernel needs and consists of, read from its cubin with cuobjdump and nvdisasm.
+"""Read the resources and instructions of a compiled kernel from its cubin, with cuobjdump and nvdisasm.
 
-The tools are those of the triton wheel, of PATH or of a CUDA toolkit, whichever are newest: each reads what older
-compilers wrote.
+The tools come from the triton wheel, PATH or a CUDA toolkit; the newest ones are used, because they read the output of
+older compilers.
 """
 
 import collections
@@ -21,12 +21,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Multiprocessor:
-    """What the CTAs of one multiprocessor share (CUDA programming guide, table of compute capabilities)."""
+    """Resources of one multiprocessor (CUDA programming guide, table of compute capabilities)."""
 
     warps: int
     ctas: int
     shared_bytes: int
-    shared_cta_bytes: int  # that one CTA may have
+    shared_cta_bytes: int  # the limit of one CTA
     registers: int = 65536
 
 
@@ -47,7 +47,7 @@ _WIDTH = {"64": 8, "128": 16, "U8": 1, "S8": 1, "U16": 2, "S16": 2}
 
 @dataclass(frozen=True)
 class Statics:
-    """One kernel on one architecture. Spills are bytes a thread moves where the code stands, not how often it runs."""
+    """One kernel on one architecture. Spills are the bytes per thread of the spill instructions, each counted once."""
 
     registers: int
     stack: int  # local memory of a thread, bytes
@@ -63,13 +63,13 @@ class Statics:
 
 
 def limits(arch: int) -> Multiprocessor:
-    """Limits of compute capability `arch`."""
+    """Return the limits of compute capability `arch`."""
     return _LIMITS[arch]
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What cuobjdump says a kernel needs."""
+    """The resources that a kernel needs, from cuobjdump."""
 
     registers: int
     stack: int  # local memory of a thread, bytes
@@ -78,7 +78,7 @@ class Usage:
 
 @functools.cache
 def tool(name: str) -> str:
-    """The newest program of this name."""
+    """Return the path of the newest program with this name."""
     triton = importlib.util.find_spec("triton")
     wheel = [Path(triton.origin).parent / "backends" / "nvidia" / "bin"] if triton and triton.origin else []
     folders = [*wheel, *os.get_exec_path(), *glob.glob("/usr/local/cuda*/bin")]
@@ -88,12 +88,12 @@ def tool(name: str) -> str:
         if version := re.search(r"release (\d+)\.(\d+), V\d+\.\d+\.(\d+)", done.stdout):
             versions.setdefault(tuple(map(int, version.groups())), found)
     if not versions:
-        raise RuntimeError(f"{name} is neither on PATH nor part of the installed triton or of /usr/local/cuda*")
+        raise RuntimeError(f"{name}: not found on PATH, in the installed triton or in /usr/local/cuda*")
     return versions[max(versions)]
 
 
 def run_tool(name: str, *arguments: str | Path, folder: Path | None = None) -> str:
-    """What it prints, started in `folder`."""
+    """Run a tool in `folder` and return its output."""
     done = subprocess.run([tool(name), *arguments], capture_output=True, text=True, cwd=folder)
     if done.returncode:
         raise RuntimeError(f"{name}: {' '.join(done.stderr.split())}")
@@ -109,17 +109,17 @@ def _written(cubin: bytes) -> Iterator[Path]:
 
 
 def span(values: Iterable[float], form: str = "{:.0f}") -> str:
-    """From the least to the greatest, as in "24-40"."""
+    """Return the range of the values, as in "24-40"."""
     values = list(values)
     low, high = form.format(min(values)), form.format(max(values))
     return low if low == high else f"{low}-{high}"
 
 
 def resident(arch: int, registers: int, shared: int, warps: int, tensor_memory: int = 0) -> int:
-    """CTAs that fit on one multiprocessor at once; 0 when not even one does."""
+    """Return how many CTAs fit on one multiprocessor at once; 0 if not even one fits."""
     limit = _LIMITS[arch]
-    per_warp = -(-registers * 32 // 256) * 256  # registers are given to warps in units of 256
-    # Four schedulers own a quarter of the registers each, and a warp stays with one.
+    per_warp = -(-registers * 32 // 256) * 256  # registers are allocated to warps in units of 256
+    # Each of four schedulers has a quarter of the registers, and a warp stays on one scheduler.
     by_registers = limit.registers // 4 // max(per_warp, 1) * 4 // warps
     if shared > limit.shared_cta_bytes:
         return 0
@@ -129,12 +129,12 @@ def resident(arch: int, registers: int, shared: int, warps: int, tensor_memory: 
 
 
 def usage(file: Path, arch: int) -> dict[str, Usage]:
-    """What the kernels of a cubin need, by mangled name."""
+    """Return the resources of the kernels of a cubin, by mangled name."""
     found = re.findall(
         r"Function (\S+):\s*\n\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)",
         run_tool("cuobjdump", "-res-usage", file),
     )
-    # From sm_90 on the figure holds what the system reserves, as far as the kernel uses shared memory at all.
+    # From sm_90 on the figure includes what the system reserves, if the kernel uses shared memory at all.
     reserved = RESERVED_BYTES if arch >= 90 else 0
     return {
         name: Usage(int(registers), int(stack) + int(local), max(0, int(shared) - reserved))
@@ -143,20 +143,20 @@ def usage(file: Path, arch: int) -> dict[str, Usage]:
 
 
 def sass(file: Path) -> dict[str, str]:
-    """nvdisasm's text of the kernels of a cubin, by mangled name."""
+    """Return nvdisasm's text of the kernels of a cubin, by mangled name."""
     text = run_tool("nvdisasm", "-c", file)
     _, *parts = re.split(r"^\s*\.section\s+\.text\.(\S+?),.*\n", text, flags=re.M)
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
 def opcodes(text: str) -> list[str]:
-    """Opcodes of nvdisasm's text, padding left out."""
+    """Return the opcodes in nvdisasm's text, without padding."""
     found = re.findall(r"^\s*/\*[0-9a-f]{4,5}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", text, re.M)
     return [opcode for opcode in found if opcode != "NOP"]
 
 
 def moved(opcodes: list[str], name: str) -> int:
-    """Bytes that the LDL or STL instructions move, per thread."""
+    """Return the bytes per thread that the LDL or STL instructions move."""
     total = 0
     for opcode in opcodes:
         first, *modifiers = opcode.split(".")
@@ -166,17 +166,17 @@ def moved(opcodes: list[str], name: str) -> int:
 
 
 def tensor(opcodes: list[str]) -> dict[str, int]:
-    """How many instructions run on tensor cores, by name."""
+    """Count the instructions that run on tensor cores, by name."""
     return dict(sorted(collections.Counter(m[0] for o in opcodes if (m := _TENSOR.match(o))).items()))
 
 
 def analyse(cubin: bytes, kernel: str, arch: int, warps: int, shared: int, tensor_memory: int) -> Statics:
-    """Read one kernel of a cubin; `shared` is its dynamic shared memory, `tensor_memory` its columns."""
+    """Read one kernel of a cubin. `shared` is its dynamic shared memory, `tensor_memory` its columns."""
     with _written(cubin) as file:
         used = usage(file, arch).get(kernel)
         found = opcodes(run_tool("nvdisasm", "-c", file))
     if used is None:
-        raise RuntimeError(f"cuobjdump does not see {kernel} in its cubin for sm_{arch}")
+        raise RuntimeError(f"cuobjdump does not find {kernel} in its cubin for sm_{arch}")
     ctas = resident(arch, used.registers, used.shared + shared, warps, tensor_memory)
     return Statics(
         used.registers,
@@ -194,7 +194,7 @@ def analyse(cubin: bytes, kernel: str, arch: int, warps: int, shared: int, tenso
 
 
 def loop_share(text: str) -> float:
-    """Share of FFMA among the instructions of the loop that has most of them; 0 without a loop."""
+    """Return the share of FFMA in the loop that has the most of them; 0 without a loop."""
     lines = text.splitlines()
     labels = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"\s*(\.L_x_\d+):", line))}
     best = (0, 0.0)
@@ -209,6 +209,6 @@ def loop_share(text: str) -> float:
 
 
 def loop_ffma(cubin: bytes) -> float:
-    """`loop_share` of a cubin with one kernel."""
+    """Return `loop_share` of a cubin with one kernel."""
     with _written(cubin) as file:
         return loop_share(run_tool("nvdisasm", "-c", file))

@@ -2,10 +2,10 @@
 
     python proofs/cuda_executed.py [--arch 90] [--check] [--update]
 
-Needs nvcc, and the module `ptxemu` on the path, an emulator of PTX (not part of this repository). Every figure stands
-beside the floor it is held against; none is a time. Launchers plan for a batch of 128, of which few samples are run on
-as many fewer multiprocessors. Bytes are unique bytes: each 32-byte sector that a launch touches counts once, read and
-once more written.
+Needs nvcc, and the module `ptxemu` on the path, an emulator of PTX (not part of this repository). Every figure is shown
+with its floor and its limit; none is a time. Launchers plan for a batch of 128; a few samples of it are executed, on
+proportionally fewer multiprocessors. Bytes are unique bytes: each 32-byte sector that a launch touches counts once for
+reading and once for writing.
 """
 
 import os
@@ -27,13 +27,13 @@ from tests.cuda import executed
 PAGE = ROOT / "docs" / "cuda_kernels.md"
 BEGIN, END = "<!-- counted -->", "<!-- /counted -->"
 BATCH = 128
-# (samples that are run, C, H = W, K)
+# (executed samples, C, H = W, K)
 DWCONV = ((4, 96, 56, 7), (4, 192, 28, 7), (8, 384, 14, 7), (16, 768, 7, 7), (2, 96, 56, 13), (2, 96, 28, 31))
 BF16 = torch.bfloat16
 
 
 def _planned(arch: int, samples: int) -> int:
-    """Multiprocessors that have as much to do with `samples` as the architecture's GPU has with BATCH."""
+    """Return the number of multiprocessors that gives each as much work as the whole GPU has with BATCH samples."""
     return max(1, executed.DEVICES[arch][0] * samples // BATCH)
 
 
@@ -50,13 +50,13 @@ def _moved(launches: list) -> int:
 
 
 def _taps_inside(size: int, side: int) -> float:
-    """Taps of an output that fall on the image, on average."""
+    """Return the average number of taps inside the image per output."""
     inside = sum(min(size - 1, i + side // 2) - max(0, i - side // 2) + 1 for i in range(size)) / size
     return inside**2
 
 
 def dwconv_figures(arch: int) -> Iterator[Figure]:
-    """Executed instructions and bytes of the depthwise kernels, bf16, channels_last."""
+    """Count executed instructions and bytes of the depthwise kernels, bf16, channels_last."""
     for n, c, size, side in DWCONV:
         x, dy, weight, bias = _image(n, c, size, size), _image(n, c, size, size), _random(c, 1, side, side), _random(c)
         outputs = n * c * size * size
@@ -79,12 +79,12 @@ def dwconv_figures(arch: int) -> Iterator[Figure]:
                 yield Figure(f"{what}: PTX per tap inside the image", instructions / taps, 1, None, "")
             limit = 1.25 * 4 if name != "weight gradient" else None
             moved = _moved(run.launches) - (2 * side * side * c if name != "weight gradient" else 0)
-            yield Figure(f"{what}: bytes per pixel beside the weights", moved / outputs, 4, limit, "C")
+            yield Figure(f"{what}: bytes per pixel without the weights", moved / outputs, 4, limit, "C")
             yield Figure(f"{what}: launches", len(run.launches), 1, 2 if name == "weight gradient" else 1, "")
 
 
 def block_figures(arch: int) -> Iterator[Figure]:
-    """Launches and unique bytes of whole blocks whose hidden stays on chip, forward, bf16."""
+    """Count launches and unique bytes of whole blocks whose hidden stays on chip, forward, bf16."""
     for n, c, size, grn in ((1, 96, 28, False), (2, 192, 14, False), (2, 96, 14, True)):
         hidden = 4 * c
         extra = {"grn_weight": _random(hidden), "grn_bias": _random(hidden)} if grn else {"gamma": _random(c)}
@@ -109,13 +109,13 @@ def block_figures(arch: int) -> Iterator[Figure]:
         weights = 2 * (2 * hidden * c + 49 * c)
         moved = (_moved(run.launches) - weights * (1.5 if grn else 1)) / (n * size * size * c)
         what = f"block C{c} {size}x{size} {'V2' if grn else 'V1'} bf16 sm_{arch}"
-        yield Figure(f"{what}: bytes per pixel beside the weights", moved, 12 if grn else 10, None, "C")
+        yield Figure(f"{what}: bytes per pixel without the weights", moved, 12 if grn else 10, None, "C")
         yield Figure(f"{what}: launches", len(run.launches), 4 if grn else 2, 4 if grn else 2, "")
 
 
 @click.command()
 @click.option("--arch", multiple=True, type=int, default=(90,), help="May be repeated.", show_default=True)
-@click.option("--check", is_flag=True, help="Fail where a figure passes its limit.")
+@click.option("--check", is_flag=True, help="Fail if a figure exceeds its limit.")
 @click.option("--update", is_flag=True, help=f"Write the table in {PAGE.relative_to(ROOT)}.")
 def main(arch: tuple[int, ...], check: bool, update: bool) -> None:
     """Count instructions, bytes and launches of executed PTX."""
@@ -128,7 +128,7 @@ def main(arch: tuple[int, ...], check: bool, update: bool) -> None:
         _, _, after = rest.partition(END)
         PAGE.write_text("\n".join([before + BEGIN, "", *markdown(figures), "", END]) + after)
     if check and failed:
-        raise SystemExit("beyond their limit: " + "; ".join(failed))
+        raise SystemExit("above their limit: " + "; ".join(failed))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""Report what the compiled kernels of the CUDA extension need: registers, stack, spills, instructions. Nothing is run.
+"""Report registers, stack, spills and instructions of the compiled kernels of the CUDA extension. Nothing is run.
 
     python proofs/cuda_static.py [FILE] [--full] [--arch 90] [--check | --update]
 
-FILE is an extension _native_cuda*.so; without it, the installed one. A line for each kernel and architecture is
-printed, with --full one for each of its instances. --update writes records/cuda_kernels.json (every instance) and the
-table in docs/cuda_kernels.md. --check fails where kernels or architectures are not those of the record, where a kernel
-has spills or a stack and no excuse, and where it lost its tensor cores. Where the toolkit is that of the record it says
-which registers are other than recorded.
+FILE is an extension _native_cuda*.so; the default is the installed one. Prints a line for each kernel and architecture,
+with --full one for each instance.
+
+--update writes records/cuda_kernels.json (every instance) and the table in docs/cuda_kernels.md.
+
+--check fails if kernels or architectures differ from the record, if a kernel has spills or a stack and is not in
+EXCUSED, and if it lost its tensor cores. If the toolkit is that of the record, it also reports changed numbers of
+registers.
 """
 
 import collections
@@ -39,7 +42,7 @@ _TYPES = {"BFloat16": "bf16", "Float16": "fp16", "float": "fp32"}
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel on one architecture. Spills are bytes a thread moves where the code stands, not how often it runs."""
+    """One kernel on one architecture. Spills are the bytes per thread of the spill instructions, each counted once."""
 
     kernel: str  # with its template arguments
     arch: int
@@ -49,7 +52,7 @@ class Row:
     spill_loads: int
     shared: int  # static bytes
     instructions: int
-    loop_ffma: float  # share of the loop that has most of them
+    loop_ffma: float  # share of FFMA in the loop that has the most of them
     tensor: dict[str, int]  # opcodes on tensor cores
 
     @property
@@ -65,7 +68,7 @@ VALUES = tuple(field.name for field in fields(Row))[2:]
 
 
 def short(symbol: str) -> str:
-    """A kernel's mangled name as in "dwconv_kernel<bf16, 7>"."""
+    """Return a kernel's mangled name as "dwconv_kernel<bf16, 7>"."""
     demangle = ctypes.CDLL("libstdc++.so.6").__cxa_demangle
     demangle.restype = ctypes.c_void_p
     address = demangle(symbol.encode(), None, None, None)
@@ -73,18 +76,18 @@ def short(symbol: str) -> str:
         return symbol
     text = ctypes.string_at(address).decode()
     ctypes.CDLL(None).free(ctypes.c_void_p(address))
-    # Of "void cnk::cuda::kernel<cnk::BFloat16, 7>(cnk::cuda::Params)" the parameters are the last parentheses.
+    # In "void cnk::cuda::kernel<cnk::BFloat16, 7>(cnk::cuda::Params)" the last parentheses are the parameters.
     text = re.sub(r"\([^()]*\)$", "", text.replace("(anonymous namespace)::", ""))
     text = re.sub(r"^void |\b(?:cnk|cuda)::", "", text)
     return re.sub(r"\b(" + "|".join(_TYPES) + r")\b", lambda match: _TYPES[match[1]], text)
 
 
 def rows_of(file: Path, arch: int) -> Iterator[Row]:
-    """The kernels of one cubin."""
+    """Yield the kernels of one cubin."""
     used = cubin.usage(file, arch)
     for symbol, text in cubin.sass(file).items():
         if symbol not in used:
-            continue  # a function that is called, no kernel
+            continue  # a function that kernels call, not a kernel
         opcodes = cubin.opcodes(text)
         yield Row(
             short(symbol),
@@ -101,7 +104,7 @@ def rows_of(file: Path, arch: int) -> Iterator[Row]:
 
 
 def read_extension(file: Path, archs: Iterable[int] = ()) -> dict[str, Row]:
-    """Every kernel of an extension by key; of `archs` only, if there are any."""
+    """Return every kernel of an extension by key; only those of `archs`, if given."""
     archs = set(archs)
     rows: dict[str, Row] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +121,7 @@ def read_extension(file: Path, archs: Iterable[int] = ()) -> dict[str, Row]:
 
 
 def toolkit_of(file: Path) -> str:
-    """The CUDA version that an extension was compiled with."""
+    """Return the CUDA version that an extension was compiled with."""
     spec = importlib.util.spec_from_file_location(file.name.partition(".")[0], file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -126,7 +129,7 @@ def toolkit_of(file: Path) -> str:
 
 
 def installed() -> Path | None:
-    """The extension of the installed package, if it has one."""
+    """Return the extension of the installed package, or None."""
     spec = importlib.util.find_spec("convnext_kernels")
     folders = spec.submodule_search_locations if spec else ()
     return next((file for folder in folders for file in Path(folder).glob("_native_cuda.*")), None)
@@ -134,14 +137,14 @@ def installed() -> Path | None:
 
 @dataclass(frozen=True)
 class Record:
-    """What records/cuda_kernels.json holds."""
+    """The content of records/cuda_kernels.json."""
 
     toolkit: str
     rows: dict[str, Row]
 
 
 def read(file: Path) -> Record | None:
-    """The record, if there is one."""
+    """Return the record, or None."""
     if not file.is_file():
         return None
     content = json.loads(file.read_text(encoding="utf-8"))
@@ -154,7 +157,7 @@ def read(file: Path) -> Record | None:
 
 
 def write(record: Record) -> None:
-    """Write the record, an instance a line, and the table of the page."""
+    """Write the record, one instance per line, and the table of the page."""
     kernels: dict[str, dict[str, tuple]] = collections.defaultdict(dict)
     for row in sorted(record.rows.values(), key=lambda row: (row.kernel, row.arch)):
         kernels[row.kernel][str(row.arch)] = astuple(row)[2:]
@@ -166,7 +169,7 @@ def write(record: Record) -> None:
 
 
 def with_table(text: str, record: Record) -> str:
-    """The page with the table between its markers, or in a section of its own at the end."""
+    """Return the page with the table between its markers, or in a new section at the end."""
     counts = text.count(BEGIN), text.count(END)
     if counts == (0, 0):
         text = f"{text.rstrip()}\n\n{TITLE}\n\n{BEGIN}\n{END}\n"
@@ -177,7 +180,7 @@ def with_table(text: str, record: Record) -> str:
 
 
 def page(record: Record) -> list[str]:
-    """Lines of the table for docs/: registers by kernel and architecture, ranges over its instances."""
+    """Return the lines of the table for docs/: registers by kernel and architecture, as ranges over its instances."""
     rows = record.rows.values()
     archs = sorted({row.arch for row in rows})
     spilling = sum(bool(row.spills or row.stack) for row in rows)
@@ -199,7 +202,7 @@ def page(record: Record) -> list[str]:
 
 
 def grouped(rows: Iterable[Row], by: str = "name") -> dict[str | int, list[Row]]:
-    """Rows by architecture, or by the name of the kernel without its template arguments."""
+    """Group rows by architecture, or by the name of the kernel without its template arguments."""
     groups = collections.defaultdict(list)
     for row in rows:
         groups[row.arch if by == "arch" else row.kernel.partition("<")[0]].append(row)
@@ -210,7 +213,7 @@ HEADER = ("kernel", "sm", "instances", "registers", "stack", "spill B", "shared 
 
 
 def cells(name: str, rows: list[Row]) -> tuple[str, ...]:
-    """A line of the printed table, ranges over `rows` of one architecture."""
+    """Return a line of the printed table, with ranges over `rows` of one architecture."""
     return (
         name,
         str(rows[0].arch),
@@ -226,7 +229,7 @@ def cells(name: str, rows: list[Row]) -> tuple[str, ...]:
 
 
 def table(rows: Iterable[Row], full: bool) -> Table:
-    """What is printed; kernels with spills or a stack stand in red."""
+    """Return the printed table; kernels with spills or a stack are red."""
     shown = Table(title="CUDA kernels, compiled, not run")
     for name in HEADER:
         shown.add_column(name, no_wrap=name == "kernel", justify="left" if name in ("kernel", "tensor") else "right")
@@ -239,7 +242,7 @@ def table(rows: Iterable[Row], full: bool) -> Table:
 
 
 def unexcused(rows: dict[str, Row]) -> list[str]:
-    """Kernels with spills or a stack that no excuse names."""
+    """Return the kernels with spills or a stack that are not in EXCUSED."""
     return [
         f"{row.key}: {row.stack} bytes of stack, spills of {row.spill_stores} + {row.spill_loads} bytes"
         for row in rows.values()
@@ -248,10 +251,10 @@ def unexcused(rows: dict[str, Row]) -> list[str]:
 
 
 def check(rows: dict[str, Row], toolkit: str, recorded: Record) -> tuple[list[str], list[str]]:
-    """What is wrong, and what was checked."""
+    """Return the failures, and lines about what was checked."""
     failures = unexcused(rows)
-    failures += [f"{key}: not recorded" for key in rows if key not in recorded.rows]
-    failures += [f"{key}: recorded, but not there" for key in recorded.rows if key not in rows]
+    failures += [f"{key}: not in the record" for key in rows if key not in recorded.rows]
+    failures += [f"{key}: in the record, but not in the extension" for key in recorded.rows if key not in rows]
     both = [(rows[key], recorded.rows[key]) for key in rows if key in recorded.rows]
     for now, then in both:
         if then.tensor and not now.tensor:
@@ -264,7 +267,7 @@ def check(rows: dict[str, Row], toolkit: str, recorded: Record) -> tuple[list[st
             for now, then in both
             if now.registers != then.registers
         ]
-        said += changed  # to be recorded, no failure: what must not happen is a spill
+        said += changed  # not a failure, but should be recorded; only spills fail
         said.append(f"registers as recorded: {len(both) - len(changed)} of {len(both)} kernels")
     else:
         said.append(f"registers not compared: compiled by CUDA {toolkit}, recorded from {recorded.toolkit}")
@@ -276,35 +279,35 @@ def check(rows: dict[str, Row], toolkit: str, recorded: Record) -> tuple[list[st
 @click.command(help=__doc__.splitlines()[0])
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
 @click.option("--full", is_flag=True, help="Print every instance.")
-@click.option("--arch", "archs", type=int, multiple=True, help="Of these architectures only; may be repeated.")
-@click.option("--check", "checking", is_flag=True, help="Fail where kernels differ from the record or spill.")
+@click.option("--arch", "archs", type=int, multiple=True, help="Only this architecture; may be repeated.")
+@click.option("--check", "checking", is_flag=True, help="Fail if kernels differ from the record or spill.")
 @click.option("--update", is_flag=True, help="Write records/cuda_kernels.json and the table of docs/cuda_kernels.md.")
 def main(file: Path | None, full: bool, archs: tuple[int, ...], checking: bool, update: bool) -> None:
     """Read, print, and check or record."""
     if update and (checking or archs):
-        raise click.UsageError("--update records everything: it goes neither with --check nor with --arch")
+        raise click.UsageError("--update records everything: it cannot be combined with --check or --arch")
     file = file or installed()
     if file is None:
-        raise click.UsageError("the installed package has no CUDA extension: build it with CNK_CUDA=1 or name a file")
+        raise click.UsageError("the installed package has no CUDA extension: build it with CNK_CUDA=1 or pass a FILE")
     try:
         rows, toolkit = read_extension(file, archs), toolkit_of(file)
     except RuntimeError as error:
         raise click.ClickException(str(error)) from None
     console = Console()
     if not console.is_terminal:
-        console.width = 140  # of a file or a pipe nobody knows the width
+        console.width = 140  # a file or a pipe has no width
     console.print(table(rows.values(), full), highlight=False)
     failures, said = unexcused(rows), [f"no spills, no stack: {len(rows)} kernels"]
     if checking:
         recorded = read(RECORD)
         if recorded is None:
-            raise click.UsageError(f"there is no {RECORD}: write it with --update")
+            raise click.UsageError(f"{RECORD} does not exist: write it with --update")
         if archs:
             wanted = {key: row for key, row in recorded.rows.items() if row.arch in archs}
             recorded = Record(recorded.toolkit, wanted)
         failures, said = check(rows, toolkit, recorded)
     if update and failures:
-        click.echo("nothing is recorded", err=True)
+        click.echo("the record was not written, because of failures", err=True)
     elif update:
         write(Record(toolkit, rows))
     for line in failures:

@@ -1,4 +1,4 @@
-"""Counted figures beside their limits: a table on the terminal and a page of Markdown."""
+"""Counted figures with their limits, as a table on the terminal and in Markdown."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Figure:
-    """One counted figure beside its limit; `floor` is what no kernel can go below."""
+    """One counted figure and its limit; no kernel can be below `floor`."""
 
     what: str
     value: float
@@ -27,17 +27,17 @@ def _cells(f: Figure) -> tuple[str, ...]:
 
 
 def show(figures: list[Figure]) -> list[str]:
-    """Print the figures; return what passed its limit."""
+    """Print the figures; return those above their limit."""
     table = Table("figure", "counted", "floor", "limit", "")
     for f in figures:
         table.add_row(*_cells(f))
     Console(width=140).print(table)
     failed = [f.what for f in figures if f.fails]
-    print(f"{len(figures)} figures counted, {len(failed)} beyond their limit; nothing ran on a GPU.")
+    print(f"{len(figures)} figures counted, {len(failed)} above their limit; nothing ran on a GPU.")
     return failed
 
 
 def markdown(figures: list[Figure]) -> list[str]:
-    """Lines of a table."""
+    """Return the lines of a Markdown table."""
     rows = [f"| {' | '.join(_cells(f))} |" for f in figures]
     return ["| figure | counted | floor | limit | |", "|---|---|---|---|---|", *rows]

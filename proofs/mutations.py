@@ -1,18 +1,21 @@
-"""Break the code on purpose, one change at a time, and see that the everyday tests notice.
+"""Break the code on purpose, one change at a time, and check that the everyday tests fail.
 
     python proofs/mutations.py [--quick] [--list] [-k TEXT] [--of cuda|cpu|triton|python] [--jobs N] [--json FILE]
 
-A mutant is one plausible slip: a barrier left out, a mask, a bound, a stride, an eps, a stale cache. Its tests, a file
-and an expression of pytest's everyday selection, must pass without it and fail with it, in its proof:
+A mutant is one plausible mistake: a missing barrier, a wrong mask, bound, stride or eps, a stale cache. Its tests (a
+file and an expression, from pytest's everyday selection) must pass without it and fail with it. Each mutant is built
+and run in one of these ways ("proof"):
 
-host    the CUDA kernels built for the CPU, as for a large GPU; then with the threads of a block in the other order,
-        on a GPU so small that one block does everything
-asan    the latter with the address and undefined-behaviour sanitizers, for accesses just beyond the end of something
-ptx     nvcc's PTX, executed; for what the CPU build does not compile. Left out where nvcc or the emulator is missing
-avx2    the CPU kernels, built for this instruction set alone; so does avx512bf16, where the machine has it
-python  nothing is built: Python, and Triton's kernels in its interpreter
+host        the CUDA kernels built for the CPU, as for a large GPU; then with the threads of a block in the other order,
+            on a GPU so small that one block does everything
+asan        the second run of "host" with the address and undefined-behaviour sanitizers, for accesses out of bounds
+ptx         nvcc's PTX, executed, for code that the CPU build does not compile. Needs nvcc and the emulator
+avx2        the CPU kernels, built for this instruction set only
+avx512bf16  the same for AVX-512 BF16. Needs a machine that has it
+python      nothing is built: Python, and Triton's kernels in its interpreter
 
-The sources are copied; nothing in the repository changes. Exit code 1 where a mutant survives.
+Proofs that cannot run here are skipped. The sources are copied; nothing in the repository changes. The exit code is 1
+if a mutant survives.
 """
 
 import json
@@ -42,7 +45,7 @@ from rich.text import Text
 from tests import cuda_host
 
 SOURCES = ("CMakeLists.txt", "pyproject.toml", "convnext_kernels", "csrc", "tests")
-# -O1: a mutant waits for the compiler longer than for its tests.
+# -O1, because compiling a mutant takes longer than its tests.
 FAST = ("-DCMAKE_BUILD_TYPE=Mutant", "-DCMAKE_CXX_FLAGS_MUTANT=-O1")
 # What is built, and with which options.
 BUILDS = {
@@ -51,7 +54,7 @@ BUILDS = {
     "avx2": ("_native", *FAST, "-DCNK_CPU_ISAS=avx2"),
     "avx512bf16": ("_native", *FAST, "-DCNK_CPU_ISAS=avx512;avx512bf16"),
 }
-FOUND = 99  # exit code of a process in which a sanitizer found something: none of pytest's own
+FOUND = 99  # exit code of a process in which a sanitizer found something; pytest does not use it
 SMALL_GPU = {"multiprocessors": 1, "shared_bytes": 65536, "grid_limit": 1}
 
 
@@ -76,7 +79,7 @@ PROOFS = {
 
 
 class Broken(RuntimeError):
-    """What says nothing about the tests: a table that no longer fits the code, or code that does not compile."""
+    """The mutant says nothing about the tests: the table does not fit the code, or the code does not compile."""
 
 
 @dataclass(frozen=True)
@@ -85,21 +88,21 @@ class Outcome:
 
     caught: str
     seconds: float
-    broken: str = ""  # why nothing is known
+    broken: str = ""  # why the outcome is unknown
 
 
 def packaged() -> list[Path]:
-    """The compiled CPU kernels of this checkout, or of the installed package."""
+    """Return the compiled CPU kernels of this checkout, or of the installed package."""
     folders = (Path(folder, "convnext_kernels") for folder in sys.path)
     return next((found for folder in folders if (found := [*folder.glob("_native.*.so")])), [])
 
 
 def missing(proof: str) -> str:
-    """Why a proof cannot be had here; empty when it can."""
+    """Return why a proof cannot run here; empty if it can."""
     if proof == "python":
-        return "" if packaged() else "the compiled CPU kernels are not there: pip install -e ."
+        return "" if packaged() else "the CPU kernels are not compiled: run pip install -e ."
     if lacking := cuda_host.missing_tools():
-        return f"there is no {lacking}"
+        return f"{lacking} is missing"
     if proof == "asan" and (lacking := [path.name for path in _preloaded() if not path.is_file()]):
         return f"the C++ compiler has no {', '.join(lacking)}"
     if proof == "ptx":
@@ -113,7 +116,7 @@ def missing(proof: str) -> str:
 
 
 def _preloaded() -> list[Path]:
-    """What an interpreter that was not built with the sanitizers must load first; libstdc++ for its exceptions."""
+    """Return the libraries to preload in a Python built without sanitizers; libstdc++ for C++ exceptions."""
     compiler = os.environ.get("CXX", "g++")
     libraries = []
     for name in ("libasan.so", "libubsan.so", "libstdc++.so.6"):
@@ -123,13 +126,13 @@ def _preloaded() -> list[Path]:
 
 
 def _copy_changed(source: str, target: str) -> None:
-    """For `shutil.copytree`: leave alone what has the same time, so that nothing is built again."""
+    """For `shutil.copytree`: skip files with the same time, so that nothing is built again."""
     if not os.path.exists(target) or os.stat(source).st_mtime_ns != os.stat(target).st_mtime_ns:
         shutil.copy2(source, target)
 
 
 class Workshop:
-    """A copy of the sources, and what is built from it."""
+    """A copy of the sources, and the extensions built from it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.tree = folder, folder / "tree"
@@ -144,11 +147,11 @@ class Workshop:
 
     @contextmanager
     def mutant(self, mutant: Mutant) -> Iterator[None]:
-        """The sources with one change; afterwards they, and what was built of them, are as before."""
+        """Apply one change to the sources; afterwards restore them and the extensions built from them."""
         file = self.tree / mutant.file
         text, times = file.read_text(encoding="utf-8"), file.stat()
         if (count := text.count(mutant.old)) != 1:
-            raise Broken(f"{mutant.name}: {mutant.old!r} stands {count} times in {mutant.file}, not once")
+            raise Broken(f"{mutant.name}: {mutant.old!r} is {count} times in {mutant.file}, expected once")
         if mutant.proof in BUILDS:
             self.extension(mutant.proof)
         file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
@@ -163,7 +166,7 @@ class Workshop:
             shutil.rmtree(self.tree / "build", ignore_errors=True)  # PTX
 
     def extension(self, proof: str) -> Path:
-        """Build the extension of the sources as they are. Raises Broken where they do not compile."""
+        """Build the extension from the current sources. Raises Broken if they do not compile."""
         target, *options = BUILDS[proof]
         try:
             built = cuda_host.build(self.folder / proof, self.tree, *options, target=target)
@@ -175,7 +178,7 @@ class Workshop:
         return built
 
     def outcome(self, proof: str, tests: tuple[str, ...], limit: float) -> Outcome:
-        """Build the sources as they are and test them, in another way where the first one shows nothing."""
+        """Build the current sources and test them; if the tests pass, also in the proof's other way, if it has one."""
         began = time.perf_counter()
         extension = self.extension(proof) if proof in BUILDS else None
         native = [extension] if proof.startswith("avx") else packaged()
@@ -183,21 +186,21 @@ class Workshop:
             file.unlink()
         for file in native:
             (self.tree / "convnext_kernels" / file.name).symlink_to(file)
-        # Tests of the thread order set it, and the GPU, themselves.
+        # Tests of the thread order set the order and the GPU themselves.
         for way in PROOFS[proof][:1] if "thread_order" in " ".join(tests) else PROOFS[proof]:
             if caught := self._run(proof, tests, extension, way, limit):
                 return Outcome(caught + (f" ({way.name})" if way.name else ""), time.perf_counter() - began)
         return Outcome("", time.perf_counter() - began)
 
     def _run(self, proof: str, tests: tuple[str, ...], extension: Path | None, way: Way, limit: float) -> str:
-        """How the tests noticed, empty where they passed."""
+        """Return how the tests failed; empty if they passed."""
         paths = (str(self.tree), str(ROOT / "proofs"), os.environ.get("PYTHONPATH"))
         environment = os.environ | {
-            # Empty: no CUDA kernels, and none are built.
+            # Empty: there are no CUDA kernels, and none are built.
             cuda_host.VARIABLE: str(extension) if proof in ("host", "asan") else "",
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             plugin.VARIABLE: json.dumps(way.gpu),
-            "OMP_WAIT_POLICY": "passive",  # threads that wait must not take the core of the other job
+            "OMP_WAIT_POLICY": "passive",  # waiting threads must not use the core of the other job
             "TRITON_INTERPRET": "1" if proof == "python" else "0",
         }
         if proof.startswith("avx"):
@@ -208,7 +211,7 @@ class Workshop:
                 "ASAN_OPTIONS": f"detect_leaks=0:halt_on_error=1:exitcode={FOUND}",
                 "UBSAN_OPTIONS": f"exitcode={FOUND}",
             }
-        # What the sanitizers write to the standard error goes past pytest.
+        # With --capture=sys the sanitizers' output to stderr is not captured by pytest.
         options = ("-x", "-q", "--tb=short", "--capture=sys", "-p", "no:cacheprovider", "-p", plugin.__name__)
         options += (f"--cuda-threads={way.order}",)
         try:
@@ -227,17 +230,17 @@ class Workshop:
 
 
 def noticed(code: int, output: str, tests: tuple[str, ...]) -> str:
-    """How pytest's run ended: empty where all tests passed. Raises Broken where it says nothing about the code."""
+    """Return how pytest's run failed; empty if all tests passed. Raises Broken if it says nothing about the code."""
     if code == 0:
         if " passed" not in output:
-            raise Broken(f"pytest {' '.join(tests)}: all tests are skipped:\n{output[-2000:]}")
+            raise Broken(f"pytest {' '.join(tests)}: all tests were skipped:\n{output[-2000:]}")
         return ""
     if code == FOUND:
         found = re.search(r"ERROR: AddressSanitizer: ([\w-]+)|runtime error: (.+?)(?:,|$)", output, re.M)
         return f"sanitizer: {found[1] or found[2]}" if found else "sanitizer"
     if code < 0:
         return f"crash: {signal.Signals(-code).name}"
-    if code != 1:  # no tests, a wrong option, an error while they were collected
+    if code != 1:  # no tests, a wrong option, or an error during collection
         raise Broken(f"pytest {' '.join(tests)} ended with {code}:\n{output[-2000:]}")
     if "deadlock" in output:
         return "deadlock"
@@ -248,7 +251,7 @@ def noticed(code: int, output: str, tests: tuple[str, ...]) -> str:
 
 
 class Line:
-    """The mutants that wait. A worker stays with a proof while it has mutants, since each builds it for itself."""
+    """The waiting mutants. A worker stays with one proof while it has mutants, because each worker builds its own."""
 
     def __init__(self, mutants: list[Mutant]) -> None:
         self.left = {proof: [m for m in mutants if m.proof == proof] for proof in PROOFS}
@@ -257,7 +260,7 @@ class Line:
         self.controls: dict[tuple[str, tuple[str, ...]], Outcome] = {}  # of tests without a mutant
 
     def next(self, last: str) -> Mutant | None:
-        """A mutant of the proof `last`, else of the one with the most left for each worker there."""
+        """Return a mutant of the proof `last`, else of the proof with the most mutants per worker."""
         with self.lock:
             self.working[last] -= 1
             waiting = [proof for proof, mutants in self.left.items() if mutants]
@@ -269,7 +272,7 @@ class Line:
             return self.left[proof].pop(0)
 
     def limit(self, workshop: Workshop, mutant: Mutant) -> float:
-        """Seconds for the mutant's tests, many times what they take without it; Broken where they fail then."""
+        """Return the time limit of the mutant's tests: many times their time without it. Broken if they fail then."""
         key = mutant.proof, mutant.tests
         if key not in self.controls:
             self.controls[key] = workshop.outcome(*key, limit=3600)
@@ -280,7 +283,7 @@ class Line:
 
 
 def chosen(subjects: tuple[str, ...], text: str, quick: bool) -> dict[Mutant, str]:
-    """Mutants of the options and their subjects, those of one file next to each other."""
+    """Return the mutants that the options select and their subjects, ordered by file."""
     found = {m: subject for subject in subjects for m in table(subject)}
     return {
         m: subject
@@ -290,7 +293,7 @@ def chosen(subjects: tuple[str, ...], text: str, quick: bool) -> dict[Mutant, st
 
 
 def work(line: Line, folder: Path, notes: "Notes") -> None:
-    """Break, build and test until no mutant is left."""
+    """Apply, build and test mutants until none is left."""
     workshop, last = Workshop(folder), ""
     while mutant := line.next(last):
         last = mutant.proof
@@ -303,7 +306,7 @@ def work(line: Line, folder: Path, notes: "Notes") -> None:
 
 
 class Notes:
-    """What became of each mutant; written as soon as it is known."""
+    """The outcome of each mutant; written to the file immediately."""
 
     def __init__(self, subjects: dict[Mutant, str], file: Path | None) -> None:
         self.subjects, self.file, self.outcomes = subjects, file, dict[Mutant, Outcome]()
@@ -328,13 +331,13 @@ class Notes:
 
     @staticmethod
     def word(outcome: Outcome) -> str:
-        """What the table says of it."""
+        """Return the outcome for the table."""
         return outcome.caught or (f"BROKEN: {outcome.broken}" if outcome.broken else "SURVIVED")
 
     def table(self) -> Table:
-        """All of them, in the order of the tables."""
-        shown = Table(title="Broken on purpose")
-        for name in ("mutant", "file", "proof", "noticed by", "s"):
+        """Return all outcomes, in the order of the mutants' tables."""
+        shown = Table(title="Mutants: code that was broken on purpose")
+        for name in ("mutant", "file", "proof", "caught by", "s"):
             shown.add_column(name, justify="right" if name == "s" else "left")
         for mutant in filter(self.outcomes.__contains__, self.subjects):
             outcome = self.outcomes[mutant]
@@ -343,25 +346,25 @@ class Notes:
         return shown
 
     def summary(self) -> Iterator[str]:
-        """A line for each subject."""
+        """Yield a line for each subject."""
         for subject in dict.fromkeys(self.subjects.values()):
             of = [m for m, name in self.subjects.items() if name == subject]
             outcomes = [self.outcomes[m] for m in of if m in self.outcomes]
             caught, broken = sum(bool(o.caught) for o in outcomes), sum(bool(o.broken) for o in outcomes)
-            left_out = f", {len(of) - len(outcomes)} left out" if len(of) > len(outcomes) else ""
+            left_out = f", {len(of) - len(outcomes)} skipped" if len(of) > len(outcomes) else ""
             survived = len(outcomes) - caught - broken
             yield f"{subject}: {len(of)} mutants, {caught} caught, {survived} survived, {broken} broken{left_out}"
 
 
 @click.command(help=__doc__.splitlines()[0])
 @click.option("--of", "subjects", type=click.Choice(SUBJECTS), multiple=True, help="May be repeated.")
-@click.option("-k", "text", default="", help="Mutants whose name, kind, file or proof holds this text only.")
-@click.option("--quick", is_flag=True, help="A few of each subject.")
-@click.option("--list", "listing", is_flag=True, help="List them only.")
+@click.option("-k", "text", default="", help="Only mutants with this text in their name, kind, file or proof.")
+@click.option("--quick", is_flag=True, help="Only a few of each subject.")
+@click.option("--list", "listing", is_flag=True, help="Only list the mutants.")
 @click.option("--jobs", type=click.IntRange(1), default=min(2, os.cpu_count() or 1), show_default=True)
 @click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write the outcomes to a file.")
 def main(subjects: tuple[str, ...], text: str, quick: bool, listing: bool, jobs: int, file: Path | None) -> None:
-    """Break, build, test and print."""
+    """Apply, build, test and print."""
     began = time.perf_counter()
     found = chosen(subjects or SUBJECTS, text, quick)
     if listing:
@@ -371,13 +374,13 @@ def main(subjects: tuple[str, ...], text: str, quick: bool, listing: bool, jobs:
     mutants = list(found)
     for proof in dict.fromkeys(mutant.proof for mutant in mutants):
         if reason := missing(proof):
-            click.echo(f"{proof} left out: {reason}", err=True)
+            click.echo(f"{proof}: skipped: {reason}", err=True)
             mutants = [mutant for mutant in mutants if mutant.proof != proof]
-    # Of each worker's compiler: cuda_host.build passes it on.
+    # For each worker's compiler; cuda_host.build passes it on.
     os.environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(max(1, (os.cpu_count() or 1) // jobs)))
     console = Console()
     if not console.is_terminal:
-        console.width = 160  # of a file or a pipe nobody knows the width
+        console.width = 160  # a file or a pipe has no width
     line, notes = Line(mutants), Notes(found, file)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as workers:
         tasks = [workers.submit(work, line, Path(folder, str(i)), notes) for i in range(jobs)]

@@ -1,8 +1,8 @@
-"""Calls that make the Triton backend use the configurations it ships: CASES, of which COMPILED reach every kernel.
+"""Calls that reach the shipped configurations of the Triton backend: CASES, and COMPILED, which reach every kernel.
 
-CASES are what defaults are written for (update_defaults.py), which compiles nothing. COMPILED are what the static
-report compiles: each row for a configuration that no other one reaches, not for another number of channels.
-Tensors are on "meta": the cases call the backend's own launchers, which then compile and allocate nothing.
+Defaults are written for CASES (update_defaults.py), without compiling. The static report compiles COMPILED: each row
+reaches a configuration that no other row reaches; more numbers of channels alone are not added.
+Tensors are on "meta": the cases call the backend's own launchers, which then allocate no memory.
 """
 
 import importlib
@@ -34,8 +34,8 @@ class Case:
     k: int = 7  # depthwise kernel, or side of a downsampling patch
     layout: str = "nhwc"
     grn: bool = False
-    keeps: bool = False  # the hidden is kept for the gradient, as memory="balanced" asks
-    quick: bool = False  # one of those that CI compiles
+    keeps: bool = False  # the hidden is kept for the gradient, as with memory="balanced"
+    quick: bool = False  # compiled by every CI run
 
     def __str__(self) -> str:
         parts = [self.op, f"C{self.c}", f"{self.size}x{self.size}", f"N{self.n}", self.dtype]
@@ -58,13 +58,13 @@ def _both(case: Case) -> Iterator[Case]:
 
 
 def _cases() -> Iterator[Case]:
-    yield Case("reduce", 96, 7)  # partial sums of a weight gradient; every op's second stage
+    yield Case("reduce", 96, 7)  # partial sums of a weight gradient; the second stage of every op
     for op in ("dwconv", "mlp"):
         for stages in (TINY, BASE):
             for c, size in stages:
                 for n in BATCHES:
                     yield from _both(Case(op, c, size, n))
-    for stages in (TINY, BASE):  # what training keeps where the hidden is not computed again
+    for stages in (TINY, BASE):  # training where the hidden is kept and not computed again
         for c, size in stages:
             for n in (8, 128) if c > RECOMPUTED_CHANNELS else ():
                 yield from _both(Case("mlp", c, size, n, keeps=True))
@@ -77,10 +77,10 @@ def _cases() -> Iterator[Case]:
         yield from _both(Case("dwconv", c, size))
         yield from _both(Case("mlp", c, size))
         yield from _both(Case("mlp", c, size, grn=True))
-    for k in (3, 5, 9, 13, 31):  # every way the kernel's side can lie to the tile
+    for k in (3, 5, 9, 13, 31):  # every relation of the kernel's side to the tile
         for c, size in ((96, 56), (384, 14)):
             yield from _both(Case("dwconv", c, size, k=k))
-    for c, size in TINY:  # a tensor that came without channels_last
+    for c, size in TINY:  # input that is not channels_last
         for dtype in ("bf16", "fp32"):
             yield from _both(Case("dwconv", c, size, dtype=dtype, layout="nchw"))
         yield from _both(Case("layernorm", c, size, layout="nchw"))
@@ -111,16 +111,16 @@ def _compiled() -> Iterator[Case]:
         yield from _both(Case("mlp", c, size, n, quick=n == 8 and c != 192))
     for c, size in ((96, 56), (384, 14)):
         yield from _both(Case("mlp", c, size, grn=True, quick=c == 384))
-    yield from _both(Case("mlp", 256, 28))  # the widest that is fused
+    yield from _both(Case("mlp", 256, 28))  # the widest fused one
     yield from _both(Case("mlp", 384, 14, keeps=True))
     yield from _both(Case("mlp", 384, 14, keeps=True, grn=True))
-    yield from _both(Case("mlp", 96, 56, dtype="fp32", quick=True))  # library
+    yield from _both(Case("mlp", 96, 56, dtype="fp32", quick=True))  # plan "cublas"
     yield from _both(Case("mlp", 384, 14, dtype="fp32", grn=True))
     yield from _both(Case("mlp", 96, 56, dtype="fp16"))
     yield Case("dwconv", 192, 28, dtype="fp16")  # widened one by one
     yield from _both(Case("dwconv", 192, 28, dtype="fp32"))
     yield from _both(Case("dwconv", 192, 28, layout="nchw"))
-    for k in (13, 31):  # kernels of more rows than registers hold
+    for k in (13, 31):  # kernels with more rows than fit in registers
         yield from _both(Case("dwconv", 384, 14, k=k, quick=k == 13))
     for c, size in ((96, 56), (768, 7)):
         yield from _both(Case("layernorm", c, size, quick=True))
@@ -147,7 +147,7 @@ def _parameters(case: Case, tensor: Callable[..., Tensor]) -> MlpParameters:
 
 
 def run(case: Case) -> None:
-    """Call the launcher that serves `case`; a driver for "meta" must be active (see compile_only)."""
+    """Call the launcher for `case`; a driver for "meta" must be active (see compile_only)."""
     dtype = DTYPES[case.dtype]
     module = importlib.import_module(f"{TRITON}.{case.op}")
     if case.op == "reduce":
@@ -194,7 +194,7 @@ def run(case: Case) -> None:
 
 
 def plans() -> list:
-    """The functions of the backend that remember which candidate was picked."""
+    """Return the functions of the backend that cache the chosen candidate."""
     found = []
     for stem in ("dwconv_plan", "mlp_plan"):
         module = importlib.import_module(f"{TRITON}.{stem}")

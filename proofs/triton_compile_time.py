@@ -1,10 +1,10 @@
-"""How long Triton compiles before a ConvNeXt's first training step, cold and afterwards.
+"""Measure how long Triton compiles before the first training step of a ConvNeXt, with and without its cache.
 
     python proofs/triton_compile_time.py [--arch 90] [--batch 8] [--check]
 
-A whole model runs forward and backward on CPU tensors under a driver that compiles our kernels and launches none of
-them (PyTorch's own operators run, on what happens to be in memory). First with an empty cache on disk, then with
-another batch size of the same class (plans are chosen for powers of two), then once more. Compiling takes one core.
+A whole model runs forward and backward on CPU tensors with a driver that compiles our kernels and launches none of
+them (PyTorch's own operators run on uninitialised data). First with an empty cache on disk, then with another batch
+size of the same class (plans are chosen for powers of two), then with the first one again. Compiling uses one core.
 """
 
 import os
@@ -20,7 +20,7 @@ LIMIT = 90.0  # seconds, cold
 
 
 def step(arch: int, model: str, batch: int) -> tuple[float, int, int]:
-    """(seconds, launches, kernels compiled or loaded) of one training step in bf16."""
+    """Return (seconds, launches, kernels compiled or loaded) of one training step in bf16."""
     import checkout  # noqa: F401
     import timm
     import torch
@@ -41,7 +41,7 @@ def step(arch: int, model: str, batch: int) -> tuple[float, int, int]:
 @click.option("--arch", type=int, default=90, show_default=True)
 @click.option("--model", default="convnext_tiny", show_default=True, help="A model of timm.")
 @click.option("--batch", type=int, default=8, show_default=True)
-@click.option("--check", is_flag=True, help=f"Fail above {LIMIT:g} s, or where another batch size compiles anything.")
+@click.option("--check", is_flag=True, help=f"Fail above {LIMIT:g} s, or if another batch size compiles a kernel.")
 @click.option("--once", is_flag=True, hidden=True)
 def main(arch: int, model: str, batch: int, check: bool, once: bool) -> None:
     """Time the compilation of a whole training step."""

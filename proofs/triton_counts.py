@@ -1,7 +1,7 @@
-"""Counts of what the Triton kernels execute: instructions of their PTX per result, bytes, registers, spills.
+"""Count what the Triton kernels execute: PTX instructions per result, bytes, registers, spills.
 
-Needs `triton_ptxemu`, a Triton driver that executes the compiled PTX on the CPU, on the path; nothing is timed.
-The counts are of PTX, of which the assembler makes its own instructions.
+Needs `triton_ptxemu` on the path, a Triton driver that executes the compiled PTX on the CPU; nothing is timed.
+The counts are of PTX; the assembler translates PTX into other instructions.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ def _emulator() -> Any:
 
 
 def _planned_for(batch: int) -> Any:
-    """Choose as for `batch` samples, whatever the batch of the tensors at hand.
+    """Choose as for `batch` samples, for any batch of the tensors.
 
-    Partial sums are scaled to that, so that a thread is as busy as it would be with the whole batch, if it can.
+    The number of partial sums is scaled, so that a thread has as much work as with the whole batch, if possible.
     """
     from convnext_kernels.backends.triton import dwconv_plan
 
@@ -56,13 +56,16 @@ def dwconv_counts(
     dtype: torch.dtype = torch.bfloat16,
     memory_format: torch.memory_format = torch.channels_last,
 ) -> list[dict[str, Any]]:
-    """Rows for the forward pass, the input gradient (with a residual) and the weight gradient.
+    """Return rows for the forward pass, the input gradient (with a residual) and the weight gradient.
 
-    The plan is the one for `plan_batch` samples, executed on `n`. Of a row: `kernel` (the one with the most
-    instructions) and `plan`; `per_32`, executed PTX instructions of a warp per 32 outputs, all launches together;
-    `per_tap`, the same divided by the taps that fall inside the image, averaged over its pixels; `bytes_ratio`, unique
-    bytes over those of reading one image and writing (or reading) another; `registers` and `spill_bytes`, the largest
-    of the launches; `launches`.
+    The plan is the one for `plan_batch` samples, executed on `n`. A row has:
+
+    - `kernel` (the one with the most instructions) and `plan`
+    - `per_32`: executed PTX instructions of a warp per 32 outputs, for all launches together
+    - `per_tap`: the same divided by the taps inside the image, averaged over its pixels
+    - `bytes_ratio`: unique bytes divided by those of reading one image and writing (or reading) another
+    - `registers` and `spill_bytes`: the largest of the launches
+    - `launches`
     """
     from convnext_kernels.backends.triton import dwconv, dwconv_plan
 
@@ -92,13 +95,13 @@ def dwconv_counts(
             plans.extend([candidate] if candidate else [])
             return candidate
 
-        for plan in (dwconv_plan.forward, dwconv_plan.weight):  # they remember what was picked before
+        for plan in (dwconv_plan.forward, dwconv_plan.weight):  # they cache earlier choices
             plan.cache_clear()
         with emulator.emulated(arch, fast_fma=True) as launches, tuning.forced(choice):
             run()
         for plan in (dwconv_plan.forward, dwconv_plan.weight):
             plan.cache_clear()
-        # The weights are packed once, and partial sums added once, for however many samples
+        # The weights are packed once, and partial sums are added once, for any number of samples
         shares = [n / max(n, plan_batch) if launch["kernel"] == "pack_kernel" else 1.0 for launch in launches]
         turns = [1.0] * len(launches)
         if what == "wgrad":

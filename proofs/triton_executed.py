@@ -3,10 +3,10 @@
     python proofs/triton_executed.py [--check] [--update]
 
 Needs the module `triton_ptxemu` on the path, a Triton driver that executes PTX without a GPU (not part of this
-repository). Every figure stands beside the floor it is held against; none is a time.
+repository). Every figure is shown with its floor and its limit; none is a time.
 
-Bytes are unique bytes: each 32-byte sector that a launch touches counts once, read and once more written, as if L2 were
-infinite and empty at the launch's start.
+Bytes are unique bytes: each 32-byte sector that a launch touches counts once for reading and once for writing, as if L2
+were infinite and empty at the start of the launch.
 """
 
 import multiprocessing
@@ -56,7 +56,7 @@ def _block_arguments(n: int, channels: int, size: int, grn: bool, dtype: torch.d
     return arguments | {"gamma": normal(channels)}
 
 
-# What a batch of 128 runs: few samples would choose small tiles, whose bytes are not those of interest.
+# The tiles of a batch of 128. A few samples would get small tiles, which move other amounts of bytes.
 LARGE_BATCH = {"fused": ("fused-m128", "fused-m64"), "gemm": ("gemm-128x128", "gemm-64x128")}
 
 
@@ -77,7 +77,7 @@ def _large(kernel: str, problem: tuple, candidates: list, gpu: tuning.Gpu) -> tu
 
 
 def block_figures(arch: int) -> Iterator[Figure]:
-    """Launches and unique bytes of whole blocks, forward and backward."""
+    """Count launches and unique bytes of whole blocks, forward."""
     import triton_ptxemu as emulator
 
     for channels, size, n, grn in (
@@ -100,7 +100,7 @@ def block_figures(arch: int) -> Iterator[Figure]:
             pixels * channels
         )
         limit = None if grn else 1.15 * floor
-        yield Figure(f"{name}: bytes per pixel beside the weights", moved, floor, limit, "C")
+        yield Figure(f"{name}: bytes per pixel without the weights", moved, floor, limit, "C")
         most = 4 if grn else 2 if channels <= 256 else 3
         yield Figure(f"{name}: launches", len(counted), most, most, "")
         spilled = sum(s["spill_bytes"] for s in counted)
@@ -108,7 +108,7 @@ def block_figures(arch: int) -> Iterator[Figure]:
 
 
 def dwconv_figures(arch: int) -> Iterator[Figure]:
-    """Executed PTX instructions of the depthwise kernels."""
+    """Count executed PTX instructions of the depthwise kernels."""
     for channels, size, side, n in DWCONV:
         for row in dwconv_counts(n, channels, size, side, arch):
             weights = row["what"] == "wgrad"
@@ -136,13 +136,13 @@ def _unary(x_ptr, y_ptr, GELU: tl.constexpr, BLOCK: tl.constexpr):
 
 
 def compiled_figures(arch: int) -> list[Figure]:
-    """What needs no execution; in a process of its own: Triton keeps kernels with the driver they were made for."""
+    """Return figures that need no execution. Uses a new process, because Triton caches kernels with their driver."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(_compiled_figures, arch).result()
 
 
 def _compiled_figures(arch: int) -> list[Figure]:
-    """Instructions of GELU, and how much of the depthwise loops multiplies."""
+    """Count the instructions of GELU, and the share of the depthwise loops that multiplies."""
     figures = []
     from convnext_kernels.backends.triton import dwconv
 
@@ -164,7 +164,7 @@ def _compiled_figures(arch: int) -> list[Figure]:
 
 
 def page(figures: list[Figure]) -> str:
-    """The figures as a page of records/."""
+    """Return the figures as a page of records/."""
     lines = [
         "# Triton kernels: what their executed PTX counts",
         "",
@@ -178,7 +178,7 @@ def page(figures: list[Figure]) -> str:
 
 @click.command()
 @click.option("--arch", multiple=True, type=int, default=(90,), help="May be repeated.", show_default=True)
-@click.option("--check", is_flag=True, help="Fail where a figure passes its limit.")
+@click.option("--check", is_flag=True, help="Fail if a figure exceeds its limit.")
 @click.option("--update", is_flag=True, help=f"Write {PAGE.relative_to(ROOT)}.")
 def main(arch: tuple[int, ...], check: bool, update: bool) -> None:
     """Count bytes, launches and instructions of executed PTX."""
@@ -187,7 +187,7 @@ def main(arch: tuple[int, ...], check: bool, update: bool) -> None:
     if update:
         PAGE.write_text(page(figures))
     if check and failed:
-        raise SystemExit("beyond their limit: " + "; ".join(failed))
+        raise SystemExit("above their limit: " + "; ".join(failed))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
-"""Compile every Triton kernel for GPUs that need not be there, and report what the cubins say. Nothing is run.
+"""Compile every Triton kernel without a GPU, and report registers, spills and instructions. Nothing is run.
 
     python proofs/triton_static.py [--quick] [--check | --update]
 
-Without an option a table is printed. --update writes records/triton_kernels.json (every compiled kernel) and
-records/triton_kernels.md (a line for each kernel and family of architectures). --check compiles and fails where a
-kernel is worse than the recorded one: spills more, exceeds a limit, loses its tensor cores, or fits fewer times on a
-multiprocessor. A kernel that is in no record may not spill. TRITON_CACHE_DIR makes repeats fast.
+Without an option it prints a table.
+
+--update writes records/triton_kernels.json (every compiled kernel) and records/triton_kernels.md (a line for each
+kernel and family of architectures).
+
+--check fails if a kernel is worse than the recorded one: it spills more, exceeds a limit, loses its tensor cores, or
+fits fewer times on a multiprocessor. A kernel that is not in the record must not spill.
+
+With TRITON_CACHE_DIR a second run is fast.
 """
 
 import concurrent.futures
@@ -36,10 +41,10 @@ from convnext_kernels import tuning
 RECORD = RECORDS / "triton_kernels.json"
 PAGE = RECORDS / "triton_kernels.md"
 QUICK_ARCHS = (80, 90)
-WORST = 12  # kernels that spill, named on the page
+WORST = 12  # the number of spilling kernels that the page names
 SMALLEST = 16  # instructions: a stub that does nothing has fewer
-STATICS_FILE = "statics.json"  # beside the kernel in Triton's cache
-# tl.dot with 16-bit inputs, or with fp32 ones that may be rounded to TF32, belongs on tensor cores.
+STATICS_FILE = "statics.json"  # next to the kernel in Triton's cache
+# tl.dot with 16-bit inputs, or with fp32 inputs that may be rounded to TF32, must use tensor cores.
 _MATRIX = re.compile(r"tt\.dot [^:\n]*(inputPrecision = (tf32|bf16)|: tensor<[^>]*x(bf16|f16)>)")
 
 
@@ -50,19 +55,19 @@ class Row:
     kernel: str
     arch: int
     specialisation: str
-    matrix: bool  # it has products that belong on tensor cores
+    matrix: bool  # whether it has products that must use tensor cores
     seconds: float | None  # of compiling
     statics: Statics
     case: str  # one that launches it
 
     @property
     def key(self) -> str:
-        """The name that a row keeps from one version of the kernels to the next."""
+        """A name that is the same for every version of the kernels."""
         return f"sm_{self.arch} {self.kernel} [{self.specialisation}]"
 
 
 def _row(launch: Launch, case: Case) -> Row:
-    """Read the cubin, or what was read from it before."""
+    """Read the cubin, or the cached result of reading it."""
     cache = get_cache_manager(launch.hash)
     sources = (Path(__file__).parent / "cubin.py").read_bytes()
     name = f"{hashlib.sha256(sources).hexdigest()[:16]}-{STATICS_FILE}"
@@ -76,7 +81,7 @@ def _row(launch: Launch, case: Case) -> Row:
 
 
 def compile_case(task: tuple[int, Case, bool]) -> tuple[list[Row], str | None]:
-    """Rows of the kernels that one case launches on one architecture, and what went wrong."""
+    """Return rows of the kernels that one case launches on one architecture, and the error, if any."""
     arch, case, every = task
     launches: dict[str, Launch] = {}
     turn = turns = 0
@@ -94,7 +99,7 @@ def compile_case(task: tuple[int, Case, bool]) -> tuple[list[Row], str | None]:
                 plan.cache_clear()
             triton_cases.run(case)
             while every and turn < max(turns, 1):
-                for plan in triton_cases.plans():  # they remember what was picked
+                for plan in triton_cases.plans():  # they cache earlier choices
                     plan.cache_clear()
                 with tuning.forced(choose):
                     triton_cases.run(case)
@@ -107,7 +112,7 @@ def compile_case(task: tuple[int, Case, bool]) -> tuple[list[Row], str | None]:
 
 
 def compile_all(tasks: list[tuple[int, Case, bool]], jobs: int) -> tuple[dict[str, Row], list[str]]:
-    """Run `compile_case` in `jobs` processes; rows by key, and the failures."""
+    """Run `compile_case` in `jobs` processes; return rows by key, and the failures."""
     rows: dict[str, Row] = {}
     failures = []
     console = Console(stderr=True)
@@ -119,18 +124,18 @@ def compile_all(tasks: list[tuple[int, Case, bool]], jobs: int) -> tuple[dict[st
             found, failure = future.result()
             failures += [failure] if failure else []
             for row in found:
-                if row.key not in rows or row.case < rows[row.key].case:  # whichever comes first: the same every time
+                if row.key not in rows or row.case < rows[row.key].case:  # the same case in every run
                     rows[row.key] = row
     return dict(sorted(rows.items())), sorted(failures)
 
 
 def wrong(row: Row) -> list[str]:
-    """What no kernel may do, whatever is recorded."""
+    """Return what no kernel may do, independent of the record."""
     found, statics, limit = [], row.statics, limits(row.arch)
     if statics.shared > limit.shared_cta_bytes:
-        found.append(f"{statics.shared} bytes of shared memory, at most {limit.shared_cta_bytes}")
+        found.append(f"{statics.shared} bytes of shared memory, limit {limit.shared_cta_bytes}")
     if statics.tensor_memory > TENSOR_MEMORY_COLUMNS:
-        found.append(f"{statics.tensor_memory} columns of tensor memory, at most {TENSOR_MEMORY_COLUMNS}")
+        found.append(f"{statics.tensor_memory} columns of tensor memory, limit {TENSOR_MEMORY_COLUMNS}")
     if statics.instructions < SMALLEST:
         found.append(f"an empty stub of {statics.instructions} instructions")
     if row.matrix and not statics.tensor:
@@ -141,7 +146,7 @@ def wrong(row: Row) -> list[str]:
 
 
 def worse(row: Row, before: Row) -> list[str]:
-    """In what `row` is worse than the recorded one."""
+    """Return in what `row` is worse than the recorded one."""
     found, now, then = [], row.statics, before.statics
     for what in ("stack", "spill_stores", "spill_loads"):
         if getattr(now, what) > getattr(then, what):
@@ -154,7 +159,7 @@ def worse(row: Row, before: Row) -> list[str]:
 
 
 def check(rows: dict[str, Row], recorded: dict[str, Row]) -> tuple[list[str], list[str]]:
-    """Lines that fail a check, and lines that only inform."""
+    """Return lines of failed checks, and lines that only inform."""
     failures, notes = [], []
     for key, row in rows.items():
         found = wrong(row)
@@ -169,7 +174,7 @@ def check(rows: dict[str, Row], recorded: dict[str, Row]) -> tuple[list[str], li
 
 
 def read(file: Path) -> dict[str, Row]:
-    """The recorded rows by key; none where there is no file."""
+    """Return the recorded rows by key; none if there is no file."""
     if not file.is_file():
         return {}
     content = json.loads(file.read_text(encoding="utf-8"))
@@ -190,7 +195,7 @@ HEADER = ("kernel", "sm", "variants", "registers", "spill B", "shared KB", "CTAs
 
 
 def summary(rows: Iterable[Row], families: bool = False) -> Iterator[tuple[str, ...]]:
-    """A line for each kernel and architecture, or family of them (8.x), ranges over its specialisations."""
+    """Yield a line for each kernel and architecture, or family of them (8.x), as ranges over its specialisations."""
     groups: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
         kind = row.arch // 10 if families else row.arch
@@ -216,7 +221,7 @@ def summary(rows: Iterable[Row], families: bool = False) -> Iterator[tuple[str, 
 
 
 def table(rows: Iterable[Row]) -> Table:
-    """The summary for the terminal; kernels that spill stand in red."""
+    """Return the summary for the terminal; kernels that spill are red."""
     shown = Table(title="Triton kernels, compiled, not run")
     for name in HEADER:
         shown.add_column(name, no_wrap=name == "kernel", justify="left" if name in ("kernel", "tensor") else "right")
@@ -226,24 +231,24 @@ def table(rows: Iterable[Row]) -> Table:
 
 
 def describe(row: Row) -> str:
-    """One line about one compiled kernel."""
+    """Return one line about one compiled kernel."""
     _, _, _, *cells = next(iter(summary([row])))
     return f"{row.key}: " + ", ".join(f"{name} {cell}" for name, cell in zip(HEADER[3:], cells, strict=True))
 
 
 def page(rows: dict[str, Row]) -> str:
-    """The text of records/triton_kernels.md."""
+    """Return the text of records/triton_kernels.md."""
     spilling = [row for row in rows.values() if row.statics.spill_stores or row.statics.spill_loads]
     archs = ", ".join(f"sm_{arch}" for arch in sorted({row.arch for row in rows.values()}))
     lines = [
         "# Triton kernels, compiled",
         "",
-        "Written by `python proofs/triton_static.py --update`; every kernel stands in `triton_kernels.json`.",
+        "Written by `python proofs/triton_static.py --update`; every kernel is in `triton_kernels.json`.",
         f"Compiled by Triton {importlib.metadata.version('triton')} for {archs}",
-        "with the configurations that ship, and read from the cubins: nothing here was run on a GPU. Ranges go over",
+        "with the shipped configurations, and read from the cubins: nothing here was run on a GPU. Ranges are over",
         "the variants (channels, dtypes, configurations) and the architectures of a line. Spill: bytes per thread,",
-        "stores and loads where they stand in the code. Shared KB: of one CTA, and the most that it may have. CTAs/SM:",
-        "that fit on a multiprocessor. s: seconds to compile a variant, on a machine that also did other work.",
+        "stores and loads, each instruction counted once. Shared KB: of one CTA, and its limit. CTAs/SM: how many fit",
+        "on a multiprocessor. s: seconds to compile a variant, on a machine that also did other work.",
         "",
         f"{len(rows)} compiled kernels; {len(spilling)} of them spill{':' if spilling else '.'}",
         "",
@@ -260,7 +265,7 @@ def page(rows: dict[str, Row]) -> str:
 
 
 def write(rows: dict[str, Row]) -> None:
-    """Record `rows` in records/: by kernel, specialisation and architecture, a specialisation a line."""
+    """Record `rows` in records/: by kernel, specialisation and architecture, one specialisation per line."""
     cases = sorted({row.case for row in rows.values()})
     kernels: dict[str, dict[str, dict[str, list]]] = {}
     for row in sorted(rows.values(), key=lambda row: (row.kernel, row.specialisation, row.arch)):
@@ -281,13 +286,13 @@ def write(rows: dict[str, Row]) -> None:
 
 
 @click.command(help=__doc__.splitlines()[0])
-@click.option("--quick", is_flag=True, help=f"Architectures {QUICK_ARCHS} and a few shapes only.")
+@click.option("--quick", is_flag=True, help=f"Only architectures {QUICK_ARCHS} and a few shapes.")
 @click.option("--arch", "archs", type=click.Choice([str(a) for a in ARCHS]), multiple=True, help="May be repeated.")
 @click.option("--op", "ops", type=click.Choice(triton_cases.OPS), multiple=True, help="May be repeated.")
 @click.option("--candidates", is_flag=True, help="Also the configurations that the cost model does not choose.")
-@click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Processes that compile.")
-@click.option("--full", is_flag=True, help="Print every compiled kernel too.")
-@click.option("--check", "checking", is_flag=True, help="Fail where a kernel is worse than the recorded one.")
+@click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Compiling processes.")
+@click.option("--full", is_flag=True, help="Also print every compiled kernel.")
+@click.option("--check", "checking", is_flag=True, help="Fail if a kernel is worse than the recorded one.")
 @click.option("--update", is_flag=True, help="Write records/triton_kernels.json and records/triton_kernels.md.")
 def main(
     quick: bool,
@@ -301,17 +306,17 @@ def main(
 ) -> None:
     """Compile, print, and check or record."""
     if update and (quick or archs or ops or checking):
-        raise click.UsageError("--update records everything: it goes with none of --quick, --arch, --op, --check")
+        raise click.UsageError("--update records everything: it excludes --quick, --arch, --op and --check")
     chosen = [int(a) for a in archs] or list(QUICK_ARCHS if quick else ARCHS)
     cases = [case for case in COMPILED if case.op in (ops or triton_cases.OPS) and (case.quick or not quick)]
     for op in sorted({case.op for case in cases if not triton_cases.exists(case.op)}):
-        click.echo(f"no Triton kernels for {op} yet: its cases are left out", err=True)
-    # Architecture last: neighbours in the queue then never compile the same kernel at the same time.
+        click.echo(f"no Triton kernels for {op} yet: its cases are skipped", err=True)
+    # Architecture last, so that neighbours in the queue never compile the same kernel at the same time.
     tasks = [(arch, case, candidates) for case in cases if triton_cases.exists(case.op) for arch in chosen]
     rows, failures = compile_all(tasks, jobs)
     console = Console()
     if not console.is_terminal:
-        console.width = 140  # of a file or a pipe nobody knows the width
+        console.width = 140  # a file or a pipe has no width
     console.print(table(rows.values()), highlight=False)
     for row in rows.values() if full else ():
         click.echo(describe(row))

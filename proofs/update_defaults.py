@@ -1,10 +1,10 @@
-"""Write the choices of kernel configurations that ship, as the cost model makes them.
+"""Write the shipped choices of kernel configurations: those that the cost model makes.
 
     python proofs/update_defaults.py [--check]
 
-The Triton launchers run on tensors without memory for the table of cases (triton_cases.py); what they ask
-`tuning.pick` is answered by the cost model and recorded for each GPU. Nothing is compiled. --check writes nothing and
-fails where a file is not what this script would write; files whose choices were measured are left alone.
+The Triton launchers run on tensors without memory for the table of cases (triton_cases.py). The cost model answers
+their calls of `tuning.pick`, and the answers are stored for each GPU. Nothing is compiled. --check writes nothing and
+fails if a file is not what this script would write. Files with measured choices are not changed.
 """
 
 import json
@@ -27,7 +27,7 @@ FOLDER = Path(defaults.__file__).parent
 
 
 def choices(gpu: tuning.Gpu) -> dict[str, str]:
-    """What the cost model chooses for every problem of the table of cases."""
+    """Return the cost model's choice for every problem in the table of cases."""
     found: dict[str, str] = {}
 
     def choose(kernel: str, problem: tuple, candidates: Sequence[tuning.Candidate], _: tuning.Gpu) -> tuning.Candidate:
@@ -35,7 +35,7 @@ def choices(gpu: tuning.Gpu) -> dict[str, str]:
         found[defaults.key(kernel, problem)] = chosen.name
         return chosen
 
-    # The launchers' own caches would answer in the place of `pick`.
+    # Otherwise the launchers' own caches would answer instead of `pick`.
     for plan in triton_cases.plans():
         plan.cache_clear()
     no_launch = mock.patch.object(JITFunction, "run")
@@ -48,17 +48,17 @@ def choices(gpu: tuning.Gpu) -> dict[str, str]:
 
 
 def text(gpu: tuning.Gpu) -> str:
-    """The content of one file."""
+    """Return the content of one file."""
     return json.dumps({"gpu": gpu.name, "basis": "predicted", "choices": choices(gpu)}, indent=1) + "\n"
 
 
 def measured(file: Path) -> bool:
-    """Whether somebody has timed the choices in this file."""
+    """Whether the choices in this file were measured."""
     return file.is_file() and json.loads(file.read_text(encoding="utf-8"))["basis"] != "predicted"
 
 
 @click.command(help=__doc__.splitlines()[0])
-@click.option("--check", is_flag=True, help="Write nothing; fail if a file is not up to date.")
+@click.option("--check", is_flag=True, help="Write nothing, and fail if a file is not up to date.")
 def main(check: bool) -> None:
     """Write or check the files of all GPUs that have one."""
     stale = []

@@ -1,8 +1,8 @@
-"""How a module of another library becomes an accelerated one: its class changes, and nothing else.
+"""How a module of another library becomes an accelerated one: only its class changes.
 
 ``accelerated_class(CNBlockAdapter, CNBlock)`` is a class with the bases ``(CNBlockAdapter, CNBlock)``. A block
-whose ``__class__`` is set to it keeps its parameters, state-dict keys, hooks and mode, is still a ``CNBlock``, and
-has the original forward as ``super().forward``, to which the accelerated one turns whenever it cannot serve.
+whose ``__class__`` is set to it keeps its parameters, state-dict keys, hooks and mode, and is still a ``CNBlock``.
+Its forward runs the fused op where that is correct, otherwise ``super().forward``, the original one.
 """
 
 import functools
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from convnext_kernels.interop import structure
 
-# What an accelerated module has more than the original: the options of `accelerate`.
+# The attributes that `accelerate` adds to a module: its options.
 BACKEND, MEMORY = "_convnext_kernels_backend", "_convnext_kernels_memory"
 
 
 class Arguments(NamedTuple):
-    """What a fused op is called with besides its input."""
+    """The arguments of a fused op besides its input."""
 
     channels: int  # of the input
     tensors: tuple[Tensor | None, ...]
@@ -29,47 +29,47 @@ class Match(NamedTuple):
     """A module was recognised."""
 
     adapter: "type[Adapter]"
-    original: type[nn.Module]  # the class whose forward the adapter stands for
+    original: type[nn.Module]  # the class whose forward the adapter replaces
 
 
 class Adapter:
-    """Mixin that stands before the original class. Stateless: what it needs is read from the module every time."""
+    """Mixin in front of the original class. It has no state: it reads the module again in every call."""
 
     kind: ClassVar[str]  # what it replaces, for the report
     ignores_keywords: ClassVar[bool] = False  # whether the original forward takes and ignores keyword arguments
     types: ClassVar[dict[str, tuple[type, ...]]] = {}  # `inner_types()`
-    original: ClassVar[type]  # the class to go back to
+    original: ClassVar[type]  # the class that `restore` sets
 
     @classmethod
     def inner_types(cls) -> dict[str, tuple[type, ...]]:
-        """Return the library's classes of inner modules that the fused op can stand for."""
+        """Return the library's classes of inner modules that the fused op can replace."""
         return {}
 
     @classmethod
     def arguments(cls, module: nn.Module) -> Arguments | str:
-        """Return what the fused op needs, or why it cannot stand for `module` as it is now."""
+        """Return the arguments of the fused op, or why it cannot replace `module` as it is now."""
         raise NotImplementedError
 
     @classmethod
     def trial(cls, module: nn.Module) -> str | None:
-        """Return why a run of the module speaks against the fused op; asked once, after `arguments`."""
+        """Run the module and return why the fused op cannot replace it, or None; called once, after `arguments`."""
         return None
 
     @classmethod
     def covered(cls, module: nn.Module) -> Iterable[nn.Module]:
-        """Return the children that the fused op stands for."""
+        """Return the children that the fused op replaces."""
         return module.children()
 
     def serves(self, x: object, arguments: Arguments) -> bool:
-        """Whether the fused op gives for x what the original forward would."""
+        """Whether the fused op computes the same for x as the original forward."""
         return structure.serves(x, arguments.channels, arguments.tensors)
 
     def fused(self, x: Tensor, arguments: Arguments) -> Tensor:
-        """Compute the module on an x that it `serves`."""
+        """Compute the module with the fused op; `serves` is true for x."""
         raise NotImplementedError
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the fused op, or the original forward where only that one is right."""
+        """Run the fused op, or the original forward where only that one is correct."""
         if len(args) == 1 and (not kwargs or self.ignores_keywords):
             arguments = self.arguments(self)
             if not isinstance(arguments, str) and self.serves(args[0], arguments):
@@ -77,7 +77,7 @@ class Adapter:
         return super().forward(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: int) -> tuple:
-        """Copy and pickle as "this adapter on that class": the class itself exists only in this process."""
+        """Copy and pickle as adapter and original class, because the combined class exists only in this process."""
         _, _, *state = super().__reduce_ex__(max(2, protocol))
         return rebuild, (adapter_of(type(self)), type(self).original), *state
 
@@ -89,12 +89,12 @@ def adapter_of(accelerated: type[Adapter]) -> type[Adapter]:
 
 @functools.cache
 def accelerated_class(adapter: type[Adapter], original: type[nn.Module]) -> type:
-    """Return the class with `adapter` before `original`."""
+    """Return the class with the bases `adapter` and `original`, in this order."""
     namespace = {"__doc__": adapter.__doc__, "types": adapter.inner_types(), "original": original}
     return type(f"Accelerated{original.__name__}", (adapter, original), namespace)
 
 
 def rebuild(adapter: type[Adapter], original: type[nn.Module]) -> nn.Module:
-    """Make the empty module that `copy` and `pickle` fill."""
+    """Create the empty module that `copy` and `pickle` fill."""
     accelerated = accelerated_class(adapter, original)
     return accelerated.__new__(accelerated)

@@ -1,4 +1,4 @@
-"""What the blocks of all libraries have in common: the ConvNeXt block under different names."""
+"""The common part of all libraries' blocks: the ConvNeXt block under different names."""
 
 from typing import ClassVar, NamedTuple
 
@@ -22,18 +22,18 @@ class Parts(NamedTuple):
     drop_path: nn.Module
     gamma: Tensor | None = None
     grn: nn.Module | None = None
-    others: tuple[nn.Module, ...] = ()  # containers, and what does nothing: identities, dropout outside training
+    others: tuple[nn.Module, ...] = ()  # containers, and modules that do nothing: identities, dropout outside training
 
 
 class BlockAdapter(Adapter):
-    """A ConvNeXt block in one op; subclasses say where a library keeps the parts."""
+    """A ConvNeXt block in one op; subclasses find the parts in a library's module."""
 
     kind = "block"
     grn_names: ClassVar[tuple[str, str]] = ("weight", "bias")
 
     @classmethod
     def parts(cls, module: nn.Module) -> Parts | str:
-        """Return the parts, or why the block is not one that the op computes."""
+        """Return the parts, or why the op cannot compute this block."""
         raise NotImplementedError
 
     @classmethod
@@ -43,12 +43,12 @@ class BlockAdapter(Adapter):
 
     @classmethod
     def known(cls, role: str, module: nn.Module) -> bool:
-        """Whether `module` is of the library's own class for that role."""
+        """Whether `module` has the library's own class for that role."""
         return structure.is_one_of(module, cls.types[role])
 
     @classmethod
     def arguments(cls, module: nn.Module) -> Arguments | str:
-        """Return the op's tensors and the parts, or the first reason against the fused op."""
+        """Return the op's tensors and the parts, or the first reason why the fused op cannot be used."""
         parts = cls.parts(module)
         if isinstance(parts, str):
             return parts
@@ -103,16 +103,17 @@ class BlockAdapter(Adapter):
             drop_scale=drop_scale(parts.drop_path, x, gamma),
             dilation=parts.dwconv.dilation[0],
             eps=parts.norm.eps,
-            grn_eps=getattr(parts.grn, "eps", 1e-6),  # where a library has none, it is written into its forward
+            grn_eps=getattr(parts.grn, "eps", 1e-6),  # libraries without this attribute have 1e-6 in their forward
             memory=getattr(self, MEMORY),
             backend=getattr(self, BACKEND),
         )
 
 
 def drop_scale(drop_path: nn.Module, x: Tensor, gamma: Tensor | None) -> Tensor | None:
-    """Let the library's own module draw the factor of each sample, so that a seed gives the same masks.
+    """Return the factor of each sample, drawn by the library's own module, so that a seed gives the same masks.
 
-    It is shown ones in the dtype of the branch that it would have scaled: what it draws may depend on the dtype.
+    The module gets ones in the dtype of the branch that it would scale, because its random numbers may depend on
+    the dtype.
     """
     if type(drop_path) is nn.Identity or not drop_path.training:
         return None

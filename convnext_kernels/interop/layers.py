@@ -1,4 +1,4 @@
-"""What stands between the blocks: LayerNorm over channels, alone or before a patch convolution."""
+"""The layers between the blocks: LayerNorm over channels, alone or before a patch convolution."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from convnext_kernels.interop.structure import parameter
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """``x.contiguous(memory_format=torch.channels_last)``, which vmap does not know."""
+    """``x.contiguous(memory_format=torch.channels_last)``, which vmap does not support."""
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
@@ -21,7 +21,7 @@ class LayerNorm2dAdapter(Adapter):
 
     @classmethod
     def arguments(cls, module: nn.Module) -> Arguments | str:
-        """Return weight and bias; the reasons against are a LayerNorm without them or over more dimensions."""
+        """Return weight and bias, or the reason: a LayerNorm without them, or over more dimensions."""
         weight, bias = parameter(module, "weight"), parameter(module, "bias")
         if weight is None or bias is None:
             return "the norm has no weight or no bias"
@@ -30,19 +30,19 @@ class LayerNorm2dAdapter(Adapter):
         return Arguments(module.normalized_shape[0], (weight, bias), None)
 
     def serves(self, x: object, arguments: Arguments) -> bool:
-        """Leave 16-bit input under autocast to PyTorch, whose devices disagree on the dtype of the result."""
+        """Refuse 16-bit input under autocast, because the result's dtype depends on the device in PyTorch."""
         return super().serves(x, arguments) and (
             x.dtype in (torch.float32, torch.float64) or not structure.autocasting(x)
         )
 
     def fused(self, x: Tensor, arguments: Arguments) -> Tensor:
-        """Normalise; like the original's, the result is channels_last, and so is all that follows."""
+        """Normalise; like the original's, the result is channels_last, and so are the layers after it."""
         x = channels_last(x)
         return functional.layer_norm2d(x, *arguments.tensors, eps=self.eps, backend=getattr(self, BACKEND))
 
 
 def is_downsampling(pair: nn.Sequential | nn.ModuleList) -> bool:
-    """Whether the container holds a norm and a convolution, which is what the libraries downsample with."""
+    """Whether the container is a downsampling layer: a norm and a convolution."""
     return len(pair) == 2 and hasattr(pair[0], "normalized_shape") and isinstance(pair[1], nn.Conv2d)
 
 
@@ -63,7 +63,7 @@ class DownsampleAdapter(Adapter):
 
     @classmethod
     def arguments(cls, module: nn.Module) -> Arguments | str:
-        """Return the parameters of both layers, or the first reason against the fused op."""
+        """Return the parameters of both layers, or the first reason why the fused op cannot be used."""
         pair = cls.pair(module)
         if len(pair._modules) != 2:
             return f"its downsampling has {len(pair._modules)} layers"

@@ -1,7 +1,7 @@
 """The official ConvNeXt and ConvNeXt V2 repositories, and the many copies of their ``Block``.
 
-Nobody installs them as a package, so that modules are recognised by their names and structure. Because structure
-is no proof, a module's own forward is first compared with the op, once for each class.
+They are not installed as a package, so modules are recognised by their names and structure. That is not certain, so
+the forward of each class is first compared with the op, once.
 """
 
 import copy
@@ -25,10 +25,10 @@ _trials: WeakKeyDictionary[Callable, dict[tuple[str, ...], str | None]] = WeakKe
 
 
 def _run_trial(adapter: type[Adapter], module: nn.Module, channels: int) -> str | None:
-    """Compare the module's forward with the op in fp64, with random parameters in the place of its own.
+    """Compare the module's forward with the op in fp64, with random parameters instead of its own.
 
-    It runs on a shallow copy without hooks and without drop path, on the CPU, so that `module`, its device and
-    the global random numbers are left alone.
+    It runs on the CPU, on a shallow copy without hooks and without drop path, so it does not change `module`, its
+    device or the global random numbers.
     """
     clone = copy.copy(module)
     clone.__dict__.update({name: OrderedDict() for name in vars(clone) if "_hooks" in name})
@@ -44,7 +44,7 @@ def _run_trial(adapter: type[Adapter], module: nn.Module, channels: int) -> str 
     try:
         with torch.no_grad():
             expected = torch.func.functional_call(clone, tensors, (x,))
-    except Exception as error:  # someone else's code on input that it does not expect
+    except Exception as error:  # unknown code with unexpected input may raise anything
         return f"its forward failed on {tuple(x.shape)} float64: {error}"
     clone.__class__ = accelerated_class(adapter, type(module))
     setattr(clone, BACKEND, "eager")
@@ -55,7 +55,8 @@ def _run_trial(adapter: type[Adapter], module: nn.Module, channels: int) -> str 
         return "its forward does not return a tensor of its input's shape"
     error = (actual - expected).abs().max().item()
     # not <=, so that NaN fails too
-    return None if error <= 1e-9 * expected.abs().max().item() else f"its forward computes something else ({error:.1e})"
+    limit = 1e-9 * expected.abs().max().item()
+    return None if error <= limit else f"its forward computes something else than the fused op (error {error:.1e})"
 
 
 def _trial(adapter: type[Adapter], module: nn.Module, channels: int) -> str | None:
@@ -88,7 +89,7 @@ class OfficialBlockAdapter(BlockAdapter):
 
     @classmethod
     def known(cls, role: str, module: nn.Module) -> bool:
-        """Go by the name of the class."""
+        """Recognise by the name of the class."""
         return structure.class_of(module).__name__ == cls.type_names[role]
 
     @classmethod
@@ -99,7 +100,7 @@ class OfficialBlockAdapter(BlockAdapter):
 
     @classmethod
     def parts(cls, module: nn.Module) -> Parts | str:
-        """Ask for the official children and parameters, no more and no less."""
+        """Require exactly the official children and parameters."""
         children, parameters = module._modules, module._parameters
         if len(children) != len(_CHILDREN) + ("grn" in children) or not all(name in children for name in _CHILDREN):
             return f"its children are {', '.join(children)}"
@@ -134,7 +135,7 @@ class OfficialDownsampleAdapter(DownsampleAdapter):
 
     @classmethod
     def trial(cls, module: nn.Module) -> str | None:
-        """Compare with the norm's own forward, unless that has been done; the convolution is PyTorch's."""
+        """Compare with the norm's own forward, unless that was done before; the convolution is PyTorch's."""
         return None if isinstance(module[0], Adapter) else OfficialLayerNorm2dAdapter.trial(module[0])
 
 

@@ -12,14 +12,14 @@ from convnext_kernels.nn import StridedDepthwiseConv2d
 
 @dataclass(frozen=True)
 class ReportRow:
-    """One module that this package stands for, could stand for, or cannot."""
+    """One module that is replaced, could be replaced, or cannot be replaced."""
 
     name: str  # as in ``model.named_modules()``; empty for the model itself
     type: str  # the original class
     kind: str  # "block", "downsampling", "layer norm" or "depthwise convolution"
     replaced: bool
     reason: str  # by what it was replaced, or why not
-    fused: bool = False  # whether this package's kernels compute it: it is replaced, or a module of this package
+    fused: bool = False  # whether this package's kernels compute it: replaced, or a module of this package
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class AccelerationReport:
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() for line in table]
         own = sum(row.fused and not row.replaced for row in self.rows)
-        also = f", {own} of this package already" if own else ""
+        also = f", {own} already of this package" if own else ""
         return "\n".join([*lines, f"{self.replaced} of {len(self.rows)} replaced{also}"])
 
 
@@ -50,11 +50,11 @@ def _row(finding: Finding) -> ReportRow:
     if accelerated is None:
         kind = next(kind for own, kind in OWN.items() if isinstance(module, own))
         if isinstance(module, StridedDepthwiseConv2d):
-            reason = f"stride {module.stride[0]}: by PyTorch, the kernels have stride 1"
+            reason = f"stride {module.stride[0]}: computed by PyTorch, because the kernels have stride 1 only"
             return ReportRow(name, type(module).__name__, kind, False, reason)
-        return ReportRow(name, type(module).__name__, kind, False, f"a fused {kind} already", True)
+        return ReportRow(name, type(module).__name__, kind, False, f"already a fused {kind}", True)
     replaced = isinstance(module, Adapter)
-    reason = refusal or "nothing speaks against it: call accelerate(model)"
+    reason = refusal or "can be replaced: call accelerate(model)"
     if replaced:
         reason = f"fused {accelerated.kind}, backend {getattr(module, BACKEND)}"
         if refusal:
@@ -64,10 +64,12 @@ def _row(finding: Finding) -> ReportRow:
 
 
 def acceleration_report(model: nn.Module) -> AccelerationReport:
-    """Say for each block, downsampling and LayerNorm over channels of `model`: replaced or left, and why.
+    """Report for each block, downsampling and LayerNorm over channels of `model` whether it is replaced, and why.
 
     Modules of this package are listed too: those that its kernels compute, and depthwise convolutions with a stride,
-    which they do not. The inner modules of what is replaced are not listed. Raises TypeError when `model` is no module.
+    which its kernels do not compute. The inner modules of a replaced module are not listed.
+
+    Raises TypeError when `model` is not a module.
     """
     check_model(model)
     return AccelerationReport(tuple(map(_row, find(model))))

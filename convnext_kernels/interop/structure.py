@@ -1,7 +1,7 @@
-"""What may stand inside a module for a fused op to compute the same thing.
+"""Whether the modules inside a block allow a fused op to compute the same result.
 
-The answers are None, or the reason why not. They are asked again at every call, because hooks, LoRA layers and
-quantised weights arrive after `accelerate`; hence plain attribute reads and no loops over all descendants.
+Each function returns None, or the reason why not. They run again in every call, because hooks, LoRA layers and
+quantised weights can be added after `accelerate`. So they only read attributes and never loop over all descendants.
 """
 
 from collections.abc import Iterable
@@ -15,11 +15,11 @@ from torch.nn.modules import module as module_globals
 
 MAX_KERNEL_SIZE = 31
 PLAIN = (Tensor, nn.Parameter)
-TRACED = (FakeTensor, FunctionalTensor)  # what torch.export puts in the place of plain tensors
+TRACED = (FakeTensor, FunctionalTensor)  # torch.export replaces plain tensors by these
 
 
 def class_of(module: nn.Module) -> type:
-    """The class of `module` before it was parametrised or accelerated on its own."""
+    """The class of `module` before it was parametrised or itself accelerated."""
     kind = type(module)
     if "parametrizations" in module._modules:
         kind = kind.__bases__[0]
@@ -27,18 +27,18 @@ def class_of(module: nn.Module) -> type:
 
 
 def is_one_of(module: nn.Module, types: tuple[type, ...]) -> bool:
-    """Exactly one of `types`: a subclass may compute something else."""
+    """Whether the class is exactly one of `types`: a subclass may compute something else."""
     return type(module) in types or class_of(module) in types
 
 
 def parameter(module: nn.Module, name: str) -> Tensor | None:
-    """``getattr(module, name)``, which alone would take most of the time of these checks."""
+    """The same as ``getattr(module, name)``, but faster: it would take most of the time of these checks."""
     parameters = module._parameters
     return parameters[name] if name in parameters else getattr(module, name)  # parametrised ones are properties
 
 
 def watched(modules: Iterable[nn.Module]) -> str | None:
-    """Whether someone would miss the calls of `modules`, which the fused op does not make."""
+    """Whether a hook or a replaced forward needs the calls of `modules`, which the fused op does not make."""
     if (
         module_globals._global_forward_hooks
         or module_globals._global_forward_pre_hooks
@@ -74,7 +74,7 @@ def depthwise(conv: nn.Module) -> str | None:
 
 
 def layer_norm(norm: nn.Module, types: tuple[type, ...], channels: int) -> str | None:
-    """A LayerNorm over `channels`; its weight and bias are looked at with the other tensors."""
+    """A LayerNorm over `channels`; its weight and bias are checked with the other tensors."""
     if not is_one_of(norm, types):
         return f"the norm is a {class_of(norm).__name__}"
     if tuple(norm.normalized_shape) != (channels,):
@@ -117,7 +117,7 @@ def patch_conv(conv: nn.Module) -> str | None:
 
 
 def serves(x: object, channels: int, tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether the fused ops take this input with these parameters."""
+    """Whether the fused ops support this input with these parameters."""
     if type(x) not in PLAIN and not isinstance(x, TRACED):
         return False  # torch.fx proxies, nested and distributed tensors
     if x.dim() != 4 or x.shape[1] != channels or x.numel() == 0:
@@ -135,9 +135,10 @@ def serves(x: object, channels: int, tensors: tuple[Tensor | None, ...]) -> bool
 
 
 def reverse_mode_once() -> bool:
-    """Whether the transforms of `torch.func` at work ask for no second derivative and no forward mode.
+    """Whether the active transforms of `torch.func` need no second derivative and no forward mode.
 
-    Only the original operators have formulas for these. The compiler, which cannot look, gets the original too.
+    Only the original operators have formulas for these. Under the compiler, which cannot see the transforms, this is
+    False, so the original operators run.
     """
     if torch.compiler.is_compiling():
         return False
@@ -147,5 +148,5 @@ def reverse_mode_once() -> bool:
 
 
 def autocasting(x: Tensor) -> bool:
-    """Whether autocast is on for x's device; "meta", which PyTorch does not know there, has none."""
+    """Whether autocast is on for x's device; PyTorch's autocast does not know "meta"."""
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)

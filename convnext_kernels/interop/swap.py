@@ -33,28 +33,28 @@ def _check_backend(backend: object) -> None:
 
 
 def accelerate(model: nn.Module, *, memory: str = "auto", backend: str = "auto") -> nn.Module:
-    """Let this package compute the ConvNeXt blocks of `model`, in place, and return `model`.
+    """Compute the ConvNeXt blocks of `model` with this package's kernels; works in place and returns `model`.
 
-    Replaced are the ConvNeXt V1 and V2 blocks, the downsampling layers (LayerNorm, then a KxK convolution with
+    It replaces the ConvNeXt V1 and V2 blocks, the downsampling layers (LayerNorm, then a KxK convolution with
     stride K) and the LayerNorms over channels of torchvision, timm, transformers (ConvNeXt, ConvNeXt V2, DINOv3)
-    and the official repositories. Any other module stays as it is; `acceleration_report` says why a block does.
+    and the official repositories. All other modules stay as they are; `acceleration_report` gives the reasons.
 
-    Only the classes of these modules change: parameters, state-dict keys, hooks, modes, devices and dtypes stay,
-    ``isinstance`` too, and copies, pickles and ``torch.save`` work as before (to load a pickle, this package must
-    be installed). Where a replaced module cannot be served faithfully (a hook on an inner layer, a LoRA or
-    quantised layer in the place of one, tensors of other ranks or mixed dtypes), it runs its original forward.
+    Only the classes of these modules change. Parameters, state-dict keys, hooks, modes, devices and dtypes stay,
+    ``isinstance`` gives the same answers, and copies, pickles and ``torch.save`` work as before (to load a pickle,
+    this package must be installed). A replaced module runs its original forward where the fused op would not give
+    the same result: a hook on an inner layer, a LoRA or quantised layer, tensors of other ranks or mixed dtypes.
 
-    Parameters may be on any device, "meta" too. A second call does nothing but set `memory` and the backend and look
-    at modules that were added. With nothing to replace, the model is returned as it was and a warning is logged. Call
+    Parameters may be on any device, "meta" too. A second call sets `memory` and the backend and replaces modules
+    that were added. If there is nothing to replace, the model does not change and a warning is logged. Call
     `restore` before ``torch.jit.script``, or before tools that look for the original classes by name.
 
     Args:
-        model: any module, a single block too.
+        model: any module; also a single block.
         memory: what blocks keep for the backward pass, see `FusedConvNeXtBlock`.
         backend: "auto" or a name of `convnext_kernels.backends()`.
 
-    Raises TypeError when `model` is no module or `backend` no string, ValueError for another `memory`, and
-    BackendError when the backend does not exist or cannot run here; the model is unchanged then.
+    Raises TypeError when `model` is not a module or `backend` not a string, ValueError for another `memory`, and
+    BackendError when the backend does not exist or cannot run here. After an error the model is unchanged.
     """
     check_model(model)
     checks.memory(memory, nothing=False)
@@ -67,16 +67,16 @@ def accelerate(model: nn.Module, *, memory: str = "auto", backend: str = "auto")
         setattr(module, BACKEND, backend)
         setattr(module, MEMORY, memory)
     if not replaceable and all(f.accelerated for f in findings):
-        reasons = "; ".join(sorted({f.refusal for f in findings})) or "no ConvNeXt block in it"
+        reasons = "; ".join(sorted({f.refusal for f in findings})) or "it has no ConvNeXt block"
         _log.warning("accelerate: nothing was replaced in %s: %s", type(model).__name__, reasons)
     return model
 
 
 def restore(model: nn.Module) -> nn.Module:
-    """Undo `accelerate`: give every module its original class back, in place, and return `model`.
+    """Undo `accelerate`: set the original class of every module, in place, and return `model`.
 
-    Raises TypeError when `model` is no module, and RuntimeError, before anything changes, when another tool has
-    changed an accelerated module since (its class or its forward) and would be undone only in part.
+    Raises TypeError when `model` is not a module. Raises RuntimeError, before anything changes, when another tool
+    has since changed the class or the forward of an accelerated module: restoring would undo that only in part.
     """
     check_model(model)
     classes = {}
@@ -87,7 +87,7 @@ def restore(model: nn.Module) -> nn.Module:
                 changed = "its forward" if classes[module] else f"its class, to {type(module).__name__}"
                 raise RuntimeError(
                     f"restore: another tool changed {name or 'the model itself'} after accelerate ({changed}); "
-                    "undo that first"
+                    "undo that change first"
                 )
     for module, original in classes.items():
         module.__class__ = original

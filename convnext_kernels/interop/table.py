@@ -1,4 +1,4 @@
-"""The table of matchers, and the walk that asks them."""
+"""The table of matchers, and the search through a model that uses them."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -16,10 +16,10 @@ from convnext_kernels.nn import (
     StridedDepthwiseConv2d,
 )
 
-# Asked in this order; the official repositories come last because only their structure can be asked for.
+# Tried in this order; the official repositories come last because they are recognised only by their structure.
 ECOSYSTEMS = (torchvision, timm, transformers, official)
 
-# Modules of this package, which nothing need replace.
+# Modules of this package, which need no replacement.
 OWN = {
     FusedConvNeXtBlock: "block",
     PatchDownsample2d: "downsampling",
@@ -30,16 +30,16 @@ OWN = {
 
 
 class Finding(NamedTuple):
-    """A module of a kind that this package can stand for."""
+    """A module of a kind that this package can replace."""
 
     name: str  # in the model; empty for the model itself
     module: nn.Module
     accelerated: type[Adapter] | None  # the class it has or could have; None if it is one of this package
-    refusal: str | None  # why it cannot be served as it is now
+    refusal: str | None  # why the fused op cannot be used for it as it is now
 
 
 def _judge(module: nn.Module) -> tuple[type[Adapter], str | None] | None:
-    """Return the class that `module` has or could have, and what speaks against it; None for any other module."""
+    """Return the accelerated class for `module` and the reason against it, if any; None for any other module."""
     if isinstance(module, Adapter):
         arguments = module.arguments(module)
         return type(module), arguments if isinstance(arguments, str) else None
@@ -52,13 +52,13 @@ def _judge(module: nn.Module) -> tuple[type[Adapter], str | None] | None:
     if "forward" in vars(module):
         return accelerated, "its forward was replaced"
     if parametrize.is_parametrized(module):
-        return accelerated, "a parameter of its own is parametrised, which goes by the module's class"
+        return accelerated, "one of its parameters is parametrised, which depends on the module's class"
     arguments = accelerated.arguments(module)
     return accelerated, arguments if isinstance(arguments, str) else accelerated.trial(module)
 
 
 def find(model: nn.Module) -> Iterator[Finding]:
-    """Walk through `model` and yield what could be replaced, or is; not what a replaced module stands for."""
+    """Yield the modules of `model` that are or could be replaced, without the inner modules of replaced ones."""
     seen = set()
 
     def walk(name: str, module: nn.Module) -> Iterator[Finding]:
@@ -81,7 +81,7 @@ def find(model: nn.Module) -> Iterator[Finding]:
 
 
 def original_class(module: Adapter) -> type[nn.Module] | None:
-    """Return the class to give back to an accelerated module; None if another tool has changed it since."""
+    """Return the original class of an accelerated module; None if another tool has changed its class since."""
     kind = type(module)
     ours = "original" in vars(kind) and accelerated_class(adapter_of(kind), kind.original) is kind
     return kind.original if ours else None

@@ -33,7 +33,7 @@ class ConvNeXtBlockAdapter(BlockAdapter):
 
     @classmethod
     def parts(cls, module: nn.Module) -> Parts | str:
-        """Look through the MLP; a shortcut that is more than the identity changes the block's shape."""
+        """Find the parts in the MLP; a shortcut other than the identity changes the block's shape."""
         children = module._modules
         mlp, norm, shortcut = children["mlp"], children["norm"], children["shortcut"]
         if type(shortcut) is not nn.Identity:
@@ -55,11 +55,11 @@ class ConvNeXtBlockAdapter(BlockAdapter):
         for dropout in (drop1, drop2):
             if type(dropout) is not nn.Dropout or (dropout.training and dropout.p > 0):
                 return f"the MLP has {dropout!r} in training"
-        # Norm and MLP must suit the layout that the forward has chosen: NCHW for convolutions, NHWC for Linear.
+        # Norm and MLP must fit the layout that the forward uses: NCHW for convolutions, NHWC for Linear.
         if not structure.is_one_of(norm, cls.types["norm2d" if module.use_conv_mlp else "norm"]):
             return f"the norm is a {structure.class_of(norm).__name__}"
         if module.use_conv_mlp != isinstance(fc1, nn.Conv2d):
-            return f"the MLP is of {structure.class_of(fc1).__name__} layers, and use_conv_mlp={module.use_conv_mlp}"
+            return f"the MLP has {structure.class_of(fc1).__name__} layers, but use_conv_mlp={module.use_conv_mlp}"
         return Parts(
             children["conv_dw"],
             norm,
@@ -74,7 +74,7 @@ class ConvNeXtBlockAdapter(BlockAdapter):
 
     @classmethod
     def norm_refusal(cls, norm: nn.Module, channels: int) -> str | None:
-        """Accept both norms: `parts` has looked at which one belongs here."""
+        """Accept both norms: `parts` has checked which one is correct here."""
         return structure.layer_norm(norm, cls.types["norm"] + cls.types["norm2d"], channels)
 
 
@@ -90,7 +90,7 @@ class TimmDownsampleAdapter(DownsampleAdapter):
 
 
 def match(module: nn.Module) -> Match | None:
-    """Recognise timm's modules; None for all others, and where timm's ConvNeXt was never imported."""
+    """Recognise timm's modules; None for all others, and if timm's ConvNeXt was never imported."""
     library = sys.modules.get("timm.models.convnext")
     if library is None:
         return None

@@ -23,7 +23,7 @@ class CNBlockAdapter(BlockAdapter):
 
     @classmethod
     def parts(cls, module: nn.Module) -> Parts | str:
-        """Read the Sequential in its order."""
+        """Return the modules of the Sequential, in its order."""
         children = module._modules
         block = children["block"]
         if len(block._modules) != 7:
@@ -56,7 +56,7 @@ class TorchvisionDownsampleAdapter(DownsampleAdapter):
 
 
 def match(module: nn.Module) -> Match | None:
-    """Recognise torchvision's modules; None for all others, and where torchvision was never imported."""
+    """Recognise torchvision's modules; None for all others, and if torchvision was never imported."""
     library = sys.modules.get("torchvision.models.convnext")
     if library is None:
         return None

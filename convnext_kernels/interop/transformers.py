@@ -14,7 +14,7 @@ from convnext_kernels.interop.structure import parameter
 
 
 class _Family:
-    """One of transformers' three files, each of which has its own copy of the layers under its own prefix."""
+    """One of transformers' three files. Each has its own copy of the layers, with its own prefix."""
 
     file: ClassVar[str]
     prefix: ClassVar[str]
@@ -38,7 +38,7 @@ class _LayerAdapter(_Family, BlockAdapter):
 
     @classmethod
     def parts(cls, module: nn.Module) -> Parts | str:
-        """Look the names up."""
+        """Find the modules by their names."""
         children = module._modules
         modules = [children[name] for name in cls.names]
         if cls.gamma_name is None:
@@ -47,7 +47,7 @@ class _LayerAdapter(_Family, BlockAdapter):
 
     @classmethod
     def norm_refusal(cls, norm: nn.Module, channels: int) -> str | None:
-        """Ask for the format that the layer's forward normalises in."""
+        """Require the data format that the layer's forward normalises in."""
         refusal = structure.layer_norm(norm, cls.types["norm"], channels)
         if refusal is None and norm.data_format != "channels_last":
             return f"the norm has data_format={norm.data_format!r}"
@@ -92,7 +92,7 @@ class DINOv3ConvNextLayerAdapter(_DINOv3ConvNext, _LayerAdapter):
 class _DownsampleAdapter(_Family, DownsampleAdapter):
     @classmethod
     def norm_refusal(cls, norm: nn.Module, channels: int) -> str | None:
-        """Ask for LayerNorm over channels."""
+        """Require LayerNorm over channels."""
         refusal = super().norm_refusal(norm, channels)
         if refusal is None and norm.data_format != "channels_first":
             return f"the norm has data_format={norm.data_format!r}"
@@ -108,7 +108,7 @@ class ConvNextV2DownsampleAdapter(_ConvNextV2, _DownsampleAdapter):
 
 
 class _StageAdapter(_DownsampleAdapter):
-    """A stage, whose forward runs the two layers of its downsampling one by one; the blocks stay as they are."""
+    """A stage. Its forward runs the two layers of its downsampling one by one; its blocks are not changed here."""
 
     pair_name: ClassVar[str] = "downsampling_layer"
 
@@ -119,7 +119,7 @@ class _StageAdapter(_DownsampleAdapter):
 
     @classmethod
     def covered(cls, module: nn.Module) -> tuple[nn.Module, ...]:
-        """Return the ModuleList alone."""
+        """Return only the ModuleList."""
         return (cls.pair(module),)
 
     def fused(self, x: Tensor, arguments: Arguments) -> Tensor:
@@ -159,7 +159,7 @@ _FAMILIES = (
 
 
 def match(module: nn.Module) -> Match | None:
-    """Recognise transformers' modules; None for all others, and for model files that were never imported."""
+    """Recognise transformers' modules; None for all others, and if their files were never imported."""
     for adapters in _FAMILIES:
         library = sys.modules.get(adapters.layer.file)
         if library is None:

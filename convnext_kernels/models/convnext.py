@@ -1,7 +1,7 @@
-"""The ConvNeXt family: V1 and isotropic (arXiv 2201.03545), V2 (arXiv 2301.00808), of this package's modules.
+"""The ConvNeXt networks: V1 and isotropic (arXiv 2201.03545), V2 (arXiv 2301.00808), from this package's modules.
 
-Parameters have the names and shapes of the official repositories (facebookresearch/ConvNeXt, ConvNeXt-V2), so that
-their files load as they are; `load_weights` reads those of other libraries too.
+Parameters have the names and shapes of the official repositories (facebookresearch/ConvNeXt, ConvNeXt-V2), so their
+files load without changes; `load_weights` also reads those of other libraries.
 """
 
 import difflib
@@ -42,7 +42,7 @@ def _integers(name: str, values: object, least: int) -> tuple[int, ...]:
 
 
 class _Network(nn.Module):
-    """What the hierarchical and the isotropic networks share: blocks' drop path, weight initialisation, head."""
+    """Common parts of the hierarchical and the isotropic networks: blocks' drop path, weight initialisation, head."""
 
     def _blocks(
         self, dims: Sequence[int], depths: Sequence[int], drop_path_rate: float, block: Callable[..., nn.Module]
@@ -68,7 +68,7 @@ class _Network(nn.Module):
         self.reset_head(num_classes, scale)
 
     def reset_head(self, num_classes: int, head_init_scale: float = 1.0) -> None:
-        """Put a newly initialised classifier on the features; none for `num_classes` 0."""
+        """Replace the classifier by a newly initialised one; no classifier for `num_classes` 0."""
         self.num_classes = _integer("num_classes", num_classes, 0)
         like = self.norm.weight
         self.head: nn.Module = nn.Identity()
@@ -79,7 +79,7 @@ class _Network(nn.Module):
                 self.head.weight.mul_(head_init_scale)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (N, in_chans, H, W) -> the last map (N, C, H', W'), not yet normalised."""
+        """Images (N, in_chans, H, W) -> the last map (N, C, H', W'), before the last norm."""
         raise NotImplementedError
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -121,21 +121,21 @@ class ConvNeXt(_Network):
         num_classes: outputs of the classifier; 0 for none.
         use_grn: V2 blocks.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
-        layer_scale_init_value: first value of the V1 blocks' ``gamma``; 0 for blocks without.
+        layer_scale_init_value: initial value of the V1 blocks' ``gamma``; 0 for blocks without.
         kernel_size: side of the depthwise kernels.
         global_pool: "avg", or "" for a classifier on every pixel of the last map.
         drop_rate: dropout before the classifier.
-        head_init_scale: factor on the classifier's first weights.
-        features_only: return the maps of the stages instead of logits; there is no head then.
+        head_init_scale: factor on the classifier's initial weights.
+        features_only: return the maps of the stages instead of logits; the model has no head then.
         out_indices: stages whose maps are returned, in this order; negative ones count from the last; None for all.
-        feature_norm: normalise each of these maps by a LayerNorm of its own (``norm0`` to ``norm3``), as the official
+        feature_norm: normalise each of these maps by its own LayerNorm (``norm0`` to ``norm3``), as the official
             backbones for detection and segmentation do.
         memory: what training keeps of every block, see `FusedConvNeXtBlock`.
-        backend: of every block and layer; "auto" or a name of `convnext_kernels.backends()`.
+        backend: of every block and layer; "auto" or a name of `convnext_kernels.list_backends()`.
 
-    Input is (N, in_chans, H, W), any sides of at least 4 x 2 for every further stage (32 for four stages); what does
-    not divide is cropped at the right and at the bottom, as by strided convolutions. channels_last is the fast memory
-    format. The result is (N, num_classes), or a list of maps with ``features_only``.
+    Input is (N, in_chans, H, W). Height and width are at least 4, doubled for every further stage (32 for four
+    stages). If they are not divisible, the right and the bottom are cropped, as in strided convolutions.
+    channels_last is the fast memory format. The result is (N, num_classes), or a list of maps with ``features_only``.
 
     Raises TypeError or ValueError for arguments out of these ranges and images of another shape.
     """
@@ -190,19 +190,19 @@ class ConvNeXt(_Network):
         else:
             for name, given in (("feature_norm", feature_norm), ("out_indices", out_indices is not None)):
                 if given:
-                    raise ValueError(f"{name}: only a model with features_only=True has it")
+                    raise ValueError(f"{name}: needs features_only=True")
             self._add_head(self.dims[-1], num_classes, global_pool, drop_rate, head_init_scale)
 
     def _stage_indices(self, indices: Sequence[int]) -> tuple[int, ...]:
         count = len(self.dims)
         found = tuple(i + count if i < 0 else i for i in (_integers("out_indices", indices, -count)))
         if len(set(found)) != len(found) or max(found) >= count:
-            raise ValueError(f"out_indices: expected different stages below {count}, got {tuple(indices)}")
+            raise ValueError(f"out_indices: expected different integers below {count}, got {tuple(indices)}")
         return found
 
     @property
     def feature_info(self) -> tuple[Feature, ...]:
-        """Channels and stride of each map of `out_indices`; of all stages for a classifier."""
+        """Channels and stride of each map in `out_indices`; of all stages for a classifier."""
         indices = self.out_indices or range(len(self.dims))
         return tuple(Feature(self.dims[i], 4 * 2**i) for i in indices)
 
@@ -216,11 +216,11 @@ class ConvNeXt(_Network):
         return maps
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (N, in_chans, H, W) -> the last map (N, C, H', W'), not yet normalised."""
+        """Images (N, in_chans, H, W) -> the last map (N, C, H', W'), before the last norm."""
         return self.forward_stages(x)[-1]
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Images (N, in_chans, H, W) -> logits (N, num_classes), or the maps of `out_indices`."""
+        """Images (N, in_chans, H, W) -> logits (N, num_classes), or the maps in `out_indices`."""
         if not self.features_only:
             return self.forward_head(self.forward_features(x))
         maps = self.forward_stages(x)
@@ -230,8 +230,8 @@ class ConvNeXt(_Network):
 class IsotropicConvNeXt(_Network):
     """An isotropic ConvNeXt: 16x16 patches, then blocks of one width at one resolution (arXiv 2201.03545, 3.3).
 
-    Arguments are those of `ConvNeXt`, with one depth and one width; the blocks have no ``gamma`` unless asked for.
-    Images have sides of at least 16.
+    Arguments are those of `ConvNeXt`, with one depth and one width. By default the blocks have no ``gamma``.
+    Height and width of the images are at least 16.
     """
 
     def __init__(
@@ -266,7 +266,7 @@ class IsotropicConvNeXt(_Network):
         self._add_head(dim, num_classes, global_pool, drop_rate, head_init_scale)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (N, in_chans, H, W) -> (N, dim, H // 16, W // 16), not yet normalised."""
+        """Images (N, in_chans, H, W) -> (N, dim, H // 16, W // 16), before the last norm."""
         self._check_images(x, 16)
         return self.blocks(self.stem(x))
 
@@ -304,14 +304,14 @@ def near(name: object, known: Sequence[str]) -> str:
 
 
 def list_models() -> list[str]:
-    """Names that `create_model` knows."""
+    """Return the names that `create_model` accepts."""
     return list(_FAMILY)
 
 
 def create_model(name: str, **options: object) -> ConvNeXt | IsotropicConvNeXt:
     """Build a model of the papers by its name, randomly initialised; `options` are keywords of its class.
 
-    Raises ValueError for an unknown name, with the near ones, and what the class raises.
+    Raises ValueError for an unknown name, with similar ones, and what the class raises.
     """
     if name not in _FAMILY:
         raise ValueError(f"name: unknown model {name!r}; {near(name, list_models())}")

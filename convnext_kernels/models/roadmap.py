@@ -1,8 +1,9 @@
-"""The road from ResNet to ConvNeXt (arXiv 2201.03545, section 2): every step of its tables 10 and 11 as a network.
+"""The modernization path from ResNet to ConvNeXt (arXiv 2201.03545, section 2); a network for each step.
 
-Each step is the design of the step before with one thing changed (`STEPS`); the last is the ConvNeXt itself. The
-paper describes the steps in words and published code for the last one only; where its words leave a choice open, the
-choice is the one whose multiply-adds meet the printed ones (``convnext-kernels roadmap`` prints both).
+The steps are the rows of the paper's tables 10 and 11.
+Each step changes one thing in the design of the step before (`STEPS`); the last one is ConvNeXt itself. The paper
+describes the steps in words; its authors published code for the last one only. Where the words leave a choice open,
+we took the one whose multiply-adds equal the printed ones (``convnext-kernels roadmap`` prints both).
 
 Regimes: "resnet50" ends in ConvNeXt-T, "resnet200" in ConvNeXt-B.
 """
@@ -15,13 +16,13 @@ from torch import Tensor, nn
 from convnext_kernels.models.convnext import EPS, create_model, near
 from convnext_kernels.nn import DepthwiseConv2d, FusedConvNeXtBlock, LayerNorm2d, StridedDepthwiseConv2d
 
-REGIMES = {"resnet50": "convnext_tiny", "resnet200": "convnext_base"}  # and where each of them ends
+REGIMES = {"resnet50": "convnext_tiny", "resnet200": "convnext_base"}  # name -> the last network
 EXPANSION = 4
 
 
 @dataclass(frozen=True)
 class Design:
-    """What the steps change. Widths: `width` is the C of the first stage, doubled at every further one."""
+    """The properties that the steps change. `width` is the C of the first stage, doubled at every further one."""
 
     depths: tuple[int, ...]
     width: int = 64
@@ -50,8 +51,8 @@ def _always(**changes: object) -> Callable[[str], dict[str, object]]:
     return lambda regime: changes
 
 
-# The 3:3:9:3 ratio gives ResNet-200 fewer blocks, which table 11 makes up for by width: 84 and, later, 128 meet its
-# GFLOPs (14.52, 16.76); ResNet-50's 64 and 96 are the paper's words.
+# The 3:3:27:3 ratio gives ResNet-200 fewer blocks, and table 11 compensates with width: 84 and, later, 128 give its
+# GFLOPs (14.52, 16.76). ResNet-50's 64 and 96 are in the paper's text.
 STEPS = (
     Step("resnet_original", "ResNet (original recipe)", _always()),  # the same network, trained as in 2015
     Step("resnet", "ResNet (enhanced recipe)", _always()),
@@ -78,12 +79,12 @@ STEPS = (
 
 
 def list_steps() -> list[str]:
-    """Names of the steps, in the paper's order."""
+    """Return the names of the steps, in the paper's order."""
     return [step.name for step in STEPS]
 
 
 def design(step: str, regime: str = "resnet50") -> Design:
-    """Return the design after `step`. Raises ValueError for unknown names, with the near ones."""
+    """Return the design after `step`. Raises ValueError for unknown names, with similar ones."""
     if regime not in REGIMES:
         raise ValueError(f"regime: unknown regime {regime!r}; {near(regime, list(REGIMES))}")
     if step not in list_steps():
@@ -100,8 +101,8 @@ def design(step: str, regime: str = "resnet50") -> Design:
 def create_step(step: str, regime: str = "resnet50", **options: object) -> nn.Module:
     """Build the network of a step, randomly initialised: (N, in_chans, H, W) images to (N, num_classes) logits.
 
-    `options` are `in_chans`, `num_classes` and `backend`, for the last step all of `ConvNeXt`. The last step is
-    ``convnext_tiny`` or ``convnext_base`` itself. Raises ValueError for unknown names, with the near ones.
+    `options` are `in_chans`, `num_classes` and `backend`; for the last step all options of `ConvNeXt`. The last step
+    is ``convnext_tiny`` or ``convnext_base`` itself. Raises ValueError for unknown names, with similar ones.
     """
     found = design(step, regime)
     if found.separate_downsampling:
@@ -112,14 +113,14 @@ def create_step(step: str, regime: str = "resnet50", **options: object) -> nn.Mo
 class RoadmapNet(nn.Module):
     """A network between ResNet and ConvNeXt; see `Design`.
 
-    Depthwise convolutions of stride 1 run on this package's kernels, and where a block has become a ConvNeXt block
-    without ``gamma`` it is the fused one; everything else is PyTorch's.
+    Depthwise convolutions of stride 1 run on this package's kernels. Blocks that are ConvNeXt blocks without
+    ``gamma`` are the fused one. Everything else is PyTorch's.
     """
 
     def __init__(self, design: Design, *, in_chans: int = 3, num_classes: int = 1000, backend: str = "auto") -> None:
         super().__init__()
         if design.separate_downsampling:
-            raise ValueError("design: a network with separate downsampling is a ConvNeXt; create_step builds it")
+            raise ValueError("design: a network with separate downsampling is a ConvNeXt; use create_step")
         self.design = design
         if design.patchify:
             self.stem = nn.Sequential(
@@ -150,7 +151,7 @@ class RoadmapNet(nn.Module):
 
 
 class _Residual(nn.Module):
-    """shortcut(x) + branch(x), then, where blocks end in one, the activation."""
+    """shortcut(x) + branch(x), then the activation, if the block ends in one."""
 
     def __init__(self, branch: nn.Module, shortcut: nn.Module, act: nn.Module) -> None:
         super().__init__()
@@ -171,7 +172,7 @@ def _norm(design: Design, channels: int, backend: str) -> nn.Module:
 def _conv(
     design: Design, channels: int, out: int, stride: int, kernel: int, before_norm: bool, backend: str
 ) -> nn.Module:
-    """A convolution of a branch; without bias where a BatchNorm follows, which would take it away."""
+    """A convolution of a branch; without bias before a BatchNorm, which would remove it."""
     bias = design.layer_norm or not before_norm
     if kernel == 1 or not design.depthwise:
         return nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=bias)
@@ -185,7 +186,7 @@ def _block(design: Design, channels: int, width: int, stride: int, backend: str)
     narrow, wide, k = width, EXPANSION * width, design.kernel_size
     result = wide if design.block == "bottleneck" else narrow
     same = stride == 1 and channels == result
-    if design.layer_norm and same:  # what is left is ConvNeXt's block, without gamma
+    if design.layer_norm and same:  # this is ConvNeXt's block, without gamma
         return FusedConvNeXtBlock(width, layer_scale_init_value=0.0, kernel_size=k, backend=backend)
     widths, kernels = {  # channels between the convolutions, and sides of their kernels
         "bottleneck": ((channels, narrow, narrow, wide), (1, k, 1)),
@@ -194,7 +195,7 @@ def _block(design: Design, channels: int, width: int, stride: int, backend: str)
     }[design.block]
     branch: list[nn.Module] = []
     for i, kernel in enumerate(kernels):
-        # The one norm comes before the first 1x1 convolution, behind the depthwise one; the one activation behind it.
+        # With one norm, it is after the depthwise convolution; with one activation, it is after the first 1x1.
         norm = i == 0 or not design.fewer_norms
         act = i == 1 or (i == 0 and not design.fewer_activations)
         branch.append(_conv(design, *widths[i : i + 2], 1 if kernel == 1 else stride, kernel, norm, backend))
@@ -210,7 +211,7 @@ def _block(design: Design, channels: int, width: int, stride: int, backend: str)
 
 
 def _initialise(module: nn.Module) -> None:
-    """He's normal for the convolutions (arXiv 1502.01852), as ResNets have it."""
+    """He's normal initialisation for the convolutions (arXiv 1502.01852), as in ResNets."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:

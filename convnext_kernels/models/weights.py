@@ -1,8 +1,8 @@
-"""Weights of other libraries into our models and back.
+"""Load weights of other libraries into our models, and export them.
 
-The names of the official repositories (facebookresearch/ConvNeXt, ConvNeXt-V2) are ours. For every other format there
-is one list of substitutions, `_FORMATS`, that makes its name out of the official one; loading asks it for the name of
-every parameter of the model, exporting renames by it, so that the two cannot disagree.
+Our names are those of the official repositories (facebookresearch/ConvNeXt, ConvNeXt-V2). For every other format there
+is one list of substitutions in `_FORMATS` that makes its names from the official ones. Loading and exporting use the
+same list, so the two cannot disagree.
 """
 
 import os
@@ -19,7 +19,7 @@ from convnext_kernels.models.convnext import ConvNeXt, IsotropicConvNeXt, near
 
 Replacement = str | Callable[[re.Match[str]], str]
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-_HEAD = re.compile(r"(norm\d?|head)\.")  # what comes after the stages, and a features_only model's norms
+_HEAD = re.compile(r"(norm\d?|head)\.")  # the layers after the stages, and the norms of a features_only model
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Format:
     """How a library names the parameters of a ConvNeXt."""
 
     marks: str  # regular expression that only a key of this format matches
-    substitutions: tuple[tuple[str, Replacement], ...] = ()  # official name -> theirs, applied one after the other
-    prefixes: tuple[str, ...] = ()  # that files may have before their names; exported is the last one
+    substitutions: tuple[tuple[str, Replacement], ...] = ()  # official name -> its name, applied one after the other
+    prefixes: tuple[str, ...] = ()  # that files may have before their names; the last one is exported
     headless: bool = False  # whether its networks have no classifier
     grn: bool = True  # whether it has V2 networks
     axes: Mapping[str, Callable[[Tensor], Tensor]] | None = (
@@ -44,7 +44,7 @@ def _pointwise(tensor: Tensor) -> Tensor:
     return tensor[:, :, None, None]
 
 
-# timm's V2 networks of these widths (Atto to Nano) have 1x1 convolutions in the place of linear layers.
+# timm's V2 networks of these widths (Atto to Nano) have 1x1 convolutions instead of linear layers.
 _TIMM_CONVOLUTIONS = {(40, 80, 160, 320), (48, 96, 192, 384), (64, 128, 256, 512), (80, 160, 320, 640)}
 _TRANSFORMERS = (
     (r"^downsample_layers\.0\.0\.", "embeddings.patch_embeddings."),
@@ -59,7 +59,7 @@ _TRANSFORMERS = (
 )
 _FORMATS = {
     "official": Format(r"^(downsample_layers\.0\.0|stem)\.weight$"),
-    # the sparse encoder of masked pre-training (ConvNeXt-V2, models/fcmae.py); its decoder is not for us
+    # the sparse encoder of masked pre-training (ConvNeXt-V2, models/fcmae.py); its decoder is not loaded
     "fcmae": Format(
         r"\.(kernel|linear\.weight)$",
         (
@@ -122,9 +122,9 @@ FORMATS = tuple(name for name in _FORMATS if name != "fcmae")  # that `export_we
 def read_state_dict(file: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a state dict from .safetensors, or from .pth, .pt, .bin; code in a file is never run.
 
-    Unwrapped are the dictionaries of training scripts ("model", "model_ema", "state_dict") and ``module.`` of data
-    parallel models. Raises FileNotFoundError, or ValueError for a file that is none of these, that holds more than
-    tensors or no state dict.
+    The dictionaries of training scripts ("model", "model_ema", "state_dict") are unwrapped, and ``module.`` of data
+    parallel models is removed. Raises FileNotFoundError, or ValueError for another kind of file and for one that
+    contains more than tensors or no state dict.
     """
     file = Path(file)
     if not file.is_file():
@@ -146,7 +146,7 @@ def read_state_dict(file: str | os.PathLike[str]) -> dict[str, Tensor]:
             # PyTorch's own message is a page long and offers to run the code after all.
             reason = "PyTorch cannot read it as a file of tensors"
             if "GLOBAL" in str(error):  # the pickle instruction that names a class or a function
-                reason = "it holds more than tensors (pickled code), which is never run"
+                reason = "it contains more than tensors (pickled code), which is never run"
             raise ValueError(f"{file}: {reason}") from error
     for key in ("model_ema", "model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
@@ -163,7 +163,7 @@ def _format(name: str) -> Format:
 
 
 def detect_format(state: Mapping[str, Tensor]) -> str:
-    """Return the format whose names `state` has: one of `FORMATS`, or "fcmae". ValueError if it has none's."""
+    """Return the format whose names `state` has: one of `FORMATS`, or "fcmae". Raises ValueError if there is none."""
     # fcmae before official, whose stem it shares
     for name in ("fcmae", *FORMATS):
         mark = re.compile(_FORMATS[name].marks)
@@ -182,7 +182,7 @@ def _renamed(key: str, form: Format) -> str:
 
 
 def _sparse_kernel(kernel: Tensor) -> Tensor:
-    """MinkowskiEngine's (K*K, C) or (K*K, C_in, C_out) -> (C_out, C_in or 1, K, K); its vertical taps run fastest."""
+    """MinkowskiEngine's (K*K, C) or (K*K, C_in, C_out) -> (C_out, C_in or 1, K, K); vertical taps vary fastest."""
     side = round(kernel.shape[0] ** 0.5)
     if kernel.dim() == 2:
         kernel = kernel[:, None]
@@ -200,22 +200,23 @@ def load_weights(
     format: str | None = None,
     head: str = "require",
 ) -> ConvNeXt | IsotropicConvNeXt:
-    """Copy weights into `model`, in place, and return it. Everything is checked before anything is copied.
+    """Copy weights into `model`, in place, and return it. All of them are checked before the first one is copied.
 
     Args:
         model: a model of `create_model`.
         source: a file (see `read_state_dict`) or a state dict, with the names of the official V1 and V2 repositories,
             their FCMAE pre-training, timm, torchvision, or transformers (ConvNeXt, ConvNeXt V2, DINOv3).
-        format: one of `FORMATS` or "fcmae"; None finds out.
-        head: "require" all parameters; with "skip" the last norm and the classifier stay as they are where the source
-            has none or others, and what the source has more of them is ignored. Pre-trained encoders and fine-tuning
-            with other classes need that.
+        format: one of `FORMATS` or "fcmae"; None detects it.
+        head: "require" needs all parameters. With "skip", the last norm and the classifier do not change if the
+            source does not have them or has other shapes, and further parameters of them in the source are ignored.
+            Use it for pre-trained encoders and for fine-tuning with other classes.
 
-    Logits are those of the library that the weights come from. One difference remains: the last norm of transformers'
+    Logits equal those of the library that the weights come from, with one exception: the last norm of transformers'
     ConvNeXt V1 and DINOv3 may have another epsilon (1e-12) than ours and the official one (1e-6).
 
-    Raises ValueError for an unknown format and for weights that do not fit, with the first keys that are missing, too
-    many or of another shape; what `read_state_dict` raises; TypeError for a model that is not of this package.
+    Raises ValueError for an unknown format, and for weights that do not fit, with the first keys that are missing,
+    unexpected or of another shape. Raises what `read_state_dict` raises, and TypeError for a model that is not of
+    this package.
     """
     if not isinstance(model, (ConvNeXt, IsotropicConvNeXt)):
         raise TypeError(f"model: expected a ConvNeXt of convnext_kernels.models, got {type(model).__name__}")
@@ -226,7 +227,7 @@ def load_weights(
     if format is None:
         format = detect_format(state)
     form = _format(format)
-    if format == "fcmae":  # the decoder, the mask token and the projection between them stay out
+    if format == "fcmae":  # without the decoder, the mask token and the projection between them
         state = {key: value for key, value in state.items() if key.startswith("encoder.")} or state
     by_name = {_without_prefix(key.removeprefix("module."), form.prefixes): value for key, value in state.items()}
     targets = model.state_dict()
@@ -269,7 +270,7 @@ def load_weights(
 
 
 def _unbuilt(model: ConvNeXt | IsotropicConvNeXt, form: Format) -> tuple[str, ...]:
-    """How the names of stages begin that a model with ``features_only`` leaves out, behind its last map."""
+    """Return the prefixes of the stages after the last map, which a model with ``features_only`` does not have."""
     found = []
     for i in range(len(getattr(model, "stages", ())) or len(model.dims), len(model.dims)):
         found.append(f"downsample_layers.{i}.")
@@ -293,16 +294,16 @@ def export_weights(
 ) -> dict[str, Tensor]:
     """Return the weights of `model` with the names and shapes of `format`, one of `FORMATS`; write them to `file`.
 
-    The library's own model of the same sizes loads them strictly: for "transformers" the one for image classification
-    or, without a classifier, the bare one. `file` ends in .safetensors, or in .pth, .pt or .bin; it is there whole or
-    not at all. The tensors share memory with the model.
+    The library's own model of the same sizes loads them strictly; for "transformers" the one for image classification
+    or, without a classifier, the bare model. The name of `file` ends in .safetensors, .pth, .pt or .bin. The file is
+    never left half written. The tensors share memory with the model.
 
     Raises ValueError for an unknown format, for one that has no such network and for another ending of `file`;
     OSError if it cannot be written.
     """
     form = _format(format)
     if format not in FORMATS:
-        raise ValueError(f"format: {format} can be read only; expected one of {', '.join(FORMATS)}")
+        raise ValueError(f"format: {format} can only be read; expected one of {', '.join(FORMATS)}")
     if format != "official":
         refusal = None
         if isinstance(model, IsotropicConvNeXt):

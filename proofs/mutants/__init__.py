@@ -1,4 +1,4 @@
-"""What mutations.py breaks: a table for each subject. Every old text stands exactly once in its file."""
+"""The changes of mutations.py: a table for each subject. Every old text must be exactly once in its file."""
 
 import importlib
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ SUBJECTS = ("cuda", "cpu", "triton", "python")
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change, and the tests that must notice it."""
+    """One change, and the tests that must fail with it."""
 
     kind: str  # of mistake: barrier, shared, stride, bound, mask, formula, dtype, state
     name: str
@@ -22,15 +22,15 @@ class Mutant:
 
 
 def within(file: str, tests: tuple[str, ...], proof: str, *mutants: Mutant) -> Iterator[Mutant]:
-    """Mutants of one file, with the tests and the proof of those that name none."""
+    """Yield mutants of one file, with `tests` and `proof` for those that have none."""
     yield from (replace(m, file=file, tests=m.tests or tests, proof=m.proof or proof) for m in mutants)
 
 
 def parity(expression: str) -> tuple[str, ...]:
-    """The parity tests of some ops, backends or cases."""
+    """Return pytest's arguments for the parity tests of some ops, backends or cases."""
     return "tests/ops/test_parity.py", "-k", expression
 
 
 def table(subject: str) -> list[Mutant]:
-    """All mutants of a subject."""
+    """Return all mutants of a subject."""
     return importlib.import_module(f"mutants.{subject}").MUTANTS

@@ -10,7 +10,7 @@ def _in(file: str, tests: tuple[str, ...], *mutants: Mutant) -> Iterator[Mutant]
 
 
 def _without(name: str, context: str, **fields: object) -> Mutant:
-    """A mutant that lacks the only barrier of `context`."""
+    """Return a mutant without the only barrier in `context`."""
     (found,) = (b for b in ("__syncthreads();", "__syncwarp();", "copies_wait();") if b in context)
     assert context.count(found) == 1, context
     return Mutant("barrier", name, context, context.replace(found, ";"), **fields)

@@ -1,4 +1,4 @@
-"""What pytest loads in the processes of mutations.py: plan for another GPU, or execute PTX."""
+"""A pytest plugin for the processes of mutations.py: plan for another GPU, or execute PTX."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Mutants of the Triton kernels and of what the GPU backends share, run in Triton's interpreter."""
+"""Mutants of the Triton kernels and of the common code of the GPU backends, run in Triton's interpreter."""
 
 from collections.abc import Iterator
 

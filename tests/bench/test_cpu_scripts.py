@@ -70,7 +70,7 @@ def test_sweep_prints_the_worst(sweep):
     result = CliRunner().invoke(sweep.main, ["--minutes", "0.01", "--threads", "1"])
     assert result.exit_code == 0, result.output
     assert "shapes (" in result.output
-    assert "worst ratio: " in result.output
+    assert "\nworst: " in result.output
 
 
 @pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])

@@ -273,13 +273,13 @@ def test_figures(script, median, verdict):
     value = 10 / median
     assert len(missed) == (verdict == "MISSED")
     assert f"auto torch.compile {value:.2f}x {value:.2f}-{value:.2f} {value:.2f}x 2.5x {verdict}" in text
-    assert f"1 figures asked for, {len(missed)} missed" in text
+    assert f"1 targets, {len(missed)} missed" in text
     assert "min torch.compile 10.00x" in text
 
 
 def test_what_was_asked_for(script):
     def limit(group, dtype, candidate=OURS, what="x"):
-        return script.asked(record(candidate, 1.0, group, dtype, what))
+        return script.target_ratio(record(candidate, 1.0, group, dtype, what))
 
     assert [limit("dwconv", d) for d in ("bf16", "fp32")] == [20, 5]
     assert [limit("block", d) for d in ("bf16", "fp32")] == [2.5, 1.3]

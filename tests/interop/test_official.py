@@ -160,7 +160,7 @@ def test_trial_without_memory_for_the_parameters():
 
     with torch.device("meta"):
         block = Block(8)
-    assert reason(block) == "nothing speaks against it: call accelerate(model)"
+    assert reason(block) == "can be replaced: call accelerate(model)"
 
 
 def test_one_trial_for_a_class():

@@ -108,7 +108,7 @@ def test_dropout_in_the_mlp():
         (lambda m: setattr(m, "mlp", nn.Sequential()), "the MLP is a Sequential"),
         (lambda m: setattr(m, "norm", LayerNorm2d(8)), "the norm is a LayerNorm2d"),
         (lambda m: setattr(m, "use_conv_mlp", True), "the norm is a LayerNorm"),
-        (lambda m: setattr(m.mlp, "fc1", nn.Conv2d(8, 32, 1)), "the MLP is of Conv2d layers, and use_conv_mlp=False"),
+        (lambda m: setattr(m.mlp, "fc1", nn.Conv2d(8, 32, 1)), "the MLP has Conv2d layers, but use_conv_mlp=False"),
         (lambda m: setattr(m.mlp, "drop1", nn.AlphaDropout(0.1)), "the MLP has AlphaDropout(p=0.1"),
     ],
 )

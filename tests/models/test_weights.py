@@ -196,7 +196,7 @@ def test_masked_pre_training():
     assert torch.equal(other.head.weight, head)
     with pytest.raises(ValueError, match=r"4 missing \(first: norm.weight.*head='skip'"):
         load_weights(other, state)
-    with pytest.raises(ValueError, match="format: fcmae can be read only"):
+    with pytest.raises(ValueError, match="format: fcmae can only be read"):
         export_weights(other, "fcmae")
 
 
@@ -262,7 +262,9 @@ class Code:
 def test_code_in_a_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"model": {"head.weight": torch.zeros(1)}, "extra": Code()}, "bad.pth")
-    with pytest.raises(ValueError, match=r"bad.pth: it holds more than tensors \(pickled code\), which is never run"):
+    with pytest.raises(
+        ValueError, match=r"bad.pth: it contains more than tensors \(pickled code\), which is never run"
+    ):
         load_weights(ours(), "bad.pth")
     assert not (tmp_path / "it_ran").exists()
 

@@ -130,8 +130,8 @@ def test_an_equal_extension_passes(report, record):
         ({"stack": 8}, "one_kernel<bf16, 7> sm_80: 8 bytes of stack"),
         ({"spill_loads": 4}, "one_kernel<bf16, 7> sm_80: 0 bytes of stack, spills of 0 + 4 bytes"),
         ({"tensor": {}}, "one_kernel<bf16, 7> sm_80: no tensor-core instruction, recorded HMMA"),
-        ({"kernel": "three_kernel"}, "three_kernel sm_80: not recorded"),
-        ({"arch": 86}, "one_kernel<bf16, 7> sm_80: recorded, but not there"),
+        ({"kernel": "three_kernel"}, "three_kernel sm_80: not in the record"),
+        ({"arch": 86}, "one_kernel<bf16, 7> sm_80: in the record, but not in the extension"),
     ],
 )
 def test_a_worse_extension_fails(report, record, change, reason):

@@ -77,8 +77,8 @@ def test_a_failing_launcher_is_named(report):
         ({"spill_loads": 4}, "spill loads 4 bytes, recorded 0"),
         ({"stack": 16}, "stack 16 bytes, recorded 0"),
         ({"ctas": 1}, "1 CTAs per multiprocessor, recorded"),
-        ({"shared": 300000}, "300000 bytes of shared memory, at most 232448"),
-        ({"tensor_memory": 1024}, "1024 columns of tensor memory, at most 512"),
+        ({"shared": 300000}, "300000 bytes of shared memory, limit 232448"),
+        ({"tensor_memory": 1024}, "1024 columns of tensor memory, limit 512"),
         ({"instructions": 3}, "an empty stub of 3 instructions"),
     ],
 )

@@ -206,7 +206,7 @@ def test_resumed_is_uninterrupted(call, train, script, whole, tmp_path, monkeypa
         assert call(*arguments).exit_code == 1
     assert len(read(tmp_path / f"{variant}.pt")["history"]) == 1
     assert not (tmp_path / f"{variant}.safetensors").exists()
-    assert "goes on after epoch 1 of 2" in train(*arguments, "--resume")
+    assert "continues after epoch 1 of 2" in train(*arguments, "--resume")
     assert_same_run(tmp_path, whole, variant)
 
 
@@ -215,7 +215,7 @@ def test_resume_between_the_networks(call, train, script, whole, tmp_path, monke
     train("--variant", "v1", *arguments)
     (tmp_path / "v1.safetensors").unlink()
     output = train(*arguments, "--resume")
-    assert "v1: goes on after epoch 2 of 2" in output
+    assert "v1: continues after epoch 2 of 2" in output
     assert f"{tmp_path / 'v2.pt'} does not exist, starts at the beginning" in output
     for variant in ("v1", "v2"):
         assert_same_run(tmp_path, whole, variant)
@@ -383,7 +383,7 @@ def test_damaged_or_foreign_checkpoint(refused, whole, tmp_path, damage):
     file.write_bytes((whole / "v2.pt").read_bytes())
     DAMAGES[damage](file, file.read_bytes())
     data = file.read_bytes()
-    assert f"{file}: damaged, or no checkpoint of this script" in refused(
+    assert f"{file}: damaged, or not a checkpoint of this script" in refused(
         "--epochs", 2, "--resume", "--output", tmp_path
     )
     assert file.read_bytes() == data
@@ -410,30 +410,30 @@ def test_every_bit_is_guarded_or_does_not_matter(script, whole, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--seed", 1, "seed 0, now 1"),
-        ("--epochs", 3, "epochs 2, now 3"),
-        ("--dtype", "bf16", "dtype 'fp32', now 'bf16'"),
-        ("--backend", "eager", "backend 'auto', now 'eager'"),
-        ("--threads", 2, "threads 1, now 2"),
+        ("--seed", 1, "seed=0, now 1"),
+        ("--epochs", 3, "epochs=2, now 3"),
+        ("--dtype", "bf16", "dtype='fp32', now 'bf16'"),
+        ("--backend", "eager", "backend='auto', now 'eager'"),
+        ("--threads", 2, "threads=1, now 2"),
     ],
 )
 def test_other_settings(refused, whole, option, value, message):
     data = (whole / "v1.pt").read_bytes()
     text = refused(*V1, "--resume", "--output", whole, option, value)
-    assert f"v1.pt: made with {message}. Give the same settings" in text
+    assert f"v1.pt: made with {message}. Use the same settings" in text
     assert (whole / "v1.pt").read_bytes() == data
 
 
 def test_checkpoint_of_the_other_variant(refused, whole, tmp_path):
     (tmp_path / "v1.pt").write_bytes((whole / "v2.pt").read_bytes())
-    assert "variant 'v2', now 'v1'" in refused(*V1, "--resume", "--output", tmp_path)
+    assert "variant='v2', now 'v1'" in refused(*V1, "--resume", "--output", tmp_path)
 
 
 def test_nothing_is_overwritten_unasked(refused, train, whole, tmp_path):
     file = tmp_path / "v1.pt"
     file.write_bytes((whole / "v1.pt").read_bytes())
     arguments = (*V1, "--output", tmp_path, "--seed", 1)
-    assert f"{file} exists: --resume goes on with it, --overwrite starts anew" in refused(*arguments)
+    assert f"{file} exists: use --resume to continue, --overwrite to start again" in refused(*arguments)
     gone = next((name for name, status in backends().items() if not status.available), None)
     if gone:
         assert gone in refused(*arguments, "--overwrite", "--backend", gone)
@@ -451,7 +451,7 @@ def test_damaged_checkpoint_can_be_overwritten(train, whole, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--resume", "--overwrite"), "give one of them"),
+        (("--resume", "--overwrite"), "exclude each other"),
         (("--compare-eager", "--backend", "eager"), "--compare-eager"),
         (("--backend", "fast"), "--backend"),
         (("--variant", "v3"), "--variant"),

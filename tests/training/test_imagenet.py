@@ -351,7 +351,7 @@ def test_resumed_is_uninterrupted(script, call, train, pictures, finished, tmp_p
     for name in ("model.safetensors", "model_ema.safetensors"):
         expected, found = weights(finished / name), weights(tmp_path / name)
         assert all(torch.equal(expected[key], found[key]) for key in expected), name
-    assert "2 of 2 epochs are done" in call(*arguments, "--resume", "--output", tmp_path).output
+    assert "continues after 2 of 2 epochs" in call(*arguments, "--resume", "--output", tmp_path).output
 
 
 def test_every_epoch_sees_every_picture_in_another_order(script, train, pictures, tmp_path, monkeypatch):
@@ -516,7 +516,7 @@ def test_no_train_folder(refused, tmp_path, pictures):
     (tmp_path / "training").mkdir()
     message = refused(tmp_path, *SMALL)
     assert f"{tmp_path}/train: no such folder" in message
-    assert "it holds: training, val" in message
+    assert "it contains: training, val" in message
     assert "does not exist" in refused(tmp_path / "nowhere", *SMALL)
 
 
@@ -549,14 +549,14 @@ def test_a_damaged_checkpoint(refused, pictures, finished, tmp_path):
     for content in (whole[: len(whole) // 2], b"", b"\x00" * 100):
         file.write_bytes(content)
         message = refused(*arguments, "--resume")
-        assert f"{file}: damaged, or no checkpoint of this script" in message
+        assert f"{file}: damaged, or not a checkpoint of this script" in message
         assert file.read_bytes() == content
     torch.save({"model": {}}, file)
-    assert "damaged, or no checkpoint" in refused(*arguments, "--resume")
+    assert "damaged, or not a checkpoint" in refused(*arguments, "--resume")
     file.write_bytes(whole)
-    assert "there is a run already" in refused(*arguments)
+    assert f"{file} exists: use --resume to continue" in refused(*arguments)
     other = refused(pictures, *LIVELY, "--epochs", 3, "--seed", 5, "--output", tmp_path, "--resume")
-    assert "seed 0, now 5; epochs 2, now 3" in other
+    assert "seed=0, now 5; epochs=2, now 3" in other
     assert file.read_bytes() == whole
 
 
@@ -571,13 +571,13 @@ def test_a_damaged_checkpoint(refused, pictures, finished, tmp_path):
         (("--recipe", "finetune"), "--recipe finetune needs --weights"),
         (("--eval",), "--eval needs --weights"),
         (("--recipe", "imagenet"), "'--recipe'"),
-        (("--backend", "tritonn"), "--backend tritonn: expected auto or "),
+        (("--backend", "tritonn"), "--backend tritonn: expected one that runs here: auto, "),
         (("--set", "mix=1"), "--set mix=1: expected NAME=VALUE with one of warmup_epochs, "),
         (("--set", "mixup"), "--set mixup: expected NAME=VALUE"),
         (("--set", "mixup=much"), "--set mixup=much: expected a number"),
         (("--set", "mixup=nan"), "mixup: expected a number from 0 up to but not including inf, got nan"),
         (("--set", "drop_path=1"), "drop_path: expected a number from 0 up to but not including 1, got 1"),
-        (("--set", "warmup_epochs=300"), "warmup_epochs: expected fewer than the 300 epochs, got 300"),
+        (("--set", "warmup_epochs=300"), "warmup_epochs: expected fewer than the run's 300 epochs, got 300"),
         (("--lr", -1), "'--lr'"),
         (("--size", 16), "'--size'"),
         (("--seed", -1), "'--seed'"),

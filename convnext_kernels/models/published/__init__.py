@@ -1,6 +1,6 @@
-"""Figures as the papers print them (arXiv 2201.03545, 2301.00808); GFLOPs are billions of multiply-adds.
+"""Figures printed in the papers (arXiv 2201.03545, 2301.00808); GFLOPs are billions of multiply-adds.
 
-The tables lie beside this file as CSV, each with its source in the first lines.
+The tables are CSV files in this folder, each with its source in the first lines.
 """
 
 import csv
@@ -10,7 +10,7 @@ from importlib import resources
 
 @dataclass(frozen=True)
 class Figure:
-    """A printed number, and half a unit of its last digit: what rounding may have taken."""
+    """A printed number, and half a unit of its last digit: the largest rounding error."""
 
     text: str
 
@@ -25,11 +25,11 @@ class Figure:
         return 0.5 * 10.0 ** -len(self.text.partition(".")[2])
 
     def deviation(self, ours: float) -> float:
-        """Return by what share of itself the printed number is exceeded."""
+        """Return `ours` relative to the printed number, minus 1."""
         return ours / self.value - 1
 
     def met_by(self, ours: float, share: float) -> bool:
-        """Whether `ours` lies within that share of the printed number, or rounds to it."""
+        """Whether `ours` is within that share of the printed number, or rounds to it."""
         return abs(ours - self.value) <= max(share * self.value, self.half_unit)
 
 
@@ -37,7 +37,7 @@ class Figure:
 class Model:
     """A row of the model tables."""
 
-    name: str  # as `create_model` has it
+    name: str  # of `create_model`
     size: int  # side of the images
     parameters: Figure  # millions
     gflops: Figure
@@ -48,7 +48,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Regime:
-    """A step's figures in one of the two columns."""
+    """The figures of a step in one of the two columns."""
 
     top1: Figure  # %
     top1_deviation: Figure | None  # of three runs
@@ -57,7 +57,7 @@ class Regime:
 
 @dataclass(frozen=True)
 class RoadmapRow:
-    """A row of the modernisation tables."""
+    """A row of the tables of the modernization path."""
 
     title: str
     regimes: dict[str, Regime]  # by the names of `roadmap.REGIMES`
