@@ -169,7 +169,7 @@ def draw(run: Run, file: Path, dark: bool) -> None:
             places = range(len(shown))
             labels = ["" if bar.peer is None else f"{bar.peer:.2f} {bar.peer_name}" for bar in shown]
             peers = axes.barh([p + 0.2 for p in places], [bar.peer or 0 for bar in shown], 0.36, color=other)
-            axes.bar_label(peers, labels, padding=3, color=ink, fontsize=9)
+            axes.bar_label(peers, labels, padding=6, color=ink, fontsize=9)
             found = axes.barh([p - 0.2 for p in places], [bar.ours for bar in shown], 0.36, color=ours)
             axes.bar_label(found, [f"{bar.ours:.2f}" for bar in shown], padding=3, color=ink, weight="bold")
             axes.set_yticks(places, [bar.what for bar in shown])
@@ -180,16 +180,8 @@ def draw(run: Run, file: Path, dark: bool) -> None:
             axes.set_frame_on(False)
             axes.grid(axis="x", color=grid, linewidth=0.6)
             axes.set_axisbelow(True)
-        panels[0].legend(
-            [found, peers],
-            ["convnext_kernels", "fastest other peer"],
-            loc="lower right",
-            bbox_to_anchor=(1, 1),
-            ncols=2,
-            frameon=False,
-            fontsize=10,
-            borderpad=0,
-        )
+        names = ["convnext_kernels", "fastest other peer"]
+        figure.legend([found, peers], names, loc="outside upper right", ncols=2, frameon=False, fontsize=10)
         panels[0].set_xlim(0, 1.22 * max([1.0, *(value for bar in rows for value in (bar.ours, bar.peer or 0))]))
         panels[-1].set_xlabel("times faster than eager PyTorch (dashed line)")
         file.parent.mkdir(parents=True, exist_ok=True)
