@@ -13,7 +13,7 @@ from torch import Tensor
 
 import convnext_kernels.ops  # noqa: F401  registers torch.ops.convnext_kernels
 from convnext_kernels.ops import checks
-from convnext_kernels.ops.library import call
+from convnext_kernels.ops.registration import call
 
 
 def _memory(memory: str, tensors: tuple) -> str:

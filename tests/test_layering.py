@@ -33,7 +33,7 @@ ROOMS = {
     "tuning": (("spec", "version", "tuning", "tuning."), ("filelock", "platformdirs")),
     "planner": (("spec", "backends", "planner.", "tuning", "tuning.", "version"), ("torch",)),
     "ops": (("spec", "planner", "ops."), ("torch",)),
-    "functional": (("ops", "ops.checks", "ops.library"), ("torch",)),
+    "functional": (("ops", "ops.checks", "ops.registration"), ("torch",)),
     "nn": (("functional", "nn.", "ops.checks"), ("torch",)),
     "models": (("functional", "nn", "nn.", "models.", "ops.flops"), ("torch",)),
     # "backends" is the public function here, `from convnext_kernels import backends`.
@@ -164,7 +164,7 @@ SYNTHETIC = {
     "backends sideways, from the package": ("backends/cpu/dwconv.py", "from convnext_kernels.backends import eager"),
     "backends sideways, relative": ("backends/cpu/dwconv.py", "from ..eager import dwconv"),
     "the shared GPU code to a backend": (
-        "backends/gpu/mlp_library.py",
+        "backends/gpu/mlp_cublas.py",
         "from convnext_kernels.backends.cuda import native",
     ),
     "the CPU backend to the shared GPU code": (
@@ -203,7 +203,7 @@ ALLOWED = {
     "backends/cpu/block.py": "def f():\n    from convnext_kernels import _native",
     "backends/cuda/native.py": "from convnext_kernels import _native_cuda",
     "backends/cuda/grn.py": "from convnext_kernels.backends.gpu import layout",
-    "backends/triton/mlp.py": "from convnext_kernels.backends.gpu import mlp_library",
+    "backends/triton/mlp.py": "from convnext_kernels.backends.gpu import mlp_cublas",
 }
 
 
@@ -212,7 +212,7 @@ def _house(root: Path) -> None:
     for directory in ("", *backends, "planner", "ops", "nn", "interop", "models"):
         (root / PACKAGE / directory).mkdir(parents=True, exist_ok=True)
         (root / PACKAGE / directory / "__init__.py").touch()
-    shared = ("backends/gpu/layout.py", "backends/gpu/mlp_library.py")
+    shared = ("backends/gpu/layout.py", "backends/gpu/mlp_cublas.py")
     for file in ("spec.py", "functional.py", "ops/checks.py", "ops/dwconv.py", "nn/layers.py", *shared):
         (root / PACKAGE / file).touch()
     for file, source in ALLOWED.items():

@@ -24,8 +24,8 @@ from torch.utils.flop_counter import flop_registry
 
 from convnext_kernels.backends import op_module
 from convnext_kernels.planner.choose import RECOMPUTED_CHANNELS
-from convnext_kernels.tuning import Candidate, Gpu, Work, library_product, seconds
-from convnext_kernels.tuning.cost import LIBRARY_SHARE
+from convnext_kernels.tuning import Candidate, Gpu, Work, cublas_product, seconds
+from convnext_kernels.tuning.cost import CUBLAS_SHARE
 
 NAMESPACE = "convnext_kernels"
 OTHER = "other layers"
@@ -132,7 +132,7 @@ def record(model: nn.Module, shape: Sequence[int]) -> Recording:
 
 def _work(size: float, flops: float = 0.0, dtype: torch.dtype = torch.bfloat16, fma: float = 0.0) -> Work:
     """A launch with perfect tiles; fp32 products run on the fp32 lanes, as PyTorch's default is."""
-    flops /= LIBRARY_SHARE
+    flops /= CUBLAS_SHARE
     tensor = flops if dtype.itemsize == 2 else 0.0
     lanes = fma + (flops / 2 if dtype.itemsize != 2 else 0.0)
     return Work(dram_bytes=size, tensor_flops=tensor, fp32_ops=lanes, programs=_MANY, ctas_per_sm=8)
@@ -142,9 +142,9 @@ def _products(rows: int, inner: int, outer: int, dtype: torch.dtype, gpu: Gpu) -
     """A linear layer: the product, and those of its gradients for the input and the weight."""
     size = dtype.itemsize
     return (
-        library_product(rows, inner, outer, size, gpu),
-        library_product(rows, outer, inner, size, gpu),
-        library_product(outer, rows, inner, size, gpu),
+        cublas_product(rows, inner, outer, size, gpu),
+        cublas_product(rows, outer, inner, size, gpu),
+        cublas_product(outer, rows, inner, size, gpu),
     )
 
 

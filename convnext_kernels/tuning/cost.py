@@ -78,19 +78,19 @@ def seconds(work: Work, gpu: Gpu) -> float:
     )
 
 
-LIBRARY_SHARE = 0.75  # of the tensor cores' peak, that the products of a vendor's library reach
-_LIBRARY_TILES = ((128, 128), (128, 64), (64, 64))
+CUBLAS_SHARE = 0.75  # of the tensor cores' peak, that the products of a vendor's library reach
+_CUBLAS_TILES = ((128, 128), (128, 64), (64, 64))
 
 
-def library_product(rows: int, inner: int, outer: int, itemsize: int, gpu: Gpu, tf32: bool = False) -> Work:
+def cublas_product(rows: int, inner: int, outer: int, itemsize: int, gpu: Gpu, tf32: bool = False) -> Work:
     """(rows, inner) x (inner, outer) by the vendor's library: the best of its usual tiles, split over `inner` or not.
 
     Elements have `itemsize` bytes; 4 bytes run on the fp32 lanes unless they may be rounded to TF32.
     """
-    flops = 2.0 * rows * inner * outer / LIBRARY_SHARE
+    flops = 2.0 * rows * inner * outer / CUBLAS_SHARE
     on_lanes = itemsize == 4 and not tf32
     found = []
-    for bm, bn in _LIBRARY_TILES:
+    for bm, bn in _CUBLAS_TILES:
         tiles = -(-rows // bm) * -(-outer // bn)
         for split in (1, max(1, min(gpu.sms // tiles, inner // 256))):
             padding = -(-rows // bm) * bm * -(-outer // bn) * bn / (rows * outer)

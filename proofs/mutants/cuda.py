@@ -34,7 +34,7 @@ LAYERNORM = _parity("(layernorm or downsample) and (c17-7x5-k7d1-r4 or n2-c100 o
 WIDE = ("tests/ops/test_layernorm.py", "-k", "cuda")
 DWCONV_GROUPS = LAYERNORM
 GRN = _parity("grn and (c17-7x5-k7d1-r4 or n2-c100 or n1-c24-33x57)")
-LIBRARY = _parity("(mlp or block) and (c384 or drop)")
+CUBLAS = _parity("(mlp or block) and (c384 or drop)")
 FUSED = _parity("mlp and (n2-c100 or n3-c40 or c17-7x5 or c16-13x14-k7d1-r4) and not float32")
 FUSED_FP32 = _parity("mlp and (n2-c100 or n3-c40 or c17-7x5) and float32")
 
@@ -583,7 +583,7 @@ MUTANTS = [
     ),
     *_in(
         "mlp_pointwise.cu",
-        LIBRARY,
+        CUBLAS,
         _without(
             "a tile is stored before it is there",
             "tile[row * kPitch + pack * kCount + i] = v[i];\n      __syncthreads();",

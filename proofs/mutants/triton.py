@@ -281,7 +281,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "gpu/mlp_library.py",
+        "gpu/mlp_cublas.py",
         MLP_GRADIENTS,
         Mutant(
             "formula",

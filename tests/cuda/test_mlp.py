@@ -82,7 +82,7 @@ def test_every_tile(tile, plan_of):
 
 @pytest.mark.parametrize("case", ["40", "40 v2", "100"])
 @pytest.mark.parametrize("dtype", [BF16, FP32])
-@pytest.mark.parametrize("plan", ["fused", "library"])
+@pytest.mark.parametrize("plan", ["fused", "cublas"])
 def test_both_plans_keep_the_hidden(plan, dtype, case, plan_of):
     arguments = prepared("block", case, dtype, NHWC)
     dy, eager, reference = expected_gradients("block", CASES[case], dtype)
@@ -189,12 +189,12 @@ def plans(p, gpu):
 
 def test_what_the_fused_kernels_do_not_serve():
     h100, t4 = tuning.for_arch(90), tuning.for_arch(75)
-    assert plans(problem(256), h100) == {"fused", "library"}
-    assert plans(problem(257), h100) == {"library"}
-    assert plans(problem(dtype="float32"), h100) == {"fused", "library"}
-    assert plans(problem(dtype="float32", tf32=True), h100) == {"library"}
-    assert plans(problem(dtype="float16"), t4) == {"fused", "library"}
-    assert plans(problem(dtype="bfloat16"), t4) == {"library"}
+    assert plans(problem(256), h100) == {"fused", "cublas"}
+    assert plans(problem(257), h100) == {"cublas"}
+    assert plans(problem(dtype="float32"), h100) == {"fused", "cublas"}
+    assert plans(problem(dtype="float32", tf32=True), h100) == {"cublas"}
+    assert plans(problem(dtype="float16"), t4) == {"fused", "cublas"}
+    assert plans(problem(dtype="bfloat16"), t4) == {"cublas"}
 
 
 @pytest.mark.parametrize("gpu", [tuning.for_arch(75), *tuning.GPUS.values()], ids=lambda gpu: gpu.name)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from convnext_kernels.backends.cpu import bottleneck, dwconv, mlp
+from convnext_kernels.backends.cpu import dwconv, mlp, mlp_native
 from convnext_kernels.spec import MlpParameters
 
 KEEPS_HIDDEN = True
@@ -27,7 +27,7 @@ def forward(
     `y` (like x, channels_last) and `hidden` (N, hidden, H, W) are filled for the gradient where they are given.
     """
     convolution = (weight, bias, dilation)
-    return bottleneck.run(x, x, convolution, p, drop_scale, eps, grn_eps, compute_dtype, y, hidden)
+    return mlp_native.run(x, x, convolution, p, drop_scale, eps, grn_eps, compute_dtype, y, hidden)
 
 
 def backward(

@@ -10,7 +10,7 @@ from torch import Tensor
 from convnext_kernels import tuning
 from convnext_kernels.backends.cuda import native
 from convnext_kernels.tuning import Candidate, Work
-from convnext_kernels.tuning.cost import library_product
+from convnext_kernels.tuning.cost import cublas_product
 
 FUSED_CHANNELS = 256  # accumulators of more do not fit the registers
 CHUNK = 32  # hidden units, padded to a multiple
@@ -153,16 +153,16 @@ def _pointwise(p: Problem, bytes_per_pixel: float) -> Work:
     )
 
 
-def _library(p: Problem, gpu: tuning.Gpu, handicap: float) -> Candidate:
+def _cublas(p: Problem, gpu: tuning.Gpu, handicap: float) -> Candidate:
     def product(inner: int, outer: int) -> Work:
-        return library_product(p.pixels, inner, outer, p.compute_itemsize, gpu, p.tf32)
+        return cublas_product(p.pixels, inner, outer, p.compute_itemsize, gpu, p.tf32)
 
     rows, element, hidden = p.channels * p.compute_itemsize, p.channels * p.itemsize, p.hidden * p.compute_itemsize
     steps = [_pointwise(p, element + rows), product(p.channels, p.hidden), _pointwise(p, 2 * hidden)]
     if p.grn:
         steps += [_pointwise(p, hidden), _response_work(p, p.samples), _pointwise(p, 2 * hidden)]
     steps += [product(p.hidden, p.channels), _pointwise(p, 2 * element + rows)]
-    return Candidate("library", {"plan": "library"}, tuple(steps), handicap)
+    return Candidate("cublas", {"plan": "cublas"}, tuple(steps), handicap)
 
 
 def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
@@ -176,7 +176,7 @@ def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
             found = [_fused(p, gpu, warps) for warps in WARPS]
     found = [candidate for candidate in found if candidate is not None]
     yield from found
-    yield _library(p, gpu, HANDICAP if found and p.compute_itemsize == 2 else 1.0)
+    yield _cublas(p, gpu, HANDICAP if found and p.compute_itemsize == 2 else 1.0)
 
 
 @tuning.remembered

@@ -1,4 +1,4 @@
-"""What a GPU backend hands to the code that both share (`mlp_library.py`, `downsample.py`): its kernels, by name."""
+"""What a GPU backend hands to the code that both share (`mlp_cublas.py`, `downsample.py`): its kernels, by name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -4,7 +4,7 @@ Three plans, chosen by predicted time (`mlp_plan.py`):
 
 fused    one kernel, the hidden on chip (mlp_fused.py): C up to 256, 16-bit products
 gemm     two products with fused prologues and epilogues (mlp_gemm.py), backward in mlp_backward.py
-library  the library's products, pointwise kernels between them (backends/gpu/mlp_library.py): fp32, where it wins
+library  the library's products, pointwise kernels between them (backends/gpu/mlp_cublas.py): fp32, where it wins
 
 This file turns a call into the arguments of those kernels.
 """
@@ -14,11 +14,10 @@ import triton
 from torch import Tensor
 
 from convnext_kernels import tuning
-from convnext_kernels.backends.gpu import mlp_library
+from convnext_kernels.backends.gpu import mlp_cublas
 from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, like_parameter, output_rows, rows
-from convnext_kernels.backends.gpu.mlp_library import matrix, normalised, rows_of
+from convnext_kernels.backends.gpu.mlp_cublas import matrix, normalised, rows_of
 from convnext_kernels.backends.triton import device, grn, layernorm, timing
-from convnext_kernels.backends.triton.library import KERNELS
 from convnext_kernels.backends.triton.mlp_backward import (
     grn_hidden_gradient_kernel,
     mlp_hidden_gradient_kernel,
@@ -36,6 +35,7 @@ from convnext_kernels.backends.triton.mlp_plan import (
     forward_plan,
 )
 from convnext_kernels.backends.triton.reduce import sum_partials
+from convnext_kernels.backends.triton.shared import KERNELS
 from convnext_kernels.spec import MlpParameters
 
 KEEPS_HIDDEN = True
@@ -77,8 +77,8 @@ def forward(
     """
 
     def run(plan: tuning.Candidate) -> Tensor:
-        if plan.config["plan"] == "library":
-            return mlp_library.forward(KERNELS, x, residual, p, drop_scale, eps, grn_eps, compute_dtype, hidden, like)
+        if plan.config["plan"] == "cublas":
+            return mlp_cublas.forward(KERNELS, x, residual, p, drop_scale, eps, grn_eps, compute_dtype, hidden, like)
         out, written = output_rows(x if like is None else like)
         launch = _fused if plan.config["plan"] == "fused" else _two_products
         u = None if hidden is None else rows_of(hidden)
@@ -233,13 +233,13 @@ def backward(
     arguments = (dout, x, p, drop_scale, eps, grn_eps, compute_dtype, needs_norm, hidden)
 
     def run(plan: tuning.Candidate) -> tuple[list[Tensor], dict[str, Tensor]]:
-        if plan.config["plan"] == "library":
-            return mlp_library.backward(KERNELS, *arguments)
+        if plan.config["plan"] == "cublas":
+            return mlp_cublas.backward(KERNELS, *arguments)
         return _backward(plan.config, *arguments)
 
     problem, gpu = _problem(x, p, compute_dtype, hidden is not None), device.gpu()
     plan = timing.choose("mlp_backward", backward_plan, problem, gpu, backward_candidates(problem, gpu), run)
-    return mlp_library.in_order(*run(plan), dout, residual, needs)
+    return mlp_cublas.in_order(*run(plan), dout, residual, needs)
 
 
 def _backward(

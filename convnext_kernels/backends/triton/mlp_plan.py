@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from convnext_kernels import tuning
 from convnext_kernels.tuning import Candidate, Work
-from convnext_kernels.tuning.cost import library_product
+from convnext_kernels.tuning.cost import cublas_product
 
 FUSED_CHANNELS = 256  # more accumulators than this spill
 
@@ -150,24 +150,24 @@ def _pointwise(p: Problem, bytes_per_pixel: float) -> Work:
     )
 
 
-def _library_product(p: Problem, inner: int, outer: int, gpu: tuning.Gpu) -> Work:
-    return library_product(p.pixels, inner, outer, p.compute_itemsize, gpu, p.tf32)
+def _cublas_product(p: Problem, inner: int, outer: int, gpu: tuning.Gpu) -> Work:
+    return cublas_product(p.pixels, inner, outer, p.compute_itemsize, gpu, p.tf32)
 
 
-def _library(p: Problem, gpu: tuning.Gpu, handicap: float) -> Candidate:
+def _cublas(p: Problem, gpu: tuning.Gpu, handicap: float) -> Candidate:
     element, hidden = p.channels * p.itemsize, p.hidden * p.compute_itemsize
     steps = [
         _pointwise(p, element + p.channels * p.compute_itemsize),
-        _library_product(p, p.channels, p.hidden, gpu),
+        _cublas_product(p, p.channels, p.hidden, gpu),
         _pointwise(p, 2 * hidden),
     ]
     if p.grn:
         steps += [_pointwise(p, hidden), _response_work(p, p.samples), _pointwise(p, 2 * hidden)]
     steps += [
-        _library_product(p, p.hidden, p.channels, gpu),
+        _cublas_product(p, p.hidden, p.channels, gpu),
         _pointwise(p, 2 * element + p.channels * p.compute_itemsize),
     ]
-    return Candidate("library", {"plan": "library"}, tuple(steps), handicap)
+    return Candidate("cublas", {"plan": "cublas"}, tuple(steps), handicap)
 
 
 def _tile(bm: int, bn: int, bk: int, warps: int, stages: int = 2) -> dict:
@@ -194,7 +194,7 @@ def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
         handicap = HANDICAP if fused and not p.grn else 1.0  # with GRN both take three launches
         for expand, project in PRODUCT_TILES:
             yield _two_products(p, expand, project, handicap)
-    yield _library(p, gpu, HANDICAP**2 if fused else HANDICAP)
+    yield _cublas(p, gpu, HANDICAP**2 if fused else HANDICAP)
 
 
 def _class(p: Problem) -> Problem:
@@ -248,17 +248,17 @@ def _gradient_products(p: Problem, gpu: tuning.Gpu, hidden: dict) -> Candidate:
     return Candidate(f"gemm-{hidden['BM']}x{hidden['BN']}", config, tuple(steps))
 
 
-def _gradient_library(p: Problem, gpu: tuning.Gpu) -> Candidate:
+def _gradient_cublas(p: Problem, gpu: tuning.Gpu) -> Candidate:
     element, wide = p.channels * p.itemsize, p.hidden * p.compute_itemsize
     rows = p.channels * p.compute_itemsize
     steps = [_pointwise(p, element + rows), _pointwise(p, 2 * wide), _pointwise(p, element + 2 * rows)]
     if not p.keeps_hidden:
-        steps.append(_library_product(p, p.channels, p.hidden, gpu))
-    steps += [_library_product(p, p.channels, p.hidden, gpu)] * 4
+        steps.append(_cublas_product(p, p.channels, p.hidden, gpu))
+    steps += [_cublas_product(p, p.channels, p.hidden, gpu)] * 4
     if p.grn:
         steps += [_pointwise(p, wide), _pointwise(p, 2 * wide), _pointwise(p, 2 * wide), _pointwise(p, 3 * wide)]
     steps += [_pointwise(p, 3 * wide), _pointwise(p, wide), _pointwise(p, 3 * element)]
-    return Candidate("library", {"plan": "library"}, tuple(steps), HANDICAP)
+    return Candidate("cublas", {"plan": "cublas"}, tuple(steps), HANDICAP)
 
 
 HIDDEN_TILES = (_tile(64, 128, 32, 8), _tile(64, 64, 32, 4))
@@ -269,7 +269,7 @@ def backward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     if p.compute_itemsize == 2:
         for hidden in HIDDEN_TILES:
             yield _gradient_products(p, gpu, hidden)
-    yield _gradient_library(p, gpu)
+    yield _gradient_cublas(p, gpu)
 
 
 @tuning.remembered

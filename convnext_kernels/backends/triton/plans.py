@@ -7,7 +7,7 @@ other ops launch the same kernels whatever the problem; they are counted here.
 import torch
 
 from convnext_kernels.backends.triton import dwconv_plan, mlp_plan
-from convnext_kernels.tuning import Candidate, Gpu, Work, library_product
+from convnext_kernels.tuning import Candidate, Gpu, Work, cublas_product
 
 Steps = list[tuple[str, Candidate]]
 Shape = tuple[int, int, int, int]
@@ -61,12 +61,12 @@ def downsample(shape: Shape, out: int, side: int, dtype: torch.dtype, training: 
     n, c, h, w = shape
     patches, inner = n * (h // side) * (w // side), c * side * side
     size = n * c * h * w * dtype.itemsize
-    launches = (*_pointwise(2 * size), library_product(patches, inner, out, dtype.itemsize, gpu))
+    launches = (*_pointwise(2 * size), cublas_product(patches, inner, out, dtype.itemsize, gpu))
     if training:  # patches again, both products, the bias, LayerNorm's gradient and its sums
         launches += (
             *_pointwise(2 * size),
-            library_product(patches, out, inner, dtype.itemsize, gpu),
-            library_product(out, patches, inner, dtype.itemsize, gpu),
+            cublas_product(patches, out, inner, dtype.itemsize, gpu),
+            cublas_product(out, patches, inner, dtype.itemsize, gpu),
             *_pointwise(patches * out * dtype.itemsize, 3 * size, 0),
         )
-    return [("norm and patches, product", Candidate("library", {}, launches))]
+    return [("norm and patches, product", Candidate("cublas", {}, launches))]

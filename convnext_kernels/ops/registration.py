@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import _broadcast_to_and_flatten, tree_flatten, tree_unflatten
 
 NAMESPACE = "convnext_kernels"
-LIBRARY = torch.library.Library(NAMESPACE, "DEF")  # kept alive: registrations end with the object
+_LIBRARY = torch.library.Library(NAMESPACE, "DEF")  # kept alive: registrations end with the object
 
 # By op, for `call`: the twin that `torch.func` can transform, and what autocast does with the arguments.
 _transformable: dict[str, type[torch.autograd.Function]] = {}
@@ -51,14 +51,14 @@ def on_device(implementation: Callable) -> Callable:
 
 def define(name: str, arguments: str, result: str, implementation: Callable, fake: Callable) -> None:
     """Define ``convnext_kernels::<name>`` with one implementation for all devices and its fake kernel."""
-    LIBRARY.define(f"{name}({arguments}) -> {result}", tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, on_device(implementation), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
+    _LIBRARY.define(f"{name}({arguments}) -> {result}", tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, on_device(implementation), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
 
 
 def differentiable(name: str, setup_context: Callable, backward: Callable) -> None:
     """Attach the gradient of op `name`, and a clear error for the gradient of that gradient."""
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
 
     def no_double_backward(ctx: Any, *_: Any) -> None:
         raise NotImplementedError(
@@ -66,7 +66,7 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> No
             "before accelerate(), or restore(model)"
         )
 
-    torch.library.register_autograd(f"{NAMESPACE}::{name}_backward", no_double_backward, lib=LIBRARY)
+    torch.library.register_autograd(f"{NAMESPACE}::{name}_backward", no_double_backward, lib=_LIBRARY)
     _transformable[name] = _function(name, setup_context, backward)
     _transformable[f"{name}_backward"] = _function(f"{name}_backward", _keep_nothing, no_double_backward)
 
@@ -126,7 +126,7 @@ def autocast(name: str, cast: Callable[..., tuple]) -> None:
             with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))):
                 return getattr(torch.ops.convnext_kernels, name)(*arguments)
 
-        LIBRARY.impl(name, kernel, key)
+        _LIBRARY.impl(name, kernel, key)
 
 
 def cast_tensors(dtype: torch.dtype, arguments: tuple) -> tuple:
