@@ -77,7 +77,7 @@ def collect() -> dict[str, object]:
     """Everything that ``info`` shows, as plain values for JSON."""
     import torch
 
-    from convnext_kernels.planner import backends, compiled_for_cuda
+    from convnext_kernels.planner import compiled_for_cuda, list_backends
 
     found, reason = gpus()
     return {
@@ -91,7 +91,7 @@ def collect() -> dict[str, object]:
                 "reason": status.reason,
                 "description": status.description,
             }
-            for status in backends().values()
+            for status in list_backends().values()
         },
         "cuda_extension": compiled_for_cuda(),
         "cpu": {"name": cpu_name(), "torch_capability": torch.backends.cpu.get_cpu_capability()},

@@ -33,7 +33,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from whole_file import write
 
-from convnext_kernels import BackendError, backends
+from convnext_kernels import BackendError, list_backends
 from convnext_kernels.models import ConvNeXt, export_weights
 
 FORMAT = "convnext_kernels train_digits 1"  # of the checkpoints
@@ -278,7 +278,7 @@ def train(run: Run) -> None:
 
 @click.command()
 @click.option("--variant", type=click.Choice(["v1", "v2", "both"]), default="both", show_default=True)
-@click.option("--backend", type=click.Choice(["auto", *backends()]), default="auto", show_default=True)
+@click.option("--backend", type=click.Choice(["auto", *list_backends()]), default="auto", show_default=True)
 @click.option("--compare-eager", is_flag=True, help="Train with the eager backend too, and draw both curves.")
 @click.option("--epochs", type=click.IntRange(1, 999), default=30, show_default=True)
 @click.option("--seed", type=click.IntRange(0, 10**6), default=0, show_default=True)

@@ -41,7 +41,7 @@ from torch.utils.data import DataLoader, DistributedSampler, Subset
 from torchvision.datasets import ImageFolder
 from whole_file import write
 
-from convnext_kernels import FusedConvNeXtBlock, accelerate, backends
+from convnext_kernels import FusedConvNeXtBlock, accelerate, list_backends
 from convnext_kernels.models import create_model, export_weights, load_weights, read_state_dict
 
 
@@ -157,7 +157,7 @@ class Options:
 
 def build(options: Options, classes: int, recipe: Recipe) -> nn.Module:
     """Build our model, or timm's on our kernels, with new weights or those of a file."""
-    known = ["auto", *(name for name, status in backends().items() if status.available)]
+    known = ["auto", *(name for name, status in list_backends().items() if status.available)]
     if options.backend not in known:
         raise ValueError(f"--backend {options.backend}: expected {' or '.join(known)}, which run here")
     common = {"num_classes": classes, "drop_path_rate": recipe.drop_path, "head_init_scale": recipe.head_init_scale}

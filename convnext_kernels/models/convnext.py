@@ -131,7 +131,7 @@ class ConvNeXt(_Network):
         feature_norm: normalise each of these maps by a LayerNorm of its own (``norm0`` to ``norm3``), as the official
             backbones for detection and segmentation do.
         memory: what training keeps of every block, see `FusedConvNeXtBlock`.
-        backend: of every block and layer; "auto" or a name of `convnext_kernels.backends()`.
+        backend: of every block and layer; "auto" or a name of `convnext_kernels.list_backends()`.
 
     Input is (N, in_chans, H, W), any sides of at least 4 x 2 for every further stage (32 for four stages); what does
     not divide is cropped at the right and at the bottom, as by strided convolutions. channels_last is the fast memory

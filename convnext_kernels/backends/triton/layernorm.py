@@ -20,6 +20,8 @@ from torch import Tensor
 from convnext_kernels.backends.gpu import parameters as gpu_parameters
 from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows
 from convnext_kernels.backends.triton import device
+from convnext_kernels.backends.triton import layernorm_wide as wide
+from convnext_kernels.backends.triton.layernorm_shared import COUNTS, patch_order
 from convnext_kernels.backends.triton.reduce import sum_partials
 
 MAX_BLOCK_C = 8192  # more channels than this do not fit in registers: layernorm_wide
@@ -27,16 +29,6 @@ MAX_BLOCK_C_SCATTERED = 4096  # the same for the backward of NCHW, which keeps a
 # Pixels that share a program's sums of the parameters' gradients: those then add 8C bytes written and 8C read to the
 # 96C bytes of 16 pixels, and there are few to add up.
 SHARED_PIXELS = 16
-COUNTS = ["pixels", "tiles", "total", "height", "width"]  # they vary from call to call: no recompilation for them
-
-
-@triton.jit
-def patch_order(p, height, width, PATCH: tl.constexpr):
-    """Where pixel p of its sample stands among the rows of its PATCH x PATCH patches, and whether any holds it."""
-    h, w = p // width, p % width
-    patch = (h // PATCH) * (width // PATCH) + w // PATCH
-    row = (patch * PATCH + h % PATCH) * PATCH + w % PATCH
-    return row, (h < height // PATCH * PATCH) & (w < width // PATCH * PATCH)
 
 
 @triton.jit
@@ -226,8 +218,6 @@ def normalize(
     samples, pixels = extent(source, target, merge=patch == 1)
     stats = torch.empty((2, samples * pixels), dtype=torch.float32, device=x.device) if statistics else (None, None)
     if channels > MAX_BLOCK_C:
-        from convnext_kernels.backends.triton import layernorm_wide as wide
-
         block_p, kernel, config = 1, wide.layernorm_fwd_wide_kernel, {"BLOCK_C": 2048, "num_warps": 8}
     else:
         block_p, block_c, warps = tile(channels, source.stride_p == 1, x.element_size(), 2048)
@@ -274,8 +264,6 @@ def gradients(
     parameters = needs[1] or needs[2]
     scattered = source.stride_p == 1 != source.stride_c
     if channels > (MAX_BLOCK_C_SCATTERED if scattered else MAX_BLOCK_C):
-        from convnext_kernels.backends.triton import layernorm_wide as wide
-
         block_p, kernel = 1, wide.layernorm_bwd_wide_kernel
         config = {"BLOCK_C": 1024 if scattered else 2048, "num_warps": 8}
     else:

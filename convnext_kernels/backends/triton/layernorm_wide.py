@@ -7,7 +7,7 @@ every C working, not a fast path. Arguments are those of layernorm.py, which lau
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton.layernorm import COUNTS, patch_order
+from convnext_kernels.backends.triton.layernorm_shared import COUNTS, patch_order
 
 
 @triton.jit
