@@ -248,8 +248,7 @@ CNK_INLINE void convolve_to(const Result<T>& out, const Tile<T>& t, int64_t chan
   }
 }
 
-// Pixels [begin, end) of all images, channels [channel, last): multiples of kLanes, except at the last
-// channel.
+// Pixels [begin, end) of all images, channels [channel, last): multiples of kLanes, except for the last C.
 template <class T, class Out>
 void convolve_pixels(const DwconvArgs& a, int64_t channel, int64_t last, int64_t begin, int64_t end,
                      const Out& out) {
