@@ -5,10 +5,10 @@
 // There are four plans; mlp_plan.h chooses one. Rows are pixels of all images, in order. Sums never depend on
 // the number of threads, so neither do the bits of the result.
 //
-//   tiles    Each thread computes whole tiles of rows, from the first step to the last; normalised rows and
-//            hidden stay in its L2.
-//   columns  For few rows and large weights (7x7 images, batch 1): threads share all rows, and each multiplies
-//            its own columns, so that each weight is read by one thread only.
+//   tiles    Each thread computes whole tiles of rows, from first step to last; normalised rows and hidden
+//            stay in its L2.
+//   columns  For few rows and large weights (7x7 images, batch 1): threads share all rows, and each
+//            multiplies its own columns, so that each weight is read by one thread only.
 //   images   GRN needs the sums over a whole image before W2. Threads divide an image's rows, add the squares
 //            of each tile while it is in L2, and keep as much of the hidden as fits their memory; the rest is
 //            computed a second time.
