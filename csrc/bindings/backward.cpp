@@ -1,5 +1,5 @@
-// Bindings of the gradient kernels. Results are fp32. "Padded C": C rounded up to a multiple of
-// CHANNEL_ALIGN.
+// Bindings of the gradient kernels. Results are fp32.
+// "Padded C": C rounded up to a multiple of CHANNEL_ALIGN.
 
 #include <pybind11/stl.h>
 
@@ -197,9 +197,9 @@ class DownsampleBackward {
     args_.weight_back = weight_.view();
   }
 
-  // dx: 0 if it is not needed; then the gradients of LayerNorm's parameters (padded C) are not computed
-  // either. Pixels outside of whole patches are not written. weights: (dweight, dbias), or 0 and 0; dweight
-  // has the weight's shape.
+  // dx: 0 if it is not needed; then the gradients of LayerNorm's parameters (padded
+  // C) are not computed either. Pixels outside of whole patches are not written.
+  // weights: (dweight, dbias), or 0 and 0; dweight has the weight's shape.
   void backward(int dtype, int out_dtype, Address x, Address dout, int64_t n, int64_t h, int64_t w,
                 Address dx, const std::array<Address, 2>& weights, const std::array<Address, 2>& norm,
                 int threads) const {

@@ -6,8 +6,8 @@ namespace cnk::bindings {
 
 namespace {
 
-// All parameters of a block, or of the inverted bottleneck alone (kernel_size 0), packed for one instruction
-// set.
+// All parameters of a block, or of the inverted bottleneck
+// alone (kernel_size 0), packed for one instruction set.
 class Bottleneck {
  public:
   Bottleneck(int isa, bool bf16_products, int weight_dtype, int64_t c, int64_t hidden, int kernel_size,

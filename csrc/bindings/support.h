@@ -51,8 +51,8 @@ class Buffer {
   int64_t size_ = 0;
 };
 
-// Workspace of the calling thread. Kept between calls unless it is large: a new one would cost page faults
-// every time.
+// Workspace of the calling thread. Kept between calls unless
+// it is large: a new one would cost page faults every time.
 class Workspace {
  public:
   explicit Workspace(int64_t bytes) {

@@ -1,5 +1,5 @@
-// What the gradients of the bottleneck and of downsampling share: sums over rows in an order that depends
-// only on the shape.
+// What the gradients of the bottleneck and of downsampling share:
+// sums over rows in an order that depends only on the shape.
 //
 // Rows are divided into groups: a group's rows are the k of the matrix products for the weights' gradients.
 // A group is divided into units of kUnit rows: one thread sums a unit (for the gradients of biases and of

@@ -17,13 +17,13 @@ constexpr int kArithmeticCount = 3;
 
 const char* arithmetic_name(Arithmetic kind);
 bool arithmetic_supported(Arithmetic kind);
-// Runs a supported kind on this thread. Returns the number of floating-point operations, two per
-// multiply-add.
+// Runs a supported kind on this thread. Returns the number
+// of floating-point operations, two per multiply-add.
 int64_t run_arithmetic(Arithmetic kind, int64_t iterations);
 
-// How to copy: with the widest vectors; with stores that bypass the caches; with the string instruction,
-// whose microcode need not read a line before it overwrites it. On other processors than x86 the last two
-// copy with vectors.
+// How to copy: with the widest vectors; with stores that bypass the caches;
+// with the string instruction, whose microcode need not read a line before it
+// overwrites it. On other processors than x86 the last two copy with vectors.
 enum class CopyMethod : int { kVectors = 0, kStreaming = 1, kString = 2 };
 constexpr int kCopyMethodCount = 3;
 

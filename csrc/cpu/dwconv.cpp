@@ -41,8 +41,8 @@ CNK_INLINE Vec load_tap(const T* p, int64_t valid) {
   return load(p);
 }
 
-// Where a tile's sums are stored. Decided at run time: that happens once a tile, and a template parameter
-// would double the code.
+// Where a tile's sums are stored. Decided at run time: that happens
+// once a tile, and a template parameter would double the code.
 struct Sink {
   void* y;  // first output pixel
   int64_t ldy;
@@ -324,9 +324,9 @@ void dwconv(const DwconvArgs& a, Team& team) {
 #if defined(CNK_HAS_BF16)
   if (a.dtype != DType::kBFloat16) return CNK_SHARED::kOps.dwconv(a, team);
 #endif
-  // Every thread takes one piece, so that what its blocks share is in its own L2. (When blocks were given out
-  // in turn, each line of x was in the L2 of all threads.) Pieces are rows of images, channels or pixels,
-  // whatever divides best.
+  // Every thread takes one piece, so that what its blocks share is in its own L2.
+  // (When blocks were given out in turn, each line of x was in the L2 of all
+  // threads.) Pieces are rows of images, channels or pixels, whatever divides best.
   constexpr int64_t kBlockBytes = 256 << 10;
   const int64_t pixels = a.n * a.h * a.w, registers = ceil_div(a.c, kLanes);
   const auto divides = [&](int64_t items) {

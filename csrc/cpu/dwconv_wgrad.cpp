@@ -208,8 +208,8 @@ struct WeightGradient {
       }
       unroll<kTogether>([&](auto g) { v[g.value] = Vec{}; });
       for (int64_t word = p.reach + a.w - 1; word < columns; ++word) put(word);
-      // The last column of an odd width has no right neighbour in dy, and its right neighbour in x may be
-      // Inf.
+      // The last column of an odd width has no right neighbour
+      // in dy, and its right neighbour in x may be Inf.
       for (int64_t j = 0; a.w % 2 && j < a.kernel_size; ++j) {
         unroll<kTogether>([&](auto g) {
           const Vec word = load(words[g.value] + (a.w - 1 + j * a.dilation) * kLanes);
@@ -271,8 +271,8 @@ struct WeightGradient {
   }
 
  private:
-  // Kernel rows [i, end_i), taps [tap, tap + taps): consecutive rows of dy for which the same kernel rows are
-  // in the image.
+  // Kernel rows [i, end_i), taps [tap, tap + taps): consecutive
+  // rows of dy for which the same kernel rows are in the image.
   void add_rows(int group, int64_t top, int64_t bottom, int64_t begin, int64_t first, int i, int end_i,
                 int tap, int taps) const {
     const int64_t d = a.dilation;

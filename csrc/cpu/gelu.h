@@ -1,5 +1,5 @@
-// gelu(x) = max(x, 0) - a * Phi(-a), a = min(|x|, 6), Phi: the normal CDF. The error is at most 3.0e-7, half
-// of it rounding.
+// gelu(x) = max(x, 0) - a * Phi(-a), a = min(|x|, 6), Phi: the
+// normal CDF. The error is at most 3.0e-7, half of it rounding.
 //
 // No division, no branch. With AVX-512, Phi(-a) is one of 32 cubic polynomials; two registers hold each
 // coefficient of all of them, and a permutation selects (8.2 -> 4.5 cycles of 2.6 GHz for a register on Zen

@@ -169,8 +169,8 @@ struct GemmBf16 {
     if (rows <= 0) return;
     const char* first = static_cast<const char*>(a) + begin / 16 * steps * kTile;
     const int64_t blocks = (rows + kBlock - 1) / kBlock, lines = 2 * kTile / 64 / blocks + 1;
-    // The sums pass through memory to the epilogue, which would take the registers that they need
-    // (gemm_f32.h).
+    // The sums pass through memory to the epilogue, which
+    // would take the registers that they need (gemm_f32.h).
     alignas(64) float result[2][kBlock * 32];
     Pending pending = {result[1], 0, 0, 0, 0};
     int parity = 0;

@@ -1,8 +1,8 @@
 // fp32 matrix product rows x packed panels, with a fused epilogue.
 //
-// Micro-kernel: kRows x 3 registers of accumulators (8x3 on 32 registers: 24 sums, 3 loads and 8 broadcasts
-// for 24 multiply-adds per k). A is row-major; B is packed in panels as wide as 3 registers, each (k,
-// columns).
+// Micro-kernel: kRows x 3 registers of accumulators (8x3 on 32 registers: 24
+// sums, 3 loads and 8 broadcasts for 24 multiply-adds per k). A is row-major;
+// B is packed in panels as wide as 3 registers, each (k, columns).
 #pragma once
 
 #include "cpu/layernorm.h"
@@ -202,10 +202,10 @@ struct GemmF32 {
 
   // sums (kPanel floats a row) = or += ROWS rows of a times k rows of the panel.
   //
-  // The sums pass through memory to the epilogue, which is not part of this function. When it was inlined
-  // here, it took registers that the sums need; and when one of its lambdas was not inlined (that of bf16
-  // stores), the sums stayed in memory (C 192, batch 8, bf16 images: 26.0 ms; with a separate epilogue 15.2
-  // ms).
+  // The sums pass through memory to the epilogue, which is not part of this function.
+  // When it was inlined here, it took registers that the sums need; and when one of
+  // its lambdas was not inlined (that of bf16 stores), the sums stayed in memory (C
+  // 192, batch 8, bf16 images: 26.0 ms; with a separate epilogue 15.2 ms).
   template <int ROWS, int VECS>
   static __attribute__((noinline)) void micro(const float* a, int64_t lda, const float* b, int64_t k,
                                               Ahead ahead, bool first, float* sums) {

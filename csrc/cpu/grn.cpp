@@ -1,8 +1,8 @@
-// Global response normalisation of NHWC images, and its gradient: one pass for the sums over pixels, one that
-// scales.
+// Global response normalisation of NHWC images, and its
+// gradient: one pass for the sums over pixels, one that scales.
 //
-// Sums add the pixels in order, for any number of threads: the channels are divided among the threads, not
-// the pixels.
+// Sums add the pixels in order, for any number of threads:
+// the channels are divided among the threads, not the pixels.
 
 #include "cpu/grn.h"
 

@@ -1,5 +1,5 @@
-// PyTorch's own copy is not used: it runs on OpenMP threads, which a forked child does not have, and hangs
-// there.
+// PyTorch's own copy is not used: it runs on OpenMP threads,
+// which a forked child does not have, and hangs there.
 
 #include "cpu/layout.h"
 

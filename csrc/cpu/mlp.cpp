@@ -110,8 +110,8 @@ struct Mlp {
     }
   };
 
-  // h = gelu(W1 y + b1) for rows [0, rows) of y, which are the pixels from `first` on, and columns of the
-  // panels.
+  // h = gelu(W1 y + b1) for rows [0, rows) of y, which are
+  // the pixels from `first` on, and columns of the panels.
   static void hidden(const MlpArgs& a, const void* y, void* h, int64_t first, int64_t rows,
                      int64_t panel_begin, int64_t panel_end) {
     if (!a.kept_hidden) {

@@ -13,8 +13,8 @@
 //
 // With GRN the sums over each whole image come first: u and dg are kept for a number of images.
 //
-// Groups and units (backward.h) depend only on the shape, so the bits of the result do not depend on the
-// number of threads.
+// Groups and units (backward.h) depend only on the shape, so the
+// bits of the result do not depend on the number of threads.
 
 #include "cpu/backward.h"
 #include "cpu/gelu.h"
@@ -271,8 +271,8 @@ struct MlpBackward {
     finish_rows<T>(row, pixel, rows, all_rows, z, e, u, du);
   }
 
-  // With GRN, first part: u and dg of `images` images from `first` on, and what their gradients need for each
-  // channel.
+  // With GRN, first part: u and dg of `images` images from
+  // `first` on, and what their gradients need for each channel.
   template <class T>
   void respond(int64_t first, int64_t images) const {
     const int64_t rows = images * a.pixels, hidden = a.hidden_size, wide = pad_channels(hidden);
@@ -352,8 +352,8 @@ struct MlpBackward {
     }
   }
 
-  // The products over the pixels of a group, and the sums of its units. Each thread computes rows or columns
-  // of the results.
+  // The products over the pixels of a group, and the sums of its
+  // units. Each thread computes rows or columns of the results.
   void sum_group(int64_t rows, bool add) const {
     const int64_t hidden = a.hidden_size;
     int64_t begin, end;

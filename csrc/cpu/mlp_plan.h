@@ -1,7 +1,7 @@
 // How the fused block divides its work and its memory: what mlp.cpp runs.
 //
-// A call may use 4 MB for each thread beside its input, its output and the packed weights, for any image
-// size.
+// A call may use 4 MB for each thread beside its input, its
+// output and the packed weights, for any image size.
 #pragma once
 
 #include "cpu/rows.h"

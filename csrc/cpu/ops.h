@@ -1,5 +1,5 @@
-// The interface between the bindings and the kernels: plain structs, and one table of functions per
-// instruction set.
+// The interface between the bindings and the kernels: plain
+// structs, and one table of functions per instruction set.
 //
 // Images are dense NHWC; pixel p of all N*H*W starts at x + p * C. "Padded" vectors are filled with zeros up
 // to pad_channels() elements, so that kernels may read whole SIMD registers.
@@ -11,8 +11,8 @@
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 
-// Products of bf16 pairs. Tests emulate them, to run on any machine with AVX-512 what AVX512_BF16 machines
-// run.
+// Products of bf16 pairs. Tests emulate them, to run on any
+// machine with AVX-512 what AVX512_BF16 machines run.
 #if defined(__AVX512BF16__) || defined(CNK_EMULATE_BF16)
 #define CNK_HAS_BF16
 #endif
@@ -34,8 +34,8 @@
 
 namespace cnk::cpu {
 
-// Every padded dimension is a multiple of this, for every instruction set: two AVX-512 registers, one AMX
-// row.
+// Every padded dimension is a multiple of this, for every
+// instruction set: two AVX-512 registers, one AMX row.
 constexpr int64_t kChannelAlign = 32;
 CNK_INLINE constexpr int64_t pad_channels(int64_t c) {
   return (c + kChannelAlign - 1) / kChannelAlign * kChannelAlign;
@@ -132,8 +132,8 @@ struct PackedMatrix {
 // all later steps, waiting for other threads.
 enum MlpPhase : int { kConvolve, kNormalize, kFirstProduct, kGrn, kSecondProduct, kWait, kMlpPhases };
 
-// block: dwconv -> LN -> W1 -> GELU -> [GRN] -> W2 -> gamma -> drop scale -> + residual; mlp: the same
-// without dwconv.
+// block: dwconv -> LN -> W1 -> GELU -> [GRN] -> W2 -> gamma
+// -> drop scale -> + residual; mlp: the same without dwconv.
 struct MlpArgs {
   DType dtype;  // of x, residual and out
   Products products;

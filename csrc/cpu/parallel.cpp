@@ -118,9 +118,9 @@ class Pool {
 std::atomic<Pool*> pool{nullptr};
 std::atomic<bool> forked{false};
 
-// Never destroyed: its threads wait for work until the process ends. A forked child has none of these
-// threads. It makes a new pool and does not touch the old one, whose locks may be held by threads that no
-// longer exist.
+// Never destroyed: its threads wait for work until the process ends. A forked
+// child has none of these threads. It makes a new pool and does not touch the
+// old one, whose locks may be held by threads that no longer exist.
 Pool& plain_pool() {
   Pool* current = pool.load();
   if (!current) {

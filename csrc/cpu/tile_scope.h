@@ -21,8 +21,8 @@ class TileScope {
       config.row_bytes[t] = 64;
       config.rows[t] = 16;
     }
-    // Inline assembly, because g++ 12's _tile_loadconfig does not tell the optimiser that it reads the
-    // structure.
+    // Inline assembly, because g++ 12's _tile_loadconfig does
+    // not tell the optimiser that it reads the structure.
     asm volatile("sttilecfg %0" : "=m"(saved_));
     asm volatile("ldtilecfg %0" ::"m"(config));
   }

@@ -151,8 +151,8 @@ CNK_INLINE void store(Float16* p, Vec v) {
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 }
 #else
-// The conversions of common/dtype.h, lane by lane. Signed words will do: no word that is compared is above
-// 0x7fffffff.
+// The conversions of common/dtype.h, lane by lane. Signed
+// words will do: no word that is compared is above 0x7fffffff.
 typedef uint16_t Words __attribute__((vector_size(kLanes * 2)));
 CNK_INLINE VecI load_words(const void* p) {
   Words words;
@@ -276,8 +276,8 @@ struct Int {
   static constexpr int value = N;
 };
 
-// Stands before a loop with constant bounds: unrolls it completely, so that arrays that its counter indexes
-// are in registers.
+// Stands before a loop with constant bounds: unrolls it completely,
+// so that arrays that its counter indexes are in registers.
 #if defined(__clang__)
 #define CNK_UNROLL _Pragma("clang loop unroll(full)")
 #else

@@ -1,7 +1,7 @@
-// A block has in shared memory the weights of up to 64 channels and, tile by tile, the pixels
-// (dwconv_tile.h). A thread convolves 4 channels x 2 rows x 7 columns in 56 accumulators; a row of the tile
-// is read into registers once and used for both rows. Every load in the loop has a constant offset and needs
-// no mask.
+// A block has in shared memory the weights of up to 64 channels and, tile by tile,
+// the pixels (dwconv_tile.h). A thread convolves 4 channels x 2 rows x 7 columns
+// in 56 accumulators; a row of the tile is read into registers once and used for
+// both rows. Every load in the loop has a constant offset and needs no mask.
 #include <cmath>
 
 #include "cuda/dwconv.h"
@@ -26,8 +26,8 @@ struct DwconvParams {
   int64_t blocks, tiles_per_block;
 };
 
-// The weights of the block's channels, fp32: a plane of taps for every four channels, zeros after the last
-// one.
+// The weights of the block's channels, fp32: a plane of
+// taps for every four channels, zeros after the last one.
 template <class T>
 __device__ __forceinline__ void stage_weights(const DwconvParams& p, int side, int channel,
                                               Pixel<float>* to) {
@@ -87,8 +87,8 @@ __device__ __forceinline__ void add_chunk(const TileShape& s, const Tile& t, int
   }
 }
 
-// A kernel of any side. Its columns are divided into chunks of 3 to 7 taps (1 tap for 1x1) that differ by at
-// most one.
+// A kernel of any side. Its columns are divided into chunks
+// of 3 to 7 taps (1 tap for 1x1) that differ by at most one.
 template <class T>
 __device__ __forceinline__ void add_chunks(const TileShape& s, const Tile& t, const Pixel<T>* tile,
                                            const Pixel<float>* weights, int group, int pair,
@@ -97,8 +97,8 @@ __device__ __forceinline__ void add_chunks(const TileShape& s, const Tile& t, co
 #pragma unroll 1
   for (int chunks = (s.side + kTaps - 1) / kTaps; chunks > 0; --chunks) {
     const int taps = (s.side - first + chunks - 1) / chunks;
-    // Chunks whose columns are all outside the image only add zeros: most chunks of a large kernel on a small
-    // image.
+    // Chunks whose columns are all outside the image only add
+    // zeros: most chunks of a large kernel on a small image.
     const int column = t.column + group * kColumns - s.side / 2 + first;
     if (column + kColumns + taps - 1 > 0 && column * s.dilation + t.residue_w < s.w) {
       if (taps == 7) add_chunk<T, 7>(s, t, s.side, tile + first, weights + first, pair, acc);
@@ -147,8 +147,8 @@ __device__ __forceinline__ void store_vectors(const DwconvParams& p, const Tile&
   }
 }
 
-// Stores the tile's results from planes of tile_height x tile_width; neighbouring threads store neighbouring
-// columns or channels.
+// Stores the tile's results from planes of tile_height x tile_width;
+// neighbouring threads store neighbouring columns or channels.
 __device__ __forceinline__ void store_elements(const DwconvParams& p, const Tile& t, int channel,
                                                const Pixel<float>* from, int plane) {
   const int width = tile_width(p.s), pixels = tile_height(p.s) * width, channels = p.s.lanes * kChannels;

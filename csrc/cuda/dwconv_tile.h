@@ -49,8 +49,8 @@ struct TileShape {
 __host__ __device__ inline int tile_height(const TileShape& s) { return s.pairs * kRows; }
 __host__ __device__ inline int tile_width(const TileShape& s) { return s.groups * kColumns; }
 
-// Where a tile lies. `row` and `column` count in its lattice; lattice row r is image row residue_h + r *
-// dilation.
+// Where a tile lies. `row` and `column` count in its lattice;
+// lattice row r is image row residue_h + r * dilation.
 struct Tile {
   int64_t sample;
   int row, column;  // of its first output

@@ -255,8 +255,8 @@ Plan plan_of(const DeviceInfo& device, DType dtype, int64_t n, int64_t c, int64_
           const int64_t sums = int64_t(p.splits) * tasks * values * int64_t(sizeof(float));
           plan.shared_bytes = max(p.dy_bytes + lanes * p.s.plane * kChannels * size, sums);
           if (plan.threads > kWeightThreads || plan.shared_bytes > limit) break;
-          // Enough blocks to fill the GPU twice, if there are as many tiles and the sum over parts stays
-          // short.
+          // Enough blocks to fill the GPU twice, if there are
+          // as many tiles and the sum over parts stays short.
           const int64_t wanted = ceil_div(2 * device.multiprocessors, int64_t(p.s.chunks) * p.row_blocks);
           p.parts = min(min(p.s.tiles, max(wanted, int64_t{1})), int64_t{kMostParts});
           p.tiles_per_part = ceil_div(p.s.tiles, p.parts);

@@ -123,8 +123,8 @@ __device__ __forceinline__ void store(const float (&from)[V], T* to) {
   *reinterpret_cast<Words<V / 2>*>(to) = words;
 }
 
-// One element of a tensor whose dtype is known only at run time: for parameters, which are loaded outside of
-// the loops.
+// One element of a tensor whose dtype is known only at run
+// time: for parameters, which are loaded outside of the loops.
 __device__ __forceinline__ float load(const void* data, DType dtype, int64_t index) {
   if (dtype == DType::kFloat32) return static_cast<const float*>(data)[index];
   const uint16_t bits = static_cast<const uint16_t*>(data)[index];

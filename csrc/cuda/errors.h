@@ -1,5 +1,5 @@
-// Errors as text. Not in launch.h, because <string> and <stdexcept> would add a second to the compile time of
-// every file of kernels.
+// Errors as text. Not in launch.h, because <string> and <stdexcept>
+// would add a second to the compile time of every file of kernels.
 #pragma once
 
 #include <stdexcept>

@@ -118,8 +118,8 @@ __global__ void __launch_bounds__(kTileThreads, 2) grn_sums_kernel(const GrnSums
   }
 }
 
-// Sums over the block, in every thread. `shared` has N floats for each warp and may be reused after the next
-// barrier.
+// Sums over the block, in every thread. `shared` has N floats
+// for each warp and may be reused after the next barrier.
 template <int N>
 __device__ __forceinline__ void block_sum(float (&values)[N], float* shared) {
   const int warp = int(threadIdx.x) / kWarpSize, warps = int(blockDim.x) / kWarpSize;

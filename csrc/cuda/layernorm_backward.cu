@@ -18,8 +18,8 @@ struct LayerNormBackwardParams {
   bool transposed;  // dy's channels are neighbours in memory, or dy has another dtype
 };
 
-// dx = rstd * (g - mean(g) - xhat * mean(g * xhat)), with the terms that are the same for all channels
-// precomputed.
+// dx = rstd * (g - mean(g) - xhat * mean(g * xhat)), with
+// the terms that are the same for all channels precomputed.
 struct Gradient {
   float mean, rstd, per_d, shift;
 };
@@ -194,8 +194,8 @@ __device__ __forceinline__ void load_gradient(const LayerNormBackwardParams& p, 
   }
 }
 
-// One part: every parts-th tile of 32 pixels. Its sums are in global memory; only one lane adds to each
-// element.
+// One part: every parts-th tile of 32 pixels. Its sums are
+// in global memory; only one lane adds to each element.
 template <class T>
 __global__ void __launch_bounds__(kColumnThreads, 1)
     layernorm_backward_columns_kernel(const LayerNormBackwardParams p) {

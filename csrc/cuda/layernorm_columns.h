@@ -1,7 +1,7 @@
-// LayerNorm's kernels for tensors whose neighbouring pixels are neighbours in memory. The 32 lanes of a warp
-// are 32 pixels, and the warps of a block divide their channels: a lane has every warps-th channel of its
-// pixel in registers. Channels that do not fit are read again for every pass, mostly from L2, so there is no
-// limit to their number.
+// LayerNorm's kernels for tensors whose neighbouring pixels are neighbours in memory.
+// The 32 lanes of a warp are 32 pixels, and the warps of a block divide their channels:
+// a lane has every warps-th channel of its pixel in registers. Channels that do not fit
+// are read again for every pass, mostly from L2, so there is no limit to their number.
 #pragma once
 
 #include "cuda/layernorm_rows.h"

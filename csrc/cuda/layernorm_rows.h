@@ -1,6 +1,6 @@
-// LayerNorm's kernels for tensors whose neighbouring channels are neighbours in memory; other strides work
-// too. A team of threads, a part of a warp or several warps, holds a pixel's channels in registers, in packs
-// of 16 bytes.
+// LayerNorm's kernels for tensors whose neighbouring channels are neighbours
+// in memory; other strides work too. A team of threads, a part of a warp or
+// several warps, holds a pixel's channels in registers, in packs of 16 bytes.
 #pragma once
 
 #include "cuda/channels.h"
@@ -62,8 +62,8 @@ __device__ __forceinline__ float normalised(float x, const Statistics& s) {
   return fmaf(x - s.mean, s.rstd, s.shift);
 }
 
-// A pixel's channels in the registers of a team: slot k of a lane has kCount channels from first_channel()
-// on.
+// A pixel's channels in the registers of a team: slot k of
+// a lane has kCount channels from first_channel() on.
 template <class T>
 __device__ __forceinline__ int first_channel(int lane, int lanes, int k) {
   return (lane + k * lanes) * Channels<T>::kCount;

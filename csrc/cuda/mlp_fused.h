@@ -1,9 +1,9 @@
 // The inverted bottleneck of up to 256 channels in one kernel, the hidden on chip:
 //   out = residual + s * gamma * (GRN?(GELU(LN(x) W1^T + b1)) W2^T + b2)
-// GRN needs the sums over a sample's pixels of the squared hidden: a first launch with `sums` and without
-// `out`, a second with their response as `grn_scale`. Bytes per pixel with 16-bit elements: 6C (x, residual,
-// out), 2C more with GRN, and 2 * hidden if u is kept for the gradient. Every block reads both weights, from
-// L2.
+// GRN needs the sums over a sample's pixels of the squared hidden: a first launch
+// with `sums` and without `out`, a second with their response as `grn_scale`. Bytes
+// per pixel with 16-bit elements: 6C (x, residual, out), 2C more with GRN, and 2 *
+// hidden if u is kept for the gradient. Every block reads both weights, from L2.
 #pragma once
 
 #include "cuda/tensors.h"

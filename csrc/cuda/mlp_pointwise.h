@@ -24,8 +24,8 @@ struct GeluBackwardArgs {
 };
 void gelu_backward(const Context& context, const GeluBackwardArgs& args);
 
-// out = residual + s[n] * gamma * (z + bias); residual may be missing, or be out. Bytes per pixel with 16-bit
-// elements: 6C.
+// out = residual + s[n] * gamma * (z + bias); residual may be
+// missing, or be out. Bytes per pixel with 16-bit elements: 6C.
 struct MlpOutputArgs {
   DType dtype;
   const void* z;

@@ -1,5 +1,5 @@
-// What the two kernels of the fused bottleneck share: where a block's tile lies, the parameters in shared
-// memory, GRN's sums.
+// What the two kernels of the fused bottleneck share: where a
+// block's tile lies, the parameters in shared memory, GRN's sums.
 #pragma once
 
 #include "cuda/element.h"

@@ -57,8 +57,8 @@ const void* any_kernel() { return reinterpret_cast<const void*>(sum_partials_ker
 
 void sum_partials(const Context& context, const SumPartialsArgs& args) {
   const int64_t rows = (args.parts + args.groups - 1) / args.groups;
-  // Enough threads to fill the GPU: first divided among the columns, then among the parts; at least 8 parts
-  // each.
+  // Enough threads to fill the GPU: first divided among the
+  // columns, then among the parts; at least 8 parts each.
   const int64_t wanted = int64_t(device_info(context.device).multiprocessors) * 4 * kSumThreads;
   const int64_t across = (args.length + kSumColumns - 1) / kSumColumns * args.groups;
   int walkers = 1;

@@ -23,8 +23,8 @@ namespace cnk::test {
 
 class Buffer {
  public:
-  // Filled with NaN (all bits set, in every dtype). If `bytes` is no multiple of `alignment`, there are
-  // unused bytes at the end.
+  // Filled with NaN (all bits set, in every dtype). If `bytes` is
+  // no multiple of `alignment`, there are unused bytes at the end.
   explicit Buffer(int64_t bytes, int64_t alignment = 1) : bytes_(bytes) {
     const int64_t page = sysconf(_SC_PAGESIZE);
     mapped_ = (bytes + page - 1) / page * page + page;

@@ -43,8 +43,8 @@ inline Expected dwconv(const Values& x, const Image& s, int kernel_size, int dil
   return out;
 }
 
-// x (rows, C) with errors up to `x_tolerance` (empty: none). The rounding of the sums grows with the square
-// root of C.
+// x (rows, C) with errors up to `x_tolerance` (empty: none).
+// The rounding of the sums grows with the square root of C.
 inline Expected layernorm(const Values& x, const Values& x_tolerance, int64_t c, const Values& weight,
                           const Values& bias, double eps) {
   Expected out{Values(x.size()), Values(x.size())};
@@ -68,8 +68,8 @@ inline Expected layernorm(const Values& x, const Values& x_tolerance, int64_t c,
   return out;
 }
 
-// x (N, pixels, C) -> the factor of every (N, C): 1 + weight * G / (mean_c G + eps), with G = sqrt(sum over
-// pixels of x^2).
+// x (N, pixels, C) -> the factor of every (N, C): 1 + weight *
+// G / (mean_c G + eps), with G = sqrt(sum over pixels of x^2).
 inline Values grn_factors(const Values& x, int64_t n, int64_t pixels, int64_t c, const Values& weight,
                           double eps) {
   Values factors(n * c);
@@ -121,8 +121,8 @@ inline double largest(const Values& v) {
   return most;
 }
 
-// Typical relative error of one operand or sum of a product: half of bf16's rounding; for fp32 a chain of 256
-// roundings.
+// Typical relative error of one operand or sum of a product:
+// half of bf16's rounding; for fp32 a chain of 256 roundings.
 inline double product_unit(Products products) { return products == Products::kFloat32 ? 16 * kUnit : 0x1p-9; }
 
 // out[j] += sum_i in[i] w[j, i] for a weight (rows, columns) that is passed transposed.

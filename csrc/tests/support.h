@@ -52,8 +52,8 @@ inline const std::vector<Kernels>& kernels() {
 
 constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
 constexpr int kTeams[] = {1, 2, 3, 5};
-// Below, equal to and above the sizes of registers of 4, 8 and 16 lanes, the padding of 32, panels of 48
-// columns.
+// Below, equal to and above the sizes of registers of 4, 8
+// and 16 lanes, the padding of 32, panels of 48 columns.
 constexpr int64_t kChannels[] = {1, 3, 15, 16, 17, 31, 32, 33, 48, 96, 100};
 
 inline std::string dtype_name(DType dtype) {

@@ -28,8 +28,8 @@ struct Format {
     return bits >> 15 ? -magnitude : magnitude;
   }
   bool is_nan(uint16_t bits) const { return std::isnan(value(bits)); }
-  // To nearest, ties to even: a whole number of units in the last place that the format has at this
-  // magnitude.
+  // To nearest, ties to even: a whole number of units in
+  // the last place that the format has at this magnitude.
   double round(double v) const {
     if (std::isnan(v) || std::isinf(v)) return v;
     const int exponent = v == 0 ? 1 - bias : std::max(std::ilogb(v), 1 - bias);
@@ -59,8 +59,8 @@ bool same(double a, double b) {
   return std::isnan(a) ? std::isnan(b) : a == b && std::signbit(a) == std::signbit(b);
 }
 
-// Every finite value, every tie between neighbours, the floats next to each, and values that overflow; both
-// signs.
+// Every finite value, every tie between neighbours, the
+// floats next to each, and values that overflow; both signs.
 std::vector<float> floats_to_round(const Format& format) {
   std::vector<float> out = {0.0f,
                             std::numeric_limits<float>::denorm_min(),

@@ -1,5 +1,5 @@
-// Depthwise convolution: kernel sizes, dilations, channels, and sizes near those of every tile; errors within
-// the bound of fp32.
+// Depthwise convolution: kernel sizes, dilations, channels, and
+// sizes near those of every tile; errors within the bound of fp32.
 
 #include <doctest/doctest.h>
 

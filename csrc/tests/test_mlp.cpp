@@ -1,5 +1,5 @@
-// The inverted bottleneck and the fused block, with the four plans of cpu/mlp.cpp: tiles, columns, images,
-// group.
+// The inverted bottleneck and the fused block, with the
+// four plans of cpu/mlp.cpp: tiles, columns, images, group.
 
 #include <doctest/doctest.h>
 

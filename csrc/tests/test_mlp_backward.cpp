@@ -1,5 +1,5 @@
-// The gradients of the inverted bottleneck, with and without GRN, with a hidden that is kept or computed
-// again.
+// The gradients of the inverted bottleneck, with and without
+// GRN, with a hidden that is kept or computed again.
 
 #include <doctest/doctest.h>
 

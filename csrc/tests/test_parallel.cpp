@@ -24,9 +24,9 @@ using namespace cnk::test;
 
 namespace {
 
-// A job that uses all features of a team: `rounds` times each thread takes work from the counter, then waits
-// for all. Wrong answers are counted and not checked here, because this also runs in threads and in forked
-// children.
+// A job that uses all features of a team: `rounds` times each thread takes
+// work from the counter, then waits for all. Wrong answers are counted and
+// not checked here, because this also runs in threads and in forked children.
 int failures_of_job(int threads, int rounds, int* size = nullptr) {
   constexpr int64_t kItems = 64;
   std::vector<std::atomic<int>> taken(kItems * rounds);
@@ -112,8 +112,8 @@ TEST_CASE("a sleeper at the barrier is woken") {
   CHECK(late == early);
 }
 
-// The last thread arrives at about the time when the others stop spinning and sleep, a little later in each
-// round.
+// The last thread arrives at about the time when the others
+// stop spinning and sleep, a little later in each round.
 TEST_CASE("nobody sleeps through a barrier") {
   constexpr int kRounds = 20000;
   std::atomic<int> rounds{0};

@@ -41,8 +41,8 @@ namespace pybind11::detail {
 template <class T, size_t Fields>
 struct numbers_caster {
   PYBIND11_TYPE_CASTER(T, const_name("tuple"));
-  // Copies the numbers to `numbers`. False unless `source` is None or a tuple that begins with `Fields`
-  // numbers.
+  // Copies the numbers to `numbers`. False unless `source`
+  // is None or a tuple that begins with `Fields` numbers.
   static bool numbers_of(handle source, int64_t (&numbers)[Fields]) {
     if (source.is_none()) return true;
     if (!PyTuple_Check(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) < Py_ssize_t(Fields)) return false;

@@ -1,6 +1,6 @@
-// convnext_kernels._native_cuda: the CUDA kernels for Python. Private: only convnext_kernels/backends/cuda
-// calls it. The same sources build _native_cuda_host, whose kernels run on the CPU, for tests
-// (csrc/cuda/host).
+// convnext_kernels._native_cuda: the CUDA kernels for Python. Private: only
+// convnext_kernels/backends/cuda calls it. The same sources build
+// _native_cuda_host, whose kernels run on the CPU, for tests (csrc/cuda/host).
 //
 // Tensors are passed as addresses, because the extension does not use torch. The caller has checked device,
 // dtype, layout and shape, allocated the results and chosen the stream.

@@ -1,5 +1,5 @@
-// Launches of the host build: kernels run as fibers, or are passed to a recorder, which may execute their
-// PTX.
+// Launches of the host build: kernels run as fibers, or are
+// passed to a recorder, which may execute their PTX.
 #pragma once
 
 #include <functional>
@@ -20,8 +20,8 @@ using Recorder = std::function<void(const Recorded&)>;
 
 // With an empty recorder kernels run as fibers.
 void set_recorder(Recorder recorder);
-// The GPU that launchers plan for, and the largest grid: with a small one kernels must loop over their
-// blocks.
+// The GPU that launchers plan for, and the largest grid:
+// with a small one kernels must loop over their blocks.
 void set_device(const DeviceInfo& info, int64_t grid_limit);
 
 }  // namespace cnk::cuda::host

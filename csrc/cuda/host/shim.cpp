@@ -192,8 +192,8 @@ void run(const void* kernel, Invoke invoke, const void* params, unsigned blocks,
   grid_size = {blocks, 1, 1};
   for (unsigned b = 0; b < blocks; ++b) {
     block_index = {b, 0, 0};
-    // A new allocation each time, so that the sanitizer also detects use of shared memory of an earlier block
-    // of threads.
+    // A new allocation each time, so that the sanitizer also
+    // detects use of shared memory of an earlier block of threads.
     std::unique_ptr<char, decltype(&std::free)> shared(
         static_cast<char*>(shared_bytes ? std::malloc(size_t(shared_bytes)) : nullptr), &std::free);
     if (shared) std::memset(shared.get(), 0xff, size_t(shared_bytes));
