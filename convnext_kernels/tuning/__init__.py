@@ -1,4 +1,4 @@
-"""What the kernels' configurations are chosen by: the GPUs' data sheets, a cost model, a cache of timed choices."""
+"""How the kernels' configurations are chosen: the GPUs' data sheets, a cost model, a cache of timed choices."""
 
 from convnext_kernels.tuning.cost import Candidate, Work, cublas_product, seconds
 from convnext_kernels.tuning.gpus import GPUS, Gpu, for_arch, for_device, named
