@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from convnext_kernels.tuning.gpus import Gpu
 
-LAUNCH_SECONDS = 2e-6  # what a GPU needs between two dependent kernels of a stream, with or without a CUDA graph
+LAUNCH_SECONDS = 2e-6  # about: between two dependent kernels of a stream, with or without a CUDA graph
 # Shares of the peaks that good kernels sustain. Rules of thumb; `l2_gbs` is already a measured rate.
 DRAM_SHARE = 0.9
 ISSUE_SHARE = 0.85

@@ -22,7 +22,7 @@ def forward(
 ) -> Tensor:
     """LN -> W1 -> GELU -> [GRN] -> W2 -> gamma -> drop scale -> + residual, in one pass.
 
-    `hidden` (N, hidden, H, W) is filled with W1's product for the gradient.
+    `hidden` (N, hidden, H, W) is filled with W1's result for the gradient.
     """
     return mlp_native.run(x, residual, None, p, drop_scale, eps, grn_eps, compute_dtype, kept_hidden=hidden)
 

@@ -2,10 +2,10 @@
 
 Two plans, chosen by predicted time (`mlp_plan.py`):
 
-fused    one kernel, the hidden on chip (csrc/cuda/mlp_fused.cu, mlp_fused_fp32.cu): C up to 256
-library  the library's products, pointwise kernels between them (backends/gpu/mlp_cublas.py), and every gradient
+fused    one kernel, the hidden on chip (csrc/cuda/mlp_fused.cu, mlp_fused_fp32.cu): C up to 256, forward only
+cublas   matmuls by cuBLAS with pointwise kernels between them (backends/gpu/mlp_cublas.py), forward and backward
 
-This file turns a call into the arguments of those kernels.
+This file makes the arguments of these kernels.
 """
 
 import torch
@@ -117,7 +117,7 @@ def _fused(
     if p.grn_weight is not None:
         sums = torch.empty((samples, -(-pixels // tile), hidden), dtype=torch.float32, device=x.device)
         run(None, u, sums, None)
-        u = None  # kept by now
+        u = None  # the first launch has stored it
         scale = grn.response(sums, p.grn_weight, grn_eps)
     run(written, u, None, scale)
 

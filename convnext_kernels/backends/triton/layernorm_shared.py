@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-COUNTS = ["pixels", "tiles", "total", "height", "width"]  # they vary from call to call: no recompilation for them
+COUNTS = ["pixels", "tiles", "total", "height", "width"]  # vary from call to call: kernels are not recompiled for them
 
 
 @triton.jit

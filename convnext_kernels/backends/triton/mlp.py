@@ -2,11 +2,11 @@
 
 Three plans, chosen by predicted time (`mlp_plan.py`):
 
-fused    one kernel, the hidden on chip (mlp_fused.py): C up to 256, 16-bit products
-gemm     two products with fused prologues and epilogues (mlp_gemm.py), backward in mlp_backward.py
-library  the library's products, pointwise kernels between them (backends/gpu/mlp_cublas.py): fp32, where it wins
+fused    one kernel, the hidden on chip (mlp_fused.py): C up to 256, 16-bit matmuls, forward only
+gemm     two matmul kernels with fused prologues and epilogues (mlp_gemm.py), backward in mlp_backward.py: 16 bits
+cublas   matmuls by cuBLAS with pointwise kernels between them (backends/gpu/mlp_cublas.py): fp32, and 16 bits if faster
 
-This file turns a call into the arguments of those kernels.
+This file makes the arguments of these kernels.
 """
 
 import torch
@@ -143,7 +143,7 @@ def _fused(
     if p.grn_weight is not None:
         sums = torch.empty((samples, tiles, hidden), dtype=torch.float32, device=x.device)
         run(None, u, sums, None)
-        u = None  # kept by now
+        u = None  # the first launch has stored it
         scale = grn.response(sums, p.grn_weight, grn_eps)
     run(written.tensor, u, None, scale)
 
@@ -254,7 +254,7 @@ def _backward(
     needs_norm: list[bool],
     hidden: Tensor | None,
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """([dx, dnorm_weight, dnorm_bias] as `needs_norm` marks them, gradients of the other parameters by name)."""
+    """Return ([dx, dnorm_weight, dnorm_bias], of which those marked in `needs_norm`, the other gradients by name)."""
     samples, channels, height, width = x.shape
     width_h = p.pwconv1_weight.shape[0]
     sample_pixels = height * width
@@ -356,11 +356,11 @@ def _backward(
 def _weight_gradient(
     a: Tensor, b: Tensor, drop_scale: Tensor | None, sample_pixels: int, config: dict, columns: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Partial sums (splits, M, N) of (s * a)^T b over the pixels, and, if `columns`, (splits, M) of a's."""
+    """Partial sums (splits, M, N) of (s * a)^T b over the pixels and, if `columns`, (splits, M) of s * a."""
     pixels, n = b.shape
     m = a.numel() // pixels
     tiles = triton.cdiv(m, config["BM"]) * triton.cdiv(n, config["BN"])
-    # Enough splits to give every multiprocessor two programs, none shorter than four steps.
+    # Enough splits for two programs per multiprocessor, each with at least four steps.
     splits = min(triton.cdiv(2 * device.gpu().sms, tiles), max(1, pixels // (4 * config["BP"])))
     chunk = triton.cdiv(triton.cdiv(pixels, splits), config["BP"]) * config["BP"]
     splits = triton.cdiv(pixels, chunk)
@@ -375,10 +375,10 @@ def _weight_gradient(
 def _input_gradient(
     config: dict, du: Tensor, w1: Tensor, x: Tensor, p: MlpParameters, eps: float, needs: list[bool]
 ) -> list[Tensor]:
-    """[dx, dnorm_weight, dnorm_bias] as `needs` marks them, from du."""
+    """From du, those of [dx, dnorm_weight, dnorm_bias] that `needs` marks."""
     hidden, channels = w1.shape
     source = rows(x)
-    if config["BC"] * config["PIECES"] < channels:  # a row is more than one program holds
+    if config["BC"] * config["PIECES"] < channels:  # a row is too long for one program
         dn = torch.empty_like(x, memory_format=torch.channels_last)
         target, norm_weight, x_tensor, partials = rows(dn), None, None, None
     else:
