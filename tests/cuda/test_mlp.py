@@ -109,7 +109,7 @@ def test_fp32_pixels_and_16_bit_products(dtype, case, layout, plan_of):
 
 @pytest.mark.parametrize("compute_dtype", [BF16, FP16])
 def test_16_bit_pixels_and_other_products(compute_dtype, plan_of):
-    """Not asked for by any op so far: bf16 pixels with fp16 products, and the other way round. The library's."""
+    """Requested by no op so far: bf16 pixels with fp16 products, and the other way round. cuBLAS serves them."""
     dtype = FP16 if compute_dtype == BF16 else BF16
     arguments = prepared("mlp", "40", dtype, NHWC)
     p = MlpParameters(*(arguments.get(name) for name in MlpParameters._fields))

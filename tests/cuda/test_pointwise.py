@@ -96,7 +96,7 @@ def test_output_and_scaled_gradient(z_dtype, dtype, layout, out_layout, channels
 
 
 def check(case, dtype, layout, keep):
-    """The bottleneck, forward and gradients, with the library's products; u kept or computed again."""
+    """The bottleneck, forward and gradients, with matmuls by cuBLAS; u kept or computed again."""
     arguments = OPERATORS["mlp"].arguments(case, dtype)
     x, residual = (arguments[name].contiguous(memory_format=layout) for name in ("x", "residual"))
     p = MlpParameters(*(arguments.get(name) for name in MlpParameters._fields))

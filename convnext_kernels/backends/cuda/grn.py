@@ -70,7 +70,7 @@ def response_backward(
 
 
 def _apply(a: Rows, b: Rows | None, out: Rows, scale: Tensor, per_b: Tensor | None, bias: Tensor | None) -> None:
-    """Out = a * scale + b * per_b, or a * scale + bias."""
+    """Compute out = a * scale + b * per_b, or a * scale + bias."""
     native.extension().grn_apply(
         native.context(a.tensor),
         native.rows(a),

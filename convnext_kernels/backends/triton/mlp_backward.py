@@ -167,7 +167,7 @@ def mlp_input_gradient_kernel(
     PIECES: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """Dn = du W1 and LayerNorm's backward. One program: BM pixels of one sample, PIECES * BC channels.
+    """Compute dn = du W1 and LayerNorm's backward. One program: BM pixels of one sample, PIECES * BC channels.
 
     If x is given, a program has whole rows, so that the row sums of LayerNorm's backward need no other program.
     """

@@ -136,7 +136,7 @@ def store_output(
     stride_oc,
     C: tl.constexpr,
 ):
-    """Out = residual + s * gamma * (z + bias) for a tile (pixels p, channels c) of fp32 sums z."""
+    """Store out = residual + s * gamma * (z + bias) for a tile (pixels p, channels c) of fp32 sums z."""
     mask = inside[:, None] & (c < C)[None, :]
     if bias_ptr is not None:
         z += load_vector(bias_ptr, c, c < C)[None, :]
