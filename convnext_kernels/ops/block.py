@@ -7,8 +7,8 @@ from torch import Tensor
 
 from convnext_kernels import planner
 from convnext_kernels.ops import checks
-from convnext_kernels.ops.registration import autocast, call, define, differentiable, gradients_like, scatter
 from convnext_kernels.ops.mlp import BACKWARD_OPTIONS, OPTIONS, PARAMETERS, check_bottleneck, hidden_like, promote
+from convnext_kernels.ops.registration import autocast, call, define, differentiable, gradients_like, scatter
 from convnext_kernels.spec import MlpParameters, OpSpec
 
 _TENSORS = f"Tensor x, Tensor dwconv_weight, Tensor? dwconv_bias, {PARAMETERS}, Tensor? drop_scale"

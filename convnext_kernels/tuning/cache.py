@@ -107,7 +107,7 @@ def write(path: Path, entries: Mapping[str, str]) -> None:
 
 
 class _Memory:
-    """This process's copy of the file, read once for each folder."""
+    """The copy of the file in this process, read once for each folder."""
 
     def __init__(self) -> None:
         self.path: Path | None = None

@@ -30,8 +30,7 @@ namespace {
 int failures_of_job(int threads, int rounds, int* size = nullptr) {
   constexpr int64_t kItems = 64;
   std::vector<std::atomic<int>> taken(kItems * rounds);
-  std::vector<int> done(
-      threads);  // the last round of each thread: plain ints, ordered only by the barrier
+  std::vector<int> done(threads);  // the last round of each thread: plain ints, ordered only by the barrier
   std::atomic<int> failures{0}, members{0}, ranks{0}, team_size{0};
   in_team(threads, [&](Team& team) {
     members++;

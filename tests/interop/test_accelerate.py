@@ -637,7 +637,7 @@ def test_memory_is_what_blocks_keep(model):
 def test_backend_errors_come_before_any_change(model, monkeypatch):
     m = model.make()
     before = classes(m)
-    with pytest.raises(ValueError, match="^backend: unknown backend 'cuda-magic', expected one of auto, "):
+    with pytest.raises(ValueError, match=r"^backend: unknown backend 'cuda-magic', expected one of auto, "):
         ck.accelerate(m, backend="cuda-magic")
     with pytest.raises(TypeError, match="backend: expected the name of a backend"):
         ck.accelerate(m, backend=None)
