@@ -82,7 +82,7 @@ class Row:
 
     name: str
     count: int
-    plan: tuple[str, ...]  # "step: configuration"
+    plan: tuple[str, ...]  # "step: configuration", or the step if there is only one configuration
     ours: Cost
     eager: Cost
     floor: Cost
@@ -244,7 +244,7 @@ def explain(recording: Recording, dtype: torch.dtype, training: bool, gpu: Gpu) 
         ours = total((work for _, candidate in steps for work in candidate.launches), gpu)
         eager = total(_eager(call, dtype, training, gpu), gpu)
         floor = _floor(call, dtype, training, gpu)
-        plan = tuple(f"{step}: {candidate.name}" for step, candidate in steps)
+        plan = tuple(step if step == c.name else f"{step}: {c.name}" for step, c in steps)
         rows.append(Row(str(call), count, plan, ours * count, eager * count, floor * count))
     # In training each matmul has two more for its gradients, each with about as many bytes.
     works = [_work(elements * dtype.itemsize, flops, dtype) for elements, flops in recording.others]
