@@ -114,7 +114,7 @@ def _compiled() -> Iterator[Case]:
     yield from _both(Case("mlp", 256, 28))  # the widest that is fused
     yield from _both(Case("mlp", 384, 14, keeps=True))
     yield from _both(Case("mlp", 384, 14, keeps=True, grn=True))
-    yield from _both(Case("mlp", 96, 56, dtype="fp32", quick=True))  # cublas
+    yield from _both(Case("mlp", 96, 56, dtype="fp32", quick=True))  # library
     yield from _both(Case("mlp", 384, 14, dtype="fp32", grn=True))
     yield from _both(Case("mlp", 96, 56, dtype="fp16"))
     yield Case("dwconv", 192, 28, dtype="fp16")  # widened one by one
