@@ -123,7 +123,7 @@ import convnext_kernels as ck
 from convnext_kernels import models
 from convnext_kernels.models import published
 
-status = ck.backends()
+status = ck.list_backends()
 print(f"wheel: {len(models.list_models())} models, {len(published.models())} published rows")
 assert status["cpu"].available, status["cpu"]
 print(f"wheel: {status['cuda'].description}; {status['cuda'].reason or 'it can run here'}")

@@ -2,7 +2,7 @@
 
     python benchmarks/cpu_phases.py [--threads 2] [--isa avx512] [--markdown]
 
-The kernel of the block is timed from inside (`backends.cpu.bottleneck.timed_phases`): seconds of each thread in each
+The kernel of the block is timed from inside (`backends.cpu.mlp_native.timed_phases`): seconds of each thread in each
 phase, of the call with the median time, as the mean over the threads. "Outside" is Python, waking the threads, and the
 end of the call, where one thread waits for the other.
 
@@ -19,7 +19,7 @@ import torch
 
 from convnext_kernels import FusedConvNeXtBlock
 from convnext_kernels.backends.cpu import native
-from convnext_kernels.backends.cpu.bottleneck import PHASES, timed_phases
+from convnext_kernels.backends.cpu.mlp_native import PHASES, timed_phases
 from convnext_kernels.bench.cases import STAGES
 from convnext_kernels.bench.timing import pinned, settle, steady_allocator
 

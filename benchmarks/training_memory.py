@@ -98,7 +98,7 @@ def candidates(quick: bool) -> list[tuple[str, str, tuple[tuple[int, int], ...],
 
     stages = STAGES[2:3] if quick else STAGES
     found = [(PYTORCH, "", stages, 8), (COMPILED, "", stages, 8)]
-    for name, status in ck.backends().items():
+    for name, status in ck.list_backends().items():
         small = name in EMULATED and not torch.cuda.is_available()
         if status.available:
             sizes = (SMALL[-1:] if quick else SMALL, 1) if small else (stages, 8)

@@ -1,9 +1,12 @@
 """Fused kernels for modern ConvNets: depthwise convolution and the ConvNeXt inverted bottleneck."""
 
-from convnext_kernels import functional
+import types
+import warnings
+
+from convnext_kernels import backends, functional, planner
 from convnext_kernels.interop import accelerate, acceleration_report, restore
 from convnext_kernels.nn import DepthwiseConv2d, FusedConvNeXtBlock, GlobalResponseNorm, LayerNorm2d
-from convnext_kernels.planner import backends, use_backend
+from convnext_kernels.planner import list_backends, use_backend
 from convnext_kernels.spec import BackendError
 from convnext_kernels.tuning.autotune import autotune
 from convnext_kernels.version import __version__
@@ -18,8 +21,22 @@ __all__ = [
     "accelerate",
     "acceleration_report",
     "autotune",
-    "backends",
     "functional",
+    "list_backends",
     "restore",
     "use_backend",
 ]
+
+
+class _CallableModule(types.ModuleType):
+    """The subpackage `backends`, which can still be called: `list_backends` had its name before."""
+
+    def __call__(self) -> dict[str, planner.BackendStatus]:
+        """Deprecated: `list_backends`."""
+        message = "convnext_kernels.backends() is deprecated, call convnext_kernels.list_backends() instead"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return list_backends()
+
+
+# The attribute `backends` of this package is the subpackage, so the old function can only live on in its class.
+backends.__class__ = _CallableModule

@@ -1,4 +1,7 @@
-"""Where this process runs: versions, backends with their reasons, the machine. What `info` shows and results record."""
+"""Where this process runs: versions, backends and why some are not available, the machine.
+
+`convnext-kernels info` shows it, and benchmark results record it.
+"""
 
 import importlib.metadata
 import os
@@ -9,7 +12,7 @@ from pathlib import Path
 
 from convnext_kernels.version import __version__
 
-LIBRARIES = ("torch", "triton", "torchvision", "timm", "transformers", "openvino", "onnxruntime")
+PACKAGES = ("torch", "triton", "torchvision", "timm", "transformers", "openvino", "onnxruntime")
 VARIABLES = (
     "CONVNEXT_KERNELS_BACKEND",
     "CONVNEXT_KERNELS_CPU_ISA",
@@ -20,15 +23,15 @@ VARIABLES = (
 )
 
 
-def _version(library: str) -> str | None:
+def _version(package: str) -> str | None:
     try:
-        return importlib.metadata.version(library)
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
 def cpu_name() -> str:
-    """Return the processor's name as the system gives it."""
+    """Return the processor's name as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -67,7 +70,7 @@ def commit() -> str | None:
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", here.name)  # not some other repository that holds the environment
+        git("ls-files", "--error-unmatch", here.name)  # fails in another repository that contains the environment
         return git("describe", "--always", "--abbrev=12", "--exclude=*", "--dirty")
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -77,21 +80,21 @@ def collect() -> dict[str, object]:
     """Everything that ``info`` shows, as plain values for JSON."""
     import torch
 
-    from convnext_kernels.planner import backends, compiled_for_cuda
+    from convnext_kernels.planner import compiled_for_cuda, list_backends
 
     found, reason = gpus()
     return {
         "convnext_kernels": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "libraries": {name: _version(name) for name in LIBRARIES},
+        "libraries": {name: _version(name) for name in PACKAGES},
         "backends": {
             status.name: {
                 "available": status.available,
                 "reason": status.reason,
                 "description": status.description,
             }
-            for status in backends().values()
+            for status in list_backends().values()
         },
         "cuda_extension": compiled_for_cuda(),
         "cpu": {"name": cpu_name(), "torch_capability": torch.backends.cpu.get_cpu_capability()},
@@ -103,7 +106,7 @@ def collect() -> dict[str, object]:
 
 
 def _cuda_extension(compiled: dict[str, object]) -> str:
-    """The CUDA kernels in a line: what they are built for, whether the driver can run them."""
+    """One line about the CUDA kernels: what they are built for and whether the driver can run them."""
     if not compiled["built"]:
         return f"not built: {compiled['reason']}"
     if not compiled["architectures"]:
@@ -115,14 +118,14 @@ def _cuda_extension(compiled: dict[str, object]) -> str:
 
 
 def rows(values: dict[str, object]) -> list[tuple[str, str]]:
-    """Lines of (what, value) from `collect`, without the backends."""
+    """Return (name, value) pairs of what `collect` found, without the backends."""
     threads = values["threads"]
     return [
         ("convnext-kernels", values["convnext_kernels"]),
         ("Python", f"{values['python']} on {values['platform']}"),
         *((name, version or "not installed") for name, version in values["libraries"].items()),
         ("CPU", f"{values['cpu']['name']} (PyTorch uses {values['cpu']['torch_capability']})"),
-        # runs recorded before the CUDA kernels existed know nothing of them
+        # results that were recorded before the CUDA kernels existed have no such entry
         *((("CUDA kernels", _cuda_extension(values["cuda_extension"])),) if "cuda_extension" in values else ()),
         ("threads", f"{threads['torch']} of PyTorch, {threads['cores']} cores"),
         ("GPU", "\n".join(values["gpus"]) or f"none: {values['no_gpu_reason']}"),

@@ -1,11 +1,11 @@
 """The public functions. Tensors are (N, C, H, W) in any memory format; results keep x's format and dtype.
 
 All of them are differentiable, work under ``torch.autocast`` and ``torch.compile``, and take
-``backend="auto"`` or the name of one of `convnext_kernels.backends()`.
+``backend="auto"`` or the name of one of `convnext_kernels.list_backends()`.
 
 Errors: TypeError for an unsupported or mixed dtype; ValueError for wrong ranks, shapes, devices, kernel
-sizes, dilations and eps; BackendError when a backend asked for by name cannot serve; RuntimeError (from
-PyTorch's dispatcher, which names the argument) where something else than a tensor or a number came.
+sizes, dilations and eps; BackendError when the backend that was requested by name does not exist or cannot serve the
+call; RuntimeError (from PyTorch's dispatcher, which names the argument) when an argument is not a tensor or a number.
 """
 
 import torch
@@ -13,11 +13,11 @@ from torch import Tensor
 
 import convnext_kernels.ops  # noqa: F401  registers torch.ops.convnext_kernels
 from convnext_kernels.ops import checks
-from convnext_kernels.ops.library import call
+from convnext_kernels.ops.registration import call
 
 
 def _memory(memory: str, tensors: tuple) -> str:
-    """`memory` where a gradient will be wanted, otherwise "nothing"."""
+    """Return `memory` if a gradient may be computed later, otherwise "nothing"."""
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
         return memory
     checks.memory(memory)
@@ -75,9 +75,9 @@ def inverted_bottleneck(
     and pwconv2_weight (C, hidden), or the same as 1x1 convolutions; pwconv1_bias, grn_weight and grn_bias
     (hidden,); drop_scale (N,): 0 for a dropped sample, 1 / keep probability for a kept one. GELU is exact (erf).
 
-    `memory` says what a pass that needs gradients keeps beside its inputs: "min" nothing, "balanced" the hidden
-    pre-activation (hidden / C times the size of x), "auto" one of the two. Backends that always compute the hidden
-    again (eager) keep nothing.
+    `memory` says what the forward pass keeps for the gradient beside its inputs: "min" keeps nothing, "balanced" the
+    hidden before GELU (hidden / C times the size of x), "auto" chooses one of the two. A backend that always computes
+    the hidden again (eager) keeps nothing.
     """
     tensors = (
         x,
@@ -119,8 +119,8 @@ def convnext_block(
 ) -> Tensor:
     """The ConvNeXt block, V1 (with gamma) or V2 (with GRN): x + `inverted_bottleneck`(`depthwise_conv2d`(x)).
 
-    Shapes and `memory` as in those two functions; here "min" keeps the convolution's result (2 times x together with
-    x itself) and "balanced" the hidden as well (6 times x). Eager PyTorch keeps 12 times x.
+    Shapes and `memory` are those of these two functions. Here "min" keeps the convolution's result (2 times the
+    size of x with x itself) and "balanced" the hidden as well (6 times). Eager PyTorch keeps 12 times the size of x.
     """
     tensors = (
         x,

@@ -1,4 +1,4 @@
-"""What a call asks of a backend, in plain values: the vocabulary that planner and backends share."""
+"""What planner and backends share: the names of the ops, the description of a call, the errors about backends."""
 
 from typing import NamedTuple
 
@@ -8,24 +8,29 @@ OPS = ("dwconv", "layernorm", "grn", "mlp", "block", "downsample")
 
 
 class BackendError(RuntimeError):
-    """A backend that was asked for by name does not exist or cannot serve; the message says why."""
+    """A backend that was requested by name does not exist or cannot serve the call; the message says why."""
+
+
+class UnknownBackendError(BackendError, ValueError):
+    """No backend has the requested name."""
 
 
 class OpSpec(NamedTuple):
     """One op at one configuration. Hashable, so that the planner can remember its choice.
 
     Sizes that change from call to call (batch, height, width) are left out on purpose: no backend
-    refuses because of them. (A tuple and not a frozen dataclass: one is made at every call, 0.7 us faster.)
+    refuses a call because of them. (A tuple and not a frozen dataclass: one is made at every call, and making it
+    takes 0.7 us less.)
     """
 
     op: str  # a name of OPS
     device: str  # torch device type: "cpu", "cuda", ...
     dtype: torch.dtype  # of x and of the result
-    compute_dtype: torch.dtype  # what the matrix products and the convolution read; differs under autocast
+    compute_dtype: torch.dtype  # in which the matmuls and the convolution read their inputs; differs under autocast
     channels: int
-    kernel_size: int = 0  # depthwise kernel side; 0: no convolution
+    kernel_size: int = 0  # side of the depthwise kernel; 0: no convolution
     dilation: int = 1
-    hidden: int = 0  # width of the inverted bottleneck; 0: none
+    hidden: int = 0  # width of the hidden activations, or of the result of downsample; 0: neither
     grn: bool = False
     backward: bool = False
 

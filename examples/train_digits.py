@@ -278,7 +278,7 @@ def train(run: Run) -> None:
 
 @click.command()
 @click.option("--variant", type=click.Choice(["v1", "v2", "both"]), default="both", show_default=True)
-@click.option("--backend", type=click.Choice(["auto", *backends()]), default="auto", show_default=True)
+@click.option("--backend", type=click.Choice(["auto", *list_backends()]), default="auto", show_default=True)
 @click.option("--compare-eager", is_flag=True, help="Also train with the eager backend, and draw both curves.")
 @click.option("--epochs", type=click.IntRange(1, 999), default=30, show_default=True)
 @click.option("--seed", type=click.IntRange(0, 10**6), default=0, show_default=True)

@@ -157,7 +157,7 @@ class Options:
 
 def build(options: Options, classes: int, recipe: Recipe) -> nn.Module:
     """Build our model, or timm's with our kernels, with new weights or those of a file."""
-    known = ["auto", *(name for name, status in backends().items() if status.available)]
+    known = ["auto", *(name for name, status in list_backends().items() if status.available)]
     if options.backend not in known:
         raise ValueError(f"--backend {options.backend}: expected one that runs here: {', '.join(known)}")
     common = {"num_classes": classes, "drop_path_rate": recipe.drop_path, "head_init_scale": recipe.head_init_scale}

@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def _backend_parameters(every_isa: bool) -> list:
     """One parameter per backend; the native one once per instruction set if `every_isa`."""
     parameters = []
-    for name, status in convnext_kernels.backends().items():
+    for name, status in convnext_kernels.list_backends().items():
         if not status.available:
             marks = pytest.mark.skip(reason=f"backend {name!r} is not available: {status.reason}")
             parameters.append(pytest.param((name, None), id=name, marks=marks))

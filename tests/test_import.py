@@ -2,6 +2,10 @@
 
 import json
 
+import pytest
+
+import convnext_kernels as ck
+
 HEAVY = ("triton", "torchvision", "timm", "transformers", "matplotlib", "sklearn", "skimage", "rich", "click", "jinja2")
 
 
@@ -26,7 +30,7 @@ import torch
 before = set(sys.modules)
 import convnext_kernels
 convnext_kernels.FusedConvNeXtBlock(4)(torch.randn(1, 4, 3, 3)).sum().backward()
-convnext_kernels.backends()
+convnext_kernels.list_backends()
 print(json.dumps(sorted({m.split(".")[0] for m in set(sys.modules) - before})))
 """)
     assert not set(json.loads(added)) & set(HEAVY)
@@ -65,7 +69,7 @@ def test_without_the_compiled_extension(run_python):
         + """
 import torch
 import convnext_kernels as ck
-status = ck.backends()
+status = ck.list_backends()
 block = ck.FusedConvNeXtBlock(4, layer_scale_init_value=1.0)
 x = torch.randn(2, 4, 5, 5)
 y = block(x)
@@ -105,3 +109,15 @@ except ck.BackendError as error:
     )
     assert "cpu" in out
     assert "no extension in this test" in out
+
+
+def test_old_name_of_list_backends():
+    """`backends()` is deprecated; the subpackage of that name is not."""
+    with pytest.warns(DeprecationWarning, match=r"^convnext_kernels\.backends\(\) is deprecated, call .*list_backends"):
+        table = ck.backends()
+    assert table == ck.list_backends()
+    import convnext_kernels.backends as package
+    from convnext_kernels.backends import get
+
+    assert package is ck.backends
+    assert get("eager") is package.eager

@@ -1,4 +1,4 @@
-"""The rooms of the package import only downwards: the imports are read, not run."""
+"""Packages import only from the layers below them, and no import is circular. The imports are read, not run."""
 
 import ast
 import re
@@ -10,22 +10,22 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "convnext_kernels"
 
-# room -> (what of the package it may import, what third-party it may import when it is itself imported).
-# A name ending in "." is a prefix. Third-party packages that are not listed may only be imported inside functions,
-# by the rooms in LAZY.
-ROOMS = {
+# Package or module -> (what of convnext_kernels it may import, the third-party packages it may import at the top of a
+# file). A name that ends in "." is a prefix. Other third-party packages may only be imported inside functions, and only
+# by the packages in LAZY.
+PACKAGES = {
     "spec": ((), ("torch",)),
     "version": ((), ()),
     "backends": ((), ()),
     "backends.eager": (("spec", "backends.eager."), ("torch",)),
     "backends.cpu": (("spec", "backends.cpu.", "_native"), ("torch",)),
-    # What the two GPU backends share, no backend itself.
+    # The code that both GPU backends use; no backend itself.
     "backends.gpu": (("spec", "backends.gpu."), ("torch",)),
     "backends.cuda": (
         ("spec", "tuning", "tuning.", "backends.cuda.", "backends.gpu.", "_native_cuda"),
         ("torch",),
     ),
-    # NumPy: what Triton's interpreter runs kernels with.
+    # NumPy: Triton's interpreter runs kernels with it.
     "backends.triton": (
         ("spec", "tuning", "tuning.", "backends.triton.", "backends.gpu."),
         ("torch", "triton", "numpy"),
@@ -33,26 +33,25 @@ ROOMS = {
     "tuning": (("spec", "version", "tuning", "tuning."), ("filelock", "platformdirs")),
     "planner": (("spec", "backends", "planner.", "tuning", "tuning.", "version"), ("torch",)),
     "ops": (("spec", "planner", "ops."), ("torch",)),
-    "functional": (("ops", "ops.checks", "ops.library"), ("torch",)),
+    "functional": (("ops", "ops.checks", "ops.registration"), ("torch",)),
     "nn": (("functional", "nn.", "ops.checks"), ("torch",)),
     "models": (("functional", "nn", "nn.", "models.", "ops.flops"), ("torch",)),
-    # "backends" is the public function here, `from convnext_kernels import backends`.
-    "interop": (("functional", "nn", "nn.", "ops.checks", "interop.", "spec", "backends"), ("torch",)),
+    "interop": (("functional", "nn", "nn.", "ops.checks", "interop."), ("torch",)),
     "environment": (("planner", "version"), ("torch",)),
     "_native": ((), ()),
     "_native_cuda": ((), ()),
 }
-EXTENSIONS = ("_native", "_native_cuda")  # compiled: no file of theirs is seen
+EXTENSIONS = ("_native", "_native_cuda")  # compiled: they have no Python file
 LAZY = ("models", "interop", "environment")
-# The top of the house: the public names, the benchmarks and the command line, which may use every room below.
+# The top layer: the public names, the benchmarks and the command line. They may import everything.
 TOP = ("", "bench", "cli", "__main__")
 
-C_ROOMS = {"common": ("common",), "cpu": ("cpu", "common"), "cuda": ("cuda", "common")}
+C_FOLDERS = {"common": ("common",), "cpu": ("cpu", "common"), "cuda": ("cuda", "common")}
 C_FORBIDDEN = re.compile(r"^(Python\.h|pybind11/|torch/|ATen/|c10/|caffe2/)")
 
 
-def _room(module: str) -> str:
-    """The room of a module, named without the package: "backends.cpu" for "backends.cpu.block"."""
+def _package(module: str) -> str:
+    """The row of a module in PACKAGES: "backends.cpu" for "backends.cpu.block"."""
     parts = module.split(".")
     return ".".join(parts[:2]) if parts[0] == "backends" and len(parts) > 1 else parts[0]
 
@@ -70,7 +69,7 @@ def _imports(tree: ast.Module, module: str, is_package: bool):
                 if child.level:
                     above = module.split(".")[: len(module.split(".")) - child.level + is_package]
                     base = ".".join([*above, base]).rstrip(".")
-                # "from a import b" may name a module or something in a; the files decide in `_resolve`.
+                # In "from a import b", b may be a module or a name in a: `_resolve` looks for the file.
                 for alias in child.names:
                     yield f"{base}.{alias.name}", child.lineno, inside
             else:
@@ -92,21 +91,27 @@ def _allowed(target: str, patterns: tuple[str, ...]) -> bool:
     return any(target == p or (p.endswith(".") and (target + ".").startswith(p)) for p in patterns)
 
 
-def python_violations(root: Path) -> list[str]:
-    """Every import in `root`/convnext_kernels that goes up or sideways."""
+def _files(root: Path) -> dict[str, Path]:
+    """The modules of `root`/convnext_kernels, named without the package."""
     files = {}
     for path in sorted((root / PACKAGE).rglob("*.py")):
         parts = list(path.relative_to(root / PACKAGE).with_suffix("").parts)
         files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return files
+
+
+def python_violations(root: Path) -> list[str]:
+    """Every import in `root`/convnext_kernels that PACKAGES does not allow."""
+    files = _files(root)
     found = []
     for module, path in files.items():
-        room = _room(module)
-        if room in TOP:
+        package = _package(module)
+        if package in TOP:
             continue
-        if room not in ROOMS:
-            found.append(f"{module}: no row for the room {room!r} in ROOMS")
+        if package not in PACKAGES:
+            found.append(f"{module}: no row for {package!r} in PACKAGES")
             continue
-        inner, outer = ROOMS[room]
+        inner, outer = PACKAGES[package]
         full = f"{PACKAGE}.{module}"
         for name, line, inside in _imports(ast.parse(path.read_text()), full, path.name == "__init__.py"):
             top = name.split(".")[0]
@@ -114,17 +119,41 @@ def python_violations(root: Path) -> list[str]:
                 target = _resolve(name, set(files))
                 if not _allowed(target, inner):
                     found.append(f"{module}:{line} imports {target or PACKAGE}")
-            elif top not in sys.stdlib_module_names and top not in outer and not (inside and room in LAZY):
+            elif top not in sys.stdlib_module_names and top not in outer and not (inside and package in LAZY):
                 found.append(f"{module}:{line} imports {top}")
     return found
 
 
+def circular_imports(root: Path) -> list[str]:
+    """Circular imports in `root`/convnext_kernels, as "a -> b -> a". Imports inside functions count too."""
+    files = _files(root)
+    imported = {}
+    for module, path in files.items():
+        full = f"{PACKAGE}.{module}".rstrip(".")
+        names = [name for name, _, _ in _imports(ast.parse(path.read_text()), full, path.name == "__init__.py")]
+        inner = (name for name in names if name.split(".")[0] == PACKAGE)
+        imported[module] = sorted({_resolve(name, set(files)) for name in inner})
+    found, done = [], set()
+
+    def visit(module: str, path: list[str]) -> None:
+        if module in path:
+            found.append(" -> ".join(name or PACKAGE for name in [*path[path.index(module) :], module]))
+        elif module not in done:
+            for target in imported.get(module, ()):
+                visit(target, [*path, module])
+            done.add(module)
+
+    for module in imported:
+        visit(module, [])
+    return found
+
+
 def c_violations(root: Path) -> list[str]:
-    """Every #include in `root`/csrc that leaves its room for another one, for Python or for torch."""
+    """Every #include in `root`/csrc of a folder that C_FOLDERS does not allow, of Python or of torch."""
     found = []
     for path in sorted((root / "csrc").rglob("*")):
-        room = path.relative_to(root / "csrc").parts[0]
-        if path.suffix not in (".h", ".hpp", ".cpp", ".cc", ".cu", ".cuh", ".inc") or room not in C_ROOMS:
+        folder = path.relative_to(root / "csrc").parts[0]
+        if path.suffix not in (".h", ".hpp", ".cpp", ".cc", ".cu", ".cuh", ".inc") or folder not in C_FOLDERS:
             continue
         for number, line in enumerate(path.read_text().splitlines(), 1):
             match = re.match(r'\s*#\s*include\s*([<"])([^>"]+)[>"]', line)
@@ -138,7 +167,7 @@ def c_violations(root: Path) -> list[str]:
                 candidates = [(base / name).resolve() for base in (path.parent, root / "csrc")]
                 target = next((c for c in candidates if c.is_file()), None)
                 inside = target is not None and target.is_relative_to((root / "csrc").resolve())
-                if not inside or target.relative_to((root / "csrc").resolve()).parts[0] not in C_ROOMS[room]:
+                if not inside or target.relative_to((root / "csrc").resolve()).parts[0] not in C_FOLDERS[folder]:
                     found.append(f"{where} includes {name}")
     return found
 
@@ -147,14 +176,18 @@ def test_python():
     assert python_violations(ROOT) == []
 
 
+def test_no_circular_imports():
+    assert circular_imports(ROOT) == []
+
+
 def test_c():
     assert c_violations(ROOT) == []
 
 
-def test_rooms_are_all_seen():
-    """The walk sees the package at all: an empty one would pass."""
+def test_packages_are_found():
+    """Without a file there would be no violation."""
     seen = {
-        _room(".".join(p.relative_to(ROOT / PACKAGE).with_suffix("").parts)) for p in (ROOT / PACKAGE).rglob("*.py")
+        _package(".".join(p.relative_to(ROOT / PACKAGE).with_suffix("").parts)) for p in (ROOT / PACKAGE).rglob("*.py")
     }
     assert {"spec", "functional", "backends.eager", "planner", "ops", "nn"} <= seen
 
@@ -164,7 +197,7 @@ SYNTHETIC = {
     "backends sideways, from the package": ("backends/cpu/dwconv.py", "from convnext_kernels.backends import eager"),
     "backends sideways, relative": ("backends/cpu/dwconv.py", "from ..eager import dwconv"),
     "the shared GPU code to a backend": (
-        "backends/gpu/mlp_library.py",
+        "backends/gpu/mlp_cublas.py",
         "from convnext_kernels.backends.cuda import native",
     ),
     "the CPU backend to the shared GPU code": (
@@ -191,7 +224,7 @@ SYNTHETIC = {
     "interop in a class body": ("interop/timm.py", "class A:\n    import timm"),
     "models eager about transformers": ("models/v1.py", "from transformers import AutoModel"),
     "numpy in nn": ("nn/block.py", "def f():\n    import numpy"),
-    "a room without a row": ("utils/misc.py", "import torch"),
+    "a package without a row": ("utils/misc.py", "import torch"),
 }
 ALLOWED = {
     "interop/timm.py": "import torch\nfrom convnext_kernels import nn\ndef f():\n    import timm",
@@ -203,16 +236,16 @@ ALLOWED = {
     "backends/cpu/block.py": "def f():\n    from convnext_kernels import _native",
     "backends/cuda/native.py": "from convnext_kernels import _native_cuda",
     "backends/cuda/grn.py": "from convnext_kernels.backends.gpu import layout",
-    "backends/triton/mlp.py": "from convnext_kernels.backends.gpu import mlp_library",
+    "backends/triton/mlp.py": "from convnext_kernels.backends.gpu import mlp_cublas",
 }
 
 
-def _house(root: Path) -> None:
+def _write_package(root: Path) -> None:
     backends = ("backends", *(f"backends/{name}" for name in ("eager", "cpu", "gpu", "cuda", "triton")))
     for directory in ("", *backends, "planner", "ops", "nn", "interop", "models"):
         (root / PACKAGE / directory).mkdir(parents=True, exist_ok=True)
         (root / PACKAGE / directory / "__init__.py").touch()
-    shared = ("backends/gpu/layout.py", "backends/gpu/mlp_library.py")
+    shared = ("backends/gpu/layout.py", "backends/gpu/mlp_cublas.py")
     for file in ("spec.py", "functional.py", "ops/checks.py", "ops/dwconv.py", "nn/layers.py", *shared):
         (root / PACKAGE / file).touch()
     for file, source in ALLOWED.items():
@@ -220,17 +253,25 @@ def _house(root: Path) -> None:
 
 
 def test_allowed_imports_pass(tmp_path):
-    _house(tmp_path)
+    _write_package(tmp_path)
     assert python_violations(tmp_path) == []
+    assert circular_imports(tmp_path) == []
 
 
 @pytest.mark.parametrize(("file", "source"), SYNTHETIC.values(), ids=SYNTHETIC)
 def test_violations_are_seen(tmp_path, file, source):
-    _house(tmp_path)
+    _write_package(tmp_path)
     path = tmp_path / PACKAGE / file
     path.parent.mkdir(exist_ok=True)
     path.write_text(source)
     assert len(python_violations(tmp_path)) == 1
+
+
+def test_circular_imports_are_found(tmp_path):
+    _write_package(tmp_path)
+    (tmp_path / PACKAGE / "nn/layers.py").write_text("def f():\n    from convnext_kernels.nn import block")
+    (tmp_path / PACKAGE / "nn/block.py").write_text("from convnext_kernels.nn.layers import f")
+    assert circular_imports(tmp_path) == ["nn.block -> nn.layers -> nn.block"]
 
 
 @pytest.mark.parametrize(

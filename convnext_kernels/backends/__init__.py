@@ -1,20 +1,20 @@
-"""The backends, one room each; inside a room one file per op, with the same names in every room.
+"""The backends, a package each. Every package has one file per op, with the same names in all packages.
 
-A backend package offers
+A backend package has
 
 - ``unavailable() -> str | None``: why it cannot run on this machine at all, or None;
 - ``refuses(spec) -> str | None``: why it cannot serve this op at this configuration, or None;
-- ``describe() -> str``: a few words for ``convnext-kernels info``;
-- ``DEVICES``: the device types that "auto" takes it for;
-- one module per op of ``spec.OPS`` with ``forward(...)`` and ``backward(...)``; those of ``mlp`` and
-  ``block`` say in ``KEEPS_HIDDEN`` whether they can fill and use what the op keeps for the gradient (ops/block.py).
+- ``describe() -> str``: one line for ``convnext-kernels info``;
+- ``DEVICES``: the device types for which "auto" tries it; None for all;
+- one module per op of ``spec.OPS`` with ``forward(...)`` and ``backward(...)``. In those of ``mlp`` and ``block``,
+  ``KEEPS_HIDDEN`` says whether they can fill and use the tensors that the op keeps for the gradient (ops/block.py).
 """
 
 import functools
 import importlib
 from types import ModuleType
 
-# In order of preference: with "auto" the first one that can serve is taken.
+# In order of preference: "auto" takes the first one that can serve the call.
 NAMES = ("triton", "cuda", "cpu", "eager")
 
 
@@ -28,5 +28,5 @@ def get(name: str) -> ModuleType:
 
 @functools.cache
 def op_module(name: str, op: str) -> ModuleType:
-    """Import the file of backend `name` that holds `op`."""
+    """Import the module of backend `name` for `op`."""
     return importlib.import_module(f"{__name__}.{name}.{op}")

@@ -58,7 +58,7 @@ def backends(device: str) -> tuple[list[Backend], list[str]]:
     """(name, context that asks for it) of all that can run on `device`, and a line for each that cannot."""
     found: list[Backend] = []
     missing = []
-    for name, status in planner.backends().items():
+    for name, status in planner.list_backends().items():
         if not status.available:
             missing.append(f"backend {name}: {status.reason}")
         elif name == "cpu" and device == "cpu":

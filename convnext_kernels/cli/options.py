@@ -43,14 +43,15 @@ def need(module: str, purpose: str, extra: str = "demo") -> ModuleType:
 
 def check_backend(name: str) -> None:
     """Raise ClickException unless backend `name` exists and runs here; BackendError for a bad environment variable."""
-    from convnext_kernels.planner import AUTO, backends, requested_backend
+    from convnext_kernels.planner import AUTO, list_backends, requested_backend
 
     if name == AUTO:
         requested_backend()
         return
-    status = backends().get(name)
+    status = list_backends().get(name)
     if status is None:
-        raise click.ClickException(f"--backend: no backend {name!r}, expected one of {', '.join((AUTO, *backends()))}")
+        expected = ", ".join((AUTO, *list_backends()))
+        raise click.ClickException(f"--backend: no backend {name!r}, expected one of {expected}")
     if not status.available:
         raise click.ClickException(f"--backend: {name} is not available: {' '.join(status.reason.split())}")
 

@@ -7,7 +7,6 @@ from torch import nn
 from convnext_kernels.interop.adapter import BACKEND, MEMORY, Adapter
 from convnext_kernels.interop.table import find, original_class
 from convnext_kernels.ops import checks
-from convnext_kernels.spec import BackendError
 
 _log = logging.getLogger("convnext_kernels")
 
@@ -16,20 +15,6 @@ def check_model(model: object) -> None:
     """Raise TypeError for anything but a module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-
-
-def _check_backend(backend: object) -> None:
-    from convnext_kernels import backends  # at import time the package itself is not complete yet
-
-    if not isinstance(backend, str):
-        raise TypeError(f"backend: expected the name of a backend (str), got {type(backend).__name__}")
-    if backend == "auto":
-        return
-    known = backends()
-    if backend not in known:
-        raise BackendError(f"backend: unknown backend {backend!r}, expected one of {', '.join(('auto', *known))}")
-    if not known[backend].available:
-        raise BackendError(f"backend: {backend!r} is not available: {known[backend].reason}")
 
 
 def accelerate(model: nn.Module, *, memory: str = "auto", backend: str = "auto") -> nn.Module:
@@ -51,14 +36,14 @@ def accelerate(model: nn.Module, *, memory: str = "auto", backend: str = "auto")
     Args:
         model: any module; also a single block.
         memory: what blocks keep for the backward pass, see `FusedConvNeXtBlock`.
-        backend: "auto" or a name of `convnext_kernels.backends()`.
+        backend: "auto" or a name of `convnext_kernels.list_backends()`.
 
-    Raises TypeError when `model` is not a module or `backend` not a string, ValueError for another `memory`, and
-    BackendError when the backend does not exist or cannot run here. After an error the model is unchanged.
+    Raises TypeError when `model` is not a module or `backend` not a string, ValueError for another `memory` or an
+    unknown `backend`, and BackendError when the backend cannot run here. After an error the model is unchanged.
     """
     check_model(model)
     checks.memory(memory, nothing=False)
-    _check_backend(backend)
+    checks.backend(backend, available=True)
     findings = list(find(model))
     replaceable = [f for f in findings if f.accelerated and (isinstance(f.module, Adapter) or f.refusal is None)]
     for _, module, accelerated, _ in replaceable:

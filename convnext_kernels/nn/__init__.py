@@ -1,4 +1,4 @@
-"""Drop-in modules."""
+"""The ConvNeXt block and its layers as modules."""
 
 from convnext_kernels.nn.block import FusedConvNeXtBlock
 from convnext_kernels.nn.layers import (

@@ -19,16 +19,16 @@ class FusedConvNeXtBlock(nn.Module):
     Args:
         dim: channels C.
         drop_path: probability to drop a sample's branch in training, 0 up to but not including 1.
-        layer_scale_init_value: first value of ``gamma``; without effect in V2, which has none.
+        layer_scale_init_value: first value of ``gamma``; no effect in V2, which has no ``gamma``.
         kernel_size: side of the depthwise kernel, odd, up to 31.
         mlp_ratio: hidden width over `dim`, a positive integer.
         dilation: of the depthwise convolution.
         use_grn: build the V2 block.
         eps: of the LayerNorm.
         memory: what training keeps for the gradient, "auto", "min" or "balanced"; see `functional.convnext_block`.
-        backend: "auto" or a name of `convnext_kernels.backends()`.
+        backend: "auto" or a name of `convnext_kernels.list_backends()`.
 
-    Raises TypeError or ValueError for an argument out of these ranges; forward raises what
+    Raises TypeError or ValueError for an argument outside these ranges; forward raises what
     `functional.convnext_block` raises.
     """
 
@@ -49,6 +49,8 @@ class FusedConvNeXtBlock(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        checks.backend(backend)
+        checks.memory(memory, nothing=False)
         checks.number("layer_scale_init_value", layer_scale_init_value)
         if not math.isfinite(layer_scale_init_value):
             raise ValueError(f"layer_scale_init_value: expected a finite number, got {layer_scale_init_value}")
@@ -64,14 +66,13 @@ class FusedConvNeXtBlock(nn.Module):
         if not use_grn and layer_scale_init_value > 0:
             self.gamma = nn.Parameter(torch.full((dim,), layer_scale_init_value, **factory))
         self.drop_path = DropPath(drop_path)
-        checks.memory(memory, nothing=False)
         self.memory = memory
         self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W), in x's memory format."""
-        checks.image("x", x)  # drop path looks at x before the op does
-        # Each child once: nn.Module looks attributes up in Python.
+        checks.image("x", x)  # drop path uses x before the op checks it
+        # Read each child once: nn.Module looks attributes up in Python.
         dwconv, norm, pwconv1, pwconv2, grn = self.dwconv, self.norm, self.pwconv1, self.pwconv2, self.grn
         return functional.convnext_block(
             x,

@@ -1,4 +1,4 @@
-"""The layers a ConvNeXt is made of. All take (N, C, H, W) in any memory format and give back the same format."""
+"""The layers of a ConvNeXt. All take (N, C, H, W) in any memory format; the result has the same format."""
 
 import math
 
@@ -24,8 +24,8 @@ class DepthwiseConv2d(nn.Conv2d):
     A `torch.nn.Conv2d` (so weight (C, 1, K, K), bias (C,), its state dict and its initialisation) with
     ``groups=channels``, computed by `functional.depthwise_conv2d`.
 
-    Raises TypeError or ValueError for an even, negative, too large (above 31) or non-square kernel size and for
-    channels or dilation below 1.
+    Raises TypeError or ValueError for a kernel size that is even, negative, above 31 or not square, for channels or
+    dilation below 1, and for an unknown backend.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class DepthwiseConv2d(nn.Conv2d):
         dtype: torch.dtype | None = None,
     ) -> None:
         positive_int("channels", channels)
+        checks.backend(backend)
         checks.kernel_size("kernel_size", positive_int("kernel_size", kernel_size))
         padding = positive_int("dilation", dilation) * (kernel_size - 1) // 2
         super().__init__(
@@ -90,6 +91,7 @@ class LayerNorm2d(nn.Module):
     ) -> None:
         super().__init__()
         checks.epsilon("eps", eps)
+        checks.backend(backend)
         self.weight = nn.Parameter(torch.ones(positive_int("channels", channels), device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
         self.eps = eps
@@ -107,10 +109,10 @@ class LayerNorm2d(nn.Module):
 class PatchDownsample2d(nn.Sequential):
     """ConvNeXt's downsampling layer (section 2.6): LayerNorm over the channels, then a KxK convolution with stride K.
 
-    The children are ``0``, a `LayerNorm2d`, and ``1``, a `torch.nn.Conv2d`, as in the official models; one call of
-    `functional.patch_downsample` computes both, so that hooks on them are not called.
+    The children are ``0``, a `LayerNorm2d`, and ``1``, a `torch.nn.Conv2d`, as in the official models. One call of
+    `functional.patch_downsample` computes both, so hooks on the children are not called.
 
-    Raises TypeError or ValueError for channels or a kernel size below 1.
+    Raises TypeError or ValueError for channels or a kernel size below 1 and for an unknown backend.
     """
 
     def __init__(
@@ -140,10 +142,10 @@ class PatchDownsample2d(nn.Sequential):
 
 
 class GlobalResponseNorm(nn.Module):
-    """Global response normalisation (arXiv 2301.00808); ``gamma``, ``beta`` (1, 1, 1, C), zero at first.
+    """Global response normalisation (arXiv 2301.00808); ``gamma``, ``beta`` (1, 1, 1, C), initialised with zeros.
 
-    The official layer takes NHWC; this one takes (N, C, H, W) like everything here (any memory format, so that
-    an NHWC tensor passed as ``x.permute(0, 3, 1, 2)`` is not copied).
+    The official layer takes NHWC; this one takes (N, C, H, W) in any memory format, like all layers here. An NHWC
+    tensor that is passed as ``x.permute(0, 3, 1, 2)`` is not copied.
     """
 
     def __init__(
@@ -157,6 +159,7 @@ class GlobalResponseNorm(nn.Module):
     ) -> None:
         super().__init__()
         checks.epsilon("eps", eps)
+        checks.backend(backend)
         shape = (1, 1, 1, positive_int("channels", channels))
         self.gamma = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
         self.beta = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
@@ -173,10 +176,10 @@ class GlobalResponseNorm(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth per sample (arXiv 1603.09382), with timm's stream of random numbers.
+    """Stochastic depth per sample (arXiv 1603.09382); draws the same random numbers as timm's.
 
     In training, each sample's branch is dropped with probability `drop_prob`, and a kept one is divided by
-    ``1 - drop_prob``. `scale` gives the factors alone, for a kernel that applies them itself.
+    ``1 - drop_prob``. `scale` returns only the factors, for a kernel that applies them itself.
     """
 
     def __init__(self, drop_prob: float = 0.0) -> None:

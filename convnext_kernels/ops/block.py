@@ -7,8 +7,8 @@ from torch import Tensor
 
 from convnext_kernels import planner
 from convnext_kernels.ops import checks
-from convnext_kernels.ops.library import autocast, call, define, differentiable, gradients_like, scatter
 from convnext_kernels.ops.mlp import BACKWARD_OPTIONS, OPTIONS, PARAMETERS, check_bottleneck, hidden_like, promote
+from convnext_kernels.ops.registration import autocast, call, define, differentiable, gradients_like, scatter
 from convnext_kernels.spec import MlpParameters, OpSpec
 
 _TENSORS = f"Tensor x, Tensor dwconv_weight, Tensor? dwconv_bias, {PARAMETERS}, Tensor? drop_scale"
@@ -56,7 +56,7 @@ def _spec(
 
 
 def _saved(spec: OpSpec, x: Tensor, p: MlpParameters, memory: str, backend: str) -> list[Tensor]:
-    """Empty tensors of what `block` keeps for its gradient beside its inputs: the convolution's y, then the hidden."""
+    """Empty tensors for what `block` keeps for its gradient beside its inputs: the convolution's y, then the hidden."""
     keeps = planner.keeps(spec, memory, backend)
     saved = [torch.empty_like(x, memory_format=torch.channels_last)] if keeps != "nothing" else []
     return [*saved, hidden_like(x, p, spec.compute_dtype)] if keeps == "balanced" else saved
@@ -112,7 +112,7 @@ def _autograd(ctx: Any, gradients: list[Tensor | None]) -> tuple:
     if gradients[0] is None:
         return (None,) * 19
     needs = list(ctx.needs_input_grad[:12])
-    kept = ctx.saved_tensors  # once: activation checkpointing unpacks a tensor only once
+    kept = ctx.saved_tensors  # read once: activation checkpointing unpacks a tensor only once
     tensors, saved = kept[:13], list(kept[13:])
     gradients = call("block_backward", gradients[0], *tensors, *ctx.options, saved, needs, ctx.backend)
     return (*scatter(gradients, needs), *[None] * 7)

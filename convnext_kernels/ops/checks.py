@@ -1,6 +1,6 @@
 """Checks of what users pass. Every message names the argument, what came and what was expected.
 
-They run inside the ops, in the real and in the fake kernels, so that no path to a kernel goes round them.
+They run inside the ops, in the real and in the fake kernels, so that every call is checked.
 """
 
 import math
@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from convnext_kernels import planner
+from convnext_kernels.spec import BackendError
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_KERNEL_SIZE = 31
@@ -35,13 +38,13 @@ def image(name: str, x: object) -> None:
 
 
 def parameters(x: Tensor, named: Sequence[tuple[str, Tensor | None]], mixed_dtypes: bool = False) -> None:
-    """All on x's device, floating, and of x's dtype unless `mixed_dtypes` (autocast) allows any."""
+    """All are on x's device and have its dtype, or, with `mixed_dtypes` (autocast), any floating dtype."""
     device, dtype = x.device, x.dtype
     for name, t in named:
         if t is None:
             continue
         if t.device != device:
-            hint = "; give the module memory first (to_empty, load_state_dict(assign=True))" if t.is_meta else ""
+            hint = "; load or allocate the weights first (load_state_dict(assign=True), to_empty)" if t.is_meta else ""
             raise ValueError(f"{name}: expected a tensor on x's device {device}, got one on {t.device}{hint}")
         if t.dtype != dtype and (not mixed_dtypes or t.dtype not in FLOATING):
             raise TypeError(f"{name}: expected x's dtype {dtype}, got {t.dtype}")
@@ -76,7 +79,7 @@ def dilation(value: int) -> None:
 
 
 def number(name: str, value: object) -> None:
-    """A Python number, which bool is not."""
+    """A Python number that is not a bool."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {value!r}")
 
@@ -99,7 +102,7 @@ def pointwise_weight(name: str, weight: Tensor, rows: int | None, columns: int, 
 
 
 def memory(value: str, nothing: bool = True) -> None:
-    """What a forward pass keeps for its gradient; `nothing` beside the inputs is for ops in passes without one."""
+    """What a forward pass keeps for its gradient; `nothing` also allows "nothing", for passes without a gradient."""
     if value not in (*MEMORY, "nothing") or (value == "nothing" and not nothing):
         raise ValueError(f"memory: expected one of {', '.join(map(repr, MEMORY))}, got {value!r}")
 
@@ -127,7 +130,7 @@ def same_device(name: str, t: Tensor, x: Tensor) -> None:
 
 
 def saved(tensors: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    """What the forward pass kept: the first so many of `expected` (on "meta"), dense in channels_last."""
+    """What the forward pass kept: a first part of `expected` (on "meta"), dense in channels_last."""
     if len(tensors) > len(expected):
         raise ValueError(f"saved: expected at most {len(expected)} tensors, got {len(tensors)}")
     for i, (t, like) in enumerate(zip(tensors, expected, strict=False)):
@@ -148,3 +151,12 @@ def patch_weight(name: str, weight: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name}: expected a kernel size of at least 1, got {weight.shape[2]}")
     if weight.shape[2] > min(height, width):
         raise ValueError(f"{name}: a {weight.shape[2]}x{weight.shape[2]} patch does not fit into x {_shape(x)}")
+
+
+def backend(value: object, available: bool = False) -> None:
+    """Accept "auto" or the name of a backend. `available` also refuses a backend that cannot run on this machine."""
+    planner.check_name(value, "backend")
+    if available and value != planner.AUTO:
+        status = planner.list_backends()[value]
+        if not status.available:
+            raise BackendError(f"backend: {value!r} is not available: {status.reason}")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from convnext_kernels import planner
 from convnext_kernels.ops import checks
-from convnext_kernels.ops.library import autocast, call, define, differentiable, gradients_like, scatter
+from convnext_kernels.ops.registration import autocast, call, define, differentiable, gradients_like, scatter
 from convnext_kernels.spec import OpSpec
 
 _TENSORS = "Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight, Tensor? bias"

@@ -7,7 +7,15 @@ from torch import Tensor
 
 from convnext_kernels import planner
 from convnext_kernels.ops import checks
-from convnext_kernels.ops.library import autocast, call, cast_tensors, define, differentiable, gradients_like, scatter
+from convnext_kernels.ops.registration import (
+    autocast,
+    call,
+    cast_tensors,
+    define,
+    differentiable,
+    gradients_like,
+    scatter,
+)
 from convnext_kernels.spec import OpSpec
 
 

@@ -1,12 +1,12 @@
 """What ``torch.utils.flop_counter.FlopCounterMode`` counts for the ops of this package.
 
-2 x the multiply-adds of convolutions and matrix products, as the counter does for PyTorch's own; in a backward pass
-once for the data and once for the weights, the operands' gradients taken as all wanted. Normalisations, GELU and GRN
-count nothing, and neither does what a backward pass computes again: that is a choice of the kernels, not work of the
-network. The counter hands over shapes (lists of integers, None for what is absent) in the place of tensors.
+It counts 2 x the multiply-adds of convolutions and matmuls, as for PyTorch's own ops. A backward pass counts them once
+for the gradient of the input and once for that of the weights, as if all gradients were needed. Normalisations, GELU
+and GRN count as 0. What a backward pass computes again also counts as 0, because that is a choice of the kernels and no
+work of the network. The counter passes shapes (lists of integers, None for missing tensors) instead of tensors.
 
-Importing this file registers the formulas; the package does not do it by itself, because PyTorch's counter imports
-Triton, which takes a second.
+Importing this file registers the formulas. The package does not import it, because PyTorch's counter imports Triton,
+which takes a second.
 """
 
 import math
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from convnext_kernels.ops import block, downsample, dwconv, mlp  # noqa: F401  the ops must exist
+from convnext_kernels.ops import block, downsample, dwconv, mlp  # noqa: F401  registers the ops
 
 Shape = Sequence[int]
 _ops = torch.ops.convnext_kernels

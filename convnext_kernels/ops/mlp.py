@@ -7,7 +7,7 @@ from torch import Tensor
 
 from convnext_kernels import planner
 from convnext_kernels.ops import checks
-from convnext_kernels.ops.library import autocast, call, define, differentiable, gradients_like, scatter
+from convnext_kernels.ops.registration import autocast, call, define, differentiable, gradients_like, scatter
 from convnext_kernels.spec import MlpParameters, OpSpec
 
 PARAMETERS = (
@@ -46,9 +46,9 @@ def check_bottleneck(
 
 
 def promote(dtype: torch.dtype, x: Tensor, gamma: Tensor | None) -> tuple[Tensor, torch.dtype | None]:
-    """Under autocast: x in the dtype that eager's residual sum would have, and the dtype of the products.
+    """Under autocast: x in the dtype that eager's residual sum would have, and the dtype of the matmuls.
 
-    Eager multiplies the bf16 branch by the fp32 gamma, so that its sum is fp32 even when x is bf16.
+    Eager multiplies the bf16 branch by the fp32 gamma, so its sum is fp32 even if x is bf16.
     """
     if x.dtype == torch.float64:
         return x, None
@@ -72,14 +72,14 @@ def _check(
 
 
 def hidden_like(x: Tensor, p: MlpParameters, compute_dtype: torch.dtype | None) -> Tensor:
-    """What ``memory="balanced"`` keeps of the hidden: its pre-activation, (N, hidden, H, W), channels_last."""
+    """An empty tensor for what ``memory="balanced"`` keeps: the hidden before GELU, channels_last (N, hidden, H, W)."""
     shape = (x.shape[0], p.pwconv1_weight.shape[0], *x.shape[2:])
     dtype = compute_dtype or x.dtype
     return torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _saved(spec: OpSpec, x: Tensor, p: MlpParameters, memory: str, backend: str) -> list[Tensor]:
-    """Empty tensors of what `mlp` keeps for its gradient beside its inputs."""
+    """Empty tensors for what `mlp` keeps for its gradient beside its inputs."""
     return [hidden_like(x, p, spec.compute_dtype)] if planner.keeps(spec, memory, backend) == "balanced" else []
 
 
@@ -145,7 +145,7 @@ def _autograd(ctx: Any, gradients: list[Tensor | None]) -> tuple:
     if gradients[0] is None:
         return (None,) * 17
     needs = list(ctx.needs_input_grad[:11])
-    kept = ctx.saved_tensors  # once: activation checkpointing unpacks a tensor only once
+    kept = ctx.saved_tensors  # read once: activation checkpointing unpacks a tensor only once
     tensors, saved = kept[:12], list(kept[12:])
     gradients = call("mlp_backward", gradients[0], *tensors, *ctx.options, saved, needs, ctx.backend)
     return (*scatter(gradients, needs), *[None] * 6)

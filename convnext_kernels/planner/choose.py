@@ -2,7 +2,7 @@
 
 Precedence: the ``backend=`` argument of a module or function, then the innermost `use_backend`, then the
 environment variable ``CONVNEXT_KERNELS_BACKEND``, then "auto". "auto" takes the first backend of
-`backends.NAMES` that can serve; a backend asked for by name serves or raises `BackendError`.
+`backends.NAMES` that can serve the call. A backend that is requested by name serves the call or raises `BackendError`.
 """
 
 import functools
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from convnext_kernels import backends as _backends
-from convnext_kernels.spec import BackendError, OpSpec
+from convnext_kernels.spec import BackendError, OpSpec, UnknownBackendError
 
 AUTO = "auto"
 ENVIRONMENT_VARIABLE = "CONVNEXT_KERNELS_BACKEND"
@@ -34,8 +34,8 @@ class BackendStatus:
     description: str
 
 
-def backends() -> dict[str, BackendStatus]:
-    """Return every backend of the package with its status on this machine, best first."""
+def list_backends() -> dict[str, BackendStatus]:
+    """Return every backend of the package with its status on this machine, in the order that "auto" tries them."""
     status = {}
     for name in _backends.NAMES:
         backend = _backends.get(name)
@@ -45,29 +45,33 @@ def backends() -> dict[str, BackendStatus]:
 
 
 def compiled_for_cuda() -> dict[str, object]:
-    """What the compiled CUDA extension holds and whether the driver can run it (`backends.cuda.compiled`)."""
+    """What the compiled CUDA extension contains and whether the driver can run it (`backends.cuda.compiled`)."""
     return _backends.get("cuda").compiled()
 
 
-def _check_name(name: object, source: str) -> str:
+def check_name(name: object, source: str) -> str:
+    """Return `name` if it is "auto" or the name of a backend; the error begins with `source`, where it came from.
+
+    Raises TypeError for anything but a string and UnknownBackendError for any other string.
+    """
     if not isinstance(name, str):
         raise TypeError(f"{source}: expected the name of a backend (str), got {type(name).__name__}")
     if name != AUTO and name not in _backends.NAMES:
         known = ", ".join((AUTO, *_backends.NAMES))
-        raise BackendError(f"{source}: unknown backend {name!r}, expected one of {known}")
+        raise UnknownBackendError(f"{source}: unknown backend {name!r}, expected one of {known}")
     return name
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Ask for backend `name` inside a ``with`` block, for every call that leaves ``backend="auto"``.
+    """Request backend `name` inside a ``with`` block, for every call that leaves ``backend="auto"``.
 
     The setting belongs to the current thread (it is a `contextvars.ContextVar`). Gradients are computed
-    with the backend that was asked for when the forward pass ran.
+    with the backend that was requested when the forward pass ran.
 
     Raises BackendError if no backend has that name or it cannot run on this machine.
     """
-    _check_name(name, "use_backend")
+    check_name(name, "use_backend")
     if name != AUTO and (reason := _backends.get(name).unavailable()):
         raise BackendError(f"backend {name!r} is not available: {reason}")
     token = _ambient.set(name)
@@ -80,17 +84,17 @@ def use_backend(name: str) -> Iterator[None]:
 def requested_backend(backend: str = AUTO) -> str:
     """Resolve ``backend=`` against `use_backend` and the environment; the result may still be "auto"."""
     if backend != AUTO:
-        return _check_name(backend, "backend")
+        return check_name(backend, "backend")
     ambient = _ambient.get()
     if ambient is not None:
         return ambient
-    return _check_name(os.environ.get(ENVIRONMENT_VARIABLE) or AUTO, ENVIRONMENT_VARIABLE)
+    return check_name(os.environ.get(ENVIRONMENT_VARIABLE) or AUTO, ENVIRONMENT_VARIABLE)
 
 
 @functools.cache
-def _log_fallback(name: str, reason: str) -> None:
-    """Say once per reason that "auto" passes over a backend made for this device."""
-    _log.warning("backend %r is passed over: %s", name, reason)
+def _log_skipped(name: str, reason: str) -> None:
+    """Log once per reason that "auto" does not take a backend made for this device."""
+    _log.warning("backend %r is skipped: %s", name, reason)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -105,19 +109,20 @@ def _choose(spec: OpSpec, requested: str) -> ModuleType:
             return _backends.op_module(name, spec.op)
         refusals.append(f"{name}: {reason}")
         if requested == AUTO:
-            _log_fallback(name, reason)
+            _log_skipped(name, reason)
     raise BackendError(f"no backend can serve {spec.op}: " + "; ".join(refusals))
 
 
-# Up to here reading the hidden back costs a GPU more time than computing it again (predicted, docs/design.md). A CPU
-# always gains by keeping it: training steps of 96 and 192 channels are 3 to 10 % faster (benchmarks/training.py).
+# With at most so many channels, reading the hidden back costs a GPU more time than computing it again (predicted,
+# docs/design.md). A CPU always gains by keeping it: training steps of 96 and 192 channels are 1.03 to
+# 1.10 times faster than with the hidden computed again (benchmarks/training.py).
 RECOMPUTED_CHANNELS = 192
 
 
 def keeps(spec: OpSpec, memory: str, backend: str = AUTO) -> str:
     """What a forward pass of `mlp` or `block` keeps for its gradient: "nothing", "min" or "balanced".
 
-    `memory` may also be "auto". Backends whose gradients compute everything again from the inputs keep nothing.
+    `memory` may also be "auto". Backends whose gradients recompute everything from the inputs keep nothing.
     """
     if memory == "nothing":
         return memory
@@ -134,6 +139,6 @@ def keeps(spec: OpSpec, memory: str, backend: str = AUTO) -> str:
 def choose(spec: OpSpec, backend: str = AUTO) -> ModuleType:
     """Return the module that serves `spec`: ``backends.<name>.<op>``.
 
-    Raises BackendError when the backend asked for by name cannot serve, with its reason.
+    Raises BackendError, with the reason, when no backend can serve the call or the requested one cannot.
     """
     return _choose(spec, requested_backend(backend))

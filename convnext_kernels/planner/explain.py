@@ -1,14 +1,13 @@
-"""What the Triton backend would do with a model on a GPU that need not be there, and what that is predicted to take.
+"""What the Triton backend would run for a model on a GPU, and the predicted time. No GPU is needed.
 
-Every figure comes from the cost model (`tuning.cost`) and from counting; nothing runs. Three columns:
+Every figure comes from the cost model (`tuning.cost`) and from counting; nothing runs. There are three columns:
 
-- ours: the launches that the backend's own plans choose;
-- eager: PyTorch op by op, by the same cost model, every operator as good as it can be: a lower bound of what eager
-  takes;
-- floor: a convolution kernel and a bottleneck kernel (and, for gradients, one of each kind of product) at the GPU's
-  peak rates: nothing with these two kernels is faster. It counts no launches.
+- ours: the launches of the plans that the backend chooses;
+- eager: PyTorch op by op, by the same cost model, with ideal kernels: a lower bound of eager's time;
+- floor: one dwconv kernel and one mlp kernel per block (in training also two kernels for the gradients of dwconv and
+  one for those of mlp) at the GPU's peak rates: a lower bound of the time of these kernels, without their launches.
 
-The layers that this package does not replace (stem, head) are counted alike in all columns.
+The layers that this package does not replace (stem, head) have the same figures in all columns.
 """
 
 from collections import Counter
@@ -24,15 +23,15 @@ from torch.utils.flop_counter import flop_registry
 
 from convnext_kernels.backends import op_module
 from convnext_kernels.planner.choose import RECOMPUTED_CHANNELS
-from convnext_kernels.tuning import Candidate, Gpu, Work, library_product, seconds
-from convnext_kernels.tuning.cost import LIBRARY_SHARE
+from convnext_kernels.tuning import Candidate, Gpu, Work, cublas_product, seconds
+from convnext_kernels.tuning.cost import CUBLAS_SHARE
 
 NAMESPACE = "convnext_kernels"
 OTHER = "other layers"
-# Elements that eager's operators move for each element of GRN's input, launch by launch.
+# Elements that eager's operators read and write for each element of GRN's input, launch by launch.
 GRN_ELEMENTS = (1, 0, 0, 0, 2, 2, 3)
 GRN_BACKWARD_ELEMENTS = (3, 3, 3, 2, 2, 3, 2)
-_MANY = 2**20  # programs: so many that they fill every wave
+_MANY = 2**20  # programs: enough to fill every wave
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class Call:
 
     op: str
     shape: tuple[int, int, int, int]  # of x: N, C, H, W
-    hidden: int = 0  # of the bottleneck; channels of the result for "downsample"
-    side: int = 0  # of the depthwise kernel or of the patches
+    hidden: int = 0  # channels of the hidden; for "downsample" channels of the result
+    side: int = 0  # of the depthwise kernel; for "downsample" of the patches
     dilation: int = 1
     grn: bool = False
 
@@ -59,15 +58,15 @@ class Recording:
     """The ops of one forward pass."""
 
     calls: Counter[Call] = field(default_factory=Counter)
-    others: list[tuple[int, int]] = field(default_factory=list)  # elements moved and FLOPs, by kernels of PyTorch
+    others: list[tuple[int, int]] = field(default_factory=list)  # (elements moved, FLOPs) of each kernel of PyTorch
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Predicted."""
+    """A predicted cost."""
 
     launches: int = 0
-    bytes: float = 0.0  # unique ones, through device memory
+    bytes: float = 0.0  # read from and written to device memory, each byte once
     seconds: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -79,18 +78,18 @@ class Cost:
 
 @dataclass(frozen=True)
 class Row:
-    """The calls of one kind; costs are of all of them together."""
+    """All calls of one kind; costs are those of all of them together."""
 
     name: str
     count: int
-    plan: tuple[str, ...]  # step: configuration
+    plan: tuple[str, ...]  # "step: configuration", or the step if there is only one configuration
     ours: Cost
     eager: Cost
     floor: Cost
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes this package's ops, and what any other kernel reads, writes and multiplies."""
+    """Records this package's ops, and the elements and FLOPs of all other kernels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +121,7 @@ def _call(op: str, named: dict[str, Any]) -> Call:
 
 
 def record(model: nn.Module, shape: Sequence[int]) -> Recording:
-    """Run an accelerated fp32 model on "meta" on an input of `shape` and note its ops; no number is computed."""
+    """Run an accelerated fp32 model on "meta" with an input of `shape` and record its ops; nothing is computed."""
     x = torch.empty(tuple(shape), device="meta").to(memory_format=torch.channels_last)
     recorder = _Recorder()
     with torch.no_grad(), recorder:
@@ -131,31 +130,31 @@ def record(model: nn.Module, shape: Sequence[int]) -> Recording:
 
 
 def _work(size: float, flops: float = 0.0, dtype: torch.dtype = torch.bfloat16, fma: float = 0.0) -> Work:
-    """A launch with perfect tiles; fp32 products run on the fp32 lanes, as PyTorch's default is."""
-    flops /= LIBRARY_SHARE
+    """A launch with ideal tiles; fp32 matmuls run on the fp32 lanes, which is PyTorch's default."""
+    flops /= CUBLAS_SHARE
     tensor = flops if dtype.itemsize == 2 else 0.0
     lanes = fma + (flops / 2 if dtype.itemsize != 2 else 0.0)
     return Work(dram_bytes=size, tensor_flops=tensor, fp32_ops=lanes, programs=_MANY, ctas_per_sm=8)
 
 
 def _products(rows: int, inner: int, outer: int, dtype: torch.dtype, gpu: Gpu) -> tuple[Work, Work, Work]:
-    """A linear layer: the product, and those of its gradients for the input and the weight."""
+    """The matmuls of a Linear: forward, dgrad and wgrad."""
     size = dtype.itemsize
     return (
-        library_product(rows, inner, outer, size, gpu),
-        library_product(rows, outer, inner, size, gpu),
-        library_product(outer, rows, inner, size, gpu),
+        cublas_product(rows, inner, outer, size, gpu),
+        cublas_product(rows, outer, inner, size, gpu),
+        cublas_product(outer, rows, inner, size, gpu),
     )
 
 
 def _eager(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu) -> list[Work]:
-    """The launches of eager PyTorch: elements of C read and written for each pixel, as its operators do."""
+    """The launches of eager PyTorch, with the bytes that its operators read and write."""
     n, c, h, w = call.shape
     pixels = n * h * w
-    unit = pixels * c * dtype.itemsize  # bytes of one activation of x's size
+    unit = pixels * c * dtype.itemsize  # bytes of x
     wide = call.hidden / c
     convolution = _work(2 * unit, fma=pixels * c * call.side**2)
-    # norm, mean, + eps, division, product, addcmul, sum; then their gradients
+    # norm, mean, + eps, division, multiplication, addcmul, sum; then their gradients
     grn, grn_backward = ([_work(s * wide * unit) for s in sizes] for sizes in (GRN_ELEMENTS, GRN_BACKWARD_ELEMENTS))
     norm, norm_backward = [_work(2 * unit)], [_work(3 * unit), _work(2 * unit)]  # input, parameters
     forward, backward = [], []
@@ -176,9 +175,9 @@ def _eager(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu) -> list[Wor
         second, *second_gradients = _products(pixels, call.hidden, c, dtype, gpu)
         gelu, gelu_backward = _work(2 * wide * unit), _work(3 * wide * unit)
         gamma = [] if call.grn else [_work(2 * unit)]
-        # of gamma's input; its own as a product and a sum
+        # for gamma's input; for gamma itself a multiplication and a sum
         gamma_backward = [] if call.grn else [_work(2 * unit), _work(3 * unit), _work(unit)]
-        residual = _work(3 * unit)  # forward the sum, backward the two gradients of x that meet
+        residual = _work(3 * unit)  # forward: the addition; backward: the addition of the two gradients of x
         forward += [*norm, first, gelu, *(grn if call.grn else []), second, *gamma, residual]
         backward += [*gamma_backward, *second_gradients, _work(unit), *(grn_backward if call.grn else [])]
         backward += [gelu_backward, *first_gradients, _work(wide * unit), *norm_backward, residual]
@@ -186,7 +185,7 @@ def _eager(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu) -> list[Wor
 
 
 def _floor(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu) -> Cost:
-    """Peak rates, and no byte moved twice by the two kernels."""
+    """The cost at peak rates if the two kernels move every byte once."""
     n, c, h, w = call.shape
     pixels = n * h * w
     unit = pixels * c * dtype.itemsize
@@ -212,7 +211,7 @@ def _floor(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu) -> Cost:
 
 
 def _ours(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu) -> list[tuple[str, Candidate]]:
-    """What the backend launches for this call, step by step."""
+    """The launches of the Triton backend for this call, step by step."""
     plans = op_module("triton", "plans")
     if call.op == "layernorm":
         return plans.layernorm(call.shape, dtype, training)
@@ -224,13 +223,13 @@ def _ours(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu) -> list[tupl
     if call.op in ("block", "dwconv"):
         steps += plans.dwconv(call.shape, call.side, call.dilation, dtype, training, gpu)
     if call.op in ("block", "mlp"):
-        keeps_hidden = call.shape[1] > RECOMPUTED_CHANNELS  # as memory="auto" has it
+        keeps_hidden = call.shape[1] > RECOMPUTED_CHANNELS  # as with memory="auto"
         steps += plans.mlp(call.shape, call.hidden, call.grn, dtype, training, keeps_hidden, gpu)
     return steps
 
 
 def total(launches: Iterable[Work], gpu: Gpu) -> Cost:
-    """Cost of launches one after the other."""
+    """Cost of launches that run one after the other."""
     cost = Cost()
     for work in launches:
         cost += Cost(1, work.dram_bytes, seconds(work, gpu))
@@ -238,16 +237,16 @@ def total(launches: Iterable[Work], gpu: Gpu) -> Cost:
 
 
 def explain(recording: Recording, dtype: torch.dtype, training: bool, gpu: Gpu) -> list[Row]:
-    """A row for every kind of call, in the model's order, then one for the layers that are not replaced."""
+    """A row for every kind of call, in the model's order, then a row for the layers that are not replaced."""
     rows = []
     for call, count in recording.calls.items():
         steps = _ours(call, dtype, training, gpu)
         ours = total((work for _, candidate in steps for work in candidate.launches), gpu)
         eager = total(_eager(call, dtype, training, gpu), gpu)
         floor = _floor(call, dtype, training, gpu)
-        plan = tuple(f"{step}: {candidate.name}" for step, candidate in steps)
+        plan = tuple(step if step == c.name else f"{step}: {c.name}" for step, c in steps)
         rows.append(Row(str(call), count, plan, ours * count, eager * count, floor * count))
-    # Forward and backward: each product twice more, and about as many bytes for each.
+    # In training each matmul has two more for its gradients, each with about as many bytes.
     works = [_work(elements * dtype.itemsize, flops, dtype) for elements, flops in recording.others]
     others = total(works, gpu) * (3 if training else 1)
     if others.launches:

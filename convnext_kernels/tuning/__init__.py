@@ -1,6 +1,6 @@
-"""What the kernels' configurations are chosen by: the GPUs' data sheets, a cost model, a cache of timed choices."""
+"""How the kernels' configurations are chosen: the GPUs' data sheets, a cost model, a cache of timed choices."""
 
-from convnext_kernels.tuning.cost import Candidate, Work, library_product, seconds
+from convnext_kernels.tuning.cost import Candidate, Work, cublas_product, seconds
 from convnext_kernels.tuning.gpus import GPUS, Gpu, for_arch, for_device, named
 from convnext_kernels.tuning.pick import forced, pick, remembered
 
@@ -9,10 +9,10 @@ __all__ = [
     "Candidate",
     "Gpu",
     "Work",
+    "cublas_product",
     "for_arch",
     "for_device",
     "forced",
-    "library_product",
     "named",
     "pick",
     "remembered",

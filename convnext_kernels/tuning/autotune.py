@@ -1,7 +1,8 @@
-"""Timing the candidates, when asked for: ``CONVNEXT_KERNELS_AUTOTUNE=1``, or `autotune` for a block of code.
+"""Timing the candidates on request: ``CONVNEXT_KERNELS_AUTOTUNE=1``, or `autotune` for a block of code.
 
-A launcher hands `pick` a timer where timing is possible at all: on a GPU, outside of CUDA graph capture. The first
-call of every class of problem then takes as long as all its candidates, once per machine: the choice is kept on disk.
+A launcher passes a timer to `pick` if timing is possible: on a GPU, outside of CUDA graph capture. The first call of
+every class of problems then takes as long as all its candidates. The choice is kept on disk, so this happens once per
+machine.
 """
 
 import logging
@@ -16,12 +17,12 @@ ENVIRONMENT_VARIABLE = "CONVNEXT_KERNELS_AUTOTUNE"
 Timer = Callable[[Candidate], float]  # seconds of one candidate, measured
 
 _log = logging.getLogger("convnext_kernels")
-_asked: bool | None = None  # of the whole process, not of a context: autograd runs backwards in threads of its own
+_asked: bool | None = None  # for the whole process, not a context: autograd runs backward passes in its own threads
 
 
 @contextmanager
 def autotune(enabled: bool = True) -> Iterator[None]:
-    """Time kernel configurations inside a ``with`` block (or, with False, do not), in every thread."""
+    """Time kernel configurations inside a ``with`` block (with False: do not time them), in every thread."""
     global _asked
     before, _asked = _asked, enabled
     try:
@@ -31,20 +32,20 @@ def autotune(enabled: bool = True) -> Iterator[None]:
 
 
 def wanted() -> bool:
-    """Whether candidates shall be timed."""
+    """Whether candidates are to be timed."""
     return os.environ.get(ENVIRONMENT_VARIABLE, "0") not in ("", "0") if _asked is None else _asked
 
 
 def fastest(kernel: str, candidates: Sequence[Candidate], timer: Timer) -> Candidate | None:
-    """The candidate with the lowest measured time; None when not one of them runs.
+    """The candidate with the lowest measured time; None if no candidate runs.
 
-    One that fails (it asks for more shared memory than there is, say) is passed over and logged.
+    A candidate that fails (for example because it needs too much shared memory) is skipped and logged.
     """
     best, least = None, math.inf
     for candidate in candidates:
         try:
             taken = timer(candidate)
-        except Exception as error:  # compiler and driver raise many types; the others may well run
+        except Exception as error:  # compiler and driver raise many types; the other candidates may run
             _log.warning("autotune: %s %s does not run: %s", kernel, candidate.name, error)
             continue
         if taken < least:

@@ -1,9 +1,9 @@
 """Choices that were timed on this machine, kept between processes: one JSON file in the user's cache folder.
 
-``CONVNEXT_KERNELS_CACHE`` names another folder. Entries are keyed by everything that a time depends on (package,
-Triton, GPU, kernel, class of the problem), so that an upgrade starts anew and going back finds the old ones. A file is
-never seen half written (a temporary file takes its place), a damaged one is rebuilt, and processes that write at the
-same time wait for one another and lose nothing.
+``CONVNEXT_KERNELS_CACHE`` names another folder. The key of an entry has everything that a time depends on (versions of
+this package and Triton, GPU, kernel, class of the problem): after an upgrade there are new entries, and after a
+downgrade the old ones are found again. A file is never half written (a temporary file replaces it), a damaged file is
+rebuilt, and processes that write at the same time wait for each other and lose nothing.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _log = logging.getLogger("convnext_kernels")
 
 
 def folder() -> Path:
-    """Where the cache lives; the folder need not exist."""
+    """The folder of the cache; it need not exist."""
     if chosen := os.environ.get(ENVIRONMENT_VARIABLE):
         return Path(chosen)
     import platformdirs
@@ -37,7 +37,7 @@ def folder() -> Path:
 
 
 def shape_class(problem: tuple) -> str:
-    """The class of a problem: its first element, the batch, rounded up to a power of two; the others as they are."""
+    """The class of a problem: its first element (the batch) rounded up to a power of two, the others unchanged."""
     if problem and isinstance(problem[0], int) and not isinstance(problem[0], bool):
         problem = (1 << max(0, problem[0] - 1).bit_length(), *problem[1:])
     return ",".join(str(part).removeprefix("torch.") for part in problem)
@@ -52,21 +52,21 @@ def _triton_version() -> str:
 
 
 def key(kernel: str, problem: tuple, gpu: Gpu) -> str:
-    """What an entry is found by."""
+    """The key of an entry."""
     versions = f"{__version__}|triton {_triton_version()}"
     return f"{versions}|{gpu.name} sm_{gpu.arch}|{kernel}|{shape_class(problem)}"
 
 
 @functools.cache
 def _warn_once(path: Path, reason: str) -> None:
-    _log.warning("cache of kernel choices %s: %s", path, reason)
+    _log.warning("cache of kernel choices: %s %s", path, reason)
 
 
 def read(path: Path) -> dict[str, str]:
-    """Entries of a cache file, key to the candidate's name; none, and one warning, when it is damaged."""
+    """Entries of a cache file, key to the candidate's name; none, and one warning, if it is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:  # of another version of the package, which rebuilt it or will
+        if content["format"] != FORMAT:  # written by another version of the package
             return {}
         entries = content["entries"]
         if not all(isinstance(part, str) for entry in entries.items() for part in entry):
@@ -83,7 +83,7 @@ def read(path: Path) -> dict[str, str]:
 
 
 def write(path: Path, entries: Mapping[str, str]) -> None:
-    """Merge `entries` into the file at `path`. Where that fails one warning is logged: it is only a cache."""
+    """Merge `entries` into the file at `path`. If that fails, one warning is logged: it is only a cache."""
     import filelock
 
     try:
@@ -101,13 +101,13 @@ def write(path: Path, entries: Mapping[str, str]) -> None:
                     os.unlink(temporary)
                 raise
     except filelock.Timeout:
-        _warn_once(path, f"is locked by another process for more than {LOCK_SECONDS:.0f} s, nothing was kept")
+        _warn_once(path, f"is locked by another process for more than {LOCK_SECONDS:.0f} s, nothing was saved")
     except OSError as error:
         _warn_once(path, f"cannot be written: {error.strerror or error}")
 
 
 class _Memory:
-    """The copy of the file that this process works with, read once for each folder."""
+    """The copy of the file in this process, read once for each folder."""
 
     def __init__(self) -> None:
         self.path: Path | None = None
@@ -124,7 +124,7 @@ _memory = _Memory()
 
 
 def lookup(kernel: str, problem: tuple, gpu: Gpu) -> str | None:
-    """Name of the candidate that was timed to be the fastest, or None."""
+    """Name of the candidate that was the fastest when they were timed, or None."""
     entries = _memory.load()
     return entries.get(key(kernel, problem, gpu)) if entries else None
 
@@ -142,5 +142,5 @@ def forget() -> None:
 
 
 def size() -> int:
-    """Entries in the file, of every version and GPU."""
+    """Number of entries in the file, of all versions and GPUs."""
     return len(read(folder() / FILE))

@@ -1,12 +1,12 @@
-"""Data sheets of the GPUs that the cost model knows. Rates are peaks without sparsity, at the boost clock.
+"""Data sheets of the GPUs that the cost model supports. Rates are peaks without sparsity, at the boost clock.
 
 Sources: NVIDIA's data sheets of T4, A100 (SXM, 80 GB), A10, L40S, H100 (SXM), H200 (SXM) and HGX B200 (per GPU, dense);
 the whitepapers "NVIDIA Ampere GA102" (RTX 3090), "NVIDIA Ada GPU architecture" (RTX 4090) and "NVIDIA RTX Blackwell GPU
-architecture" (RTX 5090). GeForce cards run tensor products that accumulate in fp32 at half the rate that is advertised
-for fp16 accumulation; the lower one stands here. Shared memory: CUDA C++ programming guide, table of compute
-capabilities. L2 rates are round figures in the range of published microbenchmarks (Chips and Cheese, "Nvidia's H100:
-Funny L2, and Tons of Bandwidth", 2023; "Microbenchmarking Nvidia's RTX 4090", 2022), scaled by multiprocessors and
-clock where there is none; take them for good to a quarter.
+architecture" (RTX 5090). GeForce cards run matmuls that accumulate in fp32 at half the rate that is advertised for fp16
+accumulation; this table has the lower rate. Shared memory: CUDA C++ programming guide, table of compute capabilities.
+L2 rates are round figures in the range of published microbenchmarks (Chips and Cheese, "Nvidia's H100: Funny L2, and
+Tons of Bandwidth", 2023; "Microbenchmarking Nvidia's RTX 4090", 2022), scaled by multiprocessors and clock for GPUs
+without one; they may be wrong by a quarter.
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class Gpu:
     name: str
     arch: int  # compute capability: 90 for 9.0
     sms: int
-    shared_bytes: int  # that one CTA may use
-    shared_sm_bytes: int  # of one multiprocessor, for all its CTAs
+    shared_bytes: int  # shared memory that one CTA may use
+    shared_sm_bytes: int  # shared memory of one multiprocessor, for all its CTAs
     dram_gbs: float  # GB/s
     l2_gbs: float  # GB/s
     l2_bytes: int
@@ -44,27 +44,28 @@ GPUS = {
         Gpu("RTX5090", 120, 170, 101376, 102400, 1792, 6000, 96 * _MB, 104.8, 104.8, 209.5),
     )
 }
-# Turing, which Triton no longer compiles for: not among those that plans are asked for by name. It has no TF32.
+# Turing, for which Triton no longer compiles: so it is not among the GPUs that `convnext-kernels plan` accepts. It has
+# no TF32.
 _T4 = Gpu("T4", 75, 40, 65536, 65536, 320, 1200, 4 * _MB, 8.1, 8.1, 65)
 _BY_ARCH = {80: "A100", 86: "A10", 89: "L40S", 90: "H100", 100: "B200", 103: "B200", 120: "RTX5090"}
 
 
 def for_arch(arch: int) -> Gpu:
-    """The GPU that stands for an architecture when its name is unknown: the nearest one not newer."""
+    """The GPU whose data sheet is used for an architecture if the name is unknown: the nearest that is not newer."""
     known = [a for a in _BY_ARCH if a <= arch]
     return GPUS[_BY_ARCH[max(known)]] if known else _T4
 
 
 def for_device(name: str, arch: int) -> Gpu:
-    """The GPU that calls itself `name` ("NVIDIA GeForce RTX 4090"), else the one that stands for its architecture."""
+    """The GPU with the driver's name `name` ("NVIDIA GeForce RTX 4090"), else that of its architecture (`for_arch`)."""
     plain = name.replace(" ", "")
     return next((gpu for gpu in GPUS.values() if gpu.name in plain and gpu.arch == arch), None) or for_arch(arch)
 
 
 def named(name: str) -> Gpu:
-    """The GPU of that name, in any case and with spaces, dashes or vendor: "h100", "RTX 4090", "NVIDIA L40S".
+    """The GPU with that name, in any case and with spaces, dashes or vendor: "h100", "RTX 4090", "NVIDIA L40S".
 
-    Raises ValueError, which names the known ones, for any other name.
+    Raises ValueError for any other name; the message lists the known ones.
     """
     plain = "".join(c for c in name.upper() if c.isalnum()).removeprefix("NVIDIA").removeprefix("GEFORCE")
     if plain not in GPUS:

@@ -15,9 +15,9 @@ _forced: ContextVar[Choice | None] = ContextVar("convnext_kernels_forced_choice"
 
 @contextmanager
 def forced(choice: Choice) -> Iterator[None]:
-    """Let ``choice(kernel, problem, candidates, gpu)`` decide inside a ``with`` block; None leaves it to `pick`.
+    """Let ``choice(kernel, problem, candidates, gpu)`` decide inside a ``with`` block; if it returns None, `pick` does.
 
-    For tests and reports that must reach every configuration.
+    For tests and reports that must run every configuration.
     """
     token = _forced.set(choice)
     try:
@@ -27,7 +27,7 @@ def forced(choice: Choice) -> Iterator[None]:
 
 
 def remembered(plan: Callable[..., Candidate]) -> Callable[..., Candidate]:
-    """Cache what `plan` picks for its arguments; inside `forced` nothing is looked up and nothing is kept."""
+    """Cache what `plan` returns for its arguments. Inside `forced` the cache is neither read nor written."""
     cached = functools.lru_cache(maxsize=1024)(plan)
 
     @functools.wraps(plan)
@@ -39,23 +39,24 @@ def remembered(plan: Callable[..., Candidate]) -> Callable[..., Candidate]:
 
 
 def predicted_seconds(candidate: Candidate, gpu: Gpu) -> float:
-    """What candidates are compared by where nothing was timed: the predicted time, handicap included."""
+    """What candidates are compared by if none was timed: the predicted time times the handicap."""
     return candidate.seconds(gpu) * candidate.handicap
 
 
 def predicted(candidates: Sequence[Candidate], gpu: Gpu) -> Candidate:
-    """The candidate with the lowest predicted time, handicaps included; the first of equals."""
+    """The candidate with the lowest predicted time, handicaps included; the first one if several are equal."""
     return min(candidates, key=lambda c: predicted_seconds(c, gpu))
 
 
 def pick(
     kernel: str, problem: tuple, candidates: Sequence[Candidate], gpu: Gpu, timer: autotune.Timer | None = None
 ) -> Candidate:
-    """Choose one of `candidates`: the one timed on this machine, else the shipped default, else the cost model's.
+    """Choose one of `candidates`: the fastest timed on this machine, else the shipped default, else the predicted one.
 
-    `problem` is all that the choice depends on, the batch (or whatever grows with it) first: choices are kept for
-    classes of problems whose first element rounds up to the same power of two. `timer` measures a candidate in
-    seconds; it is used when autotuning was asked for and nothing was timed yet. Raises ValueError without candidates.
+    `problem` has everything that the choice depends on. Its first element is the batch (or a size that grows with it):
+    choices are kept for classes of problems whose first element rounds up to the same power of two. `timer` measures a
+    candidate in seconds; it is used if autotuning is requested and the class was not timed yet. Raises ValueError
+    without candidates.
     """
     if not candidates:
         raise ValueError(f"{kernel}: no candidates for {problem}")
@@ -65,7 +66,7 @@ def pick(
     if len(candidates) == 1:
         return candidates[0]
     names = {c.name: c for c in candidates}
-    if (name := cache.lookup(kernel, problem, gpu)) in names:  # a name of another version is not
+    if (name := cache.lookup(kernel, problem, gpu)) in names:  # another version's name may not be
         return names[name]
     if timer is not None and autotune.wanted() and (best := autotune.fastest(kernel, candidates, timer)) is not None:
         cache.remember(kernel, problem, gpu, best.name)

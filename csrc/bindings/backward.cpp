@@ -1,4 +1,5 @@
-// Bindings of the gradient kernels. Results are fp32; padded ones (C up to CHANNEL_ALIGN) say so.
+// Bindings of the gradient kernels. Results are fp32.
+// "Padded C": C rounded up to a multiple of CHANNEL_ALIGN.
 
 #include <pybind11/stl.h>
 
@@ -86,8 +87,8 @@ void grn_backward(int isa, int dtype, Address x, Address dy, Address dx, int64_t
 // The parameters of an inverted bottleneck, packed for its gradient for one instruction set.
 class BottleneckBackward {
  public:
-  // w1 (hidden, C), w2 (C, hidden) in weight_dtype, the rest fp32; w2 is read again by backward(). needs_w1:
-  // whether the hidden will have to be computed again. grn_weight and grn_bias both or neither.
+  // w1 (hidden, C) and w2 (C, hidden) are in weight_dtype, the others fp32; backward() reads w2 again.
+  // needs_w1: whether the hidden must be computed again. grn_weight and grn_bias: both or neither.
   BottleneckBackward(int isa, bool bf16_products, int weight_dtype, bool needs_w1, int64_t c, int64_t hidden,
                      float eps, float grn_eps, Address norm_weight, Address norm_bias, Address w1, Address b1,
                      Address grn_weight, Address grn_bias, Address w2, Address b2, Address gamma, int threads)
@@ -126,9 +127,9 @@ class BottleneckBackward {
     args_.gamma = gamma_.data();
   }
 
-  // hidden: what the forward pass kept, or 0. dx: 0 where it is not wanted, and then the gradients of
-  // LayerNorm's parameters are not computed either. weights: (dw1, db1, dw2, db2, dgamma), or five times 0.
-  // norm, grn: their weight's and bias's gradients; norm 0 without dx, grn 0 without GRN.
+  // hidden: what the forward pass kept, or 0. dx: 0 if it is not needed; then the gradients of LayerNorm's
+  // parameters are not computed either. weights: (dw1, db1, dw2, db2, dgamma), or five times 0. norm, grn:
+  // the gradients of their weight and bias; norm is 0 without dx, grn is 0 without GRN.
   void backward(int dtype, Address x, Address dout, Address hidden, int hidden_dtype, int64_t n,
                 int64_t pixels, Address drop_scale, Address w2, Address dx,
                 const std::array<Address, 5>& weights, const std::array<Address, 2>& norm,
@@ -196,9 +197,9 @@ class DownsampleBackward {
     args_.weight_back = weight_.view();
   }
 
-  // dx: 0 where it is not wanted, and then the gradients of LayerNorm's parameters (padded C) are not
-  // computed either; pixels of no whole patch are left as they are. weights: (dweight, dbias), or 0 and 0;
-  // dweight like the weight.
+  // dx: 0 if it is not needed; then the gradients of LayerNorm's parameters (padded
+  // C) are not computed either. Pixels outside of whole patches are not written.
+  // weights: (dweight, dbias), or 0 and 0; dweight has the weight's shape.
   void backward(int dtype, int out_dtype, Address x, Address dout, int64_t n, int64_t h, int64_t w,
                 Address dx, const std::array<Address, 2>& weights, const std::array<Address, 2>& norm,
                 int threads) const {

@@ -6,8 +6,8 @@ namespace cnk::bindings {
 
 namespace {
 
-// All parameters of a block, or of the inverted bottleneck alone (kernel_size 0), packed for one instruction
-// set.
+// All parameters of a block, or of the inverted bottleneck
+// alone (kernel_size 0), packed for one instruction set.
 class Bottleneck {
  public:
   Bottleneck(int isa, bool bf16_products, int weight_dtype, int64_t c, int64_t hidden, int kernel_size,
@@ -49,8 +49,8 @@ class Bottleneck {
     args_.gamma = gamma_.data();
   }
 
-  // kept_y and kept_hidden: what the gradient wants to be kept, 0 for nothing; the hidden in kept_dtype.
-  // phases: a row of MLP_PHASES doubles for each thread, to which its seconds are added, or 0.
+  // kept_y and kept_hidden: what is kept for the gradient, or 0; the hidden is in kept_dtype. phases: a row
+  // of MLP_PHASES doubles for each thread, to which its seconds are added, or 0.
   void forward(int dtype, Address x, Address residual, Address out, int64_t n, int64_t h, int64_t w,
                Address drop_scale, Address kept_y, Address kept_hidden, int kept_dtype, int threads,
                Address phases) const {

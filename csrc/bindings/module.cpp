@@ -1,8 +1,7 @@
-// convnext_kernels._native: the CPU kernels for Python. Private: convnext_kernels/backends/cpu is its only
-// caller.
+// convnext_kernels._native: the CPU kernels for Python. Private: only convnext_kernels/backends/cpu calls it.
 //
-// Tensors come as addresses, since the extension knows nothing of torch; the caller has checked device,
-// dtype, layout and shape. What can be checked of plain numbers is checked here as well.
+// Tensors are passed as addresses, because the extension does not use torch. The caller has checked device,
+// dtype, layout and shape. What can be checked with plain numbers is checked here again.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -24,11 +23,11 @@ using namespace cnk::bindings;
 
 namespace {
 
-// Checksum of memory regions (address, bytes, whole): all of what is small or asked for whole, else 64 lines
-// of 8 words spread evenly, which see every dense change. Whole lines, because each costs a miss of the
-// caches and of the TLB, since nothing else reads the parameters (26 us for a block in a network). Order and
-// position count (FNV-1a over 8-byte words, rotated). Four chains: one waits for its multiplication at every
-// word.
+// Checksum of memory regions (address, bytes, whole). Small regions and those with `whole` are read in full,
+// of others 64 evenly spread lines of 8 words, which detects every dense change. Whole lines, because each
+// read misses the caches and the TLB, as nothing else reads the parameters (26 us for a block in a network).
+// Order and position count (FNV-1a over 8-byte words, rotated). Four chains, because one chain would wait for
+// its multiplication at every word.
 uint64_t checksum(const std::vector<std::tuple<Address, int64_t, bool>>& regions) {
   constexpr int64_t chains = 4, line = 8, samples = 64;
   uint64_t hashes[chains] = {0xcbf29ce484222325u, 0x84222325cbf29ce4u, 0x9ce484222325cbf2u,

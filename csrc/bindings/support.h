@@ -51,8 +51,8 @@ class Buffer {
   int64_t size_ = 0;
 };
 
-// Workspace of the calling thread, kept between calls (a fresh one would cost its page faults every time)
-// unless large.
+// Workspace of the calling thread. Kept between calls unless
+// it is large: a new one would cost page faults every time.
 class Workspace {
  public:
   explicit Workspace(int64_t bytes) {
@@ -62,7 +62,7 @@ class Workspace {
   ~Workspace() {
     if (buffer().size() > kKeep) buffer().release();
   }
-  // A member, for all threads of a team: buffer() is another one in each.
+  // A member, for all threads of a team: buffer() is a different one in each.
   char* data() const { return data_; }
 
  private:
@@ -74,7 +74,7 @@ class Workspace {
   char* data_;
 };
 
-// A (rows, columns) fp32 array copied with columns padded by zeros; missing without an address.
+// A copy of a (rows, columns) fp32 array, its columns padded with zeros; empty if the address is 0.
 class Padded {
  public:
   Padded() = default;
@@ -94,7 +94,7 @@ class Padded {
   Buffer buffer_;
 };
 
-// The weights of a depthwise convolution, (K * K, C) fp32, packed; missing without an address.
+// The weights of a depthwise convolution, (K * K, C) fp32, packed; empty if the address is 0.
 class Taps {
  public:
   Taps(Address source, int kernel_size, int64_t c) {
@@ -132,7 +132,7 @@ void run(int threads, const F& body) {
 
 class Matrix {
  public:
-  // Nothing: a matrix that will not be used.
+  // An empty one, for a matrix that is not used.
   Matrix() : Matrix(0, 0, 0) {}
   // weight: (n, k), row-major.
   Matrix(const IsaOps& ops, Products products, DType dtype, Address weight, int64_t n, int64_t k, int threads)
@@ -143,7 +143,7 @@ class Matrix {
       ops.pack_matrix(products, dtype, pointer<const void>(weight), n, k, buffer_.data(), team);
     });
   }
-  // weight: (k, n), row-major; row i times scale[i] unless scale is null.
+  // weight: (k, n), row-major; row i is multiplied by scale[i] unless scale is null.
   static Matrix transposed(const IsaOps& ops, Products products, DType dtype, Address weight, int64_t n,
                            int64_t k, const float* scale, int threads) {
     require(weight != 0, "weight: null");

@@ -1,18 +1,18 @@
-// Element types that cross the border between Python and the kernels, and their scalar conversions.
+// Element types that Python and the kernels exchange, and their scalar conversions.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-// Always inlined: included by sources compiled for different instruction sets, whose out-of-line copies the
-// linker would merge into one.
+// Always inlined: sources for different instruction sets include this file, and the linker would merge their
+// out-of-line copies into one.
 #ifdef __CUDACC__
 #define CNK_INLINE __host__ __device__ __forceinline__
 #else
 #define CNK_INLINE inline __attribute__((always_inline))
 #endif
-// The same of a lambda, after its parameters. Where the compiler leaves one out of line, what it captures by
-// reference moves from registers to memory.
+// The same for a lambda; stands after its parameters. When the compiler does not inline a lambda, the
+// variables that it captures by reference move from registers to memory.
 #define CNK_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace cnk {
@@ -66,8 +66,7 @@ CNK_INLINE void from_float(float value, Float16& out) {
     out.bits = uint16_t(sign | 0x7e00u);
   } else if (magnitude >= 0x477ff000u) {  // rounds to 65536 or more
     out.bits = uint16_t(sign | 0x7c00u);
-  } else if (magnitude <
-             0x38800000u) {  // subnormal: adding 0.5 leaves the rounded 24 fraction bits at the bottom
+  } else if (magnitude < 0x38800000u) {  // subnormal: adding 0.5 leaves the rounded fraction in the low bits
     out.bits = uint16_t(sign | (float_bits(bits_float(magnitude) + 0.5f) - 0x3f000000u));
   } else {
     out.bits = uint16_t(sign | ((magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13));

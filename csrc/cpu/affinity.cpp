@@ -20,7 +20,7 @@ namespace cnk::cpu {
 
 namespace {
 
-// A set of as many CPUs as it must hold: cpu_set_t ends at 1024.
+// A set for any number of CPUs: cpu_set_t has only 1024.
 class CpuSet {
  public:
   explicit CpuSet(int cpus) : bytes_(CPU_ALLOC_SIZE(cpus)), set_(CPU_ALLOC(cpus)) {
@@ -38,10 +38,10 @@ class CpuSet {
   std::unique_ptr<cpu_set_t, Free> set_;
 };
 
-// Both of the calling thread; 0 or errno.
+// Both act on the calling thread and return 0 or errno.
 
 int get_mask(CpuMask* mask) {
-  // The kernel refuses a set that is smaller than its own, whose size it does not tell.
+  // Linux refuses a set that is smaller than its own, and does not report the size of its own.
   for (int cpus = 1024; cpus <= 1 << 20; cpus *= 2) {
     const CpuSet set(cpus);
     if (sched_getaffinity(0, set.bytes(), set.get()) == 0) {

@@ -1,9 +1,9 @@
-// What the gradients of the bottleneck and of downsampling share: sums over rows in an order that the shape
-// alone decides.
+// What the gradients of the bottleneck and of downsampling share:
+// sums over rows in an order that depends only on the shape.
 //
-// Rows come in groups, which are the k of the products that give the weights' gradients; within a group,
-// units of kUnit rows have their sums (of biases, of LayerNorm's parameters) taken by one thread and are
-// added up in order.
+// Rows are divided into groups: a group's rows are the k of the matrix products for the weights' gradients.
+// A group is divided into units of kUnit rows: one thread sums a unit (for the gradients of biases and of
+// LayerNorm's parameters), and the units' sums are added in order.
 #pragma once
 
 #include "cpu/vec.h"
@@ -13,18 +13,18 @@ namespace cnk::cpu::CNK_ISA {
 constexpr int64_t kUnit = 32;
 constexpr int64_t kGroupBytes = int64_t{16} << 20;  // of the operands of the products over rows
 
-// Fewer rows than 256 would read and write the sums of the weights' gradients (8 C^2 floats) for little work;
-// more than 1024 leave the caches.
+// With fewer than 256 rows, reading and writing the sums of the weights' gradients (8 C^2 floats) would cost
+// more than the work on the rows; more than 1024 rows do not fit the caches.
 CNK_INLINE int64_t group_rows(int64_t rows, int64_t row_bytes) {
   int64_t group = kGroupBytes / row_bytes;
   group = group < 256 ? 256 : group > 1024 ? 1024 : group;
   return round_up(ceil_div(rows, ceil_div(rows, group)), kUnit);
 }
 
-// An epilogue: dense fp32 rows, replaced or added to.
+// An epilogue that writes dense fp32 rows or adds to them.
 struct SumEpilogue {
   float* out;
-  int64_t stride, columns;  // columns beyond are not written
+  int64_t stride, columns;  // columns from `columns` on are not written
   bool add;
   CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
     float* at = out + row * stride;

@@ -1,5 +1,5 @@
-// Compiled once, without flags for any instruction set: what needs one is a function with a target attribute,
-// called after a look at the CPU.
+// Compiled once, without flags for an instruction set. A function that needs one has a target attribute and
+// is called only if the CPU has the instruction set.
 
 #include "cpu/ceilings.h"
 
@@ -26,7 +26,7 @@ namespace {
 
 // --- Arithmetic. ---
 
-// In a register, and for all the optimiser knows anything from here on.
+// The value is in a register, and the optimiser must assume that it is unknown from here on.
 #if defined(__x86_64__)
 #define CNK_OPAQUE(value) asm volatile("" : "+v"(value))
 #elif defined(__aarch64__)
@@ -36,7 +36,7 @@ namespace {
 #endif
 
 // `iterations` times sum = STEP for each of COUNT independent sums. A macro, because templates and lambdas do
-// not have the instruction set of the function that they are used in.
+// not get the instruction set of the function that uses them.
 #define CNK_RUN_SUMS(COUNT, START, STEP)                        \
   decltype(START) sums[COUNT];                                  \
   _Pragma("GCC unroll 32") for (auto& sum : sums) {             \
@@ -48,13 +48,13 @@ namespace {
   }                                                             \
   _Pragma("GCC unroll 32") for (auto& sum : sums) CNK_OPAQUE(sum)
 
-// As many sums as fit into 16 or 32 registers next to the factors. To start two multiply-adds in each cycle
-// takes 8 to 12 of them (latency 4 to 6), and 16 on the Arm cores that start four.
+// As many sums as fit into 16 or 32 registers next to the factors. Starting two multiply-adds in each cycle
+// needs 8 to 12 sums (latency 4 to 6), and 16 on the Arm cores that start four.
 constexpr int kSums16 = 12, kSums32 = 24;
 
 #if defined(__x86_64__)
 
-// sum = sum / 2 + 1/2 tends to 1: no infinities, no denormals.
+// sum = sum / 2 + 1/2 converges to 1: no infinities, no denormals.
 __attribute__((target("avx512f"))) int64_t fma_avx512(int64_t iterations) {
   __m512 half = _mm512_set1_ps(0.5f);
   CNK_OPAQUE(half);
@@ -69,7 +69,7 @@ __attribute__((target("avx2,fma"))) int64_t fma_avx2(int64_t iterations) {
   return iterations * kSums16 * 8 * 2;
 }
 
-// 1/2 * 1/2 - 1/2 * 1/2 is added: each sum stays what it is.
+// 1/2 * 1/2 - 1/2 * 1/2 is added: the sums do not change.
 __attribute__((target("avx512f,avx512bf16"))) int64_t dot_avx512(int64_t iterations) {
   __m512i a = _mm512_set1_epi32(0x3f003f00), b = _mm512_set1_epi32(int(0xbf003f00));
   CNK_OPAQUE(a);
@@ -131,7 +131,7 @@ CNK_INLINE void copy_in(const char* from, char* to, int64_t bytes) {
     Vec v[kUnroll];
     for (int j = 0; j < kUnroll; ++j) v[j] = *reinterpret_cast<const Vec*>(from + i + j * kBytes);
     for (int j = 0; j < kUnroll; ++j) *reinterpret_cast<Vec*>(to + i + j * kBytes) = v[j];
-    asm volatile("" ::: "memory");  // or the compiler sees a memcpy
+    asm volatile("" ::: "memory");  // without this the compiler makes a memcpy of the loop
   }
   for (; i < bytes; ++i) {
     to[i] = from[i];
@@ -166,7 +166,7 @@ void copy_streaming(const char* from, char* to, int64_t bytes) {
   const int64_t head = std::min(int64_t(-uintptr_t(to) % 64), bytes);
   copy_vectors(from, to, head);
   int64_t i = head;
-  // A line in four stores, which the processor puts together before they leave.
+  // A cache line in four stores, which the processor combines into one write.
   for (; i + 64 <= bytes; i += 64) {
     __m128i v[4];
     for (int j = 0; j < 4; ++j) v[j] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i) + j);
@@ -189,8 +189,8 @@ void copy_string(const char* from, char* to, int64_t bytes) {
 
 using CopyFunction = void (*)(const char* from, char* to, int64_t bytes);
 
-// GB/s read and written by a thread of a Zen 5 with 32 KB, 256 KB and 256 MB: vectors 540, 200, 40; streaming
-// 70, 85, 53; the string instruction 330, 270, 59. None is best everywhere.
+// GB/s read and written by one thread of a Zen 5 with 32 KB, 256 KB and 256 MB: vectors 540, 200, 40;
+// streaming 70, 85, 53; the string instruction 330, 270, 59. No method is best everywhere.
 constexpr CopyFunction kCopyFunctions[kCopyMethodCount] = {copy_vectors, copy_streaming, copy_string};
 
 // --- Rates. ---
@@ -199,12 +199,12 @@ double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// The best rate of a team, in bursts that all its threads start together.
+// The best rate of a team, in bursts that all its threads start at the same time.
 class Bursts {
  public:
   Bursts(int threads, double seconds) : members_(threads), seconds_(seconds) {}
 
-  // On each thread of the team; work(repeats) does something `repeats` times and returns how much that was.
+  // Runs on each thread of the team. work(repeats) does its work `repeats` times and returns the amount.
   template <class Work>
   void run(Team& team, const Work& work) {
     Member& me = members_[team.rank()];
@@ -227,8 +227,8 @@ class Bursts {
     double begin, end, amount;
   };
 
-  // From the first start to the last end: a team with fewer cores than threads takes turns, and the rates of
-  // its threads would add up to more than there is.
+  // From the first start to the last end: if there are fewer cores than threads, the threads run in turns,
+  // and the sum of their rates would be higher than the machine's.
   void take(int size, double start) {
     double begin = members_[0].begin, end = members_[0].end, amount = 0;
     for (int r = 0; r < size; ++r) {
@@ -237,7 +237,7 @@ class Bursts {
       amount += members_[r].amount;
     }
     const double time = std::max(end - begin, 1e-9);
-    // The first bursts are too short, and say how many repeats fill one.
+    // The first bursts are too short; they show how many repeats fill a burst.
     if (time >= kBurst / 2) best_ = std::max(best_, amount / time);
     shortest_ = std::min(shortest_, time / double(repeats_));
     repeats_ = std::clamp(int64_t(kBurst / shortest_) + 1, int64_t{1}, repeats_ * 10);
@@ -252,7 +252,7 @@ class Bursts {
 
 constexpr int64_t kLargePage = int64_t{2} << 20;
 
-// Memory that nobody has touched yet. (Large pages asked for make no difference on a Zen 5.)
+// Memory that no thread has touched yet. (Requesting large pages makes no difference on a Zen 5.)
 class Pages {
  public:
   explicit Pages(int64_t bytes) : size_(size_t(bytes + kLargePage)) {
@@ -316,7 +316,7 @@ double arithmetic_rate(Arithmetic kind, int threads, double seconds) {
 
 double copy_rate(int64_t bytes_per_thread, int threads, double seconds) {
   const int64_t half = bytes_per_thread / 2 / 64 * 64;
-  // What one thread touches first must not be another's, and large pages are of 2 MB.
+  // Threads must not share a page that one of them touches first, and large pages have 2 MB.
   const int64_t stride = (2 * half + kLargePage - 1) / kLargePage * kLargePage;
   const Pages pages(stride * threads);
   double best = 0;

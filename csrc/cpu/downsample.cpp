@@ -1,9 +1,9 @@
-// Downsampling: LayerNorm of every pixel, then a KxK convolution with stride K, which is one matrix product
-// whose rows are patches: (kh, kw, padded C) side by side. A tile of patches is normalised straight into the
-// product's operand.
+// Downsampling: LayerNorm of every pixel, then a KxK convolution with stride K. The convolution is one matrix
+// product whose rows are patches, (kh, kw, padded C) next to each other. LayerNorm writes a tile of patches
+// directly as an operand of the product.
 //
-// Few patches and large weights (ConvNeXt-T's last, batch 1: 49 rows, 4.7 MB): threads share all rows and
-// each multiplies its own columns, so that each weight is read by one thread only.
+// Few patches and large weights (the last downsampling of ConvNeXt-T at batch 1: 49 rows, 4.7 MB): threads
+// share all rows and each multiplies its own columns, so that each weight is read by one thread only.
 
 #include "cpu/gemm.h"
 #include "cpu/rows.h"

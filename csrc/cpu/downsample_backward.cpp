@@ -1,5 +1,5 @@
-// Gradients of downsampling, out = W patches(LN(x)) + b, with z a row of normalised pixels, (kh, kw, padded
-// C) side by side:
+// Gradients of downsampling, out = W patches(LN(x)) + b. z is a
+// row of normalised pixels, (kh, kw, padded C) next to each other:
 //
 //   dW = dout^T z,  db = sum(dout),  dz = dout W,  dx by LayerNorm's gradient, pixel by pixel
 //

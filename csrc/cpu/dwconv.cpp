@@ -1,17 +1,18 @@
-// Depthwise convolution, NHWC, stride 1, zero padding: y[n,h,w,c] = b[c] + sum_ij x[n,h+(i-P)d,w+(j-P)d,c]
-// w[i,j,c].
+// Depthwise convolution, NHWC, stride 1, zero padding:
 //
-// One register holds kLanes channels. A tile of up to kColumns output columns lives in accumulators, up to
-// kTaps weights of one kernel row in registers; each input column is loaded once for those taps and feeds one
+//   y[n,h,w,c] = b[c] + sum_ij x[n,h+(i-P)d,w+(j-P)d,c] w[i,j,c]
+//
+// One register holds kLanes channels. The sums of a tile of up to kColumns output columns are in registers,
+// and up to kTaps weights of one kernel row. Each input column is loaded once for these taps and feeds one
 // multiply-add of each. Taps outside the image are skipped, not padded: a 31x31 kernel on a 7x7 image does
 // the work of 13x13. A sum adds its taps row by row, from left to right, whatever the tile, so that its bits
 // do not depend on how the work is divided.
 //
-// The order of tiles decides what the caches see. A cache line is one register's channels of one pixel, and
-// lines of neighbouring pixels lie C floats apart: at C 96 to 768 they share so few sets of L1 that the lines
-// of seven rows of a 224 network's image just do not fit (C 384: 98 lines, room for 96). So tiles go down a
-// strip of columns before they go right, and a strip's rows stay in L1 (with packed taps: 5 to 10 % at C 96
-// and 192).
+// The order of the tiles decides what stays in the caches. A cache line is one register's channels of one
+// pixel, and lines of neighbouring pixels are C floats apart. At C 96 to 768 they share so few sets of L1
+// that the lines of seven image rows (images of 224 x 224) just do not fit (C 384: 98 lines, room for 96). So
+// tiles go down a strip of columns before they go right, and a strip's rows stay in L1 (with packed taps: 5
+// to 10 % less time at C 96 and 192).
 
 #include "cpu/dwconv.h"
 
@@ -40,8 +41,8 @@ CNK_INLINE Vec load_tap(const T* p, int64_t valid) {
   return load(p);
 }
 
-// Where a tile's sums go: a question at run time, since it comes once a tile and each answer would double the
-// code.
+// Where a tile's sums are stored. Decided at run time: that happens
+// once a tile, and a template parameter would double the code.
 struct Sink {
   void* y;  // first output pixel
   int64_t ldy;
@@ -63,8 +64,8 @@ CNK_INLINE void store_tile(const Vec (&acc)[COLUMNS], int64_t columns, const Sin
   }
 }
 
-// acc[j] += the TAPS taps at `weight` times columns j, j + 1, ... of x. CHECKED: only of columns whose bit is
-// set in `inside`, the rest is outside the image.
+// acc[j] += the TAPS taps at `weight` times columns j, j + 1, ... of x. CHECKED: only columns whose bit in
+// `inside` is set; the others are outside the image.
 template <int TAPS, bool CHECKED, bool PARTIAL, int COLUMNS, class T>
 CNK_INLINE void add_taps(Vec (&acc)[COLUMNS], const float* weight, const T* x, int64_t stride, int64_t valid,
                          uint64_t inside) {
@@ -82,14 +83,14 @@ CNK_INLINE void add_taps(Vec (&acc)[COLUMNS], const float* weight, const T* x, i
       }
     }
     x += stride;
-    // Else the compiler keeps a dozen multiples of the stride, more than there are registers for.
+    // Without this the compiler keeps a dozen multiples of the stride, more than there are registers for.
     asm("" : "+r"(x));
   }
 }
 
 constexpr uint64_t all_columns(int columns) { return (uint64_t{1} << columns) - 1; }
 
-// Dilation 1: `columns` of the COLUMNS accumulators are stored.
+// Dilation 1. Of the COLUMNS accumulators, `columns` are stored.
 template <int COLUMNS, bool PARTIAL, class T>
 __attribute__((noinline)) void convolve(const Tile<T>& t, int64_t columns, const Sink& to) {
   Vec acc[COLUMNS];
@@ -100,9 +101,9 @@ __attribute__((noinline)) void convolve(const Tile<T>& t, int64_t columns, const
   const int64_t first_tap = max64(0, reach - t.w - columns + 1);
   const int64_t last_tap = min64(t.kernel_size, t.width + reach - t.w);
   const float* weights = t.weight + (first_row * t.kernel_size + first_tap) * kChannelAlign;
-  const int64_t column = t.w + first_tap - reach;  // of x, where the first of the taps meets accumulator 0
+  const int64_t column = t.w + first_tap - reach;  // of x: that of the first tap for accumulator 0
   const T* row = t.plane + ((t.h + first_row - reach) * t.width + column) * stride;
-  // Bit i: column + i is in the image. There are less than 14 + 31.
+  // Bit i: column + i is in the image. There are fewer than 14 + 31 columns.
   const uint64_t in_image = (uint64_t{1} << min64(t.width - column, 63)) - (uint64_t{1} << max64(-column, 0));
   for (int64_t rows = last_row - first_row; rows > 0; --rows) {
     const float* weight = weights;
@@ -149,7 +150,7 @@ __attribute__((noinline)) void convolve(const Tile<T>& t, int64_t columns, const
   store_tile<T>(acc, columns, to);
 }
 
-// Any dilation: taps one by one, each weight feeding all columns, inputs as memory operands from L1.
+// Any dilation: one tap at a time, its weight times all columns; inputs are memory operands from L1.
 template <bool PARTIAL, class T>
 __attribute__((noinline)) void convolve_dilated(const Tile<T>& t, int64_t columns, const Sink& to) {
   const int64_t d = t.dilation, reach = (t.kernel_size / 2) * d;
@@ -181,7 +182,7 @@ __attribute__((noinline)) void convolve_dilated(const Tile<T>& t, int64_t column
   store_tile<T>(acc, columns, to);
 }
 
-// With the accumulators that waste least: of 14, 10, 7 or 4 (16 registers: 7, 5, 3 or 2).
+// With the number of accumulators that leaves the fewest unused: 14, 10, 7 or 4 (16 registers: 7, 5, 3 or 2).
 template <bool PARTIAL, class T>
 CNK_INLINE void convolve_tile(const Tile<T>& t, int64_t columns, const Sink& to) {
   constexpr int kSome = kColumns * 5 / 7, kHalf = kColumns / 2, kFew = kColumns * 2 / 7;
@@ -192,7 +193,7 @@ CNK_INLINE void convolve_tile(const Tile<T>& t, int64_t columns, const Sink& to)
   convolve<kColumns, PARTIAL>(t, columns, to);
 }
 
-// Brings a stretch of memory into L2, a share at every tile, while there is arithmetic to hide it.
+// Prefetches a range of memory into L2, a part of it at every tile, so that the arithmetic hides it.
 class Prefetch {
  public:
   Prefetch(const void* begin, const void* end, int64_t tiles)
@@ -208,7 +209,7 @@ class Prefetch {
   int64_t share_;
 };
 
-// Where sums go: fp32 rows of whole registers, or the op's own result, in x's dtype, with a residual.
+// Where sums are stored: fp32 rows of whole registers, or the op's result, in x's dtype, with a residual.
 struct Rows {
   float* y;  // pixel `begin`, channel 0
   int64_t ldy;
@@ -247,15 +248,15 @@ CNK_INLINE void convolve_to(const Result<T>& out, const Tile<T>& t, int64_t chan
   }
 }
 
-// Pixels [begin, end) of all images, channels [channel, last): multiples of kLanes, but for the image's end.
+// Pixels [begin, end) of all images, channels [channel, last): multiples of kLanes, except for the last C.
 template <class T, class Out>
 void convolve_pixels(const DwconvArgs& a, int64_t channel, int64_t last, int64_t begin, int64_t end,
                      const Out& out) {
   const int64_t plane = a.h * a.w, pixels = a.n * plane, taps = int64_t{a.kernel_size} * a.kernel_size;
   const T* x = static_cast<const T*>(a.x);
-  // What the next call will read and this one does not: as many pixels, beyond the last tap. For the fused
-  // block, which turns to other things in between; in the op's own sweep the processor finds the lines
-  // itself, and prefetches only get in its way (8x664x7x86, K 3: 0.65 ms without, 0.87 with).
+  // What the next call reads and this one does not: as many pixels, after the last tap. For the fused block,
+  // which does other work in between. The op on its own needs no prefetches: the processor finds the lines
+  // itself, and they slow it down (8x664x7x86, K 3: 0.65 ms without, 0.87 with).
   constexpr bool kFused = __is_same(Out, Rows);
   const int64_t ahead = kFused ? min64(end + a.kernel_size / 2 * a.w, pixels) : pixels;
   Prefetch prefetch(x + ahead * a.c, x + min64(ahead + end - begin, pixels) * a.c,
@@ -266,9 +267,9 @@ void convolve_pixels(const DwconvArgs& a, int64_t channel, int64_t last, int64_t
   t.c = a.c;
   t.kernel_size = a.kernel_size;
   t.dilation = a.dilation;
-  // Two lines of a pixel while it is in L1. With K 3 all of its channels: nine multiply-adds for each number
-  // that moves leave it to memory, which likes to be read in order (1x984x23x84: 0.56 -> 0.40 ms), and the
-  // taps fit into L1.
+  // Two cache lines of a pixel while it is in L1. With K 3 all channels of it: there are only nine
+  // multiply-adds for each number, so memory is the limit, and it is faster when read in order (1x984x23x84:
+  // 0.56 -> 0.40 ms); the taps fit into L1.
   const int64_t group = a.kernel_size <= 3 ? last - channel : kChannelAlign;
   for (int64_t group_begin = channel; group_begin < last; group_begin += group) {
     const int64_t group_end = min64(group_begin + group, last);
@@ -278,7 +279,7 @@ void convolve_pixels(const DwconvArgs& a, int64_t channel, int64_t last, int64_t
       const int64_t top = (p - origin) / a.w, bottom = (next - 1 - origin) / a.w;
       for (int64_t left = 0; left < a.w; left += kColumns) {
         for (t.h = top; t.h <= bottom; ++t.h) {
-          const int64_t row = origin + t.h * a.w;  // the pixel it begins with
+          const int64_t row = origin + t.h * a.w;  // its first pixel
           t.w = max64(left, p - row);
           const int64_t columns = min64(min64(left + kColumns, a.w), next - row) - t.w;
           if (columns <= 0) continue;
@@ -323,8 +324,9 @@ void dwconv(const DwconvArgs& a, Team& team) {
 #if defined(CNK_HAS_BF16)
   if (a.dtype != DType::kBFloat16) return CNK_SHARED::kOps.dwconv(a, team);
 #endif
-  // Every thread takes one piece, so that what its blocks share is in its own L2 (blocks dealt out in turn
-  // had each line of x in all of them): rows of images, or channels, or pixels, whatever divides well.
+  // Every thread takes one piece, so that what its blocks share is in its own L2.
+  // (When blocks were given out in turn, each line of x was in the L2 of all
+  // threads.) Pieces are rows of images, channels or pixels, whatever divides best.
   constexpr int64_t kBlockBytes = 256 << 10;
   const int64_t pixels = a.n * a.h * a.w, registers = ceil_div(a.c, kLanes);
   const auto divides = [&](int64_t items) {

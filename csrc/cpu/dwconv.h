@@ -1,12 +1,12 @@
-// Depthwise convolution of a run of pixels into fp32 rows: what dwconv.cpp and the fused block share.
+// Depthwise convolution of consecutive pixels into fp32 rows, for dwconv.cpp and the fused block.
 #pragma once
 
 #include "cpu/vec.h"
 
 namespace cnk::cpu::CNK_SHARED {
 
-// y[p - begin, c] = bias[c] + sum over the KxK taps, for pixels begin <= p < end of all N*H*W, rows of ldy
-// floats. Writes the padded channels too (as zeros). T: element type of x.
+// y[p - begin, c] = bias[c] + sum over the KxK taps, for pixels begin <= p < end of all N*H*W; rows of y have
+// ldy floats. Writes the padded channels too (as zeros). T: element type of x.
 template <class T>
 void dwconv_pixels(const DwconvArgs& args, int64_t begin, int64_t end, float* y, int64_t ldy);
 

@@ -1,16 +1,16 @@
 // Gradients of a depthwise convolution's weight and bias, NHWC:
 //
-//   dw[i, j, c] = sum of dy[n, h, w, c] x[n, h + (i - P) d, w + (j - P) d, c],    db[c] = sum of dy[n, h, w,
-//   c]
+//   dw[i, j, c] = sum of dy[n, h, w, c] x[n, h + (i - P) d, w + (j - P) d, c]
+//   db[c] = sum of dy[n, h, w, c]
 //
 // One register holds kLanes channels. A band of rows of x (with zeros at its left and right) and of dy is
-// gathered into a dense fp32 scratch; then each column of dy meets the taps of two kernel rows, whose sums
-// stay in registers along a block of rows that fits L1. bf16 where there is VDPBF16PS at full rate: the
-// scratch holds pairs of neighbouring columns, and one instruction adds two products. What costs most is not
-// the sums but fetching x and dy from L3: so a whole cache line of each pixel is gathered at once.
+// copied into a dense fp32 scratch buffer. Then each column of dy is multiplied with two kernel rows' columns
+// of x; their sums stay in registers along a block of rows that fits L1. bf16 where VDPBF16PS runs at full
+// rate: the scratch holds pairs of neighbouring columns, and one instruction adds two products. Fetching x
+// and dy from L3 costs more than the sums, so a whole cache line of each pixel is copied at once.
 //
-// Bands are grouped into slabs by the shape alone; each slab has sums of its own, which are added up in order
-// at the end: the bits of the result do not depend on the number of threads.
+// The shape alone decides how bands are grouped into slabs. Each slab has its own sums, which are added in
+// order at the end, so the bits of the result do not depend on the number of threads.
 
 #include "cpu/vec.h"
 
@@ -21,14 +21,14 @@ namespace {
 constexpr int kMaxTaps =
     kRegisters == 32 ? 13 : 7;  // of a kernel row at a time; two rows of sums in registers
 constexpr int64_t kBand = int64_t{256} << 10, kBlock = int64_t{28} << 10;  // bytes: fit L2, L1
-constexpr int64_t kItems = 128;  // pieces of work to share, at least, where the batch has as many
+constexpr int64_t kItems = 128;  // at least so many pieces of work to share, if the batch has as many
 
 // Words of the scratch as fp32 numbers, or as pairs of bf16: a word at column w holds columns w and w + 1.
 struct Floats {
   static constexpr int64_t kColumns = 1;  // of dy in a word
   static CNK_INLINE Vec add(Vec dy, const float* x, Vec sum) { return multiply_add(dy, load(x), sum); }
 };
-#if defined(CNK_HAS_BF16)  // compiled for sets without tiles only: table.cpp
+#if defined(CNK_HAS_BF16)  // compiled only for instruction sets without tiles: table.cpp
 struct Pairs {
   static constexpr int64_t kColumns = 2;
   static CNK_INLINE Vec add(Vec dy, const float* x, Vec sum) { return dot_bf16(sum, dy, load(x)); }
@@ -41,12 +41,12 @@ struct Pairs {
 }
 
 struct Plan {
-  int64_t together;  // registers of channels gathered at once: a cache line of each pixel
+  int64_t together;  // registers of channels copied at once: a cache line of each pixel
   int64_t pieces;    // of that many registers
-  int64_t band;      // rows of dy gathered at a time
+  int64_t band;      // rows of dy copied at a time
   int64_t bands;     // of an image
-  int64_t block;     // rows of a band whose taps are added in one go
-  int64_t slabs;     // with sums of their own
+  int64_t block;     // rows of a band that one call of add_taps sums
+  int64_t slabs;     // each with its own sums
   int64_t reach;     // of the kernel to each side
   int64_t x_row;     // words (of kLanes numbers) of a row of x in the scratch
   int64_t dy_row;    // and of dy
@@ -59,7 +59,7 @@ struct Plan {
     together = max64(64 / (element_size(a.dtype) * kLanes), 1);
     pieces = ceil_div(a.c, together * kLanes);
     reach = int64_t{a.kernel_size / 2} * a.dilation;
-    // Beyond the row: the right neighbour of its last column, and the single last column of an odd width.
+    // After the row: the right neighbour of its last column, and the single last column of an odd width.
     x_row = a.w + 2 * reach + 1 + a.kernel_size;
     dy_row = a.w;
     const int64_t x_bytes = x_row * word, dy_bytes = dy_row * word;
@@ -75,7 +75,7 @@ struct Plan {
   }
 };
 
-// What add_taps walks over: `rows` rows of dy, each against kernel rows whose x rows lie `kernel_row` apart.
+// The input of add_taps: `rows` rows of dy, each with kernel rows whose rows of x are `kernel_row` apart.
 struct Walk {
   const float *dy, *x;    // first word of dy, and of x at the first tap
   int64_t dy_row, x_row;  // floats from row to row of the image
@@ -127,8 +127,7 @@ void add_taps(const Walk& walk) {
   });
 }
 
-// Kernel rows at a time for `taps` taps: at most three, and registers are left for dy and an address' worth
-// of x.
+// Kernel rows at a time for `taps` taps: at most three, so that registers are left for dy and one of x.
 constexpr int kernel_rows(int taps) {
   const int most = (kRegisters - 3) / taps;
   return most > 3 ? 3 : most < 1 ? 1 : most;
@@ -209,8 +208,8 @@ struct WeightGradient {
       }
       unroll<kTogether>([&](auto g) { v[g.value] = Vec{}; });
       for (int64_t word = p.reach + a.w - 1; word < columns; ++word) put(word);
-      // The last column of an odd width has no right neighbour in dy, and what is right of it in x may be
-      // Inf.
+      // The last column of an odd width has no right neighbour
+      // in dy, and its right neighbour in x may be Inf.
       for (int64_t j = 0; a.w % 2 && j < a.kernel_size; ++j) {
         unroll<kTogether>([&](auto g) {
           const Vec word = load(words[g.value] + (a.w - 1 + j * a.dilation) * kLanes);
@@ -220,7 +219,7 @@ struct WeightGradient {
     }
   }
 
-  // The same of dy; its sum joins that of the bias.
+  // The same for dy; its sum is added to that of the bias.
   template <bool FULL>
   void gather_dy(const T* row, int64_t channel, int64_t to) const {
     float* words[kTogether];
@@ -272,8 +271,8 @@ struct WeightGradient {
   }
 
  private:
-  // Kernel rows [i, end_i), taps [tap, tap + taps): runs of rows of dy for which the same kernel rows lie in
-  // the image.
+  // Kernel rows [i, end_i), taps [tap, tap + taps): consecutive
+  // rows of dy for which the same kernel rows are in the image.
   void add_rows(int group, int64_t top, int64_t bottom, int64_t begin, int64_t first, int i, int end_i,
                 int tap, int taps) const {
     const int64_t d = a.dilation;
@@ -308,7 +307,7 @@ struct WeightGradient {
     }
   }
 
-  // Which of kernel rows [i, end_i) meet a row of x that is in the image.
+  // Which of kernel rows [i, end_i) have their row of x in the image.
   void kernel_rows_at(int64_t h, int i, int end_i, int64_t* from, int64_t* to) const {
     const int64_t d = a.dilation;
     *from = max64(i, h >= p.reach ? 0 : ceil_div(p.reach - h, d));

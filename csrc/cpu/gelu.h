@@ -1,16 +1,16 @@
-// GELU: gelu(x) = max(x, 0) - a * Phi(-a), a = min(|x|, 6), with Phi the normal CDF: 3.0e-7 from x * Phi(x),
-// half of it rounding.
+// gelu(x) = max(x, 0) - a * Phi(-a), a = min(|x|, 6), Phi: the
+// normal CDF. The error is at most 3.0e-7, half of it rounding.
 //
-// No division, no branch. With AVX-512, Phi(-a) is one of 32 cubics, whose coefficients two registers each
-// hold and a permutation picks (8.2 -> 4.5 cycles of 2.6 GHz for a register on Zen 5); elsewhere 2^P(a).
-// Numbers by fit_gelu.py. NaN flows through; -Inf gives 0 to 7e-9.
+// No division, no branch. With AVX-512, Phi(-a) is one of 32 cubic polynomials; two registers hold each
+// coefficient of all of them, and a permutation selects (8.2 -> 4.5 cycles of 2.6 GHz for a register on Zen
+// 5). Elsewhere Phi(-a) = 2^P(a). fit_gelu.py computes the numbers. NaN gives NaN; -Inf gives 0 to 7e-9.
 #pragma once
 
 #include "cpu/vec.h"
 
 namespace cnk::cpu::CNK_ISA {
 
-// 2^v by a polynomial for the fraction, 1.2e-7 relative; v >= -126.
+// 2^v by a polynomial for the fraction of v, relative error 1.2e-7; v >= -126.
 CNK_INLINE Vec exp2(Vec v) {
 #if defined(__AVX512F__)
   const Vec f = (Vec)_mm512_reduce_ps((__m512)v, 0);
@@ -25,7 +25,7 @@ CNK_INLINE Vec exp2(Vec v) {
   p = multiply_add(p, f, 0.693147182f);
   p = multiply_add(p, f, 1.00000012f);
 #if defined(__AVX512F__)
-  // scalef multiplies by 2^floor: of v - f, which is the integer exactly.
+  // scalef multiplies by 2^floor(v - f), and v - f is exactly the integer.
   return (Vec)_mm512_scalef_ps((__m512)p, (__m512)(v - f));
 #else
   return (Vec)((VecI)p + ((VecI)shifted << 23));
@@ -63,7 +63,7 @@ alignas(64) constexpr float kTail[4][32] = {
 // clang-format on
 #endif
 
-// Phi(-a) for a in [0, 6], 3.0e-7 (AVX-512) or 1.8e-7 off.
+// Phi(-a) for a in [0, 6], with an error of 3.0e-7 (AVX-512) or 1.8e-7.
 CNK_INLINE Vec lower_tail(Vec a) {
 #if defined(__AVX512F__)
   const Vec scale = splat(31.0f / 6.0f), magic = splat(12582912.0f);  // as in exp2: low bits hold the segment
@@ -93,8 +93,7 @@ CNK_INLINE Vec gelu(Vec x) {
   return multiply_add(-a, lower_tail(a), max(Vec{}, x));
 }
 
-// What GELU's gradient needs: gelu(x) and its slope Phi(x) + x * phi(x). Beyond |x| = 13 phi is 2^-126, not
-// 0.
+// What GELU's gradient needs: gelu(x) and its slope Phi(x) + x * phi(x). For |x| > 13, phi is 2^-126, not 0.
 struct Gelu {
   Vec value, slope;
 };

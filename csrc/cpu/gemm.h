@@ -1,5 +1,5 @@
-// The matrix product that this instruction set compiles: in bf16 where it has such products. Those in fp32
-// are then CNK_SHARED's, whole kernels of which are called.
+// The matrix product that is compiled for this instruction set: in bf16 if the set has bf16 products. Kernels
+// with fp32 products are then those of CNK_SHARED, which are called as a whole.
 #pragma once
 
 #include "cpu/ops.h"

@@ -1,14 +1,13 @@
-// bf16 matrix product with fp32 sums and a fused epilogue: on AMX tiles, or by VDPBF16PS where there are
-// none.
+// bf16 matrix product with fp32 sums and a fused epilogue: on AMX tiles, or by VDPBF16PS without AMX.
 //
 // Both read the same operands. A is stored as contiguous 1 KB tiles of 16 rows x 32 k; B as tiles of 32 k x
-// 16 columns, pairs of k interleaved, so that one 32-bit word is a pair of either. A step is 2x2 tiles: 32
-// rows x 32 columns.
+// 16 columns, with pairs of k interleaved, so that a 32-bit word of either is a pair of k. A step is 2x2
+// tiles: 32 rows x 32 columns.
 //
-// AMX: the epilogue of the previous 32x32 result (bias, GELU, rounding: vector work) is dealt out between the
-// tile products of the present one, since the tile unit and the vector units run side by side: for C = 96 the
-// GELU alone takes as long as both products. VDPBF16PS: 8 rows x 2 registers of sums, pairs of A broadcast
-// from memory.
+// AMX: the epilogue of the previous 32x32 result (bias, GELU, rounding: vector work) is distributed between
+// the tile products of the present one, because the tile unit and the vector units run at the same time. For
+// C = 96 the GELU alone takes as long as both products. VDPBF16PS: 8 rows x 2 registers of sums; pairs of A
+// are broadcast from memory.
 #pragma once
 
 #include <immintrin.h>
@@ -26,14 +25,14 @@ struct GemmBf16 {
 
 #if defined(CNK_HAS_TILES)
   using Scope = TileScope;
-  static constexpr int64_t kBlock = 32;  // rows of A that meet a panel at a time
+  static constexpr int64_t kBlock = 32;  // rows of A that are multiplied with a panel at a time
 #else
   struct Scope {};
   static constexpr int64_t kBlock = 8;
 #endif
 
   static int64_t k_tiles(int64_t k) { return (k + 31) / 32; }
-  // Of whole tiles of 16 rows, which is also where splits of rows may fall (kRowGrain).
+  // Whole tiles of 16 rows; rows may only be split between tiles (kRowGrain).
   static int64_t a_bytes(int64_t rows, int64_t k) { return (rows + 15) / 16 * k_tiles(k) * kTile; }
   static int64_t panels(int64_t n) { return (n + kPanel - 1) / kPanel; }
   static int64_t packed_bytes(int64_t n, int64_t k) { return panels(n) * 2 * k_tiles(k) * kTile; }
@@ -66,7 +65,7 @@ struct GemmBf16 {
     }
   }
 
-  // From w (k, n), row-major, row i times scale[i] where scale is not null.
+  // From w (k, n), row-major, row i times scale[i] if scale is not null.
   template <class T>
   static void pack_transposed(const T* w, int64_t n, int64_t k, const float* scale, void* packed,
                               Team& team) {
@@ -160,7 +159,7 @@ struct GemmBf16 {
     }
   }
 
-  // --- The product: epilogue(row, column, Vec low, Vec high) for rows [begin, end), begin a multiple of 16,
+  // --- The product: epilogue(row, column, Vec low, Vec high) for rows [begin, end) (begin a multiple of 16)
   // and columns of the panels. ---
 
   template <class Epilogue>
@@ -170,7 +169,8 @@ struct GemmBf16 {
     if (rows <= 0) return;
     const char* first = static_cast<const char*>(a) + begin / 16 * steps * kTile;
     const int64_t blocks = (rows + kBlock - 1) / kBlock, lines = 2 * kTile / 64 / blocks + 1;
-    // The sums go through memory to the epilogue, which would take the registers they need (gemm_f32.h).
+    // The sums pass through memory to the epilogue, which
+    // would take the registers that they need (gemm_f32.h).
     alignas(64) float result[2][kBlock * 32];
     Pending pending = {result[1], 0, 0, 0, 0};
     int parity = 0;
@@ -191,7 +191,7 @@ struct GemmBf16 {
         pending = {out, begin + row, panel * kPanel, 0, height};
         parity ^= 1;
 #else
-        // Blocks of nearly equal height rather than full ones and a rest: 49 rows are 7 x 7, not 6 x 8 + 1.
+        // Blocks of nearly equal height, not full blocks and a remainder: 49 rows are 7 x 7, not 6 x 8 + 1.
         const int64_t row = rows * block / blocks, height = rows * (block + 1) / blocks - row;
         const char* rows_a = first + row / 16 * steps * kTile + row % 16 * 64;
         const int64_t in_tile = 16 - row % 16;
@@ -212,7 +212,7 @@ struct GemmBf16 {
   }
 
  private:
-  // Two rows of 32 bf16 to pairs: of columns 0-15 and 16-31.
+  // Two rows of 32 bf16 to pairs, first of columns 0-15, then of 16-31.
   static CNK_INLINE void interleave(Vec first, Vec second, Vec* low, Vec* high) {
     const __m512i step =
         _mm512_set1_epi32(0x00200000);  // the even half-words from `first`, the odd from `second`
@@ -233,7 +233,7 @@ struct GemmBf16 {
     store(reinterpret_cast<float*>(b_tile(packed, k, panel, k_tile, 1)) + pair * 16, high);
   }
 
-  // A result of 32 columns whose epilogue is under way: rows [done, rows) are left.
+  // A result of 32 columns whose epilogue is not finished: rows [done, rows) are left.
   struct Pending {
     const float* result;
     int64_t row, column, done, rows;
@@ -298,7 +298,8 @@ struct GemmBf16 {
   }
 #else
   // out (ROWS, 32) = rows of A tiles times a panel. The first row is at a; with `two_tiles`, rows from
-  // in_tile on are the first ones of the next tile. (Its eight pointers cost the other case a tenth at C 96.)
+  // in_tile on are the first ones of the next tile. (Without a separate case for one tile, the eight pointers
+  // would cost a tenth of the time at C 96.)
   template <int ROWS, bool two_tiles>
   static __attribute__((noinline)) void rows_by_two(const char* a, int64_t in_tile, const char* b,
                                                     int64_t steps, Ahead ahead, float* out) {

@@ -1,8 +1,8 @@
 // fp32 matrix product rows x packed panels, with a fused epilogue.
 //
-// Micro-kernel: kRows x 3 registers of accumulators (8x3 on 32 registers: 24 sums, 3 loads and 8 broadcasts
-// for 24 multiply-adds per k). A is row-major; B is packed in panels of 3 registers' columns, each panel (k,
-// columns).
+// Micro-kernel: kRows x 3 registers of accumulators (8x3 on 32 registers: 24
+// sums, 3 loads and 8 broadcasts for 24 multiply-adds per k). A is row-major;
+// B is packed in panels as wide as 3 registers, each (k, columns).
 #pragma once
 
 #include "cpu/layernorm.h"
@@ -16,7 +16,7 @@ struct GemmF32 {
   static constexpr int kRows = kRegisters == 32 ? 8 : 4;
   static constexpr int kVecs = 3;
   static constexpr int64_t kPanel = kVecs * kLanes;
-  static constexpr int64_t kRowGrain = 1;  // splits of rows between threads may fall anywhere
+  static constexpr int64_t kRowGrain = 1;  // rows may be split between threads anywhere
   struct Scope {};
 
   // One register more than the padding: rows a power of two apart would share cache sets.
@@ -57,7 +57,7 @@ struct GemmF32 {
     }
   }
 
-  // From w (k, n), row-major, row i times scale[i] where scale is not null.
+  // From w (k, n), row-major, row i times scale[i] if scale is not null.
   template <class T>
   static void pack_transposed(const T* w, int64_t n, int64_t k, const float* scale, void* packed,
                               Team& team) {
@@ -137,9 +137,9 @@ struct GemmF32 {
 
   // --- The product: epilogue(row, column, Vec) for every row of [begin, end) and register of the panels. ---
 
-  // Products per chain of additions: kChunk rows of a panel are 24 KB and stay in L1 while the rows of a
-  // group pass by (C 768, batch 8, one core: 137 -> 165 GFLOP/s), and one chain over k = 3072 has two to five
-  // times eager's rounding error.
+  // Products per chain of additions. kChunk rows of a panel are 24 KB and stay in L1 while they are
+  // multiplied with the rows of a group (C 768, batch 8, one core: 137 -> 165 GFLOP/s), and one chain over k
+  // = 3072 would have two to five times eager's rounding error.
   static constexpr int64_t kChunk = (24 << 10) / (kPanel * 4);
   static constexpr int64_t kStretch = 16;  // products between two fetches of what comes next
   static constexpr int64_t kGroup = 192;   // rows; their partial sums are 36 KB on AVX-512
@@ -150,7 +150,7 @@ struct GemmF32 {
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
       const float* packed = static_cast<const float*>(b.data) + panel * kPanel * b.k;
       const int64_t width = vecs(b.n) - panel * kVecs;
-      // Groups of nearly equal size: a rest of a few rows would read the panel for next to nothing.
+      // Groups of nearly equal size: for a remainder of a few rows, reading the panel would cost too much.
       const int64_t groups = (end - begin + kGroup - 1) / kGroup;
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t row = begin + (end - begin) * g / groups;
@@ -175,14 +175,14 @@ struct GemmF32 {
     const int64_t lda = stride(k), rows = end - begin, blocks = (rows + kRows - 1) / kRows;
     for (int64_t i = 0; i < k; i += kChunk) {
       const int64_t next_i = i + kChunk < k ? i + kChunk : k;
-      // Blocks of nearly equal height rather than full ones and a rest: 49 rows are 7 x 7, not 6 x 8 + 1.
+      // Blocks of nearly equal height, not full blocks and a remainder: 49 rows are 7 x 7, not 6 x 8 + 1.
       const char* next = reinterpret_cast<const char*>(b + next_i * VECS * kLanes);
       const int64_t stretches = ceil_div(next_i - i, kStretch);
       const int64_t lines = ceil_div((next_i - i) * VECS * kLanes * 4, 64 * blocks * stretches);
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t row = rows * block / blocks, height = rows * (block + 1) / blocks - row;
         const float* first = static_cast<const float*>(a) + (begin + row) * lda + i;
-        // One chunk needs no sums but those of the block at hand, which then stay in L1.
+        // One chunk needs only the sums of this block, which then stay in L1.
         float* sum = sums + (k <= kChunk ? 0 : row * kPanel);
         const Ahead ahead = {next + block * stretches * lines * 64, lines};
         unroll<kRows>([&](auto r) {
@@ -202,9 +202,10 @@ struct GemmF32 {
 
   // sums (kPanel floats a row) = or += ROWS rows of a times k rows of the panel.
   //
-  // The sums go through memory to the epilogue, which is not part of this function: inlined here it took
-  // registers that the sums need, and where one of its lambdas was not inlined, as with its bf16 stores, the
-  // sums moved to memory for good (C 192, batch 8, bf16 images: 26.0 ms; apart: 15.2 ms).
+  // The sums pass through memory to the epilogue, which is not part of this function.
+  // When it was inlined here, it took registers that the sums need; and when one of
+  // its lambdas was not inlined (that of bf16 stores), the sums stayed in memory (C
+  // 192, batch 8, bf16 images: 26.0 ms; with a separate epilogue 15.2 ms).
   template <int ROWS, int VECS>
   static __attribute__((noinline)) void micro(const float* a, int64_t lda, const float* b, int64_t k,
                                               Ahead ahead, bool first, float* sums) {

@@ -1,7 +1,8 @@
-// Global response normalisation of NHWC images, and its gradient: one pass for the sums over pixels, one that
-// scales.
+// Global response normalisation of NHWC images, and its
+// gradient: one pass for the sums over pixels, one that scales.
 //
-// Sums run over the pixels in order, whatever the number of threads: threads share channels, not pixels.
+// Sums add the pixels in order, for any number of threads:
+// the channels are divided among the threads, not the pixels.
 
 #include "cpu/grn.h"
 
@@ -86,7 +87,7 @@ void grn_backward(const GrnBackwardArgs& a, Team& team) {
       });
     }
     team.barrier();
-    if (team.rank() == 0) {  // a few instructions a channel, and sums over the images
+    if (team.rank() == 0) {  // little work: a few instructions a channel, and sums over the images
       for (int64_t c = 0; c < padded; c += kLanes) {
         store(a.dweight + c, Vec{});
         store(a.dbias + c, Vec{});

@@ -5,8 +5,11 @@
 
 namespace cnk::cpu::CNK_ISA {
 
-// In place: sums of squares over the pixels -> factor f with GRN(h) = h * f + bias, f = 1 + weight * G /
-// (mean_c G + eps), G = sqrt(sum). What padded channels hold is ignored.
+// In place, from sums of squares over the pixels to the factor f:
+//
+//   GRN(h) = h * f + bias,  f = 1 + weight * G / (mean_c G + eps),  G = sqrt(sum)
+//
+// Padded channels are ignored.
 CNK_INLINE void grn_factors(float* row, int64_t channels, const float* weight, float eps) {
   Vec total = {};
   for (int64_t c = 0; c < pad_channels(channels); c += kLanes) {
@@ -23,17 +26,17 @@ CNK_INLINE void grn_factors(float* row, int64_t channels, const float* weight, f
   }
 }
 
-// Pixels whose terms are added in one chain, before they join the total: a chain over all 3136 of an image
-// has ten times the rounding error of PyTorch's sums.
+// Pixels whose terms are added in one chain; the total is the sum of the chains. One chain over all 3136
+// pixels of an image would have ten times the rounding error of PyTorch's sums.
 constexpr int64_t kGrnRun = 64;
 
-// What the gradient of an image needs of each channel, in place: from the sums over its pixels `square` of
-// x^2 and `cross` of dy * x
+// What the gradient of an image needs for each channel. In place, from the sums over the pixels `square` of
+// x^2 and `cross` of dy * x:
 //
 //   square -> f = 1 + weight * r, r = G / s, G = sqrt(square), s = mean_c G + eps
 //   cross  -> e = dG / G (0 where G is), dG = q / s - sum_c(q G) / (C s^2), q = weight * cross
 //
-// so that dx = dy * f + x * e; adds cross * r to dweight. All padded C.
+// Then dx = dy * f + x * e. Adds cross * r to dweight. All vectors have the padded length of C.
 CNK_INLINE void grn_gradient_factors(float* square, float* cross, int64_t channels, const float* weight,
                                      float eps, float* dweight) {
   Vec total = {}, projection = {};

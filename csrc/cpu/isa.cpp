@@ -18,7 +18,7 @@ namespace {
 
 #if defined(__x86_64__)
 
-bool has_f16c() {  // clang 15's __builtin_cpu_supports does not know its name
+bool has_f16c() {  // clang 15's __builtin_cpu_supports does not know "f16c"
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
@@ -32,8 +32,7 @@ bool has_avx512() {
 
 bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
-// Linux hands out the 8 KB of tile state only to processes that ask for it
-// (Documentation/arch/x86/xstate.rst).
+// Linux gives the 8 KB of tile state only to processes that request it (Documentation/arch/x86/xstate.rst).
 bool tile_permission() {
 #if defined(__linux__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
@@ -53,7 +52,7 @@ bool has_amx() {
 
 #endif
 
-// What Linux says of CPU 0's cache: 0 where there is no such cache, or no Linux.
+// The size that Linux reports for CPU 0's cache; 0 if there is no such cache, or no Linux.
 int64_t cache_bytes_of_linux(int level) {
 #if defined(__linux__)
   for (int index = 0; index < 8; ++index) {
@@ -95,8 +94,8 @@ bool isa_supported(Isa isa) {
 }
 
 int64_t cache_bytes(int level) {
-  // Before sysconf, which says 384 MB for the 32 MB of L3 of an AMD Zen 5 (glibc 2.36, in a virtual machine),
-  // and nothing on Arm.
+  // Before sysconf, which reports 384 MB for the 32 MB of L3 of an AMD Zen 5 (glibc 2.36, in a virtual
+  // machine) and nothing on Arm.
   if (const int64_t bytes = cache_bytes_of_linux(level)) return bytes;
   long found = 0;
 #if defined(_SC_LEVEL1_DCACHE_SIZE)

@@ -1,4 +1,4 @@
-// Instruction sets the kernels are compiled for, worst first, and what this machine has.
+// The instruction sets that the kernels are compiled for, slowest first, and those of this machine.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +12,9 @@ const char* isa_name(Isa isa);
 // Compiled into this build, present in this CPU, and enabled by the operating system.
 bool isa_supported(Isa isa);
 
-// Bytes of the L1 data, L2 or L3 cache (level 1, 2, 3) that a core uses; 0 where the system does not say.
+// Bytes of the L1 data, L2 or L3 cache (level 1, 2, 3) that a core uses; 0 if unknown.
 int64_t cache_bytes(int level);
-// Bytes of a core's L2 cache; 1 MB where the system does not say.
+// Bytes of a core's L2 cache; 1 MB if unknown.
 int64_t l2_cache_bytes();
 
 }  // namespace cnk::cpu

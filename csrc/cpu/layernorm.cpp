@@ -1,5 +1,5 @@
-// LayerNorm over the channels of NHWC pixels, and its gradient; one read and one write of each (a row stays
-// in L1), statistics in fp32 (computed again for the gradient).
+// LayerNorm over the channels of NHWC pixels, and its gradient. Each value is read and written once (a row
+// stays in L1). Statistics are in fp32 and are computed again for the gradient.
 
 #include "cpu/layernorm.h"
 
@@ -24,8 +24,8 @@ void layernorm(const LayernormArgs& a, Team& team) {
   });
 }
 
-// Rows whose sums for the parameters' gradients are taken together, whatever thread they fall to; at most
-// kUnits of them, since they are added up in the end.
+// Rows that are summed together for the parameters' gradients, by whichever thread; at most kUnits such
+// units, because their sums are added at the end.
 namespace {
 constexpr int64_t kUnitRows = 64, kUnits = 1024;
 int64_t unit_rows(int64_t rows) {

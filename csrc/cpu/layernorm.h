@@ -1,4 +1,4 @@
-// LayerNorm of one pixel: what layernorm.cpp, the fused block and downsampling share.
+// LayerNorm of one pixel, for layernorm.cpp, the fused block and downsampling.
 #pragma once
 
 #include "cpu/vec.h"
@@ -18,10 +18,10 @@ struct Statistics {
   float mean, rstd;
 };
 
-// Statistics of a row whose register at channel c is read(c), zero above the last channel. In two passes: the
-// second takes the variance of what is left after the first one's mean, so that |mean| / std = 100 costs no
-// digits, and the mean of what is left, which corrects the mean: the same value in every channel gives
-// exactly the bias.
+// Statistics of a row. read(c) is the register at channel c, zero above the last channel. There are two
+// passes. The first computes the mean. The second computes variance and mean of the deviations from it: so
+// |mean| / std = 100 costs no digits, and the mean of the deviations corrects the mean, so that a row of
+// equal values gives exactly the bias.
 template <class Read>
 CNK_INLINE Statistics statistics(const Norm& norm, const Read& read) {
   const int64_t last = (norm.c - 1) / kLanes * kLanes;
@@ -49,7 +49,7 @@ CNK_INLINE Statistics statistics(const Norm& norm, const Read& read) {
   }
   const float correction = sum(left[0] + left[1]) / count;
   const float variance = sum(square[0] + square[1]) / count - correction * correction;
-  // Written so that NaN flows through.
+  // Written so that NaN stays NaN.
   return {mean + correction, 1.0f / __builtin_sqrtf((variance < 0 ? 0 : variance) + norm.eps)};
 }
 
@@ -57,15 +57,14 @@ CNK_INLINE Statistics statistics(const Norm& norm, const float* row) {
   return statistics(norm, [row](int64_t c) { return load(row + c); });
 }
 
-// The normalised register v of channels c...; padded channels give zero, since their weight and bias are
-// zero.
+// The normalised register v of channels c...; padded channels give zero, because their weight and bias are 0.
 CNK_INLINE Vec normalize(const Norm& norm, const Statistics& s, Vec v, int64_t c) {
   return multiply_add((v - s.mean) * s.rstd, load(norm.weight + c), load(norm.bias + c));
 }
 
-// The gradient of a row: dx[c] = rstd (g - mean(g) - xhat mean(g xhat)), g = dy * weight, by write(c, dx);
-// adds dy * xhat and dy to the sums of the weight's and the bias's gradient (padded C). x(c) and dy(c) read
-// registers; in the channels above the last dy must be zero.
+// The gradient of a row, dx[c] = rstd (g - mean(g) - xhat mean(g xhat)) with g = dy * weight, is passed to
+// write(c, dx). Adds dy * xhat and dy to the sums of the weight's and the bias's gradient (padded C). x(c)
+// and dy(c) read registers; dy must be zero above the last channel.
 template <class ReadX, class ReadDy, class Write>
 CNK_INLINE void layernorm_gradient(const Norm& norm, const ReadX& x, const ReadDy& dy, float* dweight,
                                    float* dbias, const Write& write) {

@@ -1,5 +1,5 @@
-// Not done by PyTorch's copy, because that one runs on the OpenMP threads that a forked child has lost, and
-// hangs there.
+// PyTorch's own copy is not used: it runs on OpenMP threads,
+// which a forked child does not have, and hangs there.
 
 #include "cpu/layout.h"
 

@@ -7,8 +7,8 @@
 
 namespace cnk::cpu {
 
-// to[b][column][row] = from[b][row][column] for elements of 2 or 4 bytes. NCHW to NHWC has rows C and columns
-// H*W; back, the other way round.
+// to[b][column][row] = from[b][row][column] for elements of 2 or 4 bytes. NCHW to NHWC: rows C, columns H*W;
+// NHWC to NCHW: rows H*W, columns C.
 void transpose(const void* from, void* to, int64_t batch, int64_t rows, int64_t columns, int64_t element_size,
                Team& team);
 

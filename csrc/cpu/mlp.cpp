@@ -1,18 +1,18 @@
-// The fused block and the inverted bottleneck: [dwconv ->] LN -> W1 -> GELU -> [GRN] -> W2 -> gamma -> +
-// residual.
+// The fused block and the inverted bottleneck:
 //
-// Four ways, of which mlp_plan.h chooses one. Rows are pixels of all images, in order. Sums never depend on
+//   [dwconv ->] LN -> W1 -> GELU -> [GRN] -> W2 -> gamma -> + residual
+//
+// There are four plans; mlp_plan.h chooses one. Rows are pixels of all images, in order. Sums never depend on
 // the number of threads, so neither do the bits of the result.
 //
-//   tiles    each thread takes tiles of rows through the whole chain; normalised rows and hidden stay in its
-//   L2. columns  few rows and large weights (7x7 images, batch 1): threads share all rows, and each
-//   multiplies its
-//            own columns, so that each weight is read by one thread only.
-//   images   GRN needs the sums over a whole image before W2. Threads divide an image's rows, add up the
-//   squares
-//            of each tile while it is in L2, and keep what of the hidden their memory holds; the rest is
+//   tiles    Each thread computes whole tiles of rows, from first step to last; normalised rows and hidden
+//            stay in its L2.
+//   columns  For few rows and large weights (7x7 images, batch 1): threads share all rows, and each
+//            multiplies its own columns, so that each weight is read by one thread only.
+//   images   GRN needs the sums over a whole image before W2. Threads divide an image's rows, add the squares
+//            of each tile while it is in L2, and keep as much of the hidden as fits their memory; the rest is
 //            computed a second time.
-//   group    GRN, images too small to be divided: the hidden of several is kept.
+//   group    GRN with images that are too small to be divided: the hidden of several images is kept.
 
 #include <time.h>
 
@@ -26,7 +26,7 @@ namespace cnk::cpu::CNK_ISA {
 
 namespace {
 
-// Charges a thread's time to phases: start(), then at the end of each stretch of work done(phase).
+// Measures a thread's time in each phase: start(), then done(phase) at the end of each part of the work.
 class Clock {
  public:
   Clock(const MlpArgs& a, int rank) : phases_(a.phases ? a.phases + rank * kMlpPhases : nullptr) { start(); }
@@ -54,7 +54,7 @@ template <class G>
 struct Mlp {
   using Plan = MlpPlan<G>;
 
-  // Rows [begin, end) of the normalised operand, into rows from `row` on of `y`.
+  // Rows [begin, end) of the normalised operand, written to `y` from row `row` on.
   template <class T>
   static void produce(const MlpArgs& a, const Norm& norm, int64_t begin, int64_t end, float* step, void* y,
                       int64_t row, Clock& clock) {
@@ -85,9 +85,8 @@ struct Mlp {
     }
   }
 
-  // hidden[row] = gelu(u), u = sum + b1; u is kept as K where the gradient wants it, and not where K is
-  // Nothing. (One kernel that decides at run time takes twice the time: its sums no longer fit the
-  // registers.)
+  // hidden[row] = gelu(u), u = sum + b1. u is kept as K for the gradient, or not kept if K is Nothing. (One
+  // kernel that decides at run time takes twice the time: its sums no longer fit the registers.)
   struct Nothing {};
   template <class K>
   struct HiddenEpilogue {
@@ -111,7 +110,8 @@ struct Mlp {
     }
   };
 
-  // h = gelu(W1 y + b1) for rows [0, rows) of y, the pixels from `first` on, and columns of the panels.
+  // h = gelu(W1 y + b1) for rows [0, rows) of y, which are
+  // the pixels from `first` on, and columns of the panels.
   static void hidden(const MlpArgs& a, const void* y, void* h, int64_t first, int64_t rows,
                      int64_t panel_begin, int64_t panel_end) {
     if (!a.kept_hidden) {
@@ -208,13 +208,13 @@ struct Mlp {
         }
       }
       clock.done(kSecondProduct);
-      team.barrier();  // before the next group overwrites h: its rows may be split otherwise
+      team.barrier();  // before the next group overwrites h: its rows may be split differently
       clock.done(kWait);
     }
   }
 
-  // The sums of squares of rows [begin, end) of h, channels c, c + 1, ... One chain of additions: no more
-  // than kRun rows, since a chain over a whole image has ten times the rounding error of PyTorch's sums.
+  // The sums of squares of rows [begin, end) of h, channels c, c + 1, ... One chain of additions, so at most
+  // kRun rows: a chain over a whole image has ten times the rounding error of PyTorch's sums.
   static CNK_INLINE typename G::Block squares(const MlpArgs& a, const void* h, int64_t begin, int64_t end,
                                               int64_t c) {
     typename G::Block total = {};
@@ -227,7 +227,7 @@ struct Mlp {
     return total;
   }
 
-  // Scale the hidden in place; each thread leaves with its own rows scaled. grn_bias is part of b2 by now.
+  // Scale the hidden in place, each thread its own rows. grn_bias is already part of b2.
   static void grn(const MlpArgs& a, Team& team, void* h, int64_t rows, int64_t image, float* sums) {
     const int64_t padded = pad_channels(a.hidden), images = rows / image, groups = padded / kChannelAlign;
     int64_t begin, end;
@@ -254,7 +254,7 @@ struct Mlp {
   }
 
   // Adds the squares of rows [begin, end) of h, which are rows [first, ...) of an image, to the sums of their
-  // units (padded hidden each).
+  // units (of the padded hidden length each).
   static void add_squares(const MlpArgs& a, const Plan& p, const void* h, int64_t begin, int64_t end,
                           int64_t first, float* units) {
     for (int64_t r = begin, next; r < end; r = next) {
@@ -336,7 +336,7 @@ struct Mlp {
             clock.done(kSecondProduct);
           }
         }
-        team.barrier();  // after the second pass: before the next image takes the place of the factors
+        team.barrier();  // after the second pass, before the next image overwrites the factors
         clock.done(kWait);
         if (pass == 0) {
           factors(a, p, team, units);

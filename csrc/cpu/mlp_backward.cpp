@@ -5,16 +5,16 @@
 //   dg = (gamma * W2)^T e,  dh = dg or GRN's,  du = dh * gelu'(u)
 //   dW1 = du^T z,  db1 = sum(du),  dz = W1^T du,  dx by LayerNorm's gradient
 //
-// so that W2's output is never needed. Rows are pixels of all images, in order. Each thread takes chunks of a
-// group of rows from x and dout to du and dx while they are in its L2: u is computed again (or read, where
-// the forward pass kept it), the second product's epilogue turns it into g and du. These go into the operands
-// of the two products over pixels, whose columns the threads then share: each reads all rows of the group, in
-// order, and adds to sums of its own.
+// so W2's output is never needed. Rows are pixels of all images, in order. Each thread computes chunks of a
+// group of rows, from x and dout to du and dx, while they are in its L2: u is computed again (or read, if the
+// forward pass kept it), and the second product's epilogue computes g and du from it. They become operands of
+// the two products over pixels. The columns of these products are divided among the threads: each reads all
+// rows of the group, in order, and adds to its own sums.
 //
 // With GRN the sums over each whole image come first: u and dg are kept for a number of images.
 //
-// Groups and units (backward.h) depend on the shape alone; so the bits of the result do not depend on the
-// number of threads.
+// Groups and units (backward.h) depend only on the shape, so the
+// bits of the result do not depend on the number of threads.
 
 #include "cpu/backward.h"
 #include "cpu/gelu.h"
@@ -41,7 +41,7 @@ struct MlpBackward {
     p.images = a.grn_weight ? min64(a.n, kGroupBytes / (row_bytes * image) + 1) : a.n;
     const int64_t most = a.grn_weight ? p.images * image : rows;
     p.group = group_rows(most, row_bytes);
-    // Weights of several times L2 are read from L3 once a chunk.
+    // Weights of several times the size of L2 are read from L3 once a chunk.
     const int64_t weight_bytes = 3 * G::packed_bytes(a.hidden_size, a.c);
     int64_t chunk = l2_cache_bytes() / 2 / (row_bytes + 4 * pad_channels(a.c));
     const int64_t least = weight_bytes > 2 * l2_cache_bytes() ? 256 : 64;
@@ -51,7 +51,7 @@ struct MlpBackward {
     return p;
   }
 
-  // What the units sum: du, then e, dz * xhat and dz.
+  // The sums of a unit: of du, then of e, dz * xhat and dz.
   static int64_t unit_sums(const MlpBackwardArgs& a) {
     return pad_channels(a.hidden_size) + 3 * pad_channels(a.c);
   }
@@ -107,7 +107,7 @@ struct MlpBackward {
   };
 
   static int64_t workspace(const MlpBackwardArgs& a, int threads) {
-    // Not monotonic in the size of the team, which may turn out smaller than asked for.
+    // Not monotonic in the size of the team, which may be smaller than requested.
     int64_t most = 0;
     for (int t = 1; t <= threads; ++t) {
       const int64_t total = Layout(a, plan(a, t), t).total;
@@ -176,12 +176,12 @@ struct MlpBackward {
 
   float* floats(int64_t offset) const { return reinterpret_cast<float*>(a.workspace + offset); }
 
-  // Rows `row`... of an operand that stands in the thread's own part, or with GRN in the shared one.
+  // Rows `row`... of an operand in the thread's own part of the workspace, or with GRN in the shared part.
   void* operand(int64_t offset, int64_t columns, int64_t row) const {
     return a.grn_weight ? a.workspace + offset + G::a_bytes(row, columns) : own + offset;
   }
 
-  // The sums of the unit that row `row` of the group falls into: du; e; dz * xhat; dz.
+  // The sums of the unit that contains row `row` of the group: du; e; dz * xhat; dz.
   float* unit(int64_t row) const { return floats(at.units) + row / kUnit * unit_sums(a); }
 
   // z = LN(x) and e of pixels [pixel, pixel + rows), zeros up to a multiple of kUnit.
@@ -205,7 +205,7 @@ struct MlpBackward {
     zero_rows<G>(e, a.c, rows, round_up(rows, kUnit));
   }
 
-  // u of the same rows: as it was kept, or computed again from z.
+  // u of the same rows: read if it was kept, else computed again from z.
   void read_hidden(int64_t pixel, int64_t rows, const void* z, void* u) const {
     if (!a.hidden) {
       G::product(z, 0, rows, a.w1, 0, G::panels(a.hidden_size), HiddenEpilogue{u, a.hidden_size, a.b1});
@@ -224,8 +224,8 @@ struct MlpBackward {
     });
   }
 
-  // From g and du of rows [row, row + rows) of the group (pixels from `pixel` on): the operands of the
-  // products over pixels, the sums of units, and dx.
+  // From g and du of rows [row, row + rows) of the group (pixels from `pixel` on) computes the operands of
+  // the products over pixels, the sums of units, and dx.
   template <class T>
   void finish_rows(int64_t row, int64_t pixel, int64_t rows, int64_t all_rows, void* z, void* e, void* g,
                    void* du) const {
@@ -261,7 +261,7 @@ struct MlpBackward {
     }
   }
 
-  // All of a chunk where there is no GRN.
+  // All work on a chunk without GRN.
   template <class T>
   void chunk(int64_t row, int64_t pixel, int64_t rows, int64_t all_rows) const {
     void *z = own + at.z, *e = own + at.e, *u = own + at.u, *du = own + at.du;
@@ -271,7 +271,8 @@ struct MlpBackward {
     finish_rows<T>(row, pixel, rows, all_rows, z, e, u, du);
   }
 
-  // GRN, first: u and dg of `images` images from `first` on, and what their gradients need of each channel.
+  // With GRN, first part: u and dg of `images` images from
+  // `first` on, and what their gradients need for each channel.
   template <class T>
   void respond(int64_t first, int64_t images) const {
     const int64_t rows = images * a.pixels, hidden = a.hidden_size, wide = pad_channels(hidden);
@@ -318,7 +319,7 @@ struct MlpBackward {
       });
     }
     team.barrier();
-    if (team.rank() == 0) {  // a few instructions a channel, and sums over the images
+    if (team.rank() == 0) {  // little work: a few instructions a channel, and sums over the images
       float *dweight = floats(at.dgrn_weight), *dbias = floats(at.dgrn_bias);
       for (int64_t n = 0; n < images; ++n) {
         grn_gradient_factors(square + n * wide, cross + n * wide, hidden, a.grn_weight, a.grn_eps, dweight);
@@ -329,7 +330,7 @@ struct MlpBackward {
     team.barrier();
   }
 
-  // GRN, then: g and du in the places of u and dg, rows [row, row + rows) of the images kept.
+  // With GRN, second part: g and du overwrite u and dg, rows [row, row + rows) of the images kept.
   void scale_rows(int64_t row, int64_t rows) const {
     const int64_t hidden = a.hidden_size, wide = pad_channels(hidden);
     void *u = operand(at.u, hidden, row), *du = operand(at.du, hidden, row);
@@ -351,8 +352,8 @@ struct MlpBackward {
     }
   }
 
-  // The products over the pixels of a group, and the sums of its units. Each thread takes rows or columns of
-  // the results.
+  // The products over the pixels of a group, and the sums of its
+  // units. Each thread computes rows or columns of the results.
   void sum_group(int64_t rows, bool add) const {
     const int64_t hidden = a.hidden_size;
     int64_t begin, end;

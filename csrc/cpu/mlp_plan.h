@@ -1,7 +1,7 @@
 // How the fused block divides its work and its memory: what mlp.cpp runs.
 //
-// A call may use 4 MB for each thread besides its input, its output and the packed weights, whatever the
-// image's size.
+// A call may use 4 MB for each thread beside its input, its
+// output and the packed weights, for any image size.
 #pragma once
 
 #include "cpu/rows.h"
@@ -19,10 +19,10 @@ struct MlpPlan {
   int64_t tile;   // rows that are convolved and normalised at a time
   int64_t chain;  // rows of a tile that go through both products at a time
   int64_t group;  // kColumns, kGroup: rows of the shared buffers; of whole images with GRN
-  // kImages: units of rows, each with its own sums of squares and handled by one thread; rows whose hidden a
-  // thread keeps between the passes.
+  // kImages: units of rows, each with its own sums of squares and computed by one thread; the rows whose
+  // hidden a thread keeps between the two passes.
   int64_t unit = 0, units = 0, kept = 0;
-  // Offsets into the workspace; y and h into each thread's part of it.
+  // Offsets into the workspace; those of y and h into each thread's part of it.
   struct {
     int64_t y, h, per_thread, shared_y, shared_h, shared_sums, total;
   } at;
@@ -31,41 +31,41 @@ struct MlpPlan {
     const int64_t rows = a.n * a.h * a.w, image = a.h * a.w;
     const int64_t y_row = G::a_bytes(32, a.c) / 32, h_row = G::a_bytes(32, a.hidden) / 32;
     const int64_t weight_bytes = G::packed_bytes(a.hidden, a.c) + G::packed_bytes(a.c, a.hidden);
-    // Half of L2 for the tile leaves room for weights and x passing through. Weights of several times L2 come
-    // from L3 once a tile, and then fewer, larger tiles win (C 768, batch 8, fp32: 12.4 -> 11.8 ms; the
-    // others lose by it).
+    // The tile takes about half of L2; the rest is for weights and x. Weights of several times the size of L2
+    // are read from L3 once a tile, and then fewer, larger tiles are faster (C 768, batch 8, fp32: 12.4 ->
+    // 11.8 ms; slower for smaller weights).
     const int64_t l2 = l2_cache_bytes(), most = kBytesPerThread - step_bytes(a.c) - 4096;
     const int64_t budget = min64(weight_bytes > 4 * l2 ? l2 * 3 / 2 : l2 * 5 / 8, most);
     const int64_t room = max64(budget / (y_row + h_row), 64);
     tile = ceil_div(rows, round_up(ceil_div(rows, room), threads));
-    // Weights that stay in L2 are cheap to read again, so a short chain keeps the hidden near (C 96,
-    // bf16: 1.05 -> 0.93 ms on one core); larger weights want as many rows as possible to each reading.
+    // Weights that stay in L2 are cheap to read again, so few rows at a time keep the hidden in the caches (C
+    // 96, bf16: 1.05 -> 0.93 ms on one core). Larger weights should be read for as many rows as possible.
     const bool short_chains = weight_bytes <= l2 / 4;
     chain = short_chains ? min64(tile, 128) : tile;
     group = rows;
-    // A question of the image, not of the number of threads: how the squares are added depends on it.
+    // This must depend on the image only, not on the number of threads: it decides how the squares are added.
     const bool divided = a.grn_weight && (image >= 1024 || image * h_row > most / 2);
-    // Too few rows to spread the cost of reading the weights, which do not stay in L2.
+    // There are few rows, and the weights do not stay in L2: reading them would cost too much.
     if (threads > 1 && !divided && rows <= 64 * threads && weight_bytes > l2) {
       way = MlpWay::kColumns;
     } else if (!a.grn_weight) {
       way = MlpWay::kTiles;
     } else if (divided) {
       way = MlpWay::kImages;
-      // At most 64 units, however large the image: their sums are memory too.
+      // At most 64 units for any image, because their sums need memory too.
       unit = max64(kRun, round_up(ceil_div(image, 64), kRun));
       units = ceil_div(image, unit);
       const int64_t share = ceil_div(units, threads) * unit;  // rows of a thread
       const int64_t sums = ceil_div(units * pad_channels(a.hidden) * 4, threads);
       tile = max64(min64(min64(room, (most - sums) / (y_row + h_row)), share) / kRun * kRun, kRun);
       chain = short_chains ? min64(tile, 128) : tile;
-      // All of a thread's rows, or as many as there is room for beside those passing through.
+      // All of a thread's rows, or as many as fit beside those of the current tile.
       const int64_t left = most - sums - tile * y_row;
       const int64_t fits = left / h_row / kRun * kRun;
       kept = fits >= share ? share : max64(fits - chain, 0) / tile * tile;
     } else {
       way = MlpWay::kGroup;
-      tile = round_up(tile, G::kRowGrain);  // tiles of a thread's rows begin at h's grain
+      tile = round_up(tile, G::kRowGrain);  // a tile must begin at a multiple of h's grain
       const int64_t left = most - G::a_bytes(tile, a.c) - pad_channels(a.hidden) * 4;
       group = min64(max64(left * threads / (image * h_row), 1), a.n) * image;
     }
@@ -73,7 +73,7 @@ struct MlpPlan {
   }
 
   static int64_t workspace(const MlpArgs& a, int threads) {
-    // Not monotonic in the size of the team, which may turn out smaller than asked for.
+    // Not monotonic in the size of the team, which may be smaller than requested.
     int64_t most = 0;
     for (int t = 1; t <= threads; ++t) most = max64(most, MlpPlan(a, t).at.total);
     return most;

@@ -1,8 +1,8 @@
-// The contract between the bindings and the kernels: plain structs, and one table of functions per
-// instruction set.
+// The interface between the bindings and the kernels: plain
+// structs, and one table of functions per instruction set.
 //
-// Images are dense NHWC; pixel p of all N*H*W starts at x + p * C. "Padded" vectors are zero-filled up to
-// pad_channels() elements, so that kernels may read whole SIMD registers.
+// Images are dense NHWC; pixel p of all N*H*W starts at x + p * C. "Padded" vectors are filled with zeros up
+// to pad_channels() elements, so that kernels may read whole SIMD registers.
 #pragma once
 
 #include <cstdint>
@@ -11,13 +11,15 @@
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 
-// Products of bf16 pairs; emulated in tests that run what machines with AVX512_BF16 run on any with AVX-512.
+// Products of bf16 pairs. Tests emulate them, to run on any
+// machine with AVX-512 what AVX512_BF16 machines run.
 #if defined(__AVX512BF16__) || defined(CNK_EMULATE_BF16)
 #define CNK_HAS_BF16
 #endif
 
-// Instruction sets with products of bf16 pairs compile what uses these or converts to bf16, and nothing else:
-// the rest is CNK_SHARED's. What only converts, AVX512_BF16 compiles for AMX too: CNK_CONVERTS.
+// Instruction sets with products of bf16 pairs compile only what uses these products or converts to bf16. The
+// rest is compiled once for all of them, in CNK_SHARED. Code that only converts is compiled once for
+// AVX512_BF16 and AMX, in CNK_CONVERTS.
 #if !defined(CNK_HAS_BF16)
 #define CNK_SHARED CNK_ISA
 #define CNK_CONVERTS CNK_ISA
@@ -32,20 +34,20 @@
 
 namespace cnk::cpu {
 
-// Every padded dimension is a multiple of this on every instruction set: two AVX-512 registers, one AMX row.
+// Every padded dimension is a multiple of this, for every
+// instruction set: two AVX-512 registers, one AMX row.
 constexpr int64_t kChannelAlign = 32;
 CNK_INLINE constexpr int64_t pad_channels(int64_t c) {
   return (c + kChannelAlign - 1) / kChannelAlign * kChannelAlign;
 }
 
-// How the matrix products are computed: fp32 everywhere, or bf16 with fp32 sums where the instruction set has
-// such products.
+// How the matrix products are computed: in fp32, or in bf16 with fp32 sums if the instruction set can.
 enum class Products : int { kFloat32 = 0, kBFloat16 = 1 };
 CNK_INLINE bool has_bf16_products(Isa isa) { return isa == Isa::kAvx512Bf16 || isa == Isa::kAmx; }
 
 // The weights of a depthwise convolution: (padded C / kChannelAlign, K * K, kChannelAlign), so that the taps
-// of a register's channels lie together; taps a whole row of channels apart share the sets of L1 (C 768: four
-// of 64).
+// of a register's channels are next to each other. Taps that are a whole row of channels apart would share
+// few sets of L1 (C 768: four of 64).
 CNK_INLINE int64_t packed_taps_bytes(int kernel_size, int64_t c) {
   return int64_t{kernel_size} * kernel_size * pad_channels(c) * 4;
 }
@@ -127,15 +129,15 @@ struct PackedMatrix {
 };
 
 // The phases of `mlp`, for MlpArgs::phases: the convolution (or reading x), LN, W1 with GELU, GRN, W2 with
-// all that follows, waiting for other threads.
+// all later steps, waiting for other threads.
 enum MlpPhase : int { kConvolve, kNormalize, kFirstProduct, kGrn, kSecondProduct, kWait, kMlpPhases };
 
-// block: dwconv -> LN -> W1 -> GELU -> [GRN] -> W2 -> gamma -> drop scale -> + residual; mlp: the same
-// without dwconv.
+// block: dwconv -> LN -> W1 -> GELU -> [GRN] -> W2 -> gamma
+// -> drop scale -> + residual; mlp: the same without dwconv.
 struct MlpArgs {
   DType dtype;  // of x, residual and out
   Products products;
-  const void* x;         // (N, H, W, C): what dwconv reads, or LN where kernel_size is 0
+  const void* x;         // (N, H, W, C): input of dwconv, or of LN if kernel_size is 0
   const void* residual;  // (N, H, W, C) or null
   void* out;             // (N, H, W, C); may not alias x
   int64_t n, h, w, c, hidden;
@@ -149,11 +151,11 @@ struct MlpArgs {
   const float* b2;          // padded C
   const float* gamma;       // padded C
   const float* drop_scale;  // N or null
-  // What the gradient wants to be kept, or null.
+  // What is kept for the gradient, or null.
   void* kept_y;       // (N, H, W, C) in dtype: the convolution
   void* kept_hidden;  // (N, H, W, hidden) in kept_dtype: W1's product with its bias
   DType kept_dtype;
-  // Where the time goes, or null: each thread adds its seconds to its own row of kMlpPhases.
+  // Time of the phases, or null: each thread adds its seconds to its own row of kMlpPhases.
   double* phases;
   char* workspace;  // IsaOps::mlp_workspace bytes, 64-byte aligned
 };
@@ -162,14 +164,13 @@ struct MlpArgs {
 struct MlpBackwardArgs {
   DType dtype;  // of x, dout and dx
   Products products;
-  const void *x, *dout;  // (N, pixels, C); x is what LN reads
-  const void*
-      hidden;  // (N, pixels, hidden) in hidden_dtype: u as the forward pass kept it, or null: computed again
+  const void *x, *dout;  // (N, pixels, C); x is the input of LN
+  const void* hidden;    // (N, pixels, hidden) in hidden_dtype: u if the forward pass kept it, else null
   DType hidden_dtype;
   int64_t n, pixels, c, hidden_size;
   float eps, grn_eps;
   const float *norm_weight, *norm_bias;  // padded C
-  PackedMatrix w1;                       // (C -> hidden); not needed where the hidden was kept
+  PackedMatrix w1;                       // (C -> hidden); not needed if the hidden was kept
   PackedMatrix w2_back;                  // (C -> hidden): transposed, with gamma
   PackedMatrix w1_back;                  // (hidden -> C): transposed
   const float* b1;                       // padded hidden
@@ -178,7 +179,7 @@ struct MlpBackwardArgs {
   DType w2_dtype;
   const float *b2, *gamma;  // padded C
   const float* drop_scale;  // N or null
-  bool weights;             // whether dw1, dw2, db1, db2, dgamma are wanted
+  bool weights;             // whether to compute dw1, dw2, db1, db2, dgamma
   void* dx;                 // (N, pixels, C) or null; then dnorm_* are not computed either
   // fp32, dense.
   float *dw1, *db1, *dw2, *db2, *dgamma;  // (hidden, C), hidden, (C, hidden), C, C
@@ -211,7 +212,7 @@ struct DownsampleBackwardArgs {
   float eps;
   const float *norm_weight, *norm_bias;  // padded C
   PackedMatrix weight_back;              // (D -> K * K * padded C)
-  bool weights;                          // whether dweight and dbias are wanted
+  bool weights;                          // whether to compute dweight and dbias
   void* dx;                              // (N, H, W, C) or null; then dnorm_* are not computed either
   float *dweight, *dbias;                // (D, K * K * padded C), D
   float *dnorm_weight, *dnorm_bias;      // padded C
@@ -235,20 +236,20 @@ struct IsaOps {
   int64_t (*downsample_workspace)(const DownsampleArgs&, int threads);
   void (*downsample_backward)(const DownsampleBackwardArgs&, Team&);
   int64_t (*downsample_backward_workspace)(const DownsampleBackwardArgs&, int threads);
-  // Bytes of a packed (k, n) matrix, and the packing of w, row-major (n, k), i.e. a Linear's weight.
+  // Bytes of a packed (k, n) matrix, and the packing of w, row-major (n, k), as the weight of a Linear.
   int64_t (*packed_bytes)(Products, int64_t n, int64_t k);
   void (*pack_matrix)(Products, DType, const void* w, int64_t n, int64_t k, void* packed, Team&);
-  // The same of w, row-major (k, n), whose row i is taken times scale[i] unless scale is null.
+  // The same for w, row-major (k, n); row i is multiplied by scale[i] unless scale is null.
   void (*pack_transposed)(Products, DType, const void* w, int64_t n, int64_t k, const float* scale,
                           void* packed, Team&);
 };
 
-// Null where the instruction set is not part of this build.
+// Null if the instruction set is not part of this build.
 const IsaOps* isa_ops(Isa isa);
 
 #if defined(CNK_HAS_BF16)
 namespace CNK_SHARED {
-extern const IsaOps kOps;  // of which a set with products of bf16 pairs calls what is not its own
+extern const IsaOps kOps;  // sets with products of bf16 pairs call these for all that they do not compile
 }
 #endif
 

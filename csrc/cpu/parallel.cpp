@@ -34,7 +34,7 @@ struct Job {
   TeamState state;
 };
 
-// --- OpenMP, found in the running process: nothing is linked, so there is never a second runtime. ---
+// --- OpenMP, looked up in the running process. Nothing is linked, so there is never a second runtime. ---
 
 struct OpenMp {
   void (*gomp_parallel)(void (*)(void*), void*, unsigned, unsigned) = nullptr;
@@ -64,7 +64,7 @@ void run_openmp_member(void* data) {
 
 class Pool {
  public:
-  // Runs the job and returns true, or returns false at once when another caller has the pool.
+  // Runs the job and returns true, or returns false at once if another caller uses the pool.
   bool run(int threads, Job& job) {
     std::unique_lock<std::mutex> busy(busy_, std::try_to_lock);
     if (!busy.owns_lock()) return false;
@@ -118,9 +118,9 @@ class Pool {
 std::atomic<Pool*> pool{nullptr};
 std::atomic<bool> forked{false};
 
-// Never destroyed: its threads wait for work until the process ends. A forked child has none of them and
-// takes a new pool, leaving the old object (whose locks may be held by threads that no longer exist)
-// untouched.
+// Never destroyed: its threads wait for work until the process ends. A forked
+// child has none of these threads. It makes a new pool and does not touch the
+// old one, whose locks may be held by threads that no longer exist.
 Pool& plain_pool() {
   Pool* current = pool.load();
   if (!current) {
@@ -148,9 +148,9 @@ void Team::barrier() {
   const int generation = s.generation.load(std::memory_order_relaxed);
   if (s.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
     s.arrived.store(0, std::memory_order_relaxed);
-    // Sequentially consistent, since notify_all() reads next whether anyone sleeps, and makes no call if
-    // nobody does. With release alone the processor may do that read before others see the store: a thread
-    // that goes to sleep in between still finds the old generation, and nobody wakes it.
+    // Sequentially consistent, because notify_all() reads next whether any thread sleeps, and makes no call
+    // if none does. With release order the processor may do that read before others see the store: a thread
+    // that goes to sleep in between still reads the old generation, and is never woken.
     s.generation.store(generation + 1, std::memory_order_seq_cst);
     s.generation.notify_all();
     return;

@@ -7,15 +7,15 @@ namespace cnk::cpu {
 
 struct TeamState;
 
-// What one thread of a running team sees. Every thread calls the same sequence of barrier().
+// A running team as one of its threads uses it. All threads must call barrier() equally often.
 class Team {
  public:
   Team(int rank, int size, TeamState* state) : rank_(rank), size_(size), state_(state) {}
   int rank() const { return rank_; }
   int size() const { return size_; }
-  // Wait for all; spins for about 20 us, then sleeps, so that more threads than cores stay correct and cheap.
+  // Wait for all. Spins for about 20 us, then sleeps, so that more threads than cores cost little.
   void barrier();
-  // Hand out 0, 1, 2, ... once each, to whichever thread asks.
+  // Return 0, 1, 2, ..., each number once, to whichever thread calls.
   int64_t next();
   // The half-open range of `count` items that belongs to this thread, in multiples of `grain`.
   void split(int64_t count, int64_t grain, int64_t* begin, int64_t* end) const {
@@ -34,13 +34,13 @@ using TeamFunction = void (*)(Team& team, const void* argument);
 
 // Run `function` on up to `threads` threads, the caller among them, and return when all are done.
 //
-// The threads are those of the OpenMP runtime that PyTorch has loaded, where it has loaded one: a pool of our
-// own would fight with PyTorch's, whose idle threads spin for milliseconds on the very cores we want. In a
-// process forked after that runtime started (its threads are gone, and it does not notice) and where none is
-// loaded, a pool of plain threads serves. The team may be smaller than asked for.
+// The threads are those of the OpenMP runtime that PyTorch has loaded, if it has loaded one: a second pool
+// would compete with PyTorch's, whose idle threads spin for milliseconds on the same cores. A pool of plain
+// threads is used if no runtime is loaded, and in a process that was forked after the runtime started (its
+// threads are gone, and it does not notice). The team may be smaller than requested.
 void parallel(int threads, TeamFunction function, const void* argument);
 
-// "openmp" or "threads": which of the two parallel() uses in this process now.
+// "openmp" or "threads": what parallel() uses in this process now.
 const char* parallel_runtime();
 
 }  // namespace cnk::cpu

@@ -5,10 +5,10 @@
 
 namespace cnk::cpu::CNK_ISA {
 
-// The part of B that comes next, of which every stretch of work on the present one fetches a few lines into
-// L2: weights larger than L2 come from L3 and, in a whole network, from memory. A few, since bursts fill the
-// queues: a hundred lines before each micro-kernel left a block of C 768 (batch 1, bf16, weights from memory,
-// Zen 5) at 839 us, spread they make it 661.
+// The part of B that comes next. While the present part is used, its lines are fetched into L2, a few at a
+// time: weights larger than L2 come from L3 and, in a whole network, from memory. A few at a time, because
+// bursts fill the queues: with a hundred lines before each micro-kernel a block of C 768 takes 839 us (batch
+// 1, bf16, weights from memory, Zen 5), with the fetches spread 661 us.
 struct Ahead {
   const char* next;
   int64_t lines;

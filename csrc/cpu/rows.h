@@ -1,4 +1,4 @@
-// The rows that enter the first product: pixels of x, convolved and normalised.
+// The input rows of the first product: pixels of x, convolved and normalised.
 #pragma once
 
 #include "cpu/dwconv.h"

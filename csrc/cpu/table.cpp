@@ -1,5 +1,4 @@
-// The kernels of one instruction set, as a table; compiled once per instruction set like the kernels
-// themselves.
+// The table of the kernels of one instruction set. Compiled once per instruction set, like the kernels.
 
 #include "cpu/gemm.h"
 

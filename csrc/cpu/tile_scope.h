@@ -7,8 +7,8 @@
 
 namespace cnk::cpu {
 
-// All eight tiles with 16 rows of 64 bytes. The tile configuration is state of the thread that oneDNN uses
-// too: restore what was found.
+// Configures all eight tiles with 16 rows of 64 bytes. The tile configuration is state of the thread, which
+// oneDNN uses too, so the previous one is restored.
 class TileScope {
  public:
   CNK_INLINE TileScope() {
@@ -21,7 +21,8 @@ class TileScope {
       config.row_bytes[t] = 64;
       config.rows[t] = 16;
     }
-    // Inline assembly: g++ 12's _tile_loadconfig does not tell the optimiser that it reads the structure.
+    // Inline assembly, because g++ 12's _tile_loadconfig does
+    // not tell the optimiser that it reads the structure.
     asm volatile("sttilecfg %0" : "=m"(saved_));
     asm volatile("ldtilecfg %0" ::"m"(config));
   }

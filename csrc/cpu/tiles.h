@@ -21,7 +21,7 @@ namespace cnk::cpu::CNK_ISA {
 #if defined(CNK_EMULATE_TILES)
 
 struct TileScope {
-  TileScope() {}  // not trivial: its objects are not unused
+  TileScope() {}  // not trivial, so that the compiler does not warn of unused objects
 };
 
 namespace detail {
@@ -44,7 +44,7 @@ void tile_store(void* to, int64_t stride) {
   for (int r = 0; r < 16; ++r) std::memcpy(static_cast<char*>(to) + r * stride, detail::tiles[TILE][r], 64);
 }
 
-// TDPBF16PS adds the pairs of a row one after the other, like 16 VDPBF16PS.
+// TDPBF16PS adds the pairs of a row one after the other, as 16 VDPBF16PS do.
 template <int SUM, int A, int B>
 void tile_multiply() {
   for (int r = 0; r < 16; ++r) {

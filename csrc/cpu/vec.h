@@ -1,9 +1,8 @@
-// One SIMD register of floats for the instruction set this file is compiled for, on the compiler's vector
-// types.
+// One SIMD register of floats for the instruction set of this compilation, on the compiler's vector types.
 //
-// Included only by the sources that are compiled once per instruction set, inside namespace
-// cnk::cpu::CNK_ISA. Those sources instantiate no function of the standard library: a template compiled for
-// AVX-512 and merged by the linker with its portable twin would crash an older CPU.
+// Only included by sources that are compiled once per instruction set, inside namespace cnk::cpu::CNK_ISA.
+// These sources must not instantiate functions of the standard library: the linker would merge a template
+// that is compiled for AVX-512 with the portable copy, and an older CPU would crash.
 #pragma once
 
 #include <cstdint>
@@ -40,10 +39,10 @@ typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef int32_t VecI __attribute__((vector_size(kLanes * 4)));
 typedef float VecLoose __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 
-CNK_INLINE Vec splat(float value) { return value - Vec{}; }  // 0 + value would keep an addition, for -0
+CNK_INLINE Vec splat(float value) { return value - Vec{}; }  // 0 + value needs an addition, because of -0
 CNK_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecLoose*>(p); }
 CNK_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecLoose*>(p) = v; }
-// Loaded once, for all its uses: g++ makes a load of each where they are few.
+// Loaded once for all its uses: if they are few, g++ would load once per use.
 CNK_INLINE Vec in_register(Vec v) {
 #if defined(__x86_64__)
   asm("" : "+v"(v));
@@ -52,14 +51,14 @@ CNK_INLINE Vec in_register(Vec v) {
 #endif
   return v;
 }
-// If either is NaN the result is b: bounds first, data second, and NaN flows through.
+// If either is NaN the result is b. Pass the bound first and the data second, so that NaN stays NaN.
 CNK_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
 CNK_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
 CNK_INLINE Vec abs(Vec v) { return (Vec)((VecI)v & 0x7fffffff); }
 
-// a * b + c, in one rounding where the instruction set has it. Spelled out, and the build forbids the
-// compiler to fuse on its own: whether it does depends on the code around, and the bits of a sum must not
-// depend on which of several loops it went through.
+// a * b + c, with one rounding if the instruction set has the instruction. Always explicit: the build forbids
+// the compiler to fuse, because whether it does depends on the surrounding code, and the bits of a sum must
+// not depend on which of several loops computes it.
 CNK_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -86,7 +85,7 @@ CNK_INLINE float sum(Vec v) {
 #endif
 }
 
-// --- 16-bit floats: kLanes of them to and from a register. ---
+// --- 16-bit floats: loads to a register and stores of kLanes of them. ---
 
 #if defined(__AVX512F__)
 CNK_INLINE Vec widen_bf16(__m256i v) { return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16); }
@@ -95,7 +94,7 @@ CNK_INLINE __m256i narrow_bf16(Vec v) {
   return (__m256i)_mm512_cvtneps_pbh((__m512)v);
 #else
   __m512i bits = (__m512i)v;
-#if defined(CNK_EMULATE_BF16)  // subnormal numbers are zero to the instruction
+#if defined(CNK_EMULATE_BF16)  // the instruction takes subnormal numbers as zero
   const __mmask16 normal = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x7f800000));
   bits = _mm512_mask_and_epi32(bits, ~normal, bits, _mm512_set1_epi32(int(0x80000000u)));
 #endif
@@ -116,7 +115,7 @@ CNK_INLINE Vec pairs_bf16(Vec low, Vec high) {
   return (Vec)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
 #endif
 }
-// sum + the products of both bf16 of each word, with subnormals taken as zero where the instruction does it.
+// sum + the products of both bf16 of each word. The instruction takes subnormals as zero.
 CNK_INLINE Vec dot_bf16(Vec sum, Vec a, Vec b) {
 #if defined(CNK_EMULATE_BF16)
   const VecI high = (VecI)splat(bits_float(0xffff0000u));
@@ -152,8 +151,8 @@ CNK_INLINE void store(Float16* p, Vec v) {
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 }
 #else
-// The conversions of common/dtype.h, lane by lane: signed words, since none is above 0x7fffffff where it is
-// compared.
+// The conversions of common/dtype.h, lane by lane. Signed
+// words will do: no word that is compared is above 0x7fffffff.
 typedef uint16_t Words __attribute__((vector_size(kLanes * 2)));
 CNK_INLINE VecI load_words(const void* p) {
   Words words;
@@ -185,7 +184,7 @@ CNK_INLINE void store(Float16* p, Vec v) {
 }
 #endif
 
-// --- The first n < kLanes elements; the rest reads as zero and is not written. ---
+// --- The first n < kLanes elements; the others read as zero and are not written. ---
 
 template <class T>
 CNK_INLINE Vec load_partial(const T* p, int64_t n) {
@@ -223,7 +222,7 @@ CNK_INLINE void store_partial(T* p, Vec v, int64_t n) {
 #endif
 }
 
-// Element c of a row of `channels`: a whole register, or what is left of the row.
+// The elements from c on of a row of `channels`: a whole register, or what is left of the row.
 template <class T>
 CNK_INLINE Vec load_channels(const T* row, int64_t c, int64_t channels) {
   return c + kLanes <= channels ? load(row + c) : c < channels ? load_partial(row + c, channels - c) : Vec{};
@@ -256,7 +255,7 @@ CNK_INLINE void with_type(DType dtype, F&& f) {
   }
 }
 
-// The same in kernels without products, of which a set with bf16 products has those of bf16 only.
+// The same for kernels without products; instruction sets with bf16 products compile these for bf16 only.
 template <class F>
 CNK_INLINE void with_own_type([[maybe_unused]] DType dtype, F&& f) {
 #if defined(CNK_HAS_BF16)
@@ -277,16 +276,16 @@ struct Int {
   static constexpr int value = N;
 };
 
-// Before a loop of constant bounds: unrolled completely, so that arrays indexed by its counter live in
-// registers.
+// Stands before a loop with constant bounds: unrolls it completely,
+// so that arrays that its counter indexes are in registers.
 #if defined(__clang__)
 #define CNK_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define CNK_UNROLL _Pragma("GCC unroll 32")
 #endif
 
-// Call f(Int<0>), ..., f(Int<N - 1>): a loop whose index is a constant. One fold, not a recursion, whose N
-// nested functions the compiler would copy into one another (dwconv.cpp spent half its time on that).
+// Call f(Int<0>), ..., f(Int<N - 1>): a loop whose index is a constant. A fold expression and not a
+// recursion: inlining its N nested functions took half of the compile time of dwconv.cpp.
 namespace detail {
 template <class F, int... I>
 CNK_INLINE void unroll(F& f, std::integer_sequence<int, I...>) {
@@ -299,8 +298,8 @@ CNK_INLINE void unroll(F&& f) {
   detail::unroll(f, std::make_integer_sequence<int, N>{});
 }
 
-// Transpose kLanes registers of kLanes words: log2(kLanes) rounds that interleave the first half of the rows
-// with the second.
+// Transpose kLanes registers of kLanes words: log2(kLanes) rounds, each of which interleaves the first half
+// of the rows with the second.
 namespace detail {
 template <int... I>
 CNK_INLINE Vec shuffle(Vec a, Vec b) {

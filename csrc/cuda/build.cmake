@@ -14,11 +14,12 @@ foreach(name ${CNK_CUDA_KERNELS})
   list(APPEND kernels csrc/cuda/${name}.cu)
   list(APPEND bindings csrc/bindings/cuda/${name}.cpp)
 endforeach()
-# One file to the compiler, which takes a third longer than any of the ten alone: most of it are pybind11's headers.
+# The compiler gets one file: that takes only a third longer than any of the ten alone, because most of each is
+# pybind11's headers.
 set_source_files_properties(${bindings} PROPERTIES UNITY_GROUP bindings)
 
 # The environment's value, unless empty, else that of -D, else the default. Nothing is kept from one configuration to
-# the next, so that a build directory that pip uses again follows the environment it is called in.
+# the next, so that a build directory that pip uses again follows the present environment.
 macro(cnk_setting name default)
   if(NOT "$ENV{${name}}" STREQUAL "")
     set(${name} "$ENV{${name}}")
@@ -80,7 +81,7 @@ if(NOT architectures)
 endif()
 
 if(NOT CMAKE_CUDA_COMPILER)
-  unset(CMAKE_CUDA_COMPILER CACHE)  # that there was none last time says nothing
+  unset(CMAKE_CUDA_COMPILER CACHE)  # a compiler may have been installed since the last configuration
 endif()
 include(CheckLanguage)
 check_language(CUDA)
@@ -103,7 +104,7 @@ if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0)
   message(FATAL_ERROR "CNK_CUDA=1, but nvcc ${CMAKE_CUDA_COMPILER_VERSION} is older than 12.0 and knows no C++20")
 endif()
 
-# What "all" holds as far as this nvcc knows it (12.8 brought sm_100 and sm_120, 13.0 dropped sm_70).
+# The architectures of "all" that this nvcc knows (12.8 brought sm_100 and sm_120, 13.0 dropped sm_70).
 set(all 75 80 86 89 90)
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
   list(APPEND all 100 120)
@@ -112,7 +113,7 @@ endif()
 if("${architectures}" STREQUAL "all" OR NOT architectures AND NOT gpus)
   set(architectures ${all})
 endif()
-# A GPU that this nvcc does not know runs what is made for the newest architecture before it.
+# For a GPU that this nvcc does not know, the newest older architecture is compiled.
 if(gpus)
   execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-arch OUTPUT_VARIABLE printed COMMAND_ERROR_IS_FATAL ANY)
   string(REGEX MATCHALL "[0-9]+" known "${printed}")

@@ -1,5 +1,4 @@
-// Neighbouring channels of one pixel: 16 bytes at once where the tensor's layout allows, one by one where
-// not.
+// Neighbouring channels of one pixel: 16 bytes at once if the tensor's layout allows it, else one by one.
 #pragma once
 
 #include "cuda/element.h"
@@ -15,7 +14,7 @@ constexpr DType kDType<BFloat16> = DType::kBFloat16;
 template <>
 constexpr DType kDType<Float16> = DType::kFloat16;
 
-// As many channels as 16 bytes hold, in their own dtype: kept so, 16-bit ones take half the registers.
+// 16 bytes of channels, in their own dtype: 16-bit channels then take half the registers.
 template <class T>
 struct Channels {
   static constexpr int kCount = 16 / int(sizeof(T));
@@ -41,8 +40,8 @@ __device__ __forceinline__ void narrow(const float (&from)[8], Channels<T>& to) 
   for (int i = 0; i < 8; i += 2) to.word[i / 2] = narrow_pair(from[i], from[i + 1], T{});
 }
 
-// The same, but new to the compiler, which else keeps what one pass over them widened until the next: twice
-// the registers.
+// The same channels, as new values for the compiler. Otherwise it keeps the values that one pass has widened
+// for the next pass, which takes twice the registers.
 template <class T>
 __device__ __forceinline__ Channels<T> again(Channels<T> channels) {
 #ifdef __CUDA_ARCH__
@@ -60,8 +59,7 @@ __device__ __forceinline__ void set(Channels<T>& to, int i, T value) {
   to.word[i / 2] |= uint32_t(value.bits) << (i % 2 * 16);
 }
 
-// `left` channels from `from` on, zeros after them. `packed` promises (see below) that 16 bytes can be
-// loaded.
+// `left` channels from `from` on, zeros after them. `packed`: 16 bytes can be loaded at once (see below).
 template <class T>
 __device__ __forceinline__ Channels<T> load_channels(const T* from, int64_t stride, int left, bool packed) {
   Channels<T> to{};
@@ -80,7 +78,7 @@ __device__ __forceinline__ Channels<T> load_channels(const T* from, int64_t stri
   return to;
 }
 
-// As fp32, from a tensor of type T: V need not be what 16 bytes hold of it.
+// As fp32, from a tensor of type T. V may differ from the number of elements in 16 bytes.
 template <class T, int V>
 __device__ __forceinline__ void load_values(const T* from, int64_t stride, int left, bool packed,
                                             float (&to)[V]) {
@@ -122,8 +120,8 @@ __device__ __forceinline__ void store_values(const float (&from)[V], T* to, int6
   }
 }
 
-// The same for a dtype known when the kernel runs: one path for both 16-bit types as far as their bits go,
-// and one for all where elements go one by one.
+// The same for a dtype that is known only at run time. Both 16-bit types share the code that moves bits, and
+// all types share the code for single elements.
 template <int V>
 __device__ __forceinline__ void load_values(const void* data, DType dtype, int64_t at, int64_t stride,
                                             int left, bool packed, float (&to)[V]) {
@@ -170,12 +168,12 @@ __device__ __forceinline__ void store_values(const float (&from)[V], void* data,
   }
 }
 
-// Of a pixel, given as its sample and where it is in there.
+// The offset of a pixel, given as its sample and its place in the sample.
 __device__ __forceinline__ int64_t offset(const Rows& rows, const Divided& pixel) {
   return pixel.quotient * rows.stride_n + pixel.remainder * rows.stride_p;
 }
 
-// A tensor of any dtype rounded to T.
+// From a tensor of any dtype, rounded to T.
 template <class T>
 __device__ __forceinline__ Channels<T> load_channels(const void* data, DType dtype, int64_t at,
                                                      int64_t stride, int left, bool packed) {
@@ -213,7 +211,7 @@ inline bool is_packed(const Rows& r, int64_t channels, int64_t count) {
          r.stride_p * element_size(r.dtype) % bytes == 0 && is_packed(r.data, r.dtype, count);
 }
 
-// Whether neighbouring pixels are neighbours in memory, and neighbouring channels are not.
+// Whether neighbouring pixels, and not neighbouring channels, are neighbours in memory.
 inline bool along_pixels(const Rows& r, int64_t pixels) {
   return r.stride_p == 1 && r.stride_c != 1 && pixels > 1;
 }

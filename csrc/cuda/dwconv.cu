@@ -1,7 +1,7 @@
-// A block holds the weights of up to 64 channels and, tile by tile, the pixels they convolve, in shared
-// memory (dwconv_tile.h). A thread convolves 4 channels x 2 rows x 7 columns in 56 accumulators: a row of the
-// tile, read once into registers, feeds both of its rows. Every load of the loop stands at a constant offset
-// and needs no mask.
+// A block has in shared memory the weights of up to 64 channels and, tile by tile,
+// the pixels (dwconv_tile.h). A thread convolves 4 channels x 2 rows x 7 columns
+// in 56 accumulators; a row of the tile is read into registers once and used for
+// both rows. Every load in the loop has a constant offset and needs no mask.
 #include <cmath>
 
 #include "cuda/dwconv.h"
@@ -26,8 +26,8 @@ struct DwconvParams {
   int64_t blocks, tiles_per_block;
 };
 
-// The weights of the block's channels, fp32: a plane of taps for every four of them, zeros beyond the last
-// channel.
+// The weights of the block's channels, fp32: a plane of
+// taps for every four channels, zeros after the last one.
 template <class T>
 __device__ __forceinline__ void stage_weights(const DwconvParams& p, int side, int channel,
                                               Pixel<float>* to) {
@@ -64,8 +64,8 @@ __device__ __forceinline__ void add_taps(const float (&x)[kColumns + kChunk - 1]
   }
 }
 
-// kChunk taps from `weights` on of every kernel row, for both rows of the thread; `tile` stands where the
-// first of them reads.
+// kChunk taps from `weights` on of every kernel row, for both rows of the thread. `tile` points to the first
+// column that the first tap reads.
 template <class T, int kChunk>
 __device__ __forceinline__ void add_chunk(const TileShape& s, const Tile& t, int side, const Pixel<T>* tile,
                                           const Pixel<float>* weights, int pair, Accumulators& acc) {
@@ -87,7 +87,8 @@ __device__ __forceinline__ void add_chunk(const TileShape& s, const Tile& t, int
   }
 }
 
-// A kernel of any side, its columns in chunks of 3 to 7 taps (1 of a 1x1) that differ by one at most.
+// A kernel of any side. Its columns are divided into chunks
+// of 3 to 7 taps (1 tap for 1x1) that differ by at most one.
 template <class T>
 __device__ __forceinline__ void add_chunks(const TileShape& s, const Tile& t, const Pixel<T>* tile,
                                            const Pixel<float>* weights, int group, int pair,
@@ -96,8 +97,8 @@ __device__ __forceinline__ void add_chunks(const TileShape& s, const Tile& t, co
 #pragma unroll 1
   for (int chunks = (s.side + kTaps - 1) / kTaps; chunks > 0; --chunks) {
     const int taps = (s.side - first + chunks - 1) / chunks;
-    // Chunks whose columns all lie outside the image add zeros only: most of a large kernel's on a small
-    // image.
+    // Chunks whose columns are all outside the image only add
+    // zeros: most chunks of a large kernel on a small image.
     const int column = t.column + group * kColumns - s.side / 2 + first;
     if (column + kColumns + taps - 1 > 0 && column * s.dilation + t.residue_w < s.w) {
       if (taps == 7) add_chunk<T, 7>(s, t, s.side, tile + first, weights + first, pair, acc);
@@ -111,14 +112,14 @@ __device__ __forceinline__ void add_chunks(const TileShape& s, const Tile& t, co
   }
 }
 
-// The thread's results, with the residual, four channels at once.
+// Stores the thread's results, with the residual, four channels at once.
 template <class T, class Y>
 __device__ __forceinline__ void store_vectors(const DwconvParams& p, const Tile& t, int row, int column,
                                               int channel, Accumulators& acc) {
   const Image &y = p.y, &residual = p.residual;
   const int d = p.s.dilation;
   const int first_w = column * d + t.residue_w;
-  const int columns = (p.s.w - first_w + d - 1) / d;  // that there are, from here on
+  const int columns = (p.s.w - first_w + d - 1) / d;  // from here to the end of the image
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const int h = (row + r) * d + t.residue_h;
@@ -146,8 +147,8 @@ __device__ __forceinline__ void store_vectors(const DwconvParams& p, const Tile&
   }
 }
 
-// The tile's results from planes of tile_height x tile_width, neighbouring threads storing neighbouring
-// columns or channels.
+// Stores the tile's results from planes of tile_height x tile_width;
+// neighbouring threads store neighbouring columns or channels.
 __device__ __forceinline__ void store_elements(const DwconvParams& p, const Tile& t, int channel,
                                                const Pixel<float>* from, int plane) {
   const int width = tile_width(p.s), pixels = tile_height(p.s) * width, channels = p.s.lanes * kChannels;
@@ -171,8 +172,8 @@ __device__ __forceinline__ void store_elements(const DwconvParams& p, const Tile
   }
 }
 
-// kSide: 7, or 0 for any. Instances for 3 to 13 each took half a second of every architecture's compilation
-// for 3 to 5 % fewer executed instructions.
+// kSide: 7, or 0 for any. Separate instances for the sides 3 to 13 execute 3 to 5 % fewer instructions, but
+// each adds half a second to the compile time of every architecture.
 template <class T, int kSide>
 __global__ void __launch_bounds__(kDwconvThreads) dwconv_kernel(const DwconvParams p) {
   CNK_SHARED(char, shared);
@@ -187,7 +188,7 @@ __global__ void __launch_bounds__(kDwconvThreads) dwconv_kernel(const DwconvPara
     const Divided part = divide(block, s.chunks);
     const int channel = int(part.remainder) * s.lanes * kChannels;
     const int c = channel + lane * kChannels;
-    __syncthreads();  // the tiles before are done with these weights
+    __syncthreads();  // the tiles before no longer read these weights
     stage_weights<T>(p, side, channel, weights);
     float bias[kChannels];
 #pragma unroll
@@ -197,7 +198,7 @@ __global__ void __launch_bounds__(kDwconvThreads) dwconv_kernel(const DwconvPara
     for (int64_t index = first; index < last; ++index) {
       const Tile t = tile_at(s, index);
       const int row = t.row + pair * kRows, column = t.column + group * kColumns;
-      __syncthreads();  // the tile before is done with this memory
+      __syncthreads();  // the tile before no longer uses this memory
       stage(p.x, p.access, p.walk, s, t, {t.first_row, t.row_count, t.column - side / 2, s.columns}, channel,
             s.plane, tile);
       __syncthreads();
@@ -226,7 +227,7 @@ __global__ void __launch_bounds__(kDwconvThreads) dwconv_kernel(const DwconvPara
         continue;
       }
       Pixel<float>* results = reinterpret_cast<Pixel<float>*>(shared);
-      __syncthreads();  // the results take the place of the pixels
+      __syncthreads();  // the results overwrite the pixels
       if (active) {
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
@@ -267,11 +268,11 @@ Plan plan_of(const DwconvArgs& a, const TileShape& s, bool stores_elements) {
   return plan;
 }
 
-// The tile by predicted time. A multiprocessor issues for four warps at once, as long as it has enough of
-// them; one warp alone keeps its own issue slot busy a little over half of the time. The work of all blocks
-// counts a second time: what rounding up to whole blocks costs depends on the neighbours in the stream, waste
-// does not. Instructions are those counted in the PTX (proofs/cuda_executed.py); the shares are guesses:
-// no GPU has timed this.
+// Chooses the tile with the lowest predicted time. A multiprocessor issues instructions of four warps at once
+// if it has enough warps; a single warp uses its issue slot a little over half of the time. The work of all
+// blocks is added once more, as a penalty for wasted work: the cost of rounding up to whole blocks depends on
+// the other kernels in the stream, wasted work does not. Instructions are counted in the PTX
+// (proofs/cuda_executed.py); the shares are guesses: no GPU has timed this.
 constexpr double kIssued = 3.2, kIssuedAlone = 0.6;  // instructions a cycle
 constexpr double kRegisters = 180;                   // of a thread, at most
 
@@ -294,9 +295,9 @@ Plan choose(const DwconvArgs& a, const DeviceInfo& device, int least_lanes, bool
   Plan best{};
   double least = 0;
   const int64_t lattice_h = ceil_div(a.h, a.dilation), lattice_w = ceil_div(a.w, a.dilation);
-  // At most a third of a multiprocessor's memory, so that one block stages while others compute; if nothing
-  // fits, all. From 32 channels on, neighbouring threads use whole lines of global memory; fewer only where
-  // more do not fit.
+  // At most a third of a multiprocessor's shared memory, so that one block copies while others compute; all
+  // of it if nothing fits. With 32 channels or more, neighbouring threads use whole lines of global memory;
+  // fewer channels only if more do not fit.
   for (const int64_t limit : {device.shared_bytes / 3, device.shared_bytes}) {
     for (int lanes = 16; lanes >= least_lanes; lanes /= 2) {
       if (lanes < 8 && best.threads) break;
@@ -307,8 +308,7 @@ Plan choose(const DwconvArgs& a, const DeviceInfo& device, int least_lanes, bool
                                          element_size(a.x.dtype));
           Plan plan = plan_of(a, s, stores_elements);
           if (plan.threads > kDwconvThreads || plan.shared_bytes > limit) break;
-          // Weights are staged once for several tiles: as many as one wave of blocks takes to get through
-          // all.
+          // Weights are copied once for several tiles: so many that one wave of blocks computes all tiles.
           const double resident =
               min(65536 / kRegisters / plan.threads, 3.0 * double(limit) / double(plan.shared_bytes + 1024));
           const double wanted = device.multiprocessors * max(1.0, std::floor(resident));

@@ -1,7 +1,7 @@
 // Depthwise convolution, stride 1, "same" padding, and its input gradient; P = K / 2, D = dilation:
 //   y[n,c,h,w] = bias[c] + sum_kh,kw weight[c,kh,kw] * x[n,c, h + (kh - P) D, w + (kw - P) D]   [+ residual]
-// The input gradient is the same with the kernel flipped. Bytes per pixel with 16-bit elements: 4C, 6C with a
-// residual.
+// The input gradient is the same sum with the kernel flipped.
+// Bytes per pixel with 16-bit elements: 4C, with a residual 6C.
 #pragma once
 
 #include "cuda/tensors.h"

@@ -1,13 +1,13 @@
-// What the depthwise kernels share: tiles of the image in shared memory, four channels to an element.
+// What the depthwise kernels share: tiles of the image in shared memory. An element is four channels.
 //
-// A dilation D splits the image into D * D lattices that do not touch; a tile lies in one of them, so that
-// its halo is K - 1 wide whatever D is. In shared memory a tile is one plane of rows x columns for every four
-// channels, in the tensor's own dtype. Everything outside the image is zero, so that the loops over the taps
-// need no masks; rows outside are left out altogether.
+// A dilation D splits the image into D * D independent lattices. A tile lies in one of them, so its halo is K
+// - 1 wide for any D. In shared memory a tile is one plane of rows x columns for every four channels, in the
+// tensor's own dtype. Everything outside the image is zero, so the loops over the taps need no masks; rows
+// outside the image are not stored at all.
 //
-// Bank conflicts: a thread's columns are kColumns = 7 elements from its neighbour's, and planes are 16 /
-// lanes (8 / lanes for fp32) elements apart modulo the 16 (8) that a pass over the banks serves; that makes
-// the neighbours of a pass, lanes of channels first, then groups of columns, read different banks.
+// Bank conflicts: the columns of neighbouring threads are kColumns = 7 elements apart. Planes are 16 / lanes
+// elements apart (8 / lanes for fp32), modulo the 16 (8) elements that all banks deliver at once. So the
+// threads that are served together (lanes of channels first, then groups of columns) read different banks.
 #pragma once
 
 #include <cstdint>
@@ -19,10 +19,9 @@
 namespace cnk::cuda {
 
 constexpr int kChannels = 4;  // of a thread: one element of shared memory
-constexpr int kColumns =
-    7;                    // of a thread: odd, against bank conflicts; divides the widths of ConvNeXt at 224
-constexpr int kRows = 2;  // of a thread of the forward pass
-constexpr int kTaps = 7;  // of a kernel row that are in flight at once: longer rows go in chunks
+constexpr int kColumns = 7;   // of a thread: odd, against bank conflicts; divides ConvNeXt's widths at 224
+constexpr int kRows = 2;      // of a thread of the forward pass
+constexpr int kTaps = 7;      // of a kernel row at a time: longer rows are divided into chunks
 
 template <class T>
 using Pixel = Pack<T, kChannels>;
@@ -50,8 +49,8 @@ struct TileShape {
 __host__ __device__ inline int tile_height(const TileShape& s) { return s.pairs * kRows; }
 __host__ __device__ inline int tile_width(const TileShape& s) { return s.groups * kColumns; }
 
-// Where a tile lies. `row` and `column` count in its lattice; image row of lattice row r is residue_h + r *
-// dilation.
+// Where a tile lies. `row` and `column` count in its lattice;
+// lattice row r is image row residue_h + r * dilation.
 struct Tile {
   int64_t sample;
   int row, column;  // of its first output
@@ -79,7 +78,7 @@ __device__ __forceinline__ Tile tile_at(const TileShape& s, int64_t index) {
   return t;
 }
 
-// How the threads of a block walk over a window 16 bytes at once: numbers that are the same for every tile.
+// How the threads of a block copy a window, 16 bytes at once: numbers that are the same for every tile.
 struct Walk {
   int vectors;                 // 16-byte elements of a pixel's channels in the block
   int step, step_columns;      // pixels from one element of a thread to its next, and those beyond whole rows
@@ -93,7 +92,7 @@ struct Window {
   int row, rows, column, columns;
 };
 
-// Copy a window into planes, zeros where there is no image and beyond the last channel: 16 bytes at once.
+// Copy a window into planes, 16 bytes at once; zeros outside the image and after the last channel.
 template <class T>
 __device__ __forceinline__ void stage_vectors(const Image& image, const Walk& walk, const TileShape& s,
                                               const Tile& t, const Window& v, int channel, int plane,
@@ -105,7 +104,7 @@ __device__ __forceinline__ void stage_vectors(const Image& image, const Walk& wa
   const int vector = int(threadIdx.x) - begin * walk.vectors;
   if (begin >= walk.step) return;
   const int c = channel + vector * kLoad;
-  // Columns of the lattice from 0 to here are columns of the image; none are for channels beyond the last.
+  // Columns [0, end) of the lattice are in the image; none for channels after the last.
   const unsigned end = c < s.c ? unsigned((s.w - t.residue_w + s.dilation - 1) / s.dilation) : 0u;
   const int begin_row = begin / v.columns;
   int w = v.column + begin - begin_row * v.columns;
@@ -138,7 +137,7 @@ __device__ __forceinline__ void stage_vectors(const Image& image, const Walk& wa
   }
 }
 
-// The same one element at once, neighbouring threads taking neighbouring columns or channels.
+// The same, one element at a time; neighbouring threads take neighbouring columns or channels.
 template <class T>
 __device__ __forceinline__ void stage_elements(const Image& image, const TileShape& s, const Tile& t,
                                                const Window& v, bool column_first, int channel, int plane,
@@ -186,12 +185,12 @@ inline Access access_of(const Image& image, int64_t c) {
   return image.stride_c == 1 || image.stride_w != 1 ? Access::kChannelFirst : Access::kColumnFirst;
 }
 
-// For windows `columns` wide and blocks of `threads`; the lanes fill whole 16-byte elements.
+// For windows of `columns` columns and blocks of `threads` threads; the lanes fill whole 16-byte elements.
 inline Walk walk_of(const Image& image, const TileShape& s, int columns, int threads) {
   Walk walk{};
   const int64_t size = element_size(image.dtype);
   walk.vectors = int(s.lanes * kChannels * size / 16);
-  if (walk.vectors == 0) return walk;  // such tiles are not for Access::kVector
+  if (walk.vectors == 0) return walk;  // such tiles do not use Access::kVector
   walk.step = threads / walk.vectors;
   walk.step_columns = walk.step % columns;
   walk.step_bytes = int(walk.step * kChannels * size);
@@ -202,7 +201,7 @@ inline Walk walk_of(const Image& image, const TileShape& s, int columns, int thr
   return walk;
 }
 
-// The least plane of at least `elements` that keeps neighbours off each other's banks (see the top).
+// The smallest plane of at least `elements` that has no bank conflicts (see the top of this file).
 inline int plane_of(int elements, int lanes, int64_t element_bytes) {
   const int pass = int(128 / (kChannels * element_bytes));
   const int wanted = lanes < pass ? pass / lanes : 1;

@@ -1,7 +1,7 @@
-// A block keeps the sums of up to 64 channels in registers while it walks over its share of the tiles, whose
-// pixels of x and dy lie in shared memory (dwconv_tile.h). A thread owns 4 channels and up to 7 taps of one
-// kernel row: 28 accumulators. Blocks with threads to spare give each tap several, which share the tile's
-// rows and add up at the end.
+// A block keeps the sums of up to 64 channels in registers while it loops over its share of the tiles, whose
+// pixels of x and dy are in shared memory (dwconv_tile.h). A thread owns 4 channels and up to 7 taps of one
+// kernel row: 28 accumulators. If a block has more threads than taps, several threads share a tap: they
+// divide the tile's rows, and their sums are added at the end.
 #include <cmath>
 
 #include "cuda/dwconv_tile.h"
@@ -12,7 +12,7 @@ namespace cnk::cuda {
 
 constexpr int kWeightThreads = 256;  // at most
 constexpr int kFinishThreads = 128;
-constexpr int kFewerTaps = 6;  // of a thread, at most, where not 7
+constexpr int kFewerTaps = 6;  // of a thread, at most, if not 7
 
 struct DwconvWeightParams {
   TileShape s;
@@ -30,8 +30,8 @@ struct DwconvWeightParams {
   float* partials;
 };
 
-// Adds columns of one row: acc[tap] += dy[q] * x[q + tap]. Fourteen at once read and widen a fifth less than
-// twice seven.
+// Adds columns of one row: acc[tap] += dy[q] * x[q + tap]. Fourteen columns at once need a fifth fewer reads
+// and conversions than seven twice.
 template <class T, int kChunk, int kGroups, int kHeld>
 __device__ __forceinline__ void add_columns(const Pixel<T>* dy, const Pixel<T>* x,
                                             float (&acc)[kHeld][kChannels]) {
@@ -71,7 +71,7 @@ __device__ __forceinline__ void add_row(const DwconvWeightParams& p, const Pixel
   }
 #pragma unroll 1
   for (; left > 0; --left, dy += kColumns, x += kColumns, column += kColumns) {
-    // Taps that see no column of the image: most of a large kernel's on a small one.
+    // Taps without a column in the image: most taps of a large kernel on a small image.
     if (p.taps_w > 1 && (column + kColumns + kChunk - 1 <= 0 || column >= columns)) continue;
     add_columns<T, kChunk, 1>(dy, x, acc);
   }
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kWeightThreads, 2) dwconv_weight_kernel(const 
     const int kh = first_kh + row_in_block;
     const int64_t part = d.quotient;
     const bool active = split < p.splits && kh < s.side;
-    // The bias is for the first block of kernel rows.
+    // The first block of kernel rows sums the bias.
     const bool sums_dy = first_kh == 0 && first_tap == 0;
     float acc[kHeld][kChannels] = {}, bias[kChannels] = {};
     const int64_t first = part * p.tiles_per_part, last = min(first + p.tiles_per_part, s.tiles);
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kWeightThreads, 2) dwconv_weight_kernel(const 
       const int rows = min(tile_height(s), lattice_rows - t.row);
       const int x_first = max(t.row + first_kh - s.side / 2, 0);
       const int x_last = min(t.row + tile_height(s) + first_kh + p.block_rows - 1 - s.side / 2, lattice_rows);
-      __syncthreads();  // the tile before is done with this memory
+      __syncthreads();  // the tile before no longer uses this memory
       stage(p.dy, p.dy_access, p.dy_walk, s, t, {t.row, rows, t.column, tile_width(s)}, channel, p.dy_plane,
             dy_tile);
       stage(p.x, p.x_access, p.x_walk, s, t, {x_first, x_last - x_first, t.column - s.side / 2, s.columns},
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kWeightThreads, 2) dwconv_weight_kernel(const 
 #pragma unroll 1
       for (int row = split; row < rows; row += p.splits) {
         const Pixel<T>* dy_row = dy_tile + lane * p.dy_plane + row * tile_width(s);
-        if (sums_dy) {  // each kernel row its share of the columns, so that no thread waits for another
+        if (sums_dy) {  // each kernel row sums its share of the columns, so that no thread waits for another
           for (int q = row_in_block; q < tile_width(s); q += p.block_rows) add(dy_row[q].element, bias);
         }
         const int x_row = t.row + row + kh - s.side / 2;
@@ -133,11 +133,11 @@ __global__ void __launch_bounds__(kWeightThreads, 2) dwconv_weight_kernel(const 
         }
       }
     }
-    // One thread of every tap adds what the others of that tap have, in their order; one of every lane all
-    // the biases.
+    // One thread of every tap adds the sums of the tap's other threads, in their order; one thread of every
+    // lane adds all sums for the bias.
     constexpr int kValues = (kHeld + 1) * kChannels;
     float* sums = reinterpret_cast<float*>(shared);
-    __syncthreads();  // the last tile is done with this memory
+    __syncthreads();  // the last tile no longer uses this memory
     if (active) {
       float* own = sums + threadIdx.x * kValues;
 #pragma unroll
@@ -184,7 +184,7 @@ struct DwconvFinishParams {
   int c, side;
 };
 
-// dw and db as sums over the parts, one thread for every tap of every channel.
+// dw and db as sums over the parts; one thread for every tap of every channel.
 __global__ void __launch_bounds__(kFinishThreads) dwconv_weight_finish_kernel(const DwconvFinishParams p) {
   const int64_t length = int64_t(p.side * p.side + 1) * p.c;
   for (int64_t block = blockIdx.x; block < p.blocks; block += gridDim.x) {
@@ -205,7 +205,7 @@ __global__ void __launch_bounds__(kFinishThreads) dwconv_weight_finish_kernel(co
 
 namespace {
 
-constexpr int64_t kMostParts = 352;  // beyond, adding them up outweighs what more blocks gain
+constexpr int64_t kMostParts = 352;  // with more, adding them costs more than more blocks gain
 
 struct Plan {
   DwconvWeightParams params;
@@ -213,7 +213,7 @@ struct Plan {
   int64_t shared_bytes = 0;
 };
 
-// Taps of a thread: rows of up to 7, longer ones in equal chunks of up to 7.
+// Taps of a thread: a kernel row of up to 7; longer rows in equal chunks of up to 7.
 int chunk_of(int side) {
   if (side <= 3) return 3;
   const int chunks = int(ceil_div(side, kTaps));
@@ -244,9 +244,9 @@ Plan plan_of(const DeviceInfo& device, DType dtype, int64_t n, int64_t c, int64_
           const int tasks = lanes * p.block_rows * p.taps_w;
           p.splits = min(kWeightThreads / tasks, tile_height(p.s));
           plan.threads = int(ceil_div(tasks * p.splits, kWarpSize)) * kWarpSize;
-          // Only the rows that these kernel rows meet, and columns for whole chunks.
+          // Only the rows that these kernel rows need, and columns for whole chunks.
           p.s.rows = int(min(int64_t(tile_height(p.s) + p.block_rows - 1), lattice_h));
-          // Odd: neighbouring kernel rows then read different banks.
+          // Odd, so that neighbouring kernel rows read different banks.
           p.s.columns = (tile_width(p.s) + p.taps_w * chunk - 1) | 1;
           p.s.plane = plane_of(p.s.rows * p.s.columns, lanes, size);
           p.dy_plane = plane_of(tile_height(p.s) * tile_width(p.s), lanes, size);
@@ -255,7 +255,8 @@ Plan plan_of(const DeviceInfo& device, DType dtype, int64_t n, int64_t c, int64_
           const int64_t sums = int64_t(p.splits) * tasks * values * int64_t(sizeof(float));
           plan.shared_bytes = max(p.dy_bytes + lanes * p.s.plane * kChannels * size, sums);
           if (plan.threads > kWeightThreads || plan.shared_bytes > limit) break;
-          // Blocks to fill the GPU twice, as far as there are tiles and the sum over parts stays short.
+          // Enough blocks to fill the GPU twice, if there are
+          // as many tiles and the sum over parts stays short.
           const int64_t wanted = ceil_div(2 * device.multiprocessors, int64_t(p.s.chunks) * p.row_blocks);
           p.parts = min(min(p.s.tiles, max(wanted, int64_t{1})), int64_t{kMostParts});
           p.tiles_per_part = ceil_div(p.s.tiles, p.parts);

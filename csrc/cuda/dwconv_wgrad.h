@@ -1,8 +1,8 @@
 // Gradients of the depthwise convolution for its weight and bias; P = K / 2, D = dilation:
-//   dw[c,kh,kw] = sum_n,h,w dy[n,c,h,w] * x[n,c, h + (kh - P) D, w + (kw - P) D],   db[c] = sum_n,h,w
-//   dy[n,c,h,w]
-// Bitwise the same every time: blocks write partial sums, which a second kernel adds in one order. Bytes per
-// pixel with 16-bit elements: 4C, and the partial sums.
+//   dw[c,kh,kw] = sum_n,h,w dy[n,c,h,w] * x[n,c, h + (kh - P) D, w + (kw - P) D]
+//   db[c] = sum_n,h,w dy[n,c,h,w]
+// Bitwise the same every time: blocks write partial sums, which a second kernel adds in a fixed order. Bytes
+// per pixel with 16-bit elements: 4C, and the partial sums.
 #pragma once
 
 #include "cuda/tensors.h"

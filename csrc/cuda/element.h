@@ -1,5 +1,5 @@
-// Elements of tensors in kernels: loads that widen to fp32, stores that round to nearest even, both in one
-// instruction where the GPU has it.
+// Elements of tensors in kernels: loads that widen to fp32 and stores that round to nearest even, each with
+// one instruction if the GPU has it.
 #pragma once
 
 #include "common/dtype.h"
@@ -36,7 +36,7 @@ __device__ __forceinline__ void narrow(float value, Float16& out) {
 #endif
 }
 
-// Rounded to T and back: what eager's intermediate tensors do to a value.
+// Rounded to T and widened again, as eager rounds its intermediate tensors.
 template <class T>
 __device__ __forceinline__ float rounded(float value) {
   T out;
@@ -49,8 +49,7 @@ template <class T, int V>
 struct alignas(sizeof(T) * V) Pack {
   T element[V];
 };
-// The same as 32-bit words, since registers are: taken apart as 16-bit elements a pack costs twice the
-// instructions.
+// The same as 32-bit words, the size of a register: with 16-bit elements a pack costs twice the instructions.
 template <int N>
 struct alignas(4 * N) Words {
   uint32_t word[N];
@@ -124,8 +123,8 @@ __device__ __forceinline__ void store(const float (&from)[V], T* to) {
   *reinterpret_cast<Words<V / 2>*>(to) = words;
 }
 
-// One element of a tensor whose dtype is known when the kernel runs: parameters, whose loads stand outside
-// the loops.
+// One element of a tensor whose dtype is known only at run
+// time: for parameters, which are loaded outside of the loops.
 __device__ __forceinline__ float load(const void* data, DType dtype, int64_t index) {
   if (dtype == DType::kFloat32) return static_cast<const float*>(data)[index];
   const uint16_t bits = static_cast<const uint16_t*>(data)[index];
@@ -146,8 +145,8 @@ __device__ __forceinline__ void store(float value, void* data, DType dtype, int6
   }
 }
 
-// Quotient and remainder of numbers that are not negative; 64-bit division is a subroutine of some hundred
-// instructions, and sizes beyond 32 bits are rare.
+// Quotient and remainder of numbers that are not negative. Numbers of 32 bits are divided as such: 64-bit
+// division is a subroutine of some hundred instructions, and larger numbers are rare.
 struct Divided {
   int64_t quotient, remainder;
 };

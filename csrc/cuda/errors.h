@@ -1,5 +1,5 @@
-// What goes wrong as text: apart from launch.h, since <string> and <stdexcept> cost every file of kernels
-// that sees them a second to compile.
+// Errors as text. Not in launch.h, because <string> and <stdexcept>
+// would add a second to the compile time of every file of kernels.
 #pragma once
 
 #include <stdexcept>
@@ -23,9 +23,9 @@ inline std::string text(const Shape& shape) {
   return found;
 }
 
-// "" when the driver can run kernels of this build on some device, else why not.
+// "" if the driver can run kernels of this build on some device, else the reason why not.
 std::string driver_problem();
-// "" when this build holds code for the device, else what it lacks.
+// "" if this build has code for the device, else what is missing.
 std::string device_problem(int device);
 
 }  // namespace cnk::cuda

@@ -1,15 +1,16 @@
-// Exact (erf) GELU and its derivative by one exponential: with the normal CDF's tail written as Phi(-a) =
-// 2^P(a), P a polynomial of degree 6 on [0, 6], gelu(x) = max(x, 0) - a * 2^P(a), a = min(|x|, 6). At
-// most 3.4e-7 from erf, the derivative 3.1e-7. P is fitted by csrc/cuda/fit_gelu.py and the same as
-// in backends/triton/gelu.py. NaN stays NaN; below -6 and at -inf gelu is -6e-9; gelu' is NaN at +-inf, as
-// with erf.
+// Exact (erf) GELU and its derivative with one exponential. The tail of the normal CDF is Phi(-a) = 2^P(a)
+// with a polynomial P of degree 6 on [0, 6]. Then
+//   gelu(x) = max(x, 0) - a * 2^P(a),  a = min(|x|, 6)
+// The error is at most 3.4e-7, that of the derivative 3.1e-7. csrc/cuda/fit_gelu.py
+// fits P, which is the same in backends/triton/gelu.py. NaN stays NaN; below -6 and
+// at -inf gelu is -6e-9; gelu' is NaN at +-inf, as it is with erf.
 #pragma once
 
 #include "cuda/runtime.h"
 
 namespace cnk::cuda {
 
-// 2^x; 2 units in the last place on the GPU.
+// 2^x; with an error of 2 units in the last place on the GPU.
 __device__ __forceinline__ float exp2_fast(float x) {
 #ifdef __CUDA_ARCH__
   float y;
@@ -31,7 +32,7 @@ __device__ __forceinline__ float upper_tail(float a) {
   return exp2_fast(p);
 }
 
-// min(|x|, 6); NaN stays NaN, which fminf would lose
+// min(|x|, 6). NaN stays NaN; fminf would return 6.
 __device__ __forceinline__ float clamped_magnitude(float x) {
   const float a = fabsf(x);
   return a > 6.0f ? 6.0f : a;

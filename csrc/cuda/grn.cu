@@ -4,7 +4,7 @@
 
 namespace cnk::cuda {
 
-constexpr int kGrnTurns = 4;  // of a tile of sums
+constexpr int kGrnTurns = 4;  // of a tile (tiles.h)
 constexpr int kGrnSums = 3;
 constexpr int kResponseThreads = 512;
 
@@ -15,8 +15,8 @@ struct GrnSumsParams {
   bool along_pixels;
 };
 
-// Sums of one tile, its channels next to each other: each of a thread's rows, then the rows of a warp, then
-// the warps.
+// Sums of one tile whose channels are neighbours in memory: over a thread's rows, then over the rows of a
+// warp, then over the warps.
 template <class T>
 __device__ __forceinline__ void sum_rows(const GrnSumsParams& p, const TilePlace& at, float* shared) {
   constexpr int kCount = Channels<T>::kCount, kWidth = kTileChannels<T>;
@@ -72,7 +72,7 @@ __device__ __forceinline__ void sum_rows(const GrnSumsParams& p, const TilePlace
   __syncthreads();
 }
 
-// The same with the pixels next to each other: a warp sums a channel.
+// The same for pixels that are neighbours in memory: a warp sums a channel.
 template <class T>
 __device__ __forceinline__ void sum_columns(const GrnSumsParams& p, const TilePlace& at) {
   const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize;
@@ -118,8 +118,8 @@ __global__ void __launch_bounds__(kTileThreads, 2) grn_sums_kernel(const GrnSums
   }
 }
 
-// Sums over the block, in every thread; `shared` has N floats for each warp and is free after the next
-// barrier.
+// Sums over the block, in every thread. `shared` has N floats
+// for each warp and may be reused after the next barrier.
 template <int N>
 __device__ __forceinline__ void block_sum(float (&values)[N], float* shared) {
   const int warp = int(threadIdx.x) / kWarpSize, warps = int(blockDim.x) / kWarpSize;
@@ -143,8 +143,8 @@ __device__ __forceinline__ float sum_tiles(const float* from, int64_t tiles, int
   return sum;
 }
 
-// A block: a sample. What a thread has found for its channels waits in the results' memory for the sums over
-// all.
+// One block computes one sample. A thread keeps the values of its channels in the memory of the results until
+// the sums over all channels are known.
 __global__ void __launch_bounds__(kResponseThreads, 2) grn_response_kernel(const GrnResponseArgs p) {
   CNK_SHARED(float, shared);
   for (int64_t n = blockIdx.x; n < p.n; n += gridDim.x) {

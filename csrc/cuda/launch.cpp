@@ -1,4 +1,4 @@
-// Host code, so compiled as such: a .cu file passes through the compiler again for every architecture.
+// Host code, so not a .cu file, which would be compiled again for every architecture.
 #include "cuda/launch.h"
 
 #include <cuda_runtime_api.h>
@@ -13,21 +13,21 @@ namespace cnk::cuda {
 namespace {
 
 constexpr int64_t kGridLimit = (int64_t{1} << 31) - 1;
-constexpr int64_t kDefaultShared = 48 << 10;  // more needs an attribute of the kernel
+constexpr int64_t kDefaultShared = 48 << 10;  // for more the kernel needs an attribute
 
 std::string text(cudaError_t error) {
   return std::string(cudaGetErrorString(error)) + " (" + cudaGetErrorName(error) + ")";
 }
 
 [[noreturn]] void fail(const Launch& launch, cudaError_t error) {
-  cudaGetLastError();  // an error that is not sticky is reported once
+  cudaGetLastError();  // clears an error that is not sticky, so that it is reported only once
   throw LaunchError(std::string("CUDA kernel ") + launch.kernel + " (" + text(launch.shape) + "; " +
                     std::to_string(launch.blocks) + " blocks of " + std::to_string(launch.threads) +
                     " threads, " + std::to_string(launch.shared_bytes) +
                     " bytes of shared memory): " + text(error));
 }
 
-// The device for the time of a launch: the runtime linked here has its own idea of the current one.
+// Sets the device for a launch: the runtime that is linked here has its own current device.
 class CurrentDevice {
  public:
   CurrentDevice(const Launch& launch, int device) : wanted_(device) {
@@ -52,7 +52,7 @@ void refuse(const char* kernel, const Shape& shape, const char* why) {
 
 const DeviceInfo& device_info(int device) {
   static std::mutex mutex;
-  static std::map<int, DeviceInfo> known;  // nodes stay where they are
+  static std::map<int, DeviceInfo> known;  // a map, because its elements do not move
   const std::lock_guard<std::mutex> lock(mutex);
   const auto found = known.find(device);
   if (found != known.end()) return found->second;

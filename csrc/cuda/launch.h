@@ -1,5 +1,5 @@
-// Every launch of a kernel goes through here: on the caller's device and stream, without synchronising, so
-// that it can be captured in a CUDA graph; an error becomes an exception that names the kernel and the shape.
+// All kernels are launched by these functions: on the caller's device and stream and without synchronising,
+// so that CUDA graphs can capture them. An error becomes an exception that names the kernel and the shape.
 #pragma once
 
 #include <cstdint>
@@ -8,16 +8,16 @@
 
 namespace cnk::cuda {
 
-// Sizes for the message of an error, formatted only then.
+// Sizes for the message of an error; formatted only if there is one.
 struct Shape {
   const char* names;  // one letter each, as in "NCHWK"
   int64_t sizes[8];
 };
 
-// What a kernel is launched with. `blocks` may exceed the grid's limit of 2^31 - 1: kernels loop,
+// The parameters of a launch. `blocks` may exceed the grid's limit of 2^31 - 1, because kernels loop:
 //   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x)
 struct Launch {
-  const char* kernel;  // its name, as users should read it
+  const char* kernel;  // its name, for users
   int64_t blocks;
   int threads;
   int64_t shared_bytes;  // dynamic
@@ -32,10 +32,10 @@ struct DeviceInfo {
 };
 const DeviceInfo& device_info(int device);
 
-// Throw LaunchError (errors.h): what a launcher cannot launch, and why.
+// Throw LaunchError (errors.h): what a launcher cannot launch and why.
 [[noreturn]] void refuse(const char* kernel, const Shape& shape, const char* why);
 
-// Some kernel of this build (reduce.cu), to be asked whether there is code for a device.
+// A kernel of this build (reduce.cu), to check whether there is code for a device.
 const void* any_kernel();
 
 using Invoke = void (*)(const void* kernel, const void* params);

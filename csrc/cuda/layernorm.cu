@@ -13,8 +13,8 @@ struct LayerNormParams {
   int64_t blocks;
   int c, lanes;
   bool packed_x, packed_y;
-  bool staged;      // all of the parameters are, for columns
-  bool transposed;  // y has its channels next to each other, or another dtype
+  bool staged;      // for columns: all parameters are in shared memory
+  bool transposed;  // y's channels are neighbours in memory, or y has another dtype
 };
 
 template <class T>
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kNormThreads, 3) layernorm_rows_kernel(const L
   const int teams = int(blockDim.x) / p.lanes;
   const int64_t step = int64_t(gridDim.x) * teams;
   int64_t row = int64_t(blockIdx.x) * teams + team;
-  // The next pixel is on its way while this one is worked on, the first one while the parameters come.
+  // The next pixel is loaded while this one is computed, the first one while the parameters are loaded.
   Divided next_at = divide(row, p.a.pixels);
   Channels<T> next[kNormSlots];
   load_row(p.a.x, next_at, p.c, lane, p.lanes, p.packed_x, row < p.rows, next);
@@ -63,8 +63,8 @@ __global__ void __launch_bounds__(kNormThreads, 3) layernorm_rows_kernel(const L
   }
 }
 
-// A column of every lane through the tile in shared memory, so that neighbouring lanes store neighbouring
-// channels; in any dtype.
+// Stores a column of every lane through the tile in shared memory, so that neighbouring lanes store
+// neighbouring channels; in any dtype.
 __device__ __forceinline__ void store_transposed(const LayerNormParams& p, int64_t sample,
                                                  int64_t first_pixel, int base,
                                                  const float (&from)[kColumnSlots], float* tile) {
@@ -76,7 +76,7 @@ __device__ __forceinline__ void store_transposed(const LayerNormParams& p, int64
     const int first = base + k * warps, channels = min(kGroup * warps, p.c - first);
 #pragma unroll
     for (int slot = 0; slot < kColumnSlots;
-         slot += kGroup) {  // registers are known to the compiler, k is not
+         slot += kGroup) {  // registers need numbers that the compiler knows; it does not know k
       if (slot != k) continue;
 #pragma unroll
       for (int j = 0; j < kGroup; ++j) tile[lane * pitch + j * warps + warp] = from[slot + j];
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kColumnThreads, 1) layernorm_columns_kernel(co
   const int width = staged_width(p.c, span, p.staged);
   T* const bias = weight + width;
   const auto stage_from = [&](int first) {
-    __syncthreads();  // all are through with the span before
+    __syncthreads();  // all threads have finished the span before
     stage(p.a.weight, 1.0f, first, p.c, width, weight);
     stage(p.a.bias, 0.0f, first, p.c, width, bias);
     __syncthreads();
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kColumnThreads, 1) layernorm_columns_kernel(co
   for (int64_t block = blockIdx.x; block < p.blocks; block += gridDim.x) {
     const Divided at = divide(block, p.tiles);
     const int64_t first_pixel = at.remainder * kWarpSize, pixel = first_pixel + lane;
-    // Lanes past the end work on the last pixel and do not store.
+    // Lanes past the end compute the last pixel and do not store it.
     const T* x = static_cast<const T*>(p.a.x.data) + offset(p.a.x, {at.quotient, min(pixel, p.a.pixels - 1)});
     float v[kColumnSlots];
     const Statistics s = column_statistics(x, p.a.x.stride_c, p.c, p.a.eps, v, sums);
@@ -168,7 +168,7 @@ void layernorm(const Context& context, const LayerNormArgs& args) {
     const int threads = row_threads(p.rows, p.lanes, multiprocessors);
     const int64_t teams = threads / p.lanes;
     p.blocks = (p.rows + teams - 1) / teams;
-    // Blocks that fill the GPU loop over pixels, for the parameters are loaded once.
+    // As many blocks as fill the GPU, which loop over the pixels, so that parameters are loaded once a block.
     const int64_t blocks = min(p.blocks, multiprocessors * (2048 / threads));
     const int64_t shared = 2 * slots_width<T>(p.lanes, kNormSlots) * int64_t(sizeof(T)) +
                            (p.lanes > kWarpSize ? 3 * (threads / kWarpSize) * int64_t(sizeof(float)) : 0);

@@ -6,7 +6,7 @@ namespace cnk::cuda {
 
 constexpr int kGradientSlots = 3;         // of 16 bytes, in the registers of a thread
 constexpr int kGradientColumnSlots = 16;  // channels, likewise
-constexpr int64_t kSharedPixels = 16;     // that a part has at least: its sums then are few of the bytes
+constexpr int64_t kSharedPixels = 16;     // of a part, at least: its sums are then a small part of the bytes
 
 struct LayerNormBackwardParams {
   LayerNormBackwardArgs a;
@@ -14,11 +14,12 @@ struct LayerNormBackwardParams {
   int64_t blocks;
   int c, lanes;
   bool packed_dy, packed_x, packed_dx;
-  bool staged;      // all of the weight is, for columns
-  bool transposed;  // dy has its channels next to each other, or another dtype
+  bool staged;      // for columns: all of the weight is in shared memory
+  bool transposed;  // dy's channels are neighbours in memory, or dy has another dtype
 };
 
-// dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) with what does not change along the channels taken out.
+// dx = rstd * (g - mean(g) - xhat * mean(g * xhat)), with
+// the terms that are the same for all channels precomputed.
 struct Gradient {
   float mean, rstd, per_d, shift;
 };
@@ -30,7 +31,7 @@ __device__ __forceinline__ float input_gradient(float x, float g, const Gradient
   return fmaf(g, t.rstd, -fmaf(x - t.mean, t.per_d, t.shift));
 }
 
-// The block's sums of one of the parameters' gradients, from those that its threads hold, to `out`.
+// Writes the block's sums for the gradient of one parameter, from those of its threads, to `out`.
 template <class T>
 __device__ __forceinline__ void store_sums(float (&sums)[kGradientSlots][Channels<T>::kCount], int c,
                                            int lane, int lanes, float* shared, float* out) {
@@ -45,7 +46,7 @@ __device__ __forceinline__ void store_sums(float (&sums)[kGradientSlots][Channel
       }
     }
   }
-  const int across = max(lanes, kWarpSize);  // threads that share what is left
+  const int across = max(lanes, kWarpSize);  // threads that share the rest
   const int groups = int(blockDim.x) / across, group = int(threadIdx.x) / across;
   const int width = lanes * kGradientSlots * kCount;
   if (int(threadIdx.x) % across < lanes) {
@@ -63,7 +64,7 @@ __device__ __forceinline__ void store_sums(float (&sums)[kGradientSlots][Channel
   __syncthreads();
 }
 
-// A part: every parts-th block of pixels.
+// One part: every parts-th block of pixels.
 template <class T>
 __global__ void __launch_bounds__(kNormThreads, 2)
     layernorm_backward_rows_kernel(const LayerNormBackwardParams p) {
@@ -78,7 +79,7 @@ __global__ void __launch_bounds__(kNormThreads, 2)
   for (int64_t part = blockIdx.x; part < p.a.parts; part += gridDim.x) {
     float dweight[kGradientSlots][kCount] = {}, dbias[kGradientSlots][kCount] = {};
     for (int64_t block = part; block < p.blocks; block += p.a.parts) {
-      // Computed anew in every turn: two registers that ptxas would spill.
+      // Computed anew in every iteration: otherwise ptxas spills two registers.
       const int64_t row = block * (int(blockDim.x) / p.lanes) + int(threadIdx.x) / p.lanes;
       const bool inside = row < p.rows;
       const Divided at = divide(row, p.a.pixels);
@@ -93,7 +94,7 @@ __global__ void __launch_bounds__(kNormThreads, 2)
                                  p.a.dy.stride_c, inside && q >= 0 ? p.c - first : 0, p.packed_dy);
       }
       Statistics s = row_statistics(x, p.c, p.a.eps, lane, p.lanes, shared);
-      // With eps = 0 these would be infinite for pixels that are not there, and 0 * inf reach the sums.
+      // With eps = 0 these would be infinite for pixels that do not exist, and the sums would get 0 * inf.
       if (!inside) s = {0.0f, 0.0f, 0.0f};
       float along[2] = {0.0f, 0.0f};  // sums of g and of g * xhat
 #pragma unroll
@@ -136,8 +137,8 @@ __global__ void __launch_bounds__(kNormThreads, 2)
   }
 }
 
-// Sums over the warp of 8 values: lane l < 8 has that of the value 4 (l % 2) + 2 (l / 2 % 2) + l / 4. Every
-// step halves the values of a lane, so that 9 shuffles do what 40 would.
+// Sums over the warp of 8 values: lane l < 8 gets that of value 4 (l % 2) + 2 (l / 2 % 2) + l / 4. Every step
+// halves the number of values of a lane, so 9 shuffles are enough instead of 40.
 __device__ __forceinline__ float warp_sums(float (&values)[2 * kGroup]) {
   const int lane = int(threadIdx.x) % kWarpSize;
 #pragma unroll
@@ -155,7 +156,7 @@ __device__ __forceinline__ float warp_sums(float (&values)[2 * kGroup]) {
   return sum + __shfl_xor_sync(kFullWarp, sum, 16);
 }
 
-// dy as load_column() loads x, rounded to T. Row q of the sample, or zeros with q < 0.
+// Loads dy as load_column() loads x, rounded to T: row q of the sample, or zeros if q < 0.
 template <class T>
 __device__ __forceinline__ void load_gradient(const LayerNormBackwardParams& p, int64_t sample,
                                               int64_t first_pixel, int64_t q, int base, float* tile,
@@ -182,7 +183,7 @@ __device__ __forceinline__ void load_gradient(const LayerNormBackwardParams& p, 
     __syncthreads();
 #pragma unroll
     for (int slot = 0; slot < kGradientColumnSlots;
-         slot += kGroup) {  // registers are known to the compiler, k not
+         slot += kGroup) {  // registers need numbers that the compiler knows; it does not know k
       if (slot != k) continue;
 #pragma unroll
       for (int j = 0; j < kGroup; ++j) {
@@ -193,8 +194,8 @@ __device__ __forceinline__ void load_gradient(const LayerNormBackwardParams& p, 
   }
 }
 
-// A part: every parts-th tile of 32 pixels. Its sums stand in memory, each element of them one lane's to add
-// to.
+// One part: every parts-th tile of 32 pixels. Its sums are
+// in global memory; only one lane adds to each element.
 template <class T>
 __global__ void __launch_bounds__(kColumnThreads, 1)
     layernorm_backward_columns_kernel(const LayerNormBackwardParams p) {
@@ -204,13 +205,13 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
   float* const tile = shared + 5 * blockDim.x;
   T* const weight = reinterpret_cast<T*>(tile + (p.transposed ? kWarpSize * group_pitch(warps) : 0));
   const auto stage_from = [&](int first) {
-    __syncthreads();  // all are through with the span before
+    __syncthreads();  // all threads have finished the span before
     stage(p.a.weight, 1.0f, first, p.c, staged_width(p.c, span, p.staged), weight);
     __syncthreads();
   };
   if (p.staged) stage_from(0);
   const Rows& dx = p.a.dx;
-  // Of the sums that this lane gets: 0 for dweight, 1 for dbias, and which of the group's.
+  // Which sums this lane gets: 0 for dweight, 1 for dbias; and of which channel of the group.
   const int of_bias = lane % 2, of_group = 2 * (lane / 2 % 2) + lane / 4;
   for (int64_t part = blockIdx.x; part < p.a.parts; part += gridDim.x) {
     float* const partials = p.a.partials ? p.a.partials + part * 2 * p.c : nullptr;
@@ -221,7 +222,7 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
       const Divided at = divide(block, p.tiles);
       const int64_t first_pixel = at.remainder * kWarpSize, pixel = first_pixel + lane;
       const bool inside = pixel < p.a.pixels;
-      // Lanes past the end work on the last pixel, with a gradient of 0, and do not store.
+      // Lanes past the end compute the last pixel, with a gradient of 0, and do not store it.
       const int64_t here = min(pixel, p.a.pixels - 1);
       const T* x = static_cast<const T*>(p.a.x.data) + offset(p.a.x, {at.quotient, here});
       float v[kGradientColumnSlots], g[kGradientColumnSlots];
@@ -239,7 +240,7 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
           float sums[2 * kGroup];
 #pragma unroll
           for (int j = 0; j < kGroup; ++j) {
-            // With eps = 0 and no deviation xhat may be infinite, which a gradient of 0 does not hide.
+            // With eps = 0 and no deviation xhat may be infinite, and 0 * inf is not 0.
             const bool there = q >= 0 && base + (k + j) * warps + warp < p.c;
             const float xhat = there ? normalised(v[k + j], s) : 0.0f;
             const float gw = g[k + j] * w[k + j];

@@ -1,6 +1,7 @@
-// LayerNorm's kernels for pixels that are neighbours in memory: a warp is 32 pixels, a lane holds every
-// warps-th channel of its own in registers. More channels than the block holds are read again for every pass,
-// mostly from L2, so that any number of them will do.
+// LayerNorm's kernels for tensors whose neighbouring pixels are neighbours in memory.
+// The 32 lanes of a warp are 32 pixels, and the warps of a block divide their channels:
+// a lane has every warps-th channel of its pixel in registers. Channels that do not fit
+// are read again for every pass, mostly from L2, so there is no limit to their number.
 #pragma once
 
 #include "cuda/layernorm_rows.h"
@@ -8,12 +9,12 @@
 namespace cnk::cuda {
 
 constexpr int kColumnThreads = 512;  // at most
-constexpr int kGroup = 4;  // channels of a warp that pass shared memory, or are summed over pixels, together
+constexpr int kGroup = 4;  // channels of a warp that are transposed, or summed over pixels, at a time
 constexpr int64_t kMostStaged = 16 << 10;  // bytes of parameters in shared memory at once
 
 __device__ __forceinline__ int block_warps() { return int(blockDim.x) / kWarpSize; }
 
-// Slot k: channel first + k * warps of the pixel that x stands at, as fp32; 0 where there is none.
+// Slot k: channel first + k * warps of the pixel at x, as fp32; 0 if there is no such channel.
 template <class T, int kSlots>
 __device__ __forceinline__ void load_column(const T* x, int64_t stride_c, int first, int c,
                                             float (&to)[kSlots]) {
@@ -40,8 +41,8 @@ __device__ __forceinline__ void column_sum(float (&values)[N], float* shared) {
   }
 }
 
-// The statistics of the pixel that x stands at; leaves its channels in `v` if the block holds them all.
-// `shared`: three floats a thread, reused by the next call only after a barrier has been passed since.
+// The statistics of the pixel at x. If the block can hold all its channels, they are in `v` afterwards.
+// `shared`: three floats a thread; between two calls there must be a barrier.
 template <class T, int kSlots>
 __device__ __forceinline__ Statistics column_statistics(const T* x, int64_t stride_c, int c, float eps,
                                                         float (&v)[kSlots], float* shared) {
@@ -68,18 +69,18 @@ __device__ __forceinline__ Statistics column_statistics(const T* x, int64_t stri
   return statistics(mean, sums, c, eps);
 }
 
-// Floats from a pixel to the next of a tile: 32 pixels x a group of every warp, through which rows whose
-// channels are neighbours pass. Element j * warps + warp is the warp's j-th.
+// A tile in shared memory, 32 pixels x a group of every warp, transposes rows whose channels are neighbours.
+// This is the number of floats from a pixel to the next. Element j * warps + warp is the warp's j-th.
 __host__ __device__ __forceinline__ int group_pitch(int warps) { return warps * kGroup + 1; }
 
-// Slot k of a parameter that stands in shared memory, padded to whole spans of the block.
+// Slot k of a parameter in shared memory, padded to whole spans of the block.
 template <class T, int kSlots>
 __device__ __forceinline__ void load_parameter(const T* staged, int first, float (&to)[kSlots]) {
   const int warps = block_warps();
 #pragma unroll
   for (int k = 0; k < kSlots; ++k) to[k] = widen(staged[first + k * warps]);
 }
-// Its elements there: all, or those of one span at a time where they are too many.
+// Its number of elements there: all, or those of one span at a time if they are too many.
 __host__ __device__ __forceinline__ int staged_width(int c, int span, bool all) {
   return all ? (c + span - 1) / span * span : span;
 }
@@ -96,7 +97,7 @@ __device__ __forceinline__ void store_column(const float (&from)[kSlots], T* to,
   }
 }
 
-// Threads of a block that holds c channels, or as many as it can.
+// Threads of a block for c channels; at most kColumnThreads.
 inline int column_threads(int64_t c, int slots) {
   return kWarpSize * int(min(int64_t{kColumnThreads / kWarpSize}, (c + slots - 1) / slots));
 }

@@ -1,6 +1,6 @@
-// LayerNorm's kernels for channels that are neighbours in memory: a team of threads, part of a warp or some
-// of them, holds a pixel's channels in registers, 16 bytes of them at a time. Any other strides are right
-// too.
+// LayerNorm's kernels for tensors whose neighbouring channels are neighbours
+// in memory; other strides work too. A team of threads, a part of a warp or
+// several warps, holds a pixel's channels in registers, in packs of 16 bytes.
 #pragma once
 
 #include "cuda/channels.h"
@@ -11,7 +11,7 @@ namespace cnk::cuda {
 
 constexpr int kNormThreads = 256;
 
-// Where pixel p of its sample stands among the rows of its patches, or -1.
+// The row of pixel p of its sample in the order of patches, or -1.
 __device__ __forceinline__ int64_t patch_row(const Patches& patches, int64_t p) {
   if (patches.side == 1) return p;
   const Divided at = divide(p, patches.width);
@@ -21,9 +21,8 @@ __device__ __forceinline__ int64_t patch_row(const Patches& patches, int64_t p) 
   return (patch * patches.side + h.remainder) * patches.side + w.remainder;
 }
 
-// Sum over a team of `lanes` threads, a power of two, in each of them. A team of more than one warp goes
-// through `shared`, one float for each warp of the block; who calls this twice before the next barrier gives
-// two of them.
+// Sum over a team of `lanes` threads, a power of two; each of them gets it. A team of more than one warp uses
+// `shared`, one float for each warp of the block. Two calls without a barrier between need two such arrays.
 template <int N>
 __device__ __forceinline__ void team_sum(float (&values)[N], int lanes, float* shared) {
 #pragma unroll
@@ -47,9 +46,9 @@ __device__ __forceinline__ void team_sum(float (&values)[N], int lanes, float* s
   }
 }
 
-// Of a pixel, from its channels' sum and then from those of d = x - mean and d^2. Two passes, so that a mean
-// far larger than the deviation costs no digits; the mean of d corrects the mean, so that C equal values come
-// out as exactly 0 even where the mean of them rounds. NaN flows through.
+// Statistics of a pixel, from the sum of its channels and then from the sums of d = x - mean and d^2. Two
+// passes, so that a mean far larger than the deviation costs no digits. The mean of d corrects the mean: C
+// equal values give exactly 0 even if their mean is rounded. NaN stays NaN.
 struct Statistics {
   float mean, rstd, shift;  // xhat = (x - mean) * rstd + shift
 };
@@ -63,14 +62,14 @@ __device__ __forceinline__ float normalised(float x, const Statistics& s) {
   return fmaf(x - s.mean, s.rstd, s.shift);
 }
 
-// A pixel's channels in the registers of a team: slot k of a lane holds kCount channels from first_channel()
-// on.
+// A pixel's channels in the registers of a team: slot k of
+// a lane has kCount channels from first_channel() on.
 template <class T>
 __device__ __forceinline__ int first_channel(int lane, int lanes, int k) {
   return (lane + k * lanes) * Channels<T>::kCount;
 }
 
-// Zeros where there are no channels or, with `inside` false, no pixel.
+// Zeros for missing channels and, with `inside` false, for a missing pixel.
 template <class T, int kSlots>
 __device__ __forceinline__ void load_row(const Rows& from, const Divided& pixel, int c, int lane, int lanes,
                                          bool packed, bool inside, Channels<T> (&to)[kSlots]) {
@@ -82,13 +81,13 @@ __device__ __forceinline__ void load_row(const Rows& from, const Divided& pixel,
   }
 }
 
-// Elements of `stage`'s memory: whole slots of every lane.
+// Number of elements for `stage`: whole slots of every lane.
 template <class T>
 __host__ __device__ __forceinline__ int slots_width(int lanes, int slots) {
   return lanes * slots * Channels<T>::kCount;
 }
-// Elements of a parameter from `first` on, rounded to T, in shared memory, for all teams of a block; the
-// caller has the barrier.
+// Copies a parameter's elements from `first` on, rounded to T, into shared memory, for all teams of a block.
+// The caller must call the barrier.
 template <class T>
 __device__ __forceinline__ void stage(const Vector& parameter, float missing, int first, int c, int width,
                                       T* to) {
@@ -98,8 +97,8 @@ __device__ __forceinline__ void stage(const Vector& parameter, float missing, in
   }
 }
 
-// The statistics of a pixel held by a team. `shared`: three floats a warp, reused by the next call only after
-// a barrier has been passed since, as the two sums' own barriers see to.
+// The statistics of a pixel in a team's registers. `shared`: three floats a warp. Between two calls there
+// must be a barrier; those of the two sums are enough.
 template <class T, int kSlots>
 __device__ __forceinline__ Statistics row_statistics(const Channels<T> (&x)[kSlots], int c, float eps,
                                                      int lane, int lanes, float* shared) {
@@ -136,14 +135,14 @@ __device__ __forceinline__ Statistics row_statistics(const Channels<T> (&x)[kSlo
   return statistics(mean, sums, c, eps);
 }
 
-// Threads of a team: as few as hold the channels in `slots` slots each; 0 where a block cannot.
+// Threads of a team: as few as can hold the channels in `slots` slots each; 0 if a block cannot.
 inline int team_lanes(int64_t c, int count, int slots) {
   int lanes = 1;
   while (int64_t(lanes) * slots * count < c) lanes *= 2;
   return lanes <= kNormThreads ? lanes : 0;
 }
 
-// Threads of a block of teams: fewer than kNormThreads where there are not pixels enough to fill `blocks`.
+// Threads of a block of teams: fewer than kNormThreads if there are too few pixels for `blocks` blocks.
 inline int row_threads(int64_t rows, int lanes, int64_t blocks) {
   int threads = kNormThreads;
   while (threads > max(lanes, kWarpSize) && rows * lanes <= blocks * (threads / 2)) {

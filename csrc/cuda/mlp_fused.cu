@@ -1,15 +1,15 @@
-// A warp owns 16 or 32 pixels and all their channels; a block is as many warps as its tile asks for.
-// z = LN(x) stays in registers as operands of the first product, the output as sums of the second. The block
-// walks the hidden in chunks of 32, as attention walks its keys:
+// A warp owns 16 or 32 pixels and all their channels; the tile size decides how many warps a block has.
+// z = LN(x) stays in registers as operand of the first product, the output as sums of the second. The block
+// loops over the hidden in chunks of 32, as attention loops over its keys:
 //   u = z W1[chunk]^T,  h = GELU(u + b1),  acc += h W2[:, chunk]^T
-// The chunk's weights come through shared memory, the next one's while this one is multiplied.
+// Weights pass through shared memory; those of the next chunk are copied while this chunk is multiplied.
 //
 // The order in which a product adds its columns, and that of its results, is free. It is chosen so that lane
-// 4g + t owns 8 neighbours, 8t..8t + 7, of every 32 channels or hidden units of pixels g, g + 8...: in global
+// 4g + t owns 8 neighbours, 8t..8t + 7, of every 32 channels or hidden units of pixels g, g + 8.... In global
 // and in shared memory that is one access of 16 bytes, eight lanes cover 128 bytes (no bank conflicts), and
-// what a product leaves in a lane is what the next one wants there. Of these 8, elements 4s..4s + 3 are the
-// lane's columns of k-step s, and 2q, 2q + 1 its columns of the q-th product of 8 columns, whose row of
-// weights is 8 (g / 2) + 2q + g % 2.
+// the results of a product are in the lanes in which the next product needs them. Of these 8, elements 4s..4s
+// + 3 are the lane's columns of k-step s, and 2q, 2q + 1 its columns of the q-th product of 8 columns, whose
+// row of weights is 8 (g / 2) + 2q + g % 2.
 #include "cuda/gelu.h"
 #include "cuda/launch.h"
 #include "cuda/mlp_fused.h"
@@ -46,9 +46,9 @@ __device__ __forceinline__ void copy_weights(const MlpFusedParams& p, int first,
                                   to + kChunk * kW1Pitch<kC>);
 }
 
-// So many products of 8 columns have their weights, and in the first product their sums, in registers at
-// once: more spill. Behind them stands a branch that ends at the last channel, and that keeps the compiler
-// from loading the weights of more.
+// The number of products of 8 columns that have their weights (and, in the first product, their sums) in
+// registers at once; more spill. After each such group the loop may end at the last channel: this branch also
+// keeps the compiler from loading the weights of more products.
 template <int kC>
 constexpr int kTogether = kC == 128 ? 2 : 4;
 
@@ -102,7 +102,7 @@ __device__ __forceinline__ void project(const uint32_t (&h)[kM][2][4], const T* 
   }
 }
 
-// Keep u for the gradient: the lane's 2 kQ neighbours of every pixel.
+// Store u for the gradient: the lane's 2 kQ neighbours of every pixel.
 template <class T, int kM, int kQ>
 __device__ __forceinline__ void store_hidden(const MlpFusedParams& p, const MlpTile& tile, int hid,
                                              const float (&u)[kM][kQ][4]) {
@@ -194,8 +194,7 @@ __device__ __forceinline__ void respond(const float* scale, const float* shift, 
 template <class T, int kC, int kM>
 __global__ void __launch_bounds__(kMlpMaxWarps* kWarpSize) mlp_fused_kernel(const MlpFusedParams p) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-  if constexpr (std::is_same_v<T, BFloat16>) {  // never launched, as there are no such products: no code to
-                                                // compile
+  if constexpr (std::is_same_v<T, BFloat16>) {  // never launched: there are no bf16 products
     asm volatile("trap;");
     return;
   }
@@ -205,7 +204,7 @@ __global__ void __launch_bounds__(kMlpMaxWarps* kWarpSize) mlp_fused_kernel(cons
   CNK_SHARED(unsigned char, bytes);
   auto& shared = *reinterpret_cast<FusedShared<kC>*>(bytes);
   T* const weights = reinterpret_cast<T*>(bytes + sizeof shared);
-  // Behind the first buffer, which is filled already while pieces pass.
+  // After the first buffer, which is already filled while pieces pass through this memory.
   const auto piece = [&] {
     return reinterpret_cast<float*>(weights + kChunkElements<kC>) +
            thread_of_block() / kWarpSize * kRows * kPiecePitch;
@@ -225,8 +224,8 @@ __global__ void __launch_bounds__(kMlpMaxWarps* kWarpSize) mlp_fused_kernel(cons
     for (int chunk = 0; chunk < chunks; ++chunk) {
       const T* const here = weights + (p.two_buffers ? chunk % 2 * kChunkElements<kC> : 0);
       copies_wait();
-      __syncthreads();  // this chunk is there, and all are through with the one before
-      // With one buffer the chunk itself is copied now, its copy not hidden behind products.
+      __syncthreads();  // this chunk has arrived, and no thread reads the one before
+      // With one buffer the chunk itself is copied now; its copy is not hidden behind products.
       const int copied = p.two_buffers ? chunk + 1 : chunk;
       if (copied > 0 && copied < chunks) {
         copy_weights<T, kC>(p, copied * kChunk,
@@ -258,7 +257,7 @@ __global__ void __launch_bounds__(kMlpMaxWarps* kWarpSize) mlp_fused_kernel(cons
     __syncthreads();
     store_squares(p, block, chunks - 1, shared.chunk);
     if (!p.a.out.data) continue;
-    // In those sums of squares that nobody reads any more.
+    // In the sums of squares that no thread reads any more.
     float* const factors = shared.chunk.squares[chunks % 2][thread_of_block() / kWarpSize];
     store_output<T, kC, kM>(p, warp_tile<kRows>(p, block), shared.vectors, factors, piece(), acc);
   }
@@ -291,9 +290,9 @@ void launch_mlp(const Context& context, const MlpFusedArgs& a) {
          mlp_fused_kernel<T, kC, kM>, p);
 }
 
-// Each width costs two seconds of every architecture's compilation. A narrower tensor runs on the next
-// width's instance, which passes over pieces of channels that are not there: 64 channels on that of 96 at 7 %
-// more executed instructions, 160 on that of 192 as before.
+// Each width adds two seconds to the compile time of every architecture. A narrower tensor uses the instance
+// of the next width, which skips pieces of channels that do not exist: 64 channels with the instance for 96
+// execute 7 % more instructions, 160 channels with that for 192 no more.
 template <class T>
 void launch_mlp(const Context& context, const MlpFusedArgs& a) {
   if (a.c <= 96) return launch_mlp<T, 96>(context, a);

@@ -1,8 +1,9 @@
 // The inverted bottleneck of up to 256 channels in one kernel, the hidden on chip:
 //   out = residual + s * gamma * (GRN?(GELU(LN(x) W1^T + b1)) W2^T + b2)
-// GRN needs the sums over a sample's pixels of the squared hidden: one launch with `sums` and without `out`,
-// then one with their response as `grn_scale`. Bytes per pixel with 16-bit elements: 6C (x, residual, out),
-// with GRN 2C more, and 2 * hidden where u is kept for the gradient. Every block reads both weights, from L2.
+// GRN needs the sums over a sample's pixels of the squared hidden: a first launch
+// with `sums` and without `out`, a second with their response as `grn_scale`. Bytes
+// per pixel with 16-bit elements: 6C (x, residual, out), 2C more with GRN, and 2 *
+// hidden if u is kept for the gradient. Every block reads both weights, from L2.
 #pragma once
 
 #include "cuda/tensors.h"
@@ -11,7 +12,7 @@ namespace cnk::cuda {
 
 struct MlpFusedArgs {
   DType dtype;            // of w1, w2 and u
-  Rows x, residual, out;  // of one dtype; residual.data may be null; out.data null: the sums only
+  Rows x, residual, out;  // of one dtype; residual.data may be null; out.data null: only the sums
   Vector norm_weight, norm_bias;
   const void *w1, *w2;  // dense (hidden, C) and (C, hidden)
   Vector b1, b2, gamma, drop_scale, grn_bias;
@@ -25,8 +26,8 @@ struct MlpFusedArgs {
   int tile;  // pixels of a block
 };
 
-// bf16 and fp16 products, on tensor cores; not bf16 before compute capability 8.0. `tile`: up to eight times
-// 32 pixels for up to 128 channels, 16 beyond.
+// bf16 and fp16 products on tensor cores; bf16 needs compute capability 8.0. `tile`: up to eight times 32
+// pixels for up to 128 channels, up to eight times 16 pixels for more.
 void mlp_fused(const Context& context, const MlpFusedArgs& args);
 
 }  // namespace cnk::cuda

@@ -1,10 +1,10 @@
 // A warp owns 16 pixels and all their channels: z = LN(x) in shared memory, the output as sums in registers.
-// The block walks the hidden in chunks as mlp_fused.cu does, h passing through shared memory. W2 of a chunk
-// is copied while W1 is multiplied, and W1 of the next one while W2 is.
+// The block loops over the hidden in chunks as mlp_fused.cu does; h passes through shared memory. W2 of a
+// chunk is copied while W1 is multiplied, and W1 of the next chunk while W2 is multiplied.
 //
 // Lane 8r + c has pixels r, r + 4... and every eighth column from c on. It reads four neighbours of a row at
-// a time, 16 bytes, and multiplies 4 such of its pixels with each of its columns. Rows are an odd multiple of
-// 16 bytes apart, so that the eight columns next to each other lie in different banks.
+// a time (16 bytes), of 4 of its pixels and of each of its columns, and multiplies them. Rows are an odd
+// multiple of 16 bytes apart, so that eight neighbouring columns are in different banks.
 #include "cuda/gelu.h"
 #include "cuda/launch.h"
 #include "cuda/mlp_fused_fp32.h"
@@ -14,10 +14,10 @@
 namespace cnk::cuda {
 
 constexpr int kFp32Rows = 16;  // pixels of a warp
-constexpr int kFp32Own = 4;    // of a lane
+constexpr int kFp32Own = 4;    // pixels of a lane
 constexpr int kFp32Pad = 4;
 
-// Shared memory; the warps' own follow.
+// Shared memory of the block; that of the warps follows.
 template <int kC, int kChunk>
 struct Fp32Shared {
   MlpVectors<kC> vectors;
@@ -26,7 +26,7 @@ struct Fp32Shared {
 };
 template <int kC, int kChunk>
 struct Fp32Warp {
-  float z[kFp32Rows][kC + kFp32Pad];  // and the output, on its way
+  float z[kFp32Rows][kC + kFp32Pad];  // and at the end the output
   float h[kFp32Rows][kChunk + kFp32Pad];
 };
 
@@ -69,8 +69,7 @@ __device__ __forceinline__ void add_products(const float (*a)[kK + kFp32Pad], co
   }
 }
 
-// Call f(row, c, offset) for the warp's pixels and channels, neighbouring lanes along what is next to each
-// other.
+// Call f(row, c, offset) for the warp's pixels and channels; neighbouring lanes get neighbours in memory.
 template <class F>
 __device__ __forceinline__ void for_each_element(const MlpFusedParams& p, const Rows& rows,
                                                  const MlpTile& tile, const F& f) {
@@ -88,7 +87,7 @@ __device__ __forceinline__ void for_each_element(const MlpFusedParams& p, const 
   }
 }
 
-// z = LN(x), two lanes to a row: two passes, the mean corrected by what its rounding left.
+// z = LN(x), two lanes for a row. Two passes; the mean of the deviations corrects the rounding of the mean.
 template <int kC>
 __device__ __forceinline__ void normalise_rows(const MlpFusedParams& p, const MlpVectors<kC>& vectors,
                                                float (&z)[kFp32Rows][kC + kFp32Pad]) {
@@ -113,7 +112,7 @@ __device__ __forceinline__ void normalise_rows(const MlpFusedParams& p, const Ml
   }
 }
 
-// z = LN(x) of the warp's pixels, zeros beyond the last pixel and channel.
+// z = LN(x) of the warp's pixels; zeros after the last pixel and channel.
 template <int kC, int kChunk>
 __device__ __forceinline__ void load_rows(const MlpFusedParams& p, const MlpTile& tile,
                                           const MlpVectors<kC>& vectors, Fp32Warp<kC, kChunk>& own) {
@@ -127,8 +126,8 @@ __device__ __forceinline__ void load_rows(const MlpFusedParams& p, const MlpTile
   __syncwarp();
 }
 
-// h = GELU(u) with GRN's scale and shift into shared memory, u and the sums of h^2 to where they are asked
-// for.
+// Writes h = GELU(u), with GRN's scale and shift, to shared memory, and u and the sums of h^2 to global
+// memory if they are requested.
 template <int kC, int kChunk>
 __device__ __forceinline__ void activate_rows(const MlpFusedParams& p, const MlpTile& tile, int chunk,
                                               MlpChunk<kChunk>& vectors,
@@ -207,7 +206,7 @@ __global__ void __launch_bounds__(kMlpMaxWarps* kWarpSize, kC <= 96 ? 2 : 1)
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; ++chunk) {
       copies_wait();
-      __syncthreads();  // W1 is there, and all are through with the W2 before
+      __syncthreads();  // W1 has arrived, and no thread reads the W2 before
       copy_w2(p, chunk, shared);
       const MlpChunkElement next = load_chunk<kChunk>(p, block, chunk + 1);
       store_squares(p, block, chunk - 1, shared.chunk);
@@ -221,7 +220,7 @@ __global__ void __launch_bounds__(kMlpMaxWarps* kWarpSize, kC <= 96 ? 2 : 1)
       activate_rows(p, tile, chunk, shared.chunk, u, own);
       store_chunk(next, chunk + 1, shared.chunk);
       copies_wait();
-      __syncthreads();  // W2 is there, and all are through with W1
+      __syncthreads();  // W2 has arrived, and no thread reads W1
       if (chunk + 1 < chunks) {
         copy_w1(p, chunk + 1, shared);
       }
@@ -230,7 +229,7 @@ __global__ void __launch_bounds__(kMlpMaxWarps* kWarpSize, kC <= 96 ? 2 : 1)
     }
     __syncthreads();
     store_squares(p, block, chunks - 1, shared.chunk);
-    // The factors go to those sums of squares that nobody reads any more.
+    // The factors overwrite the sums of squares that no thread reads any more.
     float* const factors = shared.chunk.squares[chunks % 2][thread_of_block() / kWarpSize];
     if (p.a.out.data) store_rows(p, tile, shared.vectors, factors, acc, own);
   }

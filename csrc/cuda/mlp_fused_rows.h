@@ -1,8 +1,8 @@
-// Pixels of the fused bottleneck on tensor cores: from global memory to operands of the first product,
-// normalised, and from sums of the second to global memory. A lane's share is that of mlp_fused.cu: 8
-// neighbours of every 32 channels of every eighth pixel. Where a tensor's layout lets a lane load them at
-// once it does; else pieces of 32 channels pass through shared memory, neighbouring lanes along what is next
-// to each other.
+// Pixels of the fused bottleneck on tensor cores: normalised from global memory to operands of the first
+// product, and from sums of the second product to global memory. A lane has the same elements as in
+// mlp_fused.cu: 8 neighbours of every 32 channels of every eighth pixel. If the tensor's layout allows it, a
+// lane loads the 8 at once. Otherwise pieces of 32 channels pass through shared memory, so that neighbouring
+// lanes access neighbours in global memory.
 #pragma once
 
 #include "cuda/mlp_tile.h"
@@ -10,15 +10,15 @@
 namespace cnk::cuda {
 
 constexpr int kPiece = 32;       // channels
-constexpr int kPiecePitch = 33;  // floats from one pixel to the next: no two lanes of a column in one bank
+constexpr int kPiecePitch = 33;  // floats from one pixel to the next: a column's lanes use different banks
 
 __device__ __forceinline__ float quad_sum(float value) {
   value += __shfl_xor_sync(kFullWarp, value, 1);
   return value + __shfl_xor_sync(kFullWarp, value, 2);
 }
 
-// Element i of kRows pixels x kPiece channels that lane `i % 32` handles: neighbours along pixels where these
-// are next to each other in memory, else along channels.
+// Element i of kRows pixels x kPiece channels, of lane `i % 32`: neighbours are neighbouring pixels if these
+// are next to each other in memory, else neighbouring channels.
 struct PieceElement {
   int row, column;
 };
@@ -34,8 +34,8 @@ __device__ __forceinline__ float load_pixel(const Rows& rows, int64_t at) {
   return widen(static_cast<const T*>(rows.data)[at]);
 }
 
-// Pixels [first, first + kRows) x channels [channel, channel + kPiece) of a sample into `piece`, zeros where
-// there are none. For one warp.
+// Copies pixels [first, first + kRows) x channels [channel, channel + kPiece) of a sample into `piece`; zeros
+// for those that do not exist. For one warp.
 template <class T, int kRows>
 __device__ __forceinline__ void load_piece(const MlpFusedParams& p, const MlpTile& tile, int channel,
                                            float* piece) {
@@ -51,7 +51,7 @@ __device__ __forceinline__ void load_piece(const MlpFusedParams& p, const MlpTil
   }
 }
 
-// The way back of sums: out = residual + s * gamma * (sum + b2).
+// The same for sums, to global memory: out = residual + s * gamma * (sum + b2).
 template <class T, int kRows, int kC>
 __device__ __forceinline__ void store_piece(const MlpFusedParams& p, const MlpTile& tile, int channel,
                                             const MlpVectors<kC>& vectors, const float* factors,
@@ -76,7 +76,7 @@ __device__ __forceinline__ void store_piece(const MlpFusedParams& p, const MlpTi
   }
 }
 
-// 8 channels of every 32, of pixels first, first + 8...; zeros outside.
+// Loads 8 channels of every 32 of pixels first, first + 8...; zeros outside.
 template <class IO, int kSlots, int kPieces>
 __device__ __forceinline__ void load_vectors(const MlpFusedParams& p, int64_t sample, int64_t first,
                                              float (&value)[kSlots][kPieces][8]) {
@@ -98,8 +98,8 @@ __device__ __forceinline__ void load_vectors(const MlpFusedParams& p, int64_t sa
   }
 }
 
-// LayerNorm of the lane's part of a row, quads of lanes together: two passes over registers, the mean
-// corrected by what its rounding left.
+// LayerNorm of the lane's part of a row, four lanes together. Two passes over registers; the mean of the
+// deviations corrects the rounding of the mean.
 template <int kPieces>
 __device__ __forceinline__ void normalise(int channels, float eps, float (&value)[kPieces][8]) {
   const int t8 = thread_of_block() % 4 * 8;
@@ -132,9 +132,9 @@ __device__ __forceinline__ void normalise(int channels, float eps, float (&value
   }
 }
 
-// Between a piece and the registers that hold the j-th one. j is not known to the compiler, or all of
-// load_piece() and store_piece() would be there once for every piece; registers are, so that all but one
-// branch are passed over.
+// Between a piece in shared memory and the registers of the j-th piece. j is unknown to the compiler;
+// otherwise it would repeat the code of load_piece() and store_piece() for every piece. Registers need known
+// numbers, so there is a branch for each piece, and all but one are skipped.
 template <int kSlots, int kPieces>
 __device__ __forceinline__ void take_piece(int j, const float* piece, float (&value)[kSlots][kPieces][8]) {
   const int lane = thread_of_block() % kWarpSize;

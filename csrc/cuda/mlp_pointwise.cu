@@ -24,7 +24,7 @@ struct GeluParams {
   int64_t count, blocks;
 };
 
-// A thread: 16 bytes; the last one what is left.
+// A thread computes 16 bytes, the last one the rest.
 template <class T>
 __global__ void __launch_bounds__(kThreads) gelu_kernel(const GeluParams p) {
   constexpr int kPack = kPackBytes / int(sizeof(T));
@@ -75,7 +75,7 @@ struct MlpOutputParams {
   MlpOutputArgs a;
   Tiling t;
   bool packed_z, packed_parameters, packed_residual, packed_out;
-  bool transposed;  // out has its pixels next to each other: z goes through shared memory
+  bool transposed;  // out's pixels are neighbours in memory: z passes through shared memory
 };
 
 template <class T>
@@ -138,7 +138,7 @@ struct ScaledGradientParams {
   ScaledGradientArgs a;
   Tiling t;
   bool packed_dout, packed_parameters, packed_results;
-  bool transposed;  // dout has its pixels next to each other: it goes through shared memory
+  bool transposed;  // dout's pixels are neighbours in memory: it passes through shared memory
 };
 
 template <class T>
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kTileThreads, 3) scaled_gradient_kernel(const 
       const int left = pixel < p.t.pixels ? p.t.c - channel : 0;
       float d[kCount];
       if (p.transposed) {
-        // Lanes past the end bring the last pixel, which no thread stores.
+        // Lanes past the end load the last pixel, which no thread stores.
         const int64_t base = offset(dout, {at.sample, min(first_pixel + lane, p.t.pixels - 1)});
 #pragma unroll 4
         for (int i = warp; i < kWidth; i += kTileWarps) {

@@ -1,5 +1,5 @@
-// What is left of the bottleneck when the library (cuBLAS) does the matrix products: one pass per kernel.
-// Rows z, d, dz are (N * pixels, C), dense, of `dtype`, which the products are computed in.
+// The steps of the bottleneck between the matrix products of cuBLAS; each kernel reads and writes its data
+// once. Rows z, d, dz are (N * pixels, C), dense, of `dtype`, the dtype of the products.
 #pragma once
 
 #include "cuda/tensors.h"
@@ -24,8 +24,8 @@ struct GeluBackwardArgs {
 };
 void gelu_backward(const Context& context, const GeluBackwardArgs& args);
 
-// out = residual + s[n] * gamma * (z + bias); residual may be missing, or be out. Bytes per pixel with 16-bit
-// elements: 6C.
+// out = residual + s[n] * gamma * (z + bias); residual may be
+// missing, or be out. Bytes per pixel with 16-bit elements: 6C.
 struct MlpOutputArgs {
   DType dtype;
   const void* z;

@@ -1,5 +1,5 @@
-// What the fused bottleneck's two kernels share: where a block's tile lies, the parameters in shared memory,
-// GRN's sums.
+// What the two kernels of the fused bottleneck share: where a
+// block's tile lies, the parameters in shared memory, GRN's sums.
 #pragma once
 
 #include "cuda/element.h"
@@ -12,8 +12,8 @@ namespace cnk::cuda {
 
 constexpr int kMlpMaxWarps = 8;
 
-// threadIdx.x, read anew every time: addresses that follow from it are computed where they are used. Hoisted
-// out of the loops they would take the registers that the accumulators need.
+// threadIdx.x, read anew by every call, so that addresses that depend on it are computed where they are used.
+// Hoisted out of the loops they would take the registers that the accumulators need.
 __device__ __forceinline__ int thread_of_block() {
 #ifdef __CUDA_ARCH__
   int thread;
@@ -33,7 +33,7 @@ struct MlpFusedParams {
   int groups;        // of columns of the output, in the second product
 };
 
-// Where the tile of a block lies; computed anew at every call, for the same reason.
+// Where the tile of a block lies; computed anew by every call, for the same reason.
 struct MlpTile {
   int64_t sample, first;  // pixel
 };
@@ -53,7 +53,7 @@ __device__ __forceinline__ MlpTile warp_tile(const MlpFusedParams& p, unsigned b
   return {tile.sample, tile.first + thread_of_block() / kWarpSize * kRows};
 }
 
-// The drop-path factors of a warp's kRows pixels, for all of its lanes: the division stands there once.
+// The drop-path factors of a warp's kRows pixels, for all its lanes: one division per pixel.
 template <int kRows>
 __device__ __forceinline__ void share_drop_factors(const MlpFusedParams& p, const MlpTile& tile, float* to) {
   const int row = thread_of_block() % kWarpSize;
@@ -68,14 +68,14 @@ __device__ __forceinline__ void share_drop_factors(const MlpFusedParams& p, cons
   __syncwarp();
 }
 
-// Rounded as eager's LayerNorm rounds its parameters and its result, to x's dtype.
+// Rounded to x's dtype, as eager's LayerNorm rounds its parameters and its result.
 __device__ __forceinline__ float rounded_to(DType dtype, float value) {
   if (dtype == DType::kBFloat16) return rounded<BFloat16>(value);
   if (dtype == DType::kFloat16) return rounded<Float16>(value);
   return value;
 }
 
-// Parameters of all channels in shared memory, as fp32; zeros beyond the last channel.
+// Parameters of all channels in shared memory, as fp32; zeros after the last channel.
 template <int kC>
 struct MlpVectors {
   float norm_weight[kC], norm_bias[kC], b2[kC], gamma[kC];
@@ -92,15 +92,15 @@ __device__ __forceinline__ void load_parameters(const MlpFusedParams& p, MlpVect
   }
 }
 
-// Parameters of a chunk of the hidden, b1 and GRN's, and the warps' sums of squares; two of each, so that the
-// next chunk's can be written while this one's are read.
+// Parameters of a chunk of the hidden, b1 and GRN's, and the warps' sums of squares. There are two of each,
+// so that those of the next chunk can be written while those of this one are read.
 template <int kChunk>
 struct MlpChunk {
   float bias[2][kChunk], scale[2][kChunk], shift[2][kChunk];
   float squares[2][kMlpMaxWarps][kChunk];
 };
 
-// A thread's element of them, on its way to shared memory: loaded well before it is stored.
+// A thread's element of them, between global and shared memory: loaded well before it is stored.
 struct MlpChunkElement {
   float bias, scale, shift;
 };
@@ -125,7 +125,7 @@ __device__ __forceinline__ void store_chunk(const MlpChunkElement& from, int chu
   to.shift[chunk % 2][thread] = from.shift;
 }
 
-// The tile's sums of squares from those of its warps, for a chunk that all warps are through with.
+// The tile's sums of squares from those of its warps, for a chunk that all warps have finished.
 template <int kChunk>
 __device__ __forceinline__ void store_squares(const MlpFusedParams& p, unsigned block, int chunk,
                                               const MlpChunk<kChunk>& from) {
@@ -136,9 +136,8 @@ __device__ __forceinline__ void store_squares(const MlpFusedParams& p, unsigned 
   p.a.sums[int64_t(block) * p.a.hidden + hid] = sum;
 }
 
-// Start copying kRows x kColumns elements of a dense matrix to rows kPitch apart in shared memory, zeros
-// where the matrix has no more rows or columns. A thread stays in its column. `vectors`: 16 bytes at once can
-// be read.
+// Start copying kRows x kColumns elements of a dense matrix to rows that are kPitch apart in shared memory;
+// zeros outside of the matrix. A thread stays in its column. `vectors`: 16 bytes can be read at once.
 template <int kRows, int kColumns, int kPitch, class T>
 __device__ __forceinline__ void copy_matrix(const T* from, int64_t stride, int rows, int columns,
                                             bool vectors, T* to) {
@@ -168,7 +167,7 @@ __device__ __forceinline__ void copy_matrix(const T* from, int64_t stride, int r
 
 inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
-// What both launchers begin with; `rows` are the pixels of a warp.
+// The first steps of both launchers; `rows` are the pixels of a warp.
 inline MlpFusedParams mlp_params(const MlpFusedArgs& a, int rows, const char* kernel) {
   const int64_t tiles = a.tile > 0 ? (a.pixels + a.tile - 1) / a.tile : 0;
   if (a.tile <= 0 || a.tile % rows != 0 || a.tile > kMlpMaxWarps * rows ||

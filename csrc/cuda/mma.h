@@ -1,11 +1,11 @@
-// Matrix products of a warp on the tensor cores, and copies from global to shared memory that run behind
-// them; each as the instruction it is on the GPU, and as what it computes on the host.
+// Matrix products of a warp on the tensor cores, and asynchronous copies from global to shared memory. Each
+// is an instruction on the GPU, and code with the same result on the host.
 //
 // Lane 4g + t of a warp holds, of the operands of D += A B with A 16 x 16, B 16 x 8, D 16 x 8:
 //   A   a[0] (g, 2t..)   a[1] (g + 8, 2t..)   a[2] (g, 2t + 8..)   a[3] (g + 8, 2t + 8..)
 //   B   b0 (2t.., g)     b1 (2t + 8.., g)
 //   D   d[0], d[1] (g, 2t..)    d[2], d[3] (g + 8, 2t..)
-// where a register of A or B has two elements, those of columns (rows) 2t and 2t + 1.
+// A register of A or B has two elements, those of columns (rows) 2t and 2t + 1.
 #pragma once
 
 #include <type_traits>
@@ -21,7 +21,7 @@ struct MmaOperands {
   float d[4];
 };
 
-// The product of a warp from what its lanes hold, in place.
+// The product of a warp from the operands of its lanes, in place.
 template <class T>
 void mma_on_host(unsigned char* all) {
   float a[16][16], b[16][8], d[16][8];
@@ -49,8 +49,8 @@ void mma_on_host(unsigned char* all) {
 }
 #endif
 
-// d += a b for operands of type T and fp32 sums. Turing multiplies 8 columns of A at a time, and no bf16: a
-// launcher must not choose this there.
+// d += a b for operands of type T and fp32 sums. Turing multiplies 8 columns of A at a time and has no bf16:
+// its launchers must not choose this kernel for bf16.
 template <class T>
 __device__ __forceinline__ void mma(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (&d)[4]) {
 #ifdef CNK_CUDA_HOST
@@ -83,9 +83,9 @@ __device__ __forceinline__ void mma(const uint32_t (&a)[4], uint32_t b0, uint32_
 #endif
 }
 
-// 16 bytes from global to shared memory, or zeros; both addresses multiples of 16. They are there for the
-// thread after copies_wait(), for others after a barrier behind that. Without cp.async (Turing) they pass
-// through registers.
+// Copies 16 bytes from global to shared memory, or zeros; both addresses are multiples of 16. The thread may
+// read them after copies_wait(), other threads after a barrier that follows it. Without cp.async (Turing)
+// they pass through registers.
 __device__ __forceinline__ void copy16(void* shared, const void* global, bool inside) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"

@@ -1,5 +1,5 @@
-// A block sums the parts of one group for some columns. Its threads stand side by side over the columns, four
-// to each, as long as there are columns enough, and the rest of them over the parts.
+// A block sums the parts of one group for some columns. Its threads are divided among the columns, four
+// columns each, if there are enough columns; the other threads share the parts.
 #include "cuda/channels.h"
 #include "cuda/launch.h"
 #include "cuda/reduce.h"
@@ -15,7 +15,7 @@ struct SumPartialsParams {
   int64_t rows;    // of a group
   int64_t slices;  // of columns
   int64_t blocks;
-  int walkers;  // threads that share the parts of the same columns
+  int walkers;  // number of threads that share the parts of the same columns
   bool packed;
 };
 
@@ -57,7 +57,8 @@ const void* any_kernel() { return reinterpret_cast<const void*>(sum_partials_ker
 
 void sum_partials(const Context& context, const SumPartialsArgs& args) {
   const int64_t rows = (args.parts + args.groups - 1) / args.groups;
-  // Enough threads to fill the GPU, first from the columns, then from the parts; at least 8 parts for each.
+  // Enough threads to fill the GPU: first divided among the
+  // columns, then among the parts; at least 8 parts each.
   const int64_t wanted = int64_t(device_info(context.device).multiprocessors) * 4 * kSumThreads;
   const int64_t across = (args.length + kSumColumns - 1) / kSumColumns * args.groups;
   int walkers = 1;

@@ -1,4 +1,4 @@
-// The last stage of every reduction: out[l] = sum_p partials[p, l] of fp32 (P, L), dense, in one order.
+// The last stage of every reduction: out[l] = sum_p partials[p, l] of fp32 (P, L), dense, in a fixed order.
 // Bytes: 4 P L read, L elements written.
 #pragma once
 

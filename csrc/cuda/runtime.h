@@ -1,5 +1,4 @@
-// The CUDA language and runtime, or what stands in for them where the kernels are built for the host
-// (host/shim.h).
+// The CUDA language and runtime, or their replacement if the kernels are built for the host (host/shim.h).
 #pragma once
 
 #ifdef CNK_CUDA_HOST
@@ -8,7 +7,7 @@
 #include <cuda_runtime.h>
 #endif
 
-// Dynamic shared memory, 16-byte aligned; every kernel's only kind. Its size is the launcher's to compute.
+// Dynamic shared memory, 16-byte aligned. Kernels use no other kind. The launcher computes its size.
 #ifdef CNK_CUDA_HOST
 #define CNK_SHARED(T, name) T* const name = reinterpret_cast<T*>(::cnk::cuda::host::shared_memory)
 #else

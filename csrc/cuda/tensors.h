@@ -1,4 +1,4 @@
-// The contract between the bindings and the launchers: tensors as addresses, strides in elements.
+// The interface between the bindings and the launchers: tensors as addresses, strides in elements.
 #pragma once
 
 #include <cstdint>
@@ -13,14 +13,14 @@ struct Context {
   void* stream;  // cudaStream_t
 };
 
-// A parameter, dense, of its own dtype; data is null where there is none.
+// A parameter, dense, of its own dtype; data is null if there is none.
 struct Vector {
   const void* data;
   DType dtype;
 };
 
-// (N, C, H, W) as N samples x HW pixels x C channels: element (n, p, c) is at n * stride_n + p * stride_p + c
-// * stride_c.
+// (N, C, H, W) as N samples x HW pixels x C channels. Element (n, p, c) is at
+//   n * stride_n + p * stride_p + c * stride_c
 struct Rows {
   void* data;
   DType dtype;

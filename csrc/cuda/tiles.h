@@ -1,8 +1,8 @@
-// How kernels that treat every element alike walk over samples x pixels x channels: a block of threads takes
-// some times 32 pixels of one sample, by as many channels as 8 threads hold at 16 bytes each.
+// How pointwise kernels divide samples x pixels x channels: a block takes several times 32 pixels of one
+// sample, and as many channels as 8 threads have with 16 bytes each.
 //
-// Channels next to each other: a thread's 16 bytes are neighbours, 8 threads a line of 128 bytes. Pixels next
-// to each other: a warp is 32 pixels of one channel.
+// If channels are neighbours in memory, a thread has 16 bytes of neighbours and 8 threads have a line of 128
+// bytes. If pixels are neighbours, a warp has 32 pixels of one channel.
 #pragma once
 
 #include "cuda/channels.h"
@@ -22,7 +22,7 @@ struct Tiling {
   int64_t tiles;   // of one sample
   int64_t columns, blocks;
   int c;
-  int turns;  // of a tile: 32 pixels each
+  int turns;  // of a tile: loop iterations of 32 pixels
 };
 
 inline Tiling tiling(int64_t n, int64_t pixels, int64_t c, int channels, int turns) {
@@ -31,7 +31,7 @@ inline Tiling tiling(int64_t n, int64_t pixels, int64_t c, int channels, int tur
   return {pixels, tiles, columns, n * tiles * columns, int(c), turns};
 }
 
-// Tiles of more turns load what belongs to their channels less often; fewer turns make more blocks.
+// With more turns, a tile's parameters are loaded less often; with fewer turns there are more blocks.
 template <class T>
 Tiling pointwise_tiling(const Context& context, int64_t n, int64_t pixels, int64_t c) {
   const Tiling one = tiling(n, pixels, c, kTileChannels<T>, 1);
@@ -40,7 +40,7 @@ Tiling pointwise_tiling(const Context& context, int64_t n, int64_t pixels, int64
 }
 
 struct TilePlace {
-  int64_t sample, tile, pixel;  // tile of all, first pixel in the sample
+  int64_t sample, tile, pixel;  // number of the tile among all tiles; its first pixel in the sample
   int channel;
 };
 template <class T>
@@ -51,7 +51,7 @@ __device__ __forceinline__ TilePlace tile_place(const Tiling& t, int64_t block) 
           int(column.remainder) * kTileChannels<T>};
 }
 
-// V channels of a parameter as fp32; `missing` where there is no parameter.
+// V channels of a parameter as fp32; `missing` if there is no parameter.
 template <int V>
 __device__ __forceinline__ void load_parameter(const Vector& vector, int first, int left, bool packed,
                                                float missing, float (&to)[V]) {

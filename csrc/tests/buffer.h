@@ -1,6 +1,6 @@
-// Memory without slack: it ends where an inaccessible page begins, so that a read or write of one element too
-// many ends the test, in any build and for any instruction (AddressSanitizer does not see masked vector
-// accesses). Under AddressSanitizer the bytes before it are poisoned too.
+// Memory that ends directly before an inaccessible page, so that a read or write of one element too many ends
+// the test, in any build and for any instruction (AddressSanitizer does not detect masked vector accesses).
+// Under AddressSanitizer the bytes before it are poisoned too.
 #pragma once
 
 #include <sys/mman.h>
@@ -23,8 +23,8 @@ namespace cnk::test {
 
 class Buffer {
  public:
-  // Filled with NaN (all bits set, in every dtype). Where `bytes` is no multiple of `alignment`, the slack
-  // lies behind.
+  // Filled with NaN (all bits set, in every dtype). If `bytes` is
+  // no multiple of `alignment`, there are unused bytes at the end.
   explicit Buffer(int64_t bytes, int64_t alignment = 1) : bytes_(bytes) {
     const int64_t page = sysconf(_SC_PAGESIZE);
     mapped_ = (bytes + page - 1) / page * page + page;

@@ -1,4 +1,4 @@
-// Entry of every test program: says what runs, then hands over to doctest.
+// Entry of every test program: prints what runs, then calls doctest.
 
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>

@@ -1,5 +1,4 @@
-// Compiled once per instruction set, like the kernels, and with the same rule: nothing of the standard
-// library.
+// Compiled once per instruction set, like the kernels, and with the same rule: no standard library.
 
 #include "probe.h"
 

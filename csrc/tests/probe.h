@@ -1,4 +1,4 @@
-// Inner functions of the kernels over arrays, per instruction set.
+// Inner functions of the kernels, applied to arrays, per instruction set.
 #pragma once
 
 #include "cpu/ops.h"
@@ -9,7 +9,7 @@ namespace cnk::test {
 struct Probe {
   int lanes;
   void (*gelu)(const float* x, float* y, int64_t count);
-  // GELU and its slope, as the gradient takes them.
+  // GELU and its slope, as the gradient uses them.
   void (*gelu_slope)(const float* x, float* y, float* slope, int64_t count);
   void (*load)(DType dtype, const void* x, float* y, int64_t count);
   void (*store)(DType dtype, const float* x, void* y, int64_t count);
@@ -23,11 +23,11 @@ struct Probe {
   void (*get_tiles)(uint8_t* configuration);
 };
 
-// Null where the instruction set is not part of this build.
+// Null if the instruction set is not part of this build.
 const Probe* isa_probe(cpu::Isa isa);
 
-// What machines with AVX512_BF16, or with AMX, run, with those instructions emulated (cpu/vec.h,
-// cpu/tiles.h): for machines with AVX-512. Null for other instruction sets, and elsewhere than on x86.
+// The code for AVX512_BF16 and AMX with these instructions emulated (cpu/vec.h, cpu/tiles.h), for machines
+// with AVX-512. Null for other instruction sets, and on other processors than x86.
 struct Emulated {
   const cpu::IsaOps* ops;
   const Probe* probe;

@@ -1,4 +1,4 @@
-// From an instruction set to its probe: the twin of cpu/dispatch.cpp.
+// From an instruction set to its probe, as cpu/dispatch.cpp does it for the kernels.
 
 #include "probe.h"
 

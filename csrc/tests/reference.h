@@ -1,5 +1,5 @@
-// The operations in double precision, written from their formulas and sharing nothing with the kernels. Each
-// result comes with the error that fp32 (or bf16) arithmetic may add, derived from the sums themselves.
+// The operations in double precision, written from their formulas; they share no code with the kernels. Each
+// result has an allowed error of fp32 (or bf16) arithmetic, which is derived from the sums themselves.
 #pragma once
 
 #include "support.h"
@@ -14,7 +14,7 @@ struct Image {
   int64_t count() const { return pixels() * c; }
 };
 
-// weight (K * K, C). Bound: every term may be rounded once when multiplied and once when added.
+// weight (K * K, C). Bound: every term may be rounded once by the multiplication and once by the addition.
 inline Expected dwconv(const Values& x, const Image& s, int kernel_size, int dilation, const Values& weight,
                        const Values& bias) {
   Expected out{Values(s.count()), Values(s.count())};
@@ -43,8 +43,8 @@ inline Expected dwconv(const Values& x, const Image& s, int kernel_size, int dil
   return out;
 }
 
-// x (rows, C) with errors up to `x_tolerance` (empty: none). Rounding of the sums grows like the square root
-// of C.
+// x (rows, C) with errors up to `x_tolerance` (empty: none).
+// The rounding of the sums grows with the square root of C.
 inline Expected layernorm(const Values& x, const Values& x_tolerance, int64_t c, const Values& weight,
                           const Values& bias, double eps) {
   Expected out{Values(x.size()), Values(x.size())};
@@ -68,8 +68,8 @@ inline Expected layernorm(const Values& x, const Values& x_tolerance, int64_t c,
   return out;
 }
 
-// x (N, pixels, C) -> the factor of every (N, C): 1 + weight * G / (mean_c G + eps), G = sqrt(sum over pixels
-// of x^2).
+// x (N, pixels, C) -> the factor of every (N, C): 1 + weight *
+// G / (mean_c G + eps), with G = sqrt(sum over pixels of x^2).
 inline Values grn_factors(const Values& x, int64_t n, int64_t pixels, int64_t c, const Values& weight,
                           double eps) {
   Values factors(n * c);
@@ -105,7 +105,7 @@ inline Expected grn(const Values& x, int64_t n, int64_t pixels, int64_t c, const
 
 inline double gelu(double x) { return x * 0.5 * std::erfc(-x * std::sqrt(0.5)); }
 
-// w as the products see it.
+// w as the products use it.
 inline Values operand(const Values& w, Products products) {
   return products == Products::kFloat32 ? w : Tensor(DType::kBFloat16, w).values();
 }
@@ -121,11 +121,11 @@ inline double largest(const Values& v) {
   return most;
 }
 
-// Typical relative error of one operand or sum of a product: half of bf16's rounding; for fp32 a chain of 256
-// roundings.
+// Typical relative error of one operand or sum of a product:
+// half of bf16's rounding; for fp32 a chain of 256 roundings.
 inline double product_unit(Products products) { return products == Products::kFloat32 ? 16 * kUnit : 0x1p-9; }
 
-// out[j] += sum_i in[i] w[j, i] for a weight (rows, columns) that is handed over transposed.
+// out[j] += sum_i in[i] w[j, i] for a weight (rows, columns) that is passed transposed.
 inline void multiply(const double* in, const Values& transposed, int64_t inputs, int64_t outputs,
                      double* out) {
   for (int64_t i = 0; i < inputs; ++i) {
@@ -150,8 +150,8 @@ struct Mlp {
   const Values &residual, &drop_scale;  // like the output, N; or empty
 };
 
-// y (N, pixels, C), normalised. Errors of single operands and sums are independent of each other, so they add
-// up in the root of their squares; six times that is allowed.
+// y (N, pixels, C), normalised. Errors of single operands and sums are independent of each other, so their
+// total is the root of the sum of their squares; six times that is allowed.
 inline Expected mlp(const Expected& y, const Mlp& m) {
   const Values w1 = transpose(operand(m.w1, m.products), m.hidden, m.c);
   const Values w2 = transpose(operand(m.w2, m.products), m.c, m.hidden);

@@ -1,8 +1,8 @@
-// The gradients in double precision, written from their formulas and sharing nothing with the kernels.
+// The gradients in double precision, written from their formulas; they share no code with the kernels.
 //
-// Each sum comes with the root of its squared terms: roundings of single terms are independent of each other,
-// so that is what they add up to, times the rounding of one. What the tests allow is a multiple of it, far
-// below the share that one forgotten row or column has in a sum.
+// Each sum has the root of the sum of its squared terms beside it. Roundings of single terms are independent
+// of each other, so their total is this root times the rounding of one term. The tests allow a multiple of
+// it, far below the share that one forgotten row or column has in a sum.
 #pragma once
 
 #include "reference.h"
@@ -13,7 +13,7 @@ namespace cnk::test::reference {
 class Sums {
  public:
   explicit Sums(int64_t count) : value_(count), squares_(count) {}
-  // `doubt`: what the term would be if all that cancels in its factors did not.
+  // `doubt`: the size of the term if nothing in its factors cancelled.
   void add(int64_t i, double term, double doubt = 0) {
     value_[i] += term;
     squares_[i] += (std::fabs(term) + doubt) * (std::fabs(term) + doubt);
@@ -23,7 +23,7 @@ class Sums {
   // Times factor[i / each].
   Expected within(double relative, const Values& factor = {}, int64_t each = 1) const {
     Expected out{value_, Values(value_.size())};
-    double most = 0;  // factors that nearly cancel have the errors of those that do not
+    double most = 0;  // factors that nearly cancel have errors as large as the others
     for (size_t i = 0; i < value_.size(); ++i) most = std::max(most, terms(i));
     for (size_t i = 0; i < value_.size(); ++i) {
       const double f = factor.empty() ? 1 : factor[i / each];
@@ -66,8 +66,8 @@ struct LayernormGradient {
   Sums weight, bias;
 };
 
-// x, dy (rows, C); dy_terms: the roots of the squared terms of dy where dy is a result itself, or empty.
-// Errors of dy are `relative` times those.
+// x, dy (rows, C). dy_terms: the roots of the squared terms of dy if dy is a result itself, else empty.
+// Errors of dy are `relative` times these.
 inline LayernormGradient layernorm_gradient(const Values& x, const Values& dy, const Values& dy_terms,
                                             int64_t c, const Values& weight, double eps, double relative) {
   LayernormGradient out{{Values(x.size()), Values(x.size())}, Sums(c), Sums(c)};

@@ -31,8 +31,8 @@ struct Kernels {
   }
 };
 
-// One entry per instruction set that this build has and this machine runs, and the emulated ones that it
-// lacks, where it has AVX-512.
+// One entry per instruction set that this build has and this machine runs. On a machine with AVX-512 also
+// those that it lacks, emulated.
 inline const std::vector<Kernels>& kernels() {
   static const std::vector<Kernels> all = [] {
     std::vector<Kernels> found;
@@ -52,7 +52,8 @@ inline const std::vector<Kernels>& kernels() {
 
 constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
 constexpr int kTeams[] = {1, 2, 3, 5};
-// Below, equal to and above registers of 4, 8 and 16 lanes, the padding of 32 and the panels of 48 columns.
+// Below, equal to and above the sizes of registers of 4, 8
+// and 16 lanes, the padding of 32, panels of 48 columns.
 constexpr int64_t kChannels[] = {1, 3, 15, 16, 17, 31, 32, 33, 48, 96, 100};
 
 inline std::string dtype_name(DType dtype) {
@@ -119,7 +120,7 @@ class Tensor {
     for (int64_t i = 0; i < count_; ++i) out[i] = get(i);
     return out;
   }
-  // Elements [first, last) are the same bits as other's.
+  // Whether elements [first, last) have the same bits as other's.
   bool same_bits(const Tensor& other, int64_t first, int64_t last) const {
     const int64_t size = element_size(dtype_);
     return std::memcmp(buffer_.as<char>() + first * size, other.buffer_.as<char>() + first * size,
@@ -132,7 +133,7 @@ class Tensor {
   Buffer buffer_;
 };
 
-// (rows, columns) floats with zeros up to the padded columns, as the kernels take their parameters.
+// (rows, columns) floats with zeros up to the padded columns, as the kernels expect their parameters.
 inline Buffer padded(const Values& values, int64_t columns) {
   const int64_t rows = int64_t(values.size()) / columns, wide = pad_channels(columns);
   Buffer buffer(rows * wide * 4);
@@ -148,8 +149,7 @@ inline Buffer floats(const Values& values) {
   return buffer;
 }
 
-// The weights (K * K, channels) of a depthwise convolution as the kernels read them; nothing for kernel_size
-// 0.
+// The weights (K * K, channels) of a depthwise convolution as the kernels read them; empty for kernel_size 0.
 inline Buffer packed_taps(const Values& weight, int kernel_size, int64_t channels) {
   Buffer buffer(packed_taps_bytes(kernel_size, channels));
   pack_taps(floats(weight).as<float>(), kernel_size, channels, buffer.as<float>());
@@ -158,7 +158,7 @@ inline Buffer packed_taps(const Values& weight, int kernel_size, int64_t channel
 
 inline Buffer workspace(int64_t bytes) { return Buffer(bytes, 64); }
 
-// --- Comparison. The strings are empty where all is well, and say what is wrong otherwise. ---
+// --- Comparison. The strings say what is wrong, and are empty if nothing is. ---
 
 // A result before it is rounded to its dtype, and the largest error that fp32 arithmetic may add.
 struct Expected {

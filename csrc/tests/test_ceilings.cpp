@@ -1,4 +1,4 @@
-// What the ceilings measure: the amounts of work, the copies, the rates that come of them. And affinity.
+// The measurements of cpu/ceilings.cpp: the amounts of work, the copies, the rates. And affinity.
 
 #include <doctest/doctest.h>
 
@@ -17,7 +17,7 @@
 #endif
 #if defined(_OPENMP)
 #include <omp.h>
-// Keeps the runtime loaded where the linker drops libraries that nothing calls.
+// Keeps the OpenMP runtime loaded if the linker drops libraries that nothing calls.
 const int kOpenMpThreads = omp_get_max_threads();
 #endif
 

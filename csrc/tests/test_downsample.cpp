@@ -137,7 +137,7 @@ TEST_CASE("every channel count, in and out, in every dtype") {
       for (int patch : {1, 2, 3, 4}) {
         ++seed;
         const int64_t d = kChannels[(seed * 7) % std::size(kChannels)];
-        // Sizes that are no multiple of the patch: the rest is not read.
+        // Sizes that are no multiple of the patch: the remainder is not read.
         check({dtype, kDTypes[seed / 3 % 3], {2, 9, 14 + seed % 3, c}, patch, d}, seed);
       }
     }

@@ -27,7 +27,7 @@ struct Case {
 };
 
 struct Result {
-  Tensor dx, dweight, dbias, dnorm_weight, dnorm_bias;  // of what is wanted, else empty
+  Tensor dx, dweight, dbias, dnorm_weight, dnorm_bias;  // empty if not requested
 };
 
 struct Problem {
@@ -140,7 +140,7 @@ struct Problem {
         weight_(padded(weight, s.image.c)) {}
 };
 
-// What is outside of every patch is not written: it keeps what a buffer is filled with, a NaN.
+// Pixels outside of every patch are not written: they keep the NaN that a buffer is filled with.
 Tensor with_unwritten(const Tensor& dx, const std::vector<bool>& written, int64_t c, int64_t* touched) {
   Tensor out(dx.dtype(), dx.count());
   const Tensor untouched(dx.dtype(), dx.count());
@@ -204,7 +204,7 @@ TEST_CASE("every channel count, in and out, in every dtype") {
       for (int patch : {1, 2, 3, 4}) {
         ++seed;
         const int64_t d = kChannels[(seed * 7) % std::size(kChannels)];
-        // Sizes that are no multiple of the patch: the rest is neither read nor written.
+        // Sizes that are no multiple of the patch: the remainder is neither read nor written.
         check({dtype, kDTypes[seed / 3 % 3], {2, 5, 6 + seed % 3, c}, patch, d}, seed);
       }
     }

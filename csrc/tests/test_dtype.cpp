@@ -9,7 +9,7 @@ using namespace cnk::test;
 
 namespace {
 
-// A 16-bit format from its definition.
+// A 16-bit format, written from its definition.
 struct Format {
   DType dtype;
   int mantissa_bits, bias;
@@ -28,7 +28,8 @@ struct Format {
     return bits >> 15 ? -magnitude : magnitude;
   }
   bool is_nan(uint16_t bits) const { return std::isnan(value(bits)); }
-  // Nearest, ties to even: a whole number of the last places that the format has at this magnitude.
+  // To nearest, ties to even: a whole number of units in
+  // the last place that the format has at this magnitude.
   double round(double v) const {
     if (std::isnan(v) || std::isinf(v)) return v;
     const int exponent = v == 0 ? 1 - bias : std::max(std::ilogb(v), 1 - bias);
@@ -58,7 +59,8 @@ bool same(double a, double b) {
   return std::isnan(a) ? std::isnan(b) : a == b && std::signbit(a) == std::signbit(b);
 }
 
-// Every finite value, every tie between neighbours, the floats next to each, and what overflows; both signs.
+// Every finite value, every tie between neighbours, the
+// floats next to each, and values that overflow; both signs.
 std::vector<float> floats_to_round(const Format& format) {
   std::vector<float> out = {0.0f,
                             std::numeric_limits<float>::denorm_min(),
@@ -119,7 +121,7 @@ TEST_CASE("fp32 rounds to the nearest 16-bit float, ties to even") {
     }
     CHECK(wrong == 0);
   }
-  // A few by hand, since the rule above is code too.
+  // A few by hand, because the rule above may be wrong too.
   const Format &bf16 = kFormats[0], &fp16 = kFormats[1];
   CHECK(bf16.narrow(1.0f + 0x1p-8f) == 0x3f80);  // tie: down to even
   CHECK(bf16.narrow(1.0f + 0x3p-8f) == 0x3f82);  // tie: up to even

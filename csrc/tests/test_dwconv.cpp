@@ -1,5 +1,5 @@
-// Depthwise convolution: kernel sizes, dilations, channels and sizes around every tile; errors within the
-// bound of fp32.
+// Depthwise convolution: kernel sizes, dilations, channels, and
+// sizes near those of every tile; errors within the bound of fp32.
 
 #include <doctest/doctest.h>
 
@@ -79,7 +79,7 @@ void check(DType dtype, const Image& s, int kernel_size, int dilation, uint32_t 
 }  // namespace
 
 TEST_CASE("every kernel size, dilation and channel count, in every dtype") {
-  // Smaller than the kernel's reach, around 7 and 14 columns, one row, one column.
+  // Smaller than the kernel, near 7 and 14 columns, one row, one column.
   const Image sizes[] = {{1, 1, 1, 0},  {2, 2, 3, 0},   {1, 1, 29, 0}, {1, 23, 1, 0},  {2, 5, 7, 0},
                          {1, 7, 8, 0},  {1, 9, 6, 0},   {1, 6, 13, 0}, {2, 13, 14, 0}, {1, 11, 15, 0},
                          {1, 4, 21, 0}, {1, 17, 16, 0}, {1, 3, 57, 0}};

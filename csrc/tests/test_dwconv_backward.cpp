@@ -1,5 +1,5 @@
-// The weight's and the bias's gradient of the depthwise convolution. (The input's is the convolution itself
-// with the weight turned round: test_dwconv.cpp, with its residual.)
+// The weight's and the bias's gradient of the depthwise convolution. (The input's gradient is the convolution
+// itself with the flipped weight: test_dwconv.cpp, with its residual.)
 
 #include <doctest/doctest.h>
 
@@ -53,7 +53,7 @@ struct Problem {
         dy(dtype, random.floats(s.count(), -1, 1)) {}
 };
 
-// The channels that there are, of rows padded to the full ones.
+// The real channels of rows with padded channels.
 Tensor without_padding(const Tensor& t, int64_t c) {
   const int64_t wide = pad_channels(c), rows = t.count() / wide;
   Tensor out(t.dtype(), rows * c);

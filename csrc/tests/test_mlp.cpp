@@ -1,5 +1,5 @@
-// The inverted bottleneck and the fused block, in the four ways of cpu/mlp.cpp: tiles, columns, images,
-// group.
+// The inverted bottleneck and the fused block, with the
+// four plans of cpu/mlp.cpp: tiles, columns, images, group.
 
 #include <doctest/doctest.h>
 
@@ -151,7 +151,7 @@ void check(const Case& s, uint32_t seed) {
   }
 }
 
-// Channels whose weights, 4 * C wide, exceed L2 in either kind of product: the columns plan wants that.
+// Channels whose weights, 4 * C wide, exceed L2 in fp32 and in bf16: the plan "columns" needs that.
 int64_t many_channels() {
   int64_t c = 100;
   while (2 * c * 4 * c * 2 <= l2_cache_bytes()) c += 20;
@@ -196,7 +196,7 @@ TEST_CASE("tiles: pixels around the rows of a product's block") {
 TEST_CASE("tiles: several tiles for each thread, and several chains in a tile") {
   check({DType::kFloat32, {1, 57, 55, 3}, 5, 3}, 1);
   check({DType::kBFloat16, {2, 29, 57, 8}, 33, 7, 1, false, true}, 2);
-  // Wide rows, so that a tile has few of them.
+  // Wide rows, so that a tile has few rows.
   check({DType::kFloat32, {2, 17, 19, 4}, 2500, 3}, 3);
 }
 
@@ -214,9 +214,8 @@ TEST_CASE("columns: few pixels, weights larger than L2") {
 }
 
 TEST_CASE("GRN: groups of several images, the last one smaller") {
-  // 4 MB a thread hold a few of these images. Where the last group is smaller, its rows are
-  // split in other places: that nobody overwrites what another thread still reads is seen under
-  // ThreadSanitizer.
+  // A few of these images fit into 4 MB a thread. If the last group is smaller, its rows are split in other
+  // places. ThreadSanitizer shows whether a thread overwrites what another one still reads.
   check({DType::kFloat32, {5, 37, 20, 3}, 600, 3, 1, true}, 1);
   check({DType::kBFloat16, {9, 37, 20, 3}, 600, 0, 1, true, true, false}, 2);
 }

@@ -1,5 +1,5 @@
-// The gradients of the inverted bottleneck, with and without GRN, from a hidden that was kept or is computed
-// again.
+// The gradients of the inverted bottleneck, with and without
+// GRN, with a hidden that is kept or computed again.
 
 #include <doctest/doctest.h>
 
@@ -44,7 +44,7 @@ struct Problem {
                                    relative);
   }
 
-  // Results that are not wanted are left out of the arguments, and of the result as empty tensors.
+  // Results that are not requested are missing in the arguments, and are empty tensors in the result.
   std::vector<Tensor> run(const Kernels& k, Products products, int threads, bool dx = true,
                           bool weights = true) {
     Buffer packed(k.ops.packed_bytes(products, s.hidden, s.c));
@@ -111,7 +111,7 @@ struct Problem {
   }
 
  private:
-  // Weights of one over the root of their sums' length, so that what is between is about one.
+  // Weights are 1 / sqrt(length of their sums), so that intermediate values are about 1.
   Problem(const Case& s, Random random)
       : s(s),
         x(s.dtype, random.floats(s.n * s.pixels * s.c, -1.5, 2)),
@@ -179,7 +179,7 @@ void check(const Case& s, uint32_t seed) {
         CAPTURE(threads);
         if (threads > 1) same(problem.run(k, products, threads));
       }
-      // What is not wanted is not written, and changes nothing else.
+      // A gradient that is not requested is not written, and the others do not change.
       same(problem.run(k, products, 2, false, true));
       same(problem.run(k, products, 2, true, false));
     }

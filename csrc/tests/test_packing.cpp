@@ -1,4 +1,4 @@
-// Packing of matrices for the products: transposed ones like those turned by hand.
+// Packing of matrices for the products: a transposed matrix gives the same as one transposed by hand.
 
 #include <doctest/doctest.h>
 
@@ -21,7 +21,7 @@ TEST_CASE("a square of registers is transposed") {
   }
 }
 
-// pack_transposed takes w (k, n); pack_matrix wants the same as (n, k).
+// pack_transposed expects w (k, n), pack_matrix the same as (n, k).
 TEST_CASE("pack_transposed gives the bits of pack_matrix, with and without a scale of its rows") {
   uint32_t seed = 0;
   for (DType dtype : kDTypes) {

@@ -1,5 +1,4 @@
-// Teams of threads. Built twice: in a plain process, and in one that has an OpenMP runtime (then _OPENMP is
-// defined).
+// Teams of threads. Built twice: without and with an OpenMP runtime in the process (then _OPENMP is defined).
 
 #include <doctest/doctest.h>
 #include <sys/wait.h>
@@ -14,7 +13,7 @@
 #if defined(_OPENMP)
 #include <omp.h>
 constexpr const char* kRuntime = "openmp";
-// Keeps the runtime loaded where the linker drops libraries that nothing calls.
+// Keeps the OpenMP runtime loaded if the linker drops libraries that nothing calls.
 const int kOpenMpThreads = omp_get_max_threads();
 #else
 constexpr const char* kRuntime = "threads";
@@ -25,13 +24,13 @@ using namespace cnk::test;
 
 namespace {
 
-// One job that uses all a team has: `rounds` times everyone takes work from the counter, then waits for all.
-// Wrong answers are counted rather than checked in place: this also runs in threads and in forked children.
+// A job that uses all features of a team: `rounds` times each thread takes
+// work from the counter, then waits for all. Wrong answers are counted and
+// not checked here, because this also runs in threads and in forked children.
 int failures_of_job(int threads, int rounds, int* size = nullptr) {
   constexpr int64_t kItems = 64;
   std::vector<std::atomic<int>> taken(kItems * rounds);
-  std::vector<int> done(
-      threads);  // round that a thread has finished: plain ints, ordered by the barrier alone
+  std::vector<int> done(threads);  // the last round of each thread: plain ints, ordered only by the barrier
   std::atomic<int> failures{0}, members{0}, ranks{0}, team_size{0};
   in_team(threads, [&](Team& team) {
     members++;
@@ -53,7 +52,7 @@ int failures_of_job(int threads, int rounds, int* size = nullptr) {
   return failures;
 }
 
-// Runs `body` in a forked child, which must come back with 0 within 20 seconds.
+// Runs `body` in a forked child, which must exit with 0 within 20 seconds.
 template <class F>
 int status_of_child(const F& body) {
   const pid_t child = fork();
@@ -102,7 +101,7 @@ TEST_CASE("a sleeper at the barrier is woken") {
   std::atomic<int> early{0}, late{0};
   in_team(2, [&](Team& team) {
     if (team.rank() == 1)
-      std::this_thread::sleep_for(std::chrono::milliseconds(50));  // far beyond the spinning
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));  // much longer than threads spin
     early++;
     team.barrier();
     late += early == team.size();
@@ -112,7 +111,8 @@ TEST_CASE("a sleeper at the barrier is woken") {
   CHECK(late == early);
 }
 
-// The last one arrives about when the others stop spinning and fall asleep, a little later in each round.
+// The last thread arrives at about the time when the others
+// stop spinning and sleep, a little later in each round.
 TEST_CASE("nobody sleeps through a barrier") {
   constexpr int kRounds = 20000;
   std::atomic<int> rounds{0};
@@ -178,7 +178,7 @@ TEST_CASE("a forked child gets threads of its own") {
   REQUIRE(failures_of_job(4, 5) == 0);
   const int status = status_of_child([] {
     int size = 0, failures = failures_of_job(4, 20, &size);
-    failures += size != 4;  // plain threads: as many as asked for
+    failures += size != 4;  // plain threads: as many as requested
     failures += std::string(parallel_runtime()) != "threads";
     failures += failures_of_job(6, 5);
     // And a child of the child.

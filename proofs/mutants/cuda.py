@@ -34,7 +34,7 @@ LAYERNORM = _parity("(layernorm or downsample) and (c17-7x5-k7d1-r4 or n2-c100 o
 WIDE = ("tests/ops/test_layernorm.py", "-k", "cuda")
 DWCONV_GROUPS = LAYERNORM
 GRN = _parity("grn and (c17-7x5-k7d1-r4 or n2-c100 or n1-c24-33x57)")
-LIBRARY = _parity("(mlp or block) and (c384 or drop)")
+CUBLAS = _parity("(mlp or block) and (c384 or drop)")
 FUSED = _parity("mlp and (n2-c100 or n3-c40 or c17-7x5 or c16-13x14-k7d1-r4) and not float32")
 FUSED_FP32 = _parity("mlp and (n2-c100 or n3-c40 or c17-7x5) and float32")
 
@@ -44,12 +44,12 @@ MUTANTS = [
         DWCONV,
         _without(
             "weights of the next channels overwrite those in use",
-            "__syncthreads();  // the tiles before are done with these weights",
+            "__syncthreads();  // the tiles before no longer read these weights",
             tests=DWCONV_BLOCKS,
         ),
         _without(
             "the next tile overwrites the one in use",
-            "__syncthreads();  // the tile before is done with this memory",
+            "__syncthreads();  // the tile before no longer uses this memory",
             tests=DWCONV_BLOCKS,
         ),
         _without(
@@ -59,7 +59,7 @@ MUTANTS = [
         ),
         _without(
             "results overwrite pixels in use",
-            "__syncthreads();  // the results take the place of the pixels",
+            "__syncthreads();  // the results overwrite the pixels",
         ),
         _without(
             "results are stored before they are there",
@@ -250,7 +250,7 @@ MUTANTS = [
         DWCONV,
         _without(
             "the next tile overwrites the one in use",
-            "__syncthreads();  // the tile before is done with this memory",
+            "__syncthreads();  // the tile before no longer uses this memory",
         ),
         _without(
             "a tile is read before it is there",
@@ -258,7 +258,7 @@ MUTANTS = [
         ),
         _without(
             "sums overwrite a tile in use",
-            "__syncthreads();  // the last tile is done with this memory",
+            "__syncthreads();  // the last tile no longer uses this memory",
         ),
         _without(
             "sums are read before they are there",
@@ -583,7 +583,7 @@ MUTANTS = [
     ),
     *_in(
         "mlp_pointwise.cu",
-        LIBRARY,
+        CUBLAS,
         _without(
             "a tile is stored before it is there",
             "tile[row * kPitch + pack * kCount + i] = v[i];\n      __syncthreads();",
@@ -658,7 +658,7 @@ MUTANTS = [
         ),
         _without(
             "a chunk is read before it is there",
-            "__syncthreads();  // this chunk is there, and all are through with the one before",
+            "__syncthreads();  // this chunk has arrived, and no thread reads the one before",
         ),
         _without(
             "sums of squares are read before they are there",
@@ -742,11 +742,11 @@ MUTANTS = [
         FUSED_FP32,
         _without(
             "W1 is read before it is there",
-            "__syncthreads();  // W1 is there, and all are through with the W2 before",
+            "__syncthreads();  // W1 has arrived, and no thread reads the W2 before",
         ),
         _without(
             "W2 is read before it is there",
-            "__syncthreads();  // W2 is there, and all are through with W1",
+            "__syncthreads();  // W2 has arrived, and no thread reads W1",
         ),
         _without(
             "the output is stored before it is there",

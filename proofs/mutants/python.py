@@ -21,7 +21,7 @@ ACCELERATE = (
 
 MUTANTS = [
     *_in(
-        "ops/library.py",
+        "ops/registration.py",
         ("tests/ops/test_registration.py", "-k", "gradient and dwconv"),
         Mutant(
             "stride",
@@ -223,7 +223,7 @@ MUTANTS = [
         Mutant("state", "weights that are gone stay packed", "if other.reference.expired()", "if False"),
     ),
     *_in(
-        "backends/cpu/bottleneck.py",
+        "backends/cpu/mlp_native.py",
         parity("cpu-avx2 and block and forward and float32"),
         Mutant(
             "state",

@@ -119,6 +119,16 @@ MUTANTS = [
         ),
     ),
     *_in(
+        "triton/layernorm_shared.py",
+        DOWNSAMPLE,
+        Mutant(
+            "stride",
+            "rows and columns of a patch are swapped",
+            "row = (patch * PATCH + h % PATCH) * PATCH + w % PATCH",
+            "row = (patch * PATCH + w % PATCH) * PATCH + h % PATCH",
+        ),
+    ),
+    *_in(
         "triton/layernorm_wide.py",
         ("tests/ops/test_layernorm.py", "-k", "triton"),
         Mutant(
@@ -281,7 +291,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "gpu/mlp_library.py",
+        "gpu/mlp_cublas.py",
         MLP_GRADIENTS,
         Mutant(
             "formula",

@@ -78,5 +78,5 @@ def test_tensors_on_the_cpu_are_refused_by_the_real_extension(extension, monkeyp
 def test_a_file_that_is_no_extension(run_python, tmp_path):
     """The variable for tests: what it names must load, and the reason says so when it does not."""
     (tmp_path / "broken.so").write_text("no machine code")
-    script = "import convnext_kernels; print(convnext_kernels.backends()['cuda'].reason)"
+    script = "import convnext_kernels; print(convnext_kernels.list_backends()['cuda'].reason)"
     assert "cannot be imported" in run_python(script, **{native.EXTENSION_VARIABLE: str(tmp_path / "broken.so")})

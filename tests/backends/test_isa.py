@@ -35,7 +35,7 @@ def test_use_isa(monkeypatch):
     for isa in cpu.supported_isas():
         with cpu.use_isa(isa):
             assert cpu.isa() == isa
-            assert isa in planner.backends()["cpu"].description
+            assert isa in planner.list_backends()["cpu"].description
     assert cpu.isa() == best
 
 

@@ -12,7 +12,7 @@ PROMISED = {"eager": (*DTYPES, torch.float64), "cpu": DTYPES, "triton": DTYPES, 
 
 
 def test_every_backend_has_made_a_promise():
-    assert set(planner.backends()) <= set(PROMISED)
+    assert set(planner.list_backends()) <= set(PROMISED)
 
 
 @pytest.mark.parametrize("op", OPERATORS)
@@ -46,8 +46,8 @@ def test_serves_autocast(op, compute_dtype, backend):
 
 @pytest.mark.parametrize("op", OPS)
 def test_auto_prefers_native_kernels_on_the_cpu(op):
-    if not planner.backends()["cpu"].available:
-        pytest.skip(planner.backends()["cpu"].reason)
+    if not planner.list_backends()["cpu"].available:
+        pytest.skip(planner.list_backends()["cpu"].reason)
     for dtype in DTYPES:
         spec = OpSpec(op, "cpu", dtype, dtype, 96, 7, 1, 384)
         assert planner.choose(spec).__name__ == f"convnext_kernels.backends.cpu.{op}"

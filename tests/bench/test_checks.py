@@ -27,10 +27,10 @@ def test_every_op_on_every_backend_and_instruction_set():
     assert {c.status for c in found} == {OK}
     assert {c.op for c in found} == set(OPS)
     names = {c.backend for c in found}
-    if ck.backends()["cpu"].available:
+    if ck.list_backends()["cpu"].available:
         from convnext_kernels.backends import cpu
 
-        gpu = {name for name in ("triton", "cuda") if ck.backends()[name].available}
+        gpu = {name for name in ("triton", "cuda") if ck.list_backends()[name].available}
         assert names == {"eager", *gpu, *(f"cpu {isa}" for isa in cpu.supported_isas())}
     assert len(found) == checks.count("cpu", ("bf16",)) * len(names)
     assert all(c.error <= c.allowed_error for c in found)
@@ -73,5 +73,5 @@ def test_a_backend_that_cannot_run_is_named(monkeypatch):
     from convnext_kernels import planner
 
     status = planner.BackendStatus("triton", False, "no GPU", "")
-    monkeypatch.setattr(planner, "backends", lambda: {"triton": status})
+    monkeypatch.setattr(planner, "list_backends", lambda: {"triton": status})
     assert checks.backends("cpu") == ([], ["backend triton: no GPU"])

@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from convnext_kernels.backends.cpu import native
-from convnext_kernels.backends.cpu.bottleneck import PHASES, timed_phases
+from convnext_kernels.backends.cpu.mlp_native import PHASES, timed_phases
 from convnext_kernels.nn import FusedConvNeXtBlock
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

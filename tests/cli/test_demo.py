@@ -158,7 +158,7 @@ def test_an_unavailable_backend_says_why(fails, monkeypatch):
     from convnext_kernels import planner
 
     status = planner.BackendStatus("cpu", False, "not compiled", "")
-    monkeypatch.setattr(planner, "backends", lambda: {"cpu": status})
+    monkeypatch.setattr(planner, "list_backends", lambda: {"cpu": status})
     fails("demo", *SMALL, "--no-report", "--backend", "cpu", words=("--backend", "cpu", "not compiled"))
 
 

@@ -17,8 +17,8 @@ def test_json_holds_everything(run, monkeypatch):
     values = json.loads(result.stdout)
     assert values["convnext_kernels"] == ck.__version__
     assert values["libraries"]["torch"] == importlib.metadata.version("torch")
-    assert list(values["backends"]) == list(ck.backends())
-    for name, status in ck.backends().items():
+    assert list(values["backends"]) == list(ck.list_backends())
+    for name, status in ck.list_backends().items():
         shown = values["backends"][name]
         assert shown == {
             "available": status.available,
@@ -42,7 +42,7 @@ def test_table_shows_backends_and_missing_libraries(run, monkeypatch):
     result = run("info")
     assert result.exit_code == 0, result.output
     assert any("triton" in line and "not installed" in line for line in result.output.splitlines())
-    for name in ck.backends():
+    for name in ck.list_backends():
         assert name in result.output
 
 
@@ -70,7 +70,7 @@ def test_a_reason_with_brackets_is_shown_as_it_is(run, monkeypatch):
     from convnext_kernels import planner
 
     status = planner.BackendStatus("odd", False, "needs [red] paint", "")
-    monkeypatch.setattr(planner, "backends", lambda: {"odd": status})
+    monkeypatch.setattr(planner, "list_backends", lambda: {"odd": status})
     assert "needs [red] paint" in run("info").output
 
 

@@ -21,7 +21,7 @@ def test_without_a_gpu_it_says_what_could_not_run(run, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert "not run: no kernel was run on a GPU: no driver" in result.stdout
     words = " ".join(result.stdout.split())
-    for name, status in ck.backends().items():
+    for name, status in ck.list_backends().items():
         assert status.available or f"not run: backend {name}: {status.reason}" in words
     assert "numerical checks passed on cpu" in result.stdout
     found = results.load(tmp_path / "results.json")

@@ -82,7 +82,7 @@ def test_every_tile(tile, plan_of):
 
 @pytest.mark.parametrize("case", ["40", "40 v2", "100"])
 @pytest.mark.parametrize("dtype", [BF16, FP32])
-@pytest.mark.parametrize("plan", ["fused", "library"])
+@pytest.mark.parametrize("plan", ["fused", "cublas"])
 def test_both_plans_keep_the_hidden(plan, dtype, case, plan_of):
     arguments = prepared("block", case, dtype, NHWC)
     dy, eager, reference = expected_gradients("block", CASES[case], dtype)
@@ -109,7 +109,7 @@ def test_fp32_pixels_and_16_bit_products(dtype, case, layout, plan_of):
 
 @pytest.mark.parametrize("compute_dtype", [BF16, FP16])
 def test_16_bit_pixels_and_other_products(compute_dtype, plan_of):
-    """Not asked for by any op so far: bf16 pixels with fp16 products, and the other way round. The library's."""
+    """Requested by no op so far: bf16 pixels with fp16 products, and the other way round. cuBLAS serves them."""
     dtype = FP16 if compute_dtype == BF16 else BF16
     arguments = prepared("mlp", "40", dtype, NHWC)
     p = MlpParameters(*(arguments.get(name) for name in MlpParameters._fields))
@@ -189,12 +189,12 @@ def plans(p, gpu):
 
 def test_what_the_fused_kernels_do_not_serve():
     h100, t4 = tuning.for_arch(90), tuning.for_arch(75)
-    assert plans(problem(256), h100) == {"fused", "library"}
-    assert plans(problem(257), h100) == {"library"}
-    assert plans(problem(dtype="float32"), h100) == {"fused", "library"}
-    assert plans(problem(dtype="float32", tf32=True), h100) == {"library"}
-    assert plans(problem(dtype="float16"), t4) == {"fused", "library"}
-    assert plans(problem(dtype="bfloat16"), t4) == {"library"}
+    assert plans(problem(256), h100) == {"fused", "cublas"}
+    assert plans(problem(257), h100) == {"cublas"}
+    assert plans(problem(dtype="float32"), h100) == {"fused", "cublas"}
+    assert plans(problem(dtype="float32", tf32=True), h100) == {"cublas"}
+    assert plans(problem(dtype="float16"), t4) == {"fused", "cublas"}
+    assert plans(problem(dtype="bfloat16"), t4) == {"cublas"}
 
 
 @pytest.mark.parametrize("gpu", [tuning.for_arch(75), *tuning.GPUS.values()], ids=lambda gpu: gpu.name)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from convnext_kernels.backends.cuda import native
-from convnext_kernels.backends.cuda.library import KERNELS
 from convnext_kernels.backends.cuda.reduce import sum_partials
-from convnext_kernels.backends.gpu import mlp_library
+from convnext_kernels.backends.cuda.shared import KERNELS
+from convnext_kernels.backends.gpu import mlp_cublas
 from convnext_kernels.backends.gpu.layout import output_rows
 from convnext_kernels.spec import MlpParameters
 from tests.cuda import executed
@@ -81,22 +81,22 @@ def test_output_and_scaled_gradient(z_dtype, dtype, layout, out_layout, channels
     out, written = output_rows(like)
     KERNELS.output(z, bias, gamma, s, residual, written)
     assert out.stride() == like.stride()
-    expect = residual.float() + s.view(n, 1, 1, 1) * mlp_library.as_image((z.float() + bias) * gamma, like)
+    expect = residual.float() + s.view(n, 1, 1, 1) * mlp_cublas.as_image((z.float() + bias) * gamma, like)
     torch.testing.assert_close(out, expect.to(dtype))
     KERNELS.output(z, None, None, None, None, written)
-    torch.testing.assert_close(out, mlp_library.as_image(z, like).to(dtype), rtol=0, atol=0)
+    torch.testing.assert_close(out, mlp_cublas.as_image(z, like).to(dtype), rtol=0, atol=0)
 
     d, dz = torch.empty(2, *z.shape, dtype=z_dtype)
     KERNELS.scaled_gradient(like, gamma, s, d, dz)
     scaled = like.float() * s.view(n, 1, 1, 1)
-    assert torch.equal(d, mlp_library.rows_of(scaled).to(z_dtype))
-    torch.testing.assert_close(dz, (mlp_library.rows_of(scaled) * gamma).to(z_dtype))
+    assert torch.equal(d, mlp_cublas.rows_of(scaled).to(z_dtype))
+    torch.testing.assert_close(dz, (mlp_cublas.rows_of(scaled) * gamma).to(z_dtype))
     KERNELS.scaled_gradient(like, None, None, d, d)
-    assert torch.equal(d, mlp_library.rows_of(like).to(z_dtype))
+    assert torch.equal(d, mlp_cublas.rows_of(like).to(z_dtype))
 
 
 def check(case, dtype, layout, keep):
-    """The bottleneck, forward and gradients, with the library's products; u kept or computed again."""
+    """The bottleneck, forward and gradients, with matmuls by cuBLAS; u kept or computed again."""
     arguments = OPERATORS["mlp"].arguments(case, dtype)
     x, residual = (arguments[name].contiguous(memory_format=layout) for name in ("x", "residual"))
     p = MlpParameters(*(arguments.get(name) for name in MlpParameters._fields))
@@ -105,12 +105,12 @@ def check(case, dtype, layout, keep):
     if keep:
         hidden = torch.empty((case.n, p.pwconv1_weight.shape[0], case.h, case.w), dtype=dtype)
         hidden = hidden.contiguous(memory_format=torch.channels_last)
-    y = mlp_library.forward(KERNELS, x, residual, *options, hidden)
+    y = mlp_cublas.forward(KERNELS, x, residual, *options, hidden)
     assert y.stride() == x.stride()
     assert_as_good_as_eager(y, *expected("mlp", case, dtype))
     dy, eager, reference = expected_gradients("mlp", case, dtype)
     dy = dy.contiguous(memory_format=layout)
-    norm, named = mlp_library.backward(KERNELS, dy, x, *options, [True] * 3, hidden)
+    norm, named = mlp_cublas.backward(KERNELS, dy, x, *options, [True] * 3, hidden)
     for name, gradient in (dict(zip(("x", "norm_weight", "norm_bias"), norm, strict=True)) | named).items():
         assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
 
@@ -118,7 +118,7 @@ def check(case, dtype, layout, keep):
 @pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES)
-def test_library_plan(case, dtype, layout, host):
+def test_cublas_plan(case, dtype, layout, host):
     for last_first in (False, True):
         host(last_first=last_first, grid_limit=3)
         check(CASES[case], dtype, layout, keep=last_first)
@@ -134,7 +134,7 @@ def test_library_plan(case, dtype, layout, host):
         (90, "plain", torch.bfloat16),
     ],
 )
-def test_library_plan_executed(arch, case, dtype, layout):
+def test_cublas_plan_executed(arch, case, dtype, layout):
     if reason := executed.missing():
         pytest.skip(reason)
     with executed.executed(arch):

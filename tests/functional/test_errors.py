@@ -205,7 +205,7 @@ def test_the_same_checks_on_meta_tensors(op):
 
 @pytest.mark.parametrize("op", OPERATORS)
 def test_unknown_backend(op, monkeypatch):
-    known = ", ".join(("auto", *convnext_kernels.backends()))
+    known = ", ".join(("auto", *convnext_kernels.list_backends()))
     with pytest.raises(BackendError) as caught:
         call(op, {"backend": "fpga"})
     assert str(caught.value) == f"backend: unknown backend 'fpga', expected one of {known}"

@@ -10,7 +10,7 @@ from tests.interop.helpers import MODELS, assert_close, gradients, images, logit
 from tests.shapes import chosen
 
 pytestmark = pytest.mark.skipif(
-    not ck.backends()["triton"].available or torch.cuda.is_available(),
+    not ck.list_backends()["triton"].available or torch.cuda.is_available(),
     reason="for Triton's kernels on CPU tensors (the interpreter); on a GPU `convnext-kernels verify` does this",
 )
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from convnext_kernels import BackendError, DepthwiseConv2d, FusedConvNeXtBlock, GlobalResponseNorm, LayerNorm2d
+from convnext_kernels.models import create_model
 from convnext_kernels.nn import PatchDownsample2d, StridedDepthwiseConv2d
 
 INTEGER = "an integer of at least 1"
@@ -131,6 +132,15 @@ def test_input_that_is_no_tensor_with_drop_path():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_unknown_backend(name):
-    module = MODULES[name](8, backend="fpga")
-    with pytest.raises(BackendError, match=r"^backend: unknown backend 'fpga', expected one of auto, "):
-        module(torch.zeros(1, 8, 4, 4))
+    message = r"^backend: unknown backend 'fpga', expected one of auto, .*eager$"
+    with pytest.raises(ValueError, match=message) as caught:
+        MODULES[name](8, backend="fpga")
+    assert isinstance(caught.value, BackendError), "what a call raises for it"
+    with pytest.raises(TypeError, match=r"^backend: expected the name of a backend \(str\), got NoneType$"):
+        MODULES[name](8, backend=None)
+
+
+@pytest.mark.parametrize("name", ["convnextv2_atto", "convnext_isotropic_small"])
+def test_unknown_backend_of_a_model(name):
+    with pytest.raises(ValueError, match=r"^backend: unknown backend 'fpga'"):
+        create_model(name, backend="fpga")

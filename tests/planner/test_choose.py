@@ -8,18 +8,18 @@ import pytest
 import torch
 
 import convnext_kernels
-from convnext_kernels import BackendError, FusedConvNeXtBlock, backends, functional, planner, use_backend
+from convnext_kernels import BackendError, FusedConvNeXtBlock, functional, list_backends, planner, use_backend
+from convnext_kernels import backends as package
 from convnext_kernels.backends import eager
 from convnext_kernels.planner import choose, keeps
 from convnext_kernels.spec import OPS, OpSpec
 
-package = sys.modules["convnext_kernels.backends"]
 SPEC = OpSpec("dwconv", "cpu", torch.float32, torch.float32, 8, 7)
 
 
 def _clear():
     module = sys.modules["convnext_kernels.planner.choose"]
-    for cached in (package.get, package.op_module, module._choose, module._log_fallback):
+    for cached in (package.get, package.op_module, module._choose, module._log_skipped):
         cached.cache_clear()
 
 
@@ -60,14 +60,14 @@ def chosen(backend="auto", spec=SPEC):
     return choose(spec, backend).__name__.split(".")[2]
 
 
-def test_auto_says_once_what_it_passes_over(make_backend, caplog):
+def test_auto_logs_once_what_it_skips(make_backend, caplog):
     """One logged line per backend and reason, none where the backend is not made for the device."""
     make_backend("picky", refuses="it does not like 8 channels").DEVICES = ("cpu",)
     make_backend("elsewhere", refuses="never asked").DEVICES = ("cuda",)
     with caplog.at_level("WARNING", logger="convnext_kernels"):
         for channels in (8, 16):
             chosen(spec=OpSpec("dwconv", "cpu", torch.float32, torch.float32, channels, 7))
-    assert [r.getMessage() for r in caplog.records] == ["backend 'picky' is passed over: it does not like 8 channels"]
+    assert [r.getMessage() for r in caplog.records] == ["backend 'picky' is skipped: it does not like 8 channels"]
     with pytest.raises(BackendError, match="picky: it does not like 8 channels"):
         chosen("picky")
 
@@ -138,7 +138,7 @@ def test_named_backend_that_is_not_available(make_backend):
         use_backend("gone"),
     ):
         pytest.fail("entered")
-    status = backends()["gone"]
+    status = list_backends()["gone"]
     assert (status.available, status.reason) == (False, "its library is not installed")
 
 
@@ -212,7 +212,7 @@ def test_gradients_use_the_backend_of_the_forward(make_backend):
 
 
 def test_status():
-    table = backends()
+    table = list_backends()
     assert list(table) == list(package.NAMES)
     assert table["eager"].available
     for name, status in table.items():
@@ -223,7 +223,7 @@ def test_status():
 
 def test_public_names():
     assert convnext_kernels.use_backend is planner.use_backend
-    assert convnext_kernels.backends is planner.backends
+    assert convnext_kernels.list_backends is planner.list_backends
     assert set(convnext_kernels.__all__) <= set(dir(convnext_kernels))
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from convnext_kernels import backends
+from convnext_kernels import list_backends
 from convnext_kernels.models import ConvNeXt, load_weights
 from tests.shapes import chosen
 
@@ -434,7 +434,7 @@ def test_nothing_is_overwritten_unasked(refused, train, whole, tmp_path):
     file.write_bytes((whole / "v1.pt").read_bytes())
     arguments = (*V1, "--output", tmp_path, "--seed", 1)
     assert f"{file} exists: use --resume to continue, --overwrite to start again" in refused(*arguments)
-    gone = next((name for name, status in backends().items() if not status.available), None)
+    gone = next((name for name, status in list_backends().items() if not status.available), None)
     if gone:
         assert gone in refused(*arguments, "--overwrite", "--backend", gone)
     assert file.read_bytes() == (whole / "v1.pt").read_bytes()

@@ -27,9 +27,9 @@ ROWS = [
     ("gemm", "balanced", "odd v2", torch.float16),
     ("gemm", "balanced", "wide", torch.bfloat16),
     ("gemm", "min", "wide v2", torch.bfloat16),
-    ("library", "balanced", "odd", torch.float32),
-    ("library", "min", "odd v2", torch.float32),
-    ("library", "balanced", "wide", torch.bfloat16),
+    ("cublas", "balanced", "odd", torch.float32),
+    ("cublas", "min", "odd v2", torch.float32),
+    ("cublas", "balanced", "wide", torch.bfloat16),
 ]
 
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from convnext_kernels import backends
+from convnext_kernels import list_backends
 from tests.operators import OPERATORS, expected, expected_gradients, far_apart, gradients
 from tests.shapes import Case, chosen
 from tests.tolerance import assert_as_good_as_eager
 
 pytestmark = pytest.mark.skipif(
-    not backends()["triton"].available or torch.cuda.is_available(), reason="for the interpreter, on CPU memory"
+    not list_backends()["triton"].available or torch.cuda.is_available(), reason="for the interpreter, on CPU memory"
 )
 CASE = Case("two samples, 4 GB apart", n=2, c=8, h=3, w=4, k=3, patch=1)
 

@@ -1,7 +1,7 @@
 """Native CPU backend: the C++ kernels of csrc/cpu, forward and backward.
 
-Serves fp32, bf16 and fp16. Products run in fp32, and in bf16 where the machine has AMX tiles or AVX512_BF16 and bf16 is
-what the caller computes in. Elsewhere 16-bit tensors are converted to fp32 on the way in and back on the way out.
+Serves fp32, bf16 and fp16. Matmuls run in bf16 if the compute dtype is bf16 and the machine has AMX or AVX512_BF16,
+else in fp32: then kernels convert 16-bit tensors to fp32 when they read them, and back when they write.
 """
 
 import torch
@@ -17,14 +17,14 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def unavailable() -> str | None:
-    """Why the compiled extension cannot be used, or None."""
+    """Why the compiled extension cannot be imported, or None."""
     return native.import_error()
 
 
 def refuses(spec: OpSpec) -> str | None:
     """Why this op cannot be served at this configuration, or None."""
     if spec.device != "cpu":
-        return f"tensors are on {spec.device}, this backend serves the CPU"
+        return f"tensors are on {spec.device}, the CPU kernels run on cpu"
     for dtype in (spec.dtype, spec.compute_dtype):
         if dtype not in _DTYPES:
             return f"dtype {dtype} is not one of float32, bfloat16, float16"

@@ -1,9 +1,9 @@
-"""The whole ConvNeXt block by csrc/cpu/mlp.cpp; its gradient by those of its two parts."""
+"""The whole ConvNeXt block by csrc/cpu/mlp.cpp; its gradient is that of mlp, then that of dwconv."""
 
 import torch
 from torch import Tensor
 
-from convnext_kernels.backends.cpu import bottleneck, dwconv, mlp
+from convnext_kernels.backends.cpu import dwconv, mlp, mlp_native
 from convnext_kernels.spec import MlpParameters
 
 KEEPS_HIDDEN = True
@@ -24,10 +24,10 @@ def forward(
 ) -> Tensor:
     """Return x + the inverted bottleneck of the depthwise convolution of x, in one pass.
 
-    `y` (like x, channels_last) and `hidden` (N, hidden, H, W) are filled for the gradient where they are given.
+    `y` (like x, channels_last) and `hidden` (N, hidden, H, W) are filled for the gradient if they are given.
     """
     convolution = (weight, bias, dilation)
-    return bottleneck.run(x, x, convolution, p, drop_scale, eps, grn_eps, compute_dtype, y, hidden)
+    return mlp_native.run(x, x, convolution, p, drop_scale, eps, grn_eps, compute_dtype, y, hidden)
 
 
 def backward(
@@ -54,5 +54,5 @@ def backward(
     if not needs_dy:
         return gradients
     dy = gradients.pop(0)
-    # The residual's share is added where the convolution stores.
+    # The convolution kernel adds the gradient of the residual when it stores dx.
     return dwconv.backward(dy, x, weight, bias, dilation, compute_dtype, needs[:3], residual=dout) + gradients

@@ -27,7 +27,7 @@ def forward(
     compute_dtype: torch.dtype,
     out: Tensor,
 ) -> Tensor:
-    """Fill `out` (its dtype and strides are the op's promise) and return it."""
+    """Write the result to `out` (with the dtype and strides that the fake kernel promises) and return it."""
     channels, (width, _, side, _) = x.shape[1], weight.shape
     isa, bf16 = native.isa(), compute_dtype == torch.bfloat16
 
@@ -103,7 +103,7 @@ def backward(
     x_nhwc, dy_nhwc = dense_nhwc(x), dense_nhwc(dy)
     written, dx = output_for(x) if needs_norm else (None, None)
     if needs_norm and (h % side or w % side):
-        written.zero_()  # pixels that no whole patch holds
+        written.zero_()  # pixels that are in no whole patch
     dweight, dbias = (torch.empty(width, side, side, padded), torch.empty(width)) if needs_weight else (None, None)
     dnorm_weight, dnorm_bias = (torch.empty(padded), torch.empty(padded)) if needs_norm else (None, None)
     kernel.backward(

@@ -1,4 +1,4 @@
-"""Depthwise convolution by csrc/cpu/dwconv.cpp and dwconv_wgrad.cpp; the input's gradient is a convolution too."""
+"""Depthwise convolution by csrc/cpu/dwconv.cpp and dwconv_wgrad.cpp; the input's gradient is also a convolution."""
 
 import torch
 from torch import Tensor

@@ -8,7 +8,7 @@ from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, fl
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Return y like x; sums of squares in fp32, in the order of the pixels."""
+    """Return y like x; sums of squares are in fp32 and add the pixels in order."""
     weight, bias = flat_float(weight), flat_float(bias)
     x_nhwc = dense_nhwc(x)
     written, out = output_for(x)

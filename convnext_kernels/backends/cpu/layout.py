@@ -1,4 +1,4 @@
-"""NHWC in, NHWC out: what the kernels read and write."""
+"""Conversion to and from dense NHWC, which the kernels read and write."""
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ def output_for(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def finish(written: Tensor, out: Tensor) -> Tensor:
-    """Bring the kernel's result into the layout the op promised."""
+    """Copy the kernel's result to the layout that the op promises, if they differ."""
     if written is out:
         return out
     if not out.is_contiguous():

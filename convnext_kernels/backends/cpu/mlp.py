@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from convnext_kernels.backends.cpu import bottleneck
+from convnext_kernels.backends.cpu import mlp_native
 from convnext_kernels.backends.cpu.layout import like_parameter
 from convnext_kernels.spec import MlpParameters
 
@@ -22,9 +22,9 @@ def forward(
 ) -> Tensor:
     """LN -> W1 -> GELU -> [GRN] -> W2 -> gamma -> drop scale -> + residual, in one pass.
 
-    `hidden` (N, hidden, H, W) is filled with W1's product for the gradient.
+    `hidden` (N, hidden, H, W) is filled with W1's result for the gradient.
     """
-    return bottleneck.run(x, residual, None, p, drop_scale, eps, grn_eps, compute_dtype, kept_hidden=hidden)
+    return mlp_native.run(x, residual, None, p, drop_scale, eps, grn_eps, compute_dtype, kept_hidden=hidden)
 
 
 def backward(
@@ -41,7 +41,7 @@ def backward(
 ) -> list[Tensor]:
     """Return the gradients of (x, residual, *p) that `needs` marks, in that order."""
     needs_norm, needs_weights = needs[0] or needs[2] or needs[3], any(needs[4:9])
-    dx, named = bottleneck.backward(
+    dx, named = mlp_native.backward(
         dout, x, p, drop_scale, eps, grn_eps, compute_dtype, needs_norm, needs_weights, hidden
     )
     inputs = [dx] if needs[0] else []

@@ -1,4 +1,4 @@
-"""The compiled extension: whether it is there, and which instruction set it runs with."""
+"""The compiled extension: whether it can be imported, and which instruction set it uses."""
 
 import functools
 import importlib
@@ -45,20 +45,20 @@ def extension() -> ModuleType:
 
 @functools.cache
 def supported_isas() -> tuple[str, ...]:
-    """Instruction sets of this build that this machine has, worst first."""
+    """Instruction sets of this build that this machine has, slowest first."""
     return tuple(extension().supported_isas())
 
 
 def _check_isa(name: str, source: str) -> str:
     if name not in supported_isas():
-        raise BackendError(f"{source}: this machine has {', '.join(supported_isas())}, got {name!r}")
+        raise BackendError(f"{source}: expected one of {', '.join(supported_isas())} (this machine), got {name!r}")
     return name
 
 
 def isa() -> str:
-    """Return the instruction set in use: `use_isa`, then CONVNEXT_KERNELS_CPU_ISA, then the machine's best.
+    """Return the instruction set in use: that of `use_isa`, else CONVNEXT_KERNELS_CPU_ISA, else the machine's best.
 
-    Raises BackendError if the one asked for is unknown or missing on this machine.
+    Raises BackendError if the requested one is unknown or this machine does not have it.
     """
     name = _forced.get() or os.environ.get(ISA_VARIABLE)
     return _check_isa(name, ISA_VARIABLE) if name else supported_isas()[-1]
@@ -81,14 +81,14 @@ def isa_code(name: str) -> int:
 
 
 def pad_channels(channels: int) -> int:
-    """The length of a vector of channels as the kernels pad it."""
+    """The length to which the kernels pad a vector of `channels` elements."""
     align = extension().CHANNEL_ALIGN
     return -(-channels // align) * align
 
 
 def threads(operations: int) -> int:
-    """How many threads to ask for: PyTorch's number, fewer when there is little to do.
+    """How many threads to request: PyTorch's number, fewer for little work.
 
-    Waking a team costs some microseconds; below about 100,000 multiply-adds a thread it is not earned back.
+    Waking a team costs some microseconds, which is more than it saves below about 100,000 multiply-adds a thread.
     """
     return max(1, min(torch.get_num_threads(), operations // 100_000))

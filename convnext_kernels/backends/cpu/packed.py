@@ -1,16 +1,20 @@
-"""Packed parameters, kept as long as the parameters they were made from, and made again when those change.
+"""Packed parameters. They are kept as long as the original parameters exist, and packed again when these change.
 
-A change is seen by, for every parameter: its storage, shape and dtype (``.data`` swaps, ``load_state_dict(assign=)``,
-moves), PyTorch's version counter (in-place operations, optimizers, ``load_state_dict``), and a checksum, because writes
-through ``.data`` count no version. The checksum reads small tensors in full and 64 lines of 64 bytes spread over large
-ones, so it sees every dense write (``p.data.mul_``, ``copy_``, ``clamp_``), but may miss a write of a few rows or
-elements of a large matrix through ``.data``. Read in full are tensors without a version counter (created in inference
-mode), and all in a process group: FSDP fills the buffers of its parameters at every pass and takes the version back.
-What is not dense is packed anew at each call.
+A change is detected by three properties of every parameter:
 
-Entries belong to the storage of one parameter, the anchor, by a weak reference of PyTorch's own: a Python weak
-reference to the parameter would make `torch.utils.swap_tensors` refuse it. Those of storages that are gone are dropped
-when something new is packed.
+- storage, shape and dtype, which change with ``.data`` swaps, ``load_state_dict(assign=True)`` and moves;
+- PyTorch's version counter: in-place operations, optimizers, ``load_state_dict``;
+- a checksum, because writes through ``.data`` do not change the version.
+
+The checksum reads small tensors in full and of large tensors 64 lines of 64 bytes. It detects every dense write
+(``p.data.mul_``, ``copy_``, ``clamp_``), but may miss a write of a few rows or elements of a large matrix through
+``.data``. It reads tensors without a version counter (created in inference mode) in full, and in a process group all
+tensors: FSDP fills the buffers of its parameters at every pass and resets the version. Parameters that are not dense
+are packed at every call.
+
+Entries belong to the storage of one parameter, the anchor, through PyTorch's own kind of weak reference: with a Python
+weak reference to the parameter, `torch.utils.swap_tensors` would refuse it. Entries of freed storages are removed when
+something new is packed.
 """
 
 import threading
@@ -25,9 +29,9 @@ from convnext_kernels.backends.cpu import native
 
 
 class _Entry(NamedTuple):
-    reference: StorageWeakRef  # keeps the storage's address from being given to another one
+    reference: StorageWeakRef  # while it exists, no other storage gets this address
     facts: tuple  # `_facts` of all parameters
-    regions: list[tuple[int, int, bool]]  # what the checksum reads: address, bytes, whether all of them
+    regions: list[tuple[int, int, bool]]  # for the checksum: address, bytes, whether to read all of them
     checksum: int
     result: Any
 
@@ -41,7 +45,7 @@ def _dense(t: Tensor) -> bool:
 
 
 def _facts(parameters: Sequence[Tensor | None], in_full: bool) -> tuple:
-    """All that PyTorch knows of the parameters that tells one content from another."""
+    """The properties of the parameters that show a change, except for the checksum."""
     return in_full, *(
         None if t is None else (t.data_ptr(), t.shape, t.dtype, t.stride(), None if t.is_inference() else t._version)
         for t in parameters
@@ -49,7 +53,7 @@ def _facts(parameters: Sequence[Tensor | None], in_full: bool) -> tuple:
 
 
 def _regions(parameters: Sequence[Tensor | None], in_full: bool) -> list[tuple[int, int, bool]] | None:
-    """What the checksum reads; None if a parameter is not dense."""
+    """The memory that the checksum reads; None if a parameter is not dense."""
     found = []
     for t in parameters:
         if t is None:
@@ -63,7 +67,7 @@ def _regions(parameters: Sequence[Tensor | None], in_full: bool) -> list[tuple[i
 def packed(
     anchor: Tensor, parameters: Sequence[Tensor | None], configuration: Hashable, pack: Callable[[], Any]
 ) -> Any:
-    """Return what ``pack()`` made of `parameters` in their present state; kept as long as the anchor's storage."""
+    """Return the result of ``pack()`` for the present `parameters`; it is kept as long as the anchor's storage."""
     in_full = torch.distributed.is_available() and torch.distributed.is_initialized()
     facts = _facts(parameters, in_full)
     storage = anchor.untyped_storage()
@@ -75,7 +79,7 @@ def packed(
     regions = _regions(parameters, in_full)
     if regions is None:
         return pack()
-    found = checksum(regions)  # before packing: a change in between is seen by the next call
+    found = checksum(regions)  # before packing, so that the next call detects a change in between
     result = pack()
     with _lock:
         for dead in [k for k, other in _entries.items() if other.reference.expired()]:

@@ -1,5 +1,5 @@
-"""CUDA C++ backend: the kernels of csrc/cuda, compiled with the package, for where Triton is missing or does not serve
-(compute capability 7.5). One file per op, forward and backward.
+"""CUDA C++ backend: the kernels of csrc/cuda, compiled with the package, for machines without Triton and for GPUs that
+Triton does not support (compute capability 7.5). One file per op, forward and backward.
 """
 
 import functools
@@ -9,7 +9,7 @@ import torch
 from convnext_kernels.backends.cuda import native
 from convnext_kernels.spec import OpSpec
 
-DEVICES = ("cuda",)  # "auto" takes it for these; CPU tensors (the host build of the kernels) only when asked by name
+DEVICES = ("cuda",)  # for "auto"; CPU tensors (the host build of the kernels) only if this backend is requested by name
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -24,7 +24,8 @@ def _device_problem() -> str | None:
     if problem := native.extension().device_problem(torch.cuda.current_device()):
         name = torch.cuda.get_device_name()
         major, minor = torch.cuda.get_device_capability()
-        return f"no code for {name} (compute capability {major}.{minor}; built for {_built_for()}): {problem}"
+        where = f"{name} (compute capability {major}.{minor}; built for {_built_for()})"
+        return f"the CUDA kernels contain no code for {where}: {problem}"
     return None
 
 
@@ -44,7 +45,7 @@ def refuses(spec: OpSpec) -> str | None:
 
 
 def compiled() -> dict[str, object]:
-    """What the extension holds and whether the driver can run it, for ``convnext-kernels info``."""
+    """What the extension contains and whether the driver can run it, for ``convnext-kernels info``."""
     if reason := native.missing():
         return {"built": False, "reason": reason, "architectures": [], "toolkit": None, "driver": None}
     extension = native.extension()
@@ -53,7 +54,7 @@ def compiled() -> dict[str, object]:
         "reason": "",
         "architectures": extension.ARCHITECTURES.split(),  # compute capabilities; PTX for the last
         "toolkit": extension.TOOLKIT,
-        "driver": "" if native.on_host() else extension.driver_problem(),  # empty: it can run them
+        "driver": "" if native.on_host() else extension.driver_problem(),  # empty: no problem
     }
 
 

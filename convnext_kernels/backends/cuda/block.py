@@ -1,4 +1,4 @@
-"""The ConvNeXt block, by this backend's convolution and bottleneck: backends/gpu/block.py."""
+"""The ConvNeXt block: backends/gpu/block.py with this backend's dwconv and mlp."""
 
 import functools
 

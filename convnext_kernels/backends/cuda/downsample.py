@@ -2,7 +2,7 @@
 
 import functools
 
-from convnext_kernels.backends.cuda.library import KERNELS
+from convnext_kernels.backends.cuda.shared import KERNELS
 from convnext_kernels.backends.gpu import downsample
 
 forward = functools.partial(downsample.forward, KERNELS)

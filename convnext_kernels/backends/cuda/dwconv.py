@@ -1,7 +1,7 @@
 """Depthwise convolution, stride 1, "same" padding, and its gradients, by csrc/cuda/dwconv.cu and dwconv_wgrad.cu.
 
 x (N, C, H, W) with any strides, weight (C, 1, K, K) with K odd, bias (C,) or None. Values are rounded to the compute
-dtype and multiplied and summed in fp32, whatever the dtype.
+dtype; multiplications and sums are in fp32 for every dtype.
 """
 
 import torch
@@ -29,7 +29,7 @@ def _convolve(
         height,
         width,
         weight.shape[-1],
-        min(dilation, max(height, width)),  # beyond the image whatever it is
+        min(dilation, max(height, width)),  # any larger dilation reaches outside the image as well
         flip,
     )
 
@@ -80,7 +80,7 @@ def parameter_gradients(
     dilation = min(dilation, max(height, width))
     dw = torch.empty_like(weight) if needs_weight else None
     db = torch.empty_like(bias) if needs_bias else None
-    target = None if db is None else flat(db)  # of a bias that is not dense, a copy
+    target = None if db is None else flat(db)  # a copy if the bias is not dense
     extension, where = native.extension(), native.context(x)
     sizes = (n, channels, height, width, side, dilation)
     parts = extension.dwconv_weight_parts(where, native.DTYPE_CODES[compute_dtype], *sizes)

@@ -1,6 +1,6 @@
 """Global response normalisation (ConvNeXt V2) of (N, C, H, W), and its gradients, by csrc/cuda/grn.cu.
 
-Three launches each way: sums over tiles of pixels, what follows from them for each sample, the result.
+Three launches each for forward and backward: sums over tiles of pixels, the factors of each sample, the result.
 """
 
 import torch
@@ -17,7 +17,7 @@ def _sizes(x: Rows) -> tuple[int, int, int]:
 
 
 def _sums(x: Rows, dy: Rows | None) -> Tensor:
-    """Over tiles of pixels, the sums of x^2 and, with dy, of dy * x and dy: (1 or 3, N, T, C) fp32."""
+    """Sums over tiles of pixels of x^2 and, with dy, of dy * x and dy: (1 or 3, N, T, C) fp32."""
     samples, pixels, channels = _sizes(x)
     shape = (1 if dy is None else 3, samples, native.extension().grn_tiles(pixels), channels)
     sums = torch.empty(shape, dtype=torch.float32, device=x.tensor.device)
@@ -70,7 +70,7 @@ def response_backward(
 
 
 def _apply(a: Rows, b: Rows | None, out: Rows, scale: Tensor, per_b: Tensor | None, bias: Tensor | None) -> None:
-    """Out = a * scale + b * per_b, or a * scale + bias."""
+    """Compute out = a * scale + b * per_b, or a * scale + bias."""
     native.extension().grn_apply(
         native.context(a.tensor),
         native.rows(a),

@@ -1,7 +1,7 @@
 """LayerNorm over the channels of (N, C, H, W), and its gradients, by csrc/cuda/layernorm.cu and layernorm_backward.cu.
 
 Parameters, the result and the incoming gradient are rounded to x's dtype, as PyTorch does under autocast; the result
-may then be stored in another. Everything between is fp32.
+may then be stored in another dtype. Everything between is fp32.
 """
 
 import torch

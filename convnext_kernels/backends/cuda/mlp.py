@@ -2,21 +2,21 @@
 
 Two plans, chosen by predicted time (`mlp_plan.py`):
 
-fused    one kernel, the hidden on chip (csrc/cuda/mlp_fused.cu, mlp_fused_fp32.cu): C up to 256
-library  the library's products, pointwise kernels between them (backends/gpu/mlp_library.py), and every gradient
+fused    one kernel, the hidden on chip (csrc/cuda/mlp_fused.cu, mlp_fused_fp32.cu): C up to 256, forward only
+cublas   matmuls by cuBLAS with pointwise kernels between them (backends/gpu/mlp_cublas.py), forward and backward
 
-This file turns a call into the arguments of those kernels.
+This file makes the arguments of these kernels.
 """
 
 import torch
 from torch import Tensor
 
 from convnext_kernels.backends.cuda import grn, native
-from convnext_kernels.backends.cuda.library import KERNELS
 from convnext_kernels.backends.cuda.mlp_plan import Problem, forward_plan, gpu_of
-from convnext_kernels.backends.gpu import mlp_library
+from convnext_kernels.backends.cuda.shared import KERNELS
+from convnext_kernels.backends.gpu import mlp_cublas
 from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows
-from convnext_kernels.backends.gpu.mlp_library import matrix, rows_of
+from convnext_kernels.backends.gpu.mlp_cublas import matrix, rows_of
 from convnext_kernels.spec import MlpParameters
 
 KEEPS_HIDDEN = True
@@ -57,8 +57,8 @@ def forward(
     `hidden`, (N, hidden, H, W) channels_last in `compute_dtype`, is filled with u for the gradient.
     """
     plan = forward_plan(_problem(x, p, compute_dtype, hidden is not None), gpu_of(x))
-    if plan.config["plan"] == "library":
-        return mlp_library.forward(KERNELS, x, residual, p, drop_scale, eps, grn_eps, compute_dtype, hidden, like)
+    if plan.config["plan"] == "cublas":
+        return mlp_cublas.forward(KERNELS, x, residual, p, drop_scale, eps, grn_eps, compute_dtype, hidden, like)
     out, written = output_rows(x if like is None else like)
     u = None if hidden is None else rows_of(hidden)
     _fused(plan.config["tile"], x, residual, p, drop_scale, eps, grn_eps, compute_dtype, u, written)
@@ -117,7 +117,7 @@ def _fused(
     if p.grn_weight is not None:
         sums = torch.empty((samples, -(-pixels // tile), hidden), dtype=torch.float32, device=x.device)
         run(None, u, sums, None)
-        u = None  # kept by now
+        u = None  # the first launch has stored it
         scale = grn.response(sums, p.grn_weight, grn_eps)
     run(written, u, None, scale)
 
@@ -139,5 +139,5 @@ def backward(
     `hidden` is u as `forward` filled it; without it u is computed again.
     """
     needs_norm = [needs[0], needs[2], needs[3]]
-    found = mlp_library.backward(KERNELS, dout, x, p, drop_scale, eps, grn_eps, compute_dtype, needs_norm, hidden)
-    return mlp_library.in_order(*found, dout, residual, needs)
+    found = mlp_cublas.backward(KERNELS, dout, x, p, drop_scale, eps, grn_eps, compute_dtype, needs_norm, hidden)
+    return mlp_cublas.in_order(*found, dout, residual, needs)

@@ -1,4 +1,4 @@
-"""Which plan the inverted bottleneck runs with, and the pixels of a block: candidates and what each would cost."""
+"""The plan of the inverted bottleneck and the pixels of a thread block: the candidates and their predicted costs."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -10,25 +10,26 @@ from torch import Tensor
 from convnext_kernels import tuning
 from convnext_kernels.backends.cuda import native
 from convnext_kernels.tuning import Candidate, Work
-from convnext_kernels.tuning.cost import library_product
+from convnext_kernels.tuning.cost import cublas_product
 
-FUSED_CHANNELS = 256  # accumulators of more do not fit the registers
-CHUNK = 32  # hidden units, padded to a multiple
+FUSED_CHANNELS = 256  # the accumulators of more channels do not fit the registers
+CHUNK = 32  # hidden units are padded to a multiple of this
 WARPS = (8, 4, 2)  # of a block
-WARPS_FP32 = (8, 4, 2, 1)  # whose pixels stand in shared memory
-REGISTER_WARPS = 8  # that a multiprocessor holds of kernels with up to 255 registers
-# The share of the tensor cores' peak that mma.sync reaches in such kernels: since Hopper its peak is below wgmma's and
-# tcgen05's. Beyond 128 channels a warp has half as many pixels: it reads weights from shared memory twice as often.
+WARPS_FP32 = (8, 4, 2, 1)  # for the fp32 kernel, which has its pixels in shared memory
+REGISTER_WARPS = 8  # of kernels with up to 255 registers that fit a multiprocessor
+# The share of the tensor cores' peak that mma.sync reaches in such kernels: since Hopper its peak is below those of
+# wgmma and tcgen05. Above 128 channels a warp has half as many pixels, so it reads weights from shared memory twice as
+# often.
 MMA_SHARE = {90: 0.38, 100: 0.18, 103: 0.18}
 MMA_SHARE_BEFORE = 0.6
 WIDE_SHARE = 0.75
-FMA_SHARE = 0.5  # of its peak, that the fp32 kernel reaches: every product reads its operands from shared memory
-HANDICAP = 1.5  # of the plan with more launches and with foreign kernels, against tensor cores; none against fp32
-GELU_OPS = 16  # fp32 instructions an element, bias, conversion and store included
+FMA_SHARE = 0.5  # of the peak, reached by the fp32 kernel: every product reads its operands from shared memory
+HANDICAP = 1.5  # of the cublas plan, which has more launches, against the tensor core kernel; none against fp32
+GELU_OPS = 16  # fp32 instructions per element, including bias, conversion and store
 
 
 class Problem(NamedTuple):
-    """What the choice depends on."""
+    """Everything that the choice depends on."""
 
     samples: int
     sample_pixels: int
@@ -36,9 +37,9 @@ class Problem(NamedTuple):
     hidden: int
     grn: bool
     dtype: str  # of x: "bfloat16"
-    compute_dtype: str  # of the products
+    compute_dtype: str  # of the matmuls
     keeps_hidden: bool
-    tf32: bool  # fp32 products may run as TF32
+    tf32: bool  # fp32 matmuls may run as TF32
 
     @property
     def itemsize(self) -> int:
@@ -81,14 +82,14 @@ def _response_work(p: Problem, tiles: int) -> Work:
 
 
 def _passes(p: Problem, tiles: int, work: Callable[[int, bool, bool], Work]) -> tuple[Work, ...]:
-    """The launches of the fused plan, each ``work(products, whole, keeps_hidden)``: GRN needs its sums first."""
+    """The launches of the fused plan, each ``work(matmuls, whole, keeps_hidden)``: GRN needs its sums first."""
     if not p.grn:
         return (work(2, True, p.keeps_hidden),)
     return work(1, False, p.keeps_hidden), _response_work(p, tiles), work(2, True, False)
 
 
 def _moved(p: Problem, whole: bool, keeps_hidden: bool) -> float:
-    """Bytes of pixels that a launch reads and writes: x, and when it is `whole` the residual and the output."""
+    """Bytes of pixels that a launch reads and writes: x, and if it is `whole` also the residual and the output."""
     return p.pixels * (p.channels * p.itemsize * (3 if whole else 1) + p.hidden * p.compute_itemsize * keeps_hidden)
 
 
@@ -153,16 +154,16 @@ def _pointwise(p: Problem, bytes_per_pixel: float) -> Work:
     )
 
 
-def _library(p: Problem, gpu: tuning.Gpu, handicap: float) -> Candidate:
+def _cublas(p: Problem, gpu: tuning.Gpu, handicap: float) -> Candidate:
     def product(inner: int, outer: int) -> Work:
-        return library_product(p.pixels, inner, outer, p.compute_itemsize, gpu, p.tf32)
+        return cublas_product(p.pixels, inner, outer, p.compute_itemsize, gpu, p.tf32)
 
     rows, element, hidden = p.channels * p.compute_itemsize, p.channels * p.itemsize, p.hidden * p.compute_itemsize
     steps = [_pointwise(p, element + rows), product(p.channels, p.hidden), _pointwise(p, 2 * hidden)]
     if p.grn:
         steps += [_pointwise(p, hidden), _response_work(p, p.samples), _pointwise(p, 2 * hidden)]
     steps += [product(p.hidden, p.channels), _pointwise(p, 2 * element + rows)]
-    return Candidate("library", {"plan": "library"}, tuple(steps), handicap)
+    return Candidate("cublas", {"plan": "cublas"}, tuple(steps), handicap)
 
 
 def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
@@ -171,12 +172,12 @@ def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     if p.channels <= FUSED_CHANNELS:
         if p.compute_dtype == "float32":
             found = [] if p.tf32 else [_fused_fp32(p, gpu, warps) for warps in WARPS_FP32]
-        # The kernel takes pixels in fp32 or in the dtype of the products; Turing's tensor cores multiply no bf16.
+        # The kernel takes pixels in fp32 or in the dtype of the matmuls; Turing's tensor cores have no bf16.
         elif p.dtype in ("float32", p.compute_dtype) and (p.compute_dtype == "float16" or gpu.arch >= 80):
             found = [_fused(p, gpu, warps) for warps in WARPS]
     found = [candidate for candidate in found if candidate is not None]
     yield from found
-    yield _library(p, gpu, HANDICAP if found and p.compute_itemsize == 2 else 1.0)
+    yield _cublas(p, gpu, HANDICAP if found and p.compute_itemsize == 2 else 1.0)
 
 
 @tuning.remembered

@@ -1,4 +1,4 @@
-"""The compiled CUDA extension: whether it is there and can run, and tensors as the plain numbers it takes."""
+"""The compiled CUDA extension: whether it can be imported, and tensors as the plain numbers that it takes."""
 
 import functools
 import importlib
@@ -16,7 +16,7 @@ from convnext_kernels.spec import BackendError
 # For tests: the file of another build of the extension, such as the one whose kernels run on the CPU.
 EXTENSION_VARIABLE = "CONVNEXT_KERNELS_CUDA_EXTENSION"
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-BUILD_HINT = "install it again with CNK_CUDA=1 and nvcc on PATH"
+BUILD_HINT = "to build them, install this package again with CNK_CUDA=1 and nvcc on PATH"
 
 
 @functools.cache
@@ -28,7 +28,7 @@ def _load() -> ModuleType | str:
         name = os.path.basename(path).partition(".")[0]
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
-            return f"{EXTENSION_VARIABLE}={path} is no Python extension"
+            return f"{EXTENSION_VARIABLE}={path}: expected the file of a Python extension"
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         sys.modules[name] = module
@@ -40,13 +40,13 @@ def _load() -> ModuleType | str:
 
 
 def missing() -> str | None:
-    """Why the extension is not there, or None."""
+    """Why the extension cannot be imported, or None."""
     loaded = _load()
     return loaded if isinstance(loaded, str) else None
 
 
 def extension() -> ModuleType:
-    """Return the compiled extension. Raises BackendError when it is not there."""
+    """Return the compiled extension. Raises BackendError if it cannot be imported."""
     loaded = _load()
     if isinstance(loaded, str):
         raise BackendError(f"backend 'cuda' is not available: {loaded}")
@@ -64,7 +64,7 @@ def device_type() -> str:
 
 
 def context(x: Tensor) -> tuple[int, int]:
-    """Where to launch: x's device and PyTorch's current stream there."""
+    """Where to launch: x's device and PyTorch's current stream on it."""
     if x.device.type != "cuda":
         return 0, 0
     return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
@@ -80,7 +80,7 @@ def address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
-# The tuples below end with the tensor, so that a temporary one lives until the call it is an argument of returns.
+# The tuples below end with the tensor, so that a temporary tensor lives until the call returns.
 
 
 def vector(t: Tensor | None) -> tuple | None:
@@ -99,5 +99,5 @@ def rows(r: Rows | None) -> tuple | None:
 
 
 def image(t: Tensor | None) -> tuple | None:
-    """(N, C, H, W) with the strides it has."""
+    """(N, C, H, W) with its strides."""
     return None if t is None else (address(t), DTYPE_CODES[t.dtype], *t.stride(), t)

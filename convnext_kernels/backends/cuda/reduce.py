@@ -1,5 +1,5 @@
-"""Second stage of every deterministic reduction: sum fp32 partial results over their first dimension, in one order, by
-csrc/cuda/reduce.cu.
+"""Second stage of every deterministic reduction: sum fp32 partial results over their first dimension, in a fixed order,
+by csrc/cuda/reduce.cu.
 """
 
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from convnext_kernels.backends.cuda import native
 
-# More parts than this are summed in two stages: a thread would walk down too many of them.
+# More parts than this are summed in two stages, because a thread would have to add too many.
 _PARTS = 1024
 
 

@@ -1,4 +1,4 @@
-"""Reference backend: plain PyTorch, any device, any floating dtype. Every other backend is held against it."""
+"""Reference backend: plain PyTorch, any device, any floating dtype. Every other backend is compared with it."""
 
 import torch
 
@@ -8,12 +8,12 @@ DEVICES = None  # all
 
 
 def unavailable() -> str | None:
-    """Eager runs wherever PyTorch does."""
+    """None: eager runs wherever PyTorch runs."""
     return None
 
 
 def refuses(spec: OpSpec) -> str | None:
-    """Eager serves every op on every device."""
+    """None: eager serves every op on every device."""
     return None
 
 

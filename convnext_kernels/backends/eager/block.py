@@ -40,7 +40,7 @@ def backward(
 ) -> list[Tensor]:
     """Return the gradients of (x, weight, bias, *p) that `needs` marks, in that order.
 
-    Only x was kept: the convolution and the hidden are computed again.
+    The forward pass keeps only x, so the convolution and the hidden are computed again.
     """
     y = dwconv.forward(x, weight, bias, dilation, compute_dtype)
     needs_dy = any(needs[:3])
@@ -50,5 +50,5 @@ def backward(
     dy = gradients.pop(0)
     convolution = dwconv.backward(dy, x, weight, bias, dilation, compute_dtype, needs[:3])
     if needs[0]:
-        convolution[0] = convolution[0].add_(dout)  # the residual's share
+        convolution[0] = convolution[0].add_(dout)  # the gradient of the residual
     return convolution + gradients

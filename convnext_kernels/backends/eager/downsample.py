@@ -2,7 +2,7 @@
 
 x (N, C, H, W), weight (D, C, K, K), bias (D,) or None; the result is (N, D, H // K, W // K) in x's memory format.
 
-The convolution is a matrix product over the patches. F.conv2d would do, but oneDNN's 16-bit kernels return garbage
+The convolution is a matmul over the patches. F.conv2d is not used, because oneDNN's 16-bit kernels return wrong results
 for strides 3 and 4 (torch 2.14 on a machine with AMX; https://github.com/pytorch/pytorch/issues/169688).
 """
 
@@ -15,7 +15,7 @@ from convnext_kernels.backends.eager.layout import like, like_parameter, nchw, n
 
 
 def _patches(n: Tensor, side: int) -> Tensor:
-    """Turn (N, C, H, W) into rows (N, H // K, W // K, C K K); what fills no whole patch is left out."""
+    """Turn (N, C, H, W) into rows (N, H // K, W // K, C K K); pixels that fill no whole patch are left out."""
     samples, channels, height, width = n.shape
     rows, columns = height // side, width // side
     n = n[..., : rows * side, : columns * side].reshape(samples, channels, rows, side, columns, side)
@@ -23,7 +23,7 @@ def _patches(n: Tensor, side: int) -> Tensor:
 
 
 def _unpatch(patches: Tensor, side: int, x: Tensor) -> Tensor:
-    """Undo `_patches`: a tensor of x's shape with zeros where no patch lay."""
+    """Undo `_patches`: a tensor of x's shape with zeros outside of the patches."""
     samples, rows, columns, _ = patches.shape
     n = patches.reshape(samples, rows, columns, x.shape[1], side, side).permute(0, 3, 1, 4, 2, 5)
     n = n.reshape(samples, x.shape[1], rows * side, columns * side)
@@ -40,7 +40,7 @@ def forward(
     compute_dtype: torch.dtype,
     out: Tensor,
 ) -> Tensor:
-    """Normalise, then convolve in `compute_dtype`; `out` says dtype and strides."""
+    """Normalise, then convolve in `compute_dtype`; the result has the dtype and strides of `out`."""
     n = layernorm.forward(x, norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps)
     bias = None if bias is None else bias.to(compute_dtype)
     y = F.linear(_patches(n.to(compute_dtype), weight.shape[-1]), weight.flatten(1).to(compute_dtype), bias)

@@ -41,9 +41,10 @@ def backward(
     padding = _padding(weight, dilation)
     dy_, x_, weight_ = (t.to(compute_dtype) for t in (dy, x, weight))
     if x.device.type == "cpu" and compute_dtype.itemsize == 2 and dilation > 1:
-        # oneDNN's weight gradient is garbage for channels_last bf16, dilation above 1 and more than 28 columns (torch
-        # 2.14.1, AVX-512 BF16), up to uninitialised memory; contiguous tensors take another way, which is right.
-        # Copies: a channels_last weight (C, 1, K, K) passes for contiguous with strides that choose the wrong way.
+        # oneDNN's weight gradient is wrong for channels_last bf16, dilation above 1 and more than 28 columns (torch
+        # 2.14.1, AVX-512 BF16); it even contains uninitialised memory. For contiguous tensors it is right. They are
+        # always copied: PyTorch takes a channels_last weight (C, 1, K, K) for contiguous, but its strides select the
+        # wrong kernel.
         dy_, x_, weight_ = (t.clone(memory_format=torch.contiguous_format) for t in (dy_, x_, weight_))
     dx, dw, db = torch.ops.aten.convolution_backward(
         dy_,

@@ -2,7 +2,7 @@
 
     G = ||x[n, :, :, c]||_2,    Nx = G / (mean_c G + eps),    y = weight * (x * Nx) + bias + x
 
-Sums of squares run in fp32 (fp64 for fp64 input), so that fp16 does not overflow.
+Sums of squares are in fp32 (fp64 for fp64 input), so that fp16 does not overflow.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Views and strides shared by the eager ops. Inside, everything is NHWC; tensors cross the border as NCHW."""
+"""Views and strides for the eager ops: they compute in NHWC; their arguments and results are NCHW."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ def nchw(x: Tensor) -> Tensor:
 
 
 def like(result: Tensor, x: Tensor) -> Tensor:
-    """Return `result` with the dtype and strides `torch.empty_like(x)` has, which the fake kernels promise."""
+    """Return `result` with the dtype and strides of `torch.empty_like(x)`, which the fake kernels promise."""
     out = torch.empty_like(x)
     if result.dtype == out.dtype and result.stride() == out.stride():
         return result

@@ -1,8 +1,8 @@
 """The inverted bottleneck: out = residual + s * gamma * (GRN?(GELU(LN(x) W1^T + b1)) W2^T + b2).
 
 x and residual (N, C, H, W), LN over C, GELU exact (erf), s the drop-path scale per sample; gamma, GRN, the
-biases, s and the residual are optional. Matrix products run in `compute_dtype`; normalisation, scale and
-residual in x's dtype when that is wider, which is what autocast does.
+biases, s and the residual are optional. Matmuls run in `compute_dtype`; normalisation, scale and residual run
+in x's dtype, which is wider under autocast.
 """
 
 import torch
@@ -31,7 +31,7 @@ def _per_sample(drop_scale: Tensor, dtype: torch.dtype) -> Tensor:
 def _hidden(
     x: Tensor, p: MlpParameters, eps: float, grn_eps: float, compute_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return (LN(x), pre-activation, GELU, what enters W2), all NHWC in `compute_dtype`."""
+    """Return (LN(x), input of GELU, output of GELU, input of W2), all NHWC in `compute_dtype`."""
     channels = (x.shape[-1],)
     n = F.layer_norm(x, channels, _cast(p.norm_weight, x.dtype), _cast(p.norm_bias, x.dtype), eps).to(compute_dtype)
     u = F.linear(n, _matrix(p.pwconv1_weight, compute_dtype), _cast(p.pwconv1_bias, compute_dtype))
@@ -77,7 +77,7 @@ def backward(
     """Return the gradients of (x, residual, *p) that `needs` marks, in that order.
 
     The hidden is computed again from x. With G2 = (s * dout)^T g: dW2 = gamma * G2 and
-    dgamma = rowsum(W2 * G2) + b2 * sum(s * dout), so that the output of W2 is never needed.
+    dgamma = rowsum(W2 * G2) + b2 * sum(s * dout), so the output of W2 is not needed.
     """
     x_nhwc = nhwc(x).contiguous()
     dout_nhwc = nhwc(dout)

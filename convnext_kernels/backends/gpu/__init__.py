@@ -1,1 +1,1 @@
-"""What the two GPU backends share: how kernels see tensors, and the parts that PyTorch's own products do."""
+"""What the two GPU backends share: how kernels address tensors, and the plans whose matmuls PyTorch computes."""

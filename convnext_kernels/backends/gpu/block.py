@@ -1,7 +1,7 @@
 """The ConvNeXt block: y = depthwise convolution of x, then the inverted bottleneck of y with x as the residual.
 
-Two launches where the bottleneck is one kernel. y is written channels_last whatever x's layout is, so that the
-bottleneck reads rows; nothing is permuted. The first two arguments are a backend's modules of these two ops.
+That is two launches if mlp is one kernel. y is written in channels_last for any layout of x, so that mlp reads rows;
+nothing is permuted. The first two arguments are the backend's modules of these two ops.
 """
 
 from types import ModuleType
@@ -29,7 +29,7 @@ def forward(
 ) -> Tensor:
     """Return x + s * gamma * MLP(LN(dwconv(x))) with x's dtype and strides.
 
-    `y` (like x, channels_last) and `hidden` (N, hidden, H, W) are filled for the gradient where they are given.
+    `y` (like x, channels_last) and `hidden` (N, hidden, H, W) are filled for the gradient if they are given.
     """
     if y is None:
         y = torch.empty_like(x, memory_format=torch.channels_last)
@@ -66,7 +66,7 @@ def backward(
     dy = gradients.pop(0)
     convolution = []
     if needs[0]:
-        # The residual's share is added where the convolution stores.
+        # The convolution kernel adds the gradient of the residual when it stores dx.
         convolution.append(dwconv.input_gradient(dy, weight, dilation, compute_dtype, x, residual=dout))
     if needs[1] or needs[2]:
         dw, db = dwconv.parameter_gradients(dy, x, weight, bias, dilation, compute_dtype, needs[1], needs[2])

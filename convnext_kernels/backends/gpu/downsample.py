@@ -1,9 +1,9 @@
 """Downsampling between stages: LayerNorm over the channels, then a KxK convolution with stride K, no padding.
 
-The LayerNorm kernel writes its rows in the order of the patches, which makes the convolution one matrix product,
-(N HR WR, K K C) x (K K C, D), by the library. Bytes per input pixel with 16-bit elements, D = 2C and K = 2: LayerNorm
-4C, product 2C + C. Backward: dpatches = dy W by the library, then the LayerNorm's backward kernel reading in that
-order; its patches are computed again for the weight's gradient. No kernel of its own.
+The LayerNorm kernel writes its rows in the order of the patches, so the convolution is one matmul,
+(N HR WR, K K C) x (K K C, D), by cuBLAS. Bytes per input pixel with 16-bit elements, D = 2C and K = 2: LayerNorm
+4C, matmul 2C + C. Backward: dpatches = dy W by cuBLAS, then LayerNorm's backward kernel, which reads in that order.
+For the weight's gradient the patches are computed again. Downsampling has no kernel of its own.
 """
 
 import torch
@@ -22,7 +22,7 @@ def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
 def _patches(
     kernels: Kernels, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, side: int, dtype: torch.dtype
 ) -> tuple[Tensor, Rows]:
-    """Normalise; return the patches (N HR WR, K K C), and the same memory as rows of C."""
+    """Normalise; return the patches (N HR WR, K K C) and the same memory as rows of C."""
     target = patch_rows(x, side, dtype)
     kernels.normalize(x, norm_weight, norm_bias, eps, target, patch=side)
     return target.tensor.view(-1, side * side * x.shape[1]), target
@@ -39,7 +39,7 @@ def forward(
     compute_dtype: torch.dtype,
     out: Tensor,
 ) -> Tensor:
-    """Normalise, then convolve in `compute_dtype`; `out` says dtype and strides."""
+    """Normalise, then convolve in `compute_dtype`; the result has the dtype and strides of `out`."""
     patches, _ = _patches(kernels, x, norm_weight, norm_bias, eps, weight.shape[-1], compute_dtype)
     bias = None if bias is None else bias.detach().to(compute_dtype).flatten()
     y = F.linear(patches, _matrix(weight, compute_dtype), bias)
@@ -65,7 +65,7 @@ def backward(
     gradients = []
     if any(needs[:3]):
         dpatches = dy_rows @ _matrix(weight, compute_dtype)
-        held = dpatches.shape[0] // x.shape[0] * side * side  # pixels of a sample that lie in patches
+        held = dpatches.shape[0] // x.shape[0] * side * side  # pixels of a sample that are in patches
         dpatches = Rows(dpatches.view(-1, channels), held * channels, channels, 1)
         gradients += kernels.layernorm_gradients(dpatches, x, norm_weight, norm_bias, eps, needs[:3], patch=side)
     if needs[3]:
@@ -73,6 +73,6 @@ def backward(
         dweight = (dy_rows.mT @ patches).view(features, side, side, channels).permute(0, 3, 1, 2)
         gradients.append(like_parameter(dweight, weight))
     if needs[4]:
-        # PyTorch's sum accumulates in fp32 and in one order
+        # PyTorch's sum accumulates in fp32 and in a fixed order
         gradients.append(like_parameter(dy_rows.sum(dim=0, dtype=torch.float32).to(bias.dtype), bias))
     return gradients

@@ -1,4 +1,4 @@
-"""What a GPU backend hands to the code that both share (`mlp_library.py`, `downsample.py`): its kernels, by name."""
+"""The kernels that a GPU backend passes to the code that both GPU backends share: `mlp_cublas.py`, `downsample.py`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ Parameter = Tensor | None
 
 @dataclass(frozen=True)
 class Kernels:
-    """Launchers of one backend. Those without a result write the tensors or `Rows` named last, of any dtype."""
+    """Launchers of one backend. Those that return nothing write to their last tensors or `Rows`, of any dtype."""
 
     # (x, weight, bias, eps, out: Rows, *, patch=1): LayerNorm, in the order of pixels or of patches (`patch_rows`)
     normalize: Callable
@@ -26,5 +26,5 @@ class Kernels:
     gelu_backward: Callable[[Tensor, Tensor, Tensor], None]
     # (z, bias, gamma, drop_scale, residual, out: Rows): out = residual + s * gamma * (z + bias) of rows z (N * HW, C)
     output: Callable
-    # (dout, gamma, drop_scale, d, dz): rows (N * HW, C) d = s * dout and, where gamma is given, dz = gamma * d
+    # (dout, gamma, drop_scale, d, dz): rows (N * HW, C) d = s * dout and, if gamma is given, dz = gamma * d
     scaled_gradient: Callable[[Tensor, Parameter, Parameter, Tensor, Tensor], None]

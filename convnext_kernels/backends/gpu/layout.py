@@ -1,7 +1,7 @@
-"""How kernels see tensors: N samples x HW pixels x C channels with three strides, NHWC and NCHW alike.
+"""How kernels address tensors, NHWC as well as NCHW: as N samples x HW pixels x C channels with three strides.
 
-Kernels address element (n, p, c) as n * stride_n + p * stride_p + c * stride_c. channels_last has stride_c = 1,
-contiguous has stride_p = 1; Triton compiles a 1 into the kernel, so each gets its own coalesced loads.
+Element (n, p, c) is at n * stride_n + p * stride_p + c * stride_c. channels_last has stride_c = 1, contiguous has
+stride_p = 1. Triton compiles a stride of 1 into the kernel, so the loads are coalesced in both layouts.
 """
 
 from typing import NamedTuple
@@ -20,13 +20,13 @@ class Rows(NamedTuple):
 
 
 def _strides(x: Tensor) -> tuple[int, int, int] | None:
-    """Strides of samples, pixels and channels, or None when H and W do not step as one dimension."""
+    """Strides of samples, pixels and channels, or None if H and W cannot be merged into one dimension."""
     samples, channels, height, width = x.shape
     stride_n, stride_c, stride_h, stride_w = x.stride()
     if height > 1 and width > 1 and stride_h != width * stride_w:
         return None
-    # The stride of a dimension of size 1 is arbitrary in PyTorch: put in what a dense tensor has, so that it neither
-    # changes how a kernel is compiled nor hides that samples follow each other without a gap.
+    # The stride of a dimension of size 1 is arbitrary in PyTorch. It is replaced by that of a dense tensor, so that no
+    # other kernel is compiled because of it, and so that samples without a gap between them are recognised.
     if channels == 1:
         stride_c = 1
     stride_p = stride_w if width > 1 else stride_h
@@ -38,10 +38,10 @@ def _strides(x: Tensor) -> tuple[int, int, int] | None:
 
 
 def rows(x: Tensor) -> Rows:
-    """See (N, C, H, W) as N samples x HW pixels x C.
+    """View (N, C, H, W) as N samples x HW pixels x C.
 
-    Without a copy when H and W step as one dimension (channels_last, contiguous, slices of samples or channels,
-    expanded tensors); anything else (an image turned by 90 degrees, a crop) is copied to channels_last.
+    No copy is made if H and W can be merged into one dimension (channels_last, contiguous, slices of samples or
+    channels, expanded tensors). Anything else (an image rotated by 90 degrees, a crop) is copied to channels_last.
     """
     strides = _strides(x)
     if strides is None:
@@ -52,8 +52,8 @@ def rows(x: Tensor) -> Rows:
 
 
 def extent(x: Rows, *others: Rows, merge: bool = True) -> tuple[int, int]:
-    """Return (samples, pixels of one) of (N, C, H, W) x; if all have their samples one after the other without a gap,
-    and `merge`, then one long sample.
+    """Return (samples, pixels per sample) of (N, C, H, W) x. With `merge`, and if no tensor has a gap between its
+    samples, that is one sample with all pixels.
     """
     samples, _, height, width = x.tensor.shape
     pixels = height * width
@@ -63,9 +63,9 @@ def extent(x: Rows, *others: Rows, merge: bool = True) -> tuple[int, int]:
 
 
 def patch_rows(x: Tensor, patch: int, dtype: torch.dtype) -> Rows:
-    """Allocate rows (N * H//K * W//K * K * K, C): x's pixels in the order of K x K patches, those in no patch left out.
+    """Allocate rows (N * H//K * W//K * K * K, C) for x's pixels in the order of K x K patches, without those outside.
 
-    What LayerNorm kernels write and read with ``patch=K``.
+    LayerNorm kernels write and read them with ``patch=K``.
     """
     samples, channels, height, width = x.shape
     held = (height // patch) * (width // patch) * patch * patch
@@ -74,7 +74,7 @@ def patch_rows(x: Tensor, patch: int, dtype: torch.dtype) -> Rows:
 
 
 def output_rows(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Rows]:
-    """Return (what the op promises: `torch.empty_like(x)`, what the kernel writes); `finish` joins them."""
+    """Return (the op's result, like `torch.empty_like(x)`, and the rows that the kernel writes); then call `finish`."""
     out = torch.empty_like(x, dtype=dtype)
     strides = _strides(out)
     if strides is not None:
@@ -83,12 +83,12 @@ def output_rows(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Ro
 
 
 def finish(out: Tensor, written: Rows) -> Tensor:
-    """Bring what the kernel wrote into the strides the op promised."""
+    """Return `out`, after copying what the kernel wrote to it unless the kernel wrote to `out` itself."""
     return out if written.tensor is out else out.copy_(written.tensor)
 
 
 def like(result: Tensor, x: Tensor) -> Tensor:
-    """Return `result` with the dtype and strides `torch.empty_like(x)` has, which the fake kernels promise."""
+    """Return `result` with the dtype and strides of `torch.empty_like(x)`, which the fake kernels promise."""
     out = torch.empty_like(x)
     if result.dtype == out.dtype and result.stride() == out.stride():
         return result
@@ -101,5 +101,5 @@ def like_parameter(gradient: Tensor, parameter: Tensor) -> Tensor:
 
 
 def flat(parameter: Tensor) -> Tensor:
-    """A parameter as a dense vector of its own dtype; no copy for any shape that is dense."""
+    """A parameter as a dense vector of its own dtype; without a copy if the parameter is dense."""
     return parameter.detach().reshape(-1).contiguous()

@@ -1,4 +1,4 @@
-"""Gradients of parameters from the partial sums that kernels leave."""
+"""Gradients of parameters from the partial sums that kernels write."""
 
 from collections.abc import Callable
 
@@ -9,9 +9,9 @@ from convnext_kernels.backends.gpu.layout import like_parameter
 
 
 def gradients(sum_partials: Callable, partials: Tensor | None, parameters: tuple, needs: list[bool]) -> list[Tensor]:
-    """Sum (parts, len(parameters), C) fp32 and return, like the parameters, the gradients that `needs` marks.
+    """Sum (parts, len(parameters), C) fp32 and return the gradients that `needs` marks, each like its parameter.
 
-    `sum_partials(partials, dtype)` is the backend's; None for no partials gives no gradients.
+    `sum_partials(partials, dtype)` is the backend's function. Without partials (None) there are no gradients.
     """
     if partials is None:
         return []

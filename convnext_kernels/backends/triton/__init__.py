@@ -1,4 +1,4 @@
-"""Triton backend: one file per op, forward and backward, for CUDA tensors (and whatever Triton's driver runs on)."""
+"""Triton backend: one file per op, forward and backward, for CUDA tensors (and other devices of Triton's driver)."""
 
 import importlib.util
 import os
@@ -8,7 +8,7 @@ import torch
 
 from convnext_kernels.spec import OpSpec
 
-DEVICES = ("cuda",)  # "auto" takes it for these; CPU tensors (interpreter, emulating driver) only when asked by name
+DEVICES = ("cuda",)  # for "auto"; CPU tensors (interpreter, emulating driver) only if this backend is requested by name
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MIN_ARCH = 80
 
@@ -18,12 +18,12 @@ def unavailable() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     if "triton" not in sys.modules and not torch.cuda.is_available() and not os.environ.get("TRITON_INTERPRET"):
-        return "PyTorch finds no usable GPU"  # known without the second that importing Triton takes
+        return "PyTorch finds no usable GPU"  # without importing Triton, which takes a second
     from convnext_kernels.backends.triton import device
 
     try:
         kind = device.type_()
-    except RuntimeError as error:  # Triton's own: "0 active drivers ([]). There should only be one."
+    except RuntimeError as error:  # of Triton: "0 active drivers ([]). There should only be one."
         return f"Triton finds no GPU: {error}"
     if kind == "cuda" and torch.cuda.is_available() and torch.version.hip is None:
         major, minor = torch.cuda.get_device_capability()

@@ -1,4 +1,4 @@
-"""What Triton's kernels run on: a GPU, or CPU tensors under the interpreter or an emulating driver."""
+"""Where Triton's kernels run: on a GPU, or on CPU tensors in the interpreter or with an emulating driver."""
 
 import functools
 
@@ -14,19 +14,19 @@ if triton.knobs.runtime.interpret:
 
 
 def interpreted() -> bool:
-    """Whether TRITON_INTERPRET was set: kernels then run as Python on CPU tensors."""
+    """Whether TRITON_INTERPRET was set, so that kernels run as Python on CPU tensors."""
     return bool(triton.knobs.runtime.interpret)
 
 
 def type_() -> str:
-    """Device type of the tensors that kernels take. Raises RuntimeError when Triton has no driver."""
+    """Device type of the tensors that kernels take. Raises RuntimeError if Triton has no driver."""
     return "cpu" if interpreted() else triton.runtime.driver.active.get_active_torch_device().type
 
 
 def gpu() -> tuning.Gpu:
-    """The data sheet of the GPU kernels run on; the interpreter plans for an H100.
+    """The data sheet of the GPU that kernels run on; for the interpreter that of an H100.
 
-    Not cached over drivers: an emulating driver may come and go within one process.
+    Not cached, because an emulating driver may be installed and removed within one process.
     """
     if interpreted():
         return tuning.for_arch(90)
@@ -36,7 +36,7 @@ def gpu() -> tuning.Gpu:
 
 @functools.cache
 def _gpu(backend: str, arch: int | str) -> tuning.Gpu:
-    if backend != "cuda":  # ROCm: no data sheet yet; the candidates of the oldest architecture ask least of it
+    if backend != "cuda":  # ROCm: no data sheets yet; the candidates of the oldest architecture need the least
         return tuning.for_arch(80)
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return tuning.for_device(name, int(arch))

@@ -3,7 +3,7 @@
 import functools
 
 from convnext_kernels.backends.gpu import downsample
-from convnext_kernels.backends.triton.library import KERNELS
+from convnext_kernels.backends.triton.shared import KERNELS
 
 forward = functools.partial(downsample.forward, KERNELS)
 backward = functools.partial(downsample.backward, KERNELS)

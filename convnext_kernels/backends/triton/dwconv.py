@@ -7,11 +7,11 @@ x (N, C, H, W), weight (C, 1, K, K) with K odd, bias (C,) or None; P = K // 2, D
     dw[c,kh,kw]  = sum_n,h,w dy[n,c,h,w] * x[n,c, h + (kh-P) D, w + (kw-P) D],    db[c] = sum_n,h,w dy[n,c,h,w]
 
 Bytes per pixel with 16-bit elements: forward 4C (x read, y written), dx 4C (6C with a residual), dw and db together 4C
-and the partial sums of at most a few hundred programs. 7x7 is bound as much by the 49 multiply-adds of an output as
-by these bytes. Values are rounded to the compute dtype and multiplied and summed in fp32, whatever the dtype.
+and the partial sums of at most a few hundred programs. For 7x7 the 49 multiply-adds of an output limit the time as much
+as these bytes. Values are rounded to the compute dtype; multiplications and sums are in fp32 for every dtype.
 
 Kernels: dwconv_forward.py, dwconv_wgrad.py; the choice between them: dwconv_plan.py. NHWC (channels_last) and NCHW
-tensors are read and written as they are, slices of samples too; any other strides are copied to channels_last first.
+tensors, also slices of samples, are read and written without a copy; other strides are copied to channels_last first.
 """
 
 import functools
@@ -42,7 +42,7 @@ class _Image(NamedTuple):
 
 
 def _seen(x: Tensor) -> _Image | None:
-    """See x as it is, or None unless its samples are dense NHWC or NCHW."""
+    """View x without a copy; None unless its samples are dense NHWC or NCHW."""
     n, c, h, w = x.shape
     stride_n, *strides = x.stride()
     if n == 1:
@@ -56,14 +56,14 @@ def _seen(x: Tensor) -> _Image | None:
 
 
 def _image(x: Tensor) -> _Image:
-    """See x as it is, or a channels_last copy of it."""
+    """View x without a copy if possible, else a channels_last copy of it."""
     seen = _seen(x) or _seen(x.contiguous(memory_format=torch.channels_last))
     assert seen is not None
     return seen
 
 
 def _rounding(dtype: torch.dtype, compute_dtype: torch.dtype) -> tl.dtype | None:
-    """What to round values of `dtype` to before they are multiplied; None: they are what they should be."""
+    """The dtype to round values of `dtype` to before they are multiplied; None: no rounding."""
     return None if compute_dtype in (dtype, torch.float32) else _TRITON_DTYPES[compute_dtype]
 
 
@@ -72,17 +72,17 @@ def _weight_strides(weight: Tensor) -> tuple[int, int, int]:
 
 
 def _block(lanes: int) -> int:
-    # The interpreter's time goes by programs, not by lanes
+    # The interpreter's time grows with the number of programs, not of lanes
     return (
         max(dwconv_plan.BLOCK, min(4096, triton.next_power_of_2(lanes))) if device.interpreted() else dwconv_plan.BLOCK
     )
 
 
 def _interpretable(config: Mapping[str, Any], p: dwconv_plan.Problem) -> dict[str, Any]:
-    """The plan as the interpreter can afford it, whose time goes by programs and by what is unrolled, not by lanes.
+    """The plan, changed for the interpreter, whose time grows with programs and unrolled code, not with lanes.
 
-    Few columns, two strips where there are any (enough to have a border between them) or one of a large kernel, the
-    kernel rows of the weight gradient in two parts, each with one sum.
+    Few columns; two strips if there are strips (enough for a border between them), one for a large kernel; the kernel
+    rows of the weight gradient in two parts, each with one sum.
     """
     config = dict(config)
     height = triton.cdiv(p.height, p.dilation)
@@ -134,7 +134,7 @@ def _convolve(
     kernel, config = plan.name.partition("-")[0], plan.config
     if device.interpreted():
         if kernel == "rows" and side * height > (300 if side > 7 else 150):
-            kernel, config = "rolling", {"Q": config["Q"], "strip": 1}  # loads a row of x once, not once a kernel row
+            kernel, config = "rolling", {"Q": config["Q"], "strip": 1}  # loads a row of x once, not per kernel row
         config = _interpretable(config, problem)
     source = _image(x)
     target = _seen(out) or _image(torch.empty_like(out, memory_format=torch.channels_last))
@@ -226,11 +226,11 @@ def parameter_gradients(
     deterministic: bool = True,
     plan: tuning.Candidate | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return (dw, db) like weight and bias, None for what is not needed.
+    """Return (dw, db) like weight and bias, None for a gradient that is not needed.
 
-    Bitwise the same every time: programs write partial sums, which a second kernel adds in one order. With
-    `deterministic=False` they are added atomically instead, which saves their memory: 4 (K * K + 1) C bytes for each of
-    at most a few hundred parts. `plan` is for timing: the configuration to run instead of the chosen one.
+    Bitwise the same every time: programs write partial sums, which a second kernel adds in a fixed order. With
+    `deterministic=False` they are added atomically, which saves their memory: 4 (K * K + 1) C bytes for each of at most
+    a few hundred parts. `plan` is for timing: the configuration to run instead of the chosen one.
     """
     n, channels, height, width = x.shape
     side = weight.shape[-1]

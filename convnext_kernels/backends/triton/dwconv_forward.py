@@ -2,21 +2,21 @@
 
     y[n, c, h, w] = bias[c] + sum_kh,kw weight[c, kh, kw] * x[n, c, h + (kh - P) * D, w + (kw - P) * D],  P = K // 2
 
-The input gradient is the same sum over dy with the weight turned by 180 degrees (FLIP), plus a residual if given.
+The input gradient is the same sum over dy with the weight rotated by 180 degrees (FLIP), plus a residual if given.
 
-A thread owns one channel and Q columns, so that every element of a Triton tensor is one thread and what a thread
-holds is a Python tuple of such tensors: accumulators, weights and a row of x stay in registers by construction, all
-offsets are constants, and a loaded and converted value of x feeds up to K * K multiply-adds. Lanes run over channels
-first for NHWC and over columns first for NCHW; taps outside the image are masked loads or, where the tile is as wide
-as the image, are not compiled at all (never multiplied by zero: inf and NaN would spread).
+A thread owns one channel and Q columns. Every element of a Triton tensor is one thread, and a Python tuple of such
+tensors has the values of a thread: so accumulators, weights and a row of x stay in registers, all offsets are
+constants, and a loaded and converted value of x is used for up to K * K multiply-adds. Lanes run over channels first
+for NHWC and over columns first for NCHW. Taps outside the image are masked loads or, if the tile is as wide as the
+image, not compiled at all. (They are never multiplied by zero, because inf and NaN would spread.)
 
 - `rolling_kernel`, K up to 7: a loop over input rows carries K x Q accumulators; each row of x is loaded once.
 - `plane_kernel`, images up to 7 x 7: the whole plane per thread, no tap outside the image.
-- `rows_kernel`, any K: one output row or two, a loop over those kernel rows that fall inside the image. A pair takes
-  1.35 (K 13 on 28 x 28) and 1.46 (K 31 on 14 x 14) PTX instructions per tap inside the image, a row 1.6 and 1.8.
+- `rows_kernel`, any K: one output row or two, a loop over the kernel rows that are inside the image. Two rows take
+  1.35 (K 13 on 28 x 28) and 1.46 (K 31 on 14 x 14) PTX instructions per tap inside the image, one row 1.6 and 1.8.
 """
 
-# Inside kernels tuples know only +, and conditions at compile time only plain ifs.
+# Inside kernels, tuples support only +, and conditions at compile time only plain ifs.
 # ruff: noqa: SIM102, SIM108
 
 import torch
@@ -33,16 +33,16 @@ _COUNTS = [
 ]  # they vary from call to call: no recompilation for them
 
 
-# Whether kernels become PTX: not in the interpreter, which is chosen when they are decorated, and not on AMD's GPUs
+# Whether kernels are compiled to PTX: not in the interpreter (decided when they are decorated), not for AMD's GPUs
 _PTX = tl.constexpr(not triton.knobs.runtime.interpret and torch.version.hip is None)
 
 
 @triton.jit
 def as_float32(v, ROUND: tl.constexpr):
-    """Round to the compute dtype where that is another, then widen; bf16 by a shift, which takes fewer registers.
+    """Round to the compute dtype if that is another one, then widen; bf16 by a shift, which needs fewer registers.
 
-    fp16 by an instruction of its own: LLVM would pack values in pairs to widen, one with an undefined half if their
-    number is odd, and unpack them again, which is twice the instructions.
+    fp16 by an inline instruction: LLVM would pack values in pairs to widen them (one pair with an undefined half if
+    their number is odd) and unpack them again, which takes twice the instructions.
     """
     if ROUND is not None:
         v = v.to(tl.float32).to(ROUND)
@@ -56,7 +56,7 @@ def as_float32(v, ROUND: tl.constexpr):
 
 @triton.jit
 def load(ptr, mask, ROUND: tl.constexpr):
-    """One element per thread as fp32; 0 where masked. A mask costs an instruction more than None."""
+    """One element per thread as fp32; 0 where masked. A mask costs one more instruction than None."""
     if mask is None:
         v = tl.load(ptr)
     else:
@@ -66,7 +66,7 @@ def load(ptr, mask, ROUND: tl.constexpr):
 
 @triton.jit
 def both(a, b):
-    """The conjunction of two masks, of which the first may be None: all."""
+    """Both masks combined by "and"; the first may be None, which means all."""
     if a is None:
         mask = b
     else:
@@ -76,7 +76,7 @@ def both(a, b):
 
 @triton.jit
 def decode(lane, C: tl.constexpr, GROUPS: tl.constexpr, CHANNELS_FIRST: tl.constexpr):
-    """Lane -> (channel, column group, sample), in the order that neighbours in memory have."""
+    """Lane -> (channel, column group, sample), so that neighbouring lanes are neighbours in memory."""
     if CHANNELS_FIRST:
         return lane // GROUPS % C, lane % GROUPS, lane // (GROUPS * C)
     return lane % C, lane // C % GROUPS, lane // (C * GROUPS)
@@ -94,11 +94,12 @@ def load_columns(
     STRIDE: tl.constexpr,
     ROUND: tl.constexpr,
 ):
-    """COUNT neighbouring elements of an image row; `ptr` is at `column` + FIRST, 0 for what is outside the image.
+    """COUNT neighbouring elements of an image row, from `ptr` at `column` + FIRST on; 0 outside the image.
 
     `inside`: a mask for the whole row, or None.
-    Where one group is as wide as the image (Q == W) it is known now what is outside: such a load is not compiled.
-    Else the groups' first and last columns need one predicate each, which the compiler moves out of the row loop.
+    If one group is as wide as the image (Q == W), it is known at compile time which columns are outside, and their
+    loads are not compiled. Otherwise the first and last columns of the groups need one predicate each, which the
+    compiler moves out of the row loop.
     """
     values = ()
     for j in tl.static_range(COUNT):
@@ -108,7 +109,7 @@ def load_columns(
             else:
                 values = values + (0.0,)
         elif W % Q == 0 and -FIRST <= Q and FIRST + COUNT <= 2 * Q:
-            # Reaches into the neighbouring groups only: there is one or there is none
+            # Only reaches into the neighbouring groups: each of them exists as a whole or not at all
             if FIRST + j < 0:
                 values = values + (load(ptr + j * STRIDE, both(inside, column > 0), ROUND),)
             elif FIRST + j >= Q:
@@ -133,7 +134,7 @@ def store_columns(
     Y_SW: tl.constexpr,
     R_SW: tl.constexpr,
 ):
-    """Store Q neighbouring results of one row, the residual added."""
+    """Store Q neighbouring results of one row, with the residual added."""
     for q in tl.static_range(Q):
         mask = inside if W % Q == 0 else inside & (column < W - q)
         value = values[q]
@@ -170,10 +171,10 @@ def rolling_kernel(
     Q: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A strip of output rows, Q columns: K x Q accumulators, of which the oldest row is done at every input row.
+    """A strip of output rows, Q columns: K x Q accumulators. Every input row completes the oldest of their rows.
 
-    Grid (lanes, strips * D). Rows that dilation never brings together are different planes: a strip has rows of one
-    residue modulo D only, and `t` counts those. X, Y, RESIDUAL are strides of (c, h, w), WEIGHT of (c, kh, kw).
+    Grid (lanes, strips * D). With dilation, rows of different residues modulo D are independent: a strip has the rows
+    of one residue, and `t` counts these. X, Y, RESIDUAL are strides of (c, h, w), WEIGHT of (c, kh, kw).
     """
     P: tl.constexpr = K // 2
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -210,7 +211,7 @@ def rolling_kernel(
 
     for t in range(low, high):
         x = load_columns(x_ptr, column, None, Q + (K - 1) * D, -P * D, Q, W, X[2], ROUND)
-        # acc[b * Q + q] is output row t - P + b, to which row t of x comes by kernel row K - 1 - b
+        # acc[b * Q + q] is output row t - P + b, to which row t of x contributes with kernel row K - 1 - b
         rows = ()
         for b in tl.static_range(K):
             for q in tl.static_range(Q):
@@ -219,7 +220,7 @@ def rolling_kernel(
                     if Q != W or (q + (kw - P) * D >= 0 and q + (kw - P) * D < W):
                         a += w[(K - 1 - b) * K + kw] * x[q + kw * D]
                 rows = rows + (a,)
-        # As wide as `inside`: Triton 3.9's interpreter takes no mask made of a scalar comparison and a vector one.
+        # A vector like `inside`: Triton 3.9's interpreter cannot combine a scalar comparison and a vector to a mask.
         row = tl.full((BLOCK,), t - P, tl.int32)
         store_columns(y_ptr, residual_ptr, rows, column, inside & (row >= first), Q, W, Y[2], RESIDUAL[2])
         acc = rows[Q:]
@@ -228,7 +229,7 @@ def rolling_kernel(
         if residual_ptr is not None:
             residual_ptr += RESIDUAL[1] * D
 
-    if high < end + P:  # the image ends here: no further row of x comes to the rows still open
+    if high < end + P:  # the image ends here: no other row of x contributes to the incomplete rows
         for b in tl.static_range(P):
             row = tl.full((BLOCK,), high - P + b, tl.int32)
             held = inside & (row >= first) & (row < end)
@@ -240,7 +241,7 @@ def rolling_kernel(
 
 @triton.jit
 def advance(ptrs, step, COUNT: tl.constexpr):
-    """All pointers of a tuple moved by `step`."""
+    """All pointers of a tuple, advanced by `step`."""
     moved = ()
     for i in tl.static_range(COUNT):
         moved = moved + (ptrs[i] + step,)
@@ -274,7 +275,7 @@ def plane_kernel(
     CHANNELS_FIRST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One whole small plane per thread; taps outside the image do not exist."""
+    """One whole small plane per thread; taps outside the image are not compiled."""
     P: tl.constexpr = K // 2
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     c, _, n = decode(lane, C, 1, CHANNELS_FIRST)
@@ -292,8 +293,9 @@ def plane_kernel(
     else:
         bias = tl.load(bias_ptr + c).to(tl.float32)
     SIGN: tl.constexpr = -1 if FLIP else 1
-    # Triton's coalescing pass follows every pointer through all that is computed, 1400 multiply-adds, loads and stores:
-    # 12 s. It stops at pointers that a loop carries, 0.9 s; so there is a loop, of one turn, which only we know.
+    # Triton's coalescing pass follows every pointer through the whole computation, 1400 multiply-adds, loads and
+    # stores, which takes 12 s. It stops at pointers that a loop carries: with a loop it takes 0.9 s. So there is a loop
+    # with one iteration, but the compiler does not know that it is one.
     w_ptrs = ()
     for i in tl.static_range(K * K):
         w_ptrs = w_ptrs + (w_ptr + SIGN * ((i // K) * WEIGHT[1] + (i % K) * WEIGHT[2]),)
@@ -331,7 +333,7 @@ def plane_kernel(
 
 @triton.jit
 def load_weights(w_ptr, K: tl.constexpr, STEP: tl.constexpr, REACH: tl.constexpr, ROUND: tl.constexpr):
-    """One kernel row; of a tile as wide as the image only the taps that reach into it, REACH to each side."""
+    """One kernel row. If the tile is as wide as the image, only the taps that reach into it: REACH to each side."""
     w = ()
     for kw in tl.static_range(K):
         if kw - K // 2 <= REACH and K // 2 - kw <= REACH:
@@ -343,7 +345,7 @@ def load_weights(w_ptr, K: tl.constexpr, STEP: tl.constexpr, REACH: tl.constexpr
 
 @triton.jit
 def add_row(acc, w, x, Q: tl.constexpr, K: tl.constexpr, D: tl.constexpr, W: tl.constexpr):
-    """Q columns of an output row plus one kernel row over one row of x."""
+    """Q columns of an output row, plus the products of one kernel row with one row of x."""
     row = ()
     for q in tl.static_range(Q):
         a = acc[q]
@@ -382,10 +384,11 @@ def rows_kernel(
     PAIR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Q columns of one output row, or of a PAIR of them; all lanes of a program have the same kernel rows inside.
+    """Q columns of one output row, or of a PAIR of rows. For all lanes of a program the same kernel rows are inside.
 
-    Grid (lanes, H), or (lanes, pairs * D): a pair's rows are D apart, so that they meet the same rows of x. Then a
-    loaded row of x feeds both, by kernel row kh and kh - 1, whose weights are still there from the turn before.
+    Grid (lanes, H), or (lanes, pairs * D): the rows of a pair are D apart, so that they need the same rows of x. A
+    loaded row of x is then used for both, with kernel rows kh and kh - 1; the latter's weights are still in registers
+    from the iteration before.
     """
     P: tl.constexpr = K // 2
     REACH: tl.constexpr = (W - 1) // D if Q == W else P
@@ -419,7 +422,7 @@ def rows_kernel(
         acc = acc + (bias,)
     if PAIR:
         below = acc
-        # Of the first turn's two kernel rows the upper one, which is not there if low is 0 and then not used
+        # The upper of the first iteration's two kernel rows; if low is 0 it does not exist and is not used
         w = load_weights(w_ptr - tl.minimum(low, 1) * (SIGN * WEIGHT[1]), K, STEP, REACH, ROUND_WEIGHT)
         for kh in range(low, high):
             x = load_columns(x_ptr, column, None, Q + (K - 1) * D, -P * D, Q, W, X[2], ROUND)
@@ -459,7 +462,7 @@ def pack_kernel(
     ROUND: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """(C, 1, K, K) -> fp32 (K * K, C), rounded as the compute dtype rounds: what neighbouring lanes read together."""
+    """(C, 1, K, K) -> fp32 (K * K, C), rounded to the compute dtype, so that neighbouring lanes read neighbours."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     c, tap = i // (K * K), i % (K * K)
     v = load(weight_ptr + c * WEIGHT[0] + (tap // K) * WEIGHT[1] + (tap % K) * WEIGHT[2], c < C, ROUND)

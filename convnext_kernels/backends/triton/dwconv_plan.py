@@ -1,4 +1,4 @@
-"""Which depthwise kernel with which tile: candidates and what each would cost. Plain integers in, cached.
+"""The choice of a depthwise kernel and its tile: the candidates and their predicted costs. Choices are cached.
 
 Instructions are counted as the kernels execute them (PTX): 4 per 16-bit value of x (address, load, widen, shift), one
 per multiply-add, one per loop-carried accumulator that moves up a row.
@@ -11,15 +11,15 @@ from typing import NamedTuple
 from convnext_kernels import tuning
 from convnext_kernels.tuning import Candidate, Work
 
-BLOCK = 64  # threads: nothing is shared between them, and small programs fill the last wave better
-MAX_PARTS = 352  # partial sums per weight: beyond, writing and reading them costs more than idle multiprocessors
+BLOCK = 64  # threads of a program: they share nothing, and small programs fill the last wave better
+MAX_PARTS = 352  # partial sums per weight: with more, writing and reading them costs more than idle multiprocessors
 _PER_LOAD = 4
 _PER_WEIGHT = 3  # packed, fp32
-_SCATTERED_LOAD = 12  # a load whose 32 lanes lie in as many lines: about as long as this many instructions
+_SCATTERED_LOAD = 12  # a load whose 32 lanes read 32 different lines takes about as long as this many instructions
 
 
 class Problem(NamedTuple):
-    """What the choice depends on."""
+    """Everything that the choice depends on."""
 
     samples: int
     channels: int
@@ -31,7 +31,7 @@ class Problem(NamedTuple):
 
 
 def taps_inside(size: int, side: int, dilation: int) -> int:
-    """Sum over the positions of one dimension of the taps that fall inside the image."""
+    """The number of taps inside the image, summed over the positions of one dimension."""
     radius = side // 2
     return sum(max(0, size - abs(k - radius) * dilation) for k in range(side))
 
@@ -41,7 +41,7 @@ def _ceil(a: int, b: int) -> int:
 
 
 def _columns_per_thread(p: Problem, most: int) -> int:
-    """Columns per thread, at most `most`: the number that wastes least, the widest of equals."""
+    """Columns per thread, at most `most`: the number that wastes the fewest columns; the largest of equal ones."""
     best = min(range(1, min(most, p.width) + 1), key=lambda q: (_ceil(p.width, q) * q, -q))
     if _ceil(p.width, best) * best > 1.15 * p.width or best < min(4, most):
         best = min(range(min(4, most, p.width), min(most, p.width) + 1), key=lambda q: (_ceil(p.width, q) * q, -q))
@@ -49,7 +49,7 @@ def _columns_per_thread(p: Problem, most: int) -> int:
 
 
 def _multiply_adds(p: Problem, q: int) -> int:
-    """Of q columns with one kernel row; where the tile is as wide as the image only those inside."""
+    """Multiply-adds of q columns with one kernel row; if the tile is as wide as the image only those inside."""
     return taps_inside(p.width, p.side, p.dilation) if q == p.width else q * p.side
 
 
@@ -58,7 +58,7 @@ def _columns(p: Problem, q: int) -> int:
 
 
 def _resident(registers: int, threads: int) -> int:
-    """CTAs per multiprocessor that registers leave room for."""
+    """CTAs per multiprocessor for which there are registers."""
     return max(1, min(65536 // (max(registers, 32) * threads), 1536 // threads))
 
 
@@ -103,9 +103,9 @@ def forward_candidates(p: Problem) -> Iterator[Candidate]:
 
 
 def _rows(p: Problem) -> Iterator[Candidate]:
-    """One output row per thread, or a pair of them.
+    """One output row per thread, or two.
 
-    Weights as packed for it by a launch of its own, or up to K 7, where a launch costs more, as they are: scattered.
+    A launch of its own packs the weights, except for K up to 7: there the launch would cost more than scattered loads.
     """
     k, d = p.side, p.dilation
     packed = k > 7
@@ -128,13 +128,13 @@ def _rows(p: Problem) -> Iterator[Candidate]:
 
 
 def _class(p: Problem) -> Problem:
-    """The problem with its batch rounded up to a power of two: batch 7 compiles nothing that batch 8 has not."""
+    """The problem with its batch rounded up to a power of two, so that batch 7 uses the kernels of batch 8."""
     return p._replace(samples=1 << (p.samples - 1).bit_length())
 
 
 @functools.lru_cache(maxsize=1024)
 def forward(p: Problem, gpu: tuning.Gpu) -> Candidate:
-    """The candidate to run forward pass and input gradient with."""
+    """The candidate for the forward pass and the input gradient."""
     p = _class(p)
     return tuning.pick("dwconv_forward", p, tuple(forward_candidates(p)), gpu)
 
@@ -159,7 +159,7 @@ def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
             channel_blocks = _ceil(p.channels, lanes_c)
             ctas = _resident(registers, block)
             per_row = (_PER_LOAD + 1) * (_columns(p, q) + q) + kernel_rows * _multiply_adds(p, q) + q + 10
-            if kernel_rows <= 2:  # skip the rows outside of the image, half a row at either end counted
+            if kernel_rows <= 2:  # rows outside of the image are skipped; half a row is added at either end
                 meeting = min(1.0, taps_inside(p.height, k, d) / (k * p.height) + 0.5 / p.height)
             else:  # rows of dy move up
                 meeting, per_row = 1.0, per_row + kernel_rows * q
@@ -192,6 +192,6 @@ def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
 
 @functools.lru_cache(maxsize=1024)
 def weight(p: Problem, gpu: tuning.Gpu) -> Candidate:
-    """The candidate to run the weight gradient with."""
+    """The candidate for the weight gradient."""
     p = _class(p)
     return tuning.pick("dwconv_weight", p, tuple(weight_candidates(p, gpu)), gpu)

@@ -1,15 +1,15 @@
-"""Kernels of the depthwise convolution's weight and bias gradient: sums in registers, two stages, no atomics.
+"""Kernels for the weight and bias gradient of the depthwise convolution: sums in registers, two stages, no atomics.
 
     dw[c, kh, kw] = sum_n,h,w dy[n, c, h, w] * x[n, c, h + (kh - P) * D, w + (kw - P) * D],    db[c] = sum_n,h,w dy
 
-`partials_kernel`: a thread owns one channel, Q columns of dy and KH of the K kernel rows, and walks over rows of x with
-the KH rows of dy that meet it in registers: each row is loaded once and KH * K * Q multiply-adds go into KH * K sums,
-without a halo that is computed twice; with KH up to 2 rows outside of the image are skipped. Threads of one channel are
-summed, programs write fp32 partial sums (parts, K * K + 1, C), the last of them the bias gradient's, and
-`finish_kernel` sums those in one fixed order.
+`partials_kernel`: a thread owns one channel, Q columns of dy and KH of the K kernel rows. It loops over rows of x, with
+the KH rows of dy that belong to them in registers: each row is loaded once, and KH * K * Q multiply-adds are added to
+KH * K sums, without a halo that is computed twice. With KH up to 2, rows outside of the image are skipped. The threads
+of a channel are summed, and programs write fp32 partial sums (parts, K * K + 1, C); the last row is the bias gradient.
+`finish_kernel` adds the parts in a fixed order.
 """
 
-# Inside kernels tuples know only +, and conditions at compile time only plain ifs.
+# Inside kernels, tuples support only +, and conditions at compile time only plain ifs.
 # ruff: noqa: SIM102
 
 import triton
@@ -20,7 +20,7 @@ from convnext_kernels.backends.triton.dwconv_forward import load_columns
 
 @triton.jit
 def add_products(sums, dy, x, Q: tl.constexpr, K: tl.constexpr, D: tl.constexpr, W: tl.constexpr):
-    """The sums of one kernel row plus the products of Q columns of dy with a row of x."""
+    """The sums of one kernel row, plus the products of Q columns of dy with a row of x."""
     new = ()
     for kw in tl.static_range(K):
         a = sums[kw]
@@ -65,9 +65,9 @@ def partials_kernel(
     BC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Grid (channel blocks * parts, strips * D, kernel row blocks); a program is BC channels x BLOCK / BC positions.
+    """Grid (channel blocks * parts, strips * D, kernel row blocks); a program has BC channels x BLOCK / BC positions.
 
-    A position is a column group of a sample; a thread takes every (parts * positions of a program)-th of them.
+    A position is a column group of a sample; a thread takes every (parts * positions of a program)-th position.
     As in the forward kernel a strip has the rows of one residue modulo D. DY and X are strides of (c, h, w).
     """
     P: tl.constexpr = K // 2
@@ -87,7 +87,7 @@ def partials_kernel(
     height = (H - residue + D - 1) // D
     first = tl.program_id(1) // D * strip
     kh = tl.program_id(2) * KH
-    # Rows of x that any of these kernel rows brings together with a row of dy
+    # Rows of x that one of these kernel rows multiplies with a row of dy
     low = tl.maximum(first, kh - P)
     high = tl.minimum(tl.minimum(first + strip, height), height - P + kh + KH - 1)
 
@@ -104,17 +104,17 @@ def partials_kernel(
         n = tl.minimum(item // GROUPS, samples - 1).to(tl.int64)
         x_row = x_ptr + (n * x_sn + column * X[2])
         dy_row = dy_ptr + (n * dy_sn + column * DY[2])
-        # The rows of dy before the newest: window[b * Q + q] meets kernel row kh + 1 + b
+        # The rows of dy before the newest: window[b * Q + q] belongs to kernel row kh + 1 + b
         window = ()
         for b in tl.static_range(KH - 1):
-            # As wide as `inside`: Triton 3.9's interpreter takes no mask made of a scalar comparison and a vector one.
+            # A vector like `inside`: Triton 3.9's interpreter cannot combine a scalar comparison and a vector.
             row = tl.full((BLOCK,), low + P - kh - 1 - b, tl.int32)
             ptr = dy_row - (1 + b) * D * DY[1]
             held = inside & (row >= 0) & (row < height)
             window = window + load_columns(ptr, column, held, Q, 0, Q, W, DY[2], ROUND_DY)
         if KH <= 2:
-            # Kernel rows meet only rows of dy that are there, and only one of them adds up the bias, which is 12 % of
-            # the instructions of K 13; and the older row is dead before the newest takes its place: no moves.
+            # Only rows of dy inside the image are computed, and only one kernel row sums the bias, which would be 12 %
+            # of the instructions for K 13. The older row is not needed after the newest is loaded: no moves.
             upper = sums[:K]
             lower = sums[K:]
             for t in range(low, high):
@@ -151,7 +151,7 @@ def partials_kernel(
                 x_row += X[1] * D
                 dy_row += DY[1] * D
 
-    # One partial sum per program and channel; or one of all of them, if atomic
+    # One partial sum per program and channel; if atomic, one for all programs
     out = partials_ptr + kh * (K * C)
     if not ATOMIC:
         out += (tl.program_id(1) * parts + part).to(tl.int64) * ((K * K + 1) * C)

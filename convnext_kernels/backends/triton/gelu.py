@@ -1,9 +1,9 @@
-"""Exact (erf) GELU and its derivative by one exponential, for use inside kernels.
+"""Exact (erf) GELU and its derivative with one exponential, for use inside kernels.
 
-With the normal CDF's tail written as Phi(-a) = 2^P(a), P a polynomial of degree 6 on [0, 6]:
-gelu(x) = max(x, 0) - a * 2^P(a), a = min(|x|, 6). At most 3.4e-7 from erf, the derivative 3.1e-7 (P is fitted by
-csrc/cuda/fit_gelu.py). SASS instructions an element, counted for sm_90: 10, with the derivative 19, where
-`tl.erf` takes 32 and 40. NaN stays NaN; below -6 and at -inf gelu is -6e-9; gelu' is NaN at +-inf, as with erf.
+The tail of the normal CDF is Phi(-a) = 2^P(a) with a polynomial P of degree 6 on [0, 6], fitted by
+csrc/cuda/fit_gelu.py. Then gelu(x) = max(x, 0) - a * 2^P(a), a = min(|x|, 6). The error is at most 3.4e-7, that of the
+derivative 3.1e-7. SASS instructions per element, counted for sm_90: 10, with the derivative 19; with `tl.erf` 32
+and 40. NaN stays NaN; below -6 and at -inf gelu is -6e-9; gelu' is NaN at +-inf, as it is with erf.
 """
 
 import triton
@@ -12,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def upper_tail(x):
-    """Phi(-min(|x|, 6)) for fp32 x, and the clamped magnitude."""
+    """Phi(-a) and a = min(|x|, 6), for fp32 x."""
     a = tl.minimum(tl.abs(x), 6.0)
     p = 2.766467514447868e-05
     p = p * a + -0.0007205010624602437

@@ -2,13 +2,14 @@
 
     G = ||x[n, :, :, c]||_2,    Nx = G / s,    s = mean_c G + eps,    y = x * (1 + weight * Nx) + bias
 
-With q = weight * sum_hw dy * x, dG = q / s - mean_c(q * G) / s^2 and dG / G taken as 0 where G = 0:
+With q = weight * sum_hw dy * x, dG = q / s - mean_c(q * G) / s^2, and dG / G = 0 where G = 0:
 
     dx = dy * (1 + weight * Nx) + x * dG / G,    dweight = sum_n Nx * sum_hw dy * x,    dbias = sum dy
 
-Three launches each way: sums over tiles of pixels, what follows from them for each sample, the result. Bytes per
-pixel with 16-bit elements: forward 6C (x twice, y once), backward 10C (dy and x twice, dx once), and 4C (12C) for
-each tile of 64 pixels. Sums are fp32, so fp16 does not overflow, and added in one order, without atomics.
+Three launches each for forward and backward: sums over tiles of pixels, the factors of each sample, the result. Bytes
+per pixel with 16-bit elements: forward 6C (x twice, y once), backward 10C (dy and x twice, dx once); and 4C (backward
+12C) for each tile of 64 pixels. Sums are fp32, so fp16 does not overflow, and are added in a fixed order, without
+atomics.
 """
 
 import torch
@@ -21,7 +22,7 @@ from convnext_kernels.backends.triton.layernorm import offsets, parameter_gradie
 
 BLOCK_P = 64  # pixels of one partial sum
 BLOCK_C = 64  # 128 bytes of a 16-bit NHWC row
-FINAL_ELEMENTS = 8192  # that a program of the finalising kernels holds: 32 a thread
+FINAL_ELEMENTS = 8192  # of a program of the response kernels: 32 a thread
 COUNTS = ["pixels", "tiles"]
 
 
@@ -38,7 +39,7 @@ def locate(pixels, tiles, C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.co
 
 @triton.jit
 def sum_tiles(partials_ptr, n, tiles, c, C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
-    """sum_t partials[n, t, c] of (N, T, C), in one order."""
+    """sum_t partials[n, t, c] of (N, T, C), in a fixed order."""
     acc = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
     base = partials_ptr + n.to(tl.int64) * tiles * C
     for start in range(0, tiles, BLOCK_T):

@@ -1,13 +1,14 @@
-"""Repairs of Triton's interpreter (3.7 to 3.9), which runs kernels as NumPy on the CPU; GPUs are not concerned.
+"""Patches of Triton's interpreter (3.7 to 3.9), which runs kernels with NumPy on the CPU. They do not affect GPUs.
 
-- It keeps bf16 as 16-bit integers. Rounding fp32 to bf16 cuts bits off instead of rounding to nearest, three times the
-  error of a GPU and NaN may become infinite; `tl.dot` multiplies the integers. Here both do what a GPU does.
-- A call of a device function searches triton.language for functions to replace, 2 ms that all find what the launch
-  has replaced already: half the time of a kernel. Here only launches do.
-- Every integer operation is done twice to look for overflow, a third of what is left. The tests that run here have
-  tensors far too small for that.
-- It keeps the running program's position in one place for the whole process. Here launches of other threads wait.
-- NumPy warns about inf - inf, which a GPU computes in silence.
+- It stores bf16 as 16-bit integers. From fp32 to bf16 it truncates instead of rounding to nearest, with three times a
+  GPU's error, and NaN may become infinite; `tl.dot` multiplies the integers. With the patches both work as on a GPU.
+- Every call of a device function searches triton.language for functions to replace. That takes 2 ms, half the time of a
+  kernel, and the launch has already replaced them all. With the patches only launches search.
+- Every integer operation is done twice to detect overflow, a third of the remaining time. The tests that run here have
+  tensors that are far too small for an overflow, so the patches turn it off.
+- It stores the running program's position in one place for the whole process. The patches let launches of other threads
+  wait.
+- NumPy warns about inf - inf, a GPU does not. The patches turn the warnings off.
 """
 
 import threading
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import triton.language as tl
-from triton.language import core  # noqa: F401  with `tl` what a launch finds here and replaces
+from triton.language import core  # noqa: F401  launches look for `core` and `tl` here and replace their functions
 from triton.runtime import interpreter
 
 _one_at_a_time = threading.RLock()
@@ -66,7 +67,7 @@ def _launch_quietly(self: Any, *args: Any, **kwargs: Any) -> None:
 
 
 def repair() -> None:
-    """Put the repairs into Triton's interpreter."""
+    """Patch Triton's interpreter."""
     object.__setattr__(interpreter.interpreter_builder.options, "sanitize_overflow", False)
     interpreter._patch_lang = lambda _: _patch_lang(_here)
     interpreter.InterpretedFunction.__call__ = _call

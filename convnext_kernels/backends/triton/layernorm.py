@@ -5,11 +5,11 @@ With xhat = (x - mean) * rstd and g = dy * weight:
     dx = rstd * (g - mean_c(g) - xhat * mean_c(g * xhat)),    dweight = sum dy * xhat,    dbias = sum dy
 
 Bytes per pixel with 16-bit elements: forward 4C (x once, y once), backward 6C (dy and x once, dx once) plus 8C for
-each of at most a few hundred programs' partial sums. A pixel's channels stay in registers between the passes over
-them, so statistics cost no second read; the backward computes them again from x instead of reading them.
+each of at most a few hundred programs' partial sums. A pixel's channels stay in registers, so the statistics need no
+second read of x; the backward pass does not read statistics but computes them again from x.
 
-Rounding follows PyTorch's under autocast: parameters, the result and the incoming gradient are rounded to x's dtype;
-y may then be stored in another. Everything between is fp32.
+Values are rounded as in PyTorch under autocast: parameters, the result and the incoming gradient to x's dtype; y may
+then be stored in another dtype. Everything between is fp32.
 """
 
 import torch
@@ -20,23 +20,15 @@ from torch import Tensor
 from convnext_kernels.backends.gpu import parameters as gpu_parameters
 from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows
 from convnext_kernels.backends.triton import device
+from convnext_kernels.backends.triton import layernorm_wide as wide
+from convnext_kernels.backends.triton.layernorm_shared import COUNTS, patch_order
 from convnext_kernels.backends.triton.reduce import sum_partials
 
-MAX_BLOCK_C = 8192  # more channels than this do not fit in registers: layernorm_wide
-MAX_BLOCK_C_SCATTERED = 4096  # the same for the backward of NCHW, which keeps an address for every element
-# Pixels that share a program's sums of the parameters' gradients: those then add 8C bytes written and 8C read to the
-# 96C bytes of 16 pixels, and there are few to add up.
+MAX_BLOCK_C = 8192  # more channels do not fit in registers: layernorm_wide.py
+MAX_BLOCK_C_SCATTERED = 4096  # the same for the backward pass of NCHW, which keeps an address for every element
+# At least so many pixels share one row of partial sums for the parameters' gradients. Writing and reading a row takes
+# 16C bytes, beside the 96C bytes of 16 pixels, and there are few rows to add.
 SHARED_PIXELS = 16
-COUNTS = ["pixels", "tiles", "total", "height", "width"]  # they vary from call to call: no recompilation for them
-
-
-@triton.jit
-def patch_order(p, height, width, PATCH: tl.constexpr):
-    """Where pixel p of its sample stands among the rows of its PATCH x PATCH patches, and whether any holds it."""
-    h, w = p // width, p % width
-    patch = (h // PATCH) * (width // PATCH) + w // PATCH
-    row = (patch * PATCH + h % PATCH) * PATCH + w % PATCH
-    return row, (h < height // PATCH * PATCH) & (w < width // PATCH * PATCH)
 
 
 @triton.jit
@@ -49,14 +41,14 @@ def offsets(n, p, c, stride_n, stride_p, stride_c):
 def centre(x, inside, C: tl.constexpr):
     """Return (x - mean, mean, variance) of rows in registers, which are 0 where not `inside`.
 
-    Two passes, so that a mean far larger than the deviation costs no digits. The mean of what the first one leaves
-    corrects the mean: C equal values come out as exactly 0 even where the mean of them rounds.
+    Two passes, so that a mean far larger than the deviation costs no digits. The mean of the deviations corrects the
+    mean: C equal values give exactly 0 even if their mean is rounded.
     """
     mean = tl.sum(x, axis=1) / C
     d = tl.where(inside, x - mean[:, None], 0.0)
     correction = tl.sum(d, axis=1) / C
     variance = tl.sum(d * d, axis=1) / C - correction * correction
-    # Not tl.maximum: NaN must flow through
+    # Not tl.maximum: NaN must stay NaN
     return d - correction[:, None], mean + correction, tl.where(variance < 0, 0.0, variance)
 
 
@@ -137,12 +129,12 @@ def layernorm_bwd_kernel(
     BLOCK_C: tl.constexpr,
     PATCH: tl.constexpr,
 ):
-    """One program: every num_programs-th tile of BLOCK_P pixels, and the sums over them for the parameters."""
+    """One program: every num_programs-th tile of BLOCK_P pixels, and the sums over these for the parameters."""
     c = tl.arange(0, BLOCK_C)
     if weight_ptr is not None:
         weight = tl.load(weight_ptr + c, mask=c < C, other=0.0).to(x_ptr.dtype.element_ty).to(tl.float32)[None, :]
     if partials_ptr is not None:
-        # Summed over pixels only once, at the end: the sums cross threads and warps.
+        # Summed over pixels only at the end, because that is a sum over threads and warps.
         dweight = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
         dbias = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     for tile in range(tl.program_id(0), total, tl.num_programs(0)):
@@ -152,12 +144,12 @@ def layernorm_bwd_kernel(
         q, held = p, inside
         if PATCH > 1:
             q, whole = patch_order(p, height, width, PATCH)
-            held = inside & whole[:, None]  # pixels in no patch have no gradient
+            held = inside & whole[:, None]  # pixels outside of whole patches have no gradient
         x = tl.load(x_ptr + offsets(n, p, c, stride_xn, stride_xp, stride_xc), mask=inside, other=0.0)
         dy = tl.load(dy_ptr + offsets(n, q, c, stride_dyn, stride_dyp, stride_dyc), mask=held, other=0.0)
         dy = dy.to(x.dtype).to(tl.float32)
         centred, _, variance = centre(x.to(tl.float32), inside, C)
-        # 0 for the rows past the end: with eps = 0 theirs would be infinite, and 0 * inf reach the sums
+        # 0 for rows past the end: with eps = 0 it would be infinite, and the sums would get 0 * inf
         rstd = tl.where(p < pixels, tl.rsqrt(variance + eps), 0.0)[:, None]
         xhat = centred * rstd
         if partials_ptr is not None:
@@ -181,10 +173,10 @@ def layernorm_bwd_kernel(
 def tile(
     channels: int, pixels_inside: bool, element_size: int, elements: int, most: int = 8192
 ) -> tuple[int, int, int]:
-    """Return (BLOCK_P, BLOCK_C, num_warps) for tiles of about `elements`.
+    """Return (BLOCK_P, BLOCK_C, num_warps) for tiles of about `elements` elements.
 
-    Loads of 16 bytes a thread run along the channels of NHWC, whose rows are long enough by themselves; NCHW wants
-    a whole 32-byte sector of pixels, or as much of it as `most` elements allow.
+    In NHWC a thread loads 16 bytes of neighbouring channels, so any number of pixels will do. NCHW needs a whole
+    32-byte sector of pixels, or as much of it as `most` elements allow.
     """
     block_c = triton.next_power_of_2(channels)
     block_p = max(1, elements // block_c)
@@ -196,12 +188,12 @@ def tile(
 def backward_tile(
     channels: int, pixels_inside: bool, element_size: int, patch: int, pixels: int, programs: int
 ) -> tuple[int, int, int]:
-    """As `tile`, for the backward on `pixels` pixels in all, which `programs` programs may share."""
-    # NCHW has an address for every element: more than 16 of them a thread spill, with long rows or patches fewer.
+    """As `tile`, for the backward pass of `pixels` pixels in all, which `programs` programs may share."""
+    # NCHW needs an address for every element: more than 16 per thread spill, with long rows or patches even fewer.
     most = 4096 if patch > 1 or channels > 1024 else 8192
     found = tile(channels, pixels_inside, element_size, 4096, most)
     if patch == 1 and not pixels_inside and found[0] < SHARED_PIXELS and pixels < found[0] * programs:
-        # Too few tiles to go round: what counts is how long one program takes for its SHARED_PIXELS.
+        # There are fewer tiles than programs: the time is what one program needs for its SHARED_PIXELS.
         found = tile(channels, pixels_inside, element_size, 8192)
     return found[0], found[1], max(8, found[2])
 
@@ -218,7 +210,7 @@ def normalize(
 ) -> tuple[Tensor, Tensor] | None:
     """LayerNorm of (N, C, H, W) into `out` (from `output_rows`, `rows` or `patch_rows`), in out's dtype.
 
-    `statistics` returns mean and rstd as fp32 (N * H * W); out=None computes nothing else.
+    With `statistics`, returns mean and rstd as fp32 (N * H * W); with out=None nothing else is computed.
     """
     source = rows(x)
     channels, height, width = x.shape[1:]
@@ -226,8 +218,6 @@ def normalize(
     samples, pixels = extent(source, target, merge=patch == 1)
     stats = torch.empty((2, samples * pixels), dtype=torch.float32, device=x.device) if statistics else (None, None)
     if channels > MAX_BLOCK_C:
-        from convnext_kernels.backends.triton import layernorm_wide as wide
-
         block_p, kernel, config = 1, wide.layernorm_fwd_wide_kernel, {"BLOCK_C": 2048, "num_warps": 8}
     else:
         block_p, block_c, warps = tile(channels, source.stride_p == 1, x.element_size(), 2048)
@@ -269,13 +259,11 @@ def gradients(
     channels, height, width = x.shape[1:]
     dx, target = output_rows(x) if needs[0] else (None, source)
     samples, pixels = extent(source, dy, target, merge=patch == 1)
-    # Two CTAs of 8 warps on every multiprocessor: 32 KB of loads in flight on each, and few rows of partial sums.
+    # Two CTAs of 8 warps per multiprocessor: 32 KB of loads in flight on each, and few rows of partial sums.
     programs = 2 * device.gpu().sms
     parameters = needs[1] or needs[2]
     scattered = source.stride_p == 1 != source.stride_c
     if channels > (MAX_BLOCK_C_SCATTERED if scattered else MAX_BLOCK_C):
-        from convnext_kernels.backends.triton import layernorm_wide as wide
-
         block_p, kernel = 1, wide.layernorm_bwd_wide_kernel
         config = {"BLOCK_C": 1024 if scattered else 2048, "num_warps": 8}
     else:

@@ -1,13 +1,13 @@
-"""layernorm.py's kernels for rows too long for registers: one pixel at a time, BLOCK_C channels at a time.
+"""The kernels of layernorm.py for rows that are too long for registers: one pixel, BLOCK_C channels at a time.
 
-x is read three times (sum, deviations, result), the second and third from L2 where a row fits: a fallback that keeps
-every C working, not a fast path. Arguments are those of layernorm.py, which launches them.
+x is read three times (sum, deviations, result), the second and third time from L2 if a row fits. This fallback makes
+every C work; it is not fast. The arguments are those of the kernels in layernorm.py, which launches these.
 """
 
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton.layernorm import COUNTS, patch_order
+from convnext_kernels.backends.triton.layernorm_shared import COUNTS, patch_order
 
 
 @triton.jit
@@ -18,7 +18,7 @@ def load_channels(pointer, c, stride_c, C: tl.constexpr):
 
 @triton.jit
 def statistics(x_row, stride_c, C: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Mean and variance of one row; two passes with a corrected mean, as in layernorm.py."""
+    """Mean, its correction and variance of one row; two passes, as in layernorm.py."""
     acc = tl.zeros((BLOCK_C,), tl.float32)
     for start in range(0, C, BLOCK_C):
         acc += load_channels(x_row, start + tl.arange(0, BLOCK_C), stride_c, C)
@@ -111,7 +111,7 @@ def layernorm_bwd_wide_kernel(
     BLOCK_C: tl.constexpr,
     PATCH: tl.constexpr,
 ):
-    """One program: every num_programs-th pixel; its partial sums live in memory, each thread returning to its own."""
+    """One program: every num_programs-th pixel. Its partial sums are in memory; each thread only uses its own."""
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     lane = tl.arange(0, BLOCK_C)
     if partials_ptr is not None:

@@ -2,11 +2,11 @@
 
 Three plans, chosen by predicted time (`mlp_plan.py`):
 
-fused    one kernel, the hidden on chip (mlp_fused.py): C up to 256, 16-bit products
-gemm     two products with fused prologues and epilogues (mlp_gemm.py), backward in mlp_backward.py
-library  the library's products, pointwise kernels between them (backends/gpu/mlp_library.py): fp32, where it wins
+fused    one kernel, the hidden on chip (mlp_fused.py): C up to 256, 16-bit matmuls, forward only
+gemm     two matmul kernels with fused prologues and epilogues (mlp_gemm.py), backward in mlp_backward.py: 16 bits
+cublas   matmuls by cuBLAS with pointwise kernels between them (backends/gpu/mlp_cublas.py): fp32, and 16 bits if faster
 
-This file turns a call into the arguments of those kernels.
+This file makes the arguments of these kernels.
 """
 
 import torch
@@ -14,11 +14,10 @@ import triton
 from torch import Tensor
 
 from convnext_kernels import tuning
-from convnext_kernels.backends.gpu import mlp_library
+from convnext_kernels.backends.gpu import mlp_cublas
 from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, like_parameter, output_rows, rows
-from convnext_kernels.backends.gpu.mlp_library import matrix, normalised, rows_of
+from convnext_kernels.backends.gpu.mlp_cublas import matrix, normalised, rows_of
 from convnext_kernels.backends.triton import device, grn, layernorm, timing
-from convnext_kernels.backends.triton.library import KERNELS
 from convnext_kernels.backends.triton.mlp_backward import (
     grn_hidden_gradient_kernel,
     mlp_hidden_gradient_kernel,
@@ -36,6 +35,7 @@ from convnext_kernels.backends.triton.mlp_plan import (
     forward_plan,
 )
 from convnext_kernels.backends.triton.reduce import sum_partials
+from convnext_kernels.backends.triton.shared import KERNELS
 from convnext_kernels.spec import MlpParameters
 
 KEEPS_HIDDEN = True
@@ -77,8 +77,8 @@ def forward(
     """
 
     def run(plan: tuning.Candidate) -> Tensor:
-        if plan.config["plan"] == "library":
-            return mlp_library.forward(KERNELS, x, residual, p, drop_scale, eps, grn_eps, compute_dtype, hidden, like)
+        if plan.config["plan"] == "cublas":
+            return mlp_cublas.forward(KERNELS, x, residual, p, drop_scale, eps, grn_eps, compute_dtype, hidden, like)
         out, written = output_rows(x if like is None else like)
         launch = _fused if plan.config["plan"] == "fused" else _two_products
         u = None if hidden is None else rows_of(hidden)
@@ -143,7 +143,7 @@ def _fused(
     if p.grn_weight is not None:
         sums = torch.empty((samples, tiles, hidden), dtype=torch.float32, device=x.device)
         run(None, u, sums, None)
-        u = None  # kept by now
+        u = None  # the first launch has stored it
         scale = grn.response(sums, p.grn_weight, grn_eps)
     run(written.tensor, u, None, scale)
 
@@ -233,13 +233,13 @@ def backward(
     arguments = (dout, x, p, drop_scale, eps, grn_eps, compute_dtype, needs_norm, hidden)
 
     def run(plan: tuning.Candidate) -> tuple[list[Tensor], dict[str, Tensor]]:
-        if plan.config["plan"] == "library":
-            return mlp_library.backward(KERNELS, *arguments)
+        if plan.config["plan"] == "cublas":
+            return mlp_cublas.backward(KERNELS, *arguments)
         return _backward(plan.config, *arguments)
 
     problem, gpu = _problem(x, p, compute_dtype, hidden is not None), device.gpu()
     plan = timing.choose("mlp_backward", backward_plan, problem, gpu, backward_candidates(problem, gpu), run)
-    return mlp_library.in_order(*run(plan), dout, residual, needs)
+    return mlp_cublas.in_order(*run(plan), dout, residual, needs)
 
 
 def _backward(
@@ -254,7 +254,7 @@ def _backward(
     needs_norm: list[bool],
     hidden: Tensor | None,
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """([dx, dnorm_weight, dnorm_bias] as `needs_norm` marks them, gradients of the other parameters by name)."""
+    """Return ([dx, dnorm_weight, dnorm_bias], of which those marked in `needs_norm`, the other gradients by name)."""
     samples, channels, height, width = x.shape
     width_h = p.pwconv1_weight.shape[0]
     sample_pixels = height * width
@@ -356,11 +356,11 @@ def _backward(
 def _weight_gradient(
     a: Tensor, b: Tensor, drop_scale: Tensor | None, sample_pixels: int, config: dict, columns: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Partial sums (splits, M, N) of (s * a)^T b over the pixels, and, if `columns`, (splits, M) of a's."""
+    """Partial sums (splits, M, N) of (s * a)^T b over the pixels and, if `columns`, (splits, M) of s * a."""
     pixels, n = b.shape
     m = a.numel() // pixels
     tiles = triton.cdiv(m, config["BM"]) * triton.cdiv(n, config["BN"])
-    # Enough splits to give every multiprocessor two programs, none shorter than four steps.
+    # Enough splits for two programs per multiprocessor, each with at least four steps.
     splits = min(triton.cdiv(2 * device.gpu().sms, tiles), max(1, pixels // (4 * config["BP"])))
     chunk = triton.cdiv(triton.cdiv(pixels, splits), config["BP"]) * config["BP"]
     splits = triton.cdiv(pixels, chunk)
@@ -375,10 +375,10 @@ def _weight_gradient(
 def _input_gradient(
     config: dict, du: Tensor, w1: Tensor, x: Tensor, p: MlpParameters, eps: float, needs: list[bool]
 ) -> list[Tensor]:
-    """[dx, dnorm_weight, dnorm_bias] as `needs` marks them, from du."""
+    """From du, those of [dx, dnorm_weight, dnorm_bias] that `needs` marks."""
     hidden, channels = w1.shape
     source = rows(x)
-    if config["BC"] * config["PIECES"] < channels:  # a row is more than one program holds
+    if config["BC"] * config["PIECES"] < channels:  # a row is too long for one program
         dn = torch.empty_like(x, memory_format=torch.channels_last)
         target, norm_weight, x_tensor, partials = rows(dn), None, None, None
     else:

@@ -1,15 +1,15 @@
-"""Gradient of the inverted bottleneck, for 16-bit products.
+"""Gradients of the inverted bottleneck, for 16-bit matmuls.
 
 With d = s * dout, dz = gamma * d, z = LN(x), u = z W1^T + b1:
 
-hidden:   du = (dz W2) * GELU'(u), g = GELU(u), db1 = sum du before it is rounded; V2's GRN is a kernel of its own
-input:    dn = du W1, then LayerNorm's backward in the epilogue where one program holds whole rows
+hidden:   du = (dz W2) * GELU'(u), g = GELU(u), db1 = sum of du before it is rounded; GRN (V2) is a separate kernel
+input:    dn = du W1, then LayerNorm's backward in the epilogue if one program has whole rows
 weights:  dW1 = du^T z, G2 = d^T g, both split over the pixels into fp32 partial sums
 finish:   dW2 = gamma * G2, dgamma = rowsum(W2 * G2) + b2 sum d, db2 = gamma sum d
 
-The output of W2 is never needed, every sum has one order (no atomics), and u is read where the forward kept it or
-computed again. Bytes per pixel with 16-bit elements, hidden kept: LayerNorm 4C, hidden 10C + 16C, input 8C + 6C,
-weights 10C + 10C: 64C; eager moves about 100C.
+The output of W2 is not needed. Every sum has a fixed order (no atomics). u is read if the forward pass kept it, else
+computed again. Bytes per pixel with 16-bit elements and the hidden kept: LayerNorm 4C, hidden 10C + 16C, input 8C + 6C,
+weights 10C + 10C, together 64C; eager moves about 100C.
 """
 
 import triton
@@ -33,12 +33,12 @@ def mlp_hidden_gradient_kernel(
     gamma_ptr,
     drop_scale_ptr,
     w2_ptr,
-    hidden_ptr,  # (N * HW, HIDDEN): u as the forward kept it, or None
-    z_ptr,  # (N * HW, C) dense: LN(x), read where u is computed again
+    hidden_ptr,  # (N * HW, HIDDEN): u if the forward pass kept it, else None
+    z_ptr,  # (N * HW, C) dense: LN(x), read if u is computed again
     w1_ptr,
     b1_ptr,
     du_ptr,  # (N * HW, HIDDEN): du; with GRN the gradient of its result
-    g_ptr,  # (N * HW, HIDDEN): g; with GRN u, or None where it was kept
+    g_ptr,  # (N * HW, HIDDEN): g; with GRN u, or None if it was kept
     sums_ptr,  # (N, tiles, HIDDEN) fp32: sums of du over a tile; with GRN (3, N, tiles, HIDDEN), of h^2, dg * h, dg
     sums_stride,
     pixels,
@@ -113,7 +113,7 @@ def grn_hidden_gradient_kernel(
     g_ptr,  # out: GRN's result; may be u_ptr
     grn_scale_ptr,  # (N, HIDDEN) fp32
     grn_bias_ptr,
-    per_h_ptr,  # (N, HIDDEN) fp32: what reaches h through the norm, over h
+    per_h_ptr,  # (N, HIDDEN) fp32: the gradient of h through the norm, divided by h
     sums_ptr,  # (N, tiles, HIDDEN) fp32: sums of du over a tile
     pixels,
     tiles,
@@ -147,7 +147,7 @@ def grn_hidden_gradient_kernel(
 def mlp_input_gradient_kernel(
     du_ptr,  # (N * HW, HIDDEN)
     w1_ptr,
-    x_ptr,  # None: dn is stored as it is
+    x_ptr,  # None: dn is stored, without LayerNorm's backward
     norm_weight_ptr,
     dx_ptr,
     partials_ptr,  # (programs, 2, C) fp32 or None: the norm's dweight, dbias
@@ -167,9 +167,9 @@ def mlp_input_gradient_kernel(
     PIECES: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """Dn = du W1 and LayerNorm's backward. One program: BM pixels of one sample, PIECES * BC channels.
+    """Compute dn = du W1 and LayerNorm's backward. One program: BM pixels of one sample, PIECES * BC channels.
 
-    With x the pieces hold whole rows, so that the row sums of LayerNorm's backward need no other program.
+    If x is given, a program has whole rows, so that the row sums of LayerNorm's backward need no other program.
     """
     whole: tl.constexpr = HIDDEN % BK == 0 and C % (BC * PIECES) == 0
     columns: tl.constexpr = (C + BC * PIECES - 1) // (BC * PIECES)
@@ -201,7 +201,7 @@ def mlp_input_gradient_kernel(
         along_xhat = tl.zeros((BM,), dtype=tl.float32)
         for j in tl.static_range(PIECES):
             c = j * BC + tl.arange(0, BC)
-            # dn is 0 where c >= C or the row is past the end: W1 and du are loaded as 0 there
+            # dn is 0 for c >= C and for rows past the end, because W1 and du are loaded as 0 there
             dy = dn[j].to(dtype).to(tl.float32)
             if partials_ptr is not None:
                 at = partials_ptr + tl.program_id(0).to(tl.int64) * (2 * C) + c
@@ -226,7 +226,7 @@ def mlp_input_gradient_kernel(
 @triton.jit(do_not_specialize=["pixels", "chunk", "sample_pixels"])
 def mlp_weight_gradient_kernel(
     a_ptr,  # (pixels, M) dense
-    b_ptr,  # (pixels, N) dense, in the dtype of the products
+    b_ptr,  # (pixels, N) dense, in the dtype of the matmuls
     drop_scale_ptr,  # scales the rows of a, or None
     partials_ptr,  # (splits, M, N) fp32
     sums_ptr,  # (splits, M) fp32 or None: column sums of a
@@ -263,7 +263,7 @@ def mlp_weight_gradient_kernel(
     where = (tl.program_id(1).to(tl.int64) * M + m)[:, None] * N + j[None, :]
     tl.store(partials_ptr + where, acc, mask=(m < M)[:, None] & (j < N)[None, :])
     if sums_ptr is not None:
-        # Every column tile has the same sum; the first one keeps it.
+        # Every column tile has the same sum; the first one stores it.
         keep = tl.where(tl.program_id(0) % columns == 0, m < M, False)
         tl.store(sums_ptr + tl.program_id(1) * M + m, tl.sum(total, axis=1), mask=keep)
 

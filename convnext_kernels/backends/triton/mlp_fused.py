@@ -1,12 +1,13 @@
 """The bottleneck in one kernel, the hidden on chip: out = residual + s * gamma * (GELU(LN(x) W1^T + b1) W2^T + b2).
 
-One program normalises BM pixels once, keeps them, and walks the hidden in chunks of BH columns, as attention walks
-its keys: u = z W1[chunk]^T, h = GELU(u + b1), acc += h W2[:, chunk]^T. Bytes per pixel with 16-bit elements: 6C (x,
-residual, out), and 16 C^2 / BM from L2, where every program reads both weights; that is what bounds it (planner).
+One program normalises BM pixels once, keeps them, and loops over the hidden in chunks of BH columns, as attention loops
+over its keys: u = z W1[chunk]^T, h = GELU(u + b1), acc += h W2[:, chunk]^T. Bytes per pixel with 16-bit elements: 6C
+(x, residual, out), and 16 C^2 / BM from L2, from which every program reads both weights; the latter limits the speed
+(predicted).
 
-ConvNeXt V2 needs the sum over a sample's pixels of the squared hidden between the two products, so that it runs
-twice: first for the sums (`sums_ptr`), then with their response as `grn_scale_ptr`; 8C bytes and the first product
-once more, instead of the 16C bytes that writing the hidden and reading it would take.
+ConvNeXt V2 needs the sum over a sample's pixels of the squared hidden between the two matmuls. So the kernel runs
+twice: first for the sums (`sums_ptr`), then with their response as `grn_scale_ptr`. That takes 8C bytes and the first
+matmul once more, but not the 16C bytes for writing and reading the hidden.
 """
 
 import triton
@@ -36,12 +37,12 @@ def mlp_fused_fwd_kernel(
     grn_bias_ptr,
     drop_scale_ptr,
     residual_ptr,
-    out_ptr,  # None: the sums only
+    out_ptr,  # None: only the sums
     hidden_ptr,  # (N * HW, HIDDEN) or None: u for the gradient
     sums_ptr,  # (N, tiles, HIDDEN) fp32 or None: sums of h^2 over a tile
-    pixels,  # of one sample, or of all where samples follow each other without a gap
+    pixels,  # of one sample, or of all samples if there is no gap between them
     tiles,
-    sample_pixels,  # of one sample always
+    sample_pixels,  # always of one sample
     stride_xn,
     stride_xp,
     stride_xc,

@@ -1,11 +1,11 @@
-"""The bottleneck as two matrix products with everything else in their prologues and epilogues, for any C.
+"""The bottleneck as two matmul kernels with everything else in their prologues and epilogues, for any C.
 
 expand:   h = GELU(LN(x) W1^T + b1)                              reads 2C, writes 8C bytes per pixel (16-bit elements)
 project:  out = residual + s * gamma * (GRN?(h) W2^T + b2)       reads 8C + 2C, writes 2C
 
-LayerNorm is applied where the first product reads its rows, from statistics that a first walk over the same rows
-computes: no launch of its own, no normalised copy. For ConvNeXt V2 `expand` also leaves the sums of h^2 of every tile
-(a tile lies within one sample), and `project` applies the response where it reads h.
+`expand` first loops over its rows once to compute their statistics, then normalises them when it reads them for the
+matmul: LayerNorm needs no launch and no normalised copy. For ConvNeXt V2 `expand` also writes the sums of h^2 of every
+tile (a tile is within one sample), and `project` applies the response when it reads h.
 """
 
 import triton
@@ -20,10 +20,10 @@ from convnext_kernels.backends.triton.mlp_tiles import load_transposed, load_vec
 def row_statistics(
     x_ptr, n, p, inside, stride_n, stride_p, stride_c, eps, C: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr
 ):
-    """Mean and rstd of rows too long for registers, in one walk.
+    """Mean and rstd of rows that are too long for registers, in one loop.
 
-    Deviations are taken from the row's first element, which lies within a few deviations of the mean: the variance
-    keeps its digits at any |mean| / std.
+    It sums the differences from the row's first element, which is within a few standard deviations of the mean: so the
+    variance loses no digits for any |mean| / std.
     """
     first = tl.load(x_ptr + n.to(tl.int64) * stride_n + p.to(tl.int64) * stride_p, mask=inside, other=0.0)
     first = first.to(tl.float32)
@@ -63,7 +63,7 @@ def mlp_expand_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """One program: BM pixels of one sample, BN columns of the hidden. Neighbours share their rows (L2)."""
+    """One program: BM pixels of one sample, BN columns of the hidden. Neighbours share their rows, in L2."""
     compute: tl.constexpr = w1_ptr.dtype.element_ty
     whole: tl.constexpr = HIDDEN % BN == 0 and C % BK == 0
     columns: tl.constexpr = (HIDDEN + BN - 1) // BN

@@ -1,7 +1,7 @@
-"""Which plan and which tiles the inverted bottleneck runs with: candidates and what each would cost.
+"""The choice of plan and tiles for the inverted bottleneck: the candidates and their predicted costs.
 
-Plain values in, cached. Tile sizes are those that compile without a spill on every architecture they are offered
-for; `proofs/records/triton_kernels.md` lists registers and shared memory of each.
+Choices are cached. Only tile sizes that compile without a spill on an architecture are candidates for it;
+`proofs/records/triton_kernels.md` lists registers and shared memory of each.
 """
 
 from collections.abc import Iterator
@@ -9,26 +9,26 @@ from typing import NamedTuple
 
 from convnext_kernels import tuning
 from convnext_kernels.tuning import Candidate, Work
-from convnext_kernels.tuning.cost import library_product
+from convnext_kernels.tuning.cost import cublas_product
 
-FUSED_CHANNELS = 256  # more accumulators than this spill
+FUSED_CHANNELS = 256  # the accumulators of more channels spill
 
 
 def whole_row_channels(arch: int) -> int:
-    """Widest row that LayerNorm's backward holds in registers beside the accumulators: more spills."""
+    """The longest row that fits in registers beside the accumulators, for LayerNorm's backward; longer rows spill."""
     return 192 if arch in (80, 90) else 128
 
 
 WEIGHT_TILE = {"BM": 64, "BN": 64, "BP": 64, "num_warps": 4, "num_stages": 2}
-# The share of the tensor cores' peak that a product in Triton reaches.
+# The share of the tensor cores' peak that a matmul in Triton reaches.
 TRITON_SHARE = 0.6
-# Per step from the plan with the fewest launches to the next: fused, gemm, library.
+# Once for each plan with fewer launches; in the order of launches the plans are fused, gemm, cublas.
 HANDICAP = 1.5
-GELU_OPS, GELU_BWD_OPS = 16, 26  # fp32 instructions an element, bias, conversion and store included
+GELU_OPS, GELU_BWD_OPS = 16, 26  # fp32 instructions per element, including bias, conversion and store
 
 
 class Problem(NamedTuple):
-    """What the choice depends on."""
+    """Everything that the choice depends on."""
 
     samples: int
     sample_pixels: int
@@ -36,9 +36,9 @@ class Problem(NamedTuple):
     hidden: int
     grn: bool
     dtype: str  # of x: "bfloat16"
-    compute_dtype: str  # of the products
+    compute_dtype: str  # of the matmuls
     keeps_hidden: bool
-    tf32: bool  # fp32 products may run as TF32
+    tf32: bool  # fp32 matmuls may run as TF32
 
     @property
     def itemsize(self) -> int:
@@ -63,9 +63,9 @@ class Problem(NamedTuple):
 
 
 def pieces(channels: int, widest: int = 128) -> tuple[int, int]:
-    """(BC, PIECES): equal power-of-two pieces that cover a row with the least padding; the fewest of equals.
+    """(BC, PIECES): equal power-of-two pieces that cover a row with the least padding; of equal ones the fewest pieces.
 
-    A product needs 16 columns; more than `widest` in one accumulator spill.
+    A matmul needs at least 16 columns; more than `widest` in one accumulator spill.
     """
     choices = [(bc, -(-channels // bc)) for bc in (128, 64, 32, 16) if bc <= widest]
     choices = [(bc, count) for bc, count in choices if count <= 4] or choices[:1]
@@ -73,9 +73,9 @@ def pieces(channels: int, widest: int = 128) -> tuple[int, int]:
 
 
 def _fused_tiles(channels: int, grn: bool, arch: int) -> Iterator[tuple[int, int, int]]:
-    """(BM, BH, warps) that compile without a spill: the accumulators, BM x C fp32, are what fills the registers."""
+    """(BM, BH, warps) that compile without a spill: the accumulators, BM x C fp32, fill the registers."""
     if channels <= 96:
-        if not (grn and arch == 120):  # 8 bytes
+        if not (grn and arch == 120):  # spills 8 bytes
             yield 128, 64, 4
     elif arch in (90, 100, 103):
         yield 128, 64, 8
@@ -85,7 +85,7 @@ def _fused_tiles(channels: int, grn: bool, arch: int) -> Iterator[tuple[int, int
 def _tile_product(
     p: Problem, inner: int, outer: int, bm: int, bn: int, ops: float, read: float, written: float, weights: float
 ) -> Work:
-    """One of our product kernels; `ops` fp32 instructions per result, `read` and `written` bytes per pixel."""
+    """One of our matmul kernels; `ops` fp32 instructions per result, `read` and `written` bytes per pixel."""
     tiles, columns = p.tiles(bm), -(-outer // bn)
     padded = tiles * bm
     return Work(
@@ -150,32 +150,32 @@ def _pointwise(p: Problem, bytes_per_pixel: float) -> Work:
     )
 
 
-def _library_product(p: Problem, inner: int, outer: int, gpu: tuning.Gpu) -> Work:
-    return library_product(p.pixels, inner, outer, p.compute_itemsize, gpu, p.tf32)
+def _cublas_product(p: Problem, inner: int, outer: int, gpu: tuning.Gpu) -> Work:
+    return cublas_product(p.pixels, inner, outer, p.compute_itemsize, gpu, p.tf32)
 
 
-def _library(p: Problem, gpu: tuning.Gpu, handicap: float) -> Candidate:
+def _cublas(p: Problem, gpu: tuning.Gpu, handicap: float) -> Candidate:
     element, hidden = p.channels * p.itemsize, p.hidden * p.compute_itemsize
     steps = [
         _pointwise(p, element + p.channels * p.compute_itemsize),
-        _library_product(p, p.channels, p.hidden, gpu),
+        _cublas_product(p, p.channels, p.hidden, gpu),
         _pointwise(p, 2 * hidden),
     ]
     if p.grn:
         steps += [_pointwise(p, hidden), _response_work(p, p.samples), _pointwise(p, 2 * hidden)]
     steps += [
-        _library_product(p, p.hidden, p.channels, gpu),
+        _cublas_product(p, p.hidden, p.channels, gpu),
         _pointwise(p, 2 * element + p.channels * p.compute_itemsize),
     ]
-    return Candidate("library", {"plan": "library"}, tuple(steps), handicap)
+    return Candidate("cublas", {"plan": "cublas"}, tuple(steps), handicap)
 
 
 def _tile(bm: int, bn: int, bk: int, warps: int, stages: int = 2) -> dict:
     return {"BM": bm, "BN": bn, "BK": bk, "num_warps": warps, "num_stages": stages}
 
 
-# (expand, project): large tiles read less, small ones fill the machine at small batches. BK 64 in `expand` with 4 warps
-# spills up to 100 bytes on sm_80 and sm_120, where the walk for the statistics holds two tiles.
+# (expand, project): large tiles read less, small tiles fill the GPU at small batches. With 4 warps, BK 64 in `expand`
+# spills up to 100 bytes on sm_80 and sm_120, because the loop for the statistics needs two tiles.
 PRODUCT_TILES = (
     (_tile(128, 128, 64, 8), _tile(128, 128, 64, 8)),
     (_tile(128, 64, 32, 4), _tile(128, 64, 64, 4)),
@@ -185,7 +185,8 @@ PRODUCT_TILES = (
 
 def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     """Every way to run the forward pass."""
-    # Of V2 with the hidden kept the sums' pass spills on sm_100, and writing the hidden is most of what it should save.
+    # Not for V2 with the hidden kept: the launch for the sums spills on sm_100, and the fused plan would save little,
+    # because the hidden is written anyway.
     fused = p.compute_itemsize == 2 and p.channels <= FUSED_CHANNELS and not (p.grn and p.keeps_hidden)
     if fused:
         for tile in _fused_tiles(p.channels, p.grn, gpu.arch):
@@ -194,11 +195,11 @@ def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
         handicap = HANDICAP if fused and not p.grn else 1.0  # with GRN both take three launches
         for expand, project in PRODUCT_TILES:
             yield _two_products(p, expand, project, handicap)
-    yield _library(p, gpu, HANDICAP**2 if fused else HANDICAP)
+    yield _cublas(p, gpu, HANDICAP**2 if fused else HANDICAP)
 
 
 def _class(p: Problem) -> Problem:
-    """The problem with its batch rounded up to a power of two: batch 7 compiles nothing that batch 8 has not."""
+    """The problem with its batch rounded up to a power of two, so that batch 7 uses the kernels of batch 8."""
     return p._replace(samples=1 << (p.samples - 1).bit_length())
 
 
@@ -234,7 +235,7 @@ def _gradient_products(p: Problem, gpu: tuning.Gpu, hidden: dict) -> Candidate:
     steps = [_pointwise(p, element + 2 * p.channels), first]
     if p.grn:
         steps += [_response_work(p, 3 * p.tiles(hidden["BM"])), _pointwise(p, 4 * wide)]
-    # LayerNorm's backward needs a row's sums: in the epilogue where one program holds whole rows
+    # LayerNorm's backward needs sums over rows: it runs in the epilogue if one program has whole rows
     bc, count = pieces(p.channels)
     whole = p.channels <= whole_row_channels(gpu.arch)
     if not whole:
@@ -248,17 +249,17 @@ def _gradient_products(p: Problem, gpu: tuning.Gpu, hidden: dict) -> Candidate:
     return Candidate(f"gemm-{hidden['BM']}x{hidden['BN']}", config, tuple(steps))
 
 
-def _gradient_library(p: Problem, gpu: tuning.Gpu) -> Candidate:
+def _gradient_cublas(p: Problem, gpu: tuning.Gpu) -> Candidate:
     element, wide = p.channels * p.itemsize, p.hidden * p.compute_itemsize
     rows = p.channels * p.compute_itemsize
     steps = [_pointwise(p, element + rows), _pointwise(p, 2 * wide), _pointwise(p, element + 2 * rows)]
     if not p.keeps_hidden:
-        steps.append(_library_product(p, p.channels, p.hidden, gpu))
-    steps += [_library_product(p, p.channels, p.hidden, gpu)] * 4
+        steps.append(_cublas_product(p, p.channels, p.hidden, gpu))
+    steps += [_cublas_product(p, p.channels, p.hidden, gpu)] * 4
     if p.grn:
         steps += [_pointwise(p, wide), _pointwise(p, 2 * wide), _pointwise(p, 2 * wide), _pointwise(p, 3 * wide)]
     steps += [_pointwise(p, 3 * wide), _pointwise(p, wide), _pointwise(p, 3 * element)]
-    return Candidate("library", {"plan": "library"}, tuple(steps), HANDICAP)
+    return Candidate("cublas", {"plan": "cublas"}, tuple(steps), HANDICAP)
 
 
 HIDDEN_TILES = (_tile(64, 128, 32, 8), _tile(64, 64, 32, 4))
@@ -269,7 +270,7 @@ def backward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     if p.compute_itemsize == 2:
         for hidden in HIDDEN_TILES:
             yield _gradient_products(p, gpu, hidden)
-    yield _gradient_library(p, gpu)
+    yield _gradient_cublas(p, gpu)
 
 
 @tuning.remembered

@@ -1,7 +1,7 @@
-"""What is left of the bottleneck when the library (cuBLAS) does the matrix products: one pass per kernel.
+"""The steps of the bottleneck between the matmuls of cuBLAS; each kernel reads and writes its data once.
 
-h = GELU(u), and its gradient; out = residual + s * gamma * z; s * dout. fp32 goes this way: on the fp32 lanes the
-library's products are near the peak, and they obey torch's TF32 switches.
+h = GELU(u), and its gradient; out = residual + s * gamma * z; s * dout. fp32 uses this plan: on the fp32 lanes cuBLAS
+is near the peak, and it obeys torch's TF32 switches.
 """
 
 import triton
@@ -14,7 +14,7 @@ from convnext_kernels.backends.triton.mlp_tiles import load_vector, store_output
 
 @triton.jit(do_not_specialize=["elements"])
 def gelu_kernel(u_ptr, h_ptr, elements, BLOCK: tl.constexpr):
-    """H = GELU(u), element by element."""
+    """Compute h = GELU(u), element by element."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < elements
     u = tl.load(u_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -23,7 +23,7 @@ def gelu_kernel(u_ptr, h_ptr, elements, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["elements"])
 def gelu_bwd_kernel(dh_ptr, u_ptr, du_ptr, elements, BLOCK: tl.constexpr):
-    """Du = dh * GELU'(u), element by element; du may be dh."""
+    """Compute du = dh * GELU'(u), element by element; du may be dh."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < elements
     u = tl.load(u_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -53,7 +53,7 @@ def mlp_output_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Out = residual + s * gamma * (z + bias); one program: BLOCK_P pixels of one sample, BLOCK_C channels."""
+    """Compute out = residual + s * gamma * (z + bias); one program: BLOCK_P pixels of one sample, BLOCK_C channels."""
     columns: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     tile = tl.program_id(0) // columns
     n = tile // tiles
@@ -101,7 +101,7 @@ def scaled_gradient_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """The incoming gradient as the products read it; one program: BLOCK_P pixels of one sample, BLOCK_C channels."""
+    """The incoming gradient as the matmuls read it; one program: BLOCK_P pixels of one sample, BLOCK_C channels."""
     columns: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     tile = tl.program_id(0) // columns
     n = tile // tiles

@@ -1,7 +1,7 @@
-"""Pieces that the bottleneck's kernels share: LayerNorm of a tile in registers, and the way out of the second product.
+"""Functions that the bottleneck's kernels share: LayerNorm of a tile in registers, and the output of the second matmul.
 
-A row of C channels is held as PIECES tiles of BC columns, BC a power of two as Triton wants it: 96 = 3 x 32,
-192 = 3 x 64. One tile of the next power of two would do 1.33 times the tensor work.
+A row of C channels is divided into PIECES tiles of BC columns; BC is a power of two, as Triton requires: 96 = 3 x 32,
+192 = 3 x 64. One tile of the next power of two would take 1.33 times the tensor core work.
 """
 
 import triton
@@ -18,7 +18,7 @@ def load_vector(ptr, c, inside):
 
 @triton.jit
 def load_matrix(ptr, r, c, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
-    """W[r, c] of a dense (ROWS, COLUMNS) weight; `WHOLE`: every index lies inside, as the caller knows."""
+    """W[r, c] of a dense (ROWS, COLUMNS) weight; with `WHOLE` all indices must be inside."""
     where = ptr + r[:, None] * COLUMNS + c[None, :]
     if WHOLE:
         return tl.load(where)
@@ -27,7 +27,7 @@ def load_matrix(ptr, r, c, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.
 
 @triton.jit
 def load_transposed(ptr, r, c, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
-    """W[r, c]^T, (len(c), len(r)), of a dense (ROWS, COLUMNS) weight: Linear's x W^T."""
+    """W[r, c]^T, (len(c), len(r)), of a dense (ROWS, COLUMNS) weight, for x W^T of a Linear."""
     where = ptr + r[None, :] * COLUMNS + c[:, None]
     if WHOLE:
         return tl.load(where)
@@ -36,7 +36,7 @@ def load_transposed(ptr, r, c, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WHOLE:
 
 @triton.jit
 def zero_pieces(BM: tl.constexpr, BC: tl.constexpr, PIECES: tl.constexpr):
-    """Accumulators of a whole row."""
+    """Accumulators for whole rows, all 0."""
     pieces = ()
     for _ in tl.static_range(PIECES):
         pieces = pieces + (tl.zeros((BM, BC), dtype=tl.float32),)
@@ -47,7 +47,7 @@ def zero_pieces(BM: tl.constexpr, BC: tl.constexpr, PIECES: tl.constexpr):
 def load_pieces(
     ptr, n, p, inside, stride_n, stride_p, stride_c, C: tl.constexpr, BC: tl.constexpr, PIECES: tl.constexpr
 ):
-    """The rows of a tile as they are stored; 0 outside."""
+    """The rows of a tile, in the dtype of x; 0 outside."""
     pieces = ()
     for j in tl.static_range(PIECES):
         c = j * BC + tl.arange(0, BC)
@@ -58,7 +58,7 @@ def load_pieces(
 
 @triton.jit
 def centre_pieces(pieces, eps, C: tl.constexpr, BC: tl.constexpr, PIECES: tl.constexpr):
-    """Return (xhat of every piece in fp32, rstd); two passes over registers, the mean corrected as in layernorm.py."""
+    """Return (xhat of every piece in fp32, rstd); two passes, with a corrected mean as in layernorm.py."""
     mean = tl.sum(pieces[0].to(tl.float32), axis=1)
     for j in tl.static_range(1, PIECES):
         mean += tl.sum(pieces[j].to(tl.float32), axis=1)
@@ -110,7 +110,7 @@ def normalised_pieces(
         bias = load_vector(norm_bias_ptr, c, c < C).to(dtype).to(tl.float32)
         z = xhat[j] * weight[None, :] + bias[None, :]
         if C < PIECES * BC:
-            z = tl.where((c < C)[None, :], z, 0.0)  # xhat is not 0 there, and 0 * NaN of a masked row neither
+            z = tl.where((c < C)[None, :], z, 0.0)  # xhat is not 0 there, and may be NaN in a masked row
         pieces = pieces + (z.to(dtype).to(COMPUTE),)
     return pieces
 
@@ -136,7 +136,7 @@ def store_output(
     stride_oc,
     C: tl.constexpr,
 ):
-    """Out = residual + s * gamma * (z + bias) for a tile (pixels p, channels c) of fp32 sums z."""
+    """Store out = residual + s * gamma * (z + bias) for a tile (pixels p, channels c) of fp32 sums z."""
     mask = inside[:, None] & (c < C)[None, :]
     if bias_ptr is not None:
         z += load_vector(bias_ptr, c, c < C)[None, :]

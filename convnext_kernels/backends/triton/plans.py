@@ -1,13 +1,13 @@
-"""What each op launches for a problem, without running it: for `convnext-kernels plan`. Needs neither Triton nor a GPU.
+"""The launches of each op for a problem, for `convnext-kernels plan`. Nothing runs; neither Triton nor a GPU is needed.
 
-The convolution and the bottleneck have plans of their own (`dwconv_plan`, `mlp_plan`), which the launchers follow. The
-other ops launch the same kernels whatever the problem; they are counted here.
+dwconv and mlp have plans (`dwconv_plan`, `mlp_plan`), which the launchers follow. The other ops launch the same kernels
+for every problem; their launches are listed here.
 """
 
 import torch
 
 from convnext_kernels.backends.triton import dwconv_plan, mlp_plan
-from convnext_kernels.tuning import Candidate, Gpu, Work, library_product
+from convnext_kernels.tuning import Candidate, Gpu, Work, cublas_product
 
 Steps = list[tuple[str, Candidate]]
 Shape = tuple[int, int, int, int]
@@ -19,54 +19,54 @@ def _pointwise(*sizes: float) -> tuple[Work, ...]:
 
 
 def dwconv(shape: Shape, side: int, dilation: int, dtype: torch.dtype, training: bool, gpu: Gpu) -> Steps:
-    """Depthwise convolution of (N, C, H, W) with a kernel of side x side taps."""
+    """Depthwise convolution of (N, C, H, W) with a side x side kernel."""
     problem = dwconv_plan.Problem(*shape, side, dilation, dtype.itemsize)
-    steps = [("convolution", dwconv_plan.forward(problem, gpu))]
+    steps = [("dwconv", dwconv_plan.forward(problem, gpu))]
     if training:
-        steps.append(("its input gradient", dwconv_plan.forward(problem, gpu)))
-        steps.append(("its weight gradient", dwconv_plan.weight(problem, gpu)))
+        steps.append(("dwconv dgrad", dwconv_plan.forward(problem, gpu)))
+        steps.append(("dwconv wgrad", dwconv_plan.weight(problem, gpu)))
     return steps
 
 
 def mlp(
     shape: Shape, hidden: int, grn: bool, dtype: torch.dtype, training: bool, keeps_hidden: bool, gpu: Gpu
 ) -> Steps:
-    """Inverted bottleneck of (N, C, H, W), by way of `hidden` channels."""
+    """Inverted bottleneck of (N, C, H, W) with `hidden` hidden channels."""
     n, c, h, w = shape
     name = str(dtype).removeprefix("torch.")
     problem = mlp_plan.Problem(n, h * w, c, hidden, grn, name, name, training and keeps_hidden, False)
-    steps = [("bottleneck", mlp_plan.forward_plan(problem, gpu))]
+    steps = [("mlp", mlp_plan.forward_plan(problem, gpu))]
     if training:
-        steps.append(("its gradient", mlp_plan.backward_plan(problem, gpu)))
+        steps.append(("mlp backward", mlp_plan.backward_plan(problem, gpu)))
     return steps
 
 
 def layernorm(shape: Shape, dtype: torch.dtype, training: bool) -> Steps:
-    """LayerNorm over the channels: one launch, one for the gradient and one for its sums."""
+    """LayerNorm over the channels: one launch; in training one more for the gradient and one for its sums."""
     n, c, h, w = shape
     size = n * c * h * w * dtype.itemsize
-    return [("norm", Candidate("layernorm", {}, _pointwise(2 * size, *((3 * size, 0) if training else ()))))]
+    return [("layernorm", Candidate("layernorm", {}, _pointwise(2 * size, *((3 * size, 0) if training else ()))))]
 
 
 def grn(shape: Shape, dtype: torch.dtype, training: bool) -> Steps:
-    """Global response normalisation: squares, response, application; sums, response, application, parameters."""
+    """Global response normalisation. Forward: squares, response, result. Backward: sums, response, dx, parameters."""
     n, c, h, w = shape
     size = n * c * h * w * dtype.itemsize
     backward = (2 * size, 0, 3 * size, 0) if training else ()
-    return [("response", Candidate("grn", {}, _pointwise(size, 0, 2 * size, *backward)))]
+    return [("grn", Candidate("grn", {}, _pointwise(size, 0, 2 * size, *backward)))]
 
 
 def downsample(shape: Shape, out: int, side: int, dtype: torch.dtype, training: bool, gpu: Gpu) -> Steps:
-    """LayerNorm that writes patches of side x side pixels, then the library's product to `out` channels."""
+    """LayerNorm that writes patches of side x side pixels, then a matmul by cuBLAS to `out` channels."""
     n, c, h, w = shape
     patches, inner = n * (h // side) * (w // side), c * side * side
     size = n * c * h * w * dtype.itemsize
-    launches = (*_pointwise(2 * size), library_product(patches, inner, out, dtype.itemsize, gpu))
-    if training:  # patches again, both products, the bias, LayerNorm's gradient and its sums
+    launches = (*_pointwise(2 * size), cublas_product(patches, inner, out, dtype.itemsize, gpu))
+    if training:  # patches again, dgrad and wgrad, the bias, LayerNorm's gradient and its sums
         launches += (
             *_pointwise(2 * size),
-            library_product(patches, out, inner, dtype.itemsize, gpu),
-            library_product(out, patches, inner, dtype.itemsize, gpu),
+            cublas_product(patches, out, inner, dtype.itemsize, gpu),
+            cublas_product(out, patches, inner, dtype.itemsize, gpu),
             *_pointwise(patches * out * dtype.itemsize, 3 * size, 0),
         )
-    return [("norm and patches, product", Candidate("library", {}, launches))]
+    return [("layernorm, matmul", Candidate("cublas", {}, launches))]

@@ -1,17 +1,17 @@
-"""Second stage of every deterministic reduction: sum fp32 partial results over their first dimension, in one order."""
+"""Second stage of every deterministic reduction: sum fp32 partial results over the first dimension, in fixed order."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-# A program walks at most so many rows, 32 at a time: 8 dependent steps. More rows are summed in two stages.
+# A program sums at most so many rows, 32 at a time: 8 dependent steps. More rows are summed in two stages.
 _ROWS = 256
-_ELEMENTS = 1024  # of a step: 8 loads a thread
+_ELEMENTS = 1024  # of a step: 8 loads per thread
 
 
 def block(rows: int) -> dict[str, int]:
-    """The tile of one step over `rows` rows: no taller than they are, no narrower than a 128-byte line."""
+    """The tile of one step over `rows` rows: not higher than needed, not narrower than a 128-byte line."""
     block_p = min(32, max(8, triton.next_power_of_2(rows)))
     return {"BLOCK_P": block_p, "BLOCK_L": _ELEMENTS // block_p}
 

@@ -15,9 +15,9 @@ _settled: set[tuple] = set()  # (kernel, problem, GPU) whose choice was timed, s
 
 
 def timer(run: Callable[[Candidate], object]) -> autotune.Timer | None:
-    """A timer for `tuning.pick`: seconds of ``run(candidate)``, which must leave the same result however often it runs.
+    """A timer for `tuning.pick`: seconds of ``run(candidate)``, which must give the same result however often it runs.
 
-    None where nothing may be timed: unless autotuning was asked for, without a GPU, and while a CUDA graph is captured.
+    None if nothing may be timed: autotuning is not requested, there is no GPU, or a CUDA graph is being captured.
     """
     if not autotune.wanted() or device.interpreted() or device.type_() != "cuda":
         return None
@@ -34,10 +34,10 @@ def choose(
     candidates: Iterable[Candidate],
     run: Callable[[Candidate], object],
 ) -> Candidate:
-    """The candidate that a launcher runs: ``plan(problem, gpu)``, or, while autotuning, the fastest on its tensors.
+    """The candidate that a launcher runs: ``plan(problem, gpu)``, or, while autotuning, the fastest with its tensors.
 
-    `plan` is the `functools.lru_cache` around ``tuning.pick(kernel, ...)``. `candidates` are looked at, and `run` is
-    called, only where something is timed.
+    `plan` is the `functools.lru_cache` around ``tuning.pick(kernel, ...)``. `candidates` and `run` are only used if
+    something is timed.
     """
     key = (kernel, problem, gpu)
     measure = timer(run) if autotune.wanted() and key not in _settled else None

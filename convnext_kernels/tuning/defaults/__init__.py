@@ -1,6 +1,6 @@
-"""The choices that ship: a JSON file for each GPU, written by ``proofs/update_defaults.py``.
+"""The choices that ship with the package: a JSON file for each GPU, written by ``proofs/update_defaults.py``.
 
-``basis`` says where they come from: "predicted" (the cost model) until somebody has timed them.
+``basis`` says where they come from: "predicted" (by the cost model) or "measured".
 """
 
 import functools
@@ -14,7 +14,7 @@ SHIPPED = ("A100", "H100", "L40S", "RTX4090", "B200")
 
 
 def key(kernel: str, problem: tuple) -> str:
-    """What a choice is found by."""
+    """The key of a choice."""
     return f"{kernel}|{shape_class(problem)}"
 
 
@@ -25,6 +25,6 @@ def _choices(gpu: str) -> dict[str, str]:
 
 
 def lookup(kernel: str, problem: tuple, gpu: Gpu) -> str | None:
-    """Name of the candidate that ships for this problem, or None."""
+    """Name of the candidate that is the default for this problem, or None."""
     choices = _choices(gpu.name)
     return choices.get(key(kernel, problem)) if choices else None

@@ -1,5 +1,5 @@
-// Tensors from Python as tuples of plain numbers (backends/cuda/native.py makes them), which may end with the
-// tensor itself, kept alive so until the call returns:
+// Tensors from Python as tuples of plain numbers, made by backends/cuda/native.py. A tuple may end with the
+// tensor itself, to keep it alive until the call returns:
 //   Vector (address, dtype) or None; Rows (address, dtype, stride_n, stride_p, stride_c) or None;
 //   Image (address, dtype, stride_n, stride_c, stride_h, stride_w) or None; Context (device, stream).
 #pragma once
@@ -41,7 +41,8 @@ namespace pybind11::detail {
 template <class T, size_t Fields>
 struct numbers_caster {
   PYBIND11_TYPE_CASTER(T, const_name("tuple"));
-  // False unless `source` is None or a tuple that begins with `Fields` numbers, which go to `numbers`.
+  // Copies the numbers to `numbers`. False unless `source`
+  // is None or a tuple that begins with `Fields` numbers.
   static bool numbers_of(handle source, int64_t (&numbers)[Fields]) {
     if (source.is_none()) return true;
     if (!PyTuple_Check(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) < Py_ssize_t(Fields)) return false;

@@ -1,8 +1,8 @@
-// convnext_kernels._native_cuda: the CUDA kernels for Python. Private: convnext_kernels/backends/cuda is its
-// only caller. The same sources build _native_cuda_host, whose kernels run on the CPU, for tests
-// (csrc/cuda/host).
+// convnext_kernels._native_cuda: the CUDA kernels for Python. Private: only
+// convnext_kernels/backends/cuda calls it. The same sources build
+// _native_cuda_host, whose kernels run on the CPU, for tests (csrc/cuda/host).
 //
-// Tensors come as addresses, since the extension knows nothing of torch; the caller has checked device,
+// Tensors are passed as addresses, because the extension does not use torch. The caller has checked device,
 // dtype, layout and shape, allocated the results and chosen the stream.
 
 #include "bindings/cuda/arguments.h"
@@ -60,7 +60,7 @@ PYBIND11_MODULE(CNK_MODULE, m) {
       "set_recorder",
       [](const py::object& recorder) {
         if (recorder.is_none()) return host::set_recorder({});
-        // Never released: one that is still set when Python ends must not be freed without its lock.
+        // Never released: if it is still set when Python ends, it must not be freed without Python's lock.
         const auto* kept = new py::object(recorder);
         host::set_recorder([kept](const host::Recorded& r) {
           (*kept)(r.symbol, r.grid, r.threads, r.shared_bytes, py::bytes(r.params));

@@ -1,5 +1,5 @@
-// Launches of the host build: kernels run as fibers, or are handed to a recorder, which may execute their
-// PTX.
+// Launches of the host build: kernels run as fibers, or are
+// passed to a recorder, which may execute their PTX.
 #pragma once
 
 #include <functional>
@@ -10,7 +10,7 @@
 namespace cnk::cuda::host {
 
 struct Recorded {
-  std::string symbol;  // the kernel's mangled name: the entry of nvcc's PTX
+  std::string symbol;  // the kernel's mangled name, which is its name in nvcc's PTX
   unsigned grid;
   int threads;
   int64_t shared_bytes;
@@ -18,9 +18,10 @@ struct Recorded {
 };
 using Recorder = std::function<void(const Recorded&)>;
 
-// An empty recorder: run as fibers.
+// With an empty recorder kernels run as fibers.
 void set_recorder(Recorder recorder);
-// The GPU that launchers plan for, and the largest grid: a small one makes kernels loop over their blocks.
+// The GPU that launchers plan for, and the largest grid:
+// with a small one kernels must loop over their blocks.
 void set_device(const DeviceInfo& info, int64_t grid_limit);
 
 }  // namespace cnk::cuda::host

@@ -20,8 +20,8 @@ namespace {
 constexpr size_t kStackBytes = 256 << 10;  // the sanitizers' frames are large
 constexpr int kWarp = 32;
 
-// A place to continue at. On x86-64 a stack pointer; swapcontext elsewhere, which costs two system calls a
-// switch.
+// Where a fiber continues: on x86-64 a stack pointer, elsewhere a context of swapcontext, which needs two
+// system calls for a switch.
 #ifdef __x86_64__
 struct Context {
   void* sp = nullptr;
@@ -62,12 +62,11 @@ struct Fiber {
 
 struct Warp {
   int live = 0, arrived = 0;
-  int turn =
-      0;  // two buffers, so that a fast lane's next exchange does not overwrite what a slow one still reads
+  int turn = 0;  // which buffer: two, so that a fast lane's next exchange keeps what a slow lane still reads
   alignas(16) unsigned char exchanged[2][kWarp][kExchangeBytes];
 };
 
-// One launch at a time: the caller holds Python's lock.
+// One launch at a time, because the caller holds Python's lock.
 struct State {
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
@@ -80,7 +79,7 @@ struct State {
 };
 State state;
 
-// To a fiber, or to the outside with -1.
+// Switches to a fiber, or with -1 to the caller of the launch.
 void switch_to(Context& from, int target) {
   Context& to = target < 0 ? state.outside : state.fibers[size_t(target)].context;
   if (target >= 0) thread_index.x = unsigned(target);
@@ -92,7 +91,7 @@ void switch_to(Context& from, int target) {
 #endif
 }
 
-// The next fiber that can run; -1 (the outside) when all are done or none can.
+// The next fiber that can run; -1 (the caller) if all are finished or none can run.
 int next_fiber(int from) {
   const int step = state.last_first ? state.threads - 1 : 1;
   for (int k = 1, i = from; k <= state.threads; ++k) {
@@ -119,7 +118,7 @@ void release_warp(int warp) {
 
 void wait() {
   const int me = state.current;
-  if (!state.fibers[size_t(me)].waiting) return;  // the last to arrive goes on
+  if (!state.fibers[size_t(me)].waiting) return;  // the last one to arrive continues
   switch_to(state.fibers[size_t(me)].context, next_fiber(me));
 }
 
@@ -140,9 +139,9 @@ void prepare(Fiber& fiber) {
 #ifdef __x86_64__
   auto top = (reinterpret_cast<uintptr_t>(fiber.stack.get()) + kStackBytes) & ~uintptr_t{15};
   void** sp = reinterpret_cast<void**>(top);
-  *--sp = nullptr;  // where entry() would return to; keeps the alignment that a call leaves
+  *--sp = nullptr;  // the return address of entry(); keeps the alignment that a call has
   *--sp = reinterpret_cast<void*>(&entry);
-  for (int i = 0; i < 6; ++i) *--sp = nullptr;  // the registers that the switch restores
+  for (int i = 0; i < 6; ++i) *--sp = nullptr;  // the registers that a switch restores
   fiber.context.sp = sp;
 #else
   getcontext(&fiber.context.context);
@@ -172,7 +171,7 @@ void warp_barrier() {
 
 const unsigned char* exchange(const void* own, int bytes, void (*combine)(unsigned char* all)) {
   Warp& w = state.warps[size_t(state.current / kWarp)];
-  if (w.arrived == 0) w.turn ^= 1;  // the first to arrive opens the other buffer
+  if (w.arrived == 0) w.turn ^= 1;  // the first one to arrive switches to the other buffer
   unsigned char* buffer = &w.exchanged[w.turn][0][0];
   std::memcpy(buffer + kExchangeBytes * (state.current % kWarp), own, size_t(bytes));
   if (combine && w.arrived + 1 == w.live) combine(buffer);
@@ -193,8 +192,8 @@ void run(const void* kernel, Invoke invoke, const void* params, unsigned blocks,
   grid_size = {blocks, 1, 1};
   for (unsigned b = 0; b < blocks; ++b) {
     block_index = {b, 0, 0};
-    // A fresh block each time: the sanitizer then also sees shared memory kept from one block of threads to
-    // the next.
+    // A new allocation each time, so that the sanitizer also
+    // detects use of shared memory of an earlier block of threads.
     std::unique_ptr<char, decltype(&std::free)> shared(
         static_cast<char*>(shared_bytes ? std::malloc(size_t(shared_bytes)) : nullptr), &std::free);
     if (shared) std::memset(shared.get(), 0xff, size_t(shared_bytes));

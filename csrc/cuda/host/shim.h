@@ -1,11 +1,11 @@
-// CUDA C++ on the host: what the kernels of csrc/cuda use of the language, so that a C++ compiler builds the
-// same sources and each thread of a block runs as a fiber. For tests only; no CUDA toolkit is needed.
+// CUDA C++ on the host: the part of the language that the kernels of csrc/cuda use. A C++ compiler builds the
+// same sources, and each thread of a block runs as a fiber. For tests only; no CUDA toolkit is needed.
 //
 // Between barriers the fibers of a block run one after the other, from the first to the last or from the last
 // to the first (`set_thread_order`): a kernel that lacks a barrier gives a wrong result in one of the orders.
-// Dynamic shared memory is a heap block of exactly the bytes asked for, filled with 0xFF (NaN) for every
-// block of threads, so that the address sanitizer sees an access beyond it and results show a read of what
-// was never written. A barrier or shuffle that not all threads reach throws std::logic_error.
+// Dynamic shared memory is a heap block of exactly the requested size, filled with 0xFF (NaN) for every block
+// of threads, so that the address sanitizer detects an access outside, and a read of memory that was never
+// written gives a wrong result. A barrier or shuffle that not all threads reach throws std::logic_error.
 #pragma once
 
 #include <algorithm>
@@ -33,14 +33,14 @@ struct alignas(16) uint4 {
 
 namespace cnk::cuda::host {
 
-// Where the running fiber stands. Kernels use one dimension only.
+// The position of the running fiber. Kernels use one dimension only.
 extern dim3 thread_index, block_index, block_size, grid_size;
 extern char* shared_memory;
 
 void barrier();       // all threads of the block that have not returned
 void warp_barrier();  // all threads of the warp that have not returned
-// Give `bytes` of one's own to the warp and wait for the others: where lane l put its own is at + 64 * l. The
-// last lane to arrive calls `combine` on all of it, which may put results there.
+// Give `bytes` of this lane to the warp and wait for the others: those of lane l are at + 64 * l. The last
+// lane to arrive calls `combine` on all of them, which may write results there.
 constexpr int kExchangeBytes = 64;
 const unsigned char* exchange(const void* own, int bytes, void (*combine)(unsigned char* all) = nullptr);
 

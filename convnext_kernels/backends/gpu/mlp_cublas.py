@@ -1,10 +1,12 @@
-"""The bottleneck with the library's matrix products (cuBLAS) and one pointwise kernel between them: the plan for fp32,
-and for 16 bits where a backend predicts that it wins or has no other. With d = s * dout, G2 = d^T h and dz = gamma d:
+"""The inverted bottleneck with matmuls by cuBLAS and one pointwise kernel between them.
+
+This plan serves fp32, and 16 bits if it is predicted to be the fastest or the backend has no other. With d = s * dout,
+G2 = d^T h and dz = gamma d:
 
     dW2 = gamma o G2,    db2 = gamma o sum(d),    dgamma = rowsum(W2 o G2) + b2 o sum(d)
     dh = dz W2,    du = dh GELU'(u),    dW1 = du^T z,    db1 = sum(du),    dLN(x) = du W1
 
-so the output of W2 is not needed again. fp32 products obey torch's TF32 switches because torch runs them.
+so the output of W2 is not needed again. fp32 matmuls obey torch's TF32 switches because torch runs them.
 """
 
 import torch
@@ -16,7 +18,7 @@ from convnext_kernels.spec import MlpParameters
 
 
 def matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """A pointwise weight as a dense (out, in) matrix in the dtype of the products."""
+    """A pointwise weight as a dense (out, in) matrix in the dtype of the matmuls."""
     return weight.detach().flatten(1).to(dtype).contiguous()
 
 
@@ -86,7 +88,7 @@ def backward(
     needs_input: list[bool],
     hidden: Tensor | None = None,
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """([dx, dnorm_weight, dnorm_bias] as `needs_input` marks them, gradients of the other parameters by name)."""
+    """Return ([dx, dnorm_weight, dnorm_bias], of which those marked in `needs_input`, the other gradients by name)."""
     z = normalised(kernels, x, p, eps, compute_dtype)
     u = _hidden(z, p, compute_dtype) if hidden is None else rows_of(hidden)
     h = torch.empty_like(u)
@@ -134,7 +136,7 @@ def backward(
 def in_order(
     normal: list[Tensor], named: dict[str, Tensor], dout: Tensor, residual: Tensor | None, needs: list[bool]
 ) -> list[Tensor]:
-    """What `backward` returned as the gradients of (x, residual, *p) that `needs` marks, in that order."""
+    """From the results of `backward`: the gradients of (x, residual, *p) that `needs` marks, in that order."""
     norm = iter(normal)
     results = [next(norm)] if needs[0] else []
     if needs[1]:

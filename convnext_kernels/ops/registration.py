@@ -1,4 +1,4 @@
-"""The `torch.library` registrations that every op shares."""
+"""How ops are registered with `torch.library`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,18 +9,18 @@ from torch import Tensor
 from torch.utils._pytree import _broadcast_to_and_flatten, tree_flatten, tree_unflatten
 
 NAMESPACE = "convnext_kernels"
-LIBRARY = torch.library.Library(NAMESPACE, "DEF")  # kept alive: registrations end with the object
+_LIBRARY = torch.library.Library(NAMESPACE, "DEF")  # kept alive: the registrations end with this object
 
-# By op, for `call`: the twin that `torch.func` can transform, and what autocast does with the arguments.
+# For `call`, by op: the op as a Function that `torch.func` can transform, and how autocast casts the arguments.
 _transformable: dict[str, type[torch.autograd.Function]] = {}
 _casts: dict[str, Callable[..., tuple]] = {}
 
 
 def call(name: str, *arguments: Any) -> Any:
-    """Call op `name`, also under the transforms of `torch.func` and forward-mode AD.
+    """Call op `name`, also under the transforms of `torch.func` and under forward-mode AD.
 
-    Those want the gradient as a `torch.autograd.Function` with a rule for vmap, which `torch.library` does not make:
-    under them it refuses to differentiate, and forward-mode derivatives come out as zeros without a word.
+    These need the gradient as a `torch.autograd.Function` with a rule for vmap. `torch.library` does not make one:
+    under the transforms its ops refuse to be differentiated, and their forward-mode derivatives are silently zero.
     """
     op = getattr(torch.ops.convnext_kernels, name)
     if torch.compiler.is_compiling() or not (
@@ -37,10 +37,10 @@ def call(name: str, *arguments: Any) -> Any:
 
 
 def on_device(implementation: Callable) -> Callable:
-    """Make the GPU of the first argument the current one, as PyTorch's own operators do: kernels launch on that."""
+    """Run with the GPU of the first argument as the current one, as PyTorch's own operators do: kernels use it."""
 
     def run(first: Tensor, *rest: Any) -> Any:
-        elsewhere = not isinstance(first, Tensor) or not first.is_cuda  # None is for the implementation to name
+        elsewhere = not isinstance(first, Tensor) or not first.is_cuda  # for None the implementation raises the error
         if elsewhere or first.device.index == torch.cuda.current_device():
             return implementation(first, *rest)
         with torch.cuda.device(first.device):
@@ -51,14 +51,14 @@ def on_device(implementation: Callable) -> Callable:
 
 def define(name: str, arguments: str, result: str, implementation: Callable, fake: Callable) -> None:
     """Define ``convnext_kernels::<name>`` with one implementation for all devices and its fake kernel."""
-    LIBRARY.define(f"{name}({arguments}) -> {result}", tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, on_device(implementation), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
+    _LIBRARY.define(f"{name}({arguments}) -> {result}", tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, on_device(implementation), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
 
 
 def differentiable(name: str, setup_context: Callable, backward: Callable) -> None:
     """Attach the gradient of op `name`, and a clear error for the gradient of that gradient."""
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
 
     def no_double_backward(ctx: Any, *_: Any) -> None:
         raise NotImplementedError(
@@ -66,7 +66,7 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> No
             "before accelerate(), or restore(model)"
         )
 
-    torch.library.register_autograd(f"{NAMESPACE}::{name}_backward", no_double_backward, lib=LIBRARY)
+    torch.library.register_autograd(f"{NAMESPACE}::{name}_backward", no_double_backward, lib=_LIBRARY)
     _transformable[name] = _function(name, setup_context, backward)
     _transformable[f"{name}_backward"] = _function(f"{name}_backward", _keep_nothing, no_double_backward)
 
@@ -91,7 +91,7 @@ def _function(name: str, setup_context: Callable, backward: Callable) -> type[to
         raise NotImplementedError(f"{NAMESPACE}::{name} has no forward-mode derivative; use reverse mode (vjp, grad)")
 
     def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
-        # One call for each element: weights may be batched as well as x, and each call is a kernel of its own anyway.
+        # One call for each element: weights may be batched as well as x, and each call launches its own kernel anyway.
         leaves, structure = tree_flatten(arguments)
         dims = _broadcast_to_and_flatten(in_dims, structure)
         results = []
@@ -126,7 +126,7 @@ def autocast(name: str, cast: Callable[..., tuple]) -> None:
             with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))):
                 return getattr(torch.ops.convnext_kernels, name)(*arguments)
 
-        LIBRARY.impl(name, kernel, key)
+        _LIBRARY.impl(name, kernel, key)
 
 
 def cast_tensors(dtype: torch.dtype, arguments: tuple) -> tuple:
@@ -138,11 +138,11 @@ def cast_tensors(dtype: torch.dtype, arguments: tuple) -> tuple:
 
 
 def gradients_like(tensors: list[Tensor | None], needs: list[bool]) -> list[Tensor]:
-    """Fake of every backward op: one gradient per needed tensor, with its shape, dtype and strides."""
+    """The fake kernel of every backward op: one gradient per needed tensor, with its shape, dtype and strides."""
     return [torch.empty_like(t) for t, needed in zip(tensors, needs, strict=True) if needed]
 
 
 def scatter(gradients: list[Tensor], needs: list[bool]) -> list[Tensor | None]:
-    """Put the gradients that were computed back in the places of the inputs they belong to."""
+    """Return a gradient for every input: the computed ones in their places, None for the others."""
     remaining = iter(gradients)
     return [next(remaining) if needed else None for needed in needs]

@@ -1,4 +1,4 @@
-"""What `mlp` and `block` share: packing of the parameters and the calls of csrc/cpu/mlp.cpp and mlp_backward.cpp."""
+"""The calls of csrc/cpu/mlp.cpp and mlp_backward.cpp, which serve `mlp` and `block`, and the packing of parameters."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,17 +13,17 @@ from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, fl
 from convnext_kernels.backends.cpu.packed import packed
 from convnext_kernels.spec import MlpParameters
 
-PHASES = ("dwconv", "LayerNorm", "W1, GELU", "GRN", "W2, residual", "waiting")  # as csrc/cpu/ops.h numbers them
+PHASES = ("dwconv", "LayerNorm", "W1, GELU", "GRN", "W2, residual", "waiting")  # in the order of csrc/cpu/ops.h
 
 _phases: ContextVar[Tensor | None] = ContextVar("convnext_kernels_cpu_phases", default=None)
 
 
 @contextmanager
 def timed_phases() -> Iterator[Tensor]:
-    """Add up where the calls made inside (by the current thread) spend their time.
+    """Measure in which phases the calls inside the ``with`` block (of the current thread) spend their time.
 
-    Yields (threads, len(PHASES)) float64: seconds of each thread of the team in each phase. The clock is read at every
-    change of phase, which costs some 30 ns each time.
+    Yields (threads, len(PHASES)) float64: the seconds of each thread of the team in each phase, summed over the calls.
+    The clock is read at every change of phase, which costs some 30 ns each time.
     """
     seconds = torch.zeros(torch.get_num_threads(), len(PHASES), dtype=torch.float64)
     token = _phases.set(seconds)
@@ -34,7 +34,7 @@ def timed_phases() -> Iterator[Tensor]:
 
 
 def _matrices(p: MlpParameters) -> tuple[Tensor, Tensor]:
-    """Both pointwise weights, dense, in one dtype that the kernels read: their own where that can be."""
+    """Both pointwise weights, dense, in one dtype that the kernels can read: their own if possible, else fp32."""
     w1, w2 = (t.detach().contiguous().flatten() for t in (p.pwconv1_weight, p.pwconv2_weight))
     if w1.dtype == w2.dtype and w1.dtype in native.DTYPE_CODES:
         return w1, w2
@@ -55,7 +55,7 @@ def run(
 ) -> Tensor:
     """Run the block (with `dwconv`) or the inverted bottleneck alone (without).
 
-    `kept_y` (like x) and `kept_hidden` (N, hidden, H, W), both channels_last, are filled for the gradient where given.
+    `kept_y` (like x) and `kept_hidden` (N, hidden, H, W), both channels_last, are filled for the gradient if given.
     """
     channels, hidden = x.shape[1], p.pwconv1_weight.shape[0]
     isa, bf16 = native.isa(), compute_dtype == torch.bfloat16
@@ -106,7 +106,7 @@ def run(
     n, _, h, w = x.shape
     threads, phases = native.threads(n * h * w * channels * (2 * hidden + side * side)), _phases.get()
     if phases is not None:
-        threads = min(threads, len(phases))  # a row for each: PyTorch's number may have grown since
+        threads = min(threads, len(phases))  # a row each: PyTorch's number of threads may have grown since
     kernel.forward(
         native.DTYPE_CODES[x.dtype],
         address(x_nhwc),
@@ -139,8 +139,9 @@ def backward(
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
     """Return (dx like x, or None; gradients of the parameters by name, fp32).
 
-    `needs_norm` asks for dx and LayerNorm's parameters, `needs_weights` for those of the two products, their biases and
-    gamma; GRN's come always. `hidden` is what `run` kept; without it the first product is computed again.
+    `needs_norm` requests the gradients of x and of LayerNorm's parameters, `needs_weights` those of the two Linears'
+    weights and biases and of gamma; those of GRN are always computed. `hidden` is what `run` kept; without it the first
+    matmul is computed again.
     """
     n, channels, h, w = x.shape
     width = p.pwconv1_weight.shape[0]

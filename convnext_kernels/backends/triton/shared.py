@@ -1,4 +1,4 @@
-"""Triton's kernels for what both GPU backends share: `backends/gpu/mlp_library.py` and `downsample.py`."""
+"""The Triton kernels for the code that both GPU backends share: `backends/gpu/mlp_cublas.py` and `downsample.py`."""
 
 import triton
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The CUDA kernels for what both GPU backends share: `backends/gpu/mlp_library.py` and `downsample.py`."""
+"""The CUDA kernels for the code that both GPU backends share: `backends/gpu/mlp_cublas.py` and `downsample.py`."""
 
 from torch import Tensor
 
