@@ -33,7 +33,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from whole_file import write
 
-from convnext_kernels import BackendError, backends
+from convnext_kernels import BackendError, list_backends
 from convnext_kernels.models import ConvNeXt, export_weights
 
 FORMAT = "convnext_kernels train_digits 1"  # of the checkpoints

@@ -41,7 +41,7 @@ from torch.utils.data import DataLoader, DistributedSampler, Subset
 from torchvision.datasets import ImageFolder
 from whole_file import write
 
-from convnext_kernels import FusedConvNeXtBlock, accelerate, backends
+from convnext_kernels import FusedConvNeXtBlock, accelerate, list_backends
 from convnext_kernels.models import create_model, export_weights, load_weights, read_state_dict
 
 
