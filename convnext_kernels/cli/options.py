@@ -83,6 +83,12 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(plain(value), indent=2))
 
 
+def warn(lines: Iterable[str]) -> None:
+    """Print warnings on stderr, for --json."""
+    for line in lines:
+        click.echo(f"warning: {line}", err=True)
+
+
 def console(width: int = 0) -> Console:
     """Return a console on stdout with at least `width` columns if stdout is a file or a pipe."""
     found = Console(highlight=False)

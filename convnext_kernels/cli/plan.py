@@ -69,7 +69,7 @@ def table(rows: "list[Row]", title: str) -> "Table":
             if (which, name) != ("floor", "launches"):
                 shown.add_column(f"{prefix}{name}", total, justify="right")
     total = speedup(totals["eager"].seconds / totals["ours"].seconds)
-    shown.add_column("than eager", total, justify="right", no_wrap=True)
+    shown.add_column("vs eager", total, justify="right", no_wrap=True)
     for row in rows:
         cells = (*_columns(row.ours), *_columns(row.eager), *_columns(row.floor)[1:])
         faster = speedup(row.eager.seconds / row.ours.seconds)

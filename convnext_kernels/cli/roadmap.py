@@ -130,7 +130,7 @@ def _table(rows: list[Row], regime: str, batch: int) -> "Table":
     for name in ("top-1 %", "GFLOPs", "counted", "differs", "M params", "fused modules"):
         table.add_column(name, justify="right")
     if measured:
-        for name in ("images/s eager", "images/s accelerated", "than eager"):
+        for name in ("images/s eager", "images/s accelerated", "vs eager"):
             table.add_column(name, justify="right")
     for row in rows:
         differs = "-" if row.published is None else f"{row.gflops / float(row.published) - 1:+.2%}"
