@@ -33,7 +33,7 @@ def svg(figure: "Figure") -> str:
     with rc_context({"svg.fonttype": "none"}):
         figure.savefig(text, format="svg", transparent=True, metadata=nothing)
     found = text.getvalue()
-    found = re.sub(r'<g id="[^"]*"', "<g", found[found.index("<svg") :])  # several charts share a page: ids must not repeat
+    found = re.sub(r'<g id="[^"]*"', "<g", found[found.index("<svg") :])  # ids must not repeat in a page
     return re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r'\1 width="100%"', found, count=1)
 
 
@@ -203,7 +203,8 @@ def ratios(name: str, group: Sequence[Panel], only: Panel | None = None) -> "Fig
     column = 72 * _width([*texts, "vs eager"]) + 4  # points
     left = 0.14 + _width(row.what for row in rows)
     right = 2 * column / 72 + 0.1 + 0.95 * _width(short(row.peer) for row in rows)
-    figure, grid = _grid(panels, left, right, 0.148, 0.5, columns, legend, f"{name}: times slower (left) or faster (right)")
+    heading = f"{name}: times slower (left) or faster (right)"
+    figure, grid = _grid(panels, left, right, 0.148, 0.5, columns, legend, heading)
     for panel, (axes, places) in zip(panels, grid, strict=True):
         axes.set_xscale("log")
         axes.set_xlim(limits)
@@ -232,7 +233,8 @@ def ratios(name: str, group: Sequence[Panel], only: Panel | None = None) -> "Fig
             colour = INK if peer.value >= 1 else LOSS[1]
             end = 2 * column
             axes.annotate(speedup(peer.value), (1, place), (end, 0), ha="right", **{**text, "color": colour})
-            axes.annotate(short(row.peer), (1, place), (end + 4, 0), ha="left", **{**text, "color": SOFT, "fontsize": 7})
+            text |= {"color": SOFT, "fontsize": 7}
+            axes.annotate(short(row.peer), (1, place), (end + 4, 0), ha="left", **text)
         axes.axvline(1, color=INK, linewidth=0.9)
     return figure
 

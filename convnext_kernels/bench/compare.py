@@ -1,4 +1,4 @@
-"""What changed between two runs by more than the noise: their spreads, and the changes of the peers as a control group."""
+"""What changed between two runs by more than the noise: their spreads, and the changes of the peers."""
 
 import statistics
 from collections import Counter

@@ -53,7 +53,7 @@ class Course:
             self.speeds.append(rate / torch.get_num_threads())  # a case may set its own number of threads
 
     def summary(self) -> dict[str, float]:
-        """Shares of CPU time of other processes and of the hypervisor, and the speed in the slowest tenth of the cases."""
+        """Shares of CPU time of other processes and of the hypervisor, and the speed in the slowest cases."""
         found = {}
         if self.total:
             found |= {"others": self.others / self.total, "steal": self.stolen / self.total}
@@ -70,8 +70,8 @@ class Course:
             lines.append(f"during the run the hypervisor gave {found['steal']:.0%} of the CPU time to other machines")
         if found.get("slowest", 1) < SLOW:
             lines.append(
-                f"in a tenth of the cases the machine ran at {found['slowest']:.0%} of its best speed or less (a fixed loop of "
-                "multiply-adds, timed before each case)"
+                f"in a tenth of the cases the machine ran at {found['slowest']:.0%} of its best speed or less (measured "
+                "by a fixed loop of multiply-adds before each case)"
             )
         return lines
 
@@ -115,7 +115,7 @@ def collect(device: str) -> dict[str, object]:
     if why_not and not why_not.startswith("left to"):
         warnings.append(f"threads are not pinned: {why_not}")
     if glibc() is None:
-        warnings.append("the C library is not glibc: page faults of large temporaries are counted, which slow eager down most")
+        warnings.append("the C library is not glibc: page faults of large temporaries count, and slow eager down most")
     idle = Course()
     with idle.watch():
         time.sleep(0.5)

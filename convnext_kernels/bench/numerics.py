@@ -21,10 +21,10 @@ PEER_SLACK = 10  # the error of torch.compile's fp32 gradients is up to 2.1 time
 # convolutions (pytorch issue 169688).
 GARBAGE = {torch.float32: 0.01, torch.bfloat16: 0.25, torch.float16: 0.1}
 RULE = (
-    "Every result is compared with the fp64 result of the same weights and inputs. Two errors are computed, the largest "
-    "and the root mean square. Each may be at most twice the error of eager plus the floor, which is "
-    f"{FLOOR[torch.bfloat16]} machine epsilon of the dtype ({FLOOR[torch.float32]} in fp32) times the largest, or the root "
-    "mean square, fp64 value."
+    "Every result is compared with the fp64 result of the same weights and inputs. Two errors are computed, the "
+    "largest and the root mean square. Each may be at most twice the error of eager plus the floor, which is "
+    f"{FLOOR[torch.bfloat16]} machine epsilon of the dtype ({FLOOR[torch.float32]} in fp32) times the largest, or the "
+    "root mean square, fp64 value."
 )
 BENCH_RULE = (
     f"Only candidates with right results are timed. {RULE} This holds for the output and, in training, for every "
@@ -32,8 +32,8 @@ BENCH_RULE = (
     f"instead. For peers {PEER_SLACK} times this error is allowed, so that no peer is left out because of a last digit."
 )
 TOP5_RULE = (
-    "The top 5 classes agree if, at each of the five places, both models have the same class or two tied classes: their "
-    "fp64 logits differ by at most twice the largest error allowed on this image."
+    "The top 5 classes agree if, at each of the five places, both models have the same class or two tied classes: "
+    "their fp64 logits differ by at most twice the largest error allowed on this image."
 )
 _TINY = 1e-200  # used as the size of a tensor of zeros
 
@@ -95,8 +95,8 @@ def judge(
     relative errors over all tensors, the median counts instead. `slack` multiplies the allowed error.
 
     `scale` is the least magnitude, for results that cancel to (nearly) zero: the gradient before a LayerNorm over one
-    channel is 0, and only the rounding of its terms remains. Where eager overflows, only the floor is allowed. Where the
-    reference is not finite in eager's dtype, the result must equal eager's: NaN for NaN, the same infinity.
+    channel is 0, and only the rounding of its terms remains. Where eager overflows, only the floor is allowed. Where
+    the reference is not finite in eager's dtype, the result must equal eager's: NaN for NaN, the same infinity.
 
     Without `eager` (for eager itself, and if eager is wrong) every relative error must be at most `garbage`, or GARBAGE
     if that is None.

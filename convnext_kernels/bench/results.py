@@ -104,7 +104,7 @@ class Run:
     complete: bool = False  # False: interrupted, or still running
     records: list[Record] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)  # verify
-    not_run: list[str] = field(default_factory=list)  # verify: a line for everything that could not run here, with the reason
+    not_run: list[str] = field(default_factory=list)  # verify: lines that say what could not run, and why
 
     def cases(self) -> dict[str, dict[str, Record]]:
         """Records by case, then by candidate, in the order they were measured."""

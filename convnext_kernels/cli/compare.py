@@ -65,7 +65,8 @@ def _tables(changes: "list[Change]") -> "Iterator[Table]":
             times = ("" if value is None else number(value) for value in (c.before, c.after))
             noise = "" if c.noise is None else f"{100 * c.noise:.1f}%"
             verdict = Text(_verdict(c), STYLES.get(c.verdict, ""))
-            table.add_row(Text(what), Text("ours" if c.candidate == OURS else short(c.candidate)), *times, noise, verdict)
+            candidate = Text("ours" if c.candidate == OURS else short(c.candidate))
+            table.add_row(Text(what), candidate, *times, noise, verdict)
         yield table
 
 

@@ -282,7 +282,7 @@ def command(
     chosen = photos.read(images + paths, size) if images or paths else photos.shipped(size)
     loaded = load.load(model_name, weights, pretrained)
     if not acceleration_report(loaded.model).rows:
-        raise click.ClickException(f"--model {loaded.name}: it has no ConvNeXt block, so there is nothing to accelerate")
+        raise click.ClickException(f"--model {loaded.name}: it has no ConvNeXt block, nothing to accelerate")
     x = photos.normalise(torch.stack([photo.pixels for photo in chosen]), *loaded.mean_std)
     run = _Run(loaded.model, x, batch, repeats, backend, device)
     with options.thread_count(threads):
