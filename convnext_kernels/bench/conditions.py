@@ -70,8 +70,8 @@ class Course:
             lines.append(f"during the run the hypervisor gave {found['steal']:.0%} of the CPU time to other machines")
         if found.get("slowest", 1) < SLOW:
             lines.append(
-                f"in a tenth of the cases the machine ran at {found['slowest']:.0%} of its best speed or less (measured "
-                "by a fixed loop of multiply-adds before each case)"
+                f"in a tenth of the cases the machine ran at {found['slowest']:.0%} of its best speed or less (from a "
+                "fixed loop of multiply-adds before each case)"
             )
         return lines
 

@@ -18,11 +18,9 @@ GROUPS = {
         "roadmap": ("--regime resnet50", "Show every step from ResNet to ConvNeXt."),
         "plan": ("--gpu H100 --batch 8", "Predict kernels and time of a model on a GPU."),
     },
-    "Run": {
+    "Run and measure": {
         "demo": ("--model convnext_tiny", "Compare eager and accelerated on photographs."),
         "verify": ("--no-bench", "Check every kernel on this machine against fp64."),
-    },
-    "Measure": {
         "bench": ("--quick", "Time this package against its peers."),
         "compare": ("A.json B.json", "Show what changed between two runs of bench."),
     },
@@ -48,12 +46,13 @@ class _Cli(click.Group):
         command.epilog = f"Example: convnext-kernels {name} {COMMANDS[name][0]}"
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(len(f"{name} {example}") for name, (example, _) in COMMANDS.items())
         for group, commands in GROUPS.items():
             with formatter.section(group):
                 rows = [(f"{name} {example}".ljust(width), line) for name, (example, line) in commands.items()]
                 formatter.write_dl(rows)
+        click.Command.format_options(self, ctx, formatter)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         found = [CompletionItem(name, help=line) for name, (_, line) in COMMANDS.items() if name.startswith(incomplete)]
@@ -97,9 +96,6 @@ class _Cli(click.Group):
 @click.version_option(__version__, prog_name="convnext-kernels")
 @click.pass_context
 def main(ctx: click.Context, debug: bool) -> None:
-    """Fused kernels for ConvNeXt on CPUs and GPUs. Each command is listed with an example.
-
-    `convnext-kernels COMMAND --help` explains a command.
-    """
+    """Fused kernels for ConvNeXt. Commands are listed with an example each."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

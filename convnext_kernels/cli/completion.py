@@ -10,7 +10,7 @@ PROGRAM = "convnext-kernels"
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def command(ctx: click.Context, shell: str) -> None:
-    """Print a script for SHELL that completes commands, options and names.
+    """Print the script with which a shell completes commands, options and names.
 
     \b
     bash: save it in ~/.local/share/bash-completion/completions/convnext-kernels

@@ -223,10 +223,10 @@ def _notes(loaded: "Loaded", named: bool, run: _Run) -> list[str]:
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Image file or folder, can be repeated.  [default: 8 photographs]",
+    help="Image or folder; else 8 photographs are used.",
 )
 @click.option("--batch", type=click.IntRange(min=1), metavar="N", default=8, help="Images per forward pass.")
-@click.option("--size", type=click.IntRange(min=32), metavar="N", default=224, help="Height and width of the images.")
+@click.option("--size", type=click.IntRange(min=32), metavar="N", default=224, help="Image height and width.")
 @click.option("--repeats", type=click.IntRange(min=1), metavar="N", default=20, help="Timed forward passes.")
 @options.dtypes
 @options.threads
@@ -258,10 +258,9 @@ def command(
     no_report: bool,
     as_json: bool,
 ) -> None:
-    """Run a model on photographs; compare logits, top 5, time and memory with eager.
+    """Compare a model, eager and accelerated, on photographs.
 
-    Fails if logits or top 5 classes differ by more than rounding explains. PATH is an image or a folder, as for
-    --images.
+    Fails if the results differ by more than rounding. PATH: as for --images.
     """
     if weights is not None and pretrained:
         raise click.UsageError("--weights and --pretrained cannot be used together")

@@ -59,10 +59,10 @@ auto_device = click.option("--device", type=click.Choice(["cpu", "cuda"]), help=
 model = click.option(
     "--model",
     "model_name",
-    default="torchvision/convnext_tiny",
+    default="convnext_tiny",
     metavar="NAME",
     shell_complete=complete(_model_names),
-    help="Model of torchvision or timm.",
+    help="In torchvision or timm.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
 

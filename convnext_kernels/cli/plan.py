@@ -92,9 +92,7 @@ def table(rows: "list[Row]", title: str) -> "Table":
 @click.option("--dtype", type=click.Choice(list(options.DTYPES)), default="bf16")
 @click.option("--training", is_flag=True, help="Forward and backward pass.")
 @options.as_json
-def command(
-    model_name: str, gpu_name: str, batch: int, size: int, dtype: str, training: bool, as_json: bool
-) -> None:
+def command(model_name: str, gpu_name: str, batch: int, size: int, dtype: str, training: bool, as_json: bool) -> None:
     """Show which kernels every block of a model would run on a GPU, and predict their time.
 
     This needs no GPU.
@@ -117,7 +115,6 @@ def command(
         for value in values:
             value["limit"] = value.pop("floor")
         options.print_json(head | {"training": training, "basis": "predicted", "rows": values})
-| {"training": training, "basis": "predicted", "rows": rows})
         return
     direction = "forward and backward" if training else "forward"
     title = f"{full_name} on {gpu.name}, batch {batch}, {size} x {size}, {dtype}, {direction}: predicted"

@@ -165,6 +165,7 @@ def _print(console: "Console", rows: list[Row], regime: str, batch: int) -> None
     "--regime",
     "regimes",
     type=click.Choice(list(TITLES)),
+    metavar="NAME",
     multiple=True,
     default=tuple(TITLES),
     help="Column of the paper, can be repeated.",
