@@ -68,7 +68,7 @@ def speedup(factor: float, than: str = "") -> str:
     `factor` is the time of `than` over the time of this package; below 1 the text is "1.11x slower".
     """
     times, verb = number(max(factor, 1 / factor)), "faster" if factor > 1 else "slower"
-    if times == number(1):
+    if math.isclose(factor, 1, rel_tol=1e-3):
         return f"as fast as {than}" if than else "as fast"
     return f"{times} times {verb} than {than}" if than else f"{times}x {verb}"
 

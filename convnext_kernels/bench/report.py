@@ -96,10 +96,10 @@ def machine_name(run: Run) -> str:
 
 def _with_range(found: Ratio) -> str:
     """Format a speed-up and its range over the rounds: "1.35x faster (1.30 to 1.41)"."""
-    value, *ends = (speedup(factor) for factor in (found.value, found.low, found.high))
-    if len({text.partition(" ")[2] for text in (value, *ends)}) == 1:
-        ends = [text.partition("x ")[0] for text in ends]
-    return f"{value} ({ends[0]} to {ends[1]})"
+    value, low, high = (speedup(factor) for factor in (found.value, found.low, found.high))
+    if len({text.partition(" ")[2] for text in (value, low, high)}) == 1:
+        low, high = (text.partition("x ")[0] for text in ((low, high) if found.value > 1 else (high, low)))
+    return f"{value} ({low} to {high})"
 
 
 def _panels(cases: list[Case], row: Callable[[Case], Row | None]) -> list[charts.Panel]:

@@ -45,7 +45,7 @@ def _empty(title: str, first: str, *columns: str) -> "Table":
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, box=box.SIMPLE, pad_edge=False, padding=(0, 1), collapse_padding=True)
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False, padding=0)  # one space between columns
     table.add_column(first, no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)

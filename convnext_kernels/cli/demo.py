@@ -152,7 +152,7 @@ def table_rows(results: list[Result]) -> list[tuple[str, list[str]]]:
 
 
 def _print(results: list[Result], title: str, replaced: int, failures: list[str]) -> None:
-    """Print the table, then the gain and whether the errors are within the tolerance."""
+    """Print the table, then the speed-up and whether the errors are within the tolerance."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -163,8 +163,8 @@ def _print(results: list[Result], title: str, replaced: int, failures: list[str]
     for what, values in table_rows(results):
         table.add_row(what, *values)
     options.console().print(table)
-    gains = ", ".join(f"{r.dtype} is {speedup(r.speedup, 'eager')}" for r in results)
-    click.echo(f"Gain: {gains} ({replaced} modules replaced).")
+    speeds = ", ".join(f"{speedup(r.speedup, 'eager')} in {r.dtype}" for r in results)
+    click.echo(f"Speed: {speeds}; {replaced} modules replaced.")
     if failures:
         click.echo("Errors: not within the tolerance.")
     else:

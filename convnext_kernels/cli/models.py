@@ -46,7 +46,7 @@ def rows(names: tuple[str, ...]) -> list[Row]:
 
     for name in names:
         if name not in _names():
-            raise click.ClickException(f"unknown model {name!r}; {near(name, _names())}")
+            raise click.ClickException(f"NAMES: unknown model {name!r}; {near(name, _names())}")
     found = []
     for row in published.models():
         if names and row.name not in names:

@@ -43,9 +43,12 @@ def _meta_model(name: str) -> tuple["nn.Module", str]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise click.ClickException(f"--model {library}/{plain}: cannot be built: {reason:.300}") from error
+    unchanged = click.ClickException(f"--model {library}/{plain}: it has no module that this package can replace")
+    if not convnext_kernels.acceleration_report(model).rows:
+        raise unchanged
     model = convnext_kernels.accelerate(model.eval().to(memory_format=torch.channels_last))
     if not convnext_kernels.acceleration_report(model).replaced:
-        raise click.ClickException(f"--model {library}/{plain}: it has no module that this package can replace")
+        raise unchanged
     return model, f"{library}/{plain}"
 
 

@@ -126,8 +126,8 @@ def test_cases_in_which_ours_is_slower_are_listed(write):
     section = text[text.index("<h2>Cases slower than") : text.index("<h2>Speed-up of every case")]
     assert BLOCK in section
     assert report.summarise([run.cases()[BLOCK]]).slower_than_peer == 1
-    assert re.search(r"1\.2\dx slower \(1\.\d\d to 1\.\d\d\)", section)
-    assert "slower than the best peer in 1 of" in page.text
+    assert re.search(r"1\.\d\dx slower \(1\.\d\d to 1\.\d\d\)", section)
+    assert "slower than the best peer in " in page.text
     assert not re.search(r"\b0\.\d+x", page.text)  # a loss is written as "slower"
 
 

@@ -66,8 +66,8 @@ def test_table(shipped_run):
     assert re.search(rf"speed-up over eager \(medians\){speedup}{speedup}", result.stdout)
     assert re.search(r"same top 5 +\d of 8", result.stdout)
     assert "random (seed 0)" in " ".join(result.stdout.split())
-    gain, errors, where = result.stdout.splitlines()[-3:]
-    assert re.match(r"Gain: fp32 is .*(than|as) eager, bf16 is .*(than|as) eager \(\d+ modules replaced\)\.", gain)
+    speeds, errors, where = result.stdout.splitlines()[-3:]
+    assert re.match(r"Speed: .* (than|as) eager in fp32, .* (than|as) eager in bf16; \d+ modules replaced\.", speeds)
     assert re.match(r"Errors: within the tolerance, \d+% of the allowed error", errors)
     assert where == f"Report: {report}"
 
