@@ -129,7 +129,7 @@ def collect(device: str) -> dict[str, object]:
     return {
         "threads": torch.get_num_threads(),
         "pinned": cpus or None,
-        "pinning": "each OpenMP thread on a core of its own while timed" if cpus else why_not,
+        "pinning": "each OpenMP thread on its own core while timed" if cpus else why_not,
         "allocator": "PyTorch's CUDA allocator" if device == "cuda" else allocator,
         "clocks": found,
         "course": {},

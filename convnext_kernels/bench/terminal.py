@@ -97,7 +97,7 @@ def numerics(run: Run) -> "Table":
     from rich.text import Text
 
     title = "errors against fp64: forward, inference, gradients"
-    table = Table(title=title, box=box.SIMPLE, pad_edge=False)
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False, padding=(0, 1), collapse_padding=True)
     for column in ("op", "backend", "dtype"):
         table.add_column(column, no_wrap=True)
     for column in ("passed", "failed", "unsupported", "error/allowed"):
