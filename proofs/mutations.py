@@ -1,6 +1,6 @@
 """Break the code on purpose, one change at a time, and check that the everyday tests fail.
 
-    python proofs/mutations.py [--quick] [--list] [-k TEXT] [--of cuda|cpu|triton|python] [--jobs N] [--json FILE]
+    python proofs/mutations.py [--quick] [--list] [-k REGEX] [--of cuda|cpu|triton|python] [--jobs N] [--json FILE]
 
 A mutant is one plausible mistake: a missing barrier, a wrong mask, bound, stride or eps, a stale cache. Its tests (a
 file and an expression, from pytest's everyday selection) must pass without it and fail with it. Each mutant is built
@@ -288,7 +288,7 @@ def chosen(subjects: tuple[str, ...], text: str, quick: bool) -> dict[Mutant, st
     return {
         m: subject
         for m, subject in sorted(found.items(), key=lambda item: item[0].file)
-        if (m.quick or not quick) and text in f"{m.name} {m.kind} {m.file} {m.proof}"
+        if (m.quick or not quick) and re.search(text, f"{m.name} {m.kind} {m.file} {m.proof}")
     }
 
 
@@ -358,7 +358,7 @@ class Notes:
 
 @click.command(help=__doc__.splitlines()[0])
 @click.option("--of", "subjects", type=click.Choice(SUBJECTS), multiple=True, help="May be repeated.")
-@click.option("-k", "text", default="", help="Only mutants with this text in their name, kind, file or proof.")
+@click.option("-k", "text", default="", help="A regular expression for name, kind, file, proof.")
 @click.option("--quick", is_flag=True, help="Only a few of each subject.")
 @click.option("--list", "listing", is_flag=True, help="Only list the mutants.")
 @click.option("--jobs", type=click.IntRange(1), default=min(2, os.cpu_count() or 1), show_default=True)
