@@ -239,11 +239,11 @@ MUTANTS = [
         ),
         Mutant(
             "mask",
-            "16 bytes are loaded from addresses that are no multiples",
-            "return image.stride_c == 1 && c % wide == 0 && ",
-            "return image.stride_c == 1 && ",
+            "16 bytes are loaded from an address that is no multiple",
+            " && reinterpret_cast<uintptr_t>(image.data) % 16 == 0 &&",
+            " &&",
             proof="asan",
-            tests=SMALL,
+            tests=("tests/ops/test_layouts.py", "-k", "cuda and dwconv and offset"),
         ),
     ),
     *_in(
@@ -443,6 +443,7 @@ MUTANTS = [
             "(5 * kNormThreads / kWarpSize + sums)",
             "(5 * kNormThreads / kWarpSize + sums - 1)",
             proof="asan",
+            tests=ORDER_LAYERNORM,
         ),
         Mutant(
             "shared",
@@ -651,10 +652,11 @@ MUTANTS = [
         ),
         Mutant(
             "mask",
-            "16 bytes are loaded from addresses that are no multiples",
-            "return r.stride_c == 1 && channels % count == 0 && ",
-            "return r.stride_c == 1 && ",
+            "16 bytes are loaded from an address that is no multiple",
+            "% bytes == 0 && is_packed(r.data, r.dtype, count);",
+            "% bytes == 0;",
             proof="asan",
+            tests=("tests/ops/test_layouts.py", "-k", "cuda and (layernorm or grn) and offset"),
         ),
     ),
     *_in(
