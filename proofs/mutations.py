@@ -51,6 +51,7 @@ FAST = ("-DCMAKE_BUILD_TYPE=Mutant", "-DCMAKE_CXX_FLAGS_MUTANT=-O1")
 BUILDS = {
     "host": (cuda_host.TARGET, *FAST),
     "asan": (cuda_host.TARGET, "-DCMAKE_BUILD_TYPE=Mutant", "-DCNK_SANITIZE=address,undefined"),
+    "ptx": (cuda_host.TARGET, *FAST),  # it hands launches to the emulator
     "avx2": ("_native", *FAST, "-DCNK_CPU_ISAS=avx2"),
     "avx512bf16": ("_native", *FAST, "-DCNK_CPU_ISAS=avx512;avx512bf16"),
 }
@@ -197,7 +198,7 @@ class Workshop:
         paths = (str(self.tree), str(ROOT / "proofs"), os.environ.get("PYTHONPATH"))
         environment = os.environ | {
             # Empty: there are no CUDA kernels, and none are built.
-            cuda_host.VARIABLE: str(extension) if proof in ("host", "asan") else "",
+            cuda_host.VARIABLE: str(extension) if proof in ("host", "asan", "ptx") else "",
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             plugin.VARIABLE: json.dumps(way.gpu),
             "OMP_WAIT_POLICY": "passive",  # waiting threads must not use the core of the other job

@@ -458,6 +458,7 @@ MUTANTS = [
             "inside && q >= 0 ? p.c - first : 0",
             "inside ? p.c - first : 0",
             proof="asan",
+            tests=ORDER_LAYERNORM,
         ),
         Mutant(
             "bound",
@@ -497,6 +498,7 @@ MUTANTS = [
             "walkers > 1 ? walkers * width",
             "walkers > 1 ? (walkers - 1) * width",
             proof="asan",
+            tests=ORDER_LAYERNORM,
         ),
         Mutant(
             "mask",
@@ -504,6 +506,7 @@ MUTANTS = [
             "if (c >= p.a.length) break;",
             "",
             proof="asan",
+            tests=ORDER_LAYERNORM,
         ),
         Mutant(
             "bound",
