@@ -768,9 +768,9 @@ MUTANTS = [
         ),
         Mutant(
             "shared",
-            "16 bytes fewer than the warps take",
+            "32 bytes fewer than the warps take",
             "warps * int64_t(sizeof(Fp32Warp<kC, kChunk>));",
-            "warps * int64_t(sizeof(Fp32Warp<kC, kChunk>)) - 16;",
+            "warps * int64_t(sizeof(Fp32Warp<kC, kChunk>)) - 32;",
             proof="asan",
         ),
         Mutant(

@@ -91,15 +91,26 @@ void switch_to(Context& from, int target) {
 #endif
 }
 
-// The next fiber that can run; -1 (the caller) if all are finished or none can run.
-int next_fiber(int from) {
-  const int step = state.last_first ? state.threads - 1 : 1;
-  for (int k = 1, i = from; k <= state.threads; ++k) {
-    i = (i + step) % state.threads;
-    if (!state.fibers[size_t(i)].done && !state.fibers[size_t(i)].waiting) return i;
+// The next of `count` fibers from `begin` on that can run, after `from`; -1 if none can.
+int next_of(int begin, int count, int from) {
+  const int step = state.last_first ? count - 1 : 1;
+  for (int k = 1, i = from - begin; k <= count; ++k) {
+    i = (i + step) % count;
+    const Fiber& fiber = state.fibers[size_t(begin + i)];
+    if (!fiber.done && !fiber.waiting) return begin + i;
   }
-  state.deadlock = state.live > 0;
   return -1;
+}
+
+// The next fiber that can run; -1 (the caller) if all are finished or none can run. Lanes of the same warp come
+// first: a warp then runs ahead of the others as far as the block's barriers let it, also through shuffles,
+// and overwrites what the others still read where a barrier is missing.
+int next_fiber(int from) {
+  const int begin = from / kWarp * kWarp;
+  int next = next_of(begin, std::min(kWarp, state.threads - begin), from);
+  if (next < 0) next = next_of(0, state.threads, from);
+  if (next < 0) state.deadlock = state.live > 0;
+  return next;
 }
 
 void release_block() {
