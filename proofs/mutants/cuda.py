@@ -814,7 +814,7 @@ MUTANTS = [
     ),
     *_in(
         "element.h",
-        _parity("grn and c17-7x5-k7d1-r4 and bfloat16 and forward"),
+        _parity("mlp and c17-7x5-k7d1-r2 and bfloat16 and forward"),
         Mutant(
             "stride",
             "the elements of a pair are exchanged",
