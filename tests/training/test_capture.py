@@ -91,9 +91,9 @@ def test_no_source_synchronises_or_allocates():
         r"cuda\w*Synchronize|cudaMalloc|cudaFree|cudaMemcpy|cudaMemset|cudaStreamCreate|synchronize\("
     )
     sources = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cu", ".h", ".cpp") and "host" not in p.parts]
-    rooms = [ROOT / "convnext_kernels/backends" / room for room in ("gpu", "cuda", "triton")]
+    folders = [ROOT / "convnext_kernels/backends" / folder for folder in ("gpu", "cuda", "triton")]
     # timing.py measures for the autotuner, which does nothing during capture (tests/tuning/test_timing.py).
-    sources += [p for room in rooms for p in room.glob("*.py") if p.name != "timing.py"]
+    sources += [p for folder in folders for p in folder.glob("*.py") if p.name != "timing.py"]
     assert len(sources) > 40
     found = [f"{p.relative_to(ROOT)}: {m.group()}" for p in sources for m in forbidden.finditer(p.read_text())]
     assert not found
