@@ -185,7 +185,7 @@ class Session:
         finally:
             torch.set_num_threads(threads)
             if "torch._dynamo" in sys.modules:  # what was compiled for this case would slow the guards of the next
-                torch._dynamo.reset()
+                torch.compiler.reset()
             gc.collect()
             if self.device == "cuda":
                 torch.cuda.empty_cache()

@@ -9,6 +9,7 @@ from convnext_kernels import planner
 from convnext_kernels.ops import checks
 from convnext_kernels.ops.registration import autocast, call, define, differentiable, gradients_like, scatter
 from convnext_kernels.spec import OpSpec
+from convnext_kernels.torch_versions import suggest_memory_format
 
 _TENSORS = "Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight, Tensor? bias"
 
@@ -36,7 +37,7 @@ def _check(
 def _empty(x: Tensor, weight: Tensor, dtype: torch.dtype | None) -> Tensor:
     side = weight.shape[-1]
     shape = (x.shape[0], weight.shape[0], x.shape[2] // side, x.shape[3] // side)
-    memory_format = torch._prims_common.suggest_memory_format(x)
+    memory_format = suggest_memory_format(x)
     return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=memory_format)
 
 

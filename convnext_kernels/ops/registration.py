@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad
 from torch import Tensor
-from torch.utils._pytree import _broadcast_to_and_flatten, tree_flatten, tree_unflatten
+
+from convnext_kernels import torch_versions
+from convnext_kernels.torch_versions import broadcast_to_and_flatten, tree_flatten, tree_unflatten
 
 NAMESPACE = "convnext_kernels"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")  # kept alive: the registrations end with this object
@@ -24,7 +25,7 @@ def call(name: str, *arguments: Any) -> Any:
     """
     op = getattr(torch.ops.convnext_kernels, name)
     if torch.compiler.is_compiling() or not (
-        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+        torch_versions.transforms_active() or torch_versions.forward_mode_active()
     ):
         return op(*arguments)
     function = _transformable[name]
@@ -93,7 +94,7 @@ def _function(name: str, setup_context: Callable, backward: Callable) -> type[to
     def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
         # One call for each element: weights may be batched as well as x, and each call launches its own kernel anyway.
         leaves, structure = tree_flatten(arguments)
-        dims = _broadcast_to_and_flatten(in_dims, structure)
+        dims = broadcast_to_and_flatten(in_dims, structure)
         results = []
         for i in range(info.batch_size):
             slices = [leaf if dim is None else leaf.select(dim, i) for leaf, dim in zip(leaves, dims, strict=True)]
@@ -121,9 +122,9 @@ def autocast(name: str, cast: Callable[..., tuple]) -> None:
     _casts[name] = cast
     for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
 
-        def kernel(*arguments: Any, device: str = device, key: str = key) -> Tensor | list[Tensor]:
+        def kernel(*arguments: Any, device: str = device) -> Tensor | list[Tensor]:
             arguments = cast(torch.get_autocast_dtype(device), *arguments)
-            with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))):
+            with torch_versions.without_autocast_key(device):
                 return getattr(torch.ops.convnext_kernels, name)(*arguments)
 
         _LIBRARY.impl(name, kernel, key)

@@ -82,7 +82,7 @@ MUTANTS = [
         Mutant(
             "stride",
             "the result is contiguous whatever x is",
-            "torch._prims_common.suggest_memory_format(x)",
+            "suggest_memory_format(x)",
             "torch.contiguous_format",
             tests=parity("eager and downsample and forward and float32"),
         ),

@@ -18,6 +18,7 @@ from convnext_kernels.backends.gpu import mlp_cublas
 from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows
 from convnext_kernels.backends.gpu.mlp_cublas import matrix, rows_of
 from convnext_kernels.spec import MlpParameters
+from convnext_kernels.torch_versions import tf32_allowed
 
 KEEPS_HIDDEN = True
 
@@ -33,7 +34,7 @@ def _problem(x: Tensor, p: MlpParameters, compute_dtype: torch.dtype, hidden: bo
         str(x.dtype).removeprefix("torch."),
         str(compute_dtype).removeprefix("torch."),
         hidden,
-        compute_dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32,
+        compute_dtype == torch.float32 and tf32_allowed(),
     )
 
 

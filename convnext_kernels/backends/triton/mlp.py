@@ -37,6 +37,7 @@ from convnext_kernels.backends.triton.mlp_plan import (
 from convnext_kernels.backends.triton.reduce import sum_partials
 from convnext_kernels.backends.triton.shared import KERNELS
 from convnext_kernels.spec import MlpParameters
+from convnext_kernels.torch_versions import tf32_allowed
 
 KEEPS_HIDDEN = True
 
@@ -52,7 +53,7 @@ def _problem(x: Tensor, p: MlpParameters, compute_dtype: torch.dtype, hidden: bo
         str(x.dtype).removeprefix("torch."),
         str(compute_dtype).removeprefix("torch."),
         hidden,
-        compute_dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32,
+        compute_dtype == torch.float32 and tf32_allowed(),
     )
 
 
