@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 __all__ = [
     "TRACED",
     "TorchDispatchMode",
+    "below_autograd",
     "broadcast_to_and_flatten",
     "forward_mode_active",
     "suggest_memory_format",
@@ -29,6 +30,7 @@ __all__ = [
 
 TRACED = (FakeTensor, FunctionalTensor)  # torch.export replaces plain tensors by these
 
+below_autograd = torch._C._AutoDispatchBelowAutograd  # a context in which operators skip autograd
 suggest_memory_format = torch._prims_common.suggest_memory_format
 transforms_active = torch._C._are_functorch_transforms_active  # whether a transform of `torch.func` is running
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from convnext_kernels.calls import BlockCall, DownsampleCall, DwconvCall, MlpCall, NormCall
 from convnext_kernels.planner.choose import RECOMPUTED_CHANNELS
 from convnext_kernels.spec import MlpParameters
 
@@ -163,34 +164,32 @@ def run(case: Case) -> None:
 
     x, vector = image(case.c, case.size), tensor(case.c)
     kept = {"hidden": image(4 * case.c, case.size)} if case.keeps else {}
-    arguments: tuple
     if case.op == "dwconv":
-        arguments, inputs = (x, tensor(case.c, 1, case.k, case.k), vector, 1, dtype), 3
+        call, inputs = DwconvCall(x, tensor(case.c, 1, case.k, case.k), vector, 1, dtype), 3
     elif case.op in ("layernorm", "grn"):
-        arguments, inputs = (x, vector, vector, 1e-6), 3
+        call, inputs = NormCall(x, vector, vector, 1e-6), 3
     elif case.op == "mlp":
         residual = image(case.c, case.size)
-        arguments = (x, residual, _parameters(case, tensor), tensor(case.n), 1e-6, 1e-6, dtype)
+        call = MlpCall(x, residual, _parameters(case, tensor), tensor(case.n), 1e-6, 1e-6, dtype)
         inputs = 11
     elif case.op == "block":
         weight = tensor(case.c, 1, case.k, case.k)
-        arguments = (x, weight, vector, _parameters(case, tensor), tensor(case.n), 1, 1e-6, 1e-6, dtype)
+        call = BlockCall(x, weight, vector, _parameters(case, tensor), tensor(case.n), 1, 1e-6, 1e-6, dtype)
         inputs = 12
     else:
-        out = image(2 * case.c, case.size // case.k)
         weight = tensor(2 * case.c, case.c, case.k, case.k)
-        arguments = (x, vector, vector, weight, tensor(2 * case.c), 1e-6, dtype)
+        call = DownsampleCall(x, vector, vector, weight, tensor(2 * case.c), 1e-6, dtype)
         inputs = 5
         if not case.backward:
-            arguments = (*arguments, out)
+            kept = {"out": image(2 * case.c, case.size // case.k)}
     if not case.backward:
-        module.forward(*arguments, **kept)
+        module.forward(call, **kept)
         return
     dout = image(2 * case.c, case.size // case.k) if case.op == "downsample" else image(case.c, case.size)
     needs = [True] * inputs
     if case.op in ("mlp", "block"):  # gamma, or GRN's two
         needs[-3:] = [not case.grn, case.grn, case.grn]
-    module.backward(dout, *arguments, needs, **kept)
+    module.backward(dout, call, needs, **kept)
 
 
 def plans() -> list:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from convnext_kernels import tuning
+from convnext_kernels.calls import DwconvCall
 
 
 def _emulator() -> Any:
@@ -79,7 +80,7 @@ def dwconv_counts(
     weight = torch.randn(channels, 1, kernel_size, kernel_size, generator=g).to(dtype)
     bias = torch.randn(channels, generator=g).to(dtype)
     runs = {
-        "forward": lambda: dwconv.forward(x, weight, bias, 1, dtype),
+        "forward": lambda: dwconv.forward(DwconvCall(x, weight, bias, 1, dtype)),
         "dgrad": lambda: dwconv.input_gradient(dy, weight, 1, dtype, x, residual),
         "wgrad": lambda: dwconv.parameter_gradients(dy, x, weight, bias, 1, dtype, True, True),
     }

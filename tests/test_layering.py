@@ -15,25 +15,26 @@ PACKAGE = "convnext_kernels"
 # by the packages in LAZY.
 PACKAGES = {
     "spec": ((), ("torch",)),
+    "calls": (("spec",), ("torch",)),
     "version": ((), ()),
     "torch_versions": ((), ("torch",)),
     "backends": ((), ()),
-    "backends.eager": (("spec", "backends.eager."), ("torch",)),
-    "backends.cpu": (("spec", "backends.cpu.", "_native"), ("torch",)),
+    "backends.eager": (("spec", "calls", "backends.eager."), ("torch",)),
+    "backends.cpu": (("spec", "calls", "backends.cpu.", "_native"), ("torch",)),
     # The code that both GPU backends use; no backend itself.
-    "backends.gpu": (("spec", "backends.gpu."), ("torch",)),
+    "backends.gpu": (("spec", "calls", "torch_versions", "backends.gpu."), ("torch",)),
     "backends.cuda": (
-        ("spec", "torch_versions", "tuning", "tuning.", "backends.cuda.", "backends.gpu.", "_native_cuda"),
+        ("spec", "calls", "torch_versions", "tuning", "tuning.", "backends.cuda.", "backends.gpu.", "_native_cuda"),
         ("torch",),
     ),
     # NumPy: Triton's interpreter runs kernels with it.
     "backends.triton": (
-        ("spec", "torch_versions", "tuning", "tuning.", "backends.triton.", "backends.gpu."),
+        ("spec", "calls", "torch_versions", "tuning", "tuning.", "backends.triton.", "backends.gpu."),
         ("torch", "triton", "numpy"),
     ),
     "tuning": (("spec", "version", "tuning", "tuning."), ("filelock", "platformdirs")),
     "planner": (("spec", "torch_versions", "backends", "planner.", "tuning", "tuning.", "version"), ("torch",)),
-    "ops": (("spec", "torch_versions", "planner", "ops."), ("torch",)),
+    "ops": (("spec", "calls", "torch_versions", "planner", "ops."), ("torch",)),
     "functional": (("ops", "ops.checks", "ops.registration"), ("torch",)),
     "nn": (("functional", "nn.", "ops.checks"), ("torch",)),
     "models": (("functional", "nn", "nn.", "models.", "ops.flops"), ("torch",)),

@@ -26,6 +26,11 @@ def forced(choice: Choice) -> Iterator[None]:
         _forced.reset(token)
 
 
+def forcing() -> bool:
+    """Whether `forced` is in effect, so that a choice must not be remembered."""
+    return _forced.get() is not None
+
+
 def remembered(plan: Callable[..., Candidate]) -> Callable[..., Candidate]:
     """Cache what `plan` returns for its arguments. Inside `forced` the cache is neither read nor written."""
     cached = functools.lru_cache(maxsize=1024)(plan)
