@@ -96,12 +96,8 @@ def dwconv_counts(
             plans.extend([candidate] if candidate else [])
             return candidate
 
-        for plan in (dwconv_plan.forward, dwconv_plan.weight):  # they cache earlier choices
-            plan.cache_clear()
         with emulator.emulated(arch, fast_fma=True) as launches, tuning.forced(choice):
             run()
-        for plan in (dwconv_plan.forward, dwconv_plan.weight):
-            plan.cache_clear()
         # The weights are packed once, and partial sums are added once, for any number of samples
         shares = [n / max(n, plan_batch) if launch["kernel"] == "pack_kernel" else 1.0 for launch in launches]
         turns = [1.0] * len(launches)
