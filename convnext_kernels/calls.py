@@ -44,24 +44,23 @@ def inputs(op: str, arguments: Sequence[Any]) -> Inputs:
     tensors: list[Tensor] = []
     addresses: list[int] = []
     facts: list[Any] = [op, arguments[0].device if isinstance(arguments[0], Tensor) else None]
-    for value in arguments:
-        if isinstance(value, Tensor):
-            address = value.data_ptr()
-            tensors.append(value)
-            addresses.append(address)
-            # of the device the index, and whether there is memory at all: on "meta" there is none
-            where = address % 16 if address else -1
-            facts.append((value.shape, value.stride(), value.dtype, value.get_device(), where))
-        elif type(value) is list:
-            if value and isinstance(value[0], Tensor):
-                nested = inputs("", value)
-                tensors += nested.tensors
-                addresses += nested.addresses
-                facts.append(nested.signature)
+
+    def add(values: Sequence[Any]) -> None:
+        for value in values:
+            if isinstance(value, Tensor):
+                address = value.data_ptr()
+                tensors.append(value)
+                addresses.append(address)
+                # of the device the index, and whether there is memory at all: on "meta" there is none
+                where = address % 16 if address else -1
+                facts.append((value.shape, value.stride(), value.dtype, value.get_device(), where))
+            elif type(value) is list:
+                facts.append(len(value))
+                add(value)
             else:
-                facts.append(tuple(value))
-        else:
-            facts.append(value)
+                facts.append(value)
+
+    add(arguments)
     return Inputs(_interned(tuple(facts)), tensors, addresses)
 
 

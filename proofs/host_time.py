@@ -23,6 +23,7 @@ from triton.backends.nvidia.driver import CudaLauncher
 from triton.runtime import driver as drivers
 
 import convnext_kernels as ck
+from convnext_kernels.bench.timing import steady_allocator
 from convnext_kernels.models import create_model
 
 # Limits in units.
@@ -184,7 +185,7 @@ def main(check: bool) -> None:
     torch.set_num_threads(1)
     failed = []
     measured = list(cases())
-    with driver(), _nothing_computed():
+    with driver(), _nothing_computed(), steady_allocator():
         one = unit()
         print(f"unit: ten torch.add of one element, {one * 1e6:.1f} us")
         print(f"{'':46}{'units':>7}{'limit':>7}{'us':>9}{'calls':>8}{'launches':>10}")
