@@ -14,7 +14,7 @@ from torch import Tensor, dtype
 
 from convnext_kernels.spec import MlpParameters
 
-SIGNATURES = 4096  # that are remembered; of more, those not used for the longest time are dropped
+SIGNATURES = 1024  # that are remembered; of more, those not used for the longest time are dropped
 
 
 class Signature:
