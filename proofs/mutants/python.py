@@ -167,8 +167,8 @@ MUTANTS = [
         Mutant(
             "formula",
             "drop path is on in inference",
-            "drop_scale=self.drop_path.scale(x)",
-            "drop_scale=self.drop_path.train().scale(x)",
+            "drop_scale=drop_path.scale(x)",
+            "drop_scale=drop_path.train().scale(x)",
         ),
     ),
     *_in(
