@@ -22,6 +22,7 @@ os.environ[cuda_host.VARIABLE] = os.environ.get(cuda_host.VARIABLE) or str(cuda_
 
 from convnext_kernels import functional, tuning
 from convnext_kernels.backends.cuda import dwconv
+from convnext_kernels.calls import DwconvCall
 from tests.cuda import executed
 
 PAGE = ROOT / "docs" / "cuda_kernels.md"
@@ -62,7 +63,7 @@ def dwconv_figures(arch: int) -> Iterator[Figure]:
         outputs = n * c * size * size
         taps = _taps_inside(size, side)
         calls = {
-            "forward": lambda x=x, w=weight, b=bias: dwconv.forward(x, w, b, 1, BF16),
+            "forward": lambda x=x, w=weight, b=bias: dwconv.forward(DwconvCall(x, w, b, 1, BF16)),
             "input gradient": lambda dy=dy, w=weight: dwconv.input_gradient(dy, w, 1, BF16, dy),
             "weight gradient": lambda x=x, dy=dy, w=weight, b=bias: dwconv.parameter_gradients(
                 dy, x, w, b, 1, BF16, True, True

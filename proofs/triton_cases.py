@@ -1,7 +1,7 @@
-"""Calls that reach the shipped configurations of the Triton backend: CASES, and COMPILED, which reach every kernel.
+"""Calls that reach every kernel of the Triton backend.
 
-Defaults are written for CASES (update_defaults.py), without compiling. The static report compiles COMPILED: each row
-reaches a configuration that no other row reaches; more numbers of channels alone are not added.
+The static report compiles COMPILED: each row reaches a configuration that no other row reaches; more channels alone are
+not added.
 Tensors are on "meta": the cases call the backend's own launchers, which then allocate no memory.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convnext_kernels.planner.choose import RECOMPUTED_CHANNELS
+from convnext_kernels.calls import BlockCall, DownsampleCall, DwconvCall, MlpCall, NormCall
 from convnext_kernels.spec import MlpParameters
 
 TRITON = "convnext_kernels.backends.triton"
@@ -46,59 +46,9 @@ class Case:
         return " ".join([*parts, "backward" if self.backward else "forward"])
 
 
-TINY = ((96, 56), (192, 28), (384, 14), (768, 7))  # (C, H = W) of the stages at 224 x 224
-BASE = ((128, 56), (256, 28), (512, 14), (1024, 7))
-ODD = ((40, 28), (100, 14), (256, 7))  # ConvNeXt V2's narrowest; a tail of channels; wide and small
-BATCHES = (1, 8, 128)
-
-
 def _both(case: Case) -> Iterator[Case]:
     yield case
     yield Case(**{**vars(case), "backward": True})
-
-
-def _cases() -> Iterator[Case]:
-    yield Case("reduce", 96, 7)  # partial sums of a weight gradient; the second stage of every op
-    for op in ("dwconv", "mlp"):
-        for stages in (TINY, BASE):
-            for c, size in stages:
-                for n in BATCHES:
-                    yield from _both(Case(op, c, size, n))
-    for stages in (TINY, BASE):  # training where the hidden is kept and not computed again
-        for c, size in stages:
-            for n in (8, 128) if c > RECOMPUTED_CHANNELS else ():
-                yield from _both(Case("mlp", c, size, n, keeps=True))
-                yield from _both(Case("mlp", c, size, n, keeps=True, grn=True))
-    for dtype in ("fp32", "fp16"):
-        for op in ("dwconv", "mlp"):
-            for c, size in (*TINY, *ODD):
-                yield from _both(Case(op, c, size, dtype=dtype))
-    for c, size in ODD:
-        yield from _both(Case("dwconv", c, size))
-        yield from _both(Case("mlp", c, size))
-        yield from _both(Case("mlp", c, size, grn=True))
-    for k in (3, 5, 9, 13, 31):  # every relation of the kernel's side to the tile
-        for c, size in ((96, 56), (384, 14)):
-            yield from _both(Case("dwconv", c, size, k=k))
-    for c, size in TINY:  # input that is not channels_last
-        for dtype in ("bf16", "fp32"):
-            yield from _both(Case("dwconv", c, size, dtype=dtype, layout="nchw"))
-        yield from _both(Case("layernorm", c, size, layout="nchw"))
-    for c, size in TINY:
-        for n in BATCHES:
-            yield from _both(Case("mlp", c, size, n, grn=True))
-        for dtype in DTYPES:
-            yield from _both(Case("layernorm", c, size, dtype=dtype))
-            yield from _both(Case("grn", 4 * c, size, dtype=dtype))
-            yield from _both(Case("downsample", c, size, dtype=dtype, k=2))
-        yield from _both(Case("block", c, size))
-        yield from _both(Case("block", c, size, grn=True))
-    for c, size in ODD:
-        yield from _both(Case("layernorm", c, size))
-        yield from _both(Case("downsample", c, size, k=2))
-
-
-CASES = tuple(dict.fromkeys(_cases()))
 
 
 def _compiled() -> Iterator[Case]:
@@ -163,40 +113,29 @@ def run(case: Case) -> None:
 
     x, vector = image(case.c, case.size), tensor(case.c)
     kept = {"hidden": image(4 * case.c, case.size)} if case.keeps else {}
-    arguments: tuple
     if case.op == "dwconv":
-        arguments, inputs = (x, tensor(case.c, 1, case.k, case.k), vector, 1, dtype), 3
+        call, inputs = DwconvCall(x, tensor(case.c, 1, case.k, case.k), vector, 1, dtype), 3
     elif case.op in ("layernorm", "grn"):
-        arguments, inputs = (x, vector, vector, 1e-6), 3
+        call, inputs = NormCall(x, vector, vector, 1e-6), 3
     elif case.op == "mlp":
         residual = image(case.c, case.size)
-        arguments = (x, residual, _parameters(case, tensor), tensor(case.n), 1e-6, 1e-6, dtype)
+        call = MlpCall(x, residual, _parameters(case, tensor), tensor(case.n), 1e-6, 1e-6, dtype)
         inputs = 11
     elif case.op == "block":
         weight = tensor(case.c, 1, case.k, case.k)
-        arguments = (x, weight, vector, _parameters(case, tensor), tensor(case.n), 1, 1e-6, 1e-6, dtype)
+        call = BlockCall(x, weight, vector, _parameters(case, tensor), tensor(case.n), 1, 1e-6, 1e-6, dtype)
         inputs = 12
     else:
-        out = image(2 * case.c, case.size // case.k)
         weight = tensor(2 * case.c, case.c, case.k, case.k)
-        arguments = (x, vector, vector, weight, tensor(2 * case.c), 1e-6, dtype)
+        call = DownsampleCall(x, vector, vector, weight, tensor(2 * case.c), 1e-6, dtype)
         inputs = 5
         if not case.backward:
-            arguments = (*arguments, out)
+            kept = {"out": image(2 * case.c, case.size // case.k)}
     if not case.backward:
-        module.forward(*arguments, **kept)
+        module.forward(call, **kept)
         return
     dout = image(2 * case.c, case.size // case.k) if case.op == "downsample" else image(case.c, case.size)
     needs = [True] * inputs
     if case.op in ("mlp", "block"):  # gamma, or GRN's two
         needs[-3:] = [not case.grn, case.grn, case.grn]
-    module.backward(dout, *arguments, needs, **kept)
-
-
-def plans() -> list:
-    """Return the functions of the backend that cache the chosen candidate."""
-    found = []
-    for stem in ("dwconv_plan", "mlp_plan"):
-        module = importlib.import_module(f"{TRITON}.{stem}")
-        found += [value for value in vars(module).values() if hasattr(value, "cache_clear")]
-    return found
+    module.backward(dout, call, needs, **kept)

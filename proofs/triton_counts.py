@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from convnext_kernels import tuning
+from convnext_kernels.calls import DwconvCall
 
 
 def _emulator() -> Any:
@@ -79,7 +80,7 @@ def dwconv_counts(
     weight = torch.randn(channels, 1, kernel_size, kernel_size, generator=g).to(dtype)
     bias = torch.randn(channels, generator=g).to(dtype)
     runs = {
-        "forward": lambda: dwconv.forward(x, weight, bias, 1, dtype),
+        "forward": lambda: dwconv.forward(DwconvCall(x, weight, bias, 1, dtype)),
         "dgrad": lambda: dwconv.input_gradient(dy, weight, 1, dtype, x, residual),
         "wgrad": lambda: dwconv.parameter_gradients(dy, x, weight, bias, 1, dtype, True, True),
     }
@@ -95,12 +96,8 @@ def dwconv_counts(
             plans.extend([candidate] if candidate else [])
             return candidate
 
-        for plan in (dwconv_plan.forward, dwconv_plan.weight):  # they cache earlier choices
-            plan.cache_clear()
         with emulator.emulated(arch, fast_fma=True) as launches, tuning.forced(choice):
             run()
-        for plan in (dwconv_plan.forward, dwconv_plan.weight):
-            plan.cache_clear()
         # The weights are packed once, and partial sums are added once, for any number of samples
         shares = [n / max(n, plan_batch) if launch["kernel"] == "pack_kernel" else 1.0 for launch in launches]
         turns = [1.0] * len(launches)

@@ -25,6 +25,7 @@ from triton_counts import dwconv_counts
 
 from convnext_kernels import functional, tuning
 from convnext_kernels.backends.triton.gelu import gelu
+from convnext_kernels.calls import DwconvCall
 from convnext_kernels.tuning.pick import predicted
 
 PAGE = RECORDS / "triton_counts.md"
@@ -155,7 +156,7 @@ def _compiled_figures(arch: int) -> list[Figure]:
     x = torch.empty(128, 96, 28, 28, dtype=torch.bfloat16, device="meta").to(memory_format=torch.channels_last)
     weight = torch.empty(96, 1, 7, 7, dtype=torch.bfloat16, device="meta")
     with compile_only(arch) as launches:
-        dwconv.forward(x, weight, None, 1, x.dtype)
+        dwconv.forward(DwconvCall(x, weight, None, 1, x.dtype))
         dwconv.parameter_gradients(x, x, weight, None, 1, x.dtype, True, False)
     for launch in launches[:2]:
         what = f"dwconv 7x7 C96 28x28 bf16 sm_{arch} {launch.kernel}: share of the loop's SASS that is not FFMA"

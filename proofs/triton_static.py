@@ -95,12 +95,8 @@ def compile_case(task: tuple[int, Case, bool]) -> tuple[list[Row], str | None]:
 
     try:
         with compile_only(arch) as recorded:
-            for plan in triton_cases.plans() if every else ():
-                plan.cache_clear()
             triton_cases.run(case)
             while every and turn < max(turns, 1):
-                for plan in triton_cases.plans():  # they cache earlier choices
-                    plan.cache_clear()
                 with tuning.forced(choose):
                     triton_cases.run(case)
                 turn += 1

@@ -15,28 +15,30 @@ PACKAGE = "convnext_kernels"
 # by the packages in LAZY.
 PACKAGES = {
     "spec": ((), ("torch",)),
+    "calls": (("spec",), ("torch",)),
     "version": ((), ()),
+    "torch_versions": ((), ("torch",)),
     "backends": ((), ()),
-    "backends.eager": (("spec", "backends.eager."), ("torch",)),
-    "backends.cpu": (("spec", "backends.cpu.", "_native"), ("torch",)),
+    "backends.eager": (("spec", "calls", "backends.eager."), ("torch",)),
+    "backends.cpu": (("spec", "calls", "backends.cpu.", "_native"), ("torch",)),
     # The code that both GPU backends use; no backend itself.
-    "backends.gpu": (("spec", "backends.gpu."), ("torch",)),
+    "backends.gpu": (("spec", "calls", "torch_versions", "backends.gpu."), ("torch",)),
     "backends.cuda": (
-        ("spec", "tuning", "tuning.", "backends.cuda.", "backends.gpu.", "_native_cuda"),
+        ("spec", "calls", "torch_versions", "tuning", "tuning.", "backends.cuda.", "backends.gpu.", "_native_cuda"),
         ("torch",),
     ),
     # NumPy: Triton's interpreter runs kernels with it.
     "backends.triton": (
-        ("spec", "tuning", "tuning.", "backends.triton.", "backends.gpu."),
+        ("spec", "calls", "torch_versions", "tuning", "tuning.", "backends.triton.", "backends.gpu."),
         ("torch", "triton", "numpy"),
     ),
     "tuning": (("spec", "version", "tuning", "tuning."), ("filelock", "platformdirs")),
-    "planner": (("spec", "backends", "planner.", "tuning", "tuning.", "version"), ("torch",)),
-    "ops": (("spec", "planner", "ops."), ("torch",)),
+    "planner": (("spec", "torch_versions", "backends", "planner.", "tuning", "tuning.", "version"), ("torch",)),
+    "ops": (("spec", "calls", "torch_versions", "planner", "ops."), ("torch",)),
     "functional": (("ops", "ops.checks", "ops.registration"), ("torch",)),
     "nn": (("functional", "nn.", "ops.checks"), ("torch",)),
     "models": (("functional", "nn", "nn.", "models.", "ops.flops"), ("torch",)),
-    "interop": (("functional", "nn", "nn.", "ops.checks", "interop."), ("torch",)),
+    "interop": (("functional", "nn", "nn.", "ops.checks", "torch_versions", "interop."), ("torch",)),
     "environment": (("planner", "version"), ("torch",)),
     "_native": ((), ()),
     "_native_cuda": ((), ()),

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, Case
 from convnext_kernels.bench.results import EAGER, OURS
+from convnext_kernels.torch_versions import tf32_allowed
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -33,7 +34,7 @@ Call = Callable[[], Tensor]
 def tf32(allowed: bool) -> Iterator[None]:
     """Allow TF32 for matmuls and convolutions of fp32 tensors on a GPU inside the context, or use IEEE fp32."""
     settings = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [setting.allow_tf32 for setting in settings]
+    before = [tf32_allowed(), torch.backends.cudnn.allow_tf32]
     for setting in settings:
         setting.allow_tf32 = allowed
     try:

@@ -187,7 +187,7 @@ class Session:
         finally:
             torch.set_num_threads(threads)
             if "torch._dynamo" in sys.modules:  # the guards of what was compiled for this case would slow down the next
-                torch._dynamo.reset()
+                torch.compiler.reset()
             gc.collect()
             if self.device == "cuda":
                 torch.cuda.empty_cache()

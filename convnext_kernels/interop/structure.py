@@ -8,14 +8,12 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.autograd import forward_ad
 from torch.nn.modules import module as module_globals
+
+from convnext_kernels.torch_versions import TRACED, forward_mode_active, transforms, transforms_active
 
 MAX_KERNEL_SIZE = 31
 PLAIN = (Tensor, nn.Parameter)
-TRACED = (FakeTensor, FunctionalTensor)  # torch.export replaces plain tensors by these
 
 
 def class_of(module: nn.Module) -> type:
@@ -122,7 +120,7 @@ def serves(x: object, channels: int, tensors: tuple[Tensor | None, ...]) -> bool
         return False  # torch.fx proxies, nested and distributed tensors
     if x.dim() != 4 or x.shape[1] != channels or x.numel() == 0:
         return False
-    if forward_ad._current_level >= 0 or (torch._C._are_functorch_transforms_active() and not reverse_mode_once()):
+    if forward_mode_active() or (transforms_active() and not reverse_mode_once()):
         return False
     dtype = x.dtype
     mixed = False
@@ -142,9 +140,8 @@ def reverse_mode_once() -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    transforms = [level.key() for level in torch._C._functorch.get_interpreter_stack()]
-    kinds = torch._C._functorch.TransformType
-    return transforms.count(kinds.Grad) <= 1 and all(kind in (kinds.Grad, kinds.Vmap) for kind in transforms)
+    running = transforms()
+    return running.count("Grad") <= 1 and set(running) <= {"Grad", "Vmap"}
 
 
 def autocasting(x: Tensor) -> bool:

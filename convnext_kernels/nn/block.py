@@ -71,9 +71,12 @@ class FusedConvNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W), in x's memory format."""
-        checks.image("x", x)  # drop path uses x before the op checks it
-        # Read each child once: nn.Module looks attributes up in Python.
-        dwconv, norm, pwconv1, pwconv2, grn = self.dwconv, self.norm, self.pwconv1, self.pwconv2, self.grn
+        # From the dictionary, and each child once: nn.Module looks attributes up in Python.
+        modules = self._modules
+        dwconv, norm, pwconv1, pwconv2 = modules["dwconv"], modules["norm"], modules["pwconv1"], modules["pwconv2"]
+        grn, drop_path = modules.get("grn"), modules["drop_path"]
+        if type(x) is not Tensor or drop_path.drop_prob:
+            checks.image("x", x)  # drop path uses x before the op checks it
         return functional.convnext_block(
             x,
             dwconv.weight,
@@ -87,7 +90,7 @@ class FusedConvNeXtBlock(nn.Module):
             gamma=self.gamma,
             grn_weight=None if grn is None else grn.gamma,
             grn_bias=None if grn is None else grn.beta,
-            drop_scale=self.drop_path.scale(x),
+            drop_scale=drop_path.scale(x),
             dilation=dwconv.dilation[0],
             eps=norm.eps,
             grn_eps=1e-6 if grn is None else grn.eps,

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from convnext_kernels import planner
+from convnext_kernels.calls import BlockCall, Inputs
 from convnext_kernels.ops import checks
 from convnext_kernels.ops.mlp import BACKWARD_OPTIONS, OPTIONS, PARAMETERS, check_bottleneck, hidden_like, promote
-from convnext_kernels.ops.registration import autocast, call, define, differentiable, gradients_like, scatter
+from convnext_kernels.ops.registration import autocast, call, define, differentiable, gradients_like, scatter, served
 from convnext_kernels.spec import MlpParameters, OpSpec
 
 _TENSORS = f"Tensor x, Tensor dwconv_weight, Tensor? dwconv_bias, {PARAMETERS}, Tensor? drop_scale"
@@ -55,45 +56,53 @@ def _spec(
     )
 
 
-def _saved(spec: OpSpec, x: Tensor, p: MlpParameters, memory: str, backend: str) -> list[Tensor]:
+def _saved(keeps: str, x: Tensor, p: MlpParameters, compute_dtype: torch.dtype) -> list[Tensor]:
     """Empty tensors for what `block` keeps for its gradient beside its inputs: the convolution's y, then the hidden."""
-    keeps = planner.keeps(spec, memory, backend)
     saved = [torch.empty_like(x, memory_format=torch.channels_last)] if keeps != "nothing" else []
-    return [*saved, hidden_like(x, p, spec.compute_dtype)] if keeps == "balanced" else saved
+    return [*saved, hidden_like(x, p, compute_dtype)] if keeps == "balanced" else saved
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
+def _forward(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
     p, (drop_scale, dilation, eps, grn_eps, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
-    _check(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
-    checks.memory(memory)
-    spec = _spec(x, weight, p, dilation, compute_dtype)
-    kernel = planner.choose(spec, backend)
-    saved = _saved(spec, x, p, memory, backend)
+
+    def find() -> tuple:
+        _check(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
+        checks.memory(memory)
+        spec = _spec(x, weight, p, dilation, compute_dtype)
+        return planner.choose(spec, backend), planner.keeps(spec, memory, backend), spec.compute_dtype
+
+    kernel, keeps, compute_dtype = served(inputs, backend, find)
+    saved = _saved(keeps, x, p, compute_dtype)
     if x.numel() == 0:
         return [torch.empty_like(x), *saved]
-    out = kernel.forward(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, spec.compute_dtype, *saved)
-    return [out, *saved]
+    call = BlockCall(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype, inputs)
+    return [kernel.forward(call, *saved), *saved]
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
     p, (drop_scale, dilation, eps, grn_eps, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
     _check(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
     checks.memory(memory)
-    return [torch.empty_like(x), *_saved(_spec(x, weight, p, dilation, compute_dtype), x, p, memory, backend)]
+    spec = _spec(x, weight, p, dilation, compute_dtype)
+    return [torch.empty_like(x), *_saved(planner.keeps(spec, memory, backend), x, p, spec.compute_dtype)]
 
 
-def _backward(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
+def _backward(inputs: Inputs, dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
     p, (drop_scale, dilation, eps, grn_eps, compute_dtype, saved, needs, backend) = MlpParameters(*rest[:9]), rest[9:]
-    checks.gradient("dout", dout, x)
-    checks.same_device("dout", dout, x)
-    spec = _spec(x, weight, p, dilation, compute_dtype, backward=True)
-    like = x.to("meta")
-    checks.saved(saved, [like, hidden_like(like, p, compute_dtype)])
-    kernel = planner.choose(spec, backend)
+
+    def find() -> tuple:
+        checks.gradient("dout", dout, x)
+        checks.same_device("dout", dout, x)
+        like = x.to("meta")
+        checks.saved(saved, [like, hidden_like(like, p, compute_dtype)])
+        spec = _spec(x, weight, p, dilation, compute_dtype, backward=True)
+        return planner.choose(spec, backend), spec.compute_dtype
+
+    kernel, compute_dtype = served(inputs, backend, find)
     if x.numel() == 0:
         return [torch.zeros_like(t) for t in gradients_like([x, weight, bias, *p], needs)]
-    arguments = (dout, x, weight, bias, p, drop_scale, dilation, eps, grn_eps, spec.compute_dtype, needs)
-    return kernel.backward(*arguments, *(saved if kernel.KEEPS_HIDDEN else ()))
+    call = BlockCall(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype, inputs)
+    return kernel.backward(dout, call, needs, *(saved if kernel.KEEPS_HIDDEN else ()))
 
 
 def _backward_fake(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:

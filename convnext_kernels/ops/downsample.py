@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from convnext_kernels import planner
+from convnext_kernels.calls import DownsampleCall, Inputs
 from convnext_kernels.ops import checks
-from convnext_kernels.ops.registration import autocast, call, define, differentiable, gradients_like, scatter
+from convnext_kernels.ops.registration import autocast, call, define, differentiable, gradients_like, scatter, served
 from convnext_kernels.spec import OpSpec
+from convnext_kernels.torch_versions import suggest_memory_format
 
 _TENSORS = "Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight, Tensor? bias"
 
@@ -36,7 +38,7 @@ def _check(
 def _empty(x: Tensor, weight: Tensor, dtype: torch.dtype | None) -> Tensor:
     side = weight.shape[-1]
     shape = (x.shape[0], weight.shape[0], x.shape[2] // side, x.shape[3] // side)
-    memory_format = torch._prims_common.suggest_memory_format(x)
+    memory_format = suggest_memory_format(x)
     return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=memory_format)
 
 
@@ -54,6 +56,7 @@ def _spec(x: Tensor, compute_dtype: torch.dtype | None, weight: Tensor, backward
 
 
 def _forward(
+    inputs: Inputs,
     x: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
@@ -63,12 +66,16 @@ def _forward(
     compute_dtype: torch.dtype | None,
     backend: str,
 ) -> Tensor:
-    _check(x, norm_weight, norm_bias, weight, bias, eps, compute_dtype is not None)
-    kernel = planner.choose(_spec(x, compute_dtype, weight), backend)
+    def find() -> tuple:
+        _check(x, norm_weight, norm_bias, weight, bias, eps, compute_dtype is not None)
+        return (planner.choose(_spec(x, compute_dtype, weight), backend),)
+
+    (kernel,) = served(inputs, backend, find)
     out = _empty(x, weight, compute_dtype)
     if x.numel() == 0:
         return out
-    return kernel.forward(x, norm_weight, norm_bias, weight, bias, eps, compute_dtype or x.dtype, out)
+    call = DownsampleCall(x, norm_weight, norm_bias, weight, bias, eps, compute_dtype or x.dtype, inputs)
+    return kernel.forward(call, out)
 
 
 def _fake(
@@ -86,6 +93,7 @@ def _fake(
 
 
 def _backward(
+    inputs: Inputs,
     dy: Tensor,
     x: Tensor,
     norm_weight: Tensor,
@@ -97,12 +105,16 @@ def _backward(
     needs: list[bool],
     backend: str,
 ) -> list[Tensor]:
-    checks.gradient("dy", dy, _empty(x.to("meta"), weight, compute_dtype))
-    checks.same_device("dy", dy, x)
-    kernel = planner.choose(_spec(x, compute_dtype, weight, backward=True), backend)
+    def find() -> tuple:
+        checks.gradient("dy", dy, _empty(x.to("meta"), weight, compute_dtype))
+        checks.same_device("dy", dy, x)
+        return (planner.choose(_spec(x, compute_dtype, weight, backward=True), backend),)
+
+    (kernel,) = served(inputs, backend, find)
     if x.numel() == 0:
         return [torch.zeros_like(t) for t in gradients_like([x, norm_weight, norm_bias, weight, bias], needs)]
-    return kernel.backward(dy, x, norm_weight, norm_bias, weight, bias, eps, compute_dtype or x.dtype, needs)
+    call = DownsampleCall(x, norm_weight, norm_bias, weight, bias, eps, compute_dtype or x.dtype, inputs)
+    return kernel.backward(dy, call, needs)
 
 
 def _backward_fake(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from convnext_kernels import planner
+from convnext_kernels.calls import DwconvCall, Inputs
 from convnext_kernels.ops import checks
 from convnext_kernels.ops.registration import (
     autocast,
@@ -15,6 +16,7 @@ from convnext_kernels.ops.registration import (
     differentiable,
     gradients_like,
     scatter,
+    served,
 )
 from convnext_kernels.spec import OpSpec
 
@@ -31,12 +33,15 @@ def _spec(x: Tensor, weight: Tensor, dilation: int, backward: bool = False) -> O
     return OpSpec("dwconv", x.device.type, x.dtype, x.dtype, x.shape[1], weight.shape[-1], dilation, backward=backward)
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, backend: str) -> Tensor:
-    _check(x, weight, bias, dilation)
-    kernel = planner.choose(_spec(x, weight, dilation), backend)
+def _forward(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, backend: str) -> Tensor:
+    def find() -> tuple:
+        _check(x, weight, bias, dilation)
+        return (planner.choose(_spec(x, weight, dilation), backend),)
+
+    (kernel,) = served(inputs, backend, find)
     if x.numel() == 0:
         return torch.empty_like(x)
-    return kernel.forward(x, weight, bias, dilation, x.dtype)
+    return kernel.forward(DwconvCall(x, weight, bias, dilation, x.dtype, inputs))
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, backend: str) -> Tensor:
@@ -45,14 +50,24 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, backend
 
 
 def _backward(
-    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, needs: list[bool], backend: str
+    inputs: Inputs,
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    needs: list[bool],
+    backend: str,
 ) -> list[Tensor]:
-    checks.gradient("dy", dy, x)
-    checks.same_device("dy", dy, x)
-    kernel = planner.choose(_spec(x, weight, dilation, backward=True), backend)
+    def find() -> tuple:
+        checks.gradient("dy", dy, x)
+        checks.same_device("dy", dy, x)
+        return (planner.choose(_spec(x, weight, dilation, backward=True), backend),)
+
+    (kernel,) = served(inputs, backend, find)
     if x.numel() == 0:
         return [torch.zeros_like(t) for t in gradients_like([x, weight, bias], needs)]
-    return kernel.backward(dy, x, weight, bias, dilation, x.dtype, needs)
+    return kernel.backward(dy, DwconvCall(x, weight, bias, dilation, x.dtype, inputs), needs)
 
 
 def _backward_fake(

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from convnext_kernels import planner
+from convnext_kernels.calls import Inputs, MlpCall
 from convnext_kernels.ops import checks
-from convnext_kernels.ops.registration import autocast, call, define, differentiable, gradients_like, scatter
+from convnext_kernels.ops.registration import autocast, call, define, differentiable, gradients_like, scatter, served
 from convnext_kernels.spec import MlpParameters, OpSpec
 
 PARAMETERS = (
@@ -78,9 +79,9 @@ def hidden_like(x: Tensor, p: MlpParameters, compute_dtype: torch.dtype | None) 
     return torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _saved(spec: OpSpec, x: Tensor, p: MlpParameters, memory: str, backend: str) -> list[Tensor]:
+def _saved(keeps: str, x: Tensor, p: MlpParameters, compute_dtype: torch.dtype) -> list[Tensor]:
     """Empty tensors for what `mlp` keeps for its gradient beside its inputs."""
-    return [hidden_like(x, p, spec.compute_dtype)] if planner.keeps(spec, memory, backend) == "balanced" else []
+    return [hidden_like(x, p, compute_dtype)] if keeps == "balanced" else []
 
 
 def _spec(x: Tensor, p: MlpParameters, compute_dtype: torch.dtype | None, backward: bool = False) -> OpSpec:
@@ -96,37 +97,46 @@ def _spec(x: Tensor, p: MlpParameters, compute_dtype: torch.dtype | None, backwa
     )
 
 
-def _forward(x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
+def _forward(inputs: Inputs, x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
     p, (drop_scale, eps, grn_eps, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
-    _check(x, residual, p, drop_scale, eps, grn_eps, compute_dtype is not None)
-    checks.memory(memory)
-    spec = _spec(x, p, compute_dtype)
-    kernel = planner.choose(spec, backend)
-    saved = _saved(spec, x, p, memory, backend)
+
+    def find() -> tuple:
+        _check(x, residual, p, drop_scale, eps, grn_eps, compute_dtype is not None)
+        checks.memory(memory)
+        spec = _spec(x, p, compute_dtype)
+        return planner.choose(spec, backend), planner.keeps(spec, memory, backend), spec.compute_dtype
+
+    kernel, keeps, compute_dtype = served(inputs, backend, find)
+    saved = _saved(keeps, x, p, compute_dtype)
     if x.numel() == 0:
         return [torch.empty_like(x), *saved]
-    out = kernel.forward(x, residual, p, drop_scale, eps, grn_eps, spec.compute_dtype, *saved)
-    return [out, *saved]
+    call = MlpCall(x, residual, p, drop_scale, eps, grn_eps, compute_dtype, inputs)
+    return [kernel.forward(call, *saved), *saved]
 
 
 def _fake(x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
     p, (drop_scale, eps, grn_eps, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
     _check(x, residual, p, drop_scale, eps, grn_eps, compute_dtype is not None)
     checks.memory(memory)
-    return [torch.empty_like(x), *_saved(_spec(x, p, compute_dtype), x, p, memory, backend)]
+    spec = _spec(x, p, compute_dtype)
+    return [torch.empty_like(x), *_saved(planner.keeps(spec, memory, backend), x, p, spec.compute_dtype)]
 
 
-def _backward(dout: Tensor, x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
+def _backward(inputs: Inputs, dout: Tensor, x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
     p, (drop_scale, eps, grn_eps, compute_dtype, saved, needs, backend) = MlpParameters(*rest[:9]), rest[9:]
-    checks.gradient("dout", dout, x)
-    checks.same_device("dout", dout, x)
-    spec = _spec(x, p, compute_dtype, backward=True)
-    checks.saved(saved, [hidden_like(x.to("meta"), p, compute_dtype)])
-    kernel = planner.choose(spec, backend)
+
+    def find() -> tuple:
+        checks.gradient("dout", dout, x)
+        checks.same_device("dout", dout, x)
+        checks.saved(saved, [hidden_like(x.to("meta"), p, compute_dtype)])
+        spec = _spec(x, p, compute_dtype, backward=True)
+        return planner.choose(spec, backend), spec.compute_dtype
+
+    kernel, compute_dtype = served(inputs, backend, find)
     if x.numel() == 0:
         return [torch.zeros_like(t) for t in gradients_like([x, residual, *p], needs)]
-    used = saved if kernel.KEEPS_HIDDEN else ()
-    return kernel.backward(dout, x, residual, p, drop_scale, eps, grn_eps, spec.compute_dtype, needs, *used)
+    call = MlpCall(x, residual, p, drop_scale, eps, grn_eps, compute_dtype, inputs)
+    return kernel.backward(dout, call, needs, *(saved if kernel.KEEPS_HIDDEN else ()))
 
 
 def _backward_fake(dout: Tensor, x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:

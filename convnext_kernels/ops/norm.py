@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from convnext_kernels import planner
+from convnext_kernels.calls import Inputs, NormCall
 from convnext_kernels.ops import checks
 from convnext_kernels.ops.registration import (
     autocast,
@@ -15,6 +16,7 @@ from convnext_kernels.ops.registration import (
     differentiable,
     gradients_like,
     scatter,
+    served,
 )
 from convnext_kernels.spec import OpSpec
 
@@ -52,22 +54,28 @@ def define_norm(op: str) -> None:
     def spec(x: Tensor, backward: bool = False) -> OpSpec:
         return OpSpec(op, x.device.type, x.dtype, x.dtype, x.shape[1], backward=backward)
 
-    def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, backend: str) -> Tensor:
-        _check(x, weight, bias, eps)
-        kernel = planner.choose(spec(x), backend)
+    def forward(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor, eps: float, backend: str) -> Tensor:
+        def find() -> tuple:
+            _check(x, weight, bias, eps)
+            return (planner.choose(spec(x), backend),)
+
+        (kernel,) = served(inputs, backend, find)
         if x.numel() == 0:
             return torch.empty_like(x)
-        return kernel.forward(x, weight, bias, eps)
+        return kernel.forward(NormCall(x, weight, bias, eps, inputs))
 
     def backward(
-        dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, needs: list[bool], backend: str
+        inputs: Inputs, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, needs: list[bool], backend: str
     ) -> list[Tensor]:
-        checks.gradient("dy", dy, x)
-        checks.same_device("dy", dy, x)
-        kernel = planner.choose(spec(x, backward=True), backend)
+        def find() -> tuple:
+            checks.gradient("dy", dy, x)
+            checks.same_device("dy", dy, x)
+            return (planner.choose(spec(x, backward=True), backend),)
+
+        (kernel,) = served(inputs, backend, find)
         if x.numel() == 0:
             return [torch.zeros_like(t) for t in gradients_like([x, weight, bias], needs)]
-        return kernel.backward(dy, x, weight, bias, eps, needs)
+        return kernel.backward(dy, NormCall(x, weight, bias, eps, inputs), needs)
 
     def autograd(ctx: Any, dy: Tensor) -> tuple:
         needs = list(ctx.needs_input_grad[:3])

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad
 from torch import Tensor
-from torch.utils._pytree import _broadcast_to_and_flatten, tree_flatten, tree_unflatten
+
+from convnext_kernels import calls, planner, torch_versions
+from convnext_kernels.torch_versions import broadcast_to_and_flatten, tree_flatten, tree_unflatten
 
 NAMESPACE = "convnext_kernels"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")  # kept alive: the registrations end with this object
@@ -24,9 +25,12 @@ def call(name: str, *arguments: Any) -> Any:
     """
     op = getattr(torch.ops.convnext_kernels, name)
     if torch.compiler.is_compiling() or not (
-        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+        torch_versions.transforms_active() or torch_versions.forward_mode_active()
     ):
-        return op(*arguments)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return op(*arguments)
+        with torch_versions.below_autograd():  # saves the way through autograd's kernel
+            return op(*arguments)
     function = _transformable[name]
     device = arguments[0].device.type
     if name in _casts and torch.is_autocast_enabled(device):
@@ -36,29 +40,46 @@ def call(name: str, *arguments: Any) -> Any:
     return function.apply(*arguments)
 
 
-def on_device(implementation: Callable) -> Callable:
-    """Run with the GPU of the first argument as the current one, as PyTorch's own operators do: kernels use it."""
+def boundary(name: str, implementation: Callable) -> Callable:
+    """The op as PyTorch calls it: ``implementation(inputs, *arguments)`` with the call's `calls.Inputs`.
 
-    def run(first: Tensor, *rest: Any) -> Any:
-        elsewhere = not isinstance(first, Tensor) or not first.is_cuda  # for None the implementation raises the error
-        if elsewhere or first.device.index == torch.cuda.current_device():
-            return implementation(first, *rest)
+    It runs with the GPU of the first argument as the current one, as PyTorch's own operators do: kernels use it.
+    """
+
+    def run(*arguments: Any) -> Any:
+        inputs = calls.inputs(name, arguments)
+        first = arguments[0]
+        # for None the implementation raises the error
+        if first is None or not first.is_cuda or first.device.index == torch.cuda.current_device():
+            return implementation(inputs, *arguments)
         with torch.cuda.device(first.device):
-            return implementation(first, *rest)
+            return implementation(inputs, *arguments)
 
     return run
+
+
+def served(inputs: calls.Inputs, backend: str, find: Callable[[], tuple]) -> tuple:
+    """What ``find()`` returns: the backend's module and whatever else the call's signature decides.
+
+    It checks the arguments, and runs once for each signature and requested backend.
+    """
+    requested = planner.requested_backend(backend)
+    memo = inputs.signature.memo
+    found = memo.get(requested)
+    if found is None:
+        found = memo[requested] = find()
+    return found
 
 
 def define(name: str, arguments: str, result: str, implementation: Callable, fake: Callable) -> None:
     """Define ``convnext_kernels::<name>`` with one implementation for all devices and its fake kernel."""
     _LIBRARY.define(f"{name}({arguments}) -> {result}", tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, on_device(implementation), "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, boundary(name, implementation), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
 
 
 def differentiable(name: str, setup_context: Callable, backward: Callable) -> None:
     """Attach the gradient of op `name`, and a clear error for the gradient of that gradient."""
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
 
     def no_double_backward(ctx: Any, *_: Any) -> None:
         raise NotImplementedError(
@@ -66,9 +87,52 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> No
             "before accelerate(), or restore(model)"
         )
 
-    torch.library.register_autograd(f"{NAMESPACE}::{name}_backward", no_double_backward, lib=_LIBRARY)
-    _transformable[name] = _function(name, setup_context, backward)
-    _transformable[f"{name}_backward"] = _function(f"{name}_backward", _keep_nothing, no_double_backward)
+    for op, setup, gradient in (
+        (name, setup_context, backward),
+        (f"{name}_backward", _keep_nothing, no_double_backward),
+    ):
+        _transformable[op] = _function(op, setup, gradient)
+        _attach(op, setup, gradient)
+
+
+def _attach(name: str, setup_context: Callable, backward: Callable) -> None:
+    """Make `backward` the gradient of op `name`.
+
+    Not `torch.library.register_autograd`: for ops that return lists it flattens all arguments and results in Python,
+    which takes as long as all launches of a block.
+    """
+    op = getattr(torch.ops.convnext_kernels, name).default
+    returns_list = _returns_list(name)
+
+    # `ctx` as the first argument, not `setup_context` as in `_function`: for that one PyTorch inspects the signature of
+    # `forward` at every call, which takes longer than the rest of it.
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        with torch_versions.below_autograd():
+            result = op(*arguments)
+        setup_context(ctx, arguments, result)
+        return tuple(result) if returns_list else result
+
+    def gradient(ctx: Any, *gradients: Tensor | None) -> Any:
+        return backward(ctx, list(gradients)) if returns_list else backward(ctx, *gradients)
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(gradient)}
+    function = type(f"Gradient_{name}", (torch.autograd.Function,), methods)
+
+    def kernel(*arguments: Any) -> Any:
+        if torch.is_grad_enabled():
+            for argument in arguments:
+                if isinstance(argument, Tensor) and argument.requires_grad:
+                    result = function.apply(*arguments)
+                    return list(result) if returns_list else result
+        with torch_versions.below_autograd():
+            return op(*arguments)
+
+    _LIBRARY.impl(name, kernel, "Autograd")
+
+
+def _returns_list(name: str) -> bool:
+    op = getattr(torch.ops.convnext_kernels, name)
+    return isinstance(op.default._schema.returns[0].type, torch.ListType)
 
 
 def _keep_nothing(ctx: Any, inputs: tuple, output: Any) -> None:
@@ -78,7 +142,7 @@ def _keep_nothing(ctx: Any, inputs: tuple, output: Any) -> None:
 def _function(name: str, setup_context: Callable, backward: Callable) -> type[torch.autograd.Function]:
     """Op `name` with its gradient, as a Function that `torch.func` can transform."""
     op = getattr(torch.ops.convnext_kernels, name)
-    returns_list = isinstance(op.default._schema.returns[0].type, torch.ListType)
+    returns_list = _returns_list(name)
 
     def forward(*arguments: Any) -> Any:
         result = op(*arguments)
@@ -93,7 +157,7 @@ def _function(name: str, setup_context: Callable, backward: Callable) -> type[to
     def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
         # One call for each element: weights may be batched as well as x, and each call launches its own kernel anyway.
         leaves, structure = tree_flatten(arguments)
-        dims = _broadcast_to_and_flatten(in_dims, structure)
+        dims = broadcast_to_and_flatten(in_dims, structure)
         results = []
         for i in range(info.batch_size):
             slices = [leaf if dim is None else leaf.select(dim, i) for leaf, dim in zip(leaves, dims, strict=True)]
@@ -121,9 +185,9 @@ def autocast(name: str, cast: Callable[..., tuple]) -> None:
     _casts[name] = cast
     for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
 
-        def kernel(*arguments: Any, device: str = device, key: str = key) -> Tensor | list[Tensor]:
+        def kernel(*arguments: Any, device: str = device) -> Tensor | list[Tensor]:
             arguments = cast(torch.get_autocast_dtype(device), *arguments)
-            with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))):
+            with torch_versions.without_autocast_key(device):
                 return getattr(torch.ops.convnext_kernels, name)(*arguments)
 
         _LIBRARY.impl(name, kernel, key)

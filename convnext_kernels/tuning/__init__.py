@@ -2,7 +2,7 @@
 
 from convnext_kernels.tuning.cost import Candidate, Work, cublas_product, seconds
 from convnext_kernels.tuning.gpus import GPUS, Gpu, for_arch, for_device, named
-from convnext_kernels.tuning.pick import forced, pick, remembered
+from convnext_kernels.tuning.pick import forced, forcing, pick, remembered
 
 __all__ = [
     "GPUS",
@@ -13,6 +13,7 @@ __all__ = [
     "for_arch",
     "for_device",
     "forced",
+    "forcing",
     "named",
     "pick",
     "remembered",

@@ -31,6 +31,11 @@ def autotune(enabled: bool = True) -> Iterator[None]:
         _asked = before
 
 
+def asked() -> bool | None:
+    """What `autotune` says: time (True), do not (False), or nothing (None), so that the environment decides."""
+    return _asked
+
+
 def wanted() -> bool:
     """Whether candidates are to be timed."""
     return os.environ.get(ENVIRONMENT_VARIABLE, "0") not in ("", "0") if _asked is None else _asked

@@ -112,6 +112,7 @@ class _Memory:
     def __init__(self) -> None:
         self.path: Path | None = None
         self.entries: dict[str, str] = {}
+        self.generation = 0  # grows when what `lookup` returns may have changed
 
     def load(self) -> dict[str, str]:
         path = folder() / FILE
@@ -133,12 +134,19 @@ def remember(kernel: str, problem: tuple, gpu: Gpu, name: str) -> None:
     """Keep the name of the fastest candidate, for this process and on disk."""
     entry = {key(kernel, problem, gpu): name}
     _memory.load().update(entry)
+    _memory.generation += 1
     write(folder() / FILE, entry)
 
 
 def forget() -> None:
     """Drop this process's copy: the next lookup reads the file again."""
     _memory.path = None
+    _memory.generation += 1
+
+
+def generation() -> int:
+    """A number that grows with every change of this process's copy: a choice made before may be another now."""
+    return _memory.generation
 
 
 def size() -> int:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from convnext_kernels.tuning import autotune, cache, defaults
+from convnext_kernels.tuning import autotune, cache, shipped
 from convnext_kernels.tuning.cost import Candidate
 from convnext_kernels.tuning.gpus import Gpu
 
@@ -24,6 +24,11 @@ def forced(choice: Choice) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+def forcing() -> bool:
+    """Whether `forced` is in effect, so that a choice must not be remembered."""
+    return _forced.get() is not None
 
 
 def remembered(plan: Callable[..., Candidate]) -> Callable[..., Candidate]:
@@ -51,7 +56,8 @@ def predicted(candidates: Sequence[Candidate], gpu: Gpu) -> Candidate:
 def pick(
     kernel: str, problem: tuple, candidates: Sequence[Candidate], gpu: Gpu, timer: autotune.Timer | None = None
 ) -> Candidate:
-    """Choose one of `candidates`: the fastest timed on this machine, else the shipped default, else the predicted one.
+    """Choose one of `candidates`: the fastest timed on this machine, else the fastest in a
+    measurement that ships with the package, else the predicted one.
 
     `problem` has everything that the choice depends on. Its first element is the batch (or a size that grows with it):
     choices are kept for classes of problems whose first element rounds up to the same power of two. `timer` measures a
@@ -71,6 +77,6 @@ def pick(
     if timer is not None and autotune.wanted() and (best := autotune.fastest(kernel, candidates, timer)) is not None:
         cache.remember(kernel, problem, gpu, best.name)
         return best
-    if (name := defaults.lookup(kernel, problem, gpu)) in names:
+    if (name := shipped.lookup(kernel, problem, gpu)) in names:
         return names[name]
     return predicted(candidates, gpu)

@@ -82,7 +82,7 @@ MUTANTS = [
         Mutant(
             "stride",
             "the result is contiguous whatever x is",
-            "torch._prims_common.suggest_memory_format(x)",
+            "suggest_memory_format(x)",
             "torch.contiguous_format",
             tests=parity("eager and downsample and forward and float32"),
         ),
@@ -167,8 +167,8 @@ MUTANTS = [
         Mutant(
             "formula",
             "drop path is on in inference",
-            "drop_scale=self.drop_path.scale(x)",
-            "drop_scale=self.drop_path.train().scale(x)",
+            "drop_scale=drop_path.scale(x)",
+            "drop_scale=drop_path.train().scale(x)",
         ),
     ),
     *_in(

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from convnext_kernels.backends.cuda import dwconv, native
+from convnext_kernels.calls import DwconvCall
 from tests.cuda import executed
 from tests.operators import OPERATORS, expected, expected_gradients, far_apart, gradients
 from tests.shapes import Case
@@ -101,7 +102,7 @@ def test_every_gpu_has_a_tile(side, shared_bytes, recorded):
             launches = recorded(shared_bytes=shared_bytes)
             x = torch.empty(1, 64, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
             weight = torch.empty(64, 1, side, side, dtype=dtype)
-            dwconv.forward(x, weight, None, 1, dtype)
+            dwconv.forward(DwconvCall(x, weight, None, 1, dtype))
             dwconv.parameter_gradients(x, x, weight, None, 1, dtype, True, False)
             assert len(launches) == 3
             assert all(launch.shared_bytes <= shared_bytes and launch.threads % 32 == 0 for launch in launches)
@@ -144,4 +145,4 @@ def test_a_failed_launch_names_kernel_and_shape(host):
     host(shared_bytes=1024)
     x = torch.zeros(1, 8, 14, 15).contiguous(memory_format=torch.channels_last)
     with pytest.raises(RuntimeError, match=r"dwconv_kernel.*shared memory"):
-        dwconv.forward(x, torch.zeros(8, 1, 31, 31), None, 1, torch.float32)
+        dwconv.forward(DwconvCall(x, torch.zeros(8, 1, 31, 31), None, 1, torch.float32))

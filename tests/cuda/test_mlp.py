@@ -5,6 +5,7 @@ import torch
 
 from convnext_kernels import tuning
 from convnext_kernels.backends.cuda import mlp, mlp_plan, native
+from convnext_kernels.calls import MlpCall
 from convnext_kernels.spec import MlpParameters
 from tests.cuda import executed
 from tests.operators import OPERATORS, expected, expected_gradients, far_apart, gradients
@@ -115,10 +116,10 @@ def test_16_bit_pixels_and_other_products(compute_dtype, plan_of):
     arguments = prepared("mlp", "40", dtype, NHWC)
     p = MlpParameters(*(arguments.get(name) for name in MlpParameters._fields))
     options = (arguments["drop_scale"], 1e-6, 1e-6, compute_dtype)
-    y = mlp.forward(arguments["x"], arguments["residual"], p, *options)
+    y = mlp.forward(MlpCall(arguments["x"], arguments["residual"], p, *options))
     assert_as_good_as_eager(y, *expected("mlp", CASES["40"], dtype), dtype=BF16)
     with plan_of("fused"), pytest.raises(IndexError):  # there is no such plan
-        mlp.forward(arguments["x"], arguments["residual"], p, *options)
+        mlp.forward(MlpCall(arguments["x"], arguments["residual"], p, *options))
 
 
 @pytest.mark.parametrize(
@@ -221,7 +222,7 @@ def test_every_candidate_fits(dtype, arch, recorded, plan_of):
             launches = recorded(arch=arch, multiprocessors=multiprocessors, shared_bytes=shared_bytes)
             for tile in tiles:
                 with plan_of("fused", tile):
-                    mlp.forward(x, x, p, None, 1e-6, 1e-6, dtype)
+                    mlp.forward(MlpCall(x, x, p, None, 1e-6, 1e-6, dtype))
             assert len(launches) == len(tiles)
             assert all(0 < launch.shared_bytes <= shared_bytes and launch.threads <= 256 for launch in launches)
 
@@ -233,7 +234,7 @@ def test_tiles_that_no_warps_divide_are_refused(recorded):
     recorded()
     wrong = tuning.Candidate("wrong", {"plan": "fused", "tile": 40})
     with tuning.forced(lambda *_: wrong), pytest.raises(native.extension().LaunchError, match="T=40"):
-        mlp.forward(x, None, p, None, 1e-6, 1e-6, BF16)
+        mlp.forward(MlpCall(x, None, p, None, 1e-6, 1e-6, BF16))
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

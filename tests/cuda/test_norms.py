@@ -8,6 +8,7 @@ import torch
 from convnext_kernels.backends.cuda import grn, layernorm, native
 from convnext_kernels.backends.eager import layernorm as eager_layernorm
 from convnext_kernels.backends.gpu.layout import Rows, output_rows, patch_rows, rows
+from convnext_kernels.calls import NormCall
 from tests.cuda import executed
 from tests.operators import OPERATORS, expected, expected_gradients, far_apart, gradients, to
 from tests.shapes import DTYPES, Case
@@ -136,7 +137,7 @@ def test_result_of_another_dtype(x_dtype, y_dtype, layout, patch, host):
     weight, bias = torch.randn(2, 24, generator=generator("parameters"))
     out = patch_rows(x, patch, y_dtype)
     layernorm.normalize(x, weight, bias, 1e-6, out, patch=patch)
-    y = eager_layernorm.forward(x, weight.to(x_dtype), bias.to(x_dtype), 1e-6)
+    y = eager_layernorm.forward(NormCall(x, weight.to(x_dtype), bias.to(x_dtype), 1e-6))
     y = y.unflatten(2, (-1, patch)).unflatten(4, (-1, patch)).permute(0, 2, 4, 3, 5, 1)
     ulp = torch.finfo(x_dtype).eps + torch.finfo(y_dtype).eps
     torch.testing.assert_close(out.tensor.float(), y.reshape(-1, x.shape[1]).float(), rtol=ulp, atol=ulp)
@@ -160,12 +161,13 @@ def test_gradient_of_another_dtype(x_dtype, dy_dtype, layout, host):
 def test_no_parameters(layout):
     x = torch.randn(2, 24, 5, 3).contiguous(memory_format=layout)
     torch.testing.assert_close(
-        layernorm.forward(x, None, None, 1e-6), layernorm.forward(x, torch.ones(24), torch.zeros(24), 1e-6)
+        layernorm.forward(NormCall(x, None, None, 1e-6)),
+        layernorm.forward(NormCall(x, torch.ones(24), torch.zeros(24), 1e-6)),
     )
     ones, zeros, dy = torch.ones(24), torch.zeros(24), torch.randn_like(x)
     needs = [True, False, False]
-    (plain,) = layernorm.backward(dy, x, None, None, 1e-6, needs)
-    torch.testing.assert_close(plain, *layernorm.backward(dy, x, ones, zeros, 1e-6, needs))
+    (plain,) = layernorm.backward(dy, NormCall(x, None, None, 1e-6), needs)
+    torch.testing.assert_close(plain, *layernorm.backward(dy, NormCall(x, ones, zeros, 1e-6), needs))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
@@ -173,7 +175,7 @@ def test_pixels_that_are_not_there_cost_no_gradient(layout):
     """eps 0: pixels past the end of a block would have an infinite rstd, and 0 * inf would reach the sums."""
     x, dy = torch.randn(2, 1, 24, 5, 7).contiguous().unbind()
     x, dy = (t.contiguous(memory_format=layout) for t in (x, dy))
-    for gradient in layernorm.backward(dy, x, torch.ones(24), torch.zeros(24), 0.0, [True] * 3):
+    for gradient in layernorm.backward(dy, NormCall(x, torch.ones(24), torch.zeros(24), 0.0), [True] * 3):
         assert gradient.isfinite().all()
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import convnext_kernels
-from convnext_kernels import BackendError, FusedConvNeXtBlock, functional, list_backends, planner, use_backend
+from convnext_kernels import BackendError, FusedConvNeXtBlock, calls, functional, list_backends, planner, use_backend
 from convnext_kernels import backends as package
 from convnext_kernels.backends import eager
 from convnext_kernels.planner import choose, keeps
@@ -21,6 +21,7 @@ def _clear():
     module = sys.modules["convnext_kernels.planner.choose"]
     for cached in (package.get, package.op_module, module._choose, module._log_skipped):
         cached.cache_clear()
+    calls.forget()
 
 
 @pytest.fixture
@@ -40,9 +41,9 @@ def make_backend(monkeypatch):
             file = ModuleType(f"{module.__name__}.{op}")
             file.KEEPS_HIDDEN = False
 
-            def forward(x, *rest, op=op):
+            def forward(call, *rest, op=op):
                 module.calls.append(op)
-                return torch.full_like(x, 7)
+                return torch.full_like(call if isinstance(call, torch.Tensor) else call.x, 7)
 
             file.forward = forward
             file.backward = forward
@@ -201,8 +202,8 @@ def test_gradients_use_the_backend_of_the_forward(make_backend):
     norm = {"weight": torch.randn(2), "bias": torch.randn(2)}
     x = torch.randn(1, 2, 3, 3, requires_grad=True)
     stub_backward = []
-    sys.modules["convnext_kernels.backends.stub.layernorm"].backward = lambda dy, x, *rest: (
-        stub_backward.append(1) or [torch.zeros_like(x)]
+    sys.modules["convnext_kernels.backends.stub.layernorm"].backward = lambda dy, call, needs: (
+        stub_backward.append(1) or [torch.zeros_like(call.x)]
     )
     with use_backend("stub"):
         y = functional.layer_norm2d(x, **norm)

@@ -50,11 +50,9 @@ def plan_named():
             named = [c for c in candidates if part in c.name]
             return named[-1] if part and named and kernel == "dwconv_forward" else None
 
-        dwconv_plan.forward.cache_clear()
         return tuning.forced(choice)
 
-    yield force
-    dwconv_plan.forward.cache_clear()
+    return force
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])

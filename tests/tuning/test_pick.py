@@ -1,8 +1,9 @@
+import json
 import threading
 
 import pytest
 
-from convnext_kernels.tuning import GPUS, Candidate, Work, autotune, cache, defaults, forced, pick, remembered
+from convnext_kernels.tuning import GPUS, Candidate, Work, autotune, cache, forced, pick, remembered, shipped
 
 GPU = GPUS["H100"]
 SLOW = Candidate("slow", {}, (Work(dram_bytes=2e9, programs=10_000),))
@@ -13,8 +14,13 @@ PROBLEM = (8, 96)
 
 
 @pytest.fixture
-def shipped(monkeypatch):
-    monkeypatch.setattr(defaults, "_choices", lambda gpu: {defaults.key("k", PROBLEM): "slow"} if gpu == "H100" else {})
+def measured_h100(tmp_path, monkeypatch):
+    content = {"choices": {shipped.key("k", PROBLEM): "slow"}}
+    (tmp_path / "measured_H100.json").write_text(json.dumps(content))
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    shipped.choices.cache_clear()
+    yield
+    shipped.choices.cache_clear()
 
 
 def measured(candidate):
@@ -31,19 +37,19 @@ def test_the_first_of_equals():
     assert pick("k", PROBLEM, (twin, FAST), GPU) is twin
 
 
-def test_defaults_come_before_the_cost_model(shipped):
+def test_shipped_measurements_come_before_the_cost_model(measured_h100):
     assert pick("k", PROBLEM, CANDIDATES, GPU) is SLOW
     assert pick("k", (6, 96), CANDIDATES, GPU) is SLOW  # of the same class
     assert pick("k", PROBLEM, CANDIDATES, GPUS["A100"]) is FAST
     assert pick("another", PROBLEM, CANDIDATES, GPU) is FAST
 
 
-def test_the_cache_comes_before_defaults(shipped):
+def test_the_cache_comes_before_shipped_measurements(measured_h100):
     cache.remember("k", PROBLEM, GPU, "other")
     assert pick("k", PROBLEM, CANDIDATES, GPU) is OTHER
 
 
-def test_names_that_no_longer_exist_are_passed_over(shipped):
+def test_names_that_no_longer_exist_are_passed_over(measured_h100):
     cache.remember("k", PROBLEM, GPU, "gone")
     assert pick("k", PROBLEM, CANDIDATES, GPU) is SLOW
     assert pick("k", PROBLEM, (FAST, OTHER), GPU) is FAST
@@ -77,7 +83,7 @@ def test_nothing_is_timed_unless_asked_for(file):
 
 
 @pytest.mark.parametrize("how", ["context", "environment"])
-def test_autotune_times_once_and_keeps(shipped, file, monkeypatch, how):
+def test_autotune_times_once_and_keeps(measured_h100, file, monkeypatch, how):
     timed = []
 
     def timer(candidate):

@@ -1,58 +1,34 @@
 """The whole ConvNeXt block by csrc/cpu/mlp.cpp; its gradient is that of mlp, then that of dwconv."""
 
-import torch
 from torch import Tensor
 
 from convnext_kernels.backends.cpu import dwconv, mlp, mlp_native
-from convnext_kernels.spec import MlpParameters
+from convnext_kernels.calls import BlockCall
 
 KEEPS_HIDDEN = True
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    p: MlpParameters,
-    drop_scale: Tensor | None,
-    dilation: int,
-    eps: float,
-    grn_eps: float,
-    compute_dtype: torch.dtype,
-    y: Tensor | None = None,
-    hidden: Tensor | None = None,
-) -> Tensor:
+def forward(call: BlockCall, y: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
     """Return x + the inverted bottleneck of the depthwise convolution of x, in one pass.
 
     `y` (like x, channels_last) and `hidden` (N, hidden, H, W) are filled for the gradient if they are given.
     """
+    x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype, _ = call
     convolution = (weight, bias, dilation)
     return mlp_native.run(x, x, convolution, p, drop_scale, eps, grn_eps, compute_dtype, y, hidden)
 
 
 def backward(
-    dout: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    p: MlpParameters,
-    drop_scale: Tensor | None,
-    dilation: int,
-    eps: float,
-    grn_eps: float,
-    compute_dtype: torch.dtype,
-    needs: list[bool],
-    y: Tensor | None = None,
-    hidden: Tensor | None = None,
+    dout: Tensor, call: BlockCall, needs: list[bool], y: Tensor | None = None, hidden: Tensor | None = None
 ) -> list[Tensor]:
     """Return the gradients of (x, weight, bias, *p) that `needs` marks, in that order."""
     if y is None:
-        y = dwconv.forward(x, weight, bias, dilation, compute_dtype)
+        y = dwconv.forward(call.convolution)
     needs_dy = any(needs[:3])
     wanted = [needs_dy, False, *needs[3:]]
-    gradients = mlp.backward(dout, y, None, p, drop_scale, eps, grn_eps, compute_dtype, wanted, hidden)
+    gradients = mlp.backward(dout, call.bottleneck(y, None), wanted, hidden)
     if not needs_dy:
         return gradients
     dy = gradients.pop(0)
     # The convolution kernel adds the gradient of the residual when it stores dx.
-    return dwconv.backward(dy, x, weight, bias, dilation, compute_dtype, needs[:3], residual=dout) + gradients
+    return dwconv.backward(dy, call.convolution, needs[:3], residual=dout) + gradients

@@ -8,6 +8,7 @@ from convnext_kernels.backends.cpu import native
 from convnext_kernels.backends.cpu.dwconv import bias_or_zeros
 from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, flat_float, like_parameter, output_for
 from convnext_kernels.backends.cpu.packed import packed
+from convnext_kernels.calls import DownsampleCall
 
 
 def _patches(weight: Tensor) -> Tensor:
@@ -17,17 +18,9 @@ def _patches(weight: Tensor) -> Tensor:
     return F.pad(patches, (0, native.pad_channels(channels) - channels)).contiguous()
 
 
-def forward(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    compute_dtype: torch.dtype,
-    out: Tensor,
-) -> Tensor:
+def forward(call: DownsampleCall, out: Tensor) -> Tensor:
     """Write the result to `out` (with the dtype and strides that the fake kernel promises) and return it."""
+    x, norm_weight, norm_bias, weight, bias, eps, compute_dtype, _ = call
     channels, (width, _, side, _) = x.shape[1], weight.shape
     isa, bf16 = native.isa(), compute_dtype == torch.bfloat16
 
@@ -66,18 +59,9 @@ def forward(
     return finish(written, out)
 
 
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    compute_dtype: torch.dtype,
-    needs: list[bool],
-) -> list[Tensor]:
+def backward(dy: Tensor, call: DownsampleCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, norm_weight, norm_bias, weight, bias) that `needs` marks, in that order."""
+    x, norm_weight, norm_bias, weight, bias, eps, compute_dtype, _ = call
     n, channels, h, w = x.shape
     width, side = weight.shape[0], weight.shape[2]
     padded = native.pad_channels(channels)

@@ -6,6 +6,7 @@ from torch import Tensor
 from convnext_kernels.backends.cpu import native
 from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, flat_float, like_parameter, output_for
 from convnext_kernels.backends.cpu.packed import packed
+from convnext_kernels.calls import DwconvCall
 
 
 def taps_first(weight: Tensor) -> Tensor:
@@ -18,8 +19,9 @@ def bias_or_zeros(bias: Tensor | None, length: int) -> Tensor:
     return torch.zeros(length) if bias is None else flat_float(bias)
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, compute_dtype: torch.dtype) -> Tensor:
+def forward(call: DwconvCall) -> Tensor:
     """Return y like x; sums in fp32."""
+    x, weight, bias, dilation = call[:4]
     return _convolve(x, weight, bias, dilation, flipped=False, like=x)
 
 
@@ -59,17 +61,9 @@ def _convolve(
     return finish(written, out)
 
 
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    dilation: int,
-    compute_dtype: torch.dtype,
-    needs: list[bool],
-    residual: Tensor | None = None,
-) -> list[Tensor]:
+def backward(dy: Tensor, call: DwconvCall, needs: list[bool], residual: Tensor | None = None) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order; `residual` is added to x's."""
+    x, weight, bias, dilation = call[:4]
     gradients = []
     if needs[0]:
         gradients.append(_convolve(dy, weight, None, dilation, flipped=True, like=x, residual=residual))

@@ -5,10 +5,12 @@ from torch import Tensor
 
 from convnext_kernels.backends.cpu import native
 from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, flat_float, like_parameter, output_for
+from convnext_kernels.calls import NormCall
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def forward(call: NormCall) -> Tensor:
     """Return y like x; statistics in fp32."""
+    x, weight, bias, eps, _ = call
     weight, bias = flat_float(weight), flat_float(bias)
     x_nhwc = dense_nhwc(x)
     written, out = output_for(x)
@@ -28,8 +30,9 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return finish(written, out)
 
 
-def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, needs: list[bool]) -> list[Tensor]:
+def backward(dy: Tensor, call: NormCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order; statistics are computed again."""
+    x, weight, bias, eps, _ = call
     n, channels, h, w = x.shape
     padded = native.pad_channels(channels)
     dweight, dbias = torch.empty(padded), torch.empty(padded)

@@ -5,41 +5,24 @@ from torch import Tensor
 
 from convnext_kernels.backends.cpu import mlp_native
 from convnext_kernels.backends.cpu.layout import like_parameter
+from convnext_kernels.calls import MlpCall
 from convnext_kernels.spec import MlpParameters
 
 KEEPS_HIDDEN = True
 
 
-def forward(
-    x: Tensor,
-    residual: Tensor | None,
-    p: MlpParameters,
-    drop_scale: Tensor | None,
-    eps: float,
-    grn_eps: float,
-    compute_dtype: torch.dtype,
-    hidden: Tensor | None = None,
-) -> Tensor:
+def forward(call: MlpCall, hidden: Tensor | None = None) -> Tensor:
     """LN -> W1 -> GELU -> [GRN] -> W2 -> gamma -> drop scale -> + residual, in one pass.
 
     `hidden` (N, hidden, H, W) is filled with W1's result for the gradient.
     """
+    x, residual, p, drop_scale, eps, grn_eps, compute_dtype, _ = call
     return mlp_native.run(x, residual, None, p, drop_scale, eps, grn_eps, compute_dtype, kept_hidden=hidden)
 
 
-def backward(
-    dout: Tensor,
-    x: Tensor,
-    residual: Tensor | None,
-    p: MlpParameters,
-    drop_scale: Tensor | None,
-    eps: float,
-    grn_eps: float,
-    compute_dtype: torch.dtype,
-    needs: list[bool],
-    hidden: Tensor | None = None,
-) -> list[Tensor]:
+def backward(dout: Tensor, call: MlpCall, needs: list[bool], hidden: Tensor | None = None) -> list[Tensor]:
     """Return the gradients of (x, residual, *p) that `needs` marks, in that order."""
+    x, residual, p, drop_scale, eps, grn_eps, compute_dtype, _ = call
     needs_norm, needs_weights = needs[0] or needs[2] or needs[3], any(needs[4:9])
     dx, named = mlp_native.backward(
         dout, x, p, drop_scale, eps, grn_eps, compute_dtype, needs_norm, needs_weights, hidden

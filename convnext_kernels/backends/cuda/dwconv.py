@@ -9,6 +9,7 @@ from torch import Tensor
 
 from convnext_kernels.backends.cuda import native
 from convnext_kernels.backends.gpu.layout import flat
+from convnext_kernels.calls import DwconvCall
 
 
 def _convolve(
@@ -34,15 +35,9 @@ def _convolve(
     )
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    dilation: int,
-    compute_dtype: torch.dtype,
-    out: Tensor | None = None,
-) -> Tensor:
+def forward(call: DwconvCall, out: Tensor | None = None) -> Tensor:
     """Convolve in `compute_dtype`, sums in fp32; the result is like x, or written to `out` in its dtype and strides."""
+    x, weight, bias, dilation, compute_dtype, _ = call
     if out is None:
         out = torch.empty_like(x)
     bias = None if bias is None else flat(bias).to(compute_dtype)
@@ -99,16 +94,9 @@ def parameter_gradients(
     return dw, db
 
 
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    dilation: int,
-    compute_dtype: torch.dtype,
-    needs: list[bool],
-) -> list[Tensor]:
+def backward(dy: Tensor, call: DwconvCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order."""
+    x, weight, bias, dilation, compute_dtype, _ = call
     dx = dw = db = None
     if needs[0]:
         dx = input_gradient(dy, weight, dilation, compute_dtype, like=x)

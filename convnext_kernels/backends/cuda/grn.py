@@ -9,6 +9,7 @@ from torch import Tensor
 from convnext_kernels.backends.cuda import native
 from convnext_kernels.backends.cuda.layernorm import parameter_gradients
 from convnext_kernels.backends.gpu.layout import Rows, finish, flat, output_rows, rows
+from convnext_kernels.calls import NormCall
 
 
 def _sizes(x: Rows) -> tuple[int, int, int]:
@@ -88,8 +89,9 @@ def apply(x: Rows, scale: Tensor, bias: Tensor, y: Rows) -> None:
     _apply(x, None, y, scale, None, bias)
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def forward(call: NormCall) -> Tensor:
     """GRN of (N, C, H, W); the result has x's dtype and strides."""
+    x, weight, bias, eps, _ = call
     source = rows(x)
     out, target = output_rows(x)
     (squares,) = _sums(source, None)
@@ -97,8 +99,9 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return finish(out, target)
 
 
-def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, needs: list[bool]) -> list[Tensor]:
+def backward(dy: Tensor, call: NormCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order; bitwise the same every time."""
+    x, weight, bias, eps, _ = call
     source, gradient = rows(x), rows(dy.to(x.dtype))
     scale, per_x, parameters = response_backward(*_sums(source, gradient), weight, eps)
     results = []

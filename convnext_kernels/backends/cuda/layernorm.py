@@ -11,6 +11,7 @@ from convnext_kernels.backends.cuda import native
 from convnext_kernels.backends.cuda.reduce import sum_partials
 from convnext_kernels.backends.gpu import parameters as gpu_parameters
 from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows
+from convnext_kernels.calls import NormCall
 
 
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out: Rows, *, patch: int = 1) -> None:
@@ -34,8 +35,9 @@ def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
     )
 
 
-def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def forward(call: NormCall) -> Tensor:
     """Normalise every pixel over its channels; the result has x's dtype and strides."""
+    x, weight, bias, eps, _ = call
     out, written = output_rows(x)
     normalize(x, weight, bias, eps, written)
     return finish(out, written)
@@ -79,8 +81,7 @@ def parameter_gradients(partials: Tensor | None, parameters: tuple, needs: list[
     return gpu_parameters.gradients(sum_partials, partials, parameters, needs)
 
 
-def backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, needs: list[bool]
-) -> list[Tensor]:
+def backward(dy: Tensor, call: NormCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order; bitwise the same every time."""
+    x, weight, bias, eps, _ = call
     return gradients(rows(dy), x, weight, bias, eps, needs)

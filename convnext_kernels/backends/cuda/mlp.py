@@ -17,7 +17,9 @@ from convnext_kernels.backends.cuda.shared import KERNELS
 from convnext_kernels.backends.gpu import mlp_cublas
 from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows
 from convnext_kernels.backends.gpu.mlp_cublas import matrix, rows_of
+from convnext_kernels.calls import MlpCall
 from convnext_kernels.spec import MlpParameters
+from convnext_kernels.torch_versions import tf32_allowed
 
 KEEPS_HIDDEN = True
 
@@ -33,7 +35,7 @@ def _problem(x: Tensor, p: MlpParameters, compute_dtype: torch.dtype, hidden: bo
         str(x.dtype).removeprefix("torch."),
         str(compute_dtype).removeprefix("torch."),
         hidden,
-        compute_dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32,
+        compute_dtype == torch.float32 and tf32_allowed(),
     )
 
 
@@ -41,42 +43,23 @@ def _vector(parameter: Tensor | None) -> tuple | None:
     return native.vector(None if parameter is None else flat(parameter))
 
 
-def forward(
-    x: Tensor,
-    residual: Tensor | None,
-    p: MlpParameters,
-    drop_scale: Tensor | None,
-    eps: float,
-    grn_eps: float,
-    compute_dtype: torch.dtype,
-    hidden: Tensor | None = None,
-    like: Tensor | None = None,
-) -> Tensor:
+def forward(call: MlpCall, hidden: Tensor | None = None, like: Tensor | None = None) -> Tensor:
     """Return the bottleneck's output with x's dtype and strides, or those of `like`.
 
     `hidden`, (N, hidden, H, W) channels_last in `compute_dtype`, is filled with u for the gradient.
     """
-    plan = forward_plan(_problem(x, p, compute_dtype, hidden is not None), gpu_of(x))
+    x = call.x
+    plan = forward_plan(_problem(x, call.p, call.compute_dtype, hidden is not None), gpu_of(x))
     if plan.config["plan"] == "cublas":
-        return mlp_cublas.forward(KERNELS, x, residual, p, drop_scale, eps, grn_eps, compute_dtype, hidden, like)
+        return mlp_cublas.forward(KERNELS, call, hidden, like)
     out, written = output_rows(x if like is None else like)
     u = None if hidden is None else rows_of(hidden)
-    _fused(plan.config["tile"], x, residual, p, drop_scale, eps, grn_eps, compute_dtype, u, written)
+    _fused(plan.config["tile"], call, u, written)
     return finish(out, written)
 
 
-def _fused(
-    tile: int,
-    x: Tensor,
-    residual: Tensor | None,
-    p: MlpParameters,
-    drop_scale: Tensor | None,
-    eps: float,
-    grn_eps: float,
-    compute_dtype: torch.dtype,
-    u: Tensor | None,
-    written: Rows,
-) -> None:
+def _fused(tile: int, call: MlpCall, u: Tensor | None, written: Rows) -> None:
+    x, residual, p, drop_scale, eps, grn_eps, compute_dtype, _ = call
     source = rows(x)
     other = None if residual is None else rows(residual)
     channels, hidden = x.shape[1], p.pwconv1_weight.shape[0]
@@ -122,22 +105,11 @@ def _fused(
     run(written, u, None, scale)
 
 
-def backward(
-    dout: Tensor,
-    x: Tensor,
-    residual: Tensor | None,
-    p: MlpParameters,
-    drop_scale: Tensor | None,
-    eps: float,
-    grn_eps: float,
-    compute_dtype: torch.dtype,
-    needs: list[bool],
-    hidden: Tensor | None = None,
-) -> list[Tensor]:
+def backward(dout: Tensor, call: MlpCall, needs: list[bool], hidden: Tensor | None = None) -> list[Tensor]:
     """Return the gradients of (x, residual, *p) that `needs` marks, in that order; bitwise the same every time.
 
     `hidden` is u as `forward` filled it; without it u is computed again.
     """
     needs_norm = [needs[0], needs[2], needs[3]]
-    found = mlp_cublas.backward(KERNELS, dout, x, p, drop_scale, eps, grn_eps, compute_dtype, needs_norm, hidden)
-    return mlp_cublas.in_order(*found, dout, residual, needs)
+    found = mlp_cublas.backward(KERNELS, dout, call, needs_norm, hidden)
+    return mlp_cublas.in_order(*found, dout, call.residual, needs)

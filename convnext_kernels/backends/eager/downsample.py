@@ -6,12 +6,12 @@ The convolution is a matmul over the patches. F.conv2d is not used, because oneD
 for strides 3 and 4 (torch 2.14 on a machine with AMX; https://github.com/pytorch/pytorch/issues/169688).
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from convnext_kernels.backends.eager import layernorm
 from convnext_kernels.backends.eager.layout import like, like_parameter, nchw, nhwc
+from convnext_kernels.calls import DownsampleCall, NormCall
 
 
 def _patches(n: Tensor, side: int) -> Tensor:
@@ -30,37 +30,20 @@ def _unpatch(patches: Tensor, side: int, x: Tensor) -> Tensor:
     return F.pad(n, (0, x.shape[3] - columns * side, 0, x.shape[2] - rows * side))
 
 
-def forward(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    compute_dtype: torch.dtype,
-    out: Tensor,
-) -> Tensor:
+def forward(call: DownsampleCall, out: Tensor) -> Tensor:
     """Normalise, then convolve in `compute_dtype`; the result has the dtype and strides of `out`."""
-    n = layernorm.forward(x, norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps)
+    x, norm_weight, norm_bias, weight, bias, eps, compute_dtype, _ = call
+    n = layernorm.forward(NormCall(x, norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps))
     bias = None if bias is None else bias.to(compute_dtype)
     y = F.linear(_patches(n.to(compute_dtype), weight.shape[-1]), weight.flatten(1).to(compute_dtype), bias)
     return like(nchw(y), out)
 
 
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    compute_dtype: torch.dtype,
-    needs: list[bool],
-) -> list[Tensor]:
+def backward(dy: Tensor, call: DownsampleCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, norm_weight, norm_bias, weight, bias) that `needs` marks, in that order."""
-    norm_weight_x, norm_bias_x = norm_weight.to(x.dtype), norm_bias.to(x.dtype)
-    n = layernorm.forward(x, norm_weight_x, norm_bias_x, eps)
+    x, norm_weight, norm_bias, weight, bias, eps, compute_dtype, _ = call
+    norm = NormCall(x, norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps)
+    n = layernorm.forward(norm)
     side = weight.shape[-1]
     patches = _patches(n.to(compute_dtype), side)
     dy_rows = nhwc(dy).to(compute_dtype).reshape(-1, weight.shape[0])
@@ -68,7 +51,7 @@ def backward(
     if any(needs[:3]):
         dpatches = (dy_rows @ weight.flatten(1).to(compute_dtype)).reshape(patches.shape)
         dn = _unpatch(dpatches, side, x).to(x.dtype)
-        gradients = layernorm.backward(dn, x, norm_weight_x, norm_bias_x, eps, needs[:3])
+        gradients = layernorm.backward(dn, norm, needs[:3])
         names = [p for p, needed in zip((x, norm_weight, norm_bias), needs[:3], strict=True) if needed]
         gradients = [like_parameter(g, p) for g, p in zip(gradients, names, strict=True)]
     if needs[3]:

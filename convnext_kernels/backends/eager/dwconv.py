@@ -8,14 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnext_kernels.backends.eager.layout import like, like_parameter
+from convnext_kernels.calls import DwconvCall
 
 
 def _padding(weight: Tensor, dilation: int) -> int:
     return dilation * (weight.shape[-1] - 1) // 2
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, compute_dtype: torch.dtype) -> Tensor:
+def forward(call: DwconvCall) -> Tensor:
     """Convolve in `compute_dtype`; the result has x's dtype and strides."""
+    x, weight, bias, dilation, compute_dtype, _ = call
     y = F.conv2d(
         x.to(compute_dtype),
         weight.to(compute_dtype),
@@ -27,16 +29,9 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, compu
     return like(y, x)
 
 
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    dilation: int,
-    compute_dtype: torch.dtype,
-    needs: list[bool],
-) -> list[Tensor]:
+def backward(dy: Tensor, call: DwconvCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order."""
+    x, weight, bias, dilation, compute_dtype, _ = call
     channels = x.shape[1]
     padding = _padding(weight, dilation)
     dy_, x_, weight_ = (t.to(compute_dtype) for t in (dy, x, weight))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from convnext_kernels.backends.eager.layout import like, like_parameter, nchw, nhwc
+from convnext_kernels.calls import NormCall
 
 
 def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -43,13 +44,15 @@ def backward_nhwc(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Te
     return dx.to(x.dtype), dweight, dbias
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def forward(call: NormCall) -> Tensor:
     """GRN of (N, C, H, W); the result has x's dtype and strides."""
+    x, weight, bias, eps, _ = call
     return like(nchw(forward_nhwc(nhwc(x), weight, bias, eps)), x)
 
 
-def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, needs: list[bool]) -> list[Tensor]:
+def backward(dy: Tensor, call: NormCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order."""
+    x, weight, bias, eps, _ = call
     dx, dw, db = backward_nhwc(nhwc(dy), nhwc(x), weight, eps)
     gradients = []
     if needs[0]:

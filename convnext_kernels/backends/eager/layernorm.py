@@ -5,10 +5,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnext_kernels.backends.eager.layout import like, like_parameter, nchw, nhwc
+from convnext_kernels.calls import NormCall
 
 
-def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def forward(call: NormCall) -> Tensor:
     """Normalise every pixel over its channels; the result has x's dtype and strides."""
+    x, weight, bias, eps, _ = call
     return like(nchw(F.layer_norm(nhwc(x), (x.shape[1],), weight, bias, eps)), x)
 
 
@@ -21,10 +23,9 @@ def backward_nhwc(
     return torch.ops.aten.native_layer_norm_backward(dy, x, normalized, mean, rstd, weight, bias, needs)
 
 
-def backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, needs: list[bool]
-) -> list[Tensor]:
+def backward(dy: Tensor, call: NormCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order."""
+    x, weight, bias, eps, _ = call
     dx, dw, db = backward_nhwc(nhwc(dy).contiguous(), nhwc(x).contiguous(), weight, bias, eps, needs)
     gradients = []
     if needs[0]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from convnext_kernels.backends.eager import grn, layernorm
 from convnext_kernels.backends.eager.layout import like, like_parameter, nchw, nhwc
+from convnext_kernels.calls import MlpCall
 from convnext_kernels.spec import MlpParameters
 
 KEEPS_HIDDEN = False  # the gradient computes everything again from the inputs
@@ -42,16 +43,9 @@ def _hidden(
     return n, u, h, g
 
 
-def forward(
-    x: Tensor,
-    residual: Tensor | None,
-    p: MlpParameters,
-    drop_scale: Tensor | None,
-    eps: float,
-    grn_eps: float,
-    compute_dtype: torch.dtype,
-) -> Tensor:
+def forward(call: MlpCall) -> Tensor:
     """Return the bottleneck's output with x's dtype and strides."""
+    x, residual, p, drop_scale, eps, grn_eps, compute_dtype, _ = call
     *_, g = _hidden(nhwc(x), p, eps, grn_eps, compute_dtype)
     z = F.linear(g, _matrix(p.pwconv2_weight, compute_dtype), _cast(p.pwconv2_bias, compute_dtype)).to(x.dtype)
     if p.gamma is not None:
@@ -63,22 +57,13 @@ def forward(
     return like(nchw(z), x)
 
 
-def backward(
-    dout: Tensor,
-    x: Tensor,
-    residual: Tensor | None,
-    p: MlpParameters,
-    drop_scale: Tensor | None,
-    eps: float,
-    grn_eps: float,
-    compute_dtype: torch.dtype,
-    needs: list[bool],
-) -> list[Tensor]:
+def backward(dout: Tensor, call: MlpCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, residual, *p) that `needs` marks, in that order.
 
     The hidden is computed again from x. With G2 = (s * dout)^T g: dW2 = gamma * G2 and
     dgamma = rowsum(W2 * G2) + b2 * sum(s * dout), so the output of W2 is not needed.
     """
+    x, residual, p, drop_scale, eps, grn_eps, compute_dtype, _ = call
     x_nhwc = nhwc(x).contiguous()
     dout_nhwc = nhwc(dout)
     hidden, channels = p.pwconv1_weight.shape[:2]

@@ -9,21 +9,13 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from convnext_kernels.spec import MlpParameters
+from convnext_kernels.calls import BlockCall
 
 
 def forward(
     dwconv: ModuleType,
     mlp: ModuleType,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    p: MlpParameters,
-    drop_scale: Tensor | None,
-    dilation: int,
-    eps: float,
-    grn_eps: float,
-    compute_dtype: torch.dtype,
+    call: BlockCall,
     y: Tensor | None = None,
     hidden: Tensor | None = None,
 ) -> Tensor:
@@ -31,36 +23,30 @@ def forward(
 
     `y` (like x, channels_last) and `hidden` (N, hidden, H, W) are filled for the gradient if they are given.
     """
+    x = call.x
     if y is None:
         y = torch.empty_like(x, memory_format=torch.channels_last)
-    dwconv.forward(x, weight, bias, dilation, compute_dtype, out=y)
-    return mlp.forward(y, x, p, drop_scale, eps, grn_eps, compute_dtype, hidden, like=x)
+    dwconv.forward(call.convolution, out=y)
+    return mlp.forward(call.bottleneck(y, x), hidden, like=x)
 
 
 def backward(
     dwconv: ModuleType,
     mlp: ModuleType,
     dout: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    p: MlpParameters,
-    drop_scale: Tensor | None,
-    dilation: int,
-    eps: float,
-    grn_eps: float,
-    compute_dtype: torch.dtype,
+    call: BlockCall,
     needs: list[bool],
     y: Tensor | None = None,
     hidden: Tensor | None = None,
 ) -> list[Tensor]:
     """Return the gradients of (x, weight, bias, *p) that `needs` marks, in that order."""
+    x, weight, bias, _, _, dilation, _, _, compute_dtype, _ = call
     if y is None:
         y = torch.empty_like(x, memory_format=torch.channels_last)
-        dwconv.forward(x, weight, bias, dilation, compute_dtype, out=y)
+        dwconv.forward(call.convolution, out=y)
     needs_dy = any(needs[:3])
     wanted = [needs_dy, False, *needs[3:]]
-    gradients = mlp.backward(dout, y, None, p, drop_scale, eps, grn_eps, compute_dtype, wanted, hidden)
+    gradients = mlp.backward(dout, call.bottleneck(y, None), wanted, hidden)
     if not needs_dy:
         return gradients
     dy = gradients.pop(0)

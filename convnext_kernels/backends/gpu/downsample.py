@@ -12,6 +12,7 @@ from torch import Tensor
 
 from convnext_kernels.backends.gpu.kernels import Kernels
 from convnext_kernels.backends.gpu.layout import Rows, like, like_parameter, patch_rows
+from convnext_kernels.calls import DownsampleCall
 
 
 def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -28,18 +29,9 @@ def _patches(
     return target.tensor.view(-1, side * side * x.shape[1]), target
 
 
-def forward(
-    kernels: Kernels,
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    compute_dtype: torch.dtype,
-    out: Tensor,
-) -> Tensor:
+def forward(kernels: Kernels, call: DownsampleCall, out: Tensor) -> Tensor:
     """Normalise, then convolve in `compute_dtype`; the result has the dtype and strides of `out`."""
+    x, norm_weight, norm_bias, weight, bias, eps, compute_dtype, _ = call
     patches, _ = _patches(kernels, x, norm_weight, norm_bias, eps, weight.shape[-1], compute_dtype)
     bias = None if bias is None else bias.detach().to(compute_dtype).flatten()
     y = F.linear(patches, _matrix(weight, compute_dtype), bias)
@@ -47,19 +39,9 @@ def forward(
     return like(y.view(samples, height, width, features).permute(0, 3, 1, 2), out)
 
 
-def backward(
-    kernels: Kernels,
-    dy: Tensor,
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    compute_dtype: torch.dtype,
-    needs: list[bool],
-) -> list[Tensor]:
+def backward(kernels: Kernels, dy: Tensor, call: DownsampleCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, norm_weight, norm_bias, weight, bias) that `needs` marks, in that order."""
+    x, norm_weight, norm_bias, weight, bias, eps, compute_dtype, _ = call
     features, channels, side, _ = weight.shape
     dy_rows = dy.permute(0, 2, 3, 1).to(compute_dtype).reshape(-1, features)
     gradients = []

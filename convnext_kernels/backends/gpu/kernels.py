@@ -16,9 +16,9 @@ class Kernels:
     normalize: Callable
     # (dy: Rows, x, weight, bias, eps, needs, patch=1) -> gradients of (x, weight, bias) that `needs` marks
     layernorm_gradients: Callable
-    # (x, weight, bias, eps) -> y
+    # (NormCall) -> y
     grn_forward: Callable
-    # (dy, x, weight, bias, eps, needs) -> gradients of (x, weight, bias) that `needs` marks
+    # (dy, NormCall, needs) -> gradients of (x, weight, bias) that `needs` marks
     grn_backward: Callable
     # (u, h): h = GELU(u), dense; h may be u
     gelu: Callable[[Tensor, Tensor], None]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from convnext_kernels.backends.gpu.kernels import Kernels
 from convnext_kernels.backends.gpu.layout import Rows, finish, flat, like_parameter, output_rows, rows
+from convnext_kernels.calls import MlpCall, NormCall
 from convnext_kernels.spec import MlpParameters
 
 
@@ -48,28 +49,18 @@ def _hidden(z: Tensor, p: MlpParameters, compute_dtype: torch.dtype, out: Tensor
     return torch.addmm(flat(p.pwconv1_bias).to(compute_dtype), z, w1.mT, out=out)
 
 
-def forward(
-    kernels: Kernels,
-    x: Tensor,
-    residual: Tensor | None,
-    p: MlpParameters,
-    drop_scale: Tensor | None,
-    eps: float,
-    grn_eps: float,
-    compute_dtype: torch.dtype,
-    hidden: Tensor | None = None,
-    like: Tensor | None = None,
-) -> Tensor:
+def forward(kernels: Kernels, call: MlpCall, hidden: Tensor | None = None, like: Tensor | None = None) -> Tensor:
     """Return the bottleneck's output with x's dtype and strides, or those of `like`.
 
     `hidden`, (N, hidden, H, W) channels_last in `compute_dtype`, is filled with u for the gradient.
     """
+    x, residual, p, drop_scale, eps, grn_eps, compute_dtype, _ = call
     kept = None if hidden is None else rows_of(hidden)
     u = _hidden(normalised(kernels, x, p, eps, compute_dtype), p, compute_dtype, out=kept)
     h = u if hidden is None else torch.empty_like(u)
     kernels.gelu(u, h)
     if p.grn_weight is not None:
-        h = rows_of(kernels.grn_forward(as_image(h, x), p.grn_weight, p.grn_bias, grn_eps))
+        h = rows_of(kernels.grn_forward(NormCall(as_image(h, x), p.grn_weight, p.grn_bias, grn_eps)))
     z = torch.mm(h, matrix(p.pwconv2_weight, compute_dtype).mT)
     out, written = output_rows(x if like is None else like)
     kernels.output(z, p.pwconv2_bias, p.gamma, drop_scale, residual, written)
@@ -77,18 +68,10 @@ def forward(
 
 
 def backward(
-    kernels: Kernels,
-    dout: Tensor,
-    x: Tensor,
-    p: MlpParameters,
-    drop_scale: Tensor | None,
-    eps: float,
-    grn_eps: float,
-    compute_dtype: torch.dtype,
-    needs_input: list[bool],
-    hidden: Tensor | None = None,
+    kernels: Kernels, dout: Tensor, call: MlpCall, needs_input: list[bool], hidden: Tensor | None = None
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Return ([dx, dnorm_weight, dnorm_bias], of which those marked in `needs_input`, the other gradients by name)."""
+    x, _, p, drop_scale, eps, grn_eps, compute_dtype, _ = call
     z = normalised(kernels, x, p, eps, compute_dtype)
     u = _hidden(z, p, compute_dtype) if hidden is None else rows_of(hidden)
     h = torch.empty_like(u)
@@ -102,9 +85,9 @@ def backward(
     g = h
     if p.grn_weight is not None:
         image = as_image(h, x)
-        g = rows_of(kernels.grn_forward(image, p.grn_weight, p.grn_bias, grn_eps))
+        g = rows_of(kernels.grn_forward(NormCall(image, p.grn_weight, p.grn_bias, grn_eps)))
         dh, gradients["grn_weight"], gradients["grn_bias"] = kernels.grn_backward(
-            as_image(dh, x), image, p.grn_weight, p.grn_bias, grn_eps, [True, True, True]
+            as_image(dh, x), NormCall(image, p.grn_weight, p.grn_bias, grn_eps), [True, True, True]
         )
         dh = rows_of(dh)
     g2 = torch.mm(d.mT, g)

@@ -11,6 +11,7 @@ from convnext_kernels.spec import OpSpec
 DEVICES = ("cuda",)  # for "auto"; CPU tensors (interpreter, emulating driver) only if this backend is requested by name
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MIN_ARCH = 80
+MIN_TRITON = (3, 4)  # the first with `triton.knobs`; comes with PyTorch 2.8
 
 
 def unavailable() -> str | None:
@@ -19,6 +20,10 @@ def unavailable() -> str | None:
         return "the package triton is not installed"
     if "triton" not in sys.modules and not torch.cuda.is_available() and not os.environ.get("TRITON_INTERPRET"):
         return "PyTorch finds no usable GPU"  # without importing Triton, which takes a second
+    import triton
+
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < MIN_TRITON:
+        return f"Triton {triton.__version__} is too old, expected {MIN_TRITON[0]}.{MIN_TRITON[1]} or newer"
     from convnext_kernels.backends.triton import device
 
     try:

@@ -4,8 +4,9 @@ import functools
 
 from convnext_kernels.backends.gpu import block
 from convnext_kernels.backends.triton import dwconv, mlp
+from convnext_kernels.backends.triton.launch import prepared
 
 KEEPS_HIDDEN = True
 
-forward = functools.partial(block.forward, dwconv, mlp)
-backward = functools.partial(block.backward, dwconv, mlp)
+forward = prepared(functools.partial(block.forward, dwconv, mlp))
+backward = prepared(functools.partial(block.backward, dwconv, mlp))

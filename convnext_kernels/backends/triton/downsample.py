@@ -3,7 +3,8 @@
 import functools
 
 from convnext_kernels.backends.gpu import downsample
+from convnext_kernels.backends.triton.launch import prepared
 from convnext_kernels.backends.triton.shared import KERNELS
 
-forward = functools.partial(downsample.forward, KERNELS)
-backward = functools.partial(downsample.backward, KERNELS)
+forward = prepared(functools.partial(downsample.forward, KERNELS))
+backward = prepared(functools.partial(downsample.backward, KERNELS))

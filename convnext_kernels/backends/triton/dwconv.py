@@ -28,6 +28,8 @@ from convnext_kernels.backends.gpu.layout import flat
 from convnext_kernels.backends.triton import device, dwconv_plan, timing
 from convnext_kernels.backends.triton.dwconv_forward import pack_kernel, plane_kernel, rolling_kernel, rows_kernel
 from convnext_kernels.backends.triton.dwconv_wgrad import finish_kernel, partials_kernel
+from convnext_kernels.backends.triton.launch import launch, prepared
+from convnext_kernels.calls import DwconvCall
 
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -106,7 +108,7 @@ def _packed(weight: Tensor, round_to: tl.dtype | None) -> Tensor:
     block = 4096 if device.interpreted() else 256
     strides = _weight_strides(weight)
     config = {"BLOCK": block, "num_warps": 8, "enable_fp_fusion": True}
-    pack_kernel[(triton.cdiv(weight.numel(), block),)](
+    launch(pack_kernel, (triton.cdiv(weight.numel(), block),))(
         weight, packed, C=channels, K=side, WEIGHT=strides, ROUND=round_to, **config
     )
     return packed
@@ -176,27 +178,22 @@ def _convolve(
     }
     programs = triton.cdiv(lanes, block)
     if kernel == "plane":
-        plane_kernel[(programs,)](**arguments, one=1)
+        launch(plane_kernel, (programs,))(**arguments, one=1)
     elif kernel == "rolling":
         strip = config["strip"]
         strips = triton.cdiv(triton.cdiv(height, dilation), strip)
-        rolling_kernel[(programs, strips * dilation)](**arguments, strip=strip, Q=tile)
+        launch(rolling_kernel, (programs, strips * dilation))(**arguments, strip=strip, Q=tile)
     else:
         pair = bool(config["pair"])
         pairs = triton.cdiv(triton.cdiv(height, dilation), 2) * dilation
-        rows_kernel[(programs, pairs if pair else height)](**arguments, Q=tile, PAIR=pair)
+        launch(rows_kernel, (programs, pairs if pair else height))(**arguments, Q=tile, PAIR=pair)
     return out if target.tensor is out else out.copy_(target.tensor)
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    dilation: int,
-    compute_dtype: torch.dtype,
-    out: Tensor | None = None,
-) -> Tensor:
+@prepared
+def forward(call: DwconvCall, out: Tensor | None = None) -> Tensor:
     """Convolve in `compute_dtype`, sums in fp32; the result is like x, or written to `out` in its dtype and strides."""
+    x, weight, bias, dilation, compute_dtype, _ = call
     if out is None:
         out = torch.empty_like(x)
     return _convolve(x, weight, bias, None, out, dilation, compute_dtype, flip=False)
@@ -259,7 +256,7 @@ def parameter_gradients(
         partials = torch.empty(shape, dtype=torch.float32, device=x.device)
     else:
         partials = torch.zeros((1, *shape[1:]), dtype=torch.float32, device=x.device)
-    partials_kernel[(triton.cdiv(channels, block_c) * parts, strips, triton.cdiv(side, kernel_rows))](
+    launch(partials_kernel, (triton.cdiv(channels, block_c) * parts, strips, triton.cdiv(side, kernel_rows)))(
         gradient.tensor,
         image.tensor,
         partials,
@@ -287,7 +284,7 @@ def parameter_gradients(
         enable_fp_fusion=True,
     )
     block_l = 4096 if device.interpreted() else 64
-    finish_kernel[(triton.cdiv(shape[1] * channels, block_l),)](
+    launch(finish_kernel, (triton.cdiv(shape[1] * channels, block_l),))(
         partials,
         dw,
         db,
@@ -303,16 +300,10 @@ def parameter_gradients(
     return dw, db
 
 
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    dilation: int,
-    compute_dtype: torch.dtype,
-    needs: list[bool],
-) -> list[Tensor]:
+@prepared
+def backward(dy: Tensor, call: DwconvCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order."""
+    x, weight, bias, dilation, compute_dtype, _ = call
     dx = dw = db = None
     if needs[0]:
         dx = input_gradient(dy, weight, dilation, compute_dtype, like=x)

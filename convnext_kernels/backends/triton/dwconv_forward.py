@@ -23,6 +23,8 @@ import torch
 import triton
 import triton.language as tl
 
+from convnext_kernels.backends.triton import device
+
 _COUNTS = [
     "samples",
     "x_sn",
@@ -34,7 +36,7 @@ _COUNTS = [
 
 
 # Whether kernels are compiled to PTX: not in the interpreter (decided when they are decorated), not for AMD's GPUs
-_PTX = tl.constexpr(not triton.knobs.runtime.interpret and torch.version.hip is None)
+_PTX = tl.constexpr(not device.interpreted() and torch.version.hip is None)
 
 
 @triton.jit

@@ -4,7 +4,6 @@ Instructions are counted as the kernels execute them (PTX): 4 per 16-bit value o
 per multiply-add, one per loop-carried accumulator that moves up a row.
 """
 
-import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -132,7 +131,7 @@ def _class(p: Problem) -> Problem:
     return p._replace(samples=1 << (p.samples - 1).bit_length())
 
 
-@functools.lru_cache(maxsize=1024)
+@tuning.remembered
 def forward(p: Problem, gpu: tuning.Gpu) -> Candidate:
     """The candidate for the forward pass and the input gradient."""
     p = _class(p)
@@ -190,7 +189,7 @@ def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
                     yield Candidate(f"partials-q{q}-kh{kernel_rows}-s{s}-p{parts}", config, (work, finish))
 
 
-@functools.lru_cache(maxsize=1024)
+@tuning.remembered
 def weight(p: Problem, gpu: tuning.Gpu) -> Candidate:
     """The candidate for the weight gradient."""
     p = _class(p)

@@ -18,7 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from convnext_kernels.backends.gpu.layout import Rows, finish, flat, output_rows, rows
+from convnext_kernels.backends.triton.launch import launch, prepared
 from convnext_kernels.backends.triton.layernorm import offsets, parameter_gradients
+from convnext_kernels.calls import NormCall
 
 BLOCK_P = 64  # pixels of one partial sum
 BLOCK_C = 64  # 128 bytes of a 16-bit NHWC row
@@ -226,7 +228,7 @@ def response(squares: Tensor, weight: Tensor, eps: float) -> Tensor:
     """From sums of x^2 over tiles of pixels, (N, T, C) fp32, return 1 + weight * Nx, (N, C) fp32. One launch."""
     samples, tiles, channels = squares.shape
     scale = torch.empty((samples, channels), dtype=torch.float32, device=squares.device)
-    grn_response_kernel[(samples,)](squares, flat(weight), scale, tiles, eps, **_final_config(channels))
+    launch(grn_response_kernel, (samples,))(squares, flat(weight), scale, tiles, eps, **_final_config(channels))
     return scale
 
 
@@ -241,7 +243,7 @@ def response_backward(
     samples, tiles, channels = squares.shape
     scale, per_x = torch.empty((2, samples, channels), dtype=torch.float32, device=squares.device)
     parameters = torch.empty((samples, 2, channels), dtype=torch.float32, device=squares.device)
-    grn_bwd_response_kernel[(samples,)](
+    launch(grn_bwd_response_kernel, (samples,))(
         squares, dy_x, dy_sum, flat(weight), scale, per_x, parameters, tiles, eps, **_final_config(channels)
     )
     return scale, per_x, parameters
@@ -251,27 +253,32 @@ def apply(x: Rows, scale: Tensor, bias: Tensor, y: Rows) -> None:
     """Write y = x * scale[n, c] + bias[c]; y may be x."""
     pixels, tiles, programs = _tiles(x.tensor)
     config = _config(x.tensor.shape[1])
-    grn_apply_kernel[(programs,)](x.tensor, scale, flat(bias), y.tensor, pixels, tiles, *x[1:], *y[1:], **config)
+    arguments = (x.tensor, scale, flat(bias), y.tensor, pixels, tiles, *x[1:], *y[1:])
+    launch(grn_apply_kernel, (programs,))(*arguments, **config)
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+@prepared
+def forward(call: NormCall) -> Tensor:
     """GRN of (N, C, H, W); the result has x's dtype and strides."""
+    x, weight, bias, eps, _ = call
     source = rows(x)
     out, target = output_rows(x)
     pixels, tiles, programs = _tiles(x)
     squares = torch.empty((x.shape[0], tiles, x.shape[1]), dtype=torch.float32, device=x.device)
-    grn_squares_kernel[(programs,)](source.tensor, squares, pixels, tiles, *source[1:], **_config(x.shape[1]))
+    launch(grn_squares_kernel, (programs,))(source.tensor, squares, pixels, tiles, *source[1:], **_config(x.shape[1]))
     apply(source, response(squares, weight, eps), bias, target)
     return finish(out, target)
 
 
-def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, needs: list[bool]) -> list[Tensor]:
+@prepared
+def backward(dy: Tensor, call: NormCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order; bitwise the same every time."""
+    x, weight, bias, eps, _ = call
     source, gradient = rows(x), rows(dy)
     pixels, tiles, programs = _tiles(x)
     config = _config(x.shape[1])
     sums = torch.empty((3, x.shape[0], tiles, x.shape[1]), dtype=torch.float32, device=x.device)
-    grn_bwd_sums_kernel[(programs,)](
+    launch(grn_bwd_sums_kernel, (programs,))(
         gradient.tensor, source.tensor, *sums, pixels, tiles, *gradient[1:], *source[1:], **config
     )
     scale, per_x, parameters = response_backward(*sums, weight, eps)
@@ -279,7 +286,7 @@ def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, ne
     if needs[0]:
         dx, target = output_rows(x)
         strides = (*gradient[1:], *source[1:], *target[1:])
-        grn_bwd_apply_kernel[(programs,)](
+        launch(grn_bwd_apply_kernel, (programs,))(
             gradient.tensor, source.tensor, scale, per_x, target.tensor, pixels, tiles, *strides, **config
         )
         results.append(finish(dx, target))

@@ -21,8 +21,10 @@ from convnext_kernels.backends.gpu import parameters as gpu_parameters
 from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows
 from convnext_kernels.backends.triton import device
 from convnext_kernels.backends.triton import layernorm_wide as wide
+from convnext_kernels.backends.triton.launch import launch, prepared
 from convnext_kernels.backends.triton.layernorm_shared import COUNTS, patch_order
 from convnext_kernels.backends.triton.reduce import sum_partials
+from convnext_kernels.calls import NormCall
 
 MAX_BLOCK_C = 8192  # more channels do not fit in registers: layernorm_wide.py
 MAX_BLOCK_C_SCATTERED = 4096  # the same for the backward pass of NCHW, which keeps an address for every element
@@ -223,7 +225,7 @@ def normalize(
         block_p, block_c, warps = tile(channels, source.stride_p == 1, x.element_size(), 2048)
         kernel, config = layernorm_fwd_kernel, {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": warps}
     tiles = triton.cdiv(pixels, block_p)
-    kernel[(samples * tiles,)](
+    launch(kernel, (samples * tiles,))(
         source.tensor,
         None if weight is None else flat(weight),
         None if bias is None else flat(bias),
@@ -244,8 +246,10 @@ def normalize(
     return tuple(stats) if statistics else None
 
 
-def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+@prepared
+def forward(call: NormCall) -> Tensor:
     """Normalise every pixel over its channels; the result has x's dtype and strides."""
+    x, weight, bias, eps, _ = call
     out, written = output_rows(x)
     normalize(x, weight, bias, eps, written)
     return finish(out, written)
@@ -276,7 +280,7 @@ def gradients(
     if parameters:
         programs = min(programs, triton.cdiv(samples * pixels, SHARED_PIXELS))
     partials = torch.empty((programs, 2, channels), dtype=torch.float32, device=x.device) if parameters else None
-    kernel[(programs,)](
+    launch(kernel, (programs,))(
         dy.tensor,
         source.tensor,
         None if weight is None else flat(weight),
@@ -305,8 +309,8 @@ def parameter_gradients(partials: Tensor | None, parameters: tuple, needs: list[
     return gpu_parameters.gradients(sum_partials, partials, parameters, needs)
 
 
-def backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, needs: list[bool]
-) -> list[Tensor]:
+@prepared
+def backward(dy: Tensor, call: NormCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order; bitwise the same every time."""
+    x, weight, bias, eps, _ = call
     return gradients(rows(dy), x, weight, bias, eps, needs)

@@ -18,6 +18,7 @@ from convnext_kernels.backends.gpu import mlp_cublas
 from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, like_parameter, output_rows, rows
 from convnext_kernels.backends.gpu.mlp_cublas import matrix, normalised, rows_of
 from convnext_kernels.backends.triton import device, grn, layernorm, timing
+from convnext_kernels.backends.triton.launch import launch, prepared
 from convnext_kernels.backends.triton.mlp_backward import (
     grn_hidden_gradient_kernel,
     mlp_hidden_gradient_kernel,
@@ -36,7 +37,9 @@ from convnext_kernels.backends.triton.mlp_plan import (
 )
 from convnext_kernels.backends.triton.reduce import sum_partials
 from convnext_kernels.backends.triton.shared import KERNELS
+from convnext_kernels.calls import MlpCall
 from convnext_kernels.spec import MlpParameters
+from convnext_kernels.torch_versions import tf32_allowed
 
 KEEPS_HIDDEN = True
 
@@ -52,7 +55,7 @@ def _problem(x: Tensor, p: MlpParameters, compute_dtype: torch.dtype, hidden: bo
         str(x.dtype).removeprefix("torch."),
         str(compute_dtype).removeprefix("torch."),
         hidden,
-        compute_dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32,
+        compute_dtype == torch.float32 and tf32_allowed(),
     )
 
 
@@ -60,57 +63,39 @@ def _vector(parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else flat(parameter)
 
 
-def forward(
-    x: Tensor,
-    residual: Tensor | None,
-    p: MlpParameters,
-    drop_scale: Tensor | None,
-    eps: float,
-    grn_eps: float,
-    compute_dtype: torch.dtype,
-    hidden: Tensor | None = None,
-    like: Tensor | None = None,
-) -> Tensor:
+@prepared
+def forward(call: MlpCall, hidden: Tensor | None = None, like: Tensor | None = None) -> Tensor:
     """Return the bottleneck's output with x's dtype and strides, or those of `like`.
 
     `hidden`, (N, hidden, H, W) channels_last in `compute_dtype`, is filled with u for the gradient.
     """
+    x = call.x
 
     def run(plan: tuning.Candidate) -> Tensor:
         if plan.config["plan"] == "cublas":
-            return mlp_cublas.forward(KERNELS, x, residual, p, drop_scale, eps, grn_eps, compute_dtype, hidden, like)
+            return mlp_cublas.forward(KERNELS, call, hidden, like)
         out, written = output_rows(x if like is None else like)
-        launch = _fused if plan.config["plan"] == "fused" else _two_products
+        launch_plan = _fused if plan.config["plan"] == "fused" else _two_products
         u = None if hidden is None else rows_of(hidden)
-        launch(plan.config, x, residual, p, drop_scale, eps, grn_eps, compute_dtype, u, written)
+        launch_plan(plan.config, call, u, written)
         return finish(out, written)
 
-    problem, gpu = _problem(x, p, compute_dtype, hidden is not None), device.gpu()
+    problem, gpu = _problem(x, call.p, call.compute_dtype, hidden is not None), device.gpu()
     return run(timing.choose("mlp_forward", forward_plan, problem, gpu, forward_candidates(problem, gpu), run))
 
 
-def _fused(
-    config: dict,
-    x: Tensor,
-    residual: Tensor | None,
-    p: MlpParameters,
-    drop_scale: Tensor | None,
-    eps: float,
-    grn_eps: float,
-    compute_dtype: torch.dtype,
-    u: Tensor | None,
-    written: Rows,
-) -> None:
+def _fused(config: dict, call: MlpCall, u: Tensor | None, written: Rows) -> None:
+    x, residual, p, drop_scale, eps, grn_eps, compute_dtype, _ = call
     source = rows(x)
     other = written if residual is None else rows(residual)
     channels, hidden = x.shape[1], p.pwconv1_weight.shape[0]
     w1, w2 = matrix(p.pwconv1_weight, compute_dtype), matrix(p.pwconv2_weight, compute_dtype)
     samples, pixels = extent(source, other, written, merge=p.grn_weight is None)
     tiles = triton.cdiv(pixels, config["BM"])
-    launch = {k: config[k] for k in ("BM", "BC", "PIECES", "BH", "num_warps", "num_stages")}
+    tile = {k: config[k] for k in ("BM", "BC", "PIECES", "BH", "num_warps", "num_stages")}
 
     def run(out: Tensor | None, u: Tensor | None, sums: Tensor | None, scale: Tensor | None) -> None:
-        mlp_fused_fwd_kernel[(samples * tiles,)](
+        launch(mlp_fused_fwd_kernel, (samples * tiles,))(
             source.tensor,
             flat(p.norm_weight),
             flat(p.norm_bias),
@@ -136,7 +121,7 @@ def _fused(
             C=channels,
             HIDDEN=hidden,
             enable_fp_fusion=True,
-            **launch,
+            **tile,
         )
 
     scale = None
@@ -148,18 +133,8 @@ def _fused(
     run(written.tensor, u, None, scale)
 
 
-def _two_products(
-    config: dict,
-    x: Tensor,
-    residual: Tensor | None,
-    p: MlpParameters,
-    drop_scale: Tensor | None,
-    eps: float,
-    grn_eps: float,
-    compute_dtype: torch.dtype,
-    u: Tensor | None,
-    written: Rows,
-) -> None:
+def _two_products(config: dict, call: MlpCall, u: Tensor | None, written: Rows) -> None:
+    x, residual, p, drop_scale, eps, grn_eps, compute_dtype, _ = call
     source = rows(x)
     other = written if residual is None else rows(residual)
     channels, hidden = x.shape[1], p.pwconv1_weight.shape[0]
@@ -171,7 +146,7 @@ def _two_products(
     sums = None
     if p.grn_weight is not None:
         sums = torch.empty((samples, tiles, hidden), dtype=torch.float32, device=x.device)
-    mlp_expand_kernel[(samples * tiles * triton.cdiv(hidden, expand["BN"]),)](
+    launch(mlp_expand_kernel, (samples * tiles * triton.cdiv(hidden, expand["BN"]),))(
         source.tensor,
         flat(p.norm_weight),
         flat(p.norm_bias),
@@ -191,7 +166,7 @@ def _two_products(
     )
     scale = None if sums is None else grn.response(sums, p.grn_weight, grn_eps)
     tiles = triton.cdiv(pixels, project["BM"])
-    mlp_project_kernel[(samples * tiles * triton.cdiv(channels, project["BN"]),)](
+    launch(mlp_project_kernel, (samples * tiles * triton.cdiv(channels, project["BN"]),))(
         h,
         w2,
         _vector(p.pwconv2_bias),
@@ -213,48 +188,30 @@ def _two_products(
     )
 
 
-def backward(
-    dout: Tensor,
-    x: Tensor,
-    residual: Tensor | None,
-    p: MlpParameters,
-    drop_scale: Tensor | None,
-    eps: float,
-    grn_eps: float,
-    compute_dtype: torch.dtype,
-    needs: list[bool],
-    hidden: Tensor | None = None,
-) -> list[Tensor]:
+@prepared
+def backward(dout: Tensor, call: MlpCall, needs: list[bool], hidden: Tensor | None = None) -> list[Tensor]:
     """Return the gradients of (x, residual, *p) that `needs` marks, in that order; bitwise the same every time.
 
     `hidden` is u as `forward` filled it; without it u is computed again.
     """
     needs_norm = [needs[0], needs[2], needs[3]]
-    arguments = (dout, x, p, drop_scale, eps, grn_eps, compute_dtype, needs_norm, hidden)
+    arguments = (dout, call, needs_norm, hidden)
 
     def run(plan: tuning.Candidate) -> tuple[list[Tensor], dict[str, Tensor]]:
         if plan.config["plan"] == "cublas":
             return mlp_cublas.backward(KERNELS, *arguments)
         return _backward(plan.config, *arguments)
 
-    problem, gpu = _problem(x, p, compute_dtype, hidden is not None), device.gpu()
+    problem, gpu = _problem(call.x, call.p, call.compute_dtype, hidden is not None), device.gpu()
     plan = timing.choose("mlp_backward", backward_plan, problem, gpu, backward_candidates(problem, gpu), run)
-    return mlp_cublas.in_order(*run(plan), dout, residual, needs)
+    return mlp_cublas.in_order(*run(plan), dout, call.residual, needs)
 
 
 def _backward(
-    config: dict,
-    dout: Tensor,
-    x: Tensor,
-    p: MlpParameters,
-    drop_scale: Tensor | None,
-    eps: float,
-    grn_eps: float,
-    compute_dtype: torch.dtype,
-    needs_norm: list[bool],
-    hidden: Tensor | None,
+    config: dict, dout: Tensor, call: MlpCall, needs_norm: list[bool], hidden: Tensor | None
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Return ([dx, dnorm_weight, dnorm_bias], of which those marked in `needs_norm`, the other gradients by name)."""
+    x, _, p, drop_scale, eps, grn_eps, compute_dtype, _ = call
     samples, channels, height, width = x.shape
     width_h = p.pwconv1_weight.shape[0]
     sample_pixels = height * width
@@ -275,7 +232,7 @@ def _backward(
     g = torch.empty_like(du)
     kept = None if hidden is None else rows_of(hidden)
     sums = torch.empty((3 if has_grn else 1, groups, tiles, width_h), dtype=torch.float32, device=x.device)
-    mlp_hidden_gradient_kernel[(groups * tiles * triton.cdiv(width_h, tile["BN"]),)](
+    launch(mlp_hidden_gradient_kernel, (groups * tiles * triton.cdiv(width_h, tile["BN"]),))(
         dout_rows.tensor,
         _vector(p.gamma),
         scale,
@@ -303,7 +260,7 @@ def _backward(
         block = {"BLOCK_P": 32, "BLOCK_H": 64, "num_warps": 4}
         tiles = triton.cdiv(pixels, block["BLOCK_P"])
         sums = torch.empty((1, groups, tiles, width_h), dtype=torch.float32, device=x.device)
-        grn_hidden_gradient_kernel[(groups * tiles * triton.cdiv(width_h, block["BLOCK_H"]),)](
+        launch(grn_hidden_gradient_kernel, (groups * tiles * triton.cdiv(width_h, block["BLOCK_H"]),))(
             du,
             g if kept is None else kept,
             g,
@@ -326,7 +283,7 @@ def _backward(
     g2, d_sums = _weight_gradient(dout_rows.tensor, g, scale, sample_pixels, config["weight"], columns=True)
     dw2 = torch.empty((channels, width_h), dtype=p.pwconv2_weight.dtype, device=x.device)
     db2, dgamma = (torch.empty(channels, dtype=torch.float32, device=x.device) for _ in range(2))
-    projection_gradient_kernel[(channels,)](
+    launch(projection_gradient_kernel, (channels,))(
         g2,
         d_sums,
         w2,
@@ -366,7 +323,7 @@ def _weight_gradient(
     splits = triton.cdiv(pixels, chunk)
     partials = torch.empty((splits, m, n), dtype=torch.float32, device=b.device)
     sums = torch.empty((splits, m), dtype=torch.float32, device=b.device) if columns else None
-    mlp_weight_gradient_kernel[(tiles, splits)](
+    launch(mlp_weight_gradient_kernel, (tiles, splits))(
         a, b, drop_scale, partials, sums, pixels, chunk, sample_pixels, M=m, N=n, enable_fp_fusion=True, **config
     )
     return partials, sums
@@ -390,7 +347,7 @@ def _input_gradient(
     if x_tensor is not None:
         parameters = needs[1] or needs[2]
         partials = torch.empty((programs, 2, channels), dtype=torch.float32, device=x.device) if parameters else None
-    mlp_input_gradient_kernel[(programs,)](
+    launch(mlp_input_gradient_kernel, (programs,))(
         du,
         w1,
         x_tensor,

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from convnext_kernels.backends.triton.launch import launch
+
 # A program sums at most so many rows, 32 at a time: 8 dependent steps. More rows are summed in two stages.
 _ROWS = 256
 _ELEMENTS = 1024  # of a step: 8 loads per thread
@@ -43,7 +45,7 @@ def sum_partials(partials: Tensor, dtype: torch.dtype) -> Tensor:
         out = torch.empty((groups, length), dtype=torch.float32 if groups > 1 else dtype, device=partials.device)
         count = triton.cdiv(parts, groups)
         config = block(count)
-        sum_partials_kernel[(triton.cdiv(length, config["BLOCK_L"]), groups)](
+        launch(sum_partials_kernel, (triton.cdiv(length, config["BLOCK_L"]), groups))(
             partials, out, parts, count, length, **config, num_warps=4, enable_fp_fusion=True
         )
         if groups == 1:

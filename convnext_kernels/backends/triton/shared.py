@@ -6,6 +6,7 @@ from torch import Tensor
 from convnext_kernels.backends.gpu.kernels import Kernels
 from convnext_kernels.backends.gpu.layout import Rows, flat, rows
 from convnext_kernels.backends.triton import grn, layernorm
+from convnext_kernels.backends.triton.launch import launch
 from convnext_kernels.backends.triton.mlp_pointwise import (
     gelu_bwd_kernel,
     gelu_kernel,
@@ -19,7 +20,7 @@ _TILE = {"BLOCK_P": 16, "BLOCK_C": 64, "num_warps": 4, "enable_fp_fusion": True}
 
 def _elementwise(kernel: triton.JITFunction, *tensors: Tensor) -> None:
     elements = tensors[0].numel()
-    kernel[(triton.cdiv(elements, _ELEMENTWISE["BLOCK"]),)](*tensors, elements, **_ELEMENTWISE)
+    launch(kernel, (triton.cdiv(elements, _ELEMENTWISE["BLOCK"]),))(*tensors, elements, **_ELEMENTWISE)
 
 
 def _gelu(u: Tensor, h: Tensor) -> None:
@@ -41,7 +42,7 @@ def _output(
     other = out if residual is None else rows(residual)
     samples, channels, height, width = out.tensor.shape
     grid, tiles = _grid(samples, height * width, channels)
-    mlp_output_kernel[grid](
+    launch(mlp_output_kernel, grid)(
         z,
         None if bias is None else flat(bias),
         None if gamma is None else flat(gamma),
@@ -62,7 +63,7 @@ def _scaled_gradient(dout: Tensor, gamma: Tensor | None, drop_scale: Tensor | No
     samples, channels, height, width = dout.shape
     source = rows(dout)
     grid, tiles = _grid(samples, height * width, channels)
-    scaled_gradient_kernel[grid](
+    launch(scaled_gradient_kernel, grid)(
         source.tensor,
         None if gamma is None else flat(gamma),
         None if drop_scale is None else flat(drop_scale),

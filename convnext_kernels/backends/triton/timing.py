@@ -6,6 +6,7 @@ import torch
 import triton.testing
 
 from convnext_kernels import tuning
+from convnext_kernels.backends.gpu import prepared as programs
 from convnext_kernels.backends.triton import device
 from convnext_kernels.tuning import Candidate, autotune
 from convnext_kernels.tuning.pick import predicted_seconds
@@ -19,6 +20,8 @@ def timer(run: Callable[[Candidate], object]) -> autotune.Timer | None:
 
     None if nothing may be timed: autotuning is not requested, there is no GPU, or a CUDA graph is being captured.
     """
+    if programs.recorder() is not None:  # the tensors have no memory
+        return None
     if not autotune.wanted() or device.interpreted() or device.type_() != "cuda":
         return None
     if torch.cuda.is_current_stream_capturing():

@@ -1,0 +1,277 @@
+"""Prepare once, run many: a launcher runs once per signature on "meta" tensors, and what it does is replayed.
+
+A launcher (`forward`, `backward` of an op) chooses a plan, makes views, computes grids, allocates and launches; that
+costs more host time than a GPU needs for a small batch. All of it depends on the signature alone: shapes, strides,
+dtypes, 16-byte alignment and options. So it runs once, on tensors without memory, and `Recorder` writes down what
+reaches the device: allocations, launches, and PyTorch's operators (casts, copies, matmuls). Views are no step: the
+pointer of a view is the pointer of its buffer and a constant. `Program.run` replays the steps with other tensors.
+
+Nothing that a tensor contains is remembered. Weights are cast to the dtype of the matmuls at every call, because a
+write through ``.data`` changes neither pointer nor version, and a GPU cannot compare contents without waiting.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from convnext_kernels.torch_versions import TorchDispatchMode
+
+_EMPTY = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})
+_ALIGNMENT = 512  # of PyTorch's allocator
+_local = threading.local()
+
+
+class View(NamedTuple):
+    """A tensor of a program: a view of one of its buffers."""
+
+    slot: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int  # elements from the first element of the buffer
+    itemsize: int
+    whole: bool  # the buffer itself
+
+    def of(self, buffers: list) -> Tensor:
+        """The tensor, for these buffers."""
+        buffer = buffers[self.slot]
+        if self.whole:
+            return buffer
+        return buffer.as_strided(self.size, self.stride, buffer.storage_offset() + self.offset)
+
+
+class _Allocation:
+    like: int | None = None  # a dense input with these sizes, strides and dtype
+
+    def __init__(self, view: View, dtype: torch.dtype, device: torch.device) -> None:
+        self.view, self.slots = view, (view.slot,)
+        self.slot, self.size, self.stride = view.slot, view.size, view.stride
+        self.options = {"dtype": dtype, "device": device}
+        # as dense tensors have: the last element that strides reach
+        reach = 1 + sum((size - 1) * stride for size, stride in zip(self.size, self.stride, strict=True))
+        self.bytes = reach * dtype.itemsize if all(self.size) else 0
+
+    def run(self, buffers: list, addresses: list[int], _stream: int | None) -> None:
+        if self.like is None:
+            buffer = torch.empty_strided(self.size, self.stride, **self.options)
+        else:  # in half the time
+            buffer = torch.empty_like(buffers[self.like])
+        buffers[self.slot] = buffer
+        addresses[self.slot] = buffer.data_ptr()
+
+
+class _Workspace:
+    """One allocation for several temporaries; those that are not in use at the same time may share memory."""
+
+    def __init__(self, parts: list[tuple[int, int, int, int]], device: torch.device) -> None:
+        self.slots = tuple(slot for slot, *_ in parts)
+        self.places = []
+        placed: list[tuple[int, int, int, int]] = []  # (begin, end) in bytes, (first, last) step
+        for slot, size, first, last in parts:
+            begin = 0
+            for low, high, earlier, later in sorted(placed):
+                if earlier <= last and first <= later and begin + size > low:
+                    begin = max(begin, high)
+            end = begin + -(-size // _ALIGNMENT) * _ALIGNMENT
+            placed.append((begin, end, first, last))
+            self.places.append((slot, begin))
+        self.size = (max(end for _, end, _, _ in placed),)
+        self.options = {"dtype": torch.uint8, "device": device}
+
+    def run(self, buffers: list, addresses: list[int], _stream: int | None) -> None:
+        workspace = torch.empty(self.size, **self.options)
+        buffers.append(workspace)
+        start = workspace.data_ptr()
+        for slot, begin in self.places:
+            addresses[slot] = start + begin
+
+
+class _Operator:
+    """One of PyTorch's operators."""
+
+    def __init__(self, function: Callable, arguments: list, keywords: dict, result: View | None) -> None:
+        self.function, self.arguments, self.keywords, self.result = function, arguments, keywords, result
+        used = [a for a in (*arguments, *keywords.values(), result) if isinstance(a, View)]
+        self.slots = tuple(view.slot for view in used)
+
+    def run(self, buffers: list, addresses: list[int], _stream: int | None) -> None:
+        arguments = [a.of(buffers) if type(a) is View else a for a in self.arguments]
+        keywords = {k: a.of(buffers) if type(a) is View else a for k, a in self.keywords.items()}
+        result = self.function(*arguments, **keywords)
+        if self.result is not None:
+            if result.stride() != self.result.stride:
+                raise RuntimeError(f"{self.function}: strides {result.stride()}, on meta {self.result.stride}")
+            buffers[self.result.slot] = result
+            addresses[self.result.slot] = result.data_ptr()
+
+
+class _Release:
+    """Lets go of buffers after their last use, as the launcher does when it drops a tensor."""
+
+    def __init__(self, slots: tuple[int, ...]) -> None:
+        self.slots = slots
+
+    def run(self, buffers: list, _addresses: list[int], _stream: int | None) -> None:
+        for slot in self.slots:
+            buffers[slot] = None
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down what a launcher does with tensors on "meta"."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+        self.steps: list[Any] = []
+        self.inputs = 0  # the first buffers
+        self.buffers: list[Tensor] = []  # on "meta", kept, so that storages are told apart by their addresses
+        self._slots: dict[int, int] = {}  # storage of a tensor on "meta": slot
+
+    def buffer(self, tensor: Tensor) -> int:
+        """Give a tensor with a storage of its own a slot."""
+        self._slots[tensor.untyped_storage()._cdata] = len(self.buffers)
+        self.buffers.append(tensor)
+        return len(self.buffers) - 1
+
+    def known(self, tensor: Tensor) -> bool:
+        """Whether the tensor is a view of a buffer."""
+        return tensor.untyped_storage()._cdata in self._slots
+
+    def view(self, tensor: Tensor) -> View:
+        """Where a tensor lies."""
+        slot = self._slots[tensor.untyped_storage()._cdata]
+        buffer = self.buffers[slot]
+        if tensor.dtype != buffer.dtype:
+            raise NotImplementedError(f"a view of {buffer.dtype} as {tensor.dtype}")
+        size, stride, offset = tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
+        whole = (size, stride, offset) == (tuple(buffer.shape), buffer.stride(), 0)
+        return View(slot, size, stride, offset, tensor.element_size(), whole)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        outputs = result if isinstance(result, (list, tuple)) else [result]
+        fresh = [t for t in outputs if isinstance(t, Tensor) and not self.known(t)]
+        if not fresh and not func._schema.is_mutable:
+            return result  # a view
+        if len(fresh) > 1:
+            raise NotImplementedError(f"{func} has several results")
+        view = self._fresh(fresh[0]) if fresh else None
+        if view is not None and func._schema.name.partition("::")[2] in _EMPTY:
+            allocation = _Allocation(view, fresh[0].dtype, self.device)
+            allocation.like = self._twin(fresh[0])
+            self.steps.append(allocation)
+            return result
+        keywords = {k: self._argument(v) for k, v in kwargs.items()}
+        if isinstance(keywords.get("device"), torch.device):
+            keywords["device"] = self.device
+        self.steps.append(_Operator(func, [self._argument(a) for a in args], keywords, view))
+        return result
+
+    def _twin(self, tensor: Tensor) -> int | None:
+        def layout(t: Tensor) -> tuple:
+            return t.shape, t.stride(), t.dtype
+
+        for slot, other in enumerate(self.buffers[: self.inputs]):
+            if layout(other) == layout(tensor) == layout(torch.empty_like(other)):
+                return slot
+        return None
+
+    def _fresh(self, tensor: Tensor) -> View:
+        self.buffer(tensor)
+        return self.view(tensor)
+
+    def _argument(self, value: Any) -> Any:
+        return self.view(value) if isinstance(value, Tensor) else value
+
+    def result(self, value: Any) -> Any:
+        """What the launcher returned, with a `View` for each tensor."""
+        if isinstance(value, (list, tuple)):
+            return [self.result(v) for v in value]
+        return self.view(value) if isinstance(value, Tensor) else value
+
+
+def recorder() -> Recorder | None:
+    """The recorder that this thread's launcher runs under."""
+    return getattr(_local, "recorder", None)
+
+
+class Program:
+    """The steps of one launcher for one signature.
+
+    `run` takes the steps one by one until every launch knows its launcher. From then on temporaries that only launches
+    use need no tensors: they are parts of one allocation, which they share over time.
+    """
+
+    def __init__(self, steps: list[Any], result: Any, inputs: int, slots: int) -> None:
+        self.result, self.extra = result, slots - inputs
+        self.single = type(result) is View
+        kept = {view.slot for view in ([result] if self.single else result) if view is not None}
+        used = kept.union(*(step.slots for step in steps if type(step) is not _Allocation))
+        self.steps = [step for step in steps if type(step) is not _Allocation or step.slot in used]
+        last = {slot: i for i, step in enumerate(self.steps) for slot in step.slots if slot >= inputs}
+        self.last = {slot: i for slot, i in last.items() if slot not in kept}
+        self.runs = self._runs(set())
+        self.launches = [step for step in self.steps if hasattr(step, "launcher")]
+        self.direct: tuple[Callable, ...] | None = None
+
+    def _runs(self, shared: set[int]) -> tuple[Callable, ...]:
+        runs: list[Callable] = []
+        for i, step in enumerate(self.steps):
+            if type(step) is _Allocation and step.slot in shared:
+                continue
+            runs.append(step.run)
+            done = tuple(slot for slot, at in self.last.items() if at == i and slot not in shared)
+            if done and i + 1 < len(self.steps):
+                runs.append(_Release(done).run)
+        return tuple(runs)
+
+    def _directly(self) -> tuple[Callable, ...]:
+        """The steps, with one allocation for all temporaries that only launches use."""
+        others = {slot for step in self.steps if type(step) is _Operator for slot in step.slots}
+        shared = [(i, s) for i, s in enumerate(self.steps) if type(s) is _Allocation and s.slot in self.last]
+        shared = [(i, s) for i, s in shared if s.slot not in others]
+        if len(shared) < 2:
+            return self._runs(set())
+        parts = [(step.slot, step.bytes, begin, self.last[step.slot]) for begin, step in shared]
+        return (_Workspace(parts, shared[0][1].options["device"]).run, *self._runs({s.slot for _, s in shared}))
+
+    def run(self, tensors: Sequence[Tensor], addresses: Sequence[int], stream: int | None) -> Any:
+        """Do what the launcher would do with `tensors`, whose data lie at `addresses`."""
+        buffers, places = [*tensors, *[None] * self.extra], [*addresses, *[0] * self.extra]
+        runs = self.direct
+        if runs is None or stream is None:
+            runs = self.runs
+        for run in runs:
+            run(buffers, places, stream)
+        if runs is self.runs and stream is not None and all(step.launcher for step in self.launches):
+            self.direct = self._directly()
+        if self.single:
+            return self.result.of(buffers)
+        return [None if view is None else view.of(buffers) for view in self.result]
+
+
+def record(launcher: Callable, arguments: Sequence[Any], device: torch.device) -> Program:
+    """Run ``launcher(*arguments)`` on "meta". Arguments are tensors, named tuples of tensors, and values."""
+    found = Recorder(device)
+
+    def on_meta(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            meta = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+            found.buffer(meta)
+            return meta
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(on_meta, value))
+        return value
+
+    copies = [on_meta(a) for a in arguments]
+    inputs = found.inputs = len(found.buffers)
+    before, _local.recorder = recorder(), found
+    try:
+        with found:
+            result = launcher(*copies)
+    finally:
+        _local.recorder = before
+    return Program(found.steps, found.result(result), inputs, len(found.buffers))

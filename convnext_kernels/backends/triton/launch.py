@@ -1,0 +1,130 @@
+"""How kernels are launched. The only file that knows how Triton does it, from version 3.4 on.
+
+``kernel[grid](...)`` binds its arguments and derives a key from each of them to find the compiled kernel: 20 to 30 us.
+For a prepared call (`gpu/prepared.py`) the compiled kernel is known after the first launch, and later launches call its
+launcher, which takes addresses as integers: 1 us, and 2 to 4 us of the driver.
+
+The first way stays in use where there is no such launcher (the interpreter, drivers that emulate a GPU) and while
+somebody has hooks on launches (profilers).
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime import driver as drivers
+
+from convnext_kernels.backends.gpu import prepared as programs
+from convnext_kernels.backends.gpu.prepared import Program, View
+from convnext_kernels.backends.triton import device
+from convnext_kernels.torch_versions import tf32_allowed
+from convnext_kernels.tuning import autotune, cache, forcing
+
+_INTERPRETED = device.interpreted()
+
+
+def launch(kernel: Any, grid: tuple[int, ...]) -> Callable:
+    """``launch(kernel, grid)(...)`` is ``kernel[grid](...)``, or a step of the program that is being recorded."""
+    recorder = programs.recorder()
+    if recorder is None:
+        return kernel[grid]
+    return lambda *arguments, **options: recorder.steps.append(_Launch(recorder, kernel, grid, arguments, options))
+
+
+class _Launch:
+    def __init__(self, recorder: programs.Recorder, kernel: Any, grid: tuple, arguments: tuple, options: dict) -> None:
+        parameters = inspect.signature(kernel.fn).parameters
+        bound = dict(zip(parameters, arguments, strict=False))
+        self.options = {name: value for name, value in options.items() if name not in parameters}
+        bound |= {name: value for name, value in options.items() if name in parameters}
+        self.arguments = [
+            recorder.view(value) if isinstance(value, Tensor) else value
+            for value in (bound[name] for name in parameters)
+        ]
+        views = [(i, a) for i, a in enumerate(self.arguments) if isinstance(a, View)]
+        self.pointers = [(i, view.slot, view.offset * view.itemsize) for i, view in views]
+        self.slots = tuple(view.slot for _, view in views)
+        self.kernel, self.grid = kernel, grid
+        self.x, self.y, self.z = (*grid, 1, 1)[:3]
+        self.launcher: Callable | None = None
+
+    def run(self, buffers: list, addresses: list[int], stream: int | None) -> None:
+        launcher = self.launcher
+        if launcher is None or stream is None:
+            self._plainly(buffers)
+            return
+        arguments = self.arguments.copy()
+        for i, slot, offset in self.pointers:
+            arguments[i] = addresses[slot] + offset
+        launcher(self.x, self.y, self.z, stream, self.function, self.packed, None, None, None, *arguments)
+
+    def _plainly(self, buffers: list) -> None:
+        arguments = [a.of(buffers) if type(a) is View else a for a in self.arguments]
+        compiled = self.kernel[self.grid](*arguments, **self.options)
+        # Triton's own launchers take addresses; those of an emulating driver need tensors.
+        if compiled is not None and _takes_addresses(type(compiled.run)):
+            self.function, self.packed = compiled.function, compiled.packed_metadata
+            self.launcher = compiled.run
+
+
+@functools.cache
+def _takes_addresses(launcher: type) -> bool:
+    return any(base.__module__.startswith("triton.backends.") for base in launcher.__mro__)
+
+
+def _hooked() -> bool:
+    runtime = triton.knobs.runtime
+    for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook):
+        if hook is not None and getattr(hook, "calls", True):
+            return True
+    return False
+
+
+def prepared(launcher: Callable) -> Callable:
+    """Run `launcher` once per signature, then replay what it did.
+
+    `launcher` takes an op's call, or a gradient and the call; then what else the op passes. A call that comes from
+    another launcher has no signature: `launcher` simply runs, as a part of the other.
+    """
+
+    @functools.wraps(launcher)
+    def run(*arguments: Any, **keywords: Any) -> Any:
+        call = arguments[0]
+        forward = not isinstance(call, Tensor)
+        if not forward:
+            call = arguments[1]
+        if call.inputs is None:
+            return launcher(*arguments, **keywords)
+        signature, tensors, addresses = call.inputs
+        if forward and len(arguments) > 1:  # tensors that the op has allocated for the launcher
+            tensors = [*tensors, *arguments[1:]]
+            addresses = [*addresses, *(tensor.data_ptr() for tensor in arguments[1:])]
+        if _INTERPRETED:
+            driver, stream = None, None
+        else:
+            driver = drivers.active
+            stream = None if _hooked() else driver.get_current_stream(driver.get_current_device())
+        if forcing():
+            return _record(launcher, arguments).run(tensors, addresses, stream)
+        tf32 = call.x.dtype is torch.float32 and tf32_allowed()  # for 16 bits it says nothing
+        key = (launcher, driver, tf32, autotune.asked(), cache.generation(), len(arguments))
+        program = signature.memo.get(key)
+        if program is None:
+            if autotune.wanted():
+                result = launcher(*arguments)  # times the candidates with these tensors
+                if not call.x.is_cuda or not torch.cuda.is_current_stream_capturing():
+                    signature.memo[key] = _record(launcher, arguments)
+                return result
+            program = signature.memo[key] = _record(launcher, arguments)
+        return program.run(tensors, addresses, stream)
+
+    return run
+
+
+def _record(launcher: Callable, arguments: tuple) -> Program:
+    plain = [a._replace(inputs=None) if hasattr(a, "inputs") else a for a in arguments]
+    return programs.record(launcher, plain, next(a.x for a in arguments if hasattr(a, "inputs")).device)

@@ -1,0 +1,140 @@
+"""One call of an op, as it is passed from the op's boundary to a backend's kernels.
+
+Every op has a named tuple with its tensors and options in the order of the op's schema. (Tuples and not dataclasses:
+one is made at every call, and making it takes 0.7 us less.) At the boundary (`ops/registration.py`) the call's facts
+(shapes, strides, dtypes, devices, 16-byte alignment, options) are looked up once: equal facts give the same
+`Signature`, which keeps what was found out about them, from the checks' result to the prepared launches of a GPU.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, dtype
+
+from convnext_kernels.spec import MlpParameters
+
+SIGNATURES = 1024  # that are remembered; of more, those not used for the longest time are dropped
+
+
+class Signature:
+    """The facts of a call, interned: there is one object for equal facts. `memo` holds what depends on them alone."""
+
+    __slots__ = ("memo",)
+
+    def __init__(self) -> None:
+        self.memo: dict[Any, Any] = {}
+
+
+@functools.lru_cache(maxsize=SIGNATURES)
+def _interned(facts: tuple) -> Signature:
+    return Signature()
+
+
+class Inputs(NamedTuple):
+    """The tensors of a call in the order of the schema, without those that are None, and their signature."""
+
+    signature: Signature
+    tensors: list[Tensor]
+    addresses: list[int]
+
+
+def inputs(op: str, arguments: Sequence[Any]) -> Inputs:
+    """The inputs of a call of `op` with the arguments of its schema."""
+    tensors: list[Tensor] = []
+    addresses: list[int] = []
+    facts: list[Any] = [op, arguments[0].device if isinstance(arguments[0], Tensor) else None]
+
+    def add(values: Sequence[Any]) -> None:
+        for value in values:
+            if isinstance(value, Tensor):
+                address = value.data_ptr()
+                tensors.append(value)
+                addresses.append(address)
+                # of the device the index, and whether there is memory at all: on "meta" there is none
+                where = address % 16 if address else -1
+                facts.append((value.shape, value.stride(), value.dtype, value.get_device(), where))
+            elif type(value) is list:
+                facts.append(len(value))
+                add(value)
+            else:
+                facts.append(value)
+
+    add(arguments)
+    return Inputs(_interned(tuple(facts)), tensors, addresses)
+
+
+def forget() -> None:
+    """Drop everything that is remembered about signatures."""
+    _interned.cache_clear()
+
+
+class DwconvCall(NamedTuple):
+    """Depthwise convolution of x (N, C, H, W) with weight (C, 1, K, K)."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    dilation: int
+    compute_dtype: dtype
+    inputs: Inputs | None = None
+
+
+class NormCall(NamedTuple):
+    """`layernorm` or `grn` of x (N, C, H, W)."""
+
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    inputs: Inputs | None = None
+
+
+class MlpCall(NamedTuple):
+    """The inverted bottleneck of x (N, C, H, W)."""
+
+    x: Tensor
+    residual: Tensor | None
+    p: MlpParameters
+    drop_scale: Tensor | None
+    eps: float
+    grn_eps: float
+    compute_dtype: dtype
+    inputs: Inputs | None = None
+
+
+class BlockCall(NamedTuple):
+    """The ConvNeXt block of x (N, C, H, W)."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    p: MlpParameters
+    drop_scale: Tensor | None
+    dilation: int
+    eps: float
+    grn_eps: float
+    compute_dtype: dtype
+    inputs: Inputs | None = None
+
+    @property
+    def convolution(self) -> DwconvCall:
+        """The block's depthwise convolution."""
+        return DwconvCall(self.x, self.weight, self.bias, self.dilation, self.compute_dtype)
+
+    def bottleneck(self, y: Tensor, residual: Tensor | None) -> MlpCall:
+        """The block's inverted bottleneck of the convolution's result."""
+        return MlpCall(y, residual, self.p, self.drop_scale, self.eps, self.grn_eps, self.compute_dtype)
+
+
+class DownsampleCall(NamedTuple):
+    """LayerNorm of x (N, C, H, W), then a convolution with weight (D, C, K, K) and stride K."""
+
+    x: Tensor
+    norm_weight: Tensor
+    norm_bias: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+    compute_dtype: dtype
+    inputs: Inputs | None = None

@@ -1,0 +1,205 @@
+"""Host time of the Triton backend: what a call costs before a GPU has work, with a driver that launches nothing.
+
+    python proofs/host_time.py [--check]
+
+The unit is the time of ten `torch.add` of one element, because machines differ. Kernels are compiled for sm_90 and
+their launches counted. Tensors are in CPU memory; PyTorch's matmuls, convolutions and copies do nothing. A real driver
+adds 2 to 4 us to each launch. Times are minima of processor time over short loops: other processes only add to them.
+"""
+
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import click
+import torch
+from checkout import ROOT  # noqa: F401  puts this checkout first on the path
+from compile_only import CompileOnlyDriver
+from triton.backends.nvidia.driver import CudaLauncher
+from triton.runtime import driver as drivers
+
+import convnext_kernels as ck
+from convnext_kernels.bench.timing import steady_allocator
+from convnext_kernels.models import create_model
+
+# Limits in units.
+BLOCK, BLOCK_TRAINING, MODEL = 2.0, 8.0, 45.0
+
+
+class _Launcher(CudaLauncher):
+    """Triton calls this instead of a launch. It takes addresses, as the launchers of real drivers do."""
+
+    launches = 0
+
+    def __init__(self, source: Any, metadata: Any) -> None:
+        pass
+
+    def __call__(self, *arguments: Any) -> None:
+        _Launcher.launches += 1
+
+
+class Driver(CompileOnlyDriver):
+    """A GPU of compute capability `arch` with CPU memory, on which every launch ends at once."""
+
+    def __init__(self, arch: int = 90) -> None:
+        super().__init__(arch, "cpu")
+        self.launcher_cls = _Launcher
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return a.new_empty(a.shape[0], b.shape[1])
+
+
+def _sum_of_products(_: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **_scales: Any) -> torch.Tensor:
+    return _product(a, b)
+
+
+def _convolution(
+    x: torch.Tensor, weight: torch.Tensor, _: torch.Tensor, stride: list[int], *_rest: Any
+) -> torch.Tensor:
+    height, width = (size // step for size, step in zip(x.shape[2:], stride, strict=True))
+    shape = (x.shape[0], weight.shape[0], height, width)
+    return torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+
+
+def _clone(x: torch.Tensor, memory_format: torch.memory_format = torch.preserve_format) -> torch.Tensor:
+    return torch.empty_like(x, memory_format=memory_format)
+
+
+@contextmanager
+def _nothing_computed() -> Iterator[None]:
+    library = torch.library.Library("aten", "IMPL")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that kernels of PyTorch are replaced
+            library.impl("mm", _product, "CPU")
+            library.impl("addmm", _sum_of_products, "CPU")
+            library.impl("convolution", _convolution, "CPU")
+            library.impl("clone", _clone, "CPU")
+        yield
+    finally:
+        library._destroy()
+
+
+@contextmanager
+def driver(arch: int = 90) -> Iterator[None]:
+    """Make the driver that launches nothing Triton's active one."""
+    before = drivers._active
+    drivers.set_active(Driver(arch))
+    try:
+        yield
+    finally:
+        drivers._active = before
+
+
+def seconds(call: Callable[[], object], least: float = 0.5) -> float:
+    """The minimum time of one call, over loops of about 2 ms."""
+    call()
+    begin = time.process_time()
+    call()
+    number = max(1, int(0.002 / (time.process_time() - begin)))
+    best, end = float("inf"), time.process_time() + least
+    while time.process_time() < end:
+        begin = time.process_time()
+        for _ in range(number):
+            call()
+        best = min(best, (time.process_time() - begin) / number)
+    return best
+
+
+def unit() -> float:
+    """Seconds of ten `torch.add` of one element."""
+    a, b = torch.zeros(1), torch.zeros(1)
+
+    def ten() -> None:
+        for _ in range(10):
+            torch.add(a, b)
+
+    return seconds(ten)
+
+
+def counted(call: Callable[[], object]) -> tuple[int, int]:
+    """Return the Python calls and the launches of one call."""
+    calls = 0
+
+    def profile(_frame: Any, event: str, _argument: Any) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    before = _Launcher.launches
+    sys.setprofile(profile)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return calls, _Launcher.launches - before
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table."""
+
+    name: str
+    call: Callable[[], object]
+    limit: float | None  # in units
+
+
+def cases() -> Iterator[Case]:
+    """What is measured: single blocks, then a network."""
+
+    def block(dtype: torch.dtype = torch.bfloat16, **options: Any) -> tuple[ck.FusedConvNeXtBlock, torch.Tensor]:
+        x = torch.zeros(1, 96, 56, 56, dtype=dtype).to(memory_format=torch.channels_last)
+        return ck.FusedConvNeXtBlock(96, backend="triton", memory="min", dtype=dtype, **options), x
+
+    def forward(module: torch.nn.Module, x: torch.Tensor) -> Callable[[], object]:
+        def call() -> None:
+            with torch.no_grad():
+                module(x)
+
+        return call
+
+    def training(module: torch.nn.Module, x: torch.Tensor) -> Callable[[], object]:
+        x = x.requires_grad_()
+        dy = torch.zeros_like(x)
+        inputs = [x, *module.parameters()]
+        return lambda: torch.autograd.grad(module(x), inputs, dy)
+
+    yield Case("block, forward", forward(*block()), BLOCK)
+    yield Case("block V2, forward", forward(*block(use_grn=True)), None)
+    yield Case("block, forward and backward", training(*block()), BLOCK_TRAINING)
+    yield Case("block V2, forward and backward", training(*block(use_grn=True)), None)
+
+    model = create_model("convnext_tiny", backend="triton").to(torch.bfloat16).eval()
+    image = torch.zeros(1, 3, 224, 224, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    yield Case("ConvNeXt-T, forward", forward(model, image), MODEL)
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Fail if a figure exceeds its limit.")
+def main(check: bool) -> None:
+    """Print host times in units of ten `torch.add`."""
+    torch.set_num_threads(1)
+    failed = []
+    measured = list(cases())
+    with driver(), _nothing_computed(), steady_allocator():
+        one = unit()
+        print(f"unit: ten torch.add of one element, {one * 1e6:.1f} us")
+        print(f"{'':46}{'units':>7}{'limit':>7}{'us':>9}{'calls':>8}{'launches':>10}")
+        for case in measured:
+            taken = seconds(case.call)
+            one = min(one, unit())
+            calls, launches = counted(case.call)
+            limit = "" if case.limit is None else f"{case.limit:g}"
+            print(f"{case.name:46}{taken / one:7.2f}{limit:>7}{taken * 1e6:9.1f}{calls:8}{launches:10}")
+            if case.limit is not None and taken > case.limit * one:
+                failed.append(case.name)
+    if check and failed:
+        raise SystemExit("above their limit: " + ", ".join(failed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Prepared launches, executed as PTX: later calls replay what the first one did, with other tensors."""
+
+import threading
+
+import pytest
+import torch
+
+from convnext_kernels import calls, functional
+from tests.operators import OPERATORS, expected, expected_gradients, gradients
+from tests.shapes import Case
+from tests.tolerance import assert_as_good_as_eager
+
+CASE = Case("tails in pixels and channels", n=2, c=40, h=5, w=7)
+V2 = Case("with GRN", n=2, c=24, h=5, w=7, variant="v2")
+
+
+def block(**arguments):
+    return functional.convnext_block(**arguments, backend="triton")
+
+
+def check(arguments, y):
+    eager = OPERATORS["block"].reference
+    wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+    assert_as_good_as_eager(y, eager(**arguments), eager(**wide))
+
+
+@pytest.fixture
+def arguments():
+    return OPERATORS["block"].arguments(CASE, torch.bfloat16)
+
+
+@pytest.fixture
+def addresses(monkeypatch):
+    """Let the emulator take addresses, as the launchers of real drivers do; returns the number of such launches."""
+    from convnext_kernels.backends.triton import launch
+
+    seen, run = [], launch._Launch.run
+
+    def by_address(self, buffers, places, stream):
+        if self.launcher is not None and not hasattr(self, "emulated"):
+            self.emulated = self.launcher
+
+            def launcher(*arguments):
+                seen.append(self.kernel.__name__)
+                arguments = list(arguments)
+                for i, *_ in self.pointers:
+                    arguments[9 + i] = at(self.buffers, arguments[9 + i])
+                self.emulated(*arguments)
+
+            self.launcher = launcher
+        self.buffers = buffers
+        run(self, buffers, places, stream)
+
+    def at(buffers, address):
+        """A tensor of bytes that begins at an address of one of the buffers."""
+        for storage in (b.untyped_storage() for b in buffers if b is not None):
+            offset = address - storage.data_ptr()
+            if 0 <= offset < storage.nbytes():
+                return torch.empty(0, dtype=torch.uint8).set_(storage, offset, (storage.nbytes() - offset,), (1,))
+        raise AssertionError("an address outside of all buffers")
+
+    monkeypatch.setattr(launch._Launch, "run", by_address)
+    monkeypatch.setattr(launch, "_takes_addresses", lambda launcher: True)
+    calls.forget()
+    yield seen
+    calls.forget()
+
+
+@pytest.mark.parametrize("case", [CASE, V2], ids=["v1", "v2"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def test_launches_by_address(case, dtype, emulate, addresses):
+    """With temporaries that share one allocation: filled with NaN, so a part in use twice is seen."""
+    arguments = OPERATORS["block"].arguments(case, dtype)
+    dy, eager, reference = expected_gradients("block", case, dtype)
+    with emulate(90):
+        first = gradients(block, arguments, dy)
+        assert not addresses
+        again = gradients(block, arguments, dy)
+        assert addresses
+        assert_as_good_as_eager(block(**arguments), *expected("block", case, dtype))
+    for name, gradient in again.items():
+        assert torch.equal(gradient, first[name])
+        assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
+
+
+def test_nothing_of_the_first_tensors_is_remembered(emulate, arguments):
+    """Other weights, and weights that change in place, also through ``.data`` and under autocast."""
+    arguments = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+    with emulate(90):
+        for change in range(4):
+            if change == 1:
+                arguments = {k: v.flip(0) if k.endswith("weight") else v for k, v in arguments.items()}
+            if change == 2:
+                arguments["pwconv1_weight"].mul_(1.5)
+            if change == 3:
+                arguments["pwconv2_weight"].data.mul_(-1)
+            with torch.autocast("cpu", torch.bfloat16):
+                y = block(**arguments)
+            exact = OPERATORS["block"].reference(**arguments)
+            assert (y - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_tensors_at_other_addresses_and_strides(emulate, arguments):
+    """A kernel compiled for pointers that are multiples of 16 bytes must not read others; the emulator faults."""
+    x = arguments["x"].contiguous(memory_format=torch.channels_last)
+    shifted = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].as_strided(x.shape, x.stride()).copy_(x)
+    with emulate(90):
+        for image in (x, shifted, x.contiguous(), x):
+            y = block(**arguments | {"x": image})
+            assert y.stride() == torch.empty_like(image).stride()
+            check(arguments, y)
+
+
+def test_threads(emulate, arguments):
+    """Threads that prepare the same signature at the same time get the same result."""
+    results = [None] * 4
+
+    def work(i):
+        with torch.no_grad():
+            results[i] = block(**arguments)
+
+    calls.forget()
+    with emulate(90):
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(results))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        check(arguments, results[0])
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_tf32_is_part_of_the_signature(emulate, arguments, monkeypatch):
+    """It changes the plan of fp32 and what cuBLAS does."""
+    from convnext_kernels.backends.triton import launch
+
+    recorded, record = [], launch._record
+    monkeypatch.setattr(launch, "_record", lambda *a: recorded.append(1) or record(*a))
+    arguments = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+    calls.forget()
+    with emulate(90):
+        for allowed, programs in ((False, 1), (True, 2), (False, 2)):
+            monkeypatch.setattr(launch, "tf32_allowed", lambda allowed=allowed: allowed)
+            block(**arguments)
+            assert len(recorded) == programs
