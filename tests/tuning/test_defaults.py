@@ -26,7 +26,7 @@ def test_every_gpu_is_known_and_others_have_no_defaults():
 
 def test_predicted_defaults_are_current(monkeypatch):
     """After a change of plans or cost model: python proofs/update_defaults.py."""
-    triton = pytest.importorskip("triton", reason="the launchers of the Triton backend are asked")
+    triton = pytest.importorskip("triton", minversion="3.4", reason="the launchers of the Triton backend are asked")
     if triton.knobs.runtime.interpret:
         pytest.skip("TRITON_INTERPRET is set: the launchers plan for the interpreter")
     monkeypatch.syspath_prepend(str(PROOFS))
