@@ -1,4 +1,4 @@
-"""Benchmarks: cases, candidates (ours and peers), the measurement, and what is made of the results.
+"""Benchmarks: cases, candidates, measurement, tables and reports.
 
 Used by ``convnext-kernels bench``, ``compare`` and ``verify`` and by ``pytest benchmarks --benchmark-only``.
 """

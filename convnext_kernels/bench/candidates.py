@@ -1,8 +1,8 @@
-"""Who takes part: this package, eager PyTorch in two layouts, torch.compile, OpenVINO and ONNX Runtime.
+"""The candidates: this package, eager PyTorch in two layouts, torch.compile, OpenVINO and ONNX Runtime.
 
-Every candidate gets the same numbers, the same number of threads and its best setting known to us: NHWC in
-and out where it can, its own low precision, weights frozen for inference. What it must do once (compile, pack,
-convert the input's layout) is done in `build` and not timed.
+Every candidate gets the same inputs and weights, the same number of threads and the best settings known to us: NHWC
+input and output if possible, its own low precision, weights frozen for inference. One-time work (compiling, packing,
+converting the input's layout) happens in `build` and is not timed.
 """
 
 import copy
@@ -32,7 +32,7 @@ Call = Callable[[], Tensor]
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Let products and convolutions of fp32 tensors round to TF32 on a GPU inside, or not: IEEE fp32 then."""
+    """Allow TF32 for matmuls and convolutions of fp32 tensors on a GPU inside the context, or use IEEE fp32."""
     settings = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [tf32_allowed(), torch.backends.cudnn.allow_tf32]
     for setting in settings:
@@ -46,7 +46,7 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The modules of a case in its dtype and on its device, and inputs in NHWC memory (channels_last)."""
+    """The modules and inputs of a case, in its dtype, on its device and in channels_last memory."""
 
     case: Case
     eager: nn.Module
@@ -57,17 +57,17 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Candidate:
-    """`missing` says why it cannot run this case, or ""; `build` returns what is timed."""
+    """`missing` returns why it cannot run this case, or ""; `build` returns the function that is timed."""
 
     name: str
     missing: Callable[[Prepared], str]
     build: Callable[[Prepared], Call]
-    wanted: Callable[[Case, str], bool]  # (case, mode): whether it is worth its time there
+    wanted: Callable[[Case, str], bool]  # (case, mode): whether it takes part
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Swallow the warnings and chatter of peers: they are theirs, and would bury our own lines."""
+    """Suppress warnings and output of the peers, which would hide our own."""
     level = logging.root.manager.disable
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -79,7 +79,7 @@ def quiet() -> Iterator[None]:
 
 
 class Step:
-    """Forward and backward, to all inputs and parameters; gradients are dropped first, as an optimiser would."""
+    """Forward and backward, to all inputs and parameters; clears the gradients first, as an optimiser does."""
 
     def __init__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.module = module
@@ -92,7 +92,7 @@ class Step:
         for leaf in self.leaves:
             leaf.grad = None
         y = self.forward()
-        if self.gradient is None:  # the same numbers for every candidate, in the layout of its y
+        if self.gradient is None:  # the same values for every candidate, in the layout of its y
             noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
             self.gradient = torch.empty_like(y, requires_grad=False).copy_(noise)
         y.backward(self.gradient)
@@ -106,7 +106,7 @@ class Step:
         """Gradients of the last call."""
         found = {f"gradient of input {i}": leaf.grad for i, leaf in enumerate(self.leaves)}
         for name, parameter in self.module.named_parameters():
-            # torch.compile's wrapper puts its own name before those of the module it wraps.
+            # torch.compile's wrapper adds this prefix to the names of the module it wraps.
             found[f"gradient of {name.removeprefix('_orig_mod.')}"] = parameter.grad
         return found
 
@@ -120,7 +120,7 @@ def _never_missing(_: Prepared) -> str:
 
 
 def _ours_missing(prepared: Prepared) -> str:
-    return "" if prepared.ours is not None else "this package serves ConvNeXts; the model is here for comparison"
+    return "" if prepared.ours is not None else "this package supports ConvNeXts only"
 
 
 def _ours(prepared: Prepared) -> Call:
@@ -143,11 +143,11 @@ def _compiled(autotune: bool) -> Callable[[Prepared], Call]:
         training = prepared.case.direction == "training"
         options = {}
         if autotune:
-            # On a GPU with CUDA graphs, as mode="max-autotune" has it, where no backward pass needs the outputs.
+            # On a GPU with CUDA graphs, as in mode="max-autotune", unless a backward pass needs the outputs.
             options = {"max_autotune": True, "triton.cudagraphs": prepared.device == "cuda" and not training}
         module = torch.compile(copy.deepcopy(prepared.eager), dynamic=False, options=options)
         call = _call(module, prepared.inputs, prepared.case.direction)
-        # Freezing folds the weights in and packs them for oneDNN; it needs gradients off and acts at the first call.
+        # Freezing makes the weights constants and packs them for oneDNN, at the first call and without gradients.
         gradients = nullcontext() if training else torch.inference_mode()
         with quiet(), gradients, config.patch(freezing=not training):
             call()
@@ -158,7 +158,7 @@ def _compiled(autotune: bool) -> Callable[[Prepared], Call]:
 
 def _compiler_missing(prepared: Prepared) -> str:
     if prepared.device == "cpu" and not any(map(shutil.which, ("g++", "c++", "clang++"))):
-        return "torch.compile on a CPU needs a C++ compiler, and none is on the path"
+        return "torch.compile on a CPU needs a C++ compiler, and none is on PATH"
     return ""
 
 
@@ -170,16 +170,16 @@ def _inference_engine_missing(
         if absent:
             return f'{" and ".join(absent)} not installed: pip install "convnext-kernels[bench]"'
         if prepared.device != "cpu":
-            return "measured on CPUs only"
+            return "benchmarked on CPUs only"
         if prepared.case.dtype not in dtypes:
-            return f"no {prepared.case.dtype} kernels for CPUs"
+            return f"has no {prepared.case.dtype} kernels for CPUs"
         return ""
 
     return missing
 
 
 class _Nhwc(nn.Module):
-    """The module with (N, H, W, C) in and, for images, out: engines that know no strides meet the same layout."""
+    """The module with (N, H, W, C) input and, for images, output: the same layout for engines without strides."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -197,8 +197,8 @@ def _nhwc(prepared: Prepared) -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 
 def _openvino(prepared: Prepared) -> Call:
-    # Without its telemetry, which would fork this process several times for each model, some gigabytes large by then,
-    # to report on the network: OpenVINO takes a stub when the package cannot be imported.
+    # Disable its telemetry, which would fork this process, by now several gigabytes large, several times per model to
+    # send reports: OpenVINO uses a stub if this package cannot be imported.
     sys.modules.setdefault("openvino_telemetry", None)
     import openvino as ov
 
@@ -207,7 +207,7 @@ def _openvino(prepared: Prepared) -> Call:
     module, inputs = _nhwc(prepared)
     with quiet(), torch.no_grad():
         model = ov.convert_model(module, example_input=inputs, input=[tuple(x.shape) for x in inputs])
-        # bf16 tensors at the border too: fp32 ones would make it move twice the bytes of the others.
+        # bf16 input and output too: with fp32 ones it would move twice the bytes of the other candidates.
         border = ov.preprocess.PrePostProcessor(model)
         for index in range(len(inputs)):
             border.input(index).tensor().set_element_type(element)
@@ -235,7 +235,7 @@ def _openvino(prepared: Prepared) -> Call:
 
 
 def _nchw(call: Call) -> Call:
-    """Give the (N, H, W, C) result as a view of (N, C, H, W), like the others."""
+    """Return the (N, H, W, C) result as a view (N, C, H, W), like the other candidates."""
 
     def as_channels_last() -> Tensor:
         y = call()
@@ -273,8 +273,8 @@ def _onnxruntime(prepared: Prepared) -> Call:
     return _nchw(call)
 
 
-# In full mode everybody takes part in every case. Compiling takes seconds for an op and minutes for a model: the other
-# modes keep to the cases where it decides, so as to end in 15 and in 2 minutes.
+# In full mode every candidate takes part in every case. Compiling takes seconds for an op and minutes for a model: the
+# other modes compile only in the cases that matter most, and so end in 15 and in 2 minutes.
 
 
 def _always(case: Case, mode: str) -> bool:
@@ -286,7 +286,7 @@ def _contiguous_wanted(case: Case, mode: str) -> bool:
 
 
 def _compile_wanted(case: Case, mode: str) -> bool:
-    if case.group == "scaling":  # a curve beside eager's
+    if case.group == "scaling":  # compares with eager only
         return False
     if mode == QUICK:
         return case.group == "layernorm" and case.direction == "forward"
@@ -298,8 +298,8 @@ def _compile_wanted(case: Case, mode: str) -> bool:
 def _autotune_wanted(case: Case, mode: str) -> bool:
     if case.group == "scaling":
         return False
-    decides = case.group == "block" and case.channels == 384 and case.direction == "forward"
-    return mode == FULL or (mode == STANDARD and decides)
+    important = case.group == "block" and case.channels == 384 and case.direction == "forward"
+    return mode == FULL or (mode == STANDARD and important)
 
 
 def _engine_wanted(case: Case, mode: str) -> bool:

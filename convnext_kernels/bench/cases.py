@@ -1,4 +1,4 @@
-"""Every case of the benchmarks: one table, read by the command line and by pytest."""
+"""Every case of the benchmarks, for the command line and for pytest."""
 
 import fnmatch
 from collections.abc import Callable
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from convnext_kernels.bench.workloads import Workload
 
 QUICK, STANDARD, FULL = "quick", "standard", "full"
-MODES = (QUICK, STANDARD, FULL)  # each holds the cases of those before it
+MODES = (QUICK, STANDARD, FULL)  # each includes the cases of the modes before it
 
 STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))  # of ConvNeXt-T at 224: C, H = W (arXiv 2201.03545, table 9)
 KERNELS = (3, 5, 7, 9, 11, 13, 21, 31)
@@ -23,7 +23,7 @@ CONVNEXTS = {  # label: (library, name, depths, dims, GRN)
     "ConvNeXt-B": ("torchvision", "convnext_base", (3, 3, 27, 3), (128, 256, 512, 1024), False),
     "ConvNeXt-V2-T": ("timm", "convnextv2_tiny", (3, 3, 9, 3), (96, 192, 384, 768), True),
 }
-RIVALS = {  # the models a ConvNeXt is chosen against: (library, name, millions of parameters)
+RIVALS = {  # alternatives to a ConvNeXt: (library, name, millions of parameters)
     "ResNet-50": ("torchvision", "resnet50", 26),
     "ResNeXt-50": ("torchvision", "resnext50_32x4d", 25),
     "MobileNetV2": ("torchvision", "mobilenet_v2", 4),
@@ -31,44 +31,44 @@ RIVALS = {  # the models a ConvNeXt is chosen against: (library, name, millions 
     "ViT-S/16": ("timm", "vit_small_patch16_224", 22),
     "ViT-B/16": ("torchvision", "vit_b_16", 87),
 }
-# How the cost of a ConvNeXt-T grows: (batch, height and width), each with one thread and with two.
+# Growth of the cost of a ConvNeXt-T: (batch, height and width), each with one thread and with two.
 SCALING = (*((n, 224) for n in (1, 2, 4, 8, 16, 32, 64)), *((1, size) for size in (64, 128, 320, 448, 640, 832, 1024)))
-# Tensors of x's size that eager PyTorch and the fp64 reference hold at once; the hidden alone is four, twice.
+# Number of tensors as large as x that eager PyTorch and the fp64 reference hold at once; hidden counts as four, twice.
 HELD = {"dwconv": 6, "layernorm": 6, "mlp": 16, "block": 16}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the benchmarks: what, at which batch and dtype, forward or training."""
+    """One op or model, with its shape, batch, dtype and direction."""
 
     group: str  # layernorm, dwconv, mlp, block, model, rival or scaling
     what: str
     batch: int
     dtype: str  # fp32, bf16, fp16 or tf32
     direction: str  # "forward" or "training"
-    mode: str  # the smallest mode that runs it
-    channels: int  # of the op, or of the first stage of a ConvNeXt; 0 for rivals
+    mode: str  # the smallest mode that includes it
+    channels: int  # of the op, or of the first stage of a ConvNeXt; 0 for other models
     kernel_size: int  # of the depthwise convolution; 0: none
     grn: bool
-    memory: int = field(compare=False)  # bytes it needs, roughly
+    memory: int = field(compare=False)  # roughly the bytes it needs
     build: "Callable[[], Workload]" = field(compare=False, repr=False)
-    threads: int | None = None  # None: as many as the run has
+    threads: int | None = None  # None: those of the run
 
     @property
     def name(self) -> str:
-        """Unique, and safe in file names and test ids but for the slash after the group."""
+        """Unique, and valid in file names and test ids except for the slash after the group."""
         what = self.what.replace(" ", "-").replace("/", "")
         return f"{self.group}/{what}-b{self.batch}-{self.dtype}-{self.direction}"
 
 
 def _build(kind: str, *arguments: object) -> "Workload":
-    from convnext_kernels.bench import workloads  # imports torch.nn modules: not for listing cases
+    from convnext_kernels.bench import workloads  # imports torch.nn modules, which a list of cases does not need
 
     return getattr(workloads, kind)(*arguments)
 
 
 def _ops(dtype: str, direction: str, n: int) -> list[Case]:
-    """The cases of single ops and of the block at the four stages."""
+    """The cases of single ops and of the block, at the shapes of the four stages."""
     found = []
 
     def add(group: str, what: str, mode: str, counted: Work, c: int, size: int, k: int = 0, grn: bool = False) -> None:
@@ -109,7 +109,7 @@ def _models(dtype: str) -> list[Case]:
         for label in CONVNEXTS:
             for size in (224, 384):
                 first = label == "ConvNeXt-T" and size == 224
-                # Batch 8 of the larger ones takes seconds a call on two cores and tells nothing new.
+                # Batch 8 of the larger models takes seconds per call on two cores and shows nothing new.
                 mode = QUICK if first and n == 1 else STANDARD if first or n == 1 else FULL
                 found.append(_convnext(label, n, size, dtype, "forward", mode))
         for label, (library, name, millions) in RIVALS.items():
@@ -136,7 +136,7 @@ def cases(device: str = "cpu") -> list[Case]:
     dtypes = ("fp32", "bf16", "fp16", "tf32") if device == "cuda" else ("fp32", "bf16")
     found = []
     for dtype in dtypes:
-        # Nobody trains at batch 1.
+        # Batch 1 is not used for training.
         for direction, n in (("forward", 1), ("forward", 8), ("training", 8)):
             found += _ops(dtype, direction, n)
         found += _models(dtype)
@@ -147,9 +147,9 @@ def cases(device: str = "cpu") -> list[Case]:
 
 
 def select(mode: str, only: tuple[str, ...] = (), device: str = "cpu") -> list[Case]:
-    """The cases of `mode` whose name holds, or matches as a shell pattern, one of `only`.
+    """The cases of `mode` whose name contains one of `only`, or matches it as a shell pattern.
 
-    A pattern that matches cases of larger modes alone selects those. ValueError for one that matches none.
+    A pattern that matches only cases of larger modes selects those. ValueError for a pattern that matches no case.
     """
     everything = cases(device)
     if not only:
@@ -160,7 +160,7 @@ def select(mode: str, only: tuple[str, ...] = (), device: str = "cpu") -> list[C
         if not matches:
             groups = ", ".join(dict.fromkeys(c.group for c in everything))
             raise ValueError(
-                f"{pattern!r}: no case has this in its name; groups: {groups}; a name: {everything[0].name}"
+                f"{pattern!r}: no case has this in its name; groups: {groups}; example of a name: {everything[0].name}"
             )
         small = [c for c in matches if MODES.index(c.mode) <= MODES.index(mode)]
         chosen.update(case.name for case in small or matches)

@@ -1,4 +1,4 @@
-"""What this machine can do at best, measured: rates of arithmetic and of memory, the roofs of a roofline."""
+"""The measured ceilings of this machine, arithmetic and memory rates: the roofs of the roofline."""
 
 import time
 from collections.abc import Callable
@@ -18,7 +18,7 @@ COPY_BYTES = 2**30  # of a GPU copy, read and written together
 
 
 def _rate(call: Callable[[], object], amount: float) -> float:
-    """`amount` over the fastest call, after one for warm-up."""
+    """`amount` over the time of the fastest call, after a warm-up call."""
     call()
     best, end = float("inf"), time.perf_counter() + SECONDS
     while time.perf_counter() < end:
@@ -28,7 +28,7 @@ def _rate(call: Callable[[], object], amount: float) -> float:
     return amount / best
 
 
-def _product(dtype: str, side: int, device: str) -> "Callable[[], Tensor]":
+def _matmul(dtype: str, side: int, device: str) -> "Callable[[], Tensor]":
     import torch
 
     from convnext_kernels.bench.candidates import DTYPES, tf32
@@ -53,15 +53,15 @@ def _cpu() -> dict[str, object]:
     threads = torch.get_num_threads()
     flops, sources, memory = {}, {}, []
     for dtype in ("fp32", "bf16"):
-        flops[dtype] = _rate(_product(dtype, SIDE, "cpu"), 2 * SIDE**3)
-        sources[dtype] = f"PyTorch's {SIDE}x{SIDE}x{SIDE} product"
+        flops[dtype] = _rate(_matmul(dtype, SIDE, "cpu"), 2 * SIDE**3)
+        sources[dtype] = f"PyTorch's {SIDE}x{SIDE}x{SIDE} matmul"
     if native.import_error():
         flops["vector"], sources["vector"] = flops["fp32"], sources["fp32"]
         source = torch.empty(2**25)  # 128 MiB
         target = torch.empty_like(source)
         rate = _rate(lambda: target.copy_(source), 2 * source.numel() * 4)
         memory.append({"level": "memory", "size": None, "rate": rate})
-        sources["memory"] = "PyTorch's copy of 128 MiB; no cache levels, since the compiled extension is missing"
+        sources["memory"] = "PyTorch's copy of 128 MiB; no cache levels, because the compiled extension is missing"
         return {"flops": flops, "memory": memory, "sources": sources}
 
     extension = native.extension()
@@ -76,10 +76,10 @@ def _cpu() -> dict[str, object]:
             flops["vector"], sources["vector"] = rate, label
         if rate > flops[dtype]:
             flops[dtype], sources[dtype] = rate, label
-    # Half of a private cache, so that the copies stay in it; of L3, which is shared, half of each thread's part.
+    # Half of L2, so that the copies stay in it; half of each thread's part of L3, which is shared.
     sizes = {f"L{level}": extension.cache_bytes(level) for level in (1, 2, 3)}
     parts = {"L2": sizes["L2"] // 2, "L3": sizes["L3"] // threads // 2}
-    if parts["L3"] <= sizes["L2"]:  # it holds nothing that L2 does not
+    if parts["L3"] <= sizes["L2"]:  # such a part lies in L2
         parts.pop("L3")
     for level, part in parts.items():
         if part:
@@ -94,9 +94,9 @@ def _cpu() -> dict[str, object]:
 def _cuda() -> dict[str, object]:
     import torch
 
-    flops = {d: _rate(_product(d, CUDA_SIDE, "cuda"), 2 * CUDA_SIDE**3) for d in ("fp32", "tf32", "bf16", "fp16")}
-    sources = dict.fromkeys(flops, f"PyTorch's {CUDA_SIDE}x{CUDA_SIDE}x{CUDA_SIDE} product")
-    # fp32 products without TF32 run on the ordinary multiply-add units, as a depthwise convolution must.
+    flops = {d: _rate(_matmul(d, CUDA_SIDE, "cuda"), 2 * CUDA_SIDE**3) for d in ("fp32", "tf32", "bf16", "fp16")}
+    sources = dict.fromkeys(flops, f"PyTorch's {CUDA_SIDE}x{CUDA_SIDE}x{CUDA_SIDE} matmul")
+    # fp32 matmuls without TF32 run on the ordinary multiply-add units, which depthwise convolutions use too.
     flops["vector"], sources["vector"] = flops["fp32"], sources["fp32"]
     source = torch.empty(COPY_BYTES // 2, dtype=torch.int8, device="cuda")
     target = torch.empty_like(source)
@@ -114,11 +114,11 @@ def _cuda() -> dict[str, object]:
 
 
 def measure(device: str) -> dict[str, object]:
-    """Measure the rates of `device` with PyTorch's present number of threads.
+    """Measure the rates of `device` with PyTorch's current number of threads.
 
-    Returns ``flops``: FLOP/s of matrix products for each dtype, the best of PyTorch's and of our own probe, and
-    "vector": of fp32 multiply-adds outside matrix units; ``memory``: bytes/s of copies for each level, with the
-    working set up to which it holds; ``sources``: how each was measured.
+    Returns ``flops``: FLOP/s of matmuls for each dtype, the better of PyTorch's matmul and our own loop, and
+    "vector": FLOP/s of fp32 multiply-adds outside matrix units; ``memory``: bytes/s of copies for each level, with
+    the largest working set of that level; ``sources``: how each rate was measured.
     """
     if device == "cuda":
         return _cuda()
@@ -127,11 +127,11 @@ def measure(device: str) -> dict[str, object]:
 
 
 def shares(work: "Work", element: int, dtype: str, seconds: float, ceilings: dict[str, object]) -> tuple:
-    """(share of the arithmetic ceilings, share of the memory ceiling) that `work` in `seconds` comes to.
+    """Return the shares of the arithmetic ceilings and of the memory ceiling that `work` in `seconds` reaches.
 
-    Depthwise convolutions count against the vector ceiling, since with one output for each input channel they have
-    no matrix product, and without the taps that fall outside the image. The memory ceiling is that of the smallest
-    level that holds the least bytes. None where the ceiling is unknown.
+    Depthwise convolutions are compared with the vector ceiling, because they contain no matmul, and without the taps
+    outside the image. The memory ceiling is that of the smallest level that holds the least bytes. A share is None if
+    its ceiling is unknown.
     """
     flops = ceilings.get("flops", {})
     compute = None

@@ -1,4 +1,4 @@
-"""Charts of the reports, and what draws them; matplotlib and jinja2 are imported only where they are used."""
+"""Charts of the reports; matplotlib and jinja2 are imported only by the functions that use them."""
 
 import io
 import math
@@ -21,11 +21,11 @@ WIN, LOSS = ("#9fd3c7", "#1f7a6d"), ("#f0b5ad", "#a4161a")  # (against eager, ag
 DTYPES = {"fp32": "#1d3557", "tf32": "#7b4fa3", "bf16": "#e4572e", "fp16": "#2a9d8f"}
 MARKERS = {"dwconv": "o", "mlp": "s", "block": "D", "model": "^"}
 
-PANEL = 4.8  # inches: the width at which a panel's letters have the size of the text around it
+PANEL = 5.2  # inches: at this width the text of a panel is as large as the text around it
 
 
 def svg(figure: "Figure") -> str:
-    """Return the figure as an inline ``<svg>`` element with real text, without prolog, metadata and fixed size."""
+    """Return the figure as an inline ``<svg>`` element with real text, without prolog, metadata or a fixed size."""
     from matplotlib import rc_context
 
     text = io.StringIO()
@@ -33,7 +33,7 @@ def svg(figure: "Figure") -> str:
     with rc_context({"svg.fonttype": "none"}):
         figure.savefig(text, format="svg", transparent=True, metadata=nothing)
     found = text.getvalue()
-    found = re.sub(r'<g id="[^"]*"', "<g", found[found.index("<svg") :])  # several charts share a page: no ids twice
+    found = re.sub(r'<g id="[^"]*"', "<g", found[found.index("<svg") :])  # ids must not repeat in a page
     return re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r'\1 width="100%"', found, count=1)
 
 
@@ -51,30 +51,41 @@ def templates(package: str) -> "Environment":
 
 
 def number(value: float) -> str:
-    """Three significant digits, without an exponent and with all digits before the point."""
+    """Format with three significant digits, but all digits before the point, and no exponent."""
     if not math.isfinite(value) or value == 0:
         return f"{value:g}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
 def short(candidate: str) -> str:
-    """The word that tells a candidate from its like: "max-autotune" of "torch.compile, max-autotune"."""
+    """Return the distinctive part of a name: "max-autotune" of "torch.compile, max-autotune"."""
     return candidate.rpartition(", ")[2]
+
+
+def speedup(factor: float, than: str = "") -> str:
+    """Format a speed-up: "1.35x faster" or, with `than`, "1.35 times faster than eager".
+
+    `factor` is the time of `than` over the time of this package; below 1 the text is "1.11x slower".
+    """
+    times, verb = number(max(factor, 1 / factor)), "faster" if factor > 1 else "slower"
+    if math.isclose(factor, 1, rel_tol=1e-3):
+        return f"as fast as {than}" if than else "as fast"
+    return f"{times} times {verb} than {than}" if than else f"{times}x {verb}"
 
 
 @dataclass(frozen=True)
 class RatioRow:
-    """One case of a chart of ratios."""
+    """One case of a chart of speed-ups."""
 
     what: str
     to_eager: Ratio | None
     to_peer: Ratio | None
-    peer: str  # name of the best peer; where there are no ratios, why
+    peer: str  # name of the best peer; without times, the reason
 
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One model of the chart of models: images/s, None where there is no time."""
+    """One model of the chart of models, in images/s; None: no time."""
 
     what: str
     rival: bool
@@ -82,7 +93,7 @@ class ModelRow:
     peer: float | None
     peer_name: str
     ours: float | None
-    flops: int  # of one image
+    flops: int  # per image
     parameters: int | None
 
 
@@ -95,7 +106,7 @@ class Panel:
 
 
 def _places(rows: "Sequence[RatioRow | ModelRow]", gap: float) -> list[float]:
-    """Where the rows stand, from 0 downwards; `gap` of a row is left free where another shape or model begins."""
+    """Vertical positions of the rows, from 0 downwards, with a gap of `gap` rows before another shape or model."""
     places, at, before = [], 0.0, None
     for row in rows:
         words = row.what.split(" ")
@@ -116,10 +127,10 @@ def _grid(
     legend: Sequence[tuple[str, str]],
     heading: str,
 ) -> "tuple[Figure, list[tuple[Axes, list[float]]]]":
-    """A figure with (axes, places of the rows) for every panel; with a legend of (colour, meaning) also a heading.
+    """A figure and, for every panel, (axes, places of the rows); a legend of (colour, meaning) adds a heading.
 
-    It is laid out by hand, so that rows have one height and bars begin and end at one place in all panels.
-    `left` and `right` are what is left free for text beside the bars, `row` is the height of a row, in inches.
+    The layout is computed here, so that all panels have the same row height and the same left and right edges.
+    `left` and `right` are the widths of the text beside the bars, `row` is the height of a row, in inches.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -157,13 +168,13 @@ def _grid(
 
 
 def _width(texts: Iterable[str]) -> float:
-    """Inches that the longest of `texts` takes at 7.5 points."""
-    return 0.066 * max(map(len, texts))
+    """Width in inches of the longest of `texts` at 7.5 points."""
+    return 0.066 * max(map(len, texts), default=0)
 
 
 RATIO_LEGEND = (
-    (WIN[0], "against eager"),
-    (WIN[1], "against the best peer"),
+    (WIN[0], "faster than eager"),
+    (WIN[1], "faster than the best peer"),
     (LOSS[0], "slower than eager"),
     (LOSS[1], "slower than the best peer"),
 )
@@ -176,30 +187,34 @@ def _ratio_limits(rows: Sequence[RatioRow]) -> tuple[float, float]:
 
 
 def ratios(name: str, group: Sequence[Panel], only: Panel | None = None) -> "Figure":
-    """Bars that begin at 1x on a logarithmic axis: wide ones against eager, narrow ones against the best peer.
+    """Bars of speed-ups that begin at "as fast" on a logarithmic axis: wide over eager, narrow over the best peer.
 
-    All panels of the group `name`, or `only` one of them in the scale of all. The numbers stand in columns beside the
-    bars: nothing can cover them, whatever the values are.
+    Draws all panels of the group `name`, or `only` one of them in the same scale. The numbers are columns beside the
+    bars, so that no bar can cover them.
     """
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     panels, columns, legend = ([only], 1, ()) if only else (group, min(2, len(group)), RATIO_LEGEND)
     rows = [row for panel in group for row in panel.rows]
     limits = _ratio_limits(rows)
-    octaves = math.log2(limits[1] / limits[0])  # only ticks whose labels have room
+    octaves = math.log2(limits[1] / limits[0])  # few enough ticks that their labels do not overlap
     ticks = (0.5, 0.75, 1, 1.5, 2) if octaves < 1.8 else [2.0**i for i in range(-20, 21, 1 if octaves < 6 else 2)]
-    left, right = 0.14 + _width(row.what for row in rows), 1.0 + 0.95 * _width(short(row.peer) for row in rows)
-    figure, grid = _grid(panels, left, right, 0.148, 0.5, columns, legend, f"{name}: times faster")
+    texts = [speedup(ratio.value) for row in rows for ratio in (row.to_eager, row.to_peer) if ratio is not None]
+    column = 72 * _width([*texts, "vs eager"]) + 4  # points
+    left = 0.14 + _width(row.what for row in rows)
+    right = 2 * column / 72 + 0.1 + 0.95 * _width(short(row.peer) for row in rows)
+    heading = f"{name}: times slower (left) or faster (right)"
+    figure, grid = _grid(panels, left, right, 0.148, 0.5, columns, legend, heading)
     for panel, (axes, places) in zip(panels, grid, strict=True):
         axes.set_xscale("log")
         axes.set_xlim(limits)
         axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if limits[0] <= tick <= limits[1]]))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}x"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{max(value, 1 / value):.3g}x"))
         beside = {"textcoords": "offset points", "va": "center", "annotation_clip": False, "parse_math": False}
         head = {**beside, "xycoords": "axes fraction", "fontsize": 7, "color": SOFT}
-        axes.annotate("eager", (1, 1), (32, 5), ha="right", **head)
-        axes.annotate("best peer", (1, 1), (40, 5), ha="left", **head)
+        axes.annotate("vs eager", (1, 1), (column, 5), ha="right", **head)
+        axes.annotate("vs best peer", (1, 1), (column + 12, 5), ha="left", **head)
         for place, row in zip(places, panel.rows, strict=True):
             text = {**beside, "xycoords": ("axes fraction", "data"), "fontsize": 7.5, "color": INK}
             if row.to_peer is None:
@@ -213,12 +228,13 @@ def ratios(name: str, group: Sequence[Panel], only: Panel | None = None) -> "Fig
             axes.plot([peer.low, peer.high], [place, place], color=INK, linewidth=0.7, solid_capstyle="butt")
             if row.to_eager is not None:
                 colour = INK if row.to_eager.value >= 1 else LOSS[1]
-                axes.annotate(
-                    f"{row.to_eager.value:.2f}x", (1, place), (32, 0), ha="right", **{**text, "color": colour}
-                )
+                made = speedup(row.to_eager.value)
+                axes.annotate(made, (1, place), (column, 0), ha="right", **{**text, "color": colour})
             colour = INK if peer.value >= 1 else LOSS[1]
-            axes.annotate(f"{peer.value:.2f}x", (1, place), (64, 0), ha="right", **{**text, "color": colour})
-            axes.annotate(short(row.peer), (1, place), (68, 0), ha="left", **{**text, "color": SOFT, "fontsize": 7})
+            end = 2 * column
+            axes.annotate(speedup(peer.value), (1, place), (end, 0), ha="right", **{**text, "color": colour})
+            text |= {"color": SOFT, "fontsize": 7}
+            axes.annotate(short(row.peer), (1, place), (end + 4, 0), ha="left", **text)
         axes.axvline(1, color=INK, linewidth=0.9)
     return figure
 
@@ -227,9 +243,9 @@ MODEL_LEGEND = ((COLOURS["eager"], "eager"), (PEER, "best peer, if not eager"), 
 
 
 def models(group: Sequence[Panel], only: Panel | None = None) -> "Figure":
-    """Images a second of the models, a bar for each candidate; those that this package does not serve stand below.
+    """Images per second of the models, a bar for each candidate; models that are no ConvNeXt are at the bottom.
 
-    All panels, or `only` one of them.
+    Draws all panels, or `only` one of them.
     """
     panels, columns, legend = ([only], 1, ()) if only else (group, min(2, len(group)), MODEL_LEGEND)
     left = 0.14 + _width(row.what for panel in group for row in panel.rows)
@@ -254,9 +270,9 @@ def models(group: Sequence[Panel], only: Panel | None = None) -> "Figure":
 
 
 def scaling_curves(run: Run) -> dict[str, dict[tuple[str, str], list[tuple[float, float]]]]:
-    """{"batch" or "pixels": {(candidate, threads): [(images or pixels, milliseconds for every 224 x 224 pixels)]}}.
+    """{"batch" or "pixels": {(candidate, threads): [(images or pixels, milliseconds per 224 x 224 pixels)]}}.
 
-    Flat is linear.
+    A flat curve means that the cost grows linearly.
     """
     found: dict[str, dict[tuple[str, str], list[tuple[float, float]]]] = {"batch": {}, "pixels": {}}
     for record in run.records:
@@ -272,7 +288,7 @@ def scaling_curves(run: Run) -> dict[str, dict[tuple[str, str], list[tuple[float
 
 
 def scaling(run: Run) -> "Figure | None":
-    """What an image costs as the batch and as the image grows; None without such cases."""
+    """Cost of an image by batch size and by image size; None without such cases."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -280,7 +296,7 @@ def scaling(run: Run) -> "Figure | None":
     if not any(curves.values()):
         return None
     figure = Figure(figsize=(2 * PANEL, 3.4), layout="constrained")
-    labels = {"batch": "images in a batch, 224x224 each", "pixels": "height = width of one image"}
+    labels = {"batch": "images per batch, 224x224 each", "pixels": "height = width of a single image"}
     for axes, (name, found) in zip(figure.subplots(1, 2, sharey=True), curves.items(), strict=True):
         places = sorted({x for points in found.values() for x, _ in points})
         for (candidate, threads), points in found.items():
@@ -303,13 +319,13 @@ def scaling(run: Run) -> "Figure | None":
         axes.tick_params(labelsize=7, colors=SOFT)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color=LINE, linewidth=0.5)
-    figure.axes[0].set_ylabel("ms for 224 x 224 pixels", fontsize=8, color=INK)
+    figure.axes[0].set_ylabel("ms per 224 x 224 pixels", fontsize=8, color=INK)
     figure.axes[0].legend(frameon=False, fontsize=7)
     return figure
 
 
 def roofline_points(run: Run) -> list[tuple[Record, Record | None]]:
-    """(ours, eager) of every case with a time of ours and with floating-point operations."""
+    """Records (ours, eager) of every case that has FLOPs and a time of this package."""
     cases = run.cases().values()
     found = [(case.get(OURS), case.get(EAGER)) for case in cases]
     return [
@@ -320,11 +336,11 @@ def roofline_points(run: Run) -> list[tuple[Record, Record | None]]:
 
 
 def _roofs(axes: "Axes", run: Run, angle: float) -> None:
-    """Draw the ceilings through the axes' limits, each with its name on it; `angle` is that of the memory roofs."""
+    """Draw the ceilings up to the axes' limits, each with its name; `angle` is the slope of the memory roofs."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     flops, memory = _ceilings(run)
     highest = max(flops.values(), default=top)
-    # Along the roof, away from it: the slowest one is named below itself, in case the next is close above.
+    # Names lie along their roofs: above it, but below the slowest one, because the next roof may be close above that.
     off = (-math.sin(math.radians(angle)), math.cos(math.radians(angle)))
     for index, (name, rate) in enumerate(memory):
         below = index == len(memory) - 1 and index > 0
@@ -343,14 +359,14 @@ def _roofs(axes: "Axes", run: Run, angle: float) -> None:
             va="top" if below else "bottom",
             rotation=angle,
             rotation_mode="anchor",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3},  # other roofs pass below it
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3},  # covers other roofs
         )
     fastest = memory[0][1] if memory else math.inf
     placed = 0.0
     for name, rate in sorted(flops.items(), key=lambda item: item[1]):
         colour, style = DTYPES.get(name, SOFT), "--" if name == "fp32 vector" else "-"
         axes.plot([max(left, rate / fastest), right], [rate, rate], color=colour, linewidth=1.2, linestyle=style)
-        placed = max(rate, placed * (top / bottom) ** 0.03)  # names of close ceilings are pushed apart
+        placed = max(rate, placed * (top / bottom) ** 0.03)  # so that the names of close ceilings do not overlap
         axes.annotate(
             f"{name}: {number(rate)} GFLOP/s" if rate < 1e4 else f"{name}: {number(rate / 1e3)} TFLOP/s",
             (right, rate),
@@ -364,7 +380,7 @@ def _roofs(axes: "Axes", run: Run, angle: float) -> None:
 
 
 def _ceilings(run: Run) -> tuple[dict[str, float], list[tuple[str, float]]]:
-    """GFLOP/s by name, and (name, GB/s) of the memory levels, fastest first."""
+    """Return GFLOP/s by name, and (name, GB/s) of the memory levels, fastest first."""
     levels = sorted(run.ceilings.get("memory", []), key=lambda level: -level["rate"])
     names = [
         level["level"] + ("" if level["size"] is None else f" (to {number(level['size'] / 2**20)} MiB)")
@@ -372,7 +388,7 @@ def _ceilings(run: Run) -> tuple[dict[str, float], list[tuple[str, float]]]:
     ]
     memory = [(name, level["rate"] / 1e9) for name, level in zip(names, levels, strict=True)]
     flops = {name: rate / 1e9 for name, rate in run.ceilings.get("flops", {}).items()}
-    if flops.get("vector") == flops.get("fp32"):  # one line and one name
+    if flops.get("vector") == flops.get("fp32"):  # the same line: one name
         flops.pop("vector", None)
     elif "vector" in flops:
         flops["fp32 vector"] = flops.pop("vector")
@@ -380,7 +396,7 @@ def _ceilings(run: Run) -> tuple[dict[str, float], list[tuple[str, float]]]:
 
 
 def roofline(run: Run) -> "Figure | None":
-    """Every case of ours under the measured roofs, with eager's place on a line to it; None without any."""
+    """Every case of this package under the measured roofs, joined by a line to eager; None without any."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -390,7 +406,7 @@ def roofline(run: Run) -> "Figure | None":
     flops, memory = _ceilings(run)
     at = [(ours.flops - ours.padding_flops) / ours.bytes for ours, _ in points]
     heights = [record.needed_gflops for pair in points for record in pair if record is not None]
-    left, right = min(at) / (14 if memory else 2), max(at) * 1.6  # names of the memory roofs: left of all points
+    left, right = min(at) / (14 if memory else 2), max(at) * 1.6  # space on the left for the names of the roofs
     bottom = min([min(heights) / 2, *(left * rate * 0.9 for _, rate in memory)])
     top = max([*heights, *flops.values()]) * 1.6
 
@@ -408,7 +424,7 @@ def roofline(run: Run) -> "Figure | None":
             )
             axes.plot(x, eager.needed_gflops, marker, markersize=3, fillstyle="none", color=colour, mew=0.6, zorder=3)
         axes.plot(x, ours.needed_gflops, marker, markersize=5, color=colour, mec="white", mew=0.4, zorder=4)
-    axes.set_xlabel("FLOP per least byte", fontsize=8.5, color=INK)
+    axes.set_xlabel("FLOP per byte (least traffic)", fontsize=8.5, color=INK)
     axes.set_ylabel("GFLOP/s", fontsize=8.5, color=INK)
     axes.tick_params(labelsize=7.5, colors=SOFT)
     axes.spines[["top", "right"]].set_visible(False)

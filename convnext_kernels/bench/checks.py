@@ -1,4 +1,4 @@
-"""Numerics of every kernel: all ops, backends and instruction sets of this machine over a table of shapes."""
+"""Numerical checks of every kernel: all ops, backends and instruction sets of this machine, at a table of shapes."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from convnext_kernels.bench.results import FAILED, OK, UNAVAILABLE, WRONG, Check
 from convnext_kernels.bench.work import Work
 from convnext_kernels.spec import BackendError
 
-# (N, C, H, W): sizes below, at, at a multiple of and above the kernels' vectors and tiles.
+# (N, C, H, W): sizes below, equal to, a multiple of and above the kernels' vectors and tiles.
 SHAPES = (
     (1, 8, 1, 1),
     (3, 8, 5, 7),
@@ -30,10 +30,10 @@ SHAPES = (
     (2, 130, 7, 7),
     (1, 17, 28, 29),
 )
-# Widths at which plans of the inverted bottleneck change; not in fp16 on a CPU, where PyTorch.s own convolution takes
-# up to 18 s for one of them, forward and backward.
+# Numbers of channels at which the plans of mlp change; not in fp16 on a CPU, where PyTorch's own convolution takes up
+# to 18 s for one of them, forward and backward.
 WIDE = ((1, 192, 28, 28), (2, 384, 14, 14), (1, 768, 7, 7))
-KINDS = (  # (op, what else, arguments of the workload after the shape)
+KINDS = (  # (op, label, arguments of the workload after the shape)
     ("layernorm", "", ()),
     ("grn", "", ()),
     ("dwconv", " K3", (3,)),
@@ -55,7 +55,7 @@ Backend = tuple[str, Callable[[], AbstractContextManager]]
 
 
 def backends(device: str) -> tuple[list[Backend], list[str]]:
-    """(name, context that asks for it) of all that can run on `device`, and a line for each that cannot."""
+    """Return (name, context that selects it) of the backends that run on `device`, and why the others do not."""
     found: list[Backend] = []
     missing = []
     for name, status in planner.list_backends().items():
@@ -83,7 +83,7 @@ def _cases(device: str, dtypes: tuple[str, ...]) -> Iterator[Case]:
 
 
 def _all_results(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
-    """Outputs without and with gradients, which may take different ways, and all gradients."""
+    """Outputs without and with gradients, which may come from different kernels, and all gradients."""
     return {"inference": results(lambda: module(*inputs))["output"], **results(Step(module, inputs))}
 
 
@@ -112,7 +112,7 @@ def _check(case: Case, device: str, contexts: list[Backend]) -> Iterator[Check]:
 
 
 def count(device: str, dtypes: tuple[str, ...]) -> int:
-    """How many cases `run` goes through."""
+    """Number of cases of `run`."""
     return sum(1 for _ in _cases(device, dtypes))
 
 
@@ -124,7 +124,7 @@ def run(
         with tf32(False):
             try:
                 yield from _check(case, device, contexts)
-            except Exception as error:  # eager or the reference itself: one shape must not end the others
+            except Exception as error:  # eager or the reference failed: go on with the other shapes
                 yield from (
                     Check(case.group, case.what, case.dtype, name, FAILED, f"no reference: {one_line(error)}")
                     for name, _ in contexts

@@ -1,4 +1,4 @@
-"""What moved between two runs, beyond what their own spreads, and the peers as a control group, explain."""
+"""What changed between two runs by more than the noise: their spreads, and the changes of the peers."""
 
 import statistics
 from collections import Counter
@@ -10,32 +10,32 @@ from convnext_kernels.bench.results import OK, OURS, Record, Run
 FASTER, SLOWER, SAME = "faster", "slower", "within noise"
 ONLY_A, ONLY_B = "only in A", "only in B"
 STATUS_CHANGED = "status changed"
-NO_TIMES = "no times"  # in neither run, for the same kind of reason
+NO_TIMES = "no times"  # in neither run, with the same status
 
-FLOOR = 0.02  # what moves less than this is never called a change: two runs of one build differ by as much
-CONTROLS = 10  # as many times of peers make a control group
+LEAST_NOISE = 0.02  # a smaller change is never reported: two runs of one build differ by as much
+CONTROLS = 10  # at least as many peers with times make a control group
 
 
 @dataclass(frozen=True)
 class Change:
-    """One candidate of one case in two runs; what is missing is None."""
+    """One candidate of one case in two runs; a missing value is None."""
 
     case: str
     candidate: str
     before: float | None  # median, in milliseconds
     after: float | None
     change: float | None  # after / before - 1: negative is faster
-    noise: float | None  # up to here the spreads explain the change
+    noise: float | None  # a change up to this is noise
     verdict: str
     status_before: str | None
     status_after: str | None
 
 
 def control(a: Run, b: Run) -> float:
-    """What the machine alone does between two runs: nine of ten peers moved by no more; 0 with too few of them.
+    """The change that nine of ten peers do not exceed between the runs; 0 with too few peers.
 
-    No change of this package moves a peer. Spreads are taken within minutes and do not see what a machine that is
-    shared, warmer or laid out differently in memory does from one run to the next.
+    A change of this package cannot change a peer, so this is the noise of the machine. The spreads do not contain it:
+    they are taken within minutes, while a shared or warmer machine, or another layout in memory, changes whole runs.
     """
     left = {(r.case, r.candidate): r.times for r in a.records if r.candidate != OURS and r.times}
     right = {(r.case, r.candidate): r.times for r in b.records if r.times}
@@ -43,7 +43,7 @@ def control(a: Run, b: Run) -> float:
     return statistics.quantiles(moved, n=10, method="inclusive")[-1] if len(moved) >= CONTROLS else 0.0
 
 
-def _pair(key: tuple[str, str], a: Record | None, b: Record | None, floor: float) -> Change:
+def _pair(key: tuple[str, str], a: Record | None, b: Record | None, least: float) -> Change:
     before = None if a is None or a.times is None else a.times.median
     after = None if b is None or b.times is None else b.times.median
     change = noise = None
@@ -55,7 +55,7 @@ def _pair(key: tuple[str, str], a: Record | None, b: Record | None, floor: float
         verdict = NO_TIMES
     else:
         change = after / before - 1
-        noise = max(floor, a.times.spread + b.times.spread)
+        noise = max(least, a.times.spread + b.times.spread)
         verdict = SAME if abs(change) <= noise else SLOWER if change > 0 else FASTER
     return Change(*key, before, after, change, noise, verdict, a and a.status, b and b.status)
 
@@ -63,20 +63,19 @@ def _pair(key: tuple[str, str], a: Record | None, b: Record | None, floor: float
 def compare(a: Run, b: Run) -> list[Change]:
     """Compare run `b` with run `a`: a change for each (case, candidate) of either, in the order of `a`.
 
-    The change of the medians, b / a - 1, counts as "faster" or "slower" where it exceeds the noise: the sum of
-    the spreads of both runs (`Times.spread`: half the range of the medians of single rounds, over the median),
-    what nine of ten peers stayed below (`control`), or 2 %, whichever is most. A candidate with times in one run
-    only, or with another reason for having none (wrong, failed, unavailable), is "status changed"; without times
-    in both, "no times".
+    The verdict is "faster" or "slower" if the change of the medians, b / a - 1, exceeds the noise. The noise is the
+    largest of: the sum of the spreads of both runs (`Times.spread`: half the range of the medians of single rounds,
+    over the median), the change that nine of ten peers do not exceed (`control`), and 2 %. The verdict is
+    "status changed" if the status (ok, wrong, failed, unavailable) differs, and "no times" without times in both.
     """
     left, right = ({(r.case, r.candidate): r for r in run.records} for run in (a, b))
-    floor = max(FLOOR, control(a, b))
-    return [_pair(key, left.get(key), right.get(key), floor) for key in dict.fromkeys((*left, *right))]
+    least = max(LEAST_NOISE, control(a, b))
+    return [_pair(key, left.get(key), right.get(key), least) for key in dict.fromkeys((*left, *right))]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How two runs agree."""
+    """How well two runs agree."""
 
     timed: int  # with times in both
     agree: int  # of these, within the noise
@@ -99,7 +98,7 @@ def gone_bad(changes: Iterable[Change]) -> list[Change]:
 
 
 def _conditions(run: Run) -> dict[str, object]:
-    """What must be the same for two runs to be comparable."""
+    """What two comparable runs have in common."""
     machine = run.machine
     found = {
         "CPU": machine.get("cpu", {}).get("name"),
@@ -110,7 +109,7 @@ def _conditions(run: Run) -> dict[str, object]:
         "mode": run.mode,
     }
     if run.device == "cpu":
-        found.pop("GPU")  # it did nothing
+        found.pop("GPU")  # it was not used
     return found
 
 

@@ -1,4 +1,4 @@
-"""Whether this is a place to measure in: what was done for fairness, and what may spoil the figures."""
+"""Conditions of a measurement: what was done for a fair comparison, and warnings about unreliable figures."""
 
 import platform
 import statistics
@@ -12,12 +12,12 @@ from convnext_kernels.bench.timing import glibc, pinned, settle
 
 BUSY = 0.1  # share of the machine's CPU time that others may use
 STOLEN = 0.02  # share that the hypervisor may give to other machines
-SLOW = 0.85  # of its best speed, below which the machine may not fall in more than a tenth of the cases
+SLOW = 0.85  # share of its best speed that the machine must keep in nine of ten cases
 PROBE_SECONDS = 0.01
 
 
 class Course:
-    """What happened to the machine while candidates were timed."""
+    """State of the machine while candidates were timed."""
 
     def __init__(self) -> None:
         self.total = self.others = self.stolen = 0.0  # CPU seconds: of all CPUs, of other processes, of the hypervisor
@@ -25,7 +25,7 @@ class Course:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Count what others do inside. Subprocesses of this one count as others; none should run then."""
+        """Count the CPU time of other processes, subprocesses included, inside the context."""
         import psutil
 
         before, own = psutil.cpu_times(), time.process_time()
@@ -33,7 +33,7 @@ class Course:
             yield
         finally:
             after, own = psutil.cpu_times(), time.process_time() - own
-            # Guests are part of user and nice; what a system does not know is absent.
+            # Times of guests are part of user and nice. A system may lack some of the fields.
             spent = {k: getattr(after, k) - getattr(before, k) for k in after._fields if not k.startswith("guest")}
             total, stolen = sum(spent.values()), spent.get("steal", 0.0)
             idle = spent["idle"] + spent.get("iowait", 0.0)
@@ -42,18 +42,18 @@ class Course:
             self.others += max(0.0, total - idle - stolen - own)
 
     def probe(self) -> None:
-        """Time the fixed loop, with the compiled extension only."""
+        """Time the fixed loop; without the compiled extension nothing is measured."""
         import torch
 
         from convnext_kernels.backends.cpu import native
 
         if not native.import_error():
-            settle()  # another runtime's idle threads may still spin
+            settle()  # idle threads of another runtime may still be spinning
             rate = native.extension().arithmetic_rate("fma_fp32", torch.get_num_threads(), PROBE_SECONDS)
-            self.speeds.append(rate / torch.get_num_threads())  # cases may have numbers of their own
+            self.speeds.append(rate / torch.get_num_threads())  # a case may set its own number of threads
 
     def summary(self) -> dict[str, float]:
-        """Shares of the CPU time for others and the hypervisor, and the speed of the slowest tenth of the cases."""
+        """Shares of CPU time of other processes and of the hypervisor, and the speed in the slowest cases."""
         found = {}
         if self.total:
             found |= {"others": self.others / self.total, "steal": self.stolen / self.total}
@@ -62,22 +62,22 @@ class Course:
         return found
 
     def warnings(self) -> list[str]:
-        """A line for everything that spoils figures."""
+        """A line for every disturbance that makes figures unreliable."""
         found, lines = self.summary(), []
         if found.get("others", 0) > BUSY:
-            lines.append(f"during the run other processes used {found['others']:.0%} of the machine")
+            lines.append(f"during the run other processes used {found['others']:.0%} of the CPU time")
         if found.get("steal", 0) > STOLEN:
-            lines.append(f"during the run the hypervisor gave {found['steal']:.0%} of the machine to others")
+            lines.append(f"during the run the hypervisor gave {found['steal']:.0%} of the CPU time to other machines")
         if found.get("slowest", 1) < SLOW:
             lines.append(
-                f"during the run the machine's own speed fell to {found['slowest']:.0%} of its best in a tenth of the "
-                "cases (a fixed loop of multiply-adds before each)"
+                f"in a tenth of the cases the machine ran at {found['slowest']:.0%} of its best speed or less (from a "
+                "fixed loop of multiply-adds before each case)"
             )
         return lines
 
 
 def _nvidia_smi() -> dict[str, str]:
-    """Clocks, power limit and reasons for lower clocks, in nvidia-smi's own words; empty without it."""
+    """Clocks, power limit and reasons for lower clocks, as nvidia-smi prints them; empty without nvidia-smi."""
     query = "clocks.sm,clocks.max.sm,clocks.mem,power.limit,clocks_event_reasons.active"
     try:
         done = subprocess.run(
@@ -90,7 +90,7 @@ def _nvidia_smi() -> dict[str, str]:
 
 
 def clocks(device: str) -> dict[str, object]:
-    """Clocks and what governs them, as far as the system shows it."""
+    """Clocks and their governor, if the system shows them."""
     if device == "cuda":
         return _nvidia_smi()
     import psutil
@@ -106,7 +106,7 @@ def clocks(device: str) -> dict[str, object]:
 
 
 def collect(device: str) -> dict[str, object]:
-    """Threads, pinning, allocator and clocks, and "warnings": a line for all that makes this a bad place."""
+    """Threads, pinning, allocator and clocks, and "warnings": a line for every condition that disturbs the figures."""
     import torch
 
     warnings = []
@@ -115,21 +115,21 @@ def collect(device: str) -> dict[str, object]:
     if why_not and not why_not.startswith("left to"):
         warnings.append(f"threads are not pinned: {why_not}")
     if glibc() is None:
-        warnings.append("the C library is not glibc: page faults of large temporaries are counted, and hit eager most")
+        warnings.append("the C library is not glibc: page faults of large temporaries count, and slow eager down most")
     idle = Course()
     with idle.watch():
         time.sleep(0.5)
     others = idle.others / idle.total if idle.total else 0.0
     if others > BUSY:
-        warnings.append(f"at the start other processes used {others:.0%} of the machine")
+        warnings.append(f"at the start other processes used {others:.0%} of the CPU time")
     found = clocks(device)
     if found.get("governor", "performance") != "performance":
-        warnings.append(f"the CPU's clock is governed by {found['governor']!r}, expected 'performance'")
-    allocator = "glibc keeps freed memory (mallopt)" if glibc() else f"as {platform.system()} has it"
+        warnings.append(f"the governor of the CPU clock is {found['governor']!r}, expected 'performance'")
+    allocator = "glibc keeps freed memory (mallopt)" if glibc() else f"default of {platform.system()}"
     return {
         "threads": torch.get_num_threads(),
         "pinned": cpus or None,
-        "pinning": "each OpenMP thread on a core of its own while timed" if cpus else why_not,
+        "pinning": "each OpenMP thread on its own core while timed" if cpus else why_not,
         "allocator": "PyTorch's CUDA allocator" if device == "cuda" else allocator,
         "clocks": found,
         "course": {},

@@ -1,4 +1,4 @@
-"""The measurement of a case: numerics of every candidate first, then times of those that were right."""
+"""The measurement of a case: check every candidate, then time those with right results."""
 
 import gc
 import sys
@@ -24,13 +24,13 @@ ROUNDS = {QUICK: 3, STANDARD: 5, FULL: 9}
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error as a line that fits a table."""
+    """Format an error as one line of at most 300 characters."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return f"{' '.join(text.split()):.300}"
 
 
 def serving(case: Case, device: str) -> str:
-    """The backends of this package that serve a case: of the forward and, where it is another, of the backward."""
+    """Names of the backends of this package that run a case: forward and, if it differs, backward."""
     dtype = DTYPES[case.dtype]
     op = case.group if case.group in OPS else "block"
     hidden = 4 * case.channels if op in ("mlp", "block") else 0
@@ -45,7 +45,7 @@ def serving(case: Case, device: str) -> str:
 
 
 def memory_missing(case: Case, device: str) -> str:
-    """Why this machine is too small for `case`, or ""."""
+    """Return why the memory of this machine is too small for `case`, or ""."""
     if device == "cuda":
         free = torch.cuda.mem_get_info()[0]
     else:
@@ -54,7 +54,7 @@ def memory_missing(case: Case, device: str) -> str:
         free = psutil.virtual_memory().available
     if case.memory <= free:
         return ""
-    return f"needs about {case.memory / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free"
+    return f"needs about {case.memory / 2**30:.1f} GiB of memory, but only {free / 2**30:.1f} GiB are free"
 
 
 def _nhwc(x: Tensor, device: str, dtype: torch.dtype) -> Tensor:
@@ -83,14 +83,14 @@ def results(call: Call) -> dict[str, Tensor]:
 
 
 def reference_results(prepared: Prepared) -> dict[str, Tensor]:
-    """The same of an fp64 copy: the weights and inputs of the dtype exactly, so that only arithmetic differs."""
+    """Results of an fp64 copy with exactly the weights and inputs of the dtype, so that only the arithmetic differs."""
     module = workloads.reference(prepared.eager)
     inputs = tuple(x.double().contiguous() for x in prepared.inputs)
     return results(Step(module, inputs) if prepared.case.direction == "training" else lambda: module(*inputs))
 
 
 def saved_bytes(step: Step) -> int:
-    """Bytes kept between forward and backward, each storage once, parameters left out."""
+    """Bytes kept between forward and backward; each storage counts once, parameters do not count."""
     parameters = {p.untyped_storage().data_ptr() for p in step.module.parameters()}
     kept: dict[int, int] = {}
 
@@ -102,12 +102,12 @@ def saved_bytes(step: Step) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         y = step.forward()
-    del y  # only now may a saved storage be freed, and its address be given to another one
+    del y  # not earlier: a freed storage's address may be used again and be missed in the count
     return sum(kept.values())
 
 
 def launches(call: Call) -> int:
-    """Kernels that one call starts on the GPU."""
+    """Number of kernels that one call launches on the GPU."""
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize()
@@ -121,27 +121,27 @@ def launches(call: Call) -> int:
 
 
 def record_of(case: Case) -> Callable[..., Record]:
-    """Make records of `case`: the candidate, its status and what follows are left to give."""
+    """Return `Record` with the fields of `case` filled in; the candidate and the fields after it are left."""
     return partial(Record, case.name, case.group, case.what, case.batch, case.dtype, case.direction)
 
 
 @dataclass
 class Session:
-    """What all cases of a run share."""
+    """The settings that all cases of a run share."""
 
     device: str
     mode: str
     ceilings: dict[str, object]
     course: Course = field(default_factory=Course)
     candidates: tuple[Candidate, ...] = CANDIDATES
-    garbage: float | None = None  # relative error from which eager is no standard; None: numerics.GARBAGE
+    garbage: float | None = None  # eager is not used as a standard above this relative error; None: numerics.GARBAGE
 
     def wanted(self, case: Case) -> list[Candidate]:
-        """The candidates that take part in a case, available or not."""
+        """The candidates of a case, available or not."""
         return [c for c in self.candidates if c.wanted(case, self.mode) and (case.group != "rival" or c.name != OURS)]
 
     def measure(self, case: Case, on_step: Callable[[str], None] = lambda _: None) -> list[Record]:
-        """Measure a case: a record for each candidate that takes part. Nothing that goes wrong in one is raised."""
+        """Measure a case; returns a record for each candidate, in which errors are recorded instead of raised."""
         names = [candidate.name for candidate in self.wanted(case)]
         status, reason = UNAVAILABLE, memory_missing(case, self.device)
         try:
@@ -154,7 +154,7 @@ class Session:
                     on_step("timing")
                     self._time(opened)
                     return [opened.records[name] for name in names]
-        except Exception as error:  # building the case itself: a library missing, memory exhausted
+        except Exception as error:  # the case itself cannot be built: a missing library, too little memory
             status, reason = FAILED, one_line(error)
         return [record_of(case)(name, status, reason) for name in names]
 
@@ -168,14 +168,16 @@ class Session:
 
     @contextmanager
     def timing(self) -> Iterator[None]:
-        """Conditions under which candidates are timed, in turn or alone; other runtimes have started their threads."""
-        self.course.probe()
-        with self.course.watch(), pinned() if self.device == "cpu" else nullcontext():
-            yield
+        """Pin the threads and watch the machine inside; other runtimes must have started their threads before."""
+        with pinned() if self.device == "cpu" else nullcontext():
+            # Threads that are not pinned sometimes start on one core, where the loop runs at half its speed.
+            self.course.probe()
+            with self.course.watch():
+                yield
 
     @contextmanager
     def opened(self, case: Case) -> Iterator["Opened"]:
-        """Build a case under the settings that are the same for all of its candidates."""
+        """Build a case, with the settings that all of its candidates share."""
         torch.backends.cudnn.benchmark = True
         threads = torch.get_num_threads()
         try:
@@ -184,35 +186,35 @@ class Session:
                 yield Opened(self, case)
         finally:
             torch.set_num_threads(threads)
-            if "torch._dynamo" in sys.modules:  # what was compiled for this case would slow the guards of the next
+            if "torch._dynamo" in sys.modules:  # the guards of what was compiled for this case would slow down the next
                 torch.compiler.reset()
             gc.collect()
             if self.device == "cuda":
                 torch.cuda.empty_cache()
 
     def prepare(self, case: Case) -> tuple[Prepared, workloads.Workload]:
-        """Build what the candidates of a case start from."""
+        """Build the modules and inputs of a case."""
         return prepare(case, self.device)
 
     def reference(self, prepared: Prepared) -> dict[str, Tensor]:
-        """What they are held against, in fp64."""
+        """Compute the fp64 reference."""
         return reference_results(prepared)
 
 
 class Opened:
-    """A case that was built: its candidates are checked by name, and those that are right given their times."""
+    """A case whose modules are built: checks candidates by name, and takes the times of those with right results."""
 
     def __init__(self, session: Session, case: Case) -> None:
         self.session, self.case = session, case
         self.records: dict[str, Record] = {}
-        self.calls: dict[str, Call] = {}  # of candidates whose numbers are right
+        self.calls: dict[str, Call] = {}  # of candidates with right results
         self._candidates = {candidate.name: candidate for candidate in session.wanted(case)}
         self._prepared, self._workload = session.prepare(case)
         self._reference = session.reference(self._prepared)
-        self._standard: dict[str, Tensor] | None = None  # eager's results, where they are fit to be one
+        self._standard: dict[str, Tensor] | None = None  # eager's results, if they are right
 
     def check(self, name: str) -> Record:
-        """Build a candidate and judge its numbers, after eager's."""
+        """Build a candidate and check its results, after those of eager."""
         if name != EAGER and EAGER in self._candidates:
             self.check(EAGER)
         if name not in self.records:
@@ -239,11 +241,11 @@ class Opened:
         return record(status, judgement.reason, error=judgement.error, allowed_error=judgement.allowed)
 
     def add_times(self, name: str, times: Times) -> Record:
-        """Complete the record of a candidate that was timed."""
+        """Add times to the record of a candidate, and everything computed from them."""
         case, call, device = self.case, self.calls[name], self.session.device
         work = self._workload.work.training() if case.direction == "training" else self._workload.work
         element = DTYPES[case.dtype].itemsize
-        # The ceilings are those of the run's threads.
+        # The ceilings were measured with the threads of the run.
         known = {} if case.threads else self.session.ceilings
         compute, memory = ceilings.shares(work, element, case.dtype, times.median / 1e3, known)
         self.records[name] = replace(

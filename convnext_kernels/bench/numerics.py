@@ -1,7 +1,7 @@
-"""The one rule for "same result", of the tests and of what is timed: errors against fp64 beside those of eager PyTorch.
+"""The rule for a right result, in tests and benchmarks: its error against fp64 is compared with that of eager PyTorch.
 
-It is asked of the largest error and of the root mean square error: the second catches what is wrong a little everywhere
-(an approximate GELU, sums in bf16), the first what is wrong in one place.
+The rule applies to the largest error and to the root mean square error. The first finds a mistake in one place, the
+second finds small mistakes everywhere (an approximate GELU, sums in bf16).
 """
 
 import math
@@ -12,38 +12,39 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Machine epsilons that are allowed beyond eager's error. A 16-bit result is rounded once at the end, half an epsilon,
-# and whatever a kernel does before is done in fp32. An fp32 kernel may sum in another order and use its own polynomial
-# for erf (5e-7).
+# Machine epsilons that are allowed in addition to twice eager's error. A 16-bit result is rounded once at the end (half
+# an epsilon), and a kernel computes everything before in fp32. An fp32 kernel may sum in another order and use its own
+# polynomial for erf (5e-7).
 FLOOR = {torch.float64: 8, torch.float32: 8, torch.bfloat16: 1, torch.float16: 1}
-PEER_SLACK = 10  # torch.compile's fp32 gradients are up to 2.1 times as far off as ours may be
-# Beyond these relative errors eager itself is wrong, and nothing can be judged by it: oneDNN has returned garbage for
-# 16-bit convolutions (pytorch issue 169688).
+PEER_SLACK = 10  # the error of torch.compile's fp32 gradients is up to 2.1 times the error that is allowed for ours
+# With a larger relative error eager itself is wrong and no standard for others: oneDNN has returned garbage for 16-bit
+# convolutions (pytorch issue 169688).
 GARBAGE = {torch.float32: 0.01, torch.bfloat16: 0.25, torch.float16: 0.1}
 RULE = (
-    "Two errors against fp64 (same weights and inputs) are taken, the largest and the root mean square. Each may be at "
-    f"most twice eager's own plus {FLOOR[torch.bfloat16]} machine epsilon of the dtype ({FLOOR[torch.float32]} in "
-    "fp32) times the largest, or the root mean square, fp64 value."
+    "Every result is compared with the fp64 result of the same weights and inputs. Two errors are computed, the "
+    "largest and the root mean square. Each may be at most twice the error of eager plus the floor, which is "
+    f"{FLOOR[torch.bfloat16]} machine epsilon of the dtype ({FLOOR[torch.float32]} in fp32) times the largest, or the "
+    "root mean square, fp64 value."
 )
 BENCH_RULE = (
-    f"A speed is reported only where the numbers are right. {RULE} That holds for the output and, in training, for "
-    "every gradient; where eager was lucky with one of these, the median of its errors relative to the fp64 values "
-    f"counts. Peers may be {PEER_SLACK} times as far off: none is to be left out for a last digit."
+    f"Only candidates with right results are timed. {RULE} This holds for the output and, in training, for every "
+    "gradient. If the error of eager in one of these is unusually small, the median of its relative errors counts "
+    f"instead. For peers {PEER_SLACK} times this error is allowed, so that no peer is left out because of a last digit."
 )
 TOP5_RULE = (
-    "The best five classes count as the same when, at each place, both name one class, or are tied: two classes "
-    "whose fp64 logits lie no further apart than twice the largest error allowed on this image."
+    "The top 5 classes agree if, at each of the five places, both models have the same class or two tied classes: "
+    "their fp64 logits differ by at most twice the largest error allowed on this image."
 )
-_TINY = 1e-200  # stands for the size of a tensor of zeros
+_TINY = 1e-200  # used as the size of a tensor of zeros
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The error that breaks the rule, or comes closest to it; both relative to the largest or rms fp64 value."""
+    """The error that breaks the rule or comes closest to that; both are relative to the largest or rms fp64 value."""
 
-    error: float  # NaN where something else is wrong
+    error: float  # NaN if the result is wrong in another way
     allowed: float
-    reason: str = ""  # what breaks the rule, in words; "" for nothing
+    reason: str = ""  # how the rule is broken, in words; "" if it holds
 
     @property
     def within(self) -> bool:
@@ -56,13 +57,13 @@ def _allowed(eager_error: float, size: float, dtype: torch.dtype) -> float:
 
 
 def _magnitudes(t: Tensor, where: Tensor) -> tuple[float, float]:
-    """Largest and root mean square magnitude of fp64 `t` at the places `where`."""
+    """Largest and root mean square magnitude of fp64 `t` where `where` is true."""
     t = torch.where(where, t, 0)
     return t.abs().max().item(), (t.square().sum() / where.sum().clamp_min(1)).sqrt().item()
 
 
 def _different(truth: Tensor, eager: Tensor, result: Tensor) -> str:
-    """What no error can be taken of: another shape or dtype, or values that are not finite where others are; or ""."""
+    """Return why no error can be computed (shape, dtype, or values that are wrongly not finite), or ""."""
     for what in ("shape", "dtype"):
         found, expected = getattr(result, what), getattr(truth if what == "shape" else eager, what)
         if found != expected:
@@ -89,15 +90,16 @@ def judge(
 ) -> Judgement:
     """Judge the tensors of `result`, outputs and gradients, by the fp64 `reference` and same-dtype `eager`.
 
-    The largest and the rms error of each may be at most twice eager's, or twice the median of eager's relative errors
-    over all tensors where eager was lucky with this one, plus FLOOR machine epsilons of `dtype` times the magnitude of
-    the reference; `slack` times that. `scale` is the least magnitude to take, for results that cancel to (nearly)
-    nothing: the gradient before a LayerNorm over one channel is 0, and all there is to see is the rounding of its
-    terms. Where eager itself overflows it sets no standard, and only the floor remains. Where the reference is not
-    finite in eager's dtype the result must be what eager's is: NaN for NaN, the same infinity.
+    Each tensor has a largest and an rms error. Each of these may be at most twice that of eager, plus FLOOR machine
+    epsilons of `dtype` times the magnitude of the reference. If eager's error in this tensor is below the median of its
+    relative errors over all tensors, the median counts instead. `slack` multiplies the allowed error.
 
-    Without `eager`, for eager itself and where that is no standard, every relative error must be below `garbage`,
-    else below GARBAGE.
+    `scale` is the least magnitude, for results that cancel to (nearly) zero: the gradient before a LayerNorm over one
+    channel is 0, and only the rounding of its terms remains. Where eager overflows, only the floor is allowed. Where
+    the reference is not finite in eager's dtype, the result must equal eager's: NaN for NaN, the same infinity.
+
+    Without `eager` (for eager itself, and if eager is wrong) every relative error must be at most `garbage`, or GARBAGE
+    if that is None.
     """
     if eager is None:
         return _judge_alone(reference, result, GARBAGE[dtype] if garbage is None else garbage)
@@ -137,18 +139,18 @@ def _judge_alone(reference: Mapping[str, Tensor], result: Mapping[str, Tensor], 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Largest absolute differences over all elements; NaN where a result holds NaN."""
+    """Largest absolute differences over all elements; NaN if a result contains NaN."""
 
-    difference: float  # accelerated against eager
+    difference: float  # of accelerated and eager
     relative: float  # the same over the largest |fp64 value|
     eager_error: float  # against fp64
     accelerated_error: float  # against fp64
     allowed: float  # what RULE allows for accelerated_error
-    reason: str = ""  # how RULE is broken, which is also asked of the root mean square; "" if it holds
+    reason: str = ""  # how RULE is broken, by the largest or the root mean square error; "" if it holds
 
 
 def compare(reference: Tensor, eager: Tensor, accelerated: Tensor) -> Comparison:
-    """Compare the logits of two models, of one dtype, with those of an fp64 `reference`."""
+    """Compare the logits of two models of the same dtype with those of an fp64 `reference`."""
     difference, eager_error, error = (
         (a.double() - b.double()).abs().max().item()
         for a, b in ((accelerated, eager), (eager, reference), (accelerated, reference))
@@ -161,11 +163,11 @@ def compare(reference: Tensor, eager: Tensor, accelerated: Tensor) -> Comparison
 
 @dataclass(frozen=True)
 class Top5:
-    """The best classes of one image, best first, as (index, probability)."""
+    """The top classes of one image, best first, as (index, probability)."""
 
     eager: list[tuple[int, float]]
     accelerated: list[tuple[int, float]]
-    verdict: str  # "same", "tie" (as TOP5_RULE says) or "different"
+    verdict: str  # "same", "tie" (see TOP5_RULE) or "different"
 
 
 def _best(logits: Tensor) -> list[tuple[int, float]]:

@@ -1,4 +1,4 @@
-"""The HTML report of a run: one file that needs nothing else, and its charts as PNG files beside it."""
+"""The HTML report of a run, a single file, and its charts as PNG files."""
 
 import dataclasses
 import datetime
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convnext_kernels.bench import charts
-from convnext_kernels.bench.charts import number
+from convnext_kernels.bench.charts import number, speedup
 from convnext_kernels.bench.results import (
     EAGER,
     FAILED,
@@ -31,13 +31,13 @@ Case = dict[str, Record]  # by candidate
 Row = charts.RatioRow | charts.ModelRow
 
 PNG_DPI = 160
-FEW = 12  # cases that are listed openly; more are folded away
+FEW = 12  # a list of more cases is folded
 
 COLUMNS = (
     "median ms",
     "min ms",
     "spread",
-    "ours faster by",
+    "convnext_kernels is",
     "error / allowed",
     "GFLOP/s",
     "GB/s",
@@ -52,9 +52,9 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Summary:
-    """Our ratios to the others over some cases; geometric means of `results.ratio`, None without any."""
+    """Speed-ups of this package over some cases: geometric means of `results.ratio`, None without any."""
 
-    cases: int  # with a time of ours and of a peer
+    cases: int  # that have a time of this package and of a peer
     to_eager: float | None
     to_peer: float | None
     slower_than_eager: int
@@ -89,22 +89,21 @@ def by(run: Run, key: Callable[[Record], object]) -> dict[object, list[Case]]:
 
 
 def machine_name(run: Run) -> str:
-    """The GPU or, for runs on a CPU, the processor that was measured."""
+    """Name of the measured device: the GPU or the CPU."""
     found = run.machine.get("gpus") or []
     return str(found[0]).partition(",")[0] if run.device == "cuda" and found else run.machine["cpu"]["name"]
 
 
-def times(value: float | None) -> str:
-    """A ratio as text."""
-    return "-" if value is None else f"{value:.2f}x"
-
-
 def _with_range(found: Ratio) -> str:
-    return f"{found.value:.2f}x ({found.low:.2f} to {found.high:.2f})"
+    """Format a speed-up and its range over the rounds: "1.35x faster (1.30 to 1.41)"."""
+    value, low, high = (speedup(factor) for factor in (found.value, found.low, found.high))
+    if len({text.partition(" ")[2] for text in (value, low, high)}) == 1:
+        low, high = (text.partition("x ")[0] for text in ((low, high) if found.value > 1 else (high, low)))
+    return f"{value} ({low} to {high})"
 
 
 def _panels(cases: list[Case], row: Callable[[Case], Row | None]) -> list[charts.Panel]:
-    """One panel for each direction, dtype and batch; those that would have one row share a panel."""
+    """One panel for each direction, dtype and batch; panels of a single row are merged into one."""
     found: dict[tuple[str, str, int], list[Row]] = {}
     for case in cases:
         first, made = next(iter(case.values())), row(case)
@@ -142,7 +141,7 @@ def _model_row(case: Case) -> charts.ModelRow | None:
 
 
 def check_rows(run: Run) -> list[tuple[str, ...]]:
-    """Checks of `verify` by op, backend and dtype: how many passed, are bad and were refused, and the worst error."""
+    """Checks of `verify` by op, backend and dtype: numbers of passed, failed and unsupported ones, largest error."""
     found: dict[tuple[str, str, str], list[Check]] = {}
     for check in run.checks:
         found.setdefault((check.op, check.backend, check.dtype), []).append(check)
@@ -160,7 +159,7 @@ def _percent(value: float | None, digits: int = 0) -> str:
 
 
 def _share(found: Record | Check) -> float:
-    """Error over the allowed one; infinite for NaN, which no other error may outdo."""
+    """Error over the allowed error; infinite for NaN, so that NaN counts as the largest."""
     if not found.allowed_error:
         return 0.0 if found.error == 0 else math.inf
     share = found.error / found.allowed_error
@@ -168,7 +167,7 @@ def _share(found: Record | Check) -> float:
 
 
 def error_share(found: Record | Check) -> str:
-    """The error over the allowed one as text."""
+    """Format the error over the allowed error."""
     if found.error is None or found.allowed_error is None:
         return ""
     share = _share(found)
@@ -176,7 +175,7 @@ def error_share(found: Record | Check) -> str:
 
 
 def _cells(record: Record, case: Case) -> list[str]:
-    """A cell for each of COLUMNS, for a record that has times."""
+    """Return a cell for each of COLUMNS, for a record with times."""
     against = ratio(case, record.candidate) if record.candidate != OURS else None
     return [
         number(record.times.median),
@@ -196,17 +195,17 @@ def _cells(record: Record, case: Case) -> list[str]:
 
 
 def _work(case: Case) -> str:
-    record = max(case.values(), key=lambda record: record.bytes)  # records without times do not hold it
+    record = max(case.values(), key=lambda record: record.bytes)  # a record without times does not have it
     parts = [f"{number(record.flops / 1e9)} GFLOP"] if record.flops else []
-    parts += [f"{number(record.bytes / 1e6)} MB at least"] if record.bytes else []
+    parts += [f"at least {number(record.bytes / 1e6)} MB"] if record.bytes else []
     parts += [f"{number(record.parameters / 1e6)} M parameters"] if record.parameters else []
     return ", ".join(parts)
 
 
 def _tables(run: Run) -> list[dict[str, object]]:
-    """The table of everything: groups, their cases, their records; unavailable ones are counted elsewhere.
+    """The table of all results: groups, their cases, their records; unavailable ones are listed elsewhere.
 
-    Columns that a group has nothing for are left out.
+    Columns that are empty for a group are omitted.
     """
     found = []
     for group, cases in by(run, lambda record: record.group).items():
@@ -236,7 +235,7 @@ def _tables(run: Run) -> list[dict[str, object]]:
 
 
 def _losses(run: Run) -> list[dict[str, str]]:
-    """Every case in which some peer is faster than this package, the largest loss first."""
+    """Every case in which a peer is faster than this package, largest loss first."""
     found = []
     for name, case in run.cases().items():
         peer = best_peer(case)
@@ -249,14 +248,14 @@ def _losses(run: Run) -> list[dict[str, str]]:
             "ours": number(ours.times.median),
             "peer": peer.candidate,
             "theirs": number(peer.times.median),
-            "ratio": _with_range(against),
+            "speedup": _with_range(against),
         }
         for _, name, ours, peer, against in sorted(found, key=lambda loss: loss[:2])
     ]
 
 
 def flat(value: object) -> str:
-    """Plain values of a result file as one line of text."""
+    """Format plain values of a result file as one line of text."""
     if isinstance(value, dict):
         return ", ".join(f"{name}: {flat(inner)}" for name, inner in value.items())
     if isinstance(value, (list, tuple)):
@@ -267,18 +266,18 @@ def flat(value: object) -> str:
 
 
 def _ceilings(run: Run) -> list[tuple[str, str, str]]:
-    """(what, rate, source) of each measured ceiling."""
+    """Return (what, rate, source) of each measured ceiling."""
     sources = run.ceilings.get("sources", {})
     found = [
         (
-            "fp32 multiply-adds, no matrix unit" if name == "vector" else f"{name} matrix products",
+            "fp32 multiply-adds without matrix units" if name == "vector" else f"{name} matmul",
             f"{number(rate / 1e9)} GFLOP/s",
             sources.get(name, ""),
         )
         for name, rate in run.ceilings.get("flops", {}).items()
     ]
     for level in run.ceilings.get("memory", []):
-        size = "" if level["size"] is None else f", working sets to {number(level['size'] / 2**20)} MiB"
+        size = "" if level["size"] is None else f", working sets up to {number(level['size'] / 2**20)} MiB"
         found.append((level["level"] + size, f"{number(level['rate'] / 1e9)} GB/s", sources.get("memory", "")))
     return found
 
@@ -298,7 +297,7 @@ def _duration(seconds: float) -> str:
 
 
 def _draw(run: Run, folder: Path) -> tuple[dict[str, object], list[Path]]:
-    """All charts: what the template shows, and the PNG files."""
+    """Draw all charts; returns the SVGs for the template, and the PNG files."""
     files = []
 
     def png(name: str, figure: object) -> None:
@@ -330,7 +329,7 @@ def _draw(run: Run, folder: Path) -> tuple[dict[str, object], list[Path]]:
 
 
 def write(run: Run, folder: Path) -> list[Path]:
-    """Write ``report.html`` and the charts as PNG files to `folder`; returns the paths. OSError if that fails."""
+    """Write ``report.html`` and the PNG files to `folder`; returns the paths. OSError if that fails."""
     from convnext_kernels.bench.numerics import BENCH_RULE
     from convnext_kernels.environment import rows as machine_rows
 
@@ -366,7 +365,7 @@ def write(run: Run, folder: Path) -> list[Path]:
             colours=charts.COLOURS,
             short=charts.short,
             number=number,
-            times=times,
+            speedup=speedup,
             tables=_tables(run),
             unavailable=Counter((r.candidate, r.reason) for r in run.records if r.status == UNAVAILABLE),
             rule=BENCH_RULE,

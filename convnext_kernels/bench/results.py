@@ -1,7 +1,8 @@
-"""What a run of the benchmarks leaves behind: records, and the JSON file that holds them."""
+"""The results of a benchmark run: records, and the JSON file that holds them."""
 
 import dataclasses
 import json
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -11,26 +12,26 @@ from pathlib import Path
 from convnext_kernels.bench.timing import Times
 
 FORMAT = 1
-MODELS = ("model", "rival", "scaling")  # the groups whose cases are whole models
-OURS = "convnext_kernels"  # the candidate that this package is
+MODELS = ("model", "rival", "scaling")  # the groups whose cases are whole models; rival: models that are no ConvNeXt
+OURS = "convnext_kernels"  # the candidate that is this package
 EAGER = "eager"  # PyTorch, channels_last
 
 
 def is_ours(candidate: str) -> bool:
-    """Whether a candidate is this package, in its usual setting or, after a comma, in another one."""
+    """Whether a candidate is this package, with its default settings or, after a comma, with others."""
     return candidate.partition(", ")[0] == OURS
 
 
-# The fate of a candidate in a case. Only "ok" has times.
+# Status of a candidate in a case. Only "ok" has times.
 OK = "ok"
-WRONG = "wrong"  # error against fp64 above the allowed one: no speed is reported
-UNAVAILABLE = "unavailable"  # not installed, or it has no such dtype or direction; `reason` says which
+WRONG = "wrong"  # its error against fp64 is above the allowed one, so it is not timed
+UNAVAILABLE = "unavailable"  # not installed, or without this dtype or direction; `reason` says which
 FAILED = "failed"  # it raised; `reason` holds the message
 
 
 @dataclass(frozen=True)
 class Record:
-    """One candidate in one case. Fields that do not apply, or could not be measured, are None."""
+    """One candidate in one case. Fields that do not apply or could not be measured are None."""
 
     case: str  # unique: group/what-batch-dtype-direction, e.g. "block/V1-C96-56x56-b1-fp32-forward"
     group: str  # layernorm, dwconv, mlp, block, model, rival, scaling
@@ -40,18 +41,18 @@ class Record:
     direction: str  # "forward" (inference) or "training" (forward + backward)
     candidate: str
     status: str
-    reason: str = ""  # why there are no times; else empty
+    reason: str = ""  # why there are no times; empty if there are
     times: Times | None = None
-    flops: int = 0  # of the case: 2 x multiply-adds of convolutions and products; work.py
-    padding_flops: int = 0  # part of `flops`: taps outside the image
-    bytes: int = 0  # of the case: the least that must move between memory and chip; work.py
-    error: float | None = None  # against fp64; numerics.py says how it is taken
+    flops: int = 0  # of the case: 2 x multiply-adds of convolutions and matmuls; work.py
+    padding_flops: int = 0  # the part of `flops` for taps outside the image
+    bytes: int = 0  # of the case: the least traffic between memory and chip; work.py
+    error: float | None = None  # against fp64; numerics.py defines it
     allowed_error: float | None = None
-    compute_share: float | None = None  # of the measured ceilings of arithmetic; ceilings.py
-    memory_share: float | None = None  # of the measured rate of the memory that the working set fits in
-    saved_bytes: int | None = None  # kept for the backward pass, parameters left out (training)
-    launches: int | None = None  # kernels started by a call (GPU)
-    backend: str | None = None  # of this package, that served
+    compute_share: float | None = None  # of the measured arithmetic ceilings; ceilings.py
+    memory_share: float | None = None  # of the measured rate of the smallest memory level that holds the data
+    saved_bytes: int | None = None  # kept for the backward pass, without parameters (training)
+    launches: int | None = None  # kernel launches per call (GPU)
+    backend: str | None = None  # the backend of this package that ran
     parameters: int | None = None  # of the model (groups of whole models)
 
     @property
@@ -61,29 +62,29 @@ class Record:
 
     @property
     def needed_gflops(self) -> float | None:
-        """GFLOP/s at the median without `padding_flops`: what a roofline holds against the ceilings."""
+        """GFLOP/s at the median without `padding_flops`, for the roofline."""
         return None if self.times is None else (self.flops - self.padding_flops) / self.times.median / 1e6
 
     @property
     def gbytes(self) -> float | None:
-        """GB/s at the median, counting the least bytes."""
+        """GB/s at the median, counting the least traffic."""
         return None if self.times is None else self.bytes / self.times.median / 1e6
 
     @property
     def images_per_second(self) -> float | None:
-        """Images a second at the median (groups of whole models)."""
+        """Images per second at the median (groups of whole models)."""
         return self.batch / self.times.median * 1e3 if self.times and self.group in MODELS else None
 
 
 @dataclass(frozen=True)
 class Check:
-    """Numerics of one op at one shape on one backend: `verify`."""
+    """Numerical check of one op at one shape on one backend: `verify`."""
 
     op: str
     what: str  # the shape
     dtype: str
     backend: str
-    status: str  # ok, wrong, unavailable (it refuses) or failed
+    status: str  # ok, wrong, unavailable (the backend does not support it) or failed
     reason: str = ""
     error: float | None = None  # as in Record
     allowed_error: float | None = None
@@ -91,7 +92,7 @@ class Check:
 
 @dataclass
 class Run:
-    """All records of one run and where they come from."""
+    """All records of one run, and how they were measured."""
 
     machine: dict[str, object]  # environment.collect(), with "commit" and "clock_mhz"
     conditions: dict[str, object]  # conditions.py: threads, pinning, allocator, ...; "warnings": list of lines
@@ -99,11 +100,11 @@ class Run:
     device: str  # cpu or cuda
     mode: str  # quick, standard or full
     created: str  # ISO 8601 with offset
-    seconds: float = 0.0  # so far
+    seconds: float = 0.0  # duration so far
     complete: bool = False  # False: interrupted, or still running
     records: list[Record] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)  # verify
-    not_run: list[str] = field(default_factory=list)  # verify: what could not run here, and why, a line each
+    not_run: list[str] = field(default_factory=list)  # verify: lines that say what could not run, and why
 
     def cases(self) -> dict[str, dict[str, Record]]:
         """Records by case, then by candidate, in the order they were measured."""
@@ -115,15 +116,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster this package is than another candidate: > 1 is faster."""
+    """Speed-up: time of another candidate over the time of this package; above 1 this package is faster."""
 
     value: float  # of the medians of all calls
-    low: float  # lowest and highest ratio of the medians of one round, where both met the same machine
+    low: float  # lowest and highest speed-up of a single round, in which both ran close together
     high: float
 
 
 def ratio(case: dict[str, Record], to: str = EAGER) -> Ratio | None:
-    """Ours against candidate `to`; None without both times."""
+    """Speed-up of this package over candidate `to`; None if either has no times."""
     ours, other = case.get(OURS), case.get(to)
     if ours is None or other is None or ours.times is None or other.times is None:
         return None
@@ -132,13 +133,13 @@ def ratio(case: dict[str, Record], to: str = EAGER) -> Ratio | None:
 
 
 def best_peer(case: dict[str, Record]) -> Record | None:
-    """The fastest candidate that is not ours, by the median."""
+    """The fastest candidate other than this package, by the median."""
     peers = [r for r in case.values() if not is_ours(r.candidate) and r.times is not None]
     return min(peers, key=lambda r: r.times.median, default=None)
 
 
 def write_atomically(file: Path, text: str) -> None:
-    """Replace `file` in one step: a reader, or an interruption, meets the old content or the new one."""
+    """Replace `file` in one step, so that a reader never sees a half-written file, even after an interruption."""
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
@@ -155,21 +156,29 @@ def _lines(values: Sequence[object]) -> str:
     return "[" + ",".join(f"\n  {json.dumps(value)}" for value in values) + "\n]"
 
 
-def save(run: Run, file: Path) -> None:
-    """Write `run` as JSON, a line for each record; OSError if that fails."""
+def as_json(run: Run) -> str:
+    """Return `run` as JSON text with a line for each record."""
     values = {"format": FORMAT, **dataclasses.asdict(run)}
     for record in values["records"]:
-        if record["times"] is not None:  # the clock has no more than five digits to give
+        if record["times"] is not None:  # the clock is not more precise than five digits
             record["times"] = [[float(f"{call:.5g}") for call in calls] for calls in record["times"]["rounds"]]
+    for record in (*values["records"], *values["checks"]):
+        if record["error"] is not None and not math.isfinite(record["error"]):  # JSON has neither NaN nor infinity
+            record["error"] = None
     parts = (
         f"{json.dumps(key)}: {_lines(value) if key in ('records', 'checks') else json.dumps(value, indent=1)}"
         for key, value in values.items()
     )
-    write_atomically(file, "{\n" + ",\n".join(parts) + "\n}\n")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def save(run: Run, file: Path) -> None:
+    """Write `run` as JSON to `file`; OSError if that fails."""
+    write_atomically(file, as_json(run))
 
 
 def load(file: Path) -> Run:
-    """Read what `save` wrote. ValueError names the file and what is wrong with it; OSError if unreadable."""
+    """Read a file of `save`. ValueError says what is wrong with its content; OSError if it cannot be read."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         if values.pop("format") != FORMAT:
@@ -178,7 +187,10 @@ def load(file: Path) -> Run:
         for record in records:
             if record["times"] is not None:
                 record["times"] = Times(tuple(map(tuple, record["times"])))
-                record["times"].median  # noqa: B018  raises here what would fail later
+                record["times"].median  # noqa: B018  raises now instead of later
+        for record in (*records, *checks):
+            if record["status"] == WRONG and record["error"] is None:  # written for NaN
+                record["error"] = math.nan
         return Run(
             **values,
             records=[Record(**record) for record in records],

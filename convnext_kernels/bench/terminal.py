@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from convnext_kernels.bench.charts import number
+from convnext_kernels.bench.charts import number, speedup
 from convnext_kernels.bench.report import check_rows
 from convnext_kernels.bench.results import EAGER, FAILED, OURS, UNAVAILABLE, WRONG, Ratio, Record, Run, best_peer, ratio
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-SHORT = {  # names of candidates that leave room for the figures in 80 columns
+SHORT = {  # names of candidates that fit into 80 columns
     EAGER: "eager",
     "eager, contiguous": "NCHW",
     "torch.compile": "compile",
@@ -18,49 +18,47 @@ SHORT = {  # names of candidates that leave room for the figures in 80 columns
     "OpenVINO": "OpenVINO",
     "ONNX Runtime": "ORT",
 }
-COMPLAINTS = {WRONG: "refused, wrong numbers", FAILED: "failed"}
+COMPLAINTS = {WRONG: "wrong results, not timed", FAILED: "failed"}
 
 
 def _time(record: Record | None) -> str:
     if record is None:
         return ""
     if record.times is None:
-        return record.status
-    return f"{number(record.times.median)} ±{min(99, 100 * record.times.spread):.0f}%"
+        return "-" if record.status == UNAVAILABLE else record.status
+    return number(record.times.median)
 
 
-def _ratio(value: Ratio | None) -> "Text":
+def _speedup(value: Ratio | None) -> "Text":
     from rich.text import Text
 
     if value is None:
         return Text("")
-    return Text(f"{value.value:.2f}x", "green" if value.value > 1 else "red")
+    return Text(speedup(value.value), "green" if value.value > 1 else "red")
 
 
 def _case(record: Record) -> str:
     return f"{record.what} b{record.batch} {record.dtype}"
 
 
-def _table(group: str, direction: str) -> "Table":
+def _empty(title: str, first: str, *columns: str) -> "Table":
     from rich import box
     from rich.table import Table
 
-    title = f"{group}, {'forward + backward' if direction == 'training' else direction}"
-    table = Table(title=title, box=box.SIMPLE, pad_edge=False, padding=(0, 1), collapse_padding=True)
-    table.add_column("case", no_wrap=True)
-    for column in ("eager ms", "ours ms", "ratio", "peer", "ratio", "error"):
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False, padding=0)  # one space between columns
+    table.add_column(first, no_wrap=True)
+    for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
-def _rivals(rows: list[Record]) -> "Table":
-    from rich import box
-    from rich.table import Table
+def _times_table(group: str, direction: str) -> "Table":
+    title = f"{group}, {'forward + backward' if direction == 'training' else direction}: milliseconds per call"
+    return _empty(title, "case", "eager", "ours", "±", "vs eager", "peer", "vs peer")
 
-    table = Table(title="models, images/s", box=box.SIMPLE, pad_edge=False, padding=(0, 1), collapse_padding=True)
-    table.add_column("model", no_wrap=True)
-    for column in ("candidate", "images/s", "GFLOP", "M param."):
-        table.add_column(column, justify="right", no_wrap=True)
+
+def _models_table(rows: list[Record]) -> "Table":
+    table = _empty("models: images per second", "model", "candidate", "images/s", "GFLOP", "M params")
     for r in rows:
         cells = (f"{r.images_per_second:.1f}", f"{r.flops / r.batch / 1e9:.2f}", f"{r.parameters / 1e6:.1f}")
         table.add_row(_case(r), SHORT.get(r.candidate, "ours"), *cells)
@@ -69,8 +67,6 @@ def _rivals(rows: list[Record]) -> "Table":
 
 def tables(run: Run) -> "list[Table]":
     """A table for each group and direction, then one of whole models in images/s."""
-    from rich.text import Text
-
     found: dict[tuple[str, str], Table] = {}
     models = []
     for case in run.cases().values():
@@ -79,22 +75,19 @@ def tables(run: Run) -> "list[Table]":
             models += [r for r in case.values() if r.times and r.candidate in (EAGER, OURS)]
         if first.group == "rival":
             continue
-        table = found.setdefault((first.group, first.direction), _table(first.group, first.direction))
-        ours, best = case.get(OURS), best_peer(case)
-        error = Text("")
-        if ours is not None and ours.error is not None:
-            share = ours.error / ours.allowed_error
-            error = Text(f"{share:.2f}" if share < 10 else ">10", "" if share <= 1 else "red")
+        table = found.setdefault((first.group, first.direction), _times_table(first.group, first.direction))
+        eager, ours, best = case.get(EAGER), case.get(OURS), best_peer(case)
+        spreads = [r.times.spread for r in (eager, ours) if r is not None and r.times is not None]
         table.add_row(
             _case(first),
-            _time(case.get(EAGER)),
+            _time(eager),
             _time(ours),
-            _ratio(ratio(case)),
+            f"{min(99, 100 * max(spreads)):.0f}%" if spreads else "",
+            _speedup(ratio(case)),
             "" if best is None else SHORT.get(best.candidate, best.candidate),
-            _ratio(None if best is None else ratio(case, best.candidate)),
-            error,
+            _speedup(None if best is None else ratio(case, best.candidate)),
         )
-    return [*found.values(), *([_rivals(models)] if models else [])]
+    return [*found.values(), *([_models_table(models)] if models else [])]
 
 
 def numerics(run: Run) -> "Table":
@@ -103,10 +96,11 @@ def numerics(run: Run) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="numerics against fp64: forward, inference, gradients", box=box.SIMPLE, pad_edge=False)
+    title = "errors against fp64: forward, inference, gradients"
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False, padding=(0, 1), collapse_padding=True)
     for column in ("op", "backend", "dtype"):
         table.add_column(column, no_wrap=True)
-    for column in ("passed", "bad", "refused", "worst error"):
+    for column in ("passed", "failed", "unsupported", "error/allowed"):
         table.add_column(column, justify="right", no_wrap=True)
     for *key, passed, bad, refused, worst in check_rows(run):
         table.add_row(*key, *(Text(n, "" if bad == "0" else "red") for n in (passed, bad, refused)), worst)
@@ -121,7 +115,7 @@ def complaints(run: Run) -> list[str]:
 
 
 def absences(run: Run) -> list[str]:
-    """A line for each reason why a candidate could not take part, with the number of cases."""
+    """A line for each reason why a candidate was unavailable, with the number of cases."""
     counts: dict[str, int] = {}
     for r in run.records:
         if r.status == UNAVAILABLE:
@@ -130,7 +124,13 @@ def absences(run: Run) -> list[str]:
     return [f"{line} ({count} case{'s' * (count > 1)})" for line, count in counts.items()]
 
 
+def largest_error(run: Run) -> str:
+    """The largest error of this package among its right results, as a sentence; "" without any."""
+    shares = [r.error / r.allowed_error for r in run.records if r.candidate == OURS and r.times and r.allowed_error]
+    return f"The largest error of ours is {max(shares):.0%} of the allowed one." if shares else ""
+
+
 LEGEND = (
-    "ms: median of all calls, ± half the range of the medians of single rounds (99: or more). ratio: how many times "
-    "faster ours is. peer: the fastest of the others. error: ours against fp64, over the allowed one."
+    "Times are medians. ±: the larger spread of eager and ours, which is half the range of the medians of the rounds "
+    "(99%: or more). peer: the fastest other candidate. Only candidates with right results are timed."
 )

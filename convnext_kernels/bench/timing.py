@@ -1,4 +1,4 @@
-"""Timing of candidates against each other: interleaved, warmed up, pinned, on a steady allocator."""
+"""Timing of candidates: interleaved, warmed up, pinned, with an allocator that keeps freed memory."""
 
 import ctypes
 import os
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 WARMUP, MOST_WARMUP = 3, 10  # calls of each candidate before it is timed
-BURST_SECONDS, BURST_CALLS = 0.02, 10  # a burst ends when either is reached, after one call at the least
-FEW_FAULTS = 64  # a round of candidates, 0.25 MiB
-LONG_ROUND = 1.0  # seconds: what calls of that length fault in is a small part of them
+BURST_SECONDS, BURST_CALLS = 0.02, 10  # a burst, at least one call, ends when either is reached
+FEW_FAULTS = 64  # page faults in a round of candidates, 0.25 MiB
+LONG_ROUND = 1.0  # seconds: page faults are a small part of such long calls
 FLUSH_BYTES = 256 * 2**20  # more than the L2 cache of any GPU (H200: 50 MB, B200: 126 MB)
 
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of every timed call of one candidate: a tuple for each round, in the order they were taken."""
+    """Milliseconds of every timed call of a candidate: a tuple for each round, in order."""
 
     rounds: tuple[tuple[float, ...], ...]
 
@@ -41,7 +41,7 @@ class Times:
 
     @property
     def spread(self) -> float:
-        """Half the range of the round medians, over the median: 0.05 means that rounds lay within about 5 %."""
+        """Half the range of the round medians, over the median: 0.05 means that rounds are within about 5 %."""
         medians = self.round_medians
         return (max(medians) - min(medians)) / 2 / self.median
 
@@ -55,10 +55,10 @@ def _page_faults() -> int:
 
 
 def _busy_threads() -> int:
-    """How many threads of this process run or want to, the calling one left out; 0 where Linux does not say.
+    """Number of running threads of this process without the calling one; 0 on other systems than Linux.
 
-    Their states, not the CPU time they use: that of a thread on another core is only brought up to date at the next
-    tick of the kernel, up to 10 ms later.
+    This reads the states of the threads, not their CPU time: Linux updates the CPU time of a thread on another core
+    only at the next tick of the kernel, up to 10 ms later.
     """
     own, busy = str(threading.get_native_id()), 0
     for stat in Path("/proc/self/task").glob("*/stat"):
@@ -69,11 +69,11 @@ def _busy_threads() -> int:
 
 
 def settle(limit: float = 0.5) -> None:
-    """Wait until no other thread of this process runs: those of the last candidate's runtime spin on after its call.
+    """Wait until no other thread of this process runs: threads of the last candidate's runtime spin after its call.
 
-    They spin on the very cores that the next candidate's own threads need; to time that one meanwhile would flatter
-    the one before it. Measured on two cores of an AMD EPYC: ONNX Runtime's spin for 30 ms, and eager PyTorch, called
-    next, took twice its time.
+    They spin on the cores that the threads of the next candidate need, which would then look slower than it is.
+    Measured on two cores of an AMD EPYC: the threads of ONNX Runtime spin for 30 ms, and eager PyTorch, called next,
+    took twice its time.
     """
     end = time.perf_counter() + limit
     while _busy_threads() and time.perf_counter() < end:
@@ -91,7 +91,7 @@ def _cpu_burst(function: Callable[[], object], calls: int) -> list[float]:
 
 
 def _cuda_burst(function: Callable[[], object], calls: int) -> list[float]:
-    """Each call finds L2 without its data, as in a network, and its launches queued while the flush still runs."""
+    """Each call starts with its data outside L2, as in a network, and is launched while the flush still runs."""
     import torch
 
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
@@ -114,13 +114,13 @@ def interleave(
     device: str = "cpu",
     on_round: Callable[[], None] = lambda: None,
 ) -> dict[str, Times]:
-    """Time the candidates in turn, round by round, so that a change of the machine's speed meets all of them.
+    """Time the candidates in turn, round by round, so that a change of the machine's speed affects all of them.
 
-    Each is called WARMUP times first, and up to MOST_WARMUP times while short calls still fault in new memory: glibc
-    reuses an aligned block only when it lies right, which takes up to eight calls (2.36). A round times one call
-    of each or, with `bursts`, as many as BURST_CALLS and BURST_SECONDS allow, after one that is not counted since
-    it meets the caches of the candidate before. With `training` gradients are on. `on_round` is called after every
-    round, WARMUP + `rounds` times in all.
+    Each is called WARMUP times first, and up to MOST_WARMUP times while short calls still cause page faults: glibc
+    reuses an aligned block only if its address fits, which takes up to eight calls (2.36). A round times one call of
+    each candidate. With `bursts` it times as many calls as BURST_CALLS and BURST_SECONDS allow, after one untimed call,
+    because that one finds the data of the candidate before in the caches. `training` enables gradients. `on_round` is
+    called after every round, WARMUP + `rounds` times in total.
     """
     import torch
 
@@ -158,11 +158,11 @@ def glibc() -> ctypes.CDLL | None:
 
 @contextmanager
 def steady_allocator() -> Iterator[bool]:
-    """Let the process keep freed memory inside; yields whether that is possible here (glibc).
+    """Let the process keep freed memory inside the context; yields whether that is possible here (glibc).
 
-    By default glibc hands large temporaries back to the system and faults them in again at every call. That
-    costs eager PyTorch, which has more of them, up to ten times the time of its own work: a comparison
-    without this would flatter fused kernels.
+    By default glibc returns large temporaries to the system, and their pages fault again at every call. This costs
+    eager PyTorch, which has more of them, up to ten times the time of its own work. Without this context the fused
+    kernels would look too good.
     """
     libc = glibc()
     if libc is not None:
@@ -177,12 +177,12 @@ def steady_allocator() -> Iterator[bool]:
             libc.malloc_trim(0)
 
 
-# Whoever sets one of these has placed the threads already.
+# If one of these is set, the user has placed the threads.
 PINNING_VARIABLES = ("GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMP_PROC_BIND")
 
 
 def _distinct_cores() -> list[int]:
-    """CPUs this process may use, one of each core before the second hardware thread of any."""
+    """CPUs that this process may use: first one per core, then the second hardware threads."""
     order, later, seen = [], [], set()
     for cpu in sorted(os.sched_getaffinity(0)):
         file = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
@@ -194,10 +194,10 @@ def _distinct_cores() -> list[int]:
 
 @contextmanager
 def pinned() -> Iterator[tuple[list[int], str]]:
-    """Keep each of PyTorch's OpenMP threads on a core of its own; yields (CPUs, why not, if there are none).
+    """Pin each of PyTorch's OpenMP threads to its own core inside the context; yields (CPUs, reason if none).
 
-    Only inside: other runtimes (OpenVINO, ONNX Runtime) size and place their threads by the affinity they find
-    when they start, so start them before.
+    Start other runtimes (OpenVINO, ONNX Runtime) before: they create and place their threads according to the affinity
+    at their start.
     """
     import torch
 

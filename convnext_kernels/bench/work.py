@@ -1,9 +1,9 @@
-"""What a case costs at the least: floating-point operations and bytes, counted from the shapes.
+"""The least work of a case: floating-point operations and bytes, counted from the shapes.
 
-An operation count is 2 x the multiply-adds of convolutions and matrix products; normalisation, GELU and sums
-are left out, as `torch.utils.flop_counter` does, which a test holds these formulas against. The ConvNeXt
-papers print multiply-adds. Bytes are those that must cross between memory and chip even if everything else
-stayed on the chip: activations in and out once, parameters once.
+FLOPs are 2 x the multiply-adds of convolutions and matmuls, without normalisation, GELU and sums, as in
+`torch.utils.flop_counter`; a test compares these formulas with it. The ConvNeXt papers publish multiply-adds. Bytes are
+the least traffic between memory and chip, with everything else kept on the chip: input and output activations once,
+parameters once.
 """
 
 from dataclasses import dataclass
@@ -11,24 +11,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Work:
-    """The least work of one call. All but `flops` count elements."""
+    """The least work of one call. Fields without `flops` in their names count elements."""
 
     flops: int
     depthwise_flops: int  # part of `flops`
-    x: int  # the input that a backward pass reads again
+    x: int  # the input, which a backward pass reads again
     others: int  # other activations read and written
     parameters: int
-    padding_flops: int = 0  # part of `depthwise_flops`: taps outside the image, which no kernel need compute
+    padding_flops: int = 0  # part of `depthwise_flops`: taps outside the image, which a kernel may skip
 
     def bytes(self, element: int) -> int:
-        """Least bytes with `element` bytes a number."""
+        """Least bytes, with `element` bytes per element."""
         return element * (self.x + self.others + self.parameters)
 
     def training(self) -> "Work":
-        """Forward and backward: each product twice more, for the data and for the weights.
+        """Forward and backward: the backward pass has two matmuls, dgrad and wgrad, for each of the forward pass.
 
-        What the forward pass reads the backward pass writes the gradient of, and the other way round, and it
-        reads x again; parameters are read twice and their gradients written.
+        It writes the gradients of what the forward pass reads, reads the gradients of what that writes, and reads x
+        again. Parameters are read twice and their gradients written.
         """
         activations = 2 * (self.x + self.others) + self.x
         return Work(
@@ -42,7 +42,7 @@ class Work:
 
 
 def dwconv(n: int, c: int, size: int, kernel: int) -> Work:
-    """Depthwise convolution KxK with bias, "same" padding; taps outside the image are counted, as is usual."""
+    """Depthwise convolution KxK with bias, "same" padding; taps outside the image are counted, as usual."""
     elements, reach = n * size * size * c, kernel // 2
     flops = 2 * elements * kernel * kernel
     taps = sum(min(i, reach) + 1 + min(size - 1 - i, reach) for i in range(size))  # inside, along one side
@@ -51,13 +51,13 @@ def dwconv(n: int, c: int, size: int, kernel: int) -> Work:
 
 
 def layernorm(n: int, c: int, size: int) -> Work:
-    """LayerNorm over the channels: no products, all of it is traffic."""
+    """LayerNorm over the channels: no matmul, only memory traffic."""
     elements = n * size * size * c
     return Work(0, 0, elements, elements, 2 * c)
 
 
 def mlp(n: int, c: int, size: int, grn: bool = False) -> Work:
-    """LN -> Linear C to 4C -> GELU -> [GRN] -> Linear 4C to C -> gamma -> + residual, a tensor of its own."""
+    """LN -> Linear C to 4C -> GELU -> [GRN] -> Linear 4C to C -> gamma -> + residual, a separate tensor."""
     elements = n * size * size * c
     parameters = 2 * c + 4 * c * c + 4 * c + 4 * c * c + c + (8 * c if grn else c)
     return Work(16 * elements * c, 0, elements, 2 * elements, parameters)

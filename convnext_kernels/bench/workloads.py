@@ -1,4 +1,4 @@
-"""What the cases run: the plain PyTorch module, the same with this package, inputs and the least work."""
+"""The workloads of the cases: a plain PyTorch module, the same module with this package, inputs and the least work."""
 
 import copy
 import importlib
@@ -19,7 +19,7 @@ class Workload:
     """Modules in fp32 on the CPU, in eval mode; `measure` casts and moves them."""
 
     eager: nn.Module
-    ours: nn.Module | None  # None: a model that this package leaves alone
+    ours: nn.Module | None  # None: a model in which this package replaces nothing
     inputs: tuple[Tensor, ...]  # (N, C, H, W) fp32
     work: Work  # of the forward pass
 
@@ -36,7 +36,7 @@ class EagerLayerNorm2d(nn.LayerNorm):
     """LayerNorm over the channels of (N, C, H, W), as torchvision's ConvNeXt writes it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take and give (N, C, H, W)."""
+        """(N, C, H, W) to (N, C, H, W)."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -49,22 +49,22 @@ class EagerGRN(nn.Module):
         self.beta = nn.Parameter(torch.zeros(1, 1, 1, hidden))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take and give (N, H, W, C)."""
+        """(N, H, W, C) to (N, H, W, C)."""
         energy = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
         response = energy / (energy.mean(dim=-1, keepdim=True) + 1e-6)
         return self.gamma * (x * response) + self.beta + x
 
 
 class EagerGRN2d(EagerGRN):
-    """The same of (N, C, H, W)."""
+    """Global response normalisation of (N, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take and give (N, C, H, W)."""
+        """(N, C, H, W) to (N, C, H, W)."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class EagerMlp(nn.Module):
-    """LN -> Linear -> GELU -> [GRN] -> Linear -> gamma -> + residual, with the official names."""
+    """LN -> Linear -> GELU -> [GRN] -> Linear -> gamma -> + residual, with the official parameter names."""
 
     def __init__(self, dim: int, use_grn: bool = False) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class EagerMlp(nn.Module):
 
 
 class FusedMlp(EagerMlp):
-    """The same parameters through `functional.inverted_bottleneck`."""
+    """EagerMlp with `functional.inverted_bottleneck`."""
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """Add the branch of x to residual, both (N, C, H, W)."""
@@ -107,29 +107,29 @@ class FusedMlp(EagerMlp):
 
 
 class EagerBlock(EagerMlp):
-    """The block as its papers define it, in plain PyTorch; parameters have the official names."""
+    """The block of the papers in plain PyTorch, with the official parameter names."""
 
     def __init__(self, dim: int, use_grn: bool = False, kernel: int = 7) -> None:
         super().__init__(dim, use_grn)
         self.dwconv = EagerDwconv(dim, kernel)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take and give (N, C, H, W)."""
+        """(N, C, H, W) to (N, C, H, W)."""
         return super().forward(self.dwconv(x), x)
 
 
 class EagerDownsample(nn.Sequential):
-    """ConvNeXt's downsampling layer (arXiv 2201.03545, section 2.6), with any side of the patches."""
+    """ConvNeXt's downsampling layer (arXiv 2201.03545, section 2.6), with any patch size."""
 
     def __init__(self, dim: int, patch: int) -> None:
         super().__init__(EagerLayerNorm2d(dim, eps=1e-6), nn.Conv2d(dim, 2 * dim, patch, stride=patch))
 
 
 class FusedDownsample(EagerDownsample):
-    """The same parameters through `functional.patch_downsample`."""
+    """EagerDownsample with `functional.patch_downsample`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take and give (N, C, H, W)."""
+        """(N, C, H, W) to (N, C, H, W)."""
         norm, conv = self
         return functional.patch_downsample(x, norm.weight, norm.bias, conv.weight, conv.bias)
 
@@ -138,18 +138,18 @@ class _SpectralDwconv(nn.Conv2d):
     """Depthwise convolution through FFTs, for fp64 references: PyTorch's own fp64 kernels take minutes for 31x31."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take and give (N, C, H, W)."""
+        """(N, C, H, W) to (N, C, H, W)."""
         height, width = x.shape[-2:]
         k = self.kernel_size[0]
         size = (height + k - 1, width + k - 1)
-        # Correlation, not convolution: the kernel is flipped.
+        # The layer is a correlation, an FFT product a convolution: flip the kernel.
         spectrum = torch.fft.rfft2(x, s=size) * torch.fft.rfft2(self.weight[:, 0].flip(-2, -1), s=size)
         y = torch.fft.irfft2(spectrum, s=size)[..., k // 2 : k // 2 + height, k // 2 : k // 2 + width]
         return y if self.bias is None else y + self.bias[:, None, None]
 
 
 def reference(module: nn.Module) -> nn.Module:
-    """Copy `module` in fp64, with the values its parameters have in their dtype."""
+    """Copy `module` in fp64, with the parameter values of its dtype."""
     copied = copy.deepcopy(module).double()
     for conv in copied.modules():
         if isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels == conv.out_channels:
@@ -164,10 +164,10 @@ LAYER_SCALES = {"layer_scale", "layer_scale_parameter", "gamma"}  # torchvision,
 
 
 def initialise(model: nn.Module, seed: int = 0) -> None:
-    """Give every parameter a value at which it matters, from a fixed seed.
+    """Initialise every parameter, from a fixed seed, so that it affects the output.
 
     A new ConvNeXt has layer scale 1e-6 and GRN parameters 0: its blocks change the logits by less than a
-    rounding error, and nothing could be compared. Here layer scales lie in 0.5-1, GRN parameters are normal
+    rounding error, and a comparison would show nothing. Here layer scales are in 0.5-1, GRN parameters are normal
     with deviation 0.5, and matrices keep the variance of their input.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -216,7 +216,7 @@ def grn(work: Work, n: int, c: int, h: int, w: int) -> Workload:
 
 
 def mlp(work: Work, n: int, c: int, h: int, w: int, use_grn: bool) -> Workload:
-    """The inverted bottleneck with a residual of its own."""
+    """The inverted bottleneck with a separate residual."""
     inputs = (_images(n, c, h, w), _images(n, c, h, w))
     return _pair(EagerMlp(c, use_grn), FusedMlp(c, use_grn), inputs, work)
 
@@ -228,7 +228,7 @@ def block(work: Work, n: int, c: int, h: int, w: int, use_grn: bool, kernel: int
 
 
 def downsample(work: Work, n: int, c: int, h: int, w: int, patch: int) -> Workload:
-    """LayerNorm and a convolution of patches, to twice the channels."""
+    """LayerNorm and a convolution of patches that doubles the channels."""
     return _pair(EagerDownsample(c, patch), FusedDownsample(c, patch), (_images(n, c, h, w),), work)
 
 
@@ -239,16 +239,16 @@ def _load(library: str, name: str) -> nn.Module:
 
 
 def convnext(work: Work, library: str, name: str, n: int, size: int) -> Workload:
-    """A ConvNeXt classifier of `library` with random weights at which every layer counts."""
+    """A ConvNeXt classifier of `library` with random weights, see `initialise`."""
     eager = _load(library, name)
     initialise(eager)
     return Workload(eager, accelerate(copy.deepcopy(eager)), (_images(n, 3, size, size),), work)
 
 
 def rival(library: str, name: str, n: int, size: int) -> Workload:
-    """A classifier that is not a ConvNeXt, with its library's own initialisation.
+    """A classifier that is not a ConvNeXt, with the initialisation of its library.
 
-    Its work is counted by `torch.utils.flop_counter`: it is not ours to know its layers.
+    Its work is counted by `torch.utils.flop_counter`, because the formulas of `work` do not know its layers.
     """
     eager = _load(library, name)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

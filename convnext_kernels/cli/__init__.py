@@ -5,21 +5,28 @@ import sys
 import traceback
 
 import click
+from click.shell_completion import CompletionItem
 
 from convnext_kernels.spec import BackendError
 from convnext_kernels.version import __version__
 
-# Name and help line of every command: ``--help`` must not import the commands to list them.
-COMMANDS = {
-    "info": "Show versions, backends and the machine.",
-    "demo": "Compare a model, eager against accelerated, on real photographs.",
-    "bench": "Time this package against its peers, from single ops to whole models.",
-    "plan": "Predict which kernels a model would run on a GPU, and their time.",
-    "compare": "Show what moved between two runs of bench, beyond the noise.",
-    "models": "Count the model family beside the papers' figures.",
-    "roadmap": "Show every step from ResNet to ConvNeXt, counted and measured.",
-    "verify": "Check every kernel against fp64 on this machine, then time them.",
+# Group, command, arguments of an example, help line: the front page must not import the commands to list them.
+GROUPS = {
+    "Look": {
+        "info": ("--json", "Show versions, backends and the machine."),
+        "models": ("convnext_base", "Count parameters and FLOPs of the models."),
+        "roadmap": ("--regime resnet50", "Show every step from ResNet to ConvNeXt."),
+        "plan": ("--gpu H100 --batch 8", "Predict kernels and time of a model on a GPU."),
+    },
+    "Run and measure": {
+        "demo": ("--model convnext_tiny", "Compare eager and accelerated on photographs."),
+        "verify": ("--no-bench", "Check every kernel on this machine against fp64."),
+        "bench": ("--quick", "Time this package against its peers."),
+        "compare": ("A.json B.json", "Show what changed between two runs of bench."),
+    },
+    "Set up": {"completion": ("bash", "Print the completion script of a shell.")},
 }
+COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
 def _one_line(error: BaseException) -> str:
@@ -27,7 +34,7 @@ def _one_line(error: BaseException) -> str:
 
 
 class _Cli(click.Group):
-    """A group that imports its commands late and reports every error as one line."""
+    """A group that imports a command only when it is used, and reports every error as one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -35,11 +42,21 @@ class _Cli(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        return importlib.import_module(f"{__name__}.{name}").command
+        command = importlib.import_module(f"{__name__}.{name}").command
+        command.epilog = f"Example: convnext-kernels {name} {COMMANDS[name][0]}"
+        return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(len(f"{name} {example}") for name, (example, _) in COMMANDS.items())
+        for group, commands in GROUPS.items():
+            with formatter.section(group):
+                rows = [(f"{name} {example}".ljust(width), line) for name, (example, line) in commands.items()]
+                formatter.write_dl(rows)
+        click.Command.format_options(self, ctx, formatter)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        found = [CompletionItem(name, help=line) for name, (_, line) in COMMANDS.items() if name.startswith(incomplete)]
+        return found + click.Command.shell_complete(self, ctx, incomplete)  # not Group's, which imports every command
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -57,21 +74,28 @@ class _Cli(click.Group):
             raise click.ClickException(f"{name}: {_one_line(error)} (--debug shows the traceback)") from error
 
     def main(self, *args: object, **extra: object) -> None:
-        """Run the command line and leave with 0, 1 (failure), 2 (wrong usage) or 130 (interrupted)."""
+        """Run the command line and exit with 0, 1 (failure), 2 (wrong usage) or 130 (interrupted)."""
         extra["standalone_mode"] = False  # click's own mode prints usage errors as several lines
         try:
             code = super().main(*args, **extra)
         except click.ClickException as error:
             click.echo(f"Error: {error.format_message()}", err=True)
             code = error.exit_code
-        except click.Abort:  # what click makes of Ctrl-C
+        except click.Abort:  # raised by click for Ctrl-C
             click.echo("Interrupted", err=True)
             code = 130
         sys.exit(code)
 
 
-@click.group(cls=_Cli, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Cli,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(__version__, prog_name="convnext-kernels")
-def main(debug: bool) -> None:
-    """Fused kernels for ConvNeXt: what this machine offers, and what it gains."""
+@click.pass_context
+def main(ctx: click.Context, debug: bool) -> None:
+    """Fused kernels for ConvNeXt. Commands are listed with an example each."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())

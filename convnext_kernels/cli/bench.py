@@ -2,7 +2,7 @@
 
 import datetime
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 RESULTS = "results.json"
 REPORT = Path("convnext-kernels-report/bench")
-# How long a case of each group takes next to the others, for the remaining time: seconds on two cores.
+# Seconds that a case of each group takes on two cores, for the remaining time of the progress bar.
 SECONDS = {"layernorm": 1, "dwconv": 1, "mlp": 2, "block": 6, "model": 12, "rival": 6, "scaling": 20}
 
 
 def start(device: str, mode: str) -> "Run":
-    """Look at the machine, measure its ceilings and return a run without records."""
+    """Collect the conditions, measure the ceilings and return a run without records."""
     from convnext_kernels import environment
     from convnext_kernels.bench import ceilings, conditions
     from convnext_kernels.bench.results import Run
@@ -33,7 +33,7 @@ def start(device: str, mode: str) -> "Run":
 
 
 def measure(run: "Run", selected: Iterable[Case], folder: Path | None) -> None:
-    """Measure cases into `run` and save it after each of them; an interruption leaves what there is, and is raised."""
+    """Measure cases into `run` and save it after each case, so that an interrupted run keeps what it measured."""
     from convnext_kernels.bench.measure import Session
     from convnext_kernels.bench.results import save
 
@@ -55,18 +55,16 @@ def measure(run: "Run", selected: Iterable[Case], folder: Path | None) -> None:
 
 
 def show(run: "Run") -> None:
-    """Print the tables and what the reader must know to judge them."""
-    from rich.console import Console
+    """Print the tables, their legend and warnings."""
     from rich.text import Text
 
     from convnext_kernels.bench import terminal
-    from convnext_kernels.bench.numerics import BENCH_RULE
 
-    console = Console()
+    console = options.console()
     for table in terminal.tables(run):
-        console.print(table, highlight=False)
+        console.print(table)
     if run.records:
-        console.print(Text(f"{terminal.LEGEND} {BENCH_RULE}", "dim"))
+        console.print(Text(f"{terminal.LEGEND} {terminal.largest_error(run)}", "dim"))
     for line in terminal.absences(run):
         console.print(Text(f"not measured: {line}", "dim"))
     for line in run.conditions["warnings"]:
@@ -75,24 +73,32 @@ def show(run: "Run") -> None:
         console.print(Text(line, "red"))
 
 
-def finish(run: "Run", folder: Path | None) -> None:
-    """Show `run`, write its report and fail if a candidate of ours was wrong or failed."""
+def finish(run: "Run", folder: Path | None, as_json: bool) -> None:
+    """Print `run`, write its report; ClickException if this package gave wrong results or failed in a case."""
+    from convnext_kernels.bench import results
     from convnext_kernels.bench.results import FAILED, OURS, WRONG
 
-    show(run)
+    if as_json:
+        click.echo(results.as_json(run), nl=False)
+        options.warn(run.conditions["warnings"])
+    else:
+        show(run)
     if folder is not None:
         from convnext_kernels.bench import report
 
         report.write(run, folder)
-        click.echo(f"Report: {folder / 'report.html'}, results: {folder / RESULTS}")
+        click.echo(f"Report: {folder / 'report.html'}, results: {folder / RESULTS}", err=as_json)
     bad = [r for r in run.records if r.candidate == OURS and r.status in (WRONG, FAILED)]
     if bad:
         count = len({r.case for r in run.records})
-        raise click.ClickException(f"convnext_kernels gave no speed in {len(bad)} of {count} cases: {bad[0].reason}")
+        raise click.ClickException(
+            f"convnext_kernels is wrong or failed in {len(bad)} of {count} cases; the first is {bad[0].case}: "
+            f"{bad[0].reason}"
+        )
 
 
 def check_folder(folder: Path | None) -> None:
-    """Raise ClickException unless a report can be written to `folder` (None: no report is wanted)."""
+    """Raise ClickException unless a report can be written to `folder` (None: no report)."""
     options.need("psutil", "bench", "bench")
     if folder is not None:
         options.need("jinja2", "the report", "bench")
@@ -100,28 +106,38 @@ def check_folder(folder: Path | None) -> None:
         options.check_writable(folder / RESULTS, "--report")
 
 
-report_option = click.option(
-    "--report",
-    "folder",
-    type=click.Path(path_type=Path),
-    default=REPORT,
-    show_default=True,
-    metavar="DIR",
-    help="Folder for report.html, its charts as PNG, and results.json, which is saved after every case.",
-)
+def report_option(default: Path) -> Callable[..., object]:
+    """Return the option --report with this default."""
+    return click.option(
+        "--report",
+        "folder",
+        type=click.Path(path_type=Path),
+        default=default,
+        metavar="DIR",
+        help="Folder for report.html, charts and results.json.",
+    )
+
+
+def _case_names() -> list[str]:
+    return [case.name for case in select(FULL)]
 
 
 @click.command("bench")
-@click.option("--quick", "mode", flag_value=QUICK, help="One stage and ConvNeXt-T at batch 1: under two minutes.")
-@click.option("--full", "mode", flag_value=FULL, help="Every case and every peer in it, and more rounds: hours.")
+@click.option("--quick", "mode", flag_value=QUICK, help="One stage, and ConvNeXt-T at batch 1: two minutes.")
+@click.option("--full", "mode", flag_value=FULL, help="All cases, all peers and more rounds: hours.")
 @click.option(
-    "--only", multiple=True, metavar="PATTERN", help="Cases with this in their name, e.g. block or 'dwconv/K7*'."
+    "--only",
+    multiple=True,
+    metavar="PATTERN",
+    shell_complete=options.complete(_case_names),
+    help="Only cases with this in their name, e.g. block or 'dwconv/K7*'.",
 )
-@click.option("--list", "as_list", is_flag=True, help="List the names of the cases and leave.")
+@click.option("--list", "as_list", is_flag=True, help="Print the names of the cases and exit.")
 @options.threads
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="[default: cuda where PyTorch can use it, else cpu]")
-@report_option
-@click.option("--no-report", is_flag=True, help="Write nothing, print the tables only.")
+@options.auto_device
+@report_option(REPORT)
+@click.option("--no-report", is_flag=True, help="Write no files.")
+@options.as_json
 def command(
     mode: str | None,
     only: tuple[str, ...],
@@ -130,12 +146,12 @@ def command(
     device: str | None,
     folder: Path,
     no_report: bool,
+    as_json: bool,
 ) -> None:
-    """Time this package against eager PyTorch, torch.compile and, on a CPU, OpenVINO and ONNX Runtime.
+    """Time this package against eager PyTorch, torch.compile, OpenVINO and ONNX Runtime.
 
-    Every candidate is checked against fp64 first and gets a time only when it is right; candidates of a case are
-    timed in turn in one process. Without --quick or --full it takes some 15 minutes on two cores. Fails where
-    this package gives wrong results.
+    Every candidate is checked against fp64 first, and timed only if its results are right. Takes about 15 minutes on
+    two cores without --quick or --full. Fails if this package gives wrong results.
     """
     mode = mode or STANDARD
     device = options.device_or_default(device)
@@ -144,7 +160,11 @@ def command(
     except ValueError as error:
         raise click.ClickException(f"--only {error}") from error
     if as_list:
-        click.echo("\n".join(case.name for case in selected))
+        names = [case.name for case in selected]
+        if as_json:
+            options.print_json(names)
+        else:
+            click.echo("\n".join(names))
         return
     folder = None if no_report else folder
     check_folder(folder)
@@ -160,6 +180,6 @@ def command(
         except KeyboardInterrupt:
             if run.records:
                 click.echo(f"Interrupted after {len(run.cases())} of {len(selected)} cases:", err=True)
-                finish(run, folder)
+                finish(run, folder, as_json)
             raise
-        finish(run, folder)
+        finish(run, folder, as_json)

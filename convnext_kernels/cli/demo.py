@@ -1,4 +1,4 @@
-"""``convnext-kernels demo``: a whole model on photographs, eager against accelerated."""
+"""``convnext-kernels demo``: a whole model on photographs, eager and accelerated."""
 
 import copy
 from dataclasses import dataclass
@@ -7,49 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
+from convnext_kernels.bench.charts import speedup
 from convnext_kernels.cli import options
+from convnext_kernels.cli.report import Result, write_demo
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from convnext_kernels.bench.numerics import Comparison, Top5
-    from convnext_kernels.bench.timing import Times
     from convnext_kernels.cli.load import Loaded
-    from convnext_kernels.cli.photos import Photo
 
 NAMES = ("eager", "accelerated")
 FP64_COST = 4  # steps of the progress bar for one fp64 pass
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one dtype gave."""
-
-    dtype: str
-    comparison: "Comparison"
-    top5: "list[Top5]"  # one per photograph
-    times: "dict[str, Times]"
-    peak: dict[str, tuple[int, int]]  # bytes, in the first pass and in a later one
-    outputs: int  # logits of an image
-
-    @property
-    def speedup(self) -> float:
-        """Ratio of the medians."""
-        return self.times["eager"].median / self.times["accelerated"].median
-
-    def count(self, verdict: str) -> int:
-        """Number of photographs whose best five classes have this verdict."""
-        return sum(top5.verdict == verdict for top5 in self.top5)
-
-    def failures(self, photos: "list[Photo]") -> list[str]:
-        """What breaks the rules of `compare`, as lines."""
-        found = []
-        if self.comparison.reason:
-            found.append(f"{self.dtype}: {self.comparison.reason}")
-        different = [p.name for p, top5 in zip(photos, self.top5, strict=True) if top5.verdict == "different"]
-        if different:
-            found.append(f"{self.dtype}: best five classes differ on {', '.join(different)}")
-        return found
 
 
 def _logits(model: "nn.Module", x: "Tensor", batch: int) -> "Tensor":
@@ -58,15 +26,15 @@ def _logits(model: "nn.Module", x: "Tensor", batch: int) -> "Tensor":
     with torch.inference_mode():
         parts = [model(chunk) for chunk in x.split(batch)]
     if not all(isinstance(part, torch.Tensor) and part.ndim == 2 for part in parts):
-        raise click.ClickException("--model: expected a classifier, whose output is one tensor (images, classes)")
+        raise click.ClickException("--model: expected a classifier with one output tensor (images, classes)")
     return torch.cat(parts)
 
 
 @dataclass
 class _Run:
-    """The measurements of one call of the command."""
+    """The measurements of one run of the command."""
 
-    model: "nn.Module"  # fp32, on the CPU, as the library built it
+    model: "nn.Module"  # fp32, on the CPU, as torchvision or timm built it
     x: "Tensor"  # (photographs, 3, size, size) fp32
     batch: int
     repeats: int
@@ -89,7 +57,7 @@ class _Run:
         return self.x.to(self.device, getattr(torch, options.DTYPES[dtype]), memory_format=torch.channels_last)
 
     def timed_batch(self, dtype: str) -> "Tensor":
-        """Exactly `batch` images: the photographs, from the start again where they are too few."""
+        """Exactly `batch` images: the photographs, repeated if they are too few."""
         import torch
 
         rows = torch.arange(self.batch, device=self.device) % len(self.x)
@@ -113,7 +81,7 @@ class _Run:
         chunks = -(-len(self.x) // self.batch)
         with options.progress_bar("demo", self.steps(dtypes)) as advance:
             peaks = {}
-            for dtype in dtypes:  # before steady_allocator, which keeps what is freed
+            for dtype in dtypes:  # before steady_allocator, which keeps freed memory
                 x = self.timed_batch(dtype)
                 for name in NAMES:
                     advance(f"{dtype} memory, {name}", 0)
@@ -124,7 +92,7 @@ class _Run:
                     models = {name: self.build(dtype, name) for name in NAMES}
                     x = self.inputs(dtype)
                     advance(f"{dtype} fp64 reference", 0)
-                    # The weights and inputs of this dtype, exactly: what is compared is the arithmetic.
+                    # Exactly the weights and inputs of this dtype, so that only the arithmetic is compared.
                     reference = _logits(copy.deepcopy(models["eager"]).to(torch.float64), x.double(), self.batch)
                     advance(f"{dtype} logits", FP64_COST * chunks)
                     logits = {name: _logits(models[name], x, self.batch) for name in NAMES}
@@ -150,42 +118,42 @@ class _Run:
 
 
 def table_rows(results: list[Result]) -> list[tuple[str, list[str]]]:
-    """Lines of (what, one value for each dtype), for the terminal and the report."""
+    """Rows (what, one value for each dtype) for the terminal and the report."""
 
     def line(what: str, value: object) -> tuple[str, list[str]]:
         return what, [value(result) for result in results]
 
     def top5(result: Result) -> str:
         same, ties, all_of = result.count("same"), result.count("tie"), len(result.top5)
-        text = f"{same} of {all_of}"
-        return f"{text}, {ties} tied" if ties else text
+        return f"{same} of {all_of}" + (f", {ties} tied" if ties else "")
 
     def timing(name: str) -> tuple[str, list[str]]:
-        return line(f"{name}, ms (minimum)", lambda r: f"{r.times[name].median:.2f} ({r.times[name].minimum:.2f})")
+        value = "{0.median:.2f} ({0.minimum:.2f})"
+        return line(f"{name}, ms: median (minimum)", lambda r: value.format(r.times[name]))
 
     def peak(name: str) -> tuple[str, list[str]]:
         return line(
-            f"{name}, peak MiB (1st / 2nd)", lambda r: " / ".join(f"{size / 2**20:.1f}" for size in r.peak[name])
+            f"{name}, peak MiB: 1st / 2nd pass", lambda r: " / ".join(f"{size / 2**20:.1f}" for size in r.peak[name])
         )
 
     return [
         timing("eager"),
         timing("accelerated"),
-        line("speed-up (medians)", lambda r: f"{r.speedup:.2f}x"),
+        line("speed-up over eager (medians)", lambda r: speedup(r.speedup)),
         peak("eager"),
         peak("accelerated"),
-        line("difference of the logits", lambda r: f"{r.comparison.difference:.2e}"),
-        line("over the largest logit", lambda r: f"{r.comparison.relative:.2e}"),
-        line("eager's largest error to fp64", lambda r: f"{r.comparison.eager_error:.2e}"),
-        line("accelerated's largest error to fp64", lambda r: f"{r.comparison.accelerated_error:.2e}"),
-        line("allowed error to fp64", lambda r: f"{r.comparison.allowed:.2e}"),
-        line("same top 5", top5),
+        line("largest difference of the logits", lambda r: f"{r.comparison.difference:.2e}"),
+        line("the same, over the largest logit", lambda r: f"{r.comparison.relative:.2e}"),
+        line("eager, largest error", lambda r: f"{r.comparison.eager_error:.2e}"),
+        line("accelerated, largest error", lambda r: f"{r.comparison.accelerated_error:.2e}"),
+        line("allowed error", lambda r: f"{r.comparison.allowed:.2e}"),
+        line("photographs with the same top 5", top5),
     ]
 
 
-def _print(results: list[Result], title: str, notes: list[str]) -> None:
+def _print(results: list[Result], title: str, replaced: int, failures: list[str]) -> None:
+    """Print the table, then the speed-up and whether the errors are within the tolerance."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -194,31 +162,50 @@ def _print(results: list[Result], title: str, notes: list[str]) -> None:
         table.add_column(result.dtype, justify="right")
     for what, values in table_rows(results):
         table.add_row(what, *values)
-    console = Console()
-    console.print(table, highlight=False)
-    for note in notes:
-        console.print(Text(note, "dim"))
+    options.console().print(table)
+    speeds = ", ".join(f"{speedup(r.speedup, 'eager')} in {r.dtype}" for r in results)
+    click.echo(f"Speed: {speeds}; {replaced} modules replaced.")
+    if failures:
+        click.echo("Errors: not within the tolerance.")
+    else:
+        share = max(r.comparison.accelerated_error / r.comparison.allowed for r in results)
+        click.echo(f"Errors: within the tolerance, {share:.0%} of the allowed error; the top 5 classes agree.")
+
+
+def _values(results: list[Result]) -> list[dict[str, object]]:
+    """The results for --json."""
+    return [
+        {
+            "dtype": r.dtype,
+            "times_ms": {name: {"median": t.median, "minimum": t.minimum} for name, t in r.times.items()},
+            "times_faster_than_eager": r.speedup,
+            "peak_bytes": {name: {"first": first, "second": second} for name, (first, second) in r.peak.items()},
+            "errors": r.comparison,
+            "top5": {verdict: r.count(verdict) for verdict in ("same", "tie", "different")},
+        }
+        for r in results
+    ]
 
 
 def _notes(loaded: "Loaded", named: bool, run: _Run) -> list[str]:
-    """What the reader must know to judge the figures."""
+    """How the figures were measured, a few sentences per topic."""
     from convnext_kernels.bench.numerics import RULE, TOP5_RULE
     from convnext_kernels.bench.timing import WARMUP, glibc
     from convnext_kernels.cli import memory
 
     times = (
-        f"Times: median (minimum) of {run.repeats} forward passes of {run.batch} images each, called in turn in one "
-        f"process after {WARMUP} for warm-up; channels_last for both."
+        f"Times: median (minimum) of {run.repeats} forward passes of {run.batch} images each, after at least {WARMUP} "
+        "warm-up passes. Eager and accelerated alternate in one process, both in channels_last."
     )
     if run.device == "cpu" and glibc() is not None:
         times += (
-            " Freed memory stays in the process meanwhile, so that page faults of large temporaries, which hit eager"
-            " hardest, are not counted."
+            " Freed memory stays in the process, so that page faults of large temporaries are not counted: these would"
+            " slow eager down most."
         )
     size = run.x.shape[-1]
     return [
-        f"Weights: {loaded.weights}." + (loaded.about_classes if named else ""),
-        f"Images: {len(run.x)}, each cropped in the middle and resized to {size}x{size}.",
+        f"Weights: {loaded.weights}.{loaded.about if named or loaded.classes is None else ''}",
+        f"Images: {len(run.x)}, each cropped to a square at the centre and resized to {size}x{size}.",
         times,
         memory.METHOD[run.device],
         RULE,
@@ -228,25 +215,19 @@ def _notes(loaded: "Loaded", named: bool, run: _Run) -> list[str]:
 
 @click.command("demo")
 @click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path(path_type=Path))
-@click.option(
-    "--model",
-    "model_name",
-    default="torchvision/convnext_tiny",
-    show_default=True,
-    help="A model of torchvision or timm; torchvision/ or timm/ before the name chooses.",
-)
-@click.option("--weights", type=click.Path(path_type=Path), help="A state dict: .pth (tensors only) or .safetensors.")
-@click.option("--pretrained", is_flag=True, help="Let the library download its own weights.")
+@options.model
+@click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", help="State dict, .pth or .safetensors.")
+@click.option("--pretrained", is_flag=True, help="Download the weights of torchvision or timm.")
 @click.option(
     "--images",
     multiple=True,
     type=click.Path(path_type=Path),
-    metavar="PATH...",
-    help="Image files or folders.  [default: photographs that scikit-learn and scikit-image ship]",
+    metavar="PATH",
+    help="Image or folder; else 8 photographs are used.",
 )
-@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images a forward pass.")
-@click.option("--size", type=click.IntRange(min=32), default=224, show_default=True, help="Side of the input.")
-@click.option("--repeats", type=click.IntRange(min=1), default=20, show_default=True, help="Timed calls of each.")
+@click.option("--batch", type=click.IntRange(min=1), metavar="N", default=8, help="Images per forward pass.")
+@click.option("--size", type=click.IntRange(min=32), metavar="N", default=224, help="Image height and width.")
+@click.option("--repeats", type=click.IntRange(min=1), metavar="N", default=20, help="Timed forward passes.")
 @options.dtypes
 @options.threads
 @options.backend
@@ -255,10 +236,11 @@ def _notes(loaded: "Loaded", named: bool, run: _Run) -> list[str]:
     "--report",
     type=click.Path(path_type=Path),
     default=Path("convnext-kernels-report/demo.html"),
-    show_default=True,
-    help="The HTML report.",
+    metavar="FILE",
+    help="HTML report.",
 )
 @click.option("--no-report", is_flag=True, help="Write no report.")
+@options.as_json
 def command(
     paths: tuple[Path, ...],
     model_name: str,
@@ -274,14 +256,14 @@ def command(
     device: str,
     report: Path,
     no_report: bool,
+    as_json: bool,
 ) -> None:
-    """Run a model on photographs, eager and accelerated, and compare logits, top 5, time and memory.
+    """Compare a model, eager and accelerated, on photographs.
 
-    Prints a table and writes an HTML report. Fails where the logits or the best five classes differ by more
-    than the dtype explains. PATHs are images or folders, as with --images.
+    Fails if the results differ by more than rounding. PATH: as for --images.
     """
     if weights is not None and pretrained:
-        raise click.UsageError("--weights and --pretrained exclude each other")
+        raise click.UsageError("--weights and --pretrained cannot be used together")
     if not no_report:
         options.need("jinja2", "the report")
         options.need("matplotlib", "the report")
@@ -299,7 +281,7 @@ def command(
     chosen = photos.read(images + paths, size) if images or paths else photos.shipped(size)
     loaded = load.load(model_name, weights, pretrained)
     if not acceleration_report(loaded.model).rows:
-        raise click.ClickException(f"--model {loaded.name}: no ConvNeXt block in it, nothing to accelerate")
+        raise click.ClickException(f"--model {loaded.name}: it has no ConvNeXt block, nothing to accelerate")
     x = photos.normalise(torch.stack([photo.pixels for photo in chosen]), *loaded.mean_std)
     run = _Run(loaded.model, x, batch, repeats, backend, device)
     with options.thread_count(threads):
@@ -307,17 +289,22 @@ def command(
         acceleration = acceleration_report(run.build(dtypes[0], "accelerated"))
         if not acceleration.replaced:
             reasons = "; ".join(dict.fromkeys(row.reason for row in acceleration.rows))
-            raise click.ClickException(f"--model {loaded.name}: nothing could be replaced: {reasons}")
+            raise click.ClickException(f"--model {loaded.name}: no module could be replaced: {reasons}")
         results = run.measure(tuple(dict.fromkeys(dtypes)))
 
     classes = loaded.classes if results[0].outputs == len(loaded.classes or ()) else None
-    title = f"{loaded.name}, batch {batch}, {size}x{size}, {device}"
+    title = f"{loaded.name}, batch {batch}, {size}x{size}, {device}, weights: {loaded.weights}"
     notes = _notes(loaded, classes is not None, run)
-    _print(results, title, [f"Replaced: {acceleration.replaced} of {len(acceleration.rows)} modules.", *notes])
     failures = [failure for result in results for failure in result.failures(chosen)]
+    if as_json:
+        head = {"model": loaded.name, "weights": loaded.weights, "batch": batch, "size": size, "repeats": repeats}
+        head |= {"device": device, "backend": backend, "photographs": [photo.name for photo in chosen]}
+        head |= {"modules": len(acceleration.rows), "replaced": acceleration.replaced}
+        rest = {"results": _values(results), "failures": failures, "method": notes, "machine": machine}
+        options.print_json(head | rest)
+    else:
+        _print(results, title, acceleration.replaced, failures)
     if not no_report:
-        from convnext_kernels.cli.report import write_demo
-
         write_demo(
             report,
             title=title,
@@ -330,6 +317,6 @@ def command(
             machine=machine,
             failures=failures,
         )
-        click.echo(f"Report: {report}")
+        click.echo(f"Report: {report}", err=as_json)
     if failures:
         raise click.ClickException("; ".join(failures))

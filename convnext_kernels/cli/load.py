@@ -1,4 +1,4 @@
-"""Models for the demo: found in torchvision or timm, with weights from a file, from the library, or random."""
+"""Models of torchvision and timm, with weights from a file, pretrained, or random."""
 
 import difflib
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in fp32 and eval mode, and what belongs to it."""
+    """A model in fp32 and eval mode, with its class names and normalisation."""
 
     model: "nn.Module"
     name: str  # library/name
-    weights: str  # where the weights come from, for the reader
-    classes: Sequence[str] | None  # names, if there are as many outputs: of the weights, or ImageNet-1k for a file
-    about_classes: str = ""
+    weights: str  # origin of the weights, for the reader
+    classes: Sequence[str] | None  # class names: those of the pretrained weights, or of ImageNet-1k for a file
+    about: str = ""  # a sentence about the weights or the class names, after a space
     mean_std: tuple[Sequence[float], Sequence[float]] = IMAGENET_MEAN_STD
 
 
@@ -35,7 +35,7 @@ def _torchvision_names() -> list[str]:
 
 
 def resolve(name: str) -> tuple[str, str]:
-    """Return (library, name) for ``torchvision/NAME``, ``timm/NAME``, or NAME as torchvision, then timm, has it."""
+    """Return (library, name) for ``torchvision/NAME``, ``timm/NAME`` or NAME, which torchvision has or else timm."""
     library, slash, plain = name.partition("/")
     if not slash:
         library, plain = "", name
@@ -81,7 +81,7 @@ def _build(library: str, name: str, pretrained: bool) -> Loaded:
 
 
 def read_weights(file: Path) -> "dict[str, Tensor]":
-    """Read a state dict from .safetensors, or with ``weights_only=True`` from .pth; ClickException otherwise."""
+    """Read a state dict from .safetensors, or from .pth with ``weights_only=True``; ClickException if that fails."""
     from convnext_kernels.models import read_state_dict
 
     if file.suffix == ".safetensors":
@@ -106,12 +106,12 @@ def _load_state(model: "nn.Module", state: "dict[str, Tensor]", file: Path, name
         came, wanted = tuple(state[shapes[0]].shape), tuple(expected[shapes[0]].shape)
         problems.append(f"{len(shapes)} of another shape (first: {shapes[0]}, got {came}, expected {wanted})")
     if problems:
-        raise click.ClickException(f"--weights {file} do not fit {name}: {'; '.join(problems)}")
+        raise click.ClickException(f"--weights {file}: does not fit {name}: {'; '.join(problems)}")
     model.load_state_dict(state)
 
 
 def load(name: str, weights: Path | None, pretrained: bool) -> Loaded:
-    """Build the model `name` with weights from a file, of the library, or random ones; ClickException if it fails."""
+    """Build the model `name` with weights from a file, pretrained, or random; ClickException if that fails."""
     library, plain = resolve(name)
     state = None if weights is None else read_weights(weights)
     try:
@@ -121,13 +121,13 @@ def load(name: str, weights: Path | None, pretrained: bool) -> Loaded:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise click.ClickException(f"--model {library}/{plain}: {what}: {reason:.300}") from error
     if pretrained:
-        return replace(loaded, weights=f"the pretrained ones of {library}")
+        return replace(loaded, weights=f"pretrained, of {library}")
     if state is None:
         from convnext_kernels.bench.workloads import initialise
 
         initialise(loaded.model, SEED)
-        how = f"random (seed {SEED}), drawn so that every block contributes; the classes mean nothing"
-        return replace(loaded, weights=how)
+        about = " Every block contributes to the output; the classes have no meaning."
+        return replace(loaded, weights=f"random (seed {SEED})", about=about)
     _load_state(loaded.model, state, weights, loaded.name)
-    about = " Class names assume the order of ImageNet-1k."
-    return replace(loaded, weights=f"file {weights}", classes=_imagenet_names(), about_classes=about)
+    about = " The class names assume the order of ImageNet-1k."
+    return replace(loaded, weights=f"file {weights}", classes=_imagenet_names(), about=about)

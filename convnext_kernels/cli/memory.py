@@ -10,16 +10,16 @@ from convnext_kernels.bench.timing import glibc
 from convnext_kernels.cli.options import need
 
 INTERVAL = 1e-3  # seconds between two samples of the resident set
-RUNS = 3  # what the allocator does with freed blocks makes single runs differ by up to a third
+RUNS = 3  # single runs differ by up to a third, because the allocator reuses freed blocks differently
 
 METHOD = {
     "cpu": "Peak memory: growth of the process's resident set, sampled every millisecond, during the first and the "
-    "second forward pass of a fresh model; medians of three models. Code and libraries were loaded before by a pass "
-    "of a copy, and freed memory was handed back. The first pass counts the weights that a backend packs for itself "
-    "and keeps; the model's own weights are never counted.",
-    "cuda": "Peak memory: growth of what PyTorch's CUDA allocator holds for tensors, during the first and the second "
-    "forward pass of a fresh model; medians of three models. The first pass counts the weights that a backend packs "
-    "for itself and keeps; the model's own weights are never counted.",
+    "second forward pass of a new model; medians of three models. A pass of a copy loads code and libraries first, and "
+    "freed memory is returned to the system. The first pass includes the weights that a backend packs and keeps. The "
+    "model's own weights are never included.",
+    "cuda": "Peak memory: growth of the memory that PyTorch's CUDA allocator holds for tensors, during the first and "
+    "the second forward pass of a new model; medians of three models. The first pass includes the weights that a "
+    "backend packs and keeps. The model's own weights are never included.",
 }
 
 
@@ -57,7 +57,7 @@ def _cuda_growth(function: Callable[[], object]) -> int:
 
 
 def peak_growth(build: Callable[[], Callable[[object], object]], x: object, device: str) -> tuple[int, int]:
-    """Bytes by which memory grows at most during the first and the second pass of ``build()`` on `x`; see METHOD."""
+    """Peak growth of memory in bytes during the first and the second pass of ``build()`` on `x`; see METHOD."""
     import torch
 
     measure = _cuda_growth if device == "cuda" else _resident_growth

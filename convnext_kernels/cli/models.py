@@ -1,20 +1,21 @@
-"""``convnext-kernels models``: the family, counted, beside the papers' figures."""
+"""``convnext-kernels models``: parameters and FLOPs of the models, counted and as published."""
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
+from convnext_kernels.cli import options
+
 if TYPE_CHECKING:
     from convnext_kernels.models.published import Model
 
-SHARE = 0.01  # of a printed figure that ours may differ by, if it does not round to it
+SHARE = 0.01  # allowed difference from the published figure, unless ours rounds to it
 
 
 @dataclass(frozen=True)
 class Row:
-    """A model at a size of images."""
+    """A model at one image size."""
 
     published: "Model"
     depths: tuple[int, ...]
@@ -24,22 +25,28 @@ class Row:
 
     @property
     def met(self) -> bool:
-        """Whether both figures are the published ones."""
+        """Whether both figures agree with the published ones."""
         p = self.published
         return p.parameters.met_by(self.parameters, SHARE) and p.gflops.met_by(self.gflops, SHARE)
 
 
+def _names() -> list[str]:
+    from convnext_kernels.models import list_models
+
+    return list_models()
+
+
 def rows(names: tuple[str, ...]) -> list[Row]:
-    """Count the models called `names`, all without; ClickException for an unknown name, with the near ones."""
+    """Count the models `names`, or all without names; ClickException suggests names for an unknown one."""
     import torch
 
-    from convnext_kernels.models import create_model, list_models, published
+    from convnext_kernels.models import create_model, published
     from convnext_kernels.models.convnext import near
     from convnext_kernels.models.counting import count
 
     for name in names:
-        if name not in list_models():
-            raise click.ClickException(f"unknown model {name!r}; {near(name, list_models())}")
+        if name not in _names():
+            raise click.ClickException(f"NAMES: unknown model {name!r}; {near(name, _names())}")
     found = []
     for row in published.models():
         if names and row.name not in names:
@@ -52,10 +59,13 @@ def rows(names: tuple[str, ...]) -> list[Row]:
 
 
 @click.command("models")
-@click.argument("names", nargs=-1)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.argument("names", nargs=-1, shell_complete=options.complete(_names))
+@options.as_json
 def command(names: tuple[str, ...], as_json: bool) -> None:
-    """Count parameters and multiply-adds of the models (all, or NAMES) and show them beside the papers' figures."""
+    """Count parameters and multiply-adds of the models NAMES (default: all).
+
+    The table shows them beside the figures that the papers publish.
+    """
     found = rows(names)
     if as_json:
         values = [
@@ -70,17 +80,16 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
             }
             for row in found
         ]
-        click.echo(json.dumps(values, indent=2))
+        options.print_json(values)
         return
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="The ConvNeXt family: printed in the papers, and counted here (multiply-adds of one image)")
+    table = Table(title="The ConvNeXt models: published in the papers, and counted here (multiply-adds per image)")
     for name in ("model", "size", "depths", "dims"):
         table.add_column(name, overflow="fold")
     for name in ("M params", "counted", "GFLOPs", "counted", "top-1 %"):
         table.add_column(name, justify="right")
-    table.add_column("met")
+    table.add_column("agrees")
     for row in found:
         p = row.published
         table.add_row(
@@ -88,11 +97,7 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
             *(p.parameters.text, f"{row.parameters:.2f}", p.gflops.text, f"{row.gflops:.3f}"),
             *(p.top1.text if p.top1 else "-", "[green]yes" if row.met else "[red]no"),
         )
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 130)  # of a file or a pipe nobody knows the width
-    console.print(table, highlight=False)
+    console = options.console(130)
+    console.print(table)
     met = sum(row.met for row in found)
-    console.print(
-        f"{met} of {len(found)} rows within {SHARE:.0%} of the printed figures, or rounding to them", highlight=False
-    )
+    console.print(f"{met} of {len(found)} rows are within {SHARE:.0%} of the published figures, or round to them")

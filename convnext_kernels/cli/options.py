@@ -1,10 +1,13 @@
-"""Options that several commands share, and the checks of what they hold."""
+"""Options, checks and output that several commands share."""
 
+import dataclasses
 import errno
 import importlib
+import json
+import math
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +17,26 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+AUTO_DEVICE = "[default: cuda if PyTorch can use it, else cpu]"
+
+
+def complete(names: Callable[[], Iterable[str]]) -> Callable[..., list[str]]:
+    """A `shell_complete` function that offers the names that start with the typed text."""
+    return lambda ctx, param, incomplete: [name for name in names() if name.startswith(incomplete)]
+
+
+def _backend_names() -> tuple[str, ...]:
+    from convnext_kernels.backends import NAMES
+
+    return ("auto", *NAMES)
+
+
+def _model_names() -> list[str]:
+    """The names of the papers' models that torchvision or timm has: listing those two takes seconds."""
+    from convnext_kernels.models import list_models
+
+    return [name for name in list_models() if "isotropic" not in name]
+
 
 dtypes = click.option(
     "--dtype",
@@ -21,20 +44,65 @@ dtypes = click.option(
     type=click.Choice(list(DTYPES)),
     multiple=True,
     default=("fp32", "bf16"),
-    show_default=True,
-    help="Element type; may be repeated.",
+    help="Data type, can be repeated.",
 )
-threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads of PyTorch.  [default: PyTorch's]")
-backend = click.option("--backend", default="auto", show_default=True, help="A backend listed by `info`, or auto.")
-device = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+threads = click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of PyTorch.")
+backend = click.option(
+    "--backend",
+    default="auto",
+    metavar="NAME",
+    shell_complete=complete(_backend_names),
+    help="Backend, see `info`.",
+)
+device = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
+auto_device = click.option("--device", type=click.Choice(["cpu", "cuda"]), help=AUTO_DEVICE)
+model = click.option(
+    "--model",
+    "model_name",
+    default="convnext_tiny",
+    metavar="NAME",
+    shell_complete=complete(_model_names),
+    help="In torchvision or timm.",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
+
+
+def plain(value: object) -> object:
+    """Turn dataclasses and tuples into what JSON has, and NaN and infinity, which it does not have, into None."""
+    if dataclasses.is_dataclass(value):
+        value = dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {name: plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_json(value: object) -> None:
+    """Print `value` as one JSON document."""
+    click.echo(json.dumps(plain(value), indent=2))
+
+
+def warn(lines: Iterable[str]) -> None:
+    """Print warnings on stderr, for --json."""
+    for line in lines:
+        click.echo(f"warning: {line}", err=True)
+
+
+def console(width: int = 0) -> Console:
+    """Return a console on stdout with at least `width` columns if stdout is a file or a pipe."""
+    found = Console(highlight=False)
+    if not found.is_terminal:
+        found.width = max(found.width, width)
+    return found
 
 
 def need(module: str, purpose: str, extra: str = "demo") -> ModuleType:
-    """Import a module of an extra of the package; ClickException with the way to install it when it is missing."""
+    """Import a module of an extra of the package; if it is missing, ClickException says how to install it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0]:  # it is there, but broken: hide nothing
+        if error.name != module.partition(".")[0]:  # installed but broken: show the original error
             raise
         raise click.ClickException(
             f'{purpose} needs {error.name}, which is not installed: pip install "convnext-kernels[{extra}]"'
@@ -50,8 +118,8 @@ def check_backend(name: str) -> None:
         return
     status = list_backends().get(name)
     if status is None:
-        expected = ", ".join((AUTO, *list_backends()))
-        raise click.ClickException(f"--backend: no backend {name!r}, expected one of {expected}")
+        known = ", ".join((AUTO, *list_backends()))
+        raise click.ClickException(f"--backend: unknown backend {name!r}, expected one of {known}")
     if not status.available:
         raise click.ClickException(f"--backend: {name} is not available: {' '.join(status.reason.split())}")
 
@@ -67,7 +135,7 @@ def check_device(name: str) -> None:
 
 
 def device_or_default(name: str | None) -> str:
-    """Return `name` after `check_device`; for None "cuda" where PyTorch can use it, else "cpu"."""
+    """Check `name` and return it; None means "cuda" if PyTorch can use it, else "cpu"."""
     from convnext_kernels.environment import gpus
 
     if name is None:
@@ -77,7 +145,7 @@ def device_or_default(name: str | None) -> str:
 
 
 def check_writable(file: Path, option: str) -> None:
-    """Create the folder of `file` and raise ClickException if the file cannot be written there."""
+    """Create the folder of `file`; ClickException if the file cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.is_dir():
@@ -89,7 +157,7 @@ def check_writable(file: Path, option: str) -> None:
 
 @contextmanager
 def thread_count(count: int | None) -> Iterator[None]:
-    """Let PyTorch use `count` CPU threads inside (None: as it is)."""
+    """Let PyTorch use `count` CPU threads inside the context; None changes nothing."""
     import torch
 
     before = torch.get_num_threads()
@@ -104,12 +172,12 @@ def thread_count(count: int | None) -> Iterator[None]:
 
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Callable[[str, int], None]]:
-    """Show a bar with the remaining time if stderr is a terminal; yields ``advance(what_is_done_now, steps)``."""
+    """Show a bar with the remaining time if stderr is a terminal; yields ``advance(current_step, steps_done)``."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     remaining = (TextColumn("remaining"), TimeRemainingColumn())
-    # The stream of now: peers are muted by redirecting sys.stderr, and the bar must stay.
-    console = Console(file=sys.stderr)
-    disable = not console.is_terminal
-    with Progress(*columns, *remaining, console=console, transient=True, disable=disable) as progress:
+    # sys.stderr as it is now: it is redirected later to silence peers, and the bar must stay visible.
+    stderr = Console(file=sys.stderr)
+    disable = not stderr.is_terminal
+    with Progress(*columns, *remaining, console=stderr, transient=True, disable=disable) as progress:
         task = progress.add_task(description, total=total)
         yield lambda what, steps: progress.update(task, description=what, advance=steps)

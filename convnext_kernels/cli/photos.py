@@ -1,4 +1,4 @@
-"""Photographs for the demo: the ones that scikit-learn and scikit-image ship, or the user's."""
+"""Photographs for the demo: those in scikit-learn and scikit-image, or the user's."""
 
 import base64
 import io
@@ -23,7 +23,7 @@ IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclass(frozen=True)
 class Photo:
-    """One photograph, cropped to a square in the middle."""
+    """A photograph, cropped to a square at the centre."""
 
     name: str
     pixels: "Tensor"  # (3, size, size) uint8
@@ -43,7 +43,7 @@ def _photo(name: str, image: "Image", size: int) -> Photo:
 
 
 def shipped(size: int) -> list[Photo]:
-    """Eight photographs that come inside the wheels of scikit-learn and scikit-image."""
+    """The eight photographs in the wheels of scikit-learn and scikit-image."""
     datasets = need("sklearn.datasets", "demo")
     data = need("skimage.data", "demo")
     image = need("PIL.Image", "demo")
@@ -70,7 +70,7 @@ def _files(paths: Sequence[Path], extensions: set[str], problems: list[str]) -> 
 
 
 def read(paths: Sequence[Path], size: int) -> list[Photo]:
-    """Read image files, and those in folders; ClickException with one line for each that cannot be read."""
+    """Read image files and the image files in folders; ClickException has a line for each that cannot be read."""
     pil = need("PIL.Image", "demo")
     problems: list[str] = []
     files = _files(paths, set(pil.registered_extensions()), problems)
@@ -84,7 +84,7 @@ def read(paths: Sequence[Path], size: int) -> list[Photo]:
                 with pil.open(file) as image:
                     photos.append(_photo(str(file), image, size))
         except pil.UnidentifiedImageError:
-            problems.append(f"{file}: not an image, or of an unknown format")
+            problems.append(f"{file}: not an image, or an unknown format")
         except (OSError, SyntaxError, ValueError, pil.DecompressionBombError, pil.DecompressionBombWarning) as error:
             problems.append(f"{file}: cannot be read: {' '.join(str(error).split())}")
     if problems:
@@ -93,7 +93,7 @@ def read(paths: Sequence[Path], size: int) -> list[Photo]:
 
 
 def normalise(pixels: "Tensor", mean: Sequence[float], std: Sequence[float]) -> "Tensor":
-    """(N, 3, H, W) uint8 -> fp32 as the models expect it."""
+    """Turn (N, 3, H, W) uint8 into the normalised fp32 input of a model."""
     import torch
 
     shape = (1, 3, 1, 1)

@@ -1,20 +1,53 @@
-"""The HTML report of the demo: one file that needs nothing else."""
+"""The results of the demo, and their HTML report, a single file."""
 
 import datetime
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convnext_kernels.bench.charts import COLOURS, INK, svg, templates
+from convnext_kernels.bench.charts import COLOURS, INK, speedup, svg, templates
 
 if TYPE_CHECKING:
-    from convnext_kernels.cli.demo import Result
+    from convnext_kernels.bench.numerics import Comparison, Top5
+    from convnext_kernels.bench.timing import Times
     from convnext_kernels.cli.photos import Photo
 
 
+@dataclass(frozen=True)
+class Result:
+    """The results in one dtype."""
+
+    dtype: str
+    comparison: "Comparison"
+    top5: "list[Top5]"  # one per photograph
+    times: "dict[str, Times]"
+    peak: dict[str, tuple[int, int]]  # bytes, in the first pass and in a later one
+    outputs: int  # logits per image
+
+    @property
+    def speedup(self) -> float:
+        """Median time of eager over the median time of accelerated."""
+        return self.times["eager"].median / self.times["accelerated"].median
+
+    def count(self, verdict: str) -> int:
+        """Number of photographs whose top 5 classes have this verdict."""
+        return sum(top5.verdict == verdict for top5 in self.top5)
+
+    def failures(self, photos: "list[Photo]") -> list[str]:
+        """A line for each rule of `numerics` that is broken."""
+        found = []
+        if self.comparison.reason:
+            found.append(f"{self.dtype}: {self.comparison.reason}")
+        different = [p.name for p, top5 in zip(photos, self.top5, strict=True) if top5.verdict == "different"]
+        if different:
+            found.append(f"{self.dtype}: the top 5 classes differ on {', '.join(different)}")
+        return found
+
+
 def _bars(title: str, dtypes: list[str], values: dict[str, list[float]], style: str, limit: float | None = None) -> str:
-    """Horizontal bars: a group for each dtype, a colour for each name, the value at the end, a line at `limit`."""
+    """Horizontal bars with their values: a group for each dtype, a colour for each name, a line at `limit`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.4, 1.2 + 0.75 * len(dtypes)), layout="constrained")
@@ -39,8 +72,8 @@ def _bars(title: str, dtypes: list[str], values: dict[str, list[float]], style: 
     return svg(figure)
 
 
-def _charts(results: "list[Result]") -> list[tuple[str, str]]:
-    """(what it shows, svg) of each chart."""
+def _charts(results: list[Result]) -> list[tuple[str, str]]:
+    """Return (title, svg) of each chart."""
     dtypes = [result.dtype for result in results]
     names = list(COLOURS)
     times = {name: [result.times[name].median for result in results] for name in names}
@@ -50,9 +83,9 @@ def _charts(results: "list[Result]") -> list[tuple[str, str]]:
         for name in names
     }
     return [
-        ("Time", _bars("Milliseconds a forward pass, median", dtypes, times, "{:.1f}")),
+        ("Time", _bars("Milliseconds per forward pass, median", dtypes, times, "{:.1f}")),
         ("Memory", _bars("Peak memory of the first forward pass, MiB", dtypes, memory, "{:.0f}")),
-        ("Error", _bars("Error against fp64, % of the allowed one", dtypes, errors, "{:.0f} %", limit=100)),
+        ("Error", _bars("Error against fp64, % of the allowed error", dtypes, errors, "{:.0f} %", limit=100)),
     ]
 
 
@@ -60,8 +93,8 @@ def _best(best: list[tuple[int, float]], classes: Sequence[str] | None) -> list[
     return [(classes[index] if classes else f"class {index}", f"{chance:.1%}") for index, chance in best]
 
 
-def _cards(photos: "list[Photo]", results: "list[Result]", classes: Sequence[str] | None) -> list[dict[str, object]]:
-    """For each photograph its thumbnail and, for each dtype, the best five of both models side by side."""
+def _cards(photos: "list[Photo]", results: list[Result], classes: Sequence[str] | None) -> list[dict[str, object]]:
+    """For each photograph its thumbnail and, for each dtype, the top 5 classes of both models side by side."""
     return [
         {
             "photo": photo,
@@ -91,7 +124,7 @@ def write_demo(
     notes: list[str],
     classes: Sequence[str] | None,
     photos: "list[Photo]",
-    results: "list[Result]",
+    results: list[Result],
     rows: list[tuple[str, list[str]]],
     acceleration: str,
     machine: dict[str, object],
@@ -108,6 +141,7 @@ def write_demo(
             date=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
             notes=notes,
             results=results,
+            speedup=speedup,
             rows=rows,
             charts=_charts(results),
             cards=_cards(photos, results, classes),

@@ -1,4 +1,4 @@
-"""``convnext-kernels verify``: every kernel against fp64 on this machine, then the benchmark."""
+"""``convnext-kernels verify``: every kernel of this machine against fp64, then the benchmark."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,22 +15,19 @@ REPORT = Path("convnext-kernels-report/verify")
 
 
 def _gpu_kernels_not_run(device: str) -> list[str]:
-    """Lines that say which kernels this machine cannot run."""
+    """A line that says which kernels are not run, and why."""
     from convnext_kernels.environment import gpus
 
-    lines = []
     found, reason = gpus()
     if not found:
-        lines.append(f"no kernel was run on a GPU: {reason}")
-    elif device == "cpu":
-        lines.append("no kernel was run on a GPU: --device cpu was asked for")
-    else:
-        lines.append("no kernel was run on the CPU: `convnext-kernels verify --device cpu` does that")
-    return lines
+        return [f"no kernel was run on a GPU: {reason}"]
+    if device == "cpu":
+        return ["no kernel was run on a GPU, because of --device cpu"]
+    return ["no kernel was run on the CPU: `convnext-kernels verify --device cpu` does that"]
 
 
 def check(run: "Run", folder: Path | None) -> None:
-    """Add the numerics of every kernel to `run`, and what could not be run; saved when done or interrupted."""
+    """Check every kernel and add the results to `run`, which is saved at the end or when interrupted."""
     from convnext_kernels.bench import checks
     from convnext_kernels.bench.results import save
 
@@ -47,21 +44,20 @@ def check(run: "Run", folder: Path | None) -> None:
 
 
 def bad(checks: "list[Check]") -> "list[Check]":
-    """The checks that say a kernel is broken."""
+    """The checks that show a broken kernel."""
     from convnext_kernels.bench.results import FAILED, WRONG
 
     return [c for c in checks if c.status in (WRONG, FAILED)]
 
 
 def show(run: "Run") -> None:
-    """Print a table of numerics by op and backend, and what could not be run."""
-    from rich.console import Console
+    """Print a table of the checks by op and backend, and what could not be run."""
     from rich.text import Text
 
     from convnext_kernels.bench import terminal
 
-    console = Console()
-    console.print(terminal.numerics(run), highlight=False)
+    console = options.console()
+    console.print(terminal.numerics(run))
     for c in bad(run.checks)[:20]:
         console.print(Text(f"{c.op} {c.what} {c.dtype} on {c.backend}: {c.status}: {c.reason}", "red"))
     for line in run.not_run:
@@ -69,25 +65,20 @@ def show(run: "Run") -> None:
 
 
 @click.command("verify")
-@click.option("--quick", "mode", flag_value=QUICK, help="The quick benchmark.")
-@click.option("--full", "mode", flag_value=FULL, help="The full benchmark.")
-@click.option("--no-bench", is_flag=True, help="Numerics only.")
+@click.option("--quick", "mode", flag_value=QUICK, help="Run the quick benchmark.")
+@click.option("--full", "mode", flag_value=FULL, help="Run the full benchmark.")
+@click.option("--no-bench", is_flag=True, help="Run no benchmark.")
 @options.threads
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="[default: cuda where PyTorch can use it, else cpu]")
-@click.option(
-    "--report",
-    "folder",
-    type=click.Path(path_type=Path),
-    default=REPORT,
-    show_default=True,
-    metavar="DIR",
-    help="Folder for report.html and results.json.",
-)
-def command(mode: str | None, no_bench: bool, threads: int | None, device: str | None, folder: Path) -> None:
-    """Check every kernel of every backend against fp64 on this machine, then run the benchmark.
+@options.auto_device
+@bench.report_option(REPORT)
+@options.as_json
+def command(
+    mode: str | None, no_bench: bool, threads: int | None, device: str | None, folder: Path, as_json: bool
+) -> None:
+    """Check every kernel of every backend on this machine against fp64, then run the benchmark.
 
-    Writes results.json, to be sent or kept, and report.html. Says what could not be run here, such as the GPU
-    kernels on a machine without a GPU. Fails if a kernel is wrong.
+    Writes results.json, to keep or to send, and report.html. Says what could not be run here, for example GPU kernels
+    on a machine without a GPU. Fails if a kernel is wrong.
     """
     device = options.device_or_default(device)
     bench.check_folder(folder)
@@ -98,14 +89,15 @@ def command(mode: str | None, no_bench: bool, threads: int | None, device: str |
         run = bench.start(device, mode or STANDARD)
         try:
             check(run, folder)
-            show(run)
+            if not as_json:
+                show(run)
             bench.measure(run, [] if no_bench else select(run.mode, (), device), folder)
         except KeyboardInterrupt:
-            bench.finish(run, folder)
+            bench.finish(run, folder, as_json)
             raise
-        bench.finish(run, folder)
+        bench.finish(run, folder, as_json)
     broken = bad(run.checks)
     if broken:
         raise click.ClickException(f"{len(broken)} of {len(run.checks)} numerical checks failed: {broken[0].reason}")
     verified = sum(c.error is not None for c in run.checks)
-    click.echo(f"{verified} numerical checks passed on {device}.")
+    click.echo(f"{verified} numerical checks passed on {device}.", err=as_json)

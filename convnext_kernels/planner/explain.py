@@ -4,7 +4,7 @@ Every figure comes from the cost model (`tuning.cost`) and from counting; nothin
 
 - ours: the launches of the plans that the backend chooses;
 - eager: PyTorch op by op, by the same cost model, with ideal kernels: a lower bound of eager's time;
-- floor: one dwconv kernel and one mlp kernel per block (in training also two kernels for the gradients of dwconv and
+- limit: one dwconv kernel and one mlp kernel per block (in training also two kernels for the gradients of dwconv and
   one for those of mlp) at the GPU's peak rates: a lower bound of the time of these kernels, without their launches.
 
 The layers that this package does not replace (stem, head) have the same figures in all columns.
@@ -84,7 +84,7 @@ class Row:
     plan: tuple[str, ...]  # "step: configuration", or the step if there is only one configuration
     ours: Cost
     eager: Cost
-    floor: Cost
+    limit: Cost
 
 
 class _Recorder(TorchDispatchMode):
@@ -183,7 +183,7 @@ def _eager(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu) -> list[Wor
     return forward + backward if training else forward
 
 
-def _floor(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu) -> Cost:
+def _limit(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu) -> Cost:
     """The cost at peak rates if the two kernels move every byte once."""
     n, c, h, w = call.shape
     pixels = n * h * w
@@ -242,9 +242,9 @@ def explain(recording: Recording, dtype: torch.dtype, training: bool, gpu: Gpu) 
         steps = _ours(call, dtype, training, gpu)
         ours = total((work for _, candidate in steps for work in candidate.launches), gpu)
         eager = total(_eager(call, dtype, training, gpu), gpu)
-        floor = _floor(call, dtype, training, gpu)
+        limit = _limit(call, dtype, training, gpu)
         plan = tuple(step if step == c.name else f"{step}: {c.name}" for step, c in steps)
-        rows.append(Row(str(call), count, plan, ours * count, eager * count, floor * count))
+        rows.append(Row(str(call), count, plan, ours * count, eager * count, limit * count))
     # In training each matmul has two more for its gradients, each with about as many bytes.
     works = [_work(elements * dtype.itemsize, flops, dtype) for elements, flops in recording.others]
     others = total(works, gpu) * (3 if training else 1)

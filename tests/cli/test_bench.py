@@ -28,7 +28,7 @@ def test_tables_report_and_json(run, tmp_path):
     result = run("bench", *ONE, "--report", folder)
     assert result.exit_code == 0, result.output
     assert "layernorm, forward" in result.stdout
-    assert re.search(r"C384 14x14 b1 fp32 .* \d\.\d\dx", result.stdout)
+    assert re.search(r"C384 14x14 b1 fp32 .* (\d\.\d\dx (faster|slower)|as fast)", result.stdout)
     assert "…" not in result.stdout  # nothing is cut off at 80 columns
     assert "<html" in (folder / "report.html").read_text()
     found = results.load(folder / "results.json")
@@ -39,11 +39,15 @@ def test_tables_report_and_json(run, tmp_path):
     assert list(folder.glob("*.png"))
 
 
-def test_no_report_writes_nothing(run, tmp_path, monkeypatch):
+def test_json_is_a_result_file(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = run("bench", *ONE, "--no-report")
+    result = run("bench", *ONE, "--no-report", "--json")
     assert result.exit_code == 0, result.output
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "results.json").write_text(result.stdout)
+    found = results.load(tmp_path / "results.json")
+    assert {r.case for r in found.records} == {"layernorm/C384-14x14-b1-fp32-forward"}
+    assert all(line.startswith("warning: ") for line in result.stderr.splitlines())
 
 
 def test_wrong_numbers_get_no_speed_and_fail(run, tmp_path, monkeypatch):
@@ -51,8 +55,8 @@ def test_wrong_numbers_get_no_speed_and_fail(run, tmp_path, monkeypatch):
     monkeypatch.setattr(ck.LayerNorm2d, "forward", lambda self, x: forward(self, x) * 1.01)
     result = run("bench", *ONE, "--report", tmp_path)
     assert result.exit_code == 1
-    assert "gave no speed in 1 of 1 cases" in result.stderr
-    assert "refused, wrong numbers" in result.stdout
+    assert "convnext_kernels is wrong or failed in 1 of 1 cases" in result.stderr
+    assert "wrong results, not timed" in " ".join(result.stdout.split())
     assert not re.search(r"\d\.\d\dx", result.stdout)
     found = results.load(tmp_path / "results.json").cases().popitem()[1]
     assert found[OURS].status == WRONG
@@ -66,6 +70,7 @@ def test_list(run):
     assert result.stdout.split() == [
         f"dwconv/K31-{at}-b8-bf16-forward" for at in ("C96-56x56", "C192-28x28", "C384-14x14", "C768-7x7")
     ]
+    assert json.loads(run("bench", "--list", "--only", "dwconv/K31*b8-bf16*", "--json").stdout) == result.stdout.split()
 
 
 def test_bad_options(fails, tmp_path):

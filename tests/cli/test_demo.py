@@ -1,4 +1,5 @@
 import html.parser
+import json
 import re
 import sys
 
@@ -61,10 +62,30 @@ def test_table(shipped_run):
     assert result.exit_code == 0, result.output
     assert "fp32" in result.stdout
     assert "bf16" in result.stdout
-    assert re.search(r"speed-up \(medians\) +\d+\.\d\dx +\d+\.\d\dx", result.stdout)
+    speedup = r" +(\d+\.\d+x (faster|slower)|as fast)"
+    assert re.search(rf"speed-up over eager \(medians\){speedup}{speedup}", result.stdout)
     assert re.search(r"same top 5 +\d of 8", result.stdout)
     assert "random (seed 0)" in " ".join(result.stdout.split())
-    assert f"Report: {report}" in result.stdout.replace("\n", "")
+    speeds, errors, where = result.stdout.splitlines()[-3:]
+    assert re.match(r"Speed: .* (than|as) eager in fp32, .* (than|as) eager in bf16; \d+ modules replaced\.", speeds)
+    assert re.match(r"Errors: within the tolerance, \d+% of the allowed error", errors)
+    assert where == f"Report: {report}"
+
+
+def test_json(run, tmp_path):
+    arguments = ("--dtype", "fp32", "--report", tmp_path / "r.html", "--json")
+    result = run("demo", *SMALL, *arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == f"Report: {tmp_path / 'r.html'}\n"
+    values = json.loads(result.stdout)
+    assert values["model"] == "timm/test_convnext"
+    assert values["failures"] == []
+    (found,) = values["results"]
+    assert found["dtype"] == "fp32"
+    ratio = found["times_ms"]["eager"]["median"] / found["times_ms"]["accelerated"]["median"]
+    assert found["times_faster_than_eager"] == pytest.approx(ratio)
+    assert sum(found["top5"].values()) == len(values["photographs"]) == 8
+    assert found["errors"]["accelerated_error"] <= found["errors"]["allowed"]
 
 
 def test_report_is_complete_and_self_contained(shipped_run):
@@ -177,7 +198,7 @@ def test_wrong_results_fail_and_are_reported(run, tmp_path, monkeypatch):
     result = run("demo", *SMALL, "--report", report)
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
-    for word in ("fp32: logits: ", "bf16: logits: ", " error ", ", allowed ", "best five classes differ on china"):
+    for word in ("fp32: logits: ", "bf16: logits: ", " error ", ", allowed ", "the top 5 classes differ on china"):
         assert word in line
     assert "not equal" in Page(report.read_text(encoding="utf-8")).text
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from click.shell_completion import ShellComplete
 
 from convnext_kernels import cli, environment
 from convnext_kernels.cli import options
@@ -14,9 +15,36 @@ from convnext_kernels.version import __version__
 def test_help_names_every_command(run):
     result = run("--help")
     assert result.exit_code == 0
-    for name, line in cli.COMMANDS.items():
-        assert name in result.output
-        assert line.split()[0] in result.output
+    assert len(result.output.splitlines()) <= 25
+    for name, (example, line) in cli.COMMANDS.items():
+        assert f"  {name} {example} " in result.output
+        assert line in result.output
+    assert run().output == result.output
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_script(run, shell):
+    result = run("completion", shell)
+    assert result.exit_code == 0, result.output
+    assert "_CONVNEXT_KERNELS_COMPLETE" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["pl"], {"plan"}),
+        (["bench", "--thr"], {"--threads"}),
+        (["plan", "--gpu", "H1"], {"H100"}),
+        (["demo", "--model", "convnextv2_a"], {"convnextv2_atto"}),
+        (["demo", "--backend", "e"], {"eager"}),
+        (["models", "convnext_isotropic_s"], {"convnext_isotropic_small"}),
+        (["bench", "--only", "mlp/V1-C96-56x56-b1-fp32"], {"mlp/V1-C96-56x56-b1-fp32-forward"}),
+        (["roadmap", "--step", "layer_n"], {"layer_norm"}),
+    ],
+)
+def test_completion(words, found):
+    complete = ShellComplete(cli.main, {}, "convnext-kernels", "_CONVNEXT_KERNELS_COMPLETE")
+    assert {item.value for item in complete.get_completions(words[:-1], words[-1])} == found
 
 
 def test_version(run):
@@ -30,6 +58,10 @@ def test_help_of_a_command(run, command):
     result = run(command, "--help")
     assert result.exit_code == 0
     assert "Usage:" in result.output
+    lines = result.output.splitlines()
+    assert len(lines) <= 30
+    assert max(map(len, lines)) <= 80
+    assert lines[-1].startswith(f"  Example: convnext-kernels {command} ")
 
 
 HELP = """

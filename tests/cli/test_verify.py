@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 import convnext_kernels as ck
@@ -31,6 +33,14 @@ def test_without_a_gpu_it_says_what_could_not_run(run, tmp_path, monkeypatch):
     html = (tmp_path / "report.html").read_text()
     assert "no kernel was run on a GPU: no driver" in html
     assert "downsample" in html
+
+
+def test_json(run, tmp_path):
+    result = run("verify", "--no-bench", "--report", tmp_path, "--json")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == (tmp_path / "results.json").read_text()
+    assert {check["status"] for check in json.loads(result.stdout)["checks"]} <= {"ok", "unavailable"}
+    assert "numerical checks passed on cpu" in result.stderr
 
 
 def test_a_broken_kernel_fails(run, tmp_path, monkeypatch):

@@ -46,12 +46,12 @@ def test_eager_moves_54_c_bytes_a_pixel(c, size):
 
 
 @pytest.mark.parametrize(("stage", "picoseconds"), list(zip(STAGES, (313, 878, 2948, 10667), strict=True)))
-def test_the_floor_is_that_of_two_kernels(stage, picoseconds):
+def test_the_limit_is_that_of_two_kernels(stage, picoseconds):
     call = block(*stage)
     pixels = 8 * stage[1] ** 2
-    floor = row(call).floor
-    assert floor.seconds / pixels * 1e12 == pytest.approx(picoseconds, rel=0.01)
-    assert floor.bytes == pixels * 10 * stage[0]
+    limit = row(call).limit
+    assert limit.seconds / pixels * 1e12 == pytest.approx(picoseconds, rel=0.01)
+    assert limit.bytes == pixels * 10 * stage[0]
 
 
 CALLS = [
@@ -67,19 +67,19 @@ CALLS = [
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("call", CALLS, ids=str)
-def test_every_op_has_a_plan_no_faster_than_the_floor(call, training, gpu):
+def test_every_op_has_a_plan_no_faster_than_the_limit(call, training, gpu):
     found = row(call, training, gpu)
     assert found.plan
     assert found.ours.launches >= 1
-    assert found.ours.seconds >= found.floor.seconds
-    assert found.eager.seconds >= found.floor.seconds
+    assert found.ours.seconds >= found.limit.seconds
+    assert found.eager.seconds >= found.limit.seconds
 
 
 @pytest.mark.parametrize("call", CALLS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_gradients_come_on_top(call, dtype):
     forward, both = row(call, False, dtype=dtype), row(call, True, dtype=dtype)
-    for which in ("ours", "eager", "floor"):
+    for which in ("ours", "eager", "limit"):
         assert getattr(both, which).seconds > getattr(forward, which).seconds
         assert getattr(both, which).bytes > getattr(forward, which).bytes
 
@@ -96,5 +96,5 @@ def test_other_layers_count_alike_in_all_columns():
     recording = explain.Recording(others=[(1000, 2000)])
     (other,) = explain.explain(recording, BF16, False, H100)
     assert other.name == explain.OTHER
-    assert other.ours == other.eager == other.floor
+    assert other.ours == other.eager == other.limit
     assert other.ours.bytes == 2000
