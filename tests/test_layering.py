@@ -31,7 +31,7 @@ PACKAGES = {
         ("spec", "torch_versions", "tuning", "tuning.", "backends.triton.", "backends.gpu."),
         ("torch", "triton", "numpy"),
     ),
-    "tuning": (("spec", "version", "tuning", "tuning."), ("filelock", "platformdirs")),
+    "tuning": (("spec", "version", "tuning", "tuning."), ("filelock",)),
     "planner": (("spec", "torch_versions", "backends", "planner.", "tuning", "tuning.", "version"), ("torch",)),
     "ops": (("spec", "torch_versions", "planner", "ops."), ("torch",)),
     "functional": (("ops", "ops.checks", "ops.registration"), ("torch",)),
