@@ -13,7 +13,7 @@ from torch.utils._pytree import _broadcast_to_and_flatten as broadcast_to_and_fl
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 __all__ = [
-    "KEEPS_STRIDES",
+    "OP_TAGS",
     "TRACED",
     "TorchDispatchMode",
     "broadcast_to_and_flatten",
@@ -33,9 +33,12 @@ TRACED = (FakeTensor, FunctionalTensor)  # torch.export replaces plain tensors b
 suggest_memory_format = torch._prims_common.suggest_memory_format
 transforms_active = torch._C._are_functorch_transforms_active  # whether a transform of `torch.func` is running
 
-# Tags of an op to which inductor must pass tensors with the strides of the traced ones: the saved tensors of a backward op
-# are channels_last. 2.6 makes them contiguous without the tag, versions with the stricter tag need none.
-KEEPS_STRIDES = () if hasattr(torch.Tag, "needs_exact_strides") else (torch.Tag.needs_fixed_stride_order,)
+# Tags of every op. Inductor must pass tensors with the strides of the traced ones: the saved tensors of a backward op are
+# channels_last. Without the second tag 2.6 makes them contiguous; versions that know a stricter tag keep all strides.
+OP_TAGS = (
+    torch.Tag.pt2_compliant_tag,
+    *(() if hasattr(torch.Tag, "needs_exact_strides") else (torch.Tag.needs_fixed_stride_order,)),
+)
 
 # PyTorch 2.9 brought `fp32_precision`. Once that was set, reading `allow_tf32` raises RuntimeError; it shows in
 # `fp32_precision` what was set by either name.

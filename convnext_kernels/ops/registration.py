@@ -52,9 +52,7 @@ def on_device(implementation: Callable) -> Callable:
 
 def define(name: str, arguments: str, result: str, implementation: Callable, fake: Callable) -> None:
     """Define ``convnext_kernels::<name>`` with one implementation for all devices and its fake kernel."""
-    _LIBRARY.define(
-        f"{name}({arguments}) -> {result}", tags=(torch.Tag.pt2_compliant_tag, *torch_versions.KEEPS_STRIDES)
-    )
+    _LIBRARY.define(f"{name}({arguments}) -> {result}", tags=torch_versions.OP_TAGS)
     _LIBRARY.impl(name, on_device(implementation), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
 
