@@ -33,7 +33,7 @@ TRACED = (FakeTensor, FunctionalTensor)  # torch.export replaces plain tensors b
 suggest_memory_format = torch._prims_common.suggest_memory_format
 transforms_active = torch._C._are_functorch_transforms_active  # whether a transform of `torch.func` is running
 
-# Tags of every op. Inductor must pass tensors with the strides of the traced ones: the saved tensors of a backward op are
+# Tags of every op. Inductor must pass tensors with the strides of the traced ones: saved tensors of a backward op are
 # channels_last. Without the second tag 2.6 makes them contiguous; versions that know a stricter tag keep all strides.
 OP_TAGS = (
     torch.Tag.pt2_compliant_tag,
