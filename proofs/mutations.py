@@ -1,6 +1,6 @@
 """Break the code on purpose, one change at a time, and check that the everyday tests fail.
 
-    python proofs/mutations.py [--quick] [--list] [-k TEXT] [--of cuda|cpu|triton|python] [--jobs N] [--json FILE]
+    python proofs/mutations.py [--quick] [--list] [-k REGEX] [--of cuda|cpu|triton|python] [--jobs N] [--json FILE]
 
 A mutant is one plausible mistake: a missing barrier, a wrong mask, bound, stride or eps, a stale cache. Its tests (a
 file and an expression, from pytest's everyday selection) must pass without it and fail with it. Each mutant is built
@@ -51,6 +51,7 @@ FAST = ("-DCMAKE_BUILD_TYPE=Mutant", "-DCMAKE_CXX_FLAGS_MUTANT=-O1")
 BUILDS = {
     "host": (cuda_host.TARGET, *FAST),
     "asan": (cuda_host.TARGET, "-DCMAKE_BUILD_TYPE=Mutant", "-DCNK_SANITIZE=address,undefined"),
+    "ptx": (cuda_host.TARGET, *FAST),  # it hands launches to the emulator
     "avx2": ("_native", *FAST, "-DCNK_CPU_ISAS=avx2"),
     "avx512bf16": ("_native", *FAST, "-DCNK_CPU_ISAS=avx512;avx512bf16"),
 }
@@ -197,7 +198,7 @@ class Workshop:
         paths = (str(self.tree), str(ROOT / "proofs"), os.environ.get("PYTHONPATH"))
         environment = os.environ | {
             # Empty: there are no CUDA kernels, and none are built.
-            cuda_host.VARIABLE: str(extension) if proof in ("host", "asan") else "",
+            cuda_host.VARIABLE: str(extension) if proof in ("host", "asan", "ptx") else "",
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             plugin.VARIABLE: json.dumps(way.gpu),
             "OMP_WAIT_POLICY": "passive",  # waiting threads must not use the core of the other job
@@ -288,7 +289,7 @@ def chosen(subjects: tuple[str, ...], text: str, quick: bool) -> dict[Mutant, st
     return {
         m: subject
         for m, subject in sorted(found.items(), key=lambda item: item[0].file)
-        if (m.quick or not quick) and text in f"{m.name} {m.kind} {m.file} {m.proof}"
+        if (m.quick or not quick) and re.search(text, f"{m.name} {m.kind} {m.file} {m.proof}")
     }
 
 
@@ -358,7 +359,7 @@ class Notes:
 
 @click.command(help=__doc__.splitlines()[0])
 @click.option("--of", "subjects", type=click.Choice(SUBJECTS), multiple=True, help="May be repeated.")
-@click.option("-k", "text", default="", help="Only mutants with this text in their name, kind, file or proof.")
+@click.option("-k", "text", default="", help="A regular expression for name, kind, file, proof.")
 @click.option("--quick", is_flag=True, help="Only a few of each subject.")
 @click.option("--list", "listing", is_flag=True, help="Only list the mutants.")
 @click.option("--jobs", type=click.IntRange(1), default=min(2, os.cpu_count() or 1), show_default=True)

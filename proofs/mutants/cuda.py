@@ -29,14 +29,15 @@ DWCONV, SMALL, LARGE = (
     _dwconv("1x1 or 5x5 or odd or dilated"),
     _dwconv("15x15 or 31x31"),
 )
+# A barrier at the end of a loop, and a plan that is not the usual one, need the tests that force both.
+ORDER_LAYERNORM = ("tests/cuda/test_norms.py", "-k", "thread_order and (layernorm or downsample)")
+ORDER_GRN = ("tests/cuda/test_norms.py", "-k", "thread_order and grn")
+ORDER_FUSED = ("tests/cuda/test_mlp.py", "-k", "thread_order")
 DWCONV_BLOCKS = _parity("dwconv and (n2-c100 or c40-7x5-k7d1-r4)")  # several chunks of channels, and tiles of a block
 LAYERNORM = _parity("(layernorm or downsample) and (c17-7x5-k7d1-r4 or n2-c100 or n1-c24-33x57)")
-WIDE = ("tests/ops/test_layernorm.py", "-k", "cuda")
-DWCONV_GROUPS = LAYERNORM
 GRN = _parity("grn and (c17-7x5-k7d1-r4 or n2-c100 or n1-c24-33x57)")
 CUBLAS = _parity("(mlp or block) and (c384 or drop)")
 FUSED = _parity("mlp and (n2-c100 or n3-c40 or c17-7x5 or c16-13x14-k7d1-r4) and not float32")
-FUSED_FP32 = _parity("mlp and (n2-c100 or n3-c40 or c17-7x5) and float32")
 
 MUTANTS = [
     *_in(
@@ -238,11 +239,11 @@ MUTANTS = [
         ),
         Mutant(
             "mask",
-            "16 bytes are loaded from addresses that are no multiples",
-            "return image.stride_c == 1 && c % wide == 0 && ",
-            "return image.stride_c == 1 && ",
+            "16 bytes are loaded from an address that is no multiple",
+            " && reinterpret_cast<uintptr_t>(image.data) % 16 == 0 &&",
+            " &&",
             proof="asan",
-            tests=SMALL,
+            tests=("tests/ops/test_layouts.py", "-k", "cuda and dwconv and offset"),
         ),
     ),
     *_in(
@@ -367,7 +368,7 @@ MUTANTS = [
         _without(
             "the warps' sums are read before they are there",
             "__syncthreads();\n  const int first = int(threadIdx.x) / lanes",
-            tests=WIDE,
+            tests=ORDER_LAYERNORM,
         ),
         Mutant(
             "bound",
@@ -416,14 +417,17 @@ MUTANTS = [
         _without(
             "the weight is read before it is there",
             "width, weight);\n  __syncthreads();",
+            tests=ORDER_LAYERNORM,
         ),
         _without(
             "sums are read before they are there",
             "__syncthreads();\n  for (int i = int(threadIdx.x); i < c;",
+            tests=ORDER_LAYERNORM,
         ),
         _without(
             "the bias's sums overwrite the weight's",
             "out[i] = sum;\n  }\n  __syncthreads();",
+            tests=ORDER_LAYERNORM,
         ),
         _without(
             "a gradient is read before it is there",
@@ -439,6 +443,7 @@ MUTANTS = [
             "(5 * kNormThreads / kWarpSize + sums)",
             "(5 * kNormThreads / kWarpSize + sums - 1)",
             proof="asan",
+            tests=ORDER_LAYERNORM,
         ),
         Mutant(
             "shared",
@@ -453,12 +458,14 @@ MUTANTS = [
             "inside && q >= 0 ? p.c - first : 0",
             "inside ? p.c - first : 0",
             proof="asan",
+            tests=ORDER_LAYERNORM,
         ),
         Mutant(
             "bound",
             "the last group's sums are forgotten",
             "g < groups; ++g)",
             "g + 1 < groups; ++g)",
+            tests=ORDER_LAYERNORM,
         ),
         Mutant(
             "bound",
@@ -483,7 +490,7 @@ MUTANTS = [
         _without(
             "the next columns' sums overwrite those in use",
             "group * p.a.length + c);\n    }\n    __syncthreads();",
-            tests=DWCONV_GROUPS,
+            tests=ORDER_LAYERNORM,
         ),
         Mutant(
             "shared",
@@ -491,6 +498,7 @@ MUTANTS = [
             "walkers > 1 ? walkers * width",
             "walkers > 1 ? (walkers - 1) * width",
             proof="asan",
+            tests=ORDER_LAYERNORM,
         ),
         Mutant(
             "mask",
@@ -498,6 +506,7 @@ MUTANTS = [
             "if (c >= p.a.length) break;",
             "",
             proof="asan",
+            tests=ORDER_LAYERNORM,
         ),
         Mutant(
             "bound",
@@ -522,6 +531,7 @@ MUTANTS = [
         _without(
             "the next tile's sums overwrite those in use",
             "out[at.tile * p.t.c + at.channel + c] = sum;\n  }\n  __syncthreads();",
+            tests=ORDER_GRN,
         ),
         _without(
             "the block's sums are read before they are there",
@@ -530,10 +540,12 @@ MUTANTS = [
         _without(
             "the next sample's norms overwrite those in use",
             "scale[c] / s, 1.0f);\n    }\n    __syncthreads();",
+            tests=ORDER_GRN,
         ),
         _without(
             "the next sample's gradients overwrite those in use",
             "dweight[c] = dy_x * response;\n    }\n    __syncthreads();",
+            tests=ORDER_GRN,
         ),
         Mutant(
             "shared",
@@ -643,10 +655,11 @@ MUTANTS = [
         ),
         Mutant(
             "mask",
-            "16 bytes are loaded from addresses that are no multiples",
-            "return r.stride_c == 1 && channels % count == 0 && ",
-            "return r.stride_c == 1 && ",
+            "16 bytes are loaded from an address that is no multiple",
+            "% bytes == 0 && is_packed(r.data, r.dtype, count);",
+            "% bytes == 0;",
             proof="asan",
+            tests=("tests/ops/test_layouts.py", "-k", "cuda and (layernorm or grn) and offset"),
         ),
     ),
     *_in(
@@ -655,6 +668,7 @@ MUTANTS = [
         _without(
             "parameters are read before they are there",
             "0, shared.chunk);\n    __syncthreads();",
+            tests=ORDER_FUSED,
         ),
         _without(
             "a chunk is read before it is there",
@@ -739,7 +753,7 @@ MUTANTS = [
     ),
     *_in(
         "mlp_fused_fp32.cu",
-        FUSED_FP32,
+        ORDER_FUSED,
         _without(
             "W1 is read before it is there",
             "__syncthreads();  // W1 has arrived, and no thread reads the W2 before",

@@ -21,6 +21,7 @@ def run(dtypes=("fp32",), names=("eager", "cpu portable")):
     return list(checks.run("cpu", dtypes, contexts))
 
 
+@pytest.mark.extended  # `verify`, which .ci/run runs, does the same
 @pytest.mark.usefixtures("small")
 def test_every_op_on_every_backend_and_instruction_set():
     found = run(("bf16",), names=None)

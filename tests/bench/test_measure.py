@@ -179,7 +179,7 @@ def test_a_step_drops_gradients_and_gives_them_by_name():
         torch.testing.assert_close(gradient, first[name])
 
 
-@pytest.mark.parametrize("direction", ["forward", "training"])
+@pytest.mark.parametrize("direction", ["forward", pytest.param("training", marks=pytest.mark.extended)])
 def test_torch_compile_takes_part(session, direction):
     session.candidates = only(EAGER, "torch.compile")
     records = by_name(session.measure(case(direction)))
@@ -239,6 +239,7 @@ def test_inference_engines_are_not_asked_to_train():
     assert names["forward"] - names["training"] == {"OpenVINO", "ONNX Runtime"}
 
 
+@pytest.mark.extended
 def test_compiled_candidates_stay_compiled(session):
     """Building the second must not throw away what was compiled for the first."""
     session.candidates = only(EAGER, "torch.compile", "torch.compile, max-autotune")

@@ -124,6 +124,7 @@ def test_the_peak_is_that_of_what_ran_since_it_was_reset(script):
     assert 60 * MIB < script.resident("VmHWM") - before < 90 * MIB
 
 
+@pytest.mark.extended
 @needs_linux
 def test_a_step_in_a_process_of_its_own(script):
     found = script.in_a_process("models, min", "bf16", 1, 32, 1, 1)

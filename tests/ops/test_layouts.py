@@ -10,7 +10,7 @@ from tests.tolerance import assert_as_good_as_eager
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 CASES = {
-    "v1": Case("every argument of V1", n=3, c=18, h=8, w=6, k=3, ratio=2),
+    "v1": Case("every argument of V1, channels in whole 16-byte loads", n=3, c=24, h=8, w=6, k=3, ratio=2),
     "v2": Case("every argument of V2", n=3, c=18, h=8, w=6, k=3, ratio=2, variant="v2"),
 }
 
@@ -29,6 +29,11 @@ LAYOUTS = {
         memory_format=torch.channels_last
     )[:, :, 3:-1, 1:-2],
     "with an offset": lambda t: torch.nn.functional.pad(t.flatten(), (3, 0))[3:].view(t.shape),
+    "with an offset, channels_last": lambda t: (
+        torch.nn.functional.pad(t.permute(0, 2, 3, 1).flatten(), (3, 0))[3:]
+        .view(t.shape[0], *t.shape[2:], t.shape[1])
+        .permute(0, 3, 1, 2)
+    ),
     "expanded samples": lambda t: t[:1].expand_as(t),
     "expanded channels": lambda t: t[:, :1].expand_as(t),
     "expanded pixels": lambda t: t[:, :, :1, :1].expand_as(t),

@@ -408,7 +408,7 @@ def test_timm(train, refused, pictures, tmp_path):
     train(pictures, *arguments, "--recipe", "finetune", "--weights", tmp_path / "eleven.pth", output=tmp_path / "c")
     message = refused(pictures, *arguments, *fine, "--model", "convnext_femto", "--output", tmp_path / "d")
     assert "does not fit the model" in message
-    assert "'auto' only" in refused(pictures, *arguments, "--memory", "min")
+    assert "only 'auto'" in refused(pictures, *arguments, "--memory", "min")
     assert "nknown model" in refused(pictures, *arguments, "--model", "convnext_basse")
 
 
