@@ -74,7 +74,7 @@ from importlib.metadata import requires
 for line in requires("torch"):
     if "extra ==" not in line and not line.startswith(("nvidia", "cuda", "triton")):
         print(line.partition(";")[0].strip())
-print(*"numpy pillow pytest pytest-timeout pytest-xdist click rich transformers safetensors".split(), sep="\n")
+print(*"numpy pillow pytest pytest-timeout pytest-xdist click rich transformers<5 safetensors".split(), sep="\n")
 PYTHON
   "$python" -m pip install -q --no-deps timm "$WORK"/versions/*.whl
   lib=$("$python" -c "from importlib.util import find_spec; print(find_spec('torch').submodule_search_locations[0])")/lib

@@ -51,9 +51,6 @@ def test_block(use_grn, memory_format):
     assert len(compilations) == 1, "compiled again for another batch size"
 
 
-# What old versions of PyTorch themselves do: 2.6, then 2.9 to 2.11
-@pytest.mark.filterwarnings("ignore:Skipping serialization of skipfiles_inline_module_allowlist:UserWarning")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @chosen(lambda backend: backend[0] == "cpu")
 def test_block_with_inductor(backend):
     block = randomize_(FusedConvNeXtBlock(8, kernel_size=3, backend=backend))
