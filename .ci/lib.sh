@@ -60,6 +60,34 @@ print("\n".join(r.partition(";")[0].strip() for r in extra))
 PYTHON
 }
 
+# old_torch VENV TORCH TRITON TORCHVISION SUFFIX: an environment with an older PyTorch for the CPU and the wheel in
+# $WORK/versions. PyPI has only builds for CUDA, which are loaded with 2 GB of NVIDIA's libraries. On a machine without a
+# GPU only the CUDA runtime and CUPTI are called (their packages end in SUFFIX); for the others an empty library is enough
+# that has the names. `abort` shows that none is called.
+old_torch() {
+  local python=$1/bin/python lib have name
+  [ -e "$python" ] || python3 -m venv "$1"
+  "$python" -m pip install -q --no-compile --no-deps "torch==$2" "triton==$3" "torchvision==$4" "nvidia-cuda-runtime$5" "nvidia-cuda-cupti$5"
+  "$python" - <<'PYTHON' | xargs -d '\n' "$python" -m pip install -q --no-compile --no-warn-conflicts
+from importlib.metadata import requires
+
+for line in requires("torch"):
+    if "extra ==" not in line and not line.startswith(("nvidia", "cuda", "triton")):
+        print(line.partition(";")[0].strip())
+print(*"numpy pillow pytest pytest-timeout pytest-xdist click rich transformers<5 safetensors".split(), sep="\n")
+PYTHON
+  "$python" -m pip install -q --no-deps timm "$WORK"/versions/*.whl
+  lib=$("$python" -c "from importlib.util import find_spec; print(find_spec('torch').submodule_search_locations[0])")/lib
+  have=$(ls "$lib" "$lib"/../../nvidia/*/lib)
+  nm -D --undefined-only "$lib"/*.so | awk '{print $2}' | sed 's/@.*//' | grep -E '^(cu|nccl|nv)' | sort -u |
+    awk 'BEGIN {print "void abort(void);"} {print "void " $1 "(void) { abort(); }"}' >"$1/absent.c"
+  # libcuda is the driver's: without it PyTorch and Triton say that there is no GPU.
+  readelf -d "$lib"/*.so* | sed -n 's/.*NEEDED.*\[\(.*\)\]/\1/p' | sort -u | grep -E '^lib(cu|nv|nccl)' | grep -v '^libcuda\.so' |
+    while read -r name; do
+      grep -qxF "$name" <<<"$have" || gcc -w -shared -fPIC -fno-builtin -Wl,-soname,"$name" -o "$lib/$name" "$1/absent.c"
+    done
+}
+
 install_doctest() {
   [ -e /usr/include/doctest/doctest.h ] || [ "$(id -u)" != 0 ] ||
     { apt-get update -qq && apt-get install -y -qq doctest-dev >/dev/null; }

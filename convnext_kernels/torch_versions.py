@@ -13,6 +13,7 @@ from torch.utils._pytree import _broadcast_to_and_flatten as broadcast_to_and_fl
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 __all__ = [
+    "OP_TAGS",
     "TRACED",
     "TorchDispatchMode",
     "below_autograd",
@@ -33,6 +34,13 @@ TRACED = (FakeTensor, FunctionalTensor)  # torch.export replaces plain tensors b
 below_autograd = torch._C._AutoDispatchBelowAutograd  # a context in which operators skip autograd
 suggest_memory_format = torch._prims_common.suggest_memory_format
 transforms_active = torch._C._are_functorch_transforms_active  # whether a transform of `torch.func` is running
+
+# Tags of every op. Inductor must pass tensors with the strides of the traced ones: saved tensors of a backward op are
+# channels_last. Without the second tag 2.6 makes them contiguous; versions that know a stricter tag keep all strides.
+OP_TAGS = (
+    torch.Tag.pt2_compliant_tag,
+    *(() if hasattr(torch.Tag, "needs_exact_strides") else (torch.Tag.needs_fixed_stride_order,)),
+)
 
 # PyTorch 2.9 brought `fp32_precision`. Once that was set, reading `allow_tf32` raises RuntimeError; it shows in
 # `fp32_precision` what was set by either name.

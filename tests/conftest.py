@@ -63,8 +63,17 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
+# What older versions of PyTorch warn of in their own code: 2.6 in inductor, 2.9 to 2.11 there and in forward-mode AD.
+OLD_WARNINGS = (
+    "ignore:Skipping serialization of skipfiles_inline_module_allowlist:UserWarning",
+    "ignore:`torch.jit.script(_method)?` is deprecated:DeprecationWarning",
+)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Set the thread order for the whole run, and two threads for each of several workers, so that work is split."""
+    for line in OLD_WARNINGS:
+        config.addinivalue_line("filterwarnings", line)
     if hasattr(config, "workerinput"):
         torch.set_num_threads(2)
     from convnext_kernels.backends.cuda import native

@@ -32,7 +32,7 @@ PACKAGES = {
         ("spec", "calls", "torch_versions", "tuning", "tuning.", "backends.triton.", "backends.gpu."),
         ("torch", "triton", "numpy"),
     ),
-    "tuning": (("spec", "version", "tuning", "tuning."), ("filelock", "platformdirs")),
+    "tuning": (("spec", "version", "tuning", "tuning."), ("filelock",)),
     "planner": (("spec", "torch_versions", "backends", "planner.", "tuning", "tuning.", "version"), ("torch",)),
     "ops": (("spec", "calls", "torch_versions", "planner", "ops."), ("torch",)),
     "functional": (("ops", "ops.checks", "ops.registration"), ("torch",)),

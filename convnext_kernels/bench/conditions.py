@@ -1,14 +1,20 @@
 """Conditions of a measurement: what was done for a fair comparison, and warnings about unreliable figures."""
 
+import datetime
+import importlib.util
 import platform
 import statistics
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from convnext_kernels.bench.timing import glibc, pinned, settle
+
+if TYPE_CHECKING:
+    from convnext_kernels.bench.results import Run
 
 BUSY = 0.1  # share of the machine's CPU time that others may use
 STOLEN = 0.02  # share that the hypervisor may give to other machines
@@ -26,8 +32,11 @@ class Course:
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Count the CPU time of other processes, subprocesses included, inside the context."""
-        import psutil
-
+        try:
+            import psutil
+        except ModuleNotFoundError:  # then `collect` says that the load is unknown
+            yield
+            return
         before, own = psutil.cpu_times(), time.process_time()
         try:
             yield
@@ -93,12 +102,13 @@ def clocks(device: str) -> dict[str, object]:
     """Clocks and their governor, if the system shows them."""
     if device == "cuda":
         return _nvidia_smi()
-    import psutil
-
     found: dict[str, object] = {}
-    frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
-    if frequency is not None:
-        found["MHz"] = frequency.current
+    with suppress(ModuleNotFoundError):
+        import psutil
+
+        frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
+        if frequency is not None:
+            found["MHz"] = frequency.current
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     if governor.exists():
         found["governor"] = governor.read_text().strip()
@@ -120,6 +130,8 @@ def collect(device: str) -> dict[str, object]:
     with idle.watch():
         time.sleep(0.5)
     others = idle.others / idle.total if idle.total else 0.0
+    if importlib.util.find_spec("psutil") is None:
+        warnings.append("the load of the machine is unknown: psutil is not installed (pip install psutil)")
     if others > BUSY:
         warnings.append(f"at the start other processes used {others:.0%} of the CPU time")
     found = clocks(device)
@@ -135,3 +147,15 @@ def collect(device: str) -> dict[str, object]:
         "course": {},
         "warnings": warnings,
     }
+
+
+def start(device: str, mode: str) -> "Run":
+    """Collect the conditions, measure the ceilings and return a run without records."""
+    from convnext_kernels import environment
+    from convnext_kernels.bench import ceilings
+    from convnext_kernels.bench.results import Run
+
+    machine = environment.collect() | {"commit": environment.commit()}
+    found = collect(device)
+    created = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    return Run(machine, found, ceilings.measure(device), device, mode, created)

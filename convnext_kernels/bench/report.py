@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import importlib.util
 import math
 import statistics
 from collections import Counter
@@ -14,6 +15,7 @@ from convnext_kernels.bench.charts import number, speedup
 from convnext_kernels.bench.results import (
     EAGER,
     FAILED,
+    FILE,
     OK,
     OURS,
     UNAVAILABLE,
@@ -27,6 +29,7 @@ from convnext_kernels.bench.results import (
     write_atomically,
 )
 
+NAME = "report.html"
 Case = dict[str, Record]  # by candidate
 Row = charts.RatioRow | charts.ModelRow
 
@@ -328,6 +331,12 @@ def _draw(run: Run, folder: Path) -> tuple[dict[str, object], list[Path]]:
     return found, files
 
 
+def missing() -> str:
+    """Why no report can be written here, and how to change that; "" if one can."""
+    names = " and ".join(name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None)
+    return f'the report needs {names}, which is not installed: pip install "convnext-kernels[bench]"' if names else ""
+
+
 def write(run: Run, folder: Path) -> list[Path]:
     """Write ``report.html`` and the PNG files to `folder`; returns the paths. OSError if that fails."""
     from convnext_kernels.bench.numerics import BENCH_RULE
@@ -375,6 +384,15 @@ def write(run: Run, folder: Path) -> list[Path]:
             backends=run.machine["backends"],
         )
     )
-    report = folder / "report.html"
+    report = folder / NAME
     write_atomically(report, html)
     return [report, *files]
+
+
+def write_if_possible(run: Run, folder: Path) -> str:
+    """Write the report unless a package is missing; returns a sentence about the files in `folder`."""
+    results = f"results: {folder / FILE}"
+    if why_not := missing():
+        return f"No {NAME}: {why_not}; {results}"
+    write(run, folder)
+    return f"Report: {folder / NAME}, {results}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from convnext_kernels.bench.timing import Times
 
 FORMAT = 1
+FILE = "results.json"
 MODELS = ("model", "rival", "scaling")  # the groups whose cases are whole models; rival: models that are no ConvNeXt
 OURS = "convnext_kernels"  # the candidate that is this package
 EAGER = "eager"  # PyTorch, channels_last

@@ -90,6 +90,9 @@ def tables(run: Run) -> "list[Table]":
     return [*found.values(), *([_models_table(models)] if models else [])]
 
 
+NUMERICS = ("op", "backend", "dtype", "passed", "failed", "unsupported", "error/allowed")  # columns of `check_rows`
+
+
 def numerics(run: Run) -> "Table":
     """Checks of `verify` by op, backend and dtype: how many, and the largest error over the allowed one."""
     from rich import box
@@ -98,9 +101,9 @@ def numerics(run: Run) -> "Table":
 
     title = "errors against fp64: forward, inference, gradients"
     table = Table(title=title, box=box.SIMPLE, pad_edge=False, padding=(0, 1), collapse_padding=True)
-    for column in ("op", "backend", "dtype"):
+    for column in NUMERICS[:3]:
         table.add_column(column, no_wrap=True)
-    for column in ("passed", "failed", "unsupported", "error/allowed"):
+    for column in NUMERICS[3:]:
         table.add_column(column, justify="right", no_wrap=True)
     for *key, passed, bad, refused, worst in check_rows(run):
         table.add_row(*key, *(Text(n, "" if bad == "0" else "red") for n in (passed, bad, refused)), worst)

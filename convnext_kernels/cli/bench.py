@@ -1,6 +1,5 @@
 """``convnext-kernels bench``: this package against its peers, from single ops to whole models."""
 
-import datetime
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,27 +8,16 @@ from typing import TYPE_CHECKING
 import click
 
 from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, Case, select
+from convnext_kernels.bench.conditions import start
+from convnext_kernels.bench.results import FILE
 from convnext_kernels.cli import options
 
 if TYPE_CHECKING:
     from convnext_kernels.bench.results import Run
 
-RESULTS = "results.json"
 REPORT = Path("convnext-kernels-report/bench")
 # Seconds that a case of each group takes on two cores, for the remaining time of the progress bar.
 SECONDS = {"layernorm": 1, "dwconv": 1, "mlp": 2, "block": 6, "model": 12, "rival": 6, "scaling": 20}
-
-
-def start(device: str, mode: str) -> "Run":
-    """Collect the conditions, measure the ceilings and return a run without records."""
-    from convnext_kernels import environment
-    from convnext_kernels.bench import ceilings, conditions
-    from convnext_kernels.bench.results import Run
-
-    machine = environment.collect() | {"commit": environment.commit()}
-    found = conditions.collect(device)
-    created = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    return Run(machine, found, ceilings.measure(device), device, mode, created)
 
 
 def measure(run: "Run", selected: Iterable[Case], folder: Path | None) -> None:
@@ -47,11 +35,11 @@ def measure(run: "Run", selected: Iterable[Case], folder: Path | None) -> None:
             run.conditions["course"] = session.course.summary()
             run.conditions["warnings"] = at_start + session.course.warnings()
             if folder is not None:
-                save(run, folder / RESULTS)
+                save(run, folder / FILE)
             advance(case.name, SECONDS[case.group])
     run.complete = True
     if folder is not None:
-        save(run, folder / RESULTS)
+        save(run, folder / FILE)
 
 
 def show(run: "Run") -> None:
@@ -86,8 +74,7 @@ def finish(run: "Run", folder: Path | None, as_json: bool) -> None:
     if folder is not None:
         from convnext_kernels.bench import report
 
-        report.write(run, folder)
-        click.echo(f"Report: {folder / 'report.html'}, results: {folder / RESULTS}", err=as_json)
+        click.echo(report.write_if_possible(run, folder), err=as_json)
     bad = [r for r in run.records if r.candidate == OURS and r.status in (WRONG, FAILED)]
     if bad:
         count = len({r.case for r in run.records})
@@ -103,7 +90,7 @@ def check_folder(folder: Path | None) -> None:
     if folder is not None:
         options.need("jinja2", "the report", "bench")
         options.need("matplotlib", "the report", "bench")
-        options.check_writable(folder / RESULTS, "--report")
+        options.check_writable(folder / FILE, "--report")
 
 
 def report_option(default: Path) -> Callable[..., object]:

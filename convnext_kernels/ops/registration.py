@@ -73,7 +73,7 @@ def served(inputs: calls.Inputs, backend: str, find: Callable[[], tuple]) -> tup
 
 def define(name: str, arguments: str, result: str, implementation: Callable, fake: Callable) -> None:
     """Define ``convnext_kernels::<name>`` with one implementation for all devices and its fake kernel."""
-    _LIBRARY.define(f"{name}({arguments}) -> {result}", tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.define(f"{name}({arguments}) -> {result}", tags=torch_versions.OP_TAGS)
     _LIBRARY.impl(name, boundary(name, implementation), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
 

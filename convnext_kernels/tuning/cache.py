@@ -2,8 +2,9 @@
 
 ``CONVNEXT_KERNELS_CACHE`` names another folder. The key of an entry has everything that a time depends on (versions of
 this package and Triton, GPU, kernel, class of the problem): after an upgrade there are new entries, and after a
-downgrade the old ones are found again. A file is never half written (a temporary file replaces it), a damaged file is
-rebuilt, and processes that write at the same time wait for each other and lose nothing.
+downgrade the old ones are found again. A file is never half written (a temporary file replaces it) and a damaged file
+is rebuilt. Processes that write at the same time wait for each other and lose nothing. Where that is not possible
+(filelock is not installed, the file system has no locks, the lock is held too long) the last one may win.
 """
 
 import contextlib
@@ -12,8 +13,9 @@ import importlib.metadata
 import json
 import logging
 import os
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from convnext_kernels.tuning.gpus import Gpu
@@ -31,9 +33,13 @@ def folder() -> Path:
     """The folder of the cache; it need not exist."""
     if chosen := os.environ.get(ENVIRONMENT_VARIABLE):
         return Path(chosen)
-    import platformdirs
-
-    return platformdirs.user_cache_path("convnext_kernels")
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    elif sys.platform == "darwin":
+        base = "~/Library/Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "convnext_kernels"
 
 
 def shape_class(problem: tuple) -> str:
@@ -82,13 +88,30 @@ def read(path: Path) -> dict[str, str]:
     return entries
 
 
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other processes from writing `path`, if that is possible: the write itself is atomic in any case."""
+    try:
+        import filelock
+    except ModuleNotFoundError:
+        yield
+        return
+    lock = filelock.FileLock(f"{path}.lock", timeout=LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:  # a time-out (an OSError), or a file system without locks
+        _warn_once(path, f"cannot be locked, it is written all the same: {error}")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def write(path: Path, entries: Mapping[str, str]) -> None:
     """Merge `entries` into the file at `path`. If that fails, one warning is logged: it is only a cache."""
-    import filelock
-
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
+        with _locked(path):
             merged = read(path) | dict(entries)
             text = json.dumps({"format": FORMAT, "entries": merged}, indent=1, sort_keys=True)
             descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp")
@@ -100,8 +123,6 @@ def write(path: Path, entries: Mapping[str, str]) -> None:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary)
                 raise
-    except filelock.Timeout:
-        _warn_once(path, f"is locked by another process for more than {LOCK_SECONDS:.0f} s, nothing was saved")
     except OSError as error:
         _warn_once(path, f"cannot be written: {error.strerror or error}")
 

@@ -35,6 +35,8 @@ def test_backbone(kind):
     config = getattr(transformers, f"{kind}Config")(
         hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], out_features=["stage2", "stage4"]
     )
+    if not hasattr(transformers, f"{kind}Backbone"):
+        pytest.skip(f"transformers {transformers.__version__} has no {kind}Backbone")  # DINOv3's came with 5
     original = randomize_(getattr(transformers, f"{kind}Backbone")(config)).double().eval()
     accelerated = ck.accelerate(copy.deepcopy(original))
     x = images()

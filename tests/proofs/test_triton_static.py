@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="the static report compiles Triton kernels")
+pytest.importorskip("triton", minversion="3.4", reason="the static report compiles Triton kernels")
 PROOFS = Path(__file__).resolve().parents[2] / "proofs"
 
 

@@ -8,7 +8,7 @@ from convnext_kernels import tuning
 @pytest.fixture
 def emulate(poisoned_memory):
     """``with emulate(90):``: Triton compiles for sm_90; accesses, uninitialised shared memory and races are checked."""
-    triton = pytest.importorskip("triton", reason="needs the package triton")
+    triton = pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
     emulator = pytest.importorskip("triton_ptxemu", reason="the PTX emulator is not on the path")
     if triton.knobs.runtime.interpret:
         pytest.skip("TRITON_INTERPRET is set: kernels do not become PTX")

@@ -13,7 +13,7 @@ def spec(device="cuda", dtype=torch.bfloat16, compute_dtype=torch.bfloat16):
 
 @pytest.fixture
 def backend(monkeypatch):
-    pytest.importorskip("triton", reason="needs the package triton")
+    pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
     from convnext_kernels.backends import triton
     from convnext_kernels.backends.triton import device
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-triton = pytest.importorskip("triton", reason="needs the package triton")
+triton = pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
 import triton.language as tl  # noqa: E402
 
 from convnext_kernels.backends.triton import gelu as shipped  # noqa: E402

@@ -129,7 +129,7 @@ def test_a_write_that_fails_leaves_the_old_file(file, monkeypatch):
     assert list(file.parent.glob("*.tmp")) == []
 
 
-def test_a_lock_held_too_long_costs_a_warning(file, monkeypatch, caplog):
+def test_a_file_that_cannot_be_locked_is_written_with_a_warning(file, monkeypatch, caplog):
     import filelock
 
     monkeypatch.setattr(cache, "LOCK_SECONDS", 0.05)
@@ -137,6 +137,24 @@ def test_a_lock_held_too_long_costs_a_warning(file, monkeypatch, caplog):
     with filelock.FileLock(f"{file}.lock"):
         cache.remember("mlp", PROBLEM, H100, "fused")
     assert "locked" in caplog.text
+    assert cache.size() == 1
+
+
+def test_without_filelock_it_is_written(file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "filelock", None)
+    cache.remember("mlp", PROBLEM, H100, "fused")
+    assert cache.size() == 1
+    assert [path.name for path in file.parent.iterdir()] == [cache.FILE]  # neither a lock nor a temporary file
+
+
+def test_the_folder_is_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.delenv(cache.ENVIRONMENT_VARIABLE)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache.folder() == tmp_path / "convnext_kernels"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache.folder() == tmp_path / ".cache" / "convnext_kernels"
 
 
 WRITER = """

@@ -2,7 +2,7 @@ import pytest
 
 from convnext_kernels.tuning import autotune
 
-pytest.importorskip("triton", reason="the timer is Triton's")
+pytest.importorskip("triton", minversion="3.4", reason="the timer is Triton's")
 
 
 def test_nothing_is_timed_unless_asked_for_and_possible(monkeypatch):

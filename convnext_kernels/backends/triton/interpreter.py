@@ -1,4 +1,4 @@
-"""Patches of Triton's interpreter (3.7 to 3.9), which runs kernels with NumPy on the CPU. They do not affect GPUs.
+"""Patches of Triton's interpreter (3.4 to 3.9), which runs kernels with NumPy on the CPU. They do not affect GPUs.
 
 - It stores bf16 as 16-bit integers. From fp32 to bf16 it truncates instead of rounding to nearest, with three times a
   GPU's error, and NaN may become infinite; `tl.dot` multiplies the integers. With the patches both work as on a GPU.
@@ -8,6 +8,7 @@
   tensors that are far too small for an overflow, so the patches turn it off.
 - It stores the running program's position in one place for the whole process. The patches let launches of other threads
   wait.
+- Up to Triton 3.6 a scalar is an array of one element, which NumPy from 2.4 on does not convert to an index.
 - NumPy warns about inf - inf, a GPU does not. The patches turn the warnings off.
 """
 
@@ -57,6 +58,12 @@ def _here() -> None:
     """A function with this module's globals, `tl` and `core`."""
 
 
+def _patch(_: Any) -> Any:
+    scope = _patch_lang(_here)
+    tl.tensor.__index__ = lambda self: int(self.handle.data.item())
+    return scope
+
+
 def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
     return self.rewrite()(*args, **kwargs)
 
@@ -69,7 +76,7 @@ def _launch_quietly(self: Any, *args: Any, **kwargs: Any) -> None:
 def repair() -> None:
     """Patch Triton's interpreter."""
     object.__setattr__(interpreter.interpreter_builder.options, "sanitize_overflow", False)
-    interpreter._patch_lang = lambda _: _patch_lang(_here)
+    interpreter._patch_lang = _patch
     interpreter.InterpretedFunction.__call__ = _call
     interpreter.GridExecutor.__call__ = _launch_quietly
     _Builder.cast_impl = _cast_impl

@@ -1,0 +1,76 @@
+"""What differs between versions of PyTorch and Triton stays in one place, and works in this version."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import convnext_kernels
+
+PACKAGE = Path(convnext_kernels.__file__).parent
+# Names of PyTorch and Triton that may change without notice, and the files that use them.
+PRIVATE = re.compile(r"\b(torch\._\w+|torch\.utils\._\w+|forward_ad\._\w+|triton\.(?:knobs|runtime)\b)")
+USERS = {
+    "torch_versions.py": ("torch", "forward_ad"),
+    "bench/candidates.py": ("torch._inductor",),  # `freezing` must be set while Dynamo traces
+    "backends/triton/device.py": ("triton",),
+    "backends/triton/interpreter.py": ("triton",),
+}
+
+
+def private_names(source: str) -> set[str]:
+    code = re.sub(r'""".*?"""|"[^"\n]*"|#[^\n]*', "", source, flags=re.DOTALL)
+    return set(PRIVATE.findall(code))
+
+
+def test_private_names_are_in_one_place():
+    for path in PACKAGE.rglob("*.py"):
+        allowed = USERS.get(path.relative_to(PACKAGE).as_posix(), ())
+        wrong = {name for name in private_names(path.read_text()) if not name.startswith(allowed)}
+        assert not wrong, f"{path.relative_to(PACKAGE)}: {', '.join(sorted(wrong))}"
+
+
+def test_private_names_are_found():
+    assert private_names("from torch._subclasses import A\nif triton.knobs.x: torch._C.f()") == {
+        "torch._subclasses",
+        "triton.knobs",
+        "torch._C",
+    }
+    assert private_names('"""torch._C"""\ntorch.add  # torch._C\nx = "torch._C"\ntorch._B') == {"torch._B"}
+
+
+TF32 = """
+import torch
+import convnext_kernels as ck
+from convnext_kernels.torch_versions import tf32_allowed
+
+matmul = torch.backends.cuda.matmul
+found = [tf32_allowed()]
+for allowed in (True, False):
+    matmul.allow_tf32 = allowed
+    found.append(tf32_allowed())
+new = hasattr(matmul, "fp32_precision")
+for precision in ("tf32", "ieee", "tf32") if new else ():
+    matmul.fp32_precision = precision
+    found.append(tf32_allowed())
+if ck.list_backends()["triton"].available:
+    block = ck.FusedConvNeXtBlock(8, backend="triton")  # its plan depends on TF32
+    block(torch.randn(1, 8, 3, 3)).sum().backward()
+print(found == [False, True, False, *((True, False, True) if new else ())])
+"""
+
+
+def test_tf32_is_seen_by_either_name(run_python):
+    """Since PyTorch 2.9 reading `allow_tf32` raises an error once `fp32_precision` was set."""
+    assert run_python(TF32, TRITON_INTERPRET="1").strip() == "True"
+
+
+@pytest.mark.parametrize(("version", "served"), [("3.2.0", False), ("3.4.0", True), ("3.10.1", True), ("4.0", True)])
+def test_triton_before_3_4_is_refused(version, served, monkeypatch):
+    triton = pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
+    from convnext_kernels.backends import triton as backend
+    from convnext_kernels.backends.triton import device
+
+    monkeypatch.setattr(device, "type_", lambda: "cpu")
+    monkeypatch.setattr(triton, "__version__", version)
+    assert backend.unavailable() == (None if served else f"Triton {version} is too old, expected 3.4 or newer")
