@@ -490,7 +490,7 @@ MUTANTS = [
         _without(
             "the next columns' sums overwrite those in use",
             "group * p.a.length + c);\n    }\n    __syncthreads();",
-            tests=ORDER_LAYERNORM,
+            tests=("tests/cuda/test_norms.py", "-k", "many_parts"),
         ),
         Mutant(
             "shared",

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from convnext_kernels.backends.cuda import grn, layernorm, native
+from convnext_kernels.backends.cuda import grn, layernorm, native, reduce
 from convnext_kernels.backends.eager import layernorm as eager_layernorm
 from convnext_kernels.backends.gpu.layout import Rows, output_rows, patch_rows, rows
 from convnext_kernels.calls import NormCall
@@ -74,6 +74,15 @@ def test_either_thread_order_and_looping_grids(op, case, dtype, layout, host):
     for last_first, limit in ((False, 2), (True, 5)):
         host(last_first=last_first, grid_limit=limit)
         check(op, CASES[case], dtype, layout)
+
+
+def test_sums_of_many_parts_in_either_thread_order(host):
+    """Threads share the parts, and a block takes several groups of columns."""
+    partials = torch.randn(64, 1500, generator=generator("partials"))
+    for last_first in (False, True):
+        host(last_first=last_first, grid_limit=1)
+        total = reduce.sum_partials(partials, torch.float32)
+        torch.testing.assert_close(total.double(), partials.double().sum(dim=0), rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
