@@ -15,6 +15,7 @@ USERS = {
     "bench/candidates.py": ("torch._inductor",),  # `freezing` must be set while Dynamo traces
     "backends/triton/device.py": ("triton",),
     "backends/triton/interpreter.py": ("triton",),
+    "backends/triton/launch.py": ("triton",),
 }
 
 
