@@ -39,28 +39,30 @@ class Inputs(NamedTuple):
     addresses: list[int]
 
 
+def _add(values: Sequence[Any], tensors: list[Tensor], addresses: list[int], facts: list[Any]) -> None:
+    # Not a function inside `inputs`: one that calls itself is a cycle, which would keep the tensors until Python's
+    # garbage collector runs.
+    for value in values:
+        if isinstance(value, Tensor):
+            address = value.data_ptr()
+            tensors.append(value)
+            addresses.append(address)
+            # of the device the index, and whether there is memory at all: on "meta" there is none
+            where = address % 16 if address else -1
+            facts.append((value.shape, value.stride(), value.dtype, value.get_device(), where))
+        elif type(value) is list:
+            facts.append(len(value))
+            _add(value, tensors, addresses, facts)
+        else:
+            facts.append(value)
+
+
 def inputs(op: str, arguments: Sequence[Any]) -> Inputs:
     """The inputs of a call of `op` with the arguments of its schema."""
     tensors: list[Tensor] = []
     addresses: list[int] = []
     facts: list[Any] = [op, arguments[0].device if isinstance(arguments[0], Tensor) else None]
-
-    def add(values: Sequence[Any]) -> None:
-        for value in values:
-            if isinstance(value, Tensor):
-                address = value.data_ptr()
-                tensors.append(value)
-                addresses.append(address)
-                # of the device the index, and whether there is memory at all: on "meta" there is none
-                where = address % 16 if address else -1
-                facts.append((value.shape, value.stride(), value.dtype, value.get_device(), where))
-            elif type(value) is list:
-                facts.append(len(value))
-                add(value)
-            else:
-                facts.append(value)
-
-    add(arguments)
+    _add(arguments, tensors, addresses, facts)
     return Inputs(_interned(tuple(facts)), tensors, addresses)
 
 

@@ -8,6 +8,7 @@ from convnext_kernels.backends.cuda.reduce import sum_partials
 from convnext_kernels.backends.cuda.shared import KERNELS
 from convnext_kernels.backends.gpu import mlp_cublas
 from convnext_kernels.backends.gpu.layout import output_rows
+from convnext_kernels.calls import MlpCall
 from convnext_kernels.spec import MlpParameters
 from tests.cuda import executed
 from tests.operators import OPERATORS, expected, expected_gradients
@@ -100,17 +101,17 @@ def check(case, dtype, layout, keep):
     arguments = OPERATORS["mlp"].arguments(case, dtype)
     x, residual = (arguments[name].contiguous(memory_format=layout) for name in ("x", "residual"))
     p = MlpParameters(*(arguments.get(name) for name in MlpParameters._fields))
-    options = (p, arguments.get("drop_scale"), 1e-6, 1e-6, dtype)
+    call = MlpCall(x, residual, p, arguments.get("drop_scale"), 1e-6, 1e-6, dtype)
     hidden = None
     if keep:
         hidden = torch.empty((case.n, p.pwconv1_weight.shape[0], case.h, case.w), dtype=dtype)
         hidden = hidden.contiguous(memory_format=torch.channels_last)
-    y = mlp_cublas.forward(KERNELS, x, residual, *options, hidden)
+    y = mlp_cublas.forward(KERNELS, call, hidden)
     assert y.stride() == x.stride()
     assert_as_good_as_eager(y, *expected("mlp", case, dtype))
     dy, eager, reference = expected_gradients("mlp", case, dtype)
     dy = dy.contiguous(memory_format=layout)
-    norm, named = mlp_cublas.backward(KERNELS, dy, x, *options, [True] * 3, hidden)
+    norm, named = mlp_cublas.backward(KERNELS, dy, call, [True] * 3, hidden)
     for name, gradient in (dict(zip(("x", "norm_weight", "norm_bias"), norm, strict=True)) | named).items():
         assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
 
