@@ -124,7 +124,7 @@ class BlockCall(NamedTuple):
         """The block's depthwise convolution."""
         return DwconvCall(self.x, self.weight, self.bias, self.dilation, self.compute_dtype)
 
-    def bottleneck(self, y: Tensor, residual: Tensor | None) -> MlpCall:
+    def mlp(self, y: Tensor, residual: Tensor | None) -> MlpCall:
         """The block's inverted bottleneck of the convolution's result."""
         return MlpCall(y, residual, self.p, self.drop_scale, self.eps, self.grn_eps, self.compute_dtype)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from convnext_kernels import planner
 from convnext_kernels.calls import BlockCall, Inputs
 from convnext_kernels.ops import checks
-from convnext_kernels.ops.mlp import BACKWARD_OPTIONS, OPTIONS, PARAMETERS, check_bottleneck, hidden_like, promote
+from convnext_kernels.ops.mlp import BACKWARD_OPTIONS, OPTIONS, PARAMETERS, check_mlp, hidden_like, promote
 from convnext_kernels.ops.registration import autocast, call, define, differentiable, gradients_like, scatter, served
 from convnext_kernels.spec import MlpParameters, OpSpec
 
@@ -31,7 +31,7 @@ def _check(
     checks.depthwise_weight("dwconv_weight", weight, x.shape[1])
     checks.vector("dwconv_bias", bias, x.shape[1], "one per channel of x")
     checks.dilation(dilation)
-    check_bottleneck(x, p, drop_scale, eps, grn_eps, mixed_dtypes)
+    check_mlp(x, p, drop_scale, eps, grn_eps, mixed_dtypes)
 
 
 def _spec(

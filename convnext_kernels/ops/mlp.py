@@ -20,7 +20,7 @@ BACKWARD_OPTIONS = "float eps, float grn_eps, ScalarType? compute_dtype, Tensor[
 _TENSORS = f"Tensor x, Tensor? residual, {PARAMETERS}, Tensor? drop_scale"
 
 
-def check_bottleneck(
+def check_mlp(
     x: Tensor, p: MlpParameters, drop_scale: Tensor | None, eps: float, grn_eps: float, mixed_dtypes: bool
 ) -> None:
     """Check everything that `mlp` and `block` have in common; x is (N, C, H, W)."""
@@ -69,7 +69,7 @@ def _check(
     if residual is not None:
         checks.parameters(x, (("residual", residual),))
         checks.same_shape("residual", residual, x)
-    check_bottleneck(x, p, drop_scale, eps, grn_eps, mixed_dtypes)
+    check_mlp(x, p, drop_scale, eps, grn_eps, mixed_dtypes)
 
 
 def hidden_like(x: Tensor, p: MlpParameters, compute_dtype: torch.dtype | None) -> Tensor:

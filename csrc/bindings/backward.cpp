@@ -85,13 +85,13 @@ void grn_backward(int isa, int dtype, Address x, Address dy, Address dx, int64_t
 }
 
 // The parameters of an inverted bottleneck, packed for its gradient for one instruction set.
-class BottleneckBackward {
+class PackedMlpBackward {
  public:
   // w1 (hidden, C) and w2 (C, hidden) are in weight_dtype, the others fp32; backward() reads w2 again.
   // needs_w1: whether the hidden must be computed again. grn_weight and grn_bias: both or neither.
-  BottleneckBackward(int isa, bool bf16_products, int weight_dtype, bool needs_w1, int64_t c, int64_t hidden,
-                     float eps, float grn_eps, Address norm_weight, Address norm_bias, Address w1, Address b1,
-                     Address grn_weight, Address grn_bias, Address w2, Address b2, Address gamma, int threads)
+  PackedMlpBackward(int isa, bool bf16_products, int weight_dtype, bool needs_w1, int64_t c, int64_t hidden,
+                    float eps, float grn_eps, Address norm_weight, Address norm_bias, Address w1, Address b1,
+                    Address grn_weight, Address grn_bias, Address w2, Address b2, Address gamma, int threads)
       : ops_(ops_of(isa)),
         products_(products_of(isa, bf16_products)),
         norm_weight_(norm_weight, 1, c),
@@ -240,10 +240,10 @@ void bind_backward(py::module_& m) {
   m.def("dwconv_weight_gradient", dwconv_weight_gradient);
   m.def("layernorm_backward", layernorm_backward);
   m.def("grn_backward", grn_backward);
-  py::class_<BottleneckBackward>(m, "BottleneckBackward")
+  py::class_<PackedMlpBackward>(m, "PackedMlpBackward")
       .def(py::init<int, bool, int, bool, int64_t, int64_t, float, float, Address, Address, Address, Address,
                     Address, Address, Address, Address, Address, int>())
-      .def("backward", &BottleneckBackward::backward);
+      .def("backward", &PackedMlpBackward::backward);
   py::class_<DownsampleBackward>(m, "DownsampleBackward")
       .def(py::init<int, bool, int64_t, int64_t, int, float, Address, Address, Address, int>())
       .def("backward", &DownsampleBackward::backward);

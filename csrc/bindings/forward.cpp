@@ -8,12 +8,12 @@ namespace {
 
 // All parameters of a block, or of the inverted bottleneck
 // alone (kernel_size 0), packed for one instruction set.
-class Bottleneck {
+class PackedMlp {
  public:
-  Bottleneck(int isa, bool bf16_products, int weight_dtype, int64_t c, int64_t hidden, int kernel_size,
-             int dilation, float eps, float grn_eps, Address dw_weight, Address dw_bias, Address norm_weight,
-             Address norm_bias, Address w1, Address b1, Address grn_weight, Address w2, Address b2,
-             Address gamma, int threads)
+  PackedMlp(int isa, bool bf16_products, int weight_dtype, int64_t c, int64_t hidden, int kernel_size,
+            int dilation, float eps, float grn_eps, Address dw_weight, Address dw_bias, Address norm_weight,
+            Address norm_bias, Address w1, Address b1, Address grn_weight, Address w2, Address b2,
+            Address gamma, int threads)
       : ops_(ops_of(isa)),
         products_(products_of(isa, bf16_products)),
         dw_weight_(dw_weight, kernel_size, c),
@@ -209,11 +209,11 @@ void grn(int isa, int dtype, Address x, Address y, int64_t n, int64_t pixels, in
 void bind_forward(py::module_& m) {
   m.def("layernorm", layernorm);
   m.def("grn", grn);
-  py::class_<Bottleneck>(m, "Bottleneck")
+  py::class_<PackedMlp>(m, "PackedMlp")
       .def(py::init<int, bool, int, int64_t, int64_t, int, int, float, float, Address, Address, Address,
                     Address, Address, Address, Address, Address, Address, Address, int>())
-      .def("forward", &Bottleneck::forward)
-      .def_property_readonly("bytes", &Bottleneck::bytes);
+      .def("forward", &PackedMlp::forward)
+      .def_property_readonly("bytes", &PackedMlp::bytes);
   py::class_<Depthwise>(m, "Depthwise")
       .def(py::init<int, int64_t, int, int, Address, Address>())
       .def("forward", &Depthwise::forward);

@@ -26,7 +26,7 @@ def backward(
         y = dwconv.forward(call.convolution)
     needs_dy = any(needs[:3])
     wanted = [needs_dy, False, *needs[3:]]
-    gradients = mlp.backward(dout, call.bottleneck(y, None), wanted, hidden)
+    gradients = mlp.backward(dout, call.mlp(y, None), wanted, hidden)
     if not needs_dy:
         return gradients
     dy = gradients.pop(0)

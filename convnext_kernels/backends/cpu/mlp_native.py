@@ -73,7 +73,7 @@ def run(
         norm_weight, norm_bias = flat_float(p.norm_weight), flat_float(p.norm_bias)
         b1, grn_weight = bias_or_zeros(p.pwconv1_bias, hidden), flat_float(p.grn_weight)
         gamma = torch.ones(channels) if p.gamma is None else flat_float(p.gamma)
-        return native.extension().Bottleneck(
+        return native.extension().PackedMlp(
             native.isa_code(isa),
             bf16,
             native.DTYPE_CODES[w1.dtype],
@@ -154,7 +154,7 @@ def backward(
         b1, b2 = bias_or_zeros(p.pwconv1_bias, width), bias_or_zeros(p.pwconv2_bias, channels)
         grn_weight, grn_bias = flat_float(p.grn_weight), flat_float(p.grn_bias)
         gamma = torch.ones(channels) if p.gamma is None else flat_float(p.gamma)
-        return native.extension().BottleneckBackward(
+        return native.extension().PackedMlpBackward(
             native.isa_code(isa),
             bf16,
             native.DTYPE_CODES[w1.dtype],

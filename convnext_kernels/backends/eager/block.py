@@ -11,7 +11,7 @@ KEEPS_HIDDEN = False  # the gradient computes everything again from the inputs
 def forward(call: BlockCall) -> Tensor:
     """Return x + s * gamma * MLP(LN(dwconv(x))) with x's dtype and strides."""
     y = dwconv.forward(call.convolution)
-    return mlp.forward(call.bottleneck(y, call.x))
+    return mlp.forward(call.mlp(y, call.x))
 
 
 def backward(dout: Tensor, call: BlockCall, needs: list[bool]) -> list[Tensor]:
@@ -21,7 +21,7 @@ def backward(dout: Tensor, call: BlockCall, needs: list[bool]) -> list[Tensor]:
     """
     y = dwconv.forward(call.convolution)
     needs_dy = any(needs[:3])
-    gradients = mlp.backward(dout, call.bottleneck(y, None), [needs_dy, False, *needs[3:]])
+    gradients = mlp.backward(dout, call.mlp(y, None), [needs_dy, False, *needs[3:]])
     if not needs_dy:
         return gradients
     dy = gradients.pop(0)

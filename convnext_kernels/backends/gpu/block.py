@@ -27,7 +27,7 @@ def forward(
     if y is None:
         y = torch.empty_like(x, memory_format=torch.channels_last)
     dwconv.forward(call.convolution, out=y)
-    return mlp.forward(call.bottleneck(y, x), hidden, like=x)
+    return mlp.forward(call.mlp(y, x), hidden, like=x)
 
 
 def backward(
@@ -46,7 +46,7 @@ def backward(
         dwconv.forward(call.convolution, out=y)
     needs_dy = any(needs[:3])
     wanted = [needs_dy, False, *needs[3:]]
-    gradients = mlp.backward(dout, call.bottleneck(y, None), wanted, hidden)
+    gradients = mlp.backward(dout, call.mlp(y, None), wanted, hidden)
     if not needs_dy:
         return gradients
     dy = gradients.pop(0)
