@@ -253,20 +253,21 @@ class Program:
         return [None if view is None else view.of(buffers) for view in self.result]
 
 
+def _on_meta(value: Any, recorder: Recorder) -> Any:
+    if isinstance(value, Tensor):
+        meta = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+        recorder.buffer(meta)
+        return meta
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_on_meta(v, recorder) for v in value))
+    return value
+
+
 def record(launcher: Callable, arguments: Sequence[Any], device: torch.device) -> Program:
     """Run ``launcher(*arguments)`` on "meta". Arguments are tensors, named tuples of tensors, and values."""
     found = Recorder(device)
 
-    def on_meta(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            meta = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-            found.buffer(meta)
-            return meta
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*map(on_meta, value))
-        return value
-
-    copies = [on_meta(a) for a in arguments]
+    copies = [_on_meta(a, found) for a in arguments]
     inputs = found.inputs = len(found.buffers)
     before, _local.recorder = recorder(), found
     try:
