@@ -3,10 +3,10 @@
 import types
 import warnings
 
-from convnext_kernels import backends, functional, planner
+from convnext_kernels import backends, dispatch, functional
+from convnext_kernels.dispatch import list_backends, use_backend
 from convnext_kernels.interop import accelerate, acceleration_report, restore
 from convnext_kernels.nn import DepthwiseConv2d, FusedConvNeXtBlock, GlobalResponseNorm, LayerNorm2d
-from convnext_kernels.planner import list_backends, use_backend
 from convnext_kernels.spec import BackendError
 from convnext_kernels.tuning.autotune import autotune
 from convnext_kernels.version import __version__
@@ -31,7 +31,7 @@ __all__ = [
 class _CallableModule(types.ModuleType):
     """The subpackage `backends`, which can still be called: `list_backends` had its name before."""
 
-    def __call__(self) -> dict[str, planner.BackendStatus]:
+    def __call__(self) -> dict[str, dispatch.BackendStatus]:
         """Deprecated: `list_backends`."""
         message = "convnext_kernels.backends() is deprecated, call convnext_kernels.list_backends() instead"
         warnings.warn(message, DeprecationWarning, stacklevel=2)

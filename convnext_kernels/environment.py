@@ -80,7 +80,7 @@ def collect() -> dict[str, object]:
     """Everything that ``info`` shows, as plain values for JSON."""
     import torch
 
-    from convnext_kernels.planner import compiled_for_cuda, list_backends
+    from convnext_kernels.dispatch import compiled_for_cuda, list_backends
 
     found, reason = gpus()
     return {

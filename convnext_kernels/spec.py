@@ -1,4 +1,4 @@
-"""What planner and backends share: the names of the ops, the description of a call, the errors about backends."""
+"""What dispatch and backends share: the names of the ops, the description of a call, the errors about backends."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ class UnknownBackendError(BackendError, ValueError):
 
 
 class OpSpec(NamedTuple):
-    """One op at one configuration. Hashable, so that the planner can remember its choice.
+    """One op at one configuration. Hashable, so that `dispatch` can remember its choice.
 
     Sizes that change from call to call (batch, height, width) are left out on purpose: no backend
     refuses a call because of them. (A tuple and not a frozen dataclass: one is made at every call, and making it

@@ -28,7 +28,7 @@ if not torch.cuda.is_available() and cuda_host.VARIABLE not in os.environ and no
     os.environ[cuda_host.VARIABLE] = str(cuda_host.build())
 
 import convnext_kernels
-from convnext_kernels import planner
+from convnext_kernels import dispatch
 from tests.shapes import ISAS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,7 +116,7 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def _clean_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every test starts from one seed, without the user's settings, and leaves the thread count as it was."""
-    monkeypatch.delenv(planner.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
     threads = torch.get_num_threads()
     torch.manual_seed(0)
     yield

@@ -33,20 +33,21 @@ PACKAGES = {
         ("torch", "triton", "numpy"),
     ),
     "tuning": (("spec", "version", "tuning", "tuning."), ("filelock",)),
-    "planner": (("spec", "torch_versions", "backends", "planner.", "tuning", "tuning.", "version"), ("torch",)),
-    "ops": (("spec", "calls", "torch_versions", "planner", "ops."), ("torch",)),
+    "dispatch": (("spec", "backends"), ("torch",)),
+    "ops": (("spec", "calls", "torch_versions", "dispatch", "ops."), ("torch",)),
     "functional": (("ops", "ops.checks", "ops.registration"), ("torch",)),
     "nn": (("functional", "nn.", "ops.checks"), ("torch",)),
     "models": (("functional", "nn", "nn.", "models.", "ops.flops"), ("torch",)),
     "interop": (("functional", "nn", "nn.", "ops.checks", "torch_versions", "interop."), ("torch",)),
-    "environment": (("planner", "version"), ("torch",)),
+    "environment": (("dispatch", "version"), ("torch",)),
     "_native": ((), ()),
     "_native_cuda": ((), ()),
 }
 EXTENSIONS = ("_native", "_native_cuda")  # compiled: they have no Python file
 LAZY = ("models", "interop", "environment")
-# The top layer: the public names, the benchmarks and the command line. They may import everything.
-TOP = ("", "bench", "cli", "__main__")
+# The top layer: the public names, what runs whole models to time or explain them, the benchmarks and the command line.
+# They may import everything.
+TOP = ("", "tuning.explain", "bench", "cli", "__main__")
 
 C_FOLDERS = {"common": ("common",), "cpu": ("cpu", "common"), "cuda": ("cuda", "common")}
 C_FORBIDDEN = re.compile(r"^(Python\.h|pybind11/|torch/|ATen/|c10/|caffe2/)")
@@ -55,6 +56,8 @@ C_FORBIDDEN = re.compile(r"^(Python\.h|pybind11/|torch/|ATen/|c10/|caffe2/)")
 def _package(module: str) -> str:
     """The row of a module in PACKAGES: "backends.cpu" for "backends.cpu.block"."""
     parts = module.split(".")
+    if module in TOP:
+        return module
     return ".".join(parts[:2]) if parts[0] == "backends" and len(parts) > 1 else parts[0]
 
 
@@ -191,7 +194,7 @@ def test_packages_are_found():
     seen = {
         _package(".".join(p.relative_to(ROOT / PACKAGE).with_suffix("").parts)) for p in (ROOT / PACKAGE).rglob("*.py")
     }
-    assert {"spec", "functional", "backends.eager", "planner", "ops", "nn"} <= seen
+    assert {"spec", "functional", "backends.eager", "dispatch", "ops", "nn"} <= seen
 
 
 SYNTHETIC = {
@@ -211,15 +214,15 @@ SYNTHETIC = {
     "backends up to nn, in a function": ("backends/eager/dwconv.py", "def f():\n    from convnext_kernels import nn"),
     "backends to the top": ("backends/eager/dwconv.py", "import convnext_kernels"),
     "eager with triton": ("backends/eager/dwconv.py", "import triton"),
-    "planner up": ("planner/choose.py", "from convnext_kernels.ops import checks"),
-    "planner to one backend": ("planner/choose.py", "from convnext_kernels.backends import eager"),
+    "dispatch up": ("dispatch.py", "from convnext_kernels.ops import checks"),
+    "dispatch to one backend": ("dispatch.py", "from convnext_kernels.backends import eager"),
     "ops with triton": ("ops/dwconv.py", "def f():\n    import triton.language as tl"),
     "ops with the extension": ("ops/dwconv.py", "from convnext_kernels import _native"),
     "ops up": ("ops/dwconv.py", "from convnext_kernels.nn import layers"),
     "ops to a backend": ("ops/dwconv.py", "from convnext_kernels.backends.eager import dwconv"),
     "nn to an op": ("nn/block.py", "from convnext_kernels.ops import dwconv"),
-    "nn to the planner": ("nn/block.py", "from convnext_kernels import planner"),
-    "functional to the planner": ("functional.py", "from convnext_kernels.planner import choose"),
+    "nn to dispatch": ("nn/block.py", "from convnext_kernels import dispatch"),
+    "functional to dispatch": ("functional.py", "from convnext_kernels.dispatch import choose"),
     "interop to ops": ("interop/timm.py", "import convnext_kernels.ops"),
     "interop to a backend": ("interop/timm.py", "from convnext_kernels.backends import eager"),
     "interop eager about timm": ("interop/timm.py", "import timm"),
@@ -232,8 +235,8 @@ ALLOWED = {
     "interop/timm.py": "import torch\nfrom convnext_kernels import nn\ndef f():\n    import timm",
     "nn/block.py": "from convnext_kernels import functional\nfrom convnext_kernels.ops import checks",
     "functional.py": "import convnext_kernels.ops",
-    "planner/choose.py": "from convnext_kernels import backends as _backends",
-    "ops/dwconv.py": "from convnext_kernels import planner\nfrom convnext_kernels.spec import OpSpec",
+    "dispatch.py": "from convnext_kernels import backends as _backends",
+    "ops/dwconv.py": "from convnext_kernels import dispatch\nfrom convnext_kernels.spec import OpSpec",
     "backends/cpu/dwconv.py": "from convnext_kernels.backends.cpu import block\nfrom . import block as b",
     "backends/cpu/block.py": "def f():\n    from convnext_kernels import _native",
     "backends/cuda/native.py": "from convnext_kernels import _native_cuda",
@@ -244,7 +247,7 @@ ALLOWED = {
 
 def _write_package(root: Path) -> None:
     backends = ("backends", *(f"backends/{name}" for name in ("eager", "cpu", "gpu", "cuda", "triton")))
-    for directory in ("", *backends, "planner", "ops", "nn", "interop", "models"):
+    for directory in ("", *backends, "tuning", "ops", "nn", "interop", "models"):
         (root / PACKAGE / directory).mkdir(parents=True, exist_ok=True)
         (root / PACKAGE / directory / "__init__.py").touch()
     shared = ("backends/gpu/layout.py", "backends/gpu/mlp_cublas.py")

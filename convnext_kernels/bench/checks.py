@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from convnext_kernels import planner
+from convnext_kernels import dispatch
 from convnext_kernels.bench import workloads
 from convnext_kernels.bench.candidates import DTYPES, Prepared, Step, tf32
 from convnext_kernels.bench.cases import Case
@@ -58,7 +58,7 @@ def backends(device: str) -> tuple[list[Backend], list[str]]:
     """Return (name, context that selects it) of the backends that run on `device`, and why the others do not."""
     found: list[Backend] = []
     missing = []
-    for name, status in planner.list_backends().items():
+    for name, status in dispatch.list_backends().items():
         if not status.available:
             missing.append(f"backend {name}: {status.reason}")
         elif name == "cpu" and device == "cpu":
@@ -100,7 +100,7 @@ def _check(case: Case, device: str, contexts: list[Backend]) -> Iterator[Check]:
     for name, context in contexts:
         check = partial(Check, case.group, case.what, case.dtype, name)
         try:
-            with planner.use_backend(name.split()[0]), context():
+            with dispatch.use_backend(name.split()[0]), context():
                 judgement = judge(truth, standard, _all_results(copy.deepcopy(ours), inputs), dtype)
         except BackendError as error:
             yield check(UNAVAILABLE, one_line(error))

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from convnext_kernels import planner
+from convnext_kernels import dispatch
 from convnext_kernels.bench import ceilings, workloads
 from convnext_kernels.bench.candidates import CANDIDATES, DTYPES, Call, Candidate, Prepared, Step, quiet, tf32
 from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, Case
@@ -38,7 +38,7 @@ def serving(case: Case, device: str) -> str:
     for backward in {"forward": (False,), "training": (False, True)}.get(case.direction, (True,)):
         spec = OpSpec(op, device, dtype, dtype, case.channels, case.kernel_size, 1, hidden, case.grn, backward)
         try:
-            names.append(planner.choose(spec).__name__.split(".")[2])
+            names.append(dispatch.choose(spec).__name__.split(".")[2])
         except BackendError as error:
             names.append(one_line(error))
     return " + ".join(dict.fromkeys(names))

@@ -111,7 +111,7 @@ def need(module: str, purpose: str, extra: str = "demo") -> ModuleType:
 
 def check_backend(name: str) -> None:
     """Raise ClickException unless backend `name` exists and runs here; BackendError for a bad environment variable."""
-    from convnext_kernels.planner import AUTO, list_backends, requested_backend
+    from convnext_kernels.dispatch import AUTO, list_backends, requested_backend
 
     if name == AUTO:
         requested_backend()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
-    from convnext_kernels.planner.explain import Cost, Row
+    from convnext_kernels.tuning.explain import Cost, Row
 
 NOTE = (
     "Predicted, not measured: a cost model of data sheets and of counted bytes, instructions and launches. "
@@ -60,7 +60,7 @@ def table(rows: "list[Row]", title: str) -> "Table":
     """A row for each kind of call, and the totals."""
     from rich.table import Table
 
-    from convnext_kernels.planner.explain import Cost
+    from convnext_kernels.tuning.explain import Cost
 
     shown = Table(title=title, caption=NOTE, caption_justify="left", show_footer=True)
     totals = {which: sum((getattr(row, which) for row in rows), Cost()) for which in COLUMNS}
@@ -106,7 +106,7 @@ def command(model_name: str, gpu_name: str, batch: int, size: int, dtype: str, t
         raise click.ClickException(f"--gpu: {error}") from error
     import torch
 
-    from convnext_kernels.planner import explain
+    from convnext_kernels.tuning import explain
 
     element = getattr(torch, options.DTYPES[dtype])
     model, full_name = _meta_model(model_name)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convnext_kernels import planner
+from convnext_kernels import dispatch
 from convnext_kernels.calls import BlockCall, Inputs
 from convnext_kernels.ops import checks
 from convnext_kernels.ops.mlp import BACKWARD_OPTIONS, OPTIONS, PARAMETERS, check_mlp, hidden_like, promote
@@ -69,7 +69,7 @@ def _forward(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor | None, *re
         _check(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
         checks.memory(memory)
         spec = _spec(x, weight, p, dilation, compute_dtype)
-        return planner.choose(spec, backend), planner.keeps(spec, memory, backend), spec.compute_dtype
+        return dispatch.choose(spec, backend), dispatch.keeps(spec, memory, backend), spec.compute_dtype
 
     kernel, keeps, compute_dtype = served(inputs, backend, find)
     saved = _saved(keeps, x, p, compute_dtype)
@@ -84,7 +84,7 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Te
     _check(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
     checks.memory(memory)
     spec = _spec(x, weight, p, dilation, compute_dtype)
-    return [torch.empty_like(x), *_saved(planner.keeps(spec, memory, backend), x, p, spec.compute_dtype)]
+    return [torch.empty_like(x), *_saved(dispatch.keeps(spec, memory, backend), x, p, spec.compute_dtype)]
 
 
 def _backward(inputs: Inputs, dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
@@ -96,7 +96,7 @@ def _backward(inputs: Inputs, dout: Tensor, x: Tensor, weight: Tensor, bias: Ten
         like = x.to("meta")
         checks.saved(saved, [like, hidden_like(like, p, compute_dtype)])
         spec = _spec(x, weight, p, dilation, compute_dtype, backward=True)
-        return planner.choose(spec, backend), spec.compute_dtype
+        return dispatch.choose(spec, backend), spec.compute_dtype
 
     kernel, compute_dtype = served(inputs, backend, find)
     if x.numel() == 0:
@@ -114,7 +114,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.options = inputs[13:17]
-    ctx.backend = planner.requested_backend(inputs[18])
+    ctx.backend = dispatch.requested_backend(inputs[18])
 
 
 def _autograd(ctx: Any, gradients: list[Tensor | None]) -> tuple:

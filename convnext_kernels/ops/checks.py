@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from convnext_kernels import planner
+from convnext_kernels import dispatch
 from convnext_kernels.spec import BackendError
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -155,8 +155,8 @@ def patch_weight(name: str, weight: Tensor, x: Tensor) -> None:
 
 def backend(value: object, available: bool = False) -> None:
     """Accept "auto" or the name of a backend. `available` also refuses a backend that cannot run on this machine."""
-    planner.check_name(value, "backend")
-    if available and value != planner.AUTO:
-        status = planner.list_backends()[value]
+    dispatch.check_name(value, "backend")
+    if available and value != dispatch.AUTO:
+        status = dispatch.list_backends()[value]
         if not status.available:
             raise BackendError(f"backend: {value!r} is not available: {status.reason}")

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convnext_kernels import planner
+from convnext_kernels import dispatch
 from convnext_kernels.calls import DownsampleCall, Inputs
 from convnext_kernels.ops import checks
 from convnext_kernels.ops.registration import autocast, call, define, differentiable, gradients_like, scatter, served
@@ -68,7 +68,7 @@ def _forward(
 ) -> Tensor:
     def find() -> tuple:
         _check(x, norm_weight, norm_bias, weight, bias, eps, compute_dtype is not None)
-        return (planner.choose(_spec(x, compute_dtype, weight), backend),)
+        return (dispatch.choose(_spec(x, compute_dtype, weight), backend),)
 
     (kernel,) = served(inputs, backend, find)
     out = _empty(x, weight, compute_dtype)
@@ -108,7 +108,7 @@ def _backward(
     def find() -> tuple:
         checks.gradient("dy", dy, _empty(x.to("meta"), weight, compute_dtype))
         checks.same_device("dy", dy, x)
-        return (planner.choose(_spec(x, compute_dtype, weight, backward=True), backend),)
+        return (dispatch.choose(_spec(x, compute_dtype, weight, backward=True), backend),)
 
     (kernel,) = served(inputs, backend, find)
     if x.numel() == 0:
@@ -135,7 +135,7 @@ def _backward_fake(
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:5])
     ctx.options = inputs[5:7]
-    ctx.backend = planner.requested_backend(inputs[7])
+    ctx.backend = dispatch.requested_backend(inputs[7])
 
 
 def _autograd(ctx: Any, dy: Tensor) -> tuple:

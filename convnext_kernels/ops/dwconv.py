@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convnext_kernels import planner
+from convnext_kernels import dispatch
 from convnext_kernels.calls import DwconvCall, Inputs
 from convnext_kernels.ops import checks
 from convnext_kernels.ops.registration import (
@@ -36,7 +36,7 @@ def _spec(x: Tensor, weight: Tensor, dilation: int, backward: bool = False) -> O
 def _forward(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, backend: str) -> Tensor:
     def find() -> tuple:
         _check(x, weight, bias, dilation)
-        return (planner.choose(_spec(x, weight, dilation), backend),)
+        return (dispatch.choose(_spec(x, weight, dilation), backend),)
 
     (kernel,) = served(inputs, backend, find)
     if x.numel() == 0:
@@ -62,7 +62,7 @@ def _backward(
     def find() -> tuple:
         checks.gradient("dy", dy, x)
         checks.same_device("dy", dy, x)
-        return (planner.choose(_spec(x, weight, dilation, backward=True), backend),)
+        return (dispatch.choose(_spec(x, weight, dilation, backward=True), backend),)
 
     (kernel,) = served(inputs, backend, find)
     if x.numel() == 0:
@@ -79,7 +79,7 @@ def _backward_fake(
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     x, weight, bias, ctx.dilation, backend = inputs
     ctx.save_for_backward(x, weight, bias)
-    ctx.backend = planner.requested_backend(backend)
+    ctx.backend = dispatch.requested_backend(backend)
 
 
 def _autograd(ctx: Any, dy: Tensor) -> tuple:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convnext_kernels import planner
+from convnext_kernels import dispatch
 from convnext_kernels.calls import Inputs, MlpCall
 from convnext_kernels.ops import checks
 from convnext_kernels.ops.registration import autocast, call, define, differentiable, gradients_like, scatter, served
@@ -104,7 +104,7 @@ def _forward(inputs: Inputs, x: Tensor, residual: Tensor | None, *rest: Any) -> 
         _check(x, residual, p, drop_scale, eps, grn_eps, compute_dtype is not None)
         checks.memory(memory)
         spec = _spec(x, p, compute_dtype)
-        return planner.choose(spec, backend), planner.keeps(spec, memory, backend), spec.compute_dtype
+        return dispatch.choose(spec, backend), dispatch.keeps(spec, memory, backend), spec.compute_dtype
 
     kernel, keeps, compute_dtype = served(inputs, backend, find)
     saved = _saved(keeps, x, p, compute_dtype)
@@ -119,7 +119,7 @@ def _fake(x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
     _check(x, residual, p, drop_scale, eps, grn_eps, compute_dtype is not None)
     checks.memory(memory)
     spec = _spec(x, p, compute_dtype)
-    return [torch.empty_like(x), *_saved(planner.keeps(spec, memory, backend), x, p, spec.compute_dtype)]
+    return [torch.empty_like(x), *_saved(dispatch.keeps(spec, memory, backend), x, p, spec.compute_dtype)]
 
 
 def _backward(inputs: Inputs, dout: Tensor, x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
@@ -130,7 +130,7 @@ def _backward(inputs: Inputs, dout: Tensor, x: Tensor, residual: Tensor | None, 
         checks.same_device("dout", dout, x)
         checks.saved(saved, [hidden_like(x.to("meta"), p, compute_dtype)])
         spec = _spec(x, p, compute_dtype, backward=True)
-        return planner.choose(spec, backend), spec.compute_dtype
+        return dispatch.choose(spec, backend), spec.compute_dtype
 
     kernel, compute_dtype = served(inputs, backend, find)
     if x.numel() == 0:
@@ -148,7 +148,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.options = inputs[12:15]
-    ctx.backend = planner.requested_backend(inputs[16])
+    ctx.backend = dispatch.requested_backend(inputs[16])
 
 
 def _autograd(ctx: Any, gradients: list[Tensor | None]) -> tuple:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convnext_kernels import planner
+from convnext_kernels import dispatch
 from convnext_kernels.calls import Inputs, NormCall
 from convnext_kernels.ops import checks
 from convnext_kernels.ops.registration import (
@@ -45,7 +45,7 @@ def _backward_fake(
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     x, weight, bias, ctx.eps, backend = inputs
     ctx.save_for_backward(x, weight, bias)
-    ctx.backend = planner.requested_backend(backend)
+    ctx.backend = dispatch.requested_backend(backend)
 
 
 def define_norm(op: str) -> None:
@@ -57,7 +57,7 @@ def define_norm(op: str) -> None:
     def forward(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor, eps: float, backend: str) -> Tensor:
         def find() -> tuple:
             _check(x, weight, bias, eps)
-            return (planner.choose(spec(x), backend),)
+            return (dispatch.choose(spec(x), backend),)
 
         (kernel,) = served(inputs, backend, find)
         if x.numel() == 0:
@@ -70,7 +70,7 @@ def define_norm(op: str) -> None:
         def find() -> tuple:
             checks.gradient("dy", dy, x)
             checks.same_device("dy", dy, x)
-            return (planner.choose(spec(x, backward=True), backend),)
+            return (dispatch.choose(spec(x, backward=True), backend),)
 
         (kernel,) = served(inputs, backend, find)
         if x.numel() == 0:

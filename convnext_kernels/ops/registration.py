@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convnext_kernels import calls, planner, torch_versions
+from convnext_kernels import calls, dispatch, torch_versions
 from convnext_kernels.torch_versions import broadcast_to_and_flatten, tree_flatten, tree_unflatten
 
 NAMESPACE = "convnext_kernels"
@@ -63,7 +63,7 @@ def served(inputs: calls.Inputs, backend: str, find: Callable[[], tuple]) -> tup
 
     It checks the arguments, and runs once for each signature and requested backend.
     """
-    requested = planner.requested_backend(backend)
+    requested = dispatch.requested_backend(backend)
     memo = inputs.signature.memo
     found = memo.get(requested)
     if found is None:

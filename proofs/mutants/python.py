@@ -43,7 +43,7 @@ MUTANTS = [
         Mutant(
             "state",
             "the gradient's backend is looked up late",
-            "ctx.backend = planner.requested_backend(backend)",
+            "ctx.backend = dispatch.requested_backend(backend)",
             "ctx.backend = backend",
             quick=True,
         ),
@@ -121,8 +121,8 @@ MUTANTS = [
         Mutant("state", "inference keeps what training wants", "torch.is_grad_enabled() and any(", "any("),
     ),
     *_in(
-        "planner/choose.py",
-        ("tests/planner",),
+        "dispatch.py",
+        ("tests/test_dispatch.py",),
         Mutant(
             "formula",
             "the environment goes before use_backend",

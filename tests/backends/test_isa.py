@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from convnext_kernels import BackendError, FusedConvNeXtBlock, planner
+from convnext_kernels import BackendError, FusedConvNeXtBlock, dispatch
 from tests.conftest import ISAS
 from tests.tolerance import randomize_
 
@@ -35,7 +35,7 @@ def test_use_isa(monkeypatch):
     for isa in cpu.supported_isas():
         with cpu.use_isa(isa):
             assert cpu.isa() == isa
-            assert isa in planner.list_backends()["cpu"].description
+            assert isa in dispatch.list_backends()["cpu"].description
     assert cpu.isa() == best
 
 

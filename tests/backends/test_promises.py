@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from convnext_kernels import BackendError, planner
+from convnext_kernels import BackendError, dispatch
 from convnext_kernels.spec import OPS, OpSpec
 from tests.operators import OPERATORS
 from tests.shapes import DTYPES, cases
@@ -12,7 +12,7 @@ PROMISED = {"eager": (*DTYPES, torch.float64), "cpu": DTYPES, "triton": DTYPES, 
 
 
 def test_every_backend_has_made_a_promise():
-    assert set(planner.list_backends()) <= set(PROMISED)
+    assert set(dispatch.list_backends()) <= set(PROMISED)
 
 
 @pytest.mark.parametrize("op", OPERATORS)
@@ -20,7 +20,7 @@ def test_serves_the_whole_table(op, backend):
     if backend == "triton":  # the parity tests run the table, once is long enough; here: that none of them is a skip
         for dtype in DTYPES:
             spec = OpSpec(op, "cuda" if torch.cuda.is_available() else "cpu", dtype, dtype, 17, 31, 3, 68, True)
-            assert planner.choose(spec, backend).__name__ == f"convnext_kernels.backends.triton.{op}"
+            assert dispatch.choose(spec, backend).__name__ == f"convnext_kernels.backends.triton.{op}"
         return
     for dtype in PROMISED[backend]:
         for case in cases(op):
@@ -41,14 +41,14 @@ def test_refusal_of_fp64_says_why(op, backend):
 @pytest.mark.parametrize("op", ["mlp", "block", "downsample"])
 def test_serves_autocast(op, compute_dtype, backend):
     spec = OpSpec(op, "cpu", torch.float32, compute_dtype, 96, 7, 1, 384)
-    assert planner.choose(spec, backend).__name__ == f"convnext_kernels.backends.{backend}.{op}"
+    assert dispatch.choose(spec, backend).__name__ == f"convnext_kernels.backends.{backend}.{op}"
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_auto_prefers_native_kernels_on_the_cpu(op):
-    if not planner.list_backends()["cpu"].available:
-        pytest.skip(planner.list_backends()["cpu"].reason)
+    if not dispatch.list_backends()["cpu"].available:
+        pytest.skip(dispatch.list_backends()["cpu"].reason)
     for dtype in DTYPES:
         spec = OpSpec(op, "cpu", dtype, dtype, 96, 7, 1, 384)
-        assert planner.choose(spec).__name__ == f"convnext_kernels.backends.cpu.{op}"
-    assert planner.choose(OpSpec(op, "cuda", dtype, dtype, 96, 7, 1, 384)).__name__.endswith(f".eager.{op}")
+        assert dispatch.choose(spec).__name__ == f"convnext_kernels.backends.cpu.{op}"
+    assert dispatch.choose(OpSpec(op, "cuda", dtype, dtype, 96, 7, 1, 384)).__name__.endswith(f".eager.{op}")

@@ -71,8 +71,8 @@ def test_an_op_that_raises_does_not_end_the_others(monkeypatch):
 
 
 def test_a_backend_that_cannot_run_is_named(monkeypatch):
-    from convnext_kernels import planner
+    from convnext_kernels import dispatch
 
-    status = planner.BackendStatus("triton", False, "no GPU", "")
-    monkeypatch.setattr(planner, "list_backends", lambda: {"triton": status})
+    status = dispatch.BackendStatus("triton", False, "no GPU", "")
+    monkeypatch.setattr(dispatch, "list_backends", lambda: {"triton": status})
     assert checks.backends("cpu") == ([], ["backend triton: no GPU"])

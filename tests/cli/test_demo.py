@@ -176,10 +176,10 @@ def test_unknown_backends(fails, monkeypatch):
 
 
 def test_an_unavailable_backend_says_why(fails, monkeypatch):
-    from convnext_kernels import planner
+    from convnext_kernels import dispatch
 
-    status = planner.BackendStatus("cpu", False, "not compiled", "")
-    monkeypatch.setattr(planner, "list_backends", lambda: {"cpu": status})
+    status = dispatch.BackendStatus("cpu", False, "not compiled", "")
+    monkeypatch.setattr(dispatch, "list_backends", lambda: {"cpu": status})
     fails("demo", *SMALL, "--no-report", "--backend", "cpu", words=("--backend", "cpu", "not compiled"))
 
 

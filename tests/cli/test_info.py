@@ -59,18 +59,18 @@ def test_table_shows_backends_and_missing_libraries(run, monkeypatch):
     ],
 )
 def test_what_the_cuda_extension_holds(run, monkeypatch, compiled, words):
-    from convnext_kernels import planner
+    from convnext_kernels import dispatch
 
-    monkeypatch.setattr(planner, "compiled_for_cuda", lambda: compiled)
+    monkeypatch.setattr(dispatch, "compiled_for_cuda", lambda: compiled)
     assert words in " ".join(run("info").output.replace("│", " ").split())
     assert json.loads(run("info", "--json").stdout)["cuda_extension"] == compiled
 
 
 def test_a_reason_with_brackets_is_shown_as_it_is(run, monkeypatch):
-    from convnext_kernels import planner
+    from convnext_kernels import dispatch
 
-    status = planner.BackendStatus("odd", False, "needs [red] paint", "")
-    monkeypatch.setattr(planner, "list_backends", lambda: {"odd": status})
+    status = dispatch.BackendStatus("odd", False, "needs [red] paint", "")
+    monkeypatch.setattr(dispatch, "list_backends", lambda: {"odd": status})
     assert "needs [red] paint" in run("info").output
 
 

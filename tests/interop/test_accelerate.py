@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import convnext_kernels as ck
-from convnext_kernels import planner
+from convnext_kernels import dispatch
 from convnext_kernels.interop import structure
 from convnext_kernels.interop.adapter import Adapter
 from convnext_kernels.ops import checks
@@ -642,7 +642,7 @@ def test_backend_errors_come_before_any_change(model, monkeypatch):
     with pytest.raises(TypeError, match="backend: expected the name of a backend"):
         ck.accelerate(m, backend=None)
     status = {"eager": type(ck.list_backends()["eager"])("eager", False, "it has a day off", "")}
-    monkeypatch.setattr(planner, "list_backends", lambda: status)
+    monkeypatch.setattr(dispatch, "list_backends", lambda: status)
     with pytest.raises(ck.BackendError, match="backend: 'eager' is not available: it has a day off"):
         ck.accelerate(m, backend="eager")
     assert classes(m) == before

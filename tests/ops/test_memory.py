@@ -9,7 +9,7 @@ from tests import reference
 from tests.operators import OPERATORS, gradients, with_gradients
 from tests.shapes import TRITON, Case, chosen
 
-CASE = Case("wide enough for the planner's auto to keep the hidden", n=2, c=208, h=5, w=6)
+CASE = Case("wide enough for auto to keep the hidden", n=2, c=208, h=5, w=6)
 VARIANTS = {"v1": Case("V1", c=24), "v2": Case("V2", c=24, variant="v2"), "drop": Case("drop path", c=24, drop=True)}
 
 

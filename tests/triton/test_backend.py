@@ -65,9 +65,9 @@ except ck.BackendError as error:
 
 def test_auto_leaves_cpu_tensors_to_the_cpu():
     """Also under the interpreter, which is for tests."""
-    from convnext_kernels import planner
+    from convnext_kernels import dispatch
 
-    chosen = planner.choose(spec("cpu", torch.float32, torch.float32)).__name__
+    chosen = dispatch.choose(spec("cpu", torch.float32, torch.float32)).__name__
     assert ".triton." not in chosen
     if ck.list_backends()["triton"].available and not torch.cuda.is_available():
-        assert ".triton." in planner.choose(spec("cpu", torch.float32, torch.float32), "triton").__name__
+        assert ".triton." in dispatch.choose(spec("cpu", torch.float32, torch.float32), "triton").__name__

@@ -8,17 +8,17 @@ import pytest
 import torch
 
 import convnext_kernels
-from convnext_kernels import BackendError, FusedConvNeXtBlock, calls, functional, list_backends, planner, use_backend
+from convnext_kernels import BackendError, FusedConvNeXtBlock, calls, dispatch, functional, list_backends, use_backend
 from convnext_kernels import backends as package
 from convnext_kernels.backends import eager
-from convnext_kernels.planner import choose, keeps
+from convnext_kernels.dispatch import choose, keeps
 from convnext_kernels.spec import OPS, OpSpec
 
 SPEC = OpSpec("dwconv", "cpu", torch.float32, torch.float32, 8, 7)
 
 
 def _clear():
-    module = sys.modules["convnext_kernels.planner.choose"]
+    module = sys.modules["convnext_kernels.dispatch"]
     for cached in (package.get, package.op_module, module._choose, module._log_skipped):
         cached.cache_clear()
     calls.forget()
@@ -78,7 +78,7 @@ def test_precedence(make_backend, monkeypatch):
     for name in ("d", "c", "b", "a"):
         make_backend(name)
     assert chosen() == "a"
-    monkeypatch.setenv(planner.ENVIRONMENT_VARIABLE, "b")
+    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "b")
     assert chosen() == "b"
     with use_backend("c"):
         assert chosen() == "c"
@@ -89,9 +89,9 @@ def test_precedence(make_backend, monkeypatch):
         with use_backend("auto"):
             assert chosen() == "a", "use_backend('auto') hides the environment"
     assert chosen() == "b"
-    monkeypatch.setenv(planner.ENVIRONMENT_VARIABLE, "")
+    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "")
     assert chosen() == "a"
-    monkeypatch.setenv(planner.ENVIRONMENT_VARIABLE, "auto")
+    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "auto")
     assert chosen() == "a"
 
 
@@ -102,7 +102,7 @@ def test_precedence_reaches_the_kernels(make_backend, monkeypatch):
     with use_backend("stub"):
         assert (functional.depthwise_conv2d(x, weight) == 7).all()
         functional.depthwise_conv2d(x, weight, backend="eager")
-    monkeypatch.setenv(planner.ENVIRONMENT_VARIABLE, "stub")
+    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "stub")
     FusedConvNeXtBlock(2)(x)
     FusedConvNeXtBlock(2, backend="eager")(x)
     assert stub.calls == ["dwconv", "block"]
@@ -123,7 +123,7 @@ def test_named_backend_that_refuses_raises_with_its_reason(make_backend, monkeyp
         chosen("picky")
     with use_backend("picky"), pytest.raises(BackendError, match=message):
         chosen()
-    monkeypatch.setenv(planner.ENVIRONMENT_VARIABLE, "picky")
+    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "picky")
     with pytest.raises(BackendError, match=message):
         chosen()
     with pytest.raises(BackendError, match=message):
@@ -161,7 +161,7 @@ def test_unknown_names(name, monkeypatch):
     with pytest.raises(BackendError, match=rf"backend: unknown backend '{name}'"):
         choose(SPEC, name)
     if name:
-        monkeypatch.setenv(planner.ENVIRONMENT_VARIABLE, name)
+        monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, name)
         with pytest.raises(BackendError, match=rf"CONVNEXT_KERNELS_BACKEND: unknown backend '{name}'"):
             choose(SPEC)
 
@@ -177,22 +177,22 @@ def test_use_backend_ends_with_the_block_even_when_it_raises(make_backend):
 
     def fail():
         with use_backend("stub"):
-            assert planner.requested_backend() == "stub"
+            assert dispatch.requested_backend() == "stub"
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert planner.requested_backend() == "auto"
+    assert dispatch.requested_backend() == "auto"
 
 
 def test_use_backend_belongs_to_its_thread(make_backend):
     make_backend("stub", first=False)
     seen = []
     with use_backend("stub"):
-        thread = threading.Thread(target=lambda: seen.append(planner.requested_backend()))
+        thread = threading.Thread(target=lambda: seen.append(dispatch.requested_backend()))
         thread.start()
         thread.join()
-        assert planner.requested_backend() == "stub"
+        assert dispatch.requested_backend() == "stub"
     assert seen == ["auto"]
 
 
@@ -223,8 +223,8 @@ def test_status():
 
 
 def test_public_names():
-    assert convnext_kernels.use_backend is planner.use_backend
-    assert convnext_kernels.list_backends is planner.list_backends
+    assert convnext_kernels.use_backend is dispatch.use_backend
+    assert convnext_kernels.list_backends is dispatch.list_backends
     assert set(convnext_kernels.__all__) <= set(dir(convnext_kernels))
 
 

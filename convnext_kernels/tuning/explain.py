@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry
 
 from convnext_kernels.backends import op_module
-from convnext_kernels.planner.choose import RECOMPUTED_CHANNELS
+from convnext_kernels.dispatch import RECOMPUTED_CHANNELS
 from convnext_kernels.torch_versions import TorchDispatchMode, tree_leaves
 from convnext_kernels.tuning import Candidate, Gpu, Work, cublas_product, seconds
 from convnext_kernels.tuning.cost import CUBLAS_SHARE

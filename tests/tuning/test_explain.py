@@ -3,9 +3,8 @@ import torch
 from torch import nn
 
 import convnext_kernels as ck
-from convnext_kernels.planner import explain
-from convnext_kernels.planner.explain import Call, Cost
-from convnext_kernels.tuning import GPUS
+from convnext_kernels.tuning import GPUS, explain
+from convnext_kernels.tuning.explain import Call, Cost
 
 H100 = GPUS["H100"]
 BF16 = torch.bfloat16
