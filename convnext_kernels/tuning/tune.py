@@ -5,7 +5,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MOST = 8  # configurations of one kernel that are timed: those with the lowest predicted times
 ROUNDS = {"cpu": 7, "cuda": 20}
+ROUND_SECONDS = 5.0  # of all rounds, about; slow candidates have fewer rounds, but at least three
 EAGER, TRITON = "eager", "triton"
 
 
@@ -44,8 +45,7 @@ class Timing(NamedTuple):
     variant: str = ""  # "V2 k7"
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """The result for one kind of call."""
 
     op: str
@@ -89,9 +89,12 @@ class TuneReport:
             )
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
         shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        return "\n".join(line.rstrip() for line in (self.machine, *shown, *self.remarks()))
+
+    def remarks(self) -> list[str]:
+        """A line for each candidate that does not run and for each call that was not timed."""
         failed = [f"does not run: {_name(t)}: {t.error}" for t in self.timings if t.error]
-        cut = [f"not timed: {line}" for line in self.not_timed]
-        return "\n".join(line.rstrip() for line in (self.machine, *shown, *failed, *cut))
+        return failed + [f"not timed: {line}" for line in self.not_timed]
 
 
 def _milliseconds(seconds: float | None) -> str:
@@ -248,7 +251,10 @@ def _record(model: nn.Module, example: Tensor, training: bool) -> list[_Call]:
 
 
 def _points(call: _Call, choices: Mapping[str, str], planned: list[Any] | None = None) -> list[_Point]:
-    """The choices with several candidates that a call makes, given some of them. Prepared launchers launch nothing."""
+    """The choices with several candidates that a call makes, given some of them. Prepared launchers launch nothing.
+
+    Of a call that fails, those before the error, which will be reported when it is timed.
+    """
     found: dict[str, _Point] = {}
 
     def choice(kernel: str, problem: tuple, candidates: Sequence[Candidate], where: Gpu | str) -> Candidate | None:
@@ -257,7 +263,7 @@ def _points(call: _Call, choices: Mapping[str, str], planned: list[Any] | None =
             found.setdefault(key, _Point(key, kernel, tuple(candidates), where))
         return next((candidate for candidate in candidates if candidate.name == choices.get(key)), None)
 
-    with torch.no_grad(), forced(choice, [] if planned is None else planned):
+    with suppress(Exception), torch.no_grad(), forced(choice, [] if planned is None else planned):
         registration.implementations[call.name](*call.arguments)
     return list(found.values())
 
@@ -280,7 +286,7 @@ def _compile(found: list[_Call], end: float) -> None:
             ahead.compile_all(ahead.units(planned), end)
 
 
-def _graph(run: Callable[[], object]) -> Callable[[], object]:
+def _graph(run: Callable[[], object], pool: Any) -> Callable[[], object]:
     """A CUDA graph of one call, so that host time does not count."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -289,7 +295,7 @@ def _graph(run: Callable[[], object]) -> Callable[[], object]:
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         run()
     return graph.replay
 
@@ -298,7 +304,14 @@ def _times(functions: Mapping[str, Callable[[], object]], device: str) -> "dict[
     """Time functions in turn; the names say what they are."""
     from convnext_kernels.bench import timing
 
-    return timing.interleave(functions, rounds=ROUNDS.get(device, 7), bursts=True, device=device)
+    begin = time.perf_counter()
+    for function in functions.values():
+        function()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    rounds = int(ROUND_SECONDS / (time.perf_counter() - begin))
+    rounds = max(3, min(rounds, ROUNDS["cuda" if device == "cuda" else "cpu"]))
+    return timing.interleave(functions, rounds=rounds, bursts=True, device=device)
 
 
 class _Tuner:
@@ -317,6 +330,7 @@ class _Tuner:
     def measure(self, call: _Call, candidates: Mapping[str, tuple[str, str, dict[str, str]]]) -> "dict[str, Times]":
         """Time candidates: by name, each with its backend, its plan in words, and its choices."""
         device, functions = call.x.device.type, {}
+        pool = torch.cuda.graph_pool_handle() if device == "cuda" else None  # the graphs share their memory
 
         def fail(name: str, error: Exception) -> None:
             self.say(call.timing(*candidates[name][:2], error=error))
@@ -324,7 +338,7 @@ class _Tuner:
         try:
             for name, (backend, _, choices) in candidates.items():
                 try:
-                    functions[name] = self.function(call, backend, choices)
+                    functions[name] = self.function(call, backend, choices, pool)
                 except Exception as error:  # compilers and drivers raise many types; the other candidates may run
                     fail(name, error)
             try:
@@ -339,7 +353,7 @@ class _Tuner:
             self.say(call.timing(*candidates[name][:2], taken))
         return times
 
-    def function(self, call: _Call, backend: str, choices: dict[str, str]) -> Callable[[], object]:
+    def function(self, call: _Call, backend: str, choices: dict[str, str], pool: Any) -> Callable[[], object]:
         """A function that runs a call with these choices; it has run before."""
         op, trial = getattr(torch.ops.convnext_kernels, call.name), cache.Trial(choices)
         arguments = list(call.arguments)
@@ -352,7 +366,7 @@ class _Tuner:
 
         with torch.inference_mode():
             run()
-            return _graph(run) if call.x.is_cuda else run
+            return run if pool is None else _graph(run, pool)
 
     def tune(self, call: _Call) -> None:
         """Time everything that a call leaves open."""
@@ -469,7 +483,18 @@ def tune(
             "model: it makes no call of this package's ops, expected a model after accelerate() (see "
             "acceleration_report) or one with this package's modules"
         )
-    where = dispatch.machine(example.device.type)
+    with torch.cuda.device(example.device) if example.is_cuda else nullcontext():
+        return _tune(found, example.device.type, end, write, on_result)
+
+
+def _tune(
+    found: list[_Call],
+    device: str,
+    end: float,
+    write: str | os.PathLike | None,
+    on_result: Callable[[Timing], object] | None,
+) -> TuneReport:
+    where = dispatch.machine(device)
     report = TuneReport(where if isinstance(where, str) else where.machine)
     tuner = _Tuner(report, end, on_result)
     try:

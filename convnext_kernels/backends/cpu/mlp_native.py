@@ -57,7 +57,7 @@ def _schedule(call: MlpCall | BlockCall, side: int, isa: str, keeps: int) -> int
         x, p = call.x, call.p
         wide, grn = p.pwconv1_weight.shape[0], p.grn_weight is not None
         problem = (*x.shape, x.dtype, call.compute_dtype, side, wide, grn, keeps)
-        found = memo[state] = pick("cpu_mlp", problem, SCHEDULES, native.machine()).config["schedule"]
+        found = memo[state] = pick("mlp_schedule", problem, SCHEDULES, native.machine()).config["schedule"]
     return found
 
 
