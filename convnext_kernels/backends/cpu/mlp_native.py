@@ -15,7 +15,7 @@ from convnext_kernels.calls import BlockCall, MlpCall
 from convnext_kernels.spec import MlpParameters
 from convnext_kernels.tuning import Candidate, cache, forcing, pick
 
-# Schedules of csrc/cpu/mlp_plan.h with their numbers; the first one is the default.
+# Schedules of csrc/cpu/ops.h with their numbers; the first one is the default.
 SCHEDULES = tuple(
     Candidate(name, {"schedule": i - 1})
     for i, name in enumerate(("by-shape", "short", "long", "half-tiles", "double-tiles", "columns"))
