@@ -11,6 +11,7 @@ from convnext_kernels.backends.cpu import native
 from convnext_kernels.backends.cpu.dwconv import bias_or_zeros, taps_first
 from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, flat_float, output_for
 from convnext_kernels.backends.cpu.packed import packed
+from convnext_kernels.calls import Inputs
 from convnext_kernels.spec import MlpParameters
 
 PHASES = ("dwconv", "LayerNorm", "W1, GELU", "GRN", "W2, residual", "waiting")  # in the order of csrc/cpu/ops.h
@@ -52,10 +53,12 @@ def run(
     compute_dtype: torch.dtype,
     kept_y: Tensor | None = None,
     kept_hidden: Tensor | None = None,
+    inputs: Inputs | None = None,
 ) -> Tensor:
     """Run the block (with `dwconv`) or the inverted bottleneck alone (without).
 
     `kept_y` (like x) and `kept_hidden` (N, hidden, H, W), both channels_last, are filled for the gradient if given.
+    `inputs` are those of the op's call.
     """
     channels, hidden = x.shape[1], p.pwconv1_weight.shape[0]
     isa, bf16 = native.isa(), compute_dtype == torch.bfloat16
@@ -97,7 +100,8 @@ def run(
         )
 
     configuration = (isa, "bottleneck", bf16, side, dilation, eps, grn_eps)
-    kernel = packed(p.pwconv1_weight, (dw_weight, dw_bias, *p), configuration, pack)
+    signature = None if inputs is None else inputs.signature
+    kernel = packed(p.pwconv1_weight, (dw_weight, dw_bias, *p), configuration, pack, signature)
     x_nhwc = dense_nhwc(x)
     # The block's residual is x itself; one conversion serves both.
     residual_nhwc = x_nhwc if residual is x else None if residual is None else dense_nhwc(residual)
