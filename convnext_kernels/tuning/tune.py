@@ -251,7 +251,7 @@ def _record(model: nn.Module, example: Tensor, training: bool) -> list[_Call]:
 
 
 def _points(call: _Call, choices: Mapping[str, str], planned: list[Any] | None = None) -> list[_Point]:
-    """The choices with several candidates that a call makes, given some of them. Prepared launchers launch nothing.
+    """The choices with several candidates that a call makes, given some of them. Triton's launchers launch nothing.
 
     Of a call that fails, those before the error, which will be reported when it is timed.
     """

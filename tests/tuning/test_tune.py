@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -281,3 +282,33 @@ def test_with_the_real_clock(file):
     assert all(0 < t.minimum <= t.median for t in report.timings)
     assert all(row.best <= row.eager for row in report.rows)
     assert json.loads(file.read_text())["entries"] == report.choices
+
+
+def test_on_a_gpu_a_graph_is_timed(monkeypatch):
+    """It runs first, so that nothing is compiled or prepared while it is captured; replaying runs nothing in Python."""
+    events = []
+
+    class Stream:
+        def wait_stream(self, other):
+            events.append("wait")
+
+    class Graph:
+        def replay(self):
+            events.append("replay")
+
+    @contextmanager
+    def capture(graph, pool):
+        events.append(("capture", pool))
+        yield
+        events.append("captured")
+
+    for name, value in {
+        "Stream": Stream,
+        "current_stream": Stream,
+        "stream": lambda stream: nullcontext(),
+        "CUDAGraph": Graph,
+        "graph": capture,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    module._graph(lambda: events.append("run"), "pool")()
+    assert events == ["wait", "run", "run", "run", "wait", ("capture", "pool"), "run", "captured", "replay"]

@@ -117,7 +117,8 @@ def run(
         )
 
     configuration = (isa, "bottleneck", bf16, side, dilation, eps, grn_eps)
-    kernel = packed(p.pwconv1_weight, (dw_weight, dw_bias, *p), configuration, pack)
+    signature = None if call.inputs is None else call.inputs.signature
+    kernel = packed(p.pwconv1_weight, (dw_weight, dw_bias, *p), configuration, pack, signature)
     x_nhwc = dense_nhwc(x)
     # The block's residual is x itself; one conversion serves both.
     residual_nhwc = x_nhwc if residual is x else None if residual is None else dense_nhwc(residual)
