@@ -279,8 +279,8 @@ MUTANTS = [
         Mutant(
             "stride",
             "rows and columns of the kernel are swapped",
-            "permute(0, 2, 3, 1).flatten(1)",
-            "permute(0, 3, 2, 1).flatten(1)",
+            "weight.detach().permute(0, 2, 3, 1)",
+            "weight.detach().permute(0, 3, 2, 1)",
         ),
         Mutant(
             "stride",
