@@ -66,12 +66,19 @@ def _convolution(
     return torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
 
 
+def _convolution_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> tuple:
+    needs = rest[-1]
+    bias = weight.new_empty(weight.shape[0])
+    return tuple(torch.empty_like(t) if needed else None for t, needed in zip((x, weight, bias), needs, strict=True))
+
+
 def _clone(x: torch.Tensor, memory_format: torch.memory_format = torch.preserve_format) -> torch.Tensor:
     return torch.empty_like(x, memory_format=memory_format)
 
 
 @contextmanager
-def _nothing_computed() -> Iterator[None]:
+def nothing_computed() -> Iterator[None]:
+    """PyTorch's matmuls, convolutions and copies return memory that they do not fill."""
     library = torch.library.Library("aten", "IMPL")
     try:
         with warnings.catch_warnings():
@@ -79,6 +86,7 @@ def _nothing_computed() -> Iterator[None]:
             library.impl("mm", _product, "CPU")
             library.impl("addmm", _sum_of_products, "CPU")
             library.impl("convolution", _convolution, "CPU")
+            library.impl("convolution_backward", _convolution_backward, "CPU")
             library.impl("clone", _clone, "CPU")
         yield
     finally:
@@ -185,7 +193,7 @@ def main(check: bool) -> None:
     torch.set_num_threads(1)
     failed = []
     measured = list(cases())
-    with driver(), _nothing_computed(), steady_allocator():
+    with driver(), nothing_computed(), steady_allocator():
         one = unit()
         print(f"unit: ten torch.add of one element, {one * 1e6:.1f} us")
         print(f"{'':46}{'units':>7}{'limit':>7}{'us':>9}{'calls':>8}{'launches':>10}")
