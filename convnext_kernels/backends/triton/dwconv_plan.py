@@ -47,6 +47,14 @@ def _columns_per_thread(p: Problem, most: int) -> int:
     return best
 
 
+def edges(width: int, q: int) -> str:
+    """Which columns of a group of q may be outside of the image."""
+    import os
+    if width == q:
+        return os.environ.get("EDGES_ONE", "image")
+    return os.environ.get("EDGES", "group" if width % q == 0 else "column")
+
+
 def _multiply_adds(p: Problem, q: int) -> int:
     """Multiply-adds of q columns with one kernel row; if the tile is as wide as the image only those inside."""
     return taps_inside(p.width, p.side, p.dilation) if q == p.width else q * p.side
