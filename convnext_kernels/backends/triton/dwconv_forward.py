@@ -90,11 +90,11 @@ def decode(lane, C: tl.constexpr, groups, CHANNELS_FIRST: tl.constexpr):
 
 
 @triton.jit
-def place(n, c, pixel, pixels, stride_n, C: tl.constexpr, CHANNELS_FIRST: tl.constexpr):
-    """The offset of an element in an image whose samples are dense NCHW or NHWC; `pixel` may be outside."""
+def place(c, pixel, pixels, C: tl.constexpr, CHANNELS_FIRST: tl.constexpr):
+    """The offset of an element in a dense sample, NCHW or NHWC, of `pixels`; `pixel` may be outside."""
     if CHANNELS_FIRST:
-        return n * stride_n + (c.to(tl.int64) * pixels + pixel)
-    return n * stride_n + (pixel.to(tl.int64) * C + c)
+        return c.to(tl.int64) * pixels + pixel
+    return pixel.to(tl.int64) * C + c
 
 
 @triton.jit
@@ -230,11 +230,11 @@ def rolling_kernel(
     high = tl.minimum(end + P, own)
 
     n = tl.minimum(n, samples - 1).to(tl.int64)  # threads too many load what the last sample's do, and store nothing
-    x_ptr += place(n, c, (residue + low * D) * width + column - P * D, pixels, x_sn, C, X_FIRST)
+    x_ptr += n * x_sn + place(c, (residue + low * D) * width + column - P * D, pixels, C, X_FIRST)
     pixel = (residue + (low - P) * D) * width + column
-    y_ptr += place(n, c, pixel, pixels, y_sn, C, Y_FIRST)
+    y_ptr += n * y_sn + place(c, pixel, pixels, C, Y_FIRST)
     if residual_ptr is not None:
-        residual_ptr += place(n, c, pixel, pixels, residual_sn, C, RESIDUAL_FIRST)
+        residual_ptr += n * residual_sn + place(c, pixel, pixels, C, RESIDUAL_FIRST)
     w_ptr = weight_ptr + c * WEIGHT[0]
     w = ()
     for i in tl.static_range(K * K):
@@ -457,7 +457,7 @@ def rows_kernel(
     low = tl.maximum(P - o // D, 0)
 
     n = tl.minimum(n, samples - 1).to(tl.int64)  # threads too many load what the last sample's do, and store nothing
-    x_ptr += place(n, c, (o + (low - P) * D) * width + column - P * D, pixels, x_sn, C, X_FIRST)
+    x_ptr += n * x_sn + place(c, (o + (low - P) * D) * width + column - P * D, pixels, C, X_FIRST)
     w_ptr = weight_ptr + c * WEIGHT[0]
     if FLIP:
         w_ptr += (K - 1 - low) * WEIGHT[1] + (K - 1) * WEIGHT[2]
@@ -492,9 +492,9 @@ def rows_kernel(
             acc = add_row(acc, w, x, Q, K, D, EDGES)
             x_ptr += x_sh * D
             w_ptr += SIGN * WEIGHT[1]
-    y_ptr += place(n, c, o * width + column, pixels, y_sn, C, Y_FIRST)
+    y_ptr += n * y_sn + place(c, o * width + column, pixels, C, Y_FIRST)
     if residual_ptr is not None:
-        residual_ptr += place(n, c, o * width + column, pixels, residual_sn, C, RESIDUAL_FIRST)
+        residual_ptr += n * residual_sn + place(c, o * width + column, pixels, C, RESIDUAL_FIRST)
     row = tl.full((BLOCK,), o, tl.int32)  # as in rolling_kernel
     store_columns(y_ptr, residual_ptr, acc, column, width, inside & (row < height), Q, EDGES, Y_SW, RESIDUAL_SW)
     if PAIR:

@@ -39,20 +39,24 @@ def _ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _columns_per_thread(p: Problem, most: int) -> int:
-    """Columns per thread, at most `most`: the number that wastes the fewest columns; the largest of equal ones."""
-    best = min(range(1, min(most, p.width) + 1), key=lambda q: (_ceil(p.width, q) * q, -q))
-    if _ceil(p.width, best) * best > 1.15 * p.width or best < min(4, most):
-        best = min(range(min(4, most, p.width), min(most, p.width) + 1), key=lambda q: (_ceil(p.width, q) * q, -q))
-    return best
+def _tiles(p: Problem, widest: int) -> Iterator[int]:
+    """Columns per thread to choose from. They are few, because each is a kernel to compile for every C.
+
+    A tile serves all images that are wider (EDGES "inside"). One as wide as the image skips the taps outside, but
+    serves this width alone: for K up to 7 only where that is a usual width, or there is no other tile.
+    """
+    for q in (28, 14, 7):
+        if q <= widest and q < p.width:
+            yield q
+    if p.width <= widest and (p.width in (28, 14, 7) or p.width <= 4 or p.side > 7):
+        yield p.width
+    elif p.side <= 7 and p.width > 4 and _ceil(p.width, 7) * 7 > 1.15 * p.width:
+        yield 4
 
 
 def edges(width: int, q: int) -> str:
-    """Which columns of a group of q may be outside of the image."""
-    import os
-    if width == q:
-        return os.environ.get("EDGES_ONE", "image")
-    return os.environ.get("EDGES", "group" if width % q == 0 else "column")
+    """Which columns of a group of q may be outside of the image: see `dwconv_forward.load_columns`."""
+    return "image" if q == width else "inside"
 
 
 def _multiply_adds(p: Problem, q: int) -> int:
@@ -94,8 +98,7 @@ def forward_candidates(p: Problem) -> Iterator[Candidate]:
         per_thread = inside + 8 * p.height * p.width + _SCATTERED_LOAD * taps
         work = _forward_work(p, lanes, 1, per_thread, p.width, 1, 128)
         yield Candidate("plane", {}, (work,))
-    if k <= 7:
-        q = _columns_per_thread(p, min(14, 52 // k))
+    for q in _tiles(p, min(14, 52 // k)) if k <= 7 else ():
         lanes = p.samples * p.channels * _ceil(p.width, q)
         per_row = _PER_LOAD * _columns(p, q) + k * _multiply_adds(p, q) + (k - 1) * q + 5 * q + 10
         height = _ceil(p.height, d)
@@ -117,9 +120,8 @@ def _rows(p: Problem) -> Iterator[Candidate]:
     k, d = p.side, p.dilation
     packed = k > 7
     pack = (Work(dram_bytes=8 * k * k * p.channels, programs=_ceil(k * k * p.channels, 256)),) if packed else ()
-    wide = p.width if p.width <= 32 else _columns_per_thread(p, 28)
     meeting = taps_inside(p.height, k, d) / p.height
-    for q in dict.fromkeys((wide, _columns_per_thread(p, 14), _columns_per_thread(p, 7))):
+    for q in _tiles(p, 32 if packed else 28):
         weights = min(k, 2 * ((p.width - 1) // d) + 1) if q == p.width else k
         lanes = p.samples * p.channels * _ceil(p.width, q)
         per_weight = _PER_WEIGHT if packed else _SCATTERED_LOAD
@@ -154,8 +156,7 @@ def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     height = _ceil(p.height, d)
     elements = p.samples * p.channels * p.height * p.width
     seen = set()
-    wide = (_columns_per_thread(p, 28),) if k > 7 else ()
-    for q in dict.fromkeys((*wide, _columns_per_thread(p, 14), _columns_per_thread(p, 7))):
+    for q in _tiles(p, 28 if k > 7 else 14):
         for kernel_rows in (k, _ceil(k, 2), 4, 3, 2, 1):
             registers = 16 + kernel_rows * (k + q) + min(_columns(p, q), q + 12)
             if kernel_rows > k or (kernel_rows > 1 and registers > 144) or (q, kernel_rows) in seen:
