@@ -183,7 +183,7 @@ def _convolve(
         "Y_FIRST": target.channels_first,
         "RESIDUAL_FIRST": (added or target).channels_first,
         "Q": tile,
-        "EDGES": dwconv_plan.edges(width, tile),
+        "EDGES": dwconv_plan.edges(problem, tile),
     }
     if kernel == "rolling":
         strip = config["strip"]
@@ -282,7 +282,7 @@ def parameter_gradients(
         ROUND=_rounding(x.dtype, compute_dtype),
         ATOMIC=not deterministic,
         Q=tile,
-        EDGES=dwconv_plan.edges(width, tile),
+        EDGES=dwconv_plan.edges(problem, tile),
         KH=kernel_rows,
         BC=block_c,
         BLOCK=block,

@@ -112,10 +112,9 @@ def load_columns(
 ):
     """COUNT neighbouring elements of an image row, from `ptr` at `column` + FIRST on; 0 outside the image.
 
-    `inside`: a mask for the whole row, or None.
-    If one group is as wide as the image (EDGES "image"), it is known at compile time which columns are outside, and their
-    loads are not compiled. Otherwise the first and last columns of the groups need one predicate each, which the
-    compiler moves out of the row loop.
+    `inside`: a mask for the whole row, or None. The Q columns from `column` on are in the image. EDGES "image": they
+    are the image, so it is known at compile time which columns are outside, and their loads are not compiled. EDGES
+    "inside": each column beside them needs a predicate, which the compiler moves out of the row loop.
     """
     values = ()
     for j in tl.static_range(COUNT):
@@ -124,53 +123,23 @@ def load_columns(
                 values = values + (load(ptr + j * STRIDE, inside, ROUND),)
             else:
                 values = values + (0.0,)
-        elif EDGES == "group" and -FIRST <= Q and FIRST + COUNT <= 2 * Q:
-            # Only reaches into the neighbouring groups: each of them exists as a whole or not at all
-            if FIRST + j < 0:
-                values = values + (load(ptr + j * STRIDE, both(inside, column > 0), ROUND),)
-            elif FIRST + j >= Q:
-                values = values + (load(ptr + j * STRIDE, both(inside, column < width - Q), ROUND),)
-            else:
-                values = values + (load(ptr + j * STRIDE, inside, ROUND),)
-        elif EDGES == "inside":
-            at = column + (FIRST + j)
-            if FIRST + j < 0:
-                values = values + (load(ptr + j * STRIDE, both(inside, at >= 0), ROUND),)
-            elif FIRST + j >= Q:
-                values = values + (load(ptr + j * STRIDE, both(inside, at < width), ROUND),)
-            else:
-                values = values + (load(ptr + j * STRIDE, inside, ROUND),)
+        elif FIRST + j < 0:
+            values = values + (load(ptr + j * STRIDE, both(inside, column >= -(FIRST + j)), ROUND),)
+        elif FIRST + j >= Q:
+            values = values + (load(ptr + j * STRIDE, both(inside, column < width - (FIRST + j)), ROUND),)
         else:
-            at = column + (FIRST + j)
-            if FIRST + j >= 0:
-                values = values + (load(ptr + j * STRIDE, both(inside, at < width), ROUND),)
-            elif -FIRST <= Q:
-                values = values + (load(ptr + j * STRIDE, both(inside, column > 0), ROUND),)
-            else:
-                values = values + (load(ptr + j * STRIDE, both(inside, (at >= 0) & (at < width)), ROUND),)
+            values = values + (load(ptr + j * STRIDE, inside, ROUND),)
     return values
 
 
 @triton.jit
-def store_columns(
-    y_ptr,
-    residual_ptr,
-    values,
-    column,
-    width,
-    inside,
-    Q: tl.constexpr,
-    EDGES: tl.constexpr,
-    Y_SW: tl.constexpr,
-    R_SW: tl.constexpr,
-):
+def store_columns(y_ptr, residual_ptr, values, inside, Q: tl.constexpr, Y_SW: tl.constexpr, R_SW: tl.constexpr):
     """Store Q neighbouring results of one row, with the residual added."""
     for q in tl.static_range(Q):
-        mask = inside if EDGES != "column" else inside & (column < width - q)
         value = values[q]
         if residual_ptr is not None:
-            value += tl.load(residual_ptr + q * R_SW, mask=mask, other=0.0).to(tl.float32)
-        tl.store(y_ptr + q * Y_SW, value.to(y_ptr.dtype.element_ty), mask=mask)
+            value += tl.load(residual_ptr + q * R_SW, mask=inside, other=0.0).to(tl.float32)
+        tl.store(y_ptr + q * Y_SW, value.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=_COUNTS)
@@ -219,9 +188,7 @@ def rolling_kernel(
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     c, g, n = decode(lane, C, (width + Q - 1) // Q, Y_FIRST)
     inside = n < samples
-    column = g * Q
-    if EDGES == "inside":
-        column = tl.minimum(column, width - Q)
+    column = tl.minimum(g * Q, width - Q)
     residue = tl.program_id(1) % D
     own = (height - residue + D - 1) // D  # rows of this residue
     first = tl.program_id(1) // D * strip
@@ -263,7 +230,7 @@ def rolling_kernel(
                 rows = rows + (a,)
         # A vector like `inside`: Triton 3.9's interpreter cannot combine a scalar comparison and a vector to a mask.
         row = tl.full((BLOCK,), t - P, tl.int32)
-        store_columns(y_ptr, residual_ptr, rows, column, width, inside & (row >= first), Q, EDGES, Y_SW, RESIDUAL_SW)
+        store_columns(y_ptr, residual_ptr, rows, inside & (row >= first), Q, Y_SW, RESIDUAL_SW)
         acc = rows[Q:]
         x_ptr += x_sh * D
         y_ptr += y_sh * D
@@ -274,7 +241,7 @@ def rolling_kernel(
         for b in tl.static_range(P):
             row = tl.full((BLOCK,), high - P + b, tl.int32)
             held = inside & (row >= first) & (row < end)
-            store_columns(y_ptr, residual_ptr, acc[b * Q :], column, width, held, Q, EDGES, Y_SW, RESIDUAL_SW)
+            store_columns(y_ptr, residual_ptr, acc[b * Q :], held, Q, Y_SW, RESIDUAL_SW)
             y_ptr += y_sh * D
             if residual_ptr is not None:
                 residual_ptr += residual_sh * D
@@ -445,9 +412,7 @@ def rows_kernel(
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     c, g, n = decode(lane, C, (width + Q - 1) // Q, Y_FIRST)
     inside = n < samples
-    column = g * Q
-    if EDGES == "inside":
-        column = tl.minimum(column, width - Q)
+    column = tl.minimum(g * Q, width - Q)
     if PAIR:
         o = tl.program_id(1) % D + tl.program_id(1) // D * (2 * D)
         high = tl.minimum(P + (height - 1 - o) // D + 1, K + 1)
@@ -496,12 +461,12 @@ def rows_kernel(
     if residual_ptr is not None:
         residual_ptr += n * residual_sn + place(c, o * width + column, pixels, C, RESIDUAL_FIRST)
     row = tl.full((BLOCK,), o, tl.int32)  # as in rolling_kernel
-    store_columns(y_ptr, residual_ptr, acc, column, width, inside & (row < height), Q, EDGES, Y_SW, RESIDUAL_SW)
+    store_columns(y_ptr, residual_ptr, acc, inside & (row < height), Q, Y_SW, RESIDUAL_SW)
     if PAIR:
         y_ptr += D * y_sh
         if residual_ptr is not None:
             residual_ptr += D * residual_sh
-        store_columns(y_ptr, residual_ptr, below, column, width, inside & (row + D < height), Q, EDGES, Y_SW, RESIDUAL_SW)
+        store_columns(y_ptr, residual_ptr, below, inside & (row + D < height), Q, Y_SW, RESIDUAL_SW)
 
 
 @triton.jit

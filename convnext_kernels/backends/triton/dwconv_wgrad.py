@@ -33,23 +33,13 @@ def add_products(sums, dy, x, Q: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
 
 @triton.jit
 def load_new(
-    ptr,
-    column,
-    begin,
-    width,
-    inside,
-    Q: tl.constexpr,
-    EDGES: tl.constexpr,
-    STRIDE: tl.constexpr,
-    ROUND: tl.constexpr,
+    ptr, column, begin, inside, Q: tl.constexpr, EDGES: tl.constexpr, STRIDE: tl.constexpr, ROUND: tl.constexpr
 ):
     """Q columns of dy from `column` on; 0 for those before `begin`, which belong to the group before."""
     values = ()
     for j in tl.static_range(Q):
         if EDGES == "inside":
             values = values + (load(ptr + j * STRIDE, inside & (column + j >= begin), ROUND),)
-        elif EDGES == "column":
-            values = values + (load(ptr + j * STRIDE, inside & (column + j < width), ROUND),)
         else:
             values = values + (load(ptr + j * STRIDE, inside, ROUND),)
     return values
@@ -133,9 +123,7 @@ def partials_kernel(
         inside = item < samples * groups
         n = (item.to(tl.uint32) // tl.cast(groups, tl.uint32)).to(tl.int32)
         begin = (item - n * groups) * Q
-        column = begin
-        if EDGES == "inside":
-            column = tl.minimum(column, width - Q)
+        column = tl.minimum(begin, width - Q)
         n = tl.minimum(n, samples - 1).to(tl.int64)
         x_row = x_ptr + (n * x_sn + column * X_SW)
         dy_row = dy_ptr + (n * dy_sn + column * DY_SW)
@@ -146,7 +134,7 @@ def partials_kernel(
             row = tl.full((BLOCK,), low + P - kh - 1 - b, tl.int32)
             ptr = dy_row - (1 + b) * D * dy_sh
             held = inside & (row >= 0) & (row < own)
-            window = window + load_new(ptr, column, begin, width, held, Q, EDGES, DY_SW, ROUND_DY)
+            window = window + load_new(ptr, column, begin, held, Q, EDGES, DY_SW, ROUND_DY)
         if KH <= 2:
             # Only rows of dy inside the image are computed, and only one kernel row sums the bias, which would be 12 %
             # of the instructions for K 13. The older row is not needed after the newest is loaded: no moves.
@@ -161,7 +149,7 @@ def partials_kernel(
                             if kh + 1 == P:
                                 db = add_columns(db, window, Q)
                 if t + P - kh < own:
-                    newest = load_new(dy_row, column, begin, width, inside, Q, EDGES, DY_SW, ROUND_DY)
+                    newest = load_new(dy_row, column, begin, inside, Q, EDGES, DY_SW, ROUND_DY)
                     upper = add_products(upper, newest, x, Q, K, D, EDGES)
                     if P % KH == 0:
                         if kh == P:
@@ -174,7 +162,7 @@ def partials_kernel(
         else:
             for t in range(low, high):
                 row = tl.full((BLOCK,), t + P - kh, tl.int32)
-                newest = load_new(dy_row, column, begin, width, inside & (row < own), Q, EDGES, DY_SW, ROUND_DY)
+                newest = load_new(dy_row, column, begin, inside & (row < own), Q, EDGES, DY_SW, ROUND_DY)
                 dy = newest + window
                 x = load_columns(x_row, column, width, None, Q + (K - 1) * D, -P * D, Q, EDGES, X_SW, ROUND)
                 new = ()
