@@ -37,7 +37,7 @@ class _Image(NamedTuple):
 
     tensor: Tensor
     stride_n: int
-    strides: tuple[int, int, int]  # of c, h, w: part of the compiled kernel
+    strides: tuple[int, int, int]  # of c, h, w
     channels_first: bool
 
 
@@ -58,6 +58,16 @@ def _seen(x: Tensor) -> _Image | None:
 def _image(x: Tensor) -> _Image:
     """View x without a copy if possible, else a channels_last copy of it."""
     seen = _seen(x) or _seen(x.contiguous(memory_format=torch.channels_last))
+    assert seen is not None
+    return seen
+
+
+def _image_like(x: Tensor, other: _Image) -> _Image:
+    """View x if it has the memory format of `other`, else a copy of it that does."""
+    seen = _seen(x)
+    if seen is None or seen.channels_first != other.channels_first:
+        memory_format = torch.contiguous_format if other.channels_first else torch.channels_last
+        seen = _seen(x.contiguous(memory_format=memory_format))
     assert seen is not None
     return seen
 
@@ -134,7 +144,7 @@ def _convolve(
         config = _interpretable(config, problem)
     source = _image(x)
     target = _seen(out) or _image(torch.empty_like(out, memory_format=torch.channels_last))
-    added = None if residual is None else _image(residual)
+    added = None if residual is None else _image_like(residual, target)
     tile = config.get("Q", width)
     lanes = n * channels * triton.cdiv(width, tile)
     block = _block(lanes)
@@ -154,33 +164,32 @@ def _convolve(
         "y_sn": target.stride_n,
         "residual_sn": 0 if added is None else added.stride_n,
         "C": channels,
-        "H": height,
-        "W": width,
         "K": side,
         "D": dilation,
-        "X": source.strides,
-        "Y": target.strides,
-        "RESIDUAL": (0, 0, 0) if added is None else added.strides,
         "WEIGHT": strides,
         "FLIP": flip,
         "ROUND": _rounding(x.dtype, compute_dtype),
         "ROUND_WEIGHT": None if packed else round_weight,
-        "CHANNELS_FIRST": target.channels_first,
         "BLOCK": block,
         "num_warps": max(1, min(8, block // 32)),
         "enable_fp_fusion": True,
     }
     programs = triton.cdiv(lanes, block)
-    if kernel == "plane":
+    if kernel == "plane":  # height and width are part of the compiled kernel
+        arguments |= {"X": source.strides, "Y": target.strides}
+        arguments |= {"H": height, "W": width, "CHANNELS_FIRST": target.channels_first}
         launch(plane_kernel, (programs,))(**arguments, one=1)
-    elif kernel == "rolling":
-        strip = config["strip"]
-        strips = triton.cdiv(triton.cdiv(height, dilation), strip)
-        launch(rolling_kernel, (programs, strips * dilation))(**arguments, strip=strip, Q=tile)
     else:
-        pair = bool(config["pair"])
-        pairs = triton.cdiv(triton.cdiv(height, dilation), 2) * dilation
-        launch(rows_kernel, (programs, pairs if pair else height))(**arguments, Q=tile, PAIR=pair)
+        arguments |= {"X_FIRST": source.channels_first, "Y_FIRST": target.channels_first}
+        arguments |= {"height": height, "width": width, "Q": tile, "EDGES": dwconv_plan.edges(problem, tile)}
+        if kernel == "rolling":
+            strip = config["strip"]
+            strips = triton.cdiv(triton.cdiv(height, dilation), strip)
+            launch(rolling_kernel, (programs, strips * dilation))(**arguments, strip=strip)
+        else:
+            pair = bool(config["pair"])
+            pairs = triton.cdiv(triton.cdiv(height, dilation), 2) * dilation
+            launch(rows_kernel, (programs, pairs if pair else height))(**arguments, PAIR=pair)
     return out if target.tensor is out else out.copy_(target.tensor)
 
 
@@ -248,20 +257,20 @@ def parameter_gradients(
         n,
         gradient.stride_n,
         image.stride_n,
+        height,
+        width,
         parts,
         strip,
         C=channels,
-        H=height,
-        W=width,
         K=side,
         D=dilation,
-        DY=gradient.strides,
-        X=image.strides,
+        DY_FIRST=gradient.channels_first,
+        X_FIRST=image.channels_first,
         ROUND_DY=_rounding(dy.dtype, compute_dtype),
         ROUND=_rounding(x.dtype, compute_dtype),
-        CHANNELS_FIRST=image.channels_first,
         ATOMIC=not deterministic,
         Q=tile,
+        EDGES=dwconv_plan.edges(problem, tile),
         KH=kernel_rows,
         BC=block_c,
         BLOCK=block,
