@@ -24,9 +24,9 @@ LIMIT = 12  # compilations of one kernel
 
 # (height, width): the standard ones, other multiples of 32, odd multiples of the patches, not square.
 SIZES = (
-    (160, 160), (176, 176), (192, 192), (196, 196), (208, 208), (224, 224), (240, 240), (256, 256), (288, 288), (320, 320),
-    (384, 384), (448, 448), (512, 512), (224, 160), (192, 256), (300, 400), (333, 500), (236, 236), (256, 512), (480, 352),
-)  # fmt: skip
+    *((size, size) for size in (160, 176, 192, 196, 208, 224, 236, 240, 256, 288, 320, 384, 448, 512)),
+    *((224, 160), (192, 256), (300, 400), (333, 500), (256, 512), (480, 352)),
+)
 BATCHES = (1, 2, 3, 5, 8, 16, 32, 64)
 # Training steps: every image size once or twice, all batches.
 STEPS = tuple((BATCHES[(i + j) % len(BATCHES)], size) for i, size in enumerate(SIZES) for j in (0, 3))

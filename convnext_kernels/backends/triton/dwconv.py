@@ -160,33 +160,39 @@ def _convolve(
         "y_sn": target.stride_n,
         "residual_sn": 0 if added is None else added.stride_n,
         "C": channels,
-        "H": height,
-        "W": width,
         "K": side,
         "D": dilation,
-        "X": source.strides,
-        "Y": target.strides,
-        "RESIDUAL": (0, 0, 0) if added is None else added.strides,
         "WEIGHT": strides,
         "FLIP": flip,
         "ROUND": _rounding(x.dtype, compute_dtype),
         "ROUND_WEIGHT": None if packed else round_weight,
-        "CHANNELS_FIRST": target.channels_first,
         "BLOCK": block,
         "num_warps": max(1, min(8, block // 32)),
         "enable_fp_fusion": True,
     }
     programs = triton.cdiv(lanes, block)
     if kernel == "plane":
-        launch(plane_kernel, (programs,))(**arguments, one=1)
-    elif kernel == "rolling":
+        arguments |= {"X": source.strides, "Y": target.strides, "RESIDUAL": (added or target).strides}
+        first = target.channels_first
+        launch(plane_kernel, (programs,))(**arguments, one=1, H=height, W=width, CHANNELS_FIRST=first)
+        return out if target.tensor is out else out.copy_(target.tensor)
+    arguments |= {
+        "height": height,
+        "width": width,
+        "X_FIRST": source.channels_first,
+        "Y_FIRST": target.channels_first,
+        "RESIDUAL_FIRST": (added or target).channels_first,
+        "Q": tile,
+        "EDGES": dwconv_plan.edges(problem, tile),
+    }
+    if kernel == "rolling":
         strip = config["strip"]
         strips = triton.cdiv(triton.cdiv(height, dilation), strip)
-        launch(rolling_kernel, (programs, strips * dilation))(**arguments, strip=strip, Q=tile)
+        launch(rolling_kernel, (programs, strips * dilation))(**arguments, strip=strip)
     else:
         pair = bool(config["pair"])
         pairs = triton.cdiv(triton.cdiv(height, dilation), 2) * dilation
-        launch(rows_kernel, (programs, pairs if pair else height))(**arguments, Q=tile, PAIR=pair)
+        launch(rows_kernel, (programs, pairs if pair else height))(**arguments, PAIR=pair)
     return out if target.tensor is out else out.copy_(target.tensor)
 
 
@@ -263,20 +269,20 @@ def parameter_gradients(
         n,
         gradient.stride_n,
         image.stride_n,
+        height,
+        width,
         parts,
         strip,
         C=channels,
-        H=height,
-        W=width,
         K=side,
         D=dilation,
-        DY=gradient.strides,
-        X=image.strides,
+        DY_FIRST=gradient.channels_first,
+        X_FIRST=image.channels_first,
         ROUND_DY=_rounding(dy.dtype, compute_dtype),
         ROUND=_rounding(x.dtype, compute_dtype),
-        CHANNELS_FIRST=image.channels_first,
         ATOMIC=not deterministic,
         Q=tile,
+        EDGES=dwconv_plan.edges(problem, tile),
         KH=kernel_rows,
         BC=block_c,
         BLOCK=block,

@@ -30,6 +30,8 @@ _COUNTS = [
     "x_sn",
     "y_sn",
     "residual_sn",
+    "height",
+    "width",
     "strip",
     "one",
 ]  # they vary from call to call: no recompilation for them
@@ -77,72 +79,67 @@ def both(a, b):
 
 
 @triton.jit
-def decode(lane, C: tl.constexpr, GROUPS: tl.constexpr, CHANNELS_FIRST: tl.constexpr):
+def decode(lane, C: tl.constexpr, groups, CHANNELS_FIRST: tl.constexpr):
     """Lane -> (channel, column group, sample), so that neighbouring lanes are neighbours in memory."""
     if CHANNELS_FIRST:
-        return lane // GROUPS % C, lane % GROUPS, lane // (GROUPS * C)
-    return lane % C, lane // C % GROUPS, lane // (C * GROUPS)
+        channel = lane // groups
+        return channel % C, lane - channel * groups, channel // C
+    position = lane // C
+    n = (position.to(tl.uint32) // tl.cast(groups, tl.uint32)).to(tl.int32)  # 20 SASS instructions less than signed
+    return lane - position * C, position - n * groups, n
+
+
+@triton.jit
+def place(c, pixel, pixels, C: tl.constexpr, CHANNELS_FIRST: tl.constexpr):
+    """The offset of an element in a dense sample, NCHW or NHWC, of `pixels`; `pixel` may be outside."""
+    if CHANNELS_FIRST:
+        return c.to(tl.int64) * pixels + pixel
+    return pixel.to(tl.int64) * C + c
 
 
 @triton.jit
 def load_columns(
     ptr,
     column,
+    width,
     inside,
     COUNT: tl.constexpr,
     FIRST: tl.constexpr,
     Q: tl.constexpr,
-    W: tl.constexpr,
+    EDGES: tl.constexpr,
     STRIDE: tl.constexpr,
     ROUND: tl.constexpr,
 ):
     """COUNT neighbouring elements of an image row, from `ptr` at `column` + FIRST on; 0 outside the image.
 
-    `inside`: a mask for the whole row, or None.
-    If one group is as wide as the image (Q == W), it is known at compile time which columns are outside, and their
-    loads are not compiled. Otherwise the first and last columns of the groups need one predicate each, which the
-    compiler moves out of the row loop.
+    `inside`: a mask for the whole row, or None. The Q columns from `column` on are in the image. EDGES "image": they
+    are the image, so it is known at compile time which columns are outside, and their loads are not compiled. EDGES
+    "inside": each column beside them needs a predicate, which the compiler moves out of the row loop.
     """
     values = ()
     for j in tl.static_range(COUNT):
-        if Q == W:
-            if FIRST + j >= 0 and FIRST + j < W:
+        if EDGES == "image":
+            if FIRST + j >= 0 and FIRST + j < Q:
                 values = values + (load(ptr + j * STRIDE, inside, ROUND),)
             else:
                 values = values + (0.0,)
-        elif W % Q == 0 and -FIRST <= Q and FIRST + COUNT <= 2 * Q:
-            # Only reaches into the neighbouring groups: each of them exists as a whole or not at all
-            if FIRST + j < 0:
-                values = values + (load(ptr + j * STRIDE, both(inside, column > 0), ROUND),)
-            elif FIRST + j >= Q:
-                values = values + (load(ptr + j * STRIDE, both(inside, column < W - Q), ROUND),)
-            else:
-                values = values + (load(ptr + j * STRIDE, inside, ROUND),)
+        elif FIRST + j < 0:
+            values = values + (load(ptr + j * STRIDE, both(inside, column >= -(FIRST + j)), ROUND),)
+        elif FIRST + j >= Q:
+            values = values + (load(ptr + j * STRIDE, both(inside, column < width - (FIRST + j)), ROUND),)
         else:
-            at = column + (FIRST + j)
-            values = values + (load(ptr + j * STRIDE, both(inside, (at >= 0) & (at < W)), ROUND),)
+            values = values + (load(ptr + j * STRIDE, inside, ROUND),)
     return values
 
 
 @triton.jit
-def store_columns(
-    y_ptr,
-    residual_ptr,
-    values,
-    column,
-    inside,
-    Q: tl.constexpr,
-    W: tl.constexpr,
-    Y_SW: tl.constexpr,
-    R_SW: tl.constexpr,
-):
+def store_columns(y_ptr, residual_ptr, values, inside, Q: tl.constexpr, Y_SW: tl.constexpr, R_SW: tl.constexpr):
     """Store Q neighbouring results of one row, with the residual added."""
     for q in tl.static_range(Q):
-        mask = inside if W % Q == 0 else inside & (column < W - q)
         value = values[q]
         if residual_ptr is not None:
-            value += tl.load(residual_ptr + q * R_SW, mask=mask, other=0.0).to(tl.float32)
-        tl.store(y_ptr + q * Y_SW, value.to(y_ptr.dtype.element_ty), mask=mask)
+            value += tl.load(residual_ptr + q * R_SW, mask=inside, other=0.0).to(tl.float32)
+        tl.store(y_ptr + q * Y_SW, value.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=_COUNTS)
@@ -156,21 +153,21 @@ def rolling_kernel(
     x_sn,
     y_sn,
     residual_sn,
+    height,
+    width,
     strip,
     C: tl.constexpr,
-    H: tl.constexpr,
-    W: tl.constexpr,
     K: tl.constexpr,
     D: tl.constexpr,
-    X: tl.constexpr,
-    Y: tl.constexpr,
-    RESIDUAL: tl.constexpr,
+    X_FIRST: tl.constexpr,
+    Y_FIRST: tl.constexpr,
+    RESIDUAL_FIRST: tl.constexpr,
     WEIGHT: tl.constexpr,
     FLIP: tl.constexpr,
     ROUND: tl.constexpr,
     ROUND_WEIGHT: tl.constexpr,
-    CHANNELS_FIRST: tl.constexpr,
     Q: tl.constexpr,
+    EDGES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """A strip of output rows, Q columns: K x Q accumulators. Every input row completes the oldest of their rows.
@@ -179,23 +176,32 @@ def rolling_kernel(
     of one residue, and `t` counts these. X, Y, RESIDUAL are strides of (c, h, w), WEIGHT of (c, kh, kw).
     """
     P: tl.constexpr = K // 2
+    X_SW: tl.constexpr = 1 if X_FIRST else C
+    Y_SW: tl.constexpr = 1 if Y_FIRST else C
+    RESIDUAL_SW: tl.constexpr = 1 if RESIDUAL_FIRST else C
+    if EDGES == "image":
+        width = Q
+    x_sh = width * X_SW
+    y_sh = width * Y_SW
+    residual_sh = width * RESIDUAL_SW
+    pixels = height * width
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    c, g, n = decode(lane, C, (W + Q - 1) // Q, CHANNELS_FIRST)
+    c, g, n = decode(lane, C, (width + Q - 1) // Q, Y_FIRST)
     inside = n < samples
-    column = g * Q
+    column = tl.minimum(g * Q, width - Q)
     residue = tl.program_id(1) % D
-    height = (H - residue + D - 1) // D
+    own = (height - residue + D - 1) // D  # rows of this residue
     first = tl.program_id(1) // D * strip
-    end = tl.minimum(first + strip, height)
+    end = tl.minimum(first + strip, own)
     low = tl.maximum(first - P, 0)
-    high = tl.minimum(end + P, height)
+    high = tl.minimum(end + P, own)
 
     n = tl.minimum(n, samples - 1).to(tl.int64)  # threads too many load what the last sample's do, and store nothing
-    x_ptr += n * x_sn + c * X[0] + (column - P * D) * X[2] + (residue + low * D).to(tl.int64) * X[1]
-    y_ptr += n * y_sn + c * Y[0] + column * Y[2] + (residue + (low - P) * D).to(tl.int64) * Y[1]
+    x_ptr += n * x_sn + place(c, (residue + low * D) * width + column - P * D, pixels, C, X_FIRST)
+    pixel = (residue + (low - P) * D) * width + column
+    y_ptr += n * y_sn + place(c, pixel, pixels, C, Y_FIRST)
     if residual_ptr is not None:
-        residual_ptr += n * residual_sn + c * RESIDUAL[0] + column * RESIDUAL[2]
-        residual_ptr += (residue + (low - P) * D).to(tl.int64) * RESIDUAL[1]
+        residual_ptr += n * residual_sn + place(c, pixel, pixels, C, RESIDUAL_FIRST)
     w_ptr = weight_ptr + c * WEIGHT[0]
     w = ()
     for i in tl.static_range(K * K):
@@ -212,33 +218,33 @@ def rolling_kernel(
         acc = acc + (bias,)
 
     for t in range(low, high):
-        x = load_columns(x_ptr, column, None, Q + (K - 1) * D, -P * D, Q, W, X[2], ROUND)
+        x = load_columns(x_ptr, column, width, None, Q + (K - 1) * D, -P * D, Q, EDGES, X_SW, ROUND)
         # acc[b * Q + q] is output row t - P + b, to which row t of x contributes with kernel row K - 1 - b
         rows = ()
         for b in tl.static_range(K):
             for q in tl.static_range(Q):
                 a = acc[b * Q + q] if b < K - 1 else bias
                 for kw in tl.static_range(K):
-                    if Q != W or (q + (kw - P) * D >= 0 and q + (kw - P) * D < W):
+                    if EDGES != "image" or (q + (kw - P) * D >= 0 and q + (kw - P) * D < Q):
                         a += w[(K - 1 - b) * K + kw] * x[q + kw * D]
                 rows = rows + (a,)
         # A vector like `inside`: Triton 3.9's interpreter cannot combine a scalar comparison and a vector to a mask.
         row = tl.full((BLOCK,), t - P, tl.int32)
-        store_columns(y_ptr, residual_ptr, rows, column, inside & (row >= first), Q, W, Y[2], RESIDUAL[2])
+        store_columns(y_ptr, residual_ptr, rows, inside & (row >= first), Q, Y_SW, RESIDUAL_SW)
         acc = rows[Q:]
-        x_ptr += X[1] * D
-        y_ptr += Y[1] * D
+        x_ptr += x_sh * D
+        y_ptr += y_sh * D
         if residual_ptr is not None:
-            residual_ptr += RESIDUAL[1] * D
+            residual_ptr += residual_sh * D
 
     if high < end + P:  # the image ends here: no other row of x contributes to the incomplete rows
         for b in tl.static_range(P):
             row = tl.full((BLOCK,), high - P + b, tl.int32)
             held = inside & (row >= first) & (row < end)
-            store_columns(y_ptr, residual_ptr, acc[b * Q :], column, held, Q, W, Y[2], RESIDUAL[2])
-            y_ptr += Y[1] * D
+            store_columns(y_ptr, residual_ptr, acc[b * Q :], held, Q, Y_SW, RESIDUAL_SW)
+            y_ptr += y_sh * D
             if residual_ptr is not None:
-                residual_ptr += RESIDUAL[1] * D
+                residual_ptr += residual_sh * D
 
 
 @triton.jit
@@ -346,13 +352,13 @@ def load_weights(w_ptr, K: tl.constexpr, STEP: tl.constexpr, REACH: tl.constexpr
 
 
 @triton.jit
-def add_row(acc, w, x, Q: tl.constexpr, K: tl.constexpr, D: tl.constexpr, W: tl.constexpr):
+def add_row(acc, w, x, Q: tl.constexpr, K: tl.constexpr, D: tl.constexpr, EDGES: tl.constexpr):
     """Q columns of an output row, plus the products of one kernel row with one row of x."""
     row = ()
     for q in tl.static_range(Q):
         a = acc[q]
         for kw in tl.static_range(K):
-            if Q != W or (q + (kw - K // 2) * D >= 0 and q + (kw - K // 2) * D < W):
+            if EDGES != "image" or (q + (kw - K // 2) * D >= 0 and q + (kw - K // 2) * D < Q):
                 a += w[kw] * x[q + kw * D]
         row = row + (a,)
     return row
@@ -369,45 +375,54 @@ def rows_kernel(
     x_sn,
     y_sn,
     residual_sn,
+    height,
+    width,
     C: tl.constexpr,
-    H: tl.constexpr,
-    W: tl.constexpr,
     K: tl.constexpr,
     D: tl.constexpr,
-    X: tl.constexpr,
-    Y: tl.constexpr,
-    RESIDUAL: tl.constexpr,
+    X_FIRST: tl.constexpr,
+    Y_FIRST: tl.constexpr,
+    RESIDUAL_FIRST: tl.constexpr,
     WEIGHT: tl.constexpr,
     FLIP: tl.constexpr,
     ROUND: tl.constexpr,
     ROUND_WEIGHT: tl.constexpr,
-    CHANNELS_FIRST: tl.constexpr,
     Q: tl.constexpr,
+    EDGES: tl.constexpr,
     PAIR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Q columns of one output row, or of a PAIR of rows. For all lanes of a program the same kernel rows are inside.
 
-    Grid (lanes, H), or (lanes, pairs * D): the rows of a pair are D apart, so that they need the same rows of x. A
+    Grid (lanes, height), or (lanes, pairs * D): the rows of a pair are D apart, so that they need the same rows of x. A
     loaded row of x is then used for both, with kernel rows kh and kh - 1; the latter's weights are still in registers
     from the iteration before.
     """
     P: tl.constexpr = K // 2
-    REACH: tl.constexpr = (W - 1) // D if Q == W else P
+    X_SW: tl.constexpr = 1 if X_FIRST else C
+    Y_SW: tl.constexpr = 1 if Y_FIRST else C
+    RESIDUAL_SW: tl.constexpr = 1 if RESIDUAL_FIRST else C
+    if EDGES == "image":
+        width = Q
+    x_sh = width * X_SW
+    y_sh = width * Y_SW
+    residual_sh = width * RESIDUAL_SW
+    pixels = height * width
+    REACH: tl.constexpr = (Q - 1) // D if EDGES == "image" else P
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    c, g, n = decode(lane, C, (W + Q - 1) // Q, CHANNELS_FIRST)
+    c, g, n = decode(lane, C, (width + Q - 1) // Q, Y_FIRST)
     inside = n < samples
-    column = g * Q
+    column = tl.minimum(g * Q, width - Q)
     if PAIR:
         o = tl.program_id(1) % D + tl.program_id(1) // D * (2 * D)
-        high = tl.minimum(P + (H - 1 - o) // D + 1, K + 1)
+        high = tl.minimum(P + (height - 1 - o) // D + 1, K + 1)
     else:
         o = tl.program_id(1)
-        high = tl.minimum(P + (H - 1 - o) // D + 1, K)
+        high = tl.minimum(P + (height - 1 - o) // D + 1, K)
     low = tl.maximum(P - o // D, 0)
 
     n = tl.minimum(n, samples - 1).to(tl.int64)  # threads too many load what the last sample's do, and store nothing
-    x_ptr += n * x_sn + c * X[0] + (column - P * D) * X[2] + (o + (low - P) * D).to(tl.int64) * X[1]
+    x_ptr += n * x_sn + place(c, (o + (low - P) * D) * width + column - P * D, pixels, C, X_FIRST)
     w_ptr = weight_ptr + c * WEIGHT[0]
     if FLIP:
         w_ptr += (K - 1 - low) * WEIGHT[1] + (K - 1) * WEIGHT[2]
@@ -427,31 +442,31 @@ def rows_kernel(
         # The upper of the first iteration's two kernel rows; if low is 0 it does not exist and is not used
         w = load_weights(w_ptr - tl.minimum(low, 1) * (SIGN * WEIGHT[1]), K, STEP, REACH, ROUND_WEIGHT)
         for kh in range(low, high):
-            x = load_columns(x_ptr, column, None, Q + (K - 1) * D, -P * D, Q, W, X[2], ROUND)
+            x = load_columns(x_ptr, column, width, None, Q + (K - 1) * D, -P * D, Q, EDGES, X_SW, ROUND)
             if kh > 0:
-                below = add_row(below, w, x, Q, K, D, W)
+                below = add_row(below, w, x, Q, K, D, EDGES)
             if kh < K:
                 w = load_weights(w_ptr, K, STEP, REACH, ROUND_WEIGHT)
-                acc = add_row(acc, w, x, Q, K, D, W)
-            x_ptr += X[1] * D
+                acc = add_row(acc, w, x, Q, K, D, EDGES)
+            x_ptr += x_sh * D
             w_ptr += SIGN * WEIGHT[1]
     else:
         for _ in range(low, high):
-            x = load_columns(x_ptr, column, None, Q + (K - 1) * D, -P * D, Q, W, X[2], ROUND)
+            x = load_columns(x_ptr, column, width, None, Q + (K - 1) * D, -P * D, Q, EDGES, X_SW, ROUND)
             w = load_weights(w_ptr, K, STEP, REACH, ROUND_WEIGHT)
-            acc = add_row(acc, w, x, Q, K, D, W)
-            x_ptr += X[1] * D
+            acc = add_row(acc, w, x, Q, K, D, EDGES)
+            x_ptr += x_sh * D
             w_ptr += SIGN * WEIGHT[1]
-    y_ptr += n * y_sn + c * Y[0] + column * Y[2] + o.to(tl.int64) * Y[1]
+    y_ptr += n * y_sn + place(c, o * width + column, pixels, C, Y_FIRST)
     if residual_ptr is not None:
-        residual_ptr += n * residual_sn + c * RESIDUAL[0] + column * RESIDUAL[2] + o.to(tl.int64) * RESIDUAL[1]
+        residual_ptr += n * residual_sn + place(c, o * width + column, pixels, C, RESIDUAL_FIRST)
     row = tl.full((BLOCK,), o, tl.int32)  # as in rolling_kernel
-    store_columns(y_ptr, residual_ptr, acc, column, inside & (row < H), Q, W, Y[2], RESIDUAL[2])
+    store_columns(y_ptr, residual_ptr, acc, inside & (row < height), Q, Y_SW, RESIDUAL_SW)
     if PAIR:
-        y_ptr += D * Y[1]
+        y_ptr += D * y_sh
         if residual_ptr is not None:
-            residual_ptr += D * RESIDUAL[1]
-        store_columns(y_ptr, residual_ptr, below, column, inside & (row + D < H), Q, W, Y[2], RESIDUAL[2])
+            residual_ptr += D * residual_sh
+        store_columns(y_ptr, residual_ptr, below, inside & (row + D < height), Q, Y_SW, RESIDUAL_SW)
 
 
 @triton.jit

@@ -15,20 +15,34 @@ of a channel are summed, and programs write fp32 partial sums (parts, K * K + 1,
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton.dwconv_forward import load_columns
+from convnext_kernels.backends.triton.dwconv_forward import load, load_columns, place
 
 
 @triton.jit
-def add_products(sums, dy, x, Q: tl.constexpr, K: tl.constexpr, D: tl.constexpr, W: tl.constexpr):
+def add_products(sums, dy, x, Q: tl.constexpr, K: tl.constexpr, D: tl.constexpr, EDGES: tl.constexpr):
     """The sums of one kernel row, plus the products of Q columns of dy with a row of x."""
     new = ()
     for kw in tl.static_range(K):
         a = sums[kw]
         for q in tl.static_range(Q):
-            if Q != W or (q + (kw - K // 2) * D >= 0 and q + (kw - K // 2) * D < W):
+            if EDGES != "image" or (q + (kw - K // 2) * D >= 0 and q + (kw - K // 2) * D < Q):
                 a += dy[q] * x[q + kw * D]
         new = new + (a,)
     return new
+
+
+@triton.jit
+def load_new(
+    ptr, column, begin, inside, Q: tl.constexpr, EDGES: tl.constexpr, STRIDE: tl.constexpr, ROUND: tl.constexpr
+):
+    """Q columns of dy from `column` on; 0 for those before `begin`, which belong to the group before."""
+    values = ()
+    for j in tl.static_range(Q):
+        if EDGES == "inside":
+            values = values + (load(ptr + j * STRIDE, inside & (column + j >= begin), ROUND),)
+        else:
+            values = values + (load(ptr + j * STRIDE, inside, ROUND),)
+    return values
 
 
 @triton.jit
@@ -39,7 +53,7 @@ def add_columns(total, dy, Q: tl.constexpr):
     return total
 
 
-@triton.jit(do_not_specialize=["samples", "dy_sn", "x_sn", "parts", "strip"])
+@triton.jit(do_not_specialize=["samples", "dy_sn", "x_sn", "height", "width", "parts", "strip"])
 def partials_kernel(
     dy_ptr,
     x_ptr,
@@ -47,20 +61,20 @@ def partials_kernel(
     samples,
     dy_sn,
     x_sn,
+    height,
+    width,
     parts,
     strip,
     C: tl.constexpr,
-    H: tl.constexpr,
-    W: tl.constexpr,
     K: tl.constexpr,
     D: tl.constexpr,
-    DY: tl.constexpr,
-    X: tl.constexpr,
+    DY_FIRST: tl.constexpr,
+    X_FIRST: tl.constexpr,
     ROUND_DY: tl.constexpr,
     ROUND: tl.constexpr,
-    CHANNELS_FIRST: tl.constexpr,
     ATOMIC: tl.constexpr,
     Q: tl.constexpr,
+    EDGES: tl.constexpr,
     KH: tl.constexpr,
     BC: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -71,11 +85,16 @@ def partials_kernel(
     As in the forward kernel a strip has the rows of one residue modulo D. DY and X are strides of (c, h, w).
     """
     P: tl.constexpr = K // 2
-    GROUPS: tl.constexpr = (W + Q - 1) // Q
+    DY_SW: tl.constexpr = 1 if DY_FIRST else C
+    X_SW: tl.constexpr = 1 if X_FIRST else C
+    if EDGES == "image":
+        width = Q
+    groups = (width + Q - 1) // Q
+    pixels = height * width
     LANES: tl.constexpr = BLOCK // BC
     BLOCKS: tl.constexpr = (C + BC - 1) // BC
     lane = tl.arange(0, BLOCK)
-    if CHANNELS_FIRST:
+    if X_FIRST:
         c, position = lane // LANES, lane % LANES
     else:
         c, position = lane % BC, lane // BC
@@ -84,80 +103,84 @@ def partials_kernel(
     channel = tl.minimum(c, C - 1)
 
     residue = tl.program_id(1) % D
-    height = (H - residue + D - 1) // D
+    own = (height - residue + D - 1) // D  # rows of this residue
     first = tl.program_id(1) // D * strip
     kh = tl.program_id(2) * KH
     # Rows of x that one of these kernel rows multiplies with a row of dy
     low = tl.maximum(first, kh - P)
-    high = tl.minimum(tl.minimum(first + strip, height), height - P + kh + KH - 1)
+    high = tl.minimum(tl.minimum(first + strip, own), own - P + kh + KH - 1)
 
-    x_ptr += channel * X[0] - P * D * X[2] + (residue + low * D).to(tl.int64) * X[1]
-    dy_ptr += channel * DY[0] + (residue + (low + P - kh) * D).to(tl.int64) * DY[1]
+    x_sh = width * X_SW
+    dy_sh = width * DY_SW
+    x_ptr += place(channel, (residue + low * D) * width - P * D, pixels, C, X_FIRST)
+    dy_ptr += place(channel, (residue + (low + P - kh) * D) * width, pixels, C, DY_FIRST)
     sums = ()
     for _ in tl.static_range(KH * K):
         sums = sums + (tl.zeros((BLOCK,), tl.float32),)
     db = tl.zeros((BLOCK,), tl.float32)
-    for start in range(part * LANES, samples * GROUPS, parts * LANES):
+    for start in range(part * LANES, samples * groups, parts * LANES):
         item = start + position
-        inside = item < samples * GROUPS
-        column = item % GROUPS * Q
-        n = tl.minimum(item // GROUPS, samples - 1).to(tl.int64)
-        x_row = x_ptr + (n * x_sn + column * X[2])
-        dy_row = dy_ptr + (n * dy_sn + column * DY[2])
+        inside = item < samples * groups
+        n = (item.to(tl.uint32) // tl.cast(groups, tl.uint32)).to(tl.int32)
+        begin = (item - n * groups) * Q
+        column = tl.minimum(begin, width - Q)
+        n = tl.minimum(n, samples - 1).to(tl.int64)
+        x_row = x_ptr + (n * x_sn + column * X_SW)
+        dy_row = dy_ptr + (n * dy_sn + column * DY_SW)
         # The rows of dy before the newest: window[b * Q + q] belongs to kernel row kh + 1 + b
         window = ()
         for b in tl.static_range(KH - 1):
             # A vector like `inside`: Triton 3.9's interpreter cannot combine a scalar comparison and a vector.
             row = tl.full((BLOCK,), low + P - kh - 1 - b, tl.int32)
-            ptr = dy_row - (1 + b) * D * DY[1]
-            held = inside & (row >= 0) & (row < height)
-            window = window + load_columns(ptr, column, held, Q, 0, Q, W, DY[2], ROUND_DY)
+            ptr = dy_row - (1 + b) * D * dy_sh
+            held = inside & (row >= 0) & (row < own)
+            window = window + load_new(ptr, column, begin, held, Q, EDGES, DY_SW, ROUND_DY)
         if KH <= 2:
             # Only rows of dy inside the image are computed, and only one kernel row sums the bias, which would be 12 %
             # of the instructions for K 13. The older row is not needed after the newest is loaded: no moves.
             upper = sums[:K]
             lower = sums[K:]
             for t in range(low, high):
-                x = load_columns(x_row, column, inside, Q + (K - 1) * D, -P * D, Q, W, X[2], ROUND)
+                x = load_columns(x_row, column, width, inside, Q + (K - 1) * D, -P * D, Q, EDGES, X_SW, ROUND)
                 if KH == 2:
                     if t + P - kh > 0:
-                        lower = add_products(lower, window, x, Q, K, D, W)
+                        lower = add_products(lower, window, x, Q, K, D, EDGES)
                         if P % 2 == 1:
                             if kh + 1 == P:
                                 db = add_columns(db, window, Q)
-                if t + P - kh < height:
-                    newest = load_columns(dy_row, column, inside, Q, 0, Q, W, DY[2], ROUND_DY)
-                    upper = add_products(upper, newest, x, Q, K, D, W)
+                if t + P - kh < own:
+                    newest = load_new(dy_row, column, begin, inside, Q, EDGES, DY_SW, ROUND_DY)
+                    upper = add_products(upper, newest, x, Q, K, D, EDGES)
                     if P % KH == 0:
                         if kh == P:
                             db = add_columns(db, newest, Q)
                     if KH == 2:
                         window = newest
-                x_row += X[1] * D
-                dy_row += DY[1] * D
+                x_row += x_sh * D
+                dy_row += dy_sh * D
             sums = upper + lower
         else:
             for t in range(low, high):
                 row = tl.full((BLOCK,), t + P - kh, tl.int32)
-                newest = load_columns(dy_row, column, inside & (row < height), Q, 0, Q, W, DY[2], ROUND_DY)
+                newest = load_new(dy_row, column, begin, inside & (row < own), Q, EDGES, DY_SW, ROUND_DY)
                 dy = newest + window
-                x = load_columns(x_row, column, None, Q + (K - 1) * D, -P * D, Q, W, X[2], ROUND)
+                x = load_columns(x_row, column, width, None, Q + (K - 1) * D, -P * D, Q, EDGES, X_SW, ROUND)
                 new = ()
                 for b in tl.static_range(KH):
-                    new = new + add_products(sums[b * K : (b + 1) * K], dy[b * Q :], x, Q, K, D, W)
+                    new = new + add_products(sums[b * K : (b + 1) * K], dy[b * Q :], x, Q, K, D, EDGES)
                 sums = new
                 db = add_columns(db, dy[(P % KH) * Q :], Q)
                 window = dy[: (KH - 1) * Q]
-                x_row += X[1] * D
-                dy_row += DY[1] * D
+                x_row += x_sh * D
+                dy_row += dy_sh * D
 
     # One partial sum per program and channel; if atomic, one for all programs
     out = partials_ptr + kh * (K * C)
     if not ATOMIC:
         out += (tl.program_id(1) * parts + part).to(tl.int64) * ((K * K + 1) * C)
     for i in tl.static_range(KH * K):
-        put(out + i * C, sums[i], c, C, kh + i // K < K, CHANNELS_FIRST, ATOMIC, BC, LANES)
-    put(out + (K * K - kh * K) * C, db, c, C, kh == P // KH * KH, CHANNELS_FIRST, ATOMIC, BC, LANES)
+        put(out + i * C, sums[i], c, C, kh + i // K < K, X_FIRST, ATOMIC, BC, LANES)
+    put(out + (K * K - kh * K) * C, db, c, C, kh == P // KH * KH, X_FIRST, ATOMIC, BC, LANES)
 
 
 @triton.jit
