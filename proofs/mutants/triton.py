@@ -25,22 +25,22 @@ MUTANTS = [
         DWCONV,
         Mutant(
             "bound",
-            "the image's first column is not loaded",
-            "if FIRST + j >= 0 and FIRST + j < W:",
-            "if FIRST + j > 0 and FIRST + j < W:",
+            "the image's last column is not loaded",
+            "both(inside, column < width - (FIRST + j))",
+            "both(inside, column < width - 1 - (FIRST + j))",
         ),
-        Mutant("mask", "columns left of the image are loaded", "(at >= 0) & (at < W)", "at < W"),
+        Mutant("mask", "columns left of the image are loaded", "both(inside, column >= -(FIRST + j))", "inside"),
         Mutant(
             "bound",
             "a strip lacks the last row below it",
-            "tl.minimum(end + P, height)",
-            "tl.minimum(end + P - 1, height)",
+            "tl.minimum(end + P, own)",
+            "tl.minimum(end + P - 1, own)",
         ),
         Mutant(
             "bound",
             "the last kernel row is left out",
-            "tl.minimum(P + (H - 1 - o) // D + 1, K)",
-            "tl.minimum(P + (H - 1 - o) // D, K)",
+            "tl.minimum(P + (height - 1 - o) // D + 1, K)",
+            "tl.minimum(P + (height - 1 - o) // D, K)",
         ),
         Mutant(
             "stride",
@@ -66,11 +66,17 @@ MUTANTS = [
         Mutant(
             "bound",
             "rows that only the last kernel row meets are left out",
-            "height - P + kh + KH - 1)",
-            "height - P + kh)",
+            "own - P + kh + KH - 1)",
+            "own - P + kh)",
         ),
         Mutant(
-            "mask", "columns beyond the last sample are added", "inside = item < samples * GROUPS", "inside = item >= 0"
+            "mask", "columns beyond the last sample are added", "inside = item < samples * groups", "inside = item >= 0"
+        ),
+        Mutant(
+            "mask",
+            "columns that two groups have are added twice",
+            "others = tl.where(inside, others, Q)",
+            "others = tl.where(inside, 0, Q)",
         ),
         Mutant("bound", "the bias is summed where another kernel row is", "dy[(P % KH) * Q :], Q)", "dy, Q)"),
         Mutant(

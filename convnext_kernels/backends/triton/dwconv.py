@@ -39,7 +39,7 @@ class _Image(NamedTuple):
 
     tensor: Tensor
     stride_n: int
-    strides: tuple[int, int, int]  # of c, h, w: part of the compiled kernel
+    strides: tuple[int, int, int]  # of c, h, w
     channels_first: bool
 
 
@@ -171,28 +171,22 @@ def _convolve(
         "enable_fp_fusion": True,
     }
     programs = triton.cdiv(lanes, block)
-    if kernel == "plane":
+    if kernel == "plane":  # height and width are part of the compiled kernel
         arguments |= {"X": source.strides, "Y": target.strides, "RESIDUAL": (added or target).strides}
-        first = target.channels_first
-        launch(plane_kernel, (programs,))(**arguments, one=1, H=height, W=width, CHANNELS_FIRST=first)
-        return out if target.tensor is out else out.copy_(target.tensor)
-    arguments |= {
-        "height": height,
-        "width": width,
-        "X_FIRST": source.channels_first,
-        "Y_FIRST": target.channels_first,
-        "RESIDUAL_FIRST": (added or target).channels_first,
-        "Q": tile,
-        "EDGES": dwconv_plan.edges(problem, tile),
-    }
-    if kernel == "rolling":
-        strip = config["strip"]
-        strips = triton.cdiv(triton.cdiv(height, dilation), strip)
-        launch(rolling_kernel, (programs, strips * dilation))(**arguments, strip=strip)
+        arguments |= {"H": height, "W": width, "CHANNELS_FIRST": target.channels_first}
+        launch(plane_kernel, (programs,))(**arguments, one=1)
     else:
-        pair = bool(config["pair"])
-        pairs = triton.cdiv(triton.cdiv(height, dilation), 2) * dilation
-        launch(rows_kernel, (programs, pairs if pair else height))(**arguments, PAIR=pair)
+        arguments |= {"X_FIRST": source.channels_first, "Y_FIRST": target.channels_first}
+        arguments |= {"RESIDUAL_FIRST": (added or target).channels_first}
+        arguments |= {"height": height, "width": width, "Q": tile, "EDGES": dwconv_plan.edges(problem, tile)}
+        if kernel == "rolling":
+            strip = config["strip"]
+            strips = triton.cdiv(triton.cdiv(height, dilation), strip)
+            launch(rolling_kernel, (programs, strips * dilation))(**arguments, strip=strip)
+        else:
+            pair = bool(config["pair"])
+            pairs = triton.cdiv(triton.cdiv(height, dilation), 2) * dilation
+            launch(rows_kernel, (programs, pairs if pair else height))(**arguments, PAIR=pair)
     return out if target.tensor is out else out.copy_(target.tensor)
 
 

@@ -32,14 +32,14 @@ def add_products(sums, dy, x, Q: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
 
 
 @triton.jit
-def load_new(
-    ptr, column, begin, inside, Q: tl.constexpr, EDGES: tl.constexpr, STRIDE: tl.constexpr, ROUND: tl.constexpr
-):
-    """Q columns of dy from `column` on; 0 for those before `begin`, which belong to the group before."""
+def load_own(ptr, inside, others, Q: tl.constexpr, EDGES: tl.constexpr, STRIDE: tl.constexpr, ROUND: tl.constexpr):
+    """Q columns of dy; 0 where not `inside`, and for the first `others`, which the group before has too."""
     values = ()
+    if EDGES == "inside":
+        others = tl.where(inside, others, Q)  # so that one comparison is the mask of a column
     for j in tl.static_range(Q):
         if EDGES == "inside":
-            values = values + (load(ptr + j * STRIDE, inside & (column + j >= begin), ROUND),)
+            values = values + (load(ptr + j * STRIDE, others <= j, ROUND),)
         else:
             values = values + (load(ptr + j * STRIDE, inside, ROUND),)
     return values
@@ -122,8 +122,9 @@ def partials_kernel(
         item = start + position
         inside = item < samples * groups
         n = (item.to(tl.uint32) // tl.cast(groups, tl.uint32)).to(tl.int32)
-        begin = (item - n * groups) * Q
-        column = tl.minimum(begin, width - Q)
+        column = (item - n * groups) * Q
+        others = tl.maximum(column - (width - Q), 0)
+        column -= others
         n = tl.minimum(n, samples - 1).to(tl.int64)
         x_row = x_ptr + (n * x_sn + column * X_SW)
         dy_row = dy_ptr + (n * dy_sn + column * DY_SW)
@@ -134,7 +135,7 @@ def partials_kernel(
             row = tl.full((BLOCK,), low + P - kh - 1 - b, tl.int32)
             ptr = dy_row - (1 + b) * D * dy_sh
             held = inside & (row >= 0) & (row < own)
-            window = window + load_new(ptr, column, begin, held, Q, EDGES, DY_SW, ROUND_DY)
+            window = window + load_own(ptr, held, others, Q, EDGES, DY_SW, ROUND_DY)
         if KH <= 2:
             # Only rows of dy inside the image are computed, and only one kernel row sums the bias, which would be 12 %
             # of the instructions for K 13. The older row is not needed after the newest is loaded: no moves.
@@ -149,7 +150,7 @@ def partials_kernel(
                             if kh + 1 == P:
                                 db = add_columns(db, window, Q)
                 if t + P - kh < own:
-                    newest = load_new(dy_row, column, begin, inside, Q, EDGES, DY_SW, ROUND_DY)
+                    newest = load_own(dy_row, inside, others, Q, EDGES, DY_SW, ROUND_DY)
                     upper = add_products(upper, newest, x, Q, K, D, EDGES)
                     if P % KH == 0:
                         if kh == P:
@@ -162,7 +163,7 @@ def partials_kernel(
         else:
             for t in range(low, high):
                 row = tl.full((BLOCK,), t + P - kh, tl.int32)
-                newest = load_new(dy_row, column, begin, inside & (row < own), Q, EDGES, DY_SW, ROUND_DY)
+                newest = load_own(dy_row, inside & (row < own), others, Q, EDGES, DY_SW, ROUND_DY)
                 dy = newest + window
                 x = load_columns(x_row, column, width, None, Q + (K - 1) * D, -P * D, Q, EDGES, X_SW, ROUND)
                 new = ()
