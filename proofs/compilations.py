@@ -1,14 +1,15 @@
 """How often each Triton kernel is compiled for one network at many image and batch sizes. Nothing is compiled or run.
 
-    python proofs/compilations.py [--check] [--full] [--dtype fp32] [--training]
+    python proofs/compilations.py [--check] [--quick] [--full] [--dtype fp32]
 
-An accelerated torchvision ConvNeXt-T runs with a driver that launches nothing (`host_time.py`). Triton asks a hook
-before it compiles; the hook counts and answers that nothing is to be compiled.
+An accelerated torchvision ConvNeXt-T runs with a driver that launches nothing (`host_time.py`): inference at all sizes
+and batches, then some training steps. Triton asks a hook before it compiles; the hook counts and says not to. The
+depthwise kernels also compute the input's gradient, with a residual and without a bias: that is counted apart.
 """
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,7 +29,8 @@ SIZES = (
     *((224, 160), (192, 256), (300, 400), (333, 500), (256, 512), (480, 352)),
 )
 BATCHES = (1, 2, 3, 5, 8, 16, 32, 64)
-# Training steps: every image size once or twice, all batches.
+QUICK_BATCHES = (1, 8, 64)
+# Training steps: every image size twice, all batches.
 STEPS = tuple((BATCHES[(i + j) % len(BATCHES)], size) for i, size in enumerate(SIZES) for j in (0, 3))
 
 
@@ -37,8 +39,10 @@ def counting() -> Iterator[dict[str, set[str]]]:
     """The compilations by kernel, as Triton's keys for them; nothing is compiled or launched."""
     found: dict[str, set[str]] = defaultdict(set)
 
-    def hook(*, key: str, fn: Any, **_: Any) -> bool:
-        found[fn.jit_function.fn.__name__].add(key)
+    def hook(*, key: str, fn: Any, compile: dict, **_: Any) -> bool:
+        names = list(fn.jit_function.signature.parameters)
+        gradient = "FLIP" in names and compile["constants"].get((names.index("FLIP"),))
+        found[fn.jit_function.fn.__name__ + (", input gradient" if gradient else "")].add(key)
         return True  # do not compile
 
     with driver(), nothing_computed(), triton.knobs.runtime.scope():
@@ -59,12 +63,12 @@ def image(batch: int, size: tuple[int, int], dtype: torch.dtype) -> torch.Tensor
     return torch.empty(batch, 3, *size, dtype=dtype, memory_format=torch.channels_last)
 
 
-def infer(network: torch.nn.Module, dtype: torch.dtype) -> None:
+def infer(network: torch.nn.Module, dtype: torch.dtype, batches: Sequence[int]) -> None:
     """All sizes at all batches."""
     network.eval()
     with torch.no_grad():
         for size in SIZES:
-            for batch in BATCHES:
+            for batch in batches:
                 network(image(batch, size, dtype))
 
 
@@ -78,23 +82,25 @@ def train(network: torch.nn.Module, dtype: torch.dtype) -> None:
 
 @click.command()
 @click.option("--check", is_flag=True, help=f"Fail if a kernel is compiled more than {LIMIT} times.")
-@click.option("--full", is_flag=True, help="Print the keys.")
+@click.option("--quick", is_flag=True, help=f"Inference only, batches {QUICK_BATCHES}.")
+@click.option("--full", is_flag=True, help="Also print what each compiled kernel is specialised for.")
 @click.option("--dtype", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
-@click.option("--training", is_flag=True, help="Also training steps.")
-def main(check: bool, full: bool, dtype: str, training: bool) -> None:
+def main(check: bool, quick: bool, full: bool, dtype: str) -> None:
     """Count compilations."""
     type_ = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    batches = QUICK_BATCHES if quick else BATCHES
     begin = time.perf_counter()
     with counting() as found:
         network = model(type_)
-        infer(network, type_)
+        infer(network, type_, batches)
         inferred = {kernel: len(keys) for kernel, keys in found.items()}
-        if training:
+        if not quick:
             train(network, type_)
-    print(f"ConvNeXt-T, {len(SIZES)} image sizes, {len(BATCHES)} batches, {dtype}: {time.perf_counter() - begin:.1f} s")
-    print(f"{'kernel':40}{'inference':>10}{'all' if training else '':>10}")
+    taken = time.perf_counter() - begin
+    print(f"ConvNeXt-T {dtype}, {len(SIZES)} image sizes, {len(batches)} batches: {taken:.1f} s")
+    print(f"{'compilations':40}{'inference':>10}{'' if quick else 'and training':>14}")
     for kernel, keys in sorted(found.items()):
-        print(f"{kernel:40}{inferred.get(kernel, 0):10}{len(keys) if training else '':>10}")
+        print(f"{kernel:40}{inferred.get(kernel, 0):10}{'' if quick else len(keys):>14}")
         if full:
             print("\n".join(sorted(keys)))
     above = [kernel for kernel, keys in found.items() if len(keys) > LIMIT]

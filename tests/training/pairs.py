@@ -36,10 +36,10 @@ def pair(name: str, backend: str = "auto", memory: str = "auto", **options: floa
     return plain, convnext_kernels.accelerate(copy.deepcopy(plain), memory=memory, backend=backend)
 
 
-def pictures(batch: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
+def pictures(batch: int = 4, seed: int = 0, size: tuple[int, int] = (32, 32)) -> tuple[Tensor, Tensor]:
     """Inputs and targets of five classes."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(batch, 3, 32, 32, generator=generator).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(batch, 3, *size, generator=generator).contiguous(memory_format=torch.channels_last)
     return x, torch.randint(5, (batch,), generator=generator)
 
 

@@ -74,20 +74,21 @@ def test_fp16_with_a_gradient_scaler(use_grn, backend):
 @pytest.mark.parametrize("memory", ["min", "balanced"])
 @pytest.mark.parametrize("name", MODELS)
 def test_compiled_training_step(name, memory):
-    """One graph, compiled no second time for batches of 2, 3 and 5; gradients as without the compiler."""
+    """One graph, compiled no second time for other batch and image sizes; gradients as without the compiler."""
     _, ours = pair(name, memory=memory)
     compiled_model = copy.deepcopy(ours)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(compiled_model, fullgraph=True, dynamic=True, backend=counter)
     frames = set()
-    for batch in (2, 3, 5):
+    # At first all sizes differ: compiled code takes equal ones to be always equal.
+    for batch, size in ((2, (40, 56)), (3, (56, 32)), (5, (48, 48))):
         for model in (ours, compiled_model):
             model.zero_grad()
-        loss_of(ours, pictures(batch)).backward()
-        loss_of(compiled, pictures(batch)).backward()
+        loss_of(ours, pictures(batch, size=size)).backward()
+        loss_of(compiled, pictures(batch, size=size)).backward()
         assert_same_gradients(compiled_model, ours, 1e-5)
         frames.add(counter.frame_count)
-    assert len(frames) == 1, "compiled again for another batch size"
+    assert len(frames) == 1, "compiled again for another size"
 
 
 @pytest.mark.extended
@@ -101,15 +102,16 @@ def test_inductor_training_step(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_export_with_a_dynamic_batch(name):
+def test_export_with_dynamic_sizes(name):
     _, ours = pair(name)
     ours.eval()
-    x, _ = pictures(3)
-    program = torch.export.export(ours, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=64)},))
+    x, _ = pictures(5, size=(72, 104))  # 2 x 3 in timm's last stage: sizes of 1 are constants of a graph
+    batch, height, width = (torch.export.Dim(n, min=low) for n, low in (("batch", 2), ("height", 64), ("width", 64)))
+    program = torch.export.export(ours, (x,), dynamic_shapes=({0: batch, 2: height, 3: width},))
     targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert any(t.startswith("convnext_kernels.block") for t in targets), targets
-    for batch in (3, 7):
-        x, _ = pictures(batch)
+    for batch, size in ((5, (72, 104)), (7, (96, 65)), (2, (64, 64))):
+        x, _ = pictures(batch, size=size)
         with torch.no_grad():
             torch.testing.assert_close(program.module()(x), ours(x))
 
