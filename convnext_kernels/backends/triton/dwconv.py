@@ -64,6 +64,16 @@ def _image(x: Tensor) -> _Image:
     return seen
 
 
+def _image_like(x: Tensor, other: _Image) -> _Image:
+    """View x if it has the memory format of `other`, else a copy of it that does."""
+    seen = _seen(x)
+    if seen is None or seen.channels_first != other.channels_first:
+        memory_format = torch.contiguous_format if other.channels_first else torch.channels_last
+        seen = _seen(x.contiguous(memory_format=memory_format))
+    assert seen is not None
+    return seen
+
+
 def _rounding(dtype: torch.dtype, compute_dtype: torch.dtype) -> tl.dtype | None:
     """The dtype to round values of `dtype` to before they are multiplied; None: no rounding."""
     return None if compute_dtype in (dtype, torch.float32) else _TRITON_DTYPES[compute_dtype]
@@ -140,7 +150,7 @@ def _convolve(
         config = _interpretable(config, problem)
     source = _image(x)
     target = _seen(out) or _image(torch.empty_like(out, memory_format=torch.channels_last))
-    added = None if residual is None else _image(residual)
+    added = None if residual is None else _image_like(residual, target)
     tile = config.get("Q", width)
     lanes = n * channels * triton.cdiv(width, tile)
     block = _block(lanes)
@@ -172,12 +182,11 @@ def _convolve(
     }
     programs = triton.cdiv(lanes, block)
     if kernel == "plane":  # height and width are part of the compiled kernel
-        arguments |= {"X": source.strides, "Y": target.strides, "RESIDUAL": (added or target).strides}
+        arguments |= {"X": source.strides, "Y": target.strides}
         arguments |= {"H": height, "W": width, "CHANNELS_FIRST": target.channels_first}
         launch(plane_kernel, (programs,))(**arguments, one=1)
     else:
         arguments |= {"X_FIRST": source.channels_first, "Y_FIRST": target.channels_first}
-        arguments |= {"RESIDUAL_FIRST": (added or target).channels_first}
         arguments |= {"height": height, "width": width, "Q": tile, "EDGES": dwconv_plan.edges(problem, tile)}
         if kernel == "rolling":
             strip = config["strip"]

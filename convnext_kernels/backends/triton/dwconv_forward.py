@@ -133,12 +133,12 @@ def load_columns(
 
 
 @triton.jit
-def store_columns(y_ptr, residual_ptr, values, inside, Q: tl.constexpr, Y_SW: tl.constexpr, R_SW: tl.constexpr):
+def store_columns(y_ptr, residual_ptr, values, inside, Q: tl.constexpr, Y_SW: tl.constexpr):
     """Store Q neighbouring results of one row, with the residual added."""
     for q in tl.static_range(Q):
         value = values[q]
         if residual_ptr is not None:
-            value += tl.load(residual_ptr + q * R_SW, mask=inside, other=0.0).to(tl.float32)
+            value += tl.load(residual_ptr + q * Y_SW, mask=inside, other=0.0).to(tl.float32)
         tl.store(y_ptr + q * Y_SW, value.to(y_ptr.dtype.element_ty), mask=inside)
 
 
@@ -161,7 +161,6 @@ def rolling_kernel(
     D: tl.constexpr,
     X_FIRST: tl.constexpr,
     Y_FIRST: tl.constexpr,
-    RESIDUAL_FIRST: tl.constexpr,
     WEIGHT: tl.constexpr,
     FLIP: tl.constexpr,
     ROUND: tl.constexpr,
@@ -173,17 +172,16 @@ def rolling_kernel(
     """A strip of output rows, Q columns: K x Q accumulators. Every input row completes the oldest of their rows.
 
     Grid (lanes, strips * D). With dilation, rows of different residues modulo D are independent: a strip has the rows
-    of one residue, and `t` counts these. X, Y, RESIDUAL are strides of (c, h, w), WEIGHT of (c, kh, kw).
+    of one residue, and `t` counts these. X_FIRST, Y_FIRST: NCHW instead of NHWC; the
+    residual is like y. WEIGHT: strides of (c, kh, kw).
     """
     P: tl.constexpr = K // 2
     X_SW: tl.constexpr = 1 if X_FIRST else C
     Y_SW: tl.constexpr = 1 if Y_FIRST else C
-    RESIDUAL_SW: tl.constexpr = 1 if RESIDUAL_FIRST else C
     if EDGES == "image":
         width = Q
     x_sh = width * X_SW
     y_sh = width * Y_SW
-    residual_sh = width * RESIDUAL_SW
     pixels = height * width
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     c, g, n = decode(lane, C, (width + Q - 1) // Q, Y_FIRST)
@@ -201,7 +199,7 @@ def rolling_kernel(
     pixel = (residue + (low - P) * D) * width + column
     y_ptr += n * y_sn + place(c, pixel, pixels, C, Y_FIRST)
     if residual_ptr is not None:
-        residual_ptr += n * residual_sn + place(c, pixel, pixels, C, RESIDUAL_FIRST)
+        residual_ptr += n * residual_sn + place(c, pixel, pixels, C, Y_FIRST)
     w_ptr = weight_ptr + c * WEIGHT[0]
     w = ()
     for i in tl.static_range(K * K):
@@ -230,21 +228,21 @@ def rolling_kernel(
                 rows = rows + (a,)
         # A vector like `inside`: Triton 3.9's interpreter cannot combine a scalar comparison and a vector to a mask.
         row = tl.full((BLOCK,), t - P, tl.int32)
-        store_columns(y_ptr, residual_ptr, rows, inside & (row >= first), Q, Y_SW, RESIDUAL_SW)
+        store_columns(y_ptr, residual_ptr, rows, inside & (row >= first), Q, Y_SW)
         acc = rows[Q:]
         x_ptr += x_sh * D
         y_ptr += y_sh * D
         if residual_ptr is not None:
-            residual_ptr += residual_sh * D
+            residual_ptr += y_sh * D
 
     if high < end + P:  # the image ends here: no other row of x contributes to the incomplete rows
         for b in tl.static_range(P):
             row = tl.full((BLOCK,), high - P + b, tl.int32)
             held = inside & (row >= first) & (row < end)
-            store_columns(y_ptr, residual_ptr, acc[b * Q :], held, Q, Y_SW, RESIDUAL_SW)
+            store_columns(y_ptr, residual_ptr, acc[b * Q :], held, Q, Y_SW)
             y_ptr += y_sh * D
             if residual_ptr is not None:
-                residual_ptr += residual_sh * D
+                residual_ptr += y_sh * D
 
 
 @triton.jit
@@ -275,7 +273,6 @@ def plane_kernel(
     D: tl.constexpr,
     X: tl.constexpr,
     Y: tl.constexpr,
-    RESIDUAL: tl.constexpr,
     WEIGHT: tl.constexpr,
     FLIP: tl.constexpr,
     ROUND: tl.constexpr,
@@ -295,7 +292,7 @@ def plane_kernel(
     if FLIP:
         w_ptr += (K - 1) * (WEIGHT[1] + WEIGHT[2])
     if residual_ptr is not None:
-        residual_ptr += n * residual_sn + c * RESIDUAL[0]
+        residual_ptr += n * residual_sn + c * Y[0]
     if bias_ptr is None:
         bias = tl.zeros((BLOCK,), tl.float32)
     else:
@@ -314,7 +311,7 @@ def plane_kernel(
         x_ptrs = x_ptrs + (x_ptr + ((i // W) * X[1] + (i % W) * X[2]),)
         y_ptrs = y_ptrs + (y_ptr + ((i // W) * Y[1] + (i % W) * Y[2]),)
         if residual_ptr is not None:
-            residual_ptrs = residual_ptrs + (residual_ptr + ((i // W) * RESIDUAL[1] + (i % W) * RESIDUAL[2]),)
+            residual_ptrs = residual_ptrs + (residual_ptr + ((i // W) * Y[1] + (i % W) * Y[2]),)
     for _ in range(one):
         w = ()
         for i in tl.static_range(K * K):
@@ -382,7 +379,6 @@ def rows_kernel(
     D: tl.constexpr,
     X_FIRST: tl.constexpr,
     Y_FIRST: tl.constexpr,
-    RESIDUAL_FIRST: tl.constexpr,
     WEIGHT: tl.constexpr,
     FLIP: tl.constexpr,
     ROUND: tl.constexpr,
@@ -401,12 +397,10 @@ def rows_kernel(
     P: tl.constexpr = K // 2
     X_SW: tl.constexpr = 1 if X_FIRST else C
     Y_SW: tl.constexpr = 1 if Y_FIRST else C
-    RESIDUAL_SW: tl.constexpr = 1 if RESIDUAL_FIRST else C
     if EDGES == "image":
         width = Q
     x_sh = width * X_SW
     y_sh = width * Y_SW
-    residual_sh = width * RESIDUAL_SW
     pixels = height * width
     REACH: tl.constexpr = (Q - 1) // D if EDGES == "image" else P
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -459,14 +453,14 @@ def rows_kernel(
             w_ptr += SIGN * WEIGHT[1]
     y_ptr += n * y_sn + place(c, o * width + column, pixels, C, Y_FIRST)
     if residual_ptr is not None:
-        residual_ptr += n * residual_sn + place(c, o * width + column, pixels, C, RESIDUAL_FIRST)
+        residual_ptr += n * residual_sn + place(c, o * width + column, pixels, C, Y_FIRST)
     row = tl.full((BLOCK,), o, tl.int32)  # as in rolling_kernel
-    store_columns(y_ptr, residual_ptr, acc, inside & (row < height), Q, Y_SW, RESIDUAL_SW)
+    store_columns(y_ptr, residual_ptr, acc, inside & (row < height), Q, Y_SW)
     if PAIR:
         y_ptr += D * y_sh
         if residual_ptr is not None:
-            residual_ptr += D * residual_sh
-        store_columns(y_ptr, residual_ptr, below, inside & (row + D < height), Q, Y_SW, RESIDUAL_SW)
+            residual_ptr += D * y_sh
+        store_columns(y_ptr, residual_ptr, below, inside & (row + D < height), Q, Y_SW)
 
 
 @triton.jit
