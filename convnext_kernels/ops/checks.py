@@ -149,7 +149,8 @@ def patch_weight(name: str, weight: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name}: expected a square kernel, got {weight.shape[2]}x{weight.shape[3]}")
     if weight.shape[2] < 1:
         raise ValueError(f"{name}: expected a kernel size of at least 1, got {weight.shape[2]}")
-    if weight.shape[2] > height or weight.shape[2] > width:  # not min: compiled graphs would depend on which is less
+    # min(height, width) would make compiled graphs depend on which is less
+    if weight.shape[2] > height or weight.shape[2] > width:
         raise ValueError(f"{name}: a {weight.shape[2]}x{weight.shape[2]} patch does not fit into x {_shape(x)}")
 
 

@@ -94,8 +94,8 @@ MUTANTS = [
         Mutant(
             "bound",
             "a patch may be larger than the image",
-            "weight.shape[2] > min(height, width)",
-            "weight.shape[2] > max(height, width)",
+            "weight.shape[2] > height or weight.shape[2] > width",
+            "weight.shape[2] > height and weight.shape[2] > width",
         ),
         Mutant("bound", "eps may be negative", "not math.isfinite(value) or value < 0", "not math.isfinite(value)"),
         Mutant(

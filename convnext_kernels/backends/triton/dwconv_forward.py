@@ -5,10 +5,14 @@
 The input gradient is the same sum over dy with the weight rotated by 180 degrees (FLIP), plus a residual if given.
 
 A thread owns one channel and Q columns. Every element of a Triton tensor is one thread, and a Python tuple of such
-tensors has the values of a thread: so accumulators, weights and a row of x stay in registers, all offsets are
+tensors has the values of a thread: so accumulators, weights and a row of x stay in registers, offsets within a row are
 constants, and a loaded and converted value of x is used for up to K * K multiply-adds. Lanes run over channels first
-for NHWC and over columns first for NCHW. Taps outside the image are masked loads or, if the tile is as wide as the
-image, not compiled at all. (They are never multiplied by zero, because inf and NaN would spread.)
+for NHWC and over columns first for NCHW.
+
+Height and width are run-time values. The last group of columns is moved to end where the image ends, so all Q columns
+of a group are inside; what two groups have is computed and stored twice, with the same bits. Taps outside the image are
+masked loads or, if the tile is as wide as the image, not compiled at all. (They are never multiplied by zero, because
+inf and NaN would spread.)
 
 - `rolling_kernel`, K up to 7: a loop over input rows carries K x Q accumulators; each row of x is loaded once.
 - `plane_kernel`, images up to 7 x 7: the whole plane per thread, no tap outside the image.
@@ -172,8 +176,8 @@ def rolling_kernel(
     """A strip of output rows, Q columns: K x Q accumulators. Every input row completes the oldest of their rows.
 
     Grid (lanes, strips * D). With dilation, rows of different residues modulo D are independent: a strip has the rows
-    of one residue, and `t` counts these. X_FIRST, Y_FIRST: NCHW instead of NHWC; the
-    residual is like y. WEIGHT: strides of (c, kh, kw).
+    of one residue, and `t` counts these. X_FIRST, Y_FIRST: NCHW instead of NHWC; the residual is like y. WEIGHT:
+    strides of (c, kh, kw).
     """
     P: tl.constexpr = K // 2
     X_SW: tl.constexpr = 1 if X_FIRST else C

@@ -6,7 +6,8 @@
 the KH rows of dy that belong to them in registers: each row is loaded once, and KH * K * Q multiply-adds are added to
 KH * K sums, without a halo that is computed twice. With KH up to 2, rows outside of the image are skipped. The threads
 of a channel are summed, and programs write fp32 partial sums (parts, K * K + 1, C); the last row is the bias gradient.
-`finish_kernel` adds the parts in a fixed order.
+`finish_kernel` adds the parts in a fixed order. As in the forward kernels the last group of columns is moved inside the
+image; the columns of dy that the group before has too are 0 in it.
 """
 
 # Inside kernels, tuples support only +, and conditions at compile time only plain ifs.
@@ -82,7 +83,7 @@ def partials_kernel(
     """Grid (channel blocks * parts, strips * D, kernel row blocks); a program has BC channels x BLOCK / BC positions.
 
     A position is a column group of a sample; a thread takes every (parts * positions of a program)-th position.
-    As in the forward kernel a strip has the rows of one residue modulo D. DY and X are strides of (c, h, w).
+    As in the forward kernel a strip has the rows of one residue modulo D. DY_FIRST, X_FIRST: NCHW.
     """
     P: tl.constexpr = K // 2
     DY_SW: tl.constexpr = 1 if DY_FIRST else C
