@@ -1,0 +1,439 @@
+"""The steps of `verify`, the most telling first, and the process that runs their items.
+
+Items run in a process of their own. A kernel that hangs, crashes or leaves the GPU unusable costs one item: the
+process is ended, and a new one goes on with the next item.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from multiprocessing import connection, get_context, parent_process
+from typing import Any, NamedTuple
+
+from convnext_kernels.bench.cases import NETWORKS, STANDARD, Case, network
+
+Emit = Callable[..., None]  # emit(kind, **values): a result
+
+# Name: share of the time. What a step leaves over goes to the next ones.
+STEPS = {
+    "precompile": 0.16,
+    "numerics bf16": 0.15,
+    "host time": 0.03,
+    "CUDA graphs": 0.03,
+    "models": 0.30,
+    "candidates": 0.20,
+    "tuned models": 0.03,
+    "numerics fp32": 0.05,
+    "numerics fp16": 0.05,
+}
+# (model, batch, direction), the most telling first.
+MODELS = {
+    "cuda": tuple(
+        (label, n, direction)
+        for n, direction in (
+            (1, "forward"),
+            (32, "training"),
+            (32, "forward"),
+            (128, "forward"),
+            (128, "training"),
+            (8, "forward"),
+        )
+        for label in ("ConvNeXt-T", "ConvNeXt-V2-T")
+    ),
+    "cpu": tuple(
+        (label, n, direction)
+        for n, direction in ((1, "forward"), (2, "training"))
+        for label in ("ConvNeXt-T", "ConvNeXt-V2-T")
+    ),
+}
+DTYPE = {"cuda": "bf16", "cpu": "fp32"}  # of whole models
+BATCHES = {"cuda": (32, 1, 128, 8), "cpu": (1, 8)}  # of the candidates
+PRECOMPILED = 6  # models of the list: the later ones need more memory than several processes can have
+FIRST_CHECKS = 40  # numerical checks that are compiled before the models
+TUNED = 3  # models that are timed again after tuning
+LEAST_SECONDS = 20.0  # that an item gets, if the step has them, before it counts as hanging
+MOST_SECONDS = 600.0  # for one item without --minutes
+MOST_PROCESSES = 16
+DONE, END = "done", "end"  # what a process says after an item: ready for the next one, or not usable any more
+
+
+class Item(NamedTuple):
+    """A part of a step."""
+
+    step: str
+    name: str  # op, shape and dtype, for messages
+    what: Any  # what `run` needs; it can be pickled
+
+
+def _checks(device: str, dtype: str) -> list[Item]:
+    from convnext_kernels.bench import checks
+
+    return [
+        Item(f"numerics {dtype}", f"{case.group} {case.what} {dtype}", case) for case in checks.cases(device, dtype)
+    ]
+
+
+def _models(device: str) -> list[Item]:
+    from convnext_kernels.bench.candidates import MODEL_CANDIDATES, NEEDS_GPU
+
+    found = []
+    for label, n, direction in MODELS[device]:
+        case = network(label, n, DTYPE[device], direction)
+        names = [c.name for c in MODEL_CANDIDATES if device == "cuda" or not c.name.endswith(NEEDS_GPU)]
+        found += [Item("models", f"{case.name} {name}", (case, name)) for name in names]
+    return found
+
+
+def _tuned(device: str) -> list[Item]:
+    from convnext_kernels.bench.candidates import GRAPH
+    from convnext_kernels.bench.results import OURS
+
+    cases = [network(label, n, DTYPE[device], direction) for label, n, direction in MODELS[device][:TUNED]]
+    names = (OURS, f"{OURS}, {GRAPH}") if device == "cuda" else (OURS,)
+    return [Item("tuned models", f"{case.name} {name}", (case, name)) for case in cases for name in names]
+
+
+def _precompile(device: str) -> list[Item]:
+    """What is compiled before: the kernels of the first checks, the models, the kernels of the other checks."""
+    from convnext_kernels.dispatch import list_backends
+
+    kernels = models = []
+    if list_backends()["triton"].available and os.environ.get("TRITON_INTERPRET", "0") in ("", "0"):
+        kernels = [item._replace(step="precompile") for item in _checks(device, "bf16")]
+    if device == "cuda":
+        first = {network(*what[:2], DTYPE[device], what[2]).name for what in MODELS[device][:PRECOMPILED]}
+        models = [
+            item._replace(step="precompile")
+            for item in _models(device)
+            if "torch.compile" in item.what[1] and item.what[0].name in first
+        ]
+    return [*kernels[:FIRST_CHECKS], *models, *kernels[FIRST_CHECKS:]]
+
+
+def items(step: str, device: str) -> list[Item]:
+    """The items of a step, the most telling first."""
+    kind, _, dtype = step.partition(" ")
+    if kind == "numerics":
+        return _checks(device, dtype)
+    if step == "precompile":
+        return _precompile(device)
+    if step == "models":
+        return _models(device)
+    if step == "tuned models":
+        return _tuned(device)
+    if step == "CUDA graphs":
+        return [Item(step, "ConvNeXt-T", None)] if device == "cuda" else []
+    if step == "host time":
+        from convnext_kernels.bench.host import KINDS
+
+        # On a CPU a network's call is its computation.
+        whats = [(kind, training) for training in (False, True) for kind in KINDS[: 3 if device == "cuda" else 2]]
+        return [
+            Item(step, f"{kind} {'training' if training else 'forward'}", (kind, training)) for kind, training in whats
+        ]
+    whats = [(label, n) for n in BATCHES[device] for label in NETWORKS]
+    return [Item(step, f"{label} {n}x3x224x224 {DTYPE[device]}", (NETWORKS[label], n)) for label, n in whats]
+
+
+def nothing_to_do(step: str, device: str) -> str:
+    """Why a step has no items."""
+    if step == "precompile":
+        return "nothing to compile: no Triton backend, or Triton's interpreter"
+    return f"needs a GPU, the device is {device}"
+
+
+class _Running:
+    """What the items of one process share."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.stack = ExitStack()
+        self.case: Case | None = None
+        self.opened: Any = None
+        self.unit = 0.0
+
+    def open(self, case: Case, ceilings: dict) -> Any:
+        """The modules and the reference of a case, kept for its next candidate."""
+        from convnext_kernels.bench.candidates import MODEL_CANDIDATES
+        from convnext_kernels.bench.measure import Session, memory_missing
+
+        if self.case != case:
+            self.stack.close()
+            self.case = self.opened = None
+            if why := memory_missing(case, self.device):
+                raise MemoryError(why)
+            session = Session(self.device, STANDARD, ceilings, candidates=MODEL_CANDIDATES)
+            self.opened, self.case = self.stack.enter_context(session.opened(case)), case
+        return self.opened
+
+
+def _record(running: _Running, item: Item, emit: Emit, ceilings: dict) -> None:
+    """Check one candidate of a model, then time it alone: nothing that is timed waits for the next candidate."""
+    from dataclasses import replace
+
+    from convnext_kernels.bench.candidates import quiet
+    from convnext_kernels.bench.measure import ROUNDS
+    from convnext_kernels.bench.timing import interleave
+
+    case, name = item.what
+    opened = running.open(case, ceilings)
+    record = opened.check(name)
+    if name in opened.calls:
+        training = case.direction == "training"
+        with quiet(), opened.session.timing():
+            calls = {name: opened.calls[name]}
+            times = interleave(calls, rounds=ROUNDS[STANDARD], bursts=True, training=training, device=running.device)
+        record = opened.add_times(name, times[name])
+        del opened.calls[name]  # with its module, graphs and compiled code
+    if item.step == "tuned models":
+        record = replace(record, candidate=f"{name}, tuned")
+    emit("record", **asdict(record))
+
+
+def _candidates(device: str, item: Item, emit: Emit, seconds: float | None) -> None:
+    import torch
+
+    import convnext_kernels as ck
+    from convnext_kernels.bench.candidates import DTYPES
+    from convnext_kernels.models import create_model
+
+    name, n = item.what  # a whole model: its four stages' kernels are compiled in parallel
+    model = create_model(name, layer_scale_init_value=1.0).to(device, DTYPES[DTYPE[device]])
+    x = torch.randn(n, 3, 224, 224, device=device, dtype=DTYPES[DTYPE[device]]).to(memory_format=torch.channels_last)
+    minutes = None if seconds is None else seconds / 60
+    ck.tune(model, x, training=True, minutes=minutes, on_result=lambda timing: emit("timing", **timing._asdict()))
+
+
+def _graphs(device: str, emit: Emit) -> None:
+    """``ck.graphed`` against the same model without a graph, before and after its weights change."""
+    import torch
+
+    import convnext_kernels as ck
+    from convnext_kernels.bench.results import OK, WRONG, Check
+    from convnext_kernels.bench.workloads import initialise
+    from convnext_kernels.models import create_model
+
+    model = create_model("convnext_tiny").eval().requires_grad_(False)
+    initialise(model)
+    model = model.to(device, torch.bfloat16)
+    x = torch.randn(2, 3, 224, 224, device=device, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    graph = ck.graphed(model, x)
+    for what in ("as captured", "other input", "other weights"):
+        if what == "other input":
+            x = x.flip(0)
+        elif what == "other weights":
+            initialise(model, seed=1)
+        expected, found = model(x), graph(x)
+        error, size = (t.abs().max().item() for t in (expected - found, expected))
+        # The same launches give the same bits; only the libraries' own choices may be others under capture.
+        right = error <= 0.05 * size
+        reason = (
+            "" if right else f"differs from the model without a graph by {error:.3g}, the largest logit is {size:.3g}"
+        )
+        status = OK if right else WRONG
+        check = Check("graphed", f"ConvNeXt-T, {what}", "bf16", "CUDA graph", status, reason, error / size, 0.05)
+        emit("check", **asdict(check))
+
+
+def _compile(item: Item, device: str) -> None:
+    from convnext_kernels.bench import checks
+    from convnext_kernels.bench.candidates import MODEL_CANDIDATES
+    from convnext_kernels.bench.measure import prepare
+
+    if isinstance(item.what, Case):
+        checks.compile_kernels(item.what, device)
+        return
+    case, name = item.what
+    (candidate,) = (c for c in MODEL_CANDIDATES if c.name == name)
+    candidate.build(prepare(case, device)[0])()
+
+
+def run(running: _Running, item: Item, emit: Emit, seconds: float | None, ceilings: dict) -> None:
+    """Run an item and emit its results; an error is a result too. `seconds`: the time that is left."""
+    from convnext_kernels.bench.measure import one_line
+
+    try:
+        _run(running, item, emit, seconds, ceilings)
+    except Exception as error:
+        emit("failure", item=item.name, reason=one_line(error))
+
+
+def _run(running: _Running, item: Item, emit: Emit, seconds: float | None, ceilings: dict) -> None:
+    device = running.device
+    if item.step.startswith("numerics"):
+        from convnext_kernels.bench import checks
+
+        for check in checks.check(item.what, device, checks.backends(device)[0]):
+            emit("check", **asdict(check))
+    elif item.step == "precompile":
+        _compile(item, device)
+    elif item.step == "environment":
+        from convnext_kernels.bench.ceilings import measure
+
+        emit("ceilings", ceilings=measure(device))
+    elif item.step == "host time":
+        from convnext_kernels.bench import host
+        from convnext_kernels.bench.candidates import DTYPES
+
+        kind, training = item.what
+        running.unit = running.unit or host.unit()
+        for name, taken in host.measure(kind, training, device, DTYPES[DTYPE[device]]).items():
+            values = {"us": taken * 1e6, "units": taken / running.unit, "unit_us": running.unit * 1e6}
+            direction = "training" if training else "forward"
+            emit("host", what=kind, direction=direction, candidate=name, **values)
+    elif item.step == "CUDA graphs":
+        _graphs(device, emit)
+    elif item.step == "candidates":
+        _candidates(device, item, emit, seconds)
+    else:
+        _record(running, item, emit, ceilings)
+
+
+def _serve(pipe: connection.Connection, device: str, threads: int | None) -> None:
+    """The process that runs items, until its parent ends."""
+    os.dup2(2, 1)  # stdout belongs to the results
+    if hasattr(os, "setsid"):
+        os.setsid()  # Ctrl-C reaches the parent alone; what this process starts can be ended with it
+
+    def end_with_parent() -> None:
+        connection.wait([parent_process().sentinel])
+        _kill(os.getpid())
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    running = _Running(device)
+
+    def emit(kind: str, **values: object) -> None:
+        pipe.send((kind, values))
+
+    while (message := pipe.recv()) is not None:
+        item, seconds, ceilings = message
+        run(running, item, emit, seconds, ceilings)
+        if device == "cuda":
+            try:
+                torch.cuda.synchronize()
+            except RuntimeError as error:  # an illegal access: every later call of this process would fail
+                emit("failure", item=item.name, reason=f"{error}".partition("\n")[0])
+                pipe.send(END)
+                return
+        pipe.send(DONE)
+
+
+def _kill(pid: int) -> None:
+    """End a process of `_serve` and all that it has started."""
+    if hasattr(os, "killpg") and os.getpgid(pid) == pid:
+        os.killpg(pid, signal.SIGKILL)
+    else:
+        os.kill(pid, signal.SIGTERM)
+
+
+class Worker:
+    """A process that runs items; it starts with the first one and again after it was ended."""
+
+    def __init__(self, device: str, threads: int | None = None) -> None:
+        self.device, self.threads = device, threads
+        self.process: Any = None
+        self.pipe: Any = None
+        self.busy = False
+
+    def send(self, item: Item, seconds: float | None, ceilings: dict) -> None:
+        """Start an item."""
+        if self.process is None or not self.process.is_alive():
+            self.end()
+            context = get_context("spawn")
+            self.pipe, other = context.Pipe()
+            self.process = context.Process(target=_serve, args=(other, self.device, self.threads))
+            self.process.start()
+            other.close()
+        self.busy = True
+        self.pipe.send((item, seconds, ceilings))
+
+    def results(self, item: Item, seconds: float) -> Iterator[tuple[str, dict]]:
+        """The results of the item that was sent; a failure if it takes longer than `seconds` or ends the process."""
+        end = time.monotonic() + seconds
+        while True:
+            if not self.pipe.poll(max(0.0, end - time.monotonic())):
+                self.end()
+                yield "cut", {"item": item.name, "reason": f"no result after {seconds:.0f} s, ended"}
+                return
+            try:
+                message = self.pipe.recv()
+            except (EOFError, ConnectionResetError):
+                self.process.join()
+                code = self.process.exitcode
+                reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+                self.end()
+                yield "failure", {"item": item.name, "reason": f"the process that ran it ended with {reason}"}
+                return
+            if message in (DONE, END):
+                self.busy = False
+                if message == END:
+                    self.end()
+                return
+            yield message
+
+    def end(self) -> None:
+        """End the process, if there is one: when it is idle it ends by itself."""
+        if self.process is None:
+            return
+        if not self.busy and self.process.is_alive():
+            with suppress(OSError):
+                self.pipe.send(None)
+            self.process.join(5)
+        if self.process.is_alive():
+            _kill(self.process.pid)
+        self.process.join()
+        self.pipe.close()
+        self.process, self.busy = None, False
+
+
+class Pool:
+    """Precompiles items in parallel processes."""
+
+    def __init__(self, device: str, count: int) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.workers = [Worker(device, 1) for _ in range(max(1, min(MOST_PROCESSES, cores, count)))]
+
+    def run(self, todo: list[Item], end: float) -> tuple[int, list[str]]:
+        """Run items until `end` (``time.monotonic()``); returns how many, and the reasons of those that failed."""
+        left, failures, done = list(reversed(todo)), [], 0
+        busy: dict[Any, tuple[Worker, Item]] = {}
+
+        def start(worker: Worker) -> None:
+            if left:
+                item = left.pop()
+                worker.send(item, None, {})
+                busy[worker.pipe] = worker, item
+
+        for worker in self.workers:
+            start(worker)
+        while busy and (remaining := end - time.monotonic()) > 0:
+            for pipe in connection.wait(list(busy), remaining):
+                worker, item = busy[pipe]
+                try:
+                    message = pipe.recv()
+                except (EOFError, ConnectionResetError):
+                    message = END
+                    failures.append(f"{item.name}: the process ended")
+                if message not in (DONE, END):
+                    failures.append(f"{item.name}: {message[1]['reason']}")
+                    continue
+                del busy[pipe]
+                worker.busy = False
+                if message == END:
+                    worker.end()
+                done += 1
+                start(worker)
+        return done, failures
+
+    def end(self) -> None:
+        """End all processes."""
+        for worker in self.workers:
+            worker.end()

@@ -1,0 +1,31 @@
+"""`convnext-kernels verify` without a GPU: the Triton backend's part of it, on a driver that is no GPU's.
+
+    python proofs/verify_dry_run.py nothing --minutes 1       # launches nothing: numerics are wrong, all else runs
+    python proofs/verify_dry_run.py emulator --minutes 1      # executes PTX; needs an emulating driver on the path
+
+The other arguments are those of `verify`. TRITON_INTERPRET must not be set.
+"""
+
+import os
+import sys
+
+from checkout import ROOT  # noqa: F401  puts this checkout first on the path
+
+from convnext_kernels.bench import verify
+
+# The processes that `verify` starts import this file too, so the driver is theirs as well.
+DRIVER = os.environ.setdefault("CNK_DRY_RUN_DRIVER", sys.argv[1] if len(sys.argv) > 1 else "")
+if DRIVER == "nothing":
+    from host_time import Driver
+    from triton.runtime import driver as drivers
+
+    drivers.set_active(Driver(90))
+elif DRIVER == "emulator":
+    import triton_ptxemu
+
+    triton_ptxemu.install(arch=90)
+else:
+    sys.exit(__doc__)
+
+if __name__ == "__main__":
+    verify.main(["--device", "cpu", *sys.argv[2:]])
