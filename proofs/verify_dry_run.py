@@ -14,6 +14,7 @@ from checkout import ROOT  # noqa: F401  puts this checkout first on the path
 from convnext_kernels.bench import verify
 
 # The processes that `verify` starts import this file too, so the driver is theirs as well.
+os.environ.setdefault("CONVNEXT_KERNELS_BACKEND", "triton")
 DRIVER = os.environ.setdefault("CNK_DRY_RUN_DRIVER", sys.argv[1] if len(sys.argv) > 1 else "")
 if DRIVER == "nothing":
     from host_time import Driver

@@ -1,9 +1,10 @@
 """What `verify` measures: one JSON object a line, written at once, so that a run that is cut loses nothing.
 
-Every line has "kind", "step" and "at", the seconds since the start. The first line of a run has the kind "environment",
-a complete one ends with "end". The others are results: "check" (`results.Check`), "record" (`results.Record`), "host",
-"timing" (`tuning.tune.Timing`), "ceilings", "failure" (a step's item that raised, hung or ended its process) and "step"
-(one for each step: how much of it was done, and why not all).
+Every line has "kind", "step" and "at", the seconds since the start. The first line of a run has the kind
+"environment", the last one "end", unless the run was killed. The others are results: "check" (`results.Check`),
+"record" (`results.Record`), "host", "timing" (`tuning.tune.Timing`), "choices" (what was chosen by it), "ceilings",
+"failure" (an item that raised, hung or ended its process), "cut" (an item for which the time did not suffice) and
+"step" (one for each step: how much of it was done, and why not all).
 """
 
 import json

@@ -200,12 +200,29 @@ def _candidates(device: str, item: Item, emit: Emit, seconds: float | None) -> N
     import convnext_kernels as ck
     from convnext_kernels.bench.candidates import DTYPES
     from convnext_kernels.models import create_model
+    from convnext_kernels.tuning import cache
 
     name, n = item.what  # a whole model: its four stages' kernels are compiled in parallel
     model = create_model(name, layer_scale_init_value=1.0).to(device, DTYPES[DTYPE[device]])
     x = torch.randn(n, 3, 224, 224, device=device, dtype=DTYPES[DTYPE[device]]).to(memory_format=torch.channels_last)
+    file = cache.folder() / cache.FILE
+    known = cache.read(file)
+
+    def choices() -> None:
+        """What was chosen since the last call."""
+        nonlocal known
+        entries = cache.read(file)
+        if new := dict(entries.items() - known.items()):
+            emit("choices", choices=new)
+        known = entries
+
+    def on_result(timing: Any) -> None:
+        choices()
+        emit("timing", **timing._asdict())
+
     minutes = None if seconds is None else seconds / 60
-    ck.tune(model, x, training=True, minutes=minutes, on_result=lambda timing: emit("timing", **timing._asdict()))
+    ck.tune(model, x, training=True, minutes=minutes, on_result=on_result)
+    choices()
 
 
 def _graphs(device: str, emit: Emit) -> None:
