@@ -18,7 +18,7 @@ def small(monkeypatch):
 
 def run(dtypes=("fp32",), names=("eager", "cpu portable")):
     contexts = [context for context in checks.backends("cpu")[0] if names is None or context[0] in names]
-    return list(checks.run("cpu", dtypes, contexts))
+    return [c for dtype in dtypes for case in checks.cases("cpu", dtype) for c in checks.check(case, "cpu", contexts)]
 
 
 @pytest.mark.extended  # `verify`, which .ci/run runs, does the same
@@ -33,7 +33,7 @@ def test_every_op_on_every_backend_and_instruction_set():
 
         gpu = {name for name in ("triton", "cuda") if ck.list_backends()[name].available}
         assert names == {"eager", *gpu, *(f"cpu {isa}" for isa in cpu.supported_isas())}
-    assert len(found) == checks.count("cpu", ("bf16",)) * len(names)
+    assert len(found) == len(list(checks.cases("cpu", "bf16"))) * len(names)
     assert all(c.error <= c.allowed_error for c in found)
 
 
