@@ -9,7 +9,7 @@ from convnext_kernels.graphs import graphed
 from convnext_kernels.interop import accelerate, acceleration_report, restore
 from convnext_kernels.nn import DepthwiseConv2d, FusedConvNeXtBlock, GlobalResponseNorm, LayerNorm2d
 from convnext_kernels.spec import BackendError
-from convnext_kernels.tuning.autotune import autotune
+from convnext_kernels.tuning.tune import tune
 from convnext_kernels.version import __version__
 
 __all__ = [
@@ -21,11 +21,11 @@ __all__ = [
     "__version__",
     "accelerate",
     "acceleration_report",
-    "autotune",
     "functional",
     "graphed",
     "list_backends",
     "restore",
+    "tune",
     "use_backend",
 ]
 

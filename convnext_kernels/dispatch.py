@@ -1,8 +1,9 @@
 """The choice of a backend.
 
 Precedence: the ``backend=`` argument of a module or function, then the innermost `use_backend`, then the
-environment variable ``CONVNEXT_KERNELS_BACKEND``, then "auto". "auto" takes the first backend of
-`backends.NAMES` that can serve the call. A backend that is requested by name serves the call or raises `BackendError`.
+environment variable ``CONVNEXT_KERNELS_BACKEND``, then "auto". Of the backends that can serve the call, "auto" takes
+the one that was timed to be the fastest (`tuning.tune`), else the first of `backends.NAMES`. A backend that is
+requested by name serves the call or raises `BackendError`.
 """
 
 import functools
@@ -13,9 +14,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from convnext_kernels import backends as _backends
+from convnext_kernels import tuning
 from convnext_kernels.spec import BackendError, OpSpec, UnknownBackendError
+from convnext_kernels.tuning import cache
 
 AUTO = "auto"
 ENVIRONMENT_VARIABLE = "CONVNEXT_KERNELS_BACKEND"
@@ -98,19 +105,41 @@ def _log_skipped(name: str, reason: str) -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _choose(spec: OpSpec, requested: str) -> ModuleType:
-    refusals = []
+def _able(spec: OpSpec, requested: str) -> tuple[str, ...]:
+    """The backends that can serve a call, in order of preference. Raises BackendError if there is none."""
+    able, refusals = [], []
     for name in _backends.NAMES if requested == AUTO else (requested,):
         backend = _backends.get(name)
         if requested == AUTO and backend.DEVICES is not None and spec.device not in backend.DEVICES:
             continue
         reason = backend.unavailable() or backend.refuses(spec)
         if not reason:
-            return _backends.op_module(name, spec.op)
+            able.append(name)
+            continue
         refusals.append(f"{name}: {reason}")
-        if requested == AUTO:
+        if requested == AUTO and not able:
             _log_skipped(name, reason)
-    raise BackendError(f"no backend can serve {spec.op}: " + "; ".join(refusals))
+    if not able:
+        raise BackendError(f"no backend can serve {spec.op}: " + "; ".join(refusals))
+    return tuple(able)
+
+
+def machine(device: str) -> tuning.Gpu | str:
+    """What timed choices for tensors on `device`, a device type, are kept for: the current GPU, or the CPU."""
+    return _gpu(torch.cuda.current_device()) if device == "cuda" else _backends.get("cpu").machine()
+
+
+@functools.cache
+def _gpu(index: int) -> tuning.Gpu:
+    major, minor = torch.cuda.get_device_capability(index)
+    return tuning.for_device(torch.cuda.get_device_name(index), 10 * major + minor)
+
+
+def state(requested: str) -> object:
+    """What `choose` depends on beside the call: a key for what it has chosen; None if that must not be remembered."""
+    if requested != AUTO:
+        return requested
+    return None if tuning.forcing() else (cache.generation(), torch.get_num_threads())
 
 
 # With at most so many channels, reading the hidden back costs a GPU more time than computing it again (predicted,
@@ -129,6 +158,7 @@ def keeps(spec: OpSpec, memory: str, backend: str = AUTO) -> str:
     # Under torch.compile with dynamic shapes these are symbols; what is kept depends on their values.
     sizes = {name: int(getattr(spec, name)) for name in ("channels", "kernel_size", "hidden")}
     spec = spec._replace(**sizes)
+    # Not the backend that was timed to be the fastest: a compiled graph relies on the number of tensors that are kept.
     if not choose(spec, backend).KEEPS_HIDDEN:
         return "nothing"
     if memory == "auto":
@@ -136,9 +166,24 @@ def keeps(spec: OpSpec, memory: str, backend: str = AUTO) -> str:
     return memory
 
 
-def choose(spec: OpSpec, backend: str = AUTO) -> ModuleType:
+def _layout(x: Tensor) -> str:
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return "channels_last"
+    return "contiguous" if x.is_contiguous() else "strided"
+
+
+def choose(spec: OpSpec, backend: str = AUTO, x: Tensor | None = None, *details: Any) -> ModuleType:
     """Return the module that serves `spec`: ``backends.<name>.<op>``.
 
-    Raises BackendError, with the reason, when no backend can serve the call or the requested one cannot.
+    With x (N, C, H, W) and `details`, what else the time of the call depends on, "auto" takes a timed choice if there
+    is one. Raises BackendError, with the reason, when no backend can serve the call or the requested one cannot.
     """
-    return _choose(spec, requested_backend(backend))
+    requested = requested_backend(backend)
+    able = _able(spec, requested)
+    name = able[0]
+    if requested == AUTO and len(able) > 1 and x is not None and x.dim() == 4:
+        details = tuple("".join("01"[d] for d in detail) if isinstance(detail, list) else detail for detail in details)
+        problem = (*x.shape, _layout(x), *spec[2:4], *spec[5:9], *details)
+        kernel = f"{spec.op} backward" if spec.backward else spec.op
+        name = tuning.pick(kernel, problem, [tuning.Candidate(n, {}) for n in able], machine(spec.device)).name
+    return _backends.op_module(name, spec.op)

@@ -10,6 +10,7 @@ import subprocess
 import warnings
 from pathlib import Path
 
+from convnext_kernels.tuning.cpus import cpu_name
 from convnext_kernels.version import __version__
 
 PACKAGES = ("torch", "triton", "torchvision", "timm", "transformers", "openvino", "onnxruntime")
@@ -28,16 +29,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def cpu_name() -> str:
-    """Return the processor's name as the system reports it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
 
 
 def gpus() -> tuple[list[str], str]:

@@ -4,6 +4,7 @@ import inspect
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -32,6 +33,10 @@ from convnext_kernels import dispatch
 from tests.shapes import ISAS
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# What was timed on this machine must not decide what the tests run.
+_CACHE = tempfile.TemporaryDirectory(prefix="convnext_kernels_tests_")
+os.environ["CONVNEXT_KERNELS_CACHE"] = _CACHE.name
 
 
 def _backend_parameters(every_isa: bool) -> list:

@@ -19,7 +19,7 @@ SPEC = OpSpec("dwconv", "cpu", torch.float32, torch.float32, 8, 7)
 
 def _clear():
     module = sys.modules["convnext_kernels.dispatch"]
-    for cached in (package.get, package.op_module, module._choose, module._log_skipped):
+    for cached in (package.get, package.op_module, module._able, module._log_skipped):
         cached.cache_clear()
     calls.forget()
 

@@ -20,7 +20,7 @@ PACKAGES = {
     "torch_versions": ((), ("torch",)),
     "backends": ((), ()),
     "backends.eager": (("spec", "calls", "backends.eager."), ("torch",)),
-    "backends.cpu": (("spec", "calls", "backends.cpu.", "_native"), ("torch",)),
+    "backends.cpu": (("spec", "calls", "tuning", "tuning.", "backends.cpu.", "_native"), ("torch",)),
     # The code that both GPU backends use; no backend itself.
     "backends.gpu": (("spec", "calls", "torch_versions", "backends.gpu."), ("torch",)),
     "backends.cuda": (
@@ -33,14 +33,14 @@ PACKAGES = {
         ("torch", "triton", "numpy"),
     ),
     "tuning": (("spec", "version", "tuning", "tuning."), ("filelock",)),
-    "dispatch": (("spec", "backends"), ("torch",)),
+    "dispatch": (("spec", "backends", "tuning", "tuning."), ("torch",)),
     "ops": (("spec", "calls", "torch_versions", "dispatch", "ops."), ("torch",)),
     "graphs": (("torch_versions",), ("torch",)),
     "functional": (("ops", "ops.checks", "ops.registration"), ("torch",)),
     "nn": (("functional", "nn.", "ops.checks"), ("torch",)),
     "models": (("functional", "nn", "nn.", "models.", "ops.flops"), ("torch",)),
     "interop": (("functional", "nn", "nn.", "ops.checks", "torch_versions", "interop."), ("torch",)),
-    "environment": (("dispatch", "version"), ("torch",)),
+    "environment": (("dispatch", "tuning.cpus", "version"), ("torch",)),
     "_native": ((), ()),
     "_native_cuda": ((), ()),
 }
@@ -48,7 +48,7 @@ EXTENSIONS = ("_native", "_native_cuda")  # compiled: they have no Python file
 LAZY = ("models", "interop", "environment")
 # The top layer: the public names, what runs whole models to time or explain them, the benchmarks and the command line.
 # They may import everything.
-TOP = ("", "tuning.explain", "bench", "cli", "__main__")
+TOP = ("", "tuning.explain", "tuning.tune", "bench", "cli", "__main__")
 
 C_FOLDERS = {"common": ("common",), "cpu": ("cpu", "common"), "cuda": ("cuda", "common")}
 C_FORBIDDEN = re.compile(r"^(Python\.h|pybind11/|torch/|ATen/|c10/|caffe2/)")

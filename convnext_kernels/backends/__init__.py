@@ -6,8 +6,8 @@ A backend package has
 - ``refuses(spec) -> str | None``: why it cannot serve this op at this configuration, or None;
 - ``describe() -> str``: one line for ``convnext-kernels info``;
 - ``DEVICES``: the device types for which "auto" tries it; None for all;
-- one module per op of ``spec.OPS`` with ``forward(...)`` and ``backward(...)``. In those of ``mlp`` and ``block``,
-  ``KEEPS_HIDDEN`` says whether they can fill and use the tensors that the op keeps for the gradient (ops/block.py).
+- one module per op of ``spec.OPS`` with ``forward(...)`` and ``backward(...)``. Those of ``mlp`` and ``block`` can fill
+  and use the tensors that the op keeps for the gradient (ops/block.py); ``KEEPS_HIDDEN`` says whether they gain by it.
 """
 
 import functools

@@ -25,7 +25,10 @@ GROUPS = {
         "bench": ("--quick", "Time this package against its peers."),
         "compare": ("A.json B.json", "Show what changed between two runs of bench."),
     },
-    "Set up": {"completion": ("bash", "Print the completion script of a shell.")},
+    "Set up": {
+        "tune": ("--model convnext_tiny", "Time every kernel of a model and keep the fastest."),
+        "completion": ("bash", "Print the completion script of a shell."),
+    },
 }
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 

@@ -160,8 +160,11 @@ def thread_count(count: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(description: str, total: int) -> Iterator[Callable[[str, int], None]]:
-    """Show a bar with the remaining time if stderr is a terminal; yields ``advance(current_step, steps_done)``."""
+def progress_bar(description: str, total: int | None) -> Iterator[Callable[[str, int], None]]:
+    """Show a bar with the remaining time if stderr is a terminal; yields ``advance(current_step, steps_done)``.
+
+    `total` may be unknown (None).
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     remaining = (TextColumn("remaining"), TimeRemainingColumn())
     # sys.stderr as it is now: it is redirected later to silence peers, and the bar must stay visible.

@@ -69,7 +69,8 @@ def _forward(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor | None, *re
         _check(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
         checks.memory(memory)
         spec = _spec(x, weight, p, dilation, compute_dtype)
-        return dispatch.choose(spec, backend), dispatch.keeps(spec, memory, backend), spec.compute_dtype
+        keeps = dispatch.keeps(spec, memory, backend)
+        return dispatch.choose(spec, backend, x, keeps), keeps, spec.compute_dtype
 
     kernel, keeps, compute_dtype = served(inputs, backend, find)
     saved = _saved(keeps, x, p, compute_dtype)
@@ -96,13 +97,13 @@ def _backward(inputs: Inputs, dout: Tensor, x: Tensor, weight: Tensor, bias: Ten
         like = x.to("meta")
         checks.saved(saved, [like, hidden_like(like, p, compute_dtype)])
         spec = _spec(x, weight, p, dilation, compute_dtype, backward=True)
-        return dispatch.choose(spec, backend), spec.compute_dtype
+        return dispatch.choose(spec, backend, x, len(saved), needs), spec.compute_dtype
 
     kernel, compute_dtype = served(inputs, backend, find)
     if x.numel() == 0:
         return [torch.zeros_like(t) for t in gradients_like([x, weight, bias, *p], needs)]
     call = BlockCall(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype, inputs)
-    return kernel.backward(dout, call, needs, *(saved if kernel.KEEPS_HIDDEN else ()))
+    return kernel.backward(dout, call, needs, *saved)
 
 
 def _backward_fake(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:

@@ -68,7 +68,7 @@ def _forward(
 ) -> Tensor:
     def find() -> tuple:
         _check(x, norm_weight, norm_bias, weight, bias, eps, compute_dtype is not None)
-        return (dispatch.choose(_spec(x, compute_dtype, weight), backend),)
+        return (dispatch.choose(_spec(x, compute_dtype, weight), backend, x),)
 
     (kernel,) = served(inputs, backend, find)
     out = _empty(x, weight, compute_dtype)
@@ -108,7 +108,7 @@ def _backward(
     def find() -> tuple:
         checks.gradient("dy", dy, _empty(x.to("meta"), weight, compute_dtype))
         checks.same_device("dy", dy, x)
-        return (dispatch.choose(_spec(x, compute_dtype, weight, backward=True), backend),)
+        return (dispatch.choose(_spec(x, compute_dtype, weight, backward=True), backend, x, needs),)
 
     (kernel,) = served(inputs, backend, find)
     if x.numel() == 0:

@@ -36,7 +36,7 @@ def _spec(x: Tensor, weight: Tensor, dilation: int, backward: bool = False) -> O
 def _forward(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, backend: str) -> Tensor:
     def find() -> tuple:
         _check(x, weight, bias, dilation)
-        return (dispatch.choose(_spec(x, weight, dilation), backend),)
+        return (dispatch.choose(_spec(x, weight, dilation), backend, x),)
 
     (kernel,) = served(inputs, backend, find)
     if x.numel() == 0:
@@ -62,7 +62,7 @@ def _backward(
     def find() -> tuple:
         checks.gradient("dy", dy, x)
         checks.same_device("dy", dy, x)
-        return (dispatch.choose(_spec(x, weight, dilation, backward=True), backend),)
+        return (dispatch.choose(_spec(x, weight, dilation, backward=True), backend, x, needs),)
 
     (kernel,) = served(inputs, backend, find)
     if x.numel() == 0:

@@ -104,7 +104,8 @@ def _forward(inputs: Inputs, x: Tensor, residual: Tensor | None, *rest: Any) -> 
         _check(x, residual, p, drop_scale, eps, grn_eps, compute_dtype is not None)
         checks.memory(memory)
         spec = _spec(x, p, compute_dtype)
-        return dispatch.choose(spec, backend), dispatch.keeps(spec, memory, backend), spec.compute_dtype
+        keeps = dispatch.keeps(spec, memory, backend)
+        return dispatch.choose(spec, backend, x, keeps), keeps, spec.compute_dtype
 
     kernel, keeps, compute_dtype = served(inputs, backend, find)
     saved = _saved(keeps, x, p, compute_dtype)
@@ -130,13 +131,13 @@ def _backward(inputs: Inputs, dout: Tensor, x: Tensor, residual: Tensor | None, 
         checks.same_device("dout", dout, x)
         checks.saved(saved, [hidden_like(x.to("meta"), p, compute_dtype)])
         spec = _spec(x, p, compute_dtype, backward=True)
-        return dispatch.choose(spec, backend), spec.compute_dtype
+        return dispatch.choose(spec, backend, x, len(saved), needs), spec.compute_dtype
 
     kernel, compute_dtype = served(inputs, backend, find)
     if x.numel() == 0:
         return [torch.zeros_like(t) for t in gradients_like([x, residual, *p], needs)]
     call = MlpCall(x, residual, p, drop_scale, eps, grn_eps, compute_dtype, inputs)
-    return kernel.backward(dout, call, needs, *(saved if kernel.KEEPS_HIDDEN else ()))
+    return kernel.backward(dout, call, needs, *saved)
 
 
 def _backward_fake(dout: Tensor, x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:

@@ -57,7 +57,7 @@ def define_norm(op: str) -> None:
     def forward(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor, eps: float, backend: str) -> Tensor:
         def find() -> tuple:
             _check(x, weight, bias, eps)
-            return (dispatch.choose(spec(x), backend),)
+            return (dispatch.choose(spec(x), backend, x),)
 
         (kernel,) = served(inputs, backend, find)
         if x.numel() == 0:
@@ -70,7 +70,7 @@ def define_norm(op: str) -> None:
         def find() -> tuple:
             checks.gradient("dy", dy, x)
             checks.same_device("dy", dy, x)
-            return (dispatch.choose(spec(x, backward=True), backend),)
+            return (dispatch.choose(spec(x, backward=True), backend, x, needs),)
 
         (kernel,) = served(inputs, backend, find)
         if x.numel() == 0:

@@ -16,6 +16,8 @@ _LIBRARY = torch.library.Library(NAMESPACE, "DEF")  # kept alive: the registrati
 _transformable: dict[str, type[torch.autograd.Function]] = {}
 _casts: dict[str, Callable[..., tuple]] = {}
 
+implementations: dict[str, Callable] = {}  # by op: what PyTorch's dispatcher calls
+
 
 def call(name: str, *arguments: Any) -> Any:
     """Call op `name`, also under the transforms of `torch.func` and under forward-mode AD.
@@ -61,20 +63,23 @@ def boundary(name: str, implementation: Callable) -> Callable:
 def served(inputs: calls.Inputs, backend: str, find: Callable[[], tuple]) -> tuple:
     """What ``find()`` returns: the backend's module and whatever else the call's signature decides.
 
-    It checks the arguments, and runs once for each signature and requested backend.
+    It checks the arguments, and runs once for each signature and `dispatch.state`.
     """
-    requested = dispatch.requested_backend(backend)
+    state = dispatch.state(dispatch.requested_backend(backend))
+    if state is None:
+        return find()
     memo = inputs.signature.memo
-    found = memo.get(requested)
+    found = memo.get(state)
     if found is None:
-        found = memo[requested] = find()
+        found = memo[state] = find()
     return found
 
 
 def define(name: str, arguments: str, result: str, implementation: Callable, fake: Callable) -> None:
     """Define ``convnext_kernels::<name>`` with one implementation for all devices and its fake kernel."""
     _LIBRARY.define(f"{name}({arguments}) -> {result}", tags=torch_versions.OP_TAGS)
-    _LIBRARY.impl(name, boundary(name, implementation), "CompositeExplicitAutograd")
+    implementations[name] = boundary(name, implementation)
+    _LIBRARY.impl(name, implementations[name], "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
 
 

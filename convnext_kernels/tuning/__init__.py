@@ -1,5 +1,6 @@
-"""How the kernels' configurations are chosen: the GPUs' data sheets, a cost model, a cache of timed choices."""
+"""How kernels' configurations and backends are chosen: data sheets, a cost model, timed choices and their cache."""
 
+from convnext_kernels.tuning.cache import load
 from convnext_kernels.tuning.cost import Candidate, Work, cublas_product, seconds
 from convnext_kernels.tuning.gpus import GPUS, Gpu, for_arch, for_device, named
 from convnext_kernels.tuning.pick import forced, forcing, pick, remembered
@@ -14,6 +15,7 @@ __all__ = [
     "for_device",
     "forced",
     "forcing",
+    "load",
     "named",
     "pick",
     "remembered",

@@ -1,15 +1,16 @@
 """Choices that were timed on this machine, kept between processes: one JSON file in the user's cache folder.
 
-``CONVNEXT_KERNELS_CACHE`` names another folder. The key of an entry has everything that a time depends on (versions of
-this package and Triton, GPU, kernel, class of the problem): after an upgrade there are new entries, and after a
-downgrade the old ones are found again. A file is never half written (a temporary file replaces it) and a damaged file
-is rebuilt. Processes that write at the same time wait for each other and lose nothing. Where that is not possible
-(filelock is not installed, the file system has no locks, the lock is held too long) the last one may win.
+``CONVNEXT_KERNELS_CACHE`` names another folder. The key of an entry has everything that a time depends on (machine,
+versions of this package, PyTorch and Triton, what is chosen, class of the problem): after an upgrade there are new
+entries, and after a downgrade the old ones are found again. A file is never half written (a temporary file replaces it)
+and a damaged file is rebuilt. Processes that write at the same time wait for each other and lose nothing. Where that is
+not possible (filelock is not installed, the file system has no locks, the lock is held too long) the last one may win.
 """
 
 import contextlib
 import functools
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ from convnext_kernels.tuning.gpus import Gpu
 from convnext_kernels.version import __version__
 
 ENVIRONMENT_VARIABLE = "CONVNEXT_KERNELS_CACHE"
-FORMAT = 1
+FORMAT = 2
 FILE = "choices.json"
 LOCK_SECONDS = 10.0
 
@@ -50,17 +51,22 @@ def shape_class(problem: tuple) -> str:
 
 
 @functools.cache
-def _triton_version() -> str:
+def _version(package: str) -> str:
     try:
-        return importlib.metadata.version("triton")
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "none"
 
 
-def key(kernel: str, problem: tuple, gpu: Gpu) -> str:
+def prefix(where: Gpu | str) -> str:
+    """How the keys of this installation begin on a machine: a GPU, or what `cpus.machine` returns."""
+    machine = where if isinstance(where, str) else where.machine
+    return f"{machine}|{__version__}, torch {_version('torch')}, triton {_version('triton')}|"
+
+
+def key(kernel: str, problem: tuple, where: Gpu | str) -> str:
     """The key of an entry."""
-    versions = f"{__version__}|triton {_triton_version()}"
-    return f"{versions}|{gpu.name} sm_{gpu.arch}|{kernel}|{shape_class(problem)}"
+    return f"{prefix(where)}{kernel}|{shape_class(problem)}"
 
 
 @functools.cache
@@ -68,24 +74,35 @@ def _warn_once(path: Path, reason: str) -> None:
     _log.warning("cache of kernel choices: %s %s", path, reason)
 
 
+def parse(text: str) -> dict[str, str]:
+    """Entries of a cache file, key to the candidate's name; none if another version of the package wrote it.
+
+    Raises ValueError, KeyError, TypeError, AttributeError or RecursionError if it is damaged.
+    """
+    content = json.loads(text)
+    if content["format"] != FORMAT:
+        return {}
+    entries = content["entries"]
+    if not all(isinstance(part, str) for entry in entries.items() for part in entry):
+        raise TypeError("an entry is not a string")
+    return entries
+
+
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+
 def read(path: Path) -> dict[str, str]:
-    """Entries of a cache file, key to the candidate's name; none, and one warning, if it is damaged."""
+    """`parse` of a file; none, and one warning, if it is damaged or cannot be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:  # written by another version of the package
-            return {}
-        entries = content["entries"]
-        if not all(isinstance(part, str) for entry in entries.items() for part in entry):
-            raise TypeError("an entry is not a string")
+        return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except OSError as error:
         _warn_once(path, f"cannot be read: {error.strerror}")
         return {}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except _DAMAGE as error:
         _warn_once(path, f"is damaged and will be rebuilt: {type(error).__name__}: {error}")
         return {}
-    return entries
 
 
 @contextlib.contextmanager
@@ -108,23 +125,23 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def write(path: Path, entries: Mapping[str, str]) -> None:
-    """Merge `entries` into the file at `path`. If that fails, one warning is logged: it is only a cache."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
-            merged = read(path) | dict(entries)
-            text = json.dumps({"format": FORMAT, "entries": merged}, indent=1, sort_keys=True)
-            descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp")
-            try:
-                with open(descriptor, "w", encoding="utf-8") as file:
-                    file.write(text + "\n")
-                os.replace(temporary, path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
-                raise
-    except OSError as error:
-        _warn_once(path, f"cannot be written: {error.strerror or error}")
+    """Merge `entries` into the file at `path`. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path):
+        merged = read(path) | dict(entries)
+        text = json.dumps({"format": FORMAT, "entries": merged}, indent=1, sort_keys=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp")
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(text + "\n")
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+_generations = itertools.count(1)
 
 
 class _Memory:
@@ -133,7 +150,8 @@ class _Memory:
     def __init__(self) -> None:
         self.path: Path | None = None
         self.entries: dict[str, str] = {}
-        self.generation = 0  # grows when what `lookup` returns may have changed
+        self.trial: Mapping[str, str] = {}  # come first, see `Trial`
+        self.generation = 0  # another number whenever what `lookup` returns may have changed
 
     def load(self) -> dict[str, str]:
         path = folder() / FILE
@@ -145,28 +163,76 @@ class _Memory:
 _memory = _Memory()
 
 
-def lookup(kernel: str, problem: tuple, gpu: Gpu) -> str | None:
+def lookup(kernel: str, problem: tuple, where: Gpu | str) -> str | None:
     """Name of the candidate that was the fastest when they were timed, or None."""
-    entries = _memory.load()
-    return entries.get(key(kernel, problem, gpu)) if entries else None
+    entries, trial = _memory.load(), _memory.trial
+    if not entries and not trial:
+        return None
+    entry = key(kernel, problem, where)
+    return trial.get(entry) or entries.get(entry)
 
 
-def remember(kernel: str, problem: tuple, gpu: Gpu, name: str) -> None:
+def remember(kernel: str, problem: tuple, where: Gpu | str, name: str) -> None:
     """Keep the name of the fastest candidate, for this process and on disk."""
-    entry = {key(kernel, problem, gpu): name}
-    _memory.load().update(entry)
-    _memory.generation += 1
-    write(folder() / FILE, entry)
+    keep({key(kernel, problem, where): name})
+
+
+def keep(entries: Mapping[str, str]) -> None:
+    """Keep choices, for this process and on disk. If they cannot be written, one warning is logged: it is a cache."""
+    _memory.load().update(entries)
+    _memory.generation = next(_generations)
+    path = folder() / FILE
+    try:
+        write(path, entries)
+    except OSError as error:
+        _warn_once(path, f"cannot be written: {error.strerror or error}")
+
+
+def load(file: str | os.PathLike) -> dict[str, str]:
+    """Add the choices of a file that `tune` wrote to the user's cache; returns them.
+
+    Choices of other machines or versions are kept too; calls do not find them.
+
+    Raises OSError if the file cannot be read, and ValueError if it is damaged or of another format.
+    """
+    try:
+        entries = parse(Path(file).read_text(encoding="utf-8"))
+    except _DAMAGE as error:
+        raise ValueError(f"file: {file} is not a file of timed choices: {type(error).__name__}: {error}") from error
+    if not entries:
+        raise ValueError(f"file: {file} has no choices in format {FORMAT}")
+    if not entries.items() <= _memory.load().items():
+        keep(entries)
+    return entries
+
+
+class Trial:
+    """Choices that are tried out: between `begin` and `end_trials` they come before all others, in every thread.
+
+    Every trial has a generation of its own, so that what depends on the choices is prepared once for each trial.
+    """
+
+    def __init__(self, entries: Mapping[str, str]) -> None:
+        self.entries, self.generation = entries, next(_generations)
+
+    def begin(self) -> None:
+        """Let these choices come first."""
+        _memory.trial, _memory.generation = self.entries, self.generation
+
+
+def end_trials() -> None:
+    """Let no trial be in effect."""
+    _memory.trial, _memory.generation = {}, next(_generations)
 
 
 def forget() -> None:
     """Drop this process's copy: the next lookup reads the file again."""
     _memory.path = None
-    _memory.generation += 1
+    _memory.generation = next(_generations)
 
 
 def generation() -> int:
-    """A number that grows with every change of this process's copy: a choice made before may be another now."""
+    """Another number after every change of this process's copy: a choice made before may be another now."""
     return _memory.generation
 
 

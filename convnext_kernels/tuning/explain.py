@@ -99,7 +99,7 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         if func.namespace == NAMESPACE:
             named = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)}
-            self.recording.calls[_call(func._schema.name.partition("::")[2], named)] += 1
+            self.recording.calls[called(func._schema.name.partition("::")[2], named)] += 1
         elif not func.is_view:
             tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
             counted = flop_registry.get(func.overloadpacket)
@@ -109,7 +109,8 @@ class _Recorder(TorchDispatchMode):
         return result
 
 
-def _call(op: str, named: dict[str, Any]) -> Call:
+def called(op: str, named: dict[str, Any]) -> Call:
+    """The call of `op` with these arguments, by their names in its schema."""
     weight = named.get("dwconv_weight" if op == "block" else "weight")
     side = weight.shape[-1] if op in ("block", "dwconv", "downsample") else 0
     hidden = weight.shape[0] if op == "downsample" else 0

@@ -9,7 +9,7 @@ Tons of Bandwidth", 2023; "Microbenchmarking Nvidia's RTX 4090", 2022), scaled b
 without one; they may be wrong by a quarter.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,12 @@ class Gpu:
     fp32_tflops: float  # a multiply-add counts as two
     tf32_tflops: float  # tensor cores
     half_tflops: float  # tensor cores, bf16 or fp16 in, fp32 accumulation
+    device: str = ""  # the driver's name of the GPU in this machine, which may only resemble this data sheet
+
+    @property
+    def machine(self) -> str:
+        """What timed choices are kept for: the GPU in this machine."""
+        return f"{self.device or self.name} sm_{self.arch}"
 
 
 _MB = 2**20
@@ -59,7 +65,8 @@ def for_arch(arch: int) -> Gpu:
 def for_device(name: str, arch: int) -> Gpu:
     """The GPU with the driver's name `name` ("NVIDIA GeForce RTX 4090"), else that of its architecture (`for_arch`)."""
     plain = name.replace(" ", "")
-    return next((gpu for gpu in GPUS.values() if gpu.name in plain and gpu.arch == arch), None) or for_arch(arch)
+    sheet = next((gpu for gpu in GPUS.values() if gpu.name in plain and gpu.arch == arch), None) or for_arch(arch)
+    return replace(sheet, device=name)
 
 
 def named(name: str) -> Gpu:

@@ -1,25 +1,34 @@
-"""The choice between candidates."""
+"""The choice between candidates: kernel configurations, plans, backends."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, NamedTuple
 
-from convnext_kernels.tuning import autotune, cache, shipped
+from convnext_kernels.tuning import cache, shipped
 from convnext_kernels.tuning.cost import Candidate
 from convnext_kernels.tuning.gpus import Gpu
 
-Choice = Callable[[str, tuple, Sequence[Candidate], Gpu], Candidate | None]
-_forced: ContextVar[Choice | None] = ContextVar("convnext_kernels_forced_choice", default=None)
+Choice = Callable[[str, tuple, Sequence[Candidate], Gpu | str], Candidate | None]
+
+
+class _Forced(NamedTuple):
+    choice: Choice
+    planned: list[Any] | None
+
+
+_forced: ContextVar[_Forced | None] = ContextVar("convnext_kernels_forced_choice", default=None)
 
 
 @contextmanager
-def forced(choice: Choice) -> Iterator[None]:
-    """Let ``choice(kernel, problem, candidates, gpu)`` decide inside a ``with`` block; if it returns None, `pick` does.
+def forced(choice: Choice, planned: list[Any] | None = None) -> Iterator[None]:
+    """Let ``choice(kernel, problem, candidates, where)`` decide in a ``with`` block; `pick` does if it returns None.
 
-    For tests and reports that must run every configuration.
+    For tests and reports that must run every configuration, and for `tune`. With a list `planned`, launchers that are
+    prepared (`backends/gpu/prepared.py`) launch nothing: their programs are added to the list and they return None.
     """
-    token = _forced.set(choice)
+    token = _forced.set(_Forced(choice, planned))
     try:
         yield
     finally:
@@ -31,15 +40,23 @@ def forcing() -> bool:
     return _forced.get() is not None
 
 
+def planned() -> list[Any] | None:
+    """The list of `forced`, if nothing is to be launched."""
+    found = _forced.get()
+    return None if found is None else found.planned
+
+
 def remembered(plan: Callable[..., Candidate]) -> Callable[..., Candidate]:
-    """Cache what `plan` returns for its arguments. Inside `forced` the cache is neither read nor written."""
-    cached = functools.lru_cache(maxsize=1024)(plan)
+    """Cache what `plan` returns for its arguments until choices change. Inside `forced` the cache is not used."""
+
+    @functools.lru_cache(maxsize=1024)
+    def cached(_generation: int, *arguments: object) -> Candidate:
+        return plan(*arguments)
 
     @functools.wraps(plan)
     def call(*arguments: object) -> Candidate:
-        return (cached if _forced.get() is None else plan)(*arguments)
+        return cached(cache.generation(), *arguments) if _forced.get() is None else plan(*arguments)
 
-    call.cache_clear = cached.cache_clear
     return call
 
 
@@ -53,30 +70,26 @@ def predicted(candidates: Sequence[Candidate], gpu: Gpu) -> Candidate:
     return min(candidates, key=lambda c: predicted_seconds(c, gpu))
 
 
-def pick(
-    kernel: str, problem: tuple, candidates: Sequence[Candidate], gpu: Gpu, timer: autotune.Timer | None = None
-) -> Candidate:
-    """Choose one of `candidates`: the fastest timed on this machine, else the fastest in a
-    measurement that ships with the package, else the predicted one.
+def pick(kernel: str, problem: tuple, candidates: Sequence[Candidate], where: Gpu | str) -> Candidate:
+    """Choose one of `candidates`: the fastest timed on this machine, else the fastest in a measurement that ships with
+    the package, else the predicted one; on a CPU, for which there are no predictions, the first.
 
     `problem` has everything that the choice depends on. Its first element is the batch (or a size that grows with it):
-    choices are kept for classes of problems whose first element rounds up to the same power of two. `timer` measures a
-    candidate in seconds; it is used if autotuning is requested and the class was not timed yet. Raises ValueError
-    without candidates.
+    choices are kept for classes of problems whose first element rounds up to the same power of two. `where` is the GPU,
+    or what `cpus.machine` says about the CPU. Raises ValueError without candidates.
     """
     if not candidates:
         raise ValueError(f"{kernel}: no candidates for {problem}")
-    choice = _forced.get()
-    if choice is not None and (chosen := choice(kernel, problem, candidates, gpu)) is not None:
+    force = _forced.get()
+    if force is not None and (chosen := force.choice(kernel, problem, candidates, where)) is not None:
         return chosen
     if len(candidates) == 1:
         return candidates[0]
     names = {c.name: c for c in candidates}
-    if (name := cache.lookup(kernel, problem, gpu)) in names:  # another version's name may not be
+    if (name := cache.lookup(kernel, problem, where)) in names:  # another version's name may not be
         return names[name]
-    if timer is not None and autotune.wanted() and (best := autotune.fastest(kernel, candidates, timer)) is not None:
-        cache.remember(kernel, problem, gpu, best.name)
-        return best
-    if (name := shipped.lookup(kernel, problem, gpu)) in names:
+    if isinstance(where, str):
+        return candidates[0]
+    if (name := shipped.lookup(kernel, problem, where)) in names:
         return names[name]
-    return predicted(candidates, gpu)
+    return predicted(candidates, where)

@@ -50,10 +50,12 @@ class PackedMlp {
   }
 
   // kept_y and kept_hidden: what is kept for the gradient, or 0; the hidden is in kept_dtype. phases: a row
-  // of MLP_PHASES doubles for each thread, to which its seconds are added, or 0.
+  // of MLP_PHASES doubles for each thread, to which its seconds are added, or 0. schedule: an MlpSchedule of
+  // cpu/mlp_plan.h, -1: by shape.
   void forward(int dtype, Address x, Address residual, Address out, int64_t n, int64_t h, int64_t w,
                Address drop_scale, Address kept_y, Address kept_hidden, int kept_dtype, int threads,
-               Address phases) const {
+               Address phases, int schedule) const {
+    require(schedule >= -1, "forward: schedule out of range");
     require(x && out && n >= 1 && h >= 1 && w >= 1 && threads >= 1, "forward: null address or empty image");
     MlpArgs args = args_;
     args.dtype = dtype_of(dtype);
@@ -68,6 +70,7 @@ class PackedMlp {
     args.kept_hidden = pointer<void>(kept_hidden);
     args.kept_dtype = dtype_of(kept_dtype);
     args.phases = pointer<double>(phases);
+    args.schedule = schedule;
     const py::gil_scoped_release unlocked;
     const Workspace workspace(ops_.mlp_workspace(args, threads));
     args.workspace = workspace.data();
@@ -212,7 +215,10 @@ void bind_forward(py::module_& m) {
   py::class_<PackedMlp>(m, "PackedMlp")
       .def(py::init<int, bool, int, int64_t, int64_t, int, int, float, float, Address, Address, Address,
                     Address, Address, Address, Address, Address, Address, Address, int>())
-      .def("forward", &PackedMlp::forward)
+      .def("forward", &PackedMlp::forward, py::arg("dtype"), py::arg("x"), py::arg("residual"),
+           py::arg("out"), py::arg("n"), py::arg("h"), py::arg("w"), py::arg("drop_scale"), py::arg("kept_y"),
+           py::arg("kept_hidden"), py::arg("kept_dtype"), py::arg("threads"), py::arg("phases"),
+           py::arg("schedule") = -1)
       .def_property_readonly("bytes", &PackedMlp::bytes);
   py::class_<Depthwise>(m, "Depthwise")
       .def(py::init<int, int64_t, int, int, Address, Address>())

@@ -9,6 +9,10 @@
 namespace cnk::cpu::CNK_ISA {
 
 enum class MlpWay { kTiles, kColumns, kImages, kGroup };  // explained in mlp.cpp
+// What a caller may choose. "Short" and "long": the rows that go through both products at a time. kSplitColumns
+// is MlpWay::kColumns where its buffers fit and the image is not divided, else kByShape. Every choice gives the
+// same bits.
+enum MlpSchedule { kByShape = -1, kShort, kLong, kHalfTiles, kDoubleTiles, kSplitColumns, kMlpSchedules };
 
 template <class G>
 struct MlpPlan {
@@ -35,18 +39,24 @@ struct MlpPlan {
     // are read from L3 once a tile, and then fewer, larger tiles are faster (C 768, batch 8, fp32: 12.4 ->
     // 11.8 ms; slower for smaller weights).
     const int64_t l2 = l2_cache_bytes(), most = kBytesPerThread - step_bytes(a.c) - 4096;
-    const int64_t budget = min64(weight_bytes > 4 * l2 ? l2 * 3 / 2 : l2 * 5 / 8, most);
+    int64_t budget = weight_bytes > 4 * l2 ? l2 * 3 / 2 : l2 * 5 / 8;
+    if (a.schedule == kHalfTiles) budget /= 2;
+    if (a.schedule == kDoubleTiles) budget *= 2;
+    budget = min64(budget, most);
     const int64_t room = max64(budget / (y_row + h_row), 64);
     tile = ceil_div(rows, round_up(ceil_div(rows, room), threads));
     // Weights that stay in L2 are cheap to read again, so few rows at a time keep the hidden in the caches (C
     // 96, bf16: 1.05 -> 0.93 ms on one core). Larger weights should be read for as many rows as possible.
-    const bool short_chains = weight_bytes <= l2 / 4;
+    const bool short_chains = a.schedule == kShort || (a.schedule != kLong && weight_bytes <= l2 / 4);
     chain = short_chains ? min64(tile, 128) : tile;
     group = rows;
     // This must depend on the image only, not on the number of threads: it decides how the squares are added.
     const bool divided = a.grn_weight && (image >= 1024 || image * h_row > most / 2);
     // There are few rows, and the weights do not stay in L2: reading them would cost too much.
-    if (threads > 1 && !divided && rows <= 64 * threads && weight_bytes > l2) {
+    const bool few = a.schedule == kSplitColumns ? rows * (y_row + h_row) <= kBytesPerThread * threads / 2
+                                                 : rows <= 64 * threads && weight_bytes > l2;
+    const bool choosable = a.schedule == kByShape || a.schedule == kSplitColumns;
+    if (threads > 1 && !divided && few && choosable) {
       way = MlpWay::kColumns;
     } else if (!a.grn_weight) {
       way = MlpWay::kTiles;

@@ -155,6 +155,7 @@ struct MlpArgs {
   void* kept_y;       // (N, H, W, C) in dtype: the convolution
   void* kept_hidden;  // (N, H, W, hidden) in kept_dtype: W1's product with its bias
   DType kept_dtype;
+  int schedule = -1;  // an MlpSchedule of mlp_plan.h; -1: by shape
   // Time of the phases, or null: each thread adds its seconds to its own row of kMlpPhases.
   double* phases;
   char* workspace;  // IsaOps::mlp_workspace bytes, 64-byte aligned

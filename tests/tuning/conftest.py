@@ -1,13 +1,12 @@
 import pytest
 
-from convnext_kernels.tuning import autotune, cache
+from convnext_kernels.tuning import cache
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     """Every test has a cache folder of its own."""
     monkeypatch.setenv(cache.ENVIRONMENT_VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.delenv(autotune.ENVIRONMENT_VARIABLE, raising=False)
     cache.forget()
     cache._warn_once.cache_clear()
     yield

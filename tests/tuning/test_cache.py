@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from convnext_kernels.tuning import GPUS, cache
+from convnext_kernels.tuning import GPUS, cache, cpus, for_device
 
 H100, A100 = GPUS["H100"], GPUS["A100"]
 PROBLEM = (8, 96, 56, 56, torch.bfloat16)
@@ -47,12 +47,16 @@ def test_keys_tell_apart_all_that_a_time_depends_on(monkeypatch):
         cache.key("mlp", PROBLEM, A100),
         cache.key("mlp", (*PROBLEM[:4], torch.float16), H100),
         cache.key("mlp", (8, 96, 56, 28, torch.bfloat16), H100),
+        cache.key("mlp", PROBLEM, for_device("NVIDIA H100 PCIe", 90)),  # of the same data sheet
+        *(cache.key("mlp", PROBLEM, cpus.machine(*c)) for c in (("avx2", 2), ("avx2", 4), ("avx512", 2))),
     }
     monkeypatch.setattr(cache, "__version__", "99.0")
     keys.add(cache.key("mlp", PROBLEM, H100))
-    monkeypatch.setattr(cache, "_triton_version", lambda: "99.0")
-    keys.add(cache.key("mlp", PROBLEM, H100))
-    assert len(keys) == 7
+    for package in ("torch", "triton"):
+        version = cache._version
+        monkeypatch.setattr(cache, "_version", lambda name, p=package, v=version: "99.0" if name == p else v(name))
+        keys.add(cache.key("mlp", PROBLEM, H100))
+    assert len(keys) == 12
 
 
 def test_another_version_finds_nothing_and_keeps_what_was_there(file, monkeypatch):
@@ -68,12 +72,12 @@ def test_another_version_finds_nothing_and_keeps_what_was_there(file, monkeypatc
 
 DAMAGED = {
     "empty": "",
-    "cut off": '{"format": 1, "entries": {"a": "b"',
+    "cut off": '{"format": 2, "entries": {"a": "b"',
     "no JSON": "\x00\x01\x02",
     "a list": "[1, 2]",
-    "no entries": '{"format": 1}',
-    "entries of another kind": '{"format": 1, "entries": {"a": 3}}',
-    "entries as a list": '{"format": 1, "entries": [3]}',
+    "no entries": '{"format": 2}',
+    "entries of another kind": '{"format": 2, "entries": {"a": 3}}',
+    "entries as a list": '{"format": 2, "entries": [3]}',
     "too deep": "[" * 100_000,
 }
 

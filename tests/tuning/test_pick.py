@@ -1,9 +1,6 @@
-import json
-import threading
-
 import pytest
 
-from convnext_kernels.tuning import GPUS, Candidate, Work, autotune, cache, forced, pick, remembered, shipped
+from convnext_kernels.tuning import GPUS, Candidate, Work, cache, forced, pick, remembered, shipped
 
 GPU = GPUS["H100"]
 SLOW = Candidate("slow", {}, (Work(dram_bytes=2e9, programs=10_000),))
@@ -15,16 +12,13 @@ PROBLEM = (8, 96)
 
 @pytest.fixture
 def measured_h100(tmp_path, monkeypatch):
-    content = {"choices": {shipped.key("k", PROBLEM): "slow"}}
-    (tmp_path / "measured_H100.json").write_text(json.dumps(content))
+    """A file as `tune` writes it on such a GPU, by another version."""
+    entry = cache.key("k", PROBLEM, GPU).replace(cache.__version__, "0.0.1")
+    cache.write(tmp_path / "measured_H100.json", {entry: "slow"})
     monkeypatch.setattr(shipped, "FOLDER", tmp_path)
     shipped.choices.cache_clear()
     yield
     shipped.choices.cache_clear()
-
-
-def measured(candidate):
-    return {"slow": 2.0, "fast": 3.0, "other": 1.0}[candidate.name]
 
 
 def test_the_cost_model_chooses_where_nothing_else_does():
@@ -63,82 +57,14 @@ def test_a_forced_choice_comes_first():
     assert pick("k", PROBLEM, CANDIDATES, GPU) is OTHER
 
 
-def test_what_is_remembered_gives_way_to_a_forced_choice():
+def test_what_is_remembered_gives_way_to_forced_and_to_timed_choices():
     plan = remembered(lambda problem: pick("k", problem, CANDIDATES, GPU))
     assert plan(PROBLEM) is FAST
     with forced(lambda *_: SLOW):
         assert plan(PROBLEM) is SLOW
     assert plan(PROBLEM) is FAST
-
-
-def test_nothing_is_timed_unless_asked_for(file):
-    def timer(candidate):
-        raise AssertionError("timed")
-
-    assert pick("k", PROBLEM, CANDIDATES, GPU, timer) is FAST
-    with autotune.autotune():
-        assert pick("k", PROBLEM, (FAST,), GPU, timer) is FAST  # nothing to choose
-        assert pick("k", PROBLEM, CANDIDATES, GPU, None) is FAST  # while a CUDA graph is captured, say
-    assert not file.exists()
-
-
-@pytest.mark.parametrize("how", ["context", "environment"])
-def test_autotune_times_once_and_keeps(measured_h100, file, monkeypatch, how):
-    timed = []
-
-    def timer(candidate):
-        timed.append(candidate.name)
-        return measured(candidate)
-
-    if how == "environment":
-        monkeypatch.setenv(autotune.ENVIRONMENT_VARIABLE, "1")
-        assert pick("k", PROBLEM, CANDIDATES, GPU, timer) is OTHER
-    else:
-        with autotune.autotune():
-            assert pick("k", PROBLEM, CANDIDATES, GPU, timer) is OTHER
-    assert timed == ["slow", "fast", "other"]
-    cache.forget()  # as the next process
-    assert pick("k", (7, 96), CANDIDATES, GPU, timer) is OTHER
-    assert len(timed) == 3
-    assert file.exists()
-
-
-def test_autotune_context_overrides_the_environment(monkeypatch):
-    monkeypatch.setenv(autotune.ENVIRONMENT_VARIABLE, "1")
-    with autotune.autotune(False):
-        assert not autotune.wanted()
-    assert autotune.wanted()
-    monkeypatch.setenv(autotune.ENVIRONMENT_VARIABLE, "0")
-    assert not autotune.wanted()
-
-
-def test_autotune_reaches_the_threads_of_autograd():
-    seen = []
-    with autotune.autotune():
-        thread = threading.Thread(target=lambda: seen.append(autotune.wanted()))
-        thread.start()
-        thread.join()
-    assert seen == [True]
-
-
-def test_autotune_passes_over_what_does_not_run(caplog):
-    def timer(candidate):
-        if candidate is OTHER:
-            raise RuntimeError("out of shared memory")
-        return measured(candidate)
-
-    with autotune.autotune():
-        assert pick("k", PROBLEM, CANDIDATES, GPU, timer) is SLOW
-    assert "k other does not run: out of shared memory" in caplog.text
-
-
-def test_autotune_without_one_that_runs_falls_back(file):
-    def timer(candidate):
-        raise RuntimeError("no")
-
-    with autotune.autotune():
-        assert pick("k", PROBLEM, CANDIDATES, GPU, timer) is FAST
-    assert not file.exists()
+    cache.remember("k", PROBLEM, GPU, "other")
+    assert plan(PROBLEM) is OTHER
 
 
 def test_no_candidates_is_an_error():
@@ -149,5 +75,5 @@ def test_no_candidates_is_an_error():
 def test_a_handicap_must_be_made_up_for():
     better = Candidate("better", {}, (Work(dram_bytes=0.9e9, programs=10_000),), handicap=1.2)
     assert pick("k", PROBLEM, (FAST, better), GPU) is FAST
-    with autotune.autotune():
-        assert pick("k", PROBLEM, (FAST, better), GPU, lambda c: 1.0 if c is better else 1.1) is better
+    cache.remember("k", PROBLEM, GPU, "better")
+    assert pick("k", PROBLEM, (FAST, better), GPU) is better

@@ -7,10 +7,10 @@ else in fp32: then kernels convert 16-bit tensors to fp32 when they read them, a
 import torch
 
 from convnext_kernels.backends.cpu import native
-from convnext_kernels.backends.cpu.native import ISA_VARIABLE, isa, supported_isas, use_isa
+from convnext_kernels.backends.cpu.native import ISA_VARIABLE, isa, machine, supported_isas, use_isa
 from convnext_kernels.spec import OpSpec
 
-__all__ = ["ISA_VARIABLE", "describe", "isa", "refuses", "supported_isas", "unavailable", "use_isa"]
+__all__ = ["ISA_VARIABLE", "describe", "isa", "machine", "refuses", "supported_isas", "unavailable", "use_isa"]
 
 DEVICES = ("cpu",)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -13,9 +13,7 @@ def forward(call: BlockCall, y: Tensor | None = None, hidden: Tensor | None = No
 
     `y` (like x, channels_last) and `hidden` (N, hidden, H, W) are filled for the gradient if they are given.
     """
-    x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype, _ = call
-    convolution = (weight, bias, dilation)
-    return mlp_native.run(x, x, convolution, p, drop_scale, eps, grn_eps, compute_dtype, y, hidden)
+    return mlp_native.run(call, call.x, (call.weight, call.bias, call.dilation), y, hidden)
 
 
 def backward(

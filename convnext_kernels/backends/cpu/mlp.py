@@ -16,8 +16,7 @@ def forward(call: MlpCall, hidden: Tensor | None = None) -> Tensor:
 
     `hidden` (N, hidden, H, W) is filled with W1's result for the gradient.
     """
-    x, residual, p, drop_scale, eps, grn_eps, compute_dtype, _ = call
-    return mlp_native.run(x, residual, None, p, drop_scale, eps, grn_eps, compute_dtype, kept_hidden=hidden)
+    return mlp_native.run(call, call.residual, None, kept_hidden=hidden)
 
 
 def backward(dout: Tensor, call: MlpCall, needs: list[bool], hidden: Tensor | None = None) -> list[Tensor]:

@@ -11,8 +11,15 @@ from convnext_kernels.backends.cpu import native
 from convnext_kernels.backends.cpu.dwconv import bias_or_zeros, taps_first
 from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, flat_float, output_for
 from convnext_kernels.backends.cpu.packed import packed
+from convnext_kernels.calls import BlockCall, MlpCall
 from convnext_kernels.spec import MlpParameters
+from convnext_kernels.tuning import Candidate, cache, forcing, pick
 
+# Schedules of csrc/cpu/mlp_plan.h with their numbers; the first one is the default.
+SCHEDULES = tuple(
+    Candidate(name, {"schedule": i - 1})
+    for i, name in enumerate(("by-shape", "short", "long", "half-tiles", "double-tiles", "columns"))
+)
 PHASES = ("dwconv", "LayerNorm", "W1, GELU", "GRN", "W2, residual", "waiting")  # in the order of csrc/cpu/ops.h
 
 _phases: ContextVar[Tensor | None] = ContextVar("convnext_kernels_cpu_phases", default=None)
@@ -41,15 +48,23 @@ def _matrices(p: MlpParameters) -> tuple[Tensor, Tensor]:
     return w1.float(), w2.float()
 
 
+def _schedule(call: MlpCall | BlockCall, side: int, isa: str, keeps: int) -> int:
+    """The schedule that was timed to be the fastest, else -1: by shape."""
+    memo = {} if call.inputs is None or forcing() else call.inputs.signature.memo
+    state = ("schedule", isa, torch.get_num_threads(), cache.generation())
+    found = memo.get(state)
+    if found is None:
+        x, p = call.x, call.p
+        wide, grn = p.pwconv1_weight.shape[0], p.grn_weight is not None
+        problem = (*x.shape, x.dtype, call.compute_dtype, side, wide, grn, keeps)
+        found = memo[state] = pick("mlp_schedule", problem, SCHEDULES, native.machine()).config["schedule"]
+    return found
+
+
 def run(
-    x: Tensor,
+    call: MlpCall | BlockCall,
     residual: Tensor | None,
     dwconv: tuple[Tensor, Tensor | None, int] | None,  # weight, bias, dilation
-    p: MlpParameters,
-    drop_scale: Tensor | None,
-    eps: float,
-    grn_eps: float,
-    compute_dtype: torch.dtype,
     kept_y: Tensor | None = None,
     kept_hidden: Tensor | None = None,
 ) -> Tensor:
@@ -57,6 +72,8 @@ def run(
 
     `kept_y` (like x) and `kept_hidden` (N, hidden, H, W), both channels_last, are filled for the gradient if given.
     """
+    x, p, drop_scale, compute_dtype = call.x, call.p, call.drop_scale, call.compute_dtype
+    eps, grn_eps = call.eps, call.grn_eps
     channels, hidden = x.shape[1], p.pwconv1_weight.shape[0]
     isa, bf16 = native.isa(), compute_dtype == torch.bfloat16
     dw_weight, dw_bias, dilation = dwconv or (None, None, 1)
@@ -121,6 +138,7 @@ def run(
         native.DTYPE_CODES[compute_dtype],
         threads,
         address(phases),
+        _schedule(call, side, isa, (kept_y is not None) + (kept_hidden is not None)),
     )
     return finish(written, out)
 

@@ -11,6 +11,7 @@ from types import ModuleType
 import torch
 
 from convnext_kernels.spec import BackendError
+from convnext_kernels.tuning import cpus
 
 ISA_VARIABLE = "CONVNEXT_KERNELS_CPU_ISA"
 BUILD_HINT = "install g++ 11 or newer, then install this package again; CNK_NATIVE=1 makes a missing compiler an error"
@@ -72,6 +73,11 @@ def use_isa(name: str) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+def machine() -> str:
+    """What timed choices are kept for (`tuning.cpus.machine`)."""
+    return cpus.machine("no extension" if import_error() else isa(), torch.get_num_threads())
 
 
 @functools.cache

@@ -14,7 +14,8 @@ from convnext_kernels.backends.eager.layout import like, like_parameter, nchw, n
 from convnext_kernels.calls import MlpCall
 from convnext_kernels.spec import MlpParameters
 
-KEEPS_HIDDEN = False  # the gradient computes everything again from the inputs
+# The gradient computes everything again from the inputs, unless the op has kept it for another backend.
+KEEPS_HIDDEN = False
 
 
 def _cast(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -30,12 +31,13 @@ def _per_sample(drop_scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _hidden(
-    x: Tensor, p: MlpParameters, eps: float, grn_eps: float, compute_dtype: torch.dtype
+    x: Tensor, p: MlpParameters, eps: float, grn_eps: float, compute_dtype: torch.dtype, u: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return (LN(x), input of GELU, output of GELU, input of W2), all NHWC in `compute_dtype`."""
+    """Return (LN(x), u: the input of GELU, output of GELU, input of W2), all NHWC in `compute_dtype`."""
     channels = (x.shape[-1],)
     n = F.layer_norm(x, channels, _cast(p.norm_weight, x.dtype), _cast(p.norm_bias, x.dtype), eps).to(compute_dtype)
-    u = F.linear(n, _matrix(p.pwconv1_weight, compute_dtype), _cast(p.pwconv1_bias, compute_dtype))
+    if u is None:
+        u = F.linear(n, _matrix(p.pwconv1_weight, compute_dtype), _cast(p.pwconv1_bias, compute_dtype))
     h = F.gelu(u)
     if p.grn_weight is None:
         return n, u, h, h
@@ -43,10 +45,15 @@ def _hidden(
     return n, u, h, g
 
 
-def forward(call: MlpCall) -> Tensor:
-    """Return the bottleneck's output with x's dtype and strides."""
+def forward(call: MlpCall, hidden: Tensor | None = None) -> Tensor:
+    """Return the bottleneck's output with x's dtype and strides.
+
+    `hidden` (N, hidden, H, W) is filled with u, the input of GELU, for the gradient if it is given.
+    """
     x, residual, p, drop_scale, eps, grn_eps, compute_dtype, _ = call
-    *_, g = _hidden(nhwc(x), p, eps, grn_eps, compute_dtype)
+    _, u, _, g = _hidden(nhwc(x), p, eps, grn_eps, compute_dtype)
+    if hidden is not None:
+        hidden.copy_(nchw(u))
     z = F.linear(g, _matrix(p.pwconv2_weight, compute_dtype), _cast(p.pwconv2_bias, compute_dtype)).to(x.dtype)
     if p.gamma is not None:
         z = z * _cast(p.gamma, x.dtype)
@@ -57,24 +64,25 @@ def forward(call: MlpCall) -> Tensor:
     return like(nchw(z), x)
 
 
-def backward(dout: Tensor, call: MlpCall, needs: list[bool]) -> list[Tensor]:
+def backward(dout: Tensor, call: MlpCall, needs: list[bool], hidden: Tensor | None = None) -> list[Tensor]:
     """Return the gradients of (x, residual, *p) that `needs` marks, in that order.
 
-    The hidden is computed again from x. With G2 = (s * dout)^T g: dW2 = gamma * G2 and
+    Without `hidden`, u as `forward` filled it, it is computed again. With G2 = (s * dout)^T g: dW2 = gamma * G2 and
     dgamma = rowsum(W2 * G2) + b2 * sum(s * dout), so the output of W2 is not needed.
     """
     x, residual, p, drop_scale, eps, grn_eps, compute_dtype, _ = call
     x_nhwc = nhwc(x).contiguous()
     dout_nhwc = nhwc(dout)
-    hidden, channels = p.pwconv1_weight.shape[:2]
-    n, u, h, g = _hidden(x_nhwc, p, eps, grn_eps, compute_dtype)
+    width, channels = p.pwconv1_weight.shape[:2]
+    kept = None if hidden is None else nhwc(hidden)
+    n, u, h, g = _hidden(x_nhwc, p, eps, grn_eps, compute_dtype, kept)
     w1, w2 = _matrix(p.pwconv1_weight, compute_dtype), _matrix(p.pwconv2_weight, compute_dtype)
     gradients: dict[str, Tensor] = {}
 
     scaled = dout_nhwc if drop_scale is None else dout_nhwc * _per_sample(drop_scale, x.dtype)
     gamma = _cast(p.gamma, x.dtype)
     scaled_sum = scaled.sum(dim=(0, 1, 2))
-    g2 = scaled.reshape(-1, channels).to(compute_dtype).mT @ g.reshape(-1, hidden)
+    g2 = scaled.reshape(-1, channels).to(compute_dtype).mT @ g.reshape(-1, width)
     if gamma is None:
         dz = scaled
         gradients["pwconv2_weight"], gradients["pwconv2_bias"] = g2, scaled_sum
@@ -93,7 +101,7 @@ def backward(dout: Tensor, call: MlpCall, needs: list[bool]) -> list[Tensor]:
     else:
         dh = dg
     du = torch.ops.aten.gelu_backward(dh, u)
-    du_rows = du.reshape(-1, hidden)
+    du_rows = du.reshape(-1, width)
     gradients["pwconv1_weight"] = du_rows.mT @ n.reshape(-1, channels)
     gradients["pwconv1_bias"] = du_rows.sum(dim=0)
     dn = (du @ w1).to(x.dtype)

@@ -14,7 +14,6 @@ Kernels: dwconv_forward.py, dwconv_wgrad.py; the choice between them: dwconv_pla
 tensors, also slices of samples, are read and written without a copy; other strides are copied to channels_last first.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -23,9 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from convnext_kernels import tuning
 from convnext_kernels.backends.gpu.layout import flat
-from convnext_kernels.backends.triton import device, dwconv_plan, timing
+from convnext_kernels.backends.triton import device, dwconv_plan
 from convnext_kernels.backends.triton.dwconv_forward import pack_kernel, plane_kernel, rolling_kernel, rows_kernel
 from convnext_kernels.backends.triton.dwconv_wgrad import finish_kernel, partials_kernel
 from convnext_kernels.backends.triton.launch import launch, prepared
@@ -123,16 +121,12 @@ def _convolve(
     dilation: int,
     compute_dtype: torch.dtype,
     flip: bool,
-    plan: tuning.Candidate | None = None,
 ) -> Tensor:
     """Write the convolution of x (+ bias, + residual) into `out`, whatever its strides."""
     n, channels, height, width = x.shape
     side = weight.shape[-1]
     problem = _problem(x, weight, dilation)
-    if plan is None:
-        candidates = dwconv_plan.forward_candidates(problem)
-        run = functools.partial(_convolve, x, weight, bias, residual, out, dilation, compute_dtype, flip)
-        plan = timing.choose("dwconv_forward", dwconv_plan.forward, problem, device.gpu(), candidates, run)
+    plan = dwconv_plan.forward(problem, device.gpu())
     kernel, config = plan.name.partition("-")[0], plan.config
     if device.interpreted():
         if kernel == "rows" and side * height > (300 if side > 7 else 150):
@@ -221,28 +215,19 @@ def parameter_gradients(
     needs_weight: bool,
     needs_bias: bool,
     deterministic: bool = True,
-    plan: tuning.Candidate | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return (dw, db) like weight and bias, None for a gradient that is not needed.
 
     Bitwise the same every time: programs write partial sums, which a second kernel adds in a fixed order. With
     `deterministic=False` they are added atomically, which saves their memory: 4 (K * K + 1) C bytes for each of at most
-    a few hundred parts. `plan` is for timing: the configuration to run instead of the chosen one.
+    a few hundred parts.
     """
     n, channels, height, width = x.shape
     side = weight.shape[-1]
     dw = torch.empty_like(weight) if needs_weight else None
     db = torch.empty_like(bias) if needs_bias else None
     problem = _problem(x, weight, dilation)
-    if plan is None:
-        gpu = device.gpu()
-        arguments = (dy, x, weight, bias, dilation, compute_dtype, needs_weight, needs_bias, deterministic)
-        candidates, run = (
-            dwconv_plan.weight_candidates(problem, gpu),
-            functools.partial(parameter_gradients, *arguments),
-        )
-        plan = timing.choose("dwconv_weight", dwconv_plan.weight, problem, gpu, candidates, run)
-    config = plan.config
+    config = dwconv_plan.weight(problem, device.gpu()).config
     if device.interpreted():
         config = _interpretable(config, problem)
     tile, kernel_rows, strip, parts, block_c = (int(config[name]) for name in ("Q", "KH", "strip", "parts", "BC"))

@@ -22,7 +22,8 @@ from convnext_kernels.backends.gpu import prepared as programs
 from convnext_kernels.backends.gpu.prepared import Program, View
 from convnext_kernels.backends.triton import device
 from convnext_kernels.torch_versions import tf32_allowed
-from convnext_kernels.tuning import autotune, cache, forcing
+from convnext_kernels.tuning import cache, forcing
+from convnext_kernels.tuning.pick import planned
 
 _INTERPRETED = device.interpreted()
 
@@ -41,6 +42,9 @@ class _Launch:
         bound = dict(zip(parameters, arguments, strict=False))
         self.options = {name: value for name, value in options.items() if name not in parameters}
         bound |= {name: value for name, value in options.items() if name in parameters}
+        self.compiled_for = tuple(
+            value.dtype if isinstance(value, Tensor) else value for value in (bound[name] for name in parameters)
+        )
         self.arguments = [
             recorder.view(value) if isinstance(value, Tensor) else value
             for value in (bound[name] for name in parameters)
@@ -109,16 +113,15 @@ def prepared(launcher: Callable) -> Callable:
             driver = drivers.active
             stream = None if _hooked() else driver.get_current_stream(driver.get_current_device())
         if forcing():
-            return _record(launcher, arguments).run(tensors, addresses, stream)
+            program = _record(launcher, arguments)
+            if (programs_found := planned()) is not None:
+                programs_found.append(program)
+                return None
+            return program.run(tensors, addresses, stream)
         tf32 = call.x.dtype is torch.float32 and tf32_allowed()  # for 16 bits it says nothing
-        key = (launcher, driver, tf32, autotune.asked(), cache.generation(), len(arguments))
+        key = (launcher, driver, tf32, cache.generation(), len(arguments))
         program = signature.memo.get(key)
         if program is None:
-            if autotune.wanted():
-                result = launcher(*arguments)  # times the candidates with these tensors
-                if not call.x.is_cuda or not torch.cuda.is_current_stream_capturing():
-                    signature.memo[key] = _record(launcher, arguments)
-                return result
             program = signature.memo[key] = _record(launcher, arguments)
         return program.run(tensors, addresses, stream)
 

@@ -13,11 +13,10 @@ import torch
 import triton
 from torch import Tensor
 
-from convnext_kernels import tuning
 from convnext_kernels.backends.gpu import mlp_cublas
 from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, like_parameter, output_rows, rows
 from convnext_kernels.backends.gpu.mlp_cublas import matrix, normalised, rows_of
-from convnext_kernels.backends.triton import device, grn, layernorm, timing
+from convnext_kernels.backends.triton import device, grn, layernorm
 from convnext_kernels.backends.triton.launch import launch, prepared
 from convnext_kernels.backends.triton.mlp_backward import (
     grn_hidden_gradient_kernel,
@@ -28,13 +27,7 @@ from convnext_kernels.backends.triton.mlp_backward import (
 )
 from convnext_kernels.backends.triton.mlp_fused import mlp_fused_fwd_kernel
 from convnext_kernels.backends.triton.mlp_gemm import mlp_expand_kernel, mlp_project_kernel
-from convnext_kernels.backends.triton.mlp_plan import (
-    Problem,
-    backward_candidates,
-    backward_plan,
-    forward_candidates,
-    forward_plan,
-)
+from convnext_kernels.backends.triton.mlp_plan import Problem, backward_plan, forward_plan
 from convnext_kernels.backends.triton.reduce import sum_partials
 from convnext_kernels.backends.triton.shared import KERNELS
 from convnext_kernels.calls import MlpCall
@@ -70,18 +63,14 @@ def forward(call: MlpCall, hidden: Tensor | None = None, like: Tensor | None = N
     `hidden`, (N, hidden, H, W) channels_last in `compute_dtype`, is filled with u for the gradient.
     """
     x = call.x
-
-    def run(plan: tuning.Candidate) -> Tensor:
-        if plan.config["plan"] == "cublas":
-            return mlp_cublas.forward(KERNELS, call, hidden, like)
-        out, written = output_rows(x if like is None else like)
-        launch_plan = _fused if plan.config["plan"] == "fused" else _two_products
-        u = None if hidden is None else rows_of(hidden)
-        launch_plan(plan.config, call, u, written)
-        return finish(out, written)
-
-    problem, gpu = _problem(x, call.p, call.compute_dtype, hidden is not None), device.gpu()
-    return run(timing.choose("mlp_forward", forward_plan, problem, gpu, forward_candidates(problem, gpu), run))
+    plan = forward_plan(_problem(x, call.p, call.compute_dtype, hidden is not None), device.gpu())
+    if plan.config["plan"] == "cublas":
+        return mlp_cublas.forward(KERNELS, call, hidden, like)
+    out, written = output_rows(x if like is None else like)
+    launch_plan = _fused if plan.config["plan"] == "fused" else _two_products
+    u = None if hidden is None else rows_of(hidden)
+    launch_plan(plan.config, call, u, written)
+    return finish(out, written)
 
 
 def _fused(config: dict, call: MlpCall, u: Tensor | None, written: Rows) -> None:
@@ -195,16 +184,12 @@ def backward(dout: Tensor, call: MlpCall, needs: list[bool], hidden: Tensor | No
     `hidden` is u as `forward` filled it; without it u is computed again.
     """
     needs_norm = [needs[0], needs[2], needs[3]]
-    arguments = (dout, call, needs_norm, hidden)
-
-    def run(plan: tuning.Candidate) -> tuple[list[Tensor], dict[str, Tensor]]:
-        if plan.config["plan"] == "cublas":
-            return mlp_cublas.backward(KERNELS, *arguments)
-        return _backward(plan.config, *arguments)
-
-    problem, gpu = _problem(call.x, call.p, call.compute_dtype, hidden is not None), device.gpu()
-    plan = timing.choose("mlp_backward", backward_plan, problem, gpu, backward_candidates(problem, gpu), run)
-    return mlp_cublas.in_order(*run(plan), dout, call.residual, needs)
+    plan = backward_plan(_problem(call.x, call.p, call.compute_dtype, hidden is not None), device.gpu())
+    if plan.config["plan"] == "cublas":
+        found = mlp_cublas.backward(KERNELS, dout, call, needs_norm, hidden)
+    else:
+        found = _backward(plan.config, dout, call, needs_norm, hidden)
+    return mlp_cublas.in_order(*found, dout, call.residual, needs)
 
 
 def _backward(
