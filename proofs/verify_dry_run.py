@@ -3,7 +3,7 @@
     python proofs/verify_dry_run.py nothing --minutes 1       # launches nothing: numerics are wrong, all else runs
     python proofs/verify_dry_run.py emulator --minutes 1      # executes PTX; needs an emulating driver on the path
 
-The other arguments are those of `verify`. TRITON_INTERPRET must not be set.
+The other arguments are those of `verify`; its checks have small shapes here. TRITON_INTERPRET must not be set.
 """
 
 import os
@@ -11,7 +11,7 @@ import sys
 
 from checkout import ROOT  # noqa: F401  puts this checkout first on the path
 
-from convnext_kernels.bench import verify
+from convnext_kernels.bench import checks, verify
 
 # The processes that `verify` starts import this file too, so the driver is theirs as well.
 os.environ.setdefault("CONVNEXT_KERNELS_BACKEND", "triton")
@@ -29,4 +29,5 @@ else:
     sys.exit(__doc__)
 
 if __name__ == "__main__":
+    checks.WIDE, checks.SHAPES = (), ((1, 8, 5, 7), (1, 40, 7, 5))
     verify.main(["--device", "cpu", *sys.argv[2:]])

@@ -98,20 +98,21 @@ def _tuned(device: str) -> list[Item]:
 
 
 def _precompile(device: str) -> list[Item]:
-    """What is compiled before: the kernels of the first checks, the models, the kernels of the other checks."""
+    """What is compiled before: the kernels of the first checks in bf16, the models, the kernels of other checks."""
+    from convnext_kernels.bench.results import OURS
     from convnext_kernels.dispatch import list_backends
 
-    kernels = models = []
+    kernels: dict[str, list[Item]] = {"bf16": [], "fp32": [], "fp16": []}
     if list_backends()["triton"].available and os.environ.get("TRITON_INTERPRET", "0") in ("", "0"):
-        kernels = [item._replace(step="precompile") for item in _checks(device, "bf16")]
+        kernels = {dtype: _checks(device, dtype) for dtype in kernels}
+    models = []
     if device == "cuda":
         first = {network(*what[:2], DTYPE[device], what[2]).name for what in MODELS[device][:PRECOMPILED]}
-        models = [
-            item._replace(step="precompile")
-            for item in _models(device)
-            if "torch.compile" in item.what[1] and item.what[0].name in first
-        ]
-    return [*kernels[:FIRST_CHECKS], *models, *kernels[FIRST_CHECKS:]]
+        names = [item for item in _models(device) if item.what[1] == OURS or "torch.compile" in item.what[1]]
+        models = [item for item in names if item.what[0].name in first]
+    others = [item for dtype in ("fp32", "fp16") for item in kernels[dtype][:FIRST_CHECKS]]
+    found = [*kernels["bf16"][:FIRST_CHECKS], *models, *others, *kernels["bf16"][FIRST_CHECKS:]]
+    return [item._replace(step="precompile") for item in found]
 
 
 def items(step: str, device: str) -> list[Item]:
@@ -154,20 +155,24 @@ class _Running:
         self.stack = ExitStack()
         self.case: Case | None = None
         self.opened: Any = None
+        self.failed: Exception | None = None  # why the case could not be built
         self.unit = 0.0
 
     def open(self, case: Case, ceilings: dict) -> Any:
         """The modules and the reference of a case, kept for its next candidate."""
         from convnext_kernels.bench.candidates import MODEL_CANDIDATES
-        from convnext_kernels.bench.measure import Session, memory_missing
+        from convnext_kernels.bench.measure import Session
 
         if self.case != case:
             self.stack.close()
-            self.case = self.opened = None
-            if why := memory_missing(case, self.device):
-                raise MemoryError(why)
+            self.case, self.opened, self.failed = case, None, None
             session = Session(self.device, STANDARD, ceilings, candidates=MODEL_CANDIDATES)
-            self.opened, self.case = self.stack.enter_context(session.opened(case)), case
+            try:
+                self.opened = self.stack.enter_context(session.opened(case))
+            except Exception as error:
+                self.failed = error
+        if self.failed is not None:
+            raise self.failed
         return self.opened
 
 
@@ -176,10 +181,14 @@ def _record(running: _Running, item: Item, emit: Emit, ceilings: dict) -> None:
     from dataclasses import replace
 
     from convnext_kernels.bench.candidates import quiet
-    from convnext_kernels.bench.measure import ROUNDS
+    from convnext_kernels.bench.measure import ROUNDS, memory_missing, record_of
+    from convnext_kernels.bench.results import UNAVAILABLE
     from convnext_kernels.bench.timing import interleave
 
     case, name = item.what
+    if running.case != case and (why := memory_missing(case, running.device)):
+        emit("record", **asdict(record_of(case)(name, UNAVAILABLE, why)))
+        return
     opened = running.open(case, ceilings)
     record = opened.check(name)
     if name in opened.calls:
@@ -259,14 +268,17 @@ def _graphs(device: str, emit: Emit) -> None:
 def _compile(item: Item, device: str) -> None:
     from convnext_kernels.bench import checks
     from convnext_kernels.bench.candidates import MODEL_CANDIDATES
-    from convnext_kernels.bench.measure import prepare
+    from convnext_kernels.bench.measure import prepare, results
+    from convnext_kernels.bench.results import OURS
 
     if isinstance(item.what, Case):
         checks.compile_kernels(item.what, device)
         return
     case, name = item.what
     (candidate,) = (c for c in MODEL_CANDIDATES if c.name == name)
-    candidate.build(prepare(case, device)[0])()
+    call = candidate.build(prepare(case, device)[0])  # torch.compile runs once here
+    if name == OURS:
+        results(call)
 
 
 def run(running: _Running, item: Item, emit: Emit, seconds: float | None, ceilings: dict) -> None:

@@ -151,11 +151,11 @@ class Verify:
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
                 break
-            # An item that hangs must not take the time of all others. `tune` keeps to its time by itself.
+            # An item that hangs must not take the time of all others. `tune` stops by itself, a little late.
             limit = steps.MOST_SECONDS
             if left is not None:
                 limit = min(self.start + 60 * self.minutes - time.monotonic(), max(left / 2, steps.LEAST_SECONDS))
-            self._item(worker, item, limit, None if left is None else left / 2)
+            self._item(worker, item, limit, None if left is None else 0.6 * limit)
             done += 1
         reason = (
             "" if done == len(todo) else f"skipped: budget: {len(todo) - done} of {len(todo)}, from {todo[done].name}"
