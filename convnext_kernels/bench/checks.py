@@ -1,8 +1,9 @@
 """Numerical checks of every kernel: all ops, backends and instruction sets of this machine, at a table of shapes."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -84,6 +85,19 @@ def cases(device: str, dtype: str) -> Iterator[Case]:
             yield Case(op, f"{n}x{c}x{h}x{w}{label}", n, dtype, "training", "", c, 0, False, 0, build)
 
 
+@contextmanager
+def _poisoned_memory() -> Iterator[None]:
+    """Fill what ``torch.empty`` returns with NaN: it may be memory that holds the right result of an earlier call."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch, about its own operators
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
 def _all_results(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
     """Outputs without and with gradients, which may come from different kernels, and all gradients."""
     return {"inference": results(lambda: module(*inputs))["output"], **results(Step(module, inputs))}
@@ -102,7 +116,7 @@ def _check(case: Case, device: str, contexts: list[Backend]) -> Iterator[Check]:
     for name, context in contexts:
         check = partial(Check, case.group, case.what, case.dtype, name)
         try:
-            with dispatch.use_backend(name.split()[0]), context():
+            with dispatch.use_backend(name.split()[0]), context(), _poisoned_memory():
                 judgement = judge(truth, standard, _all_results(copy.deepcopy(ours), inputs), dtype)
         except BackendError as error:
             yield check(UNAVAILABLE, one_line(error))

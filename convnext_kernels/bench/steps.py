@@ -322,7 +322,7 @@ def _run(running: _Running, item: Item, emit: Emit, seconds: float | None, ceili
         _record(running, item, emit, ceilings)
 
 
-def _serve(pipe: connection.Connection, device: str, threads: int | None) -> None:
+def _serve(pipe: connection.Connection, device: str, threads: int | None, compilers: int | None) -> None:
     """The process that runs items, until its parent ends."""
     os.dup2(2, 1)  # stdout belongs to the results
     if hasattr(os, "setsid"):
@@ -333,6 +333,8 @@ def _serve(pipe: connection.Connection, device: str, threads: int | None) -> Non
         _kill(os.getpid())
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+    if compilers is not None:
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(compilers))  # read when inductor is imported
     import torch
 
     if threads is not None:
@@ -366,8 +368,8 @@ def _kill(pid: int) -> None:
 class Worker:
     """A process that runs items; it starts with the first one and again after it was ended."""
 
-    def __init__(self, device: str, threads: int | None = None) -> None:
-        self.device, self.threads = device, threads
+    def __init__(self, device: str, threads: int | None = None, compilers: int | None = None) -> None:
+        self.settings = device, threads, compilers
         self.process: Any = None
         self.pipe: Any = None
         self.busy = False
@@ -378,7 +380,7 @@ class Worker:
             self.end()
             context = get_context("spawn")
             self.pipe, other = context.Pipe()
-            self.process = context.Process(target=_serve, args=(other, self.device, self.threads))
+            self.process = context.Process(target=_serve, args=(other, *self.settings))
             self.process.start()
             other.close()
         self.busy = True
@@ -428,7 +430,8 @@ class Pool:
 
     def __init__(self, device: str, count: int) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.workers = [Worker(device, 1) for _ in range(max(1, min(MOST_PROCESSES, cores, count)))]
+        processes = max(1, min(MOST_PROCESSES, cores, count))
+        self.workers = [Worker(device, 1, max(1, cores // processes)) for _ in range(processes)]
 
     def run(self, todo: list[Item], end: float) -> tuple[int, list[str]]:
         """Run items until `end` (``time.monotonic()``); returns how many, and the reasons of those that failed."""

@@ -99,8 +99,8 @@ class Verify:
         from convnext_kernels.bench import checks, conditions
 
         machine = environment.collect() | {"commit": environment.commit()}
-        found = machine["gpus"]
-        name = found[0].partition(",")[0] if self.device == "cuda" else machine["cpu"]["name"]
+        name = machine["gpus"][0].partition(",")[0] if self.device == "cuda" else machine["cpu"]["name"]
+        found = conditions.collect(self.device)
         self.write(
             "environment",
             "",
@@ -110,10 +110,13 @@ class Verify:
             minutes=self.minutes,
             created=datetime.now().astimezone().isoformat(timespec="seconds"),
             machine=machine,
-            conditions=conditions.collect(self.device),
+            conditions=found,
         )
         for what, value in environment.rows(machine):
-            self.say(f"{what}: {value}")
+            if value not in ("not set", "not installed"):
+                self.say(f"{what}: {value}")
+        for line in found["warnings"]:
+            self.say(f"warning: {line}")
         missing = checks.backends(self.device)[1]
         if self.device == "cpu":
             missing.insert(0, f"no kernel was run on a GPU: {machine['no_gpu_reason'] or '--device cpu'}")

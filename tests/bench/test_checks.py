@@ -70,6 +70,17 @@ def test_an_op_that_raises_does_not_end_the_others(monkeypatch):
     assert {c.status for c in found if c.op != "grn"} == {OK}
 
 
+@pytest.mark.usefixtures("small")
+def test_a_kernel_that_writes_nothing_is_found(monkeypatch):
+    """Its output may be memory that holds the right result of another backend."""
+    monkeypatch.setattr(
+        ck.LayerNorm2d, "forward", lambda self, x: torch.empty_like(x) + 0 * (x * self.weight.sum() + self.bias.sum())
+    )
+    found = run()
+    assert {c.status for c in found if c.op == "layernorm"} == {WRONG}
+    assert all("nan at" in c.reason for c in found if c.op == "layernorm")
+
+
 def test_a_backend_that_cannot_run_is_named(monkeypatch):
     from convnext_kernels import dispatch
 
