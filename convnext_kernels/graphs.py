@@ -56,7 +56,7 @@ def _captured(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, Callab
     autocast = torch.autocast(
         "cuda", torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda"), cache_enabled=False
     )
-    with torch.cuda.device(device), torch.no_grad(), autocast:
+    with torch.cuda.device(device), autocast:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -73,11 +73,13 @@ class Graphed:
     """A captured model, see `graphed`."""
 
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._inputs = tuple(torch.empty_like(x).copy_(x) for x in inputs)
         self._model = model  # keeps the weights in memory: the graph reads them by address
         tensors = [*model.named_parameters(), *model.named_buffers()]
         self._weights = [(name, weight, weight.data_ptr()) for name, weight in tensors]
-        self._outputs, self._replay = _captured(model, self._inputs)
+        # Tensors made in inference mode could not be written outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            self._inputs = tuple(torch.empty_like(x).copy_(x) for x in inputs)
+            self._outputs, self._replay = _captured(model, self._inputs)
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Copy `inputs` to the graph's, replay it and return copies of its outputs.

@@ -153,19 +153,19 @@ class _Running:
     def __init__(self, device: str) -> None:
         self.device = device
         self.stack = ExitStack()
-        self.case: Case | None = None
+        self.case: tuple[str, Case] | None = None  # with its step: after tuning a model is built again
         self.opened: Any = None
         self.failed: Exception | None = None  # why the case could not be built
         self.unit = 0.0
 
-    def open(self, case: Case, ceilings: dict) -> Any:
+    def open(self, step: str, case: Case, ceilings: dict) -> Any:
         """The modules and the reference of a case, kept for its next candidate."""
         from convnext_kernels.bench.candidates import MODEL_CANDIDATES
         from convnext_kernels.bench.measure import Session
 
-        if self.case != case:
+        if self.case != (step, case):
             self.stack.close()
-            self.case, self.opened, self.failed = case, None, None
+            self.case, self.opened, self.failed = (step, case), None, None
             session = Session(self.device, STANDARD, ceilings, candidates=MODEL_CANDIDATES)
             try:
                 self.opened = self.stack.enter_context(session.opened(case))
@@ -186,10 +186,10 @@ def _record(running: _Running, item: Item, emit: Emit, ceilings: dict) -> None:
     from convnext_kernels.bench.timing import interleave
 
     case, name = item.what
-    if running.case != case and (why := memory_missing(case, running.device)):
+    if running.case != (item.step, case) and (why := memory_missing(case, running.device)):
         emit("record", **asdict(record_of(case)(name, UNAVAILABLE, why)))
         return
-    opened = running.open(case, ceilings)
+    opened = running.open(item.step, case, ceilings)
     record = opened.check(name)
     if name in opened.calls:
         training = case.direction == "training"
@@ -384,7 +384,8 @@ class Worker:
             self.process.start()
             other.close()
         self.busy = True
-        self.pipe.send((item, seconds, ceilings))
+        with suppress(BrokenPipeError):  # it has just ended: `results` tells
+            self.pipe.send((item, seconds, ceilings))
 
     def results(self, item: Item, seconds: float) -> Iterator[tuple[str, dict]]:
         """The results of the item that was sent; a failure if it takes longer than `seconds` or ends the process."""
@@ -410,13 +411,18 @@ class Worker:
                 return
             yield message
 
-    def end(self) -> None:
-        """End the process, if there is one: when it is idle it ends by itself."""
-        if self.process is None:
-            return
-        if not self.busy and self.process.is_alive():
+    def dismiss(self) -> None:
+        """Tell the process to end when it is idle."""
+        if self.process is not None and not self.busy:
             with suppress(OSError):
                 self.pipe.send(None)
+
+    def end(self) -> None:
+        """End the process, if there is one."""
+        if self.process is None:
+            return
+        if not self.busy:
+            self.dismiss()
             self.process.join(5)
         if self.process.is_alive():
             _kill(self.process.pid)
@@ -467,5 +473,7 @@ class Pool:
 
     def end(self) -> None:
         """End all processes."""
+        for worker in self.workers:
+            worker.dismiss()
         for worker in self.workers:
             worker.end()

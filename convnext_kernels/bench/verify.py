@@ -123,7 +123,7 @@ class Verify:
         for line in missing:
             self._not_run("environment", line)
         if not self.only:
-            self._item(worker, steps.Item("environment", "ceilings", None), 60, None)
+            self._item(worker, steps.Item("environment", "ceilings", None), 120, None)
 
     def _not_run(self, step: str, reason: str, **values: object) -> None:
         self.write("step", step, reason=reason, **values)

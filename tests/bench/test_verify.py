@@ -108,6 +108,7 @@ def test_candidates_of_a_model():
     assert {OURS, "eager", "eager, contiguous", "torch.compile", f"{OURS}, torch.compile"} == here
     compiled = [item for item in steps.items("precompile", "cuda") if isinstance(item.what, tuple)]
     assert {item.what[1] for item in compiled} == {
+        OURS,
         "torch.compile",
         "torch.compile, reduce-overhead",
         f"{OURS}, torch.compile",
