@@ -7,14 +7,16 @@ one is made at every call, and making it takes 0.7 us less.) At the boundary (`o
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, dtype
 
+from convnext_kernels import torch_versions
 from convnext_kernels.spec import MlpParameters
 
 SIGNATURES = 1024  # that are remembered; of more, those not used for the longest time are dropped
+LIKE = 8  # calls with the same options and shape of x that are told apart by other facts
 
 
 class Signature:
@@ -37,6 +39,7 @@ class Inputs(NamedTuple):
     signature: Signature
     tensors: list[Tensor]
     addresses: list[int]
+    requires_grad: bool = False  # of one of the tensors; only `known` fills it
 
 
 def _add(values: Sequence[Any], tensors: list[Tensor], addresses: list[int], facts: list[Any]) -> None:
@@ -66,9 +69,67 @@ def inputs(op: str, arguments: Sequence[Any]) -> Inputs:
     return Inputs(_interned(tuple(facts)), tensors, addresses)
 
 
+class _Known(NamedTuple):
+    same: Callable[..., bool]  # whether other tensors are like those of the call
+    alignment: list[int]
+    signature: Signature
+    requires_grad: bool
+
+
+_known: dict[tuple, list[_Known]] = {}
+
+
+def known(
+    op: str, lead: int, types: Sequence[tuple[type, ...]], lists: bool, arguments: Sequence[Any]
+) -> Inputs | None:
+    """`inputs` of a call whose tensors no mode, transform or subclass wants to see (`torch_versions.plain`), else None.
+
+    The first `lead` arguments are tensors or None, the others must have `types`; `lists` says if lists are among them.
+    A call that is like an earlier one costs half of `inputs`: what PyTorch's dispatcher and a kernel can tell apart is
+    compared in C++ instead of collected in Python.
+    """
+    tensors = [a for a in arguments[:lead] if a is not None]
+    options = arguments[lead:]
+    try:
+        if lists:
+            options = tuple(_hashable(option, tensors) for option in options)
+        key = (op, tensors[0].shape, tuple(map(type, arguments)), options)
+        likely = _known.get(key, ())
+    except (AttributeError, IndexError, TypeError):  # a wrong argument: PyTorch's dispatcher names it
+        return None
+    for found in likely:
+        if found.same(*tensors):
+            addresses = [tensor.data_ptr() for tensor in tensors]
+            if [address & 15 for address in addresses] == found.alignment:
+                return Inputs(found.signature, tensors, addresses, found.requires_grad)
+    if not torch_versions.plain(tensors):
+        return None
+    if any(type(value) not in allowed for value, allowed in zip(arguments[lead:], types, strict=True)):
+        return None  # PyTorch's dispatcher converts it
+    made = inputs(op, arguments)
+    requires_grad = any(tensor.requires_grad for tensor in tensors)
+    same = torch_versions.same_facts(tensors)
+    if same(*tensors):  # not if a tensor is passed twice
+        if len(_known) >= SIGNATURES:
+            _known.clear()
+        alignment = [address & 15 for address in made.addresses]
+        _known[key] = [_Known(same, alignment, made.signature, requires_grad), *likely][:LIKE]
+    return made._replace(requires_grad=requires_grad)
+
+
+def _hashable(option: Any, tensors: list[Tensor]) -> Any:
+    if type(option) is not list:
+        return option
+    if option and isinstance(option[0], Tensor):
+        tensors += option
+        return len(option)
+    return tuple(option)
+
+
 def forget() -> None:
     """Drop everything that is remembered about signatures."""
     _interned.cache_clear()
+    _known.clear()
 
 
 class DwconvCall(NamedTuple):

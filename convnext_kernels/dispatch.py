@@ -139,7 +139,10 @@ def state(requested: str) -> object:
     """What `choose` depends on beside the call: a key for what it has chosen; None if that must not be remembered."""
     if requested != AUTO:
         return requested
-    return None if tuning.forcing() else (cache.generation(), torch.get_num_threads())
+    if tuning.forcing():
+        return None
+    generation = cache.generation()
+    return (generation, torch.get_num_threads()) if generation else requested
 
 
 # With at most so many channels, reading the hidden back costs a GPU more time than computing it again (predicted,

@@ -14,13 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.backends.driver import DriverBase
-from triton.backends.nvidia.driver import ty_to_cpp
 from triton.runtime import driver as drivers
 from triton.runtime.cache import get_cache_manager
+
+from convnext_kernels.backends.triton.ahead import TargetDriver
 
 UNLIMITED = 2**31 - 1
 SECONDS_FILE = "compile_seconds.txt"  # next to the kernel in Triton's cache, to know the time after a cache hit
@@ -114,41 +113,17 @@ class _Utils:
         pass
 
 
-class CompileOnlyDriver(DriverBase):
+class CompileOnlyDriver(TargetDriver):
     """The device number is the architecture, because Triton keeps compiled kernels per device: they never mix."""
 
     def __init__(self, arch: int, device: str) -> None:
-        self.arch, self.device = arch, torch.device(device)
+        super().__init__(GPUTarget("cuda", arch, 32), device)
+        self.arch = arch
         self.utils, self.launcher_cls = _Utils(), _Launcher
         self.launches: list[Launch] = []
 
-    @staticmethod
-    def is_active() -> bool:
-        return True
-
-    def map_python_to_cpp_type(self, ty: str) -> str:
-        return ty_to_cpp(ty)
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.arch, 32)
-
-    def get_active_torch_device(self) -> torch.device:
-        return self.device
-
     def get_current_device(self) -> int:
         return self.arch
-
-    def set_current_device(self, device: int) -> None:
-        pass
-
-    def get_current_stream(self, device: int | None = None) -> int:
-        return 0
-
-    def get_device_interface(self) -> Any:
-        return torch.cpu
-
-    def get_benchmarker(self) -> Any:
-        raise RuntimeError("this driver runs no kernels, so it cannot time them")
 
 
 def _keep_compile_time(*, metadata: dict, times: Any, cache_hit: bool, **rest: Any) -> None:

@@ -15,7 +15,7 @@ PACKAGE = "convnext_kernels"
 # by the packages in LAZY.
 PACKAGES = {
     "spec": ((), ("torch",)),
-    "calls": (("spec",), ("torch",)),
+    "calls": (("spec", "torch_versions"), ("torch",)),
     "version": ((), ()),
     "torch_versions": ((), ("torch",)),
     "backends": ((), ()),

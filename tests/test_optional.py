@@ -143,6 +143,8 @@ cache.remember("mlp", (8,), GPUS["H100"], "fused")
 cache.forget()
 found["remembered"] = cache.lookup("mlp", (8,), GPUS["H100"])
 
+found["tuned"] = str(ck.tune(ck.LayerNorm2d(8), torch.randn(1, 8, 5, 3)))
+
 checks.SHAPES, checks.WIDE, checks.KINDS = ((1, 8, 5, 3),), (), checks.KINDS[::5]
 sys.argv = ["", "verify", "--only", "fp32", "--report", folder]
 try:
@@ -165,6 +167,7 @@ def test_without_all_of_them_and_without_the_extension(run_python, tmp_path):
     assert found["verify"] in (None, 0, False)
     assert found["accelerated"] == 1
     assert found["remembered"] == "fused"
+    assert "times faster than eager" in found["tuned"]
     assert found["status"] or found["difference"] < 1e-4
     (run,) = lines.read(tmp_path / "verify" / lines.FILE)
     assert run[-1]["complete"]

@@ -71,23 +71,25 @@ class FusedConvNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W), in x's memory format."""
-        # From the dictionary, and each child once: nn.Module looks attributes up in Python.
+        # From the dictionaries: nn.Module looks attributes up in Python, 0.4 us each.
         modules = self._modules
         dwconv, norm, pwconv1, pwconv2 = modules["dwconv"], modules["norm"], modules["pwconv1"], modules["pwconv2"]
         grn, drop_path = modules.get("grn"), modules["drop_path"]
+        own, conv, ln, fc1, fc2 = (m._parameters for m in (self, dwconv, norm, pwconv1, pwconv2))
+        try:
+            tensors = conv["weight"], conv["bias"], ln["weight"], ln["bias"]
+            tensors += fc1["weight"], fc1["bias"], fc2["weight"], fc2["bias"]
+            gamma = own["gamma"]
+        except KeyError:  # no gamma, or a weight that a parametrisation computes
+            tensors = dwconv.weight, dwconv.bias, norm.weight, norm.bias
+            tensors += pwconv1.weight, pwconv1.bias, pwconv2.weight, pwconv2.bias
+            gamma = self.gamma
         if type(x) is not Tensor or drop_path.drop_prob:
             checks.image("x", x)  # drop path uses x before the op checks it
         return functional.convnext_block(
             x,
-            dwconv.weight,
-            dwconv.bias,
-            norm.weight,
-            norm.bias,
-            pwconv1.weight,
-            pwconv1.bias,
-            pwconv2.weight,
-            pwconv2.bias,
-            gamma=self.gamma,
+            *tensors,
+            gamma=gamma,
             grn_weight=None if grn is None else grn.gamma,
             grn_bias=None if grn is None else grn.beta,
             drop_scale=drop_path.scale(x),

@@ -1,7 +1,8 @@
 """How ops are registered with `torch.library`."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +16,34 @@ _LIBRARY = torch.library.Library(NAMESPACE, "DEF")  # kept alive: the registrati
 # For `call`, by op: the op as a Function that `torch.func` can transform, and how autocast casts the arguments.
 _transformable: dict[str, type[torch.autograd.Function]] = {}
 _casts: dict[str, Callable[..., tuple]] = {}
+_gradients: dict[str, Callable] = {}  # for `call`: ops with their gradients, the inputs as the last argument
 
-implementations: dict[str, Callable] = {}  # by op: what PyTorch's dispatcher calls
+
+class _Op(NamedTuple):
+    """How an op is called without PyTorch's dispatcher."""
+
+    run: Callable  # its implementation, with `calls.Inputs` before the arguments
+    lead: int  # the number of its first arguments that are tensors or None
+    types: tuple[tuple[type, ...], ...]  # of the other arguments, as the dispatcher passes them
+    lists: bool  # whether some of these are lists
+
+    def inputs(self, name: str, arguments: tuple) -> calls.Inputs | None:
+        """The call's inputs if the dispatcher would do nothing but convert the arguments and call `run`, else None."""
+        if torch_versions.watched() or torch_versions.forward_mode_active():
+            return None
+        return calls.known(name, self.lead, self.types, self.lists, arguments)
+
+
+_ops: dict[str, _Op] = {}
+# Schema type: types of Python. The dispatcher converts others or refuses them. It calls a ScalarType int, too.
+_TYPES = {
+    "int": (int, torch.dtype),
+    "Optional[int]": (torch.dtype, type(None)),
+    "float": (float,),
+    "str": (str,),
+    "List[bool]": (list,),
+    "List[Tensor]": (list,),
+}
 
 
 def call(name: str, *arguments: Any) -> Any:
@@ -24,12 +51,22 @@ def call(name: str, *arguments: Any) -> Any:
 
     These need the gradient as a `torch.autograd.Function` with a rule for vmap. `torch.library` does not make one:
     under the transforms its ops refuse to be differentiated, and their forward-mode derivatives are silently zero.
+
+    Where PyTorch's dispatcher has nothing to do it is not called: it takes 7 us for the 19 arguments of a block.
     """
+    if torch.compiler.is_compiling():
+        return getattr(torch.ops.convnext_kernels, name)(*arguments)
+    direct = _ops[name]
+    inputs = direct.inputs(name, arguments)
+    if inputs is not None:
+        if inputs.requires_grad and torch.is_grad_enabled():
+            result = _gradients[name](*arguments, inputs)
+            return list(result) if type(result) is tuple else result
+        with torch_versions.below_autograd():
+            return direct.run(inputs, *arguments)
     op = getattr(torch.ops.convnext_kernels, name)
-    if torch.compiler.is_compiling() or not (
-        torch_versions.transforms_active() or torch_versions.forward_mode_active()
-    ):
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not torch_versions.transforms_active() and not torch_versions.forward_mode_active():
+        if torch.is_grad_enabled():
             return op(*arguments)
         with torch_versions.below_autograd():  # saves the way through autograd's kernel
             return op(*arguments)
@@ -42,14 +79,13 @@ def call(name: str, *arguments: Any) -> Any:
     return function.apply(*arguments)
 
 
-def boundary(name: str, implementation: Callable) -> Callable:
-    """The op as PyTorch calls it: ``implementation(inputs, *arguments)`` with the call's `calls.Inputs`.
+def _on_device(implementation: Callable) -> Callable:
+    """``implementation(inputs, *arguments)`` with the GPU of the first argument as the current one.
 
-    It runs with the GPU of the first argument as the current one, as PyTorch's own operators do: kernels use it.
+    PyTorch's own operators do the same: kernels use the current GPU.
     """
 
-    def run(*arguments: Any) -> Any:
-        inputs = calls.inputs(name, arguments)
+    def run(inputs: calls.Inputs, *arguments: Any) -> Any:
         first = arguments[0]
         # for None the implementation raises the error
         if first is None or not first.is_cuda or first.device.index == torch.cuda.current_device():
@@ -75,11 +111,20 @@ def served(inputs: calls.Inputs, backend: str, find: Callable[[], tuple]) -> tup
     return found
 
 
+def plainly(name: str, *arguments: Any) -> Any:
+    """Run the implementation of op `name`: without gradients, and without PyTorch's dispatcher."""
+    return _ops[name].run(calls.inputs(name, arguments), *arguments)
+
+
 def define(name: str, arguments: str, result: str, implementation: Callable, fake: Callable) -> None:
     """Define ``convnext_kernels::<name>`` with one implementation for all devices and its fake kernel."""
     _LIBRARY.define(f"{name}({arguments}) -> {result}", tags=torch_versions.OP_TAGS)
-    implementations[name] = boundary(name, implementation)
-    _LIBRARY.impl(name, implementations[name], "CompositeExplicitAutograd")
+    run = _on_device(implementation)
+    _LIBRARY.impl(name, functools.partial(plainly, name), "CompositeExplicitAutograd")
+    types = [str(argument.type) for argument in getattr(torch.ops.convnext_kernels, name).default._schema.arguments]
+    lead = next((i for i, kind in enumerate(types) if kind not in ("Tensor", "Optional[Tensor]")), len(types))
+    options = tuple(_TYPES[kind] for kind in types[lead:])
+    _ops[name] = _Op(run, lead, options, (list,) in options)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
 
 
@@ -107,27 +152,29 @@ def _attach(name: str, setup_context: Callable, backward: Callable) -> None:
     which takes as long as all launches of a block.
     """
     op = getattr(torch.ops.convnext_kernels, name).default
-    returns_list = _returns_list(name)
+    run, returns_list = _ops[name].run, _returns_list(name)
 
     # `ctx` as the first argument, not `setup_context` as in `_function`: for that one PyTorch inspects the signature of
     # `forward` at every call, which takes longer than the rest of it.
     def forward(ctx: Any, *arguments: Any) -> Any:
+        *arguments, inputs = arguments
         with torch_versions.below_autograd():
-            result = op(*arguments)
+            result = op(*arguments) if inputs is None else run(inputs, *arguments)
         setup_context(ctx, arguments, result)
         return tuple(result) if returns_list else result
 
     def gradient(ctx: Any, *gradients: Tensor | None) -> Any:
-        return backward(ctx, list(gradients)) if returns_list else backward(ctx, *gradients)
+        return (*(backward(ctx, list(gradients)) if returns_list else backward(ctx, *gradients)), None)
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(gradient)}
     function = type(f"Gradient_{name}", (torch.autograd.Function,), methods)
+    _gradients[name] = torch_versions.apply_of(function)
 
     def kernel(*arguments: Any) -> Any:
         if torch.is_grad_enabled():
             for argument in arguments:
                 if isinstance(argument, Tensor) and argument.requires_grad:
-                    result = function.apply(*arguments)
+                    result = function.apply(*arguments, None)
                     return list(result) if returns_list else result
         with torch_versions.below_autograd():
             return op(*arguments)

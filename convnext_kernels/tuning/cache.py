@@ -151,7 +151,7 @@ class _Memory:
         self.path: Path | None = None
         self.entries: dict[str, str] = {}
         self.trial: Mapping[str, str] = {}  # come first, see `Trial`
-        self.generation = 0  # another number whenever what `lookup` returns may have changed
+        self.generation: int | None = None  # see `generation`; None: not known
 
     def load(self) -> dict[str, str]:
         path = folder() / FILE
@@ -222,17 +222,21 @@ class Trial:
 
 def end_trials() -> None:
     """Let no trial be in effect."""
-    _memory.trial, _memory.generation = {}, next(_generations)
+    _memory.trial, _memory.generation = {}, None
 
 
 def forget() -> None:
     """Drop this process's copy: the next lookup reads the file again."""
-    _memory.path = None
-    _memory.generation = next(_generations)
+    _memory.path, _memory.generation = None, None
 
 
 def generation() -> int:
-    """Another number after every change of this process's copy: a choice made before may be another now."""
+    """Another number after every change of this process's copy: a choice made before may be another now.
+
+    0 if nothing was timed.
+    """
+    if _memory.generation is None:
+        _memory.generation = next(_generations) if _memory.load() else 0
     return _memory.generation
 
 

@@ -264,7 +264,7 @@ def _points(call: _Call, choices: Mapping[str, str], planned: list[Any] | None =
         return next((candidate for candidate in candidates if candidate.name == choices.get(key)), None)
 
     with suppress(Exception), torch.no_grad(), forced(choice, [] if planned is None else planned):
-        registration.implementations[call.name](*call.arguments)
+        registration.plainly(call.name, *call.arguments)
     return list(found.values())
 
 
@@ -355,14 +355,13 @@ class _Tuner:
 
     def function(self, call: _Call, backend: str, choices: dict[str, str], pool: Any) -> Callable[[], object]:
         """A function that runs a call with these choices; it has run before."""
-        op, trial = getattr(torch.ops.convnext_kernels, call.name), cache.Trial(choices)
-        arguments = list(call.arguments)
+        trial, arguments = cache.Trial(choices), list(call.arguments)
         if call.requested != dispatch.AUTO:
             arguments[-1] = backend
 
         def run() -> None:
             trial.begin()
-            op(*arguments)
+            registration.call(call.name, *arguments)
 
         with torch.inference_mode():
             run()

@@ -29,7 +29,7 @@ class Extension:
 
 @pytest.fixture
 def extension(monkeypatch):
-    choices = importlib.import_module("convnext_kernels.dispatch")._choose
+    choices = importlib.import_module("convnext_kernels.dispatch")._able
 
     def install(loaded):
         monkeypatch.setattr(native, "_load", lambda: loaded)

@@ -93,8 +93,7 @@ def test_no_source_synchronises_or_allocates():
     )
     sources = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cu", ".h", ".cpp") and "host" not in p.parts]
     folders = [ROOT / "convnext_kernels/backends" / folder for folder in ("gpu", "cuda", "triton")]
-    # timing.py measures for the autotuner, which does nothing during capture (tests/tuning/test_timing.py).
-    sources += [p for folder in folders for p in folder.glob("*.py") if p.name != "timing.py"]
+    sources += [p for folder in folders for p in folder.glob("*.py")]
     assert len(sources) > 40
     found = [f"{p.relative_to(ROOT)}: {m.group()}" for p in sources for m in forbidden.finditer(p.read_text())]
     assert not found

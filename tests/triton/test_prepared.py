@@ -1,11 +1,13 @@
 """Prepared launches, executed as PTX: later calls replay what the first one did, with other tensors."""
 
+import sys
 import threading
 
 import pytest
 import torch
 
 from convnext_kernels import calls, functional
+from convnext_kernels.backends.gpu.prepared import View
 from tests.operators import OPERATORS, expected, expected_gradients, gradients
 from tests.shapes import Case
 from tests.tolerance import assert_as_good_as_eager
@@ -36,28 +38,27 @@ def addresses(monkeypatch):
 
     seen, run = [], launch._Launch.run
 
-    def by_address(self, buffers, places, stream):
-        if self.launcher is not None and not hasattr(self, "emulated"):
-            self.emulated = self.launcher
+    def by_address(self, *arguments):
+        run(self, *arguments)
+        emulated, pointers = self.launcher, [i for i, a in enumerate(self.arguments) if isinstance(a, View)]
 
-            def launcher(*arguments):
-                seen.append(self.kernel.__name__)
-                arguments = list(arguments)
-                for i, *_ in self.pointers:
-                    arguments[9 + i] = at(self.buffers, arguments[9 + i])
-                self.emulated(*arguments)
+        def launcher(*arguments):
+            seen.append(self.kernel.__name__)
+            tensors = [v for v in sys._getframe(1).f_locals.values() if isinstance(v, torch.Tensor)]
+            arguments = list(arguments)
+            for i in pointers:
+                arguments[9 + i] = at(tensors, arguments[9 + i])
+            emulated(*arguments)
 
-            self.launcher = launcher
-        self.buffers = buffers
-        run(self, buffers, places, stream)
+        self.launcher = launcher
 
-    def at(buffers, address):
-        """A tensor of bytes that begins at an address of one of the buffers."""
-        for storage in (b.untyped_storage() for b in buffers if b is not None):
+    def at(tensors, address):
+        """A tensor of bytes that begins at an address of one of the tensors of the generated function."""
+        for storage in (t.untyped_storage() for t in tensors):
             offset = address - storage.data_ptr()
             if 0 <= offset < storage.nbytes():
                 return torch.empty(0, dtype=torch.uint8).set_(storage, offset, (storage.nbytes() - offset,), (1,))
-        raise AssertionError("an address outside of all buffers")
+        raise AssertionError("an address outside of all tensors")
 
     monkeypatch.setattr(launch._Launch, "run", by_address)
     monkeypatch.setattr(launch, "_takes_addresses", lambda launcher: True)

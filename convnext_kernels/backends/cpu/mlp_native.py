@@ -50,8 +50,11 @@ def _matrices(p: MlpParameters) -> tuple[Tensor, Tensor]:
 
 def _schedule(call: MlpCall | BlockCall, side: int, isa: str, keeps: int) -> int:
     """The schedule that was timed to be the fastest, else -1: by shape."""
-    memo = {} if call.inputs is None or forcing() else call.inputs.signature.memo
-    state = ("schedule", isa, torch.get_num_threads(), cache.generation())
+    force, generation = forcing(), cache.generation()
+    if not generation and not force:
+        return -1
+    memo = {} if call.inputs is None or force else call.inputs.signature.memo
+    state = ("schedule", isa, torch.get_num_threads(), generation)
     found = memo.get(state)
     if found is None:
         x, p = call.x, call.p

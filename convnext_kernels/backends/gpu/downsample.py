@@ -17,7 +17,10 @@ from convnext_kernels.calls import DownsampleCall
 
 def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Weight (D, C, K, K) as (D, K K C): the order of channels_last."""
-    return weight.detach().to(dtype).permute(0, 2, 3, 1).flatten(1)
+    matrix = weight.detach().permute(0, 2, 3, 1)
+    if matrix.dtype != dtype or not matrix.is_contiguous():
+        matrix = torch.empty(matrix.shape, dtype=dtype, device=matrix.device).copy_(matrix)
+    return matrix.flatten(1)
 
 
 def _patches(

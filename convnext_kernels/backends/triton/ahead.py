@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
-from triton.backends.nvidia.driver import ty_to_cpp
 from triton.runtime import driver as drivers
 
 from convnext_kernels.backends.gpu.prepared import Program
@@ -46,6 +45,8 @@ class TargetDriver(DriverBase):
 
     def map_python_to_cpp_type(self, ty: str) -> str:
         """As for a real GPU."""
+        from triton.backends.nvidia.driver import ty_to_cpp
+
         return ty_to_cpp(ty)
 
     def get_current_target(self) -> GPUTarget:

@@ -49,30 +49,29 @@ class _Launch:
             recorder.view(value) if isinstance(value, Tensor) else value
             for value in (bound[name] for name in parameters)
         ]
-        views = [(i, a) for i, a in enumerate(self.arguments) if isinstance(a, View)]
-        self.pointers = [(i, view.slot, view.offset * view.itemsize) for i, view in views]
-        self.slots = tuple(view.slot for _, view in views)
-        self.kernel, self.grid = kernel, grid
-        self.x, self.y, self.z = (*grid, 1, 1)[:3]
+        self.slots = tuple(a.slot for a in self.arguments if isinstance(a, View))
+        self.kernel, self.grid = kernel, (*grid, 1, 1)[:3]
         self.launcher: Callable | None = None
 
-    def run(self, buffers: list, addresses: list[int], stream: int | None) -> None:
-        launcher = self.launcher
-        if launcher is None or stream is None:
-            self._plainly(buffers)
-            return
-        arguments = self.arguments.copy()
-        for i, slot, offset in self.pointers:
-            arguments[i] = addresses[slot] + offset
-        launcher(self.x, self.y, self.z, stream, self.function, self.packed, None, None, None, *arguments)
-
-    def _plainly(self, buffers: list) -> None:
+    def run(self, buffers: list, _addresses: list[int], _stream: int | None) -> None:
         arguments = [a.of(buffers) if type(a) is View else a for a in self.arguments]
         compiled = self.kernel[self.grid](*arguments, **self.options)
         # Triton's own launchers take addresses; those of an emulating driver need tensors.
         if compiled is not None and _takes_addresses(type(compiled.run)):
             self.function, self.packed = compiled.function, compiled.packed_metadata
             self.launcher = compiled.run
+
+    def write(self, code: programs.Code) -> None:
+        """Call the compiled kernel's launcher with addresses."""
+        parts = [code.constant(self.launcher), *map(str, self.grid), "stream"]
+        parts += [code.constant(self.function), code.constant(self.packed), "None, None, None"]
+        for a in self.arguments:
+            if type(a) is not View:
+                parts.append(code.constant(a))
+            else:
+                parts.append(f"a{a.slot} + {a.offset * a.itemsize}" if a.offset else f"a{a.slot}")
+        launcher, *arguments = parts
+        code.lines.append(f"{launcher}({', '.join(arguments)})")
 
 
 @functools.cache
@@ -103,7 +102,7 @@ def prepared(launcher: Callable) -> Callable:
             call = arguments[1]
         if call.inputs is None:
             return launcher(*arguments, **keywords)
-        signature, tensors, addresses = call.inputs
+        signature, tensors, addresses, _ = call.inputs
         if forward and len(arguments) > 1:  # tensors that the op has allocated for the launcher
             tensors = [*tensors, *arguments[1:]]
             addresses = [*addresses, *(tensor.data_ptr() for tensor in arguments[1:])]

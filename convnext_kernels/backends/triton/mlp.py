@@ -267,7 +267,10 @@ def _backward(
     gradients["pwconv1_weight"] = sum_partials(dw1, p.pwconv1_weight.dtype)
     g2, d_sums = _weight_gradient(dout_rows.tensor, g, scale, sample_pixels, config["weight"], columns=True)
     dw2 = torch.empty((channels, width_h), dtype=p.pwconv2_weight.dtype, device=x.device)
-    db2, dgamma = (torch.empty(channels, dtype=torch.float32, device=x.device) for _ in range(2))
+    db2, dgamma = (
+        torch.empty(channels, dtype=torch.float32 if parameter is None else parameter.dtype, device=x.device)
+        for parameter in (p.pwconv2_bias, p.gamma)
+    )
     launch(projection_gradient_kernel, (channels,))(
         g2,
         d_sums,

@@ -1,0 +1,47 @@
+import json
+
+import pytest
+
+from convnext_kernels.backends.cpu import native
+from convnext_kernels.tuning import cache
+
+pytest.importorskip("torchvision", reason="models are looked for there first")
+pytest.importorskip("timm", reason="its models are tuned")
+SMALL = ("--model", "timm/test_convnext", "--size", 32, "--batch", 1, "--device", "cpu", "--threads", 1)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv(cache.ENVIRONMENT_VARIABLE, str(tmp_path / "cache"))
+    cache.forget()
+    yield
+    cache.forget()
+
+
+@pytest.mark.skipif(native.import_error() is not None, reason="compares the cpu backend with eager")
+def test_a_file_is_written_and_read(run, tmp_path):
+    file = tmp_path / "new" / "tuned.json"
+    result = run("tune", *SMALL, "--minutes", 0.05, "--write", file, "--json")
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    assert (content["model"], content["batch"], content["training"]) == ("timm/test_convnext", 1, False)
+    assert content["rows"]
+    assert content["timings"][0]["minimum"] > 0
+    assert content["choices"] == cache.read(file)
+    result = run("tune", "--read", file)
+    assert f"{len(content['choices'])} choices were read" in result.output
+    shown = run("tune", *SMALL, "--minutes", 0.001).output
+    assert "timm/test_convnext on " in shown
+    assert "not timed: block " in shown
+
+
+def test_what_is_wrong_gets_one_line(fails, tmp_path):
+    (tmp_path / "bad.json").write_text("{")
+    for arguments, words in (
+        (("--model", "resnet18", "--size", 32), ("--model torchvision/resnet18", "after accelerate()")),
+        (("--read", tmp_path / "bad.json"), ("--read", "not a file of timed choices")),
+        (("--read", tmp_path / "none.json"), ("--read", "No such file")),
+        (("--write", tmp_path), ("--write", "is a folder")),
+    ):
+        fails("tune", *arguments, words=words)
+    fails("tune", "--minutes", 0, words=("--minutes",), code=2)
