@@ -3,7 +3,8 @@
     python proofs/verify_dry_run.py nothing --minutes 1       # launches nothing: numerics are wrong, all else runs
     python proofs/verify_dry_run.py emulator --minutes 1      # executes PTX; needs an emulating driver on the path
 
-The other arguments are those of `verify`; its checks have small shapes here. TRITON_INTERPRET must not be set.
+The other arguments are those of `verify`. Checks and candidates have small shapes here, models are bf16 as on a GPU.
+TRITON_INTERPRET must not be set.
 """
 
 import os
@@ -11,7 +12,7 @@ import sys
 
 from checkout import ROOT  # noqa: F401  puts this checkout first on the path
 
-from convnext_kernels.bench import checks, verify
+from convnext_kernels.bench import checks, steps, verify
 
 # The processes that `verify` starts import this file too, so the driver is theirs as well.
 os.environ.setdefault("CONVNEXT_KERNELS_BACKEND", "triton")
@@ -28,6 +29,9 @@ elif DRIVER == "emulator":
 else:
     sys.exit(__doc__)
 
+steps.DTYPE["cpu"] = "bf16"
+
 if __name__ == "__main__":
     checks.WIDE, checks.SHAPES = (), ((1, 8, 5, 7), (1, 40, 7, 5))
+    steps.SIDE = 32
     verify.main(["--device", "cpu", *sys.argv[2:]])

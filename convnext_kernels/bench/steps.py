@@ -20,16 +20,18 @@ Emit = Callable[..., None]  # emit(kind, **values): a result
 
 # Name: share of the time. What a step leaves over goes to the next ones.
 STEPS = {
-    "precompile": 0.16,
-    "numerics bf16": 0.15,
+    "precompile": 0.15,
+    "numerics bf16": 0.12,
     "host time": 0.03,
-    "CUDA graphs": 0.03,
-    "models": 0.30,
-    "candidates": 0.20,
+    "CUDA graphs": 0.02,
+    "models": 0.28,
+    "candidates": 0.29,
     "tuned models": 0.03,
-    "numerics fp32": 0.05,
-    "numerics fp16": 0.05,
+    "numerics fp32": 0.04,
+    "numerics fp16": 0.04,
 }
+# The share of a step's time that one item may have. The first model that is tuned compiles what the others need too.
+ITEM_SHARE = {"candidates": 0.8}
 # (model, batch, direction), the most telling first.
 MODELS = {
     "cuda": tuple(
@@ -52,6 +54,7 @@ MODELS = {
 }
 DTYPE = {"cuda": "bf16", "cpu": "fp32"}  # of whole models
 BATCHES = {"cuda": (32, 1, 128, 8), "cpu": (1, 8)}  # of the candidates
+SIDE = 224  # of their images
 PRECOMPILED = 6  # models of the list: the later ones need more memory than several processes can have
 FIRST_CHECKS = 40  # numerical checks that are compiled before the models
 TUNED = 3  # models that are timed again after tuning
@@ -137,7 +140,8 @@ def items(step: str, device: str) -> list[Item]:
             Item(step, f"{kind} {'training' if training else 'forward'}", (kind, training)) for kind, training in whats
         ]
     whats = [(label, n) for n in BATCHES[device] for label in NETWORKS]
-    return [Item(step, f"{label} {n}x3x224x224 {DTYPE[device]}", (NETWORKS[label], n)) for label, n in whats]
+    shape = f"3x{SIDE}x{SIDE} {DTYPE[device]}"
+    return [Item(step, f"{label} {n}x{shape}", (NETWORKS[label], n, SIDE)) for label, n in whats]
 
 
 def nothing_to_do(step: str, device: str) -> str:
@@ -211,9 +215,9 @@ def _candidates(device: str, item: Item, emit: Emit, seconds: float | None) -> N
     from convnext_kernels.models import create_model
     from convnext_kernels.tuning import cache
 
-    name, n = item.what  # a whole model: its four stages' kernels are compiled in parallel
+    name, n, side = item.what  # a whole model: its four stages' kernels are compiled in parallel
     model = create_model(name, layer_scale_init_value=1.0).to(device, DTYPES[DTYPE[device]])
-    x = torch.randn(n, 3, 224, 224, device=device, dtype=DTYPES[DTYPE[device]]).to(memory_format=torch.channels_last)
+    x = torch.randn(n, 3, side, side, device=device, dtype=DTYPES[DTYPE[device]]).to(memory_format=torch.channels_last)
     file = cache.folder() / cache.FILE
     known = cache.read(file)
 

@@ -155,10 +155,11 @@ class Verify:
             if left is not None and left <= 0:
                 break
             # An item that hangs must not take the time of all others. `tune` stops by itself, a little late.
+            share = steps.ITEM_SHARE.get(name, 0.5)
             limit = steps.MOST_SECONDS
             if left is not None:
-                limit = min(self.start + 60 * self.minutes - time.monotonic(), max(left / 2, steps.LEAST_SECONDS))
-            self._item(worker, item, limit, None if left is None else 0.6 * limit)
+                limit = min(self.start + 60 * self.minutes - time.monotonic(), max(share * left, steps.LEAST_SECONDS))
+            self._item(worker, item, limit, None if left is None else 0.8 * limit)
             done += 1
         reason = (
             "" if done == len(todo) else f"skipped: budget: {len(todo) - done} of {len(todo)}, from {todo[done].name}"

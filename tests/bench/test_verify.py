@@ -83,7 +83,7 @@ def test_shares_of_the_time(tmp_path, monkeypatch):
     run = verify.Verify("cpu", tmp_path, minutes=2, only=("numerics",))
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     run.start = 1000.0
-    assert run._end("numerics bf16") == pytest.approx(1000 + 120 * 0.15 / 0.25)
+    assert run._end("numerics bf16") == pytest.approx(1000 + 120 * 0.12 / 0.2)
     monkeypatch.setattr(time, "monotonic", lambda: 1100.0)
     assert run._end("numerics fp32") == pytest.approx(1100 + 20 / 2)
     assert run._end("numerics fp16") == pytest.approx(1120)
