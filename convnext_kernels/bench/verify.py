@@ -18,6 +18,7 @@ from typing import Any
 
 from convnext_kernels.bench import lines, steps
 from convnext_kernels.bench.results import FAILED, WRONG, is_ours
+from convnext_kernels.tuning import cache
 
 REPORT = Path("convnext-kernels-report/verify")
 HELP = "Check and time every kernel of this machine, the most telling first."
@@ -69,7 +70,8 @@ class Verify:
         worker = steps.Worker(self.device, self.threads)
         code = 0
         # `tune` keeps its choices in the report's folder: a run shows what the package does, not what this user's does.
-        chosen = os.environ.setdefault("CONVNEXT_KERNELS_CACHE", str((self.folder / "cache").resolve()))
+        before = os.environ.get(cache.ENVIRONMENT_VARIABLE)
+        os.environ[cache.ENVIRONMENT_VARIABLE] = str((self.folder / "cache").resolve())
         try:
             with _signals():
                 self._environment(worker)
@@ -79,8 +81,9 @@ class Verify:
             code, self.wrong = cut.code, [*self.wrong, f"cut by {cut}"]
         finally:
             worker.end()
-            if chosen == str((self.folder / "cache").resolve()):
-                del os.environ["CONVNEXT_KERNELS_CACHE"]
+            del os.environ[cache.ENVIRONMENT_VARIABLE]
+            if before is not None:
+                os.environ[cache.ENVIRONMENT_VARIABLE] = before
         self.write("end", "", complete=not code, reason=self.wrong[-1] if code else "")
         self.write.close()
         checked = sum(self.counts.values())
