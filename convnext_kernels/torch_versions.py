@@ -21,6 +21,7 @@ __all__ = [
     "apply_of",
     "below_autograd",
     "broadcast_to_and_flatten",
+    "current_stream",
     "forward_mode_active",
     "plain",
     "same_facts",
@@ -87,6 +88,11 @@ def plain(tensors: Sequence[torch.Tensor]) -> bool:
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def current_stream(device: int) -> int:
+    """The address of the current stream of a GPU, without the object around it, which takes 1 us."""
+    return torch._C._cuda_getCurrentRawStream(device)
 
 
 def apply_of(function: type[torch.autograd.Function]) -> Callable:

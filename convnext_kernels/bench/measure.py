@@ -19,6 +19,7 @@ from convnext_kernels.bench.numerics import PEER_SLACK, judge
 from convnext_kernels.bench.results import EAGER, FAILED, MODELS, OK, OURS, UNAVAILABLE, WRONG, Record, is_ours
 from convnext_kernels.bench.timing import Times, interleave, pinned, steady_allocator
 from convnext_kernels.spec import OPS, BackendError, OpSpec
+from convnext_kernels.tuning.cache import generation
 
 ROUNDS = {QUICK: 3, STANDARD: 5, FULL: 9}
 
@@ -30,7 +31,10 @@ def one_line(error: BaseException) -> str:
 
 
 def serving(case: Case, device: str) -> str:
-    """Names of the backends of this package that run a case: forward and, if it differs, backward."""
+    """Names of the backends of this package that run a case: forward and, if it differs, backward.
+
+    "or as tuned" after them: choices that `tune` has kept may replace them.
+    """
     dtype = DTYPES[case.dtype]
     op = case.group if case.group in OPS else "block"
     hidden = 4 * case.channels if op in ("mlp", "block") else 0
@@ -41,7 +45,7 @@ def serving(case: Case, device: str) -> str:
             names.append(dispatch.choose(spec).__name__.split(".")[2])
         except BackendError as error:
             names.append(one_line(error))
-    return " + ".join(dict.fromkeys(names))
+    return " + ".join(dict.fromkeys(names)) + (" or as tuned" if generation() else "")
 
 
 def memory_missing(case: Case, device: str) -> str:

@@ -25,8 +25,8 @@ _forced: ContextVar[_Forced | None] = ContextVar("convnext_kernels_forced_choice
 def forced(choice: Choice, planned: list[Any] | None = None) -> Iterator[None]:
     """Let ``choice(kernel, problem, candidates, where)`` decide in a ``with`` block; `pick` does if it returns None.
 
-    For tests and reports that must run every configuration, and for `tune`. With a list `planned`, launchers that are
-    prepared (`backends/gpu/prepared.py`) launch nothing: their programs are added to the list and they return None.
+    For tests and reports that must run every configuration, and for `tune`. With a list `planned`, Triton's launchers
+    launch nothing: their programs (`backends/gpu/prepared.py`) are added to the list and they return None.
     """
     token = _forced.set(_Forced(choice, planned))
     try:

@@ -108,7 +108,7 @@ def _name(t: Timing | Row) -> str:
 
 @dataclass
 class _Call:
-    """A kind of call that the model makes, with the tensors of the first one."""
+    """A kind of call that the model makes, with the tensors of the first one that was made."""
 
     name: str  # of the registered op: "block_backward"
     arguments: list[Any]
@@ -118,6 +118,12 @@ class _Call:
     variant: str
     flops: int
     count: int = 0
+    outer: "_Point | None" = None  # the choice of a backend, if there is one
+
+    @property
+    def backends(self) -> list[str]:
+        """The backends that may compute it."""
+        return [self.requested] if self.outer is None else [candidate.name for candidate in self.outer.candidates]
 
     @property
     def phase(self) -> str:
@@ -251,7 +257,7 @@ def _record(model: nn.Module, example: Tensor, training: bool) -> list[_Call]:
 
 
 def _points(call: _Call, choices: Mapping[str, str], planned: list[Any] | None = None) -> list[_Point]:
-    """The choices with several candidates that a call makes, given some of them. Prepared launchers launch nothing.
+    """The choices with several candidates that a call makes, given some of them. Triton's launchers launch nothing.
 
     Of a call that fails, those before the error, which will be reported when it is timed.
     """
@@ -268,14 +274,24 @@ def _points(call: _Call, choices: Mapping[str, str], planned: list[Any] | None =
     return list(found.values())
 
 
+def _merged(found: list[_Call]) -> list[_Call]:
+    """One call for each class of calls that share a choice, with the number of all of them."""
+    kinds: dict[Any, _Call] = {}
+    for call in found:
+        call.outer = next((point for point in _points(call, {}) if point.backends), None)
+        first = kinds.setdefault(id(call) if call.outer is None else call.outer.key, call)
+        if first is not call:
+            first.count += call.count
+    return list(kinds.values())
+
+
 def _compile(found: list[_Call], end: float) -> None:
     """Compile what the Triton backend may launch for these calls, in parallel."""
     planned: list[Any] = []
     for call in found:
-        outer = next((point for point in _points(call, {}) if point.backends), None)
-        if TRITON not in ([call.requested] if outer is None else [c.name for c in outer.candidates]):
+        if TRITON not in call.backends:
             continue
-        choices = {} if outer is None else {outer.key: TRITON}
+        choices = {} if call.outer is None else {call.outer.key: TRITON}
         for point in _points(call, choices, planned):
             for name in [] if point.backends else point.likely():
                 _points(call, choices | {point.key: name}, planned)
@@ -369,10 +385,9 @@ class _Tuner:
 
     def tune(self, call: _Call) -> None:
         """Time everything that a call leaves open."""
-        outer = next((point for point in _points(call, {}) if point.backends), None)
+        outer = call.outer
         found: dict[str, tuple[str, str, dict[str, str]]] = {}
-        names = [call.requested] if outer is None else [candidate.name for candidate in outer.candidates]
-        for backend in names:
+        for backend in call.backends:
             choices = {} if outer is None else {outer.key: backend}
             plan = []
             for point in _points(call, choices):
@@ -497,6 +512,7 @@ def _tune(
     report = TuneReport(where if isinstance(where, str) else where.machine)
     tuner = _Tuner(report, end, on_result)
     try:
+        found = _merged(found)
         _compile(found, (time.monotonic() + end) / 2)  # the other half is for timing
         for call in found:
             tuner.tune(call)

@@ -50,12 +50,11 @@ class PackedMlp {
   }
 
   // kept_y and kept_hidden: what is kept for the gradient, or 0; the hidden is in kept_dtype. phases: a row
-  // of MLP_PHASES doubles for each thread, to which its seconds are added, or 0. schedule: an MlpSchedule of
-  // cpu/mlp_plan.h, -1: by shape.
+  // of MLP_PHASES doubles for each thread, to which its seconds are added, or 0. schedule: an MlpSchedule.
   void forward(int dtype, Address x, Address residual, Address out, int64_t n, int64_t h, int64_t w,
                Address drop_scale, Address kept_y, Address kept_hidden, int kept_dtype, int threads,
                Address phases, int schedule) const {
-    require(schedule >= -1, "forward: schedule out of range");
+    require(schedule >= kByShape && schedule < kMlpSchedules, "forward: schedule out of range");
     require(x && out && n >= 1 && h >= 1 && w >= 1 && threads >= 1, "forward: null address or empty image");
     MlpArgs args = args_;
     args.dtype = dtype_of(dtype);

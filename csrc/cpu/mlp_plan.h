@@ -9,10 +9,6 @@
 namespace cnk::cpu::CNK_ISA {
 
 enum class MlpWay { kTiles, kColumns, kImages, kGroup };  // explained in mlp.cpp
-// What a caller may choose. "Short" and "long": the rows that go through both products at a time. kSplitColumns
-// is MlpWay::kColumns where its buffers fit and the image is not divided, else kByShape. Every choice gives the
-// same bits.
-enum MlpSchedule { kByShape = -1, kShort, kLong, kHalfTiles, kDoubleTiles, kSplitColumns, kMlpSchedules };
 
 template <class G>
 struct MlpPlan {
@@ -52,9 +48,11 @@ struct MlpPlan {
     group = rows;
     // This must depend on the image only, not on the number of threads: it decides how the squares are added.
     const bool divided = a.grn_weight && (image >= 1024 || image * h_row > most / 2);
+    const int64_t sums_row = a.grn_weight ? pad_channels(a.hidden) * 4 : 0;  // of images of one pixel
     // There are few rows, and the weights do not stay in L2: reading them would cost too much.
-    const bool few = a.schedule == kSplitColumns ? rows * (y_row + h_row) <= kBytesPerThread * threads / 2
-                                                 : rows <= 64 * threads && weight_bytes > l2;
+    const bool few = a.schedule == kSplitColumns
+                         ? rows * (y_row + h_row + sums_row) <= kBytesPerThread * threads / 2
+                         : rows <= 64 * threads && weight_bytes > l2;
     const bool choosable = a.schedule == kByShape || a.schedule == kSplitColumns;
     if (threads > 1 && !divided && few && choosable) {
       way = MlpWay::kColumns;

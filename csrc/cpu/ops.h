@@ -132,6 +132,11 @@ struct PackedMatrix {
 // all later steps, waiting for other threads.
 enum MlpPhase : int { kConvolve, kNormalize, kFirstProduct, kGrn, kSecondProduct, kWait, kMlpPhases };
 
+// The schedules that a caller of `mlp` may choose (mlp_plan.h). "Short" and "long": the rows that go through both
+// products at a time. Columns are taken where their buffers fit and the image is not divided, otherwise what
+// kByShape takes. The bits of the result are always the same.
+enum MlpSchedule { kByShape = -1, kShort, kLong, kHalfTiles, kDoubleTiles, kSplitColumns, kMlpSchedules };
+
 // block: dwconv -> LN -> W1 -> GELU -> [GRN] -> W2 -> gamma
 // -> drop scale -> + residual; mlp: the same without dwconv.
 struct MlpArgs {
@@ -155,7 +160,7 @@ struct MlpArgs {
   void* kept_y;       // (N, H, W, C) in dtype: the convolution
   void* kept_hidden;  // (N, H, W, hidden) in kept_dtype: W1's product with its bias
   DType kept_dtype;
-  int schedule = -1;  // an MlpSchedule of mlp_plan.h; -1: by shape
+  int schedule = kByShape;  // an MlpSchedule
   // Time of the phases, or null: each thread adds its seconds to its own row of kMlpPhases.
   double* phases;
   char* workspace;  // IsaOps::mlp_workspace bytes, 64-byte aligned

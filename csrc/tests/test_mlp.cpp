@@ -269,7 +269,10 @@ TEST_CASE("memory: 4 MB for each thread, whatever the image") {
               args.hidden = 4 * c;
               const float weight = 0;
               args.grn_weight = grn ? &weight : nullptr;
-              CHECK(k.ops.mlp_workspace(args, threads) <= threads * (int64_t{4} << 20));
+              for (args.schedule = kByShape; args.schedule < kMlpSchedules; ++args.schedule) {
+                CAPTURE(args.schedule);
+                CHECK(k.ops.mlp_workspace(args, threads) <= threads * (int64_t{4} << 20));
+              }
             }
           }
         }

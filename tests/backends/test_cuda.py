@@ -6,8 +6,13 @@ import pytest
 import torch
 
 import convnext_kernels as ck
+from convnext_kernels import calls, functional
 from convnext_kernels.backends import cuda
 from convnext_kernels.backends.cuda import native
+from convnext_kernels.backends.gpu.prepared import Program
+from tests.operators import OPERATORS, expected, expected_gradients, gradients
+from tests.shapes import Case
+from tests.tolerance import assert_as_good_as_eager
 
 
 class Extension:
@@ -80,3 +85,31 @@ def test_a_file_that_is_no_extension(run_python, tmp_path):
     (tmp_path / "broken.so").write_text("no machine code")
     script = "import convnext_kernels; print(convnext_kernels.list_backends()['cuda'].reason)"
     assert "cannot be imported" in run_python(script, **{native.EXTENSION_VARIABLE: str(tmp_path / "broken.so")})
+
+
+@pytest.mark.skipif(not native.on_host(), reason="needs the CUDA kernels built for the host")
+@pytest.mark.parametrize("variant", ["v1", "v2"])
+def test_replayed_calls(variant):
+    """The second call of a signature replays the first, with other tensors and temporaries in one allocation."""
+    case = Case("tails in pixels and channels", n=2, c=40, h=5, w=7, variant=variant)
+    arguments = OPERATORS["block"].arguments(case, torch.float32)
+    dy, eager, reference = expected_gradients("block", case, torch.float32)
+
+    def block(**tensors):
+        return functional.convnext_block(**tensors, backend="cuda")
+
+    calls.forget()
+    other = {k: v * 0.5 if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+    gradients(block, other, dy)
+    for name, gradient in gradients(block, arguments, dy).items():
+        assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
+    assert_as_good_as_eager(block(**arguments), *expected("block", case, torch.float32))
+    programs = [
+        program
+        for known in calls._known.values()
+        for entry in known
+        for program in entry.signature.memo.values()
+        if isinstance(program, Program)
+    ]
+    assert len(programs) == 3  # with and without a gradient, and the gradient
+    assert all(program.replay is not None for program in programs)

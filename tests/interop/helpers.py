@@ -53,6 +53,7 @@ class Model:
 _TIMM = ("stages.0.blocks.0", "mlp.fc1", 3, 2)
 _V2 = {"use_grn": True, "ls_init_value": None}
 _MORE = {"conv_mlp": True, "conv_bias": False, "kernel_sizes": (5, 3, 7, 9), "head_norm_first": True}
+_DINOV3 = "model." if hasattr(transformers, "DINOv3ConvNextBackbone") else ""  # that came with transformers 5
 MODELS = {
     "torchvision": Model(_torchvision, "features.1.0", "block.3", 1, 2),
     "timm-v1": Model(_timm, *_TIMM),
@@ -66,7 +67,7 @@ MODELS = {
         lambda d: _transformers("ConvNextV2", d), "convnextv2.encoder.stages.0.layers.0", "pwconv1", 1, 1
     ),
     "transformers-dinov3": Model(
-        lambda d: _transformers("DINOv3ConvNext", d), "model.stages.0.layers.0", "pointwise_conv1", 1, 1
+        lambda d: _transformers("DINOv3ConvNext", d), f"{_DINOV3}stages.0.layers.0", "pointwise_conv1", 1, 1
     ),
     "official-v1": Model(lambda d: official.ConvNeXt(drop_path_rate=d), "stages.0.0", "pwconv1", 1, 1),
     "official-v2": Model(lambda d: official.ConvNeXt(drop_path_rate=d, use_grn=True), "stages.0.0", "pwconv2", 1, 1),

@@ -1,5 +1,6 @@
 """Prepared launches, executed as PTX: later calls replay what the first one did, with other tensors."""
 
+import os
 import sys
 import threading
 
@@ -144,3 +145,16 @@ def test_tf32_is_part_of_the_signature(emulate, arguments, monkeypatch):
             monkeypatch.setattr(launch, "tf32_allowed", lambda allowed=allowed: allowed)
             block(**arguments)
             assert len(recorded) == programs
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_fork(emulate, arguments):
+    """A child replays what its parent has prepared, and prepares more."""
+    with emulate(90):
+        expected = block(**arguments)
+        other = arguments | {"x": arguments["x"][:1]}
+        child = os.fork()
+        if child == 0:
+            same = torch.equal(block(**arguments), expected) and torch.equal(block(**other)[0], expected[0])
+            os._exit(0 if same else 1)
+        assert os.waitpid(child, 0)[1] == 0

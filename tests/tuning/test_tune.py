@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -184,13 +185,14 @@ def test_the_minutes_end(clock, monkeypatch):
 
 @needs_cpu
 def test_the_model_is_as_before(clock):
-    model = nn.Sequential(ck.FusedConvNeXtBlock(8, drop_path=0.5), nn.BatchNorm2d(8)).train()
+    model = nn.Sequential(ck.FusedConvNeXtBlock(8, drop_path=0.5), ck.FusedConvNeXtBlock(8), nn.BatchNorm2d(8)).train()
     model[0].eval()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     x, state = image(4), torch.get_rng_state()
     report = ck.tune(model, x, training=True)
-    assert {row.phase for row in report.rows} == {"forward", "backward"}
-    assert [m.training for m in (model, *model)] == [True, False, True]
+    counts = {(row.phase, row.count) for row in report.rows}  # a choice serves blocks with and without drop path
+    assert counts == {("forward", 2), ("backward", 1)}, "dx is needed in one of the two backward passes"
+    assert [m.training for m in (model, *model)] == [True, False, True, True]
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), state)
@@ -281,3 +283,33 @@ def test_with_the_real_clock(file):
     assert all(0 < t.minimum <= t.median for t in report.timings)
     assert all(row.best <= row.eager for row in report.rows)
     assert json.loads(file.read_text())["entries"] == report.choices
+
+
+def test_on_a_gpu_a_graph_is_timed(monkeypatch):
+    """It runs first, so that nothing is compiled or prepared while it is captured; replaying runs nothing in Python."""
+    events = []
+
+    class Stream:
+        def wait_stream(self, other):
+            events.append("wait")
+
+    class Graph:
+        def replay(self):
+            events.append("replay")
+
+    @contextmanager
+    def capture(graph, pool):
+        events.append(("capture", pool))
+        yield
+        events.append("captured")
+
+    for name, value in {
+        "Stream": Stream,
+        "current_stream": Stream,
+        "stream": lambda stream: nullcontext(),
+        "CUDAGraph": Graph,
+        "graph": capture,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    module._graph(lambda: events.append("run"), "pool")()
+    assert events == ["wait", "run", "run", "run", "wait", ("capture", "pool"), "run", "captured", "replay"]

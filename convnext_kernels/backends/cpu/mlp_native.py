@@ -15,7 +15,7 @@ from convnext_kernels.calls import BlockCall, MlpCall
 from convnext_kernels.spec import MlpParameters
 from convnext_kernels.tuning import Candidate, cache, forcing, pick
 
-# Schedules of csrc/cpu/mlp_plan.h with their numbers; the first one is the default.
+# Schedules of csrc/cpu/ops.h with their numbers; the first one is the default.
 SCHEDULES = tuple(
     Candidate(name, {"schedule": i - 1})
     for i, name in enumerate(("by-shape", "short", "long", "half-tiles", "double-tiles", "columns"))
@@ -117,7 +117,8 @@ def run(
         )
 
     configuration = (isa, "bottleneck", bf16, side, dilation, eps, grn_eps)
-    kernel = packed(p.pwconv1_weight, (dw_weight, dw_bias, *p), configuration, pack)
+    signature = None if call.inputs is None else call.inputs.signature
+    kernel = packed(p.pwconv1_weight, (dw_weight, dw_bias, *p), configuration, pack, signature)
     x_nhwc = dense_nhwc(x)
     # The block's residual is x itself; one conversion serves both.
     residual_nhwc = x_nhwc if residual is x else None if residual is None else dense_nhwc(residual)

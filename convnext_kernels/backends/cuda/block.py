@@ -3,9 +3,10 @@
 import functools
 
 from convnext_kernels.backends.cuda import dwconv, mlp
+from convnext_kernels.backends.cuda.native import prepared
 from convnext_kernels.backends.gpu import block
 
 KEEPS_HIDDEN = True
 
-forward = functools.partial(block.forward, dwconv, mlp)
-backward = functools.partial(block.backward, dwconv, mlp)
+forward = prepared(functools.partial(block.forward, dwconv, mlp))
+backward = prepared(functools.partial(block.backward, dwconv, mlp))

@@ -18,7 +18,7 @@ def _convolve(
     """Write the convolution of x (+ bias, + residual) into `out`, whatever its strides."""
     n, channels, height, width = x.shape
     weight = weight.detach().to(x.dtype).contiguous()
-    native.extension().dwconv(
+    native.kernels().dwconv(
         native.context(x),
         native.image(x),
         native.image(out),
@@ -35,6 +35,7 @@ def _convolve(
     )
 
 
+@native.prepared
 def forward(call: DwconvCall, out: Tensor | None = None) -> Tensor:
     """Convolve in `compute_dtype`, sums in fp32; the result is like x, or written to `out` in its dtype and strides."""
     x, weight, bias, dilation, compute_dtype, _ = call
@@ -75,25 +76,23 @@ def parameter_gradients(
     dilation = min(dilation, max(height, width))
     dw = torch.empty_like(weight) if needs_weight else None
     db = torch.empty_like(bias) if needs_bias else None
-    target = None if db is None else flat(db)  # a copy if the bias is not dense
-    extension, where = native.extension(), native.context(x)
+    where = native.context(x)
     sizes = (n, channels, height, width, side, dilation)
-    parts = extension.dwconv_weight_parts(where, native.DTYPE_CODES[compute_dtype], *sizes)
+    parts = native.extension().dwconv_weight_parts(where, native.DTYPE_CODES[compute_dtype], *sizes)
     partials = torch.empty((parts, side * side + 1, channels), dtype=torch.float32, device=x.device)
-    extension.dwconv_weight_gradient(
+    native.kernels().dwconv_weight_gradient(
         where,
         native.image(dy.to(compute_dtype)),
         native.image(x.to(compute_dtype)),
         native.image(dw),
-        native.vector(target),
+        native.vector(db),
         native.address(partials),
         *sizes,
     )
-    if db is not None and target.data_ptr() != db.data_ptr():
-        db.copy_(target.view(db.shape))
     return dw, db
 
 
+@native.prepared
 def backward(dy: Tensor, call: DwconvCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order."""
     x, weight, bias, dilation, compute_dtype, _ = call

@@ -23,7 +23,7 @@ def _sums(x: Rows, dy: Rows | None) -> Tensor:
     shape = (1 if dy is None else 3, samples, native.extension().grn_tiles(pixels), channels)
     sums = torch.empty(shape, dtype=torch.float32, device=x.tensor.device)
     addresses = [native.address(s) for s in sums] + [0, 0]
-    native.extension().grn_sums(
+    native.kernels().grn_sums(
         native.context(x.tensor), native.rows(x), native.rows(dy), *addresses[:3], samples, pixels, channels
     )
     return sums
@@ -33,7 +33,7 @@ def response(squares: Tensor, weight: Tensor, eps: float) -> Tensor:
     """From sums of x^2 over tiles of pixels, (N, T, C) fp32, return 1 + weight * Nx, (N, C) fp32. One launch."""
     samples, tiles, channels = squares.shape
     scale = torch.empty((samples, channels), dtype=torch.float32, device=squares.device)
-    native.extension().grn_response(
+    native.kernels().grn_response(
         native.context(squares),
         native.address(squares),
         native.vector(flat(weight)),
@@ -57,7 +57,7 @@ def response_backward(
     samples, tiles, channels = squares.shape
     scale, per_x = torch.empty((2, samples, channels), dtype=torch.float32, device=squares.device)
     parameters = torch.empty((samples, 2, channels), dtype=torch.float32, device=squares.device)
-    native.extension().grn_response_backward(
+    native.kernels().grn_response_backward(
         native.context(squares),
         *map(native.address, (squares, dy_x, dy_sum)),
         native.vector(flat(weight)),
@@ -72,7 +72,7 @@ def response_backward(
 
 def _apply(a: Rows, b: Rows | None, out: Rows, scale: Tensor, per_b: Tensor | None, bias: Tensor | None) -> None:
     """Compute out = a * scale + b * per_b, or a * scale + bias."""
-    native.extension().grn_apply(
+    native.kernels().grn_apply(
         native.context(a.tensor),
         native.rows(a),
         native.rows(b),
@@ -89,6 +89,7 @@ def apply(x: Rows, scale: Tensor, bias: Tensor, y: Rows) -> None:
     _apply(x, None, y, scale, None, bias)
 
 
+@native.prepared
 def forward(call: NormCall) -> Tensor:
     """GRN of (N, C, H, W); the result has x's dtype and strides."""
     x, weight, bias, eps, _ = call
@@ -99,6 +100,7 @@ def forward(call: NormCall) -> Tensor:
     return finish(out, target)
 
 
+@native.prepared
 def backward(dy: Tensor, call: NormCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order; bitwise the same every time."""
     x, weight, bias, eps, _ = call

@@ -19,7 +19,7 @@ def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
     source = rows(x)
     channels, height, width = x.shape[1:]
     samples, pixels = extent(source, out, merge=patch == 1)
-    native.extension().layernorm(
+    native.kernels().layernorm(
         native.context(x),
         native.rows(source),
         native.rows(out),
@@ -35,6 +35,7 @@ def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
     )
 
 
+@native.prepared
 def forward(call: NormCall) -> Tensor:
     """Normalise every pixel over its channels; the result has x's dtype and strides."""
     x, weight, bias, eps, _ = call
@@ -51,12 +52,12 @@ def gradients(
     channels, height, width = x.shape[1:]
     dx, target = output_rows(x) if needs[0] else (None, None)
     samples, pixels = extent(source, dy, *([target] if needs[0] else []), merge=patch == 1)
-    extension, where = native.extension(), native.context(x)
-    parts = extension.layernorm_parts(where, samples * pixels)
+    where = native.context(x)
+    parts = native.extension().layernorm_parts(where, samples * pixels)
     partials = None
     if needs[1] or needs[2]:
         partials = torch.empty((parts, 2, channels), dtype=torch.float32, device=x.device)
-    extension.layernorm_backward(
+    native.kernels().layernorm_backward(
         where,
         native.rows(dy),
         native.rows(source),
@@ -81,6 +82,7 @@ def parameter_gradients(partials: Tensor | None, parameters: tuple, needs: list[
     return gpu_parameters.gradients(sum_partials, partials, parameters, needs)
 
 
+@native.prepared
 def backward(dy: Tensor, call: NormCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order; bitwise the same every time."""
     x, weight, bias, eps, _ = call

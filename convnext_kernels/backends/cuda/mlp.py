@@ -43,6 +43,7 @@ def _vector(parameter: Tensor | None) -> tuple | None:
     return native.vector(None if parameter is None else flat(parameter))
 
 
+@native.prepared
 def forward(call: MlpCall, hidden: Tensor | None = None, like: Tensor | None = None) -> Tensor:
     """Return the bottleneck's output with x's dtype and strides, or those of `like`.
 
@@ -66,7 +67,7 @@ def _fused(tile: int, call: MlpCall, u: Tensor | None, written: Rows) -> None:
     w1, w2 = matrix(p.pwconv1_weight, compute_dtype), matrix(p.pwconv2_weight, compute_dtype)
     seen = (source, written) if other is None else (source, written, other)
     samples, pixels = extent(*seen, merge=p.grn_weight is None)
-    kernel = native.extension().mlp_fused_fp32 if compute_dtype == torch.float32 else native.extension().mlp_fused
+    kernel = native.kernels().mlp_fused_fp32 if compute_dtype == torch.float32 else native.kernels().mlp_fused
 
     def run(out: Rows | None, u: Tensor | None, sums: Tensor | None, scale: Tensor | None) -> None:
         kernel(
@@ -105,6 +106,7 @@ def _fused(tile: int, call: MlpCall, u: Tensor | None, written: Rows) -> None:
     run(written, u, None, scale)
 
 
+@native.prepared
 def backward(dout: Tensor, call: MlpCall, needs: list[bool], hidden: Tensor | None = None) -> list[Tensor]:
     """Return the gradients of (x, residual, *p) that `needs` marks, in that order; bitwise the same every time.
 

@@ -65,7 +65,7 @@ class Problem(NamedTuple):
 
 def gpu_of(x: Tensor) -> tuning.Gpu:
     """The data sheet of x's GPU."""
-    return _gpu(native.info(x)["arch"], x.device.index)
+    return _gpu(native.info(x)["arch"], native.index(x))
 
 
 @functools.cache

@@ -1,17 +1,23 @@
-"""The compiled CUDA extension: whether it can be imported, and tensors as the plain numbers that it takes."""
+"""The compiled CUDA extension: whether it can be imported, what its functions take, prepared calls."""
 
 import functools
 import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from convnext_kernels import torch_versions
+from convnext_kernels.backends.gpu import prepared as programs
 from convnext_kernels.backends.gpu.layout import Rows
+from convnext_kernels.backends.gpu.prepared import View
 from convnext_kernels.spec import BackendError
+from convnext_kernels.tuning import cache, forcing
 
 # For tests: the file of another build of the extension, such as the one whose kernels run on the CPU.
 EXTENSION_VARIABLE = "CONVNEXT_KERNELS_CUDA_EXTENSION"
@@ -63,21 +69,102 @@ def device_type() -> str:
     return "cpu" if on_host() else "cuda"
 
 
+def _device(x: Tensor) -> torch.device:
+    """Where a launcher's tensors are, also while it is recorded on "meta"."""
+    recorder = programs.recorder()
+    return x.device if recorder is None else recorder.device
+
+
 def context(x: Tensor) -> tuple[int, int]:
     """Where to launch: x's device and PyTorch's current stream on it."""
-    if x.device.type != "cuda":
+    device = _device(x)
+    if device.type != "cuda":
         return 0, 0
-    return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
+    return device.index, torch_versions.current_stream(device.index)
 
 
 def info(x: Tensor) -> dict[str, int]:
     """Arch (10 * major + minor), multiprocessors and shared_bytes of x's GPU."""
-    return extension().device_info(x.device.index or 0)
+    return extension().device_info(_device(x).index or 0)
 
 
-def address(t: Tensor | None) -> int:
+def index(x: Tensor) -> int | None:
+    """The index of x's GPU, None for the kernels that run on the CPU."""
+    return _device(x).index
+
+
+def kernels() -> Any:
+    """The functions of the extension that launch; while a launcher is recorded, functions that record their calls.
+
+    The first argument of each is the `context`.
+    """
+    recorder = programs.recorder()
+    return extension() if recorder is None else _Recording(recorder)
+
+
+class _Recording:
+    def __init__(self, recorder: programs.Recorder) -> None:
+        self.recorder = recorder
+
+    def __getattr__(self, name: str) -> Callable:
+        function = getattr(extension(), name)
+        return lambda _context, *arguments: self.recorder.steps.append(_Call(function, arguments))
+
+
+class _Call:
+    """A call of the extension as a step of a program."""
+
+    def __init__(self, function: Callable, arguments: Sequence[Any]) -> None:
+        self.launcher, self.arguments = function, arguments
+        parts = [part for a in arguments for part in (a if isinstance(a, tuple) and type(a) is not View else (a,))]
+        self.slots = tuple(part.slot for part in parts if type(part) is View)
+
+    def run(self, _buffers: list, addresses: list[int], context: tuple[int, int]) -> None:
+        def value(a: Any) -> Any:
+            if type(a) is View:
+                return addresses[a.slot] + a.offset * a.itemsize
+            return tuple(map(value, a)) if type(a) is tuple else a
+
+        self.launcher(context, *map(value, self.arguments))
+
+    def write(self, code: programs.Code) -> None:
+        def expression(a: Any) -> str:
+            if type(a) is View:
+                return f"a{a.slot} + {a.offset * a.itemsize}"
+            if type(a) is tuple:  # without the tensor at its end
+                return f"({', '.join(expression(part) for part in a if not isinstance(part, Tensor))},)"
+            return code.constant(a)
+
+        code.lines.append(f"{code.constant(self.launcher)}(stream, {', '.join(map(expression, self.arguments))})")
+
+
+def prepared(launcher: Callable) -> Callable:
+    """Run `launcher` once per signature, then replay what it did (`gpu/prepared.py`)."""
+
+    @functools.wraps(launcher)
+    def run(*arguments: Any, **keywords: Any) -> Any:
+        inputs = programs.inputs_of(arguments)
+        if inputs is None:
+            return launcher(*arguments, **keywords)
+        call, signature, tensors, addresses = inputs
+        tf32 = call.x.dtype is torch.float32 and torch_versions.tf32_allowed()  # for 16 bits it says nothing
+        key = (launcher, tf32, cache.generation(), len(arguments))
+        program = None if forcing() else signature.memo.get(key)
+        if program is None:
+            program = programs.record_call(launcher, arguments)
+            if not forcing():
+                signature.memo[key] = program
+        return program.run(tensors, addresses, context(call.x))
+
+    return run
+
+
+def address(t: Tensor | None) -> int | View:
     """The address of a tensor's first element; 0 for None."""
-    return 0 if t is None else t.data_ptr()
+    recorder = programs.recorder()
+    if t is None:
+        return 0
+    return t.data_ptr() if recorder is None else recorder.view(t)
 
 
 # The tuples below end with the tensor, so that a temporary tensor lives until the call returns.

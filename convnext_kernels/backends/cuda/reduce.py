@@ -18,7 +18,7 @@ def sum_partials(partials: Tensor, dtype: torch.dtype) -> Tensor:
     while True:
         groups = 1 if parts <= _PARTS else -(-parts // _PARTS)
         out = torch.empty((groups, length), dtype=torch.float32 if groups > 1 else dtype, device=partials.device)
-        native.extension().sum_partials(
+        native.kernels().sum_partials(
             native.context(partials),
             native.address(partials),
             native.address(out),

@@ -13,13 +13,13 @@ def _vector(parameter: Tensor | None) -> tuple | None:
 
 def _gelu(u: Tensor, h: Tensor) -> None:
     code = native.DTYPE_CODES[u.dtype]
-    native.extension().gelu(native.context(u), code, native.address(u), native.address(h), u.numel())
+    native.kernels().gelu(native.context(u), code, native.address(u), native.address(h), u.numel())
 
 
 def _gelu_backward(dh: Tensor, u: Tensor, du: Tensor) -> None:
     code = native.DTYPE_CODES[u.dtype]
     addresses = map(native.address, (dh, u, du))
-    native.extension().gelu_backward(native.context(u), code, *addresses, u.numel())
+    native.kernels().gelu_backward(native.context(u), code, *addresses, u.numel())
 
 
 def _output(
@@ -27,7 +27,7 @@ def _output(
 ) -> None:
     other = None if residual is None else rows(residual)
     samples, pixels = extent(out, *([] if other is None else [other]), merge=drop_scale is None)
-    native.extension().mlp_output(
+    native.kernels().mlp_output(
         native.context(z),
         native.DTYPE_CODES[z.dtype],
         native.address(z),
@@ -45,7 +45,7 @@ def _output(
 def _scaled_gradient(dout: Tensor, gamma: Tensor | None, drop_scale: Tensor | None, d: Tensor, dz: Tensor) -> None:
     source = rows(dout)
     samples, pixels = extent(source, merge=drop_scale is None)
-    native.extension().scaled_gradient(
+    native.kernels().scaled_gradient(
         native.context(dout),
         native.rows(source),
         _vector(gamma),

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from convnext_kernels.calls import Signature
 from convnext_kernels.torch_versions import TorchDispatchMode
 
 _EMPTY = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})
@@ -359,3 +360,27 @@ def record(launcher: Callable, arguments: Sequence[Any], device: torch.device) -
     finally:
         _local.recorder = before
     return Program(found.steps, found.result(result), inputs, len(found.buffers))
+
+
+def record_call(launcher: Callable, arguments: Sequence[Any]) -> Program:
+    """`record` for the arguments that an op passes to a launcher: its call, or a gradient and its call, and more."""
+    plain = [a._replace(inputs=None) if hasattr(a, "inputs") else a for a in arguments]
+    return record(launcher, plain, next(a.x for a in arguments if hasattr(a, "inputs")).device)
+
+
+def inputs_of(arguments: Sequence[Any]) -> tuple[Any, Signature, list[Tensor], list[int]] | None:
+    """The call among a launcher's arguments, its signature, and the tensors and addresses that its program takes.
+
+    None if the call comes from another launcher: then the launcher simply runs, as a part of the other.
+    """
+    call = arguments[0]
+    forward = not isinstance(call, Tensor)
+    if not forward:
+        call = arguments[1]
+    if call.inputs is None:
+        return None
+    signature, tensors, addresses, _ = call.inputs
+    if forward and len(arguments) > 1:  # tensors that the op has allocated for the launcher
+        tensors = [*tensors, *arguments[1:]]
+        addresses = [*addresses, *(tensor.data_ptr() for tensor in arguments[1:])]
+    return call, signature, tensors, addresses

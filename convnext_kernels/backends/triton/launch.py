@@ -19,7 +19,7 @@ from torch import Tensor
 from triton.runtime import driver as drivers
 
 from convnext_kernels.backends.gpu import prepared as programs
-from convnext_kernels.backends.gpu.prepared import Program, View
+from convnext_kernels.backends.gpu.prepared import View
 from convnext_kernels.backends.triton import device
 from convnext_kernels.torch_versions import tf32_allowed
 from convnext_kernels.tuning import cache, forcing
@@ -96,16 +96,10 @@ def prepared(launcher: Callable) -> Callable:
 
     @functools.wraps(launcher)
     def run(*arguments: Any, **keywords: Any) -> Any:
-        call = arguments[0]
-        forward = not isinstance(call, Tensor)
-        if not forward:
-            call = arguments[1]
-        if call.inputs is None:
+        inputs = programs.inputs_of(arguments)
+        if inputs is None:
             return launcher(*arguments, **keywords)
-        signature, tensors, addresses, _ = call.inputs
-        if forward and len(arguments) > 1:  # tensors that the op has allocated for the launcher
-            tensors = [*tensors, *arguments[1:]]
-            addresses = [*addresses, *(tensor.data_ptr() for tensor in arguments[1:])]
+        call, signature, tensors, addresses = inputs
         if _INTERPRETED:
             driver, stream = None, None
         else:
@@ -127,6 +121,4 @@ def prepared(launcher: Callable) -> Callable:
     return run
 
 
-def _record(launcher: Callable, arguments: tuple) -> Program:
-    plain = [a._replace(inputs=None) if hasattr(a, "inputs") else a for a in arguments]
-    return programs.record(launcher, plain, next(a.x for a in arguments if hasattr(a, "inputs")).device)
+_record = programs.record_call
