@@ -48,7 +48,7 @@ def test_without(name, hide, monkeypatch, tmp_path):
     machine, found = environment.collect(), conditions.collect("cpu")
     head = {"format": lines.FORMAT, "name": "a CPU", "device": "cpu", "created": "2026-11-29T10:00:00+00:00"}
     write("environment", "", **head, machine=machine, conditions=found)
-    running = steps._Running("cpu")
+    running = steps.Running("cpu")
 
     def emit(kind, **values):
         line = write(kind, "", **values)

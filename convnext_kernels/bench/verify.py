@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from convnext_kernels.bench import lines, steps
+from convnext_kernels.bench import lines, steps, workers
 from convnext_kernels.bench.results import FAILED, WRONG, is_ours
 from convnext_kernels.tuning import cache
 
@@ -67,7 +67,7 @@ class Verify:
         """Run the steps; returns the exit code: 0, 1 (a kernel is wrong or a step failed), 128 + a signal's number."""
         self.start = time.monotonic()
         self.write = lines.Writer(self.folder / lines.FILE, self.as_json)
-        worker = steps.Worker(self.device, self.threads)
+        worker = workers.Worker(self.device, self.threads)
         code = 0
         # `tune` keeps its choices in the report's folder: a run shows what the package does, not what this user's does.
         before = os.environ.get(cache.ENVIRONMENT_VARIABLE)
@@ -95,7 +95,7 @@ class Verify:
     def _steps(self) -> list[str]:
         return [name for name in steps.STEPS if not self.only or any(part in name for part in self.only)]
 
-    def _environment(self, worker: steps.Worker) -> None:
+    def _environment(self, worker: workers.Worker) -> None:
         from datetime import datetime
 
         from convnext_kernels import environment
@@ -142,7 +142,7 @@ class Verify:
         now = time.monotonic()
         return now + (self.start + 60 * self.minutes - now) * steps.STEPS[name] / later
 
-    def _step(self, name: str, worker: steps.Worker) -> None:
+    def _step(self, name: str, worker: workers.Worker) -> None:
         begun, end = time.monotonic(), self._end(name)
         todo = steps.items(name, self.device)
         if not todo:
@@ -170,7 +170,7 @@ class Verify:
         self._not_run(name, reason, done=done, of=len(todo), seconds=round(time.monotonic() - begun, 1))
 
     def _precompile(self, todo: list[steps.Item], end: float | None) -> None:
-        begun, pool = time.monotonic(), steps.Pool(self.device, len(todo))
+        begun, pool = time.monotonic(), workers.Pool(self.device, len(todo))
         try:
             done, failures = pool.run(todo, end or begun + steps.MOST_SECONDS)
         finally:
@@ -181,7 +181,7 @@ class Verify:
             "precompile", reason, done=done, of=len(todo), seconds=round(time.monotonic() - begun, 1), **values
         )
 
-    def _item(self, worker: steps.Worker, item: steps.Item, limit: float, seconds: float | None) -> None:
+    def _item(self, worker: workers.Worker, item: steps.Item, limit: float, seconds: float | None) -> None:
         worker.send(item, seconds, self.ceilings)
         for kind, values in worker.results(item, limit):
             if kind == "cut" and self.minutes is None:

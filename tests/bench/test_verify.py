@@ -65,7 +65,7 @@ def test_a_failure_is_one_line_and_not_the_end(monkeypatch, tmp_path):
 def _results(item, seconds=None):
     """Run an item in this process."""
     found = []
-    steps.run(steps._Running("cpu"), item, lambda kind, **values: found.append((kind, values)), seconds, {})
+    steps.run(steps.Running("cpu"), item, lambda kind, **values: found.append((kind, values)), seconds, {})
     return found
 
 
