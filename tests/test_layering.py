@@ -48,7 +48,7 @@ EXTENSIONS = ("_native", "_native_cuda")  # compiled: they have no Python file
 LAZY = ("models", "interop", "environment")
 # The top layer: the public names, what runs whole models to time or explain them, the benchmarks and the command line.
 # They may import everything.
-TOP = ("", "tuning.explain", "tuning.tune", "bench", "cli", "__main__")
+TOP = ("", "tuning.explain", "tuning.recorded", "tuning.tune", "bench", "cli", "__main__")
 
 C_FOLDERS = {"common": ("common",), "cpu": ("cpu", "common"), "cuda": ("cuda", "common")}
 C_FORBIDDEN = re.compile(r"^(Python\.h|pybind11/|torch/|ATen/|c10/|caffe2/)")

@@ -10,7 +10,7 @@ from convnext_kernels.cli import load, options
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from convnext_kernels.tuning.tune import TuneReport
+    from convnext_kernels.tuning.report import TuneReport
 
 NOTE = "eager, best: ms of the fastest call. Later calls on this machine take these choices from the user's cache."
 

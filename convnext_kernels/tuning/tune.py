@@ -1,305 +1,46 @@
 """`tune`: time everything that the calls of a model leave open, and keep the fastest."""
 
 import os
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from convnext_kernels import backends, calls, dispatch
+from convnext_kernels import calls, dispatch
 from convnext_kernels.ops import registration
-from convnext_kernels.torch_versions import TorchDispatchMode, tree_leaves
 from convnext_kernels.tuning import cache
-from convnext_kernels.tuning.cost import Candidate
-from convnext_kernels.tuning.gpus import Gpu
-from convnext_kernels.tuning.pick import forced, predicted_seconds
+from convnext_kernels.tuning.recorded import EAGER, Call, merged, points, record
+from convnext_kernels.tuning.report import Row, Timing, TuneReport, describe
 
 if TYPE_CHECKING:
     from convnext_kernels.bench.timing import Times
 
-MOST = 8  # configurations of one kernel that are timed: those with the lowest predicted times
 ROUNDS = {"cpu": 7, "cuda": 20}
 ROUND_SECONDS = 5.0  # of all rounds, about; slow candidates have fewer rounds, but at least three
-EAGER, TRITON = "eager", "triton"
+TRITON = "triton"
 
 
-class Timing(NamedTuple):
-    """The time of one candidate for one call, or why it does not run."""
-
-    op: str
-    shape: tuple[int, ...]  # of x: N, C, H, W
-    phase: str  # "forward" or "backward"
-    backend: str
-    plan: str  # "kernel: configuration" of every choice inside the backend; empty if it has none
-    median: float | None  # seconds
-    minimum: float | None
-    error: str = ""
-    dtype: str = ""  # of x
-    variant: str = ""  # "V2 k7"
-
-
-class Row(NamedTuple):
-    """The result for one kind of call."""
-
-    op: str
-    shape: tuple[int, ...]
-    phase: str
-    dtype: str
-    variant: str
-    count: int  # calls of this kind in the model
-    eager: float | None  # seconds: the minimum, which other processes disturb least; None if it does not run
-    best: float | None
-    backend: str  # the fastest, or the one that the model requests
-    plan: str
-
-
-@dataclass
-class TuneReport:
-    """What `tune` found. ``str()`` of it is a table."""
-
-    machine: str
-    rows: list[Row] = field(default_factory=list)
-    timings: list[Timing] = field(default_factory=list)
-    choices: dict[str, str] = field(default_factory=dict)  # as in the file that `write` names
-    not_timed: list[str] = field(default_factory=list)  # a line for each call that the minutes did not suffice for
-
-    def __str__(self) -> str:
-        head = ("op", "shape", "phase", "calls", "eager ms", "best ms", "times faster than eager", "plan")
-        lines = [head]
-        for row in self.rows:
-            known = row.eager is not None and row.best is not None
-            lines.append(
-                (
-                    f"{row.op} {row.variant}".strip(),
-                    "x".join(map(str, row.shape)) + f" {row.dtype}",
-                    row.phase,
-                    str(row.count),
-                    _milliseconds(row.eager),
-                    _milliseconds(row.best),
-                    f"{row.eager / row.best:.2f}" if known else "-",
-                    f"{row.backend} {row.plan}".strip(),
-                )
-            )
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-        return "\n".join(line.rstrip() for line in (self.machine, *shown, *self.remarks()))
-
-    def remarks(self) -> list[str]:
-        """A line for each candidate that does not run and for each call that was not timed."""
-        failed = [f"does not run: {_name(t)}: {t.error}" for t in self.timings if t.error]
-        return failed + [f"not timed: {line}" for line in self.not_timed]
-
-
-def _milliseconds(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds * 1e3:.4g}"
-
-
-def _name(t: Timing | Row) -> str:
-    shape = "x".join(map(str, t.shape))
-    return " ".join(part for part in (t.op, t.variant, shape, t.dtype, t.phase, t.backend, t.plan) if part)
-
-
-@dataclass
-class _Call:
-    """A kind of call that the model makes, with the tensors of the first one that was made."""
-
-    name: str  # of the registered op: "block_backward"
-    arguments: list[Any]
-    op: str
-    shape: tuple[int, ...]
-    dtype: str
-    variant: str
-    flops: int
-    count: int = 0
-    outer: "_Point | None" = None  # the choice of a backend, if there is one
-
-    @property
-    def backends(self) -> list[str]:
-        """The backends that may compute it."""
-        return [self.requested] if self.outer is None else [candidate.name for candidate in self.outer.candidates]
-
-    @property
-    def phase(self) -> str:
-        return "backward" if self.name.endswith("_backward") else "forward"
-
-    @property
-    def x(self) -> Tensor:
-        return self.arguments[self.phase == "backward"]
-
-    @property
-    def requested(self) -> str:
-        return dispatch.requested_backend(self.arguments[-1])  # the last argument of every schema
-
-    def timing(
-        self, backend: str, plan: str, times: "Times | None" = None, error: BaseException | None = None
-    ) -> Timing:
-        """A `Timing` of this call."""
-        seconds = (None, None) if times is None else (times.median / 1e3, times.minimum / 1e3)
-        said = "" if error is None else " ".join(f"{type(error).__name__}: {error}".split())
-        return Timing(
-            self.op, self.shape, self.phase, backend, plan, *seconds, f"{said:.300}", self.dtype, self.variant
-        )
-
-
-@dataclass(frozen=True)
-class _Point:
-    """A choice that a call leaves open."""
-
-    key: str
-    kernel: str
-    candidates: tuple[Candidate, ...]
-    where: Gpu | str
-
-    @property
-    def backends(self) -> bool:
-        """Whether the candidates are backends."""
-        return all(candidate.name in backends.NAMES for candidate in self.candidates)
-
-    def likely(self) -> list[str]:
-        """Names of the candidates to time."""
-        if isinstance(self.where, str):
-            return [candidate.name for candidate in self.candidates]
-        ordered = sorted(self.candidates, key=lambda candidate: predicted_seconds(candidate, self.where))
-        return [candidate.name for candidate in ordered[:MOST]]
-
-
-def _facts(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return tuple(value.shape), value.stride(), value.dtype
-    return tuple(map(_facts, value)) if isinstance(value, list) else value
-
-
-def _detached(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach()
-    return list(map(_detached, value)) if isinstance(value, list) else value
-
-
-class _Recorder(TorchDispatchMode):
-    """Records the calls of this package's ops. The eager backend computes them: it has nothing to compile."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: dict[Any, _Call] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        from torch.utils.flop_counter import flop_registry
-
-        from convnext_kernels.tuning.explain import NAMESPACE, called
-
-        if func.namespace != NAMESPACE:
-            return func(*args, **(kwargs or {}))
-        with forced(_eager):  # here, not around the model: backward passes run in autograd's threads
-            result = func(*args)
-        name = func._schema.name.partition("::")[2]
-        facts = (name, _facts(list(args)))
-        if facts not in self.calls:
-            named = {a.name: value for a, value in zip(func._schema.arguments, args, strict=True)}
-            kind = called(name.removesuffix("_backward"), named)
-            counted = flop_registry.get(func.overloadpacket)
-            flops = counted(*args, out_val=result) if counted else 0
-            dtype = str(named["x"].dtype).removeprefix("torch.")
-            dilated = f"d{kind.dilation}" if kind.dilation > 1 else ""
-            parts = ("V2" if kind.grn and kind.op != "grn" else "", f"k{kind.side}" if kind.side else "", dilated)
-            variant = " ".join(part for part in parts if part)
-            arguments = _detached(list(args))
-            self.calls[facts] = _Call(name, arguments, kind.op, kind.shape, dtype, variant, flops)
-        self.calls[facts].count += 1
-        return result
-
-
-def _eager(_kernel: str, _problem: tuple, candidates: Sequence[Candidate], _where: Gpu | str) -> Candidate | None:
-    return next((candidate for candidate in candidates if candidate.name == EAGER), None)
-
-
-@contextmanager
-def _unchanged(model: nn.Module, training: bool, device: torch.device) -> Iterator[None]:
-    """Put the model in training or evaluation; afterwards its modes, buffers and the random state are as before."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        if "torch._dynamo" in sys.modules:  # a compiled model calls the same ops as the plain one
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        try:
-            model.train(training)
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
-
-
-def _record(model: nn.Module, example: Tensor, training: bool) -> list[_Call]:
-    """The kinds of calls that one run of the model makes, those with the most FLOPs first."""
-    import convnext_kernels.ops.flops  # noqa: F401  registers the formulas
-
-    recorder = _Recorder()
-    with _unchanged(model, training, example.device), torch.set_grad_enabled(training), recorder:
-        x = example.detach().requires_grad_(training and example.requires_grad)
-        outputs = model(x)
-        if training:
-            outputs = [t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.requires_grad]
-            inputs = [p for p in (x, *model.parameters()) if p.requires_grad]
-            if not outputs:
-                raise ValueError("training: no output of the model requires a gradient")
-            torch.autograd.grad(outputs, inputs, [torch.randn_like(t) for t in outputs], allow_unused=True)
-    return sorted(recorder.calls.values(), key=lambda call: -call.flops * call.count)
-
-
-def _points(call: _Call, choices: Mapping[str, str], planned: list[Any] | None = None) -> list[_Point]:
-    """The choices with several candidates that a call makes, given some of them. Triton's launchers launch nothing.
-
-    Of a call that fails, those before the error, which will be reported when it is timed.
-    """
-    found: dict[str, _Point] = {}
-
-    def choice(kernel: str, problem: tuple, candidates: Sequence[Candidate], where: Gpu | str) -> Candidate | None:
-        key = cache.key(kernel, problem, where)
-        if len(candidates) > 1:
-            found.setdefault(key, _Point(key, kernel, tuple(candidates), where))
-        return next((candidate for candidate in candidates if candidate.name == choices.get(key)), None)
-
-    with suppress(Exception), torch.no_grad(), forced(choice, [] if planned is None else planned):
-        registration.plainly(call.name, *call.arguments)
-    return list(found.values())
-
-
-def _merged(found: list[_Call]) -> list[_Call]:
-    """One call for each class of calls that share a choice, with the number of all of them."""
-    kinds: dict[Any, _Call] = {}
-    for call in found:
-        call.outer = next((point for point in _points(call, {}) if point.backends), None)
-        first = kinds.setdefault(id(call) if call.outer is None else call.outer.key, call)
-        if first is not call:
-            first.count += call.count
-    return list(kinds.values())
-
-
-def _compile(found: list[_Call], end: float) -> None:
+def _compile(found: list[Call], end: float) -> None:
     """Compile what the Triton backend may launch for these calls, in parallel."""
     planned: list[Any] = []
     for call in found:
         if TRITON not in call.backends:
             continue
         choices = {} if call.outer is None else {call.outer.key: TRITON}
-        for point in _points(call, choices, planned):
+        for point in points(call, choices, planned):
             for name in [] if point.backends else point.likely():
-                _points(call, choices | {point.key: name}, planned)
+                points(call, choices | {point.key: name}, planned)
     if planned:
         from convnext_kernels.backends.triton import ahead, device
 
         if not device.interpreted():
-            ahead.compile_all(ahead.units(planned), end)
+            now = time.monotonic()
+            ahead.compile_all(ahead.units(planned), now + (end - now) / 2)  # the other half is for timing
 
 
 def _graph(run: Callable[[], object], pool: Any) -> Callable[[], object]:
@@ -343,7 +84,7 @@ class _Tuner:
         if self.on_result is not None:
             self.on_result(timing)
 
-    def measure(self, call: _Call, candidates: Mapping[str, tuple[str, str, dict[str, str]]]) -> "dict[str, Times]":
+    def measure(self, call: Call, candidates: Mapping[str, tuple[str, str, dict[str, str]]]) -> "dict[str, Times]":
         """Time candidates: by name, each with its backend, its plan in words, and its choices."""
         device, functions = call.x.device.type, {}
         pool = torch.cuda.graph_pool_handle() if device == "cuda" else None  # the graphs share their memory
@@ -369,7 +110,7 @@ class _Tuner:
             self.say(call.timing(*candidates[name][:2], taken))
         return times
 
-    def function(self, call: _Call, backend: str, choices: dict[str, str], pool: Any) -> Callable[[], object]:
+    def function(self, call: Call, backend: str, choices: dict[str, str], pool: Any) -> Callable[[], object]:
         """A function that runs a call with these choices; it has run before."""
         trial, arguments = cache.Trial(choices), list(call.arguments)
         if call.requested != dispatch.AUTO:
@@ -383,14 +124,14 @@ class _Tuner:
             run()
             return run if pool is None else _graph(run, pool)
 
-    def tune(self, call: _Call) -> None:
+    def tune(self, call: Call) -> None:
         """Time everything that a call leaves open."""
         outer = call.outer
         found: dict[str, tuple[str, str, dict[str, str]]] = {}
         for backend in call.backends:
             choices = {} if outer is None else {outer.key: backend}
             plan = []
-            for point in _points(call, choices):
+            for point in points(call, choices):
                 if point.backends:
                     continue
                 if point.key not in self.settled:
@@ -428,8 +169,8 @@ class _Tuner:
         self.report.choices |= choices
         cache.keep(choices)
 
-    def cut(self, call: _Call) -> None:
-        self.report.not_timed.append(_name(call.timing("", "")))
+    def cut(self, call: Call) -> None:
+        self.report.not_timed.append(describe(call.timing("", "")))
 
 
 def _check(model: Any, example: Any, training: Any, minutes: Any, write: Any, on_result: Any) -> None:
@@ -491,18 +232,22 @@ def tune(
     """
     _check(model, example, training, minutes, write, on_result)
     end = float("inf") if minutes is None else time.monotonic() + 60 * minutes
-    found = _record(model, example, model.training if training is None else training)
+    found = record(model, example, model.training if training is None else training)
     if not found:
         raise ValueError(
             "model: it makes no call of this package's ops, expected a model after accelerate() (see "
             "acceleration_report) or one with this package's modules"
         )
-    with torch.cuda.device(example.device) if example.is_cuda else nullcontext():
-        return _tune(found, example.device.type, end, write, on_result)
+    device = example.device
+    with (
+        torch.cuda.device(device) if example.is_cuda else nullcontext(),
+        torch.autocast(device.type, enabled=False),  # the recorded arguments have been cast
+    ):
+        return _tune(found, device.type, end, write, on_result)
 
 
 def _tune(
-    found: list[_Call],
+    found: list[Call],
     device: str,
     end: float,
     write: str | os.PathLike | None,
@@ -512,7 +257,7 @@ def _tune(
     report = TuneReport(where if isinstance(where, str) else where.machine)
     tuner = _Tuner(report, end, on_result)
     try:
-        found = _merged(found)
+        found = merged(found)
         _compile(found, (time.monotonic() + end) / 2)  # the other half is for timing
         for call in found:
             tuner.tune(call)

@@ -145,6 +145,22 @@ MUTANTS = [
         ),
     ),
     *_in(
+        "dispatch.py",
+        ("tests/tuning/test_tune.py",),
+        Mutant(
+            "state", "a new choice waits for the next process", "(generation, torch.get_num_threads())", "requested"
+        ),
+        Mutant("formula", "a timed choice replaces a backend by name", "requested == AUTO and len(able) > 1", "able"),
+        Mutant("formula", "a choice serves every layout", "_layout(x), *spec[2:4]", "*spec[2:4]"),
+    ),
+    *_in(
+        "tuning/tune.py",
+        ("tests/tuning/test_tune.py",),
+        Mutant("formula", "the slowest is kept", "best = min(seconds,", "best = max(seconds,", quick=True),
+        Mutant("bound", "the minutes do not end", "time.monotonic() >= self.end", "False"),
+        Mutant("state", "a trial goes on", "cache.end_trials()", "pass"),
+    ),
+    *_in(
         "nn/layers.py",
         MODULES,
         Mutant("formula", "kept samples are not scaled up", ".bernoulli_(keep).div_(keep)", ".bernoulli_(keep)"),
