@@ -162,7 +162,7 @@ class Verify:
             limit = steps.MOST_SECONDS
             if left is not None:
                 limit = min(self.start + 60 * self.minutes - time.monotonic(), max(share * left, steps.LEAST_SECONDS))
-            self._item(worker, item, limit, None if left is None else 0.8 * limit)
+            self._item(worker, item, limit, None if left is None else min(left, 0.8 * limit))
             done += 1
         reason = (
             "" if done == len(todo) else f"skipped: budget: {len(todo) - done} of {len(todo)}, from {todo[done].name}"
