@@ -99,9 +99,10 @@ def machine(run: Run) -> str:
     cores, threads = run.machine["threads"]["cores"], run.conditions.get("threads")
     where = f", {cores} cores, {threads} threads" if run.device == "cpu" else ""
     commit = f", commit {run.machine['commit']}" if run.machine.get("commit") else ""
+    command = "verify" if run.mode == "verify" else f"bench{flags}{device}"
     return (
         f"{machine_name(run)}{where}, PyTorch {run.machine['libraries']['torch']}, {run.created[:10]}{commit}: "
-        f"`convnext-kernels bench{flags}{device}`"
+        f"`convnext-kernels {command}`"
     )
 
 

@@ -5,6 +5,7 @@ import warnings
 
 from convnext_kernels import backends, dispatch, functional
 from convnext_kernels.dispatch import list_backends, use_backend
+from convnext_kernels.graphs import graphed
 from convnext_kernels.interop import accelerate, acceleration_report, restore
 from convnext_kernels.nn import DepthwiseConv2d, FusedConvNeXtBlock, GlobalResponseNorm, LayerNorm2d
 from convnext_kernels.spec import BackendError
@@ -21,6 +22,7 @@ __all__ = [
     "accelerate",
     "acceleration_report",
     "functional",
+    "graphed",
     "list_backends",
     "restore",
     "tune",

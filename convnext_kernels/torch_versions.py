@@ -12,7 +12,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import _broadcast_to_and_flatten as broadcast_to_and_flatten
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 __all__ = [
     "OP_TAGS",
@@ -31,6 +31,7 @@ __all__ = [
     "transforms_active",
     "tree_flatten",
     "tree_leaves",
+    "tree_map_only",
     "tree_unflatten",
     "watched",
     "without_autocast_key",

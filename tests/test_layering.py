@@ -35,6 +35,7 @@ PACKAGES = {
     "tuning": (("spec", "version", "tuning", "tuning."), ("filelock",)),
     "dispatch": (("spec", "backends", "tuning", "tuning."), ("torch",)),
     "ops": (("spec", "calls", "torch_versions", "dispatch", "ops."), ("torch",)),
+    "graphs": (("torch_versions",), ("torch",)),
     "functional": (("ops", "ops.checks", "ops.registration"), ("torch",)),
     "nn": (("functional", "nn.", "ops.checks"), ("torch",)),
     "models": (("functional", "nn", "nn.", "models.", "ops.flops"), ("torch",)),

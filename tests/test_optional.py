@@ -5,18 +5,26 @@ turn, and a fresh one all together.
 """
 
 import json
+import os
 import sys
 from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 
 import pytest
 
-import convnext_kernels as ck
 from convnext_kernels import __main__ as entry
-from convnext_kernels.bench import ceilings, checks, conditions, report, results
+from convnext_kernels import environment
+from convnext_kernels.bench import checks, conditions, lines, report, steps, verify, workloads
+from convnext_kernels.bench.cases import Case, network
+from convnext_kernels.bench.results import EAGER
 from convnext_kernels.tuning import cache
 
+ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL = ("platformdirs", "filelock", "rich", "click", "jinja2", "matplotlib", "psutil")
-KINDS = tuple(kind for kind in checks.KINDS if kind[:2] in (("layernorm", ""), ("block", " V2")))
+BUILD = partial(workloads.layernorm, checks.NO_WORK, 1, 8, 5, 3)
+CASE = Case("layernorm", "1x8x5x3", 1, "fp32", "training", "", 8, 0, False, 0, BUILD)
+ITEM = steps.Item("numerics fp32", "layernorm 1x8x5x3 fp32", CASE)
 
 
 @pytest.fixture
@@ -31,72 +39,57 @@ def hide(monkeypatch):
     return hidden
 
 
-@pytest.fixture
-def verify(monkeypatch, tmp_path, capsys):
-    """Run ``python -m convnext_kernels verify`` with few checks in this process: (exit code, run, what it printed)."""
-    monkeypatch.setattr(checks, "SHAPES", ((1, 8, 5, 3),))
-    monkeypatch.setattr(checks, "WIDE", ())
-    monkeypatch.setattr(checks, "KINDS", KINDS)
-    monkeypatch.setattr(ceilings, "SECONDS", 0.001)
-    monkeypatch.setattr(checks, "backends", lambda device: ([("eager", nullcontext)], []))
-    monkeypatch.setattr("convnext_kernels.bench.verify.DTYPES", ("fp32",))
-    monkeypatch.setattr("convnext_kernels.cli.bench.select", lambda *_: [])
-    monkeypatch.setattr("convnext_kernels.cli.verify.select", lambda *_: [])
-
-    def run(*arguments: str) -> tuple[int, results.Run, str]:
-        monkeypatch.setattr(sys, "argv", ["", "verify", "--device", "cpu", "--report", str(tmp_path), *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            entry.main()
-        printed = capsys.readouterr()
-        return exit_.value.code, results.load(tmp_path / results.FILE), printed.out + printed.err
-
-    return run
-
-
 @pytest.mark.parametrize("name", OPTIONAL)
-def test_verify_without(name, hide, verify, tmp_path):
+def test_without(name, hide, monkeypatch, tmp_path):
+    """The conditions, a check and the report, in this process."""
     hide(name)
-    code, run, printed = verify()
-    assert code in (None, 0), printed
-    assert run.complete
-    assert len(run.checks) == len(KINDS)
-    assert f"{len(run.checks)} numerical checks passed on cpu." in printed
+    monkeypatch.setattr(checks, "backends", lambda device: ([("eager", nullcontext)], []))
+    write = lines.Writer(tmp_path / lines.FILE, echo=False)
+    machine, found = environment.collect(), conditions.collect("cpu")
+    head = {"format": lines.FORMAT, "name": "a CPU", "device": "cpu", "created": "2026-11-29T10:00:00+00:00"}
+    write("environment", "", **head, machine=machine, conditions=found)
+    running = steps.Running("cpu")
+
+    def emit(kind, **values):
+        line = write(kind, "", **values)
+        assert not verify.complaint(line), verify.complaint(line)
+
+    model = steps.Item("models", "eager", (network("ConvNeXt-T", 1, "fp32", "forward"), EAGER))
+    for item in (ITEM, model)[: 2 if name == "psutil" else 1]:  # which tells how much memory is free
+        steps.run(running, item, emit, None, {})
+    running.stack.close()
+    write.close()
+    run = lines.as_run(lines.read(tmp_path / lines.FILE))
+    assert [check.status for check in run.checks] == ["ok"]
+    assert [record.times is not None for record in run.records] == [True] * (name == "psutil")
+    said = report.write_if_possible(run, tmp_path)
     assert (tmp_path / report.NAME).exists() == (name not in ("jinja2", "matplotlib"))
-    said = " ".join(printed.split())
     if name in ("jinja2", "matplotlib"):
         assert f'the report needs {name}, which is not installed: pip install "convnext-kernels[bench]"' in said
-    if name in ("click", "rich"):
-        assert "not run: the benchmark, which needs click and rich: pip install click rich" in said
-    if name == "psutil":
-        assert 'not run: the benchmark, which needs psutil: pip install "convnext-kernels[bench]"' in said
-        assert "the load of the machine is unknown: psutil is not installed" in said
+    unknown = any("the load of the machine is unknown: psutil is not installed" in line for line in found["warnings"])
+    assert unknown == (name == "psutil")
 
 
-def test_plain_verify_fails_for_a_broken_kernel(hide, verify, monkeypatch):
-    hide("rich")
-    forward = ck.FusedConvNeXtBlock.forward
-    monkeypatch.setattr(ck.FusedConvNeXtBlock, "forward", lambda self, x: forward(self, x) * 1.1)
-    code, _, printed = verify()
-    assert code == 1
-    assert "block 1x8x5x3 V2 fp32 on eager: wrong" in printed
-    assert "numerical checks failed" in printed
-
-
-def test_plain_verify_keeps_the_results_when_interrupted(hide, verify, monkeypatch):
-    hide("click")
-    everything = checks.run
-
-    def interrupted(*arguments):
-        found = everything(*arguments)
-        yield next(found)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(checks, "run", interrupted)
-    code, run, printed = verify()
-    assert code == 130
-    assert len(run.checks) == 1
-    assert not run.complete
-    assert "Interrupted" in printed
+@pytest.mark.parametrize("name", ["click", "rich"])
+def test_plain_verify(name, hide, monkeypatch, tmp_path, capsys):
+    hide(name)
+    monkeypatch.setattr(steps, "items", lambda step, device: [ITEM])
+    arguments = ["verify", "--device", "cpu", "--only", "fp32", "--report", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        entry.main()
+    assert exit_.value.code == 0
+    assert "No kernel is wrong." in capsys.readouterr().out
+    for wrong, words in (
+        (("--only", "fp33"), "--only: no step has 'fp33' in its name"),
+        (("--minutes", "0"), "--minutes: expected a positive number, got 0"),
+        (("--report", str(tmp_path / lines.FILE)), "--report"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["", *arguments, *wrong])
+        with pytest.raises(SystemExit) as exit_:
+            entry.main()
+        assert exit_.value.code == 2
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["click", "rich"])
@@ -153,7 +146,7 @@ found["remembered"] = cache.lookup("mlp", (8,), GPUS["H100"])
 found["tuned"] = str(ck.tune(ck.LayerNorm2d(8), torch.randn(1, 8, 5, 3)))
 
 checks.SHAPES, checks.WIDE, checks.KINDS = ((1, 8, 5, 3),), (), checks.KINDS[::5]
-sys.argv = ["", "verify", "--report", folder]
+sys.argv = ["", "verify", "--only", "fp32", "--report", folder]
 try:
     runpy.run_module("convnext_kernels", run_name="__main__")
 except SystemExit as error:
@@ -163,15 +156,21 @@ print(json.dumps(found))
 
 
 def test_without_all_of_them_and_without_the_extension(run_python, tmp_path):
-    arguments = [str(tmp_path / "verify"), *OPTIONAL, "convnext_kernels._native"]
-    script = f"import sys\nsys.argv += {arguments}\n{ALL_HIDDEN}"
-    printed = run_python(script, TRITON_INTERPRET="1", **{cache.ENVIRONMENT_VARIABLE: str(tmp_path / "cache")})
+    hidden = [*OPTIONAL, "convnext_kernels._native"]
+    # For the process that runs the checks too: Python imports this file when it starts.
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({hidden}))\n")
+    script = f"import sys\nsys.argv += {[str(tmp_path / 'verify'), *hidden]}\n{ALL_HIDDEN}"
+    folder = {cache.ENVIRONMENT_VARIABLE: str(tmp_path / "cache")}
+    path = os.pathsep.join((str(tmp_path), str(ROOT)))
+    printed = run_python(script, TRITON_INTERPRET="1", PYTHONPATH=path, **folder)
     found = json.loads(printed.splitlines()[-1])
     assert found["verify"] in (None, 0, False)
     assert found["accelerated"] == 1
     assert found["remembered"] == "fused"
     assert "times faster than eager" in found["tuned"]
     assert found["status"] or found["difference"] < 1e-4
-    run = results.load(tmp_path / "verify" / results.FILE)
-    assert run.complete
-    assert {check.backend for check in run.checks} >= {"eager"} | ({"triton"} if not found["status"] else set())
+    (run,) = lines.read(tmp_path / "verify" / lines.FILE)
+    assert run[-1]["complete"]
+    done = lines.of_kind(run, "check")
+    assert {check["backend"] for check in done} == {"eager"} | ({"triton"} if not found["status"] else set())
+    assert len(done) > 2

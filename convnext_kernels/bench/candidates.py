@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from convnext_kernels import graphs
 from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, Case
 from convnext_kernels.bench.results import EAGER, OURS
 from convnext_kernels.torch_versions import tf32_allowed
@@ -136,16 +137,18 @@ def _contiguous(prepared: Prepared) -> Call:
     return _call(module, tuple(x.contiguous() for x in prepared.inputs), prepared.case.direction)
 
 
-def _compiled(autotune: bool) -> Callable[[Prepared], Call]:
+def _compiled(which: str = "eager", autotune: bool = False, cudagraphs: bool = False) -> Callable[[Prepared], Call]:
+    """``torch.compile`` of the module `which`: "eager" or "ours"; `cudagraphs` as in mode="reduce-overhead"."""
+
     def build(prepared: Prepared) -> Call:
         from torch._inductor import config
 
         training = prepared.case.direction == "training"
-        options = {}
+        options = {"triton.cudagraphs": True} if cudagraphs else {}
         if autotune:
             # On a GPU with CUDA graphs, as in mode="max-autotune", unless a backward pass needs the outputs.
             options = {"max_autotune": True, "triton.cudagraphs": prepared.device == "cuda" and not training}
-        module = torch.compile(copy.deepcopy(prepared.eager), dynamic=False, options=options)
+        module = torch.compile(copy.deepcopy(getattr(prepared, which)), dynamic=False, options=options)
         call = _call(module, prepared.inputs, prepared.case.direction)
         # Freezing makes the weights constants and packs them for oneDNN, at the first call and without gradients.
         gradients = nullcontext() if training else torch.inference_mode()
@@ -154,6 +157,20 @@ def _compiled(autotune: bool) -> Callable[[Prepared], Call]:
         return call
 
     return build
+
+
+def _graphed(prepared: Prepared) -> Call:
+    """Our module as CUDA graphs."""
+    module = copy.deepcopy(prepared.ours)
+    if prepared.case.direction == "training":
+        samples = tuple(x.detach().clone().requires_grad_() for x in prepared.inputs)
+        return Step(torch.cuda.make_graphed_callables(module, samples), prepared.inputs)
+    graph = graphs.graphed(module.requires_grad_(False), prepared.inputs)
+    return lambda: graph(*prepared.inputs)
+
+
+def _gpu_missing(prepared: Prepared) -> str:
+    return _ours_missing(prepared) or ("" if prepared.device == "cuda" else "CUDA graphs need a GPU")
 
 
 def _compiler_missing(prepared: Prepared) -> str:
@@ -310,7 +327,7 @@ CANDIDATES = (
     Candidate(EAGER, _never_missing, _eager, _always),
     Candidate(OURS, _ours_missing, _ours, _always),
     Candidate("eager, contiguous", _never_missing, _contiguous, _contiguous_wanted),
-    Candidate("torch.compile", _compiler_missing, _compiled(autotune=False), _compile_wanted),
+    Candidate("torch.compile", _compiler_missing, _compiled(), _compile_wanted),
     Candidate(
         "torch.compile, max-autotune",
         _compiler_missing,
@@ -326,4 +343,16 @@ CANDIDATES = (
         _onnxruntime,
         _engine_wanted,
     ),
+)
+
+NEEDS_GPU = GRAPH, OVERHEAD = "CUDA graph", "reduce-overhead"
+# What `verify` compares for whole models, the most telling first: should time run out, the last ones are missing.
+MODEL_CANDIDATES = (
+    Candidate(EAGER, _never_missing, _eager, _always),
+    Candidate(OURS, _ours_missing, _ours, _always),
+    Candidate(f"{OURS}, {GRAPH}", _gpu_missing, _graphed, _always),
+    Candidate("torch.compile", _compiler_missing, _compiled(), _always),
+    Candidate(f"torch.compile, {OVERHEAD}", _gpu_missing, _compiled(cudagraphs=True), _always),
+    Candidate(f"{OURS}, torch.compile", _compiler_missing, _compiled("ours"), _always),
+    Candidate("eager, contiguous", _never_missing, _contiguous, _always),
 )

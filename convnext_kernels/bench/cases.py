@@ -23,6 +23,7 @@ CONVNEXTS = {  # label: (library, name, depths, dims, GRN)
     "ConvNeXt-B": ("torchvision", "convnext_base", (3, 3, 27, 3), (128, 256, 512, 1024), False),
     "ConvNeXt-V2-T": ("timm", "convnextv2_tiny", (3, 3, 9, 3), (96, 192, 384, 768), True),
 }
+NETWORKS = {"ConvNeXt-T": "convnext_tiny", "ConvNeXt-V2-T": "convnextv2_tiny"}  # of `convnext_kernels.models`
 RIVALS = {  # alternatives to a ConvNeXt: (library, name, millions of parameters)
     "ResNet-50": ("torchvision", "resnet50", 26),
     "ResNeXt-50": ("torchvision", "resnext50_32x4d", 25),
@@ -101,6 +102,13 @@ def _convnext(label: str, n: int, size: int, dtype: str, direction: str, mode: s
     memory = int(8 * (HELD["block"] * stage * blocks + 4 * counted.parameters))
     build = partial(_build, "convnext", counted, library, name, n, size)
     return Case("model", f"{label} {size}", n, dtype, direction, mode, dims[0], 7, grn, memory, build)
+
+
+def network(label: str, n: int, dtype: str, direction: str) -> Case:
+    """A model of NETWORKS at 224 x 224, built by this package: the same case as in `cases`, without another library."""
+    case = _convnext(label, n, 224, dtype, direction, STANDARD)
+    counted = case.build.args[1]
+    return replace(case, build=partial(_build, "network", counted, NETWORKS[label], n, 224))
 
 
 def _models(dtype: str) -> list[Case]:

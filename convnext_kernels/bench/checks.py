@@ -1,8 +1,9 @@
 """Numerical checks of every kernel: all ops, backends and instruction sets of this machine, at a table of shapes."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -17,37 +18,38 @@ from convnext_kernels.bench.results import FAILED, OK, UNAVAILABLE, WRONG, Check
 from convnext_kernels.bench.work import Work
 from convnext_kernels.spec import BackendError
 
-# (N, C, H, W): sizes below, equal to, a multiple of and above the kernels' vectors and tiles.
+# (N, C, H, W): sizes below, equal to, a multiple of and above the kernels' vectors and tiles. The most telling first:
+# `verify` may run out of time.
 SHAPES = (
+    (1, 96, 14, 14),
+    (3, 40, 7, 5),
     (1, 8, 1, 1),
     (3, 8, 5, 7),
     (1, 40, 13, 14),
-    (3, 40, 7, 5),
-    (1, 96, 14, 14),
     (3, 96, 7, 13),
     (1, 100, 5, 14),
     (3, 100, 13, 1),
     (2, 130, 7, 7),
     (1, 17, 28, 29),
 )
-# Numbers of channels at which the plans of mlp change; not in fp16 on a CPU, where PyTorch's own convolution takes up
-# to 18 s for one of them, forward and backward.
-WIDE = ((1, 192, 28, 28), (2, 384, 14, 14), (1, 768, 7, 7))
-KINDS = (  # (op, label, arguments of the workload after the shape)
+# The stages of ConvNeXt-T, where the plans of mlp change; not in fp16 on a CPU, where PyTorch's own convolution takes
+# up to 18 s for one of them, forward and backward.
+WIDE = ((1, 96, 56, 56), (1, 192, 28, 28), (2, 384, 14, 14), (1, 768, 7, 7))
+KINDS = (  # (op, label, arguments of the workload after the shape); those of the networks first
+    ("block", " V1", (False,)),
+    ("block", " V2", (True,)),
+    ("downsample", " 2x2", (2,)),
     ("layernorm", "", ()),
+    ("dwconv", " K7", (7,)),
+    ("mlp", " V1", (False,)),
+    ("mlp", " V2", (True,)),
     ("grn", "", ()),
     ("dwconv", " K3", (3,)),
-    ("dwconv", " K7", (7,)),
     ("dwconv", " K13", (13,)),
     ("dwconv", " K31", (31,)),
     ("dwconv", " K7 dilation 2", (7, 2)),
     ("dwconv", " K3 dilation 3", (3, 3)),
-    ("mlp", " V1", (False,)),
-    ("mlp", " V2", (True,)),
-    ("block", " V1", (False,)),
-    ("block", " V2", (True,)),
     ("block", " V1 K11", (False, 11)),
-    ("downsample", " 2x2", (2,)),
 )
 NO_WORK = Work(0, 0, 0, 0, 0)  # nothing is timed here
 
@@ -70,16 +72,30 @@ def backends(device: str) -> tuple[list[Backend], list[str]]:
     return found, missing
 
 
-def _cases(device: str, dtypes: tuple[str, ...]) -> Iterator[Case]:
-    for op, label, arguments in KINDS:
-        for n, c, h, w in SHAPES + WIDE * (op in ("mlp", "block", "layernorm")):
-            if op == "downsample" and min(h, w) < arguments[0]:
+def cases(device: str, dtype: str) -> Iterator[Case]:
+    """What is checked in `dtype`, the most telling first: the stages of ConvNeXt-T, then every op at each shape."""
+    for n, c, h, w in WIDE + SHAPES:
+        wide = (n, c, h, w) in WIDE
+        if wide and dtype == "fp16" and device == "cpu":
+            continue
+        for op, label, arguments in KINDS:
+            if (wide and op not in ("mlp", "block", "layernorm")) or (op == "downsample" and min(h, w) < arguments[0]):
                 continue
             build = partial(getattr(workloads, op), NO_WORK, n, c, h, w, *arguments)
-            for dtype in dtypes:
-                if (n, c, h, w) in WIDE and dtype == "fp16" and device == "cpu":
-                    continue
-                yield Case(op, f"{n}x{c}x{h}x{w}{label}", n, dtype, "training", "", c, 0, False, 0, build)
+            yield Case(op, f"{n}x{c}x{h}x{w}{label}", n, dtype, "training", "", c, 0, False, 0, build)
+
+
+@contextmanager
+def _poisoned_memory() -> Iterator[None]:
+    """Fill what ``torch.empty`` returns with NaN: it may be memory that holds the right result of an earlier call."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch, about its own operators
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def _all_results(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
@@ -100,7 +116,7 @@ def _check(case: Case, device: str, contexts: list[Backend]) -> Iterator[Check]:
     for name, context in contexts:
         check = partial(Check, case.group, case.what, case.dtype, name)
         try:
-            with dispatch.use_backend(name.split()[0]), context():
+            with dispatch.use_backend(name.split()[0]), context(), _poisoned_memory():
                 judgement = judge(truth, standard, _all_results(copy.deepcopy(ours), inputs), dtype)
         except BackendError as error:
             yield check(UNAVAILABLE, one_line(error))
@@ -111,22 +127,21 @@ def _check(case: Case, device: str, contexts: list[Backend]) -> Iterator[Check]:
             yield check(status, judgement.reason, judgement.error, judgement.allowed)
 
 
-def count(device: str, dtypes: tuple[str, ...]) -> int:
-    """Number of cases of `run`."""
-    return sum(1 for _ in _cases(device, dtypes))
+def check(case: Case, device: str, contexts: list[Backend]) -> Iterator[Check]:
+    """Check a case on each of `contexts`: forward, inference and all gradients against fp64."""
+    with tf32(False):
+        try:
+            yield from _check(case, device, contexts)
+        except Exception as error:  # eager or the reference failed
+            yield from (
+                Check(case.group, case.what, case.dtype, name, FAILED, f"no reference: {one_line(error)}")
+                for name, _ in contexts
+            )
 
 
-def run(
-    device: str, dtypes: tuple[str, ...], contexts: list[Backend], on_case: Callable[[str], None] = lambda _: None
-) -> Iterator[Check]:
-    """Check every op at every shape on each of `contexts`; forward, inference and all gradients against fp64."""
-    for case in _cases(device, dtypes):
-        with tf32(False):
-            try:
-                yield from _check(case, device, contexts)
-            except Exception as error:  # eager or the reference failed: go on with the other shapes
-                yield from (
-                    Check(case.group, case.what, case.dtype, name, FAILED, f"no reference: {one_line(error)}")
-                    for name, _ in contexts
-                )
-        on_case(f"{case.group} {case.what} {case.dtype}")
+def compile_kernels(case: Case, device: str) -> None:
+    """Run a case on the Triton backend, so that its kernels are in Triton's cache."""
+    workload, dtype, layout = case.build(), DTYPES[case.dtype], torch.channels_last
+    inputs = tuple(x.to(device, dtype).contiguous(memory_format=layout) for x in workload.inputs)
+    with dispatch.use_backend("triton"), tf32(False):
+        _all_results(workload.ours.to(device, dtype).to(memory_format=layout), inputs)

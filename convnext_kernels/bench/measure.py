@@ -53,8 +53,10 @@ def memory_missing(case: Case, device: str) -> str:
     if device == "cuda":
         free = torch.cuda.mem_get_info()[0]
     else:
-        import psutil
-
+        try:
+            import psutil
+        except ModuleNotFoundError:
+            return ""
         free = psutil.virtual_memory().available
     if case.memory <= free:
         return ""
@@ -110,14 +112,17 @@ def saved_bytes(step: Step) -> int:
     return sum(kept.values())
 
 
-def launches(call: Call) -> int:
-    """Number of kernels that one call launches on the GPU."""
+def launches(call: Call) -> int | None:
+    """Number of kernels that one call launches on the GPU; None where the profiler does not work (a container)."""
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        call()
-        torch.cuda.synchronize()
+    try:
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            call()
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return None
     return sum(
         event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith(("Memcpy", "Memset"))
         for event in profiler.events()

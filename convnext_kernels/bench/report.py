@@ -6,7 +6,7 @@ import importlib.util
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -337,8 +337,11 @@ def missing() -> str:
     return f'the report needs {names}, which is not installed: pip install "convnext-kernels[bench]"' if names else ""
 
 
-def write(run: Run, folder: Path) -> list[Path]:
-    """Write ``report.html`` and the PNG files to `folder`; returns the paths. OSError if that fails."""
+def write(run: Run, folder: Path, tables: Sequence[object] = ()) -> list[Path]:
+    """Write ``report.html``, with further `tables`, and the PNG files to `folder`; returns the paths.
+
+    Raises OSError if that fails.
+    """
     from convnext_kernels.bench.numerics import BENCH_RULE
     from convnext_kernels.environment import rows as machine_rows
 
@@ -362,6 +365,7 @@ def write(run: Run, folder: Path) -> list[Path]:
             bad=[record for record in run.records if record.status in (WRONG, FAILED)],
             bad_checks=[check for check in run.checks if check.status in (WRONG, FAILED)],
             checks=check_rows(run),
+            more=tables,
             error_share=error_share,
             cases=len(run.cases()),
             groups=[(g, s) for g, s in ((g, summarise(cases)) for g, cases in groups.items()) if s.cases],
@@ -389,10 +393,10 @@ def write(run: Run, folder: Path) -> list[Path]:
     return [report, *files]
 
 
-def write_if_possible(run: Run, folder: Path) -> str:
+def write_if_possible(run: Run, folder: Path, tables: Sequence[object] = ()) -> str:
     """Write the report unless a package is missing; returns a sentence about the files in `folder`."""
     results = f"results: {folder / FILE}"
     if why_not := missing():
         return f"No {NAME}: {why_not}; {results}"
-    write(run, folder)
+    write(run, folder, tables)
     return f"Report: {folder / NAME}, {results}"

@@ -139,6 +139,17 @@ def best_peer(case: dict[str, Record]) -> Record | None:
     return min(peers, key=lambda r: r.times.median, default=None)
 
 
+def plain(value: object) -> object:
+    """Turn dataclasses and tuples into what JSON has, and NaN and infinity, which it does not have, into None."""
+    if dataclasses.is_dataclass(value):
+        value = dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {name: plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_atomically(file: Path, text: str) -> None:
     """Replace `file` in one step, so that a reader never sees a half-written file, even after an interruption."""
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,124 +1,277 @@
-"""``verify``: every kernel of this machine against fp64. Needs only PyTorch.
+"""``verify``: numerics, host time, whole models and all candidates of this machine, the most telling first.
 
-`convnext_kernels.cli.verify` is the command with all options, a progress bar and the benchmark. `main` is the same
-checks as plain text, for a machine without click and rich.
+Needs only PyTorch. `convnext_kernels.cli.verify` is the command; `main` is the same command for a machine without click
+and rich. Results are lines of a file (`lines`), which `convnext-kernels report` turns into tables.
 """
 
 import argparse
+import os
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-from convnext_kernels import environment
-from convnext_kernels.bench import checks, report, terminal
-from convnext_kernels.bench.cases import STANDARD
-from convnext_kernels.bench.conditions import start
-from convnext_kernels.bench.results import FAILED, FILE, WRONG, Check, Run, save
+from convnext_kernels.bench import lines, steps, workers
+from convnext_kernels.bench.results import FAILED, WRONG, is_ours
+from convnext_kernels.tuning import cache
 
-DTYPES = ("fp32", "bf16", "fp16")
 REPORT = Path("convnext-kernels-report/verify")
-SECONDS = 10  # between two lines of progress
+HELP = "Check and time every kernel of this machine, the most telling first."
+BAD = (WRONG, FAILED)
 
 
-def _gpu_kernels_not_run(device: str) -> list[str]:
-    """A line that says which kernels are not run, and why."""
-    found, reason = environment.gpus()
-    if not found:
-        return [f"no kernel was run on a GPU: {reason}"]
-    if device == "cpu":
-        return ["no kernel was run on a GPU, because of --device cpu"]
-    return ["no kernel was run on the CPU: `convnext-kernels verify --device cpu` does that"]
+class Cut(BaseException):
+    """The run was ended by a signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.code = 128 + number
 
 
-def count(device: str) -> int:
-    """How many times `check` calls `on_case`."""
-    return checks.count(device, DTYPES)
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Raise `Cut` for SIGINT and SIGTERM inside."""
 
+    def cut(number: int, _frame: FrameType | None) -> None:
+        raise Cut(number)
 
-def check(run: Run, folder: Path, on_case: Callable[[str], None]) -> None:
-    """Check every kernel and add the results to `run`, which is saved at the end or when interrupted.
-
-    ``on_case(what)`` is called after every case.
-    """
-    contexts, missing = checks.backends(run.device)
-    run.not_run = _gpu_kernels_not_run(run.device) + missing
+    before = {number: signal.signal(number, cut) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        for found in checks.run(run.device, DTYPES, contexts, on_case):
-            run.checks.append(found)
+        yield
     finally:
-        save(run, folder / FILE)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def bad(found: list[Check]) -> list[Check]:
-    """The checks that show a broken kernel."""
-    return [c for c in found if c.status in (WRONG, FAILED)]
+@dataclass
+class Verify:
+    """One run. ``say(line)`` prints for the user."""
+
+    device: str
+    folder: Path
+    minutes: float | None = None
+    only: tuple[str, ...] = ()
+    threads: int | None = None
+    as_json: bool = False
+    say: Callable[[str], None] = print
+    wrong: list[str] = field(default_factory=list)  # what shows a broken kernel, or a step that failed
+    counts: dict[str, int] = field(default_factory=dict)
+    ceilings: dict = field(default_factory=dict)
+
+    def run(self) -> int:
+        """Run the steps; returns the exit code: 0, 1 (a kernel is wrong or a step failed), 128 + a signal's number."""
+        self.start = time.monotonic()
+        self.write = lines.Writer(self.folder / lines.FILE, self.as_json)
+        worker = workers.Worker(self.device, self.threads)
+        code = 0
+        # `tune` keeps its choices in the report's folder: a run shows what the package does, not what this user's does.
+        before = os.environ.get(cache.ENVIRONMENT_VARIABLE)
+        os.environ[cache.ENVIRONMENT_VARIABLE] = str((self.folder / "cache").resolve())
+        try:
+            with _signals():
+                self._environment(worker)
+                for name in self._steps():
+                    self._step(name, worker)
+        except Cut as cut:
+            code, self.wrong = cut.code, [*self.wrong, f"cut by {cut}"]
+        finally:
+            worker.end()
+            del os.environ[cache.ENVIRONMENT_VARIABLE]
+            if before is not None:
+                os.environ[cache.ENVIRONMENT_VARIABLE] = before
+        self.write("end", "", complete=not code, reason=self.wrong[-1] if code else "")
+        self.write.close()
+        checked = sum(self.counts.values())
+        self.say(
+            f"{checked} results on {self.device} in {time.monotonic() - self.start:.0f} s: {self.folder / lines.FILE}"
+        )
+        return code or int(bool(self.wrong))
+
+    def _steps(self) -> list[str]:
+        return [name for name in steps.STEPS if not self.only or any(part in name for part in self.only)]
+
+    def _environment(self, worker: workers.Worker) -> None:
+        from datetime import datetime
+
+        from convnext_kernels import environment
+        from convnext_kernels.bench import checks, conditions
+
+        machine = environment.collect() | {"commit": environment.commit()}
+        name = machine["gpus"][0].partition(",")[0] if self.device == "cuda" else machine["cpu"]["name"]
+        found = conditions.collect(self.device)
+        self.write(
+            "environment",
+            "",
+            format=lines.FORMAT,
+            name=name,
+            device=self.device,
+            minutes=self.minutes,
+            created=datetime.now().astimezone().isoformat(timespec="seconds"),
+            machine=machine,
+            conditions=found,
+        )
+        for what, value in environment.rows(machine):
+            if value not in ("not set", "not installed"):
+                self.say(f"{what}: {value}")
+        for line in found["warnings"]:
+            self.say(f"warning: {line}")
+        missing = checks.backends(self.device)[1]
+        if self.device == "cpu":
+            missing.insert(0, f"no kernel was run on a GPU: {machine['no_gpu_reason'] or '--device cpu'}")
+        for line in missing:
+            self._not_run("environment", line)
+        if not self.only:
+            self._item(worker, steps.Item("environment", "ceilings", None), 120, None)
+
+    def _not_run(self, step: str, reason: str, **values: object) -> None:
+        self.write("step", step, reason=reason, **values)
+        if reason:
+            self.say(f"not run: {step}: {reason}")
+
+    def _end(self, name: str) -> float | None:
+        """When a step must be done: its share of the time that is left, compared with the steps after it."""
+        if self.minutes is None:
+            return None
+        names = self._steps()
+        later = sum(steps.STEPS[n] for n in names[names.index(name) :])
+        now = time.monotonic()
+        return now + (self.start + 60 * self.minutes - now) * steps.STEPS[name] / later
+
+    def _step(self, name: str, worker: workers.Worker) -> None:
+        begun, end = time.monotonic(), self._end(name)
+        todo = steps.items(name, self.device)
+        if not todo:
+            self._not_run(name, f"skipped: {steps.nothing_to_do(name, self.device)}", done=0, of=0)
+            return
+        self.say(f"{name}:")
+        if name == "precompile":
+            self._precompile(todo, end)
+            return
+        done = 0
+        for item in todo:
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                break
+            # An item that hangs must not take the time of all others. `tune` stops by itself, a little late.
+            share = steps.ITEM_SHARE.get(name, 0.5)
+            limit = steps.MOST_SECONDS
+            if left is not None:
+                limit = min(self.start + 60 * self.minutes - time.monotonic(), max(share * left, steps.LEAST_SECONDS))
+            self._item(worker, item, limit, None if left is None else min(left, 0.8 * limit))
+            done += 1
+        reason = (
+            "" if done == len(todo) else f"skipped: budget: {len(todo) - done} of {len(todo)}, from {todo[done].name}"
+        )
+        self._not_run(name, reason, done=done, of=len(todo), seconds=round(time.monotonic() - begun, 1))
+
+    def _precompile(self, todo: list[steps.Item], end: float | None) -> None:
+        begun, pool = time.monotonic(), workers.Pool(self.device, len(todo))
+        try:
+            done, failures = pool.run(todo, end or begun + steps.MOST_SECONDS)
+        finally:
+            pool.end()
+        reason = "" if done == len(todo) else f"skipped: budget: {len(todo) - done} of {len(todo)}"
+        values = {"processes": len(pool.workers), "failures": failures[:20]}
+        self._not_run(
+            "precompile", reason, done=done, of=len(todo), seconds=round(time.monotonic() - begun, 1), **values
+        )
+
+    def _item(self, worker: workers.Worker, item: steps.Item, limit: float, seconds: float | None) -> None:
+        worker.send(item, seconds, self.ceilings)
+        for kind, values in worker.results(item, limit):
+            if kind == "cut" and self.minutes is None:
+                kind = "failure"
+            line = self.write(kind, item.step, **values)
+            self.counts[kind] = self.counts.get(kind, 0) + 1
+            if kind == "ceilings":
+                self.ceilings = line["ceilings"]
+            if text := complaint(line):
+                self.wrong.append(text)
+                self.say(text)
+            elif text := shown(line):
+                self.say(text)
 
 
-def complaints(run: Run) -> list[str]:
-    """A line for each of the first broken kernels."""
-    return [f"{c.op} {c.what} {c.dtype} on {c.backend}: {c.status}: {c.reason}" for c in bad(run.checks)[:20]]
+def complaint(line: lines.Line) -> str:
+    """A sentence about a line that shows a broken kernel or step, "" for the others."""
+    kind = line["kind"]
+    if kind == "failure":
+        return f"{line['step']}: {line['item']}: {line['reason']}"
+    if kind == "check" and line["status"] in BAD:
+        return f"{line['op']} {line['what']} {line['dtype']} on {line['backend']}: {line['status']}: {line['reason']}"
+    if kind == "record" and line["status"] in BAD and is_ours(line["candidate"]):
+        return f"{line['case']}, {line['candidate']}: {line['status']}: {line['reason']}"
+    return ""
 
 
-def verdict(run: Run) -> tuple[bool, str]:
-    """Whether all checks passed, and a sentence that says so."""
-    broken = bad(run.checks)
-    if broken:
-        return False, f"{len(broken)} of {len(run.checks)} numerical checks failed: {broken[0].reason}"
-    return True, f"{sum(c.error is not None for c in run.checks)} numerical checks passed on {run.device}."
+def shown(line: lines.Line) -> str:
+    """What the user sees of a line; "" for results that are only counted."""
+    if line["kind"] == "record":
+        times = line["times"]
+        figure = line["reason"] or line["status"] if times is None else f"{lines.median(times):.3g} ms"
+        return f"  {line['case']}, {line['candidate']}: {figure}"
+    if line["kind"] == "host":
+        what = f"{line['what']} {line['direction']}, {line['candidate']}"
+        return f"  {what}: {line['us']:.0f} us, {line['units']:.1f} units (ten torch.add of one element)"
+    if line["kind"] == "cut":
+        return f"  cut: {line['item']}: {line['reason']}"
+    return ""
 
 
-def _table(run: Run) -> str:
-    rows = [terminal.NUMERICS, *report.check_rows(run)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+def check_only(only: tuple[str, ...]) -> None:
+    """ValueError unless every one of `only` is in the name of a step."""
+    for part in only:
+        if not any(part in name for name in steps.STEPS):
+            raise ValueError(f"--only: no step has {part!r} in its name; the steps are: {', '.join(steps.STEPS)}")
 
 
 def main(arguments: list[str]) -> None:
-    """Run the checks, print them as plain text and exit with 0, 1 (a kernel is wrong) or 2 (wrong usage)."""
+    """Run the command and exit with 0, 1 (a kernel is wrong or a step failed), 2 (wrong usage) or 128 + a signal."""
     parser = argparse.ArgumentParser(
-        "convnext-kernels verify",
-        description="Check every kernel of every backend on this machine against fp64.",
-        epilog="This is verify without click and rich. With them it has more options and runs the benchmark.",
+        "convnext-kernels verify", description=HELP, epilog="Example: python -m convnext_kernels verify --minutes 8"
     )
+    parser.add_argument("--minutes", type=float, metavar="N", help="stop after N minutes; default: run everything")
+    parser.add_argument("--only", action="append", default=[], metavar="STEP", help="only steps with this in the name")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if PyTorch can use it, else cpu")
-    parser.add_argument(
-        "--report", type=Path, default=REPORT, metavar="DIR", help="folder for results.json and report.html"
-    )
-    options = parser.parse_args(arguments)
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of PyTorch")
+    parser.add_argument("--report", type=Path, default=REPORT, metavar="DIR", help=f"folder for {lines.FILE}")
+    parser.add_argument("--json", action="store_true", help="print the lines instead of text")
+    options: Any = parser.parse_args(arguments)
+    from convnext_kernels import environment
+
     gpus, reason = environment.gpus()
     if options.device == "cuda" and not gpus:
         parser.error(f"--device cuda: {reason}")
-    device = options.device or ("cuda" if gpus else "cpu")
+    for name in ("minutes", "threads"):
+        if getattr(options, name) is not None and getattr(options, name) <= 0:
+            parser.error(f"--{name}: expected a positive number, got {getattr(options, name):g}")
     try:
+        check_only(options.only)
         options.report.mkdir(parents=True, exist_ok=True)
+    except ValueError as error:
+        parser.error(str(error))
     except OSError as error:
         parser.error(f"--report {options.report}: cannot be written: {error.strerror}")
+    device = options.device or ("cuda" if gpus else "cpu")
 
-    run = start(device, STANDARD)
-    for name, value in environment.rows(run.machine):
-        print(f"{name}: {value}")
-    total, done, printed = count(device), 0, time.monotonic()
+    def say(text: str) -> None:
+        print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
 
-    def on_case(what: str) -> None:
-        nonlocal done, printed
-        done += 1
-        if time.monotonic() - printed > SECONDS:
-            printed = time.monotonic()
-            print(f"{done} of {total}: {what}", file=sys.stderr, flush=True)
+    run = Verify(device, options.report, options.minutes, tuple(options.only), options.threads, options.json, say)
+    code = run.run()
+    print(verdict(run, code), file=sys.stderr if code or options.json else sys.stdout)
+    sys.exit(code)
 
-    try:
-        check(run, options.report, on_case)
-    except KeyboardInterrupt:
-        print(f"Interrupted after {done} of {total} cases, results: {options.report / FILE}", file=sys.stderr)
-        sys.exit(130)
-    run.complete = True
-    save(run, options.report / FILE)
-    print(_table(run))
-    print(*complaints(run), sep="\n", end="\n" if bad(run.checks) else "")
-    for line in [*run.not_run, "the benchmark, which needs click and rich: pip install click rich"]:
-        print(f"not run: {line}")
-    print(report.write_if_possible(run, options.report))
-    passed, sentence = verdict(run)
-    print(sentence if passed else f"Error: {sentence}", file=sys.stdout if passed else sys.stderr)
-    sys.exit(not passed)
+
+def verdict(run: Verify, code: int) -> str:
+    """The last sentence for the user."""
+    if code > 1:
+        return f"Error: {run.wrong[-1]}; the results so far are kept"
+    if run.wrong:
+        return f"Error: {len(run.wrong)} results are wrong or failed; the first: {run.wrong[0]}"
+    return f"No kernel is wrong. {run.counts.get('check', 0)} numerical checks passed."

@@ -11,7 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convnext_kernels import FusedConvNeXtBlock, accelerate, functional
 from convnext_kernels.bench.work import Work
+from convnext_kernels.models import create_model
 from convnext_kernels.nn import DepthwiseConv2d, GlobalResponseNorm, LayerNorm2d
+from convnext_kernels.nn.layers import PatchDownsample2d
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,35 @@ def convnext(work: Work, library: str, name: str, n: int, size: int) -> Workload
     eager = _load(library, name)
     initialise(eager)
     return Workload(eager, accelerate(copy.deepcopy(eager)), (_images(n, 3, size, size),), work)
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """A copy of one of this package's networks in plain PyTorch, with the same parameters."""
+    model = copy.deepcopy(model)
+    replaced = "-"  # the last one: its children are plain already
+    for name, module in list(model.named_modules()):
+        if name.startswith(f"{replaced}."):
+            continue
+        if isinstance(module, FusedConvNeXtBlock):
+            new = EagerBlock(module.dwconv.weight.shape[0], module.grn is not None, module.dwconv.weight.shape[-1])
+        elif isinstance(module, PatchDownsample2d):
+            new = EagerDownsample(module[1].in_channels, module[1].kernel_size[0])
+        elif isinstance(module, LayerNorm2d):
+            new = EagerLayerNorm2d(module.weight.numel(), eps=module.eps)
+        else:
+            continue
+        new.load_state_dict(module.state_dict())
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, new)
+        replaced = name
+    return model.eval()
+
+
+def network(work: Work, name: str, n: int, size: int) -> Workload:
+    """A ConvNeXt of this package, and the same one in plain PyTorch: needs no other library."""
+    ours = create_model(name).eval()
+    initialise(ours)
+    return Workload(plain(ours), ours, (_images(n, 3, size, size),), work)
 
 
 def rival(library: str, name: str, n: int, size: int) -> Workload:

@@ -20,7 +20,8 @@ GROUPS = {
     },
     "Run and measure": {
         "demo": ("--model convnext_tiny", "Compare eager and accelerated on photographs."),
-        "verify": ("--no-bench", "Check every kernel on this machine against fp64."),
+        "verify": ("--minutes 8", "Check and time every kernel of this machine."),
+        "report": ("results.jsonl", "Make tables and a report of what verify measured."),
         "bench": ("--quick", "Time this package against its peers."),
         "compare": ("A.json B.json", "Show what changed between two runs of bench."),
     },

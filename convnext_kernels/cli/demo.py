@@ -9,7 +9,7 @@ import click
 
 from convnext_kernels.bench.charts import speedup
 from convnext_kernels.cli import options
-from convnext_kernels.cli.report import Result, write_demo
+from convnext_kernels.cli.demo_report import Result, write_demo
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

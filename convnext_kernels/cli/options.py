@@ -1,10 +1,8 @@
 """Options, checks and output that several commands share."""
 
-import dataclasses
 import errno
 import importlib
 import json
-import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +13,8 @@ from types import ModuleType
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from convnext_kernels.bench.results import plain
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 AUTO_DEVICE = "[default: cuda if PyTorch can use it, else cpu]"
@@ -65,17 +65,6 @@ model = click.option(
     help="In torchvision or timm.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
-
-
-def plain(value: object) -> object:
-    """Turn dataclasses and tuples into what JSON has, and NaN and infinity, which it does not have, into None."""
-    if dataclasses.is_dataclass(value):
-        value = dataclasses.asdict(value)
-    if isinstance(value, dict):
-        return {name: plain(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_json(value: object) -> None:

@@ -1,67 +1,123 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
-import convnext_kernels as ck
-from convnext_kernels.bench import checks, results
+from convnext_kernels.bench import checks, lines, steps
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    monkeypatch.setattr(checks, "SHAPES", ((1, 8, 5, 3),))
+@pytest.fixture
+def one(monkeypatch):
+    """Leave one check in each step of numerics, on all backends."""
     monkeypatch.setattr(checks, "WIDE", ())
-    found, missing = checks.backends("cpu")
-    few = [context for context in found if context[0] in ("eager", "cpu portable")]  # tests/bench runs them all
-    monkeypatch.setattr(checks, "backends", lambda device: (few, missing))
+    monkeypatch.setattr(checks, "SHAPES", ((1, 8, 5, 3),))
+    monkeypatch.setattr(checks, "KINDS", (("grn", "", ()),))
 
 
-def test_without_a_gpu_it_says_what_could_not_run(run, tmp_path, monkeypatch):
-    from convnext_kernels import environment
-
-    monkeypatch.setattr(environment, "gpus", lambda: ([], "no driver"))
-    result = run("verify", "--no-bench", "--report", tmp_path)
+@pytest.mark.usefixtures("one")
+def test_lines_text_and_report(run, tmp_path):
+    folder, before = tmp_path / "new", os.environ.get("CONVNEXT_KERNELS_CACHE")
+    result = run("verify", "--device", "cpu", "--only", "numerics", "--threads", 1, "--report", folder)
     assert result.exit_code == 0, result.output
-    assert "not run: no kernel was run on a GPU: no driver" in result.stdout
-    words = " ".join(result.stdout.split())
-    for name, status in ck.list_backends().items():
-        assert status.available or f"not run: backend {name}: {status.reason}" in words
-    assert "numerical checks passed on cpu" in result.stdout
-    found = results.load(tmp_path / "results.json")
-    assert found.complete
-    assert len(found.checks) > 50
-    assert found.not_run[0] == "no kernel was run on a GPU: no driver"
-    html = (tmp_path / "report.html").read_text()
-    assert "no kernel was run on a GPU: no driver" in html
-    assert "downsample" in html
+    assert "not run: environment: no kernel was run on a GPU" in result.stdout
+    assert "No kernel is wrong." in result.stdout
+    ((head, *found),) = lines.read(folder / lines.FILE)
+    assert head["device"] == "cpu"
+    assert {"torch", "triton"} <= set(head["machine"]["libraries"])
+    kinds = [line["kind"] for line in found]
+    assert kinds[-1] == "end"
+    ended = lines.of_kind(found, "step")
+    assert [line["step"] for line in ended[-3:]] == ["numerics bf16", "numerics fp32", "numerics fp16"]
+    assert all(line["done"] == line["of"] == 1 for line in ended[-3:])
+    found = lines.of_kind(found, "check")
+    assert {line["status"] for line in found} <= {"ok", "unavailable"}
+    assert {line["backend"].split()[0] for line in found} >= {"eager"}
+    assert os.environ.get("CONVNEXT_KERNELS_CACHE") == before
 
-
-def test_json(run, tmp_path):
-    result = run("verify", "--no-bench", "--report", tmp_path, "--json")
+    result = run("report", folder / lines.FILE, "--report", tmp_path / "report")
     assert result.exit_code == 0, result.output
-    assert result.stdout == (tmp_path / "results.json").read_text()
-    assert {check["status"] for check in json.loads(result.stdout)["checks"]} <= {"ok", "unavailable"}
-    assert "numerical checks passed on cpu" in result.stderr
+    assert "No times in these files." in result.stdout
+    assert "grn" in (tmp_path / "report" / "report.html").read_text()
 
 
-def test_a_broken_kernel_fails(run, tmp_path, monkeypatch):
-    forward = ck.FusedConvNeXtBlock.forward
-    monkeypatch.setattr(ck.FusedConvNeXtBlock, "forward", lambda self, x: forward(self, x) * 1.1)
-    result = run("verify", "--no-bench", "--report", tmp_path)
-    assert result.exit_code == 1
-    assert "numerical checks failed" in result.stderr
-    assert "block 1x8x5x3 V1 fp32 on eager: wrong" in result.stdout
-    assert "wrong" in (tmp_path / "report.html").read_text()
-
-
-def test_the_benchmark_follows(run, tmp_path, monkeypatch):
-    from convnext_kernels.bench.cases import select
-    from convnext_kernels.cli import verify
-
-    monkeypatch.setattr(verify, "select", lambda mode, only, device: select(mode, ("dwconv/*fp32*",), device))
-    result = run("verify", "--quick", "--report", tmp_path)
+@pytest.mark.usefixtures("one")
+def test_json_prints_the_lines(run, tmp_path):
+    result = run("verify", "--device", "cpu", "--only", "fp32", "--report", tmp_path, "--json", "--minutes", 5)
     assert result.exit_code == 0, result.output
-    assert "dwconv, forward" in result.stdout
-    found = results.load(tmp_path / "results.json")
-    assert found.complete
-    assert found.checks
-    assert found.records
+    assert result.stdout == (tmp_path / lines.FILE).read_text()
+    assert "No kernel is wrong." in result.stderr
+
+
+def test_wrong_usage(fails, run, tmp_path):
+    words = ("--only", "'numbers'", "precompile", "models")
+    fails("verify", "--device", "cpu", "--only", "numbers", words=words, code=2)
+    fails("verify", "--device", "cpu", "--minutes", 0, words=("--minutes", "0"), code=2)
+    (tmp_path / "file").touch()
+    fails("verify", "--device", "cpu", "--report", tmp_path / "file", words=("--report", "cannot be written"))
+
+
+def _started(folder: Path) -> subprocess.Popen:
+    arguments = ["verify", "--device", "cpu", "--minutes", "5", "--only", "numerics", "--report", str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "convnext_kernels", *arguments], env=environment, stdout=subprocess.DEVNULL
+    )
+    end = time.monotonic() + 100
+    while time.monotonic() < end and process.poll() is None:
+        time.sleep(0.1)
+        file = folder / lines.FILE
+        if file.exists() and file.read_text().count('"check"') > 2:
+            return process
+    process.kill()
+    raise AssertionError("no results")
+
+
+def _alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_lost_when_it_is_cut(run, tmp_path, number):
+    process = _started(tmp_path)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(number)
+    code = process.wait(30)
+    text = (tmp_path / lines.FILE).read_text()
+    for line in text.splitlines():
+        json.loads(line)
+    (found,) = lines.read(tmp_path / lines.FILE)
+    assert len(lines.of_kind(found, "check")) > 2
+    if number == signal.SIGTERM:
+        assert code == 128 + signal.SIGTERM
+        assert (found[-1]["kind"], found[-1]["complete"], found[-1]["reason"]) == ("end", False, "cut by SIGTERM")
+    end = time.monotonic() + 20
+    while any(_alive(int(child)) for child in children) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert children
+    assert not any(_alive(int(child)) for child in children)
+
+    # What a killed machine may leave: half a line. A later run begins a new one.
+    (tmp_path / lines.FILE).write_text(text + text.splitlines()[-1][:40])
+    lines.Writer(tmp_path / lines.FILE, echo=False).close()
+    result = run("report", tmp_path / lines.FILE, "--report", tmp_path / "report")
+    assert result.exit_code == 0, result.output
+    assert "interrupted" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_help_is_short_and_lists_every_step(run):
+    text = run("verify", "--help").stdout
+    assert len(text.splitlines()) <= 24
+    words = " ".join(text.split())
+    assert all(step.split()[-1] in words for step in steps.STEPS)

@@ -1,0 +1,176 @@
+"""The processes that run the items of `verify`.
+
+A kernel that hangs, crashes or leaves the GPU unusable costs one item: its process is ended, and a new one goes on with
+the next item.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing import connection, get_context, parent_process
+from typing import Any
+
+from convnext_kernels.bench import steps
+
+MOST_PROCESSES = 16
+DONE, END = "done", "end"  # what a process says after an item: ready for the next one, or not usable any more
+
+
+def _serve(pipe: connection.Connection, device: str, threads: int | None, compilers: int | None) -> None:
+    """The process that runs items, until its parent ends."""
+    os.dup2(2, 1)  # stdout belongs to the results
+    if hasattr(os, "setsid"):
+        os.setsid()  # Ctrl-C reaches the parent alone; what this process starts can be ended with it
+
+    def end_with_parent() -> None:
+        connection.wait([parent_process().sentinel])
+        _kill(os.getpid())
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    if compilers is not None:
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(compilers))  # read when inductor is imported
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    running = steps.Running(device)
+
+    def emit(kind: str, **values: object) -> None:
+        pipe.send((kind, values))
+
+    while (message := pipe.recv()) is not None:
+        item, seconds, ceilings = message
+        steps.run(running, item, emit, seconds, ceilings)
+        if device == "cuda":
+            try:
+                torch.cuda.synchronize()
+            except RuntimeError as error:  # an illegal access: every later call of this process would fail
+                emit("failure", item=item.name, reason=f"{error}".partition("\n")[0])
+                pipe.send(END)
+                return
+        pipe.send(DONE)
+
+
+def _kill(pid: int) -> None:
+    """End a process of `_serve` and all that it has started."""
+    if hasattr(os, "killpg") and os.getpgid(pid) == pid:
+        os.killpg(pid, signal.SIGKILL)
+    else:
+        os.kill(pid, signal.SIGTERM)
+
+
+class Worker:
+    """A process that runs items; it starts with the first one and again after it was ended."""
+
+    def __init__(self, device: str, threads: int | None = None, compilers: int | None = None) -> None:
+        self.settings = device, threads, compilers
+        self.process: Any = None
+        self.pipe: Any = None
+        self.busy = False
+
+    def send(self, item: steps.Item, seconds: float | None, ceilings: dict) -> None:
+        """Start an item."""
+        if self.process is None or not self.process.is_alive():
+            self.end()
+            context = get_context("spawn")
+            self.pipe, other = context.Pipe()
+            self.process = context.Process(target=_serve, args=(other, *self.settings))
+            self.process.start()
+            other.close()
+        self.busy = True
+        with suppress(BrokenPipeError):  # it has just ended: `results` tells
+            self.pipe.send((item, seconds, ceilings))
+
+    def results(self, item: steps.Item, seconds: float) -> Iterator[tuple[str, dict]]:
+        """The results of the item that was sent; a failure if it takes longer than `seconds` or ends the process."""
+        end = time.monotonic() + seconds
+        while True:
+            if not self.pipe.poll(max(0.0, end - time.monotonic())):
+                self.end()
+                yield "cut", {"item": item.name, "reason": f"no result after {seconds:.0f} s, ended"}
+                return
+            try:
+                message = self.pipe.recv()
+            except (EOFError, ConnectionResetError):
+                self.process.join()
+                code = self.process.exitcode
+                reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+                self.end()
+                yield "failure", {"item": item.name, "reason": f"the process that ran it ended with {reason}"}
+                return
+            if message in (DONE, END):
+                self.busy = False
+                if message == END:
+                    self.end()
+                return
+            yield message
+
+    def dismiss(self) -> None:
+        """Tell the process to end when it is idle."""
+        if self.process is not None and not self.busy:
+            with suppress(OSError):
+                self.pipe.send(None)
+
+    def end(self) -> None:
+        """End the process, if there is one."""
+        if self.process is None:
+            return
+        if not self.busy:
+            self.dismiss()
+            self.process.join(5)
+        if self.process.is_alive():
+            _kill(self.process.pid)
+        self.process.join()
+        self.pipe.close()
+        self.process, self.busy = None, False
+
+
+class Pool:
+    """Precompiles items in parallel processes."""
+
+    def __init__(self, device: str, count: int) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        processes = max(1, min(MOST_PROCESSES, cores, count))
+        self.workers = [Worker(device, 1, max(1, cores // processes)) for _ in range(processes)]
+
+    def run(self, todo: list[steps.Item], end: float) -> tuple[int, list[str]]:
+        """Run items until `end` (``time.monotonic()``); returns how many, and the reasons of those that failed."""
+        left, failures, done = list(reversed(todo)), [], 0
+        busy: dict[Any, tuple[Worker, steps.Item]] = {}
+
+        def start(worker: Worker) -> None:
+            if left:
+                item = left.pop()
+                worker.send(item, None, {})
+                busy[worker.pipe] = worker, item
+
+        for worker in self.workers:
+            start(worker)
+        while busy and (remaining := end - time.monotonic()) > 0:
+            for pipe in connection.wait(list(busy), remaining):
+                worker, item = busy[pipe]
+                try:
+                    message = pipe.recv()
+                except (EOFError, ConnectionResetError):
+                    message = END
+                    failures.append(f"{item.name}: the process ended")
+                if message not in (DONE, END):
+                    failures.append(f"{item.name}: {message[1]['reason']}")
+                    continue
+                del busy[pipe]
+                worker.busy = False
+                if message == END:
+                    worker.end()
+                done += 1
+                start(worker)
+        return done, failures
+
+    def end(self) -> None:
+        """End all processes."""
+        for worker in self.workers:
+            worker.dismiss()
+        for worker in self.workers:
+            worker.end()

@@ -1,0 +1,115 @@
+"""The steps of `verify` and the process that runs them; tests/cli/test_verify.py runs the command."""
+
+import os
+import time
+from contextlib import nullcontext
+from functools import partial
+
+import pytest
+
+import convnext_kernels as ck
+from convnext_kernels.bench import checks, lines, steps, verify, workloads
+from convnext_kernels.bench.cases import Case
+from convnext_kernels.bench.results import OURS
+
+BUILD = partial(workloads.grn, checks.NO_WORK, 1, 8, 5, 3)
+
+
+def _case(what, build=BUILD):
+    return steps.Item("numerics fp32", what, Case("grn", what, 1, "fp32", "training", "", 8, 0, False, 0, build))
+
+
+def _raise():
+    raise ValueError("no such shape")
+
+
+def _crash():
+    os.abort()
+
+
+def _hang():
+    time.sleep(1000)
+
+
+ITEMS = [
+    _case("raises", _raise),
+    _case("crashes", _crash),
+    _case("hangs", _hang),
+    steps.Item("host time", "is unknown", ("block V3", None, None)),
+    _case("is right"),
+]
+
+
+def test_a_failure_is_one_line_and_not_the_end(monkeypatch, tmp_path):
+    monkeypatch.setattr(steps, "items", lambda step, device: ITEMS if step == "numerics fp32" else [])
+    monkeypatch.setattr(steps, "MOST_SECONDS", 20.0)
+    said = []
+    run = verify.Verify("cpu", tmp_path, only=("numerics fp32",), threads=1, say=said.append)
+    assert run.run() == 1
+    (found,) = lines.read(tmp_path / lines.FILE)
+    failures = {line["item"]: line["reason"] for line in lines.of_kind(found, "failure")}
+    assert failures.pop("is unknown").startswith("ValueError: ")
+    assert failures == {
+        "crashes": "the process that ran it ended with signal SIGABRT",
+        "hangs": "no result after 20 s, ended",
+    }
+    found = lines.of_kind(found, "check")
+    assert {(c["status"], c["reason"]) for c in found if c["what"] == "raises"} == {
+        ("failed", "no reference: ValueError: no such shape")
+    }
+    assert {c["status"] for c in found if c["what"] == "is right"} == {"ok"}
+    assert "Error: " in verify.verdict(run, 1)
+    assert sum("crashes" in line for line in said) == 1
+
+
+def _results(item, seconds=None):
+    """Run an item in this process."""
+    found = []
+    steps.run(steps.Running("cpu"), item, lambda kind, **values: found.append((kind, values)), seconds, {})
+    return found
+
+
+def test_a_wrong_kernel_is_found(monkeypatch):
+    monkeypatch.setattr(checks, "backends", lambda device: ([("eager", nullcontext)], []))
+    forward = ck.GlobalResponseNorm.forward
+    monkeypatch.setattr(ck.GlobalResponseNorm, "forward", lambda self, x: forward(self, x) * 1.1)
+    ((kind, values),) = _results(_case("1x8x5x3"))
+    line = {"kind": kind, "step": "numerics fp32"} | values
+    assert verify.complaint(line).startswith("grn 1x8x5x3 fp32 on eager: wrong: ")
+
+
+def test_shares_of_the_time(tmp_path, monkeypatch):
+    """What a step leaves over goes to the later ones, and the last one ends with the time."""
+    run = verify.Verify("cpu", tmp_path, minutes=2, only=("numerics",))
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    run.start = 1000.0
+    assert run._end("numerics bf16") == pytest.approx(1000 + 120 * 0.12 / 0.2)
+    monkeypatch.setattr(time, "monotonic", lambda: 1100.0)
+    assert run._end("numerics fp32") == pytest.approx(1100 + 20 / 2)
+    assert run._end("numerics fp16") == pytest.approx(1120)
+
+
+def test_a_model_in_plain_pytorch_has_the_same_results_and_no_op_of_this_package():
+    import torch
+
+    workload = workloads.network(checks.NO_WORK, "convnextv2_atto", 1, 64)
+    names = {type(module).__module__ for module in workload.eager.modules()}
+    assert not any(name.startswith("convnext_kernels.nn") for name in names)
+    with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        expected = workload.eager(*workload.inputs)
+    assert not any(event.name.startswith("convnext_kernels") for event in profile.events())
+    torch.testing.assert_close(workload.ours(*workload.inputs), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_candidates_of_a_model():
+    """Every candidate is an item of its own; a CPU has those without CUDA graphs."""
+    here, there = ({item.what[1] for item in steps.items("models", device)} for device in ("cpu", "cuda"))
+    assert there - here == {f"{OURS}, CUDA graph", "torch.compile, reduce-overhead"}
+    assert {OURS, "eager", "eager, contiguous", "torch.compile", f"{OURS}, torch.compile"} == here
+    compiled = [item for item in steps.items("precompile", "cuda") if isinstance(item.what, tuple)]
+    assert {item.what[1] for item in compiled} == {
+        OURS,
+        "torch.compile",
+        "torch.compile, reduce-overhead",
+        f"{OURS}, torch.compile",
+    }
