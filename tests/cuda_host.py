@@ -20,6 +20,7 @@ def missing_tools() -> str:
     lacking = [name for name in ("cmake", "ninja") if not tool(name)]
     lacking += [] if importlib.util.find_spec("pybind11") else ["pybind11"]
     lacking += [] if shutil.which(os.environ.get("CXX", "g++")) else ["a C++ compiler (g++)"]
+    lacking += [] if (ROOT / "CMakeLists.txt").exists() else ["the sources"]  # a copy of the tests alone
     return ", ".join(lacking)
 
 
