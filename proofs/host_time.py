@@ -27,7 +27,7 @@ from convnext_kernels.bench.timing import steady_allocator
 from convnext_kernels.models import create_model
 
 # Limits in units: what is reached on an EPYC, and 15 % more. Under a training step lies what PyTorch itself takes: 4
-# units for a Function with ten inputs that does nothing. Under the network lie the matmuls of its wide blocks, cuBLAS's.
+# units for a Function with ten inputs that does nothing. Under the network lie the matmuls of its wide blocks.
 BLOCK, BLOCK_TRAINING, MODEL = 2.1, 15.5, 82.0
 
 
