@@ -84,6 +84,8 @@ def plain(tensors: Sequence[torch.Tensor]) -> bool:
             return False
         if t.device.type not in ("cpu", "cuda") or torch.is_autocast_enabled(t.device.type):
             return False
+        if torch._C._functorch.is_functorch_wrapped_tensor(t):  # also after the transform has ended
+            return False
     return True
 
 

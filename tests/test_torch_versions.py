@@ -13,6 +13,7 @@ PRIVATE = re.compile(r"\b(torch\._\w+|torch\.utils\._\w+|forward_ad\._\w+|triton
 USERS = {
     "torch_versions.py": ("torch", "forward_ad"),
     "bench/candidates.py": ("torch._inductor",),  # `freezing` must be set while Dynamo traces
+    "backends/triton/ahead.py": ("triton",),
     "backends/triton/device.py": ("triton",),
     "backends/triton/interpreter.py": ("triton",),
     "backends/triton/launch.py": ("triton",),

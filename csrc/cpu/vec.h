@@ -154,6 +154,7 @@ CNK_INLINE void store(Float16* p, Vec v) {
 // The conversions of common/dtype.h, lane by lane. Signed
 // words will do: no word that is compared is above 0x7fffffff.
 typedef uint16_t Words __attribute__((vector_size(kLanes * 2)));
+typedef uint32_t VecU __attribute__((vector_size(kLanes * 4)));
 CNK_INLINE VecI load_words(const void* p) {
   Words words;
   std::memcpy(&words, p, sizeof words);
@@ -165,8 +166,9 @@ CNK_INLINE void store_words(void* p, VecI v) {
 }
 CNK_INLINE Vec load(const BFloat16* p) { return (Vec)(load_words(p) << 16); }
 CNK_INLINE void store(BFloat16* p, Vec v) {
-  const VecI bits = (VecI)v, odd = (bits >> 16) & 1;
-  store_words(p, (v != v ? bits | 0x400000 : bits + 0x7fff + odd) >> 16);
+  // Unsigned: the sum overflows for a NaN, which does not take it.
+  const VecU bits = (VecU)v, odd = (bits >> 16) & 1;
+  store_words(p, (VecI)((v != v ? bits | 0x400000 : bits + 0x7fff + odd) >> 16));
 }
 CNK_INLINE Vec load(const Float16* p) {
   const VecI bits = load_words(p), magnitude = (bits & 0x7fff) << 13;
