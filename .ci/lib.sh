@@ -76,7 +76,8 @@ for line in requires("torch"):
         print(line.partition(";")[0].strip())
 print(*"numpy pillow pytest pytest-timeout pytest-xdist click rich transformers<5 safetensors".split(), sep="\n")
 PYTHON
-  "$python" -m pip install -q --no-deps timm "$WORK"/versions/*.whl
+  "$python" -m pip install -q --no-deps timm
+  "$python" -m pip install -q --no-deps --force-reinstall "$WORK"/versions/*.whl
   lib=$("$python" -c "from importlib.util import find_spec; print(find_spec('torch').submodule_search_locations[0])")/lib
   have=$(ls "$lib" "$lib"/../../nvidia/*/lib)
   nm -D --undefined-only "$lib"/*.so | awk '{print $2}' | sed 's/@.*//' | grep -E '^(cu|nccl|nv)' | sort -u |
