@@ -25,12 +25,12 @@ constexpr int64_t kItems = 128;  // at least so many pieces of work to share, if
 
 // Words of the scratch as fp32 numbers, or as pairs of bf16: a word at column w holds columns w and w + 1.
 struct Floats {
-  static constexpr int64_t kColumns = 1;  // of dy in a word
+  [[maybe_unused]] static constexpr int64_t kColumns = 1;  // of dy in a word
   static CNK_INLINE Vec add(Vec dy, const float* x, Vec sum) { return multiply_add(dy, load(x), sum); }
 };
 #if defined(CNK_HAS_BF16)  // compiled only for instruction sets without tiles: table.cpp
 struct Pairs {
-  static constexpr int64_t kColumns = 2;
+  [[maybe_unused]] static constexpr int64_t kColumns = 2;
   static CNK_INLINE Vec add(Vec dy, const float* x, Vec sum) { return dot_bf16(sum, dy, load(x)); }
 };
 #endif
