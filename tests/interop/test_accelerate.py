@@ -491,8 +491,8 @@ def test_compile_with_inductor(model, dynamo):
 @one_model
 @pytest.mark.parametrize("strict", [False, True])
 def test_export_keeps_the_ops(model, strict):
-    if strict and torch.__version__.startswith("2.6."):
-        pytest.skip("strict export of PyTorch 2.6 cannot trace a class method of a module")
+    if strict and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9):
+        pytest.skip("strict export of PyTorch 2.6 and 2.8 cannot trace a class method of a module")
     m = ck.accelerate(model.make())
     program = torch.export.export(m, (images(),), strict=strict)
     names = [str(n.target) for n in program.graph.nodes if "convnext_kernels" in str(n.target)]
