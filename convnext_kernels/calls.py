@@ -108,8 +108,8 @@ def known(
         return None  # PyTorch's dispatcher converts it
     made = inputs(op, arguments)
     requires_grad = any(tensor.requires_grad for tensor in tensors)
-    same = torch_versions.same_facts(tensors)
-    if same(*tensors):  # not if a tensor is passed twice
+    if len(set(map(id, tensors))) == len(tensors):  # otherwise `same` is always false
+        same = torch_versions.same_facts(tensors)
         if len(_known) >= SIGNATURES:
             _known.clear()
         alignment = [address & 15 for address in made.addresses]

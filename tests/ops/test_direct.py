@@ -186,3 +186,15 @@ def test_devices_have_signatures_of_their_own(x, monkeypatch):
     assert not entered
     run(None, at_1)
     assert entered == [torch.device("cuda", 1)]
+
+
+def test_a_tensor_passed_twice_is_direct(x, direct):
+    """The guards refuse it, so nothing is kept for it."""
+    norm, w = torch.ones(8, dtype=torch.float64), torch.randn(16, 8, dtype=torch.float64)
+    for _ in range(2):
+        y = functional.inverted_bottleneck(
+            x, norm, norm, w, None, w.t().contiguous(), None, residual=x, backend="eager"
+        )
+    assert direct == ["mlp", "mlp"]
+    assert not calls._known
+    assert y.shape == x.shape

@@ -114,7 +114,7 @@ def compile_all(wanted: list[Unit], end: float, processes: int | None = None) ->
         for process in running:
             process.wait(None if end == float("inf") else max(0.0, end - time.monotonic()))
     except (subprocess.TimeoutExpired, OSError):
-        pass
+        pass  # what is missing is compiled at its first launch, which reports its errors
     finally:
         for process in running:
             process.kill()
