@@ -72,6 +72,7 @@ def inputs(op: str, arguments: Sequence[Any]) -> Inputs:
 class _Known(NamedTuple):
     same: Callable[..., bool]  # whether other tensors are like those of the call
     alignment: list[int]
+    parameters: list[int]  # addresses of the tensors after the first in the last call
     signature: Signature
     requires_grad: bool
 
@@ -100,7 +101,10 @@ def known(
     for found in likely:
         if found.same(*tensors):
             addresses = [tensor.data_ptr() for tensor in tensors]
+            if addresses[1:] == found.parameters and addresses[0] & 15 == found.alignment[0]:  # not one was moved
+                return Inputs(found.signature, tensors, addresses, found.requires_grad)
             if [address & 15 for address in addresses] == found.alignment:
+                found.parameters[:] = addresses[1:]
                 return Inputs(found.signature, tensors, addresses, found.requires_grad)
     if not torch_versions.plain(tensors):
         return None
@@ -113,7 +117,7 @@ def known(
         if len(_known) >= SIGNATURES:
             _known.clear()
         alignment = [address & 15 for address in made.addresses]
-        _known[key] = [_Known(same, alignment, made.signature, requires_grad), *likely][:LIKE]
+        _known[key] = [_Known(same, alignment, made.addresses[1:], made.signature, requires_grad), *likely][:LIKE]
     return made._replace(requires_grad=requires_grad)
 
 
@@ -188,6 +192,31 @@ class BlockCall(NamedTuple):
     def mlp(self, y: Tensor, residual: Tensor | None) -> MlpCall:
         """The block's inverted bottleneck of the convolution's result."""
         return MlpCall(y, residual, self.p, self.drop_scale, self.eps, self.grn_eps, self.compute_dtype)
+
+
+class Block(NamedTuple):
+    """The parameters of one of several consecutive blocks."""
+
+    weight: Tensor
+    bias: Tensor | None
+    p: MlpParameters
+    dilation: int
+    eps: float
+    grn_eps: float
+
+
+class BlocksCall(NamedTuple):
+    """Consecutive ConvNeXt blocks of one shape, for inference; x (N, C, H, W) is the input of the first."""
+
+    x: Tensor
+    blocks: tuple[Block, ...]
+    compute_dtype: dtype
+    inputs: Inputs | None = None
+
+    def block(self, i: int, x: Tensor) -> BlockCall:
+        """The call of block `i` with input x."""
+        weight, bias, p, *options = self.blocks[i]
+        return BlockCall(x, weight, bias, p, None, *options, self.compute_dtype)
 
 
 class DownsampleCall(NamedTuple):

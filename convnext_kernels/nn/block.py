@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from convnext_kernels import functional
 from convnext_kernels.nn.layers import DepthwiseConv2d, DropPath, GlobalResponseNorm, LayerNorm2d, positive_int
 from convnext_kernels.ops import checks
+from convnext_kernels.ops.blocks import Block, block
 
 
 class FusedConvNeXtBlock(nn.Module):
@@ -71,6 +72,32 @@ class FusedConvNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W), in x's memory format."""
+        dwconv, norm, grn, drop_path, tensors = self._parts()
+        if type(x) is not Tensor or drop_path.drop_prob:
+            checks.image("x", x)  # drop path uses x before the op checks it
+        return functional.convnext_block(
+            x,
+            *tensors[:8],
+            gamma=tensors[8],
+            grn_weight=tensors[9],
+            grn_bias=tensors[10],
+            drop_scale=drop_path.scale(x),
+            dilation=dwconv.dilation[0],
+            eps=norm.eps,
+            grn_eps=1e-6 if grn is None else grn.eps,
+            memory=self.memory,
+            backend=self.backend,
+        )
+
+    def inference_block(self) -> tuple[Block, str] | None:
+        """What `forward` computes with in inference, and the backend; for `FusedSequential`."""
+        dwconv, norm, grn, drop_path, tensors = self._parts()
+        if drop_path.drop_prob and drop_path.training:
+            return None
+        grn_eps = 1e-6 if grn is None else grn.eps
+        return block(*tensors, dilation=dwconv.dilation[0], eps=norm.eps, grn_eps=grn_eps), self.backend
+
+    def _parts(self) -> tuple:
         # From the dictionaries: nn.Module looks attributes up in Python, 0.4 us each.
         modules = self._modules
         dwconv, norm, pwconv1, pwconv2 = modules["dwconv"], modules["norm"], modules["pwconv1"], modules["pwconv2"]
@@ -84,18 +111,5 @@ class FusedConvNeXtBlock(nn.Module):
             tensors = dwconv.weight, dwconv.bias, norm.weight, norm.bias
             tensors += pwconv1.weight, pwconv1.bias, pwconv2.weight, pwconv2.bias
             gamma = self.gamma
-        if type(x) is not Tensor or drop_path.drop_prob:
-            checks.image("x", x)  # drop path uses x before the op checks it
-        return functional.convnext_block(
-            x,
-            *tensors,
-            gamma=gamma,
-            grn_weight=None if grn is None else grn.gamma,
-            grn_bias=None if grn is None else grn.beta,
-            drop_scale=drop_path.scale(x),
-            dilation=dwconv.dilation[0],
-            eps=norm.eps,
-            grn_eps=1e-6 if grn is None else grn.eps,
-            memory=self.memory,
-            backend=self.backend,
-        )
+        grn_tensors = (None, None) if grn is None else (grn.gamma, grn.beta)
+        return dwconv, norm, grn, drop_path, (*tensors, gamma, *grn_tensors)

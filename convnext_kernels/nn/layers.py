@@ -135,10 +135,13 @@ class PatchDownsample2d(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, out_channels, H // K, W // K)."""
-        norm, conv = self
-        return functional.patch_downsample(
-            x, norm.weight, norm.bias, conv.weight, conv.bias, eps=norm.eps, backend=norm.backend
-        )
+        norm, conv = self._modules.values()
+        first, second = norm._parameters, conv._parameters  # nn.Module looks attributes up in Python, 0.4 us each
+        try:
+            tensors = first["weight"], first["bias"], second["weight"], second["bias"]
+        except KeyError:  # a parametrisation computes one of them
+            tensors = norm.weight, norm.bias, conv.weight, conv.bias
+        return functional.patch_downsample(x, *tensors, eps=norm.eps, backend=norm.backend)
 
 
 class GlobalResponseNorm(nn.Module):

@@ -15,7 +15,7 @@ from convnext_kernels.spec import MlpParameters, OpSpec
 _TENSORS = f"Tensor x, Tensor dwconv_weight, Tensor? dwconv_bias, {PARAMETERS}, Tensor? drop_scale"
 
 
-def _check(
+def check_block(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -26,6 +26,7 @@ def _check(
     grn_eps: float,
     mixed_dtypes: bool,
 ) -> None:
+    """Raise TypeError or ValueError, with the argument's name, for what `block` does not take."""
     checks.image("x", x)
     checks.parameters(x, (("dwconv_weight", weight), ("dwconv_bias", bias)), mixed_dtypes)
     checks.depthwise_weight("dwconv_weight", weight, x.shape[1])
@@ -34,7 +35,7 @@ def _check(
     check_mlp(x, p, drop_scale, eps, grn_eps, mixed_dtypes)
 
 
-def _spec(
+def spec_of(
     x: Tensor,
     weight: Tensor,
     p: MlpParameters,
@@ -42,6 +43,7 @@ def _spec(
     compute_dtype: torch.dtype | None,
     backward: bool = False,
 ) -> OpSpec:
+    """What the choice of a backend depends on."""
     return OpSpec(
         "block",
         x.device.type,
@@ -66,9 +68,9 @@ def _forward(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor | None, *re
     p, (drop_scale, dilation, eps, grn_eps, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
 
     def find() -> tuple:
-        _check(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
+        check_block(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
         checks.memory(memory)
-        spec = _spec(x, weight, p, dilation, compute_dtype)
+        spec = spec_of(x, weight, p, dilation, compute_dtype)
         keeps = dispatch.keeps(spec, memory, backend)
         return dispatch.choose(spec, backend, x, keeps), keeps, spec.compute_dtype
 
@@ -82,9 +84,9 @@ def _forward(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor | None, *re
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
     p, (drop_scale, dilation, eps, grn_eps, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
-    _check(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
+    check_block(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
     checks.memory(memory)
-    spec = _spec(x, weight, p, dilation, compute_dtype)
+    spec = spec_of(x, weight, p, dilation, compute_dtype)
     return [torch.empty_like(x), *_saved(dispatch.keeps(spec, memory, backend), x, p, spec.compute_dtype)]
 
 
@@ -96,7 +98,7 @@ def _backward(inputs: Inputs, dout: Tensor, x: Tensor, weight: Tensor, bias: Ten
         checks.same_device("dout", dout, x)
         like = x.to("meta")
         checks.saved(saved, [like, hidden_like(like, p, compute_dtype)])
-        spec = _spec(x, weight, p, dilation, compute_dtype, backward=True)
+        spec = spec_of(x, weight, p, dilation, compute_dtype, backward=True)
         return dispatch.choose(spec, backend, x, len(saved), needs), spec.compute_dtype
 
     kernel, compute_dtype = served(inputs, backend, find)

@@ -1,5 +1,10 @@
 // Bindings of the forward kernels.
 
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <vector>
+
 #include "bindings/support.h"
 
 namespace cnk::bindings {
@@ -54,6 +59,44 @@ class PackedMlp {
   void forward(int dtype, Address x, Address residual, Address out, int64_t n, int64_t h, int64_t w,
                Address drop_scale, Address kept_y, Address kept_hidden, int kept_dtype, int threads,
                Address phases, int schedule) const {
+    MlpArgs args = call(dtype, x, residual, out, n, h, w, threads, phases, schedule);
+    args.drop_scale = pointer<const float>(drop_scale);
+    args.kept_y = pointer<void>(kept_y);
+    args.kept_hidden = pointer<void>(kept_hidden);
+    args.kept_dtype = dtype_of(kept_dtype);
+    const py::gil_scoped_release unlocked;
+    const Workspace workspace(ops_.mlp_workspace(args, threads));
+    args.workspace = workspace.data();
+    run(threads, [&](Team& team) { ops_.mlp(args, team); });
+  }
+
+  // Consecutive blocks, each with its input as the residual: from x to out by way of `between`, which may be
+  // null for a single one. All have the same shape, so one workspace serves them.
+  static void forward_blocks(const std::vector<const PackedMlp*>& blocks, int dtype, Address x, Address out,
+                             Address between, int64_t n, int64_t h, int64_t w, int threads, Address phases,
+                             int schedule) {
+    require(!blocks.empty() && (between || blocks.size() == 1), "forward_blocks: no block, or between: null");
+    std::vector<MlpArgs> calls;
+    int64_t bytes = 0;
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      const Address target = (blocks.size() - i) % 2 ? out : between;
+      calls.push_back(blocks[i]->call(dtype, x, x, target, n, h, w, threads, phases, schedule));
+      bytes = std::max(bytes, blocks[i]->ops_.mlp_workspace(calls[i], threads));
+      x = target;
+    }
+    const py::gil_scoped_release unlocked;
+    const Workspace workspace(bytes);
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      calls[i].workspace = workspace.data();
+      run(threads, [&](Team& team) { blocks[i]->ops_.mlp(calls[i], team); });
+    }
+  }
+
+  int64_t bytes() const { return w1_.bytes() + w2_.bytes(); }
+
+ private:
+  MlpArgs call(int dtype, Address x, Address residual, Address out, int64_t n, int64_t h, int64_t w,
+               int threads, Address phases, int schedule) const {
     require(schedule >= kByShape && schedule < kMlpSchedules, "forward: schedule out of range");
     require(x && out && n >= 1 && h >= 1 && w >= 1 && threads >= 1, "forward: null address or empty image");
     MlpArgs args = args_;
@@ -64,21 +107,11 @@ class PackedMlp {
     args.n = n;
     args.h = h;
     args.w = w;
-    args.drop_scale = pointer<const float>(drop_scale);
-    args.kept_y = pointer<void>(kept_y);
-    args.kept_hidden = pointer<void>(kept_hidden);
-    args.kept_dtype = dtype_of(kept_dtype);
     args.phases = pointer<double>(phases);
     args.schedule = schedule;
-    const py::gil_scoped_release unlocked;
-    const Workspace workspace(ops_.mlp_workspace(args, threads));
-    args.workspace = workspace.data();
-    run(threads, [&](Team& team) { ops_.mlp(args, team); });
+    return args;
   }
 
-  int64_t bytes() const { return w1_.bytes() + w2_.bytes(); }
-
- private:
   const IsaOps& ops_;
   Products products_;
   Taps dw_weight_;
@@ -219,6 +252,7 @@ void bind_forward(py::module_& m) {
            py::arg("kept_hidden"), py::arg("kept_dtype"), py::arg("threads"), py::arg("phases"),
            py::arg("schedule") = -1)
       .def_property_readonly("bytes", &PackedMlp::bytes);
+  m.def("forward_blocks", &PackedMlp::forward_blocks);
   py::class_<Depthwise>(m, "Depthwise")
       .def(py::init<int, int64_t, int, int, Address, Address>())
       .def("forward", &Depthwise::forward);

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from convnext_kernels.backends.cpu import native
 from convnext_kernels.backends.cpu.dwconv import bias_or_zeros, taps_first
 from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, flat_float, output_for
 from convnext_kernels.backends.cpu.packed import packed
-from convnext_kernels.calls import BlockCall, MlpCall
+from convnext_kernels.calls import BlockCall, BlocksCall, MlpCall, Signature
 from convnext_kernels.spec import MlpParameters
 from convnext_kernels.tuning import Candidate, cache, forcing, pick
 
@@ -48,13 +49,13 @@ def _matrices(p: MlpParameters) -> tuple[Tensor, Tensor]:
     return w1.float(), w2.float()
 
 
-def _schedule(call: MlpCall | BlockCall, side: int, isa: str, keeps: int) -> int:
+def _schedule(call: MlpCall | BlockCall, side: int, keeps: int) -> int:
     """The schedule that was timed to be the fastest, else -1: by shape."""
     force, generation = forcing(), cache.generation()
     if not generation and not force:
         return -1
     memo = {} if call.inputs is None or force else call.inputs.signature.memo
-    state = ("schedule", isa, torch.get_num_threads(), generation)
+    state = ("schedule", native.isa(), torch.get_num_threads(), generation)
     found = memo.get(state)
     if found is None:
         x, p = call.x, call.p
@@ -64,21 +65,17 @@ def _schedule(call: MlpCall | BlockCall, side: int, isa: str, keeps: int) -> int
     return found
 
 
-def run(
-    call: MlpCall | BlockCall,
-    residual: Tensor | None,
-    dwconv: tuple[Tensor, Tensor | None, int] | None,  # weight, bias, dilation
-    kept_y: Tensor | None = None,
-    kept_hidden: Tensor | None = None,
-) -> Tensor:
-    """Run the block (with `dwconv`) or the inverted bottleneck alone (without).
-
-    `kept_y` (like x) and `kept_hidden` (N, hidden, H, W), both channels_last, are filled for the gradient if given.
-    """
-    x, p, drop_scale, compute_dtype = call.x, call.p, call.drop_scale, call.compute_dtype
-    eps, grn_eps = call.eps, call.grn_eps
-    channels, hidden = x.shape[1], p.pwconv1_weight.shape[0]
-    isa, bf16 = native.isa(), compute_dtype == torch.bfloat16
+def _kernel(
+    p: MlpParameters,
+    dwconv: tuple[Tensor, Tensor | None, int] | None,
+    eps: float,
+    grn_eps: float,
+    bf16: bool,
+    signature: Signature | None = None,
+) -> Any:
+    """The extension's object with the packed parameters; `dwconv` has weight, bias and dilation."""
+    hidden, channels = p.pwconv1_weight.shape[:2]
+    isa = native.isa()
     dw_weight, dw_bias, dilation = dwconv or (None, None, 1)
     side = 0 if dw_weight is None else dw_weight.shape[-1]
 
@@ -117,17 +114,39 @@ def run(
         )
 
     configuration = (isa, "bottleneck", bf16, side, dilation, eps, grn_eps)
+    return packed(p.pwconv1_weight, (dw_weight, dw_bias, *p), configuration, pack, signature)
+
+
+def _team(operations: int) -> tuple[int, Tensor | None]:
+    """The number of threads, and where they add the seconds of their phases."""
+    threads, phases = native.threads(operations), _phases.get()
+    if phases is not None:
+        threads = min(threads, len(phases))  # a row each: PyTorch's number of threads may have grown since
+    return threads, phases
+
+
+def run(
+    call: MlpCall | BlockCall,
+    residual: Tensor | None,
+    dwconv: tuple[Tensor, Tensor | None, int] | None,  # weight, bias, dilation
+    kept_y: Tensor | None = None,
+    kept_hidden: Tensor | None = None,
+) -> Tensor:
+    """Run the block (with `dwconv`) or the inverted bottleneck alone (without).
+
+    `kept_y` (like x) and `kept_hidden` (N, hidden, H, W), both channels_last, are filled for the gradient if given.
+    """
+    x, p, drop_scale, compute_dtype = call.x, call.p, call.drop_scale, call.compute_dtype
+    side = 0 if dwconv is None else dwconv[0].shape[-1]
     signature = None if call.inputs is None else call.inputs.signature
-    kernel = packed(p.pwconv1_weight, (dw_weight, dw_bias, *p), configuration, pack, signature)
+    kernel = _kernel(p, dwconv, call.eps, call.grn_eps, compute_dtype == torch.bfloat16, signature)
     x_nhwc = dense_nhwc(x)
     # The block's residual is x itself; one conversion serves both.
     residual_nhwc = x_nhwc if residual is x else None if residual is None else dense_nhwc(residual)
     written, out = output_for(x)
     drop = None if drop_scale is None else flat_float(drop_scale)
-    n, _, h, w = x.shape
-    threads, phases = native.threads(n * h * w * channels * (2 * hidden + side * side)), _phases.get()
-    if phases is not None:
-        threads = min(threads, len(phases))  # a row each: PyTorch's number of threads may have grown since
+    n, c, h, w = x.shape
+    threads, phases = _team(n * h * w * c * (2 * p.pwconv1_weight.shape[0] + side * side))
     kernel.forward(
         native.DTYPE_CODES[x.dtype],
         address(x_nhwc),
@@ -142,7 +161,40 @@ def run(
         native.DTYPE_CODES[compute_dtype],
         threads,
         address(phases),
-        _schedule(call, side, isa, (kept_y is not None) + (kept_hidden is not None)),
+        _schedule(call, side, (kept_y is not None) + (kept_hidden is not None)),
+    )
+    return finish(written, out)
+
+
+def run_blocks(call: BlocksCall) -> Tensor:
+    """Run consecutive blocks of one shape: one check of all parameters, and one call of the extension."""
+    x, blocks, _, inputs = call
+    bf16 = call.compute_dtype == torch.bfloat16
+
+    def pack() -> list:
+        return [_kernel(b.p, (b.weight, b.bias, b.dilation), b.eps, b.grn_eps, bf16) for b in blocks]
+
+    configuration = (native.isa(), "blocks", bf16, tuple(b[3:] for b in blocks))
+    first = blocks[0]
+    kernels = packed(first.p.pwconv1_weight, inputs.tensors[1:], configuration, pack, inputs.signature)
+    x_nhwc = dense_nhwc(x)
+    written, out = output_for(x)
+    between = torch.empty_like(written) if len(blocks) > 1 else None
+    n, c, h, w = x.shape
+    side, hidden = first.weight.shape[-1], first.p.pwconv1_weight.shape[0]
+    threads, phases = _team(n * h * w * c * (2 * hidden + side * side))
+    native.extension().forward_blocks(
+        kernels,
+        native.DTYPE_CODES[x.dtype],
+        address(x_nhwc),
+        address(written),
+        address(between),
+        n,
+        h,
+        w,
+        threads,
+        address(phases),
+        _schedule(call.block(0, x)._replace(inputs=inputs), side, 0),
     )
     return finish(written, out)
 

@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from convnext_kernels.calls import BlockCall
+from convnext_kernels.calls import BlockCall, BlocksCall
 
 
 def forward(
@@ -28,6 +28,14 @@ def forward(
         y = torch.empty_like(x, memory_format=torch.channels_last)
     dwconv.forward(call.convolution, out=y)
     return mlp.forward(call.mlp(y, x), hidden, like=x)
+
+
+def sequence(dwconv: ModuleType, mlp: ModuleType, call: BlocksCall) -> Tensor:
+    """The result of the last of several blocks."""
+    x = call.x
+    for i in range(len(call.blocks)):
+        x = forward(dwconv, mlp, call.block(i, x))
+    return x
 
 
 def backward(
