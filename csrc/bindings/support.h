@@ -133,10 +133,10 @@ void run(int threads, const F& body) {
 class Matrix {
  public:
   // An empty one, for a matrix that is not used.
-  Matrix() : Matrix(0, 0, 0) {}
+  Matrix() : Matrix(0, 0, DType::kFloat32, 0) {}
   // weight: (n, k), row-major.
   Matrix(const IsaOps& ops, Products products, DType dtype, Address weight, int64_t n, int64_t k, int threads)
-      : Matrix(n, k, ops.packed_bytes(products, n, k)) {
+      : Matrix(n, k, dtype, ops.packed_bytes(products, dtype, n, k)) {
     require(weight != 0, "weight: null");
     const py::gil_scoped_release unlocked;
     run(threads, [&](Team& team) {
@@ -147,7 +147,7 @@ class Matrix {
   static Matrix transposed(const IsaOps& ops, Products products, DType dtype, Address weight, int64_t n,
                            int64_t k, const float* scale, int threads) {
     require(weight != 0, "weight: null");
-    Matrix matrix(n, k, ops.packed_bytes(products, n, k));
+    Matrix matrix(n, k, DType::kFloat32, ops.packed_bytes(products, DType::kFloat32, n, k));
     const py::gil_scoped_release unlocked;
     run(threads, [&](Team& team) {
       ops.pack_transposed(products, dtype, pointer<const void>(weight), n, k, scale, matrix.buffer_.data(),
@@ -155,12 +155,13 @@ class Matrix {
     });
     return matrix;
   }
-  PackedMatrix view() const { return {buffer_.data(), n_, k_}; }
+  PackedMatrix view() const { return {buffer_.data(), n_, k_, dtype_}; }
   int64_t bytes() const { return buffer_.size(); }
 
  private:
-  Matrix(int64_t n, int64_t k, int64_t bytes) : n_(n), k_(k), buffer_(bytes) {}
+  Matrix(int64_t n, int64_t k, DType dtype, int64_t bytes) : n_(n), k_(k), dtype_(dtype), buffer_(bytes) {}
   int64_t n_, k_;
+  DType dtype_;
   Buffer buffer_;
 };
 

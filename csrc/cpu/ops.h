@@ -125,7 +125,8 @@ struct GrnBackwardArgs {
 // A matrix packed for the products by IsaOps::pack_matrix.
 struct PackedMatrix {
   const void* data;
-  int64_t n, k;  // out = in (rows, k) times matrix (k, n)
+  int64_t n, k;                   // out = in (rows, k) times matrix (k, n)
+  DType dtype = DType::kFloat32;  // of the elements, for fp32 products; the others have bf16 elements
 };
 
 // The phases of `mlp`, for MlpArgs::phases: the convolution (or reading x), LN, W1 with GELU, GRN, W2 with
@@ -242,10 +243,12 @@ struct IsaOps {
   int64_t (*downsample_workspace)(const DownsampleArgs&, int threads);
   void (*downsample_backward)(const DownsampleBackwardArgs&, Team&);
   int64_t (*downsample_backward_workspace)(const DownsampleBackwardArgs&, int threads);
-  // Bytes of a packed (k, n) matrix, and the packing of w, row-major (n, k), as the weight of a Linear.
-  int64_t (*packed_bytes)(Products, int64_t n, int64_t k);
+  // Bytes of a packed (k, n) matrix, and the packing of w, row-major (n, k), as the weight of a Linear. Both
+  // for w's dtype: for fp32 products the packed elements have it too.
+  int64_t (*packed_bytes)(Products, DType, int64_t n, int64_t k);
   void (*pack_matrix)(Products, DType, const void* w, int64_t n, int64_t k, void* packed, Team&);
-  // The same for w, row-major (k, n); row i is multiplied by scale[i] unless scale is null.
+  // The same for w, row-major (k, n); row i is multiplied by scale[i] unless scale is null. The packed
+  // elements are fp32 for fp32 products.
   void (*pack_transposed)(Products, DType, const void* w, int64_t n, int64_t k, const float* scale,
                           void* packed, Team&);
 };

@@ -24,8 +24,12 @@ struct Case {
 struct Problem {
   Case s;
   Tensor x, residual;
-  Values dw_weight, dw_bias, norm_weight, norm_bias, w1, b1, grn_weight, w2, b2, gamma, drop_scale;
-  Buffer dw_weight_, dw_bias_, norm_weight_, norm_bias_, w1_, b1_, grn_weight_, w2_, b2_, gamma_, drop_scale_;
+  Values dw_weight, dw_bias, norm_weight, norm_bias;
+  Tensor w1_;  // in the dtype of x
+  Values w1, b1, grn_weight;
+  Tensor w2_;
+  Values w2, b2, gamma, drop_scale;
+  Buffer dw_weight_, dw_bias_, norm_weight_, norm_bias_, b1_, grn_weight_, b2_, gamma_, drop_scale_;
   static constexpr float kEps = 1e-6f, kGrnEps = 1e-6f;
 
   Problem(const Case& s, uint32_t seed) : Problem(s, Random(seed)) {}
@@ -44,13 +48,11 @@ struct Problem {
   Tensor run(const Kernels& k, Products products, int threads, Tensor* kept_y = nullptr,
              Tensor* kept_hidden = nullptr, double* phases = nullptr) {
     Tensor out(s.dtype, x.count());
-    Buffer packed1(k.ops.packed_bytes(products, s.hidden, s.image.c));
-    Buffer packed2(k.ops.packed_bytes(products, s.image.c, s.hidden));
+    Buffer packed1(k.ops.packed_bytes(products, s.dtype, s.hidden, s.image.c));
+    Buffer packed2(k.ops.packed_bytes(products, s.dtype, s.image.c, s.hidden));
     in_team(threads, [&](Team& team) {
-      k.ops.pack_matrix(products, DType::kFloat32, w1_.as<float>(), s.hidden, s.image.c, packed1.as<void>(),
-                        team);
-      k.ops.pack_matrix(products, DType::kFloat32, w2_.as<float>(), s.image.c, s.hidden, packed2.as<void>(),
-                        team);
+      k.ops.pack_matrix(products, s.dtype, w1_.data(), s.hidden, s.image.c, packed1.as<void>(), team);
+      k.ops.pack_matrix(products, s.dtype, w2_.data(), s.image.c, s.hidden, packed2.as<void>(), team);
     });
     MlpArgs args = {};
     args.dtype = s.dtype;
@@ -73,8 +75,8 @@ struct Problem {
     args.grn_eps = kGrnEps;
     args.norm_weight = norm_weight_.as<float>();
     args.norm_bias = norm_bias_.as<float>();
-    args.w1 = {packed1.as<void>(), s.hidden, s.image.c};
-    args.w2 = {packed2.as<void>(), s.image.c, s.hidden};
+    args.w1 = {packed1.as<void>(), s.hidden, s.image.c, s.dtype};
+    args.w2 = {packed2.as<void>(), s.image.c, s.hidden, s.dtype};
     args.b1 = b1_.as<float>();
     args.grn_weight = s.grn ? grn_weight_.as<float>() : nullptr;
     args.b2 = b2_.as<float>();
@@ -101,10 +103,12 @@ struct Problem {
         dw_bias(random.floats(s.image.c, -1, 1)),
         norm_weight(random.floats(s.image.c, -2, 2)),
         norm_bias(random.floats(s.image.c, -1, 1)),
-        w1(random.floats(s.hidden * s.image.c, -1, 1)),
+        w1_(s.dtype, random.floats(s.hidden * s.image.c, -1, 1)),
+        w1(w1_.values()),
         b1(random.floats(s.hidden, -1, 1)),
         grn_weight(random.floats(s.hidden, -1, 1)),
-        w2(random.floats(s.image.c * s.hidden, -1, 1)),
+        w2_(s.dtype, random.floats(s.image.c * s.hidden, -1, 1)),
+        w2(w2_.values()),
         b2(random.floats(s.image.c, -1, 1)),
         gamma(random.floats(s.image.c, -1, 1)),
         drop_scale(random.floats(s.image.n, 0.5, 2)),
@@ -112,10 +116,8 @@ struct Problem {
         dw_bias_(padded(dw_bias, s.image.c)),
         norm_weight_(padded(norm_weight, s.image.c)),
         norm_bias_(padded(norm_bias, s.image.c)),
-        w1_(floats(w1)),
         b1_(padded(b1, s.hidden)),
         grn_weight_(padded(grn_weight, s.hidden)),
-        w2_(floats(w2)),
         b2_(padded(b2, s.image.c)),
         gamma_(padded(gamma, s.image.c)),
         drop_scale_(floats(drop_scale)) {}
