@@ -30,7 +30,7 @@ from convnext_kernels.models import create_model
 
 # Limits in units: what is reached on an EPYC, and 15 % more. Under a training step lies what PyTorch itself takes: 4
 # units for a Function with ten inputs that does nothing. Under the network lie the matmuls of its wide blocks.
-BLOCK, BLOCK_TRAINING, MODEL = 2.1, 15.5, 56.0
+BLOCK, BLOCK_TRAINING, BLOCK_CPU, MODEL = 2.1, 15.5, 3.45, 56.0
 
 
 class _Launcher(CudaLauncher):
@@ -155,6 +155,11 @@ def counted(call: Callable[[], object]) -> tuple[int, int]:
     return calls, _Launcher.launches - before
 
 
+_LIBRARY = torch.library.Library("host_time", "DEF")
+_LIBRARY.define("nothing(Tensor x) -> Tensor")
+_LIBRARY.impl("nothing", torch.empty_like, "CompositeExplicitAutograd")
+
+
 @dataclass(frozen=True)
 class Case:
     """One row of the table."""
@@ -188,6 +193,13 @@ def cases() -> Iterator[Case]:
     yield Case("block V2, forward", forward(*block(use_grn=True)), None)
     yield Case("block, forward and backward", training(*block()), BLOCK_TRAINING)
     yield Case("block V2, forward and backward", training(*block(use_grn=True)), None)
+
+    # With packed weights: packing copies, which does nothing later.
+    pixel = torch.zeros(1, 96, 1, 1).to(memory_format=torch.channels_last)
+    on_cpu = forward(ck.FusedConvNeXtBlock(96, backend="cpu"), pixel)
+    on_cpu()
+    yield Case("CPU backend, block of one pixel", on_cpu, BLOCK_CPU)
+    yield Case("an op that does nothing", lambda: torch.ops.host_time.nothing(pixel), None)
 
     image = torch.zeros(1, 3, 224, 224, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     for name, model, limit in (
