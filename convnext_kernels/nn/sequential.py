@@ -67,17 +67,17 @@ def _inference_block(module: Any) -> Any:
 _found: WeakKeyDictionary[nn.Module, _Found] = WeakKeyDictionary()
 
 
-def run(sequential: nn.Sequential, x: object) -> Tensor | None:
-    """Compute all blocks of `sequential` in one call; None if they must be called one by one.
+def run(container: nn.Sequential | nn.ModuleList, x: object) -> Tensor | None:
+    """Compute all blocks of `container` in one call; None if they must be called one by one.
 
     They must under torch.compile, with gradients or autocast, with hooks on anything inside, under a profiler, a mode
     or a transform, and if something inside is not a block that this package computes.
     """
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or type(x) is not Tensor:
         return None
-    found = _found.get(sequential)
+    found = _found.get(container)
     if found is None or not found.snapshot.holds():
-        found = _found[sequential] = _Found(sequential._modules)
+        found = _found[container] = _Found(container._modules)
     return None if found.blocks is None else found.blocks.run(x)
 
 

@@ -5,11 +5,13 @@ import copy
 import pytest
 import timm
 import torch
+import transformers
 from torch import nn
 
 import convnext_kernels as ck
 from convnext_kernels import FusedConvNeXtBlock
 from convnext_kernels.nn import FusedSequential, sequential
+from convnext_kernels.ops import blocks as blocks_op
 from tests.tolerance import randomize_
 
 OPTIONS = {
@@ -189,6 +191,21 @@ def test_modes_see_the_blocks(x):
         blocks(torch.randn(2, 11, 5, 4))
     with pytest.raises(TypeError, match=r"x: "), torch.no_grad():
         blocks(torch.randint(3, (2, 12, 5, 4)))
+
+
+@pytest.mark.parametrize("kind", ["ConvNext", "ConvNextV2", "DINOv3ConvNext"])
+def test_stages_of_transformers(kind, monkeypatch):
+    options = {"hidden_sizes": [8, 16], "depths": [1, 3]} | ({} if kind == "DINOv3ConvNext" else {"num_stages": 2})
+    model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**options)).eval()
+    x = torch.randn(1, 3, 32, 32)
+    counts = []
+    run = blocks_op.Blocks.run
+    monkeypatch.setattr(blocks_op.Blocks, "run", lambda self, x: counts.append(len(self.blocks)) or run(self, x))
+    with torch.no_grad():
+        expected = model(x).last_hidden_state
+        actual = ck.accelerate(model)(x).last_hidden_state
+    assert counts == [3]
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_copies_and_parts(x):
