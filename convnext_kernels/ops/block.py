@@ -28,7 +28,7 @@ def _check(
 ) -> None:
     checks.image("x", x)
     checks.parameters(x, (("dwconv_weight", weight), ("dwconv_bias", bias)), mixed_dtypes)
-    checks.depthwise_weight("dwconv_weight", weight, x.shape[1])
+    checks.square_weight("dwconv_weight", weight, x.shape[1])
     checks.vector("dwconv_bias", bias, x.shape[1], "one per channel of x")
     checks.dilation(dilation)
     check_mlp(x, p, drop_scale, eps, grn_eps, mixed_dtypes)
@@ -48,8 +48,8 @@ def _spec(
         x.dtype,
         compute_dtype or x.dtype,
         x.shape[1],
-        weight.shape[-1],
-        dilation,
+        (weight.shape[2], weight.shape[3]),
+        (dilation, dilation),
         hidden=p.pwconv1_weight.shape[0],
         grn=p.grn_weight is not None,
         backward=backward,

@@ -21,7 +21,7 @@ def bias_or_zeros(bias: Tensor | None, length: int) -> Tensor:
 
 def forward(call: DwconvCall) -> Tensor:
     """Return y like x; sums in fp32."""
-    x, weight, bias, dilation = call[:4]
+    x, weight, bias, (dilation, _) = call[:4]
     return _convolve(x, weight, bias, dilation, flipped=False, like=x)
 
 
@@ -63,7 +63,7 @@ def _convolve(
 
 def backward(dy: Tensor, call: DwconvCall, needs: list[bool], residual: Tensor | None = None) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order; `residual` is added to x's."""
-    x, weight, bias, dilation = call[:4]
+    x, weight, bias, (dilation, _) = call[:4]
     gradients = []
     if needs[0]:
         gradients.append(_convolve(dy, weight, None, dilation, flipped=True, like=x, residual=residual))

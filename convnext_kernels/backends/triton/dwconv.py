@@ -196,7 +196,7 @@ def _convolve(
 @prepared
 def forward(call: DwconvCall, out: Tensor | None = None) -> Tensor:
     """Convolve in `compute_dtype`, sums in fp32; the result is like x, or written to `out` in its dtype and strides."""
-    x, weight, bias, dilation, compute_dtype, _ = call
+    x, weight, bias, (dilation, _), _, compute_dtype, _ = call
     if out is None:
         out = torch.empty_like(x)
     return _convolve(x, weight, bias, None, out, dilation, compute_dtype, flip=False)
@@ -297,7 +297,7 @@ def parameter_gradients(
 @prepared
 def backward(dy: Tensor, call: DwconvCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order."""
-    x, weight, bias, dilation, compute_dtype, _ = call
+    x, weight, bias, (dilation, _), _, compute_dtype, _ = call
     dx = dw = db = None
     if needs[0]:
         dx = input_gradient(dy, weight, dilation, compute_dtype, like=x)
