@@ -47,7 +47,12 @@ TABLE = [
     (FusedConvNeXtBlock, {"dim": 8, "kernel_size": (3, 5)}, TypeError, ("kernel_size", INTEGER, "(3, 5)")),
     (DepthwiseConv2d, {"channels": 8, "kernel_size": (3, 4)}, ValueError, ("kernel_size", KERNEL, "3x4")),
     (DepthwiseConv2d, {"channels": 8, "kernel_size": (3, 5.0)}, TypeError, ("kernel_size", INTEGER, "5.0")),
-    (DepthwiseConv2d, {"channels": 8, "kernel_size": (3, 5, 7)}, ValueError, ("kernel_size", "one integer or two")),
+    (
+        DepthwiseConv2d,
+        {"channels": 8, "kernel_size": (3, 5, 7)},
+        ValueError,
+        ("kernel_size", "one integer or two", "(3, 5, 7)"),
+    ),
     (DepthwiseConv2d, {"channels": 8, "stride": 3}, ValueError, ("stride", "1 or 2", "3")),
     *(
         (module, {first: 8, "eps": value}, ValueError, ("eps", EPS, str(value)))
