@@ -1,5 +1,7 @@
 // Bindings of the forward kernels.
 
+#include <algorithm>
+
 #include "bindings/support.h"
 
 namespace cnk::bindings {
@@ -88,14 +90,17 @@ class PackedMlp {
 };
 
 class Depthwise {
+  // A dilation that reaches outside of every image. Larger ones would overflow.
+  static constexpr int64_t kFar = int64_t{1} << 40;
+
  public:
   // down: the stride; up: the stride of the convolution whose input gradient this is (Axis).
   Depthwise(int isa, int64_t c, int kernel_h, int kernel_w, int64_t dilation_h, int64_t dilation_w, int down,
             int up, Address weight, Address bias)
       : ops_(ops_of(isa)),
         c_(c),
-        h_{0, 0, kernel_h, dilation_h, down, up},
-        w_{0, 0, kernel_w, dilation_w, down, up},
+        h_{0, 0, kernel_h, std::min(dilation_h, kFar), down, up},
+        w_{0, 0, kernel_w, std::min(dilation_w, kFar), down, up},
         weight_(weight, h_, w_, c),
         bias_(bias, 1, c) {
     require_axis(h_);

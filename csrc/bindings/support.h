@@ -117,12 +117,14 @@ inline const IsaOps& ops_of(int isa) {
 
 // What an axis of a depthwise convolution must be, except for its sizes.
 inline void require_axis(const Axis& axis) {
-  require(axis.taps >= 1 && axis.taps <= 51 && axis.taps % 2 && axis.dilation >= 1, "taps or dilation out of range");
+  require(axis.taps >= 1 && axis.taps <= 51 && axis.taps % 2 && axis.dilation >= 1,
+          "taps or dilation out of range");
   require(axis.down >= 1 && axis.up >= 1 && axis.down * axis.up <= 2, "stride out of range");
 }
 
 inline void require_sizes(const Axis& axis) {
-  const bool fits = axis.up == 1 ? axis.out == (axis.in - 1) / axis.down + 1 : axis.in == (axis.out - 1) / axis.up + 1;
+  const bool fits =
+      axis.up == 1 ? axis.out == (axis.in - 1) / axis.down + 1 : axis.in == (axis.out - 1) / axis.up + 1;
   require(axis.in >= 1 && axis.out >= 1 && fits, "sizes of input and result");
 }
 

@@ -55,27 +55,30 @@ struct Lattice {
 };
 
 // The taps of one residue modulo tap_step that meet the image: [first, last), counted in steps. The tap
-// `first` is at `at` in x for the tile's first pixel; of the pixels of x from there on, in steps, those from
-// `inside` to `outside` are in the image.
+// `first` is at `at` in x for the tile's first pixel. Bit i: the pixel of x that is i steps after it is in the
+// image; there are at most 14 - 1 + 51.
 struct Reach {
-  int64_t first, last, at, inside, outside;
+  int64_t first = 0, last = 0, at = 0;
+  uint64_t in_image = 0;
 };
 
-CNK_INLINE int64_t steps(int64_t distance, int64_t step) { return step == 1 ? distance : ceil_div(distance, step); }
+CNK_INLINE int64_t steps(int64_t distance, int64_t step) {
+  return step == 1 ? distance : ceil_div(distance, step);
+}
+CNK_INLINE constexpr uint64_t all_columns(int64_t columns) { return (uint64_t{1} << columns) - 1; }
 
-// For `pixels` pixels of the result from o on. False if no tap meets the image.
-CNK_INLINE bool reaches(const Lattice& l, int64_t o, int64_t residue, int64_t pixels, Reach* r) {
+// For `pixels` pixels of the result from o on.
+CNK_INLINE Reach reach_of(const Lattice& l, int64_t o, int64_t residue, int64_t pixels) {
   const int64_t scaled = o * l.down + (residue - l.reach) * l.dilation;
-  if (l.half & scaled) return false;  // between the pixels of x
+  if (l.half & scaled) return {};  // between the pixels of x
   const int64_t at = scaled >> l.half;
   const int64_t inside = at < 0 ? steps(-at, l.in_step) : 0;
   const int64_t outside = at < l.in ? steps(l.in - at, l.in_step) : 0;
-  r->first = max64(0, inside - pixels + 1);
-  r->last = min64(steps(l.taps - residue, l.tap_step), outside);
-  r->at = at + r->first * l.in_step;
-  r->inside = max64(inside - r->first, 0);
-  r->outside = outside - r->first;
-  return r->first < r->last;
+  const int64_t first = max64(0, inside - pixels + 1), most = outside - first;
+  const int64_t last = min64(steps(l.taps - residue, l.tap_step), outside);
+  if (first >= last) return {};
+  const uint64_t before_end = most > 63 ? ~uint64_t{0} : all_columns(most);
+  return {first, last, at + first * l.in_step, before_end & ~all_columns(max64(inside - first, 0))};
 }
 
 // What all tiles have in common.
@@ -98,13 +101,58 @@ struct Geometry {
         taps(int64_t{a.h.taps} * a.w.taps) {}
 };
 
+// Taps of one residue along and one across: where their weights and pixels of x are, from the first ones of a
+// tile on.
+struct Window {
+  int64_t weight, x;  // in elements
+  int64_t rows, taps;
+  uint64_t in_image;  // as in Reach
+};
+
+// The windows of the tiles at one place, for all channels. What is needed along is kept while tiles go down.
+class Windows {
+ public:
+  explicit Windows(const Geometry& g) : g_(g) {}
+
+  CNK_INLINE void move(int64_t across, int64_t along, int64_t pixels) {
+    if (along != at_ || pixels != pixels_) {
+      at_ = along, pixels_ = pixels;
+      for (int64_t k = 0; k < g_.along.tap_step; ++k) along_[k] = reach_of(g_.along, along, k, pixels);
+    }
+    count = 0;
+    for (int64_t i = 0; i < g_.across.tap_step; ++i) {
+      const Reach rows = reach_of(g_.across, across, i, 1);
+      const int64_t kernel_row = i + rows.first * g_.across.tap_step;
+      for (int64_t k = 0; k < g_.along.tap_step; ++k) {
+        const Reach& taps = along_[k];
+        if (rows.first == rows.last || taps.first == taps.last) continue;
+        const int64_t tap = taps.first + (k ? (g_.along.taps + 1) / 2 : 0);  // as pack_taps orders them
+        list[count++] = {.weight = (kernel_row * g_.along.taps + tap) * kChannelAlign,
+                         .x = rows.at * g_.x_across + taps.at * g_.x_along,
+                         .rows = rows.last - rows.first,
+                         .taps = taps.last - taps.first,
+                         .in_image = taps.in_image};
+      }
+    }
+  }
+
+  Window list[4];
+  int count = 0;
+
+ private:
+  const Geometry& g_;
+  int64_t at_ = -1, pixels_ = -1;
+  Reach along_[2];
+};
+
 template <class T>
 struct Tile {
   const T* plane;       // image n, first of this register's channels
   const float* weight;  // this register's channels of tap 0; taps are kChannelAlign floats apart
   Vec bias;
-  int64_t along, across;  // the first pixel of the result
-  int64_t valid;          // channels in this register; kLanes or fewer
+  int64_t valid;                       // channels in this register; kLanes or fewer
+  int64_t step, row_step, weight_row;  // from tap to tap of x, from kernel row to kernel row of x and weights
+  const Windows* windows;
 };
 
 template <bool PARTIAL, class T>
@@ -160,70 +208,58 @@ CNK_INLINE void add_taps(Vec (&acc)[COLUMNS], const float* weight, const T* x, i
   }
 }
 
-constexpr uint64_t all_columns(int columns) { return (uint64_t{1} << columns) - 1; }
-
 // Of the COLUMNS accumulators, `columns` are stored.
 template <int COLUMNS, bool PARTIAL, class T>
-__attribute__((noinline)) void convolve(const Geometry& g, const Tile<T>& t, int64_t columns, const Sink& to) {
+__attribute__((noinline)) void convolve(const Tile<T>& t, int64_t columns, const Sink& to) {
   Vec acc[COLUMNS];
   CNK_UNROLL
   for (Vec& sum : acc) sum = t.bias;
-  const int64_t stride = g.along.in_step * g.x_along, valid = t.valid;
-  for (int64_t second_row = 0; second_row < g.across.tap_step; ++second_row) {
-    Reach across;
-    if (!reaches(g.across, t.across, second_row, 1, &across)) continue;
-    const int64_t kernel_row = second_row + across.first * g.across.tap_step;
-    for (int64_t second = 0; second < g.along.tap_step; ++second) {
-      Reach along;
-      if (!reaches(g.along, t.along, second, columns, &along)) continue;
-      const int64_t tap = along.first + (second ? (g.along.taps + 1) / 2 : 0);  // as pack_taps orders them
-      const float* weights = t.weight + (kernel_row * g.along.taps + tap) * kChannelAlign;
-      const T* row = t.plane + across.at * g.x_across + along.at * g.x_along;
-      // Bit i: along.at + i steps is in the image. There are at most 14 - 1 + 51.
-      const uint64_t in_image = (along.outside > 63 ? ~uint64_t{0} : all_columns(int(along.outside))) &
-                                ~all_columns(int(along.inside));
-      for (int64_t rows = across.last - across.first; rows > 0; --rows) {
-        const float* weight = weights;
-        const T* x = row;
-        uint64_t inside = in_image;
-        int64_t taps = along.last - along.first;
-        for (; taps >= kTaps; taps -= kTaps) {
-          if ((~inside & all_columns(COLUMNS + kTaps - 1)) == 0) {
-            add_taps<kTaps, false, PARTIAL>(acc, weight, x, stride, valid, inside);
-          } else {
-            add_taps<kTaps, true, PARTIAL>(acc, weight, x, stride, valid, inside);
-          }
-          weight += kTaps * kChannelAlign;
-          x += kTaps * stride;
-          inside >>= kTaps;
+  const int64_t stride = t.step, valid = t.valid;
+  for (int i = 0; i < t.windows->count; ++i) {
+    const Window& window = t.windows->list[i];
+    const float* weights = t.weight + window.weight;
+    const T* row = t.plane + window.x;
+    for (int64_t rows = window.rows; rows > 0; --rows) {
+      const float* weight = weights;
+      const T* x = row;
+      uint64_t inside = window.in_image;
+      int64_t taps = window.taps;
+      for (; taps >= kTaps; taps -= kTaps) {
+        if ((~inside & all_columns(COLUMNS + kTaps - 1)) == 0) {
+          add_taps<kTaps, false, PARTIAL>(acc, weight, x, stride, valid, inside);
+        } else {
+          add_taps<kTaps, true, PARTIAL>(acc, weight, x, stride, valid, inside);
         }
-        static_assert(kTaps == 7);
-        if (taps == 3 && (~inside & all_columns(COLUMNS + 2)) == 0) {  // most of K 3
-          add_taps<3, false, PARTIAL>(acc, weight, x, stride, valid, inside);
-          taps = 0;
-        }
-        switch (taps) {
-          case 1:
-            add_taps<1, true, PARTIAL>(acc, weight, x, stride, valid, inside);
-            break;
-          case 2:
-            add_taps<2, true, PARTIAL>(acc, weight, x, stride, valid, inside);
-            break;
-          case 3:
-            add_taps<3, true, PARTIAL>(acc, weight, x, stride, valid, inside);
-            break;
-          case 4:
-            add_taps<4, true, PARTIAL>(acc, weight, x, stride, valid, inside);
-            break;
-          case 5:
-            add_taps<5, true, PARTIAL>(acc, weight, x, stride, valid, inside);
-            break;
-          case 6:
-            add_taps<6, true, PARTIAL>(acc, weight, x, stride, valid, inside);
-        }
-        weights += g.across.tap_step * g.along.taps * kChannelAlign;
-        row += g.across.in_step * g.x_across;
+        weight += kTaps * kChannelAlign;
+        x += kTaps * stride;
+        inside >>= kTaps;
       }
+      static_assert(kTaps == 7);
+      if (taps == 3 && (~inside & all_columns(COLUMNS + 2)) == 0) {  // most of K 3
+        add_taps<3, false, PARTIAL>(acc, weight, x, stride, valid, inside);
+        taps = 0;
+      }
+      switch (taps) {
+        case 1:
+          add_taps<1, true, PARTIAL>(acc, weight, x, stride, valid, inside);
+          break;
+        case 2:
+          add_taps<2, true, PARTIAL>(acc, weight, x, stride, valid, inside);
+          break;
+        case 3:
+          add_taps<3, true, PARTIAL>(acc, weight, x, stride, valid, inside);
+          break;
+        case 4:
+          add_taps<4, true, PARTIAL>(acc, weight, x, stride, valid, inside);
+          break;
+        case 5:
+          add_taps<5, true, PARTIAL>(acc, weight, x, stride, valid, inside);
+          break;
+        case 6:
+          add_taps<6, true, PARTIAL>(acc, weight, x, stride, valid, inside);
+      }
+      weights += t.weight_row;
+      row += t.row_step;
     }
   }
   store_tile<T>(acc, columns, to);
@@ -231,12 +267,12 @@ __attribute__((noinline)) void convolve(const Geometry& g, const Tile<T>& t, int
 
 // With the number of accumulators that leaves the fewest unused: 14, 10, 7 or 4 (16 registers: 7, 5, 3 or 2).
 template <bool PARTIAL, class T>
-CNK_INLINE void convolve_tile(const Geometry& g, const Tile<T>& t, int64_t columns, const Sink& to) {
+CNK_INLINE void convolve_tile(const Tile<T>& t, int64_t columns, const Sink& to) {
   constexpr int kSome = kColumns * 5 / 7, kHalf = kColumns / 2, kFew = kColumns * 2 / 7;
-  if (columns <= kFew) return convolve<kFew, PARTIAL>(g, t, columns, to);
-  if (columns <= kHalf) return convolve<kHalf, PARTIAL>(g, t, columns, to);
-  if (columns <= kSome) return convolve<kSome, PARTIAL>(g, t, columns, to);
-  convolve<kColumns, PARTIAL>(g, t, columns, to);
+  if (columns <= kFew) return convolve<kFew, PARTIAL>(t, columns, to);
+  if (columns <= kHalf) return convolve<kHalf, PARTIAL>(t, columns, to);
+  if (columns <= kSome) return convolve<kSome, PARTIAL>(t, columns, to);
+  convolve<kColumns, PARTIAL>(t, columns, to);
 }
 
 // Prefetches a range of memory into L2, a part of it at every tile, so that the arithmetic hides it.
@@ -269,22 +305,22 @@ struct Result {
 
 // `pixel`: the first one; `apart`: pixels from one to the next.
 template <bool PARTIAL, class T>
-CNK_INLINE void convolve_to(const Rows& out, const Geometry& g, const Tile<T>& t, int64_t channel, int64_t pixel,
+CNK_INLINE void convolve_to(const Rows& out, const Tile<T>& t, int64_t channel, int64_t pixel,
                             int64_t columns, int64_t apart) {
   float* y = out.y + (pixel - out.begin) * out.ldy + channel;
-  convolve_tile<PARTIAL>(g, t, columns, Sink{y, apart * out.ldy, true});
+  convolve_tile<PARTIAL>(t, columns, Sink{y, apart * out.ldy, true});
 }
 
 template <bool PARTIAL, class T>
-CNK_INLINE void convolve_to(const Result<T>& out, const Geometry& g, const Tile<T>& t, int64_t channel,
-                            int64_t pixel, int64_t columns, int64_t apart) {
+CNK_INLINE void convolve_to(const Result<T>& out, const Tile<T>& t, int64_t channel, int64_t pixel,
+                            int64_t columns, int64_t apart) {
   T* y = out.y + pixel * out.ldy + channel;
   const int64_t step = apart * out.ldy;
   if (!PARTIAL && !out.residual) {
-    return convolve_tile<PARTIAL>(g, t, columns, Sink{y, step, false});
+    return convolve_tile<PARTIAL>(t, columns, Sink{y, step, false});
   }
   alignas(64) float sums[kColumns * kLanes];
-  convolve_tile<PARTIAL>(g, t, columns, Sink{sums, kLanes, true});
+  convolve_tile<PARTIAL>(t, columns, Sink{sums, kLanes, true});
   const T* residual = out.residual ? out.residual + pixel * out.ldy + channel : nullptr;
   for (int64_t j = 0; j < columns; ++j, y += step) {
     Vec v = load(sums + j * kLanes);
@@ -312,11 +348,16 @@ void convolve_pixels(const DwconvArgs& a, const Geometry& g, int64_t channel, in
   const int64_t ahead = kFused ? min64(end + g.across.reach * width, pixels) : pixels;
   Prefetch prefetch(x + ahead * a.c, x + min64(ahead + end - begin, pixels) * a.c,
                     (last - channel + kLanes - 1) / kLanes * ((end - begin) / min64(width, kColumns)));
+  Windows windows(g);
   Tile<T> t;
+  t.step = g.along.in_step * g.x_along;
+  t.row_step = g.across.in_step * g.x_across;
+  t.weight_row = g.across.tap_step * g.along.taps * kChannelAlign;
+  t.windows = &windows;
   // Two cache lines of a pixel while it is in L1. With few taps all channels of it: there are only nine
   // multiply-adds for each number, so memory is the limit, and it is faster when read in order (1x984x23x84,
-  // K 3: 0.56 -> 0.40 ms); the taps fit into L1.
-  const int64_t group = g.taps <= kFewTaps ? last - channel : kChannelAlign;
+  // K 3: 0.56 -> 0.40 ms); the taps fit into L1. With a single row of taps as well: no line is needed again.
+  const int64_t group = g.taps <= kFewTaps || g.across.taps == 1 ? last - channel : kChannelAlign;
   for (int64_t group_begin = channel; group_begin < last; group_begin += group) {
     const int64_t group_end = min64(group_begin + group, last);
     for (int64_t p = begin, next; p < end; p = next) {
@@ -326,12 +367,13 @@ void convolve_pixels(const DwconvArgs& a, const Geometry& g, int64_t channel, in
       for (int64_t left = 0, right; left < width; left = right) {
         right = min64(left + kColumns * g.along.out_step, width);
         for (int64_t residue = 0; residue < min64(g.along.out_step, right - left); ++residue) {
-          for (t.across = top; t.across <= bottom; ++t.across) {
-            const int64_t row = origin + t.across * width;  // its first pixel, if counted along first
-            t.along = max64(left, p - row) + residue;
-            const int64_t columns = steps(min64(right, next - row) - t.along, g.along.out_step);
+          for (int64_t across = top; across <= bottom; ++across) {
+            const int64_t row = origin + across * width;  // its first pixel, if counted along first
+            const int64_t along = max64(left, p - row) + residue;
+            const int64_t columns = steps(min64(right, next - row) - along, g.along.out_step);
             if (columns <= 0) continue;
-            const int64_t pixel = origin + t.across * g.y_across + t.along * g.y_along;
+            windows.move(across, along, columns);
+            const int64_t pixel = origin + across * g.y_across + along * g.y_along;
             for (int64_t c = group_begin; c < group_end; c += kLanes) {
               t.plane = x + image * x_plane + c;
               t.weight = a.weight + c / kChannelAlign * kChannelAlign * g.taps + c % kChannelAlign;
@@ -339,9 +381,9 @@ void convolve_pixels(const DwconvArgs& a, const Geometry& g, int64_t channel, in
               t.valid = a.c - c;
               if constexpr (kFused) prefetch.some();
               if (t.valid >= kLanes) {
-                convolve_to<false>(out, g, t, c, pixel, columns, g.along.out_step * g.y_along);
+                convolve_to<false>(out, t, c, pixel, columns, g.along.out_step * g.y_along);
               } else {
-                convolve_to<true>(out, g, t, c, pixel, columns, g.along.out_step * g.y_along);
+                convolve_to<true>(out, t, c, pixel, columns, g.along.out_step * g.y_along);
               }
             }
           }

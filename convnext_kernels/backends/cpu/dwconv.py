@@ -8,8 +8,6 @@ from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, fl
 from convnext_kernels.backends.cpu.packed import packed
 from convnext_kernels.calls import DwconvCall
 
-_FAR = 2**40
-
 
 def taps_first(weight: Tensor) -> Tensor:
     """(C, 1, KH, KW) -> dense fp32 (KH * KW, C), the order the kernels read."""
@@ -23,26 +21,28 @@ def bias_or_zeros(bias: Tensor | None, length: int) -> Tensor:
 
 def forward(call: DwconvCall) -> Tensor:
     """Return y like x, or of half its height and width; sums in fp32."""
-    return _convolve(call.x, call, flipped=False, out=call.result())
+    out = torch.empty_like(call.x) if call.stride == 1 else call.result()  # the first way is 0.6 us shorter
+    return _convolve(call.x, call, flipped=False, out=out)
 
 
 def _convolve(x: Tensor, call: DwconvCall, flipped: bool, out: Tensor, residual: Tensor | None = None) -> Tensor:
     """Convolve x into `out`; `flipped`: x is the gradient of the call's result, `out` that of its input."""
-    weight, bias = call.weight, None if flipped else call.bias
-    channels, (height, width), isa = x.shape[1], weight.shape[2:], native.isa()
-    # a dilation that reaches outside from everywhere is like any other: none of them fits into an integer of C++
-    dilation = tuple(min(step, _FAR) for step in call.dilation)
-    strides = (1, call.stride) if flipped else (call.stride, 1)
+    _, weight, bias, dilation, stride, *_ = call
+    if flipped:
+        bias = None
+    _, _, height, width = weight.shape
+    (n, channels, h, w), (_, _, out_h, out_w), isa = x.shape, out.shape, native.isa()
 
     def pack() -> object:
         w, b = taps_first(weight), bias_or_zeros(bias, channels)
         if flipped:
             w = w.flip(0)
+        strides = (1, stride) if flipped else (stride, 1)
         return native.extension().Depthwise(
             native.isa_code(isa), channels, height, width, *dilation, *strides, address(w), address(b)
         )
 
-    kernel = packed(weight, (weight, bias), (isa, "dwconv", dilation, strides, flipped), pack)
+    kernel = packed(weight, (weight, bias), (isa, "dwconv", dilation, stride, flipped), pack)
     x_nhwc = dense_nhwc(x)
     residual_nhwc = None if residual is None else dense_nhwc(residual)
     written = written_for(out)
@@ -51,10 +51,12 @@ def _convolve(x: Tensor, call: DwconvCall, flipped: bool, out: Tensor, residual:
         address(x_nhwc),
         address(written),
         address(residual_nhwc),
-        x.shape[0],
-        *x.shape[2:],
-        *out.shape[2:],
-        native.threads(min(x.numel(), out.numel()) * height * width),
+        n,
+        h,
+        w,
+        out_h,
+        out_w,
+        native.threads((x if flipped else out).numel() * height * width),
     )
     return finish(written, out)
 
@@ -68,7 +70,7 @@ def backward(dy: Tensor, call: DwconvCall, needs: list[bool], residual: Tensor |
     if not (needs[1] or needs[2]):
         return gradients
     n, channels, h, w = x.shape
-    height, width = weight.shape[2:]
+    _, _, height, width = weight.shape
     padded = native.pad_channels(channels)
     taps, total = torch.empty(height * width, padded), torch.empty(padded)
     x_nhwc, dy_nhwc = dense_nhwc(x), dense_nhwc(dy)
