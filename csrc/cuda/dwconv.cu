@@ -29,9 +29,8 @@ struct DwconvParams {
 // The weights of the block's channels, fp32: a plane of
 // taps for every four channels, zeros after the last one.
 template <class T>
-__device__ __forceinline__ void stage_weights(const DwconvParams& p, int side, int channel,
+__device__ __forceinline__ void stage_weights(const DwconvParams& p, int taps, int channel,
                                               Pixel<float>* to) {
-  const int taps = side * side;
   for (int i = int(threadIdx.x); i < taps * p.s.lanes; i += int(blockDim.x)) {
     const int lane = i / taps, tap = i - lane * taps;
     const int c = channel + lane * kChannels;
@@ -67,27 +66,28 @@ __device__ __forceinline__ void add_taps(const float (&x)[kColumns + kChunk - 1]
 // kChunk taps from `weights` on of every kernel row, for both rows of the thread. `tile` points to the first
 // column that the first tap reads.
 template <class T, int kChunk>
-__device__ __forceinline__ void add_chunk(const TileShape& s, const Tile& t, int side, const Pixel<T>* tile,
-                                          const Pixel<float>* weights, int pair, Accumulators& acc) {
+__device__ __forceinline__ void add_chunk(const TileShape& s, const Tile& t, int side_h, int side_w,
+                                          const Pixel<T>* tile, const Pixel<float>* weights, int pair,
+                                          Accumulators& acc) {
   const int row = t.row + pair * kRows;  // of the lattice: the thread's upper row
-  const int begin = max(row - side / 2, t.first_row);
-  const int end = min(row + 1 + side / 2 + 1, t.first_row + t.row_count);
-  int kh = begin - (row - side / 2);  // of the upper row; one less for the lower
+  const int begin = max(row - side_h / 2, t.first_row);
+  const int end = min(row + 1 + side_h / 2 + 1, t.first_row + t.row_count);
+  int kh = begin - (row - side_h / 2);  // of the upper row; one less for the lower
   const Pixel<T>* x_row = tile + (begin - t.first_row) * s.columns;
   const int last_kh = kh + end - begin;
-  const Pixel<float>*upper = weights + kh * side, *lower = upper - side;
+  const Pixel<float>*upper = weights + kh * side_w, *lower = upper - side_w;
 #pragma unroll 1
-  for (; kh < last_kh; ++kh, x_row += s.columns, lower = upper, upper += side) {
+  for (; kh < last_kh; ++kh, x_row += s.columns, lower = upper, upper += side_w) {
     constexpr int kWindow = kColumns + kChunk - 1;
     float x[kWindow][kChannels];
 #pragma unroll
     for (int j = 0; j < kWindow; ++j) load(x_row[j].element, x[j]);
-    if (kh < side) add_taps<kChunk>(x, upper, acc[0]);
+    if (kh < side_h) add_taps<kChunk>(x, upper, acc[0]);
     if (kh > 0) add_taps<kChunk>(x, lower, acc[1]);
   }
 }
 
-// A kernel of any side. Its columns are divided into chunks
+// A kernel of any sides. Its columns are divided into chunks
 // of 3 to 7 taps (1 tap for 1x1) that differ by at most one.
 template <class T>
 __device__ __forceinline__ void add_chunks(const TileShape& s, const Tile& t, const Pixel<T>* tile,
@@ -95,18 +95,18 @@ __device__ __forceinline__ void add_chunks(const TileShape& s, const Tile& t, co
                                            Accumulators& acc) {
   int first = 0;
 #pragma unroll 1
-  for (int chunks = (s.side + kTaps - 1) / kTaps; chunks > 0; --chunks) {
-    const int taps = (s.side - first + chunks - 1) / chunks;
+  for (int chunks = (s.side_w + kTaps - 1) / kTaps; chunks > 0; --chunks) {
+    const int taps = (s.side_w - first + chunks - 1) / chunks;
     // Chunks whose columns are all outside the image only add
     // zeros: most chunks of a large kernel on a small image.
-    const int column = t.column + group * kColumns - s.side / 2 + first;
-    if (column + kColumns + taps - 1 > 0 && column * s.dilation + t.residue_w < s.w) {
-      if (taps == 7) add_chunk<T, 7>(s, t, s.side, tile + first, weights + first, pair, acc);
-      if (taps == 6) add_chunk<T, 6>(s, t, s.side, tile + first, weights + first, pair, acc);
-      if (taps == 5) add_chunk<T, 5>(s, t, s.side, tile + first, weights + first, pair, acc);
-      if (taps == 4) add_chunk<T, 4>(s, t, s.side, tile + first, weights + first, pair, acc);
-      if (taps == 3) add_chunk<T, 3>(s, t, s.side, tile + first, weights + first, pair, acc);
-      if (taps == 1) add_chunk<T, 1>(s, t, s.side, tile + first, weights + first, pair, acc);
+    const int column = t.column + group * kColumns - s.side_w / 2 + first;
+    if (column + kColumns + taps - 1 > 0 && column * s.dilation_w + t.residue_w < s.w) {
+      if (taps == 7) add_chunk<T, 7>(s, t, s.side_h, s.side_w, tile + first, weights + first, pair, acc);
+      if (taps == 6) add_chunk<T, 6>(s, t, s.side_h, s.side_w, tile + first, weights + first, pair, acc);
+      if (taps == 5) add_chunk<T, 5>(s, t, s.side_h, s.side_w, tile + first, weights + first, pair, acc);
+      if (taps == 4) add_chunk<T, 4>(s, t, s.side_h, s.side_w, tile + first, weights + first, pair, acc);
+      if (taps == 3) add_chunk<T, 3>(s, t, s.side_h, s.side_w, tile + first, weights + first, pair, acc);
+      if (taps == 1) add_chunk<T, 1>(s, t, s.side_h, s.side_w, tile + first, weights + first, pair, acc);
     }
     first += taps;
   }
@@ -117,12 +117,12 @@ template <class T, class Y>
 __device__ __forceinline__ void store_vectors(const DwconvParams& p, const Tile& t, int row, int column,
                                               int channel, Accumulators& acc) {
   const Image &y = p.y, &residual = p.residual;
-  const int d = p.s.dilation;
+  const int d = p.s.dilation_w;
   const int first_w = column * d + t.residue_w;
   const int columns = (p.s.w - first_w + d - 1) / d;  // from here to the end of the image
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    const int h = (row + r) * d + t.residue_h;
+    const int h = (row + r) * p.s.dilation_h + t.residue_h;
     if (h >= p.s.h) break;
     if (residual.data) {
       const T* from = static_cast<const T*>(residual.data) + t.sample * residual.stride_n +
@@ -158,8 +158,8 @@ __device__ __forceinline__ void store_elements(const DwconvParams& p, const Tile
     const int pixel = column_first ? i % pixels : i / channels;
     const int lane = column_first ? i / pixels : i % channels;
     const int row = pixel / width;
-    const int h = (t.row + row) * p.s.dilation + t.residue_h;
-    const int w = (t.column + pixel - row * width) * p.s.dilation + t.residue_w;
+    const int h = (t.row + row) * p.s.dilation_h + t.residue_h;
+    const int w = (t.column + pixel - row * width) * p.s.dilation_w + t.residue_w;
     const int c = channel + lane;
     if (h >= p.s.h || w >= p.s.w || c >= p.s.c) continue;
     float value = from[lane / kChannels * plane + pixel].element[lane % kChannels];
@@ -172,13 +172,13 @@ __device__ __forceinline__ void store_elements(const DwconvParams& p, const Tile
   }
 }
 
-// kSide: 7, or 0 for any. Separate instances for the sides 3 to 13 execute 3 to 5 % fewer instructions, but
+// kSide: 7 for 7x7, or 0 for any sides. Separate instances for the sides 3 to 13 execute 3 to 5 % fewer instructions, but
 // each adds half a second to the compile time of every architecture.
 template <class T, int kSide>
 __global__ void __launch_bounds__(kDwconvThreads) dwconv_kernel(const DwconvParams p) {
   CNK_SHARED(char, shared);
   const TileShape& s = p.s;
-  const int side = kSide ? kSide : s.side;
+  const int side_h = kSide ? kSide : s.side_h, side_w = kSide ? kSide : s.side_w;
   Pixel<T>* tile = reinterpret_cast<Pixel<T>*>(shared);
   Pixel<float>* weights = reinterpret_cast<Pixel<float>*>(shared + p.tile_bytes);
   const int lane = int(threadIdx.x) % s.lanes, rest = int(threadIdx.x) / s.lanes;
@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(kDwconvThreads) dwconv_kernel(const DwconvPara
     const int channel = int(part.remainder) * s.lanes * kChannels;
     const int c = channel + lane * kChannels;
     __syncthreads();  // the tiles before no longer read these weights
-    stage_weights<T>(p, side, channel, weights);
+    stage_weights<T>(p, side_h * side_w, channel, weights);
     float bias[kChannels];
 #pragma unroll
     for (int i = 0; i < kChannels; ++i) bias[i] = c + i < s.c ? load(p.bias, c + i, 0.0f) : 0.0f;
@@ -199,8 +199,8 @@ __global__ void __launch_bounds__(kDwconvThreads) dwconv_kernel(const DwconvPara
       const Tile t = tile_at(s, index);
       const int row = t.row + pair * kRows, column = t.column + group * kColumns;
       __syncthreads();  // the tile before no longer uses this memory
-      stage(p.x, p.access, p.walk, s, t, {t.first_row, t.row_count, t.column - side / 2, s.columns}, channel,
-            s.plane, tile);
+      stage(p.x, p.access, p.walk, s, t, {t.first_row, t.row_count, t.column - side_w / 2, s.columns},
+            channel, s.plane, tile);
       __syncthreads();
       Accumulators acc;
       if (active) {
@@ -210,9 +210,9 @@ __global__ void __launch_bounds__(kDwconvThreads) dwconv_kernel(const DwconvPara
           for (int i = 0; i < kChannels; ++i) acc[0][q][i] = acc[1][q][i] = bias[i];
         }
         const Pixel<T>* own = tile + lane * s.plane + group * kColumns;
-        const Pixel<float>* own_weights = weights + lane * side * side;
+        const Pixel<float>* own_weights = weights + lane * (side_h * side_w);
         if constexpr (kSide) {
-          add_chunk<T, kSide>(s, t, side, own, own_weights, pair, acc);
+          add_chunk<T, kSide>(s, t, side_h, side_w, own, own_weights, pair, acc);
         } else {
           add_chunks<T>(s, t, own, own_weights, group, pair, acc);
         }
@@ -264,7 +264,8 @@ Plan plan_of(const DwconvArgs& a, const TileShape& s, bool stores_elements) {
         max(plan.tile_bytes, int64_t(s.lanes) * plan.result_plane * int64_t(sizeof(Pixel<float>)));
   }
   plan.tile_bytes = ceil_div(plan.tile_bytes, 16) * 16;
-  plan.shared_bytes = plan.tile_bytes + int64_t(s.lanes) * s.side * s.side * int64_t(sizeof(Pixel<float>));
+  plan.shared_bytes =
+      plan.tile_bytes + int64_t(s.lanes) * s.side_h * s.side_w * int64_t(sizeof(Pixel<float>));
   return plan;
 }
 
@@ -281,8 +282,9 @@ double predicted_cycles(const DwconvArgs& a, const Plan& plan, const DeviceInfo&
   const double outputs = kRows * kColumns * kChannels;  // of a thread
   const double loads =
       double(s.rows) * s.columns * s.lanes * kChannels * double(element_size(a.x.dtype)) / 16;
-  const double weights = double(s.lanes) * a.side * a.side;
-  const double convolve = outputs * (a.side * a.side * 1.22 + 3) + 150 + loads * 28 / plan.threads;
+  const int taps = s.side_h * s.side_w;
+  const double weights = double(s.lanes) * taps;
+  const double convolve = outputs * (taps * 1.22 + 3) + 150 + loads * 28 / plan.threads;
   const double blocks = double(s.tiles) * s.chunks / double(plan.tiles_per_block);
   const double work = convolve * double(plan.tiles_per_block) + weights * 25 / plan.threads;
   const double warps = plan.threads / kWarpSize;
@@ -294,18 +296,18 @@ double predicted_cycles(const DwconvArgs& a, const Plan& plan, const DeviceInfo&
 Plan choose(const DwconvArgs& a, const DeviceInfo& device, int least_lanes, bool stores_elements) {
   Plan best{};
   double least = 0;
-  const int64_t lattice_h = ceil_div(a.h, a.dilation), lattice_w = ceil_div(a.w, a.dilation);
+  const int64_t lattice_h = ceil_div(a.of.h, a.of.dilation_h);
+  const int64_t lattice_w = ceil_div(a.of.w, a.of.dilation_w);
   // At most a third of a multiprocessor's shared memory, so that one block copies while others compute; all
   // of it if nothing fits. With 32 channels or more, neighbouring threads use whole lines of global memory;
   // fewer channels only if more do not fit.
   for (const int64_t limit : {device.shared_bytes / 3, device.shared_bytes}) {
     for (int lanes = 16; lanes >= least_lanes; lanes /= 2) {
       if (lanes < 8 && best.threads) break;
-      if (lanes > least_lanes && lanes / 2 * kChannels >= a.c) continue;
+      if (lanes > least_lanes && lanes / 2 * kChannels >= a.of.c) continue;
       for (int groups = 1; groups <= 8 && (groups - 1) * kColumns < lattice_w; ++groups) {
         for (int pairs = 1; pairs <= 16 && (pairs - 1) * kRows < lattice_h; ++pairs) {
-          const TileShape s = tile_shape(a.n, a.c, a.h, a.w, a.side, a.dilation, lanes, groups, pairs,
-                                         element_size(a.x.dtype));
+          const TileShape s = tile_shape(a.of, lanes, groups, pairs, element_size(a.x.dtype));
           Plan plan = plan_of(a, s, stores_elements);
           if (plan.threads > kDwconvThreads || plan.shared_bytes > limit) break;
           // Weights are copied once for several tiles: so many that one wave of blocks computes all tiles.
@@ -325,15 +327,14 @@ Plan choose(const DwconvArgs& a, const DeviceInfo& device, int least_lanes, bool
     if (best.threads) break;
   }
   if (!best.threads) {
-    refuse("dwconv_kernel", {"NCHWKD", {a.n, a.c, a.h, a.w, a.side, a.dilation}},
-           "no tile fits into the GPU's shared memory");
+    refuse("dwconv_kernel", shape_of(a.of), "no tile fits into the GPU's shared memory");
   }
   return best;
 }
 
 template <class T>
 void run(const Context& context, const Launch& what, const DwconvParams& params) {
-  if (params.s.side == 7) return launch(context, what, dwconv_kernel<T, 7>, params);
+  if (params.s.side_h == 7 && params.s.side_w == 7) return launch(context, what, dwconv_kernel<T, 7>, params);
   launch(context, what, dwconv_kernel<T, 0>, params);
 }
 
@@ -347,11 +348,11 @@ void dwconv(const Context& context, const DwconvArgs& a) {
   p.weight = a.weight;
   p.bias = a.bias;
   p.flip = a.flip;
-  p.access = access_of(a.x, a.c);
-  p.store = access_of(a.y, a.c);
+  p.access = access_of(a.x, a.of.c);
+  p.store = access_of(a.y, a.of.c);
   if (p.store == Access::kVector) {
     const bool residual_fits =
-        !a.residual.data || (vectors_fit(a.residual, a.c) && a.residual.dtype == a.x.dtype);
+        !a.residual.data || (vectors_fit(a.residual, a.of.c) && a.residual.dtype == a.x.dtype);
     const bool dtype_fits = a.y.dtype == a.x.dtype || a.y.dtype == DType::kFloat32;
     if (!residual_fits || !dtype_fits) p.store = Access::kChannelFirst;
   }
@@ -361,17 +362,14 @@ void dwconv(const Context& context, const DwconvArgs& a) {
   const Plan plan = choose(a, device, least_lanes, p.store != Access::kVector);
   p.s = plan.shape;
   p.walk = walk_of(a.x, p.s, p.s.columns, plan.threads);
-  p.y_step = a.dilation * a.y.stride_w;
-  p.residual_step = a.dilation * a.residual.stride_w;
+  p.y_step = a.of.dilation_w * a.y.stride_w;
+  p.residual_step = a.of.dilation_w * a.residual.stride_w;
   p.tile_bytes = plan.tile_bytes;
   p.result_plane = plan.result_plane;
   p.tiles_per_block = plan.tiles_per_block;
   p.blocks = ceil_div(p.s.tiles, p.tiles_per_block) * p.s.chunks;
-  const Launch what{a.flip ? "dwconv_kernel, input gradient" : "dwconv_kernel",
-                    p.blocks,
-                    plan.threads,
-                    plan.shared_bytes,
-                    {"NCHWKD", {a.n, a.c, a.h, a.w, a.side, a.dilation}}};
+  const Launch what{a.flip ? "dwconv_kernel, input gradient" : "dwconv_kernel", p.blocks, plan.threads,
+                    plan.shared_bytes, shape_of(a.of)};
   with_element(a.x.dtype, [&](auto element) { run<typename decltype(element)::Type>(context, what, p); });
 }
 

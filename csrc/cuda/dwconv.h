@@ -1,5 +1,5 @@
-// Depthwise convolution, stride 1, "same" padding, and its input gradient; P = K / 2, D = dilation:
-//   y[n,c,h,w] = bias[c] + sum_kh,kw weight[c,kh,kw] * x[n,c, h + (kh - P) D, w + (kw - P) D]   [+ residual]
+// Depthwise convolution, stride 1, "same" padding, and its input gradient; P = KH / 2, Q = KW / 2:
+//   y[n,c,h,w] = bias[c] + sum_kh,kw weight[c,kh,kw] * x[n,c, h + (kh - P) D, w + (kw - Q) E]   [+ residual]
 // The input gradient is the same sum with the kernel flipped.
 // Bytes per pixel with 16-bit elements: 4C, with a residual 6C.
 #pragma once
@@ -8,12 +8,17 @@
 
 namespace cnk::cuda {
 
-struct DwconvArgs {
-  Image x, y, residual;  // residual.data may be null; any strides
-  const void* weight;    // (C, 1, K, K), dense, of x's dtype
-  Vector bias;
+// Sizes of x; KH, KW; D, E.
+struct Convolution {
   int64_t n, c, h, w;
-  int side, dilation;
+  int side_h, side_w, dilation_h, dilation_w;
+};
+
+struct DwconvArgs {
+  Convolution of;
+  Image x, y, residual;  // residual.data may be null; any strides
+  const void* weight;    // (C, 1, KH, KW), dense, of x's dtype
+  Vector bias;
   bool flip;
 };
 void dwconv(const Context& context, const DwconvArgs& args);

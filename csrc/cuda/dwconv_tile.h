@@ -1,9 +1,9 @@
 // What the depthwise kernels share: tiles of the image in shared memory. An element is four channels.
 //
-// A dilation D splits the image into D * D independent lattices. A tile lies in one of them, so its halo is K
-// - 1 wide for any D. In shared memory a tile is one plane of rows x columns for every four channels, in the
-// tensor's own dtype. Everything outside the image is zero, so the loops over the taps need no masks; rows
-// outside the image are not stored at all.
+// Dilations D and E split the image into D * E independent lattices. A tile lies in one of them, so its halo
+// is KH - 1 high and KW - 1 wide for any dilation. In shared memory a tile is one plane of rows x columns for
+// every four channels, in the tensor's own dtype. Everything outside the image is zero, so the loops over the
+// taps need no masks; rows outside the image are not stored at all.
 //
 // Bank conflicts: the columns of neighbouring threads are kColumns = 7 elements apart. Planes are 16 / lanes
 // elements apart (8 / lanes for fp32), modulo the 16 (8) elements that all banks deliver at once. So the
@@ -12,7 +12,9 @@
 
 #include <cstdint>
 
+#include "cuda/dwconv.h"
 #include "cuda/element.h"
+#include "cuda/launch.h"
 #include "cuda/runtime.h"
 #include "cuda/tensors.h"
 
@@ -35,7 +37,8 @@ enum class Access : int {
 
 struct TileShape {
   int64_t n;
-  int c, h, w, side, dilation;
+  int c, h, w;
+  int side_h, side_w, dilation_h, dilation_w;
   int lanes;          // groups of four channels of a block
   int groups, pairs;  // of kColumns columns and of kRows rows in a tile
   int lattices_h, lattices_w;
@@ -50,7 +53,7 @@ __host__ __device__ inline int tile_height(const TileShape& s) { return s.pairs 
 __host__ __device__ inline int tile_width(const TileShape& s) { return s.groups * kColumns; }
 
 // Where a tile lies. `row` and `column` count in its lattice;
-// lattice row r is image row residue_h + r * dilation.
+// lattice row r is image row residue_h + r * dilation_h.
 struct Tile {
   int64_t sample;
   int row, column;  // of its first output
@@ -69,9 +72,9 @@ __device__ __forceinline__ Tile tile_at(const TileShape& s, int64_t index) {
   rest /= unsigned(s.tiles_h);
   t.residue_w = int(rest % unsigned(s.lattices_w));
   t.residue_h = int(rest / unsigned(s.lattices_w));
-  const int lattice_rows = (s.h - t.residue_h + s.dilation - 1) / s.dilation;
-  t.first_row = t.row - s.side / 2;
-  int last = t.row + tile_height(s) + s.side / 2;
+  const int lattice_rows = (s.h - t.residue_h + s.dilation_h - 1) / s.dilation_h;
+  t.first_row = t.row - s.side_h / 2;
+  int last = t.row + tile_height(s) + s.side_h / 2;
   if (t.first_row < 0) t.first_row = 0;
   if (last > lattice_rows) last = lattice_rows;
   t.row_count = last > t.first_row ? last - t.first_row : 0;
@@ -105,7 +108,7 @@ __device__ __forceinline__ void stage_vectors(const Image& image, const Walk& wa
   if (begin >= walk.step) return;
   const int c = channel + vector * kLoad;
   // Columns [0, end) of the lattice are in the image; none for channels after the last.
-  const unsigned end = c < s.c ? unsigned((s.w - t.residue_w + s.dilation - 1) / s.dilation) : 0u;
+  const unsigned end = c < s.c ? unsigned((s.w - t.residue_w + s.dilation_w - 1) / s.dilation_w) : 0u;
   const int begin_row = begin / v.columns;
   int w = v.column + begin - begin_row * v.columns;
   const T* first = static_cast<const T*>(image.data) + t.sample * image.stride_n +
@@ -149,8 +152,8 @@ __device__ __forceinline__ void stage_elements(const Image& image, const TileSha
     const int pixel = column_first ? i % pixels : i / channels;
     const int lane = column_first ? i / pixels : i % channels;
     const int row = pixel / v.columns;
-    const int h = (v.row + row) * s.dilation + t.residue_h;
-    const int w = (v.column + pixel - row * v.columns) * s.dilation + t.residue_w;
+    const int h = (v.row + row) * s.dilation_h + t.residue_h;
+    const int w = (v.column + pixel - row * v.columns) * s.dilation_w + t.residue_w;
     const int c = channel + lane;
     T value{};
     if (w >= 0 && w < s.w && c < s.c)
@@ -170,6 +173,11 @@ __device__ __forceinline__ void stage(const Image& image, Access access, const W
 }
 
 // --- launchers ---
+
+// What a convolution is, apart from its tensors: sizes, kernel and dilation.
+inline Shape shape_of(const Convolution& a) {
+  return {"NCHWKLDE", {a.n, a.c, a.h, a.w, a.side_h, a.side_w, a.dilation_h, a.dilation_w}};
+}
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -194,8 +202,8 @@ inline Walk walk_of(const Image& image, const TileShape& s, int columns, int thr
   walk.step = threads / walk.vectors;
   walk.step_columns = walk.step % columns;
   walk.step_bytes = int(walk.step * kChannels * size);
-  walk.stride_h = s.dilation * image.stride_h;
-  walk.stride_w = s.dilation * image.stride_w;
+  walk.stride_h = s.dilation_h * image.stride_h;
+  walk.stride_w = s.dilation_w * image.stride_w;
   walk.ahead = (walk.step / columns * walk.stride_h + walk.step_columns * walk.stride_w) * size;
   walk.wrap = (walk.stride_h - columns * walk.stride_w) * size;
   return walk;
@@ -208,28 +216,29 @@ inline int plane_of(int elements, int lanes, int64_t element_bytes) {
   return elements + (wanted - elements % pass + pass) % pass;
 }
 
-inline TileShape tile_shape(int64_t n, int64_t c, int64_t h, int64_t w, int side, int dilation, int lanes,
-                            int groups, int pairs, int64_t element_bytes) {
+inline TileShape tile_shape(const Convolution& a, int lanes, int groups, int pairs, int64_t element_bytes) {
   TileShape s{};
-  s.n = n;
-  s.c = int(c);
-  s.h = int(h);
-  s.w = int(w);
-  s.side = side;
-  s.dilation = dilation;
+  s.n = a.n;
+  s.c = int(a.c);
+  s.h = int(a.h);
+  s.w = int(a.w);
+  s.side_h = a.side_h;
+  s.side_w = a.side_w;
+  s.dilation_h = a.dilation_h;
+  s.dilation_w = a.dilation_w;
   s.lanes = lanes;
   s.groups = groups;
   s.pairs = pairs;
-  const int64_t lattice_h = ceil_div(h, dilation), lattice_w = ceil_div(w, dilation);
-  s.lattices_h = int(h < dilation ? h : dilation);
-  s.lattices_w = int(w < dilation ? w : dilation);
+  const int64_t lattice_h = ceil_div(a.h, a.dilation_h), lattice_w = ceil_div(a.w, a.dilation_w);
+  s.lattices_h = int(a.h < a.dilation_h ? a.h : a.dilation_h);
+  s.lattices_w = int(a.w < a.dilation_w ? a.w : a.dilation_w);
   s.tiles_h = int(ceil_div(lattice_h, pairs * kRows));
   s.tiles_w = int(ceil_div(lattice_w, groups * kColumns));
-  s.rows = int(pairs * kRows + side - 1 < lattice_h ? pairs * kRows + side - 1 : lattice_h);
-  s.columns = groups * kColumns + side - 1;
+  s.rows = int(pairs * kRows + a.side_h - 1 < lattice_h ? pairs * kRows + a.side_h - 1 : lattice_h);
+  s.columns = groups * kColumns + a.side_w - 1;
   s.plane = plane_of(s.rows * s.columns, lanes, element_bytes);
-  s.chunks = int(ceil_div(c, int64_t(lanes) * kChannels));
-  s.tiles = n * s.lattices_h * s.lattices_w * s.tiles_h * s.tiles_w;
+  s.chunks = int(ceil_div(a.c, int64_t(lanes) * kChannels));
+  s.tiles = a.n * s.lattices_h * s.lattices_w * s.tiles_h * s.tiles_w;
   return s;
 }
 

@@ -95,22 +95,23 @@ __global__ void __launch_bounds__(kWeightThreads, 2) dwconv_weight_kernel(const 
     const int first_kh = int(d.remainder) * p.block_rows;
     const int kh = first_kh + row_in_block;
     const int64_t part = d.quotient;
-    const bool active = split < p.splits && kh < s.side;
+    const bool active = split < p.splits && kh < s.side_h;
     // The first block of kernel rows sums the bias.
     const bool sums_dy = first_kh == 0 && first_tap == 0;
     float acc[kHeld][kChannels] = {}, bias[kChannels] = {};
     const int64_t first = part * p.tiles_per_part, last = min(first + p.tiles_per_part, s.tiles);
     for (int64_t index = first; index < last; ++index) {
       const Tile t = tile_at(s, index);
-      const int lattice_rows = (s.h - t.residue_h + s.dilation - 1) / s.dilation;
-      const int lattice_columns = (s.w - t.residue_w + s.dilation - 1) / s.dilation;
+      const int lattice_rows = (s.h - t.residue_h + s.dilation_h - 1) / s.dilation_h;
+      const int lattice_columns = (s.w - t.residue_w + s.dilation_w - 1) / s.dilation_w;
       const int rows = min(tile_height(s), lattice_rows - t.row);
-      const int x_first = max(t.row + first_kh - s.side / 2, 0);
-      const int x_last = min(t.row + tile_height(s) + first_kh + p.block_rows - 1 - s.side / 2, lattice_rows);
+      const int x_first = max(t.row + first_kh - s.side_h / 2, 0);
+      const int x_last =
+          min(t.row + tile_height(s) + first_kh + p.block_rows - 1 - s.side_h / 2, lattice_rows);
       __syncthreads();  // the tile before no longer uses this memory
       stage(p.dy, p.dy_access, p.dy_walk, s, t, {t.row, rows, t.column, tile_width(s)}, channel, p.dy_plane,
             dy_tile);
-      stage(p.x, p.x_access, p.x_walk, s, t, {x_first, x_last - x_first, t.column - s.side / 2, s.columns},
+      stage(p.x, p.x_access, p.x_walk, s, t, {x_first, x_last - x_first, t.column - s.side_w / 2, s.columns},
             channel, s.plane, x_tile);
       __syncthreads();
       if (!active) continue;
@@ -120,10 +121,10 @@ __global__ void __launch_bounds__(kWeightThreads, 2) dwconv_weight_kernel(const 
         if (sums_dy) {  // each kernel row sums its share of the columns, so that no thread waits for another
           for (int q = row_in_block; q < tile_width(s); q += p.block_rows) add(dy_row[q].element, bias);
         }
-        const int x_row = t.row + row + kh - s.side / 2;
+        const int x_row = t.row + row + kh - s.side_h / 2;
         if (x_row < x_first || x_row >= x_last) continue;
         const Pixel<T>* x_at = x_tile + lane * s.plane + (x_row - x_first) * s.columns + first_tap;
-        const int column = t.column - s.side / 2 + first_tap;
+        const int column = t.column - s.side_w / 2 + first_tap;
         if constexpr (kHeld == kTaps) {
           add_row<T, kTaps>(p, dy_row, x_at, column, lattice_columns, acc);
         } else {
@@ -160,7 +161,7 @@ __global__ void __launch_bounds__(kWeightThreads, 2) dwconv_weight_kernel(const 
         add(sums + theirs * kValues + kHeld * kChannels, bias);
       }
     }
-    float* out = p.partials + part * (s.side * s.side + 1) * int64_t(s.c);
+    float* out = p.partials + part * (s.side_h * s.side_w + 1) * int64_t(s.c);
 #pragma unroll
     for (int i = 0; i < kChannels; ++i) {
       const int c = channel + lane * kChannels + i;
@@ -168,9 +169,9 @@ __global__ void __launch_bounds__(kWeightThreads, 2) dwconv_weight_kernel(const 
 #pragma unroll
       for (int tap = 0; tap < kHeld; ++tap) {
         const int kw = first_tap + tap;
-        if (kw < s.side && tap < p.chunk) out[int64_t(kh * s.side + kw) * s.c + c] = acc[tap][i];
+        if (kw < s.side_w && tap < p.chunk) out[int64_t(kh * s.side_w + kw) * s.c + c] = acc[tap][i];
       }
-      if (writes_bias) out[int64_t(s.side * s.side) * s.c + c] = bias[i];
+      if (writes_bias) out[int64_t(s.side_h * s.side_w) * s.c + c] = bias[i];
     }
   }
 }
@@ -181,12 +182,12 @@ struct DwconvFinishParams {
   void* db;
   DType db_dtype;
   int64_t parts, blocks;
-  int c, side;
+  int c, side_h, side_w;
 };
 
 // dw and db as sums over the parts; one thread for every tap of every channel.
 __global__ void __launch_bounds__(kFinishThreads) dwconv_weight_finish_kernel(const DwconvFinishParams p) {
-  const int64_t length = int64_t(p.side * p.side + 1) * p.c;
+  const int64_t length = int64_t(p.side_h * p.side_w + 1) * p.c;
   for (int64_t block = blockIdx.x; block < p.blocks; block += gridDim.x) {
     const int64_t index = block * kFinishThreads + threadIdx.x;
     if (index >= length) continue;
@@ -194,8 +195,8 @@ __global__ void __launch_bounds__(kFinishThreads) dwconv_weight_finish_kernel(co
 #pragma unroll 8
     for (int64_t part = 0; part < p.parts; ++part) sum += p.partials[part * length + index];
     const int tap = int(index / p.c), c = int(index % p.c);
-    const int kh = tap / p.side, kw = tap % p.side;
-    if (kh == p.side) {
+    const int kh = tap / p.side_w, kw = tap % p.side_w;
+    if (kh == p.side_h) {
       if (p.db) store(sum, p.db, p.db_dtype, c);
     } else if (p.dw.data) {
       store(sum, p.dw.data, p.dw.dtype, c * p.dw.stride_n + kh * p.dw.stride_h + kw * p.dw.stride_w);
@@ -220,27 +221,27 @@ int chunk_of(int side) {
   return max(5, int(ceil_div(side, chunks)));
 }
 
-Plan plan_of(const DeviceInfo& device, DType dtype, int64_t n, int64_t c, int64_t h, int64_t w, int side,
-             int dilation) {
+Plan plan_of(const DeviceInfo& device, DType dtype, const Convolution& of) {
   Plan best;
   const int64_t size = element_size(dtype);
-  const int64_t lattice_h = ceil_div(h, dilation), lattice_w = ceil_div(w, dilation);
-  const int chunk = chunk_of(side);
+  const int64_t lattice_h = ceil_div(of.h, of.dilation_h);
+  const int64_t lattice_w = ceil_div(of.w, of.dilation_w);
+  const int chunk = chunk_of(of.side_w);
   double least = 0;
   for (const int64_t limit : {device.shared_bytes / 3, device.shared_bytes}) {
     for (int lanes = 8; lanes >= 2; lanes /= 2) {
-      if (lanes < 8 && best.threads && lanes * kChannels < c) break;
+      if (lanes < 8 && best.threads && lanes * kChannels < of.c) break;
       for (int groups = 1; groups <= 4 && (groups - 1) * kColumns < lattice_w; ++groups) {
         for (int pairs = 1; pairs <= 8 && (pairs - 1) * kRows < lattice_h; ++pairs) {
           Plan plan;
           DwconvWeightParams& p = plan.params;
           p = {};
-          p.s = tile_shape(n, c, h, w, side, dilation, lanes, groups, pairs, size);
+          p.s = tile_shape(of, lanes, groups, pairs, size);
           p.chunk = chunk;
-          p.taps_w = int(ceil_div(side, chunk));
-          p.block_rows = min(side, max(1, kWeightThreads / (lanes * p.taps_w)));
-          p.row_blocks = int(ceil_div(side, p.block_rows));
-          p.block_rows = int(ceil_div(side, p.row_blocks));
+          p.taps_w = int(ceil_div(of.side_w, chunk));
+          p.block_rows = min(of.side_h, max(1, kWeightThreads / (lanes * p.taps_w)));
+          p.row_blocks = int(ceil_div(of.side_h, p.block_rows));
+          p.block_rows = int(ceil_div(of.side_h, p.row_blocks));
           const int tasks = lanes * p.block_rows * p.taps_w;
           p.splits = min(kWeightThreads / tasks, tile_height(p.s));
           plan.threads = int(ceil_div(tasks * p.splits, kWarpSize)) * kWarpSize;
@@ -279,8 +280,7 @@ Plan plan_of(const DeviceInfo& device, DType dtype, int64_t n, int64_t c, int64_
     if (best.threads) break;
   }
   if (!best.threads) {
-    refuse("dwconv_weight_kernel", {"NCHWKD", {n, c, h, w, side, dilation}},
-           "no tile fits into the GPU's shared memory");
+    refuse("dwconv_weight_kernel", shape_of(of), "no tile fits into the GPU's shared memory");
   }
   return best;
 }
@@ -293,27 +293,27 @@ void run(const Context& context, const Launch& what, const DwconvWeightParams& p
 
 }  // namespace
 
-int64_t dwconv_weight_parts(int device, DType dtype, int64_t n, int64_t c, int64_t h, int64_t w, int side,
-                            int dilation) {
-  return plan_of(device_info(device), dtype, n, c, h, w, side, dilation).params.parts;
+int64_t dwconv_weight_parts(int device, DType dtype, const Convolution& of) {
+  return plan_of(device_info(device), dtype, of).params.parts;
 }
 
 void dwconv_weight_gradient(const Context& context, const DwconvWeightArgs& a) {
-  Plan plan = plan_of(device_info(context.device), a.x.dtype, a.n, a.c, a.h, a.w, a.side, a.dilation);
+  Plan plan = plan_of(device_info(context.device), a.x.dtype, a.of);
   DwconvWeightParams& p = plan.params;
   p.dy = a.dy;
   p.x = a.x;
-  p.dy_access = access_of(a.dy, a.c);
-  p.x_access = access_of(a.x, a.c);
+  p.dy_access = access_of(a.dy, a.of.c);
+  p.x_access = access_of(a.x, a.of.c);
   p.dy_walk = walk_of(a.dy, p.s, tile_width(p.s), plan.threads);
   p.x_walk = walk_of(a.x, p.s, p.s.columns, plan.threads);
   p.partials = a.partials;
-  const Shape shape{"NCHWKD", {a.n, a.c, a.h, a.w, a.side, a.dilation}};
+  const Shape shape = shape_of(a.of);
   const Launch what{"dwconv_weight_kernel", p.blocks, plan.threads, plan.shared_bytes, shape};
   with_element(a.x.dtype, [&](auto element) { run<typename decltype(element)::Type>(context, what, p); });
-  const int64_t length = (int64_t(a.side) * a.side + 1) * a.c;
-  const DwconvFinishParams finish{
-      a.partials, a.dw, a.db, a.db_dtype, p.parts, ceil_div(length, kFinishThreads), int(a.c), a.side};
+  const int64_t length = (int64_t(a.of.side_h) * a.of.side_w + 1) * a.of.c;
+  const DwconvFinishParams finish{a.partials,  a.dw,        a.db,
+                                  a.db_dtype,  p.parts,     ceil_div(length, kFinishThreads),
+                                  int(a.of.c), a.of.side_h, a.of.side_w};
   launch(context, {"dwconv_weight_finish_kernel", finish.blocks, kFinishThreads, 0, shape},
          dwconv_weight_finish_kernel, finish);
 }
