@@ -244,7 +244,7 @@ def _ours(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu) -> list[tupl
         return plans.downsample(call.shape, call.hidden, call.kernel[0], dtype, training, gpu)
     steps = []
     if call.op in ("block", "dwconv"):
-        steps += plans.dwconv(call.shape, call.kernel, call.dilation, dtype, training, gpu)
+        steps += plans.dwconv(call.shape, call.kernel, call.dilation, call.stride, dtype, training, gpu)
     if call.op in ("block", "mlp"):
         keeps_hidden = call.shape[1] > RECOMPUTED_CHANNELS  # as with memory="auto"
         steps += plans.mlp(call.shape, call.hidden, call.grn, dtype, training, keeps_hidden, gpu)

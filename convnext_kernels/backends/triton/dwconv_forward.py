@@ -16,8 +16,9 @@ inf and NaN would spread.)
 
 - `rolling_kernel`, up to 51 taps: a loop over input rows carries KH x Q accumulators; each row of x is loaded once.
 - `plane_kernel`, up to 51 taps and images up to 7 x 7: the whole plane per thread, no tap outside the image.
-- `rows_kernel`, any kernel: one output row or two, a loop over the kernel rows that are inside the image. Two rows take
-  1.35 (K 13 on 28 x 28) and 1.46 (K 31 on 14 x 14) PTX instructions per tap inside the image, one row 1.6 and 1.8.
+- `rows_kernel`, any kernel and stride: one output row or two, a loop over the kernel rows that are inside the image. Two
+  rows take 1.35 (K 13 on 28 x 28) and 1.46 (K 31 on 14 x 14) PTX instructions per tap inside the image, one row 1.6 and
+  1.8.
 """
 
 # Inside kernels, tuples support only +, and conditions at compile time only plain ifs.
@@ -359,14 +360,28 @@ def load_weights(w_ptr, KW: tl.constexpr, STEP: tl.constexpr, REACH: tl.constexp
 
 
 @triton.jit
-def add_row(acc, w, x, Q: tl.constexpr, KW: tl.constexpr, DW: tl.constexpr, EDGES: tl.constexpr):
-    """Q columns of an output row, plus the products of one kernel row with one row of x."""
+def add_row(
+    acc,
+    w,
+    x,
+    Q: tl.constexpr,
+    KW: tl.constexpr,
+    DW: tl.constexpr,
+    EDGES: tl.constexpr,
+    DOWN: tl.constexpr,
+    UP: tl.constexpr,
+):
+    """Q columns of an output row, plus the products of one kernel row with one row of x.
+
+    x begins with the column of the first tap that the first output has, whether that is in the image or not.
+    """
     row = ()
     for q in tl.static_range(Q):
         a = acc[q]
         for kw in tl.static_range(KW):
             if EDGES != "image" or (q + (kw - KW // 2) * DW >= 0 and q + (kw - KW // 2) * DW < Q):
-                a += w[kw] * x[q + kw * DW]
+                if (q * DOWN + (kw - KW // 2) * DW) % UP == 0:
+                    a += w[kw] * x[(q * DOWN + (kw - KW // 2) * DW) // UP + (KW // 2 * DW) // UP]
         row = row + (a,)
     return row
 
@@ -398,6 +413,8 @@ def rows_kernel(
     Q: tl.constexpr,
     EDGES: tl.constexpr,
     PAIR: tl.constexpr,
+    DOWN: tl.constexpr,
+    UP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Q columns of one output row, or of a PAIR of rows. For all lanes of a program the same kernel rows are inside.
@@ -405,6 +422,10 @@ def rows_kernel(
     Grid (lanes, height), or (lanes, pairs * DH): the rows of a pair are DH apart, so that they need the same rows of x.
     A loaded row of x is then used for both, with kernel rows kh and kh - 1; the latter's weights are still in registers
     from the iteration before.
+
+    DOWN: the stride. UP: the stride of the convolution whose input gradient this is: output o has the taps for which
+    o + (k - K // 2) * D is a multiple of UP, and this quotient is their row or column of x. `height` and `width` are
+    those of the larger of the two images. With UP all groups of columns begin at even ones.
     """
     P: tl.constexpr = KH // 2
     PW: tl.constexpr = KW // 2
@@ -412,24 +433,48 @@ def rows_kernel(
     Y_SW: tl.constexpr = 1 if Y_FIRST else C
     if EDGES == "image":
         width = Q
-    x_sh = width * X_SW
-    y_sh = width * Y_SW
-    pixels = height * width
+    x_height = height
+    y_height = height
+    x_width = width
+    y_width = width
+    if DOWN > 1:
+        y_height = (height - 1) // DOWN + 1
+        y_width = (width - 1) // DOWN + 1
+    if UP > 1:
+        x_height = (height - 1) // UP + 1
+        x_width = (width - 1) // UP + 1
+    x_sh = x_width * X_SW
+    y_sh = y_width * Y_SW
+    x_pixels = x_height * x_width
+    y_pixels = y_height * y_width
+    REACH_X: tl.constexpr = PW * DW // UP  # columns of x that a group reads before its first column
+    HELD: tl.constexpr = (Q - 1) * DOWN // UP + 1  # of its own columns, which are in the image
+    COUNT: tl.constexpr = ((Q - 1) * DOWN + PW * DW) // UP + REACH_X + 1
+    BETWEEN: tl.constexpr = Q - Q % UP if Q > 1 else 1  # columns from group to group
     REACH: tl.constexpr = (Q - 1) // DW if EDGES == "image" else PW
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    c, g, n = decode(lane, C, (width + Q - 1) // Q, Y_FIRST)
+    c, g, n = decode(lane, C, (y_width - (Q - BETWEEN) + BETWEEN - 1) // BETWEEN, Y_FIRST)
     inside = n < samples
-    column = tl.minimum(g * Q, width - Q)
+    column = tl.minimum(g * BETWEEN, y_width - Q)
     if PAIR:
         o = tl.program_id(1) % DH + tl.program_id(1) // DH * (2 * DH)
         high = tl.minimum(P + (height - 1 - o) // DH + 1, KH + 1)
     else:
         o = tl.program_id(1)
-        high = tl.minimum(P + (height - 1 - o) // DH + 1, KH)
-    low = tl.maximum(P - o // DH, 0)
+        high = tl.minimum(P + ((x_height - 1) * UP - o * DOWN) // DH + 1, KH)
+    low = tl.maximum(P - o * DOWN // DH, 0)
+    STEPS: tl.constexpr = UP if DH % UP else 1  # kernel rows from one that meets a row of x to the next
+    if UP > 1:
+        odd = (o + (low - P) * DH) % UP
+        if STEPS > 1:
+            low += odd
+        else:
+            high = tl.where(odd == 0, high, low)
 
     n = tl.minimum(n, samples - 1).to(tl.int64)  # threads too many load what the last sample's do, and store nothing
-    x_ptr += n * x_sn + place(c, (o + (low - P) * DH) * width + column - PW * DW, pixels, C, X_FIRST)
+    x_row = (o * DOWN + (low - P) * DH) // UP
+    first = column * DOWN // UP
+    x_ptr += n * x_sn + place(c, x_row * x_width + first - REACH_X, x_pixels, C, X_FIRST)
     w_ptr = weight_ptr + c * WEIGHT[0]
     if FLIP:
         w_ptr += (KH - 1 - low) * WEIGHT[1] + (KW - 1) * WEIGHT[2]
@@ -449,31 +494,31 @@ def rows_kernel(
         # The upper of the first iteration's two kernel rows; if low is 0 it does not exist and is not used
         w = load_weights(w_ptr - tl.minimum(low, 1) * (SIGN * WEIGHT[1]), KW, STEP, REACH, ROUND_WEIGHT)
         for kh in range(low, high):
-            x = load_columns(x_ptr, column, width, None, Q + (KW - 1) * DW, -PW * DW, Q, EDGES, X_SW, ROUND)
+            x = load_columns(x_ptr, first, x_width, None, COUNT, -REACH_X, HELD, EDGES, X_SW, ROUND)
             if kh > 0:
-                below = add_row(below, w, x, Q, KW, DW, EDGES)
+                below = add_row(below, w, x, Q, KW, DW, EDGES, DOWN, UP)
             if kh < KH:
                 w = load_weights(w_ptr, KW, STEP, REACH, ROUND_WEIGHT)
-                acc = add_row(acc, w, x, Q, KW, DW, EDGES)
+                acc = add_row(acc, w, x, Q, KW, DW, EDGES, DOWN, UP)
             x_ptr += x_sh * DH
             w_ptr += SIGN * WEIGHT[1]
     else:
-        for _ in range(low, high):
-            x = load_columns(x_ptr, column, width, None, Q + (KW - 1) * DW, -PW * DW, Q, EDGES, X_SW, ROUND)
+        for _ in range(low, high, STEPS):
+            x = load_columns(x_ptr, first, x_width, None, COUNT, -REACH_X, HELD, EDGES, X_SW, ROUND)
             w = load_weights(w_ptr, KW, STEP, REACH, ROUND_WEIGHT)
-            acc = add_row(acc, w, x, Q, KW, DW, EDGES)
-            x_ptr += x_sh * DH
-            w_ptr += SIGN * WEIGHT[1]
-    y_ptr += n * y_sn + place(c, o * width + column, pixels, C, Y_FIRST)
+            acc = add_row(acc, w, x, Q, KW, DW, EDGES, DOWN, UP)
+            x_ptr += x_sh * (DH * STEPS // UP)
+            w_ptr += SIGN * WEIGHT[1] * STEPS
+    y_ptr += n * y_sn + place(c, o * y_width + column, y_pixels, C, Y_FIRST)
     if residual_ptr is not None:
-        residual_ptr += n * residual_sn + place(c, o * width + column, pixels, C, Y_FIRST)
+        residual_ptr += n * residual_sn + place(c, o * y_width + column, y_pixels, C, Y_FIRST)
     row = tl.full((BLOCK,), o, tl.int32)  # as in rolling_kernel
-    store_columns(y_ptr, residual_ptr, acc, inside & (row < height), Q, Y_SW)
+    store_columns(y_ptr, residual_ptr, acc, inside & (row < y_height), Q, Y_SW)
     if PAIR:
         y_ptr += DH * y_sh
         if residual_ptr is not None:
             residual_ptr += DH * y_sh
-        store_columns(y_ptr, residual_ptr, below, inside & (row + DH < height), Q, Y_SW)
+        store_columns(y_ptr, residual_ptr, below, inside & (row + DH < y_height), Q, Y_SW)
 
 
 @triton.jit

@@ -4,7 +4,7 @@ Instructions are counted as the kernels execute them (PTX): 4 per 16-bit value o
 per multiply-add, one per loop-carried accumulator that moves up a row.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from convnext_kernels import tuning
@@ -29,6 +29,7 @@ class Problem(NamedTuple):
     dilation_h: int
     dilation_w: int
     itemsize: int
+    stride: int = 1
 
     @property
     def taps(self) -> int:
@@ -62,7 +63,7 @@ def edges(p: Problem, q: int) -> str:
     "image": one group is the image, and taps outside are not compiled. That saves 43 % of the multiply-adds of 7x7 on 7
     columns, 12 % on 14 and 6 % on 28, but such a kernel serves one width. "inside": for all widths from q on.
     """
-    return "image" if q == p.width and (q in (7, 14) or q <= 4 or p.kernel_w > 7) else "inside"
+    return "image" if p.stride == 1 and q == p.width and (q in (7, 14) or q <= 4 or p.kernel_w > 7) else "inside"
 
 
 def _tiles(p: Problem, sizes: tuple[int, ...], widest: int = 14, waste: float = 1.15) -> Iterator[int]:
@@ -111,6 +112,9 @@ def _forward_work(
 
 def forward_candidates(p: Problem) -> Iterator[Candidate]:
     """Every way that the forward pass (and the input gradient) can be computed."""
+    if p.stride > 1:
+        yield from _strided(p)
+        return
     k, d, taps = p.kernel_h, p.dilation_h, p.taps
     if p.few and p.height <= 7 and p.width <= 7:
         lanes = p.samples * p.channels
@@ -156,6 +160,41 @@ def _rows(p: Problem) -> Iterator[Candidate]:
             yield Candidate(f"rows-q{q}" + ("-pairs" if rows == 2 else ""), config, (*pack, work))
 
 
+def _strided(p: Problem) -> Iterator[Candidate]:
+    """With a stride: one output row per thread, any image width. The smaller image has a quarter of the pixels."""
+    k, d = p.kernel_h, p.dilation_h
+    packed = not p.few
+    pack = (Work(dram_bytes=8 * p.taps * p.channels, programs=_ceil(p.taps * p.channels, 256)),) if packed else ()
+    small = p._replace(height=_ceil(p.height, p.stride), width=_ceil(p.width, p.stride))
+    meeting = taps_inside(small.height, k, d) / small.height
+    for q in _strided_sizes(small.width):
+        lanes = p.samples * p.channels * _ceil(small.width, q)
+        columns = q * p.stride + (p.kernel_w - 1) * p.dilation_w
+        per_weight = _PER_WEIGHT if packed else _SCATTERED_LOAD
+        per_row = _PER_LOAD * columns + per_weight * p.kernel_w + q * p.kernel_w + 8
+        per_thread = meeting * per_row + 5 * q + 40
+        work = _forward_work(small, lanes, small.height, per_thread, q, meeting, 24 + q + p.kernel_w // 2)
+        config = {"Q": q, "pair": False, "pack": packed}
+        yield Candidate(f"rows-q{q}", config, (*pack, work))
+
+
+def _strided_sizes(width: int) -> tuple[int, ...]:
+    """Columns of a thread: at most the image's."""
+    return tuple(q for q in (14, 7) if q <= width) or (4 if width >= 4 else 2 if width >= 2 else 1,)
+
+
+def columns(p: Problem, config: Mapping[str, object], gradient: bool) -> int:
+    """Columns of a thread of the forward pass, or of the input gradient.
+
+    The gradient's of a stride, with more columns to compute, is even in images of even width and odd in others, so that
+    the last group of columns, which ends where the image does, begins at an even column like all others.
+    """
+    tile = int(config.get("Q", p.width))
+    if p.stride == 1 or not gradient:
+        return tile
+    return min(2 * _ceil(tile, 2) + p.width % 2, p.width)
+
+
 def _class(p: Problem) -> Problem:
     """The problem with its batch rounded up to a power of two, so that batch 7 uses the kernels of batch 8."""
     return p._replace(samples=1 << (p.samples - 1).bit_length())
@@ -176,8 +215,14 @@ def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     height = _ceil(p.height, d)
     elements = p.samples * p.channels * p.height * p.width
     seen = set()
-    for q in _tiles(p, _sizes(k), max(_sizes(k)), waste=1.3) if p.few else _tiles(p, (28, 14, 7), 28):
-        for kernel_rows in (k, _ceil(k, 2), 4, 3, 2, 1) if not p.few or k > 14 else (k, 2) if q > 4 else (k,):
+    if p.stride > 1:  # rows of dy, which are neighbours for any dilation; their columns read twice as many of x
+        p = p._replace(height=_ceil(p.height, p.stride), width=_ceil(p.width, p.stride))
+        d, height, tiles = 1, p.height, _strided_sizes(p.width)
+    else:
+        tiles = _tiles(p, _sizes(k), max(_sizes(k)), waste=1.3) if p.few else _tiles(p, (28, 14, 7), 28)
+    for q in tiles:
+        several = (k, _ceil(k, 2), 4, 3, 2, 1) if not p.few or k > 14 else (k, 2) if q > 4 else (k,)
+        for kernel_rows in several if p.stride == 1 else (1,):
             registers = 16 + kernel_rows * (p.kernel_w + q) + min(_columns(p, q), q + 12)
             if kernel_rows > k or (kernel_rows > 1 and registers > 144) or (q, kernel_rows) in seen:
                 continue

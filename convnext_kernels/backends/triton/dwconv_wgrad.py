@@ -21,14 +21,16 @@ from convnext_kernels.backends.triton.dwconv_forward import load, load_columns, 
 
 
 @triton.jit
-def add_products(sums, dy, x, Q: tl.constexpr, KW: tl.constexpr, DW: tl.constexpr, EDGES: tl.constexpr):
+def add_products(
+    sums, dy, x, Q: tl.constexpr, KW: tl.constexpr, DW: tl.constexpr, EDGES: tl.constexpr, STRIDE: tl.constexpr
+):
     """The sums of one kernel row, plus the products of Q columns of dy with a row of x."""
     new = ()
     for kw in tl.static_range(KW):
         a = sums[kw]
         for q in tl.static_range(Q):
             if EDGES != "image" or (q + (kw - KW // 2) * DW >= 0 and q + (kw - KW // 2) * DW < Q):
-                a += dy[q] * x[q + kw * DW]
+                a += dy[q] * x[q * STRIDE + kw * DW]
         new = new + (a,)
     return new
 
@@ -80,6 +82,7 @@ def partials_kernel(
     Q: tl.constexpr,
     EDGES: tl.constexpr,
     R: tl.constexpr,
+    STRIDE: tl.constexpr,
     BC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -87,6 +90,8 @@ def partials_kernel(
 
     A position is a column group of a sample; a thread takes every (parts * positions of a program)-th position.
     As in the forward kernel a strip has the rows of one residue modulo DH. DY_FIRST, X_FIRST: NCHW.
+
+    With STRIDE, R is 1 and a strip has neighbouring rows of dy, for any DH; `height` and `width` are x's.
     """
     P: tl.constexpr = KH // 2
     PW: tl.constexpr = KW // 2
@@ -94,8 +99,14 @@ def partials_kernel(
     X_SW: tl.constexpr = 1 if X_FIRST else C
     if EDGES == "image":
         width = Q
-    groups = (width + Q - 1) // Q
-    pixels = height * width
+    dy_height = height
+    dy_width = width
+    if STRIDE > 1:
+        dy_height = (height - 1) // STRIDE + 1
+        dy_width = (width - 1) // STRIDE + 1
+    groups = (dy_width + Q - 1) // Q
+    HELD: tl.constexpr = (Q - 1) * STRIDE + 1
+    COUNT: tl.constexpr = HELD + (KW - 1) * DW
     LANES: tl.constexpr = BLOCK // BC
     BLOCKS: tl.constexpr = (C + BC - 1) // BC
     lane = tl.arange(0, BLOCK)
@@ -107,18 +118,28 @@ def partials_kernel(
     part = tl.program_id(0) // BLOCKS
     channel = tl.minimum(c, C - 1)
 
-    residue = tl.program_id(1) % DH
-    own = (height - residue + DH - 1) // DH  # rows of this residue
-    first = tl.program_id(1) // DH * strip
+    LATTICES: tl.constexpr = DH if STRIDE == 1 else 1
+    residue = tl.program_id(1) % LATTICES
+    own = (dy_height - residue + LATTICES - 1) // LATTICES  # rows of this residue
+    first = tl.program_id(1) // LATTICES * strip
     kh = tl.program_id(2) * R
-    # Rows of x that one of these kernel rows multiplies with a row of dy
-    low = tl.maximum(first, kh - P)
-    high = tl.minimum(tl.minimum(first + strip, own), own - P + kh + R - 1)
-
     x_sh = width * X_SW
-    dy_sh = width * DY_SW
-    x_ptr += place(channel, (residue + low * DH) * width - PW * DW, pixels, C, X_FIRST)
-    dy_ptr += place(channel, (residue + (low + P - kh) * DH) * width, pixels, C, DY_FIRST)
+    dy_sh = dy_width * DY_SW
+    if STRIDE == 1:
+        # Rows of x that one of these kernel rows multiplies with a row of dy
+        low = tl.maximum(first, kh - P)
+        high = tl.minimum(tl.minimum(first + strip, own), own - P + kh + R - 1)
+        x_first = residue + low * DH
+        dy_first = residue + (low + P - kh) * DH
+    else:
+        # Rows of dy whose row of x is in the image
+        above = (kh - P) * DH
+        low = tl.maximum(first, (tl.maximum(-above, 0) + STRIDE - 1) // STRIDE)
+        high = tl.minimum(tl.minimum(first + strip, own), (tl.maximum(height - above, 0) + STRIDE - 1) // STRIDE)
+        x_first = low * STRIDE + above
+        dy_first = low
+    x_ptr += place(channel, x_first * width - PW * DW, height * width, C, X_FIRST)
+    dy_ptr += place(channel, dy_first * dy_width, dy_height * dy_width, C, DY_FIRST)
     sums = ()
     for _ in tl.static_range(R * KW):
         sums = sums + (tl.zeros((BLOCK,), tl.float32),)
@@ -128,10 +149,11 @@ def partials_kernel(
         inside = item < samples * groups
         n = (item.to(tl.uint32) // tl.cast(groups, tl.uint32)).to(tl.int32)
         column = (item - n * groups) * Q
-        others = tl.maximum(column - (width - Q), 0)
+        others = tl.maximum(column - (dy_width - Q), 0)
         column -= others
         n = tl.minimum(n, samples - 1).to(tl.int64)
-        x_row = x_ptr + (n * x_sn + column * X_SW)
+        x_column = column * STRIDE
+        x_row = x_ptr + (n * x_sn + x_column * X_SW)
         dy_row = dy_ptr + (n * dy_sn + column * DY_SW)
         # The rows of dy before the newest: window[b * Q + q] belongs to kernel row kh + 1 + b
         window = ()
@@ -141,22 +163,31 @@ def partials_kernel(
             ptr = dy_row - (1 + b) * DH * dy_sh
             held = inside & (row >= 0) & (row < own)
             window = window + load_own(ptr, held, others, Q, EDGES, DY_SW, ROUND_DY)
-        if R <= 2:
+        if STRIDE > 1:
+            for _ in range(low, high):
+                x = load_columns(x_row, x_column, width, inside, COUNT, -PW * DW, HELD, EDGES, X_SW, ROUND)
+                newest = load_own(dy_row, inside, others, Q, EDGES, DY_SW, ROUND_DY)
+                sums = add_products(sums, newest, x, Q, KW, DW, EDGES, STRIDE)
+                if kh == P:
+                    db = add_columns(db, newest, Q)
+                x_row += x_sh * STRIDE
+                dy_row += dy_sh
+        elif R <= 2:
             # Only rows of dy inside the image are computed, and only one kernel row sums the bias, which would be 12 %
             # of the instructions for K 13. The older row is not needed after the newest is loaded: no moves.
             upper = sums[:KW]
             lower = sums[KW:]
             for t in range(low, high):
-                x = load_columns(x_row, column, width, inside, Q + (KW - 1) * DW, -PW * DW, Q, EDGES, X_SW, ROUND)
+                x = load_columns(x_row, x_column, width, inside, COUNT, -PW * DW, HELD, EDGES, X_SW, ROUND)
                 if R == 2:
                     if t + P - kh > 0:
-                        lower = add_products(lower, window, x, Q, KW, DW, EDGES)
+                        lower = add_products(lower, window, x, Q, KW, DW, EDGES, STRIDE)
                         if P % 2 == 1:
                             if kh + 1 == P:
                                 db = add_columns(db, window, Q)
                 if t + P - kh < own:
                     newest = load_own(dy_row, inside, others, Q, EDGES, DY_SW, ROUND_DY)
-                    upper = add_products(upper, newest, x, Q, KW, DW, EDGES)
+                    upper = add_products(upper, newest, x, Q, KW, DW, EDGES, STRIDE)
                     if P % R == 0:
                         if kh == P:
                             db = add_columns(db, newest, Q)
@@ -170,10 +201,10 @@ def partials_kernel(
                 row = tl.full((BLOCK,), t + P - kh, tl.int32)
                 newest = load_own(dy_row, inside & (row < own), others, Q, EDGES, DY_SW, ROUND_DY)
                 dy = newest + window
-                x = load_columns(x_row, column, width, None, Q + (KW - 1) * DW, -PW * DW, Q, EDGES, X_SW, ROUND)
+                x = load_columns(x_row, x_column, width, None, COUNT, -PW * DW, HELD, EDGES, X_SW, ROUND)
                 new = ()
                 for b in tl.static_range(R):
-                    new = new + add_products(sums[b * KW : (b + 1) * KW], dy[b * Q :], x, Q, KW, DW, EDGES)
+                    new = new + add_products(sums[b * KW : (b + 1) * KW], dy[b * Q :], x, Q, KW, DW, EDGES, STRIDE)
                 sums = new
                 db = add_columns(db, dy[(P % R) * Q :], Q)
                 window = dy[: (R - 1) * Q]

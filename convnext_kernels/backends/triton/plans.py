@@ -22,12 +22,13 @@ def dwconv(
     shape: Shape,
     kernel: tuple[int, int],
     dilation: tuple[int, int],
+    stride: int,
     dtype: torch.dtype,
     training: bool,
     gpu: Gpu,
 ) -> Steps:
     """Depthwise convolution of (N, C, H, W) with a kernel of height x width."""
-    problem = dwconv_plan.Problem(*shape, *kernel, *dilation, dtype.itemsize)
+    problem = dwconv_plan.Problem(*shape, *kernel, *dilation, dtype.itemsize, stride)
     steps = [("dwconv", dwconv_plan.forward(problem, gpu))]
     if training:
         steps.append(("dwconv dgrad", dwconv_plan.forward(problem, gpu)))
