@@ -16,9 +16,9 @@ inf and NaN would spread.)
 
 - `rolling_kernel`, up to 51 taps: a loop over input rows carries KH x Q accumulators; each row of x is loaded once.
 - `plane_kernel`, up to 51 taps and images up to 7 x 7: the whole plane per thread, no tap outside the image.
-- `rows_kernel`, any kernel and stride: one output row or two, a loop over the kernel rows that are inside the image. Two
-  rows take 1.35 (K 13 on 28 x 28) and 1.46 (K 31 on 14 x 14) PTX instructions per tap inside the image, one row 1.6 and
-  1.8.
+- `rows_kernel`, any kernel and stride: one output row or two, a loop over the kernel rows that are inside the image.
+  Two rows take 1.35 (K 13 on 28 x 28) and 1.46 (K 31 on 14 x 14) PTX instructions per tap inside the image, one row 1.6
+  and 1.8.
 """
 
 # Inside kernels, tuples support only +, and conditions at compile time only plain ifs.
