@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "common/axis.h"
 #include "common/dtype.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
@@ -44,24 +45,6 @@ CNK_INLINE constexpr int64_t pad_channels(int64_t c) {
 // How the matrix products are computed: in fp32, or in bf16 with fp32 sums if the instruction set can.
 enum class Products : int { kFloat32 = 0, kBFloat16 = 1 };
 CNK_INLINE bool has_bf16_products(Isa isa) { return isa == Isa::kAvx512Bf16 || isa == Isa::kAmx; }
-
-// One axis of a depthwise convolution. Result o is the sum over the taps k of the weight times what is at
-//   (o * down + (k - taps / 2) * dilation) / up
-// of the input, where that is an integer and inside. `down` is the stride. The gradient of the input of a
-// convolution with stride S is a convolution of dy with up = S. One of the two is 1, the other 1 or 2.
-struct Axis {
-  int64_t in, out;  // sizes of the input and of the result
-  int taps = 1;     // odd
-  int64_t dilation = 1;
-  int down = 1, up = 1;
-};
-
-// Kernels of one column go along the columns of the image, all others along its rows: neighbouring taps share
-// what they load.
-CNK_INLINE bool along_columns(const Axis& h, const Axis& w) { return w.taps == 1 && h.taps > 1; }
-
-// Taps that are so many apart read pixels that the results' pixels have in common: 2, or 1.
-CNK_INLINE int tap_step(const Axis& axis) { return axis.down * axis.up > 1 && axis.dilation % 2 ? 2 : 1; }
 
 // The weights of a depthwise convolution: (padded C / kChannelAlign, KH * KW, kChannelAlign), so that the taps
 // of a register's channels are next to each other. Taps that are a whole row of channels apart would share

@@ -1,17 +1,18 @@
-// Depthwise convolution, stride 1, "same" padding, and its input gradient; P = KH / 2, Q = KW / 2:
+// Depthwise convolution, "same" padding, and its input gradient; P = KH / 2, Q = KW / 2:
 //   y[n,c,h,w] = bias[c] + sum_kh,kw weight[c,kh,kw] * x[n,c, h + (kh - P) D, w + (kw - Q) E]   [+ residual]
-// The input gradient is the same sum with the kernel flipped.
+// The input gradient is the same sum with the kernel flipped. With a stride: common/axis.h.
 // Bytes per pixel with 16-bit elements: 4C, with a residual 6C.
 #pragma once
 
+#include "common/axis.h"
 #include "cuda/tensors.h"
 
 namespace cnk::cuda {
 
-// Sizes of x; KH, KW; D, E.
+// What a convolution is, apart from its tensors.
 struct Convolution {
-  int64_t n, c, h, w;
-  int side_h, side_w, dilation_h, dilation_w;
+  int64_t n, c;
+  Axis h, w;
 };
 
 struct DwconvArgs {

@@ -1,5 +1,5 @@
 // Gradients of the depthwise convolution for its weight and bias; P = KH / 2, Q = KW / 2:
-//   dw[c,kh,kw] = sum_n,h,w dy[n,c,h,w] * x[n,c, h + (kh - P) D, w + (kw - Q) E]
+//   dw[c,kh,kw] = sum_n,h,w dy[n,c,h,w] * x[n,c, h S + (kh - P) D, w S + (kw - Q) E],  S the stride
 //   db[c] = sum_n,h,w dy[n,c,h,w]
 // Bitwise the same every time: blocks write partial sums, which a second kernel adds in a fixed order. Bytes
 // per pixel with 16-bit elements: 4C, and the partial sums.

@@ -41,8 +41,6 @@ def refuses(spec: OpSpec) -> str | None:
     for dtype in (spec.dtype, spec.compute_dtype):
         if dtype not in _DTYPES:
             return f"dtype {dtype} is not one of float32, bfloat16, float16"
-    if spec.stride != 1:
-        return f"stride {spec.stride}; its depthwise kernels have stride 1"
     return None
 
 
