@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, dtype
 
 from convnext_kernels import torch_versions
@@ -137,14 +138,29 @@ def forget() -> None:
 
 
 class DwconvCall(NamedTuple):
-    """Depthwise convolution of x (N, C, H, W) with weight (C, 1, K, K)."""
+    """Depthwise convolution of x (N, C, H, W) with weight (C, 1, KH, KW)."""
 
     x: Tensor
     weight: Tensor
     bias: Tensor | None
-    dilation: int
+    dilation: tuple[int, int]  # of height and width
+    stride: int
     compute_dtype: dtype
     inputs: Inputs | None = None
+
+    def result(self) -> Tensor:
+        """An empty tensor for the result, (N, C, ceil(H / stride), ceil(W / stride)), with the strides it must have."""
+        return convolved(self.x, self.stride)
+
+
+def convolved(x: Tensor, stride: int) -> Tensor:
+    """An empty tensor for the depthwise convolution of x."""
+    if stride == 1:
+        return torch.empty_like(x)
+    n, c, h, w = x.shape
+    shape = (n, c, (h - 1) // stride + 1, (w - 1) // stride + 1)
+    memory_format = torch_versions.suggest_memory_format(x)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 
 class NormCall(NamedTuple):
@@ -187,7 +203,7 @@ class BlockCall(NamedTuple):
     @property
     def convolution(self) -> DwconvCall:
         """The block's depthwise convolution."""
-        return DwconvCall(self.x, self.weight, self.bias, self.dilation, self.compute_dtype)
+        return DwconvCall(self.x, self.weight, self.bias, (self.dilation, self.dilation), 1, self.compute_dtype)
 
     def mlp(self, y: Tensor, residual: Tensor | None) -> MlpCall:
         """The block's inverted bottleneck of the convolution's result."""

@@ -21,7 +21,7 @@ class FusedConvNeXtBlock(nn.Module):
         dim: channels C.
         drop_path: probability to drop a sample's branch in training, 0 up to but not including 1.
         layer_scale_init_value: first value of ``gamma``; no effect in V2, which has no ``gamma``.
-        kernel_size: side of the depthwise kernel, odd, up to 31.
+        kernel_size: side of the depthwise kernel, odd, up to 51.
         mlp_ratio: hidden width over `dim`, a positive integer.
         dilation: of the depthwise convolution.
         use_grn: build the V2 block.
@@ -57,7 +57,9 @@ class FusedConvNeXtBlock(nn.Module):
             raise ValueError(f"layer_scale_init_value: expected a finite number, got {layer_scale_init_value}")
         factory = {"device": device, "dtype": dtype}
         hidden = positive_int("dim", dim) * positive_int("mlp_ratio", mlp_ratio)
-        self.dwconv = DepthwiseConv2d(dim, kernel_size, dilation=dilation, **factory)
+        self.dwconv = DepthwiseConv2d(
+            dim, positive_int("kernel_size", kernel_size), dilation=positive_int("dilation", dilation), **factory
+        )
         self.norm = LayerNorm2d(dim, eps, **factory)
         self.pwconv1 = nn.Linear(dim, hidden, **factory)
         self.act = nn.GELU()

@@ -29,7 +29,7 @@ def check_block(
     """Raise TypeError or ValueError, with the argument's name, for what `block` does not take."""
     checks.image("x", x)
     checks.parameters(x, (("dwconv_weight", weight), ("dwconv_bias", bias)), mixed_dtypes)
-    checks.depthwise_weight("dwconv_weight", weight, x.shape[1])
+    checks.square_weight("dwconv_weight", weight, x.shape[1])
     checks.vector("dwconv_bias", bias, x.shape[1], "one per channel of x")
     checks.dilation(dilation)
     check_mlp(x, p, drop_scale, eps, grn_eps, mixed_dtypes)
@@ -50,8 +50,8 @@ def spec_of(
         x.dtype,
         compute_dtype or x.dtype,
         x.shape[1],
-        weight.shape[-1],
-        dilation,
+        (weight.shape[2], weight.shape[3]),
+        (dilation, dilation),
         hidden=p.pwconv1_weight.shape[0],
         grn=p.grn_weight is not None,
         backward=backward,

@@ -21,7 +21,7 @@ class PackedMlp {
             Address gamma, int threads)
       : ops_(ops_of(isa)),
         products_(products_of(isa, bf16_products)),
-        dw_weight_(dw_weight, kernel_size, c),
+        dw_weight_(dw_weight, {0, 0, kernel_size}, {0, 0, kernel_size}, c),
         dw_bias_(dw_bias, 1, c),
         norm_weight_(norm_weight, 1, c),
         norm_bias_(norm_bias, 1, c),
@@ -31,7 +31,7 @@ class PackedMlp {
         gamma_(gamma, 1, c),
         w1_(ops_, products_, dtype_of(weight_dtype), w1, hidden, c, threads),
         w2_(ops_, products_, dtype_of(weight_dtype), w2, c, hidden, threads) {
-    require(kernel_size >= 0 && kernel_size <= 31 && dilation >= 1, "kernel_size or dilation out of range");
+    require(kernel_size >= 0 && kernel_size <= 51 && dilation >= 1, "kernel_size or dilation out of range");
     require(!kernel_size || (dw_weight && dw_bias), "dw_weight, dw_bias: null");
     require(norm_weight && norm_bias && b1 && b2 && gamma, "a parameter is null");
     args_ = {};
@@ -121,30 +121,39 @@ class PackedMlp {
 };
 
 class Depthwise {
+  // A dilation that reaches outside of every image. Larger ones would overflow.
+  static constexpr int64_t kFar = int64_t{1} << 40;
+
  public:
-  Depthwise(int isa, int64_t c, int kernel_size, int dilation, Address weight, Address bias)
+  // down: the stride; up: the stride of the convolution whose input gradient this is (Axis).
+  Depthwise(int isa, int64_t c, int kernel_h, int kernel_w, int64_t dilation_h, int64_t dilation_w, int down,
+            int up, Address weight, Address bias)
       : ops_(ops_of(isa)),
         c_(c),
-        kernel_size_(kernel_size),
-        dilation_(dilation),
-        weight_(weight, kernel_size, c),
+        h_{0, 0, kernel_h, std::min(dilation_h, kFar), down, up},
+        w_{0, 0, kernel_w, std::min(dilation_w, kFar), down, up},
+        weight_(weight, h_, w_, c),
         bias_(bias, 1, c) {
-    require(weight && bias && kernel_size >= 1 && kernel_size <= 31 && dilation >= 1,
-            "Depthwise: out of range");
+    require_axis(h_);
+    require_axis(w_);
+    require(weight && bias, "Depthwise: null address");
   }
 
+  // x (N, h, w, C), y (N, out_h, out_w, C).
   void forward(int dtype, Address x, Address y, Address residual, int64_t n, int64_t h, int64_t w,
-               int threads) const {
+               int64_t out_h, int64_t out_w, int threads) const {
     require(x && y && n >= 1 && h >= 1 && w >= 1 && threads >= 1, "forward: null address or empty image");
+    Axis rows = h_, columns = w_;
+    rows.in = h, rows.out = out_h, columns.in = w, columns.out = out_w;
+    require_sizes(rows);
+    require_sizes(columns);
     const DwconvArgs args = {.dtype = dtype_of(dtype),
                              .x = pointer<const void>(x),
                              .y = pointer<void>(y),
                              .n = n,
-                             .h = h,
-                             .w = w,
                              .c = c_,
-                             .kernel_size = kernel_size_,
-                             .dilation = dilation_,
+                             .h = rows,
+                             .w = columns,
                              .weight = weight_.data(),
                              .bias = bias_.data(),
                              .residual = pointer<const void>(residual)};
@@ -155,7 +164,7 @@ class Depthwise {
  private:
   const IsaOps& ops_;
   int64_t c_;
-  int kernel_size_, dilation_;
+  Axis h_, w_;
   Taps weight_;
   Padded bias_;
 };
@@ -254,7 +263,7 @@ void bind_forward(py::module_& m) {
       .def_property_readonly("bytes", &PackedMlp::bytes);
   m.def("forward_blocks", &PackedMlp::forward_blocks);
   py::class_<Depthwise>(m, "Depthwise")
-      .def(py::init<int, int64_t, int, int, Address, Address>())
+      .def(py::init<int, int64_t, int, int, int64_t, int64_t, int, int, Address, Address>())
       .def("forward", &Depthwise::forward);
   py::class_<Downsample>(m, "Downsample")
       .def(py::init<int, bool, int64_t, int64_t, int, float, Address, Address, Address, Address, int>())

@@ -94,13 +94,13 @@ class Padded {
   Buffer buffer_;
 };
 
-// The weights of a depthwise convolution, (K * K, C) fp32, packed; empty if the address is 0.
+// The weights of a depthwise convolution, (KH * KW, C) fp32, packed; empty if the address is 0.
 class Taps {
  public:
-  Taps(Address source, int kernel_size, int64_t c) {
+  Taps(Address source, const Axis& h, const Axis& w, int64_t c) {
     if (!source) return;
-    buffer_.reserve(packed_taps_bytes(kernel_size, c));
-    pack_taps(pointer<const float>(source), kernel_size, c, reinterpret_cast<float*>(buffer_.data()));
+    buffer_.reserve(packed_taps_bytes(h, w, c));
+    pack_taps(pointer<const float>(source), h, w, c, reinterpret_cast<float*>(buffer_.data()));
   }
   const float* data() const { return reinterpret_cast<const float*>(buffer_.data()); }
 
@@ -113,6 +113,19 @@ inline const IsaOps& ops_of(int isa) {
   const IsaOps* ops = isa_ops(Isa(isa));
   require(ops != nullptr, "isa: not part of this build");
   return *ops;
+}
+
+// What an axis of a depthwise convolution must be, except for its sizes.
+inline void require_axis(const Axis& axis) {
+  require(axis.taps >= 1 && axis.taps <= 51 && axis.taps % 2 && axis.dilation >= 1,
+          "taps or dilation out of range");
+  require(axis.down >= 1 && axis.up >= 1 && axis.down * axis.up <= 2, "stride out of range");
+}
+
+inline void require_sizes(const Axis& axis) {
+  const bool fits =
+      axis.up == 1 ? axis.out == (axis.in - 1) / axis.down + 1 : axis.in == (axis.out - 1) / axis.up + 1;
+  require(axis.in >= 1 && axis.out >= 1 && fits, "sizes of input and result");
 }
 
 inline DType dtype_of(int code) {

@@ -37,7 +37,9 @@ struct Problem {
   Expected expected(Products products) const {
     const Values in = x.values();
     Expected rows{in, Values(in.size())};
-    if (s.kernel_size) rows = reference::dwconv(in, s.image, s.kernel_size, s.dilation, dw_weight, dw_bias);
+    if (s.kernel_size)
+      rows = reference::dwconv(in, s.image, reference::Convolution::square(s.kernel_size, s.dilation),
+                               dw_weight, dw_bias);
     const Expected y =
         reference::layernorm(rows.value, rows.tolerance, s.image.c, norm_weight, norm_bias, double(kEps));
     const Values added = s.residual ? residual.values() : Values(), scale = s.drop ? drop_scale : Values();
@@ -112,7 +114,7 @@ struct Problem {
         b2(random.floats(s.image.c, -1, 1)),
         gamma(random.floats(s.image.c, -1, 1)),
         drop_scale(random.floats(s.image.n, 0.5, 2)),
-        dw_weight_(packed_taps(dw_weight, s.kernel_size, s.image.c)),
+        dw_weight_(packed_taps(dw_weight, {0, 0, s.kernel_size}, {0, 0, s.kernel_size}, s.image.c)),
         dw_bias_(padded(dw_bias, s.image.c)),
         norm_weight_(padded(norm_weight, s.image.c)),
         norm_bias_(padded(norm_bias, s.image.c)),
@@ -314,8 +316,8 @@ TEST_CASE(
         const int64_t hidden = c > 100 ? 4 * c : 2 * c + 3;
         Problem problem({dtype, {2, 3, 5, c}, hidden, 3, 1, grn}, ++seed);
         const Image& image = problem.s.image;
-        const Expected y =
-            reference::dwconv(problem.x.values(), image, 3, 1, problem.dw_weight, problem.dw_bias);
+        const Expected y = reference::dwconv(problem.x.values(), image, reference::Convolution::square(3, 1),
+                                             problem.dw_weight, problem.dw_bias);
         const Expected z = reference::layernorm(y.value, y.tolerance, c, problem.norm_weight,
                                                 problem.norm_bias, double(Problem::kEps));
         const Values w1 = reference::transpose(problem.w1, hidden, c);
