@@ -38,6 +38,7 @@ PACKAGES = {
     "graphs": (("torch_versions",), ("torch",)),
     "functional": (("ops", "ops.checks", "ops.registration"), ("torch",)),
     "nn": (("functional", "nn.", "ops.blocks", "ops.checks"), ("torch",)),
+    "compat": (("nn", "compat"), ("torch",)),
     "models": (("functional", "nn", "nn.", "models.", "ops.flops"), ("torch",)),
     "interop": (
         ("functional", "nn", "nn.", "ops.blocks", "ops.checks", "torch_versions", "interop."),

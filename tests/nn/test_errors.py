@@ -51,7 +51,7 @@ TABLE = [
         DepthwiseConv2d,
         {"channels": 8, "kernel_size": (3, 5, 7)},
         ValueError,
-        ("kernel_size", "one integer or two", "(3, 5, 7)"),
+        ("kernel_size", "one integer or two, for height and width", "(3, 5, 7)"),
     ),
     (DepthwiseConv2d, {"channels": 8, "stride": 3}, ValueError, ("stride", "1 or 2", "3")),
     *(
