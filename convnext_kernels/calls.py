@@ -194,7 +194,7 @@ class BlockCall(NamedTuple):
     bias: Tensor | None
     p: MlpParameters
     drop_scale: Tensor | None
-    dilation: int
+    dilation: tuple[int, int]  # of height and width
     eps: float
     grn_eps: float
     compute_dtype: dtype
@@ -203,7 +203,7 @@ class BlockCall(NamedTuple):
     @property
     def convolution(self) -> DwconvCall:
         """The block's depthwise convolution."""
-        return DwconvCall(self.x, self.weight, self.bias, (self.dilation, self.dilation), 1, self.compute_dtype)
+        return DwconvCall(self.x, self.weight, self.bias, self.dilation, 1, self.compute_dtype)
 
     def mlp(self, y: Tensor, residual: Tensor | None) -> MlpCall:
         """The block's inverted bottleneck of the convolution's result."""
@@ -216,7 +216,7 @@ class Block(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     p: MlpParameters
-    dilation: int
+    dilation: tuple[int, int]
     eps: float
     grn_eps: float
 

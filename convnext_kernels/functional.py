@@ -119,7 +119,7 @@ def convnext_block(
     grn_weight: Tensor | None = None,
     grn_bias: Tensor | None = None,
     drop_scale: Tensor | None = None,
-    dilation: int = 1,
+    dilation: int | tuple[int, int] = 1,
     eps: float = 1e-6,
     grn_eps: float = 1e-6,
     memory: str = "auto",
@@ -145,7 +145,8 @@ def convnext_block(
         grn_bias,
         drop_scale,
     )
-    return call("block", *tensors, dilation, eps, grn_eps, None, _memory(memory, tensors), backend)[0]
+    dilations = checks.pair("dilation", dilation)
+    return call("block", *tensors, *dilations, eps, grn_eps, None, _memory(memory, tensors), backend)[0]
 
 
 def patch_downsample(

@@ -62,10 +62,10 @@ class Case:
         """Height and width of the depthwise kernel."""
         return (self.k, self.k) if isinstance(self.k, int) else self.k
 
-    @property
-    def block(self) -> bool:
-        """Whether the block serves it: square kernels, one dilation, stride 1."""
-        return isinstance(self.k, int) and isinstance(self.dilation, int) and self.stride == 1
+    def serves(self, op: str) -> bool:
+        """Whether it is a row of `op`: the block has stride 1; rectangles say nothing new to ops without them."""
+        square = isinstance(self.k, int) and isinstance(self.dilation, int)
+        return op == "dwconv" or (self.stride == 1 and (square or op == "block"))
 
 
 CASES = (
@@ -123,11 +123,11 @@ CASES = (
     Case("dilation 3 of a small kernel", dilation=3, k=3, h=14, w=13, variant="v2", ops=CONVOLVE),
     Case("dilation 3: reaches beyond the image on both sides", dilation=3, h=7, w=5, ops=CONVOLVE),
     # rectangles: InceptionNeXt, SegNeXt, SLaK
-    Case("1x11: one row of taps, no neighbours above", k=(1, 11), c=17, h=7, w=15, ops=CONVOLVED, edge=True, half=True),
-    Case("11x1: one column of taps, no neighbours beside", k=(11, 1), c=33, h=15, w=7, ops=CONVOLVED, edge=True),
+    Case("1x11: one row of taps, no neighbours above", k=(1, 11), c=17, h=7, w=15, ops=CONVOLVE, edge=True),
+    Case("11x1: one column of taps, no neighbours beside", k=(11, 1), c=33, h=15, w=7, ops=CONVOLVE, edge=True),
     Case("1x21 and wider than the image: every tap row is cut", k=(1, 21), h=3, w=14, ops=CONVOLVED),
     Case("21x1, taller than two register tiles", k=(21, 1), h=33, w=3, c=24, n=1, ops=CONVOLVED),
-    Case("3x5: both sides above one, the wider is the second", k=(3, 5), ops=CONVOLVED, half=True),
+    Case("3x5: both sides above one, the wider is the second", k=(3, 5), ops=CONVOLVED),
     Case("51x5: the largest side, taller than the image", k=(51, 5), h=29, w=15, n=1, costly=True, ops=CONVOLVED),
     Case(
         "5x51: more taps of a row than there are bits beside a tile",
@@ -139,7 +139,7 @@ CASES = (
         ops=CONVOLVED,
     ),
     Case("51x51: the largest kernel", k=51, h=15, w=29, c=17, n=1, costly=True, ops=CONVOLVED),
-    Case("dilations 2 and 3: lattices of different sizes", k=(3, 5), dilation=(2, 3), h=14, w=15, ops=CONVOLVED),
+    Case("dilations 2 and 3: lattices of different sizes", k=(3, 5), dilation=(2, 3), h=14, w=15, ops=CONVOLVE),
     Case("a dilation along the axis of one tap changes nothing", k=(1, 7), dilation=(5, 2), ops=CONVOLVED),
     # stride
     Case(
@@ -151,7 +151,7 @@ CASES = (
         ops=CONVOLVED,
         edge=True,
     ),
-    Case("stride 2, odd sizes: the last row and column are centres", k=3, stride=2, c=17, ops=CONVOLVED, half=True),
+    Case("stride 2, odd sizes: the last row and column are centres", k=3, stride=2, c=17, ops=CONVOLVED),
     Case("stride 2, one pixel", k=7, stride=2, h=1, w=1, ops=CONVOLVED),
     Case("stride 2 with an odd dilation: lattices of two steps", k=5, stride=2, dilation=3, h=15, w=14, ops=CONVOLVED),
     Case(
@@ -190,7 +190,7 @@ _RELEVANT = {
 def _distinct(op: str, named: Iterable[tuple[str, Case]]) -> list[tuple[str, Case]]:
     unique: dict[tuple, tuple[str, Case]] = {}
     for name, case in named:
-        if op != "dwconv" and not case.block:
+        if not case.serves(op):
             continue
         unique.setdefault(tuple(getattr(case, field) for field in _RELEVANT[op]), (name, case))
     return list(unique.values())

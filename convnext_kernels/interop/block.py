@@ -100,7 +100,7 @@ class BlockAdapter(Adapter):
         if type(parts.drop_path) is not nn.Identity and parts.drop_path.training:
             return None
         grn_eps = getattr(parts.grn, "eps", 1e-6)
-        found = block(*tensors, dilation=parts.dwconv.dilation[0], eps=parts.norm.eps, grn_eps=grn_eps)
+        found = block(*tensors, dilation=parts.dwconv.dilation, eps=parts.norm.eps, grn_eps=grn_eps)
         return found, getattr(self, BACKEND)
 
     def fused(self, x: Tensor, arguments: Arguments) -> Tensor:
@@ -114,7 +114,7 @@ class BlockAdapter(Adapter):
             grn_weight=grn_weight,
             grn_bias=grn_bias,
             drop_scale=drop_scale(parts.drop_path, x, gamma),
-            dilation=parts.dwconv.dilation[0],
+            dilation=parts.dwconv.dilation,
             eps=parts.norm.eps,
             grn_eps=getattr(parts.grn, "eps", 1e-6),  # libraries without this attribute have 1e-6 in their forward
             memory=getattr(self, MEMORY),

@@ -21,9 +21,9 @@ class FusedConvNeXtBlock(nn.Module):
         dim: channels C.
         drop_path: probability to drop a sample's branch in training, 0 up to but not including 1.
         layer_scale_init_value: first value of ``gamma``; no effect in V2, which has no ``gamma``.
-        kernel_size: side of the depthwise kernel, odd, up to 51.
+        kernel_size: of the depthwise kernel, one side or (height, width), odd, up to 51.
         mlp_ratio: hidden width over `dim`, a positive integer.
-        dilation: of the depthwise convolution.
+        dilation: of the depthwise convolution, one or (of height, of width).
         use_grn: build the V2 block.
         eps: of the LayerNorm.
         memory: what training keeps for the gradient, "auto", "min" or "balanced"; see `functional.convnext_block`.
@@ -39,9 +39,9 @@ class FusedConvNeXtBlock(nn.Module):
         drop_path: float = 0.0,
         layer_scale_init_value: float = 1e-6,
         *,
-        kernel_size: int = 7,
+        kernel_size: int | tuple[int, int] = 7,
         mlp_ratio: int = 4,
-        dilation: int = 1,
+        dilation: int | tuple[int, int] = 1,
         use_grn: bool = False,
         eps: float = 1e-6,
         memory: str = "auto",
@@ -57,9 +57,7 @@ class FusedConvNeXtBlock(nn.Module):
             raise ValueError(f"layer_scale_init_value: expected a finite number, got {layer_scale_init_value}")
         factory = {"device": device, "dtype": dtype}
         hidden = positive_int("dim", dim) * positive_int("mlp_ratio", mlp_ratio)
-        self.dwconv = DepthwiseConv2d(
-            dim, positive_int("kernel_size", kernel_size), dilation=positive_int("dilation", dilation), **factory
-        )
+        self.dwconv = DepthwiseConv2d(dim, kernel_size, dilation=dilation, **factory)
         self.norm = LayerNorm2d(dim, eps, **factory)
         self.pwconv1 = nn.Linear(dim, hidden, **factory)
         self.act = nn.GELU()
@@ -84,7 +82,7 @@ class FusedConvNeXtBlock(nn.Module):
             grn_weight=tensors[9],
             grn_bias=tensors[10],
             drop_scale=drop_path.scale(x),
-            dilation=dwconv.dilation[0],
+            dilation=dwconv.dilation,
             eps=norm.eps,
             grn_eps=1e-6 if grn is None else grn.eps,
             memory=self.memory,
@@ -97,7 +95,7 @@ class FusedConvNeXtBlock(nn.Module):
         if drop_path.drop_prob and drop_path.training:
             return None
         grn_eps = 1e-6 if grn is None else grn.eps
-        return block(*tensors, dilation=dwconv.dilation[0], eps=norm.eps, grn_eps=grn_eps), self.backend
+        return block(*tensors, dilation=dwconv.dilation, eps=norm.eps, grn_eps=grn_eps), self.backend
 
     def _parts(self) -> tuple:
         # From the dictionaries: nn.Module looks attributes up in Python, 0.4 us each.

@@ -21,7 +21,7 @@ def check_block(
     bias: Tensor | None,
     p: MlpParameters,
     drop_scale: Tensor | None,
-    dilation: int,
+    dilation: tuple[int, int],
     eps: float,
     grn_eps: float,
     mixed_dtypes: bool,
@@ -29,9 +29,10 @@ def check_block(
     """Raise TypeError or ValueError, with the argument's name, for what `block` does not take."""
     checks.image("x", x)
     checks.parameters(x, (("dwconv_weight", weight), ("dwconv_bias", bias)), mixed_dtypes)
-    checks.square_weight("dwconv_weight", weight, x.shape[1])
+    checks.depthwise_weight("dwconv_weight", weight, x.shape[1])
     checks.vector("dwconv_bias", bias, x.shape[1], "one per channel of x")
-    checks.dilation(dilation)
+    for step in dilation:
+        checks.dilation(step)
     check_mlp(x, p, drop_scale, eps, grn_eps, mixed_dtypes)
 
 
@@ -39,7 +40,7 @@ def spec_of(
     x: Tensor,
     weight: Tensor,
     p: MlpParameters,
-    dilation: int,
+    dilation: tuple[int, int],
     compute_dtype: torch.dtype | None,
     backward: bool = False,
 ) -> OpSpec:
@@ -51,7 +52,7 @@ def spec_of(
         compute_dtype or x.dtype,
         x.shape[1],
         (weight.shape[2], weight.shape[3]),
-        (dilation, dilation),
+        dilation,
         hidden=p.pwconv1_weight.shape[0],
         grn=p.grn_weight is not None,
         backward=backward,
@@ -65,7 +66,8 @@ def _saved(keeps: str, x: Tensor, p: MlpParameters, compute_dtype: torch.dtype) 
 
 
 def _forward(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
-    p, (drop_scale, dilation, eps, grn_eps, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
+    p, (drop_scale, down, right, eps, grn_eps, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
+    dilation = (down, right)
 
     def find() -> tuple:
         check_block(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
@@ -83,7 +85,8 @@ def _forward(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor | None, *re
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
-    p, (drop_scale, dilation, eps, grn_eps, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
+    p, (drop_scale, down, right, eps, grn_eps, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
+    dilation = (down, right)
     check_block(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
     checks.memory(memory)
     spec = spec_of(x, weight, p, dilation, compute_dtype)
@@ -91,7 +94,8 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Te
 
 
 def _backward(inputs: Inputs, dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
-    p, (drop_scale, dilation, eps, grn_eps, compute_dtype, saved, needs, backend) = MlpParameters(*rest[:9]), rest[9:]
+    p, (drop_scale, *options, compute_dtype, saved, needs, backend) = MlpParameters(*rest[:9]), rest[9:]
+    dilation, (eps, grn_eps) = tuple(options[:2]), options[2:]
 
     def find() -> tuple:
         checks.gradient("dout", dout, x)
@@ -109,36 +113,36 @@ def _backward(inputs: Inputs, dout: Tensor, x: Tensor, weight: Tensor, bias: Ten
 
 
 def _backward_fake(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
-    return gradients_like([x, weight, bias, *rest[:9]], rest[15])
+    return gradients_like([x, weight, bias, *rest[:9]], rest[16])
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
     ctx.save_for_backward(*inputs[:13], *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.options = inputs[13:17]
-    ctx.backend = dispatch.requested_backend(inputs[18])
+    ctx.options = inputs[13:18]
+    ctx.backend = dispatch.requested_backend(inputs[19])
 
 
 def _autograd(ctx: Any, gradients: list[Tensor | None]) -> tuple:
     if gradients[0] is None:
-        return (None,) * 19
+        return (None,) * 20
     needs = list(ctx.needs_input_grad[:12])
     kept = ctx.saved_tensors  # read once: activation checkpointing unpacks a tensor only once
     tensors, saved = kept[:13], list(kept[13:])
     gradients = call("block_backward", gradients[0], *tensors, *ctx.options, saved, needs, ctx.backend)
-    return (*scatter(gradients, needs), *[None] * 7)
+    return (*scatter(gradients, needs), *[None] * 8)
 
 
 def _autocast(dtype: torch.dtype, x: Tensor, *rest: Any) -> tuple:
     x, compute_dtype = promote(dtype, x, rest[8])
-    return (x, *rest[:15], compute_dtype, *rest[16:])
+    return (x, *rest[:16], compute_dtype, *rest[17:])
 
 
-define("block", f"{_TENSORS}, int dilation, {OPTIONS}", "Tensor[]", _forward, _fake)
+define("block", f"{_TENSORS}, int dilation_h, int dilation_w, {OPTIONS}", "Tensor[]", _forward, _fake)
 define(
     "block_backward",
-    f"Tensor dout, {_TENSORS}, int dilation, {BACKWARD_OPTIONS}",
+    f"Tensor dout, {_TENSORS}, int dilation_h, int dilation_w, {BACKWARD_OPTIONS}",
     "Tensor[]",
     _backward,
     _backward_fake,

@@ -19,7 +19,9 @@ from convnext_kernels.spec import MlpParameters
 __all__ = ["Block", "Blocks", "block"]
 
 
-def block(weight: Tensor, bias: Tensor | None, *p: Tensor | None, dilation: int, eps: float, grn_eps: float) -> Block:
+def block(
+    weight: Tensor, bias: Tensor | None, *p: Tensor | None, dilation: tuple[int, int], eps: float, grn_eps: float
+) -> Block:
     """A block with the tensors of `functional.convnext_block` in the order of its arguments, without drop_scale."""
     return Block(weight, bias, MlpParameters(*p), dilation, eps, grn_eps)
 

@@ -72,14 +72,6 @@ def depthwise_weight(name: str, weight: Tensor, channels: int) -> None:
     kernel_size(name, weight.shape[2], weight.shape[3])
 
 
-def square_weight(name: str, weight: Tensor, channels: int) -> None:
-    """A depthwise weight with one side K."""
-    depthwise_weight(name, weight, channels)
-    height, width = weight.shape[2:]
-    if height != width:
-        raise ValueError(f"{name}: expected a square kernel, got {height}x{width}")
-
-
 def pair(name: str, value: object) -> tuple:
     """(of height, of width) from a pair or one value for both. ValueError for a sequence of another length."""
     if not isinstance(value, (tuple, list)):

@@ -134,7 +134,7 @@ def called(op: str, named: dict[str, Any]) -> Call:
     """The call of `op` with these arguments, by their names in its schema."""
     weight = named.get("dwconv_weight" if op == "block" else "weight")
     kernel = tuple(weight.shape[2:]) if op in ("block", "dwconv", "downsample") else (0, 0)
-    dilation = (named["dilation_h"], named["dilation_w"]) if op == "dwconv" else (named.get("dilation", 1),) * 2
+    dilation = (named.get("dilation_h", 1), named.get("dilation_w", 1))
     hidden = weight.shape[0] if op == "downsample" else 0
     if op in ("block", "mlp"):
         hidden = named["pwconv1_weight"].shape[0]

@@ -11,17 +11,20 @@ namespace cnk::bindings {
 
 namespace {
 
+// A dilation that reaches outside of every image. Larger ones would overflow.
+constexpr int64_t kFar = int64_t{1} << 40;
+
 // All parameters of a block, or of the inverted bottleneck
-// alone (kernel_size 0), packed for one instruction set.
+// alone (kernel_h 0), packed for one instruction set.
 class PackedMlp {
  public:
-  PackedMlp(int isa, bool bf16_products, int weight_dtype, int64_t c, int64_t hidden, int kernel_size,
-            int dilation, float eps, float grn_eps, Address dw_weight, Address dw_bias, Address norm_weight,
-            Address norm_bias, Address w1, Address b1, Address grn_weight, Address w2, Address b2,
-            Address gamma, int threads)
+  PackedMlp(int isa, bool bf16_products, int weight_dtype, int64_t c, int64_t hidden, int kernel_h,
+            int kernel_w, int64_t dilation_h, int64_t dilation_w, float eps, float grn_eps, Address dw_weight,
+            Address dw_bias, Address norm_weight, Address norm_bias, Address w1, Address b1,
+            Address grn_weight, Address w2, Address b2, Address gamma, int threads)
       : ops_(ops_of(isa)),
         products_(products_of(isa, bf16_products)),
-        dw_weight_(dw_weight, {0, 0, kernel_size}, {0, 0, kernel_size}, c),
+        dw_weight_(dw_weight, {0, 0, kernel_h}, {0, 0, kernel_w}, c),
         dw_bias_(dw_bias, 1, c),
         norm_weight_(norm_weight, 1, c),
         norm_bias_(norm_bias, 1, c),
@@ -31,15 +34,20 @@ class PackedMlp {
         gamma_(gamma, 1, c),
         w1_(ops_, products_, dtype_of(weight_dtype), w1, hidden, c, threads),
         w2_(ops_, products_, dtype_of(weight_dtype), w2, c, hidden, threads) {
-    require(kernel_size >= 0 && kernel_size <= 51 && dilation >= 1, "kernel_size or dilation out of range");
-    require(!kernel_size || (dw_weight && dw_bias), "dw_weight, dw_bias: null");
+    if (kernel_h || kernel_w) {
+      require_axis({0, 0, kernel_h, dilation_h});
+      require_axis({0, 0, kernel_w, dilation_w});
+      require(dw_weight && dw_bias, "dw_weight, dw_bias: null");
+    }
     require(norm_weight && norm_bias && b1 && b2 && gamma, "a parameter is null");
     args_ = {};
     args_.products = products_;
     args_.c = c;
     args_.hidden = hidden;
-    args_.kernel_size = kernel_size;
-    args_.dilation = dilation;
+    args_.kernel_h = kernel_h;
+    args_.kernel_w = kernel_w;
+    args_.dilation_h = std::min(dilation_h, kFar);
+    args_.dilation_w = std::min(dilation_w, kFar);
     args_.eps = eps;
     args_.grn_eps = grn_eps;
     args_.dw_weight = dw_weight_.data();
@@ -121,9 +129,6 @@ class PackedMlp {
 };
 
 class Depthwise {
-  // A dilation that reaches outside of every image. Larger ones would overflow.
-  static constexpr int64_t kFar = int64_t{1} << 40;
-
  public:
   // down: the stride; up: the stride of the convolution whose input gradient this is (Axis).
   Depthwise(int isa, int64_t c, int kernel_h, int kernel_w, int64_t dilation_h, int64_t dilation_w, int down,
@@ -254,8 +259,8 @@ void bind_forward(py::module_& m) {
   m.def("layernorm", layernorm);
   m.def("grn", grn);
   py::class_<PackedMlp>(m, "PackedMlp")
-      .def(py::init<int, bool, int, int64_t, int64_t, int, int, float, float, Address, Address, Address,
-                    Address, Address, Address, Address, Address, Address, Address, int>())
+      .def(py::init<int, bool, int, int64_t, int64_t, int, int, int64_t, int64_t, float, float, Address,
+                    Address, Address, Address, Address, Address, Address, Address, Address, Address, int>())
       .def("forward", &PackedMlp::forward, py::arg("dtype"), py::arg("x"), py::arg("residual"),
            py::arg("out"), py::arg("n"), py::arg("h"), py::arg("w"), py::arg("drop_scale"), py::arg("kept_y"),
            py::arg("kept_hidden"), py::arg("kept_dtype"), py::arg("threads"), py::arg("phases"),

@@ -150,11 +150,12 @@ enum MlpSchedule { kByShape = -1, kShort, kLong, kHalfTiles, kDoubleTiles, kSpli
 struct MlpArgs {
   DType dtype;  // of x, residual and out
   Products products;
-  const void* x;         // (N, H, W, C): input of dwconv, or of LN if kernel_size is 0
+  const void* x;         // (N, H, W, C): input of dwconv, or of LN if kernel_h is 0
   const void* residual;  // (N, H, W, C) or null
   void* out;             // (N, H, W, C); may not alias x
   int64_t n, h, w, c, hidden;
-  int kernel_size, dilation;         // kernel_size 0: no convolution
+  int kernel_h, kernel_w;  // of dwconv; 0: no convolution
+  int64_t dilation_h, dilation_w;
   const float *dw_weight, *dw_bias;  // packed by pack_taps; padded C
   float eps, grn_eps;
   const float *norm_weight, *norm_bias;  // padded C

@@ -19,6 +19,12 @@ struct Case {
   int64_t hidden;
   int kernel_size = 0, dilation = 1;
   bool grn = false, drop = false, residual = true;
+  int kernel_w = 0;        // 0: kernel_size
+  int64_t dilation_w = 0;  // 0: dilation
+
+  reference::Convolution convolution() const {
+    return {kernel_size, kernel_w ? kernel_w : kernel_size, dilation, dilation_w ? dilation_w : dilation};
+  }
 };
 
 struct Problem {
@@ -37,9 +43,7 @@ struct Problem {
   Expected expected(Products products) const {
     const Values in = x.values();
     Expected rows{in, Values(in.size())};
-    if (s.kernel_size)
-      rows = reference::dwconv(in, s.image, reference::Convolution::square(s.kernel_size, s.dilation),
-                               dw_weight, dw_bias);
+    if (s.kernel_size) rows = reference::dwconv(in, s.image, s.convolution(), dw_weight, dw_bias);
     const Expected y =
         reference::layernorm(rows.value, rows.tolerance, s.image.c, norm_weight, norm_bias, double(kEps));
     const Values added = s.residual ? residual.values() : Values(), scale = s.drop ? drop_scale : Values();
@@ -67,8 +71,11 @@ struct Problem {
     args.w = s.image.w;
     args.c = s.image.c;
     args.hidden = s.hidden;
-    args.kernel_size = s.kernel_size;
-    args.dilation = s.dilation;
+    const reference::Convolution conv = s.convolution();
+    args.kernel_h = conv.kernel_h;
+    args.kernel_w = conv.kernel_w;
+    args.dilation_h = conv.dilation_h;
+    args.dilation_w = conv.dilation_w;
     if (s.kernel_size) {
       args.dw_weight = dw_weight_.as<float>();
       args.dw_bias = dw_bias_.as<float>();
@@ -101,7 +108,7 @@ struct Problem {
       : s(s),
         x(s.dtype, random.floats(s.image.count(), -1.5, 2)),
         residual(s.dtype, random.floats(s.image.count(), -2, 2)),
-        dw_weight(random.floats(s.kernel_size * s.kernel_size * s.image.c, -1, 1)),
+        dw_weight(random.floats(s.convolution().taps() * s.image.c, -1, 1)),
         dw_bias(random.floats(s.image.c, -1, 1)),
         norm_weight(random.floats(s.image.c, -2, 2)),
         norm_bias(random.floats(s.image.c, -1, 1)),
@@ -114,7 +121,8 @@ struct Problem {
         b2(random.floats(s.image.c, -1, 1)),
         gamma(random.floats(s.image.c, -1, 1)),
         drop_scale(random.floats(s.image.n, 0.5, 2)),
-        dw_weight_(packed_taps(dw_weight, {0, 0, s.kernel_size}, {0, 0, s.kernel_size}, s.image.c)),
+        dw_weight_(packed_taps(dw_weight, {0, 0, s.convolution().kernel_h}, {0, 0, s.convolution().kernel_w},
+                               s.image.c)),
         dw_bias_(padded(dw_bias, s.image.c)),
         norm_weight_(padded(norm_weight, s.image.c)),
         norm_bias_(padded(norm_bias, s.image.c)),
@@ -177,6 +185,15 @@ TEST_CASE(
         check({dtype, {2, 4, 9, c}, hidden, kernel_size, 1, true, seed % 2 == 1, seed % 3 != 1}, seed);
       }
     }
+  }
+}
+
+TEST_CASE("tiles: rectangles within the block") {
+  for (bool grn : {false, true}) {
+    check({DType::kFloat32, {1, 1, 40, 20}, 40, 1, 1, grn, false, true, 7, 2}, 1);
+    check({DType::kFloat32, {2, 40, 1, 20}, 40, 7, 2, grn, false, true, 1, 1}, 2);
+    check({DType::kBFloat16, {1, 9, 14, 20}, 40, 5, 1, grn, false, true, 11, 3}, 3);
+    check({DType::kFloat32, {1, 14, 9, 20}, 40, 11, 1, grn, false, true, 1, 1}, 4);
   }
 }
 

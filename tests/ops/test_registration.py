@@ -40,7 +40,7 @@ def positional(op: str, arguments: dict) -> list:
     extra = {"eps": 1e-6, "grn_eps": 1e-6, "memory": "balanced", "backend": "auto"}
     schema = getattr(torch.ops.convnext_kernels, op).default._schema
     names = [a.name for a in schema.arguments]
-    if op == "dwconv":
+    if op in ("dwconv", "block"):
         arguments = dict(arguments)
         arguments["dilation_h"], arguments["dilation_w"] = checks.pair("dilation", arguments.pop("dilation"))
     assert set(arguments) <= set(names)

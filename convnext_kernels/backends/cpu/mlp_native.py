@@ -49,7 +49,7 @@ def _matrices(p: MlpParameters) -> tuple[Tensor, Tensor]:
     return w1.float(), w2.float()
 
 
-def _schedule(call: MlpCall | BlockCall, side: int, keeps: int) -> int:
+def _schedule(call: MlpCall | BlockCall, kernel: tuple[int, int], keeps: int) -> int:
     """The schedule that was timed to be the fastest, else -1: by shape."""
     force, generation = forcing(), cache.generation()
     if not generation and not force:
@@ -60,7 +60,7 @@ def _schedule(call: MlpCall | BlockCall, side: int, keeps: int) -> int:
     if found is None:
         x, p = call.x, call.p
         wide, grn = p.pwconv1_weight.shape[0], p.grn_weight is not None
-        problem = (*x.shape, x.dtype, call.compute_dtype, side, wide, grn, keeps)
+        problem = (*x.shape, x.dtype, call.compute_dtype, *kernel, wide, grn, keeps)
         found = memo[state] = pick("mlp_schedule", problem, SCHEDULES, native.machine()).config["schedule"]
     return found
 
@@ -72,10 +72,10 @@ class _Facts(NamedTuple):
     direct: bool  # whether x and the result are dense NHWC
     operations: int
     codes: tuple[int, int]  # of the dtypes of x and of the products
-    configuration: tuple  # of the packed parameters: dtype, side, dilation, eps, grn_eps
+    configuration: tuple  # of the packed parameters: dtype, kernel, dilation, eps, grn_eps
 
 
-def _facts(call: MlpCall | BlockCall, dilation: int, side: int) -> _Facts:
+def _facts(call: MlpCall | BlockCall, dilation: tuple[int, int], kernel: tuple[int, int]) -> _Facts:
     memo = {} if call.inputs is None else call.inputs.signature.memo
     found = memo.get("cpu mlp")
     if found is None:
@@ -83,9 +83,9 @@ def _facts(call: MlpCall | BlockCall, dilation: int, side: int) -> _Facts:
         n, c, h, w = x.shape
         direct = x.is_contiguous(memory_format=torch.channels_last)
         direct = direct and torch.empty_like(x, device="meta").is_contiguous(memory_format=torch.channels_last)
-        operations = n * h * w * c * (2 * call.p.pwconv1_weight.shape[0] + side * side)
+        operations = n * h * w * c * (2 * call.p.pwconv1_weight.shape[0] + kernel[0] * kernel[1])
         codes = native.DTYPE_CODES[x.dtype], native.DTYPE_CODES[call.compute_dtype]
-        configuration = (call.compute_dtype == torch.bfloat16, side, dilation, call.eps, call.grn_eps)
+        configuration = (call.compute_dtype == torch.bfloat16, kernel, dilation, call.eps, call.grn_eps)
         found = memo["cpu mlp"] = _Facts((n, h, w), direct, operations, codes, configuration)
     return found
 
@@ -102,15 +102,15 @@ def _pack(p: MlpParameters, dw_weight: Tensor | None, dw_bias: Tensor | None, is
     norm_weight, norm_bias = flat_float(p.norm_weight), flat_float(p.norm_bias)
     b1, grn_weight = bias_or_zeros(p.pwconv1_bias, hidden), flat_float(p.grn_weight)
     gamma = torch.ones(channels) if p.gamma is None else flat_float(p.gamma)
-    bf16, side, dilation, eps, grn_eps = configuration
+    bf16, kernel, dilation, eps, grn_eps = configuration
     return native.extension().PackedMlp(
         native.isa_code(isa),
         bf16,
         native.DTYPE_CODES[w1.dtype],
         channels,
         hidden,
-        side,
-        dilation,
+        *kernel,
+        *dilation,
         eps,
         grn_eps,
         address(taps),
@@ -154,7 +154,7 @@ def _team(operations: int) -> tuple[int, Tensor | None]:
 def run(
     call: MlpCall | BlockCall,
     residual: Tensor | None,
-    dwconv: tuple[Tensor, Tensor | None, int] | None,  # weight, bias, dilation
+    dwconv: tuple[Tensor, Tensor | None, tuple[int, int]] | None,  # weight, bias, dilation
     kept_y: Tensor | None = None,
     kept_hidden: Tensor | None = None,
 ) -> Tensor:
@@ -163,9 +163,9 @@ def run(
     `kept_y` (like x) and `kept_hidden` (N, hidden, H, W), both channels_last, are filled for the gradient if given.
     """
     x, p, inputs = call.x, call.p, call.inputs
-    dw_weight, dw_bias, dilation = dwconv or (None, None, 1)
-    side = 0 if dw_weight is None else dw_weight.shape[-1]
-    facts, drop, known = _facts(call, dilation, side), call.drop_scale, None
+    dw_weight, dw_bias, dilation = dwconv or (None, None, (1, 1))
+    kernel_size = (0, 0) if dw_weight is None else tuple(dw_weight.shape[2:])
+    facts, drop, known = _facts(call, dilation, kernel_size), call.drop_scale, None
     if inputs is not None:
         parameters = slice(1 if dwconv or residual is None else 2, None if drop is None else -1)
         known = Known(inputs.signature, inputs.tensors[parameters], inputs.addresses[parameters])
@@ -192,7 +192,7 @@ def run(
         facts.codes[1],
         threads,
         address(phases),
-        _schedule(call, side, (kept_y is not None) + (kept_hidden is not None)),
+        _schedule(call, kernel_size, (kept_y is not None) + (kept_hidden is not None)),
     )
     return out if facts.direct else finish(written, out)
 
@@ -203,7 +203,7 @@ def run_blocks(call: BlocksCall) -> Tensor:
     bf16 = call.compute_dtype == torch.bfloat16
 
     def pack() -> list:
-        return [_kernel(b.p, b.weight, b.bias, (bf16, b.weight.shape[-1], *b[3:])) for b in blocks]
+        return [_kernel(b.p, b.weight, b.bias, (bf16, tuple(b.weight.shape[2:]), *b[3:])) for b in blocks]
 
     configuration = (native.isa(), "blocks", bf16, tuple(b[3:] for b in blocks))
     first = blocks[0]
@@ -213,8 +213,8 @@ def run_blocks(call: BlocksCall) -> Tensor:
     written, out = output_for(x)
     between = torch.empty_like(written) if len(blocks) > 1 else None
     n, c, h, w = x.shape
-    side, hidden = first.weight.shape[-1], first.p.pwconv1_weight.shape[0]
-    threads, phases = _team(n * h * w * c * (2 * hidden + side * side))
+    kernel, hidden = tuple(first.weight.shape[2:]), first.p.pwconv1_weight.shape[0]
+    threads, phases = _team(n * h * w * c * (2 * hidden + kernel[0] * kernel[1]))
     native.extension().forward_blocks(
         kernels,
         native.DTYPE_CODES[x.dtype],
@@ -226,7 +226,7 @@ def run_blocks(call: BlocksCall) -> Tensor:
         w,
         threads,
         address(phases),
-        _schedule(call.block(0, x)._replace(inputs=inputs), side, 0),
+        _schedule(call.block(0, x)._replace(inputs=inputs), kernel, 0),
     )
     return finish(written, out)
 
