@@ -52,11 +52,11 @@ def watched(modules: Iterable[nn.Module]) -> str | None:
     return None
 
 
-def depthwise(conv: nn.Module) -> str | None:
-    """A depthwise convolution with an odd kernel, stride 1 and "same" zero padding."""
-    if not is_one_of(conv, (nn.Conv2d,)):
+def depthwise(conv: nn.Module, kind: type[nn.Module] = nn.Conv2d) -> str | None:
+    """A depthwise convolution of class `kind` with an odd kernel, stride 1 and "same" zero padding."""
+    if not is_one_of(conv, (kind,)):
         return f"the depthwise convolution is a {class_of(conv).__name__}"
-    if conv.stride != (1, 1):
+    if any(step != 1 for step in conv.stride):
         return f"the depthwise convolution has stride {conv.stride}"
     if not conv.in_channels == conv.out_channels == conv.groups:
         return f"the convolution is not depthwise: {conv.in_channels} -> {conv.out_channels}, {conv.groups} groups"
