@@ -7,7 +7,13 @@ from convnext_kernels import backends, dispatch, functional
 from convnext_kernels.dispatch import list_backends, use_backend
 from convnext_kernels.graphs import graphed
 from convnext_kernels.interop import accelerate, acceleration_report, restore
-from convnext_kernels.nn import DepthwiseConv2d, FusedConvNeXtBlock, GlobalResponseNorm, LayerNorm2d
+from convnext_kernels.nn import (
+    DepthwiseConv2d,
+    FusedConvNeXtBlock,
+    FusedConvNeXtBlock1d,
+    GlobalResponseNorm,
+    LayerNorm2d,
+)
 from convnext_kernels.spec import BackendError
 from convnext_kernels.tuning.tune import tune
 from convnext_kernels.version import __version__
@@ -16,6 +22,7 @@ __all__ = [
     "BackendError",
     "DepthwiseConv2d",
     "FusedConvNeXtBlock",
+    "FusedConvNeXtBlock1d",
     "GlobalResponseNorm",
     "LayerNorm2d",
     "__version__",

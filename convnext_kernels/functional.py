@@ -42,6 +42,24 @@ def depthwise_conv2d(
     return call("dwconv", x, weight, bias, *checks.pair("dilation", dilation), stride, backend)
 
 
+def depthwise_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    backend: str = "auto",
+) -> Tensor:
+    """`depthwise_conv2d` over time: x (N, C, L); weight (C, 1, K) with odd K up to 51; bias (C,) or None.
+
+    The result is (N, C, ceil(L / stride)). A transposed (N, L, C) is the fast memory format.
+    """
+    checks.sequence("x", x)
+    checks.sequence("weight", weight)
+    return call("dwconv", x.unsqueeze(2), weight.unsqueeze(2), bias, 1, dilation, stride, backend).squeeze(2)
+
+
 def layer_norm2d(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6, backend: str = "auto") -> Tensor:
     """LayerNorm of every pixel over its channels: x (N, C, H, W); weight and bias (C,); statistics in fp32."""
     return call("layernorm", x, weight, bias, eps, backend)

@@ -22,7 +22,7 @@ ECOSYSTEMS = (torchvision, timm, transformers, speech, official)
 
 # Modules of this package, which need no replacement.
 OWN = {
-    FusedConvNeXtBlock: "block",
+    FusedConvNeXtBlock: "block",  # the one over time is a subclass
     PatchDownsample2d: "downsampling",
     LayerNorm2d: "layer norm",
     DepthwiseConv2d: "depthwise convolution",

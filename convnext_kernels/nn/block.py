@@ -72,7 +72,7 @@ class FusedConvNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W), in x's memory format."""
-        dwconv, norm, grn, drop_path, tensors = self._parts()
+        dilation, norm, grn, drop_path, tensors = self._parts()
         if type(x) is not Tensor or drop_path.drop_prob:
             checks.image("x", x)  # drop path uses x before the op checks it
         return functional.convnext_block(
@@ -82,7 +82,7 @@ class FusedConvNeXtBlock(nn.Module):
             grn_weight=tensors[9],
             grn_bias=tensors[10],
             drop_scale=drop_path.scale(x),
-            dilation=dwconv.dilation,
+            dilation=dilation,
             eps=norm.eps,
             grn_eps=1e-6 if grn is None else grn.eps,
             memory=self.memory,
@@ -91,11 +91,11 @@ class FusedConvNeXtBlock(nn.Module):
 
     def inference_block(self) -> tuple[Block, str] | None:
         """What `forward` computes with in inference, and the backend; for `FusedSequential`."""
-        dwconv, norm, grn, drop_path, tensors = self._parts()
+        dilation, norm, grn, drop_path, tensors = self._parts()
         if drop_path.drop_prob and drop_path.training:
             return None
         grn_eps = 1e-6 if grn is None else grn.eps
-        return block(*tensors, dilation=dwconv.dilation, eps=norm.eps, grn_eps=grn_eps), self.backend
+        return block(*tensors, dilation=dilation, eps=norm.eps, grn_eps=grn_eps), self.backend
 
     def _parts(self) -> tuple:
         # From the dictionaries: nn.Module looks attributes up in Python, 0.4 us each.
@@ -112,4 +112,4 @@ class FusedConvNeXtBlock(nn.Module):
             tensors += pwconv1.weight, pwconv1.bias, pwconv2.weight, pwconv2.bias
             gamma = self.gamma
         grn_tensors = (None, None) if grn is None else (grn.gamma, grn.beta)
-        return dwconv, norm, grn, drop_path, (*tensors, gamma, *grn_tensors)
+        return dwconv.dilation, norm, grn, drop_path, (*tensors, gamma, *grn_tensors)

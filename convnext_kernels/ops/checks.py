@@ -37,6 +37,14 @@ def image(name: str, x: object) -> None:
         raise ValueError(f"{name}: C, H and W must be at least 1, got shape {_shape(x)}")
 
 
+def sequence(name: str, x: object) -> None:
+    """A tensor of three dimensions; the op checks the rest."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+    if x.dim() != 3:
+        raise ValueError(f"{name}: expected 3 dimensions, got {x.dim()} with shape {_shape(x)}")
+
+
 def parameters(x: Tensor, named: Sequence[tuple[str, Tensor | None]], mixed_dtypes: bool = False) -> None:
     """All are on x's device and have its dtype, or, with `mixed_dtypes` (autocast), any floating dtype."""
     device, dtype = x.device, x.dtype

@@ -1,0 +1,62 @@
+"""Blocks and convolutions over time."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from convnext_kernels import FusedConvNeXtBlock1d, functional
+from convnext_kernels.nn import DepthwiseConv1d
+from tests.interop.test_speech import ConvNeXtBlock, ConvNeXtV2Block
+from tests.shapes import TRITON, chosen
+from tests.tolerance import assert_as_good_as_eager, randomize_
+
+
+@chosen(lambda dtype, backend: dtype == torch.float32 or backend != TRITON)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("original", "options"),
+    [
+        (ConvNeXtBlock(12, 24), {"mlp_ratio": 2}),
+        (ConvNeXtV2Block(12, 48, dilation=2), {"use_grn": True, "dilation": 2, "channels_last": True}),
+    ],
+    ids=["vocos", "f5"],
+)
+def test_loads_the_weights_of(original, options, dtype, backend):
+    original = randomize_(original).to(dtype)
+    block = FusedConvNeXtBlock1d(12, **options, dtype=dtype, backend=backend)
+    block.load_state_dict(original.state_dict())
+    shape = (2, 17, 12) if "channels_last" in options else (2, 12, 17)
+    x = torch.randn(shape, dtype=dtype)
+    reference = copy.deepcopy(original).double()(x.double())
+    y = block(x)
+    assert_as_good_as_eager(y.detach(), original(x).detach(), reference.detach())
+    assert y.stride() == x.stride()
+    with torch.no_grad():
+        assert torch.equal(block(x), y)
+        assert torch.equal(nn.Sequential(block, block)(x), block(block(x)))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_conv1d(stride, backend):
+    ours = randomize_(DepthwiseConv1d(6, 5, stride=stride, dilation=3, backend=backend))
+    theirs = nn.Conv1d(6, 6, 5, stride, padding=6, dilation=3, groups=6)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 6, 21)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_wrong_is_named():
+    for call, kind, words in (
+        (lambda: FusedConvNeXtBlock1d(8, channels_last=1), TypeError, "channels_last: expected a bool, got 1"),
+        (lambda: FusedConvNeXtBlock1d(8, kernel_size=(1, 7)), TypeError, "kernel_size: expected an integer"),
+        (lambda: FusedConvNeXtBlock1d(8, kernel_size=4), ValueError, "kernel_size: expected odd"),
+        (lambda: FusedConvNeXtBlock1d(8)(torch.zeros(2, 8, 1, 5)), ValueError, "x: expected 3 dimensions, got 4"),
+        (lambda: FusedConvNeXtBlock1d(8)(None), TypeError, "x: expected a tensor, got NoneType"),
+        (lambda: FusedConvNeXtBlock1d(8)(torch.zeros(2, 5, 8)), ValueError, "dwconv_weight: expected shape"),
+        (lambda: functional.depthwise_conv1d(torch.zeros(2, 8, 5), torch.zeros(8, 1, 1, 3)), ValueError, "weight: exp"),
+        (lambda: DepthwiseConv1d(8, 3, stride=3), ValueError, "stride: expected 1 or 2, got 3"),
+    ):
+        with pytest.raises(kind, match=words):
+            call()
