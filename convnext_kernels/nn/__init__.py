@@ -7,7 +7,6 @@ from convnext_kernels.nn.layers import (
     GlobalResponseNorm,
     LayerNorm2d,
     PatchDownsample2d,
-    StridedDepthwiseConv2d,
 )
 
 __all__ = [
@@ -17,5 +16,4 @@ __all__ = [
     "GlobalResponseNorm",
     "LayerNorm2d",
     "PatchDownsample2d",
-    "StridedDepthwiseConv2d",
 ]
