@@ -210,12 +210,10 @@ __global__ void __launch_bounds__(kDwconvThreads) dwconv_kernel(const DwconvPara
       const Tile t = tile_at(s, index);
       const int row = t.row + pair * kRows, column = t.column + group * kColumns;
       Accumulators acc;
-      if (active) {
 #pragma unroll
-        for (int q = 0; q < kColumns; ++q) {
+      for (int q = 0; q < kColumns; ++q) {
 #pragma unroll
-          for (int i = 0; i < kChannels; ++i) acc[0][q][i] = acc[1][q][i] = bias[i];
-        }
+        for (int i = 0; i < kChannels; ++i) acc[0][q][i] = acc[1][q][i] = bias[i];
       }
       const Pixel<float>* own_weights = weights + lane * all_taps;
 #pragma unroll 1
