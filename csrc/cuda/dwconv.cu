@@ -234,14 +234,13 @@ __global__ void __launch_bounds__(kDwconvThreads) dwconv_kernel(const DwconvPara
           __syncthreads();  // the tile before no longer uses this memory
           stage(p.x, p.access, p.walk, s, t, v, channel, s.plane, tile);
           __syncthreads();
-          if (active) {
-            const Pixel<T>* own = tile + lane * s.plane + group * kColumns;
-            const int x_row = top + pair * kRows;
-            if constexpr (kSide) {
-              add_chunk<T, kSide>(s, v, x_row, kSide, kSide, own, own_weights, acc);
-            } else {
-              add_chunks<T>(s, v, x_row, left + group * kColumns, h.taps, w.taps, own, own_weights, acc);
-            }
+          // Threads without rows of their own compute as well: a branch here would copy all sums.
+          const Pixel<T>* own = tile + lane * s.plane + group * kColumns;
+          const int x_row = top + pair * kRows;
+          if constexpr (kSide) {
+            add_chunk<T, kSide>(s, v, x_row, kSide, kSide, own, own_weights, acc);
+          } else {
+            add_chunks<T>(s, v, x_row, left + group * kColumns, h.taps, w.taps, own, own_weights, acc);
           }
         }
         own_weights += h.taps * w.taps;
