@@ -48,7 +48,7 @@ struct Lattice {
         dilation(axis.dilation),
         down(axis.down),
         half(axis.up > 1),
-        tap_step(single && !half ? 1 : cnk::cpu::tap_step(axis)) {
+        tap_step(single && !half ? 1 : cnk::tap_step(axis)) {
     in_step = (dilation * tap_step) >> half;
     out_step = dilation * tap_step / down;
   }
