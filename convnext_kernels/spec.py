@@ -35,16 +35,6 @@ class OpSpec(NamedTuple):
     grn: bool = False
     backward: bool = False
 
-    def beyond_squares(self) -> str | None:
-        """What a backend cannot serve whose depthwise kernels are for squares up to 31 and stride 1 alone, or None."""
-        (height, width), (down, right) = self.kernel_size, self.dilation
-        if self.op in ("dwconv", "block") and (height != width or height > 31 or down != right or self.stride != 1):
-            return (
-                f"a {height}x{width} kernel with dilation {self.dilation} and stride {self.stride}; its kernels serve "
-                "squares up to 31x31 with one dilation and stride 1"
-            )
-        return None
-
 
 class MlpParameters(NamedTuple):
     """Parameters of the inverted bottleneck under the official names; shapes as the ops accept them.

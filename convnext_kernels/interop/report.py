@@ -7,7 +7,6 @@ from torch import nn
 from convnext_kernels.interop.adapter import BACKEND, Adapter
 from convnext_kernels.interop.swap import check_model
 from convnext_kernels.interop.table import OWN, Finding, find
-from convnext_kernels.nn import StridedDepthwiseConv2d
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,6 @@ def _row(finding: Finding) -> ReportRow:
     name, module, accelerated, refusal = finding
     if accelerated is None:
         kind = next(kind for own, kind in OWN.items() if isinstance(module, own))
-        if isinstance(module, StridedDepthwiseConv2d):
-            reason = f"stride {module.stride[0]}: computed by PyTorch, because the kernels have stride 1 only"
-            return ReportRow(name, type(module).__name__, kind, False, reason)
         return ReportRow(name, type(module).__name__, kind, False, f"already a fused {kind}", True)
     replaced = isinstance(module, Adapter)
     reason = refusal or "can be replaced: call accelerate(model)"
@@ -66,8 +62,7 @@ def _row(finding: Finding) -> ReportRow:
 def acceleration_report(model: nn.Module) -> AccelerationReport:
     """Report for each block, downsampling and LayerNorm over channels of `model` whether it is replaced, and why.
 
-    Modules of this package are listed too: those that its kernels compute, and depthwise convolutions with a stride,
-    which its kernels do not compute. The inner modules of a replaced module are not listed.
+    Modules of this package are listed too. The inner modules of a replaced module are not listed.
 
     Raises TypeError when `model` is not a module.
     """

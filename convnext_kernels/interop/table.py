@@ -13,7 +13,6 @@ from convnext_kernels.nn import (
     FusedConvNeXtBlock,
     LayerNorm2d,
     PatchDownsample2d,
-    StridedDepthwiseConv2d,
 )
 
 # Tried in this order; blocks over time and the official repositories come last because they are recognised only by
@@ -26,7 +25,6 @@ OWN = {
     PatchDownsample2d: "downsampling",
     LayerNorm2d: "layer norm",
     DepthwiseConv2d: "depthwise convolution",
-    StridedDepthwiseConv2d: "depthwise convolution",
 }
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from convnext_kernels.models.convnext import EPS, create_model, near
-from convnext_kernels.nn import DepthwiseConv2d, FusedConvNeXtBlock, LayerNorm2d, StridedDepthwiseConv2d
+from convnext_kernels.nn import DepthwiseConv2d, FusedConvNeXtBlock, LayerNorm2d
 
 REGIMES = {"resnet50": "convnext_tiny", "resnet200": "convnext_base"}  # name -> the last network
 EXPANSION = 4
@@ -176,9 +176,7 @@ def _conv(
     bias = design.layer_norm or not before_norm
     if kernel == 1 or not design.depthwise:
         return nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=bias)
-    if stride > 1:
-        return StridedDepthwiseConv2d(channels, kernel, stride=stride, bias=bias)
-    return DepthwiseConv2d(channels, kernel, bias=bias, backend=backend)
+    return DepthwiseConv2d(channels, kernel, stride=stride, bias=bias, backend=backend)
 
 
 def _block(design: Design, channels: int, width: int, stride: int, backend: str) -> nn.Module:

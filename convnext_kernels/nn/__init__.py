@@ -8,7 +8,6 @@ from convnext_kernels.nn.layers import (
     GlobalResponseNorm,
     LayerNorm2d,
     PatchDownsample2d,
-    StridedDepthwiseConv2d,
 )
 from convnext_kernels.nn.sequential import FusedSequential
 
@@ -22,5 +21,4 @@ __all__ = [
     "GlobalResponseNorm",
     "LayerNorm2d",
     "PatchDownsample2d",
-    "StridedDepthwiseConv2d",
 ]

@@ -68,22 +68,6 @@ class DepthwiseConv2d(nn.Conv2d):
         )
 
 
-class StridedDepthwiseConv2d(nn.Conv2d):
-    """Depthwise convolution with a stride, by PyTorch: the kernels of this package have stride 1.
-
-    Odd square kernel, padded so that the result is (N, C, ceil(H / stride), ceil(W / stride)).
-
-    Raises TypeError or ValueError for what `DepthwiseConv2d` refuses and for a stride below 1.
-    """
-
-    def __init__(self, channels: int, kernel_size: int = 7, *, stride: int = 2, bias: bool = True) -> None:
-        positive_int("channels", channels)
-        checks.kernel_size("kernel_size", positive_int("kernel_size", kernel_size), kernel_size)
-        padding = kernel_size // 2
-        stride = positive_int("stride", stride)
-        super().__init__(channels, channels, kernel_size, stride, padding, groups=channels, bias=bias)
-
-
 class LayerNorm2d(nn.Module):
     """LayerNorm over the channels of (N, C, H, W), with fp32 statistics; parameters ``weight``, ``bias`` (C,)."""
 

@@ -29,7 +29,6 @@ struct DwconvParams {
 // Where tap (kh, kw) of the kernel is in shared memory: the taps of a part follow each other.
 __device__ __forceinline__ int place_of(const TileShape& s, int tap) {
   const int step_h = s.h.tap_step, step_w = s.w.tap_step;
-  if (step_h * step_w == 1) return tap;
   const int kh = tap / s.w.side, kw = tap - kh * s.w.side;
   const int second_h = kh % step_h, second_w = kw % step_w;
   const int rows = second_h ? s.h.side / 2 : s.h.taps, columns = second_w ? s.w.side / 2 : s.w.taps;
@@ -37,10 +36,10 @@ __device__ __forceinline__ int place_of(const TileShape& s, int tap) {
          kw / step_w;
 }
 
-// The weights of the block's channels, fp32: a plane of
-// taps for every four channels, zeros after the last one.
+// The weights of the block's channels, fp32: a plane of taps
+// for every four channels, zeros after the last one. in_order: all taps are one part.
 template <class T>
-__device__ __forceinline__ void stage_weights(const DwconvParams& p, int taps, int channel,
+__device__ __forceinline__ void stage_weights(const DwconvParams& p, int taps, bool in_order, int channel,
                                               Pixel<float>* to) {
   for (int i = int(threadIdx.x); i < taps * p.s.lanes; i += int(blockDim.x)) {
     const int lane = i / taps, tap = i - lane * taps;
@@ -53,7 +52,7 @@ __device__ __forceinline__ void stage_weights(const DwconvParams& p, int taps, i
     } else {
       for (int k = 0; k < kChannels && c + k < p.s.c; ++k) weight.element[k] = widen(from[k * taps]);
     }
-    to[lane * taps + place_of(p.s, tap)] = weight;
+    to[in_order ? i : lane * taps + place_of(p.s, tap)] = weight;
   }
 }
 
@@ -201,7 +200,7 @@ __global__ void __launch_bounds__(kDwconvThreads) dwconv_kernel(const DwconvPara
     const int channel = int(share.remainder) * s.lanes * kChannels;
     const int c = channel + lane * kChannels;
     __syncthreads();  // the tiles before no longer read these weights
-    stage_weights<T>(p, all_taps, channel, weights);
+    stage_weights<T>(p, all_taps, parts == 1, channel, weights);
     float bias[kChannels];
 #pragma unroll
     for (int i = 0; i < kChannels; ++i) bias[i] = c + i < s.c ? load(p.bias, c + i, 0.0f) : 0.0f;
@@ -211,34 +210,37 @@ __global__ void __launch_bounds__(kDwconvThreads) dwconv_kernel(const DwconvPara
       const Tile t = tile_at(s, index);
       const int row = t.row + pair * kRows, column = t.column + group * kColumns;
       Accumulators acc;
-      if (active) {
 #pragma unroll
-        for (int q = 0; q < kColumns; ++q) {
+      for (int q = 0; q < kColumns; ++q) {
 #pragma unroll
-          for (int i = 0; i < kChannels; ++i) acc[0][q][i] = acc[1][q][i] = bias[i];
-        }
+        for (int i = 0; i < kChannels; ++i) acc[0][q][i] = acc[1][q][i] = bias[i];
       }
       const Pixel<float>* own_weights = weights + lane * all_taps;
 #pragma unroll 1
       for (int part = 0; part < parts; ++part) {
         Part h, w;
-        const int second_h = part / s.w.tap_step;
-        const bool meets = part_at(s.h, t.residue_h, second_h, &h);
-        const bool meets_too = part_at(s.w, t.residue_w, part - second_h * s.w.tap_step, &w);
-        if (meets && meets_too) {
+        bool meets = true;
+        if constexpr (kSide) {
+          h = {0, kSide, -kSide / 2, lattice_of(s.h.in, t.residue_h, s.h.dilation)};
+          w = {0, kSide, -kSide / 2, lattice_of(s.w.in, t.residue_w, s.w.dilation)};
+        } else {
+          const int second_h = part / s.w.tap_step, second_w = part - second_h * s.w.tap_step;
+          meets = part_at(s.h, t.residue_h, second_h, &h);
+          meets = part_at(s.w, t.residue_w, second_w, &w) && meets;
+        }
+        if (meets) {
           const int top = t.row + h.shift, left = t.column + w.shift;
           const Window v = window_of(h.x, w.x, top, top + tile_height(s) + h.taps - 1, left, s.columns);
           __syncthreads();  // the tile before no longer uses this memory
           stage(p.x, p.access, p.walk, s, t, v, channel, s.plane, tile);
           __syncthreads();
-          if (active) {
-            const Pixel<T>* own = tile + lane * s.plane + group * kColumns;
-            const int x_row = top + pair * kRows;
-            if constexpr (kSide) {
-              add_chunk<T, kSide>(s, v, x_row, kSide, kSide, own, own_weights, acc);
-            } else {
-              add_chunks<T>(s, v, x_row, left + group * kColumns, h.taps, w.taps, own, own_weights, acc);
-            }
+          // Threads without rows of their own compute as well: a branch here would copy all sums.
+          const Pixel<T>* own = tile + lane * s.plane + group * kColumns;
+          const int x_row = top + pair * kRows;
+          if constexpr (kSide) {
+            add_chunk<T, kSide>(s, v, x_row, kSide, kSide, own, own_weights, acc);
+          } else {
+            add_chunks<T>(s, v, x_row, left + group * kColumns, h.taps, w.taps, own, own_weights, acc);
           }
         }
         own_weights += h.taps * w.taps;

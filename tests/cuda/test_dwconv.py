@@ -30,6 +30,8 @@ CASES = {
     "31x31": Case("most taps fall outside", n=1, c=8, h=5, w=4, k=31),
     "1x11": Case("no rows above and below, chunks of six and five", n=1, c=8, h=5, w=17, k=(1, 11)),
     "11x1": Case("chunks of one tap", n=1, c=16, h=17, w=9, k=(11, 1)),
+    "strided": Case("four parts, the last row and column are centres", n=1, c=16, h=17, w=33, k=(7, 5), stride=2),
+    "strided, even": Case("an even and an odd dilation", n=1, c=5, h=10, w=16, k=3, stride=2, dilation=(2, 3)),
     "51x5": Case(
         "more kernel rows than threads of a tap, two dilations", n=1, c=8, h=9, w=8, k=(51, 5), dilation=(1, 2)
     ),
@@ -51,6 +53,8 @@ ROWS = [
     ("1x11", torch.bfloat16),
     ("11x1", torch.float16),
     ("51x5", torch.bfloat16),
+    ("strided", torch.bfloat16),
+    ("strided, even", torch.float32),
 ]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
@@ -125,11 +129,11 @@ def test_grids_of_2_to_the_33_pixels(shape, channels_last, recorded):
     strides = (c * h * w, 1, w * c, c) if channels_last else (c * h * w, h * w, w, 1)
     image = (1 << 40, native.DTYPE_CODES[torch.bfloat16], *strides)
     launches = recorded()
-    sizes = (n, c, h, w, 7, 7, 1, 1)
     extension = native.extension()
-    extension.dwconv((0, 0), image, image, None, 1 << 41, None, *sizes, False)
-    assert extension.dwconv_weight_parts((0, 0), 1, *sizes) <= 352
-    extension.dwconv_weight_gradient((0, 0), image, image, None, None, 1 << 42, *sizes)
+    of = extension.Convolution(n, c, h, h, 7, 1, w, w, 7, 1, 1, 1)
+    extension.dwconv((0, 0), of, image, image, None, 1 << 41, None, False)
+    assert extension.dwconv_weight_parts((0, 0), 1, of) <= 352
+    extension.dwconv_weight_gradient((0, 0), of, image, image, None, None, 1 << 42)
     assert [launch.symbol.split("dwconv")[1][:8] for launch in launches] == ["_kernelI", "_weight_", "_weight_"]
     assert all(1 <= launch.grid <= 2**31 - 1 for launch in launches)
 

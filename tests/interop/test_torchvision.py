@@ -80,7 +80,7 @@ CHANGES = {
     "reflection": (lambda m: setattr(m.block[0], "padding_mode", "reflect"), "'reflect' does not keep the size"),
     "even kernel": (set_layer(0, nn.Conv2d(8, 8, 4, padding="same", groups=8)), "the kernel size (4, 4) is not odd"),
     "oblong kernel": (set_layer(0, nn.Conv2d(8, 8, (3, 5), padding="same", groups=8)), "the kernel size (3, 5)"),
-    "huge kernel": (set_layer(0, nn.Conv2d(8, 8, 33, padding=16, groups=8)), "at most 31"),
+    "huge kernel": (set_layer(0, nn.Conv2d(8, 8, 53, padding=26, groups=8)), "at most 51"),
     "dense": (set_layer(0, nn.Conv2d(8, 8, 7, padding=3)), "the convolution is not depthwise: 8 -> 8, 1 groups"),
     "uneven dilation": (
         set_layer(0, nn.Conv2d(8, 8, 3, padding=(1, 2), dilation=(1, 2), groups=8)),

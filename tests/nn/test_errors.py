@@ -7,7 +7,7 @@ import torch
 
 from convnext_kernels import BackendError, DepthwiseConv2d, FusedConvNeXtBlock, GlobalResponseNorm, LayerNorm2d
 from convnext_kernels.models import create_model
-from convnext_kernels.nn import PatchDownsample2d, StridedDepthwiseConv2d
+from convnext_kernels.nn import PatchDownsample2d
 
 INTEGER = "an integer of at least 1"
 KERNEL = "odd kernel sizes from 1 to 51"
@@ -68,8 +68,7 @@ TABLE = [
         for module in (PatchDownsample2d,)
         for name in ("channels", "out_channels", "kernel_size")
     ),
-    (StridedDepthwiseConv2d, {"channels": 8, "stride": 0}, ValueError, ("stride", INTEGER, "0")),
-    (StridedDepthwiseConv2d, {"channels": 8, "kernel_size": 4}, ValueError, ("kernel_size", KERNEL, "4")),
+    (DepthwiseConv2d, {"channels": 8, "stride": 0}, ValueError, ("stride", INTEGER, "0")),
     (LayerNorm2d, {"channels": 8, "eps": None}, TypeError, ("eps", "a number", "None")),
     (FusedConvNeXtBlock, {"dim": 8, "eps": "1e-6"}, TypeError, ("eps", "a number", "'1e-6'")),
     *(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from convnext_kernels import DepthwiseConv2d, GlobalResponseNorm, LayerNorm2d
-from convnext_kernels.nn import DropPath, PatchDownsample2d, StridedDepthwiseConv2d
+from convnext_kernels.nn import DropPath, PatchDownsample2d
 from tests import reference
 from tests.tolerance import randomize_
 
@@ -75,12 +75,22 @@ def test_downsampling_is_a_sequence_of_two():
     assert module(torch.randn(1, 8, 7, 9)).shape == (1, 12, 2, 3)
 
 
-@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 2), (7, 2), (5, 3)])
-def test_strided_depthwise(kernel_size, stride):
-    module = StridedDepthwiseConv2d(6, kernel_size, stride=stride)
+@pytest.mark.parametrize(
+    ("kernel_size", "options", "padding"),
+    [
+        (3, {"stride": 2}, (1, 1)),
+        ((1, 11), {}, (0, 5)),
+        ((5, 3), {"stride": 2, "dilation": (1, 2)}, (2, 2)),
+    ],
+)
+def test_depthwise_is_pytorchs_with_padding(kernel_size, options, padding):
+    """The same parameters and results as the layer of PyTorch that keeps the size at stride 1."""
+    module = DepthwiseConv2d(6, kernel_size, **options)
+    plain = nn.Conv2d(6, 6, kernel_size, padding=padding, groups=6, **options)
+    plain.load_state_dict(module.state_dict())
+    assert (module.padding, module.stride, module.dilation) == (plain.padding, plain.stride, plain.dilation)
     x = torch.randn(2, 6, 13, 8)
-    every = reference.depthwise_conv2d(x, module.weight, module.bias)
-    torch.testing.assert_close(module(x), every[..., ::stride, ::stride])
+    torch.testing.assert_close(module(x), plain(x))
 
 
 def test_layer_norm_loads_from_nn_layer_norm():

@@ -164,7 +164,7 @@ def partials_kernel(
             held = inside & (row >= 0) & (row < own)
             window = window + load_own(ptr, held, others, Q, EDGES, DY_SW, ROUND_DY)
         if STRIDE > 1:
-            for _ in range(low, high):
+            for _row in range(low, high):
                 x = load_columns(x_row, x_column, width, inside, COUNT, -PW * DW, HELD, EDGES, X_SW, ROUND)
                 newest = load_own(dy_row, inside, others, Q, EDGES, DY_SW, ROUND_DY)
                 sums = add_products(sums, newest, x, Q, KW, DW, EDGES, STRIDE)
