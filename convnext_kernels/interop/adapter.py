@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from convnext_kernels import exporting
 from convnext_kernels.interop import structure
 
 # The attributes that `accelerate` adds to a module: its options.
@@ -32,7 +33,7 @@ class Match(NamedTuple):
     original: type[nn.Module]  # the class whose forward the adapter replaces
 
 
-class Adapter:
+class Adapter(exporting.Whole):
     """Mixin in front of the original class. It has no state: it reads the module again in every call."""
 
     kind: ClassVar[str]  # what it replaces, for the report
@@ -74,7 +75,8 @@ class Adapter:
             arguments = self.arguments(self)
             if not isinstance(arguments, str) and self.serves(args[0], arguments):
                 return self.fused(args[0], arguments)
-        return super().forward(*args, **kwargs)
+        node = self.node(*args, **kwargs)
+        return super().forward(*args, **kwargs) if node is None else node
 
     def __reduce_ex__(self, protocol: int) -> tuple:
         """Copy and pickle as adapter and original class, because the combined class exists only in this process."""

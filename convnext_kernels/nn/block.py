@@ -4,13 +4,15 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from convnext_kernels import functional
+from convnext_kernels.exporting import Whole
 from convnext_kernels.nn.layers import DepthwiseConv2d, DropPath, GlobalResponseNorm, LayerNorm2d, positive_int
 from convnext_kernels.ops import checks
 
 
-class FusedConvNeXtBlock(nn.Module):
+class FusedConvNeXtBlock(Whole, nn.Module):
     """Drop-in for the official ConvNeXt ``Block``: V1 (arXiv 2201.03545) or, with `use_grn`, V2 (2301.00808).
 
     Its state dict has the official names and shapes: ``dwconv``, ``norm``, ``pwconv1``, ``pwconv2`` and, for
@@ -73,8 +75,13 @@ class FusedConvNeXtBlock(nn.Module):
         """(N, C, H, W) -> (N, C, H, W), in x's memory format."""
         # From the dictionaries: nn.Module looks attributes up in Python, 0.4 us each.
         modules = self._modules
+        drop_path = modules["drop_path"]
+        if type(x) is not Tensor or (drop_path.drop_prob and drop_path.training):
+            if isinstance(x, Proxy):
+                return self.node(x)
+            checks.image("x", x)  # drop path uses x before the op checks it
         dwconv, norm, pwconv1, pwconv2 = modules["dwconv"], modules["norm"], modules["pwconv1"], modules["pwconv2"]
-        grn, drop_path = modules.get("grn"), modules["drop_path"]
+        grn = modules.get("grn")
         own, conv, ln, fc1, fc2 = (m._parameters for m in (self, dwconv, norm, pwconv1, pwconv2))
         try:
             tensors = conv["weight"], conv["bias"], ln["weight"], ln["bias"]
@@ -84,8 +91,6 @@ class FusedConvNeXtBlock(nn.Module):
             tensors = dwconv.weight, dwconv.bias, norm.weight, norm.bias
             tensors += pwconv1.weight, pwconv1.bias, pwconv2.weight, pwconv2.bias
             gamma = self.gamma
-        if type(x) is not Tensor or drop_path.drop_prob:
-            checks.image("x", x)  # drop path uses x before the op checks it
         return functional.convnext_block(
             x,
             *tensors,

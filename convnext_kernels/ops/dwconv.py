@@ -8,10 +8,12 @@ from torch import Tensor
 from convnext_kernels import dispatch
 from convnext_kernels.calls import DwconvCall, Inputs
 from convnext_kernels.ops import checks
+from convnext_kernels.ops.compose import convolved
 from convnext_kernels.ops.registration import (
     autocast,
     call,
     cast_tensors,
+    composed,
     define,
     differentiable,
     gradients_like,
@@ -47,6 +49,11 @@ def _forward(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor | None, dil
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, backend: str) -> Tensor:
     _check(x, weight, bias, dilation)
     return torch.empty_like(x)
+
+
+def _composed(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, backend: str) -> Tensor:
+    _check(x, weight, bias, dilation)
+    return convolved(x, weight, bias, dilation, x.dtype)
 
 
 def _backward(
@@ -99,3 +106,4 @@ define(
 )
 differentiable("dwconv", _setup_context, _autograd)
 autocast("dwconv", lambda dtype, *arguments: cast_tensors(dtype, arguments))
+composed("dwconv", _composed)
