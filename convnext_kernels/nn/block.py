@@ -86,10 +86,19 @@ class FusedConvNeXtBlock(Whole, nn.Module):
         try:
             tensors = conv["weight"], conv["bias"], ln["weight"], ln["bias"]
             tensors += fc1["weight"], fc1["bias"], fc2["weight"], fc2["bias"]
-            gamma = own["gamma"]
-        except KeyError:  # no gamma, or a weight that a parametrisation computes
+        except KeyError:  # a weight that a parametrisation computes
+            for name in ("pwconv1", "pwconv2"):
+                kind = type(modules[name])
+                if not issubclass(kind, nn.Linear):  # a quantised layer, LoRA: its weight is not all that it computes
+                    raise TypeError(
+                        f"{name}: expected a torch.nn.Linear, got {kind.__module__}.{kind.__qualname__}, which the op "
+                        "of the whole block does not compute"
+                    ) from None
             tensors = dwconv.weight, dwconv.bias, norm.weight, norm.bias
             tensors += pwconv1.weight, pwconv1.bias, pwconv2.weight, pwconv2.bias
+        try:
+            gamma = own["gamma"]
+        except KeyError:  # None, or parametrised
             gamma = self.gamma
         return functional.convnext_block(
             x,

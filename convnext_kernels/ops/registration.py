@@ -1,6 +1,7 @@
 """How ops are registered with `torch.library`."""
 
 import functools
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,7 +10,10 @@ import torch
 from torch import Tensor
 
 from convnext_kernels import calls, dispatch, exporting, torch_versions
+from convnext_kernels.spec import BackendError
 from convnext_kernels.torch_versions import broadcast_to_and_flatten, tree_flatten, tree_unflatten
+
+_log = logging.getLogger("convnext_kernels")
 
 NAMESPACE = "convnext_kernels"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")  # kept alive: the registrations end with this object
@@ -75,10 +79,13 @@ def call(name: str, *arguments: Any) -> Any:
             return _compose(name, arguments)
     op = getattr(torch.ops.convnext_kernels, name)
     if not torch_versions.transforms_active() and not torch_versions.forward_mode_active():
-        if torch.is_grad_enabled():
-            return op(*arguments)
-        with torch_versions.below_autograd():  # saves the way through autograd's kernel
-            return op(*arguments)
+        try:
+            if torch.is_grad_enabled():
+                return op(*arguments)
+            with torch_versions.below_autograd():  # saves the way through autograd's kernel
+                return op(*arguments)
+        except NotImplementedError as error:
+            return _without_op(name, arguments, error)
     function = _transformable[name]
     device = arguments[0].device.type
     if name in _casts and torch.is_autocast_enabled(device):
@@ -94,6 +101,25 @@ def _compose(name: str, arguments: tuple) -> Any:
     if isinstance(x, Tensor) and not x.is_meta and torch.is_autocast_enabled(x.device.type):
         arguments = _casts[name](torch.get_autocast_dtype(x.device.type), *arguments)
     return _compositions[name](*arguments)
+
+
+def _without_op(name: str, arguments: tuple, error: NotImplementedError) -> Any:
+    """Compute op `name` by PyTorch's operators, because a class of tensors (quantised ones, say) has no such op."""
+    kinds = {
+        type(a).__name__ for a in arguments if isinstance(a, Tensor) and type(a) not in (Tensor, torch.nn.Parameter)
+    }
+    if not kinds or name not in _compositions:
+        raise error
+    reason = f"{name}: tensors of class {', '.join(sorted(kinds))} do not implement convnext_kernels::{name}"
+    if dispatch.requested_backend(arguments[-1]) not in (dispatch.AUTO, "eager"):
+        raise BackendError(reason) from error
+    _log_once(reason)
+    return _compose(name, arguments)
+
+
+@functools.cache
+def _log_once(reason: str) -> None:
+    _log.warning("%s; PyTorch's operators compute it", reason)
 
 
 def _on_device(implementation: Callable) -> Callable:
