@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from convnext_kernels import exporting
 from convnext_kernels.interop import structure
@@ -71,7 +72,7 @@ class Adapter(exporting.Whole):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the fused op, or the original forward where only that one is correct."""
-        if len(args) == 1 and (not kwargs or self.ignores_keywords):
+        if len(args) == 1 and (not kwargs or self.ignores_keywords) and not isinstance(args[0], Proxy):
             arguments = self.arguments(self)
             if not isinstance(arguments, str) and self.serves(args[0], arguments):
                 return self.fused(args[0], arguments)

@@ -118,7 +118,7 @@ def patch_conv(conv: nn.Module) -> str | None:
 def serves(x: object, channels: int, tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether the fused ops support this input with these parameters."""
     if type(x) not in PLAIN and not isinstance(x, TRACED):
-        return False  # torch.fx proxies, nested and distributed tensors
+        return False  # nested and distributed tensors
     if traced():
         return False  # the original forward reads no sizes
     if x.dim() != 4 or x.shape[1] != channels or x.numel() == 0:
