@@ -36,7 +36,7 @@ def check_mlp(
 ) -> None:
     """Check everything that `mlp` and `block` have in common; x is (N, C, H, W)."""
     n, channels = x.shape[:2]
-    named = (*zip(p._fields, p, strict=True), ("drop_scale", drop_scale))
+    named = (*zip(MlpParameters._fields, p, strict=True), ("drop_scale", drop_scale))
     checks.parameters(x, named, mixed_dtypes)
     per_channel = "one per channel of x"
     checks.vector("norm_weight", p.norm_weight, channels, per_channel)

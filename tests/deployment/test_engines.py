@@ -109,7 +109,7 @@ def test_aotinductor(name, kept, tmp_path):
     with torch.no_grad():
         with ck.keep_ops() if kept else nullcontext():
             batch = {0: torch.export.Dim("batch", min=2)}
-            program = torch.export.export(model, (images(dtype=torch.float32),), dynamic_shapes=(batch,))
+            program = torch.export.export(model, (images(dtype=torch.float32),), strict=False, dynamic_shapes=(batch,))
         file = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
         x = images(3, dtype=torch.float32)
         result = torch._inductor.aoti_load_package(file)(x)
