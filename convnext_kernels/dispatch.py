@@ -159,8 +159,8 @@ def keeps(spec: OpSpec, memory: str, backend: str = AUTO) -> str:
     if memory == "nothing":
         return memory
     # Under torch.compile with dynamic shapes these are symbols; what is kept depends on their values.
-    sizes = {name: int(getattr(spec, name)) for name in ("channels", "kernel_size", "hidden")}
-    spec = spec._replace(**sizes)
+    height, width = spec.kernel_size
+    spec = spec._replace(channels=int(spec.channels), kernel_size=(int(height), int(width)), hidden=int(spec.hidden))
     # Not the backend that was timed to be the fastest: a compiled graph relies on the number of tensors that are kept.
     if not choose(spec, backend).KEEPS_HIDDEN:
         return "nothing"
@@ -186,7 +186,7 @@ def choose(spec: OpSpec, backend: str = AUTO, x: Tensor | None = None, *details:
     name = able[0]
     if requested == AUTO and len(able) > 1 and x is not None and x.dim() == 4:
         details = tuple("".join("01"[d] for d in detail) if isinstance(detail, list) else detail for detail in details)
-        problem = (*x.shape, _layout(x), *spec[2:4], *spec[5:9], *details)
+        problem = (*x.shape, _layout(x), *spec[2:4], *spec.kernel_size, *spec.dilation, *spec[7:10], *details)
         kernel = f"{spec.op} backward" if spec.backward else spec.op
         name = tuning.pick(kernel, problem, [tuning.Candidate(n, {}) for n in able], machine(spec.device)).name
     return _backends.op_module(name, spec.op)

@@ -25,13 +25,21 @@ def _memory(memory: str, tensors: tuple) -> str:
 
 
 def depthwise_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, dilation: int = 1, backend: str = "auto"
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    dilation: int | tuple[int, int] = 1,
+    backend: str = "auto",
 ) -> Tensor:
-    """Depthwise convolution with stride 1 and "same" zero padding (arXiv 2201.03545, section 2.3 and 2.5).
+    """Depthwise convolution with "same" zero padding (arXiv 2201.03545, section 2.3 and 2.5).
 
-    x (N, C, H, W); weight (C, 1, K, K) with odd K up to 31; bias (C,) or None; dilation at least 1.
+    x (N, C, H, W); weight (C, 1, KH, KW) with odd KH and KW up to 51; bias (C,) or None; dilation at least 1, one for
+    both axes or (of height, of width). Zeros around x, dilation * (K - 1) / 2 on each side: the result has x's size, or
+    (N, C, ceil(H / 2), ceil(W / 2)) with stride 2.
     """
-    return call("dwconv", x, weight, bias, dilation, backend)
+    return call("dwconv", x, weight, bias, *checks.pair("dilation", dilation), stride, backend)
 
 
 def layer_norm2d(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6, backend: str = "auto") -> Tensor:
@@ -111,7 +119,7 @@ def convnext_block(
     grn_weight: Tensor | None = None,
     grn_bias: Tensor | None = None,
     drop_scale: Tensor | None = None,
-    dilation: int = 1,
+    dilation: int | tuple[int, int] = 1,
     eps: float = 1e-6,
     grn_eps: float = 1e-6,
     memory: str = "auto",
@@ -137,7 +145,8 @@ def convnext_block(
         grn_bias,
         drop_scale,
     )
-    return call("block", *tensors, dilation, eps, grn_eps, None, _memory(memory, tensors), backend)[0]
+    dilations = checks.pair("dilation", dilation)
+    return call("block", *tensors, *dilations, eps, grn_eps, None, _memory(memory, tensors), backend)[0]
 
 
 def patch_downsample(

@@ -28,11 +28,22 @@ class OpSpec(NamedTuple):
     dtype: torch.dtype  # of x and of the result
     compute_dtype: torch.dtype  # in which the matmuls and the convolution read their inputs; differs under autocast
     channels: int
-    kernel_size: int = 0  # side of the depthwise kernel; 0: no convolution
-    dilation: int = 1
+    kernel_size: tuple[int, int] = (0, 0)  # of the convolution: height, width; 0: none
+    dilation: tuple[int, int] = (1, 1)
+    stride: int = 1
     hidden: int = 0  # width of the hidden activations, or of the result of downsample; 0: neither
     grn: bool = False
     backward: bool = False
+
+    def beyond_squares(self) -> str | None:
+        """What a backend cannot serve whose depthwise kernels are for squares up to 31 and stride 1 alone, or None."""
+        (height, width), (down, right) = self.kernel_size, self.dilation
+        if self.op in ("dwconv", "block") and (height != width or height > 31 or down != right or self.stride != 1):
+            return (
+                f"a {height}x{width} kernel with dilation {self.dilation} and stride {self.stride}; its kernels serve "
+                "squares up to 31x31 with one dilation and stride 1"
+            )
+        return None
 
 
 class MlpParameters(NamedTuple):

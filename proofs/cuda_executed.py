@@ -62,12 +62,11 @@ def dwconv_figures(arch: int) -> Iterator[Figure]:
         x, dy, weight, bias = _image(n, c, size, size), _image(n, c, size, size), _random(c, 1, side, side), _random(c)
         outputs = n * c * size * size
         taps = _taps_inside(size, side)
+        convolution = DwconvCall(x, weight, bias, (1, 1), 1, BF16)
         calls = {
-            "forward": lambda x=x, w=weight, b=bias: dwconv.forward(DwconvCall(x, w, b, 1, BF16)),
-            "input gradient": lambda dy=dy, w=weight: dwconv.input_gradient(dy, w, 1, BF16, dy),
-            "weight gradient": lambda x=x, dy=dy, w=weight, b=bias: dwconv.parameter_gradients(
-                dy, x, w, b, 1, BF16, True, True
-            ),
+            "forward": lambda of=convolution: dwconv.forward(of),
+            "input gradient": lambda dy=dy, of=convolution: dwconv.input_gradient(dy, of),
+            "weight gradient": lambda dy=dy, of=convolution: dwconv.parameter_gradients(dy, of, True, True),
         }
         for name, call in calls.items():
             with executed.executed(arch, check=False, multiprocessors=_planned(arch, n)) as run:

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
+import timm
 import torch
+import torchvision
 from checkout import ROOT  # noqa: F401  puts this checkout first on the path
 from compile_only import CompileOnlyDriver
 from triton.backends.nvidia.driver import CudaLauncher
@@ -28,7 +30,7 @@ from convnext_kernels.models import create_model
 
 # Limits in units: what is reached on an EPYC, and 15 % more. Under a training step lies what PyTorch itself takes: 4
 # units for a Function with ten inputs that does nothing. Under the network lie the matmuls of its wide blocks.
-BLOCK, BLOCK_TRAINING, MODEL = 2.1, 15.5, 82.0
+BLOCK, BLOCK_TRAINING, BLOCK_CPU, MODEL = 2.1, 15.5, 3.3, 56.0
 
 
 class _Launcher(CudaLauncher):
@@ -153,6 +155,11 @@ def counted(call: Callable[[], object]) -> tuple[int, int]:
     return calls, _Launcher.launches - before
 
 
+_LIBRARY = torch.library.Library("host_time", "DEF")
+_LIBRARY.define("nothing(Tensor x) -> Tensor")
+_LIBRARY.impl("nothing", torch.empty_like, "CompositeExplicitAutograd")
+
+
 @dataclass(frozen=True)
 class Case:
     """One row of the table."""
@@ -187,9 +194,21 @@ def cases() -> Iterator[Case]:
     yield Case("block, forward and backward", training(*block()), BLOCK_TRAINING)
     yield Case("block V2, forward and backward", training(*block(use_grn=True)), None)
 
-    model = create_model("convnext_tiny", backend="triton").to(torch.bfloat16).eval()
+    # With packed weights: packing copies, which does nothing later.
+    pixel = torch.zeros(1, 96, 1, 1).to(memory_format=torch.channels_last)
+    on_cpu = forward(ck.FusedConvNeXtBlock(96, backend="cpu"), pixel)
+    on_cpu()
+    yield Case("CPU backend, block of one pixel", on_cpu, BLOCK_CPU)
+    yield Case("an op that does nothing", lambda: torch.ops.host_time.nothing(pixel), None)
+
     image = torch.zeros(1, 3, 224, 224, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
-    yield Case("ConvNeXt-T, forward", forward(model, image), MODEL)
+    for name, model, limit in (
+        ("ConvNeXt-T, forward", create_model("convnext_tiny", backend="triton"), MODEL),
+        ("torchvision's, accelerated", ck.accelerate(torchvision.models.convnext_tiny(), backend="triton"), None),
+        ("timm's, accelerated", ck.accelerate(timm.create_model("convnext_tiny"), backend="triton"), None),
+    ):
+        model = model.eval().to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+        yield Case(name, forward(model, image), limit)
 
 
 @click.command()
@@ -198,7 +217,8 @@ def main(check: bool) -> None:
     """Print host times in units of ten `torch.add`."""
     torch.set_num_threads(1)
     failed = []
-    measured = list(cases())
+    with driver():
+        measured = list(cases())
     with driver(), nothing_computed(), steady_allocator():
         one = unit()
         print(f"unit: ten torch.add of one element, {one * 1e6:.1f} us")

@@ -79,10 +79,11 @@ def dwconv_counts(
     x, dy, residual = image(), image(), image()
     weight = torch.randn(channels, 1, kernel_size, kernel_size, generator=g).to(dtype)
     bias = torch.randn(channels, generator=g).to(dtype)
+    call = DwconvCall(x, weight, bias, (1, 1), 1, dtype)
     runs = {
-        "forward": lambda: dwconv.forward(DwconvCall(x, weight, bias, 1, dtype)),
-        "dgrad": lambda: dwconv.input_gradient(dy, weight, 1, dtype, x, residual),
-        "wgrad": lambda: dwconv.parameter_gradients(dy, x, weight, bias, 1, dtype, True, True),
+        "forward": lambda: dwconv.forward(call),
+        "dgrad": lambda: dwconv.input_gradient(dy, call, residual),
+        "wgrad": lambda: dwconv.parameter_gradients(dy, call, True, True),
     }
     pixels = n * size * size
     taps = n * dwconv_plan.taps_inside(size, kernel_size, 1) ** 2

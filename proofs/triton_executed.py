@@ -156,8 +156,9 @@ def _compiled_figures(arch: int) -> list[Figure]:
     x = torch.empty(128, 96, 28, 28, dtype=torch.bfloat16, device="meta").to(memory_format=torch.channels_last)
     weight = torch.empty(96, 1, 7, 7, dtype=torch.bfloat16, device="meta")
     with compile_only(arch) as launches:
-        dwconv.forward(DwconvCall(x, weight, None, 1, x.dtype))
-        dwconv.parameter_gradients(x, x, weight, None, 1, x.dtype, True, False)
+        call = DwconvCall(x, weight, None, (1, 1), 1, x.dtype)
+        dwconv.forward(call)
+        dwconv.parameter_gradients(x, call, True, False)
     for launch in launches[:2]:
         what = f"dwconv 7x7 C96 28x28 bf16 sm_{arch} {launch.kernel}: share of the loop's SASS that is not FFMA"
         figures.append(Figure(what, 1 - loop_ffma(launch.cubin), 0, 0.3, ""))

@@ -39,7 +39,7 @@ def _bottleneck(case: Case, g: torch.Generator) -> Arguments:
 
 def _convolution(case: Case, g: torch.Generator, prefix: str = "") -> Arguments:
     return {
-        f"{prefix}weight": random_weight((case.c, 1, case.k, case.k), g),
+        f"{prefix}weight": random_weight((case.c, 1, *case.kernel), g),
         f"{prefix}bias": random_vector(case.c, g) if case.bias else None,
     }
 
@@ -58,7 +58,7 @@ def _block(case: Case, g: torch.Generator) -> Arguments:
 
 
 def _dwconv(case: Case, g: torch.Generator) -> Arguments:
-    return _convolution(case, g) | {"dilation": case.dilation}
+    return _convolution(case, g) | {"dilation": case.dilation, "stride": case.stride}
 
 
 def _downsample(case: Case, g: torch.Generator) -> Arguments:

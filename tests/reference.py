@@ -9,9 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, dilation: int = 1) -> Tensor:
-    padding = dilation * (weight.shape[-1] // 2)
-    return F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=len(weight))
+def depthwise_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    dilation: int | tuple[int, int] = 1,
+) -> Tensor:
+    down, right = (dilation, dilation) if isinstance(dilation, int) else dilation
+    padding = (down * (weight.shape[2] // 2), right * (weight.shape[3] // 2))
+    return F.conv2d(x, weight, bias, stride, padding, (down, right), groups=len(weight))
 
 
 def layer_norm2d(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6) -> Tensor:

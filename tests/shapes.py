@@ -24,7 +24,7 @@ Kernel = tuple[str, str | None]
 EAGER, TRITON, CUDA = ("eager", None), ("triton", None), ("cuda", None)
 KERNELS: tuple[Kernel, ...] = (EAGER, *(("cpu", isa) for isa in ISAS), TRITON, CUDA)
 
-CONVOLVE, BOTTLENECK = ("dwconv", "block"), ("mlp", "block")
+CONVOLVED, CONVOLVE, BOTTLENECK = ("dwconv",), ("dwconv", "block"), ("mlp", "block")
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ class Case:
     c: int = 16
     h: int = 7
     w: int = 5
-    k: int = 7
-    dilation: int = 1
+    k: int | tuple[int, int] = 7  # side of the depthwise kernel, or its height and width
+    dilation: int | tuple[int, int] = 1
+    stride: int = 1
     ratio: int = 4
     variant: str = "v1"  # "v1": gamma; "v2": GRN; "plain": neither
     bias: bool = True
@@ -50,10 +51,21 @@ class Case:
 
     def __str__(self) -> str:
         flags = ("" if self.bias else "-nobias") + ("-drop" if self.drop else "")
+        k, d = (of if isinstance(of, int) else "x".join(map(str, of)) for of in (self.k, self.dilation))
+        strided = f"s{self.stride}" if self.stride > 1 else ""
         return (
-            f"n{self.n}-c{self.c}-{self.h}x{self.w}-k{self.k}d{self.dilation}-r{self.ratio}-{self.variant}"
-            f"-p{self.patch}{flags}"
+            f"n{self.n}-c{self.c}-{self.h}x{self.w}-k{k}d{d}{strided}-r{self.ratio}-{self.variant}-p{self.patch}{flags}"
         )
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """Height and width of the depthwise kernel."""
+        return (self.k, self.k) if isinstance(self.k, int) else self.k
+
+    def serves(self, op: str) -> bool:
+        """Whether it is a row of `op`: the block has stride 1; rectangles say nothing new to ops without them."""
+        square = isinstance(self.k, int) and isinstance(self.dilation, int)
+        return op == "dwconv" or (self.stride == 1 and (square or op == "block"))
 
 
 CASES = (
@@ -110,6 +122,49 @@ CASES = (
     Case("dilation 2", dilation=2, h=14, w=15, ops=CONVOLVE),
     Case("dilation 3 of a small kernel", dilation=3, k=3, h=14, w=13, variant="v2", ops=CONVOLVE),
     Case("dilation 3: reaches beyond the image on both sides", dilation=3, h=7, w=5, ops=CONVOLVE),
+    # rectangles: InceptionNeXt, SegNeXt, SLaK
+    Case("1x11: one row of taps, no neighbours above", k=(1, 11), c=17, h=7, w=15, ops=CONVOLVE, edge=True),
+    Case("11x1: one column of taps, no neighbours beside", k=(11, 1), c=33, h=15, w=7, ops=CONVOLVE, edge=True),
+    Case("1x21 and wider than the image: every tap row is cut", k=(1, 21), h=3, w=14, ops=CONVOLVED),
+    Case("21x1, taller than two register tiles", k=(21, 1), h=33, w=3, c=24, n=1, ops=CONVOLVED),
+    Case("3x5: both sides above one, the wider is the second", k=(3, 5), ops=CONVOLVED),
+    Case("51x5: the largest side, taller than the image", k=(51, 5), h=29, w=15, n=1, costly=True, ops=CONVOLVED),
+    Case(
+        "5x51: more taps of a row than there are bits beside a tile",
+        k=(5, 51),
+        h=13,
+        w=64,
+        n=1,
+        costly=True,
+        ops=CONVOLVED,
+    ),
+    Case("51x51: the largest kernel", k=51, h=15, w=29, c=17, n=1, costly=True, ops=CONVOLVED),
+    Case("dilations 2 and 3: lattices of different sizes", k=(3, 5), dilation=(2, 3), h=14, w=15, ops=CONVOLVE),
+    Case("a dilation along the axis of one tap changes nothing", k=(1, 7), dilation=(5, 2), ops=CONVOLVED),
+    # stride
+    Case(
+        "stride 2, even sizes: the last row and column are not centres",
+        k=7,
+        stride=2,
+        h=14,
+        w=14,
+        ops=CONVOLVED,
+        edge=True,
+    ),
+    Case("stride 2, odd sizes: the last row and column are centres", k=3, stride=2, c=17, ops=CONVOLVED),
+    Case("stride 2, one pixel", k=7, stride=2, h=1, w=1, ops=CONVOLVED),
+    Case("stride 2 with an odd dilation: lattices of two steps", k=5, stride=2, dilation=3, h=15, w=14, ops=CONVOLVED),
+    Case(
+        "stride 2 with an even dilation: half of dx has no tap",
+        k=3,
+        stride=2,
+        dilation=(1, 2),
+        h=9,
+        w=14,
+        ops=CONVOLVED,
+    ),
+    Case("stride 2 of a column of taps", k=(11, 1), stride=2, h=29, w=15, c=40, ops=CONVOLVED),
+    Case("stride 2 of a row of taps, more than two tiles wide", k=(1, 13), stride=2, h=4, w=63, n=1, ops=CONVOLVED),
     # the bottleneck
     Case("hidden as wide as the input", ratio=1, ops=BOTTLENECK),
     Case("ratio 2", ratio=2, c=17, variant="v2", edge=True, half=True, ops=BOTTLENECK),
@@ -123,7 +178,7 @@ CASES = (
 )
 
 _RELEVANT = {
-    "dwconv": ("n", "c", "h", "w", "k", "dilation", "bias"),
+    "dwconv": ("n", "c", "h", "w", "k", "dilation", "stride", "bias"),
     "layernorm": ("n", "c", "h", "w"),
     "grn": ("n", "c", "h", "w"),
     "mlp": ("n", "c", "h", "w", "ratio", "variant", "bias", "drop"),
@@ -135,6 +190,8 @@ _RELEVANT = {
 def _distinct(op: str, named: Iterable[tuple[str, Case]]) -> list[tuple[str, Case]]:
     unique: dict[tuple, tuple[str, Case]] = {}
     for name, case in named:
+        if not case.serves(op):
+            continue
         unique.setdefault(tuple(getattr(case, field) for field in _RELEVANT[op]), (name, case))
     return list(unique.values())
 

@@ -14,7 +14,7 @@ from convnext_kernels.backends import eager
 from convnext_kernels.dispatch import choose, keeps
 from convnext_kernels.spec import OPS, OpSpec
 
-SPEC = OpSpec("dwconv", "cpu", torch.float32, torch.float32, 8, 7)
+SPEC = OpSpec("dwconv", "cpu", torch.float32, torch.float32, 8, (7, 7))
 
 
 def _clear():
@@ -67,7 +67,7 @@ def test_auto_logs_once_what_it_skips(make_backend, caplog):
     make_backend("elsewhere", refuses="never asked").DEVICES = ("cuda",)
     with caplog.at_level("WARNING", logger="convnext_kernels"):
         for channels in (8, 16):
-            chosen(spec=OpSpec("dwconv", "cpu", torch.float32, torch.float32, channels, 7))
+            chosen(spec=OpSpec("dwconv", "cpu", torch.float32, torch.float32, channels, (7, 7)))
     assert [r.getMessage() for r in caplog.records] == ["backend 'picky' is skipped: it does not like 8 channels"]
     with pytest.raises(BackendError, match="picky: it does not like 8 channels"):
         chosen("picky")
@@ -113,7 +113,7 @@ def test_auto_takes_the_first_that_can_serve(make_backend):
     make_backend("first", refuses=lambda spec: "only 16 channels" if spec.channels != 16 else None)
     make_backend("missing", unavailable="no such machine")
     assert chosen() == "second"
-    assert chosen(spec=OpSpec("dwconv", "cpu", torch.float32, torch.float32, 16, 7)) == "first"
+    assert chosen(spec=OpSpec("dwconv", "cpu", torch.float32, torch.float32, 16, (7, 7))) == "first"
 
 
 def test_named_backend_that_refuses_raises_with_its_reason(make_backend, monkeypatch):

@@ -60,3 +60,37 @@ def test_backbone_with_weights_and_a_picture(backbone, tmp_path):
 
 def test_unknown_model(backbone):
     assert backbone("--model", "convnext_basse").exit_code == 2
+
+
+def test_serve(monkeypatch):
+    client = pytest.importorskip("starlette.testclient")
+    import io
+
+    from PIL import Image
+
+    def file(size, kind="PNG"):
+        data = io.BytesIO()
+        Image.new("L", size, 200).save(data, kind)
+        return data.getvalue()
+
+    example = runpy.run_path(str(BACKBONE.with_name("serve.py")))
+    torch.manual_seed(0)
+    run = example["prepare"](create_model("convnextv2_atto", num_classes=7).eval())
+    with client.TestClient(example["application"](run)) as service:
+        answers = [service.post("/classify", content=file((300, 200), kind)) for kind in ("PNG", "JPEG", "GIF")]
+        for answer in answers:
+            assert answer.status_code == 200
+            assert len(set(answer.json()["classes"])) == 5
+            assert sorted(answer.json()["probabilities"], reverse=True) == answer.json()["probabilities"]
+        for content, status, words in (
+            (b"", 400, "image: cannot be read"),
+            (file((300, 200))[:90], 400, "image: cannot be"),
+            (file((9000, 9000)), 400, "image: expected at most 50000000 pixels, got 9000x9000"),
+            (b"0" * (11 << 20), 413, "image: expected at most 10485760 bytes"),
+        ):
+            answer = service.post("/classify", content=content)
+            assert (answer.status_code, words in answer.text) == (status, True), answer.text
+        assert service.get("/classify").status_code == 405
+        assert service.get("/healthz").json() == {"ok": True, "waiting": 0}
+        monkeypatch.setitem(example["Batcher"].classify.__globals__, "MAX_WAITING", 0)
+        assert service.post("/classify", content=file((30, 20))).status_code == 503

@@ -17,6 +17,8 @@ MODES = (QUICK, STANDARD, FULL)  # each includes the cases of the modes before i
 
 STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))  # of ConvNeXt-T at 224: C, H = W (arXiv 2201.03545, table 9)
 KERNELS = (3, 5, 7, 9, 11, 13, 21, 31)
+# Height, width and stride: InceptionNeXt's, SegNeXt's and SLaK's kernels, and the strided blocks of timm.
+SHAPES = ((1, 11, 1), (11, 1, 1), (21, 1, 1), (51, 5, 1), (7, 7, 2))
 CONVNEXTS = {  # label: (library, name, depths, dims, GRN)
     "ConvNeXt-T": ("torchvision", "convnext_tiny", (3, 3, 9, 3), (96, 192, 384, 768), False),
     "ConvNeXt-S": ("torchvision", "convnext_small", (3, 3, 27, 3), (96, 192, 384, 768), False),
@@ -49,7 +51,7 @@ class Case:
     direction: str  # "forward" or "training"
     mode: str  # the smallest mode that includes it
     channels: int  # of the op, or of the first stage of a ConvNeXt; 0 for other models
-    kernel_size: int  # of the depthwise convolution; 0: none
+    kernel_size: int  # side of the depthwise convolution's square kernel; 0: none, or another kernel
     grn: bool
     memory: int = field(compare=False)  # roughly the bytes it needs
     build: "Callable[[], Workload]" = field(compare=False, repr=False)
@@ -72,9 +74,19 @@ def _ops(dtype: str, direction: str, n: int) -> list[Case]:
     """The cases of single ops and of the block, at the shapes of the four stages."""
     found = []
 
-    def add(group: str, what: str, mode: str, counted: Work, c: int, size: int, k: int = 0, grn: bool = False) -> None:
+    def add(
+        group: str,
+        what: str,
+        mode: str,
+        counted: Work,
+        c: int,
+        size: int,
+        k: int = 0,
+        grn: bool = False,
+        kernel: tuple = (),
+    ) -> None:
         held = HELD[group] * (2 if direction == "training" else 1)
-        options = {"dwconv": (k,), "layernorm": ()}.get(group, (grn,))
+        options = {"dwconv": kernel or (k,), "layernorm": ()}.get(group, (grn,))
         build = partial(_build, group, counted, n, c, size, size, *options)
         memory = 8 * held * counted.x
         found.append(Case(group, what, n, dtype, direction, mode, c, k, grn, memory, build))
@@ -85,6 +97,11 @@ def _ops(dtype: str, direction: str, n: int) -> list[Case]:
         for k in KERNELS:
             mode = quick if k == 7 else STANDARD if direction == "forward" else FULL
             add("dwconv", f"K{k} {at}", mode, work.dwconv(n, c, size, k), c, size, k)
+        for height, width, stride in SHAPES if c in (96, 384) else ():
+            what = f"K{height}x{width} stride {stride} {at}" if stride > 1 else f"K{height}x{width} {at}"
+            mode = STANDARD if direction == "forward" else FULL
+            counted = work.dwconv(n, c, size, (height, width), stride)
+            add("dwconv", what, mode, counted, c, size, kernel=((height, width), 1, stride))
         add("layernorm", at, quick, work.layernorm(n, c, size), c, size)
         for grn in (False, True):
             what = f"{'V2' if grn else 'V1'} {at}"

@@ -49,6 +49,9 @@ KINDS = (  # (op, label, arguments of the workload after the shape); those of th
     ("dwconv", " K31", (31,)),
     ("dwconv", " K7 dilation 2", (7, 2)),
     ("dwconv", " K3 dilation 3", (3, 3)),
+    ("dwconv", " K1x11", ((1, 11),)),
+    ("dwconv", " K51x5", ((51, 5),)),
+    ("dwconv", " K7 stride 2", (7, 1, 2)),
     ("block", " V1 K11", (False, 11)),
 )
 NO_WORK = Work(0, 0, 0, 0, 0)  # nothing is timed here

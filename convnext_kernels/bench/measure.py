@@ -40,7 +40,9 @@ def serving(case: Case, device: str) -> str:
     hidden = 4 * case.channels if op in ("mlp", "block") else 0
     names = []
     for backward in {"forward": (False,), "training": (False, True)}.get(case.direction, (True,)):
-        spec = OpSpec(op, device, dtype, dtype, case.channels, case.kernel_size, 1, hidden, case.grn, backward)
+        spec = OpSpec(
+            op, device, dtype, dtype, case.channels, (case.kernel_size,) * 2, (1, 1), 1, hidden, case.grn, backward
+        )
         try:
             names.append(dispatch.choose(spec).__name__.split(".")[2])
         except BackendError as error:

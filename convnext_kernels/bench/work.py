@@ -41,13 +41,22 @@ class Work:
         )
 
 
-def dwconv(n: int, c: int, size: int, kernel: int) -> Work:
-    """Depthwise convolution KxK with bias, "same" padding; taps outside the image are counted, as usual."""
-    elements, reach = n * size * size * c, kernel // 2
-    flops = 2 * elements * kernel * kernel
-    taps = sum(min(i, reach) + 1 + min(size - 1 - i, reach) for i in range(size))  # inside, along one side
-    padding = flops - 2 * n * c * taps * taps
-    return Work(flops, flops, elements, elements, c * (kernel * kernel + 1), padding)
+def dwconv(n: int, c: int, size: int, kernel: int | tuple[int, int], stride: int = 1) -> Work:
+    """Depthwise convolution with bias, "same" padding; taps outside the image are counted, as usual.
+
+    `kernel`: one side, or height and width.
+    """
+    elements, outputs = n * size * size * c, -(-size // stride)
+    height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+
+    def inside(side: int) -> int:
+        """Taps inside the image, along one side, of all outputs."""
+        reach = side // 2
+        return sum(min(i, reach) + 1 + min(size - 1 - i, reach) for i in range(0, size, stride))
+
+    flops = 2 * n * c * outputs * outputs * height * width
+    padding = flops - 2 * n * c * inside(height) * inside(width)
+    return Work(flops, flops, elements, n * c * outputs * outputs, c * (height * width + 1), padding)
 
 
 def layernorm(n: int, c: int, size: int) -> Work:

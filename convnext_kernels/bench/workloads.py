@@ -27,11 +27,12 @@ class Workload:
 
 
 class EagerDwconv(nn.Conv2d):
-    """PyTorch's depthwise convolution, "same" padding."""
+    """PyTorch's depthwise convolution, "same" padding. `kernel`: one side, or height and width."""
 
-    def __init__(self, channels: int, kernel: int, dilation: int = 1) -> None:
-        padding = dilation * (kernel // 2)
-        super().__init__(channels, channels, kernel, padding=padding, dilation=dilation, groups=channels)
+    def __init__(self, channels: int, kernel: int | tuple[int, int], dilation: int = 1, stride: int = 1) -> None:
+        sides = (kernel, kernel) if isinstance(kernel, int) else kernel
+        padding = tuple(dilation * (side // 2) for side in sides)
+        super().__init__(channels, channels, sides, stride, padding, dilation, channels)
 
 
 class EagerLayerNorm2d(nn.LayerNorm):
@@ -142,11 +143,11 @@ class _SpectralDwconv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H, W)."""
         height, width = x.shape[-2:]
-        k = self.kernel_size[0]
-        size = (height + k - 1, width + k - 1)
+        down, right = self.kernel_size
+        size = (height + down - 1, width + right - 1)
         # The layer is a correlation, an FFT product a convolution: flip the kernel.
         spectrum = torch.fft.rfft2(x, s=size) * torch.fft.rfft2(self.weight[:, 0].flip(-2, -1), s=size)
-        y = torch.fft.irfft2(spectrum, s=size)[..., k // 2 : k // 2 + height, k // 2 : k // 2 + width]
+        y = torch.fft.irfft2(spectrum, s=size)[..., down // 2 : down // 2 + height, right // 2 : right // 2 + width]
         return y if self.bias is None else y + self.bias[:, None, None]
 
 
@@ -155,9 +156,9 @@ def reference(module: nn.Module) -> nn.Module:
     copied = copy.deepcopy(module).double()
     for conv in copied.modules():
         if isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels == conv.out_channels:
-            k = conv.kernel_size[0]
-            same = conv.kernel_size == (k, k) and conv.padding == (k // 2, k // 2) and conv.dilation == (1, 1)
-            if same and conv.stride == (1, 1) and k % 2 and conv.padding_mode == "zeros":
+            down, right = conv.kernel_size
+            same = conv.padding == (down // 2, right // 2) and conv.dilation == (1, 1) and down % 2 and right % 2
+            if same and conv.stride == (1, 1) and conv.padding_mode == "zeros":
                 conv.__class__ = _SpectralDwconv
     return copied
 
@@ -201,9 +202,11 @@ def _pair(eager: nn.Module, ours: nn.Module, inputs: tuple[Tensor, ...], work: W
     return Workload(eager.eval(), ours.eval(), inputs, work)
 
 
-def dwconv(work: Work, n: int, c: int, h: int, w: int, kernel: int, dilation: int = 1) -> Workload:
-    """Depthwise convolution."""
-    pair = EagerDwconv(c, kernel, dilation), DepthwiseConv2d(c, kernel, dilation=dilation)
+def dwconv(
+    work: Work, n: int, c: int, h: int, w: int, kernel: int | tuple[int, int], dilation: int = 1, stride: int = 1
+) -> Workload:
+    """Depthwise convolution. `kernel`: one side, or height and width."""
+    pair = EagerDwconv(c, kernel, dilation, stride), DepthwiseConv2d(c, kernel, dilation=dilation, stride=stride)
     return _pair(*pair, (_images(n, c, h, w),), work)
 
 

@@ -14,6 +14,7 @@ from torch.fx import Proxy
 
 from convnext_kernels import exporting
 from convnext_kernels.interop import structure
+from convnext_kernels.nn import sequential
 
 # The attributes that `accelerate` adds to a module: its options.
 BACKEND, MEMORY = "_convnext_kernels_backend", "_convnext_kernels_memory"
@@ -34,11 +35,9 @@ class Match(NamedTuple):
     original: type[nn.Module]  # the class whose forward the adapter replaces
 
 
-class Adapter(exporting.Whole):
-    """Mixin in front of the original class. It has no state: it reads the module again in every call."""
+class Accelerated:
+    """Mixin in front of the original class."""
 
-    kind: ClassVar[str]  # what it replaces, for the report
-    ignores_keywords: ClassVar[bool] = False  # whether the original forward takes and ignores keyword arguments
     types: ClassVar[dict[str, tuple[type, ...]]] = {}  # `inner_types()`
     original: ClassVar[type]  # the class that `restore` sets
 
@@ -46,6 +45,18 @@ class Adapter(exporting.Whole):
     def inner_types(cls) -> dict[str, tuple[type, ...]]:
         """Return the library's classes of inner modules that the fused op can replace."""
         return {}
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        """Copy and pickle as adapter and original class, because the combined class exists only in this process."""
+        _, _, *state = super().__reduce_ex__(max(2, protocol))
+        return rebuild, (adapter_of(type(self)), type(self).original), *state
+
+
+class Adapter(exporting.Whole, Accelerated):
+    """One op in place of the module. It has no state: it reads the module again in every call."""
+
+    kind: ClassVar[str]  # what it replaces, for the report
+    ignores_keywords: ClassVar[bool] = False  # whether the original forward takes and ignores keyword arguments
 
     @classmethod
     def arguments(cls, module: nn.Module) -> Arguments | str:
@@ -79,25 +90,29 @@ class Adapter(exporting.Whole):
         node = self.node(*args, **kwargs)
         return super().forward(*args, **kwargs) if node is None else node
 
-    def __reduce_ex__(self, protocol: int) -> tuple:
-        """Copy and pickle as adapter and original class, because the combined class exists only in this process."""
-        _, _, *state = super().__reduce_ex__(max(2, protocol))
-        return rebuild, (adapter_of(type(self)), type(self).original), *state
+
+class SequentialAdapter(Accelerated):
+    """A `torch.nn.Sequential` of blocks, in one call in inference (`nn.sequential`)."""
+
+    def forward(self, x: Any) -> Any:
+        """Run all blocks at once, or one by one."""
+        result = sequential.run(self, x)
+        return super().forward(x) if result is None else result
 
 
-def adapter_of(accelerated: type[Adapter]) -> type[Adapter]:
+def adapter_of(accelerated: type[Accelerated]) -> type[Accelerated]:
     """Return the adapter that `accelerated_class` was called with."""
     return accelerated.__bases__[0]
 
 
 @functools.cache
-def accelerated_class(adapter: type[Adapter], original: type[nn.Module]) -> type:
+def accelerated_class(adapter: type[Accelerated], original: type[nn.Module]) -> type:
     """Return the class with the bases `adapter` and `original`, in this order."""
     namespace = {"__doc__": adapter.__doc__, "types": adapter.inner_types(), "original": original}
     return type(f"Accelerated{original.__name__}", (adapter, original), namespace)
 
 
-def rebuild(adapter: type[Adapter], original: type[nn.Module]) -> nn.Module:
+def rebuild(adapter: type[Accelerated], original: type[nn.Module]) -> nn.Module:
     """Create the empty module that `copy` and `pickle` fill."""
     accelerated = accelerated_class(adapter, original)
     return accelerated.__new__(accelerated)

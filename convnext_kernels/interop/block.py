@@ -9,6 +9,7 @@ from convnext_kernels import functional
 from convnext_kernels.interop import structure
 from convnext_kernels.interop.adapter import BACKEND, MEMORY, Adapter, Arguments
 from convnext_kernels.interop.structure import parameter
+from convnext_kernels.ops.blocks import Block, block
 
 
 class Parts(NamedTuple):
@@ -90,6 +91,18 @@ class BlockAdapter(Adapter):
         )
         return Arguments(dwconv.out_channels, tensors, parts)
 
+    def inference_block(self) -> tuple[Block, str] | None:
+        """What `fused` computes with in inference, and the backend; for `nn.sequential`."""
+        arguments = self.arguments(self)
+        if isinstance(arguments, str):
+            return None
+        _, tensors, parts = arguments
+        if type(parts.drop_path) is not nn.Identity and parts.drop_path.training:
+            return None
+        grn_eps = getattr(parts.grn, "eps", 1e-6)
+        found = block(*tensors, dilation=parts.dwconv.dilation, eps=parts.norm.eps, grn_eps=grn_eps)
+        return found, getattr(self, BACKEND)
+
     def fused(self, x: Tensor, arguments: Arguments) -> Tensor:
         """Compute the whole block."""
         _, tensors, parts = arguments
@@ -101,7 +114,7 @@ class BlockAdapter(Adapter):
             grn_weight=grn_weight,
             grn_bias=grn_bias,
             drop_scale=drop_scale(parts.drop_path, x, gamma),
-            dilation=parts.dwconv.dilation[0],
+            dilation=parts.dwconv.dilation,
             eps=parts.norm.eps,
             grn_eps=getattr(parts.grn, "eps", 1e-6),  # libraries without this attribute have 1e-6 in their forward
             memory=getattr(self, MEMORY),

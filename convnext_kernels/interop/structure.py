@@ -13,7 +13,7 @@ from torch.nn.modules import module as module_globals
 from convnext_kernels.exporting import traced
 from convnext_kernels.torch_versions import TRACED, forward_mode_active, transforms, transforms_active
 
-MAX_KERNEL_SIZE = 31
+MAX_KERNEL_SIZE = 51
 PLAIN = (Tensor, nn.Parameter)
 
 
@@ -54,20 +54,17 @@ def watched(modules: Iterable[nn.Module]) -> str | None:
 
 
 def depthwise(conv: nn.Module) -> str | None:
-    """A depthwise convolution with an odd square kernel, stride 1 and "same" zero padding."""
+    """A depthwise convolution with an odd kernel, stride 1 and "same" zero padding."""
     if not is_one_of(conv, (nn.Conv2d,)):
         return f"the depthwise convolution is a {class_of(conv).__name__}"
-    side, dilation = conv.kernel_size[0], conv.dilation[0]
     if conv.stride != (1, 1):
         return f"the depthwise convolution has stride {conv.stride}"
     if not conv.in_channels == conv.out_channels == conv.groups:
         return f"the convolution is not depthwise: {conv.in_channels} -> {conv.out_channels}, {conv.groups} groups"
-    if conv.kernel_size != (side, side) or side % 2 == 0 or side > MAX_KERNEL_SIZE:
-        return f"the kernel size {conv.kernel_size} is not odd, square and at most {MAX_KERNEL_SIZE}"
-    if conv.dilation != (dilation, dilation):
-        return f"the dilation {conv.dilation} differs between height and width"
-    padding = dilation * (side - 1) // 2
-    if conv.padding not in ((padding, padding), "same") or (conv.padding_mode != "zeros" and padding):
+    if any(side % 2 == 0 or side > MAX_KERNEL_SIZE for side in conv.kernel_size):
+        return f"the kernel size {conv.kernel_size} is not odd and at most {MAX_KERNEL_SIZE}"
+    padding = tuple(step * (side - 1) // 2 for side, step in zip(conv.kernel_size, conv.dilation, strict=True))
+    if conv.padding not in (padding, "same") or (conv.padding_mode != "zeros" and any(padding)):
         return f"the padding {conv.padding}, {conv.padding_mode!r} does not keep the size with zeros"
     return None
 

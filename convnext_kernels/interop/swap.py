@@ -4,7 +4,14 @@ import logging
 
 from torch import nn
 
-from convnext_kernels.interop.adapter import BACKEND, MEMORY, Adapter
+from convnext_kernels.interop.adapter import (
+    BACKEND,
+    MEMORY,
+    Accelerated,
+    Adapter,
+    SequentialAdapter,
+    accelerated_class,
+)
 from convnext_kernels.interop.table import find, original_class
 from convnext_kernels.ops import checks
 
@@ -52,6 +59,9 @@ def accelerate(model: nn.Module, *, memory: str = "auto", backend: str = "auto")
             module.__class__ = accelerated
         setattr(module, BACKEND, backend)
         setattr(module, MEMORY, memory)
+    for module in model.modules():
+        if type(module) is nn.Sequential and len(module) > 1 and all(hasattr(m, "inference_block") for m in module):
+            module.__class__ = accelerated_class(SequentialAdapter, nn.Sequential)
     if not replaceable and all(f.accelerated for f in findings):
         reasons = "; ".join(sorted({f.refusal for f in findings})) or "it has no ConvNeXt block"
         _log.warning("accelerate: nothing was replaced in %s: %s", type(model).__name__, reasons)
@@ -67,7 +77,7 @@ def restore(model: nn.Module) -> nn.Module:
     check_model(model)
     classes = {}
     for name, module in model.named_modules():
-        if isinstance(module, Adapter):
+        if isinstance(module, Accelerated):
             classes[module] = original_class(module)
             if classes[module] is None or "forward" in vars(module):
                 changed = "its forward" if classes[module] else f"its class, to {type(module).__name__}"
@@ -77,6 +87,6 @@ def restore(model: nn.Module) -> nn.Module:
                 )
     for module, original in classes.items():
         module.__class__ = original
-        delattr(module, BACKEND)
-        delattr(module, MEMORY)
+        for name in (BACKEND, MEMORY):
+            vars(module).pop(name, None)
     return model

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from convnext_kernels.interop import official, timm, torchvision, transformers
-from convnext_kernels.interop.adapter import Adapter, accelerated_class, adapter_of
+from convnext_kernels.interop.adapter import Accelerated, Adapter, accelerated_class, adapter_of
 from convnext_kernels.nn import (
     DepthwiseConv2d,
     FusedConvNeXtBlock,
@@ -80,7 +80,7 @@ def find(model: nn.Module) -> Iterator[Finding]:
     return walk("", model)
 
 
-def original_class(module: Adapter) -> type[nn.Module] | None:
+def original_class(module: Accelerated) -> type[nn.Module] | None:
     """Return the original class of an accelerated module; None if another tool has changed its class since."""
     kind = type(module)
     ours = "original" in vars(kind) and accelerated_class(adapter_of(kind), kind.original) is kind

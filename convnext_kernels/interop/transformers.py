@@ -11,6 +11,7 @@ from convnext_kernels.interop.adapter import Arguments, Match
 from convnext_kernels.interop.block import BlockAdapter, Parts
 from convnext_kernels.interop.layers import DownsampleAdapter, LayerNorm2dAdapter, is_downsampling
 from convnext_kernels.interop.structure import parameter
+from convnext_kernels.nn import sequential
 
 
 class _Family:
@@ -108,7 +109,7 @@ class ConvNextV2DownsampleAdapter(_ConvNextV2, _DownsampleAdapter):
 
 
 class _StageAdapter(_DownsampleAdapter):
-    """A stage. Its forward runs the two layers of its downsampling one by one; its blocks are not changed here."""
+    """A stage with downsampling. Its forward runs the two layers of that and the blocks one by one."""
 
     pair_name: ClassVar[str] = "downsampling_layer"
 
@@ -123,23 +124,26 @@ class _StageAdapter(_DownsampleAdapter):
         return (cls.pair(module),)
 
     def fused(self, x: Tensor, arguments: Arguments) -> Tensor:
-        """Downsample in one op, then run the blocks."""
+        """Downsample in one op, then run the blocks, in inference in one call."""
         x = super().fused(x, arguments)
+        result = sequential.run(self.layers, x)
+        if result is not None:
+            return result
         for layer in self.layers:
             x = layer(x)
         return x
 
 
 class ConvNextStageAdapter(_ConvNext, _StageAdapter):
-    """transformers' ``ConvNextStage``: its downsampling."""
+    """transformers' ``ConvNextStage``: its downsampling, and its blocks in one call."""
 
 
 class ConvNextV2StageAdapter(_ConvNextV2, _StageAdapter):
-    """transformers' ``ConvNextV2Stage``: its downsampling."""
+    """transformers' ``ConvNextV2Stage``: its downsampling, and its blocks in one call."""
 
 
 class DINOv3ConvNextStageAdapter(_DINOv3ConvNext, _StageAdapter):
-    """transformers' ``DINOv3ConvNextStage``: its downsampling."""
+    """transformers' ``DINOv3ConvNextStage``: its downsampling, and its blocks in one call."""
 
     pair_name = "downsample_layers"
     ignores_keywords = True

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from convnext_kernels.nn import FusedConvNeXtBlock, LayerNorm2d, PatchDownsample2d
+from convnext_kernels.nn import FusedConvNeXtBlock, FusedSequential, LayerNorm2d, PatchDownsample2d
 
 EPS = 1e-6  # of every LayerNorm
 
@@ -56,7 +56,7 @@ class _Network(nn.Module):
         count = sum(depths)
         rates = iter(drop_path_rate * i / max(count - 1, 1) for i in range(count))
         return [
-            nn.Sequential(*(block(dim, rate) for rate in itertools.islice(rates, depth)))
+            FusedSequential(*(block(dim, rate) for rate in itertools.islice(rates, depth)))
             for dim, depth in zip(dims, depths, strict=True)
         ]
 

@@ -9,11 +9,13 @@ from convnext_kernels.nn.layers import (
     PatchDownsample2d,
     StridedDepthwiseConv2d,
 )
+from convnext_kernels.nn.sequential import FusedSequential
 
 __all__ = [
     "DepthwiseConv2d",
     "DropPath",
     "FusedConvNeXtBlock",
+    "FusedSequential",
     "GlobalResponseNorm",
     "LayerNorm2d",
     "PatchDownsample2d",

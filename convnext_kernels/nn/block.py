@@ -10,6 +10,7 @@ from convnext_kernels import functional
 from convnext_kernels.exporting import Whole
 from convnext_kernels.nn.layers import DepthwiseConv2d, DropPath, GlobalResponseNorm, LayerNorm2d, positive_int
 from convnext_kernels.ops import checks
+from convnext_kernels.ops.blocks import Block, block
 
 
 class FusedConvNeXtBlock(Whole, nn.Module):
@@ -22,9 +23,9 @@ class FusedConvNeXtBlock(Whole, nn.Module):
         dim: channels C.
         drop_path: probability to drop a sample's branch in training, 0 up to but not including 1.
         layer_scale_init_value: first value of ``gamma``; no effect in V2, which has no ``gamma``.
-        kernel_size: side of the depthwise kernel, odd, up to 31.
+        kernel_size: of the depthwise kernel, one side or (height, width), odd, up to 51.
         mlp_ratio: hidden width over `dim`, a positive integer.
-        dilation: of the depthwise convolution.
+        dilation: of the depthwise convolution, one or (of height, of width).
         use_grn: build the V2 block.
         eps: of the LayerNorm.
         memory: what training keeps for the gradient, "auto", "min" or "balanced"; see `functional.convnext_block`.
@@ -40,9 +41,9 @@ class FusedConvNeXtBlock(Whole, nn.Module):
         drop_path: float = 0.0,
         layer_scale_init_value: float = 1e-6,
         *,
-        kernel_size: int = 7,
+        kernel_size: int | tuple[int, int] = 7,
         mlp_ratio: int = 4,
-        dilation: int = 1,
+        dilation: int | tuple[int, int] = 1,
         use_grn: bool = False,
         eps: float = 1e-6,
         memory: str = "auto",
@@ -73,15 +74,38 @@ class FusedConvNeXtBlock(Whole, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W), in x's memory format."""
+        if isinstance(x, Proxy):
+            return self.node(x)
+        dwconv, norm, grn, drop_path, tensors = self._parts()
+        if type(x) is not Tensor or (drop_path.drop_prob and drop_path.training):
+            checks.image("x", x)  # drop path uses x before the op checks it
+        return functional.convnext_block(
+            x,
+            *tensors[:8],
+            gamma=tensors[8],
+            grn_weight=tensors[9],
+            grn_bias=tensors[10],
+            drop_scale=drop_path.scale(x),
+            dilation=dwconv.dilation,
+            eps=norm.eps,
+            grn_eps=1e-6 if grn is None else grn.eps,
+            memory=self.memory,
+            backend=self.backend,
+        )
+
+    def inference_block(self) -> tuple[Block, str] | None:
+        """What `forward` computes with in inference, and the backend; for `FusedSequential`."""
+        dwconv, norm, grn, drop_path, tensors = self._parts()
+        if drop_path.drop_prob and drop_path.training:
+            return None
+        grn_eps = 1e-6 if grn is None else grn.eps
+        return block(*tensors, dilation=dwconv.dilation, eps=norm.eps, grn_eps=grn_eps), self.backend
+
+    def _parts(self) -> tuple:
         # From the dictionaries: nn.Module looks attributes up in Python, 0.4 us each.
         modules = self._modules
-        drop_path = modules["drop_path"]
-        if type(x) is not Tensor or (drop_path.drop_prob and drop_path.training):
-            if isinstance(x, Proxy):
-                return self.node(x)
-            checks.image("x", x)  # drop path uses x before the op checks it
         dwconv, norm, pwconv1, pwconv2 = modules["dwconv"], modules["norm"], modules["pwconv1"], modules["pwconv2"]
-        grn = modules.get("grn")
+        grn, drop_path = modules.get("grn"), modules["drop_path"]
         own, conv, ln, fc1, fc2 = (m._parameters for m in (self, dwconv, norm, pwconv1, pwconv2))
         try:
             tensors = conv["weight"], conv["bias"], ln["weight"], ln["bias"]
@@ -100,16 +124,5 @@ class FusedConvNeXtBlock(Whole, nn.Module):
             gamma = own["gamma"]
         except KeyError:  # None, or parametrised
             gamma = self.gamma
-        return functional.convnext_block(
-            x,
-            *tensors,
-            gamma=gamma,
-            grn_weight=None if grn is None else grn.gamma,
-            grn_bias=None if grn is None else grn.beta,
-            drop_scale=drop_path.scale(x),
-            dilation=dwconv.dilation[0],
-            eps=norm.eps,
-            grn_eps=1e-6 if grn is None else grn.eps,
-            memory=self.memory,
-            backend=self.backend,
-        )
+        grn_tensors = (None, None) if grn is None else (grn.gamma, grn.beta)
+        return dwconv, norm, grn, drop_path, (*tensors, gamma, *grn_tensors)

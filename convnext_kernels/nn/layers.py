@@ -21,21 +21,23 @@ def positive_int(name: str, value: object) -> int:
 
 
 class DepthwiseConv2d(Whole, nn.Conv2d):
-    """Depthwise convolution with an odd square kernel, stride 1 and "same" zero padding.
+    """Depthwise convolution with an odd kernel, stride 1 or 2 and zero padding that keeps the size at stride 1.
 
-    A `torch.nn.Conv2d` (so weight (C, 1, K, K), bias (C,), its state dict and its initialisation) with
-    ``groups=channels``, computed by `functional.depthwise_conv2d`.
+    A `torch.nn.Conv2d` (so weight (C, 1, KH, KW), bias (C,), its state dict and its initialisation) with
+    ``groups=channels``, computed by `functional.depthwise_conv2d`. `kernel_size` and `dilation` are one integer for
+    both axes or (height, width).
 
-    Raises TypeError or ValueError for a kernel size that is even, negative, above 31 or not square, for channels or
-    dilation below 1, and for an unknown backend.
+    Raises TypeError or ValueError for a kernel size that is even, negative or above 51, for channels or dilation below
+    1, for another stride and for an unknown backend.
     """
 
     def __init__(
         self,
         channels: int,
-        kernel_size: int = 7,
+        kernel_size: int | tuple[int, int] = 7,
         *,
-        dilation: int = 1,
+        stride: int = 1,
+        dilation: int | tuple[int, int] = 1,
         bias: bool = True,
         backend: str = "auto",
         device: torch.device | str | None = None,
@@ -43,13 +45,16 @@ class DepthwiseConv2d(Whole, nn.Conv2d):
     ) -> None:
         positive_int("channels", channels)
         checks.backend(backend)
-        checks.kernel_size("kernel_size", positive_int("kernel_size", kernel_size))
-        padding = positive_int("dilation", dilation) * (kernel_size - 1) // 2
+        sides = [positive_int("kernel_size", side) for side in checks.pair("kernel_size", kernel_size)]
+        checks.kernel_size("kernel_size", *sides)
+        steps = [positive_int("dilation", step) for step in checks.pair("dilation", dilation)]
+        checks.stride(positive_int("stride", stride))
         super().__init__(
             channels,
             channels,
             kernel_size,
-            padding=padding,
+            stride,
+            padding=tuple(step * (side - 1) // 2 for step, side in zip(steps, sides, strict=True)),
             dilation=dilation,
             groups=channels,
             bias=bias,
@@ -59,10 +64,12 @@ class DepthwiseConv2d(Whole, nn.Conv2d):
         self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """(N, C, H, W) -> (N, C, H, W), with stride 2 (N, C, ceil(H / 2), ceil(W / 2))."""
         if isinstance(x, Proxy):
             return self.node(x)
-        return functional.depthwise_conv2d(x, self.weight, self.bias, dilation=self.dilation[0], backend=self.backend)
+        return functional.depthwise_conv2d(
+            x, self.weight, self.bias, stride=self.stride[0], dilation=self.dilation, backend=self.backend
+        )
 
 
 class StridedDepthwiseConv2d(nn.Conv2d):
@@ -75,7 +82,7 @@ class StridedDepthwiseConv2d(nn.Conv2d):
 
     def __init__(self, channels: int, kernel_size: int = 7, *, stride: int = 2, bias: bool = True) -> None:
         positive_int("channels", channels)
-        checks.kernel_size("kernel_size", positive_int("kernel_size", kernel_size))
+        checks.kernel_size("kernel_size", positive_int("kernel_size", kernel_size), kernel_size)
         padding = kernel_size // 2
         stride = positive_int("stride", stride)
         super().__init__(channels, channels, kernel_size, stride, padding, groups=channels, bias=bias)
@@ -143,10 +150,13 @@ class PatchDownsample2d(Whole, nn.Sequential):
         """(N, C, H, W) -> (N, out_channels, H // K, W // K)."""
         if isinstance(x, Proxy):
             return self.node(x)
-        norm, conv = self
-        return functional.patch_downsample(
-            x, norm.weight, norm.bias, conv.weight, conv.bias, eps=norm.eps, backend=norm.backend
-        )
+        norm, conv = self._modules.values()
+        first, second = norm._parameters, conv._parameters  # nn.Module looks attributes up in Python, 0.4 us each
+        try:
+            tensors = first["weight"], first["bias"], second["weight"], second["bias"]
+        except KeyError:  # a parametrisation computes one of them
+            tensors = norm.weight, norm.bias, conv.weight, conv.bias
+        return functional.patch_downsample(x, *tensors, eps=norm.eps, backend=norm.backend)
 
 
 class GlobalResponseNorm(Whole, nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor
 from convnext_kernels import dispatch
 from convnext_kernels.calls import BlockCall, Inputs
 from convnext_kernels.ops import checks
-from convnext_kernels.ops.compose import cast, convolved
+from convnext_kernels.ops.compose import cast, convolution
 from convnext_kernels.ops.mlp import BACKWARD_OPTIONS, OPTIONS, PARAMETERS, bottleneck, check_mlp, hidden_like, promote
 from convnext_kernels.ops.registration import (
     autocast,
@@ -25,40 +25,43 @@ from convnext_kernels.spec import MlpParameters, OpSpec
 _TENSORS = f"Tensor x, Tensor dwconv_weight, Tensor? dwconv_bias, {PARAMETERS}, Tensor? drop_scale"
 
 
-def _check(
+def check_block(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     p: MlpParameters,
     drop_scale: Tensor | None,
-    dilation: int,
+    dilation: tuple[int, int],
     eps: float,
     grn_eps: float,
     mixed_dtypes: bool,
 ) -> None:
+    """Raise TypeError or ValueError, with the argument's name, for what `block` does not take."""
     checks.image("x", x)
     checks.parameters(x, (("dwconv_weight", weight), ("dwconv_bias", bias)), mixed_dtypes)
     checks.depthwise_weight("dwconv_weight", weight, x.shape[1])
     checks.vector("dwconv_bias", bias, x.shape[1], "one per channel of x")
-    checks.dilation(dilation)
+    for step in dilation:
+        checks.dilation(step)
     check_mlp(x, p, drop_scale, eps, grn_eps, mixed_dtypes)
 
 
-def _spec(
+def spec_of(
     x: Tensor,
     weight: Tensor,
     p: MlpParameters,
-    dilation: int,
+    dilation: tuple[int, int],
     compute_dtype: torch.dtype | None,
     backward: bool = False,
 ) -> OpSpec:
+    """What the choice of a backend depends on."""
     return OpSpec(
         "block",
         x.device.type,
         x.dtype,
         compute_dtype or x.dtype,
         x.shape[1],
-        weight.shape[-1],
+        (weight.shape[2], weight.shape[3]),
         dilation,
         hidden=p.pwconv1_weight.shape[0],
         grn=p.grn_weight is not None,
@@ -73,12 +76,13 @@ def _saved(keeps: str, x: Tensor, p: MlpParameters, compute_dtype: torch.dtype) 
 
 
 def _forward(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
-    p, (drop_scale, dilation, eps, grn_eps, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
+    p, (drop_scale, down, right, eps, grn_eps, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
+    dilation = (down, right)
 
     def find() -> tuple:
-        _check(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
+        check_block(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
         checks.memory(memory)
-        spec = _spec(x, weight, p, dilation, compute_dtype)
+        spec = spec_of(x, weight, p, dilation, compute_dtype)
         keeps = dispatch.keeps(spec, memory, backend)
         return dispatch.choose(spec, backend, x, keeps), keeps, spec.compute_dtype
 
@@ -91,30 +95,33 @@ def _forward(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor | None, *re
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
-    p, (drop_scale, dilation, eps, grn_eps, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
-    _check(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
+    p, (drop_scale, down, right, eps, grn_eps, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
+    dilation = (down, right)
+    check_block(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
     checks.memory(memory)
-    spec = _spec(x, weight, p, dilation, compute_dtype)
+    spec = spec_of(x, weight, p, dilation, compute_dtype)
     return [torch.empty_like(x), *_saved(dispatch.keeps(spec, memory, backend), x, p, spec.compute_dtype)]
 
 
 def _composed(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
-    p, (drop_scale, dilation, eps, grn_eps, compute_dtype, memory, _) = MlpParameters(*rest[:9]), rest[9:]
-    _check(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
+    p, (drop_scale, down, right, eps, grn_eps, compute_dtype, memory, _) = MlpParameters(*rest[:9]), rest[9:]
+    dilation = (down, right)
+    check_block(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
     checks.memory(memory)
-    y = cast(convolved(x, weight, bias, dilation, compute_dtype or x.dtype), x.dtype)
+    y = cast(convolution(x, weight, bias, dilation, compute_dtype or x.dtype), x.dtype)
     return [bottleneck(y, x, p, drop_scale, eps, grn_eps, compute_dtype or x.dtype)]
 
 
 def _backward(inputs: Inputs, dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
-    p, (drop_scale, dilation, eps, grn_eps, compute_dtype, saved, needs, backend) = MlpParameters(*rest[:9]), rest[9:]
+    p, (drop_scale, *options, compute_dtype, saved, needs, backend) = MlpParameters(*rest[:9]), rest[9:]
+    dilation, (eps, grn_eps) = tuple(options[:2]), options[2:]
 
     def find() -> tuple:
         checks.gradient("dout", dout, x)
         checks.same_device("dout", dout, x)
         like = x.to("meta")
         checks.saved(saved, [like, hidden_like(like, p, compute_dtype)])
-        spec = _spec(x, weight, p, dilation, compute_dtype, backward=True)
+        spec = spec_of(x, weight, p, dilation, compute_dtype, backward=True)
         return dispatch.choose(spec, backend, x, len(saved), needs), spec.compute_dtype
 
     kernel, compute_dtype = served(inputs, backend, find)
@@ -125,36 +132,36 @@ def _backward(inputs: Inputs, dout: Tensor, x: Tensor, weight: Tensor, bias: Ten
 
 
 def _backward_fake(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
-    return gradients_like([x, weight, bias, *rest[:9]], rest[15])
+    return gradients_like([x, weight, bias, *rest[:9]], rest[16])
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
     ctx.save_for_backward(*inputs[:13], *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.options = inputs[13:17]
-    ctx.backend = dispatch.requested_backend(inputs[18])
+    ctx.options = inputs[13:18]
+    ctx.backend = dispatch.requested_backend(inputs[19])
 
 
 def _autograd(ctx: Any, gradients: list[Tensor | None]) -> tuple:
     if gradients[0] is None:
-        return (None,) * 19
+        return (None,) * 20
     needs = list(ctx.needs_input_grad[:12])
     kept = ctx.saved_tensors  # read once: activation checkpointing unpacks a tensor only once
     tensors, saved = kept[:13], list(kept[13:])
     gradients = call("block_backward", gradients[0], *tensors, *ctx.options, saved, needs, ctx.backend)
-    return (*scatter(gradients, needs), *[None] * 7)
+    return (*scatter(gradients, needs), *[None] * 8)
 
 
 def _autocast(dtype: torch.dtype, x: Tensor, *rest: Any) -> tuple:
     x, compute_dtype = promote(dtype, x, rest[8])
-    return (x, *rest[:15], compute_dtype, *rest[16:])
+    return (x, *rest[:16], compute_dtype, *rest[17:])
 
 
-define("block", f"{_TENSORS}, int dilation, {OPTIONS}", "Tensor[]", _forward, _fake)
+define("block", f"{_TENSORS}, int dilation_h, int dilation_w, {OPTIONS}", "Tensor[]", _forward, _fake)
 define(
     "block_backward",
-    f"Tensor dout, {_TENSORS}, int dilation, {BACKWARD_OPTIONS}",
+    f"Tensor dout, {_TENSORS}, int dilation_h, int dilation_w, {BACKWARD_OPTIONS}",
     "Tensor[]",
     _backward,
     _backward_fake,

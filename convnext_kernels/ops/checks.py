@@ -13,7 +13,7 @@ from convnext_kernels import dispatch
 from convnext_kernels.spec import BackendError
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-MAX_KERNEL_SIZE = 31
+MAX_KERNEL_SIZE = 51
 MEMORY = ("auto", "min", "balanced")
 
 
@@ -56,20 +56,35 @@ def vector(name: str, t: Tensor | None, length: int, of: str) -> None:
         raise ValueError(f"{name}: expected {length} elements ({of}), got {t.numel()} with shape {_shape(t)}")
 
 
-def kernel_size(name: str, side: int) -> None:
-    """Odd, from 1 to MAX_KERNEL_SIZE."""
-    if side % 2 == 0 or not 1 <= side <= MAX_KERNEL_SIZE:
-        raise ValueError(f"{name}: expected an odd kernel size from 1 to {MAX_KERNEL_SIZE}, got {side}")
+def kernel_size(name: str, height: int, width: int) -> None:
+    """Both odd, from 1 to MAX_KERNEL_SIZE."""
+    for side in (height, width):
+        if side % 2 == 0 or not 1 <= side <= MAX_KERNEL_SIZE:
+            got = height if height == width else f"{height}x{width}"
+            raise ValueError(f"{name}: expected odd kernel sizes from 1 to {MAX_KERNEL_SIZE}, got {got}")
 
 
 def depthwise_weight(name: str, weight: Tensor, channels: int) -> None:
-    """A (C, 1, K, K) tensor with odd K up to MAX_KERNEL_SIZE."""
+    """A (C, 1, KH, KW) tensor with odd KH and KW up to MAX_KERNEL_SIZE."""
     if weight.dim() != 4 or weight.shape[0] != channels or weight.shape[1] != 1:
-        raise ValueError(f"{name}: expected shape ({channels}, 1, K, K) for x with C={channels}, got {_shape(weight)}")
-    height, width = weight.shape[2:]
-    if height != width:
-        raise ValueError(f"{name}: expected a square kernel, got {height}x{width}")
-    kernel_size(name, height)
+        wanted = f"({channels}, 1, KH, KW)"
+        raise ValueError(f"{name}: expected shape {wanted} for x with C={channels}, got {_shape(weight)}")
+    kernel_size(name, weight.shape[2], weight.shape[3])
+
+
+def pair(name: str, value: object) -> tuple:
+    """(of height, of width) from a pair or one value for both. ValueError for a sequence of another length."""
+    if not isinstance(value, (tuple, list)):
+        return value, value
+    if len(value) != 2:
+        raise ValueError(f"{name}: expected one integer or two, for height and width, got {value!r}")
+    return tuple(value)
+
+
+def stride(value: int) -> None:
+    """1 or 2."""
+    if value not in (1, 2):
+        raise ValueError(f"stride: expected 1 or 2, got {value}")
 
 
 def dilation(value: int) -> None:

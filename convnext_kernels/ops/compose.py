@@ -41,12 +41,14 @@ def normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, channels, vector(weight, x.dtype), vector(bias, x.dtype), eps)
 
 
-def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, dtype: torch.dtype) -> Tensor:
+def convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: tuple[int, int], dtype: torch.dtype, stride: int = 1
+) -> Tensor:
     """The depthwise convolution of (N, C, H, W) in `dtype`."""
-    channels, _, side, _ = map(int, weight.shape)
-    padding = dilation * (side - 1) // 2
+    channels, _, *sides = map(int, weight.shape)
+    padding = [d * (side - 1) // 2 for d, side in zip(dilation, sides, strict=True)]
     weight, bias = cast(weight, dtype), cast(bias, dtype)
-    return F.conv2d(cast(x, dtype), weight, bias, padding=padding, dilation=dilation, groups=channels)
+    return F.conv2d(cast(x, dtype), weight, bias, stride, padding, dilation, channels)
 
 
 def response_normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

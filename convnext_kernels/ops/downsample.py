@@ -60,7 +60,7 @@ def _spec(x: Tensor, compute_dtype: torch.dtype | None, weight: Tensor, backward
         x.dtype,
         compute_dtype or x.dtype,
         x.shape[1],
-        weight.shape[-1],
+        (weight.shape[2], weight.shape[3]),
         hidden=weight.shape[0],
         backward=backward,
     )

@@ -23,13 +23,15 @@ _ops = torch.ops.convnext_kernels
 
 
 @register_flop_formula(_ops.dwconv)
-def _dwconv(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
-    return 2 * math.prod(x) * weight[-1] ** 2
+def _dwconv(x: Shape, weight: Shape, _bias: Shape | None, *options: Any, **__: Any) -> int:
+    stride = options[2] if options else 1  # of `dwconv`; the block passes none
+    n, c, h, w = x
+    return 2 * n * c * -(-h // stride) * -(-w // stride) * weight[2] * weight[3]
 
 
 @register_flop_formula(_ops.dwconv_backward)
-def _dwconv_backward(_dy: Shape, x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
-    return 2 * _dwconv(x, weight)
+def _dwconv_backward(_dy: Shape, *forward: Any, **__: Any) -> int:
+    return 2 * _dwconv(*forward)
 
 
 @register_flop_formula(_ops.mlp)
@@ -43,8 +45,8 @@ def _mlp_backward(_dout: Shape, *forward: Any, **__: Any) -> int:
 
 
 @register_flop_formula(_ops.block)
-def _block(x: Shape, weight: Shape, _bias: Shape, *bottleneck: Any, **__: Any) -> int:
-    return _dwconv(x, weight) + _mlp(x, None, *bottleneck)
+def _block(x: Shape, weight: Shape, bias: Shape | None, *bottleneck: Any, **__: Any) -> int:
+    return _dwconv(x, weight, bias) + _mlp(x, None, *bottleneck)
 
 
 @register_flop_formula(_ops.block_backward)

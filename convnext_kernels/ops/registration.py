@@ -122,7 +122,7 @@ def _log_once(reason: str) -> None:
     _log.warning("%s; PyTorch's operators compute it", reason)
 
 
-def _on_device(implementation: Callable) -> Callable:
+def on_device(implementation: Callable) -> Callable:
     """``implementation(inputs, *arguments)`` with the GPU of the first argument as the current one.
 
     PyTorch's own operators do the same: kernels use the current GPU.
@@ -162,7 +162,7 @@ def plainly(name: str, *arguments: Any) -> Any:
 def define(name: str, arguments: str, result: str, implementation: Callable, fake: Callable) -> None:
     """Define ``convnext_kernels::<name>`` with one implementation for all devices and its fake kernel."""
     _LIBRARY.define(f"{name}({arguments}) -> {result}", tags=torch_versions.OP_TAGS)
-    run = _on_device(implementation)
+    run = on_device(implementation)
     _LIBRARY.impl(name, functools.partial(plainly, name), "CompositeExplicitAutograd")
     types = [str(argument.type) for argument in getattr(torch.ops.convnext_kernels, name).default._schema.arguments]
     lead = next((i for i, kind in enumerate(types) if kind not in ("Tensor", "Optional[Tensor]")), len(types))

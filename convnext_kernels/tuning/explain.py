@@ -33,6 +33,11 @@ GRN_BACKWARD_ELEMENTS = (3, 3, 3, 2, 2, 3, 2)
 _MANY = 2**20  # programs: enough to fill every wave
 
 
+def _sides(of: tuple[int, int]) -> str:
+    height, width = of
+    return str(height) if height == width else f"{height}x{width}"
+
+
 @dataclass(frozen=True)
 class Call:
     """One op of this package as a model calls it."""
@@ -40,16 +45,32 @@ class Call:
     op: str
     shape: tuple[int, int, int, int]  # of x: N, C, H, W
     hidden: int = 0  # channels of the hidden; for "downsample" channels of the result
-    side: int = 0  # of the depthwise kernel; for "downsample" of the patches
-    dilation: int = 1
+    kernel: tuple[int, int] = (0, 0)  # height and width, of the depthwise kernel; for "downsample" of the patches
+    dilation: tuple[int, int] = (1, 1)
+    stride: int = 1
     grn: bool = False
+
+    @property
+    def taps(self) -> int:
+        """Of the kernel."""
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def convolution(self) -> str:
+        """Kernel, dilation and stride in a few letters, such as "k7", "k1x11 d2" or "k7 s2"; empty without a kernel."""
+        if not self.taps:
+            return ""
+        parts = [f"k{_sides(self.kernel)}"]
+        if max(self.dilation) > 1:
+            parts.append(f"d{_sides(self.dilation)}")
+        if self.stride > 1:
+            parts.append(f"s{self.stride}")
+        return " ".join(parts)
 
     def __str__(self) -> str:
         _, c, h, w = self.shape
         parts = [f"{self.op}{' V2' if self.grn else ''} {c} x {h} x {w}"]
-        if self.side:
-            parts.append(f"k{self.side}" + (f" d{self.dilation}" if self.dilation > 1 else ""))
-        return " ".join(parts)
+        return " ".join([*parts, *filter(None, [self.convolution])])
 
 
 @dataclass
@@ -112,12 +133,13 @@ class _Recorder(TorchDispatchMode):
 def called(op: str, named: dict[str, Any]) -> Call:
     """The call of `op` with these arguments, by their names in its schema."""
     weight = named.get("dwconv_weight" if op == "block" else "weight")
-    side = weight.shape[-1] if op in ("block", "dwconv", "downsample") else 0
+    kernel = tuple(weight.shape[2:]) if op in ("block", "dwconv", "downsample") else (0, 0)
+    dilation = (named.get("dilation_h", 1), named.get("dilation_w", 1))
     hidden = weight.shape[0] if op == "downsample" else 0
     if op in ("block", "mlp"):
         hidden = named["pwconv1_weight"].shape[0]
     grn = named.get("grn_weight") is not None
-    return Call(op, tuple(named["x"].shape), hidden, side, named.get("dilation", 1), grn)
+    return Call(op, tuple(named["x"].shape), hidden, kernel, dilation, named.get("stride", 1), grn)
 
 
 def record(model: nn.Module, shape: Sequence[int]) -> Recording:
@@ -153,7 +175,7 @@ def _eager(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu) -> list[Wor
     pixels = n * h * w
     unit = pixels * c * dtype.itemsize  # bytes of x
     wide = call.hidden / c
-    convolution = _work(2 * unit, fma=pixels * c * call.side**2)
+    convolution = _work(unit + unit / call.stride**2, fma=pixels / call.stride**2 * c * call.taps)
     # norm, mean, + eps, division, multiplication, addcmul, sum; then their gradients
     grn, grn_backward = ([_work(s * wide * unit) for s in sizes] for sizes in (GRN_ELEMENTS, GRN_BACKWARD_ELEMENTS))
     norm, norm_backward = [_work(2 * unit)], [_work(3 * unit), _work(2 * unit)]  # input, parameters
@@ -166,8 +188,8 @@ def _eager(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu) -> list[Wor
     if call.op == "grn":
         forward, backward = ([_work(s * unit) for s in sizes] for sizes in (GRN_ELEMENTS, GRN_BACKWARD_ELEMENTS))
     if call.op == "downsample":
-        patches = pixels // call.side**2
-        product, *gradients = _products(patches, c * call.side**2, call.hidden, dtype, gpu)
+        patches = pixels // call.taps
+        product, *gradients = _products(patches, c * call.taps, call.hidden, dtype, gpu)
         forward = [*norm, product]
         backward = [*gradients, _work(patches * call.hidden * dtype.itemsize), *norm_backward]
     if call.op in ("block", "mlp"):
@@ -192,7 +214,8 @@ def _limit(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu) -> Cost:
     product = 2 * pixels * c * call.hidden
     parts: list[tuple[float, float, float]] = []  # bytes, flops, multiply-adds on the fp32 lanes
     if call.op in ("block", "dwconv"):
-        parts += [(2 * unit, 0.0, pixels * c * call.side**2)] * (3 if training else 1)
+        outputs = pixels / call.stride**2
+        parts += [(unit + unit / call.stride**2, 0.0, outputs * c * call.taps)] * (3 if training else 1)
     if call.op in ("block", "mlp"):
         parts.append(((4 if call.grn else 3) * unit, 2 * product, 0.0))
         if training:
@@ -200,7 +223,7 @@ def _limit(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu) -> Cost:
     if call.op in ("layernorm", "grn"):
         parts += [(2 * unit, 0.0, 0.0)] + ([(3 * unit, 0.0, 0.0)] if training else [])
     if call.op == "downsample":
-        size = unit * (1 + call.hidden / (c * call.side**2))
+        size = unit * (1 + call.hidden / (c * call.taps))
         parts += [(size, product, 0.0)] + ([(size + unit, 2 * product, 0.0)] if training else [])
     total = 0.0
     for size, flops, fma in parts:
@@ -218,10 +241,10 @@ def _ours(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu) -> list[tupl
     if call.op == "grn":
         return plans.grn(call.shape, dtype, training)
     if call.op == "downsample":
-        return plans.downsample(call.shape, call.hidden, call.side, dtype, training, gpu)
+        return plans.downsample(call.shape, call.hidden, call.kernel[0], dtype, training, gpu)
     steps = []
     if call.op in ("block", "dwconv"):
-        steps += plans.dwconv(call.shape, call.side, call.dilation, dtype, training, gpu)
+        steps += plans.dwconv(call.shape, call.kernel, call.dilation, call.stride, dtype, training, gpu)
     if call.op in ("block", "mlp"):
         keeps_hidden = call.shape[1] > RECOMPUTED_CHANNELS  # as with memory="auto"
         steps += plans.mlp(call.shape, call.hidden, call.grn, dtype, training, keeps_hidden, gpu)

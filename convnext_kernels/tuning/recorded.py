@@ -128,8 +128,7 @@ class _Recorder(TorchDispatchMode):
             counted = flop_registry.get(func.overloadpacket)
             flops = counted(*args, out_val=result) if counted else 0
             dtype = str(named["x"].dtype).removeprefix("torch.")
-            dilated = f"d{kind.dilation}" if kind.dilation > 1 else ""
-            parts = ("V2" if kind.grn and kind.op != "grn" else "", f"k{kind.side}" if kind.side else "", dilated)
+            parts = ("V2" if kind.grn and kind.op != "grn" else "", kind.convolution)
             variant = " ".join(part for part in parts if part)
             arguments = _detached(list(args))
             self.calls[facts] = Call(name, arguments, kind.op, kind.shape, dtype, variant, flops)

@@ -11,21 +11,24 @@ namespace cnk::bindings {
 
 namespace {
 
-// dw (K * K, padded C), db padded C.
+// x (N, h, w, C), dw (KH * KW, padded C), db padded C.
 void dwconv_weight_gradient(int isa, int dtype, Address x, Address dy, int64_t n, int64_t h, int64_t w,
-                            int64_t c, int kernel_size, int dilation, Address dw, Address db, int threads) {
+                            int64_t c, int kernel_h, int kernel_w, int64_t dilation_h, int64_t dilation_w,
+                            int stride, Address dw, Address db, int threads) {
   require(x && dy && dw && db && n >= 1 && h >= 1 && w >= 1 && c >= 1 && threads >= 1,
           "dwconv_weight_gradient: null address or empty image");
-  require(kernel_size >= 1 && kernel_size <= 31 && dilation >= 1, "kernel_size or dilation out of range");
+  require(stride >= 1, "stride out of range");
+  const Axis rows = {h, (h - 1) / stride + 1, kernel_h, dilation_h, stride};
+  const Axis columns = {w, (w - 1) / stride + 1, kernel_w, dilation_w, stride};
+  require_axis(rows);
+  require_axis(columns);
   DwconvWeightGradientArgs args = {.dtype = dtype_of(dtype),
                                    .x = pointer<const void>(x),
                                    .dy = pointer<const void>(dy),
                                    .n = n,
-                                   .h = h,
-                                   .w = w,
                                    .c = c,
-                                   .kernel_size = kernel_size,
-                                   .dilation = dilation,
+                                   .h = rows,
+                                   .w = columns,
                                    .dw = pointer<float>(dw),
                                    .db = pointer<float>(db),
                                    .workspace = nullptr};

@@ -1,22 +1,30 @@
 // Bindings of the forward kernels.
 
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <vector>
+
 #include "bindings/support.h"
 
 namespace cnk::bindings {
 
 namespace {
 
+// A dilation that reaches outside of every image. Larger ones would overflow.
+constexpr int64_t kFar = int64_t{1} << 40;
+
 // All parameters of a block, or of the inverted bottleneck
-// alone (kernel_size 0), packed for one instruction set.
+// alone (kernel_h 0), packed for one instruction set.
 class PackedMlp {
  public:
-  PackedMlp(int isa, bool bf16_products, int weight_dtype, int64_t c, int64_t hidden, int kernel_size,
-            int dilation, float eps, float grn_eps, Address dw_weight, Address dw_bias, Address norm_weight,
-            Address norm_bias, Address w1, Address b1, Address grn_weight, Address w2, Address b2,
-            Address gamma, int threads)
+  PackedMlp(int isa, bool bf16_products, int weight_dtype, int64_t c, int64_t hidden, int kernel_h,
+            int kernel_w, int64_t dilation_h, int64_t dilation_w, float eps, float grn_eps, Address dw_weight,
+            Address dw_bias, Address norm_weight, Address norm_bias, Address w1, Address b1,
+            Address grn_weight, Address w2, Address b2, Address gamma, int threads)
       : ops_(ops_of(isa)),
         products_(products_of(isa, bf16_products)),
-        dw_weight_(dw_weight, kernel_size, c),
+        dw_weight_(dw_weight, {0, 0, kernel_h}, {0, 0, kernel_w}, c),
         dw_bias_(dw_bias, 1, c),
         norm_weight_(norm_weight, 1, c),
         norm_bias_(norm_bias, 1, c),
@@ -26,15 +34,20 @@ class PackedMlp {
         gamma_(gamma, 1, c),
         w1_(ops_, products_, dtype_of(weight_dtype), w1, hidden, c, threads),
         w2_(ops_, products_, dtype_of(weight_dtype), w2, c, hidden, threads) {
-    require(kernel_size >= 0 && kernel_size <= 31 && dilation >= 1, "kernel_size or dilation out of range");
-    require(!kernel_size || (dw_weight && dw_bias), "dw_weight, dw_bias: null");
+    if (kernel_h || kernel_w) {
+      require_axis({0, 0, kernel_h, dilation_h});
+      require_axis({0, 0, kernel_w, dilation_w});
+      require(dw_weight && dw_bias, "dw_weight, dw_bias: null");
+    }
     require(norm_weight && norm_bias && b1 && b2 && gamma, "a parameter is null");
     args_ = {};
     args_.products = products_;
     args_.c = c;
     args_.hidden = hidden;
-    args_.kernel_size = kernel_size;
-    args_.dilation = dilation;
+    args_.kernel_h = kernel_h;
+    args_.kernel_w = kernel_w;
+    args_.dilation_h = std::min(dilation_h, kFar);
+    args_.dilation_w = std::min(dilation_w, kFar);
     args_.eps = eps;
     args_.grn_eps = grn_eps;
     args_.dw_weight = dw_weight_.data();
@@ -54,6 +67,44 @@ class PackedMlp {
   void forward(int dtype, Address x, Address residual, Address out, int64_t n, int64_t h, int64_t w,
                Address drop_scale, Address kept_y, Address kept_hidden, int kept_dtype, int threads,
                Address phases, int schedule) const {
+    MlpArgs args = call(dtype, x, residual, out, n, h, w, threads, phases, schedule);
+    args.drop_scale = pointer<const float>(drop_scale);
+    args.kept_y = pointer<void>(kept_y);
+    args.kept_hidden = pointer<void>(kept_hidden);
+    args.kept_dtype = dtype_of(kept_dtype);
+    const py::gil_scoped_release unlocked;
+    const Workspace workspace(ops_.mlp_workspace(args, threads));
+    args.workspace = workspace.data();
+    run(threads, [&](Team& team) { ops_.mlp(args, team); });
+  }
+
+  // Consecutive blocks, each with its input as the residual: from x to out by way of `between`, which may be
+  // null for a single one. All have the same shape, so one workspace serves them.
+  static void forward_blocks(const std::vector<const PackedMlp*>& blocks, int dtype, Address x, Address out,
+                             Address between, int64_t n, int64_t h, int64_t w, int threads, Address phases,
+                             int schedule) {
+    require(!blocks.empty() && (between || blocks.size() == 1), "forward_blocks: no block, or between: null");
+    std::vector<MlpArgs> calls;
+    int64_t bytes = 0;
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      const Address target = (blocks.size() - i) % 2 ? out : between;
+      calls.push_back(blocks[i]->call(dtype, x, x, target, n, h, w, threads, phases, schedule));
+      bytes = std::max(bytes, blocks[i]->ops_.mlp_workspace(calls[i], threads));
+      x = target;
+    }
+    const py::gil_scoped_release unlocked;
+    const Workspace workspace(bytes);
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      calls[i].workspace = workspace.data();
+      run(threads, [&](Team& team) { blocks[i]->ops_.mlp(calls[i], team); });
+    }
+  }
+
+  int64_t bytes() const { return w1_.bytes() + w2_.bytes(); }
+
+ private:
+  MlpArgs call(int dtype, Address x, Address residual, Address out, int64_t n, int64_t h, int64_t w,
+               int threads, Address phases, int schedule) const {
     require(schedule >= kByShape && schedule < kMlpSchedules, "forward: schedule out of range");
     require(x && out && n >= 1 && h >= 1 && w >= 1 && threads >= 1, "forward: null address or empty image");
     MlpArgs args = args_;
@@ -64,21 +115,11 @@ class PackedMlp {
     args.n = n;
     args.h = h;
     args.w = w;
-    args.drop_scale = pointer<const float>(drop_scale);
-    args.kept_y = pointer<void>(kept_y);
-    args.kept_hidden = pointer<void>(kept_hidden);
-    args.kept_dtype = dtype_of(kept_dtype);
     args.phases = pointer<double>(phases);
     args.schedule = schedule;
-    const py::gil_scoped_release unlocked;
-    const Workspace workspace(ops_.mlp_workspace(args, threads));
-    args.workspace = workspace.data();
-    run(threads, [&](Team& team) { ops_.mlp(args, team); });
+    return args;
   }
 
-  int64_t bytes() const { return w1_.bytes() + w2_.bytes(); }
-
- private:
   const IsaOps& ops_;
   Products products_;
   Taps dw_weight_;
@@ -89,29 +130,35 @@ class PackedMlp {
 
 class Depthwise {
  public:
-  Depthwise(int isa, int64_t c, int kernel_size, int dilation, Address weight, Address bias)
+  // down: the stride; up: the stride of the convolution whose input gradient this is (Axis).
+  Depthwise(int isa, int64_t c, int kernel_h, int kernel_w, int64_t dilation_h, int64_t dilation_w, int down,
+            int up, Address weight, Address bias)
       : ops_(ops_of(isa)),
         c_(c),
-        kernel_size_(kernel_size),
-        dilation_(dilation),
-        weight_(weight, kernel_size, c),
+        h_{0, 0, kernel_h, std::min(dilation_h, kFar), down, up},
+        w_{0, 0, kernel_w, std::min(dilation_w, kFar), down, up},
+        weight_(weight, h_, w_, c),
         bias_(bias, 1, c) {
-    require(weight && bias && kernel_size >= 1 && kernel_size <= 31 && dilation >= 1,
-            "Depthwise: out of range");
+    require_axis(h_);
+    require_axis(w_);
+    require(weight && bias, "Depthwise: null address");
   }
 
+  // x (N, h, w, C), y (N, out_h, out_w, C).
   void forward(int dtype, Address x, Address y, Address residual, int64_t n, int64_t h, int64_t w,
-               int threads) const {
+               int64_t out_h, int64_t out_w, int threads) const {
     require(x && y && n >= 1 && h >= 1 && w >= 1 && threads >= 1, "forward: null address or empty image");
+    Axis rows = h_, columns = w_;
+    rows.in = h, rows.out = out_h, columns.in = w, columns.out = out_w;
+    require_sizes(rows);
+    require_sizes(columns);
     const DwconvArgs args = {.dtype = dtype_of(dtype),
                              .x = pointer<const void>(x),
                              .y = pointer<void>(y),
                              .n = n,
-                             .h = h,
-                             .w = w,
                              .c = c_,
-                             .kernel_size = kernel_size_,
-                             .dilation = dilation_,
+                             .h = rows,
+                             .w = columns,
                              .weight = weight_.data(),
                              .bias = bias_.data(),
                              .residual = pointer<const void>(residual)};
@@ -122,7 +169,7 @@ class Depthwise {
  private:
   const IsaOps& ops_;
   int64_t c_;
-  int kernel_size_, dilation_;
+  Axis h_, w_;
   Taps weight_;
   Padded bias_;
 };
@@ -212,15 +259,16 @@ void bind_forward(py::module_& m) {
   m.def("layernorm", layernorm);
   m.def("grn", grn);
   py::class_<PackedMlp>(m, "PackedMlp")
-      .def(py::init<int, bool, int, int64_t, int64_t, int, int, float, float, Address, Address, Address,
-                    Address, Address, Address, Address, Address, Address, Address, int>())
+      .def(py::init<int, bool, int, int64_t, int64_t, int, int, int64_t, int64_t, float, float, Address,
+                    Address, Address, Address, Address, Address, Address, Address, Address, Address, int>())
       .def("forward", &PackedMlp::forward, py::arg("dtype"), py::arg("x"), py::arg("residual"),
            py::arg("out"), py::arg("n"), py::arg("h"), py::arg("w"), py::arg("drop_scale"), py::arg("kept_y"),
            py::arg("kept_hidden"), py::arg("kept_dtype"), py::arg("threads"), py::arg("phases"),
            py::arg("schedule") = -1)
       .def_property_readonly("bytes", &PackedMlp::bytes);
+  m.def("forward_blocks", &PackedMlp::forward_blocks);
   py::class_<Depthwise>(m, "Depthwise")
-      .def(py::init<int, int64_t, int, int, Address, Address>())
+      .def(py::init<int, int64_t, int, int, int64_t, int64_t, int, int, Address, Address>())
       .def("forward", &Depthwise::forward);
   py::class_<Downsample>(m, "Downsample")
       .def(py::init<int, bool, int64_t, int64_t, int, float, Address, Address, Address, Address, int>())

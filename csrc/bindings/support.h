@@ -94,13 +94,13 @@ class Padded {
   Buffer buffer_;
 };
 
-// The weights of a depthwise convolution, (K * K, C) fp32, packed; empty if the address is 0.
+// The weights of a depthwise convolution, (KH * KW, C) fp32, packed; empty if the address is 0.
 class Taps {
  public:
-  Taps(Address source, int kernel_size, int64_t c) {
+  Taps(Address source, const Axis& h, const Axis& w, int64_t c) {
     if (!source) return;
-    buffer_.reserve(packed_taps_bytes(kernel_size, c));
-    pack_taps(pointer<const float>(source), kernel_size, c, reinterpret_cast<float*>(buffer_.data()));
+    buffer_.reserve(packed_taps_bytes(h, w, c));
+    pack_taps(pointer<const float>(source), h, w, c, reinterpret_cast<float*>(buffer_.data()));
   }
   const float* data() const { return reinterpret_cast<const float*>(buffer_.data()); }
 
@@ -113,6 +113,19 @@ inline const IsaOps& ops_of(int isa) {
   const IsaOps* ops = isa_ops(Isa(isa));
   require(ops != nullptr, "isa: not part of this build");
   return *ops;
+}
+
+// What an axis of a depthwise convolution must be, except for its sizes.
+inline void require_axis(const Axis& axis) {
+  require(axis.taps >= 1 && axis.taps <= 51 && axis.taps % 2 && axis.dilation >= 1,
+          "taps or dilation out of range");
+  require(axis.down >= 1 && axis.up >= 1 && axis.down * axis.up <= 2, "stride out of range");
+}
+
+inline void require_sizes(const Axis& axis) {
+  const bool fits =
+      axis.up == 1 ? axis.out == (axis.in - 1) / axis.down + 1 : axis.in == (axis.out - 1) / axis.up + 1;
+  require(axis.in >= 1 && axis.out >= 1 && fits, "sizes of input and result");
 }
 
 inline DType dtype_of(int code) {
@@ -133,10 +146,10 @@ void run(int threads, const F& body) {
 class Matrix {
  public:
   // An empty one, for a matrix that is not used.
-  Matrix() : Matrix(0, 0, 0) {}
+  Matrix() : Matrix(0, 0, DType::kFloat32, 0) {}
   // weight: (n, k), row-major.
   Matrix(const IsaOps& ops, Products products, DType dtype, Address weight, int64_t n, int64_t k, int threads)
-      : Matrix(n, k, ops.packed_bytes(products, n, k)) {
+      : Matrix(n, k, dtype, ops.packed_bytes(products, dtype, n, k)) {
     require(weight != 0, "weight: null");
     const py::gil_scoped_release unlocked;
     run(threads, [&](Team& team) {
@@ -147,7 +160,7 @@ class Matrix {
   static Matrix transposed(const IsaOps& ops, Products products, DType dtype, Address weight, int64_t n,
                            int64_t k, const float* scale, int threads) {
     require(weight != 0, "weight: null");
-    Matrix matrix(n, k, ops.packed_bytes(products, n, k));
+    Matrix matrix(n, k, DType::kFloat32, ops.packed_bytes(products, DType::kFloat32, n, k));
     const py::gil_scoped_release unlocked;
     run(threads, [&](Team& team) {
       ops.pack_transposed(products, dtype, pointer<const void>(weight), n, k, scale, matrix.buffer_.data(),
@@ -155,12 +168,13 @@ class Matrix {
     });
     return matrix;
   }
-  PackedMatrix view() const { return {buffer_.data(), n_, k_}; }
+  PackedMatrix view() const { return {buffer_.data(), n_, k_, dtype_}; }
   int64_t bytes() const { return buffer_.size(); }
 
  private:
-  Matrix(int64_t n, int64_t k, int64_t bytes) : n_(n), k_(k), buffer_(bytes) {}
+  Matrix(int64_t n, int64_t k, DType dtype, int64_t bytes) : n_(n), k_(k), dtype_(dtype), buffer_(bytes) {}
   int64_t n_, k_;
+  DType dtype_;
   Buffer buffer_;
 };
 

@@ -1,12 +1,18 @@
-// Depthwise convolution, NHWC, stride 1, zero padding:
+// Depthwise convolution, NHWC, zero padding, any stride, dilation and gradient of these (Axis in ops.h):
 //
-//   y[n,h,w,c] = b[c] + sum_ij x[n,h+(i-P)d,w+(j-P)d,c] w[i,j,c]
+//   y[n,h,w,c] = b[c] + sum_ij x[n,h+(i-P)d,w+(j-Q)d,c] w[i,j,c]
 //
-// One register holds kLanes channels. The sums of a tile of up to kColumns output columns are in registers,
-// and up to kTaps weights of one kernel row. Each input column is loaded once for these taps and feeds one
+// One register holds kLanes channels. The sums of a tile of up to kColumns pixels of a row are in registers,
+// and up to kTaps weights of one kernel row. Each pixel of x is loaded once for these taps and feeds one
 // multiply-add of each. Taps outside the image are skipped, not padded: a 31x31 kernel on a 7x7 image does
 // the work of 13x13. A sum adds its taps row by row, from left to right, whatever the tile, so that its bits
 // do not depend on how the work is divided.
+//
+// A kernel of one column is a kernel of one row on the transposed image: only the distances between pixels
+// differ. So the code says "along" for the axis of a tile's pixels and "across" for the other.
+// With dilation or stride the pixels of a tile are apart, such that their taps have pixels of x in common:
+// with dilation 2 every other column, with stride 2 neighbouring columns, for which first the even taps are
+// added, then the odd ones (Lattice).
 //
 // The order of the tiles decides what stays in the caches. A cache line is one register's channels of one
 // pixel, and lines of neighbouring pixels are C floats apart. At C 96 to 768 they share so few sets of L1
@@ -24,15 +30,129 @@ namespace {
 
 constexpr int kColumns = kRegisters == 32 ? 14 : 7;  // divides the widths 56, 28, 14, 7 of a 224 image
 constexpr int kTaps = 7;                             // kColumns + kTaps + 1 registers
+constexpr int64_t kFewTaps = 9;                      // of a kernel that is limited by memory
+
+// One axis as the tiles go along it. The pixels o, o + out_step, o + 2 out_step... of the result need from
+// taps k, k + tap_step... the pixels of x that are in_step apart.
+struct Lattice {
+  int64_t in, out, taps, reach, dilation, down;
+  int half;  // log2(up)
+  int64_t in_step, out_step, tap_step;
+
+  // single: for one pixel of the result, whose taps need not be shared.
+  Lattice(const Axis& axis, bool single)
+      : in(axis.in),
+        out(axis.out),
+        taps(axis.taps),
+        reach(axis.taps / 2),
+        dilation(axis.dilation),
+        down(axis.down),
+        half(axis.up > 1),
+        tap_step(single && !half ? 1 : cnk::tap_step(axis)) {
+    in_step = (dilation * tap_step) >> half;
+    out_step = dilation * tap_step / down;
+  }
+};
+
+// The taps of one residue modulo tap_step that meet the image: [first, last), counted in steps. The tap
+// `first` is at `at` in x for the tile's first pixel. Bit i: the pixel of x that is i steps after it is in the
+// image; there are at most 14 - 1 + 51.
+struct Reach {
+  int64_t first = 0, last = 0, at = 0;
+  uint64_t in_image = 0;
+};
+
+CNK_INLINE int64_t steps(int64_t distance, int64_t step) {
+  return step == 1 ? distance : ceil_div(distance, step);
+}
+CNK_INLINE constexpr uint64_t all_columns(int64_t columns) { return (uint64_t{1} << columns) - 1; }
+
+// For `pixels` pixels of the result from o on.
+CNK_INLINE Reach reach_of(const Lattice& l, int64_t o, int64_t residue, int64_t pixels) {
+  const int64_t scaled = o * l.down + (residue - l.reach) * l.dilation;
+  if (l.half & scaled) return {};  // between the pixels of x
+  const int64_t at = scaled >> l.half;
+  const int64_t inside = at < 0 ? steps(-at, l.in_step) : 0;
+  const int64_t outside = at < l.in ? steps(l.in - at, l.in_step) : 0;
+  const int64_t first = max64(0, inside - pixels + 1), most = outside - first;
+  const int64_t last = min64(steps(l.taps - residue, l.tap_step), outside);
+  if (first >= last) return {};
+  const uint64_t before_end = most > 63 ? ~uint64_t{0} : all_columns(most);
+  return {first, last, at + first * l.in_step, before_end & ~all_columns(max64(inside - first, 0))};
+}
+
+// What all tiles have in common.
+struct Geometry {
+  Lattice along, across;
+  int64_t x_along, x_across;  // elements between pixels of x
+  int64_t y_along, y_across;  // pixels of the result, in the order of its memory
+  int64_t taps;
+
+  explicit Geometry(const DwconvArgs& a) : Geometry(a, along_columns(a.h, a.w)) {}
+
+ private:
+  Geometry(const DwconvArgs& a, bool columns)
+      : along(columns ? a.h : a.w, false),
+        across(columns ? a.w : a.h, true),
+        x_along(columns ? a.w.in * a.c : a.c),
+        x_across(columns ? a.c : a.w.in * a.c),
+        y_along(columns ? a.w.out : 1),
+        y_across(columns ? 1 : a.w.out),
+        taps(int64_t{a.h.taps} * a.w.taps) {}
+};
+
+// Taps of one residue along and one across: where their weights and pixels of x are, from the first ones of a
+// tile on.
+struct Window {
+  int64_t weight, x;  // in elements
+  int64_t rows, taps;
+  uint64_t in_image;  // as in Reach
+};
+
+// The windows of the tiles at one place, for all channels. What is needed along is kept while tiles go down.
+class Windows {
+ public:
+  explicit Windows(const Geometry& g) : g_(g) {}
+
+  CNK_INLINE void move(int64_t across, int64_t along, int64_t pixels) {
+    if (along != at_ || pixels != pixels_) {
+      at_ = along, pixels_ = pixels;
+      for (int64_t k = 0; k < g_.along.tap_step; ++k) along_[k] = reach_of(g_.along, along, k, pixels);
+    }
+    count = 0;
+    for (int64_t i = 0; i < g_.across.tap_step; ++i) {
+      const Reach rows = reach_of(g_.across, across, i, 1);
+      const int64_t kernel_row = i + rows.first * g_.across.tap_step;
+      for (int64_t k = 0; k < g_.along.tap_step; ++k) {
+        const Reach& taps = along_[k];
+        if (rows.first == rows.last || taps.first == taps.last) continue;
+        const int64_t tap = taps.first + (k ? (g_.along.taps + 1) / 2 : 0);  // as pack_taps orders them
+        list[count++] = {.weight = (kernel_row * g_.along.taps + tap) * kChannelAlign,
+                         .x = rows.at * g_.x_across + taps.at * g_.x_along,
+                         .rows = rows.last - rows.first,
+                         .taps = taps.last - taps.first,
+                         .in_image = taps.in_image};
+      }
+    }
+  }
+
+  Window list[4];
+  int count = 0;
+
+ private:
+  const Geometry& g_;
+  int64_t at_ = -1, pixels_ = -1;
+  Reach along_[2];
+};
 
 template <class T>
 struct Tile {
   const T* plane;       // image n, first of this register's channels
   const float* weight;  // this register's channels of tap 0; taps are kChannelAlign floats apart
   Vec bias;
-  int64_t h, w, height, width, c;  // first output pixel; image size; channels
-  int64_t valid;                   // channels in this register; kLanes or fewer
-  int64_t kernel_size, dilation;
+  int64_t valid;                       // channels in this register; kLanes or fewer
+  int64_t step, row_step, weight_row;  // from tap to tap of x, from kernel row to kernel row of x and weights
+  const Windows* windows;
 };
 
 template <bool PARTIAL, class T>
@@ -88,95 +208,58 @@ CNK_INLINE void add_taps(Vec (&acc)[COLUMNS], const float* weight, const T* x, i
   }
 }
 
-constexpr uint64_t all_columns(int columns) { return (uint64_t{1} << columns) - 1; }
-
-// Dilation 1. Of the COLUMNS accumulators, `columns` are stored.
+// Of the COLUMNS accumulators, `columns` are stored.
 template <int COLUMNS, bool PARTIAL, class T>
 __attribute__((noinline)) void convolve(const Tile<T>& t, int64_t columns, const Sink& to) {
   Vec acc[COLUMNS];
   CNK_UNROLL
   for (Vec& sum : acc) sum = t.bias;
-  const int64_t reach = t.kernel_size / 2, stride = t.c, valid = t.valid;
-  const int64_t first_row = max64(0, reach - t.h), last_row = min64(t.kernel_size, t.height + reach - t.h);
-  const int64_t first_tap = max64(0, reach - t.w - columns + 1);
-  const int64_t last_tap = min64(t.kernel_size, t.width + reach - t.w);
-  const float* weights = t.weight + (first_row * t.kernel_size + first_tap) * kChannelAlign;
-  const int64_t column = t.w + first_tap - reach;  // of x: that of the first tap for accumulator 0
-  const T* row = t.plane + ((t.h + first_row - reach) * t.width + column) * stride;
-  // Bit i: column + i is in the image. There are fewer than 14 + 31 columns.
-  const uint64_t in_image = (uint64_t{1} << min64(t.width - column, 63)) - (uint64_t{1} << max64(-column, 0));
-  for (int64_t rows = last_row - first_row; rows > 0; --rows) {
-    const float* weight = weights;
-    const T* x = row;
-    uint64_t inside = in_image;
-    int64_t taps = last_tap - first_tap;
-    for (; taps >= kTaps; taps -= kTaps) {
-      if ((~inside & all_columns(COLUMNS + kTaps - 1)) == 0) {
-        add_taps<kTaps, false, PARTIAL>(acc, weight, x, stride, valid, inside);
-      } else {
-        add_taps<kTaps, true, PARTIAL>(acc, weight, x, stride, valid, inside);
-      }
-      weight += kTaps * kChannelAlign;
-      x += kTaps * stride;
-      inside >>= kTaps;
-    }
-    static_assert(kTaps == 7);
-    if (taps == 3 && (~inside & all_columns(COLUMNS + 2)) == 0) {  // most of K 3
-      add_taps<3, false, PARTIAL>(acc, weight, x, stride, valid, inside);
-      taps = 0;
-    }
-    switch (taps) {
-      case 1:
-        add_taps<1, true, PARTIAL>(acc, weight, x, stride, valid, inside);
-        break;
-      case 2:
-        add_taps<2, true, PARTIAL>(acc, weight, x, stride, valid, inside);
-        break;
-      case 3:
-        add_taps<3, true, PARTIAL>(acc, weight, x, stride, valid, inside);
-        break;
-      case 4:
-        add_taps<4, true, PARTIAL>(acc, weight, x, stride, valid, inside);
-        break;
-      case 5:
-        add_taps<5, true, PARTIAL>(acc, weight, x, stride, valid, inside);
-        break;
-      case 6:
-        add_taps<6, true, PARTIAL>(acc, weight, x, stride, valid, inside);
-    }
-    weights += t.kernel_size * kChannelAlign;
-    row += t.width * stride;
-  }
-  store_tile<T>(acc, columns, to);
-}
-
-// Any dilation: one tap at a time, its weight times all columns; inputs are memory operands from L1.
-template <bool PARTIAL, class T>
-__attribute__((noinline)) void convolve_dilated(const Tile<T>& t, int64_t columns, const Sink& to) {
-  const int64_t d = t.dilation, reach = (t.kernel_size / 2) * d;
-  Vec acc[kColumns];
-  CNK_UNROLL
-  for (Vec& sum : acc) sum = t.bias;
-  for (int64_t i = 0; i < t.kernel_size; ++i) {
-    const int64_t h = t.h + i * d - reach;
-    if (h < 0 || h >= t.height) continue;
-    const T* x = t.plane + h * t.width * t.c;
-    for (int64_t k = 0; k < t.kernel_size; ++k) {
-      const int64_t w = t.w + k * d - reach;  // column of the first accumulator's tap
-      if (w + columns <= 0 || w >= t.width) continue;
-      const Vec weight = load(t.weight + (i * t.kernel_size + k) * kChannelAlign);
-      if (w >= 0 && w + kColumns <= t.width) {
-        CNK_UNROLL
-        for (int j = 0; j < kColumns; ++j) {
-          acc[j] = multiply_add(load_tap<PARTIAL>(x + (w + j) * t.c, t.valid), weight, acc[j]);
+  const int64_t stride = t.step, valid = t.valid;
+  for (int i = 0; i < t.windows->count; ++i) {
+    const Window& window = t.windows->list[i];
+    const float* weights = t.weight + window.weight;
+    const T* row = t.plane + window.x;
+    for (int64_t rows = window.rows; rows > 0; --rows) {
+      const float* weight = weights;
+      const T* x = row;
+      uint64_t inside = window.in_image;
+      int64_t taps = window.taps;
+      for (; taps >= kTaps; taps -= kTaps) {
+        if ((~inside & all_columns(COLUMNS + kTaps - 1)) == 0) {
+          add_taps<kTaps, false, PARTIAL>(acc, weight, x, stride, valid, inside);
+        } else {
+          add_taps<kTaps, true, PARTIAL>(acc, weight, x, stride, valid, inside);
         }
-      } else {
-        CNK_UNROLL
-        for (int j = 0; j < kColumns; ++j) {
-          if (w + j < 0 || w + j >= t.width) continue;
-          acc[j] = multiply_add(load_tap<PARTIAL>(x + (w + j) * t.c, t.valid), weight, acc[j]);
-        }
+        weight += kTaps * kChannelAlign;
+        x += kTaps * stride;
+        inside >>= kTaps;
       }
+      static_assert(kTaps == 7);
+      if (taps == 3 && (~inside & all_columns(COLUMNS + 2)) == 0) {  // most of K 3
+        add_taps<3, false, PARTIAL>(acc, weight, x, stride, valid, inside);
+        taps = 0;
+      }
+      switch (taps) {
+        case 1:
+          add_taps<1, true, PARTIAL>(acc, weight, x, stride, valid, inside);
+          break;
+        case 2:
+          add_taps<2, true, PARTIAL>(acc, weight, x, stride, valid, inside);
+          break;
+        case 3:
+          add_taps<3, true, PARTIAL>(acc, weight, x, stride, valid, inside);
+          break;
+        case 4:
+          add_taps<4, true, PARTIAL>(acc, weight, x, stride, valid, inside);
+          break;
+        case 5:
+          add_taps<5, true, PARTIAL>(acc, weight, x, stride, valid, inside);
+          break;
+        case 6:
+          add_taps<6, true, PARTIAL>(acc, weight, x, stride, valid, inside);
+      }
+      weights += t.weight_row;
+      row += t.row_step;
     }
   }
   store_tile<T>(acc, columns, to);
@@ -186,7 +269,6 @@ __attribute__((noinline)) void convolve_dilated(const Tile<T>& t, int64_t column
 template <bool PARTIAL, class T>
 CNK_INLINE void convolve_tile(const Tile<T>& t, int64_t columns, const Sink& to) {
   constexpr int kSome = kColumns * 5 / 7, kHalf = kColumns / 2, kFew = kColumns * 2 / 7;
-  if (t.dilation != 1) return convolve_dilated<PARTIAL>(t, columns, to);
   if (columns <= kFew) return convolve<kFew, PARTIAL>(t, columns, to);
   if (columns <= kHalf) return convolve<kHalf, PARTIAL>(t, columns, to);
   if (columns <= kSome) return convolve<kSome, PARTIAL>(t, columns, to);
@@ -212,34 +294,37 @@ class Prefetch {
 // Where sums are stored: fp32 rows of whole registers, or the op's result, in x's dtype, with a residual.
 struct Rows {
   float* y;  // pixel `begin`, channel 0
-  int64_t ldy;
+  int64_t ldy, begin;
 };
 template <class T>
 struct Result {
-  T* y;  // pixel `begin`, channel 0
+  T* y;  // pixel 0, channel 0
   const T* residual;
   int64_t ldy;
 };
 
+// `pixel`: the first one; `apart`: pixels from one to the next.
 template <bool PARTIAL, class T>
 CNK_INLINE void convolve_to(const Rows& out, const Tile<T>& t, int64_t channel, int64_t pixel,
-                            int64_t columns) {
-  convolve_tile<PARTIAL>(t, columns, Sink{out.y + pixel * out.ldy + channel, out.ldy, true});
+                            int64_t columns, int64_t apart) {
+  float* y = out.y + (pixel - out.begin) * out.ldy + channel;
+  convolve_tile<PARTIAL>(t, columns, Sink{y, apart * out.ldy, true});
 }
 
 template <bool PARTIAL, class T>
 CNK_INLINE void convolve_to(const Result<T>& out, const Tile<T>& t, int64_t channel, int64_t pixel,
-                            int64_t columns) {
+                            int64_t columns, int64_t apart) {
   T* y = out.y + pixel * out.ldy + channel;
+  const int64_t step = apart * out.ldy;
   if (!PARTIAL && !out.residual) {
-    return convolve_tile<PARTIAL>(t, columns, Sink{y, out.ldy, false});
+    return convolve_tile<PARTIAL>(t, columns, Sink{y, step, false});
   }
   alignas(64) float sums[kColumns * kLanes];
   convolve_tile<PARTIAL>(t, columns, Sink{sums, kLanes, true});
   const T* residual = out.residual ? out.residual + pixel * out.ldy + channel : nullptr;
-  for (int64_t j = 0; j < columns; ++j, y += out.ldy) {
+  for (int64_t j = 0; j < columns; ++j, y += step) {
     Vec v = load(sums + j * kLanes);
-    if (residual) v += load_tap<PARTIAL>(residual + j * out.ldy, t.valid);
+    if (residual) v += load_tap<PARTIAL>(residual + j * step, t.valid);
     if constexpr (PARTIAL) {
       store_partial(y, v, t.valid);
     } else {
@@ -248,51 +333,58 @@ CNK_INLINE void convolve_to(const Result<T>& out, const Tile<T>& t, int64_t chan
   }
 }
 
-// Pixels [begin, end) of all images, channels [channel, last): multiples of kLanes, except for the last C.
+// Pixels [begin, end) of all results, counted along first; channels [channel, last): multiples of kLanes,
+// except for the last C.
 template <class T, class Out>
-void convolve_pixels(const DwconvArgs& a, int64_t channel, int64_t last, int64_t begin, int64_t end,
-                     const Out& out) {
-  const int64_t plane = a.h * a.w, pixels = a.n * plane, taps = int64_t{a.kernel_size} * a.kernel_size;
+void convolve_pixels(const DwconvArgs& a, const Geometry& g, int64_t channel, int64_t last, int64_t begin,
+                     int64_t end, const Out& out) {
+  const int64_t width = g.along.out, plane = width * g.across.out, x_plane = a.h.in * a.w.in * a.c;
   const T* x = static_cast<const T*>(a.x);
   // What the next call reads and this one does not: as many pixels, after the last tap. For the fused block,
   // which does other work in between. The op on its own needs no prefetches: the processor finds the lines
   // itself, and they slow it down (8x664x7x86, K 3: 0.65 ms without, 0.87 with).
   constexpr bool kFused = __is_same(Out, Rows);
-  const int64_t ahead = kFused ? min64(end + a.kernel_size / 2 * a.w, pixels) : pixels;
+  const int64_t pixels = a.n * plane;
+  const int64_t ahead = kFused ? min64(end + g.across.reach * width, pixels) : pixels;
   Prefetch prefetch(x + ahead * a.c, x + min64(ahead + end - begin, pixels) * a.c,
-                    (last - channel + kLanes - 1) / kLanes * ((end - begin) / min64(a.w, kColumns)));
+                    (last - channel + kLanes - 1) / kLanes * ((end - begin) / min64(width, kColumns)));
+  Windows windows(g);
   Tile<T> t;
-  t.height = a.h;
-  t.width = a.w;
-  t.c = a.c;
-  t.kernel_size = a.kernel_size;
-  t.dilation = a.dilation;
-  // Two cache lines of a pixel while it is in L1. With K 3 all channels of it: there are only nine
-  // multiply-adds for each number, so memory is the limit, and it is faster when read in order (1x984x23x84:
-  // 0.56 -> 0.40 ms); the taps fit into L1.
-  const int64_t group = a.kernel_size <= 3 ? last - channel : kChannelAlign;
+  t.step = g.along.in_step * g.x_along;
+  t.row_step = g.across.in_step * g.x_across;
+  t.weight_row = g.across.tap_step * g.along.taps * kChannelAlign;
+  t.windows = &windows;
+  // Two cache lines of a pixel while it is in L1. With few taps all channels of it: there are only nine
+  // multiply-adds for each number, so memory is the limit, and it is faster when read in order (1x984x23x84,
+  // K 3: 0.56 -> 0.40 ms); the taps fit into L1. With a single row of taps as well: no line is needed again.
+  const int64_t group = g.taps <= kFewTaps || g.across.taps == 1 ? last - channel : kChannelAlign;
   for (int64_t group_begin = channel; group_begin < last; group_begin += group) {
     const int64_t group_end = min64(group_begin + group, last);
     for (int64_t p = begin, next; p < end; p = next) {
-      const int64_t origin = p / plane * plane;  // pixel 0 of the image
+      const int64_t image = p / plane, origin = image * plane;  // its first pixel
       next = min64(origin + plane, end);
-      const int64_t top = (p - origin) / a.w, bottom = (next - 1 - origin) / a.w;
-      for (int64_t left = 0; left < a.w; left += kColumns) {
-        for (t.h = top; t.h <= bottom; ++t.h) {
-          const int64_t row = origin + t.h * a.w;  // its first pixel
-          t.w = max64(left, p - row);
-          const int64_t columns = min64(min64(left + kColumns, a.w), next - row) - t.w;
-          if (columns <= 0) continue;
-          for (int64_t c = group_begin; c < group_end; c += kLanes) {
-            t.plane = x + origin * a.c + c;
-            t.weight = a.weight + c / kChannelAlign * kChannelAlign * taps + c % kChannelAlign;
-            t.bias = load(a.bias + c);
-            t.valid = a.c - c;
-            if constexpr (kFused) prefetch.some();
-            if (t.valid >= kLanes) {
-              convolve_to<false>(out, t, c, row + t.w - begin, columns);
-            } else {
-              convolve_to<true>(out, t, c, row + t.w - begin, columns);
+      const int64_t top = (p - origin) / width, bottom = (next - 1 - origin) / width;
+      for (int64_t left = 0, right; left < width; left = right) {
+        right = min64(left + kColumns * g.along.out_step, width);
+        for (int64_t residue = 0; residue < min64(g.along.out_step, right - left); ++residue) {
+          for (int64_t across = top; across <= bottom; ++across) {
+            const int64_t row = origin + across * width;  // its first pixel, if counted along first
+            const int64_t along = max64(left, p - row) + residue;
+            const int64_t columns = steps(min64(right, next - row) - along, g.along.out_step);
+            if (columns <= 0) continue;
+            windows.move(across, along, columns);
+            const int64_t pixel = origin + across * g.y_across + along * g.y_along;
+            for (int64_t c = group_begin; c < group_end; c += kLanes) {
+              t.plane = x + image * x_plane + c;
+              t.weight = a.weight + c / kChannelAlign * kChannelAlign * g.taps + c % kChannelAlign;
+              t.bias = load(a.bias + c);
+              t.valid = a.c - c;
+              if constexpr (kFused) prefetch.some();
+              if (t.valid >= kLanes) {
+                convolve_to<false>(out, t, c, pixel, columns, g.along.out_step * g.y_along);
+              } else {
+                convolve_to<true>(out, t, c, pixel, columns, g.along.out_step * g.y_along);
+              }
             }
           }
         }
@@ -308,7 +400,7 @@ void convolve_pixels(const DwconvArgs& a, int64_t channel, int64_t last, int64_t
 template <class T>
 void dwconv_pixels(const DwconvArgs& a, int64_t begin, int64_t end, float* y, int64_t ldy) {
   const int64_t registers = (a.c + kLanes - 1) / kLanes * kLanes;
-  convolve_pixels<T>(a, 0, a.c, begin, end, Rows{y, ldy});
+  convolve_pixels<T>(a, Geometry(a), 0, a.c, begin, end, Rows{y, ldy, begin});
   for (int64_t p = 0; p < end - begin; ++p) {
     for (int64_t c = registers; c < pad_channels(a.c); c += kLanes) store(y + p * ldy + c, Vec{});
   }
@@ -328,27 +420,27 @@ void dwconv(const DwconvArgs& a, Team& team) {
   // (When blocks were given out in turn, each line of x was in the L2 of all
   // threads.) Pieces are rows of images, channels or pixels, whatever divides best.
   constexpr int64_t kBlockBytes = 256 << 10;
-  const int64_t pixels = a.n * a.h * a.w, registers = ceil_div(a.c, kLanes);
+  const Geometry g(a);
+  const int64_t width = g.along.out, pixels = a.n * g.across.out * width, registers = ceil_div(a.c, kLanes);
   const auto divides = [&](int64_t items) {
     return double(round_up(items, team.size())) <= 1.07 * double(items);
   };
-  const bool by_rows = divides(a.n * a.h), by_channels = !by_rows && divides(registers);
+  const bool by_rows = divides(a.n * g.across.out), by_channels = !by_rows && divides(registers);
   int64_t begin = 0, end = pixels, first = 0, last = registers;
   if (by_channels) {
     team.split(registers, 1, &first, &last);
   } else {
-    team.split(pixels, by_rows ? a.w : kColumns, &begin, &end);
+    team.split(pixels, by_rows ? width : kColumns, &begin, &end);
   }
   const int64_t channel = first * kLanes, last_channel = min64(last * kLanes, a.c);
   if (channel >= last_channel) return;
-  const int64_t block = max64(kBlockBytes / ((last_channel - channel) * a.w * 4), 1) * a.w;
+  const int64_t block = max64(kBlockBytes / ((last_channel - channel) * width * 4), 1) * width;
   with_own_type(a.dtype, [&](auto type) {
     using T = decltype(type);
-    const T* residual = static_cast<const T*>(a.residual);
+    const Result<T> out = {static_cast<T*>(a.y), static_cast<const T*>(a.residual), a.c};
     for (int64_t p = begin, next; p < end; p = next) {
       next = min64(p + block, end);
-      const Result<T> out = {static_cast<T*>(a.y) + p * a.c, residual ? residual + p * a.c : nullptr, a.c};
-      convolve_pixels<T>(a, channel, last_channel, p, next, out);
+      convolve_pixels<T>(a, g, channel, last_channel, p, next, out);
     }
   });
 }

@@ -1,7 +1,10 @@
 // Gradients of a depthwise convolution's weight and bias, NHWC:
 //
-//   dw[i, j, c] = sum of dy[n, h, w, c] x[n, h + (i - P) d, w + (j - P) d, c]
+//   dw[i, j, c] = sum of dy[n, h, w, c] x[n, h S + (i - P) D, w S + (j - Q) D, c]
 //   db[c] = sum of dy[n, h, w, c]
+//
+// A kernel of one column is a kernel of one row on the transposed image (along_columns in ops.h). "Along" is the
+// axis that the loops go along; what is said here about rows and columns is then said about columns and rows.
 //
 // One register holds kLanes channels. A band of rows of x (with zeros at its left and right) and of dy is
 // copied into a dense fp32 scratch buffer. Then each column of dy is multiplied with two kernel rows' columns
@@ -41,37 +44,53 @@ struct Pairs {
 }
 
 struct Plan {
-  int64_t together;  // registers of channels copied at once: a cache line of each pixel
-  int64_t pieces;    // of that many registers
-  int64_t band;      // rows of dy copied at a time
-  int64_t bands;     // of an image
-  int64_t block;     // rows of a band that one call of add_taps sums
-  int64_t slabs;     // each with its own sums
-  int64_t reach;     // of the kernel to each side
-  int64_t x_row;     // words (of kLanes numbers) of a row of x in the scratch
-  int64_t dy_row;    // and of dy
-  int64_t taps;      // K * K
-  int64_t sums;      // floats of a slab: (K * K + 1, padded C)
-  int64_t scratch;   // bytes of a thread
+  Axis along, across;
+  int64_t x_along, x_across, dy_along, dy_across;  // elements between pixels
+  int64_t together;    // registers of channels copied at once: a cache line of each pixel
+  int64_t pieces;      // of that many registers
+  int64_t band;        // rows of dy copied at a time
+  int64_t bands;       // of an image
+  int64_t block;       // rows of a band that one call of add_taps sums
+  int64_t slabs;       // each with its own sums
+  int64_t reach;       // of the kernel to each side, along
+  int64_t reach_rows;  // and across
+  int64_t columns;     // of x that dy's columns need, with those outside of the image
+  int64_t x_row;       // words (of kLanes numbers) of a row of x in the scratch
+  int64_t dy_row;      // and of dy
+  int64_t x_rows;      // of a band
+  int64_t taps;        // KH * KW
+  int64_t sums;        // floats of a slab: (KH * KW + 1, padded C)
+  int64_t scratch;     // bytes of a thread
 
   explicit Plan(const DwconvWeightGradientArgs& a) {
     constexpr int64_t word = kLanes * 4;
+    const bool upright = along_columns(a.h, a.w);
+    along = upright ? a.h : a.w;
+    across = upright ? a.w : a.h;
+    x_along = upright ? a.w.in * a.c : a.c;
+    x_across = upright ? a.c : a.w.in * a.c;
+    dy_along = upright ? a.w.out * a.c : a.c;
+    dy_across = upright ? a.c : a.w.out * a.c;
     together = max64(64 / (element_size(a.dtype) * kLanes), 1);
     pieces = ceil_div(a.c, together * kLanes);
-    reach = int64_t{a.kernel_size / 2} * a.dilation;
+    reach = int64_t{along.taps / 2} * along.dilation;
+    reach_rows = int64_t{across.taps / 2} * across.dilation;
+    columns = (along.out - 1) * along.down + 1 + 2 * reach;
     // After the row: the right neighbour of its last column, and the single last column of an odd width.
-    x_row = a.w + 2 * reach + 1 + a.kernel_size;
-    dy_row = a.w;
+    x_row = columns + 1 + along.taps;
+    dy_row = along.out;
     const int64_t x_bytes = x_row * word, dy_bytes = dy_row * word;
-    band = (kBand / together - 2 * reach * x_bytes) / (x_bytes + dy_bytes);
-    bands = ceil_div(a.h, min64(max64(band, 1), a.h));
-    band = ceil_div(a.h, bands);
-    bands = ceil_div(a.h, band);
-    block = min64(max64((kBlock - 2 * reach * x_bytes) / (x_bytes + dy_bytes), 1), band);
+    const int64_t row_bytes = across.down * x_bytes + dy_bytes;
+    band = (kBand / together - 2 * reach_rows * x_bytes) / row_bytes;
+    bands = ceil_div(across.out, min64(max64(band, 1), across.out));
+    band = ceil_div(across.out, bands);
+    bands = ceil_div(across.out, band);
+    block = min64(max64((kBlock - 2 * reach_rows * x_bytes) / row_bytes, 1), band);
     slabs = min64(a.n * bands, ceil_div(kItems, pieces));
-    taps = int64_t{a.kernel_size} * a.kernel_size;
+    x_rows = (band - 1) * across.down + 1 + 2 * reach_rows;
+    taps = int64_t{along.taps} * across.taps;
     sums = (taps + 1) * pad_channels(a.c);
-    scratch = together * ((band + 2 * reach) * x_row + band * dy_row + taps + 1) * word;
+    scratch = together * (x_rows * x_row + band * dy_row + taps + 1) * word;
   }
 };
 
@@ -81,6 +100,7 @@ struct Walk {
   int64_t dy_row, x_row;  // floats from row to row of the image
   int64_t kernel_row;     // floats from kernel row to kernel row in x
   int64_t rows, words;    // of dy
+  int64_t step;           // floats in x from one word of dy to the next
   int64_t single;         // from x to its words for one more word of dy, a single column; 0: none
   int64_t dilation;
   float* sums;       // of the first kernel row and tap
@@ -107,7 +127,7 @@ void add_taps(const Walk& walk) {
         });
       });
       dy += kLanes;
-      x += Word::kColumns * kLanes;
+      x += walk.step;
     }
     if (walk.single) {
       const Vec v = load(dy);
@@ -159,11 +179,11 @@ struct WeightGradient {
   const Plan& p;
   float* scratch;
 
-  float* x(int group) const { return scratch + group * (p.band + 2 * p.reach) * p.x_row * kLanes; }
+  float* x(int group) const { return scratch + group * p.x_rows * p.x_row * kLanes; }
   float* dy(int group) const { return x(kTogether) + group * p.band * p.dy_row * kLanes; }
   float* sums(int group) const {
     return dy(kTogether) + group * (p.taps + 1) * kLanes;
-  }  // (K * K + 1, kLanes)
+  }  // (KH * KW + 1, kLanes)
 
   // Registers of a pixel, of channels `channel`...
   template <bool FULL>
@@ -179,41 +199,48 @@ struct WeightGradient {
   void gather_x(const T* row, int64_t channel, int64_t to) const {
     float* words[kTogether];
     unroll<kTogether>([&](auto g) { words[g.value] = x(g.value) + to * p.x_row * kLanes; });
-    const int64_t columns = a.w + 2 * p.reach;
+    const int64_t end = min64(p.reach + p.along.in, p.columns);  // of the columns in the image
     Vec v[kTogether] = {};
     if constexpr (Word::kColumns == 1) {
       for (int64_t w = 0; w < p.reach; ++w) {
-        unroll<kTogether>([&](auto g) {
-          store(words[g.value] + w * kLanes, Vec{});
-          store(words[g.value] + (columns - 1 - w) * kLanes, Vec{});
-        });
+        unroll<kTogether>([&](auto g) { store(words[g.value] + w * kLanes, Vec{}); });
       }
-      for (int64_t w = 0; w < a.w; ++w) {
-        read<FULL>(row + w * a.c, channel, v);
-        unroll<kTogether>([&](auto g) { store(words[g.value] + (p.reach + w) * kLanes, v[g.value]); });
+      for (int64_t w = end; w < p.columns; ++w) {
+        unroll<kTogether>([&](auto g) { store(words[g.value] + w * kLanes, Vec{}); });
+      }
+      for (int64_t w = p.reach; w < end; ++w) {
+        read<FULL>(row + (w - p.reach) * p.x_along, channel, v);
+        unroll<kTogether>([&](auto g) { store(words[g.value] + w * kLanes, v[g.value]); });
       }
     } else {
-      Vec here[kTogether] = {};  // column p - reach of the image, for the word p
-      const auto put = [&](int64_t word) {
-        unroll<kTogether>([&](auto g) {
-          store(words[g.value] + word * kLanes, join(here[g.value], v[g.value]));
-          here[g.value] = v[g.value];
-        });
-      };
-      if (p.reach == 0) read<FULL>(row, channel, here);
-      for (int64_t word = 0; word < p.reach - 1; ++word) put(word);
-      for (int64_t w = p.reach ? 0 : 1; w < a.w; ++w) {
-        read<FULL>(row + w * a.c, channel, v);
-        put(p.reach + w - 1);
+      // Word w holds the columns w and w + S, which neighbouring columns of dy need.
+      const int64_t stride = p.along.down;
+      for (int64_t first = 0; first < stride; ++first) {
+        Vec here[kTogether] = {};  // column w
+        const auto put = [&](int64_t w) {
+          unroll<kTogether>([&](auto g) {
+            store(words[g.value] + w * kLanes, join(here[g.value], v[g.value]));
+            here[g.value] = v[g.value];
+          });
+        };
+        if (first >= p.reach && first < end) read<FULL>(row + (first - p.reach) * p.x_along, channel, here);
+        unroll<kTogether>([&](auto g) { v[g.value] = Vec{}; });
+        int64_t w = first;
+        for (; w + stride < p.reach; w += stride) put(w);
+        for (; w + stride < end; w += stride) {
+          read<FULL>(row + (w + stride - p.reach) * p.x_along, channel, v);
+          put(w);
+        }
+        unroll<kTogether>([&](auto g) { v[g.value] = Vec{}; });
+        for (; w < p.columns; w += stride) put(w);
       }
-      unroll<kTogether>([&](auto g) { v[g.value] = Vec{}; });
-      for (int64_t word = p.reach + a.w - 1; word < columns; ++word) put(word);
       // The last column of an odd width has no right neighbour
       // in dy, and its right neighbour in x may be Inf.
-      for (int64_t j = 0; a.w % 2 && j < a.kernel_size; ++j) {
+      for (int64_t j = 0; p.along.out % 2 && j < p.along.taps; ++j) {
         unroll<kTogether>([&](auto g) {
-          const Vec word = load(words[g.value] + (a.w - 1 + j * a.dilation) * kLanes);
-          store(words[g.value] + (columns + 1 + j) * kLanes, (Vec)((VecI)word & 0xffff));
+          const int64_t last = (p.along.out - 1) * stride + j * p.along.dilation;
+          const Vec word = load(words[g.value] + last * kLanes);
+          store(words[g.value] + (p.columns + 1 + j) * kLanes, (Vec)((VecI)word & 0xffff));
         });
       }
     }
@@ -228,12 +255,12 @@ struct WeightGradient {
       words[g.value] = dy(g.value) + to * p.dy_row * kLanes;
       total[g.value] = load(sums(g.value) + p.taps * kLanes);
     });
-    for (int64_t w = 0; w < a.w; w += Word::kColumns) {
-      read<FULL>(row + w * a.c, channel, v);
+    for (int64_t w = 0; w < p.along.out; w += Word::kColumns) {
+      read<FULL>(row + w * p.dy_along, channel, v);
       unroll<kTogether>([&](auto g) { total[g.value] += v[g.value]; });
       if constexpr (Word::kColumns == 2) {
         unroll<kTogether>([&](auto g) { next[g.value] = Vec{}; });
-        if (w + 1 < a.w) read<FULL>(row + (w + 1) * a.c, channel, next);
+        if (w + 1 < p.along.out) read<FULL>(row + (w + 1) * p.dy_along, channel, next);
         unroll<kTogether>([&](auto g) {
           total[g.value] += next[g.value];
           v[g.value] = join(v[g.value], next[g.value]);
@@ -247,23 +274,21 @@ struct WeightGradient {
   // Rows [begin, end) of dy of image n.
   template <bool FULL>
   void add_band(int64_t n, int64_t begin, int64_t end, int64_t channel) const {
-    const int64_t first = max64(begin - p.reach, 0), last = min64(end + p.reach, a.h);  // rows of x
-    const int64_t row = a.w * a.c, image = n * a.h * row;
-    for (int64_t h = first; h < last; ++h) {
-      gather_x<FULL>(static_cast<const T*>(a.x) + image + h * row, channel, h - first);
-    }
-    for (int64_t h = begin; h < end; ++h) {
-      gather_dy<FULL>(static_cast<const T*>(a.dy) + image + h * row, channel, h - begin);
-    }
-    const int k = a.kernel_size, parts = (k + kMaxTaps - 1) / kMaxTaps;
+    const int64_t first = max64(begin * p.across.down - p.reach_rows, 0);  // row of x
+    const int64_t last = min64((end - 1) * p.across.down + 1 + p.reach_rows, p.across.in);
+    const T* x = static_cast<const T*>(a.x) + n * p.along.in * p.across.in * a.c;
+    const T* dy = static_cast<const T*>(a.dy) + n * p.along.out * p.across.out * a.c;
+    for (int64_t h = first; h < last; ++h) gather_x<FULL>(x + h * p.x_across, channel, h - first);
+    for (int64_t h = begin; h < end; ++h) gather_dy<FULL>(dy + h * p.dy_across, channel, h - begin);
+    const int k = p.along.taps, parts = (k + kMaxTaps - 1) / kMaxTaps, rows = p.across.taps;
     for (int group = 0; group < kTogether && channel + group * kLanes < a.c; ++group) {
       for (int64_t top = begin; top < end; top += p.block) {
         const int64_t bottom = min64(top + p.block, end);
         for (int part = 0; part < parts; ++part) {
           const int tap = k * part / parts, taps = k * (part + 1) / parts - tap;
-          const int groups = (k + kernel_rows(taps) - 1) / kernel_rows(taps);
+          const int groups = (rows + kernel_rows(taps) - 1) / kernel_rows(taps);
           for (int r = 0; r < groups; ++r) {
-            add_rows(group, top, bottom, begin, first, k * r / groups, k * (r + 1) / groups, tap, taps);
+            add_rows(group, top, bottom, begin, first, rows * r / groups, rows * (r + 1) / groups, tap, taps);
           }
         }
       }
@@ -275,7 +300,7 @@ struct WeightGradient {
   // rows of dy for which the same kernel rows are in the image.
   void add_rows(int group, int64_t top, int64_t bottom, int64_t begin, int64_t first, int i, int end_i,
                 int tap, int taps) const {
-    const int64_t d = a.dilation;
+    const int64_t d = p.along.dilation;
     int64_t h = top;
     while (h < bottom) {
       int64_t from, to;
@@ -287,20 +312,21 @@ struct WeightGradient {
         if (next_from != from || next_to != to) break;
       }
       if (from < to) {
-        const float* row = x(group) + (h + from * d - p.reach - first) * p.x_row * kLanes;
+        const int64_t x_row = h * p.across.down + from * p.across.dilation - p.reach_rows - first;
         const int64_t start = tap * d * kLanes;
         Walk walk = {.dy = dy(group) + (h - begin) * p.dy_row * kLanes,
-                     .x = row + start,
+                     .x = x(group) + x_row * p.x_row * kLanes + start,
                      .dy_row = p.dy_row * kLanes,
-                     .x_row = p.x_row * kLanes,
-                     .kernel_row = d * p.x_row * kLanes,
+                     .x_row = p.across.down * p.x_row * kLanes,
+                     .kernel_row = p.across.dilation * p.x_row * kLanes,
                      .rows = next - h,
-                     .words = a.w / Word::kColumns,
+                     .words = p.along.out / Word::kColumns,
+                     .step = p.along.down * Word::kColumns * kLanes,
                      .single = 0,
                      .dilation = d,
-                     .sums = sums(group) + (from * a.kernel_size + tap) * kLanes,
-                     .sums_row = int64_t{a.kernel_size} * kLanes};
-        if (a.w % Word::kColumns) walk.single = (a.w + 2 * p.reach + 1 + tap) * kLanes - start;
+                     .sums = sums(group) + (from * p.along.taps + tap) * kLanes,
+                     .sums_row = int64_t{p.along.taps} * kLanes};
+        if (p.along.out % Word::kColumns) walk.single = (p.columns + 1 + tap) * kLanes - start;
         (d == 1 ? pick<Word, false> : pick<Word, true>)(int(to - from), taps)(walk);
       }
       h = next;
@@ -309,9 +335,9 @@ struct WeightGradient {
 
   // Which of kernel rows [i, end_i) have their row of x in the image.
   void kernel_rows_at(int64_t h, int i, int end_i, int64_t* from, int64_t* to) const {
-    const int64_t d = a.dilation;
-    *from = max64(i, h >= p.reach ? 0 : ceil_div(p.reach - h, d));
-    *to = max64(min64(end_i, (a.h - 1 + p.reach - h) / d + 1), *from);
+    const int64_t d = p.across.dilation, row = h * p.across.down;
+    *from = max64(i, row >= p.reach_rows ? 0 : ceil_div(p.reach_rows - row, d));
+    *to = max64(min64(end_i, (p.across.in - 1 + p.reach_rows - row) / d + 1), *from);
   }
 };
 
@@ -328,7 +354,7 @@ void run(const DwconvWeightGradientArgs& a, Team& team, const Plan& p) {
     for (int64_t k = 0; k < Gradient::kTogether * (p.taps + 1); ++k)
       store(gradient.sums(0) + k * kLanes, Vec{});
     for (int64_t b = bands * slab / p.slabs; b < bands * (slab + 1) / p.slabs; ++b) {
-      const int64_t begin = b % p.bands * p.band, end = min64(begin + p.band, a.h);
+      const int64_t begin = b % p.bands * p.band, end = min64(begin + p.band, p.across.out);
       if (channel + piece <= a.c) {
         gradient.template add_band<true>(b / p.bands, begin, end, channel);
       } else {

@@ -35,7 +35,9 @@ struct GemmBf16 {
   // Whole tiles of 16 rows; rows may only be split between tiles (kRowGrain).
   static int64_t a_bytes(int64_t rows, int64_t k) { return (rows + 15) / 16 * k_tiles(k) * kTile; }
   static int64_t panels(int64_t n) { return (n + kPanel - 1) / kPanel; }
-  static int64_t packed_bytes(int64_t n, int64_t k) { return panels(n) * 2 * k_tiles(k) * kTile; }
+  static int64_t packed_bytes(int64_t n, int64_t k, DType = DType::kBFloat16) {
+    return panels(n) * 2 * k_tiles(k) * kTile;
+  }
 
   // --- Operand B. Panel p holds, for each k tile, the tiles of columns 32p..32p+15 and 32p+16..32p+31. ---
 

@@ -2,7 +2,9 @@
 //
 // Micro-kernel: kRows x 3 registers of accumulators (8x3 on 32 registers: 24
 // sums, 3 loads and 8 broadcasts for 24 multiply-adds per k). A is row-major;
-// B is packed in panels as wide as 3 registers, each (k, columns).
+// B is packed in panels as wide as 3 registers, each (k, columns). Weights of
+// 16 bits stay so and are converted a chunk of a panel at a time: half the
+// memory to read and to keep.
 #pragma once
 
 #include "cpu/layernorm.h"
@@ -24,7 +26,9 @@ struct GemmF32 {
   static int64_t a_bytes(int64_t rows, int64_t k) { return rows * stride(k) * 4; }
   static int64_t vecs(int64_t n) { return (n + kLanes - 1) / kLanes; }
   static int64_t panels(int64_t n) { return (vecs(n) + kVecs - 1) / kVecs; }
-  static int64_t packed_bytes(int64_t n, int64_t k) { return vecs(n) * kLanes * k * 4; }
+  static int64_t packed_bytes(int64_t n, int64_t k, DType dtype = DType::kFloat32) {
+    return vecs(n) * kLanes * k * element_size(dtype);
+  }
 
   // --- Operand B: panels (k, columns). ---
 
@@ -42,7 +46,7 @@ struct GemmF32 {
       const int64_t columns = panel_columns(n, panel);
       for (int64_t j = 0; j < columns; j += kLanes) {
         const int64_t first = panel * kPanel + j;
-        float* out = static_cast<float*>(packed) + panel * kPanel * k + j;
+        T* out = static_cast<T*>(packed) + panel * kPanel * k + j;
         for (int64_t i = 0; i < k; i += kLanes) {
           Vec rows[kLanes];
           unroll<kLanes>([&](auto r) {
@@ -148,7 +152,7 @@ struct GemmF32 {
   static void product(const void* a, int64_t begin, int64_t end, const PackedMatrix& b, int64_t first_panel,
                       int64_t last_panel, const Epilogue& epilogue) {
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-      const float* packed = static_cast<const float*>(b.data) + panel * kPanel * b.k;
+      const char* packed = static_cast<const char*>(b.data) + panel * kPanel * b.k * element_size(b.dtype);
       const int64_t width = vecs(b.n) - panel * kVecs;
       // Groups of nearly equal size: for a remainder of a few rows, reading the panel would cost too much.
       const int64_t groups = (end - begin + kGroup - 1) / kGroup;
@@ -156,29 +160,44 @@ struct GemmF32 {
         const int64_t row = begin + (end - begin) * g / groups;
         const int64_t next = begin + (end - begin) * (g + 1) / groups;
         if (width >= 3) {
-          group<3>(a, row, next, packed, b.k, panel * kPanel, epilogue);
+          group<3>(a, row, next, packed, b.dtype, b.k, panel * kPanel, epilogue);
         } else if (width == 2) {
-          group<2>(a, row, next, packed, b.k, panel * kPanel, epilogue);
+          group<2>(a, row, next, packed, b.dtype, b.k, panel * kPanel, epilogue);
         } else {
-          group<1>(a, row, next, packed, b.k, panel * kPanel, epilogue);
+          group<1>(a, row, next, packed, b.dtype, b.k, panel * kPanel, epilogue);
         }
       }
     }
   }
 
  private:
+  static __attribute__((noinline)) void convert(DType dtype, const char* from, int64_t count, float* to) {
+    with_type(dtype, [&](auto type) {
+      const auto* elements = reinterpret_cast<const decltype(type)*>(from);
+      for (int64_t i = 0; i < count; i += kLanes) store(to + i, load(elements + i));
+    });
+  }
+
   // Rows [begin, end) of a times one panel.
   template <int VECS, class Epilogue>
-  static void group(const void* a, int64_t begin, int64_t end, const float* b, int64_t k, int64_t column,
-                    const Epilogue& epilogue) {
+  static void group(const void* a, int64_t begin, int64_t end, const char* b, DType dtype, int64_t k,
+                    int64_t column, const Epilogue& epilogue) {
     alignas(64) float sums[kGroup * kPanel];
+    alignas(64) float converted[kChunk * kPanel];
+    const int64_t size = element_size(dtype);
     const int64_t lda = stride(k), rows = end - begin, blocks = (rows + kRows - 1) / kRows;
     for (int64_t i = 0; i < k; i += kChunk) {
       const int64_t next_i = i + kChunk < k ? i + kChunk : k;
       // Blocks of nearly equal height, not full blocks and a remainder: 49 rows are 7 x 7, not 6 x 8 + 1.
-      const char* next = reinterpret_cast<const char*>(b + next_i * VECS * kLanes);
+      const char* next = b + next_i * VECS * kLanes * size;
       const int64_t stretches = ceil_div(next_i - i, kStretch);
-      const int64_t lines = ceil_div((next_i - i) * VECS * kLanes * 4, 64 * blocks * stretches);
+      const int64_t lines = ceil_div((next_i - i) * VECS * kLanes * size, 64 * blocks * stretches);
+      const char* source = b + i * VECS * kLanes * size;
+      const float* chunk = reinterpret_cast<const float*>(source);
+      if (dtype != DType::kFloat32) {
+        convert(dtype, source, (next_i - i) * VECS * kLanes, converted);
+        chunk = converted;
+      }
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t row = rows * block / blocks, height = rows * (block + 1) / blocks - row;
         const float* first = static_cast<const float*>(a) + (begin + row) * lda + i;
@@ -187,7 +206,7 @@ struct GemmF32 {
         const Ahead ahead = {next + block * stretches * lines * 64, lines};
         unroll<kRows>([&](auto r) {
           if (height == r.value + 1) {
-            micro<r.value + 1, VECS>(first, lda, b + i * VECS * kLanes, next_i - i, ahead, i == 0, sum);
+            micro<r.value + 1, VECS>(first, lda, chunk, next_i - i, ahead, i == 0, sum);
           }
         });
         if (next_i < k) continue;

@@ -59,11 +59,11 @@ struct Mlp {
   static void produce(const MlpArgs& a, const Norm& norm, int64_t begin, int64_t end, float* step, void* y,
                       int64_t row, Clock& clock) {
     const int64_t padded = pad_channels(a.c), most = step_rows(a.c);
-    const DwconvArgs conv = {a.dtype, a.x,           nullptr,    a.n,         a.h,       a.w,
-                             a.c,     a.kernel_size, a.dilation, a.dw_weight, a.dw_bias, nullptr};
+    const Axis h = {a.h, a.h, a.kernel_h, a.dilation_h}, w = {a.w, a.w, a.kernel_w, a.dilation_w};
+    const DwconvArgs conv = {a.dtype, a.x, nullptr, a.n, a.c, h, w, a.dw_weight, a.dw_bias, nullptr};
     for (int64_t p = begin; p < end; p += most) {
       const int64_t rows = min64(most, end - p);
-      if (a.kernel_size) {
+      if (a.kernel_h) {
         CNK_SHARED::dwconv_pixels<T>(conv, p, p + rows, step, padded);
         if (a.kept_y) {
           for (int64_t i = 0; i < rows; ++i) {

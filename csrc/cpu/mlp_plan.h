@@ -30,7 +30,8 @@ struct MlpPlan {
   MlpPlan(const MlpArgs& a, int threads) {
     const int64_t rows = a.n * a.h * a.w, image = a.h * a.w;
     const int64_t y_row = G::a_bytes(32, a.c) / 32, h_row = G::a_bytes(32, a.hidden) / 32;
-    const int64_t weight_bytes = G::packed_bytes(a.hidden, a.c) + G::packed_bytes(a.c, a.hidden);
+    const int64_t weight_bytes =
+        G::packed_bytes(a.hidden, a.c, a.w1.dtype) + G::packed_bytes(a.c, a.hidden, a.w2.dtype);
     // The tile takes about half of L2; the rest is for weights and x. Weights of several times the size of L2
     // are read from L3 once a tile, and then fewer, larger tiles are faster (C 768, batch 8, fp32: 12.4 ->
     // 11.8 ms; slower for smaller weights).

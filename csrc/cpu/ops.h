@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "common/axis.h"
 #include "common/dtype.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
@@ -45,39 +46,45 @@ CNK_INLINE constexpr int64_t pad_channels(int64_t c) {
 enum class Products : int { kFloat32 = 0, kBFloat16 = 1 };
 CNK_INLINE bool has_bf16_products(Isa isa) { return isa == Isa::kAvx512Bf16 || isa == Isa::kAmx; }
 
-// The weights of a depthwise convolution: (padded C / kChannelAlign, K * K, kChannelAlign), so that the taps
+// The weights of a depthwise convolution: (padded C / kChannelAlign, KH * KW, kChannelAlign), so that the taps
 // of a register's channels are next to each other. Taps that are a whole row of channels apart would share
-// few sets of L1 (C 768: four of 64).
-CNK_INLINE int64_t packed_taps_bytes(int kernel_size, int64_t c) {
-  return int64_t{kernel_size} * kernel_size * pad_channels(c) * 4;
+// few sets of L1 (C 768: four of 64). Of a row (or column) of taps, those that are `tap_step` apart are next
+// to each other: first 0, 2, 4..., then 1, 3, 5...
+CNK_INLINE int64_t packed_taps_bytes(const Axis& h, const Axis& w, int64_t c) {
+  return int64_t{h.taps} * w.taps * pad_channels(c) * 4;
 }
-// From (K * K, C).
-CNK_INLINE void pack_taps(const float* weight, int kernel_size, int64_t c, float* packed) {
-  const int64_t taps = int64_t{kernel_size} * kernel_size;
+// From (KH * KW, C).
+CNK_INLINE void pack_taps(const float* weight, const Axis& h, const Axis& w, int64_t c, float* packed) {
+  const Axis& along = along_columns(h, w) ? h : w;
+  const int64_t taps = int64_t{h.taps} * w.taps, step = tap_step(along);
   for (int64_t i = 0; i < pad_channels(c); ++i) {
     float* to = packed + i / kChannelAlign * kChannelAlign * taps + i % kChannelAlign;
-    for (int64_t tap = 0; tap < taps; ++tap) to[tap * kChannelAlign] = i < c ? weight[tap * c + i] : 0.0f;
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const int64_t k = tap % along.taps, at = k / step + (k % step ? (along.taps + 1) / 2 : 0);
+      to[(tap - k + at) * kChannelAlign] = i < c ? weight[tap * c + i] : 0.0f;
+    }
   }
 }
 
 struct DwconvArgs {
   DType dtype;
-  const void* x;  // (N, H, W, C)
-  void* y;        // (N, H, W, C)
-  int64_t n, h, w, c;
-  int kernel_size, dilation;
+  const void* x;  // (N, H in, W in, C)
+  void* y;        // (N, H out, W out, C)
+  int64_t n, c;
+  Axis h, w;
   const float* weight;   // packed by pack_taps
   const float* bias;     // padded C
-  const void* residual;  // (N, H, W, C), added to the result, or null
+  const void* residual;  // like y, added to the result, or null
 };
 
-// dw[i, j, c] = sum of dy[n, h, w, c] x[n, h + (i - P) d, w + (j - P) d, c], P = K / 2; db[c] = sum of dy.
+// dw[i, j, c] = sum of dy[n, h, w, c] x[n, h S + (i - P) D, w S + (j - Q) D, c], P = KH / 2, Q = KW / 2, S the
+// stride; db[c] = sum of dy. The axes are those of the convolution: x is its input, and `up` is 1.
 struct DwconvWeightGradientArgs {
   DType dtype;
-  const void *x, *dy;  // (N, H, W, C)
-  int64_t n, h, w, c;
-  int kernel_size, dilation;
-  float *dw, *db;   // (K * K, padded C), padded C
+  const void *x, *dy;  // (N, H in, W in, C), (N, H out, W out, C)
+  int64_t n, c;
+  Axis h, w;
+  float *dw, *db;   // (KH * KW, padded C), padded C
   char* workspace;  // IsaOps::dwconv_weight_gradient_workspace bytes, 64-byte aligned
 };
 
@@ -125,7 +132,8 @@ struct GrnBackwardArgs {
 // A matrix packed for the products by IsaOps::pack_matrix.
 struct PackedMatrix {
   const void* data;
-  int64_t n, k;  // out = in (rows, k) times matrix (k, n)
+  int64_t n, k;                   // out = in (rows, k) times matrix (k, n)
+  DType dtype = DType::kFloat32;  // of the elements, for fp32 products; the others have bf16 elements
 };
 
 // The phases of `mlp`, for MlpArgs::phases: the convolution (or reading x), LN, W1 with GELU, GRN, W2 with
@@ -142,11 +150,12 @@ enum MlpSchedule { kByShape = -1, kShort, kLong, kHalfTiles, kDoubleTiles, kSpli
 struct MlpArgs {
   DType dtype;  // of x, residual and out
   Products products;
-  const void* x;         // (N, H, W, C): input of dwconv, or of LN if kernel_size is 0
+  const void* x;         // (N, H, W, C): input of dwconv, or of LN if kernel_h is 0
   const void* residual;  // (N, H, W, C) or null
   void* out;             // (N, H, W, C); may not alias x
   int64_t n, h, w, c, hidden;
-  int kernel_size, dilation;         // kernel_size 0: no convolution
+  int kernel_h, kernel_w;  // of dwconv; 0: no convolution
+  int64_t dilation_h, dilation_w;
   const float *dw_weight, *dw_bias;  // packed by pack_taps; padded C
   float eps, grn_eps;
   const float *norm_weight, *norm_bias;  // padded C
@@ -242,10 +251,12 @@ struct IsaOps {
   int64_t (*downsample_workspace)(const DownsampleArgs&, int threads);
   void (*downsample_backward)(const DownsampleBackwardArgs&, Team&);
   int64_t (*downsample_backward_workspace)(const DownsampleBackwardArgs&, int threads);
-  // Bytes of a packed (k, n) matrix, and the packing of w, row-major (n, k), as the weight of a Linear.
-  int64_t (*packed_bytes)(Products, int64_t n, int64_t k);
+  // Bytes of a packed (k, n) matrix, and the packing of w, row-major (n, k), as the weight of a Linear. Both
+  // for w's dtype: for fp32 products the packed elements have it too.
+  int64_t (*packed_bytes)(Products, DType, int64_t n, int64_t k);
   void (*pack_matrix)(Products, DType, const void* w, int64_t n, int64_t k, void* packed, Team&);
-  // The same for w, row-major (k, n); row i is multiplied by scale[i] unless scale is null.
+  // The same for w, row-major (k, n); row i is multiplied by scale[i] unless scale is null. The packed
+  // elements are fp32 for fp32 products.
   void (*pack_transposed)(Products, DType, const void* w, int64_t n, int64_t k, const float* scale,
                           void* packed, Team&);
 };

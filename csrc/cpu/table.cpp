@@ -40,11 +40,11 @@ int64_t downsample_backward_workspace(const DownsampleBackwardArgs&, int threads
 
 namespace {
 
-int64_t packed_bytes([[maybe_unused]] Products products, int64_t n, int64_t k) {
+int64_t packed_bytes([[maybe_unused]] Products products, DType dtype, int64_t n, int64_t k) {
 #if defined(CNK_HAS_BF16)
-  if (products == Products::kFloat32) return CNK_SHARED::kOps.packed_bytes(products, n, k);
+  if (products == Products::kFloat32) return CNK_SHARED::kOps.packed_bytes(products, dtype, n, k);
 #endif
-  return Gemm::packed_bytes(n, k);
+  return Gemm::packed_bytes(n, k, dtype);
 }
 
 void pack_matrix([[maybe_unused]] Products products, DType dtype, const void* w, int64_t n, int64_t k,

@@ -26,12 +26,22 @@ struct DwconvParams {
   int64_t blocks, tiles_per_block;
 };
 
+// Where tap (kh, kw) of the kernel is in shared memory: the taps of a part follow each other.
+__device__ __forceinline__ int place_of(const TileShape& s, int tap) {
+  const int step_h = s.h.tap_step, step_w = s.w.tap_step;
+  if (step_h * step_w == 1) return tap;
+  const int kh = tap / s.w.side, kw = tap - kh * s.w.side;
+  const int second_h = kh % step_h, second_w = kw % step_w;
+  const int rows = second_h ? s.h.side / 2 : s.h.taps, columns = second_w ? s.w.side / 2 : s.w.taps;
+  return (second_h ? s.h.taps * s.w.side : 0) + (second_w ? s.w.taps * rows : 0) + kh / step_h * columns +
+         kw / step_w;
+}
+
 // The weights of the block's channels, fp32: a plane of
 // taps for every four channels, zeros after the last one.
 template <class T>
-__device__ __forceinline__ void stage_weights(const DwconvParams& p, int side, int channel,
+__device__ __forceinline__ void stage_weights(const DwconvParams& p, int taps, int channel,
                                               Pixel<float>* to) {
-  const int taps = side * side;
   for (int i = int(threadIdx.x); i < taps * p.s.lanes; i += int(blockDim.x)) {
     const int lane = i / taps, tap = i - lane * taps;
     const int c = channel + lane * kChannels;
@@ -43,7 +53,7 @@ __device__ __forceinline__ void stage_weights(const DwconvParams& p, int side, i
     } else {
       for (int k = 0; k < kChannels && c + k < p.s.c; ++k) weight.element[k] = widen(from[k * taps]);
     }
-    to[i] = weight;
+    to[lane * taps + place_of(p.s, tap)] = weight;
   }
 }
 
@@ -65,48 +75,49 @@ __device__ __forceinline__ void add_taps(const float (&x)[kColumns + kChunk - 1]
 }
 
 // kChunk taps from `weights` on of every kernel row, for both rows of the thread. `tile` points to the first
-// column that the first tap reads.
+// column that the first tap reads, `row` is the row of x that it reads for the upper row.
 template <class T, int kChunk>
-__device__ __forceinline__ void add_chunk(const TileShape& s, const Tile& t, int side, const Pixel<T>* tile,
-                                          const Pixel<float>* weights, int pair, Accumulators& acc) {
-  const int row = t.row + pair * kRows;  // of the lattice: the thread's upper row
-  const int begin = max(row - side / 2, t.first_row);
-  const int end = min(row + 1 + side / 2 + 1, t.first_row + t.row_count);
-  int kh = begin - (row - side / 2);  // of the upper row; one less for the lower
-  const Pixel<T>* x_row = tile + (begin - t.first_row) * s.columns;
+__device__ __forceinline__ void add_chunk(const TileShape& s, const Window& v, int row, int side_h,
+                                          int side_w, const Pixel<T>* tile, const Pixel<float>* weights,
+                                          Accumulators& acc) {
+  const int begin = max(row, v.row);
+  const int end = min(row + side_h + 1, v.row + v.rows);
+  int kh = begin - row;  // of the upper row; one less for the lower
+  const Pixel<T>* x_row = tile + (begin - v.row) * s.columns;
   const int last_kh = kh + end - begin;
-  const Pixel<float>*upper = weights + kh * side, *lower = upper - side;
+  const Pixel<float>*upper = weights + kh * side_w, *lower = upper - side_w;
 #pragma unroll 1
-  for (; kh < last_kh; ++kh, x_row += s.columns, lower = upper, upper += side) {
+  for (; kh < last_kh; ++kh, x_row += s.columns, lower = upper, upper += side_w) {
     constexpr int kWindow = kColumns + kChunk - 1;
     float x[kWindow][kChannels];
 #pragma unroll
     for (int j = 0; j < kWindow; ++j) load(x_row[j].element, x[j]);
-    if (kh < side) add_taps<kChunk>(x, upper, acc[0]);
+    if (kh < side_h) add_taps<kChunk>(x, upper, acc[0]);
     if (kh > 0) add_taps<kChunk>(x, lower, acc[1]);
   }
 }
 
-// A kernel of any side. Its columns are divided into chunks
-// of 3 to 7 taps (1 tap for 1x1) that differ by at most one.
+// A part of any sides. Its columns are divided into chunks
+// of 3 to 7 taps (1 or 2 taps if there are no more) that differ by at most one.
 template <class T>
-__device__ __forceinline__ void add_chunks(const TileShape& s, const Tile& t, const Pixel<T>* tile,
-                                           const Pixel<float>* weights, int group, int pair,
-                                           Accumulators& acc) {
+__device__ __forceinline__ void add_chunks(const TileShape& s, const Window& v, int row, int column,
+                                           int side_h, int side_w, const Pixel<T>* tile,
+                                           const Pixel<float>* weights, Accumulators& acc) {
   int first = 0;
 #pragma unroll 1
-  for (int chunks = (s.side + kTaps - 1) / kTaps; chunks > 0; --chunks) {
-    const int taps = (s.side - first + chunks - 1) / chunks;
+  for (int chunks = (side_w + kTaps - 1) / kTaps; chunks > 0; --chunks) {
+    const int taps = (side_w - first + chunks - 1) / chunks;
     // Chunks whose columns are all outside the image only add
     // zeros: most chunks of a large kernel on a small image.
-    const int column = t.column + group * kColumns - s.side / 2 + first;
-    if (column + kColumns + taps - 1 > 0 && column * s.dilation + t.residue_w < s.w) {
-      if (taps == 7) add_chunk<T, 7>(s, t, s.side, tile + first, weights + first, pair, acc);
-      if (taps == 6) add_chunk<T, 6>(s, t, s.side, tile + first, weights + first, pair, acc);
-      if (taps == 5) add_chunk<T, 5>(s, t, s.side, tile + first, weights + first, pair, acc);
-      if (taps == 4) add_chunk<T, 4>(s, t, s.side, tile + first, weights + first, pair, acc);
-      if (taps == 3) add_chunk<T, 3>(s, t, s.side, tile + first, weights + first, pair, acc);
-      if (taps == 1) add_chunk<T, 1>(s, t, s.side, tile + first, weights + first, pair, acc);
+    const int reached = column + first;
+    if (reached + kColumns + taps - 1 > 0 && reached < v.w.count) {
+      if (taps == 7) add_chunk<T, 7>(s, v, row, side_h, side_w, tile + first, weights + first, acc);
+      if (taps == 6) add_chunk<T, 6>(s, v, row, side_h, side_w, tile + first, weights + first, acc);
+      if (taps == 5) add_chunk<T, 5>(s, v, row, side_h, side_w, tile + first, weights + first, acc);
+      if (taps == 4) add_chunk<T, 4>(s, v, row, side_h, side_w, tile + first, weights + first, acc);
+      if (taps == 3) add_chunk<T, 3>(s, v, row, side_h, side_w, tile + first, weights + first, acc);
+      if (taps == 2) add_chunk<T, 2>(s, v, row, side_h, side_w, tile + first, weights + first, acc);
+      if (taps == 1) add_chunk<T, 1>(s, v, row, side_h, side_w, tile + first, weights + first, acc);
     }
     first += taps;
   }
@@ -117,13 +128,13 @@ template <class T, class Y>
 __device__ __forceinline__ void store_vectors(const DwconvParams& p, const Tile& t, int row, int column,
                                               int channel, Accumulators& acc) {
   const Image &y = p.y, &residual = p.residual;
-  const int d = p.s.dilation;
+  const int d = p.s.w.y_step;
   const int first_w = column * d + t.residue_w;
-  const int columns = (p.s.w - first_w + d - 1) / d;  // from here to the end of the image
+  const int columns = (p.s.w.out - first_w + d - 1) / d;  // from here to the end of the image
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    const int h = (row + r) * d + t.residue_h;
-    if (h >= p.s.h) break;
+    const int h = (row + r) * p.s.h.y_step + t.residue_h;
+    if (h >= p.s.h.out) break;
     if (residual.data) {
       const T* from = static_cast<const T*>(residual.data) + t.sample * residual.stride_n +
                       h * residual.stride_h + first_w * residual.stride_w + channel;
@@ -158,10 +169,10 @@ __device__ __forceinline__ void store_elements(const DwconvParams& p, const Tile
     const int pixel = column_first ? i % pixels : i / channels;
     const int lane = column_first ? i / pixels : i % channels;
     const int row = pixel / width;
-    const int h = (t.row + row) * p.s.dilation + t.residue_h;
-    const int w = (t.column + pixel - row * width) * p.s.dilation + t.residue_w;
+    const int h = (t.row + row) * p.s.h.y_step + t.residue_h;
+    const int w = (t.column + pixel - row * width) * p.s.w.y_step + t.residue_w;
     const int c = channel + lane;
-    if (h >= p.s.h || w >= p.s.w || c >= p.s.c) continue;
+    if (h >= p.s.h.out || w >= p.s.w.out || c >= p.s.c) continue;
     float value = from[lane / kChannels * plane + pixel].element[lane % kChannels];
     if (residual.data) {
       value += load(residual.data, residual.dtype,
@@ -172,36 +183,33 @@ __device__ __forceinline__ void store_elements(const DwconvParams& p, const Tile
   }
 }
 
-// kSide: 7, or 0 for any. Separate instances for the sides 3 to 13 execute 3 to 5 % fewer instructions, but
+// kSide: 7 for 7x7 with stride 1, or 0 for all others. Separate instances for the sides 3 to 13 execute 3 to 5 % fewer instructions, but
 // each adds half a second to the compile time of every architecture.
 template <class T, int kSide>
 __global__ void __launch_bounds__(kDwconvThreads) dwconv_kernel(const DwconvParams p) {
   CNK_SHARED(char, shared);
   const TileShape& s = p.s;
-  const int side = kSide ? kSide : s.side;
+  const int all_taps = kSide ? kSide * kSide : s.h.side * s.w.side;
+  const int parts = kSide ? 1 : s.h.tap_step * s.w.tap_step;
   Pixel<T>* tile = reinterpret_cast<Pixel<T>*>(shared);
   Pixel<float>* weights = reinterpret_cast<Pixel<float>*>(shared + p.tile_bytes);
   const int lane = int(threadIdx.x) % s.lanes, rest = int(threadIdx.x) / s.lanes;
   const int group = rest % s.groups, pair = rest / s.groups;
   const bool active = pair < s.pairs;
   for (int64_t block = blockIdx.x; block < p.blocks; block += gridDim.x) {
-    const Divided part = divide(block, s.chunks);
-    const int channel = int(part.remainder) * s.lanes * kChannels;
+    const Divided share = divide(block, s.chunks);
+    const int channel = int(share.remainder) * s.lanes * kChannels;
     const int c = channel + lane * kChannels;
     __syncthreads();  // the tiles before no longer read these weights
-    stage_weights<T>(p, side, channel, weights);
+    stage_weights<T>(p, all_taps, channel, weights);
     float bias[kChannels];
 #pragma unroll
     for (int i = 0; i < kChannels; ++i) bias[i] = c + i < s.c ? load(p.bias, c + i, 0.0f) : 0.0f;
-    const int64_t first = part.quotient * p.tiles_per_block;
+    const int64_t first = share.quotient * p.tiles_per_block;
     const int64_t last = min(first + p.tiles_per_block, s.tiles);
     for (int64_t index = first; index < last; ++index) {
       const Tile t = tile_at(s, index);
       const int row = t.row + pair * kRows, column = t.column + group * kColumns;
-      __syncthreads();  // the tile before no longer uses this memory
-      stage(p.x, p.access, p.walk, s, t, {t.first_row, t.row_count, t.column - side / 2, s.columns}, channel,
-            s.plane, tile);
-      __syncthreads();
       Accumulators acc;
       if (active) {
 #pragma unroll
@@ -209,13 +217,31 @@ __global__ void __launch_bounds__(kDwconvThreads) dwconv_kernel(const DwconvPara
 #pragma unroll
           for (int i = 0; i < kChannels; ++i) acc[0][q][i] = acc[1][q][i] = bias[i];
         }
-        const Pixel<T>* own = tile + lane * s.plane + group * kColumns;
-        const Pixel<float>* own_weights = weights + lane * side * side;
-        if constexpr (kSide) {
-          add_chunk<T, kSide>(s, t, side, own, own_weights, pair, acc);
-        } else {
-          add_chunks<T>(s, t, own, own_weights, group, pair, acc);
+      }
+      const Pixel<float>* own_weights = weights + lane * all_taps;
+#pragma unroll 1
+      for (int part = 0; part < parts; ++part) {
+        Part h, w;
+        const int second_h = part / s.w.tap_step;
+        const bool meets = part_at(s.h, t.residue_h, second_h, &h);
+        const bool meets_too = part_at(s.w, t.residue_w, part - second_h * s.w.tap_step, &w);
+        if (meets && meets_too) {
+          const int top = t.row + h.shift, left = t.column + w.shift;
+          const Window v = window_of(h.x, w.x, top, top + tile_height(s) + h.taps - 1, left, s.columns);
+          __syncthreads();  // the tile before no longer uses this memory
+          stage(p.x, p.access, p.walk, s, t, v, channel, s.plane, tile);
+          __syncthreads();
+          if (active) {
+            const Pixel<T>* own = tile + lane * s.plane + group * kColumns;
+            const int x_row = top + pair * kRows;
+            if constexpr (kSide) {
+              add_chunk<T, kSide>(s, v, x_row, kSide, kSide, own, own_weights, acc);
+            } else {
+              add_chunks<T>(s, v, x_row, left + group * kColumns, h.taps, w.taps, own, own_weights, acc);
+            }
+          }
         }
+        own_weights += h.taps * w.taps;
       }
       if (p.store == Access::kVector) {
         if (!active || c >= s.c) continue;
@@ -264,7 +290,8 @@ Plan plan_of(const DwconvArgs& a, const TileShape& s, bool stores_elements) {
         max(plan.tile_bytes, int64_t(s.lanes) * plan.result_plane * int64_t(sizeof(Pixel<float>)));
   }
   plan.tile_bytes = ceil_div(plan.tile_bytes, 16) * 16;
-  plan.shared_bytes = plan.tile_bytes + int64_t(s.lanes) * s.side * s.side * int64_t(sizeof(Pixel<float>));
+  plan.shared_bytes =
+      plan.tile_bytes + int64_t(s.lanes) * s.h.side * s.w.side * int64_t(sizeof(Pixel<float>));
   return plan;
 }
 
@@ -281,8 +308,11 @@ double predicted_cycles(const DwconvArgs& a, const Plan& plan, const DeviceInfo&
   const double outputs = kRows * kColumns * kChannels;  // of a thread
   const double loads =
       double(s.rows) * s.columns * s.lanes * kChannels * double(element_size(a.x.dtype)) / 16;
-  const double weights = double(s.lanes) * a.side * a.side;
-  const double convolve = outputs * (a.side * a.side * 1.22 + 3) + 150 + loads * 28 / plan.threads;
+  const double weights = double(s.lanes) * s.h.side * s.w.side;
+  // With a stride all parts together, or one of those of an input gradient.
+  const double parts = s.h.half ? 1 : s.h.tap_step * s.w.tap_step;
+  const double taps = parts * s.h.taps * s.w.taps;
+  const double convolve = outputs * (taps * 1.22 + 3) + 150 + parts * loads * 28 / plan.threads;
   const double blocks = double(s.tiles) * s.chunks / double(plan.tiles_per_block);
   const double work = convolve * double(plan.tiles_per_block) + weights * 25 / plan.threads;
   const double warps = plan.threads / kWarpSize;
@@ -294,18 +324,20 @@ double predicted_cycles(const DwconvArgs& a, const Plan& plan, const DeviceInfo&
 Plan choose(const DwconvArgs& a, const DeviceInfo& device, int least_lanes, bool stores_elements) {
   Plan best{};
   double least = 0;
-  const int64_t lattice_h = ceil_div(a.h, a.dilation), lattice_w = ceil_div(a.w, a.dilation);
+  const auto lattice = [](const Axis& axis) {
+    return lattice_of(int(axis.out), 0, tile_axis(axis, 1).y_step).count;
+  };
+  const int64_t lattice_h = lattice(a.of.h), lattice_w = lattice(a.of.w);
   // At most a third of a multiprocessor's shared memory, so that one block copies while others compute; all
   // of it if nothing fits. With 32 channels or more, neighbouring threads use whole lines of global memory;
   // fewer channels only if more do not fit.
   for (const int64_t limit : {device.shared_bytes / 3, device.shared_bytes}) {
     for (int lanes = 16; lanes >= least_lanes; lanes /= 2) {
       if (lanes < 8 && best.threads) break;
-      if (lanes > least_lanes && lanes / 2 * kChannels >= a.c) continue;
+      if (lanes > least_lanes && lanes / 2 * kChannels >= a.of.c) continue;
       for (int groups = 1; groups <= 8 && (groups - 1) * kColumns < lattice_w; ++groups) {
         for (int pairs = 1; pairs <= 16 && (pairs - 1) * kRows < lattice_h; ++pairs) {
-          const TileShape s = tile_shape(a.n, a.c, a.h, a.w, a.side, a.dilation, lanes, groups, pairs,
-                                         element_size(a.x.dtype));
+          const TileShape s = tile_shape(a.of, lanes, groups, pairs, element_size(a.x.dtype));
           Plan plan = plan_of(a, s, stores_elements);
           if (plan.threads > kDwconvThreads || plan.shared_bytes > limit) break;
           // Weights are copied once for several tiles: so many that one wave of blocks computes all tiles.
@@ -325,15 +357,17 @@ Plan choose(const DwconvArgs& a, const DeviceInfo& device, int least_lanes, bool
     if (best.threads) break;
   }
   if (!best.threads) {
-    refuse("dwconv_kernel", {"NCHWKD", {a.n, a.c, a.h, a.w, a.side, a.dilation}},
-           "no tile fits into the GPU's shared memory");
+    refuse("dwconv_kernel", shape_of(a.of), "no tile fits into the GPU's shared memory");
   }
   return best;
 }
 
 template <class T>
 void run(const Context& context, const Launch& what, const DwconvParams& params) {
-  if (params.s.side == 7) return launch(context, what, dwconv_kernel<T, 7>, params);
+  const TileShape& s = params.s;
+  const bool seven =
+      s.h.side == 7 && s.w.side == 7 && s.h.in == s.h.out && s.w.in == s.w.out && s.h.down == 1;
+  if (seven && !s.h.half) return launch(context, what, dwconv_kernel<T, 7>, params);
   launch(context, what, dwconv_kernel<T, 0>, params);
 }
 
@@ -347,11 +381,11 @@ void dwconv(const Context& context, const DwconvArgs& a) {
   p.weight = a.weight;
   p.bias = a.bias;
   p.flip = a.flip;
-  p.access = access_of(a.x, a.c);
-  p.store = access_of(a.y, a.c);
+  p.access = access_of(a.x, a.of.c);
+  p.store = access_of(a.y, a.of.c);
   if (p.store == Access::kVector) {
     const bool residual_fits =
-        !a.residual.data || (vectors_fit(a.residual, a.c) && a.residual.dtype == a.x.dtype);
+        !a.residual.data || (vectors_fit(a.residual, a.of.c) && a.residual.dtype == a.x.dtype);
     const bool dtype_fits = a.y.dtype == a.x.dtype || a.y.dtype == DType::kFloat32;
     if (!residual_fits || !dtype_fits) p.store = Access::kChannelFirst;
   }
@@ -360,18 +394,15 @@ void dwconv(const Context& context, const DwconvArgs& a) {
   const int least_lanes = p.access == Access::kVector && a.x.dtype != DType::kFloat32 ? 2 : 1;
   const Plan plan = choose(a, device, least_lanes, p.store != Access::kVector);
   p.s = plan.shape;
-  p.walk = walk_of(a.x, p.s, p.s.columns, plan.threads);
-  p.y_step = a.dilation * a.y.stride_w;
-  p.residual_step = a.dilation * a.residual.stride_w;
+  p.walk = walk_of(a.x, p.s, p.s.h.x_step, p.s.w.x_step, p.s.columns, plan.threads);
+  p.y_step = p.s.w.y_step * a.y.stride_w;
+  p.residual_step = p.s.w.y_step * a.residual.stride_w;
   p.tile_bytes = plan.tile_bytes;
   p.result_plane = plan.result_plane;
   p.tiles_per_block = plan.tiles_per_block;
   p.blocks = ceil_div(p.s.tiles, p.tiles_per_block) * p.s.chunks;
-  const Launch what{a.flip ? "dwconv_kernel, input gradient" : "dwconv_kernel",
-                    p.blocks,
-                    plan.threads,
-                    plan.shared_bytes,
-                    {"NCHWKD", {a.n, a.c, a.h, a.w, a.side, a.dilation}}};
+  const Launch what{a.flip ? "dwconv_kernel, input gradient" : "dwconv_kernel", p.blocks, plan.threads,
+                    plan.shared_bytes, shape_of(a.of)};
   with_element(a.x.dtype, [&](auto element) { run<typename decltype(element)::Type>(context, what, p); });
 }
 

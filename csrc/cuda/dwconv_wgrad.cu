@@ -23,6 +23,7 @@ struct DwconvWeightParams {
   int taps_w;      // chunks of taps of a kernel row
   int block_rows;  // kernel rows of a block
   int row_blocks;  // blocks that share the kernel rows
+  int tap_parts;   // parts of the taps, with blocks of their own
   int splits;      // threads that share a tap
   int dy_plane;
   int64_t dy_bytes;  // of dy in shared memory
@@ -93,37 +94,42 @@ __global__ void __launch_bounds__(kWeightThreads, 2) dwconv_weight_kernel(const 
     const int channel = int(d.remainder) * s.lanes * kChannels;
     d = divide(d.quotient, p.row_blocks);
     const int first_kh = int(d.remainder) * p.block_rows;
-    const int kh = first_kh + row_in_block;
+    const int kh = first_kh + row_in_block;  // of the part
+    d = divide(d.quotient, p.tap_parts);
+    const int tap_part = int(d.remainder), second_h = tap_part / s.w.tap_step;
+    const int second_w = tap_part - second_h * s.w.tap_step;
     const int64_t part = d.quotient;
-    const bool active = split < p.splits && kh < s.side;
+    const bool active = split < p.splits && kh * s.h.tap_step + second_h < s.h.side;
     // The first block of kernel rows sums the bias.
-    const bool sums_dy = first_kh == 0 && first_tap == 0;
+    const bool sums_dy = first_kh == 0 && first_tap == 0 && tap_part == 0;
     float acc[kHeld][kChannels] = {}, bias[kChannels] = {};
     const int64_t first = part * p.tiles_per_part, last = min(first + p.tiles_per_part, s.tiles);
     for (int64_t index = first; index < last; ++index) {
       const Tile t = tile_at(s, index);
-      const int lattice_rows = (s.h - t.residue_h + s.dilation - 1) / s.dilation;
-      const int lattice_columns = (s.w - t.residue_w + s.dilation - 1) / s.dilation;
-      const int rows = min(tile_height(s), lattice_rows - t.row);
-      const int x_first = max(t.row + first_kh - s.side / 2, 0);
-      const int x_last = min(t.row + tile_height(s) + first_kh + p.block_rows - 1 - s.side / 2, lattice_rows);
+      const Lattice dy_h = lattice_of(s.h.out, t.residue_h, s.h.y_step);
+      const Lattice dy_w = lattice_of(s.w.out, t.residue_w, s.w.y_step);
+      Part h, w;  // there is one for every pixel: only an input gradient's may be between those of x
+      part_at(s.h, t.residue_h, second_h, &h);
+      part_at(s.w, t.residue_w, second_w, &w);
+      const Window dy_window = window_of(dy_h, dy_w, t.row, t.row + tile_height(s), t.column, tile_width(s));
+      const int x_top = t.row + first_kh + h.shift;
+      const Window x_window = window_of(h.x, w.x, x_top, x_top + tile_height(s) + p.block_rows - 1,
+                                        t.column + w.shift, s.columns);
       __syncthreads();  // the tile before no longer uses this memory
-      stage(p.dy, p.dy_access, p.dy_walk, s, t, {t.row, rows, t.column, tile_width(s)}, channel, p.dy_plane,
-            dy_tile);
-      stage(p.x, p.x_access, p.x_walk, s, t, {x_first, x_last - x_first, t.column - s.side / 2, s.columns},
-            channel, s.plane, x_tile);
+      stage(p.dy, p.dy_access, p.dy_walk, s, t, dy_window, channel, p.dy_plane, dy_tile);
+      stage(p.x, p.x_access, p.x_walk, s, t, x_window, channel, s.plane, x_tile);
       __syncthreads();
       if (!active) continue;
 #pragma unroll 1
-      for (int row = split; row < rows; row += p.splits) {
+      for (int row = split; row < dy_window.rows; row += p.splits) {
         const Pixel<T>* dy_row = dy_tile + lane * p.dy_plane + row * tile_width(s);
         if (sums_dy) {  // each kernel row sums its share of the columns, so that no thread waits for another
           for (int q = row_in_block; q < tile_width(s); q += p.block_rows) add(dy_row[q].element, bias);
         }
-        const int x_row = t.row + row + kh - s.side / 2;
-        if (x_row < x_first || x_row >= x_last) continue;
-        const Pixel<T>* x_at = x_tile + lane * s.plane + (x_row - x_first) * s.columns + first_tap;
-        const int column = t.column - s.side / 2 + first_tap;
+        const int x_row = t.row + row + kh + h.shift - x_window.row;
+        if (x_row < 0 || x_row >= x_window.rows) continue;
+        const Pixel<T>* x_at = x_tile + lane * s.plane + x_row * s.columns + first_tap;
+        const int column = x_window.column + first_tap, lattice_columns = w.x.count;
         if constexpr (kHeld == kTaps) {
           add_row<T, kTaps>(p, dy_row, x_at, column, lattice_columns, acc);
         } else {
@@ -152,7 +158,7 @@ __global__ void __launch_bounds__(kWeightThreads, 2) dwconv_weight_kernel(const 
 #pragma unroll
       for (int tap = 0; tap < kHeld; ++tap) add(theirs + tap * kChannels, acc[tap]);
     }
-    const bool writes_bias = first_kh == 0 && first_tap == 0 && row_in_block == 0;
+    const bool writes_bias = sums_dy && row_in_block == 0;
     if (writes_bias) {
 #pragma unroll 1
       for (int other = 1; other < p.splits * p.block_rows; ++other) {
@@ -160,17 +166,18 @@ __global__ void __launch_bounds__(kWeightThreads, 2) dwconv_weight_kernel(const 
         add(sums + theirs * kValues + kHeld * kChannels, bias);
       }
     }
-    float* out = p.partials + part * (s.side * s.side + 1) * int64_t(s.c);
+    float* out = p.partials + part * (s.h.side * s.w.side + 1) * int64_t(s.c);
 #pragma unroll
     for (int i = 0; i < kChannels; ++i) {
       const int c = channel + lane * kChannels + i;
       if (c >= s.c) break;
 #pragma unroll
       for (int tap = 0; tap < kHeld; ++tap) {
-        const int kw = first_tap + tap;
-        if (kw < s.side && tap < p.chunk) out[int64_t(kh * s.side + kw) * s.c + c] = acc[tap][i];
+        const int kw = (first_tap + tap) * s.w.tap_step + second_w;
+        const int row = kh * s.h.tap_step + second_h;
+        if (kw < s.w.side && tap < p.chunk) out[int64_t(row * s.w.side + kw) * s.c + c] = acc[tap][i];
       }
-      if (writes_bias) out[int64_t(s.side * s.side) * s.c + c] = bias[i];
+      if (writes_bias) out[int64_t(s.h.side * s.w.side) * s.c + c] = bias[i];
     }
   }
 }
@@ -181,12 +188,12 @@ struct DwconvFinishParams {
   void* db;
   DType db_dtype;
   int64_t parts, blocks;
-  int c, side;
+  int c, side_h, side_w;
 };
 
 // dw and db as sums over the parts; one thread for every tap of every channel.
 __global__ void __launch_bounds__(kFinishThreads) dwconv_weight_finish_kernel(const DwconvFinishParams p) {
-  const int64_t length = int64_t(p.side * p.side + 1) * p.c;
+  const int64_t length = int64_t(p.side_h * p.side_w + 1) * p.c;
   for (int64_t block = blockIdx.x; block < p.blocks; block += gridDim.x) {
     const int64_t index = block * kFinishThreads + threadIdx.x;
     if (index >= length) continue;
@@ -194,8 +201,8 @@ __global__ void __launch_bounds__(kFinishThreads) dwconv_weight_finish_kernel(co
 #pragma unroll 8
     for (int64_t part = 0; part < p.parts; ++part) sum += p.partials[part * length + index];
     const int tap = int(index / p.c), c = int(index % p.c);
-    const int kh = tap / p.side, kw = tap % p.side;
-    if (kh == p.side) {
+    const int kh = tap / p.side_w, kw = tap % p.side_w;
+    if (kh == p.side_h) {
       if (p.db) store(sum, p.db, p.db_dtype, c);
     } else if (p.dw.data) {
       store(sum, p.dw.data, p.dw.dtype, c * p.dw.stride_n + kh * p.dw.stride_h + kw * p.dw.stride_w);
@@ -220,32 +227,34 @@ int chunk_of(int side) {
   return max(5, int(ceil_div(side, chunks)));
 }
 
-Plan plan_of(const DeviceInfo& device, DType dtype, int64_t n, int64_t c, int64_t h, int64_t w, int side,
-             int dilation) {
+Plan plan_of(const DeviceInfo& device, DType dtype, const Convolution& of) {
   Plan best;
   const int64_t size = element_size(dtype);
-  const int64_t lattice_h = ceil_div(h, dilation), lattice_w = ceil_div(w, dilation);
-  const int chunk = chunk_of(side);
+  const TileAxis one_h = tile_axis(of.h, 1), one_w = tile_axis(of.w, 1);
+  const int lattice_h = lattice_of(one_h.out, 0, one_h.y_step).count;
+  const int lattice_w = lattice_of(one_w.out, 0, one_w.y_step).count;
+  const int chunk = chunk_of(one_w.taps);
   double least = 0;
   for (const int64_t limit : {device.shared_bytes / 3, device.shared_bytes}) {
     for (int lanes = 8; lanes >= 2; lanes /= 2) {
-      if (lanes < 8 && best.threads && lanes * kChannels < c) break;
+      if (lanes < 8 && best.threads && lanes * kChannels < of.c) break;
       for (int groups = 1; groups <= 4 && (groups - 1) * kColumns < lattice_w; ++groups) {
         for (int pairs = 1; pairs <= 8 && (pairs - 1) * kRows < lattice_h; ++pairs) {
           Plan plan;
           DwconvWeightParams& p = plan.params;
           p = {};
-          p.s = tile_shape(n, c, h, w, side, dilation, lanes, groups, pairs, size);
+          p.s = tile_shape(of, lanes, groups, pairs, size);
           p.chunk = chunk;
-          p.taps_w = int(ceil_div(side, chunk));
-          p.block_rows = min(side, max(1, kWeightThreads / (lanes * p.taps_w)));
-          p.row_blocks = int(ceil_div(side, p.block_rows));
-          p.block_rows = int(ceil_div(side, p.row_blocks));
+          p.tap_parts = p.s.h.tap_step * p.s.w.tap_step;
+          p.taps_w = int(ceil_div(p.s.w.taps, chunk));
+          p.block_rows = min(p.s.h.taps, max(1, kWeightThreads / (lanes * p.taps_w)));
+          p.row_blocks = int(ceil_div(p.s.h.taps, p.block_rows));
+          p.block_rows = int(ceil_div(p.s.h.taps, p.row_blocks));
           const int tasks = lanes * p.block_rows * p.taps_w;
           p.splits = min(kWeightThreads / tasks, tile_height(p.s));
           plan.threads = int(ceil_div(tasks * p.splits, kWarpSize)) * kWarpSize;
           // Only the rows that these kernel rows need, and columns for whole chunks.
-          p.s.rows = int(min(int64_t(tile_height(p.s) + p.block_rows - 1), lattice_h));
+          p.s.rows = min(tile_height(p.s) + p.block_rows - 1, lattice_of(p.s.h.in, 0, p.s.h.x_step).count);
           // Odd, so that neighbouring kernel rows read different banks.
           p.s.columns = (tile_width(p.s) + p.taps_w * chunk - 1) | 1;
           p.s.plane = plane_of(p.s.rows * p.s.columns, lanes, size);
@@ -257,11 +266,12 @@ Plan plan_of(const DeviceInfo& device, DType dtype, int64_t n, int64_t c, int64_
           if (plan.threads > kWeightThreads || plan.shared_bytes > limit) break;
           // Enough blocks to fill the GPU twice, if there are
           // as many tiles and the sum over parts stays short.
-          const int64_t wanted = ceil_div(2 * device.multiprocessors, int64_t(p.s.chunks) * p.row_blocks);
+          const int64_t wanted =
+              ceil_div(2 * device.multiprocessors, int64_t(p.s.chunks) * p.row_blocks * p.tap_parts);
           p.parts = min(min(p.s.tiles, max(wanted, int64_t{1})), int64_t{kMostParts});
           p.tiles_per_part = ceil_div(p.s.tiles, p.parts);
           p.parts = ceil_div(p.s.tiles, p.tiles_per_part);
-          p.blocks = p.parts * p.s.chunks * p.row_blocks;
+          p.blocks = p.parts * p.s.chunks * p.row_blocks * p.tap_parts;
           const double loads = double(p.s.rows * p.s.columns + tile_height(p.s) * tile_width(p.s)) * lanes *
                                kChannels * double(size) / 16;
           const double rows = std::ceil(double(tile_height(p.s)) / p.splits);
@@ -279,8 +289,7 @@ Plan plan_of(const DeviceInfo& device, DType dtype, int64_t n, int64_t c, int64_
     if (best.threads) break;
   }
   if (!best.threads) {
-    refuse("dwconv_weight_kernel", {"NCHWKD", {n, c, h, w, side, dilation}},
-           "no tile fits into the GPU's shared memory");
+    refuse("dwconv_weight_kernel", shape_of(of), "no tile fits into the GPU's shared memory");
   }
   return best;
 }
@@ -293,27 +302,28 @@ void run(const Context& context, const Launch& what, const DwconvWeightParams& p
 
 }  // namespace
 
-int64_t dwconv_weight_parts(int device, DType dtype, int64_t n, int64_t c, int64_t h, int64_t w, int side,
-                            int dilation) {
-  return plan_of(device_info(device), dtype, n, c, h, w, side, dilation).params.parts;
+int64_t dwconv_weight_parts(int device, DType dtype, const Convolution& of) {
+  return plan_of(device_info(device), dtype, of).params.parts;
 }
 
 void dwconv_weight_gradient(const Context& context, const DwconvWeightArgs& a) {
-  Plan plan = plan_of(device_info(context.device), a.x.dtype, a.n, a.c, a.h, a.w, a.side, a.dilation);
+  Plan plan = plan_of(device_info(context.device), a.x.dtype, a.of);
   DwconvWeightParams& p = plan.params;
   p.dy = a.dy;
   p.x = a.x;
-  p.dy_access = access_of(a.dy, a.c);
-  p.x_access = access_of(a.x, a.c);
-  p.dy_walk = walk_of(a.dy, p.s, tile_width(p.s), plan.threads);
-  p.x_walk = walk_of(a.x, p.s, p.s.columns, plan.threads);
+  p.dy_access = access_of(a.dy, a.of.c);
+  p.x_access = access_of(a.x, a.of.c);
+  const TileShape& s = p.s;
+  p.dy_walk = walk_of(a.dy, s, s.h.y_step, s.w.y_step, tile_width(s), plan.threads);
+  p.x_walk = walk_of(a.x, s, s.h.x_step, s.w.x_step, s.columns, plan.threads);
   p.partials = a.partials;
-  const Shape shape{"NCHWKD", {a.n, a.c, a.h, a.w, a.side, a.dilation}};
+  const Shape shape = shape_of(a.of);
   const Launch what{"dwconv_weight_kernel", p.blocks, plan.threads, plan.shared_bytes, shape};
   with_element(a.x.dtype, [&](auto element) { run<typename decltype(element)::Type>(context, what, p); });
-  const int64_t length = (int64_t(a.side) * a.side + 1) * a.c;
-  const DwconvFinishParams finish{
-      a.partials, a.dw, a.db, a.db_dtype, p.parts, ceil_div(length, kFinishThreads), int(a.c), a.side};
+  const int64_t length = (int64_t(a.of.h.taps) * a.of.w.taps + 1) * a.of.c;
+  const DwconvFinishParams finish{a.partials,  a.dw,        a.db,
+                                  a.db_dtype,  p.parts,     ceil_div(length, kFinishThreads),
+                                  int(a.of.c), a.of.h.taps, a.of.w.taps};
   launch(context, {"dwconv_weight_finish_kernel", finish.blocks, kFinishThreads, 0, shape},
          dwconv_weight_finish_kernel, finish);
 }

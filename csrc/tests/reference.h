@@ -14,31 +14,57 @@ struct Image {
   int64_t count() const { return pixels() * c; }
 };
 
-// weight (K * K, C). Bound: every term may be rounded once by the multiplication and once by the addition.
-inline Expected dwconv(const Values& x, const Image& s, int kernel_size, int dilation, const Values& weight,
+// A depthwise convolution, or the gradient of its input: Axis in cpu/ops.h.
+struct Convolution {
+  int kernel_h, kernel_w;
+  int64_t dilation_h = 1, dilation_w = 1;
+  int down = 1, up = 1;
+
+  static Convolution square(int kernel_size, int64_t dilation) {
+    return {kernel_size, kernel_size, dilation, dilation};
+  }
+  int64_t taps() const { return int64_t{kernel_h} * kernel_w; }
+  // Of an input of `in` pixels; an input gradient has the most pixels that it can have.
+  Axis axis(int64_t in, int kernel, int64_t dilation) const {
+    return {in, down > 1 ? (in + 1) / 2 : in * up, kernel, dilation, down, up};
+  }
+  Axis h(const Image& s) const { return axis(s.h, kernel_h, dilation_h); }
+  Axis w(const Image& s) const { return axis(s.w, kernel_w, dilation_w); }
+  Image result(const Image& s) const { return {s.n, h(s).out, w(s).out, s.c}; }
+};
+
+// The pixel of the input that tap k of result o reads; negative if there is none.
+inline int64_t from(const Axis& axis, int64_t o, int k) {
+  const int64_t scaled = o * axis.down + (k - axis.taps / 2) * axis.dilation;
+  if (scaled < 0 || scaled % axis.up || scaled / axis.up >= axis.in) return -1;
+  return scaled / axis.up;
+}
+
+// weight (KH * KW, C). Bound: every term may be rounded once by the multiplication and once by the addition.
+inline Expected dwconv(const Values& x, const Image& s, const Convolution& conv, const Values& weight,
                        const Values& bias) {
-  Expected out{Values(s.count()), Values(s.count())};
-  const int64_t reach = int64_t{kernel_size} / 2 * dilation;
-  for (int64_t p = 0; p < s.pixels(); ++p) {
-    const int64_t n = p / (s.h * s.w), h = p / s.w % s.h, w = p % s.w;
+  const Image result = conv.result(s);
+  Expected out{Values(result.count()), Values(result.count())};
+  for (int64_t p = 0; p < result.pixels(); ++p) {
+    const int64_t n = p / (result.h * result.w), h = p / result.w % result.h, w = p % result.w;
     double *value = &out.value[p * s.c], *size = &out.tolerance[p * s.c];
     for (int64_t c = 0; c < s.c; ++c) {
       value[c] = bias[c];
       size[c] = std::fabs(bias[c]);
     }
-    for (int i = 0; i < kernel_size; ++i) {
-      for (int j = 0; j < kernel_size; ++j) {
-        const int64_t from_h = h + i * dilation - reach, from_w = w + j * dilation - reach;
-        if (from_h < 0 || from_h >= s.h || from_w < 0 || from_w >= s.w) continue;
-        const double* from = &x[((n * s.h + from_h) * s.w + from_w) * s.c];
-        const double* tap = &weight[(i * kernel_size + j) * s.c];
+    for (int i = 0; i < conv.kernel_h; ++i) {
+      for (int j = 0; j < conv.kernel_w; ++j) {
+        const int64_t from_h = from(conv.h(s), h, i), from_w = from(conv.w(s), w, j);
+        if (from_h < 0 || from_w < 0) continue;
+        const double* pixel = &x[((n * s.h + from_h) * s.w + from_w) * s.c];
+        const double* tap = &weight[(i * conv.kernel_w + j) * s.c];
         for (int64_t c = 0; c < s.c; ++c) {
-          value[c] += from[c] * tap[c];
-          size[c] += std::fabs(from[c] * tap[c]);
+          value[c] += pixel[c] * tap[c];
+          size[c] += std::fabs(pixel[c] * tap[c]);
         }
       }
     }
-    for (int64_t c = 0; c < s.c; ++c) size[c] *= 2 * kUnit * (kernel_size * kernel_size + 2);
+    for (int64_t c = 0; c < s.c; ++c) size[c] *= 2 * kUnit * double(conv.taps() + 2);
   }
   return out;
 }

@@ -38,23 +38,23 @@ class Sums {
 };
 
 struct DwconvGradient {
-  Sums weight, bias;  // (K * K, C), C
+  Sums weight, bias;  // (KH * KW, C), C
 };
 
-inline DwconvGradient dwconv_gradient(const Values& x, const Values& dy, const Image& s, int kernel_size,
-                                      int dilation) {
-  DwconvGradient out{Sums(kernel_size * kernel_size * s.c), Sums(s.c)};
-  const int64_t reach = int64_t{kernel_size} / 2 * dilation;
-  for (int64_t p = 0; p < s.pixels(); ++p) {
-    const int64_t n = p / (s.h * s.w), h = p / s.w % s.h, w = p % s.w;
+inline DwconvGradient dwconv_gradient(const Values& x, const Values& dy, const Image& s,
+                                      const Convolution& conv) {
+  DwconvGradient out{Sums(conv.taps() * s.c), Sums(s.c)};
+  const Image result = conv.result(s);
+  for (int64_t p = 0; p < result.pixels(); ++p) {
+    const int64_t n = p / (result.h * result.w), h = p / result.w % result.h, w = p % result.w;
     for (int64_t c = 0; c < s.c; ++c) out.bias.add(c, dy[p * s.c + c]);
-    for (int i = 0; i < kernel_size; ++i) {
-      for (int j = 0; j < kernel_size; ++j) {
-        const int64_t from_h = h + i * dilation - reach, from_w = w + j * dilation - reach;
-        if (from_h < 0 || from_h >= s.h || from_w < 0 || from_w >= s.w) continue;
-        const double* from = &x[((n * s.h + from_h) * s.w + from_w) * s.c];
+    for (int i = 0; i < conv.kernel_h; ++i) {
+      for (int j = 0; j < conv.kernel_w; ++j) {
+        const int64_t from_h = from(conv.h(s), h, i), from_w = from(conv.w(s), w, j);
+        if (from_h < 0 || from_w < 0) continue;
+        const double* pixel = &x[((n * s.h + from_h) * s.w + from_w) * s.c];
         for (int64_t c = 0; c < s.c; ++c)
-          out.weight.add((i * kernel_size + j) * s.c + c, dy[p * s.c + c] * from[c]);
+          out.weight.add((i * conv.kernel_w + j) * s.c + c, dy[p * s.c + c] * pixel[c]);
       }
     }
   }

@@ -150,9 +150,9 @@ inline Buffer floats(const Values& values) {
 }
 
 // The weights (K * K, channels) of a depthwise convolution as the kernels read them; empty for kernel_size 0.
-inline Buffer packed_taps(const Values& weight, int kernel_size, int64_t channels) {
-  Buffer buffer(packed_taps_bytes(kernel_size, channels));
-  pack_taps(floats(weight).as<float>(), kernel_size, channels, buffer.as<float>());
+inline Buffer packed_taps(const Values& weight, const Axis& h, const Axis& w, int64_t channels) {
+  Buffer buffer(packed_taps_bytes(h, w, channels));
+  pack_taps(floats(weight).as<float>(), h, w, channels, buffer.as<float>());
   return buffer;
 }
 

@@ -61,7 +61,7 @@ struct Problem {
   Tensor run(const Kernels& k, Products products, int threads) {
     const int64_t taps = s.patch * s.patch, depth = taps * pad_channels(s.image.c);
     Tensor out(s.out_dtype, s.out_count());
-    Buffer packed(k.ops.packed_bytes(products, s.d, depth));
+    Buffer packed(k.ops.packed_bytes(products, DType::kFloat32, s.d, depth));
     in_team(threads, [&](Team& team) {
       k.ops.pack_matrix(products, DType::kFloat32, weight_.as<float>(), s.d, depth, packed.as<void>(), team);
     });

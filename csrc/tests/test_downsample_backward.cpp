@@ -86,7 +86,7 @@ struct Problem {
     Result out{Tensor(s.dtype, dx ? x.count() : 0), Tensor(DType::kFloat32, weights ? s.d * s.taps() * c : 0),
                Tensor(DType::kFloat32, weights ? s.d : 0), Tensor(DType::kFloat32, dx ? c : 0),
                Tensor(DType::kFloat32, dx ? c : 0)};
-    Buffer packed(k.ops.packed_bytes(products, depth, s.d));
+    Buffer packed(k.ops.packed_bytes(products, DType::kFloat32, depth, s.d));
     in_team(threads, [&](Team& team) {
       k.ops.pack_transposed(products, DType::kFloat32, weight_.as<float>(), depth, s.d, nullptr,
                             packed.as<void>(), team);

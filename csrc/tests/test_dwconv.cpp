@@ -7,35 +7,32 @@
 
 using namespace cnk;
 using namespace cnk::test;
+using reference::Convolution;
 using reference::Image;
 
 namespace {
 
 struct Problem {
   Image image;
-  int kernel_size, dilation;
+  Convolution conv;
   Tensor x;
   Values weight, bias;
   Buffer packed_weight, padded_bias;
 
-  Problem(DType dtype, const Image& s, int kernel_size, int dilation, uint32_t seed)
-      : Problem(dtype, s, kernel_size, dilation, Random(seed)) {}
+  Problem(DType dtype, const Image& s, const Convolution& conv, uint32_t seed)
+      : Problem(dtype, s, conv, Random(seed)) {}
 
-  Expected expected() const {
-    return reference::dwconv(x.values(), image, kernel_size, dilation, weight, bias);
-  }
+  Expected expected() const { return reference::dwconv(x.values(), image, conv, weight, bias); }
 
   Tensor run(const Kernels& k, int threads, const void* residual = nullptr) {
-    Tensor y(x.dtype(), x.count());
+    Tensor y(x.dtype(), conv.result(image).count());
     const DwconvArgs args = {x.dtype(),
                              x.data(),
                              y.data(),
                              image.n,
-                             image.h,
-                             image.w,
                              image.c,
-                             kernel_size,
-                             dilation,
+                             conv.h(image),
+                             conv.w(image),
                              packed_weight.as<float>(),
                              padded_bias.as<float>(),
                              residual};
@@ -44,27 +41,30 @@ struct Problem {
   }
 
  private:
-  Problem(DType dtype, const Image& s, int kernel_size, int dilation, Random random)
+  Problem(DType dtype, const Image& s, const Convolution& conv, Random random)
       : image(s),
-        kernel_size(kernel_size),
-        dilation(dilation),
+        conv(conv),
         x(dtype, random.floats(s.count(), -2, 2)),
-        weight(random.floats(kernel_size * kernel_size * s.c, -1, 1)),
+        weight(random.floats(conv.taps() * s.c, -1, 1)),
         bias(random.floats(s.c, -1, 1)),
-        packed_weight(packed_taps(weight, kernel_size, s.c)),
+        packed_weight(packed_taps(weight, conv.h(s), conv.w(s), s.c)),
         padded_bias(padded(bias, s.c)) {}
 };
 
-void check(DType dtype, const Image& s, int kernel_size, int dilation, uint32_t seed) {
-  Problem problem(dtype, s, kernel_size, dilation, seed);
+void check(DType dtype, const Image& s, const Convolution& conv, uint32_t seed) {
+  Problem problem(dtype, s, conv, seed);
   const Expected expected = problem.expected();
   CAPTURE(dtype_name(dtype));
   CAPTURE(s.n);
   CAPTURE(s.h);
   CAPTURE(s.w);
   CAPTURE(s.c);
-  CAPTURE(kernel_size);
-  CAPTURE(dilation);
+  CAPTURE(conv.kernel_h);
+  CAPTURE(conv.kernel_w);
+  CAPTURE(conv.dilation_h);
+  CAPTURE(conv.dilation_w);
+  CAPTURE(conv.down);
+  CAPTURE(conv.up);
   for (const Kernels& k : kernels()) {
     CAPTURE(k.name());
     const Tensor y = problem.run(k, 1);
@@ -74,6 +74,10 @@ void check(DType dtype, const Image& s, int kernel_size, int dilation, uint32_t 
       if (threads > 1) CHECK(difference(problem.run(k, threads), y) == "");
     }
   }
+}
+
+void check(DType dtype, const Image& s, int kernel_size, int dilation, uint32_t seed) {
+  check(dtype, s, Convolution::square(kernel_size, dilation), seed);
 }
 
 }  // namespace
@@ -91,6 +95,29 @@ TEST_CASE("every kernel size, dilation and channel count, in every dtype") {
           Image s = sizes[++seed % std::size(sizes)];
           s.c = c;
           check(dtype, s, kernel_size, dilation, seed);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("rectangles, a dilation of each axis, stride 2 and its input gradient, in every dtype") {
+  const int sides[][2] = {{1, 11}, {11, 1}, {3, 5}, {51, 5}, {5, 51}, {1, 51}, {51, 1}, {7, 7}, {1, 1}};
+  const int64_t dilations[][2] = {{1, 1}, {2, 3}, {3, 2}, {4, 4}, {int64_t{1} << 40, 1}};
+  const Image sizes[] = {{1, 1, 1, 0},  {2, 2, 3, 0},   {1, 9, 70, 0},
+                         {1, 70, 9, 0}, {2, 13, 14, 0}, {1, 16, 29, 0}};
+  uint32_t seed = 0;
+  for (DType dtype : kDTypes) {
+    for (const auto& side : sides) {
+      for (const auto& dilation : dilations) {
+        for (int stride : {-2, 1, 2}) {  // -2: the input gradient of stride 2
+          for (int64_t c : {3, 16, 40}) {
+            Image s = sizes[++seed % std::size(sizes)];
+            s.c = c;
+            check(dtype, s,
+                  {side[0], side[1], dilation[0], dilation[1], stride == 2 ? 2 : 1, stride < 0 ? 2 : 1},
+                  seed);
+          }
         }
       }
     }
@@ -116,7 +143,7 @@ TEST_CASE("a residual is added before the result is rounded, for any number of t
     for (int64_t c : kChannels) {
       for (int kernel_size : {3, 7, 13}) {
         const Image s = {2, 5, 9, c};
-        Problem problem(dtype, s, kernel_size, 1, uint32_t(c));
+        Problem problem(dtype, s, Convolution::square(kernel_size, 1), uint32_t(c));
         const Tensor residual(dtype, Random(uint32_t(c + 1)).floats(s.count(), -2, 2));
         Expected expected = problem.expected();
         for (int64_t i = 0; i < s.count(); ++i) {
@@ -142,7 +169,7 @@ TEST_CASE("NaN and infinity spoil their channel within the kernel's reach, and n
     CAPTURE(dtype_name(dtype));
     for (int dilation : {1, 2}) {
       const Image s = {2, 12, 17, 19};
-      Problem problem(dtype, s, 5, dilation, 4);
+      Problem problem(dtype, s, Convolution::square(5, dilation), 4);
       for (const Kernels& k : kernels()) {
         CAPTURE(k.name());
         const Tensor clean = problem.run(k, 1);

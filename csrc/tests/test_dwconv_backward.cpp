@@ -7,6 +7,7 @@
 
 using namespace cnk;
 using namespace cnk::test;
+using reference::Convolution;
 using reference::Image;
 
 namespace {
@@ -17,25 +18,23 @@ struct Result {
 
 struct Problem {
   Image image;
-  int kernel_size, dilation;
+  Convolution conv;
   Tensor x, dy;
 
-  Problem(DType dtype, const Image& s, int kernel_size, int dilation, uint32_t seed)
-      : Problem(dtype, s, kernel_size, dilation, Random(seed)) {}
+  Problem(DType dtype, const Image& s, const Convolution& conv, uint32_t seed)
+      : Problem(dtype, s, conv, Random(seed)) {}
 
   Result run(const Kernels& k, int threads) {
     const int64_t wide = pad_channels(image.c);
-    Result out{Tensor(DType::kFloat32, kernel_size * kernel_size * wide), Tensor(DType::kFloat32, wide)};
+    Result out{Tensor(DType::kFloat32, conv.taps() * wide), Tensor(DType::kFloat32, wide)};
     DwconvWeightGradientArgs args = {};
     args.dtype = x.dtype();
     args.x = x.data();
     args.dy = dy.data();
     args.n = image.n;
-    args.h = image.h;
-    args.w = image.w;
     args.c = image.c;
-    args.kernel_size = kernel_size;
-    args.dilation = dilation;
+    args.h = conv.h(image);
+    args.w = conv.w(image);
     args.dw = static_cast<float*>(out.dw.data());
     args.db = static_cast<float*>(out.db.data());
     Buffer work = workspace(k.ops.dwconv_weight_gradient_workspace(args, threads));
@@ -45,12 +44,11 @@ struct Problem {
   }
 
  private:
-  Problem(DType dtype, const Image& s, int kernel_size, int dilation, Random random)
+  Problem(DType dtype, const Image& s, const Convolution& conv, Random random)
       : image(s),
-        kernel_size(kernel_size),
-        dilation(dilation),
+        conv(conv),
         x(dtype, random.floats(s.count(), -2, 2)),
-        dy(dtype, random.floats(s.count(), -1, 1)) {}
+        dy(dtype, random.floats(conv.result(s).count(), -1, 1)) {}
 };
 
 // The real channels of rows with padded channels.
@@ -61,10 +59,10 @@ Tensor without_padding(const Tensor& t, int64_t c) {
   return out;
 }
 
-void check(DType dtype, const Image& s, int kernel_size, int dilation, uint32_t seed) {
-  Problem problem(dtype, s, kernel_size, dilation, seed);
+void check(DType dtype, const Image& s, const Convolution& conv, uint32_t seed) {
+  Problem problem(dtype, s, conv, seed);
   const reference::DwconvGradient want =
-      reference::dwconv_gradient(problem.x.values(), problem.dy.values(), s, kernel_size, dilation);
+      reference::dwconv_gradient(problem.x.values(), problem.dy.values(), s, conv);
   // Products of 16-bit values are exact; bf16's own dot product rounds each once more.
   const double relative = 64 * reference::kUnit;
   CAPTURE(dtype_name(dtype));
@@ -72,8 +70,11 @@ void check(DType dtype, const Image& s, int kernel_size, int dilation, uint32_t 
   CAPTURE(s.h);
   CAPTURE(s.w);
   CAPTURE(s.c);
-  CAPTURE(kernel_size);
-  CAPTURE(dilation);
+  CAPTURE(conv.kernel_h);
+  CAPTURE(conv.kernel_w);
+  CAPTURE(conv.dilation_h);
+  CAPTURE(conv.dilation_w);
+  CAPTURE(conv.down);
   for (const Kernels& k : kernels()) {
     CAPTURE(k.name());
     const Result out = problem.run(k, 1);
@@ -87,6 +88,10 @@ void check(DType dtype, const Image& s, int kernel_size, int dilation, uint32_t 
       CHECK(difference(without_padding(again.db, s.c), without_padding(out.db, s.c)) == "");
     }
   }
+}
+
+void check(DType dtype, const Image& s, int kernel_size, int dilation, uint32_t seed) {
+  check(dtype, s, Convolution::square(kernel_size, dilation), seed);
 }
 
 }  // namespace
@@ -103,6 +108,27 @@ TEST_CASE("every kernel size, dilation and channel count, in every dtype") {
           Image s = sizes[++seed % std::size(sizes)];
           s.c = c;
           check(dtype, s, kernel_size, dilation, seed);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("rectangles, a dilation of each axis, stride 2, in every dtype") {
+  const int sides[][2] = {{1, 11}, {11, 1}, {3, 5}, {51, 5}, {5, 51}, {1, 51}, {51, 1}, {7, 7}, {1, 1}};
+  const int64_t dilations[][2] = {{1, 1}, {2, 3}, {3, 2}, {4, 4}, {int64_t{1} << 4, 1}};
+  const Image sizes[] = {{1, 1, 1, 0},  {2, 2, 3, 0},   {1, 9, 70, 0},
+                         {1, 70, 9, 0}, {2, 13, 14, 0}, {1, 16, 29, 0}};
+  uint32_t seed = 0;
+  for (DType dtype : kDTypes) {
+    for (const auto& side : sides) {
+      for (const auto& dilation : dilations) {
+        for (int stride : {1, 2}) {
+          for (int64_t c : {3, 16, 40}) {
+            Image s = sizes[++seed % std::size(sizes)];
+            s.c = c;
+            check(dtype, s, {side[0], side[1], dilation[0], dilation[1], stride}, seed);
+          }
         }
       }
     }
@@ -129,7 +155,7 @@ TEST_CASE("NaN in x or dy spoils its channel, and nothing else") {
     CAPTURE(dtype_name(dtype));
     const Image s = {2, 9, 10, 19};
     for (bool in_dy : {false, true}) {
-      Problem problem(dtype, s, 5, 1, 4);
+      Problem problem(dtype, s, Convolution::square(5, 1), 4);
       const int64_t spoilt = ((s.h + 4) * s.w + 6) * s.c + 17;
       for (const Kernels& k : kernels()) {
         CAPTURE(k.name());

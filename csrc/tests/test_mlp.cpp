@@ -19,13 +19,23 @@ struct Case {
   int64_t hidden;
   int kernel_size = 0, dilation = 1;
   bool grn = false, drop = false, residual = true;
+  int kernel_w = 0;        // 0: kernel_size
+  int64_t dilation_w = 0;  // 0: dilation
+
+  reference::Convolution convolution() const {
+    return {kernel_size, kernel_w ? kernel_w : kernel_size, dilation, dilation_w ? dilation_w : dilation};
+  }
 };
 
 struct Problem {
   Case s;
   Tensor x, residual;
-  Values dw_weight, dw_bias, norm_weight, norm_bias, w1, b1, grn_weight, w2, b2, gamma, drop_scale;
-  Buffer dw_weight_, dw_bias_, norm_weight_, norm_bias_, w1_, b1_, grn_weight_, w2_, b2_, gamma_, drop_scale_;
+  Values dw_weight, dw_bias, norm_weight, norm_bias;
+  Tensor w1_;  // in the dtype of x
+  Values w1, b1, grn_weight;
+  Tensor w2_;
+  Values w2, b2, gamma, drop_scale;
+  Buffer dw_weight_, dw_bias_, norm_weight_, norm_bias_, b1_, grn_weight_, b2_, gamma_, drop_scale_;
   static constexpr float kEps = 1e-6f, kGrnEps = 1e-6f;
 
   Problem(const Case& s, uint32_t seed) : Problem(s, Random(seed)) {}
@@ -33,7 +43,7 @@ struct Problem {
   Expected expected(Products products) const {
     const Values in = x.values();
     Expected rows{in, Values(in.size())};
-    if (s.kernel_size) rows = reference::dwconv(in, s.image, s.kernel_size, s.dilation, dw_weight, dw_bias);
+    if (s.kernel_size) rows = reference::dwconv(in, s.image, s.convolution(), dw_weight, dw_bias);
     const Expected y =
         reference::layernorm(rows.value, rows.tolerance, s.image.c, norm_weight, norm_bias, double(kEps));
     const Values added = s.residual ? residual.values() : Values(), scale = s.drop ? drop_scale : Values();
@@ -44,13 +54,11 @@ struct Problem {
   Tensor run(const Kernels& k, Products products, int threads, Tensor* kept_y = nullptr,
              Tensor* kept_hidden = nullptr, double* phases = nullptr) {
     Tensor out(s.dtype, x.count());
-    Buffer packed1(k.ops.packed_bytes(products, s.hidden, s.image.c));
-    Buffer packed2(k.ops.packed_bytes(products, s.image.c, s.hidden));
+    Buffer packed1(k.ops.packed_bytes(products, s.dtype, s.hidden, s.image.c));
+    Buffer packed2(k.ops.packed_bytes(products, s.dtype, s.image.c, s.hidden));
     in_team(threads, [&](Team& team) {
-      k.ops.pack_matrix(products, DType::kFloat32, w1_.as<float>(), s.hidden, s.image.c, packed1.as<void>(),
-                        team);
-      k.ops.pack_matrix(products, DType::kFloat32, w2_.as<float>(), s.image.c, s.hidden, packed2.as<void>(),
-                        team);
+      k.ops.pack_matrix(products, s.dtype, w1_.data(), s.hidden, s.image.c, packed1.as<void>(), team);
+      k.ops.pack_matrix(products, s.dtype, w2_.data(), s.image.c, s.hidden, packed2.as<void>(), team);
     });
     MlpArgs args = {};
     args.dtype = s.dtype;
@@ -63,8 +71,11 @@ struct Problem {
     args.w = s.image.w;
     args.c = s.image.c;
     args.hidden = s.hidden;
-    args.kernel_size = s.kernel_size;
-    args.dilation = s.dilation;
+    const reference::Convolution conv = s.convolution();
+    args.kernel_h = conv.kernel_h;
+    args.kernel_w = conv.kernel_w;
+    args.dilation_h = conv.dilation_h;
+    args.dilation_w = conv.dilation_w;
     if (s.kernel_size) {
       args.dw_weight = dw_weight_.as<float>();
       args.dw_bias = dw_bias_.as<float>();
@@ -73,8 +84,8 @@ struct Problem {
     args.grn_eps = kGrnEps;
     args.norm_weight = norm_weight_.as<float>();
     args.norm_bias = norm_bias_.as<float>();
-    args.w1 = {packed1.as<void>(), s.hidden, s.image.c};
-    args.w2 = {packed2.as<void>(), s.image.c, s.hidden};
+    args.w1 = {packed1.as<void>(), s.hidden, s.image.c, s.dtype};
+    args.w2 = {packed2.as<void>(), s.image.c, s.hidden, s.dtype};
     args.b1 = b1_.as<float>();
     args.grn_weight = s.grn ? grn_weight_.as<float>() : nullptr;
     args.b2 = b2_.as<float>();
@@ -97,25 +108,26 @@ struct Problem {
       : s(s),
         x(s.dtype, random.floats(s.image.count(), -1.5, 2)),
         residual(s.dtype, random.floats(s.image.count(), -2, 2)),
-        dw_weight(random.floats(s.kernel_size * s.kernel_size * s.image.c, -1, 1)),
+        dw_weight(random.floats(s.convolution().taps() * s.image.c, -1, 1)),
         dw_bias(random.floats(s.image.c, -1, 1)),
         norm_weight(random.floats(s.image.c, -2, 2)),
         norm_bias(random.floats(s.image.c, -1, 1)),
-        w1(random.floats(s.hidden * s.image.c, -1, 1)),
+        w1_(s.dtype, random.floats(s.hidden * s.image.c, -1, 1)),
+        w1(w1_.values()),
         b1(random.floats(s.hidden, -1, 1)),
         grn_weight(random.floats(s.hidden, -1, 1)),
-        w2(random.floats(s.image.c * s.hidden, -1, 1)),
+        w2_(s.dtype, random.floats(s.image.c * s.hidden, -1, 1)),
+        w2(w2_.values()),
         b2(random.floats(s.image.c, -1, 1)),
         gamma(random.floats(s.image.c, -1, 1)),
         drop_scale(random.floats(s.image.n, 0.5, 2)),
-        dw_weight_(packed_taps(dw_weight, s.kernel_size, s.image.c)),
+        dw_weight_(packed_taps(dw_weight, {0, 0, s.convolution().kernel_h}, {0, 0, s.convolution().kernel_w},
+                               s.image.c)),
         dw_bias_(padded(dw_bias, s.image.c)),
         norm_weight_(padded(norm_weight, s.image.c)),
         norm_bias_(padded(norm_bias, s.image.c)),
-        w1_(floats(w1)),
         b1_(padded(b1, s.hidden)),
         grn_weight_(padded(grn_weight, s.hidden)),
-        w2_(floats(w2)),
         b2_(padded(b2, s.image.c)),
         gamma_(padded(gamma, s.image.c)),
         drop_scale_(floats(drop_scale)) {}
@@ -173,6 +185,15 @@ TEST_CASE(
         check({dtype, {2, 4, 9, c}, hidden, kernel_size, 1, true, seed % 2 == 1, seed % 3 != 1}, seed);
       }
     }
+  }
+}
+
+TEST_CASE("tiles: rectangles within the block") {
+  for (bool grn : {false, true}) {
+    check({DType::kFloat32, {1, 1, 40, 20}, 40, 1, 1, grn, false, true, 7, 2}, 1);
+    check({DType::kFloat32, {2, 40, 1, 20}, 40, 7, 2, grn, false, true, 1, 1}, 2);
+    check({DType::kBFloat16, {1, 9, 14, 20}, 40, 5, 1, grn, false, true, 11, 3}, 3);
+    check({DType::kFloat32, {1, 14, 9, 20}, 40, 11, 1, grn, false, true, 1, 1}, 4);
   }
 }
 
@@ -312,8 +333,8 @@ TEST_CASE(
         const int64_t hidden = c > 100 ? 4 * c : 2 * c + 3;
         Problem problem({dtype, {2, 3, 5, c}, hidden, 3, 1, grn}, ++seed);
         const Image& image = problem.s.image;
-        const Expected y =
-            reference::dwconv(problem.x.values(), image, 3, 1, problem.dw_weight, problem.dw_bias);
+        const Expected y = reference::dwconv(problem.x.values(), image, reference::Convolution::square(3, 1),
+                                             problem.dw_weight, problem.dw_bias);
         const Expected z = reference::layernorm(y.value, y.tolerance, c, problem.norm_weight,
                                                 problem.norm_bias, double(Problem::kEps));
         const Values w1 = reference::transpose(problem.w1, hidden, c);

@@ -47,9 +47,9 @@ struct Problem {
   // Results that are not requested are missing in the arguments, and are empty tensors in the result.
   std::vector<Tensor> run(const Kernels& k, Products products, int threads, bool dx = true,
                           bool weights = true) {
-    Buffer packed(k.ops.packed_bytes(products, s.hidden, s.c));
-    Buffer back2(k.ops.packed_bytes(products, s.hidden, s.c));
-    Buffer back1(k.ops.packed_bytes(products, s.c, s.hidden));
+    Buffer packed(k.ops.packed_bytes(products, w1.dtype(), s.hidden, s.c));
+    Buffer back2(k.ops.packed_bytes(products, DType::kFloat32, s.hidden, s.c));
+    Buffer back1(k.ops.packed_bytes(products, DType::kFloat32, s.c, s.hidden));
     in_team(threads, [&](Team& team) {
       k.ops.pack_matrix(products, w1.dtype(), w1.data(), s.hidden, s.c, packed.as<void>(), team);
       k.ops.pack_transposed(products, w2.dtype(), w2.data(), s.hidden, s.c, gamma_.as<float>(),
@@ -80,7 +80,7 @@ struct Problem {
     args.grn_eps = kGrnEps;
     args.norm_weight = norm_weight_.as<float>();
     args.norm_bias = norm_bias_.as<float>();
-    if (!s.kept) args.w1 = {packed.as<void>(), s.hidden, s.c};
+    if (!s.kept) args.w1 = {packed.as<void>(), s.hidden, s.c, w1.dtype()};
     args.w2_back = {back2.as<void>(), s.hidden, s.c};
     args.w1_back = {back1.as<void>(), s.c, s.hidden};
     args.b1 = b1_.as<float>();

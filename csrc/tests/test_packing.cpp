@@ -35,7 +35,7 @@ TEST_CASE("pack_transposed gives the bits of pack_matrix, with and without a sca
         Values scale(depth);
         for (double& s : scale) s = std::ldexp(1.0, int(random.bits() % 5) - 2);
         Buffer scale_ = floats(scale);
-        Tensor turned(dtype, n * depth), scaled(dtype, n * depth);
+        Tensor turned(DType::kFloat32, n * depth), scaled(DType::kFloat32, n * depth);
         for (int64_t i = 0; i < depth; ++i) {
           for (int64_t j = 0; j < n; ++j) {
             turned.set(j * depth + i, w.get(i * n + j));
@@ -49,11 +49,11 @@ TEST_CASE("pack_transposed gives the bits of pack_matrix, with and without a sca
           CAPTURE(k.name());
           for (Products products : k.products()) {
             CAPTURE(products_name(products));
-            const int64_t bytes = k.ops.packed_bytes(products, n, depth);
+            const int64_t bytes = k.ops.packed_bytes(products, DType::kFloat32, n, depth);
             for (bool with_scale : {false, true}) {
               Buffer expected(bytes);
               in_team(1, [&](Team& team) {
-                k.ops.pack_matrix(products, dtype, (with_scale ? scaled : turned).data(), n, depth,
+                k.ops.pack_matrix(products, DType::kFloat32, (with_scale ? scaled : turned).data(), n, depth,
                                   expected.as<void>(), team);
               });
               for (int threads : {1, 3}) {

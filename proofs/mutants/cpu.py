@@ -27,19 +27,19 @@ MUTANTS = [
         Mutant(
             "bound",
             "the last kernel row is left out at the bottom",
-            "t.height + reach - t.h)",
-            "t.height + reach - t.h - 1)",
+            "at < l.in ? steps(l.in - at, l.in_step)",
+            "at < l.in ? steps(l.in - 1 - at, l.in_step)",
         ),
         Mutant(
-            "mask",
-            "a dilated row below the image is added",
-            "if (h < 0 || h >= t.height) continue;",
-            "if (h < 0 || h > t.height) continue;",
+            "stride",
+            "with stride 2 the odd taps take the weights of others",
+            "(k ? (g_.along.taps + 1) / 2 : 0)",
+            "(k ? g_.along.taps / 2 : 0)",
         ),
         Mutant(
             "stride",
             "the residual is read a register apart",
-            "load_tap<PARTIAL>(residual + j * out.ldy",
+            "load_tap<PARTIAL>(residual + j * step",
             "load_tap<PARTIAL>(residual + j * kLanes",
             tests=_parity("block and gradients"),
         ),
@@ -50,8 +50,8 @@ MUTANTS = [
         Mutant(
             "bound",
             "the last kernel row is left out",
-            "(a.h - 1 + p.reach - h) / d + 1)",
-            "(a.h - 1 + p.reach - h) / d)",
+            "(p.across.in - 1 + p.reach_rows - row) / d + 1)",
+            "(p.across.in - 1 + p.reach_rows - row) / d)",
         ),
         Mutant(
             "bound",
@@ -66,8 +66,8 @@ MUTANTS = [
         Mutant(
             "bound",
             "the last column of an odd width is not added",
-            "if (a.w % Word::kColumns) walk.single",
-            "if (a.w < Word::kColumns) walk.single",
+            "if (p.along.out % Word::kColumns) walk.single",
+            "if (p.along.out < Word::kColumns) walk.single",
         ),
         isa="avx512bf16",
     ),

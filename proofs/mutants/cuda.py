@@ -69,8 +69,8 @@ MUTANTS = [
         Mutant(
             "shared",
             "16 bytes fewer than the weights take",
-            "plan.shared_bytes = plan.tile_bytes + ",
-            "plan.shared_bytes = plan.tile_bytes - 16 + ",
+            "plan.tile_bytes + int64_t(s.lanes)",
+            "plan.tile_bytes - 16 + int64_t(s.lanes)",
             proof="asan",
             tests=SMALL,
         ),
@@ -78,7 +78,7 @@ MUTANTS = [
             "shared",
             "results have the room of the pixels",
             "if (stores_elements) {\n    plan.tile_bytes =",
-            "if (stores_elements && s.side < 0) {\n    plan.tile_bytes =",
+            "if (stores_elements && s.side_w < 0) {\n    plan.tile_bytes =",
             proof="asan",
             tests=SMALL,
         ),
@@ -136,14 +136,14 @@ MUTANTS = [
         Mutant(
             "bound",
             "the lower of two rows lacks its last kernel row",
-            "min(row + 1 + side / 2 + 1, t.first_row + t.row_count)",
-            "min(row + side / 2 + 1, t.first_row + t.row_count)",
+            "min(row + 1 + side_h / 2 + 1, t.first_row + t.row_count)",
+            "min(row + side_h / 2 + 1, t.first_row + t.row_count)",
         ),
         Mutant(
             "bound",
             "the upper of two rows has a kernel row too many",
-            "if (kh < side) add_taps<kChunk>",
-            "if (kh <= side) add_taps<kChunk>",
+            "if (kh < side_h) add_taps<kChunk>",
+            "if (kh <= side_h) add_taps<kChunk>",
         ),
         Mutant(
             "bound",
@@ -234,8 +234,8 @@ MUTANTS = [
         Mutant(
             "shared",
             "a tile is a column too narrow",
-            "s.columns = groups * kColumns + side - 1;",
-            "s.columns = groups * kColumns + side - 2;",
+            "s.columns = groups * kColumns + a.side_w - 1;",
+            "s.columns = groups * kColumns + a.side_w - 2;",
         ),
         Mutant(
             "mask",
@@ -288,7 +288,7 @@ MUTANTS = [
         Mutant(
             "mask",
             "taps beyond the kernel row are stored",
-            "if (kw < s.side && tap < p.chunk) out[",
+            "if (kw < s.side_w && tap < p.chunk) out[",
             "out[",
             tests=SMALL,
         ),

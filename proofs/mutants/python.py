@@ -38,13 +38,35 @@ MUTANTS = [
         ),
     ),
     *_in(
+        "ops/compose.py",
+        ("tests/deployment/test_export.py", "-k", "overflow"),
+        Mutant(
+            "dtype",
+            "exported sums of squares are in fp16",
+            "torch.float32 if x.dtype.itemsize == 2 else x.dtype",
+            "x.dtype",
+        ),
+    ),
+    *_in(
+        "exporting.py",
+        ("tests/deployment/test_export.py", "-k", "ends_with_its_block"),
+        Mutant("state", "ops are kept after keep_ops", "_kept = before", "_kept = True"),
+        Mutant(
+            "state",
+            "a block is traced into",
+            "return proxy.tracer.create_proxy",
+            "return None and proxy.tracer.create_proxy",
+            tests=("tests/deployment/test_fx.py", "-k", "own_modules"),
+        ),
+    ),
+    *_in(
         "ops/dwconv.py",
         ("tests/ops/test_gradients.py", "-k", "keeps_the_backend"),
         Mutant(
             "state",
             "the gradient's backend is looked up late",
-            "ctx.backend = dispatch.requested_backend(backend)",
-            "ctx.backend = backend",
+            "ctx.backend = dispatch.requested_backend(inputs[6])",
+            "ctx.backend = inputs[6]",
             quick=True,
         ),
     ),
@@ -90,7 +112,7 @@ MUTANTS = [
     *_in(
         "ops/checks.py",
         ("tests/functional/test_errors.py",),
-        Mutant("bound", "a kernel of 32 is large enough", "MAX_KERNEL_SIZE = 31", "MAX_KERNEL_SIZE = 33"),
+        Mutant("bound", "a kernel of 53 is small enough", "MAX_KERNEL_SIZE = 51", "MAX_KERNEL_SIZE = 53"),
         Mutant(
             "bound",
             "a patch may be larger than the image",
@@ -111,8 +133,8 @@ MUTANTS = [
         Mutant(
             "formula",
             "a kernel counts its side only",
-            "2 * math.prod(x) * weight[-1] ** 2",
-            "2 * math.prod(x) * weight[-1]",
+            "-(-w // stride) * weight[2] * weight[3]",
+            "-(-w // stride) * weight[3]",
         ),
     ),
     *_in(
@@ -167,8 +189,8 @@ MUTANTS = [
         Mutant(
             "formula",
             "a dilated convolution is padded for none",
-            'positive_int("dilation", dilation) * (kernel_size - 1) // 2',
-            'positive_int("dilation", dilation) and kernel_size // 2',
+            "padding=tuple(step * (side - 1) // 2 for",
+            "padding=tuple((side - 1) // 2 for",
         ),
     ),
     *_in(
@@ -268,7 +290,7 @@ MUTANTS = [
         "backends/cpu/dwconv.py",
         parity("cpu-avx2 and dwconv and gradients"),
         Mutant("stride", "the input gradient does not flip the weights", "w = w.flip(0)", "pass"),
-        Mutant("state", "flipped weights pass for the others", '"dwconv", dilation, flipped)', '"dwconv", dilation)'),
+        Mutant("state", "flipped weights pass for the others", "dilation, stride, flipped)", "dilation, stride)"),
     ),
     *_in(
         "backends/cpu/downsample.py",

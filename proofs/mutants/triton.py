@@ -39,14 +39,21 @@ MUTANTS = [
         Mutant(
             "bound",
             "the last kernel row is left out",
-            "tl.minimum(P + (height - 1 - o) // D + 1, K)",
-            "tl.minimum(P + (height - 1 - o) // D, K)",
+            "tl.minimum(P + ((x_height - 1) * UP - o * DOWN) // DH + 1, KH)",
+            "tl.minimum(P + ((x_height - 1) * UP - o * DOWN) // DH, KH)",
         ),
         Mutant(
             "stride",
             "the input gradient turns the weights in one direction only",
-            "(K - 1 - i // K) * WEIGHT[1] + (K - 1 - i % K) * WEIGHT[2]",
-            "(K - 1 - i // K) * WEIGHT[1] + (i % K) * WEIGHT[2]",
+            "(KH - 1 - i // KW) * WEIGHT[1] + (KW - 1 - i % KW) * WEIGHT[2]",
+            "(KH - 1 - i // KW) * WEIGHT[1] + (i % KW) * WEIGHT[2]",
+            tests=DWCONV_GRADIENTS,
+        ),
+        Mutant(
+            "mask",
+            "with stride 2 taps between the rows of dy are added",
+            "low += odd",
+            "low += 0 * odd",
             tests=DWCONV_GRADIENTS,
         ),
     ),
@@ -66,7 +73,7 @@ MUTANTS = [
         Mutant(
             "bound",
             "rows that only the last kernel row meets are left out",
-            "own - P + kh + KH - 1)",
+            "own - P + kh + R - 1)",
             "own - P + kh)",
         ),
         Mutant(
@@ -78,12 +85,12 @@ MUTANTS = [
             "others = tl.where(inside, others, Q)",
             "others = tl.where(inside, 0, Q)",
         ),
-        Mutant("bound", "the bias is summed where another kernel row is", "dy[(P % KH) * Q :], Q)", "dy, Q)"),
+        Mutant("bound", "the bias is summed where another kernel row is", "dy[(P % R) * Q :], Q)", "dy, Q)"),
         Mutant(
             "stride",
             "kernel rows and columns of the result are swapped",
-            "(tap // K) * DW[1] + (tap % K) * DW[2]",
-            "(tap % K) * DW[1] + (tap // K) * DW[2]",
+            "(tap // KW) * DW[1] + (tap % KW) * DW[2]",
+            "(tap % KW) * DW[1] + (tap // KW) * DW[2]",
         ),
     ),
     *_in(

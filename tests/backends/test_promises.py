@@ -19,7 +19,9 @@ def test_every_backend_has_made_a_promise():
 def test_serves_the_whole_table(op, backend):
     if backend == "triton":  # the parity tests run the table, once is long enough; here: that none of them is a skip
         for dtype in DTYPES:
-            spec = OpSpec(op, "cuda" if torch.cuda.is_available() else "cpu", dtype, dtype, 17, 31, 3, 68, True)
+            spec = OpSpec(
+                op, "cuda" if torch.cuda.is_available() else "cpu", dtype, dtype, 17, (31, 31), (3, 3), 1, 68, True
+            )
             assert dispatch.choose(spec, backend).__name__ == f"convnext_kernels.backends.triton.{op}"
         return
     for dtype in PROMISED[backend]:
@@ -40,7 +42,7 @@ def test_refusal_of_fp64_says_why(op, backend):
 @pytest.mark.parametrize("compute_dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("op", ["mlp", "block", "downsample"])
 def test_serves_autocast(op, compute_dtype, backend):
-    spec = OpSpec(op, "cpu", torch.float32, compute_dtype, 96, 7, 1, 384)
+    spec = OpSpec(op, "cpu", torch.float32, compute_dtype, 96, (7, 7), (1, 1), 1, 384)
     assert dispatch.choose(spec, backend).__name__ == f"convnext_kernels.backends.{backend}.{op}"
 
 
@@ -49,6 +51,8 @@ def test_auto_prefers_native_kernels_on_the_cpu(op):
     if not dispatch.list_backends()["cpu"].available:
         pytest.skip(dispatch.list_backends()["cpu"].reason)
     for dtype in DTYPES:
-        spec = OpSpec(op, "cpu", dtype, dtype, 96, 7, 1, 384)
+        spec = OpSpec(op, "cpu", dtype, dtype, 96, (7, 7), (1, 1), 1, 384)
         assert dispatch.choose(spec).__name__ == f"convnext_kernels.backends.cpu.{op}"
-    assert dispatch.choose(OpSpec(op, "cuda", dtype, dtype, 96, 7, 1, 384)).__name__.endswith(f".eager.{op}")
+    assert dispatch.choose(OpSpec(op, "cuda", dtype, dtype, 96, (7, 7), (1, 1), 1, 384)).__name__.endswith(
+        f".eager.{op}"
+    )

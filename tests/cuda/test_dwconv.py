@@ -28,6 +28,11 @@ CASES = {
     "13x13": Case("chunks of seven and six", n=1, c=16, h=13, w=8, k=13),
     "15x15": Case("a kernel without an instance of its own", n=1, c=8, h=9, w=23, k=15),
     "31x31": Case("most taps fall outside", n=1, c=8, h=5, w=4, k=31),
+    "1x11": Case("no rows above and below, chunks of six and five", n=1, c=8, h=5, w=17, k=(1, 11)),
+    "11x1": Case("chunks of one tap", n=1, c=16, h=17, w=9, k=(11, 1)),
+    "51x5": Case(
+        "more kernel rows than threads of a tap, two dilations", n=1, c=8, h=9, w=8, k=(51, 5), dilation=(1, 2)
+    ),
 }
 ROWS = [
     ("1x1", torch.bfloat16),
@@ -43,6 +48,9 @@ ROWS = [
     ("13x13", torch.bfloat16),
     ("15x15", torch.float16),
     ("31x31", torch.bfloat16),
+    ("1x11", torch.bfloat16),
+    ("11x1", torch.float16),
+    ("51x5", torch.bfloat16),
 ]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
@@ -94,16 +102,17 @@ def test_executed_elsewhere(arch):
 
 
 @pytest.mark.parametrize("shared_bytes", [65536, 101376, 232448])
-@pytest.mark.parametrize("side", [1, 3, 7, 13, 15, 31])
-def test_every_gpu_has_a_tile(side, shared_bytes, recorded):
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (7, 7), (13, 13), (15, 15), (31, 31), (51, 5), (5, 51), (51, 1)])
+def test_every_gpu_has_a_tile(kernel, shared_bytes, recorded):
     """Whatever the image, a tile fits into the least shared memory of the architectures that are compiled for."""
     for size in (1, 7, 14, 56, 513):
         for dtype in (torch.float32, torch.bfloat16):
             launches = recorded(shared_bytes=shared_bytes)
             x = torch.empty(1, 64, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
-            weight = torch.empty(64, 1, side, side, dtype=dtype)
-            dwconv.forward(DwconvCall(x, weight, None, 1, dtype))
-            dwconv.parameter_gradients(x, x, weight, None, 1, dtype, True, False)
+            weight = torch.empty(64, 1, *kernel, dtype=dtype)
+            call = DwconvCall(x, weight, None, (1, 1), 1, dtype)
+            dwconv.forward(call)
+            dwconv.parameter_gradients(x, call, True, False)
             assert len(launches) == 3
             assert all(launch.shared_bytes <= shared_bytes and launch.threads % 32 == 0 for launch in launches)
 
@@ -116,7 +125,7 @@ def test_grids_of_2_to_the_33_pixels(shape, channels_last, recorded):
     strides = (c * h * w, 1, w * c, c) if channels_last else (c * h * w, h * w, w, 1)
     image = (1 << 40, native.DTYPE_CODES[torch.bfloat16], *strides)
     launches = recorded()
-    sizes = (n, c, h, w, 7, 1)
+    sizes = (n, c, h, w, 7, 7, 1, 1)
     extension = native.extension()
     extension.dwconv((0, 0), image, image, None, 1 << 41, None, *sizes, False)
     assert extension.dwconv_weight_parts((0, 0), 1, *sizes) <= 352
@@ -145,4 +154,4 @@ def test_a_failed_launch_names_kernel_and_shape(host):
     host(shared_bytes=1024)
     x = torch.zeros(1, 8, 14, 15).contiguous(memory_format=torch.channels_last)
     with pytest.raises(RuntimeError, match=r"dwconv_kernel.*shared memory"):
-        dwconv.forward(DwconvCall(x, torch.zeros(8, 1, 31, 31), None, 1, torch.float32))
+        dwconv.forward(DwconvCall(x, torch.zeros(8, 1, 31, 31), None, (1, 1), 1, torch.float32))

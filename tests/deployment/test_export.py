@@ -19,13 +19,14 @@ from tests.tolerance import assert_as_good_as_eager, randomize_
 # PyTorch deprecates TorchScript as a whole.
 pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\..* (is|are) deprecated")
 NEW = tuple(map(int, torch.__version__.split(".")[:2]))
-KINDS = ("dwconv", "layernorm", "grn", "downsample", "block V1", "block V2", "network")
+KINDS = ("dwconv", "dwconv, stride 2", "layernorm", "grn", "downsample", "block V1", "block V2", "network")
 
 
 def own(kind, dtype=torch.float32, drop=0.0):
     """A module of this package and the channels of its input."""
     module = {
-        "dwconv": lambda: ck.DepthwiseConv2d(8, 5, dilation=2),
+        "dwconv": lambda: ck.DepthwiseConv2d(8, (3, 7), dilation=(2, 1)),
+        "dwconv, stride 2": lambda: ck.DepthwiseConv2d(8, 5, stride=2),
         "layernorm": lambda: ck.LayerNorm2d(8),
         "grn": lambda: ck.GlobalResponseNorm(8),
         "downsample": lambda: PatchDownsample2d(8, 16, 3),

@@ -131,19 +131,23 @@ TABLE = [
         row
         for op, name in (("dwconv", "weight"), ("block", "dwconv_weight"))
         for row in (
-            (op, {name: torch.zeros(6, 1, 4, 4)}, ValueError, (name, "odd kernel size from 1 to 31", "got 4")),
-            (op, {name: torch.zeros(6, 1, 33, 33)}, ValueError, (name, "odd kernel size from 1 to 31", "got 33")),
-            (op, {name: torch.zeros(6, 1, 0, 0)}, ValueError, (name, "odd kernel size from 1 to 31", "got 0")),
-            (op, {name: torch.zeros(6, 1, 3, 5)}, ValueError, (name, "square kernel", "got 3x5")),
-            (op, {name: torch.zeros(6, 6, 3, 3)}, ValueError, (name, "(6, 1, K, K)", "got (6, 6, 3, 3)")),
-            (op, {name: torch.zeros(6, 3, 3)}, ValueError, (name, "(6, 1, K, K)", "got (6, 3, 3)")),
+            (op, {name: torch.zeros(6, 1, 4, 4)}, ValueError, (name, "odd kernel sizes from 1 to 51", "got 4")),
+            (op, {name: torch.zeros(6, 1, 5, 53)}, ValueError, (name, "odd kernel sizes from 1 to 51", "got 5x53")),
+            (op, {name: torch.zeros(6, 1, 0, 3)}, ValueError, (name, "odd kernel sizes from 1 to 51", "got 0x3")),
+            (op, {name: torch.zeros(6, 6, 3, 3)}, ValueError, (name, "(6, 1, KH, KW)", "got (6, 6, 3, 3)")),
+            (op, {name: torch.zeros(6, 3, 3)}, ValueError, (name, "(6, 1, KH, KW)", "got (6, 3, 3)")),
             (op, {"dilation": 0}, ValueError, ("dilation", "at least 1", "got 0")),
             (op, {"dilation": -2}, ValueError, ("dilation", "at least 1", "got -2")),
             (op, {"dilation": 1.5}, RuntimeError, ("dilation", "'int'", "'float'")),
             (op, {"dilation": "2"}, RuntimeError, ("dilation", "'int'", "'str'")),
-            (op, {"dilation": (1, 2)}, RuntimeError, ("dilation", "'int'", "'tuple'")),
         )
     ),
+    ("block", {"dilation": (1, 0)}, ValueError, ("dilation", "at least 1", "got 0")),
+    ("dwconv", {"dilation": (1, 2, 1)}, ValueError, ("dilation", "one integer or two", "got (1, 2, 1)")),
+    ("dwconv", {"dilation": (1, 0)}, ValueError, ("dilation", "at least 1", "got 0")),
+    ("dwconv", {"dilation": (1, "2")}, RuntimeError, ("dilation_w", "'int'", "'str'")),
+    ("dwconv", {"stride": 3}, ValueError, ("stride", "1 or 2", "got 3")),
+    ("dwconv", {"stride": (2, 2)}, RuntimeError, ("stride", "'int'", "'tuple'")),
     # eps
     *(
         (op, {name: value}, ValueError, (f"{name}: ", "a finite number of at least 0", f"got {value}"))
@@ -225,5 +229,5 @@ def test_backend_of_another_type(op):
 
 @pytest.mark.parametrize("op", OPERATORS)
 def test_unknown_argument(op):
-    with pytest.raises(TypeError, match="unexpected keyword argument 'stride'"):
-        call(op, {"stride": 2})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'padding'"):
+        call(op, {"padding": 2})

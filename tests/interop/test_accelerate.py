@@ -132,8 +132,9 @@ def test_in_place_and_restore(model):
     assert list(m.state_dict()) == keys
     assert all(a is b for a, b in zip(m.parameters(), parameters, strict=True))
     changed = [name for name, kind in classes(m).items() if kind is not before[name]]
-    assert len(changed) == 4 + model.downsamplings + model.norms
-    assert all(isinstance(m.get_submodule(name), (Adapter, before[name])) for name in changed)
+    replaced = [name for name in changed if isinstance(m.get_submodule(name), Adapter)]
+    assert len(replaced) == 4 + model.downsamplings + model.norms
+    assert all(before[name] is torch.nn.Sequential for name in set(changed) - set(replaced))
     assert all(isinstance(m.get_submodule(name), before[name]) for name in changed)
     assert ck.restore(m) is m
     assert classes(m) == before

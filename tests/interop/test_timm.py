@@ -67,7 +67,7 @@ LEFT = {
         {"norm_layer": partial(LayerNorm2d, affine=False), "conv_mlp": True},
         "the norm has no weight or no bias",
     ),
-    "even kernel": ({"kernel_size": 4}, "the kernel size (4, 4) is not odd, square and at most 31"),
+    "even kernel": ({"kernel_size": 4}, "the kernel size (4, 4) is not odd and at most 51"),
 }
 
 

@@ -10,7 +10,7 @@ from convnext_kernels.models import create_model
 from convnext_kernels.nn import PatchDownsample2d, StridedDepthwiseConv2d
 
 INTEGER = "an integer of at least 1"
-KERNEL = "an odd kernel size from 1 to 31"
+KERNEL = "odd kernel sizes from 1 to 51"
 EPS = "a finite number of at least 0"
 PROBABILITY = "a probability from 0 up to but not including 1"
 
@@ -30,7 +30,7 @@ TABLE = [
     *(
         (FusedConvNeXtBlock, {"dim": 8, name: value}, error, (name, INTEGER, repr(value)))
         for name in ("mlp_ratio", "dilation")
-        for value, error in ((0, ValueError), (-1, ValueError), (2.5, TypeError), ((2, 2), TypeError))
+        for value, error in ((0, ValueError), (-1, ValueError), (2.5, TypeError))
     ),
     (DepthwiseConv2d, {"channels": 8, "dilation": 0}, ValueError, ("dilation", INTEGER, "0")),
     *(
@@ -38,13 +38,22 @@ TABLE = [
         for module, first in ((FusedConvNeXtBlock, "dim"), (DepthwiseConv2d, "channels"))
         for value, error, wanted in (
             (4, ValueError, KERNEL),
-            (33, ValueError, KERNEL),
+            (53, ValueError, KERNEL),
             (0, ValueError, INTEGER),
             (-7, ValueError, INTEGER),
-            ((3, 5), TypeError, INTEGER),
             (7.0, TypeError, INTEGER),
         )
     ),
+    (FusedConvNeXtBlock, {"dim": 8, "kernel_size": (3, 4)}, ValueError, ("kernel_size", KERNEL, "3x4")),
+    (DepthwiseConv2d, {"channels": 8, "kernel_size": (3, 4)}, ValueError, ("kernel_size", KERNEL, "3x4")),
+    (DepthwiseConv2d, {"channels": 8, "kernel_size": (3, 5.0)}, TypeError, ("kernel_size", INTEGER, "5.0")),
+    (
+        DepthwiseConv2d,
+        {"channels": 8, "kernel_size": (3, 5, 7)},
+        ValueError,
+        ("kernel_size", "one integer or two, for height and width", "(3, 5, 7)"),
+    ),
+    (DepthwiseConv2d, {"channels": 8, "stride": 3}, ValueError, ("stride", "1 or 2", "3")),
     *(
         (module, {first: 8, "eps": value}, ValueError, ("eps", EPS, str(value)))
         for module, first in (

@@ -108,5 +108,5 @@ def test_function_of_any_size(op):
 def test_bad_input_raises_while_compiling():
     """The fake kernels check what the real ones check."""
     compiled = torch.compile(OPERATORS["dwconv"].call, fullgraph=True, backend="aot_eager")
-    with pytest.raises(Exception, match="odd kernel size from 1 to 31, got 4"):
+    with pytest.raises(Exception, match="odd kernel sizes from 1 to 51, got 4"):
         compiled(torch.randn(1, 2, 5, 5), torch.randn(2, 1, 4, 4))

@@ -12,6 +12,7 @@ from convnext_kernels.ops import flops  # noqa: F401
 ANY = Work(0, 0, 0, 0, 0)
 CASES = {
     "dwconv": lambda: workloads.dwconv(ANY, 2, 8, 14, 14, 7),
+    "dwconv, a rectangle with stride": lambda: workloads.dwconv(ANY, 2, 8, 14, 13, (3, 5), 1, 2),
     "mlp": lambda: workloads.mlp(ANY, 2, 8, 7, 5, True),
     "block": lambda: workloads.block(ANY, 2, 8, 7, 5, False),
     "downsample": lambda: workloads.downsample(ANY, 2, 8, 7, 9, 2),

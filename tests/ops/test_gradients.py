@@ -14,6 +14,8 @@ VARIANTS = {
     "drop, no bias": Case(
         "no biases, drop path, dilation", c=3, h=4, w=3, k=3, ratio=1, bias=False, drop=True, dilation=2
     ),
+    "stride 2": Case("both phases of both axes, odd sizes", c=3, h=5, w=4, k=(5, 3), stride=2),
+    "stride 2, dilated": Case("an even and an odd dilation", c=2, h=5, w=7, k=3, stride=2, dilation=(2, 3)),
 }
 ROWS = rows(OPERATORS, VARIANTS)
 

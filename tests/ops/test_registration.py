@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
+from convnext_kernels.ops import checks
 from tests.operators import OPERATORS, with_gradients
 from tests.shapes import Case, chosen, rows
 
@@ -15,6 +16,7 @@ CASES = {
     "v1": Case("V1", **SMALL),
     "v2": Case("V2", **SMALL, variant="v2"),
     "no bias, drop": Case("None for optional arguments", **SMALL, bias=False, drop=True),
+    "rectangle": Case("stride 2, a rectangle, two dilations", **{**SMALL, "k": (3, 5)}, dilation=(1, 2), stride=2),
     "empty": Case("an empty batch", **{**SMALL, "n": 0}),
     "empty v2": Case("an empty batch in V2", **{**SMALL, "n": 0}, variant="v2"),
 }
@@ -38,6 +40,9 @@ def positional(op: str, arguments: dict) -> list:
     extra = {"eps": 1e-6, "grn_eps": 1e-6, "memory": "balanced", "backend": "auto"}
     schema = getattr(torch.ops.convnext_kernels, op).default._schema
     names = [a.name for a in schema.arguments]
+    if op in ("dwconv", "block"):
+        arguments = dict(arguments)
+        arguments["dilation_h"], arguments["dilation_w"] = checks.pair("dilation", arguments.pop("dilation"))
     assert set(arguments) <= set(names)
     return [(arguments | {k: v for k, v in extra.items() if k not in arguments}).get(name) for name in names]
 

@@ -8,7 +8,7 @@ from convnext_kernels.spec import OpSpec
 
 
 def spec(device="cuda", dtype=torch.bfloat16, compute_dtype=torch.bfloat16):
-    return OpSpec("block", device, dtype, compute_dtype, 96, 7, 1, 384)
+    return OpSpec("block", device, dtype, compute_dtype, 96, (7, 7), (1, 1), 1, 384)
 
 
 @pytest.fixture

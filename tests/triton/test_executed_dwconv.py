@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from convnext_kernels import tuning
+from convnext_kernels.calls import DwconvCall
 from tests.operators import OPERATORS, expected, expected_gradients, gradients
 from tests.shapes import Case
 from tests.tolerance import assert_as_good_as_eager
@@ -26,6 +27,13 @@ CASES = {
     "pairs": Case("an odd number of rows, of which the last has no partner", n=1, c=10, h=17, w=8, k=13, bias=False),
     "dilated pairs": Case("partners two rows apart", n=1, c=6, h=7, w=9, k=9, dilation=2),
     "31x31": Case("most taps fall outside", n=1, c=6, h=5, w=4, k=31),
+    "1x11": Case("one kernel row: no accumulators between rows", n=1, c=5, h=4, w=17, k=(1, 11)),
+    "21x1": Case("many kernel rows, one column, an even dilation", n=1, c=6, h=25, w=6, k=(21, 1), dilation=(2, 1)),
+    "9x7": Case("more taps than registers, packed", n=1, c=6, h=9, w=9, k=(9, 7)),
+    "strided": Case("both phases, a moved last group", n=1, c=6, h=9, w=15, k=(5, 7), stride=2),
+    "strided, even": Case(
+        "even sizes, an even and an odd dilation", n=1, c=5, h=8, w=12, k=3, stride=2, dilation=(2, 3)
+    ),
 }
 ROWS = [
     ("1x1", torch.bfloat16, ""),
@@ -44,6 +52,13 @@ ROWS = [
     ("pairs", torch.float16, "rows"),
     ("dilated pairs", torch.float32, "pairs"),
     ("31x31", torch.bfloat16, "pairs"),
+    ("1x11", torch.bfloat16, "rolling-q7"),
+    ("1x11", torch.float16, "rows"),
+    ("21x1", torch.bfloat16, "rolling"),
+    ("21x1", torch.float32, "rows"),
+    ("9x7", torch.bfloat16, "pairs"),
+    ("strided", torch.bfloat16, ""),
+    ("strided, even", torch.float16, ""),
 ]
 
 
@@ -87,8 +102,9 @@ def test_atomic_sums(case, architecture):
     """Partial sums added atomically to one slot."""
     arguments = OPERATORS["dwconv"].arguments(CASES[case], torch.bfloat16)
     x, weight, bias, dilation = (arguments[name] for name in ("x", "weight", "bias", "dilation"))
+    convolution = DwconvCall(x, weight, bias, (dilation, dilation), 1, torch.bfloat16)
     dy, eager, reference = expected_gradients("dwconv", CASES[case], torch.bfloat16)
-    dw, db = dwconv.parameter_gradients(dy, x, weight, bias, dilation, torch.bfloat16, True, True, deterministic=False)
+    dw, db = dwconv.parameter_gradients(dy, convolution, True, True, deterministic=False)
     assert_as_good_as_eager(dw, eager["weight"], reference["weight"], what="dw")
     assert_as_good_as_eager(db, eager["bias"], reference["bias"], what="db")
 
@@ -99,6 +115,6 @@ def test_atomic_sums(case, architecture):
 def test_one_launch(arch, n, c, size):
     """7x7 convolves in one launch at every batch, of enough programs for the multiprocessors."""
     gpu = tuning.for_arch(arch)
-    plan = dwconv_plan.forward(dwconv_plan.Problem(n, c, size, size, 7, 1, 2), gpu)
+    plan = dwconv_plan.forward(dwconv_plan.Problem(n, c, size, size, 7, 7, 1, 1, 2), gpu)
     assert len(plan.launches) == 1
     assert plan.launches[0].programs >= gpu.sms / 2

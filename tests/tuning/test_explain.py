@@ -12,7 +12,7 @@ STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))
 
 
 def block(c=96, size=56, n=8, grn=False):
-    return Call("block", (n, c, size, size), 4 * c, 7, 1, grn)
+    return Call("block", (n, c, size, size), 4 * c, (7, 7), grn=grn)
 
 
 def row(call, training=False, gpu=H100, dtype=BF16):
@@ -28,8 +28,8 @@ def test_a_model_is_recorded_by_kinds_of_calls():
         model = nn.Sequential(nn.Conv2d(3, 32, 4, 4), v1, v1, v2)
     recording = explain.record(model, (2, 3, 32, 32))
     assert recording.calls == {
-        Call("block", (2, 32, 8, 8), 128, 7): 2,
-        Call("block", (2, 32, 8, 8), 128, 7, grn=True): 1,
+        Call("block", (2, 32, 8, 8), 128, (7, 7)): 2,
+        Call("block", (2, 32, 8, 8), 128, (7, 7), grn=True): 1,
     }
     (stem,) = recording.others
     assert stem[1] == 2 * 2 * 32 * 8 * 8 * 3 * 16  # FLOPs
@@ -55,11 +55,11 @@ def test_the_limit_is_that_of_two_kernels(stage, picoseconds):
 
 CALLS = [
     *(block(c, size, grn=grn) for c, size in STAGES for grn in (False, True)),
-    Call("dwconv", (8, 96, 56, 56), 0, 31),
+    Call("dwconv", (8, 96, 56, 56), 0, (31, 31)),
     Call("mlp", (8, 96, 56, 56), 384),
     Call("layernorm", (8, 96, 56, 56)),
     Call("grn", (8, 384, 56, 56), grn=True),
-    Call("downsample", (8, 96, 56, 56), 192, 2),
+    Call("downsample", (8, 96, 56, 56), 192, (2, 2)),
 ]
 
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from convnext_kernels.backends.cpu import dwconv, mlp, mlp_native
-from convnext_kernels.calls import BlockCall
+from convnext_kernels.calls import BlockCall, BlocksCall
 
 KEEPS_HIDDEN = True
 
@@ -14,6 +14,11 @@ def forward(call: BlockCall, y: Tensor | None = None, hidden: Tensor | None = No
     `y` (like x, channels_last) and `hidden` (N, hidden, H, W) are filled for the gradient if they are given.
     """
     return mlp_native.run(call, call.x, (call.weight, call.bias, call.dilation), y, hidden)
+
+
+def sequence(call: BlocksCall) -> Tensor:
+    """The result of the last of several blocks, which one call of the extension computes."""
+    return mlp_native.run_blocks(call)
 
 
 def backward(

@@ -26,9 +26,14 @@ def _transpose(source: Tensor, target: Tensor, batch: int, rows: int, columns: i
 def output_for(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return (what the kernel writes, what the op returns); they differ when x is not NHWC."""
     out = torch.empty_like(x)
+    return written_for(out), out
+
+
+def written_for(out: Tensor) -> Tensor:
+    """What the kernel writes for the empty tensor `out`, which the op returns: `out` itself if it is NHWC."""
     if out.is_contiguous(memory_format=torch.channels_last):
-        return out, out
-    return torch.empty_like(x, memory_format=torch.channels_last), out
+        return out
+    return torch.empty_like(out, memory_format=torch.channels_last)
 
 
 def finish(written: Tensor, out: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,8 +11,8 @@ from torch import Tensor
 from convnext_kernels.backends.cpu import native
 from convnext_kernels.backends.cpu.dwconv import bias_or_zeros, taps_first
 from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, flat_float, output_for
-from convnext_kernels.backends.cpu.packed import packed
-from convnext_kernels.calls import BlockCall, MlpCall
+from convnext_kernels.backends.cpu.packed import Known, packed
+from convnext_kernels.calls import BlockCall, BlocksCall, MlpCall
 from convnext_kernels.spec import MlpParameters
 from convnext_kernels.tuning import Candidate, cache, forcing, pick
 
@@ -48,26 +49,112 @@ def _matrices(p: MlpParameters) -> tuple[Tensor, Tensor]:
     return w1.float(), w2.float()
 
 
-def _schedule(call: MlpCall | BlockCall, side: int, isa: str, keeps: int) -> int:
+def _schedule(call: MlpCall | BlockCall, kernel: tuple[int, int], keeps: int) -> int:
     """The schedule that was timed to be the fastest, else -1: by shape."""
     force, generation = forcing(), cache.generation()
     if not generation and not force:
         return -1
     memo = {} if call.inputs is None or force else call.inputs.signature.memo
-    state = ("schedule", isa, torch.get_num_threads(), generation)
+    state = ("schedule", native.isa(), torch.get_num_threads(), generation)
     found = memo.get(state)
     if found is None:
         x, p = call.x, call.p
         wide, grn = p.pwconv1_weight.shape[0], p.grn_weight is not None
-        problem = (*x.shape, x.dtype, call.compute_dtype, side, wide, grn, keeps)
+        problem = (*x.shape, x.dtype, call.compute_dtype, *kernel, wide, grn, keeps)
         found = memo[state] = pick("mlp_schedule", problem, SCHEDULES, native.machine()).config["schedule"]
     return found
+
+
+class _Facts(NamedTuple):
+    """What follows from a call's signature."""
+
+    image: tuple[int, int, int]  # n, h, w
+    direct: bool  # whether x and the result are dense NHWC
+    operations: int
+    codes: tuple[int, int]  # of the dtypes of x and of the products
+    configuration: tuple  # of the packed parameters: dtype, kernel, dilation, eps, grn_eps
+
+
+def _facts(call: MlpCall | BlockCall, dilation: tuple[int, int], kernel: tuple[int, int]) -> _Facts:
+    memo = {} if call.inputs is None else call.inputs.signature.memo
+    found = memo.get("cpu mlp")
+    if found is None:
+        x = call.x
+        n, c, h, w = x.shape
+        direct = x.is_contiguous(memory_format=torch.channels_last)
+        direct = direct and torch.empty_like(x, device="meta").is_contiguous(memory_format=torch.channels_last)
+        operations = n * h * w * c * (2 * call.p.pwconv1_weight.shape[0] + kernel[0] * kernel[1])
+        codes = native.DTYPE_CODES[x.dtype], native.DTYPE_CODES[call.compute_dtype]
+        configuration = (call.compute_dtype == torch.bfloat16, kernel, dilation, call.eps, call.grn_eps)
+        found = memo["cpu mlp"] = _Facts((n, h, w), direct, operations, codes, configuration)
+    return found
+
+
+def _pack(p: MlpParameters, dw_weight: Tensor | None, dw_bias: Tensor | None, isa: str, configuration: tuple) -> object:
+    hidden, channels = p.pwconv1_weight.shape[:2]
+    w1, w2 = _matrices(p)
+    b2 = bias_or_zeros(p.pwconv2_bias, channels)
+    if p.grn_bias is not None:
+        b2 = torch.addmv(b2, w2.view(channels, hidden).float(), flat_float(p.grn_bias))
+    # Every tensor whose address is passed has a name here: it must outlive the call.
+    taps = None if dw_weight is None else taps_first(dw_weight)
+    taps_bias = None if dw_weight is None else bias_or_zeros(dw_bias, channels)
+    norm_weight, norm_bias = flat_float(p.norm_weight), flat_float(p.norm_bias)
+    b1, grn_weight = bias_or_zeros(p.pwconv1_bias, hidden), flat_float(p.grn_weight)
+    gamma = torch.ones(channels) if p.gamma is None else flat_float(p.gamma)
+    bf16, kernel, dilation, eps, grn_eps = configuration
+    return native.extension().PackedMlp(
+        native.isa_code(isa),
+        bf16,
+        native.DTYPE_CODES[w1.dtype],
+        channels,
+        hidden,
+        *kernel,
+        *dilation,
+        eps,
+        grn_eps,
+        address(taps),
+        address(taps_bias),
+        address(norm_weight),
+        address(norm_bias),
+        address(w1),
+        address(b1),
+        address(grn_weight),
+        address(w2),
+        address(b2),
+        address(gamma),
+        torch.get_num_threads(),
+    )
+
+
+def _kernel(
+    p: MlpParameters,
+    dw_weight: Tensor | None,
+    dw_bias: Tensor | None,
+    configuration: tuple,
+    known: Known | None = None,
+) -> Any:
+    """The extension's object with the packed parameters."""
+    isa = native.isa()
+
+    def pack() -> object:
+        return _pack(p, dw_weight, dw_bias, isa, configuration)
+
+    return packed(p.pwconv1_weight, (dw_weight, dw_bias, *p), (isa, configuration), pack, known)
+
+
+def _team(operations: int) -> tuple[int, Tensor | None]:
+    """The number of threads, and where they add the seconds of their phases."""
+    threads, phases = native.threads(operations), _phases.get()
+    if phases is not None:
+        threads = min(threads, len(phases))  # a row each: PyTorch's number of threads may have grown since
+    return threads, phases
 
 
 def run(
     call: MlpCall | BlockCall,
     residual: Tensor | None,
-    dwconv: tuple[Tensor, Tensor | None, int] | None,  # weight, bias, dilation
+    dwconv: tuple[Tensor, Tensor | None, tuple[int, int]] | None,  # weight, bias, dilation
     kept_y: Tensor | None = None,
     kept_hidden: Tensor | None = None,
 ) -> Tensor:
@@ -75,74 +162,71 @@ def run(
 
     `kept_y` (like x) and `kept_hidden` (N, hidden, H, W), both channels_last, are filled for the gradient if given.
     """
-    x, p, drop_scale, compute_dtype = call.x, call.p, call.drop_scale, call.compute_dtype
-    eps, grn_eps = call.eps, call.grn_eps
-    channels, hidden = x.shape[1], p.pwconv1_weight.shape[0]
-    isa, bf16 = native.isa(), compute_dtype == torch.bfloat16
-    dw_weight, dw_bias, dilation = dwconv or (None, None, 1)
-    side = 0 if dw_weight is None else dw_weight.shape[-1]
-
-    def pack() -> object:
-        w1, w2 = _matrices(p)
-        b2 = bias_or_zeros(p.pwconv2_bias, channels)
-        if p.grn_bias is not None:
-            b2 = torch.addmv(b2, w2.view(channels, hidden).float(), flat_float(p.grn_bias))
-        # Every tensor whose address is passed has a name here: it must outlive the call.
-        taps = None if dw_weight is None else taps_first(dw_weight)
-        taps_bias = None if dw_weight is None else bias_or_zeros(dw_bias, channels)
-        norm_weight, norm_bias = flat_float(p.norm_weight), flat_float(p.norm_bias)
-        b1, grn_weight = bias_or_zeros(p.pwconv1_bias, hidden), flat_float(p.grn_weight)
-        gamma = torch.ones(channels) if p.gamma is None else flat_float(p.gamma)
-        return native.extension().PackedMlp(
-            native.isa_code(isa),
-            bf16,
-            native.DTYPE_CODES[w1.dtype],
-            channels,
-            hidden,
-            side,
-            dilation,
-            eps,
-            grn_eps,
-            address(taps),
-            address(taps_bias),
-            address(norm_weight),
-            address(norm_bias),
-            address(w1),
-            address(b1),
-            address(grn_weight),
-            address(w2),
-            address(b2),
-            address(gamma),
-            torch.get_num_threads(),
-        )
-
-    configuration = (isa, "bottleneck", bf16, side, dilation, eps, grn_eps)
-    signature = None if call.inputs is None else call.inputs.signature
-    kernel = packed(p.pwconv1_weight, (dw_weight, dw_bias, *p), configuration, pack, signature)
-    x_nhwc = dense_nhwc(x)
+    x, p, inputs = call.x, call.p, call.inputs
+    dw_weight, dw_bias, dilation = dwconv or (None, None, (1, 1))
+    kernel_size = (0, 0) if dw_weight is None else tuple(dw_weight.shape[2:])
+    facts, drop, known = _facts(call, dilation, kernel_size), call.drop_scale, None
+    if inputs is not None:
+        parameters = slice(1 if dwconv or residual is None else 2, None if drop is None else -1)
+        known = Known(inputs.signature, inputs.tensors[parameters], inputs.addresses[parameters])
+    kernel = _kernel(p, dw_weight, dw_bias, facts.configuration, known)
+    if facts.direct:
+        x_nhwc, written = x, torch.empty_like(x)
+        out = written
+    else:
+        x_nhwc = dense_nhwc(x)
+        written, out = output_for(x)
     # The block's residual is x itself; one conversion serves both.
     residual_nhwc = x_nhwc if residual is x else None if residual is None else dense_nhwc(residual)
-    written, out = output_for(x)
-    drop = None if drop_scale is None else flat_float(drop_scale)
-    n, _, h, w = x.shape
-    threads, phases = native.threads(n * h * w * channels * (2 * hidden + side * side)), _phases.get()
-    if phases is not None:
-        threads = min(threads, len(phases))  # a row each: PyTorch's number of threads may have grown since
+    drop = None if drop is None else flat_float(drop)
+    threads, phases = _team(facts.operations)
     kernel.forward(
-        native.DTYPE_CODES[x.dtype],
-        address(x_nhwc),
+        facts.codes[0],
+        x_nhwc.data_ptr(),
         address(residual_nhwc),
-        address(written),
-        n,
-        h,
-        w,
+        written.data_ptr(),
+        *facts.image,
         address(drop),
         address(kept_y),
         address(kept_hidden),
-        native.DTYPE_CODES[compute_dtype],
+        facts.codes[1],
         threads,
         address(phases),
-        _schedule(call, side, isa, (kept_y is not None) + (kept_hidden is not None)),
+        _schedule(call, kernel_size, (kept_y is not None) + (kept_hidden is not None)),
+    )
+    return out if facts.direct else finish(written, out)
+
+
+def run_blocks(call: BlocksCall) -> Tensor:
+    """Run consecutive blocks of one shape: one check of all parameters, and one call of the extension."""
+    x, blocks, _, inputs = call
+    bf16 = call.compute_dtype == torch.bfloat16
+
+    def pack() -> list:
+        return [_kernel(b.p, b.weight, b.bias, (bf16, tuple(b.weight.shape[2:]), *b[3:])) for b in blocks]
+
+    configuration = (native.isa(), "blocks", bf16, tuple(b[3:] for b in blocks))
+    first = blocks[0]
+    known = Known(inputs.signature, inputs.tensors[1:], inputs.addresses[1:])
+    kernels = packed(first.p.pwconv1_weight, known.tensors, configuration, pack, known)
+    x_nhwc = dense_nhwc(x)
+    written, out = output_for(x)
+    between = torch.empty_like(written) if len(blocks) > 1 else None
+    n, c, h, w = x.shape
+    kernel, hidden = tuple(first.weight.shape[2:]), first.p.pwconv1_weight.shape[0]
+    threads, phases = _team(n * h * w * c * (2 * hidden + kernel[0] * kernel[1]))
+    native.extension().forward_blocks(
+        kernels,
+        native.DTYPE_CODES[x.dtype],
+        address(x_nhwc),
+        address(written),
+        address(between),
+        n,
+        h,
+        w,
+        threads,
+        address(phases),
+        _schedule(call.block(0, x)._replace(inputs=inputs), kernel, 0),
     )
     return finish(written, out)
 

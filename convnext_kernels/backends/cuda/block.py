@@ -9,4 +9,5 @@ from convnext_kernels.backends.gpu import block
 KEEPS_HIDDEN = True
 
 forward = prepared(functools.partial(block.forward, dwconv, mlp))
+sequence = prepared(functools.partial(block.sequence, dwconv, mlp))
 backward = prepared(functools.partial(block.backward, dwconv, mlp))

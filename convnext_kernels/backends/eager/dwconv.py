@@ -1,41 +1,41 @@
-"""Depthwise convolution, stride 1, "same" padding: y[n,c] = x[n,c] (*) weight[c] + bias[c].
+"""Depthwise convolution with zero padding that keeps the size at stride 1: y[n,c] = x[n,c] (*) weight[c] + bias[c].
 
-x (N, C, H, W) in any memory format, weight (C, 1, K, K), bias (C,) or None; y like x.
+x (N, C, H, W) in any memory format, weight (C, 1, KH, KW), bias (C,) or None.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convnext_kernels.backends.eager.layout import like, like_parameter
+from convnext_kernels.backends.eager.layout import into, like, like_parameter
 from convnext_kernels.calls import DwconvCall
 
 
-def _padding(weight: Tensor, dilation: int) -> int:
-    return dilation * (weight.shape[-1] - 1) // 2
+def _padding(weight: Tensor, dilation: tuple[int, int]) -> list[int]:
+    return [step * (side - 1) // 2 for step, side in zip(dilation, weight.shape[2:], strict=True)]
 
 
 def forward(call: DwconvCall) -> Tensor:
-    """Convolve in `compute_dtype`; the result has x's dtype and strides."""
-    x, weight, bias, dilation, compute_dtype, _ = call
+    """Convolve in `compute_dtype`; the result has x's dtype."""
+    x, weight, bias, dilation, stride, compute_dtype, _ = call
     y = F.conv2d(
         x.to(compute_dtype),
         weight.to(compute_dtype),
         None if bias is None else bias.to(compute_dtype),
+        stride=stride,
         padding=_padding(weight, dilation),
         dilation=dilation,
         groups=x.shape[1],
     )
-    return like(y, x)
+    return into(y, call.result())
 
 
 def backward(dy: Tensor, call: DwconvCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order."""
-    x, weight, bias, dilation, compute_dtype, _ = call
+    x, weight, bias, dilation, stride, compute_dtype, _ = call
     channels = x.shape[1]
-    padding = _padding(weight, dilation)
     dy_, x_, weight_ = (t.to(compute_dtype) for t in (dy, x, weight))
-    if x.device.type == "cpu" and compute_dtype.itemsize == 2 and dilation > 1:
+    if x.device.type == "cpu" and compute_dtype.itemsize == 2 and max(dilation) > 1:
         # oneDNN's weight gradient is wrong for channels_last bf16, dilation above 1 and more than 28 columns (torch
         # 2.14.1, AVX-512 BF16); it even contains uninitialised memory. For contiguous tensors it is right. They are
         # always copied: PyTorch takes a channels_last weight (C, 1, K, K) for contiguous, but its strides select the
@@ -46,9 +46,9 @@ def backward(dy: Tensor, call: DwconvCall, needs: list[bool]) -> list[Tensor]:
         x_,
         weight_,
         [channels],
-        [1, 1],
-        [padding, padding],
-        [dilation, dilation],
+        [stride, stride],
+        _padding(weight, dilation),
+        list(dilation),
         False,
         [0, 0],
         channels,

@@ -16,7 +16,11 @@ def nchw(x: Tensor) -> Tensor:
 
 def like(result: Tensor, x: Tensor) -> Tensor:
     """Return `result` with the dtype and strides of `torch.empty_like(x)`, which the fake kernels promise."""
-    out = torch.empty_like(x)
+    return into(result, torch.empty_like(x))
+
+
+def into(result: Tensor, out: Tensor) -> Tensor:
+    """Return `result` if it has the dtype and strides of the empty tensor `out`, else `out` with its values."""
     if result.dtype == out.dtype and result.stride() == out.stride():
         return result
     return out.copy_(result)

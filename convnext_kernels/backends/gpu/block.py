@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from convnext_kernels.calls import BlockCall
+from convnext_kernels.calls import BlockCall, BlocksCall
 
 
 def forward(
@@ -30,6 +30,14 @@ def forward(
     return mlp.forward(call.mlp(y, x), hidden, like=x)
 
 
+def sequence(dwconv: ModuleType, mlp: ModuleType, call: BlocksCall) -> Tensor:
+    """The result of the last of several blocks."""
+    x = call.x
+    for i in range(len(call.blocks)):
+        x = forward(dwconv, mlp, call.block(i, x))
+    return x
+
+
 def backward(
     dwconv: ModuleType,
     mlp: ModuleType,
@@ -40,7 +48,7 @@ def backward(
     hidden: Tensor | None = None,
 ) -> list[Tensor]:
     """Return the gradients of (x, weight, bias, *p) that `needs` marks, in that order."""
-    x, weight, bias, _, _, dilation, _, _, compute_dtype, _ = call
+    x = call.x
     if y is None:
         y = torch.empty_like(x, memory_format=torch.channels_last)
         dwconv.forward(call.convolution, out=y)
@@ -53,8 +61,8 @@ def backward(
     convolution = []
     if needs[0]:
         # The convolution kernel adds the gradient of the residual when it stores dx.
-        convolution.append(dwconv.input_gradient(dy, weight, dilation, compute_dtype, x, residual=dout))
+        convolution.append(dwconv.input_gradient(dy, call.convolution, residual=dout))
     if needs[1] or needs[2]:
-        dw, db = dwconv.parameter_gradients(dy, x, weight, bias, dilation, compute_dtype, needs[1], needs[2])
+        dw, db = dwconv.parameter_gradients(dy, call.convolution, needs[1], needs[2])
         convolution += [g for g, needed in zip((dw, db), needs[1:3], strict=True) if needed]
     return convolution + gradients

@@ -342,13 +342,14 @@ def _on_meta(value: Any, recorder: Recorder) -> Any:
         meta = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
         recorder.buffer(meta)
         return meta
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_on_meta(v, recorder) for v in value))
+    if isinstance(value, tuple):
+        copies = [_on_meta(v, recorder) for v in value]
+        return type(value)(*copies) if hasattr(value, "_fields") else tuple(copies)
     return value
 
 
 def record(launcher: Callable, arguments: Sequence[Any], device: torch.device) -> Program:
-    """Run ``launcher(*arguments)`` on "meta". Arguments are tensors, named tuples of tensors, and values."""
+    """Run ``launcher(*arguments)`` on "meta". Arguments are tensors, tuples, and values."""
     found = Recorder(device)
 
     copies = [_on_meta(a, found) for a in arguments]

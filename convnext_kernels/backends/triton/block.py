@@ -9,4 +9,5 @@ from convnext_kernels.backends.triton.launch import prepared
 KEEPS_HIDDEN = True
 
 forward = prepared(functools.partial(block.forward, dwconv, mlp))
+sequence = prepared(functools.partial(block.sequence, dwconv, mlp))
 backward = prepared(functools.partial(block.backward, dwconv, mlp))

@@ -1,10 +1,12 @@
-"""Depthwise convolution, stride 1, "same" padding: y[n,c] = x[n,c] (*) weight[c] + bias[c], and its gradients.
+"""Depthwise convolution, "same" padding, stride 1 or 2: y[n,c] = x[n,c] (*) weight[c] + bias[c], and its gradients.
 
-x (N, C, H, W), weight (C, 1, K, K) with K odd, bias (C,) or None; P = K // 2, D = dilation:
+x (N, C, H, W), weight (C, 1, KH, KW), both odd, bias (C,) or None; P = KH // 2, Q = KW // 2, (D, E) = dilation:
 
-    y[n,c,h,w]   = bias[c] + sum_kh,kw weight[c,kh,kw] * x[n,c, h + (kh-P) D, w + (kw-P) D]
-    dx[n,c,h,w]  = sum_kh,kw weight[c,K-1-kh,K-1-kw] * dy[n,c, h + (kh-P) D, w + (kw-P) D]   [+ residual]
-    dw[c,kh,kw]  = sum_n,h,w dy[n,c,h,w] * x[n,c, h + (kh-P) D, w + (kw-P) D],    db[c] = sum_n,h,w dy[n,c,h,w]
+    y[n,c,h,w]   = bias[c] + sum_kh,kw weight[c,kh,kw] * x[n,c, h + (kh-P) D, w + (kw-Q) E]
+    dx[n,c,h,w]  = sum_kh,kw weight[c,KH-1-kh,KW-1-kw] * dy[n,c, h + (kh-P) D, w + (kw-Q) E]   [+ residual]
+    dw[c,kh,kw]  = sum_n,h,w dy[n,c,h,w] * x[n,c, h + (kh-P) D, w + (kw-Q) E],    db[c] = sum_n,h,w dy[n,c,h,w]
+
+With stride 2, y[n,c,h,w] is what stands at (2h, 2w) here, and dy is between zeros.
 
 Bytes per pixel with 16-bit elements: forward 4C (x read, y written), dx 4C (6C with a residual), dw and db together 4C
 and the partial sums of at most a few hundred programs. For 7x7 the 49 multiply-adds of an output limit the time as much
@@ -95,64 +97,70 @@ def _interpretable(config: Mapping[str, Any], p: dwconv_plan.Problem) -> dict[st
     rows of the weight gradient in two parts, each with one sum.
     """
     config = dict(config)
-    height = triton.cdiv(p.height, p.dilation)
+    height = triton.cdiv(p.height, p.dilation_h if p.stride == 1 else p.stride)
     if "Q" in config:
-        config["Q"] = min(config["Q"], 3 if p.side <= 7 else 1)
+        config["Q"] = min(config["Q"], 3 if p.few else 1)
     if "strip" in config:
-        least = triton.cdiv(height, 1 if p.side > 7 else 2)
+        least = triton.cdiv(height, 2 if p.few else 1)
         config["strip"] = max(config["strip"], least)
-    if "KH" in config:
-        config |= {"KH": triton.cdiv(p.side, 2), "parts": 1, "BC": min(triton.next_power_of_2(p.channels), 1024)}
+    if "R" in config:
+        config |= {
+            "R": triton.cdiv(p.kernel_h, 2) if p.stride == 1 else 1,
+            "parts": 1,
+            "BC": min(triton.next_power_of_2(p.channels), 1024),
+        }
     return config
 
 
-def _problem(x: Tensor, weight: Tensor, dilation: int) -> dwconv_plan.Problem:
-    return dwconv_plan.Problem(*x.shape, weight.shape[-1], dilation, x.element_size())
+def _problem(x: Tensor, call: DwconvCall) -> dwconv_plan.Problem:
+    """For x, the input of the convolution or its gradient."""
+    return dwconv_plan.Problem(*x.shape, *call.weight.shape[2:], *call.dilation, x.element_size(), call.stride)
 
 
 def _packed(weight: Tensor, round_to: tl.dtype | None) -> Tensor:
-    channels, side = weight.shape[0], weight.shape[-1]
-    packed = torch.empty(side, side, channels, dtype=torch.float32, device=weight.device)
+    channels, _, kernel_h, kernel_w = weight.shape
+    packed = torch.empty(kernel_h, kernel_w, channels, dtype=torch.float32, device=weight.device)
     block = 4096 if device.interpreted() else 256
     strides = _weight_strides(weight)
     config = {"BLOCK": block, "num_warps": 8, "enable_fp_fusion": True}
     launch(pack_kernel, (triton.cdiv(weight.numel(), block),))(
-        weight, packed, C=channels, K=side, WEIGHT=strides, ROUND=round_to, **config
+        weight, packed, C=channels, KH=kernel_h, KW=kernel_w, WEIGHT=strides, ROUND=round_to, **config
     )
     return packed
 
 
 def _convolve(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    out: Tensor,
-    dilation: int,
-    compute_dtype: torch.dtype,
-    flip: bool,
+    x: Tensor, call: DwconvCall, bias: Tensor | None, residual: Tensor | None, out: Tensor, gradient: bool
 ) -> Tensor:
-    """Write the convolution of x (+ bias, + residual) into `out`, whatever its strides."""
-    n, channels, height, width = x.shape
-    side = weight.shape[-1]
-    problem = _problem(x, weight, dilation)
+    """Write the convolution of x (+ bias, + residual) into `out`, whatever its strides.
+
+    gradient: x is the gradient of the call's result, `out` that of its input.
+    """
+    weight, dilation, stride, compute_dtype = call.weight, call.dilation, call.stride, call.compute_dtype
+    larger = out if gradient else x
+    n, channels, height, width = larger.shape
+    out_height, out_width = out.shape[2:]
+    kernel_h, kernel_w = weight.shape[2:]
+    problem = _problem(larger, call)
     plan = dwconv_plan.forward(problem, device.gpu())
     kernel, config = plan.name.partition("-")[0], plan.config
     if device.interpreted():
-        if kernel == "rows" and side * height > (300 if side > 7 else 150):
+        if kernel == "rows" and stride == 1 and kernel_h * height > (150 if problem.few else 300):
             kernel, config = "rolling", {"Q": config["Q"], "strip": 1}  # loads a row of x once, not per kernel row
         config = _interpretable(config, problem)
     source = _image(x)
     target = _seen(out) or _image(torch.empty_like(out, memory_format=torch.channels_last))
     added = None if residual is None else _image_like(residual, target)
-    tile = config.get("Q", width)
-    lanes = n * channels * triton.cdiv(width, tile)
+    tile = dwconv_plan.columns(problem, config, gradient)
+    # With a stride all groups of columns of a gradient begin at even ones.
+    between = tile - tile % stride if gradient and tile > 1 else tile
+    lanes = n * channels * triton.cdiv(out_width - (tile - between), between)
     block = _block(lanes)
     round_weight = _rounding(weight.dtype, compute_dtype)
     strides = _weight_strides(weight)
     packed = bool(config.get("pack"))
     if packed:
-        weight, strides = _packed(weight, round_weight), (1, side * channels, channels)
+        weight, strides = _packed(weight, round_weight), (1, kernel_w * channels, channels)
     arguments = {
         "x_ptr": source.tensor,
         "weight_ptr": weight,
@@ -164,10 +172,12 @@ def _convolve(
         "y_sn": target.stride_n,
         "residual_sn": 0 if added is None else added.stride_n,
         "C": channels,
-        "K": side,
-        "D": dilation,
+        "KH": kernel_h,
+        "KW": kernel_w,
+        "DH": dilation[0],
+        "DW": dilation[1],
         "WEIGHT": strides,
-        "FLIP": flip,
+        "FLIP": gradient,
         "ROUND": _rounding(x.dtype, compute_dtype),
         "ROUND_WEIGHT": None if packed else round_weight,
         "BLOCK": block,
@@ -184,73 +194,62 @@ def _convolve(
         arguments |= {"height": height, "width": width, "Q": tile, "EDGES": dwconv_plan.edges(problem, tile)}
         if kernel == "rolling":
             strip = config["strip"]
-            strips = triton.cdiv(triton.cdiv(height, dilation), strip)
-            launch(rolling_kernel, (programs, strips * dilation))(**arguments, strip=strip)
+            strips = triton.cdiv(triton.cdiv(height, dilation[0]), strip)
+            launch(rolling_kernel, (programs, strips * dilation[0]))(**arguments, strip=strip)
         else:
             pair = bool(config["pair"])
-            pairs = triton.cdiv(triton.cdiv(height, dilation), 2) * dilation
-            launch(rows_kernel, (programs, pairs if pair else height))(**arguments, PAIR=pair)
+            pairs = triton.cdiv(triton.cdiv(height, dilation[0]), 2) * dilation[0]
+            strides = (1, stride) if gradient else (stride, 1)
+            arguments |= {"PAIR": pair, "DOWN": strides[0], "UP": strides[1]}
+            launch(rows_kernel, (programs, pairs if pair else out_height))(**arguments)
     return out if target.tensor is out else out.copy_(target.tensor)
 
 
 @prepared
 def forward(call: DwconvCall, out: Tensor | None = None) -> Tensor:
     """Convolve in `compute_dtype`, sums in fp32; the result is like x, or written to `out` in its dtype and strides."""
-    x, weight, bias, dilation, compute_dtype, _ = call
     if out is None:
-        out = torch.empty_like(x)
-    return _convolve(x, weight, bias, None, out, dilation, compute_dtype, flip=False)
+        out = call.result()
+    return _convolve(call.x, call, call.bias, None, out, gradient=False)
 
 
-def input_gradient(
-    dy: Tensor,
-    weight: Tensor,
-    dilation: int,
-    compute_dtype: torch.dtype,
-    like: Tensor,
-    residual: Tensor | None = None,
-) -> Tensor:
-    """Return dx = dy (*) flipped weight [+ residual], with the dtype and strides `torch.empty_like(like)` has."""
-    return _convolve(dy, weight, None, residual, torch.empty_like(like), dilation, compute_dtype, flip=True)
+def input_gradient(dy: Tensor, call: DwconvCall, residual: Tensor | None = None) -> Tensor:
+    """Return dx = dy (*) flipped weight [+ residual], with the dtype and strides `torch.empty_like(x)` has."""
+    dx = torch.empty_like(call.x)
+    return _convolve(dy, call, None, residual, dx, gradient=True)
 
 
 def parameter_gradients(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    dilation: int,
-    compute_dtype: torch.dtype,
-    needs_weight: bool,
-    needs_bias: bool,
-    deterministic: bool = True,
+    dy: Tensor, call: DwconvCall, needs_weight: bool, needs_bias: bool, deterministic: bool = True
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return (dw, db) like weight and bias, None for a gradient that is not needed.
 
     Bitwise the same every time: programs write partial sums, which a second kernel adds in a fixed order. With
-    `deterministic=False` they are added atomically, which saves their memory: 4 (K * K + 1) C bytes for each of at most
-    a few hundred parts.
+    `deterministic=False` they are added atomically, which saves their memory: 4 (KH * KW + 1) C bytes for each of at
+    most a few hundred parts.
     """
+    x, weight, bias, dilation, stride, compute_dtype, _ = call
     n, channels, height, width = x.shape
-    side = weight.shape[-1]
+    kernel_h, kernel_w = weight.shape[2:]
     dw = torch.empty_like(weight) if needs_weight else None
     db = torch.empty_like(bias) if needs_bias else None
-    problem = _problem(x, weight, dilation)
+    problem = _problem(x, call)
     config = dwconv_plan.weight(problem, device.gpu()).config
     if device.interpreted():
         config = _interpretable(config, problem)
-    tile, kernel_rows, strip, parts, block_c = (int(config[name]) for name in ("Q", "KH", "strip", "parts", "BC"))
+    tile, kernel_rows, strip, parts, block_c = (int(config[name]) for name in ("Q", "R", "strip", "parts", "BC"))
     block = 128
     if device.interpreted():  # as few programs as the strips allow
-        block = block_c * min(triton.next_power_of_2(n * triton.cdiv(width, tile)), 4096 // block_c)
-    strips = triton.cdiv(triton.cdiv(height, dilation), strip) * dilation
+        block = block_c * min(triton.next_power_of_2(n * triton.cdiv(dy.shape[3], tile)), 4096 // block_c)
+    lattices = dilation[0] if stride == 1 else 1
+    strips = triton.cdiv(triton.cdiv(dy.shape[2], lattices), strip) * lattices
     gradient, image = _image(dy), _image(x)
-    shape = (strips * parts, side * side + 1, channels)
+    shape = (strips * parts, kernel_h * kernel_w + 1, channels)
     if deterministic:
         partials = torch.empty(shape, dtype=torch.float32, device=x.device)
     else:
         partials = torch.zeros((1, *shape[1:]), dtype=torch.float32, device=x.device)
-    launch(partials_kernel, (triton.cdiv(channels, block_c) * parts, strips, triton.cdiv(side, kernel_rows)))(
+    launch(partials_kernel, (triton.cdiv(channels, block_c) * parts, strips, triton.cdiv(kernel_h, kernel_rows)))(
         gradient.tensor,
         image.tensor,
         partials,
@@ -262,8 +261,10 @@ def parameter_gradients(
         parts,
         strip,
         C=channels,
-        K=side,
-        D=dilation,
+        KH=kernel_h,
+        KW=kernel_w,
+        DH=dilation[0],
+        DW=dilation[1],
         DY_FIRST=gradient.channels_first,
         X_FIRST=image.channels_first,
         ROUND_DY=_rounding(dy.dtype, compute_dtype),
@@ -271,7 +272,8 @@ def parameter_gradients(
         ATOMIC=not deterministic,
         Q=tile,
         EDGES=dwconv_plan.edges(problem, tile),
-        KH=kernel_rows,
+        R=kernel_rows,
+        STRIDE=stride,
         BC=block_c,
         BLOCK=block,
         num_warps=max(1, min(4, block // 32)),
@@ -284,7 +286,8 @@ def parameter_gradients(
         db,
         len(partials),
         C=channels,
-        K=side,
+        KH=kernel_h,
+        KW=kernel_w,
         DW=_weight_strides(weight if dw is None else dw),
         BLOCK_P=8,
         BLOCK_L=block_l,
@@ -297,10 +300,9 @@ def parameter_gradients(
 @prepared
 def backward(dy: Tensor, call: DwconvCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order."""
-    x, weight, bias, dilation, compute_dtype, _ = call
     dx = dw = db = None
     if needs[0]:
-        dx = input_gradient(dy, weight, dilation, compute_dtype, like=x)
+        dx = input_gradient(dy, call)
     if needs[1] or needs[2]:
-        dw, db = parameter_gradients(dy, x, weight, bias, dilation, compute_dtype, needs[1], needs[2])
+        dw, db = parameter_gradients(dy, call, needs[1], needs[2])
     return [gradient for gradient in (dx, dw, db) if gradient is not None]

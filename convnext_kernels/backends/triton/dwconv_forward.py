@@ -1,12 +1,12 @@
 """Kernels of the depthwise convolution's forward pass and input gradient, one output tile per thread.
 
-    y[n, c, h, w] = bias[c] + sum_kh,kw weight[c, kh, kw] * x[n, c, h + (kh - P) * D, w + (kw - P) * D],  P = K // 2
+    y[n, c, h, w] = bias[c] + sum_kh,kw weight[c, kh, kw] * x[n, c, h + (kh - KH // 2) * DH, w + (kw - KW // 2) * DW]
 
 The input gradient is the same sum over dy with the weight rotated by 180 degrees (FLIP), plus a residual if given.
 
 A thread owns one channel and Q columns. Every element of a Triton tensor is one thread, and a Python tuple of such
 tensors has the values of a thread: so accumulators, weights and a row of x stay in registers, offsets within a row are
-constants, and a loaded and converted value of x is used for up to K * K multiply-adds. Lanes run over channels first
+constants, and a loaded and converted value of x is used for up to KH * KW multiply-adds. Lanes run over channels first
 for NHWC and over columns first for NCHW.
 
 Height and width are run-time values. The last group of columns is moved to end where the image ends, so all Q columns
@@ -14,10 +14,11 @@ of a group are inside; what two groups have is computed and stored twice, with t
 masked loads or, if the tile is as wide as the image, not compiled at all. (They are never multiplied by zero, because
 inf and NaN would spread.)
 
-- `rolling_kernel`, K up to 7: a loop over input rows carries K x Q accumulators; each row of x is loaded once.
-- `plane_kernel`, images up to 7 x 7: the whole plane per thread, no tap outside the image.
-- `rows_kernel`, any K: one output row or two, a loop over the kernel rows that are inside the image. Two rows take
-  1.35 (K 13 on 28 x 28) and 1.46 (K 31 on 14 x 14) PTX instructions per tap inside the image, one row 1.6 and 1.8.
+- `rolling_kernel`, up to 51 taps: a loop over input rows carries KH x Q accumulators; each row of x is loaded once.
+- `plane_kernel`, up to 51 taps and images up to 7 x 7: the whole plane per thread, no tap outside the image.
+- `rows_kernel`, any kernel and stride: one output row or two, a loop over the kernel rows that are inside the image.
+  Two rows take 1.35 (K 13 on 28 x 28) and 1.46 (K 31 on 14 x 14) PTX instructions per tap inside the image, one row 1.6
+  and 1.8.
 """
 
 # Inside kernels, tuples support only +, and conditions at compile time only plain ifs.
@@ -161,8 +162,10 @@ def rolling_kernel(
     width,
     strip,
     C: tl.constexpr,
-    K: tl.constexpr,
-    D: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    DH: tl.constexpr,
+    DW: tl.constexpr,
     X_FIRST: tl.constexpr,
     Y_FIRST: tl.constexpr,
     WEIGHT: tl.constexpr,
@@ -173,13 +176,14 @@ def rolling_kernel(
     EDGES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A strip of output rows, Q columns: K x Q accumulators. Every input row completes the oldest of their rows.
+    """A strip of output rows, Q columns: KH x Q accumulators. Every input row completes the oldest of their rows.
 
-    Grid (lanes, strips * D). With dilation, rows of different residues modulo D are independent: a strip has the rows
+    Grid (lanes, strips * DH). With dilation, rows of different residues modulo DH are independent: a strip has the rows
     of one residue, and `t` counts these. X_FIRST, Y_FIRST: NCHW instead of NHWC; the residual is like y. WEIGHT:
     strides of (c, kh, kw).
     """
-    P: tl.constexpr = K // 2
+    P: tl.constexpr = KH // 2
+    PW: tl.constexpr = KW // 2
     X_SW: tl.constexpr = 1 if X_FIRST else C
     Y_SW: tl.constexpr = 1 if Y_FIRST else C
     if EDGES == "image":
@@ -191,62 +195,62 @@ def rolling_kernel(
     c, g, n = decode(lane, C, (width + Q - 1) // Q, Y_FIRST)
     inside = n < samples
     column = tl.minimum(g * Q, width - Q)
-    residue = tl.program_id(1) % D
-    own = (height - residue + D - 1) // D  # rows of this residue
-    first = tl.program_id(1) // D * strip
+    residue = tl.program_id(1) % DH
+    own = (height - residue + DH - 1) // DH  # rows of this residue
+    first = tl.program_id(1) // DH * strip
     end = tl.minimum(first + strip, own)
     low = tl.maximum(first - P, 0)
     high = tl.minimum(end + P, own)
 
     n = tl.minimum(n, samples - 1).to(tl.int64)  # threads too many load what the last sample's do, and store nothing
-    x_ptr += n * x_sn + place(c, (residue + low * D) * width + column - P * D, pixels, C, X_FIRST)
-    pixel = (residue + (low - P) * D) * width + column
+    x_ptr += n * x_sn + place(c, (residue + low * DH) * width + column - PW * DW, pixels, C, X_FIRST)
+    pixel = (residue + (low - P) * DH) * width + column
     y_ptr += n * y_sn + place(c, pixel, pixels, C, Y_FIRST)
     if residual_ptr is not None:
         residual_ptr += n * residual_sn + place(c, pixel, pixels, C, Y_FIRST)
     w_ptr = weight_ptr + c * WEIGHT[0]
     w = ()
-    for i in tl.static_range(K * K):
+    for i in tl.static_range(KH * KW):
         if FLIP:
-            w = w + (load(w_ptr + (K - 1 - i // K) * WEIGHT[1] + (K - 1 - i % K) * WEIGHT[2], None, ROUND_WEIGHT),)
+            w = w + (load(w_ptr + (KH - 1 - i // KW) * WEIGHT[1] + (KW - 1 - i % KW) * WEIGHT[2], None, ROUND_WEIGHT),)
         else:
-            w = w + (load(w_ptr + (i // K) * WEIGHT[1] + (i % K) * WEIGHT[2], None, ROUND_WEIGHT),)
+            w = w + (load(w_ptr + (i // KW) * WEIGHT[1] + (i % KW) * WEIGHT[2], None, ROUND_WEIGHT),)
     if bias_ptr is None:
         bias = tl.zeros((BLOCK,), tl.float32)
     else:
         bias = tl.load(bias_ptr + c).to(tl.float32)
     acc = ()
-    for _ in tl.static_range((K - 1) * Q):
+    for _ in tl.static_range((KH - 1) * Q):
         acc = acc + (bias,)
 
     for t in range(low, high):
-        x = load_columns(x_ptr, column, width, None, Q + (K - 1) * D, -P * D, Q, EDGES, X_SW, ROUND)
-        # acc[b * Q + q] is output row t - P + b, to which row t of x contributes with kernel row K - 1 - b
+        x = load_columns(x_ptr, column, width, None, Q + (KW - 1) * DW, -PW * DW, Q, EDGES, X_SW, ROUND)
+        # acc[b * Q + q] is output row t - P + b, to which row t of x contributes with kernel row KH - 1 - b
         rows = ()
-        for b in tl.static_range(K):
+        for b in tl.static_range(KH):
             for q in tl.static_range(Q):
-                a = acc[b * Q + q] if b < K - 1 else bias
-                for kw in tl.static_range(K):
-                    if EDGES != "image" or (q + (kw - P) * D >= 0 and q + (kw - P) * D < Q):
-                        a += w[(K - 1 - b) * K + kw] * x[q + kw * D]
+                a = acc[b * Q + q] if b < KH - 1 else bias
+                for kw in tl.static_range(KW):
+                    if EDGES != "image" or (q + (kw - PW) * DW >= 0 and q + (kw - PW) * DW < Q):
+                        a += w[(KH - 1 - b) * KW + kw] * x[q + kw * DW]
                 rows = rows + (a,)
         # A vector like `inside`: Triton 3.9's interpreter cannot combine a scalar comparison and a vector to a mask.
         row = tl.full((BLOCK,), t - P, tl.int32)
         store_columns(y_ptr, residual_ptr, rows, inside & (row >= first), Q, Y_SW)
         acc = rows[Q:]
-        x_ptr += x_sh * D
-        y_ptr += y_sh * D
+        x_ptr += x_sh * DH
+        y_ptr += y_sh * DH
         if residual_ptr is not None:
-            residual_ptr += y_sh * D
+            residual_ptr += y_sh * DH
 
     if high < end + P:  # the image ends here: no other row of x contributes to the incomplete rows
         for b in tl.static_range(P):
             row = tl.full((BLOCK,), high - P + b, tl.int32)
             held = inside & (row >= first) & (row < end)
             store_columns(y_ptr, residual_ptr, acc[b * Q :], held, Q, Y_SW)
-            y_ptr += y_sh * D
+            y_ptr += y_sh * DH
             if residual_ptr is not None:
-                residual_ptr += y_sh * D
+                residual_ptr += y_sh * DH
 
 
 @triton.jit
@@ -273,8 +277,10 @@ def plane_kernel(
     C: tl.constexpr,
     H: tl.constexpr,
     W: tl.constexpr,
-    K: tl.constexpr,
-    D: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    DH: tl.constexpr,
+    DW: tl.constexpr,
     X: tl.constexpr,
     Y: tl.constexpr,
     WEIGHT: tl.constexpr,
@@ -285,7 +291,8 @@ def plane_kernel(
     BLOCK: tl.constexpr,
 ):
     """One whole small plane per thread; taps outside the image are not compiled."""
-    P: tl.constexpr = K // 2
+    P: tl.constexpr = KH // 2
+    PW: tl.constexpr = KW // 2
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     c, _, n = decode(lane, C, 1, CHANNELS_FIRST)
     inside = n < samples
@@ -294,7 +301,7 @@ def plane_kernel(
     y_ptr += n * y_sn + c * Y[0]
     w_ptr = weight_ptr + c * WEIGHT[0]
     if FLIP:
-        w_ptr += (K - 1) * (WEIGHT[1] + WEIGHT[2])
+        w_ptr += (KH - 1) * WEIGHT[1] + (KW - 1) * WEIGHT[2]
     if residual_ptr is not None:
         residual_ptr += n * residual_sn + c * Y[0]
     if bias_ptr is None:
@@ -306,8 +313,8 @@ def plane_kernel(
     # stores, which takes 12 s. It stops at pointers that a loop carries: with a loop it takes 0.9 s. So there is a loop
     # with one iteration, but the compiler does not know that it is one.
     w_ptrs = ()
-    for i in tl.static_range(K * K):
-        w_ptrs = w_ptrs + (w_ptr + SIGN * ((i // K) * WEIGHT[1] + (i % K) * WEIGHT[2]),)
+    for i in tl.static_range(KH * KW):
+        w_ptrs = w_ptrs + (w_ptr + SIGN * ((i // KW) * WEIGHT[1] + (i % KW) * WEIGHT[2]),)
     x_ptrs = ()
     y_ptrs = ()
     residual_ptrs = ()
@@ -318,7 +325,7 @@ def plane_kernel(
             residual_ptrs = residual_ptrs + (residual_ptr + ((i // W) * Y[1] + (i % W) * Y[2]),)
     for _ in range(one):
         w = ()
-        for i in tl.static_range(K * K):
+        for i in tl.static_range(KH * KW):
             w = w + (load(w_ptrs[i], None, ROUND_WEIGHT),)
         x = ()
         for i in tl.static_range(H * W):
@@ -326,14 +333,14 @@ def plane_kernel(
         for h in tl.static_range(H):
             for q in tl.static_range(W):
                 a = bias
-                for i in tl.static_range(K * K):
-                    if h + (i // K - P) * D >= 0 and h + (i // K - P) * D < H:
-                        if q + (i % K - P) * D >= 0 and q + (i % K - P) * D < W:
-                            a += w[i] * x[(h + (i // K - P) * D) * W + q + (i % K - P) * D]
+                for i in tl.static_range(KH * KW):
+                    if h + (i // KW - P) * DH >= 0 and h + (i // KW - P) * DH < H:
+                        if q + (i % KW - PW) * DW >= 0 and q + (i % KW - PW) * DW < W:
+                            a += w[i] * x[(h + (i // KW - P) * DH) * W + q + (i % KW - PW) * DW]
                 if residual_ptr is not None:
                     a += tl.load(residual_ptrs[h * W + q]).to(tl.float32)
                 tl.store(y_ptrs[h * W + q], a.to(y_ptr.dtype.element_ty), mask=inside)
-        w_ptrs = advance(w_ptrs, one, K * K)
+        w_ptrs = advance(w_ptrs, one, KH * KW)
         x_ptrs = advance(x_ptrs, one, H * W)
         y_ptrs = advance(y_ptrs, one, H * W)
         if residual_ptr is not None:
@@ -341,11 +348,11 @@ def plane_kernel(
 
 
 @triton.jit
-def load_weights(w_ptr, K: tl.constexpr, STEP: tl.constexpr, REACH: tl.constexpr, ROUND: tl.constexpr):
+def load_weights(w_ptr, KW: tl.constexpr, STEP: tl.constexpr, REACH: tl.constexpr, ROUND: tl.constexpr):
     """One kernel row. If the tile is as wide as the image, only the taps that reach into it: REACH to each side."""
     w = ()
-    for kw in tl.static_range(K):
-        if kw - K // 2 <= REACH and K // 2 - kw <= REACH:
+    for kw in tl.static_range(KW):
+        if kw - KW // 2 <= REACH and KW // 2 - kw <= REACH:
             w = w + (load(w_ptr + kw * STEP, None, ROUND),)
         else:
             w = w + (0.0,)
@@ -353,14 +360,28 @@ def load_weights(w_ptr, K: tl.constexpr, STEP: tl.constexpr, REACH: tl.constexpr
 
 
 @triton.jit
-def add_row(acc, w, x, Q: tl.constexpr, K: tl.constexpr, D: tl.constexpr, EDGES: tl.constexpr):
-    """Q columns of an output row, plus the products of one kernel row with one row of x."""
+def add_row(
+    acc,
+    w,
+    x,
+    Q: tl.constexpr,
+    KW: tl.constexpr,
+    DW: tl.constexpr,
+    EDGES: tl.constexpr,
+    DOWN: tl.constexpr,
+    UP: tl.constexpr,
+):
+    """Q columns of an output row, plus the products of one kernel row with one row of x.
+
+    x begins with the column of the first tap that the first output has, whether that is in the image or not.
+    """
     row = ()
     for q in tl.static_range(Q):
         a = acc[q]
-        for kw in tl.static_range(K):
-            if EDGES != "image" or (q + (kw - K // 2) * D >= 0 and q + (kw - K // 2) * D < Q):
-                a += w[kw] * x[q + kw * D]
+        for kw in tl.static_range(KW):
+            if EDGES != "image" or (q + (kw - KW // 2) * DW >= 0 and q + (kw - KW // 2) * DW < Q):
+                if (q * DOWN + (kw - KW // 2) * DW) % UP == 0:
+                    a += w[kw] * x[(q * DOWN + (kw - KW // 2) * DW) // UP + (KW // 2 * DW) // UP]
         row = row + (a,)
     return row
 
@@ -379,8 +400,10 @@ def rows_kernel(
     height,
     width,
     C: tl.constexpr,
-    K: tl.constexpr,
-    D: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    DH: tl.constexpr,
+    DW: tl.constexpr,
     X_FIRST: tl.constexpr,
     Y_FIRST: tl.constexpr,
     WEIGHT: tl.constexpr,
@@ -390,40 +413,71 @@ def rows_kernel(
     Q: tl.constexpr,
     EDGES: tl.constexpr,
     PAIR: tl.constexpr,
+    DOWN: tl.constexpr,
+    UP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Q columns of one output row, or of a PAIR of rows. For all lanes of a program the same kernel rows are inside.
 
-    Grid (lanes, height), or (lanes, pairs * D): the rows of a pair are D apart, so that they need the same rows of x. A
-    loaded row of x is then used for both, with kernel rows kh and kh - 1; the latter's weights are still in registers
+    Grid (lanes, height), or (lanes, pairs * DH): the rows of a pair are DH apart, so that they need the same rows of x.
+    A loaded row of x is then used for both, with kernel rows kh and kh - 1; the latter's weights are still in registers
     from the iteration before.
+
+    DOWN: the stride. UP: the stride of the convolution whose input gradient this is: output o has the taps for which
+    o + (k - K // 2) * D is a multiple of UP, and this quotient is their row or column of x. `height` and `width` are
+    those of the larger of the two images. With UP all groups of columns begin at even ones.
     """
-    P: tl.constexpr = K // 2
+    P: tl.constexpr = KH // 2
+    PW: tl.constexpr = KW // 2
     X_SW: tl.constexpr = 1 if X_FIRST else C
     Y_SW: tl.constexpr = 1 if Y_FIRST else C
     if EDGES == "image":
         width = Q
-    x_sh = width * X_SW
-    y_sh = width * Y_SW
-    pixels = height * width
-    REACH: tl.constexpr = (Q - 1) // D if EDGES == "image" else P
+    x_height = height
+    y_height = height
+    x_width = width
+    y_width = width
+    if DOWN > 1:
+        y_height = (height - 1) // DOWN + 1
+        y_width = (width - 1) // DOWN + 1
+    if UP > 1:
+        x_height = (height - 1) // UP + 1
+        x_width = (width - 1) // UP + 1
+    x_sh = x_width * X_SW
+    y_sh = y_width * Y_SW
+    x_pixels = x_height * x_width
+    y_pixels = y_height * y_width
+    REACH_X: tl.constexpr = PW * DW // UP  # columns of x that a group reads before its first column
+    HELD: tl.constexpr = (Q - 1) * DOWN // UP + 1  # of its own columns, which are in the image
+    COUNT: tl.constexpr = ((Q - 1) * DOWN + PW * DW) // UP + REACH_X + 1
+    BETWEEN: tl.constexpr = Q - Q % UP if Q > 1 else 1  # columns from group to group
+    REACH: tl.constexpr = (Q - 1) // DW if EDGES == "image" else PW
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    c, g, n = decode(lane, C, (width + Q - 1) // Q, Y_FIRST)
+    c, g, n = decode(lane, C, (y_width - (Q - BETWEEN) + BETWEEN - 1) // BETWEEN, Y_FIRST)
     inside = n < samples
-    column = tl.minimum(g * Q, width - Q)
+    column = tl.minimum(g * BETWEEN, y_width - Q)
     if PAIR:
-        o = tl.program_id(1) % D + tl.program_id(1) // D * (2 * D)
-        high = tl.minimum(P + (height - 1 - o) // D + 1, K + 1)
+        o = tl.program_id(1) % DH + tl.program_id(1) // DH * (2 * DH)
+        high = tl.minimum(P + (height - 1 - o) // DH + 1, KH + 1)
     else:
         o = tl.program_id(1)
-        high = tl.minimum(P + (height - 1 - o) // D + 1, K)
-    low = tl.maximum(P - o // D, 0)
+        high = tl.minimum(P + ((x_height - 1) * UP - o * DOWN) // DH + 1, KH)
+    low = tl.maximum(P - o * DOWN // DH, 0)
+    STEPS: tl.constexpr = UP if DH % UP else 1  # kernel rows from one that meets a row of x to the next
+    if UP > 1:
+        odd = (o + (low - P) * DH) % UP
+        if STEPS > 1:
+            low += odd
+        else:
+            high = tl.where(odd == 0, high, low)
 
     n = tl.minimum(n, samples - 1).to(tl.int64)  # threads too many load what the last sample's do, and store nothing
-    x_ptr += n * x_sn + place(c, (o + (low - P) * D) * width + column - P * D, pixels, C, X_FIRST)
+    x_row = (o * DOWN + (low - P) * DH) // UP
+    first = column * DOWN // UP
+    x_ptr += n * x_sn + place(c, x_row * x_width + first - REACH_X, x_pixels, C, X_FIRST)
     w_ptr = weight_ptr + c * WEIGHT[0]
     if FLIP:
-        w_ptr += (K - 1 - low) * WEIGHT[1] + (K - 1) * WEIGHT[2]
+        w_ptr += (KH - 1 - low) * WEIGHT[1] + (KW - 1) * WEIGHT[2]
     else:
         w_ptr += low * WEIGHT[1]
     SIGN: tl.constexpr = -1 if FLIP else 1
@@ -438,33 +492,33 @@ def rows_kernel(
     if PAIR:
         below = acc
         # The upper of the first iteration's two kernel rows; if low is 0 it does not exist and is not used
-        w = load_weights(w_ptr - tl.minimum(low, 1) * (SIGN * WEIGHT[1]), K, STEP, REACH, ROUND_WEIGHT)
+        w = load_weights(w_ptr - tl.minimum(low, 1) * (SIGN * WEIGHT[1]), KW, STEP, REACH, ROUND_WEIGHT)
         for kh in range(low, high):
-            x = load_columns(x_ptr, column, width, None, Q + (K - 1) * D, -P * D, Q, EDGES, X_SW, ROUND)
+            x = load_columns(x_ptr, first, x_width, None, COUNT, -REACH_X, HELD, EDGES, X_SW, ROUND)
             if kh > 0:
-                below = add_row(below, w, x, Q, K, D, EDGES)
-            if kh < K:
-                w = load_weights(w_ptr, K, STEP, REACH, ROUND_WEIGHT)
-                acc = add_row(acc, w, x, Q, K, D, EDGES)
-            x_ptr += x_sh * D
+                below = add_row(below, w, x, Q, KW, DW, EDGES, DOWN, UP)
+            if kh < KH:
+                w = load_weights(w_ptr, KW, STEP, REACH, ROUND_WEIGHT)
+                acc = add_row(acc, w, x, Q, KW, DW, EDGES, DOWN, UP)
+            x_ptr += x_sh * DH
             w_ptr += SIGN * WEIGHT[1]
     else:
-        for _ in range(low, high):
-            x = load_columns(x_ptr, column, width, None, Q + (K - 1) * D, -P * D, Q, EDGES, X_SW, ROUND)
-            w = load_weights(w_ptr, K, STEP, REACH, ROUND_WEIGHT)
-            acc = add_row(acc, w, x, Q, K, D, EDGES)
-            x_ptr += x_sh * D
-            w_ptr += SIGN * WEIGHT[1]
-    y_ptr += n * y_sn + place(c, o * width + column, pixels, C, Y_FIRST)
+        for _ in range(low, high, STEPS):
+            x = load_columns(x_ptr, first, x_width, None, COUNT, -REACH_X, HELD, EDGES, X_SW, ROUND)
+            w = load_weights(w_ptr, KW, STEP, REACH, ROUND_WEIGHT)
+            acc = add_row(acc, w, x, Q, KW, DW, EDGES, DOWN, UP)
+            x_ptr += x_sh * (DH * STEPS // UP)
+            w_ptr += SIGN * WEIGHT[1] * STEPS
+    y_ptr += n * y_sn + place(c, o * y_width + column, y_pixels, C, Y_FIRST)
     if residual_ptr is not None:
-        residual_ptr += n * residual_sn + place(c, o * width + column, pixels, C, Y_FIRST)
+        residual_ptr += n * residual_sn + place(c, o * y_width + column, y_pixels, C, Y_FIRST)
     row = tl.full((BLOCK,), o, tl.int32)  # as in rolling_kernel
-    store_columns(y_ptr, residual_ptr, acc, inside & (row < height), Q, Y_SW)
+    store_columns(y_ptr, residual_ptr, acc, inside & (row < y_height), Q, Y_SW)
     if PAIR:
-        y_ptr += D * y_sh
+        y_ptr += DH * y_sh
         if residual_ptr is not None:
-            residual_ptr += D * y_sh
-        store_columns(y_ptr, residual_ptr, below, inside & (row + D < height), Q, Y_SW)
+            residual_ptr += DH * y_sh
+        store_columns(y_ptr, residual_ptr, below, inside & (row + DH < y_height), Q, Y_SW)
 
 
 @triton.jit
@@ -473,12 +527,13 @@ def pack_kernel(
     packed_ptr,
     C: tl.constexpr,
     WEIGHT: tl.constexpr,
-    K: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
     ROUND: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """(C, 1, K, K) -> fp32 (K * K, C), rounded to the compute dtype, so that neighbouring lanes read neighbours."""
+    """(C, 1, KH, KW) -> fp32 (KH * KW, C), rounded to the compute dtype, so that neighbouring lanes read neighbours."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    c, tap = i // (K * K), i % (K * K)
-    v = load(weight_ptr + c * WEIGHT[0] + (tap // K) * WEIGHT[1] + (tap % K) * WEIGHT[2], c < C, ROUND)
+    c, tap = i // (KH * KW), i % (KH * KW)
+    v = load(weight_ptr + c * WEIGHT[0] + (tap // KW) * WEIGHT[1] + (tap % KW) * WEIGHT[2], c < C, ROUND)
     tl.store(packed_ptr + tap * C + c, v, mask=c < C)

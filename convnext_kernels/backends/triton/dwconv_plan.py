@@ -4,7 +4,7 @@ Instructions are counted as the kernels execute them (PTX): 4 per 16-bit value o
 per multiply-add, one per loop-carried accumulator that moves up a row.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from convnext_kernels import tuning
@@ -24,9 +24,22 @@ class Problem(NamedTuple):
     channels: int
     height: int
     width: int
-    side: int
-    dilation: int
+    kernel_h: int
+    kernel_w: int
+    dilation_h: int
+    dilation_w: int
     itemsize: int
+    stride: int = 1
+
+    @property
+    def taps(self) -> int:
+        """Of the kernel."""
+        return self.kernel_h * self.kernel_w
+
+    @property
+    def few(self) -> bool:
+        """Whether the weights of all taps fit in a thread's registers: 7x7, 1x51."""
+        return self.taps <= 51
 
 
 def taps_inside(size: int, side: int, dilation: int) -> int:
@@ -39,9 +52,9 @@ def _ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _sizes(side: int) -> tuple[int, ...]:
-    """Columns of a thread that keeps K rows of accumulators, K up to 7: what fits in its registers."""
-    return (14, 7) if side <= 3 else (7,)
+def _sizes(rows: int) -> tuple[int, ...]:
+    """Columns of a thread with a row of accumulators for each of `rows` kernel rows: what fits in its registers."""
+    return (14, 7) if rows <= 3 else (7,) if rows <= 14 else (4,) if rows <= 25 else (2,)
 
 
 def edges(p: Problem, q: int) -> str:
@@ -50,31 +63,31 @@ def edges(p: Problem, q: int) -> str:
     "image": one group is the image, and taps outside are not compiled. That saves 43 % of the multiply-adds of 7x7 on 7
     columns, 12 % on 14 and 6 % on 28, but such a kernel serves one width. "inside": for all widths from q on.
     """
-    return "image" if q == p.width and (q in (7, 14) or q <= 4 or p.side > 7) else "inside"
+    return "image" if p.stride == 1 and q == p.width and (q in (7, 14) or q <= 4 or p.kernel_w > 7) else "inside"
 
 
 def _tiles(p: Problem, sizes: tuple[int, ...], widest: int = 14, waste: float = 1.15) -> Iterator[int]:
     """Columns per thread to choose from: few, because each is a kernel to compile for every number of channels.
 
-    That are `sizes`; the image's width up to `widest`, where `edges` has a kernel for it; and up to K 7 also 4, where
-    groups of 7 have more than `waste` times the image's columns.
+    That are `sizes`; the image's width up to `widest`, where `edges` has a kernel for it; and with few taps also 4,
+    where groups of 7 have more than `waste` times the image's columns.
     """
     for q in sizes:
         if q < p.width or (q == p.width and edges(p, q) == "inside"):
             yield q
     if p.width <= widest and edges(p, p.width) == "image":
         yield p.width
-    if p.side <= 7 and p.width > 4 and (p.width < 7 or _ceil(p.width, 7) * 7 > waste * p.width):
+    if p.few and p.width > 4 and (p.width < 7 or _ceil(p.width, 7) * 7 > waste * p.width):
         yield 4
 
 
 def _multiply_adds(p: Problem, q: int) -> int:
     """Multiply-adds of q columns with one kernel row; if the tile is as wide as the image only those inside."""
-    return taps_inside(p.width, p.side, p.dilation) if edges(p, q) == "image" else q * p.side
+    return taps_inside(p.width, p.kernel_w, p.dilation_w) if edges(p, q) == "image" else q * p.kernel_w
 
 
 def _columns(p: Problem, q: int) -> int:
-    return p.width if edges(p, q) == "image" else q + (p.side - 1) * p.dilation
+    return p.width if edges(p, q) == "image" else q + (p.kernel_w - 1) * p.dilation_w
 
 
 def _resident(registers: int, threads: int) -> int:
@@ -99,15 +112,17 @@ def _forward_work(
 
 def forward_candidates(p: Problem) -> Iterator[Candidate]:
     """Every way that the forward pass (and the input gradient) can be computed."""
-    k, d = p.side, p.dilation
-    taps = k * k
-    if k <= 7 and p.height <= 7 and p.width <= 7:
+    if p.stride > 1:
+        yield from _strided(p)
+        return
+    k, d, taps = p.kernel_h, p.dilation_h, p.taps
+    if p.few and p.height <= 7 and p.width <= 7:
         lanes = p.samples * p.channels
-        inside = taps_inside(p.height, k, d) * taps_inside(p.width, k, d)
+        inside = taps_inside(p.height, k, d) * taps_inside(p.width, p.kernel_w, p.dilation_w)
         per_thread = inside + 8 * p.height * p.width + _SCATTERED_LOAD * taps
         work = _forward_work(p, lanes, 1, per_thread, p.width, 1, 128)
         yield Candidate("plane", {}, (work,))
-    for q in _tiles(p, _sizes(k), max(_sizes(k))) if k <= 7 else ():
+    for q in _tiles(p, _sizes(k), max(_sizes(k))) if p.few else ():
         lanes = p.samples * p.channels * _ceil(p.width, q)
         per_row = _PER_LOAD * _columns(p, q) + k * _multiply_adds(p, q) + (k - 1) * q + 5 * q + 10
         height = _ceil(p.height, d)
@@ -124,14 +139,14 @@ def forward_candidates(p: Problem) -> Iterator[Candidate]:
 def _rows(p: Problem) -> Iterator[Candidate]:
     """One output row per thread, or two.
 
-    A launch of its own packs the weights, except for K up to 7: there the launch would cost more than scattered loads.
+    A launch of its own packs the weights, except of few taps: there the launch would cost more than scattered loads.
     """
-    k, d = p.side, p.dilation
-    packed = k > 7
-    pack = (Work(dram_bytes=8 * k * k * p.channels, programs=_ceil(k * k * p.channels, 256)),) if packed else ()
+    k, d = p.kernel_h, p.dilation_h
+    packed = not p.few
+    pack = (Work(dram_bytes=8 * p.taps * p.channels, programs=_ceil(p.taps * p.channels, 256)),) if packed else ()
     meeting = taps_inside(p.height, k, d) / p.height
     for q in _tiles(p, (28, 14, 7), 32) if packed else _tiles(p, (28, 7), waste=2):
-        weights = min(k, 2 * ((p.width - 1) // d) + 1) if edges(p, q) == "image" else k
+        weights = min(p.kernel_w, 2 * ((p.width - 1) // p.dilation_w) + 1) if edges(p, q) == "image" else p.kernel_w
         lanes = p.samples * p.channels * _ceil(p.width, q)
         per_weight = _PER_WEIGHT if packed else _SCATTERED_LOAD
         for rows in (1, 2) if packed else (1,):
@@ -143,6 +158,41 @@ def _rows(p: Problem) -> Iterator[Candidate]:
             work = _forward_work(p, lanes, programs, per_thread, q, turns / rows, registers)
             config = {"Q": q, "pair": rows == 2, "pack": packed}
             yield Candidate(f"rows-q{q}" + ("-pairs" if rows == 2 else ""), config, (*pack, work))
+
+
+def _strided(p: Problem) -> Iterator[Candidate]:
+    """With a stride: one output row per thread, any image width. The smaller image has a quarter of the pixels."""
+    k, d = p.kernel_h, p.dilation_h
+    packed = not p.few
+    pack = (Work(dram_bytes=8 * p.taps * p.channels, programs=_ceil(p.taps * p.channels, 256)),) if packed else ()
+    small = p._replace(height=_ceil(p.height, p.stride), width=_ceil(p.width, p.stride))
+    meeting = taps_inside(small.height, k, d) / small.height
+    for q in _strided_sizes(small.width):
+        lanes = p.samples * p.channels * _ceil(small.width, q)
+        columns = q * p.stride + (p.kernel_w - 1) * p.dilation_w
+        per_weight = _PER_WEIGHT if packed else _SCATTERED_LOAD
+        per_row = _PER_LOAD * columns + per_weight * p.kernel_w + q * p.kernel_w + 8
+        per_thread = meeting * per_row + 5 * q + 40
+        work = _forward_work(small, lanes, small.height, per_thread, q, meeting, 24 + q + p.kernel_w // 2)
+        config = {"Q": q, "pair": False, "pack": packed}
+        yield Candidate(f"rows-q{q}", config, (*pack, work))
+
+
+def _strided_sizes(width: int) -> tuple[int, ...]:
+    """Columns of a thread: at most the image's."""
+    return tuple(q for q in (14, 7) if q <= width) or (4 if width >= 4 else 2 if width >= 2 else 1,)
+
+
+def columns(p: Problem, config: Mapping[str, object], gradient: bool) -> int:
+    """Columns of a thread of the forward pass, or of the input gradient.
+
+    The gradient's of a stride, with more columns to compute, is even in images of even width and odd in others, so that
+    the last group of columns, which ends where the image does, begins at an even column like all others.
+    """
+    tile = int(config.get("Q", p.width))
+    if p.stride == 1 or not gradient:
+        return tile
+    return min(2 * _ceil(tile, 2) + p.width % 2, p.width)
 
 
 def _class(p: Problem) -> Problem:
@@ -159,15 +209,21 @@ def forward(p: Problem, gpu: tuning.Gpu) -> Candidate:
 
 def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     """Every way that the weight gradient can be computed: columns, kernel rows per program, strips, parts."""
-    k, d = p.side, p.dilation
+    k, d = p.kernel_h, p.dilation_h
     block = 128
     lanes_c = min(32, 1 << (p.channels - 1).bit_length())
     height = _ceil(p.height, d)
     elements = p.samples * p.channels * p.height * p.width
     seen = set()
-    for q in _tiles(p, (28, 14, 7), 28) if k > 7 else _tiles(p, _sizes(k), max(_sizes(k)), waste=1.3):
-        for kernel_rows in (k, _ceil(k, 2), 4, 3, 2, 1) if k > 7 else (k, 2) if q > 4 else (k,):
-            registers = 16 + kernel_rows * (k + q) + min(_columns(p, q), q + 12)
+    if p.stride > 1:  # rows of dy, which are neighbours for any dilation; their columns read twice as many of x
+        p = p._replace(height=_ceil(p.height, p.stride), width=_ceil(p.width, p.stride))
+        d, height, tiles = 1, p.height, _strided_sizes(p.width)
+    else:
+        tiles = _tiles(p, _sizes(k), max(_sizes(k)), waste=1.3) if p.few else _tiles(p, (28, 14, 7), 28)
+    for q in tiles:
+        several = (k, _ceil(k, 2), 4, 3, 2, 1) if not p.few or k > 14 else (k, 2) if q > 4 else (k,)
+        for kernel_rows in several if p.stride == 1 else (1,):
+            registers = 16 + kernel_rows * (p.kernel_w + q) + min(_columns(p, q), q + 12)
             if kernel_rows > k or (kernel_rows > 1 and registers > 144) or (q, kernel_rows) in seen:
                 continue
             seen.add((q, kernel_rows))
@@ -175,6 +231,7 @@ def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
             groups = p.samples * _ceil(p.width, q)
             channel_blocks = _ceil(p.channels, lanes_c)
             ctas = _resident(registers, block)
+            own = kernel_rows * p.kernel_w  # sums of a thread
             per_row = (_PER_LOAD + 1) * (_columns(p, q) + q) + kernel_rows * _multiply_adds(p, q) + q + 10
             if kernel_rows <= 2:  # rows outside of the image are skipped; half a row is added at either end
                 meeting = min(1.0, taps_inside(p.height, k, d) / (k * p.height) + 0.5 / p.height)
@@ -187,8 +244,8 @@ def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
                     parts = max(1, min(wanted, _ceil(groups * lanes_c, block), MAX_PARTS // (s * d)))
                     programs = channel_blocks * parts * kernel_blocks * s * d
                     turns = _ceil(groups * lanes_c, parts * block)
-                    per_thread = turns * (meeting * _ceil(height, s) * per_row + prologue) + kernel_rows * k * 14 + 80
-                    partials = 4 * parts * s * d * (k * k + 1) * p.channels
+                    per_thread = turns * (meeting * _ceil(height, s) * per_row + prologue) + 14 * own + 80
+                    partials = 4 * parts * s * d * (p.taps + 1) * p.channels
                     work = Work(
                         dram_bytes=2 * elements * p.itemsize + partials,
                         l2_bytes=elements * p.itemsize * kernel_blocks * (1 + _columns(p, q) / q) + partials,
@@ -200,10 +257,10 @@ def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
                     finish = Work(
                         dram_bytes=partials,
                         l2_bytes=partials,
-                        programs=_ceil((k * k + 1) * p.channels, 64),
+                        programs=_ceil((p.taps + 1) * p.channels, 64),
                         ctas_per_sm=8,
                     )
-                    config = {"Q": q, "KH": kernel_rows, "strip": _ceil(height, s), "parts": parts, "BC": lanes_c}
+                    config = {"Q": q, "R": kernel_rows, "strip": _ceil(height, s), "parts": parts, "BC": lanes_c}
                     yield Candidate(f"partials-q{q}-kh{kernel_rows}-s{s}-p{parts}", config, (work, finish))
 
 

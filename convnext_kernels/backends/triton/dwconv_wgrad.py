@@ -1,11 +1,12 @@
 """Kernels for the weight and bias gradient of the depthwise convolution: sums in registers, two stages, no atomics.
 
-    dw[c, kh, kw] = sum_n,h,w dy[n, c, h, w] * x[n, c, h + (kh - P) * D, w + (kw - P) * D],    db[c] = sum_n,h,w dy
+    dw[c, kh, kw] = sum_n,h,w dy[n, c, h, w] * x[n, c, h + (kh - P) * DH, w + (kw - PW) * DW],  P = KH // 2
+    db[c] = sum_n,h,w dy[n, c, h, w],  PW = KW // 2
 
-`partials_kernel`: a thread owns one channel, Q columns of dy and KH of the K kernel rows. It loops over rows of x, with
-the KH rows of dy that belong to them in registers: each row is loaded once, and KH * K * Q multiply-adds are added to
-KH * K sums, without a halo that is computed twice. With KH up to 2, rows outside of the image are skipped. The threads
-of a channel are summed, and programs write fp32 partial sums (parts, K * K + 1, C); the last row is the bias gradient.
+`partials_kernel`: a thread owns one channel, Q columns of dy and R of the KH kernel rows. It loops over rows of x, with
+the R rows of dy that belong to them in registers: each row is loaded once, and R * KW * Q multiply-adds are added to
+R * KW sums, without a halo that is computed twice. With R up to 2, rows outside of the image are skipped. The threads
+of a channel are summed, and programs write fp32 partial sums (parts, KH * KW + 1, C), the bias gradient last.
 `finish_kernel` adds the parts in a fixed order. As in the forward kernels the last group of columns is moved inside the
 image; the columns of dy that the group before has too are 0 in it.
 """
@@ -20,14 +21,16 @@ from convnext_kernels.backends.triton.dwconv_forward import load, load_columns, 
 
 
 @triton.jit
-def add_products(sums, dy, x, Q: tl.constexpr, K: tl.constexpr, D: tl.constexpr, EDGES: tl.constexpr):
+def add_products(
+    sums, dy, x, Q: tl.constexpr, KW: tl.constexpr, DW: tl.constexpr, EDGES: tl.constexpr, STRIDE: tl.constexpr
+):
     """The sums of one kernel row, plus the products of Q columns of dy with a row of x."""
     new = ()
-    for kw in tl.static_range(K):
+    for kw in tl.static_range(KW):
         a = sums[kw]
         for q in tl.static_range(Q):
-            if EDGES != "image" or (q + (kw - K // 2) * D >= 0 and q + (kw - K // 2) * D < Q):
-                a += dy[q] * x[q + kw * D]
+            if EDGES != "image" or (q + (kw - KW // 2) * DW >= 0 and q + (kw - KW // 2) * DW < Q):
+                a += dy[q] * x[q * STRIDE + kw * DW]
         new = new + (a,)
     return new
 
@@ -67,8 +70,10 @@ def partials_kernel(
     parts,
     strip,
     C: tl.constexpr,
-    K: tl.constexpr,
-    D: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    DH: tl.constexpr,
+    DW: tl.constexpr,
     DY_FIRST: tl.constexpr,
     X_FIRST: tl.constexpr,
     ROUND_DY: tl.constexpr,
@@ -76,22 +81,32 @@ def partials_kernel(
     ATOMIC: tl.constexpr,
     Q: tl.constexpr,
     EDGES: tl.constexpr,
-    KH: tl.constexpr,
+    R: tl.constexpr,
+    STRIDE: tl.constexpr,
     BC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Grid (channel blocks * parts, strips * D, kernel row blocks); a program has BC channels x BLOCK / BC positions.
+    """Grid (channel blocks * parts, strips * DH, kernel row blocks); a program has BC channels x BLOCK / BC positions.
 
     A position is a column group of a sample; a thread takes every (parts * positions of a program)-th position.
-    As in the forward kernel a strip has the rows of one residue modulo D. DY_FIRST, X_FIRST: NCHW.
+    As in the forward kernel a strip has the rows of one residue modulo DH. DY_FIRST, X_FIRST: NCHW.
+
+    With STRIDE, R is 1 and a strip has neighbouring rows of dy, for any DH; `height` and `width` are x's.
     """
-    P: tl.constexpr = K // 2
+    P: tl.constexpr = KH // 2
+    PW: tl.constexpr = KW // 2
     DY_SW: tl.constexpr = 1 if DY_FIRST else C
     X_SW: tl.constexpr = 1 if X_FIRST else C
     if EDGES == "image":
         width = Q
-    groups = (width + Q - 1) // Q
-    pixels = height * width
+    dy_height = height
+    dy_width = width
+    if STRIDE > 1:
+        dy_height = (height - 1) // STRIDE + 1
+        dy_width = (width - 1) // STRIDE + 1
+    groups = (dy_width + Q - 1) // Q
+    HELD: tl.constexpr = (Q - 1) * STRIDE + 1
+    COUNT: tl.constexpr = HELD + (KW - 1) * DW
     LANES: tl.constexpr = BLOCK // BC
     BLOCKS: tl.constexpr = (C + BC - 1) // BC
     lane = tl.arange(0, BLOCK)
@@ -103,20 +118,30 @@ def partials_kernel(
     part = tl.program_id(0) // BLOCKS
     channel = tl.minimum(c, C - 1)
 
-    residue = tl.program_id(1) % D
-    own = (height - residue + D - 1) // D  # rows of this residue
-    first = tl.program_id(1) // D * strip
-    kh = tl.program_id(2) * KH
-    # Rows of x that one of these kernel rows multiplies with a row of dy
-    low = tl.maximum(first, kh - P)
-    high = tl.minimum(tl.minimum(first + strip, own), own - P + kh + KH - 1)
-
+    LATTICES: tl.constexpr = DH if STRIDE == 1 else 1
+    residue = tl.program_id(1) % LATTICES
+    own = (dy_height - residue + LATTICES - 1) // LATTICES  # rows of this residue
+    first = tl.program_id(1) // LATTICES * strip
+    kh = tl.program_id(2) * R
     x_sh = width * X_SW
-    dy_sh = width * DY_SW
-    x_ptr += place(channel, (residue + low * D) * width - P * D, pixels, C, X_FIRST)
-    dy_ptr += place(channel, (residue + (low + P - kh) * D) * width, pixels, C, DY_FIRST)
+    dy_sh = dy_width * DY_SW
+    if STRIDE == 1:
+        # Rows of x that one of these kernel rows multiplies with a row of dy
+        low = tl.maximum(first, kh - P)
+        high = tl.minimum(tl.minimum(first + strip, own), own - P + kh + R - 1)
+        x_first = residue + low * DH
+        dy_first = residue + (low + P - kh) * DH
+    else:
+        # Rows of dy whose row of x is in the image
+        above = (kh - P) * DH
+        low = tl.maximum(first, (tl.maximum(-above, 0) + STRIDE - 1) // STRIDE)
+        high = tl.minimum(tl.minimum(first + strip, own), (tl.maximum(height - above, 0) + STRIDE - 1) // STRIDE)
+        x_first = low * STRIDE + above
+        dy_first = low
+    x_ptr += place(channel, x_first * width - PW * DW, height * width, C, X_FIRST)
+    dy_ptr += place(channel, dy_first * dy_width, dy_height * dy_width, C, DY_FIRST)
     sums = ()
-    for _ in tl.static_range(KH * K):
+    for _ in tl.static_range(R * KW):
         sums = sums + (tl.zeros((BLOCK,), tl.float32),)
     db = tl.zeros((BLOCK,), tl.float32)
     for start in range(part * LANES, samples * groups, parts * LANES):
@@ -124,65 +149,75 @@ def partials_kernel(
         inside = item < samples * groups
         n = (item.to(tl.uint32) // tl.cast(groups, tl.uint32)).to(tl.int32)
         column = (item - n * groups) * Q
-        others = tl.maximum(column - (width - Q), 0)
+        others = tl.maximum(column - (dy_width - Q), 0)
         column -= others
         n = tl.minimum(n, samples - 1).to(tl.int64)
-        x_row = x_ptr + (n * x_sn + column * X_SW)
+        x_column = column * STRIDE
+        x_row = x_ptr + (n * x_sn + x_column * X_SW)
         dy_row = dy_ptr + (n * dy_sn + column * DY_SW)
         # The rows of dy before the newest: window[b * Q + q] belongs to kernel row kh + 1 + b
         window = ()
-        for b in tl.static_range(KH - 1):
+        for b in tl.static_range(R - 1):
             # A vector like `inside`: Triton 3.9's interpreter cannot combine a scalar comparison and a vector.
             row = tl.full((BLOCK,), low + P - kh - 1 - b, tl.int32)
-            ptr = dy_row - (1 + b) * D * dy_sh
+            ptr = dy_row - (1 + b) * DH * dy_sh
             held = inside & (row >= 0) & (row < own)
             window = window + load_own(ptr, held, others, Q, EDGES, DY_SW, ROUND_DY)
-        if KH <= 2:
+        if STRIDE > 1:
+            for _ in range(low, high):
+                x = load_columns(x_row, x_column, width, inside, COUNT, -PW * DW, HELD, EDGES, X_SW, ROUND)
+                newest = load_own(dy_row, inside, others, Q, EDGES, DY_SW, ROUND_DY)
+                sums = add_products(sums, newest, x, Q, KW, DW, EDGES, STRIDE)
+                if kh == P:
+                    db = add_columns(db, newest, Q)
+                x_row += x_sh * STRIDE
+                dy_row += dy_sh
+        elif R <= 2:
             # Only rows of dy inside the image are computed, and only one kernel row sums the bias, which would be 12 %
             # of the instructions for K 13. The older row is not needed after the newest is loaded: no moves.
-            upper = sums[:K]
-            lower = sums[K:]
+            upper = sums[:KW]
+            lower = sums[KW:]
             for t in range(low, high):
-                x = load_columns(x_row, column, width, inside, Q + (K - 1) * D, -P * D, Q, EDGES, X_SW, ROUND)
-                if KH == 2:
+                x = load_columns(x_row, x_column, width, inside, COUNT, -PW * DW, HELD, EDGES, X_SW, ROUND)
+                if R == 2:
                     if t + P - kh > 0:
-                        lower = add_products(lower, window, x, Q, K, D, EDGES)
+                        lower = add_products(lower, window, x, Q, KW, DW, EDGES, STRIDE)
                         if P % 2 == 1:
                             if kh + 1 == P:
                                 db = add_columns(db, window, Q)
                 if t + P - kh < own:
                     newest = load_own(dy_row, inside, others, Q, EDGES, DY_SW, ROUND_DY)
-                    upper = add_products(upper, newest, x, Q, K, D, EDGES)
-                    if P % KH == 0:
+                    upper = add_products(upper, newest, x, Q, KW, DW, EDGES, STRIDE)
+                    if P % R == 0:
                         if kh == P:
                             db = add_columns(db, newest, Q)
-                    if KH == 2:
+                    if R == 2:
                         window = newest
-                x_row += x_sh * D
-                dy_row += dy_sh * D
+                x_row += x_sh * DH
+                dy_row += dy_sh * DH
             sums = upper + lower
         else:
             for t in range(low, high):
                 row = tl.full((BLOCK,), t + P - kh, tl.int32)
                 newest = load_own(dy_row, inside & (row < own), others, Q, EDGES, DY_SW, ROUND_DY)
                 dy = newest + window
-                x = load_columns(x_row, column, width, None, Q + (K - 1) * D, -P * D, Q, EDGES, X_SW, ROUND)
+                x = load_columns(x_row, x_column, width, None, COUNT, -PW * DW, HELD, EDGES, X_SW, ROUND)
                 new = ()
-                for b in tl.static_range(KH):
-                    new = new + add_products(sums[b * K : (b + 1) * K], dy[b * Q :], x, Q, K, D, EDGES)
+                for b in tl.static_range(R):
+                    new = new + add_products(sums[b * KW : (b + 1) * KW], dy[b * Q :], x, Q, KW, DW, EDGES, STRIDE)
                 sums = new
-                db = add_columns(db, dy[(P % KH) * Q :], Q)
-                window = dy[: (KH - 1) * Q]
-                x_row += x_sh * D
-                dy_row += dy_sh * D
+                db = add_columns(db, dy[(P % R) * Q :], Q)
+                window = dy[: (R - 1) * Q]
+                x_row += x_sh * DH
+                dy_row += dy_sh * DH
 
     # One partial sum per program and channel; if atomic, one for all programs
-    out = partials_ptr + kh * (K * C)
+    out = partials_ptr + kh * (KW * C)
     if not ATOMIC:
-        out += (tl.program_id(1) * parts + part).to(tl.int64) * ((K * K + 1) * C)
-    for i in tl.static_range(KH * K):
-        put(out + i * C, sums[i], c, C, kh + i // K < K, X_FIRST, ATOMIC, BC, LANES)
-    put(out + (K * K - kh * K) * C, db, c, C, kh == P // KH * KH, X_FIRST, ATOMIC, BC, LANES)
+        out += (tl.program_id(1) * parts + part).to(tl.int64) * ((KH * KW + 1) * C)
+    for i in tl.static_range(R * KW):
+        put(out + i * C, sums[i], c, C, kh + i // KW < KH, X_FIRST, ATOMIC, BC, LANES)
+    put(out + (KH * KW - kh * KW) * C, db, c, C, kh == P // R * R, X_FIRST, ATOMIC, BC, LANES)
 
 
 @triton.jit
@@ -219,13 +254,14 @@ def finish_kernel(
     db_ptr,
     parts,
     C: tl.constexpr,
-    K: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
     DW: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
-    """Sum partials (parts, K * K + 1, C) over the first dimension, in one order; DW: strides of (c, kh, kw)."""
-    LENGTH: tl.constexpr = (K * K + 1) * C
+    """Sum partials (parts, KH * KW + 1, C) over the first dimension, in one order; DW: strides of (c, kh, kw)."""
+    LENGTH: tl.constexpr = (KH * KW + 1) * C
     i = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
     acc = tl.zeros((BLOCK_P, BLOCK_L), dtype=tl.float32)
     for start in range(0, parts, BLOCK_P):
@@ -235,7 +271,7 @@ def finish_kernel(
     total = tl.sum(acc, axis=0)
     tap, c = i // C, i % C
     if dw_ptr is not None:
-        ptr = dw_ptr + c * DW[0] + (tap // K) * DW[1] + (tap % K) * DW[2]
-        tl.store(ptr, total.to(dw_ptr.dtype.element_ty), mask=tap < K * K)
+        ptr = dw_ptr + c * DW[0] + (tap // KW) * DW[1] + (tap % KW) * DW[2]
+        tl.store(ptr, total.to(dw_ptr.dtype.element_ty), mask=tap < KH * KW)
     if db_ptr is not None:
-        tl.store(db_ptr + c, total.to(db_ptr.dtype.element_ty), mask=tap == K * K)
+        tl.store(db_ptr + c, total.to(db_ptr.dtype.element_ty), mask=tap == KH * KW)

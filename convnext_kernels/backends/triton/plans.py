@@ -18,9 +18,17 @@ def _pointwise(*sizes: float) -> tuple[Work, ...]:
     return tuple(Work(dram_bytes=b, l2_bytes=b, programs=max(1, int(b) // 8192), ctas_per_sm=8) for b in sizes)
 
 
-def dwconv(shape: Shape, side: int, dilation: int, dtype: torch.dtype, training: bool, gpu: Gpu) -> Steps:
-    """Depthwise convolution of (N, C, H, W) with a side x side kernel."""
-    problem = dwconv_plan.Problem(*shape, side, dilation, dtype.itemsize)
+def dwconv(
+    shape: Shape,
+    kernel: tuple[int, int],
+    dilation: tuple[int, int],
+    stride: int,
+    dtype: torch.dtype,
+    training: bool,
+    gpu: Gpu,
+) -> Steps:
+    """Depthwise convolution of (N, C, H, W) with a kernel of height x width."""
+    problem = dwconv_plan.Problem(*shape, *kernel, *dilation, dtype.itemsize, stride)
     steps = [("dwconv", dwconv_plan.forward(problem, gpu))]
     if training:
         steps.append(("dwconv dgrad", dwconv_plan.forward(problem, gpu)))

@@ -1,0 +1,69 @@
+"""Consecutive ConvNeXt blocks in one call, for inference.
+
+No op of its own: what PyTorch sees are the blocks' own calls. This is a shorter way through them, for when nothing but
+the backend wants to see them: one look at all parameters, one prepared program (GPU) or call of the extension (CPU).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convnext_kernels import calls, dispatch, torch_versions
+from convnext_kernels.calls import Block, BlocksCall
+from convnext_kernels.ops.block import check_block, spec_of
+from convnext_kernels.ops.registration import on_device, served
+from convnext_kernels.spec import MlpParameters
+
+__all__ = ["Block", "Blocks", "block"]
+
+
+def block(
+    weight: Tensor, bias: Tensor | None, *p: Tensor | None, dilation: tuple[int, int], eps: float, grn_eps: float
+) -> Block:
+    """A block with the tensors of `functional.convnext_block` in the order of its arguments, without drop_scale."""
+    return Block(weight, bias, MlpParameters(*p), dilation, eps, grn_eps)
+
+
+class Blocks:
+    """The parameters of consecutive blocks, which all request the same backend."""
+
+    def __init__(self, blocks: Sequence[Block], backend: str) -> None:
+        self.blocks, self.backend = tuple(blocks), backend
+        every = [t for b in blocks for t in (b.weight, b.bias, *b.p)]
+        self.tensors = [t for t in every if t is not None]
+        self.options = (tuple(t is None for t in every), *(b[3:] for b in blocks))
+
+    def run(self, x: Tensor) -> Tensor | None:
+        """The result of the last block; None if the blocks must be called one by one."""
+        if torch_versions.watched() or torch_versions.forward_mode_active():
+            return None
+        arguments = (x, *self.tensors, self.options)
+        inputs = calls.known("blocks", len(arguments) - 1, ((tuple,),), False, arguments)
+        if inputs is None:
+            return None
+        sequence, compute_dtype = served(inputs, self.backend, lambda: self._find(x))
+        if sequence is None:
+            return None
+        with torch_versions.below_autograd():
+            return _run(inputs, x, sequence, self.blocks, compute_dtype)
+
+    def _find(self, x: Tensor) -> tuple[Any, torch.dtype]:
+        """The backend's function, and the dtype that it computes in; None if the blocks differ or do not take x."""
+        specs = set()
+        for b in self.blocks:
+            try:
+                check_block(x, b.weight, b.bias, b.p, None, b.dilation, b.eps, b.grn_eps, False)
+            except (TypeError, ValueError):
+                return None, x.dtype  # the block's own call names what is wrong, or runs another library's forward
+            specs.add(spec_of(x, b.weight, b.p, b.dilation, None))
+        if len(specs) > 1 or x.numel() == 0:
+            return None, x.dtype
+        spec = specs.pop()
+        return getattr(dispatch.choose(spec, self.backend, x, "nothing"), "sequence", None), spec.compute_dtype
+
+
+@on_device
+def _run(inputs: calls.Inputs, x: Tensor, sequence: Any, blocks: tuple[Block, ...], dtype: torch.dtype) -> Tensor:
+    return sequence(BlocksCall(x, blocks, dtype, inputs))

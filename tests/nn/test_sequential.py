@@ -1,0 +1,218 @@
+"""Consecutive blocks in one call: the bits of the blocks' own calls, and these calls where something needs them."""
+
+import copy
+
+import pytest
+import timm
+import torch
+import transformers
+from torch import nn
+
+import convnext_kernels as ck
+from convnext_kernels import FusedConvNeXtBlock
+from convnext_kernels.nn import FusedSequential, sequential
+from convnext_kernels.ops import blocks as blocks_op
+from tests.tolerance import randomize_
+
+OPTIONS = {
+    "v1": {},
+    "v2": {"use_grn": True},
+    "kernel 13, dilation 2": {"kernel_size": 13, "dilation": 2},
+}
+AVAILABLE = [name for name, status in ck.list_backends().items() if status.available and name != "eager"]
+# Triton's interpreter takes seconds a call; its prepared calls are those of the CUDA backend.
+CASES = [
+    (backend, options, dtype, count)
+    for backend in AVAILABLE
+    for options, dtype, count in (
+        ("v1", torch.float32, 2),
+        ("v2", torch.float32, 2),
+        ("v1", torch.bfloat16, 3),
+        ("kernel 13, dilation 2", torch.float32, 1),
+    )
+    if backend != "triton" or (dtype == torch.float32 and count == 2)
+]
+
+
+def stage(count=3, **options):
+    return randomize_(FusedSequential(*(FusedConvNeXtBlock(12, **options) for _ in range(count)))).eval()
+
+
+def one_by_one(blocks, x):
+    for block in blocks:
+        x = block(x)
+    return x
+
+
+@pytest.fixture(params=[name for name in AVAILABLE if name != "triton"])
+def backend(request):
+    return request.param
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 12, 5, 4)
+
+
+@pytest.mark.parametrize(("backend", "options", "dtype", "count"), CASES)
+def test_one_call(backend, options, dtype, count):
+    blocks = stage(count, backend=backend, **OPTIONS[options]).to(dtype)
+    with torch.no_grad():
+        for memory_format in (torch.channels_last, torch.contiguous_format)[: 1 if backend == "triton" else 2]:
+            x = torch.randn(2, 12, 5, 4).to(dtype=dtype, memory_format=memory_format)
+            expected = one_by_one(blocks, x)
+            for _ in range(2):  # prepared, then replayed
+                result = sequential.run(blocks, x)
+                assert result is not None
+                assert result.stride() == x.stride()
+                assert torch.equal(result, expected)
+            assert torch.equal(blocks(x), expected)
+
+
+def _swap_data(blocks):
+    blocks[1].pwconv1.weight.data = torch.randn_like(blocks[1].pwconv1.weight)
+
+
+def _assign(blocks):
+    blocks[1].norm.bias = nn.Parameter(torch.randn(12))
+
+
+def _write_data(blocks):
+    blocks[2].gamma.data.mul_(2)
+
+
+def _write(blocks):
+    with torch.no_grad():
+        blocks[0].dwconv.weight.mul_(2)
+
+
+def _eps(blocks):
+    blocks[1].norm.eps = 0.5
+
+
+def _replace(blocks):
+    blocks[1] = randomize_(FusedConvNeXtBlock(12, backend=blocks[0].backend)).eval()
+
+
+def _append(blocks):
+    blocks.append(nn.Hardswish())
+
+
+def _remove(blocks):
+    del blocks[2]
+
+
+def _wrap(blocks):
+    forward = blocks[1].forward
+    blocks[1].forward = lambda x: forward(x) + 1
+
+
+def _parametrise(blocks):
+    nn.utils.parametrizations.weight_norm(blocks[1].pwconv2)
+
+
+CHANGES = (_swap_data, _assign, _write_data, _write, _eps, _replace, _append, _remove, _wrap, _parametrise)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=[change.__name__[1:] for change in CHANGES])
+def test_a_change_is_seen(change, x, backend):
+    blocks = stage(backend=backend)
+    with torch.no_grad():
+        before = blocks(x)
+        change(blocks)
+        changed = blocks(x)
+        assert torch.equal(changed, one_by_one(blocks, x))
+        assert torch.equal(blocks(x), changed)
+        if change is not _parametrise:
+            assert not torch.equal(changed, before)
+
+
+def test_training_draws_and_gives_gradients(x, backend):
+    blocks = stage(backend=backend, drop_path=0.5)
+    with torch.no_grad():
+        plain = blocks(x)
+        blocks.train()
+        torch.manual_seed(0)
+        dropped = blocks(x)
+        assert not torch.equal(dropped, plain)
+        torch.manual_seed(0)
+        assert torch.equal(one_by_one(blocks, x), dropped)
+    assert blocks.eval()(x).requires_grad
+    with torch.no_grad():
+        assert torch.equal(blocks(x), plain)
+
+
+@pytest.mark.parametrize("inner", ["", ".pwconv1"], ids=["block", "inner module"])
+def test_hooks_are_called(inner):
+    model = ck.accelerate(timm.create_model("convnext_atto", num_classes=0)).eval()
+    blocks = model.stages[0].blocks
+    x = torch.randn(1, 40, 8, 8)
+    with torch.no_grad():
+        before = blocks(x)
+        assert sequential.run(blocks, x) is not None
+        seen = []
+        handle = blocks.get_submodule("1.mlp.fc1" if inner else "1").register_forward_hook(lambda *a: seen.append(a))
+        blocks(x)
+        assert len(seen) == 1
+        handle.remove()
+        with nn.modules.module.register_module_forward_hook(lambda *a: seen.append(a)):
+            blocks(x)
+        assert len(seen) > 1
+        assert torch.equal(blocks(x), before)
+
+
+def test_the_requested_backend_is_taken(x):
+    blocks = stage()
+    with torch.no_grad():
+        blocks(x)
+        with ck.use_backend("eager"):
+            assert sequential.run(blocks, x) is None  # no single call of several blocks
+            assert torch.equal(blocks(x), one_by_one(blocks, x))
+        blocks[1].backend = "eager"
+        assert sequential.run(blocks, x) is None
+        assert torch.equal(blocks(x), one_by_one(blocks, x))
+
+
+def test_modes_see_the_blocks(x):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    import convnext_kernels.ops.flops  # noqa: F401  registers the formulas
+
+    blocks = stage()
+    with torch.no_grad():
+        blocks(x)
+        with FlopCounterMode(display=False) as counter:
+            blocks(x)
+        assert counter.get_total_flops() > 0
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(blocks(x), one_by_one(blocks, x))
+        assert torch.equal(torch.func.vmap(blocks)(x[None])[0], blocks(x))
+    with pytest.raises(ValueError, match=r"dwconv_weight: expected shape"), torch.no_grad():
+        blocks(torch.randn(2, 11, 5, 4))
+    with pytest.raises(TypeError, match=r"x: "), torch.no_grad():
+        blocks(torch.randint(3, (2, 12, 5, 4)))
+
+
+@pytest.mark.parametrize("kind", ["ConvNext", "ConvNextV2", "DINOv3ConvNext"])
+def test_stages_of_transformers(kind, monkeypatch):
+    options = {"hidden_sizes": [8, 16], "depths": [1, 3]} | ({} if kind == "DINOv3ConvNext" else {"num_stages": 2})
+    model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**options)).eval()
+    x = torch.randn(1, 3, 32, 32)
+    counts = []
+    run = blocks_op.Blocks.run
+    monkeypatch.setattr(blocks_op.Blocks, "run", lambda self, x: counts.append(len(self.blocks)) or run(self, x))
+    with torch.no_grad():
+        expected = model(x).last_hidden_state
+        actual = ck.accelerate(model)(x).last_hidden_state
+    assert counts == [3]
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_copies_and_parts(x):
+    model = ck.accelerate(nn.Sequential(*(ck.nn.FusedConvNeXtBlock(12) for _ in range(3)))).eval()
+    with torch.no_grad():
+        expected = model(x)
+        assert sequential.run(model, x) is not None
+        assert torch.equal(copy.deepcopy(model)(x), expected)
+        assert torch.equal(model[1:](model[0](x)), expected)
+    assert type(ck.restore(model)) is nn.Sequential
