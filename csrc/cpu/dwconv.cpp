@@ -90,7 +90,7 @@ struct Geometry {
 
   explicit Geometry(const DwconvArgs& a) : Geometry(a, along_columns(a.h, a.w)) {}
 
- private:
+  // columns: whether pixels are in the order of columns, not of rows.
   Geometry(const DwconvArgs& a, bool columns)
       : along(columns ? a.h : a.w, false),
         across(columns ? a.w : a.h, true),
@@ -400,7 +400,9 @@ void convolve_pixels(const DwconvArgs& a, const Geometry& g, int64_t channel, in
 template <class T>
 void dwconv_pixels(const DwconvArgs& a, int64_t begin, int64_t end, float* y, int64_t ldy) {
   const int64_t registers = (a.c + kLanes - 1) / kLanes * kLanes;
-  convolve_pixels<T>(a, Geometry(a), 0, a.c, begin, end, Rows{y, ldy, begin});
+  // Along rows, whatever the kernel: the caller's pixels are in this order. (With stride 1 the taps are packed in
+  // the same order either way.)
+  convolve_pixels<T>(a, Geometry(a, false), 0, a.c, begin, end, Rows{y, ldy, begin});
   for (int64_t p = 0; p < end - begin; ++p) {
     for (int64_t c = registers; c < pad_channels(a.c); c += kLanes) store(y + p * ldy + c, Vec{});
   }
