@@ -5,6 +5,7 @@ import warnings
 
 from convnext_kernels import backends, dispatch, functional
 from convnext_kernels.dispatch import list_backends, use_backend
+from convnext_kernels.exporting import keep_ops
 from convnext_kernels.graphs import graphed
 from convnext_kernels.interop import accelerate, acceleration_report, restore
 from convnext_kernels.nn import (
@@ -30,6 +31,7 @@ __all__ = [
     "acceleration_report",
     "functional",
     "graphed",
+    "keep_ops",
     "list_backends",
     "restore",
     "tune",

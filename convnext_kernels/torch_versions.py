@@ -22,6 +22,7 @@ __all__ = [
     "below_autograd",
     "broadcast_to_and_flatten",
     "current_stream",
+    "exporting",
     "forward_mode_active",
     "plain",
     "same_facts",
@@ -61,6 +62,16 @@ def tf32_allowed() -> bool:
     return matmul.fp32_precision == "tf32" if _HAS_FP32_PRECISION else matmul.allow_tf32
 
 
+# PyTorch 2.6 has no flag for `torch.export`; `_is_compiling_flag` is the same there, except with strict=True, where
+# neither is set. `torch.compiler.is_exporting` is true under `torch.compile` as well in 2.7 to 2.11.
+_EXPORTING = "_is_exporting_flag" if hasattr(torch.compiler, "_is_exporting_flag") else "_is_compiling_flag"
+
+
+def exporting() -> bool:
+    """Whether `torch.export` is tracing, also for `torch.onnx.export(dynamo=True)`; False under `torch.compile`."""
+    return getattr(torch.compiler, _EXPORTING)
+
+
 def forward_mode_active() -> bool:
     """Whether forward-mode AD is running."""
     return forward_ad._current_level >= 0
@@ -74,10 +85,10 @@ def transforms() -> list[str]:
 def plain(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether PyTorch's dispatcher would call the kernel of an op for the CPU or a GPU with just these tensors.
 
-    That is so without subclasses, modes, transforms, autocast and lazy negation (`torch.Tensor.is_neg`). Autograd is
-    not considered.
+    That is so without subclasses, modes, transforms, autocast, lazy negation (`torch.Tensor.is_neg`) and tracers.
+    Autograd is not considered.
     """
-    if torch._C._len_torch_dispatch_stack() or transforms_active() or forward_mode_active():
+    if torch._C._len_torch_dispatch_stack() or transforms_active() or forward_mode_active() or torch.jit.is_tracing():
         return False
     for t in tensors:
         if type(t) not in _PLAIN or t.layout is not torch.strided or t.is_neg() or t.is_conj():

@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 
+from convnext_kernels import exporting
 from convnext_kernels.interop import structure
 from convnext_kernels.nn import sequential
 
@@ -50,7 +52,7 @@ class Accelerated:
         return rebuild, (adapter_of(type(self)), type(self).original), *state
 
 
-class Adapter(Accelerated):
+class Adapter(exporting.Whole, Accelerated):
     """One op in place of the module. It has no state: it reads the module again in every call."""
 
     kind: ClassVar[str]  # what it replaces, for the report
@@ -81,11 +83,12 @@ class Adapter(Accelerated):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the fused op, or the original forward where only that one is correct."""
-        if len(args) == 1 and (not kwargs or self.ignores_keywords):
+        if len(args) == 1 and (not kwargs or self.ignores_keywords) and not isinstance(args[0], Proxy):
             arguments = self.arguments(self)
             if not isinstance(arguments, str) and self.serves(args[0], arguments):
                 return self.fused(args[0], arguments)
-        return super().forward(*args, **kwargs)
+        node = self.node(*args, **kwargs)
+        return super().forward(*args, **kwargs) if node is None else node
 
 
 class SequentialAdapter(Accelerated):

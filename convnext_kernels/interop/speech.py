@@ -112,7 +112,8 @@ class TimeBlockAdapter(BlockAdapter):
                 if found is not None and self.serves(x.unsqueeze(2), arguments):
                     y = self._fused(x.unsqueeze(2), arguments, found).squeeze(2)
                     return y.transpose(1, 2) if arguments.parts.time_first else y
-        return super(Adapter, self).forward(*args, **kwargs)  # that of the original class
+        node = self.node(*args, **kwargs)
+        return super(Adapter, self).forward(*args, **kwargs) if node is None else node  # that of the original class
 
     def _fused(self, x: Tensor, arguments: Arguments, affine: tuple[Tensor, Tensor]) -> Tensor:
         """Compute the block of an image of one row; the result is channels_last, and so are the layers after it."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as module_globals
 
+from convnext_kernels.exporting import traced
 from convnext_kernels.torch_versions import TRACED, forward_mode_active, transforms, transforms_active
 
 MAX_KERNEL_SIZE = 51
@@ -114,7 +115,9 @@ def patch_conv(conv: nn.Module) -> str | None:
 def serves(x: object, channels: int, tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether the fused ops support this input with these parameters."""
     if type(x) not in PLAIN and not isinstance(x, TRACED):
-        return False  # torch.fx proxies, nested and distributed tensors
+        return False  # nested and distributed tensors
+    if traced():
+        return False  # the original forward reads no sizes
     if x.dim() != 4 or x.shape[1] != channels or x.numel() == 0:
         return False
     if forward_mode_active() or (transforms_active() and not reverse_mode_once()):

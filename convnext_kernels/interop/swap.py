@@ -37,8 +37,9 @@ def accelerate(model: nn.Module, *, memory: str = "auto", backend: str = "auto")
     the same result: a hook on an inner layer, a LoRA or quantised layer, tensors of other ranks or mixed dtypes.
 
     Parameters may be on any device, "meta" too. A second call sets `memory` and the backend and replaces modules
-    that were added. If there is nothing to replace, the model does not change and a warning is logged. Call
-    `restore` before ``torch.jit.script``, or before tools that look for the original classes by name.
+    that were added. If there is nothing to replace, the model does not change and a warning is logged. Exporters see
+    PyTorch's operators (`keep_ops`), ``torch.fx`` keeps replaced modules as nodes. Call `restore` before
+    ``torch.jit.script``, or before tools that look for the original classes by name.
 
     Args:
         model: any module; also a single block.

@@ -4,14 +4,16 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from convnext_kernels import functional
+from convnext_kernels.exporting import Whole
 from convnext_kernels.nn.layers import DepthwiseConv2d, DropPath, GlobalResponseNorm, LayerNorm2d, positive_int
 from convnext_kernels.ops import checks
 from convnext_kernels.ops.blocks import Block, block
 
 
-class FusedConvNeXtBlock(nn.Module):
+class FusedConvNeXtBlock(Whole, nn.Module):
     """Drop-in for the official ConvNeXt ``Block``: V1 (arXiv 2201.03545) or, with `use_grn`, V2 (2301.00808).
 
     Its state dict has the official names and shapes: ``dwconv``, ``norm``, ``pwconv1``, ``pwconv2`` and, for
@@ -72,8 +74,10 @@ class FusedConvNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W), in x's memory format."""
+        if isinstance(x, Proxy):
+            return self.node(x)
         dilation, norm, grn, drop_path, tensors = self._parts()
-        if type(x) is not Tensor or drop_path.drop_prob:
+        if type(x) is not Tensor or (drop_path.drop_prob and drop_path.training):
             checks.image("x", x)  # drop path uses x before the op checks it
         return functional.convnext_block(
             x,
@@ -106,10 +110,19 @@ class FusedConvNeXtBlock(nn.Module):
         try:
             tensors = conv["weight"], conv["bias"], ln["weight"], ln["bias"]
             tensors += fc1["weight"], fc1["bias"], fc2["weight"], fc2["bias"]
-            gamma = own["gamma"]
-        except KeyError:  # no gamma, or a weight that a parametrisation computes
+        except KeyError:  # a weight that a parametrisation computes
+            for name in ("pwconv1", "pwconv2"):
+                kind = type(modules[name])
+                if not issubclass(kind, nn.Linear):  # a quantised layer, LoRA: its weight is not all that it computes
+                    raise TypeError(
+                        f"{name}: expected a torch.nn.Linear, got {kind.__module__}.{kind.__qualname__}, which the op "
+                        "of the whole block does not compute"
+                    ) from None
             tensors = dwconv.weight, dwconv.bias, norm.weight, norm.bias
             tensors += pwconv1.weight, pwconv1.bias, pwconv2.weight, pwconv2.bias
+        try:
+            gamma = own["gamma"]
+        except KeyError:  # None, or parametrised
             gamma = self.gamma
         grn_tensors = (None, None) if grn is None else (grn.gamma, grn.beta)
         return dwconv.dilation, norm, grn, drop_path, (*tensors, gamma, *grn_tensors)

@@ -2,14 +2,16 @@
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from convnext_kernels import functional
+from convnext_kernels.exporting import Whole
 from convnext_kernels.nn.block import FusedConvNeXtBlock
 from convnext_kernels.nn.layers import positive_int
 from convnext_kernels.ops import checks
 
 
-class DepthwiseConv1d(nn.Conv1d):
+class DepthwiseConv1d(Whole, nn.Conv1d):
     """Depthwise convolution of (N, C, L) with an odd kernel, stride 1 or 2, and zero padding that keeps the size.
 
     A `torch.nn.Conv1d` (so weight (C, 1, K), bias (C,), its state dict and its initialisation) with
@@ -42,6 +44,8 @@ class DepthwiseConv1d(nn.Conv1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, L) -> (N, C, ceil(L / stride))."""
+        if isinstance(x, Proxy):
+            return self.node(x)
         options = {"stride": self.stride[0], "dilation": self.dilation[0], "backend": self.backend}
         return functional.depthwise_conv1d(x, self.weight, self.bias, **options)
 
@@ -88,6 +92,8 @@ class FusedConvNeXtBlock1d(FusedConvNeXtBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, L) -> (N, C, L), or (N, L, C) -> (N, L, C) with `channels_last`; in x's memory format."""
+        if isinstance(x, Proxy):
+            return self.node(x)
         checks.sequence("x", x)
         image = (x.transpose(1, 2) if self.channels_last else x).unsqueeze(2)
         y = super().forward(image).squeeze(2)

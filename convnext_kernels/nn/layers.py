@@ -4,8 +4,10 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from convnext_kernels import functional
+from convnext_kernels.exporting import Whole
 from convnext_kernels.ops import checks
 
 
@@ -18,7 +20,7 @@ def positive_int(name: str, value: object) -> int:
     return value
 
 
-class DepthwiseConv2d(nn.Conv2d):
+class DepthwiseConv2d(Whole, nn.Conv2d):
     """Depthwise convolution with an odd kernel, stride 1 or 2 and zero padding that keeps the size at stride 1.
 
     A `torch.nn.Conv2d` (so weight (C, 1, KH, KW), bias (C,), its state dict and its initialisation) with
@@ -63,12 +65,14 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W), with stride 2 (N, C, ceil(H / 2), ceil(W / 2))."""
+        if isinstance(x, Proxy):
+            return self.node(x)
         return functional.depthwise_conv2d(
             x, self.weight, self.bias, stride=self.stride[0], dilation=self.dilation, backend=self.backend
         )
 
 
-class LayerNorm2d(nn.Module):
+class LayerNorm2d(Whole, nn.Module):
     """LayerNorm over the channels of (N, C, H, W), with fp32 statistics; parameters ``weight``, ``bias`` (C,)."""
 
     def __init__(
@@ -90,6 +94,8 @@ class LayerNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
+        if isinstance(x, Proxy):
+            return self.node(x)
         return functional.layer_norm2d(x, self.weight, self.bias, eps=self.eps, backend=self.backend)
 
     def extra_repr(self) -> str:
@@ -97,7 +103,7 @@ class LayerNorm2d(nn.Module):
         return f"{self.weight.numel()}, eps={self.eps}"
 
 
-class PatchDownsample2d(nn.Sequential):
+class PatchDownsample2d(Whole, nn.Sequential):
     """ConvNeXt's downsampling layer (section 2.6): LayerNorm over the channels, then a KxK convolution with stride K.
 
     The children are ``0``, a `LayerNorm2d`, and ``1``, a `torch.nn.Conv2d`, as in the official models. One call of
@@ -126,6 +132,8 @@ class PatchDownsample2d(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, out_channels, H // K, W // K)."""
+        if isinstance(x, Proxy):
+            return self.node(x)
         norm, conv = self._modules.values()
         first, second = norm._parameters, conv._parameters  # nn.Module looks attributes up in Python, 0.4 us each
         try:
@@ -135,7 +143,7 @@ class PatchDownsample2d(nn.Sequential):
         return functional.patch_downsample(x, *tensors, eps=norm.eps, backend=norm.backend)
 
 
-class GlobalResponseNorm(nn.Module):
+class GlobalResponseNorm(Whole, nn.Module):
     """Global response normalisation (arXiv 2301.00808); ``gamma``, ``beta`` (1, 1, 1, C), initialised with zeros.
 
     The official layer takes NHWC; this one takes (N, C, H, W) in any memory format, like all layers here. An NHWC
@@ -162,6 +170,8 @@ class GlobalResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
+        if isinstance(x, Proxy):
+            return self.node(x)
         return functional.global_response_norm(x, self.gamma, self.beta, eps=self.eps, backend=self.backend)
 
     def extra_repr(self) -> str:

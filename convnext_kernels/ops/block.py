@@ -8,8 +8,18 @@ from torch import Tensor
 from convnext_kernels import dispatch
 from convnext_kernels.calls import BlockCall, Inputs
 from convnext_kernels.ops import checks
-from convnext_kernels.ops.mlp import BACKWARD_OPTIONS, OPTIONS, PARAMETERS, check_mlp, hidden_like, promote
-from convnext_kernels.ops.registration import autocast, call, define, differentiable, gradients_like, scatter, served
+from convnext_kernels.ops.compose import cast, convolution
+from convnext_kernels.ops.mlp import BACKWARD_OPTIONS, OPTIONS, PARAMETERS, bottleneck, check_mlp, hidden_like, promote
+from convnext_kernels.ops.registration import (
+    autocast,
+    call,
+    composed,
+    define,
+    differentiable,
+    gradients_like,
+    scatter,
+    served,
+)
 from convnext_kernels.spec import MlpParameters, OpSpec
 
 _TENSORS = f"Tensor x, Tensor dwconv_weight, Tensor? dwconv_bias, {PARAMETERS}, Tensor? drop_scale"
@@ -93,6 +103,15 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Te
     return [torch.empty_like(x), *_saved(dispatch.keeps(spec, memory, backend), x, p, spec.compute_dtype)]
 
 
+def _composed(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
+    p, (drop_scale, down, right, eps, grn_eps, compute_dtype, memory, _) = MlpParameters(*rest[:9]), rest[9:]
+    dilation = (down, right)
+    check_block(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
+    checks.memory(memory)
+    y = cast(convolution(x, weight, bias, dilation, compute_dtype or x.dtype), x.dtype)
+    return [bottleneck(y, x, p, drop_scale, eps, grn_eps, compute_dtype or x.dtype)]
+
+
 def _backward(inputs: Inputs, dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
     p, (drop_scale, *options, compute_dtype, saved, needs, backend) = MlpParameters(*rest[:9]), rest[9:]
     dilation, (eps, grn_eps) = tuple(options[:2]), options[2:]
@@ -149,3 +168,4 @@ define(
 )
 differentiable("block", _setup_context, _autograd)
 autocast("block", _autocast)
+composed("block", _composed)

@@ -18,7 +18,7 @@ MEMORY = ("auto", "min", "balanced")
 
 
 def _shape(t: Tensor) -> str:
-    return "(" + ", ".join(str(s) for s in t.shape) + ")"
+    return "(" + ", ".join(f"{s}" for s in t.shape) + ")"  # str of a size that `torch.jit.trace` traces: "tensor(8)"
 
 
 def _dtype(t: Tensor) -> str:

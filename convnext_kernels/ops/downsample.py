@@ -3,12 +3,23 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from convnext_kernels import dispatch
 from convnext_kernels.calls import DownsampleCall, Inputs
 from convnext_kernels.ops import checks
-from convnext_kernels.ops.registration import autocast, call, define, differentiable, gradients_like, scatter, served
+from convnext_kernels.ops.compose import cast, nchw, nhwc, normalised
+from convnext_kernels.ops.registration import (
+    autocast,
+    call,
+    composed,
+    define,
+    differentiable,
+    gradients_like,
+    scatter,
+    served,
+)
 from convnext_kernels.spec import OpSpec
 from convnext_kernels.torch_versions import suggest_memory_format
 
@@ -92,6 +103,22 @@ def _fake(
     return _empty(x, weight, compute_dtype)
 
 
+def _composed(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    compute_dtype: torch.dtype | None,
+    backend: str,
+) -> Tensor:
+    _check(x, norm_weight, norm_bias, weight, bias, eps, compute_dtype is not None)
+    dtype = compute_dtype or x.dtype
+    n = cast(nchw(normalised(nhwc(x), norm_weight, norm_bias, eps)), dtype)
+    return F.conv2d(n, cast(weight, dtype), cast(bias, dtype), stride=int(weight.shape[-1]))
+
+
 def _backward(
     inputs: Inputs,
     dy: Tensor,
@@ -159,3 +186,4 @@ define(
 )
 differentiable("downsample", _setup_context, _autograd)
 autocast("downsample", _autocast)
+composed("downsample", _composed)

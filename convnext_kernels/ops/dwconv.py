@@ -8,10 +8,12 @@ from torch import Tensor
 from convnext_kernels import dispatch
 from convnext_kernels.calls import DwconvCall, Inputs, convolved
 from convnext_kernels.ops import checks
+from convnext_kernels.ops.compose import convolution
 from convnext_kernels.ops.registration import (
     autocast,
     call,
     cast_tensors,
+    composed,
     define,
     differentiable,
     gradients_like,
@@ -62,6 +64,12 @@ def _forward(
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
     _check(x, weight, bias, *options)
     return convolved(x, options[2])
+
+
+def _composed(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    _check(x, weight, bias, *options)
+    dilation_h, dilation_w, stride, _ = options
+    return convolution(x, weight, bias, (dilation_h, dilation_w), x.dtype, stride)
 
 
 def _backward(
@@ -118,3 +126,4 @@ define(
 )
 differentiable("dwconv", _setup_context, _autograd)
 autocast("dwconv", lambda dtype, *arguments: cast_tensors(dtype, arguments))
+composed("dwconv", _composed)

@@ -3,12 +3,23 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from convnext_kernels import dispatch
 from convnext_kernels.calls import Inputs, MlpCall
 from convnext_kernels.ops import checks
-from convnext_kernels.ops.registration import autocast, call, define, differentiable, gradients_like, scatter, served
+from convnext_kernels.ops.compose import cast, matrix, nchw, nhwc, normalised, response_normalised, vector
+from convnext_kernels.ops.registration import (
+    autocast,
+    call,
+    composed,
+    define,
+    differentiable,
+    gradients_like,
+    scatter,
+    served,
+)
 from convnext_kernels.spec import MlpParameters, OpSpec
 
 PARAMETERS = (
@@ -25,7 +36,7 @@ def check_mlp(
 ) -> None:
     """Check everything that `mlp` and `block` have in common; x is (N, C, H, W)."""
     n, channels = x.shape[:2]
-    named = (*zip(p._fields, p, strict=True), ("drop_scale", drop_scale))
+    named = (*zip(MlpParameters._fields, p, strict=True), ("drop_scale", drop_scale))
     checks.parameters(x, named, mixed_dtypes)
     per_channel = "one per channel of x"
     checks.vector("norm_weight", p.norm_weight, channels, per_channel)
@@ -123,6 +134,35 @@ def _fake(x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
     return [torch.empty_like(x), *_saved(dispatch.keeps(spec, memory, backend), x, p, spec.compute_dtype)]
 
 
+def bottleneck(
+    x: Tensor,
+    residual: Tensor | None,
+    p: MlpParameters,
+    drop_scale: Tensor | None,
+    eps: float,
+    grn_eps: float,
+    compute_dtype: torch.dtype,
+) -> Tensor:
+    """The inverted bottleneck of x (N, C, H, W), composed of PyTorch's operators: products in `compute_dtype`."""
+    n = cast(normalised(nhwc(x), p.norm_weight, p.norm_bias, eps), compute_dtype)
+    h = F.gelu(F.linear(n, matrix(p.pwconv1_weight, compute_dtype), vector(p.pwconv1_bias, compute_dtype)))
+    if p.grn_weight is not None:
+        h = response_normalised(h, p.grn_weight, p.grn_bias, grn_eps)
+    z = cast(F.linear(h, matrix(p.pwconv2_weight, compute_dtype), vector(p.pwconv2_bias, compute_dtype)), x.dtype)
+    if p.gamma is not None:
+        z = z * vector(p.gamma, x.dtype)
+    if drop_scale is not None:
+        z = z * cast(drop_scale.reshape(-1, 1, 1, 1), x.dtype)
+    return nchw(z) if residual is None else residual + nchw(z)
+
+
+def _composed(x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
+    p, (drop_scale, eps, grn_eps, compute_dtype, memory, _) = MlpParameters(*rest[:9]), rest[9:]
+    _check(x, residual, p, drop_scale, eps, grn_eps, compute_dtype is not None)
+    checks.memory(memory)
+    return [bottleneck(x, residual, p, drop_scale, eps, grn_eps, compute_dtype or x.dtype)]
+
+
 def _backward(inputs: Inputs, dout: Tensor, x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
     p, (drop_scale, eps, grn_eps, compute_dtype, saved, needs, backend) = MlpParameters(*rest[:9]), rest[9:]
 
@@ -179,3 +219,4 @@ define(
 )
 differentiable("mlp", _setup_context, _autograd)
 autocast("mlp", _autocast)
+composed("mlp", _composed)

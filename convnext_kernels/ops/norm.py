@@ -1,5 +1,6 @@
 """What `layernorm` and `grn` share: both map (x, weight, bias, eps) to a tensor like x."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,10 +9,12 @@ from torch import Tensor
 from convnext_kernels import dispatch
 from convnext_kernels.calls import Inputs, NormCall
 from convnext_kernels.ops import checks
+from convnext_kernels.ops.compose import nchw, nhwc
 from convnext_kernels.ops.registration import (
     autocast,
     call,
     cast_tensors,
+    composed,
     define,
     differentiable,
     gradients_like,
@@ -48,8 +51,12 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.backend = dispatch.requested_backend(backend)
 
 
-def define_norm(op: str) -> None:
-    """Register ``convnext_kernels::<op>`` and its gradient."""
+def define_norm(op: str, composition: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
+    """Register ``convnext_kernels::<op>`` and its gradient; `composition` computes it with PyTorch on (N, H, W, C)."""
+
+    def compose(x: Tensor, weight: Tensor, bias: Tensor, eps: float, backend: str) -> Tensor:
+        _check(x, weight, bias, eps)
+        return nchw(composition(nhwc(x), weight, bias, eps))
 
     def spec(x: Tensor, backward: bool = False) -> OpSpec:
         return OpSpec(op, x.device.type, x.dtype, x.dtype, x.shape[1], backward=backward)
@@ -93,3 +100,4 @@ def define_norm(op: str) -> None:
     differentiable(op, _setup_context, autograd)
     # Like torch.nn.functional.layer_norm on CUDA: norms run in fp32 under autocast, fp32 in and fp32 out.
     autocast(op, lambda dtype, *arguments: cast_tensors(torch.float32, arguments))
+    composed(op, compose)

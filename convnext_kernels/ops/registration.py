@@ -1,14 +1,19 @@
 """How ops are registered with `torch.library`."""
 
 import functools
+import logging
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from convnext_kernels import calls, dispatch, torch_versions
+from convnext_kernels import calls, dispatch, exporting, torch_versions
+from convnext_kernels.spec import BackendError
 from convnext_kernels.torch_versions import broadcast_to_and_flatten, tree_flatten, tree_unflatten
+
+_log = logging.getLogger("convnext_kernels")
 
 NAMESPACE = "convnext_kernels"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")  # kept alive: the registrations end with this object
@@ -35,6 +40,7 @@ class _Op(NamedTuple):
 
 
 _ops: dict[str, _Op] = {}
+_compositions: dict[str, Callable] = {}  # for `call`: ops as PyTorch's operators, for exporters
 # Schema type: types of Python. The dispatcher converts others or refuses them. It calls a ScalarType int, too.
 _TYPES = {
     "int": (int, torch.dtype),
@@ -55,6 +61,8 @@ def call(name: str, *arguments: Any) -> Any:
     Where PyTorch's dispatcher has nothing to do it is not called: it takes 7 us for the 19 arguments of a block.
     """
     if torch.compiler.is_compiling():
+        if name in _compositions and exporting.composed():
+            return _compose(name, arguments)
         return getattr(torch.ops.convnext_kernels, name)(*arguments)
     direct = _ops[name]
     inputs = direct.inputs(name, arguments)
@@ -64,12 +72,20 @@ def call(name: str, *arguments: Any) -> Any:
             return list(result) if type(result) is tuple else result
         with torch_versions.below_autograd():
             return direct.run(inputs, *arguments)
+    if name in _compositions and exporting.traced():
+        with warnings.catch_warnings():
+            # The checks and the number of channels are the same in every run of the trace.
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            return _compose(name, arguments)
     op = getattr(torch.ops.convnext_kernels, name)
     if not torch_versions.transforms_active() and not torch_versions.forward_mode_active():
-        if torch.is_grad_enabled():
-            return op(*arguments)
-        with torch_versions.below_autograd():  # saves the way through autograd's kernel
-            return op(*arguments)
+        try:
+            if torch.is_grad_enabled():
+                return op(*arguments)
+            with torch_versions.below_autograd():  # saves the way through autograd's kernel
+                return op(*arguments)
+        except NotImplementedError as error:
+            return _without_op(name, arguments, error)
     function = _transformable[name]
     device = arguments[0].device.type
     if name in _casts and torch.is_autocast_enabled(device):
@@ -77,6 +93,33 @@ def call(name: str, *arguments: Any) -> Any:
         with torch.autocast(device, enabled=False):
             return function.apply(*arguments)
     return function.apply(*arguments)
+
+
+def _compose(name: str, arguments: tuple) -> Any:
+    """Op `name` computed by PyTorch's operators, under autocast with the arguments that the op would get."""
+    x = arguments[0]
+    if isinstance(x, Tensor) and not x.is_meta and torch.is_autocast_enabled(x.device.type):
+        arguments = _casts[name](torch.get_autocast_dtype(x.device.type), *arguments)
+    return _compositions[name](*arguments)
+
+
+def _without_op(name: str, arguments: tuple, error: NotImplementedError) -> Any:
+    """Compute op `name` by PyTorch's operators, because a class of tensors (quantised ones, say) has no such op."""
+    kinds = {
+        type(a).__name__ for a in arguments if isinstance(a, Tensor) and type(a) not in (Tensor, torch.nn.Parameter)
+    }
+    if not kinds or name not in _compositions:
+        raise error
+    reason = f"{name}: tensors of class {', '.join(sorted(kinds))} do not implement convnext_kernels::{name}"
+    if dispatch.requested_backend(arguments[-1]) not in (dispatch.AUTO, "eager"):
+        raise BackendError(reason) from error
+    _log_once(reason)
+    return _compose(name, arguments)
+
+
+@functools.cache
+def _log_once(reason: str) -> None:
+    _log.warning("%s; PyTorch's operators compute it", reason)
 
 
 def on_device(implementation: Callable) -> Callable:
@@ -126,6 +169,14 @@ def define(name: str, arguments: str, result: str, implementation: Callable, fak
     options = tuple(_TYPES[kind] for kind in types[lead:])
     _ops[name] = _Op(run, lead, options, (list,) in options)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
+
+
+def composed(name: str, composition: Callable) -> None:
+    """Let exporters see op `name` as the operators of PyTorch that ``composition(*arguments)`` calls.
+
+    It checks the arguments as the op does.
+    """
+    _compositions[name] = composition
 
 
 def differentiable(name: str, setup_context: Callable, backward: Callable) -> None:

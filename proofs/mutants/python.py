@@ -38,6 +38,28 @@ MUTANTS = [
         ),
     ),
     *_in(
+        "ops/compose.py",
+        ("tests/deployment/test_export.py", "-k", "overflow"),
+        Mutant(
+            "dtype",
+            "exported sums of squares are in fp16",
+            "torch.float32 if x.dtype.itemsize == 2 else x.dtype",
+            "x.dtype",
+        ),
+    ),
+    *_in(
+        "exporting.py",
+        ("tests/deployment/test_export.py", "-k", "ends_with_its_block"),
+        Mutant("state", "ops are kept after keep_ops", "_kept = before", "_kept = True"),
+        Mutant(
+            "state",
+            "a block is traced into",
+            "return proxy.tracer.create_proxy",
+            "return None and proxy.tracer.create_proxy",
+            tests=("tests/deployment/test_fx.py", "-k", "own_modules"),
+        ),
+    ),
+    *_in(
         "ops/dwconv.py",
         ("tests/ops/test_gradients.py", "-k", "keeps_the_backend"),
         Mutant(

@@ -427,15 +427,6 @@ def test_functional_call_uses_the_given_weights(model):
     assert_close(torch.func.functional_call(accelerated, weights, (x,)), expected, torch.float64)
 
 
-def test_fx_traces_the_original():
-    """As torchvision's feature extractors do."""
-    m = ck.accelerate(MODELS["torchvision"].make())
-    x = images()
-    traced = torch.fx.symbolic_trace(m)
-    assert not fused_calls(lambda: traced(x))
-    assert_close(traced(x), m(x), torch.float64)
-
-
 @chosen(lambda model: model in [MODELS[name] for name in ("timm-v1-conv", "transformers-dinov3", "official-v2")])
 @every_model
 def test_compile_without_graph_breaks(model, dynamo):
@@ -487,17 +478,6 @@ def test_compile_with_inductor(model, dynamo):
     x = images(dtype=torch.float32)
     with torch.no_grad():
         assert_close(torch.compile(m, fullgraph=True)(x), m(x), torch.float32)
-
-
-@one_model
-@pytest.mark.parametrize("strict", [False, True])
-def test_export_keeps_the_ops(model, strict):
-    if strict and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9):
-        pytest.skip("strict export of PyTorch 2.6 and 2.8 cannot trace a class method of a module")
-    m = ck.accelerate(model.make())
-    program = torch.export.export(m, (images(),), strict=strict)
-    names = [str(n.target) for n in program.graph.nodes if "convnext_kernels" in str(n.target)]
-    assert names.count("convnext_kernels.block.default") == 4
 
 
 @every_model

@@ -157,3 +157,14 @@ def test_compile():
     _, accelerated = pair("f5")
     x = image("f5")
     torch.testing.assert_close(torch.compile(accelerated, fullgraph=True, backend="aot_eager")(x), accelerated(x))
+
+
+def test_exported_and_traced_by_fx():
+    _, accelerated = pair("vocos")
+    x = image("vocos")
+    exported = torch.export.export(accelerated, (x,)).module()
+    torch.testing.assert_close(exported(x), accelerated(x))
+    network = nn.Sequential(accelerated)
+    traced = torch.fx.symbolic_trace(network)
+    assert [node.op for node in traced.graph.nodes] == ["placeholder", "call_module", "output"]
+    assert torch.equal(traced(x), network(x))

@@ -1,0 +1,301 @@
+"""Exported programs consist of PyTorch's operators and give the model's logits; `keep_ops` keeps this package's ops."""
+
+import copy
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+import convnext_kernels as ck
+from convnext_kernels import functional
+from convnext_kernels.models import ConvNeXt
+from convnext_kernels.nn import PatchDownsample2d
+from tests.interop.helpers import MODELS, images, logits
+from tests.operators import OPERATORS
+from tests.shapes import Case, chosen
+from tests.tolerance import assert_as_good_as_eager, randomize_
+
+# PyTorch deprecates TorchScript as a whole.
+pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\..* (is|are) deprecated")
+NEW = tuple(map(int, torch.__version__.split(".")[:2]))
+KINDS = ("dwconv", "dwconv, stride 2", "layernorm", "grn", "downsample", "block V1", "block V2", "network")
+
+
+def own(kind, dtype=torch.float32, drop=0.0):
+    """A module of this package and the channels of its input."""
+    module = {
+        "dwconv": lambda: ck.DepthwiseConv2d(8, (3, 7), dilation=(2, 1)),
+        "dwconv, stride 2": lambda: ck.DepthwiseConv2d(8, 5, stride=2),
+        "layernorm": lambda: ck.LayerNorm2d(8),
+        "grn": lambda: ck.GlobalResponseNorm(8),
+        "downsample": lambda: PatchDownsample2d(8, 16, 3),
+        "block V1": lambda: ck.FusedConvNeXtBlock(8, drop),
+        "block V2": lambda: ck.FusedConvNeXtBlock(8, drop, use_grn=True),
+        "network": lambda: ConvNeXt((1, 1), (8, 16), num_classes=5, use_grn=True, drop_path_rate=drop),
+    }[kind]()
+    return randomize_(module).to(dtype).eval(), 3 if kind == "network" else 8
+
+
+def export(module, inputs, strict=False, **options):
+    """`torch.export.export`; before PyTorch 2.7 `strict` was True by default."""
+    return torch.export.export(module, inputs, strict=strict, **options)
+
+
+def operators(program):
+    return {str(n.target) for n in program.graph.nodes if n.op == "call_function" and "getitem" not in str(n.target)}
+
+
+def assert_only_pytorchs(program):
+    foreign = {name for name in operators(program) if not name.startswith("aten.")}
+    assert operators(program)
+    assert not foreign
+
+
+def assert_right(module, plain, x):
+    """`module` computes on x what `plain` does, by the rule of the tests."""
+    with torch.no_grad():
+        truth = logits(copy.deepcopy(plain).double(), x.double())
+        with ck.use_backend("eager"):
+            eager = logits(plain, x)
+        assert_as_good_as_eager(logits(module, x), eager, truth)
+
+
+@chosen(lambda name, strict: not strict and name in ("timm-v2-conv", "transformers-dinov3"))
+@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")  # of transformers
+def test_accelerated_model(name, strict):
+    if strict and NEW < (2, 9):
+        pytest.skip("strict export of PyTorch 2.8 and older cannot trace a class method of a module")
+    plain = MODELS[name].make(dtype=torch.float32)
+    m = ck.accelerate(copy.deepcopy(plain))
+    batch = {0: torch.export.Dim("batch", min=2, max=64)}
+    program = export(m, (images(dtype=torch.float32),), dynamic_shapes=(batch,), strict=strict)
+    assert_only_pytorchs(program)
+    assert_right(program.module(), plain, images(3, dtype=torch.float32))
+
+
+@chosen(lambda kind, strict: not strict or kind == "block V2")
+@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_own_module(kind, strict):
+    if strict and NEW < (2, 7):
+        pytest.skip("PyTorch 2.6 does not tell its strict export from torch.compile")
+    module, channels = own(kind)
+    batch = {0: torch.export.Dim("batch", min=2, max=64)}
+    program = export(module, (torch.randn(4, channels, 12, 9),), dynamic_shapes=(batch,), strict=strict)
+    assert_only_pytorchs(program)
+    assert_right(program.module(), module, torch.randn(3, channels, 12, 9))
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_function(op):
+    """With every optional argument, and with none."""
+    operator = OPERATORS[op]
+
+    class Function(nn.Module):
+        def __init__(self, arguments):
+            super().__init__()
+            self.names = [name for name, value in arguments.items() if isinstance(value, torch.Tensor) and name != "x"]
+            self.options = {k: v for k, v in arguments.items() if k not in (*self.names, "x")}
+            for name in self.names:
+                self.register_buffer(name, arguments[name])
+
+        def forward(self, x):
+            return operator.call(x=x, **{name: getattr(self, name) for name in self.names}, **self.options)
+
+    small = {"n": 2, "c": 6, "h": 5, "w": 4, "k": 3, "ratio": 2}
+    for case in (Case("all", **small, drop=True, variant="v2"), Case("none", **small, bias=False, variant="v1")):
+        arguments = operator.arguments(case, torch.float32)
+        module, x = Function(arguments), arguments["x"]
+        program = export(module, (x,))
+        assert_only_pytorchs(program)
+        truth = operator.reference(**arguments)
+        actual, traced = program.module()(x), torch.jit.trace(module, x, check_trace=False)(x)
+        for y in (actual, traced):
+            assert_as_good_as_eager(y, operator.call(**arguments, backend="eager"), truth)
+
+
+@chosen(lambda kind: kind == "block V2")
+@pytest.mark.parametrize("kind", ["block V1", "block V2", "network"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_16_bits(kind, dtype):
+    module, channels = own(kind, dtype)
+    x = torch.randn(2, channels, 12, 9, dtype=dtype)
+    program = export(module, (x,))
+    assert_only_pytorchs(program)
+    assert_right(program.module(), module, x)
+
+
+def test_16_bits_do_not_overflow():
+    """GRN's sums of squares are in fp32."""
+    module = randomize_(ck.GlobalResponseNorm(4)).half()
+    x = torch.full((1, 4, 32, 32), 100.0).half()
+    assert export(module, (x,)).module()(x).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["layernorm", "block V1", "block V2"])
+def test_autocast(kind):
+    """The same dtypes as in a call, and bf16's accuracy."""
+    module, channels = own(kind)
+    for x in (torch.randn(2, channels, 12, 9), torch.randn(2, channels, 12, 9).bfloat16()):
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = module(x)
+            actual = export(module, (x,)).module()(x)
+            traced = torch.jit.trace(module, x, check_trace=False)(x)
+        for y in (actual, traced):
+            assert y.dtype == expected.dtype
+            assert (y - expected).abs().max() <= 0.05 * expected.abs().max()
+
+
+def test_training_mode():
+    """Drop path is part of the program, and its operators are differentiable."""
+    block, channels = own("block V1", drop=0.5)
+    x = torch.randn(64, channels, 3, 3)
+    program = export(block.train(), (x,))
+    assert_only_pytorchs(program)
+    module = program.module()
+    y = module(x.requires_grad_())
+    assert 8 < (y == x).flatten(1).all(1).sum() < 56
+    y.sum().backward()
+    assert all(p.grad.abs().max() > 0 for p in module.parameters())
+
+
+@chosen(lambda strict: not strict)
+@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+def test_keep_ops(strict):
+    if strict and NEW < (2, 9):
+        pytest.skip("strict export of PyTorch 2.8 and older cannot trace a class method of a module")
+    x = images(dtype=torch.float32)
+    accelerated = ck.accelerate(MODELS["timm-v1"].make(dtype=torch.float32))
+    network = own("network")[0]
+    for m, blocks in ((accelerated, 4), (network, 2)):
+        with ck.keep_ops(), torch.no_grad():
+            program = export(m, (x,), strict=strict)
+        names = [str(n.target) for n in program.graph.nodes]
+        assert names.count("convnext_kernels.block.default") == blocks
+        with torch.no_grad():
+            assert torch.equal(program.module()(x), m(x))
+        assert_only_pytorchs(export(m, (x,)))
+
+
+def test_keep_ops_ends_with_its_block():
+    block, channels = own("block V1")
+    x = torch.randn(2, channels, 5, 5)
+    with ck.keep_ops():
+        with ck.keep_ops():
+            pass
+        assert "convnext_kernels.block.default" in operators(export(block, (x,)))
+        with pytest.raises(ValueError, match="x: "), ck.keep_ops():
+            export(block, (x[0],))
+    assert_only_pytorchs(export(block, (x,)))
+
+
+def test_compiling_is_not_exporting():
+    """In PyTorch 2.7 to 2.11 `torch.compiler.is_exporting` is true for both."""
+    block, channels = own("block V1")
+    x = torch.randn(2, channels, 5, 5)
+    found = []
+
+    def backend(graph, inputs):
+        found.extend(n.target for n in graph.graph.nodes)
+        return graph
+
+    torch._dynamo.reset()
+    for kept in (False, True):
+        export(block, (x,))
+        with ck.keep_ops() if kept else nullcontext():
+            torch.compile(block, fullgraph=True, backend=backend)(x)
+    assert torch.ops.convnext_kernels.block in found
+    assert not {torch.conv2d, nn.functional.layer_norm} & set(found)
+
+
+def test_wrong_input():
+    """An exporter's user reads the errors of a call."""
+    block, _ = own("block V1")
+    for wrong in (torch.randn(2, 7, 5, 5), torch.randn(2, 8, 5)):
+        messages = []
+        for use in (block, lambda x: export(block, (x,)), lambda x: torch.jit.trace(block, x)):
+            with pytest.raises(ValueError, match="x") as info:
+                use(wrong)
+            messages.append(str(info.value))
+        assert messages[0] == messages[1] == messages[2]
+    block.memory = "most"
+    with pytest.raises(ValueError, match="memory: expected one of"):
+        export(block, (torch.randn(2, 8, 5, 5),))
+
+
+def traced_operators(traced):
+    return {line.split("::")[0].split()[-1] for line in str(traced.inlined_graph).splitlines() if "::" in line}
+
+
+@chosen(lambda name: name == "torchvision")
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning:transformers.*")  # which checks the images
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+def test_trace_of_an_accelerated_model(name):
+    plain = MODELS[name].make(dtype=torch.float32)
+    m = ck.accelerate(copy.deepcopy(plain))
+    traced = torch.jit.trace(m, images(dtype=torch.float32), strict=False)
+    assert traced_operators(traced) <= {"aten", "prim"}
+
+    def module(x):
+        y = traced(x)
+        return y if isinstance(y, torch.Tensor) else y.get("logits", y.get("pooler_output"))
+
+    assert_right(lambda x: module(x), plain, images(3, size=96, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_trace_of_an_own_module(kind):
+    """Without a warning, for every batch and image size."""
+    module, channels = own(kind, drop=0.1)
+    traced = torch.jit.trace(module, torch.randn(2, channels, 12, 9))
+    assert traced_operators(traced) <= {"aten", "prim"}
+    assert_right(traced, module, torch.randn(3, channels, 14, 15))
+
+
+def test_trace_cannot_keep_the_ops():
+    for module, channels in (own("block V1"), (ck.accelerate(MODELS["timm-v1"].make(dtype=torch.float32)), 3)):
+        with ck.keep_ops(), pytest.raises(RuntimeError, match=r"keep_ops: torch\.jit\.trace cannot keep the ops"):
+            torch.jit.trace(module, torch.randn(2, channels, 64, 64))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "accelerated"])
+def test_script_says_what_to_do(kind):
+    module = ck.accelerate(MODELS["torchvision"].make()) if kind == "accelerated" else own(kind)[0]
+    with pytest.raises(RuntimeError, match=r"torch\.jit\.script cannot compile \w+: use torch\.export"):
+        torch.jit.script(module)
+    module(torch.randn(1, 3 if kind in ("network", "accelerated") else 8, 64, 64).to(next(module.parameters())))
+
+
+ELSEWHERE = """
+import sys, torch
+assert "convnext_kernels" not in sys.modules
+x = torch.load({folder!r} + "/x.pt")
+print(torch.export.load({folder!r} + "/program.pt2").module()(x).sum().item())
+print(torch.jit.load({folder!r} + "/traced.pt")(x).sum().item())
+assert "convnext_kernels" not in sys.modules
+"""
+
+
+@pytest.mark.extended
+def test_files_need_only_pytorch(tmp_path, run_python):
+    m = ck.accelerate(MODELS["timm-v2"].make(dtype=torch.float32))
+    x = images(dtype=torch.float32)
+    torch.save(x, tmp_path / "x.pt")
+    torch.export.save(export(m, (x,)), tmp_path / "program.pt2")
+    torch.jit.trace(m, x).save(tmp_path / "traced.pt")
+    expected = m(x).sum().item()
+    for line in run_python(ELSEWHERE.format(folder=str(tmp_path))).split():
+        assert float(line) == pytest.approx(expected, rel=1e-4)
+
+
+def test_functional_is_covered():
+    """Every op has a composition."""
+    from convnext_kernels.ops import registration
+    from convnext_kernels.spec import OPS
+
+    assert set(registration._compositions) == set(OPS)
+    assert functional.convnext_block  # what `test_function` calls
