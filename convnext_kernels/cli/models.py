@@ -60,12 +60,18 @@ def rows(names: tuple[str, ...]) -> list[Row]:
 
 @click.command("models")
 @click.argument("names", nargs=-1, shell_complete=options.complete(_names))
+@click.option("--coverage", is_flag=True, help="Of timm, torchvision and transformers: which blocks are served.")
 @options.as_json
-def command(names: tuple[str, ...], as_json: bool) -> None:
+def command(names: tuple[str, ...], coverage: bool, as_json: bool) -> None:
     """Count parameters and multiply-adds of the models NAMES (default: all).
 
     The table shows them beside the figures that the papers publish.
     """
+    if coverage:
+        from convnext_kernels.cli import coverage as served
+
+        served.show(served.coverage(names), as_json)
+        return
     found = rows(names)
     if as_json:
         values = [

@@ -18,6 +18,7 @@ class ReportRow:
     kind: str  # "block", "downsampling", "layer norm" or "depthwise convolution"
     replaced: bool
     reason: str  # by what it was replaced, or why not
+    replaceable: bool = False  # whether it is replaced, or would be by `accelerate`
     fused: bool = False  # whether this package's kernels compute it: replaced, or a module of this package
 
 
@@ -48,7 +49,7 @@ def _row(finding: Finding) -> ReportRow:
     name, module, accelerated, refusal = finding
     if accelerated is None:
         kind = next(kind for own, kind in OWN.items() if isinstance(module, own))
-        return ReportRow(name, type(module).__name__, kind, False, f"already a fused {kind}", True)
+        return ReportRow(name, type(module).__name__, kind, False, f"already a fused {kind}", fused=True)
     replaced = isinstance(module, Adapter)
     reason = refusal or "can be replaced: call accelerate(model)"
     if replaced:
@@ -56,7 +57,7 @@ def _row(finding: Finding) -> ReportRow:
         if refusal:
             reason += f"; runs the original forward for now: {refusal}"
     original = accelerated.original if replaced else type(module)
-    return ReportRow(name, original.__name__, accelerated.kind, replaced, reason, replaced)
+    return ReportRow(name, original.__name__, accelerated.kind, replaced, reason, replaced or not refusal, replaced)
 
 
 def acceleration_report(model: nn.Module) -> AccelerationReport:
