@@ -181,7 +181,7 @@ def test_devices_have_signatures_of_their_own(x, monkeypatch):
             return False
 
     monkeypatch.setattr(torch.cuda, "device", Current)
-    run = registration._on_device(lambda inputs, t: t)
+    run = registration.on_device(lambda inputs, t: t)
     run(None, at_0)
     assert not entered
     run(None, at_1)
