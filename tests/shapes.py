@@ -123,11 +123,11 @@ CASES = (
     Case("dilation 3 of a small kernel", dilation=3, k=3, h=14, w=13, variant="v2", ops=CONVOLVE),
     Case("dilation 3: reaches beyond the image on both sides", dilation=3, h=7, w=5, ops=CONVOLVE),
     # rectangles: InceptionNeXt, SegNeXt, SLaK
-    Case("1x11: one row of taps, no neighbours above", k=(1, 11), c=17, h=7, w=15, ops=CONVOLVED, edge=True, half=True),
+    Case("1x11: one row of taps, no neighbours above", k=(1, 11), c=17, h=7, w=15, ops=CONVOLVED, edge=True),
     Case("11x1: one column of taps, no neighbours beside", k=(11, 1), c=33, h=15, w=7, ops=CONVOLVED, edge=True),
     Case("1x21 and wider than the image: every tap row is cut", k=(1, 21), h=3, w=14, ops=CONVOLVED),
     Case("21x1, taller than two register tiles", k=(21, 1), h=33, w=3, c=24, n=1, ops=CONVOLVED),
-    Case("3x5: both sides above one, the wider is the second", k=(3, 5), ops=CONVOLVED, half=True),
+    Case("3x5: both sides above one, the wider is the second", k=(3, 5), ops=CONVOLVED),
     Case("51x5: the largest side, taller than the image", k=(51, 5), h=29, w=15, n=1, costly=True, ops=CONVOLVED),
     # 17 channels: with 16 or fewer oneDNN's 16-bit depthwise never returns for 1x51 and 5x51 either (channels_last).
     Case(
@@ -153,7 +153,7 @@ CASES = (
         ops=CONVOLVED,
         edge=True,
     ),
-    Case("stride 2, odd sizes: the last row and column are centres", k=3, stride=2, c=17, ops=CONVOLVED, half=True),
+    Case("stride 2, odd sizes: the last row and column are centres", k=3, stride=2, c=17, ops=CONVOLVED),
     Case("stride 2, one pixel", k=7, stride=2, h=1, w=1, ops=CONVOLVED),
     Case("stride 2 with an odd dilation: lattices of two steps", k=5, stride=2, dilation=3, h=15, w=14, ops=CONVOLVED),
     Case(

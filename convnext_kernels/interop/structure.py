@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as module_globals
 
+from convnext_kernels.ops.checks import MAX_KERNEL_SIZE
 from convnext_kernels.torch_versions import TRACED, forward_mode_active, transforms, transforms_active
 
-MAX_KERNEL_SIZE = 31
 PLAIN = (Tensor, nn.Parameter)
 
 
