@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_globals
 
 from convnext_kernels.exporting import traced
+from convnext_kernels.ops.checks import MAX_KERNEL_SIZE
 from convnext_kernels.torch_versions import TRACED, forward_mode_active, transforms, transforms_active
 
-MAX_KERNEL_SIZE = 51
 PLAIN = (Tensor, nn.Parameter)
 
 

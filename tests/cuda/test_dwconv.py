@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from convnext_kernels.backends import cuda
 from convnext_kernels.backends.cuda import dwconv, native
 from convnext_kernels.calls import DwconvCall
+from convnext_kernels.spec import OpSpec
 from tests.cuda import executed
 from tests.operators import OPERATORS, expected, expected_gradients, far_apart, gradients
 from tests.shapes import Case
@@ -152,6 +154,22 @@ def test_samples_far_apart(dtype):
     dy, eager, reference = expected_gradients("dwconv", case, dtype)
     for name, gradient in gradients(call, arguments, dy).items():
         assert_as_good_as_eager(gradient, eager[name], reference[name], what=name, scale=1.0)
+
+
+@pytest.mark.parametrize(("shared_bytes", "served"), [(65536, False), (101376, False), (232448, True)])
+def test_what_no_tile_fits_is_refused(shared_bytes, served, recorded):
+    """The largest kernel in 16 bits: "auto" then takes another backend; where it is served there is a tile."""
+    launches = recorded(shared_bytes=shared_bytes)
+    spec = OpSpec("dwconv", "cpu", torch.bfloat16, torch.bfloat16, 64, (51, 51))
+    reason = cuda.refuses(spec)
+    assert (reason is None) == served, reason
+    assert served or f"a 51x51 kernel needs 127 KB of shared memory, this GPU has {shared_bytes >> 10}" in reason
+    if served:
+        x = torch.empty(1, 64, 513, 513, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        call = DwconvCall(x, torch.empty(64, 1, 51, 51, dtype=torch.bfloat16), None, (1, 1), 1, torch.bfloat16)
+        dwconv.forward(call)
+        dwconv.parameter_gradients(x, call, True, False)
+        assert len(launches) == 3
 
 
 def test_a_failed_launch_names_kernel_and_shape(host):

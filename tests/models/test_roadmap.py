@@ -123,7 +123,7 @@ def test_the_report_says_what_is_fused():
         ck.acceleration_report(build("layer_norm", "resnet50"))
     )
     depthwise = ck.acceleration_report(build("kernel_7", "resnet50")).rows
-    assert {(row.kind, row.fused) for row in depthwise} == {("depthwise convolution", fused) for fused in (True, False)}
+    assert {(row.kind, row.fused) for row in depthwise} == {("depthwise convolution", True)}
     assert not ck.acceleration_report(build("patchify_stem", "resnet50")).rows
 
 

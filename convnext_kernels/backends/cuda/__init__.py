@@ -41,7 +41,24 @@ def refuses(spec: OpSpec) -> str | None:
     for dtype in (spec.dtype, spec.compute_dtype):
         if dtype not in _DTYPES:
             return f"dtype {dtype} is not one of float32, bfloat16, float16"
-    return None
+    return _too_large(spec) if spec.op in ("dwconv", "block") else None
+
+
+def _too_large(spec: OpSpec) -> str | None:
+    """Why a depthwise kernel does not fit into the GPU's shared memory, or None: its weights and the smallest tile."""
+    height, width = spec.kernel_size
+    size = spec.compute_dtype.itemsize
+    lanes = 2 if size == 2 else 1  # groups of four channels that 16 bytes fill
+    needed = lanes * 16 * height * width + lanes * 4 * size * (height + 1) * (width + 6) + 64
+    if needed <= _shared_bytes():
+        return None
+    return f"a {height}x{width} kernel needs {needed >> 10} KB of shared memory, this GPU has {_shared_bytes() >> 10}"
+
+
+def _shared_bytes() -> int:
+    """Shared memory that a block may have on the current GPU."""
+    index = torch.cuda.current_device() if torch.cuda.is_available() else 0
+    return native.extension().device_info(index)["shared_bytes"]
 
 
 def compiled() -> dict[str, object]:
