@@ -243,6 +243,13 @@ MUTANTS = [
         Mutant("state", "restore leaves an option behind", "for name in (BACKEND, MEMORY):", "for name in (BACKEND,):"),
     ),
     *_in(
+        "nn/sequential.py",
+        ("tests/nn/test_sequential.py", "-k", "cpu and a_change or hooks"),
+        Mutant("state", "hooks in a stage are not called", "if any(self.hooks):", "if False:"),
+        Mutant("state", "changed options in a stage are not seen", "and values == self.values", ""),
+        Mutant("state", "replaced weights in a stage are not seen", "all(map(is_, objects, self.objects))", "True"),
+    ),
+    *_in(
         "backends/cpu/packed.py",
         STALE,
         Mutant(
@@ -257,7 +264,12 @@ MUTANTS = [
             "entry.regions.checksum() == entry.checksum",
             "True",
         ),
-        Mutant("state", "tensors without a version are read in part", "in_full or t.is_inference()", "in_full"),
+        Mutant(
+            "state",
+            "the fast look at the parameters leaves their versions out",
+            "versions = [t._version for t in self.tensors]",
+            "versions = []",
+        ),
         Mutant("state", "weights that are gone stay packed", "if other.reference.expired()", "if False"),
     ),
     *_in(
@@ -266,8 +278,8 @@ MUTANTS = [
         Mutant(
             "state",
             "packed with one eps, used with another",
-            "side, dilation, eps, grn_eps)\n",
-            "side, dilation, grn_eps)\n",
+            "(isa, configuration), pack, known)",
+            "(isa, configuration[:3]), pack, known)",
             tests=STALE,
         ),
         Mutant("formula", "GRN has no bias", "if p.grn_bias is not None:", "if False:"),
