@@ -60,3 +60,15 @@ def test_what_is_wrong_is_named():
     ):
         with pytest.raises(kind, match=words):
             call()
+
+
+def test_exporters_see_operators_of_pytorch():
+    block = randomize_(FusedConvNeXtBlock1d(8, use_grn=True, channels_last=True)).eval()
+    x = torch.randn(2, 13, 8)
+    program = torch.export.export(block, (x,), strict=False)
+    names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert all(name.startswith("aten.") for name in names)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(x), block(x), rtol=1e-5, atol=1e-5)
+    traced = torch.fx.symbolic_trace(nn.Sequential(block, DepthwiseConv1d(13, 3)))
+    assert [node.op for node in traced.graph.nodes].count("call_module") == 2
