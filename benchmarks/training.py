@@ -193,7 +193,7 @@ def sums_of_windows(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tens
 
 
 def _our_gradient(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
-    return torch.ops.convnext_kernels.dwconv_backward(dy, x, weight, bias, 1, [False, True, True], "auto")
+    return torch.ops.convnext_kernels.dwconv_backward(dy, x, weight, bias, 1, 1, 1, [False, True, True], "auto")
 
 
 def _gradient(

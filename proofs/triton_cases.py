@@ -114,7 +114,7 @@ def run(case: Case) -> None:
     x, vector = image(case.c, case.size), tensor(case.c)
     kept = {"hidden": image(4 * case.c, case.size)} if case.keeps else {}
     if case.op == "dwconv":
-        call, inputs = DwconvCall(x, tensor(case.c, 1, case.k, case.k), vector, 1, dtype), 3
+        call, inputs = DwconvCall(x, tensor(case.c, 1, case.k, case.k), vector, (1, 1), 1, dtype), 3
     elif case.op in ("layernorm", "grn"):
         call, inputs = NormCall(x, vector, vector, 1e-6), 3
     elif case.op == "mlp":
@@ -123,7 +123,7 @@ def run(case: Case) -> None:
         inputs = 11
     elif case.op == "block":
         weight = tensor(case.c, 1, case.k, case.k)
-        call = BlockCall(x, weight, vector, _parameters(case, tensor), tensor(case.n), 1, 1e-6, 1e-6, dtype)
+        call = BlockCall(x, weight, vector, _parameters(case, tensor), tensor(case.n), (1, 1), 1e-6, 1e-6, dtype)
         inputs = 12
     else:
         weight = tensor(2 * case.c, case.c, case.k, case.k)

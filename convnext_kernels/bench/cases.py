@@ -98,7 +98,8 @@ def _ops(dtype: str, direction: str, n: int) -> list[Case]:
             mode = quick if k == 7 else STANDARD if direction == "forward" else FULL
             add("dwconv", f"K{k} {at}", mode, work.dwconv(n, c, size, k), c, size, k)
         for height, width, stride in SHAPES if c in (96, 384) else ():
-            what = f"K{height}x{width} stride {stride} {at}" if stride > 1 else f"K{height}x{width} {at}"
+            sides = f"{height}x{width}" if height != width else height
+            what = f"K{sides}{f's{stride}' if stride > 1 else ''} {at}"
             mode = STANDARD if direction == "forward" else FULL
             counted = work.dwconv(n, c, size, (height, width), stride)
             add("dwconv", what, mode, counted, c, size, kernel=((height, width), 1, stride))

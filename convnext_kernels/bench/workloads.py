@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from convnext_kernels import FusedConvNeXtBlock, accelerate, functional
 from convnext_kernels.bench.work import Work
 from convnext_kernels.models import create_model
-from convnext_kernels.nn import DepthwiseConv2d, GlobalResponseNorm, LayerNorm2d
+from convnext_kernels.nn import DepthwiseConv2d, FusedSequential, GlobalResponseNorm, LayerNorm2d
 from convnext_kernels.nn.layers import PatchDownsample2d
 
 
@@ -253,6 +253,9 @@ def convnext(work: Work, library: str, name: str, n: int, size: int) -> Workload
 def plain(model: nn.Module) -> nn.Module:
     """A copy of one of this package's networks in plain PyTorch, with the same parameters."""
     model = copy.deepcopy(model)
+    for module in model.modules():
+        if type(module) is FusedSequential:
+            module.__class__ = nn.Sequential
     replaced = "-"  # the last one: its children are plain already
     for name, module in list(model.named_modules()):
         if name.startswith(f"{replaced}."):

@@ -66,12 +66,13 @@ def _flops_and_bytes(case: Case) -> tuple[int, int]:
         flops, numbers = 9e9 * (int(words[0 if case.group == "scaling" else 1]) / 224) ** 2 * case.batch, PARAMETERS
     else:
         c, pixels = int(words[-2][1:]), case.batch * int(words[-1].split("x")[0]) ** 2
-        kernel = int(words[0][1:]) if case.group == "dwconv" else 7
-        dwconv = 2 * pixels * c * kernel**2
+        sides = words[0].removeprefix("K").removesuffix("s2").split("x") if case.group == "dwconv" else ["7"]
+        taps = int(sides[0]) * int(sides[-1])
+        dwconv = 2 * pixels * c * taps
         flops = {"layernorm": 0, "dwconv": dwconv, "mlp": 16 * pixels * c**2}.get(
             case.group, dwconv + 16 * pixels * c**2
         )
-        numbers = 2 * pixels * c + (8 * c**2 if case.group in ("mlp", "block") else c * kernel**2)
+        numbers = 2 * pixels * c + (8 * c**2 if case.group in ("mlp", "block") else c * taps)
     return int(flops) * triple, numbers * element * triple
 
 

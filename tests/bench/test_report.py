@@ -121,7 +121,8 @@ def test_what_is_wrong_or_failed_is_shown_and_has_no_speed(write):
 def test_cases_in_which_ours_is_slower_are_listed(write):
     run = small(runs.full_run(), "block/V1-C96-56x56-b1", "block/V1-C96-56x56-b8")
     case = run.cases()[BLOCK]
-    run = runs.replace(run, BLOCK, OURS, times=runs.times(1.25 * min(r.times.median for r in case.values() if r.times)))
+    best = min(r.times.median for name, r in case.items() if r.times and name != OURS)
+    run = runs.replace(run, BLOCK, OURS, times=runs.times(1.25 * best))
     text, page, _ = write(run)
     section = text[text.index("<h2>Cases slower than") : text.index("<h2>Speed-up of every case")]
     assert BLOCK in section

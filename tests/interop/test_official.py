@@ -116,7 +116,7 @@ LEFT = {
     Extended: "its children are dwconv, norm, pwconv1, act, pwconv2, drop_path, attention",
     WithParameter: "it has gamma, temperature",
     WithBuffer: "it has gamma, steps",
-    OneDimensional: "the depthwise convolution is a Conv1d",
+    OneDimensional: "it has dwconv, norm, pwconv1, act, pwconv2, drop_path, gamma",
     OtherDropPath: "the drop path is a Dropout",
     OtherNorm: "the norm is a RMSNorm",
     OtherGRN: "the response normalisation is a Identity",

@@ -79,13 +79,8 @@ CHANGES = {
     "no padding": (lambda m: setattr(m.block[0], "padding", (0, 0)), "the padding (0, 0), 'zeros' does not keep"),
     "reflection": (lambda m: setattr(m.block[0], "padding_mode", "reflect"), "'reflect' does not keep the size"),
     "even kernel": (set_layer(0, nn.Conv2d(8, 8, 4, padding="same", groups=8)), "the kernel size (4, 4) is not odd"),
-    "oblong kernel": (set_layer(0, nn.Conv2d(8, 8, (3, 5), padding="same", groups=8)), "the kernel size (3, 5)"),
     "huge kernel": (set_layer(0, nn.Conv2d(8, 8, 53, padding=26, groups=8)), "at most 51"),
     "dense": (set_layer(0, nn.Conv2d(8, 8, 7, padding=3)), "the convolution is not depthwise: 8 -> 8, 1 groups"),
-    "uneven dilation": (
-        set_layer(0, nn.Conv2d(8, 8, 3, padding=(1, 2), dilation=(1, 2), groups=8)),
-        "the dilation (1, 2) differs between height and width",
-    ),
     "norm over more": (set_layer(2, nn.LayerNorm((6, 8))), "the norm is over (6, 8), not over the 8 channels"),
     "strided pointwise": (set_layer(3, nn.Conv2d(8, 32, 1, stride=2)), "a pointwise layer is a convolution (8, 32"),
     "padded pointwise": (set_layer(3, nn.Conv2d(8, 32, 1, padding=1)), "a pointwise layer has padding (1, 1)"),
