@@ -41,6 +41,9 @@ def backward(dy: Tensor, call: DwconvCall, needs: list[bool]) -> list[Tensor]:
         # always copied: PyTorch takes a channels_last weight (C, 1, K, K) for contiguous, but its strides select the
         # wrong kernel.
         dy_, x_, weight_ = (t.clone(memory_format=torch.contiguous_format) for t in (dy_, x_, weight_))
+    if x.device.type == "cpu" and compute_dtype.itemsize == 2 and stride > 1:
+        # Here oneDNN's 16-bit weight gradient may contain uninitialised memory, too: of 3x100x13x1, K 7, by 3e12.
+        dy_, x_, weight_ = (t.float() for t in (dy_, x_, weight_))
     dx, dw, db = torch.ops.aten.convolution_backward(
         dy_,
         x_,
