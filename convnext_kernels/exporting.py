@@ -58,9 +58,10 @@ class Whole:
 
         Any tracer makes it, whatever its `is_leaf_module` says. Raises RuntimeError where the module itself is traced.
         """
-        proxy = next((a for a in (*args, *kwargs.values()) if isinstance(a, Proxy)), None)
-        if proxy is None:
+        proxies = [a for a in (*args, *kwargs.values()) if isinstance(a, Proxy)]
+        if not proxies:
             return None
+        proxy = proxies[0]
         path = proxy.tracer.path_of_module(self)
         if not path:
             raise RuntimeError(

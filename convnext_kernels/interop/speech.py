@@ -6,9 +6,7 @@ found by running it once. The op sees them as images of one row.
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +20,6 @@ from convnext_kernels.interop.structure import parameter
 
 _CHILDREN = {"dwconv", "norm", "pwconv1", "act", "pwconv2"}
 _CONDITION = "cond_embedding_id"  # Vocos' keyword for the index of an AdaLayerNorm's scale and shift
-
-# forward function of a class, which of its parameters exist -> whether it takes (N, L, C), or why it is not replaced
-_layouts: WeakKeyDictionary[Callable, dict[tuple[bool, ...], bool | str]] = WeakKeyDictionary()
 
 
 class _Time(NamedTuple):
@@ -42,6 +37,13 @@ def _adaptive(norm: nn.Module) -> bool:
 
 class TimeBlockAdapter(BlockAdapter):
     """A ConvNeXt block over time, V1 with or without ``gamma``, or V2."""
+
+    # Of one original class: which parameters exist -> whether it takes (N, L, C), or why it is not replaced.
+    layouts: ClassVar[dict[tuple[bool, ...], bool | str]]
+
+    def __init_subclass__(cls) -> None:
+        """Give each original class its own table."""
+        cls.layouts = {}
 
     @classmethod
     def inner_types(cls) -> dict[str, tuple[type, ...]]:
@@ -65,7 +67,9 @@ class TimeBlockAdapter(BlockAdapter):
             return parts
         conv, norm, grn = parts.dwconv, parts.norm, parts.grn
         adaptive = _adaptive(norm)
-        inner = (*parts[:5], *(() if grn is None else (grn,)), *(norm._modules.values() if adaptive else ()))
+        inner = [conv, norm, parts.pwconv1, parts.act, parts.pwconv2]
+        inner += [] if grn is None else [grn]
+        inner += [norm.scale, norm.shift] if adaptive else []
         refusal = (
             structure.watched(inner)
             or structure.depthwise(conv, nn.Conv1d)
@@ -93,7 +97,10 @@ class TimeBlockAdapter(BlockAdapter):
             parts.gamma,
             *((None, None) if grn is None else (parameter(grn, "gamma"), parameter(grn, "beta"))),
         )
-        layout = _layout(module, conv.in_channels, (adaptive, *(t is None for t in tensors)))
+        variant = (adaptive, *[t is None for t in tensors])
+        layout = cls.layouts.get(variant)
+        if layout is None:
+            layout = cls.layouts[variant] = _run_trial(module, conv.in_channels)
         if isinstance(layout, str):
             return layout
         return Arguments(conv.out_channels, tensors, _Time(parts, layout, adaptive))
@@ -151,18 +158,10 @@ def _affine(arguments: Arguments, condition: Any) -> tuple[Tensor, Tensor] | Non
     return scale[index], shift[index]  # views, so that the CPU backend sees the same parameter at every call
 
 
-def _layout(module: nn.Module, channels: int, variant: tuple[bool, ...]) -> bool | str:
-    kind = structure.class_of(module)
-    results = _layouts.setdefault(kind.forward, {})
-    if variant not in results:
-        results[variant] = _run_trial(module, kind, channels)
-    return results[variant]
-
-
-def _run_trial(module: nn.Module, kind: type[nn.Module], channels: int) -> bool | str:
+def _run_trial(module: nn.Module, channels: int) -> bool | str:
     """Compare the module's own forward with the op in fp64, for both layouts, with random parameters."""
     clone = copy.copy(module)
-    clone.__class__ = kind
+    clone.__class__ = structure.class_of(module)
     clone.__dict__.update({name: OrderedDict() for name in vars(clone) if "_hooks" in name})
     g = torch.Generator().manual_seed(0)
 
