@@ -150,7 +150,7 @@ def _affine(arguments: Arguments, condition: Any) -> tuple[Tensor, Tensor] | Non
         return scale, shift
     if type(condition) is not Tensor or condition.numel() != 1 or condition.is_floating_point():
         return None
-    if condition.is_cuda:
+    if condition.device.type != "cpu" or torch.compiler.is_compiling():  # its value cannot be read here
         return tuple(nn.functional.embedding(condition.reshape(()), t) for t in (scale, shift))
     index = int(condition)
     if not 0 <= index < scale.shape[0]:

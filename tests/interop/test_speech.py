@@ -159,6 +159,15 @@ def test_compile():
     torch.testing.assert_close(torch.compile(accelerated, fullgraph=True, backend="aot_eager")(x), accelerated(x))
 
 
+def test_a_condition_is_no_constant_of_a_compiled_graph():
+    torch._dynamo.reset()
+    original, accelerated = pair("vocos with AdaLayerNorm")
+    compiled, x = torch.compile(accelerated, fullgraph=True, backend="aot_eager"), image("vocos")
+    for index in (1, 3):
+        condition = torch.tensor([index])
+        torch.testing.assert_close(compiled(x, cond_embedding_id=condition), original(x, condition))
+
+
 def test_exported_and_traced_by_fx():
     _, accelerated = pair("vocos")
     x = image("vocos")
