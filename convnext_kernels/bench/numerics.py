@@ -149,14 +149,14 @@ class Comparison:
     reason: str = ""  # how RULE is broken, by the largest or the root mean square error; "" if it holds
 
 
-def compare(reference: Tensor, eager: Tensor, accelerated: Tensor) -> Comparison:
-    """Compare the logits of two models of the same dtype with those of an fp64 `reference`."""
+def compare(reference: Tensor, eager: Tensor, accelerated: Tensor, name: str = "logits") -> Comparison:
+    """Compare the outputs (`name`) of two models of the same dtype with those of an fp64 `reference`."""
     difference, eager_error, error = (
         (a.double() - b.double()).abs().max().item()
         for a, b in ((accelerated, eager), (eager, reference), (accelerated, reference))
     )
     size = reference.abs().max().item()
-    judgement = judge({"logits": reference}, {"logits": eager}, {"logits": accelerated}, eager.dtype)
+    judgement = judge({name: reference}, {name: eager}, {name: accelerated}, eager.dtype)
     allowed = _allowed(eager_error, size, eager.dtype)
     return Comparison(difference, difference / size, eager_error, error, allowed, judgement.reason)
 

@@ -1,123 +1,25 @@
-"""``convnext-kernels demo``: a whole model on photographs, eager and accelerated."""
+"""``convnext-kernels demo``: a whole model on photographs, or Vocos on a sound, eager and accelerated."""
 
-import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from convnext_kernels.bench.charts import speedup
 from convnext_kernels.cli import options
 from convnext_kernels.cli.demo_report import Result, write_demo
+from convnext_kernels.cli.demo_runs import Run, SoundRun
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from convnext_kernels.cli.load import Loaded
-
-NAMES = ("eager", "accelerated")
-FP64_COST = 4  # steps of the progress bar for one fp64 pass
+    from convnext_kernels.cli.photos import Photo
 
 
-def _logits(model: "nn.Module", x: "Tensor", batch: int) -> "Tensor":
-    import torch
-
-    with torch.inference_mode():
-        parts = [model(chunk) for chunk in x.split(batch)]
-    if not all(isinstance(part, torch.Tensor) and part.ndim == 2 for part in parts):
-        raise click.ClickException("--model: expected a classifier with one output tensor (images, classes)")
-    return torch.cat(parts)
-
-
-@dataclass
-class _Run:
-    """The measurements of one run of the command."""
-
-    model: "nn.Module"  # fp32, on the CPU, as torchvision or timm built it
-    x: "Tensor"  # (photographs, 3, size, size) fp32
-    batch: int
-    repeats: int
-    backend: str
-    device: str
-
-    def build(self, dtype: str, name: str) -> "nn.Module":
-        import torch
-
-        from convnext_kernels.interop import accelerate
-
-        model = copy.deepcopy(self.model).to(
-            self.device, getattr(torch, options.DTYPES[dtype]), memory_format=torch.channels_last
-        )
-        return accelerate(model, backend=self.backend) if name == "accelerated" else model
-
-    def inputs(self, dtype: str) -> "Tensor":
-        import torch
-
-        return self.x.to(self.device, getattr(torch, options.DTYPES[dtype]), memory_format=torch.channels_last)
-
-    def timed_batch(self, dtype: str) -> "Tensor":
-        """Exactly `batch` images: the photographs, repeated if they are too few."""
-        import torch
-
-        rows = torch.arange(self.batch, device=self.device) % len(self.x)
-        return self.inputs(dtype)[rows].contiguous(memory_format=torch.channels_last)
-
-    def steps(self, dtypes: tuple[str, ...]) -> int:
-        from convnext_kernels.bench.timing import WARMUP
-        from convnext_kernels.cli.memory import RUNS
-
-        chunks = -(-len(self.x) // self.batch)
-        return len(dtypes) * (2 * (1 + 2 * RUNS) + (2 + FP64_COST) * chunks + 2 * (WARMUP + self.repeats))
-
-    def measure(self, dtypes: tuple[str, ...]) -> list[Result]:
-        import torch
-
-        from convnext_kernels.bench.numerics import compare, compare_top5
-        from convnext_kernels.bench.timing import interleave, steady_allocator
-        from convnext_kernels.cli.memory import RUNS, peak_growth
-
-        results = []
-        chunks = -(-len(self.x) // self.batch)
-        with options.progress_bar("demo", self.steps(dtypes)) as advance:
-            peaks = {}
-            for dtype in dtypes:  # before steady_allocator, which keeps freed memory
-                x = self.timed_batch(dtype)
-                for name in NAMES:
-                    advance(f"{dtype} memory, {name}", 0)
-                    peaks[dtype, name] = peak_growth(lambda d=dtype, n=name: self.build(d, n), x, self.device)
-                    advance(f"{dtype} memory, {name}", 1 + 2 * RUNS)
-            with steady_allocator():
-                for dtype in dtypes:
-                    models = {name: self.build(dtype, name) for name in NAMES}
-                    x = self.inputs(dtype)
-                    advance(f"{dtype} fp64 reference", 0)
-                    # Exactly the weights and inputs of this dtype, so that only the arithmetic is compared.
-                    reference = _logits(copy.deepcopy(models["eager"]).to(torch.float64), x.double(), self.batch)
-                    advance(f"{dtype} logits", FP64_COST * chunks)
-                    logits = {name: _logits(models[name], x, self.batch) for name in NAMES}
-                    advance(f"{dtype} timing", 2 * chunks)
-                    x = self.timed_batch(dtype)
-                    times = interleave(
-                        {name: lambda m=models[name], x=x: m(x) for name in NAMES},
-                        rounds=self.repeats,
-                        device=self.device,
-                        on_round=lambda d=dtype: advance(f"{d} timing", 2),
-                    )
-                    results.append(
-                        Result(
-                            dtype,
-                            compare(reference, logits["eager"], logits["accelerated"]),
-                            compare_top5(reference, logits["eager"], logits["accelerated"]),
-                            times,
-                            {name: peaks[dtype, name] for name in NAMES},
-                            reference.shape[1],
-                        )
-                    )
-        return results
-
-
-def table_rows(results: list[Result]) -> list[tuple[str, list[str]]]:
+def table_rows(results: list[Result], run: Run) -> list[tuple[str, list[str]]]:
     """Rows (what, one value for each dtype) for the terminal and the report."""
 
     def line(what: str, value: object) -> tuple[str, list[str]]:
@@ -142,16 +44,16 @@ def table_rows(results: list[Result]) -> list[tuple[str, list[str]]]:
         line("speed-up over eager (medians)", lambda r: speedup(r.speedup)),
         peak("eager"),
         peak("accelerated"),
-        line("largest difference of the logits", lambda r: f"{r.comparison.difference:.2e}"),
-        line("the same, over the largest logit", lambda r: f"{r.comparison.relative:.2e}"),
+        line(f"largest difference of the {run.output}", lambda r: f"{r.comparison.difference:.2e}"),
+        line(f"the same, over the largest of the {run.output}", lambda r: f"{r.comparison.relative:.2e}"),
         line("eager, largest error", lambda r: f"{r.comparison.eager_error:.2e}"),
         line("accelerated, largest error", lambda r: f"{r.comparison.accelerated_error:.2e}"),
         line("allowed error", lambda r: f"{r.comparison.allowed:.2e}"),
-        line("photographs with the same top 5", top5),
+        *([line("photographs with the same top 5", top5)] if run.output == "logits" else []),
     ]
 
 
-def _print(results: list[Result], title: str, replaced: int, failures: list[str]) -> None:
+def _print(results: list[Result], run: Run, title: str, replaced: int, failures: list[str]) -> None:
     """Print the table, then the speed-up and whether the errors are within the tolerance."""
     from rich import box
     from rich.table import Table
@@ -160,7 +62,7 @@ def _print(results: list[Result], title: str, replaced: int, failures: list[str]
     table = Table("", title=Text(title), box=box.SIMPLE, pad_edge=False)
     for result in results:
         table.add_column(result.dtype, justify="right")
-    for what, values in table_rows(results):
+    for what, values in table_rows(results, run):
         table.add_row(what, *values)
     options.console().print(table)
     speeds = ", ".join(f"{speedup(r.speedup, 'eager')} in {r.dtype}" for r in results)
@@ -169,7 +71,8 @@ def _print(results: list[Result], title: str, replaced: int, failures: list[str]
         click.echo("Errors: not within the tolerance.")
     else:
         share = max(r.comparison.accelerated_error / r.comparison.allowed for r in results)
-        click.echo(f"Errors: within the tolerance, {share:.0%} of the allowed error; the top 5 classes agree.")
+        classes = "; the top 5 classes agree" if run.output == "logits" else ""
+        click.echo(f"Errors: within the tolerance, {share:.0%} of the allowed error{classes}.")
 
 
 def _values(results: list[Result]) -> list[dict[str, object]]:
@@ -187,29 +90,75 @@ def _values(results: list[Result]) -> list[dict[str, object]]:
     ]
 
 
-def _notes(loaded: "Loaded", named: bool, run: _Run) -> list[str]:
+@dataclass
+class _Subject:
+    """A model and what it is run on."""
+
+    loaded: "Loaded"
+    kind: type[Run]
+    x: "Tensor"  # all inputs
+    shape: str  # of an input, for the title
+    about: str  # where the inputs come from, for the notes
+    facts: dict[str, object]  # the same for --json
+    photos: "list[Photo]" = field(default_factory=list)
+    sound: "Tensor | None" = None  # (samples,)
+
+
+def _photographs(
+    paths: tuple[Path, ...], size: int, model_name: str, weights: Path | None, pretrained: bool
+) -> _Subject:
+    import torch
+
+    from convnext_kernels.cli import load, photos
+
+    chosen = photos.read(paths, size) if paths else photos.shipped(size)
+    loaded = load.load(model_name, weights, pretrained)
+    x = photos.normalise(torch.stack([photo.pixels for photo in chosen]), *loaded.mean_std)
+    about = f"Images: {len(x)}, each cropped to a square at the centre and resized to {size}x{size}."
+    facts = {"size": size, "photographs": [photo.name for photo in chosen]}
+    return _Subject(loaded, Run, x, f"{size}x{size}", about, facts, photos=chosen)
+
+
+def _sound(paths: tuple[Path, ...], weights: Path | None, pretrained: bool) -> _Subject:
+    from convnext_kernels.cli import sound
+
+    if len(paths) > 1:
+        raise click.UsageError(f"--model vocos: expected one WAV file, got {len(paths)}")
+    file = paths[0] if paths else sound.shipped()
+    samples = sound.read(file)
+    loaded = sound.load(weights, pretrained)
+    mel = sound.mel(loaded.model, samples)
+    about = f"Sound: {sound.SECONDS} seconds of {file.name}, as a mel spectrogram of {mel.shape[-1]} frames."
+    loaded = replace(loaded, model=sound.Vocoder(loaded.model))
+    shape, facts = f"{sound.SECONDS} s of sound", {"seconds": sound.SECONDS, "sound": str(file)}
+    return _Subject(loaded, SoundRun, mel, shape, about, facts, sound=samples[0])
+
+
+def _notes(subject: _Subject, named: bool, run: Run) -> list[str]:
     """How the figures were measured, a few sentences per topic."""
     from convnext_kernels.bench.numerics import RULE, TOP5_RULE
     from convnext_kernels.bench.timing import WARMUP, glibc
     from convnext_kernels.cli import memory
 
+    loaded, images = subject.loaded, run.output == "logits"
+    what = f"{run.batch} {'image' if images else 'sound'}{'s' if run.batch > 1 else ''}"
+    layout = ", both in channels_last" if images else ""
     times = (
-        f"Times: median (minimum) of {run.repeats} forward passes of {run.batch} images each, after at least {WARMUP} "
-        "warm-up passes. Eager and accelerated alternate in one process, both in channels_last."
+        f"Times: median (minimum) of {run.repeats} forward passes of {what} each, "
+        f"after at least {WARMUP} warm-up passes. Eager and accelerated alternate in one process{layout}."
     )
     if run.device == "cpu" and glibc() is not None:
         times += (
             " Freed memory stays in the process, so that page faults of large temporaries are not counted: these would"
             " slow eager down most."
         )
-    size = run.x.shape[-1]
     return [
         f"Weights: {loaded.weights}.{loaded.about if named or loaded.classes is None else ''}",
-        f"Images: {len(run.x)}, each cropped to a square at the centre and resized to {size}x{size}.",
+        subject.about,
         times,
         memory.METHOD[run.device],
         RULE,
-        TOP5_RULE,
+        *([TOP5_RULE] if images else []),
     ]
 
 
@@ -217,7 +166,7 @@ def _notes(loaded: "Loaded", named: bool, run: _Run) -> list[str]:
 @click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path(path_type=Path))
 @options.model
 @click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", help="State dict, .pth or .safetensors.")
-@click.option("--pretrained", is_flag=True, help="Download the weights of torchvision or timm.")
+@click.option("--pretrained", is_flag=True, help="Download the weights.")
 @click.option(
     "--images",
     multiple=True,
@@ -225,7 +174,7 @@ def _notes(loaded: "Loaded", named: bool, run: _Run) -> list[str]:
     metavar="PATH",
     help="Image or folder; else 8 photographs are used.",
 )
-@click.option("--batch", type=click.IntRange(min=1), metavar="N", default=8, help="Images per forward pass.")
+@click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Per pass: 8 images or 1 sound.")
 @click.option("--size", type=click.IntRange(min=32), metavar="N", default=224, help="Image height and width.")
 @click.option("--repeats", type=click.IntRange(min=1), metavar="N", default=20, help="Timed forward passes.")
 @options.dtypes
@@ -241,13 +190,15 @@ def _notes(loaded: "Loaded", named: bool, run: _Run) -> list[str]:
 )
 @click.option("--no-report", is_flag=True, help="Write no report.")
 @options.as_json
+@click.pass_context
 def command(
+    context: click.Context,
     paths: tuple[Path, ...],
     model_name: str,
     weights: Path | None,
     pretrained: bool,
     images: tuple[Path, ...],
-    batch: int,
+    batch: int | None,
     size: int,
     repeats: int,
     dtypes: tuple[str, ...],
@@ -258,9 +209,9 @@ def command(
     no_report: bool,
     as_json: bool,
 ) -> None:
-    """Compare a model, eager and accelerated, on photographs.
+    """Compare a model, eager and accelerated, on photographs, or Vocos on a sound.
 
-    Fails if the results differ by more than rounding. PATH: as for --images.
+    Fails if the results differ by more than rounding. PATH: as --images, or WAV.
     """
     if weights is not None and pretrained:
         raise click.UsageError("--weights and --pretrained cannot be used together")
@@ -272,18 +223,21 @@ def command(
     options.check_backend(backend)
     options.check_device(device)
 
-    import torch
-
-    from convnext_kernels.cli import load, photos
     from convnext_kernels.environment import collect
     from convnext_kernels.interop import acceleration_report
 
-    chosen = photos.read(images + paths, size) if images or paths else photos.shipped(size)
-    loaded = load.load(model_name, weights, pretrained)
+    if model_name == "vocos":
+        given = context.get_parameter_source
+        if given("size") is not ParameterSource.DEFAULT or images:
+            raise click.UsageError("--size and --images are for photographs; --model vocos takes a WAV file as PATH")
+        subject = _sound(paths, weights, pretrained)
+    else:
+        subject = _photographs(images + paths, size, model_name, weights, pretrained)
+    loaded, kind, x = subject.loaded, subject.kind, subject.x
     if not acceleration_report(loaded.model).rows:
         raise click.ClickException(f"--model {loaded.name}: it has no ConvNeXt block, nothing to accelerate")
-    x = photos.normalise(torch.stack([photo.pixels for photo in chosen]), *loaded.mean_std)
-    run = _Run(loaded.model, x, batch, repeats, backend, device)
+    batch = batch or (8 if kind is Run else 1)
+    run = kind(loaded.model, x, batch, repeats, backend, device)
     with options.thread_count(threads):
         machine = collect()
         acceleration = acceleration_report(run.build(dtypes[0], "accelerated"))
@@ -293,29 +247,30 @@ def command(
         results = run.measure(tuple(dict.fromkeys(dtypes)))
 
     classes = loaded.classes if results[0].outputs == len(loaded.classes or ()) else None
-    title = f"{loaded.name}, batch {batch}, {size}x{size}, {device}, weights: {loaded.weights}"
-    notes = _notes(loaded, classes is not None, run)
-    failures = [failure for result in results for failure in result.failures(chosen)]
+    title = f"{loaded.name}, batch {batch}, {subject.shape}, {device}, weights: {loaded.weights}"
+    notes = _notes(subject, classes is not None, run)
+    failures = [failure for result in results for failure in result.failures(subject.photos)]
     if as_json:
-        head = {"model": loaded.name, "weights": loaded.weights, "batch": batch, "size": size, "repeats": repeats}
-        head |= {"device": device, "backend": backend, "photographs": [photo.name for photo in chosen]}
+        head = {"model": loaded.name, "weights": loaded.weights, "batch": batch, **subject.facts, "repeats": repeats}
+        head |= {"device": device, "backend": backend}
         head |= {"modules": len(acceleration.rows), "replaced": acceleration.replaced}
         rest = {"results": _values(results), "failures": failures, "method": notes, "machine": machine}
         options.print_json(head | rest)
     else:
-        _print(results, title, acceleration.replaced, failures)
+        _print(results, run, title, acceleration.replaced, failures)
     if not no_report:
         write_demo(
             report,
             title=title,
             notes=notes,
             classes=classes,
-            photos=chosen,
+            photos=subject.photos,
             results=results,
-            rows=table_rows(results),
+            rows=table_rows(results, run),
             acceleration=str(acceleration),
             machine=machine,
             failures=failures,
+            sound=subject.sound,
         )
         click.echo(f"Report: {report}", err=as_json)
     if failures:

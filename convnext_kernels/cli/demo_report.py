@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from convnext_kernels.bench.charts import COLOURS, INK, speedup, svg, templates
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from convnext_kernels.bench.numerics import Comparison, Top5
     from convnext_kernels.bench.timing import Times
     from convnext_kernels.cli.photos import Photo
@@ -24,7 +26,8 @@ class Result:
     top5: "list[Top5]"  # one per photograph
     times: "dict[str, Times]"
     peak: dict[str, tuple[int, int]]  # bytes, in the first pass and in a later one
-    outputs: int  # logits per image
+    outputs: int  # logits per image, or samples of the sound
+    sounds: "dict[str, Tensor]"  # of a vocoder: the sound (samples,) that each model makes
 
     @property
     def speedup(self) -> float:
@@ -117,6 +120,38 @@ def _cards(photos: "list[Photo]", results: list[Result], classes: Sequence[str] 
     ]
 
 
+def _spectrograms(sound: "Tensor | None", results: list[Result]) -> list[tuple[str, str]]:
+    """(title, svg) of the spectrograms of the given sound and, for each dtype, of what both models make of it."""
+    if sound is None:
+        return []
+    from matplotlib.figure import Figure
+
+    from convnext_kernels.cli.sound import RATE, spectrogram
+
+    def draw(decibels: "Tensor", high: float) -> str:
+        figure = Figure(figsize=(5, 2.6), layout="constrained")
+        axes = figure.subplots()
+        extent = (0, len(sound) / RATE, 0, RATE / 2000)
+        image = axes.imshow(
+            decibels.numpy(), origin="lower", aspect="auto", extent=extent, vmin=high - 80, vmax=high, cmap="magma"
+        )
+        axes.set_xlabel("seconds", fontsize=8)
+        axes.set_ylabel("kHz", fontsize=8)
+        axes.tick_params(labelsize=8)
+        figure.colorbar(image).set_label("dB", fontsize=8)
+        return svg(figure)
+
+    given = spectrogram(sound)
+    pictures = [("given", draw(given, given.max().item()))]
+    for result in results:
+        made = {name: spectrogram(samples) for name, samples in result.sounds.items()}
+        high = max(decibels.max().item() for decibels in made.values())
+        pictures += [(f"{name}, {result.dtype}", draw(s, high)) for name, s in made.items()]
+        difference = spectrogram(result.sounds["accelerated"] - result.sounds["eager"])
+        pictures.append((f"difference of the two, {result.dtype}", draw(difference, high)))
+    return pictures
+
+
 def write_demo(
     file: Path,
     *,
@@ -129,6 +164,7 @@ def write_demo(
     acceleration: str,
     machine: dict[str, object],
     failures: list[str],
+    sound: "Tensor | None" = None,
 ) -> None:
     """Write the report of ``convnext-kernels demo`` to `file`; OSError if that fails."""
     from convnext_kernels.environment import rows as machine_rows
@@ -145,6 +181,7 @@ def write_demo(
             rows=rows,
             charts=_charts(results),
             cards=_cards(photos, results, classes),
+            spectrograms=_spectrograms(sound, results),
             acceleration=acceleration,
             machine=machine_rows(machine),
             backends=machine["backends"],

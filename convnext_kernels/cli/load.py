@@ -92,7 +92,8 @@ def read_weights(file: Path) -> "dict[str, Tensor]":
         raise click.ClickException(f"--weights {error}") from error
 
 
-def _load_state(model: "nn.Module", state: "dict[str, Tensor]", file: Path, name: str) -> None:
+def load_state(model: "nn.Module", state: "dict[str, Tensor]", file: Path, name: str) -> None:
+    """Load the weights of `file` into model `name`; ClickException says what does not fit."""
     expected = model.state_dict()
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]
@@ -128,6 +129,6 @@ def load(name: str, weights: Path | None, pretrained: bool) -> Loaded:
         initialise(loaded.model, SEED)
         about = " Every block contributes to the output; the classes have no meaning."
         return replace(loaded, weights=f"random (seed {SEED})", about=about)
-    _load_state(loaded.model, state, weights, loaded.name)
+    load_state(loaded.model, state, weights, loaded.name)
     about = " The class names assume the order of ImageNet-1k."
     return replace(loaded, weights=f"file {weights}", classes=_imagenet_names(), about=about)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from convnext_kernels.bench.numerics import Comparison, Top5
 from convnext_kernels.bench.timing import Times
-from convnext_kernels.cli import demo, load
+from convnext_kernels.cli import demo_report, demo_runs, load
 
 SMALL = ("--model", "timm/test_convnext", "--size", "64", "--repeats", "1", "--batch", "3")
 
@@ -150,13 +150,13 @@ def test_no_report_needs_no_report_libraries(run, monkeypatch):
 def test_threads_are_used_and_given_back(run, monkeypatch):
     before = torch.get_num_threads()
     seen = []
-    measure = demo._Run.measure
+    measure = demo_runs.Run.measure
 
     def watch(self, dtypes):
         seen.append(torch.get_num_threads())
         return measure(self, dtypes)
 
-    monkeypatch.setattr(demo._Run, "measure", watch)
+    monkeypatch.setattr(demo_runs.Run, "measure", watch)
     result = run("demo", *SMALL, "--dtype", "fp32", "--no-report", "--threads", before + 1)
     assert result.exit_code == 0, result.output
     assert seen == [before + 1]
@@ -185,7 +185,7 @@ def test_an_unavailable_backend_says_why(fails, monkeypatch):
 
 def test_wrong_results_fail_and_are_reported(run, tmp_path, monkeypatch):
     """An accelerated model that is off by 1 % must not pass."""
-    build = demo._Run.build
+    build = demo_runs.Run.build
 
     def wrong(self, dtype, name):
         model = build(self, dtype, name)
@@ -193,7 +193,7 @@ def test_wrong_results_fail_and_are_reported(run, tmp_path, monkeypatch):
             model.register_forward_hook(lambda module, inputs, output: output.roll(1, -1) * 1.01)
         return model
 
-    monkeypatch.setattr(demo._Run, "build", wrong)
+    monkeypatch.setattr(demo_runs.Run, "build", wrong)
     report = tmp_path / "r.html"
     result = run("demo", *SMALL, "--report", report)
     assert result.exit_code == 1
@@ -208,11 +208,11 @@ def test_failures_name_dtype_and_photo():
         name = "cat"
 
     top5 = Top5([(0, 1.0)], [(1, 1.0)], "different")
-    times = {name: Times(((2.0,),)) for name in demo.NAMES}
-    peak = dict.fromkeys(demo.NAMES, (0, 0))
+    times = {name: Times(((2.0,),)) for name in demo_runs.NAMES}
+    peak = dict.fromkeys(demo_runs.NAMES, (0, 0))
     for reason, count in (("", 1), ("logits: nan", 2)):
         comparison = Comparison(0, 0, 0, 0, 0, reason)
-        failures = demo.Result("bf16", comparison, [top5], times, peak, 10).failures([Named()])
+        failures = demo_report.Result("bf16", comparison, [top5], times, peak, 10, {}).failures([Named()])
         assert len(failures) == count
         assert all(line.startswith("bf16: ") for line in failures)
         assert "cat" in failures[-1]
