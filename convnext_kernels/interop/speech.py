@@ -17,6 +17,7 @@ from convnext_kernels.interop.adapter import BACKEND, MEMORY, Adapter, Arguments
 from convnext_kernels.interop.block import BlockAdapter, Parts
 from convnext_kernels.interop.layers import channels_last
 from convnext_kernels.interop.structure import parameter
+from convnext_kernels.nn.block1d import conditioned
 
 _CHILDREN = {"dwconv", "norm", "pwconv1", "act", "pwconv2"}
 _CONDITION = "cond_embedding_id"  # Vocos' keyword for the index of an AdaLayerNorm's scale and shift
@@ -115,47 +116,50 @@ class TimeBlockAdapter(BlockAdapter):
             arguments = self.arguments(self)
             if not isinstance(arguments, str) and isinstance(args[0], Tensor) and args[0].dim() == 3:
                 x = args[0].transpose(1, 2) if arguments.parts.time_first else args[0]
-                found = _affine(arguments, condition)
-                if found is not None and self.serves(x.unsqueeze(2), arguments):
-                    y = self._fused(x.unsqueeze(2), arguments, found).squeeze(2)
+                if _valid(arguments, condition, x) and self.serves(x.unsqueeze(2), arguments):
+                    y = self._fused(x.unsqueeze(2), arguments, condition).squeeze(2)
                     return y.transpose(1, 2) if arguments.parts.time_first else y
         node = self.node(*args, **kwargs)
         return super(Adapter, self).forward(*args, **kwargs) if node is None else node  # that of the original class
 
-    def _fused(self, x: Tensor, arguments: Arguments, affine: tuple[Tensor, Tensor]) -> Tensor:
+    def _fused(self, x: Tensor, arguments: Arguments, condition: Tensor | None) -> Tensor:
         """Compute the block of an image of one row; the result is channels_last, and so are the layers after it."""
-        weight, bias, _, _, *p, gamma, grn_weight, grn_bias = arguments.tensors
+        weight, bias, scale, shift, *p, gamma, grn_weight, grn_bias = arguments.tensors
         parts = arguments.parts.parts
-        return functional.convnext_block(
-            channels_last(x),
-            weight.unsqueeze(2),
-            bias,
-            *affine,
-            *p,
-            gamma=gamma,
-            grn_weight=grn_weight,
-            grn_bias=grn_bias,
-            dilation=(1, parts.dwconv.dilation[0]),
-            eps=parts.norm.eps,
-            grn_eps=1e-6,  # in the forward of every known copy, which the trial has confirmed
-            memory=getattr(self, MEMORY),
-            backend=getattr(self, BACKEND),
-        )
+
+        def block(x: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
+            return functional.convnext_block(
+                x,
+                weight.unsqueeze(2),
+                bias,
+                norm_weight,
+                norm_bias,
+                *p,
+                gamma=gamma,
+                grn_weight=grn_weight,
+                grn_bias=grn_bias,
+                dilation=(1, parts.dwconv.dilation[0]),
+                eps=parts.norm.eps,
+                grn_eps=1e-6,  # in the forward of every known copy, which the trial has confirmed
+                memory=getattr(self, MEMORY),
+                backend=getattr(self, BACKEND),
+            )
+
+        x = channels_last(x)
+        return conditioned(block, x, condition, scale, shift) if arguments.parts.adaptive else block(x, scale, shift)
 
 
-def _affine(arguments: Arguments, condition: Any) -> tuple[Tensor, Tensor] | None:
-    """LayerNorm's weight and bias for this call; None if they differ between the samples, or the call is wrong."""
-    scale, shift = arguments.tensors[2:4]
+def _valid(arguments: Arguments, condition: Any, x: Tensor) -> bool:
+    """Whether the condition is one that the op is given; otherwise the original names what is wrong."""
     if not arguments.parts.adaptive:
-        return scale, shift
-    if type(condition) is not Tensor or condition.numel() != 1 or condition.is_floating_point():
-        return None
-    if condition.device.type != "cpu" or torch.compiler.is_compiling():  # its value cannot be read here
-        return tuple(nn.functional.embedding(condition.reshape(()), t) for t in (scale, shift))
-    index = int(condition)
-    if not 0 <= index < scale.shape[0]:
-        return None  # the original names what is wrong
-    return scale[index], shift[index]  # views, so that the CPU backend sees the same parameter at every call
+        return True
+    if type(condition) is not Tensor or condition.is_floating_point():
+        return False
+    if condition.numel() != 1 and tuple(condition.shape) != (x.shape[0], 1):
+        return False
+    if condition.device.type != "cpu" or torch.compiler.is_compiling():  # its values cannot be read here
+        return True
+    return int(condition.min()) >= 0 and int(condition.max()) < arguments.tensors[2].shape[0]
 
 
 def _run_trial(module: nn.Module, channels: int) -> bool | str:

@@ -76,7 +76,10 @@ class FusedConvNeXtBlock(Whole, nn.Module):
         """(N, C, H, W) -> (N, C, H, W), in x's memory format."""
         if isinstance(x, Proxy):
             return self.node(x)
-        dilation, norm, grn, drop_path, tensors = self._parts()
+        return self._compute(x, self._parts())
+
+    def _compute(self, x: Tensor, parts: tuple) -> Tensor:
+        dilation, norm, grn, drop_path, tensors = parts
         if type(x) is not Tensor or (drop_path.drop_prob and drop_path.training):
             checks.image("x", x)  # drop path uses x before the op checks it
         return functional.convnext_block(

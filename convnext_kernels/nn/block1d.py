@@ -1,5 +1,7 @@
 """The ConvNeXt block over time, as speech synthesis uses it (Vocos, arXiv 2306.00814; F5-TTS, arXiv 2410.06885)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
@@ -50,6 +52,82 @@ class DepthwiseConv1d(Whole, nn.Conv1d):
         return functional.depthwise_conv1d(x, self.weight, self.bias, **options)
 
 
+class AdaLayerNorm(nn.Module):
+    """Parameters of a LayerNorm whose weight and bias depend on a condition, an index from 0 to `count` - 1.
+
+    Their rows are ``scale.weight`` and ``shift.weight``, (count, C), as in Vocos. `FusedConvNeXtBlock1d` computes it.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        channels: int,
+        eps: float = 1e-6,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        for name, value in (("scale", 1.0), ("shift", 0.0)):
+            rows = nn.Embedding(count, channels, device=device, dtype=dtype)
+            nn.init.constant_(rows.weight, value)
+            setattr(self, name, rows)
+
+    @property
+    def weight(self) -> Tensor:
+        """The table of scales, (count, C)."""
+        return self.scale.weight
+
+    @property
+    def bias(self) -> Tensor:
+        """The table of shifts, (count, C)."""
+        return self.shift.weight
+
+
+def conditioned(
+    block: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, condition: Tensor, scale: Tensor, shift: Tensor
+) -> Tensor:
+    """``block(x, weight, bias)`` with rows of `scale` and `shift` (count, C) as LayerNorm's weight and bias.
+
+    `condition` holds integers: one for all samples of x (N, C, H, W), or (N, 1), one for each. Samples that share a
+    condition are one call where its values can be read without waiting: on a CPU. Elsewhere each sample is one.
+
+    Raises IndexError for a condition outside 0 to count - 1.
+    """
+    readable = condition.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not readable:
+        rows = [nn.functional.embedding(condition.flatten(), t) for t in (scale, shift)]
+        if condition.numel() == 1:
+            return block(x, rows[0][0], rows[1][0])
+        return torch.cat([block(x[i : i + 1], rows[0][i], rows[1][i]) for i in range(x.shape[0])])
+    values = condition.flatten().tolist()
+    for value in values:
+        if not 0 <= value < scale.shape[0]:
+            raise IndexError(f"cond_embedding_id: expected 0 to {scale.shape[0] - 1}, got {value}")
+    # Views, not copies: the CPU backend keeps packed parameters by address.
+    if len(set(values)) == 1:
+        return block(x, scale[values[0]], shift[values[0]])
+    parts, order = [], []
+    for value in dict.fromkeys(values):
+        same = [i for i, other in enumerate(values) if other == value]
+        order += same
+        parts.append(block(x[same], scale[value], shift[value]))
+    return torch.cat(parts)[torch.tensor(order).argsort()]
+
+
+def _check_condition(x: Tensor, condition: Tensor | None, adaptive: bool) -> None:
+    if not adaptive:
+        if condition is not None:
+            raise TypeError("cond_embedding_id: expected None, the block was made without adanorm_num_embeddings")
+        return
+    if not isinstance(condition, Tensor) or condition.is_floating_point():
+        kind = condition.dtype if isinstance(condition, Tensor) else type(condition).__name__
+        raise TypeError(f"cond_embedding_id: expected a tensor of integers, got {kind}")
+    if condition.numel() != 1 and tuple(condition.shape) != (x.shape[0], 1):
+        shape = tuple(condition.shape)
+        raise ValueError(f"cond_embedding_id: expected one integer or shape ({x.shape[0]}, 1), got shape {shape}")
+
+
 class FusedConvNeXtBlock1d(FusedConvNeXtBlock):
     """The ConvNeXt block over time, V1 or, with `use_grn`, V2: GRN's norm is then over time.
 
@@ -58,6 +136,8 @@ class FusedConvNeXtBlock1d(FusedConvNeXtBlock):
 
     Args:
         channels_last: x is (N, L, C), as in F5-TTS, not (N, C, L), as in Vocos.
+        adanorm_num_embeddings: if given, LayerNorm's weight and bias are rows of tables with as many rows, and
+            forward takes the index of a row: Vocos' ``AdaLayerNorm``.
 
     Raises what `FusedConvNeXtBlock` raises.
     """
@@ -73,6 +153,7 @@ class FusedConvNeXtBlock1d(FusedConvNeXtBlock):
         dilation: int = 1,
         use_grn: bool = False,
         channels_last: bool = False,
+        adanorm_num_embeddings: int | None = None,
         eps: float = 1e-6,
         memory: str = "auto",
         backend: str = "auto",
@@ -89,14 +170,32 @@ class FusedConvNeXtBlock1d(FusedConvNeXtBlock):
             for name, parameter in list(self.grn.named_parameters()):
                 setattr(self.grn, name, nn.Parameter(parameter.detach().view(1, 1, -1)))
         self.channels_last = channels_last
+        self.adanorm = adanorm_num_embeddings is not None
+        if self.adanorm:
+            count = positive_int("adanorm_num_embeddings", adanorm_num_embeddings)
+            self.norm = AdaLayerNorm(count, dim, eps, **factory)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, L) -> (N, C, L), or (N, L, C) -> (N, L, C) with `channels_last`; in x's memory format."""
+    def forward(self, x: Tensor, cond_embedding_id: Tensor | None = None) -> Tensor:
+        """(N, C, L) -> (N, C, L), or (N, L, C) -> (N, L, C) with `channels_last`; in x's memory format.
+
+        `cond_embedding_id`, with `adanorm_num_embeddings` only: integers, one, or (N, 1), one for each sample.
+        """
         if isinstance(x, Proxy):
-            return self.node(x)
+            return self.node(x, cond_embedding_id) if self.adanorm else self.node(x)
         checks.sequence("x", x)
+        _check_condition(x, cond_embedding_id, self.adanorm)
         image = (x.transpose(1, 2) if self.channels_last else x).unsqueeze(2)
-        y = super().forward(image).squeeze(2)
+        parts = self._parts()
+        if self.adanorm:
+            *rest, tensors = parts
+
+            def block(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+                return self._compute(x, (*rest, (*tensors[:2], weight, bias, *tensors[4:])))
+
+            y = conditioned(block, image, cond_embedding_id, *tensors[2:4])
+        else:
+            y = self._compute(image, parts)
+        y = y.squeeze(2)
         return y.transpose(1, 2) if self.channels_last else y
 
     def inference_block(self) -> None:

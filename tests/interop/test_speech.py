@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import convnext_kernels as ck
+from convnext_kernels.interop import speech
 from convnext_kernels.interop.adapter import Adapter
 from tests.tolerance import randomize_
 
@@ -119,10 +120,35 @@ def test_in_place_and_restore(name):
     assert type(ck.restore(accelerated)) is type(original)
 
 
-def test_a_condition_for_each_sample_runs_the_original():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_condition_for_each_sample(compiled):
+    """Also where two samples share one, and where values cannot be read, as in a compiled graph and on a GPU."""
+    torch._dynamo.reset()
     original, accelerated = pair("vocos with AdaLayerNorm")
-    x, ids = image("vocos"), torch.tensor([[0], [3], [1]])
-    assert torch.equal(accelerated(x, ids), original(x, ids))
+    run = torch.compile(accelerated, fullgraph=True, backend="aot_eager") if compiled else accelerated
+    data, ids, results = image("vocos"), torch.tensor([[3], [1], [3]]), []
+    for module in (original, run):
+        x = data.clone().requires_grad_()
+        y = module(x, ids)
+        inputs = [x, *original.parameters()] if module is original else [x, *accelerated.parameters()]
+        results.append((y, *torch.autograd.grad(y.sin().sum(), inputs)))
+    for actual, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_conditions_are_one_call_for_equal_ones(monkeypatch):
+    _, accelerated = pair("vocos with AdaLayerNorm")
+    x, calls, block = image("vocos"), [], speech.functional.convnext_block
+    monkeypatch.setattr(
+        speech.functional, "convnext_block", lambda x, *a, **k: calls.append(len(x)) or block(x, *a, **k)
+    )
+    accelerated(x, torch.tensor([[3], [1], [3]]))
+    assert calls == [2, 1]
+
+
+def test_wrong_conditions_are_refused_by_the_original():
+    _, accelerated = pair("vocos with AdaLayerNorm")
+    x = image("vocos")
     with pytest.raises(AssertionError):
         accelerated(x)
     with pytest.raises(IndexError):

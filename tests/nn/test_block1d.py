@@ -19,9 +19,10 @@ from tests.tolerance import assert_as_good_as_eager, randomize_
     ("original", "options"),
     [
         (ConvNeXtBlock(12, 24), {"mlp_ratio": 2}),
+        (ConvNeXtBlock(12, 48, count=4), {"adanorm_num_embeddings": 4}),
         (ConvNeXtV2Block(12, 48, dilation=2), {"use_grn": True, "dilation": 2, "channels_last": True}),
     ],
-    ids=["vocos", "f5"],
+    ids=["vocos", "vocos with AdaLayerNorm", "f5"],
 )
 def test_loads_the_weights_of(original, options, dtype, backend):
     original = randomize_(original).to(dtype)
@@ -29,10 +30,13 @@ def test_loads_the_weights_of(original, options, dtype, backend):
     block.load_state_dict(original.state_dict())
     shape = (2, 17, 12) if "channels_last" in options else (2, 12, 17)
     x = torch.randn(shape, dtype=dtype)
-    reference = copy.deepcopy(original).double()(x.double())
-    y = block(x)
-    assert_as_good_as_eager(y.detach(), original(x).detach(), reference.detach())
+    condition = (torch.tensor([[2], [0]]),) if "adanorm_num_embeddings" in options else ()
+    reference = copy.deepcopy(original).double()(x.double(), *condition)
+    y = block(x, *condition)
+    assert_as_good_as_eager(y.detach(), original(x, *condition).detach(), reference.detach())
     assert y.stride() == x.stride()
+    if condition:
+        return
     with torch.no_grad():
         assert torch.equal(block(x), y)
         assert torch.equal(nn.Sequential(block, block)(x), block(block(x)))
@@ -48,6 +52,7 @@ def test_depthwise_conv1d(stride, backend):
 
 
 def test_what_is_wrong_is_named():
+    adaptive = FusedConvNeXtBlock1d(8, adanorm_num_embeddings=4)
     for call, kind, words in (
         (lambda: FusedConvNeXtBlock1d(8, channels_last=1), TypeError, "channels_last: expected a bool, got 1"),
         (lambda: FusedConvNeXtBlock1d(8, kernel_size=(1, 7)), TypeError, "kernel_size: expected an integer"),
@@ -55,6 +60,14 @@ def test_what_is_wrong_is_named():
         (lambda: FusedConvNeXtBlock1d(8)(torch.zeros(2, 8, 1, 5)), ValueError, "x: expected 3 dimensions, got 4"),
         (lambda: FusedConvNeXtBlock1d(8)(None), TypeError, "x: expected a tensor, got NoneType"),
         (lambda: FusedConvNeXtBlock1d(8)(torch.zeros(2, 5, 8)), ValueError, "dwconv_weight: expected shape"),
+        (lambda: FusedConvNeXtBlock1d(8)(torch.zeros(2, 8, 5), torch.tensor(0)), TypeError, "cond_embedding_id: expec"),
+        (
+            lambda: adaptive(torch.zeros(2, 8, 5)),
+            TypeError,
+            "expected a tensor of integers, got None",
+        ),
+        (lambda: adaptive(torch.zeros(2, 8, 5), torch.tensor([0, 1])), ValueError, "one integer or shape"),
+        (lambda: adaptive(torch.zeros(2, 8, 5), torch.tensor([[0], [4]])), IndexError, "expected 0 to 3, got 4"),
         (lambda: functional.depthwise_conv1d(torch.zeros(2, 8, 5), torch.zeros(8, 1, 1, 3)), ValueError, "weight: exp"),
         (lambda: DepthwiseConv1d(8, 3, stride=3), ValueError, "stride: expected 1 or 2, got 3"),
     ):

@@ -140,7 +140,9 @@ def _kernel(
     def pack() -> object:
         return _pack(p, dw_weight, dw_bias, isa, configuration)
 
-    return packed(p.pwconv1_weight, (dw_weight, dw_bias, *p), (isa, configuration), pack, known)
+    # The variant is the norm's weight: an AdaLayerNorm has one for each condition.
+    variant = p.norm_weight.data_ptr()
+    return packed(p.pwconv1_weight, (dw_weight, dw_bias, *p), (isa, configuration), pack, known, variant)
 
 
 def _team(operations: int) -> tuple[int, Tensor | None]:

@@ -41,9 +41,11 @@ class _Entry:
     last: tuple | None  # `Known.seen` of the last call that had these facts
 
 
+VARIANTS = 4  # Vocos has as many conditions
+
 _DISTRIBUTED = torch.distributed.is_available()
 _lock = threading.Lock()
-_entries: dict[tuple, _Entry] = {}  # by (storage, offset, configuration)
+_entries: dict[tuple, _Entry] = {}  # by (storage, offset, configuration, variant), the oldest first
 
 
 class Known(NamedTuple):
@@ -95,15 +97,17 @@ def packed(
     configuration: Hashable,
     pack: Callable[[], Any],
     known: Known | None = None,
+    variant: Hashable = None,
 ) -> Any:
     """Return the result of ``pack()`` for the present `parameters`; it is kept as long as the anchor's storage.
 
-    `known` are the same parameters in a call with a signature, for a faster look.
+    `known` are the same parameters in a call with a signature, for a faster look. Of one anchor and configuration the
+    results of the last `VARIANTS` variants are kept.
     """
     in_full = _DISTRIBUTED and torch.distributed.is_initialized()
     seen = None if known is None else known.seen(in_full)
     storage = anchor.untyped_storage()
-    key = (storage._cdata, anchor.storage_offset(), configuration)
+    key = (storage._cdata, anchor.storage_offset(), configuration, variant)
     entry = _entries.get(key)
     facts = None
     if entry is not None:
@@ -123,5 +127,9 @@ def packed(
     with _lock:
         for dead in [k for k, other in _entries.items() if other.reference.expired()]:
             del _entries[dead]
+        _entries.pop(key, None)
+        others = [k for k in _entries if k[:3] == key[:3]]
+        for old in others[: max(0, len(others) + 1 - VARIANTS)]:
+            del _entries[old]
         _entries[key] = made
     return made.result
