@@ -19,6 +19,7 @@ STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))  # of ConvNeXt-T at 224: C, 
 KERNELS = (3, 5, 7, 9, 11, 13, 21, 31)
 # Height, width and stride: InceptionNeXt's, SegNeXt's and SLaK's kernels, and the strided blocks of timm.
 SHAPES = ((1, 11, 1), (11, 1, 1), (21, 1, 1), (51, 5, 1), (7, 7, 2))
+SOUND = (512, 938)  # C, L: ten seconds of sound in Vocos (arXiv 2306.00814)
 CONVNEXTS = {  # label: (library, name, depths, dims, GRN)
     "ConvNeXt-T": ("torchvision", "convnext_tiny", (3, 3, 9, 3), (96, 192, 384, 768), False),
     "ConvNeXt-S": ("torchvision", "convnext_small", (3, 3, 27, 3), (96, 192, 384, 768), False),
@@ -109,6 +110,13 @@ def _ops(dtype: str, direction: str, n: int) -> list[Case]:
             add("mlp", what, quick, work.mlp(n, c, size, grn), c, size, grn=grn)
             mode = QUICK if direction == "training" and c == 384 else quick
             add("block", what, mode, work.block(n, c, size, grn), c, size, 7, grn)
+    c, length = SOUND
+    for grn in (False, True):
+        counted = work.block1d(n, c, length, grn)
+        memory = 8 * HELD["block"] * (2 if direction == "training" else 1) * counted.x
+        build = partial(_build, "block1d", counted, n, c, length, grn)
+        what = f"1-D {'V2' if grn else 'V1'} C{c} L{length}"
+        found.append(Case("block", what, n, dtype, direction, STANDARD, c, 0, grn, memory, build))
     return found
 
 

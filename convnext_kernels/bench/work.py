@@ -67,7 +67,10 @@ def layernorm(n: int, c: int, size: int) -> Work:
 
 def mlp(n: int, c: int, size: int, grn: bool = False) -> Work:
     """LN -> Linear C to 4C -> GELU -> [GRN] -> Linear 4C to C -> gamma -> + residual, a separate tensor."""
-    elements = n * size * size * c
+    return _mlp(n * size * size * c, c, grn)
+
+
+def _mlp(elements: int, c: int, grn: bool) -> Work:
     parameters = 2 * c + 4 * c * c + 4 * c + 4 * c * c + c + (8 * c if grn else c)
     return Work(16 * elements * c, 0, elements, 2 * elements, parameters)
 
@@ -77,6 +80,15 @@ def block(n: int, c: int, size: int, grn: bool = False, kernel: int = 7) -> Work
     first, second = dwconv(n, c, size, kernel), mlp(n, c, size, grn)
     parameters = first.parameters + second.parameters
     return Work(first.flops + second.flops, first.flops, first.x, first.others, parameters, first.padding_flops)
+
+
+def block1d(n: int, c: int, length: int, grn: bool = False, kernel: int = 7) -> Work:
+    """The block over time: x (N, C, L) in, x out."""
+    elements, reach = n * c * length, kernel // 2
+    inside = sum(min(i, reach) + 1 + min(length - 1 - i, reach) for i in range(length))
+    flops, second = 2 * elements * kernel, _mlp(elements, c, grn)
+    parameters = c * (kernel + 1) + second.parameters
+    return Work(flops + second.flops, flops, elements, elements, parameters, flops - 2 * n * c * inside)
 
 
 def convnext(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from convnext_kernels import FusedConvNeXtBlock, accelerate, functional
+from convnext_kernels import FusedConvNeXtBlock, FusedConvNeXtBlock1d, accelerate, functional
 from convnext_kernels.bench.work import Work
 from convnext_kernels.models import create_model
 from convnext_kernels.nn import DepthwiseConv2d, FusedSequential, GlobalResponseNorm, LayerNorm2d
@@ -121,6 +121,26 @@ class EagerBlock(EagerMlp):
         return super().forward(self.dwconv(x), x)
 
 
+class EagerBlock1d(EagerMlp):
+    """The block over time (Vocos, arXiv 2306.00814; with GRN F5-TTS, arXiv 2410.06885) of an image of one row."""
+
+    def __init__(self, dim: int, use_grn: bool = False) -> None:
+        super().__init__(dim, use_grn)
+        self.dwconv = nn.Conv1d(dim, dim, 7, padding=3, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, 1, L) to (N, C, 1, L)."""
+        return super().forward(self.dwconv(x.squeeze(2)).unsqueeze(2), x)
+
+
+class FusedBlock1d(FusedConvNeXtBlock1d):
+    """FusedConvNeXtBlock1d of an image of one row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, 1, L) to (N, C, 1, L)."""
+        return super().forward(x.squeeze(2)).unsqueeze(2)
+
+
 class EagerDownsample(nn.Sequential):
     """ConvNeXt's downsampling layer (arXiv 2201.03545, section 2.6), with any patch size."""
 
@@ -230,6 +250,11 @@ def block(work: Work, n: int, c: int, h: int, w: int, use_grn: bool, kernel: int
     """The whole block."""
     pair = EagerBlock(c, use_grn, kernel), FusedConvNeXtBlock(c, use_grn=use_grn, kernel_size=kernel)
     return _pair(*pair, (_images(n, c, h, w),), work)
+
+
+def block1d(work: Work, n: int, c: int, length: int, use_grn: bool) -> Workload:
+    """The whole block over time; the input is an image of one row, because `measure` knows the formats of images."""
+    return _pair(EagerBlock1d(c, use_grn), FusedBlock1d(c, use_grn=use_grn), (_images(n, c, 1, length),), work)
 
 
 def downsample(work: Work, n: int, c: int, h: int, w: int, patch: int) -> Workload:

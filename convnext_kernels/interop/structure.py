@@ -53,11 +53,11 @@ def watched(modules: Iterable[nn.Module]) -> str | None:
     return None
 
 
-def depthwise(conv: nn.Module, kind: type[nn.Module] = nn.Conv2d) -> str | None:
-    """A depthwise convolution of class `kind` with an odd kernel, stride 1 and "same" zero padding."""
+def depthwise(conv: nn.Module, kind: type[nn.Module] = nn.Conv2d, strides: tuple[int, ...] = (1,)) -> str | None:
+    """A depthwise convolution of class `kind` with an odd kernel, one of `strides` and "same" zero padding."""
     if not is_one_of(conv, (kind,)):
         return f"the depthwise convolution is a {class_of(conv).__name__}"
-    if any(step != 1 for step in conv.stride):
+    if conv.stride[0] not in strides or len(set(conv.stride)) > 1:
         return f"the depthwise convolution has stride {conv.stride}"
     if not conv.in_channels == conv.out_channels == conv.groups:
         return f"the convolution is not depthwise: {conv.in_channels} -> {conv.out_channels}, {conv.groups} groups"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn.utils import parametrize
 
-from convnext_kernels.interop import official, speech, timm, torchvision, transformers
+from convnext_kernels.interop import depthwise, official, speech, timm, torchvision, transformers
 from convnext_kernels.interop.adapter import Accelerated, Adapter, accelerated_class, adapter_of
 from convnext_kernels.nn import (
     DepthwiseConv2d,
@@ -15,9 +15,9 @@ from convnext_kernels.nn import (
     PatchDownsample2d,
 )
 
-# Tried in this order; blocks over time and the official repositories come last because they are recognised only by
-# their structure.
-ECOSYSTEMS = (torchvision, timm, transformers, speech, official)
+# Tried in this order; blocks over time, the official repositories and lone convolutions come last because they are
+# recognised only by their structure.
+ECOSYSTEMS = (torchvision, timm, transformers, speech, official, depthwise)
 
 # Modules of this package, which need no replacement.
 OWN = {

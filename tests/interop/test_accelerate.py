@@ -299,13 +299,13 @@ def test_swapped_inner_module_falls_back(name):
 
 
 @pytest.mark.parametrize("name", ["timm-v1-conv", "transformers-v1", "official-v1"])
-def test_norms_accelerated_on_their_own_are_no_obstacle(name):
-    """A norm inside a block or downsampling that could not be replaced at first."""
+def test_layers_accelerated_on_their_own_are_no_obstacle(name):
+    """Nor are convolutions, inside a block or downsampling that could not be replaced at first."""
     description = MODELS[name]
     m = description.make()
     handles = [layer.register_forward_hook(lambda *_: None) for layer in m.modules() if type(layer) is nn.Conv2d]
     ck.accelerate(m)
-    assert fused_calls(lambda: logits(m, images())).keys() == {"layernorm"}
+    assert fused_calls(lambda: logits(m, images())).keys() == {"layernorm", "dwconv"}
     for handle in handles:
         handle.remove()
     ck.accelerate(m)

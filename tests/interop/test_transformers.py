@@ -80,8 +80,9 @@ def test_other_activations_are_left(act, kind):
     m = layer(hidden_act=act)
     ck.accelerate(m)
     assert type(m) is ConvNextLayer
-    (row,) = ck.acceleration_report(m).rows
+    row, conv = ck.acceleration_report(m).rows
     assert row.reason == f"the activation is {kind}, not GELU"
+    assert conv.replaced
 
 
 def test_without_layer_scale():

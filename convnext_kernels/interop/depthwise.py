@@ -1,0 +1,42 @@
+"""Large depthwise convolutions on their own: of InceptionNeXt, SegNeXt, VAN, RepLKNet, SLaK and others."""
+
+from torch import Tensor, nn
+
+from convnext_kernels import functional
+from convnext_kernels.interop import structure
+from convnext_kernels.interop.adapter import BACKEND, Adapter, Arguments, Match
+from convnext_kernels.interop.layers import channels_last
+from convnext_kernels.interop.structure import parameter
+
+LEAST = 7  # the longer side of a kernel from which on ours is the faster one; PyTorch's 3x3 and 5x5 stay
+
+
+class DepthwiseAdapter(Adapter):
+    """A depthwise ``torch.nn.Conv2d`` with a side of at least 7."""
+
+    kind = "depthwise convolution"
+
+    @classmethod
+    def arguments(cls, module: nn.Module) -> Arguments | str:
+        """Return weight and bias, or the reason: a padding that does not keep the size, a stride above 2."""
+        refusal = structure.depthwise(module, strides=(1, 2))
+        if refusal:
+            return refusal
+        return Arguments(module.in_channels, (parameter(module, "weight"), parameter(module, "bias")), None)
+
+    def fused(self, x: Tensor, arguments: Arguments) -> Tensor:
+        """Convolve; the result is channels_last, and so are the layers after it."""
+        return functional.depthwise_conv2d(
+            channels_last(x),
+            *arguments.tensors,
+            stride=self.stride[0],
+            dilation=self.dilation,
+            backend=getattr(self, BACKEND),
+        )
+
+
+def match(module: nn.Module) -> Match | None:
+    """Match a large depthwise `torch.nn.Conv2d`, but no subclass."""
+    if structure.class_of(module) is not nn.Conv2d or not 1 < module.in_channels == module.groups:
+        return None
+    return Match(DepthwiseAdapter, nn.Conv2d) if max(module.kernel_size) >= LEAST else None
