@@ -115,7 +115,7 @@ def _ops(dtype: str, direction: str, n: int) -> list[Case]:
         counted = work.block1d(n, c, length, grn)
         memory = 8 * HELD["block"] * (2 if direction == "training" else 1) * counted.x
         build = partial(_build, "block1d", counted, n, c, length, grn)
-        what = f"1-D {'V2' if grn else 'V1'} C{c} L{length}"
+        what = f"1-D {'V2' if grn else 'V1'} C{c} 1x{length}"
         found.append(Case("block", what, n, dtype, direction, STANDARD, c, 0, grn, memory, build))
     return found
 
