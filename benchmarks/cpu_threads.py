@@ -1,0 +1,112 @@
+"""The block under the circumstances that threads meet, on this CPU.
+
+    python benchmarks/cpu_threads.py [--dtype fp32|bf16] [--rounds 30]
+
+Each circumstance runs in a process of its own, because OpenMP reads affinity and environment when it starts: 1 thread;
+one for each CPU; twice as many threads as CPUs; one for each CPU beside a process that keeps one CPU busy; the default
+on a single CPU (as under ``taskset``); one for each CPU with OpenMP's threads pinned. Prints the median (minimum) ms of
+our block and of eager PyTorch, in turn, and ours relative to one thread for each CPU. Linux only.
+"""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import click
+
+CASES = ((1, 96, 56), (1, 768, 7), (8, 384, 14))  # N, C, H = W
+
+
+def measure(threads: int | None, dtype: str, rounds: int) -> None:
+    """Time every case in this process and print JSON."""
+    import torch
+
+    from convnext_kernels import FusedConvNeXtBlock
+    from convnext_kernels.bench.timing import interleave, steady_allocator
+    from convnext_kernels.bench.workloads import EagerBlock, initialise
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    kind, found = getattr(torch, {"fp32": "float32", "bf16": "bfloat16"}[dtype]), []
+    with steady_allocator():
+        for n, c, size in CASES:
+            eager, ours = EagerBlock(c).eval(), FusedConvNeXtBlock(c, backend="cpu").eval()
+            initialise(eager)
+            ours.load_state_dict(eager.state_dict())
+            x = torch.randn(n, c, size, size).to(kind, memory_format=torch.channels_last)
+            for module in (eager, ours):
+                module.to(kind, memory_format=torch.channels_last)
+            calls = {"eager": lambda m=eager, x=x: m(x), "ours": lambda m=ours, x=x: m(x)}
+            times = interleave(calls, rounds=rounds, bursts=True)
+            found.append({name: (t.median, t.minimum) for name, t in times.items()})
+    print(json.dumps({"threads": torch.get_num_threads(), "times": found}))
+
+
+def _spin() -> None:
+    while True:
+        pass
+
+
+def run(
+    threads: int | None, dtype: str, rounds: int, cpus: set[int], pinned: bool = False, neighbour: bool = False
+) -> dict:
+    """Run `measure` in a new process that may use `cpus`."""
+    environment = dict(os.environ)
+    if pinned:
+        environment["GOMP_CPU_AFFINITY"] = " ".join(map(str, sorted(cpus)))
+    busy = multiprocessing.Process(target=_spin, daemon=True)
+    if neighbour:
+        busy.start()
+        os.sched_setaffinity(busy.pid, {min(cpus)})
+    try:
+        done = subprocess.run(
+            [sys.executable, __file__, "--child", json.dumps([threads, dtype, rounds])],
+            env=environment,
+            preexec_fn=lambda: os.sched_setaffinity(0, cpus),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    finally:
+        if neighbour:
+            busy.terminate()
+    return json.loads(done.stdout)
+
+
+@click.command()
+@click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=30, show_default=True, help="Rounds of each case.")
+@click.option("--child", hidden=True)
+def main(dtype: str, rounds: int, child: str | None) -> None:
+    """Time the block with few, all and too many threads, pinned, beside a neighbour, and on one CPU."""
+    if child is not None:
+        measure(*json.loads(child))
+        return
+    cpus = os.sched_getaffinity(0)
+    number = len(cpus)
+    circumstances = {
+        f"{number} threads": {"threads": number},
+        "1 thread": {"threads": 1},
+        f"{2 * number} threads": {"threads": 2 * number},
+        f"{number} threads, a busy neighbour": {"threads": number, "neighbour": True},
+        "default, on one CPU": {"threads": None, "cpus": {min(cpus)}},
+        f"{number} threads, OpenMP pinned": {"threads": number, "pinned": True},
+    }
+    names = [f"C {c}, batch {n}" for n, c, _ in CASES]
+    print(f"{dtype}, {number} CPUs; ours / eager in ms, median (minimum); ours / ours with {number} threads\n")
+    print(f"| | {' | '.join(names)} |\n|{'---|' * (1 + len(names))}")
+    first = None
+    for name, options in circumstances.items():
+        times = run(dtype=dtype, rounds=rounds, **{"cpus": cpus} | options)["times"]
+        first = first or times
+        cells = []
+        for cell, base in zip(times, first, strict=True):
+            ours, eager = ("{:.2f} ({:.2f})".format(*cell[who]) for who in ("ours", "eager"))
+            cells.append(f"{ours} / {eager}; {cell['ours'][0] / base['ours'][0]:.2f}")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
