@@ -51,7 +51,7 @@ def dwconv_counts(
     n: int,
     channels: int,
     size: int,
-    kernel_size: int,
+    kernel_size: int | tuple[int, int],
     arch: int,
     plan_batch: int = 128,
     dtype: torch.dtype = torch.bfloat16,
@@ -77,7 +77,8 @@ def dwconv_counts(
         return torch.randn(n, channels, size, size, generator=g).to(dtype).contiguous(memory_format=memory_format)
 
     x, dy, residual = image(), image(), image()
-    weight = torch.randn(channels, 1, kernel_size, kernel_size, generator=g).to(dtype)
+    height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+    weight = torch.randn(channels, 1, height, width, generator=g).to(dtype)
     bias = torch.randn(channels, generator=g).to(dtype)
     call = DwconvCall(x, weight, bias, (1, 1), 1, dtype)
     runs = {
@@ -86,7 +87,7 @@ def dwconv_counts(
         "wgrad": lambda: dwconv.parameter_gradients(dy, call, True, True),
     }
     pixels = n * size * size
-    taps = n * dwconv_plan.taps_inside(size, kernel_size, 1) ** 2
+    taps = n * dwconv_plan.taps_inside(size, height, 1) * dwconv_plan.taps_inside(size, width, 1)
     chosen = _planned_for(plan_batch)
     rows = []
     for what, run in runs.items():

@@ -30,8 +30,11 @@ from convnext_kernels.tuning.pick import predicted
 
 PAGE = RECORDS / "triton_counts.md"
 
-# (C, H = W, K, samples); plans are those of a batch of 128
-DWCONV = ((96, 28, 7, 4), (192, 28, 7, 4), (384, 14, 7, 4), (768, 7, 7, 16), (96, 28, 13, 4), (96, 14, 31, 4))
+# (C, H = W, K or (KH, KW), samples); plans are those of a batch of 128
+DWCONV = (
+    *((96, 28, 7, 4), (192, 28, 7, 4), (384, 14, 7, 4), (768, 7, 7, 16), (96, 28, 13, 4), (96, 14, 31, 4)),
+    *((96, 28, (1, 11), 4), (96, 28, (11, 1), 4)),
+)
 
 
 def _block_arguments(n: int, channels: int, size: int, grn: bool, dtype: torch.dtype) -> dict:
@@ -113,19 +116,21 @@ def dwconv_figures(arch: int) -> Iterator[Figure]:
     for channels, size, side, n in DWCONV:
         for row in dwconv_counts(n, channels, size, side, arch):
             weights = row["what"] == "wgrad"
-            what = f"dwconv {side}x{side} C{channels} {size}x{size} bf16 sm_{arch} {row['what']} ({row['plan']})"
+            kernel = f"{side}x{side}" if isinstance(side, int) else f"{side[0]}x{side[1]}"
+            what = f"dwconv {kernel} C{channels} {size}x{size} bf16 sm_{arch} {row['what']} ({row['plan']})"
             if side == 7:
                 # Reading and adding the residual takes 5 to 6 of dgrad's
                 limit = 93 if weights else (42 + 6 * (row["what"] == "dgrad")) if size <= 7 else 85
                 yield Figure(f"{what}: PTX per 32 outputs", row["per_32"], 28 if size <= 7 else 49, limit, "")
             else:
-                limit = None if weights else 1.6
+                limit = None if weights or kernel in ("1x11", "11x1") else 1.6
                 yield Figure(f"{what}: PTX per tap inside the image", row["per_tap"], 1, limit, "")
             floor = 6 if row["what"] == "dgrad" else 4  # the residual is read too
             limit = 5 if row["what"] == "forward" and side == 7 else None
             yield Figure(f"{what}: bytes per pixel", 4 * row["bytes_ratio"], floor, limit, "C")
             yield Figure(f"{what}: spills", row["spill_bytes"], 0, 0, "bytes")
-            launches = 2 if weights or side > 7 else 1  # partial sums; weights packed for large kernels
+            packed = side not in (7, (1, 11), (11, 1))  # the weights, for large kernels
+            launches = 2 if weights or packed else 1  # partial sums
             yield Figure(f"{what}: launches", row["launches"], 1, launches, "")
 
 
