@@ -149,7 +149,13 @@ check_wheel() {
   [ "$size" -lt 25000000 ]
   python3 -m venv "$WORK/clean"
   "$WORK/clean/bin/pip" install -q "$1"
-  (cd "$WORK" && "$WORK/clean/bin/python" - <<'PYTHON'
+  (cd "$WORK" && try_package "$WORK/clean/bin/python")
+}
+
+# try_package PYTHON: the installed package has its CPU kernels, and they compute what eager does.
+try_package() {
+  "$1" - <<'PYTHON'
+import sys
 import warnings
 
 import torch  # warns when NumPy is missing, which only the extras bring
@@ -173,8 +179,8 @@ with torch.no_grad():
 error = (fast - reference).abs().max().item()
 assert error < 1e-4, error
 print(f"wheel: imported from {ck.__file__.split('/')[-3]}, block differs from eager by {error:.1e}")
+print(f"wheel: Python {sys.version.split()[0]}, PyTorch {torch.__version__}, {status['cpu'].description}")
 PYTHON
-  )
 }
 
 # check_sdist FILE: all that a build and the tests need is inside.
