@@ -12,7 +12,9 @@ compiles only what changed. scikit-build-core clears its folder when that enviro
 """
 
 import filecmp
+import json
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -23,6 +25,8 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent.resolve()
@@ -50,12 +54,12 @@ def find_compiler() -> tuple[str, str]:
     return "", reason
 
 
-def choose_compiler() -> str:
-    """Return the compiler to use, or "" for a pure Python package."""
+def choose_compiler() -> tuple[str, str]:
+    """Return (the compiler to use, "") or, for a pure Python package, ("", why)."""
     wanted = os.environ.get("CNK_NATIVE", "").lower() or "auto"
     if wanted in ("0", "off", "no", "false"):
         print("convnext_kernels: pure Python, as CNK_NATIVE=0 asks", file=sys.stderr)
-        return ""
+        return "", "CNK_NATIVE=0"
     if wanted not in ("auto", "1", "on", "yes", "true"):
         raise SystemExit(f'CNK_NATIVE: expected auto, 0 or 1, got "{wanted}"')
     compiler, reason = find_compiler()
@@ -64,7 +68,7 @@ def choose_compiler() -> str:
         if wanted != "auto":
             raise SystemExit(f"CNK_NATIVE=1, but {reason}; {help_}")
         print(f"convnext_kernels: pure Python, without the CPU and CUDA kernels: {reason}; {help_}", file=sys.stderr)
-    return compiler
+    return compiler, reason
 
 
 def stable_copy(package: Path, copy: Path) -> Path:
@@ -76,6 +80,41 @@ def stable_copy(package: Path, copy: Path) -> Path:
 
     shutil.copytree(package, copy, copy_function=copy_changed, dirs_exist_ok=True)
     return copy
+
+
+BUILT = "built.json"  # in the package: what `convnext-kernels info` says about the build
+
+
+def commit() -> str | None:
+    """Return the commit of a checkout, with "-dirty" for changed files; of an sdist, the commit it was made from."""
+    if (ROOT / ".git").exists():
+        describe = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
+        try:
+            return subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+    written = ROOT / "convnext_kernels" / BUILT
+    return json.loads(written.read_text())["commit"] if written.exists() else None
+
+
+class Sdist(sdist):
+    """Write the commit into the sdist."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        """Add a file to what setuptools copies."""
+        super().make_release_tree(base_dir, files)
+        Path(base_dir, "convnext_kernels", BUILT).write_text(json.dumps({"commit": commit()}) + "\n")
+
+
+class BuildPy(build_py):
+    """Write into a wheel what it was built from, with what, and why without compiled kernels."""
+
+    def run(self) -> None:
+        """Copy the sources, then write the file; an editable installation has its checkout instead."""
+        super().run()
+        if not self.editable_mode:
+            built = {"commit": commit(), "python": platform.python_version(), "pure_python": PURE_REASON}
+            Path(self.build_lib, "convnext_kernels", BUILT).write_text(json.dumps(built) + "\n")
 
 
 class CMakeBuild(build_ext):
@@ -135,7 +174,8 @@ class CMakeBuild(build_ext):
 
 # What setuptools is called for; an sdist and metadata need no compiler.
 commands = set(sys.argv[1:])
-COMPILER = choose_compiler() if commands & {"bdist_wheel", "editable_wheel", "build", "build_ext", "install"} else ""
+compiles = commands & {"bdist_wheel", "editable_wheel", "build", "build_ext", "install"}
+COMPILER, PURE_REASON = choose_compiler() if compiles else ("", "")
 EXTENSIONS = [
     Extension("convnext_kernels._native", sources=[]),
     Extension("convnext_kernels._native_cuda", sources=[], optional=True),
@@ -143,4 +183,6 @@ EXTENSIONS = [
 if "editable_wheel" in commands:  # what an earlier installation left in the tree would still be imported
     for ext in EXTENSIONS:
         Path(ROOT, *ext.name.split(".")).with_suffix(sysconfig.get_config_var("EXT_SUFFIX")).unlink(missing_ok=True)
-setup(ext_modules=EXTENSIONS if COMPILER else [], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=EXTENSIONS if COMPILER else [], cmdclass={"build_ext": CMakeBuild, "build_py": BuildPy, "sdist": Sdist}
+)

@@ -60,14 +60,22 @@ print("\n".join(r.partition(";")[0].strip() for r in extra))
 PYTHON
 }
 
-# old_torch VENV TORCH TRITON TORCHVISION SUFFIX: an environment with an older PyTorch for the CPU and the wheel in
-# $WORK/versions. PyPI has only builds for CUDA, which are loaded with 2 GB of NVIDIA's libraries. On a machine without a
+# find_python 3.13: a working interpreter of that version, on PATH or one of pyenv's; nothing where there is none.
+find_python() {
+  local python
+  for python in "python$1" "$(pyenv root 2>/dev/null || true)/versions/$1".*/bin/"python$1"; do
+    if "$python" -c "import ensurepip, venv" 2>/dev/null; then command -v "$python"; return; fi
+  done
+}
+
+# old_torch VENV WHEEL TORCH TRITON TORCHVISION SUFFIX [PYTHON]: an environment with an older PyTorch for the CPU, what our
+# tests need, and the wheel. PyPI has only builds for CUDA, which are loaded with 2 GB of NVIDIA's libraries. On a machine without a
 # GPU only the CUDA runtime and CUPTI are called (their packages end in SUFFIX); for the others an empty library is enough
 # that has the names. `abort` shows that none is called.
 old_torch() {
   local python=$1/bin/python lib have name
-  [ -e "$python" ] || python3 -m venv "$1"
-  "$python" -m pip install -q --no-compile --no-deps "torch==$2" "triton==$3" "torchvision==$4" "nvidia-cuda-runtime$5" "nvidia-cuda-cupti$5"
+  [ -e "$python" ] || "${7:-python3}" -m venv "$1"
+  "$python" -m pip install -q --no-compile --no-deps "torch==$3" "triton==$4" "torchvision==$5" "nvidia-cuda-runtime$6" "nvidia-cuda-cupti$6"
   "$python" - <<'PYTHON' | xargs -d '\n' "$python" -m pip install -q --no-compile --no-warn-conflicts
 from importlib.metadata import requires
 
@@ -77,7 +85,7 @@ for line in requires("torch"):
 print(*"numpy pillow pytest pytest-timeout pytest-xdist click rich transformers<5 safetensors".split(), sep="\n")
 PYTHON
   "$python" -m pip install -q --no-deps timm
-  "$python" -m pip install -q --no-deps --force-reinstall "$WORK"/versions/*.whl
+  "$python" -m pip install -q --no-deps --force-reinstall "$2"
   lib=$("$python" -c "from importlib.util import find_spec; print(find_spec('torch').submodule_search_locations[0])")/lib
   have=$(ls "$lib" "$lib"/../../nvidia/*/lib)
   nm -D --undefined-only "$lib"/*.so | awk '{print $2}' | sed 's/@.*//' | grep -E '^(cu|nccl|nv)' | sort -u |
@@ -141,7 +149,13 @@ check_wheel() {
   [ "$size" -lt 25000000 ]
   python3 -m venv "$WORK/clean"
   "$WORK/clean/bin/pip" install -q "$1"
-  (cd "$WORK" && "$WORK/clean/bin/python" - <<'PYTHON'
+  (cd "$WORK" && try_package "$WORK/clean/bin/python")
+}
+
+# try_package PYTHON: the installed package has its CPU kernels, and they compute what eager does.
+try_package() {
+  "$1" - <<'PYTHON'
+import sys
 import warnings
 
 import torch  # warns when NumPy is missing, which only the extras bring
@@ -165,14 +179,14 @@ with torch.no_grad():
 error = (fast - reference).abs().max().item()
 assert error < 1e-4, error
 print(f"wheel: imported from {ck.__file__.split('/')[-3]}, block differs from eager by {error:.1e}")
+print(f"wheel: Python {sys.version.split()[0]}, PyTorch {torch.__version__}, {status['cpu'].description}")
 PYTHON
-  )
 }
 
 # check_sdist FILE: all that a build and the tests need is inside.
 check_sdist() {
   tar tzf "$1" | sed 's|^[^/]*/||' | sort >"$WORK/sdist.txt"
-  git ls-files convnext_kernels csrc tests benchmarks proofs setup.py CMakeLists.txt pyproject.toml README.md LICENSE |
+  git ls-files convnext_kernels csrc tests benchmarks proofs release setup.py CMakeLists.txt pyproject.toml README.md LICENSE |
     sort | comm -23 - "$WORK/sdist.txt" >"$WORK/missing.txt"
   [ ! -s "$WORK/missing.txt" ] || { echo "the sdist lacks:"; cat "$WORK/missing.txt"; exit 1; }
   echo "sdist: $(basename "$1") holds every tracked source, test and proof"

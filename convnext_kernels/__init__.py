@@ -3,6 +3,11 @@
 import types
 import warnings
 
+import torch
+
+if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):  # before what an older one does not have
+    raise ImportError(f"convnext_kernels needs PyTorch 2.6 or newer, this is {torch.__version__}")
+
 from convnext_kernels import backends, dispatch, functional
 from convnext_kernels.dispatch import list_backends, use_backend
 from convnext_kernels.exporting import keep_ops

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from convnext_kernels import backends as _backends
-from convnext_kernels import tuning
+from convnext_kernels import trial, tuning
 from convnext_kernels.spec import BackendError, OpSpec, UnknownBackendError
 from convnext_kernels.tuning import cache
 
@@ -104,6 +104,27 @@ def _log_skipped(name: str, reason: str) -> None:
     _log.warning("backend %r is skipped: %s", name, reason)
 
 
+def _unproven(name: str, device: str) -> bool:
+    """Whether nobody has run backend `name` on this kind of device: Triton's kernels on AMD's GPUs."""
+    return name == "triton" and device == "cuda" and torch.version.hip is not None
+
+
+def _trial(name: str, spec: OpSpec) -> str | None:
+    """Why an unproven backend must not serve the call, after one small call of this kind; None if it may."""
+    device = torch.device(spec.device, torch.cuda.current_device() if spec.device == "cuda" else None)
+    return trial.refusal(name, spec, device) or _log_unproven(name)
+
+
+@functools.cache
+def _log_unproven(name: str) -> None:
+    """Log once that a backend passed."""
+    _log.warning(
+        "backend %r: its kernels agree with PyTorch on this device, where nobody has timed them; they may be slower "
+        'than backend="eager"',
+        name,
+    )
+
+
 @functools.lru_cache(maxsize=4096)
 def _able(spec: OpSpec, requested: str) -> tuple[str, ...]:
     """The backends that can serve a call, in order of preference. Raises BackendError if there is none."""
@@ -113,6 +134,8 @@ def _able(spec: OpSpec, requested: str) -> tuple[str, ...]:
         if requested == AUTO and backend.DEVICES is not None and spec.device not in backend.DEVICES:
             continue
         reason = backend.unavailable() or backend.refuses(spec)
+        if not reason and _unproven(name, spec.device):
+            reason = _trial(name, spec)
         if not reason:
             able.append(name)
             continue

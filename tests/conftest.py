@@ -68,10 +68,12 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-# What older versions of PyTorch warn of in their own code: 2.6 in inductor, 2.9 to 2.11 there and in forward-mode AD.
+# What older versions of PyTorch warn of in their own code: 2.6 in inductor, 2.9 to 2.11 there and in forward-mode AD,
+# 2.11 of Python 3.13.0.
 OLD_WARNINGS = (
     "ignore:Skipping serialization of skipfiles_inline_module_allowlist:UserWarning",
     "ignore:`torch.jit.script(_method)?` is deprecated:DeprecationWarning",
+    "ignore:Guards may run slower on Python 3.13.0:RuntimeWarning",
 )
 
 

@@ -239,3 +239,68 @@ def test_what_is_kept_by_default(make_backend, device, channels, expected):
     assert keeps(spec, "auto") == expected
     assert [keeps(spec, memory) for memory in ("min", "balanced", "nothing")] == ["min", "balanced", "nothing"]
     assert keeps(spec, "balanced", "eager") == "nothing", "it computes everything again"
+
+
+@pytest.fixture
+def unproven(monkeypatch):
+    """The CPU backend is one that nobody has run on this kind of device."""
+    if not list_backends()["cpu"].available:
+        pytest.skip(list_backends()["cpu"].reason)
+    module = sys.modules["convnext_kernels.dispatch"]
+    monkeypatch.setattr(module, "_unproven", lambda name, device: name == "cpu")
+    _clear()
+    module._log_unproven.cache_clear()
+    yield
+    _clear()
+    module._log_unproven.cache_clear()
+
+
+TRIED = [
+    SPEC,
+    SPEC._replace(dtype=torch.bfloat16, compute_dtype=torch.bfloat16, kernel_size=(3, 5), dilation=(2, 1), stride=2),
+    OpSpec("layernorm", "cpu", torch.float16, torch.float16, 24),
+    OpSpec("grn", "cpu", torch.float32, torch.float32, 24),
+    OpSpec("mlp", "cpu", torch.bfloat16, torch.bfloat16, 24, hidden=96),
+    OpSpec("mlp", "cpu", torch.float32, torch.float32, 24, hidden=96, grn=True),
+    OpSpec("block", "cpu", torch.float32, torch.bfloat16, 24, (7, 7), hidden=96),
+    OpSpec("downsample", "cpu", torch.float32, torch.float32, 24, (2, 2), hidden=48),
+]
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("spec", TRIED, ids=lambda spec: f"{spec.op}-{spec.dtype}")
+def test_an_unproven_backend_that_is_right_serves(unproven, spec, backward, caplog):
+    assert choose(spec._replace(backward=backward)).__name__.startswith("convnext_kernels.backends.cpu.")
+    assert "nobody has timed" in caplog.text
+
+
+def test_an_unproven_backend_that_is_wrong_does_not_serve(unproven, monkeypatch, caplog):
+    from convnext_kernels.backends.cpu import layernorm
+
+    right = layernorm.forward
+    monkeypatch.setattr(layernorm, "forward", lambda call: right(call) * 1.001)
+    spec = OpSpec("layernorm", "cpu", torch.float32, torch.float32, 24)
+    assert choose(spec).__name__ == "convnext_kernels.backends.eager.layernorm"
+    assert "the check at first use failed: result 0 is off by" in caplog.text
+    with pytest.raises(BackendError, match="check at first use failed"):
+        choose(spec, "cpu")
+
+
+def test_an_unproven_backend_that_raises_does_not_serve(unproven, monkeypatch, caplog):
+    from convnext_kernels.backends.cpu import grn
+
+    def fails(call):
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(grn, "forward", fails)
+    assert choose(OpSpec("grn", "cpu", torch.float32, torch.float32, 24)).__name__.endswith("eager.grn")
+    assert "RuntimeError: no such instruction" in caplog.text
+
+
+def test_the_trial_is_not_seen_by_the_caller(unproven):
+    """In a trace, under autocast and modes: the check runs on real tensors, and the random state stays."""
+    state = torch.get_rng_state()
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        traced = torch.compile(lambda x, w: functional.layer_norm2d(x, w, w), backend="eager", fullgraph=True)
+        traced(torch.randn(1, 24, 5, 5, generator=torch.Generator().manual_seed(1)), torch.ones(24))
+    assert torch.equal(torch.get_rng_state(), state)

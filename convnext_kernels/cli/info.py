@@ -11,7 +11,11 @@ from convnext_kernels.tuning import cache
 @options.as_json
 def command(as_json: bool) -> None:
     """Show versions, backends and the machine; for a backend that cannot run here, why."""
-    values = environment.collect() | {"cache_directory": str(cache.folder()), "cached_choices": cache.size()}
+    values = environment.collect() | {
+        "commit": environment.commit(),
+        "cache_directory": str(cache.folder()),
+        "cached_choices": cache.size(),
+    }
     if as_json:
         options.print_json(values)
         return

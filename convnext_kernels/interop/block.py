@@ -117,8 +117,8 @@ class BlockAdapter(Adapter):
             dilation=parts.dwconv.dilation,
             eps=parts.norm.eps,
             grn_eps=getattr(parts.grn, "eps", 1e-6),  # libraries without this attribute have 1e-6 in their forward
-            memory=getattr(self, MEMORY),
-            backend=getattr(self, BACKEND),
+            memory=getattr(self, MEMORY, "auto"),  # a module of release/hf_layers.py has no such attributes
+            backend=getattr(self, BACKEND, "auto"),
         )
 
 

@@ -137,6 +137,11 @@ PYBIND11_MODULE(_native, m) {
     return py::tuple(names);
   }();
   m.attr("CHANNEL_ALIGN") = kChannelAlign;
+#if defined(__clang__)
+  m.attr("COMPILER") = "clang " __clang_version__;
+#else
+  m.attr("COMPILER") = "g++ " __VERSION__;
+#endif
   m.def("supported_isas", supported_isas);
   m.def("parallel_runtime", parallel_runtime);
   py::class_<Regions>(m, "Regions")

@@ -170,6 +170,12 @@ CNK_INLINE void store(BFloat16* p, Vec v) {
   const VecU bits = (VecU)v, odd = (bits >> 16) & 1;
   store_words(p, (VecI)((v != v ? bits | 0x400000 : bits + 0x7fff + odd) >> 16));
 }
+#if defined(__aarch64__)
+CNK_INLINE Vec load(const Float16* p) { return (Vec)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits))); }
+CNK_INLINE void store(Float16* p, Vec v) {
+  vst1_u16(&p->bits, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)));
+}
+#else
 CNK_INLINE Vec load(const Float16* p) {
   const VecI bits = load_words(p), magnitude = (bits & 0x7fff) << 13;
   const VecI finite = (VecI)((Vec)magnitude * bits_float(0x77800000u));
@@ -184,6 +190,7 @@ CNK_INLINE void store(Float16* p, Vec v) {
   out = magnitude > 0x7f800000 ? VecI{} + 0x7e00 : out;
   store_words(p, out | ((VecI)v >> 16 & 0x8000));
 }
+#endif
 #endif
 
 // --- The first n < kLanes elements; the others read as zero and are not written. ---

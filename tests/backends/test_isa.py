@@ -1,11 +1,14 @@
 """The native backend's instruction sets: which there are, and who decides."""
 
+import sys
 import threading
+from types import ModuleType
 
 import pytest
 import torch
 
 from convnext_kernels import BackendError, FusedConvNeXtBlock, dispatch
+from convnext_kernels.backends.cpu import native
 from tests.conftest import ISAS
 from tests.tolerance import randomize_
 
@@ -75,3 +78,12 @@ def test_switching_back_and_forth(dtype):
             with cpu.use_isa(isa), torch.no_grad():
                 y = block(x)
             assert torch.equal(first.setdefault(isa, y), y), isa
+
+
+def test_an_extension_older_than_the_package_is_refused(monkeypatch):
+    """In an editable installation the sources can be newer than what was compiled."""
+    old = ModuleType("convnext_kernels._native")
+    old.__file__ = "/somewhere/_native.so"
+    monkeypatch.setitem(sys.modules, old.__name__, old)
+    reason = native._load.__wrapped__()
+    assert "/somewhere/_native.so is older than this package: install the package again" in reason

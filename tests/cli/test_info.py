@@ -29,7 +29,47 @@ def test_json_holds_everything(run, monkeypatch):
     assert values["environment"]["CONVNEXT_KERNELS_BACKEND"] is None
     assert values["threads"]["torch"] == torch.get_num_threads()
     assert values["cpu"]["name"]
+    assert values["commit"] == environment.commit()
+    assert values["torch_built_for"] == {"cuda": torch.version.cuda, "hip": torch.version.hip}
     assert bool(values["gpus"]) != bool(values["no_gpu_reason"])
+
+
+def test_variables_that_are_set_are_shown(run, monkeypatch):
+    monkeypatch.setenv("CNK_CUDA_ARCHITECTURES", "80 90")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/somewhere")
+    monkeypatch.setenv("SECRET", "hidden")
+    values = json.loads(run("info", "--json").stdout)["environment"]
+    assert values["CNK_CUDA_ARCHITECTURES"] == "80 90"
+    assert values["TRITON_CACHE_DIR"] == "/somewhere"
+    assert "SECRET" not in values
+
+
+def test_how_a_wheel_was_built(run, monkeypatch, tmp_path):
+    """A wheel has a file about its build; in a checkout git answers for the commit."""
+    package = tmp_path / "environment.py"
+    (tmp_path / "built.json").write_text('{"commit": "0123456789ab", "python": "3.11.7", "pure_python": "no compiler"}')
+    monkeypatch.setattr(environment, "__file__", str(package))
+    shown = " ".join(run("info").output.replace("│", " ").split())
+    for words in ("commit 0123456789ab", "built by Python 3.11.7", "without compiled kernels: no compiler"):
+        assert words in shown
+
+
+@pytest.mark.parametrize(("status", "expected"), [(0, "550.54.14"), (9, None)])
+def test_driver(monkeypatch, tmp_path, status, expected):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho 550.54.14\nexit {status}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert environment.driver() == expected
+
+
+def test_cpu_features(monkeypatch):
+    for text, expected in (
+        ("processor : 0\nflags : fpu fma avx2 avx512_bf16 sse2\n", ["avx2", "avx512_bf16", "fma"]),
+        ("Features : fp asimd asimdhp bf16 sve2\n", ["asimd", "asimdhp", "bf16", "sve2"]),
+    ):
+        monkeypatch.setattr(environment.Path, "read_text", lambda self, text=text, **kwargs: text)
+        assert environment.cpu_features() == expected
 
 
 def test_table_shows_backends_and_missing_libraries(run, monkeypatch):

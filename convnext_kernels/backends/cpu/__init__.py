@@ -35,6 +35,7 @@ def describe() -> str:
     """One line for ``convnext-kernels info``."""
     if native.import_error():
         return "native C++ kernels"
-    runtime = {"openmp": "PyTorch's OpenMP threads", "threads": "own threads"}[native.extension().parallel_runtime()]
-    levels = ", ".join(supported_isas())
-    return f"native C++ kernels, forward and backward, ISA {isa()} (this machine: {levels}), {runtime}"
+    extension = native.extension()
+    runtime = {"openmp": "PyTorch's OpenMP threads", "threads": "own threads"}[extension.parallel_runtime()]
+    where = f"ISA {isa()} (this machine: {', '.join(supported_isas())}), {runtime}"
+    return f"native C++ kernels, forward and backward, {where}, compiled by {extension.COMPILER.strip()}"

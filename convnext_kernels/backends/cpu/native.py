@@ -23,11 +23,14 @@ _forced: ContextVar[str | None] = ContextVar("convnext_kernels_cpu_isa", default
 @functools.cache
 def _load() -> ModuleType | str:
     try:
-        return importlib.import_module("convnext_kernels._native")
+        extension = importlib.import_module("convnext_kernels._native")
     except ModuleNotFoundError:
         return f"this installation was built without the CPU kernels ({BUILD_HINT})"
     except ImportError as error:
         return f"the compiled extension cannot be imported ({error})"
+    if not hasattr(extension, "COMPILER"):  # an editable installation whose sources moved on
+        return f"the compiled extension {extension.__file__} is older than this package: install the package again"
+    return extension
 
 
 def import_error() -> str | None:

@@ -57,5 +57,10 @@ def describe() -> str:
 
     from convnext_kernels.backends.triton import device
 
-    where = "Triton's interpreter, on the CPU" if device.interpreted() else f"planned for {device.gpu().name}"
+    if device.interpreted():
+        where = "Triton's interpreter, on the CPU"
+    elif torch.version.hip is not None:
+        where = "for ROCm: compared with eager at the first use of each kind of call, never timed"
+    else:
+        where = f"planned for {device.gpu().name}"
     return f"Triton {triton.__version__} kernels, forward and backward, {where}"

@@ -1,0 +1,140 @@
+"""Compile every Triton kernel for AMD's gfx942 (MI300) and gfx90a (MI250), without a GPU. Nothing is run or timed.
+
+    python proofs/triton_rocm.py [--only TEXT]
+
+It prints a line for each kernel: registers, spills, scratch memory and LDS of the worst of its compilations, and fails
+if a case does not compile, spills, needs more than 64 KB of LDS, keeps an inline instruction, or has 16-bit products
+without MFMA.
+
+With TRITON_CACHE_DIR a second run is fast.
+"""
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+torch.version.hip = "none: compiled only"  # before the backend is imported, which asks this for portable code
+
+import triton_cases
+from compile_only import UNLIMITED
+from triton.backends.amd.driver import ty_to_cpp
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver as drivers
+from triton.runtime.cache import get_cache_manager
+from triton_static import _MATRIX
+
+from convnext_kernels.backends.triton.ahead import TargetDriver
+
+ARCHS = ("gfx942", "gfx90a")
+LDS = 65536
+_FIELDS = {
+    "vgprs": r"\.vgpr_count:\s+(\d+)",
+    "spilled": r"\.vgpr_spill_count:\s+(\d+)",
+    "scratch": r"\.private_segment_fixed_size:\s+(\d+)",
+    "lds": r"\.group_segment_fixed_size:\s+(\d+)",
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One compilation: what AMD's assembler says of it."""
+
+    name: str
+    vgprs: int
+    spilled: int
+    scratch: int  # bytes of a lane
+    lds: int
+    wrong: tuple[str, ...]
+
+
+def _only_fp32(ttir: str) -> bool:
+    """Whether no product has 16-bit inputs; TF32 is NVIDIA's."""
+    return not re.search(r"tt\.dot [^\n]*tensor<[^>]*x(bf16|f16)>", ttir)
+
+
+class _Launcher:
+    """Triton calls this instead of a launch."""
+
+    def __init__(self, source: Any, metadata: Any) -> None:
+        self.source, self.metadata = source, metadata
+
+    def __call__(self, x: int, y: int, z: int, stream: int, *rest: Any) -> None:
+        cache = get_cache_manager(self.metadata.hash)
+
+        def text(kind: str) -> str:
+            return Path(cache.get_file(f"{self.source.name[:150]}.{kind}")).read_text(encoding="utf-8")
+
+        assembly, ttir = text("amdgcn"), text("ttir")
+        values = {name: int(re.search(pattern, assembly).group(1)) for name, pattern in _FIELDS.items()}
+        lds = max(values.pop("lds"), self.metadata.shared)
+        wrong = []
+        if lds > LDS:
+            wrong.append(f"{lds} bytes of LDS, limit {LDS}")
+        if values["spilled"] or values["scratch"]:
+            wrong.append(f"{values['spilled']} registers spilled, {values['scratch']} bytes of scratch memory")
+        if "elementwise_inline_asm" in ttir:
+            wrong.append("an inline instruction")
+        if _MATRIX.search(ttir) and "v_mfma" not in assembly and not _only_fp32(ttir):
+            wrong.append("16-bit products without MFMA")
+        drivers.active.found.append(Kernel(self.metadata.name, **values, lds=lds, wrong=tuple(wrong)))
+
+
+class _Utils:
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": UNLIMITED, "max_num_regs": 65536, "multiprocessor_count": 104, "warpSize": 64}
+
+    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[bool, bytes, int, int, int]:
+        return True, binary, 0, 0, 1024  # module, function, registers, spills, largest number of threads
+
+    def unload_module(self, module: bool) -> None:
+        pass
+
+
+class RocmDriver(TargetDriver):
+    """Its device number is its place in ARCHS, because Triton keeps compiled kernels per device."""
+
+    def __init__(self, arch: str) -> None:
+        super().__init__(GPUTarget("hip", arch, 64), "meta")
+        self.utils, self.launcher_cls, self.arch = _Utils(), _Launcher, arch
+        self.found: list[Kernel] = []
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        return ty_to_cpp(ty)
+
+    def get_current_device(self) -> int:
+        return ARCHS.index(self.arch)
+
+
+@click.command(help=__doc__.split("\n")[0])
+@click.option("--only", default="", help="Only cases with this text in their name.")
+def main(only: str) -> None:
+    cases = [case for case in triton_cases.COMPILED if only in str(case)]
+    failures = [] if cases else [f"no case has {only!r} in its name"]
+    for arch in ARCHS:
+        driver = RocmDriver(arch)
+        drivers.set_active(driver)
+        for case in cases:
+            before = len(driver.found)
+            try:
+                triton_cases.run(case)
+            except Exception as error:
+                failures.append(f"{arch} {case}: {type(error).__name__}: {' '.join(str(error).split()):.300}")
+            failures += [f"{arch} {case}: {k.name}: {wrong}" for k in driver.found[before:] for wrong in k.wrong]
+        print(f"{arch}: {len(cases)} cases, {len(driver.found)} launches")
+        print(f"  {'kernel':<32} {'VGPRs':>6} {'spilled':>8} {'scratch':>8} {'LDS':>6}")
+        for name in sorted({k.name for k in driver.found}):
+            same = [k for k in driver.found if k.name == name]
+            most = (max(getattr(k, field) for k in same) for field in ("vgprs", "spilled", "scratch", "lds"))
+            print("  {:<32} {:>6} {:>8} {:>8} {:>6}".format(name, *most))
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()

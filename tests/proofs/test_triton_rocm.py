@@ -1,0 +1,24 @@
+"""Triton's kernels for AMD's GPUs: one case of each kind compiles; `proofs/triton_rocm.py` has all."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton.backends.amd", reason="this Triton has no backend for AMD")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    "case", ["reduce C96 7x7 N8 bf16", "dwconv C192 28x28 N8 fp16", "mlp C96 56x56 N8 fp16 forward"]
+)
+def test_compiles(case, tmp_path):
+    """fp16 is what has an inline instruction for NVIDIA."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "proofs/triton_rocm.py", "--only", case]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for arch in ("gfx942", "gfx90a"):
+        assert f"{arch}: 1 cases" in done.stdout
