@@ -178,8 +178,9 @@ def _layout(x: Tensor) -> str:
 def choose(spec: OpSpec, backend: str = AUTO, x: Tensor | None = None, *details: Any) -> ModuleType:
     """Return the module that serves `spec`: ``backends.<name>.<op>``.
 
-    With x (N, C, H, W) or (N, C, D, H, W) and `details`, what else the time of the call depends on, "auto" takes a timed choice if there
-    is one. Raises BackendError, with the reason, when no backend can serve the call or the requested one cannot.
+    With x, an image or a volume, and `details`, what else the time of the call depends on, "auto" takes a timed choice
+    if there is one. Raises BackendError, with the reason, when no backend can serve the call or the requested one
+    cannot.
     """
     requested = requested_backend(backend)
     able = _able(spec, requested)

@@ -72,9 +72,9 @@ def depthwise_conv3d(
 ) -> Tensor:
     """Depthwise convolution of volumes (MedNeXt, arXiv 2303.09975): the depth, height and width of a scan.
 
-    x (N, C, D, H, W); weight (C, 1, KD, KH, KW), each side odd and up to 7; bias (C,) or None. Zeros around x, K // 2 on
-    each side: the result has x's size, or (N, C, ceil(D / 2), ceil(H / 2), ceil(W / 2)) with stride 2. The fast memory
-    format is ``torch.channels_last_3d``. The backend "cuda" does not serve it.
+    x (N, C, D, H, W); weight (C, 1, KD, KH, KW), each side odd and up to 7; bias (C,) or None. Zeros around x, K // 2
+    on each side: the result has x's size, or (N, C, ceil(D / 2), ceil(H / 2), ceil(W / 2)) with stride 2. The fast
+    memory format is ``torch.channels_last_3d``. The backend "cuda" does not serve it.
     """
     return call("dwconv3d", x, weight, bias, stride, backend)
 

@@ -79,8 +79,8 @@ class DepthwiseConv3d(Whole, nn.Conv3d):
     ``groups=channels``, computed by `functional.depthwise_conv3d`. `kernel_size` is one integer for all axes or (depth,
     height, width).
 
-    Raises TypeError or ValueError for a kernel size that is even, negative or above 7, for channels below 1, for another
-    stride and for an unknown backend.
+    Raises TypeError or ValueError for a kernel size that is even, negative or above 7, for channels below 1, for
+    another stride and for an unknown backend.
     """
 
     def __init__(

@@ -447,7 +447,7 @@ void dwconv(const DwconvArgs& a, Team& team) {
   // Every thread takes one piece, so that what its blocks share is in its own L2.
   // (When blocks were given out in turn, each line of x was in the L2 of all
   // threads.) Pieces are rows of images, channels or pixels, whatever divides best.
-  constexpr int64_t kBlockBytes = 256 << 10;
+  constexpr int64_t kBlockBytes = 256 << 10, kBandBytes = 512 << 10;
   const Geometry g(a);
   const int64_t width = g.along.out, rows = a.n * g.depth.out * g.across.out, pixels = rows * width;
   const int64_t registers = ceil_div(a.c, kLanes);
@@ -463,13 +463,27 @@ void dwconv(const DwconvArgs& a, Team& team) {
   }
   const int64_t channel = first * kLanes, last_channel = min64(last * kLanes, a.c);
   if (channel >= last_channel) return;
-  const int64_t block = max64(kBlockBytes / ((last_channel - channel) * width * 4), 1) * width;
+  const int64_t row_bytes = (last_channel - channel) * width * 4, plane = g.across.out * width;
+  const int64_t block = max64(kBlockBytes / row_bytes, 1) * width;
+  // Of volumes a band of rows of all planes, then the next band: the rows that the next plane needs too stay in L2.
+  const int64_t above = a.d.taps > 1 ? g.across.taps - 1 : 0;
+  const int64_t fit = kBandBytes / (row_bytes * a.d.taps) - above;
+  const int64_t band = (a.d.out > 1 ? max64(fit, 2 * above) : rows) * width;
   with_own_type(a.dtype, [&](auto type) {
     using T = decltype(type);
     const Result<T> out = {static_cast<T*>(a.y), static_cast<const T*>(a.residual), a.c};
-    for (int64_t p = begin, next; p < end; p = next) {
-      next = min64(p + block, end);
-      convolve_pixels<T>(a, g, channel, last_channel, p, next, out);
+    if (a.d.out == 1) {
+      for (int64_t p = begin, next; p < end; p = next) {
+        next = min64(p + block, end);
+        convolve_pixels<T>(a, g, channel, last_channel, p, next, out);
+      }
+      return;
+    }
+    for (int64_t top = 0; top < plane; top += band) {
+      for (int64_t z = begin / plane * plane; z < end; z += plane) {
+        const int64_t from = max64(z + top, begin), to = min64(z + min64(top + band, plane), end);
+        if (from < to) convolve_pixels<T>(a, g, channel, last_channel, from, to, out);
+      }
     }
   });
 }

@@ -1,6 +1,7 @@
 """Depthwise convolution with zero padding that keeps the size at stride 1: y[n,c] = x[n,c] (*) weight[c] + bias[c].
 
-x (N, C, H, W) in any memory format, weight (C, 1, KH, KW), bias (C,) or None; or (N, C, D, H, W) and (C, 1, KD, KH, KW).
+x (N, C, H, W) in any memory format, weight (C, 1, KH, KW), bias (C,) or None; of volumes x (N, C, D, H, W) and weight
+(C, 1, KD, KH, KW).
 """
 
 import torch
