@@ -86,8 +86,7 @@ CNK_INLINE Reach reach_of(const Lattice& l, int64_t o, int64_t residue, int64_t 
 
 // What all tiles have in common.
 struct Geometry {
-  Axis depth;
-  Lattice along, across;
+  Lattice depth, along, across;  // the depth without dilation
   int64_t x_along, x_across;  // elements between pixels of x
   int64_t x_plane;            // elements of a plane of x
   int64_t y_along, y_across;  // pixels of the result, in the order of its memory
@@ -97,7 +96,7 @@ struct Geometry {
 
   // columns: whether pixels are in the order of columns, not of rows.
   Geometry(const DwconvArgs& a, bool columns)
-      : depth(a.d),
+      : depth(a.d, true),
         along(columns ? a.h : a.w, false),
         across(columns ? a.w : a.h, true),
         x_along(columns ? a.w.in * a.c : a.c),
@@ -129,11 +128,11 @@ class Windows {
       for (int64_t k = 0; k < g_.along.tap_step; ++k) along_[k] = reach_of(g_.along, along, k, pixels);
     }
     count = 0;
-    const Axis& depth = g_.depth;
+    const Lattice& depth = g_.depth;
     for (int64_t k = 0; k < depth.taps; ++k) {
-      const int64_t scaled = plane * depth.down + (k - depth.taps / 2) * depth.dilation;
-      if (scaled < 0 || scaled % depth.up || scaled / depth.up >= depth.in) continue;
-      add_plane(across, k * g_.plane_taps * kChannelAlign, scaled / depth.up * g_.x_plane);
+      const int64_t scaled = plane * depth.down + k - depth.reach, at = scaled >> depth.half;
+      if (scaled < 0 || (depth.half & scaled) || at >= depth.in) continue;
+      add_plane(across, k * g_.plane_taps * kChannelAlign, at * g_.x_plane);
     }
   }
 

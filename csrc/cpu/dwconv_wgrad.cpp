@@ -199,9 +199,9 @@ struct WeightGradient {
   const Plan& p;
   float* scratch;
 
-  // Of plane `z` of x.
-  float* x(int group, int64_t z) const {
-    return scratch + (group * p.held + z % p.held) * p.x_rows * p.x_row * kLanes;
+  // slot: of a plane of x, its number modulo `held`.
+  float* x(int group, int64_t slot) const {
+    return scratch + (group * p.held + slot) * p.x_rows * p.x_row * kLanes;
   }
   float* dy(int group) const { return x(kTogether, 0) + group * p.band * p.dy_row * kLanes; }
   float* sums(int group) const {
@@ -219,9 +219,9 @@ struct WeightGradient {
 
   // A row of x as words, with zeros for `reach` columns on both sides.
   template <bool FULL>
-  void gather_x(const T* row, int64_t channel, int64_t z, int64_t to) const {
+  void gather_x(const T* row, int64_t channel, int64_t slot, int64_t to) const {
     float* words[kTogether];
-    unroll<kTogether>([&](auto g) { words[g.value] = x(g.value, z) + to * p.x_row * kLanes; });
+    unroll<kTogether>([&](auto g) { words[g.value] = x(g.value, slot) + to * p.x_row * kLanes; });
     const int64_t end = min64(p.reach + p.along.in, p.columns);  // of the columns in the image
     Vec v[kTogether] = {};
     if constexpr (Word::kColumns == 1) {
@@ -321,17 +321,19 @@ struct WeightGradient {
     const int64_t from = max64(at, 0), to = min64(at + p.held, p.depth.in);
     if (from >= to && plane > 0) return;
     for (int64_t i = max64(from, *copied); i < to; ++i) {
+      const int64_t slot = i % p.held;
       for (int64_t h = first; h < last; ++h) {
-        gather_x<FULL>(x + i * x_plane + h * p.x_across, channel, i, h - first);
+        gather_x<FULL>(x + i * x_plane + h * p.x_across, channel, slot, h - first);
       }
     }
     *copied = max64(*copied, to);
     for (int64_t h = begin; h < end; ++h) gather_dy<FULL>(dy + h * p.dy_across, channel, h - begin, plane > 0);
-    for (int64_t i = from; i < to; ++i) add_plane(begin, end, channel, first, i, plane + i - at);
+    for (int64_t i = from; i < to; ++i) add_plane(begin, end, channel, first, i % p.held, plane + i - at);
   }
 
-  // Of plane z of x, with kernel plane `plane`.
-  void add_plane(int64_t begin, int64_t end, int64_t channel, int64_t first, int64_t z, int64_t plane) const {
+  // Of the plane of x in a slot, with kernel plane `plane`.
+  void add_plane(int64_t begin, int64_t end, int64_t channel, int64_t first, int64_t slot,
+                 int64_t plane) const {
     const int k = p.along.taps, parts = (k + kMaxTaps - 1) / kMaxTaps, rows = p.across.taps;
     for (int group = 0; group < kTogether && channel + group * kLanes < a.c; ++group) {
       for (int64_t top = begin; top < end; top += p.block) {
@@ -340,7 +342,7 @@ struct WeightGradient {
           const int tap = k * part / parts, taps = k * (part + 1) / parts - tap;
           const int groups = (rows + kernel_rows(taps) - 1) / kernel_rows(taps);
           for (int r = 0; r < groups; ++r) {
-            add_rows(group, top, bottom, begin, first, rows * r / groups, rows * (r + 1) / groups, tap, taps, z,
+            add_rows(group, top, bottom, begin, first, rows * r / groups, rows * (r + 1) / groups, tap, taps, slot,
                      plane);
           }
         }
@@ -351,7 +353,7 @@ struct WeightGradient {
   // Kernel rows [i, end_i), taps [tap, tap + taps): consecutive
   // rows of dy for which the same kernel rows are in the image.
   void add_rows(int group, int64_t top, int64_t bottom, int64_t begin, int64_t first, int i, int end_i,
-                int tap, int taps, int64_t z, int64_t plane) const {
+                int tap, int taps, int64_t slot, int64_t plane) const {
     const int64_t d = p.along.dilation;
     int64_t h = top;
     while (h < bottom) {
@@ -367,7 +369,7 @@ struct WeightGradient {
         const int64_t x_row = h * p.across.down + from * p.across.dilation - p.reach_rows - first;
         const int64_t start = tap * d * kLanes;
         Walk walk = {.dy = dy(group) + (h - begin) * p.dy_row * kLanes,
-                     .x = x(group, z) + x_row * p.x_row * kLanes + start,
+                     .x = x(group, slot) + x_row * p.x_row * kLanes + start,
                      .dy_row = p.dy_row * kLanes,
                      .x_row = p.across.down * p.x_row * kLanes,
                      .kernel_row = p.across.dilation * p.x_row * kLanes,

@@ -4,6 +4,7 @@ Of images (N, C, H, W) and, by the same kernels, of volumes (N, C, D, H, W).
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,9 +25,10 @@ def bias_or_zeros(bias: Tensor | None, length: int) -> Tensor:
     return torch.zeros(length) if bias is None else flat_float(bias)
 
 
-def _sizes(t: Tensor) -> tuple[int, ...]:
+def _sizes(t: Tensor) -> Sequence[int]:
     """Depth, height and width of an image, a volume or a weight; an image's depth is 1."""
-    return t.shape[2:] if t.dim() == 5 else (1, *t.shape[2:])
+    _, _, *sizes = t.shape
+    return sizes if len(sizes) == 3 else (1, *sizes)
 
 
 def forward(call: DwconvCall | Dwconv3dCall) -> Tensor:
