@@ -121,26 +121,36 @@ class Windows {
  public:
   explicit Windows(const Geometry& g) : g_(g) {}
 
-  // plane: of the result.
-  CNK_INLINE void move(int64_t plane, int64_t across, int64_t along, int64_t pixels) {
+  // To a plane of the result.
+  void enter(int64_t plane) {
+    const Lattice& depth = g_.depth;
+    planes_ = 0;
+    for (int64_t k = 0; k < depth.taps; ++k) {
+      const int64_t scaled = plane * depth.down + k - depth.reach, at = scaled >> depth.half;
+      if (scaled < 0 || (depth.half & scaled) || at >= depth.in) continue;
+      plane_[planes_++] = {k * g_.plane_taps * kChannelAlign, at * g_.x_plane};
+    }
+  }
+
+  CNK_INLINE void move(int64_t across, int64_t along, int64_t pixels) {
     if (along != at_ || pixels != pixels_) {
       at_ = along, pixels_ = pixels;
       for (int64_t k = 0; k < g_.along.tap_step; ++k) along_[k] = reach_of(g_.along, along, k, pixels);
     }
     count = 0;
-    const Lattice& depth = g_.depth;
-    for (int64_t k = 0; k < depth.taps; ++k) {
-      const int64_t scaled = plane * depth.down + k - depth.reach, at = scaled >> depth.half;
-      if (scaled < 0 || (depth.half & scaled) || at >= depth.in) continue;
-      add_plane(across, k * g_.plane_taps * kChannelAlign, at * g_.x_plane);
-    }
+    for (int k = 0; k < planes_; ++k) add_plane(across, plane_[k]);
   }
 
   Window list[4 * kMaxDepthTaps];
   int count = 0;
 
  private:
-  CNK_INLINE void add_plane(int64_t across, int64_t weight, int64_t x) {
+  // A plane of taps that meets a plane of x: in elements, where both begin.
+  struct Plane {
+    int64_t weight, x;
+  };
+
+  CNK_INLINE void add_plane(int64_t across, const Plane& plane) {
     for (int64_t i = 0; i < g_.across.tap_step; ++i) {
       const Reach rows = reach_of(g_.across, across, i, 1);
       const int64_t kernel_row = i + rows.first * g_.across.tap_step;
@@ -148,8 +158,8 @@ class Windows {
         const Reach& taps = along_[k];
         if (rows.first == rows.last || taps.first == taps.last) continue;
         const int64_t tap = taps.first + (k ? (g_.along.taps + 1) / 2 : 0);  // as pack_taps orders them
-        list[count++] = {.weight = weight + (kernel_row * g_.along.taps + tap) * kChannelAlign,
-                         .x = x + rows.at * g_.x_across + taps.at * g_.x_along,
+        list[count++] = {.weight = plane.weight + (kernel_row * g_.along.taps + tap) * kChannelAlign,
+                         .x = plane.x + rows.at * g_.x_across + taps.at * g_.x_along,
                          .rows = rows.last - rows.first,
                          .taps = taps.last - taps.first,
                          .in_image = taps.in_image};
@@ -160,6 +170,8 @@ class Windows {
   const Geometry& g_;
   int64_t at_ = -1, pixels_ = -1;
   Reach along_[2];
+  int planes_ = 0;
+  Plane plane_[kMaxDepthTaps];
 };
 
 template <class T>
@@ -386,7 +398,9 @@ void convolve_pixels(const DwconvArgs& a, const Geometry& g, int64_t channel, in
     const int64_t group_end = min64(group_begin + group, last);
     for (int64_t p = begin, next; p < end; p = next) {
       const int64_t planes = p / plane, origin = planes * plane;  // before this one; its first pixel
-      const int64_t image = planes / g.depth.out, depth = planes % g.depth.out;
+      const int64_t image = planes / g.depth.out;
+      const T* const of_image = x + image * g.depth.in * g.x_plane;
+      windows.enter(planes - image * g.depth.out);
       next = min64(origin + plane, end);
       const int64_t top = (p - origin) / width, bottom = (next - 1 - origin) / width;
       for (int64_t left = 0, right; left < width; left = right) {
@@ -397,10 +411,10 @@ void convolve_pixels(const DwconvArgs& a, const Geometry& g, int64_t channel, in
             const int64_t along = max64(left, p - row) + residue;
             const int64_t columns = steps(min64(right, next - row) - along, g.along.out_step);
             if (columns <= 0) continue;
-            windows.move(depth, across, along, columns);
+            windows.move(across, along, columns);
             const int64_t pixel = origin + across * g.y_across + along * g.y_along;
             for (int64_t c = group_begin; c < group_end; c += kLanes) {
-              t.image = x + image * g.depth.in * g.x_plane + c;
+              t.image = of_image + c;
               t.weight = a.weight + c / kChannelAlign * kChannelAlign * g.taps + c % kChannelAlign;
               t.bias = load(a.bias + c);
               t.valid = a.c - c;

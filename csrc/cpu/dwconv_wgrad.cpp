@@ -67,7 +67,9 @@ struct Plan {
   int64_t plane_taps;  // KH * KW
   int64_t taps;        // KD * KH * KW
   int64_t sums;        // floats of a slab: (taps + 1, padded C)
-  int64_t scratch;     // bytes of a thread
+  // Floats of one group of channels in the scratch: a plane of x, a band of dy, the sums. Where these begin.
+  int64_t x_size, dy_size, sums_size, dy_begin, sums_begin;
+  int64_t scratch;  // bytes of a thread
 
   explicit Plan(const DwconvWeightGradientArgs& a) {
     constexpr int64_t word = kLanes * 4;
@@ -110,7 +112,12 @@ struct Plan {
     plane_taps = int64_t{along.taps} * across.taps;
     taps = plane_taps * depth.taps;
     sums = (taps + 1) * pad_channels(a.c);
-    scratch = together * (held * x_rows * x_row + band * dy_row + taps + 1) * word;
+    x_size = x_rows * x_row * kLanes;
+    dy_size = band * dy_row * kLanes;
+    sums_size = (taps + 1) * kLanes;
+    dy_begin = together * held * x_size;
+    sums_begin = dy_begin + together * dy_size;
+    scratch = (sums_begin + together * sums_size) * 4;
   }
 };
 
@@ -200,13 +207,9 @@ struct WeightGradient {
   float* scratch;
 
   // slot: of a plane of x, its number modulo `held`.
-  float* x(int group, int64_t slot) const {
-    return scratch + (group * p.held + slot) * p.x_rows * p.x_row * kLanes;
-  }
-  float* dy(int group) const { return x(kTogether, 0) + group * p.band * p.dy_row * kLanes; }
-  float* sums(int group) const {
-    return dy(kTogether) + group * (p.taps + 1) * kLanes;
-  }  // (taps + 1, kLanes)
+  float* x(int group, int64_t slot) const { return scratch + (group * p.held + slot) * p.x_size; }
+  float* dy(int group) const { return scratch + p.dy_begin + group * p.dy_size; }
+  float* sums(int group) const { return scratch + p.sums_begin + group * p.sums_size; }  // (taps + 1, kLanes)
 
   // Registers of a pixel, of channels `channel`...
   template <bool FULL>

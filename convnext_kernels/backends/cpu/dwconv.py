@@ -3,9 +3,6 @@
 Of images (N, C, H, W) and, by the same kernels, of volumes (N, C, D, H, W).
 """
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -25,10 +22,10 @@ def bias_or_zeros(bias: Tensor | None, length: int) -> Tensor:
     return torch.zeros(length) if bias is None else flat_float(bias)
 
 
-def _sizes(t: Tensor) -> Sequence[int]:
+def _sizes(t: Tensor) -> tuple[int, ...]:
     """Depth, height and width of an image, a volume or a weight; an image's depth is 1."""
-    _, _, *sizes = t.shape
-    return sizes if len(sizes) == 3 else (1, *sizes)
+    shape = t.shape
+    return (1, shape[2], shape[3]) if len(shape) == 4 else shape[2:]
 
 
 def forward(call: DwconvCall | Dwconv3dCall) -> Tensor:
@@ -41,11 +38,15 @@ def _convolve(
     x: Tensor, call: DwconvCall | Dwconv3dCall, flipped: bool, out: Tensor, residual: Tensor | None = None
 ) -> Tensor:
     """Convolve x into `out`; `flipped`: x is the gradient of the call's result, `out` that of its input."""
-    weight, bias, dilation, stride = call.weight, call.bias, call.dilation, call.stride
+    if len(call) == 7:
+        _, weight, bias, dilation, stride, _, _ = call
+    else:
+        _, weight, bias, stride, _, _ = call
+        dilation = (1, 1)
     if flipped:
         bias = None
     n, channels = x.shape[:2]
-    sides, isa = _sizes(weight), native.isa()
+    isa = native.isa()
 
     def pack() -> object:
         w, b = taps_first(weight), bias_or_zeros(bias, channels)
@@ -53,7 +54,7 @@ def _convolve(
             w = w.flip(0)
         strides = (1, stride) if flipped else (stride, 1)
         return native.extension().Depthwise(
-            native.isa_code(isa), channels, *sides, *dilation, *strides, address(w), address(b)
+            native.isa_code(isa), channels, *_sizes(weight), *dilation, *strides, address(w), address(b)
         )
 
     kernel = packed(weight, (weight, bias), (isa, "dwconv", dilation, stride, flipped), pack)
@@ -68,7 +69,7 @@ def _convolve(
         n,
         *_sizes(x),
         *_sizes(out),
-        native.threads((x if flipped else out).numel() * math.prod(sides)),
+        native.threads((x if flipped else out).numel() * (weight.numel() // channels)),
     )
     return finish(written, out)
 
@@ -84,7 +85,7 @@ def backward(
     if not (needs[1] or needs[2]):
         return gradients
     (n, channels), (d, h, w), sides = x.shape[:2], _sizes(x), _sizes(weight)
-    padded, count = native.pad_channels(channels), math.prod(sides)
+    padded, count = native.pad_channels(channels), weight.numel() // channels
     taps, total = torch.empty(count, padded), torch.empty(padded)
     x_nhwc, dy_nhwc = dense_nhwc(x), dense_nhwc(dy)
     native.extension().dwconv_weight_gradient(

@@ -7,14 +7,12 @@ from torch import Tensor
 
 from convnext_kernels.backends.cpu import native
 
-
-def _format(x: Tensor) -> torch.memory_format:
-    return torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def dense_nhwc(x: Tensor) -> Tensor:
     """Return x if its memory is dense NHWC, else a copy that is."""
-    memory_format = _format(x)
+    memory_format = _FORMATS[x.dim()]
     if x.is_contiguous(memory_format=memory_format):
         return x
     if not x.is_contiguous():
@@ -38,7 +36,7 @@ def output_for(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def written_for(out: Tensor) -> Tensor:
     """What the kernel writes for the empty tensor `out`, which the op returns: `out` itself if it is NHWC."""
-    memory_format = _format(out)
+    memory_format = _FORMATS[out.dim()]
     if out.is_contiguous(memory_format=memory_format):
         return out
     return torch.empty_like(out, memory_format=memory_format)
