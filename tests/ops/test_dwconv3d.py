@@ -60,6 +60,16 @@ VOLUMES = (
     Volume("stride 2, odd sizes: the last plane is a centre", stride=2, h=7, w=5),
     Volume("stride 2, even sizes, K 5", stride=2, c=16, d=4, h=6, w=8, k=(5, 5, 5), costly=True),
     Volume("more planes than the weight gradient takes at once", n=1, c=8, d=14, h=2, w=3, costly=True),
+    Volume(
+        "too wide for the CPU to hold all planes of its weight gradient",
+        n=1,
+        c=3,
+        d=2,
+        h=5,
+        w=300,
+        k=(7, 3, 5),
+        costly=True,
+    ),
     Volume("more rows than a band of the CPU's forward pass", n=1, c=64, d=2, h=40, w=17, costly=True),
 )
 FORMATS = (torch.contiguous_format, torch.channels_last_3d)
