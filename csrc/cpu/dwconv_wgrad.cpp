@@ -277,9 +277,11 @@ struct WeightGradient {
   void gather_dy(const T* row, int64_t channel, int64_t to, bool again) const {
     float* words[kTogether];
     Vec v[kTogether], next[kTogether], total[kTogether];
+    // A volume has too many pixels for one chain of additions (2x5x300: 8 times eager's error): one for each row.
+    const bool volume = p.depth.out > 1;
     unroll<kTogether>([&](auto g) {
       words[g.value] = dy(g.value) + to * p.dy_row * kLanes;
-      total[g.value] = load(sums(g.value) + p.taps * kLanes);
+      total[g.value] = volume ? Vec{} : load(sums(g.value) + p.taps * kLanes);
     });
     for (int64_t w = 0; w < p.along.out; w += Word::kColumns) {
       read<FULL>(row + w * p.dy_along, channel, v);
@@ -295,7 +297,10 @@ struct WeightGradient {
       unroll<kTogether>([&](auto g) { store(words[g.value] + w / Word::kColumns * kLanes, v[g.value]); });
     }
     if (again) return;
-    unroll<kTogether>([&](auto g) { store(sums(g.value) + p.taps * kLanes, total[g.value]); });
+    unroll<kTogether>([&](auto g) {
+      float* sum = sums(g.value) + p.taps * kLanes;
+      store(sum, volume ? load(sum) + total[g.value] : total[g.value]);
+    });
   }
 
   // Rows [begin, end) of dy of a chunk of image n.
