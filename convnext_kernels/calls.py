@@ -153,12 +153,32 @@ class DwconvCall(NamedTuple):
         return convolved(self.x, self.stride)
 
 
+class Dwconv3dCall(NamedTuple):
+    """Depthwise convolution of x (N, C, D, H, W) with weight (C, 1, KD, KH, KW)."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    stride: int
+    compute_dtype: dtype
+    inputs: Inputs | None = None
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        """As a `DwconvCall` has it."""
+        return (1, 1)
+
+    def result(self) -> Tensor:
+        """As of a `DwconvCall`; D becomes ceil(D / stride)."""
+        return convolved(self.x, self.stride)
+
+
 def convolved(x: Tensor, stride: int) -> Tensor:
     """An empty tensor for the depthwise convolution of x."""
     if stride == 1:
         return torch.empty_like(x)
-    n, c, h, w = x.shape
-    shape = (n, c, (h - 1) // stride + 1, (w - 1) // stride + 1)
+    n, c, *sizes = x.shape
+    shape = (n, c, *((size - 1) // stride + 1 for size in sizes))
     memory_format = torch_versions.suggest_memory_format(x)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
 

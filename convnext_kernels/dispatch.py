@@ -193,7 +193,7 @@ def keeps(spec: OpSpec, memory: str, backend: str = AUTO) -> str:
 
 
 def _layout(x: Tensor) -> str:
-    if x.is_contiguous(memory_format=torch.channels_last):
+    if x.is_contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d):
         return "channels_last"
     return "contiguous" if x.is_contiguous() else "strided"
 
@@ -201,13 +201,14 @@ def _layout(x: Tensor) -> str:
 def choose(spec: OpSpec, backend: str = AUTO, x: Tensor | None = None, *details: Any) -> ModuleType:
     """Return the module that serves `spec`: ``backends.<name>.<op>``.
 
-    With x (N, C, H, W) and `details`, what else the time of the call depends on, "auto" takes a timed choice if there
-    is one. Raises BackendError, with the reason, when no backend can serve the call or the requested one cannot.
+    With x, an image or a volume, and `details`, what else the time of the call depends on, "auto" takes a timed choice
+    if there is one. Raises BackendError, with the reason, when no backend can serve the call or the requested one
+    cannot.
     """
     requested = requested_backend(backend)
     able = _able(spec, requested)
     name = able[0]
-    if requested == AUTO and len(able) > 1 and x is not None and x.dim() == 4:
+    if requested == AUTO and len(able) > 1 and x is not None and x.dim() in (4, 5):
         details = tuple("".join("01"[d] for d in detail) if isinstance(detail, list) else detail for detail in details)
         problem = (*x.shape, _layout(x), *spec[2:4], *spec.kernel_size, *spec.dilation, *spec[7:10], *details)
         kernel = f"{spec.op} backward" if spec.backward else spec.op

@@ -1,5 +1,7 @@
 """The public functions. Tensors are (N, C, H, W) in any memory format; results keep x's format and dtype.
 
+(The functions of sequences and volumes name their shapes.)
+
 All of them are differentiable, work under ``torch.autocast`` and ``torch.compile``, and take
 ``backend="auto"`` or the name of one of `convnext_kernels.list_backends()`.
 
@@ -58,6 +60,23 @@ def depthwise_conv1d(
     checks.sequence("x", x)
     checks.sequence("weight", weight)
     return call("dwconv", x.unsqueeze(2), weight.unsqueeze(2), bias, 1, dilation, stride, backend).squeeze(2)
+
+
+def depthwise_conv3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    backend: str = "auto",
+) -> Tensor:
+    """Depthwise convolution of volumes (MedNeXt, arXiv 2303.09975): the depth, height and width of a scan.
+
+    x (N, C, D, H, W); weight (C, 1, KD, KH, KW), each side odd and up to 7; bias (C,) or None. Zeros around x, K // 2
+    on each side: the result has x's size, or (N, C, ceil(D / 2), ceil(H / 2), ceil(W / 2)) with stride 2. The fast
+    memory format is ``torch.channels_last_3d``. The backend "cuda" does not serve it.
+    """
+    return call("dwconv3d", x, weight, bias, stride, backend)
 
 
 def layer_norm2d(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6, backend: str = "auto") -> Tensor:

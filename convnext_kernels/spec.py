@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-OPS = ("dwconv", "layernorm", "grn", "mlp", "block", "downsample")
+OPS = ("dwconv", "dwconv3d", "layernorm", "grn", "mlp", "block", "downsample")
 
 
 class BackendError(RuntimeError):
@@ -28,7 +28,7 @@ class OpSpec(NamedTuple):
     dtype: torch.dtype  # of x and of the result
     compute_dtype: torch.dtype  # in which the matmuls and the convolution read their inputs; differs under autocast
     channels: int
-    kernel_size: tuple[int, int] = (0, 0)  # of the convolution: height, width; 0: none
+    kernel_size: tuple[int, ...] = (0, 0)  # of the convolution: height, width, before these the depth; 0: none
     dilation: tuple[int, int] = (1, 1)
     stride: int = 1
     hidden: int = 0  # width of the hidden activations, or of the result of downsample; 0: neither

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convnext_kernels.calls import BlockCall, DownsampleCall, DwconvCall, MlpCall, NormCall
+from convnext_kernels.calls import BlockCall, DownsampleCall, Dwconv3dCall, DwconvCall, MlpCall, NormCall
 from convnext_kernels.spec import MlpParameters
 
 TRITON = "convnext_kernels.backends.triton"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-OPS = ("reduce", "dwconv", "layernorm", "grn", "mlp", "block", "downsample")
+OPS = ("reduce", "dwconv", "dwconv3d", "layernorm", "grn", "mlp", "block", "downsample")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Case:
 
     op: str
     c: int
-    size: int  # height and width
+    size: int  # height and width, and depth of a volume
     n: int = 8
     dtype: str = "bf16"
     backward: bool = False
@@ -39,7 +39,7 @@ class Case:
 
     def __str__(self) -> str:
         parts = [self.op, f"C{self.c}", f"{self.size}x{self.size}", f"N{self.n}", self.dtype]
-        parts += [f"k{self.k}"] if self.op in ("dwconv", "block", "downsample") else []
+        parts += [f"k{self.k}"] if self.op in ("dwconv", "dwconv3d", "block", "downsample") else []
         parts += ["nchw"] if self.layout == "nchw" else []
         parts += ["v2"] if self.grn else []
         parts += ["balanced"] if self.keeps else []
@@ -72,6 +72,8 @@ def _compiled() -> Iterator[Case]:
     yield from _both(Case("dwconv", 192, 28, layout="nchw"))
     for k in (13, 31):  # kernels with more rows than fit in registers
         yield from _both(Case("dwconv", 384, 14, k=k, quick=k == 13))
+    for c, size, k in ((32, 64, 3), (64, 32, 5), (128, 16, 7)):  # MedNeXt's stages
+        yield from _both(Case("dwconv3d", c, size, 2, k=k, quick=k == 3))
     for c, size in ((96, 56), (768, 7)):
         yield from _both(Case("layernorm", c, size, quick=True))
     yield from _both(Case("layernorm", 768, 7, dtype="fp32"))
@@ -107,14 +109,20 @@ def run(case: Case) -> None:
     def tensor(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
+    def volume(c: int, size: int) -> Tensor:
+        memory_format = torch.channels_last_3d if case.layout == "nhwc" else torch.contiguous_format
+        return tensor(case.n, c, size, size, size).to(memory_format=memory_format)
+
     def image(c: int, size: int) -> Tensor:
         memory_format = torch.channels_last if case.layout == "nhwc" else torch.contiguous_format
         return tensor(case.n, c, size, size).to(memory_format=memory_format)
 
-    x, vector = image(case.c, case.size), tensor(case.c)
+    x, vector = (volume if case.op == "dwconv3d" else image)(case.c, case.size), tensor(case.c)
     kept = {"hidden": image(4 * case.c, case.size)} if case.keeps else {}
     if case.op == "dwconv":
         call, inputs = DwconvCall(x, tensor(case.c, 1, case.k, case.k), vector, (1, 1), 1, dtype), 3
+    elif case.op == "dwconv3d":
+        call, inputs = Dwconv3dCall(x, tensor(case.c, 1, case.k, case.k, case.k), vector, 1, dtype), 3
     elif case.op in ("layernorm", "grn"):
         call, inputs = NormCall(x, vector, vector, 1e-6), 3
     elif case.op == "mlp":
@@ -134,7 +142,7 @@ def run(case: Case) -> None:
     if not case.backward:
         module.forward(call, **kept)
         return
-    dout = image(2 * case.c, case.size // case.k) if case.op == "downsample" else image(case.c, case.size)
+    dout = image(2 * case.c, case.size // case.k) if case.op == "downsample" else torch.empty_like(x)
     needs = [True] * inputs
     if case.op in ("mlp", "block"):  # gamma, or GRN's two
         needs[-3:] = [not case.grn, case.grn, case.grn]

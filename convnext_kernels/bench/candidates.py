@@ -195,6 +195,11 @@ def _inference_engine_missing(
     return missing
 
 
+def _channels_to_the_end(x: Tensor) -> Tensor:
+    """(N, C, H, W) as (N, H, W, C), (N, C, D, H, W) as (N, D, H, W, C); anything else as it is."""
+    return x.movedim(1, -1) if x.ndim in (4, 5) else x
+
+
 class _Nhwc(nn.Module):
     """The module with (N, H, W, C) input and, for images, output: the same layout for engines without strides."""
 
@@ -203,14 +208,13 @@ class _Nhwc(nn.Module):
         self.module = module
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        y = self.module(*(x.permute(0, 3, 1, 2) for x in inputs))
-        return y.permute(0, 2, 3, 1) if y.ndim == 4 else y
+        return _channels_to_the_end(self.module(*(x.movedim(-1, 1) for x in inputs)))
 
 
 def _nhwc(prepared: Prepared) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """An fp32 copy of the module with (N, H, W, C) interfaces, and inputs for it."""
     module = _Nhwc(copy.deepcopy(prepared.eager).to(memory_format=torch.contiguous_format).float()).eval()
-    return module, tuple(x.permute(0, 2, 3, 1).float() for x in prepared.inputs)
+    return module, tuple(_channels_to_the_end(x).float() for x in prepared.inputs)
 
 
 def _openvino(prepared: Prepared) -> Call:
@@ -237,7 +241,7 @@ def _openvino(prepared: Prepared) -> Call:
         }
         request = ov.Core().compile_model(border.build(), "CPU", settings).create_infer_request()
     bits = torch.uint16 if dtype == torch.bfloat16 else torch.float32
-    held = [x.permute(0, 2, 3, 1).contiguous() for x in prepared.inputs]
+    held = [_channels_to_the_end(x).contiguous() for x in prepared.inputs]
     for index, x in enumerate(held):
         shared = ov.Tensor(x.view(bits).numpy(), x.shape, element)
         request.set_input_tensor(index, shared)
@@ -256,7 +260,7 @@ def _nchw(call: Call) -> Call:
 
     def as_channels_last() -> Tensor:
         y = call()
-        return y.permute(0, 3, 1, 2) if y.ndim == 4 else y
+        return y.movedim(-1, 1) if y.ndim in (4, 5) else y
 
     return as_channels_last
 

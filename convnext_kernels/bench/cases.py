@@ -20,6 +20,8 @@ KERNELS = (3, 5, 7, 9, 11, 13, 21, 31)
 # Height, width and stride: InceptionNeXt's, SegNeXt's and SLaK's kernels, and the strided blocks of timm.
 SHAPES = ((1, 11, 1), (11, 1, 1), (21, 1, 1), (51, 5, 1), (7, 7, 2))
 SOUND = (512, 938)  # C, L: ten seconds of sound in Vocos (arXiv 2306.00814)
+# Of MedNeXt's stages, for depthwise convolutions of volumes: C, D = H = W, side of the kernel.
+VOLUMES = ((32, 64, 3), (64, 32, 5), (128, 16, 7))
 CONVNEXTS = {  # label: (library, name, depths, dims, GRN)
     "ConvNeXt-T": ("torchvision", "convnext_tiny", (3, 3, 9, 3), (96, 192, 384, 768), False),
     "ConvNeXt-S": ("torchvision", "convnext_small", (3, 3, 27, 3), (96, 192, 384, 768), False),
@@ -38,14 +40,14 @@ RIVALS = {  # alternatives to a ConvNeXt: (library, name, millions of parameters
 # Growth of the cost of a ConvNeXt-T: (batch, height and width), each with one thread and with two.
 SCALING = (*((n, 224) for n in (1, 2, 4, 8, 16, 32, 64)), *((1, size) for size in (64, 128, 320, 448, 640, 832, 1024)))
 # Number of tensors as large as x that eager PyTorch and the fp64 reference hold at once; hidden counts as four, twice.
-HELD = {"dwconv": 6, "layernorm": 6, "mlp": 16, "block": 16}
+HELD = {"dwconv": 6, "dwconv3d": 6, "layernorm": 6, "mlp": 16, "block": 16}
 
 
 @dataclass(frozen=True)
 class Case:
     """One op or model, with its shape, batch, dtype and direction."""
 
-    group: str  # layernorm, dwconv, mlp, block, model, rival or scaling
+    group: str  # layernorm, dwconv, dwconv3d, mlp, block, model, rival or scaling
     what: str
     batch: int
     dtype: str  # fp32, bf16, fp16 or tf32
@@ -120,6 +122,18 @@ def _ops(dtype: str, direction: str, n: int) -> list[Case]:
     return found
 
 
+def _volumes(dtype: str, direction: str) -> list[Case]:
+    """Depthwise convolutions of volumes. In no smaller mode: PyTorch's weight gradient takes up to two seconds."""
+    found = []
+    for c, size, k in VOLUMES:
+        counted = work.dwconv3d(1, c, size, k)
+        memory = 8 * HELD["dwconv3d"] * (2 if direction == "training" else 1) * counted.x
+        build = partial(_build, "dwconv3d", counted, 1, c, size, size, k, size)
+        what = f"K{k} C{c} {size}x{size}x{size}"
+        found.append(Case("dwconv3d", what, 1, dtype, direction, FULL, c, 0, False, memory, build))
+    return found
+
+
 def _convnext(label: str, n: int, size: int, dtype: str, direction: str, mode: str) -> Case:
     library, name, depths, dims, grn = CONVNEXTS[label]
     counted = work.convnext(n, size, depths, dims, grn)
@@ -173,10 +187,12 @@ def cases(device: str = "cpu") -> list[Case]:
         # Batch 1 is not used for training.
         for direction, n in (("forward", 1), ("forward", 8), ("training", 8)):
             found += _ops(dtype, direction, n)
+        for direction in ("forward", "training"):
+            found += _volumes(dtype, direction)
         found += _models(dtype)
     if device == "cpu":
         found += _scaling()
-    order = ("layernorm", "dwconv", "mlp", "block", "model", "rival", "scaling")
+    order = ("layernorm", "dwconv", "dwconv3d", "mlp", "block", "model", "rival", "scaling")
     return sorted(found, key=lambda case: order.index(case.group))
 
 

@@ -53,6 +53,8 @@ KINDS = (  # (op, label, arguments of the workload after the shape); those of th
     ("dwconv", " K51x5", ((51, 5),)),
     ("dwconv", " K7 stride 2", (7, 1, 2)),
     ("block", " V1 K11", (False, 11)),
+    ("dwconv3d", " K3 depth 4", (3, 4)),
+    ("dwconv3d", " K5 depth 3 stride 2", (5, 3, 2)),
 )
 NO_WORK = Work(0, 0, 0, 0, 0)  # nothing is timed here
 
@@ -108,7 +110,7 @@ def _all_results(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> d
 
 def _check(case: Case, device: str, contexts: list[Backend]) -> Iterator[Check]:
     workload, dtype = case.build(), DTYPES[case.dtype]
-    layout = torch.channels_last
+    layout = workload.channels_last
     eager, ours = (m.to(device, dtype).to(memory_format=layout) for m in (workload.eager, workload.ours))
     inputs = tuple(x.to(device, dtype).contiguous(memory_format=layout) for x in workload.inputs)
     truth = reference_results(Prepared(case, eager, ours, inputs, device))
@@ -144,7 +146,8 @@ def check(case: Case, device: str, contexts: list[Backend]) -> Iterator[Check]:
 
 def compile_kernels(case: Case, device: str) -> None:
     """Run a case on the Triton backend, so that its kernels are in Triton's cache."""
-    workload, dtype, layout = case.build(), DTYPES[case.dtype], torch.channels_last
+    workload, dtype = case.build(), DTYPES[case.dtype]
+    layout = workload.channels_last
     inputs = tuple(x.to(device, dtype).contiguous(memory_format=layout) for x in workload.inputs)
     with dispatch.use_backend("triton"), tf32(False):
         _all_results(workload.ours.to(device, dtype).to(memory_format=layout), inputs)

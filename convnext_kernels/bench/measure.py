@@ -65,18 +65,14 @@ def memory_missing(case: Case, device: str) -> str:
     return f"needs about {case.memory / 2**30:.1f} GiB of memory, but only {free / 2**30:.1f} GiB are free"
 
 
-def _nhwc(x: Tensor, device: str, dtype: torch.dtype) -> Tensor:
-    return x.to(device, dtype).contiguous(memory_format=torch.channels_last)
-
-
 def prepare(case: Case, device: str) -> tuple[Prepared, workloads.Workload]:
     """Build the modules and inputs of a case in its dtype, on `device`."""
     workload, dtype = case.build(), DTYPES[case.dtype]
+    layout = workload.channels_last
     cast = [
-        None if m is None else m.to(device, dtype).to(memory_format=torch.channels_last)
-        for m in (workload.eager, workload.ours)
+        None if m is None else m.to(device, dtype).to(memory_format=layout) for m in (workload.eager, workload.ours)
     ]
-    inputs = tuple(_nhwc(x, device, dtype) for x in workload.inputs)
+    inputs = tuple(x.to(device, dtype).contiguous(memory_format=layout) for x in workload.inputs)
     return Prepared(case, cast[0], cast[1], inputs, device), workload
 
 

@@ -59,6 +59,14 @@ def dwconv(n: int, c: int, size: int, kernel: int | tuple[int, int], stride: int
     return Work(flops, flops, elements, n * c * outputs * outputs, c * (height * width + 1), padding)
 
 
+def dwconv3d(n: int, c: int, size: int, kernel: int) -> Work:
+    """Depthwise convolution of a cube with a cubic kernel, bias, "same" padding."""
+    elements, reach = n * c * size**3, kernel // 2
+    inside = sum(min(i, reach) + 1 + min(size - 1 - i, reach) for i in range(size))
+    flops = 2 * elements * kernel**3
+    return Work(flops, flops, elements, elements, c * (kernel**3 + 1), flops - 2 * n * c * inside**3)
+
+
 def layernorm(n: int, c: int, size: int) -> Work:
     """LayerNorm over the channels: no matmul, only memory traffic."""
     elements = n * size * size * c

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from convnext_kernels import FusedConvNeXtBlock, FusedConvNeXtBlock1d, accelerate, functional
 from convnext_kernels.bench.work import Work
 from convnext_kernels.models import create_model
-from convnext_kernels.nn import DepthwiseConv2d, FusedSequential, GlobalResponseNorm, LayerNorm2d
+from convnext_kernels.nn import DepthwiseConv2d, DepthwiseConv3d, FusedSequential, GlobalResponseNorm, LayerNorm2d
 from convnext_kernels.nn.layers import PatchDownsample2d
 
 
@@ -22,8 +22,13 @@ class Workload:
 
     eager: nn.Module
     ours: nn.Module | None  # None: a model in which this package replaces nothing
-    inputs: tuple[Tensor, ...]  # (N, C, H, W) fp32
+    inputs: tuple[Tensor, ...]  # (N, C, H, W) or (N, C, D, H, W) fp32
     work: Work  # of the forward pass
+
+    @property
+    def channels_last(self) -> torch.memory_format:
+        """Of its inputs and weights."""
+        return torch.channels_last if self.inputs[0].dim() == 4 else torch.channels_last_3d
 
 
 class EagerDwconv(nn.Conv2d):
@@ -33,6 +38,13 @@ class EagerDwconv(nn.Conv2d):
         sides = (kernel, kernel) if isinstance(kernel, int) else kernel
         padding = tuple(dilation * (side // 2) for side in sides)
         super().__init__(channels, channels, sides, stride, padding, dilation, channels)
+
+
+class EagerDwconv3d(nn.Conv3d):
+    """PyTorch's depthwise convolution of volumes with a cubic kernel, "same" padding."""
+
+    def __init__(self, channels: int, kernel: int, stride: int = 1) -> None:
+        super().__init__(channels, channels, kernel, stride, kernel // 2, groups=channels)
 
 
 class EagerLayerNorm2d(nn.LayerNorm):
@@ -199,7 +211,7 @@ def initialise(model: nn.Module, seed: int = 0) -> None:
             kind = type(module).__name__.lower()
             is_grn = "grn" in kind or "globalresponse" in kind
             for name, parameter in module.named_parameters(recurse=False):
-                if isinstance(module, nn.Conv2d | nn.Linear) and name == "weight":
+                if isinstance(module, nn.Conv2d | nn.Conv3d | nn.Linear) and name == "weight":
                     fan_in = parameter[0].numel()
                     parameter.normal_(0, 1 / math.sqrt(fan_in), generator=generator)
                 elif is_grn:
@@ -228,6 +240,12 @@ def dwconv(
     """Depthwise convolution. `kernel`: one side, or height and width."""
     pair = EagerDwconv(c, kernel, dilation, stride), DepthwiseConv2d(c, kernel, dilation=dilation, stride=stride)
     return _pair(*pair, (_images(n, c, h, w),), work)
+
+
+def dwconv3d(work: Work, n: int, c: int, h: int, w: int, kernel: int, depth: int, stride: int = 1) -> Workload:
+    """Depthwise convolution of volumes, with a cubic kernel."""
+    pair = EagerDwconv3d(c, kernel, stride), DepthwiseConv3d(c, kernel, stride=stride)
+    return _pair(*pair, (_images(n, c, depth, h, w),), work)
 
 
 def layernorm(work: Work, n: int, c: int, h: int, w: int) -> Workload:

@@ -112,13 +112,13 @@ def patch_conv(conv: nn.Module) -> str | None:
     return None
 
 
-def serves(x: object, channels: int, tensors: tuple[Tensor | None, ...]) -> bool:
+def serves(x: object, channels: int, tensors: tuple[Tensor | None, ...], dimensions: int = 4) -> bool:
     """Whether the fused ops support this input with these parameters."""
     if type(x) not in PLAIN and not isinstance(x, TRACED):
         return False  # nested and distributed tensors
     if traced():
         return False  # the original forward reads no sizes
-    if x.dim() != 4 or x.shape[1] != channels or x.numel() == 0:
+    if x.dim() != dimensions or x.shape[1] != channels or x.numel() == 0:
         return False
     if forward_mode_active() or (transforms_active() and not reverse_mode_once()):
         return False

@@ -6,10 +6,11 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn.utils import parametrize
 
-from convnext_kernels.interop import depthwise, official, speech, timm, torchvision, transformers
+from convnext_kernels.interop import depthwise, official, speech, timm, torchvision, transformers, volumes
 from convnext_kernels.interop.adapter import Accelerated, Adapter, accelerated_class, adapter_of
 from convnext_kernels.nn import (
     DepthwiseConv2d,
+    DepthwiseConv3d,
     FusedConvNeXtBlock,
     LayerNorm2d,
     PatchDownsample2d,
@@ -17,7 +18,7 @@ from convnext_kernels.nn import (
 
 # Tried in this order; blocks over time, the official repositories and lone convolutions come last because they are
 # recognised only by their structure.
-ECOSYSTEMS = (torchvision, timm, transformers, speech, official, depthwise)
+ECOSYSTEMS = (torchvision, timm, transformers, speech, official, depthwise, volumes)
 
 # Modules of this package, which need no replacement.
 OWN = {
@@ -25,6 +26,7 @@ OWN = {
     PatchDownsample2d: "downsampling",
     LayerNorm2d: "layer norm",
     DepthwiseConv2d: "depthwise convolution",
+    DepthwiseConv3d: "depthwise convolution",
 }
 
 

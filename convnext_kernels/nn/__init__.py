@@ -4,6 +4,7 @@ from convnext_kernels.nn.block import FusedConvNeXtBlock
 from convnext_kernels.nn.block1d import DepthwiseConv1d, FusedConvNeXtBlock1d
 from convnext_kernels.nn.layers import (
     DepthwiseConv2d,
+    DepthwiseConv3d,
     DropPath,
     GlobalResponseNorm,
     LayerNorm2d,
@@ -14,6 +15,7 @@ from convnext_kernels.nn.sequential import FusedSequential
 __all__ = [
     "DepthwiseConv1d",
     "DepthwiseConv2d",
+    "DepthwiseConv3d",
     "DropPath",
     "FusedConvNeXtBlock",
     "FusedConvNeXtBlock1d",

@@ -72,6 +72,53 @@ class DepthwiseConv2d(Whole, nn.Conv2d):
         )
 
 
+class DepthwiseConv3d(Whole, nn.Conv3d):
+    """Depthwise convolution of volumes: odd kernel, stride 1 or 2, zero padding that keeps the size at stride 1.
+
+    A `torch.nn.Conv3d` (so weight (C, 1, KD, KH, KW), bias (C,), its state dict and its initialisation) with
+    ``groups=channels``, computed by `functional.depthwise_conv3d`. `kernel_size` is one integer for all axes or (depth,
+    height, width).
+
+    Raises TypeError or ValueError for a kernel size that is even, negative or above 7, for channels below 1, for
+    another stride and for an unknown backend.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int | tuple[int, int, int] = 3,
+        *,
+        stride: int = 1,
+        bias: bool = True,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        positive_int("channels", channels)
+        checks.backend(backend)
+        sides = [positive_int("kernel_size", side) for side in checks.triple("kernel_size", kernel_size)]
+        checks.kernel_size("kernel_size", *sides)
+        checks.stride(positive_int("stride", stride))
+        super().__init__(
+            channels,
+            channels,
+            kernel_size,
+            stride,
+            padding=tuple(side // 2 for side in sides),
+            groups=channels,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
+        self.backend = backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, D, H, W) -> (N, C, D, H, W), each size ceil(size / 2) with stride 2."""
+        if isinstance(x, Proxy):
+            return self.node(x)
+        return functional.depthwise_conv3d(x, self.weight, self.bias, stride=self.stride[0], backend=self.backend)
+
+
 class LayerNorm2d(Whole, nn.Module):
     """LayerNorm over the channels of (N, C, H, W), with fp32 statistics; parameters ``weight``, ``bias`` (C,)."""
 

@@ -14,6 +14,7 @@ from convnext_kernels.spec import BackendError
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_KERNEL_SIZE = 51
+MAX_KERNEL_SIZE_3D = 7
 MEMORY = ("auto", "min", "balanced")
 
 
@@ -25,14 +26,26 @@ def _dtype(t: Tensor) -> str:
     return str(t.dtype).removeprefix("torch.")
 
 
-def image(name: str, x: object) -> None:
-    """A floating (N, C, H, W) tensor with at least one channel and one pixel; N may be 0."""
+def _floating(name: str, x: object, axes: str) -> None:
+    dimensions = axes.count(",") + 1
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
-    if x.dim() != 4:
-        raise ValueError(f"{name}: expected 4 dimensions (N, C, H, W), got {x.dim()} with shape {_shape(x)}")
+    if x.dim() != dimensions:
+        raise ValueError(f"{name}: expected {dimensions} dimensions ({axes}), got {x.dim()} with shape {_shape(x)}")
     if x.dtype not in FLOATING:
         raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64, got {x.dtype}")
+
+
+def volume(name: str, x: object) -> None:
+    """A floating (N, C, D, H, W) tensor with at least one channel and one pixel; N may be 0."""
+    _floating(name, x, "N, C, D, H, W")
+    if x.shape[1] < 1 or x.shape[2] < 1 or x.shape[3] < 1 or x.shape[4] < 1:
+        raise ValueError(f"{name}: C, D, H and W must be at least 1, got shape {_shape(x)}")
+
+
+def image(name: str, x: object) -> None:
+    """A floating (N, C, H, W) tensor with at least one channel and one pixel; N may be 0."""
+    _floating(name, x, "N, C, H, W")
     if x.shape[1] < 1 or x.shape[2] < 1 or x.shape[3] < 1:
         raise ValueError(f"{name}: C, H and W must be at least 1, got shape {_shape(x)}")
 
@@ -64,20 +77,21 @@ def vector(name: str, t: Tensor | None, length: int, of: str) -> None:
         raise ValueError(f"{name}: expected {length} elements ({of}), got {t.numel()} with shape {_shape(t)}")
 
 
-def kernel_size(name: str, height: int, width: int) -> None:
-    """Both odd, from 1 to MAX_KERNEL_SIZE."""
-    for side in (height, width):
-        if side % 2 == 0 or not 1 <= side <= MAX_KERNEL_SIZE:
-            got = height if height == width else f"{height}x{width}"
-            raise ValueError(f"{name}: expected odd kernel sizes from 1 to {MAX_KERNEL_SIZE}, got {got}")
+def kernel_size(name: str, *sides: int) -> None:
+    """All odd, from 1 to MAX_KERNEL_SIZE; of (depth, height, width) to MAX_KERNEL_SIZE_3D."""
+    most = MAX_KERNEL_SIZE if len(sides) == 2 else MAX_KERNEL_SIZE_3D
+    for side in sides:
+        if side % 2 == 0 or not 1 <= side <= most:
+            got = side if all(side == other for other in sides) else "x".join(str(other) for other in sides)
+            raise ValueError(f"{name}: expected odd kernel sizes from 1 to {most}, got {got}")
 
 
-def depthwise_weight(name: str, weight: Tensor, channels: int) -> None:
-    """A (C, 1, KH, KW) tensor with odd KH and KW up to MAX_KERNEL_SIZE."""
-    if weight.dim() != 4 or weight.shape[0] != channels or weight.shape[1] != 1:
-        wanted = f"({channels}, 1, KH, KW)"
+def depthwise_weight(name: str, weight: Tensor, channels: int, axes: str = "KH, KW") -> None:
+    """A (C, 1, KH, KW) tensor with sides that `kernel_size` allows; or with other `axes`, (C, 1, KD, KH, KW)."""
+    if weight.dim() != 3 + axes.count(",") or weight.shape[0] != channels or weight.shape[1] != 1:
+        wanted = f"({channels}, 1, {axes})"
         raise ValueError(f"{name}: expected shape {wanted} for x with C={channels}, got {_shape(weight)}")
-    kernel_size(name, weight.shape[2], weight.shape[3])
+    kernel_size(name, *weight.shape[2:])
 
 
 def pair(name: str, value: object) -> tuple:
@@ -86,6 +100,15 @@ def pair(name: str, value: object) -> tuple:
         return value, value
     if len(value) != 2:
         raise ValueError(f"{name}: expected one integer or two, for height and width, got {value!r}")
+    return tuple(value)
+
+
+def triple(name: str, value: object) -> tuple:
+    """(of depth, of height, of width) from a triple or one value for all. ValueError for another length."""
+    if not isinstance(value, (tuple, list)):
+        return value, value, value
+    if len(value) != 3:
+        raise ValueError(f"{name}: expected one integer or three, for depth, height and width, got {value!r}")
     return tuple(value)
 
 

@@ -42,13 +42,14 @@ def normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: tuple[int, int], dtype: torch.dtype, stride: int = 1
+    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: tuple[int, ...], dtype: torch.dtype, stride: int = 1
 ) -> Tensor:
-    """The depthwise convolution of (N, C, H, W) in `dtype`."""
+    """The depthwise convolution of (N, C, H, W) or (N, C, D, H, W) in `dtype`."""
     channels, _, *sides = map(int, weight.shape)
     padding = [d * (side - 1) // 2 for d, side in zip(dilation, sides, strict=True)]
     weight, bias = cast(weight, dtype), cast(bias, dtype)
-    return F.conv2d(cast(x, dtype), weight, bias, stride, padding, dilation, channels)
+    convolve = F.conv2d if len(sides) == 2 else F.conv3d
+    return convolve(cast(x, dtype), weight, bias, stride, padding, dilation, channels)
 
 
 def response_normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from convnext_kernels.ops import block, downsample, dwconv, mlp  # noqa: F401  registers the ops
+from convnext_kernels.ops import block, downsample, dwconv, dwconv3d, mlp  # noqa: F401  registers the ops
 
 Shape = Sequence[int]
 _ops = torch.ops.convnext_kernels
@@ -32,6 +32,17 @@ def _dwconv(x: Shape, weight: Shape, _bias: Shape | None, *options: Any, **__: A
 @register_flop_formula(_ops.dwconv_backward)
 def _dwconv_backward(_dy: Shape, *forward: Any, **__: Any) -> int:
     return 2 * _dwconv(*forward)
+
+
+@register_flop_formula(_ops.dwconv3d)
+def _dwconv3d(x: Shape, weight: Shape, _bias: Shape | None, stride: int, *_: Any, **__: Any) -> int:
+    n, c, *sizes = x
+    return 2 * n * c * math.prod(-(-size // stride) for size in sizes) * math.prod(weight[2:])
+
+
+@register_flop_formula(_ops.dwconv3d_backward)
+def _dwconv3d_backward(_dy: Shape, *forward: Any, **__: Any) -> int:
+    return 2 * _dwconv3d(*forward)
 
 
 @register_flop_formula(_ops.mlp)

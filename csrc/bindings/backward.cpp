@@ -11,15 +11,18 @@ namespace cnk::bindings {
 
 namespace {
 
-// x (N, h, w, C), dw (KH * KW, padded C), db padded C.
-void dwconv_weight_gradient(int isa, int dtype, Address x, Address dy, int64_t n, int64_t h, int64_t w,
-                            int64_t c, int kernel_h, int kernel_w, int64_t dilation_h, int64_t dilation_w,
-                            int stride, Address dw, Address db, int threads) {
+// x (N, d, h, w, C), dw (KD * KH * KW, padded C), db padded C; in 2-D d and kernel_d are 1.
+void dwconv_weight_gradient(int isa, int dtype, Address x, Address dy, int64_t n, int64_t d, int64_t h,
+                            int64_t w, int64_t c, int kernel_d, int kernel_h, int kernel_w,
+                            int64_t dilation_h, int64_t dilation_w, int stride, Address dw, Address db,
+                            int threads) {
   require(x && dy && dw && db && n >= 1 && h >= 1 && w >= 1 && c >= 1 && threads >= 1,
           "dwconv_weight_gradient: null address or empty image");
   require(stride >= 1, "stride out of range");
+  const Axis planes = {d, (d - 1) / stride + 1, kernel_d, 1, stride};
   const Axis rows = {h, (h - 1) / stride + 1, kernel_h, dilation_h, stride};
   const Axis columns = {w, (w - 1) / stride + 1, kernel_w, dilation_w, stride};
+  require_depth(planes);
   require_axis(rows);
   require_axis(columns);
   DwconvWeightGradientArgs args = {.dtype = dtype_of(dtype),
@@ -31,7 +34,8 @@ void dwconv_weight_gradient(int isa, int dtype, Address x, Address dy, int64_t n
                                    .w = columns,
                                    .dw = pointer<float>(dw),
                                    .db = pointer<float>(db),
-                                   .workspace = nullptr};
+                                   .workspace = nullptr,
+                                   .d = planes};
   const IsaOps& ops = ops_of(isa);
   const py::gil_scoped_release unlocked;
   const Workspace workspace(ops.dwconv_weight_gradient_workspace(args, threads));

@@ -131,24 +131,29 @@ class PackedMlp {
 class Depthwise {
  public:
   // down: the stride; up: the stride of the convolution whose input gradient this is (Axis).
-  Depthwise(int isa, int64_t c, int kernel_h, int kernel_w, int64_t dilation_h, int64_t dilation_w, int down,
-            int up, Address weight, Address bias)
+  // kernel_d: of a 3-D convolution, else 1.
+  Depthwise(int isa, int64_t c, int kernel_d, int kernel_h, int kernel_w, int64_t dilation_h,
+            int64_t dilation_w, int down, int up, Address weight, Address bias)
       : ops_(ops_of(isa)),
         c_(c),
+        d_{0, 0, kernel_d, 1, down, up},
         h_{0, 0, kernel_h, std::min(dilation_h, kFar), down, up},
         w_{0, 0, kernel_w, std::min(dilation_w, kFar), down, up},
-        weight_(weight, h_, w_, c),
+        weight_(weight, h_, w_, c, kernel_d),
         bias_(bias, 1, c) {
+    require_depth(d_);
     require_axis(h_);
     require_axis(w_);
     require(weight && bias, "Depthwise: null address");
   }
 
-  // x (N, h, w, C), y (N, out_h, out_w, C).
-  void forward(int dtype, Address x, Address y, Address residual, int64_t n, int64_t h, int64_t w,
-               int64_t out_h, int64_t out_w, int threads) const {
+  // x (N, d, h, w, C), y (N, out_d, out_h, out_w, C); in 2-D d and out_d are 1.
+  void forward(int dtype, Address x, Address y, Address residual, int64_t n, int64_t d, int64_t h, int64_t w,
+               int64_t out_d, int64_t out_h, int64_t out_w, int threads) const {
     require(x && y && n >= 1 && h >= 1 && w >= 1 && threads >= 1, "forward: null address or empty image");
-    Axis rows = h_, columns = w_;
+    Axis planes = d_, rows = h_, columns = w_;
+    planes.in = d, planes.out = out_d;
+    require_sizes(planes);
     rows.in = h, rows.out = out_h, columns.in = w, columns.out = out_w;
     require_sizes(rows);
     require_sizes(columns);
@@ -161,7 +166,8 @@ class Depthwise {
                              .w = columns,
                              .weight = weight_.data(),
                              .bias = bias_.data(),
-                             .residual = pointer<const void>(residual)};
+                             .residual = pointer<const void>(residual),
+                             .d = planes};
     const py::gil_scoped_release unlocked;
     run(threads, [&](Team& team) { ops_.dwconv(args, team); });
   }
@@ -169,7 +175,7 @@ class Depthwise {
  private:
   const IsaOps& ops_;
   int64_t c_;
-  Axis h_, w_;
+  Axis d_, h_, w_;
   Taps weight_;
   Padded bias_;
 };
@@ -268,7 +274,7 @@ void bind_forward(py::module_& m) {
       .def_property_readonly("bytes", &PackedMlp::bytes);
   m.def("forward_blocks", &PackedMlp::forward_blocks);
   py::class_<Depthwise>(m, "Depthwise")
-      .def(py::init<int, int64_t, int, int, int64_t, int64_t, int, int, Address, Address>())
+      .def(py::init<int, int64_t, int, int, int, int64_t, int64_t, int, int, Address, Address>())
       .def("forward", &Depthwise::forward);
   py::class_<Downsample>(m, "Downsample")
       .def(py::init<int, bool, int64_t, int64_t, int, float, Address, Address, Address, Address, int>())

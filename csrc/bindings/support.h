@@ -94,13 +94,13 @@ class Padded {
   Buffer buffer_;
 };
 
-// The weights of a depthwise convolution, (KH * KW, C) fp32, packed; empty if the address is 0.
+// The weights of a depthwise convolution, (KD * KH * KW, C) fp32, packed; empty if the address is 0.
 class Taps {
  public:
-  Taps(Address source, const Axis& h, const Axis& w, int64_t c) {
+  Taps(Address source, const Axis& h, const Axis& w, int64_t c, int depth = 1) {
     if (!source) return;
-    buffer_.reserve(packed_taps_bytes(h, w, c));
-    pack_taps(pointer<const float>(source), h, w, c, reinterpret_cast<float*>(buffer_.data()));
+    buffer_.reserve(packed_taps_bytes(h, w, c, depth));
+    pack_taps(pointer<const float>(source), h, w, c, reinterpret_cast<float*>(buffer_.data()), depth);
   }
   const float* data() const { return reinterpret_cast<const float*>(buffer_.data()); }
 
@@ -120,6 +120,12 @@ inline void require_axis(const Axis& axis) {
   require(axis.taps >= 1 && axis.taps <= 51 && axis.taps % 2 && axis.dilation >= 1,
           "taps or dilation out of range");
   require(axis.down >= 1 && axis.up >= 1 && axis.down * axis.up <= 2, "stride out of range");
+}
+
+// The depth of a 3-D convolution.
+inline void require_depth(const Axis& axis) {
+  require_axis(axis);
+  require(axis.taps <= kMaxDepthTaps, "taps of the depth out of range");
 }
 
 inline void require_sizes(const Axis& axis) {

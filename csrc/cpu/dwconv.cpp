@@ -2,6 +2,9 @@
 //
 //   y[n,h,w,c] = b[c] + sum_ij x[n,h+(i-P)d,w+(j-Q)d,c] w[i,j,c]
 //
+// In 3-D, NDHWC, a tile of one plane of the result has taps in several planes of x: its list of windows is longer
+// (Windows), nothing else.
+//
 // One register holds kLanes channels. The sums of a tile of up to kColumns pixels of a row are in registers,
 // and up to kTaps weights of one kernel row. Each pixel of x is loaded once for these taps and feeds one
 // multiply-add of each. Taps outside the image are skipped, not padded: a 31x31 kernel on a 7x7 image does
@@ -83,26 +86,30 @@ CNK_INLINE Reach reach_of(const Lattice& l, int64_t o, int64_t residue, int64_t 
 
 // What all tiles have in common.
 struct Geometry {
-  Lattice along, across;
+  Lattice depth, along, across;  // the depth without dilation
   int64_t x_along, x_across;  // elements between pixels of x
+  int64_t x_plane;            // elements of a plane of x
   int64_t y_along, y_across;  // pixels of the result, in the order of its memory
-  int64_t taps;
+  int64_t plane_taps, taps;   // of a plane of the kernel; of all
 
   explicit Geometry(const DwconvArgs& a) : Geometry(a, along_columns(a.h, a.w)) {}
 
   // columns: whether pixels are in the order of columns, not of rows.
   Geometry(const DwconvArgs& a, bool columns)
-      : along(columns ? a.h : a.w, false),
+      : depth(a.d, true),
+        along(columns ? a.h : a.w, false),
         across(columns ? a.w : a.h, true),
         x_along(columns ? a.w.in * a.c : a.c),
         x_across(columns ? a.c : a.w.in * a.c),
+        x_plane(a.h.in * a.w.in * a.c),
         y_along(columns ? a.w.out : 1),
         y_across(columns ? 1 : a.w.out),
-        taps(int64_t{a.h.taps} * a.w.taps) {}
+        plane_taps(int64_t{a.h.taps} * a.w.taps),
+        taps(plane_taps * a.d.taps) {}
 };
 
-// Taps of one residue along and one across: where their weights and pixels of x are, from the first ones of a
-// tile on.
+// Taps of one plane, one residue along and one across: where their weights and pixels of x are, from the first ones
+// of a tile on.
 struct Window {
   int64_t weight, x;  // in elements
   int64_t rows, taps;
@@ -114,12 +121,36 @@ class Windows {
  public:
   explicit Windows(const Geometry& g) : g_(g) {}
 
+  // To a plane of the result.
+  void enter(int64_t plane) {
+    const Lattice& depth = g_.depth;
+    planes_ = 0;
+    for (int64_t k = 0; k < depth.taps; ++k) {
+      const int64_t scaled = plane * depth.down + k - depth.reach, at = scaled >> depth.half;
+      if (scaled < 0 || (depth.half & scaled) || at >= depth.in) continue;
+      plane_[planes_++] = {k * g_.plane_taps * kChannelAlign, at * g_.x_plane};
+    }
+  }
+
   CNK_INLINE void move(int64_t across, int64_t along, int64_t pixels) {
     if (along != at_ || pixels != pixels_) {
       at_ = along, pixels_ = pixels;
       for (int64_t k = 0; k < g_.along.tap_step; ++k) along_[k] = reach_of(g_.along, along, k, pixels);
     }
     count = 0;
+    for (int k = 0; k < planes_; ++k) add_plane(across, plane_[k]);
+  }
+
+  Window list[4 * kMaxDepthTaps];
+  int count = 0;
+
+ private:
+  // A plane of taps that meets a plane of x: in elements, where both begin.
+  struct Plane {
+    int64_t weight, x;
+  };
+
+  CNK_INLINE void add_plane(int64_t across, const Plane& plane) {
     for (int64_t i = 0; i < g_.across.tap_step; ++i) {
       const Reach rows = reach_of(g_.across, across, i, 1);
       const int64_t kernel_row = i + rows.first * g_.across.tap_step;
@@ -127,8 +158,8 @@ class Windows {
         const Reach& taps = along_[k];
         if (rows.first == rows.last || taps.first == taps.last) continue;
         const int64_t tap = taps.first + (k ? (g_.along.taps + 1) / 2 : 0);  // as pack_taps orders them
-        list[count++] = {.weight = (kernel_row * g_.along.taps + tap) * kChannelAlign,
-                         .x = rows.at * g_.x_across + taps.at * g_.x_along,
+        list[count++] = {.weight = plane.weight + (kernel_row * g_.along.taps + tap) * kChannelAlign,
+                         .x = plane.x + rows.at * g_.x_across + taps.at * g_.x_along,
                          .rows = rows.last - rows.first,
                          .taps = taps.last - taps.first,
                          .in_image = taps.in_image};
@@ -136,18 +167,16 @@ class Windows {
     }
   }
 
-  Window list[4];
-  int count = 0;
-
- private:
   const Geometry& g_;
   int64_t at_ = -1, pixels_ = -1;
   Reach along_[2];
+  int planes_ = 0;
+  Plane plane_[kMaxDepthTaps];
 };
 
 template <class T>
 struct Tile {
-  const T* plane;       // image n, first of this register's channels
+  const T* image;       // image n, first of this register's channels
   const float* weight;  // this register's channels of tap 0; taps are kChannelAlign floats apart
   Vec bias;
   int64_t valid;                       // channels in this register; kLanes or fewer
@@ -225,7 +254,7 @@ __attribute__((noinline)) void convolve(const Tile<T>& t, int64_t columns, const
   for (int i = 0; i < t.windows->count; ++i) {
     const Window& window = t.windows->list[i];
     const float* weights = t.weight + window.weight;
-    const T* row = t.plane + window.x;
+    const T* row = t.image + window.x;
     for (int64_t rows = window.rows; rows > 0; --rows) {
       const float* weight = weights;
       const T* x = row;
@@ -345,13 +374,13 @@ CNK_INLINE void convolve_to(const Result<T>& out, const Tile<T>& t, int64_t chan
 template <class T, class Out>
 void convolve_pixels(const DwconvArgs& a, const Geometry& g, int64_t channel, int64_t last, int64_t begin,
                      int64_t end, const Out& out) {
-  const int64_t width = g.along.out, plane = width * g.across.out, x_plane = a.h.in * a.w.in * a.c;
+  const int64_t width = g.along.out, plane = width * g.across.out;
   const T* x = static_cast<const T*>(a.x);
   // What the next call reads and this one does not: as many pixels, after the last tap. For the fused block,
   // which does other work in between. The op on its own needs no prefetches: the processor finds the lines
   // itself, and they slow it down (8x664x7x86, K 3: 0.65 ms without, 0.87 with).
   constexpr bool kFused = __is_same(Out, Rows);
-  const int64_t pixels = a.n * plane;
+  const int64_t pixels = a.n * g.depth.out * plane;
   const int64_t ahead = kFused ? min64(end + g.across.reach * width, pixels) : pixels;
   Prefetch prefetch(x + ahead * a.c, x + min64(ahead + end - begin, pixels) * a.c,
                     (last - channel + kLanes - 1) / kLanes * ((end - begin) / min64(width, kColumns)));
@@ -368,7 +397,10 @@ void convolve_pixels(const DwconvArgs& a, const Geometry& g, int64_t channel, in
   for (int64_t group_begin = channel; group_begin < last; group_begin += group) {
     const int64_t group_end = min64(group_begin + group, last);
     for (int64_t p = begin, next; p < end; p = next) {
-      const int64_t image = p / plane, origin = image * plane;  // its first pixel
+      const int64_t planes = p / plane, origin = planes * plane;  // before this one; its first pixel
+      const int64_t image = planes / g.depth.out;
+      const T* const of_image = x + image * g.depth.in * g.x_plane;
+      windows.enter(planes - image * g.depth.out);
       next = min64(origin + plane, end);
       const int64_t top = (p - origin) / width, bottom = (next - 1 - origin) / width;
       for (int64_t left = 0, right; left < width; left = right) {
@@ -382,7 +414,7 @@ void convolve_pixels(const DwconvArgs& a, const Geometry& g, int64_t channel, in
             windows.move(across, along, columns);
             const int64_t pixel = origin + across * g.y_across + along * g.y_along;
             for (int64_t c = group_begin; c < group_end; c += kLanes) {
-              t.plane = x + image * x_plane + c;
+              t.image = of_image + c;
               t.weight = a.weight + c / kChannelAlign * kChannelAlign * g.taps + c % kChannelAlign;
               t.bias = load(a.bias + c);
               t.valid = a.c - c;
@@ -428,13 +460,14 @@ void dwconv(const DwconvArgs& a, Team& team) {
   // Every thread takes one piece, so that what its blocks share is in its own L2.
   // (When blocks were given out in turn, each line of x was in the L2 of all
   // threads.) Pieces are rows of images, channels or pixels, whatever divides best.
-  constexpr int64_t kBlockBytes = 256 << 10;
+  constexpr int64_t kBlockBytes = 256 << 10, kBandBytes = 512 << 10;
   const Geometry g(a);
-  const int64_t width = g.along.out, pixels = a.n * g.across.out * width, registers = ceil_div(a.c, kLanes);
+  const int64_t width = g.along.out, rows = a.n * g.depth.out * g.across.out, pixels = rows * width;
+  const int64_t registers = ceil_div(a.c, kLanes);
   const auto divides = [&](int64_t items) {
     return double(round_up(items, team.size())) <= 1.07 * double(items);
   };
-  const bool by_rows = divides(a.n * g.across.out), by_channels = !by_rows && divides(registers);
+  const bool by_rows = divides(rows), by_channels = !by_rows && divides(registers);
   int64_t begin = 0, end = pixels, first = 0, last = registers;
   if (by_channels) {
     team.split(registers, 1, &first, &last);
@@ -443,13 +476,27 @@ void dwconv(const DwconvArgs& a, Team& team) {
   }
   const int64_t channel = first * kLanes, last_channel = min64(last * kLanes, a.c);
   if (channel >= last_channel) return;
-  const int64_t block = max64(kBlockBytes / ((last_channel - channel) * width * 4), 1) * width;
+  const int64_t row_bytes = (last_channel - channel) * width * 4, plane = g.across.out * width;
+  const int64_t block = max64(kBlockBytes / row_bytes, 1) * width;
+  // Of volumes a band of rows of all planes, then the next band: the rows that the next plane needs too stay in L2.
+  const int64_t above = a.d.taps > 1 ? g.across.taps - 1 : 0;
+  const int64_t fit = kBandBytes / (row_bytes * a.d.taps) - above;
+  const int64_t band = (a.d.out > 1 ? max64(fit, 2 * above) : rows) * width;
   with_own_type(a.dtype, [&](auto type) {
     using T = decltype(type);
     const Result<T> out = {static_cast<T*>(a.y), static_cast<const T*>(a.residual), a.c};
-    for (int64_t p = begin, next; p < end; p = next) {
-      next = min64(p + block, end);
-      convolve_pixels<T>(a, g, channel, last_channel, p, next, out);
+    if (a.d.out == 1) {
+      for (int64_t p = begin, next; p < end; p = next) {
+        next = min64(p + block, end);
+        convolve_pixels<T>(a, g, channel, last_channel, p, next, out);
+      }
+      return;
+    }
+    for (int64_t top = 0; top < plane; top += band) {
+      for (int64_t z = begin / plane * plane; z < end; z += plane) {
+        const int64_t from = max64(z + top, begin), to = min64(z + min64(top + band, plane), end);
+        if (from < to) convolve_pixels<T>(a, g, channel, last_channel, from, to, out);
+      }
     }
   });
 }

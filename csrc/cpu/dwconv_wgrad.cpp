@@ -12,6 +12,9 @@
 // rate: the scratch holds pairs of neighbouring columns, and one instruction adds two products. Fetching x
 // and dy from L3 costs more than the sums, so a whole cache line of each pixel is copied at once.
 //
+// In 3-D the bands of one place are taken plane by plane, and the planes of x that have a tap for the next plane of dy
+// stay in the scratch: each is copied once for all kernel planes.
+//
 // The shape alone decides how bands are grouped into slabs. Each slab has its own sums, which are added in
 // order at the end, so the bits of the result do not depend on the number of threads.
 
@@ -44,12 +47,15 @@ struct Pairs {
 }
 
 struct Plan {
-  Axis along, across;
+  Axis depth, along, across;
   int64_t x_along, x_across, dy_along, dy_across;  // elements between pixels
   int64_t together;    // registers of channels copied at once: a cache line of each pixel
   int64_t pieces;      // of that many registers
+  int64_t held;        // kernel planes at a time; so many planes of x are in the scratch
   int64_t band;        // rows of dy copied at a time
-  int64_t bands;       // of an image
+  int64_t bands;       // of a plane
+  int64_t planes;      // of dy that are taken one after the other
+  int64_t chunks;      // of so many planes, of an image
   int64_t block;       // rows of a band that one call of add_taps sums
   int64_t slabs;       // each with its own sums
   int64_t reach;       // of the kernel to each side, along
@@ -58,13 +64,17 @@ struct Plan {
   int64_t x_row;       // words (of kLanes numbers) of a row of x in the scratch
   int64_t dy_row;      // and of dy
   int64_t x_rows;      // of a band
-  int64_t taps;        // KH * KW
-  int64_t sums;        // floats of a slab: (KH * KW + 1, padded C)
-  int64_t scratch;     // bytes of a thread
+  int64_t plane_taps;  // KH * KW
+  int64_t taps;        // KD * KH * KW
+  int64_t sums;        // floats of a slab: (taps + 1, padded C)
+  // Floats of one group of channels in the scratch: a plane of x, a band of dy, the sums. Where these begin.
+  int64_t x_size, dy_size, sums_size, dy_begin, sums_begin;
+  int64_t scratch;  // bytes of a thread
 
   explicit Plan(const DwconvWeightGradientArgs& a) {
     constexpr int64_t word = kLanes * 4;
     const bool upright = along_columns(a.h, a.w);
+    depth = a.d;
     along = upright ? a.h : a.w;
     across = upright ? a.w : a.h;
     x_along = upright ? a.w.in * a.c : a.c;
@@ -81,16 +91,33 @@ struct Plan {
     dy_row = along.out;
     const int64_t x_bytes = x_row * word, dy_bytes = dy_row * word;
     const int64_t row_bytes = across.down * x_bytes + dy_bytes;
-    band = (kBand / together - 2 * reach_rows * x_bytes) / row_bytes;
+    // All kernel planes at a time if there is room for as many rows as their halo has, else one: planes of x and dy
+    // are then copied again for each.
+    const auto rows_for = [&](int64_t planes) {
+      return (kBand / together - 2 * reach_rows * planes * x_bytes) /
+             (planes * across.down * x_bytes + dy_bytes);
+    };
+    held = rows_for(depth.taps) >= min64(2 * reach_rows, across.out) ? depth.taps : 1;
+    band = rows_for(held);
     bands = ceil_div(across.out, min64(max64(band, 1), across.out));
     band = ceil_div(across.out, bands);
     bands = ceil_div(across.out, band);
     block = min64(max64((kBlock - 2 * reach_rows * x_bytes) / row_bytes, 1), band);
-    slabs = min64(a.n * bands, ceil_div(kItems, pieces));
+    // A chunk's first planes need `depth.taps` planes of x, the others one each.
+    chunks = max64(min64(ceil_div(kItems, a.n * bands * pieces), depth.out / (2 * depth.taps)), 1);
+    planes = ceil_div(depth.out, chunks);
+    chunks = ceil_div(depth.out, planes);
+    slabs = min64(a.n * chunks * bands, ceil_div(kItems, pieces));
     x_rows = (band - 1) * across.down + 1 + 2 * reach_rows;
-    taps = int64_t{along.taps} * across.taps;
+    plane_taps = int64_t{along.taps} * across.taps;
+    taps = plane_taps * depth.taps;
     sums = (taps + 1) * pad_channels(a.c);
-    scratch = together * (x_rows * x_row + band * dy_row + taps + 1) * word;
+    x_size = x_rows * x_row * kLanes;
+    dy_size = band * dy_row * kLanes;
+    sums_size = (taps + 1) * kLanes;
+    dy_begin = together * held * x_size;
+    sums_begin = dy_begin + together * dy_size;
+    scratch = (sums_begin + together * sums_size) * 4;
   }
 };
 
@@ -179,11 +206,10 @@ struct WeightGradient {
   const Plan& p;
   float* scratch;
 
-  float* x(int group) const { return scratch + group * p.x_rows * p.x_row * kLanes; }
-  float* dy(int group) const { return x(kTogether) + group * p.band * p.dy_row * kLanes; }
-  float* sums(int group) const {
-    return dy(kTogether) + group * (p.taps + 1) * kLanes;
-  }  // (KH * KW + 1, kLanes)
+  // slot: of a plane of x, its number modulo `held`.
+  float* x(int group, int64_t slot) const { return scratch + (group * p.held + slot) * p.x_size; }
+  float* dy(int group) const { return scratch + p.dy_begin + group * p.dy_size; }
+  float* sums(int group) const { return scratch + p.sums_begin + group * p.sums_size; }  // (taps + 1, kLanes)
 
   // Registers of a pixel, of channels `channel`...
   template <bool FULL>
@@ -196,9 +222,9 @@ struct WeightGradient {
 
   // A row of x as words, with zeros for `reach` columns on both sides.
   template <bool FULL>
-  void gather_x(const T* row, int64_t channel, int64_t to) const {
+  void gather_x(const T* row, int64_t channel, int64_t slot, int64_t to) const {
     float* words[kTogether];
-    unroll<kTogether>([&](auto g) { words[g.value] = x(g.value) + to * p.x_row * kLanes; });
+    unroll<kTogether>([&](auto g) { words[g.value] = x(g.value, slot) + to * p.x_row * kLanes; });
     const int64_t end = min64(p.reach + p.along.in, p.columns);  // of the columns in the image
     Vec v[kTogether] = {};
     if constexpr (Word::kColumns == 1) {
@@ -246,14 +272,16 @@ struct WeightGradient {
     }
   }
 
-  // The same for dy; its sum is added to that of the bias.
+  // The same for dy; its sum is added to that of the bias, unless it was before.
   template <bool FULL>
-  void gather_dy(const T* row, int64_t channel, int64_t to) const {
+  void gather_dy(const T* row, int64_t channel, int64_t to, bool again) const {
     float* words[kTogether];
     Vec v[kTogether], next[kTogether], total[kTogether];
+    // A volume has too many pixels for one chain of additions (2x5x300: 8 times eager's error): one for each row.
+    const bool volume = p.depth.out > 1;
     unroll<kTogether>([&](auto g) {
       words[g.value] = dy(g.value) + to * p.dy_row * kLanes;
-      total[g.value] = load(sums(g.value) + p.taps * kLanes);
+      total[g.value] = volume ? Vec{} : load(sums(g.value) + p.taps * kLanes);
     });
     for (int64_t w = 0; w < p.along.out; w += Word::kColumns) {
       read<FULL>(row + w * p.dy_along, channel, v);
@@ -268,18 +296,52 @@ struct WeightGradient {
       }
       unroll<kTogether>([&](auto g) { store(words[g.value] + w / Word::kColumns * kLanes, v[g.value]); });
     }
-    unroll<kTogether>([&](auto g) { store(sums(g.value) + p.taps * kLanes, total[g.value]); });
+    if (again) return;
+    unroll<kTogether>([&](auto g) {
+      float* sum = sums(g.value) + p.taps * kLanes;
+      store(sum, volume ? load(sum) + total[g.value] : total[g.value]);
+    });
   }
 
-  // Rows [begin, end) of dy of image n.
+  // Rows [begin, end) of dy of a chunk of image n.
   template <bool FULL>
-  void add_band(int64_t n, int64_t begin, int64_t end, int64_t channel) const {
+  void add_bands(int64_t n, int64_t chunk, int64_t begin, int64_t end, int64_t channel) const {
+    const int64_t first = chunk * p.planes, last = min64(first + p.planes, p.depth.out);
+    for (int64_t k = 0; k < p.depth.taps; k += p.held) {
+      int64_t copied = 0;  // planes of x before this one are not needed, or in the scratch
+      for (int64_t z = first; z < last; ++z) {
+        const int64_t at = z * p.depth.down + k - p.depth.taps / 2;  // plane of x of kernel plane k
+        add_band<FULL>(n, z, at, k, &copied, begin, end, channel);
+      }
+    }
+  }
+
+ private:
+  // Of plane z of dy, with the kernel planes from `plane` on, the first with plane `at` of x.
+  template <bool FULL>
+  void add_band(int64_t n, int64_t z, int64_t at, int64_t plane, int64_t* copied, int64_t begin, int64_t end,
+                int64_t channel) const {
     const int64_t first = max64(begin * p.across.down - p.reach_rows, 0);  // row of x
     const int64_t last = min64((end - 1) * p.across.down + 1 + p.reach_rows, p.across.in);
-    const T* x = static_cast<const T*>(a.x) + n * p.along.in * p.across.in * a.c;
-    const T* dy = static_cast<const T*>(a.dy) + n * p.along.out * p.across.out * a.c;
-    for (int64_t h = first; h < last; ++h) gather_x<FULL>(x + h * p.x_across, channel, h - first);
-    for (int64_t h = begin; h < end; ++h) gather_dy<FULL>(dy + h * p.dy_across, channel, h - begin);
+    const int64_t x_plane = p.along.in * p.across.in * a.c, dy_plane = p.along.out * p.across.out * a.c;
+    const T* x = static_cast<const T*>(a.x) + n * p.depth.in * x_plane;
+    const T* dy = static_cast<const T*>(a.dy) + (n * p.depth.out + z) * dy_plane;
+    const int64_t from = max64(at, 0), to = min64(at + p.held, p.depth.in);
+    if (from >= to && plane > 0) return;
+    for (int64_t i = max64(from, *copied); i < to; ++i) {
+      const int64_t slot = i % p.held;
+      for (int64_t h = first; h < last; ++h) {
+        gather_x<FULL>(x + i * x_plane + h * p.x_across, channel, slot, h - first);
+      }
+    }
+    *copied = max64(*copied, to);
+    for (int64_t h = begin; h < end; ++h) gather_dy<FULL>(dy + h * p.dy_across, channel, h - begin, plane > 0);
+    for (int64_t i = from; i < to; ++i) add_plane(begin, end, channel, first, i % p.held, plane + i - at);
+  }
+
+  // Of the plane of x in a slot, with kernel plane `plane`.
+  void add_plane(int64_t begin, int64_t end, int64_t channel, int64_t first, int64_t slot,
+                 int64_t plane) const {
     const int k = p.along.taps, parts = (k + kMaxTaps - 1) / kMaxTaps, rows = p.across.taps;
     for (int group = 0; group < kTogether && channel + group * kLanes < a.c; ++group) {
       for (int64_t top = begin; top < end; top += p.block) {
@@ -288,18 +350,18 @@ struct WeightGradient {
           const int tap = k * part / parts, taps = k * (part + 1) / parts - tap;
           const int groups = (rows + kernel_rows(taps) - 1) / kernel_rows(taps);
           for (int r = 0; r < groups; ++r) {
-            add_rows(group, top, bottom, begin, first, rows * r / groups, rows * (r + 1) / groups, tap, taps);
+            add_rows(group, top, bottom, begin, first, rows * r / groups, rows * (r + 1) / groups, tap, taps, slot,
+                     plane);
           }
         }
       }
     }
   }
 
- private:
   // Kernel rows [i, end_i), taps [tap, tap + taps): consecutive
   // rows of dy for which the same kernel rows are in the image.
   void add_rows(int group, int64_t top, int64_t bottom, int64_t begin, int64_t first, int i, int end_i,
-                int tap, int taps) const {
+                int tap, int taps, int64_t slot, int64_t plane) const {
     const int64_t d = p.along.dilation;
     int64_t h = top;
     while (h < bottom) {
@@ -315,7 +377,7 @@ struct WeightGradient {
         const int64_t x_row = h * p.across.down + from * p.across.dilation - p.reach_rows - first;
         const int64_t start = tap * d * kLanes;
         Walk walk = {.dy = dy(group) + (h - begin) * p.dy_row * kLanes,
-                     .x = x(group) + x_row * p.x_row * kLanes + start,
+                     .x = x(group, slot) + x_row * p.x_row * kLanes + start,
                      .dy_row = p.dy_row * kLanes,
                      .x_row = p.across.down * p.x_row * kLanes,
                      .kernel_row = p.across.dilation * p.x_row * kLanes,
@@ -324,7 +386,7 @@ struct WeightGradient {
                      .step = p.along.down * Word::kColumns * kLanes,
                      .single = 0,
                      .dilation = d,
-                     .sums = sums(group) + (from * p.along.taps + tap) * kLanes,
+                     .sums = sums(group) + (plane * p.plane_taps + from * p.along.taps + tap) * kLanes,
                      .sums_row = int64_t{p.along.taps} * kLanes};
         if (p.along.out % Word::kColumns) walk.single = (p.columns + 1 + tap) * kLanes - start;
         (d == 1 ? pick<Word, false> : pick<Word, true>)(int(to - from), taps)(walk);
@@ -348,17 +410,18 @@ void run(const DwconvWeightGradientArgs& a, Team& team, const Plan& p) {
   float* all = reinterpret_cast<float*>(a.workspace);
   const int64_t shared = (p.slabs * p.sums * 4 + 63) / 64 * 64;
   const Gradient gradient = {a, p, reinterpret_cast<float*>(a.workspace + shared + team.rank() * p.scratch)};
-  const int64_t bands = a.n * p.bands;
+  const int64_t bands = a.n * p.chunks * p.bands;
   for (int64_t item; (item = team.next()) < p.slabs * p.pieces;) {
     const int64_t slab = item / p.pieces, channel = item % p.pieces * piece;
     for (int64_t k = 0; k < Gradient::kTogether * (p.taps + 1); ++k)
       store(gradient.sums(0) + k * kLanes, Vec{});
     for (int64_t b = bands * slab / p.slabs; b < bands * (slab + 1) / p.slabs; ++b) {
       const int64_t begin = b % p.bands * p.band, end = min64(begin + p.band, p.across.out);
+      const int64_t n = b / p.bands / p.chunks, chunk = b / p.bands % p.chunks;
       if (channel + piece <= a.c) {
-        gradient.template add_band<true>(b / p.bands, begin, end, channel);
+        gradient.template add_bands<true>(n, chunk, begin, end, channel);
       } else {
-        gradient.template add_band<false>(b / p.bands, begin, end, channel);
+        gradient.template add_bands<false>(n, chunk, begin, end, channel);
       }
     }
     for (int group = 0; group < Gradient::kTogether && channel + group * kLanes < a.c; ++group) {

@@ -46,17 +46,18 @@ CNK_INLINE constexpr int64_t pad_channels(int64_t c) {
 enum class Products : int { kFloat32 = 0, kBFloat16 = 1 };
 CNK_INLINE bool has_bf16_products(Isa isa) { return isa == Isa::kAvx512Bf16 || isa == Isa::kAmx; }
 
-// The weights of a depthwise convolution: (padded C / kChannelAlign, KH * KW, kChannelAlign), so that the taps
+// The weights of a depthwise convolution: (padded C / kChannelAlign, taps, kChannelAlign), so that the taps
 // of a register's channels are next to each other. Taps that are a whole row of channels apart would share
 // few sets of L1 (C 768: four of 64). Of a row (or column) of taps, those that are `tap_step` apart are next
-// to each other: first 0, 2, 4..., then 1, 3, 5...
-CNK_INLINE int64_t packed_taps_bytes(const Axis& h, const Axis& w, int64_t c) {
-  return int64_t{h.taps} * w.taps * pad_channels(c) * 4;
+// to each other: first 0, 2, 4..., then 1, 3, 5... `depth`: planes of taps, of a 3-D convolution.
+CNK_INLINE int64_t packed_taps_bytes(const Axis& h, const Axis& w, int64_t c, int depth = 1) {
+  return int64_t{depth} * h.taps * w.taps * pad_channels(c) * 4;
 }
-// From (KH * KW, C).
-CNK_INLINE void pack_taps(const float* weight, const Axis& h, const Axis& w, int64_t c, float* packed) {
+// From (KD * KH * KW, C).
+CNK_INLINE void pack_taps(const float* weight, const Axis& h, const Axis& w, int64_t c, float* packed,
+                          int depth = 1) {
   const Axis& along = along_columns(h, w) ? h : w;
-  const int64_t taps = int64_t{h.taps} * w.taps, step = tap_step(along);
+  const int64_t taps = int64_t{depth} * h.taps * w.taps, step = tap_step(along);
   for (int64_t i = 0; i < pad_channels(c); ++i) {
     float* to = packed + i / kChannelAlign * kChannelAlign * taps + i % kChannelAlign;
     for (int64_t tap = 0; tap < taps; ++tap) {
@@ -66,26 +67,31 @@ CNK_INLINE void pack_taps(const float* weight, const Axis& h, const Axis& w, int
   }
 }
 
+constexpr int kMaxDepthTaps = 7;
+
 struct DwconvArgs {
   DType dtype;
-  const void* x;  // (N, H in, W in, C)
-  void* y;        // (N, H out, W out, C)
+  const void* x;  // (N, D in, H in, W in, C)
+  void* y;        // (N, D out, H out, W out, C)
   int64_t n, c;
   Axis h, w;
   const float* weight;   // packed by pack_taps
   const float* bias;     // padded C
   const void* residual;  // like y, added to the result, or null
+  Axis d = {1, 1};       // depth, of a 3-D convolution; at most kMaxDepthTaps taps
 };
 
 // dw[i, j, c] = sum of dy[n, h, w, c] x[n, h S + (i - P) D, w S + (j - Q) D, c], P = KH / 2, Q = KW / 2, S the
-// stride; db[c] = sum of dy. The axes are those of the convolution: x is its input, and `up` is 1.
+// stride; db[c] = sum of dy. The axes are those of the convolution: x is its input, and `up` is 1. The depth of a
+// 3-D convolution is one more axis of this kind.
 struct DwconvWeightGradientArgs {
   DType dtype;
-  const void *x, *dy;  // (N, H in, W in, C), (N, H out, W out, C)
+  const void *x, *dy;  // (N, D in, H in, W in, C), (N, D out, H out, W out, C)
   int64_t n, c;
   Axis h, w;
-  float *dw, *db;   // (KH * KW, padded C), padded C
+  float *dw, *db;   // (KD * KH * KW, padded C), padded C
   char* workspace;  // IsaOps::dwconv_weight_gradient_workspace bytes, 64-byte aligned
+  Axis d = {1, 1};  // as in DwconvArgs
 };
 
 struct LayernormArgs {

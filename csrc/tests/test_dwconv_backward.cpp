@@ -150,6 +150,76 @@ TEST_CASE("many images, and more rows than one thread's share") {
   check(DType::kBFloat16, {2, 57, 29, 3}, 7, 1, 3);
 }
 
+TEST_CASE("volumes: planes in the scratch, planes copied for each kernel plane, chunks of planes") {
+  struct Volume {
+    int kernel[3];
+    int64_t n, d, h, w, c;
+  };
+  // The sixth: too wide to keep seven planes. The last two: more planes than a chunk.
+  const Volume volumes[] = {{{3, 3, 3}, 2, 5, 6, 15, 17}, {{7, 7, 7}, 1, 2, 1, 3, 3},  {{5, 5, 5}, 1, 6, 8, 13, 32},
+                            {{3, 5, 7}, 2, 1, 9, 14, 40}, {{7, 3, 1}, 1, 4, 13, 2, 16}, {{7, 5, 5}, 1, 3, 9, 200, 5},
+                            {{3, 3, 3}, 1, 20, 4, 5, 19}, {{1, 3, 3}, 3, 7, 5, 4, 33}};
+  uint32_t seed = 0;
+  for (DType dtype : kDTypes) {
+    CAPTURE(dtype_name(dtype));
+    for (const Volume& v : volumes) {
+      for (int stride : {1, 2}) {
+        CAPTURE(v.d);
+        CAPTURE(v.c);
+        CAPTURE(stride);
+        const Convolution conv = {v.kernel[1], v.kernel[2], 1, 1, stride};
+        const Axis depth = conv.axis(v.d, v.kernel[0], 1);
+        const Image plane = {1, v.h, v.w, v.c}, result = conv.result(plane);
+        Random random(++seed);
+        const Tensor x(dtype, random.floats(v.n * v.d * plane.count(), -2, 2));
+        const Tensor dy(dtype, random.floats(v.n * depth.out * result.count(), -1, 1));
+        const int64_t taps = depth.taps * conv.taps(), wide = pad_channels(v.c);
+        reference::DwconvGradient want{reference::Sums(taps * v.c), reference::Sums(v.c)};
+        for (int64_t p = 0; p < v.n * depth.out * result.pixels(); ++p) {
+          const int64_t z = p / result.pixels(), h = p / result.w % result.h, w = p % result.w;
+          for (int64_t c = 0; c < v.c; ++c) want.bias.add(c, dy.get(p * v.c + c));
+          for (int64_t tap = 0; tap < taps; ++tap) {
+            const int64_t from_d = reference::from(depth, z % depth.out, int(tap / conv.taps()));
+            const int64_t from_h = reference::from(conv.h(plane), h, int(tap / conv.kernel_w % conv.kernel_h));
+            const int64_t from_w = reference::from(conv.w(plane), w, int(tap % conv.kernel_w));
+            if (from_d < 0 || from_h < 0 || from_w < 0) continue;
+            const int64_t at = ((z / depth.out * v.d + from_d) * v.h + from_h) * v.w + from_w;
+            for (int64_t c = 0; c < v.c; ++c)
+              want.weight.add(tap * v.c + c, dy.get(p * v.c + c) * x.get(at * v.c + c));
+          }
+        }
+        const auto run = [&](const Kernels& k, int threads) {
+          Result out{Tensor(DType::kFloat32, taps * wide), Tensor(DType::kFloat32, wide)};
+          DwconvWeightGradientArgs args = {};
+          args.dtype = dtype;
+          args.x = x.data();
+          args.dy = dy.data();
+          args.n = v.n;
+          args.c = v.c;
+          args.h = conv.h(plane);
+          args.w = conv.w(plane);
+          args.d = depth;
+          args.dw = static_cast<float*>(out.dw.data());
+          args.db = static_cast<float*>(out.db.data());
+          Buffer work = workspace(k.ops.dwconv_weight_gradient_workspace(args, threads));
+          args.workspace = work.as<char>();
+          in_team(threads, [&](Team& team) { k.ops.dwconv_weight_gradient(args, team); });
+          return Result{without_padding(out.dw, v.c), without_padding(out.db, v.c)};
+        };
+        for (const Kernels& k : kernels()) {
+          CAPTURE(k.name());
+          const Result out = run(k, 1);
+          CHECK(mismatch(out.dw, want.weight.within(64 * reference::kUnit)) == "");
+          CHECK(mismatch(out.db, want.bias.within(64 * reference::kUnit)) == "");
+          const Result again = run(k, 3);
+          CHECK(difference(again.dw, out.dw) == "");
+          CHECK(difference(again.db, out.db) == "");
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("NaN in x or dy spoils its channel, and nothing else") {
   for (DType dtype : kDTypes) {
     CAPTURE(dtype_name(dtype));

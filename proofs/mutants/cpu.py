@@ -20,6 +20,11 @@ MLP, MLP_GRADIENTS = _parity("mlp and forward"), _parity("mlp and gradients")
 DOWNSAMPLE, DOWNSAMPLE_GRADIENTS = _parity("downsample and forward"), _parity("downsample and gradients")
 BF16, BF16_GRADIENTS = _parity("mlp and forward", "avx512bf16"), _parity("mlp and gradients", "avx512bf16")
 
+
+def _volumes(expression: str) -> tuple[str, ...]:
+    return "tests/ops/test_dwconv3d.py", "-k", f"cpu-avx2 and {expression}"
+
+
 MUTANTS = [
     *_in(
         "cpu/dwconv.cpp",
@@ -42,6 +47,39 @@ MUTANTS = [
             "load_tap<PARTIAL>(residual + j * step",
             "load_tap<PARTIAL>(residual + j * kLanes",
             tests=_parity("block and gradients"),
+        ),
+        Mutant(
+            "bound",
+            "the last plane of a volume is not read",
+            "(depth.half & scaled) || at >= depth.in)",
+            "(depth.half & scaled) || at + 1 >= depth.in)",
+            tests=_volumes("forward"),
+        ),
+        Mutant(
+            "bound",
+            "of a volume's rows only the first band is computed",
+            "top < plane; top += band",
+            "top < band; top += band",
+            tests=_volumes("forward"),
+        ),
+    ),
+    *_in(
+        "cpu/dwconv_wgrad.cpp",
+        _volumes("gradients"),
+        Mutant(
+            "state",
+            "planes of x take one another's place in the scratch",
+            "const int64_t slot = i % p.held;",
+            "const int64_t slot = 0;",
+        ),
+        Mutant(
+            "bound", "a kernel plane takes the sums of another", "(plane * p.plane_taps + from", "(0 * plane + from"
+        ),
+        Mutant(
+            "state",
+            "the bias is summed once for each kernel plane",
+            "if (again) return;",
+            "if (again && p.held > 1) return;",
         ),
     ),
     *_in(

@@ -56,6 +56,19 @@ MUTANTS = [
             "low += 0 * odd",
             tests=DWCONV_GRADIENTS,
         ),
+        Mutant(
+            "bound",
+            "the last kernel plane of a volume is left out",
+            "(x_depth - 1) * UP - z * DOWN + 1, KD)",
+            "(x_depth - 1) * UP - z * DOWN, KD)",
+            tests=("tests/ops/test_dwconv3d.py", "-k", "triton and forward"),
+        ),
+    ),
+    *_in(
+        "triton/dwconv_wgrad.py",
+        ("tests/ops/test_dwconv3d.py", "-k", "triton and gradients"),
+        Mutant("bound", "planes of a volume are counted from the first", "z = front + (n", "z = 0 * front + (n"),
+        Mutant("stride", "kernel planes write over one another", "out += kd * (KH * KW * C)", "out += 0 * kd"),
     ),
     *_in(
         "triton/dwconv.py",

@@ -1,4 +1,7 @@
-"""Depthwise convolution by csrc/cpu/dwconv.cpp and dwconv_wgrad.cpp; the input's gradient is also a convolution."""
+"""Depthwise convolution by csrc/cpu/dwconv.cpp and dwconv_wgrad.cpp; the input's gradient is also a convolution.
+
+Of images (N, C, H, W) and, by the same kernels, of volumes (N, C, D, H, W).
+"""
 
 import torch
 from torch import Tensor
@@ -6,11 +9,11 @@ from torch import Tensor
 from convnext_kernels.backends.cpu import native
 from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, flat_float, like_parameter, written_for
 from convnext_kernels.backends.cpu.packed import packed
-from convnext_kernels.calls import DwconvCall
+from convnext_kernels.calls import Dwconv3dCall, DwconvCall
 
 
 def taps_first(weight: Tensor) -> Tensor:
-    """(C, 1, KH, KW) -> dense fp32 (KH * KW, C), the order the kernels read."""
+    """(C, 1, KH, KW) -> dense fp32 (KH * KW, C), the order the kernels read; with a depth (KD * KH * KW, C)."""
     return weight.detach().to(torch.float32).flatten(1).t().contiguous()
 
 
@@ -19,19 +22,31 @@ def bias_or_zeros(bias: Tensor | None, length: int) -> Tensor:
     return torch.zeros(length) if bias is None else flat_float(bias)
 
 
-def forward(call: DwconvCall) -> Tensor:
-    """Return y like x, or of half its height and width; sums in fp32."""
+def _sizes(t: Tensor) -> tuple[int, ...]:
+    """Depth, height and width of an image, a volume or a weight; an image's depth is 1."""
+    shape = t.shape
+    return (1, shape[2], shape[3]) if len(shape) == 4 else shape[2:]
+
+
+def forward(call: DwconvCall | Dwconv3dCall) -> Tensor:
+    """Return y like x, or of half its size; sums in fp32."""
     out = torch.empty_like(call.x) if call.stride == 1 else call.result()  # the first way is 0.6 us shorter
     return _convolve(call.x, call, flipped=False, out=out)
 
 
-def _convolve(x: Tensor, call: DwconvCall, flipped: bool, out: Tensor, residual: Tensor | None = None) -> Tensor:
+def _convolve(
+    x: Tensor, call: DwconvCall | Dwconv3dCall, flipped: bool, out: Tensor, residual: Tensor | None = None
+) -> Tensor:
     """Convolve x into `out`; `flipped`: x is the gradient of the call's result, `out` that of its input."""
-    _, weight, bias, dilation, stride, *_ = call
+    if len(call) == 7:
+        _, weight, bias, dilation, stride, _, _ = call
+    else:
+        _, weight, bias, stride, _, _ = call
+        dilation = (1, 1)
     if flipped:
         bias = None
-    _, _, height, width = weight.shape
-    (n, channels, h, w), (_, _, out_h, out_w), isa = x.shape, out.shape, native.isa()
+    n, channels = x.shape[:2]
+    isa = native.isa()
 
     def pack() -> object:
         w, b = taps_first(weight), bias_or_zeros(bias, channels)
@@ -39,7 +54,7 @@ def _convolve(x: Tensor, call: DwconvCall, flipped: bool, out: Tensor, residual:
             w = w.flip(0)
         strides = (1, stride) if flipped else (stride, 1)
         return native.extension().Depthwise(
-            native.isa_code(isa), channels, height, width, *dilation, *strides, address(w), address(b)
+            native.isa_code(isa), channels, *_sizes(weight), *dilation, *strides, address(w), address(b)
         )
 
     kernel = packed(weight, (weight, bias), (isa, "dwconv", dilation, stride, flipped), pack)
@@ -52,16 +67,16 @@ def _convolve(x: Tensor, call: DwconvCall, flipped: bool, out: Tensor, residual:
         address(written),
         address(residual_nhwc),
         n,
-        h,
-        w,
-        out_h,
-        out_w,
-        native.threads((x if flipped else out).numel() * height * width),
+        *_sizes(x),
+        *_sizes(out),
+        native.threads((x if flipped else out).numel() * (weight.numel() // channels)),
     )
     return finish(written, out)
 
 
-def backward(dy: Tensor, call: DwconvCall, needs: list[bool], residual: Tensor | None = None) -> list[Tensor]:
+def backward(
+    dy: Tensor, call: DwconvCall | Dwconv3dCall, needs: list[bool], residual: Tensor | None = None
+) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order; `residual` is added to x's."""
     x, weight, bias = call[:3]
     gradients = []
@@ -69,10 +84,9 @@ def backward(dy: Tensor, call: DwconvCall, needs: list[bool], residual: Tensor |
         gradients.append(_convolve(dy, call, flipped=True, out=torch.empty_like(x), residual=residual))
     if not (needs[1] or needs[2]):
         return gradients
-    n, channels, h, w = x.shape
-    _, _, height, width = weight.shape
-    padded = native.pad_channels(channels)
-    taps, total = torch.empty(height * width, padded), torch.empty(padded)
+    (n, channels), (d, h, w), sides = x.shape[:2], _sizes(x), _sizes(weight)
+    padded, count = native.pad_channels(channels), weight.numel() // channels
+    taps, total = torch.empty(count, padded), torch.empty(padded)
     x_nhwc, dy_nhwc = dense_nhwc(x), dense_nhwc(dy)
     native.extension().dwconv_weight_gradient(
         native.isa_code(native.isa()),
@@ -80,18 +94,18 @@ def backward(dy: Tensor, call: DwconvCall, needs: list[bool], residual: Tensor |
         address(x_nhwc),
         address(dy_nhwc),
         n,
+        d,
         h,
         w,
         channels,
-        height,
-        width,
+        *sides,
         # any larger dilation reaches outside the image as well
         min(call.dilation[0], h),
         min(call.dilation[1], w),
         call.stride,
         address(taps),
         address(total),
-        native.threads(dy.numel() * height * width),
+        native.threads(dy.numel() * count),
     )
     if needs[1]:
         gradients.append(like_parameter(taps[:, :channels].t().contiguous(), weight))

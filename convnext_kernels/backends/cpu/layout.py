@@ -1,20 +1,25 @@
-"""Conversion to and from dense NHWC, which the kernels read and write."""
+"""Conversion to and from dense NHWC, which the kernels read and write; NDHWC for tensors with five dimensions."""
+
+import math
 
 import torch
 from torch import Tensor
 
 from convnext_kernels.backends.cpu import native
 
+_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 
 def dense_nhwc(x: Tensor) -> Tensor:
     """Return x if its memory is dense NHWC, else a copy that is."""
-    if x.is_contiguous(memory_format=torch.channels_last):
+    memory_format = _FORMATS[x.dim()]
+    if x.is_contiguous(memory_format=memory_format):
         return x
     if not x.is_contiguous():
-        return x.contiguous(memory_format=torch.channels_last)
-    copy = torch.empty_like(x, memory_format=torch.channels_last)
-    n, channels, h, w = x.shape
-    _transpose(x, copy, n, channels, h * w)
+        return x.contiguous(memory_format=memory_format)
+    copy = torch.empty_like(x, memory_format=memory_format)
+    n, channels, *sizes = x.shape
+    _transpose(x, copy, n, channels, math.prod(sizes))
     return copy
 
 
@@ -31,9 +36,10 @@ def output_for(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def written_for(out: Tensor) -> Tensor:
     """What the kernel writes for the empty tensor `out`, which the op returns: `out` itself if it is NHWC."""
-    if out.is_contiguous(memory_format=torch.channels_last):
+    memory_format = _FORMATS[out.dim()]
+    if out.is_contiguous(memory_format=memory_format):
         return out
-    return torch.empty_like(out, memory_format=torch.channels_last)
+    return torch.empty_like(out, memory_format=memory_format)
 
 
 def finish(written: Tensor, out: Tensor) -> Tensor:
@@ -42,8 +48,8 @@ def finish(written: Tensor, out: Tensor) -> Tensor:
         return out
     if not out.is_contiguous():
         return out.copy_(written)
-    n, channels, h, w = out.shape
-    _transpose(written, out, n, h * w, channels)
+    n, channels, *sizes = out.shape
+    _transpose(written, out, n, math.prod(sizes), channels)
     return out
 
 

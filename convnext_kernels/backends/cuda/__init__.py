@@ -41,6 +41,8 @@ def refuses(spec: OpSpec) -> str | None:
     for dtype in (spec.dtype, spec.compute_dtype):
         if dtype not in _DTYPES:
             return f"dtype {dtype} is not one of float32, bfloat16, float16"
+    if spec.op == "dwconv3d":
+        return "there is no CUDA kernel for volumes; Triton, the CPU's kernels and eager PyTorch serve them"
     return _too_large(spec) if spec.op in ("dwconv", "block") else None
 
 

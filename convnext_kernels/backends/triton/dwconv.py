@@ -6,7 +6,8 @@ x (N, C, H, W), weight (C, 1, KH, KW), both odd, bias (C,) or None; P = KH // 2,
     dx[n,c,h,w]  = sum_kh,kw weight[c,KH-1-kh,KW-1-kw] * dy[n,c, h + (kh-P) D, w + (kw-Q) E]   [+ residual]
     dw[c,kh,kw]  = sum_n,h,w dy[n,c,h,w] * x[n,c, h + (kh-P) D, w + (kw-Q) E],    db[c] = sum_n,h,w dy[n,c,h,w]
 
-With stride 2, y[n,c,h,w] is what stands at (2h, 2w) here, and dy is between zeros.
+With stride 2, y[n,c,h,w] is what stands at (2h, 2w) here, and dy is between zeros. Volumes x (N, C, D, H, W) with
+weight (C, 1, KD, KH, KW) have one more axis of this kind, without dilation.
 
 Bytes per pixel with 16-bit elements: forward 4C (x read, y written), dx 4C (6C with a residual), dw and db together 4C
 and the partial sums of at most a few hundred programs. For 7x7 the 49 multiply-adds of an output limit the time as much
@@ -16,6 +17,7 @@ Kernels: dwconv_forward.py, dwconv_wgrad.py; the choice between them: dwconv_pla
 tensors, also slices of samples, are read and written without a copy; other strides are copied to channels_last first.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -29,7 +31,9 @@ from convnext_kernels.backends.triton import device, dwconv_plan
 from convnext_kernels.backends.triton.dwconv_forward import pack_kernel, plane_kernel, rolling_kernel, rows_kernel
 from convnext_kernels.backends.triton.dwconv_wgrad import finish_kernel, partials_kernel
 from convnext_kernels.backends.triton.launch import launch, prepared
-from convnext_kernels.calls import DwconvCall
+from convnext_kernels.calls import Dwconv3dCall, DwconvCall
+
+Call = DwconvCall | Dwconv3dCall
 
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -39,27 +43,37 @@ class _Image(NamedTuple):
 
     tensor: Tensor
     stride_n: int
-    strides: tuple[int, int, int]  # of c, h, w
+    strides: tuple[int, ...]  # of c, [d,] h, w
     channels_first: bool
 
 
 def _seen(x: Tensor) -> _Image | None:
-    """View x without a copy; None unless its samples are dense NHWC or NCHW."""
-    n, c, h, w = x.shape
+    """View x without a copy; None unless its samples are dense NHWC or NCHW (volumes: NDHWC or NCDHW)."""
+    n, c, *sizes = x.shape
     stride_n, *strides = x.stride()
     if n == 1:
-        stride_n = c * h * w
-    nhwc, nchw = (1, w * c, c), (h * w, w, 1)
+        stride_n = c * math.prod(sizes)
+    inner = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]  # pixels from one to the next of each axis
+    nhwc, nchw = (1, *(pixels * c for pixels in inner)), (math.prod(sizes), *inner)
     for dense in (nhwc, nchw):
         # The stride of a dimension of size 1 is arbitrary
-        if all(a == b or size == 1 for a, b, size in zip(strides, dense, (c, h, w), strict=True)):
+        if all(a == b or size == 1 for a, b, size in zip(strides, dense, (c, *sizes), strict=True)):
             return _Image(x, stride_n, dense, dense is nchw)
     return None
 
 
+def _channels_last(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+
+
+def _sides(t: Tensor) -> tuple[int, ...]:
+    """Depth, height and width of an image, a volume or a weight; an image's depth is 1."""
+    return t.shape[2:] if t.dim() == 5 else (1, *t.shape[2:])
+
+
 def _image(x: Tensor) -> _Image:
     """View x without a copy if possible, else a channels_last copy of it."""
-    seen = _seen(x) or _seen(x.contiguous(memory_format=torch.channels_last))
+    seen = _seen(x) or _seen(x.contiguous(memory_format=_channels_last(x)))
     assert seen is not None
     return seen
 
@@ -68,7 +82,7 @@ def _image_like(x: Tensor, other: _Image) -> _Image:
     """View x if it has the memory format of `other`, else a copy of it that does."""
     seen = _seen(x)
     if seen is None or seen.channels_first != other.channels_first:
-        memory_format = torch.contiguous_format if other.channels_first else torch.channels_last
+        memory_format = torch.contiguous_format if other.channels_first else _channels_last(x)
         seen = _seen(x.contiguous(memory_format=memory_format))
     assert seen is not None
     return seen
@@ -77,6 +91,11 @@ def _image_like(x: Tensor, other: _Image) -> _Image:
 def _rounding(dtype: torch.dtype, compute_dtype: torch.dtype) -> tl.dtype | None:
     """The dtype to round values of `dtype` to before they are multiplied; None: no rounding."""
     return None if compute_dtype in (dtype, torch.float32) else _TRITON_DTYPES[compute_dtype]
+
+
+def _as_rows(weight: Tensor) -> Tensor:
+    """A weight with all its kernel rows, of every plane, in one dimension: (C, 1, KD * KH, KW)."""
+    return weight.flatten(2, 3) if weight.dim() == 5 else weight
 
 
 def _weight_strides(weight: Tensor) -> tuple[int, int, int]:
@@ -112,9 +131,12 @@ def _interpretable(config: Mapping[str, Any], p: dwconv_plan.Problem) -> dict[st
     return config
 
 
-def _problem(x: Tensor, call: DwconvCall) -> dwconv_plan.Problem:
+def _problem(x: Tensor, call: Call) -> dwconv_plan.Problem:
     """For x, the input of the convolution or its gradient."""
-    return dwconv_plan.Problem(*x.shape, *call.weight.shape[2:], *call.dilation, x.element_size(), call.stride)
+    (depth, *image), (kernel_d, *kernel) = _sides(x), _sides(call.weight)
+    return dwconv_plan.Problem(
+        *x.shape[:2], *image, *kernel, *call.dilation, x.element_size(), call.stride, depth, kernel_d
+    )
 
 
 def _packed(weight: Tensor, round_to: tl.dtype | None) -> Tensor:
@@ -130,7 +152,7 @@ def _packed(weight: Tensor, round_to: tl.dtype | None) -> Tensor:
 
 
 def _convolve(
-    x: Tensor, call: DwconvCall, bias: Tensor | None, residual: Tensor | None, out: Tensor, gradient: bool
+    x: Tensor, call: Call, bias: Tensor | None, residual: Tensor | None, out: Tensor, gradient: bool
 ) -> Tensor:
     """Write the convolution of x (+ bias, + residual) into `out`, whatever its strides.
 
@@ -138,18 +160,20 @@ def _convolve(
     """
     weight, dilation, stride, compute_dtype = call.weight, call.dilation, call.stride, call.compute_dtype
     larger = out if gradient else x
-    n, channels, height, width = larger.shape
-    out_height, out_width = out.shape[2:]
-    kernel_h, kernel_w = weight.shape[2:]
+    n, channels = larger.shape[:2]
+    depth, height, width = _sides(larger)
+    out_depth, out_height, out_width = _sides(out)
+    kernel_d, kernel_h, kernel_w = _sides(weight)
     problem = _problem(larger, call)
     plan = dwconv_plan.forward(problem, device.gpu())
     kernel, config = plan.name.partition("-")[0], plan.config
     if device.interpreted():
-        if kernel == "rows" and stride == 1 and kernel_h * height > (150 if problem.few else 300):
+        many = kernel_h * height > (150 if problem.few else 300)
+        if kernel == "rows" and stride == 1 and many and not problem.volume:
             kernel, config = "rolling", {"Q": config["Q"], "strip": 1}  # loads a row of x once, not per kernel row
         config = _interpretable(config, problem)
     source = _image(x)
-    target = _seen(out) or _image(torch.empty_like(out, memory_format=torch.channels_last))
+    target = _seen(out) or _image(torch.empty_like(out, memory_format=_channels_last(out)))
     added = None if residual is None else _image_like(residual, target)
     tile = dwconv_plan.columns(problem, config, gradient)
     # With a stride all groups of columns of a gradient begin at even ones.
@@ -157,6 +181,7 @@ def _convolve(
     lanes = n * channels * triton.cdiv(out_width - (tile - between), between)
     block = _block(lanes)
     round_weight = _rounding(weight.dtype, compute_dtype)
+    weight = _as_rows(weight)
     strides = _weight_strides(weight)
     packed = bool(config.get("pack"))
     if packed:
@@ -201,37 +226,44 @@ def _convolve(
             pairs = triton.cdiv(triton.cdiv(height, dilation[0]), 2) * dilation[0]
             strides = (1, stride) if gradient else (stride, 1)
             arguments |= {"PAIR": pair, "DOWN": strides[0], "UP": strides[1]}
-            launch(rows_kernel, (programs, pairs if pair else out_height))(**arguments)
+            arguments |= {"depth": depth if problem.volume else None, "KD": kernel_d}
+            launch(rows_kernel, (programs, pairs if pair else out_height, out_depth))(**arguments)
     return out if target.tensor is out else out.copy_(target.tensor)
 
 
 @prepared
-def forward(call: DwconvCall, out: Tensor | None = None) -> Tensor:
+def forward(call: Call, out: Tensor | None = None) -> Tensor:
     """Convolve in `compute_dtype`, sums in fp32; the result is like x, or written to `out` in its dtype and strides."""
     if out is None:
         out = call.result()
     return _convolve(call.x, call, call.bias, None, out, gradient=False)
 
 
-def input_gradient(dy: Tensor, call: DwconvCall, residual: Tensor | None = None) -> Tensor:
+def input_gradient(dy: Tensor, call: Call, residual: Tensor | None = None) -> Tensor:
     """Return dx = dy (*) flipped weight [+ residual], with the dtype and strides `torch.empty_like(x)` has."""
     dx = torch.empty_like(call.x)
     return _convolve(dy, call, None, residual, dx, gradient=True)
 
 
 def parameter_gradients(
-    dy: Tensor, call: DwconvCall, needs_weight: bool, needs_bias: bool, deterministic: bool = True
+    dy: Tensor, call: Call, needs_weight: bool, needs_bias: bool, deterministic: bool = True
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return (dw, db) like weight and bias, None for a gradient that is not needed.
 
     Bitwise the same every time: programs write partial sums, which a second kernel adds in a fixed order. With
-    `deterministic=False` they are added atomically, which saves their memory: 4 (KH * KW + 1) C bytes for each of at
+    `deterministic=False` they are added atomically, which saves their memory: 4 (taps + 1) C bytes for each of at
     most a few hundred parts.
     """
-    x, weight, bias, dilation, stride, compute_dtype, _ = call
-    n, channels, height, width = x.shape
-    kernel_h, kernel_w = weight.shape[2:]
+    x, weight, bias = call[:3]
+    dilation, stride, compute_dtype = call.dilation, call.stride, call.compute_dtype
+    n, channels = x.shape[:2]
+    depth, height, width = _sides(x)
+    out_depth, out_height, out_width = _sides(dy)
+    kernel_d, kernel_h, kernel_w = _sides(weight)
     dw = torch.empty_like(weight) if needs_weight else None
+    written = weight if dw is None else dw
+    if written is dw and weight.dim() == 5 and not weight.is_contiguous():  # its planes may not be rows of one another
+        written = torch.empty_like(weight, memory_format=torch.contiguous_format)
     db = torch.empty_like(bias) if needs_bias else None
     problem = _problem(x, call)
     config = dwconv_plan.weight(problem, device.gpu()).config
@@ -240,27 +272,31 @@ def parameter_gradients(
     tile, kernel_rows, strip, parts, block_c = (int(config[name]) for name in ("Q", "R", "strip", "parts", "BC"))
     block = 128
     if device.interpreted():  # as few programs as the strips allow
-        block = block_c * min(triton.next_power_of_2(n * triton.cdiv(dy.shape[3], tile)), 4096 // block_c)
+        positions = n * out_depth * triton.cdiv(out_width, tile)
+        block = block_c * min(triton.next_power_of_2(positions), 4096 // block_c)
     lattices = dilation[0] if stride == 1 else 1
-    strips = triton.cdiv(triton.cdiv(dy.shape[2], lattices), strip) * lattices
+    strips = triton.cdiv(triton.cdiv(out_height, lattices), strip) * lattices
     gradient, image = _image(dy), _image(x)
-    shape = (strips * parts, kernel_h * kernel_w + 1, channels)
+    shape = (strips * parts, kernel_d * kernel_h * kernel_w + 1, channels)
     if deterministic:
         partials = torch.empty(shape, dtype=torch.float32, device=x.device)
     else:
         partials = torch.zeros((1, *shape[1:]), dtype=torch.float32, device=x.device)
-    launch(partials_kernel, (triton.cdiv(channels, block_c) * parts, strips, triton.cdiv(kernel_h, kernel_rows)))(
+    kernel_blocks = kernel_d * triton.cdiv(kernel_h, kernel_rows)
+    launch(partials_kernel, (triton.cdiv(channels, block_c) * parts, strips, kernel_blocks))(
         gradient.tensor,
         image.tensor,
         partials,
         n,
         gradient.stride_n,
         image.stride_n,
+        depth if problem.volume else None,
         height,
         width,
         parts,
         strip,
         C=channels,
+        KD=kernel_d,
         KH=kernel_h,
         KW=kernel_w,
         DH=dilation[0],
@@ -280,25 +316,28 @@ def parameter_gradients(
         enable_fp_fusion=True,
     )
     block_l = 4096 if device.interpreted() else 64
+    rows = _as_rows(written)
     launch(finish_kernel, (triton.cdiv(shape[1] * channels, block_l),))(
         partials,
-        dw,
+        None if dw is None else rows,
         db,
         len(partials),
         C=channels,
-        KH=kernel_h,
+        KH=kernel_d * kernel_h,
         KW=kernel_w,
-        DW=_weight_strides(weight if dw is None else dw),
+        DW=_weight_strides(rows),
         BLOCK_P=8,
         BLOCK_L=block_l,
         num_warps=4,
         enable_fp_fusion=True,
     )
+    if dw is not None and written is not dw:
+        dw.copy_(written)
     return dw, db
 
 
 @prepared
-def backward(dy: Tensor, call: DwconvCall, needs: list[bool]) -> list[Tensor]:
+def backward(dy: Tensor, call: Call, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order."""
     dx = dw = db = None
     if needs[0]:

@@ -5,6 +5,7 @@ per multiply-add, one per loop-carried accumulator that moves up a row.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from convnext_kernels import tuning
@@ -30,10 +31,17 @@ class Problem(NamedTuple):
     dilation_w: int
     itemsize: int
     stride: int = 1
+    depth: int = 1  # of a volume
+    kernel_d: int = 1
+
+    @property
+    def volume(self) -> bool:
+        """Whether there is a depth to go through."""
+        return self.depth > 1 or self.kernel_d > 1
 
     @property
     def taps(self) -> int:
-        """Of the kernel."""
+        """Of a plane of the kernel."""
         return self.kernel_h * self.kernel_w
 
     @property
@@ -112,6 +120,9 @@ def _forward_work(
 
 def forward_candidates(p: Problem) -> Iterator[Candidate]:
     """Every way that the forward pass (and the input gradient) can be computed."""
+    if p.volume:
+        yield from _volumes(p)
+        return
     if p.stride > 1:
         yield from _strided(p)
         return
@@ -178,6 +189,28 @@ def _strided(p: Problem) -> Iterator[Candidate]:
         yield Candidate(f"rows-q{q}", config, (*pack, work))
 
 
+def _volumes(p: Problem) -> Iterator[Candidate]:
+    """Volumes: rows of one plane of the result, kernel planes one after the other. The weights are always packed."""
+    taps = p.taps * p.kernel_d
+    pack = Work(dram_bytes=8 * taps * p.channels, programs=_ceil(taps * p.channels, 256))
+    small = p._replace(depth=_ceil(p.depth, p.stride), height=_ceil(p.height, p.stride), width=_ceil(p.width, p.stride))
+    planes = taps_inside(small.depth, p.kernel_d, 1) / small.depth
+    meeting = taps_inside(small.height, p.kernel_h, 1) / small.height
+    for q in _tiles(p, (14, 7)) if p.stride == 1 else _strided_sizes(small.width):
+        lanes = p.samples * p.channels * _ceil(small.width, q)
+        columns = _columns(p, q) if p.stride == 1 else q * p.stride + p.kernel_w - 1
+        for rows in (1, 2) if p.stride == 1 else (1,):
+            per_row = _PER_LOAD * columns + _PER_WEIGHT * p.kernel_w + rows * _multiply_adds(p, q) + 8
+            turns = planes * min(meeting + rows - 1, small.height)
+            per_thread = turns * per_row + 5 * q * rows + 60
+            programs = _ceil(small.height, rows) * small.depth
+            registers = 32 + q * rows + 2 * p.kernel_w
+            work = _forward_work(small, lanes, programs, per_thread, q, turns / rows, registers)
+            work = replace(work, dram_bytes=work.dram_bytes * small.depth, l2_bytes=work.l2_bytes * small.depth)
+            config = {"Q": q, "pair": rows == 2, "pack": True}
+            yield Candidate(f"rows-q{q}" + ("-pairs" if rows == 2 else ""), config, (pack, work))
+
+
 def _strided_sizes(width: int) -> tuple[int, ...]:
     """Columns of a thread: at most the image's."""
     return tuple(q for q in (14, 7) if q <= width) or (4 if width >= 4 else 2 if width >= 2 else 1,)
@@ -210,13 +243,14 @@ def forward(p: Problem, gpu: tuning.Gpu) -> Candidate:
 def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     """Every way that the weight gradient can be computed: columns, kernel rows per program, strips, parts."""
     k, d = p.kernel_h, p.dilation_h
+    taps = p.taps * p.kernel_d
     block = 128
     lanes_c = min(32, 1 << (p.channels - 1).bit_length())
     height = _ceil(p.height, d)
-    elements = p.samples * p.channels * p.height * p.width
+    elements = p.samples * p.channels * p.depth * p.height * p.width
     seen = set()
     if p.stride > 1:  # rows of dy, which are neighbours for any dilation; their columns read twice as many of x
-        p = p._replace(height=_ceil(p.height, p.stride), width=_ceil(p.width, p.stride))
+        p = p._replace(depth=_ceil(p.depth, p.stride), height=_ceil(p.height, p.stride), width=_ceil(p.width, p.stride))
         d, height, tiles = 1, p.height, _strided_sizes(p.width)
     else:
         tiles = _tiles(p, _sizes(k), max(_sizes(k)), waste=1.3) if p.few else _tiles(p, (28, 14, 7), 28)
@@ -227,8 +261,8 @@ def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
             if kernel_rows > k or (kernel_rows > 1 and registers > 144) or (q, kernel_rows) in seen:
                 continue
             seen.add((q, kernel_rows))
-            kernel_blocks = _ceil(k, kernel_rows)
-            groups = p.samples * _ceil(p.width, q)
+            kernel_blocks = _ceil(k, kernel_rows) * p.kernel_d
+            groups = p.samples * p.depth * _ceil(p.width, q)
             channel_blocks = _ceil(p.channels, lanes_c)
             ctas = _resident(registers, block)
             own = kernel_rows * p.kernel_w  # sums of a thread
@@ -245,7 +279,7 @@ def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
                     programs = channel_blocks * parts * kernel_blocks * s * d
                     turns = _ceil(groups * lanes_c, parts * block)
                     per_thread = turns * (meeting * _ceil(height, s) * per_row + prologue) + 14 * own + 80
-                    partials = 4 * parts * s * d * (p.taps + 1) * p.channels
+                    partials = 4 * parts * s * d * (taps + 1) * p.channels
                     work = Work(
                         dram_bytes=2 * elements * p.itemsize + partials,
                         l2_bytes=elements * p.itemsize * kernel_blocks * (1 + _columns(p, q) / q) + partials,
@@ -257,7 +291,7 @@ def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
                     finish = Work(
                         dram_bytes=partials,
                         l2_bytes=partials,
-                        programs=_ceil((p.taps + 1) * p.channels, 64),
+                        programs=_ceil((taps + 1) * p.channels, 64),
                         ctas_per_sm=8,
                     )
                     config = {"Q": q, "R": kernel_rows, "strip": _ceil(height, s), "parts": parts, "BC": lanes_c}

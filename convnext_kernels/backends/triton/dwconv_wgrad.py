@@ -9,6 +9,9 @@ R * KW sums, without a halo that is computed twice. With R up to 2, rows outside
 of a channel are summed, and programs write fp32 partial sums (parts, KH * KW + 1, C), the bias gradient last.
 `finish_kernel` adds the parts in a fixed order. As in the forward kernels the last group of columns is moved inside the
 image; the columns of dy that the group before has too are 0 in it.
+
+Of a volume a program has the kernel rows of one kernel plane, and its positions are those of all planes of dy whose
+plane of x is inside.
 """
 
 # Inside kernels, tuples support only +, and conditions at compile time only plain ifs.
@@ -57,7 +60,7 @@ def add_columns(total, dy, Q: tl.constexpr):
     return total
 
 
-@triton.jit(do_not_specialize=["samples", "dy_sn", "x_sn", "height", "width", "parts", "strip"])
+@triton.jit(do_not_specialize=["samples", "dy_sn", "x_sn", "height", "width", "depth", "parts", "strip"])
 def partials_kernel(
     dy_ptr,
     x_ptr,
@@ -65,11 +68,13 @@ def partials_kernel(
     samples,
     dy_sn,
     x_sn,
+    depth,
     height,
     width,
     parts,
     strip,
     C: tl.constexpr,
+    KD: tl.constexpr,
     KH: tl.constexpr,
     KW: tl.constexpr,
     DH: tl.constexpr,
@@ -92,6 +97,8 @@ def partials_kernel(
     As in the forward kernel a strip has the rows of one residue modulo DH. DY_FIRST, X_FIRST: NCHW.
 
     With STRIDE, R is 1 and a strip has neighbouring rows of dy, for any DH; `height` and `width` are x's.
+
+    With a `depth` (None: an image) the last axis of the grid has the kernel row blocks of all kernel planes.
     """
     P: tl.constexpr = KH // 2
     PW: tl.constexpr = KW // 2
@@ -123,6 +130,16 @@ def partials_kernel(
     own = (dy_height - residue + LATTICES - 1) // LATTICES  # rows of this residue
     first = tl.program_id(1) // LATTICES * strip
     kh = tl.program_id(2) * R
+    if depth is not None:
+        ROWS: tl.constexpr = (KH + R - 1) // R  # of programs
+        kd = tl.program_id(2) // ROWS
+        kh = (tl.program_id(2) - kd * ROWS) * R
+        # Planes of dy whose plane of x is inside
+        dy_depth = (depth - 1) // STRIDE + 1
+        front = (tl.maximum(KD // 2 - kd, 0) + STRIDE - 1) // STRIDE
+        back = tl.minimum(dy_depth, (tl.maximum(depth + KD // 2 - kd, 0) + STRIDE - 1) // STRIDE)
+        planes = tl.maximum(back - front, 0)
+        samples *= planes
     x_sh = width * X_SW
     dy_sh = dy_width * DY_SW
     if STRIDE == 1:
@@ -138,8 +155,12 @@ def partials_kernel(
         high = tl.minimum(tl.minimum(first + strip, own), (tl.maximum(height - above, 0) + STRIDE - 1) // STRIDE)
         x_first = low * STRIDE + above
         dy_first = low
-    x_ptr += place(channel, x_first * width - PW * DW, height * width, C, X_FIRST)
-    dy_ptr += place(channel, dy_first * dy_width, dy_height * dy_width, C, DY_FIRST)
+    if depth is None:
+        x_ptr += place(channel, x_first * width - PW * DW, height * width, C, X_FIRST)
+        dy_ptr += place(channel, dy_first * dy_width, dy_height * dy_width, C, DY_FIRST)
+    else:
+        x_ptr += place(channel, x_first * width - PW * DW, depth * height * width, C, X_FIRST)
+        dy_ptr += place(channel, dy_first * dy_width, dy_depth * dy_height * dy_width, C, DY_FIRST)
     sums = ()
     for _ in tl.static_range(R * KW):
         sums = sums + (tl.zeros((BLOCK,), tl.float32),)
@@ -153,8 +174,15 @@ def partials_kernel(
         column -= others
         n = tl.minimum(n, samples - 1).to(tl.int64)
         x_column = column * STRIDE
-        x_row = x_ptr + (n * x_sn + x_column * X_SW)
-        dy_row = dy_ptr + (n * dy_sn + column * DY_SW)
+        if depth is None:
+            x_row = x_ptr + (n * x_sn + x_column * X_SW)
+            dy_row = dy_ptr + (n * dy_sn + column * DY_SW)
+        else:
+            volume = n // planes
+            z = front + (n - volume * planes)
+            x_plane = (z * STRIDE + kd - KD // 2) * (height * x_sh)
+            x_row = x_ptr + (volume * x_sn + x_plane + x_column * X_SW)
+            dy_row = dy_ptr + (volume * dy_sn + z * (dy_height * dy_sh) + column * DY_SW)
         # The rows of dy before the newest: window[b * Q + q] belongs to kernel row kh + 1 + b
         window = ()
         for b in tl.static_range(R - 1):
@@ -214,10 +242,16 @@ def partials_kernel(
     # One partial sum per program and channel; if atomic, one for all programs
     out = partials_ptr + kh * (KW * C)
     if not ATOMIC:
-        out += (tl.program_id(1) * parts + part).to(tl.int64) * ((KH * KW + 1) * C)
+        out += (tl.program_id(1) * parts + part).to(tl.int64) * ((KD * KH * KW + 1) * C)
+    if depth is not None:
+        out += kd * (KH * KW * C)
     for i in tl.static_range(R * KW):
         put(out + i * C, sums[i], c, C, kh + i // KW < KH, X_FIRST, ATOMIC, BC, LANES)
-    put(out + (KH * KW - kh * KW) * C, db, c, C, kh == P // R * R, X_FIRST, ATOMIC, BC, LANES)
+    if depth is None:
+        put(out + (KH * KW - kh * KW) * C, db, c, C, kh == P // R * R, X_FIRST, ATOMIC, BC, LANES)
+    elif kd == KD // 2:
+        last = (KD * KH - kd * KH - kh) * (KW * C)
+        put(out + last, db, c, C, kh == P // R * R, X_FIRST, ATOMIC, BC, LANES)
 
 
 @triton.jit
