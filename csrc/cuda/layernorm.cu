@@ -17,7 +17,7 @@ struct LayerNormParams {
   bool transposed;  // y's channels are neighbours in memory, or y has another dtype
 };
 
-template <class T>
+template <class T, bool kLayer>
 __global__ void __launch_bounds__(kNormThreads, 3) layernorm_rows_kernel(const LayerNormParams p) {
   constexpr int kCount = Channels<T>::kCount;
   CNK_SHARED(T, weight);
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kNormThreads, 3) layernorm_rows_kernel(const L
     const Divided at = next_at;
     next_at = divide(row + step, p.a.pixels);
     load_row(p.a.x, next_at, p.c, lane, p.lanes, p.packed_x, row + step < p.rows, next);
-    const Statistics s = row_statistics(x, p.c, p.a.eps, lane, p.lanes, shared);
+    const Statistics s = row_statistics<kLayer>(x, p.c, p.a.eps, p.a.norm, lane, p.lanes, shared);
     const int64_t q = patch_row(p.a.patches, at.remainder);
     const bool stored = row < p.rows && q >= 0;
     const int64_t base = offset(p.a.y, {at.quotient, q});
@@ -95,7 +95,7 @@ __device__ __forceinline__ void store_transposed(const LayerNormParams& p, int64
   }
 }
 
-template <class T>
+template <class T, bool kLayer>
 __global__ void __launch_bounds__(kColumnThreads, 1) layernorm_columns_kernel(const LayerNormParams p) {
   CNK_SHARED(float, sums);  // three for each thread
   const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize;
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kColumnThreads, 1) layernorm_columns_kernel(co
     // Lanes past the end compute the last pixel and do not store it.
     const T* x = static_cast<const T*>(p.a.x.data) + offset(p.a.x, {at.quotient, min(pixel, p.a.pixels - 1)});
     float v[kColumnSlots];
-    const Statistics s = column_statistics(x, p.a.x.stride_c, p.c, p.a.eps, v, sums);
+    const Statistics s = column_statistics<kLayer>(x, p.a.x.stride_c, p.c, p.a.eps, p.a.norm, v, sums);
     const int64_t q = pixel < p.a.pixels ? patch_row(p.a.patches, pixel) : -1;
     const int64_t to = offset(y, {at.quotient, q});
     for (int base = 0; base < p.c; base += span) {
@@ -143,6 +143,7 @@ void layernorm(const Context& context, const LayerNormArgs& args) {
   LayerNormParams p{args, args.n * args.pixels, 0, 0, int(args.c), 0, false, false, false, false};
   const int64_t multiprocessors = device_info(context.device).multiprocessors;
   const Shape shape{"NPC", {args.n, args.pixels, args.c}};
+  const bool layer = args.norm == Norm::kLayer;
   with_element(args.x.dtype, [&](auto element) {
     using T = typename decltype(element)::Type;
     constexpr int kCount = Channels<T>::kCount;
@@ -160,7 +161,7 @@ void layernorm(const Context& context, const LayerNormArgs& args) {
       const int64_t shared = floats * int64_t(sizeof(float)) + parameters(p.staged);
       const int64_t blocks = min(p.blocks, multiprocessors * (2048 / threads));
       launch(context, {"layernorm_columns_kernel", blocks, threads, shared, shape},
-             layernorm_columns_kernel<T>, p);
+             layer ? layernorm_columns_kernel<T, true> : layernorm_columns_kernel<T, false>, p);
       return;
     }
     p.packed_x = is_packed(args.x, args.c, kCount);
@@ -172,7 +173,8 @@ void layernorm(const Context& context, const LayerNormArgs& args) {
     const int64_t blocks = min(p.blocks, multiprocessors * (2048 / threads));
     const int64_t shared = 2 * slots_width<T>(p.lanes, kNormSlots) * int64_t(sizeof(T)) +
                            (p.lanes > kWarpSize ? 3 * (threads / kWarpSize) * int64_t(sizeof(float)) : 0);
-    launch(context, {"layernorm_rows_kernel", blocks, threads, shared, shape}, layernorm_rows_kernel<T>, p);
+    launch(context, {"layernorm_rows_kernel", blocks, threads, shared, shape},
+           layer ? layernorm_rows_kernel<T, true> : layernorm_rows_kernel<T, false>, p);
   });
 }
 

@@ -15,7 +15,7 @@ void gelu_array(const float* x, float* y, int64_t count) {
 
 void gelu_slope_array(const float* x, float* y, float* slope, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes) {
-    const Gelu g = gelu_with_slope(load(x + i));
+    const Activated g = gelu_with_slope(load(x + i));
     store(y + i, g.value);
     store(slope + i, g.slope);
   }

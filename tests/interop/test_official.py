@@ -99,7 +99,7 @@ class OtherDropPath(repository.Block):
 class OtherNorm(repository.Block):
     def __init__(self, dim):
         super().__init__(dim)
-        self.norm = nn.RMSNorm(dim)
+        self.norm = nn.GroupNorm(1, dim)
 
 
 class OtherGRN(repository.Block):
@@ -118,7 +118,7 @@ LEFT = {
     WithBuffer: "it has gamma, steps",
     OneDimensional: "it has dwconv, norm, pwconv1, act, pwconv2, drop_path, gamma",
     OtherDropPath: "the drop path is a Dropout",
-    OtherNorm: "the norm is a RMSNorm",
+    OtherNorm: "the norm is a GroupNorm",
     OtherGRN: "the response normalisation is a Identity",
 }
 

@@ -12,10 +12,20 @@ from convnext_kernels.backends.cuda.reduce import sum_partials
 from convnext_kernels.backends.gpu import parameters as gpu_parameters
 from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows
 from convnext_kernels.calls import NormCall
+from convnext_kernels.variants import LAYER
 
 
-def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out: Rows, *, patch: int = 1) -> None:
-    """LayerNorm of (N, C, H, W) into `out` (from `output_rows`, `rows` or `patch_rows`), in out's dtype."""
+def normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    out: Rows,
+    *,
+    patch: int = 1,
+    norm: str = LAYER,
+) -> None:
+    """The norm of (N, C, H, W) into `out` (from `output_rows`, `rows` or `patch_rows`), in out's dtype."""
     source = rows(x)
     channels, height, width = x.shape[1:]
     samples, pixels = extent(source, out, merge=patch == 1)
@@ -32,6 +42,7 @@ def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
         patch,
         height,
         width,
+        native.norm_code(norm),
     )
 
 
@@ -45,7 +56,14 @@ def forward(call: NormCall) -> Tensor:
 
 
 def gradients(
-    dy: Rows, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, needs: list[bool], patch: int = 1
+    dy: Rows,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    needs: list[bool],
+    patch: int = 1,
+    norm: str = LAYER,
 ) -> list[Tensor]:
     """As `backward`, for a gradient given as rows: in the order of pixels, or of patches (`patch_rows`)."""
     source = rows(x)
@@ -72,6 +90,7 @@ def gradients(
         patch,
         height,
         width,
+        native.norm_code(norm),
     )
     results = [finish(dx, target)] if needs[0] else []
     return results + parameter_gradients(partials, (weight, bias), needs[1:])
