@@ -114,11 +114,23 @@ class GRN(nn.Module):
 class Block(nn.Module):
     """The official ConvNeXt block, V1 or V2: its names, its shapes, its formula."""
 
-    def __init__(self, dim, layer_scale_init_value=1e-6, *, kernel_size=7, mlp_ratio=4, dilation=1, use_grn=False):
+    def __init__(
+        self,
+        dim,
+        layer_scale_init_value=1e-6,
+        *,
+        kernel_size=7,
+        mlp_ratio=4,
+        dilation=1,
+        use_grn=False,
+        norm="layer",
+        activation="gelu",
+    ):
         super().__init__()
+        self.variant = norm, activation
         padding = dilation * (kernel_size // 2)
         self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=padding, dilation=dilation, groups=dim)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = nn.LayerNorm(dim, eps=1e-6) if norm == "layer" else nn.RMSNorm(dim)  # its weight is what counts
         self.pwconv1 = nn.Linear(dim, mlp_ratio * dim)
         self.pwconv2 = nn.Linear(mlp_ratio * dim, dim)
         if use_grn:
@@ -127,8 +139,10 @@ class Block(nn.Module):
             self.gamma = nn.Parameter(torch.full((dim,), layer_scale_init_value))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))
-        y = F.gelu(self.pwconv1(y))
+        norm, activation = self.variant
+        y = self.dwconv(x).permute(0, 2, 3, 1)
+        y = _norm(y, self.norm.weight, getattr(self.norm, "bias", None), 1e-6, norm)
+        y = ACTIVATIONS[activation](self.pwconv1(y))
         if hasattr(self, "grn"):
             y = _grn(y, self.grn.gamma, self.grn.beta, 1e-6)
         y = self.pwconv2(y)

@@ -188,7 +188,7 @@ CASES = (
     Case("RMSNorm and tanh GELU: timm's convnext_atto_rms", norm="rms", activation="gelu_tanh", c=40, ops=BOTTLENECK),
     Case("RMSNorm in V2, Hardswish", norm="rms", activation="hardswish", variant="v2", c=17, ops=BOTTLENECK),
     Case("SimpleNorm: timm's convnext_zepto_rms; SiLU", norm="simple", activation="silu", c=17, ops=BOTTLENECK),
-    Case("SimpleNorm in V2 over few channels, ReLU", norm="simple", activation="relu", variant="v2", c=3, ops=BOTTLENECK),
+    Case("SimpleNorm in V2, few channels, ReLU", norm="simple", activation="relu", variant="v2", c=3, ops=BOTTLENECK),
     Case("another activation under LayerNorm", activation="mish", c=17, ops=BOTTLENECK),
     Case("another activation under LayerNorm in V2", activation="quick_gelu", variant="v2", ops=BOTTLENECK),
     Case(

@@ -95,7 +95,7 @@ __device__ __forceinline__ void store_transposed(const LayerNormParams& p, int64
   }
 }
 
-template <class T, bool kLayer>
+template <class T>
 __global__ void __launch_bounds__(kColumnThreads, 1) layernorm_columns_kernel(const LayerNormParams p) {
   CNK_SHARED(float, sums);  // three for each thread
   const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize;
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kColumnThreads, 1) layernorm_columns_kernel(co
     // Lanes past the end compute the last pixel and do not store it.
     const T* x = static_cast<const T*>(p.a.x.data) + offset(p.a.x, {at.quotient, min(pixel, p.a.pixels - 1)});
     float v[kColumnSlots];
-    const Statistics s = column_statistics<kLayer>(x, p.a.x.stride_c, p.c, p.a.eps, p.a.norm, v, sums);
+    const Statistics s = column_statistics(x, p.a.x.stride_c, p.c, p.a.eps, v, sums);
     const int64_t q = pixel < p.a.pixels ? patch_row(p.a.patches, pixel) : -1;
     const int64_t to = offset(y, {at.quotient, q});
     for (int base = 0; base < p.c; base += span) {
@@ -148,7 +148,7 @@ void layernorm(const Context& context, const LayerNormArgs& args) {
     using T = typename decltype(element)::Type;
     constexpr int kCount = Channels<T>::kCount;
     p.lanes = team_lanes(args.c, kCount, kNormSlots);
-    if (p.lanes == 0 || along_pixels(args.x, args.pixels)) {
+    if (layer && (p.lanes == 0 || along_pixels(args.x, args.pixels))) {
       p.tiles = (args.pixels + kWarpSize - 1) / kWarpSize;
       p.blocks = args.n * p.tiles;
       p.transposed = (args.y.stride_c == 1 && args.y.stride_p != 1) || args.y.dtype != args.x.dtype;
@@ -161,9 +161,10 @@ void layernorm(const Context& context, const LayerNormArgs& args) {
       const int64_t shared = floats * int64_t(sizeof(float)) + parameters(p.staged);
       const int64_t blocks = min(p.blocks, multiprocessors * (2048 / threads));
       launch(context, {"layernorm_columns_kernel", blocks, threads, shared, shape},
-             layer ? layernorm_columns_kernel<T, true> : layernorm_columns_kernel<T, false>, p);
+             layernorm_columns_kernel<T>, p);
       return;
     }
+    require_row(p.lanes);
     p.packed_x = is_packed(args.x, args.c, kCount);
     p.packed_y = is_packed(args.y, args.c, kCount);
     const int threads = row_threads(p.rows, p.lanes, multiprocessors);

@@ -1,8 +1,9 @@
 // LayerNorm over the channels, with the biased variance. xhat = (x - mean) * rstd, g = dy * weight:
 //   y = xhat * weight + bias
 //   dx = rstd * (g - mean_c(g) - xhat * mean_c(g * xhat)),    dweight = sum dy * xhat,    dbias = sum dy
-// RMSNorm and SimpleNorm have xhat = x * rstd, no bias and no mean_c(g); SimpleNorm's dx has (x - mean) * rstd instead
-// of its xhat, and the sum divided by C - 1. They share one instance of each kernel, LayerNorm has its own (kLayer).
+// RMSNorm and SimpleNorm have xhat = x * rstd, no bias and no mean_c(g); SimpleNorm's dx has (x - mean) * rstd
+// instead of its xhat, and the sum divided by C - 1. They share one instance of the kernels for rows; those for
+// columns are LayerNorm's alone, so rows must fit a block's registers: 12 KB.
 // Parameters, the result and the incoming gradient are rounded to x's dtype, as PyTorch does under autocast;
 // y and dy may be stored in another dtype. Everything between is fp32. Bytes per pixel with 16-bit elements:
 // forward 4C, backward 6C, and 8C for each block's partial sums.

@@ -201,7 +201,7 @@ __device__ __forceinline__ void load_gradient(const LayerNormBackwardParams& p, 
 
 // One part: every parts-th tile of 32 pixels. Its sums are
 // in global memory; only one lane adds to each element.
-template <class T, bool kLayer>
+template <class T>
 __global__ void __launch_bounds__(kColumnThreads, 1)
     layernorm_backward_columns_kernel(const LayerNormBackwardParams p) {
   CNK_SHARED(float, shared);  // five for each thread
@@ -231,7 +231,7 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
       const int64_t here = min(pixel, p.a.pixels - 1);
       const T* x = static_cast<const T*>(p.a.x.data) + offset(p.a.x, {at.quotient, here});
       float v[kGradientColumnSlots], g[kGradientColumnSlots];
-      const Statistics s = column_statistics<kLayer>(x, p.a.x.stride_c, p.c, p.a.eps, p.a.norm, v, shared);
+      const Statistics s = column_statistics(x, p.a.x.stride_c, p.c, p.a.eps, v, shared);
       const int64_t q = inside ? patch_row(p.a.patches, pixel) : -1;
       float along[2] = {0.0f, 0.0f};  // sums of g and of g * xhat
       for (int base = 0; base < p.c; base += span) {
@@ -265,7 +265,7 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
       }
       if (!dx.data) continue;
       column_sum(along, shared + 3 * blockDim.x);
-      const Gradient t = gradient<kLayer>(s, along, p.c, p.a.norm);
+      const Gradient t = gradient<true>(s, along, p.c, Norm::kLayer);
       T* to = static_cast<T*>(dx.data) + offset(dx, {at.quotient, here});
       for (int base = 0; base < p.c; base += span) {
         if (span < p.c) {
@@ -297,7 +297,7 @@ void layernorm_backward(const Context& context, const LayerNormBackwardArgs& arg
     using T = typename decltype(element)::Type;
     constexpr int kCount = Channels<T>::kCount;
     p.lanes = team_lanes(args.c, kCount, kGradientSlots);
-    if (p.lanes == 0 || along_pixels(args.x, args.pixels)) {
+    if (layer && (p.lanes == 0 || along_pixels(args.x, args.pixels))) {
       p.tiles = (args.pixels + kWarpSize - 1) / kWarpSize;
       p.blocks = args.n * p.tiles;
       if (!args.partials) p.a.parts = p.blocks;
@@ -310,10 +310,10 @@ void layernorm_backward(const Context& context, const LayerNormBackwardArgs& arg
       const int64_t floats = 5 * threads + (p.transposed ? kWarpSize * group_pitch(threads / kWarpSize) : 0);
       const int64_t shared = floats * int64_t(sizeof(float)) + parameters(p.staged);
       launch(context, {"layernorm_backward_columns_kernel", p.a.parts, threads, shared, shape},
-             layer ? layernorm_backward_columns_kernel<T, true> : layernorm_backward_columns_kernel<T, false>,
-             p);
+             layernorm_backward_columns_kernel<T>, p);
       return;
     }
+    require_row(p.lanes);
     p.packed_dy = is_packed(args.dy, args.c, kCount);
     p.packed_x = is_packed(args.x, args.c, kCount);
     p.packed_dx = is_packed(args.dx, args.c, kCount);

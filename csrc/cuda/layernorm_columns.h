@@ -43,9 +43,9 @@ __device__ __forceinline__ void column_sum(float (&values)[N], float* shared) {
 
 // The statistics of the pixel at x. If the block can hold all its channels, they are in `v` afterwards.
 // `shared`: three floats a thread; between two calls there must be a barrier.
-template <bool kLayer, class T, int kSlots>
+template <class T, int kSlots>
 __device__ __forceinline__ Statistics column_statistics(const T* x, int64_t stride_c, int c, float eps,
-                                                        Norm norm, float (&v)[kSlots], float* shared) {
+                                                        float (&v)[kSlots], float* shared) {
   const int warps = block_warps(), warp = int(threadIdx.x) / kWarpSize, span = warps * kSlots;
   float sum[1] = {0.0f};
   for (int base = 0; base < c; base += span) {
@@ -54,7 +54,7 @@ __device__ __forceinline__ Statistics column_statistics(const T* x, int64_t stri
     for (int k = 0; k < kSlots; ++k) sum[0] += v[k];
   }
   column_sum(sum, shared);
-  const float mean = !kLayer && norm == Norm::kRms ? 0.0f : sum[0] / float(c);
+  const float mean = sum[0] / float(c);
   float sums[2] = {0.0f, 0.0f};
   for (int base = 0; base < c; base += span) {
     if (span < c) load_column(x, stride_c, base + warp, c, v);
@@ -66,7 +66,7 @@ __device__ __forceinline__ Statistics column_statistics(const T* x, int64_t stri
     }
   }
   column_sum(sums, shared + blockDim.x);
-  return statistics<kLayer>(mean, sums, c, eps, norm);
+  return statistics<true>(mean, sums, c, eps, Norm::kLayer);
 }
 
 // A tile in shared memory, 32 pixels x a group of every warp, transposes rows whose channels are neighbours.

@@ -3,6 +3,8 @@
 // several warps, holds a pixel's channels in registers, in packs of 16 bytes.
 #pragma once
 
+#include <stdexcept>
+
 #include "cuda/channels.h"
 #include "cuda/launch.h"
 #include "cuda/layernorm.h"
@@ -148,6 +150,11 @@ inline int team_lanes(int64_t c, int count, int slots) {
   int lanes = 1;
   while (int64_t(lanes) * slots * count < c) lanes *= 2;
   return lanes <= kNormThreads ? lanes : 0;
+}
+
+// Only LayerNorm has kernels for rows that a team cannot hold.
+inline void require_row(int lanes) {
+  if (lanes == 0) throw std::invalid_argument("layernorm: too many channels for another norm");
 }
 
 // Threads of a block of teams: fewer than kNormThreads if there are too few pixels for `blocks` blocks.
