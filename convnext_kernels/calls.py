@@ -202,6 +202,8 @@ class MlpCall(NamedTuple):
     drop_scale: Tensor | None
     eps: float
     grn_eps: float
+    norm: str  # of `variants.NORMS`
+    activation: str  # of `variants.ACTIVATIONS`
     compute_dtype: dtype
     inputs: Inputs | None = None
 
@@ -217,6 +219,8 @@ class BlockCall(NamedTuple):
     dilation: tuple[int, int]  # of height and width
     eps: float
     grn_eps: float
+    norm: str
+    activation: str
     compute_dtype: dtype
     inputs: Inputs | None = None
 
@@ -227,7 +231,8 @@ class BlockCall(NamedTuple):
 
     def mlp(self, y: Tensor, residual: Tensor | None) -> MlpCall:
         """The block's inverted bottleneck of the convolution's result."""
-        return MlpCall(y, residual, self.p, self.drop_scale, self.eps, self.grn_eps, self.compute_dtype)
+        options = self.eps, self.grn_eps, self.norm, self.activation
+        return MlpCall(y, residual, self.p, self.drop_scale, *options, self.compute_dtype)
 
 
 class Block(NamedTuple):
@@ -239,6 +244,8 @@ class Block(NamedTuple):
     dilation: tuple[int, int]
     eps: float
     grn_eps: float
+    norm: str
+    activation: str
 
 
 class BlocksCall(NamedTuple):

@@ -98,7 +98,7 @@ def global_response_norm(
 def inverted_bottleneck(
     x: Tensor,
     norm_weight: Tensor,
-    norm_bias: Tensor,
+    norm_bias: Tensor | None,
     pwconv1_weight: Tensor,
     pwconv1_bias: Tensor | None,
     pwconv2_weight: Tensor,
@@ -111,18 +111,24 @@ def inverted_bottleneck(
     drop_scale: Tensor | None = None,
     eps: float = 1e-6,
     grn_eps: float = 1e-6,
+    norm: str = "layer",
+    activation: str = "gelu",
     memory: str = "auto",
     backend: str = "auto",
 ) -> Tensor:
-    """Return ``residual + drop_scale * gamma * (GRN(GELU(LN(x) W1^T + b1)) W2^T + b2)`` (arXiv 2201.03545, fig. 4).
+    """Return ``residual + drop_scale * gamma * (GRN(act(norm(x) W1^T + b1)) W2^T + b2)`` (arXiv 2201.03545, fig. 4).
 
     x and residual (N, C, H, W); norm_weight, norm_bias, gamma, pwconv2_bias (C,); pwconv1_weight (hidden, C)
     and pwconv2_weight (C, hidden), or the same as 1x1 convolutions; pwconv1_bias, grn_weight and grn_bias
-    (hidden,); drop_scale (N,): 0 for a dropped sample, 1 / keep probability for a kept one. GELU is exact (erf).
+    (hidden,); drop_scale (N,): 0 for a dropped sample, 1 / keep probability for a kept one.
+
+    `norm` in place of LayerNorm: "rms" is x / sqrt(mean(x^2) + eps) * weight, "simple" timm's SimpleNorm, x / sqrt(var
+    + eps) * weight with the variance over C - 1; both have no bias (norm_bias is None). `activation` in place of the
+    exact GELU ("gelu", erf): "gelu_tanh", "quick_gelu", "silu", "mish", "relu", "relu6" or "hardswish".
 
     `memory` says what the forward pass keeps for the gradient beside its inputs: "min" keeps nothing, "balanced" the
-    hidden before GELU (hidden / C times the size of x), "auto" chooses one of the two. A backend that always computes
-    the hidden again (eager) keeps nothing.
+    hidden before the activation (hidden / C times the size of x), "auto" chooses one of the two. A backend that always
+    computes the hidden again (eager) keeps nothing.
     """
     tensors = (
         x,
@@ -138,7 +144,7 @@ def inverted_bottleneck(
         grn_bias,
         drop_scale,
     )
-    return call("mlp", *tensors, eps, grn_eps, None, _memory(memory, tensors), backend)[0]
+    return call("mlp", *tensors, eps, grn_eps, norm, activation, None, _memory(memory, tensors), backend)[0]
 
 
 def convnext_block(
@@ -146,7 +152,7 @@ def convnext_block(
     dwconv_weight: Tensor,
     dwconv_bias: Tensor | None,
     norm_weight: Tensor,
-    norm_bias: Tensor,
+    norm_bias: Tensor | None,
     pwconv1_weight: Tensor,
     pwconv1_bias: Tensor | None,
     pwconv2_weight: Tensor,
@@ -159,6 +165,8 @@ def convnext_block(
     dilation: int | tuple[int, int] = 1,
     eps: float = 1e-6,
     grn_eps: float = 1e-6,
+    norm: str = "layer",
+    activation: str = "gelu",
     memory: str = "auto",
     backend: str = "auto",
 ) -> Tensor:
@@ -183,7 +191,9 @@ def convnext_block(
         drop_scale,
     )
     dilations = checks.pair("dilation", dilation)
-    return call("block", *tensors, *dilations, eps, grn_eps, None, _memory(memory, tensors), backend)[0]
+    return call("block", *tensors, *dilations, eps, grn_eps, norm, activation, None, _memory(memory, tensors), backend)[
+        0
+    ]
 
 
 def patch_downsample(

@@ -44,7 +44,7 @@ class MlpParameters(NamedTuple):
     """
 
     norm_weight: torch.Tensor
-    norm_bias: torch.Tensor
+    norm_bias: torch.Tensor | None  # only LayerNorm has one
     pwconv1_weight: torch.Tensor
     pwconv1_bias: torch.Tensor | None
     pwconv2_weight: torch.Tensor

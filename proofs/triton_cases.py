@@ -127,11 +127,13 @@ def run(case: Case) -> None:
         call, inputs = NormCall(x, vector, vector, 1e-6), 3
     elif case.op == "mlp":
         residual = image(case.c, case.size)
-        call = MlpCall(x, residual, _parameters(case, tensor), tensor(case.n), 1e-6, 1e-6, dtype)
+        call = MlpCall(x, residual, _parameters(case, tensor), tensor(case.n), 1e-6, 1e-6, "layer", "gelu", dtype)
         inputs = 11
     elif case.op == "block":
         weight = tensor(case.c, 1, case.k, case.k)
-        call = BlockCall(x, weight, vector, _parameters(case, tensor), tensor(case.n), (1, 1), 1e-6, 1e-6, dtype)
+        call = BlockCall(
+            x, weight, vector, _parameters(case, tensor), tensor(case.n), (1, 1), 1e-6, 1e-6, "layer", "gelu", dtype
+        )
         inputs = 12
     else:
         weight = tensor(2 * case.c, case.c, case.k, case.k)

@@ -21,7 +21,7 @@ def _bottleneck(case: Case, g: torch.Generator) -> Arguments:
     hidden = case.ratio * case.c
     arguments = {
         "norm_weight": random_vector(case.c, g),
-        "norm_bias": random_vector(case.c, g),
+        "norm_bias": random_vector(case.c, g) if case.norm == "layer" else None,
         "pwconv1_weight": random_weight((hidden, case.c), g),
         "pwconv1_bias": random_vector(hidden, g) if case.bias else None,
         "pwconv2_weight": random_weight((case.c, hidden), g),
@@ -34,7 +34,7 @@ def _bottleneck(case: Case, g: torch.Generator) -> Arguments:
     if case.drop:
         arguments["drop_scale"] = torch.full((case.n,), 1.25, dtype=torch.double)
         arguments["drop_scale"][0] = 0
-    return arguments
+    return arguments | {"norm": case.norm, "activation": case.activation}
 
 
 def _convolution(case: Case, g: torch.Generator, prefix: str = "") -> Arguments:

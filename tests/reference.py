@@ -36,6 +36,25 @@ def global_response_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float 
     return _grn(x.permute(0, 2, 3, 1), weight, bias, eps).permute(0, 3, 1, 2)
 
 
+def _norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, norm: str) -> Tensor:
+    if norm == "layer":
+        return F.layer_norm(x, weight.shape, weight, bias, eps)
+    square = x.pow(2).mean(-1, keepdim=True) if norm == "rms" else x.var(-1, keepdim=True)
+    return x / (square + eps).sqrt() * weight
+
+
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "silu": F.silu,
+    "mish": F.mish,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "hardswish": F.hardswish,
+}
+
+
 def inverted_bottleneck(
     x,
     norm_weight,
@@ -52,9 +71,11 @@ def inverted_bottleneck(
     drop_scale=None,
     eps=1e-6,
     grn_eps=1e-6,
+    norm="layer",
+    activation="gelu",
 ):
-    y = F.layer_norm(x.permute(0, 2, 3, 1), norm_weight.shape, norm_weight, norm_bias, eps)
-    y = F.gelu(F.linear(y, pwconv1_weight, pwconv1_bias))
+    y = _norm(x.permute(0, 2, 3, 1), norm_weight, norm_bias, eps, norm)
+    y = ACTIVATIONS[activation](F.linear(y, pwconv1_weight, pwconv1_bias))
     if grn_weight is not None:
         y = _grn(y, grn_weight, grn_bias, grn_eps)
     y = F.linear(y, pwconv2_weight, pwconv2_bias)
@@ -93,11 +114,23 @@ class GRN(nn.Module):
 class Block(nn.Module):
     """The official ConvNeXt block, V1 or V2: its names, its shapes, its formula."""
 
-    def __init__(self, dim, layer_scale_init_value=1e-6, *, kernel_size=7, mlp_ratio=4, dilation=1, use_grn=False):
+    def __init__(
+        self,
+        dim,
+        layer_scale_init_value=1e-6,
+        *,
+        kernel_size=7,
+        mlp_ratio=4,
+        dilation=1,
+        use_grn=False,
+        norm="layer",
+        activation="gelu",
+    ):
         super().__init__()
+        self.variant = norm, activation
         padding = dilation * (kernel_size // 2)
         self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=padding, dilation=dilation, groups=dim)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = nn.LayerNorm(dim, eps=1e-6) if norm == "layer" else nn.RMSNorm(dim)  # its weight is what counts
         self.pwconv1 = nn.Linear(dim, mlp_ratio * dim)
         self.pwconv2 = nn.Linear(mlp_ratio * dim, dim)
         if use_grn:
@@ -106,8 +139,10 @@ class Block(nn.Module):
             self.gamma = nn.Parameter(torch.full((dim,), layer_scale_init_value))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))
-        y = F.gelu(self.pwconv1(y))
+        norm, activation = self.variant
+        y = self.dwconv(x).permute(0, 2, 3, 1)
+        y = _norm(y, self.norm.weight, getattr(self.norm, "bias", None), 1e-6, norm)
+        y = ACTIVATIONS[activation](self.pwconv1(y))
         if hasattr(self, "grn"):
             y = _grn(y, self.grn.gamma, self.grn.beta, 1e-6)
         y = self.pwconv2(y)

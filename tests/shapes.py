@@ -42,6 +42,8 @@ class Case:
     ratio: int = 4
     variant: str = "v1"  # "v1": gamma; "v2": GRN; "plain": neither
     bias: bool = True
+    norm: str = "layer"
+    activation: str = "gelu"
     drop: bool = False  # drop-path factors: sample 0 dropped, the others scaled up
     patch: int = 2  # side of the downsampling patches
     ops: tuple[str, ...] = OPS  # those it is there for; for the others it is one more size, and extended
@@ -53,6 +55,7 @@ class Case:
         flags = ("" if self.bias else "-nobias") + ("-drop" if self.drop else "")
         k, d = (of if isinstance(of, int) else "x".join(map(str, of)) for of in (self.k, self.dilation))
         strided = f"s{self.stride}" if self.stride > 1 else ""
+        flags += "".join(f"-{name}" for name in (self.norm, self.activation) if name not in ("layer", "gelu"))
         return (
             f"n{self.n}-c{self.c}-{self.h}x{self.w}-k{k}d{d}{strided}-r{self.ratio}-{self.variant}-p{self.patch}{flags}"
         )
@@ -63,7 +66,11 @@ class Case:
         return (self.k, self.k) if isinstance(self.k, int) else self.k
 
     def serves(self, op: str) -> bool:
-        """Whether it is a row of `op`: the block has stride 1; rectangles say nothing new to ops without them."""
+        """Whether it is a row of `op`: the block has stride 1; rectangles say nothing new to ops without them, nor do
+        norms and activations.
+        """
+        if (self.norm, self.activation) != ("layer", "gelu") and op not in BOTTLENECK:
+            return False
         square = isinstance(self.k, int) and isinstance(self.dilation, int)
         return op == "dwconv" or (self.stride == 1 and (square or op == "block"))
 
@@ -177,14 +184,31 @@ CASES = (
     Case("drop path", drop=True, n=5, ops=BOTTLENECK),
     Case("drop path in V2", drop=True, n=3, variant="v2", ops=BOTTLENECK),
     Case("drop path without gamma", drop=True, n=3, variant="plain", ops=BOTTLENECK),
+    # norms and activations: each once in V1 or V2, the norms in both
+    Case("RMSNorm and tanh GELU: timm's convnext_atto_rms", norm="rms", activation="gelu_tanh", c=40, ops=BOTTLENECK),
+    Case("RMSNorm in V2, Hardswish", norm="rms", activation="hardswish", variant="v2", c=17, ops=BOTTLENECK),
+    Case("SimpleNorm: timm's convnext_zepto_rms; SiLU", norm="simple", activation="silu", c=17, ops=BOTTLENECK),
+    Case("SimpleNorm in V2, few channels, ReLU", norm="simple", activation="relu", variant="v2", c=3, ops=BOTTLENECK),
+    Case("another activation under LayerNorm", activation="mish", c=17, ops=BOTTLENECK),
+    Case("another activation under LayerNorm in V2", activation="quick_gelu", variant="v2", ops=BOTTLENECK),
+    Case(
+        "RMSNorm without any bias, ReLU6, dropped samples",
+        norm="rms",
+        activation="relu6",
+        variant="plain",
+        bias=False,
+        drop=True,
+        n=3,
+        ops=BOTTLENECK,
+    ),
 )
 
 _RELEVANT = {
     "dwconv": ("n", "c", "h", "w", "k", "dilation", "stride", "bias"),
     "layernorm": ("n", "c", "h", "w"),
     "grn": ("n", "c", "h", "w"),
-    "mlp": ("n", "c", "h", "w", "ratio", "variant", "bias", "drop"),
-    "block": ("n", "c", "h", "w", "k", "dilation", "ratio", "variant", "bias", "drop"),
+    "mlp": ("n", "c", "h", "w", "ratio", "variant", "bias", "drop", "norm", "activation"),
+    "block": ("n", "c", "h", "w", "k", "dilation", "ratio", "variant", "bias", "drop", "norm", "activation"),
     "downsample": ("n", "c", "h", "w", "patch", "bias"),
 }
 

@@ -87,9 +87,10 @@ def _ops(dtype: str, direction: str, n: int) -> list[Case]:
         k: int = 0,
         grn: bool = False,
         kernel: tuple = (),
+        variant: tuple = (),
     ) -> None:
         held = HELD[group] * (2 if direction == "training" else 1)
-        options = {"dwconv": kernel or (k,), "layernorm": ()}.get(group, (grn,))
+        options = {"dwconv": kernel or (k,), "layernorm": ()}.get(group, (grn, *variant))
         build = partial(_build, group, counted, n, c, size, size, *options)
         memory = 8 * held * counted.x
         found.append(Case(group, what, n, dtype, direction, mode, c, k, grn, memory, build))
@@ -112,6 +113,9 @@ def _ops(dtype: str, direction: str, n: int) -> list[Case]:
             add("mlp", what, quick, work.mlp(n, c, size, grn), c, size, grn=grn)
             mode = QUICK if direction == "training" and c == 384 else quick
             add("block", what, mode, work.block(n, c, size, grn), c, size, 7, grn)
+        if c in (96, 384):
+            counted = work.block(n, c, size, False)
+            add("block", f"V1 RMSNorm SiLU {at}", STANDARD, counted, c, size, 7, variant=(7, "rms", "silu"))
     c, length = SOUND
     for grn in (False, True):
         counted = work.block1d(n, c, length, grn)

@@ -81,11 +81,11 @@ class EagerGRN2d(EagerGRN):
 class EagerMlp(nn.Module):
     """LN -> Linear -> GELU -> [GRN] -> Linear -> gamma -> + residual, with the official parameter names."""
 
-    def __init__(self, dim: int, use_grn: bool = False) -> None:
+    def __init__(self, dim: int, use_grn: bool = False, norm: str = "layer", activation: str = "gelu") -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}[norm](dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, 4 * dim)
-        self.act = nn.GELU()
+        self.act = {"gelu": nn.GELU, "silu": nn.SiLU}[activation]()
         self.grn = EagerGRN(4 * dim) if use_grn else None
         self.pwconv2 = nn.Linear(4 * dim, dim)
         self.gamma = None if use_grn else nn.Parameter(torch.ones(dim))
@@ -124,8 +124,8 @@ class FusedMlp(EagerMlp):
 class EagerBlock(EagerMlp):
     """The block of the papers in plain PyTorch, with the official parameter names."""
 
-    def __init__(self, dim: int, use_grn: bool = False, kernel: int = 7) -> None:
-        super().__init__(dim, use_grn)
+    def __init__(self, dim: int, use_grn: bool = False, kernel: int = 7, *variant: str) -> None:
+        super().__init__(dim, use_grn, *variant)
         self.dwconv = EagerDwconv(dim, kernel)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -264,9 +264,20 @@ def mlp(work: Work, n: int, c: int, h: int, w: int, use_grn: bool) -> Workload:
     return _pair(EagerMlp(c, use_grn), FusedMlp(c, use_grn), inputs, work)
 
 
-def block(work: Work, n: int, c: int, h: int, w: int, use_grn: bool, kernel: int = 7) -> Workload:
+def block(
+    work: Work,
+    n: int,
+    c: int,
+    h: int,
+    w: int,
+    use_grn: bool,
+    kernel: int = 7,
+    norm: str = "layer",
+    activation: str = "gelu",
+) -> Workload:
     """The whole block."""
-    pair = EagerBlock(c, use_grn, kernel), FusedConvNeXtBlock(c, use_grn=use_grn, kernel_size=kernel)
+    ours = FusedConvNeXtBlock(c, use_grn=use_grn, kernel_size=kernel, norm=norm, activation=activation)
+    pair = EagerBlock(c, use_grn, kernel, norm, activation), ours
     return _pair(*pair, (_images(n, c, h, w),), work)
 
 

@@ -15,6 +15,7 @@ from torch.fx import Proxy
 from convnext_kernels import exporting
 from convnext_kernels.interop import structure
 from convnext_kernels.nn import sequential
+from convnext_kernels.variants import GELU, LAYER
 
 # The attributes that `accelerate` adds to a module: its options.
 BACKEND, MEMORY = "_convnext_kernels_backend", "_convnext_kernels_memory"
@@ -26,6 +27,8 @@ class Arguments(NamedTuple):
     channels: int  # of the input
     tensors: tuple[Tensor | None, ...]
     parts: Any  # the adapter's own view of the module
+    norm: str = LAYER  # of a block, as its activation
+    activation: str = GELU
 
 
 class Match(NamedTuple):

@@ -10,6 +10,7 @@ from convnext_kernels.interop import structure
 from convnext_kernels.interop.adapter import BACKEND, MEMORY, Adapter, Arguments
 from convnext_kernels.interop.structure import parameter
 from convnext_kernels.ops.blocks import Block, block
+from convnext_kernels.variants import LAYER, NORMS
 
 
 class Parts(NamedTuple):
@@ -43,6 +44,11 @@ class BlockAdapter(Adapter):
         return structure.layer_norm(norm, cls.types["norm"], channels)
 
     @classmethod
+    def norm_kind(cls, norm: nn.Module) -> str:
+        """Return which of `variants.NORMS` this is, for a norm that `norm_refusal` accepts."""
+        return next((kind for kind in NORMS if structure.is_one_of(norm, cls.types.get(f"norm_{kind}", ()))), LAYER)
+
+    @classmethod
     def known(cls, role: str, module: nn.Module) -> bool:
         """Whether `module` has the library's own class for that role."""
         return structure.is_one_of(module, cls.types[role])
@@ -59,11 +65,13 @@ class BlockAdapter(Adapter):
             or structure.depthwise(dwconv)
             or cls.norm_refusal(norm, dwconv.out_channels)
             or structure.pointwise(pwconv1)
-            or structure.gelu(act, cls.types["act"])
             or structure.pointwise(pwconv2)
         )
         if refusal:
             return refusal
+        activation = structure.activation(act, cls.types)
+        if activation is None:
+            return f"the activation is {act!r}"
         if type(drop_path) is not nn.Identity and not cls.known("drop_path", drop_path):
             return f"the drop path is a {structure.class_of(drop_path).__name__}"
         grn_weight = grn_bias = None
@@ -73,8 +81,9 @@ class BlockAdapter(Adapter):
             if not cls.known("grn", grn):
                 return f"the response normalisation is a {structure.class_of(grn).__name__}"
             grn_weight, grn_bias = parameter(grn, cls.grn_names[0]), parameter(grn, cls.grn_names[1])
-        norm_weight, norm_bias = parameter(norm, "weight"), parameter(norm, "bias")
-        if norm_weight is None or norm_bias is None:
+        kind = cls.norm_kind(norm)
+        norm_weight, norm_bias = parameter(norm, "weight"), parameter(norm, "bias") if kind == LAYER else None
+        if norm_weight is None or (kind == LAYER and norm_bias is None):
             return "the norm has no weight or no bias"
         tensors = (
             parameter(dwconv, "weight"),
@@ -89,23 +98,30 @@ class BlockAdapter(Adapter):
             grn_weight,
             grn_bias,
         )
-        return Arguments(dwconv.out_channels, tensors, parts)
+        return Arguments(dwconv.out_channels, tensors, parts, kind, activation)
 
     def inference_block(self) -> tuple[Block, str] | None:
         """What `fused` computes with in inference, and the backend; for `nn.sequential`."""
         arguments = self.arguments(self)
         if isinstance(arguments, str):
             return None
-        _, tensors, parts = arguments
+        _, tensors, parts, norm, activation = arguments
         if type(parts.drop_path) is not nn.Identity and parts.drop_path.training:
             return None
         grn_eps = getattr(parts.grn, "eps", 1e-6)
-        found = block(*tensors, dilation=parts.dwconv.dilation, eps=parts.norm.eps, grn_eps=grn_eps)
+        found = block(
+            *tensors,
+            dilation=parts.dwconv.dilation,
+            eps=parts.norm.eps,
+            grn_eps=grn_eps,
+            norm=norm,
+            activation=activation,
+        )
         return found, getattr(self, BACKEND)
 
     def fused(self, x: Tensor, arguments: Arguments) -> Tensor:
         """Compute the whole block."""
-        _, tensors, parts = arguments
+        _, tensors, parts, norm, activation = arguments
         gamma, grn_weight, grn_bias = tensors[8:]
         return functional.convnext_block(
             x,
@@ -117,6 +133,8 @@ class BlockAdapter(Adapter):
             dilation=parts.dwconv.dilation,
             eps=parts.norm.eps,
             grn_eps=getattr(parts.grn, "eps", 1e-6),  # libraries without this attribute have 1e-6 in their forward
+            norm=norm,
+            activation=activation,
             memory=getattr(self, MEMORY, "auto"),  # a module of release/hf_layers.py has no such attributes
             backend=getattr(self, BACKEND, "auto"),
         )

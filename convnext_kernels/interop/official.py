@@ -20,8 +20,8 @@ from convnext_kernels.interop.layers import DownsampleAdapter, LayerNorm2dAdapte
 
 _CHILDREN = {"dwconv", "norm", "pwconv1", "act", "pwconv2", "drop_path"}
 
-# forward function of a class, names of the parameters -> why the op differs, or None
-_trials: WeakKeyDictionary[Callable, dict[tuple[str, ...], str | None]] = WeakKeyDictionary()
+# forward function of a class, names of the parameters, norm and activation -> why the op differs, or None
+_trials: WeakKeyDictionary[Callable, dict[tuple, str | None]] = WeakKeyDictionary()
 
 
 def _run_trial(adapter: type[Adapter], module: nn.Module, channels: int) -> str | None:
@@ -61,10 +61,12 @@ def _run_trial(adapter: type[Adapter], module: nn.Module, channels: int) -> str 
 
 def _trial(adapter: type[Adapter], module: nn.Module, channels: int) -> str | None:
     results = _trials.setdefault(type(module).forward, {})
-    names = tuple(name for name, _ in module.named_parameters())
-    if names not in results:
-        results[names] = _run_trial(adapter, module, channels)
-    return results[names]
+    arguments = accelerated_class(adapter, type(module)).arguments(module)
+    variant = () if isinstance(arguments, str) else (arguments.norm, arguments.activation)
+    key = (*(name for name, _ in module.named_parameters()), *variant)
+    if key not in results:
+        results[key] = _run_trial(adapter, module, channels)
+    return results[key]
 
 
 def _is_layer_norm(norm: nn.Module, data_format: str) -> bool:
@@ -84,8 +86,8 @@ class OfficialBlockAdapter(BlockAdapter):
 
     @classmethod
     def inner_types(cls) -> dict[str, tuple[type, ...]]:
-        """Return the classes that the repositories take from PyTorch."""
-        return {"act": (nn.GELU,)}
+        """Return the classes that copies take from PyTorch."""
+        return {"norm_rms": (nn.RMSNorm,)}
 
     @classmethod
     def known(cls, role: str, module: nn.Module) -> bool:
@@ -94,9 +96,11 @@ class OfficialBlockAdapter(BlockAdapter):
 
     @classmethod
     def norm_refusal(cls, norm: nn.Module, channels: int) -> str | None:
-        """Accept the repositories' own LayerNorm and PyTorch's."""
+        """Accept the repositories' own LayerNorm, and PyTorch's LayerNorm and RMSNorm."""
         own = _is_layer_norm(norm, "channels_last")
-        return structure.layer_norm(norm, (structure.class_of(norm) if own else nn.LayerNorm,), channels)
+        types = (structure.class_of(norm),) if own else (nn.LayerNorm, *cls.types["norm_rms"])
+        refusal = structure.layer_norm(norm, types, channels)
+        return "the norm's eps is None" if refusal is None and norm.eps is None else refusal
 
     @classmethod
     def parts(cls, module: nn.Module) -> Parts | str:

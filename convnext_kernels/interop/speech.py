@@ -39,17 +39,13 @@ def _adaptive(norm: nn.Module) -> bool:
 class TimeBlockAdapter(BlockAdapter):
     """A ConvNeXt block over time, V1 with or without ``gamma``, or V2."""
 
-    # Of one original class: which parameters exist -> whether it takes (N, L, C), or why it is not replaced.
-    layouts: ClassVar[dict[tuple[bool, ...], bool | str]]
+    # Of one original class: its activation and which parameters exist -> whether it takes (N, L, C), or why it is not
+    # replaced.
+    layouts: ClassVar[dict[tuple[bool | str, ...], bool | str]]
 
     def __init_subclass__(cls) -> None:
         """Give each original class its own table."""
         cls.layouts = {}
-
-    @classmethod
-    def inner_types(cls) -> dict[str, tuple[type, ...]]:
-        """Return PyTorch's classes."""
-        return {"act": (nn.GELU,)}
 
     @classmethod
     def parts(cls, module: nn.Module) -> Parts | str:
@@ -76,11 +72,13 @@ class TimeBlockAdapter(BlockAdapter):
             or structure.depthwise(conv, nn.Conv1d)
             or (None if adaptive else structure.layer_norm(norm, (nn.LayerNorm,), conv.out_channels))
             or structure.pointwise(parts.pwconv1)
-            or structure.gelu(parts.act, cls.types["act"])
             or structure.pointwise(parts.pwconv2)
         )
         if refusal:
             return refusal
+        activation = structure.activation(parts.act, {})
+        if activation is None:
+            return f"the activation is {parts.act!r}"
         if grn is not None and (structure.class_of(grn).__name__ != "GRN" or {*grn._parameters} != {"gamma", "beta"}):
             return f"the response normalisation is a {structure.class_of(grn).__name__}"
         owner = (norm.scale, norm.shift) if adaptive else (norm, norm)
@@ -98,13 +96,13 @@ class TimeBlockAdapter(BlockAdapter):
             parts.gamma,
             *((None, None) if grn is None else (parameter(grn, "gamma"), parameter(grn, "beta"))),
         )
-        variant = (adaptive, *[t is None for t in tensors])
+        variant = (adaptive, activation, *[t is None for t in tensors])
         layout = cls.layouts.get(variant)
         if layout is None:
-            layout = cls.layouts[variant] = _run_trial(module, conv.in_channels)
+            layout = cls.layouts[variant] = _run_trial(module, conv.in_channels, activation)
         if isinstance(layout, str):
             return layout
-        return Arguments(conv.out_channels, tensors, _Time(parts, layout, adaptive))
+        return Arguments(conv.out_channels, tensors, _Time(parts, layout, adaptive), activation=activation)
 
     def inference_block(self) -> None:
         """No part of a stage: x has three dimensions."""
@@ -141,6 +139,7 @@ class TimeBlockAdapter(BlockAdapter):
                 dilation=(1, parts.dwconv.dilation[0]),
                 eps=parts.norm.eps,
                 grn_eps=1e-6,  # in the forward of every known copy, which the trial has confirmed
+                activation=arguments.activation,
                 memory=getattr(self, MEMORY),
                 backend=getattr(self, BACKEND),
             )
@@ -162,7 +161,7 @@ def _valid(arguments: Arguments, condition: Any, x: Tensor) -> bool:
     return int(condition.min()) >= 0 and int(condition.max()) < arguments.tensors[2].shape[0]
 
 
-def _run_trial(module: nn.Module, channels: int) -> bool | str:
+def _run_trial(module: nn.Module, channels: int, activation: str) -> bool | str:
     """Compare the module's own forward with the op in fp64, for both layouts, with random parameters."""
     clone = copy.copy(module)
     clone.__class__ = structure.class_of(module)
@@ -189,6 +188,7 @@ def _run_trial(module: nn.Module, channels: int) -> bool | str:
         grn_bias=tensors.get("grn.beta"),
         dilation=(1, module.dwconv.dilation[0]),
         eps=module.norm.eps,
+        activation=activation,
         backend="eager",
     ).squeeze(2)
     options = {_CONDITION: torch.zeros(1, dtype=torch.long)} if adaptive else {}

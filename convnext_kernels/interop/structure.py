@@ -13,8 +13,10 @@ from torch.nn.modules import module as module_globals
 from convnext_kernels.exporting import traced
 from convnext_kernels.ops.checks import MAX_KERNEL_SIZE
 from convnext_kernels.torch_versions import TRACED, forward_mode_active, transforms, transforms_active
+from convnext_kernels.variants import ACTIVATIONS
 
 PLAIN = (Tensor, nn.Parameter)
+_ACTIVATIONS = {nn.SiLU: "silu", nn.Mish: "mish", nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Hardswish: "hardswish"}
 
 
 def class_of(module: nn.Module) -> type:
@@ -91,13 +93,14 @@ def pointwise(layer: nn.Module) -> str | None:
     return None
 
 
-def gelu(act: nn.Module, types: tuple[type, ...]) -> str | None:
-    """The exact GELU."""
-    if not is_one_of(act, types):
-        return f"the activation is {class_of(act).__name__}, not GELU"
-    if isinstance(act, nn.GELU) and act.approximate != "none":
-        return f"the activation is GELU's {act.approximate} approximation"
-    return None
+def activation(act: nn.Module, types: dict[str, tuple[type, ...]]) -> str | None:
+    """The name (`variants.ACTIVATIONS`) of PyTorch's module, or of a library's, types["act_<name>"]; None: unknown."""
+    kind = class_of(act)
+    if kind is nn.GELU:
+        return {"none": "gelu", "tanh": "gelu_tanh"}.get(act.approximate)
+    if kind in _ACTIVATIONS:
+        return _ACTIVATIONS[kind]
+    return next((name for name in ACTIVATIONS if is_one_of(act, types.get(f"act_{name}", ()))), None)
 
 
 def patch_conv(conv: nn.Module) -> str | None:

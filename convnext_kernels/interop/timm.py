@@ -17,14 +17,21 @@ class ConvNeXtBlockAdapter(BlockAdapter):
     @classmethod
     def inner_types(cls) -> dict[str, tuple[type, ...]]:
         """Return timm's classes."""
-        from timm.layers import DropPath, GlobalResponseNormMlp, LayerNorm, LayerNorm2d, Mlp
-        from timm.layers.activations import GELU
+        from timm import layers
+        from timm.layers import DropPath, GlobalResponseNormMlp, LayerNorm, LayerNorm2d, Mlp, activations
         from timm.layers.grn import GlobalResponseNorm
 
+        def classes(library: object, *names: str) -> tuple[type, ...]:
+            return tuple(getattr(library, name) for name in names if hasattr(library, name))  # older timm has fewer
+
         return {
-            "norm": (LayerNorm, nn.LayerNorm),
-            "norm2d": (LayerNorm2d,),
-            "act": (nn.GELU, GELU),
+            "norm": (LayerNorm, nn.LayerNorm, *classes(layers, "RmsNorm", "SimpleNorm")),
+            "norm2d": (LayerNorm2d, *classes(layers, "RmsNorm2d", "SimpleNorm2d")),
+            "norm_rms": classes(layers, "RmsNorm", "RmsNorm2d"),
+            "norm_simple": classes(layers, "SimpleNorm", "SimpleNorm2d"),
+            "act_gelu": classes(activations, "GELU"),
+            "act_gelu_tanh": classes(activations, "GELUTanh"),
+            "act_quick_gelu": classes(activations, "QuickGELU"),
             "drop_path": (DropPath,),
             "mlp": (Mlp,),
             "grn_mlp": (GlobalResponseNormMlp,),

@@ -19,7 +19,7 @@ class CNBlockAdapter(BlockAdapter):
         """Return torchvision's classes."""
         from torchvision.ops import Permute, StochasticDepth
 
-        return {"norm": (nn.LayerNorm,), "act": (nn.GELU,), "drop_path": (StochasticDepth,), "permute": (Permute,)}
+        return {"norm": (nn.LayerNorm,), "drop_path": (StochasticDepth,), "permute": (Permute,)}
 
     @classmethod
     def parts(cls, module: nn.Module) -> Parts | str:

@@ -13,6 +13,15 @@ from convnext_kernels.interop.layers import DownsampleAdapter, LayerNorm2dAdapte
 from convnext_kernels.interop.structure import parameter
 from convnext_kernels.nn import sequential
 
+# transformers' own classes, of several versions
+_ACTIVATIONS = {
+    "gelu": ("GELUActivation",),
+    "gelu_tanh": ("GELUTanh", "PytorchGELUTanh", "NewGELUActivation", "FastGELUActivation"),
+    "quick_gelu": ("QuickGELUActivation",),
+    "silu": ("SiLUActivation",),
+    "mish": ("MishActivation",),
+}
+
 
 class _Family:
     """One of transformers' three files. Each has its own copy of the layers, with its own prefix."""
@@ -23,11 +32,13 @@ class _Family:
     @classmethod
     def inner_types(cls) -> dict[str, tuple[type, ...]]:
         """Return the classes of the family's file."""
-        from transformers.activations import GELUActivation
+        from transformers import activations
 
         library = importlib.import_module(cls.file)
         norm = (getattr(library, f"{cls.prefix}LayerNorm"),)
-        types = {"norm": norm, "norm2d": norm, "act": (nn.GELU, GELUActivation)}
+        types = {"norm": norm, "norm2d": norm}
+        for name, classes in _ACTIVATIONS.items():
+            types[f"act_{name}"] = tuple(getattr(activations, c) for c in classes if hasattr(activations, c))
         types["drop_path"] = tuple(v for k, v in vars(library).items() if k.endswith("DropPath"))
         types["grn"] = tuple(v for k, v in vars(library).items() if k == f"{cls.prefix}GRN")
         return types

@@ -1,5 +1,6 @@
 """The ConvNeXt block as one module."""
 
+import functools
 import math
 
 import torch
@@ -8,9 +9,31 @@ from torch.fx import Proxy
 
 from convnext_kernels import functional
 from convnext_kernels.exporting import Whole
-from convnext_kernels.nn.layers import DepthwiseConv2d, DropPath, GlobalResponseNorm, LayerNorm2d, positive_int
+from convnext_kernels.nn.layers import (
+    DepthwiseConv2d,
+    DropPath,
+    GlobalResponseNorm,
+    LayerNorm2d,
+    QuickGELU,
+    RMSNorm2d,
+    SimpleNorm2d,
+    positive_int,
+)
 from convnext_kernels.ops import checks
 from convnext_kernels.ops.blocks import Block, block
+from convnext_kernels.variants import ACTIVATIONS, NORMS
+
+_NORMS = {"layer": LayerNorm2d, "rms": RMSNorm2d, "simple": SimpleNorm2d}
+_ACTIVATIONS = {
+    "gelu": nn.GELU,
+    "gelu_tanh": functools.partial(nn.GELU, "tanh"),
+    "quick_gelu": QuickGELU,
+    "silu": nn.SiLU,
+    "mish": nn.Mish,
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hardswish": nn.Hardswish,
+}
 
 
 class FusedConvNeXtBlock(Whole, nn.Module):
@@ -27,7 +50,9 @@ class FusedConvNeXtBlock(Whole, nn.Module):
         mlp_ratio: hidden width over `dim`, a positive integer.
         dilation: of the depthwise convolution, one or (of height, of width).
         use_grn: build the V2 block.
-        eps: of the LayerNorm.
+        eps: of the norm.
+        norm: "layer", "rms" or "simple"; the last two have a weight and no bias (`functional.inverted_bottleneck`).
+        activation: "gelu", "gelu_tanh", "quick_gelu", "silu", "mish", "relu", "relu6" or "hardswish".
         memory: what training keeps for the gradient, "auto", "min" or "balanced"; see `functional.convnext_block`.
         backend: "auto" or a name of `convnext_kernels.list_backends()`.
 
@@ -46,6 +71,8 @@ class FusedConvNeXtBlock(Whole, nn.Module):
         dilation: int | tuple[int, int] = 1,
         use_grn: bool = False,
         eps: float = 1e-6,
+        norm: str = "layer",
+        activation: str = "gelu",
         memory: str = "auto",
         backend: str = "auto",
         device: torch.device | str | None = None,
@@ -54,21 +81,25 @@ class FusedConvNeXtBlock(Whole, nn.Module):
         super().__init__()
         checks.backend(backend)
         checks.memory(memory, nothing=False)
+        checks.choice("norm", norm, NORMS)
+        checks.choice("activation", activation, ACTIVATIONS)
         checks.number("layer_scale_init_value", layer_scale_init_value)
         if not math.isfinite(layer_scale_init_value):
             raise ValueError(f"layer_scale_init_value: expected a finite number, got {layer_scale_init_value}")
         factory = {"device": device, "dtype": dtype}
         hidden = positive_int("dim", dim) * positive_int("mlp_ratio", mlp_ratio)
         self.dwconv = DepthwiseConv2d(dim, kernel_size, dilation=dilation, **factory)
-        self.norm = LayerNorm2d(dim, eps, **factory)
+        self.norm = _NORMS[norm](dim, eps, **factory)
         self.pwconv1 = nn.Linear(dim, hidden, **factory)
-        self.act = nn.GELU()
+        self.act = _ACTIVATIONS[activation]()
         self.grn = GlobalResponseNorm(hidden, **factory) if use_grn else None
         self.pwconv2 = nn.Linear(hidden, dim, **factory)
         self.gamma = None
         if not use_grn and layer_scale_init_value > 0:
             self.gamma = nn.Parameter(torch.full((dim,), layer_scale_init_value, **factory))
         self.drop_path = DropPath(drop_path)
+        self.norm_name = norm  # `norm` is the layer
+        self.activation = activation
         self.memory = memory
         self.backend = backend
 
@@ -92,6 +123,8 @@ class FusedConvNeXtBlock(Whole, nn.Module):
             dilation=dilation,
             eps=norm.eps,
             grn_eps=1e-6 if grn is None else grn.eps,
+            norm=self.norm_name,
+            activation=self.activation,
             memory=self.memory,
             backend=self.backend,
         )
@@ -102,7 +135,8 @@ class FusedConvNeXtBlock(Whole, nn.Module):
         if drop_path.drop_prob and drop_path.training:
             return None
         grn_eps = 1e-6 if grn is None else grn.eps
-        return block(*tensors, dilation=dilation, eps=norm.eps, grn_eps=grn_eps), self.backend
+        options = {"norm": self.norm_name, "activation": self.activation}
+        return block(*tensors, dilation=dilation, eps=norm.eps, grn_eps=grn_eps, **options), self.backend
 
     def _parts(self) -> tuple:
         # From the dictionaries: nn.Module looks attributes up in Python, 0.4 us each.

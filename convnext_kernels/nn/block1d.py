@@ -155,6 +155,8 @@ class FusedConvNeXtBlock1d(FusedConvNeXtBlock):
         channels_last: bool = False,
         adanorm_num_embeddings: int | None = None,
         eps: float = 1e-6,
+        norm: str = "layer",
+        activation: str = "gelu",
         memory: str = "auto",
         backend: str = "auto",
         device: torch.device | str | None = None,
@@ -163,6 +165,7 @@ class FusedConvNeXtBlock1d(FusedConvNeXtBlock):
         if not isinstance(channels_last, bool):
             raise TypeError(f"channels_last: expected a bool, got {channels_last!r}")
         options = {"mlp_ratio": mlp_ratio, "use_grn": use_grn, "eps": eps, "memory": memory, "backend": backend}
+        options |= {"norm": norm, "activation": activation}
         factory = {"device": device, "dtype": dtype}
         super().__init__(dim, drop_path, layer_scale_init_value, kernel_size=1, **options, **factory)
         self.dwconv = DepthwiseConv1d(dim, kernel_size, dilation=dilation, **factory)

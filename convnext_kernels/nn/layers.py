@@ -9,6 +9,7 @@ from torch.fx import Proxy
 from convnext_kernels import functional
 from convnext_kernels.exporting import Whole
 from convnext_kernels.ops import checks
+from convnext_kernels.variants import ACTIVATIONS, scaled
 
 
 def positive_int(name: str, value: object) -> int:
@@ -148,6 +149,48 @@ class LayerNorm2d(Whole, nn.Module):
     def extra_repr(self) -> str:
         """Show the arguments in the module's repr."""
         return f"{self.weight.numel()}, eps={self.eps}"
+
+
+class RMSNorm2d(nn.Module):
+    """RMSNorm over the channels of (N, C, H, W), with fp32 statistics; parameter ``weight`` (C,). A part of a block."""
+
+    norm = "rms"
+
+    def __init__(
+        self,
+        channels: int,
+        eps: float = 1e-6,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        checks.epsilon("eps", eps)
+        self.weight = nn.Parameter(torch.ones(positive_int("channels", channels), device=device, dtype=dtype))
+        self.register_parameter("bias", None)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W), by PyTorch's operators."""
+        return scaled(x.permute(0, 2, 3, 1), self.weight, self.eps, self.norm).permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        """Show the arguments in the module's repr."""
+        return f"{self.weight.numel()}, eps={self.eps}"
+
+
+class SimpleNorm2d(RMSNorm2d):
+    """The same for timm's SimpleNorm."""
+
+    norm = "simple"
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), element by element."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A tensor of any shape."""
+        return ACTIVATIONS["quick_gelu"].forward(x)
 
 
 class PatchDownsample2d(Whole, nn.Sequential):

@@ -32,18 +32,20 @@ def check_block(
     p: MlpParameters,
     drop_scale: Tensor | None,
     dilation: tuple[int, int],
-    eps: float,
-    grn_eps: float,
+    options: tuple,
     mixed_dtypes: bool,
 ) -> None:
-    """Raise TypeError or ValueError, with the argument's name, for what `block` does not take."""
+    """Raise TypeError or ValueError, with the argument's name, for what `block` does not take.
+
+    `options`: eps, grn_eps, norm, activation.
+    """
     checks.image("x", x)
     checks.parameters(x, (("dwconv_weight", weight), ("dwconv_bias", bias)), mixed_dtypes)
     checks.depthwise_weight("dwconv_weight", weight, x.shape[1])
     checks.vector("dwconv_bias", bias, x.shape[1], "one per channel of x")
     for step in dilation:
         checks.dilation(step)
-    check_mlp(x, p, drop_scale, eps, grn_eps, mixed_dtypes)
+    check_mlp(x, p, drop_scale, *options, mixed_dtypes)
 
 
 def spec_of(
@@ -76,11 +78,11 @@ def _saved(keeps: str, x: Tensor, p: MlpParameters, compute_dtype: torch.dtype) 
 
 
 def _forward(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
-    p, (drop_scale, down, right, eps, grn_eps, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
+    p, (drop_scale, down, right, *options, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
     dilation = (down, right)
 
     def find() -> tuple:
-        check_block(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
+        check_block(x, weight, bias, p, drop_scale, dilation, options, compute_dtype is not None)
         checks.memory(memory)
         spec = spec_of(x, weight, p, dilation, compute_dtype)
         keeps = dispatch.keeps(spec, memory, backend)
@@ -90,31 +92,31 @@ def _forward(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor | None, *re
     saved = _saved(keeps, x, p, compute_dtype)
     if x.numel() == 0:
         return [torch.empty_like(x), *saved]
-    call = BlockCall(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype, inputs)
+    call = BlockCall(x, weight, bias, p, drop_scale, dilation, *options, compute_dtype, inputs)
     return [kernel.forward(call, *saved), *saved]
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
-    p, (drop_scale, down, right, eps, grn_eps, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
+    p, (drop_scale, down, right, *options, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
     dilation = (down, right)
-    check_block(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
+    check_block(x, weight, bias, p, drop_scale, dilation, options, compute_dtype is not None)
     checks.memory(memory)
     spec = spec_of(x, weight, p, dilation, compute_dtype)
     return [torch.empty_like(x), *_saved(dispatch.keeps(spec, memory, backend), x, p, spec.compute_dtype)]
 
 
 def _composed(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
-    p, (drop_scale, down, right, eps, grn_eps, compute_dtype, memory, _) = MlpParameters(*rest[:9]), rest[9:]
+    p, (drop_scale, down, right, *options, compute_dtype, memory, _) = MlpParameters(*rest[:9]), rest[9:]
     dilation = (down, right)
-    check_block(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype is not None)
+    check_block(x, weight, bias, p, drop_scale, dilation, options, compute_dtype is not None)
     checks.memory(memory)
     y = cast(convolution(x, weight, bias, dilation, compute_dtype or x.dtype), x.dtype)
-    return [bottleneck(y, x, p, drop_scale, eps, grn_eps, compute_dtype or x.dtype)]
+    return [bottleneck(y, x, p, drop_scale, *options, compute_dtype or x.dtype)]
 
 
 def _backward(inputs: Inputs, dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
-    p, (drop_scale, *options, compute_dtype, saved, needs, backend) = MlpParameters(*rest[:9]), rest[9:]
-    dilation, (eps, grn_eps) = tuple(options[:2]), options[2:]
+    p, (drop_scale, down, right, *options, compute_dtype, saved, needs, backend) = MlpParameters(*rest[:9]), rest[9:]
+    dilation = (down, right)
 
     def find() -> tuple:
         checks.gradient("dout", dout, x)
@@ -127,35 +129,35 @@ def _backward(inputs: Inputs, dout: Tensor, x: Tensor, weight: Tensor, bias: Ten
     kernel, compute_dtype = served(inputs, backend, find)
     if x.numel() == 0:
         return [torch.zeros_like(t) for t in gradients_like([x, weight, bias, *p], needs)]
-    call = BlockCall(x, weight, bias, p, drop_scale, dilation, eps, grn_eps, compute_dtype, inputs)
+    call = BlockCall(x, weight, bias, p, drop_scale, dilation, *options, compute_dtype, inputs)
     return kernel.backward(dout, call, needs, *saved)
 
 
 def _backward_fake(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
-    return gradients_like([x, weight, bias, *rest[:9]], rest[16])
+    return gradients_like([x, weight, bias, *rest[:9]], rest[18])
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
     ctx.save_for_backward(*inputs[:13], *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.options = inputs[13:18]
-    ctx.backend = dispatch.requested_backend(inputs[19])
+    ctx.options = inputs[13:20]
+    ctx.backend = dispatch.requested_backend(inputs[21])
 
 
 def _autograd(ctx: Any, gradients: list[Tensor | None]) -> tuple:
     if gradients[0] is None:
-        return (None,) * 20
+        return (None,) * 22
     needs = list(ctx.needs_input_grad[:12])
     kept = ctx.saved_tensors  # read once: activation checkpointing unpacks a tensor only once
     tensors, saved = kept[:13], list(kept[13:])
     gradients = call("block_backward", gradients[0], *tensors, *ctx.options, saved, needs, ctx.backend)
-    return (*scatter(gradients, needs), *[None] * 8)
+    return (*scatter(gradients, needs), *[None] * 10)
 
 
 def _autocast(dtype: torch.dtype, x: Tensor, *rest: Any) -> tuple:
     x, compute_dtype = promote(dtype, x, rest[8])
-    return (x, *rest[:16], compute_dtype, *rest[17:])
+    return (x, *rest[:18], compute_dtype, *rest[19:])
 
 
 define("block", f"{_TENSORS}, int dilation_h, int dilation_w, {OPTIONS}", "Tensor[]", _forward, _fake)

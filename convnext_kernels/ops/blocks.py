@@ -15,15 +15,23 @@ from convnext_kernels.calls import Block, BlocksCall
 from convnext_kernels.ops.block import check_block, spec_of
 from convnext_kernels.ops.registration import on_device, served
 from convnext_kernels.spec import MlpParameters
+from convnext_kernels.variants import GELU, LAYER
 
 __all__ = ["Block", "Blocks", "block"]
 
 
 def block(
-    weight: Tensor, bias: Tensor | None, *p: Tensor | None, dilation: tuple[int, int], eps: float, grn_eps: float
+    weight: Tensor,
+    bias: Tensor | None,
+    *p: Tensor | None,
+    dilation: tuple[int, int],
+    eps: float,
+    grn_eps: float,
+    norm: str = LAYER,
+    activation: str = GELU,
 ) -> Block:
     """A block with the tensors of `functional.convnext_block` in the order of its arguments, without drop_scale."""
-    return Block(weight, bias, MlpParameters(*p), dilation, eps, grn_eps)
+    return Block(weight, bias, MlpParameters(*p), dilation, eps, grn_eps, norm, activation)
 
 
 class Blocks:
@@ -54,7 +62,7 @@ class Blocks:
         specs = set()
         for b in self.blocks:
             try:
-                check_block(x, b.weight, b.bias, b.p, None, b.dilation, b.eps, b.grn_eps, False)
+                check_block(x, b.weight, b.bias, b.p, None, b.dilation, b[4:], False)
             except (TypeError, ValueError):
                 return None, x.dtype  # the block's own call names what is wrong, or runs another library's forward
             specs.add(spec_of(x, b.weight, b.p, b.dilation, None))

@@ -4,13 +4,14 @@ They run inside the ops, in the real and in the fake kernels, so that every call
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from convnext_kernels import dispatch
 from convnext_kernels.spec import BackendError
+from convnext_kernels.variants import LAYER
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_KERNEL_SIZE = 51
@@ -145,6 +146,25 @@ def pointwise_weight(name: str, weight: Tensor, rows: int | None, columns: int, 
     if weight.shape[0] < 1 or (rows is not None and weight.shape[0] != rows) or weight.shape[1] != columns:
         wanted = f"({rows if rows is not None else 'hidden'}, {columns})"
         raise ValueError(f"{name}: expected {wanted}, where {columns} is {columns_are}, got {_shape(weight)}")
+
+
+def choice(name: str, value: object, allowed: Iterable[str]) -> None:
+    """One of some names. TypeError for anything but a string, ValueError for another one."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected a string, got {value!r}")
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def norm_bias(name: str, bias: Tensor | None, channels: int, norm: str) -> None:
+    """LayerNorm has a bias, the other norms have none; SimpleNorm's variance needs two channels."""
+    if norm != LAYER and bias is not None:
+        raise ValueError(f"{name}: expected None with norm={norm!r}, got shape {_shape(bias)}")
+    if norm == LAYER and bias is None:
+        raise ValueError(f"{name}: expected a tensor with norm={norm!r}, got None")
+    vector(name, bias, channels, "one per channel of x")
+    if norm == "simple" and channels < 2:
+        raise ValueError(f"norm: 'simple' divides by C - 1, so it needs at least 2 channels, got {channels}")
 
 
 def memory(value: str, nothing: bool = True) -> None:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convnext_kernels.variants import LAYER, scaled
+
 
 def cast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Return `t` in `dtype`."""
@@ -35,8 +37,10 @@ def nchw(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-def normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm of (..., C) over the last dimension."""
+def normalised(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, norm: str = LAYER) -> Tensor:
+    """LayerNorm, or another norm, of (..., C) over the last dimension."""
+    if norm != LAYER:
+        return scaled(x, vector(weight, x.dtype), eps, norm)
     channels = [int(weight.numel())]
     return F.layer_norm(x, channels, vector(weight, x.dtype), vector(bias, x.dtype), eps)
 

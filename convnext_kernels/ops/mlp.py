@@ -1,4 +1,4 @@
-"""``convnext_kernels::mlp``: LN -> Linear -> GELU -> [GRN] -> Linear -> gamma -> drop path -> + residual."""
+"""``convnext_kernels::mlp``: norm -> Linear -> activation -> [GRN] -> Linear -> gamma -> drop path -> + residual."""
 
 from typing import Any
 
@@ -21,26 +21,37 @@ from convnext_kernels.ops.registration import (
     served,
 )
 from convnext_kernels.spec import MlpParameters, OpSpec
+from convnext_kernels.variants import ACTIVATIONS, NORMS
 
 PARAMETERS = (
-    "Tensor norm_weight, Tensor norm_bias, Tensor pwconv1_weight, Tensor? pwconv1_bias, Tensor pwconv2_weight, "
+    "Tensor norm_weight, Tensor? norm_bias, Tensor pwconv1_weight, Tensor? pwconv1_bias, Tensor pwconv2_weight, "
     "Tensor? pwconv2_bias, Tensor? gamma, Tensor? grn_weight, Tensor? grn_bias"
 )
-OPTIONS = "float eps, float grn_eps, ScalarType? compute_dtype, str memory, str backend"
-BACKWARD_OPTIONS = "float eps, float grn_eps, ScalarType? compute_dtype, Tensor[] saved, bool[] needs, str backend"
+_VARIANT = "float eps, float grn_eps, str norm, str activation, ScalarType? compute_dtype"
+OPTIONS = f"{_VARIANT}, str memory, str backend"
+BACKWARD_OPTIONS = f"{_VARIANT}, Tensor[] saved, bool[] needs, str backend"
 _TENSORS = f"Tensor x, Tensor? residual, {PARAMETERS}, Tensor? drop_scale"
 
 
 def check_mlp(
-    x: Tensor, p: MlpParameters, drop_scale: Tensor | None, eps: float, grn_eps: float, mixed_dtypes: bool
+    x: Tensor,
+    p: MlpParameters,
+    drop_scale: Tensor | None,
+    eps: float,
+    grn_eps: float,
+    norm: str,
+    activation: str,
+    mixed_dtypes: bool,
 ) -> None:
     """Check everything that `mlp` and `block` have in common; x is (N, C, H, W)."""
     n, channels = x.shape[:2]
+    checks.choice("norm", norm, NORMS)
+    checks.choice("activation", activation, ACTIVATIONS)
     named = (*zip(MlpParameters._fields, p, strict=True), ("drop_scale", drop_scale))
     checks.parameters(x, named, mixed_dtypes)
     per_channel = "one per channel of x"
     checks.vector("norm_weight", p.norm_weight, channels, per_channel)
-    checks.vector("norm_bias", p.norm_bias, channels, per_channel)
+    checks.norm_bias("norm_bias", p.norm_bias, channels, norm)
     checks.pointwise_weight("pwconv1_weight", p.pwconv1_weight, None, channels, "x's number of channels")
     hidden = p.pwconv1_weight.shape[0]
     per_hidden = "one per row of pwconv1_weight"
@@ -72,19 +83,18 @@ def _check(
     residual: Tensor | None,
     p: MlpParameters,
     drop_scale: Tensor | None,
-    eps: float,
-    grn_eps: float,
+    options: tuple,
     mixed_dtypes: bool,
 ) -> None:
     checks.image("x", x)
     if residual is not None:
         checks.parameters(x, (("residual", residual),))
         checks.same_shape("residual", residual, x)
-    check_mlp(x, p, drop_scale, eps, grn_eps, mixed_dtypes)
+    check_mlp(x, p, drop_scale, *options, mixed_dtypes)
 
 
 def hidden_like(x: Tensor, p: MlpParameters, compute_dtype: torch.dtype | None) -> Tensor:
-    """An empty tensor for what ``memory="balanced"`` keeps: the hidden before GELU, channels_last (N, hidden, H, W)."""
+    """An empty tensor for what ``memory="balanced"`` keeps: u, channels_last (N, hidden, H, W)."""
     shape = (x.shape[0], p.pwconv1_weight.shape[0], *x.shape[2:])
     dtype = compute_dtype or x.dtype
     return torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
@@ -109,10 +119,10 @@ def _spec(x: Tensor, p: MlpParameters, compute_dtype: torch.dtype | None, backwa
 
 
 def _forward(inputs: Inputs, x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
-    p, (drop_scale, eps, grn_eps, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
+    p, (drop_scale, *options, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
 
     def find() -> tuple:
-        _check(x, residual, p, drop_scale, eps, grn_eps, compute_dtype is not None)
+        _check(x, residual, p, drop_scale, options, compute_dtype is not None)
         checks.memory(memory)
         spec = _spec(x, p, compute_dtype)
         keeps = dispatch.keeps(spec, memory, backend)
@@ -122,13 +132,13 @@ def _forward(inputs: Inputs, x: Tensor, residual: Tensor | None, *rest: Any) -> 
     saved = _saved(keeps, x, p, compute_dtype)
     if x.numel() == 0:
         return [torch.empty_like(x), *saved]
-    call = MlpCall(x, residual, p, drop_scale, eps, grn_eps, compute_dtype, inputs)
+    call = MlpCall(x, residual, p, drop_scale, *options, compute_dtype, inputs)
     return [kernel.forward(call, *saved), *saved]
 
 
 def _fake(x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
-    p, (drop_scale, eps, grn_eps, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
-    _check(x, residual, p, drop_scale, eps, grn_eps, compute_dtype is not None)
+    p, (drop_scale, *options, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
+    _check(x, residual, p, drop_scale, options, compute_dtype is not None)
     checks.memory(memory)
     spec = _spec(x, p, compute_dtype)
     return [torch.empty_like(x), *_saved(dispatch.keeps(spec, memory, backend), x, p, spec.compute_dtype)]
@@ -141,11 +151,14 @@ def bottleneck(
     drop_scale: Tensor | None,
     eps: float,
     grn_eps: float,
+    norm: str,
+    activation: str,
     compute_dtype: torch.dtype,
 ) -> Tensor:
     """The inverted bottleneck of x (N, C, H, W), composed of PyTorch's operators: products in `compute_dtype`."""
-    n = cast(normalised(nhwc(x), p.norm_weight, p.norm_bias, eps), compute_dtype)
-    h = F.gelu(F.linear(n, matrix(p.pwconv1_weight, compute_dtype), vector(p.pwconv1_bias, compute_dtype)))
+    n = cast(normalised(nhwc(x), p.norm_weight, p.norm_bias, eps, norm), compute_dtype)
+    u = F.linear(n, matrix(p.pwconv1_weight, compute_dtype), vector(p.pwconv1_bias, compute_dtype))
+    h = ACTIVATIONS[activation].forward(u)
     if p.grn_weight is not None:
         h = response_normalised(h, p.grn_weight, p.grn_bias, grn_eps)
     z = cast(F.linear(h, matrix(p.pwconv2_weight, compute_dtype), vector(p.pwconv2_bias, compute_dtype)), x.dtype)
@@ -157,14 +170,14 @@ def bottleneck(
 
 
 def _composed(x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
-    p, (drop_scale, eps, grn_eps, compute_dtype, memory, _) = MlpParameters(*rest[:9]), rest[9:]
-    _check(x, residual, p, drop_scale, eps, grn_eps, compute_dtype is not None)
+    p, (drop_scale, *options, compute_dtype, memory, _) = MlpParameters(*rest[:9]), rest[9:]
+    _check(x, residual, p, drop_scale, options, compute_dtype is not None)
     checks.memory(memory)
-    return [bottleneck(x, residual, p, drop_scale, eps, grn_eps, compute_dtype or x.dtype)]
+    return [bottleneck(x, residual, p, drop_scale, *options, compute_dtype or x.dtype)]
 
 
 def _backward(inputs: Inputs, dout: Tensor, x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
-    p, (drop_scale, eps, grn_eps, compute_dtype, saved, needs, backend) = MlpParameters(*rest[:9]), rest[9:]
+    p, (drop_scale, *options, compute_dtype, saved, needs, backend) = MlpParameters(*rest[:9]), rest[9:]
 
     def find() -> tuple:
         checks.gradient("dout", dout, x)
@@ -176,37 +189,37 @@ def _backward(inputs: Inputs, dout: Tensor, x: Tensor, residual: Tensor | None, 
     kernel, compute_dtype = served(inputs, backend, find)
     if x.numel() == 0:
         return [torch.zeros_like(t) for t in gradients_like([x, residual, *p], needs)]
-    call = MlpCall(x, residual, p, drop_scale, eps, grn_eps, compute_dtype, inputs)
+    call = MlpCall(x, residual, p, drop_scale, *options, compute_dtype, inputs)
     return kernel.backward(dout, call, needs, *saved)
 
 
 def _backward_fake(dout: Tensor, x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
-    return gradients_like([x, residual, *rest[:9]], rest[14])
+    return gradients_like([x, residual, *rest[:9]], rest[16])
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
     ctx.save_for_backward(*inputs[:12], *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.options = inputs[12:15]
-    ctx.backend = dispatch.requested_backend(inputs[16])
+    ctx.options = inputs[12:17]
+    ctx.backend = dispatch.requested_backend(inputs[18])
 
 
 def _autograd(ctx: Any, gradients: list[Tensor | None]) -> tuple:
     if gradients[0] is None:
-        return (None,) * 17
+        return (None,) * 19
     needs = list(ctx.needs_input_grad[:11])
     kept = ctx.saved_tensors  # read once: activation checkpointing unpacks a tensor only once
     tensors, saved = kept[:12], list(kept[12:])
     gradients = call("mlp_backward", gradients[0], *tensors, *ctx.options, saved, needs, ctx.backend)
-    return (*scatter(gradients, needs), *[None] * 6)
+    return (*scatter(gradients, needs), *[None] * 8)
 
 
 def _autocast(dtype: torch.dtype, x: Tensor, residual: Tensor | None, *rest: Any) -> tuple:
     x, compute_dtype = promote(dtype, x, rest[6])
     if residual is not None:
         x, residual = (t.to(torch.promote_types(x.dtype, residual.dtype)) for t in (x, residual))
-    return (x, residual, *rest[:12], compute_dtype, *rest[13:])
+    return (x, residual, *rest[:14], compute_dtype, *rest[15:])
 
 
 define("mlp", f"{_TENSORS}, {OPTIONS}", "Tensor[]", _forward, _fake)

@@ -97,8 +97,9 @@ class PackedMlpBackward {
   // w1 (hidden, C) and w2 (C, hidden) are in weight_dtype, the others fp32; backward() reads w2 again.
   // needs_w1: whether the hidden must be computed again. grn_weight and grn_bias: both or neither.
   PackedMlpBackward(int isa, bool bf16_products, int weight_dtype, bool needs_w1, int64_t c, int64_t hidden,
-                    float eps, float grn_eps, Address norm_weight, Address norm_bias, Address w1, Address b1,
-                    Address grn_weight, Address grn_bias, Address w2, Address b2, Address gamma, int threads)
+                    float eps, float grn_eps, int norm, int activation, Address norm_weight,
+                    Address norm_bias, Address w1, Address b1, Address grn_weight, Address grn_bias,
+                    Address w2, Address b2, Address gamma, int threads)
       : ops_(ops_of(isa)),
         products_(products_of(isa, bf16_products)),
         norm_weight_(norm_weight, 1, c),
@@ -122,6 +123,8 @@ class PackedMlpBackward {
     args_.hidden_size = hidden;
     args_.eps = eps;
     args_.grn_eps = grn_eps;
+    args_.norm = norm_of(norm);
+    args_.activation = activation_of(activation);
     args_.norm_weight = norm_weight_.data();
     args_.norm_bias = norm_bias_.data();
     args_.w1 = w1_.view();
@@ -248,8 +251,8 @@ void bind_backward(py::module_& m) {
   m.def("layernorm_backward", layernorm_backward);
   m.def("grn_backward", grn_backward);
   py::class_<PackedMlpBackward>(m, "PackedMlpBackward")
-      .def(py::init<int, bool, int, bool, int64_t, int64_t, float, float, Address, Address, Address, Address,
-                    Address, Address, Address, Address, Address, int>())
+      .def(py::init<int, bool, int, bool, int64_t, int64_t, float, float, int, int, Address, Address, Address,
+                    Address, Address, Address, Address, Address, Address, int>())
       .def("backward", &PackedMlpBackward::backward);
   py::class_<DownsampleBackward>(m, "DownsampleBackward")
       .def(py::init<int, bool, int64_t, int64_t, int, float, Address, Address, Address, int>())

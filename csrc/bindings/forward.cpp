@@ -19,9 +19,9 @@ constexpr int64_t kFar = int64_t{1} << 40;
 class PackedMlp {
  public:
   PackedMlp(int isa, bool bf16_products, int weight_dtype, int64_t c, int64_t hidden, int kernel_h,
-            int kernel_w, int64_t dilation_h, int64_t dilation_w, float eps, float grn_eps, Address dw_weight,
-            Address dw_bias, Address norm_weight, Address norm_bias, Address w1, Address b1,
-            Address grn_weight, Address w2, Address b2, Address gamma, int threads)
+            int kernel_w, int64_t dilation_h, int64_t dilation_w, float eps, float grn_eps, int norm,
+            int activation, Address dw_weight, Address dw_bias, Address norm_weight, Address norm_bias,
+            Address w1, Address b1, Address grn_weight, Address w2, Address b2, Address gamma, int threads)
       : ops_(ops_of(isa)),
         products_(products_of(isa, bf16_products)),
         dw_weight_(dw_weight, {0, 0, kernel_h}, {0, 0, kernel_w}, c),
@@ -50,6 +50,8 @@ class PackedMlp {
     args_.dilation_w = std::min(dilation_w, kFar);
     args_.eps = eps;
     args_.grn_eps = grn_eps;
+    args_.norm = norm_of(norm);
+    args_.activation = activation_of(activation);
     args_.dw_weight = dw_weight_.data();
     args_.dw_bias = dw_bias_.data();
     args_.norm_weight = norm_weight_.data();
@@ -265,8 +267,9 @@ void bind_forward(py::module_& m) {
   m.def("layernorm", layernorm);
   m.def("grn", grn);
   py::class_<PackedMlp>(m, "PackedMlp")
-      .def(py::init<int, bool, int, int64_t, int64_t, int, int, int64_t, int64_t, float, float, Address,
-                    Address, Address, Address, Address, Address, Address, Address, Address, Address, int>())
+      .def(py::init<int, bool, int, int64_t, int64_t, int, int, int64_t, int64_t, float, float, int, int,
+                    Address, Address, Address, Address, Address, Address, Address, Address, Address, Address,
+                    int>())
       .def("forward", &PackedMlp::forward, py::arg("dtype"), py::arg("x"), py::arg("residual"),
            py::arg("out"), py::arg("n"), py::arg("h"), py::arg("w"), py::arg("drop_scale"), py::arg("kept_y"),
            py::arg("kept_hidden"), py::arg("kept_dtype"), py::arg("threads"), py::arg("phases"),

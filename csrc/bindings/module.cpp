@@ -80,6 +80,13 @@ void transpose_images(Address from, Address to, int64_t batch, int64_t rows, int
   });
 }
 
+template <size_t N>
+py::tuple names_of(const char* const (&names)[N]) {
+  py::tuple found(N);
+  for (size_t i = 0; i < N; ++i) found[i] = py::str(names[i]);
+  return found;
+}
+
 std::vector<std::string> supported_isas() {
   std::vector<std::string> names;
   for (int i = 0; i < kIsaCount; ++i) {
@@ -136,6 +143,8 @@ PYBIND11_MODULE(_native, m) {
     for (int i = 0; i < kIsaCount; ++i) names.append(isa_name(Isa(i)));
     return py::tuple(names);
   }();
+  m.attr("NORMS") = names_of(kNormNames);
+  m.attr("ACTIVATIONS") = names_of(kActivationNames);
   m.attr("CHANNEL_ALIGN") = kChannelAlign;
 #if defined(__clang__)
   m.attr("COMPILER") = "clang " __clang_version__;

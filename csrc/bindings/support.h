@@ -22,6 +22,16 @@ T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
+inline Norm norm_of(int code) {
+  if (code < 0 || code >= kNorms) throw std::invalid_argument("norm: unknown code");
+  return Norm(code);
+}
+
+inline Activation activation_of(int code) {
+  if (code < 0 || code >= kActivations) throw std::invalid_argument("activation: unknown code");
+  return Activation(code);
+}
+
 inline void require(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(what);
 }

@@ -53,7 +53,7 @@ struct Downsample {
   };
 
   template <class T>
-  static void produce(const DownsampleArgs& a, const Norm& norm, int64_t begin, int64_t end, float* pixel,
+  static void produce(const DownsampleArgs& a, const RowNorm& norm, int64_t begin, int64_t end, float* pixel,
                       void* y, int64_t row) {
     const int64_t out_w = a.w / a.patch, out_h = a.h / a.patch;
     for (int64_t p = begin; p < end; ++p) {
@@ -70,7 +70,7 @@ struct Downsample {
   }
 
   static void run(const DownsampleArgs& a, Team& team) {
-    const Norm norm(a.c, a.eps, a.norm_weight, a.norm_bias);
+    const RowNorm norm(a.c, a.eps, a.norm_weight, a.norm_bias);
     const Plan p(a, team.size());
     char* own = a.workspace + team.rank() * p.per_thread;
     float* pixel = reinterpret_cast<float*>(own);

@@ -94,11 +94,11 @@ CNK_INLINE Vec gelu(Vec x) {
 }
 
 // What GELU's gradient needs: gelu(x) and its slope Phi(x) + x * phi(x). For |x| > 13, phi is 2^-126, not 0.
-struct Gelu {
+struct Activated {
   Vec value, slope;
 };
 
-CNK_INLINE Gelu gelu_with_slope(Vec x) {
+CNK_INLINE Activated gelu_with_slope(Vec x) {
   const Vec a = min(splat(6.0f), abs(x));
   const Vec tail = lower_tail(a);
   const Vec density = exp2(max(splat(-126.0f), x * x * -0.721347520f)) * 0.398942280f;

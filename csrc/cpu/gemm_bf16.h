@@ -97,7 +97,7 @@ struct GemmBf16 {
     return static_cast<BFloat16*>(a) + ((row / 16) * k_tiles(k) + c / 32) * (kTile / 2) + row % 16 * 32;
   }
 
-  static void write_normalized(void* a, int64_t k, int64_t row, int64_t offset, const Norm& norm,
+  static void write_normalized(void* a, int64_t k, int64_t row, int64_t offset, const RowNorm& norm,
                                const float* x) {
     const Statistics s = statistics(norm, x);
     for (int64_t c = 0; c < pad_channels(norm.c); c += 32) {

@@ -81,7 +81,7 @@ struct GemmF32 {
 
   // --- Operand A: rows of floats. ---
 
-  static void write_normalized(void* a, int64_t k, int64_t row, int64_t offset, const Norm& norm,
+  static void write_normalized(void* a, int64_t k, int64_t row, int64_t offset, const RowNorm& norm,
                                const float* x) {
     const Statistics s = statistics(norm, x);
     float* out = static_cast<float*>(a) + row * stride(k) + offset;

@@ -1,6 +1,6 @@
 // The fused block and the inverted bottleneck:
 //
-//   [dwconv ->] LN -> W1 -> GELU -> [GRN] -> W2 -> gamma -> + residual
+//   [dwconv ->] norm -> W1 -> activation -> [GRN] -> W2 -> gamma -> + residual
 //
 // There are four plans; mlp_plan.h chooses one. Rows are pixels of all images, in order. Sums never depend on
 // the number of threads, so neither do the bits of the result.
@@ -16,7 +16,7 @@
 
 #include <time.h>
 
-#include "cpu/gelu.h"
+#include "cpu/activations.h"
 #include "cpu/gemm.h"
 #include "cpu/grn.h"
 #include "cpu/mlp_plan.h"
@@ -56,7 +56,7 @@ struct Mlp {
 
   // Rows [begin, end) of the normalised operand, written to `y` from row `row` on.
   template <class T>
-  static void produce(const MlpArgs& a, const Norm& norm, int64_t begin, int64_t end, float* step, void* y,
+  static void produce(const MlpArgs& a, const RowNorm& norm, int64_t begin, int64_t end, float* step, void* y,
                       int64_t row, Clock& clock) {
     const int64_t padded = pad_channels(a.c), most = step_rows(a.c);
     const Axis h = {a.h, a.h, a.kernel_h, a.dilation_h}, w = {a.w, a.w, a.kernel_w, a.dilation_w};
@@ -110,10 +110,38 @@ struct Mlp {
     }
   };
 
-  // h = gelu(W1 y + b1) for rows [0, rows) of y, which are
+  // The same for the other activations, decided at run time.
+  struct OtherEpilogue {
+    const MlpArgs& a;
+    void* h;
+    int64_t first;
+    CNK_INLINE Vec operator()(Vec sum, int64_t row, int64_t column) const {
+      const Vec u = sum + load(a.b1 + column);
+      if (a.kept_hidden) {
+        const int64_t from = (first + row) * a.hidden;
+        with_type(a.kept_dtype, [&](auto type) CNK_INLINE_LAMBDA {
+          store_channels(static_cast<decltype(type)*>(a.kept_hidden) + from, column, a.hidden, u);
+        });
+      }
+      return activated(u, a.activation);
+    }
+    CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
+      store(static_cast<float*>(h) + row * G::stride(a.hidden) + column, (*this)(v, row, column));
+    }
+    CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
+      low = (*this)(low, row, column);
+      high = (*this)(high, row, column + kLanes);
+      G::store_block(h, a.hidden, row, column, {{low, high}});
+    }
+  };
+
+  // h = act(W1 y + b1) for rows [0, rows) of y, which are
   // the pixels from `first` on, and columns of the panels.
   static void hidden(const MlpArgs& a, const void* y, void* h, int64_t first, int64_t rows,
                      int64_t panel_begin, int64_t panel_end) {
+    if (a.activation != Activation::kGelu) {
+      return G::product(y, 0, rows, a.w1, panel_begin, panel_end, OtherEpilogue{a, h, first});
+    }
     if (!a.kept_hidden) {
       return G::product(y, 0, rows, a.w1, panel_begin, panel_end, HiddenEpilogue<Nothing>{a, h, first});
     }
@@ -143,7 +171,7 @@ struct Mlp {
 
   template <class T>
   static void tiles(const MlpArgs& a, Team& team, const Plan& p) {
-    const Norm norm(a.c, a.eps, a.norm_weight, a.norm_bias);
+    const RowNorm norm(a.c, a.eps, a.norm_weight, a.norm_bias, a.norm);
     const int64_t rows = a.n * a.h * a.w;
     char* own = a.workspace + team.rank() * p.at.per_thread;
     void *y = own + p.at.y, *h = own + p.at.h;
@@ -164,7 +192,7 @@ struct Mlp {
 
   template <class T>
   static void columns_or_group(const MlpArgs& a, Team& team, const Plan& p) {
-    const Norm norm(a.c, a.eps, a.norm_weight, a.norm_bias);
+    const RowNorm norm(a.c, a.eps, a.norm_weight, a.norm_bias, a.norm);
     const int64_t all = a.n * a.h * a.w, image = a.h * a.w;
     char* own = a.workspace + team.rank() * p.at.per_thread;
     float* step = reinterpret_cast<float*>(own);
@@ -298,7 +326,7 @@ struct Mlp {
 
   template <class T>
   static void images(const MlpArgs& a, Team& team, const Plan& p) {
-    const Norm norm(a.c, a.eps, a.norm_weight, a.norm_bias);
+    const RowNorm norm(a.c, a.eps, a.norm_weight, a.norm_bias, a.norm);
     const int64_t image = a.h * a.w, padded = pad_channels(a.hidden);
     char* own = a.workspace + team.rank() * p.at.per_thread;
     float *step = reinterpret_cast<float*>(own),

@@ -1,5 +1,5 @@
 // Gradients of the inverted bottleneck, out = residual + d (gamma * (W2 g + b2)), d the drop scale, with
-// z = LN(x), u = W1 z + b1, h = gelu(u), g = GRN(h) or h, and e = d * dout:
+// z = norm(x), u = W1 z + b1, h = gelu(u) or another activation, g = GRN(h) or h, and e = d * dout:
 //
 //   G2 = e^T g,  dW2 = gamma * G2,  dgamma = rowsum(W2 * G2) + b2 * sum(e),  db2 = gamma * sum(e)
 //   dg = (gamma * W2)^T e,  dh = dg or GRN's,  du = dh * gelu'(u)
@@ -16,8 +16,8 @@
 // Groups and units (backward.h) depend only on the shape, so the
 // bits of the result do not depend on the number of threads.
 
+#include "cpu/activations.h"
 #include "cpu/backward.h"
-#include "cpu/gelu.h"
 #include "cpu/gemm.h"
 #include "cpu/grn.h"
 #include "cpu/layernorm.h"
@@ -129,19 +129,32 @@ struct MlpBackward {
     }
   };
 
+  // gelu(u) and its slope, or those of another activation, decided at run time.
+  template <bool kGelu>
+  static CNK_INLINE Activated with_slope(Vec u, Activation activation) {
+    if constexpr (kGelu) {
+      return gelu_with_slope(u);
+    } else {
+      return activated_with_slope(u, activation);
+    }
+  }
+
   // u becomes g = gelu(u), and du = dg * gelu'(u)
-  struct GeluEpilogue {
+  template <bool kGelu>
+  struct ActivationEpilogue {
     void *u, *du;
     int64_t hidden;
+    Activation activation;
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec dg) const {
       float* at = static_cast<float*>(u) + row * G::stride(hidden) + column;
-      const Gelu g = gelu_with_slope(load(at));
+      const Activated g = with_slope<kGelu>(load(at), activation);
       store(at, g.value);
       store(static_cast<float*>(du) + row * G::stride(hidden) + column, dg * g.slope);
     }
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
       const typename G::Block b = G::load_block(u, hidden, row, column);
-      const Gelu first = gelu_with_slope(b.v[0]), second = gelu_with_slope(b.v[1]);
+      const Activated first = with_slope<kGelu>(b.v[0], activation),
+                      second = with_slope<kGelu>(b.v[1], activation);
       G::store_block(u, hidden, row, column, {{first.value, second.value}});
       G::store_block(du, hidden, row, column, {{low * first.slope, high * second.slope}});
     }
@@ -163,7 +176,7 @@ struct MlpBackward {
   Team& team;
   const Plan p;
   const Layout at;
-  const Norm norm;
+  const RowNorm norm;
   char* own;
 
   MlpBackward(const MlpBackwardArgs& a, Team& team)
@@ -171,7 +184,7 @@ struct MlpBackward {
         team(team),
         p(plan(a, team.size())),
         at(a, p, team.size()),
-        norm(a.c, a.eps, a.norm_weight, a.norm_bias),
+        norm(a.c, a.eps, a.norm_weight, a.norm_bias, a.norm),
         own(a.workspace + team.rank() * at.per_thread) {}
 
   float* floats(int64_t offset) const { return reinterpret_cast<float*>(a.workspace + offset); }
@@ -267,8 +280,50 @@ struct MlpBackward {
     void *z = own + at.z, *e = own + at.e, *u = own + at.u, *du = own + at.du;
     read_rows<T>(pixel, rows, z, e);
     read_hidden(pixel, rows, z, u);
-    G::product(e, 0, rows, a.w2_back, 0, G::panels(a.hidden_size), GeluEpilogue{u, du, a.hidden_size});
+    const auto multiply = [&](auto epilogue) {
+      G::product(e, 0, rows, a.w2_back, 0, G::panels(a.hidden_size), epilogue);
+    };
+    if (a.activation == Activation::kGelu) {
+      multiply(ActivationEpilogue<true>{u, du, a.hidden_size, a.activation});
+    } else {
+      multiply(ActivationEpilogue<false>{u, du, a.hidden_size, a.activation});
+    }
     finish_rows<T>(row, pixel, rows, all_rows, z, e, u, du);
+  }
+
+  // The sums over the pixels of h^2, dg h and dg, for items [begin, end) of images x groups of channels.
+  template <bool kGelu>
+  void sum_responses(int64_t begin, int64_t end) const {
+    const int64_t hidden = a.hidden_size, wide = pad_channels(hidden), groups = wide / kChannelAlign;
+    float *square = floats(at.square), *cross = floats(at.cross), *plain = floats(at.plain);
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t n = item / groups, c = item % groups * kChannelAlign;
+      typename G::Block totals[3] = {};
+      for (int64_t first = 0; first < a.pixels; first += kGrnRun) {
+        typename G::Block sums[3] = {};
+        const int64_t last = n * a.pixels + min64(first + kGrnRun, a.pixels);
+        for (int64_t r = n * a.pixels + first; r < last; ++r) {
+          const typename G::Block u = G::load_block(operand(at.u, hidden, 0), hidden, r, c);
+          const typename G::Block dg = G::load_block(operand(at.du, hidden, 0), hidden, r, c);
+          unroll<kChannelAlign / kLanes>([&](auto v) {
+            const Vec h = with_slope<kGelu>(u.v[v.value], a.activation).value;
+            sums[0].v[v.value] = multiply_add(h, h, sums[0].v[v.value]);
+            sums[1].v[v.value] = multiply_add(dg.v[v.value], h, sums[1].v[v.value]);
+            sums[2].v[v.value] += dg.v[v.value];
+          });
+        }
+        unroll<3>([&](auto k) {
+          unroll<kChannelAlign / kLanes>(
+              [&](auto v) { totals[k.value].v[v.value] += sums[k.value].v[v.value]; });
+        });
+      }
+      unroll<kChannelAlign / kLanes>([&](auto v) {
+        const int64_t to = n * wide + c + v.value * kLanes;
+        store(square + to, totals[0].v[v.value]);
+        store(cross + to, totals[1].v[v.value]);
+        store(plain + to, totals[2].v[v.value]);
+      });
+    }
   }
 
   // With GRN, first part: u and dg of `images` images from
@@ -290,33 +345,10 @@ struct MlpBackward {
     team.barrier();
     float *square = floats(at.square), *cross = floats(at.cross), *plain = floats(at.plain);
     team.split(images * groups, 1, &begin, &end);
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t n = item / groups, c = item % groups * kChannelAlign;
-      typename G::Block totals[3] = {};
-      for (int64_t first = 0; first < a.pixels; first += kGrnRun) {
-        typename G::Block sums[3] = {};
-        const int64_t last = n * a.pixels + min64(first + kGrnRun, a.pixels);
-        for (int64_t r = n * a.pixels + first; r < last; ++r) {
-          const typename G::Block u = G::load_block(operand(at.u, hidden, 0), hidden, r, c);
-          const typename G::Block dg = G::load_block(operand(at.du, hidden, 0), hidden, r, c);
-          unroll<kChannelAlign / kLanes>([&](auto v) {
-            const Vec h = gelu_with_slope(u.v[v.value]).value;
-            sums[0].v[v.value] = multiply_add(h, h, sums[0].v[v.value]);
-            sums[1].v[v.value] = multiply_add(dg.v[v.value], h, sums[1].v[v.value]);
-            sums[2].v[v.value] += dg.v[v.value];
-          });
-        }
-        unroll<3>([&](auto k) {
-          unroll<kChannelAlign / kLanes>(
-              [&](auto v) { totals[k.value].v[v.value] += sums[k.value].v[v.value]; });
-        });
-      }
-      unroll<kChannelAlign / kLanes>([&](auto v) {
-        const int64_t to = n * wide + c + v.value * kLanes;
-        store(square + to, totals[0].v[v.value]);
-        store(cross + to, totals[1].v[v.value]);
-        store(plain + to, totals[2].v[v.value]);
-      });
+    if (a.activation == Activation::kGelu) {
+      sum_responses<true>(begin, end);
+    } else {
+      sum_responses<false>(begin, end);
     }
     team.barrier();
     if (team.rank() == 0) {  // little work: a few instructions a channel, and sums over the images
@@ -331,6 +363,7 @@ struct MlpBackward {
   }
 
   // With GRN, second part: g and du overwrite u and dg, rows [row, row + rows) of the images kept.
+  template <bool kGelu>
   void scale_rows(int64_t row, int64_t rows) const {
     const int64_t hidden = a.hidden_size, wide = pad_channels(hidden);
     void *u = operand(at.u, hidden, row), *du = operand(at.du, hidden, row);
@@ -341,7 +374,7 @@ struct MlpBackward {
         typename G::Block b = G::load_block(u, hidden, i, c), d = G::load_block(du, hidden, i, c);
         unroll<kChannelAlign / kLanes>([&](auto v) {
           const int64_t k = c + v.value * kLanes;
-          const Gelu h = gelu_with_slope(b.v[v.value]);
+          const Activated h = with_slope<kGelu>(b.v[v.value], a.activation);
           const Vec f = load(factor + k);
           b.v[v.value] = multiply_add(h.value, f, load(a.grn_bias + k));
           d.v[v.value] = multiply_add(d.v[v.value], f, h.value * load(change + k)) * h.slope;
@@ -429,7 +462,11 @@ struct MlpBackward {
         for (int64_t r = begin; r < end; r += p.chunk) {
           const int64_t count = min64(p.chunk, end - r), kept = first + r, pixel = image * a.pixels + kept;
           if (a.grn_weight) {
-            scale_rows(kept, count);
+            if (a.activation == Activation::kGelu) {
+              scale_rows<true>(kept, count);
+            } else {
+              scale_rows<false>(kept, count);
+            }
             finish_rows<T>(r, pixel, count, rows, operand(at.z, a.c, kept), operand(at.e, a.c, kept),
                            operand(at.u, a.hidden_size, kept), operand(at.du, a.hidden_size, kept));
           } else {

@@ -9,6 +9,7 @@
 
 #include "common/axis.h"
 #include "common/dtype.h"
+#include "common/variants.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 
@@ -151,7 +152,7 @@ enum MlpPhase : int { kConvolve, kNormalize, kFirstProduct, kGrn, kSecondProduct
 // kByShape takes. The bits of the result are always the same.
 enum MlpSchedule { kByShape = -1, kShort, kLong, kHalfTiles, kDoubleTiles, kSplitColumns, kMlpSchedules };
 
-// block: dwconv -> LN -> W1 -> GELU -> [GRN] -> W2 -> gamma
+// block: dwconv -> norm -> W1 -> activation -> [GRN] -> W2 -> gamma
 // -> drop scale -> + residual; mlp: the same without dwconv.
 struct MlpArgs {
   DType dtype;  // of x, residual and out
@@ -164,6 +165,8 @@ struct MlpArgs {
   int64_t dilation_h, dilation_w;
   const float *dw_weight, *dw_bias;  // packed by pack_taps; padded C
   float eps, grn_eps;
+  Norm norm;
+  Activation activation;
   const float *norm_weight, *norm_bias;  // padded C
   PackedMatrix w1, w2;                   // (C -> hidden), (hidden -> C)
   const float* b1;                       // padded hidden
@@ -181,7 +184,7 @@ struct MlpArgs {
   char* workspace;  // IsaOps::mlp_workspace bytes, 64-byte aligned
 };
 
-// Gradients of out = residual + s * gamma * (W2 * GRN(gelu(u)) + b2), u = W1 * LN(x) + b1.
+// Gradients of out = residual + s * gamma * (W2 * GRN(gelu(u)) + b2), u = W1 * norm(x) + b1; gelu stands for any activation.
 struct MlpBackwardArgs {
   DType dtype;  // of x, dout and dx
   Products products;
@@ -190,6 +193,8 @@ struct MlpBackwardArgs {
   DType hidden_dtype;
   int64_t n, pixels, c, hidden_size;
   float eps, grn_eps;
+  Norm norm;
+  Activation activation;
   const float *norm_weight, *norm_bias;  // padded C
   PackedMatrix w1;                       // (C -> hidden); not needed if the hidden was kept
   PackedMatrix w2_back;                  // (C -> hidden): transposed, with gamma

@@ -17,7 +17,7 @@ struct LayerNormParams {
   bool transposed;  // y's channels are neighbours in memory, or y has another dtype
 };
 
-template <class T>
+template <class T, bool kLayer>
 __global__ void __launch_bounds__(kNormThreads, 3) layernorm_rows_kernel(const LayerNormParams p) {
   constexpr int kCount = Channels<T>::kCount;
   CNK_SHARED(T, weight);
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kNormThreads, 3) layernorm_rows_kernel(const L
     const Divided at = next_at;
     next_at = divide(row + step, p.a.pixels);
     load_row(p.a.x, next_at, p.c, lane, p.lanes, p.packed_x, row + step < p.rows, next);
-    const Statistics s = row_statistics(x, p.c, p.a.eps, lane, p.lanes, shared);
+    const Statistics s = row_statistics<kLayer>(x, p.c, p.a.eps, p.a.norm, lane, p.lanes, shared);
     const int64_t q = patch_row(p.a.patches, at.remainder);
     const bool stored = row < p.rows && q >= 0;
     const int64_t base = offset(p.a.y, {at.quotient, q});
@@ -143,11 +143,12 @@ void layernorm(const Context& context, const LayerNormArgs& args) {
   LayerNormParams p{args, args.n * args.pixels, 0, 0, int(args.c), 0, false, false, false, false};
   const int64_t multiprocessors = device_info(context.device).multiprocessors;
   const Shape shape{"NPC", {args.n, args.pixels, args.c}};
+  const bool layer = args.norm == Norm::kLayer;
   with_element(args.x.dtype, [&](auto element) {
     using T = typename decltype(element)::Type;
     constexpr int kCount = Channels<T>::kCount;
     p.lanes = team_lanes(args.c, kCount, kNormSlots);
-    if (p.lanes == 0 || along_pixels(args.x, args.pixels)) {
+    if (layer && (p.lanes == 0 || along_pixels(args.x, args.pixels))) {
       p.tiles = (args.pixels + kWarpSize - 1) / kWarpSize;
       p.blocks = args.n * p.tiles;
       p.transposed = (args.y.stride_c == 1 && args.y.stride_p != 1) || args.y.dtype != args.x.dtype;
@@ -163,6 +164,7 @@ void layernorm(const Context& context, const LayerNormArgs& args) {
              layernorm_columns_kernel<T>, p);
       return;
     }
+    require_row(p.lanes);
     p.packed_x = is_packed(args.x, args.c, kCount);
     p.packed_y = is_packed(args.y, args.c, kCount);
     const int threads = row_threads(p.rows, p.lanes, multiprocessors);
@@ -172,7 +174,8 @@ void layernorm(const Context& context, const LayerNormArgs& args) {
     const int64_t blocks = min(p.blocks, multiprocessors * (2048 / threads));
     const int64_t shared = 2 * slots_width<T>(p.lanes, kNormSlots) * int64_t(sizeof(T)) +
                            (p.lanes > kWarpSize ? 3 * (threads / kWarpSize) * int64_t(sizeof(float)) : 0);
-    launch(context, {"layernorm_rows_kernel", blocks, threads, shared, shape}, layernorm_rows_kernel<T>, p);
+    launch(context, {"layernorm_rows_kernel", blocks, threads, shared, shape},
+           layer ? layernorm_rows_kernel<T, true> : layernorm_rows_kernel<T, false>, p);
   });
 }
 

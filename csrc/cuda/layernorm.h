@@ -1,11 +1,15 @@
 // LayerNorm over the channels, with the biased variance. xhat = (x - mean) * rstd, g = dy * weight:
 //   y = xhat * weight + bias
 //   dx = rstd * (g - mean_c(g) - xhat * mean_c(g * xhat)),    dweight = sum dy * xhat,    dbias = sum dy
+// RMSNorm and SimpleNorm have xhat = x * rstd, no bias and no mean_c(g); SimpleNorm's dx has (x - mean) * rstd
+// instead of its xhat, and the sum divided by C - 1. They share one instance of the kernels for rows; those for
+// columns are LayerNorm's alone, so rows must fit a block's registers: 12 KB.
 // Parameters, the result and the incoming gradient are rounded to x's dtype, as PyTorch does under autocast;
 // y and dy may be stored in another dtype. Everything between is fp32. Bytes per pixel with 16-bit elements:
 // forward 4C, backward 6C, and 8C for each block's partial sums.
 #pragma once
 
+#include "common/variants.h"
 #include "cuda/tensors.h"
 
 namespace cnk::cuda {
@@ -23,6 +27,7 @@ struct LayerNormArgs {
   float eps;
   int64_t n, pixels, c;  // pixels of one sample
   Patches patches;
+  Norm norm;
 };
 void layernorm(const Context& context, const LayerNormArgs& args);
 
@@ -34,6 +39,7 @@ struct LayerNormBackwardArgs {
   float eps;
   int64_t n, pixels, c;
   Patches patches;
+  Norm norm;
 };
 // The number of partial sums for `pixels` pixels in all.
 int64_t layernorm_parts(int device, int64_t pixels);

@@ -23,7 +23,12 @@ struct LayerNormBackwardParams {
 struct Gradient {
   float mean, rstd, per_d, shift;
 };
-__device__ __forceinline__ Gradient gradient(const Statistics& s, const float (&along)[2], int c) {
+template <bool kLayer>
+__device__ __forceinline__ Gradient gradient(const Statistics& s, const float (&along)[2], int c, Norm norm) {
+  if constexpr (!kLayer) {
+    const float count = float(norm == Norm::kSimple ? c - 1 : c);
+    return {s.centre, s.rstd, s.rstd * (s.rstd * (along[1] / count)), 0.0f};
+  }
   const float mean_g = along[0] / float(c), scaled = s.rstd * (along[1] / float(c));
   return {s.mean, s.rstd, s.rstd * scaled, fmaf(s.shift, scaled, s.rstd * mean_g)};
 }
@@ -65,7 +70,7 @@ __device__ __forceinline__ void store_sums(float (&sums)[kGradientSlots][Channel
 }
 
 // One part: every parts-th block of pixels.
-template <class T>
+template <class T, bool kLayer>
 __global__ void __launch_bounds__(kNormThreads, 2)
     layernorm_backward_rows_kernel(const LayerNormBackwardParams p) {
   constexpr int kCount = Channels<T>::kCount;
@@ -93,9 +98,9 @@ __global__ void __launch_bounds__(kNormThreads, 2)
         dy[k] = load_channels<T>(p.a.dy.data, p.a.dy.dtype, dy_base + first * p.a.dy.stride_c,
                                  p.a.dy.stride_c, inside && q >= 0 ? p.c - first : 0, p.packed_dy);
       }
-      Statistics s = row_statistics(x, p.c, p.a.eps, lane, p.lanes, shared);
+      Statistics s = row_statistics<kLayer>(x, p.c, p.a.eps, p.a.norm, lane, p.lanes, shared);
       // With eps = 0 these would be infinite for pixels that do not exist, and the sums would get 0 * inf.
-      if (!inside) s = {0.0f, 0.0f, 0.0f};
+      if (!inside) s = {0.0f, 0.0f, 0.0f, 0.0f};
       float along[2] = {0.0f, 0.0f};  // sums of g and of g * xhat
 #pragma unroll
       for (int k = 0; k < kGradientSlots; ++k) {
@@ -115,7 +120,7 @@ __global__ void __launch_bounds__(kNormThreads, 2)
       }
       if (!p.a.dx.data) continue;
       team_sum(along, p.lanes, shared + 3 * warps);
-      const Gradient t = gradient(s, along, p.c);
+      const Gradient t = gradient<kLayer>(s, along, p.c, p.a.norm);
 #pragma unroll
       for (int k = 0; k < kGradientSlots; ++k) {
         const int first = first_channel<T>(lane, p.lanes, k);
@@ -260,7 +265,7 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
       }
       if (!dx.data) continue;
       column_sum(along, shared + 3 * blockDim.x);
-      const Gradient t = gradient(s, along, p.c);
+      const Gradient t = gradient<true>(s, along, p.c, Norm::kLayer);
       T* to = static_cast<T*>(dx.data) + offset(dx, {at.quotient, here});
       for (int base = 0; base < p.c; base += span) {
         if (span < p.c) {
@@ -287,11 +292,12 @@ void layernorm_backward(const Context& context, const LayerNormBackwardArgs& arg
                             false};
   const int64_t multiprocessors = device_info(context.device).multiprocessors;
   const Shape shape{"NPC", {args.n, args.pixels, args.c}};
+  const bool layer = args.norm == Norm::kLayer;
   with_element(args.x.dtype, [&](auto element) {
     using T = typename decltype(element)::Type;
     constexpr int kCount = Channels<T>::kCount;
     p.lanes = team_lanes(args.c, kCount, kGradientSlots);
-    if (p.lanes == 0 || along_pixels(args.x, args.pixels)) {
+    if (layer && (p.lanes == 0 || along_pixels(args.x, args.pixels))) {
       p.tiles = (args.pixels + kWarpSize - 1) / kWarpSize;
       p.blocks = args.n * p.tiles;
       if (!args.partials) p.a.parts = p.blocks;
@@ -307,6 +313,7 @@ void layernorm_backward(const Context& context, const LayerNormBackwardArgs& arg
              layernorm_backward_columns_kernel<T>, p);
       return;
     }
+    require_row(p.lanes);
     p.packed_dy = is_packed(args.dy, args.c, kCount);
     p.packed_x = is_packed(args.x, args.c, kCount);
     p.packed_dx = is_packed(args.dx, args.c, kCount);
@@ -320,7 +327,7 @@ void layernorm_backward(const Context& context, const LayerNormBackwardArgs& arg
     const int64_t shared =
         width * int64_t(sizeof(T)) + (5 * kNormThreads / kWarpSize + sums) * int64_t(sizeof(float));
     launch(context, {"layernorm_backward_rows_kernel", p.a.parts, threads, shared, shape},
-           layernorm_backward_rows_kernel<T>, p);
+           layer ? layernorm_backward_rows_kernel<T, true> : layernorm_backward_rows_kernel<T, false>, p);
   });
 }
 

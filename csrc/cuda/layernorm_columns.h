@@ -66,7 +66,7 @@ __device__ __forceinline__ Statistics column_statistics(const T* x, int64_t stri
     }
   }
   column_sum(sums, shared + blockDim.x);
-  return statistics(mean, sums, c, eps);
+  return statistics<true>(mean, sums, c, eps, Norm::kLayer);
 }
 
 // A tile in shared memory, 32 pixels x a group of every warp, transposes rows whose channels are neighbours.

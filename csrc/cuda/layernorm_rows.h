@@ -3,6 +3,8 @@
 // several warps, holds a pixel's channels in registers, in packs of 16 bytes.
 #pragma once
 
+#include <stdexcept>
+
 #include "cuda/channels.h"
 #include "cuda/launch.h"
 #include "cuda/layernorm.h"
@@ -51,12 +53,20 @@ __device__ __forceinline__ void team_sum(float (&values)[N], int lanes, float* s
 // equal values give exactly 0 even if their mean is rounded. NaN stays NaN.
 struct Statistics {
   float mean, rstd, shift;  // xhat = (x - mean) * rstd + shift
+  float centre;             // of the other norms: what is subtracted from x for its gradient
 };
-__device__ __forceinline__ Statistics statistics(float mean, const float (&sums)[2], int c, float eps) {
+template <bool kLayer>
+__device__ __forceinline__ Statistics statistics(float mean, const float (&sums)[2], int c, float eps,
+                                                 Norm norm) {
+  if (!kLayer && norm == Norm::kRms) return {0.0f, rsqrtf(sums[1] / float(c) + eps), 0.0f, 0.0f};
   const float correction = sums[0] / float(c);
   const float variance = sums[1] / float(c) - correction * correction;
-  const float rstd = rsqrtf((variance < 0.0f ? 0.0f : variance) + eps);
-  return {mean, rstd, -correction * rstd};
+  const float positive = variance < 0.0f ? 0.0f : variance;
+  if constexpr (!kLayer) {
+    return {0.0f, rsqrtf(positive * (float(c) / float(c - 1)) + eps), 0.0f, mean + correction};
+  }
+  const float rstd = rsqrtf(positive + eps);
+  return {mean, rstd, -correction * rstd, 0.0f};
 }
 __device__ __forceinline__ float normalised(float x, const Statistics& s) {
   return fmaf(x - s.mean, s.rstd, s.shift);
@@ -99,9 +109,9 @@ __device__ __forceinline__ void stage(const Vector& parameter, float missing, in
 
 // The statistics of a pixel in a team's registers. `shared`: three floats a warp. Between two calls there
 // must be a barrier; those of the two sums are enough.
-template <class T, int kSlots>
+template <bool kLayer, class T, int kSlots>
 __device__ __forceinline__ Statistics row_statistics(const Channels<T> (&x)[kSlots], int c, float eps,
-                                                     int lane, int lanes, float* shared) {
+                                                     Norm norm, int lane, int lanes, float* shared) {
   constexpr int kCount = Channels<T>::kCount;
   float sum[1] = {0.0f};
 #pragma unroll
@@ -112,7 +122,7 @@ __device__ __forceinline__ Statistics row_statistics(const Channels<T> (&x)[kSlo
     for (int i = 0; i < kCount; ++i) sum[0] += v[i];
   }
   team_sum(sum, lanes, shared);
-  const float mean = sum[0] / float(c);
+  const float mean = !kLayer && norm == Norm::kRms ? 0.0f : sum[0] / float(c);
   float sums[2] = {0.0f, 0.0f};
 #pragma unroll
   for (int k = 0; k < kSlots; ++k) {
@@ -132,7 +142,7 @@ __device__ __forceinline__ Statistics row_statistics(const Channels<T> (&x)[kSlo
     }
   }
   team_sum(sums, lanes, shared + blockDim.x / kWarpSize);
-  return statistics(mean, sums, c, eps);
+  return statistics<kLayer>(mean, sums, c, eps, norm);
 }
 
 // Threads of a team: as few as can hold the channels in `slots` slots each; 0 if a block cannot.
@@ -140,6 +150,11 @@ inline int team_lanes(int64_t c, int count, int slots) {
   int lanes = 1;
   while (int64_t(lanes) * slots * count < c) lanes *= 2;
   return lanes <= kNormThreads ? lanes : 0;
+}
+
+// Only LayerNorm has kernels for rows that a team cannot hold.
+inline void require_row(int lanes) {
+  if (lanes == 0) throw std::invalid_argument("layernorm: too many channels for another norm");
 }
 
 // Threads of a block of teams: fewer than kNormThreads if there are too few pixels for `blocks` blocks.

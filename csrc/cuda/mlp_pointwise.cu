@@ -1,5 +1,5 @@
+#include "cuda/activations.h"
 #include "cuda/element.h"
-#include "cuda/gelu.h"
 #include "cuda/launch.h"
 #include "cuda/mlp_pointwise.h"
 #include "cuda/tiles.h"
@@ -18,56 +18,74 @@ int64_t elementwise_blocks(int64_t count) {
 }
 }  // namespace
 
-struct GeluParams {
+struct ActivationParams {
   const void* u;
   void* h;
   int64_t count, blocks;
+  Activation activation;
 };
 
-// A thread computes 16 bytes, the last one the rest.
-template <class T>
-__global__ void __launch_bounds__(kThreads) gelu_kernel(const GeluParams p) {
+// A thread computes 16 bytes, the last one the rest. The activations beside GELU share one instance.
+template <class T, bool kGelu>
+__global__ void __launch_bounds__(kThreads) activation_kernel(const ActivationParams p) {
   constexpr int kPack = kPackBytes / int(sizeof(T));
   const T* u = static_cast<const T*>(p.u);
   T* h = static_cast<T*>(p.h);
-  for (int64_t block = blockIdx.x; block < p.blocks; block += gridDim.x) {
-    const int64_t first = (block * kThreads + threadIdx.x) * kPack;
-    if (first + kPack <= p.count) {
-      float value[kPack];
-      load(u + first, value);
+  const auto run = [&](auto function) {
+    using F = decltype(function);
+    for (int64_t block = blockIdx.x; block < p.blocks; block += gridDim.x) {
+      const int64_t first = (block * kThreads + threadIdx.x) * kPack;
+      if (first + kPack <= p.count) {
+        float value[kPack];
+        load(u + first, value);
 #pragma unroll
-      for (float& v : value) v = gelu(v);
-      store(value, h + first);
-    } else {
-      for (int64_t i = first; i < p.count; ++i) narrow(gelu(widen(u[i])), h[i]);
+        for (float& v : value) v = F::value(v);
+        store(value, h + first);
+      } else {
+        for (int64_t i = first; i < p.count; ++i) narrow(F::value(widen(u[i])), h[i]);
+      }
     }
+  };
+  if constexpr (kGelu) {
+    run(Gelu{});
+  } else {
+    with_activation(p.activation, run);
   }
 }
 
-struct GeluBackwardParams {
+struct ActivationBackwardParams {
   const void *dh, *u;
   void* du;
   int64_t count, blocks;
+  Activation activation;
 };
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) gelu_backward_kernel(const GeluBackwardParams p) {
+template <class T, bool kGelu>
+__global__ void __launch_bounds__(kThreads) activation_backward_kernel(const ActivationBackwardParams p) {
   constexpr int kPack = kPackBytes / int(sizeof(T));
   const T* dh = static_cast<const T*>(p.dh);
   const T* u = static_cast<const T*>(p.u);
   T* du = static_cast<T*>(p.du);
-  for (int64_t block = blockIdx.x; block < p.blocks; block += gridDim.x) {
-    const int64_t first = (block * kThreads + threadIdx.x) * kPack;
-    if (first + kPack <= p.count) {
-      float gradient[kPack], value[kPack];
-      load(dh + first, gradient);
-      load(u + first, value);
+  const auto run = [&](auto function) {
+    using F = decltype(function);
+    for (int64_t block = blockIdx.x; block < p.blocks; block += gridDim.x) {
+      const int64_t first = (block * kThreads + threadIdx.x) * kPack;
+      if (first + kPack <= p.count) {
+        float gradient[kPack], value[kPack];
+        load(dh + first, gradient);
+        load(u + first, value);
 #pragma unroll
-      for (int i = 0; i < kPack; ++i) gradient[i] *= gelu_derivative(value[i]);
-      store(gradient, du + first);
-    } else {
-      for (int64_t i = first; i < p.count; ++i) narrow(widen(dh[i]) * gelu_derivative(widen(u[i])), du[i]);
+        for (int i = 0; i < kPack; ++i) gradient[i] *= F::derivative(value[i]);
+        store(gradient, du + first);
+      } else {
+        for (int64_t i = first; i < p.count; ++i) narrow(widen(dh[i]) * F::derivative(widen(u[i])), du[i]);
+      }
     }
+  };
+  if constexpr (kGelu) {
+    run(Gelu{});
+  } else {
+    with_activation(p.activation, run);
   }
 }
 
@@ -193,21 +211,25 @@ int64_t tile_bytes(bool transposed) {
 }
 }  // namespace
 
-void gelu(const Context& context, const GeluArgs& args) {
+void activate(const Context& context, const ActivationArgs& args) {
   with_element(args.dtype, [&](auto element) {
     using T = typename decltype(element)::Type;
     const int64_t blocks = elementwise_blocks<T>(args.count);
-    launch(context, {"gelu_kernel", blocks, kThreads, 0, {"n", {args.count}}}, gelu_kernel<T>,
-           GeluParams{args.u, args.h, args.count, blocks});
+    const bool gelu = args.activation == Activation::kGelu;
+    launch(context, {"activation_kernel", blocks, kThreads, 0, {"n", {args.count}}},
+           gelu ? activation_kernel<T, true> : activation_kernel<T, false>,
+           ActivationParams{args.u, args.h, args.count, blocks, args.activation});
   });
 }
 
-void gelu_backward(const Context& context, const GeluBackwardArgs& args) {
+void activate_backward(const Context& context, const ActivationBackwardArgs& args) {
   with_element(args.dtype, [&](auto element) {
     using T = typename decltype(element)::Type;
     const int64_t blocks = elementwise_blocks<T>(args.count);
-    launch(context, {"gelu_backward_kernel", blocks, kThreads, 0, {"n", {args.count}}},
-           gelu_backward_kernel<T>, GeluBackwardParams{args.dh, args.u, args.du, args.count, blocks});
+    const bool gelu = args.activation == Activation::kGelu;
+    launch(context, {"activation_backward_kernel", blocks, kThreads, 0, {"n", {args.count}}},
+           gelu ? activation_backward_kernel<T, true> : activation_backward_kernel<T, false>,
+           ActivationBackwardParams{args.dh, args.u, args.du, args.count, blocks, args.activation});
   });
 }
 

@@ -2,27 +2,30 @@
 // once. Rows z, d, dz are (N * pixels, C), dense, of `dtype`, the dtype of the products.
 #pragma once
 
+#include "common/variants.h"
 #include "cuda/tensors.h"
 
 namespace cnk::cuda {
 
-// h = gelu(u), `count` dense elements; h may be u.
-struct GeluArgs {
+// h = act(u), `count` dense elements; h may be u.
+struct ActivationArgs {
   DType dtype;
+  Activation activation;
   const void* u;
   void* h;
   int64_t count;
 };
-void gelu(const Context& context, const GeluArgs& args);
+void activate(const Context& context, const ActivationArgs& args);
 
-// du = dh * gelu'(u), `count` dense elements; du may be dh.
-struct GeluBackwardArgs {
+// du = dh * act'(u), `count` dense elements; du may be dh.
+struct ActivationBackwardArgs {
   DType dtype;
+  Activation activation;
   const void *dh, *u;
   void* du;
   int64_t count;
 };
-void gelu_backward(const Context& context, const GeluBackwardArgs& args);
+void activate_backward(const Context& context, const ActivationBackwardArgs& args);
 
 // out = residual + s[n] * gamma * (z + bias); residual may be
 // missing, or be out. Bytes per pixel with 16-bit elements: 6C.

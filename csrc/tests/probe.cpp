@@ -2,7 +2,7 @@
 
 #include "probe.h"
 
-#include "cpu/gelu.h"
+#include "cpu/activations.h"
 #include "cpu/vec.h"
 
 namespace cnk::cpu::CNK_ISA {
@@ -15,9 +15,19 @@ void gelu_array(const float* x, float* y, int64_t count) {
 
 void gelu_slope_array(const float* x, float* y, float* slope, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes) {
-    const Gelu g = gelu_with_slope(load(x + i));
+    const Activated g = gelu_with_slope(load(x + i));
     store(y + i, g.value);
     store(slope + i, g.slope);
+  }
+}
+
+void activation_array(Activation activation, const float* x, float* y, float* slope, float* alone,
+                      int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Activated a = activated_with_slope(load(x + i), activation);
+    store(y + i, a.value);
+    store(slope + i, a.slope);
+    store(alone + i, activated(load(x + i), activation));
   }
 }
 
@@ -65,7 +75,8 @@ constexpr void (*get_tiles)(uint8_t*) = nullptr;
 
 }  // namespace
 
-extern const test::Probe kProbe = {kLanes,    gelu_array, gelu_slope_array, load_array, store_array,
-                                   load_some, store_some, transpose_square, set_tiles,  get_tiles};
+extern const test::Probe kProbe = {kLanes,           gelu_array,  gelu_slope_array, activation_array,
+                                   load_array,       store_array, load_some,        store_some,
+                                   transpose_square, set_tiles,   get_tiles};
 
 }  // namespace cnk::cpu::CNK_ISA

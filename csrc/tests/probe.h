@@ -11,6 +11,9 @@ struct Probe {
   void (*gelu)(const float* x, float* y, int64_t count);
   // GELU and its slope, as the gradient uses them.
   void (*gelu_slope)(const float* x, float* y, float* slope, int64_t count);
+  // Any activation: value and slope, and the value as the forward pass computes it.
+  void (*activation)(Activation activation, const float* x, float* y, float* slope, float* alone,
+                     int64_t count);
   void (*load)(DType dtype, const void* x, float* y, int64_t count);
   void (*store)(DType dtype, const float* x, void* y, int64_t count);
   // One register, of which the first n < lanes elements are in memory.

@@ -18,6 +18,9 @@ LAYERNORM, LAYERNORM_GRADIENTS = _parity("layernorm and forward"), _parity("laye
 GRN, GRN_GRADIENTS = _parity("grn and forward"), _parity("grn and gradients")
 MLP, MLP_GRADIENTS = _parity("mlp and forward"), _parity("mlp and gradients")
 DOWNSAMPLE, DOWNSAMPLE_GRADIENTS = _parity("downsample and forward"), _parity("downsample and gradients")
+# the rows of tests/shapes.py with other norms and activations
+_VARIANTS = "mlp and (rms or simple or mish or quick)"
+VARIANTS, VARIANTS_GRADIENTS = _parity(f"{_VARIANTS} and forward"), _parity(f"{_VARIANTS} and gradients")
 BF16, BF16_GRADIENTS = _parity("mlp and forward", "avx512bf16"), _parity("mlp and gradients", "avx512bf16")
 
 
@@ -129,8 +132,27 @@ MUTANTS = [
         "cpu/layernorm.h",
         LAYERNORM,
         Mutant("mask", "the variance counts channels beyond the last", "if (c == last) d *= norm.mask;", ""),
+        Mutant("formula", "there is no eps", "__builtin_sqrtf(positive + norm.eps)", "__builtin_sqrtf(positive)"),
         Mutant(
-            "formula", "there is no eps", "(variance < 0 ? 0 : variance) + norm.eps", "(variance < 0 ? 0 : variance)"
+            "formula",
+            "SimpleNorm has the biased variance",
+            "positive * (count / (count - 1))",
+            "positive",
+            tests=VARIANTS,
+        ),
+        Mutant(
+            "formula",
+            "SimpleNorm's gradient subtracts no mean",
+            "norm.eps), mean + correction};\n  }",
+            "norm.eps), 0};\n  }",
+            tests=VARIANTS_GRADIENTS,
+        ),
+        Mutant(
+            "formula",
+            "RMSNorm's gradient has LayerNorm's mean",
+            "norm.kind == Norm::kLayer ? sum(total) / float(norm.c) : 0",
+            "sum(total) / float(norm.c)",
+            tests=VARIANTS_GRADIENTS,
         ),
         Mutant(
             "formula",
@@ -192,8 +214,8 @@ MUTANTS = [
         Mutant(
             "dtype",
             "the hidden is kept after GELU",
-            "column, a.hidden, u);",
-            "column, a.hidden, gelu(u));",
+            "(first + row) * a.hidden, column, a.hidden, u);",
+            "(first + row) * a.hidden, column, a.hidden, gelu(u));",
             tests=MLP_GRADIENTS,
         ),
     ),
@@ -268,6 +290,12 @@ MUTANTS = [
         "cpu/gelu.h",
         MLP_GRADIENTS,
         Mutant("formula", "the slope takes the wrong tail", "x > 0 ? 1.0f - tail : tail", "x < 0 ? 1.0f - tail : tail"),
+    ),
+    *_in(
+        "cpu/activations.h",
+        VARIANTS_GRADIENTS,
+        Mutant("formula", "the gate's slope is left out", "multiply_add(x * s * (1.0f - s), inner_slope, s)", "s"),
+        Mutant("formula", "Hardswish's slope is ReLU6's", "? slope", "? splat(1.0f)"),
     ),
     *_in(
         "cpu/vec.h",

@@ -622,11 +622,22 @@ MUTANTS = [
         Mutant(
             "bound",
             "GELU stores beyond the last element",
-            "if (first + kPack <= p.count) {\n      float value[kPack];",
-            "if (first < p.count) {\n      float value[kPack];",
+            "if (first + kPack <= p.count) {\n        float value[kPack];",
+            "if (first < p.count) {\n        float value[kPack];",
             proof="asan",
         ),
         Mutant("mask", "pixels beyond the last are stored", "if (here < p.t.pixels) {", "{"),
+    ),
+    *_in(
+        "activations.h",
+        ("tests/cuda/test_pointwise.py", "-k", "activations"),
+        Mutant("formula", "the gate's slope lacks the cubic term", "fmaf(x * x, 3.0f * Inner::kCubic, ", "(0.0f + "),
+    ),
+    *_in(
+        "layernorm_rows.h",
+        ("tests/cuda/test_norms.py", "-k", "rms_and_simple"),
+        Mutant("formula", "SimpleNorm has the biased variance", "positive * (float(c) / float(c - 1))", "positive"),
+        Mutant("formula", "SimpleNorm's gradient subtracts no mean", "0.0f, mean + correction}", "0.0f, 0.0f}"),
     ),
     *_in(
         "tiles.h",

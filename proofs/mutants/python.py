@@ -221,8 +221,8 @@ MUTANTS = [
         Mutant(
             "formula",
             "the tanh approximation passes for GELU",
-            'act.approximate != "none"',
-            "False",
+            '"tanh": "gelu_tanh"',
+            '"tanh": "gelu"',
             tests=("tests/interop/test_timm.py",),
         ),
         Mutant("dtype", "mixed dtypes are served", "return not mixed or autocasting(x)", "return True"),

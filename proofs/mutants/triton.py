@@ -17,6 +17,9 @@ DWCONV, DWCONV_GRADIENTS = _parity("dwconv and forward"), _parity("dwconv and gr
 LAYERNORM, LAYERNORM_GRADIENTS = _parity("layernorm and forward"), _parity("layernorm and gradients")
 GRN, GRN_GRADIENTS = _parity("grn and forward"), _parity("grn and gradients")
 MLP, MLP_GRADIENTS = _parity("mlp and forward"), _parity("mlp and gradients")
+# the rows of tests/shapes.py with other norms and activations
+_VARIANTS = "mlp and (rms or simple or mish or quick)"
+VARIANTS, VARIANTS_GRADIENTS = _parity(f"{_VARIANTS} and forward"), _parity(f"{_VARIANTS} and gradients")
 DOWNSAMPLE, DOWNSAMPLE_GRADIENTS = _parity("downsample and forward"), _parity("downsample and gradients")
 
 MUTANTS = [
@@ -240,7 +243,7 @@ MUTANTS = [
             "formula",
             "GELU is kept in the place of what enters it",
             "tl.store(where, u.to(compute)",
-            "tl.store(where, gelu(u).to(compute)",
+            "tl.store(where, activate(u, ACTIVATION).to(compute)",
             tests=MLP_GRADIENTS,
         ),
     ),
@@ -293,6 +296,17 @@ MUTANTS = [
             "dz = d * load_vector(gamma_ptr, c, c < C)[None, :]",
             "dz = d",
         ),
+    ),
+    *_in(
+        "triton/activations.py",
+        VARIANTS_GRADIENTS,
+        Mutant("formula", "the gate's slope is left out", "s + x * s * (1.0 - s) * inner_slope", "s"),
+        Mutant("formula", "Mish's derivative lacks a factor", "(4.0 * n * (n + 1.0)", "(2.0 * n * (n + 1.0)"),
+    ),
+    *_in(
+        "triton/mlp_tiles.py",
+        VARIANTS,
+        Mutant("formula", "SimpleNorm has the biased variance", "variance = variance * (C / (C - 1))", "pass"),
     ),
     *_in(
         "triton/gelu.py",

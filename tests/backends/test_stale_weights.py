@@ -295,6 +295,8 @@ OPTIONS = [
     ("dwconv", {"dilation": 2}),
     ("mlp", {"eps": 0.5}),
     ("mlp", {"grn_eps": 0.5}),
+    ("mlp", {"activation": "relu"}),
+    ("mlp", {"norm": "rms", "norm_bias": None}),
     ("block", {"dilation": 2}),
     ("downsample", {"eps": 0.5}),
 ]

@@ -8,6 +8,7 @@ import torch
 from convnext_kernels.backends.cuda import grn, layernorm, native, reduce
 from convnext_kernels.backends.eager import layernorm as eager_layernorm
 from convnext_kernels.backends.gpu.layout import Rows, output_rows, patch_rows, rows
+from convnext_kernels.backends.gpu.mlp_cublas import as_image
 from convnext_kernels.calls import NormCall
 from tests.cuda import executed
 from tests.operators import OPERATORS, expected, expected_gradients, far_apart, gradients, to
@@ -188,6 +189,49 @@ def test_pixels_that_are_not_there_cost_no_gradient(layout):
         assert gradient.isfinite().all()
 
 
+def rms_and_simple(norm, channels, layout, dtype):
+    """What the bottleneck calls: the norm into dense rows, and its gradients, against fp64."""
+    shape = (2, channels, 3, 5)
+    x, dy = (torch.randn(shape, generator=generator(key)).to(dtype).contiguous(memory_format=layout) for key in "xy")
+    weight = torch.rand(channels, generator=generator("weight")).to(dtype)
+
+    def plain(x, weight):
+        square = x.pow(2).mean(1, keepdim=True) if norm == "rms" else x.var(1, keepdim=True)
+        return x / (square + 1e-6).sqrt() * weight.view(-1, 1, 1)
+
+    results = []
+    for wide in (dtype, torch.double):
+        leaves = [t.detach().to(wide).requires_grad_() for t in (x, weight)]
+        y = plain(*leaves)
+        results.append((y.detach(), *torch.autograd.grad(y, leaves, dy.to(wide))))
+    z = torch.empty(30, channels, dtype=dtype)
+    layernorm.normalize(x, weight, None, 1e-6, Rows(z, 15 * channels, channels, 1), norm=norm)
+    given = dy.contiguous(memory_format=torch.channels_last)  # as the product before it leaves it
+    dx, dweight = layernorm.gradients(rows(given), x, weight, None, 1e-6, [True, True, False], norm=norm)
+    assert dx.stride() == x.stride()
+    found = zip(("y", "dx", "dweight"), (as_image(z, x), dx, dweight), *results, strict=True)
+    for name, actual, eager, reference in found:
+        assert_as_good_as_eager(actual, eager, reference, what=name, scale=1.0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
+@pytest.mark.parametrize("channels", [2, 13, 96, 1000, 3100], ids="C{}".format)  # 3100 fp32: PyTorch's operators
+@pytest.mark.parametrize("norm", ["rms", "simple"])
+def test_rms_and_simple(norm, channels, layout, host):
+    for last_first, limit in ((False, 2**31 - 1), (True, 2)):
+        host(last_first=last_first, grid_limit=limit)
+        for dtype in (torch.float32, torch.bfloat16):
+            rms_and_simple(norm, channels, layout, dtype)
+
+
+@pytest.mark.parametrize("norm", ["rms", "simple"])
+def test_rms_and_simple_executed(norm):
+    if reason := executed.missing():
+        pytest.skip(reason)
+    with executed.executed(90):
+        rms_and_simple(norm, 40, torch.channels_last, torch.bfloat16)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
 def test_grn_in_place(layout):
     """`apply` may write where it reads."""
@@ -207,10 +251,10 @@ def test_grids_of_2_to_the_33_pixels(shape, channels_last, recorded):
     image = (1 << 40, bf16, c * h * w, *((c, 1) if channels_last else (1, h * w)))
     vector, launches, extension = (1 << 41, bf16), recorded(), native.extension()
     sizes, patches = (n, h * w, c), (2, h, w)
-    extension.layernorm((0, 0), image, image, vector, vector, 1e-6, *sizes, *patches)
+    extension.layernorm((0, 0), image, image, vector, vector, 1e-6, *sizes, *patches, 0)
     parts = extension.layernorm_parts((0, 0), n * h * w)
     assert parts <= 2 * 132
-    extension.layernorm_backward((0, 0), image, image, image, vector, 1 << 42, parts, 1e-6, *sizes, *patches)
+    extension.layernorm_backward((0, 0), image, image, image, vector, 1 << 42, parts, 1e-6, *sizes, *patches, 0)
     extension.grn_sums((0, 0), image, image, *[1 << 42] * 3, *sizes)
     extension.grn_apply((0, 0), image, image, image, 1 << 42, 1 << 42, None, *sizes)
     assert len(launches) == 4

@@ -12,6 +12,7 @@ from convnext_kernels.calls import MlpCall
 from convnext_kernels.spec import MlpParameters
 from tests.cuda import executed
 from tests.operators import OPERATORS, expected, expected_gradients
+from tests.reference import ACTIVATIONS
 from tests.shapes import DTYPES, Case
 from tests.tolerance import assert_as_good_as_eager, generator
 
@@ -23,6 +24,7 @@ pytestmark = [
 CASES = {
     "drop": Case("a sample dropped, channels in more than one tile", n=2, c=72, h=5, w=7, ratio=2, drop=True),
     "v2": Case("tails everywhere", n=2, c=13, h=6, w=7, variant="v2"),
+    "variant": Case("SimpleNorm and Hardswish", n=2, c=13, h=5, w=7, norm="simple", activation="hardswish"),
     "plain": Case("no gamma, no bias, samples as one", n=3, c=16, h=5, w=7, variant="plain", bias=False),
 }
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -46,18 +48,19 @@ def test_partial_sums(parts, shape, host):
 
 @pytest.mark.parametrize("count", [1, 7, 8, 4099])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_gelu(dtype, count, host):
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(activation, dtype, count, host):
     """Values, and gradients in place."""
     host(last_first=True, grid_limit=2)
     u = (torch.randn(count, generator=generator("u")) * 3).to(dtype).requires_grad_()
     dh = torch.randn(count, generator=generator("dh")).to(dtype)
     wide = u.detach().double().requires_grad_()
-    eager, reference = (torch.nn.functional.gelu(t) for t in (u, wide))
+    eager, reference = (ACTIVATIONS[activation](t) for t in (u, wide))
     eager.backward(dh)
     reference.backward(dh.double())
     h, du = torch.empty_like(dh), dh.clone()
-    KERNELS.gelu(u.detach(), h)
-    KERNELS.gelu_backward(du, u.detach(), du)
+    KERNELS.activate(u.detach(), h, activation)
+    KERNELS.activate_backward(du, u.detach(), du, activation)
     assert_as_good_as_eager(h, eager.detach(), reference.detach(), scale=1.0)
     assert_as_good_as_eager(du, u.grad, wide.grad, what="gradient", scale=1.0)
 
@@ -101,7 +104,7 @@ def check(case, dtype, layout, keep):
     arguments = OPERATORS["mlp"].arguments(case, dtype)
     x, residual = (arguments[name].contiguous(memory_format=layout) for name in ("x", "residual"))
     p = MlpParameters(*(arguments.get(name) for name in MlpParameters._fields))
-    call = MlpCall(x, residual, p, arguments.get("drop_scale"), 1e-6, 1e-6, dtype)
+    call = MlpCall(x, residual, p, arguments.get("drop_scale"), 1e-6, 1e-6, case.norm, case.activation, dtype)
     hidden = None
     if keep:
         hidden = torch.empty((case.n, p.pwconv1_weight.shape[0], case.h, case.w), dtype=dtype)
@@ -111,8 +114,9 @@ def check(case, dtype, layout, keep):
     assert_as_good_as_eager(y, *expected("mlp", case, dtype))
     dy, eager, reference = expected_gradients("mlp", case, dtype)
     dy = dy.contiguous(memory_format=layout)
-    norm, named = mlp_cublas.backward(KERNELS, dy, call, [True] * 3, hidden)
-    for name, gradient in (dict(zip(("x", "norm_weight", "norm_bias"), norm, strict=True)) | named).items():
+    names = ("x", "norm_weight", "norm_bias")[: 2 if p.norm_bias is None else 3]
+    norm, named = mlp_cublas.backward(KERNELS, dy, call, [True, True, p.norm_bias is not None], hidden)
+    for name, gradient in (dict(zip(names, norm, strict=True)) | named).items():
         assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
 
 
@@ -133,6 +137,7 @@ def test_cublas_plan(case, dtype, layout, host):
         (90, "drop", torch.float32),
         (90, "v2", torch.float16),
         (90, "plain", torch.bfloat16),
+        (90, "variant", torch.float32),
     ],
 )
 def test_cublas_plan_executed(arch, case, dtype, layout):

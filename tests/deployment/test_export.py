@@ -19,7 +19,17 @@ from tests.tolerance import assert_as_good_as_eager, randomize_
 # PyTorch deprecates TorchScript as a whole.
 pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\..* (is|are) deprecated")
 NEW = tuple(map(int, torch.__version__.split(".")[:2]))
-KINDS = ("dwconv", "dwconv, stride 2", "layernorm", "grn", "downsample", "block V1", "block V2", "network")
+KINDS = (
+    "dwconv",
+    "dwconv, stride 2",
+    "layernorm",
+    "grn",
+    "downsample",
+    "block V1",
+    "block V2",
+    "block with RMSNorm",
+    "network",
+)
 
 
 def own(kind, dtype=torch.float32, drop=0.0):
@@ -32,6 +42,7 @@ def own(kind, dtype=torch.float32, drop=0.0):
         "downsample": lambda: PatchDownsample2d(8, 16, 3),
         "block V1": lambda: ck.FusedConvNeXtBlock(8, drop),
         "block V2": lambda: ck.FusedConvNeXtBlock(8, drop, use_grn=True),
+        "block with RMSNorm": lambda: ck.FusedConvNeXtBlock(8, drop, norm="rms", activation="hardswish"),
         "network": lambda: ConvNeXt((1, 1), (8, 16), num_classes=5, use_grn=True, drop_path_rate=drop),
     }[kind]()
     return randomize_(module).to(dtype).eval(), 3 if kind == "network" else 8

@@ -163,6 +163,11 @@ TABLE = [
         row
         for op in ("mlp", "block")
         for row in (
+            (op, {"norm": "batch"}, ValueError, ("norm", "one of 'layer', 'rms', 'simple'", "got 'batch'")),
+            (op, {"norm": None}, RuntimeError, ("norm", "'str'", "'NoneType'")),
+            (op, {"activation": "elu"}, ValueError, ("activation", "one of 'gelu', 'gelu_tanh'", "got 'elu'")),
+            (op, {"norm_bias": None}, ValueError, ("norm_bias", "a tensor with norm='layer'", "got None")),
+            (op, {"norm": "rms"}, ValueError, ("norm_bias", "None with norm='rms'", "got shape (6)")),
             (op, {"pwconv1_weight": torch.zeros(12, 7)}, ValueError, ("pwconv1_weight", "(hidden, 6)", "got (12, 7)")),
             (op, {"pwconv1_weight": torch.zeros(12)}, ValueError, ("pwconv1_weight", "(out, in)", "got (12)")),
             (op, {"pwconv1_weight": torch.zeros(0, 6)}, ValueError, ("pwconv1_weight", "(hidden, 6)", "got (0, 6)")),

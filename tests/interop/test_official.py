@@ -99,6 +99,18 @@ class OtherDropPath(repository.Block):
 class OtherNorm(repository.Block):
     def __init__(self, dim):
         super().__init__(dim)
+        self.norm = nn.GroupNorm(1, dim)
+
+
+class Varied(repository.Block):
+    def __init__(self, dim, **options):
+        super().__init__(dim, **options)
+        self.norm, self.act = nn.RMSNorm(dim, eps=1e-5), nn.SiLU()
+
+
+class OwnEps(repository.Block):
+    def __init__(self, dim):
+        super().__init__(dim)
         self.norm = nn.RMSNorm(dim)
 
 
@@ -118,9 +130,22 @@ LEFT = {
     WithBuffer: "it has gamma, steps",
     OneDimensional: "it has dwconv, norm, pwconv1, act, pwconv2, drop_path, gamma",
     OtherDropPath: "the drop path is a Dropout",
-    OtherNorm: "the norm is a RMSNorm",
+    OtherNorm: "the norm is a GroupNorm",
+    OwnEps: "the norm's eps is None",
     OtherGRN: "the response normalisation is a Identity",
 }
+
+
+@pytest.mark.parametrize("use_grn", [False, True])
+def test_a_copy_with_another_norm_and_activation(use_grn):
+    """Served where the block's own forward uses them, which a run of it shows."""
+    original = randomize_(Varied(8, use_grn=use_grn)).double()
+    accelerated = ck.accelerate(copy.deepcopy(original))
+    x = torch.randn(2, 8, 7, 5).double()
+    assert fused_calls(lambda: accelerated(x)) == {"block": 1}
+    assert_close(accelerated(x), original(x), torch.float64)
+    accelerated.act = original.act = nn.ReLU6()  # seen at the next call
+    assert_close(accelerated(x), original(x), torch.float64)
 
 
 @pytest.mark.parametrize(("kind", "expected"), LEFT.items(), ids=lambda v: getattr(v, "__name__", None))

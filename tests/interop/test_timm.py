@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import timm
 import torch
-from timm.layers import LayerNorm2d, RmsNorm, SimpleNorm
+from timm.layers import LayerNorm2d, RmsNorm, RmsNorm2d, SimpleNorm, SimpleNorm2d
 from timm.models.convnext import ConvNeXtBlock
 from torch import nn
 
@@ -33,6 +33,18 @@ SERVED = {
     "PyTorch's norm": {"norm_layer": nn.LayerNorm},
     "PyTorch's GELU": {"act_layer": nn.GELU},
     "exact GELU by name": {"act_layer": "gelu"},
+    "ReLU": {"act_layer": "relu"},
+    "ReLU6": {"act_layer": "relu6"},
+    "SiLU": {"act_layer": nn.SiLU},
+    "Mish": {"act_layer": "mish"},
+    "Hardswish": {"act_layer": "hardswish"},
+    "quick GELU": {"act_layer": "quick_gelu"},
+    "tanh GELU": {"act_layer": "gelu_tanh"},
+    "PyTorch's tanh GELU": {"act_layer": partial(nn.GELU, approximate="tanh")},
+    "RMSNorm": {"norm_layer": RmsNorm},
+    "RMSNorm of NCHW in V2": {"norm_layer": RmsNorm2d, "conv_mlp": True, "use_grn": True},
+    "SimpleNorm": {"norm_layer": SimpleNorm},
+    "SimpleNorm of NCHW": {"norm_layer": partial(SimpleNorm2d, eps=0.1), "conv_mlp": True},
 }
 
 
@@ -53,15 +65,9 @@ LEFT = {
     "strided": ({"stride": 2}, f"{SHORTCUT} (8 -> 8 channels, stride (2, 2), dilation (1, 1))"),
     "wider": ({"out_chs": 16}, f"{SHORTCUT} (8 -> 16 channels, stride (1, 1), dilation (1, 1))"),
     "dilated shortcut": ({"dilation": (1, 2)}, SHORTCUT),
-    "ReLU": ({"act_layer": "relu"}, "the activation is ReLU, not GELU"),
-    "SiLU": ({"act_layer": nn.SiLU}, "the activation is SiLU, not GELU"),
-    "tanh GELU": ({"act_layer": "gelu_tanh"}, "the activation is GELUTanh, not GELU"),
-    "PyTorch's tanh GELU": (
-        {"act_layer": partial(nn.GELU, approximate="tanh")},
-        "the activation is GELU's tanh approximation",
-    ),
-    "RMSNorm": ({"norm_layer": RmsNorm}, "the norm is a RmsNorm"),
-    "SimpleNorm": ({"norm_layer": SimpleNorm}, "the norm is a SimpleNorm"),
+    "ELU": ({"act_layer": "elu"}, "the activation is ELU(alpha=1.0)"),
+    "RMSNorm of the wrong layout": ({"norm_layer": RmsNorm2d}, "the norm is a RmsNorm2d"),
+    "RMSNorm without a weight": ({"norm_layer": partial(RmsNorm, affine=False)}, "the norm has no weight or no bias"),
     "BatchNorm": ({"norm_layer": nn.BatchNorm2d, "conv_mlp": True}, "the norm is a BatchNorm2d"),
     "norm without parameters": (
         {"norm_layer": partial(LayerNorm2d, affine=False), "conv_mlp": True},
@@ -126,6 +132,24 @@ def test_grn_of_another_class_is_seen():
     assert "the response normalisation is a Identity" in row.reason
     x = torch.randn(2, 8, 5, 5).double()
     assert not fused_calls(lambda: m(x))
+
+
+@pytest.mark.parametrize(
+    "name", ["convnext_zepto_rms_ols", "convnext_atto_rms", "test_convnext", "test_convnext2", "test_convnext3"]
+)
+def test_models_with_other_norms_and_activations(name):
+    """timm's own entry points: every block, logits and gradients."""
+    original = randomize_(timm.create_model(name, num_classes=7)).double().eval()
+    accelerated = ck.accelerate(copy.deepcopy(original))
+    assert all(r.replaced for r in ck.acceleration_report(accelerated).rows if r.kind == "block")
+    x = images(2, 32)
+    assert_close(accelerated(x), original(x), torch.float64)
+    expected, actual = gradients(original, x), gradients(accelerated, x)
+    for key in expected:
+        assert_close(actual[key], expected[key], torch.float64, key)
+    with torch.no_grad():  # stages in one call where the backend has one
+        assert_close(accelerated.float()(x.float()), original(x).float(), torch.float32)
+    assert ck.restore(accelerated).state_dict().keys() == original.state_dict().keys()
 
 
 def test_dilated_model():

@@ -9,6 +9,7 @@ import torch
 from timm.layers import drop_path as timm_drop_path
 
 from convnext_kernels import FusedConvNeXtBlock
+from convnext_kernels.variants import ACTIVATIONS, NORMS
 from tests.reference import Block
 from tests.shapes import DTYPES, TRITON, chosen
 from tests.tolerance import assert_as_good_as_eager, randomize_
@@ -19,6 +20,8 @@ OPTIONS = {
     "no layer scale": {"layer_scale_init_value": 0.0},
     "kernel 13, ratio 2": {"kernel_size": 13, "mlp_ratio": 2},
     "dilation 2": {"kernel_size": 3, "dilation": 2},
+    "RMSNorm, SiLU": {"norm": "rms", "activation": "silu"},
+    "SimpleNorm, quick GELU, V2": {"norm": "simple", "activation": "quick_gelu", "use_grn": True},
 }
 
 
@@ -44,6 +47,17 @@ def test_initial_values(use_grn):
         assert (block.gamma == 0.5).all()
         assert block.grn is None
     assert block.dwconv.weight.std() > 0
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_inner_modules_compute_what_the_op_does(norm, activation):
+    """Nobody calls them, but they say what the block computes: in its repr, to hooks, to other tools."""
+    block = randomize_(FusedConvNeXtBlock(12, norm=norm, activation=activation)).double()
+    x = torch.randn(2, 12, 9, 8).double()
+    y = block.norm(block.dwconv(x)).permute(0, 2, 3, 1)
+    y = block.gamma * block.pwconv2(block.act(block.pwconv1(y)))
+    torch.testing.assert_close(block(x), x + y.permute(0, 3, 1, 2))
 
 
 @chosen(lambda dtype, backend: dtype == torch.bfloat16 or backend != TRITON)

@@ -51,11 +51,21 @@ def test_depthwise_conv1d(stride, backend):
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
 
 
+def test_another_norm_and_activation(backend):
+    block = randomize_(FusedConvNeXtBlock1d(12, norm="rms", activation="relu", backend=backend))
+    x = torch.randn(2, 12, 17)
+    y = block.dwconv(x).mT
+    y = y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() * block.norm.weight
+    y = block.gamma * block.pwconv2(block.pwconv1(y).relu())
+    torch.testing.assert_close(block(x), x + y.mT)
+
+
 def test_what_is_wrong_is_named():
     adaptive = FusedConvNeXtBlock1d(8, adanorm_num_embeddings=4)
     for call, kind, words in (
         (lambda: FusedConvNeXtBlock1d(8, channels_last=1), TypeError, "channels_last: expected a bool, got 1"),
         (lambda: FusedConvNeXtBlock1d(8, kernel_size=(1, 7)), TypeError, "kernel_size: expected an integer"),
+        (lambda: FusedConvNeXtBlock1d(8, activation="elu"), ValueError, "activation: expected one of .*, got 'elu'"),
         (lambda: FusedConvNeXtBlock1d(8, kernel_size=4), ValueError, "kernel_size: expected odd"),
         (lambda: FusedConvNeXtBlock1d(8)(torch.zeros(2, 8, 1, 5)), ValueError, "x: expected 3 dimensions, got 4"),
         (lambda: FusedConvNeXtBlock1d(8)(None), TypeError, "x: expected a tensor, got NoneType"),

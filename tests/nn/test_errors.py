@@ -64,6 +64,19 @@ TABLE = [
         for value in (-1e-6, math.nan, math.inf)
     ),
     *(
+        (FusedConvNeXtBlock, {"dim": 8, name: value}, error, (name, wanted, repr(value)))
+        for name, choices in (
+            ("norm", "'layer', 'rms', 'simple'"),
+            ("activation", "'gelu', 'gelu_tanh', 'quick_gelu', 'silu', 'mish', 'relu', 'relu6', 'hardswish'"),
+        )
+        for value, error, wanted in (
+            ("batch", ValueError, f"one of {choices}"),
+            ("GELU", ValueError, f"one of {choices}"),
+            (None, TypeError, "a string"),
+            (torch.nn.functional.gelu, TypeError, "a string"),
+        )
+    ),
+    *(
         (module, {"channels": 8, "out_channels": 8, name: 0}, ValueError, (name, INTEGER, "0"))
         for module in (PatchDownsample2d,)
         for name in ("channels", "out_channels", "kernel_size")

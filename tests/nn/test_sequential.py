@@ -18,6 +18,7 @@ OPTIONS = {
     "v1": {},
     "v2": {"use_grn": True},
     "kernel 13, dilation 2": {"kernel_size": 13, "dilation": 2},
+    "SimpleNorm, SiLU": {"norm": "simple", "activation": "silu"},
 }
 AVAILABLE = [name for name, status in ck.list_backends().items() if status.available and name != "eager"]
 # Triton's interpreter takes seconds a call; its prepared calls are those of the CUDA backend.
@@ -29,6 +30,7 @@ CASES = [
         ("v2", torch.float32, 2),
         ("v1", torch.bfloat16, 3),
         ("kernel 13, dilation 2", torch.float32, 1),
+        ("SimpleNorm, SiLU", torch.bfloat16, 2),
     )
     if backend != "triton" or (dtype == torch.float32 and count == 2)
 ]
@@ -90,6 +92,10 @@ def _eps(blocks):
     blocks[1].norm.eps = 0.5
 
 
+def _another_kind(blocks):
+    blocks[1] = randomize_(FusedConvNeXtBlock(12, norm="rms", activation="relu", backend=blocks[0].backend)).eval()
+
+
 def _replace(blocks):
     blocks[1] = randomize_(FusedConvNeXtBlock(12, backend=blocks[0].backend)).eval()
 
@@ -111,7 +117,19 @@ def _parametrise(blocks):
     nn.utils.parametrizations.weight_norm(blocks[1].pwconv2)
 
 
-CHANGES = (_swap_data, _assign, _write_data, _write, _eps, _replace, _append, _remove, _wrap, _parametrise)
+CHANGES = (
+    _swap_data,
+    _assign,
+    _write_data,
+    _write,
+    _eps,
+    _another_kind,
+    _replace,
+    _append,
+    _remove,
+    _wrap,
+    _parametrise,
+)
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=[change.__name__[1:] for change in CHANGES])

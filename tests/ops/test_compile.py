@@ -28,9 +28,13 @@ def _step(block, x):
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
-def test_block(use_grn, memory_format):
-    block = randomize_(FusedConvNeXtBlock(8, use_grn=use_grn, kernel_size=3))
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"use_grn": True}, {"norm": "simple", "activation": "silu"}],
+    ids=["v1", "v2", "SimpleNorm and SiLU"],
+)
+def test_block(options, memory_format):
+    block = randomize_(FusedConvNeXtBlock(8, kernel_size=3, **options))
     counter = CompileCounterWithBackend("aot_eager")
     compiled_block = copy.deepcopy(block)
     compiled = torch.compile(compiled_block, fullgraph=True, dynamic=True, backend=counter)

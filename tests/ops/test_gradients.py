@@ -11,6 +11,8 @@ from tests.shapes import TRITON, Case, chosen, rows
 VARIANTS = {
     "v1": Case("small enough for finite differences", n=2, c=5, h=4, w=3, k=3, ratio=2),
     "v2": Case("the same in V2", n=2, c=5, h=4, w=3, k=3, ratio=2, variant="v2"),
+    "simple, mish": Case("another norm and activation", c=5, h=4, w=3, k=3, ratio=2, norm="simple", activation="mish"),
+    "rms, silu": Case("RMSNorm in V2", c=5, h=4, w=3, k=3, norm="rms", activation="silu", variant="v2"),
     "drop, no bias": Case(
         "no biases, drop path, dilation", c=3, h=4, w=3, k=3, ratio=1, bias=False, drop=True, dilation=2
     ),

@@ -17,6 +17,7 @@ CASES = {
     "v2": Case("V2", **SMALL, variant="v2"),
     "no bias, drop": Case("None for optional arguments", **SMALL, bias=False, drop=True),
     "rectangle": Case("stride 2, a rectangle, two dilations", **{**SMALL, "k": (3, 5)}, dilation=(1, 2), stride=2),
+    "variant": Case("a norm without a bias, another activation", **SMALL, norm="simple", activation="silu"),
     "empty": Case("an empty batch", **{**SMALL, "n": 0}),
     "empty v2": Case("an empty batch in V2", **{**SMALL, "n": 0}, variant="v2"),
 }

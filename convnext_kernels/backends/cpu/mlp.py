@@ -12,7 +12,7 @@ KEEPS_HIDDEN = True
 
 
 def forward(call: MlpCall, hidden: Tensor | None = None) -> Tensor:
-    """LN -> W1 -> GELU -> [GRN] -> W2 -> gamma -> drop scale -> + residual, in one pass.
+    """Norm -> W1 -> activation -> [GRN] -> W2 -> gamma -> drop scale -> + residual, in one pass.
 
     `hidden` (N, hidden, H, W) is filled with W1's result for the gradient.
     """
@@ -21,11 +21,9 @@ def forward(call: MlpCall, hidden: Tensor | None = None) -> Tensor:
 
 def backward(dout: Tensor, call: MlpCall, needs: list[bool], hidden: Tensor | None = None) -> list[Tensor]:
     """Return the gradients of (x, residual, *p) that `needs` marks, in that order."""
-    x, residual, p, drop_scale, eps, grn_eps, compute_dtype, _ = call
+    x, residual, p, drop_scale, *options, compute_dtype, _ = call
     needs_norm, needs_weights = needs[0] or needs[2] or needs[3], any(needs[4:9])
-    dx, named = mlp_native.backward(
-        dout, x, p, drop_scale, eps, grn_eps, compute_dtype, needs_norm, needs_weights, hidden
-    )
+    dx, named = mlp_native.backward(dout, x, p, drop_scale, *options, compute_dtype, needs_norm, needs_weights, hidden)
     inputs = [dx] if needs[0] else []
     if needs[1]:
         inputs.append(torch.empty_like(residual).copy_(dout))  # an op may not return its input

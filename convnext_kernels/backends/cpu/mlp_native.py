@@ -72,7 +72,7 @@ class _Facts(NamedTuple):
     direct: bool  # whether x and the result are dense NHWC
     operations: int
     codes: tuple[int, int]  # of the dtypes of x and of the products
-    configuration: tuple  # of the packed parameters: dtype, kernel, dilation, eps, grn_eps
+    configuration: tuple  # of the packed parameters: dtype, kernel, dilation, eps, grn_eps, norm, activation
 
 
 def _facts(call: MlpCall | BlockCall, dilation: tuple[int, int], kernel: tuple[int, int]) -> _Facts:
@@ -85,7 +85,8 @@ def _facts(call: MlpCall | BlockCall, dilation: tuple[int, int], kernel: tuple[i
         direct = direct and torch.empty_like(x, device="meta").is_contiguous(memory_format=torch.channels_last)
         operations = n * h * w * c * (2 * call.p.pwconv1_weight.shape[0] + kernel[0] * kernel[1])
         codes = native.DTYPE_CODES[x.dtype], native.DTYPE_CODES[call.compute_dtype]
-        configuration = (call.compute_dtype == torch.bfloat16, kernel, dilation, call.eps, call.grn_eps)
+        options = call.eps, call.grn_eps, call.norm, call.activation
+        configuration = (call.compute_dtype == torch.bfloat16, kernel, dilation, *options)
         found = memo["cpu mlp"] = _Facts((n, h, w), direct, operations, codes, configuration)
     return found
 
@@ -99,10 +100,10 @@ def _pack(p: MlpParameters, dw_weight: Tensor | None, dw_bias: Tensor | None, is
     # Every tensor whose address is passed has a name here: it must outlive the call.
     taps = None if dw_weight is None else taps_first(dw_weight)
     taps_bias = None if dw_weight is None else bias_or_zeros(dw_bias, channels)
-    norm_weight, norm_bias = flat_float(p.norm_weight), flat_float(p.norm_bias)
+    norm_weight, norm_bias = flat_float(p.norm_weight), bias_or_zeros(p.norm_bias, channels)
     b1, grn_weight = bias_or_zeros(p.pwconv1_bias, hidden), flat_float(p.grn_weight)
     gamma = torch.ones(channels) if p.gamma is None else flat_float(p.gamma)
-    bf16, kernel, dilation, eps, grn_eps = configuration
+    bf16, kernel, dilation, eps, grn_eps, norm, activation = configuration
     return native.extension().PackedMlp(
         native.isa_code(isa),
         bf16,
@@ -113,6 +114,8 @@ def _pack(p: MlpParameters, dw_weight: Tensor | None, dw_bias: Tensor | None, is
         *dilation,
         eps,
         grn_eps,
+        native.norm_code(norm),
+        native.activation_code(activation),
         address(taps),
         address(taps_bias),
         address(norm_weight),
@@ -240,6 +243,8 @@ def backward(
     drop_scale: Tensor | None,
     eps: float,
     grn_eps: float,
+    norm: str,
+    activation: str,
     compute_dtype: torch.dtype,
     needs_norm: bool,
     needs_weights: bool,
@@ -258,7 +263,7 @@ def backward(
 
     def pack() -> object:
         # Every tensor whose address is passed has a name here: it must outlive the call.
-        norm_weight, norm_bias = flat_float(p.norm_weight), flat_float(p.norm_bias)
+        norm_weight, norm_bias = flat_float(p.norm_weight), bias_or_zeros(p.norm_bias, channels)
         b1, b2 = bias_or_zeros(p.pwconv1_bias, width), bias_or_zeros(p.pwconv2_bias, channels)
         grn_weight, grn_bias = flat_float(p.grn_weight), flat_float(p.grn_bias)
         gamma = torch.ones(channels) if p.gamma is None else flat_float(p.gamma)
@@ -271,6 +276,8 @@ def backward(
             width,
             eps,
             grn_eps,
+            native.norm_code(norm),
+            native.activation_code(activation),
             address(norm_weight),
             address(norm_bias),
             address(w1),
@@ -283,7 +290,8 @@ def backward(
             torch.get_num_threads(),
         )
 
-    kernel = packed(p.pwconv1_weight, p, (isa, "bottleneck backward", bf16, hidden is None, eps, grn_eps), pack)
+    configuration = (isa, "bottleneck backward", bf16, hidden is None, eps, grn_eps, norm, activation)
+    kernel = packed(p.pwconv1_weight, p, configuration, pack)
     shapes: dict[str, tuple[int, ...]] = {}
     if needs_weights:
         shapes |= {"pwconv1_weight": (width, channels), "pwconv1_bias": (width,)}

@@ -89,6 +89,18 @@ def isa_code(name: str) -> int:
     return extension().ISAS.index(name)
 
 
+@functools.cache
+def norm_code(name: str) -> int:
+    """The extension's number for a norm of `variants`."""
+    return extension().NORMS.index(name)
+
+
+@functools.cache
+def activation_code(name: str) -> int:
+    """The extension's number for an activation of `variants`."""
+    return extension().ACTIVATIONS.index(name)
+
+
 def pad_channels(channels: int) -> int:
     """The length to which the kernels pad a vector of `channels` elements."""
     align = extension().CHANNEL_ALIGN

@@ -10,13 +10,35 @@ from torch import Tensor
 from convnext_kernels.backends.cuda import native
 from convnext_kernels.backends.cuda.reduce import sum_partials
 from convnext_kernels.backends.gpu import parameters as gpu_parameters
-from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows
+from convnext_kernels.backends.gpu.layout import (
+    Rows,
+    extent,
+    finish,
+    flat,
+    like,
+    like_parameter,
+    output_rows,
+    rows,
+)
 from convnext_kernels.calls import NormCall
+from convnext_kernels.variants import LAYER, scaled, scaled_backward
 
 
-def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out: Rows, *, patch: int = 1) -> None:
-    """LayerNorm of (N, C, H, W) into `out` (from `output_rows`, `rows` or `patch_rows`), in out's dtype."""
-    source = rows(x)
+def normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    out: Rows,
+    *,
+    patch: int = 1,
+    norm: str = LAYER,
+) -> None:
+    """The norm of (N, C, H, W) into `out` (from `output_rows`, `rows` or `patch_rows`), in out's dtype."""
+    if norm != LAYER and _too_wide(x):
+        out.tensor.copy_(scaled(_nhwc(x), _of(weight, x), eps, norm).reshape(out.tensor.shape))
+        return
+    source = _source(x, norm)
     channels, height, width = x.shape[1:]
     samples, pixels = extent(source, out, merge=patch == 1)
     native.kernels().layernorm(
@@ -32,7 +54,30 @@ def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
         patch,
         height,
         width,
+        native.norm_code(norm),
     )
+
+
+# The kernels for the other norms hold a pixel in the registers of a block (csrc/cuda/layernorm_rows.h). PyTorch's
+# operators compute wider ones, so that there is one kernel less to compile for each dtype and architecture.
+_ROW_BYTES = 256 * 3 * 16
+
+
+def _too_wide(x: Tensor) -> bool:
+    return x.shape[1] * x.element_size() > _ROW_BYTES
+
+
+def _nhwc(x: Tensor) -> Tensor:
+    return x.detach().permute(0, 2, 3, 1)
+
+
+def _of(weight: Tensor, x: Tensor) -> Tensor:
+    return flat(weight).to(x.dtype)
+
+
+def _source(x: Tensor, norm: str) -> Rows:
+    """Rows of x; for the other norms with neighbouring channels, because they have no kernel for columns."""
+    return rows(x if norm == LAYER else x.contiguous(memory_format=torch.channels_last))
 
 
 @native.prepared
@@ -45,10 +90,22 @@ def forward(call: NormCall) -> Tensor:
 
 
 def gradients(
-    dy: Rows, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, needs: list[bool], patch: int = 1
+    dy: Rows,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    needs: list[bool],
+    patch: int = 1,
+    norm: str = LAYER,
 ) -> list[Tensor]:
     """As `backward`, for a gradient given as rows: in the order of pixels, or of patches (`patch_rows`)."""
-    source = rows(x)
+    if norm != LAYER and _too_wide(x):
+        dy_rows = dy.tensor.permute(0, 2, 3, 1).to(x.dtype)
+        found, dweight = scaled_backward(dy_rows, _nhwc(x), _of(weight, x), eps, norm)
+        results = [like(found.permute(0, 3, 1, 2), x)] if needs[0] else []
+        return results + ([like_parameter(dweight.to(weight.dtype), weight)] if needs[1] else [])
+    source = _source(x, norm)
     channels, height, width = x.shape[1:]
     dx, target = output_rows(x) if needs[0] else (None, None)
     samples, pixels = extent(source, dy, *([target] if needs[0] else []), merge=patch == 1)
@@ -72,6 +129,7 @@ def gradients(
         patch,
         height,
         width,
+        native.norm_code(norm),
     )
     results = [finish(dx, target)] if needs[0] else []
     return results + parameter_gradients(partials, (weight, bias), needs[1:])

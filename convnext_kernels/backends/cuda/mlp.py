@@ -1,8 +1,9 @@
-"""The inverted bottleneck: out = residual + s * gamma * (GRN?(GELU(LN(x) W1^T + b1)) W2^T + b2).
+"""The inverted bottleneck: out = residual + s * gamma * (GRN?(act(norm(x) W1^T + b1)) W2^T + b2).
 
 Two plans, chosen by predicted time (`mlp_plan.py`):
 
-fused    one kernel, the hidden on chip (csrc/cuda/mlp_fused.cu, mlp_fused_fp32.cu): C up to 256, forward only
+fused    one kernel, the hidden on chip (csrc/cuda/mlp_fused.cu, mlp_fused_fp32.cu): C up to 256, forward only,
+         LayerNorm and exact GELU only: others would multiply the kernels that take the longest to compile
 cublas   matmuls by cuBLAS with pointwise kernels between them (backends/gpu/mlp_cublas.py), forward and backward
 
 This file makes the arguments of these kernels.
@@ -20,6 +21,7 @@ from convnext_kernels.backends.gpu.mlp_cublas import matrix, rows_of
 from convnext_kernels.calls import MlpCall
 from convnext_kernels.spec import MlpParameters
 from convnext_kernels.torch_versions import tf32_allowed
+from convnext_kernels.variants import GELU, LAYER
 
 KEEPS_HIDDEN = True
 
@@ -50,6 +52,8 @@ def forward(call: MlpCall, hidden: Tensor | None = None, like: Tensor | None = N
     `hidden`, (N, hidden, H, W) channels_last in `compute_dtype`, is filled with u for the gradient.
     """
     x = call.x
+    if (call.norm, call.activation) != (LAYER, GELU):
+        return mlp_cublas.forward(KERNELS, call, hidden, like)
     plan = forward_plan(_problem(x, call.p, call.compute_dtype, hidden is not None), gpu_of(x))
     if plan.config["plan"] == "cublas":
         return mlp_cublas.forward(KERNELS, call, hidden, like)
@@ -60,7 +64,7 @@ def forward(call: MlpCall, hidden: Tensor | None = None, like: Tensor | None = N
 
 
 def _fused(tile: int, call: MlpCall, u: Tensor | None, written: Rows) -> None:
-    x, residual, p, drop_scale, eps, grn_eps, compute_dtype, _ = call
+    x, residual, p, drop_scale, eps, grn_eps, _, _, compute_dtype, _ = call
     source = rows(x)
     other = None if residual is None else rows(residual)
     channels, hidden = x.shape[1], p.pwconv1_weight.shape[0]

@@ -69,6 +69,18 @@ def device_type() -> str:
     return "cpu" if on_host() else "cuda"
 
 
+@functools.cache
+def norm_code(name: str) -> int:
+    """The extension's number for a norm of `variants`."""
+    return extension().NORMS.index(name)
+
+
+@functools.cache
+def activation_code(name: str) -> int:
+    """The extension's number for an activation of `variants`."""
+    return extension().ACTIVATIONS.index(name)
+
+
 def _device(x: Tensor) -> torch.device:
     """Where a launcher's tensors are, also while it is recorded on "meta"."""
     recorder = programs.recorder()

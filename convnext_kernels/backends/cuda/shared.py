@@ -11,15 +11,15 @@ def _vector(parameter: Tensor | None) -> tuple | None:
     return native.vector(None if parameter is None else flat(parameter))
 
 
-def _gelu(u: Tensor, h: Tensor) -> None:
-    code = native.DTYPE_CODES[u.dtype]
-    native.kernels().gelu(native.context(u), code, native.address(u), native.address(h), u.numel())
+def _activate(u: Tensor, h: Tensor, activation: str) -> None:
+    codes = native.DTYPE_CODES[u.dtype], native.activation_code(activation)
+    native.kernels().activate(native.context(u), *codes, native.address(u), native.address(h), u.numel())
 
 
-def _gelu_backward(dh: Tensor, u: Tensor, du: Tensor) -> None:
-    code = native.DTYPE_CODES[u.dtype]
+def _activate_backward(dh: Tensor, u: Tensor, du: Tensor, activation: str) -> None:
+    codes = native.DTYPE_CODES[u.dtype], native.activation_code(activation)
     addresses = map(native.address, (dh, u, du))
-    native.kernels().gelu_backward(native.context(u), code, *addresses, u.numel())
+    native.kernels().activate_backward(native.context(u), *codes, *addresses, u.numel())
 
 
 def _output(
@@ -64,8 +64,8 @@ KERNELS = Kernels(
     layernorm_gradients=layernorm.gradients,
     grn_forward=grn.forward,
     grn_backward=grn.backward,
-    gelu=_gelu,
-    gelu_backward=_gelu_backward,
+    activate=_activate,
+    activate_backward=_activate_backward,
     output=_output,
     scaled_gradient=_scaled_gradient,
 )

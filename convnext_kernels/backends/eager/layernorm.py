@@ -6,6 +6,12 @@ from torch import Tensor
 
 from convnext_kernels.backends.eager.layout import like, like_parameter, nchw, nhwc
 from convnext_kernels.calls import NormCall
+from convnext_kernels.variants import LAYER, scaled, scaled_backward
+
+
+def forward_nhwc(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, norm: str) -> Tensor:
+    """LayerNorm, or another norm of `variants`, of (..., C)."""
+    return F.layer_norm(x, (x.shape[-1],), weight, bias, eps) if norm == LAYER else scaled(x, weight, eps, norm)
 
 
 def forward(call: NormCall) -> Tensor:
@@ -15,9 +21,17 @@ def forward(call: NormCall) -> Tensor:
 
 
 def backward_nhwc(
-    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, needs: list[bool]
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    needs: list[bool],
+    norm: str = LAYER,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients (dx, dweight, dbias) for (..., C) tensors; statistics are computed again from x."""
+    if norm != LAYER:
+        return *scaled_backward(dy, x, weight, eps, norm), None
     normalized = [x.shape[-1]]
     _, mean, rstd = torch.ops.aten.native_layer_norm(x, normalized, weight, bias, eps)
     return torch.ops.aten.native_layer_norm_backward(dy, x, normalized, mean, rstd, weight, bias, needs)

@@ -1,8 +1,8 @@
-"""The inverted bottleneck: out = residual + s * gamma * (GRN?(GELU(LN(x) W1^T + b1)) W2^T + b2).
+"""The inverted bottleneck: out = residual + s * gamma * (GRN?(act(norm(x) W1^T + b1)) W2^T + b2).
 
-x and residual (N, C, H, W), LN over C, GELU exact (erf), s the drop-path scale per sample; gamma, GRN, the
-biases, s and the residual are optional. Matmuls run in `compute_dtype`; normalisation, scale and residual run
-in x's dtype, which is wider under autocast.
+x and residual (N, C, H, W), the norm over C; norm and activation are those of `variants`, s is the drop-path scale per
+sample; gamma, GRN, the biases, s and the residual are optional. Matmuls run in `compute_dtype`; normalisation, scale
+and residual run in x's dtype, which is wider under autocast.
 """
 
 import torch
@@ -13,6 +13,7 @@ from convnext_kernels.backends.eager import grn, layernorm
 from convnext_kernels.backends.eager.layout import like, like_parameter, nchw, nhwc
 from convnext_kernels.calls import MlpCall
 from convnext_kernels.spec import MlpParameters
+from convnext_kernels.variants import ACTIVATIONS
 
 # The gradient computes everything again from the inputs, unless the op has kept it for another backend.
 KEEPS_HIDDEN = False
@@ -31,14 +32,21 @@ def _per_sample(drop_scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _hidden(
-    x: Tensor, p: MlpParameters, eps: float, grn_eps: float, compute_dtype: torch.dtype, u: Tensor | None = None
+    x: Tensor,
+    p: MlpParameters,
+    eps: float,
+    grn_eps: float,
+    norm: str,
+    activation: str,
+    compute_dtype: torch.dtype,
+    u: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return (LN(x), u: the input of GELU, output of GELU, input of W2), all NHWC in `compute_dtype`."""
-    channels = (x.shape[-1],)
-    n = F.layer_norm(x, channels, _cast(p.norm_weight, x.dtype), _cast(p.norm_bias, x.dtype), eps).to(compute_dtype)
+    """Return (norm(x), u: the input of the activation, its output, input of W2), all NHWC in `compute_dtype`."""
+    n = layernorm.forward_nhwc(x, _cast(p.norm_weight, x.dtype), _cast(p.norm_bias, x.dtype), eps, norm)
+    n = n.to(compute_dtype)
     if u is None:
         u = F.linear(n, _matrix(p.pwconv1_weight, compute_dtype), _cast(p.pwconv1_bias, compute_dtype))
-    h = F.gelu(u)
+    h = ACTIVATIONS[activation].forward(u)
     if p.grn_weight is None:
         return n, u, h, h
     g = grn.forward_nhwc(h, p.grn_weight.to(compute_dtype), p.grn_bias.to(compute_dtype), grn_eps)
@@ -48,10 +56,10 @@ def _hidden(
 def forward(call: MlpCall, hidden: Tensor | None = None) -> Tensor:
     """Return the bottleneck's output with x's dtype and strides.
 
-    `hidden` (N, hidden, H, W) is filled with u, the input of GELU, for the gradient if it is given.
+    `hidden` (N, hidden, H, W) is filled with u, the input of the activation, for the gradient if it is given.
     """
-    x, residual, p, drop_scale, eps, grn_eps, compute_dtype, _ = call
-    _, u, _, g = _hidden(nhwc(x), p, eps, grn_eps, compute_dtype)
+    x, residual, p, drop_scale, *options, compute_dtype, _ = call
+    _, u, _, g = _hidden(nhwc(x), p, *options, compute_dtype)
     if hidden is not None:
         hidden.copy_(nchw(u))
     z = F.linear(g, _matrix(p.pwconv2_weight, compute_dtype), _cast(p.pwconv2_bias, compute_dtype)).to(x.dtype)
@@ -70,12 +78,12 @@ def backward(dout: Tensor, call: MlpCall, needs: list[bool], hidden: Tensor | No
     Without `hidden`, u as `forward` filled it, it is computed again. With G2 = (s * dout)^T g: dW2 = gamma * G2 and
     dgamma = rowsum(W2 * G2) + b2 * sum(s * dout), so the output of W2 is not needed.
     """
-    x, residual, p, drop_scale, eps, grn_eps, compute_dtype, _ = call
+    x, residual, p, drop_scale, eps, grn_eps, norm, activation, compute_dtype, _ = call
     x_nhwc = nhwc(x).contiguous()
     dout_nhwc = nhwc(dout)
     width, channels = p.pwconv1_weight.shape[:2]
     kept = None if hidden is None else nhwc(hidden)
-    n, u, h, g = _hidden(x_nhwc, p, eps, grn_eps, compute_dtype, kept)
+    n, u, h, g = _hidden(x_nhwc, p, eps, grn_eps, norm, activation, compute_dtype, kept)
     w1, w2 = _matrix(p.pwconv1_weight, compute_dtype), _matrix(p.pwconv2_weight, compute_dtype)
     gradients: dict[str, Tensor] = {}
 
@@ -100,13 +108,13 @@ def backward(dout: Tensor, call: MlpCall, needs: list[bool], hidden: Tensor | No
         )
     else:
         dh = dg
-    du = torch.ops.aten.gelu_backward(dh, u)
+    du = ACTIVATIONS[activation].backward(dh, u)
     du_rows = du.reshape(-1, width)
     gradients["pwconv1_weight"] = du_rows.mT @ n.reshape(-1, channels)
     gradients["pwconv1_bias"] = du_rows.sum(dim=0)
     dn = (du @ w1).to(x.dtype)
     dx, gradients["norm_weight"], gradients["norm_bias"] = layernorm.backward_nhwc(
-        dn, x_nhwc, _cast(p.norm_weight, x.dtype), _cast(p.norm_bias, x.dtype), eps, [True, True, True]
+        dn, x_nhwc, _cast(p.norm_weight, x.dtype), _cast(p.norm_bias, x.dtype), eps, [True, True, True], norm
     )
 
     inputs = []

@@ -4,7 +4,7 @@ This plan serves fp32, and 16 bits if it is predicted to be the fastest or the b
 G2 = d^T h and dz = gamma d:
 
     dW2 = gamma o G2,    db2 = gamma o sum(d),    dgamma = rowsum(W2 o G2) + b2 o sum(d)
-    dh = dz W2,    du = dh GELU'(u),    dW1 = du^T z,    db1 = sum(du),    dLN(x) = du W1
+    dh = dz W2,    du = dh act'(u),    dW1 = du^T z,    db1 = sum(du),    dnorm(x) = du W1
 
 so the output of W2 is not needed again. fp32 matmuls obey torch's TF32 switches because torch runs them.
 """
@@ -23,12 +23,14 @@ def matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.detach().flatten(1).to(dtype).contiguous()
 
 
-def normalised(kernels: Kernels, x: Tensor, p: MlpParameters, eps: float, compute_dtype: torch.dtype) -> Tensor:
-    """LN(x) as dense rows (N * HW, C) in `compute_dtype`."""
+def normalised(
+    kernels: Kernels, x: Tensor, p: MlpParameters, eps: float, norm: str, compute_dtype: torch.dtype
+) -> Tensor:
+    """The norm of x as dense rows (N * HW, C) in `compute_dtype`."""
     samples, channels, height, width = x.shape
     pixels = height * width
     z = torch.empty((samples * pixels, channels), dtype=compute_dtype, device=x.device)
-    kernels.normalize(x, p.norm_weight, p.norm_bias, eps, Rows(z, pixels * channels, channels, 1))
+    kernels.normalize(x, p.norm_weight, p.norm_bias, eps, Rows(z, pixels * channels, channels, 1), norm=norm)
     return z
 
 
@@ -54,11 +56,11 @@ def forward(kernels: Kernels, call: MlpCall, hidden: Tensor | None = None, like:
 
     `hidden`, (N, hidden, H, W) channels_last in `compute_dtype`, is filled with u for the gradient.
     """
-    x, residual, p, drop_scale, eps, grn_eps, compute_dtype, _ = call
+    x, residual, p, drop_scale, eps, grn_eps, norm, activation, compute_dtype, _ = call
     kept = None if hidden is None else rows_of(hidden)
-    u = _hidden(normalised(kernels, x, p, eps, compute_dtype), p, compute_dtype, out=kept)
+    u = _hidden(normalised(kernels, x, p, eps, norm, compute_dtype), p, compute_dtype, out=kept)
     h = u if hidden is None else torch.empty_like(u)
-    kernels.gelu(u, h)
+    kernels.activate(u, h, activation)
     if p.grn_weight is not None:
         h = rows_of(kernels.grn_forward(NormCall(as_image(h, x), p.grn_weight, p.grn_bias, grn_eps)))
     z = torch.mm(h, matrix(p.pwconv2_weight, compute_dtype).mT)
@@ -71,11 +73,11 @@ def backward(
     kernels: Kernels, dout: Tensor, call: MlpCall, needs_input: list[bool], hidden: Tensor | None = None
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Return ([dx, dnorm_weight, dnorm_bias], of which those marked in `needs_input`, the other gradients by name)."""
-    x, _, p, drop_scale, eps, grn_eps, compute_dtype, _ = call
-    z = normalised(kernels, x, p, eps, compute_dtype)
+    x, _, p, drop_scale, eps, grn_eps, norm, activation, compute_dtype, _ = call
+    z = normalised(kernels, x, p, eps, norm, compute_dtype)
     u = _hidden(z, p, compute_dtype) if hidden is None else rows_of(hidden)
     h = torch.empty_like(u)
-    kernels.gelu(u, h)
+    kernels.activate(u, h, activation)
     d = torch.empty((z.shape[0], dout.shape[1]), dtype=compute_dtype, device=dout.device)
     dz = d if p.gamma is None else torch.empty_like(d)
     kernels.scaled_gradient(dout, p.gamma, drop_scale, d, dz)
@@ -101,13 +103,13 @@ def backward(
         if p.pwconv2_bias is not None:
             gradients["gamma"] += flat(p.pwconv2_bias).float() * d_sum
     du = dh
-    kernels.gelu_backward(dh, u, du)
+    kernels.activate_backward(dh, u, du, activation)
     gradients["pwconv1_weight"] = torch.mm(du.mT, z)
     gradients["pwconv1_bias"] = du.sum(dim=0, dtype=torch.float32)
     normal = []
     if any(needs_input):
         dn = as_image(torch.mm(du, w1), x)
-        normal = kernels.layernorm_gradients(rows(dn), x, p.norm_weight, p.norm_bias, eps, needs_input)
+        normal = kernels.layernorm_gradients(rows(dn), x, p.norm_weight, p.norm_bias, eps, needs_input, norm=norm)
     named = {
         name: like_parameter(value, getattr(p, name))
         for name, value in gradients.items()

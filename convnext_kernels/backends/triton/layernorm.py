@@ -1,8 +1,13 @@
 """LayerNorm over the channels of (N, C, H, W): y = (x - mean_c) * rstd_c * weight + bias, biased variance.
 
+For a block also RMSNorm and SimpleNorm (`variants.py`), which have no bias: NORM.
+
 With xhat = (x - mean) * rstd and g = dy * weight:
 
     dx = rstd * (g - mean_c(g) - xhat * mean_c(g * xhat)),    dweight = sum dy * xhat,    dbias = sum dy
+
+The others have xhat = x * rstd and no mean_c(g); SimpleNorm has the slope (x - mean) * rstd instead of the first xhat
+and divides its sum by C - 1.
 
 Bytes per pixel with 16-bit elements: forward 4C (x once, y once), backward 6C (dy and x once, dx once) plus 8C for
 each of at most a few hundred programs' partial sums. A pixel's channels stay in registers, so the statistics need no
@@ -25,6 +30,7 @@ from convnext_kernels.backends.triton.launch import launch, prepared
 from convnext_kernels.backends.triton.layernorm_shared import COUNTS, patch_order
 from convnext_kernels.backends.triton.reduce import sum_partials
 from convnext_kernels.calls import NormCall
+from convnext_kernels.variants import LAYER
 
 MAX_BLOCK_C = 8192  # more channels do not fit in registers: layernorm_wide.py
 MAX_BLOCK_C_SCATTERED = 4096  # the same for the backward pass of NCHW, which keeps an address for every element
@@ -54,6 +60,25 @@ def centre(x, inside, C: tl.constexpr):
     return d - correction[:, None], mean + correction, tl.where(variance < 0, 0.0, variance)
 
 
+@triton.jit
+def normalise(x, inside, eps, C: tl.constexpr, NORM: tl.constexpr):
+    """Return (xhat / rstd, slope / rstd, what was subtracted for the slope, rstd) of rows in registers."""
+    if NORM == "rms":
+        numerator = x
+        centred = x
+        rstd = tl.rsqrt(tl.sum(x * x, axis=1) / C + eps)
+        mean = tl.zeros_like(rstd)
+    else:
+        centred, mean, variance = centre(x, inside, C)
+        if NORM == "layer":
+            numerator = centred
+            rstd = tl.rsqrt(variance + eps)
+        else:
+            numerator = x
+            rstd = tl.rsqrt(variance * (C / (C - 1)) + eps)
+    return numerator, centred, mean, rstd
+
+
 @triton.jit(do_not_specialize=COUNTS)
 def layernorm_fwd_kernel(
     x_ptr,
@@ -77,6 +102,7 @@ def layernorm_fwd_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     PATCH: tl.constexpr,
+    NORM: tl.constexpr,
 ):
     """One program: BLOCK_P pixels of one sample, all their channels."""
     n = tl.program_id(0) // tiles
@@ -84,14 +110,13 @@ def layernorm_fwd_kernel(
     c = tl.arange(0, BLOCK_C)
     inside = (p < pixels)[:, None] & (c < C)[None, :]
     x = tl.load(x_ptr + offsets(n, p, c, stride_xn, stride_xp, stride_xc), mask=inside, other=0.0)
-    centred, mean, variance = centre(x.to(tl.float32), inside, C)
-    rstd = tl.rsqrt(variance + eps)
+    numerator, _, mean, rstd = normalise(x.to(tl.float32), inside, eps, C, NORM)
     if mean_ptr is not None:
         row = n.to(tl.int64) * pixels + p
         tl.store(mean_ptr + row, mean, mask=p < pixels)
         tl.store(rstd_ptr + row, rstd, mask=p < pixels)
     if y_ptr is not None:
-        y = centred * rstd[:, None]
+        y = numerator * rstd[:, None]
         if weight_ptr is not None:
             y *= tl.load(weight_ptr + c, mask=c < C, other=0.0).to(x.dtype).to(tl.float32)[None, :]
         if bias_ptr is not None:
@@ -130,6 +155,7 @@ def layernorm_bwd_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     PATCH: tl.constexpr,
+    NORM: tl.constexpr,
 ):
     """One program: every num_programs-th tile of BLOCK_P pixels, and the sums over these for the parameters."""
     c = tl.arange(0, BLOCK_C)
@@ -150,10 +176,10 @@ def layernorm_bwd_kernel(
         x = tl.load(x_ptr + offsets(n, p, c, stride_xn, stride_xp, stride_xc), mask=inside, other=0.0)
         dy = tl.load(dy_ptr + offsets(n, q, c, stride_dyn, stride_dyp, stride_dyc), mask=held, other=0.0)
         dy = dy.to(x.dtype).to(tl.float32)
-        centred, _, variance = centre(x.to(tl.float32), inside, C)
+        numerator, centred, _, rstd = normalise(x.to(tl.float32), inside, eps, C, NORM)
         # 0 for rows past the end: with eps = 0 it would be infinite, and the sums would get 0 * inf
-        rstd = tl.where(p < pixels, tl.rsqrt(variance + eps), 0.0)[:, None]
-        xhat = centred * rstd
+        rstd = tl.where(p < pixels, rstd, 0.0)[:, None]
+        xhat = numerator * rstd
         if partials_ptr is not None:
             dweight += dy * xhat
             dbias += dy
@@ -161,9 +187,12 @@ def layernorm_bwd_kernel(
             g = dy
             if weight_ptr is not None:
                 g *= weight
-            along_mean = (tl.sum(g, axis=1) / C)[:, None]
-            along_xhat = (tl.sum(g * xhat, axis=1) / C)[:, None]
-            dx = rstd * (g - along_mean - xhat * along_xhat)
+            along_xhat = (tl.sum(g * xhat, axis=1) / (C - 1 if NORM == "simple" else C))[:, None]
+            if NORM == "layer":
+                along_mean = (tl.sum(g, axis=1) / C)[:, None]
+                dx = rstd * (g - along_mean - xhat * along_xhat)
+            else:
+                dx = rstd * (g - centred * rstd * along_xhat)
             where = offsets(n, p, c, stride_dxn, stride_dxp, stride_dxc)
             tl.store(dx_ptr + where, dx.to(dx_ptr.dtype.element_ty), mask=inside)
     if partials_ptr is not None:
@@ -209,8 +238,9 @@ def normalize(
     *,
     statistics: bool = False,
     patch: int = 1,
+    norm: str = LAYER,
 ) -> tuple[Tensor, Tensor] | None:
-    """LayerNorm of (N, C, H, W) into `out` (from `output_rows`, `rows` or `patch_rows`), in out's dtype.
+    """The norm of (N, C, H, W) into `out` (from `output_rows`, `rows` or `patch_rows`), in out's dtype.
 
     With `statistics`, returns mean and rstd as fp32 (N * H * W); with out=None nothing else is computed.
     """
@@ -240,6 +270,7 @@ def normalize(
         eps,
         C=channels,
         PATCH=patch,
+        NORM=norm,
         enable_fp_fusion=True,
         **config,
     )
@@ -256,7 +287,14 @@ def forward(call: NormCall) -> Tensor:
 
 
 def gradients(
-    dy: Rows, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, needs: list[bool], patch: int = 1
+    dy: Rows,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    needs: list[bool],
+    patch: int = 1,
+    norm: str = LAYER,
 ) -> list[Tensor]:
     """As `backward`, for a gradient given as rows: in the order of pixels, or of patches (`patch_rows`)."""
     source = rows(x)
@@ -297,6 +335,7 @@ def gradients(
         eps,
         C=channels,
         PATCH=patch,
+        NORM=norm,
         enable_fp_fusion=True,
         **config,
     )

@@ -35,6 +35,32 @@ def statistics(x_row, stride_c, C: tl.constexpr, BLOCK_C: tl.constexpr):
     return mean, correction, tl.where(variance < 0, 0.0, variance)
 
 
+@triton.jit
+def measure(x_row, stride_c, eps, C: tl.constexpr, BLOCK_C: tl.constexpr, NORM: tl.constexpr):
+    """Mean, its correction and rstd of one row; RMSNorm has no mean."""
+    if NORM == "rms":
+        squares = tl.zeros((BLOCK_C,), tl.float32)
+        for start in range(0, C, BLOCK_C):
+            x = load_channels(x_row, start + tl.arange(0, BLOCK_C), stride_c, C)
+            squares += x * x
+        mean = 0.0
+        correction = 0.0
+        variance = tl.sum(squares, axis=0) / C
+    else:
+        mean, correction, variance = statistics(x_row, stride_c, C, BLOCK_C)
+        if NORM == "simple":
+            variance = variance * (C / (C - 1))
+    return mean, correction, tl.rsqrt(variance + eps)
+
+
+@triton.jit
+def normalised(x, mean, correction, rstd, NORM: tl.constexpr):
+    """Xhat of some channels of a row."""
+    if NORM == "layer":
+        return (x - mean - correction) * rstd
+    return x * rstd
+
+
 @triton.jit(do_not_specialize=COUNTS)
 def layernorm_fwd_wide_kernel(
     x_ptr,
@@ -57,13 +83,13 @@ def layernorm_fwd_wide_kernel(
     C: tl.constexpr,
     BLOCK_C: tl.constexpr,
     PATCH: tl.constexpr,
+    NORM: tl.constexpr,
 ):
     """One program: one pixel."""
     n = (tl.program_id(0) // pixels).to(tl.int64)
     p = tl.program_id(0) % pixels
     x_row = x_ptr + n * stride_xn + p.to(tl.int64) * stride_xp
-    mean, correction, variance = statistics(x_row, stride_xc, C, BLOCK_C)
-    rstd = tl.rsqrt(variance + eps)
+    mean, correction, rstd = measure(x_row, stride_xc, eps, C, BLOCK_C, NORM)
     if mean_ptr is not None:
         tl.store(mean_ptr + tl.program_id(0), mean + correction)
         tl.store(rstd_ptr + tl.program_id(0), rstd)
@@ -76,7 +102,7 @@ def layernorm_fwd_wide_kernel(
         y_row = y_ptr + n * stride_yn + q.to(tl.int64) * stride_yp
         for start in range(0, C, BLOCK_C):
             c = start + tl.arange(0, BLOCK_C)
-            y = (load_channels(x_row, c, stride_xc, C) - mean - correction) * rstd
+            y = normalised(load_channels(x_row, c, stride_xc, C), mean, correction, rstd, NORM)
             if weight_ptr is not None:
                 y *= load_channels(weight_ptr, c, 1, C).to(dtype).to(tl.float32)
             if bias_ptr is not None:
@@ -110,6 +136,7 @@ def layernorm_bwd_wide_kernel(
     C: tl.constexpr,
     BLOCK_C: tl.constexpr,
     PATCH: tl.constexpr,
+    NORM: tl.constexpr,
 ):
     """One program: every num_programs-th pixel. Its partial sums are in memory; each thread only uses its own."""
     dtype: tl.constexpr = x_ptr.dtype.element_ty
@@ -130,13 +157,12 @@ def layernorm_bwd_wide_kernel(
             held = tl.where(whole, held, False)
         x_row = x_ptr + n * stride_xn + p.to(tl.int64) * stride_xp
         dy_row = dy_ptr + n * stride_dyn + q.to(tl.int64) * stride_dyp
-        mean, correction, variance = statistics(x_row, stride_xc, C, BLOCK_C)
-        rstd = tl.rsqrt(variance + eps)
+        mean, correction, rstd = measure(x_row, stride_xc, eps, C, BLOCK_C, NORM)
         along_mean = tl.zeros((BLOCK_C,), tl.float32)
         along_xhat = tl.zeros((BLOCK_C,), tl.float32)
         for start in range(0, C, BLOCK_C):
             c = start + lane
-            xhat = (load_channels(x_row, c, stride_xc, C) - mean - correction) * rstd
+            xhat = normalised(load_channels(x_row, c, stride_xc, C), mean, correction, rstd, NORM)
             dy = tl.load(dy_row + c.to(tl.int64) * stride_dyc, mask=(c < C) & held, other=0.0)
             dy = dy.to(dtype).to(tl.float32)
             if partials_ptr is not None:
@@ -148,15 +174,15 @@ def layernorm_bwd_wide_kernel(
             along_mean += dy
             along_xhat += dy * xhat
         if dx_ptr is not None:
-            mean_g = tl.sum(along_mean, axis=0) / C
-            mean_g_xhat = tl.sum(along_xhat, axis=0) / C
+            mean_g_xhat = tl.sum(along_xhat, axis=0) / (C - 1 if NORM == "simple" else C)
+            mean_g = tl.sum(along_mean, axis=0) / C if NORM == "layer" else 0.0
             dx_row = dx_ptr + n * stride_dxn + p.to(tl.int64) * stride_dxp
             for start in range(0, C, BLOCK_C):
                 c = start + lane
-                xhat = (load_channels(x_row, c, stride_xc, C) - mean - correction) * rstd
+                slope = (load_channels(x_row, c, stride_xc, C) - mean - correction) * rstd
                 g = tl.load(dy_row + c.to(tl.int64) * stride_dyc, mask=(c < C) & held, other=0.0)
                 g = g.to(dtype).to(tl.float32)
                 if weight_ptr is not None:
                     g *= load_channels(weight_ptr, c, 1, C).to(dtype).to(tl.float32)
-                dx = rstd * (g - mean_g - xhat * mean_g_xhat)
+                dx = rstd * (g - mean_g - slope * mean_g_xhat)
                 tl.store(dx_row + c.to(tl.int64) * stride_dxc, dx.to(dx_ptr.dtype.element_ty), mask=c < C)

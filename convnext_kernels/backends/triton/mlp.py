@@ -1,4 +1,4 @@
-"""The inverted bottleneck: out = residual + s * gamma * (GRN?(GELU(LN(x) W1^T + b1)) W2^T + b2).
+"""The inverted bottleneck: out = residual + s * gamma * (GRN?(act(norm(x) W1^T + b1)) W2^T + b2).
 
 Three plans, chosen by predicted time (`mlp_plan.py`):
 
@@ -74,7 +74,7 @@ def forward(call: MlpCall, hidden: Tensor | None = None, like: Tensor | None = N
 
 
 def _fused(config: dict, call: MlpCall, u: Tensor | None, written: Rows) -> None:
-    x, residual, p, drop_scale, eps, grn_eps, compute_dtype, _ = call
+    x, residual, p, drop_scale, eps, grn_eps, norm, activation, compute_dtype, _ = call
     source = rows(x)
     other = written if residual is None else rows(residual)
     channels, hidden = x.shape[1], p.pwconv1_weight.shape[0]
@@ -87,7 +87,7 @@ def _fused(config: dict, call: MlpCall, u: Tensor | None, written: Rows) -> None
         launch(mlp_fused_fwd_kernel, (samples * tiles,))(
             source.tensor,
             flat(p.norm_weight),
-            flat(p.norm_bias),
+            _vector(p.norm_bias),
             w1,
             _vector(p.pwconv1_bias),
             w2,
@@ -109,6 +109,8 @@ def _fused(config: dict, call: MlpCall, u: Tensor | None, written: Rows) -> None
             eps,
             C=channels,
             HIDDEN=hidden,
+            NORM=norm,
+            ACTIVATION=activation,
             enable_fp_fusion=True,
             **tile,
         )
@@ -123,7 +125,7 @@ def _fused(config: dict, call: MlpCall, u: Tensor | None, written: Rows) -> None
 
 
 def _two_products(config: dict, call: MlpCall, u: Tensor | None, written: Rows) -> None:
-    x, residual, p, drop_scale, eps, grn_eps, compute_dtype, _ = call
+    x, residual, p, drop_scale, eps, grn_eps, norm, activation, compute_dtype, _ = call
     source = rows(x)
     other = written if residual is None else rows(residual)
     channels, hidden = x.shape[1], p.pwconv1_weight.shape[0]
@@ -138,7 +140,7 @@ def _two_products(config: dict, call: MlpCall, u: Tensor | None, written: Rows) 
     launch(mlp_expand_kernel, (samples * tiles * triton.cdiv(hidden, expand["BN"]),))(
         source.tensor,
         flat(p.norm_weight),
-        flat(p.norm_bias),
+        _vector(p.norm_bias),
         w1,
         _vector(p.pwconv1_bias),
         h,
@@ -150,6 +152,8 @@ def _two_products(config: dict, call: MlpCall, u: Tensor | None, written: Rows) 
         eps,
         C=channels,
         HIDDEN=hidden,
+        NORM=norm,
+        ACTIVATION=activation,
         enable_fp_fusion=True,
         **expand,
     )
@@ -196,7 +200,7 @@ def _backward(
     config: dict, dout: Tensor, call: MlpCall, needs_norm: list[bool], hidden: Tensor | None
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Return ([dx, dnorm_weight, dnorm_bias], of which those marked in `needs_norm`, the other gradients by name)."""
-    x, _, p, drop_scale, eps, grn_eps, compute_dtype, _ = call
+    x, _, p, drop_scale, eps, grn_eps, norm, activation, compute_dtype, _ = call
     samples, channels, height, width = x.shape
     width_h = p.pwconv1_weight.shape[0]
     sample_pixels = height * width
@@ -205,7 +209,7 @@ def _backward(
     dout_rows = rows(dout)
     if dout_rows[1:] != (sample_pixels * channels, channels, 1):
         dout_rows = Rows(dout.contiguous(memory_format=torch.channels_last), sample_pixels * channels, channels, 1)
-    z = normalised(KERNELS, x, p, eps, compute_dtype)
+    z = normalised(KERNELS, x, p, eps, norm, compute_dtype)
     gradients: dict[str, Tensor] = {}
 
     # hidden
@@ -236,6 +240,7 @@ def _backward(
         GRN=has_grn,
         C=channels,
         HIDDEN=width_h,
+        ACTIVATION=activation,
         enable_fp_fusion=True,
         **tile,
     )
@@ -256,6 +261,7 @@ def _backward(
             pixels,
             tiles,
             HIDDEN=width_h,
+            ACTIVATION=activation,
             enable_fp_fusion=True,
             **block,
         )
@@ -289,13 +295,13 @@ def _backward(
     )
     gradients |= {"pwconv2_weight": dw2, "pwconv2_bias": db2, "gamma": dgamma}
 
-    norm = _input_gradient(config["input"], du, w1, x, p, eps, needs_norm) if any(needs_norm) else []
+    of_norm = _input_gradient(config["input"], du, w1, x, p, eps, norm, needs_norm) if any(needs_norm) else []
     named = {
         name: like_parameter(value, getattr(p, name))
         for name, value in gradients.items()
         if getattr(p, name) is not None
     }
-    return norm, named
+    return of_norm, named
 
 
 def _weight_gradient(
@@ -318,7 +324,7 @@ def _weight_gradient(
 
 
 def _input_gradient(
-    config: dict, du: Tensor, w1: Tensor, x: Tensor, p: MlpParameters, eps: float, needs: list[bool]
+    config: dict, du: Tensor, w1: Tensor, x: Tensor, p: MlpParameters, eps: float, norm: str, needs: list[bool]
 ) -> list[Tensor]:
     """From du, those of [dx, dnorm_weight, dnorm_bias] that `needs` marks."""
     hidden, channels = w1.shape
@@ -349,10 +355,11 @@ def _input_gradient(
         eps,
         C=channels,
         HIDDEN=hidden,
+        NORM=norm,
         enable_fp_fusion=True,
         **config,
     )
     if x_tensor is None:
-        return layernorm.gradients(rows(dn), x, p.norm_weight, p.norm_bias, eps, needs)
+        return layernorm.gradients(rows(dn), x, p.norm_weight, p.norm_bias, eps, needs, norm=norm)
     results = [finish(dx, target)] if needs[0] else []
     return results + layernorm.parameter_gradients(partials, (p.norm_weight, p.norm_bias), needs[1:])

@@ -1,8 +1,8 @@
 """Gradients of the inverted bottleneck, for 16-bit matmuls.
 
-With d = s * dout, dz = gamma * d, z = LN(x), u = z W1^T + b1:
+With d = s * dout, dz = gamma * d, z = norm(x), u = z W1^T + b1:
 
-hidden:   du = (dz W2) * GELU'(u), g = GELU(u), db1 = sum of du before it is rounded; GRN (V2) is a separate kernel
+hidden:   du = (dz W2) * act'(u), g = act(u), db1 = sum of du before it is rounded; GRN (V2) is a separate kernel
 input:    dn = du W1, then LayerNorm's backward in the epilogue if one program has whole rows
 weights:  dW1 = du^T z, G2 = d^T g, both split over the pixels into fp32 partial sums
 finish:   dW2 = gamma * G2, dgamma = rowsum(W2 * G2) + b2 sum d, db2 = gamma sum d
@@ -15,14 +15,14 @@ weights 10C + 10C, together 64C; eager moves about 100C.
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton.gelu import gelu, gelu_and_derivative
+from convnext_kernels.backends.triton.activations import activate, activate_and_derivative
 from convnext_kernels.backends.triton.layernorm import offsets
 from convnext_kernels.backends.triton.mlp_tiles import (
-    centre_pieces,
     load_matrix,
     load_pieces,
     load_transposed,
     load_vector,
+    normalise_pieces,
     zero_pieces,
 )
 
@@ -50,6 +50,7 @@ def mlp_hidden_gradient_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    ACTIVATION: tl.constexpr,
 ):
     """One program: BM pixels of one sample, BN columns of the hidden."""
     compute: tl.constexpr = w2_ptr.dtype.element_ty
@@ -89,13 +90,13 @@ def mlp_hidden_gradient_kernel(
             u += load_vector(b1_ptr, hid, held)[None, :]
     at = sums_ptr + tile.to(tl.int64) * HIDDEN + hid
     if not GRN:
-        g, derivative = gelu_and_derivative(u)
+        g, derivative = activate_and_derivative(u, ACTIVATION)
         du = dg * derivative
         tl.store(du_ptr + where, du.to(compute), mask=mask)
         tl.store(g_ptr + where, g.to(compute), mask=mask)
         tl.store(at, tl.sum(tl.where(mask, du, 0.0), axis=0), mask=held)
     else:
-        h = tl.where(mask, gelu(u).to(compute).to(tl.float32), 0.0)
+        h = tl.where(mask, activate(u, ACTIVATION).to(compute).to(tl.float32), 0.0)
         dg = dg.to(compute)
         tl.store(du_ptr + where, dg, mask=mask)
         if g_ptr is not None:
@@ -120,8 +121,9 @@ def grn_hidden_gradient_kernel(
     HIDDEN: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    ACTIVATION: tl.constexpr,
 ):
-    """With h = GELU(u): du = (dg * scale + h * per_h) * GELU'(u), g = h * scale + bias."""
+    """With h = act(u): du = (dg * scale + h * per_h) * act'(u), g = h * scale + bias."""
     columns: tl.constexpr = (HIDDEN + BLOCK_H - 1) // BLOCK_H
     tile = tl.program_id(0) // columns
     n = tile // tiles
@@ -130,7 +132,8 @@ def grn_hidden_gradient_kernel(
     held = hid < HIDDEN
     mask = (p < pixels)[:, None] & held[None, :]
     where = (n.to(tl.int64) * pixels + p)[:, None] * HIDDEN + hid[None, :]
-    h, derivative = gelu_and_derivative(tl.load(u_ptr + where, mask=mask, other=0.0).to(tl.float32))
+    u = tl.load(u_ptr + where, mask=mask, other=0.0).to(tl.float32)
+    h, derivative = activate_and_derivative(u, ACTIVATION)
     h = h.to(u_ptr.dtype.element_ty).to(tl.float32)
     at = n.to(tl.int64) * HIDDEN + hid
     scale = tl.load(grn_scale_ptr + at, mask=held, other=0.0)[None, :]
@@ -166,8 +169,9 @@ def mlp_input_gradient_kernel(
     BC: tl.constexpr,
     PIECES: tl.constexpr,
     BK: tl.constexpr,
+    NORM: tl.constexpr,
 ):
-    """Compute dn = du W1 and LayerNorm's backward. One program: BM pixels of one sample, PIECES * BC channels.
+    """Compute dn = du W1 and the norm's backward. One program: BM pixels of one sample, PIECES * BC channels.
 
     If x is given, a program has whole rows, so that the row sums of LayerNorm's backward need no other program.
     """
@@ -196,7 +200,7 @@ def mlp_input_gradient_kernel(
     else:
         dtype = x_ptr.dtype.element_ty
         x = load_pieces(x_ptr, n, p, inside, stride_xn, stride_xp, stride_xc, C, BC, PIECES)
-        xhat, rstd = centre_pieces(x, eps, C, BC, PIECES)
+        xhat, slope, rstd = normalise_pieces(x, eps, C, BC, PIECES, NORM)
         along_mean = tl.zeros((BM,), dtype=tl.float32)
         along_xhat = tl.zeros((BM,), dtype=tl.float32)
         for j in tl.static_range(PIECES):
@@ -209,16 +213,17 @@ def mlp_input_gradient_kernel(
                 tl.store(at, tl.sum(held, axis=0), mask=c < C)
                 tl.store(at + C, tl.sum(dy, axis=0), mask=c < C)
             g = dy * load_vector(norm_weight_ptr, c, c < C).to(dtype).to(tl.float32)[None, :]
-            along_mean += tl.sum(g, axis=1)
+            if NORM == "layer":
+                along_mean += tl.sum(g, axis=1)
             along_xhat += tl.sum(g * xhat[j], axis=1)
         along_mean = along_mean / C
-        along_xhat = along_xhat / C
+        along_xhat = along_xhat / (C - 1 if NORM == "simple" else C)
         if dx_ptr is not None:
             for j in tl.static_range(PIECES):
                 c = j * BC + tl.arange(0, BC)
                 weight = load_vector(norm_weight_ptr, c, c < C).to(dtype).to(tl.float32)
                 g = dn[j].to(dtype).to(tl.float32) * weight[None, :]
-                dx = rstd[:, None] * (g - along_mean[:, None] - xhat[j] * along_xhat[:, None])
+                dx = rstd[:, None] * (g - along_mean[:, None] - slope[j] * along_xhat[:, None])
                 where = offsets(n, p, c, stride_dxn, stride_dxp, stride_dxc)
                 tl.store(dx_ptr + where, dx.to(dx_ptr.dtype.element_ty), mask=inside[:, None] & (c < C)[None, :])
 

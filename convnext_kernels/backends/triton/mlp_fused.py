@@ -1,7 +1,7 @@
-"""The bottleneck in one kernel, the hidden on chip: out = residual + s * gamma * (GELU(LN(x) W1^T + b1) W2^T + b2).
+"""The bottleneck in one kernel, the hidden on chip: out = residual + s * gamma * (act(norm(x) W1^T + b1) W2^T + b2).
 
 One program normalises BM pixels once, keeps them, and loops over the hidden in chunks of BH columns, as attention loops
-over its keys: u = z W1[chunk]^T, h = GELU(u + b1), acc += h W2[:, chunk]^T. Bytes per pixel with 16-bit elements: 6C
+over its keys: u = z W1[chunk]^T, h = act(u + b1), acc += h W2[:, chunk]^T. Bytes per pixel with 16-bit elements: 6C
 (x, residual, out), and 16 C^2 / BM from L2, from which every program reads both weights; the latter limits the speed
 (predicted).
 
@@ -13,7 +13,7 @@ matmul once more, but not the 16C bytes for writing and reading the hidden.
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton.gelu import gelu
+from convnext_kernels.backends.triton.activations import activate
 from convnext_kernels.backends.triton.mlp_tiles import (
     load_transposed,
     load_vector,
@@ -59,6 +59,8 @@ def mlp_fused_fwd_kernel(
     BC: tl.constexpr,
     PIECES: tl.constexpr,
     BH: tl.constexpr,
+    NORM: tl.constexpr,
+    ACTIVATION: tl.constexpr,
 ):
     """One program: BM pixels of one sample."""
     compute: tl.constexpr = w1_ptr.dtype.element_ty
@@ -81,6 +83,7 @@ def mlp_fused_fwd_kernel(
         C,
         BC,
         PIECES,
+        NORM,
     )
     if out_ptr is not None:
         acc = zero_pieces(BM, BC, PIECES)
@@ -97,7 +100,7 @@ def mlp_fused_fwd_kernel(
             row = n.to(tl.int64) * pixels + p
             where = hidden_ptr + row[:, None] * HIDDEN + hid[None, :]
             tl.store(where, u.to(compute), mask=inside[:, None] & held[None, :])
-        h = gelu(u).to(compute)
+        h = activate(u, ACTIVATION).to(compute)
         if sums_ptr is not None:
             square = h.to(tl.float32)
             square = tl.where(inside[:, None], square * square, 0.0)

@@ -1,6 +1,6 @@
 """The bottleneck as two matmul kernels with everything else in their prologues and epilogues, for any C.
 
-expand:   h = GELU(LN(x) W1^T + b1)                              reads 2C, writes 8C bytes per pixel (16-bit elements)
+expand:   h = act(norm(x) W1^T + b1)                             reads 2C, writes 8C bytes per pixel (16-bit elements)
 project:  out = residual + s * gamma * (GRN?(h) W2^T + b2)       reads 8C + 2C, writes 2C
 
 `expand` first loops over its rows once to compute their statistics, then normalises them when it reads them for the
@@ -11,19 +11,30 @@ tile (a tile is within one sample), and `project` applies the response when it r
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton.gelu import gelu
+from convnext_kernels.backends.triton.activations import activate
 from convnext_kernels.backends.triton.layernorm import offsets
 from convnext_kernels.backends.triton.mlp_tiles import load_transposed, load_vector, store_output
 
 
 @triton.jit
 def row_statistics(
-    x_ptr, n, p, inside, stride_n, stride_p, stride_c, eps, C: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr
+    x_ptr,
+    n,
+    p,
+    inside,
+    stride_n,
+    stride_p,
+    stride_c,
+    eps,
+    C: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    NORM: tl.constexpr,
 ):
-    """Mean and rstd of rows that are too long for registers, in one loop.
+    """What is subtracted from rows that are too long for registers, and their rstd, in one loop.
 
     It sums the differences from the row's first element, which is within a few standard deviations of the mean: so the
-    variance loses no digits for any |mean| / std.
+    variance loses no digits for any |mean| / std. RMSNorm needs the sum of squares itself.
     """
     first = tl.load(x_ptr + n.to(tl.int64) * stride_n + p.to(tl.int64) * stride_p, mask=inside, other=0.0)
     first = first.to(tl.float32)
@@ -33,12 +44,25 @@ def row_statistics(
         c = start + tl.arange(0, BK)
         where = x_ptr + offsets(n, p, c, stride_n, stride_p, stride_c)
         mask = inside[:, None] & (c < C)[None, :]
-        d = tl.where(mask, tl.load(where, mask=mask, other=0.0).to(tl.float32) - first[:, None], 0.0)
+        d = tl.load(where, mask=mask, other=0.0).to(tl.float32)
+        if NORM != "rms":
+            d = tl.where(mask, d - first[:, None], 0.0)
         total += d
         squares += d * d
-    deviation = tl.sum(total, axis=1) / C
-    variance = tl.sum(squares, axis=1) / C - deviation * deviation
-    return first + deviation, tl.rsqrt(tl.where(variance < 0, 0.0, variance) + eps)
+    if NORM == "rms":
+        mean = tl.zeros((BM,), dtype=tl.float32)
+        rstd = tl.rsqrt(tl.sum(squares, axis=1) / C + eps)
+    else:
+        deviation = tl.sum(total, axis=1) / C
+        variance = tl.sum(squares, axis=1) / C - deviation * deviation
+        variance = tl.where(variance < 0, 0.0, variance)
+        if NORM == "layer":
+            mean = first + deviation
+            rstd = tl.rsqrt(variance + eps)
+        else:
+            mean = tl.zeros((BM,), dtype=tl.float32)
+            rstd = tl.rsqrt(variance * (C / (C - 1)) + eps)
+    return mean, rstd
 
 
 @triton.jit(do_not_specialize=["pixels", "tiles"])
@@ -62,6 +86,8 @@ def mlp_expand_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    NORM: tl.constexpr,
+    ACTIVATION: tl.constexpr,
 ):
     """One program: BM pixels of one sample, BN columns of the hidden. Neighbours share their rows, in L2."""
     compute: tl.constexpr = w1_ptr.dtype.element_ty
@@ -73,15 +99,16 @@ def mlp_expand_kernel(
     inside = p < pixels
     hid = (tl.program_id(0) % columns) * BN + tl.arange(0, BN)
     held = hid < HIDDEN
-    mean, rstd = row_statistics(x_ptr, n, p, inside, stride_xn, stride_xp, stride_xc, eps, C, BM, BK)
+    mean, rstd = row_statistics(x_ptr, n, p, inside, stride_xn, stride_xp, stride_xc, eps, C, BM, BK, NORM)
     u = tl.zeros((BM, BN), dtype=tl.float32)
     for start in range(0, C, BK):
         c = start + tl.arange(0, BK)
         mask = inside[:, None] & (c < C)[None, :]
         x = tl.load(x_ptr + offsets(n, p, c, stride_xn, stride_xp, stride_xc), mask=mask, other=0.0)
         weight = load_vector(norm_weight_ptr, c, c < C).to(x.dtype).to(tl.float32)
-        bias = load_vector(norm_bias_ptr, c, c < C).to(x.dtype).to(tl.float32)
-        z = (x.to(tl.float32) - mean[:, None]) * rstd[:, None] * weight[None, :] + bias[None, :]
+        z = (x.to(tl.float32) - mean[:, None]) * rstd[:, None] * weight[None, :]
+        if norm_bias_ptr is not None:
+            z += load_vector(norm_bias_ptr, c, c < C).to(x.dtype).to(tl.float32)[None, :]
         if C % BK != 0:
             z = tl.where((c < C)[None, :], z, 0.0)
         u = tl.dot(z.to(x.dtype).to(compute), load_transposed(w1_ptr, hid, c, HIDDEN, C, whole), u)
@@ -91,7 +118,7 @@ def mlp_expand_kernel(
     mask = inside[:, None] & held[None, :]
     if hidden_ptr is not None:
         tl.store(hidden_ptr + where, u.to(compute), mask=mask)
-    h = gelu(u).to(compute)
+    h = activate(u, ACTIVATION).to(compute)
     tl.store(h_ptr + where, h, mask=mask)
     if sums_ptr is not None:
         square = h.to(tl.float32)

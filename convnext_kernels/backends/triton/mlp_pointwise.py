@@ -1,33 +1,33 @@
 """The steps of the bottleneck between the matmuls of cuBLAS; each kernel reads and writes its data once.
 
-h = GELU(u), and its gradient; out = residual + s * gamma * z; s * dout. fp32 uses this plan: on the fp32 lanes cuBLAS
+h = act(u), and its gradient; out = residual + s * gamma * z; s * dout. fp32 uses this plan: on the fp32 lanes cuBLAS
 is near the peak, and it obeys torch's TF32 switches.
 """
 
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton.gelu import gelu, gelu_and_derivative
+from convnext_kernels.backends.triton.activations import activate, activate_and_derivative
 from convnext_kernels.backends.triton.layernorm import offsets
 from convnext_kernels.backends.triton.mlp_tiles import load_vector, store_output
 
 
 @triton.jit(do_not_specialize=["elements"])
-def gelu_kernel(u_ptr, h_ptr, elements, BLOCK: tl.constexpr):
-    """Compute h = GELU(u), element by element."""
+def activation_kernel(u_ptr, h_ptr, elements, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr):
+    """Compute h = act(u), element by element."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < elements
     u = tl.load(u_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(h_ptr + at, gelu(u).to(h_ptr.dtype.element_ty), mask=inside)
+    tl.store(h_ptr + at, activate(u, ACTIVATION).to(h_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["elements"])
-def gelu_bwd_kernel(dh_ptr, u_ptr, du_ptr, elements, BLOCK: tl.constexpr):
-    """Compute du = dh * GELU'(u), element by element; du may be dh."""
+def activation_bwd_kernel(dh_ptr, u_ptr, du_ptr, elements, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr):
+    """Compute du = dh * act'(u), element by element; du may be dh."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < elements
     u = tl.load(u_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    _, derivative = gelu_and_derivative(u)
+    _, derivative = activate_and_derivative(u, ACTIVATION)
     dh = tl.load(dh_ptr + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(du_ptr + at, (dh * derivative).to(du_ptr.dtype.element_ty), mask=inside)
 

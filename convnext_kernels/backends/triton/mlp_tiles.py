@@ -57,8 +57,30 @@ def load_pieces(
 
 
 @triton.jit
-def centre_pieces(pieces, eps, C: tl.constexpr, BC: tl.constexpr, PIECES: tl.constexpr):
-    """Return (xhat of every piece in fp32, rstd); two passes, with a corrected mean as in layernorm.py."""
+def normalise_pieces(pieces, eps, C: tl.constexpr, BC: tl.constexpr, PIECES: tl.constexpr, NORM: tl.constexpr):
+    """Return (xhat of every piece in fp32, their slopes, rstd), as `normalise` in layernorm.py."""
+    if NORM == "rms":
+        squares = tl.sum(pieces[0].to(tl.float32) * pieces[0].to(tl.float32), axis=1)
+        for j in tl.static_range(1, PIECES):
+            squares += tl.sum(pieces[j].to(tl.float32) * pieces[j].to(tl.float32), axis=1)
+        rstd = tl.rsqrt(squares / C + eps)
+        slope = ()
+    else:
+        slope, rstd = centre_pieces(pieces, eps, C, BC, PIECES, NORM)
+    if NORM == "layer":
+        xhat = slope
+    else:
+        xhat = ()
+        for j in tl.static_range(PIECES):
+            xhat = xhat + (pieces[j].to(tl.float32) * rstd[:, None],)
+        if NORM == "rms":
+            slope = xhat
+    return xhat, slope, rstd
+
+
+@triton.jit
+def centre_pieces(pieces, eps, C: tl.constexpr, BC: tl.constexpr, PIECES: tl.constexpr, NORM: tl.constexpr):
+    """Return ((x - mean) * rstd of every piece in fp32, rstd); two passes, with a corrected mean as in layernorm.py."""
     mean = tl.sum(pieces[0].to(tl.float32), axis=1)
     for j in tl.static_range(1, PIECES):
         mean += tl.sum(pieces[j].to(tl.float32), axis=1)
@@ -73,7 +95,10 @@ def centre_pieces(pieces, eps, C: tl.constexpr, BC: tl.constexpr, PIECES: tl.con
         second += tl.sum(d * d, axis=1)
     correction = first / C
     variance = second / C - correction * correction
-    rstd = tl.rsqrt(tl.where(variance < 0, 0.0, variance) + eps)
+    variance = tl.where(variance < 0, 0.0, variance)
+    if NORM == "simple":
+        variance = variance * (C / (C - 1))
+    rstd = tl.rsqrt(variance + eps)
     mean = mean + correction
     xhat = ()
     for j in tl.static_range(PIECES):
@@ -97,18 +122,19 @@ def normalised_pieces(
     C: tl.constexpr,
     BC: tl.constexpr,
     PIECES: tl.constexpr,
+    NORM: tl.constexpr,
 ):
-    """LayerNorm of a tile's rows, rounded to x's dtype as PyTorch does and then to COMPUTE; columns past C are 0."""
+    """The norm of a tile's rows, rounded to x's dtype as PyTorch does and then to COMPUTE; columns past C are 0."""
     dtype = x_ptr.dtype.element_ty
-    xhat, _ = centre_pieces(
-        load_pieces(x_ptr, n, p, inside, stride_n, stride_p, stride_c, C, BC, PIECES), eps, C, BC, PIECES
-    )
+    rows = load_pieces(x_ptr, n, p, inside, stride_n, stride_p, stride_c, C, BC, PIECES)
+    xhat, _, _ = normalise_pieces(rows, eps, C, BC, PIECES, NORM)
     pieces = ()
     for j in tl.static_range(PIECES):
         c = j * BC + tl.arange(0, BC)
         weight = load_vector(norm_weight_ptr, c, c < C).to(dtype).to(tl.float32)
-        bias = load_vector(norm_bias_ptr, c, c < C).to(dtype).to(tl.float32)
-        z = xhat[j] * weight[None, :] + bias[None, :]
+        z = xhat[j] * weight[None, :]
+        if norm_bias_ptr is not None:
+            z += load_vector(norm_bias_ptr, c, c < C).to(dtype).to(tl.float32)[None, :]
         if C < PIECES * BC:
             z = tl.where((c < C)[None, :], z, 0.0)  # xhat is not 0 there, and may be NaN in a masked row
         pieces = pieces + (z.to(dtype).to(COMPUTE),)

@@ -8,8 +8,8 @@ from convnext_kernels.backends.gpu.layout import Rows, flat, rows
 from convnext_kernels.backends.triton import grn, layernorm
 from convnext_kernels.backends.triton.launch import launch
 from convnext_kernels.backends.triton.mlp_pointwise import (
-    gelu_bwd_kernel,
-    gelu_kernel,
+    activation_bwd_kernel,
+    activation_kernel,
     mlp_output_kernel,
     scaled_gradient_kernel,
 )
@@ -18,17 +18,19 @@ _ELEMENTWISE = {"BLOCK": 1024, "num_warps": 4, "enable_fp_fusion": True}
 _TILE = {"BLOCK_P": 16, "BLOCK_C": 64, "num_warps": 4, "enable_fp_fusion": True}
 
 
-def _elementwise(kernel: triton.JITFunction, *tensors: Tensor) -> None:
+def _elementwise(kernel: triton.JITFunction, activation: str, *tensors: Tensor) -> None:
     elements = tensors[0].numel()
-    launch(kernel, (triton.cdiv(elements, _ELEMENTWISE["BLOCK"]),))(*tensors, elements, **_ELEMENTWISE)
+    launch(kernel, (triton.cdiv(elements, _ELEMENTWISE["BLOCK"]),))(
+        *tensors, elements, ACTIVATION=activation, **_ELEMENTWISE
+    )
 
 
-def _gelu(u: Tensor, h: Tensor) -> None:
-    _elementwise(gelu_kernel, u, h)
+def _activate(u: Tensor, h: Tensor, activation: str) -> None:
+    _elementwise(activation_kernel, activation, u, h)
 
 
-def _gelu_backward(dh: Tensor, u: Tensor, du: Tensor) -> None:
-    _elementwise(gelu_bwd_kernel, dh, u, du)
+def _activate_backward(dh: Tensor, u: Tensor, du: Tensor, activation: str) -> None:
+    _elementwise(activation_bwd_kernel, activation, dh, u, du)
 
 
 def _grid(samples: int, pixels: int, channels: int) -> tuple[tuple[int], int]:
@@ -83,8 +85,8 @@ KERNELS = Kernels(
     layernorm_gradients=layernorm.gradients,
     grn_forward=grn.forward,
     grn_backward=grn.backward,
-    gelu=_gelu,
-    gelu_backward=_gelu_backward,
+    activate=_activate,
+    activate_backward=_activate_backward,
     output=_output,
     scaled_gradient=_scaled_gradient,
 )

@@ -5,13 +5,15 @@
 namespace cnk::cuda {
 
 void bind_mlp_pointwise(py::module_& m) {
-  m.def("gelu", [](const Context& context, int dtype, Address u, Address h, int64_t count) {
-    gelu(context, {dtype_of(dtype), pointer(u), pointer(h), count});
-  });
-  m.def("gelu_backward",
-        [](const Context& context, int dtype, Address dh, Address u, Address du, int64_t count) {
-          gelu_backward(context, {dtype_of(dtype), pointer(dh), pointer(u), pointer(du), count});
+  m.def("activate",
+        [](const Context& context, int dtype, int activation, Address u, Address h, int64_t count) {
+          activate(context, {dtype_of(dtype), Activation(activation), pointer(u), pointer(h), count});
         });
+  m.def("activate_backward", [](const Context& context, int dtype, int activation, Address dh, Address u,
+                                Address du, int64_t count) {
+    activate_backward(context,
+                      {dtype_of(dtype), Activation(activation), pointer(dh), pointer(u), pointer(du), count});
+  });
   m.def("mlp_output", [](const Context& context, int dtype, Address z, const Vector& bias,
                          const Vector& gamma, const Vector& drop_scale, const Rows& residual, const Rows& out,
                          int64_t n, int64_t pixels, int64_t c) {

@@ -6,6 +6,7 @@
 // dtype, layout and shape, allocated the results and chosen the stream.
 
 #include "bindings/cuda/arguments.h"
+#include "common/variants.h"
 #include "cuda/errors.h"
 #ifdef CNK_CUDA_HOST
 #include "cuda/host/launch.h"
@@ -35,6 +36,11 @@ PYBIND11_MODULE(CNK_MODULE, m) {
   m.def("driver_problem", driver_problem);
   m.def("device_problem", device_problem, py::arg("device"));
   m.def("device_info", device_info_of, py::arg("device"));
+  py::list norms, activations;
+  for (const char* name : kNormNames) norms.append(name);
+  for (const char* name : kActivationNames) activations.append(name);
+  m.attr("NORMS") = py::tuple(norms);
+  m.attr("ACTIVATIONS") = py::tuple(activations);
   bind_dwconv(m);
   bind_dwconv_wgrad(m);
   bind_grn(m);

@@ -1,4 +1,4 @@
-"""The GELU of Triton's kernels against erf in fp64, in Triton's interpreter."""
+"""The activations of Triton's kernels against PyTorch's in fp64, in Triton's interpreter."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ import torch
 triton = pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
 import triton.language as tl  # noqa: E402
 
-from convnext_kernels.backends.triton import gelu as shipped  # noqa: E402
+from convnext_kernels.backends.triton import activations as shipped  # noqa: E402
+from tests.reference import ACTIVATIONS  # noqa: E402
 
 pytestmark = [
     pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="for Triton's interpreter: set TRITON_INTERPRET=1"),
@@ -15,42 +16,49 @@ pytestmark = [
 
 
 @triton.jit
-def evaluate_kernel(x_ptr, alone_ptr, value_ptr, derivative_ptr, count, BLOCK: tl.constexpr):
+def evaluate_kernel(x_ptr, alone_ptr, value_ptr, derivative_ptr, count, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + i, mask=i < count, other=0.0)
-    value, derivative = shipped.gelu_and_derivative(x)
-    tl.store(alone_ptr + i, shipped.gelu(x), mask=i < count)
+    value, derivative = shipped.activate_and_derivative(x, ACTIVATION)
+    tl.store(alone_ptr + i, shipped.activate(x, ACTIVATION), mask=i < count)
     tl.store(value_ptr + i, value, mask=i < count)
     tl.store(derivative_ptr + i, derivative, mask=i < count)
 
 
-def evaluate(x):
-    """Return gelu(x) and gelu'(x)."""
+def evaluate(x, activation="gelu"):
+    """Return the activation of x and its derivative."""
     alone, value, derivative = torch.empty(3, *x.shape)
     grid = (triton.cdiv(x.numel(), 65536),)
-    evaluate_kernel[grid](x, alone, value, derivative, x.numel(), BLOCK=65536, enable_fp_fusion=True)
+    evaluate_kernel[grid](
+        x, alone, value, derivative, x.numel(), BLOCK=65536, ACTIVATION=activation, enable_fp_fusion=True
+    )
     assert torch.equal(alone.nan_to_num(), value.nan_to_num())
     return alone, derivative
 
 
-def test_against_erf():
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_against_pytorch(activation):
     x = torch.cat([torch.linspace(-8, 8, 400_001), torch.linspace(-0.01, 0.01, 20_001)])
-    value, derivative = evaluate(x)
+    value, derivative = evaluate(x, activation)
     wide = x.double().requires_grad_()
-    exact = torch.nn.functional.gelu(wide)
+    exact = ACTIVATIONS[activation](wide)
     (slope,) = torch.autograd.grad(exact.sum(), wide)
     assert (value - exact).abs().max() < 1e-6
     assert (derivative - slope).abs().max() < 2e-6
 
 
-def test_far_out():
+@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "relu6"])
+def test_far_out(activation):
     """Where erf is 1 to the last bit: the identity and (all but) zero."""
     x = torch.tensor([-torch.finfo(torch.float32).max, -1e30, -100.0, 100.0, 1e30, torch.finfo(torch.float32).max])
-    value, _ = evaluate(x)
+    value, _ = evaluate(x, activation)
     torch.testing.assert_close(value, x.clamp(min=0), rtol=1e-7, atol=1e-8)
 
 
 def test_nonfinite():
+    for activation in ACTIVATIONS:
+        value, derivative = evaluate(torch.tensor([torch.nan, 6.0]), activation)
+        assert value[0].isnan()
     value, derivative = evaluate(torch.tensor([torch.nan, torch.inf, -torch.inf]))
     assert value[0].isnan()
     assert derivative[0].isnan()
