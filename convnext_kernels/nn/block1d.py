@@ -175,6 +175,8 @@ class FusedConvNeXtBlock1d(FusedConvNeXtBlock):
         self.channels_last = channels_last
         self.adanorm = adanorm_num_embeddings is not None
         if self.adanorm:
+            if norm != "layer":
+                raise ValueError(f"norm: expected 'layer' with adanorm_num_embeddings, got {norm!r}")
             count = positive_int("adanorm_num_embeddings", adanorm_num_embeddings)
             self.norm = AdaLayerNorm(count, dim, eps, **factory)
 

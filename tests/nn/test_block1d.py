@@ -66,6 +66,7 @@ def test_what_is_wrong_is_named():
         (lambda: FusedConvNeXtBlock1d(8, channels_last=1), TypeError, "channels_last: expected a bool, got 1"),
         (lambda: FusedConvNeXtBlock1d(8, kernel_size=(1, 7)), TypeError, "kernel_size: expected an integer"),
         (lambda: FusedConvNeXtBlock1d(8, activation="elu"), ValueError, "activation: expected one of .*, got 'elu'"),
+        (lambda: FusedConvNeXtBlock1d(8, adanorm_num_embeddings=2, norm="rms"), ValueError, "norm: expected 'layer'"),
         (lambda: FusedConvNeXtBlock1d(8, kernel_size=4), ValueError, "kernel_size: expected odd"),
         (lambda: FusedConvNeXtBlock1d(8)(torch.zeros(2, 8, 1, 5)), ValueError, "x: expected 3 dimensions, got 4"),
         (lambda: FusedConvNeXtBlock1d(8)(None), TypeError, "x: expected a tensor, got NoneType"),
