@@ -23,6 +23,11 @@ def type_() -> str:
     return "cpu" if interpreted() else triton.runtime.driver.active.get_active_torch_device().type
 
 
+def lanes() -> int:
+    """Threads of a warp: 32, on AMD's data center GPUs 64; 32 for the interpreter."""
+    return 32 if interpreted() else triton.runtime.driver.active.get_current_target().warp_size
+
+
 def gpu() -> tuning.Gpu:
     """The data sheet of the GPU that kernels run on; for the interpreter that of an H100.
 

@@ -206,7 +206,7 @@ def _convolve(
         "ROUND": _rounding(x.dtype, compute_dtype),
         "ROUND_WEIGHT": None if packed else round_weight,
         "BLOCK": block,
-        "num_warps": max(1, min(8, block // 32)),
+        "num_warps": max(1, min(8, block // device.lanes())),
         "enable_fp_fusion": True,
     }
     programs = triton.cdiv(lanes, block)
@@ -312,7 +312,7 @@ def parameter_gradients(
         STRIDE=stride,
         BC=block_c,
         BLOCK=block,
-        num_warps=max(1, min(4, block // 32)),
+        num_warps=max(1, min(4, block // device.lanes())),
         enable_fp_fusion=True,
     )
     block_l = 4096 if device.interpreted() else 64
