@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 REPORT = Path("convnext-kernels-report/bench")
 # Seconds that a case of each group takes on two cores, for the remaining time of the progress bar.
-SECONDS = {"layernorm": 1, "dwconv": 1, "mlp": 2, "block": 6, "model": 12, "rival": 6, "scaling": 20}
+SECONDS = {"layernorm": 1, "dwconv": 1, "dwconv3d": 20, "mlp": 2, "block": 6, "model": 12, "rival": 6, "scaling": 20}
 
 
 def measure(run: "Run", selected: Iterable[Case], folder: Path | None) -> None:
