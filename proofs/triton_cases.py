@@ -34,6 +34,8 @@ class Case:
     k: int = 7  # depthwise kernel, or side of a downsampling patch
     layout: str = "nhwc"
     grn: bool = False
+    norm: str = "layer"
+    activation: str = "gelu"
     keeps: bool = False  # the hidden is kept for the gradient, as with memory="balanced"
     quick: bool = False  # compiled by every CI run
 
@@ -43,6 +45,7 @@ class Case:
         parts += ["nchw"] if self.layout == "nchw" else []
         parts += ["v2"] if self.grn else []
         parts += ["balanced"] if self.keeps else []
+        parts += [name for name in (self.norm, self.activation) if name not in ("layer", "gelu")]
         return " ".join([*parts, "backward" if self.backward else "forward"])
 
 
@@ -67,6 +70,9 @@ def _compiled() -> Iterator[Case]:
     yield from _both(Case("mlp", 96, 56, dtype="fp32", quick=True))  # plan "cublas"
     yield from _both(Case("mlp", 384, 14, dtype="fp32", grn=True))
     yield from _both(Case("mlp", 96, 56, dtype="fp16"))
+    # the other norms, and the activation with the most instructions: in the fused kernel, in two products, in V2
+    yield from _both(Case("mlp", 96, 56, norm="simple", activation="mish"))
+    yield from _both(Case("mlp", 384, 14, norm="rms", activation="mish", grn=True))
     yield Case("dwconv", 192, 28, dtype="fp16")  # widened one by one
     yield from _both(Case("dwconv", 192, 28, dtype="fp32"))
     yield from _both(Case("dwconv", 192, 28, layout="nchw"))
@@ -95,7 +101,8 @@ def _parameters(case: Case, tensor: Callable[..., Tensor]) -> MlpParameters:
     c, hidden = case.c, 4 * case.c
     vector, wide = tensor(c), tensor(hidden)
     gamma, grn = (None, wide) if case.grn else (vector, None)
-    return MlpParameters(vector, vector, tensor(hidden, c), wide, tensor(c, hidden), vector, gamma, grn, grn)
+    bias = vector if case.norm == "layer" else None
+    return MlpParameters(vector, bias, tensor(hidden, c), wide, tensor(c, hidden), vector, gamma, grn, grn)
 
 
 def run(case: Case) -> None:
@@ -127,12 +134,24 @@ def run(case: Case) -> None:
         call, inputs = NormCall(x, vector, vector, 1e-6), 3
     elif case.op == "mlp":
         residual = image(case.c, case.size)
-        call = MlpCall(x, residual, _parameters(case, tensor), tensor(case.n), 1e-6, 1e-6, "layer", "gelu", dtype)
+        call = MlpCall(
+            x, residual, _parameters(case, tensor), tensor(case.n), 1e-6, 1e-6, case.norm, case.activation, dtype
+        )
         inputs = 11
     elif case.op == "block":
         weight = tensor(case.c, 1, case.k, case.k)
         call = BlockCall(
-            x, weight, vector, _parameters(case, tensor), tensor(case.n), (1, 1), 1e-6, 1e-6, "layer", "gelu", dtype
+            x,
+            weight,
+            vector,
+            _parameters(case, tensor),
+            tensor(case.n),
+            (1, 1),
+            1e-6,
+            1e-6,
+            case.norm,
+            case.activation,
+            dtype,
         )
         inputs = 12
     else:
@@ -146,6 +165,7 @@ def run(case: Case) -> None:
         return
     dout = image(2 * case.c, case.size // case.k) if case.op == "downsample" else torch.empty_like(x)
     needs = [True] * inputs
-    if case.op in ("mlp", "block"):  # gamma, or GRN's two
+    if case.op in ("mlp", "block"):  # gamma, or GRN's two; the norm's bias
+        needs[-8] = case.norm == "layer"
         needs[-3:] = [not case.grn, case.grn, case.grn]
     module.backward(dout, call, needs, **kept)

@@ -187,11 +187,12 @@ def layernorm_bwd_kernel(
             g = dy
             if weight_ptr is not None:
                 g *= weight
-            along_xhat = (tl.sum(g * xhat, axis=1) / (C - 1 if NORM == "simple" else C))[:, None]
             if NORM == "layer":
                 along_mean = (tl.sum(g, axis=1) / C)[:, None]
+                along_xhat = (tl.sum(g * xhat, axis=1) / C)[:, None]
                 dx = rstd * (g - along_mean - xhat * along_xhat)
             else:
+                along_xhat = (tl.sum(g * xhat, axis=1) / (C - 1 if NORM == "simple" else C))[:, None]
                 dx = rstd * (g - centred * rstd * along_xhat)
             where = offsets(n, p, c, stride_dxn, stride_dxp, stride_dxc)
             tl.store(dx_ptr + where, dx.to(dx_ptr.dtype.element_ty), mask=inside)

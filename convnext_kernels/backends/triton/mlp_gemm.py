@@ -106,9 +106,11 @@ def mlp_expand_kernel(
         mask = inside[:, None] & (c < C)[None, :]
         x = tl.load(x_ptr + offsets(n, p, c, stride_xn, stride_xp, stride_xc), mask=mask, other=0.0)
         weight = load_vector(norm_weight_ptr, c, c < C).to(x.dtype).to(tl.float32)
-        z = (x.to(tl.float32) - mean[:, None]) * rstd[:, None] * weight[None, :]
-        if norm_bias_ptr is not None:
-            z += load_vector(norm_bias_ptr, c, c < C).to(x.dtype).to(tl.float32)[None, :]
+        if norm_bias_ptr is None:
+            z = (x.to(tl.float32) - mean[:, None]) * rstd[:, None] * weight[None, :]
+        else:
+            bias = load_vector(norm_bias_ptr, c, c < C).to(x.dtype).to(tl.float32)
+            z = (x.to(tl.float32) - mean[:, None]) * rstd[:, None] * weight[None, :] + bias[None, :]
         if C % BK != 0:
             z = tl.where((c < C)[None, :], z, 0.0)
         u = tl.dot(z.to(x.dtype).to(compute), load_transposed(w1_ptr, hid, c, HIDDEN, C, whole), u)
