@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+from convnext_kernels.cli import coverage
+
 pytest.importorskip("torchvision")
 pytest.importorskip("timm")
 
@@ -25,12 +27,16 @@ def test_models_as_json(run):
     assert rows[0]["gflops"]["counted"] == pytest.approx(15.355, abs=1e-3)
 
 
-def test_coverage(run, fails):
+def test_coverage(run, fails, capsys):
     names = ("convnext_atto", "convnext_atto_rms", "ConvNextV2Model", "convnext_tiny")
     rows = {(r["library"], r["model"]): r for r in json.loads(run("models", "--coverage", "--json", *names).stdout)}
-    assert [(r["blocks"], r["served"]) for r in rows.values()] == [(12, 12), (12, 0), (18, 18), (18, 18), (18, 18)]
-    assert rows["timm", "convnext_atto_rms"]["reasons"] == ["the norm is a RmsNorm2d"]
+    assert [(r["blocks"], r["served"]) for r in rows.values()] == [(12, 12), (12, 12), (18, 18), (18, 18), (18, 18)]
+    assert rows["timm", "convnext_atto_rms"]["reasons"] == []
     shown = run("models", "--coverage", "convnext_atto", "convnext_atto_rms").stdout
+    assert "24 of 24 blocks are served, 2 of 2 models whole" in shown
+    coverage.show([coverage.Coverage("timm", "a", 12, 12, ()), coverage.Coverage("timm", "b", 12, 0, ("why",))], False)
+    shown = capsys.readouterr().out
+    assert "why" in shown
     assert "12 of 24 blocks are served, 1 of 2 models whole" in shown
     fails("models", "--coverage", "convnext_ato", words=("unknown model 'convnext_ato'; close: convnext_atto",))
 
