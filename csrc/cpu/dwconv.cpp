@@ -87,10 +87,10 @@ CNK_INLINE Reach reach_of(const Lattice& l, int64_t o, int64_t residue, int64_t 
 // What all tiles have in common.
 struct Geometry {
   Lattice depth, along, across;  // the depth without dilation
-  int64_t x_along, x_across;  // elements between pixels of x
-  int64_t x_plane;            // elements of a plane of x
-  int64_t y_along, y_across;  // pixels of the result, in the order of its memory
-  int64_t plane_taps, taps;   // of a plane of the kernel; of all
+  int64_t x_along, x_across;     // elements between pixels of x
+  int64_t x_plane;               // elements of a plane of x
+  int64_t y_along, y_across;     // pixels of the result, in the order of its memory
+  int64_t plane_taps, taps;      // of a plane of the kernel; of all
 
   explicit Geometry(const DwconvArgs& a) : Geometry(a, along_columns(a.h, a.w)) {}
 

@@ -335,7 +335,8 @@ struct WeightGradient {
       }
     }
     *copied = max64(*copied, to);
-    for (int64_t h = begin; h < end; ++h) gather_dy<FULL>(dy + h * p.dy_across, channel, h - begin, plane > 0);
+    for (int64_t h = begin; h < end; ++h)
+      gather_dy<FULL>(dy + h * p.dy_across, channel, h - begin, plane > 0);
     for (int64_t i = from; i < to; ++i) add_plane(begin, end, channel, first, i % p.held, plane + i - at);
   }
 
@@ -350,8 +351,8 @@ struct WeightGradient {
           const int tap = k * part / parts, taps = k * (part + 1) / parts - tap;
           const int groups = (rows + kernel_rows(taps) - 1) / kernel_rows(taps);
           for (int r = 0; r < groups; ++r) {
-            add_rows(group, top, bottom, begin, first, rows * r / groups, rows * (r + 1) / groups, tap, taps, slot,
-                     plane);
+            add_rows(group, top, bottom, begin, first, rows * r / groups, rows * (r + 1) / groups, tap, taps,
+                     slot, plane);
           }
         }
       }

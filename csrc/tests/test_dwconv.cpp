@@ -202,8 +202,9 @@ TEST_CASE("volumes: the sum over kernel planes of the convolutions of the planes
     int kernel[3];
     int64_t n, d, h, w, c;
   };
-  const Volume volumes[] = {{{3, 3, 3}, 2, 5, 6, 15, 17}, {{7, 7, 7}, 1, 2, 1, 3, 3},    {{5, 5, 5}, 1, 9, 8, 29, 32},
-                            {{3, 5, 7}, 2, 1, 9, 14, 40}, {{7, 3, 1}, 1, 4, 13, 2, 16},  {{1, 3, 3}, 1, 3, 5, 8, 5},
+  const Volume volumes[] = {{{3, 3, 3}, 2, 5, 6, 15, 17}, {{7, 7, 7}, 1, 2, 1, 3, 3},
+                            {{5, 5, 5}, 1, 9, 8, 29, 32}, {{3, 5, 7}, 2, 1, 9, 14, 40},
+                            {{7, 3, 1}, 1, 4, 13, 2, 16}, {{1, 3, 3}, 1, 3, 5, 8, 5},
                             {{5, 7, 3}, 1, 3, 40, 5, 33}, {{3, 3, 3}, 1, 4, 64, 64, 32}};
   uint32_t seed = 0;
   for (DType dtype : kDTypes) {
@@ -218,11 +219,13 @@ TEST_CASE("volumes: the sum over kernel planes of the convolutions of the planes
         const Image plane = {1, v.h, v.w, v.c}, result = conv.result(plane);
         Random random(++seed);
         const Tensor x(dtype, random.floats(v.n * v.d * plane.count(), -2, 2));
-        const Values weight = random.floats(depth.taps * conv.taps() * v.c, -1, 1), bias = random.floats(v.c, -1, 1);
+        const Values weight = random.floats(depth.taps * conv.taps() * v.c, -1, 1),
+                     bias = random.floats(v.c, -1, 1);
         const Values in = x.values();
         Expected expected{Values(v.n * depth.out * result.count()), Values(v.n * depth.out * result.count())};
         for (int64_t z = 0; z < v.n * depth.out; ++z) {
-          double *value = &expected.value[z * result.count()], *most = &expected.tolerance[z * result.count()];
+          double *value = &expected.value[z * result.count()],
+                 *most = &expected.tolerance[z * result.count()];
           for (int64_t i = 0; i < result.count(); ++i) value[i] = bias[i % v.c];
           for (int k = 0; k < depth.taps; ++k) {
             const int64_t at = reference::from(depth, z % depth.out, k);
@@ -239,12 +242,22 @@ TEST_CASE("volumes: the sum over kernel planes of the convolutions of the planes
           for (int64_t i = 0; i < result.count(); ++i) most[i] += reference::kUnit * std::fabs(value[i]);
         }
         Buffer packed(packed_taps_bytes(conv.h(plane), conv.w(plane), v.c, depth.taps));
-        pack_taps(floats(weight).as<float>(), conv.h(plane), conv.w(plane), v.c, packed.as<float>(), depth.taps);
+        pack_taps(floats(weight).as<float>(), conv.h(plane), conv.w(plane), v.c, packed.as<float>(),
+                  depth.taps);
         const Buffer padded_bias = padded(bias, v.c);
         const auto run = [&](const Kernels& k, int threads) {
           Tensor y(dtype, v.n * depth.out * result.count());
-          const DwconvArgs args = {dtype, x.data(), y.data(), v.n, v.c, conv.h(plane), conv.w(plane),
-                                   packed.as<float>(), padded_bias.as<float>(), nullptr, depth};
+          const DwconvArgs args = {dtype,
+                                   x.data(),
+                                   y.data(),
+                                   v.n,
+                                   v.c,
+                                   conv.h(plane),
+                                   conv.w(plane),
+                                   packed.as<float>(),
+                                   padded_bias.as<float>(),
+                                   nullptr,
+                                   depth};
           in_team(threads, [&](Team& team) { k.ops.dwconv(args, team); });
           return y;
         };

@@ -156,8 +156,9 @@ TEST_CASE("volumes: planes in the scratch, planes copied for each kernel plane, 
     int64_t n, d, h, w, c;
   };
   // The sixth: too wide to keep seven planes. The last two: more planes than a chunk.
-  const Volume volumes[] = {{{3, 3, 3}, 2, 5, 6, 15, 17}, {{7, 7, 7}, 1, 2, 1, 3, 3},  {{5, 5, 5}, 1, 6, 8, 13, 32},
-                            {{3, 5, 7}, 2, 1, 9, 14, 40}, {{7, 3, 1}, 1, 4, 13, 2, 16}, {{7, 5, 5}, 1, 3, 9, 200, 5},
+  const Volume volumes[] = {{{3, 3, 3}, 2, 5, 6, 15, 17}, {{7, 7, 7}, 1, 2, 1, 3, 3},
+                            {{5, 5, 5}, 1, 6, 8, 13, 32}, {{3, 5, 7}, 2, 1, 9, 14, 40},
+                            {{7, 3, 1}, 1, 4, 13, 2, 16}, {{7, 5, 5}, 1, 3, 9, 200, 5},
                             {{3, 3, 3}, 1, 20, 4, 5, 19}, {{1, 3, 3}, 3, 7, 5, 4, 33}};
   uint32_t seed = 0;
   for (DType dtype : kDTypes) {
@@ -180,7 +181,8 @@ TEST_CASE("volumes: planes in the scratch, planes copied for each kernel plane, 
           for (int64_t c = 0; c < v.c; ++c) want.bias.add(c, dy.get(p * v.c + c));
           for (int64_t tap = 0; tap < taps; ++tap) {
             const int64_t from_d = reference::from(depth, z % depth.out, int(tap / conv.taps()));
-            const int64_t from_h = reference::from(conv.h(plane), h, int(tap / conv.kernel_w % conv.kernel_h));
+            const int64_t from_h =
+                reference::from(conv.h(plane), h, int(tap / conv.kernel_w % conv.kernel_h));
             const int64_t from_w = reference::from(conv.w(plane), w, int(tap % conv.kernel_w));
             if (from_d < 0 || from_h < 0 || from_w < 0) continue;
             const int64_t at = ((z / depth.out * v.d + from_d) * v.h + from_h) * v.w + from_w;
