@@ -619,14 +619,18 @@ MUTANTS = [
             "kTilePixels * kTileChannels<T>",
             proof="asan",
         ),
+        Mutant("mask", "pixels beyond the last are stored", "if (here < p.t.pixels) {", "{"),
+    ),
+    *_in(
+        "mlp_pointwise.cu",
+        ("tests/cuda/test_pointwise.py", "-k", "activations"),
         Mutant(
             "bound",
-            "GELU stores beyond the last element",
+            "activations store beyond the last element",
             "if (first + kPack <= p.count) {\n        float value[kPack];",
             "if (first < p.count) {\n        float value[kPack];",
             proof="asan",
         ),
-        Mutant("mask", "pixels beyond the last are stored", "if (here < p.t.pixels) {", "{"),
     ),
     *_in(
         "activations.h",
