@@ -15,6 +15,7 @@ from convnext_kernels.calls import BlockCall, DownsampleCall, DwconvCall, MlpCal
 from convnext_kernels.spec import MlpParameters, OpSpec
 
 SIZE = 14
+_VARIANT = ("layer", "gelu")  # norm and activation; the others are not tried
 _FLOOR = {torch.float64: 8, torch.float32: 8, torch.bfloat16: 1, torch.float16: 1}  # units in the last place
 
 
@@ -78,11 +79,11 @@ def _results(
     elif spec.op in ("layernorm", "grn"):
         call, needs = NormCall(x, tensor(c), tensor(c), 1e-6), [True] * 3
     elif spec.op == "mlp":
-        call = MlpCall(x, image(c), mlp_parameters(), None, 1e-6, 1e-6, compute)
+        call = MlpCall(x, image(c), mlp_parameters(), None, 1e-6, 1e-6, *_VARIANT, compute)
         needs = [True] * 8 + [not spec.grn, spec.grn, spec.grn]
     elif spec.op == "block":
         weight = tensor(c, 1, *kernel, scale=(kernel[0] * kernel[1]) ** -0.5)
-        call = BlockCall(x, weight, tensor(c), mlp_parameters(), None, spec.dilation, 1e-6, 1e-6, compute)
+        call = BlockCall(x, weight, tensor(c), mlp_parameters(), None, spec.dilation, 1e-6, 1e-6, *_VARIANT, compute)
         needs = [True] * 9 + [not spec.grn, spec.grn, spec.grn]
     else:
         weight = tensor(d, c, *kernel, scale=(c * kernel[0] * kernel[1]) ** -0.5)

@@ -9,7 +9,7 @@ import convnext_kernels
 
 PACKAGE = Path(convnext_kernels.__file__).parent
 # Names of PyTorch and Triton that may change without notice, and the files that use them.
-PRIVATE = re.compile(r"\b(torch\._\w+|torch\.utils\._\w+|forward_ad\._\w+|triton\.(?:knobs|runtime)\b)")
+PRIVATE = re.compile(r"\b(torch\._(?!_version__)\w+|torch\.utils\._\w+|forward_ad\._\w+|triton\.(?:knobs|runtime)\b)")
 USERS = {
     "torch_versions.py": ("torch", "forward_ad"),
     "bench/candidates.py": ("torch._inductor",),  # `freezing` must be set while Dynamo traces

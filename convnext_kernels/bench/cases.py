@@ -115,7 +115,8 @@ def _ops(dtype: str, direction: str, n: int) -> list[Case]:
             add("block", what, mode, work.block(n, c, size, grn), c, size, 7, grn)
         if c in (96, 384):
             counted = work.block(n, c, size, False)
-            add("block", f"V1 RMSNorm SiLU {at}", STANDARD, counted, c, size, 7, variant=(7, "rms", "silu"))
+            # with RMSNorm and SiLU
+            add("block", f"RMS {at}", STANDARD, counted, c, size, 7, variant=(7, "rms", "silu"))
     c, length = SOUND
     for grn in (False, True):
         counted = work.block1d(n, c, length, grn)

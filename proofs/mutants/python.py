@@ -278,8 +278,8 @@ MUTANTS = [
         Mutant(
             "state",
             "packed with one eps, used with another",
-            "(isa, configuration), pack, known)",
-            "(isa, configuration[:3]), pack, known)",
+            "(isa, configuration), pack, known, variant)",
+            "(isa, configuration[:3]), pack, known, variant)",
             tests=STALE,
         ),
         Mutant("formula", "GRN has no bias", "if p.grn_bias is not None:", "if False:"),

@@ -80,7 +80,7 @@ def row(text, case, candidate):
 def test_full_run(write):
     run = runs.full_run()
     _, page, names = write(run)
-    groups = ("layernorm", "dwconv", "mlp", "block", "model")
+    groups = ("layernorm", "dwconv", "dwconv3d", "mlp", "block", "model")
     assert names == [*(f"ratios-{group}.png" for group in groups), "models.png", "scaling.png", "roofline.png"]
     for name in run.cases():
         assert name in page.text

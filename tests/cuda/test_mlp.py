@@ -115,7 +115,7 @@ def test_16_bit_pixels_and_other_products(compute_dtype, plan_of):
     dtype = FP16 if compute_dtype == BF16 else BF16
     arguments = prepared("mlp", "40", dtype, NHWC)
     p = MlpParameters(*(arguments.get(name) for name in MlpParameters._fields))
-    options = (arguments["drop_scale"], 1e-6, 1e-6, compute_dtype)
+    options = (arguments["drop_scale"], 1e-6, 1e-6, "layer", "gelu", compute_dtype)
     y = mlp.forward(MlpCall(arguments["x"], arguments["residual"], p, *options))
     assert_as_good_as_eager(y, *expected("mlp", CASES["40"], dtype), dtype=BF16)
     with plan_of("fused"), pytest.raises(IndexError):  # there is no such plan
@@ -222,7 +222,7 @@ def test_every_candidate_fits(dtype, arch, recorded, plan_of):
             launches = recorded(arch=arch, multiprocessors=multiprocessors, shared_bytes=shared_bytes)
             for tile in tiles:
                 with plan_of("fused", tile):
-                    mlp.forward(MlpCall(x, x, p, None, 1e-6, 1e-6, dtype))
+                    mlp.forward(MlpCall(x, x, p, None, 1e-6, 1e-6, "layer", "gelu", dtype))
             assert len(launches) == len(tiles)
             assert all(0 < launch.shared_bytes <= shared_bytes and launch.threads <= 256 for launch in launches)
 
@@ -234,7 +234,7 @@ def test_tiles_that_no_warps_divide_are_refused(recorded):
     recorded()
     wrong = tuning.Candidate("wrong", {"plan": "fused", "tile": 40})
     with tuning.forced(lambda *_: wrong), pytest.raises(native.extension().LaunchError, match="T=40"):
-        mlp.forward(MlpCall(x, None, p, None, 1e-6, 1e-6, BF16))
+        mlp.forward(MlpCall(x, None, p, None, 1e-6, 1e-6, "layer", "gelu", BF16))
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

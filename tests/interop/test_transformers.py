@@ -63,8 +63,8 @@ def layer(**options):
     return randomize_(ConvNextLayer(config, 8)).double()
 
 
-@pytest.mark.parametrize("act", ["gelu", "gelu_python"])
-def test_exact_gelu_is_served(act):
+@pytest.mark.parametrize("act", ["gelu", "gelu_python", "gelu_new", "gelu_pytorch_tanh", "relu"])
+def test_activations_are_served(act):
     m = layer(hidden_act=act)
     x = torch.randn(2, 8, 5, 5).double()
     expected = m(x)
@@ -73,15 +73,13 @@ def test_exact_gelu_is_served(act):
     assert_close(m(x), expected, torch.float64)
 
 
-@pytest.mark.parametrize(
-    ("act", "kind"), [("gelu_new", "NewGELUActivation"), ("relu", "ReLU"), ("gelu_pytorch_tanh", "GELUTanh")]
-)
-def test_other_activations_are_left(act, kind):
-    m = layer(hidden_act=act)
+def test_other_activations_are_left():
+    m = layer(hidden_act="tanh")
     ck.accelerate(m)
     assert type(m) is ConvNextLayer
     row, conv = ck.acceleration_report(m).rows
-    assert row.reason == f"the activation is {kind}, not GELU"
+    assert "the activation is" in row.reason
+    assert "Tanh" in row.reason
     assert conv.replaced
 
 
