@@ -100,7 +100,7 @@ def serve(backend: str, **given: object) -> Tensor:
 
 
 def everyday(case: Volume, dtype: torch.dtype, kernel: tuple) -> bool:
-    """One row in fp16, one refusal of CUDA; in Triton's interpreter, which takes seconds, small volumes in one dtype."""
+    """One row in fp16, one refusal of CUDA; in Triton's interpreter, which is slow, small volumes in one dtype."""
     number = VOLUMES.index(case)
     if kernel == CUDA or dtype == torch.float16:
         return number == 0 and (dtype == torch.float32 if kernel == CUDA else kernel != TRITON)
