@@ -251,12 +251,12 @@ def test_compiled_whole_for_every_size():
 def test_exported_as_one_operator(stride):
     module = DepthwiseConv3d(6, 5, stride=stride)
     x = torch.randn(2, 6, 4, 5, 6)
-    program = torch.export.export(module, (x,))
+    program = torch.export.export(module, (x,), strict=False)
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert targets == ["aten.conv3d.default"]
     torch.testing.assert_close(program.module()(x), module(x))
     with exporting.keep_ops():
-        kept = torch.export.export(module, (x,))
+        kept = torch.export.export(module, (x,), strict=False)
     assert "convnext_kernels.dwconv3d.default" in {str(node.target) for node in kept.graph.nodes}
 
 
