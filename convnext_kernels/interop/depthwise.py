@@ -8,7 +8,7 @@ from convnext_kernels.interop.adapter import BACKEND, Adapter, Arguments, Match
 from convnext_kernels.interop.layers import channels_last
 from convnext_kernels.interop.structure import parameter
 
-LEAST = 7  # the longer side of a kernel from which on ours is the faster one; PyTorch's 3x3 and 5x5 stay
+LEAST = 7  # of the longer side. Faster than PyTorch where measured: docs/cpu_kernels.md; 3x3 and 5x5 stay PyTorch's
 
 
 class DepthwiseAdapter(Adapter):

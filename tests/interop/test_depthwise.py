@@ -59,7 +59,7 @@ def test_other_convolutions_are_none_of_ours():
         pass
 
     others = nn.Sequential(
-        layer(kernel_size=5, padding=2),  # PyTorch's is as fast
+        layer(kernel_size=5, padding=2),  # too small
         nn.Conv2d(6, 6, 7, padding=3, groups=3),
         nn.Conv2d(1, 1, 7, padding=3),
         Own(6, 6, 7, padding=3, groups=6),

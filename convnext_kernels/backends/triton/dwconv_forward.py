@@ -570,7 +570,7 @@ def rows_kernel(
     sums = ()
     for _ in tl.static_range(2 * Q if PAIR else Q):
         sums = sums + (bias,)
-    if depth is None:
+    if depth is None:  # without a loop, so that images compile to the same code as before there were volumes
         sums = add_rows(
             sums,
             x_ptr,
