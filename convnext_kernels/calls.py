@@ -82,11 +82,11 @@ _known: dict[tuple, list[_Known]] = {}
 
 
 def known(
-    op: str, lead: int, types: Sequence[tuple[type, ...]], lists: bool, arguments: Sequence[Any]
+    op: str, lead: int, types: Sequence[tuple[type, ...]], lists: Sequence[int], arguments: Sequence[Any]
 ) -> Inputs | None:
     """`inputs` of a call whose tensors no mode, transform or subclass wants to see (`torch_versions.plain`), else None.
 
-    The first `lead` arguments are tensors or None, the others must have `types`; `lists` says if lists are among them.
+    The first `lead` arguments are tensors or None, the others must have `types`; `lists` says which may be lists.
     A call that is like an earlier one costs half of `inputs`: what PyTorch's dispatcher and a kernel can tell apart is
     compared in C++ instead of collected in Python.
     """
@@ -94,7 +94,10 @@ def known(
     options = arguments[lead:]
     try:
         if lists:
-            options = tuple(_hashable(option, tensors) for option in options)
+            hashable = list(options)
+            for i in lists:
+                hashable[i] = _hashable(options[i], tensors)
+            options = tuple(hashable)
         key = (op, tensors[0].shape, tuple(map(type, arguments)), options)
         likely = _known.get(key, ())
     except (AttributeError, IndexError, TypeError):  # a wrong argument: PyTorch's dispatcher names it
@@ -178,9 +181,7 @@ def convolved(x: Tensor, stride: int) -> Tensor:
     if stride == 1:
         return torch.empty_like(x)
     n, c, *sizes = x.shape
-    shape = (n, c, *((size - 1) // stride + 1 for size in sizes))
-    memory_format = torch_versions.suggest_memory_format(x)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+    return _in_format_of(x, (n, c, *((size - 1) // stride + 1 for size in sizes)), x.dtype)
 
 
 class NormCall(NamedTuple):
@@ -273,3 +274,18 @@ class DownsampleCall(NamedTuple):
     eps: float
     compute_dtype: dtype
     inputs: Inputs | None = None
+
+    def result(self) -> Tensor:
+        """An empty tensor for the result, (N, D, H // K, W // K), in x's memory format."""
+        return downsampled(self.x, self.weight, self.compute_dtype)
+
+
+def downsampled(x: Tensor, weight: Tensor, compute_dtype: dtype) -> Tensor:
+    """An empty tensor for the downsampling of x."""
+    side = weight.shape[-1]
+    return _in_format_of(x, (x.shape[0], weight.shape[0], x.shape[2] // side, x.shape[3] // side), compute_dtype)
+
+
+def _in_format_of(x: Tensor, shape: tuple[int, ...], dtype: dtype) -> Tensor:
+    memory_format = torch_versions.suggest_memory_format(x)
+    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=memory_format)

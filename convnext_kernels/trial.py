@@ -89,12 +89,7 @@ def _results(
         weight = tensor(d, c, *kernel, scale=(c * kernel[0] * kernel[1]) ** -0.5)
         call, needs = DownsampleCall(x, tensor(c), tensor(c), weight, tensor(d), 1e-6, compute), [True] * 5
     module = backends.op_module(backend, spec.op)
-    if spec.op == "downsample":
-        y = module.forward(
-            call, torch.empty_like(image(d, tuple(s // k for s, k in zip(x.shape[2:], kernel, strict=True))))
-        )
-    else:
-        y = module.forward(call)
+    y = module.forward(call)
     if not spec.backward:
         return [y]
     dy = tensor(*y.shape).contiguous(memory_format=memory_format)

@@ -23,7 +23,7 @@ PACKAGES = {
     "backends.eager": (("spec", "calls", "variants", "backends.eager."), ("torch",)),
     "backends.cpu": (("spec", "calls", "variants", "tuning", "tuning.", "backends.cpu.", "_native"), ("torch",)),
     # The code that both GPU backends use; no backend itself.
-    "backends.gpu": (("spec", "calls", "variants", "torch_versions", "backends.gpu."), ("torch",)),
+    "backends.gpu": (("spec", "calls", "variants", "torch_versions", "tuning", "tuning.", "backends.gpu."), ("torch",)),
     "backends.cuda": (
         (
             "spec",

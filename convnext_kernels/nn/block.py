@@ -111,7 +111,8 @@ class FusedConvNeXtBlock(Whole, nn.Module):
 
     def _compute(self, x: Tensor, parts: tuple) -> Tensor:
         dilation, norm, grn, drop_path, tensors = parts
-        if type(x) is not Tensor or (drop_path.drop_prob and drop_path.training):
+        dropping = drop_path.drop_prob and drop_path.training
+        if type(x) is not Tensor or dropping:
             checks.image("x", x)  # drop path uses x before the op checks it
         return functional.convnext_block(
             x,
@@ -119,7 +120,7 @@ class FusedConvNeXtBlock(Whole, nn.Module):
             gamma=tensors[8],
             grn_weight=tensors[9],
             grn_bias=tensors[10],
-            drop_scale=drop_path.scale(x),
+            drop_scale=drop_path.scale(x) if dropping else None,
             dilation=dilation,
             eps=norm.eps,
             grn_eps=1e-6 if grn is None else grn.eps,

@@ -13,7 +13,7 @@ from torch import Tensor
 from convnext_kernels import calls, dispatch, torch_versions
 from convnext_kernels.calls import Block, BlocksCall
 from convnext_kernels.ops.block import check_block, spec_of
-from convnext_kernels.ops.registration import on_device, served
+from convnext_kernels.ops.registration import on_device, replayed, served
 from convnext_kernels.spec import MlpParameters
 from convnext_kernels.variants import GELU, LAYER
 
@@ -48,17 +48,18 @@ class Blocks:
         if torch_versions.watched() or torch_versions.forward_mode_active():
             return None
         arguments = (x, *self.tensors, self.options)
-        inputs = calls.known("blocks", len(arguments) - 1, ((tuple,),), False, arguments)
+        inputs = calls.known("blocks", len(arguments) - 1, ((tuple,),), (), arguments)
         if inputs is None:
             return None
-        sequence, compute_dtype = served(inputs, self.backend, lambda: self._find(x))
-        if sequence is None:
-            return None
         with torch_versions.below_autograd():
-            return _run(inputs, x, sequence, self.blocks, compute_dtype)
+            result = replayed(inputs, self.backend, "sequence")
+            if result is not NotImplemented:
+                return result
+            kernel, compute_dtype = served(inputs, self.backend, lambda: self._find(x))
+            return None if kernel is None else _run(inputs, x, kernel, self.blocks, compute_dtype)
 
     def _find(self, x: Tensor) -> tuple[Any, torch.dtype]:
-        """The backend's function, and the dtype that it computes in; None if the blocks differ or do not take x."""
+        """The backend's module, and the dtype that it computes in; None if the blocks must be called one by one."""
         specs = set()
         for b in self.blocks:
             try:
@@ -69,9 +70,10 @@ class Blocks:
         if len(specs) > 1 or x.numel() == 0:
             return None, x.dtype
         spec = specs.pop()
-        return getattr(dispatch.choose(spec, self.backend, x, "nothing"), "sequence", None), spec.compute_dtype
+        kernel = dispatch.choose(spec, self.backend, x, "nothing")
+        return kernel if hasattr(kernel, "sequence") else None, spec.compute_dtype
 
 
 @on_device
-def _run(inputs: calls.Inputs, x: Tensor, sequence: Any, blocks: tuple[Block, ...], dtype: torch.dtype) -> Tensor:
-    return sequence(BlocksCall(x, blocks, dtype, inputs))
+def _run(inputs: calls.Inputs, x: Tensor, kernel: Any, blocks: tuple[Block, ...], dtype: torch.dtype) -> Tensor:
+    return kernel.sequence(BlocksCall(x, blocks, dtype, inputs))

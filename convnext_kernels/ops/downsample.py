@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnext_kernels import dispatch
-from convnext_kernels.calls import DownsampleCall, Inputs
+from convnext_kernels.calls import DownsampleCall, Inputs, downsampled
 from convnext_kernels.ops import checks
 from convnext_kernels.ops.compose import cast, nchw, nhwc, normalised
 from convnext_kernels.ops.registration import (
@@ -21,7 +21,6 @@ from convnext_kernels.ops.registration import (
     served,
 )
 from convnext_kernels.spec import OpSpec
-from convnext_kernels.torch_versions import suggest_memory_format
 
 _TENSORS = "Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight, Tensor? bias"
 
@@ -44,13 +43,6 @@ def _check(
     checks.patch_weight("weight", weight, x)
     checks.vector("bias", bias, weight.shape[0], "one per row of weight")
     checks.epsilon("eps", eps)
-
-
-def _empty(x: Tensor, weight: Tensor, dtype: torch.dtype | None) -> Tensor:
-    side = weight.shape[-1]
-    shape = (x.shape[0], weight.shape[0], x.shape[2] // side, x.shape[3] // side)
-    memory_format = suggest_memory_format(x)
-    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=memory_format)
 
 
 def _spec(x: Tensor, compute_dtype: torch.dtype | None, weight: Tensor, backward: bool = False) -> OpSpec:
@@ -82,11 +74,8 @@ def _forward(
         return (dispatch.choose(_spec(x, compute_dtype, weight), backend, x),)
 
     (kernel,) = served(inputs, backend, find)
-    out = _empty(x, weight, compute_dtype)
-    if x.numel() == 0:
-        return out
     call = DownsampleCall(x, norm_weight, norm_bias, weight, bias, eps, compute_dtype or x.dtype, inputs)
-    return kernel.forward(call, out)
+    return kernel.forward(call) if x.numel() else call.result()
 
 
 def _fake(
@@ -100,7 +89,7 @@ def _fake(
     backend: str,
 ) -> Tensor:
     _check(x, norm_weight, norm_bias, weight, bias, eps, compute_dtype is not None)
-    return _empty(x, weight, compute_dtype)
+    return downsampled(x, weight, compute_dtype or x.dtype)
 
 
 def _composed(
@@ -133,7 +122,7 @@ def _backward(
     backend: str,
 ) -> list[Tensor]:
     def find() -> tuple:
-        checks.gradient("dy", dy, _empty(x.to("meta"), weight, compute_dtype))
+        checks.gradient("dy", dy, downsampled(x.to("meta"), weight, compute_dtype or x.dtype))
         checks.same_device("dy", dy, x)
         return (dispatch.choose(_spec(x, compute_dtype, weight, backward=True), backend, x, needs),)
 

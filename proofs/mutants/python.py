@@ -101,12 +101,15 @@ MUTANTS = [
         "ops/downsample.py",
         AUTOCAST,
         Mutant("dtype", "fp64 is cast under autocast", "None if x.dtype == torch.float64 else dtype", "dtype"),
+    ),
+    *_in(
+        "calls.py",
+        parity("eager and downsample and forward and float32"),
         Mutant(
             "stride",
             "the result is contiguous whatever x is",
-            "suggest_memory_format(x)",
+            "torch_versions.suggest_memory_format(x)",
             "torch.contiguous_format",
-            tests=parity("eager and downsample and forward and float32"),
         ),
     ),
     *_in(
@@ -270,6 +273,18 @@ MUTANTS = [
             "versions = [t._version for t in self.tensors]",
             "versions = []",
         ),
+        Mutant(
+            "state",
+            "the shortest look does not read the weights",
+            "entry.checksum == entry.regions.checksum()",
+            "True",
+        ),
+        Mutant(
+            "state",
+            "the shortest look sees the address of one weight only",
+            "entry.last != (self._signature, _in_full(), addresses[1:], versions[1:])",
+            "False",
+        ),
         Mutant("state", "weights that are gone stay packed", "if other.reference.expired()", "if False"),
     ),
     *_in(
@@ -278,8 +293,8 @@ MUTANTS = [
         Mutant(
             "state",
             "packed with one eps, used with another",
-            "(isa, configuration), pack, known, variant)",
-            "(isa, configuration[:3]), pack, known, variant)",
+            "(isa, configuration), pack, known, variant, recent)",
+            "(isa, configuration[:3]), pack, known, variant, recent)",
             tests=STALE,
         ),
         Mutant("formula", "GRN has no bias", "if p.grn_bias is not None:", "if False:"),

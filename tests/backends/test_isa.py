@@ -31,8 +31,24 @@ def test_levels_of_this_machine():
             assert needed <= flags
 
 
-def test_use_isa(monkeypatch):
-    monkeypatch.delenv(cpu.ISA_VARIABLE, raising=False)
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets the environment variable, which is read once, or removes it."""
+
+    def put(value: str | None) -> None:
+        if value is None:
+            monkeypatch.delenv(cpu.ISA_VARIABLE, raising=False)
+        else:
+            monkeypatch.setenv(cpu.ISA_VARIABLE, value)
+        native.requested.cache_clear()
+
+    yield put
+    monkeypatch.undo()
+    native.requested.cache_clear()
+
+
+def test_use_isa(environment):
+    environment(None)
     best = cpu.supported_isas()[-1]
     assert cpu.isa() == best
     for isa in cpu.supported_isas():
@@ -42,12 +58,12 @@ def test_use_isa(monkeypatch):
     assert cpu.isa() == best
 
 
-def test_environment(monkeypatch):
-    monkeypatch.setenv(cpu.ISA_VARIABLE, "portable")
+def test_environment(environment):
+    environment("portable")
     assert cpu.isa() == "portable"
     with cpu.use_isa(cpu.supported_isas()[-1]):
         assert cpu.isa() == cpu.supported_isas()[-1]
-    monkeypatch.setenv(cpu.ISA_VARIABLE, "sse9")
+    environment("sse9")
     with pytest.raises(BackendError, match=r"CONVNEXT_KERNELS_CPU_ISA: .*portable.*got 'sse9'"):
         FusedConvNeXtBlock(4, backend="cpu")(torch.randn(1, 4, 3, 3))
 
@@ -57,8 +73,8 @@ def test_unknown():
         pytest.fail("entered")
 
 
-def test_use_isa_belongs_to_its_thread(monkeypatch):
-    monkeypatch.delenv(cpu.ISA_VARIABLE, raising=False)
+def test_use_isa_belongs_to_its_thread(environment):
+    environment(None)
     seen = []
     with cpu.use_isa("portable"):
         thread = threading.Thread(target=lambda: seen.append(cpu.isa()))

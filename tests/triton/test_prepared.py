@@ -7,8 +7,10 @@ import threading
 import pytest
 import torch
 
-from convnext_kernels import calls, functional
+from convnext_kernels import calls, functional, tuning, use_backend
+from convnext_kernels.backends.gpu import prepared
 from convnext_kernels.backends.gpu.prepared import View
+from convnext_kernels.ops import registration
 from tests.operators import OPERATORS, expected, expected_gradients, gradients
 from tests.shapes import Case
 from tests.tolerance import assert_as_good_as_eager
@@ -134,15 +136,15 @@ def test_threads(emulate, arguments):
 
 def test_tf32_is_part_of_the_signature(emulate, arguments, monkeypatch):
     """It changes the plan of fp32 and what cuBLAS does."""
-    from convnext_kernels.backends.triton import launch
+    from convnext_kernels.backends.gpu import prepared
 
-    recorded, record = [], launch._record
-    monkeypatch.setattr(launch, "_record", lambda *a: recorded.append(1) or record(*a))
+    recorded, record = [], prepared.record_call
+    monkeypatch.setattr(prepared, "record_call", lambda *a: recorded.append(1) or record(*a))
     arguments = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
     calls.forget()
     with emulate(90):
         for allowed, programs in ((False, 1), (True, 2), (False, 2)):
-            monkeypatch.setattr(launch, "tf32_allowed", lambda allowed=allowed: allowed)
+            monkeypatch.setattr(prepared, "tf32_allowed", lambda allowed=allowed: allowed)
             block(**arguments)
             assert len(recorded) == programs
 
@@ -158,3 +160,38 @@ def test_fork(emulate, arguments):
             same = torch.equal(block(**arguments), expected) and torch.equal(block(**other)[0], expected[0])
             os._exit(0 if same else 1)
         assert os.waitpid(child, 0)[1] == 0
+
+
+def test_replay_skips_the_op(emulate, addresses, arguments, monkeypatch):
+    """Nothing but the tensors may differ from a call before: the device's driver, TF32, plans, hooks on launches."""
+    from convnext_kernels.backends.triton import launch
+
+    arguments = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+    op, ran = registration._ops["block"], []
+    monkeypatch.setitem(registration._ops, "block", op._replace(run=lambda *a: ran.append(1) or op.run(*a)))
+    with torch.no_grad(), emulate(90):
+        for _ in range(2):  # the second call replays, from the third on without the op
+            block(**arguments)
+        ran.clear()
+        check(arguments, block(**arguments))
+        other = arguments | {"pwconv1_weight": arguments["pwconv1_weight"] * 2}
+        check(other, block(**other))
+        assert not ran
+
+        with monkeypatch.context() as changed:
+            changed.setattr(prepared, "tf32_allowed", lambda: True)
+            block(**arguments)
+        with monkeypatch.context() as changed:
+            changed.setattr(prepared.cache, "generation", lambda: 12345)
+            block(**arguments)
+        with tuning.forced(lambda *_: None):
+            block(**arguments)
+        with monkeypatch.context() as changed:
+            changed.setattr(launch, "_hooked", lambda: True)
+            check(arguments, block(**arguments))
+        with emulate(80):
+            check(arguments, block(**arguments))
+        assert len(ran) == 5
+        with use_backend("eager"):
+            functional.convnext_block(**arguments)
+        assert len(ran) == 6

@@ -13,7 +13,7 @@ def forward(call: BlockCall, y: Tensor | None = None, hidden: Tensor | None = No
 
     `y` (like x, channels_last) and `hidden` (N, hidden, H, W) are filled for the gradient if they are given.
     """
-    return mlp_native.run(call, call.x, (call.weight, call.bias, call.dilation), y, hidden)
+    return mlp_native.run(call, call.x, (call.weight, call.bias, call.dilation), y, hidden, forward)
 
 
 def sequence(call: BlocksCall) -> Tensor:

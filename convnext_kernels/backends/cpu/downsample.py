@@ -18,8 +18,8 @@ def _patches(weight: Tensor) -> Tensor:
     return F.pad(patches, (0, native.pad_channels(channels) - channels)).contiguous()
 
 
-def forward(call: DownsampleCall, out: Tensor) -> Tensor:
-    """Write the result to `out` (with the dtype and strides that the fake kernel promises) and return it."""
+def forward(call: DownsampleCall) -> Tensor:
+    """Normalise, then convolve in `compute_dtype`."""
     x, norm_weight, norm_bias, weight, bias, eps, compute_dtype, _ = call
     channels, (width, _, side, _) = x.shape[1], weight.shape
     isa, bf16 = native.isa(), compute_dtype == torch.bfloat16
@@ -44,7 +44,7 @@ def forward(call: DownsampleCall, out: Tensor) -> Tensor:
     parameters = (weight, bias, norm_weight, norm_bias)
     kernel = packed(weight, parameters, (isa, "downsample", bf16, eps), pack)
     x_nhwc = dense_nhwc(x)
-    written, out = output_for(out)
+    written, out = output_for(call.result())
     n, _, h, w = x.shape
     kernel.forward(
         native.DTYPE_CODES[x.dtype],

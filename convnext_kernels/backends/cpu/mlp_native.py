@@ -1,6 +1,6 @@
 """The calls of csrc/cpu/mlp.cpp and mlp_backward.cpp, which serve `mlp` and `block`, and the packing of parameters."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from torch import Tensor
 from convnext_kernels.backends.cpu import native
 from convnext_kernels.backends.cpu.dwconv import bias_or_zeros, taps_first
 from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, flat_float, output_for
-from convnext_kernels.backends.cpu.packed import Known, packed
+from convnext_kernels.backends.cpu.packed import Known, Recent, packed
 from convnext_kernels.calls import BlockCall, BlocksCall, MlpCall
 from convnext_kernels.spec import MlpParameters
 from convnext_kernels.tuning import Candidate, cache, forcing, pick
@@ -136,6 +136,7 @@ def _kernel(
     dw_bias: Tensor | None,
     configuration: tuple,
     known: Known | None = None,
+    recent: Recent | None = None,
 ) -> Any:
     """The extension's object with the packed parameters."""
     isa = native.isa()
@@ -145,7 +146,7 @@ def _kernel(
 
     # The variant is the norm's weight: an AdaLayerNorm has one for each condition.
     variant = p.norm_weight.data_ptr()
-    return packed(p.pwconv1_weight, (dw_weight, dw_bias, *p), (isa, configuration), pack, known, variant)
+    return packed(p.pwconv1_weight, (dw_weight, dw_bias, *p), (isa, configuration), pack, known, variant, recent)
 
 
 def _team(operations: int) -> tuple[int, Tensor | None]:
@@ -162,10 +163,12 @@ def run(
     dwconv: tuple[Tensor, Tensor | None, tuple[int, int]] | None,  # weight, bias, dilation
     kept_y: Tensor | None = None,
     kept_hidden: Tensor | None = None,
+    launcher: Callable | None = None,
 ) -> Tensor:
     """Run the block (with `dwconv`) or the inverted bottleneck alone (without).
 
     `kept_y` (like x) and `kept_hidden` (N, hidden, H, W), both channels_last, are filled for the gradient if given.
+    `launcher` is the key of what `_direct` remembers for the next call of a block.
     """
     x, p, inputs = call.x, call.p, call.inputs
     dw_weight, dw_bias, dilation = dwconv or (None, None, (1, 1))
@@ -174,7 +177,13 @@ def run(
     if inputs is not None:
         parameters = slice(1 if dwconv or residual is None else 2, None if drop is None else -1)
         known = Known(inputs.signature, inputs.tensors[parameters], inputs.addresses[parameters])
-    kernel = _kernel(p, dw_weight, dw_bias, facts.configuration, known)
+    recent = None
+    if launcher is not None and inputs is not None and facts.direct and drop is kept_y is kept_hidden is None:
+        recent = inputs.signature.memo.get(Recent)
+        if recent is None:
+            recent = inputs.signature.memo[Recent] = Recent(inputs.signature)
+            inputs.signature.memo[launcher] = _direct(facts, recent)
+    kernel = _kernel(p, dw_weight, dw_bias, facts.configuration, known, recent)
     if facts.direct:
         x_nhwc, written = x, torch.empty_like(x)
         out = written
@@ -200,6 +209,27 @@ def run(
         _schedule(call, kernel_size, (kept_y is not None) + (kept_hidden is not None)),
     )
     return out if facts.direct else finish(written, out)
+
+
+def _direct(facts: _Facts, recent: Recent) -> Callable:
+    """`run` of a block without gradient for the function that `registration.replayed` calls.
+
+    It serves calls whose weights are packed, on the machine's best instruction set, with the default schedule.
+    """
+    (code, compute_code), image, operations = facts.codes, facts.image, facts.operations
+
+    def direct(tensors: list[Tensor], addresses: list[int]) -> Any:
+        if native.forced() or cache.generation() or forcing() or _phases.get() is not None:
+            return NotImplemented
+        kernel = recent.find(tensors, addresses)
+        if kernel is None:
+            return NotImplemented
+        out, x = torch.empty_like(tensors[0]), addresses[0]
+        threads = native.threads(operations)
+        kernel.forward(code, x, x, out.data_ptr(), *image, 0, 0, 0, compute_code, threads, 0, -1)
+        return out
+
+    return direct
 
 
 def run_blocks(call: BlocksCall) -> Tensor:

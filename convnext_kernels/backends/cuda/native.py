@@ -17,7 +17,6 @@ from convnext_kernels.backends.gpu import prepared as programs
 from convnext_kernels.backends.gpu.layout import Rows
 from convnext_kernels.backends.gpu.prepared import View
 from convnext_kernels.spec import BackendError
-from convnext_kernels.tuning import cache, forcing
 
 # For tests: the file of another build of the extension, such as the one whose kernels run on the CPU.
 EXTENSION_VARIABLE = "CONVNEXT_KERNELS_CUDA_EXTENSION"
@@ -150,25 +149,7 @@ class _Call:
         code.lines.append(f"{code.constant(self.launcher)}(stream, {', '.join(map(expression, self.arguments))})")
 
 
-def prepared(launcher: Callable) -> Callable:
-    """Run `launcher` once per signature, then replay what it did (`gpu/prepared.py`)."""
-
-    @functools.wraps(launcher)
-    def run(*arguments: Any, **keywords: Any) -> Any:
-        inputs = programs.inputs_of(arguments)
-        if inputs is None:
-            return launcher(*arguments, **keywords)
-        call, signature, tensors, addresses = inputs
-        tf32 = call.x.dtype is torch.float32 and torch_versions.tf32_allowed()  # for 16 bits it says nothing
-        key = (launcher, tf32, cache.generation(), len(arguments))
-        program = None if forcing() else signature.memo.get(key)
-        if program is None:
-            program = programs.record_call(launcher, arguments)
-            if not forcing():
-                signature.memo[key] = program
-        return program.run(tensors, addresses, context(call.x))
-
-    return run
+prepared = programs.preparing(lambda tensor: ((), context(tensor)))
 
 
 def address(t: Tensor | None) -> int | View:

@@ -30,13 +30,13 @@ def _unpatch(patches: Tensor, side: int, x: Tensor) -> Tensor:
     return F.pad(n, (0, x.shape[3] - columns * side, 0, x.shape[2] - rows * side))
 
 
-def forward(call: DownsampleCall, out: Tensor) -> Tensor:
-    """Normalise, then convolve in `compute_dtype`; the result has the dtype and strides of `out`."""
+def forward(call: DownsampleCall) -> Tensor:
+    """Normalise, then convolve in `compute_dtype`."""
     x, norm_weight, norm_bias, weight, bias, eps, compute_dtype, _ = call
     n = layernorm.forward(NormCall(x, norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps))
     bias = None if bias is None else bias.to(compute_dtype)
     y = F.linear(_patches(n.to(compute_dtype), weight.shape[-1]), weight.flatten(1).to(compute_dtype), bias)
-    return like(nchw(y), out)
+    return like(nchw(y), call.result())
 
 
 def backward(dy: Tensor, call: DownsampleCall, needs: list[bool]) -> list[Tensor]:

@@ -32,12 +32,13 @@ def _patches(
     return target.tensor.view(-1, side * side * x.shape[1]), target
 
 
-def forward(kernels: Kernels, call: DownsampleCall, out: Tensor) -> Tensor:
-    """Normalise, then convolve in `compute_dtype`; the result has the dtype and strides of `out`."""
+def forward(kernels: Kernels, call: DownsampleCall) -> Tensor:
+    """Normalise, then convolve in `compute_dtype`."""
     x, norm_weight, norm_bias, weight, bias, eps, compute_dtype, _ = call
     patches, _ = _patches(kernels, x, norm_weight, norm_bias, eps, weight.shape[-1], compute_dtype)
     bias = None if bias is None else bias.detach().to(compute_dtype).flatten()
     y = F.linear(patches, _matrix(weight, compute_dtype), bias)
+    out = call.result()
     samples, features, height, width = out.shape
     return like(y.view(samples, height, width, features).permute(0, 3, 1, 2), out)
 

@@ -11,6 +11,7 @@ Nothing that a tensor contains is remembered. Weights are cast to the dtype of t
 write through ``.data`` changes neither pointer nor version, and a GPU cannot compare contents without waiting.
 """
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +20,9 @@ import torch
 from torch import Tensor
 
 from convnext_kernels.calls import Signature
-from convnext_kernels.torch_versions import TorchDispatchMode
+from convnext_kernels.torch_versions import TorchDispatchMode, tf32_allowed
+from convnext_kernels.tuning import cache, forcing
+from convnext_kernels.tuning.pick import planned
 
 _EMPTY = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})
 _ALIGNMENT = 512  # of PyTorch's allocator
@@ -385,3 +388,61 @@ def inputs_of(arguments: Sequence[Any]) -> tuple[Any, Signature, list[Tensor], l
         tensors = [*tensors, *arguments[1:]]
         addresses = [*addresses, *(tensor.data_ptr() for tensor in arguments[1:])]
     return call, signature, tensors, addresses
+
+
+def preparing(environment: Callable[[Tensor], tuple[tuple, Any]]) -> Callable[[Callable], Callable]:
+    """A decorator for launchers, which runs a launcher once per signature and then replays what it did.
+
+    ``environment(tensor)``, with a tensor on the call's device: what a program depends on beside the signature, and
+    what `Program.run` takes as the stream. A launcher takes an op's call, or a gradient and the call; then what else
+    the op passes. A call that comes from another launcher has no signature: `launcher` simply runs, as a part of the
+    other.
+
+    In the signature's `memo` the decorated launcher is the key of a function of (tensors, addresses) that replays the
+    call where the environment is the same, else returns `NotImplemented`: `ops/registration.py` calls it before all
+    that leads to a launcher.
+    """
+
+    def decorate(launcher: Callable) -> Callable:
+        @functools.wraps(launcher)
+        def run(*arguments: Any, **keywords: Any) -> Any:
+            inputs = inputs_of(arguments)
+            if inputs is None:
+                return launcher(*arguments, **keywords)
+            call, signature, tensors, addresses = inputs
+            fp32 = call.x.dtype is torch.float32
+            facts, stream = environment(tensors[0])
+            if forcing():
+                program = record_call(launcher, arguments)
+                if (programs := planned()) is not None:
+                    programs.append(program)
+                    return None
+                return program.run(tensors, addresses, stream)
+            facts = (*facts, fp32 and tf32_allowed(), cache.generation())  # TF32 says nothing for 16 bits
+            key = (launcher, facts, len(arguments))
+            program = signature.memo.get(key)
+            if program is None:
+                program = signature.memo[key] = record_call(launcher, arguments)
+            result = program.run(tensors, addresses, stream)
+            if program.replay is not None and tensors is call.inputs.tensors:
+                signature.memo[run] = _direct(environment, program.replay, facts, fp32)
+            return result
+
+        return run
+
+    return decorate
+
+
+def _direct(environment: Callable, replay: Callable, known: tuple, fp32: bool) -> Callable:
+    *same, tf32, generation = known
+    same = tuple(same)
+
+    def run(tensors: list[Tensor], addresses: list[int]) -> Any:
+        facts, stream = environment(tensors[0])
+        if stream is None or facts != same or cache.generation() != generation or forcing():
+            return NotImplemented
+        if fp32 and tf32_allowed() is not tf32:
+            return NotImplemented
+        return replay(tensors, addresses, stream)
+
+    return run

@@ -13,7 +13,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import triton
 from torch import Tensor
 from triton.runtime import driver as drivers
@@ -21,9 +20,6 @@ from triton.runtime import driver as drivers
 from convnext_kernels.backends.gpu import prepared as programs
 from convnext_kernels.backends.gpu.prepared import View
 from convnext_kernels.backends.triton import device
-from convnext_kernels.torch_versions import tf32_allowed
-from convnext_kernels.tuning import cache, forcing
-from convnext_kernels.tuning.pick import planned
 
 _INTERPRETED = device.interpreted()
 
@@ -87,38 +83,13 @@ def _hooked() -> bool:
     return False
 
 
-def prepared(launcher: Callable) -> Callable:
-    """Run `launcher` once per signature, then replay what it did.
-
-    `launcher` takes an op's call, or a gradient and the call; then what else the op passes. A call that comes from
-    another launcher has no signature: `launcher` simply runs, as a part of the other.
-    """
-
-    @functools.wraps(launcher)
-    def run(*arguments: Any, **keywords: Any) -> Any:
-        inputs = programs.inputs_of(arguments)
-        if inputs is None:
-            return launcher(*arguments, **keywords)
-        call, signature, tensors, addresses = inputs
-        if _INTERPRETED:
-            driver, stream = None, None
-        else:
-            driver = drivers.active
-            stream = None if _hooked() else driver.get_current_stream(driver.get_current_device())
-        if forcing():
-            program = _record(launcher, arguments)
-            if (programs_found := planned()) is not None:
-                programs_found.append(program)
-                return None
-            return program.run(tensors, addresses, stream)
-        tf32 = call.x.dtype is torch.float32 and tf32_allowed()  # for 16 bits it says nothing
-        key = (launcher, driver, tf32, cache.generation(), len(arguments))
-        program = signature.memo.get(key)
-        if program is None:
-            program = signature.memo[key] = _record(launcher, arguments)
-        return program.run(tensors, addresses, stream)
-
-    return run
+def _environment(_: Tensor) -> tuple[tuple, int | None]:
+    """The driver and the current device, and the stream; None if launches must take Triton's own way."""
+    if _INTERPRETED:
+        return (), None
+    driver = drivers.active
+    device = driver.get_current_device()
+    return (driver, device), None if _hooked() else driver.get_current_stream(device)
 
 
-_record = programs.record_call
+prepared = programs.preparing(_environment)
