@@ -11,6 +11,7 @@ def _in(file: str, tests: tuple[str, ...], *mutants: Mutant) -> Iterator[Mutant]
 
 AUTOCAST = ("tests/ops/test_autocast.py", "-k", "eager or dtypes or fp64")
 STALE = ("tests/backends/test_stale_weights.py", "-k", "cpu and (single or layers or inference or option) or let_go")
+CHANGED = ("tests/backends/test_stale_weights.py", "-k", "cpu and one_parameter and (data_mul or element_in_place)")
 LAYOUTS = ("tests/ops/test_layouts.py", "-k", "cpu-avx2")
 MODULES = ("tests/nn", "-k", "not triton and not cuda")
 ACCELERATE = (
@@ -278,12 +279,14 @@ MUTANTS = [
             "the shortest look does not read the weights",
             "entry.checksum == entry.regions.checksum()",
             "True",
+            tests=CHANGED,
         ),
         Mutant(
             "state",
             "the shortest look sees the address of one weight only",
             "entry.last != (self._signature, _in_full(), addresses[1:], versions[1:])",
             "False",
+            tests=CHANGED,
         ),
         Mutant("state", "weights that are gone stay packed", "if other.reference.expired()", "if False"),
     ),

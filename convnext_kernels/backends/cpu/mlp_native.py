@@ -179,10 +179,8 @@ def run(
         known = Known(inputs.signature, inputs.tensors[parameters], inputs.addresses[parameters])
     recent = None
     if launcher is not None and inputs is not None and facts.direct and drop is kept_y is kept_hidden is None:
-        recent = inputs.signature.memo.get(Recent)
-        if recent is None:
-            recent = inputs.signature.memo[Recent] = Recent(inputs.signature)
-            inputs.signature.memo[launcher] = _direct(facts, recent)
+        recent = inputs.signature.memo.setdefault((Recent, native.isa()), Recent(inputs.signature))
+        inputs.signature.memo[launcher] = _direct(facts, recent, native.isa())
     kernel = _kernel(p, dw_weight, dw_bias, facts.configuration, known, recent)
     if facts.direct:
         x_nhwc, written = x, torch.empty_like(x)
@@ -211,15 +209,15 @@ def run(
     return out if facts.direct else finish(written, out)
 
 
-def _direct(facts: _Facts, recent: Recent) -> Callable:
-    """`run` of a block without gradient for the function that `registration.replayed` calls.
+def _direct(facts: _Facts, recent: Recent, isa: str) -> Callable:
+    """`run` of a block without gradient, for `registration.replayed`.
 
-    It serves calls whose weights are packed, on the machine's best instruction set, with the default schedule.
+    It serves calls whose weights are packed, with the default schedule.
     """
     (code, compute_code), image, operations = facts.codes, facts.image, facts.operations
 
     def direct(tensors: list[Tensor], addresses: list[int]) -> Any:
-        if native.forced() or cache.generation() or forcing() or _phases.get() is not None:
+        if native.isa() != isa or cache.generation() or forcing() or _phases.get() is not None:
             return NotImplemented
         kernel = recent.find(tensors, addresses)
         if kernel is None:

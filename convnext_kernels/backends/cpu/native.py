@@ -65,11 +65,6 @@ def requested() -> str | None:
     return os.environ.get(ISA_VARIABLE)
 
 
-def forced() -> bool:
-    """Whether another instruction set than the machine's best is requested."""
-    return bool(_forced.get() or requested())
-
-
 def isa() -> str:
     """Return the instruction set in use: that of `use_isa`, else CONVNEXT_KERNELS_CPU_ISA, else the machine's best.
 
