@@ -190,10 +190,23 @@ def convnext_block(
         grn_bias,
         drop_scale,
     )
-    dilations = checks.pair("dilation", dilation)
-    return call("block", *tensors, *dilations, eps, grn_eps, norm, activation, None, _memory(memory, tensors), backend)[
-        0
-    ]
+    return block_of(tensors, dilation, eps, grn_eps, norm, activation, memory, backend)
+
+
+def block_of(
+    tensors: tuple[Tensor | None, ...],
+    dilation: int | tuple[int, int],
+    eps: float,
+    grn_eps: float,
+    norm: str,
+    activation: str,
+    memory: str,
+    backend: str,
+) -> Tensor:
+    """`convnext_block` with its 13 tensors in the order of its arguments; for modules, which keep them in a tuple."""
+    down, right = checks.pair("dilation", dilation)
+    memory = _memory(memory, tensors)
+    return call("block", *tensors, down, right, eps, grn_eps, norm, activation, None, memory, backend)[0]
 
 
 def patch_downsample(

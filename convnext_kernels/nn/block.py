@@ -114,20 +114,15 @@ class FusedConvNeXtBlock(Whole, nn.Module):
         dropping = drop_path.drop_prob and drop_path.training
         if type(x) is not Tensor or dropping:
             checks.image("x", x)  # drop path uses x before the op checks it
-        return functional.convnext_block(
-            x,
-            *tensors[:8],
-            gamma=tensors[8],
-            grn_weight=tensors[9],
-            grn_bias=tensors[10],
-            drop_scale=drop_path.scale(x) if dropping else None,
-            dilation=dilation,
-            eps=norm.eps,
-            grn_eps=1e-6 if grn is None else grn.eps,
-            norm=self.norm_name,
-            activation=self.activation,
-            memory=self.memory,
-            backend=self.backend,
+        return functional.block_of(
+            (x, *tensors, drop_path.scale(x) if dropping else None),
+            dilation,
+            norm.eps,
+            1e-6 if grn is None else grn.eps,
+            self.norm_name,
+            self.activation,
+            self.memory,
+            self.backend,
         )
 
     def inference_block(self) -> tuple[Block, str] | None:

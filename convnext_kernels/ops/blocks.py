@@ -51,10 +51,10 @@ class Blocks:
         inputs = calls.known("blocks", len(arguments) - 1, ((tuple,),), (), arguments)
         if inputs is None:
             return None
+        result = replayed(inputs, self.backend, "sequence")
+        if result is not NotImplemented:
+            return result
         with torch_versions.below_autograd():
-            result = replayed(inputs, self.backend, "sequence")
-            if result is not NotImplemented:
-                return result
             kernel, compute_dtype = served(inputs, self.backend, lambda: self._find(x))
             return None if kernel is None else _run(inputs, x, kernel, self.blocks, compute_dtype)
 

@@ -72,11 +72,11 @@ def call(name: str, *arguments: Any) -> Any:
         if inputs.requires_grad and torch.is_grad_enabled():
             result = _gradients[name](*arguments[: direct.lead], arguments[direct.lead :], inputs)
             return list(result) if type(result) is tuple else result
-        with torch_versions.below_autograd():
-            result = replayed(inputs, arguments[-1], direct.direction)
-            if result is NotImplemented:
-                return direct.run(inputs, *arguments)
+        result = replayed(inputs, arguments[-1], direct.direction)
+        if result is not NotImplemented:
             return [result] if direct.wrapped else result
+        with torch_versions.below_autograd():
+            return direct.run(inputs, *arguments)
     if name in _compositions and exporting.traced():
         with warnings.catch_warnings():
             # The checks and the number of channels are the same in every run of the trace.

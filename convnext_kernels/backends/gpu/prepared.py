@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from convnext_kernels.calls import Signature
-from convnext_kernels.torch_versions import TorchDispatchMode, tf32_allowed
+from convnext_kernels.torch_versions import TorchDispatchMode, below_autograd, tf32_allowed
 from convnext_kernels.tuning import cache, forcing
 from convnext_kernels.tuning.pick import planned
 
@@ -443,6 +443,7 @@ def _direct(environment: Callable, replay: Callable, known: tuple, fp32: bool) -
             return NotImplemented
         if fp32 and tf32_allowed() is not tf32:
             return NotImplemented
-        return replay(tensors, addresses, stream)
+        with below_autograd():
+            return replay(tensors, addresses, stream)
 
     return run
