@@ -42,6 +42,8 @@ TITLES = {
     ("block", "forward"): "Blocks, inference",
     ("block", "training"): "Blocks, training (forward and backward)",
 }
+# The rows of a record of the same machine with an older instruction set (CONVNEXT_KERNELS_CPU_ISA).
+LIMITED_ROWS = (ROWS[0], ROWS[5])
 OPS = ("dwconv", "layernorm", "mlp")
 SUMMARISED = [(group, direction) for group in OPS for direction in ("forward", "training")]
 
@@ -54,10 +56,22 @@ def records(folder: Path) -> list[Run]:
         if not run.complete:
             continue
         created = datetime.datetime.fromisoformat(run.created)
-        key = (run.device, machine_name(run), run.machine["threads"]["cores"] if run.device == "cpu" else None)
+        cores = run.machine["threads"]["cores"] if run.device == "cpu" else None
+        key = (run.device, machine_name(run), cores, limit(run))
         if key not in newest or created >= newest[key][0]:
             newest[key] = (created, run)
-    return [run for _, run in sorted(newest.values(), key=lambda found: found[0], reverse=True)]
+    found = [run for _, run in sorted(newest.values(), key=lambda found: found[0], reverse=True)]
+    return sorted(found, key=lambda run: limit(run) is not None)
+
+
+def limit(run: Run) -> str | None:
+    """The instruction set that the CPU was limited to."""
+    return run.machine.get("environment", {}).get("CONVNEXT_KERNELS_CPU_ISA") if run.device == "cpu" else None
+
+
+def title(run: Run) -> str:
+    """The machine, and what it was limited to."""
+    return machine_name(run) + ("" if limit(run) is None else f", limited to {limit(run)}")
 
 
 def paragraph(text: str) -> list[str]:
@@ -101,7 +115,7 @@ def machine(run: Run) -> str:
     commit = f", commit {run.machine['commit']}" if run.machine.get("commit") else ""
     command = "verify" if run.mode == "verify" else f"bench{flags}{device}"
     return (
-        f"{machine_name(run)}{where}, PyTorch {run.machine['libraries']['torch']}, {run.created[:10]}{commit}: "
+        f"{title(run)}{where}, PyTorch {run.machine['libraries']['torch']}, {run.created[:10]}{commit}: "
         f"`convnext-kernels {command}`"
     )
 
@@ -213,16 +227,22 @@ def losses(run: Run) -> str:
     )
 
 
-def short_table(run: Run) -> list[str]:
-    """What README shows of `run`."""
-    cases = run.cases()
+def short_table(run: Run, others: Iterable[Run] = ()) -> list[str]:
+    """What README shows of `run`, and of records of the same machine with an older instruction set."""
 
     def cell(case: Case) -> str:
         other = other_peer(case)
         parts = [compared(case, EAGER), "-" if other is None else compared(case, other)]
         return "<br>".join(part for part in parts if part != "-") or "-"
 
-    rows = [[what, *(cell(cases.get(name.format(dtype), {})) for dtype in DTYPES)] for what, name in ROWS]
+    rows = [
+        [what + place, *(cell(record.cases().get(name.format(dtype), {})) for dtype in DTYPES)]
+        for record, place, chosen in (
+            (run, "", ROWS),
+            *((o, f", limited to {limit(o)}", LIMITED_ROWS) for o in others if machine_name(o) == machine_name(run)),
+        )
+        for what, name in chosen
+    ]
     rows = [row for row in rows if row[1:] != ["-", "-"]]
     alt = escape(description(run), {'"': "&quot;"})
     picture = [
@@ -287,7 +307,7 @@ def summary(parts: dict[tuple[str, str], list[Case]]) -> list[str]:
 
 def render(run: Run) -> list[str]:
     """What docs/benchmarks.md shows of `run`."""
-    lines = [f"### {machine_name(run)}", "", *paragraph(f"{machine(run)}. {losses(run)}")]
+    lines = [f"### {title(run)}", "", *paragraph(f"{machine(run)}. {losses(run)}")]
     for line in run.conditions.get("warnings", []):
         lines += ["", *paragraph(f"Warning: {line}.")]
     bad = sum(record.status in (WRONG, FAILED) for record in run.records)
@@ -320,7 +340,7 @@ def main(arguments: list[str] | None = None) -> int:
         runs = records(chosen.root / "benchmarks" / "results")
         nothing = ["No record yet."]
         for file, lines in (
-            (readme, short_table(runs[0]) if runs else nothing),
+            (readme, short_table(runs[0], filter(limit, runs[1:])) if runs else nothing),
             (long, [line for run in runs for line in ["", *render(run)]][1:] if runs else nothing),
         ):
             text = file.read_text(encoding="utf-8")
