@@ -192,6 +192,19 @@ def keeps(spec: OpSpec, memory: str, backend: str = AUTO) -> str:
     return memory
 
 
+def rounds(spec: OpSpec, backend: str = AUTO) -> bool:
+    """Whether a forward pass of `block` keeps what its gradient needs in the dtype of the matmuls, not in x's.
+
+    Under autocast with an fp32 x, if the backend's ``KEEPS_ROUNDED`` says so. Not the backend that was timed to be the
+    fastest, as in `keeps`.
+    """
+    if spec.compute_dtype.itemsize >= spec.dtype.itemsize:
+        return False
+    height, width = spec.kernel_size
+    spec = spec._replace(channels=int(spec.channels), kernel_size=(int(height), int(width)), hidden=int(spec.hidden))
+    return choose(spec, backend).KEEPS_ROUNDED
+
+
 def _layout(x: Tensor) -> str:
     if x.is_contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d):
         return "channels_last"

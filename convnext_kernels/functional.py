@@ -174,6 +174,7 @@ def convnext_block(
 
     Shapes and `memory` are those of these two functions. Here "min" keeps the convolution's result (2 times the
     size of x with x itself) and "balanced" the hidden as well (6 times). Eager PyTorch keeps 12 times the size of x.
+    Under autocast an fp32 x and the convolution's result are kept in the dtype of the matmuls on a GPU.
     """
     tensors = (
         x,

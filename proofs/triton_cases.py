@@ -37,6 +37,7 @@ class Case:
     norm: str = "layer"
     activation: str = "gelu"
     keeps: bool = False  # the hidden is kept for the gradient, as with memory="balanced"
+    autocast: bool = False  # an fp32 x with bf16 matmuls, of the op block
     quick: bool = False  # compiled by every CI run
 
     def __str__(self) -> str:
@@ -45,6 +46,7 @@ class Case:
         parts += ["nchw"] if self.layout == "nchw" else []
         parts += ["v2"] if self.grn else []
         parts += ["balanced"] if self.keeps else []
+        parts += ["autocast"] if self.autocast else []
         parts += [name for name in (self.norm, self.activation) if name not in ("layer", "gelu")]
         return " ".join([*parts, "backward" if self.backward else "forward"])
 
@@ -70,6 +72,9 @@ def _compiled() -> Iterator[Case]:
     yield from _both(Case("mlp", 96, 56, dtype="fp32", quick=True))  # plan "cublas"
     yield from _both(Case("mlp", 384, 14, dtype="fp32", grn=True))
     yield from _both(Case("mlp", 96, 56, dtype="fp16"))
+    for c, size in ((96, 56), (192, 28), (384, 14)):
+        yield from _both(Case("block", c, size, autocast=True, quick=c == 96))
+    yield from _both(Case("block", 96, 56, autocast=True, grn=True))
     # the other norms, and the activation with the most instructions: in the fused kernel, in two products, in V2
     yield from _both(Case("mlp", 96, 56, norm="simple", activation="mish"))
     yield from _both(Case("mlp", 384, 14, norm="rms", activation="mish", grn=True))
@@ -114,7 +119,7 @@ def run(case: Case) -> None:
         return
 
     def tensor(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
+        return torch.empty(shape, dtype=torch.float32 if case.autocast else dtype, device="meta")
 
     def volume(c: int, size: int) -> Tensor:
         memory_format = torch.channels_last_3d if case.layout == "nhwc" else torch.contiguous_format
@@ -154,6 +159,14 @@ def run(case: Case) -> None:
             dtype,
         )
         inputs = 12
+        if case.autocast:
+            y, w1, w2 = (t.to(dtype) for t in (x, *(call.p[i] for i in (2, 4))))
+            if case.backward:
+                needs = [True] * 9 + [not case.grn, case.grn, case.grn]
+                module.backward(x, call._replace(x=y), needs, y, w1, w2)
+            else:
+                module.forward(call, y, torch.empty_like(y), w1, w2)
+            return
     else:
         weight = tensor(2 * case.c, case.c, case.k, case.k)
         call = DownsampleCall(x, vector, vector, weight, tensor(2 * case.c), 1e-6, dtype)

@@ -9,9 +9,12 @@ Bytes are unique bytes: each 32-byte sector that a launch touches counts once fo
 were infinite and empty at the start of the launch.
 """
 
+import dataclasses
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from types import ModuleType
+from unittest import mock
 
 import click
 import torch
@@ -111,6 +114,40 @@ def block_figures(arch: int) -> Iterator[Figure]:
         yield Figure(f"{name}: spills", spilled, 0, 0, "bytes")
 
 
+def training_figures(arch: int) -> Iterator[Figure]:
+    """Count unique bytes of a training step of a block, in bf16 and under autocast with an fp32 x and parameters.
+
+    Bytes per pixel are the difference of two batches on a GPU of one multiprocessor: its partial sums are the same for
+    both, and drop out with the weights.
+    """
+    from convnext_kernels.backends.triton import device
+
+    small = dataclasses.replace(tuning.for_arch(arch), sms=1)
+    for channels in (96, 192):
+        moved = {}
+        for autocast in (False, True):
+            counts = []
+            for n in (1, 3):
+                dtype = torch.float32 if autocast else torch.bfloat16
+                arguments = _block_arguments(n, channels, 14, False, dtype)
+                arguments = {name: value.requires_grad_() for name, value in arguments.items()}
+                counts.append(_step_bytes(arch, arguments, autocast, device, small))
+            moved[autocast] = (counts[1] - counts[0]) / (2 * 14 * 14 * channels)
+        name = f"training step, block C{channels} 14x14 V1 sm_{arch}"
+        yield Figure(f"{name} bf16: bytes per pixel", moved[False], 52, None, "C")
+        yield Figure(f"{name} autocast: bytes per pixel", moved[True], 68, 1.25 * moved[False], "C")
+
+
+def _step_bytes(arch: int, arguments: dict, autocast: bool, device: ModuleType, gpu: tuning.Gpu) -> int:
+    import triton_ptxemu as emulator
+
+    with emulator.emulated(arch) as launches, tuning.forced(_large), mock.patch.object(device, "gpu", return_value=gpu):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = functional.convnext_block(**arguments, backend="triton", memory="min")
+        y.backward(torch.randn_like(y))
+    return sum(launch["dram_bytes"] for launch in launches)
+
+
 def dwconv_figures(arch: int) -> Iterator[Figure]:
     """Count executed PTX instructions of the depthwise kernels."""
     for channels, size, side, n in DWCONV:
@@ -189,7 +226,8 @@ def page(figures: list[Figure]) -> str:
 @click.option("--update", is_flag=True, help=f"Write {PAGE.relative_to(ROOT)}.")
 def main(arch: tuple[int, ...], check: bool, update: bool) -> None:
     """Count bytes, launches and instructions of executed PTX."""
-    figures = [f for a in arch for make in (compiled_figures, block_figures, dwconv_figures) for f in make(a)]
+    counts = compiled_figures, block_figures, training_figures, dwconv_figures
+    figures = [f for a in arch for make in counts for f in make(a)]
     failed = show(figures)
     if update:
         PAGE.write_text(page(figures))

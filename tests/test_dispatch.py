@@ -39,7 +39,7 @@ def make_backend(monkeypatch):
         monkeypatch.setitem(sys.modules, module.__name__, module)
         for op in OPS:
             file = ModuleType(f"{module.__name__}.{op}")
-            file.KEEPS_HIDDEN = False
+            file.KEEPS_HIDDEN = file.KEEPS_ROUNDED = False
 
             def forward(call, *rest, op=op):
                 module.calls.append(op)

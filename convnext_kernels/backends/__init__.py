@@ -8,6 +8,7 @@ A backend package has
 - ``DEVICES``: the device types for which "auto" tries it; None for all;
 - one module per op of ``spec.OPS`` with ``forward(...)`` and ``backward(...)``. Those of ``mlp`` and ``block`` can fill
   and use the tensors that the op keeps for the gradient (ops/block.py); ``KEEPS_HIDDEN`` says whether they gain by it.
+  That of ``block`` has ``KEEPS_ROUNDED``: whether under autocast these tensors have the dtype of the matmuls.
 """
 
 import functools

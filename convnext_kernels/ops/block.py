@@ -1,5 +1,6 @@
 """``convnext_kernels::block``: the whole ConvNeXt block, x + s * gamma * MLP(LN(dwconv(x)))."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,16 @@ from convnext_kernels import dispatch
 from convnext_kernels.calls import BlockCall, Inputs
 from convnext_kernels.ops import checks
 from convnext_kernels.ops.compose import cast, convolution
-from convnext_kernels.ops.mlp import BACKWARD_OPTIONS, OPTIONS, PARAMETERS, bottleneck, check_mlp, hidden_like, promote
+from convnext_kernels.ops.mlp import (
+    BACKWARD_OPTIONS,
+    OPTIONS,
+    PARAMETERS,
+    bottleneck,
+    check_mlp,
+    hidden_like,
+    matrices_like,
+    promote,
+)
 from convnext_kernels.ops.registration import (
     autocast,
     call,
@@ -71,9 +81,18 @@ def spec_of(
     )
 
 
-def _saved(keeps: str, x: Tensor, p: MlpParameters, compute_dtype: torch.dtype) -> list[Tensor]:
-    """Empty tensors for what `block` keeps for its gradient beside its inputs: the convolution's y, then the hidden."""
-    saved = [torch.empty_like(x, memory_format=torch.channels_last)] if keeps != "nothing" else []
+def _saved(keeps: str, rounded: bool, x: Tensor, p: MlpParameters, compute_dtype: torch.dtype) -> list[Tensor]:
+    """Empty tensors for what `block` keeps for its gradient beside its inputs: the convolution's y, then the hidden.
+
+    Under autocast a backend may keep all in the dtype of the matmuls (`rounded`): y, then x and both pointwise weights,
+    which the gradient takes instead of the inputs, then the hidden.
+    """
+    if keeps == "nothing":
+        return []
+    dtype = compute_dtype if rounded else x.dtype
+    saved = [torch.empty_like(x, dtype=dtype, memory_format=torch.channels_last)]
+    if rounded:
+        saved += [torch.empty_like(x, dtype=dtype), *matrices_like(p, dtype)]
     return [*saved, hidden_like(x, p, compute_dtype)] if keeps == "balanced" else saved
 
 
@@ -86,10 +105,11 @@ def _forward(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor | None, *re
         checks.memory(memory)
         spec = spec_of(x, weight, p, dilation, compute_dtype)
         keeps = dispatch.keeps(spec, memory, backend)
-        return dispatch.choose(spec, backend, x, keeps), keeps, spec.compute_dtype
+        rounded = dispatch.rounds(spec, backend)
+        return dispatch.choose(spec, backend, x, keeps), keeps, rounded, spec.compute_dtype
 
-    kernel, keeps, compute_dtype = served(inputs, backend, find)
-    saved = _saved(keeps, x, p, compute_dtype)
+    kernel, keeps, rounded, compute_dtype = served(inputs, backend, find)
+    saved = _saved(keeps, rounded, x, p, compute_dtype)
     if x.numel() == 0:
         return [torch.empty_like(x), *saved]
     call = BlockCall(x, weight, bias, p, drop_scale, dilation, *options, compute_dtype, inputs)
@@ -102,7 +122,8 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Te
     check_block(x, weight, bias, p, drop_scale, dilation, options, compute_dtype is not None)
     checks.memory(memory)
     spec = spec_of(x, weight, p, dilation, compute_dtype)
-    return [torch.empty_like(x), *_saved(dispatch.keeps(spec, memory, backend), x, p, spec.compute_dtype)]
+    keeps, rounded = dispatch.keeps(spec, memory, backend), dispatch.rounds(spec, backend)
+    return [torch.empty_like(x), *_saved(keeps, rounded, x, p, spec.compute_dtype)]
 
 
 def _composed(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
@@ -119,26 +140,46 @@ def _backward(inputs: Inputs, dout: Tensor, x: Tensor, weight: Tensor, bias: Ten
     dilation = (down, right)
 
     def find() -> tuple:
-        checks.gradient("dout", dout, x)
-        checks.same_device("dout", dout, x)
+        rounded = _rounded(x, compute_dtype, saved)
         like = x.to("meta")
-        checks.saved(saved, [like, hidden_like(like, p, compute_dtype)])
-        spec = spec_of(x, weight, p, dilation, compute_dtype, backward=True)
+        checks.gradient("dout", dout, like.float() if rounded else like)
+        checks.same_device("dout", dout, x)
+        checks.saved(
+            saved, [like, *(matrices_like(p, x.dtype) if rounded else ()), hidden_like(like, p, compute_dtype)]
+        )
+        spec = spec_of(x, weight, p, dilation, compute_dtype, backward=True)._replace(dtype=dout.dtype)
         return dispatch.choose(spec, backend, x, len(saved), needs), spec.compute_dtype
 
     kernel, compute_dtype = served(inputs, backend, find)
     if x.numel() == 0:
-        return [torch.zeros_like(t) for t in gradients_like([x, weight, bias, *p], needs)]
+        return [torch.zeros_like(t) for t in _gradients_like(dout, x, weight, bias, p, needs)]
     call = BlockCall(x, weight, bias, p, drop_scale, dilation, *options, compute_dtype, inputs)
     return kernel.backward(dout, call, needs, *saved)
 
 
+def _rounded(x: Tensor, compute_dtype: torch.dtype | None, saved: list[Tensor]) -> bool:
+    """Whether x and `saved` are what a forward pass kept of an fp32 x in the dtype of the matmuls."""
+    return len(saved) > 2 and x.dtype == compute_dtype
+
+
+def _gradients_like(
+    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, p: Sequence[Tensor | None], needs: list[bool]
+) -> list[Tensor]:
+    """Empty tensors for the gradients; that of x has the dtype of the result, which x had in the forward pass."""
+    of_x = [torch.empty_like(x, dtype=dout.dtype)] if needs[0] else []
+    return of_x + gradients_like([weight, bias, *p], needs[1:])
+
+
 def _backward_fake(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
-    return gradients_like([x, weight, bias, *rest[:9]], rest[18])
+    return _gradients_like(dout, x, weight, bias, rest[:9], rest[18])
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:13], *output[1:])
+    x, kept = inputs[0], output[1:]
+    if len(kept) > 2:  # x in the dtype of the matmuls
+        y, x, *rest = kept
+        kept = [y, *rest]
+    ctx.save_for_backward(x, *inputs[1:13], *kept)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.options = inputs[13:20]

@@ -196,12 +196,14 @@ def same_device(name: str, t: Tensor, x: Tensor) -> None:
 
 
 def saved(tensors: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    """What the forward pass kept: a first part of `expected` (on "meta"), dense in channels_last."""
+    """What the forward pass kept: a first part of `expected`, dense; images in channels_last."""
     if len(tensors) > len(expected):
         raise ValueError(f"saved: expected at most {len(expected)} tensors, got {len(tensors)}")
     for i, (t, like) in enumerate(zip(tensors, expected, strict=False)):
-        if t.shape != like.shape or not t.is_contiguous(memory_format=torch.channels_last):
-            raise ValueError(f"saved[{i}]: expected {_shape(like)} in channels_last, got {_shape(t)}")
+        memory_format = torch.channels_last if like.dim() == 4 else torch.contiguous_format
+        if t.shape != like.shape or not t.is_contiguous(memory_format=memory_format):
+            layout = "in channels_last" if like.dim() == 4 else "dense"
+            raise ValueError(f"saved[{i}]: expected {_shape(like)} {layout}, got {_shape(t)}")
         if t.dtype != like.dtype:
             raise TypeError(f"saved[{i}]: expected {_dtype(like)}, got {_dtype(t)}")
 

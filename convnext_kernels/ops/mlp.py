@@ -100,6 +100,14 @@ def hidden_like(x: Tensor, p: MlpParameters, compute_dtype: torch.dtype | None) 
     return torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
 
 
+def matrices_like(p: MlpParameters, dtype: torch.dtype) -> list[Tensor]:
+    """Empty (out, in) matrices for both pointwise weights, in `dtype`."""
+    return [
+        torch.empty(weight.shape[:2], dtype=dtype, device=weight.device)
+        for weight in (p.pwconv1_weight, p.pwconv2_weight)
+    ]
+
+
 def _saved(keeps: str, x: Tensor, p: MlpParameters, compute_dtype: torch.dtype) -> list[Tensor]:
     """Empty tensors for what `mlp` keeps for its gradient beside its inputs."""
     return [hidden_like(x, p, compute_dtype)] if keeps == "balanced" else []

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from convnext_kernels import list_backends
 from tests.operators import OPERATORS, differentiable, to, with_gradients
 from tests.reference import Block
 from tests.shapes import KERNELS, TRITON, Case, chosen
@@ -32,11 +34,17 @@ def test_bottleneck(op, case, x_dtype, kernel):
     for name in ("x", "residual"):
         if name in arguments:
             arguments[name] = arguments[name].to(x_dtype)
+    compare(op, arguments, kernel)
+
+
+def compare(op, arguments, backend, **options):
+    """Result and gradients under autocast with those of fp64, as near as eager's."""
+    operator = OPERATORS[op]
     wide = with_gradients(to(arguments, torch.double))
     reference = operator.reference(**wide)
     arguments, eager_arguments = with_gradients(arguments), with_gradients(arguments)
     with torch.autocast("cpu", torch.bfloat16):
-        y = operator.serve(kernel, **arguments)
+        y = operator.serve(backend, **arguments, **options)
         eager = operator.reference(**eager_arguments)
     assert_as_good_as_eager(y, eager, reference, what=op, dtype=torch.bfloat16)
     dy = torch.randn(y.shape, dtype=torch.double)
@@ -48,6 +56,62 @@ def test_bottleneck(op, case, x_dtype, kernel):
         assert ours.dtype == arguments[name].dtype == eagers.dtype
         what = f"{op}: gradient of {name}"
         assert_as_good_as_eager(ours, eagers, true, what=what, dtype=torch.bfloat16, scale=1.0)
+
+
+LAYOUTS = {
+    "nhwc": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "nchw": lambda x: x.contiguous(),
+    "crop": lambda x: torch.nn.functional.pad(x, (1, 1, 1, 1))[:, :, 1:-1, 1:-1],  # no dense result to write
+}
+
+
+@chosen(lambda memory, layout, variant, backend: (memory == "min") == (layout == "nhwc"))
+@pytest.mark.parametrize("memory", ["min", "balanced"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("variant", ["v1", "v2"])
+def test_block_keeps_what_its_gradient_needs(variant, layout, memory, backend):
+    """Kept in the dtype of the matmuls or in x's, in every layout of x."""
+    arguments = OPERATORS["block"].arguments(CASES[variant], torch.float32)
+    arguments["x"] = LAYOUTS[layout](arguments["x"])
+    compare("block", arguments, backend, memory=memory)
+
+
+@pytest.mark.parametrize("memory", ["min", "balanced"])
+@pytest.mark.parametrize(("first", "second"), [("triton", "eager"), ("triton", "cuda"), ("cuda", "eager")])
+def test_another_backend_takes_what_was_kept(first, second, memory):
+    """A timed choice may take one backend for the forward pass and another one for the gradient."""
+    for name in (first, second):
+        if not list_backends()[name].available:
+            pytest.skip(list_backends()[name].reason)
+    calls = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.convnext_kernels.block_backward.default:
+                calls.append(args)
+            return function(*args, **(kwargs or {}))
+
+    arguments = with_gradients(OPERATORS["block"].arguments(CASES["v1"], torch.float32))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = OPERATORS["block"].serve(first, **arguments, memory=memory)
+    with Recorder():
+        y.backward(torch.randn_like(y))
+    ((*given, saved, needs, _),) = calls
+    assert given[1].dtype == torch.bfloat16, "x is kept in the dtype of the matmuls"
+    assert {t.dtype for t in saved} == {torch.bfloat16}
+    backward = torch.ops.convnext_kernels.block_backward
+    ours, others = (backward(*given, saved, needs, name) for name in (first, second))
+    for gradient, other in zip(ours, others, strict=True):
+        assert gradient.dtype == other.dtype == torch.float32
+        assert gradient.stride() == other.stride()
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(gradient, other, rtol=0, atol=0.02 * scale)
+    for i in range(len(saved)):
+        wrong = [*saved[:i], saved[i].float(), *saved[i + 1 :]]
+        with pytest.raises(TypeError, match=rf"saved\[{i}\]: expected bfloat16, got float32"):
+            backward(*given, wrong, needs, second)
+    with pytest.raises(TypeError, match="dout: expected float32, got bfloat16"):
+        backward(given[0].bfloat16(), *given[1:], saved, needs, second)
 
 
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=str)

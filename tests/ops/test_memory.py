@@ -39,6 +39,17 @@ def test_block_keeps(memory, limit, use_grn, backend):
     assert kept(block, x) <= limit
 
 
+@pytest.mark.parametrize(("memory", "limit"), [("min", 1), ("balanced", 3)])
+def test_block_keeps_half_under_autocast(memory, limit, backend):
+    """x, y and the hidden in bf16 of an fp32 x, and the weights; on a CPU the first two in fp32."""
+    limit = {"eager": 1, "cpu": limit + 1}.get(backend, limit)
+    block = FusedConvNeXtBlock(CASE.c, memory=memory, backend=backend)
+    x = torch.randn(CASE.n, CASE.c, CASE.h, CASE.w, requires_grad=True).to(memory_format=torch.channels_last)
+    weights = 0 if backend in ("eager", "cpu") else 2 * 2 * 4 * CASE.c**2 / (4 * x.numel())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert kept(block, x) - weights == pytest.approx(limit, abs=0.01)
+
+
 def test_eager_keeps_twelve_times_its_input():
     """The figure the others stand beside: 4C each of GELU's input and output, of W2's input..."""
     block = reference.Block(CASE.c, 1.0).bfloat16()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.operators import OPERATORS, expected, expected_gradients, gradients
+from tests.ops.test_autocast import compare
 from tests.shapes import Case
 from tests.tolerance import assert_as_good_as_eager
 
@@ -57,6 +58,18 @@ def test_newer_architectures(newer, row, emulate, plan_of):
     """tcgen05 with tensor memory, and mma.sync in little shared memory."""
     with emulate(newer):
         run("block", NHWC, row, plan_of)
+
+
+@pytest.mark.parametrize(
+    ("plan", "memory", "case"),
+    [("fused", "min", "odd"), ("fused", "min", "odd v2"), ("gemm", "balanced", "wide"), ("cublas", "min", "odd")],
+)
+def test_autocast(plan, memory, case, architecture, plan_of):
+    """An fp32 x: the kernels of bf16 read and write fp32, and keep x and y in bf16."""
+    arguments = OPERATORS["block"].arguments(CASES[case], torch.float32)
+    arguments["x"] = arguments["x"].contiguous(memory_format=NHWC)
+    with plan_of(plan):
+        compare("block", arguments, "triton", memory=memory)
 
 
 def run(op, layout, row, plan_of):

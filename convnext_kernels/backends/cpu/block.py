@@ -6,6 +6,7 @@ from convnext_kernels.backends.cpu import dwconv, mlp, mlp_native
 from convnext_kernels.calls import BlockCall, BlocksCall
 
 KEEPS_HIDDEN = True
+KEEPS_ROUNDED = False
 
 
 def forward(call: BlockCall, y: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:

@@ -7,6 +7,7 @@ from convnext_kernels.backends.cuda.native import prepared
 from convnext_kernels.backends.gpu import block
 
 KEEPS_HIDDEN = True
+KEEPS_ROUNDED = True
 
 forward = prepared(functools.partial(block.forward, dwconv, mlp))
 sequence = prepared(functools.partial(block.sequence, dwconv, mlp))

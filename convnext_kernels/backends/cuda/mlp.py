@@ -9,6 +9,8 @@ cublas   matmuls by cuBLAS with pointwise kernels between them (backends/gpu/mlp
 This file makes the arguments of these kernels.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from convnext_kernels.backends.cuda.mlp_plan import Problem, forward_plan, gpu_o
 from convnext_kernels.backends.cuda.shared import KERNELS
 from convnext_kernels.backends.gpu import mlp_cublas
 from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows
-from convnext_kernels.backends.gpu.mlp_cublas import matrix, rows_of
+from convnext_kernels.backends.gpu.mlp_cublas import matrices, rows_of
 from convnext_kernels.calls import MlpCall
 from convnext_kernels.spec import MlpParameters
 from convnext_kernels.torch_versions import tf32_allowed
@@ -46,29 +48,38 @@ def _vector(parameter: Tensor | None) -> tuple | None:
 
 
 @native.prepared
-def forward(call: MlpCall, hidden: Tensor | None = None, like: Tensor | None = None) -> Tensor:
+def forward(
+    call: MlpCall,
+    hidden: Tensor | None = None,
+    like: Tensor | None = None,
+    rounded: Tensor | None = None,
+    weights: Sequence[Tensor] | None = None,
+) -> Tensor:
     """Return the bottleneck's output with x's dtype and strides, or those of `like`.
 
-    `hidden`, (N, hidden, H, W) channels_last in `compute_dtype`, is filled with u for the gradient.
+    `hidden`, (N, hidden, H, W) channels_last in `compute_dtype`, is filled with u for the gradient, `rounded`, like
+    `like` in another dtype, with the residual. `weights`: `mlp_cublas.matrices`.
     """
     x = call.x
     if (call.norm, call.activation) != (LAYER, GELU):
-        return mlp_cublas.forward(KERNELS, call, hidden, like)
+        return mlp_cublas.forward(KERNELS, call, hidden, like, rounded, weights)
     plan = forward_plan(_problem(x, call.p, call.compute_dtype, hidden is not None), gpu_of(x))
     if plan.config["plan"] == "cublas":
-        return mlp_cublas.forward(KERNELS, call, hidden, like)
+        return mlp_cublas.forward(KERNELS, call, hidden, like, rounded, weights)
     out, written = output_rows(x if like is None else like)
     u = None if hidden is None else rows_of(hidden)
-    _fused(plan.config["tile"], call, u, written)
+    if rounded is not None:
+        rounded.copy_(call.residual)
+    _fused(plan.config["tile"], call, weights, u, written)
     return finish(out, written)
 
 
-def _fused(tile: int, call: MlpCall, u: Tensor | None, written: Rows) -> None:
+def _fused(tile: int, call: MlpCall, weights: Sequence[Tensor] | None, u: Tensor | None, written: Rows) -> None:
     x, residual, p, drop_scale, eps, grn_eps, _, _, compute_dtype, _ = call
     source = rows(x)
     other = None if residual is None else rows(residual)
     channels, hidden = x.shape[1], p.pwconv1_weight.shape[0]
-    w1, w2 = matrix(p.pwconv1_weight, compute_dtype), matrix(p.pwconv2_weight, compute_dtype)
+    w1, w2 = matrices(call, weights)
     seen = (source, written) if other is None else (source, written, other)
     samples, pixels = extent(*seen, merge=p.grn_weight is None)
     kernel = native.kernels().mlp_fused_fp32 if compute_dtype == torch.float32 else native.kernels().mlp_fused
@@ -111,11 +122,17 @@ def _fused(tile: int, call: MlpCall, u: Tensor | None, written: Rows) -> None:
 
 
 @native.prepared
-def backward(dout: Tensor, call: MlpCall, needs: list[bool], hidden: Tensor | None = None) -> list[Tensor]:
+def backward(
+    dout: Tensor,
+    call: MlpCall,
+    needs: list[bool],
+    hidden: Tensor | None = None,
+    weights: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
     """Return the gradients of (x, residual, *p) that `needs` marks, in that order; bitwise the same every time.
 
-    `hidden` is u as `forward` filled it; without it u is computed again.
+    `hidden` is u as `forward` filled it; without it u is computed again. `weights`: `mlp_cublas.matrices`.
     """
     needs_norm = [needs[0], needs[2], needs[3]]
-    found = mlp_cublas.backward(KERNELS, dout, call, needs_norm, hidden)
+    found = mlp_cublas.backward(KERNELS, dout, call, needs_norm, hidden, weights)
     return mlp_cublas.in_order(*found, dout, call.residual, needs)

@@ -16,18 +16,25 @@ def forward(
     dwconv: ModuleType,
     mlp: ModuleType,
     call: BlockCall,
-    y: Tensor | None = None,
-    hidden: Tensor | None = None,
+    *kept: Tensor,
 ) -> Tensor:
     """Return x + s * gamma * MLP(LN(dwconv(x))) with x's dtype and strides.
 
-    `y` (like x, channels_last) and `hidden` (N, hidden, H, W) are filled for the gradient if they are given.
+    `kept` is filled for the gradient: y (like x, channels_last) and the hidden (N, hidden, H, W); under autocast all in
+    the dtype of the matmuls, and after y also x and both pointwise weights (`ops/block.py`).
     """
-    x = call.x
-    if y is None:
-        y = torch.empty_like(x, memory_format=torch.channels_last)
+    x, y, rounded, weights = call.x, None, None, None
+    if kept:
+        y, *kept = kept
+    else:  # in the dtype that the matmuls read it in
+        y = torch.empty_like(x, dtype=call.compute_dtype, memory_format=torch.channels_last)
     dwconv.forward(call.convolution, out=y)
-    return mlp.forward(call.mlp(y, x), hidden, like=x)
+    if len(kept) > 1:
+        rounded, *weights = kept[:3]
+        kept = kept[3:]
+        for cast, weight in zip(weights, (call.p.pwconv1_weight, call.p.pwconv2_weight), strict=True):
+            cast.copy_(weight.detach().flatten(1))
+    return mlp.forward(call.mlp(y, x), *kept[:1], like=x, rounded=rounded, weights=weights)
 
 
 def sequence(dwconv: ModuleType, mlp: ModuleType, call: BlocksCall) -> Tensor:
@@ -44,17 +51,23 @@ def backward(
     dout: Tensor,
     call: BlockCall,
     needs: list[bool],
-    y: Tensor | None = None,
-    hidden: Tensor | None = None,
+    *kept: Tensor,
 ) -> list[Tensor]:
-    """Return the gradients of (x, weight, bias, *p) that `needs` marks, in that order."""
-    x = call.x
-    if y is None:
-        y = torch.empty_like(x, memory_format=torch.channels_last)
+    """Return the gradients of (x, weight, bias, *p) that `needs` marks, in that order; that of x in dout's dtype.
+
+    `kept` is what `forward` filled, without x: `call.x` is that one.
+    """
+    x, weights = call.x, None
+    if kept:
+        y, *kept = kept
+    else:
+        y = torch.empty_like(x, dtype=call.compute_dtype, memory_format=torch.channels_last)
         dwconv.forward(call.convolution, out=y)
+    if len(kept) > 1:
+        weights, kept = kept[:2], kept[2:]
     needs_dy = any(needs[:3])
     wanted = [needs_dy, False, *needs[3:]]
-    gradients = mlp.backward(dout, call.mlp(y, None), wanted, hidden)
+    gradients = mlp.backward(dout, call.mlp(y, None), wanted, *kept[:1], weights=weights)
     if not needs_dy:
         return gradients
     dy = gradients.pop(0)

@@ -9,6 +9,8 @@ G2 = d^T h and dz = gamma d:
 so the output of W2 is not needed again. fp32 matmuls obey torch's TF32 switches because torch runs them.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,12 @@ from convnext_kernels.spec import MlpParameters
 def matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """A pointwise weight as a dense (out, in) matrix in the dtype of the matmuls."""
     return weight.detach().flatten(1).to(dtype).contiguous()
+
+
+def matrices(call: MlpCall, weights: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """Both pointwise weights as `matrix`; `weights` are these if the call's were cast before."""
+    w1, w2 = weights or (call.p.pwconv1_weight, call.p.pwconv2_weight)
+    return matrix(w1, call.compute_dtype), matrix(w2, call.compute_dtype)
 
 
 def normalised(
@@ -44,44 +52,59 @@ def rows_of(image: Tensor) -> Tensor:
     return image.permute(0, 2, 3, 1).reshape(-1, image.shape[1])
 
 
-def _hidden(z: Tensor, p: MlpParameters, compute_dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    w1 = matrix(p.pwconv1_weight, compute_dtype)
+def _hidden(z: Tensor, w1: Tensor, p: MlpParameters, compute_dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
     if p.pwconv1_bias is None:
         return torch.mm(z, w1.mT, out=out)
     return torch.addmm(flat(p.pwconv1_bias).to(compute_dtype), z, w1.mT, out=out)
 
 
-def forward(kernels: Kernels, call: MlpCall, hidden: Tensor | None = None, like: Tensor | None = None) -> Tensor:
+def forward(
+    kernels: Kernels,
+    call: MlpCall,
+    hidden: Tensor | None = None,
+    like: Tensor | None = None,
+    rounded: Tensor | None = None,
+    weights: Sequence[Tensor] | None = None,
+) -> Tensor:
     """Return the bottleneck's output with x's dtype and strides, or those of `like`.
 
-    `hidden`, (N, hidden, H, W) channels_last in `compute_dtype`, is filled with u for the gradient.
+    `hidden`, (N, hidden, H, W) channels_last in `compute_dtype`, is filled with u for the gradient, `rounded`, like
+    `like` in another dtype, with the residual. `weights`: `matrices`.
     """
     x, residual, p, drop_scale, eps, grn_eps, norm, activation, compute_dtype, _ = call
     kept = None if hidden is None else rows_of(hidden)
-    u = _hidden(normalised(kernels, x, p, eps, norm, compute_dtype), p, compute_dtype, out=kept)
+    w1, w2 = matrices(call, weights)
+    u = _hidden(normalised(kernels, x, p, eps, norm, compute_dtype), w1, p, compute_dtype, out=kept)
     h = u if hidden is None else torch.empty_like(u)
     kernels.activate(u, h, activation)
     if p.grn_weight is not None:
         h = rows_of(kernels.grn_forward(NormCall(as_image(h, x), p.grn_weight, p.grn_bias, grn_eps)))
-    z = torch.mm(h, matrix(p.pwconv2_weight, compute_dtype).mT)
+    z = torch.mm(h, w2.mT)
     out, written = output_rows(x if like is None else like)
+    if rounded is not None:
+        rounded.copy_(residual)
     kernels.output(z, p.pwconv2_bias, p.gamma, drop_scale, residual, written)
     return finish(out, written)
 
 
 def backward(
-    kernels: Kernels, dout: Tensor, call: MlpCall, needs_input: list[bool], hidden: Tensor | None = None
+    kernels: Kernels,
+    dout: Tensor,
+    call: MlpCall,
+    needs_input: list[bool],
+    hidden: Tensor | None = None,
+    weights: Sequence[Tensor] | None = None,
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Return ([dx, dnorm_weight, dnorm_bias], of which those marked in `needs_input`, the other gradients by name)."""
     x, _, p, drop_scale, eps, grn_eps, norm, activation, compute_dtype, _ = call
     z = normalised(kernels, x, p, eps, norm, compute_dtype)
-    u = _hidden(z, p, compute_dtype) if hidden is None else rows_of(hidden)
+    w1, w2 = matrices(call, weights)
+    u = _hidden(z, w1, p, compute_dtype) if hidden is None else rows_of(hidden)
     h = torch.empty_like(u)
     kernels.activate(u, h, activation)
     d = torch.empty((z.shape[0], dout.shape[1]), dtype=compute_dtype, device=dout.device)
     dz = d if p.gamma is None else torch.empty_like(d)
     kernels.scaled_gradient(dout, p.gamma, drop_scale, d, dz)
-    w1, w2 = matrix(p.pwconv1_weight, compute_dtype), matrix(p.pwconv2_weight, compute_dtype)
     gradients: dict[str, Tensor] = {}
     dh = torch.mm(dz, w2)
     g = h

@@ -7,6 +7,7 @@ from convnext_kernels.backends.triton import dwconv, mlp
 from convnext_kernels.backends.triton.launch import prepared
 
 KEEPS_HIDDEN = True
+KEEPS_ROUNDED = True
 
 forward = prepared(functools.partial(block.forward, dwconv, mlp))
 sequence = prepared(functools.partial(block.sequence, dwconv, mlp))

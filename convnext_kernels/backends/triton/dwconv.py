@@ -240,8 +240,8 @@ def forward(call: Call, out: Tensor | None = None) -> Tensor:
 
 
 def input_gradient(dy: Tensor, call: Call, residual: Tensor | None = None) -> Tensor:
-    """Return dx = dy (*) flipped weight [+ residual], with the dtype and strides `torch.empty_like(x)` has."""
-    dx = torch.empty_like(call.x)
+    """Return dx = dy (*) flipped weight [+ residual], like x; with a residual in its dtype."""
+    dx = torch.empty_like(call.x, dtype=None if residual is None else residual.dtype)
     return _convolve(dy, call, None, residual, dx, gradient=True)
 
 

@@ -118,9 +118,9 @@ def layernorm_fwd_kernel(
     if y_ptr is not None:
         y = numerator * rstd[:, None]
         if weight_ptr is not None:
-            y *= tl.load(weight_ptr + c, mask=c < C, other=0.0).to(x.dtype).to(tl.float32)[None, :]
+            y *= tl.load(weight_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
         if bias_ptr is not None:
-            y += tl.load(bias_ptr + c, mask=c < C, other=0.0).to(x.dtype).to(tl.float32)[None, :]
+            y += tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
         q = p
         if PATCH > 1:
             q, whole = patch_order(p, height, width, PATCH)
@@ -160,7 +160,7 @@ def layernorm_bwd_kernel(
     """One program: every num_programs-th tile of BLOCK_P pixels, and the sums over these for the parameters."""
     c = tl.arange(0, BLOCK_C)
     if weight_ptr is not None:
-        weight = tl.load(weight_ptr + c, mask=c < C, other=0.0).to(x_ptr.dtype.element_ty).to(tl.float32)[None, :]
+        weight = tl.load(weight_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     if partials_ptr is not None:
         # Summed over pixels only at the end, because that is a sum over threads and warps.
         dweight = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)

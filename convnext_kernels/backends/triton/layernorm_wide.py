@@ -104,9 +104,9 @@ def layernorm_fwd_wide_kernel(
             c = start + tl.arange(0, BLOCK_C)
             y = normalised(load_channels(x_row, c, stride_xc, C), mean, correction, rstd, NORM)
             if weight_ptr is not None:
-                y *= load_channels(weight_ptr, c, 1, C).to(dtype).to(tl.float32)
+                y *= load_channels(weight_ptr, c, 1, C)
             if bias_ptr is not None:
-                y += load_channels(bias_ptr, c, 1, C).to(dtype).to(tl.float32)
+                y += load_channels(bias_ptr, c, 1, C)
             inside = tl.where(whole, c < C, False)
             tl.store(y_row + c.to(tl.int64) * stride_yc, y.to(dtype).to(y_ptr.dtype.element_ty), mask=inside)
 
@@ -170,7 +170,7 @@ def layernorm_bwd_wide_kernel(
                 tl.store(dweight, tl.load(dweight, mask=c < C, other=0.0) + dy * xhat, mask=c < C)
                 tl.store(dweight + C, tl.load(dweight + C, mask=c < C, other=0.0) + dy, mask=c < C)
             if weight_ptr is not None:
-                dy *= load_channels(weight_ptr, c, 1, C).to(dtype).to(tl.float32)
+                dy *= load_channels(weight_ptr, c, 1, C)
             along_mean += dy
             along_xhat += dy * xhat
         if dx_ptr is not None:
@@ -183,6 +183,6 @@ def layernorm_bwd_wide_kernel(
                 g = tl.load(dy_row + c.to(tl.int64) * stride_dyc, mask=(c < C) & held, other=0.0)
                 g = g.to(dtype).to(tl.float32)
                 if weight_ptr is not None:
-                    g *= load_channels(weight_ptr, c, 1, C).to(dtype).to(tl.float32)
+                    g *= load_channels(weight_ptr, c, 1, C)
                 dx = rstd * (g - mean_g - slope * mean_g_xhat)
                 tl.store(dx_row + c.to(tl.int64) * stride_dxc, dx.to(dx_ptr.dtype.element_ty), mask=c < C)

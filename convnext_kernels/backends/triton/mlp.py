@@ -9,13 +9,15 @@ cublas   matmuls by cuBLAS with pointwise kernels between them (backends/gpu/mlp
 This file makes the arguments of these kernels.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 from torch import Tensor
 
 from convnext_kernels.backends.gpu import mlp_cublas
 from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, like_parameter, output_rows, rows
-from convnext_kernels.backends.gpu.mlp_cublas import matrix, normalised, rows_of
+from convnext_kernels.backends.gpu.mlp_cublas import normalised, rows_of
 from convnext_kernels.backends.triton import device, grn, layernorm
 from convnext_kernels.backends.triton.launch import launch, prepared
 from convnext_kernels.backends.triton.mlp_backward import (
@@ -37,18 +39,20 @@ from convnext_kernels.torch_versions import tf32_allowed
 KEEPS_HIDDEN = True
 
 
-def _problem(x: Tensor, p: MlpParameters, compute_dtype: torch.dtype, hidden: bool) -> Problem:
-    samples, channels, height, width = x.shape
+def _problem(call: MlpCall, hidden: bool, stream: torch.dtype) -> Problem:
+    """`stream`: the dtype of the residual and the result."""
+    samples, channels, height, width = call.x.shape
+    dtypes = call.x.dtype, call.compute_dtype, stream
     return Problem(
         samples,
         height * width,
         channels,
-        p.pwconv1_weight.shape[0],
-        p.grn_weight is not None,
-        str(x.dtype).removeprefix("torch."),
-        str(compute_dtype).removeprefix("torch."),
+        call.p.pwconv1_weight.shape[0],
+        call.p.grn_weight is not None,
+        *(str(dtype).removeprefix("torch.") for dtype in dtypes[:2]),
         hidden,
-        compute_dtype == torch.float32 and tf32_allowed(),
+        call.compute_dtype == torch.float32 and tf32_allowed(),
+        str(stream).removeprefix("torch."),
     )
 
 
@@ -57,28 +61,45 @@ def _vector(parameter: Tensor | None) -> Tensor | None:
 
 
 @prepared
-def forward(call: MlpCall, hidden: Tensor | None = None, like: Tensor | None = None) -> Tensor:
+def forward(
+    call: MlpCall,
+    hidden: Tensor | None = None,
+    like: Tensor | None = None,
+    rounded: Tensor | None = None,
+    weights: Sequence[Tensor] | None = None,
+) -> Tensor:
     """Return the bottleneck's output with x's dtype and strides, or those of `like`.
 
-    `hidden`, (N, hidden, H, W) channels_last in `compute_dtype`, is filled with u for the gradient.
+    `hidden`, (N, hidden, H, W) channels_last in `compute_dtype`, is filled with u for the gradient, `rounded`, like
+    `like` in another dtype, with the residual. `weights`: `mlp_cublas.matrices`.
     """
-    x = call.x
-    plan = forward_plan(_problem(x, call.p, call.compute_dtype, hidden is not None), device.gpu())
+    like = call.x if like is None else like
+    plan = forward_plan(_problem(call, hidden is not None, like.dtype), device.gpu())
     if plan.config["plan"] == "cublas":
-        return mlp_cublas.forward(KERNELS, call, hidden, like)
-    out, written = output_rows(x if like is None else like)
+        return mlp_cublas.forward(KERNELS, call, hidden, like, rounded, weights)
+    out, written = output_rows(like)
     launch_plan = _fused if plan.config["plan"] == "fused" else _two_products
     u = None if hidden is None else rows_of(hidden)
-    launch_plan(plan.config, call, u, written)
+    if rounded is not None and written.tensor is not out:  # the kernel can only write it where it writes the result
+        rounded.copy_(call.residual)
+        rounded = None
+    launch_plan(plan.config, call, mlp_cublas.matrices(call, weights), u, written, rounded)
     return finish(out, written)
 
 
-def _fused(config: dict, call: MlpCall, u: Tensor | None, written: Rows) -> None:
-    x, residual, p, drop_scale, eps, grn_eps, norm, activation, compute_dtype, _ = call
+def _fused(
+    config: dict,
+    call: MlpCall,
+    weights: tuple[Tensor, Tensor],
+    u: Tensor | None,
+    written: Rows,
+    rounded: Tensor | None,
+) -> None:
+    x, residual, p, drop_scale, eps, grn_eps, norm, activation, _, _ = call
     source = rows(x)
     other = written if residual is None else rows(residual)
     channels, hidden = x.shape[1], p.pwconv1_weight.shape[0]
-    w1, w2 = matrix(p.pwconv1_weight, compute_dtype), matrix(p.pwconv2_weight, compute_dtype)
+    w1, w2 = weights
     samples, pixels = extent(source, other, written, merge=p.grn_weight is None)
     tiles = triton.cdiv(pixels, config["BM"])
     tile = {k: config[k] for k in ("BM", "BC", "PIECES", "BH", "num_warps", "num_stages")}
@@ -98,6 +119,7 @@ def _fused(config: dict, call: MlpCall, u: Tensor | None, written: Rows) -> None
             _vector(drop_scale),
             None if residual is None else other.tensor,
             out,
+            None if out is None else rounded,
             u,
             sums,
             pixels,
@@ -124,12 +146,19 @@ def _fused(config: dict, call: MlpCall, u: Tensor | None, written: Rows) -> None
     run(written.tensor, u, None, scale)
 
 
-def _two_products(config: dict, call: MlpCall, u: Tensor | None, written: Rows) -> None:
+def _two_products(
+    config: dict,
+    call: MlpCall,
+    weights: tuple[Tensor, Tensor],
+    u: Tensor | None,
+    written: Rows,
+    rounded: Tensor | None,
+) -> None:
     x, residual, p, drop_scale, eps, grn_eps, norm, activation, compute_dtype, _ = call
     source = rows(x)
     other = written if residual is None else rows(residual)
     channels, hidden = x.shape[1], p.pwconv1_weight.shape[0]
-    w1, w2 = matrix(p.pwconv1_weight, compute_dtype), matrix(p.pwconv2_weight, compute_dtype)
+    w1, w2 = weights
     samples, pixels = extent(source, other, written, merge=p.grn_weight is None)
     h = torch.empty((samples * pixels, hidden), dtype=compute_dtype, device=x.device)
     expand, project = config["expand"], config["project"]
@@ -169,6 +198,7 @@ def _two_products(config: dict, call: MlpCall, u: Tensor | None, written: Rows) 
         _vector(drop_scale),
         None if residual is None else other.tensor,
         written.tensor,
+        rounded,
         pixels,
         tiles,
         x.shape[2] * x.shape[3],
@@ -182,29 +212,40 @@ def _two_products(config: dict, call: MlpCall, u: Tensor | None, written: Rows) 
 
 
 @prepared
-def backward(dout: Tensor, call: MlpCall, needs: list[bool], hidden: Tensor | None = None) -> list[Tensor]:
+def backward(
+    dout: Tensor,
+    call: MlpCall,
+    needs: list[bool],
+    hidden: Tensor | None = None,
+    weights: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
     """Return the gradients of (x, residual, *p) that `needs` marks, in that order; bitwise the same every time.
 
-    `hidden` is u as `forward` filled it; without it u is computed again.
+    `hidden` is u as `forward` filled it; without it u is computed again. `weights`: `mlp_cublas.matrices`.
     """
     needs_norm = [needs[0], needs[2], needs[3]]
-    plan = backward_plan(_problem(call.x, call.p, call.compute_dtype, hidden is not None), device.gpu())
+    plan = backward_plan(_problem(call, hidden is not None, dout.dtype), device.gpu())
     if plan.config["plan"] == "cublas":
-        found = mlp_cublas.backward(KERNELS, dout, call, needs_norm, hidden)
+        found = mlp_cublas.backward(KERNELS, dout, call, needs_norm, hidden, weights)
     else:
-        found = _backward(plan.config, dout, call, needs_norm, hidden)
+        found = _backward(plan.config, dout, call, mlp_cublas.matrices(call, weights), needs_norm, hidden)
     return mlp_cublas.in_order(*found, dout, call.residual, needs)
 
 
 def _backward(
-    config: dict, dout: Tensor, call: MlpCall, needs_norm: list[bool], hidden: Tensor | None
+    config: dict,
+    dout: Tensor,
+    call: MlpCall,
+    weights: tuple[Tensor, Tensor],
+    needs_norm: list[bool],
+    hidden: Tensor | None,
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Return ([dx, dnorm_weight, dnorm_bias], of which those marked in `needs_norm`, the other gradients by name)."""
     x, _, p, drop_scale, eps, grn_eps, norm, activation, compute_dtype, _ = call
     samples, channels, height, width = x.shape
     width_h = p.pwconv1_weight.shape[0]
     sample_pixels = height * width
-    w1, w2 = matrix(p.pwconv1_weight, compute_dtype), matrix(p.pwconv2_weight, compute_dtype)
+    w1, w2 = weights
     scale = _vector(drop_scale)
     dout_rows = rows(dout)
     if dout_rows[1:] != (sample_pixels * channels, channels, 1):

@@ -212,7 +212,7 @@ def mlp_input_gradient_kernel(
                 held = tl.where(inside[:, None], dy * xhat[j], 0.0)  # rstd may be infinite past the end
                 tl.store(at, tl.sum(held, axis=0), mask=c < C)
                 tl.store(at + C, tl.sum(dy, axis=0), mask=c < C)
-            g = dy * load_vector(norm_weight_ptr, c, c < C).to(dtype).to(tl.float32)[None, :]
+            g = dy * load_vector(norm_weight_ptr, c, c < C)[None, :]
             if NORM == "layer":
                 along_mean += tl.sum(g, axis=1)
             along_xhat += tl.sum(g * xhat[j], axis=1)
@@ -221,7 +221,7 @@ def mlp_input_gradient_kernel(
         if dx_ptr is not None:
             for j in tl.static_range(PIECES):
                 c = j * BC + tl.arange(0, BC)
-                weight = load_vector(norm_weight_ptr, c, c < C).to(dtype).to(tl.float32)
+                weight = load_vector(norm_weight_ptr, c, c < C)
                 g = dn[j].to(dtype).to(tl.float32) * weight[None, :]
                 dx = rstd[:, None] * (g - along_mean[:, None] - slope[j] * along_xhat[:, None])
                 where = offsets(n, p, c, stride_dxn, stride_dxp, stride_dxc)

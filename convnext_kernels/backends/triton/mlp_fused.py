@@ -38,6 +38,7 @@ def mlp_fused_fwd_kernel(
     drop_scale_ptr,
     residual_ptr,
     out_ptr,  # None: only the sums
+    rounded_ptr,  # with the strides of out, or None: the residual in the dtype of the matmuls, for the gradient
     hidden_ptr,  # (N * HW, HIDDEN) or None: u for the gradient
     sums_ptr,  # (N, tiles, HIDDEN) fp32 or None: sums of h^2 over a tile
     pixels,  # of one sample, or of all samples if there is no gap between them
@@ -125,6 +126,7 @@ def mlp_fused_fwd_kernel(
                 drop_scale_ptr,
                 residual_ptr,
                 out_ptr,
+                rounded_ptr,
                 n,
                 p,
                 c,

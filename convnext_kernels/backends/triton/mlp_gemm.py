@@ -105,11 +105,11 @@ def mlp_expand_kernel(
         c = start + tl.arange(0, BK)
         mask = inside[:, None] & (c < C)[None, :]
         x = tl.load(x_ptr + offsets(n, p, c, stride_xn, stride_xp, stride_xc), mask=mask, other=0.0)
-        weight = load_vector(norm_weight_ptr, c, c < C).to(x.dtype).to(tl.float32)
+        weight = load_vector(norm_weight_ptr, c, c < C)
         if norm_bias_ptr is None:
             z = (x.to(tl.float32) - mean[:, None]) * rstd[:, None] * weight[None, :]
         else:
-            bias = load_vector(norm_bias_ptr, c, c < C).to(x.dtype).to(tl.float32)
+            bias = load_vector(norm_bias_ptr, c, c < C)
             z = (x.to(tl.float32) - mean[:, None]) * rstd[:, None] * weight[None, :] + bias[None, :]
         if C % BK != 0:
             z = tl.where((c < C)[None, :], z, 0.0)
@@ -139,6 +139,7 @@ def mlp_project_kernel(
     drop_scale_ptr,
     residual_ptr,
     out_ptr,
+    rounded_ptr,  # with the strides of out, or None: the residual in the dtype of the matmuls, for the gradient
     pixels,
     tiles,
     sample_pixels,
@@ -179,6 +180,7 @@ def mlp_project_kernel(
         drop_scale_ptr,
         residual_ptr,
         out_ptr,
+        rounded_ptr,
         n,
         p,
         c,

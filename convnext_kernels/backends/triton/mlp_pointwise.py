@@ -69,6 +69,7 @@ def mlp_output_kernel(
         drop_scale_ptr,
         residual_ptr,
         out_ptr,
+        None,
         n,
         p,
         c,

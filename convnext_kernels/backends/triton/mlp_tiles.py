@@ -131,10 +131,10 @@ def normalised_pieces(
     pieces = ()
     for j in tl.static_range(PIECES):
         c = j * BC + tl.arange(0, BC)
-        weight = load_vector(norm_weight_ptr, c, c < C).to(dtype).to(tl.float32)
+        weight = load_vector(norm_weight_ptr, c, c < C)
         z = xhat[j] * weight[None, :]
         if norm_bias_ptr is not None:
-            z += load_vector(norm_bias_ptr, c, c < C).to(dtype).to(tl.float32)[None, :]
+            z += load_vector(norm_bias_ptr, c, c < C)[None, :]
         if C < PIECES * BC:
             z = tl.where((c < C)[None, :], z, 0.0)  # xhat is not 0 there, and may be NaN in a masked row
         pieces = pieces + (z.to(dtype).to(COMPUTE),)
@@ -149,6 +149,7 @@ def store_output(
     drop_scale_ptr,
     residual_ptr,
     out_ptr,
+    rounded_ptr,
     n,
     p,
     c,
@@ -162,7 +163,10 @@ def store_output(
     stride_oc,
     C: tl.constexpr,
 ):
-    """Store out = residual + s * gamma * (z + bias) for a tile (pixels p, channels c) of fp32 sums z."""
+    """Store out = residual + s * gamma * (z + bias) for a tile (pixels p, channels c) of fp32 sums z.
+
+    And the residual, rounded to another dtype, if there is a `rounded_ptr`, which has the strides of `out_ptr`.
+    """
     mask = inside[:, None] & (c < C)[None, :]
     if bias_ptr is not None:
         z += load_vector(bias_ptr, c, c < C)[None, :]
@@ -172,6 +176,9 @@ def store_output(
         z *= load_vector(drop_scale_ptr, n + p // sample_pixels, inside)[:, None]
     if residual_ptr is not None:
         where = offsets(n, p, c, stride_rn, stride_rp, stride_rc)
-        z += tl.load(residual_ptr + where, mask=mask, other=0.0).to(tl.float32)
+        residual = tl.load(residual_ptr + where, mask=mask, other=0.0)
+        z += residual.to(tl.float32)
     where = offsets(n, p, c, stride_on, stride_op, stride_oc)
+    if rounded_ptr is not None:
+        tl.store(rounded_ptr + where, residual.to(rounded_ptr.dtype.element_ty), mask=mask)
     tl.store(out_ptr + where, z.to(out_ptr.dtype.element_ty), mask=mask)
