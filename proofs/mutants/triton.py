@@ -40,17 +40,21 @@ MUTANTS = [
             "tl.minimum(end + P - 1, own)",
         ),
         Mutant(
-            "bound",
-            "the last kernel row is left out",
-            "tl.minimum(P + ((x_height - 1) * UP - o * DOWN) // DH + 1, KH)",
-            "tl.minimum(P + ((x_height - 1) * UP - o * DOWN) // DH, KH)",
-        ),
-        Mutant(
             "stride",
             "the input gradient turns the weights in one direction only",
             "(KH - 1 - i // KW) * WEIGHT[1] + (KW - 1 - i % KW) * WEIGHT[2]",
             "(KH - 1 - i // KW) * WEIGHT[1] + (i % KW) * WEIGHT[2]",
             tests=DWCONV_GRADIENTS,
+        ),
+    ),
+    *_in(
+        "triton/dwconv_rows.py",
+        DWCONV,
+        Mutant(
+            "bound",
+            "the last kernel row is left out",
+            "tl.minimum(P + ((x_height - 1) * UP - o * DOWN) // DH + 1, KH)",
+            "tl.minimum(P + ((x_height - 1) * UP - o * DOWN) // DH, KH)",
         ),
         Mutant(
             "mask",

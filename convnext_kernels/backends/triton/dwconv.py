@@ -13,8 +13,9 @@ Bytes per pixel with 16-bit elements: forward 4C (x read, y written), dx 4C (6C 
 and the partial sums of at most a few hundred programs. For 7x7 the 49 multiply-adds of an output limit the time as much
 as these bytes. Values are rounded to the compute dtype; multiplications and sums are in fp32 for every dtype.
 
-Kernels: dwconv_forward.py, dwconv_wgrad.py; the choice between them: dwconv_plan.py. NHWC (channels_last) and NCHW
-tensors, also slices of samples, are read and written without a copy; other strides are copied to channels_last first.
+Kernels: dwconv_forward.py, dwconv_rows.py, dwconv_wgrad.py; the choice between them: dwconv_plan.py. NHWC
+(channels_last) and NCHW tensors, also slices of samples, are read and written without a copy; other strides are copied
+to channels_last first.
 """
 
 import math
@@ -28,7 +29,8 @@ from torch import Tensor
 
 from convnext_kernels.backends.gpu.layout import flat
 from convnext_kernels.backends.triton import device, dwconv_plan
-from convnext_kernels.backends.triton.dwconv_forward import pack_kernel, plane_kernel, rolling_kernel, rows_kernel
+from convnext_kernels.backends.triton.dwconv_forward import pack_kernel, plane_kernel, rolling_kernel
+from convnext_kernels.backends.triton.dwconv_rows import rows_kernel
 from convnext_kernels.backends.triton.dwconv_wgrad import finish_kernel, partials_kernel
 from convnext_kernels.backends.triton.launch import launch, prepared
 from convnext_kernels.calls import Dwconv3dCall, DwconvCall
