@@ -9,6 +9,7 @@ edges of vectors and tiles on every kernel in fp32 and bf16 (tests/test_shapes.p
 """
 
 import functools
+import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -18,8 +19,9 @@ import torch
 from convnext_kernels.spec import OPS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amx")
-# What the fixture `kernel` goes through, on every machine in the same order: a backend and its instruction set.
+_ARM = platform.machine() in ("aarch64", "arm64")
+ISAS = ("portable", "neon_bf16") if _ARM else ("portable", "avx2", "avx512", "avx512bf16", "amx")
+# What the fixture `kernel` goes through, on every such machine in the same order: a backend and its instruction set.
 Kernel = tuple[str, str | None]
 EAGER, TRITON, CUDA = ("eager", None), ("triton", None), ("cuda", None)
 KERNELS: tuple[Kernel, ...] = (EAGER, *(("cpu", isa) for isa in ISAS), TRITON, CUDA)
@@ -245,7 +247,7 @@ def always(op: str, case: Case, dtype: torch.dtype, kernel: Kernel, direction: i
         return case.half
     if case.edge and kernel != EAGER and (kernel != TRITON or (small and op != "block")):
         return True
-    if kernel[1] in ("avx512bf16", "amx"):
+    if kernel[1] in ("avx512bf16", "amx", "neon_bf16"):
         return dtype == torch.bfloat16
     return DTYPES.index(dtype) == (cases(op).index(case) + KERNELS.index(kernel) + direction) % 2
 

@@ -29,6 +29,11 @@ namespace amx {
 extern const IsaOps kOps;
 }
 #endif
+#if defined(CNK_HAS_NEON_BF16)
+namespace neon_bf16 {
+extern const IsaOps kOps;
+}
+#endif
 
 const IsaOps* isa_ops(Isa isa) {
   switch (isa) {
@@ -51,6 +56,10 @@ const IsaOps* isa_ops(Isa isa) {
 #if defined(CNK_HAS_AMX)
     case Isa::kAmx:
       return &amx::kOps;
+#endif
+#if defined(CNK_HAS_NEON_BF16)
+    case Isa::kNeonBf16:
+      return &neon_bf16::kOps;
 #endif
     default:
       return nullptr;

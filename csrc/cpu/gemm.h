@@ -6,7 +6,11 @@
 
 #if defined(CNK_HAS_BF16)
 
+#if defined(__aarch64__)
+#include "cpu/gemm_bf16_neon.h"
+#else
 #include "cpu/gemm_bf16.h"
+#endif
 
 namespace cnk::cpu::CNK_ISA {
 using Gemm = GemmBf16;

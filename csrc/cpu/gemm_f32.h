@@ -81,6 +81,13 @@ struct GemmF32 {
 
   // --- Operand A: rows of floats. ---
 
+  static CNK_INLINE Vec load_register(const void* a, int64_t k, int64_t row, int64_t c) {
+    return load(static_cast<const float*>(a) + row * stride(k) + c);
+  }
+  static CNK_INLINE void store_register(void* a, int64_t k, int64_t row, int64_t c, Vec v) {
+    store(static_cast<float*>(a) + row * stride(k) + c, v);
+  }
+
   static void write_normalized(void* a, int64_t k, int64_t row, int64_t offset, const RowNorm& norm,
                                const float* x) {
     const Statistics s = statistics(norm, x);
@@ -94,15 +101,13 @@ struct GemmF32 {
   };
   static Block load_block(const void* a, int64_t k, int64_t row, int64_t c) {
     Block b;
-    unroll<kChannelAlign / kLanes>([&](auto i) {
-      b.v[i.value] = load(static_cast<const float*>(a) + row * stride(k) + c + i.value * kLanes);
-    });
+    unroll<kChannelAlign / kLanes>(
+        [&](auto i) { b.v[i.value] = load_register(a, k, row, c + i.value * kLanes); });
     return b;
   }
   static void store_block(void* a, int64_t k, int64_t row, int64_t c, const Block& b) {
-    unroll<kChannelAlign / kLanes>([&](auto i) {
-      store(static_cast<float*>(a) + row * stride(k) + c + i.value * kLanes, b.v[i.value]);
-    });
+    unroll<kChannelAlign / kLanes>(
+        [&](auto i) { store_register(a, k, row, c + i.value * kLanes, b.v[i.value]); });
   }
 
   // --- Products whose k are the rows of an operand A: gradients of weights. ---

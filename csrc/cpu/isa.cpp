@@ -10,6 +10,8 @@
 #if defined(__linux__)
 #include <sys/syscall.h>
 #endif
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace cnk::cpu {
@@ -50,6 +52,17 @@ bool has_amx() {
   return tile && bf16 && tile_permission();
 }
 
+#elif defined(__aarch64__)
+
+bool has_neon_bf16() {
+#if defined(__linux__)
+  constexpr unsigned long kBf16 = 1ul << 14;  // HWCAP2_BF16, which old headers lack
+  return getauxval(AT_HWCAP2) & kBf16;
+#else
+  return false;
+#endif
+}
+
 #endif
 
 // The size that Linux reports for CPU 0's cache; 0 if there is no such cache, or no Linux.
@@ -80,17 +93,19 @@ int64_t cache_bytes_of_linux(int level) {
 }  // namespace
 
 const char* isa_name(Isa isa) {
-  constexpr const char* kNames[kIsaCount] = {"portable", "avx2", "avx512", "avx512bf16", "amx"};
+  constexpr const char* kNames[kIsaCount] = {"portable", "avx2", "avx512", "avx512bf16", "amx", "neon_bf16"};
   return kNames[int(isa)];
 }
 
 bool isa_supported(Isa isa) {
 #if defined(__x86_64__)
   static const bool supported[kIsaCount] = {true, has_avx2(), has_avx512(), has_avx512_bf16(), has_amx()};
-  return supported[int(isa)];
+#elif defined(__aarch64__)
+  static const bool supported[kIsaCount] = {true, false, false, false, false, has_neon_bf16()};
 #else
-  return isa == Isa::kPortable;
+  static const bool supported[kIsaCount] = {true};
 #endif
+  return supported[int(isa)];
 }
 
 int64_t cache_bytes(int level) {

@@ -5,8 +5,8 @@
 
 namespace cnk::cpu {
 
-enum class Isa : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4 };
-constexpr int kIsaCount = 5;
+enum class Isa : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4, kNeonBf16 = 5 };
+constexpr int kIsaCount = 6;
 
 const char* isa_name(Isa isa);
 // Compiled into this build, present in this CPU, and enabled by the operating system.

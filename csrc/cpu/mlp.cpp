@@ -101,7 +101,7 @@ struct Mlp {
       return gelu(u);
     }
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
-      store(static_cast<float*>(h) + row * G::stride(a.hidden) + column, (*this)(v, row, column));
+      G::store_register(h, a.hidden, row, column, (*this)(v, row, column));
     }
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
       low = (*this)(low, row, column);
@@ -126,7 +126,7 @@ struct Mlp {
       return activated(u, a.activation);
     }
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
-      store(static_cast<float*>(h) + row * G::stride(a.hidden) + column, (*this)(v, row, column));
+      G::store_register(h, a.hidden, row, column, (*this)(v, row, column));
     }
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
       low = (*this)(low, row, column);

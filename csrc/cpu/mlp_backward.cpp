@@ -122,7 +122,7 @@ struct MlpBackward {
     int64_t hidden;
     const float* b1;
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
-      store(static_cast<float*>(u) + row * G::stride(hidden) + column, v + load(b1 + column));
+      G::store_register(u, hidden, row, column, v + load(b1 + column));
     }
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
       G::store_block(u, hidden, row, column, {{low + load(b1 + column), high + load(b1 + column + kLanes)}});
@@ -146,10 +146,9 @@ struct MlpBackward {
     int64_t hidden;
     Activation activation;
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec dg) const {
-      float* at = static_cast<float*>(u) + row * G::stride(hidden) + column;
-      const Activated g = with_slope<kGelu>(load(at), activation);
-      store(at, g.value);
-      store(static_cast<float*>(du) + row * G::stride(hidden) + column, dg * g.slope);
+      const Activated g = with_slope<kGelu>(G::load_register(u, hidden, row, column), activation);
+      G::store_register(u, hidden, row, column, g.value);
+      G::store_register(du, hidden, row, column, dg * g.slope);
     }
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
       const typename G::Block b = G::load_block(u, hidden, row, column);
@@ -165,7 +164,7 @@ struct MlpBackward {
     void* out;
     int64_t columns;
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
-      store(static_cast<float*>(out) + row * G::stride(columns) + column, v);
+      G::store_register(out, columns, row, column, v);
     }
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
       G::store_block(out, columns, row, column, {{low, high}});

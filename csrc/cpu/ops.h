@@ -15,16 +15,19 @@
 
 // Products of bf16 pairs. Tests emulate them, to run on any
 // machine with AVX-512 what AVX512_BF16 machines run.
-#if defined(__AVX512BF16__) || defined(CNK_EMULATE_BF16)
+#if defined(__AVX512BF16__) || defined(CNK_EMULATE_BF16) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 #define CNK_HAS_BF16
 #endif
 
 // Instruction sets with products of bf16 pairs compile only what uses these products or converts to bf16. The
 // rest is compiled once for all of them, in CNK_SHARED. Code that only converts is compiled once for
-// AVX512_BF16 and AMX, in CNK_CONVERTS.
+// AVX512_BF16 and AMX, in CNK_CONVERTS; on Arm both are the portable set, which is NEON.
 #if !defined(CNK_HAS_BF16)
 #define CNK_SHARED CNK_ISA
 #define CNK_CONVERTS CNK_ISA
+#elif defined(__aarch64__)
+#define CNK_SHARED portable
+#define CNK_CONVERTS portable
 #else
 #define CNK_SHARED avx512
 #if defined(CNK_EMULATE_BF16)
@@ -45,7 +48,9 @@ CNK_INLINE constexpr int64_t pad_channels(int64_t c) {
 
 // How the matrix products are computed: in fp32, or in bf16 with fp32 sums if the instruction set can.
 enum class Products : int { kFloat32 = 0, kBFloat16 = 1 };
-CNK_INLINE bool has_bf16_products(Isa isa) { return isa == Isa::kAvx512Bf16 || isa == Isa::kAmx; }
+CNK_INLINE bool has_bf16_products(Isa isa) {
+  return isa == Isa::kAvx512Bf16 || isa == Isa::kAmx || isa == Isa::kNeonBf16;
+}
 
 // The weights of a depthwise convolution: (padded C / kChannelAlign, taps, kChannelAlign), so that the taps
 // of a register's channels are next to each other. Taps that are a whole row of channels apart would share

@@ -2,7 +2,8 @@
 
 #include "cpu/gemm.h"
 
-#if defined(CNK_HAS_TILES)  // where VDPBF16PS runs at half the rate of fp32 (211 of 419 GFLOP/s)
+// With tiles VDPBF16PS runs at half the rate of fp32 (211 of 419 GFLOP/s). BFDOT has not been tried.
+#if defined(CNK_HAS_TILES) || defined(__aarch64__)
 #define CNK_WEIGHT_GRADIENT CNK_SHARED
 #else
 #define CNK_WEIGHT_GRADIENT CNK_ISA

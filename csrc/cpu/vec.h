@@ -166,9 +166,13 @@ CNK_INLINE void store_words(void* p, VecI v) {
 }
 CNK_INLINE Vec load(const BFloat16* p) { return (Vec)(load_words(p) << 16); }
 CNK_INLINE void store(BFloat16* p, Vec v) {
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  vst1_u16(&p->bits, vreinterpret_u16_bf16(vcvt_bf16_f32((float32x4_t)v)));
+#else
   // Unsigned: the sum overflows for a NaN, which does not take it.
   const VecU bits = (VecU)v, odd = (bits >> 16) & 1;
   store_words(p, (VecI)((v != v ? bits | 0x400000 : bits + 0x7fff + odd) >> 16));
+#endif
 }
 #if defined(__aarch64__)
 CNK_INLINE Vec load(const Float16* p) { return (Vec)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits))); }

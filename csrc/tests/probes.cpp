@@ -29,6 +29,11 @@ namespace amx {
 extern const test::Probe kProbe;
 }
 #endif
+#if defined(CNK_HAS_NEON_BF16)
+namespace neon_bf16 {
+extern const test::Probe kProbe;
+}
+#endif
 #if defined(CNK_HAS_AVX512BF16_EMULATED)
 namespace avx512bf16_emulated {
 extern const IsaOps kOps;
@@ -67,6 +72,10 @@ const Probe* isa_probe(cpu::Isa isa) {
 #if defined(CNK_HAS_AMX)
     case cpu::Isa::kAmx:
       return &cpu::amx::kProbe;
+#endif
+#if defined(CNK_HAS_NEON_BF16)
+    case cpu::Isa::kNeonBf16:
+      return &cpu::neon_bf16::kProbe;
 #endif
     default:
       return nullptr;
