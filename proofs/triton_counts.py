@@ -33,7 +33,7 @@ def _planned_for(batch: int) -> Any:
         if not isinstance(problem, dwconv_plan.Problem):
             return None
         if kernel == "dwconv_forward":
-            wanted = list(dwconv_plan.forward_candidates(problem._replace(samples=batch)))
+            wanted = list(dwconv_plan.forward_candidates(problem._replace(samples=batch), gpu))
         else:
             wanted = list(dwconv_plan.weight_candidates(problem._replace(samples=batch), gpu))
         with tuning.forced(lambda *_: None):  # what `pick` would do outside of this block

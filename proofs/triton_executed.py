@@ -78,7 +78,7 @@ def _large(kernel: str, problem: tuple, candidates: list, gpu: tuning.Gpu) -> tu
     if kernel == "dwconv_forward":
         from convnext_kernels.backends.triton import dwconv_plan
 
-        name = predicted(tuple(dwconv_plan.forward_candidates(large)), gpu).name
+        name = predicted(tuple(dwconv_plan.forward_candidates(large, gpu)), gpu).name
         return next((c for c in candidates if c.name == name), None)
     return None
 

@@ -13,9 +13,9 @@ Bytes per pixel with 16-bit elements: forward 4C (x read, y written), dx 4C (6C 
 and the partial sums of at most a few hundred programs. For 7x7 the 49 multiply-adds of an output limit the time as much
 as these bytes. Values are rounded to the compute dtype; multiplications and sums are in fp32 for every dtype.
 
-Kernels: dwconv_forward.py, dwconv_rows.py, dwconv_wgrad.py; the choice between them: dwconv_plan.py. NHWC
-(channels_last) and NCHW tensors, also slices of samples, are read and written without a copy; other strides are copied
-to channels_last first.
+Kernels: dwconv_forward.py, dwconv_rows.py, dwconv_wgrad.py, and dwconv_toeplitz.py for large kernels on tensor cores; the
+choice between them: dwconv_plan.py. NHWC (channels_last) and NCHW tensors, also slices of samples, are read and written
+without a copy; other strides are copied to channels_last first.
 """
 
 import math
@@ -28,9 +28,10 @@ import triton.language as tl
 from torch import Tensor
 
 from convnext_kernels.backends.gpu.layout import flat
-from convnext_kernels.backends.triton import device, dwconv_plan
+from convnext_kernels.backends.triton import device, dwconv_plan, dwconv_toeplitz_plan
 from convnext_kernels.backends.triton.dwconv_forward import pack_kernel, plane_kernel, rolling_kernel
 from convnext_kernels.backends.triton.dwconv_rows import rows_kernel
+from convnext_kernels.backends.triton.dwconv_toeplitz import copies_kernel, toeplitz_kernel, toeplitz_partials_kernel
 from convnext_kernels.backends.triton.dwconv_wgrad import finish_kernel, partials_kernel
 from convnext_kernels.backends.triton.launch import launch, prepared
 from convnext_kernels.calls import Dwconv3dCall, DwconvCall
@@ -119,6 +120,10 @@ def _interpretable(config: Mapping[str, Any], p: dwconv_plan.Problem) -> dict[st
     """
     config = dict(config)
     height = triton.cdiv(p.height, p.dilation_h if p.stride == 1 else p.stride)
+    if "CB" in config:  # on tensor cores
+        return (
+            config | {"CB": min(triton.next_power_of_2(p.channels), 64)} | ({"parts": 1} if "parts" in config else {})
+        )
     if "Q" in config:
         config["Q"] = min(config["Q"], 3 if p.few else 1)
     if "strip" in config:
@@ -133,11 +138,13 @@ def _interpretable(config: Mapping[str, Any], p: dwconv_plan.Problem) -> dict[st
     return config
 
 
-def _problem(x: Tensor, call: Call) -> dwconv_plan.Problem:
-    """For x, the input of the convolution or its gradient."""
+def _problem(x: Tensor, call: Call, *images: _Image) -> dwconv_plan.Problem:
+    """For x, the input of the convolution or its gradient; `images`: what is read and written."""
     (depth, *image), (kernel_d, *kernel) = _sides(x), _sides(call.weight)
+    toeplitz = x.dim() == 4 and not any(seen.channels_first for seen in images)
+    toeplitz = toeplitz and dwconv_plan.on_tensor_cores(x.shape[1], call.dilation, call.stride, call.compute_dtype)
     return dwconv_plan.Problem(
-        *x.shape[:2], *image, *kernel, *call.dilation, x.element_size(), call.stride, depth, kernel_d
+        *x.shape[:2], *image, *kernel, *call.dilation, x.element_size(), call.stride, depth, kernel_d, toeplitz
     )
 
 
@@ -153,6 +160,57 @@ def _packed(weight: Tensor, round_to: tl.dtype | None) -> Tensor:
     return packed
 
 
+def _on_tensor_cores(
+    source: _Image,
+    call: Call,
+    bias: Tensor | None,
+    added: _Image | None,
+    target: _Image,
+    gradient: bool,
+    config: Mapping[str, Any],
+) -> None:
+    """What `_convolve` does, with a plan of dwconv_toeplitz_plan.py."""
+    x, weight, compute_dtype = source.tensor, call.weight, call.compute_dtype
+    n, channels, height, width = x.shape
+    kernel_h, kernel_w = weight.shape[2:]
+    window = dwconv_toeplitz_plan.window(width, kernel_w)
+    assert window is not None
+    shared = {"C": channels, "KH": kernel_h, "LENGTH": window.length, "FIRST": window.first, "enable_fp_fusion": True}
+    copies = torch.empty(channels, kernel_h + 1, 8, window.length, dtype=compute_dtype, device=x.device)
+    block = 4096 if device.interpreted() else 1024
+    launch(copies_kernel, (triton.cdiv(copies.numel(), block),))(
+        weight, copies, WEIGHT=_weight_strides(weight), KW=kernel_w, FLIP=gradient, BLOCK=block, num_warps=8, **shared
+    )
+    tile = {name: int(config[name]) for name in ("CB", "NB", "GB", "R")}
+    row_blocks = triton.cdiv(height, tile["GB"] * tile["R"])
+    grid = (
+        triton.cdiv(channels, tile["CB"]),
+        triton.cdiv(width, window.out) * row_blocks,
+        triton.cdiv(n, tile["NB"]),
+    )
+    launch(toeplitz_kernel, grid)(
+        x,
+        copies,
+        None if bias is None else flat(bias),
+        None if added is None else added.tensor,
+        target.tensor,
+        n,
+        source.stride_n,
+        target.stride_n,
+        0 if added is None else added.stride_n,
+        height,
+        width,
+        ROUND=_rounding(x.dtype, compute_dtype),
+        WIN=window.inside,
+        LEFT=window.left,
+        BN=window.out,
+        num_warps=int(config["warps"]),
+        num_stages=2,
+        **tile,
+        **shared,
+    )
+
+
 def _convolve(
     x: Tensor, call: Call, bias: Tensor | None, residual: Tensor | None, out: Tensor, gradient: bool
 ) -> Tensor:
@@ -166,7 +224,10 @@ def _convolve(
     depth, height, width = _sides(larger)
     out_depth, out_height, out_width = _sides(out)
     kernel_d, kernel_h, kernel_w = _sides(weight)
-    problem = _problem(larger, call)
+    source = _image(x)
+    target = _seen(out) or _image(torch.empty_like(out, memory_format=_channels_last(out)))
+    added = None if residual is None else _image_like(residual, target)
+    problem = _problem(larger, call, source, target)
     plan = dwconv_plan.forward(problem, device.gpu())
     kernel, config = plan.name.partition("-")[0], plan.config
     if device.interpreted():
@@ -174,9 +235,9 @@ def _convolve(
         if kernel == "rows" and stride == 1 and many and not problem.volume:
             kernel, config = "rolling", {"Q": config["Q"], "strip": 1}  # loads a row of x once, not per kernel row
         config = _interpretable(config, problem)
-    source = _image(x)
-    target = _seen(out) or _image(torch.empty_like(out, memory_format=_channels_last(out)))
-    added = None if residual is None else _image_like(residual, target)
+    if kernel == "toeplitz":
+        _on_tensor_cores(source, call, bias, added, target, gradient, config)
+        return out if target.tensor is out else out.copy_(target.tensor)
     tile = dwconv_plan.columns(problem, config, gradient)
     # With a stride all groups of columns of a gradient begin at even ones.
     between = tile - tile % stride if gradient and tile > 1 else tile
@@ -247,30 +308,29 @@ def input_gradient(dy: Tensor, call: Call, residual: Tensor | None = None) -> Te
     return _convolve(dy, call, None, residual, dx, gradient=True)
 
 
-def parameter_gradients(
-    dy: Tensor, call: Call, needs_weight: bool, needs_bias: bool, deterministic: bool = True
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return (dw, db) like weight and bias, None for a gradient that is not needed.
+def _sums(parts: int, call: Call, deterministic: bool) -> Tensor:
+    """Partial sums (parts, taps + 1, C); a single slot of zeros if programs add atomically."""
+    weight = call.weight
+    taps, channels = weight[0].numel(), weight.shape[0]
+    if deterministic:
+        return torch.empty(parts, taps + 1, channels, dtype=torch.float32, device=weight.device)
+    return torch.zeros(1, taps + 1, channels, dtype=torch.float32, device=weight.device)
 
-    Bitwise the same every time: programs write partial sums, which a second kernel adds in a fixed order. With
-    `deterministic=False` they are added atomically, which saves their memory: 4 (taps + 1) C bytes for each of at
-    most a few hundred parts.
-    """
-    x, weight, bias = call[:3]
-    dilation, stride, compute_dtype = call.dilation, call.stride, call.compute_dtype
+
+def _partials(
+    gradient: _Image,
+    image: _Image,
+    call: Call,
+    config: Mapping[str, Any],
+    problem: dwconv_plan.Problem,
+    deterministic: bool,
+) -> Tensor:
+    """Partial sums of the weight gradient and, last, of the bias gradient."""
+    dy, x, dilation, stride = gradient.tensor, image.tensor, call.dilation, call.stride
     n, channels = x.shape[:2]
     depth, height, width = _sides(x)
     out_depth, out_height, out_width = _sides(dy)
-    kernel_d, kernel_h, kernel_w = _sides(weight)
-    dw = torch.empty_like(weight) if needs_weight else None
-    written = weight if dw is None else dw
-    if written is dw and weight.dim() == 5 and not weight.is_contiguous():  # its planes may not be rows of one another
-        written = torch.empty_like(weight, memory_format=torch.contiguous_format)
-    db = torch.empty_like(bias) if needs_bias else None
-    problem = _problem(x, call)
-    config = dwconv_plan.weight(problem, device.gpu()).config
-    if device.interpreted():
-        config = _interpretable(config, problem)
+    kernel_d, kernel_h, kernel_w = _sides(call.weight)
     tile, kernel_rows, strip, parts, block_c = (int(config[name]) for name in ("Q", "R", "strip", "parts", "BC"))
     block = 128
     if device.interpreted():  # as few programs as the strips allow
@@ -278,16 +338,11 @@ def parameter_gradients(
         block = block_c * min(triton.next_power_of_2(positions), 4096 // block_c)
     lattices = dilation[0] if stride == 1 else 1
     strips = triton.cdiv(triton.cdiv(out_height, lattices), strip) * lattices
-    gradient, image = _image(dy), _image(x)
-    shape = (strips * parts, kernel_d * kernel_h * kernel_w + 1, channels)
-    if deterministic:
-        partials = torch.empty(shape, dtype=torch.float32, device=x.device)
-    else:
-        partials = torch.zeros((1, *shape[1:]), dtype=torch.float32, device=x.device)
+    partials = _sums(strips * parts, call, deterministic)
     kernel_blocks = kernel_d * triton.cdiv(kernel_h, kernel_rows)
     launch(partials_kernel, (triton.cdiv(channels, block_c) * parts, strips, kernel_blocks))(
-        gradient.tensor,
-        image.tensor,
+        dy,
+        x,
         partials,
         n,
         gradient.stride_n,
@@ -305,8 +360,8 @@ def parameter_gradients(
         DW=dilation[1],
         DY_FIRST=gradient.channels_first,
         X_FIRST=image.channels_first,
-        ROUND_DY=_rounding(dy.dtype, compute_dtype),
-        ROUND=_rounding(x.dtype, compute_dtype),
+        ROUND_DY=_rounding(dy.dtype, call.compute_dtype),
+        ROUND=_rounding(x.dtype, call.compute_dtype),
         ATOMIC=not deterministic,
         Q=tile,
         EDGES=dwconv_plan.edges(problem, tile),
@@ -317,9 +372,77 @@ def parameter_gradients(
         num_warps=max(1, min(4, block // device.lanes())),
         enable_fp_fusion=True,
     )
+    return partials
+
+
+def _partials_on_tensor_cores(
+    gradient: _Image, image: _Image, call: Call, config: Mapping[str, Any], deterministic: bool
+) -> Tensor:
+    """What `_partials` does, with a plan of dwconv_toeplitz_plan.py."""
+    dy, x = gradient.tensor, image.tensor
+    n, channels, height, width = x.shape
+    kernel_h, kernel_w = call.weight.shape[2:]
+    window = dwconv_toeplitz_plan.window(width, kernel_w)
+    assert window is not None
+    tile = {name: int(config[name]) for name in ("CB", "NB", "GB", "R", "KB")}
+    parts = int(config["parts"])
+    partials = _sums(parts, call, deterministic)
+    launch(toeplitz_partials_kernel, (triton.cdiv(channels, tile["CB"]), triton.cdiv(kernel_h, tile["KB"]), parts))(
+        dy,
+        x,
+        partials,
+        n,
+        gradient.stride_n,
+        image.stride_n,
+        height,
+        width,
+        parts,
+        C=channels,
+        KH=kernel_h,
+        KW=kernel_w,
+        ROUND_DY=_rounding(dy.dtype, call.compute_dtype),
+        ROUND=_rounding(x.dtype, call.compute_dtype),
+        ATOMIC=not deterministic,
+        WIN=window.inside,
+        LEFT=window.left,
+        BN=window.out,
+        TAPS=triton.next_power_of_2(kernel_w),
+        num_warps=int(config["warps"]),
+        num_stages=2,
+        enable_fp_fusion=True,
+        **tile,
+    )
+    return partials
+
+
+def parameter_gradients(
+    dy: Tensor, call: Call, needs_weight: bool, needs_bias: bool, deterministic: bool = True
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return (dw, db) like weight and bias, None for a gradient that is not needed.
+
+    Bitwise the same every time: programs write partial sums, which a second kernel adds in a fixed order. With
+    `deterministic=False` they are added atomically, which saves their memory: 4 (taps + 1) C bytes for each of at
+    most a few hundred parts.
+    """
+    x, weight, bias = call[:3]
+    channels, (kernel_d, kernel_h, kernel_w) = x.shape[1], _sides(weight)
+    dw = torch.empty_like(weight) if needs_weight else None
+    written = weight if dw is None else dw
+    if written is dw and weight.dim() == 5 and not weight.is_contiguous():  # its planes may not be rows of one another
+        written = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    db = torch.empty_like(bias) if needs_bias else None
+    gradient, image = _image(dy), _image(x)
+    problem = _problem(x, call, gradient, image)
+    config = dwconv_plan.weight(problem, device.gpu()).config
+    if device.interpreted():
+        config = _interpretable(config, problem)
+    if "KB" in config:
+        partials = _partials_on_tensor_cores(gradient, image, call, config, deterministic)
+    else:
+        partials = _partials(gradient, image, call, config, problem, deterministic)
     block_l = 4096 if device.interpreted() else 64
     rows = _as_rows(written)
-    launch(finish_kernel, (triton.cdiv(shape[1] * channels, block_l),))(
+    launch(finish_kernel, (triton.cdiv(partials[0].numel(), block_l),))(
         partials,
         None if dw is None else rows,
         db,

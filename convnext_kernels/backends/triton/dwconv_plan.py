@@ -1,5 +1,7 @@
 """The choice of a depthwise kernel and its tile: the candidates and their predicted costs. Choices are cached.
 
+Those on tensor cores are in dwconv_toeplitz_plan.py.
+
 Instructions are counted as the kernels execute them (PTX): 4 per 16-bit value of x (address, load, widen, shift), one
 per multiply-add, one per loop-carried accumulator that moves up a row.
 """
@@ -8,7 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
+
 from convnext_kernels import tuning
+from convnext_kernels.backends.triton import dwconv_toeplitz_plan
 from convnext_kernels.tuning import Candidate, Work
 
 BLOCK = 64  # threads of a program: they share nothing, and small programs fill the last wave better
@@ -33,6 +38,7 @@ class Problem(NamedTuple):
     stride: int = 1
     depth: int = 1  # of a volume
     kernel_d: int = 1
+    toeplitz: bool = False  # whether the kernels on tensor cores can serve the call
 
     @property
     def volume(self) -> bool:
@@ -48,6 +54,11 @@ class Problem(NamedTuple):
     def few(self) -> bool:
         """Whether the weights of all taps fit in a thread's registers: 7x7, 1x51."""
         return self.taps <= 51
+
+
+def on_tensor_cores(channels: int, dilation: tuple[int, int], stride: int, compute_dtype: torch.dtype) -> bool:
+    """Whether the kernels on tensor cores can serve images in channels_last."""
+    return channels % 8 == 0 and tuple(dilation) == (1, 1) and stride == 1 and compute_dtype.itemsize == 2
 
 
 def taps_inside(size: int, side: int, dilation: int) -> int:
@@ -118,7 +129,7 @@ def _forward_work(
     )
 
 
-def forward_candidates(p: Problem) -> Iterator[Candidate]:
+def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     """Every way that the forward pass (and the input gradient) can be computed."""
     if p.volume:
         yield from _volumes(p)
@@ -145,6 +156,8 @@ def forward_candidates(p: Problem) -> Iterator[Candidate]:
             work = _forward_work(p, lanes, s * d, per_thread, q, looped / rows, 16 + taps + k * q + _columns(p, q))
             yield Candidate(f"rolling-q{q}-s{s}", {"Q": q, "strip": rows}, (work,))
     yield from _rows(p)
+    if p.toeplitz:
+        yield from dwconv_toeplitz_plan.forward_candidates(*p[:4], (k, p.kernel_w), p.itemsize, gpu)
 
 
 def _rows(p: Problem) -> Iterator[Candidate]:
@@ -237,11 +250,18 @@ def _class(p: Problem) -> Problem:
 def forward(p: Problem, gpu: tuning.Gpu) -> Candidate:
     """The candidate for the forward pass and the input gradient."""
     p = _class(p)
-    return tuning.pick("dwconv_forward", p, tuple(forward_candidates(p)), gpu)
+    return tuning.pick("dwconv_forward", p, tuple(forward_candidates(p, gpu)), gpu)
 
 
 def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
-    """Every way that the weight gradient can be computed: columns, kernel rows per program, strips, parts."""
+    """Every way that the weight gradient can be computed."""
+    yield from _partials(p, gpu)
+    if p.toeplitz:
+        yield from dwconv_toeplitz_plan.weight_candidates(*p[:4], p[4:6], p.itemsize, gpu)
+
+
+def _partials(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
+    """Sums in registers: columns, kernel rows per program, strips, parts."""
     k, d = p.kernel_h, p.dilation_h
     taps = p.taps * p.kernel_d
     block = 128

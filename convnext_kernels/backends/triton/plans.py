@@ -28,7 +28,8 @@ def dwconv(
     gpu: Gpu,
 ) -> Steps:
     """Depthwise convolution of (N, C, H, W) with a kernel of height x width."""
-    problem = dwconv_plan.Problem(*shape, *kernel, *dilation, dtype.itemsize, stride)
+    toeplitz = dwconv_plan.on_tensor_cores(shape[1], dilation, stride, dtype)
+    problem = dwconv_plan.Problem(*shape, *kernel, *dilation, dtype.itemsize, stride, toeplitz=toeplitz)
     steps = [("dwconv", dwconv_plan.forward(problem, gpu))]
     if training:
         steps.append(("dwconv dgrad", dwconv_plan.forward(problem, gpu)))

@@ -1,0 +1,146 @@
+"""Large depthwise kernels on tensor cores: every tile, in the interpreter and as PTX that an emulator executes."""
+
+import pytest
+import torch
+
+from convnext_kernels import tuning
+from convnext_kernels.calls import DwconvCall
+from tests.operators import OPERATORS, expected, expected_gradients, gradients
+from tests.shapes import Case
+from tests.tolerance import assert_as_good_as_eager
+
+pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
+
+import triton
+
+from convnext_kernels.backends.triton import dwconv, dwconv_plan
+
+interpreted = pytest.mark.skipif(
+    not triton.knobs.runtime.interpret, reason="for Triton's interpreter: set TRITON_INTERPRET=1"
+)
+BF16, FP16 = torch.bfloat16, torch.float16
+# What is special, dtype, the tile of the forward pass and the input gradient, that of the weight gradient
+ROWS = [
+    (Case("16 columns, more groups than rows", n=1, c=8, h=5, w=9, k=13), BF16, "c8-m16-r2", "c8-r2-kh1-w8"),
+    (Case("32 columns, a tail of channels and of samples", n=3, c=24, h=7, w=19, k=13), BF16, "c16-m16-r2", "r4-kh2"),
+    (Case("more samples than a tile, no bias", n=17, c=8, h=5, w=5, k=9, bias=False), FP16, "c8-m16-r4", "r2-kh2"),
+    (Case("rows of x outside of the image", n=2, c=8, h=23, w=20, k=31), BF16, "c8-m32-r2", "c8-r2-kh2-w8"),
+    (Case("two windows, a tail of columns", n=2, c=8, h=6, w=35, k=13), BF16, "c8-m64-r1", "c8-r2-kh1-w4"),
+    (Case("wide windows, narrower than the kernel", n=1, c=8, h=6, w=37, k=31), FP16, "c8-m16-r2", "c8-r2-kh1-w8"),
+    (Case("more kernel rows than rows", n=1, c=8, h=12, w=17, k=(51, 5)), BF16, "c8-m32-r2", "r4-kh2"),
+    (Case("kernel rows longer than the window", n=1, c=8, h=9, w=14, k=(5, 51)), BF16, "c8-m16-r2", "r2-kh2"),
+]
+
+
+def forced(forward, weight):
+    """Choose by a part of the name."""
+    parts = {"dwconv_forward": forward, "dwconv_weight": weight}
+
+    def choice(kernel, problem, candidates, gpu):
+        return next(c for c in candidates if c.name.startswith("toeplitz") and parts[kernel] in c.name)
+
+    return tuning.forced(choice)
+
+
+def check(case, dtype, forward, weight):
+    operator = OPERATORS["dwconv"]
+    arguments = operator.arguments(case, dtype)
+    arguments["x"] = arguments["x"].contiguous(memory_format=torch.channels_last)
+    dy, eager, reference = expected_gradients("dwconv", case, dtype)
+    dy = dy.contiguous(memory_format=torch.channels_last)
+
+    def call(**a):
+        return operator.serve("triton", **a)
+
+    with forced(forward, weight):
+        assert_as_good_as_eager(call(**arguments), *expected("dwconv", case, dtype))
+        for name, gradient in gradients(call, arguments, dy).items():
+            assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
+
+
+@interpreted
+@pytest.mark.parametrize(("case", "dtype", "forward", "weight"), ROWS, ids=lambda v: getattr(v, "reason", None))
+def test_parity(case, dtype, forward, weight):
+    check(case, dtype, forward, weight)
+
+
+@pytest.mark.parametrize(("case", "dtype", "forward", "weight"), ROWS, ids=lambda v: getattr(v, "reason", None))
+def test_executed(case, dtype, forward, weight, architecture):
+    check(case, dtype, forward, weight)
+
+
+@interpreted
+def test_autocast_and_residual():
+    """x, dy and the residual in fp32, multiplied in bf16; a slice of the samples is read without a copy."""
+    images = torch.randn(6, 8, 6, 9).contiguous(memory_format=torch.channels_last)
+    x, dy, residual = images[::3], images[1::3], images[2::3]
+    weight = torch.randn(8, 1, 11, 11) / 11
+    call = DwconvCall(x, weight, None, (1, 1), 1, BF16)
+    with forced("c8-m16-r2", "r2-kh2"):
+        y = dwconv.forward(call)
+        dx = dwconv.input_gradient(dy, call, residual)
+        dw, _ = dwconv.parameter_gradients(dy, call, True, False, deterministic=False)
+    rounded = [t.to(BF16).double() for t in (x, weight, dy)]
+    x64, weight64 = (t.requires_grad_() for t in rounded[:2])
+    truth = torch.nn.functional.conv2d(x64, weight64, padding=5, groups=8)
+    truth.backward(rounded[2])
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(y.double(), truth, **close)
+    torch.testing.assert_close(dx.double(), x64.grad + residual.double(), **close)
+    torch.testing.assert_close(dw.double(), weight64.grad, **close)
+
+
+def problem(**changes):
+    facts = {"samples": 8, "channels": 96, "height": 28, "width": 28, "kernel_h": 13, "kernel_w": 13}
+    facts |= {"dilation_h": 1, "dilation_w": 1, "itemsize": 2, "toeplitz": True}
+    return dwconv_plan.Problem(**(facts | changes))
+
+
+def names(p, arch=90):
+    gpu = tuning.for_arch(arch)
+    return [
+        [c.name for c in candidates if c.name.startswith("toeplitz")]
+        for candidates in (dwconv_plan.forward_candidates(p, gpu), dwconv_plan.weight_candidates(p, gpu))
+    ]
+
+
+def test_every_tile_has_a_row():
+    for changes in ({}, {"width": 14}, {"width": 56}, {"width": 56, "kernel_w": 31}):
+        for found, column in zip(names(problem(**changes)), (2, 3), strict=True):
+            assert found
+            assert all(any(row[column] in name for row in ROWS) for name in found), found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"toeplitz": False},
+        {"kernel_h": 7, "kernel_w": 7},
+        {"width": 56, "kernel_w": 51},
+    ],
+    ids=["not served", "too small", "reaches too far"],
+)
+def test_not_offered(changes):
+    assert names(problem(**changes)) == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("served", "channels", "dilation", "stride", "dtype"),
+    [
+        (True, 8, (1, 1), 1, BF16),
+        (False, 12, (1, 1), 1, BF16),
+        (False, 8, (2, 1), 1, BF16),
+        (False, 8, (1, 1), 2, BF16),
+        (False, 8, (1, 1), 1, torch.float32),
+    ],
+)
+def test_what_can_be_served(served, channels, dilation, stride, dtype):
+    assert dwconv_plan.on_tensor_cores(channels, dilation, stride, dtype) == served
+
+
+def test_chosen_where_the_counts_say_so():
+    """31x31 at a large batch, not a single image of 13x13."""
+    gpu = tuning.for_arch(90)
+    assert dwconv_plan.forward(problem(samples=128, kernel_h=31, kernel_w=31), gpu).name.startswith("toeplitz")
+    assert dwconv_plan.weight(problem(samples=128, kernel_h=31, kernel_w=31), gpu).name.startswith("toeplitz")
+    assert not dwconv_plan.forward(problem(samples=1), gpu).name.startswith("toeplitz")
