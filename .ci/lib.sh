@@ -50,8 +50,9 @@ has_nvcc() { command -v nvcc >/dev/null || [ -n "${CUDACXX:-}" ]; }
 has_emulator() { [ -e "$EMULATOR/ptxemu.py" ]; }
 
 # Requirements of an extra, without our own package: install_extra bench
-install_extra() {
-  python - "$1" <<'PYTHON' | xargs -d '\n' pip install -q
+install_extra() { extra_requirements "$1" | xargs -d '\n' pip install -q; }
+extra_requirements() {
+  python - "$1" <<'PYTHON'
 import sys
 from importlib.metadata import requires
 

@@ -1,14 +1,16 @@
-"""Write the measured figures of README.md and docs/benchmarks.md from the records in benchmarks/results.
+"""Write the measured figures of README.md and of the pages in docs from the records in benchmarks/results.
 
     python benchmarks/update_readme.py [--check]
 
-README.md gets a chart (docs/images/speedup-{light,dark}.svg) and a short table of the newest record;
-docs/benchmarks.md gets every case of every record. Nothing between the markers is typed by hand. --check writes
-nothing and fails where a file is out of date.
+README.md and docs/index.md get a chart (docs/images/speedup-{light,dark}.svg), README.md also a short table of the
+newest record; docs/benchmarks.md gets every case of every record; the page of an op in docs/ops its cases of the newest
+record, and what the proofs have counted of it. Nothing between the markers is typed by hand. --check writes nothing and
+fails where a file is out of date.
 """
 
 import argparse
 import datetime
+import re
 import sys
 import textwrap
 from collections.abc import Iterable
@@ -45,6 +47,12 @@ TITLES = {
 # The rows of a record of the same machine with an older instruction set (CONVNEXT_KERNELS_CPU_ISA).
 LIMITED_ROWS = (ROWS[0], ROWS[5])
 OPS = ("dwconv", "layernorm", "mlp")
+# What the pages of ops show of the newest record, beside "No record yet.": starts of the cases' names.
+SHOWN = {"dwconv": "K7 ", "layernorm": "", "mlp": ""}
+COUNTED = (  # by which program on a CPU: the backend, the file with its figures, the command
+    ("Triton", "proofs/records/triton_counts.md", "python proofs/triton_executed.py --update"),
+    ("CUDA C++", "docs/cuda_kernels.md", "python proofs/cuda_executed.py --update"),
+)
 SUMMARISED = [(group, direction) for group in OPS for direction in ("forward", "training")]
 
 
@@ -259,7 +267,41 @@ def short_table(run: Run, others: Iterable[Run] = ()) -> list[str]:
     ]
 
 
-def long_table(group: str, direction: str, cases: list[Case]) -> list[str]:
+def home(run: Run) -> list[str]:
+    """What the first page of the site shows of `run`."""
+    alt = description(run)
+    pictures = [f"![{alt}](images/speedup-{name}.svg#only-{name})" for name in ("light", "dark")]
+    return [*pictures, "", *paragraph(f"Measured on {machine(run)}. {losses(run)}")]
+
+
+def counted(op: str, file: Path) -> list[str]:
+    """What `file` counts of `op`: a row for each case, a column for each kind of figure."""
+    rows: dict[str, dict[str, str]] = {}
+    kinds: dict[str, None] = {}
+    for case, kind, value in re.findall(r"^\| (.+?): (.+?) \| (.+?) \|", file.read_text(encoding="utf-8"), re.MULTILINE):
+        if case.startswith(f"{op} "):
+            rows.setdefault(case.removeprefix(f"{op} "), {})[kind] = value
+            kinds[kind] = None
+    return table(("case", *kinds), ([case, *(row.get(k, "-") for k in kinds)] for case, row in rows.items())) if rows else []
+
+
+def op_figures(op: str, run: Run | None, root: Path) -> list[str]:
+    """What the page of `op` shows: its times in `run`, and what its kernels for GPUs execute and move."""
+    lines: list[str] = []
+    parts = {} if run is None else by(run, lambda record: (record.group, record.direction))
+    for direction in ("forward", "training") if op in SHOWN else ():
+        cases = [c for c in parts.get((op, direction), []) if next(iter(c.values())).what.startswith(SHOWN[op])]
+        if cases:
+            lines += [] if lines else ["", *paragraph(f"Measured on {machine(run)}.")]
+            lines += long_table("Forward" if direction == "forward" else "Forward and backward", direction, cases)
+    for name, file, command in COUNTED:
+        rows = counted(op, root / file) if (root / file).exists() else []
+        text = f"Counted, not timed: the {name} kernels' PTX, executed on a CPU and written by `{command}`."
+        lines += ["", f"#### {name}", "", *paragraph(text), *rows] if rows else []
+    return lines[1:] or ["No record yet."]
+
+
+def long_table(title: str, direction: str, cases: list[Case]) -> list[str]:
     """Every case of a group, a row each."""
 
     def first(case: Case) -> Record:
@@ -287,7 +329,7 @@ def long_table(group: str, direction: str, cases: list[Case]) -> list[str]:
         row.append("-" if other is None else f"{milliseconds(case, other)} {named(other)}")
         row += [milliseconds(case, OURS), compared(case, EAGER), "-" if other is None else compared(case, other)]
         rows.append([*row, kept(case)] if training else row)
-    return ["", f"#### {TITLES[group, direction]}", *table(titles, rows)]
+    return ["", f"#### {title}", *table(titles, rows)]
 
 
 def summary(parts: dict[tuple[str, str], list[Case]]) -> list[str]:
@@ -316,7 +358,7 @@ def render(run: Run) -> list[str]:
     parts = by(run, lambda record: (record.group, record.direction))
     for group, direction in TITLES:
         if (group, direction) in parts:
-            lines += long_table(group, direction, parts[group, direction])
+            lines += long_table(TITLES[group, direction], direction, parts[group, direction])
     return lines + summary(parts)
 
 
@@ -339,9 +381,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         runs = records(chosen.root / "benchmarks" / "results")
         nothing = ["No record yet."]
+        first = chosen.root / "docs" / "index.md"
+        pages = [p for p in sorted(first.parent.glob("ops/*.md")) if BEGIN in p.read_text(encoding="utf-8")]
         for file, lines in (
             (readme, short_table(runs[0], filter(limit, runs[1:])) if runs else nothing),
             (long, [line for run in runs for line in ["", *render(run)]][1:] if runs else nothing),
+            *([(first, home(runs[0]) if runs else nothing)] if first.exists() else []),
+            *((page, op_figures(page.stem, runs[0] if runs else None, chosen.root)) for page in pages),
         ):
             text = file.read_text(encoding="utf-8")
             try:
