@@ -13,7 +13,7 @@ Bytes per pixel with 16-bit elements: forward 4C (x read, y written), dx 4C (6C 
 and the partial sums of at most a few hundred programs. For 7x7 the 49 multiply-adds of an output limit the time as much
 as these bytes. Values are rounded to the compute dtype; multiplications and sums are in fp32 for every dtype.
 
-Kernels: dwconv_forward.py, dwconv_rows.py, dwconv_wgrad.py, and dwconv_toeplitz.py for large kernels on tensor cores; the
+Kernels: dwconv_forward.py, dwconv_rows.py, dwconv_wgrad.py, and for large kernels on tensor cores dwconv_toeplitz.py; the
 choice between them: dwconv_plan.py. NHWC (channels_last) and NCHW tensors, also slices of samples, are read and written
 without a copy; other strides are copied to channels_last first.
 """
