@@ -19,6 +19,7 @@ from convnext_kernels.backends.gpu.kernels import Kernels
 from convnext_kernels.backends.gpu.layout import Rows, finish, flat, like_parameter, output_rows, rows
 from convnext_kernels.calls import MlpCall, NormCall
 from convnext_kernels.spec import MlpParameters
+from convnext_kernels.torch_versions import exact_mm
 
 
 def matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -53,27 +54,13 @@ def rows_of(image: Tensor) -> Tensor:
     return image.permute(0, 2, 3, 1).reshape(-1, image.shape[1])
 
 
-def _exact_mm(a: Tensor, b: Tensor) -> Tensor:
-    """`torch.mm` that never adds partial sums in 16 bits."""
-    settings = torch.backends.cuda.matmul
-    before = settings.allow_bf16_reduced_precision_reduction, settings.allow_fp16_reduced_precision_reduction
-    settings.allow_bf16_reduced_precision_reduction = settings.allow_fp16_reduced_precision_reduction = False
-    try:
-        return torch.mm(a, b)
-    finally:
-        (
-            settings.allow_bf16_reduced_precision_reduction,
-            settings.allow_fp16_reduced_precision_reduction,
-        ) = before
-
-
 def weight_product(a: Tensor, b: Tensor) -> Tensor:
     """a^T b of rows (N * HW, M) and (N * HW, K), summed in fp32: cuBLAS may split a sum over many pixels."""
     recorder = programs.recorder()
     if recorder is None:
-        return _exact_mm(a.mT, b)
+        return exact_mm(a.mT, b)
     product = torch.mm(a.mT, b)
-    recorder.steps[-1].function = _exact_mm
+    recorder.steps[-1].function = exact_mm
     return product
 
 

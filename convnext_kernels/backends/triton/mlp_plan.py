@@ -4,7 +4,7 @@ Choices are cached. Only tile sizes that compile without a spill on an architect
 `proofs/records/triton_kernels.md` lists registers and shared memory of each.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from convnext_kernels import tuning
@@ -211,6 +211,8 @@ GROUP = 8
 # because the loop for the statistics needs two tiles.
 NORMALISING_TILES = ((64, 64, 32, 4, 2), (128, 64, 32, 4, 2), (128, 128, 64, 8, 2))
 FOLDED_CHANNELS = 257  # from here the expand product may have the norm's parameters in its weights
+# The tensor cores wait for the walk over the rows, and their operand comes from registers: the model sees neither.
+NORMALISING_HANDICAP = 1.15
 NORMALISE_OPS, FOLD_OPS = 10, 4  # instructions per element of a row: two walks over it, or its statistics
 
 
@@ -231,7 +233,9 @@ def expand_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
 
     for sizes in NORMALISING_TILES:
         tile = _tile(*sizes) | {"GROUP": 1}
-        yield Candidate(_tile_name(tile), {"fold": False, "tile": tile}, (product(tile, NORMALISE_OPS),))
+        works = (product(tile, NORMALISE_OPS),)
+        handicap = NORMALISING_HANDICAP if p.channels >= FOLDED_CHANNELS else 1.0
+        yield Candidate(_tile_name(tile), {"fold": False, "tile": tile}, works, handicap)
     if p.channels >= FOLDED_CHANNELS:
         folding = Work(dram_bytes=weights * 2, programs=-(-p.hidden // FOLD_ROWS))
         for tile in _product_tiles():
@@ -271,13 +275,15 @@ def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     yield _cublas(p, gpu, HANDICAP**2 if fused else HANDICAP)
     if p.compute_itemsize == 2:
         handicap = HANDICAP if fused and not p.grn else 1.0  # with GRN both take three launches
-        parts = (tuning.predicted(tuple(c(p, gpu)), gpu) for c in (expand_candidates, project_candidates))
-        yield _products("gemm", p, tuple(parts), handicap)
+        yield _products("gemm", p, gpu, tuning.predicted, handicap)
 
 
-def _products(name: str, p: Problem, parts: tuple[Candidate, Candidate], handicap: float = 1.0) -> Candidate:
-    """The plan of two products."""
-    expand, project = parts
+def _products(name: str, p: Problem, gpu: tuning.Gpu, choose: Callable, handicap: float = 1.0) -> Candidate:
+    """The plan of two products, each of which ``choose(candidates, gpu)`` takes from its candidates."""
+    expand = choose(tuple(expand_candidates(p, gpu)), gpu)
+    library = "library" not in expand.config  # both by the library are the plan "cublas"
+    project = choose(tuple(project_candidates(p, gpu, library)), gpu)
+    name = name or f"gemm {expand.name}, {project.name}"
     response = ()
     if p.grn:
         response = (_response_work(p, p.tiles(expand.config["tile"]["BM"])),)
@@ -297,10 +303,8 @@ def forward_plan(p: Problem, gpu: tuning.Gpu) -> Candidate:
     plan = tuning.pick("mlp_forward", p, tuple(forward_candidates(p, gpu)), gpu)
     if plan.config["plan"] != "gemm":
         return plan
-    expand = tuning.pick("mlp_expand", p, tuple(expand_candidates(p, gpu)), gpu)
-    library = "library" not in expand.config  # both by the library are the plan "cublas"
-    project = tuning.pick("mlp_project", p, tuple(project_candidates(p, gpu, library)), gpu)
-    return _products(f"gemm {expand.name}, {project.name}", p, (expand, project))
+    kernels = iter(("mlp_expand", "mlp_project"))
+    return _products("", p, gpu, lambda candidates, gpu: tuning.pick(next(kernels), p, candidates, gpu))
 
 
 # (BM, BN, BK, warps, stages)
@@ -372,8 +376,10 @@ def weight_gradient_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidat
         yield Candidate(f"{bm}x{bn}-p{bp}-s{stages}", {"tile": tile}, (work, work))
     product = cublas_product(p.channels, p.pixels, p.hidden, p.compute_itemsize, gpu)
     works = product, product, _pointwise(p, p.channels * (p.stream_itemsize + 2)), _pointwise(p, p.channels * 2)
-    # Hopper's and Blackwell's tensor cores reach their peak in cuBLAS only, until a timing says otherwise.
-    handicap = 1 / LIBRARY_HANDICAP if gpu.arch >= 90 else LIBRARY_HANDICAP
+    # Hopper's and Blackwell's tensor cores reach their peak in cuBLAS only, until a timing says otherwise. But the
+    # library rounds its result to 16 bits, which ours does not where the parameters are fp32, under autocast.
+    preferred = gpu.arch >= 90 and p.stream_itemsize == 2
+    handicap = 1 / LIBRARY_HANDICAP if preferred else LIBRARY_HANDICAP
     yield Candidate(LIBRARY, {"library": True}, works, handicap)
 
 
