@@ -133,3 +133,21 @@ def without_autocast_key(device: str) -> object:
     """A context in which operators skip autocast for `device` ("cpu" or "cuda"): for a kernel of autocast itself."""
     key = torch._C.DispatchKey.AutocastCUDA if device == "cuda" else torch._C.DispatchKey.AutocastCPU
     return torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key))
+
+
+_REDUCED = {
+    torch.bfloat16: "allow_bf16_reduced_precision_reduction",
+    torch.float16: "allow_fp16_reduced_precision_reduction",
+}
+
+
+def exact_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """`torch.mm` that adds partial sums in fp32, whatever `torch.backends.cuda.matmul` allows for 16 bits."""
+    name, settings = _REDUCED.get(a.dtype), torch.backends.cuda.matmul
+    if not a.is_cuda or name is None or not getattr(settings, name):
+        return torch.mm(a, b)
+    setattr(settings, name, False)
+    try:
+        return torch.mm(a, b)
+    finally:
+        setattr(settings, name, True)

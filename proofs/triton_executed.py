@@ -64,13 +64,22 @@ def _block_arguments(n: int, channels: int, size: int, grn: bool, dtype: torch.d
 
 
 # The tiles of a batch of 128. A few samples would get small tiles, which move other amounts of bytes.
-LARGE_BATCH = {"fused": ("fused-m128", "fused-m64"), "gemm": ("gemm-128x128", "gemm-64x128")}
+LARGE_BATCH = {
+    "fused": ("fused-m128", "fused-m64"),
+    "gemm": ("gemm",),
+    "mlp_expand": ("fold-128x128", "128x128"),
+    "mlp_project": ("128x128",),
+    "mlp_hidden_gradient": ("64x128-k32",),
+    "mlp_input_gradient": ("64x",),
+    "mlp_weight_gradient": ("64x64-p64-s2",),
+}
 
 
 def _large(kernel: str, problem: tuple, candidates: list, gpu: tuning.Gpu) -> tuning.Candidate | None:
     channels = problem.channels
     if kernel.startswith("mlp"):
         plan = "fused" if channels <= 256 and kernel == "mlp_forward" else "gemm"
+        plan = kernel if kernel in LARGE_BATCH else plan
         names = [c.name for c in candidates]
         chosen = next((n for start in LARGE_BATCH[plan] for n in names if n.startswith(start)), None)
         return next((c for c in candidates if c.name == chosen), None)

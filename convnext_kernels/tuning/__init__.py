@@ -3,7 +3,7 @@
 from convnext_kernels.tuning.cache import load
 from convnext_kernels.tuning.cost import Candidate, Work, cublas_product, seconds
 from convnext_kernels.tuning.gpus import GPUS, Gpu, for_arch, for_device, named
-from convnext_kernels.tuning.pick import forced, forcing, pick, remembered
+from convnext_kernels.tuning.pick import forced, forcing, pick, predicted, remembered
 
 __all__ = [
     "GPUS",
@@ -18,6 +18,7 @@ __all__ = [
     "load",
     "named",
     "pick",
+    "predicted",
     "remembered",
     "seconds",
 ]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from convnext_kernels import calls, dispatch
 from convnext_kernels.ops import registration
 from convnext_kernels.tuning import cache
-from convnext_kernels.tuning.recorded import EAGER, Call, merged, points, record
+from convnext_kernels.tuning.recorded import EAGER, Call, Point, merged, points, record
 from convnext_kernels.tuning.report import Row, Timing, TuneReport, describe
 
 if TYPE_CHECKING:
@@ -31,16 +31,23 @@ def _compile(found: list[Call], end: float) -> None:
     for call in found:
         if TRITON not in call.backends:
             continue
-        choices = {} if call.outer is None else {call.outer.key: TRITON}
-        for point in points(call, choices, planned):
-            for name in [] if point.backends else point.likely():
-                points(call, choices | {point.key: name}, planned)
+        _plan(call, {} if call.outer is None else {call.outer.key: TRITON}, planned, set())
     if planned:
         from convnext_kernels.backends.triton import ahead, device
 
         if not device.interpreted():
             now = time.monotonic()
             ahead.compile_all(ahead.units(planned), now + (end - now) / 2)  # the other half is for timing
+
+
+def _plan(call: Call, choices: dict[str, str], planned: list[Any], seen: set[str]) -> None:
+    """Add the programs of every candidate of a call to `planned`, also of choices that only a candidate has."""
+    for point in points(call, choices, planned):
+        if point.backends or point.key in seen:
+            continue
+        seen.add(point.key)
+        for name in point.likely():
+            _plan(call, choices | {point.key: name}, planned, seen)
 
 
 def _graph(run: Callable[[], object], pool: Any) -> Callable[[], object]:
@@ -131,9 +138,7 @@ class _Tuner:
         for backend in call.backends:
             choices = {} if outer is None else {outer.key: backend}
             plan = []
-            for point in points(call, choices):
-                if point.backends:
-                    continue
+            while (point := self.open(call, choices)) is not None:
                 if point.key not in self.settled:
                     if self.over():
                         self.cut(call)
@@ -141,9 +146,10 @@ class _Tuner:
                     trials = {n: (backend, f"{point.kernel}: {n}", choices | {point.key: n}) for n in point.likely()}
                     if times := self.measure(call, trials):
                         self.keep({point.key: min(times, key=lambda n: times[n].minimum)})
-                if point.key in self.settled:
-                    choices[point.key] = self.settled[point.key]
+                choices[point.key] = self.settled.get(point.key, "")  # "": none of them runs
+                if choices[point.key]:
                     plan.append(f"{point.kernel}: {choices[point.key]}")
+            choices = {key: name for key, name in choices.items() if name}
             found[backend] = (backend, ", ".join(plan), choices)
         if outer is None:
             if len(found[call.requested][2]) == 0:  # nothing to choose
@@ -162,6 +168,10 @@ class _Tuner:
         if best is not None:
             kind = (call.op, call.shape, call.phase, call.dtype, call.variant, call.count)
             self.report.rows.append(Row(*kind, seconds.get(EAGER), seconds.get(best), best, found[best][1]))
+
+    def open(self, call: Call, choices: dict[str, str]) -> Point | None:
+        """The first choice that is not among `choices`; some exist only after others, as the tiles of a plan."""
+        return next((p for p in points(call, choices) if not p.backends and p.key not in choices), None)
 
     def keep(self, choices: dict[str, str]) -> None:
         """Keep choices at once, so that an interruption loses nothing."""

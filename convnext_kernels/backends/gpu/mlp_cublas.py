@@ -14,10 +14,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from convnext_kernels.backends.gpu import prepared as programs
 from convnext_kernels.backends.gpu.kernels import Kernels
 from convnext_kernels.backends.gpu.layout import Rows, finish, flat, like_parameter, output_rows, rows
 from convnext_kernels.calls import MlpCall, NormCall
 from convnext_kernels.spec import MlpParameters
+from convnext_kernels.torch_versions import exact_mm
 
 
 def matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -52,10 +54,41 @@ def rows_of(image: Tensor) -> Tensor:
     return image.permute(0, 2, 3, 1).reshape(-1, image.shape[1])
 
 
+def weight_product(a: Tensor, b: Tensor) -> Tensor:
+    """a^T b of rows (N * HW, M) and (N * HW, K), summed in fp32: cuBLAS may split a sum over many pixels."""
+    recorder = programs.recorder()
+    if recorder is None:
+        return exact_mm(a.mT, b)
+    product = torch.mm(a.mT, b)
+    recorder.steps[-1].function = exact_mm
+    return product
+
+
+def hidden_gradient(
+    kernels: Kernels, call: MlpCall, dz: Tensor, z: Tensor, w1: Tensor, w2: Tensor, kept: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(du, act(u)) without GRN; `kept` is u, which is computed again without it."""
+    dh = torch.mm(dz, w2)
+    u = _hidden(z, w1, call.p, call.compute_dtype) if kept is None else kept
+    h = torch.empty_like(u)
+    kernels.activate(u, h, call.activation)
+    kernels.activate_backward(dh, u, dh, call.activation)
+    return dh, h
+
+
 def _hidden(z: Tensor, w1: Tensor, p: MlpParameters, compute_dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
     if p.pwconv1_bias is None:
         return torch.mm(z, w1.mT, out=out)
     return torch.addmm(flat(p.pwconv1_bias).to(compute_dtype), z, w1.mT, out=out)
+
+
+def hidden_rows(kernels: Kernels, call: MlpCall, w1: Tensor, kept: Tensor | None) -> Tensor:
+    """The hidden of x as rows (N * HW, hidden) in `compute_dtype`; `kept`, like it, is filled with u."""
+    x, _, p, _, eps, _, norm, activation, compute_dtype, _ = call
+    u = _hidden(normalised(kernels, x, p, eps, norm, compute_dtype), w1, p, compute_dtype, out=kept)
+    h = u if kept is None else torch.empty_like(u)
+    kernels.activate(u, h, activation)
+    return h
 
 
 def forward(
@@ -71,12 +104,9 @@ def forward(
     `hidden`, (N, hidden, H, W) channels_last in `compute_dtype`, is filled with u for the gradient, `rounded`, like
     `like` in another dtype, with the residual. `weights`: `matrices`.
     """
-    x, residual, p, drop_scale, eps, grn_eps, norm, activation, compute_dtype, _ = call
-    kept = None if hidden is None else rows_of(hidden)
+    x, residual, p, drop_scale, _, grn_eps, *_ = call
     w1, w2 = matrices(call, weights)
-    u = _hidden(normalised(kernels, x, p, eps, norm, compute_dtype), w1, p, compute_dtype, out=kept)
-    h = u if hidden is None else torch.empty_like(u)
-    kernels.activate(u, h, activation)
+    h = hidden_rows(kernels, call, w1, None if hidden is None else rows_of(hidden))
     if p.grn_weight is not None:
         h = rows_of(kernels.grn_forward(NormCall(as_image(h, x), p.grn_weight, p.grn_bias, grn_eps)))
     z = torch.mm(h, w2.mT)
@@ -115,7 +145,7 @@ def backward(
             as_image(dh, x), NormCall(image, p.grn_weight, p.grn_bias, grn_eps), [True, True, True]
         )
         dh = rows_of(dh)
-    g2 = torch.mm(d.mT, g)
+    g2 = weight_product(d, g)
     d_sum = d.sum(dim=0, dtype=torch.float32)
     if p.gamma is None:
         gradients["pwconv2_weight"], gradients["pwconv2_bias"] = g2, d_sum
@@ -127,7 +157,7 @@ def backward(
             gradients["gamma"] += flat(p.pwconv2_bias).float() * d_sum
     du = dh
     kernels.activate_backward(dh, u, du, activation)
-    gradients["pwconv1_weight"] = torch.mm(du.mT, z)
+    gradients["pwconv1_weight"] = weight_product(du, z)
     gradients["pwconv1_bias"] = du.sum(dim=0, dtype=torch.float32)
     normal = []
     if any(needs_input):

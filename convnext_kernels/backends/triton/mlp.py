@@ -28,10 +28,15 @@ from convnext_kernels.backends.triton.mlp_backward import (
     projection_gradient_kernel,
 )
 from convnext_kernels.backends.triton.mlp_fused import mlp_fused_fwd_kernel
-from convnext_kernels.backends.triton.mlp_gemm import mlp_expand_kernel, mlp_project_kernel
-from convnext_kernels.backends.triton.mlp_plan import Problem, backward_plan, forward_plan
+from convnext_kernels.backends.triton.mlp_gemm import (
+    fold_kernel,
+    mlp_expand_kernel,
+    mlp_folded_expand_kernel,
+    mlp_project_kernel,
+)
+from convnext_kernels.backends.triton.mlp_plan import FOLD_ROWS, Problem, backward_plan, forward_plan
 from convnext_kernels.backends.triton.reduce import sum_partials
-from convnext_kernels.backends.triton.shared import KERNELS
+from convnext_kernels.backends.triton.shared import KERNELS, output
 from convnext_kernels.calls import MlpCall
 from convnext_kernels.spec import MlpParameters
 from convnext_kernels.torch_versions import tf32_allowed
@@ -154,51 +159,96 @@ def _two_products(
     written: Rows,
     rounded: Tensor | None,
 ) -> None:
-    x, residual, p, drop_scale, eps, grn_eps, norm, activation, compute_dtype, _ = call
-    source = rows(x)
-    other = written if residual is None else rows(residual)
-    channels, hidden = x.shape[1], p.pwconv1_weight.shape[0]
-    w1, w2 = weights
-    samples, pixels = extent(source, other, written, merge=p.grn_weight is None)
+    source = rows(call.x)
+    other = written if call.residual is None else rows(call.residual)
+    samples, pixels = extent(source, other, written, merge=call.p.grn_weight is None)
+    if "library" in config["expand"]:
+        h, scale = mlp_cublas.hidden_rows(KERNELS, call, weights[0], u), None
+    else:
+        h, scale = _expand(config["expand"], call, weights[0], u, source, samples, pixels)
+    if "library" in config["project"]:
+        z = torch.mm(h, weights[1].mT)
+        output(z, call.p.pwconv2_bias, call.p.gamma, call.drop_scale, call.residual, written, rounded)
+    else:
+        _project(config["project"], call, h, weights[1], scale, other, written, rounded, samples, pixels)
+
+
+def _expand(
+    config: dict, call: MlpCall, w1: Tensor, u: Tensor | None, source: Rows, samples: int, pixels: int
+) -> tuple[Tensor, Tensor | None]:
+    """Return the hidden, rows (N * HW, hidden), and V2's response of it."""
+    x, _, p, _, eps, grn_eps, norm, activation, compute_dtype, _ = call
+    channels, hidden = x.shape[1], w1.shape[0]
+    tile = config["tile"]
     h = torch.empty((samples * pixels, hidden), dtype=compute_dtype, device=x.device)
-    expand, project = config["expand"], config["project"]
-    tiles = triton.cdiv(pixels, expand["BM"])
+    tiles = triton.cdiv(pixels, tile["BM"])
     sums = None
     if p.grn_weight is not None:
         sums = torch.empty((samples, tiles, hidden), dtype=torch.float32, device=x.device)
-    launch(mlp_expand_kernel, (samples * tiles * triton.cdiv(hidden, expand["BN"]),))(
-        source.tensor,
+    options = {"C": channels, "HIDDEN": hidden, "NORM": norm, "ACTIVATION": activation, "enable_fp_fusion": True}
+    kernel, parameters = mlp_expand_kernel, (_vector(p.norm_weight), _vector(p.norm_bias), w1, _vector(p.pwconv1_bias))
+    if config["fold"]:
+        kernel, parameters = mlp_folded_expand_kernel, _folded(p, compute_dtype)
+    launch(kernel, (samples * tiles * triton.cdiv(hidden, tile["BN"]),))(
+        source.tensor, *parameters, h, u, sums, pixels, tiles, *source[1:], eps, **options, **tile
+    )
+    return h, None if sums is None else grn.response(sums, p.grn_weight, grn_eps)
+
+
+def _folded(p: MlpParameters, compute_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """W1 * weight, and the sums of its rows and b1 + W1 bias, from the parameters themselves."""
+    w1 = flat(p.pwconv1_weight)
+    hidden, channels = p.pwconv1_weight.shape[:2]
+    folded = torch.empty((hidden, channels), dtype=compute_dtype, device=w1.device)
+    columns = torch.empty((2, hidden), dtype=torch.float32, device=w1.device)
+    launch(fold_kernel, (triton.cdiv(hidden, FOLD_ROWS),))(
+        w1,
         flat(p.norm_weight),
         _vector(p.norm_bias),
-        w1,
         _vector(p.pwconv1_bias),
-        h,
-        u,
-        sums,
-        pixels,
-        tiles,
-        *source[1:],
-        eps,
+        folded,
+        columns,
         C=channels,
         HIDDEN=hidden,
-        NORM=norm,
-        ACTIVATION=activation,
+        BLOCK_H=FOLD_ROWS,
+        BLOCK_C=128,
+        num_warps=4,
         enable_fp_fusion=True,
-        **expand,
     )
-    scale = None if sums is None else grn.response(sums, p.grn_weight, grn_eps)
-    tiles = triton.cdiv(pixels, project["BM"])
-    launch(mlp_project_kernel, (samples * tiles * triton.cdiv(channels, project["BN"]),))(
+    return folded, columns
+
+
+def _project(
+    config: dict,
+    call: MlpCall,
+    h: Tensor,
+    w2: Tensor,
+    scale: Tensor | None,
+    other: Rows,
+    written: Rows,
+    rounded: Tensor | None,
+    samples: int,
+    pixels: int,
+) -> None:
+    x, p = call.x, call.p
+    channels, hidden = w2.shape
+    tile, partials = config["tile"], None
+    split = tile["SPLIT"]
+    if split > 1:
+        partials = torch.empty((split, samples * pixels, channels), dtype=torch.float32, device=x.device)
+    tiles = triton.cdiv(pixels, tile["BM"])
+    launch(mlp_project_kernel, (samples * tiles * triton.cdiv(channels, tile["BN"]), split))(
         h,
         w2,
         _vector(p.pwconv2_bias),
         _vector(p.gamma),
         scale,
         _vector(p.grn_bias),
-        _vector(drop_scale),
-        None if residual is None else other.tensor,
+        _vector(call.drop_scale),
+        None if call.residual is None else other.tensor,
         written.tensor,
         rounded,
+        partials,
         pixels,
         tiles,
         x.shape[2] * x.shape[3],
@@ -207,8 +257,10 @@ def _two_products(
         C=channels,
         HIDDEN=hidden,
         enable_fp_fusion=True,
-        **project,
+        **tile,
     )
+    if partials is not None:
+        output(partials, p.pwconv2_bias, p.gamma, call.drop_scale, call.residual, written, rounded)
 
 
 @prepared
@@ -241,7 +293,7 @@ def _backward(
     hidden: Tensor | None,
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Return ([dx, dnorm_weight, dnorm_bias], of which those marked in `needs_norm`, the other gradients by name)."""
-    x, _, p, drop_scale, eps, grn_eps, norm, activation, compute_dtype, _ = call
+    x, _, p, drop_scale, eps, _, norm, _, compute_dtype, _ = call
     samples, channels, height, width = x.shape
     width_h = p.pwconv1_weight.shape[0]
     sample_pixels = height * width
@@ -253,19 +305,92 @@ def _backward(
     z = normalised(KERNELS, x, p, eps, norm, compute_dtype)
     gradients: dict[str, Tensor] = {}
 
-    # hidden
-    tile = config["hidden"]
+    library = {name for name, part in config.items() if "library" in part}
+    if library & {"hidden", "weight"}:  # these read the scaled gradients in the dtype of the matmuls
+        d = torch.empty((samples * sample_pixels, channels), dtype=compute_dtype, device=x.device)
+        dz = d if p.gamma is None else torch.empty_like(d)
+        KERNELS.scaled_gradient(dout, p.gamma, drop_scale, d, dz)
+    kept = None if hidden is None else rows_of(hidden)
+    if "hidden" in library:
+        du, g = mlp_cublas.hidden_gradient(KERNELS, call, dz, z, w1, w2, kept)
+        if p.pwconv1_bias is not None:
+            gradients["pwconv1_bias"] = du.sum(dim=0, dtype=torch.float32)
+    else:
+        du, g = _hidden_gradient(config["hidden"]["tile"], dout_rows.tensor, call, z, w1, w2, kept, gradients)
+
+    # weights
+    if "weight" in library:
+        gradients["pwconv1_weight"] = mlp_cublas.weight_product(du, z)
+        g2 = mlp_cublas.weight_product(d, g).unsqueeze(0)
+        d_sums = d.sum(dim=0, dtype=torch.float32).unsqueeze(0)
+    else:
+        tile = config["weight"]["tile"]
+        dw1, _ = _weight_gradient(du, z, None, sample_pixels, tile, columns=False)
+        gradients["pwconv1_weight"] = sum_partials(dw1, p.pwconv1_weight.dtype)
+        if dout.element_size() == 4:  # BP 64 spills 4 bytes on sm_100
+            tile = tile | {"BP": min(32, tile["BP"])}
+        g2, d_sums = _weight_gradient(dout_rows.tensor, g, scale, sample_pixels, tile, columns=True)
+    dw2 = torch.empty((channels, width_h), dtype=p.pwconv2_weight.dtype, device=x.device)
+    db2, dgamma = (
+        torch.empty(channels, dtype=torch.float32 if parameter is None else parameter.dtype, device=x.device)
+        for parameter in (p.pwconv2_bias, p.gamma)
+    )
+    launch(projection_gradient_kernel, (channels,))(
+        g2,
+        d_sums,
+        w2,
+        _vector(p.pwconv2_bias),
+        _vector(p.gamma),
+        dw2,
+        db2,
+        None if p.gamma is None else dgamma,
+        g2.shape[0],
+        C=channels,
+        HIDDEN=width_h,
+        BLOCK_H=min(512, triton.next_power_of_2(width_h)),
+        num_warps=4,
+        enable_fp_fusion=True,
+    )
+    gradients |= {"pwconv2_weight": dw2, "pwconv2_bias": db2, "gamma": dgamma}
+
+    of_norm = []
+    if any(needs_norm) and "input" in library:
+        dn = rows(mlp_cublas.as_image(torch.mm(du, w1), x))
+        of_norm = layernorm.gradients(dn, x, p.norm_weight, p.norm_bias, eps, needs_norm, norm=norm)
+    elif any(needs_norm):
+        of_norm = _input_gradient(config["input"]["tile"], du, w1, x, p, eps, norm, needs_norm)
+    named = {
+        name: like_parameter(value, getattr(p, name))
+        for name, value in gradients.items()
+        if getattr(p, name) is not None
+    }
+    return of_norm, named
+
+
+def _hidden_gradient(
+    tile: dict,
+    dout: Tensor,
+    call: MlpCall,
+    z: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    kept: Tensor | None,
+    gradients: dict[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Return (du, what W2 multiplies); add the gradients of W1's bias and of GRN to `gradients`."""
+    x, _, p, drop_scale, _, grn_eps, _, activation, compute_dtype, _ = call
+    samples, channels, height, width = x.shape
+    width_h, sample_pixels = w1.shape[0], height * width
     has_grn = p.grn_weight is not None
     groups, pixels = (samples, sample_pixels) if has_grn else (1, samples * sample_pixels)
     tiles = triton.cdiv(pixels, tile["BM"])
     du = torch.empty((samples * sample_pixels, width_h), dtype=compute_dtype, device=x.device)
     g = torch.empty_like(du)
-    kept = None if hidden is None else rows_of(hidden)
     sums = torch.empty((3 if has_grn else 1, groups, tiles, width_h), dtype=torch.float32, device=x.device)
     launch(mlp_hidden_gradient_kernel, (groups * tiles * triton.cdiv(width_h, tile["BN"]),))(
-        dout_rows.tensor,
+        dout,
         _vector(p.gamma),
-        scale,
+        _vector(drop_scale),
         w2,
         kept,
         z,
@@ -308,41 +433,7 @@ def _backward(
         )
     if p.pwconv1_bias is not None:
         gradients["pwconv1_bias"] = sum_partials(sums.view(-1, width_h), p.pwconv1_bias.dtype)
-
-    # weights
-    dw1, _ = _weight_gradient(du, z, None, sample_pixels, config["weight"], columns=False)
-    gradients["pwconv1_weight"] = sum_partials(dw1, p.pwconv1_weight.dtype)
-    g2, d_sums = _weight_gradient(dout_rows.tensor, g, scale, sample_pixels, config["weight"], columns=True)
-    dw2 = torch.empty((channels, width_h), dtype=p.pwconv2_weight.dtype, device=x.device)
-    db2, dgamma = (
-        torch.empty(channels, dtype=torch.float32 if parameter is None else parameter.dtype, device=x.device)
-        for parameter in (p.pwconv2_bias, p.gamma)
-    )
-    launch(projection_gradient_kernel, (channels,))(
-        g2,
-        d_sums,
-        w2,
-        _vector(p.pwconv2_bias),
-        _vector(p.gamma),
-        dw2,
-        db2,
-        None if p.gamma is None else dgamma,
-        g2.shape[0],
-        C=channels,
-        HIDDEN=width_h,
-        BLOCK_H=min(512, triton.next_power_of_2(width_h)),
-        num_warps=4,
-        enable_fp_fusion=True,
-    )
-    gradients |= {"pwconv2_weight": dw2, "pwconv2_bias": db2, "gamma": dgamma}
-
-    of_norm = _input_gradient(config["input"], du, w1, x, p, eps, norm, needs_norm) if any(needs_norm) else []
-    named = {
-        name: like_parameter(value, getattr(p, name))
-        for name, value in gradients.items()
-        if getattr(p, name) is not None
-    }
-    return of_norm, named
+    return du, g
 
 
 def _weight_gradient(

@@ -18,6 +18,7 @@ import triton.language as tl
 from convnext_kernels.backends.triton.activations import activate, activate_and_derivative
 from convnext_kernels.backends.triton.layernorm import offsets
 from convnext_kernels.backends.triton.mlp_tiles import (
+    grouped,
     load_matrix,
     load_pieces,
     load_transposed,
@@ -50,17 +51,18 @@ def mlp_hidden_gradient_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    GROUP: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
     """One program: BM pixels of one sample, BN columns of the hidden."""
     compute: tl.constexpr = w2_ptr.dtype.element_ty
     whole: tl.constexpr = C % BK == 0 and HIDDEN % BN == 0
     columns: tl.constexpr = (HIDDEN + BN - 1) // BN
-    tile = tl.program_id(0) // columns
+    tile, column = grouped(columns, GROUP)
     n = tile // tiles
     p = (tile % tiles) * BM + tl.arange(0, BM)
     inside = p < pixels
-    hid = (tl.program_id(0) % columns) * BN + tl.arange(0, BN)
+    hid = column * BN + tl.arange(0, BN)
     held = hid < HIDDEN
     row = n.to(tl.int64) * pixels + p
     scale = tl.full((BM,), 1.0, dtype=tl.float32)
@@ -169,6 +171,7 @@ def mlp_input_gradient_kernel(
     BC: tl.constexpr,
     PIECES: tl.constexpr,
     BK: tl.constexpr,
+    GROUP: tl.constexpr,
     NORM: tl.constexpr,
 ):
     """Compute dn = du W1 and the norm's backward. One program: BM pixels of one sample, PIECES * BC channels.
@@ -177,8 +180,8 @@ def mlp_input_gradient_kernel(
     """
     whole: tl.constexpr = HIDDEN % BK == 0 and C % (BC * PIECES) == 0
     columns: tl.constexpr = (C + BC * PIECES - 1) // (BC * PIECES)
-    tile = tl.program_id(0) // columns
-    first = (tl.program_id(0) % columns) * (BC * PIECES)
+    tile, column = grouped(columns, GROUP)
+    first = column * (BC * PIECES)
     n = tile // tiles
     p = (tile % tiles) * BM + tl.arange(0, BM)
     inside = p < pixels

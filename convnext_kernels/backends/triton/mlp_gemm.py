@@ -4,7 +4,14 @@ expand:   h = act(norm(x) W1^T + b1)                             reads 2C, write
 project:  out = residual + s * gamma * (GRN?(h) W2^T + b2)       reads 8C + 2C, writes 2C
 
 `expand` first loops over its rows once to compute their statistics, then normalises them when it reads them for the
-matmul: LayerNorm needs no launch and no normalised copy. For ConvNeXt V2 `expand` also writes the sums of h^2 of every
+matmul: LayerNorm needs no launch and no normalised copy. Its folded form multiplies the rows as they are by
+W1 * weight, and takes the statistics from the tiles that the matmul reads anyway:
+
+    u = rstd * (x (W1 * weight)^T - mean * colsum) + (b1 + W1 bias),    colsum: of W1 * weight, rounded
+
+With the sums of the rounded weights the mean cancels exactly: |mean| / std may be 100.
+
+For ConvNeXt V2 `expand` also writes the sums of h^2 of every
 tile (a tile is within one sample), and `project` applies the response when it reads h.
 """
 
@@ -13,7 +20,26 @@ import triton.language as tl
 
 from convnext_kernels.backends.triton.activations import activate
 from convnext_kernels.backends.triton.layernorm import offsets
-from convnext_kernels.backends.triton.mlp_tiles import load_transposed, load_vector, store_output
+from convnext_kernels.backends.triton.mlp_tiles import grouped, load_transposed, load_vector, store_output
+
+
+@triton.jit
+def moments(total, squares, first, eps, C: tl.constexpr, NORM: tl.constexpr):
+    """(mean, rstd) of rows from the sums of d and d^2, with d = x - first; for RMSNorm d = x."""
+    if NORM == "rms":
+        mean = tl.zeros_like(first)
+        rstd = tl.rsqrt(squares / C + eps)
+    else:
+        deviation = total / C
+        variance = squares / C - deviation * deviation
+        variance = tl.where(variance < 0, 0.0, variance)
+        if NORM == "layer":
+            mean = first + deviation
+            rstd = tl.rsqrt(variance + eps)
+        else:
+            mean = tl.zeros_like(first)
+            rstd = tl.rsqrt(variance * (C / (C - 1)) + eps)
+    return mean, rstd
 
 
 @triton.jit
@@ -49,20 +75,129 @@ def row_statistics(
             d = tl.where(mask, d - first[:, None], 0.0)
         total += d
         squares += d * d
-    if NORM == "rms":
-        mean = tl.zeros((BM,), dtype=tl.float32)
-        rstd = tl.rsqrt(tl.sum(squares, axis=1) / C + eps)
-    else:
-        deviation = tl.sum(total, axis=1) / C
-        variance = tl.sum(squares, axis=1) / C - deviation * deviation
-        variance = tl.where(variance < 0, 0.0, variance)
-        if NORM == "layer":
-            mean = first + deviation
-            rstd = tl.rsqrt(variance + eps)
-        else:
-            mean = tl.zeros((BM,), dtype=tl.float32)
-            rstd = tl.rsqrt(variance * (C / (C - 1)) + eps)
-    return mean, rstd
+    return moments(tl.sum(total, axis=1), tl.sum(squares, axis=1), first, eps, C, NORM)
+
+
+@triton.jit
+def store_hidden(
+    u,
+    h_ptr,
+    hidden_ptr,
+    sums_ptr,
+    n,
+    p,
+    tile,
+    hid,
+    inside,
+    pixels,
+    HIDDEN: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """Store act(u), u for the gradient, and V2's sums of squares over the tile, for a tile (pixels p, columns hid)."""
+    compute: tl.constexpr = h_ptr.dtype.element_ty
+    held = hid < HIDDEN
+    where = (n.to(tl.int64) * pixels + p)[:, None] * HIDDEN + hid[None, :]
+    mask = inside[:, None] & held[None, :]
+    if hidden_ptr is not None:
+        tl.store(hidden_ptr + where, u.to(compute), mask=mask)
+    h = activate(u, ACTIVATION).to(compute)
+    tl.store(h_ptr + where, h, mask=mask)
+    if sums_ptr is not None:
+        square = h.to(tl.float32)
+        square = tl.where(inside[:, None], square * square, 0.0)
+        tl.store(sums_ptr + tile.to(tl.int64) * HIDDEN + hid, tl.sum(square, axis=0), mask=held)
+
+
+@triton.jit
+def fold_kernel(
+    w1_ptr,  # (HIDDEN, C) dense, a parameter
+    norm_weight_ptr,
+    norm_bias_ptr,
+    b1_ptr,
+    folded_ptr,  # (HIDDEN, C): W1 * weight in the dtype of the matmuls
+    columns_ptr,  # (2, HIDDEN) fp32: the sums of the rounded W1 * weight, and b1 + W1 bias
+    C: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The norm's parameters in W1 and b1; one program: BLOCK_H rows of W1."""
+    hid = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
+    held = hid < HIDDEN
+    total = tl.zeros((BLOCK_H, BLOCK_C), dtype=tl.float32)
+    shift = tl.zeros((BLOCK_H, BLOCK_C), dtype=tl.float32)
+    for start in range(0, C, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        where = hid[:, None] * C + c[None, :]
+        mask = held[:, None] & (c < C)[None, :]
+        w = tl.load(w1_ptr + where, mask=mask, other=0.0).to(tl.float32)
+        folded = (w * load_vector(norm_weight_ptr, c, c < C)[None, :]).to(folded_ptr.dtype.element_ty)
+        tl.store(folded_ptr + where, folded, mask=mask)
+        total += folded.to(tl.float32)
+        if norm_bias_ptr is not None:
+            shift += w * load_vector(norm_bias_ptr, c, c < C)[None, :]
+    tl.store(columns_ptr + hid, tl.sum(total, axis=1), mask=held)
+    bias = tl.sum(shift, axis=1)
+    if b1_ptr is not None:
+        bias += load_vector(b1_ptr, hid, held)
+    tl.store(columns_ptr + HIDDEN + hid, bias, mask=held)
+
+
+@triton.jit(do_not_specialize=["pixels", "tiles"])
+def mlp_folded_expand_kernel(
+    x_ptr,
+    folded_ptr,  # (HIDDEN, C) dense: of `fold_kernel`
+    columns_ptr,  # (2, HIDDEN) fp32, of `fold_kernel`
+    h_ptr,  # (N * HW, HIDDEN)
+    hidden_ptr,  # the same for u, or None
+    sums_ptr,  # (N, tiles, HIDDEN) fp32 or None: sums of h^2 over a tile
+    pixels,
+    tiles,
+    stride_xn,
+    stride_xp,
+    stride_xc,
+    eps,
+    C: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+    NORM: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """`mlp_expand_kernel` with the norm's parameters folded into the weights: one walk over the rows."""
+    compute: tl.constexpr = folded_ptr.dtype.element_ty
+    whole: tl.constexpr = HIDDEN % BN == 0 and C % BK == 0
+    columns: tl.constexpr = (HIDDEN + BN - 1) // BN
+    tile, column = grouped(columns, GROUP)
+    n = tile // tiles
+    p = (tile % tiles) * BM + tl.arange(0, BM)
+    inside = p < pixels
+    hid = column * BN + tl.arange(0, BN)
+    held = hid < HIDDEN
+    row = n.to(tl.int64) * stride_xn + p.to(tl.int64) * stride_xp
+    first = tl.load(x_ptr + row, mask=inside, other=0.0).to(compute).to(tl.float32)
+    total = tl.zeros((BM,), dtype=tl.float32)
+    squares = tl.zeros((BM,), dtype=tl.float32)
+    u = tl.zeros((BM, BN), dtype=tl.float32)
+    for start in range(0, C, BK):
+        c = start + tl.arange(0, BK)
+        mask = inside[:, None] & (c < C)[None, :]
+        x = tl.load(x_ptr + offsets(n, p, c, stride_xn, stride_xp, stride_xc), mask=mask, other=0.0).to(compute)
+        d = x.to(tl.float32)
+        if NORM != "rms":
+            d -= first[:, None]
+            if C % BK != 0:
+                d = tl.where((c < C)[None, :], d, 0.0)
+            total += tl.sum(d, axis=1)
+        squares += tl.sum(d * d, axis=1)
+        u = tl.dot(x, load_transposed(folded_ptr, hid, c, HIDDEN, C, whole), u)
+    mean, rstd = moments(total, squares, first, eps, C, NORM)
+    if NORM == "layer":
+        u -= mean[:, None] * load_vector(columns_ptr, hid, held)[None, :]
+    u = u * rstd[:, None] + load_vector(columns_ptr + HIDDEN, hid, held)[None, :]
+    store_hidden(u, h_ptr, hidden_ptr, sums_ptr, n, p, tile, hid, inside, pixels, HIDDEN, ACTIVATION)
 
 
 @triton.jit(do_not_specialize=["pixels", "tiles"])
@@ -86,18 +221,19 @@ def mlp_expand_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    GROUP: tl.constexpr,
     NORM: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
-    """One program: BM pixels of one sample, BN columns of the hidden. Neighbours share their rows, in L2."""
+    """One program: BM pixels of one sample, BN columns of the hidden."""
     compute: tl.constexpr = w1_ptr.dtype.element_ty
     whole: tl.constexpr = HIDDEN % BN == 0 and C % BK == 0
     columns: tl.constexpr = (HIDDEN + BN - 1) // BN
-    tile = tl.program_id(0) // columns
+    tile, column = grouped(columns, GROUP)
     n = tile // tiles
     p = (tile % tiles) * BM + tl.arange(0, BM)
     inside = p < pixels
-    hid = (tl.program_id(0) % columns) * BN + tl.arange(0, BN)
+    hid = column * BN + tl.arange(0, BN)
     held = hid < HIDDEN
     mean, rstd = row_statistics(x_ptr, n, p, inside, stride_xn, stride_xp, stride_xc, eps, C, BM, BK, NORM)
     u = tl.zeros((BM, BN), dtype=tl.float32)
@@ -116,16 +252,7 @@ def mlp_expand_kernel(
         u = tl.dot(z.to(x.dtype).to(compute), load_transposed(w1_ptr, hid, c, HIDDEN, C, whole), u)
     if b1_ptr is not None:
         u += load_vector(b1_ptr, hid, held)[None, :]
-    where = (n.to(tl.int64) * pixels + p)[:, None] * HIDDEN + hid[None, :]
-    mask = inside[:, None] & held[None, :]
-    if hidden_ptr is not None:
-        tl.store(hidden_ptr + where, u.to(compute), mask=mask)
-    h = activate(u, ACTIVATION).to(compute)
-    tl.store(h_ptr + where, h, mask=mask)
-    if sums_ptr is not None:
-        square = h.to(tl.float32)
-        square = tl.where(inside[:, None], square * square, 0.0)
-        tl.store(sums_ptr + tile.to(tl.int64) * HIDDEN + hid, tl.sum(square, axis=0), mask=held)
+    store_hidden(u, h_ptr, hidden_ptr, sums_ptr, n, p, tile, hid, inside, pixels, HIDDEN, ACTIVATION)
 
 
 @triton.jit(do_not_specialize=["pixels", "tiles", "sample_pixels"])
@@ -140,6 +267,7 @@ def mlp_project_kernel(
     residual_ptr,
     out_ptr,
     rounded_ptr,  # with the strides of out, or None: the residual in the dtype of the matmuls, for the gradient
+    partials_ptr,  # (splits, N * HW, C) fp32: sums over a part of the hidden, and nothing else; or None
     pixels,
     tiles,
     sample_pixels,
@@ -154,18 +282,26 @@ def mlp_project_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    GROUP: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
-    """One program: BM pixels of one sample, BN channels."""
+    """One program: BM pixels of one sample, BN channels; of SPLIT programs each sums a part of the hidden."""
     whole: tl.constexpr = C % BN == 0 and HIDDEN % BK == 0
     columns: tl.constexpr = (C + BN - 1) // BN
-    tile = tl.program_id(0) // columns
+    PART: tl.constexpr = ((HIDDEN + BK * SPLIT - 1) // (BK * SPLIT)) * BK
+    tile, column = grouped(columns, GROUP)
     n = tile // tiles
     p = (tile % tiles) * BM + tl.arange(0, BM)
     inside = p < pixels
-    c = (tl.program_id(0) % columns) * BN + tl.arange(0, BN)
+    c = column * BN + tl.arange(0, BN)
     row = (n.to(tl.int64) * pixels + p)[:, None] * HIDDEN
     acc = tl.zeros((BM, BN), dtype=tl.float32)
-    for start in range(0, HIDDEN, BK):
+    begin = 0
+    end = HIDDEN
+    if SPLIT > 1:
+        begin = tl.program_id(1) * PART
+        end = tl.minimum(begin + PART, HIDDEN)
+    for start in range(begin, end, BK):
         hid = start + tl.arange(0, BK)
         held = hid < HIDDEN
         h = tl.load(h_ptr + row + hid[None, :], mask=inside[:, None] & held[None, :], other=0.0)
@@ -173,24 +309,29 @@ def mlp_project_kernel(
             scale = tl.load(grn_scale_ptr + n.to(tl.int64) * HIDDEN + hid, mask=held, other=0.0)
             h = (h.to(tl.float32) * scale[None, :] + load_vector(grn_bias_ptr, hid, held)[None, :]).to(h.dtype)
         acc = tl.dot(h, load_transposed(w2_ptr, c, hid, C, HIDDEN, whole), acc)
-    store_output(
-        acc,
-        b2_ptr,
-        gamma_ptr,
-        drop_scale_ptr,
-        residual_ptr,
-        out_ptr,
-        rounded_ptr,
-        n,
-        p,
-        c,
-        inside,
-        sample_pixels,
-        stride_rn,
-        stride_rp,
-        stride_rc,
-        stride_on,
-        stride_op,
-        stride_oc,
-        C,
-    )
+    if partials_ptr is not None:
+        samples = tl.num_programs(0) // (columns * tiles)
+        place = (tl.program_id(1) * samples + n).to(tl.int64) * pixels + p
+        tl.store(partials_ptr + place[:, None] * C + c[None, :], acc, mask=inside[:, None] & (c < C)[None, :])
+    else:
+        store_output(
+            acc,
+            b2_ptr,
+            gamma_ptr,
+            drop_scale_ptr,
+            residual_ptr,
+            out_ptr,
+            rounded_ptr,
+            n,
+            p,
+            c,
+            inside,
+            sample_pixels,
+            stride_rn,
+            stride_rp,
+            stride_rc,
+            stride_on,
+            stride_op,
+            stride_oc,
+            C,
+        )

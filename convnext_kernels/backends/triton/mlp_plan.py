@@ -4,7 +4,7 @@ Choices are cached. Only tile sizes that compile without a spill on an architect
 `proofs/records/triton_kernels.md` lists registers and shared memory of each.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from convnext_kernels import tuning
@@ -19,11 +19,13 @@ def whole_row_channels(arch: int) -> int:
     return 192 if arch in (80, 90) else 128
 
 
-WEIGHT_TILE = {"BM": 64, "BN": 64, "BP": 64, "num_warps": 4, "num_stages": 2}
 # The share of the tensor cores' peak that a matmul in Triton reaches.
 TRITON_SHARE = 0.6
 # Once for each plan with fewer launches; in the order of launches the plans are fused, gemm, cublas.
 HANDICAP = 1.5
+# The same for a single product by the library, whose launches between products are ours.
+LIBRARY, LIBRARY_HANDICAP = "library", 1.3
+FOLD_ROWS = 16  # of W1 that a program of `fold_kernel` takes
 GELU_OPS, GELU_BWD_OPS = 16, 26  # fp32 instructions per element, including bias, conversion and store
 
 
@@ -89,17 +91,32 @@ def _fused_tiles(channels: int, grn: bool, arch: int) -> Iterator[tuple[int, int
 
 
 def _tile_product(
-    p: Problem, inner: int, outer: int, bm: int, bn: int, ops: float, read: float, written: float, weights: float
+    p: Problem,
+    inner: int,
+    outer: int,
+    bm: int,
+    bn: int,
+    ops: float,
+    read: float,
+    written: float,
+    weights: float,
+    *,
+    input_ops: float = 0.0,
+    split: int = 1,
 ) -> Work:
-    """One of our matmul kernels; `ops` fp32 instructions per result, `read` and `written` bytes per pixel."""
+    """One of our matmul kernels; `read` and `written` bytes per pixel.
+
+    `ops` fp32 instructions per result, `input_ops` per element of a row, for every tile of columns; `split` programs
+    share the sum of a result.
+    """
     tiles, columns = p.tiles(bm), -(-outer // bn)
     padded = tiles * bm
     return Work(
         dram_bytes=p.pixels * (read + written) + weights,
         l2_bytes=padded * read * columns + p.pixels * written + tiles * weights,
         tensor_flops=2.0 * padded * inner * columns * bn / TRITON_SHARE,
-        fp32_ops=padded * columns * bn * ops,
-        programs=tiles * columns,
+        fp32_ops=padded * columns * (bn * ops + inner * input_ops),
+        programs=tiles * columns * split,
         ctas_per_sm=2 if bm * bn <= 128 * 64 else 1,
         warps=8 if bm * bn > 128 * 64 else 4,
     )
@@ -135,19 +152,6 @@ def _fused(p: Problem, bm: int, bh: int, warps: int) -> Candidate:
     return Candidate(f"fused-m{bm}-h{bh}-w{warps}", config, launches)
 
 
-def _two_products(p: Problem, expand: dict, project: dict, handicap: float) -> Candidate:
-    weights = p.channels * p.hidden * 2.0
-    element, hidden = p.channels * p.itemsize, p.hidden * 2
-    tile = expand["BM"], expand["BN"]
-    first = _tile_product(p, p.channels, p.hidden, *tile, GELU_OPS, element, hidden * (1 + p.keeps_hidden), weights)
-    tile = project["BM"], project["BN"]
-    second = _tile_product(p, p.hidden, p.channels, *tile, 8, hidden, 2 * p.channels * p.stream_itemsize, weights)
-    response = (_response_work(p, p.tiles(expand["BM"])),) if p.grn else ()
-    config = {"plan": "gemm", "expand": expand, "project": project}
-    name = f"gemm-{expand['BM']}x{expand['BN']}-{project['BM']}x{project['BN']}"
-    return Candidate(name, config, (first, *response, second), handicap)
-
-
 def _pointwise(p: Problem, bytes_per_pixel: float) -> Work:
     return Work(
         dram_bytes=p.pixels * bytes_per_pixel,
@@ -161,50 +165,130 @@ def _cublas_product(p: Problem, inner: int, outer: int, gpu: tuning.Gpu) -> Work
     return cublas_product(p.pixels, inner, outer, p.compute_itemsize, gpu, p.tf32)
 
 
-def _cublas(p: Problem, gpu: tuning.Gpu, handicap: float) -> Candidate:
+def _library_expand(p: Problem, gpu: tuning.Gpu) -> list[Work]:
+    """The hidden by cuBLAS: norm, product, activation."""
     element, hidden = p.channels * p.itemsize, p.hidden * p.compute_itemsize
-    steps = [
+    return [
         _pointwise(p, element + p.channels * p.compute_itemsize),
         _cublas_product(p, p.channels, p.hidden, gpu),
         _pointwise(p, 2 * hidden),
     ]
-    if p.grn:
-        steps += [_pointwise(p, hidden), _response_work(p, p.samples), _pointwise(p, 2 * hidden)]
-    steps += [
+
+
+def _library_project(p: Problem, gpu: tuning.Gpu) -> list[Work]:
+    """The result from the hidden by cuBLAS: product, residual."""
+    return [
         _cublas_product(p, p.hidden, p.channels, gpu),
         _pointwise(p, p.channels * (2 * p.stream_itemsize + p.compute_itemsize)),
     ]
-    return Candidate("cublas", {"plan": "cublas"}, tuple(steps), handicap)
+
+
+def _cublas(p: Problem, gpu: tuning.Gpu, handicap: float) -> Candidate:
+    steps, hidden = _library_expand(p, gpu), p.hidden * p.compute_itemsize
+    if p.grn:
+        steps += [_pointwise(p, hidden), _response_work(p, p.samples), _pointwise(p, 2 * hidden)]
+    return Candidate("cublas", {"plan": "cublas"}, (*steps, *_library_project(p, gpu)), handicap)
 
 
 def _tile(bm: int, bn: int, bk: int, warps: int, stages: int = 2) -> dict:
     return {"BM": bm, "BN": bn, "BK": bk, "num_warps": warps, "num_stages": stages}
 
 
-# (expand, project): large tiles read less, small tiles fill the GPU at small batches. With 4 warps, BK 64 in `expand`
-# spills up to 100 bytes on sm_80 and sm_120, because the loop for the statistics needs two tiles.
-PRODUCT_TILES = (
-    (_tile(128, 128, 64, 8), _tile(128, 128, 64, 8)),
-    (_tile(128, 64, 32, 4), _tile(128, 64, 64, 4)),
-    (_tile(64, 64, 32, 4), _tile(64, 64, 64, 4)),
-)
+def _tile_name(tile: dict) -> str:
+    """Of a matmul kernel's configuration, for the cache."""
+    parts = [f"{tile['BM']}x{tile['BN']}", f"k{tile['BK']}", f"s{tile['num_stages']}"]
+    parts += [f"g{tile['GROUP']}"] if tile.get("GROUP", 1) > 1 else []
+    return "-".join(parts + ([f"split{tile['SPLIT']}"] if tile.get("SPLIT", 1) > 1 else []))
+
+
+# (BM, BN, BK, warps, stages). Large tiles read less, and share the weights of a column between 8 tiles of pixels; small
+# tiles fill the GPU at small batches. Tiles of 128 x 256 and 256 x 128 spill in their epilogues, 16 to 1164 bytes
+# with 8 warps, 12 to 216 with 16.
+SMALL_TILES = ((64, 64, 64, 4, 2), (128, 64, 32, 4, 2), (64, 128, 64, 4, 3))
+LARGE_TILES = ((128, 128, 64, 8, 2), (128, 128, 32, 8, 4))
+GROUP = 8
+# Of the expand product that normalises its rows: with 4 warps and BK 64 it spills up to 100 bytes on sm_80 and sm_120,
+# because the loop for the statistics needs two tiles.
+NORMALISING_TILES = ((64, 64, 32, 4, 2), (128, 64, 32, 4, 2), (128, 128, 64, 8, 2))
+FOLDED_CHANNELS = 257  # from here the expand product may have the norm's parameters in its weights
+# The tensor cores wait for the walk over the rows, and their operand comes from registers: the model sees neither.
+NORMALISING_HANDICAP = 1.15
+NORMALISE_OPS, FOLD_OPS = 10, 4  # instructions per element of a row: two walks over it, or its statistics
+
+
+def _product_tiles() -> Iterator[dict]:
+    """The tiles of `mlp_folded_expand_kernel` and `mlp_project_kernel`."""
+    for tile in (*SMALL_TILES, *LARGE_TILES):
+        yield _tile(*tile) | {"GROUP": GROUP if tile in LARGE_TILES else 1}
+
+
+def expand_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
+    """Every way to compute the hidden from x."""
+    element, hidden = p.channels * p.itemsize, p.hidden * 2
+    weights, written = p.channels * p.hidden * 2.0, hidden * (1 + p.keeps_hidden)
+
+    def product(tile: dict, input_ops: float) -> Work:
+        size = tile["BM"], tile["BN"]
+        return _tile_product(p, p.channels, p.hidden, *size, GELU_OPS, element, written, weights, input_ops=input_ops)
+
+    for sizes in NORMALISING_TILES:
+        tile = _tile(*sizes) | {"GROUP": 1}
+        works = (product(tile, NORMALISE_OPS),)
+        handicap = NORMALISING_HANDICAP if p.channels >= FOLDED_CHANNELS else 1.0
+        yield Candidate(_tile_name(tile), {"fold": False, "tile": tile}, works, handicap)
+    if p.channels >= FOLDED_CHANNELS:
+        folding = Work(dram_bytes=weights * 2, programs=-(-p.hidden // FOLD_ROWS))
+        for tile in _product_tiles():
+            works = folding, product(tile, FOLD_OPS)
+            yield Candidate(f"fold-{_tile_name(tile)}", {"fold": True, "tile": tile}, works)
+    if not p.grn:
+        yield Candidate(LIBRARY, {"library": True}, tuple(_library_expand(p, gpu)), LIBRARY_HANDICAP)
+
+
+def project_candidates(p: Problem, gpu: tuning.Gpu, library: bool = True) -> Iterator[Candidate]:
+    """Every way to compute the result from the hidden; by the library only if `library`."""
+    weights, hidden, stream = p.channels * p.hidden * 2.0, p.hidden * 2, p.channels * p.stream_itemsize
+    for tile in _product_tiles():
+        if gpu.arch in (100, 103) and p.stream_itemsize == 4 and tile["BM"] == 128:
+            continue  # spills 80 bytes beside a 4-byte residual
+        size = tile["BM"], tile["BN"]
+        work = _tile_product(p, p.hidden, p.channels, *size, 8, hidden, 2 * stream, weights)
+        yield Candidate(_tile_name(tile), {"tile": tile | {"SPLIT": 1}}, (work,))
+        split = min(8, p.hidden // 256, gpu.sms // max(1, work.programs))
+        if tile["BM"] == 64 and split > 1:  # batch 1 of late stages has few tiles
+            tile = tile | {"SPLIT": split}
+            sums = 4.0 * split * p.channels
+            work = _tile_product(p, p.hidden, p.channels, *size, 8, hidden, sums, weights, split=split)
+            yield Candidate(_tile_name(tile), {"tile": tile}, (work, _pointwise(p, sums + 2 * stream)))
+    if library and not p.grn:
+        yield Candidate(LIBRARY, {"library": True}, tuple(_library_project(p, gpu)), LIBRARY_HANDICAP)
 
 
 def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
-    """Every way to run the forward pass."""
+    """Every way to run the forward pass. The last one is two products, whose kernels are choices of their own."""
     # Not for V2 with the hidden kept: the launch for the sums spills on sm_100, and the fused plan would save little,
     # because the hidden is written anyway.
     fused = p.compute_itemsize == 2 and p.channels <= FUSED_CHANNELS and not (p.grn and p.keeps_hidden)
     if fused:
         for tile in _fused_tiles(p.channels, p.grn, gpu.arch):
             yield _fused(p, *tile)
+    yield _cublas(p, gpu, HANDICAP**2 if fused else HANDICAP)
     if p.compute_itemsize == 2:
         handicap = HANDICAP if fused and not p.grn else 1.0  # with GRN both take three launches
-        for expand, project in PRODUCT_TILES:
-            if gpu.arch in (100, 103) and p.stream_itemsize == 4 and project["BM"] == 128:
-                project = _tile(128, 64, 64, 8)  # the larger ones spill 80 bytes beside a 4-byte residual
-            yield _two_products(p, expand, project, handicap)
-    yield _cublas(p, gpu, HANDICAP**2 if fused else HANDICAP)
+        yield _products("gemm", p, gpu, tuning.predicted, handicap)
+
+
+def _products(name: str, p: Problem, gpu: tuning.Gpu, choose: Callable, handicap: float = 1.0) -> Candidate:
+    """The plan of two products, each of which ``choose(candidates, gpu)`` takes from its candidates."""
+    expand = choose(tuple(expand_candidates(p, gpu)), gpu)
+    library = "library" not in expand.config  # both by the library are the plan "cublas"
+    project = choose(tuple(project_candidates(p, gpu, library)), gpu)
+    name = name or f"gemm {expand.name}, {project.name}"
+    response = ()
+    if p.grn:
+        response = (_response_work(p, p.tiles(expand.config["tile"]["BM"])),)
+    config = {"plan": "gemm", "expand": expand.config, "project": project.config}
+    return Candidate(name, config, (*expand.launches, *response, *project.launches), handicap)
 
 
 def _class(p: Problem) -> Problem:
@@ -216,48 +300,103 @@ def _class(p: Problem) -> Problem:
 def forward_plan(p: Problem, gpu: tuning.Gpu) -> Candidate:
     """The candidate that the forward pass runs."""
     p = _class(p)
-    return tuning.pick("mlp_forward", p, tuple(forward_candidates(p, gpu)), gpu)
+    plan = tuning.pick("mlp_forward", p, tuple(forward_candidates(p, gpu)), gpu)
+    if plan.config["plan"] != "gemm":
+        return plan
+    kernels = iter(("mlp_expand", "mlp_project"))
+    return _products("", p, gpu, lambda candidates, gpu: tuning.pick(next(kernels), p, candidates, gpu))
 
 
-def _weight_work(p: Problem, gpu: tuning.Gpu) -> Work:
-    tiles = -(-p.channels // WEIGHT_TILE["BM"]) * -(-p.hidden // WEIGHT_TILE["BN"])
-    splits = min(-(-2 * gpu.sms // tiles), max(1, p.pixels // 256))
-    read = p.pixels * (p.channels + p.hidden) * 2.0
-    partials = 4.0 * splits * p.channels * p.hidden
-    reread = -(-p.hidden // WEIGHT_TILE["BN"]) * p.channels + -(-p.channels // WEIGHT_TILE["BM"]) * p.hidden
-    return Work(
-        dram_bytes=read + 2 * partials,
-        l2_bytes=p.pixels * 2.0 * reread + partials,
-        tensor_flops=2.0 * p.pixels * p.channels * p.hidden / TRITON_SHARE,
-        programs=tiles * splits,
-        ctas_per_sm=2,
-    )
+# (BM, BN, BK, warps, stages)
+HIDDEN_TILES = (
+    *((64, 64, 32, 4, 2), (64, 128, 32, 8, 2), (64, 64, 64, 4, 3), (64, 128, 64, 8, 2), (128, 64, 64, 8, 2)),
+    (128, 128, 32, 8, 3),
+)
+# For rows in several programs: (BM, BC, PIECES, BK, warps, stages).
+INPUT_TILES = ((64, 64, 2, 32, 8, 2), (64, 64, 1, 64, 4, 4), (128, 128, 1, 64, 8, 2), (128, 64, 2, 64, 8, 3))
+# (BM, BN, BP, warps, stages)
+WEIGHT_TILES = ((64, 64, 64, 4, 2), (64, 64, 64, 4, 4), (128, 64, 64, 4, 3), (128, 128, 64, 8, 2))
 
 
-def _gradient_products(p: Problem, gpu: tuning.Gpu, hidden: dict) -> Candidate:
-    element, wide, weights = p.channels * p.itemsize, p.hidden * 2, p.channels * p.hidden * 2.0
-    tile = hidden["BM"], hidden["BN"]
-    recomputed = not p.keeps_hidden
-    inner = p.channels * (1 + recomputed)
+def hidden_gradient_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
+    """Every way to compute the gradient of the hidden's pre-activation, and the hidden."""
+    wide, weights, recomputed = p.hidden * 2, p.channels * p.hidden * 2.0, not p.keeps_hidden
     read = p.channels * p.stream_itemsize + (p.channels * 2 if recomputed else wide)
-    first = _tile_product(p, inner, p.hidden, *tile, GELU_BWD_OPS, read, 2 * wide, weights * (1 + recomputed))
-    steps = [_pointwise(p, element + 2 * p.channels), first]
-    if p.grn:
-        steps += [_response_work(p, 3 * p.tiles(hidden["BM"])), _pointwise(p, 4 * wide)]
+    for sizes in HIDDEN_TILES:
+        # Two accumulators of 128 x 128 spill 32 bytes on sm_120; V2's epilogue is longer.
+        if sizes[:2] == (128, 128) and (p.grn or gpu.arch not in (80, 90, 100, 103)):
+            continue
+        tile = _tile(*sizes) | {"GROUP": 1}
+        inner = p.channels * (1 + recomputed)
+        size = sizes[:2]
+        works = [_tile_product(p, inner, p.hidden, *size, GELU_BWD_OPS, read, 2 * wide, weights * (1 + recomputed))]
+        if p.grn:
+            works += [_response_work(p, 3 * p.tiles(size[0])), _pointwise(p, 4 * wide)]
+        yield Candidate(_tile_name(tile), {"tile": tile}, tuple(works))
+    if not p.grn:
+        product = _cublas_product(p, p.channels, p.hidden, gpu)
+        steps = [_pointwise(p, p.channels * (p.stream_itemsize + 4)), *[product] * (1 + recomputed)]
+        steps += [_pointwise(p, 3 * wide), _pointwise(p, 2 * wide), _pointwise(p, wide)]
+        yield Candidate(LIBRARY, {"library": True}, tuple(steps), LIBRARY_HANDICAP)
+
+
+def input_gradient_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
+    """Every way to compute the gradient of x from that of the hidden's pre-activation."""
+    element, wide, weights = p.channels * p.itemsize, p.hidden * 2, p.channels * p.hidden * 2.0
+    norm = _pointwise(p, 3 * element)
     # LayerNorm's backward needs sums over rows: it runs in the epilogue if one program has whole rows
-    bc, count = pieces(p.channels)
-    whole = p.channels <= whole_row_channels(gpu.arch)
-    if not whole:
-        bc, count = 64, 2
-    data = {"BM": 64, "BC": bc, "PIECES": count, "BK": 32, "num_warps": 4 if bc * count <= 96 else 8, "num_stages": 2}
-    steps.append(_tile_product(p, p.hidden, p.channels, 64, bc * count, 12, wide, 2 * element, weights))
-    if not whole:
-        steps.append(_pointwise(p, 3 * element))
-    steps += [_weight_work(p, gpu), _weight_work(p, gpu)]
-    # With a 4-byte gradient of the result BP 64 spills 4 bytes on sm_100.
-    weight = WEIGHT_TILE | ({"BP": 32} if p.stream_itemsize == 4 else {})
-    config = {"plan": "gemm", "hidden": hidden, "input": data, "weight": weight}
-    return Candidate(f"gemm-{hidden['BM']}x{hidden['BN']}", config, tuple(steps))
+    tiles, steps = INPUT_TILES, (norm,)
+    if p.channels <= whole_row_channels(gpu.arch):
+        bc, count = pieces(p.channels)
+        tiles, steps = ((64, bc, count, 32, 4 if bc * count <= 96 else 8, 2),), ()
+    for bm, bc, count, bk, warps, stages in tiles:
+        work = _tile_product(p, p.hidden, p.channels, bm, bc * count, 12, wide, 2 * element, weights)
+        tile = {"BM": bm, "BC": bc, "PIECES": count, "BK": bk, "num_warps": warps, "num_stages": stages, "GROUP": 1}
+        yield Candidate(f"{bm}x{count}x{bc}-k{bk}-s{stages}", {"tile": tile}, (work, *steps))
+    product = _cublas_product(p, p.hidden, p.channels, gpu)
+    yield Candidate(LIBRARY, {"library": True}, (product, norm), LIBRARY_HANDICAP)
+
+
+def weight_gradient_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
+    """Every way to compute the gradients of both weights."""
+    for bm, bn, bp, warps, stages in WEIGHT_TILES:
+        tiles = -(-p.channels // bm) * -(-p.hidden // bn)
+        splits = min(-(-2 * gpu.sms // tiles), max(1, p.pixels // (4 * bp)))
+        partials = 4.0 * splits * p.channels * p.hidden
+        reread = -(-p.hidden // bn) * p.channels + -(-p.channels // bm) * p.hidden
+        work = Work(
+            dram_bytes=p.pixels * (p.channels + p.hidden) * 2.0 + 2 * partials,
+            l2_bytes=p.pixels * 2.0 * reread + partials,
+            tensor_flops=2.0 * p.pixels * p.channels * p.hidden / TRITON_SHARE,
+            programs=tiles * splits,
+            ctas_per_sm=2,
+            warps=warps,
+        )
+        tile = {"BM": bm, "BN": bn, "BP": bp, "num_warps": warps, "num_stages": stages}
+        yield Candidate(f"{bm}x{bn}-p{bp}-s{stages}", {"tile": tile}, (work, work))
+    product = cublas_product(p.channels, p.pixels, p.hidden, p.compute_itemsize, gpu)
+    works = product, product, _pointwise(p, p.channels * (p.stream_itemsize + 2)), _pointwise(p, p.channels * 2)
+    # Hopper's and Blackwell's tensor cores reach their peak in cuBLAS only, until a timing says otherwise. But the
+    # library rounds its result to 16 bits, which ours does not where the parameters are fp32, under autocast.
+    preferred = gpu.arch >= 90 and p.stream_itemsize == 2
+    handicap = 1 / LIBRARY_HANDICAP if preferred else LIBRARY_HANDICAP
+    yield Candidate(LIBRARY, {"library": True}, works, handicap)
+
+
+GRADIENTS = {
+    "mlp_hidden_gradient": hidden_gradient_candidates,
+    "mlp_input_gradient": input_gradient_candidates,
+    "mlp_weight_gradient": weight_gradient_candidates,
+}
+
+
+def _gradient_products(name: str, p: Problem, parts: Sequence[Candidate]) -> Candidate:
+    """The plan of separate products, in the order of `GRADIENTS`."""
+    works = [_pointwise(p, p.channels * (p.itemsize + 2)), *(work for part in parts for work in part.launches)]
+    keys = ("hidden", "input", "weight")
+    return Candidate(
+        name, {"plan": "gemm", **{k: part.config for k, part in zip(keys, parts, strict=True)}}, tuple(works)
+    )
 
 
 def _gradient_cublas(p: Problem, gpu: tuning.Gpu) -> Candidate:
@@ -273,19 +412,20 @@ def _gradient_cublas(p: Problem, gpu: tuning.Gpu) -> Candidate:
     return Candidate("cublas", {"plan": "cublas"}, tuple(steps), HANDICAP)
 
 
-HIDDEN_TILES = (_tile(64, 128, 32, 8), _tile(64, 64, 32, 4))
-
-
 def backward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
-    """Every way to run the backward pass."""
-    if p.compute_itemsize == 2:
-        for hidden in HIDDEN_TILES:
-            yield _gradient_products(p, gpu, hidden)
+    """Every way to run the backward pass. The last one is products whose kernels are choices of their own."""
     yield _gradient_cublas(p, gpu)
+    if p.compute_itemsize == 2:
+        parts = [tuning.predicted(tuple(candidates(p, gpu)), gpu) for candidates in GRADIENTS.values()]
+        yield _gradient_products("gemm", p, parts)
 
 
 @tuning.remembered
 def backward_plan(p: Problem, gpu: tuning.Gpu) -> Candidate:
     """The candidate that the backward pass runs."""
     p = _class(p)
-    return tuning.pick("mlp_backward", p, tuple(backward_candidates(p, gpu)), gpu)
+    plan = tuning.pick("mlp_backward", p, tuple(backward_candidates(p, gpu)), gpu)
+    if plan.config["plan"] != "gemm":
+        return plan
+    parts = [tuning.pick(kernel, p, tuple(candidates(p, gpu)), gpu) for kernel, candidates in GRADIENTS.items()]
+    return _gradient_products(f"gemm {', '.join(part.name for part in parts)}", p, parts)

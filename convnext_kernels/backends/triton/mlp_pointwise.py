@@ -32,14 +32,16 @@ def activation_bwd_kernel(dh_ptr, u_ptr, du_ptr, elements, BLOCK: tl.constexpr, 
     tl.store(du_ptr + at, (dh * derivative).to(du_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["pixels", "tiles", "sample_pixels"])
+@triton.jit(do_not_specialize=["parts_stride", "pixels", "tiles", "sample_pixels"])
 def mlp_output_kernel(
-    z_ptr,  # (N * HW, C) dense
+    z_ptr,  # (parts, N * HW, C) dense, summed in this order
+    parts_stride,
     bias_ptr,
     gamma_ptr,
     drop_scale_ptr,
     residual_ptr,
     out_ptr,
+    rounded_ptr,  # as in `mlp_project_kernel`
     pixels,
     tiles,
     sample_pixels,
@@ -52,6 +54,7 @@ def mlp_output_kernel(
     C: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     """Compute out = residual + s * gamma * (z + bias); one program: BLOCK_P pixels of one sample, BLOCK_C channels."""
     columns: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
@@ -61,7 +64,10 @@ def mlp_output_kernel(
     c = (tl.program_id(0) % columns) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = p < pixels
     where = z_ptr + (n.to(tl.int64) * pixels + p)[:, None] * C + c[None, :]
-    z = tl.load(where, mask=inside[:, None] & (c < C)[None, :], other=0.0).to(tl.float32)
+    mask = inside[:, None] & (c < C)[None, :]
+    z = tl.load(where, mask=mask, other=0.0).to(tl.float32)
+    for part in tl.static_range(1, PARTS):
+        z += tl.load(where + part * parts_stride, mask=mask, other=0.0).to(tl.float32)
     store_output(
         z,
         bias_ptr,
@@ -69,7 +75,7 @@ def mlp_output_kernel(
         drop_scale_ptr,
         residual_ptr,
         out_ptr,
-        None,
+        rounded_ptr,
         n,
         p,
         c,

@@ -11,6 +11,25 @@ from convnext_kernels.backends.triton.layernorm import offsets
 
 
 @triton.jit
+def grouped(COLUMNS: tl.constexpr, GROUP: tl.constexpr):
+    """The (tile of pixels, tile of columns) of this program; axis 0 of the grid has COLUMNS programs for each tile.
+
+    Programs that run at the same time share rows with GROUP 1, else the weights of a column: GROUP tiles of pixels.
+    """
+    at = tl.program_id(0)
+    if GROUP == 1:
+        tile = at // COLUMNS
+        column = at % COLUMNS
+    else:
+        first = at // (GROUP * COLUMNS) * GROUP
+        size = tl.minimum(tl.num_programs(0) // COLUMNS - first, GROUP)
+        within = at % (GROUP * COLUMNS)
+        tile = first + within % size
+        column = within // size
+    return tile, column
+
+
+@triton.jit
 def load_vector(ptr, c, inside):
     """A parameter's elements `c` in fp32, 0 outside."""
     return tl.load(ptr + c, mask=inside, other=0.0).to(tl.float32)

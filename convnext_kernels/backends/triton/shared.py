@@ -38,25 +38,36 @@ def _grid(samples: int, pixels: int, channels: int) -> tuple[tuple[int], int]:
     return (samples * tiles * triton.cdiv(channels, _TILE["BLOCK_C"]),), tiles
 
 
-def _output(
-    z: Tensor, bias: Tensor | None, gamma: Tensor | None, drop_scale: Tensor | None, residual: Tensor | None, out: Rows
+def output(
+    z: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    drop_scale: Tensor | None,
+    residual: Tensor | None,
+    out: Rows,
+    rounded: Tensor | None = None,
 ) -> None:
+    """As `Kernels.output`; z may be parts (parts, N * HW, C) of a sum. `rounded`, like out, gets the residual."""
+    parts = len(z) if z.dim() == 3 else 1
     other = out if residual is None else rows(residual)
     samples, channels, height, width = out.tensor.shape
     grid, tiles = _grid(samples, height * width, channels)
     launch(mlp_output_kernel, grid)(
         z,
+        z.numel() // parts,
         None if bias is None else flat(bias),
         None if gamma is None else flat(gamma),
         None if drop_scale is None else flat(drop_scale),
         None if residual is None else other.tensor,
         out.tensor,
+        rounded,
         height * width,
         tiles,
         height * width,
         *other[1:],
         *out[1:],
         C=channels,
+        PARTS=parts,
         **_TILE,
     )
 
@@ -87,6 +98,6 @@ KERNELS = Kernels(
     grn_backward=grn.backward,
     activate=_activate,
     activate_backward=_activate_backward,
-    output=_output,
+    output=output,
     scaled_gradient=_scaled_gradient,
 )

@@ -1,0 +1,138 @@
+"""The products of the bottleneck, one by one ours or the library's: every candidate, in the interpreter and as PTX."""
+
+import pytest
+import torch
+
+from convnext_kernels import tuning
+from tests.operators import OPERATORS, expected, expected_gradients, gradients
+from tests.shapes import Case
+from tests.tolerance import assert_as_good_as_eager
+
+pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
+
+from convnext_kernels.backends.triton import mlp_plan
+
+WIDE = {
+    "v1": Case("tails in pixels, channels and hidden; several tiles of each", n=2, c=272, h=9, w=8, ratio=2, drop=True),
+    "v2": Case("tiles within a sample", n=2, c=272, h=5, w=7, ratio=2, variant="v2"),
+}
+HOPPER = tuning.for_arch(90)
+
+
+def problem(case, keeps_hidden=True):
+    hidden = case.c * case.ratio
+    return mlp_plan.Problem(
+        case.n, case.h * case.w, case.c, hidden, case.variant == "v2", *["bfloat16"] * 2, keeps_hidden, False
+    )
+
+
+def names(candidates, case):
+    return [candidate.name for candidate in candidates(problem(case), HOPPER)]
+
+
+EXPAND = [(name, "64x64-k64-s2") for name in names(mlp_plan.expand_candidates, WIDE["v1"])]
+PROJECT = [("fold-64x64-k64-s2", name) for name in names(mlp_plan.project_candidates, WIDE["v1"])]
+
+
+def forcing(expand, project):
+    wanted = {"mlp_forward": "gemm", "mlp_expand": expand, "mlp_project": project}
+    taken = []
+
+    def choice(kernel, _problem, candidates, _gpu):
+        found = next((c for c in candidates if c.name == wanted.get(kernel)), None)
+        taken.extend([] if found is None else [found.name])
+        return found
+
+    return tuning.forced(choice), taken
+
+
+def run(case, expand, project, memory):
+    arguments = OPERATORS["mlp"].arguments(case, torch.bfloat16)
+    arguments["x"] = arguments["x"].contiguous(memory_format=torch.channels_last)
+    force, taken = forcing(expand, project)
+    with force:
+        y = OPERATORS["mlp"].serve("triton", **arguments, memory=memory)
+    assert taken == ["gemm", expand, project]
+    assert_as_good_as_eager(y, *expected("mlp", case, torch.bfloat16))
+    return arguments
+
+
+@pytest.mark.parametrize(("expand", "project"), list(dict.fromkeys(EXPAND + PROJECT)))
+def test_every_candidate(expand, project):
+    run(WIDE["v1"], expand, project, "min")
+
+
+@pytest.mark.parametrize(
+    ("expand", "project"),
+    [("64x64-k32-s2", "64x64-k64-s2"), ("fold-128x128-k64-s2-g8", "128x128-k32-s4-g8"), ("fold-64x64-k64-s2",) * 2],
+)
+def test_with_grn(expand, project):
+    run(WIDE["v2"], expand, project.removeprefix("fold-"), "min")
+
+
+GRADIENTS = [
+    (kernel, candidate.name)
+    for kernel, candidates in mlp_plan.GRADIENTS.items()
+    for candidate in candidates(problem(WIDE["v1"], False), HOPPER)
+]
+
+
+def run_gradients(case, kernel, name, memory, dtype=torch.bfloat16):
+    arguments = OPERATORS["mlp"].arguments(case, dtype)
+    arguments["x"] = arguments["x"].contiguous(memory_format=torch.channels_last)
+    dy, eager, reference = expected_gradients("mlp", case, dtype)
+    taken = []
+
+    def choice(asked, _problem, candidates, _gpu):
+        wanted = {"mlp_forward": "gemm", "mlp_backward": "gemm", kernel: name}.get(asked)
+        found = next((c for c in candidates if c.name == wanted), None)
+        taken.extend([asked] if found is not None else [])
+        return found
+
+    with tuning.forced(choice):
+        actual = gradients(lambda **a: OPERATORS["mlp"].serve("triton", **a, memory=memory), arguments, dy)
+    assert kernel in taken
+    for key, gradient in actual.items():
+        assert_as_good_as_eager(gradient, eager[key], reference[key], what=key)
+
+
+@pytest.mark.parametrize(("kernel", "name"), GRADIENTS)
+def test_every_candidate_of_the_gradients(kernel, name):
+    run_gradients(WIDE["v1"], kernel, name, "min" if "64x64" in name or name == "library" else "balanced")
+
+
+@pytest.mark.parametrize(("kernel", "name"), [g for g in GRADIENTS if g[1] == "library" and "hidden" not in g[0]])
+def test_library_gradients_with_grn(kernel, name):
+    run_gradients(WIDE["v2"], kernel, name, "min")
+
+
+@pytest.mark.parametrize("index", range(len(GRADIENTS)))
+def test_executed_gradients(index, emulate):
+    """Each once: on sm_80 and sm_90 in turn."""
+    with emulate((80, 90)[index % 2]):
+        run_gradients(WIDE["v1"], *GRADIENTS[index], "min")
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms", "simple"])
+@pytest.mark.parametrize("ratio", [0, 10, 100])
+def test_folded_norm_at_large_means(ratio, norm):
+    """The mean of a row is `ratio` times its deviation: it cancels, as the sums are of the rounded weights."""
+    arguments = OPERATORS["mlp"].arguments(WIDE["v1"], torch.bfloat16)
+    arguments |= {"x": (arguments["x"].float() + ratio).bfloat16(), "norm": norm, "residual": None}
+    if norm != "layer":
+        arguments["norm_bias"] = None
+    wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+    eager, reference = (OPERATORS["mlp"].serve("eager", **a) for a in (arguments, wide))
+    with forcing("fold-64x64-k64-s2", "64x64-k64-s2")[0]:
+        y = OPERATORS["mlp"].serve("triton", **arguments)
+    assert_as_good_as_eager(y, eager, reference)
+
+
+ALL = list(dict.fromkeys(EXPAND + PROJECT))
+
+
+@pytest.mark.parametrize("index", range(len(ALL)))
+def test_executed(index, emulate):
+    """Each once: on sm_80 and sm_90 in turn."""
+    with emulate((80, 90)[index % 2]):
+        run(WIDE["v1"], *ALL[index], "balanced")
