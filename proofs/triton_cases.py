@@ -7,14 +7,17 @@ Tensors are on "meta": the cases call the backend's own launchers, which then al
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from convnext_kernels import tuning
 from convnext_kernels.calls import BlockCall, DownsampleCall, Dwconv3dCall, DwconvCall, MlpCall, NormCall
 from convnext_kernels.spec import MlpParameters
+from convnext_kernels.tuning.pick import predicted
 
 TRITON = "convnext_kernels.backends.triton"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,6 +41,7 @@ class Case:
     activation: str = "gelu"
     keeps: bool = False  # the hidden is kept for the gradient, as with memory="balanced"
     autocast: bool = False  # an fp32 x with bf16 matmuls, of the op block
+    plan: str = ""  # a part of its name: the cost model chooses among those that have it
     quick: bool = False  # compiled by every CI run
 
     def __str__(self) -> str:
@@ -45,6 +49,7 @@ class Case:
         parts += [f"k{self.k}"] if self.op in ("dwconv", "dwconv3d", "block", "downsample") else []
         parts += ["nchw"] if self.layout == "nchw" else []
         parts += ["v2"] if self.grn else []
+        parts += [self.plan] if self.plan else []
         parts += ["balanced"] if self.keeps else []
         parts += ["autocast"] if self.autocast else []
         parts += [name for name in (self.norm, self.activation) if name not in ("layer", "gelu")]
@@ -82,7 +87,18 @@ def _compiled() -> Iterator[Case]:
     yield from _both(Case("dwconv", 192, 28, dtype="fp32"))
     yield from _both(Case("dwconv", 192, 28, layout="nchw"))
     for k in (13, 31):  # kernels with more rows than fit in registers
-        yield from _both(Case("dwconv", 384, 14, k=k, quick=k == 13))
+        yield from _both(Case("dwconv", 384, 14, k=k, plan="-q", quick=k == 13))
+    for size, k, tiles, weights in (  # on tensor cores, every width of a window
+        (14, 31, ("c8-m32-r2", "c8-m16-r4"), ("r4-kh4",)),
+        (28, 31, ("c8-m32-r2", "c16-m16-r2", "c8-m64-r1", "c8-m16-r4"), ("r4-kh2", "r2-kh2")),
+        (56, 13, ("c8-m32-r2", "c16-m16-r2"), ("r4-kh4", "r4-kh2")),
+        (56, 31, ("c8-m16-r2", "c8-m16-r4"), ("r2-kh2", "r2-kh1")),
+    ):
+        for plan in tiles:
+            yield Case("dwconv", 96, size, 128, k=k, plan=f"toeplitz-{plan}", quick=plan == "c8-m32-r2")
+        for plan in weights:
+            yield Case("dwconv", 96, size, 128, k=k, plan=f"toeplitz-{plan}", quick=plan == "r2-kh2", backward=True)
+    yield from _both(Case("dwconv", 96, 28, 1, "fp16", k=13, plan="toeplitz"))
     for c, size, k in ((32, 64, 3), (64, 32, 5), (128, 16, 7)):  # MedNeXt's stages
         yield from _both(Case("dwconv3d", c, size, 2, k=k, quick=k == 3))
     for c, size in ((96, 56), (768, 7)):
@@ -112,6 +128,18 @@ def _parameters(case: Case, tensor: Callable[..., Tensor]) -> MlpParameters:
 
 def run(case: Case) -> None:
     """Call the launcher for `case`; a driver for "meta" must be active (see compile_only)."""
+
+    def named(
+        kernel: str, problem: tuple, candidates: Sequence[tuning.Candidate], gpu: tuning.Gpu
+    ) -> tuning.Candidate | None:
+        found = [c for c in candidates if case.plan in c.name]
+        return predicted(found, gpu) if found else None
+
+    with tuning.forced(named) if case.plan else nullcontext():
+        _run(case)
+
+
+def _run(case: Case) -> None:
     dtype = DTYPES[case.dtype]
     module = importlib.import_module(f"{TRITON}.{case.op}")
     if case.op == "reduce":

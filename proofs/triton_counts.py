@@ -20,8 +20,8 @@ def _emulator() -> Any:
     return triton_ptxemu
 
 
-def _planned_for(batch: int) -> Any:
-    """Choose as for `batch` samples, for any batch of the tensors.
+def _planned_for(batch: int, channels: int, named: str) -> Any:
+    """Choose as for `batch` samples of `channels`, for any tensors, among the candidates with `named` in their names.
 
     The number of partial sums is scaled, so that a thread has as much work as with the whole batch, if possible.
     """
@@ -32,12 +32,12 @@ def _planned_for(batch: int) -> Any:
     ) -> tuning.Candidate | None:
         if not isinstance(problem, dwconv_plan.Problem):
             return None
-        if kernel == "dwconv_forward":
-            wanted = list(dwconv_plan.forward_candidates(problem._replace(samples=batch), gpu))
-        else:
-            wanted = list(dwconv_plan.weight_candidates(problem._replace(samples=batch), gpu))
+        whole = problem._replace(samples=batch, channels=channels)
+        forward = kernel == "dwconv_forward"
+        wanted = (dwconv_plan.forward_candidates if forward else dwconv_plan.weight_candidates)(whole, gpu)
+        wanted = [c for c in wanted if named in c.name]
         with tuning.forced(lambda *_: None):  # what `pick` would do outside of this block
-            chosen = tuning.pick(kernel, problem._replace(samples=batch), wanted, gpu)
+            chosen = tuning.pick(kernel, whole, wanted, gpu)
         if "parts" not in chosen.config:
             return chosen
         # `finish_kernel` takes eight partial sums at a time, and its instructions are scaled in `dwconv_counts`
@@ -56,14 +56,19 @@ def dwconv_counts(
     plan_batch: int = 128,
     dtype: torch.dtype = torch.bfloat16,
     memory_format: torch.memory_format = torch.channels_last,
+    plan_channels: int = 0,
+    named: str = "",
 ) -> list[dict[str, Any]]:
     """Return rows for the forward pass, the input gradient (with a residual) and the weight gradient.
 
-    The plan is the one for `plan_batch` samples, executed on `n`. A row has:
+    The plan is the one for `plan_batch` samples of `plan_channels` (0: of `channels`), with `named` in its name. It is
+    executed on `n` samples. A row has:
 
     - `kernel` (the one with the most instructions) and `plan`
     - `per_32`: executed PTX instructions of a warp per 32 outputs, for all launches together
-    - `per_tap`: the same divided by the taps inside the image, averaged over its pixels
+    - `mma`: those of them on tensor cores
+    - `mma`: the part of them that is products on tensor cores
+    - `per_tap`: the same as divided by the taps inside the image, averaged over its pixels
     - `bytes_ratio`: unique bytes divided by those of reading one image and writing (or reading) another
     - `registers` and `spill_bytes`: the largest of the launches
     - `launches`
@@ -88,7 +93,7 @@ def dwconv_counts(
     }
     pixels = n * size * size
     taps = n * dwconv_plan.taps_inside(size, height, 1) * dwconv_plan.taps_inside(size, width, 1)
-    chosen = _planned_for(plan_batch)
+    chosen = _planned_for(plan_batch, plan_channels or channels, named)
     rows = []
     for what, run in runs.items():
         plans: list[tuning.Candidate] = []
@@ -100,19 +105,23 @@ def dwconv_counts(
 
         with emulator.emulated(arch, fast_fma=True) as launches, tuning.forced(choice):
             run()
-        # The weights are packed once, and partial sums are added once, for any number of samples
-        shares = [n / max(n, plan_batch) if launch["kernel"] == "pack_kernel" else 1.0 for launch in launches]
+        # The weights are packed or copied once, and partial sums are added once, for any number of samples
+        once = n / max(n, plan_batch)
+        shares = [once if launch["kernel"] in ("pack_kernel", "copies_kernel") else 1.0 for launch in launches]
         turns = [1.0] * len(launches)
         if what == "wgrad":
             config: dict[str, Any] = dict(plans[-1].config)
-            strips = -(-size // config["strip"])
+            strips = -(-size // config.get("strip", size))
             sums, planned = (-(-strips * config[name] // 8) for name in ("parts", "planned"))
-            turns[-1] = planned / sums * n / max(n, plan_batch)
+            turns[-1] = planned / sums * once
         instructions = [
             turn * share * sum(launch["by_class"].values())
             for turn, share, launch in zip(turns, shares, launches, strict=True)
         ]
         total = sum(instructions)
+        moved = sum(share * launch["dram_bytes"] for share, launch in zip(shares, launches, strict=True))
+        # The copies are also read once for any number of samples.
+        moved -= (1 - once) * sum(launch["dram_bytes"] for launch in launches if launch["kernel"] == "copies_kernel")
         rows.append(
             {
                 "what": what,
@@ -120,8 +129,8 @@ def dwconv_counts(
                 "plan": plans[-1].name,
                 "per_32": total * 32 / (pixels * channels),
                 "per_tap": total * 32 / (taps * channels),
-                "bytes_ratio": sum(share * launch["dram_bytes"] for share, launch in zip(shares, launches, strict=True))
-                / (2 * pixels * channels * x.element_size()),
+                "mma": sum(launch["by_class"].get("mma", 0) for launch in launches) * 32 / (pixels * channels),
+                "bytes_ratio": moved / (2 * pixels * channels * x.element_size()),
                 "registers": max(launch["registers"] or 0 for launch in launches),
                 "spill_bytes": max(launch["spill_bytes"] for launch in launches),
                 "launches": len(launches),

@@ -39,6 +39,10 @@ DWCONV = (
     *((96, 28, (1, 11), 4), (96, 28, (11, 1), 4)),
 )
 
+# On tensor cores: H = W, K, the most instructions per 32 outputs (forward and dgrad, wgrad). They are a quarter of what
+# one thread per output takes for K 31, half of it for K 13.
+TOEPLITZ = ((28, 13, 90, 112), (28, 31, 152, 250), (56, 13, 112, 143), (56, 31, 259, 299))
+
 
 def _block_arguments(n: int, channels: int, size: int, grn: bool, dtype: torch.dtype) -> dict:
     g = torch.Generator().manual_seed(0)
@@ -160,7 +164,8 @@ def _step_bytes(arch: int, arguments: dict, autocast: bool, device: ModuleType, 
 def dwconv_figures(arch: int) -> Iterator[Figure]:
     """Count executed PTX instructions of the depthwise kernels."""
     for channels, size, side, n in DWCONV:
-        for row in dwconv_counts(n, channels, size, side, arch):
+        # Of other kernels those with one thread per output: all of these have a number of columns in their names
+        for row in dwconv_counts(n, channels, size, side, arch, named="" if side == 7 else "-q"):
             weights = row["what"] == "wgrad"
             kernel = f"{side}x{side}" if isinstance(side, int) else f"{side[0]}x{side[1]}"
             what = f"dwconv {kernel} C{channels} {size}x{size} bf16 sm_{arch} {row['what']} ({row['plan']})"
@@ -178,6 +183,19 @@ def dwconv_figures(arch: int) -> Iterator[Figure]:
             packed = side not in (7, (1, 11), (11, 1))  # the weights, for large kernels
             launches = 2 if weights or packed else 1  # partial sums
             yield Figure(f"{what}: launches", row["launches"], 1, launches, "")
+
+
+def toeplitz_figures(arch: int) -> Iterator[Figure]:
+    """Count executed PTX instructions of large depthwise kernels on tensor cores; the floor are the products."""
+    for size, side, most, most_of_weights in TOEPLITZ:
+        # 16 samples fill the rows of an instruction; of 96 channels, so that there are not more partial sums than usual
+        for row in dwconv_counts(16, 8, size, side, arch, plan_channels=96, named="toeplitz"):
+            what = f"dwconv {side}x{side} C8 {size}x{size} bf16 sm_{arch} {row['what']} ({row['plan']})"
+            limit = most_of_weights if row["what"] == "wgrad" else most + 6 * (row["what"] == "dgrad")
+            yield Figure(f"{what}: PTX per 32 outputs", row["per_32"], row["mma"], limit, "")
+            floor = 6 if row["what"] == "dgrad" else 4  # the residual is read too
+            yield Figure(f"{what}: bytes per pixel", 4 * row["bytes_ratio"], floor, 1.3 * floor, "C")
+            yield Figure(f"{what}: spills", row["spill_bytes"], 0, 0, "bytes")
 
 
 @triton.jit
@@ -216,6 +234,9 @@ def _compiled_figures(arch: int) -> list[Figure]:
     return figures
 
 
+MAKERS = (compiled_figures, block_figures, training_figures, dwconv_figures, toeplitz_figures)
+
+
 def page(figures: list[Figure]) -> str:
     """Return the figures as a page of records/."""
     lines = [
@@ -235,8 +256,7 @@ def page(figures: list[Figure]) -> str:
 @click.option("--update", is_flag=True, help=f"Write {PAGE.relative_to(ROOT)}.")
 def main(arch: tuple[int, ...], check: bool, update: bool) -> None:
     """Count bytes, launches and instructions of executed PTX."""
-    counts = compiled_figures, block_figures, training_figures, dwconv_figures
-    figures = [f for a in arch for make in counts for f in make(a)]
+    figures = [f for a in arch for make in MAKERS for f in make(a)]
     failed = show(figures)
     if update:
         PAGE.write_text(page(figures))

@@ -78,6 +78,29 @@ MUTANTS = [
         Mutant("stride", "kernel planes write over one another", "out += kd * (KH * KW * C)", "out += 0 * kd"),
     ),
     *_in(
+        "triton/dwconv_toeplitz.py",
+        ("tests/triton/test_dwconv_toeplitz.py",),
+        Mutant(
+            "stride",
+            "the copies of the weights are moved the other way",
+            "at - FIRST - shift + KW // 2",
+            "at - FIRST + shift + KW // 2",
+        ),
+        Mutant(
+            "mask",
+            "rows above a group have the first kernel row instead of none",
+            "tl.where((kh >= 0) & (kh < KH), kh, KH)",
+            "tl.where(kh < KH, tl.maximum(kh, 0), KH)",
+        ),
+        Mutant(
+            "bound",
+            "the last row that a kernel row meets is left out",
+            "tl.minimum(height, height + P - kh) - first",
+            "tl.minimum(height, height + P - kh) - 1 - first",
+        ),
+        Mutant("stride", "the diagonals begin one column too far left", "(LEFT - PW + j)", "(LEFT - PW - 1 + j)"),
+    ),
+    *_in(
         "triton/dwconv.py",
         ("tests/ops/test_layouts.py", "-k", "triton and dwconv"),
         Mutant(

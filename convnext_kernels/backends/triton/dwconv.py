@@ -408,7 +408,7 @@ def _partials_on_tensor_cores(
         BN=window.out,
         TAPS=triton.next_power_of_2(kernel_w),
         num_warps=int(config["warps"]),
-        num_stages=2,
+        num_stages=1,
         enable_fp_fusion=True,
         **tile,
     )

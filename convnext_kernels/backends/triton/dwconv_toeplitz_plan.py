@@ -9,7 +9,9 @@ from convnext_kernels.tuning import Candidate, Work
 SMALLEST = 9  # side of the kernels; smaller ones multiply mostly zeros
 MAX_PARTS = 64  # partial sums per weight
 _ROWS = 16  # of a matmul that one instruction multiplies
-_REGISTERS = 185  # of a thread for its tiles, about: with more than these configurations the compiler spills
+# Registers of a thread, about, with which the compiler does not spill
+_REGISTERS = 185
+_WEIGHT_REGISTERS = 225
 # Share of the peak that `mma.sync` reaches: on Hopper and Blackwell only `wgmma` and `tcgen05`, which have no batches,
 # reach it.
 _SHARE = 0.5
@@ -55,8 +57,8 @@ class Tile(NamedTuple):
     kernel_rows: int = 1
 
     def samples(self, batch: int) -> int:
-        """NB: as many samples as there are. With more the rows outside of the image are the same for all groups."""
-        return min(self.groups, 1 << (batch - 1).bit_length())
+        """NB: with more, fewer groups are of one sample, and more rows outside of the image can be left out."""
+        return min(_ROWS, 1 << (batch - 1).bit_length())
 
 
 def _ceil(a: int, b: int) -> int:
@@ -129,14 +131,14 @@ def weight_candidates(
     reach = kernel[0] // 2
     taps = kernel[0] * kernel[1]
     elements = samples * channels * height * width
-    for tile in (Tile(8, 8, 16, 4, 2), Tile(8, 8, 16, 2, 2), Tile(8, 8, 16, 2, 1), Tile(8, 4, 16, 2, 1)):
+    for tile in (Tile(8, 8, 16, 4, 4), Tile(8, 8, 16, 4, 2), Tile(8, 8, 16, 2, 2), Tile(8, 8, 16, 2, 1)):
         cb, warps, bm, r, kb = tile
         own = cb // warps
-        registers = own * (kb * w.inside * w.out // 32 + bm * (w.inside + r * w.out) // 64) + 60
-        shared = 2 * cb * bm * ((r + kb - 1) * w.inside + r * w.out)
+        registers = own * (kb * w.inside * w.out // 32 + 16 * r) + 60
+        shared = 2 * cb * bm * (w.inside + r * w.out)
         nb = tile.samples(samples)
         gb = bm // nb
-        if registers > _REGISTERS or shared > gpu.shared_bytes:
+        if registers > _WEIGHT_REGISTERS or shared > gpu.shared_bytes:
             continue
         blocks = _ceil(kernel[0], kb)
         rows = [
@@ -169,4 +171,4 @@ def weight_candidates(
                 dram_bytes=partials, l2_bytes=partials, programs=_ceil((taps + 1) * channels, 64), ctas_per_sm=8
             )
             config = {"CB": cb, "warps": warps, "NB": nb, "GB": gb, "R": r, "KB": kb, "parts": parts}
-            yield Candidate(f"toeplitz-c{cb}-r{r}-kh{kb}-w{warps}-p{parts}", config, (work, finish), _HANDICAP)
+            yield Candidate(f"toeplitz-r{r}-kh{kb}-p{parts}", config, (work, finish), _HANDICAP)
