@@ -2,9 +2,10 @@
 
     python benchmarks/training.py [--quick | --full] [--only PATTERN] [--dtype bf16] [--json FILE] [--check]
 
-Three kinds of cases, all at batch 8:
+Three kinds of cases, at batch 8 except for volumes:
 
-- the gradient of the weight and bias of the 7x7 depthwise convolution, called as an operator
+- the gradient of the weight and bias of the 7x7 depthwise convolution, called as an operator; of volumes, at batch 1
+  (`--only 'dwconv3d/*'`), of all three kernels
 - a training step of the block
 - a training step of torchvision's ConvNeXt-T
 
@@ -54,6 +55,8 @@ COMPILED_CONTIGUOUS, AUTOTUNED = "torch.compile, contiguous", "torch.compile, ma
 TARGETS = {
     ("dwconv", "bf16"): 20.0,
     ("dwconv", "fp32"): 5.0,
+    ("dwconv3d", "bf16"): 5.0,
+    ("dwconv3d", "fp32"): 5.0,
     ("block", "bf16"): 2.5,
     ("block", "fp32"): 1.3,
     ("model", "bf16"): 2.0,
@@ -171,8 +174,9 @@ def _our_step(memory: str | None) -> Callable[[Prepared], Call]:
 
 def convolution_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of weight and bias, by the operator that PyTorch's autograd calls."""
-    c, k = x.shape[1], weight.shape[-1]
-    arguments = (dy, x, weight, [c], [1, 1], [k // 2, k // 2], [1, 1], False, [0, 0], c, [False, True, True])
+    c, k, axes = x.shape[1], weight.shape[-1], x.dim() - 2
+    ones, zeros = [1] * axes, [0] * axes
+    arguments = (dy, x, weight, [c], ones, [k // 2] * axes, ones, False, zeros, c, [False, True, True])
     return torch.ops.aten.convolution_backward(*arguments)[1:]
 
 
@@ -193,7 +197,10 @@ def sums_of_windows(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tens
 
 
 def _our_gradient(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
-    return torch.ops.convnext_kernels.dwconv_backward(dy, x, weight, bias, 1, 1, 1, [False, True, True], "auto")
+    ops, needs = torch.ops.convnext_kernels, [False, True, True]
+    if x.dim() == 5:
+        return ops.dwconv3d_backward(dy, x, weight, bias, 1, needs, "auto")
+    return ops.dwconv_backward(dy, x, weight, bias, 1, 1, 1, needs, "auto")
 
 
 def _gradient(
@@ -202,9 +209,12 @@ def _gradient(
     """Build a call in which `function` computes the gradients of weight and bias."""
 
     def build(prepared: Prepared) -> Call:
-        x = prepared.inputs[0].contiguous(memory_format=memory_format)
+        (x,), used = prepared.inputs, memory_format
+        if x.dim() == 5 and used is NHWC:
+            used = torch.channels_last_3d
+        x = x.contiguous(memory_format=used)
         weight, bias = prepared.eager.weight.detach(), prepared.eager.bias.detach()
-        arguments = (target_of(x, "dwconv"), x, weight.contiguous(memory_format=memory_format))
+        arguments = (target_of(x, "dwconv"), x, weight.contiguous(memory_format=used))
         arguments += (bias,) if function is _our_gradient else ()
         call = torch.compile(function, fullgraph=True, dynamic=False) if compiled else function
         with quiet(), torch.inference_mode():
@@ -226,11 +236,12 @@ def _wanted(*groups: str, quick: bool = True) -> Callable[[Case, str], bool]:
 
 
 def _by_group(gradient: Callable[[Prepared], Call], step: Callable[[Prepared], Call]) -> Callable[[Prepared], Call]:
-    return lambda prepared: (gradient if prepared.case.group == "dwconv" else step)(prepared)
+    return lambda prepared: (gradient if prepared.case.direction == WEIGHT_GRADIENT else step)(prepared)
 
 
 NHWC, NCHW = torch.channels_last, torch.contiguous_format
-EVERYWHERE = _wanted("dwconv", "block", "model")
+COMPILED_TOO = _wanted("dwconv", "block", "model")
+EVERYWHERE = _wanted("dwconv", "dwconv3d", "block", "model")
 CANDIDATES = (
     Candidate(EAGER, _available, _by_group(_gradient(convolution_gradient), _eager_step(NHWC)), EVERYWHERE),
     Candidate(OURS, _available, _by_group(_gradient(_our_gradient), _our_step(None)), EVERYWHERE),
@@ -241,7 +252,7 @@ CANDIDATES = (
         COMPILED,
         _available,
         _by_group(_gradient(convolution_gradient, compiled=True), _compiled_step(NHWC)),
-        EVERYWHERE,
+        COMPILED_TOO,
     ),
     Candidate(
         COMPILED_CONTIGUOUS,
@@ -287,11 +298,13 @@ def cases() -> tuple[Case, ...]:
     """All cases, from the table of `convnext-kernels bench`, with their own names."""
     found = []
     for case in table.cases():
-        if (case.direction, case.batch) != ("training", 8):
+        if case.direction != "training" or case.batch != (1 if case.group == "dwconv3d" else 8):
             continue
         mode = QUICK if case.channels == 384 else STANDARD
         if case.group == "dwconv" and case.kernel_size == 7:
             found.append(dataclasses.replace(case, direction=WEIGHT_GRADIENT, mode=mode))
+        elif case.group == "dwconv3d":  # PyTorch's takes up to two seconds
+            found.append(dataclasses.replace(case, direction=WEIGHT_GRADIENT, mode=FULL))
         elif case.group == "block":
             found.append(dataclasses.replace(case, what=f"{case.what} step", mode=mode))
         elif case.group == "model":
@@ -395,14 +408,14 @@ def show(run: Run, console: Console) -> list[Figure]:
         console.print()
     found = figures(run)
     shown = make_table(
-        f"times faster than the best of eager and torch.compile, batch 8, {run.conditions['threads']} threads",
+        f"times faster than the best of eager and torch.compile, {run.conditions['threads']} threads",
         *("case", "memory", "peer", "by medians", "in rounds", "by minima", "target", "", "than by hand"),
     )
     for f in found:
         value = f.ratio
         shown.add_row(
             f"{f.ours.what} {f.ours.dtype}",
-            f.ours.candidate.partition(", ")[2] or ("" if f.ours.group == "dwconv" else "auto"),
+            f.ours.candidate.partition(", ")[2] or ("" if f.ours.direction == WEIGHT_GRADIENT else "auto"),
             "" if f.peer is None else f.peer.candidate,
             f.ours.status if value is None else _times(value.value),
             "" if value is None else f"{value.low:.2f}-{value.high:.2f}",

@@ -25,9 +25,12 @@ class DepthwiseAdapter(Adapter):
         return Arguments(module.in_channels, (parameter(module, "weight"), parameter(module, "bias")), None)
 
     def fused(self, x: Tensor, arguments: Arguments) -> Tensor:
-        """Convolve; the result is channels_last, and so are the layers after it."""
+        """Convolve; the result is channels_last, and so are the layers after it.
+
+        Some channels of a channels_last tensor, as InceptionNeXt's, are not copied here: a kernel may read them.
+        """
         return functional.depthwise_conv2d(
-            channels_last(x),
+            x if x.stride(1) == 1 else channels_last(x),
             *arguments.tensors,
             stride=self.stride[0],
             dilation=self.dilation,

@@ -1,6 +1,8 @@
 """The layers of a ConvNeXt. All take (N, C, H, W) in any memory format; the result has the same format."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,32 @@ def positive_int(name: str, value: object) -> int:
     if value < 1:
         raise ValueError(f"{name}: expected an integer of at least 1, got {value}")
     return value
+
+
+def _depthwise(
+    channels: int,
+    kernel_size: int | tuple[int, ...],
+    stride: int,
+    dilation: int | tuple[int, ...],
+    backend: str,
+    each: Callable[[str, int | tuple[int, ...]], tuple[int, ...]],
+) -> dict[str, Any]:
+    """Check the arguments of a depthwise convolution; return those of PyTorch's. `each`: one value for each axis."""
+    positive_int("channels", channels)
+    checks.backend(backend)
+    sides = [positive_int("kernel_size", side) for side in each("kernel_size", kernel_size)]
+    checks.kernel_size("kernel_size", *sides)
+    steps = [positive_int("dilation", step) for step in each("dilation", dilation)]
+    checks.stride(positive_int("stride", stride))
+    return {
+        "in_channels": channels,
+        "out_channels": channels,
+        "kernel_size": kernel_size,
+        "stride": stride,
+        "padding": tuple(step * (side - 1) // 2 for step, side in zip(steps, sides, strict=True)),
+        "dilation": dilation,
+        "groups": channels,
+    }
 
 
 class DepthwiseConv2d(Whole, nn.Conv2d):
@@ -44,24 +72,8 @@ class DepthwiseConv2d(Whole, nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        positive_int("channels", channels)
-        checks.backend(backend)
-        sides = [positive_int("kernel_size", side) for side in checks.pair("kernel_size", kernel_size)]
-        checks.kernel_size("kernel_size", *sides)
-        steps = [positive_int("dilation", step) for step in checks.pair("dilation", dilation)]
-        checks.stride(positive_int("stride", stride))
-        super().__init__(
-            channels,
-            channels,
-            kernel_size,
-            stride,
-            padding=tuple(step * (side - 1) // 2 for step, side in zip(steps, sides, strict=True)),
-            dilation=dilation,
-            groups=channels,
-            bias=bias,
-            device=device,
-            dtype=dtype,
-        )
+        arguments = _depthwise(channels, kernel_size, stride, dilation, backend, checks.pair)
+        super().__init__(**arguments, bias=bias, device=device, dtype=dtype)
         self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,22 +107,8 @@ class DepthwiseConv3d(Whole, nn.Conv3d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        positive_int("channels", channels)
-        checks.backend(backend)
-        sides = [positive_int("kernel_size", side) for side in checks.triple("kernel_size", kernel_size)]
-        checks.kernel_size("kernel_size", *sides)
-        checks.stride(positive_int("stride", stride))
-        super().__init__(
-            channels,
-            channels,
-            kernel_size,
-            stride,
-            padding=tuple(side // 2 for side in sides),
-            groups=channels,
-            bias=bias,
-            device=device,
-            dtype=dtype,
-        )
+        arguments = _depthwise(channels, kernel_size, stride, 1, backend, checks.triple)
+        super().__init__(**arguments, bias=bias, device=device, dtype=dtype)
         self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:

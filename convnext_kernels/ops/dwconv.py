@@ -9,17 +9,8 @@ from convnext_kernels import dispatch
 from convnext_kernels.calls import DwconvCall, Inputs, convolved
 from convnext_kernels.ops import checks
 from convnext_kernels.ops.compose import convolution
-from convnext_kernels.ops.registration import (
-    autocast,
-    call,
-    cast_tensors,
-    composed,
-    define,
-    differentiable,
-    gradients_like,
-    scatter,
-    served,
-)
+from convnext_kernels.ops.depthwise import register
+from convnext_kernels.ops.registration import gradients_like, served
 from convnext_kernels.spec import OpSpec
 
 
@@ -97,33 +88,5 @@ def _backward(
     return kernel.backward(dy, convolution, needs)
 
 
-def _backward_fake(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> list[Tensor]:
-    return gradients_like([x, weight, bias], options[3])
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3])
-    ctx.options = inputs[3:6]
-    ctx.backend = dispatch.requested_backend(inputs[6])
-
-
-def _autograd(ctx: Any, dy: Tensor) -> tuple:
-    needs = list(ctx.needs_input_grad[:3])
-    gradients = call("dwconv_backward", dy, *ctx.saved_tensors, *ctx.options, needs, ctx.backend)
-    return (*scatter(gradients, needs), None, None, None, None)
-
-
-_TENSORS = "Tensor x, Tensor weight, Tensor? bias"
 # Integers and not lists of them, which would have to be hashed and compared at every call.
-_OPTIONS = "int dilation_h, int dilation_w, int stride"
-define("dwconv", f"{_TENSORS}, {_OPTIONS}, str backend", "Tensor", _forward, _fake)
-define(
-    "dwconv_backward",
-    f"Tensor dy, {_TENSORS}, {_OPTIONS}, bool[] needs, str backend",
-    "Tensor[]",
-    _backward,
-    _backward_fake,
-)
-differentiable("dwconv", _setup_context, _autograd)
-autocast("dwconv", lambda dtype, *arguments: cast_tensors(dtype, arguments))
-composed("dwconv", _composed)
+register("dwconv", "int dilation_h, int dilation_w, int stride", _forward, _fake, _backward, _composed)

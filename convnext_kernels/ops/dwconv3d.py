@@ -1,7 +1,5 @@
 """``convnext_kernels::dwconv3d``: depthwise convolution of volumes, odd kernel, zero padding, stride 1 or 2."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -9,17 +7,8 @@ from convnext_kernels import dispatch
 from convnext_kernels.calls import Dwconv3dCall, Inputs, convolved
 from convnext_kernels.ops import checks
 from convnext_kernels.ops.compose import convolution
-from convnext_kernels.ops.registration import (
-    autocast,
-    call,
-    cast_tensors,
-    composed,
-    define,
-    differentiable,
-    gradients_like,
-    scatter,
-    served,
-)
+from convnext_kernels.ops.depthwise import register
+from convnext_kernels.ops.registration import gradients_like, served
 from convnext_kernels.spec import OpSpec
 
 
@@ -78,33 +67,4 @@ def _backward(
     return kernel.backward(dy, Dwconv3dCall(x, weight, bias, stride, x.dtype, inputs), needs)
 
 
-def _backward_fake(
-    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, needs: list[bool], backend: str
-) -> list[Tensor]:
-    return gradients_like([x, weight, bias], needs)
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3])
-    ctx.stride = inputs[3]
-    ctx.backend = dispatch.requested_backend(inputs[4])
-
-
-def _autograd(ctx: Any, dy: Tensor) -> tuple:
-    needs = list(ctx.needs_input_grad[:3])
-    gradients = call("dwconv3d_backward", dy, *ctx.saved_tensors, ctx.stride, needs, ctx.backend)
-    return (*scatter(gradients, needs), None, None)
-
-
-_TENSORS = "Tensor x, Tensor weight, Tensor? bias"
-define("dwconv3d", f"{_TENSORS}, int stride, str backend", "Tensor", _forward, _fake)
-define(
-    "dwconv3d_backward",
-    f"Tensor dy, {_TENSORS}, int stride, bool[] needs, str backend",
-    "Tensor[]",
-    _backward,
-    _backward_fake,
-)
-differentiable("dwconv3d", _setup_context, _autograd)
-autocast("dwconv3d", lambda dtype, *arguments: cast_tensors(dtype, arguments))
-composed("dwconv3d", _composed)
+register("dwconv3d", "int stride", _forward, _fake, _backward, _composed)

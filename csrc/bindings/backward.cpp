@@ -15,10 +15,11 @@ namespace {
 void dwconv_weight_gradient(int isa, int dtype, Address x, Address dy, int64_t n, int64_t d, int64_t h,
                             int64_t w, int64_t c, int kernel_d, int kernel_h, int kernel_w,
                             int64_t dilation_h, int64_t dilation_w, int stride, Address dw, Address db,
-                            int threads) {
+                            int threads, int64_t x_pixel, int64_t dy_pixel) {
   require(x && dy && dw && db && n >= 1 && h >= 1 && w >= 1 && c >= 1 && threads >= 1,
           "dwconv_weight_gradient: null address or empty image");
   require(stride >= 1, "stride out of range");
+  require(x_pixel >= c && dy_pixel >= c, "x_pixel, dy_pixel: below c");
   const Axis planes = {d, (d - 1) / stride + 1, kernel_d, 1, stride};
   const Axis rows = {h, (h - 1) / stride + 1, kernel_h, dilation_h, stride};
   const Axis columns = {w, (w - 1) / stride + 1, kernel_w, dilation_w, stride};
@@ -35,7 +36,9 @@ void dwconv_weight_gradient(int isa, int dtype, Address x, Address dy, int64_t n
                                    .dw = pointer<float>(dw),
                                    .db = pointer<float>(db),
                                    .workspace = nullptr,
-                                   .d = planes};
+                                   .d = planes,
+                                   .x_pixel = x_pixel,
+                                   .dy_pixel = dy_pixel};
   const IsaOps& ops = ops_of(isa);
   const py::gil_scoped_release unlocked;
   const Workspace workspace(ops.dwconv_weight_gradient_workspace(args, threads));

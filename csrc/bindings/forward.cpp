@@ -25,6 +25,7 @@ class PackedMlp {
       : ops_(ops_of(isa)),
         products_(products_of(isa, bf16_products)),
         dw_weight_(dw_weight, {0, 0, kernel_h}, {0, 0, kernel_w}, c),
+        dw_pairs_(Isa(isa), dw_weight_, {0, 0, kernel_h}, {0, 0, kernel_w}, c),
         dw_bias_(dw_bias, 1, c),
         norm_weight_(norm_weight, 1, c),
         norm_bias_(norm_bias, 1, c),
@@ -53,6 +54,7 @@ class PackedMlp {
     args_.norm = norm_of(norm);
     args_.activation = activation_of(activation);
     args_.dw_weight = dw_weight_.data();
+    args_.dw_pairs = dw_pairs_.data();
     args_.dw_bias = dw_bias_.data();
     args_.norm_weight = norm_weight_.data();
     args_.norm_bias = norm_bias_.data();
@@ -125,6 +127,7 @@ class PackedMlp {
   const IsaOps& ops_;
   Products products_;
   Taps dw_weight_;
+  TapPairs dw_pairs_;
   Padded dw_bias_, norm_weight_, norm_bias_, b1_, grn_weight_, b2_, gamma_;
   Matrix w1_, w2_;
   MlpArgs args_;
@@ -142,6 +145,7 @@ class Depthwise {
         h_{0, 0, kernel_h, std::min(dilation_h, kFar), down, up},
         w_{0, 0, kernel_w, std::min(dilation_w, kFar), down, up},
         weight_(weight, h_, w_, c, kernel_d),
+        pairs_(Isa(isa), weight_, h_, w_, c, kernel_d),
         bias_(bias, 1, c) {
     require_depth(d_);
     require_axis(h_);
@@ -149,16 +153,20 @@ class Depthwise {
     require(weight && bias, "Depthwise: null address");
   }
 
-  // x (N, d, h, w, C), y (N, out_d, out_h, out_w, C); in 2-D d and out_d are 1.
+  // x (N, d, h, w, C), y (N, out_d, out_h, out_w, C); in 2-D d and out_d are 1. x_pixel, y_pixel: elements from
+  // pixel to pixel. The residual is dense.
   void forward(int dtype, Address x, Address y, Address residual, int64_t n, int64_t d, int64_t h, int64_t w,
-               int64_t out_d, int64_t out_h, int64_t out_w, int threads) const {
+               int64_t out_d, int64_t out_h, int64_t out_w, int threads, int64_t x_pixel,
+               int64_t y_pixel) const {
     require(x && y && n >= 1 && h >= 1 && w >= 1 && threads >= 1, "forward: null address or empty image");
+    require(x_pixel >= c_ && y_pixel >= c_ && (!residual || y_pixel == c_), "x_pixel, y_pixel: out of range");
     Axis planes = d_, rows = h_, columns = w_;
     planes.in = d, planes.out = out_d;
     require_sizes(planes);
     rows.in = h, rows.out = out_h, columns.in = w, columns.out = out_w;
     require_sizes(rows);
     require_sizes(columns);
+    const int64_t y_bytes = n * out_d * out_h * out_w * c_ * element_size(dtype_of(dtype));
     const DwconvArgs args = {.dtype = dtype_of(dtype),
                              .x = pointer<const void>(x),
                              .y = pointer<void>(y),
@@ -169,7 +177,11 @@ class Depthwise {
                              .weight = weight_.data(),
                              .bias = bias_.data(),
                              .residual = pointer<const void>(residual),
-                             .d = planes};
+                             .d = planes,
+                             .pairs = pairs_.data(),
+                             .streaming = y_bytes > last_cache_bytes() / 2,
+                             .x_pixel = x_pixel,
+                             .y_pixel = y_pixel};
     const py::gil_scoped_release unlocked;
     run(threads, [&](Team& team) { ops_.dwconv(args, team); });
   }
@@ -179,6 +191,7 @@ class Depthwise {
   int64_t c_;
   Axis d_, h_, w_;
   Taps weight_;
+  TapPairs pairs_;
   Padded bias_;
 };
 

@@ -118,6 +118,22 @@ class Taps {
   Buffer buffer_;
 };
 
+// The same as pairs of bf16, if the instruction set multiplies these faster; empty otherwise, and for one kernel row.
+class TapPairs {
+ public:
+  TapPairs(Isa isa, const Taps& taps, const Axis& h, const Axis& w, int64_t c, int depth = 1) {
+    const int rows = depth * (along_columns(h, w) ? w.taps : h.taps);
+    if (isa != Isa::kAvx512Bf16 || !taps.data() || rows == 1) return;
+    buffer_.reserve(packed_taps_bytes(h, w, c, depth));
+    exist_ = pack_tap_pairs(taps.data(), h, w, c, reinterpret_cast<uint32_t*>(buffer_.data()), depth);
+  }
+  const float* data() const { return exist_ ? reinterpret_cast<const float*>(buffer_.data()) : nullptr; }
+
+ private:
+  Buffer buffer_;
+  bool exist_ = false;
+};
+
 inline const IsaOps& ops_of(int isa) {
   require(isa >= 0 && isa < kIsaCount && isa_supported(Isa(isa)), "isa: not supported on this machine");
   const IsaOps* ops = isa_ops(Isa(isa));

@@ -31,9 +31,10 @@ namespace cnk::cpu::CNK_ISA {
 
 namespace {
 
-constexpr int kColumns = kRegisters == 32 ? 14 : 7;  // divides the widths 56, 28, 14, 7 of a 224 image
-constexpr int kTaps = 7;                             // kColumns + kTaps + 1 registers
-constexpr int64_t kFewTaps = 9;                      // of a kernel that is limited by memory
+constexpr int kColumns = kRegisters == 32 ? 14 : 7;      // divides the widths 56, 28, 14, 7 of a 224 image
+constexpr int kWide = kRegisters == 32 ? 16 : kColumns;  // divides those of most volumes: 128, 64, 32, 16
+constexpr int kTaps = 7;                                 // kColumns + kTaps + 1 registers
+constexpr int64_t kFewTaps = 9;                          // of a kernel that is limited by memory
 
 // One axis as the tiles go along it. The pixels o, o + out_step, o + 2 out_step... of the result need from
 // taps k, k + tap_step... the pixels of x that are in_step apart.
@@ -84,6 +85,10 @@ CNK_INLINE Reach reach_of(const Lattice& l, int64_t o, int64_t residue, int64_t 
   return {first, last, at + first * l.in_step, before_end & ~all_columns(max64(inside - first, 0))};
 }
 
+// Elements from pixel to pixel.
+CNK_INLINE int64_t x_pixel(const DwconvArgs& a) { return a.x_pixel ? a.x_pixel : a.c; }
+CNK_INLINE int64_t y_pixel(const DwconvArgs& a) { return a.y_pixel ? a.y_pixel : a.c; }
+
 // What all tiles have in common.
 struct Geometry {
   Lattice depth, along, across;  // the depth without dilation
@@ -99,9 +104,9 @@ struct Geometry {
       : depth(a.d, true),
         along(columns ? a.h : a.w, false),
         across(columns ? a.w : a.h, true),
-        x_along(columns ? a.w.in * a.c : a.c),
-        x_across(columns ? a.c : a.w.in * a.c),
-        x_plane(a.h.in * a.w.in * a.c),
+        x_along((columns ? a.w.in : 1) * x_pixel(a)),
+        x_across((columns ? 1 : a.w.in) * x_pixel(a)),
+        x_plane(a.h.in * a.w.in * x_pixel(a)),
         y_along(columns ? a.w.out : 1),
         y_across(columns ? 1 : a.w.out),
         plane_taps(int64_t{a.h.taps} * a.w.taps),
@@ -182,6 +187,7 @@ struct Tile {
   int64_t valid;                       // channels in this register; kLanes or fewer
   int64_t step, row_step, weight_row;  // from tap to tap of x, from kernel row to kernel row of x and weights
   const Windows* windows;
+  bool pairs;  // weights are words of two taps (pack_tap_pairs)
 };
 
 template <bool PARTIAL, class T>
@@ -195,12 +201,18 @@ CNK_INLINE Vec load_tap(const T* p, int64_t valid) {
 struct Sink {
   void* y;  // first output pixel
   int64_t ldy;
-  bool wide;  // fp32, else x's dtype
+  bool wide;               // fp32, else x's dtype
+  bool streaming = false;  // a register is a cache line that is stored past the caches
 };
 
 template <class T, int COLUMNS>
 CNK_INLINE void store_tile(const Vec (&acc)[COLUMNS], int64_t columns, const Sink& to) {
-  if (to.wide) {
+  if (sizeof(Vec) == 64 && to.streaming) {
+    CNK_UNROLL
+    for (int j = 0; j < COLUMNS; ++j) {
+      if (j < columns) stream_line(static_cast<float*>(to.y) + j * to.ldy, acc[j]);
+    }
+  } else if (to.wide) {
     CNK_UNROLL
     for (int j = 0; j < COLUMNS; ++j) {
       if (j < columns) store(static_cast<float*>(to.y) + j * to.ldy, acc[j]);
@@ -301,25 +313,173 @@ __attribute__((noinline)) void convolve(const Tile<T>& t, int64_t columns, const
   store_tile<T>(acc, columns, to);
 }
 
+#if defined(CNK_HAS_BF16)
+
+// A word of each channel: a bf16 of `first` and one of `second`.
+template <bool PARTIAL>
+CNK_INLINE Vec interleave(const BFloat16* first, const BFloat16* second, int64_t valid) {
+  __m256i a, b;
+  if constexpr (PARTIAL) {
+    const __mmask16 mask = __mmask16((1u << valid) - 1);
+    a = _mm256_maskz_loadu_epi16(mask, first), b = _mm256_maskz_loadu_epi16(mask, second);
+  } else {
+    a = _mm256_loadu_si256((const __m256i*)first), b = _mm256_loadu_si256((const __m256i*)second);
+  }
+  alignas(64) static const int16_t kOrder[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
+                                                 37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
+                                                 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  return (Vec)_mm512_permutex2var_epi16(_mm512_castsi256_si512(a), _mm512_load_si512(kOrder),
+                                        _mm512_castsi256_si512(b));
+}
+
+// The word of `first` alone: zeros for the second.
+template <bool PARTIAL>
+CNK_INLINE Vec single(const BFloat16* first, int64_t valid) {
+  if constexpr (PARTIAL) {
+    return (Vec)_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(__mmask16((1u << valid) - 1), first));
+  } else {
+    return (Vec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)first));
+  }
+}
+
+// As add_taps, for two kernel rows at once: their rows of x are at x and x + second. SINGLE: for one.
+template <int TAPS, bool SINGLE, bool CHECKED, bool PARTIAL, int COLUMNS>
+CNK_INLINE void add_pairs(Vec (&acc)[COLUMNS], const float* weight, const BFloat16* x, int64_t second,
+                          int64_t stride, int64_t valid, uint64_t inside) {
+  Vec taps[TAPS];
+  CNK_UNROLL
+  for (int k = 0; k < TAPS; ++k) {
+    taps[k] = load(weight + k * kChannelAlign);
+    if (SINGLE) taps[k] = (Vec)((VecI)taps[k] & 0xffff);  // the other tap may be Inf
+  }
+  CNK_UNROLL
+  for (int j = 0; j < COLUMNS + TAPS - 1; ++j) {
+    if (!CHECKED || (inside >> j & 1)) [[likely]] {
+      Vec v = SINGLE ? single<PARTIAL>(x, valid) : interleave<PARTIAL>(x, x + second, valid);
+      v = in_register(v);
+      CNK_UNROLL
+      for (int k = 0; k < TAPS; ++k) {
+        if (j >= k && j - k < COLUMNS) acc[j - k] = dot_bf16(acc[j - k], v, taps[k]);
+      }
+    }
+    x += stride;
+    asm("" : "+r"(x));  // as in add_taps
+  }
+}
+
+template <bool SINGLE, bool PARTIAL, int COLUMNS>
+CNK_INLINE void add_row_pair(Vec (&acc)[COLUMNS], const float* weight, const BFloat16* x, int64_t second,
+                             int64_t stride, int64_t valid, uint64_t inside, int64_t taps) {
+  const auto checked = [&](auto count) {
+    add_pairs<count.value, SINGLE, true, PARTIAL>(acc, weight, x, second, stride, valid, inside);
+  };
+  for (; taps >= kTaps; taps -= kTaps) {
+    if ((~inside & all_columns(COLUMNS + kTaps - 1)) == 0) {
+      add_pairs<kTaps, SINGLE, false, PARTIAL>(acc, weight, x, second, stride, valid, inside);
+    } else {
+      checked(Int<kTaps>{});
+    }
+    weight += kTaps * kChannelAlign;
+    x += kTaps * stride;
+    inside >>= kTaps;
+  }
+  if (taps == 3 && (~inside & all_columns(COLUMNS + 2)) == 0) {
+    return add_pairs<3, SINGLE, false, PARTIAL>(acc, weight, x, second, stride, valid, inside);
+  }
+  switch (taps) {
+    case 1:
+      return checked(Int<1>{});
+    case 2:
+      return checked(Int<2>{});
+    case 3:
+      return checked(Int<3>{});
+    case 4:
+      return checked(Int<4>{});
+    case 5:
+      return checked(Int<5>{});
+    case 6:
+      return checked(Int<6>{});
+  }
+}
+
+// As convolve, two kernel rows at a time, also the last of a kernel plane and the first of the next one. Which
+// rows are taken together depends on the result's row and plane alone.
+template <int COLUMNS, bool PARTIAL>
+__attribute__((noinline)) void convolve_pairs(const Tile<BFloat16>& t, int64_t columns, const Sink& to) {
+  Vec acc[COLUMNS];
+  CNK_UNROLL
+  for (Vec& sum : acc) sum = t.bias;
+  const Window *window = t.windows->list, *const end = window + t.windows->count;
+  int64_t row = 0;  // of the window
+  while (window != end) {
+    const int64_t weight = window->weight + row * t.weight_row, x = window->x + row * t.row_step;
+    const uint64_t inside = window->in_image;
+    const int64_t taps = window->taps;
+    if (++row == window->rows) ++window, row = 0;
+    int64_t second = 0;
+    if (window != end && window->weight + row * t.weight_row == weight + t.weight_row) {
+      second = window->x + row * t.row_step - x;
+      if (++row == window->rows) ++window, row = 0;
+    }
+    if (second) {
+      add_row_pair<false, PARTIAL>(acc, t.weight + weight, t.image + x, second, t.step, t.valid, inside,
+                                   taps);
+    } else {
+      add_row_pair<true, PARTIAL>(acc, t.weight + weight, t.image + x, 0, t.step, t.valid, inside, taps);
+    }
+  }
+  store_tile<BFloat16>(acc, columns, to);
+}
+
+#endif
+
 // With the number of accumulators that leaves the fewest unused: 14, 10, 7 or 4 (16 registers: 7, 5, 3 or 2).
 template <bool PARTIAL, class T>
 CNK_INLINE void convolve_tile(const Tile<T>& t, int64_t columns, const Sink& to) {
   constexpr int kSome = kColumns * 5 / 7, kHalf = kColumns / 2, kFew = kColumns * 2 / 7;
-  if (columns <= kFew) return convolve<kFew, PARTIAL>(t, columns, to);
-  if (columns <= kHalf) return convolve<kHalf, PARTIAL>(t, columns, to);
-  if (columns <= kSome) return convolve<kSome, PARTIAL>(t, columns, to);
-  convolve<kColumns, PARTIAL>(t, columns, to);
+  const auto with = [&](auto count) {
+#if defined(CNK_HAS_BF16)
+    if (t.pairs) return convolve_pairs<count.value, PARTIAL>(t, columns, to);
+#endif
+    convolve<count.value, PARTIAL>(t, columns, to);
+  };
+  if (columns <= kFew) return with(Int<kFew>{});
+  if (columns <= kHalf) return with(Int<kHalf>{});
+  if (columns <= kSome) return with(Int<kSome>{});
+  if (columns <= kColumns) return with(Int<kColumns>{});
+  with(Int<kWide>{});
+}
+
+// What a later call reads and this one does not.
+struct Ahead {
+  const void *begin = nullptr, *end = nullptr;
+};
+
+// Pixels of a tile of a row of `width`: those with which fewer are computed that are not in the row. With up to 13 taps,
+// so that a Reach has bits for all.
+int64_t tile_columns(int64_t width, const Lattice& along) {
+  constexpr int kSome = kColumns * 5 / 7, kHalf = kColumns / 2, kFew = kColumns * 2 / 7;
+  const auto computed = [&](int64_t tile) {
+    const int64_t rest = width % tile;
+    const int64_t last = rest <= kFew       ? kFew
+                         : rest <= kHalf    ? kHalf
+                         : rest <= kSome    ? kSome
+                         : rest <= kColumns ? kColumns
+                                            : kWide;
+    return width / tile * tile + (rest ? last : 0);
+  };
+  return along.taps <= 13 && computed(kWide) < computed(kColumns) ? kWide : kColumns;
 }
 
 // Prefetches a range of memory into L2, a part of it at every tile, so that the arithmetic hides it.
 class Prefetch {
  public:
-  Prefetch(const void* begin, const void* end, int64_t tiles)
-      : at_(static_cast<const char*>(begin)),
-        end_(static_cast<const char*>(end)),
+  Prefetch(const Ahead& ahead, int64_t tiles)
+      : at_(static_cast<const char*>(ahead.begin)),
+        end_(static_cast<const char*>(ahead.end)),
         share_((end_ - at_) / max64(tiles, 1) + 64) {}
   CNK_INLINE void some() {
-    for (const char* stop = at_ + share_; at_ < stop && at_ < end_; at_ += 64) __builtin_prefetch(at_, 0, 2);
+    for (int64_t left = share_; left > 0 && at_ < end_; left -= 64, at_ += 64) __builtin_prefetch(at_, 0, 2);
   }
 
  private:
@@ -337,6 +497,7 @@ struct Result {
   T* y;  // pixel 0, channel 0
   const T* residual;
   int64_t ldy;
+  T* lines;  // space for a tile of whole cache lines, which are stored past the caches; null: not so
 };
 
 // `pixel`: the first one; `apart`: pixels from one to the next.
@@ -352,44 +513,45 @@ CNK_INLINE void convolve_to(const Result<T>& out, const Tile<T>& t, int64_t chan
                             int64_t columns, int64_t apart) {
   T* y = out.y + pixel * out.ldy + channel;
   const int64_t step = apart * out.ldy;
-  if (!PARTIAL && !out.residual) {
-    return convolve_tile<PARTIAL>(t, columns, Sink{y, step, false});
+  constexpr int64_t kLine = 64 / sizeof(T);
+  const bool whole = !out.lines || kLine == kLanes;  // a register: it need not wait for its neighbour
+  if (!PARTIAL && !out.residual && whole) {
+    return convolve_tile<PARTIAL>(t, columns, Sink{y, step, false, out.lines != nullptr});
   }
-  alignas(64) float sums[kColumns * kLanes];
+  alignas(64) float sums[kWide * kLanes];
   convolve_tile<PARTIAL>(t, columns, Sink{sums, kLanes, true});
   const T* residual = out.residual ? out.residual + pixel * out.ldy + channel : nullptr;
-  for (int64_t j = 0; j < columns; ++j, y += step) {
+  const int64_t in_line = channel % kLine;
+  for (int64_t j = 0; j < columns; ++j) {
     Vec v = load(sums + j * kLanes);
     if (residual) v += load_tap<PARTIAL>(residual + j * step, t.valid);
     if constexpr (PARTIAL) {
-      store_partial(y, v, t.valid);
+      store_partial(y + j * step, v, t.valid);
     } else {
-      store(y, v);
+      store(out.lines ? out.lines + j * kLine + in_line : y + j * step, v);
     }
   }
+  if (!out.lines || in_line + kLanes < kLine) return;
+  for (int64_t j = 0; j < columns; ++j) stream_line(y + j * step - in_line, out.lines + j * kLine);
 }
 
 // Pixels [begin, end) of all results, counted along first; channels [channel, last): multiples of kLanes,
 // except for the last C.
 template <class T, class Out>
 void convolve_pixels(const DwconvArgs& a, const Geometry& g, int64_t channel, int64_t last, int64_t begin,
-                     int64_t end, const Out& out) {
+                     int64_t end, const Out& out, const Ahead& ahead = {}) {
   const int64_t width = g.along.out, plane = width * g.across.out;
   const T* x = static_cast<const T*>(a.x);
-  // What the next call reads and this one does not: as many pixels, after the last tap. For the fused block,
-  // which does other work in between. The op on its own needs no prefetches: the processor finds the lines
-  // itself, and they slow it down (8x664x7x86, K 3: 0.65 ms without, 0.87 with).
-  constexpr bool kFused = __is_same(Out, Rows);
-  const int64_t pixels = a.n * g.depth.out * plane;
-  const int64_t ahead = kFused ? min64(end + g.across.reach * width, pixels) : pixels;
-  Prefetch prefetch(x + ahead * a.c, x + min64(ahead + end - begin, pixels) * a.c,
-                    (last - channel + kLanes - 1) / kLanes * ((end - begin) / min64(width, kColumns)));
+  Prefetch prefetch(ahead, ceil_div(last - channel, kLanes) * ceil_div(end - begin, min64(width, kWide)));
+  const int64_t tile = tile_columns(ceil_div(width, g.along.out_step), g.along);
   Windows windows(g);
   Tile<T> t;
   t.step = g.along.in_step * g.x_along;
   t.row_step = g.across.in_step * g.x_across;
   t.weight_row = g.across.tap_step * g.along.taps * kChannelAlign;
   t.windows = &windows;
+  t.pairs = a.pairs && __is_same(T, BFloat16);
+  const float* const weight = t.pairs ? a.pairs : a.weight;
   // Two cache lines of a pixel while it is in L1. With few taps all channels of it: there are only nine
   // multiply-adds for each number, so memory is the limit, and it is faster when read in order (1x984x23x84,
   // K 3: 0.56 -> 0.40 ms); the taps fit into L1. With a single row of taps as well: no line is needed again.
@@ -404,7 +566,7 @@ void convolve_pixels(const DwconvArgs& a, const Geometry& g, int64_t channel, in
       next = min64(origin + plane, end);
       const int64_t top = (p - origin) / width, bottom = (next - 1 - origin) / width;
       for (int64_t left = 0, right; left < width; left = right) {
-        right = min64(left + kColumns * g.along.out_step, width);
+        right = min64(left + tile * g.along.out_step, width);
         for (int64_t residue = 0; residue < min64(g.along.out_step, right - left); ++residue) {
           for (int64_t across = top; across <= bottom; ++across) {
             const int64_t row = origin + across * width;  // its first pixel, if counted along first
@@ -415,10 +577,10 @@ void convolve_pixels(const DwconvArgs& a, const Geometry& g, int64_t channel, in
             const int64_t pixel = origin + across * g.y_across + along * g.y_along;
             for (int64_t c = group_begin; c < group_end; c += kLanes) {
               t.image = of_image + c;
-              t.weight = a.weight + c / kChannelAlign * kChannelAlign * g.taps + c % kChannelAlign;
+              t.weight = weight + c / kChannelAlign * kChannelAlign * g.taps + c % kChannelAlign;
               t.bias = load(a.bias + c);
               t.valid = a.c - c;
-              if constexpr (kFused) prefetch.some();
+              prefetch.some();
               if (t.valid >= kLanes) {
                 convolve_to<false>(out, t, c, pixel, columns, g.along.out_step * g.y_along);
               } else {
@@ -432,25 +594,42 @@ void convolve_pixels(const DwconvArgs& a, const Geometry& g, int64_t channel, in
   }
 }
 
-}  // namespace
+// Rows of the plane of x that the plane of results after `plane` needs and this one does not.
+template <class T>
+Ahead next_plane(const DwconvArgs& a, const Geometry& g, int64_t plane, int64_t top, int64_t bottom) {
+  const Lattice &depth = g.depth, &across = g.across;
+  const int64_t image = plane / depth.out, z = plane - image * depth.out;
+  const int64_t at = ((z + 1) * depth.down + depth.reach) >> depth.half;
+  if (g.x_along != x_pixel(a) || at >= depth.in) return {};
+  const int64_t reach = across.reach * across.dilation;
+  const int64_t first = max64((top * across.down - reach) >> across.half, 0);
+  const int64_t last = min64(((bottom * across.down + reach) >> across.half) + 1, across.in);
+  const T* x = static_cast<const T*>(a.x) + (image * depth.in + at) * g.x_plane;
+  return {x + first * g.x_across, x + last * g.x_across};
+}
 
-#if !defined(CNK_HAS_BF16)  // its sums are fp32
+}  // namespace
 
 template <class T>
 void dwconv_pixels(const DwconvArgs& a, int64_t begin, int64_t end, float* y, int64_t ldy) {
   const int64_t registers = (a.c + kLanes - 1) / kLanes * kLanes;
   // Along rows, whatever the kernel: the caller's pixels are in this order. (With stride 1 the taps are packed in
   // the same order either way.)
-  convolve_pixels<T>(a, Geometry(a, false), 0, a.c, begin, end, Rows{y, ldy, begin});
+  const Geometry g(a, false);
+  // The caller does other work between calls: as many pixels as these, after the last tap, for the next call.
+  const int64_t pixels = a.n * a.h.out * a.w.out, ahead = min64(end + g.across.reach * a.w.out, pixels);
+  const T* x = static_cast<const T*>(a.x);
+  convolve_pixels<T>(a, g, 0, a.c, begin, end, Rows{y, ldy, begin},
+                     {x + ahead * a.c, x + min64(ahead + end - begin, pixels) * a.c});
   for (int64_t p = 0; p < end - begin; ++p) {
     for (int64_t c = registers; c < pad_channels(a.c); c += kLanes) store(y + p * ldy + c, Vec{});
   }
 }
 
-template void dwconv_pixels<float>(const DwconvArgs&, int64_t, int64_t, float*, int64_t);
 template void dwconv_pixels<BFloat16>(const DwconvArgs&, int64_t, int64_t, float*, int64_t);
+#if !defined(CNK_HAS_BF16)  // its sums are fp32
+template void dwconv_pixels<float>(const DwconvArgs&, int64_t, int64_t, float*, int64_t);
 template void dwconv_pixels<Float16>(const DwconvArgs&, int64_t, int64_t, float*, int64_t);
-
 #endif
 
 void dwconv(const DwconvArgs& a, Team& team) {
@@ -484,20 +663,29 @@ void dwconv(const DwconvArgs& a, Team& team) {
   const int64_t band = (a.d.out > 1 ? max64(fit, 2 * above) : rows) * width;
   with_own_type(a.dtype, [&](auto type) {
     using T = decltype(type);
-    const Result<T> out = {static_cast<T*>(a.y), static_cast<const T*>(a.residual), a.c};
+    alignas(64) T lines[kWide * 64 / sizeof(T)];
+    constexpr int64_t kLine = 64 / sizeof(T);
+    const bool whole =
+        a.c % kLine == 0 && y_pixel(a) % kLine == 0 && channel % kLine == 0 && last_channel % kLine == 0;
+    const bool streaming = a.streaming && whole && reinterpret_cast<uintptr_t>(a.y) % 64 == 0;
+    const Result<T> out = {static_cast<T*>(a.y), static_cast<const T*>(a.residual), y_pixel(a),
+                           streaming ? lines : nullptr};
     if (a.d.out == 1) {
       for (int64_t p = begin, next; p < end; p = next) {
         next = min64(p + block, end);
         convolve_pixels<T>(a, g, channel, last_channel, p, next, out);
       }
-      return;
+      return streamed();
     }
     for (int64_t top = 0; top < plane; top += band) {
       for (int64_t z = begin / plane * plane; z < end; z += plane) {
         const int64_t from = max64(z + top, begin), to = min64(z + min64(top + band, plane), end);
-        if (from < to) convolve_pixels<T>(a, g, channel, last_channel, from, to, out);
+        if (from >= to) continue;
+        convolve_pixels<T>(a, g, channel, last_channel, from, to, out,
+                           next_plane<T>(a, g, z / plane, (from - z) / width, (to - z - 1) / width));
       }
     }
+    streamed();
   });
 }
 

@@ -11,3 +11,13 @@ template <class T>
 void dwconv_pixels(const DwconvArgs& args, int64_t begin, int64_t end, float* y, int64_t ldy);
 
 }  // namespace cnk::cpu::CNK_SHARED
+
+#if defined(CNK_HAS_BF16)
+namespace cnk::cpu::CNK_ISA {
+
+// The same for BFloat16, by products of pairs (DwconvArgs::pairs). Not compiled for sets with tiles.
+template <class T>
+void dwconv_pixels(const DwconvArgs& args, int64_t begin, int64_t end, float* y, int64_t ldy);
+
+}  // namespace cnk::cpu::CNK_ISA
+#endif

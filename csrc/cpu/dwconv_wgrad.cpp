@@ -48,7 +48,8 @@ struct Pairs {
 
 struct Plan {
   Axis depth, along, across;
-  int64_t x_along, x_across, dy_along, dy_across;  // elements between pixels
+  int64_t x_pixel, dy_pixel;  // elements from pixel to pixel
+  int64_t x_along, x_across, dy_along, dy_across;
   int64_t together;    // registers of channels copied at once: a cache line of each pixel
   int64_t pieces;      // of that many registers
   int64_t held;        // kernel planes at a time; so many planes of x are in the scratch
@@ -77,10 +78,12 @@ struct Plan {
     depth = a.d;
     along = upright ? a.h : a.w;
     across = upright ? a.w : a.h;
-    x_along = upright ? a.w.in * a.c : a.c;
-    x_across = upright ? a.c : a.w.in * a.c;
-    dy_along = upright ? a.w.out * a.c : a.c;
-    dy_across = upright ? a.c : a.w.out * a.c;
+    x_pixel = a.x_pixel ? a.x_pixel : a.c;
+    dy_pixel = a.dy_pixel ? a.dy_pixel : a.c;
+    x_along = (upright ? a.w.in : 1) * x_pixel;
+    x_across = (upright ? 1 : a.w.in) * x_pixel;
+    dy_along = (upright ? a.w.out : 1) * dy_pixel;
+    dy_across = (upright ? 1 : a.w.out) * dy_pixel;
     together = max64(64 / (element_size(a.dtype) * kLanes), 1);
     pieces = ceil_div(a.c, together * kLanes);
     reach = int64_t{along.taps / 2} * along.dilation;
@@ -320,7 +323,8 @@ struct WeightGradient {
                 int64_t channel) const {
     const int64_t first = max64(begin * p.across.down - p.reach_rows, 0);  // row of x
     const int64_t last = min64((end - 1) * p.across.down + 1 + p.reach_rows, p.across.in);
-    const int64_t x_plane = p.along.in * p.across.in * a.c, dy_plane = p.along.out * p.across.out * a.c;
+    const int64_t x_plane = p.along.in * p.across.in * p.x_pixel,
+                  dy_plane = p.along.out * p.across.out * p.dy_pixel;
     const T* x = static_cast<const T*>(a.x) + n * p.depth.in * x_plane;
     const T* dy = static_cast<const T*>(a.dy) + (n * p.depth.out + z) * dy_plane;
     const int64_t from = max64(at, 0), to = min64(at + p.held, p.depth.in);

@@ -128,4 +128,14 @@ int64_t l2_cache_bytes() {
   return bytes;
 }
 
+int64_t last_cache_bytes() {
+  static const int64_t bytes = [] {
+    for (int level : {3, 2}) {
+      if (const int64_t found = cache_bytes(level)) return found;
+    }
+    return int64_t{32} << 20;
+  }();
+  return bytes;
+}
+
 }  // namespace cnk::cpu

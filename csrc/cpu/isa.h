@@ -16,5 +16,7 @@ bool isa_supported(Isa isa);
 int64_t cache_bytes(int level);
 // Bytes of a core's L2 cache; 1 MB if unknown.
 int64_t l2_cache_bytes();
+// Bytes of the L3 that the core uses, or of its L2 if there is none; 32 MB if unknown.
+int64_t last_cache_bytes();
 
 }  // namespace cnk::cpu

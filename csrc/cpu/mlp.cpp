@@ -60,11 +60,25 @@ struct Mlp {
                       int64_t row, Clock& clock) {
     const int64_t padded = pad_channels(a.c), most = step_rows(a.c);
     const Axis h = {a.h, a.h, a.kernel_h, a.dilation_h}, w = {a.w, a.w, a.kernel_w, a.dilation_w};
-    const DwconvArgs conv = {a.dtype, a.x, nullptr, a.n, a.c, h, w, a.dw_weight, a.dw_bias, nullptr};
+    const DwconvArgs conv = {.dtype = a.dtype,
+                             .x = a.x,
+                             .y = nullptr,
+                             .n = a.n,
+                             .c = a.c,
+                             .h = h,
+                             .w = w,
+                             .weight = a.dw_weight,
+                             .bias = a.dw_bias,
+                             .residual = nullptr,
+                             .pairs = a.dw_pairs};
     for (int64_t p = begin; p < end; p += most) {
       const int64_t rows = min64(most, end - p);
       if (a.kernel_h) {
-        CNK_SHARED::dwconv_pixels<T>(conv, p, p + rows, step, padded);
+        if constexpr (__is_same(T, BFloat16)) {
+          CNK_DOTS::dwconv_pixels<T>(conv, p, p + rows, step, padded);
+        } else {
+          CNK_SHARED::dwconv_pixels<T>(conv, p, p + rows, step, padded);
+        }
         if (a.kept_y) {
           for (int64_t i = 0; i < rows; ++i) {
             T* y_row = static_cast<T*>(a.kept_y) + (p + i) * a.c;

@@ -73,6 +73,28 @@ CNK_INLINE void pack_taps(const float* weight, const Axis& h, const Axis& w, int
   }
 }
 
+// For products of bf16 pairs: words in the same places, each with the tap and the one that stands in the next kernel
+// row that meets a row of x (of an input gradient with stride 2 the one after), counted through all planes. False, and nothing is written, if a weight is not
+// a bf16 number.
+CNK_INLINE bool pack_tap_pairs(const float* packed, const Axis& h, const Axis& w, int64_t c, uint32_t* pairs,
+                               int depth = 1) {
+  const Axis &along = along_columns(h, w) ? h : w, &across = along_columns(h, w) ? w : h;
+  const int64_t taps = int64_t{depth} * h.taps * w.taps,
+                next = (across.up > 1 ? tap_step(across) : 1) * int64_t{along.taps};
+  const auto* words = reinterpret_cast<const uint32_t*>(packed);
+  for (int64_t i = 0; i < taps * pad_channels(c); ++i) {
+    if (words[i] & 0xffff) return false;
+  }
+  for (int64_t block = 0; block < pad_channels(c) / kChannelAlign; ++block) {
+    for (int64_t i = 0; i < taps * kChannelAlign; ++i) {
+      const uint32_t* word = words + block * taps * kChannelAlign + i;
+      const bool last = i + next * kChannelAlign >= taps * kChannelAlign;
+      pairs[word - words] = *word >> 16 | (last ? 0 : word[next * kChannelAlign]);
+    }
+  }
+  return true;
+}
+
 constexpr int kMaxDepthTaps = 7;
 
 struct DwconvArgs {
@@ -85,6 +107,11 @@ struct DwconvArgs {
   const float* bias;     // padded C
   const void* residual;  // like y, added to the result, or null
   Axis d = {1, 1};       // depth, of a 3-D convolution; at most kMaxDepthTaps taps
+  // Packed by pack_tap_pairs: bf16 x is multiplied with these. Or null; null for sets without CNK_HAS_BF16.
+  const float* pairs = nullptr;
+  bool streaming = false;  // y is too large for the caches: it is stored past them
+  // Elements from pixel to pixel of x and y, if these are some channels of wider pixels; 0: C.
+  int64_t x_pixel = 0, y_pixel = 0;
 };
 
 // dw[i, j, c] = sum of dy[n, h, w, c] x[n, h S + (i - P) D, w S + (j - Q) D, c], P = KH / 2, Q = KW / 2, S the
@@ -98,6 +125,7 @@ struct DwconvWeightGradientArgs {
   float *dw, *db;   // (KD * KH * KW, padded C), padded C
   char* workspace;  // IsaOps::dwconv_weight_gradient_workspace bytes, 64-byte aligned
   Axis d = {1, 1};  // as in DwconvArgs
+  int64_t x_pixel = 0, dy_pixel = 0;
 };
 
 struct LayernormArgs {
@@ -169,6 +197,7 @@ struct MlpArgs {
   int kernel_h, kernel_w;  // of dwconv; 0: no convolution
   int64_t dilation_h, dilation_w;
   const float *dw_weight, *dw_bias;  // packed by pack_taps; padded C
+  const float* dw_pairs;             // as in DwconvArgs
   float eps, grn_eps;
   Norm norm;
   Activation activation;

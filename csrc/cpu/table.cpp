@@ -1,13 +1,7 @@
 // The table of the kernels of one instruction set. Compiled once per instruction set, like the kernels.
 
 #include "cpu/gemm.h"
-
-// With tiles VDPBF16PS runs at half the rate of fp32 (211 of 419 GFLOP/s). BFDOT has not been tried.
-#if defined(CNK_HAS_TILES) || defined(__aarch64__)
-#define CNK_WEIGHT_GRADIENT CNK_SHARED
-#else
-#define CNK_WEIGHT_GRADIENT CNK_ISA
-#endif
+#include "cpu/rows.h"
 
 namespace cnk::cpu {
 
@@ -24,9 +18,9 @@ int64_t dwconv_weight_gradient_workspace(const DwconvWeightGradientArgs&, int th
 int64_t layernorm_backward_workspace(const LayernormBackwardArgs&);
 }  // namespace CNK_SHARED
 
-namespace CNK_WEIGHT_GRADIENT {
+namespace CNK_DOTS {
 void dwconv_weight_gradient(const DwconvWeightGradientArgs&, Team&);
-}  // namespace CNK_WEIGHT_GRADIENT
+}  // namespace CNK_DOTS
 
 namespace CNK_ISA {
 
@@ -71,7 +65,7 @@ void pack_transposed([[maybe_unused]] Products products, DType dtype, const void
 }  // namespace
 
 extern const IsaOps kOps = {.dwconv = CNK_CONVERTS::dwconv,
-                            .dwconv_weight_gradient = CNK_WEIGHT_GRADIENT::dwconv_weight_gradient,
+                            .dwconv_weight_gradient = CNK_DOTS::dwconv_weight_gradient,
                             .dwconv_weight_gradient_workspace = CNK_SHARED::dwconv_weight_gradient_workspace,
                             .layernorm = CNK_CONVERTS::layernorm,
                             .layernorm_backward = CNK_CONVERTS::layernorm_backward,

@@ -42,6 +42,30 @@ typedef float VecLoose __attribute__((vector_size(kLanes * 4), aligned(4), may_a
 CNK_INLINE Vec splat(float value) { return value - Vec{}; }  // 0 + value needs an addition, because of -0
 CNK_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecLoose*>(p); }
 CNK_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecLoose*>(p) = v; }
+// One aligned cache line, past the caches where the instruction set can: the processor need not read it first.
+// `streamed` makes such stores visible before any later one.
+CNK_INLINE void stream_line(void* to, const void* from) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512((__m512i*)to, _mm512_load_si512(from));
+#elif defined(__AVX2__)
+  for (int i = 0; i < 2; ++i)
+    _mm256_stream_si256((__m256i*)to + i, _mm256_load_si256((const __m256i*)from + i));
+#else
+  std::memcpy(to, from, 64);
+#endif
+}
+CNK_INLINE void stream_line(void* to, Vec v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(static_cast<float*>(to), (__m512)v);
+#else
+  store(static_cast<float*>(to), v);
+#endif
+}
+CNK_INLINE void streamed() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
 // Loaded once for all its uses: if they are few, g++ would load once per use.
 CNK_INLINE Vec in_register(Vec v) {
 #if defined(__x86_64__)

@@ -25,6 +25,7 @@ struct Kernels {
   const Probe& probe;
   bool emulated = false;
   std::string name() const { return std::string(isa_name(isa)) + (emulated ? ", emulated" : ""); }
+  bool pairs() const { return isa == Isa::kAvx512Bf16; }  // of taps, of a depthwise convolution in bf16
   std::vector<Products> products() const {
     if (has_bf16_products(isa)) return {Products::kFloat32, Products::kBFloat16};
     return {Products::kFloat32};
@@ -153,6 +154,14 @@ inline Buffer floats(const Values& values) {
 inline Buffer packed_taps(const Values& weight, const Axis& h, const Axis& w, int64_t channels) {
   Buffer buffer(packed_taps_bytes(h, w, channels));
   pack_taps(floats(weight).as<float>(), h, w, channels, buffer.as<float>());
+  return buffer;
+}
+
+// The same for products of pairs; the weights must be bf16 numbers.
+inline Buffer packed_pairs(const Buffer& taps, const Axis& h, const Axis& w, int64_t channels,
+                           int depth = 1) {
+  Buffer buffer(packed_taps_bytes(h, w, channels, depth));
+  if (!pack_tap_pairs(taps.as<float>(), h, w, channels, buffer.as<uint32_t>(), depth)) std::abort();
   return buffer;
 }
 

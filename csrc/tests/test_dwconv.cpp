@@ -24,18 +24,24 @@ struct Problem {
 
   Expected expected() const { return reference::dwconv(x.values(), image, conv, weight, bias); }
 
-  Tensor run(const Kernels& k, int threads, const void* residual = nullptr) {
+  Tensor run(const Kernels& k, int threads, const void* residual = nullptr, bool streaming = false) {
     Tensor y(x.dtype(), conv.result(image).count());
-    const DwconvArgs args = {x.dtype(),
-                             x.data(),
-                             y.data(),
-                             image.n,
-                             image.c,
-                             conv.h(image),
-                             conv.w(image),
-                             packed_weight.as<float>(),
-                             padded_bias.as<float>(),
-                             residual};
+    DwconvArgs args = {x.dtype(),
+                       x.data(),
+                       y.data(),
+                       image.n,
+                       image.c,
+                       conv.h(image),
+                       conv.w(image),
+                       packed_weight.as<float>(),
+                       padded_bias.as<float>(),
+                       residual};
+    Buffer pairs(0);
+    if (x.dtype() == DType::kBFloat16 && k.pairs()) {
+      pairs = packed_pairs(packed_weight, conv.h(image), conv.w(image), image.c);
+      args.pairs = pairs.as<float>();
+    }
+    args.streaming = streaming;
     in_team(threads, [&](Team& team) { k.ops.dwconv(args, team); });
     return y;
   }
@@ -45,7 +51,7 @@ struct Problem {
       : image(s),
         conv(conv),
         x(dtype, random.floats(s.count(), -2, 2)),
-        weight(random.floats(conv.taps() * s.c, -1, 1)),
+        weight(Tensor(dtype, random.floats(conv.taps() * s.c, -1, 1)).values()),
         bias(random.floats(s.c, -1, 1)),
         packed_weight(packed_taps(weight, conv.h(s), conv.w(s), s.c)),
         padded_bias(padded(bias, s.c)) {}
@@ -72,6 +78,7 @@ void check(DType dtype, const Image& s, const Convolution& conv, uint32_t seed) 
     for (int threads : kTeams) {
       CAPTURE(threads);
       if (threads > 1) CHECK(difference(problem.run(k, threads), y) == "");
+      if (threads == 3) CHECK(difference(problem.run(k, threads, nullptr, true), y) == "");
     }
   }
 }
@@ -157,7 +164,8 @@ TEST_CASE("a residual is added before the result is rounded, for any number of t
           CAPTURE(k.name());
           const Tensor y = problem.run(k, 1, residual.data());
           CHECK(mismatch(y, expected) == "");
-          for (int threads : {2, 5}) CHECK(difference(problem.run(k, threads, residual.data()), y) == "");
+          for (int threads : {2, 5})
+            CHECK(difference(problem.run(k, threads, residual.data(), threads == 2), y) == "");
         }
       }
     }
@@ -219,8 +227,8 @@ TEST_CASE("volumes: the sum over kernel planes of the convolutions of the planes
         const Image plane = {1, v.h, v.w, v.c}, result = conv.result(plane);
         Random random(++seed);
         const Tensor x(dtype, random.floats(v.n * v.d * plane.count(), -2, 2));
-        const Values weight = random.floats(depth.taps * conv.taps() * v.c, -1, 1),
-                     bias = random.floats(v.c, -1, 1);
+        const Values weight = Tensor(dtype, random.floats(depth.taps * conv.taps() * v.c, -1, 1)).values();
+        const Values bias = random.floats(v.c, -1, 1);
         const Values in = x.values();
         Expected expected{Values(v.n * depth.out * result.count()), Values(v.n * depth.out * result.count())};
         for (int64_t z = 0; z < v.n * depth.out; ++z) {
@@ -247,17 +255,23 @@ TEST_CASE("volumes: the sum over kernel planes of the convolutions of the planes
         const Buffer padded_bias = padded(bias, v.c);
         const auto run = [&](const Kernels& k, int threads) {
           Tensor y(dtype, v.n * depth.out * result.count());
-          const DwconvArgs args = {dtype,
-                                   x.data(),
-                                   y.data(),
-                                   v.n,
-                                   v.c,
-                                   conv.h(plane),
-                                   conv.w(plane),
-                                   packed.as<float>(),
-                                   padded_bias.as<float>(),
-                                   nullptr,
-                                   depth};
+          DwconvArgs args = {dtype,
+                             x.data(),
+                             y.data(),
+                             v.n,
+                             v.c,
+                             conv.h(plane),
+                             conv.w(plane),
+                             packed.as<float>(),
+                             padded_bias.as<float>(),
+                             nullptr,
+                             depth};
+          Buffer pairs(0);
+          if (dtype == DType::kBFloat16 && k.pairs()) {
+            pairs = packed_pairs(packed, conv.h(plane), conv.w(plane), v.c, depth.taps);
+            args.pairs = pairs.as<float>();
+          }
+          args.streaming = threads == 5;
           in_team(threads, [&](Team& team) { k.ops.dwconv(args, team); });
           return y;
         };

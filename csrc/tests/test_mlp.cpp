@@ -80,6 +80,11 @@ struct Problem {
       args.dw_weight = dw_weight_.as<float>();
       args.dw_bias = dw_bias_.as<float>();
     }
+    Buffer pairs(0);
+    if (s.kernel_size && s.dtype == DType::kBFloat16 && k.pairs()) {
+      pairs = packed_pairs(dw_weight_, {0, 0, conv.kernel_h}, {0, 0, conv.kernel_w}, s.image.c);
+      args.dw_pairs = pairs.as<float>();
+    }
     args.eps = kEps;
     args.grn_eps = kGrnEps;
     args.norm_weight = norm_weight_.as<float>();
@@ -108,7 +113,7 @@ struct Problem {
       : s(s),
         x(s.dtype, random.floats(s.image.count(), -1.5, 2)),
         residual(s.dtype, random.floats(s.image.count(), -2, 2)),
-        dw_weight(random.floats(s.convolution().taps() * s.image.c, -1, 1)),
+        dw_weight(Tensor(s.dtype, random.floats(s.convolution().taps() * s.image.c, -1, 1)).values()),
         dw_bias(random.floats(s.image.c, -1, 1)),
         norm_weight(random.floats(s.image.c, -2, 2)),
         norm_bias(random.floats(s.image.c, -1, 1)),

@@ -28,6 +28,9 @@ LAYOUTS = {
     "window, channels_last": lambda t: torch.nn.functional.pad(t, (1, 2, 3, 1), value=torch.nan).contiguous(
         memory_format=torch.channels_last
     )[:, :, 3:-1, 1:-2],
+    "some channels, channels_last": lambda t: torch.nn.functional.pad(
+        t, (0, 0, 0, 0, 3, 2), value=torch.nan
+    ).contiguous(memory_format=torch.channels_last)[:, 3:-2],
     "with an offset": lambda t: torch.nn.functional.pad(t.flatten(), (3, 0))[3:].view(t.shape),
     "expanded samples": lambda t: t[:1].expand_as(t),
     "expanded channels": lambda t: t[:, :1].expand_as(t),

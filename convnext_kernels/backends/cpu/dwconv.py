@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from convnext_kernels.backends.cpu import native
-from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, flat_float, like_parameter, written_for
+from convnext_kernels.backends.cpu.layout import (
+    address,
+    dense_nhwc,
+    finish,
+    flat_float,
+    like_parameter,
+    pixels_of,
+    written_for,
+)
 from convnext_kernels.backends.cpu.packed import packed
 from convnext_kernels.calls import Dwconv3dCall, DwconvCall
 
@@ -58,7 +66,7 @@ def _convolve(
         )
 
     kernel = packed(weight, (weight, bias), (isa, "dwconv", dilation, stride, flipped), pack)
-    x_nhwc = dense_nhwc(x)
+    x_nhwc, x_pixel = pixels_of(x)
     residual_nhwc = None if residual is None else dense_nhwc(residual)
     written = written_for(out)
     kernel.forward(
@@ -70,6 +78,8 @@ def _convolve(
         *_sizes(x),
         *_sizes(out),
         native.threads((x if flipped else out).numel() * (weight.numel() // channels)),
+        x_pixel,
+        channels,
     )
     return finish(written, out)
 
@@ -87,7 +97,7 @@ def backward(
     (n, channels), (d, h, w), sides = x.shape[:2], _sizes(x), _sizes(weight)
     padded, count = native.pad_channels(channels), weight.numel() // channels
     taps, total = torch.empty(count, padded), torch.empty(padded)
-    x_nhwc, dy_nhwc = dense_nhwc(x), dense_nhwc(dy)
+    (x_nhwc, x_pixel), (dy_nhwc, dy_pixel) = pixels_of(x), pixels_of(dy)
     native.extension().dwconv_weight_gradient(
         native.isa_code(native.isa()),
         native.DTYPE_CODES[x.dtype],
@@ -106,6 +116,8 @@ def backward(
         address(taps),
         address(total),
         native.threads(dy.numel() * count),
+        x_pixel,
+        dy_pixel,
     )
     if needs[1]:
         gradients.append(like_parameter(taps[:, :channels].t().contiguous(), weight))

@@ -23,6 +23,24 @@ def dense_nhwc(x: Tensor) -> Tensor:
     return copy
 
 
+def pixels_of(x: Tensor) -> tuple[Tensor, int]:
+    """Return x and the elements from pixel to pixel if its memory is NHWC, dense or some channels of wider pixels.
+
+    Otherwise a dense copy of it. The channels that `torch.split` gives of a channels_last tensor are not copied.
+    """
+    shape, strides = x.shape, x.stride()
+    pixel = step = strides[-1]
+    if shape[-1] > 1 and shape[1] > 1 and strides[1] == 1 and pixel > shape[1]:
+        for size, stride in zip(shape[:1:-1], strides[:1:-1], strict=True):
+            if stride != step and size != 1:
+                break
+            step *= size
+        else:
+            if strides[0] == step or shape[0] == 1:
+                return x, pixel
+    return dense_nhwc(x), shape[1]
+
+
 def _transpose(source: Tensor, target: Tensor, batch: int, rows: int, columns: int) -> None:
     threads = native.threads(source.numel() * 4)
     native.extension().transpose(address(source), address(target), batch, rows, columns, source.element_size(), threads)
