@@ -1,5 +1,6 @@
 """``convnext_kernels::block``: the whole ConvNeXt block, x + s * gamma * MLP(LN(dwconv(x)))."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,10 +54,11 @@ def spec_of(
     weight: Tensor,
     p: MlpParameters,
     dilation: tuple[int, int],
+    variant: Sequence[str],
     compute_dtype: torch.dtype | None,
     backward: bool = False,
 ) -> OpSpec:
-    """What the choice of a backend depends on."""
+    """What the choice of a backend depends on. `variant`: norm, activation."""
     return OpSpec(
         "block",
         x.device.type,
@@ -68,6 +70,8 @@ def spec_of(
         hidden=p.pwconv1_weight.shape[0],
         grn=p.grn_weight is not None,
         backward=backward,
+        norm=variant[0],
+        activation=variant[1],
     )
 
 
@@ -84,7 +88,7 @@ def _forward(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor | None, *re
     def find() -> tuple:
         check_block(x, weight, bias, p, drop_scale, dilation, options, compute_dtype is not None)
         checks.memory(memory)
-        spec = spec_of(x, weight, p, dilation, compute_dtype)
+        spec = spec_of(x, weight, p, dilation, options[2:], compute_dtype)
         keeps = dispatch.keeps(spec, memory, backend)
         return dispatch.choose(spec, backend, x, keeps), keeps, spec.compute_dtype
 
@@ -101,7 +105,7 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Te
     dilation = (down, right)
     check_block(x, weight, bias, p, drop_scale, dilation, options, compute_dtype is not None)
     checks.memory(memory)
-    spec = spec_of(x, weight, p, dilation, compute_dtype)
+    spec = spec_of(x, weight, p, dilation, options[2:], compute_dtype)
     return [torch.empty_like(x), *_saved(dispatch.keeps(spec, memory, backend), x, p, spec.compute_dtype)]
 
 
@@ -123,7 +127,7 @@ def _backward(inputs: Inputs, dout: Tensor, x: Tensor, weight: Tensor, bias: Ten
         checks.same_device("dout", dout, x)
         like = x.to("meta")
         checks.saved(saved, [like, hidden_like(like, p, compute_dtype)])
-        spec = spec_of(x, weight, p, dilation, compute_dtype, backward=True)
+        spec = spec_of(x, weight, p, dilation, options[2:], compute_dtype, backward=True)
         return dispatch.choose(spec, backend, x, len(saved), needs), spec.compute_dtype
 
     kernel, compute_dtype = served(inputs, backend, find)
