@@ -20,6 +20,7 @@ from convnext_kernels.nn import (
     GlobalResponseNorm,
     LayerNorm2d,
 )
+from convnext_kernels.ops.registration import inline_kernels
 from convnext_kernels.spec import BackendError
 from convnext_kernels.tuning.tune import tune
 from convnext_kernels.version import __version__
@@ -36,6 +37,7 @@ __all__ = [
     "acceleration_report",
     "functional",
     "graphed",
+    "inline_kernels",
     "keep_ops",
     "list_backends",
     "restore",

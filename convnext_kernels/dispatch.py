@@ -154,8 +154,11 @@ def machine(device: str) -> tuning.Gpu | str:
 
 @functools.cache
 def _gpu(index: int) -> tuning.Gpu:
+    name = torch.cuda.get_device_name(index)
+    if torch.version.hip is not None:
+        return tuning.for_device(name, torch.cuda.get_device_properties(index).gcnArchName)
     major, minor = torch.cuda.get_device_capability(index)
-    return tuning.for_device(torch.cuda.get_device_name(index), 10 * major + minor)
+    return tuning.for_device(name, 10 * major + minor)
 
 
 def state(requested: str) -> object:

@@ -16,6 +16,7 @@ from convnext_kernels import torch_versions
 # Not a ContextVar: Dynamo, which traces for `strict=True`, cannot read one before 2.12. PyTorch's own flag, that
 # something is exported, belongs to the process as well.
 _kept = False
+_launches = False
 
 
 @contextmanager
@@ -31,6 +32,22 @@ def keep_ops() -> Iterator[None]:
         yield
     finally:
         _kept = before
+
+
+@contextmanager
+def tracing_launches() -> Iterator[None]:
+    """Let `traces_launches` be true inside a ``with`` block, and launches of Triton's kernels be nodes of a graph."""
+    global _launches
+    before, _launches = _launches, True
+    try:
+        yield
+    finally:
+        _launches = before
+
+
+def traces_launches() -> bool:
+    """Whether a compiler traces launches (`ops.registration.inline_kernels`)."""
+    return _launches
 
 
 def composed() -> bool:

@@ -34,6 +34,8 @@ class OpSpec(NamedTuple):
     hidden: int = 0  # width of the hidden activations, or of the result of downsample; 0: neither
     grn: bool = False
     backward: bool = False
+    norm: str = "layer"  # of the inverted bottleneck, as its activation: names of `variants`
+    activation: str = "gelu"
 
 
 class MlpParameters(NamedTuple):

@@ -4,11 +4,12 @@ Nothing else in the package uses a private function or class of `torch`, so a ne
 `versions` (CONTRIBUTING.md) runs the oldest and the intermediate versions, the everyday tests the newest.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch._subclasses import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
+from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import _broadcast_to_and_flatten as broadcast_to_and_flatten
@@ -24,6 +25,7 @@ __all__ = [
     "current_stream",
     "exporting",
     "forward_mode_active",
+    "functional_rules",
     "plain",
     "same_facts",
     "suggest_memory_format",
@@ -70,6 +72,18 @@ _EXPORTING = "_is_exporting_flag" if hasattr(torch.compiler, "_is_exporting_flag
 def exporting() -> bool:
     """Whether `torch.export` is tracing, also for `torch.onnx.export(dynamo=True)`; False under `torch.compile`."""
     return getattr(torch.compiler, _EXPORTING)
+
+
+@contextmanager
+def functional_rules(namespace: str, rules: Mapping[str, Callable]) -> Iterator[None]:
+    """Let compilers see, inside a ``with`` block, what ``rules[op](mode, op, types, arguments)`` calls, not the op."""
+    library = torch.library.Library(namespace, "FRAGMENT")
+    try:
+        for name, rule in rules.items():
+            torch.library.register_torch_dispatch(f"{namespace}::{name}", FunctionalTensorMode, rule, lib=library)
+        yield
+    finally:
+        library._destroy()
 
 
 def forward_mode_active() -> bool:

@@ -1,21 +1,21 @@
 """Kernels on a kind of hardware that nobody has run them on: `dispatch` compares them with eager before they serve.
 
-Two images of 14 x 14, in both memory formats, with the channels, dtypes and kernel of the call. Compared are all
-results with those of fp64: each may be off by twice as much as eager's in the same dtypes, plus some units in the last
-place of its largest element (the rule of the tests; docs/design.md).
+Two images of 14 x 14 (or volumes of 14 x 14 x 14), in both memory formats, with the channels, dtypes, kernel, norm and
+activation of the call. Compared are all results with those of fp64: each may be off by twice as much as eager's in the
+same dtypes, plus some units in the last place of its largest element (the rule of the tests; docs/design.md).
 """
 
+import math
 import threading
 
 import torch
 from torch import Tensor
 
 from convnext_kernels import backends
-from convnext_kernels.calls import BlockCall, DownsampleCall, DwconvCall, MlpCall, NormCall
+from convnext_kernels.calls import BlockCall, DownsampleCall, Dwconv3dCall, DwconvCall, MlpCall, NormCall
 from convnext_kernels.spec import MlpParameters, OpSpec
 
 SIZE = 14
-_VARIANT = ("layer", "gelu")  # norm and activation; the others are not tried
 _FLOOR = {torch.float64: 8, torch.float32: 8, torch.bfloat16: 1, torch.float16: 1}  # units in the last place
 
 
@@ -58,6 +58,9 @@ def _results(
     dtype, compute = (torch.float64, torch.float64) if wide else (spec.dtype, spec.compute_dtype)
     c, d = spec.channels, spec.hidden
     kernel = spec.kernel_size
+    variant = (spec.norm, spec.activation)
+    # of MlpParameters
+    of_parameters = [True, spec.norm == "layer", True, True, True, True, not spec.grn, spec.grn, spec.grn]
 
     def tensor(*shape: int, scale: float = 1.0) -> Tensor:
         values = torch.randn(shape, generator=generator) * scale
@@ -67,7 +70,7 @@ def _results(
         return tensor(2, channels, *size).contiguous(memory_format=memory_format)
 
     def mlp_parameters() -> MlpParameters:
-        norm = (1 + tensor(c, scale=0.1), tensor(c, scale=0.1))
+        norm = (1 + tensor(c, scale=0.1), tensor(c, scale=0.1) if spec.norm == "layer" else None)
         linear = (tensor(d, c, scale=c**-0.5), tensor(d, scale=0.1), tensor(c, d, scale=d**-0.5), tensor(c, scale=0.1))
         grn = (tensor(d), tensor(d)) if spec.grn else (None, None)
         return MlpParameters(*norm, *linear, None if spec.grn else tensor(c), *grn)
@@ -76,15 +79,20 @@ def _results(
     if spec.op == "dwconv":
         weight = tensor(c, 1, *kernel, scale=(kernel[0] * kernel[1]) ** -0.5)
         call, needs = DwconvCall(x, weight, tensor(c), spec.dilation, spec.stride, compute), [True] * 3
+    elif spec.op == "dwconv3d":
+        wide_format = torch.channels_last_3d if memory_format == torch.channels_last else memory_format
+        x = tensor(2, c, SIZE, SIZE, SIZE).contiguous(memory_format=wide_format)
+        weight = tensor(c, 1, *kernel, scale=math.prod(kernel) ** -0.5)
+        call, needs = Dwconv3dCall(x, weight, tensor(c), spec.stride, compute), [True] * 3
     elif spec.op in ("layernorm", "grn"):
         call, needs = NormCall(x, tensor(c), tensor(c), 1e-6), [True] * 3
     elif spec.op == "mlp":
-        call = MlpCall(x, image(c), mlp_parameters(), None, 1e-6, 1e-6, *_VARIANT, compute)
-        needs = [True] * 8 + [not spec.grn, spec.grn, spec.grn]
+        call = MlpCall(x, image(c), mlp_parameters(), None, 1e-6, 1e-6, *variant, compute)
+        needs = [True] * 2 + of_parameters
     elif spec.op == "block":
         weight = tensor(c, 1, *kernel, scale=(kernel[0] * kernel[1]) ** -0.5)
-        call = BlockCall(x, weight, tensor(c), mlp_parameters(), None, spec.dilation, 1e-6, 1e-6, *_VARIANT, compute)
-        needs = [True] * 9 + [not spec.grn, spec.grn, spec.grn]
+        call = BlockCall(x, weight, tensor(c), mlp_parameters(), None, spec.dilation, 1e-6, 1e-6, *variant, compute)
+        needs = [True] * 3 + of_parameters
     else:
         weight = tensor(d, c, *kernel, scale=(c * kernel[0] * kernel[1]) ** -0.5)
         call, needs = DownsampleCall(x, tensor(c), tensor(c), weight, tensor(d), 1e-6, compute), [True] * 5
@@ -92,5 +100,5 @@ def _results(
     y = module.forward(call)
     if not spec.backward:
         return [y]
-    dy = tensor(*y.shape).contiguous(memory_format=memory_format)
+    dy = torch.empty_like(y).copy_(tensor(*y.shape))
     return [gradient for gradient in module.backward(dy, call, needs) if gradient is not None]

@@ -1,5 +1,6 @@
 """Which backend serves: precedence, refusals, and where the settings end."""
 
+import itertools
 import sys
 import threading
 from types import ModuleType
@@ -262,7 +263,10 @@ TRIED = [
     OpSpec("grn", "cpu", torch.float32, torch.float32, 24),
     OpSpec("mlp", "cpu", torch.bfloat16, torch.bfloat16, 24, hidden=96),
     OpSpec("mlp", "cpu", torch.float32, torch.float32, 24, hidden=96, grn=True),
+    OpSpec("mlp", "cpu", torch.bfloat16, torch.bfloat16, 24, hidden=96, grn=True, norm="simple", activation="mish"),
     OpSpec("block", "cpu", torch.float32, torch.bfloat16, 24, (7, 7), hidden=96),
+    OpSpec("block", "cpu", torch.float32, torch.float32, 24, (7, 7), hidden=96, norm="rms", activation="hardswish"),
+    OpSpec("dwconv3d", "cpu", torch.float32, torch.float32, 24, (3, 5, 3), stride=2),
     OpSpec("downsample", "cpu", torch.float32, torch.float32, 24, (2, 2), hidden=48),
 ]
 
@@ -284,6 +288,19 @@ def test_an_unproven_backend_that_is_wrong_does_not_serve(unproven, monkeypatch,
     assert "the check at first use failed: result 0 is off by" in caplog.text
     with pytest.raises(BackendError, match="check at first use failed"):
         choose(spec, "cpu")
+
+
+def test_the_trial_takes_the_norm_and_the_activation_of_the_call(unproven, monkeypatch):
+    """Another activation that is wrong is refused, and the right one serves."""
+    from convnext_kernels.backends.cpu import mlp
+
+    right = mlp.forward
+    monkeypatch.setattr(mlp, "forward", lambda call: right(call._replace(activation="silu")))
+    chosen = {}
+    for norm, activation in itertools.product(("layer", "rms"), ("silu", "relu")):
+        spec = OpSpec("mlp", "cpu", torch.float32, torch.float32, 24, hidden=96, norm=norm, activation=activation)
+        chosen[norm, activation] = choose(spec).__name__.split(".")[2]
+    assert chosen == {k: "cpu" if k[1] == "silu" else "eager" for k in chosen}
 
 
 def test_an_unproven_backend_that_raises_does_not_serve(unproven, monkeypatch, caplog):

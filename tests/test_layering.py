@@ -40,7 +40,17 @@ PACKAGES = {
     ),
     # NumPy: Triton's interpreter runs kernels with it.
     "backends.triton": (
-        ("spec", "calls", "variants", "torch_versions", "tuning", "tuning.", "backends.triton.", "backends.gpu."),
+        (
+            "spec",
+            "calls",
+            "variants",
+            "torch_versions",
+            "exporting",
+            "tuning",
+            "tuning.",
+            "backends.triton.",
+            "backends.gpu.",
+        ),
         ("torch", "triton", "numpy"),
     ),
     "tuning": (("spec", "version", "tuning", "tuning."), ("filelock",)),

@@ -63,10 +63,11 @@ def spec_of(
     weight: Tensor,
     p: MlpParameters,
     dilation: tuple[int, int],
+    variant: Sequence[str],
     compute_dtype: torch.dtype | None,
     backward: bool = False,
 ) -> OpSpec:
-    """What the choice of a backend depends on."""
+    """What the choice of a backend depends on. `variant`: norm, activation."""
     return OpSpec(
         "block",
         x.device.type,
@@ -78,6 +79,8 @@ def spec_of(
         hidden=p.pwconv1_weight.shape[0],
         grn=p.grn_weight is not None,
         backward=backward,
+        norm=variant[0],
+        activation=variant[1],
     )
 
 
@@ -103,7 +106,7 @@ def _forward(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor | None, *re
     def find() -> tuple:
         check_block(x, weight, bias, p, drop_scale, dilation, options, compute_dtype is not None)
         checks.memory(memory)
-        spec = spec_of(x, weight, p, dilation, compute_dtype)
+        spec = spec_of(x, weight, p, dilation, options[2:], compute_dtype)
         keeps = dispatch.keeps(spec, memory, backend)
         rounded = dispatch.rounds(spec, backend)
         return dispatch.choose(spec, backend, x, keeps), keeps, rounded, spec.compute_dtype
@@ -121,7 +124,7 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Te
     dilation = (down, right)
     check_block(x, weight, bias, p, drop_scale, dilation, options, compute_dtype is not None)
     checks.memory(memory)
-    spec = spec_of(x, weight, p, dilation, compute_dtype)
+    spec = spec_of(x, weight, p, dilation, options[2:], compute_dtype)
     keeps, rounded = dispatch.keeps(spec, memory, backend), dispatch.rounds(spec, backend)
     return [torch.empty_like(x), *_saved(keeps, rounded, x, p, spec.compute_dtype)]
 
@@ -147,7 +150,7 @@ def _backward(inputs: Inputs, dout: Tensor, x: Tensor, weight: Tensor, bias: Ten
         checks.saved(
             saved, [like, *(matrices_like(p, x.dtype) if rounded else ()), hidden_like(like, p, compute_dtype)]
         )
-        spec = spec_of(x, weight, p, dilation, compute_dtype, backward=True)._replace(dtype=dout.dtype)
+        spec = spec_of(x, weight, p, dilation, options[2:], compute_dtype, backward=True)._replace(dtype=dout.dtype)
         return dispatch.choose(spec, backend, x, len(saved), needs), spec.compute_dtype
 
     kernel, compute_dtype = served(inputs, backend, find)

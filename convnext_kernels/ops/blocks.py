@@ -66,7 +66,7 @@ class Blocks:
                 check_block(x, b.weight, b.bias, b.p, None, b.dilation, b[4:], False)
             except (TypeError, ValueError):
                 return None, x.dtype  # the block's own call names what is wrong, or runs another library's forward
-            specs.add(spec_of(x, b.weight, b.p, b.dilation, None))
+            specs.add(spec_of(x, b.weight, b.p, b.dilation, (b.norm, b.activation), None))
         if len(specs) > 1 or x.numel() == 0:
             return None, x.dtype
         spec = specs.pop()

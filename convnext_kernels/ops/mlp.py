@@ -1,5 +1,6 @@
 """``convnext_kernels::mlp``: norm -> Linear -> activation -> [GRN] -> Linear -> gamma -> drop path -> + residual."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -113,7 +114,9 @@ def _saved(keeps: str, x: Tensor, p: MlpParameters, compute_dtype: torch.dtype) 
     return [hidden_like(x, p, compute_dtype)] if keeps == "balanced" else []
 
 
-def _spec(x: Tensor, p: MlpParameters, compute_dtype: torch.dtype | None, backward: bool = False) -> OpSpec:
+def _spec(
+    x: Tensor, p: MlpParameters, variant: Sequence[str], compute_dtype: torch.dtype | None, backward: bool = False
+) -> OpSpec:
     return OpSpec(
         "mlp",
         x.device.type,
@@ -123,6 +126,8 @@ def _spec(x: Tensor, p: MlpParameters, compute_dtype: torch.dtype | None, backwa
         hidden=p.pwconv1_weight.shape[0],
         grn=p.grn_weight is not None,
         backward=backward,
+        norm=variant[0],
+        activation=variant[1],
     )
 
 
@@ -132,7 +137,7 @@ def _forward(inputs: Inputs, x: Tensor, residual: Tensor | None, *rest: Any) -> 
     def find() -> tuple:
         _check(x, residual, p, drop_scale, options, compute_dtype is not None)
         checks.memory(memory)
-        spec = _spec(x, p, compute_dtype)
+        spec = _spec(x, p, options[2:], compute_dtype)
         keeps = dispatch.keeps(spec, memory, backend)
         return dispatch.choose(spec, backend, x, keeps), keeps, spec.compute_dtype
 
@@ -148,7 +153,7 @@ def _fake(x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
     p, (drop_scale, *options, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
     _check(x, residual, p, drop_scale, options, compute_dtype is not None)
     checks.memory(memory)
-    spec = _spec(x, p, compute_dtype)
+    spec = _spec(x, p, options[2:], compute_dtype)
     return [torch.empty_like(x), *_saved(dispatch.keeps(spec, memory, backend), x, p, spec.compute_dtype)]
 
 
@@ -191,7 +196,7 @@ def _backward(inputs: Inputs, dout: Tensor, x: Tensor, residual: Tensor | None, 
         checks.gradient("dout", dout, x)
         checks.same_device("dout", dout, x)
         checks.saved(saved, [hidden_like(x.to("meta"), p, compute_dtype)])
-        spec = _spec(x, p, compute_dtype, backward=True)
+        spec = _spec(x, p, options[2:], compute_dtype, backward=True)
         return dispatch.choose(spec, backend, x, len(saved), needs), spec.compute_dtype
 
     kernel, compute_dtype = served(inputs, backend, find)

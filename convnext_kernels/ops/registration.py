@@ -3,7 +3,8 @@
 import functools
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -144,13 +145,13 @@ def on_device(implementation: Callable) -> Callable:
     return run
 
 
-def served(inputs: calls.Inputs, backend: str, find: Callable[[], tuple]) -> tuple:
+def served(inputs: calls.Inputs | None, backend: str, find: Callable[[], tuple]) -> tuple:
     """What ``find()`` returns: the backend's module and whatever else the call's signature decides.
 
-    It checks the arguments, and runs once for each signature and `dispatch.state`.
+    It checks the arguments, and runs once for each signature and `dispatch.state`. Traced calls have no signature.
     """
     state = dispatch.state(dispatch.requested_backend(backend))
-    if state is None:
+    if state is None or inputs is None:
         return find()
     memo = inputs.signature.memo
     found = memo.get(state)
@@ -190,6 +191,31 @@ def define(name: str, arguments: str, result: str, implementation: Callable, fak
     wrapped = result == "Tensor[]" and direction == "forward"
     _ops[name] = _Op(run, lead, options, lists, direction, wrapped)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
+
+
+@contextmanager
+def inline_kernels() -> Iterator[None]:
+    """Let AOTInductor put the launches of our Triton kernels into its package, inside a ``with`` block.
+
+    For a program on CUDA that `torch.export` made inside `keep_ops` and with fixed sizes. Its ops become what the
+    Triton backend launches and the operators of PyTorch that it calls, so the package needs neither Python nor this
+    package. An op that Triton does not serve raises BackendError, one with a dynamic size ValueError. The setting
+    belongs to the process.
+    """
+    with torch_versions.functional_rules(NAMESPACE, {name: functools.partial(_inline, name) for name in _compositions}):
+        yield
+
+
+def _inline(name: str, mode: Any, op: Any, types: tuple, arguments: tuple, keywords: dict | None = None) -> Any:
+    *arguments, _ = arguments
+    for argument in arguments:
+        if isinstance(argument, Tensor) and any(type(size) is not int for size in argument.shape):
+            raise ValueError(
+                f"inline_kernels: convnext_kernels::{name} got a tensor of size {tuple(argument.shape)}, expected "
+                "fixed sizes, for which launches are planned: export without dynamic_shapes"
+            )
+    with mode, exporting.tracing_launches():
+        return _ops[name].run(None, *arguments, "triton")
 
 
 def composed(name: str, composition: Callable) -> None:

@@ -7,6 +7,11 @@ accumulation; this table has the lower rate. Shared memory: CUDA C++ programming
 L2 rates are round figures in the range of published microbenchmarks (Chips and Cheese, "Nvidia's H100: Funny L2, and
 Tons of Bandwidth", 2023; "Microbenchmarking Nvidia's RTX 4090", 2022), scaled by multiprocessors and clock for GPUs
 without one; they may be wrong by a quarter.
+
+AMD: data sheets of Instinct MI300X and MI250X (half of it, one GPU to the driver), whitepapers "AMD CDNA 3
+Architecture" (Infinity Cache, which all dies share: 256 MB, 17.2 TB/s) and "AMD CDNA 2 Architecture" (L2: 8 MB; 32
+channels of 128 bytes a clock of 1.7 GHz). L2 rates are 60 % of these peaks. CDNA 2 has no TF32: its fp32 matrix rate.
+Multiprocessors are compute units, shared memory is LDS. Nobody has compared predictions with such a GPU.
 """
 
 from dataclasses import dataclass, replace
@@ -28,11 +33,12 @@ class Gpu:
     tf32_tflops: float  # tensor cores
     half_tflops: float  # tensor cores, bf16 or fp16 in, fp32 accumulation
     device: str = ""  # the driver's name of the GPU in this machine, which may only resemble this data sheet
+    target: str = ""  # AMD: the architecture; `arch` is that of the NVIDIA GPU whose configurations it takes
 
     @property
     def machine(self) -> str:
         """What timed choices are kept for: the GPU in this machine."""
-        return f"{self.device or self.name} sm_{self.arch}"
+        return f"{self.device or self.name} {self.target or f'sm_{self.arch}'}"
 
 
 _MB = 2**20
@@ -53,6 +59,14 @@ GPUS = {
 # Turing, for which Triton no longer compiles: so it is not among the GPUs that `convnext-kernels plan` accepts. It has
 # no TF32.
 _T4 = Gpu("T4", 75, 40, 65536, 65536, 320, 1200, 4 * _MB, 8.1, 8.1, 65)
+# AMD's, which `plan` does not accept either. sm_80: its configurations need the least.
+_AMD = {
+    gpu.target: gpu
+    for gpu in (
+        Gpu("MI300X", 80, 304, 65536, 65536, 5300, 10300, 256 * _MB, 163.4, 653.7, 1307.4, target="gfx942"),
+        Gpu("MI250X", 80, 110, 65536, 65536, 1638, 4200, 8 * _MB, 23.9, 47.9, 191.5, target="gfx90a"),
+    )
+}
 _BY_ARCH = {80: "A100", 86: "A10", 89: "L40S", 90: "H100", 100: "B200", 103: "B200", 120: "RTX5090"}
 
 
@@ -62,8 +76,15 @@ def for_arch(arch: int) -> Gpu:
     return GPUS[_BY_ARCH[max(known)]] if known else _T4
 
 
-def for_device(name: str, arch: int) -> Gpu:
-    """The GPU with the driver's name `name` ("NVIDIA GeForce RTX 4090"), else that of its architecture (`for_arch`)."""
+def for_device(name: str, arch: int | str) -> Gpu:
+    """The GPU with the driver's name `name` ("NVIDIA GeForce RTX 4090"), else that of its architecture (`for_arch`).
+
+    `arch` is a string for AMD's GPUs, perhaps with features ("gfx942:sramecc+:xnack-"); one without a data sheet gets
+    that of gfx90a.
+    """
+    if isinstance(arch, str):
+        target = arch.partition(":")[0]
+        return replace(_AMD.get(target, _AMD["gfx90a"]), device=name, target=target)
     plain = name.replace(" ", "")
     sheet = next((gpu for gpu in GPUS.values() if gpu.name in plain and gpu.arch == arch), None) or for_arch(arch)
     return replace(sheet, device=name)

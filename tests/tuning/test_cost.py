@@ -91,6 +91,19 @@ def test_a_device_is_known_by_its_name(device, arch, name):
     assert for_device(device, arch).name == name
 
 
+@pytest.mark.parametrize(
+    ("arch", "name"),
+    [("gfx942", "MI300X"), ("gfx942:sramecc+:xnack-", "MI300X"), ("gfx90a", "MI250X"), ("gfx1100", "MI250X")],
+)
+def test_gpus_of_amd(arch, name):
+    gpu = for_device("AMD Instinct", arch)
+    assert gpu.name == name
+    assert gpu.machine == f"AMD Instinct {arch.partition(':')[0]}", "timed choices are kept for the architecture"
+    assert gpu.dram_gbs < gpu.l2_gbs
+    assert gpu.fp32_tflops < gpu.tf32_tflops < gpu.half_tflops
+    assert 0 < seconds(WORK, gpu) < 1
+
+
 @pytest.mark.parametrize("name", ["H100", "h100", "NVIDIA H100", " nvidia-h100 "])
 def test_names_are_taken_as_people_write_them(name):
     assert named(name) is GPUS["H100"]

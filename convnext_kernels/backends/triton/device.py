@@ -36,12 +36,9 @@ def gpu() -> tuning.Gpu:
     if interpreted():
         return tuning.for_arch(90)
     target = triton.runtime.driver.active.get_current_target()
-    return _gpu(target.backend, target.arch, torch.cuda.current_device() if torch.cuda.is_available() else None)
+    return _gpu(target.arch, torch.cuda.current_device() if torch.cuda.is_available() else None)
 
 
 @functools.cache
-def _gpu(backend: str, arch: int | str, index: int | None) -> tuning.Gpu:
-    if backend != "cuda":  # ROCm: no data sheets yet; the candidates of the oldest architecture need the least
-        return tuning.for_arch(80)
-    name = "" if index is None else torch.cuda.get_device_name(index)
-    return tuning.for_device(name, int(arch))
+def _gpu(arch: int | str, index: int | None) -> tuning.Gpu:
+    return tuning.for_device("" if index is None else torch.cuda.get_device_name(index), arch)

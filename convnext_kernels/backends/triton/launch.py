@@ -17,6 +17,7 @@ import triton
 from torch import Tensor
 from triton.runtime import driver as drivers
 
+from convnext_kernels import exporting
 from convnext_kernels.backends.gpu import prepared as programs
 from convnext_kernels.backends.gpu.prepared import View
 from convnext_kernels.backends.triton import device
@@ -25,7 +26,12 @@ _INTERPRETED = device.interpreted()
 
 
 def launch(kernel: Any, grid: tuple[int, ...]) -> Callable:
-    """``launch(kernel, grid)(...)`` is ``kernel[grid](...)``, or a step of the program that is being recorded."""
+    """``launch(kernel, grid)(...)`` is ``kernel[grid](...)``, or a step of the program that is being recorded.
+
+    For `inline_kernels` it is a node of the graph that PyTorch traces.
+    """
+    if exporting.traces_launches():
+        return torch.library.wrap_triton(kernel)[grid]
     recorder = programs.recorder()
     if recorder is None:
         return kernel[grid]
