@@ -13,9 +13,9 @@ Bytes per pixel with 16-bit elements: forward 4C (x read, y written), dx 4C (6C 
 and the partial sums of at most a few hundred programs. For 7x7 the 49 multiply-adds of an output limit the time as much
 as these bytes. Values are rounded to the compute dtype; multiplications and sums are in fp32 for every dtype.
 
-Kernels: dwconv_forward.py, dwconv_rows.py, dwconv_wgrad.py, and for large kernels on tensor cores dwconv_toeplitz.py; the
-choice between them: dwconv_plan.py. NHWC (channels_last) and NCHW tensors, also slices of samples, are read and written
-without a copy; other strides are copied to channels_last first.
+Kernels: dwconv_forward.py, dwconv_rows.py, dwconv_wgrad.py, and dwconv_toeplitz.py for large kernels on tensor cores.
+dwconv_plan.py chooses. NHWC (channels_last) and NCHW tensors, also slices of samples, are read and written without a
+copy; other strides are copied to channels_last first.
 """
 
 import math
@@ -237,7 +237,7 @@ def _convolve(
         config = _interpretable(config, problem)
     if kernel == "toeplitz":
         _on_tensor_cores(source, call, bias, added, target, gradient, config)
-        return out if target.tensor is out else out.copy_(target.tensor)
+        return _written(out, target)
     tile = dwconv_plan.columns(problem, config, gradient)
     # With a stride all groups of columns of a gradient begin at even ones.
     between = tile - tile % stride if gradient and tile > 1 else tile
@@ -291,6 +291,10 @@ def _convolve(
             arguments |= {"PAIR": pair, "DOWN": strides[0], "UP": strides[1]}
             arguments |= {"depth": depth if problem.volume else None, "KD": kernel_d}
             launch(rows_kernel, (programs, pairs if pair else out_height, out_depth))(**arguments)
+    return _written(out, target)
+
+
+def _written(out: Tensor, target: _Image) -> Tensor:
     return out if target.tensor is out else out.copy_(target.tensor)
 
 
