@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import triton
 from torch import Tensor
 from triton.runtime import driver as drivers
