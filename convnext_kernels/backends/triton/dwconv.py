@@ -91,6 +91,11 @@ def _image_like(x: Tensor, other: _Image) -> _Image:
     return seen
 
 
+def _written(target: _Image, out: Tensor) -> Tensor:
+    """`out`, filled from `target` if that is another tensor."""
+    return out if target.tensor is out else out.copy_(target.tensor)
+
+
 def _rounding(dtype: torch.dtype, compute_dtype: torch.dtype) -> tl.dtype | None:
     """The dtype to round values of `dtype` to before they are multiplied; None: no rounding."""
     return None if compute_dtype in (dtype, torch.float32) else _TRITON_DTYPES[compute_dtype]
@@ -237,7 +242,7 @@ def _convolve(
         config = _interpretable(config, problem)
     if kernel == "toeplitz":
         _on_tensor_cores(source, call, bias, added, target, gradient, config)
-        return _written(out, target)
+        return _written(target, out)
     tile = dwconv_plan.columns(problem, config, gradient)
     # With a stride all groups of columns of a gradient begin at even ones.
     between = tile - tile % stride if gradient and tile > 1 else tile
@@ -291,11 +296,7 @@ def _convolve(
             arguments |= {"PAIR": pair, "DOWN": strides[0], "UP": strides[1]}
             arguments |= {"depth": depth if problem.volume else None, "KD": kernel_d}
             launch(rows_kernel, (programs, pairs if pair else out_height, out_depth))(**arguments)
-    return _written(out, target)
-
-
-def _written(out: Tensor, target: _Image) -> Tensor:
-    return out if target.tensor is out else out.copy_(target.tensor)
+    return _written(target, out)
 
 
 @prepared

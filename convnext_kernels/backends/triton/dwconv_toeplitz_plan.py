@@ -11,7 +11,7 @@ MAX_PARTS = 64  # partial sums per weight
 _ROWS = 16  # of a matmul that one instruction multiplies
 # Registers of a thread, about, with which the compiler does not spill
 _REGISTERS = 185
-_WEIGHT_REGISTERS = 225
+_WEIGHT_REGISTERS = 240
 # Share of the peak that `mma.sync` reaches: on Hopper and Blackwell only `wgmma` and `tcgen05`, which have no batches,
 # reach it.
 _SHARE = 0.5
@@ -131,7 +131,7 @@ def weight_candidates(
     reach = kernel[0] // 2
     taps = kernel[0] * kernel[1]
     elements = samples * channels * height * width
-    for tile in (Tile(8, 8, 16, 4, 4), Tile(8, 8, 16, 4, 2), Tile(8, 8, 16, 2, 2), Tile(8, 8, 16, 2, 1)):
+    for tile in (Tile(8, 8, 16, 4, 4), Tile(8, 8, 16, 4, 2), Tile(8, 8, 16, 3, 2), Tile(8, 8, 16, 2, 2)):
         cb, warps, bm, r, kb = tile
         own = cb // warps
         registers = own * (kb * w.inside * w.out // 32 + 16 * r) + 60
