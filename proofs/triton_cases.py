@@ -77,8 +77,9 @@ def _compiled() -> Iterator[Case]:
     yield from _both(Case("mlp", 96, 56, dtype="fp32", quick=True))  # plan "cublas"
     yield from _both(Case("mlp", 384, 14, dtype="fp32", grn=True))
     yield from _both(Case("mlp", 96, 56, dtype="fp16"))
-    for c, size in ((96, 56), (192, 28), (384, 14)):
+    for c, size in ((96, 56), (128, 28), (192, 28), (384, 14)):
         yield from _both(Case("block", c, size, autocast=True, quick=c == 96))
+    yield from _both(Case("block", 96, 56, autocast=True, keeps=True))
     yield from _both(Case("block", 96, 56, autocast=True, grn=True))
     # the other norms, and the activation with the most instructions: in the fused kernel, in two products, in V2
     yield from _both(Case("mlp", 96, 56, norm="simple", activation="mish"))
@@ -188,12 +189,12 @@ def _run(case: Case) -> None:
         )
         inputs = 12
         if case.autocast:
-            y, w1, w2 = (t.to(dtype) for t in (x, *(call.p[i] for i in (2, 4))))
+            y, w1, w2, *hidden = (t.to(dtype) for t in (x, *(call.p[i] for i in (2, 4)), *kept.values()))
             if case.backward:
                 needs = [True] * 9 + [not case.grn, case.grn, case.grn]
-                module.backward(x, call._replace(x=y), needs, y, w1, w2)
+                module.backward(x, call._replace(x=y), needs, y, w1, w2, *hidden)
             else:
-                module.forward(call, y, torch.empty_like(y), w1, w2)
+                module.forward(call, y, torch.empty_like(y), w1, w2, *hidden)
             return
     else:
         weight = tensor(2 * case.c, case.c, case.k, case.k)

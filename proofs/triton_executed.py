@@ -71,7 +71,7 @@ def _block_arguments(n: int, channels: int, size: int, grn: bool, dtype: torch.d
 LARGE_BATCH = {
     "fused": ("fused-m128", "fused-m64"),
     "gemm": ("gemm",),
-    "mlp_expand": ("fold-128x128", "128x128"),
+    "mlp_expand": ("128x128",),
     "mlp_project": ("128x128",),
     "mlp_hidden_gradient": ("64x128-k32",),
     "mlp_input_gradient": ("64x",),

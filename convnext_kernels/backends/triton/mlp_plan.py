@@ -80,8 +80,18 @@ def pieces(channels: int, widest: int = 128) -> tuple[int, int]:
     return min(choices, key=lambda choice: (choice[0] * choice[1], choice[1]))
 
 
-def _fused_tiles(channels: int, grn: bool, arch: int) -> Iterator[tuple[int, int, int]]:
+def _fused_tiles(p: Problem, arch: int) -> Iterator[tuple[int, int, int]]:
     """(BM, BH, warps) that compile without a spill: the accumulators, BM x C fp32, fill the registers."""
+    channels, grn = p.channels, p.grn
+    if p.stream_itemsize == 4 and (p.keeps_hidden or channels > 192):
+        # Under autocast the epilogue has an fp32 residual: above 192 channels it spills up to 368 bytes, and with
+        # stores of the hidden in the loop up to 152 with the other tiles.
+        if channels <= 96:
+            yield 64, 64, 4
+        return
+    if p.stream_itemsize == 4 and 96 < channels <= 128:  # the other tile of these spills 32 and 48 bytes
+        yield (128, 64, 8) if arch == 90 else (64, 64, 4)
+        return
     if channels <= 96:
         if not (grn and arch == 120):  # spills 8 bytes
             yield 128, 64, 4
@@ -268,10 +278,12 @@ def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     """Every way to run the forward pass. The last one is two products, whose kernels are choices of their own."""
     # Not for V2 with the hidden kept: the launch for the sums spills on sm_100, and the fused plan would save little,
     # because the hidden is written anyway.
-    fused = p.compute_itemsize == 2 and p.channels <= FUSED_CHANNELS and not (p.grn and p.keeps_hidden)
-    if fused:
-        for tile in _fused_tiles(p.channels, p.grn, gpu.arch):
-            yield _fused(p, *tile)
+    tiles: tuple = ()
+    if p.compute_itemsize == 2 and p.channels <= FUSED_CHANNELS and not (p.grn and p.keeps_hidden):
+        tiles = tuple(_fused_tiles(p, gpu.arch))
+    for tile in tiles:
+        yield _fused(p, *tile)
+    fused = bool(tiles)
     yield _cublas(p, gpu, HANDICAP**2 if fused else HANDICAP)
     if p.compute_itemsize == 2:
         handicap = HANDICAP if fused and not p.grn else 1.0  # with GRN both take three launches
