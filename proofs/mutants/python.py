@@ -60,13 +60,13 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "ops/dwconv.py",
+        "ops/depthwise.py",
         ("tests/ops/test_gradients.py", "-k", "keeps_the_backend"),
         Mutant(
             "state",
             "the gradient's backend is looked up late",
-            "ctx.backend = dispatch.requested_backend(inputs[6])",
-            "ctx.backend = inputs[6]",
+            "ctx.backend = dispatch.requested_backend(inputs[-1])",
+            "ctx.backend = inputs[-1]",
             quick=True,
         ),
     ),
@@ -189,8 +189,8 @@ MUTANTS = [
         Mutant(
             "formula",
             "a dilated convolution is padded for none",
-            "padding=tuple(step * (side - 1) // 2 for",
-            "padding=tuple((side - 1) // 2 for",
+            '"padding": tuple(step * (side - 1) // 2 for',
+            '"padding": tuple((side - 1) // 2 for',
         ),
     ),
     *_in(
