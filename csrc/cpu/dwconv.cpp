@@ -550,7 +550,11 @@ void convolve_pixels(const DwconvArgs& a, const Geometry& g, int64_t channel, in
   t.row_step = g.across.in_step * g.x_across;
   t.weight_row = g.across.tap_step * g.along.taps * kChannelAlign;
   t.windows = &windows;
+#if defined(CNK_HAS_BF16)
   t.pairs = a.pairs && __is_same(T, BFloat16);
+#else  // a set with pairs calls these kernels for products in fp32
+  t.pairs = false;
+#endif
   const float* const weight = t.pairs ? a.pairs : a.weight;
   // Two cache lines of a pixel while it is in L1. With few taps all channels of it: there are only nine
   // multiply-adds for each number, so memory is the limit, and it is faster when read in order (1x984x23x84,

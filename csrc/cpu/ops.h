@@ -107,7 +107,7 @@ struct DwconvArgs {
   const float* bias;     // padded C
   const void* residual;  // like y, added to the result, or null
   Axis d = {1, 1};       // depth, of a 3-D convolution; at most kMaxDepthTaps taps
-  // Packed by pack_tap_pairs: bf16 x is multiplied with these. Or null; null for sets without CNK_HAS_BF16.
+  // Packed by pack_tap_pairs: bf16 x is multiplied with these, by sets with CNK_HAS_BF16. Or null.
   const float* pairs = nullptr;
   bool streaming = false;  // y is too large for the caches: it is stored past them
   // Elements from pixel to pixel of x and y, if these are some channels of wider pixels; 0: C.

@@ -67,6 +67,17 @@ MUTANTS = [
         ),
     ),
     *_in(
+        "cpu/dwconv.cpp",
+        _parity("dwconv and forward and bfloat16", "avx512bf16"),
+        Mutant(
+            "bound",
+            "the second row of a pair is the first one",
+            "interleave<PARTIAL>(x, x + second, valid)",
+            "interleave<PARTIAL>(x, x, valid)",
+        ),
+        isa="avx512bf16",
+    ),
+    *_in(
         "cpu/dwconv_wgrad.cpp",
         _volumes("gradients"),
         Mutant(

@@ -193,8 +193,8 @@ MUTANTS = [
         Mutant(
             "formula",
             "a dilated convolution is padded for none",
-            "tuple(step * (side - 1) // 2 for",
-            "tuple((side - 1) // 2 for",
+            '"padding": tuple(step * (side - 1) // 2 for',
+            '"padding": tuple((side - 1) // 2 for',
         ),
     ),
     *_in(
