@@ -1,13 +1,17 @@
 """What mkdocs.yml cannot say: pages from outside docs/, links to source files, and lists as GitHub reads them."""
 
+from __future__ import annotations
+
 import json
 import posixpath
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
-from mkdocs.structure.pages import Page
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 # Files of the repository that are pages of the site, and where.
@@ -42,6 +46,8 @@ def notebook(text: str) -> str:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages from outside docs/."""
+    from mkdocs.structure.files import File  # here, so that the tests need no mkdocs
+
     for source, page in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         content = notebook(text) if source.endswith(".ipynb") else text
