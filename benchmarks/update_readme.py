@@ -261,7 +261,7 @@ def counted(op: str, file: Path) -> list[str]:
     for case, kind, value in re.findall(
         r"^\| (.+?): (.+?) \| (.+?) \|", file.read_text(encoding="utf-8"), re.MULTILINE
     ):
-        if case.startswith(f"{op} "):
+        if case.startswith(f"{op} ") and not kind.startswith("share "):  # of one kernel, not of a call
             rows.setdefault(case.removeprefix(f"{op} "), {})[kind] = value
             kinds[kind] = None
     return (

@@ -34,13 +34,11 @@ def notebook(text: str) -> str:
     for cell in json.loads(text)["cells"]:
         source = "".join(cell["source"])
         lines += [source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```", ""]
-        for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            if "image/png" in data:
-                lines += [f"![plot](data:image/png;base64,{''.join(data['image/png']).strip()})", ""]
-            else:
-                printed = "".join(output.get("text", data.get("text/plain", ""))).rstrip()
-                lines += [f"```text\n{printed}\n```", ""]
+        outputs = cell.get("outputs", [])
+        printed = "".join("".join(output.get("text", "")) for output in outputs).rstrip()
+        lines += [f"```text\n{printed}\n```", ""] if printed else []
+        drawn = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+        lines += [f"![plot](data:image/png;base64,{''.join(image).strip()})\n" for image in drawn]
     return "\n".join(lines)
 
 
