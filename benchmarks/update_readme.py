@@ -278,11 +278,17 @@ def counted(op: str, file: Path) -> list[str]:
     """What `file` counts of `op`: a row for each case, a column for each kind of figure."""
     rows: dict[str, dict[str, str]] = {}
     kinds: dict[str, None] = {}
-    for case, kind, value in re.findall(r"^\| (.+?): (.+?) \| (.+?) \|", file.read_text(encoding="utf-8"), re.MULTILINE):
-        if case.startswith(f"{op} "):
+    for case, kind, value in re.findall(
+        r"^\| (.+?): (.+?) \| (.+?) \|", file.read_text(encoding="utf-8"), re.MULTILINE
+    ):
+        if case.startswith(f"{op} ") and not kind.startswith("share "):  # of one kernel, not of a call
             rows.setdefault(case.removeprefix(f"{op} "), {})[kind] = value
             kinds[kind] = None
-    return table(("case", *kinds), ([case, *(row.get(k, "-") for k in kinds)] for case, row in rows.items())) if rows else []
+    return (
+        table(("case", *kinds), ([case, *(row.get(k, "-") for k in kinds)] for case, row in rows.items()))
+        if rows
+        else []
+    )
 
 
 def op_figures(op: str, run: Run | None, root: Path) -> list[str]:

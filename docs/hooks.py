@@ -1,13 +1,17 @@
 """What mkdocs.yml cannot say: pages from outside docs/, links to source files, and lists as GitHub reads them."""
 
+from __future__ import annotations
+
 import json
 import posixpath
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
-from mkdocs.structure.pages import Page
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 # Files of the repository that are pages of the site, and where.
@@ -30,18 +34,18 @@ def notebook(text: str) -> str:
     for cell in json.loads(text)["cells"]:
         source = "".join(cell["source"])
         lines += [source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```", ""]
-        for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            if "image/png" in data:
-                lines += [f"![plot](data:image/png;base64,{''.join(data['image/png']).strip()})", ""]
-            else:
-                printed = "".join(output.get("text", data.get("text/plain", ""))).rstrip()
-                lines += [f"```text\n{printed}\n```", ""]
+        outputs = cell.get("outputs", [])
+        printed = "".join("".join(output.get("text", "")) for output in outputs).rstrip()
+        lines += [f"```text\n{printed}\n```", ""] if printed else []
+        drawn = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+        lines += [f"![plot](data:image/png;base64,{''.join(image).strip()})\n" for image in drawn]
     return "\n".join(lines)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages from outside docs/."""
+    from mkdocs.structure.files import File  # here, so that the tests need no mkdocs
+
     for source, page in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         content = notebook(text) if source.endswith(".ipynb") else text

@@ -12,13 +12,15 @@ import click
 import numpy
 import torch
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
 from convnext_kernels.models import ConvNeXt, create_model, list_models, load_weights
 
 MEAN, STD = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))  # of ImageNet
 SIZE = (640, 480)  # width, height
+NAMES = [name for name in list_models() if "isotropic" not in name]  # with four stages
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def build(name: str, weights: Path | None) -> ConvNeXt:
@@ -39,58 +41,37 @@ def photograph(file: Path | None) -> Image.Image:
     return ImageOps.fit(image.convert("RGB"), SIZE)
 
 
-def activation(feature: torch.Tensor) -> Image.Image:
-    """Root mean square over the channels of a map (1, C, h, w), from black to white, at the photograph's size."""
-    energy = feature[0].square().mean(0).sqrt()
-    low, high = energy.quantile(0.01), energy.quantile(0.99)
-    gray = ((energy - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).mul(255).byte()
-    return Image.fromarray(gray.numpy()).resize(SIZE, Image.Resampling.BICUBIC)
-
-
-def draw(photo: Image.Image, model: ConvNeXt, maps: list[torch.Tensor], file: Path) -> None:
-    """Draw the photograph, then the activation of each of the four stages over it."""
+def draw(photo: Image.Image, maps: list[torch.Tensor], file: Path) -> None:
+    """Draw the photograph, then over it the root mean square of each map's channels, black to white."""
     figure = Figure(figsize=(15, 2.9), layout="constrained")
-    axes = figure.subplots(1, 5)
-    axes[0].set_title(f"photograph {photo.width} x {photo.height}")
-    for axis in axes:
-        axis.imshow(photo.convert("L"), cmap="gray")
-        axis.axis("off")
+    axes = figure.subplots(1, 5, subplot_kw={"xticks": (), "yticks": ()})
     axes[0].imshow(photo)
-    for number, (axis, feature, info) in enumerate(zip(axes[1:], maps, model.feature_info, strict=True), 1):
-        axis.imshow(activation(feature), cmap="inferno", alpha=0.75)
-        axis.set_title(f"stage {number}: {info.channels} channels, {feature.shape[3]} x {feature.shape[2]}")
+    for axis, feature in zip(axes[1:], maps, strict=True):
+        energy = feature[0].square().mean(0).sqrt()
+        low, high = energy.quantile(torch.tensor((0.01, 0.99))).tolist()
+        axis.imshow(photo.convert("L"), cmap="gray")
+        axis.imshow(energy.numpy(), "inferno", alpha=0.75, vmin=low, vmax=high, extent=(0, SIZE[0], SIZE[1], 0))
+        axis.set_title(f"{feature.shape[1]} channels, {feature.shape[3]} x {feature.shape[2]}")
     figure.savefig(file, dpi=120)
 
 
 @click.command()
-@click.option(
-    "--model",
-    "name",
-    type=click.Choice([n for n in list_models() if "isotropic" not in n], False),
-    metavar="NAME",
-    default="convnext_tiny",
-    show_default=True,
-)
-@click.option(
-    "--weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Any format load_weights reads."
-)
-@click.option(
-    "--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="[default: a temple in China]"
-)
+@click.option("--model", "name", type=click.Choice(NAMES, False), metavar="NAME", default="convnext_tiny")
+@click.option("--weights", type=FILE, help="Any format load_weights reads.")
+@click.option("--image", type=FILE, help="[default: a temple in China]")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), default="backbone.png", show_default=True)
 def main(name: str, weights: Path | None, image: Path | None, output: Path) -> None:
     """Draw the feature pyramid of a photograph."""
     try:
         photo, model = photograph(image), build(name, weights)
-    except (OSError, ValueError, UnidentifiedImageError) as error:
+    except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    x = (torch.from_numpy(numpy.array(photo)) / 255 - MEAN) / STD  # (480, 640, 3)
-    x = x.permute(2, 0, 1)[None]  # (1, 3, 480, 640), NHWC in memory
+    x = ((torch.from_numpy(numpy.array(photo)) / 255 - MEAN) / STD).permute(2, 0, 1)[None]  # NHWC in memory
     with torch.inference_mode():
         maps = model(x)
     for feature, info in zip(maps, model.feature_info, strict=True):
         click.echo(f"stride {info.stride:2}: {tuple(feature.shape)}")
-    draw(photo, model, maps, output)
+    draw(photo, maps, output)
     click.echo(f"{name}, {f'weights of {weights}' if weights else 'random weights'}: {output}")
 
 

@@ -1,5 +1,8 @@
 """The examples run as their docstrings say."""
 
+import contextlib
+import json
+import re
 import runpy
 from pathlib import Path
 
@@ -56,6 +59,56 @@ def test_backbone_with_weights_and_a_picture(backbone, tmp_path):
     assert "of another shape" in wrong.output
     (tmp_path / "red.png").write_text("no picture")
     assert "Error: " in backbone("--model", "convnextv2_atto", *arguments).output
+
+
+@pytest.mark.parametrize(
+    ("name", "needs", "arguments", "words"),
+    [
+        ("features", "transformers", [], ("12 of 12 replaced", "vectors (3, 192), maps (3, 192, 7, 7)")),
+        ("finetune", "timm", ["--steps", "2", "--batch", "8"], ("step 2: loss", "200 held-out images: 0.")),
+        (
+            "export",
+            "torchvision",
+            ["--output", "exported"],
+            ("operators.pt2: logits differ", "kernels.pt2: logits differ"),
+        ),
+        ("replknet", "torch", [], ("step 9: loss", "merged: 2 depthwise convolutions")),
+        # .ci/extended examples installs it
+        ("vocoder", "vocos", ["--output", "v.wav"], ("8 of 8 replaced", "ms after; samples differ by")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_example(name, needs, arguments, words, tmp_path, monkeypatch, capsys):
+    pytest.importorskip(needs)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [name, *arguments])
+    with pytest.raises(SystemExit) if name != "replknet" else contextlib.nullcontext() as ended:
+        runpy.run_path(str(BACKBONE.with_name(f"{name}.py")), run_name="__main__")
+    assert ended is None or ended.value.code == 0
+    printed = capsys.readouterr().out
+    for word in words:
+        assert word in printed
+    for difference in re.findall(r"differs? by (?:at most )?(\S+)", printed):
+        assert float(difference) < 1e-4
+
+
+def test_examples_to_copy_are_short():
+    for file in re.findall(r"--8<-- \"(\S+)\"", (BACKBONE.parents[1] / "docs" / "examples.md").read_text()):
+        assert len((BACKBONE.parents[1] / file).read_text().splitlines()) < 80, file
+
+
+def test_tour(monkeypatch, tmp_path):
+    pytest.importorskip("timm")
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads(BACKBONE.with_name("tour.ipynb").read_text())["cells"]
+    names, threads = {"__name__": "__main__"}, torch.get_num_threads()
+    try:
+        for cell in cells:
+            if cell["cell_type"] == "code":
+                exec("".join(cell["source"]), names)
+    finally:
+        torch.set_num_threads(threads)
+    assert names["difference"] < 1e-4
 
 
 def test_unknown_model(backbone):

@@ -1,6 +1,8 @@
 """What the project's own files promise one another."""
 
+import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -30,3 +32,44 @@ def test_changelog_names_the_version():
     from convnext_kernels import __version__
 
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    return runpy.run_path(str(ROOT / "docs" / "hooks.py"))
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("a:\n- b\n  c\n  - d\n    e\n- f\n\ng", "a:\n\n- b\n    c\n    - d\n        e\n- f\n\ng"),
+        ("1. a\n\n   b\n   - c\n\nd", "1. a\n\n    b\n    - c\n\nd"),
+        ("```\n- a\n  - b\n```", "```\n- a\n  - b\n```"),
+        ("- a\n  ```\n  b\n    c\n  ```\n- d", "- a\n    ```\n    b\n      c\n    ```\n- d"),
+        ("| a |\n|---|\n| - b |", "| a |\n|---|\n| - b |"),
+    ],
+    ids=["nested", "numbered", "code", "code in a list", "table"],
+)
+def test_the_site_reads_lists_as_github_does(hooks, text, wanted):
+    assert hooks["lists"](text) == wanted
+
+
+def test_the_site_shows_a_notebook(hooks):
+    outputs = [
+        {"output_type": "stream", "text": ["1\n", "2\n"]},
+        {"data": {"image/png": "QUJD\n", "text/plain": ["x"]}},
+    ]
+    cells = [
+        {"cell_type": "markdown", "source": ["# a\n", "b"]},
+        {"cell_type": "code", "source": ["print(1)"], "outputs": outputs},
+    ]
+    text = hooks["notebook"](json.dumps({"cells": cells}))
+    assert text.split("\n\n")[:3] == ["# a\nb", "```python\nprint(1)\n```", "```text\n1\n2\n```"]
+    assert "![plot](data:image/png;base64,QUJD)" in text
+
+
+def test_every_page_is_in_the_navigation(hooks):
+    """A page in docs/ that mkdocs.yml forgets fails the build as well; here it fails without mkdocs."""
+    listed = set(re.findall(r"([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    docs = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    assert docs | set(hooks["PAGES"].values()) == listed

@@ -77,6 +77,46 @@ def test_readme_and_docs(checkout):
     assert checkout.call("--check") == 0
 
 
+def test_pages_of_the_site(script, checkout):
+    pytest.importorskip("matplotlib")
+    run = runs.full_run()
+    save(run, checkout.results / "cpu.json")
+    folder = checkout.docs.parent
+    counts = folder.parent / "proofs" / "records" / "triton_counts.md"
+    for file in (
+        folder / "index.md",
+        folder / "ops" / "dwconv.md",
+        folder / "ops" / "grn.md",
+        folder / "ops" / "typed.md",
+    ):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"before\n\n{script.BEGIN}\nold\n{script.END}\n", encoding="utf-8")
+    (folder / "ops" / "typed.md").write_text("by hand\n")
+    counts.parent.mkdir(parents=True)
+    counts.write_text(
+        "| figure | counted | floor |\n|---|---|---|\n| dwconv 7x7 forward: launches | 1 | 1 |\n"
+        "| dwconv 7x7 forward: bytes per pixel | 4.03 C | 4 |\n| dwconv3d 3x3: launches | 9 | 1 |\n"
+    )
+    assert checkout.call() == 0
+    home = (folder / "index.md").read_text(encoding="utf-8")
+    assert "](images/speedup-light.svg#only-light)" in home
+    assert "](images/speedup-dark.svg#only-dark)" in home
+    page = (folder / "ops" / "dwconv.md").read_text(encoding="utf-8")
+    *times, counted = tables(page)
+    expected = [
+        c for c in run.cases() if c.startswith("dwconv/") and next(iter(run.cases()[c].values())).what.startswith("K7 ")
+    ]
+    assert sum(len(table) - 2 for table in times) == len(expected) > 0
+    assert counted == [["case", "launches", "bytes per pixel"], ["---"] * 3, ["7x7 forward", "1", "4.03 C"]]
+    assert "Measured on Example Xeon" in page
+    assert "proofs/triton_executed.py --update" in page
+    assert "No record yet." in (folder / "ops" / "grn.md").read_text(encoding="utf-8")
+    assert (folder / "ops" / "typed.md").read_text() == "by hand\n"
+    assert checkout.call("--check") == 0
+    counts.write_text(counts.read_text().replace("4.03", "4.10"))
+    assert checkout.call("--check") == 1
+
+
 def test_a_loss_reads_as_a_loss(script):
     case = runs.full_run().cases()[BLOCK]
     assert ratio(case).value > 1
