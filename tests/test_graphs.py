@@ -1,15 +1,10 @@
 """`graphed`: what can be tested without a GPU. `convnext-kernels verify` runs it on one (step "CUDA graphs")."""
 
-import functools
-
 import pytest
 import torch
 
 import convnext_kernels as ck
-from convnext_kernels import calls, graphs
-from convnext_kernels.backends.gpu import prepared
-from tests.operators import OPERATORS, expected_gradients, gradients
-from tests.shapes import Case
+from convnext_kernels import graphs
 
 
 class Model(torch.nn.Module):
@@ -98,30 +93,3 @@ def test_wrong_arguments_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ValueError, match=r"example\[0\]: expected a tensor on a CUDA device, got cpu"):
         ck.graphed(Model(), X)
-
-
-@pytest.mark.parametrize("op", OPERATORS)
-def test_launchers_wait_for_nothing(op, monkeypatch):
-    """A CUDA graph cannot capture what waits for the GPU or copies to the CPU."""
-    pytest.importorskip("triton")
-
-    def refuse(*_, **__):
-        raise AssertionError("waits for the GPU")
-
-    recorded, record = [], prepared.record
-
-    def watched(*arguments):
-        with monkeypatch.context() as context:
-            for owner, names in ((torch.cuda, ["synchronize"]), (torch.Tensor, ["item", "cpu", "tolist", "numpy"])):
-                for name in names:
-                    context.setattr(owner, name, refuse)
-            recorded.append(record(*arguments))
-        return recorded[-1]
-
-    monkeypatch.setattr(prepared, "record", watched)
-    case = Case("small", n=1, c=16, h=4, w=4)
-    arguments = OPERATORS[op].arguments(case, torch.float32)
-    dy, *_ = expected_gradients(op, case, torch.float32)
-    calls.forget()
-    gradients(functools.partial(OPERATORS[op].call, backend="triton"), arguments, dy)
-    assert len(recorded) == 2  # forward and backward

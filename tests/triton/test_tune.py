@@ -48,7 +48,7 @@ def test_every_candidate_is_compiled_ahead_and_launched(emulate, monkeypatch, tm
     assert all(compiled)
     assert all(launches for name, launches in candidates.items() if name not in ("cublas", "eager", "library"))
     plans = {t.plan.partition(":")[0] for t in report.timings if ", " not in t.plan and t.backend == "triton"}
-    products = {"mlp_expand", "mlp_project"}
+    products = {"mlp_expand", "mlp_project", "mlp_hidden_gradient", "mlp_input_gradient", "mlp_weight_gradient"}
     assert plans == {"dwconv_forward", "mlp_forward", "dwconv_weight", "mlp_backward", *products}
     assert {"fused-m128-h64-w4", "gemm", "cublas", "64x64-k32-s2", "64x64-k64-s2", "library"} <= candidates.keys()
     assert [(row.phase, row.backend) for row in report.rows] == [("backward", "triton"), ("forward", "triton")]
