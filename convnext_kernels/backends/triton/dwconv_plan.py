@@ -155,12 +155,12 @@ def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
             per_thread = looped * per_row + _SCATTERED_LOAD * taps + 5 * q * (k // 2) + 60
             work = _forward_work(p, lanes, s * d, per_thread, q, looped / rows, 16 + taps + k * q + _columns(p, q))
             yield Candidate(f"rolling-q{q}-s{s}", {"Q": q, "strip": rows}, (work,))
-    yield from _rows(p)
+    yield from _rows(p, gpu.arch)
     if p.toeplitz:
         yield from dwconv_toeplitz_plan.forward_candidates(*p[:4], (k, p.kernel_w), p.itemsize, gpu)
 
 
-def _rows(p: Problem) -> Iterator[Candidate]:
+def _rows(p: Problem, arch: int) -> Iterator[Candidate]:
     """One output row per thread, or two.
 
     A launch of its own packs the weights, except of few taps: there the launch would cost more than scattered loads.
@@ -174,6 +174,8 @@ def _rows(p: Problem) -> Iterator[Candidate]:
         lanes = p.samples * p.channels * _ceil(p.width, q)
         per_weight = _PER_WEIGHT if packed else _SCATTERED_LOAD
         for rows in (1, 2) if packed else (1,):
+            if rows == 2 and q == 28 and p.kernel_w > 13 and arch == 80:  # spills 24 bytes with 31 columns
+                continue
             per_row = _PER_LOAD * _columns(p, q) + per_weight * weights + rows * _multiply_adds(p, q) + 8
             turns = min(meeting + rows - 1, p.height)
             per_thread = turns * per_row + 5 * q * rows + 40

@@ -335,8 +335,10 @@ def hidden_gradient_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidat
     wide, weights, recomputed = p.hidden * 2, p.channels * p.hidden * 2.0, not p.keeps_hidden
     read = p.channels * p.stream_itemsize + (p.channels * 2 if recomputed else wide)
     for sizes in HIDDEN_TILES:
-        # Two accumulators of 128 x 128 spill 32 bytes on sm_120; V2's epilogue is longer.
-        if sizes[:2] == (128, 128) and (p.grn or gpu.arch not in (80, 90, 100, 103)):
+        # Two accumulators of 128 x 128 spill 32 bytes on sm_120, and 40 on sm_80 beside an fp32 gradient; V2's epilogue
+        # is longer.
+        archs = (80, 90, 100, 103) if p.stream_itemsize == 2 else (90, 100, 103)
+        if sizes[:2] == (128, 128) and (p.grn or gpu.arch not in archs):
             continue
         if p.grn and sizes[0] == sizes[2] == 64 and gpu.arch in (86, 89, 120):  # one of them spills 8 bytes
             continue
