@@ -3,7 +3,7 @@
     python proofs/host_time.py [--check]
 
 The unit is the time of ten `torch.add` of one element, because machines differ. Kernels are compiled for sm_90 and
-their launches counted. Tensors are in CPU memory; PyTorch's matmuls, convolutions and copies do nothing. A real driver
+their launches counted. Tensors are in CPU memory; PyTorch's matmuls, sums, convolutions and copies do nothing. A real driver
 adds 2 to 4 us to each launch. Times are minima of processor time over short loops: other processes only add to them.
 """
 
@@ -61,6 +61,10 @@ def _sum_of_products(_: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **_scale
     return _product(a, b)
 
 
+def _column_sums(x: torch.Tensor, dims: list[int], *_: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
+    return torch.empty(x.shape[1], dtype=dtype or x.dtype)
+
+
 def _convolution(
     x: torch.Tensor, weight: torch.Tensor, _: torch.Tensor, stride: list[int], *_rest: Any
 ) -> torch.Tensor:
@@ -85,13 +89,14 @@ def _clone(x: torch.Tensor, memory_format: torch.memory_format = torch.preserve_
 
 @contextmanager
 def nothing_computed() -> Iterator[None]:
-    """PyTorch's matmuls, convolutions and copies return memory that they do not fill."""
+    """PyTorch's matmuls, sums, convolutions and copies return memory that they do not fill."""
     library = torch.library.Library("aten", "IMPL")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that kernels of PyTorch are replaced
             library.impl("mm", _product, "CPU")
             library.impl("addmm", _sum_of_products, "CPU")
+            library.impl("sum.dim_IntList", _column_sums, "CPU")
             library.impl("convolution", _convolution, "CPU")
             library.impl("convolution_backward", _convolution_backward, "CPU")
             library.impl("clone", _clone, "CPU")

@@ -393,8 +393,9 @@ def weight_gradient_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidat
     product = cublas_product(p.channels, p.pixels, p.hidden, p.compute_itemsize, gpu)
     works = product, product, _pointwise(p, p.channels * (p.stream_itemsize + 2)), _pointwise(p, p.channels * 2)
     # Hopper's and Blackwell's tensor cores reach their peak in cuBLAS only, until a timing says otherwise. But the
-    # library rounds its result to 16 bits, which ours does not where the parameters are fp32, under autocast.
-    preferred = gpu.arch >= 90 and p.stream_itemsize == 2
+    # library rounds its result to 16 bits, which ours does not where the parameters are fp32, under autocast. Of fewer
+    # channels the products are small, and four operators of PyTorch take 3 units more host time (proofs/host_time.py).
+    preferred = gpu.arch >= 90 and p.stream_itemsize == 2 and p.channels >= 384
     handicap = 1 / LIBRARY_HANDICAP if preferred else LIBRARY_HANDICAP
     yield Candidate(LIBRARY, {"library": True}, works, handicap)
 
