@@ -125,6 +125,7 @@ def machine(run: Run) -> str:
     return (
         f"{title(run)}{where}, PyTorch {run.machine['libraries']['torch']}, {run.created[:10]}{commit}: "
         f"`convnext-kernels {command}`"
+        + ("" if limit(run) is None else " with the variables of [AVX2](cpu_kernels.md#avx2)")
     )
 
 
