@@ -3,8 +3,9 @@
     python proofs/host_time.py [--check]
 
 The unit is the time of ten `torch.add` of one element, because machines differ. Kernels are compiled for sm_90 and
-their launches counted. Tensors are in CPU memory; PyTorch's matmuls, sums, convolutions and copies do nothing. A real driver
-adds 2 to 4 us to each launch. Times are minima of processor time over short loops: other processes only add to them.
+their launches counted. Tensors are in CPU memory; PyTorch's matmuls, sums, convolutions and copies do nothing. A real
+driver adds 2 to 4 us to each launch. Times are minima of processor time over short loops: other processes only add to
+them.
 """
 
 import sys
