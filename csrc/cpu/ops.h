@@ -19,6 +19,11 @@
 #define CNK_HAS_BF16
 #endif
 
+// AMX. clang 15 writes __AMXBF16__.
+#if defined(__AMX_BF16__) || defined(__AMXBF16__) || defined(CNK_EMULATE_TILES)
+#define CNK_HAS_TILES
+#endif
+
 // Instruction sets with products of bf16 pairs compile only what uses these products or converts to bf16. The
 // rest is compiled once for all of them, in CNK_SHARED. Code that only converts is compiled once for
 // AVX512_BF16 and AMX, in CNK_CONVERTS; on Arm both are the portable set, which is NEON.
@@ -35,6 +40,14 @@
 #else
 #define CNK_CONVERTS avx512bf16
 #endif
+#endif
+
+// Where kernels are that multiply bf16 pairs with VDPBF16PS. With tiles it runs at half the rate of fp32 (211 of 419
+// GFLOP/s), so these sets take the fp32 kernels, and so do those of 64-bit Arm: BFDOT has not been tried.
+#if defined(CNK_HAS_TILES) || defined(__aarch64__)
+#define CNK_DOTS CNK_SHARED
+#else
+#define CNK_DOTS CNK_ISA
 #endif
 
 namespace cnk::cpu {

@@ -3,15 +3,6 @@
 
 #include "cpu/dwconv.h"
 #include "cpu/layernorm.h"
-#include "cpu/tiles.h"
-
-// Where kernels are that multiply bf16 pairs with VDPBF16PS. With tiles it runs at half the rate of fp32 (211 of 419
-// GFLOP/s), so these sets take the fp32 kernels, and so do those of 64-bit Arm: BFDOT has not been tried.
-#if defined(CNK_HAS_TILES) || defined(__aarch64__)
-#define CNK_DOTS CNK_SHARED
-#else
-#define CNK_DOTS CNK_ISA
-#endif
 
 namespace cnk::cpu::CNK_ISA {
 

@@ -8,13 +8,9 @@
 #include <cstring>
 
 #include "common/dtype.h"
+#include "cpu/ops.h"
 #include "cpu/tile_scope.h"
 #include "cpu/vec.h"
-
-// clang 15 writes __AMXBF16__.
-#if defined(__AMX_BF16__) || defined(__AMXBF16__) || defined(CNK_EMULATE_TILES)
-#define CNK_HAS_TILES
-#endif
 
 namespace cnk::cpu::CNK_ISA {
 
