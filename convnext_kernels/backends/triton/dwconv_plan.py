@@ -174,7 +174,7 @@ def _rows(p: Problem, arch: int) -> Iterator[Candidate]:
         lanes = p.samples * p.channels * _ceil(p.width, q)
         per_weight = _PER_WEIGHT if packed else _SCATTERED_LOAD
         for rows in (1, 2) if packed else (1,):
-            if rows == 2 and q == 28 and p.kernel_w > 13 and arch == 80:  # spills 24 bytes with 31 columns
+            if rows == 2 and q == 28 and p.kernel_w > 13 and arch in (80, 120):  # spills 24 and 4 bytes with 31 columns
                 continue
             per_row = _PER_LOAD * _columns(p, q) + per_weight * weights + rows * _multiply_adds(p, q) + 8
             turns = min(meeting + rows - 1, p.height)
