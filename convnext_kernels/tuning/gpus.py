@@ -8,10 +8,11 @@ L2 rates are round figures in the range of published microbenchmarks (Chips and 
 Tons of Bandwidth", 2023; "Microbenchmarking Nvidia's RTX 4090", 2022), scaled by multiprocessors and clock for GPUs
 without one; they may be wrong by a quarter.
 
-AMD: data sheets of Instinct MI300X and MI250X (half of it, one GPU to the driver), whitepapers "AMD CDNA 3
-Architecture" (Infinity Cache, which all dies share: 256 MB, 17.2 TB/s) and "AMD CDNA 2 Architecture" (L2: 8 MB; 32
-channels of 128 bytes a clock of 1.7 GHz). L2 rates are 60 % of these peaks. CDNA 2 has no TF32: its fp32 matrix rate.
-Multiprocessors are compute units, shared memory is LDS. Nobody has compared predictions with such a GPU.
+AMD: Instinct MI300X and MI250X (half of it, one GPU to the driver). Compute units and LDS agree with ROCm's
+documentation ("MI300 series microarchitecture", "AMD GPU specifications"). The rates were written down without the data
+sheets at hand and are not checked. L2 rates are 60 % of the peaks: 17.2 TB/s for the Infinity Cache, which all dies of
+MI300X share, and 32 channels of 128 bytes a clock of 1.7 GHz. CDNA 2 has no TF32: its fp32 matrix rate. Multiprocessors
+are compute units, shared memory is LDS. Nobody has compared predictions with such a GPU.
 """
 
 from dataclasses import dataclass, replace
