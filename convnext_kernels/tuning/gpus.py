@@ -9,8 +9,9 @@ Tons of Bandwidth", 2023; "Microbenchmarking Nvidia's RTX 4090", 2022), scaled b
 without one; they may be wrong by a quarter.
 
 AMD: Instinct MI300X and MI250X (half of it, one GPU to the driver). Compute units and LDS agree with ROCm's
-documentation ("MI300 series microarchitecture", "AMD GPU specifications"). The rates were written down without the data
-sheets at hand and are not checked. L2 rates are 60 % of the peaks: 17.2 TB/s for the Infinity Cache, which all dies of
+documentation ("MI300 series microarchitecture", "AMD GPU specifications"). Rates are compute units x operations a clock
+x clock: 304 x (256 fp32, 2048 bf16) x 2.1 GHz and 110 x (128, 1024) x 1.7 GHz, as others print them from AMD's data
+sheets; these were not at hand. L2 rates are 60 % of the peaks: 17.2 TB/s for the Infinity Cache, which all dies of
 MI300X share, and 32 channels of 128 bytes a clock of 1.7 GHz. CDNA 2 has no TF32: its fp32 matrix rate. Multiprocessors
 are compute units, shared memory is LDS. Nobody has compared predictions with such a GPU.
 """
