@@ -187,8 +187,8 @@ PYTHON
 # check_sdist FILE: all that a build and the tests need is inside.
 check_sdist() {
   tar tzf "$1" | sed 's|^[^/]*/||' | sort >"$WORK/sdist.txt"
-  git ls-files convnext_kernels csrc tests benchmarks proofs release setup.py CMakeLists.txt pyproject.toml README.md LICENSE |
+  git ls-files convnext_kernels csrc tests benchmarks proofs examples docs mkdocs.yml release setup.py CMakeLists.txt pyproject.toml README.md LICENSE |
     sort | comm -23 - "$WORK/sdist.txt" >"$WORK/missing.txt"
   [ ! -s "$WORK/missing.txt" ] || { echo "the sdist lacks:"; cat "$WORK/missing.txt"; exit 1; }
-  echo "sdist: $(basename "$1") holds every tracked source, test and proof"
+  echo "sdist: $(basename "$1") holds every tracked source, test, proof, page and example"
 }
