@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from convnext_kernels.bench.charts import number
 from convnext_kernels.bench.report import Case, by, machine_name, summarise
 from convnext_kernels.bench.results import EAGER, FAILED, OURS, WRONG, Record, Run, best_peer, load, ratio
+from convnext_kernels.bench.tables import number
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN = "<!-- results: begin (python benchmarks/update_readme.py) -->"

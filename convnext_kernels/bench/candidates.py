@@ -58,12 +58,12 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Candidate:
-    """`missing` returns why it cannot run this case, or ""; `build` returns the function that is timed."""
+    """`build` returns the function that is timed; `missing` why it cannot run this case, or ""."""
 
     name: str
-    missing: Callable[[Prepared], str]
     build: Callable[[Prepared], Call]
-    wanted: Callable[[Case, str], bool]  # (case, mode): whether it takes part
+    wanted: Callable[[Case, str], bool] = lambda case, mode: True  # whether it takes part
+    missing: Callable[[Prepared], str] = lambda prepared: ""
 
 
 @contextmanager
@@ -116,25 +116,21 @@ def _call(module: nn.Module, inputs: tuple[Tensor, ...], direction: str) -> Call
     return Step(module, inputs) if direction == "training" else lambda: module(*inputs)
 
 
-def _never_missing(_: Prepared) -> str:
-    return ""
-
-
 def _ours_missing(prepared: Prepared) -> str:
     return "" if prepared.ours is not None else "this package supports ConvNeXts only"
 
 
-def _ours(prepared: Prepared) -> Call:
-    return _call(prepared.ours, prepared.inputs, prepared.case.direction)
+def _plain(which: str, contiguous: bool = False) -> Callable[[Prepared], Call]:
+    """The module `which`, "eager" or "ours", as it is; `contiguous`: a copy in NCHW memory."""
 
+    def build(prepared: Prepared) -> Call:
+        module, inputs = getattr(prepared, which), prepared.inputs
+        if contiguous:
+            module = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
+            inputs = tuple(x.contiguous() for x in inputs)
+        return _call(module, inputs, prepared.case.direction)
 
-def _eager(prepared: Prepared) -> Call:
-    return _call(prepared.eager, prepared.inputs, prepared.case.direction)
-
-
-def _contiguous(prepared: Prepared) -> Call:
-    module = copy.deepcopy(prepared.eager).to(memory_format=torch.contiguous_format)
-    return _call(module, tuple(x.contiguous() for x in prepared.inputs), prepared.case.direction)
+    return build
 
 
 def _compiled(which: str = "eager", autotune: bool = False, cudagraphs: bool = False) -> Callable[[Prepared], Call]:
@@ -295,19 +291,16 @@ def _onnxruntime(prepared: Prepared) -> Call:
 
 
 # In full mode every candidate takes part in every case. Compiling takes seconds for an op and minutes for a model: the
-# other modes compile only in the cases that matter most, and so end in 15 and in 2 minutes.
+# other modes compile only in the cases that matter most, and so end in 15 and in 2 minutes. Scaling cases compare with
+# eager only.
 
 
-def _always(case: Case, mode: str) -> bool:
-    return True
-
-
-def _contiguous_wanted(case: Case, mode: str) -> bool:
+def _not_scaling(case: Case, mode: str) -> bool:
     return case.group != "scaling"
 
 
 def _compile_wanted(case: Case, mode: str) -> bool:
-    if case.group == "scaling":  # compares with eager only
+    if case.group == "scaling":
         return False
     if mode == QUICK:
         return case.group == "layernorm" and case.direction == "forward"
@@ -317,46 +310,33 @@ def _compile_wanted(case: Case, mode: str) -> bool:
 
 
 def _autotune_wanted(case: Case, mode: str) -> bool:
-    if case.group == "scaling":
-        return False
     important = case.group == "block" and case.channels == 384 and case.direction == "forward"
-    return mode == FULL or (mode == STANDARD and important)
+    return case.group != "scaling" and (mode == FULL or (mode == STANDARD and important))
 
 
 def _engine_wanted(case: Case, mode: str) -> bool:
     return case.direction == "forward" and case.group != "scaling" and (mode != QUICK or case.group == "block")
 
 
+_openvino_missing = _inference_engine_missing("openvino", ("numpy",), ("fp32", "bf16"))
+_onnxruntime_missing = _inference_engine_missing("onnxruntime", ("onnx", "onnxscript"), ("fp32",))
 CANDIDATES = (
-    Candidate(EAGER, _never_missing, _eager, _always),
-    Candidate(OURS, _ours_missing, _ours, _always),
-    Candidate("eager, contiguous", _never_missing, _contiguous, _contiguous_wanted),
-    Candidate("torch.compile", _compiler_missing, _compiled(), _compile_wanted),
-    Candidate(
-        "torch.compile, max-autotune",
-        _compiler_missing,
-        _compiled(autotune=True),
-        _autotune_wanted,
-    ),
-    Candidate(
-        "OpenVINO", _inference_engine_missing("openvino", ("numpy",), ("fp32", "bf16")), _openvino, _engine_wanted
-    ),
-    Candidate(
-        "ONNX Runtime",
-        _inference_engine_missing("onnxruntime", ("onnx", "onnxscript"), ("fp32",)),
-        _onnxruntime,
-        _engine_wanted,
-    ),
+    Candidate(EAGER, _plain("eager")),
+    Candidate(OURS, _plain("ours"), missing=_ours_missing),
+    Candidate("eager, contiguous", _plain("eager", contiguous=True), _not_scaling),
+    Candidate("torch.compile", _compiled(), _compile_wanted, _compiler_missing),
+    Candidate("torch.compile, max-autotune", _compiled(autotune=True), _autotune_wanted, _compiler_missing),
+    Candidate("OpenVINO", _openvino, _engine_wanted, _openvino_missing),
+    Candidate("ONNX Runtime", _onnxruntime, _engine_wanted, _onnxruntime_missing),
 )
 
 NEEDS_GPU = GRAPH, OVERHEAD = "CUDA graph", "reduce-overhead"
 # What `verify` compares for whole models, the most telling first: should time run out, the last ones are missing.
 MODEL_CANDIDATES = (
-    Candidate(EAGER, _never_missing, _eager, _always),
-    Candidate(OURS, _ours_missing, _ours, _always),
-    Candidate(f"{OURS}, {GRAPH}", _gpu_missing, _graphed, _always),
-    Candidate("torch.compile", _compiler_missing, _compiled(), _always),
-    Candidate(f"torch.compile, {OVERHEAD}", _gpu_missing, _compiled(cudagraphs=True), _always),
-    Candidate(f"{OURS}, torch.compile", _compiler_missing, _compiled("ours"), _always),
-    Candidate("eager, contiguous", _never_missing, _contiguous, _always),
+    *CANDIDATES[:2],
+    Candidate(f"{OURS}, {GRAPH}", _graphed, missing=_gpu_missing),
+    Candidate("torch.compile", _compiled(), missing=_compiler_missing),
+    Candidate(f"torch.compile, {OVERHEAD}", _compiled(cudagraphs=True), missing=_gpu_missing),
+    Candidate(f"{OURS}, torch.compile", _compiled("ours"), missing=_compiler_missing),
+    CANDIDATES[2],
 )

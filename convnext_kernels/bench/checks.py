@@ -15,7 +15,6 @@ from convnext_kernels.bench.cases import Case
 from convnext_kernels.bench.measure import one_line, reference_results, results
 from convnext_kernels.bench.numerics import judge
 from convnext_kernels.bench.results import FAILED, OK, UNAVAILABLE, WRONG, Check
-from convnext_kernels.bench.work import Work
 from convnext_kernels.spec import BackendError
 
 # (N, C, H, W): sizes below, equal to, a multiple of and above the kernels' vectors and tiles. The most telling first:
@@ -56,8 +55,6 @@ KINDS = (  # (op, label, arguments of the workload after the shape); those of th
     ("dwconv3d", " K3 depth 4", (3, 4)),
     ("dwconv3d", " K5 depth 3 stride 2", (5, 3, 2)),
 )
-NO_WORK = Work(0, 0, 0, 0, 0)  # nothing is timed here
-
 Backend = tuple[str, Callable[[], AbstractContextManager]]
 
 
@@ -86,7 +83,7 @@ def cases(device: str, dtype: str) -> Iterator[Case]:
         for op, label, arguments in KINDS:
             if (wide and op not in ("mlp", "block", "layernorm")) or (op == "downsample" and min(h, w) < arguments[0]):
                 continue
-            build = partial(getattr(workloads, op), NO_WORK, n, c, h, w, *arguments)
+            build = partial(getattr(workloads, op), n, c, h, w, *arguments)
             yield Case(op, f"{n}x{c}x{h}x{w}{label}", n, dtype, "training", "", c, 0, False, 0, build)
 
 

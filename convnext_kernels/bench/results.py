@@ -77,6 +77,9 @@ class Record:
         return self.batch / self.times.median * 1e3 if self.times and self.group in MODELS else None
 
 
+Case = dict[str, Record]  # the records of one case, by candidate
+
+
 @dataclass(frozen=True)
 class Check:
     """Numerical check of one op at one shape on one backend: `verify`."""
@@ -107,9 +110,9 @@ class Run:
     checks: list[Check] = field(default_factory=list)  # verify
     not_run: list[str] = field(default_factory=list)  # verify: lines that say what could not run, and why
 
-    def cases(self) -> dict[str, dict[str, Record]]:
+    def cases(self) -> dict[str, Case]:
         """Records by case, then by candidate, in the order they were measured."""
-        found: dict[str, dict[str, Record]] = {}
+        found: dict[str, Case] = {}
         for record in self.records:
             found.setdefault(record.case, {})[record.candidate] = record
         return found
@@ -124,7 +127,7 @@ class Ratio:
     high: float
 
 
-def ratio(case: dict[str, Record], to: str = EAGER) -> Ratio | None:
+def ratio(case: Case, to: str = EAGER) -> Ratio | None:
     """Speed-up of this package over candidate `to`; None if either has no times."""
     ours, other = case.get(OURS), case.get(to)
     if ours is None or other is None or ours.times is None or other.times is None:
@@ -133,7 +136,7 @@ def ratio(case: dict[str, Record], to: str = EAGER) -> Ratio | None:
     return Ratio(other.times.median / ours.times.median, min(rounds), max(rounds))
 
 
-def best_peer(case: dict[str, Record]) -> Record | None:
+def best_peer(case: Case) -> Record | None:
     """The fastest candidate other than this package, by the median."""
     peers = [r for r in case.values() if not is_ours(r.candidate) and r.times is not None]
     return min(peers, key=lambda r: r.times.median, default=None)

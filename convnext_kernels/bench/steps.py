@@ -259,7 +259,7 @@ def _compile(item: Item, device: str) -> None:
         return
     case, name = item.what
     (candidate,) = (c for c in MODEL_CANDIDATES if c.name == name)
-    call = candidate.build(prepare(case, device)[0])  # torch.compile runs once here
+    call = candidate.build(prepare(case, device))  # torch.compile runs once here
     if name == OURS:
         results(call)
 

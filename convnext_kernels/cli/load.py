@@ -62,6 +62,20 @@ def _imagenet_names() -> list[str]:
     return models.ConvNeXt_Tiny_Weights.DEFAULT.meta["categories"]
 
 
+def one_line(error: BaseException, most: int = 300) -> str:
+    """An error of another library as one line."""
+    return f"{' '.join(str(error).split()) or type(error).__name__:.{most}}"
+
+
+def build(library: str, name: str, pretrained: bool) -> Loaded:
+    """Build a model in eval mode; ClickException if that fails."""
+    try:
+        return _build(library, name, pretrained)
+    except Exception as error:  # whatever a download or a library raises
+        what = "no pretrained weights (--weights FILE takes a local file)" if pretrained else "cannot be built"
+        raise click.ClickException(f"--model {library}/{name}: {what}: {one_line(error)}") from error
+
+
 def _build(library: str, name: str, pretrained: bool) -> Loaded:
     if library == "torchvision":
         import torchvision
@@ -115,12 +129,7 @@ def load(name: str, weights: Path | None, pretrained: bool) -> Loaded:
     """Build the model `name` with weights from a file, pretrained, or random; ClickException if that fails."""
     library, plain = resolve(name)
     state = None if weights is None else read_weights(weights)
-    try:
-        loaded = _build(library, plain, pretrained)
-    except Exception as error:
-        what = "no pretrained weights (--weights FILE takes a local file)" if pretrained else "cannot be built"
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise click.ClickException(f"--model {library}/{plain}: {what}: {reason:.300}") from error
+    loaded = build(library, plain, pretrained)
     if pretrained:
         return replace(loaded, weights=f"pretrained, of {library}")
     if state is None:
