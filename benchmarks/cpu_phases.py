@@ -60,7 +60,7 @@ def row(use_grn: bool, dtype: str, n: int, c: int, size: int, rates: dict[str, f
         block = FusedConvNeXtBlock(c, use_grn=use_grn, layer_scale_init_value=1.0).to(DTYPES[dtype]).eval()
     x = torch.randn(n, c, size, size, dtype=DTYPES[dtype]).contiguous(memory_format=torch.channels_last)
     total, *phases = measure(block, x)
-    work = count(EagerBlock(c, use_grn), [x])
+    work = count(EagerBlock(c, use_grn), [x.float()])
     product = 1e3 * (work.flops - work.depthwise_flops) / 2 / rates[dtype]
     dwconv = 1e3 * (work.depthwise_flops - work.padding_flops) / rates["fp32"]
     ideal = {"dwconv": dwconv, "W1, GELU": product, "W2, residual": product}

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from convnext_kernels.bench import cases as table
 from convnext_kernels.bench import report, workloads
 from convnext_kernels.bench.candidates import Call, Candidate, Prepared, Step, quiet
-from convnext_kernels.bench.cases import FULL, MODES, QUICK, STANDARD, Case
+from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, Case
 from convnext_kernels.bench.conditions import start
 from convnext_kernels.bench.measure import Session
 from convnext_kernels.bench.results import EAGER, OURS, Run
@@ -211,19 +211,6 @@ def cases() -> tuple[Case, ...]:
     return tuple(found)
 
 
-def select(mode: str, only: tuple[str, ...] = (), dtypes: tuple[str, ...] = ("fp32", "bf16")) -> list[Case]:
-    """The cases of `mode`, or of any mode where patterns are given; ValueError for patterns without a case."""
-    chosen = [case for pattern in only for case in table.matching(cases(), pattern)] if only else cases()
-    found = [
-        case
-        for case in dict.fromkeys(chosen)
-        if case.dtype in dtypes and (only or MODES.index(case.mode) <= MODES.index(mode))
-    ]
-    if not found:
-        raise ValueError(f"no case of {' and '.join(dtypes)} has {' or '.join(map(repr, only))} in its name")
-    return found
-
-
 def show(run: Run) -> None:
     """Print the times of every candidate, and ours compared with eager and with the fastest peer."""
     for group in dict.fromkeys(record.group for record in run.records):
@@ -238,7 +225,7 @@ def show(run: Run) -> None:
 @click.command(help=__doc__.splitlines()[0])
 @click.option("--quick", "mode", flag_value=QUICK, help="One stage, no models, eager and torch.compile's defaults.")
 @click.option("--full", "mode", flag_value=FULL, help="More rounds.")
-@click.option("--only", multiple=True, metavar="PATTERN", help="Cases with this in their name, of any mode.")
+@click.option("--only", multiple=True, metavar="PATTERN", help="Only cases with this in their name.")
 @click.option("--dtype", "dtypes", type=click.Choice(["fp32", "bf16"]), multiple=True, default=("fp32", "bf16"))
 @options.threads
 @click.option("--list", "as_list", is_flag=True, help="List the names of the cases and exit.")
@@ -254,9 +241,9 @@ def main(
     """Measure and print; fails if this package is wrong or fails in a case."""
     mode = mode or STANDARD
     try:
-        selected = select(mode, only, dtypes)
+        selected = table.select(mode, only, everything=[case for case in cases() if case.dtype in dtypes])
     except ValueError as error:
-        raise click.ClickException(f"--only, --dtype: {error}") from error
+        raise click.ClickException(f"--only {error}") from error
     if as_list:
         click.echo("\n".join(case.name for case in selected))
         return

@@ -175,18 +175,13 @@ def _compiler_missing(prepared: Prepared) -> str:
     return ""
 
 
-def _inference_engine_missing(
-    module: str, extra: tuple[str, ...], dtypes: tuple[str, ...]
-) -> Callable[[Prepared], str]:
+def _engine_missing(modules: tuple[str, ...], dtypes: tuple[str, ...]) -> Callable[[Prepared], str]:
     def missing(prepared: Prepared) -> str:
-        absent = [name for name in (module, *extra) if importlib.util.find_spec(name) is None]
-        if absent:
+        if absent := [name for name in modules if importlib.util.find_spec(name) is None]:
             return f'{" and ".join(absent)} not installed: pip install "convnext-kernels[bench]"'
         if prepared.device != "cpu":
             return "benchmarked on CPUs only"
-        if prepared.case.dtype not in dtypes:
-            return f"has no {prepared.case.dtype} kernels for CPUs"
-        return ""
+        return "" if prepared.case.dtype in dtypes else f"has no {prepared.case.dtype} kernels for CPUs"
 
     return missing
 
@@ -318,8 +313,8 @@ def _engine_wanted(case: Case, mode: str) -> bool:
     return case.direction == "forward" and case.group != "scaling" and (mode != QUICK or case.group == "block")
 
 
-_openvino_missing = _inference_engine_missing("openvino", ("numpy",), ("fp32", "bf16"))
-_onnxruntime_missing = _inference_engine_missing("onnxruntime", ("onnx", "onnxscript"), ("fp32",))
+_openvino_missing = _engine_missing(("openvino", "numpy"), ("fp32", "bf16"))
+_onnxruntime_missing = _engine_missing(("onnxruntime", "onnx", "onnxscript"), ("fp32",))
 CANDIDATES = (
     Candidate(EAGER, _plain("eager")),
     Candidate(OURS, _plain("ours"), missing=_ours_missing),

@@ -2,7 +2,7 @@
 
 import fnmatch
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -173,22 +173,20 @@ def cases(device: str = "cpu") -> list[Case]:
     return sorted(found, key=lambda case: order.index(case.group))
 
 
-def matching(found: list[Case], pattern: str) -> list[Case]:
-    """Those of `found` whose name contains `pattern`, or matches it as a shell pattern."""
-    return [c for c in found if pattern.lower() in c.name.lower() or fnmatch.fnmatch(c.name, pattern)]
-
-
-def select(mode: str, only: tuple[str, ...] = (), device: str = "cpu") -> list[Case]:
+def select(
+    mode: str, only: tuple[str, ...] = (), device: str = "cpu", everything: Sequence[Case] | None = None
+) -> list[Case]:
     """The cases of `mode` whose name contains one of `only`, or matches it as a shell pattern.
 
     A pattern that matches only cases of larger modes selects those. ValueError for a pattern that matches no case.
+    `everything`: other cases than those of `device`.
     """
-    everything = cases(device)
+    everything = cases(device) if everything is None else everything
     if not only:
         return [case for case in everything if MODES.index(case.mode) <= MODES.index(mode)]
     chosen = set()
     for pattern in only:
-        matches = matching(everything, pattern)
+        matches = [c for c in everything if pattern.lower() in c.name.lower() or fnmatch.fnmatch(c.name, pattern)]
         if not matches:
             groups = ", ".join(dict.fromkeys(c.group for c in everything))
             raise ValueError(

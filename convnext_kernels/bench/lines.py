@@ -8,7 +8,6 @@ Every line has "kind", "step" and "at", the seconds since the start. The first l
 """
 
 import json
-import math
 import os
 import sys
 import time
@@ -16,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from convnext_kernels.bench.results import EAGER, FAILED, WRONG, Check, Record, Run, plain
+from convnext_kernels.bench.results import EAGER, FAILED, Check, Record, Run, plain, restored
 from convnext_kernels.bench.tables import Table, number, optional, speedup
 from convnext_kernels.bench.timing import Times
 
@@ -82,11 +81,8 @@ def read(file: Path) -> list[list[Line]]:
 def _restored(kind: type, line: Line) -> Any:
     """The `Record` or `Check` of a line."""
     values = {name: value for name, value in line.items() if name not in ("kind", "step", "at")}
-    if values.get("times") is not None:
-        values["times"] = Times(tuple(map(tuple, values["times"]["rounds"])))
-    if values["status"] == WRONG and values["error"] is None:  # written for NaN
-        values["error"] = math.nan
-    return kind(**values)
+    times = values.get("times")
+    return restored(kind, values | ({"times": times["rounds"]} if times else {}))
 
 
 def median(times: Line) -> float:

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -167,23 +166,17 @@ def write_atomically(file: Path, text: str) -> None:
         raise
 
 
-def _lines(values: Sequence[object]) -> str:
-    return "[" + ",".join(f"\n  {json.dumps(value)}" for value in values) + "\n]"
-
-
 def as_json(run: Run) -> str:
     """Return `run` as JSON text with a line for each record."""
-    values = {"format": FORMAT, **dataclasses.asdict(run)}
+    values = {"format": FORMAT, **plain(run)}
     for record in values["records"]:
         if record["times"] is not None:  # the clock is not more precise than five digits
             record["times"] = [[float(f"{call:.5g}") for call in calls] for calls in record["times"]["rounds"]]
-    for record in (*values["records"], *values["checks"]):
-        if record["error"] is not None and not math.isfinite(record["error"]):  # JSON has neither NaN nor infinity
-            record["error"] = None
-    parts = (
-        f"{json.dumps(key)}: {_lines(value) if key in ('records', 'checks') else json.dumps(value, indent=1)}"
-        for key, value in values.items()
-    )
+    lists = {
+        name: "[" + ",".join(f"\n  {json.dumps(value)}" for value in values[name]) + "\n]"
+        for name in ("records", "checks")
+    }
+    parts = (f"{json.dumps(name)}: {lists.get(name) or json.dumps(value, indent=1)}" for name, value in values.items())
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
@@ -192,24 +185,24 @@ def save(run: Run, file: Path) -> None:
     write_atomically(file, as_json(run))
 
 
+def restored(kind: type, values: dict) -> Record | Check:
+    """The Record or Check of values that were read."""
+    if values.get("times") is not None:
+        values["times"] = Times(tuple(map(tuple, values["times"])))
+        values["times"].median  # noqa: B018  raises now instead of later
+    if values["status"] == WRONG and values["error"] is None:  # written for NaN
+        values["error"] = math.nan
+    return kind(**values)
+
+
 def load(file: Path) -> Run:
     """Read a file of `save`. ValueError says what is wrong with its content; OSError if it cannot be read."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         if values.pop("format") != FORMAT:
             raise ValueError(f"expected format {FORMAT}")
-        records, checks = values.pop("records"), values.pop("checks")
-        for record in records:
-            if record["times"] is not None:
-                record["times"] = Times(tuple(map(tuple, record["times"])))
-                record["times"].median  # noqa: B018  raises now instead of later
-        for record in (*records, *checks):
-            if record["status"] == WRONG and record["error"] is None:  # written for NaN
-                record["error"] = math.nan
-        return Run(
-            **values,
-            records=[Record(**record) for record in records],
-            checks=[Check(**check) for check in checks],
-        )
+        for name, kind in (("records", Record), ("checks", Check)):
+            values[name] = [restored(kind, value) for value in values[name]]
+        return Run(**values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: not a result file of `convnext-kernels bench`: {error}") from error

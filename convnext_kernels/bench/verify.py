@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from convnext_kernels.bench import lines, steps, workers
+from convnext_kernels import environment
+from convnext_kernels.bench import checks, conditions, lines, steps, workers
 from convnext_kernels.bench.results import FAILED, WRONG, is_ours
 from convnext_kernels.tuning import cache
 
@@ -102,34 +104,20 @@ class Verify:
         return [name for name in steps.STEPS if not self.only or any(part in name for part in self.only)]
 
     def _environment(self, worker: workers.Worker) -> None:
-        from datetime import datetime
-
-        from convnext_kernels import environment
-        from convnext_kernels.bench import checks, conditions
-
         machine = environment.collect() | {"commit": environment.commit()}
         name = machine["gpus"][0].partition(",")[0] if self.device == "cuda" else machine["cpu"]["name"]
         found = conditions.collect(self.device)
-        self.write(
-            "environment",
-            "",
-            format=lines.FORMAT,
-            name=name,
-            device=self.device,
-            minutes=self.minutes,
-            created=datetime.now().astimezone().isoformat(timespec="seconds"),
-            machine=machine,
-            conditions=found,
-        )
+        head = {"format": lines.FORMAT, "name": name, "device": self.device, "minutes": self.minutes}
+        head |= {"created": datetime.now().astimezone().isoformat(timespec="seconds")}
+        self.write("environment", "", **head, machine=machine, conditions=found)
         for what, value in environment.rows(machine):
             if value not in ("not set", "not installed"):
                 self.say(f"{what}: {value}")
         for line in found["warnings"]:
             self.say(f"warning: {line}")
-        missing = checks.backends(self.device)[1]
         if self.device == "cpu":
-            missing.insert(0, f"no kernel was run on a GPU: {machine['no_gpu_reason'] or '--device cpu'}")
-        for line in missing:
+            self._not_run("environment", f"no kernel was run on a GPU: {machine['no_gpu_reason'] or '--device cpu'}")
+        for line in checks.backends(self.device)[1]:
             self._not_run("environment", line)
         if not self.only:
             self._item(worker, steps.Item("environment", "ceilings", None), 120, None)
@@ -155,11 +143,10 @@ class Verify:
             self._not_run(name, f"skipped: {steps.nothing_to_do(name, self.device)}", done=0, of=0)
             return
         self.say(f"{name}:")
+        done, more = 0, {}
         if name == "precompile":
-            self._precompile(todo, end)
-            return
-        done = 0
-        for item in todo:
+            done, more = self._precompile(todo, end or begun + steps.MOST_SECONDS)
+        for item in todo if name != "precompile" else ():
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
                 break
@@ -170,22 +157,17 @@ class Verify:
                 limit = min(self.start + 60 * self.minutes - time.monotonic(), max(share * left, steps.LEAST_SECONDS))
             self._item(worker, item, limit, None if left is None else min(left, 0.8 * limit))
             done += 1
-        reason = (
-            "" if done == len(todo) else f"skipped: budget: {len(todo) - done} of {len(todo)}, from {todo[done].name}"
-        )
-        self._not_run(name, reason, done=done, of=len(todo), seconds=round(time.monotonic() - begun, 1))
+        reason = "" if done == len(todo) else f"skipped: budget: {len(todo) - done} of {len(todo)}"
+        reason += f", from {todo[done].name}" if reason and not more else ""
+        self._not_run(name, reason, done=done, of=len(todo), seconds=round(time.monotonic() - begun, 1), **more)
 
-    def _precompile(self, todo: list[steps.Item], end: float | None) -> None:
-        begun, pool = time.monotonic(), workers.Pool(self.device, len(todo))
+    def _precompile(self, todo: list[steps.Item], end: float) -> tuple[int, dict[str, object]]:
+        pool = workers.Pool(self.device, len(todo))
         try:
-            done, failures = pool.run(todo, end or begun + steps.MOST_SECONDS)
+            done, failures = pool.run(todo, end)
         finally:
             pool.end()
-        reason = "" if done == len(todo) else f"skipped: budget: {len(todo) - done} of {len(todo)}"
-        values = {"processes": len(pool.workers), "failures": failures[:20]}
-        self._not_run(
-            "precompile", reason, done=done, of=len(todo), seconds=round(time.monotonic() - begun, 1), **values
-        )
+        return done, {"processes": len(pool.workers), "failures": failures[:20]}
 
     def _item(self, worker: workers.Worker, item: steps.Item, limit: float, seconds: float | None) -> None:
         worker.send(item, seconds, self.ceilings)
@@ -266,8 +248,6 @@ def main(arguments: list[str]) -> NoReturn:
     parser.add_argument("--report", type=Path, default=REPORT, metavar="DIR", help=f"folder for {lines.FILE}")
     parser.add_argument("--json", action="store_true", help="print the lines instead of text")
     options: Any = parser.parse_args(arguments)
-    from convnext_kernels import environment
-
     gpus, reason = environment.gpus()
     if options.device == "cuda" and not gpus:
         parser.error(f"--device cuda: {reason}")
