@@ -20,7 +20,6 @@ first step). Only correct ones are timed, in turn, pinned, on an allocator that 
 formats; torch.compile gets model and loss in one graph.
 """
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -32,9 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convnext_kernels.bench import candidates, report, workloads
 from convnext_kernels.bench import cases as table
-from convnext_kernels.bench import report, workloads
-from convnext_kernels.bench.candidates import Call, Candidate, Prepared, Step, quiet
+from convnext_kernels.bench.candidates import Call, Candidate, Prepared, Step
 from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, Case
 from convnext_kernels.bench.conditions import start
 from convnext_kernels.bench.measure import Session
@@ -69,16 +68,9 @@ class TrainingStep(Step):
         super().__init__(module, (x,))
         if target.ndim == 1:  # a model: its images need no gradients, unlike a block's input
             self.leaves[0].requires_grad_(False)
-        self.target, self.autocast, self.train = target, autocast, train
-        self.first = {name: p.detach().clone() for name, p in module.named_parameters()}
-        self.restart()
-
-    def restart(self) -> None:
-        """Restore the initial weights, with a new optimiser: the same one for all candidates."""
-        with torch.no_grad():
-            for name, parameter in self.module.named_parameters():
-                parameter.copy_(self.first[name])
-        self.optimiser = torch.optim.AdamW(self.module.parameters(), lr=1e-3, fused=True) if self.train else None
+        self.target, self.autocast = target, autocast
+        # The same one for all candidates.
+        self.optimiser = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True) if train else None
 
     def forward(self) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
@@ -97,6 +89,26 @@ class TrainingStep(Step):
         return {name: g for name, g in super().gradients().items() if g is not None}
 
 
+class Gradient(nn.Module):
+    """The gradients of a depthwise convolution's weight and bias as an operator: PyTorch's, or ours."""
+
+    def __init__(self, conv: nn.Module, ours: bool) -> None:
+        super().__init__()
+        self.weight, self.bias, self.ours = conv.weight, conv.bias, ours
+
+    def forward(self, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
+        c, k, axes, needs = x.shape[1], self.weight.shape[-1], x.dim() - 2, [False, True, True]
+        if self.ours and axes == 3:
+            found = torch.ops.convnext_kernels.dwconv3d_backward(dy, x, self.weight, self.bias, 1, needs, "auto")
+        elif self.ours:
+            found = torch.ops.convnext_kernels.dwconv_backward(dy, x, self.weight, self.bias, 1, 1, 1, needs, "auto")
+        else:
+            ones, zeros = [1] * axes, [0] * axes
+            form = ([c], ones, [k // 2] * axes, ones, False, zeros, c, needs)
+            found = torch.ops.aten.convolution_backward(dy, x, self.weight, *form)[1:]
+        return dict(zip(("gradient of weight", "gradient of bias"), found, strict=True))
+
+
 def target_of(x: Tensor, group: str) -> Tensor:
     """Return the target of the loss: another image for a block, classes for a model; the same numbers for all."""
     generator = torch.Generator().manual_seed(2)
@@ -109,68 +121,46 @@ def is_autocast(case: Case) -> bool:
     return case.what.endswith(AUTOCAST)
 
 
-def eager_gradient(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of weight and bias, by the operator that PyTorch's autograd calls."""
-    c, k, axes = x.shape[1], weight.shape[-1], x.dim() - 2
-    ones, zeros = [1] * axes, [0] * axes
-    arguments = (dy, x, weight, [c], ones, [k // 2] * axes, ones, False, zeros, c, [False, True, True])
-    return torch.ops.aten.convolution_backward(*arguments)[1:]
+class TrainingPrepared(Prepared):
+    """A step, or a call of the gradient, in the place of a call of the module."""
 
+    def module(self, which: str) -> nn.Module:
+        module = super().module(which)  # a copy: steps change the weights, and the next candidate starts from the same
+        return Gradient(module, which == "ours") if self.case.direction == WEIGHT_GRADIENT else WithLoss(module)
 
-def our_gradient(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
-    ops, needs = torch.ops.convnext_kernels, [False, True, True]
-    if x.dim() == 5:
-        return ops.dwconv3d_backward(dy, x, weight, bias, 1, needs, "auto")
-    return ops.dwconv_backward(dy, x, weight, bias, 1, 1, 1, needs, "auto")
-
-
-def _builder(which: str = "eager", nhwc: bool = True, mode: str = "", memory: str = "") -> Callable[[Prepared], Call]:
-    """A step, or a call of the gradient, of the module `which` of a case; `mode` of torch.compile, if any."""
-
-    def build(prepared: Prepared) -> Call:
-        (x,), case = prepared.inputs, prepared.case
-        layout = (torch.channels_last if x.dim() == 4 else torch.channels_last_3d) if nhwc else torch.contiguous_format
-        x, compiled = x.contiguous(memory_format=layout), {"fullgraph": True, "dynamic": False, "mode": mode}
-        # A copy, because steps change the weights, and the next candidate must start from the same ones.
-        model = copy.deepcopy(getattr(prepared, which)).to(memory_format=layout)
-        if case.direction == WEIGHT_GRADIENT:
-            call = eager_gradient if which == "eager" else our_gradient
-            call = torch.compile(call, **compiled) if mode else call
-            arguments = (target_of(x, "dwconv"), x, model.weight.detach(), model.bias.detach())
-            with quiet(), torch.inference_mode():
-                call(*arguments)
-            return lambda: dict(zip(("gradient of weight", "gradient of bias"), call(*arguments), strict=True))
-        if memory:
-            model.memory = memory
-        module = torch.compile(WithLoss(model), **compiled) if mode else WithLoss(model)
-        step = TrainingStep(module, x, target_of(x, case.group), is_autocast(case))
-        if mode:
-            with quiet():
-                step()
-            step.restart()
-        return step
-
-    return build
+    def call(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
+        (x,) = inputs
+        target = target_of(x, self.case.group)
+        if self.case.direction == WEIGHT_GRADIENT:
+            return lambda: module(x, target)
+        return TrainingStep(module, x, target, is_autocast(self.case))
 
 
 def _wanted(*groups: str, quick: bool = True) -> Callable[[Case, str], bool]:
     return lambda case, mode: case.group in groups and (quick or mode != QUICK)
 
 
-EVERYWHERE = _wanted("dwconv", "dwconv3d", "block", "model")
+WANTED = {
+    EAGER: _wanted("dwconv", "dwconv3d", "block", "model"),
+    OURS: _wanted("dwconv", "dwconv3d", "block", "model"),
+    "eager, contiguous": _wanted("dwconv", "dwconv3d", "block", "model"),
+    "torch.compile": _wanted("dwconv", "block", "model"),
+    "torch.compile, max-autotune": _wanted("block", quick=False),
+}
+
+
+def _with_memory(memory: str) -> Callable[[Prepared], Call]:
+    def build(prepared: Prepared) -> Call:
+        module = prepared.module("ours")
+        module.model.memory = memory
+        return prepared.call(module, prepared.inputs)
+
+    return build
+
+
 CANDIDATES = (
-    Candidate(EAGER, _builder(), EVERYWHERE),
-    Candidate(OURS, _builder("ours"), EVERYWHERE),
-    Candidate(f"{OURS}, min", _builder("ours", memory="min"), _wanted("block")),
-    Candidate(f"{OURS}, balanced", _builder("ours", memory="balanced"), _wanted("block")),
-    Candidate("eager, contiguous", _builder(nhwc=False), EVERYWHERE),
-    Candidate("torch.compile", _builder(mode="default"), _wanted("dwconv", "block", "model")),
-    Candidate(
-        "torch.compile, contiguous", _builder(nhwc=False, mode="default"), _wanted("dwconv", "block", quick=False)
-    ),
-    Candidate(
-        "torch.compile, max-autotune", _builder(mode="max-autotune-no-cudagraphs"), _wanted("block", quick=False)
-    ),
+    *(dataclasses.replace(c, wanted=WANTED[c.name]) for c in candidates.CANDIDATES if c.name in WANTED),
+    *(Candidate(f"{OURS}, {memory}", _with_memory(memory), _wanted("block")) for memory in ("min", "balanced")),
 )
 
 
@@ -178,8 +168,8 @@ class TrainingSession(Session):
     """Measures the cases below."""
 
     def prepare(self, case: Case) -> Prepared:
-        prepared = super().prepare(dataclasses.replace(case, dtype="fp32") if is_autocast(case) else case)
-        return dataclasses.replace(prepared, case=case)
+        found = super().prepare(dataclasses.replace(case, dtype="fp32") if is_autocast(case) else case)
+        return TrainingPrepared(case, found.eager, found.ours, found.inputs, found.device)
 
     def reference(self, prepared: Prepared) -> dict[str, Tensor]:
         (x,), case = prepared.inputs, prepared.case

@@ -1,6 +1,6 @@
 """Memory of training on this machine: what a block keeps for its gradient, and the peak of a whole training step.
 
-    python benchmarks/training_memory.py [blocks] [step] [--quick] [--json FILE] [--check]
+    python benchmarks/training_memory.py [blocks] [step] [--quick] [--check]
 
 *blocks*: bytes that a forward pass saves for the backward pass, in units of the bytes of x. x itself is included,
 parameters are not; each storage counts once. `saved_tensors_hooks` see every tensor that autograd keeps, also in a
@@ -141,7 +141,6 @@ def measure_step(who: str, dtype: str, batch: int, size: int, steps: int) -> dic
     module = WithLoss(accelerate(model) if who == "accelerate" else model)
     module = torch.compile(module, fullgraph=True, dynamic=False) if who == COMPILED else module
     step = TrainingStep(module, x, target_of(x, "model"), dtype == "autocast")
-    step.first.clear()  # the copy of the first weights, which no training loop has
     for _ in range(2):
         step()
     found = []
@@ -191,19 +190,15 @@ def show(rows: list[dict], peaks: list[dict]) -> None:
 @click.command(help=__doc__.splitlines()[0])
 @click.argument("parts", nargs=-1, type=click.Choice(["blocks", "step"]))
 @click.option("--quick", is_flag=True, help="One stage; the step at batch 2, 64x64, only to show that it works.")
-@click.option("--only", multiple=True, metavar="WHO", help="Candidates of the step with this in their name.")
 @click.option("--dtype", "dtypes", type=click.Choice(["bf16", "fp32", "autocast"]), multiple=True)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of PyTorch.  [default: PyTorch's]")
-@click.option("--json", "file", type=click.Path(path_type=Path), help="Write all figures and the machine here.")
 @click.option("--check", is_flag=True, help="Fail if a block keeps more than its limit.")
 @click.option("--child", hidden=True)
 def main(
     parts: tuple[str, ...],
     quick: bool,
-    only: tuple[str, ...],
     dtypes: tuple[str, ...],
     threads: int | None,
-    file: Path | None,
     check: bool,
     child: str | None,
 ) -> None:
@@ -219,7 +214,7 @@ def main(
     rows, peaks, failures = [], [], []
     if "step" in parts:
         for dtype in dtypes:
-            for who in (name for name in STEPS if not only or any(pattern in name for pattern in only)):
+            for who in STEPS:
                 print(f"step: {who}, {dtype} ...", file=sys.stderr, flush=True)
                 found = in_a_process(who, dtype, *((2, 64) if quick else (8, 224)), 3, threads)
                 peaks += [found] if isinstance(found, dict) else []
@@ -230,13 +225,6 @@ def main(
     show(rows, peaks)
     for line in failures:
         print(f"failed: {line}", file=sys.stderr)
-    if file is not None:
-        from convnext_kernels import environment
-        from convnext_kernels.bench.results import write_atomically
-
-        machine = environment.collect() | {"commit": environment.commit()}
-        values = {"machine": machine, "blocks": rows, "peaks": peaks, "failures": failures}
-        write_atomically(file, json.dumps(values, indent=1) + "\n")
     sys.exit(1 if failures or (check and any(map(exceeds, rows))) else 0)
 
 

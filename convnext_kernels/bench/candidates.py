@@ -55,6 +55,14 @@ class Prepared:
     inputs: tuple[Tensor, ...]
     device: str
 
+    def module(self, which: str) -> nn.Module:
+        """A copy of the module `which`, "eager" or "ours"."""
+        return copy.deepcopy(getattr(self, which))
+
+    def call(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
+        """The function that is timed."""
+        return Step(module, inputs) if self.case.direction == "training" else lambda: module(*inputs)
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -112,23 +120,18 @@ class Step:
         return found
 
 
-def _call(module: nn.Module, inputs: tuple[Tensor, ...], direction: str) -> Call:
-    return Step(module, inputs) if direction == "training" else lambda: module(*inputs)
-
-
 def _ours_missing(prepared: Prepared) -> str:
     return "" if prepared.ours is not None else "this package supports ConvNeXts only"
 
 
 def _plain(which: str, contiguous: bool = False) -> Callable[[Prepared], Call]:
-    """The module `which`, "eager" or "ours", as it is; `contiguous`: a copy in NCHW memory."""
+    """The module `which`, "eager" or "ours"; `contiguous`: in NCHW memory."""
 
     def build(prepared: Prepared) -> Call:
-        module, inputs = getattr(prepared, which), prepared.inputs
+        module, inputs = prepared.module(which), prepared.inputs
         if contiguous:
-            module = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
-            inputs = tuple(x.contiguous() for x in inputs)
-        return _call(module, inputs, prepared.case.direction)
+            module, inputs = module.to(memory_format=torch.contiguous_format), tuple(x.contiguous() for x in inputs)
+        return prepared.call(module, inputs)
 
     return build
 
@@ -144,12 +147,15 @@ def _compiled(which: str = "eager", autotune: bool = False, cudagraphs: bool = F
         if autotune:
             # On a GPU with CUDA graphs, as in mode="max-autotune", unless a backward pass needs the outputs.
             options = {"max_autotune": True, "triton.cudagraphs": prepared.device == "cuda" and not training}
-        module = torch.compile(copy.deepcopy(getattr(prepared, which)), dynamic=False, options=options)
-        call = _call(module, prepared.inputs, prepared.case.direction)
+        module = prepared.module(which)
+        weights = copy.deepcopy(module.state_dict())
+        call = prepared.call(torch.compile(module, dynamic=False, options=options), prepared.inputs)
         # Freezing makes the weights constants and packs them for oneDNN, at the first call and without gradients.
         gradients = nullcontext() if training else torch.inference_mode()
         with quiet(), gradients, config.patch(freezing=not training):
             call()
+        if training:
+            module.load_state_dict(weights)  # a step with an optimiser has changed them
         return call
 
     return build
@@ -157,7 +163,7 @@ def _compiled(which: str = "eager", autotune: bool = False, cudagraphs: bool = F
 
 def _graphed(prepared: Prepared) -> Call:
     """Our module as CUDA graphs."""
-    module = copy.deepcopy(prepared.ours)
+    module = prepared.module("ours")
     if prepared.case.direction == "training":
         samples = tuple(x.detach().clone().requires_grad_() for x in prepared.inputs)
         return Step(torch.cuda.make_graphed_callables(module, samples), prepared.inputs)
@@ -204,7 +210,7 @@ class _Nhwc(nn.Module):
 
 def _nhwc(prepared: Prepared) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """An fp32 copy of the module with (N, H, W, C) interfaces, and inputs for it."""
-    module = _Nhwc(copy.deepcopy(prepared.eager).to(memory_format=torch.contiguous_format).float()).eval()
+    module = _Nhwc(prepared.module("eager").to(memory_format=torch.contiguous_format).float()).eval()
     return module, tuple(_channels_to_the_end(x).float() for x in prepared.inputs)
 
 

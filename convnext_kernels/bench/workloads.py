@@ -159,15 +159,6 @@ class EagerDownsample(nn.Sequential):
         super().__init__(EagerLayerNorm2d(dim, eps=1e-6), nn.Conv2d(dim, 2 * dim, patch, stride=patch))
 
 
-class FusedDownsample(EagerDownsample):
-    """EagerDownsample with `functional.patch_downsample`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W)."""
-        norm, conv = self
-        return functional.patch_downsample(x, norm.weight, norm.bias, conv.weight, conv.bias)
-
-
 class _SpectralDwconv(nn.Conv2d):
     """Depthwise convolution through FFTs, for fp64 references: PyTorch's own fp64 kernels take minutes for 31x31."""
 
@@ -286,7 +277,7 @@ def block1d(n: int, c: int, h: int, length: int, use_grn: bool) -> Workload:
 
 def downsample(n: int, c: int, h: int, w: int, patch: int) -> Workload:
     """LayerNorm and a convolution of patches that doubles the channels."""
-    return _pair(EagerDownsample(c, patch), FusedDownsample(c, patch), (_images(n, c, h, w),))
+    return _pair(EagerDownsample(c, patch), PatchDownsample2d(c, 2 * c, patch), (_images(n, c, h, w),))
 
 
 def _load(library: str, name: str) -> nn.Module:
