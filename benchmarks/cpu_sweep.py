@@ -11,29 +11,28 @@ slowest shapes.
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import click
 import torch
-from torch import nn
 
-from convnext_kernels import DepthwiseConv2d, FusedConvNeXtBlock
 from convnext_kernels.backends.cpu import native
-from convnext_kernels.bench.timing import pinned, settle, steady_allocator
-from convnext_kernels.bench.workloads import EagerBlock, EagerDwconv, initialise
+from convnext_kernels.bench import workloads
+from convnext_kernels.bench.candidates import DTYPES
+from convnext_kernels.bench.tables import speedup
+from convnext_kernels.bench.timing import interleave, pinned, steady_allocator
+from convnext_kernels.cli import options
 
 ODD = (1, 3, *range(9, 130, 10), 33, 63, 65, 127, 255, 257, 385, 511, 769, 1001, 1023)
 CHANNELS = sorted({*range(8, 1025, 8), *ODD})
 SIDES = range(1, 97)
 KERNELS = range(3, 32, 2)
 SLOWER = 0.95  # of eager's speed: a difference up to 5 % is noise
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}  # of the largest value: twice the rounding error
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """One point: the op, (N, C, H, W) and the side of the convolution's kernel."""
 
     op: str  # dwconv or block
@@ -49,25 +48,20 @@ class Shape:
 
 def lines() -> Iterator[Shape]:
     """Yield every C, every side and every K, with the others fixed."""
-    for c in CHANNELS:
-        yield Shape("dwconv", 1, c, 14, 14, 7)
-        yield Shape("block", 1, c, 14, 14, 7)
+    for op in ("dwconv", "block"):
+        yield from (Shape(op, 1, c, 14, 14, 7) for c in CHANNELS)
+        yield from (Shape(op, 1, 96, side, side, 7) for side in SIDES)
     for side in SIDES:
-        for c in (96, 192):
-            yield Shape("dwconv", 1, c, side, side, 7)
-        yield Shape("block", 1, 96, side, side, 7)
-        yield Shape("dwconv", 1, 96, 56, side, 7)
-        yield Shape("dwconv", 1, 96, side, 56, 7)
+        yield from (Shape("dwconv", 1, c, h, w, 7) for c, h, w in ((192, side, side), (96, 56, side), (96, side, 56)))
     for k in KERNELS:
-        for c, side in ((96, 56), (192, 28), (384, 14), (768, 7), (100, 15)):
-            yield Shape("dwconv", 1, c, side, side, k)
+        places = ((96, 56), (192, 28), (384, 14), (768, 7), (100, 15))
+        yield from (Shape("dwconv", 1, c, side, side, k) for c, side in places)
         yield Shape("block", 1, 96, 28, 28, k)
 
 
 def points(seed: int) -> Iterator[Shape]:
     """Yield `lines` in random order, then random shapes without end."""
-    chance = random.Random(seed)
-    known = list(dict.fromkeys(lines()))
+    chance, known = random.Random(seed), list(dict.fromkeys(lines()))
     chance.shuffle(known)
     yield from known
     while True:
@@ -77,89 +71,53 @@ def points(seed: int) -> Iterator[Shape]:
         yield Shape(op, chance.choice((1, 1, 2, 8)), chance.choice(CHANNELS), h, w, k)
 
 
-def modules(shape: Shape, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
-    """Eager PyTorch and ours, with the same weights."""
-    if shape.op == "dwconv":
-        eager, ours = EagerDwconv(shape.c, shape.k), DepthwiseConv2d(shape.c, shape.k)
-    else:
-        eager, ours = EagerBlock(shape.c, kernel=shape.k), FusedConvNeXtBlock(shape.c, kernel_size=shape.k)
-    initialise(eager)
-    ours.load_state_dict(eager.state_dict())
-    return tuple(m.to(dtype).to(memory_format=torch.channels_last).eval() for m in (eager, ours))
-
-
-def _calls(function: Callable[[], object], seconds: float) -> list[float]:
-    function()
-    found, end = [], time.perf_counter() + seconds
-    while not found or (time.perf_counter() < end and len(found) < 50):
-        start = time.perf_counter()
-        function()
-        found.append(time.perf_counter() - start)
-    return found
-
-
-def measure(shape: Shape, dtype: torch.dtype, seconds: float, rounds: int) -> float:
+def measure(shape: Shape, dtype: torch.dtype, rounds: int) -> float:
     """Return eager's time over ours: the median over `rounds` of the ratios of the medians of one round.
 
     Raises AssertionError if the results differ by more than TOLERANCE: wrong results get no time.
     """
-    eager, ours = modules(shape, dtype)
-    x = torch.randn(shape.n, shape.c, shape.h, shape.w).to(dtype).contiguous(memory_format=torch.channels_last)
+    kernel = (False, shape.k) if shape.op == "block" else (shape.k,)
+    workload = getattr(workloads, shape.op)(*shape[1:5], *kernel)
+    form = {"dtype": dtype, "memory_format": torch.channels_last}
+    eager, ours, x = (each.to(**form) for each in (workload.eager, workload.ours, *workload.inputs))
     with torch.inference_mode():
         expected, found = eager(x).float(), ours(x).float()
-        error = (found - expected).abs().max() / expected.abs().max()
-        assert error < TOLERANCE[dtype], f"{shape}: differs from eager by {error:.1e}"
-        ratios = []
-        for _ in range(rounds):
-            pair = []
-            for module in (eager, ours):
-                settle()
-                pair.append(statistics.median(_calls(lambda module=module: module(x), seconds)))
-            ratios.append(pair[0] / pair[1])
-    return statistics.median(ratios)
-
-
-def speed(ratio: float) -> str:
-    """Return a ratio of `measure` in words."""
-    return f"{ratio:.2f} times faster" if ratio >= 1 else f"{1 / ratio:.2f} times slower"
-
-
-def sweep(shapes: Iterator[Shape], dtype: torch.dtype, until: float) -> dict[Shape, float]:
-    """Return the ratios of all shapes measured before `until` (time.perf_counter)."""
-    found = {}
-    for shape in shapes:
-        if time.perf_counter() > until:
-            break
-        found[shape] = measure(shape, dtype, 0.005, 2)
-        if found[shape] < 1.1:  # 5 ms are short: measure again where it matters
-            found[shape] = measure(shape, dtype, 0.04, 5)
-    return found
+    error = (found - expected).abs().max() / expected.abs().max()
+    assert error < TOLERANCE[dtype], f"{shape}: differs from eager by {error:.1e}"
+    times = interleave({"eager": lambda: eager(x), "ours": lambda: ours(x)}, rounds=rounds, bursts=True)
+    pairs = zip(times["eager"].round_medians, times["ours"].round_medians, strict=True)
+    return statistics.median(a / b for a, b in pairs)
 
 
 @click.command()
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
+@options.count("--threads", 2, "CPU threads of PyTorch.")
 @click.option("--minutes", type=click.FloatRange(0.0, min_open=True), default=10.0, show_default=True)
-@click.option("--dtype", type=click.Choice(list(DTYPES)), default="fp32", show_default=True)
+@click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 def main(threads: int, minutes: float, dtype: str, seed: int) -> None:
     """Print how many shapes were measured, how they compare with eager, and the slowest ones."""
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    planned = len(set(lines()))
+    found, end, element = {}, time.perf_counter() + 60 * minutes, DTYPES[dtype]
     with steady_allocator(), pinned():
-        found = sweep(points(seed), DTYPES[dtype], time.perf_counter() + 60 * minutes)
-        slow = [shape for shape, ratio in found.items() if ratio < SLOWER]
-        for shape in slow:  # again, because other processes can slow down a single measurement
-            found[shape] = max(found[shape], measure(shape, DTYPES[dtype], 0.1, 7))
+        for shape in points(seed):
+            if time.perf_counter() > end:
+                break
+            found[shape] = measure(shape, element, 2)
+            if found[shape] < 1.1:  # measure again where it matters
+                found[shape] = measure(shape, element, 10)
+        for shape in [shape for shape, ratio in found.items() if ratio < SLOWER]:
+            # again, because other processes can slow down a single measurement
+            found[shape] = max(found[shape], measure(shape, element, 30))
     worst = sorted(found.items(), key=lambda item: item[1])
-    slow = [shape for shape, ratio in found.items() if ratio < SLOWER]
     click.echo(
-        f"{dtype}, {native.isa()}, {threads} threads: {len(found)} shapes ({planned} along lines, the rest at random), "
-        f"median {speed(statistics.median(found.values()))} than eager, {len(slow)} slower by more than 5 %"
+        f"{dtype}, {native.isa()}, {threads} threads: {len(found)} shapes ({len(set(lines()))} along lines, the rest "
+        f"at random), median {speedup(statistics.median(found.values()), 'eager')}, "
+        f"{sum(ratio < SLOWER for _, ratio in worst)} slower by more than 5 %"
     )
     for shape, ratio in worst[:10]:
-        click.echo(f"  {speed(ratio)}  {shape}")
-    click.echo(f"worst: {speed(worst[0][1])} than eager, {worst[0][0]}")
+        click.echo(f"  {speedup(ratio, 'eager')}  {shape}")
+    click.echo(f"worst: {speedup(worst[0][1], 'eager')}, {worst[0][0]}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ our block and of eager PyTorch, in turn, and ours relative to one thread for eac
 """
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -23,55 +22,35 @@ def measure(threads: int | None, dtype: str, rounds: int) -> None:
     """Time every case in this process and print JSON."""
     import torch
 
-    from convnext_kernels import FusedConvNeXtBlock
+    from convnext_kernels import use_backend
+    from convnext_kernels.bench import workloads
+    from convnext_kernels.bench.candidates import DTYPES
     from convnext_kernels.bench.timing import interleave, steady_allocator
-    from convnext_kernels.bench.workloads import EagerBlock, initialise
 
     if threads is not None:
         torch.set_num_threads(threads)
-    kind, found = getattr(torch, {"fp32": "float32", "bf16": "bfloat16"}[dtype]), []
-    with steady_allocator():
+    found, form = [], {"dtype": DTYPES[dtype], "memory_format": torch.channels_last}
+    with steady_allocator(), use_backend("cpu"):
         for n, c, size in CASES:
-            eager, ours = EagerBlock(c).eval(), FusedConvNeXtBlock(c, backend="cpu").eval()
-            initialise(eager)
-            ours.load_state_dict(eager.state_dict())
-            x = torch.randn(n, c, size, size).to(kind, memory_format=torch.channels_last)
-            for module in (eager, ours):
-                module.to(kind, memory_format=torch.channels_last)
+            block = workloads.block(n, c, size, size, False)
+            eager, ours, x = (each.to(**form) for each in (block.eager, block.ours, *block.inputs))
             calls = {"eager": lambda m=eager, x=x: m(x), "ours": lambda m=ours, x=x: m(x)}
             times = interleave(calls, rounds=rounds, bursts=True)
             found.append({name: (t.median, t.minimum) for name, t in times.items()})
-    print(json.dumps({"threads": torch.get_num_threads(), "times": found}))
+    print(json.dumps(found))
 
 
-def _spin() -> None:
-    while True:
-        pass
-
-
-def run(
-    threads: int | None, dtype: str, rounds: int, cpus: set[int], pinned: bool = False, neighbour: bool = False
-) -> dict:
+def run(threads: int | None, dtype: str, rounds: int, cpus: set[int], pinned: bool = False) -> list[dict]:
     """Run `measure` in a new process that may use `cpus`."""
-    environment = dict(os.environ)
-    if pinned:
-        environment["GOMP_CPU_AFFINITY"] = " ".join(map(str, sorted(cpus)))
-    busy = multiprocessing.Process(target=_spin, daemon=True)
-    if neighbour:
-        busy.start()
-        os.sched_setaffinity(busy.pid, {min(cpus)})
-    try:
-        done = subprocess.run(
-            [sys.executable, __file__, "--child", json.dumps([threads, dtype, rounds])],
-            env=environment,
-            preexec_fn=lambda: os.sched_setaffinity(0, cpus),
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-    finally:
-        if neighbour:
-            busy.terminate()
+    places = {"GOMP_CPU_AFFINITY": " ".join(map(str, sorted(cpus)))} if pinned else {}
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", json.dumps([threads, dtype, rounds])],
+        env=os.environ | places,
+        preexec_fn=lambda: os.sched_setaffinity(0, cpus),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     return json.loads(done.stdout)
 
 
@@ -85,23 +64,31 @@ def main(dtype: str, rounds: int, child: str | None) -> None:
         measure(*json.loads(child))
         return
     cpus = os.sched_getaffinity(0)
-    number = len(cpus)
+    number, one = len(cpus), {min(cpus)}
     circumstances = {
-        f"{number} threads": {"threads": number},
-        "1 thread": {"threads": 1},
-        f"{2 * number} threads": {"threads": 2 * number},
-        f"{number} threads, a busy neighbour": {"threads": number, "neighbour": True},
-        "default, on one CPU": {"threads": None, "cpus": {min(cpus)}},
-        f"{number} threads, OpenMP pinned": {"threads": number, "pinned": True},
+        f"{number} threads": (number, dtype, rounds, cpus),
+        "1 thread": (1, dtype, rounds, cpus),
+        f"{2 * number} threads": (2 * number, dtype, rounds, cpus),
+        f"{number} threads, a busy neighbour": (number, dtype, rounds, cpus),
+        "default, on one CPU": (None, dtype, rounds, one),
+        f"{number} threads, OpenMP pinned": (number, dtype, rounds, cpus, True),
     }
     names = [f"C {c}, batch {n}" for n, c, _ in CASES]
     print(f"{dtype}, {number} CPUs; ours / eager in ms, median (minimum); ours / ours with {number} threads\n")
     print(f"| | {' | '.join(names)} |\n|{'---|' * (1 + len(names))}")
     first = None
-    for name, options in circumstances.items():
-        times = run(dtype=dtype, rounds=rounds, **{"cpus": cpus} | options)["times"]
-        first = first or times
-        cells = []
+    for name, arguments in circumstances.items():
+        busy = None
+        if name.endswith("neighbour"):
+            loop = [sys.executable, "-c", "while True: pass"]
+            busy = subprocess.Popen(loop, preexec_fn=lambda: os.sched_setaffinity(0, one))
+        try:
+            times = run(*arguments)
+        finally:
+            if busy is not None:
+                busy.kill()
+                busy.wait()
+        first, cells = first or times, []
         for cell, base in zip(times, first, strict=True):
             ours, eager = ("{:.2f} ({:.2f})".format(*cell[who]) for who in ("ours", "eager"))
             cells.append(f"{ours} / {eager}; {cell['ours'][0] / base['ours'][0]:.2f}")

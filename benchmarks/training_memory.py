@@ -1,6 +1,6 @@
 """Memory of training on this machine: what a block keeps for its gradient, and the peak of a whole training step.
 
-    python benchmarks/training_memory.py [blocks] [step] [--quick] [--json FILE] [--check]
+    python benchmarks/training_memory.py [blocks] [step] [--quick] [--check]
 
 *blocks*: bytes that a forward pass saves for the backward pass, in units of the bytes of x. x itself is included,
 parameters are not; each storage counts once. `saved_tensors_hooks` see every tensor that autograd keeps, also in a
@@ -13,12 +13,10 @@ ratio does not depend on the size.
 backward, AdamW(fused=True)). Each candidate runs in a new process, with PyTorch's and glibc's default settings. The
 peak is reset (/proc/self/clear_refs) after two warm-up steps, after gradients were dropped and freed memory was
 returned, so compiling is not in the peak. "step" is the peak minus what was resident right before: activations,
-gradients and temporaries. "over model" is the peak minus what was resident once model, images and optimiser existed:
-it also includes the optimiser's state, packed weights and code loaded by the first steps, for torch.compile the
-compiler. The row "accelerate" is torchvision's ConvNeXt-T, the rows with a setting of `memory` are this package's own.
+gradients and temporaries. The row "accelerate" is torchvision's ConvNeXt-T, the rows with a setting of `memory` are
+this package's own.
 """
 
-import dataclasses
 import gc
 import json
 import os
@@ -30,51 +28,14 @@ from pathlib import Path
 
 import click
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
-BLOCKS, STEP = "blocks", "step"
 MEMORY = ("auto", "balanced", "min")
 LIMITS = {"auto": 6.1, "balanced": 6.1, "min": 2.1}  # in units of x's bytes, for every backend
-PEERS_KEEP = 12.02  # counted by hand for eager and torch.compile (V1)
 PYTORCH, COMPILED = "eager PyTorch", "torch.compile"
 STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))
-EMULATED = ("triton", "cuda")  # without a GPU
-SMALL = ((96, 7), (384, 7))
+EMULATED, SMALL = ("triton", "cuda"), ((96, 7), (384, 7))  # without a GPU
 STEPS = (PYTORCH, COMPILED, "accelerate", *(f"models, {memory}" for memory in MEMORY))
-MIB = 2**20
-
-
-@dataclasses.dataclass(frozen=True)
-class Kept:
-    """Bytes that a block keeps, in units of x's bytes."""
-
-    who: str  # eager PyTorch, torch.compile or a backend of this package
-    memory: str  # of this package; else ""
-    variant: str  # V1 or V2
-    what: str
-    dtype: str
-    kept: float | None  # None: it failed
-    reason: str = ""
-
-    @property
-    def limit(self) -> float | None:
-        return LIMITS.get(self.memory)
-
-    @property
-    def exceeds(self) -> bool:
-        return self.limit is not None and (self.kept is None or not self.kept <= self.limit)
-
-
-@dataclasses.dataclass(frozen=True)
-class Peak:
-    """Bytes of a training step: medians over steps."""
-
-    who: str
-    dtype: str
-    loaded: int  # resident after the model was loaded
-    before: int  # resident before the step
-    peak: int  # largest during the step
 
 
 def emulate() -> None:
@@ -90,136 +51,109 @@ def emulate() -> None:
         os.environ[cuda_host.VARIABLE] = str(cuda_host.build())
 
 
-def candidates(quick: bool) -> list[tuple[str, str, tuple[tuple[int, int], ...], int]]:
-    """Return (who, memory, stages, batch) of all candidates of *blocks*."""
-    import torch
-
-    import convnext_kernels as ck
-
-    stages = STAGES[2:3] if quick else STAGES
-    found = [(PYTORCH, "", stages, 8), (COMPILED, "", stages, 8)]
-    for name, status in ck.list_backends().items():
-        small = name in EMULATED and not torch.cuda.is_available()
-        if status.available:
-            sizes = (SMALL[-1:] if quick else SMALL, 1) if small else (stages, 8)
-            found += [(name, memory, *sizes) for memory in MEMORY]
-    return found
-
-
-def kept(who: str, memory: str, use_grn: bool, c: int, size: int, n: int, dtype: str) -> Kept:
-    """Run a forward pass of one block and count the kept bytes."""
+def kept(who: str, memory: str, use_grn: bool, c: int, size: int, n: int, dtype: str) -> float:
+    """Bytes that a forward pass of one block keeps, in units of x's bytes."""
     import torch
 
     from convnext_kernels import FusedConvNeXtBlock
     from convnext_kernels.bench.candidates import DTYPES, Step, quiet
-    from convnext_kernels.bench.measure import one_line, saved_bytes
+    from convnext_kernels.bench.measure import saved_bytes
     from convnext_kernels.bench.workloads import EagerBlock
 
-    names = (who, memory, "V2" if use_grn else "V1", f"C{c} {size}x{size} b{n}", dtype)
     device = "cuda" if who in EMULATED and torch.cuda.is_available() else "cpu"
+    if who in (PYTORCH, COMPILED):
+        block = EagerBlock(c, use_grn)
+    else:
+        block = FusedConvNeXtBlock(c, use_grn=use_grn, memory=memory, backend=who)
+    form = {"device": device, "dtype": DTYPES[dtype], "memory_format": torch.channels_last}
+    block, x = block.to(**form), torch.randn(n, c, size, size).to(**form)
+    step = Step(torch.compile(block, fullgraph=True, dynamic=False) if who == COMPILED else block, (x,))
     try:
-        if who in (PYTORCH, COMPILED):
-            block = EagerBlock(c, use_grn)
-        else:
-            block = FusedConvNeXtBlock(c, use_grn=use_grn, memory=memory, backend=who)
-        block = block.to(device, DTYPES[dtype]).to(memory_format=torch.channels_last)
-        if who == COMPILED:
-            block = torch.compile(block, fullgraph=True, dynamic=False)
-        x = torch.randn(n, c, size, size).to(device, DTYPES[dtype]).contiguous(memory_format=torch.channels_last)
-        step = Step(block, (x,))
         with quiet():
             if who == COMPILED:
                 step()
-            return Kept(*names, saved_bytes(step) / (x.numel() * x.element_size()))
-    except Exception as error:
-        return Kept(*names, None, one_line(error))
+            return saved_bytes(step) / (x.numel() * x.element_size())
     finally:
         torch._dynamo.reset()
 
 
-def count(quick: bool, dtypes: tuple[str, ...]) -> list[Kept]:
-    """Return all rows of *blocks*."""
-    found = []
-    for who, memory, stages, n in candidates(quick):
+def count(quick: bool, dtypes: tuple[str, ...]) -> list[dict]:
+    """All rows of *blocks*: "kept" is the least and the most over the sizes, or None with a reason."""
+    import torch
+
+    import convnext_kernels as ck
+
+    candidates = [(PYTORCH, ""), (COMPILED, "")]
+    candidates += [(name, m) for name, status in ck.list_backends().items() if status.available for m in MEMORY]
+    rows = []
+    for who, memory in candidates:
         print(f"{who} {memory} ...", file=sys.stderr, flush=True)
-        for dtype in dtypes:
-            for use_grn in (False, True):
-                found += [kept(who, memory, use_grn, c, size, n, dtype) for c, size in stages]
-    return found
+        small = who in EMULATED and not torch.cuda.is_available()
+        stages, n = (SMALL, 1) if small else (STAGES, 8)
+        for what, dtype in ((what, dtype) for dtype in dtypes for what in ("V1", "V2")):
+            row = {"who": who, "memory": memory, "what": what, "dtype": dtype, "limit": LIMITS.get(memory)}
+            try:
+                found = [kept(who, memory, what == "V2", *stage, n, dtype) for stage in stages[-1 if quick else 0 :]]
+                rows.append(row | {"kept": (min(found), max(found)), "reason": ""})
+            except Exception as error:
+                rows.append(row | {"kept": None, "reason": f"{type(error).__name__}: {error}"})
+    return rows
 
 
-def status_bytes(text: str, name: str) -> int:
-    """Return a value of /proc/self/status."""
-    return int(re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE).group(1)) * 1024
+def exceeds(row: dict) -> bool:
+    return row["limit"] is not None and (row["kept"] is None or not row["kept"][1] <= row["limit"])
 
 
 def resident(name: str = "VmRSS") -> int:
     """Return the bytes of this process that are resident now (VmRSS) or the largest so far (VmHWM)."""
-    return status_bytes(Path("/proc/self/status").read_text(), name)
+    text = Path("/proc/self/status").read_text()
+    return int(re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE).group(1)) * 1024
 
 
-def tidy() -> None:
-    """Return freed memory to the system."""
+def reset_peak() -> int:
+    """Return freed memory to the system and reset VmHWM to what is resident now; returns that."""
     from convnext_kernels.bench.timing import glibc
 
     gc.collect()
     if (libc := glibc()) is not None:
         libc.malloc_trim(0)
-
-
-def reset_peak() -> None:
-    """Reset VmHWM to what is resident now."""
     Path("/proc/self/clear_refs").write_text("5")
+    return resident()
 
 
-def model_step(who: str, dtype: str, batch: int, size: int) -> "object":
-    """Return the training step of a whole model: a callable with `module`."""
+def measure_step(who: str, dtype: str, batch: int, size: int, steps: int) -> dict:
+    """Bytes resident before a training step, and the largest during it: medians. In this process, a new one."""
     import torch
     from training import TrainingStep, WithLoss, target_of
 
     from convnext_kernels import accelerate, models
     from convnext_kernels.bench.workloads import initialise
-    from convnext_kernels.cli.options import need
 
     if who.startswith("models"):
         model = models.create_model("convnext_tiny", memory=who.partition(", ")[2])
     else:
-        torchvision = need("torchvision", "a whole model", "bench")
-        model = torchvision.models.convnext_tiny(stochastic_depth_prob=0.0)
+        from torchvision.models import convnext_tiny
+
+        model = convnext_tiny(stochastic_depth_prob=0.0)
     initialise(model)
-    autocast = dtype == "autocast"
-    element = torch.bfloat16 if dtype == "bf16" else torch.float32
-    model = model.train().to(element).to(memory_format=torch.channels_last)
-    if who == "accelerate":
-        model = accelerate(model)
-    module = WithLoss(model)
-    if who == COMPILED:
-        module = torch.compile(module, fullgraph=True, dynamic=False)
-    x = torch.randn(batch, 3, size, size).to(element).contiguous(memory_format=torch.channels_last)
-    return TrainingStep(module, x, target_of(x, "model"), autocast)
-
-
-def measure_step(who: str, dtype: str, batch: int, size: int, steps: int) -> Peak:
-    """Measure in this process, which should be a new one."""
-    step = model_step(who, dtype, batch, size)
-    step.first.clear()  # the copy of the first weights, which no training loop has
-    tidy()
-    loaded = resident()
+    form = {"dtype": torch.bfloat16 if dtype == "bf16" else torch.float32, "memory_format": torch.channels_last}
+    model, x = model.train().to(**form), torch.randn(batch, 3, size, size).to(**form)
+    module = WithLoss(accelerate(model) if who == "accelerate" else model)
+    module = torch.compile(module, fullgraph=True, dynamic=False) if who == COMPILED else module
+    step = TrainingStep(module, x, target_of(x, "model"), dtype == "autocast")
     for _ in range(2):
         step()
     found = []
     for _ in range(steps):
         step.module.zero_grad(set_to_none=True)
-        tidy()
-        reset_peak()
-        before = resident()
+        before = reset_peak()
         step()
         found.append((before, resident("VmHWM")))
     before, peak = (int(statistics.median(values)) for values in zip(*found, strict=True))
-    return Peak(who, dtype, loaded, before, peak)
+    return {"who": who, "dtype": dtype, "before": before, "peak": peak}
 
 
-def in_a_process(who: str, dtype: str, batch: int, size: int, steps: int, threads: int | None) -> Peak | str:
+def in_a_process(who: str, dtype: str, batch: int, size: int, steps: int, threads: int | None) -> dict | str:
     """Run `measure_step` in a new process; return the last line of its error output if it fails."""
     arguments = json.dumps([who, dtype, batch, size, steps])
     command = [sys.executable, __file__, "--child", arguments]
@@ -227,68 +161,44 @@ def in_a_process(who: str, dtype: str, batch: int, size: int, steps: int, thread
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    return Peak(**json.loads(done.stdout.splitlines()[-1]))
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def show_blocks(rows: list[Kept]) -> list[Kept]:
-    """Print what blocks keep; return the rows that exceed their limit."""
-    from training import console, make_table
+def show(rows: list[dict], peaks: list[dict]) -> None:
+    """Print both tables."""
+    from convnext_kernels.bench.tables import Table
+    from convnext_kernels.cli import options
 
-    whats = list(dict.fromkeys((row.variant, row.dtype) for row in rows))
-    title = "kept for the gradient by a block, in units of the bytes of x (x included): range over its sizes"
-    shown = make_table(title, "who", "memory", *(f"{v} {d}" for v, d in whats), "limit", "")
-    for who, memory in dict.fromkeys((row.who, row.memory) for row in rows):
-        mine = [row for row in rows if (row.who, row.memory) == (who, memory)]
-        cells = []
-        for what in whats:
-            values = [row.kept for row in mine if (row.variant, row.dtype) == what]
-            least, most = (None, None) if None in values else (min(values), max(values))
-            cells.append(
-                "failed" if least is None else f"{most:.2f}" if most - least < 0.005 else f"{least:.2f}-{most:.2f}"
-            )
-        verdict = "" if mine[0].limit is None else "EXCEEDED" if any(row.exceeds for row in mine) else "met"
-        limit = f"at most {mine[0].limit:g}" if mine[0].limit else f"(expected for V1: {PEERS_KEEP:g})"
-        shown.add_row(who, memory, *cells, limit, verdict)
-    console().print(shown, highlight=False)
+    title, found = "kept for the gradient by a block, in units of the bytes of x: range over its sizes", []
     for row in rows:
-        if row.kept is None:
-            print(f"{row.who} {row.memory} {row.variant} {row.what} {row.dtype}: {row.reason}")
-    return [row for row in rows if row.exceeds]
-
-
-def show_steps(peaks: list[Peak], what: str) -> None:
-    """Print peaks of whole training steps."""
-    from training import console, make_table
-
-    title = f"peak resident set of a training step, {what}, MiB"
-    shown = make_table(
-        title, "who", "dtype", "model", "before", "peak", "step", "of eager's", "over model", "of eager's"
-    )
-    eager = {peak.dtype: peak for peak in peaks if peak.who == PYTORCH}
+        kept = "failed" if row["kept"] is None else "-".join(dict.fromkeys(f"{value:.2f}" for value in row["kept"]))
+        verdict = "" if row["limit"] is None else "EXCEEDED" if exceeds(row) else "met"
+        what = (row["who"], row["memory"], row["what"], row["dtype"])
+        found.append((*what, kept, "" if row["limit"] is None else f"at most {row['limit']:g}", verdict, row["reason"]))
+    if rows:
+        options.show(Table(title, ("who", "memory", "block", "dtype", "kept", "limit", "", ""), found), width=160)
+    found, eager = [], {p["dtype"]: p["peak"] - p["before"] for p in peaks if p["who"] == PYTORCH}
     for p in peaks:
-        base, cells = eager.get(p.dtype), []
-        for growth, of in ((p.peak - p.before, "before"), (p.peak - p.loaded, "loaded")):
-            cells += [f"{growth / MIB:.0f}", f"{growth / (base.peak - getattr(base, of)):.0%}" if base else ""]
-        shown.add_row(p.who, p.dtype, *(f"{v / MIB:.0f}" for v in (p.loaded, p.before, p.peak)), *cells)
-    console().print(shown, highlight=False)
+        step, base = p["peak"] - p["before"], eager.get(p["dtype"])
+        mib = (f"{value / 2**20:.0f}" for value in (p["before"], p["peak"], step))
+        found.append((p["who"], p["dtype"], *mib, f"{step / base:.0%}" if base else ""))
+    if peaks:
+        title = "peak resident set of a training step of ConvNeXt-T, MiB"
+        options.show(Table(title, ("who", "dtype", "before", "peak", "step", "of eager's"), found), width=160)
 
 
 @click.command(help=__doc__.splitlines()[0])
-@click.argument("parts", nargs=-1, type=click.Choice([BLOCKS, STEP]))
+@click.argument("parts", nargs=-1, type=click.Choice(["blocks", "step"]))
 @click.option("--quick", is_flag=True, help="One stage; the step at batch 2, 64x64, only to show that it works.")
-@click.option("--only", multiple=True, metavar="WHO", help="Candidates of the step with this in their name.")
 @click.option("--dtype", "dtypes", type=click.Choice(["bf16", "fp32", "autocast"]), multiple=True)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of PyTorch.  [default: PyTorch's]")
-@click.option("--json", "file", type=click.Path(path_type=Path), help="Write all figures and their conditions here.")
 @click.option("--check", is_flag=True, help="Fail if a block keeps more than its limit.")
 @click.option("--child", hidden=True)
 def main(
     parts: tuple[str, ...],
     quick: bool,
-    only: tuple[str, ...],
     dtypes: tuple[str, ...],
     threads: int | None,
-    file: Path | None,
     check: bool,
     child: str | None,
 ) -> None:
@@ -298,60 +208,24 @@ def main(
 
         if threads:
             torch.set_num_threads(threads)
-        print(json.dumps(dataclasses.asdict(measure_step(*json.loads(child)))))
+        print(json.dumps(measure_step(*json.loads(child))))
         return
-    parts = parts or (BLOCKS, STEP)
-    dtypes = dtypes or ("bf16", "fp32")
-    rows: list[Kept] = []
-    peaks: list[Peak] = []
-    failures: dict[str, str] = {}
-    batch, size = (2, 64) if quick else (8, 224)
-    if STEP in parts:
+    parts, dtypes = parts or ("blocks", "step"), dtypes or ("bf16", "fp32")
+    rows, peaks, failures = [], [], []
+    if "step" in parts:
         for dtype in dtypes:
-            for who in (name for name in STEPS if not only or any(pattern in name for pattern in only)):
+            for who in STEPS:
                 print(f"step: {who}, {dtype} ...", file=sys.stderr, flush=True)
-                found = in_a_process(who, dtype, batch, size, 3, threads)
-                if isinstance(found, Peak):
-                    peaks.append(found)
-                else:
-                    failures[f"{who}, {dtype}"] = found
-    if BLOCKS in parts:
+                found = in_a_process(who, dtype, *((2, 64) if quick else (8, 224)), 3, threads)
+                peaks += [found] if isinstance(found, dict) else []
+                failures += [] if isinstance(found, dict) else [f"{who}, {dtype}: {found}"]
+    if "blocks" in parts:
         emulate()
         rows = count(quick, tuple(dtype for dtype in dtypes if dtype != "autocast"))
-    what = f"ConvNeXt-T, batch {batch}, {size}x{size}"
-    exceeded = show_blocks(rows) if rows else []
-    if peaks:
-        show_steps(peaks, what)
-    for name, reason in failures.items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)
-    if file is not None:
-        write(file, what, rows, peaks, failures, threads)
-    if rows:
-        print(f"{sum(row.limit is not None for row in rows)} blocks with a limit, {len(exceeded)} exceed it")
-    sys.exit(1 if failures or (check and exceeded) else 0)
-
-
-def write(
-    file: Path, what: str, rows: list[Kept], peaks: list[Peak], failures: dict[str, str], threads: int | None
-) -> None:
-    """Write everything as JSON, with the machine."""
-    import datetime
-
-    import torch
-
-    from convnext_kernels import environment
-    from convnext_kernels.bench.results import write_atomically
-
-    machine = environment.collect() | {"commit": environment.commit()}
-    machine["threads"]["torch"] = threads or torch.get_num_threads()
-    values = {
-        "machine": machine,
-        "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "limits": LIMITS,
-        "blocks": [dataclasses.asdict(row) for row in rows],
-        "step": {"what": what, "peaks": [dataclasses.asdict(peak) for peak in peaks], "failures": failures},
-    }
-    write_atomically(file, json.dumps(values, indent=1) + "\n")
+    show(rows, peaks)
+    for line in failures:
+        print(f"failed: {line}", file=sys.stderr)
+    sys.exit(1 if failures or (check and any(map(exceeds, rows))) else 0)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-from convnext_kernels.bench.charts import number
-from convnext_kernels.bench.report import Case, by, machine_name, summarise
-from convnext_kernels.bench.results import EAGER, FAILED, OURS, WRONG, Record, Run, best_peer, load, ratio
+from convnext_kernels.bench import report
+from convnext_kernels.bench.report import by, first, machine_name, summarise
+from convnext_kernels.bench.results import EAGER, FAILED, OURS, WRONG, Case, Run, best_peer, load, ratio
+from convnext_kernels.bench.tables import Table, number
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN = "<!-- results: begin (python benchmarks/update_readme.py) -->"
@@ -89,8 +90,7 @@ def paragraph(text: str) -> list[str]:
 
 def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     """The lines of a Markdown table."""
-    titles = list(titles)
-    return ["", f"| {' | '.join(titles)} |", "|" + "---|" * len(titles), *(f"| {' | '.join(row)} |" for row in rows)]
+    return ["", *Table("", tuple(titles), [tuple(row) for row in rows]).markdown().splitlines()]
 
 
 def named(candidate: str) -> str:
@@ -98,14 +98,13 @@ def named(candidate: str) -> str:
     return NAMES.get(candidate, candidate)
 
 
-def compared(case: Case, to: str) -> str:
-    """ "1.3 times faster than OpenVINO"; "-" without both times."""
-    found = ratio(case, to)
+def compared(case: Case, to: str | None) -> str:
+    """How ours compares, as "1.30 times faster than OpenVINO"; "-" without both times."""
+    found = None if to is None else ratio(case, to)
     if found is None:
         return "-"
     faster = found.value >= 1
-    times = found.value if faster else 1 / found.value
-    return f"{times:.2f} times {'faster' if faster else 'slower'} than {named(to)}"
+    return f"{max(found.value, 1 / found.value):.2f} times {'faster' if faster else 'slower'} than {named(to)}"
 
 
 def other_peer(case: Case) -> str | None:
@@ -129,8 +128,7 @@ def machine(run: Run) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Bar:
+class Bar(NamedTuple):
     """One row of README's chart: how many times faster than eager."""
 
     what: str
@@ -220,18 +218,12 @@ def charts(root: Path) -> dict[Path, bool]:
 
 def losses(run: Run) -> str:
     """How often a peer is faster than this package, and where most."""
-    found = []
-    for name, case in run.cases().items():
-        peer = best_peer(case)
-        against = None if peer is None else ratio(case, peer.candidate)
-        if against is not None:
-            found.append((against.value, name, peer.candidate))
-    lost = [entry for entry in found if entry[0] < 1]
+    cases, lost = summarise(run.cases().values()).cases, report.losses(run)
     if not lost:
-        return f"No peer is faster in any of the {len(found)} cases of this record."
-    _, name, peer = min(lost)
+        return f"No peer is faster in any of the {cases} cases of this record."
+    _, name, peer = lost[0]
     return (
-        f"A peer is faster in {len(lost)} of the {len(found)} cases of this record; at worst this package is "
+        f"A peer is faster in {len(lost)} of the {cases} cases of this record; at worst this package is "
         f"{compared(run.cases()[name], peer)} (`{name}`)."
     )
 
@@ -240,31 +232,24 @@ def short_table(run: Run, others: Iterable[Run] = ()) -> list[str]:
     """What README shows of `run`, and of records of the same machine with an older instruction set."""
 
     def cell(case: Case) -> str:
-        other = other_peer(case)
-        parts = [compared(case, EAGER), "-" if other is None else compared(case, other)]
+        parts = (compared(case, EAGER), compared(case, other_peer(case)))
         return "<br>".join(part for part in parts if part != "-") or "-"
 
+    shown = [(run, "", ROWS)]
+    shown += [(o, f", limited to {limit(o)}", LIMITED_ROWS) for o in others if machine_name(o) == machine_name(run)]
     rows = [
         [what + place, *(cell(record.cases().get(name.format(dtype), {})) for dtype in DTYPES)]
-        for record, place, chosen in (
-            (run, "", ROWS),
-            *((o, f", limited to {limit(o)}", LIMITED_ROWS) for o in others if machine_name(o) == machine_name(run)),
-        )
+        for record, place, chosen in shown
         for what, name in chosen
     ]
-    rows = [row for row in rows if row[1:] != ["-", "-"]]
     alt = escape(description(run), {'"': "&quot;"})
-    picture = [
+    return [
         "<picture>",
         '  <source media="(prefers-color-scheme: dark)" srcset="docs/images/speedup-dark.svg">',
         f'  <img alt="{alt}" src="docs/images/speedup-light.svg" width="640">',
-        "</picture>",
-    ]
-    return [
-        *picture,
-        "",
+        *("</picture>", ""),
         *paragraph(f"Measured on {machine(run)}. {losses(run)}"),
-        *table(("", *DTYPES), rows),
+        *table(("", *DTYPES), [row for row in rows if row[1:] != ["-", "-"]]),
     ]
 
 
@@ -277,19 +262,15 @@ def home(run: Run) -> list[str]:
 
 def counted(op: str, file: Path) -> list[str]:
     """What `file` counts of `op`: a row for each case, a column for each kind of figure."""
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
     rows: dict[str, dict[str, str]] = {}
-    kinds: dict[str, None] = {}
-    for case, kind, value in re.findall(
-        r"^\| (.+?): (.+?) \| (.+?) \|", file.read_text(encoding="utf-8"), re.MULTILINE
-    ):
+    for case, kind, value in re.findall(r"^\| (.+?): (.+?) \| (.+?) \|", text, re.MULTILINE):
         if case.startswith(f"{op} ") and not kind.startswith("share "):  # of one kernel, not of a call
             rows.setdefault(case.removeprefix(f"{op} "), {})[kind] = value
-            kinds[kind] = None
-    return (
-        table(("case", *kinds), ([case, *(row.get(k, "-") for k in kinds)] for case, row in rows.items()))
-        if rows
-        else []
-    )
+    kinds = dict.fromkeys(kind for row in rows.values() for kind in row)
+    if not rows:
+        return []
+    return table(("case", *kinds), ([case, *(row.get(k, "-") for k in kinds)] for case, row in rows.items()))
 
 
 def op_figures(op: str, run: Run | None, root: Path) -> list[str]:
@@ -297,12 +278,12 @@ def op_figures(op: str, run: Run | None, root: Path) -> list[str]:
     lines: list[str] = []
     parts = {} if run is None else by(run, lambda record: (record.group, record.direction))
     for direction in ("forward", "training") if op in SHOWN else ():
-        cases = [c for c in parts.get((op, direction), []) if next(iter(c.values())).what.startswith(SHOWN[op])]
+        cases = [case for case in parts.get((op, direction), []) if first(case).what.startswith(SHOWN[op])]
         if cases:
             lines += [] if lines else ["", *paragraph(f"Measured on {machine(run)}.")]
             lines += long_table("Forward" if direction == "forward" else "Forward and backward", direction, cases)
     for name, file, command in COUNTED:
-        rows = counted(op, root / file) if (root / file).exists() else []
+        rows = counted(op, root / file)
         text = f"Counted, not timed: the {name} kernels' PTX, executed on a CPU and written by `{command}`."
         lines += ["", f"#### {name}", "", *paragraph(text), *rows] if rows else []
     return lines[1:] or ["No record yet."]
@@ -311,30 +292,22 @@ def op_figures(op: str, run: Run | None, root: Path) -> list[str]:
 def long_table(title: str, direction: str, cases: list[Case]) -> list[str]:
     """Every case of a group, a row each."""
 
-    def first(case: Case) -> Record:
-        return next(iter(case.values()))
-
     def milliseconds(case: Case, candidate: str | None) -> str:
         record = case.get(candidate)
-        if record is None:
-            return "-"
-        return record.status if record.times is None else number(record.times.median)
+        return "-" if record is None else number(record.times.median) if record.times else record.status
 
     def kept(case: Case) -> str:
         found = [case[name].saved_bytes for name in (EAGER, OURS) if name in case]
         return "-" if len(found) < 2 or None in found else " / ".join(number(size / 2**20) for size in found)
 
+    training, rows = direction == "training", []
     titles = ["case", "dtype", "batch", "eager, ms", "fastest other peer, ms", "ours, ms", "ours compared with eager"]
-    titles.append("with the fastest other peer")
-    training = direction == "training"
-    if training:
-        titles.append("MiB kept for backward, eager / ours")
-    rows = []
+    titles += ["with the fastest other peer", *(["MiB kept for backward, eager / ours"] if training else [])]
     for case in sorted(cases, key=lambda case: (first(case).what.split(" ")[0], first(case).dtype)):
         record, other = first(case), other_peer(case)
         row = [record.what, record.dtype, str(record.batch), milliseconds(case, EAGER)]
         row.append("-" if other is None else f"{milliseconds(case, other)} {named(other)}")
-        row += [milliseconds(case, OURS), compared(case, EAGER), "-" if other is None else compared(case, other)]
+        row += [milliseconds(case, OURS), compared(case, EAGER), compared(case, other)]
         rows.append([*row, kept(case)] if training else row)
     return ["", f"#### {title}", *table(titles, rows)]
 

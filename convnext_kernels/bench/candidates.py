@@ -55,15 +55,23 @@ class Prepared:
     inputs: tuple[Tensor, ...]
     device: str
 
+    def module(self, which: str) -> nn.Module:
+        """A copy of the module `which`, "eager" or "ours"."""
+        return copy.deepcopy(getattr(self, which))
+
+    def call(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
+        """The function that is timed."""
+        return Step(module, inputs) if self.case.direction == "training" else lambda: module(*inputs)
+
 
 @dataclass(frozen=True)
 class Candidate:
-    """`missing` returns why it cannot run this case, or ""; `build` returns the function that is timed."""
+    """`build` returns the function that is timed; `missing` why it cannot run this case, or ""."""
 
     name: str
-    missing: Callable[[Prepared], str]
     build: Callable[[Prepared], Call]
-    wanted: Callable[[Case, str], bool]  # (case, mode): whether it takes part
+    wanted: Callable[[Case, str], bool] = lambda case, mode: True  # whether it takes part
+    missing: Callable[[Prepared], str] = lambda prepared: ""
 
 
 @contextmanager
@@ -112,29 +120,20 @@ class Step:
         return found
 
 
-def _call(module: nn.Module, inputs: tuple[Tensor, ...], direction: str) -> Call:
-    return Step(module, inputs) if direction == "training" else lambda: module(*inputs)
-
-
-def _never_missing(_: Prepared) -> str:
-    return ""
-
-
 def _ours_missing(prepared: Prepared) -> str:
     return "" if prepared.ours is not None else "this package supports ConvNeXts only"
 
 
-def _ours(prepared: Prepared) -> Call:
-    return _call(prepared.ours, prepared.inputs, prepared.case.direction)
+def _plain(which: str, contiguous: bool = False) -> Callable[[Prepared], Call]:
+    """The module `which`, "eager" or "ours"; `contiguous`: in NCHW memory."""
 
+    def build(prepared: Prepared) -> Call:
+        module, inputs = prepared.module(which), prepared.inputs
+        if contiguous:
+            module, inputs = module.to(memory_format=torch.contiguous_format), tuple(x.contiguous() for x in inputs)
+        return prepared.call(module, inputs)
 
-def _eager(prepared: Prepared) -> Call:
-    return _call(prepared.eager, prepared.inputs, prepared.case.direction)
-
-
-def _contiguous(prepared: Prepared) -> Call:
-    module = copy.deepcopy(prepared.eager).to(memory_format=torch.contiguous_format)
-    return _call(module, tuple(x.contiguous() for x in prepared.inputs), prepared.case.direction)
+    return build
 
 
 def _compiled(which: str = "eager", autotune: bool = False, cudagraphs: bool = False) -> Callable[[Prepared], Call]:
@@ -148,12 +147,15 @@ def _compiled(which: str = "eager", autotune: bool = False, cudagraphs: bool = F
         if autotune:
             # On a GPU with CUDA graphs, as in mode="max-autotune", unless a backward pass needs the outputs.
             options = {"max_autotune": True, "triton.cudagraphs": prepared.device == "cuda" and not training}
-        module = torch.compile(copy.deepcopy(getattr(prepared, which)), dynamic=False, options=options)
-        call = _call(module, prepared.inputs, prepared.case.direction)
+        module = prepared.module(which)
+        weights = copy.deepcopy(module.state_dict())
+        call = prepared.call(torch.compile(module, dynamic=False, options=options), prepared.inputs)
         # Freezing makes the weights constants and packs them for oneDNN, at the first call and without gradients.
         gradients = nullcontext() if training else torch.inference_mode()
         with quiet(), gradients, config.patch(freezing=not training):
             call()
+        if training:
+            module.load_state_dict(weights)  # a step with an optimiser has changed them
         return call
 
     return build
@@ -161,7 +163,7 @@ def _compiled(which: str = "eager", autotune: bool = False, cudagraphs: bool = F
 
 def _graphed(prepared: Prepared) -> Call:
     """Our module as CUDA graphs."""
-    module = copy.deepcopy(prepared.ours)
+    module = prepared.module("ours")
     if prepared.case.direction == "training":
         samples = tuple(x.detach().clone().requires_grad_() for x in prepared.inputs)
         return Step(torch.cuda.make_graphed_callables(module, samples), prepared.inputs)
@@ -179,18 +181,13 @@ def _compiler_missing(prepared: Prepared) -> str:
     return ""
 
 
-def _inference_engine_missing(
-    module: str, extra: tuple[str, ...], dtypes: tuple[str, ...]
-) -> Callable[[Prepared], str]:
+def _engine_missing(modules: tuple[str, ...], dtypes: tuple[str, ...]) -> Callable[[Prepared], str]:
     def missing(prepared: Prepared) -> str:
-        absent = [name for name in (module, *extra) if importlib.util.find_spec(name) is None]
-        if absent:
+        if absent := [name for name in modules if importlib.util.find_spec(name) is None]:
             return f'{" and ".join(absent)} not installed: pip install "convnext-kernels[bench]"'
         if prepared.device != "cpu":
             return "benchmarked on CPUs only"
-        if prepared.case.dtype not in dtypes:
-            return f"has no {prepared.case.dtype} kernels for CPUs"
-        return ""
+        return "" if prepared.case.dtype in dtypes else f"has no {prepared.case.dtype} kernels for CPUs"
 
     return missing
 
@@ -213,7 +210,7 @@ class _Nhwc(nn.Module):
 
 def _nhwc(prepared: Prepared) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """An fp32 copy of the module with (N, H, W, C) interfaces, and inputs for it."""
-    module = _Nhwc(copy.deepcopy(prepared.eager).to(memory_format=torch.contiguous_format).float()).eval()
+    module = _Nhwc(prepared.module("eager").to(memory_format=torch.contiguous_format).float()).eval()
     return module, tuple(_channels_to_the_end(x).float() for x in prepared.inputs)
 
 
@@ -295,19 +292,16 @@ def _onnxruntime(prepared: Prepared) -> Call:
 
 
 # In full mode every candidate takes part in every case. Compiling takes seconds for an op and minutes for a model: the
-# other modes compile only in the cases that matter most, and so end in 15 and in 2 minutes.
+# other modes compile only in the cases that matter most, and so end in 15 and in 2 minutes. Scaling cases compare with
+# eager only.
 
 
-def _always(case: Case, mode: str) -> bool:
-    return True
-
-
-def _contiguous_wanted(case: Case, mode: str) -> bool:
+def _not_scaling(case: Case, mode: str) -> bool:
     return case.group != "scaling"
 
 
 def _compile_wanted(case: Case, mode: str) -> bool:
-    if case.group == "scaling":  # compares with eager only
+    if case.group == "scaling":
         return False
     if mode == QUICK:
         return case.group == "layernorm" and case.direction == "forward"
@@ -317,46 +311,33 @@ def _compile_wanted(case: Case, mode: str) -> bool:
 
 
 def _autotune_wanted(case: Case, mode: str) -> bool:
-    if case.group == "scaling":
-        return False
     important = case.group == "block" and case.channels == 384 and case.direction == "forward"
-    return mode == FULL or (mode == STANDARD and important)
+    return case.group != "scaling" and (mode == FULL or (mode == STANDARD and important))
 
 
 def _engine_wanted(case: Case, mode: str) -> bool:
     return case.direction == "forward" and case.group != "scaling" and (mode != QUICK or case.group == "block")
 
 
+_openvino_missing = _engine_missing(("openvino", "numpy"), ("fp32", "bf16"))
+_onnxruntime_missing = _engine_missing(("onnxruntime", "onnx", "onnxscript"), ("fp32",))
 CANDIDATES = (
-    Candidate(EAGER, _never_missing, _eager, _always),
-    Candidate(OURS, _ours_missing, _ours, _always),
-    Candidate("eager, contiguous", _never_missing, _contiguous, _contiguous_wanted),
-    Candidate("torch.compile", _compiler_missing, _compiled(), _compile_wanted),
-    Candidate(
-        "torch.compile, max-autotune",
-        _compiler_missing,
-        _compiled(autotune=True),
-        _autotune_wanted,
-    ),
-    Candidate(
-        "OpenVINO", _inference_engine_missing("openvino", ("numpy",), ("fp32", "bf16")), _openvino, _engine_wanted
-    ),
-    Candidate(
-        "ONNX Runtime",
-        _inference_engine_missing("onnxruntime", ("onnx", "onnxscript"), ("fp32",)),
-        _onnxruntime,
-        _engine_wanted,
-    ),
+    Candidate(EAGER, _plain("eager")),
+    Candidate(OURS, _plain("ours"), missing=_ours_missing),
+    Candidate("eager, contiguous", _plain("eager", contiguous=True), _not_scaling),
+    Candidate("torch.compile", _compiled(), _compile_wanted, _compiler_missing),
+    Candidate("torch.compile, max-autotune", _compiled(autotune=True), _autotune_wanted, _compiler_missing),
+    Candidate("OpenVINO", _openvino, _engine_wanted, _openvino_missing),
+    Candidate("ONNX Runtime", _onnxruntime, _engine_wanted, _onnxruntime_missing),
 )
 
 NEEDS_GPU = GRAPH, OVERHEAD = "CUDA graph", "reduce-overhead"
 # What `verify` compares for whole models, the most telling first: should time run out, the last ones are missing.
 MODEL_CANDIDATES = (
-    Candidate(EAGER, _never_missing, _eager, _always),
-    Candidate(OURS, _ours_missing, _ours, _always),
-    Candidate(f"{OURS}, {GRAPH}", _gpu_missing, _graphed, _always),
-    Candidate("torch.compile", _compiler_missing, _compiled(), _always),
-    Candidate(f"torch.compile, {OVERHEAD}", _gpu_missing, _compiled(cudagraphs=True), _always),
-    Candidate(f"{OURS}, torch.compile", _compiler_missing, _compiled("ours"), _always),
-    Candidate("eager, contiguous", _never_missing, _contiguous, _always),
+    *CANDIDATES[:2],
+    Candidate(f"{OURS}, {GRAPH}", _graphed, missing=_gpu_missing),
+    Candidate("torch.compile", _compiled(), missing=_compiler_missing),
+    Candidate(f"torch.compile, {OVERHEAD}", _compiled(cudagraphs=True), missing=_gpu_missing),
+    Candidate(f"{OURS}, torch.compile", _compiled("ours"), missing=_compiler_missing),
+    CANDIDATES[2],
 )

@@ -1,13 +1,11 @@
 """Every case of the benchmarks, for the command line and for pytest."""
 
 import fnmatch
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
-
-from convnext_kernels.bench import work
-from convnext_kernels.bench.work import Work
 
 if TYPE_CHECKING:
     from convnext_kernels.bench.workloads import Workload
@@ -22,11 +20,11 @@ SHAPES = ((1, 11, 1), (11, 1, 1), (21, 1, 1), (51, 5, 1), (7, 7, 2))
 SOUND = (512, 938)  # C, L: ten seconds of sound in Vocos (arXiv 2306.00814)
 # Of MedNeXt's stages, for depthwise convolutions of volumes: C, D = H = W, side of the kernel.
 VOLUMES = ((32, 64, 3), (64, 32, 5), (128, 16, 7))
-CONVNEXTS = {  # label: (library, name, depths, dims, GRN)
-    "ConvNeXt-T": ("torchvision", "convnext_tiny", (3, 3, 9, 3), (96, 192, 384, 768), False),
-    "ConvNeXt-S": ("torchvision", "convnext_small", (3, 3, 27, 3), (96, 192, 384, 768), False),
-    "ConvNeXt-B": ("torchvision", "convnext_base", (3, 3, 27, 3), (128, 256, 512, 1024), False),
-    "ConvNeXt-V2-T": ("timm", "convnextv2_tiny", (3, 3, 9, 3), (96, 192, 384, 768), True),
+CONVNEXTS = {  # label: (library, name, millions of parameters, C of the first stage, GRN)
+    "ConvNeXt-T": ("torchvision", "convnext_tiny", 29, 96, False),
+    "ConvNeXt-S": ("torchvision", "convnext_small", 50, 96, False),
+    "ConvNeXt-B": ("torchvision", "convnext_base", 89, 128, False),
+    "ConvNeXt-V2-T": ("timm", "convnextv2_tiny", 29, 96, True),
 }
 NETWORKS = {"ConvNeXt-T": "convnext_tiny", "ConvNeXt-V2-T": "convnextv2_tiny"}  # of `convnext_kernels.models`
 RIVALS = {  # alternatives to a ConvNeXt: (library, name, millions of parameters)
@@ -74,56 +72,34 @@ def _build(kind: str, *arguments: object) -> "Workload":
 
 
 def _ops(dtype: str, direction: str, n: int) -> list[Case]:
-    """The cases of single ops and of the block, at the shapes of the four stages."""
-    found = []
+    """The cases of single ops and of the block, at the shapes of the four stages; at batch 1 volumes too."""
+    training, found = direction == "training", []
 
     def add(
-        group: str,
-        what: str,
-        mode: str,
-        counted: Work,
-        c: int,
-        size: int,
-        k: int = 0,
-        grn: bool = False,
-        kernel: tuple = (),
-        variant: tuple = (),
+        group: str, what: str, mode: str, c: int, sides: tuple, *options: object, k: int = 0, kind: str = ""
     ) -> None:
-        held = HELD[group] * (2 if direction == "training" else 1)
-        options = {"dwconv": kernel or (k,), "layernorm": ()}.get(group, (grn, *variant))
-        build = partial(_build, group, counted, n, c, size, size, *options)
-        memory = 8 * held * counted.x
+        """`sides` and `options` are the arguments of the workload; the sides multiply to the pixels of x."""
+        memory = 8 * HELD[group] * (1 + training) * n * c * math.prod(sides)
+        grn, build = options[:1] == (True,), partial(_build, kind or group, n, c, *sides, *options)
+        what = f"{what} C{c} {'x'.join(map(str, sides))}".strip()
         found.append(Case(group, what, n, dtype, direction, mode, c, k, grn, memory, build))
 
+    beyond = FULL if training else STANDARD
     for c, size in STAGES:
-        at = f"C{c} {size}x{size}"
-        quick = QUICK if c == 384 and n == 1 else STANDARD
+        at, quick = (size, size), QUICK if c == 384 and n == 1 else STANDARD
         for k in KERNELS:
-            mode = quick if k == 7 else STANDARD if direction == "forward" else FULL
-            add("dwconv", f"K{k} {at}", mode, work.dwconv(n, c, size, k), c, size, k)
+            add("dwconv", f"K{k}", quick if k == 7 else beyond, c, at, k, k=k)
         for height, width, stride in SHAPES if c in (96, 384) else ():
-            sides = f"{height}x{width}" if height != width else height
-            what = f"K{sides}{f's{stride}' if stride > 1 else ''} {at}"
-            mode = STANDARD if direction == "forward" else FULL
-            counted = work.dwconv(n, c, size, (height, width), stride)
-            add("dwconv", what, mode, counted, c, size, kernel=((height, width), 1, stride))
-        add("layernorm", at, quick, work.layernorm(n, c, size), c, size)
-        for grn in (False, True):
-            what = f"{'V2' if grn else 'V1'} {at}"
-            add("mlp", what, quick, work.mlp(n, c, size, grn), c, size, grn=grn)
-            mode = QUICK if direction == "training" and c == 384 else quick
-            add("block", what, mode, work.block(n, c, size, grn), c, size, 7, grn)
+            sides = f"{height}x{width}" if height != width else f"{height}s{stride}"
+            add("dwconv", f"K{sides}", beyond, c, at, (height, width), 1, stride)
+        add("layernorm", "", quick, c, at)
+        for label, grn in (("V1", False), ("V2", True)):
+            add("mlp", label, quick, c, at, grn)
+            add("block", label, QUICK if training and c == 384 else quick, c, at, grn, k=7)
         if c in (96, 384):
-            counted = work.block(n, c, size, False)
-            # with RMSNorm and SiLU
-            add("block", f"RMS {at}", STANDARD, counted, c, size, 7, variant=(7, "rms", "silu"))
-    c, length = SOUND
-    for grn in (False, True):
-        counted = work.block1d(n, c, length, grn)
-        memory = 8 * HELD["block"] * (2 if direction == "training" else 1) * counted.x
-        build = partial(_build, "block1d", counted, n, c, length, grn)
-        what = f"1-D {'V2' if grn else 'V1'} C{c} 1x{length}"
-        found.append(Case("block", what, n, dtype, direction, STANDARD, c, 0, grn, memory, build))
+            add("block", "RMS", STANDARD, c, at, False, 7, "rms", "silu", k=7)
+    for label, grn in (("1-D V1", False), ("1-D V2", True)):
+        add("block", label, STANDARD, SOUND[0], (1, SOUND[1]), grn, kind="block1d")
     return found
 
 
@@ -131,29 +107,25 @@ def _volumes(dtype: str, direction: str) -> list[Case]:
     """Depthwise convolutions of volumes. In no smaller mode: PyTorch's weight gradient takes up to two seconds."""
     found = []
     for c, size, k in VOLUMES:
-        counted = work.dwconv3d(1, c, size, k)
-        memory = 8 * HELD["dwconv3d"] * (2 if direction == "training" else 1) * counted.x
-        build = partial(_build, "dwconv3d", counted, 1, c, size, size, k, size)
+        memory = 8 * HELD["dwconv3d"] * (2 if direction == "training" else 1) * c * size**3
+        build = partial(_build, "dwconv3d", 1, c, size, size, k, size)
         what = f"K{k} C{c} {size}x{size}x{size}"
         found.append(Case("dwconv3d", what, 1, dtype, direction, FULL, c, 0, False, memory, build))
     return found
 
 
 def _convnext(label: str, n: int, size: int, dtype: str, direction: str, mode: str) -> Case:
-    library, name, depths, dims, grn = CONVNEXTS[label]
-    counted = work.convnext(n, size, depths, dims, grn)
-    stage = n * (size // 4) ** 2 * dims[0]
-    blocks = sum(depth / 2**i for i, depth in enumerate(depths)) if direction == "training" else 1
-    memory = int(8 * (HELD["block"] * stage * blocks + 4 * counted.parameters))
-    build = partial(_build, "convnext", counted, library, name, n, size)
-    return Case("model", f"{label} {size}", n, dtype, direction, mode, dims[0], 7, grn, memory, build)
+    library, name, millions, c, grn = CONVNEXTS[label]
+    stage = n * (size // 4) ** 2 * c * (8 if direction == "training" else 1)
+    memory = 8 * (HELD["block"] * stage + 4 * millions * 10**6)
+    build = partial(_build, "convnext", library, name, n, size)
+    return Case("model", f"{label} {size}", n, dtype, direction, mode, c, 7, grn, memory, build)
 
 
 def network(label: str, n: int, dtype: str, direction: str) -> Case:
     """A model of NETWORKS at 224 x 224, built by this package: the same case as in `cases`, without another library."""
     case = _convnext(label, n, 224, dtype, direction, STANDARD)
-    counted = case.build.args[1]
-    return replace(case, build=partial(_build, "network", counted, NETWORKS[label], n, 224))
+    return replace(case, build=partial(_build, "network", NETWORKS[label], n, 224))
 
 
 def _models(dtype: str) -> list[Case]:
@@ -201,12 +173,15 @@ def cases(device: str = "cpu") -> list[Case]:
     return sorted(found, key=lambda case: order.index(case.group))
 
 
-def select(mode: str, only: tuple[str, ...] = (), device: str = "cpu") -> list[Case]:
+def select(
+    mode: str, only: tuple[str, ...] = (), device: str = "cpu", everything: Sequence[Case] | None = None
+) -> list[Case]:
     """The cases of `mode` whose name contains one of `only`, or matches it as a shell pattern.
 
     A pattern that matches only cases of larger modes selects those. ValueError for a pattern that matches no case.
+    `everything`: other cases than those of `device`.
     """
-    everything = cases(device)
+    everything = cases(device) if everything is None else everything
     if not only:
         return [case for case in everything if MODES.index(case.mode) <= MODES.index(mode)]
     chosen = set()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from convnext_kernels.bench.timing import pinned
@@ -45,72 +46,26 @@ def _matmul(dtype: str, side: int, device: str) -> "Callable[[], Tensor]":
     return call
 
 
-def _cpu() -> dict[str, object]:
+def _copy(count: int, device: str) -> float:
+    """Bytes per second of PyTorch's copy of `count` bytes, read and written."""
     import torch
 
-    from convnext_kernels.backends.cpu import native
-
-    threads = torch.get_num_threads()
-    flops, sources, memory = {}, {}, []
-    for dtype in ("fp32", "bf16"):
-        flops[dtype] = _rate(_matmul(dtype, SIDE, "cpu"), 2 * SIDE**3)
-        sources[dtype] = f"PyTorch's {SIDE}x{SIDE}x{SIDE} matmul"
-    if native.import_error():
-        flops["vector"], sources["vector"] = flops["fp32"], sources["fp32"]
-        source = torch.empty(2**25)  # 128 MiB
-        target = torch.empty_like(source)
-        rate = _rate(lambda: target.copy_(source), 2 * source.numel() * 4)
-        memory.append({"level": "memory", "size": None, "rate": rate})
-        sources["memory"] = "PyTorch's copy of 128 MiB; no cache levels, because the compiled extension is missing"
-        return {"flops": flops, "memory": memory, "sources": sources}
-
-    extension = native.extension()
-    for kind in extension.arithmetic_kinds():
-        dtype, label = {
-            "fma_fp32": ("fp32", "fp32 multiply-adds in registers"),
-            "dot_bf16": ("bf16", "bf16 dot products (VDPBF16PS) in registers"),
-            "tile_bf16": ("bf16", "bf16 AMX tile products in registers"),
-        }[kind]
-        rate = extension.arithmetic_rate(kind, threads, SECONDS)
-        if kind == "fma_fp32":
-            flops["vector"], sources["vector"] = rate, label
-        if rate > flops[dtype]:
-            flops[dtype], sources[dtype] = rate, label
-    # Half of L2, so that the copies stay in it; half of each thread's part of L3, which is shared.
-    sizes = {f"L{level}": extension.cache_bytes(level) for level in (1, 2, 3)}
-    parts = {"L2": sizes["L2"] // 2, "L3": sizes["L3"] // threads // 2}
-    if parts["L3"] <= sizes["L2"]:  # such a part lies in L2
-        parts.pop("L3")
-    for level, part in parts.items():
-        if part:
-            size = sizes[level] * (threads if level == "L2" else 1)
-            memory.append({"level": level, "size": size, "rate": extension.copy_rate(part, threads, SECONDS)})
-    beyond = max(2**27, 2 * sizes["L3"]) // threads
-    memory.append({"level": "memory", "size": None, "rate": extension.copy_rate(beyond, threads, SECONDS)})
-    sources["memory"] = "copies by all threads, bytes read plus bytes written"
-    return {"flops": flops, "memory": memory, "sources": sources}
-
-
-def _cuda() -> dict[str, object]:
-    import torch
-
-    flops = {d: _rate(_matmul(d, CUDA_SIDE, "cuda"), 2 * CUDA_SIDE**3) for d in ("fp32", "tf32", "bf16", "fp16")}
-    sources = dict.fromkeys(flops, f"PyTorch's {CUDA_SIDE}x{CUDA_SIDE}x{CUDA_SIDE} matmul")
-    # fp32 matmuls without TF32 run on the ordinary multiply-add units, which depthwise convolutions use too.
-    flops["vector"], sources["vector"] = flops["fp32"], sources["fp32"]
-    source = torch.empty(COPY_BYTES // 2, dtype=torch.int8, device="cuda")
+    source = torch.empty(count, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
 
     def copy() -> None:
         target.copy_(source)
-        torch.cuda.synchronize()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
-    sources["memory"] = "PyTorch's copy of 512 MiB, bytes read plus bytes written"
-    return {
-        "flops": flops,
-        "memory": [{"level": "memory", "size": None, "rate": _rate(copy, COPY_BYTES)}],
-        "sources": sources,
-    }
+    return _rate(copy, 2 * count)
+
+
+KINDS = {  # of loops in the extension: the ceiling, and how it was measured
+    "fma_fp32": ("fp32", "fp32 multiply-adds in registers"),
+    "dot_bf16": ("bf16", "bf16 dot products (VDPBF16PS) in registers"),
+    "tile_bf16": ("bf16", "bf16 AMX tile products in registers"),
+}
 
 
 def measure(device: str) -> dict[str, object]:
@@ -120,10 +75,43 @@ def measure(device: str) -> dict[str, object]:
     "vector": FLOP/s of fp32 multiply-adds outside matrix units; ``memory``: bytes/s of copies for each level, with
     the largest working set of that level; ``sources``: how each rate was measured.
     """
-    if device == "cuda":
-        return _cuda()
-    with pinned():
-        return _cpu()
+    with pinned() if device == "cpu" else nullcontext():
+        return _measure(device)
+
+
+def _measure(device: str) -> dict[str, object]:
+    import torch
+
+    from convnext_kernels.backends.cpu import native
+
+    dtypes, side = (("fp32", "bf16"), SIDE) if device == "cpu" else (("fp32", "tf32", "bf16", "fp16"), CUDA_SIDE)
+    flops = {dtype: _rate(_matmul(dtype, side, device), 2 * side**3) for dtype in dtypes}
+    sources = dict.fromkeys(flops, f"PyTorch's {side}x{side}x{side} matmul")
+    # fp32 matmuls without TF32 run on the ordinary multiply-add units, which depthwise convolutions use too.
+    flops["vector"], sources["vector"] = flops["fp32"], sources["fp32"]
+    if device == "cuda" or native.import_error():
+        size = COPY_BYTES // 2 if device == "cuda" else 2**27
+        sources["memory"] = f"PyTorch's copy of {size // 2**20} MiB, bytes read plus bytes written"
+        sources["memory"] += "; no cache levels, because the compiled extension is missing" if device == "cpu" else ""
+        rate = _copy(size, device)
+        return {"flops": flops, "memory": [{"level": "memory", "size": None, "rate": rate}], "sources": sources}
+
+    extension, threads = native.extension(), torch.get_num_threads()
+    for kind in extension.arithmetic_kinds():
+        dtype, label = KINDS[kind]
+        rate = extension.arithmetic_rate(kind, threads, SECONDS)
+        if kind == "fma_fp32":
+            flops["vector"], sources["vector"] = rate, label
+        if rate > flops[dtype]:
+            flops[dtype], sources[dtype] = rate, label
+    # Half of L2, so that the copies stay in it; half of each thread's part of L3, unless that lies in L2.
+    l2, l3 = (extension.cache_bytes(level) for level in (2, 3))
+    levels = [("L2", l2 * threads, l2 // 2)] if l2 else []
+    levels += [("L3", l3, l3 // threads // 2)] if l3 // threads // 2 > l2 else []
+    levels.append(("memory", None, max(2**27, 2 * l3) // threads))
+    memory = [{"level": n, "size": size, "rate": extension.copy_rate(p, threads, SECONDS)} for n, size, p in levels]
+    sources["memory"] = "copies by all threads, bytes read plus bytes written"
+    return {"flops": flops, "memory": memory, "sources": sources}
 
 
 def shares(work: "Work", element: int, dtype: str, seconds: float, ceilings: dict[str, object]) -> tuple:

@@ -10,12 +10,11 @@ import torch
 
 from convnext_kernels import dispatch
 from convnext_kernels.bench import workloads
-from convnext_kernels.bench.candidates import DTYPES, Prepared, Step, tf32
+from convnext_kernels.bench.candidates import DTYPES, Step, tf32
 from convnext_kernels.bench.cases import Case
-from convnext_kernels.bench.measure import one_line, reference_results, results
+from convnext_kernels.bench.measure import one_line, prepare, reference_results, results
 from convnext_kernels.bench.numerics import judge
 from convnext_kernels.bench.results import FAILED, OK, UNAVAILABLE, WRONG, Check
-from convnext_kernels.bench.work import Work
 from convnext_kernels.spec import BackendError
 
 # (N, C, H, W): sizes below, equal to, a multiple of and above the kernels' vectors and tiles. The most telling first:
@@ -56,8 +55,6 @@ KINDS = (  # (op, label, arguments of the workload after the shape); those of th
     ("dwconv3d", " K3 depth 4", (3, 4)),
     ("dwconv3d", " K5 depth 3 stride 2", (5, 3, 2)),
 )
-NO_WORK = Work(0, 0, 0, 0, 0)  # nothing is timed here
-
 Backend = tuple[str, Callable[[], AbstractContextManager]]
 
 
@@ -86,7 +83,7 @@ def cases(device: str, dtype: str) -> Iterator[Case]:
         for op, label, arguments in KINDS:
             if (wide and op not in ("mlp", "block", "layernorm")) or (op == "downsample" and min(h, w) < arguments[0]):
                 continue
-            build = partial(getattr(workloads, op), NO_WORK, n, c, h, w, *arguments)
+            build = partial(getattr(workloads, op), n, c, h, w, *arguments)
             yield Case(op, f"{n}x{c}x{h}x{w}{label}", n, dtype, "training", "", c, 0, False, 0, build)
 
 
@@ -109,24 +106,19 @@ def _all_results(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> d
 
 
 def _check(case: Case, device: str, contexts: list[Backend]) -> Iterator[Check]:
-    workload, dtype = case.build(), DTYPES[case.dtype]
-    layout = workload.channels_last
-    eager, ours = (m.to(device, dtype).to(memory_format=layout) for m in (workload.eager, workload.ours))
-    inputs = tuple(x.to(device, dtype).contiguous(memory_format=layout) for x in workload.inputs)
-    truth = reference_results(Prepared(case, eager, ours, inputs, device))
+    prepared, dtype = prepare(case, device), DTYPES[case.dtype]
+    truth = reference_results(prepared)
     truth["inference"] = truth["output"]
-    standard = _all_results(eager, inputs)
+    standard = _all_results(prepared.eager, prepared.inputs)
     if not judge(truth, None, standard, dtype).within:
         standard = None
     for name, context in contexts:
         check = partial(Check, case.group, case.what, case.dtype, name)
         try:
             with dispatch.use_backend(name.split()[0]), context(), _poisoned_memory():
-                judgement = judge(truth, standard, _all_results(copy.deepcopy(ours), inputs), dtype)
-        except BackendError as error:
-            yield check(UNAVAILABLE, one_line(error))
+                judgement = judge(truth, standard, _all_results(copy.deepcopy(prepared.ours), prepared.inputs), dtype)
         except Exception as error:
-            yield check(FAILED, one_line(error))
+            yield check(UNAVAILABLE if isinstance(error, BackendError) else FAILED, one_line(error))
         else:
             status = OK if judgement.within else WRONG
             yield check(status, judgement.reason, judgement.error, judgement.allowed)
@@ -146,8 +138,6 @@ def check(case: Case, device: str, contexts: list[Backend]) -> Iterator[Check]:
 
 def compile_kernels(case: Case, device: str) -> None:
     """Run a case on the Triton backend, so that its kernels are in Triton's cache."""
-    workload, dtype = case.build(), DTYPES[case.dtype]
-    layout = workload.channels_last
-    inputs = tuple(x.to(device, dtype).contiguous(memory_format=layout) for x in workload.inputs)
+    prepared = prepare(case, device)
     with dispatch.use_backend("triton"), tf32(False):
-        _all_results(workload.ours.to(device, dtype).to(memory_format=layout), inputs)
+        _all_results(prepared.ours, prepared.inputs)

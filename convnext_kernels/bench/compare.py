@@ -6,12 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from convnext_kernels.bench.results import OK, OURS, Record, Run
+from convnext_kernels.bench.tables import Table, short, speedup
 
-FASTER, SLOWER, SAME = "faster", "slower", "within noise"
-ONLY_A, ONLY_B = "only in A", "only in B"
-STATUS_CHANGED = "status changed"
-NO_TIMES = "no times"  # in neither run, with the same status
-
+SAME, NO_TIMES = "within noise", "no times"  # the second: in neither run, with the same status
 LEAST_NOISE = 0.02  # a smaller change is never reported: two runs of one build differ by as much
 CONTROLS = 10  # at least as many peers with times make a control group
 
@@ -26,9 +23,14 @@ class Change:
     after: float | None
     change: float | None  # after / before - 1: negative is faster
     noise: float | None  # a change up to this is noise
-    verdict: str
+    verdict: str  # faster, slower, within noise, only in A, only in B, status changed, no times
     status_before: str | None
     status_after: str | None
+
+    @property
+    def gone_bad(self) -> bool:
+        """Whether it had times in A and is wrong, failed or unavailable in B."""
+        return self.status_before == OK and self.status_after not in (OK, None)
 
 
 def control(a: Run, b: Run) -> float:
@@ -44,19 +46,18 @@ def control(a: Run, b: Run) -> float:
 
 
 def _pair(key: tuple[str, str], a: Record | None, b: Record | None, least: float) -> Change:
-    before = None if a is None or a.times is None else a.times.median
-    after = None if b is None or b.times is None else b.times.median
+    before, after = (r.times.median if r and r.times else None for r in (a, b))
     change = noise = None
     if a is None or b is None:
-        verdict = ONLY_B if a is None else ONLY_A
+        verdict = "only in B" if a is None else "only in A"
     elif a.status != b.status:
-        verdict = STATUS_CHANGED
+        verdict = "status changed"
     elif before is None or after is None:
         verdict = NO_TIMES
     else:
         change = after / before - 1
         noise = max(least, a.times.spread + b.times.spread)
-        verdict = SAME if abs(change) <= noise else SLOWER if change > 0 else FASTER
+        verdict = SAME if abs(change) <= noise else "slower" if change > 0 else "faster"
     return Change(*key, before, after, change, noise, verdict, a and a.status, b and b.status)
 
 
@@ -73,53 +74,66 @@ def compare(a: Run, b: Run) -> list[Change]:
     return [_pair(key, left.get(key), right.get(key), least) for key in dict.fromkeys((*left, *right))]
 
 
-@dataclass(frozen=True)
-class Summary:
-    """How well two runs agree."""
+def summary(changes: Iterable[Change]) -> dict[str, object]:
+    """How well two runs agree.
 
-    timed: int  # with times in both
-    agree: int  # of these, within the noise
-    counts: dict[str, int]  # by verdict
-    mean: float | None  # geometric mean of after / before
-
-
-def summary(changes: Iterable[Change]) -> Summary:
-    """Sum up what `compare` returns."""
+    `timed`: how many have times in both, `agree`: of these, within the noise, `counts`: by verdict, `mean`: the
+    geometric mean of after / before, or None.
+    """
     changes = list(changes)
     counts = Counter(change.verdict for change in changes)
     factors = [1 + change.change for change in changes if change.change is not None]
     mean = statistics.geometric_mean(factors) if factors else None
-    return Summary(len(factors), counts[SAME], dict(counts), mean)
-
-
-def gone_bad(changes: Iterable[Change]) -> list[Change]:
-    """Candidates that had times in A and are wrong, failed or unavailable in B."""
-    return [change for change in changes if change.status_before == OK and change.status_after not in (OK, None)]
-
-
-def _conditions(run: Run) -> dict[str, object]:
-    """What two comparable runs have in common."""
-    machine = run.machine
-    found = {
-        "CPU": machine.get("cpu", {}).get("name"),
-        "GPU": ", ".join(machine.get("gpus", ())) or "none",
-        "threads": run.conditions.get("threads"),
-        "PyTorch": machine.get("libraries", {}).get("torch"),
-        "device": run.device,
-        "mode": run.mode,
-    }
-    if run.device == "cpu":
-        found.pop("GPU")  # it was not used
-    return found
+    return {"timed": len(factors), "agree": counts[SAME], "counts": dict(counts), "mean": mean}
 
 
 def differences(a: Run, b: Run) -> list[str]:
     """A line for each reason why `a` and `b` may not be comparable."""
-    left, right = _conditions(a), _conditions(b)
+
+    def facts(run: Run) -> dict[str, object]:
+        name = "GPU" if run.device == "cuda" else "CPU"
+        gpus, cpu = ", ".join(run.machine.get("gpus", ())) or "none", run.machine.get("cpu", {}).get("name")
+        found = {name: gpus if name == "GPU" else cpu, "threads": run.conditions.get("threads")}
+        found["PyTorch"] = run.machine.get("libraries", {}).get("torch")
+        return found | {"device": run.device, "mode": run.mode}
+
+    left, right = facts(a), facts(b)
     lines = [
         f"{name} differs: {left[name]} in A, {right[name]} in B"
         for name in left
-        if name in right and left[name] != right[name]
+        if left[name] != right.get(name, left[name])
     ]
-    lines += [f"run {name} is incomplete" for name, run in (("A", a), ("B", b)) if not run.complete]
-    return lines
+    return lines + [f"run {name} is incomplete" for name, run in (("A", a), ("B", b)) if not run.complete]
+
+
+def table(changes: Iterable[Change]) -> Table:
+    """A row for each change."""
+    rows = []
+    for c in changes:
+        verdict = {SAME: "same", NO_TIMES: c.status_before}.get(c.verdict, c.verdict)
+        if c.verdict in ("faster", "slower"):
+            verdict = speedup(c.before / c.after)
+        elif c.verdict == "status changed":
+            verdict = f"{c.status_before} > {c.status_after}"
+        times = ("" if value is None else f"{value:.3g}" for value in (c.before, c.after))
+        noise = "" if c.noise is None else f"{100 * c.noise:.1f}%"
+        rows.append((c.case, short(c.candidate), *times, noise, verdict))
+    return Table("", ("case", "candidate", "A ms", "B ms", "noise", "B is"), rows)
+
+
+def sentences(changes: list[Change], moved: float) -> list[str]:
+    """The summary as sentences; `moved` is `control` of the runs."""
+    found = summary(changes)
+    if not found["timed"]:
+        return ["No candidate has times in both runs."]
+    slower, faster = (found["counts"].get(name, 0) for name in ("slower", "faster"))
+    least = f"{100 * LEAST_NOISE:.0f}%"
+    if moved > LEAST_NOISE:
+        least = f"{100 * moved:.0f}%, which nine of ten peers do not exceed,"
+    lines = [
+        f"{found['agree']} of {found['timed']} times agree within the noise (the sum of both spreads, or {least} if "
+        f"that is more). Beyond it, {faster} are faster and {slower} are slower in B.",
+        f"Over all times B is {speedup(1 / found['mean'], 'A')} (geometric mean).",
+    ]
+    others = [f"{count} {name}" for name, count in found["counts"].items() if name.startswith(("only", "status"))]
+    return [*lines, f"Not compared: {', '.join(others)}."] if others else lines

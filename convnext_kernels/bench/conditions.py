@@ -85,24 +85,17 @@ class Course:
         return lines
 
 
-def _nvidia_smi() -> dict[str, str]:
-    """Clocks, power limit and reasons for lower clocks, as nvidia-smi prints them; empty without nvidia-smi."""
-    query = "clocks.sm,clocks.max.sm,clocks.mem,power.limit,clocks_event_reasons.active"
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True, timeout=30
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    values = done.stdout.splitlines()[0].split(",") if done.returncode == 0 and done.stdout else []
-    return {name: value.strip() for name, value in zip(query.split(","), values, strict=False)}
-
-
 def clocks(device: str) -> dict[str, object]:
-    """Clocks and their governor, if the system shows them."""
-    if device == "cuda":
-        return _nvidia_smi()
+    """Clocks and their governor (CPU), or clocks, power limit and reasons for lower clocks (GPU), if they are shown."""
     found: dict[str, object] = {}
+    if device == "cuda":
+        query = "clocks.sm,clocks.max.sm,clocks.mem,power.limit,clocks_event_reasons.active"
+        command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
+        with suppress(OSError, subprocess.SubprocessError):
+            printed = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+            values = printed.partition("\n")[0].split(",")
+            found = {name: value.strip() for name, value in zip(query.split(","), values, strict=False)}
+        return found
     with suppress(ModuleNotFoundError):
         import psutil
 

@@ -10,14 +10,12 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from convnext_kernels.bench.work import Work
 from convnext_kernels.bench.workloads import initialise, network, plain
 from convnext_kernels.nn import FusedConvNeXtBlock
 
 SECONDS = 0.3  # for each figure
 BURST = 10  # calls of a block without waiting for the GPU: their launches must fit into its queue (1024)
 KINDS = ("block V1", "block V2", "ConvNeXt-T")
-NO_WORK = Work(0, 0, 0, 0, 0)
 
 
 def _minimum(call: Callable[[], object], calls: int, device: str) -> float:
@@ -52,7 +50,7 @@ def unit() -> float:
 def _pair(kind: str) -> tuple[nn.Module, nn.Module]:
     """Our module, and the same in plain PyTorch."""
     if kind == "ConvNeXt-T":
-        workload = network(NO_WORK, "convnext_tiny", 1, 32)
+        workload = network("convnext_tiny", 1, 32)
         return workload.ours, workload.eager
     block = nn.Sequential(FusedConvNeXtBlock(96, use_grn=kind == "block V2")).eval()
     initialise(block)

@@ -8,7 +8,6 @@ Every line has "kind", "step" and "at", the seconds since the start. The first l
 """
 
 import json
-import math
 import os
 import sys
 import time
@@ -16,7 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from convnext_kernels.bench.results import FAILED, WRONG, Check, Record, Run, plain
+from convnext_kernels.bench.results import EAGER, FAILED, Check, Record, Run, plain, restored
+from convnext_kernels.bench.tables import Table, number, optional, speedup
 from convnext_kernels.bench.timing import Times
 
 FORMAT = 1
@@ -58,19 +58,19 @@ def read(file: Path) -> list[list[Line]]:
     """
     runs: list[list[Line]] = []
     damaged = 0
-    for number, text in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for row, text in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
             line = json.loads(text)
             kind = line["kind"]
         except (ValueError, KeyError, TypeError):
-            damaged = number
+            damaged = row
             continue
         if kind == "environment":
             if line.get("format") != FORMAT:
-                raise ValueError(f"{file}:{number}: format {line.get('format')}, expected {FORMAT}")
+                raise ValueError(f"{file}:{row}: format {line.get('format')}, expected {FORMAT}")
             runs.append([])
         elif damaged or not runs:
-            raise ValueError(f"{file}:{damaged or number}: not a line of `convnext-kernels verify`")
+            raise ValueError(f"{file}:{damaged or row}: not a line of `convnext-kernels verify`")
         damaged = 0
         runs[-1].append(line)
     if not runs:
@@ -78,24 +78,11 @@ def read(file: Path) -> list[list[Line]]:
     return runs
 
 
-def _fields(line: Line) -> Line:
-    return {name: value for name, value in line.items() if name not in ("kind", "step", "at")}
-
-
-def _record(line: Line) -> Record:
-    values = _fields(line)
-    if values["times"] is not None:
-        values["times"] = Times(tuple(map(tuple, values["times"]["rounds"])))
-    if values["status"] == WRONG and values["error"] is None:  # written for NaN
-        values["error"] = math.nan
-    return Record(**values)
-
-
-def _check(line: Line) -> Check:
-    values = _fields(line)
-    if values["status"] == WRONG and values["error"] is None:
-        values["error"] = math.nan
-    return Check(**values)
+def _restored(kind: type, line: Line) -> Any:
+    """The `Record` or `Check` of a line."""
+    values = {name: value for name, value in line.items() if name not in ("kind", "step", "at")}
+    times = values.get("times")
+    return restored(kind, values | ({"times": times["rounds"]} if times else {}))
 
 
 def median(times: Line) -> float:
@@ -126,8 +113,10 @@ def as_run(runs: list[list[Line]]) -> Run:
         if head["name"] != heads[0]["name"]:
             raise ValueError(f"measured on {head['name']}, expected {heads[0]['name']}, as in the first run")
     lines = [line for run in runs for line in run]
-    records = {(r.case, r.candidate): r for r in map(_record, of_kind(lines, "record"))}
-    checks = {(c.op, c.what, c.dtype, c.backend): c for c in map(_check, of_kind(lines, "check"))}
+    records = {(r.case, r.candidate): r for r in (_restored(Record, line) for line in of_kind(lines, "record"))}
+    checks = {
+        (c.op, c.what, c.dtype, c.backend): c for c in (_restored(Check, line) for line in of_kind(lines, "check"))
+    }
     ceilings = of_kind(lines, "ceilings")
     head = heads[-1]
     return Run(
@@ -143,3 +132,43 @@ def as_run(runs: list[list[Line]]) -> Run:
         list(checks.values()),
         not_run(lines),
     )
+
+
+def host(lines: Iterable[Line]) -> Table:
+    """Host time of a call, in microseconds and in units of ten ``torch.add`` of one element."""
+    found: dict[tuple[str, str], dict[str, Line]] = {}
+    for line in of_kind(lines, "host"):
+        found.setdefault((line["what"], line["direction"]), {})[line["candidate"]] = line
+    rows = []
+    for key, by in found.items():
+        both = (by.get("ours", {}), by.get("eager", {}))
+        rows.append((*key, *(optional(line.get(name)) for line in both for name in ("us", "units"))))
+    return Table("Host time", ("call", "direction", "ours, us", "units", "eager, us", "units"), rows)
+
+
+def tuned(lines: Iterable[Line]) -> Table:
+    """The fastest candidate of every call that was tuned, compared with eager."""
+    found: dict[tuple[str, ...], list[Line]] = {}
+    for line in of_kind(lines, "timing"):
+        shape = "x".join(map(str, line["shape"]))
+        what = " ".join(part for part in (line["op"], line.get("variant"), shape, line.get("dtype")) if part)
+        found.setdefault((what, line["phase"]), []).append(line)
+    rows = []
+    for key, timings in found.items():
+        timed = [t for t in timings if t["median"] is not None]
+        best = min(timed, key=lambda t: t["median"], default=None)
+        eager = min((t["median"] * 1e3 for t in timed if t["backend"] == EAGER), default=None)
+        if best is None:
+            rows.append((*key, str(len(timings)), "-", "-", "-", timings[0]["error"]))
+            continue
+        fastest = best["median"] * 1e3
+        against = "-" if eager is None else speedup(eager / fastest, EAGER)
+        plan = f"{best['backend']} {best['plan']}".strip()
+        rows.append((*key, str(len(timings)), optional(eager), number(fastest), against, plan))
+    columns = ("call", "phase", "candidates", "eager, ms", "fastest, ms", "compared", "fastest candidate")
+    return Table("Tuned calls", columns, rows)
+
+
+def choices(lines: Iterable[Line]) -> dict[str, str]:
+    """What `tune` chose: the entries of a file of measured choices."""
+    return {key: name for line in of_kind(lines, "choices") for key, name in line["choices"].items()}

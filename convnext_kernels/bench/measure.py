@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from convnext_kernels.bench.conditions import Course
 from convnext_kernels.bench.numerics import PEER_SLACK, judge
 from convnext_kernels.bench.results import EAGER, FAILED, MODELS, OK, OURS, UNAVAILABLE, WRONG, Record, is_ours
 from convnext_kernels.bench.timing import Times, interleave, pinned, steady_allocator
+from convnext_kernels.bench.work import Work, count
 from convnext_kernels.spec import OPS, BackendError, OpSpec
 from convnext_kernels.tuning.cache import generation
 
@@ -65,7 +66,7 @@ def memory_missing(case: Case, device: str) -> str:
     return f"needs about {case.memory / 2**30:.1f} GiB of memory, but only {free / 2**30:.1f} GiB are free"
 
 
-def prepare(case: Case, device: str) -> tuple[Prepared, workloads.Workload]:
+def prepare(case: Case, device: str) -> Prepared:
     """Build the modules and inputs of a case in its dtype, on `device`."""
     workload, dtype = case.build(), DTYPES[case.dtype]
     layout = workload.channels_last
@@ -73,7 +74,7 @@ def prepare(case: Case, device: str) -> tuple[Prepared, workloads.Workload]:
         None if m is None else m.to(device, dtype).to(memory_format=layout) for m in (workload.eager, workload.ours)
     ]
     inputs = tuple(x.to(device, dtype).contiguous(memory_format=layout) for x in workload.inputs)
-    return Prepared(case, cast[0], cast[1], inputs, device), workload
+    return Prepared(case, cast[0], cast[1], inputs, device)
 
 
 def results(call: Call) -> dict[str, Tensor]:
@@ -199,7 +200,7 @@ class Session:
             if self.device == "cuda":
                 torch.cuda.empty_cache()
 
-    def prepare(self, case: Case) -> tuple[Prepared, workloads.Workload]:
+    def prepare(self, case: Case) -> Prepared:
         """Build the modules and inputs of a case."""
         return prepare(case, self.device)
 
@@ -216,9 +217,13 @@ class Opened:
         self.records: dict[str, Record] = {}
         self.calls: dict[str, Call] = {}  # of candidates with right results
         self._candidates = {candidate.name: candidate for candidate in session.wanted(case)}
-        self._prepared, self._workload = session.prepare(case)
+        self._prepared = session.prepare(case)
         self._reference = session.reference(self._prepared)
         self._standard: dict[str, Tensor] | None = None  # eager's results, if they are right
+
+    @cached_property
+    def _work(self) -> Work:
+        return count(self._prepared.eager, self._prepared.inputs)
 
     def check(self, name: str) -> Record:
         """Build a candidate and check its results, after those of eager."""
@@ -250,7 +255,7 @@ class Opened:
     def add_times(self, name: str, times: Times) -> Record:
         """Add times to the record of a candidate, and everything computed from them."""
         case, call, device = self.case, self.calls[name], self.session.device
-        work = self._workload.work.training() if case.direction == "training" else self._workload.work
+        work = self._work.training() if case.direction == "training" else self._work
         element = DTYPES[case.dtype].itemsize
         # The ceilings were measured with the threads of the run.
         known = {} if case.threads else self.session.ceilings
@@ -266,6 +271,6 @@ class Opened:
             saved_bytes=saved_bytes(call) if isinstance(call, Step) else None,
             launches=launches(call) if device == "cuda" else None,
             backend=serving(case, device) if is_ours(name) else None,
-            parameters=self._workload.work.parameters if case.group in MODELS else None,
+            parameters=self._work.parameters if case.group in MODELS else None,
         )
         return self.records[name]

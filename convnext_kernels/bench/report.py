@@ -1,8 +1,5 @@
-"""The HTML report of a run, a single file, and its charts as PNG files."""
+"""The tables of a run for a terminal, and its HTML report."""
 
-import dataclasses
-import datetime
-import importlib.util
 import math
 import statistics
 from collections import Counter
@@ -10,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convnext_kernels.bench import charts
-from convnext_kernels.bench.charts import number, speedup
+from convnext_kernels.bench import charts, page
+from convnext_kernels.bench.page import Section
 from convnext_kernels.bench.results import (
     EAGER,
     FAILED,
@@ -20,36 +17,32 @@ from convnext_kernels.bench.results import (
     OURS,
     UNAVAILABLE,
     WRONG,
+    Case,
     Check,
-    Ratio,
     Record,
     Run,
     best_peer,
+    is_ours,
     ratio,
-    write_atomically,
 )
+from convnext_kernels.bench.tables import Table, machine, number, short, speedup
 
 NAME = "report.html"
-Case = dict[str, Record]  # by candidate
-Row = charts.RatioRow | charts.ModelRow
-
-PNG_DPI = 160
-FEW = 12  # a list of more cases is folded
-
-COLUMNS = (
-    "median ms",
-    "min ms",
-    "spread",
-    "convnext_kernels is",
-    "error / allowed",
-    "GFLOP/s",
-    "GB/s",
-    "of arithmetic",
-    "of memory",
-    "images/s",
-    "kept MiB",
-    "launches",
-    "backend",
+SHORT = {"torch.compile": "compile", "torch.compile, max-autotune": "autotune", "ONNX Runtime": "ORT"}  # in 80 columns
+HOW = (
+    "The candidates of a case are timed in rounds. In each round every candidate gets a short series of calls, one "
+    "after the other: a slow phase of the machine hits all of them. One-time work (compiling, packing weights, "
+    "converting the input's layout) is not timed. Medians are over all timed calls. ±: half the range of the medians "
+    "of the rounds, over the median.",
+    "FLOPs are 2 x the multiply-adds of convolutions and matmuls. Least bytes: inputs, outputs and parameters, each "
+    'moved once. "of arithmetic": the time that the FLOPs need at the measured ceilings, over the measured time; '
+    'depthwise convolutions are compared with the ceiling without matrix units. "of memory": the same for the least '
+    "bytes, at the rate of the smallest memory level that holds them.",
+)
+ROOFLINE = (
+    "Filled: convnext_kernels; hollow, joined by a thin line: eager in the same case. A point above the memory line "
+    "has its working set in a cache. Taps outside the image are not counted here. LayerNorm has 0 FLOPs, so it is not "
+    "shown."
 )
 
 
@@ -74,20 +67,21 @@ def summarise(cases: Iterable[Case]) -> Summary:
             to_peer.append(found.value)
             eager = ratio(case)
             to_eager += [] if eager is None else [eager.value]
-    return Summary(
-        len(to_peer),
-        statistics.geometric_mean(to_eager) if to_eager else None,
-        statistics.geometric_mean(to_peer) if to_peer else None,
-        sum(value < 1 for value in to_eager),
-        sum(value < 1 for value in to_peer),
-    )
+    means = (statistics.geometric_mean(values) if values else None for values in (to_eager, to_peer))
+    lost = (sum(value < 1 for value in values) for values in (to_eager, to_peer))
+    return Summary(len(to_peer), *means, *lost)
+
+
+def first(case: Case) -> Record:
+    """One record of a case, for what all of them share."""
+    return next(iter(case.values()))
 
 
 def by(run: Run, key: Callable[[Record], object]) -> dict[object, list[Case]]:
     """Cases by `key` of one of their records, in the order they were measured."""
     found: dict[object, list[Case]] = {}
     for case in run.cases().values():
-        found.setdefault(key(next(iter(case.values()))), []).append(case)
+        found.setdefault(key(first(case)), []).append(case)
     return found
 
 
@@ -95,70 +89,6 @@ def machine_name(run: Run) -> str:
     """Name of the measured device: the GPU or the CPU."""
     found = run.machine.get("gpus") or []
     return str(found[0]).partition(",")[0] if run.device == "cuda" and found else run.machine["cpu"]["name"]
-
-
-def _with_range(found: Ratio) -> str:
-    """Format a speed-up and its range over the rounds: "1.35x faster (1.30 to 1.41)"."""
-    value, low, high = (speedup(factor) for factor in (found.value, found.low, found.high))
-    if len({text.partition(" ")[2] for text in (value, low, high)}) == 1:
-        low, high = (text.partition("x ")[0] for text in ((low, high) if found.value > 1 else (high, low)))
-    return f"{value} ({low} to {high})"
-
-
-def _panels(cases: list[Case], row: Callable[[Case], Row | None]) -> list[charts.Panel]:
-    """One panel for each direction, dtype and batch; panels of a single row are merged into one."""
-    found: dict[tuple[str, str, int], list[Row]] = {}
-    for case in cases:
-        first, made = next(iter(case.values())), row(case)
-        if made is not None:
-            found.setdefault((first.direction, first.dtype, first.batch), []).append(made)
-    panels, single = [], {}
-    for (direction, dtype, batch), rows in sorted(found.items(), key=lambda item: item[0][0]):
-        if len(rows) > 1:
-            panels.append(charts.Panel(f"{dtype}, batch {batch}, {direction}", rows))
-        else:
-            alone = dataclasses.replace(rows[0], what=f"{rows[0].what} {dtype} b{batch}")
-            single.setdefault(direction, []).append(alone)
-    return panels + [charts.Panel(direction, rows) for direction, rows in single.items()]
-
-
-def _ratio_row(case: Case) -> charts.RatioRow | None:
-    ours, peer = case.get(OURS), best_peer(case)
-    if ours is None or ours.status == UNAVAILABLE:
-        return None
-    if ours.times is None or peer is None:
-        why = ours.status if ours.times is None else "no peer"
-        return charts.RatioRow(ours.what, None, None, why)
-    return charts.RatioRow(ours.what, ratio(case), ratio(case, peer.candidate), peer.candidate)
-
-
-def _model_row(case: Case) -> charts.ModelRow | None:
-    first, eager, ours, peer = next(iter(case.values())), case.get(EAGER), case.get(OURS), best_peer(case)
-    if peer is None and (ours is None or ours.times is None):
-        return None
-    rate = [None if record is None else record.images_per_second for record in (eager, peer, ours)]
-    name = "" if peer is None else peer.candidate
-    parameters = next((r.parameters for r in case.values() if r.parameters), None)
-    flops = max(record.flops for record in case.values()) // max(1, first.batch)
-    return charts.ModelRow(first.what, first.group == "rival", rate[0], rate[1], name, rate[2], flops, parameters)
-
-
-def check_rows(run: Run) -> list[tuple[str, ...]]:
-    """Checks of `verify` by op, backend and dtype: numbers of passed, failed and unsupported ones, largest error."""
-    found: dict[tuple[str, str, str], list[Check]] = {}
-    for check in run.checks:
-        found.setdefault((check.op, check.backend, check.dtype), []).append(check)
-    rows = []
-    for key, checks in found.items():
-        counts = Counter("bad" if check.status in (WRONG, FAILED) else check.status for check in checks)
-        worst = max((check for check in checks if check.error is not None), key=_share, default=None)
-        counted = (str(counts[name]) for name in (OK, "bad", UNAVAILABLE))
-        rows.append((*key, *counted, "" if worst is None else error_share(worst)))
-    return rows
-
-
-def _percent(value: float | None, digits: int = 0) -> str:
-    return "" if value is None else f"{100 * value:.{digits}f} %"
 
 
 def _share(found: Record | Check) -> float:
@@ -177,83 +107,155 @@ def error_share(found: Record | Check) -> str:
     return "NaN" if math.isnan(found.error) else ">100" if share > 100 else f"{share:.2f}"
 
 
-def _cells(record: Record, case: Case) -> list[str]:
-    """Return a cell for each of COLUMNS, for a record with times."""
-    against = ratio(case, record.candidate) if record.candidate != OURS else None
-    return [
-        number(record.times.median),
-        number(record.times.minimum),
-        f"±{_percent(record.times.spread, 1)}",
-        "" if against is None else _with_range(against),
-        error_share(record),
-        number(record.gflops) if record.flops else "",
-        number(record.gbytes) if record.bytes else "",
-        _percent(record.compute_share),
-        _percent(record.memory_share),
-        "" if record.images_per_second is None else number(record.images_per_second),
-        "" if record.saved_bytes is None else number(record.saved_bytes / 2**20),
-        "" if record.launches is None else str(record.launches),
-        record.backend or "",
+def _to(case: Case, other: Record | None) -> str:
+    found = None if other is None else ratio(case, other.candidate)
+    return "" if found is None else speedup(found.value)
+
+
+def times(run: Run) -> list[Table]:
+    """A table for each group and direction: eager, ours and the fastest peer."""
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for case in run.cases().values():
+        record, eager, ours, peer = first(case), case.get(EAGER), case.get(OURS), best_peer(case)
+        spreads = [r.times.spread for r in (eager, ours) if r is not None and r.times is not None]
+        cells = ["" if r is None else number(r.times.median) if r.times else r.status for r in (eager, ours)]
+        cells = ["-" if cell == UNAVAILABLE else cell for cell in cells]
+        what = f"{record.what} b{record.batch} {record.dtype}"
+        spread = f"{min(99, 100 * max(spreads)):.0f}%" if spreads else ""
+        name = "" if peer is None else SHORT.get(peer.candidate, short(peer.candidate))
+        key = f"{record.group}, {'forward + backward' if record.direction == 'training' else record.direction}"
+        row = (what, *cells, spread, _to(case, eager), name, _to(case, peer))
+        found.setdefault(f"{key}: milliseconds per call", []).append(row)
+    columns = ("case", "eager", "ours", "±", "vs eager", "peer", "vs peer")
+    return [Table(title, columns, rows) for title, rows in found.items()]
+
+
+def models(run: Run) -> Table:
+    """Images per second of whole models, those that are no ConvNeXt too."""
+    rows = [
+        (
+            f"{r.what} b{r.batch} {r.dtype}",
+            short(r.candidate),
+            number(r.images_per_second),
+            f"{r.flops / r.batch / 1e9:.2f}",
+            "-" if r.parameters is None else f"{r.parameters / 1e6:.1f}",
+        )
+        for r in run.records
+        if r.group in ("model", "rival") and r.direction == "forward" and r.times and r.candidate in (EAGER, OURS)
     ]
+    return Table("models: images per second", ("model", "candidate", "images/s", "GFLOP", "M params"), rows)
 
 
-def _work(case: Case) -> str:
-    record = max(case.values(), key=lambda record: record.bytes)  # a record without times does not have it
-    parts = [f"{number(record.flops / 1e9)} GFLOP"] if record.flops else []
-    parts += [f"at least {number(record.bytes / 1e6)} MB"] if record.bytes else []
-    parts += [f"{number(record.parameters / 1e6)} M parameters"] if record.parameters else []
-    return ", ".join(parts)
+def checks(run: Run) -> Table:
+    """Checks of `verify` by op, backend and dtype: numbers of passed, failed and unsupported ones, largest error."""
+    found: dict[tuple[str, str, str], list[Check]] = {}
+    for check in run.checks:
+        found.setdefault((check.op, check.backend, check.dtype), []).append(check)
+    rows = []
+    for key, group in found.items():
+        counts = Counter("bad" if check.status in (WRONG, FAILED) else check.status for check in group)
+        worst = max((check for check in group if check.error is not None), key=_share, default=None)
+        counted = (str(counts[name]) for name in (OK, "bad", UNAVAILABLE))
+        rows.append((*key, *counted, "" if worst is None else error_share(worst)))
+    columns = ("op", "backend", "dtype", "passed", "failed", "unsupported", "largest error / allowed")
+    return Table("Errors against fp64: forward, inference, gradients", columns, rows)
 
 
-def _tables(run: Run) -> list[dict[str, object]]:
-    """The table of all results: groups, their cases, their records; unavailable ones are listed elsewhere.
-
-    Columns that are empty for a group are omitted.
-    """
-    found = []
-    for group, cases in by(run, lambda record: record.group).items():
-        entries = []
-        for case in cases:
-            records = [record for record in case.values() if record.status != UNAVAILABLE]
-            first, best = next(iter(case.values())), best_peer(case)
-            rows = [
-                {
-                    "record": record,
-                    "ours": record.candidate == OURS,
-                    "best": record is best,
-                    "cells": _cells(record, case) if record.status == OK and record.times else None,
-                    "error": error_share(record),
-                }
-                for record in records
-            ]
-            entries.append({"name": first.case, "work": _work(case), "rows": rows})
-        rows = [row for entry in entries for row in entry["rows"]]
-        cells = [row["cells"] for row in rows if row["cells"] is not None]
-        used = [index for index in range(len(COLUMNS)) if any(line[index] for line in cells)]
-        for row in rows:
-            row["cells"] = row["cells"] and [row["cells"][index] for index in used]
-        columns = [COLUMNS[index] for index in used]
-        found.append({"name": group, "cases": entries, "records": len(rows), "columns": columns})
-    return found
+def complaints(run: Run) -> list[str]:
+    """A line for each wrong or failed candidate, and for each failed check."""
+    found = [(f"{r.case}, {r.candidate}", r) for r in run.records]
+    found += [(f"{c.op} {c.what} {c.dtype} on {c.backend}", c) for c in run.checks]
+    return [f"{what}: {r.status}, not timed: {r.reason}" for what, r in found if r.status in (WRONG, FAILED)]
 
 
-def _losses(run: Run) -> list[dict[str, str]]:
-    """Every case in which a peer is faster than this package, largest loss first."""
+def absences(run: Run) -> list[str]:
+    """A line for each reason why a candidate was unavailable, with the number of cases, and for what was not run."""
+    counts = Counter(f"{r.candidate}: {r.reason}" for r in run.records if r.status == UNAVAILABLE)
+    return [f"{line} ({count} case{'s' * (count > 1)})" for line, count in counts.items()] + run.not_run
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.0f}%"
+
+
+def everything(run: Run, group: str) -> Table:
+    """Every record of a group with times."""
+    rows = []
+    for name, case in run.cases().items():
+        for r in case.values() if first(case).group == group else ():
+            if r.times is None:
+                continue
+            against = ratio(case, r.candidate) if r.candidate != OURS else None
+            compared = "" if against is None else speedup(against.value)
+            between = "" if against is None else f"{against.low:.2f}-{against.high:.2f}"
+            measured = (number(r.times.median), number(r.times.minimum), f"±{100 * r.times.spread:.1f}%")
+            rates = (number(r.gflops), number(r.gbytes), _percent(r.compute_share), _percent(r.memory_share))
+            kept = "" if r.saved_bytes is None else number(r.saved_bytes / 2**20)
+            rest = (kept, "" if r.launches is None else str(r.launches), r.backend or "")
+            rows.append((name, r.candidate, *measured, compared, between, error_share(r), *rates, *rest))
+    columns = ("case", "candidate", "median ms", "min ms", "spread", "ours is", "in rounds", "error / allowed")
+    columns += ("GFLOP/s", "GB/s", "of arithmetic", "of memory", "kept MiB", "launches", "backend")
+    used = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    return Table(group, tuple(columns[i] for i in used), [tuple(row[i] for i in used) for row in rows])
+
+
+def _summary(run: Run) -> Table:
+    rows = []
+    for key, cases in by(run, lambda record: (record.group, record.direction, record.dtype)).items():
+        found = summarise(cases)
+        lost = (str(found.slower_than_eager), str(found.slower_than_peer))
+        if found.cases:
+            rows.append((*key, str(found.cases), speedup(found.to_eager), speedup(found.to_peer), *lost))
+    columns = (
+        "group",
+        "direction",
+        "dtype",
+        "cases",
+        "vs eager",
+        "vs the best peer",
+        "slower than eager",
+        "than a peer",
+    )
+    return Table("", columns, rows, "Geometric means. The best peer is the fastest other candidate, eager included.")
+
+
+def losses(run: Run) -> list[tuple[float, str, str]]:
+    """(speed-up, case, peer) of every case in which a peer is faster than this package, largest loss first."""
     found = []
     for name, case in run.cases().items():
         peer = best_peer(case)
         against = ratio(case, peer.candidate) if peer is not None else None
         if against is not None and against.value < 1:
-            found.append((against.value, name, case[OURS], peer, against))
+            found.append((against.value, name, peer.candidate))
+    return sorted(found)
+
+
+def _figures(run: Run) -> list[Section]:
+    ratios, rates = [], []
+    for (group, direction, dtype, batch), cases in by(run, lambda r: (r.group, r.direction, r.dtype, r.batch)).items():
+        title = f"{group}, {dtype}, batch {batch}, {direction}"
+        labels = [first(case).what for case in cases]
+        if group in ("model", "rival"):
+            trio = [(case.get(EAGER), best_peer(case), case.get(OURS)) for case in cases]
+            values = [[None if r is None else r.images_per_second for r in three] for three in trio]
+            names = ("eager", "best peer", "accelerated")
+            rates.append(
+                (title, charts.bars("images/s", labels, dict(zip(names, zip(*values, strict=True), strict=True))))
+            )
+        if group in ("rival", "scaling") or not summarise(cases).cases:
+            continue
+        peers = [best_peer(case) for case in cases]
+        found = [(ratio(case), peer and ratio(case, peer.candidate)) for case, peer in zip(cases, peers, strict=True)]
+        series = dict(zip(("eager", "best peer"), zip(*found, strict=True), strict=True))
+        values = {name: [each and each.value for each in all_] for name, all_ in series.items()}
+        ratios.append((title, charts.bars("ours compared with", labels, values, speedup, ratios=True)))
+    roofline = charts.roofline(run)
+    scaling = charts.scaling(run)
     return [
-        {
-            "case": name,
-            "ours": number(ours.times.median),
-            "peer": peer.candidate,
-            "theirs": number(peer.times.median),
-            "speedup": _with_range(against),
-        }
-        for _, name, ours, peer, against in sorted(found, key=lambda loss: loss[:2])
+        Section("Speed-up of every case", [ratios] if ratios else []),
+        Section("Models", [rates, models(run)] if rates else []),
+        Section("Cost by batch size and image size", [scaling] if scaling else []),
+        Section("Roofline", [[("roofline", roofline)], ROOFLINE] if roofline else []),
     ]
 
 
@@ -263,140 +265,78 @@ def flat(value: object) -> str:
         return ", ".join(f"{name}: {flat(inner)}" for name, inner in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(map(flat, value))
-    if isinstance(value, float):
-        return number(value)
-    return "none" if value is None or value == "" else str(value)
+    return number(value) if isinstance(value, float) else "none" if value in (None, "") else str(value)
 
 
-def _ceilings(run: Run) -> list[tuple[str, str, str]]:
-    """Return (what, rate, source) of each measured ceiling."""
+def _ceilings(run: Run) -> Table:
     sources = run.ceilings.get("sources", {})
-    found = [
-        (
-            "fp32 multiply-adds without matrix units" if name == "vector" else f"{name} matmul",
-            f"{number(rate / 1e9)} GFLOP/s",
-            sources.get(name, ""),
-        )
+    rows = [
+        (f"{name} products", f"{number(rate / 1e9)} GFLOP/s", sources.get(name, ""))
         for name, rate in run.ceilings.get("flops", {}).items()
     ]
     for level in run.ceilings.get("memory", []):
         size = "" if level["size"] is None else f", working sets up to {number(level['size'] / 2**20)} MiB"
-        found.append((level["level"] + size, f"{number(level['rate'] / 1e9)} GB/s", sources.get("memory", "")))
-    return found
+        rows.append((level["level"] + size, f"{number(level['rate'] / 1e9)} GB/s", sources.get("memory", "")))
+    return Table("Measured ceilings", ("what", "rate", "source"), rows)
 
 
-def _date(created: str) -> str:
-    try:
-        return datetime.datetime.fromisoformat(created).strftime("%Y-%m-%d %H:%M %Z").strip()
-    except ValueError:
-        return created
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _draw(run: Run, folder: Path) -> tuple[dict[str, object], list[Path]]:
-    """Draw all charts; returns the SVGs for the template, and the PNG files."""
-    files = []
-
-    def png(name: str, figure: object) -> None:
-        files.append(folder / f"{name}.png")
-        figure.savefig(files[-1], dpi=PNG_DPI, facecolor="white")
-
-    found: dict[str, object] = {"ratios": [], "models": [], "roofline": None, "scaling": None}
-    for group, cases in by(run, lambda record: record.group).items():
-        if group == "scaling":  # a chart of its own
-            continue
-        panels = _panels(cases, _ratio_row)
-        if not panels:
-            continue
-        found["ratios"].append((group, [(p.title, charts.svg(charts.ratios(group, panels, p))) for p in panels]))
-        png(f"ratios-{group}", charts.ratios(group, panels))
-    panels = _panels([c for g in ("model", "rival") for c in by(run, lambda r: r.group).get(g, [])], _model_row)
-    if panels:
-        found["models"] = [(panel, charts.svg(charts.models(panels, panel))) for panel in panels]
-        png("models", charts.models(panels))
-    figure = charts.scaling(run)
-    if figure is not None:
-        found["scaling"] = charts.svg(figure)
-        png("scaling", figure)
-    figure = charts.roofline(run)
-    if figure is not None:
-        found["roofline"] = charts.svg(figure)
-        png("roofline", figure)
-    return found, files
-
-
-def missing() -> str:
-    """Why no report can be written here, and how to change that; "" if one can."""
-    names = " and ".join(name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None)
-    return f'the report needs {names}, which is not installed: pip install "convnext-kernels[bench]"' if names else ""
-
-
-def write(run: Run, folder: Path, tables: Sequence[object] = ()) -> list[Path]:
-    """Write ``report.html``, with further `tables`, and the PNG files to `folder`; returns the paths.
-
-    Raises OSError if that fails.
-    """
+def write(run: Run, folder: Path, tables: Sequence[Table] = ()) -> Path:
+    """Write ``report.html``, with further `tables`, to `folder`; returns its path. OSError if that fails."""
     from convnext_kernels.bench.numerics import BENCH_RULE
-    from convnext_kernels.environment import rows as machine_rows
 
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn, files = _draw(run, folder)
-    groups = by(run, lambda record: record.group)
-    order = [*groups, "forward", "training"]
-    parts = by(run, lambda record: (record.group, record.direction, record.dtype))
-    parts = dict(sorted(parts.items(), key=lambda part: [order.index(name) for name in part[0][:2]]))
-    extra = [(name, flat(run.machine[name])) for name in ("commit", "clock_mhz") if name in run.machine]
-    html = (
-        charts.templates("convnext_kernels.bench")
-        .get_template("bench.html.jinja")
-        .render(
-            run=run,
-            name=machine_name(run),
-            date=_date(run.created),
-            duration=_duration(run.seconds),
-            commit=run.machine.get("commit"),
-            warnings=run.conditions.get("warnings", []),
-            bad=[record for record in run.records if record.status in (WRONG, FAILED)],
-            bad_checks=[check for check in run.checks if check.status in (WRONG, FAILED)],
-            checks=check_rows(run),
-            more=tables,
-            error_share=error_share,
-            cases=len(run.cases()),
-            groups=[(g, s) for g, s in ((g, summarise(cases)) for g, cases in groups.items()) if s.cases],
-            parts=[(*k, s) for k, s in ((k, summarise(cases)) for k, cases in parts.items()) if s.cases],
-            losses=_losses(run),
-            few=FEW,
-            drawn=drawn,
-            ratio_legend=charts.RATIO_LEGEND,
-            model_legend=charts.MODEL_LEGEND,
-            colours=charts.COLOURS,
-            short=charts.short,
-            number=number,
-            speedup=speedup,
-            tables=_tables(run),
-            unavailable=Counter((r.candidate, r.reason) for r in run.records if r.status == UNAVAILABLE),
-            rule=BENCH_RULE,
-            ceilings=_ceilings(run),
-            conditions=[(name, flat(value)) for name, value in run.conditions.items() if name != "warnings"],
-            machine=[*machine_rows(run.machine), *extra],
-            backends=run.machine["backends"],
-        )
+    conditions = [(name, flat(value)) for name, value in run.conditions.items() if name != "warnings"]
+    conditions += [(name, flat(run.machine[name])) for name in ("commit", "clock_mhz") if name in run.machine]
+    state = "complete" if run.complete else "interrupted: not everything was measured"
+    summary, lost = _summary(run), losses(run)
+    none = "No case is slower than the best peer." if run.records else "This run has no records."
+    slower = Table(
+        "Cases slower than the best peer",
+        ("case", "best peer", "ours is"),
+        [(name, peer, speedup(value)) for value, name, peer in lost],
     )
-    report = folder / NAME
-    write_atomically(report, html)
-    return [report, *files]
+    sections = [
+        Section(
+            "Speed-up of convnext_kernels", [summary if summary.rows else "No case has times of ours and of a peer."]
+        ),
+        Section("Losses", [slower if lost else none]),
+        *_figures(run),
+        Section("All results", [everything(run, group) for group in by(run, lambda record: record.group)]),
+        Section("Not measured", absences(run)),
+        *(Section(table.title, [table._replace(title="")]) for table in (*tables, checks(run)) if table.rows),
+        Section("How it was measured", [*HOW, BENCH_RULE, _ceilings(run), Table("Conditions", ("", ""), conditions)]),
+        Section("Machine", machine(run.machine)),
+    ]
+    about = f"device {run.device}, mode {run.mode}, {page.date(run.created)}, {run.seconds / 60:.0f} minutes, {state}"
+    warnings = run.conditions.get("warnings", [])
+    page.write(folder / NAME, f"Benchmark: {machine_name(run)}", about, sections, warnings, complaints(run))
+    return folder / NAME
 
 
-def write_if_possible(run: Run, folder: Path, tables: Sequence[object] = ()) -> str:
+def write_if_possible(run: Run, folder: Path, tables: Sequence[Table] = ()) -> str:
     """Write the report unless a package is missing; returns a sentence about the files in `folder`."""
     results = f"results: {folder / FILE}"
-    if why_not := missing():
+    if why_not := page.missing():
         return f"No {NAME}: {why_not}; {results}"
-    write(run, folder, tables)
-    return f"Report: {folder / NAME}, {results}"
+    return f"Report: {write(run, folder, tables)}, {results}"
+
+
+def candidates(run: Run, groups: Sequence[str], title: str, minima: bool = False) -> Table:
+    """Milliseconds of every candidate, and how the fastest of ours compares with eager and with the fastest peer."""
+    cases = [case for case in run.cases().values() if first(case).group in groups]
+    names = list(dict.fromkeys(r.candidate for case in cases for r in case.values() if r.times is not None))
+    rows = []
+    for case in cases:
+        timed = [r for r in case.values() if is_ours(r.candidate) and r.times is not None]
+        ours, peer, compared = min(timed, key=lambda r: r.times.median, default=None), best_peer(case), []
+        for other in (case.get(EAGER), peer):
+            found = None if ours is None or other is None else ratio(case | {OURS: ours}, other.candidate)
+            compared.append("-" if found is None else speedup(found.value, other.candidate))
+        times = []
+        for record in (case.get(name) for name in names):
+            least = f" ({number(record.times.minimum)})" if minima and record and record.times else ""
+            times.append(
+                "-" if record is None else number(record.times.median) + least if record.times else record.status
+            )
+        r = first(case)
+        rows.append((f"{r.what} {r.dtype}, batch {r.batch}, {r.direction}", *times, *compared))
+    return Table(title, ("ms", *names, "fastest of ours compared with eager", "with the fastest peer"), rows)

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,6 +76,9 @@ class Record:
         return self.batch / self.times.median * 1e3 if self.times and self.group in MODELS else None
 
 
+Case = dict[str, Record]  # the records of one case, by candidate
+
+
 @dataclass(frozen=True)
 class Check:
     """Numerical check of one op at one shape on one backend: `verify`."""
@@ -107,9 +109,9 @@ class Run:
     checks: list[Check] = field(default_factory=list)  # verify
     not_run: list[str] = field(default_factory=list)  # verify: lines that say what could not run, and why
 
-    def cases(self) -> dict[str, dict[str, Record]]:
+    def cases(self) -> dict[str, Case]:
         """Records by case, then by candidate, in the order they were measured."""
-        found: dict[str, dict[str, Record]] = {}
+        found: dict[str, Case] = {}
         for record in self.records:
             found.setdefault(record.case, {})[record.candidate] = record
         return found
@@ -124,7 +126,7 @@ class Ratio:
     high: float
 
 
-def ratio(case: dict[str, Record], to: str = EAGER) -> Ratio | None:
+def ratio(case: Case, to: str = EAGER) -> Ratio | None:
     """Speed-up of this package over candidate `to`; None if either has no times."""
     ours, other = case.get(OURS), case.get(to)
     if ours is None or other is None or ours.times is None or other.times is None:
@@ -133,7 +135,7 @@ def ratio(case: dict[str, Record], to: str = EAGER) -> Ratio | None:
     return Ratio(other.times.median / ours.times.median, min(rounds), max(rounds))
 
 
-def best_peer(case: dict[str, Record]) -> Record | None:
+def best_peer(case: Case) -> Record | None:
     """The fastest candidate other than this package, by the median."""
     peers = [r for r in case.values() if not is_ours(r.candidate) and r.times is not None]
     return min(peers, key=lambda r: r.times.median, default=None)
@@ -164,23 +166,17 @@ def write_atomically(file: Path, text: str) -> None:
         raise
 
 
-def _lines(values: Sequence[object]) -> str:
-    return "[" + ",".join(f"\n  {json.dumps(value)}" for value in values) + "\n]"
-
-
 def as_json(run: Run) -> str:
     """Return `run` as JSON text with a line for each record."""
-    values = {"format": FORMAT, **dataclasses.asdict(run)}
+    values = {"format": FORMAT, **plain(run)}
     for record in values["records"]:
         if record["times"] is not None:  # the clock is not more precise than five digits
             record["times"] = [[float(f"{call:.5g}") for call in calls] for calls in record["times"]["rounds"]]
-    for record in (*values["records"], *values["checks"]):
-        if record["error"] is not None and not math.isfinite(record["error"]):  # JSON has neither NaN nor infinity
-            record["error"] = None
-    parts = (
-        f"{json.dumps(key)}: {_lines(value) if key in ('records', 'checks') else json.dumps(value, indent=1)}"
-        for key, value in values.items()
-    )
+    lists = {
+        name: "[" + ",".join(f"\n  {json.dumps(value)}" for value in values[name]) + "\n]"
+        for name in ("records", "checks")
+    }
+    parts = (f"{json.dumps(name)}: {lists.get(name) or json.dumps(value, indent=1)}" for name, value in values.items())
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
@@ -189,24 +185,24 @@ def save(run: Run, file: Path) -> None:
     write_atomically(file, as_json(run))
 
 
+def restored(kind: type, values: dict) -> Record | Check:
+    """The Record or Check of values that were read."""
+    if values.get("times") is not None:
+        values["times"] = Times(tuple(map(tuple, values["times"])))
+        values["times"].median  # noqa: B018  raises now instead of later
+    if values["status"] == WRONG and values["error"] is None:  # written for NaN
+        values["error"] = math.nan
+    return kind(**values)
+
+
 def load(file: Path) -> Run:
     """Read a file of `save`. ValueError says what is wrong with its content; OSError if it cannot be read."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         if values.pop("format") != FORMAT:
             raise ValueError(f"expected format {FORMAT}")
-        records, checks = values.pop("records"), values.pop("checks")
-        for record in records:
-            if record["times"] is not None:
-                record["times"] = Times(tuple(map(tuple, record["times"])))
-                record["times"].median  # noqa: B018  raises now instead of later
-        for record in (*records, *checks):
-            if record["status"] == WRONG and record["error"] is None:  # written for NaN
-                record["error"] = math.nan
-        return Run(
-            **values,
-            records=[Record(**record) for record in records],
-            checks=[Check(**check) for check in checks],
-        )
+        for name, kind in (("records", Record), ("checks", Check)):
+            values[name] = [restored(kind, value) for value in values[name]]
+        return Run(**values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: not a result file of `convnext-kernels bench`: {error}") from error

@@ -3,10 +3,21 @@
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
+import torch
+
+import convnext_kernels as ck
+from convnext_kernels.bench import ceilings, checks, host
+from convnext_kernels.bench.candidates import DTYPES, GRAPH, MODEL_CANDIDATES, NEEDS_GPU, quiet
 from convnext_kernels.bench.cases import NETWORKS, STANDARD, Case, network
+from convnext_kernels.bench.measure import ROUNDS, Session, memory_missing, one_line, prepare, record_of, results
+from convnext_kernels.bench.results import OK, OURS, UNAVAILABLE, WRONG, Check
+from convnext_kernels.bench.timing import interleave
+from convnext_kernels.bench.workloads import initialise
+from convnext_kernels.models import create_model
+from convnext_kernels.tuning import cache
 
 Emit = Callable[..., None]  # emit(kind, **values): a result
 
@@ -52,46 +63,23 @@ class Item(NamedTuple):
 
 
 def _checks(device: str, dtype: str) -> list[Item]:
-    from convnext_kernels.bench import checks
-
-    return [
-        Item(f"numerics {dtype}", f"{case.group} {case.what} {dtype}", case) for case in checks.cases(device, dtype)
-    ]
+    found = checks.cases(device, dtype)
+    return [Item(f"numerics {dtype}", f"{case.group} {case.what} {dtype}", case) for case in found]
 
 
-def _models(device: str) -> list[Item]:
-    from convnext_kernels.bench.candidates import MODEL_CANDIDATES, NEEDS_GPU
-
-    found = []
-    for label, n, direction in MODELS[device]:
-        case = network(label, n, DTYPE[device], direction)
-        names = [c.name for c in MODEL_CANDIDATES if device == "cuda" or not c.name.endswith(NEEDS_GPU)]
-        found += [Item("models", f"{case.name} {name}", (case, name)) for name in names]
-    return found
-
-
-def _tuned(device: str) -> list[Item]:
-    from convnext_kernels.bench.candidates import GRAPH
-    from convnext_kernels.bench.results import OURS
-
-    cases = [network(label, n, DTYPE[device], direction) for label, n, direction in MODELS[device][:TUNED]]
-    names = (OURS, f"{OURS}, {GRAPH}") if device == "cuda" else (OURS,)
-    return [Item("tuned models", f"{case.name} {name}", (case, name)) for case in cases for name in names]
+def _models(step: str, device: str, names: list[str], most: int | None = None) -> list[Item]:
+    cases = [network(label, n, DTYPE[device], direction) for label, n, direction in MODELS[device][:most]]
+    names = [name for name in names if device == "cuda" or not name.endswith(NEEDS_GPU)]
+    return [Item(step, f"{case.name} {name}", (case, name)) for case in cases for name in names]
 
 
 def _precompile(device: str) -> list[Item]:
     """What is compiled before: the kernels of the first checks in bf16, the models, the kernels of other checks."""
-    from convnext_kernels.bench.results import OURS
-    from convnext_kernels.dispatch import list_backends
-
     kernels: dict[str, list[Item]] = {"bf16": [], "fp32": [], "fp16": []}
-    if list_backends()["triton"].available and os.environ.get("TRITON_INTERPRET", "0") in ("", "0"):
+    if ck.list_backends()["triton"].available and os.environ.get("TRITON_INTERPRET", "0") in ("", "0"):
         kernels = {dtype: _checks(device, dtype) for dtype in kernels}
-    models = []
-    if device == "cuda":
-        first = {network(*what[:2], DTYPE[device], what[2]).name for what in MODELS[device][:PRECOMPILED]}
-        names = [item for item in _models(device) if item.what[1] == OURS or "torch.compile" in item.what[1]]
-        models = [item for item in names if item.what[0].name in first]
+    names = [c.name for c in MODEL_CANDIDATES if c.name == OURS or "torch.compile" in c.name]
+    models = _models("precompile", device, names, PRECOMPILED) if device == "cuda" else []
     others = [item for dtype in ("fp32", "fp16") for item in kernels[dtype][:FIRST_CHECKS]]
     found = [*kernels["bf16"][:FIRST_CHECKS], *models, *others, *kernels["bf16"][FIRST_CHECKS:]]
     return [item._replace(step="precompile") for item in found]
@@ -105,19 +93,15 @@ def items(step: str, device: str) -> list[Item]:
     if step == "precompile":
         return _precompile(device)
     if step == "models":
-        return _models(device)
+        return _models(step, device, [candidate.name for candidate in MODEL_CANDIDATES])
     if step == "tuned models":
-        return _tuned(device)
+        return _models(step, device, [OURS, f"{OURS}, {GRAPH}"], TUNED)
     if step == "CUDA graphs":
         return [Item(step, "ConvNeXt-T", None)] if device == "cuda" else []
-    if step == "host time":
-        from convnext_kernels.bench.host import KINDS
-
-        # On a CPU a network's call is its computation.
-        whats = [(kind, training) for training in (False, True) for kind in KINDS[: 3 if device == "cuda" else 2]]
-        return [
-            Item(step, f"{kind} {'training' if training else 'forward'}", (kind, training)) for kind, training in whats
-        ]
+    if step == "host time":  # on a CPU a network's call is its computation
+        kinds = host.KINDS[: 3 if device == "cuda" else 2]
+        whats = [(kind, direction) for direction in ("forward", "training") for kind in kinds]
+        return [Item(step, " ".join(what), what) for what in whats]
     whats = [(label, n) for n in BATCHES[device] for label in NETWORKS]
     shape = f"3x{SIDE}x{SIDE} {DTYPE[device]}"
     return [Item(step, f"{label} {n}x{shape}", (NETWORKS[label], n, SIDE)) for label, n in whats]
@@ -141,15 +125,12 @@ class Running:
         self.failed: Exception | None = None  # why the case could not be built
         self.unit = 0.0
 
-    def open(self, step: str, case: Case, ceilings: dict) -> Any:
+    def open(self, step: str, case: Case, rates: dict) -> Any:
         """The modules and the reference of a case, kept for its next candidate."""
-        from convnext_kernels.bench.candidates import MODEL_CANDIDATES
-        from convnext_kernels.bench.measure import Session
-
         if self.case != (step, case):
             self.stack.close()
             self.case, self.opened, self.failed = (step, case), None, None
-            session = Session(self.device, STANDARD, ceilings, candidates=MODEL_CANDIDATES)
+            session = Session(self.device, STANDARD, rates, candidates=MODEL_CANDIDATES)
             try:
                 self.opened = self.stack.enter_context(session.opened(case))
             except Exception as error:
@@ -159,20 +140,13 @@ class Running:
         return self.opened
 
 
-def _record(running: Running, item: Item, emit: Emit, ceilings: dict) -> None:
+def _record(running: Running, item: Item, emit: Emit, rates: dict) -> None:
     """Check one candidate of a model, then time it alone: nothing that is timed waits for the next candidate."""
-    from dataclasses import replace
-
-    from convnext_kernels.bench.candidates import quiet
-    from convnext_kernels.bench.measure import ROUNDS, memory_missing, record_of
-    from convnext_kernels.bench.results import UNAVAILABLE
-    from convnext_kernels.bench.timing import interleave
-
     case, name = item.what
     if running.case != (item.step, case) and (why := memory_missing(case, running.device)):
         emit("record", **asdict(record_of(case)(name, UNAVAILABLE, why)))
         return
-    opened = running.open(item.step, case, ceilings)
+    opened = running.open(item.step, case, rates)
     record = opened.check(name)
     if name in opened.calls:
         training = case.direction == "training"
@@ -187,16 +161,10 @@ def _record(running: Running, item: Item, emit: Emit, ceilings: dict) -> None:
 
 
 def _candidates(device: str, item: Item, emit: Emit, seconds: float | None) -> None:
-    import torch
-
-    import convnext_kernels as ck
-    from convnext_kernels.bench.candidates import DTYPES
-    from convnext_kernels.models import create_model
-    from convnext_kernels.tuning import cache
-
     name, n, side = item.what  # a whole model: its four stages' kernels are compiled in parallel
-    model = create_model(name, layer_scale_init_value=1.0).to(device, DTYPES[DTYPE[device]])
-    x = torch.randn(n, 3, side, side, device=device, dtype=DTYPES[DTYPE[device]]).to(memory_format=torch.channels_last)
+    form = {"device": device, "dtype": DTYPES[DTYPE[device]]}
+    model = create_model(name, layer_scale_init_value=1.0).to(**form)
+    x = torch.randn(n, 3, side, side, **form).to(memory_format=torch.channels_last)
     file = cache.folder() / cache.FILE
     known = cache.read(file)
 
@@ -212,20 +180,12 @@ def _candidates(device: str, item: Item, emit: Emit, seconds: float | None) -> N
         choices()
         emit("timing", **timing._asdict())
 
-    minutes = None if seconds is None else seconds / 60
-    ck.tune(model, x, training=True, minutes=minutes, on_result=on_result)
+    ck.tune(model, x, training=True, minutes=None if seconds is None else seconds / 60, on_result=on_result)
     choices()
 
 
 def _graphs(device: str, emit: Emit) -> None:
     """``ck.graphed`` against the same model without a graph, before and after its weights change."""
-    import torch
-
-    import convnext_kernels as ck
-    from convnext_kernels.bench.results import OK, WRONG, Check
-    from convnext_kernels.bench.workloads import initialise
-    from convnext_kernels.models import create_model
-
     model = create_model("convnext_tiny").eval().requires_grad_(False)
     initialise(model)
     model = model.to(device, torch.bfloat16)
@@ -240,66 +200,49 @@ def _graphs(device: str, emit: Emit) -> None:
         error, size = (t.abs().max().item() for t in (expected - found, expected))
         # The same launches give the same bits; only the libraries' own choices may be others under capture.
         right = error <= 0.05 * size
-        reason = (
-            "" if right else f"differs from the model without a graph by {error:.3g}, the largest logit is {size:.3g}"
-        )
-        status = OK if right else WRONG
-        check = Check("graphed", f"ConvNeXt-T, {what}", "bf16", "CUDA graph", status, reason, error / size, 0.05)
+        reason = f"differs from the model without a graph by {error:.3g}, the largest logit is {size:.3g}"
+        verdict = (OK, "") if right else (WRONG, reason)
+        check = Check("graphed", f"ConvNeXt-T, {what}", "bf16", "CUDA graph", *verdict, error / size, 0.05)
         emit("check", **asdict(check))
 
 
 def _compile(item: Item, device: str) -> None:
-    from convnext_kernels.bench import checks
-    from convnext_kernels.bench.candidates import MODEL_CANDIDATES
-    from convnext_kernels.bench.measure import prepare, results
-    from convnext_kernels.bench.results import OURS
-
     if isinstance(item.what, Case):
         checks.compile_kernels(item.what, device)
         return
     case, name = item.what
     (candidate,) = (c for c in MODEL_CANDIDATES if c.name == name)
-    call = candidate.build(prepare(case, device)[0])  # torch.compile runs once here
+    call = candidate.build(prepare(case, device))  # torch.compile runs once here
     if name == OURS:
         results(call)
 
 
-def run(running: Running, item: Item, emit: Emit, seconds: float | None, ceilings: dict) -> None:
+def run(running: Running, item: Item, emit: Emit, seconds: float | None, rates: dict) -> None:
     """Run an item and emit its results; an error is a result too. `seconds`: the time that is left."""
-    from convnext_kernels.bench.measure import one_line
-
     try:
-        _run(running, item, emit, seconds, ceilings)
+        _run(running, item, emit, seconds, rates)
     except Exception as error:
         emit("failure", item=item.name, reason=one_line(error))
 
 
-def _run(running: Running, item: Item, emit: Emit, seconds: float | None, ceilings: dict) -> None:
+def _run(running: Running, item: Item, emit: Emit, seconds: float | None, rates: dict) -> None:
     device = running.device
     if item.step.startswith("numerics"):
-        from convnext_kernels.bench import checks
-
         for check in checks.check(item.what, device, checks.backends(device)[0]):
             emit("check", **asdict(check))
     elif item.step == "precompile":
         _compile(item, device)
     elif item.step == "environment":
-        from convnext_kernels.bench.ceilings import measure
-
-        emit("ceilings", ceilings=measure(device))
+        emit("ceilings", ceilings=ceilings.measure(device))
     elif item.step == "host time":
-        from convnext_kernels.bench import host
-        from convnext_kernels.bench.candidates import DTYPES
-
-        kind, training = item.what
+        kind, direction = item.what
         running.unit = running.unit or host.unit()
-        for name, taken in host.measure(kind, training, device, DTYPES[DTYPE[device]]).items():
+        for name, taken in host.measure(kind, direction == "training", device, DTYPES[DTYPE[device]]).items():
             values = {"us": taken * 1e6, "units": taken / running.unit, "unit_us": running.unit * 1e6}
-            direction = "training" if training else "forward"
             emit("host", what=kind, direction=direction, candidate=name, **values)
     elif item.step == "CUDA graphs":
         _graphs(device, emit)
     elif item.step == "candidates":
         _candidates(device, item, emit, seconds)
     else:
-        _record(running, item, emit, ceilings)
+        _record(running, item, emit, rates)

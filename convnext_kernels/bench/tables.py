@@ -1,92 +1,100 @@
-"""The tables of `convnext-kernels report`, for Markdown and HTML: whole models, host time, tuned calls."""
+"""Numbers and tables as text: in a terminal, in Markdown and in the pages of the reports."""
 
-from collections.abc import Iterable
-from typing import NamedTuple
+import math
+import re
+from typing import TYPE_CHECKING, NamedTuple
 
-from convnext_kernels.bench.charts import number, speedup
-from convnext_kernels.bench.lines import Line, of_kind
-from convnext_kernels.bench.results import EAGER, OURS, Record, Run, is_ours, ratio
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+GOOD = re.compile(r"(yes|met|.*\bfaster)$")
+BAD = re.compile(r"(no|wrong|failed|slower|MISSED|EXCEEDED|ok > .*|.*\dx slower)$")
+
+
+def number(value: float) -> str:
+    """Format with three significant digits, but all digits before the point, and no exponent."""
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def optional(value: float | None) -> str:
+    """The same, "-" for None."""
+    return "-" if value is None else number(value)
+
+
+def short(candidate: str) -> str:
+    """Return the distinctive part of a name: "max-autotune" of "torch.compile, max-autotune"."""
+    return {"convnext_kernels": "ours"}.get(candidate, candidate.rpartition(", ")[2])
+
+
+def speedup(factor: float | None, than: str = "") -> str:
+    """Format a speed-up: "1.35x faster" or, with `than`, "1.35 times faster than eager"; "-" for None.
+
+    `factor` is the time of `than` over the time of this package; below 1 the text is "1.11x slower".
+    """
+    if factor is None:
+        return "-"
+    times, verb = number(max(factor, 1 / factor)), "faster" if factor > 1 else "slower"
+    if math.isclose(factor, 1, rel_tol=1e-3):
+        return f"as fast as {than}" if than else "as fast"
+    return f"{times} times {verb} than {than}" if than else f"{times}x {verb}"
+
+
+def look(cell: str) -> str:
+    """How a cell is coloured: "good", "bad" or ""."""
+    return "good" if GOOD.match(cell) else "bad" if BAD.match(cell) else ""
 
 
 class Table(NamedTuple):
-    """A table of text."""
+    """A table of text. Columns of figures are aligned to the right."""
 
     title: str
     columns: tuple[str, ...]
     rows: list[tuple[str, ...]]
+    note: str = ""
+
+    def right(self) -> list[bool]:
+        """For each column, whether it holds figures."""
+        return [
+            bool(self.rows) and all(re.match(r"-?$|(?!\d+x\d)[±+-]?\d", row[i]) for row in self.rows)
+            for i in range(len(self.columns))
+        ]
 
     def markdown(self) -> str:
         """The table in Markdown."""
-        head = [f"### {self.title}", "", f"| {' | '.join(self.columns)} |", "|" + "---|" * len(self.columns)]
-        return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in self.rows)])
+        head = [f"### {self.title}", ""] if self.title else []
+        lines = [f"| {' | '.join(self.columns)} |", "|" + "---|" * len(self.columns)]
+        return "\n".join([*head, *lines, *(f"| {' | '.join(row)} |" for row in self.rows)])
+
+    def rich(self) -> "RichTable":
+        """The table for a terminal, one space between its columns."""
+        from rich import box
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        colours = {"good": "green", "bad": "red", "": ""}
+        table = RichTable(
+            title=Text(self.title), caption=Text(self.note), caption_justify="left", box=box.SIMPLE, padding=0
+        )
+        table.pad_edge, table.show_header = False, any(self.columns)
+        for column, right in zip(self.columns, self.right(), strict=True):
+            table.add_column(Text(column), justify="right" if right else "left", overflow="fold")
+        for row in self.rows:  # Text, not str: rich would read square brackets as markup
+            table.add_row(*(Text(cell, colours[look(cell)]) for cell in row))
+        return table
 
 
-def _cell(record: Record | None) -> str:
-    if record is None:
-        return "-"
-    return record.status if record.times is None else number(record.times.median)
+def machine(values: dict[str, object]) -> list[Table]:
+    """The backends, and versions and machine, of what `environment.collect` found."""
+    from convnext_kernels import environment
 
-
-def models(run: Run) -> Table:
-    """Milliseconds of every candidate, and how the fastest of ours compares with eager and with the fastest peer."""
-    cases = [case for case in run.cases().values() if next(iter(case.values())).group == "model"]
-    names = list(dict.fromkeys(name for case in cases for name, record in case.items() if record.times is not None))
-    rows = []
-    for case in cases:
-        first = next(iter(case.values()))
-        timed = [record for record in case.values() if record.times is not None]
-        ours = min((r for r in timed if is_ours(r.candidate)), key=lambda r: r.times.median, default=None)
-        peer = min((r for r in timed if not is_ours(r.candidate)), key=lambda r: r.times.median, default=None)
-        compared = []
-        for other in (case.get(EAGER), peer):
-            found = None if ours is None or other is None else ratio(case | {OURS: ours}, other.candidate)
-            compared.append("-" if found is None else speedup(found.value, other.candidate))
-        what = f"{first.what} {first.dtype}, batch {first.batch}, {first.direction}"
-        rows.append((what, *(_cell(case.get(name)) for name in names), *compared))
-    columns = ("model, ms", *names, "fastest of ours compared with eager", "with the fastest peer")
-    return Table("Whole models", columns, rows)
-
-
-def host(lines: Iterable[Line]) -> Table:
-    """Host time of a call, in microseconds and in units of ten ``torch.add`` of one element."""
-    found: dict[tuple[str, str], dict[str, Line]] = {}
-    for line in of_kind(lines, "host"):
-        found.setdefault((line["what"], line["direction"]), {})[line["candidate"]] = line
-
-    def cells(line: Line | None) -> tuple[str, str]:
-        return ("-", "-") if line is None else (number(line["us"]), number(line["units"]))
-
-    rows = [(*key, *cells(by.get("ours")), *cells(by.get("eager"))) for key, by in found.items()]
-    return Table("Host time", ("call", "direction", "ours, us", "units", "eager, us", "units"), rows)
-
-
-def tuned(lines: Iterable[Line]) -> Table:
-    """The fastest candidate of every call that was tuned, compared with eager."""
-    found: dict[tuple[str, ...], list[Line]] = {}
-    for line in of_kind(lines, "timing"):
-        shape = "x".join(map(str, line["shape"]))
-        what = " ".join(part for part in (line["op"], line.get("variant"), shape, line.get("dtype")) if part)
-        found.setdefault((what, line["phase"]), []).append(line)
-    rows = []
-    for key, timings in found.items():
-        timed = [t for t in timings if t["median"] is not None]
-        best = min(timed, key=lambda t: t["median"], default=None)
-        eager = min((t["median"] for t in timed if t["backend"] == EAGER), default=None)
-        if best is None:
-            rows.append((*key, str(len(timings)), "-", "-", "-", timings[0]["error"]))
-            continue
-        against = "-" if eager is None else speedup(eager / best["median"], EAGER)
-        milliseconds = ("-" if eager is None else number(eager * 1e3), number(best["median"] * 1e3))
-        rows.append((*key, str(len(timings)), *milliseconds, against, f"{best['backend']} {best['plan']}".strip()))
-    columns = ("call", "phase", "candidates", "eager, ms", "fastest, ms", "compared", "fastest candidate")
-    return Table("Tuned calls", columns, rows)
-
-
-def tables(run: Run, lines: list[Line]) -> list[Table]:
-    """All tables that have rows."""
-    return [table for table in (models(run), host(lines), tuned(lines)) if table.rows]
-
-
-def choices(lines: Iterable[Line]) -> dict[str, str]:
-    """What `tune` chose: the entries of a file of measured choices."""
-    return {key: name for line in of_kind(lines, "choices") for key, name in line["choices"].items()}
+    rows = [
+        (name, "yes" if status["available"] else "no", status["reason"] or status["description"])
+        for name, status in values["backends"].items()
+    ]
+    columns = ("backend", "available", "description, or why it cannot run")
+    return [
+        Table("Backends, best first", columns, rows),
+        Table("Versions and machine", ("", ""), environment.rows(values)),
+    ]

@@ -1,27 +1,35 @@
 """``verify``: numerics, host time, whole models and all candidates of this machine, the most telling first.
 
-Needs only PyTorch. `convnext_kernels.cli.verify` is the command; `main` is the same command for a machine without click
-and rich. Results are lines of a file (`lines`), which `convnext-kernels report` turns into tables.
+Needs only PyTorch: `main` is the command, also on a machine without click and rich. Results are lines of a file
+(`lines`), which `convnext-kernels report` turns into tables.
 """
 
 import argparse
 import os
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
-from convnext_kernels.bench import lines, steps, workers
+from convnext_kernels import environment
+from convnext_kernels.bench import checks, conditions, lines, steps, workers
 from convnext_kernels.bench.results import FAILED, WRONG, is_ours
 from convnext_kernels.tuning import cache
 
 REPORT = Path("convnext-kernels-report/verify")
-HELP = "Check and time every kernel of this machine, the most telling first."
+HELP = """Check and time every kernel of this machine, the most telling first.
+
+Steps: {steps}.
+Without --minutes all of them run to their end: hours. Each result is appended
+to {file} at once, so nothing is lost when the run is cut.
+`convnext-kernels report` makes tables of it. Fails if a kernel is wrong."""
 BAD = (WRONG, FAILED)
 
 
@@ -96,34 +104,20 @@ class Verify:
         return [name for name in steps.STEPS if not self.only or any(part in name for part in self.only)]
 
     def _environment(self, worker: workers.Worker) -> None:
-        from datetime import datetime
-
-        from convnext_kernels import environment
-        from convnext_kernels.bench import checks, conditions
-
         machine = environment.collect() | {"commit": environment.commit()}
         name = machine["gpus"][0].partition(",")[0] if self.device == "cuda" else machine["cpu"]["name"]
         found = conditions.collect(self.device)
-        self.write(
-            "environment",
-            "",
-            format=lines.FORMAT,
-            name=name,
-            device=self.device,
-            minutes=self.minutes,
-            created=datetime.now().astimezone().isoformat(timespec="seconds"),
-            machine=machine,
-            conditions=found,
-        )
+        head = {"format": lines.FORMAT, "name": name, "device": self.device, "minutes": self.minutes}
+        head |= {"created": datetime.now().astimezone().isoformat(timespec="seconds")}
+        self.write("environment", "", **head, machine=machine, conditions=found)
         for what, value in environment.rows(machine):
             if value not in ("not set", "not installed"):
                 self.say(f"{what}: {value}")
         for line in found["warnings"]:
             self.say(f"warning: {line}")
-        missing = checks.backends(self.device)[1]
         if self.device == "cpu":
-            missing.insert(0, f"no kernel was run on a GPU: {machine['no_gpu_reason'] or '--device cpu'}")
-        for line in missing:
+            self._not_run("environment", f"no kernel was run on a GPU: {machine['no_gpu_reason'] or '--device cpu'}")
+        for line in checks.backends(self.device)[1]:
             self._not_run("environment", line)
         if not self.only:
             self._item(worker, steps.Item("environment", "ceilings", None), 120, None)
@@ -149,11 +143,10 @@ class Verify:
             self._not_run(name, f"skipped: {steps.nothing_to_do(name, self.device)}", done=0, of=0)
             return
         self.say(f"{name}:")
+        done, more = 0, {}
         if name == "precompile":
-            self._precompile(todo, end)
-            return
-        done = 0
-        for item in todo:
+            done, more = self._precompile(todo, end or begun + steps.MOST_SECONDS)
+        for item in todo if name != "precompile" else ():
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
                 break
@@ -164,22 +157,17 @@ class Verify:
                 limit = min(self.start + 60 * self.minutes - time.monotonic(), max(share * left, steps.LEAST_SECONDS))
             self._item(worker, item, limit, None if left is None else min(left, 0.8 * limit))
             done += 1
-        reason = (
-            "" if done == len(todo) else f"skipped: budget: {len(todo) - done} of {len(todo)}, from {todo[done].name}"
-        )
-        self._not_run(name, reason, done=done, of=len(todo), seconds=round(time.monotonic() - begun, 1))
+        reason = "" if done == len(todo) else f"skipped: budget: {len(todo) - done} of {len(todo)}"
+        reason += f", from {todo[done].name}" if reason and not more else ""
+        self._not_run(name, reason, done=done, of=len(todo), seconds=round(time.monotonic() - begun, 1), **more)
 
-    def _precompile(self, todo: list[steps.Item], end: float | None) -> None:
-        begun, pool = time.monotonic(), workers.Pool(self.device, len(todo))
+    def _precompile(self, todo: list[steps.Item], end: float) -> tuple[int, dict[str, object]]:
+        pool = workers.Pool(self.device, len(todo))
         try:
-            done, failures = pool.run(todo, end or begun + steps.MOST_SECONDS)
+            done, failures = pool.run(todo, end)
         finally:
             pool.end()
-        reason = "" if done == len(todo) else f"skipped: budget: {len(todo) - done} of {len(todo)}"
-        values = {"processes": len(pool.workers), "failures": failures[:20]}
-        self._not_run(
-            "precompile", reason, done=done, of=len(todo), seconds=round(time.monotonic() - begun, 1), **values
-        )
+        return done, {"processes": len(pool.workers), "failures": failures[:20]}
 
     def _item(self, worker: workers.Worker, item: steps.Item, limit: float, seconds: float | None) -> None:
         worker.send(item, seconds, self.ceilings)
@@ -223,38 +211,48 @@ def shown(line: lines.Line) -> str:
     return ""
 
 
-def check_only(only: tuple[str, ...]) -> None:
-    """ValueError unless every one of `only` is in the name of a step."""
-    for part in only:
-        if not any(part in name for name in steps.STEPS):
-            raise ValueError(f"--only: no step has {part!r} in its name; the steps are: {', '.join(steps.STEPS)}")
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong usage as one line, as the other commands do."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"Error: {message}\n")
 
 
-def main(arguments: list[str]) -> None:
+def _step(text: str) -> str:
+    if any(text in name for name in steps.STEPS):
+        return text
+    raise argparse.ArgumentTypeError(f"no step has {text!r} in its name; the steps are: {', '.join(steps.STEPS)}")
+
+
+def _positive(kind: type) -> Callable[[str], Any]:
+    def number(text: str) -> Any:
+        if not (value := kind(text)) > 0:
+            raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+        return value
+
+    return number
+
+
+def main(arguments: list[str]) -> NoReturn:
     """Run the command and exit with 0, 1 (a kernel is wrong or a step failed), 2 (wrong usage) or 128 + a signal."""
-    parser = argparse.ArgumentParser(
-        "convnext-kernels verify", description=HELP, epilog="Example: python -m convnext_kernels verify --minutes 8"
+    names = "\n  ".join(textwrap.wrap(", ".join(steps.STEPS), 70))
+    text = HELP.format(steps=names, file=lines.FILE)
+    form, end = argparse.RawDescriptionHelpFormatter, "Example: convnext-kernels verify --minutes 8"
+    parser = _Parser("convnext-kernels verify", description=text, formatter_class=form, epilog=end)
+    parser.add_argument("--minutes", type=_positive(float), metavar="N", help="stop after N minutes")
+    parser.add_argument(
+        "--only", action="append", type=_step, metavar="STEP", help="only steps with this in their name"
     )
-    parser.add_argument("--minutes", type=float, metavar="N", help="stop after N minutes; default: run everything")
-    parser.add_argument("--only", action="append", default=[], metavar="STEP", help="only steps with this in the name")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if PyTorch can use it, else cpu")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of PyTorch")
+    parser.add_argument("--threads", type=_positive(int), metavar="N", help="CPU threads of PyTorch")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if PyTorch can use it")
     parser.add_argument("--report", type=Path, default=REPORT, metavar="DIR", help=f"folder for {lines.FILE}")
     parser.add_argument("--json", action="store_true", help="print the lines instead of text")
     options: Any = parser.parse_args(arguments)
-    from convnext_kernels import environment
-
     gpus, reason = environment.gpus()
     if options.device == "cuda" and not gpus:
         parser.error(f"--device cuda: {reason}")
-    for name in ("minutes", "threads"):
-        if getattr(options, name) is not None and getattr(options, name) <= 0:
-            parser.error(f"--{name}: expected a positive number, got {getattr(options, name):g}")
     try:
-        check_only(options.only)
         options.report.mkdir(parents=True, exist_ok=True)
-    except ValueError as error:
-        parser.error(str(error))
     except OSError as error:
         parser.error(f"--report {options.report}: cannot be written: {error.strerror}")
     device = options.device or ("cuda" if gpus else "cpu")
@@ -262,7 +260,8 @@ def main(arguments: list[str]) -> None:
     def say(text: str) -> None:
         print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
 
-    run = Verify(device, options.report, options.minutes, tuple(options.only), options.threads, options.json, say)
+    only = tuple(options.only or ())
+    run = Verify(device, options.report, options.minutes, only, options.threads, options.json, say)
     code = run.run()
     print(verdict(run, code), file=sys.stderr if code or options.json else sys.stdout)
     sys.exit(code)

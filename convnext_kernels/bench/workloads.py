@@ -1,4 +1,4 @@
-"""The workloads of the cases: a plain PyTorch module, the same module with this package, inputs and the least work."""
+"""The workloads of the cases: a plain PyTorch module, the same module with this package, and inputs."""
 
 import copy
 import importlib
@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from convnext_kernels import FusedConvNeXtBlock, FusedConvNeXtBlock1d, accelerate, functional
-from convnext_kernels.bench.work import Work
 from convnext_kernels.models import create_model
 from convnext_kernels.nn import DepthwiseConv2d, DepthwiseConv3d, FusedSequential, GlobalResponseNorm, LayerNorm2d
 from convnext_kernels.nn.layers import PatchDownsample2d
@@ -23,7 +21,6 @@ class Workload:
     eager: nn.Module
     ours: nn.Module | None  # None: a model in which this package replaces nothing
     inputs: tuple[Tensor, ...]  # (N, C, H, W) or (N, C, D, H, W) fp32
-    work: Work  # of the forward pass
 
     @property
     def channels_last(self) -> torch.memory_format:
@@ -139,6 +136,8 @@ class EagerBlock1d(EagerMlp):
     def __init__(self, dim: int, use_grn: bool = False) -> None:
         super().__init__(dim, use_grn)
         self.dwconv = nn.Conv1d(dim, dim, 7, padding=3, groups=dim)
+        if use_grn:  # with the shape that it has there
+            self.grn.gamma, self.grn.beta = (nn.Parameter(torch.zeros(1, 1, 4 * dim)) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, 1, L) to (N, C, 1, L)."""
@@ -158,15 +157,6 @@ class EagerDownsample(nn.Sequential):
 
     def __init__(self, dim: int, patch: int) -> None:
         super().__init__(EagerLayerNorm2d(dim, eps=1e-6), nn.Conv2d(dim, 2 * dim, patch, stride=patch))
-
-
-class FusedDownsample(EagerDownsample):
-    """EagerDownsample with `functional.patch_downsample`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W)."""
-        norm, conv = self
-        return functional.patch_downsample(x, norm.weight, norm.bias, conv.weight, conv.bias)
 
 
 class _SpectralDwconv(nn.Conv2d):
@@ -228,44 +218,43 @@ def _images(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def _pair(eager: nn.Module, ours: nn.Module, inputs: tuple[Tensor, ...], work: Work) -> Workload:
+def _pair(eager: nn.Module, ours: nn.Module, inputs: tuple[Tensor, ...]) -> Workload:
     initialise(eager)
     ours.load_state_dict(eager.state_dict())
-    return Workload(eager.eval(), ours.eval(), inputs, work)
+    return Workload(eager.eval(), ours.eval(), inputs)
 
 
 def dwconv(
-    work: Work, n: int, c: int, h: int, w: int, kernel: int | tuple[int, int], dilation: int = 1, stride: int = 1
+    n: int, c: int, h: int, w: int, kernel: int | tuple[int, int], dilation: int = 1, stride: int = 1
 ) -> Workload:
     """Depthwise convolution. `kernel`: one side, or height and width."""
     pair = EagerDwconv(c, kernel, dilation, stride), DepthwiseConv2d(c, kernel, dilation=dilation, stride=stride)
-    return _pair(*pair, (_images(n, c, h, w),), work)
+    return _pair(*pair, (_images(n, c, h, w),))
 
 
-def dwconv3d(work: Work, n: int, c: int, h: int, w: int, kernel: int, depth: int, stride: int = 1) -> Workload:
+def dwconv3d(n: int, c: int, h: int, w: int, kernel: int, depth: int, stride: int = 1) -> Workload:
     """Depthwise convolution of volumes, with a cubic kernel."""
     pair = EagerDwconv3d(c, kernel, stride), DepthwiseConv3d(c, kernel, stride=stride)
-    return _pair(*pair, (_images(n, c, depth, h, w),), work)
+    return _pair(*pair, (_images(n, c, depth, h, w),))
 
 
-def layernorm(work: Work, n: int, c: int, h: int, w: int) -> Workload:
+def layernorm(n: int, c: int, h: int, w: int) -> Workload:
     """LayerNorm over the channels."""
-    return _pair(EagerLayerNorm2d(c, eps=1e-6), LayerNorm2d(c), (_images(n, c, h, w),), work)
+    return _pair(EagerLayerNorm2d(c, eps=1e-6), LayerNorm2d(c), (_images(n, c, h, w),))
 
 
-def grn(work: Work, n: int, c: int, h: int, w: int) -> Workload:
+def grn(n: int, c: int, h: int, w: int) -> Workload:
     """Global response normalisation."""
-    return _pair(EagerGRN2d(c), GlobalResponseNorm(c), (_images(n, c, h, w),), work)
+    return _pair(EagerGRN2d(c), GlobalResponseNorm(c), (_images(n, c, h, w),))
 
 
-def mlp(work: Work, n: int, c: int, h: int, w: int, use_grn: bool) -> Workload:
+def mlp(n: int, c: int, h: int, w: int, use_grn: bool) -> Workload:
     """The inverted bottleneck with a separate residual."""
     inputs = (_images(n, c, h, w), _images(n, c, h, w))
-    return _pair(EagerMlp(c, use_grn), FusedMlp(c, use_grn), inputs, work)
+    return _pair(EagerMlp(c, use_grn), FusedMlp(c, use_grn), inputs)
 
 
 def block(
-    work: Work,
     n: int,
     c: int,
     h: int,
@@ -278,17 +267,17 @@ def block(
     """The whole block."""
     ours = FusedConvNeXtBlock(c, use_grn=use_grn, kernel_size=kernel, norm=norm, activation=activation)
     pair = EagerBlock(c, use_grn, kernel, norm, activation), ours
-    return _pair(*pair, (_images(n, c, h, w),), work)
+    return _pair(*pair, (_images(n, c, h, w),))
 
 
-def block1d(work: Work, n: int, c: int, length: int, use_grn: bool) -> Workload:
-    """The whole block over time; the input is an image of one row, because `measure` knows the formats of images."""
-    return _pair(EagerBlock1d(c, use_grn), FusedBlock1d(c, use_grn=use_grn), (_images(n, c, 1, length),), work)
+def block1d(n: int, c: int, h: int, length: int, use_grn: bool) -> Workload:
+    """The whole block over time; the input is an image of one row (`h` = 1): `measure` knows the formats of images."""
+    return _pair(EagerBlock1d(c, use_grn), FusedBlock1d(c, use_grn=use_grn), (_images(n, c, h, length),))
 
 
-def downsample(work: Work, n: int, c: int, h: int, w: int, patch: int) -> Workload:
+def downsample(n: int, c: int, h: int, w: int, patch: int) -> Workload:
     """LayerNorm and a convolution of patches that doubles the channels."""
-    return _pair(EagerDownsample(c, patch), FusedDownsample(c, patch), (_images(n, c, h, w),), work)
+    return _pair(EagerDownsample(c, patch), PatchDownsample2d(c, 2 * c, patch), (_images(n, c, h, w),))
 
 
 def _load(library: str, name: str) -> nn.Module:
@@ -297,11 +286,11 @@ def _load(library: str, name: str) -> nn.Module:
     return importlib.import_module("timm").create_model(name, pretrained=False).eval()
 
 
-def convnext(work: Work, library: str, name: str, n: int, size: int) -> Workload:
+def convnext(library: str, name: str, n: int, size: int) -> Workload:
     """A ConvNeXt classifier of `library` with random weights, see `initialise`."""
     eager = _load(library, name)
     initialise(eager)
-    return Workload(eager, accelerate(copy.deepcopy(eager)), (_images(n, 3, size, size),), work)
+    return Workload(eager, accelerate(copy.deepcopy(eager)), (_images(n, 3, size, size),))
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -329,21 +318,13 @@ def plain(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def network(work: Work, name: str, n: int, size: int) -> Workload:
+def network(name: str, n: int, size: int) -> Workload:
     """A ConvNeXt of this package, and the same one in plain PyTorch: needs no other library."""
     ours = create_model(name).eval()
     initialise(ours)
-    return Workload(plain(ours), ours, (_images(n, 3, size, size),), work)
+    return Workload(plain(ours), ours, (_images(n, 3, size, size),))
 
 
 def rival(library: str, name: str, n: int, size: int) -> Workload:
-    """A classifier that is not a ConvNeXt, with the initialisation of its library.
-
-    Its work is counted by `torch.utils.flop_counter`, because the formulas of `work` do not know its layers.
-    """
-    eager = _load(library, name)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        y = eager(_images(1, 3, size, size))
-    parameters = sum(p.numel() for p in eager.parameters())
-    work = Work(n * counter.get_total_flops(), 0, n * 3 * size * size, n * y.numel(), parameters)
-    return Workload(eager, None, (_images(n, 3, size, size),), work)
+    """A classifier that is not a ConvNeXt, with the initialisation of its library."""
+    return Workload(_load(library, name), None, (_images(n, 3, size, size),))

@@ -1,5 +1,6 @@
 """``convnext-kernels demo``: a whole model on photographs, or Vocos on a sound, eager and accelerated."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,75 +8,60 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from convnext_kernels.bench.charts import speedup
+from convnext_kernels.bench.tables import Table, machine, speedup
 from convnext_kernels.cli import options
-from convnext_kernels.cli.demo_report import Result, write_demo
-from convnext_kernels.cli.demo_runs import Run, SoundRun
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
 
+    from convnext_kernels.bench.page import Section
+    from convnext_kernels.cli.demo_runs import Result, Run
     from convnext_kernels.cli.load import Loaded
     from convnext_kernels.cli.photos import Photo
 
 
-def table_rows(results: list[Result], run: Run) -> list[tuple[str, list[str]]]:
-    """Rows (what, one value for each dtype) for the terminal and the report."""
+def table(results: "list[Result]", title: str) -> Table:
+    """The figures: a column for each dtype."""
 
-    def line(what: str, value: object) -> tuple[str, list[str]]:
-        return what, [value(result) for result in results]
+    def peak(result: "Result", name: str) -> str:
+        return " / ".join(f"{size / 2**20:.1f}" for size in result.peak[name])
 
-    def top5(result: Result) -> str:
-        same, ties, all_of = result.count("same"), result.count("tie"), len(result.top5)
-        return f"{same} of {all_of}" + (f", {ties} tied" if ties else "")
+    def top5(result: "Result") -> str:
+        ties = result.count("tie")
+        return f"{result.count('same')} of {len(result.top5)}" + (f", {ties} tied" if ties else "")
 
-    def timing(name: str) -> tuple[str, list[str]]:
-        value = "{0.median:.2f} ({0.minimum:.2f})"
-        return line(f"{name}, ms: median (minimum)", lambda r: value.format(r.times[name]))
-
-    def peak(name: str) -> tuple[str, list[str]]:
-        return line(
-            f"{name}, peak MiB: 1st / 2nd pass", lambda r: " / ".join(f"{size / 2**20:.1f}" for size in r.peak[name])
-        )
-
-    return [
-        timing("eager"),
-        timing("accelerated"),
-        line("speed-up over eager (medians)", lambda r: speedup(r.speedup)),
-        peak("eager"),
-        peak("accelerated"),
-        line(f"largest difference of the {run.output}", lambda r: f"{r.comparison.difference:.2e}"),
-        line(f"the same, over the largest of the {run.output}", lambda r: f"{r.comparison.relative:.2e}"),
-        line("eager, largest error", lambda r: f"{r.comparison.eager_error:.2e}"),
-        line("accelerated, largest error", lambda r: f"{r.comparison.accelerated_error:.2e}"),
-        line("allowed error", lambda r: f"{r.comparison.allowed:.2e}"),
-        *([line("photographs with the same top 5", top5)] if run.output == "logits" else []),
-    ]
+    values = {
+        f"{name}, ms: median (minimum)": lambda r, n=name: f"{r.times[n].median:.2f} ({r.times[n].minimum:.2f})"
+        for name in ("eager", "accelerated")
+    }
+    values |= {"speed-up over eager (medians)": lambda r: speedup(r.speedup)}
+    values |= {f"{name}, peak MiB: 1st / 2nd pass": lambda r, n=name: peak(r, n) for name in ("eager", "accelerated")}
+    values |= {
+        "largest difference of the two": lambda r: f"{r.comparison.difference:.2e}",
+        "the same, over the largest output": lambda r: f"{r.comparison.relative:.2e}",
+        "eager, largest error": lambda r: f"{r.comparison.eager_error:.2e}",
+        "accelerated, largest error": lambda r: f"{r.comparison.accelerated_error:.2e}",
+        "allowed error": lambda r: f"{r.comparison.allowed:.2e}",
+    }
+    if results[0].top5:
+        values |= {"photographs with the same top 5": top5}
+    rows = [(what, *(value(result) for result in results)) for what, value in values.items()]
+    return Table(title, ("", *(result.dtype for result in results)), rows)
 
 
-def _print(results: list[Result], run: Run, title: str, replaced: int, failures: list[str]) -> None:
-    """Print the table, then the speed-up and whether the errors are within the tolerance."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("", title=Text(title), box=box.SIMPLE, pad_edge=False)
-    for result in results:
-        table.add_column(result.dtype, justify="right")
-    for what, values in table_rows(results, run):
-        table.add_row(what, *values)
-    options.console().print(table)
+def verdict(results: "list[Result]", replaced: int, failures: list[str]) -> list[str]:
+    """The speed-up, and whether the errors are within the tolerance."""
     speeds = ", ".join(f"{speedup(r.speedup, 'eager')} in {r.dtype}" for r in results)
-    click.echo(f"Speed: {speeds}; {replaced} modules replaced.")
-    if failures:
-        click.echo("Errors: not within the tolerance.")
-    else:
-        share = max(r.comparison.accelerated_error / r.comparison.allowed for r in results)
-        classes = "; the top 5 classes agree" if run.output == "logits" else ""
-        click.echo(f"Errors: within the tolerance, {share:.0%} of the allowed error{classes}.")
+    share = max(r.comparison.accelerated_error / r.comparison.allowed for r in results)
+    errors = f"within the tolerance, {share:.0%} of the allowed error" + "; the top 5 classes agree" * bool(
+        results[0].top5
+    )
+    errors = "not within the tolerance" if failures else errors
+    return [f"Speed: {speeds}; {replaced} modules replaced.", f"Errors: {errors}."]
 
 
-def _values(results: list[Result]) -> list[dict[str, object]]:
+def _values(results: "list[Result]") -> list[dict[str, object]]:
     """The results for --json."""
     return [
         {
@@ -95,7 +81,7 @@ class _Subject:
     """A model and what it is run on."""
 
     loaded: "Loaded"
-    kind: type[Run]
+    kind: "type[Run]"
     x: "Tensor"  # all inputs
     shape: str  # of an input, for the title
     about: str  # where the inputs come from, for the notes
@@ -109,18 +95,18 @@ def _photographs(
 ) -> _Subject:
     import torch
 
-    from convnext_kernels.cli import load, photos
+    from convnext_kernels.cli import demo_runs, load, photos
 
     chosen = photos.read(paths, size) if paths else photos.shipped(size)
     loaded = load.load(model_name, weights, pretrained)
     x = photos.normalise(torch.stack([photo.pixels for photo in chosen]), *loaded.mean_std)
     about = f"Images: {len(x)}, each cropped to a square at the centre and resized to {size}x{size}."
     facts = {"size": size, "photographs": [photo.name for photo in chosen]}
-    return _Subject(loaded, Run, x, f"{size}x{size}", about, facts, photos=chosen)
+    return _Subject(loaded, demo_runs.Run, x, f"{size}x{size}", about, facts, photos=chosen)
 
 
 def _sound(paths: tuple[Path, ...], weights: Path | None, pretrained: bool) -> _Subject:
-    from convnext_kernels.cli import sound
+    from convnext_kernels.cli import demo_runs, sound
 
     if len(paths) > 1:
         raise click.UsageError(f"--model vocos: expected one WAV file, got {len(paths)}")
@@ -131,35 +117,84 @@ def _sound(paths: tuple[Path, ...], weights: Path | None, pretrained: bool) -> _
     about = f"Sound: {sound.SECONDS} seconds of {file.name}, as a mel spectrogram of {mel.shape[-1]} frames."
     loaded = replace(loaded, model=sound.Vocoder(loaded.model))
     shape, facts = f"{sound.SECONDS} s of sound", {"seconds": sound.SECONDS, "sound": str(file)}
-    return _Subject(loaded, SoundRun, mel, shape, about, facts, sound=samples[0])
+    return _Subject(loaded, demo_runs.SoundRun, mel, shape, about, facts, sound=samples[0])
 
 
-def _notes(subject: _Subject, named: bool, run: Run) -> list[str]:
+def _notes(subject: _Subject, named: bool, run: "Run") -> list[str]:
     """How the figures were measured, a few sentences per topic."""
     from convnext_kernels.bench.numerics import RULE, TOP5_RULE
     from convnext_kernels.bench.timing import WARMUP, glibc
     from convnext_kernels.cli import memory
 
-    loaded, images = subject.loaded, run.output == "logits"
-    what = f"{run.batch} {'image' if images else 'sound'}{'s' if run.batch > 1 else ''}"
-    layout = ", both in channels_last" if images else ""
+    loaded, images = subject.loaded, bool(subject.photos)
     times = (
-        f"Times: median (minimum) of {run.repeats} forward passes of {what} each, "
-        f"after at least {WARMUP} warm-up passes. Eager and accelerated alternate in one process{layout}."
+        f"Times: median (minimum) of {run.repeats} forward passes at batch {run.batch}, after at least {WARMUP} "
+        f"warm-up passes. Eager and accelerated alternate in one process{', both in channels_last' if images else ''}."
     )
     if run.device == "cpu" and glibc() is not None:
         times += (
             " Freed memory stays in the process, so that page faults of large temporaries are not counted: these would"
             " slow eager down most."
         )
-    return [
-        f"Weights: {loaded.weights}.{loaded.about if named or loaded.classes is None else ''}",
-        subject.about,
-        times,
-        memory.METHOD[run.device],
-        RULE,
-        *([TOP5_RULE] if images else []),
+    weights = f"Weights: {loaded.weights}.{loaded.about if named or loaded.classes is None else ''}"
+    return [weights, subject.about, times, memory.METHOD[run.device], RULE, *([TOP5_RULE] if images else [])]
+
+
+def _top5(results: "list[Result]", photos: "list[Photo]", classes: Sequence[str] | None) -> Table:
+    """Thumbnails, and for each dtype the top 5 classes of both models."""
+    from markupsafe import Markup
+
+    def best(found: list[tuple[int, float]]) -> str:
+        return "\n".join(f"{classes[i] if classes else f'class {i}'} {chance:.1%}" for i, chance in found)
+
+    image = Markup('{}\n<img src="{}" alt="{}" width="120">')
+    rows = []
+    for k, photo in enumerate(photos):
+        row = [image.format(photo.name, photo.thumbnail, photo.name)]
+        for result in results:
+            found = result.top5[k]
+            row += [best(found.eager), best(found.accelerated), found.verdict]
+        rows.append(tuple(row))
+    heads = (name for r in results for name in (f"eager, {r.dtype}", f"accelerated, {r.dtype}", "the same?"))
+    return Table("", ("photograph", *heads), rows)
+
+
+def _spectrograms(subject: _Subject, results: "list[Result]") -> "list[tuple[str, Figure]]":
+    """Spectrograms of the given sound and, for each dtype, of what both models make of it."""
+    from convnext_kernels.cli import sound
+
+    given = sound.spectrogram(subject.sound)
+    pictures = [("given", sound.picture(given, given.max().item()))]
+    for result in results:
+        made = {name: sound.spectrogram(samples) for name, samples in result.sounds.items()}
+        high = max(decibels.max().item() for decibels in made.values())
+        pictures += [(f"{name}, {result.dtype}", sound.picture(s, high)) for name, s in made.items()]
+        difference = sound.spectrogram(result.sounds["accelerated"] - result.sounds["eager"])
+        pictures.append((f"difference of the two, {result.dtype}", sound.picture(difference, high)))
+    return pictures
+
+
+def _sections(subject: _Subject, results: "list[Result]", classes: Sequence[str] | None) -> "list[Section]":
+    """Charts, and the photographs or spectrograms."""
+    from convnext_kernels.bench.charts import bars
+    from convnext_kernels.bench.page import Section
+
+    dtypes, names = [result.dtype for result in results], ("eager", "accelerated")
+    times = {name: [result.times[name].median for result in results] for name in names}
+    memory = {name: [result.peak[name][0] / 2**20 for result in results] for name in names}
+    errors = {
+        name: [100 * getattr(r.comparison, f"{name}_error") / r.comparison.allowed for r in results] for name in names
+    }
+    figures = [
+        ("Time", bars("Milliseconds per forward pass, median", dtypes, times)),
+        ("Memory", bars("Peak memory of the first forward pass, MiB", dtypes, memory)),
+        ("Error", bars("Error against fp64, % of the allowed error", dtypes, errors, limit=100)),
     ]
+    if subject.sound is not None:
+        inputs = Section("Spectrograms", [_spectrograms(subject, results)])
+    else:
+        inputs = Section("Photographs and their top 5 classes", [_top5(results, subject.photos, classes)])
+    return [Section("Charts", [figures]), inputs]
 
 
 @click.command("demo")
@@ -174,20 +209,14 @@ def _notes(subject: _Subject, named: bool, run: Run) -> list[str]:
     metavar="PATH",
     help="Image or folder; else 8 photographs are used.",
 )
-@click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Per pass: 8 images or 1 sound.")
-@click.option("--size", type=click.IntRange(min=32), metavar="N", default=224, help="Image height and width.")
-@click.option("--repeats", type=click.IntRange(min=1), metavar="N", default=20, help="Timed forward passes.")
+@options.count("--batch", None, "Per pass: 8 images or 1 sound.")
+@options.count("--size", 224, "Image height and width.", least=32)
+@options.count("--repeats", 20, "Timed forward passes.")
 @options.dtypes
 @options.threads
 @options.backend
 @options.device
-@click.option(
-    "--report",
-    type=click.Path(path_type=Path),
-    default=Path("convnext-kernels-report/demo.html"),
-    metavar="FILE",
-    help="HTML report.",
-)
+@options.report(Path("convnext-kernels-report/demo.html"), "HTML report.", "FILE")
 @click.option("--no-report", is_flag=True, help="Write no report.")
 @options.as_json
 @click.pass_context
@@ -215,63 +244,55 @@ def command(
     """
     if weights is not None and pretrained:
         raise click.UsageError("--weights and --pretrained cannot be used together")
-    if not no_report:
-        options.need("jinja2", "the report")
-        options.need("matplotlib", "the report")
-        options.check_writable(report, "--report")
+    options.check_report(None if no_report else report)
     options.need("psutil", "demo")
     options.check_backend(backend)
     options.check_device(device)
-
     from convnext_kernels.environment import collect
     from convnext_kernels.interop import acceleration_report
 
     if model_name == "vocos":
-        given = context.get_parameter_source
-        if given("size") is not ParameterSource.DEFAULT or images:
+        if context.get_parameter_source("size") is not ParameterSource.DEFAULT or images:
             raise click.UsageError("--size and --images are for photographs; --model vocos takes a WAV file as PATH")
         subject = _sound(paths, weights, pretrained)
     else:
         subject = _photographs(images + paths, size, model_name, weights, pretrained)
-    loaded, kind, x = subject.loaded, subject.kind, subject.x
+    loaded = subject.loaded
     if not acceleration_report(loaded.model).rows:
         raise click.ClickException(f"--model {loaded.name}: it has no ConvNeXt block, nothing to accelerate")
-    batch = batch or (8 if kind is Run else 1)
-    run = kind(loaded.model, x, batch, repeats, backend, device)
+    run = subject.kind(loaded.model, subject.x, batch or (8 if subject.photos else 1), repeats, backend, device)
     with options.thread_count(threads):
-        machine = collect()
+        environment = collect()
         acceleration = acceleration_report(run.build(dtypes[0], "accelerated"))
         if not acceleration.replaced:
             reasons = "; ".join(dict.fromkeys(row.reason for row in acceleration.rows))
             raise click.ClickException(f"--model {loaded.name}: no module could be replaced: {reasons}")
         results = run.measure(tuple(dict.fromkeys(dtypes)))
-
     classes = loaded.classes if results[0].outputs == len(loaded.classes or ()) else None
-    title = f"{loaded.name}, batch {batch}, {subject.shape}, {device}, weights: {loaded.weights}"
+    title = f"{loaded.name}, batch {run.batch}, {subject.shape}, {device}, weights: {loaded.weights}"
     notes = _notes(subject, classes is not None, run)
-    failures = [failure for result in results for failure in result.failures(subject.photos)]
+    failures = [line for result in results for line in result.failures([photo.name for photo in subject.photos])]
+    figures, said = table(results, title), verdict(results, acceleration.replaced, failures)
     if as_json:
-        head = {"model": loaded.name, "weights": loaded.weights, "batch": batch, **subject.facts, "repeats": repeats}
-        head |= {"device": device, "backend": backend}
+        head = {"model": loaded.name, "weights": loaded.weights, "batch": run.batch, **subject.facts}
+        head |= {"repeats": repeats, "device": device, "backend": backend}
         head |= {"modules": len(acceleration.rows), "replaced": acceleration.replaced}
-        rest = {"results": _values(results), "failures": failures, "method": notes, "machine": machine}
+        rest = {"results": _values(results), "failures": failures, "method": notes, "machine": environment}
         options.print_json(head | rest)
     else:
-        _print(results, run, title, acceleration.replaced, failures)
+        options.show(figures)
+        click.echo("\n".join(said))
     if not no_report:
-        write_demo(
-            report,
-            title=title,
-            notes=notes,
-            classes=classes,
-            photos=subject.photos,
-            results=results,
-            rows=table_rows(results, run),
-            acceleration=str(acceleration),
-            machine=machine,
-            failures=failures,
-            sound=subject.sound,
-        )
+        from convnext_kernels.bench import page
+
+        sections = [
+            page.Section("Figures", [figures, *said]),
+            *_sections(subject, results, classes),
+            page.Section("How it was measured", notes),
+            page.Section("What was replaced", [str(acceleration)]),
+            page.Section("Machine", machine(environment)),
+        ]
+        page.write(report, "Eager and accelerated", f"{title}. {page.date()}", sections, failures=failures)
         click.echo(f"Report: {report}", err=as_json)
     if failures:
         raise click.ClickException("; ".join(failures))

@@ -2,135 +2,123 @@
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import click
+import torch
+from torch import Tensor, nn
 
+from convnext_kernels.bench.numerics import Comparison, Top5, compare, compare_top5
+from convnext_kernels.bench.timing import WARMUP, Times, interleave, steady_allocator
 from convnext_kernels.cli import options
-from convnext_kernels.cli.demo_report import Result
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from convnext_kernels.bench.numerics import Top5
+from convnext_kernels.cli.memory import peak_growth
+from convnext_kernels.interop import accelerate
 
 NAMES = ("eager", "accelerated")
-FP64_COST = 4  # steps of the progress bar for one fp64 pass
+
+
+@dataclass(frozen=True)
+class Result:
+    """The results in one dtype."""
+
+    dtype: str
+    comparison: Comparison
+    top5: list[Top5]  # one per photograph
+    times: dict[str, Times]
+    peak: dict[str, tuple[int, int]]  # bytes, in the first pass and in a later one
+    outputs: int  # logits per image, or samples of the sound
+    sounds: dict[str, Tensor]  # of a vocoder: the sound (samples,) that each model makes
+
+    @property
+    def speedup(self) -> float:
+        """Median time of eager over the median time of accelerated."""
+        return self.times["eager"].median / self.times["accelerated"].median
+
+    def count(self, verdict: str) -> int:
+        """Number of photographs whose top 5 classes have this verdict."""
+        return sum(top5.verdict == verdict for top5 in self.top5)
+
+    def failures(self, names: list[str]) -> list[str]:
+        """A line for each rule of `numerics` that is broken; `names` of the photographs."""
+        found = [f"{self.dtype}: {self.comparison.reason}"] if self.comparison.reason else []
+        different = [name for name, top5 in zip(names, self.top5, strict=True) if top5.verdict == "different"]
+        return found + ([f"{self.dtype}: the top 5 classes differ on {', '.join(different)}"] if different else [])
 
 
 @dataclass
 class Run:
     """A classifier on photographs."""
 
-    model: "nn.Module"  # fp32, on the CPU, as its library built it
-    x: "Tensor"  # all inputs in fp32; here photographs (N, 3, size, size)
+    model: nn.Module  # fp32, on the CPU, as its library built it
+    x: Tensor  # all inputs in fp32; here photographs (N, 3, size, size)
     batch: int
     repeats: int
     backend: str
     device: str
     output: ClassVar = "logits"
 
-    def cast(self, model: "nn.Module", dtype: str) -> "nn.Module":
+    def cast(self, model: nn.Module, dtype: torch.dtype) -> nn.Module:
         """`model` on the device, in `dtype`."""
-        import torch
+        return model.to(self.device, dtype, memory_format=torch.channels_last)
 
-        return model.to(self.device, getattr(torch, options.DTYPES[dtype]), memory_format=torch.channels_last)
-
-    def build(self, dtype: str, name: str) -> "nn.Module":
+    def build(self, dtype: str, name: str) -> nn.Module:
         """A copy of the model, eager or accelerated."""
-        from convnext_kernels.interop import accelerate
-
-        model = self.cast(copy.deepcopy(self.model), dtype)
+        model = self.cast(copy.deepcopy(self.model), getattr(torch, options.DTYPES[dtype]))
         return accelerate(model, backend=self.backend) if name == "accelerated" else model
 
-    def inputs(self, dtype: str) -> "Tensor":
-        """All inputs."""
-        import torch
+    def inputs(self, dtype: str) -> Tensor:
+        """All inputs, in channels_last if they are images."""
+        layout = torch.channels_last if self.x.dim() == 4 else torch.preserve_format
+        return self.x.to(self.device, getattr(torch, options.DTYPES[dtype]), memory_format=layout)
 
-        return self.x.to(self.device, getattr(torch, options.DTYPES[dtype]), memory_format=torch.channels_last)
-
-    def timed_batch(self, dtype: str) -> "Tensor":
-        """Exactly `batch` inputs, repeated if they are too few."""
-        import torch
-
-        x = self.inputs(dtype)
-        rows = torch.arange(self.batch, device=self.device) % len(self.x)
-        return x[rows].contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.contiguous_format)
-
-    def outputs(self, model: "nn.Module", x: "Tensor") -> "Tensor":
+    def outputs(self, model: nn.Module, x: Tensor) -> Tensor:
         """What is compared: the logits."""
-        import torch
-
         with torch.inference_mode():
             parts = [model(chunk) for chunk in x.split(self.batch)]
-        if not all(isinstance(part, torch.Tensor) and part.ndim == 2 for part in parts):
+        if not all(isinstance(part, Tensor) and part.ndim == 2 for part in parts):
             raise click.ClickException("--model: expected a classifier with one output tensor (images, classes)")
         return torch.cat(parts)
 
-    def top5(self, reference: "Tensor", eager: "Tensor", accelerated: "Tensor") -> "list[Top5]":
-        """For each photograph, whether both models see the same."""
-        from convnext_kernels.bench.numerics import compare_top5
-
-        return compare_top5(reference, eager, accelerated)
-
-    def kept(self, eager: "Tensor", accelerated: "Tensor") -> "dict[str, Tensor]":
-        """The outputs that the report draws."""
-        return {}
-
-    def steps(self, dtypes: tuple[str, ...]) -> int:
-        """Length of the progress bar."""
-        from convnext_kernels.bench.timing import WARMUP
-        from convnext_kernels.cli.memory import RUNS
-
-        chunks = -(-len(self.x) // self.batch)
-        return len(dtypes) * (2 * (1 + 2 * RUNS) + (2 + FP64_COST) * chunks + 2 * (WARMUP + self.repeats))
-
     def measure(self, dtypes: tuple[str, ...]) -> list[Result]:
         """Memory, errors and times in each dtype."""
-        import torch
-
-        from convnext_kernels.bench.numerics import compare
-        from convnext_kernels.bench.timing import interleave, steady_allocator
-        from convnext_kernels.cli.memory import RUNS, peak_growth
-
-        results = []
-        chunks = -(-len(self.x) // self.batch)
-        with options.progress_bar("demo", self.steps(dtypes)) as advance:
-            peaks = {}
+        results, peaks = [], {}
+        with options.progress_bar("demo", len(dtypes) * (4 + WARMUP + self.repeats)) as advance:
+            rows = torch.arange(self.batch, device=self.device) % len(self.x)  # repeated if they are too few
             for dtype in dtypes:  # before steady_allocator, which keeps freed memory
-                x = self.timed_batch(dtype)
                 for name in NAMES:
-                    advance(f"{dtype} memory, {name}", 0)
-                    peaks[dtype, name] = peak_growth(lambda d=dtype, n=name: self.build(d, n), x, self.device)
-                    advance(f"{dtype} memory, {name}", 1 + 2 * RUNS)
+                    peaks[dtype, name] = peak_growth(
+                        lambda d=dtype, n=name: self.build(d, n), self.inputs(dtype)[rows], self.device
+                    )
+                    advance(f"{dtype} memory, {name}", 1)
             with steady_allocator():
                 for dtype in dtypes:
                     models = {name: self.build(dtype, name) for name in NAMES}
                     x = self.inputs(dtype)
-                    advance(f"{dtype} fp64 reference", 0)
                     # Exactly the weights and inputs of this dtype, so that only the arithmetic is compared.
                     reference = self.outputs(copy.deepcopy(models["eager"]).to(torch.float64), x.double())
-                    advance(f"{dtype} outputs", FP64_COST * chunks)
-                    outputs = {name: self.outputs(models[name], x) for name in NAMES}
-                    advance(f"{dtype} timing", 2 * chunks)
-                    x = self.timed_batch(dtype)
+                    advance(f"{dtype} fp64 reference", 1)
+                    eager, accelerated = (self.outputs(models[name], x) for name in NAMES)
+                    advance(f"{dtype} outputs", 1)
+                    layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+                    x = x[rows].contiguous(memory_format=layout)
                     times = interleave(
                         {name: lambda m=models[name], x=x: m(x) for name in NAMES},
                         rounds=self.repeats,
                         device=self.device,
-                        on_round=lambda d=dtype: advance(f"{d} timing", 2),
+                        on_round=lambda d=dtype: advance(f"{d} timing", 1),
                     )
-                    results.append(
-                        Result(
-                            dtype,
-                            compare(reference, outputs["eager"], outputs["accelerated"], self.output),
-                            self.top5(reference, outputs["eager"], outputs["accelerated"]),
-                            times,
-                            {name: peaks[dtype, name] for name in NAMES},
-                            reference.shape[1],
-                            self.kept(outputs["eager"], outputs["accelerated"]),
-                        )
+                    images = self.output == "logits"
+                    sounds = zip(NAMES, (eager, accelerated), strict=True)
+                    result = Result(
+                        dtype,
+                        compare(reference, eager, accelerated, self.output),
+                        compare_top5(reference, eager, accelerated) if images else [],
+                        times,
+                        {name: peaks[dtype, name] for name in NAMES},
+                        reference.shape[1],
+                        {} if images else {name: y[0].float().cpu() for name, y in sounds},
                     )
+                    results.append(result)
         return results
 
 
@@ -139,30 +127,7 @@ class SoundRun(Run):
 
     output = "samples"
 
-    def cast(self, model: "nn.Module", dtype: str) -> "nn.Module":
+    def cast(self, model: nn.Module, dtype: torch.dtype) -> nn.Module:
         """Cast the backbone; the head stays in fp32, because PyTorch has no Fourier transform of bf16."""
-        import torch
-
-        model.backbone.to(getattr(torch, options.DTYPES[dtype]))
+        model.backbone.to(dtype)
         return model.to(self.device)
-
-    def inputs(self, dtype: str) -> "Tensor":
-        """The spectrogram, rounded as the backbone will see it."""
-        import torch
-
-        return self.x.to(self.device, getattr(torch, options.DTYPES[dtype]))
-
-    def outputs(self, model: "nn.Module", x: "Tensor") -> "Tensor":
-        """The samples of the sound that the model makes."""
-        import torch
-
-        with torch.inference_mode():
-            return torch.cat([model(chunk) for chunk in x.split(self.batch)])
-
-    def top5(self, *_: "Tensor") -> "list[Top5]":
-        """No classes."""
-        return []
-
-    def kept(self, eager: "Tensor", accelerated: "Tensor") -> "dict[str, Tensor]":
-        """The sound that each model makes."""
-        return {"eager": eager[0].float().cpu(), "accelerated": accelerated[0].float().cpu()}

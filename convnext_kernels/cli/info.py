@@ -19,18 +19,9 @@ def command(as_json: bool) -> None:
     if as_json:
         options.print_json(values)
         return
+    from convnext_kernels.bench.tables import machine
 
-    from rich.table import Table
-    from rich.text import Text
-
-    backends = Table("backend", "available", "description, or why it cannot run", title="Backends, best first")
-    for name, status in values["backends"].items():
-        available = Text("yes", "green") if status["available"] else Text("no", "red")
-        # Text, not str: rich would read square brackets in a reason as markup.
-        backends.add_row(name, available, Text(status["reason"] or status["description"]))
-    machine = Table(show_header=False, title="Versions and machine")
-    for what, value in environment.rows(values):
-        machine.add_row(what, Text(value))
+    backends, versions = machine(values)
     cached = f"{values['cached_choices']} timed choices of kernel configurations"
-    machine.add_row("cache directory", Text(f"{values['cache_directory']} ({cached})"))
-    options.console().print(backends, machine)
+    rows = [*versions.rows, ("cache directory", f"{values['cache_directory']} ({cached})")]
+    options.show(backends, versions._replace(rows=rows))

@@ -1,6 +1,5 @@
 """Models of torchvision and timm, with weights from a file, pretrained, or random."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,37 +28,46 @@ class Loaded:
     mean_std: tuple[Sequence[float], Sequence[float]] = IMAGENET_MEAN_STD
 
 
-def _torchvision_names() -> list[str]:
-    models = need("torchvision.models", "--model")
-    return models.list_models(module=models)
-
-
 def resolve(name: str) -> tuple[str, str]:
     """Return (library, name) for ``torchvision/NAME``, ``timm/NAME`` or NAME, which torchvision has or else timm."""
-    library, slash, plain = name.partition("/")
-    if not slash:
-        library, plain = "", name
-    elif library not in ("torchvision", "timm"):
+    library, slash, plain = name.rpartition("/")
+    if slash and library not in ("torchvision", "timm"):
         raise click.ClickException(f"--model {name}: unknown library {library!r}, expected torchvision/ or timm/")
     known: list[str] = []
     if library != "timm":
-        names = _torchvision_names()
-        if plain in names:
+        models = need("torchvision.models", "--model")
+        known = models.list_models(module=models)
+        if plain in known:
             return "torchvision", plain
-        known += names
     if library != "torchvision":
         timm = need("timm", "--model")
         if timm.is_model(plain):
             return "timm", plain
-        known += timm.list_models()
-    close = difflib.get_close_matches(plain, dict.fromkeys(known), n=3)
-    hint = f"; close: {', '.join(close)}" if close else ""
+        known = [*known, *timm.list_models()]
+    from convnext_kernels.models.convnext import near
+
+    hint = near(plain, list(dict.fromkeys(known)))
+    hint = f"; {hint}" if hint.startswith("close") else ""  # not all thousand names
     raise click.ClickException(f"--model {name}: not found in {library or 'torchvision or timm'}{hint}")
 
 
 def _imagenet_names() -> list[str]:
     models = need("torchvision.models", "--weights")
     return models.ConvNeXt_Tiny_Weights.DEFAULT.meta["categories"]
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """An error of another library as one line."""
+    return f"{' '.join(str(error).split()) or type(error).__name__:.{most}}"
+
+
+def build(library: str, name: str, pretrained: bool) -> Loaded:
+    """Build a model in eval mode; ClickException if that fails."""
+    try:
+        return _build(library, name, pretrained)
+    except Exception as error:  # whatever a download or a library raises
+        what = "no pretrained weights (--weights FILE takes a local file)" if pretrained else "cannot be built"
+        raise click.ClickException(f"--model {library}/{name}: {what}: {one_line(error)}") from error
 
 
 def _build(library: str, name: str, pretrained: bool) -> Loaded:
@@ -94,33 +102,17 @@ def read_weights(file: Path) -> "dict[str, Tensor]":
 
 def load_state(model: "nn.Module", state: "dict[str, Tensor]", file: Path, name: str) -> None:
     """Load the weights of `file` into model `name`; ClickException says what does not fit."""
-    expected = model.state_dict()
-    missing = [key for key in expected if key not in state]
-    unexpected = [key for key in state if key not in expected]
-    shapes = [key for key, value in state.items() if key in expected and expected[key].shape != value.shape]
-    problems = [
-        f"{len(keys)} {what} (first: {keys[0]})"
-        for what, keys in (("missing", missing), ("unexpected", unexpected))
-        if keys
-    ]
-    if shapes:
-        came, wanted = tuple(state[shapes[0]].shape), tuple(expected[shapes[0]].shape)
-        problems.append(f"{len(shapes)} of another shape (first: {shapes[0]}, got {came}, expected {wanted})")
-    if problems:
-        raise click.ClickException(f"--weights {file}: does not fit {name}: {'; '.join(problems)}")
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise click.ClickException(f"--weights {file}: does not fit {name}: {one_line(error, 600)}") from error
 
 
 def load(name: str, weights: Path | None, pretrained: bool) -> Loaded:
     """Build the model `name` with weights from a file, pretrained, or random; ClickException if that fails."""
     library, plain = resolve(name)
     state = None if weights is None else read_weights(weights)
-    try:
-        loaded = _build(library, plain, pretrained)
-    except Exception as error:
-        what = "no pretrained weights (--weights FILE takes a local file)" if pretrained else "cannot be built"
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise click.ClickException(f"--model {library}/{plain}: {what}: {reason:.300}") from error
+    loaded = build(library, plain, pretrained)
     if pretrained:
         return replace(loaded, weights=f"pretrained, of {library}")
     if state is None:

@@ -6,26 +6,28 @@ import statistics
 import threading
 from collections.abc import Callable
 
+import psutil
+import torch
+
 from convnext_kernels.bench.timing import glibc
-from convnext_kernels.cli.options import need
 
 INTERVAL = 1e-3  # seconds between two samples of the resident set
 RUNS = 3  # single runs differ by up to a third, because the allocator reuses freed blocks differently
 
+_WHAT = {
+    "cpu": "the process's resident set, sampled every millisecond",
+    "cuda": "the memory that PyTorch's CUDA allocator holds for tensors",
+}
 METHOD = {
-    "cpu": "Peak memory: growth of the process's resident set, sampled every millisecond, during the first and the "
-    "second forward pass of a new model; medians of three models. A pass of a copy loads code and libraries first, and "
-    "freed memory is returned to the system. The first pass includes the weights that a backend packs and keeps. The "
-    "model's own weights are never included.",
-    "cuda": "Peak memory: growth of the memory that PyTorch's CUDA allocator holds for tensors, during the first and "
-    "the second forward pass of a new model; medians of three models. The first pass includes the weights that a "
-    "backend packs and keeps. The model's own weights are never included.",
+    device: f"Peak memory: growth of {what}, during the first and the second forward pass of a new model; medians of "
+    "three models. A pass of a copy loads code and libraries first. The first pass includes the weights that a backend "
+    "packs and keeps. The model's own weights are never included."
+    for device, what in _WHAT.items()
 }
 
 
 def _resident_growth(function: Callable[[], object]) -> int:
-    process = need("psutil", "demo").Process()
-    done = threading.Event()
+    process, done = psutil.Process(), threading.Event()
     if (libc := glibc()) is not None:
         libc.malloc_trim(0)
     start = peak = process.memory_info().rss
@@ -46,8 +48,6 @@ def _resident_growth(function: Callable[[], object]) -> int:
 
 
 def _cuda_growth(function: Callable[[], object]) -> int:
-    import torch
-
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     start = torch.cuda.memory_allocated()
@@ -58,8 +58,6 @@ def _cuda_growth(function: Callable[[], object]) -> int:
 
 def peak_growth(build: Callable[[], Callable[[object], object]], x: object, device: str) -> tuple[int, int]:
     """Peak growth of memory in bytes during the first and the second pass of ``build()`` on `x`; see METHOD."""
-    import torch
-
     measure = _cuda_growth if device == "cuda" else _resident_growth
     found = []
     with torch.inference_mode():

@@ -1,33 +1,19 @@
-"""``convnext-kernels models``: parameters and FLOPs of the models, counted and as published."""
+"""``convnext-kernels models``: parameters and FLOPs of the models, and which models of other libraries are served."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
 
+from convnext_kernels.bench.tables import Table
 from convnext_kernels.cli import options
 
 if TYPE_CHECKING:
-    from convnext_kernels.models.published import Model
+    from torch import nn
 
 SHARE = 0.01  # allowed difference from the published figure, unless ours rounds to it
-
-
-@dataclass(frozen=True)
-class Row:
-    """A model at one image size."""
-
-    published: "Model"
-    depths: tuple[int, ...]
-    dims: tuple[int, ...]
-    parameters: float  # millions
-    gflops: float  # billions of multiply-adds
-
-    @property
-    def met(self) -> bool:
-        """Whether both figures agree with the published ones."""
-        p = self.published
-        return p.parameters.met_by(self.parameters, SHARE) and p.gflops.met_by(self.gflops, SHARE)
+TRANSFORMERS = ("ConvNext", "ConvNextV2", "DINOv3ConvNext")
 
 
 def _names() -> list[str]:
@@ -36,74 +22,107 @@ def _names() -> list[str]:
     return list_models()
 
 
-def rows(names: tuple[str, ...]) -> list[Row]:
+def counted(names: tuple[str, ...]) -> list[dict[str, object]]:
     """Count the models `names`, or all without names; ClickException suggests names for an unknown one."""
     import torch
 
     from convnext_kernels.models import create_model, published
-    from convnext_kernels.models.convnext import near
     from convnext_kernels.models.counting import count
 
-    for name in names:
-        if name not in _names():
-            raise click.ClickException(f"NAMES: unknown model {name!r}; {near(name, _names())}")
+    options.check_names("NAMES: unknown model", names, _names())
     found = []
     for row in published.models():
         if names and row.name not in names:
             continue
         with torch.device("meta"):
             model = create_model(row.name)
-        counted = count(model, row.size)
-        found.append(Row(row, model.depths, model.dims, counted.parameters / 1e6, counted.multiply_adds / 1e9))
+        counts = count(model, row.size)
+        parameters, gflops = counts.parameters / 1e6, counts.multiply_adds / 1e9
+        met = row.parameters.met_by(parameters, SHARE) and row.gflops.met_by(gflops, SHARE)
+        head = {"model": row.name, "size": row.size, "depths": model.depths, "dims": model.dims}
+        head |= {"parameters_m": {"published": row.parameters.value, "counted": parameters}}
+        head |= {"gflops": {"published": row.gflops.value, "counted": gflops}, "top1": row.top1 and row.top1.value}
+        found.append(head | {"met": met})
     return found
+
+
+def _makers() -> "Iterator[tuple[str, str, Callable[[], nn.Module]]]":
+    """Yield (library, name, function that makes the model) for each installed library."""
+    with suppress(ImportError):
+        import timm
+
+        for name in timm.list_models("*convnext*"):
+            yield "timm", name, lambda name=name: timm.create_model(name)
+    with suppress(ImportError):
+        from torchvision import models
+
+        for name in models.list_models(include="convnext*"):
+            yield "torchvision", name, lambda name=name: models.get_model(name)
+    with suppress(ImportError):
+        import transformers
+
+        for name in TRANSFORMERS:
+            if kind := getattr(transformers, f"{name}Model", None):
+                config = getattr(transformers, f"{name}Config")
+                yield "transformers", f"{name}Model", lambda kind=kind, config=config: kind(config())
+
+
+def coverage(names: tuple[str, ...]) -> list[dict[str, object]]:
+    """How many blocks of the models `names`, or of all, are served; ClickException for a name that no library has."""
+    import torch
+
+    from convnext_kernels.interop import acceleration_report
+
+    makers = list(_makers())
+    if not makers:
+        raise click.ClickException('none of timm, torchvision, transformers is installed: pip install ".[demo]"')
+    options.check_names("NAMES: unknown model", names, [name for _, name, _ in makers])
+    found = []
+    for library, name, make in makers:
+        if names and name not in names:
+            continue
+        with torch.device("meta"):
+            rows = [row for row in acceleration_report(make()).rows if row.kind == "block"]
+        refused = [row.reason for row in rows if not row.replaceable]
+        counts = {"blocks": len(rows), "served": len(rows) - len(refused), "reasons": sorted(set(refused))}
+        found.append({"library": library, "model": name, **counts})
+    return found
+
+
+def show_coverage(found: list[dict[str, object]]) -> None:
+    """Print what `coverage` returns."""
+    columns = ("library", "model", "blocks", "served", "why not")
+    rows = [(r["library"], r["model"], str(r["blocks"]), str(r["served"]), "; ".join(r["reasons"])) for r in found]
+    options.show(Table("Blocks that accelerate() replaces", columns, rows), width=110)
+    blocks, served = (sum(row[name] for row in found) for name in ("blocks", "served"))
+    whole = sum(row["served"] == row["blocks"] for row in found)
+    click.echo(f"{served} of {blocks} blocks are served, {whole} of {len(found)} models whole")
 
 
 @click.command("models")
 @click.argument("names", nargs=-1, shell_complete=options.complete(_names))
-@click.option("--coverage", is_flag=True, help="Of timm, torchvision and transformers: which blocks are served.")
+@click.option("--coverage", "served", is_flag=True, help="Of timm, torchvision, transformers: which blocks are served.")
 @options.as_json
-def command(names: tuple[str, ...], coverage: bool, as_json: bool) -> None:
+def command(names: tuple[str, ...], served: bool, as_json: bool) -> None:
     """Count parameters and multiply-adds of the models NAMES (default: all).
 
     The table shows them beside the figures that the papers publish.
     """
-    if coverage:
-        from convnext_kernels.cli import coverage as served
-
-        served.show(served.coverage(names), as_json)
-        return
-    found = rows(names)
+    found = coverage(names) if served else counted(names)
     if as_json:
-        values = [
-            {
-                "model": row.published.name,
-                "size": row.published.size,
-                "depths": row.depths,
-                "dims": row.dims,
-                "parameters_m": {"published": row.published.parameters.value, "counted": row.parameters},
-                "gflops": {"published": row.published.gflops.value, "counted": row.gflops},
-                "met": row.met,
-            }
-            for row in found
-        ]
-        options.print_json(values)
-        return
-    from rich.table import Table
-
-    table = Table(title="The ConvNeXt models: published in the papers, and counted here (multiply-adds per image)")
-    for name in ("model", "size", "depths", "dims"):
-        table.add_column(name, overflow="fold")
-    for name in ("M params", "counted", "GFLOPs", "counted", "top-1 %"):
-        table.add_column(name, justify="right")
-    table.add_column("agrees")
-    for row in found:
-        p = row.published
-        table.add_row(
-            *(p.name, str(p.size), "-".join(map(str, row.depths)), "-".join(map(str, row.dims))),
-            *(p.parameters.text, f"{row.parameters:.2f}", p.gflops.text, f"{row.gflops:.3f}"),
-            *(p.top1.text if p.top1 else "-", "[green]yes" if row.met else "[red]no"),
-        )
-    console = options.console(130)
-    console.print(table)
-    met = sum(row.met for row in found)
-    console.print(f"{met} of {len(found)} rows are within {SHARE:.0%} of the published figures, or round to them")
+        options.print_json(found)
+    elif served:
+        show_coverage(found)
+    else:
+        rows = []
+        for row in found:
+            parameters, gflops = row["parameters_m"], row["gflops"]
+            figures = (f"{parameters['published']:g}", f"{parameters['counted']:.2f}")
+            figures += (f"{gflops['published']:g}", f"{gflops['counted']:.3f}", f"{row['top1'] or '-'}")
+            shape = ("-".join(map(str, row["depths"])), "-".join(map(str, row["dims"])))
+            rows.append((row["model"], str(row["size"]), *shape, *figures, "yes" if row["met"] else "no"))
+        columns = ("model", "size", "depths", "dims", "M params", "counted", "GFLOPs", "counted", "top-1 %", "agrees")
+        title = "The ConvNeXt models: published in the papers, and counted here (multiply-adds per image)"
+        options.show(Table(title, columns, rows), width=130)
+        met = sum(row["met"] for row in found)
+        click.echo(f"{met} of {len(found)} rows are within {SHARE:.0%} of the published figures, or round to them")

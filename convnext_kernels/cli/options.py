@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from convnext_kernels.bench.results import plain
+
+if TYPE_CHECKING:
+    from convnext_kernels.bench.tables import Table
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 AUTO_DEVICE = "[default: cuda if PyTorch can use it, else cpu]"
@@ -38,6 +40,16 @@ def _model_names() -> list[str]:
     return [name for name in list_models() if "isotropic" not in name]
 
 
+def count(name: str, default: int | None, text: str, least: int = 1) -> Callable[..., object]:
+    """An option that is a number of at least `least`."""
+    return click.option(name, type=click.IntRange(min=least), metavar="N", default=default, help=text)
+
+
+def report(default: Path | None, text: str, metavar: str = "DIR") -> Callable[..., object]:
+    """The option --report."""
+    return click.option("--report", type=click.Path(path_type=Path), default=default, metavar=metavar, help=text)
+
+
 dtypes = click.option(
     "--dtype",
     "dtypes",
@@ -46,7 +58,11 @@ dtypes = click.option(
     default=("fp32", "bf16"),
     help="Data type, can be repeated.",
 )
-threads = click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of PyTorch.")
+dtype = click.option("--dtype", type=click.Choice(list(DTYPES)), default="bf16")
+training = click.option("--training", is_flag=True, help="Forward and backward pass.")
+batch = count("--batch", 8, "Images per pass.")
+size = count("--size", 224, "Height and width of the images.", least=32)
+threads = count("--threads", None, "CPU threads of PyTorch.")
 backend = click.option(
     "--backend",
     default="auto",
@@ -78,12 +94,29 @@ def warn(lines: Iterable[str]) -> None:
         click.echo(f"warning: {line}", err=True)
 
 
-def console(width: int = 0) -> Console:
-    """Return a console on stdout with at least `width` columns if stdout is a file or a pipe."""
-    found = Console(highlight=False)
-    if not found.is_terminal:
-        found.width = max(found.width, width)
-    return found
+def show(*tables: "Table", width: int = 0) -> None:
+    """Print tables; in a file or a pipe with at least `width` columns."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, width)
+    console.print(*(table.rich() for table in tables))
+
+
+def described(batch: int, size: int, dtype: str, training: bool) -> str:
+    """What is computed, for the title of a table."""
+    direction = "forward and backward" if training else "forward"
+    return f"batch {batch}, {size} x {size}, {dtype}, {direction}"
+
+
+def check_names(what: str, names: Iterable[str], known: list[str]) -> None:
+    """Raise ClickException for a name that is not among `known`; suggests near ones."""
+    from convnext_kernels.models.convnext import near
+
+    for name in names:
+        if name not in known:
+            raise click.ClickException(f"{what} {name!r}; {near(name, known)}")
 
 
 def need(module: str, purpose: str, extra: str = "demo") -> ModuleType:
@@ -144,6 +177,14 @@ def check_writable(file: Path, option: str) -> None:
         raise click.ClickException(f"{option} {file}: cannot be written: {error.strerror}") from error
 
 
+def check_report(file: Path | None, extra: str = "demo") -> None:
+    """Raise ClickException unless an HTML report can be written to `file` (None: no report)."""
+    if file is not None:
+        need("jinja2", "the report", extra)
+        need("matplotlib", "the report", extra)
+        check_writable(file, "--report")
+
+
 @contextmanager
 def thread_count(count: int | None) -> Iterator[None]:
     """Let PyTorch use `count` CPU threads inside the context; None changes nothing."""
@@ -165,6 +206,16 @@ def progress_bar(description: str, total: int | None) -> Iterator[Callable[[str,
 
     `total` may be unknown (None).
     """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     remaining = (TextColumn("remaining"), TimeRemainingColumn())
     # sys.stderr as it is now: it is redirected later to silence peers, and the bar must stay visible.

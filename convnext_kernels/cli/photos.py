@@ -54,26 +54,15 @@ def shipped(size: int) -> list[Photo]:
     return [_photo(name.replace("_", " "), image.fromarray(array), size) for name, array in arrays.items()]
 
 
-def _files(paths: Sequence[Path], extensions: set[str], problems: list[str]) -> list[Path]:
-    files = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in extensions and p.is_file())
-            if not inside:
-                problems.append(f"{path}: no image file in this folder")
-            files += inside
-        elif path.is_file():
-            files.append(path)
-        else:
-            problems.append(f"{path}: {'not a regular file' if path.exists() else 'no such file or folder'}")
-    return files
-
-
 def read(paths: Sequence[Path], size: int) -> list[Photo]:
-    """Read image files and the image files in folders; ClickException has a line for each that cannot be read."""
+    """Read image files and the image files in folders; ClickException names the first that cannot be read."""
     pil = need("PIL.Image", "demo")
-    problems: list[str] = []
-    files = _files(paths, set(pil.registered_extensions()), problems)
+    extensions, files = set(pil.registered_extensions()), []
+    for path in paths:
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in extensions and p.is_file())
+        if path.is_dir() and not inside:
+            raise click.ClickException(f"--images {path}: no image file in this folder")
+        files += inside if path.is_dir() else [path]
     if len(files) > LIMIT:
         raise click.ClickException(f"--images: {len(files)} images, expected at most {LIMIT}")
     photos = []
@@ -83,12 +72,9 @@ def read(paths: Sequence[Path], size: int) -> list[Photo]:
                 warnings.simplefilter("error", pil.DecompressionBombWarning)
                 with pil.open(file) as image:
                     photos.append(_photo(str(file), image, size))
-        except pil.UnidentifiedImageError:
-            problems.append(f"{file}: not an image, or an unknown format")
         except (OSError, SyntaxError, ValueError, pil.DecompressionBombError, pil.DecompressionBombWarning) as error:
-            problems.append(f"{file}: cannot be read: {' '.join(str(error).split())}")
-    if problems:
-        raise click.ClickException("\n".join(f"--images {problem}" for problem in problems))
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise click.ClickException(f"--images {file}: cannot be read: {reason}") from error
     return photos
 
 

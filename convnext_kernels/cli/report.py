@@ -8,26 +8,10 @@ from convnext_kernels.bench import lines
 from convnext_kernels.bench.results import FILE
 from convnext_kernels.cli import options
 
-REPORT = Path("convnext-kernels-report")
-
-
-def _read(files: tuple[Path, ...]) -> list[list[lines.Line]]:
-    try:
-        return [run for file in files for run in lines.read(file)]
-    except (OSError, ValueError) as error:
-        raise click.ClickException(f"FILE: {error}") from error
-
 
 @click.command("report")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--report",
-    "folder",
-    type=click.Path(path_type=Path),
-    default=REPORT,
-    metavar="DIR",
-    help="Folder for report.html, charts and results.json.",
-)
+@options.report(Path("convnext-kernels-report"), "Folder for report.html and results.json.")
 @click.option(
     "--choices",
     type=click.Path(path_type=Path),
@@ -35,35 +19,38 @@ def _read(files: tuple[Path, ...]) -> list[list[lines.Line]]:
     help="Add the measured choices to this file, e.g. convnext_kernels/tuning/measured_H100.json.",
 )
 @options.as_json
-def command(files: tuple[Path, ...], folder: Path, choices: Path | None, as_json: bool) -> None:
+def command(files: tuple[Path, ...], report: Path, choices: Path | None, as_json: bool) -> None:
     """Turn the results of `verify` (results.jsonl, one or several) into tables in Markdown and an HTML report.
 
     All files must be from the same GPU or CPU; of two results of the same case the later one counts. A file whose last
     line is cut is read up to there. results.json is for benchmarks/results, from which README's figures are made.
     """
-    from convnext_kernels.bench import report, results, tables
+    from convnext_kernels.bench import report as html
+    from convnext_kernels.bench import results
 
-    runs = _read(files)
     try:
+        runs = [run for file in files for run in lines.read(file)]
         run = lines.as_run(runs)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise click.ClickException(f"FILE: {error}") from error
-    found = tables.tables(run, [line for lines_ in runs for line in lines_])
-    options.check_writable(folder / FILE, "--report")
-    results.save(run, folder / FILE)
+    every = [line for found in runs for line in found]
+    found = (html.candidates(run, results.MODELS, "Whole models"), lines.host(every), lines.tuned(every))
+    tables = [table for table in found if table.rows]
+    options.check_writable(report / FILE, "--report")
+    results.save(run, report / FILE)
     if as_json:
-        options.print_json([table._asdict() for table in found])
+        options.print_json([table._asdict() for table in tables])
     else:
-        click.echo("\n\n".join(table.markdown() for table in found) or "No times in these files.")
+        click.echo("\n\n".join(table.markdown() for table in tables) or "No times in these files.")
         for line in run.not_run:
             click.echo(f"not run: {line}", err=True)
     if choices is not None:
         from convnext_kernels.tuning import cache
 
-        entries = tables.choices(line for lines_ in runs for line in lines_)
+        entries = lines.choices(every)
         if not entries:
             raise click.ClickException("--choices: these files have no measured choices (the step `candidates`)")
         options.check_writable(choices, "--choices")
         cache.write(choices, entries)
         click.echo(f"{len(entries)} choices: {choices}", err=True)
-    click.echo(report.write_if_possible(run, folder, found), err=True)
+    click.echo(html.write_if_possible(run, report, tables), err=True)

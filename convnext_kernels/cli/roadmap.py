@@ -1,23 +1,21 @@
 """``convnext-kernels roadmap``: every step from ResNet to ConvNeXt, as published, counted and measured."""
 
-import dataclasses
+import json
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from convnext_kernels.bench.charts import speedup
+from convnext_kernels.bench.tables import Table, machine, speedup
 from convnext_kernels.cli import options
-from convnext_kernels.cli.roadmap_report import TITLES, Row, Speed, content, write
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+    from matplotlib.figure import Figure
     from torch import nn
 
-    from convnext_kernels.models.published import Regime
-
+TITLES = {"resnet50": "ResNet-50 to ConvNeXt-T", "resnet200": "ResNet-200 to ConvNeXt-B"}  # by regime
 SHARE = 0.015  # allowed difference from the published GFLOPs
 # Figures that the paper's description cannot give, by (step, regime).
 NOTES = {
@@ -39,11 +37,29 @@ OTHERS = {
 }
 
 
-def _other(name: str) -> "nn.Module":
-    library, _, plain = name.partition("/")
-    if library == "torchvision":
-        return options.need("torchvision.models", "roadmap").get_model(plain, weights=None)
-    return options.need("timm", "roadmap").create_model(plain, pretrained=False)
+@dataclass(frozen=True)
+class Speed:
+    """Milliseconds per batch: (minimum, median); `accelerated` is None if the package replaces nothing."""
+
+    eager: tuple[float, float]
+    accelerated: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network."""
+
+    name: str
+    title: str
+    top1: str | None  # as published
+    published: str | None  # GFLOPs
+    gflops: float  # counted
+    parameters: float  # millions
+    fused: int  # modules that the kernels of this package compute
+    note: str = ""
+    adopted: bool = True
+    step: bool = True  # False: another network, for comparison
+    speed: Speed | None = None
 
 
 def _names() -> list[str]:
@@ -61,42 +77,34 @@ def networks(regime: str, names: tuple[str, ...] = ()) -> "list[tuple[Row, Calla
 
     from convnext_kernels import acceleration_report
     from convnext_kernels.models import published, roadmap
-    from convnext_kernels.models.convnext import near
     from convnext_kernels.models.counting import count
 
-    for name in names:
-        if name not in _names():
-            raise click.ClickException(f"--step: unknown step {name!r}; {near(name, _names())}")
+    options.check_names("--step: unknown step", names, _names())
     figures = {row.title: row.regimes[regime] for row in published.roadmap()}
-
-    def row(name: str, title: str, paper: "Regime | None", build: "Callable[[], nn.Module]", **more: object) -> Row:
-        with torch.device("meta"):
-            model = build()
-        counted = count(model)
-        fused = sum(r.fused for r in acceleration_report(model).rows)
-        top1, gflops = (paper.top1.text, paper.gflops) if paper else (None, None)
-        ours, note = counted.multiply_adds / 1e9, ""
-        if gflops and abs(gflops.deviation(ours)) > SHARE:
-            note = NOTES.get((name, regime), "differs from the published GFLOPs")
-        return Row(*(name, title, top1, gflops and gflops.text, ours, counted.parameters / 1e6, fused, note), **more)
-
+    known = [(step.name, step.title, step.title, {"adopted": step.adopted}) for step in roadmap.STEPS]
+    known += [(name, name, title, {"step": False}) for name, title in OTHERS[regime]]
     found = []
-    for step in roadmap.STEPS:
-        if names and step.name not in names:
-            continue
-
-        def build(step: str = step.name) -> "nn.Module":
-            return roadmap.create_step(step, regime)
-
-        found.append((row(step.name, step.title, figures[step.title], build, adopted=step.adopted), build))
-    for name, title in OTHERS[regime]:
+    for name, title, printed, more in known:
         if names and name not in names:
             continue
 
         def build(name: str = name) -> "nn.Module":
-            return _other(name)
+            library, slash, plain = name.partition("/")
+            if not slash:
+                return roadmap.create_step(name, regime)
+            if library == "torchvision":
+                return options.need("torchvision.models", "roadmap").get_model(plain, weights=None)
+            return options.need("timm", "roadmap").create_model(plain, pretrained=False)
 
-        found.append((row(name, name, figures.get(title), build, step=False), build))
+        with torch.device("meta"):
+            model = build()
+        counted, paper = count(model), figures.get(printed)
+        ours, note = counted.multiply_adds / 1e9, ""
+        if paper and abs(paper.gflops.deviation(ours)) > SHARE:
+            note = NOTES.get((name, regime), "differs from the published GFLOPs")
+        texts = (paper.top1.text, paper.gflops.text) if paper else (None, None)
+        fused = sum(row.fused for row in acceleration_report(model).rows)
+        found.append((Row(name, title, *texts, ours, counted.parameters / 1e6, fused, note, **more), build))
     return found
 
 
@@ -120,44 +128,70 @@ def _measure(build: "Callable[[], nn.Module]", fused: int, batch: int, size: int
     return Speed(times["eager"], times.get("accelerated"))
 
 
-def _table(rows: list[Row], regime: str, batch: int) -> "Table":
-    from rich.table import Table
-    from rich.text import Text
-
-    measured = any(row.speed for row in rows)
-    table = Table(title=f"{TITLES[regime]}: top-1 and GFLOPs (multiply-adds) as published; GFLOPs and params counted")
-    table.add_column("step", overflow="fold")
-    for name in ("top-1 %", "GFLOPs", "counted", "differs", "M params", "fused modules"):
-        table.add_column(name, justify="right")
-    if measured:
-        for name in ("images/s eager", "images/s accelerated", "vs eager"):
-            table.add_column(name, justify="right")
+def table(rows: list[Row], regime: str, settings: dict[str, int] | None) -> Table:
+    """A row for each network; below it what is odd, and how it was measured."""
+    columns = ("step", "top-1 %", "GFLOPs", "counted", "differs", "M params", "fused modules")
+    columns += ("images/s eager", "images/s accelerated", "vs eager") if settings else ()
+    cells, notes = [], [f"* {row.title}: {row.note}" for row in rows if row.note]
     for row in rows:
         differs = "-" if row.published is None else f"{row.gflops / float(row.published) - 1:+.2%}"
-        cells: list[str | Text] = [
-            *(Text(row.title + " *" * bool(row.note)), row.top1 or "-", row.published or "-", f"{row.gflops:.3f}"),
-            *(Text(differs, "red" if row.note else ""), f"{row.parameters:.1f}", str(row.fused or "-")),
-        ]
-        if measured:
-            cells += _speed_cells(row.speed, batch)
-        table.add_row(*cells, style="dim" if not row.adopted else "", end_section=row.name == "convnext")
-    return table
+        figures = (row.top1 or "-", row.published or "-", f"{row.gflops:.3f}", differs, f"{row.parameters:.1f}")
+        speeds: tuple[str, ...] = ()
+        if settings:
+            times = (row.speed.eager, row.speed.accelerated)
+            speeds = tuple("-" if t is None else f"{1e3 * settings['batch'] / t[1]:.1f}" for t in times)
+            speeds += ("-" if times[1] is None else speedup(times[0][1] / times[1][1]),)
+        cells.append((row.title + " *" * bool(row.note), *figures, str(row.fused or "-"), *speeds))
+    if settings:
+        notes.append(
+            "images/s: medians of {rounds} rounds, batch {batch}, {size} x {size}, fp32, channels_last, random "
+            "weights. accelerated: the same network with the kernels of this package; '-': they compute nothing in "
+            "it.".format(**settings)
+        )
+    title = f"{TITLES[regime]}: top-1 and GFLOPs (multiply-adds) as published; GFLOPs and params counted"
+    return Table(title, columns, cells, "\n".join(notes))
 
 
-def _speed_cells(speed: Speed | None, batch: int) -> list[str]:
-    if speed is None:
-        return ["-"] * 3
-    cells = [f"{1e3 * batch / speed.eager[1]:.1f}"]
-    if speed.accelerated is None:
-        return [*cells, "-", "-"]
-    return [*cells, f"{1e3 * batch / speed.accelerated[1]:.1f}", speedup(speed.eager[1] / speed.accelerated[1])]
+def chart(rows: list[Row]) -> "Figure":
+    """Bars: published accuracy; markers on a second axis: counted and published GFLOPs."""
+    from convnext_kernels.bench import charts
+
+    shown = [row for row in rows if row.top1]
+    labels, accuracy = [row.title for row in shown], [float(row.top1) for row in shown]
+    series = {"accelerated": accuracy}
+    figure = charts.bars("ImageNet-1k top-1, %, as published", labels, series, form=lambda value: f"{value:.1f}")
+    (axes,) = figure.axes
+    axes.set_xlim(min(accuracy) - 1.5, max(accuracy) + 3)
+    costs = axes.twiny()
+    costs.plot([row.gflops for row in shown], range(len(shown)), "D", color=charts.INK, label="GFLOPs, counted here")
+    published = [float(row.published) for row in shown]
+    look = {"color": charts.INK, "fillstyle": "none", "markersize": 9}
+    costs.plot(published, range(len(shown)), "o", label="GFLOPs, published in the paper", **look)
+    most = max(published)
+    costs.set_xlim(-2.2 * most, 1.08 * most)  # keeps the markers right of the middle, where the bars differ in length
+    costs.set_xticks([tick for tick in costs.get_xticks() if 0 <= tick <= most])
+    figure.legend(frameon=False, fontsize=8, loc="outside lower left")
+    return figure
 
 
-def _print(console: "Console", rows: list[Row], regime: str, batch: int) -> None:
-    console.print(_table(rows, regime, batch))
-    for row in rows:
-        if row.note:
-            console.print(f"* {row.title}: {row.note}")
+def write(results: dict[str, list[Row]], settings: dict[str, int] | None, values: dict, folder: Path) -> list[Path]:
+    """Write roadmap.html, roadmap.json and a PNG for each regime to `folder`; OSError if that fails."""
+    from convnext_kernels.bench import page
+
+    files, sections = [folder / "roadmap.html", folder / "roadmap.json"], []
+    for regime, rows in results.items():
+        figure = chart(rows)
+        sections.append(page.Section(TITLES[regime], [[("", figure)], table(rows, regime, settings)]))
+        files.append(folder / f"roadmap-{regime}.png")
+        figure.savefig(files[-1], dpi=150, facecolor="white")
+    about = (
+        f"Accuracy and GFLOPs as published in arXiv 2201.03545 (tables 10 and 11), and as counted here. {page.date()}"
+    )
+    page.write(
+        files[0], "From ResNet to ConvNeXt", about, [*sections, page.Section("Machine", machine(values["machine"]))]
+    )
+    files[1].write_text(json.dumps(options.plain(values), indent=2) + "\n", encoding="utf-8")
+    return files
 
 
 @click.command("roadmap")
@@ -179,13 +213,11 @@ def _print(console: "Console", rows: list[Row], regime: str, batch: int) -> None
     help="Only this step or network, can be repeated.",
 )
 @click.option("--measure", is_flag=True, help="Time every network in fp32, eager and accelerated.")
-@click.option("--batch", type=click.IntRange(min=1), metavar="N", default=1, help="Images per batch, for --measure.")
-@click.option("--size", type=click.IntRange(min=32), metavar="N", default=224, help="Height and width, for --measure.")
-@click.option("--rounds", type=click.IntRange(min=1), metavar="N", default=5, help="Timed rounds, for --measure.")
+@options.count("--batch", 1, "Images per batch, for --measure.")
+@options.count("--size", 224, "Height and width, for --measure.", least=32)
+@options.count("--rounds", 5, "Timed rounds, for --measure.")
 @options.threads
-@click.option(
-    "--report", "folder", type=click.Path(path_type=Path), metavar="DIR", help="Write charts, HTML and JSON here."
-)
+@options.report(None, "Write charts, HTML and JSON here.")
 @options.as_json
 def command(
     regimes: tuple[str, ...],
@@ -195,40 +227,32 @@ def command(
     size: int,
     rounds: int,
     threads: int | None,
-    folder: Path | None,
+    report: Path | None,
     as_json: bool,
 ) -> None:
     """Show every step from ResNet to ConvNeXt.
 
     Accuracy and GFLOPs as published, GFLOPs and parameters as counted here, and with --measure the speed here.
     """
-    if folder is not None:
-        options.check_writable(folder / "roadmap.html", "--report")
+    if report is not None:
+        options.check_report(report / "roadmap.html")
     from convnext_kernels import environment
 
-    console = options.console(150)
     settings = {"batch": batch, "size": size, "rounds": rounds} if measure else None
     results: dict[str, list[Row]] = {}
     for regime in dict.fromkeys(regimes):
         found = networks(regime, names)
+        rows = results[regime] = [row for row, _ in found]
         if measure:
-            with options.thread_count(threads), options.progress_bar(f"{regime}", len(found)) as advance:
+            with options.thread_count(threads), options.progress_bar(regime, len(found)) as advance:
                 for i, (row, build) in enumerate(found):
-                    advance(f"{regime} {row.name}", 0)
-                    speed = _measure(build, row.fused, batch, size, rounds)
-                    found[i] = (dataclasses.replace(row, speed=speed), build)
+                    rows[i] = replace(row, speed=_measure(build, row.fused, batch, size, rounds))
                     advance(f"{regime} {row.name}", 1)
-        results[regime] = [row for row, _ in found]
         if not as_json:
-            _print(console, results[regime], regime, batch)
-    machine = environment.collect()
+            options.show(table(rows, regime, settings), width=150)
+    values = {"measured": settings, "machine": environment.collect(), "regimes": results}
     if as_json:
-        options.print_json(content(results, settings, machine))
-    elif measure:
-        console.print(
-            f"images/s: medians of {rounds} rounds, batch {batch}, {size} x {size}, fp32, channels_last, random "
-            "weights. accelerated: the same network with the kernels of this package; '-': they compute nothing in it."
-        )
-    if folder is not None:
-        for file in write(results, settings, machine, folder):
+        options.print_json(values)
+    if report is not None:
+        for file in write(results, settings, values, report):
             click.echo(f"Written: {file}", err=as_json)

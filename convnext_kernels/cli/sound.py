@@ -13,10 +13,11 @@ import click
 import torch
 from torch import Tensor, nn
 
-from convnext_kernels.cli.load import SEED, Loaded, load_state, read_weights
+from convnext_kernels.cli.load import SEED, Loaded, load_state, one_line, read_weights
 from convnext_kernels.cli.options import need
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from numpy import ndarray
 
 RATE = 24_000  # samples per second
@@ -54,10 +55,8 @@ def load(weights: Path | None, pretrained: bool) -> Loaded:
         try:
             return replace(loaded, model=Vocos.from_pretrained(_PUBLISHED).eval(), weights=f"pretrained, {_PUBLISHED}")
         except Exception as error:  # whatever a download raises
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise click.ClickException(
-                f"--model vocos: no pretrained weights (--weights FILE takes a local file): {reason:.300}"
-            ) from error
+            what = "no pretrained weights (--weights FILE takes a local file)"
+            raise click.ClickException(f"--model vocos: {what}: {one_line(error)}") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)  # the package's own first values: each block adds its eighth
         model = Vocos(MelSpectrogramFeatures(**_MEL), VocosBackbone(**_BACKBONE), ISTFTHead(**_HEAD)).eval()
@@ -118,3 +117,17 @@ def spectrogram(sound: Tensor) -> Tensor:
     window = torch.hann_window(1024)
     power = torch.stft(sound, 1024, 256, window=window, return_complex=True).abs().square()
     return 10 * power.clamp_min(1e-10).log10()
+
+
+def picture(decibels: Tensor, high: float) -> "Figure":
+    """A spectrogram (frequencies, frames) from `high` - 80 to `high` decibels."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 2.6), layout="constrained")
+    axes = figure.subplots()
+    extent = (0, decibels.shape[1] * 256 / RATE, 0, RATE / 2000)
+    look = {"origin": "lower", "aspect": "auto", "cmap": "magma", "vmin": high - 80, "vmax": high}
+    image = axes.imshow(decibels.numpy(), extent=extent, **look)
+    axes.set(xlabel="seconds", ylabel="kHz")
+    figure.colorbar(image, label="dB")
+    return figure

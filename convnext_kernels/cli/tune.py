@@ -5,31 +5,24 @@ from typing import TYPE_CHECKING
 
 import click
 
+from convnext_kernels.bench.tables import Table, speedup
 from convnext_kernels.cli import load, options
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from convnext_kernels.tuning.report import TuneReport
 
 NOTE = "eager, best: ms of the fastest call. Later calls on this machine take these choices from the user's cache."
 
 
-def table(report: "TuneReport", title: str) -> "Table":
+def table(report: "TuneReport", title: str) -> Table:
     """A row for each kind of call."""
-    from rich.table import Table
-
-    from convnext_kernels.bench.charts import speedup
-
-    shown = Table(title=title, caption=NOTE, caption_justify="left")
-    for name in ("op", "shape", "phase", "calls", "eager", "best", "vs eager", "plan"):
-        shown.add_column(name, overflow="fold", justify="right" if name in ("calls", "eager", "best") else "left")
+    rows = []
     for row in report.rows:
         times = ["-" if seconds is None else f"{seconds * 1e3:.4g}" for seconds in (row.eager, row.best)]
         faster = speedup(row.eager / row.best) if row.eager and row.best else "-"
         shape, what = "x".join(map(str, row.shape)), f"{row.op} {row.variant}".strip()
-        shown.add_row(what, shape, row.phase, str(row.count), *times, faster, f"{row.backend} {row.plan}".strip())
-    return shown
+        rows.append((what, shape, row.phase, str(row.count), *times, faster, f"{row.backend} {row.plan}".strip()))
+    return Table(title, ("op", "shape", "phase", "calls", "eager", "best", "vs eager", "plan"), rows, NOTE)
 
 
 def _read(file: Path) -> None:
@@ -47,10 +40,10 @@ def _read(file: Path) -> None:
 
 @click.command("tune")
 @options.model
-@click.option("--batch", type=click.IntRange(min=1), metavar="N", default=8, help="Images per pass.")
-@click.option("--size", type=click.IntRange(min=32), metavar="N", default=224, help="Height and width of the images.")
-@click.option("--dtype", type=click.Choice(list(options.DTYPES)), default="bf16")
-@click.option("--training", is_flag=True, help="Forward and backward pass.")
+@options.batch
+@options.size
+@options.dtype
+@options.training
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="N", help="Stop timing after this.")
 @click.option("--write", type=click.Path(path_type=Path), metavar="FILE", help="Add the choices to a file.")
 @click.option("--read", type=click.Path(path_type=Path), metavar="FILE", help="Only read such a file.")
@@ -103,8 +96,7 @@ def command(
         found = {"machine": report.machine, "choices": report.choices, "not_timed": report.not_timed}
         options.print_json(head | found | {"rows": rows, "timings": timings})
         return
-    direction = "forward and backward" if training else "forward"
-    title = f"{loaded.name} on {report.machine}, batch {batch}, {size} x {size}, {dtype}, {direction}"
-    options.console(160).print(table(report, title))
+    title = f"{loaded.name} on {report.machine}, {options.described(batch, size, dtype, training)}"
+    options.show(table(report, title), width=160)
     for line in report.remarks():
         click.echo(line)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from convnext_kernels.backends.cpu import native
 from convnext_kernels.backends.cpu.mlp_native import PHASES, timed_phases
-from convnext_kernels.nn import FusedConvNeXtBlock
+from convnext_kernels.nn import DepthwiseConv2d, FusedConvNeXtBlock
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -46,24 +46,16 @@ def test_points_are_the_lines_first_and_then_go_on(sweep):
     assert found == list(itertools.islice(sweep.points(3), len(known) + 50))
 
 
-@pytest.mark.parametrize("op", ["dwconv", "block"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("op", "dtype"), [("dwconv", torch.bfloat16), ("block", torch.float32)])
 def test_a_shape_is_measured(op, dtype, sweep):
-    assert sweep.measure(sweep.Shape(op, 2, 24, 5, 7, 3), dtype, 0.001, 1) > 0
+    assert sweep.measure(sweep.Shape(op, 2, 24, 5, 7, 3), dtype, 1) > 0
 
 
 def test_no_speed_of_wrong_numbers(sweep, monkeypatch):
-    honest = sweep.modules
-
-    def wrong(shape, dtype):
-        eager, ours = honest(shape, dtype)
-        with torch.no_grad():
-            ours.weight.mul_(1.01)
-        return eager, ours
-
-    monkeypatch.setattr(sweep, "modules", wrong)
+    forward = DepthwiseConv2d.forward
+    monkeypatch.setattr(DepthwiseConv2d, "forward", lambda self, x: 1.01 * forward(self, x))
     with pytest.raises(AssertionError, match=r"dwconv 1x8x5x5 K3: differs from eager"):
-        sweep.measure(sweep.Shape("dwconv", 1, 8, 5, 5, 3), torch.float32, 0.001, 1)
+        sweep.measure(sweep.Shape("dwconv", 1, 8, 5, 5, 3), torch.float32, 1)
 
 
 def test_sweep_prints_the_worst(sweep):

@@ -9,7 +9,7 @@ from convnext_kernels.bench import candidates, cases, conditions, measure, workl
 from convnext_kernels.bench.candidates import CANDIDATES, Candidate
 from convnext_kernels.bench.cases import FULL, QUICK, Case
 from convnext_kernels.bench.results import EAGER, FAILED, OK, OURS, UNAVAILABLE, WRONG
-from convnext_kernels.bench.work import Work, block
+from convnext_kernels.bench.work import count
 
 CEILINGS = {
     "flops": {"fp32": 1e12, "bf16": 2e12, "vector": 5e11},
@@ -20,7 +20,7 @@ N, C, SIZE = 2, 16, 7
 
 def case(direction="forward", dtype="fp32", memory=0):
     def build():
-        return workloads.block(block(N, C, SIZE), N, C, SIZE, SIZE, False)
+        return workloads.block(N, C, SIZE, SIZE, False)
 
     return Case("block", "V1 tiny", N, dtype, direction, QUICK, C, 7, False, memory, build)
 
@@ -45,7 +45,9 @@ def by_name(records):
 def test_a_case(session, direction, dtype):
     records = by_name(session.measure(case(direction, dtype)))
     assert list(records) == [EAGER, OURS, "eager, contiguous"]
-    counts = block(N, C, SIZE) if direction == "forward" else block(N, C, SIZE).training()
+    workload = workloads.block(N, C, SIZE, SIZE, False)
+    counts = count(workload.eager, workload.inputs)
+    counts = counts.training() if direction == "training" else counts
     for record in records.values():
         assert record.status == OK, record.reason
         assert record.error <= record.allowed_error
@@ -221,14 +223,14 @@ def test_the_reference_leaves_other_convolutions_alone():
 
 def test_every_workload_runs_both_ways():
     shape = (1, 8, 6, 5)
-    work = Work(0, 0, 0, 0, 0)
     for build in (
-        workloads.dwconv(work, *shape, 3, 2),
-        workloads.layernorm(work, *shape),
-        workloads.grn(work, *shape),
-        workloads.mlp(work, *shape, True),
-        workloads.block(work, *shape, True, 5),
-        workloads.downsample(work, *shape, 2),
+        workloads.dwconv(*shape, 3, 2),
+        workloads.block1d(1, 8, 1, 9, True),
+        workloads.layernorm(*shape),
+        workloads.grn(*shape),
+        workloads.mlp(*shape, True),
+        workloads.block(*shape, True, 5),
+        workloads.downsample(*shape, 2),
     ):
         torch.testing.assert_close(build.ours(*build.inputs), build.eager(*build.inputs), rtol=1e-4, atol=1e-4)
 

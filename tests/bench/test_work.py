@@ -1,94 +1,71 @@
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from convnext_kernels.bench import cases, work, workloads
+from convnext_kernels.bench import work, workloads
 
-SHAPE = (2, 24, 10)
-
-
-def counted(module, *inputs, training=False):
-    inputs = [x.requires_grad_(training) for x in inputs]
-    with FlopCounterMode(display=False) as counter:
-        y = module(*inputs)
-        if training:
-            y.sum().backward()
-    return counter.get_total_flops()
+N, C, SIZE = 2, 24, 10
+PIXELS = N * SIZE * SIZE
 
 
-def overcount(n, depths, dims, sides, kernel=7):
-    """What PyTorch 2.14 counts beyond: it takes the weight gradient of a grouped convolution for a dense one."""
-    return sum(
-        depth * (c - 1) * work.dwconv(n, c, side, kernel).flops
-        for depth, c, side in zip(depths, dims, sides, strict=True)
-    )
+def counted(workload):
+    return work.count(workload.eager, workload.inputs)
 
 
-def parameters(module):
-    return sum(p.numel() for p in module.parameters())
+def taps(size, kernel, stride=1, dilation=1):
+    """Those inside the image, one by one."""
+    ones = torch.ones(1, 1, size, size), torch.ones(1, 1, kernel, kernel)
+    y = torch.nn.functional.conv2d(*ones, padding=dilation * (kernel // 2), stride=stride, dilation=dilation)
+    return int(y.sum()), y.numel()
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("size", "kernel", "dilation", "stride"), [(5, 3, 1, 1), (7, 31, 1, 1), (14, 7, 1, 2), (6, 1, 1, 1), (9, 5, 2, 1)]
+)
+def test_depthwise_convolutions(size, kernel, dilation, stride):
+    found = counted(workloads.dwconv(N, C, size, size, kernel, dilation, stride))
+    inside, outputs = taps(size, kernel, stride, dilation)
+    assert found.flops == found.depthwise_flops == 2 * N * C * outputs * kernel**2
+    assert found.flops - found.padding_flops == 2 * N * C * inside
+    assert (found.x, found.others) == (N * C * size**2, N * C * outputs)
+    assert found.parameters == C * (kernel**2 + 1)
+
+
+def test_volumes():
+    found = counted(workloads.dwconv3d(1, C, 9, 9, 3, 9))
+    assert found.flops == 2 * C * 9**3 * 27
+    assert found.flops - found.padding_flops == 2 * C * (3 * 9 - 2) ** 3
+
+
 @pytest.mark.parametrize("use_grn", [False, True])
-def test_flops_are_those_of_pytorchs_counter(training, use_grn):
-    n, c, size = SHAPE
-    rows = [
-        (work.dwconv(n, c, size, 5), workloads.EagerDwconv(c, 5), 5),
-        (work.mlp(n, c, size, use_grn), workloads.EagerMlp(c, use_grn), 0),
-        (work.block(n, c, size, use_grn), workloads.EagerBlock(c, use_grn), 7),
-        (work.layernorm(n, c, size), workloads.EagerLayerNorm2d(c), 0),
-    ]
-    for counts, module, kernel in rows:
-        x = torch.randn(n, c, size, size)
-        inputs = (x, torch.randn_like(x)) if type(module) is workloads.EagerMlp else (x,)
-        counts_now = counts.training() if training else counts
-        extra = overcount(n, [1], [c], [size], kernel) if training else 0
-        assert counts_now.flops + extra == counted(module, *inputs, training=training), type(module)
-        assert counts.parameters == parameters(module), type(module)
-        elements = sum(t.numel() for t in (*inputs, x))  # inputs and one output
-        assert counts.bytes(4) == 4 * (elements + parameters(module))
+def test_bottleneck_and_block(use_grn):
+    mlp, block = (counted(getattr(workloads, name)(N, C, SIZE, SIZE, use_grn)) for name in ("mlp", "block"))
+    assert (mlp.flops, mlp.depthwise_flops) == (16 * PIXELS * C * C, 0)
+    assert mlp.bytes(4) == 4 * (3 * PIXELS * C + mlp.parameters)  # x, the residual and the output
+    assert mlp.parameters == 8 * C * C + (15 if use_grn else 8) * C
+    dwconv = counted(workloads.dwconv(N, C, SIZE, SIZE, 7))
+    assert block.flops == mlp.flops + dwconv.flops
+    assert block.padding_flops == dwconv.padding_flops > 0
+    assert block.others == PIXELS * C
+    line = counted(workloads.block1d(N, C, 1, SIZE, use_grn))
+    assert line.flops == N * SIZE * (16 * C * C + 2 * 7 * C)
+    assert counted(workloads.layernorm(N, C, SIZE, SIZE)) == work.Work(0, 0, PIXELS * C, PIXELS * C, 2 * C)
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("label", ["ConvNeXt-T", "ConvNeXt-V2-T", "ConvNeXt-B"])
-def test_whole_models(label, training):
-    library, name, depths, dims, grn = cases.CONVNEXTS[label]
-    model = workloads._load(library, name)
-    counts = work.convnext(2, 64, depths, dims, grn)
-    now = counts.training() if training else counts
-    extra = overcount(2, depths, dims, (16, 8, 4, 2)) if training else 0
-    assert now.flops + extra == counted(model, torch.randn(2, 3, 64, 64), training=training)
-    assert counts.parameters == parameters(model)
-    assert 0 < counts.depthwise_flops < counts.flops
-
-
-def test_the_papers_figures():
+@pytest.mark.parametrize(
+    ("name", "printed", "millions"),
+    [("convnext_tiny", 4.5, 29), ("convnext_small", 8.7, 50), ("convnext_base", 15.4, 89)],
+)
+def test_the_papers_figures(name, printed, millions):
     """Multiply-adds at 224, arXiv 2201.03545 table 1."""
-    for label, printed in (("ConvNeXt-T", 4.5), ("ConvNeXt-S", 8.7), ("ConvNeXt-B", 15.4)):
-        *_, depths, dims, grn = cases.CONVNEXTS[label]
-        assert work.convnext(1, 224, depths, dims, grn).flops / 2e9 == pytest.approx(printed, abs=0.05)
+    pytest.importorskip("torchvision")
+    found = work.count(workloads._load("torchvision", name), [torch.empty(1, 3, 224, 224)])
+    assert found.flops / 2e9 == pytest.approx(printed, abs=0.05)
+    assert found.parameters / 1e6 == pytest.approx(millions, abs=0.5)
+    assert 0 < found.padding_flops < found.depthwise_flops < found.flops
 
 
 def test_training_moves_every_tensor_once_a_pass():
-    counts = work.dwconv(*SHAPE[:2], SHAPE[2], 3).training()
-    n, c, size = SHAPE
+    found = counted(workloads.dwconv(N, C, SIZE, SIZE, 3))
     # x read, y written; dy and x read, dx written; weights read twice, gradients written
-    assert counts.bytes(1) == 5 * n * c * size * size + 3 * c * 10
-
-
-def test_a_rival_is_counted_by_pytorch():
-    workload = workloads.rival("torchvision", "mobilenet_v2", 3, 64)
-    assert workload.work.flops == counted(workload.eager, torch.randn(3, 3, 64, 64))
-    assert workload.work.parameters == parameters(workload.eager)
-    assert workload.ours is None
-
-
-@pytest.mark.parametrize(("size", "kernel"), [(5, 3), (7, 31), (14, 7), (1, 5), (6, 1)])
-def test_taps_outside_the_image(size, kernel):
-    inside = torch.nn.functional.conv2d(
-        torch.ones(1, 1, size, size), torch.ones(1, 1, kernel, kernel), padding=kernel // 2
-    )
-    counts = work.dwconv(3, 4, size, kernel)
-    assert counts.flops - counts.padding_flops == 2 * 3 * 4 * inside.sum()
-    assert work.block(3, 4, size, kernel=kernel).padding_flops == counts.padding_flops
-    assert counts.training().padding_flops == 3 * counts.padding_flops
+    assert found.training().bytes(1) == 5 * PIXELS * C + 3 * C * 10
+    assert found.training().flops == 3 * found.flops

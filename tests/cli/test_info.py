@@ -142,4 +142,5 @@ def test_cpu_name_without_procfs(monkeypatch):
 @pytest.mark.parametrize("command", ["demo", "bench", "verify"])
 def test_cuda_asked_for_where_there_is_none(fails, monkeypatch, command):
     monkeypatch.setattr(environment, "gpus", lambda: ([], "no driver"))
-    fails(command, "--device", "cuda", words=("--device cuda", "no driver"))
+    code = 2 if command == "verify" else 1
+    fails(command, "--device", "cuda", words=("--device cuda", "no driver"), code=code)

@@ -24,7 +24,7 @@ def test_torchvision_comes_before_timm():
 
 
 def test_unknown_models(fails):
-    fails("demo", "--no-report", "--model", "convnext_tinny", words=("convnext_tinny", "close:", "convnext_tiny"))
+    fails("demo", "--no-report", "--model", "convnext_tinny", words=("convnext_tinny", "close", "convnext_tiny"))
     fails("demo", "--no-report", "--model", "torchvision/convnextv2_atto", words=("not found in torchvision",))
     fails("demo", "--no-report", "--model", "hub/convnext_tiny", words=("'hub'", "torchvision/", "timm/"))
     fails("demo", "--no-report", "--model", "", words=("not found",))
@@ -76,15 +76,9 @@ def test_weights_from_safetensors(state, tmp_path):
 def test_weights_of_another_model(fails, state, tmp_path):
     key, *others = state
     torch.save({name: state[name] for name in others} | {"head.odd": torch.zeros(2)}, tmp_path / "w.pth")
-    words = ("w.pth", "1 missing", key, "1 unexpected", "head.odd")
-    fails(*DEMO, "--weights", tmp_path / "w.pth", words=words)
+    fails(*DEMO, "--weights", tmp_path / "w.pth", words=("w.pth", "Missing", key, "Unexpected", "head.odd"))
     torch.save(state | {key: torch.zeros(7, 5)}, tmp_path / "w.pth")
-    fails(
-        *DEMO,
-        "--weights",
-        tmp_path / "w.pth",
-        words=("1 of another shape", key, "(7, 5)", str(tuple(state[key].shape))),
-    )
+    fails(*DEMO, "--weights", tmp_path / "w.pth", words=("size mismatch", key, "[7, 5]"))
 
 
 class Evil:

@@ -57,11 +57,11 @@ def test_version(run):
 def test_help_of_a_command(run, command):
     result = run(command, "--help")
     assert result.exit_code == 0
-    assert "Usage:" in result.output
+    assert "usage:" in result.output.lower()
     lines = result.output.splitlines()
     assert len(lines) <= 30
     assert max(map(len, lines)) <= 80
-    assert lines[-1].startswith(f"  Example: convnext-kernels {command} ")
+    assert lines[-1].strip().startswith(f"Example: convnext-kernels {command} ")
 
 
 HELP = """

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from convnext_kernels.cli import coverage
+from convnext_kernels.cli import models
 
 pytest.importorskip("torchvision")
 pytest.importorskip("timm")
@@ -34,7 +34,8 @@ def test_coverage(run, fails, capsys):
     assert rows["timm", "convnext_atto_rms"]["reasons"] == []
     shown = run("models", "--coverage", "convnext_atto", "convnext_atto_rms").stdout
     assert "24 of 24 blocks are served, 2 of 2 models whole" in shown
-    coverage.show([coverage.Coverage("timm", "a", 12, 12, ()), coverage.Coverage("timm", "b", 12, 0, ("why",))], False)
+    counts = [{"blocks": 12, "served": 12, "reasons": []}, {"blocks": 12, "served": 0, "reasons": ["why"]}]
+    models.show_coverage([{"library": "timm", "model": name} | row for name, row in zip("ab", counts, strict=True)])
     shown = capsys.readouterr().out
     assert "why" in shown
     assert "12 of 24 blocks are served, 1 of 2 models whole" in shown

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from convnext_kernels.bench import lines, tables
+from convnext_kernels.bench import lines, report
 from convnext_kernels.bench.results import EAGER, OURS, WRONG, Check, Record, plain
 from convnext_kernels.bench.timing import Times
 from tests.bench.runs import machine
@@ -94,8 +94,7 @@ def test_of_two_results_the_later_one_counts(file, first):
     assert not found.complete
     (check,) = found.checks
     assert math.isnan(check.error)
-    (table,) = (t for t in tables.tables(found, [line for run in runs for line in run]) if t.title == "Whole models")
-    assert "6.00 times faster than eager" in table.rows[0]
+    assert "6.00 times faster than eager" in report.candidates(found, ("model",), "").rows[0]
 
 
 def test_what_cannot_be_read(fails, file, first, tmp_path):

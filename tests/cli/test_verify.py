@@ -60,7 +60,8 @@ def test_wrong_usage(fails, run, tmp_path):
     fails("verify", "--device", "cpu", "--only", "numbers", words=words, code=2)
     fails("verify", "--device", "cpu", "--minutes", 0, words=("--minutes", "0"), code=2)
     (tmp_path / "file").touch()
-    fails("verify", "--device", "cpu", "--report", tmp_path / "file", words=("--report", "cannot be written"))
+    words = ("--report", "cannot be written")
+    fails("verify", "--device", "cpu", "--report", tmp_path / "file", words=words, code=2)
 
 
 def _started(folder: Path) -> subprocess.Popen:

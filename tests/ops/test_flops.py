@@ -6,18 +6,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convnext_kernels import FusedConvNeXtBlock, nn, use_backend
 from convnext_kernels.bench import workloads
-from convnext_kernels.bench.work import Work
 from convnext_kernels.ops import flops  # noqa: F401
 
-ANY = Work(0, 0, 0, 0, 0)
 CASES = {
-    "dwconv": lambda: workloads.dwconv(ANY, 2, 8, 14, 14, 7),
-    "dwconv, a rectangle with stride": lambda: workloads.dwconv(ANY, 2, 8, 14, 13, (3, 5), 1, 2),
-    "mlp": lambda: workloads.mlp(ANY, 2, 8, 7, 5, True),
-    "block": lambda: workloads.block(ANY, 2, 8, 7, 5, False),
-    "downsample": lambda: workloads.downsample(ANY, 2, 8, 7, 9, 2),
-    "layernorm": lambda: workloads.layernorm(ANY, 2, 8, 7, 9),
-    "grn": lambda: workloads.grn(ANY, 2, 8, 7, 9),
+    "dwconv": lambda: workloads.dwconv(2, 8, 14, 14, 7),
+    "dwconv, a rectangle with stride": lambda: workloads.dwconv(2, 8, 14, 13, (3, 5), 1, 2),
+    "mlp": lambda: workloads.mlp(2, 8, 7, 5, True),
+    "block": lambda: workloads.block(2, 8, 7, 5, False),
+    "downsample": lambda: workloads.downsample(2, 8, 7, 9, 2),
+    "layernorm": lambda: workloads.layernorm(2, 8, 7, 9),
+    "grn": lambda: workloads.grn(2, 8, 7, 9),
 }
 
 
