@@ -56,6 +56,11 @@ def compiled_for_cuda() -> dict[str, object]:
     return _backends.get("cuda").compiled()
 
 
+def cpu_multiplies_bf16() -> bool:
+    """Whether the CPU backend's instruction set has products of bf16 (`backends.cpu.multiplies_bf16`)."""
+    return _backends.get("cpu").multiplies_bf16()
+
+
 def check_name(name: object, source: str) -> str:
     """Return `name` if it is "auto" or the name of a backend; the error begins with `source`, where it came from.
 

@@ -62,7 +62,7 @@ PACKAGES = {
     "functional": (("ops", "ops.checks", "ops.registration"), ("torch",)),
     "nn": (("exporting", "functional", "variants", "nn.", "ops.blocks", "ops.checks"), ("torch",)),
     "compat": (("nn", "compat"), ("torch",)),
-    "models": (("functional", "nn", "nn.", "models.", "ops.flops"), ("torch",)),
+    "models": (("functional", "nn", "nn.", "models.", "ops.checks", "ops.flops"), ("torch",)),
     "interop": (
         ("functional", "nn", "nn.", "ops.blocks", "ops.checks", "torch_versions", "variants", "exporting", "interop."),
         ("torch",),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from convnext_kernels import FusedConvNeXtBlock, FusedConvNeXtBlock1d, accelerate, functional
 from convnext_kernels.models import create_model
 from convnext_kernels.nn import DepthwiseConv2d, DepthwiseConv3d, FusedSequential, GlobalResponseNorm, LayerNorm2d
-from convnext_kernels.nn.layers import PatchDownsample2d
+from convnext_kernels.nn.layers import PatchDownsample2d, WideningConv2d
 
 
 @dataclass(frozen=True)
@@ -299,6 +299,8 @@ def plain(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if type(module) is FusedSequential:
             module.__class__ = nn.Sequential
+        elif type(module) is WideningConv2d:
+            module.__class__ = nn.Conv2d
     replaced = "-"  # the last one: its children are plain already
     for name, module in list(model.named_modules()):
         if name.startswith(f"{replaced}."):

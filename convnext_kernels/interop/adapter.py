@@ -15,6 +15,7 @@ from torch.fx import Proxy
 from convnext_kernels import exporting
 from convnext_kernels.interop import structure
 from convnext_kernels.nn import sequential
+from convnext_kernels.nn.layers import widened
 from convnext_kernels.variants import GELU, LAYER
 
 # The attributes that `accelerate` adds to a module: its options.
@@ -100,6 +101,15 @@ class SequentialAdapter(Accelerated):
     def forward(self, x: Any) -> Any:
         """Run all blocks at once, or one by one."""
         result = sequential.run(self, x)
+        return super().forward(x) if result is None else result
+
+
+class StemAdapter(Accelerated):
+    """The convolution of images by a `torch.nn.Conv2d`, on a CPU without products of bf16 (`nn.layers.widened`)."""
+
+    def forward(self, x: Any) -> Any:
+        """Compute bf16 images on a CPU in fp32."""
+        result = None if type(x) is not Tensor else widened(self, x)
         return super().forward(x) if result is None else result
 
 

@@ -10,8 +10,10 @@ from convnext_kernels.interop.adapter import (
     Accelerated,
     Adapter,
     SequentialAdapter,
+    StemAdapter,
     accelerated_class,
 )
+from convnext_kernels.interop.structure import patch_conv
 from convnext_kernels.interop.table import find, original_class
 from convnext_kernels.ops import checks
 
@@ -64,10 +66,17 @@ def accelerate(model: nn.Module, *, memory: str = "auto", backend: str = "auto")
     for module in model.modules():
         if type(module) is nn.Sequential and len(module) > 1 and all(hasattr(m, "inference_block") for m in module):
             module.__class__ = accelerated_class(SequentialAdapter, nn.Sequential)
+        if replaceable and type(module) is nn.Conv2d and _is_stem(module):
+            module.__class__ = accelerated_class(StemAdapter, nn.Conv2d)
     if not replaceable and all(f.accelerated for f in findings):
         reasons = "; ".join(sorted({f.refusal for f in findings})) or "it has no ConvNeXt block"
         _log.warning("accelerate: nothing was replaced in %s: %s", type(model).__name__, reasons)
     return model
+
+
+def _is_stem(conv: nn.Conv2d) -> bool:
+    """Whether `conv` turns images into patches, on a machine where bf16 is slow in it."""
+    return conv.in_channels <= 4 and checks.widens() and patch_conv(conv) is None and "forward" not in vars(conv)
 
 
 def restore(model: nn.Module) -> nn.Module:

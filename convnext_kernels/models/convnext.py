@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from convnext_kernels.nn import FusedConvNeXtBlock, FusedSequential, LayerNorm2d, PatchDownsample2d
+from convnext_kernels.nn.layers import WideningConv2d
+from convnext_kernels.ops import checks
 
 EPS = 1e-6  # of every LayerNorm
 
@@ -168,8 +170,10 @@ class ConvNeXt(_Network):
         if len(self.depths) != len(self.dims):
             raise ValueError(f"dims: expected one for each of the {len(self.depths)} stages, got {len(self.dims)}")
         self.in_chans, self.use_grn = _integer("in_chans", in_chans, 1), use_grn
+        convolution = WideningConv2d if checks.widens() else nn.Conv2d
         stem = nn.Sequential(
-            nn.Conv2d(in_chans, self.dims[0], kernel_size=4, stride=4), LayerNorm2d(self.dims[0], EPS, backend=backend)
+            convolution(in_chans, self.dims[0], kernel_size=4, stride=4),
+            LayerNorm2d(self.dims[0], EPS, backend=backend),
         )
         between = (PatchDownsample2d(a, b, eps=EPS, backend=backend) for a, b in itertools.pairwise(self.dims))
         self.downsample_layers = nn.ModuleList([stem, *between])

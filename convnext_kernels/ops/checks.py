@@ -229,3 +229,8 @@ def backend(value: object, available: bool = False) -> None:
         status = dispatch.list_backends()[value]
         if not status.available:
             raise BackendError(f"backend: {value!r} is not available: {status.reason}")
+
+
+def widens() -> bool:
+    """Whether a convolution of bf16 is faster in fp32 on this CPU: see `nn.layers.widened`."""
+    return not dispatch.cpu_multiplies_bf16()

@@ -3,8 +3,8 @@
 // Micro-kernel: kRows x 3 registers of accumulators (8x3 on 32 registers: 24
 // sums, 3 loads and 8 broadcasts for 24 multiply-adds per k). A is row-major;
 // B is packed in panels as wide as 3 registers, each (k, columns). Weights of
-// 16 bits stay so and are converted a chunk of a panel at a time: half the
-// memory to read and to keep.
+// 16 bits stay so, half the memory to read and to keep, and are converted a
+// chunk of a panel at a time; for few rows, with AVX2, in the micro-kernel.
 #pragma once
 
 #include "cpu/layernorm.h"
@@ -27,8 +27,24 @@ struct GemmF32 {
   static int64_t vecs(int64_t n) { return (n + kLanes - 1) / kLanes; }
   static int64_t panels(int64_t n) { return (vecs(n) + kVecs - 1) / kVecs; }
   static int64_t packed_bytes(int64_t n, int64_t k, DType dtype = DType::kFloat32) {
-    return vecs(n) * kLanes * k * element_size(dtype);
+    return vecs(n) * kLanes * packed_rows(k, dtype) * element_size(dtype);
   }
+
+  // Whether weights are packed in pairs of rows, so that micro() can convert them itself, for few rows. There it
+  // costs 1.5 to 5 % of the product, for any number of rows, because it takes ports of the multiply-adds. A chunk
+  // that is converted before costs a store for each register of weights: 4.5 % of 49 rows, 1.5 % of 150. With
+  // AVX-512 on Intel it would take more of the multiply-adds' ports.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  static constexpr bool paired(DType dtype) { return dtype == DType::kBFloat16; }
+  alignas(32) static constexpr uint32_t kHigh[8] = {0xffff0000, 0xffff0000, 0xffff0000, 0xffff0000,
+                                                    0xffff0000, 0xffff0000, 0xffff0000, 0xffff0000};
+  alignas(32) static constexpr uint32_t kLow[8] = {0x01008080, 0x05048080, 0x09088080, 0x0d0c8080,
+                                                   0x01008080, 0x05048080, 0x09088080, 0x0d0c8080};
+#else
+  static constexpr bool paired(DType) { return false; }
+#endif
+
+  static int64_t packed_rows(int64_t k, DType dtype) { return paired(dtype) ? round_up(k, 2) : k; }
 
   // --- Operand B: panels (k, columns). ---
 
@@ -46,19 +62,35 @@ struct GemmF32 {
       const int64_t columns = panel_columns(n, panel);
       for (int64_t j = 0; j < columns; j += kLanes) {
         const int64_t first = panel * kPanel + j;
-        T* out = static_cast<T*>(packed) + panel * kPanel * k + j;
+        constexpr bool pairs = __is_same(T, BFloat16) && paired(DType::kBFloat16);
+        T* out =
+            static_cast<T*>(packed) + panel * kPanel * (pairs ? round_up(k, 2) : k) + (pairs ? 2 : 1) * j;
         for (int64_t i = 0; i < k; i += kLanes) {
           Vec rows[kLanes];
           unroll<kLanes>([&](auto r) {
             rows[r.value] = first + r.value < n ? load_channels(w + (first + r.value) * k, i, k) : Vec{};
           });
           transpose(rows);
-          unroll<kLanes>([&](auto r) {
-            if (i + r.value < k) store(out + (i + r.value) * columns, rows[r.value]);
-          });
+          if constexpr (pairs) {
+            unroll<kLanes / 2>([&](auto r) {
+              if (i + 2 * r.value < k)
+                store_pair(out + (i + 2 * r.value) * columns, rows[2 * r.value], rows[2 * r.value + 1]);
+            });
+          } else {
+            unroll<kLanes>([&](auto r) {
+              if (i + r.value < k) store(out + (i + r.value) * columns, rows[r.value]);
+            });
+          }
         }
       }
     }
+  }
+
+  // Registers of two rows, word by word; `unpack` gets them back.
+  static CNK_INLINE void store_pair(BFloat16* to, Vec first, Vec second) {
+    BFloat16 words[2][kLanes];
+    store(words[0], first), store(words[1], second);
+    for (int i = 0; i < kLanes; ++i) to[2 * i] = words[0][i], to[2 * i + 1] = words[1][i];
   }
 
   // From w (k, n), row-major, row i times scale[i] if scale is not null.
@@ -152,12 +184,14 @@ struct GemmF32 {
   static constexpr int64_t kChunk = (24 << 10) / (kPanel * 4);
   static constexpr int64_t kStretch = 16;  // products between two fetches of what comes next
   static constexpr int64_t kGroup = 192;   // rows; their partial sums are 36 KB on AVX-512
+  static constexpr int64_t kFewRows = 56;  // for which weights are converted in micro(), if they can
 
   template <class Epilogue>
   static void product(const void* a, int64_t begin, int64_t end, const PackedMatrix& b, int64_t first_panel,
                       int64_t last_panel, const Epilogue& epilogue) {
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-      const char* packed = static_cast<const char*>(b.data) + panel * kPanel * b.k * element_size(b.dtype);
+      const char* packed = static_cast<const char*>(b.data) +
+                           panel * kPanel * packed_rows(b.k, b.dtype) * element_size(b.dtype);
       const int64_t width = vecs(b.n) - panel * kVecs;
       // Groups of nearly equal size: for a remainder of a few rows, reading the panel would cost too much.
       const int64_t groups = (end - begin + kGroup - 1) / kGroup;
@@ -176,10 +210,39 @@ struct GemmF32 {
   }
 
  private:
-  static __attribute__((noinline)) void convert(DType dtype, const char* from, int64_t count, float* to) {
+  // One of the two rows of store_pair: its words before 16 zeros each. Masks are in memory, because sums, weights and
+  // a's element take all registers (g++ put sums in memory instead: twice the time).
+  template <int ROW>
+  static CNK_INLINE Vec unpack([[maybe_unused]] const BFloat16* pair) {
+    Vec v{};
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    v = load(reinterpret_cast<const float*>(pair));
+    if constexpr (ROW) {
+      asm("vpand %1, %0, %0" : "+x"(v) : "m"(kHigh));
+    } else {
+      asm("vpshufb %1, %0, %0" : "+x"(v) : "m"(kLow));
+    }
+#endif
+    return v;
+  }
+
+  // `rows` rows of a panel.
+  template <int VECS>
+  static __attribute__((noinline)) void convert(DType dtype, const char* from, int64_t rows, float* to) {
     with_type(dtype, [&](auto type) {
-      const auto* elements = reinterpret_cast<const decltype(type)*>(from);
-      for (int64_t i = 0; i < count; i += kLanes) store(to + i, load(elements + i));
+      using T = decltype(type);
+      const auto* elements = reinterpret_cast<const T*>(from);
+      if constexpr (__is_same(T, BFloat16) && paired(DType::kBFloat16)) {
+        for (int64_t i = 0; i < rows; i += 2, elements += 2 * VECS * kLanes, to += 2 * VECS * kLanes) {
+          unroll<VECS>([&](auto v) {
+            const VecI words = (VecI)load(reinterpret_cast<const float*>(elements + 2 * v.value * kLanes));
+            store(to + v.value * kLanes, (Vec)(words << 16));
+            if (i + 1 < rows) store(to + (VECS + v.value) * kLanes, (Vec)(words & int32_t(0xffff0000)));
+          });
+        }
+      } else {
+        for (int64_t i = 0; i < rows * VECS * kLanes; i += kLanes) store(to + i, load(elements + i));
+      }
     });
   }
 
@@ -191,6 +254,7 @@ struct GemmF32 {
     alignas(64) float converted[kChunk * kPanel];
     const int64_t size = element_size(dtype);
     const int64_t lda = stride(k), rows = end - begin, blocks = (rows + kRows - 1) / kRows;
+    const bool convert_first = dtype != DType::kFloat32 && !(paired(dtype) && rows <= kFewRows);
     for (int64_t i = 0; i < k; i += kChunk) {
       const int64_t next_i = i + kChunk < k ? i + kChunk : k;
       // Blocks of nearly equal height, not full blocks and a remainder: 49 rows are 7 x 7, not 6 x 8 + 1.
@@ -199,8 +263,8 @@ struct GemmF32 {
       const int64_t lines = ceil_div((next_i - i) * VECS * kLanes * size, 64 * blocks * stretches);
       const char* source = b + i * VECS * kLanes * size;
       const float* chunk = reinterpret_cast<const float*>(source);
-      if (dtype != DType::kFloat32) {
-        convert(dtype, source, (next_i - i) * VECS * kLanes, converted);
+      if (convert_first) {
+        convert<VECS>(dtype, source, next_i - i, converted);
         chunk = converted;
       }
       for (int64_t block = 0; block < blocks; ++block) {
@@ -210,9 +274,14 @@ struct GemmF32 {
         float* sum = sums + (k <= kChunk ? 0 : row * kPanel);
         const Ahead ahead = {next + block * stretches * lines * 64, lines};
         unroll<kRows>([&](auto r) {
-          if (height == r.value + 1) {
-            micro<r.value + 1, VECS>(first, lda, chunk, next_i - i, ahead, i == 0, sum);
+          if (height != r.value + 1) return;
+          if constexpr (paired(DType::kBFloat16)) {
+            if (dtype == DType::kBFloat16 && !convert_first) {
+              const auto* pairs = reinterpret_cast<const BFloat16*>(source);
+              return micro<r.value + 1, VECS>(first, lda, pairs, next_i - i, ahead, i == 0, sum);
+            }
           }
+          micro<r.value + 1, VECS>(first, lda, chunk, next_i - i, ahead, i == 0, sum);
         });
         if (next_i < k) continue;
         for (int64_t r = 0; r < height; ++r) {
@@ -230,21 +299,38 @@ struct GemmF32 {
   // When it was inlined here, it took registers that the sums need; and when one of
   // its lambdas was not inlined (that of bf16 stores), the sums stayed in memory (C
   // 192, batch 8, bf16 images: 26.0 ms; with a separate epilogue 15.2 ms).
-  template <int ROWS, int VECS>
-  static __attribute__((noinline)) void micro(const float* a, int64_t lda, const float* b, int64_t k,
-                                              Ahead ahead, bool first, float* sums) {
+  template <int ROWS, int VECS, class T>
+  static __attribute__((noinline)) void micro(const float* a, int64_t lda, const T* b, int64_t k, Ahead ahead,
+                                              bool first, float* sums) {
     Vec acc[ROWS][VECS] = {};
+    const auto add = [&](int64_t i, const Vec(&bv)[VECS]) CNK_INLINE_LAMBDA {
+      unroll<ROWS>([&](auto r) CNK_INLINE_LAMBDA {
+        const Vec av = splat(a[r.value * lda + i]);
+        unroll<VECS>([&](auto v) CNK_INLINE_LAMBDA {
+          acc[r.value][v.value] = multiply_add(av, bv[v.value], acc[r.value][v.value]);
+        });
+      });
+    };
     for (int64_t i = 0; i < k;) {
       ahead.fetch();
-      for (const int64_t end = min64(i + kStretch, k); i < end; ++i) {
-        Vec bv[VECS];
-        unroll<VECS>([&](auto v) { bv[v.value] = load(b + v.value * kLanes); });
-        unroll<ROWS>([&](auto r) {
-          const Vec av = splat(a[r.value * lda + i]);
-          unroll<VECS>(
-              [&](auto v) { acc[r.value][v.value] = multiply_add(av, bv[v.value], acc[r.value][v.value]); });
-        });
-        b += VECS * kLanes;
+      const int64_t end = min64(i + kStretch, k);
+      if constexpr (__is_same(T, float)) {
+        for (; i < end; ++i, b += VECS * kLanes) {
+          Vec bv[VECS];
+          unroll<VECS>([&](auto v) CNK_INLINE_LAMBDA { bv[v.value] = load(b + v.value * kLanes); });
+          add(i, bv);
+        }
+      } else {
+        for (; i < end; i += 2, b += 2 * VECS * kLanes) {
+          Vec bv[VECS];
+          unroll<VECS>([&](auto v) CNK_INLINE_LAMBDA { bv[v.value] = unpack<0>(b + 2 * v.value * kLanes); });
+          add(i, bv);
+          if (i + 1 == end) break;
+          asm("" : "+r"(b));  // so that the pair is loaded again, not kept in registers
+          unroll<VECS>([&](auto v) CNK_INLINE_LAMBDA { bv[v.value] = unpack<1>(b + 2 * v.value * kLanes); });
+          add(i + 1, bv);
+        }
+        i = end;
       }
     }
     unroll<ROWS>([&](auto r) {

@@ -10,7 +10,17 @@ from convnext_kernels.backends.cpu import native
 from convnext_kernels.backends.cpu.native import ISA_VARIABLE, isa, machine, supported_isas, use_isa
 from convnext_kernels.spec import OpSpec
 
-__all__ = ["ISA_VARIABLE", "describe", "isa", "machine", "refuses", "supported_isas", "unavailable", "use_isa"]
+__all__ = [
+    "ISA_VARIABLE",
+    "describe",
+    "isa",
+    "machine",
+    "multiplies_bf16",
+    "refuses",
+    "supported_isas",
+    "unavailable",
+    "use_isa",
+]
 
 DEVICES = ("cpu",)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -19,6 +29,11 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def unavailable() -> str | None:
     """Why the compiled extension cannot be imported, or None."""
     return native.import_error()
+
+
+def multiplies_bf16() -> bool:
+    """Whether the instruction set in use has products of bf16; without the extension nobody knows: True."""
+    return native.import_error() is not None or native.isa() in ("avx512bf16", "amx", "neon_bf16")
 
 
 def refuses(spec: OpSpec) -> str | None:
