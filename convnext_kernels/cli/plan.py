@@ -80,28 +80,63 @@ def table(rows: "list[Row]", title: str) -> "Table":
     return shown
 
 
+def comparison(found: "list[tuple[str, int, list[Row]]]", title: str) -> "Table":
+    """A row for each GPU, batch and kind of block; times are of one block. Printed as Markdown, for the docs."""
+    from rich import box
+    from rich.table import Table
+
+    shown = Table(title=title, title_justify="left", caption=NOTE, caption_justify="left", box=box.MARKDOWN)
+    for name in ("GPU", "batch", "block", "us", "eager us", "limit us", "vs eager", "vs limit", "plan"):
+        shown.add_column(name, justify="right" if name.endswith("us") or name == "batch" else "left", overflow="fold")
+    for gpu, batch, rows in found:
+        for row in rows:
+            if not row.name.startswith("block"):
+                continue
+            ours, eager, limit = (getattr(row, which).seconds / row.count * 1e6 for which in COLUMNS)
+            cells = (f"{ours:.1f}", f"{eager:.1f}", f"{limit:.1f}", speedup(eager / ours), f"{ours / limit:.2f}x")
+            shown.add_row(gpu, str(batch), row.name.removeprefix("block "), *cells, "; ".join(row.plan))
+    return shown
+
+
 @click.command("plan")
 @options.model
 @click.option(
     "--gpu",
-    "gpu_name",
-    default="H100",
+    "gpu_names",
+    default=("H100",),
+    multiple=True,
     metavar="NAME",
     shell_complete=options.complete(lambda: tuning.GPUS),
-    help=f"One of {', '.join(tuning.GPUS)}.",
+    help=f"One of {', '.join(tuning.GPUS)}. May be repeated.",
 )
-@click.option("--batch", type=click.IntRange(min=1), metavar="N", default=8, help="Images per forward pass.")
+@click.option(
+    "--batch",
+    "batches",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=(8,),
+    multiple=True,
+    help="Images per forward pass. May be repeated.",
+)
 @click.option("--size", type=click.IntRange(min=32), metavar="N", default=224, help="Height and width of the images.")
 @click.option("--dtype", type=click.Choice(list(options.DTYPES)), default="bf16")
 @click.option("--training", is_flag=True, help="Forward and backward pass.")
 @options.as_json
-def command(model_name: str, gpu_name: str, batch: int, size: int, dtype: str, training: bool, as_json: bool) -> None:
+def command(
+    model_name: str,
+    gpu_names: tuple[str, ...],
+    batches: tuple[int, ...],
+    size: int,
+    dtype: str,
+    training: bool,
+    as_json: bool,
+) -> None:
     """Show which kernels every block of a model would run on a GPU, and predict their time.
 
-    This needs no GPU.
+    With several GPUs or batches: one line for each block, GPU and batch, and no other layers. This needs no GPU.
     """
     try:
-        gpu = tuning.named(gpu_name)
+        gpus = [tuning.named(name) for name in gpu_names]
     except ValueError as error:
         raise click.ClickException(f"--gpu: {error}") from error
     import torch
@@ -110,13 +145,25 @@ def command(model_name: str, gpu_name: str, batch: int, size: int, dtype: str, t
 
     element = getattr(torch, options.DTYPES[dtype])
     model, full_name = _meta_model(model_name)
-    recording = explain.record(model, (batch, 3, size, size))
-    rows = explain.explain(recording, element, training, gpu)
+    recordings = [explain.record(model, (batch, 3, size, size)) for batch in batches]
+    found = [
+        (gpu, batch, explain.explain(recording, element, training, gpu))
+        for gpu in gpus
+        for batch, recording in zip(batches, recordings, strict=True)
+    ]
     if as_json:
-        head = {"model": full_name, "gpu": asdict(gpu), "batch": batch, "size": size, "dtype": dtype}
-        values = [asdict(row) for row in rows]
-        options.print_json(head | {"training": training, "basis": "predicted", "rows": values})
+        documents = [
+            {"model": full_name, "gpu": asdict(gpu), "batch": batch, "size": size, "dtype": dtype, "training": training}
+            | {"basis": "predicted", "rows": [asdict(row) for row in rows]}
+            for gpu, batch, rows in found
+        ]
+        options.print_json(documents if len(documents) > 1 else documents[0])
         return
     direction = "forward and backward" if training else "forward"
-    title = f"{full_name} on {gpu.name}, batch {batch}, {size} x {size}, {dtype}, {direction}: predicted"
-    options.console(160).print(table(rows, title))
+    what = f"{size} x {size}, {dtype}, {direction}: predicted"
+    if len(found) > 1:
+        shown = comparison([(gpu.name, batch, rows) for gpu, batch, rows in found], f"{full_name}, {what}")
+        options.console(400).print(shown)
+        return
+    gpu, batch, rows = found[0]
+    options.console(160).print(table(rows, f"{full_name} on {gpu.name}, batch {batch}, {what}"))
