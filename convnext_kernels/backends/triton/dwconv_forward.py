@@ -29,7 +29,7 @@ import torch
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton import device
+from convnext_kernels.backends.triton import dependent, device
 
 COUNTS = [
     "samples",
@@ -259,6 +259,7 @@ def rolling_kernel(
     EDGES: tl.constexpr,
     X2: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """A strip of output rows, Q columns: KH x Q accumulators. Every input row completes the oldest of their rows.
 
@@ -266,6 +267,7 @@ def rolling_kernel(
     of one residue, and `t` counts these. X_FIRST, Y_FIRST: NCHW instead of NHWC; the residual is like y. WEIGHT:
     strides of (c, kh, kw).
     """
+    dependent.wait(PDL)
     P: tl.constexpr = KH // 2
     PW: tl.constexpr = KW // 2
     X_SW: tl.constexpr = 1 if X_FIRST else C
@@ -379,8 +381,10 @@ def plane_kernel(
     ROUND_WEIGHT: tl.constexpr,
     CHANNELS_FIRST: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One whole small plane per thread; taps outside the image are not compiled."""
+    dependent.wait(PDL)
     P: tl.constexpr = KH // 2
     PW: tl.constexpr = KW // 2
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -447,8 +451,10 @@ def pack_kernel(
     KW: tl.constexpr,
     ROUND: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """(C, 1, KH, KW) -> fp32 (KH * KW, C), rounded to the compute dtype, so that neighbouring lanes read neighbours."""
+    dependent.wait(PDL)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     c, tap = i // (KH * KW), i % (KH * KW)
     v = load(weight_ptr + c * WEIGHT[0] + (tap // KW) * WEIGHT[1] + (tap % KW) * WEIGHT[2], c < C, ROUND)

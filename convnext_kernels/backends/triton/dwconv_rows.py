@@ -11,6 +11,7 @@ PTX instructions per tap inside the image, one row 1.6 and 1.8.
 import triton
 import triton.language as tl
 
+from convnext_kernels.backends.triton import dependent
 from convnext_kernels.backends.triton.dwconv_forward import (
     COUNTS,
     decode,
@@ -173,6 +174,7 @@ def rows_kernel(
     UP: tl.constexpr,
     X2: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Q columns of one output row, or of a PAIR of rows. For all lanes of a program the same kernel rows are inside.
 
@@ -187,6 +189,7 @@ def rows_kernel(
     A volume has a `depth` (None: an image) and one more axis of the grid, the planes of the result. Its kernel planes
     are KH kernel rows apart in the weights.
     """
+    dependent.wait(PDL)
     P: tl.constexpr = KH // 2
     PW: tl.constexpr = KW // 2
     X_SW: tl.constexpr = 1 if X_FIRST else C
