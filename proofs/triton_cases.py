@@ -87,6 +87,16 @@ def _compiled() -> Iterator[Case]:
     yield Case("dwconv", 192, 28, dtype="fp16")  # widened one by one
     yield from _both(Case("dwconv", 192, 28, dtype="fp32"))
     yield from _both(Case("dwconv", 192, 28, layout="nchw"))
+    for dtype, plans in (  # two channels per thread, on sm_100
+        ("bf16", ("rolling-q4-s1-x2", "rows-q7-x2")),
+        ("fp16", ("rolling-q4-s2-x2",)),
+        ("fp32", ("rolling-q4-s4-x2",)),
+    ):
+        for plan in plans:
+            yield Case("dwconv", 96, 28, 128, dtype, plan=plan)
+    yield Case("dwconv", 384, 14, 128, "fp32", k=13, plan="rows-q7-pairs-x2")
+    yield Case("dwconv", 384, 28, 128, "fp32", k=31, plan="rows-q14-pairs-x2")
+    yield Case("dwconv", 384, 28, 128, k=31, plan="rows-q14-x2")
     for k in (13, 31):  # kernels with more rows than fit in registers
         yield from _both(Case("dwconv", 384, 14, k=k, plan="-q", quick=k == 13))
     for size, k, tiles, weights in (  # on tensor cores, every width of a window

@@ -54,28 +54,58 @@ def table(rows: "list[Row]", title: str) -> Table:
     return Table(title, ("layer", "count", *COLUMNS, "vs eager", "plan"), lines, NOTE)
 
 
+def comparison(found: "list[tuple[str, int, list[Row]]]", title: str) -> Table:
+    """A row for each GPU, batch and kind of block; times are of one block. Printed in Markdown, for the docs."""
+    lines = []
+    for gpu, batch, rows in found:
+        for row in rows:
+            if row.name.startswith("block"):
+                ours, eager, limit = (1e6 * cost.seconds / row.count for cost in (row.ours, row.eager, row.limit))
+                times = f"{ours:.1f}", f"{eager:.1f}", f"{limit:.1f}", speedup(eager / ours), f"{ours / limit:.2f}x"
+                lines.append((gpu, str(batch), row.name.removeprefix("block "), *times, "; ".join(row.plan)))
+    columns = ("GPU", "batch", "block", "us", "eager us", "limit us", "vs eager", "vs limit", "plan")
+    return Table(title, columns, lines, NOTE)
+
+
 @click.command("plan")
 @options.model
 @click.option(
     "--gpu",
-    "gpu_name",
-    default="H100",
+    "gpu_names",
+    default=("H100",),
+    multiple=True,
     metavar="NAME",
     shell_complete=options.complete(lambda: tuning.GPUS),
-    help=f"One of {', '.join(tuning.GPUS)}.",
+    help=f"One of {', '.join(tuning.GPUS)}. May be repeated.",
 )
-@options.batch
+@click.option(
+    "--batch",
+    "batches",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=(8,),
+    multiple=True,
+    help="Images per forward pass. May be repeated.",
+)
 @options.size
 @options.dtype
 @options.training
 @options.as_json
-def command(model_name: str, gpu_name: str, batch: int, size: int, dtype: str, training: bool, as_json: bool) -> None:
+def command(
+    model_name: str,
+    gpu_names: tuple[str, ...],
+    batches: tuple[int, ...],
+    size: int,
+    dtype: str,
+    training: bool,
+    as_json: bool,
+) -> None:
     """Show which kernels every block of a model would run on a GPU, and predict their time.
 
-    This needs no GPU.
+    With several GPUs or batches: one line for each block, GPU and batch, and no other layers. This needs no GPU.
     """
     try:
-        gpu = tuning.named(gpu_name)
+        gpus = [tuning.named(name) for name in gpu_names]
     except ValueError as error:
         raise click.ClickException(f"--gpu: {error}") from error
     import torch
@@ -84,10 +114,22 @@ def command(model_name: str, gpu_name: str, batch: int, size: int, dtype: str, t
 
     element = getattr(torch, options.DTYPES[dtype])
     model, full_name = _meta_model(model_name)
-    rows = explain.explain(explain.record(model, (batch, 3, size, size)), element, training, gpu)
+    recordings = [explain.record(model, (batch, 3, size, size)) for batch in batches]
+    found = [
+        (gpu, batch, explain.explain(recording, element, training, gpu))
+        for gpu in gpus
+        for batch, recording in zip(batches, recordings, strict=True)
+    ]
     if as_json:
-        head = {"model": full_name, "gpu": asdict(gpu), "batch": batch, "size": size, "dtype": dtype}
-        options.print_json(head | {"training": training, "basis": "predicted", "rows": rows})
+        head = {"model": full_name, "size": size, "dtype": dtype, "training": training, "basis": "predicted"}
+        documents = [head | {"gpu": asdict(gpu), "batch": batch, "rows": rows} for gpu, batch, rows in found]
+        options.print_json(documents if len(documents) > 1 else documents[0])
         return
+    if len(found) > 1:
+        title = f"{full_name}, {size} x {size}, {dtype}, {'forward and backward' if training else 'forward'}: predicted"
+        shown = comparison([(gpu.name, batch, rows) for gpu, batch, rows in found], title)
+        click.echo(f"{shown.markdown()}\n\n{shown.note}")
+        return
+    gpu, batch, rows = found[0]
     title = f"{full_name} on {gpu.name}, {options.described(batch, size, dtype, training)}: predicted"
     options.show(table(rows, title), width=160)

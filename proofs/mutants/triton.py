@@ -109,6 +109,13 @@ MUTANTS = [
             "return out if target.tensor is out else out.copy_(target.tensor)",
             "return out",
         ),
+        Mutant(
+            "stride",
+            "neighbouring channels are loaded in twos from odd addresses",
+            "aligned(image.tensor, 2 * image.tensor.element_size())",
+            "True",
+            tests=("tests/triton/test_dwconv_plan.py",),
+        ),
     ),
     *_in(
         "triton/dwconv_wgrad.py",

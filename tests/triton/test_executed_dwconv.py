@@ -99,6 +99,51 @@ def test_executed(case, dtype, plan, layout, architecture, plan_named):
         assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
 
 
+def named(name):
+    """Force a plan of the forward pass and the input gradient."""
+
+    def choice(kernel, problem, candidates, gpu):
+        return next(c for c in candidates if c.name == name) if kernel == "dwconv_forward" else None
+
+    return tuning.forced(choice)
+
+
+X2 = [
+    ("7x7", torch.bfloat16, "rolling-q4-s2-x2"),
+    ("7x7", torch.float16, "rows-q7-x2"),
+    ("dilated", torch.float32, "rows-q7-x2"),
+    ("pairs", torch.bfloat16, "rows-q7-pairs-x2"),
+]
+
+
+@pytest.mark.parametrize(("case", "dtype", "plan"), X2)
+def test_two_channels_per_thread(case, dtype, plan, emulate):
+    arguments = OPERATORS["dwconv"].arguments(CASES[case], dtype)
+    arguments["x"] = arguments["x"].contiguous(memory_format=torch.channels_last)
+    dy, eager, reference = expected_gradients("dwconv", CASES[case], dtype)
+    dilation = arguments["dilation"]
+    call = DwconvCall(arguments["x"], arguments["weight"], arguments["bias"], (dilation, dilation), 1, dtype)
+    with emulate(100), named(plan):
+        assert_as_good_as_eager(dwconv.forward(call), *expected("dwconv", CASES[case], dtype))
+        dx = dwconv.input_gradient(dy.contiguous(memory_format=torch.channels_last), call)
+    assert_as_good_as_eager(dx, eager["x"], reference["x"], what="dx")
+
+
+def test_two_channels_under_autocast(emulate):
+    """x, dy, the weight and the residual in fp32, multiplied in bf16."""
+    x, dy, residual = (torch.randn(2, 6, 5, 9).contiguous(memory_format=torch.channels_last) for _ in range(3))
+    weight = torch.randn(6, 1, 3, 3)
+    call = DwconvCall(x, weight, None, (1, 1), 1, torch.bfloat16)
+    with emulate(100), named("rolling-q4-s1-x2"):
+        y, dx = dwconv.forward(call), dwconv.input_gradient(dy, call, residual)
+    x64, weight64, dy64 = (t.to(torch.bfloat16).double() for t in (x, weight, dy))
+    x64.requires_grad_()
+    truth = torch.nn.functional.conv2d(x64, weight64, padding=1, groups=6)
+    truth.backward(dy64)
+    torch.testing.assert_close(y.double(), truth, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(dx.double(), x64.grad + residual.double(), rtol=1e-5, atol=1e-5)
+
+
 VOLUMES = [
     (Volume("a tail of columns, partners of rows", c=10, d=3, h=5, w=9), torch.bfloat16, "rows-q7-pairs"),
     (Volume("one row per thread, no partner", c=5, d=4, h=3, w=15, k=(5, 3, 7), n=1), torch.float32, "rows-q14"),

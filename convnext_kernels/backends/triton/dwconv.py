@@ -27,7 +27,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from convnext_kernels import exporting
 from convnext_kernels.backends.gpu.layout import flat
+from convnext_kernels.backends.gpu.prepared import aligned
 from convnext_kernels.backends.triton import device, dwconv_plan, dwconv_toeplitz_plan
 from convnext_kernels.backends.triton.dwconv_forward import pack_kernel, plane_kernel, rolling_kernel
 from convnext_kernels.backends.triton.dwconv_rows import rows_kernel
@@ -89,6 +91,13 @@ def _image_like(x: Tensor, other: _Image) -> _Image:
         seen = _seen(x.contiguous(memory_format=memory_format))
     assert seen is not None
     return seen
+
+
+def _in_twos(image: _Image) -> bool:
+    """Whether neighbouring channels can be loaded in pairs."""
+    if image.channels_first or exporting.traces_launches():  # there addresses are not known
+        return False
+    return image.stride_n % 2 == 0 and aligned(image.tensor, 2 * image.tensor.element_size())
 
 
 def _written(target: _Image, out: Tensor) -> Tensor:
@@ -233,6 +242,8 @@ def _convolve(
     target = _seen(out) or _image(torch.empty_like(out, memory_format=_channels_last(out)))
     added = None if residual is None else _image_like(residual, target)
     problem = _problem(larger, call, source, target)
+    if larger.dim() == 4 and dwconv_plan.two_channels(channels, stride, device.gpu().arch):
+        problem = problem._replace(x2=all(image is None or _in_twos(image) for image in (source, target, added)))
     plan = dwconv_plan.forward(problem, device.gpu())
     kernel, config = plan.name.partition("-")[0], plan.config
     if device.interpreted():
@@ -246,7 +257,8 @@ def _convolve(
     tile = dwconv_plan.columns(problem, config, gradient)
     # With a stride all groups of columns of a gradient begin at even ones.
     between = tile - tile % stride if gradient and tile > 1 else tile
-    lanes = n * channels * triton.cdiv(out_width - (tile - between), between)
+    x2 = bool(config.get("X2"))
+    lanes = n * (channels // 2 if x2 else channels) * triton.cdiv(out_width - (tile - between), between)
     block = _block(lanes)
     round_weight = _rounding(weight.dtype, compute_dtype)
     weight = _as_rows(weight)
@@ -284,7 +296,7 @@ def _convolve(
         launch(plane_kernel, (programs,))(**arguments, one=1)
     else:
         arguments |= {"X_FIRST": source.channels_first, "Y_FIRST": target.channels_first}
-        arguments |= {"height": height, "width": width, "Q": tile, "EDGES": dwconv_plan.edges(problem, tile)}
+        arguments |= {"height": height, "width": width, "Q": tile, "EDGES": dwconv_plan.edges(problem, tile), "X2": x2}
         if kernel == "rolling":
             strip = config["strip"]
             strips = triton.cdiv(triton.cdiv(height, dilation[0]), strip)

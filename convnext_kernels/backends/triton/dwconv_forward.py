@@ -17,6 +17,9 @@ inf and NaN would spread.)
 - `rolling_kernel`, up to 51 taps: a loop over input rows carries KH x Q accumulators; each row of x is loaded once.
 - `plane_kernel`, up to 51 taps and images up to 7 x 7: the whole plane per thread, no tap outside the image.
 - `rows_kernel` in dwconv_rows.py, any kernel and stride, and volumes.
+
+X2: a thread owns two neighbouring channels instead of one (NHWC only), and sm_100 multiplies and adds both in one
+instruction. Values are then int64 tensors with two fp32 numbers each. `dwconv_plan.two_channels` says where.
 """
 
 # Inside kernels, tuples support only +, and conditions at compile time only plain ifs.
@@ -26,7 +29,7 @@ import torch
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton import device
+from convnext_kernels.backends.triton import dependent, device
 
 COUNTS = [
     "samples",
@@ -63,13 +66,83 @@ def as_float32(v, ROUND: tl.constexpr):
 
 
 @triton.jit
-def load(ptr, mask, ROUND: tl.constexpr):
-    """One element per thread as fp32; 0 where masked. A mask costs one more instruction than None."""
-    if mask is None:
-        v = tl.load(ptr)
+def two(a, b):
+    """Two fp32 numbers as one int64: the values of X2."""
+    return tl.inline_asm_elementwise("mov.b64 $0, {$1, $2};", "=l,f,f", [a, b], tl.int64, is_pure=True, pack=1)
+
+
+@triton.jit
+def multiply_add_two(a, w, x):
+    """Multiply and add two numbers each: a + w * x."""
+    return tl.inline_asm_elementwise(
+        "fma.rn.f32x2 $0, $1, $2, $3;", "=l,l,l,l", [w, x, a], tl.int64, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def add_two(a, b):
+    """Add two numbers each: a + b."""
+    return tl.inline_asm_elementwise("add.rn.f32x2 $0, $1, $2;", "=l,l,l", [a, b], tl.int64, is_pure=True, pack=1)
+
+
+@triton.jit
+def widen_two(v, dtype: tl.constexpr):
+    """Two neighbouring 16-bit elements, an int32, as fp32."""
+    if dtype == tl.bfloat16:
+        code: tl.constexpr = "{.reg .b32 a, b; shl.b32 a, $1, 16; and.b32 b, $1, 0xffff0000; mov.b64 $0, {a, b};}"
     else:
-        v = tl.load(ptr, mask=mask, other=0.0)
-    return as_float32(v, ROUND)
+        code: tl.constexpr = (
+            "{.reg .b16 c, d; .reg .f32 a, b; mov.b32 {c, d}, $1; cvt.f32.f16 a, c; cvt.f32.f16 b, d; "
+            "mov.b64 $0, {a, b};}"
+        )
+    return tl.inline_asm_elementwise(code, "=l,r", [v], tl.int64, is_pure=True, pack=1)
+
+
+@triton.jit
+def round_two(v, dtype: tl.constexpr):
+    """Two fp32 numbers rounded to 16 bits, as an int32."""
+    if dtype == tl.bfloat16:
+        code: tl.constexpr = "{.reg .f32 a, b; mov.b64 {a, b}, $1; cvt.rn.bf16x2.f32 $0, b, a;}"
+    else:
+        code: tl.constexpr = "{.reg .f32 a, b; mov.b64 {a, b}, $1; cvt.rn.f16x2.f32 $0, b, a;}"
+    return tl.inline_asm_elementwise(code, "=r,l", [v], tl.int32, is_pure=True, pack=1)
+
+
+@triton.jit
+def load_two(ptr, mask, ROUND: tl.constexpr):
+    """Two neighbouring elements per thread in one load, the first with an even index; 0 where masked."""
+    dtype: tl.constexpr = ptr.dtype.element_ty
+    both: tl.constexpr = tl.int64 if dtype == tl.float32 else tl.int32
+    if mask is None:
+        v = tl.load(ptr.to(tl.pointer_type(both), bitcast=True))
+    else:
+        v = tl.load(ptr.to(tl.pointer_type(both), bitcast=True), mask=mask, other=0)
+    if dtype != tl.float32:
+        v = widen_two(v, dtype)
+    elif ROUND is not None:
+        v = widen_two(round_two(v, ROUND), ROUND)
+    return v
+
+
+@triton.jit
+def load(ptr, mask, ROUND: tl.constexpr, X2: tl.constexpr = False):
+    """One element per thread as fp32; 0 where masked. A mask costs one more instruction than None."""
+    if X2:
+        v = load_two(ptr, mask, ROUND)
+    elif mask is None:
+        v = as_float32(tl.load(ptr), ROUND)
+    else:
+        v = as_float32(tl.load(ptr, mask=mask, other=0.0), ROUND)
+    return v
+
+
+@triton.jit
+def load_parameter(ptr, CHANNEL: tl.constexpr, ROUND: tl.constexpr, X2: tl.constexpr):
+    """A weight or a bias of a thread's channel, or of its two channels, which are CHANNEL elements apart."""
+    v = load(ptr, None, ROUND)
+    if X2:
+        v = two(v, load(ptr + CHANNEL, None, ROUND))
+    return v
 
 
 @triton.jit
@@ -113,6 +186,7 @@ def load_columns(
     EDGES: tl.constexpr,
     STRIDE: tl.constexpr,
     ROUND: tl.constexpr,
+    X2: tl.constexpr = False,
 ):
     """COUNT neighbouring elements of an image row, from `ptr` at `column` + FIRST on; 0 outside the image.
 
@@ -124,26 +198,36 @@ def load_columns(
     for j in tl.static_range(COUNT):
         if EDGES == "image":
             if FIRST + j >= 0 and FIRST + j < Q:
-                values = values + (load(ptr + j * STRIDE, inside, ROUND),)
+                values = values + (load(ptr + j * STRIDE, inside, ROUND, X2),)
             else:
                 values = values + (0.0,)
         elif FIRST + j < 0:
-            values = values + (load(ptr + j * STRIDE, both(inside, column >= -(FIRST + j)), ROUND),)
+            values = values + (load(ptr + j * STRIDE, both(inside, column >= -(FIRST + j)), ROUND, X2),)
         elif FIRST + j >= Q:
-            values = values + (load(ptr + j * STRIDE, both(inside, column < width - (FIRST + j)), ROUND),)
+            values = values + (load(ptr + j * STRIDE, both(inside, column < width - (FIRST + j)), ROUND, X2),)
         else:
-            values = values + (load(ptr + j * STRIDE, inside, ROUND),)
+            values = values + (load(ptr + j * STRIDE, inside, ROUND, X2),)
     return values
 
 
 @triton.jit
-def store_columns(y_ptr, residual_ptr, values, inside, Q: tl.constexpr, Y_SW: tl.constexpr):
+def store_columns(y_ptr, residual_ptr, values, inside, Q: tl.constexpr, Y_SW: tl.constexpr, X2: tl.constexpr = False):
     """Store Q neighbouring results of one row, with the residual added."""
+    dtype: tl.constexpr = y_ptr.dtype.element_ty
     for q in tl.static_range(Q):
         value = values[q]
-        if residual_ptr is not None:
-            value += tl.load(residual_ptr + q * Y_SW, mask=inside, other=0.0).to(tl.float32)
-        tl.store(y_ptr + q * Y_SW, value.to(y_ptr.dtype.element_ty), mask=inside)
+        if X2:
+            if residual_ptr is not None:
+                value = add_two(value, load_two(residual_ptr + q * Y_SW, inside, None))
+            if dtype == tl.float32:
+                tl.store((y_ptr + q * Y_SW).to(tl.pointer_type(tl.int64), bitcast=True), value, mask=inside)
+            else:
+                value = round_two(value, dtype)
+                tl.store((y_ptr + q * Y_SW).to(tl.pointer_type(tl.int32), bitcast=True), value, mask=inside)
+        else:
+            if residual_ptr is not None:
+                value += tl.load(residual_ptr + q * Y_SW, mask=inside, other=0.0).to(tl.float32)
+            tl.store(y_ptr + q * Y_SW, value.to(dtype), mask=inside)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -173,7 +257,9 @@ def rolling_kernel(
     ROUND_WEIGHT: tl.constexpr,
     Q: tl.constexpr,
     EDGES: tl.constexpr,
+    X2: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """A strip of output rows, Q columns: KH x Q accumulators. Every input row completes the oldest of their rows.
 
@@ -181,6 +267,7 @@ def rolling_kernel(
     of one residue, and `t` counts these. X_FIRST, Y_FIRST: NCHW instead of NHWC; the residual is like y. WEIGHT:
     strides of (c, kh, kw).
     """
+    dependent.wait(PDL)
     P: tl.constexpr = KH // 2
     PW: tl.constexpr = KW // 2
     X_SW: tl.constexpr = 1 if X_FIRST else C
@@ -191,7 +278,9 @@ def rolling_kernel(
     y_sh = width * Y_SW
     pixels = height * width
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    c, g, n = decode(lane, C, (width + Q - 1) // Q, Y_FIRST)
+    c, g, n = decode(lane, C // 2 if X2 else C, (width + Q - 1) // Q, Y_FIRST)
+    if X2:
+        c *= 2
     inside = n < samples
     column = tl.minimum(g * Q, width - Q)
     residue = tl.program_id(1) % DH
@@ -211,19 +300,20 @@ def rolling_kernel(
     w = ()
     for i in tl.static_range(KH * KW):
         if FLIP:
-            w = w + (load(w_ptr + (KH - 1 - i // KW) * WEIGHT[1] + (KW - 1 - i % KW) * WEIGHT[2], None, ROUND_WEIGHT),)
+            tap = (KH - 1 - i // KW) * WEIGHT[1] + (KW - 1 - i % KW) * WEIGHT[2]
         else:
-            w = w + (load(w_ptr + (i // KW) * WEIGHT[1] + (i % KW) * WEIGHT[2], None, ROUND_WEIGHT),)
+            tap = (i // KW) * WEIGHT[1] + (i % KW) * WEIGHT[2]
+        w = w + (load_parameter(w_ptr + tap, WEIGHT[0], ROUND_WEIGHT, X2),)
     if bias_ptr is None:
-        bias = tl.zeros((BLOCK,), tl.float32)
+        bias = tl.zeros((BLOCK,), tl.int64 if X2 else tl.float32)
     else:
-        bias = tl.load(bias_ptr + c).to(tl.float32)
+        bias = load_parameter(bias_ptr + c, 1, None, X2)
     acc = ()
     for _ in tl.static_range((KH - 1) * Q):
         acc = acc + (bias,)
 
     for t in range(low, high):
-        x = load_columns(x_ptr, column, width, None, Q + (KW - 1) * DW, -PW * DW, Q, EDGES, X_SW, ROUND)
+        x = load_columns(x_ptr, column, width, None, Q + (KW - 1) * DW, -PW * DW, Q, EDGES, X_SW, ROUND, X2)
         # acc[b * Q + q] is output row t - P + b, to which row t of x contributes with kernel row KH - 1 - b
         rows = ()
         for b in tl.static_range(KH):
@@ -231,11 +321,14 @@ def rolling_kernel(
                 a = acc[b * Q + q] if b < KH - 1 else bias
                 for kw in tl.static_range(KW):
                     if EDGES != "image" or (q + (kw - PW) * DW >= 0 and q + (kw - PW) * DW < Q):
-                        a += w[(KH - 1 - b) * KW + kw] * x[q + kw * DW]
+                        if X2:
+                            a = multiply_add_two(a, w[(KH - 1 - b) * KW + kw], x[q + kw * DW])
+                        else:
+                            a += w[(KH - 1 - b) * KW + kw] * x[q + kw * DW]
                 rows = rows + (a,)
         # A vector like `inside`: Triton 3.9's interpreter cannot combine a scalar comparison and a vector to a mask.
         row = tl.full((BLOCK,), t - P, tl.int32)
-        store_columns(y_ptr, residual_ptr, rows, inside & (row >= first), Q, Y_SW)
+        store_columns(y_ptr, residual_ptr, rows, inside & (row >= first), Q, Y_SW, X2)
         acc = rows[Q:]
         x_ptr += x_sh * DH
         y_ptr += y_sh * DH
@@ -246,7 +339,7 @@ def rolling_kernel(
         for b in tl.static_range(P):
             row = tl.full((BLOCK,), high - P + b, tl.int32)
             held = inside & (row >= first) & (row < end)
-            store_columns(y_ptr, residual_ptr, acc[b * Q :], held, Q, Y_SW)
+            store_columns(y_ptr, residual_ptr, acc[b * Q :], held, Q, Y_SW, X2)
             y_ptr += y_sh * DH
             if residual_ptr is not None:
                 residual_ptr += y_sh * DH
@@ -288,8 +381,10 @@ def plane_kernel(
     ROUND_WEIGHT: tl.constexpr,
     CHANNELS_FIRST: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One whole small plane per thread; taps outside the image are not compiled."""
+    dependent.wait(PDL)
     P: tl.constexpr = KH // 2
     PW: tl.constexpr = KW // 2
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -356,8 +451,10 @@ def pack_kernel(
     KW: tl.constexpr,
     ROUND: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """(C, 1, KH, KW) -> fp32 (KH * KW, C), rounded to the compute dtype, so that neighbouring lanes read neighbours."""
+    dependent.wait(PDL)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     c, tap = i // (KH * KW), i % (KH * KW)
     v = load(weight_ptr + c * WEIGHT[0] + (tap // KW) * WEIGHT[1] + (tap % KW) * WEIGHT[2], c < C, ROUND)

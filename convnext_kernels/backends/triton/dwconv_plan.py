@@ -17,6 +17,7 @@ from convnext_kernels.backends.triton import dwconv_toeplitz_plan
 from convnext_kernels.tuning import Candidate, Work
 
 BLOCK = 64  # threads of a program: they share nothing, and small programs fill the last wave better
+X2_COLUMNS = 4  # of a thread with two channels
 MAX_PARTS = 352  # partial sums per weight: with more, writing and reading them costs more than idle multiprocessors
 _PER_LOAD = 4
 _PER_WEIGHT = 3  # packed, fp32
@@ -39,6 +40,7 @@ class Problem(NamedTuple):
     depth: int = 1  # of a volume
     kernel_d: int = 1
     toeplitz: bool = False  # whether the kernels on tensor cores can serve the call
+    x2: bool = False  # whether a thread can have two channels
 
     @property
     def volume(self) -> bool:
@@ -59,6 +61,14 @@ class Problem(NamedTuple):
 def on_tensor_cores(channels: int, dilation: tuple[int, int], stride: int, compute_dtype: torch.dtype) -> bool:
     """Whether the kernels on tensor cores can serve images in channels_last."""
     return channels % 8 == 0 and tuple(dilation) == (1, 1) and stride == 1 and compute_dtype.itemsize == 2
+
+
+def two_channels(channels: int, stride: int, arch: int) -> bool:
+    """Whether threads can have two channels of images in channels_last, with `fma.rn.f32x2`.
+
+    From 110 on the assembler makes two instructions of it (ptxas of CUDA 12.9 and 13.0 for sm_120).
+    """
+    return arch in (100, 103) and channels % 2 == 0 and stride == 1
 
 
 def taps_inside(size: int, side: int, dilation: int) -> int:
@@ -153,8 +163,24 @@ def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
             rows = _ceil(height, s)
             looped = (height + (s - 1) * 2 * (k // 2)) / s
             per_thread = looped * per_row + _SCATTERED_LOAD * taps + 5 * q * (k // 2) + 60
-            work = _forward_work(p, lanes, s * d, per_thread, q, looped / rows, 16 + taps + k * q + _columns(p, q))
+            registers = 16 + taps + k * q + _columns(p, q)
+            work = _forward_work(p, lanes, s * d, per_thread, q, looped / rows, registers)
             yield Candidate(f"rolling-q{q}-s{s}", {"Q": q, "strip": rows}, (work,))
+    for q in (X2_COLUMNS,) if p.x2 and p.few and p.width >= X2_COLUMNS and k <= 7 else ():
+        lanes = p.samples * p.channels // 2 * _ceil(p.width, q)
+        # The lanes multiply and add as fast as two instructions would, but that leaves issue slots to the other
+        # instructions.
+        per_row = max(
+            _PER_LOAD * _columns(p, q) + k * (_multiply_adds(p, q) + q) + 5 * q + 10, 2 * k * _multiply_adds(p, q)
+        )
+        height = _ceil(p.height, d)
+        for s in sorted({_ceil(height, _ceil(height, s)) for s in (1, 2, 3, 4, 6, 8, 14)}):
+            rows = _ceil(height, s)
+            looped = (height + (s - 1) * 2 * (k // 2)) / s
+            per_thread = looped * per_row + 2 * _SCATTERED_LOAD * taps + 5 * q * (k // 2) + 60
+            registers = 16 + 2 * (taps + k * q + _columns(p, q))
+            work = _forward_work(p, lanes, s * d, per_thread, q, looped / rows, registers)
+            yield Candidate(f"rolling-q{q}-s{s}-x2", {"Q": q, "strip": rows, "X2": True}, (work,))
     yield from _rows(p, gpu.arch)
     if p.toeplitz:
         yield from dwconv_toeplitz_plan.forward_candidates(*p[:4], (k, p.kernel_w), p.itemsize, gpu)
@@ -183,7 +209,17 @@ def _rows(p: Problem, arch: int) -> Iterator[Candidate]:
             registers = 24 + q * rows + (weights // 2 if rows == 1 else weights)
             work = _forward_work(p, lanes, programs, per_thread, q, turns / rows, registers)
             config = {"Q": q, "pair": rows == 2, "pack": packed}
-            yield Candidate(f"rows-q{q}" + ("-pairs" if rows == 2 else ""), config, (*pack, work))
+            name = f"rows-q{q}" + ("-pairs" if rows == 2 else "")
+            yield Candidate(name, config, (*pack, work))
+            if not p.x2 or q > 14 or edges(p, q) == "image":
+                continue
+            loads = _PER_LOAD * _columns(p, q) + per_weight * weights * (1 if packed else 2)
+            # As in `forward_candidates`
+            per_row = max(loads + rows * _multiply_adds(p, q) + 8, 2 * rows * _multiply_adds(p, q))
+            per_thread = turns * per_row + 5 * q * rows + 40
+            registers = 24 + 2 * (q * rows + weights)
+            work = _forward_work(p, lanes // 2, programs, per_thread, q, turns / rows, registers)
+            yield Candidate(f"{name}-x2", config | {"X2": True}, (*pack, work))
 
 
 def _strided(p: Problem) -> Iterator[Candidate]:

@@ -6,21 +6,42 @@ PTX instructions per tap inside the image, one row 1.6 and 1.8.
 """
 
 # Inside kernels, tuples support only +, and conditions at compile time only plain ifs.
-# ruff: noqa: SIM102, SIM108
+# ruff: noqa: SIM102
 
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton.dwconv_forward import COUNTS, decode, load, load_columns, place, store_columns
+from convnext_kernels.backends.triton import dependent
+from convnext_kernels.backends.triton.dwconv_forward import (
+    COUNTS,
+    decode,
+    load_columns,
+    load_parameter,
+    load_two,
+    multiply_add_two,
+    place,
+    store_columns,
+)
 
 
 @triton.jit
-def load_weights(w_ptr, KW: tl.constexpr, STEP: tl.constexpr, REACH: tl.constexpr, ROUND: tl.constexpr):
+def load_weights(
+    w_ptr,
+    KW: tl.constexpr,
+    STEP: tl.constexpr,
+    CHANNEL: tl.constexpr,
+    REACH: tl.constexpr,
+    ROUND: tl.constexpr,
+    X2: tl.constexpr,
+):
     """One kernel row. If the tile is as wide as the image, only the taps that reach into it: REACH to each side."""
     w = ()
     for kw in tl.static_range(KW):
         if kw - KW // 2 <= REACH and KW // 2 - kw <= REACH:
-            w = w + (load(w_ptr + kw * STEP, None, ROUND),)
+            if X2 and CHANNEL == 1:  # packed
+                w = w + (load_two(w_ptr + kw * STEP, None, None),)
+            else:
+                w = w + (load_parameter(w_ptr + kw * STEP, CHANNEL, ROUND, X2),)
         else:
             w = w + (0.0,)
     return w
@@ -37,6 +58,7 @@ def add_row(
     EDGES: tl.constexpr,
     DOWN: tl.constexpr,
     UP: tl.constexpr,
+    X2: tl.constexpr,
 ):
     """Q columns of an output row, plus the products of one kernel row with one row of x.
 
@@ -48,7 +70,10 @@ def add_row(
         for kw in tl.static_range(KW):
             if EDGES != "image" or (q + (kw - KW // 2) * DW >= 0 and q + (kw - KW // 2) * DW < Q):
                 if (q * DOWN + (kw - KW // 2) * DW) % UP == 0:
-                    a += w[kw] * x[(q * DOWN + (kw - KW // 2) * DW) // UP + (KW // 2 * DW) // UP]
+                    if X2:
+                        a = multiply_add_two(a, w[kw], x[(q * DOWN + (kw - KW // 2) * DW) // UP + (KW // 2 * DW) // UP])
+                    else:
+                        a += w[kw] * x[(q * DOWN + (kw - KW // 2) * DW) // UP + (KW // 2 * DW) // UP]
         row = row + (a,)
     return row
 
@@ -74,13 +99,16 @@ def add_rows(
     ROUND_WEIGHT: tl.constexpr,
     W_SH: tl.constexpr,
     W_SW: tl.constexpr,
+    W_SC: tl.constexpr,
     PAIR: tl.constexpr,
     DOWN: tl.constexpr,
     UP: tl.constexpr,
+    X2: tl.constexpr,
 ):
     """The Q columns of an output row (and of the one below it, if a PAIR), plus kernel rows `low` to `high`.
 
-    x_ptr: the row of kernel row `low`; w_ptr: that kernel row. W_SH, W_SW: from kernel row to kernel row, tap to tap.
+    x_ptr: the row of kernel row `low`; w_ptr: that kernel row. W_SH, W_SW, W_SC: from kernel row to kernel row, tap to
+    tap, channel to channel.
     """
     PW: tl.constexpr = KW // 2
     REACH_X: tl.constexpr = PW * DW // UP  # columns of x that a group reads before its first column
@@ -92,22 +120,22 @@ def add_rows(
     if PAIR:
         below = sums[Q:]
         # The upper of the first iteration's two kernel rows; if low is 0 it does not exist and is not used
-        w = load_weights(w_ptr - tl.minimum(low, 1) * W_SH, KW, W_SW, REACH, ROUND_WEIGHT)
+        w = load_weights(w_ptr - tl.minimum(low, 1) * W_SH, KW, W_SW, W_SC, REACH, ROUND_WEIGHT, X2)
         for kh in range(low, high):
-            x = load_columns(x_ptr, first, width, None, COUNT, -REACH_X, HELD, EDGES, X_SW, ROUND)
+            x = load_columns(x_ptr, first, width, None, COUNT, -REACH_X, HELD, EDGES, X_SW, ROUND, X2)
             if kh > 0:
-                below = add_row(below, w, x, Q, KW, DW, EDGES, DOWN, UP)
+                below = add_row(below, w, x, Q, KW, DW, EDGES, DOWN, UP, X2)
             if kh < KH:
-                w = load_weights(w_ptr, KW, W_SW, REACH, ROUND_WEIGHT)
-                acc = add_row(acc, w, x, Q, KW, DW, EDGES, DOWN, UP)
+                w = load_weights(w_ptr, KW, W_SW, W_SC, REACH, ROUND_WEIGHT, X2)
+                acc = add_row(acc, w, x, Q, KW, DW, EDGES, DOWN, UP, X2)
             x_ptr += x_sh * DH
             w_ptr += W_SH
         acc = acc + below
     else:
         for _ in range(low, high, STEPS):
-            x = load_columns(x_ptr, first, width, None, COUNT, -REACH_X, HELD, EDGES, X_SW, ROUND)
-            w = load_weights(w_ptr, KW, W_SW, REACH, ROUND_WEIGHT)
-            acc = add_row(acc, w, x, Q, KW, DW, EDGES, DOWN, UP)
+            x = load_columns(x_ptr, first, width, None, COUNT, -REACH_X, HELD, EDGES, X_SW, ROUND, X2)
+            w = load_weights(w_ptr, KW, W_SW, W_SC, REACH, ROUND_WEIGHT, X2)
+            acc = add_row(acc, w, x, Q, KW, DW, EDGES, DOWN, UP, X2)
             x_ptr += x_sh * (DH * STEPS // UP)
             w_ptr += W_SH * STEPS
     return acc
@@ -144,7 +172,9 @@ def rows_kernel(
     PAIR: tl.constexpr,
     DOWN: tl.constexpr,
     UP: tl.constexpr,
+    X2: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Q columns of one output row, or of a PAIR of rows. For all lanes of a program the same kernel rows are inside.
 
@@ -159,6 +189,7 @@ def rows_kernel(
     A volume has a `depth` (None: an image) and one more axis of the grid, the planes of the result. Its kernel planes
     are KH kernel rows apart in the weights.
     """
+    dependent.wait(PDL)
     P: tl.constexpr = KH // 2
     PW: tl.constexpr = KW // 2
     X_SW: tl.constexpr = 1 if X_FIRST else C
@@ -182,7 +213,9 @@ def rows_kernel(
     REACH_X: tl.constexpr = PW * DW // UP  # as in add_rows
     BETWEEN: tl.constexpr = Q - Q % UP if Q > 1 else 1  # columns from group to group
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    c, g, n = decode(lane, C, (y_width - (Q - BETWEEN) + BETWEEN - 1) // BETWEEN, Y_FIRST)
+    c, g, n = decode(lane, C // 2 if X2 else C, (y_width - (Q - BETWEEN) + BETWEEN - 1) // BETWEEN, Y_FIRST)
+    if X2:
+        c *= 2
     inside = n < samples
     column = tl.minimum(g * BETWEEN, y_width - Q)
     if PAIR:
@@ -229,9 +262,9 @@ def rows_kernel(
     W_SH: tl.constexpr = SIGN * WEIGHT[1]
     W_SW: tl.constexpr = SIGN * WEIGHT[2]
     if bias_ptr is None:
-        bias = tl.zeros((BLOCK,), tl.float32)
+        bias = tl.zeros((BLOCK,), tl.int64 if X2 else tl.float32)
     else:
-        bias = tl.load(bias_ptr + c).to(tl.float32)
+        bias = load_parameter(bias_ptr + c, 1, None, X2)
     sums = ()
     for _ in tl.static_range(2 * Q if PAIR else Q):
         sums = sums + (bias,)
@@ -256,9 +289,11 @@ def rows_kernel(
             ROUND_WEIGHT,
             W_SH,
             W_SW,
+            WEIGHT[0],
             PAIR,
             DOWN,
             UP,
+            X2,
         )
     else:
         if FLIP:
@@ -286,9 +321,11 @@ def rows_kernel(
                 ROUND_WEIGHT,
                 W_SH,
                 W_SW,
+                WEIGHT[0],
                 PAIR,
                 DOWN,
                 UP,
+                X2,
             )
             x_ptr += x_sh * x_height
             w_ptr += W_SH * (KH * UP)
@@ -300,9 +337,9 @@ def rows_kernel(
     if residual_ptr is not None:
         residual_ptr += n * residual_sn + place(c, y_row * y_width + column, y_pixels, C, Y_FIRST)
     row = tl.full((BLOCK,), o, tl.int32)  # as in rolling_kernel
-    store_columns(y_ptr, residual_ptr, sums[:Q], inside & (row < y_height), Q, Y_SW)
+    store_columns(y_ptr, residual_ptr, sums[:Q], inside & (row < y_height), Q, Y_SW, X2)
     if PAIR:
         y_ptr += DH * y_sh
         if residual_ptr is not None:
             residual_ptr += DH * y_sh
-        store_columns(y_ptr, residual_ptr, sums[Q:], inside & (row + DH < y_height), Q, Y_SW)
+        store_columns(y_ptr, residual_ptr, sums[Q:], inside & (row + DH < y_height), Q, Y_SW, X2)

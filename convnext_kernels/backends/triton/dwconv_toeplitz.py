@@ -29,6 +29,8 @@ Counted as executed PTX on sm_90, instructions per 32 outputs, here and with one
 import triton
 import triton.language as tl
 
+from convnext_kernels.backends.triton import dependent
+
 
 @triton.jit
 def copies_kernel(
@@ -42,8 +44,10 @@ def copies_kernel(
     FIRST: tl.constexpr,
     FLIP: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """(C, 1, KH, KW) -> (C, KH + 1, 8, LENGTH), rounded: copy s has tap kw at FIRST + s + kw - KW // 2."""
+    dependent.wait(PDL)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     at = i % LENGTH
     shift = i // LENGTH % 8
@@ -92,11 +96,13 @@ def toeplitz_kernel(
     NB: tl.constexpr,
     GB: tl.constexpr,
     R: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """BN columns of GB groups of R rows of NB samples, CB channels.
 
     Grid (channel blocks, column blocks * row blocks, sample blocks).
     """
+    dependent.wait(PDL)
     P: tl.constexpr = KH // 2
     c = tl.program_id(0) * CB + tl.arange(0, CB)
     column_blocks = tl.cdiv(width, BN)
@@ -183,6 +189,7 @@ def toeplitz_partials_kernel(
     GB: tl.constexpr,
     R: tl.constexpr,
     KB: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """KB kernel rows, CB channels: G over every `parts`-th tile, then the sums of its diagonals.
 
@@ -190,6 +197,7 @@ def toeplitz_partials_kernel(
     Groups whose rows of x are all outside of the image are left out. TAPS: KW or more, a power of two. Partial sums
     (parts, KH * KW + 1, C), the bias gradient last, as `partials_kernel` writes them.
     """
+    dependent.wait(PDL)
     P: tl.constexpr = KH // 2
     PW: tl.constexpr = KW // 2
     c = tl.program_id(0) * CB + tl.arange(0, CB)

@@ -20,6 +20,7 @@ plane of x is inside.
 import triton
 import triton.language as tl
 
+from convnext_kernels.backends.triton import dependent
 from convnext_kernels.backends.triton.dwconv_forward import load, load_columns, place
 
 
@@ -90,6 +91,7 @@ def partials_kernel(
     STRIDE: tl.constexpr,
     BC: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (channel blocks * parts, strips * DH, kernel row blocks); a program has BC channels x BLOCK / BC positions.
 
@@ -100,6 +102,7 @@ def partials_kernel(
 
     With a `depth` (None: an image) the last axis of the grid has the kernel row blocks of all kernel planes.
     """
+    dependent.wait(PDL)
     P: tl.constexpr = KH // 2
     PW: tl.constexpr = KW // 2
     DY_SW: tl.constexpr = 1 if DY_FIRST else C
@@ -293,8 +296,10 @@ def finish_kernel(
     DW: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_L: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Sum partials (parts, KH * KW + 1, C) over the first dimension, in one order; DW: strides of (c, kh, kw)."""
+    dependent.wait(PDL)
     LENGTH: tl.constexpr = (KH * KW + 1) * C
     i = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
     acc = tl.zeros((BLOCK_P, BLOCK_L), dtype=tl.float32)

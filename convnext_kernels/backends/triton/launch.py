@@ -31,12 +31,28 @@ def launch(kernel: Any, grid: tuple[int, ...]) -> Callable:
 
     For `inline_kernels` it is a node of the graph that PyTorch traces.
     """
+    dependent = _dependent(kernel)
     if exporting.traces_launches():
-        return torch.library.wrap_triton(kernel)[grid]
+        return functools.partial(torch.library.wrap_triton(kernel)[grid], **dependent)
     recorder = programs.recorder()
     if recorder is None:
-        return kernel[grid]
-    return lambda *arguments, **options: recorder.steps.append(_Launch(recorder, kernel, grid, arguments, options))
+        return functools.partial(kernel[grid], **dependent)
+
+    def record(*arguments: Any, **options: Any) -> None:
+        recorder.steps.append(_Launch(recorder, kernel, grid, arguments, options | dependent))
+
+    return record
+
+
+def _dependent(kernel: Any) -> dict[str, bool]:
+    """The options of a kernel that waits by itself for the kernels before (`dependent.py`)."""
+    if "PDL" not in kernel.arg_names:
+        return {}
+    if _INTERPRETED or exporting.traces_launches():
+        return {"PDL": False}
+    target = drivers.active.get_current_target()
+    allowed = target.backend == "cuda" and target.arch >= 90
+    return {"PDL": True, "launch_pdl": True} if allowed else {"PDL": False}
 
 
 class _Launch:

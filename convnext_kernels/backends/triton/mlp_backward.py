@@ -15,6 +15,7 @@ weights 10C + 10C, together 64C; eager moves about 100C.
 import triton
 import triton.language as tl
 
+from convnext_kernels.backends.triton import dependent
 from convnext_kernels.backends.triton.activations import activate, activate_and_derivative
 from convnext_kernels.backends.triton.layernorm import offsets
 from convnext_kernels.backends.triton.mlp_tiles import (
@@ -53,8 +54,10 @@ def mlp_hidden_gradient_kernel(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program: BM pixels of one sample, BN columns of the hidden."""
+    dependent.wait(PDL)
     compute: tl.constexpr = w2_ptr.dtype.element_ty
     whole: tl.constexpr = C % BK == 0 and HIDDEN % BN == 0
     columns: tl.constexpr = (HIDDEN + BN - 1) // BN
@@ -173,11 +176,13 @@ def mlp_input_gradient_kernel(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
     NORM: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Compute dn = du W1 and the norm's backward. One program: BM pixels of one sample, PIECES * BC channels.
 
     If x is given, a program has whole rows, so that the row sums of LayerNorm's backward need no other program.
     """
+    dependent.wait(PDL)
     whole: tl.constexpr = HIDDEN % BK == 0 and C % (BC * PIECES) == 0
     columns: tl.constexpr = (C + BC * PIECES - 1) // (BC * PIECES)
     tile, column = grouped(columns, GROUP)
@@ -246,8 +251,10 @@ def mlp_weight_gradient_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """partials[split] = a^T b over the split's pixels; one program: a (BM, BN) tile of it."""
+    dependent.wait(PDL)
     compute: tl.constexpr = b_ptr.dtype.element_ty
     columns: tl.constexpr = (N + BN - 1) // BN
     m = (tl.program_id(0) // columns) * BM + tl.arange(0, BM)
@@ -290,8 +297,10 @@ def projection_gradient_kernel(
     C: tl.constexpr,
     HIDDEN: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """dW2 = gamma * G2, db2 = gamma * sum d, dgamma = rowsum(W2 * G2) + b2 * sum d; one program: one row of W2."""
+    dependent.wait(PDL)
     c = tl.program_id(0)
     gamma = 1.0
     if gamma_ptr is not None:

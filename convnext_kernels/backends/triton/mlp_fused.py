@@ -13,6 +13,7 @@ matmul once more, but not the 16C bytes for writing and reading the hidden.
 import triton
 import triton.language as tl
 
+from convnext_kernels.backends.triton import dependent
 from convnext_kernels.backends.triton.activations import activate
 from convnext_kernels.backends.triton.mlp_tiles import (
     load_transposed,
@@ -62,8 +63,10 @@ def mlp_fused_fwd_kernel(
     BH: tl.constexpr,
     NORM: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program: BM pixels of one sample."""
+    dependent.wait(PDL)
     compute: tl.constexpr = w1_ptr.dtype.element_ty
     whole: tl.constexpr = HIDDEN % BH == 0 and PIECES * BC == C
     n = tl.program_id(0) // tiles

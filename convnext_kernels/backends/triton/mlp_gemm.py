@@ -18,6 +18,7 @@ tile (a tile is within one sample), and `project` applies the response when it r
 import triton
 import triton.language as tl
 
+from convnext_kernels.backends.triton import dependent
 from convnext_kernels.backends.triton.activations import activate
 from convnext_kernels.backends.triton.layernorm import offsets
 from convnext_kernels.backends.triton.mlp_tiles import grouped, load_transposed, load_vector, store_output
@@ -120,8 +121,10 @@ def fold_kernel(
     HIDDEN: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """The norm's parameters in W1 and b1; one program: BLOCK_H rows of W1."""
+    dependent.wait(PDL)
     hid = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
     held = hid < HIDDEN
     total = tl.zeros((BLOCK_H, BLOCK_C), dtype=tl.float32)
@@ -165,8 +168,10 @@ def mlp_folded_expand_kernel(
     GROUP: tl.constexpr,
     NORM: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """`mlp_expand_kernel` with the norm's parameters folded into the weights: one walk over the rows."""
+    dependent.wait(PDL)
     compute: tl.constexpr = folded_ptr.dtype.element_ty
     whole: tl.constexpr = HIDDEN % BN == 0 and C % BK == 0
     columns: tl.constexpr = (HIDDEN + BN - 1) // BN
@@ -224,8 +229,10 @@ def mlp_expand_kernel(
     GROUP: tl.constexpr,
     NORM: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program: BM pixels of one sample, BN columns of the hidden."""
+    dependent.wait(PDL)
     compute: tl.constexpr = w1_ptr.dtype.element_ty
     whole: tl.constexpr = HIDDEN % BN == 0 and C % BK == 0
     columns: tl.constexpr = (HIDDEN + BN - 1) // BN
@@ -284,8 +291,10 @@ def mlp_project_kernel(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
     SPLIT: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program: BM pixels of one sample, BN channels; of SPLIT programs each sums a part of the hidden."""
+    dependent.wait(PDL)
     whole: tl.constexpr = C % BN == 0 and HIDDEN % BK == 0
     columns: tl.constexpr = (C + BN - 1) // BN
     PART: tl.constexpr = ((HIDDEN + BK * SPLIT - 1) // (BK * SPLIT)) * BK

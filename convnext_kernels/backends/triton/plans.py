@@ -29,7 +29,8 @@ def dwconv(
 ) -> Steps:
     """Depthwise convolution of (N, C, H, W) with a kernel of height x width."""
     toeplitz = dwconv_plan.on_tensor_cores(shape[1], dilation, stride, dtype)
-    problem = dwconv_plan.Problem(*shape, *kernel, *dilation, dtype.itemsize, stride, toeplitz=toeplitz)
+    x2 = dwconv_plan.two_channels(shape[1], stride, gpu.arch)
+    problem = dwconv_plan.Problem(*shape, *kernel, *dilation, dtype.itemsize, stride, toeplitz=toeplitz, x2=x2)
     steps = [("dwconv", dwconv_plan.forward(problem, gpu))]
     if training:
         steps.append(("dwconv dgrad", dwconv_plan.forward(problem, gpu)))

@@ -1,0 +1,55 @@
+"""Programmatic dependent launch: where kernels are launched so, and that they wait before anything else."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+
+from convnext_kernels.calls import DwconvCall
+
+pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
+
+from convnext_kernels.backends import triton as backend
+from convnext_kernels.backends.triton import dependent, device, dwconv, dwconv_forward, launch
+
+SOURCES = sorted(Path(inspect.getfile(backend)).parent.glob("*.py"))
+
+
+def kernels():
+    """(name, first statement) of every function with the parameter PDL."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and "PDL" in [a.arg for a in node.args.args]:
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                yield node.name, ast.unparse(body[0])
+
+
+def test_kernels_wait_before_anything_else():
+    found = dict(kernels())
+    assert found.pop("wait").splitlines() == ["if PDL:", "    gdc_wait()", "    gdc_launch_dependents()"]
+    assert set(found.values()) == {"dependent.wait(PDL)"}
+    assert {"rolling_kernel", "rows_kernel", "plane_kernel", "mlp_fused_fwd_kernel", "mlp_project_kernel"} <= set(found)
+
+
+@pytest.mark.parametrize(("arch", "used"), [(80, False), (89, False), (90, True), (120, True)])
+def test_where(arch, used, monkeypatch):
+    class Driver:
+        def get_current_target(self):
+            return type("Target", (), {"backend": "cuda", "arch": arch})
+
+    monkeypatch.setattr(launch, "_INTERPRETED", False)
+    monkeypatch.setattr(launch.drivers, "_active", Driver())
+    options = {"PDL": True, "launch_pdl": True} if used else {"PDL": False}
+    assert launch._dependent(dwconv.rolling_kernel) == options
+    assert launch._dependent(dependent.wait) == options
+    assert launch._dependent(dwconv_forward.load_two) == {}
+
+
+@pytest.mark.skipif(not device.interpreted(), reason="for Triton's interpreter: set TRITON_INTERPRET=1")
+def test_not_in_the_interpreter():
+    x = torch.randn(1, 2, 3, 3).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(2, 1, 1, 1)
+    torch.testing.assert_close(dwconv.forward(DwconvCall(x, weight, None, (1, 1), 1, x.dtype)), x * weight[:, 0])
+    assert launch._dependent(dwconv.rolling_kernel) == {"PDL": False}
