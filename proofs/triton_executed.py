@@ -76,6 +76,8 @@ LARGE_BATCH = {
     "mlp_hidden_gradient": ("64x128-k32",),
     "mlp_input_gradient": ("64x",),
     "mlp_weight_gradient": ("64x64-p64-s2",),
+    "mlp_data_gradient": ("m64-",),
+    "mlp_recomputed_weight_gradient": ("h64-p16",),
 }
 
 
@@ -149,6 +151,48 @@ def training_figures(arch: int) -> Iterator[Figure]:
         name = f"training step, block C{channels} 14x14 V1 sm_{arch}"
         yield Figure(f"{name} bf16: bytes per pixel", moved[False], 52, None, "C")
         yield Figure(f"{name} autocast: bytes per pixel", moved[True], 68, 1.25 * moved[False], "C")
+
+
+# Plans of the bottleneck's gradients, and the bytes per pixel and channel that their formulas give
+# (mlp_fused_backward.py) with the hidden computed again, and the most: V1, V2 with the sums of its tiles.
+GRADIENT_PLANS = {"gemm": ((56, None), None), "fused": ((44, 45), (48, 52)), "recomputed": ((12, 13), None)}
+
+
+def gradient_figures(arch: int) -> Iterator[Figure]:
+    """Count unique bytes of the bottleneck's gradients, as `training_figures` does."""
+    import triton_ptxemu as emulator
+
+    from convnext_kernels.backends.triton import device
+
+    small = dataclasses.replace(tuning.for_arch(arch), sms=1)
+    for plan, ranges in GRADIENT_PLANS.items():
+
+        def choose(
+            kernel: str, problem: tuple, candidates: list, gpu: tuning.Gpu, plan: str = plan
+        ) -> tuning.Candidate | None:
+            found = next((c for c in candidates if c.name == plan), None)
+            return found if kernel == "mlp_backward" else _large(kernel, problem, candidates, gpu)
+
+        for grn, expected in zip((False, True), ranges, strict=True):
+            for channels in (96, 192):
+                if expected is None or (channels > 128 and plan == "recomputed"):
+                    continue
+                counts = []
+                for n in (1, 3):
+                    arguments = _block_arguments(n, channels, 14, grn, torch.bfloat16)
+                    arguments = {k: v.requires_grad_() for k, v in arguments.items() if not k.startswith("dwconv")}
+                    with (
+                        tuning.forced(choose),
+                        mock.patch.object(device, "gpu", return_value=small),
+                    ):
+                        with emulator.emulated(arch):
+                            y = functional.inverted_bottleneck(**arguments, backend="triton", memory="min")
+                        with emulator.emulated(arch) as launches:
+                            y.backward(torch.randn_like(y))
+                    counts.append(sum(launch["dram_bytes"] for launch in launches))
+                moved = (counts[1] - counts[0]) / (2 * 14 * 14 * channels)
+                name = f"gradients of mlp, plan {plan}, C{channels} 14x14 {'V2' if grn else 'V1'} bf16 sm_{arch}"
+                yield Figure(f"{name}: bytes per pixel", moved, *expected, "C")
 
 
 def _step_bytes(arch: int, arguments: dict, autocast: bool, device: ModuleType, gpu: tuning.Gpu) -> int:
@@ -234,7 +278,7 @@ def _compiled_figures(arch: int) -> list[Figure]:
     return figures
 
 
-MAKERS = (compiled_figures, block_figures, training_figures, dwconv_figures, toeplitz_figures)
+MAKERS = (compiled_figures, block_figures, training_figures, gradient_figures, dwconv_figures, toeplitz_figures)
 
 
 def page(figures: list[Figure]) -> str:

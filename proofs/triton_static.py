@@ -41,6 +41,7 @@ from convnext_kernels import tuning
 RECORD = RECORDS / "triton_kernels.json"
 PAGE = RECORDS / "triton_kernels.md"
 QUICK_ARCHS = (80, 90)
+PLANS = ("mlp_forward", "mlp_backward")  # whose candidates have choices of their own
 WORST = 12  # the number of spilling kernels that the page names
 SMALLEST = 16  # instructions: a stub that does nothing has fewer
 STATICS_FILE = "statics.json"  # next to the kernel in Triton's cache
@@ -84,22 +85,27 @@ def compile_case(task: tuple[int, Case, bool]) -> tuple[list[Row], str | None]:
     """Return rows of the kernels that one case launches on one architecture, and the error, if any."""
     arch, case, every = task
     launches: dict[str, Launch] = {}
-    turn = turns = 0
+    plan = turn = 0
+    plans = turns = 1
 
     def choose(
         kernel: str, problem: tuple, candidates: Sequence[tuning.Candidate], gpu: tuning.Gpu
     ) -> tuning.Candidate | None:
-        nonlocal turns
+        nonlocal plans, turns
+        if kernel in PLANS:
+            plans = max(plans, len(candidates))
+            return candidates[plan]
         turns = max(turns, len(candidates))
         return candidates[min(turn, len(candidates) - 1)]
 
     try:
         with compile_only(arch) as recorded:
             triton_cases.run(case)
-            while every and turn < max(turns, 1):
+            while every and plan < plans:
                 with tuning.forced(choose):
                     triton_cases.run(case)
-                turn += 1
+                turn = (turn + 1) % turns
+                plan += turn == 0
             launches = {launch.hash: launch for launch in recorded}
         return [_row(launch, case) for launch in launches.values()], None
     except Exception as error:

@@ -1,5 +1,7 @@
 """The products of the bottleneck, one by one ours or the library's: every candidate, in the interpreter and as PTX."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -82,21 +84,21 @@ GRADIENTS = [
 ]
 
 
-def run_gradients(case, kernel, name, memory, dtype=torch.bfloat16):
+def run_gradients(case, kernel, name, memory, dtype=torch.bfloat16, plan="gemm"):
     arguments = OPERATORS["mlp"].arguments(case, dtype)
     arguments["x"] = arguments["x"].contiguous(memory_format=torch.channels_last)
     dy, eager, reference = expected_gradients("mlp", case, dtype)
     taken = []
 
     def choice(asked, _problem, candidates, _gpu):
-        wanted = {"mlp_forward": "gemm", "mlp_backward": "gemm", kernel: name}.get(asked)
+        wanted = {"mlp_forward": "gemm", "mlp_backward": plan, kernel: name}.get(asked)
         found = next((c for c in candidates if c.name == wanted), None)
         taken.extend([asked] if found is not None else [])
         return found
 
     with tuning.forced(choice):
         actual = gradients(lambda **a: OPERATORS["mlp"].serve("triton", **a, memory=memory), arguments, dy)
-    assert kernel in taken
+    assert {kernel, "mlp_backward"} <= set(taken)
     for key, gradient in actual.items():
         assert_as_good_as_eager(gradient, eager[key], reference[key], what=key)
 
@@ -117,6 +119,60 @@ def test_executed_gradients(index, emulate):
     """Each once: on sm_80 and sm_90 in turn."""
     with emulate((80, 90)[index % 2]):
         run_gradients(WIDE["v1"], *GRADIENTS[index], "min")
+
+
+NARROW = {
+    "c40": Case("three pieces with a tail, tails in pixels and hidden; several tiles", n=2, c=40, h=9, w=8, drop=True),
+    "c112": Case("one piece of 128 with a tail", n=2, c=112, h=5, w=7, ratio=2),
+    "c176": Case("three pieces of 64 with a tail", n=2, c=176, h=5, w=7, ratio=2),
+}
+FUSED = [
+    (plan, case, kernel, candidate.name)
+    for plan, kernels in mlp_plan.FUSED_GRADIENTS.items()
+    for case, shape in NARROW.items()
+    for kernel, candidates in kernels.items()
+    if all(list(others(problem(shape, False), HOPPER)) for others in kernels.values())
+    for candidate in candidates(problem(shape, False), HOPPER)
+    if kernel != "mlp_weight_gradient" or candidate.name in ("64x64-p64-s2", "library")
+]
+# Those that are candidates everywhere
+ANYWHERE = {
+    (kernel, case, candidate.name)
+    for kernels in mlp_plan.FUSED_GRADIENTS.values()
+    for case, shape in NARROW.items()
+    for kernel, candidates in kernels.items()
+    for candidate in candidates(problem(shape, False), tuning.for_arch(80))
+}
+
+
+@pytest.mark.parametrize(("plan", "case", "kernel", "name"), FUSED)
+def test_gradients_with_the_hidden_on_chip(plan, case, kernel, name):
+    run_gradients(NARROW[case], kernel, name, "min", plan=plan)
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms", "simple"])
+@pytest.mark.parametrize("variant", ["v1", "v2", "plain"])
+def test_gradients_of_variants_with_the_hidden_on_chip(variant, norm):
+    """Also with the hidden kept, which these plans do not read; without biases in V1."""
+    case = dataclasses.replace(NARROW["c40"], variant=variant, norm=norm, activation="silu", bias=variant != "v1")
+    run_gradients(case, "mlp_data_gradient", "m64-h32-w4", "balanced", plan="fused")
+    if variant != "v2":
+        name = "h64-p16-w4"
+        run_gradients(case, "mlp_recomputed_weight_gradient", name, "min", torch.float16, "recomputed")
+
+
+@pytest.mark.parametrize("index", range(len(FUSED)))
+def test_executed_gradients_with_the_hidden_on_chip(index, emulate):
+    """Each once: on sm_80 and sm_90 in turn."""
+    plan, case, kernel, name = FUSED[index]
+    with emulate((80, 90)[index % 2] if (kernel, case, name) in ANYWHERE else 90):
+        run_gradients(NARROW[case], kernel, name, "min", plan=plan)
+
+
+def test_executed_gradients_of_v2_with_the_hidden_on_chip(emulate):
+    with emulate(90):
+        case = dataclasses.replace(NARROW["c40"], variant="v2")
+        run_gradients(case, "mlp_data_gradient", "m64-h32-w4", "min", plan="fused")
 
 
 @pytest.mark.parametrize("norm", ["layer", "rms", "simple"])

@@ -8,8 +8,8 @@ weights:  dW1 = du^T z, G2 = d^T g, both split over the pixels into fp32 partial
 finish:   dW2 = gamma * G2, dgamma = rowsum(W2 * G2) + b2 sum d, db2 = gamma sum d
 
 The output of W2 is not needed. Every sum has a fixed order (no atomics). u is read if the forward pass kept it, else
-computed again. Bytes per pixel with 16-bit elements and the hidden kept: LayerNorm 4C, hidden 10C + 16C, input 8C + 6C,
-weights 10C + 10C, together 64C; eager moves about 100C.
+computed again. Bytes per pixel with 16-bit elements and the hidden kept: LayerNorm 4C, hidden 10C + 16C, input 8C + 4C,
+weights 10C + 10C, together 62C; eager moves about 100C. Of few channels mlp_fused_backward.py needs less.
 """
 
 import triton
@@ -151,6 +151,59 @@ def grn_hidden_gradient_kernel(
     tl.store(g_ptr + where, g.to(g_ptr.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def store_input_gradient(
+    dn,
+    x_ptr,
+    norm_weight_ptr,
+    dx_ptr,
+    partials_ptr,
+    n,
+    p,
+    inside,
+    stride_xn,
+    stride_xp,
+    stride_xc,
+    stride_dxn,
+    stride_dxp,
+    stride_dxc,
+    eps,
+    C: tl.constexpr,
+    BC: tl.constexpr,
+    PIECES: tl.constexpr,
+    NORM: tl.constexpr,
+):
+    """The norm's backward for a tile of whole rows: dx and the program's sums for dweight and dbias, from dn."""
+    dtype = x_ptr.dtype.element_ty
+    x = load_pieces(x_ptr, n, p, inside, stride_xn, stride_xp, stride_xc, C, BC, PIECES)
+    xhat, slope, rstd = normalise_pieces(x, eps, C, BC, PIECES, NORM)
+    along_mean = tl.zeros((p.shape[0],), dtype=tl.float32)
+    along_xhat = tl.zeros((p.shape[0],), dtype=tl.float32)
+    for j in tl.static_range(PIECES):
+        c = j * BC + tl.arange(0, BC)
+        # dn is 0 for c >= C and for rows past the end, because W1 and du are loaded as 0 there
+        dy = dn[j].to(dtype).to(tl.float32)
+        if partials_ptr is not None:
+            at = partials_ptr + tl.program_id(0).to(tl.int64) * (2 * C) + c
+            held = tl.where(inside[:, None], dy * xhat[j], 0.0)  # rstd may be infinite past the end
+            tl.store(at, tl.sum(held, axis=0), mask=c < C)
+            tl.store(at + C, tl.sum(dy, axis=0), mask=c < C)
+        g = dy * load_vector(norm_weight_ptr, c, c < C)[None, :]
+        if NORM == "layer":
+            along_mean += tl.sum(g, axis=1)
+        along_xhat += tl.sum(g * xhat[j], axis=1)
+    along_mean = along_mean / C
+    along_xhat = along_xhat / (C - 1 if NORM == "simple" else C)
+    if dx_ptr is not None:
+        for j in tl.static_range(PIECES):
+            c = j * BC + tl.arange(0, BC)
+            weight = load_vector(norm_weight_ptr, c, c < C)
+            g = dn[j].to(dtype).to(tl.float32) * weight[None, :]
+            dx = rstd[:, None] * (g - along_mean[:, None] - slope[j] * along_xhat[:, None])
+            where = offsets(n, p, c, stride_dxn, stride_dxp, stride_dxc)
+            tl.store(dx_ptr + where, dx.to(dx_ptr.dtype.element_ty), mask=inside[:, None] & (c < C)[None, :])
+
+
 @triton.jit(do_not_specialize=["pixels", "tiles"])
 def mlp_input_gradient_kernel(
     du_ptr,  # (N * HW, HIDDEN)
@@ -206,34 +259,27 @@ def mlp_input_gradient_kernel(
             where = offsets(n, p, c, stride_dxn, stride_dxp, stride_dxc)
             tl.store(dx_ptr + where, dn[j].to(dx_ptr.dtype.element_ty), mask=inside[:, None] & (c < C)[None, :])
     else:
-        dtype = x_ptr.dtype.element_ty
-        x = load_pieces(x_ptr, n, p, inside, stride_xn, stride_xp, stride_xc, C, BC, PIECES)
-        xhat, slope, rstd = normalise_pieces(x, eps, C, BC, PIECES, NORM)
-        along_mean = tl.zeros((BM,), dtype=tl.float32)
-        along_xhat = tl.zeros((BM,), dtype=tl.float32)
-        for j in tl.static_range(PIECES):
-            c = j * BC + tl.arange(0, BC)
-            # dn is 0 for c >= C and for rows past the end, because W1 and du are loaded as 0 there
-            dy = dn[j].to(dtype).to(tl.float32)
-            if partials_ptr is not None:
-                at = partials_ptr + tl.program_id(0).to(tl.int64) * (2 * C) + c
-                held = tl.where(inside[:, None], dy * xhat[j], 0.0)  # rstd may be infinite past the end
-                tl.store(at, tl.sum(held, axis=0), mask=c < C)
-                tl.store(at + C, tl.sum(dy, axis=0), mask=c < C)
-            g = dy * load_vector(norm_weight_ptr, c, c < C)[None, :]
-            if NORM == "layer":
-                along_mean += tl.sum(g, axis=1)
-            along_xhat += tl.sum(g * xhat[j], axis=1)
-        along_mean = along_mean / C
-        along_xhat = along_xhat / (C - 1 if NORM == "simple" else C)
-        if dx_ptr is not None:
-            for j in tl.static_range(PIECES):
-                c = j * BC + tl.arange(0, BC)
-                weight = load_vector(norm_weight_ptr, c, c < C)
-                g = dn[j].to(dtype).to(tl.float32) * weight[None, :]
-                dx = rstd[:, None] * (g - along_mean[:, None] - slope[j] * along_xhat[:, None])
-                where = offsets(n, p, c, stride_dxn, stride_dxp, stride_dxc)
-                tl.store(dx_ptr + where, dx.to(dx_ptr.dtype.element_ty), mask=inside[:, None] & (c < C)[None, :])
+        store_input_gradient(
+            dn,
+            x_ptr,
+            norm_weight_ptr,
+            dx_ptr,
+            partials_ptr,
+            n,
+            p,
+            inside,
+            stride_xn,
+            stride_xp,
+            stride_xc,
+            stride_dxn,
+            stride_dxp,
+            stride_dxc,
+            eps,
+            C,
+            BC,
+            PIECES,
+            NORM,
+        )
 
 
 @triton.jit(do_not_specialize=["pixels", "chunk", "sample_pixels"])

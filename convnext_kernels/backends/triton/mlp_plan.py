@@ -4,6 +4,7 @@ Choices are cached. Only tile sizes that compile without a spill on an architect
 `proofs/records/triton_kernels.md` lists registers and shared memory of each.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from convnext_kernels.tuning import Candidate, Work
 from convnext_kernels.tuning.cost import cublas_product
 
 FUSED_CHANNELS = 256  # the accumulators of more channels spill
+FUSED_GRADIENT_CHANNELS = 192  # in the backward pass
 
 
 def whole_row_channels(arch: int) -> int:
@@ -27,6 +29,10 @@ HANDICAP = 1.5
 LIBRARY, LIBRARY_HANDICAP = "library", 1.3
 FOLD_ROWS = 16  # of W1 that a program of `fold_kernel` takes
 GELU_OPS, GELU_BWD_OPS = 16, 26  # fp32 instructions per element, including bias, conversion and store
+NORM_BWD_OPS = 30  # of a row's element in `mlp_data_gradient_kernel`: the norm, dz and the norm's backward
+# The products of a step and the activation between them wait for one another, with one or two programs on a
+# multiprocessor; the model has them at the same time.
+RECOMPUTED_HANDICAP = 1.3
 
 
 class Problem(NamedTuple):
@@ -403,23 +409,121 @@ def weight_gradient_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidat
     yield Candidate(LIBRARY, {"library": True}, works, handicap)
 
 
-GRADIENTS = {
+def _data_tiles(p: Problem, arch: int) -> Iterator[tuple[int, int, int]]:
+    """(BM, BH, warps) of `mlp_data_gradient_kernel` that compile without a spill."""
+    if p.channels <= 96:
+        yield 64, 32, 4
+        yield 128, 32, 8
+        if arch in (90, 100, 103):
+            yield 128, 64, 8
+    elif p.channels <= 128:
+        yield 64, 32, 8
+    elif p.channels <= FUSED_GRADIENT_CHANNELS:
+        yield 32, 32, 4
+        if arch in (90, 100, 103):
+            yield 64, 32, 8
+
+
+def data_gradient_candidates(p: Problem, gpu: tuning.Gpu, stored: bool = True) -> Iterator[Candidate]:
+    """Every way to compute the gradient of x in one kernel, which also stores du and g if `stored`."""
+    bc, count = pieces(p.channels)
+    element, weights = p.channels * p.itemsize, 2.0 * p.channels * p.hidden * p.compute_itemsize
+    read = element + p.channels * p.stream_itemsize
+
+    def work(tile: tuple[int, int, int], products: int, written: float) -> Work:
+        bm, _, warps = tile
+        tiles = p.tiles(bm)
+        moved = p.pixels * (read + written)
+        return Work(
+            dram_bytes=moved + weights,
+            l2_bytes=moved + tiles * weights,
+            tensor_flops=2.0 * tiles * bm * products * bc * count * p.hidden / TRITON_SHARE,
+            fp32_ops=tiles * bm * (p.hidden * GELU_BWD_OPS + p.channels * NORM_BWD_OPS),
+            programs=tiles,
+            ctas_per_sm=2 if warps == 4 else 1,
+            warps=warps,
+        )
+
+    for tile in _data_tiles(p, gpu.arch):
+        bm, bh, warps = tile
+        launches = (work(tile, 3, element + p.channels * 2 + stored * 2 * p.hidden * p.compute_itemsize),)
+        if p.grn:
+            launches = (work(tile, 2, 0), _response_work(p, 3 * p.tiles(bm)), *launches)
+        config = {"BM": bm, "BC": bc, "PIECES": count, "BH": bh, "num_warps": warps, "num_stages": 2}
+        yield Candidate(f"m{bm}-h{bh}-w{warps}", {"tile": config}, launches)
+
+
+def recomputed_weight_gradient_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
+    """Every way to compute the gradients of both weights from z and dout."""
+    if p.grn:
+        return
+    bc, count = pieces(p.channels)
+    for bh, bp, warps in _recomputed_tiles(p, gpu.arch):
+        columns = -(-p.hidden // bh)
+        splits = min(-(-2 * gpu.sms // columns), max(1, p.pixels // (4 * bp)))
+        partials = 8.0 * splits * p.channels * p.hidden
+        row = p.channels * (p.stream_itemsize + p.compute_itemsize)
+        work = Work(
+            dram_bytes=p.pixels * row + 2 * partials,
+            l2_bytes=p.pixels * row * columns + partials,
+            tensor_flops=2.0 * p.pixels * 4 * bc * count * columns * bh / TRITON_SHARE,
+            fp32_ops=p.pixels * columns * bh * GELU_BWD_OPS,
+            programs=columns * splits,
+            ctas_per_sm=2 if warps == 4 else 1,
+            warps=warps,
+        )
+        tile = {"BH": bh, "BP": bp, "BC": bc, "PIECES": count, "num_warps": warps, "num_stages": 2}
+        yield Candidate(f"h{bh}-p{bp}-w{warps}", {"recompute": True, "tile": tile}, (work,))
+
+
+def _recomputed_tiles(p: Problem, arch: int) -> Iterator[tuple[int, int, int]]:
+    """(BH, BP, warps) of `mlp_recomputed_weight_gradient_kernel` that compile without a spill."""
+    if p.channels <= 96:
+        yield 64, 16, 4
+        yield 128, 16, 8
+        if arch in (90, 100, 103):
+            yield 64, 32, 4
+    elif p.channels <= 128:
+        yield 64, 16, 8
+
+
+Candidates = Callable[[Problem, tuning.Gpu], Iterator[Candidate]]
+GRADIENTS: dict[str, Candidates] = {
     "mlp_hidden_gradient": hidden_gradient_candidates,
     "mlp_input_gradient": input_gradient_candidates,
     "mlp_weight_gradient": weight_gradient_candidates,
 }
+# Of one kernel for the gradient of the data, and what stores or computes again what the weights' need.
+FUSED_GRADIENTS: dict[str, dict[str, Candidates]] = {
+    "fused": {
+        "mlp_data_gradient": data_gradient_candidates,
+        "mlp_weight_gradient": weight_gradient_candidates,
+    },
+    "recomputed": {
+        "mlp_data_gradient": functools.partial(data_gradient_candidates, stored=False),
+        "mlp_recomputed_weight_gradient": recomputed_weight_gradient_candidates,
+    },
+}
 
 
-def _gradient_products(name: str, p: Problem, parts: Sequence[Candidate]) -> Candidate:
+def _gradient_products(name: str, p: Problem, parts: Sequence[Candidate], handicap: float = 1.0) -> Candidate:
     """The plan of separate products, in the order of `GRADIENTS`."""
     works = [_pointwise(p, p.channels * (p.itemsize + 2)), *(work for part in parts for work in part.launches)]
     keys = ("hidden", "input", "weight")
+    config = {"plan": "gemm", **{k: part.config for k, part in zip(keys, parts, strict=True)}}
+    return Candidate(name, config, tuple(works), handicap)
+
+
+def _fused_gradient(plan: str, name: str, parts: Sequence[Candidate]) -> Candidate:
+    """A plan of `FUSED_GRADIENTS`."""
+    data, weight = parts
+    config = {"plan": plan, "data": data.config, "weight": weight.config}
     return Candidate(
-        name, {"plan": "gemm", **{k: part.config for k, part in zip(keys, parts, strict=True)}}, tuple(works)
+        name, config, (*data.launches, *weight.launches), RECOMPUTED_HANDICAP if plan == "recomputed" else 1.0
     )
 
 
-def _gradient_cublas(p: Problem, gpu: tuning.Gpu) -> Candidate:
+def _gradient_cublas(p: Problem, gpu: tuning.Gpu, handicap: float) -> Candidate:
     element, wide = p.channels * p.itemsize, p.hidden * p.compute_itemsize
     rows = p.channels * p.compute_itemsize
     steps = [_pointwise(p, element + rows), _pointwise(p, 2 * wide), _pointwise(p, element + 2 * rows)]
@@ -429,15 +533,21 @@ def _gradient_cublas(p: Problem, gpu: tuning.Gpu) -> Candidate:
     if p.grn:
         steps += [_pointwise(p, wide), _pointwise(p, 2 * wide), _pointwise(p, 2 * wide), _pointwise(p, 3 * wide)]
     steps += [_pointwise(p, 3 * wide), _pointwise(p, wide), _pointwise(p, 3 * element)]
-    return Candidate("cublas", {"plan": "cublas"}, tuple(steps), HANDICAP)
+    return Candidate("cublas", {"plan": "cublas"}, tuple(steps), handicap)
 
 
 def backward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
-    """Every way to run the backward pass. The last one is products whose kernels are choices of their own."""
-    yield _gradient_cublas(p, gpu)
+    """Every way to run the backward pass. All but the first have kernels that are choices of their own."""
+    fused = []
+    for plan, kernels in FUSED_GRADIENTS.items() if p.compute_itemsize == 2 else ():
+        offered = [tuple(candidates(p, gpu)) for candidates in kernels.values()]
+        if all(offered):
+            fused.append(_fused_gradient(plan, plan, [tuning.predicted(candidates, gpu) for candidates in offered]))
+    yield _gradient_cublas(p, gpu, HANDICAP**2 if fused else HANDICAP)
+    yield from fused
     if p.compute_itemsize == 2:
         parts = [tuning.predicted(tuple(candidates(p, gpu)), gpu) for candidates in GRADIENTS.values()]
-        yield _gradient_products("gemm", p, parts)
+        yield _gradient_products("gemm", p, parts, HANDICAP if fused else 1.0)
 
 
 @tuning.remembered
@@ -445,7 +555,10 @@ def backward_plan(p: Problem, gpu: tuning.Gpu) -> Candidate:
     """The candidate that the backward pass runs."""
     p = _class(p)
     plan = tuning.pick("mlp_backward", p, tuple(backward_candidates(p, gpu)), gpu)
-    if plan.config["plan"] != "gemm":
+    name = plan.name
+    if name == "cublas":
         return plan
-    parts = [tuning.pick(kernel, p, tuple(candidates(p, gpu)), gpu) for kernel, candidates in GRADIENTS.items()]
-    return _gradient_products(f"gemm {', '.join(part.name for part in parts)}", p, parts)
+    kernels = GRADIENTS if name == "gemm" else FUSED_GRADIENTS[name]
+    parts = [tuning.pick(kernel, p, tuple(candidates(p, gpu)), gpu) for kernel, candidates in kernels.items()]
+    full = f"{name} {', '.join(part.name for part in parts)}"
+    return _gradient_products(full, p, parts) if name == "gemm" else _fused_gradient(name, full, parts)

@@ -18,6 +18,11 @@ _ELEMENTWISE = {"BLOCK": 1024, "num_warps": 4, "enable_fp_fusion": True}
 _TILE = {"BLOCK_P": 16, "BLOCK_C": 64, "num_warps": 4, "enable_fp_fusion": True}
 
 
+def vector(parameter: Tensor | None) -> Tensor | None:
+    """`flat`, of a parameter that may be missing."""
+    return None if parameter is None else flat(parameter)
+
+
 def _elementwise(kernel: triton.JITFunction, activation: str, *tensors: Tensor) -> None:
     elements = tensors[0].numel()
     launch(kernel, (triton.cdiv(elements, _ELEMENTWISE["BLOCK"]),))(
@@ -55,9 +60,9 @@ def output(
     launch(mlp_output_kernel, grid)(
         z,
         z.numel() // parts,
-        None if bias is None else flat(bias),
-        None if gamma is None else flat(gamma),
-        None if drop_scale is None else flat(drop_scale),
+        vector(bias),
+        vector(gamma),
+        vector(drop_scale),
         None if residual is None else other.tensor,
         out.tensor,
         rounded,
@@ -78,8 +83,8 @@ def _scaled_gradient(dout: Tensor, gamma: Tensor | None, drop_scale: Tensor | No
     grid, tiles = _grid(samples, height * width, channels)
     launch(scaled_gradient_kernel, grid)(
         source.tensor,
-        None if gamma is None else flat(gamma),
-        None if drop_scale is None else flat(drop_scale),
+        vector(gamma),
+        vector(drop_scale),
         d,
         None if gamma is None else dz,
         height * width,
