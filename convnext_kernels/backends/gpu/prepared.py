@@ -205,12 +205,18 @@ class Recorder(TorchDispatchMode):
         self.inputs = 0  # the first buffers
         self.buffers: list[Tensor] = []  # on "meta", kept, so that storages are told apart by their addresses
         self._slots: dict[int, int] = {}  # storage of a tensor on "meta": slot
+        self.addresses: dict[int, int] = {}  # of an input, modulo 16, which is a part of the signature
 
     def buffer(self, tensor: Tensor) -> int:
         """Give a tensor with a storage of its own a slot."""
         self._slots[tensor.untyped_storage()._cdata] = len(self.buffers)
         self.buffers.append(tensor)
         return len(self.buffers) - 1
+
+    def address(self, tensor: Tensor) -> int:
+        """Where the tensor begins, modulo 16. What PyTorch allocates begins at a multiple of 16."""
+        view = self.view(tensor)
+        return (self.addresses.get(view.slot, 0) + view.offset * view.itemsize) % 16
 
     def known(self, tensor: Tensor) -> bool:
         """Whether the tensor is a view of a buffer."""
@@ -343,7 +349,7 @@ class Program:
 def _on_meta(value: Any, recorder: Recorder) -> Any:
     if isinstance(value, Tensor):
         meta = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-        recorder.buffer(meta)
+        recorder.addresses[recorder.buffer(meta)] = value.data_ptr() % 16
         return meta
     if isinstance(value, tuple):
         copies = [_on_meta(v, recorder) for v in value]
