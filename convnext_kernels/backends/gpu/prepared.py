@@ -205,18 +205,13 @@ class Recorder(TorchDispatchMode):
         self.inputs = 0  # the first buffers
         self.buffers: list[Tensor] = []  # on "meta", kept, so that storages are told apart by their addresses
         self._slots: dict[int, int] = {}  # storage of a tensor on "meta": slot
-        self.addresses: dict[int, int] = {}  # of an input, modulo 16, which is a part of the signature
+        self.begins: dict[int, int] = {}  # slot of an input: its address modulo 16
 
     def buffer(self, tensor: Tensor) -> int:
         """Give a tensor with a storage of its own a slot."""
         self._slots[tensor.untyped_storage()._cdata] = len(self.buffers)
         self.buffers.append(tensor)
         return len(self.buffers) - 1
-
-    def address(self, tensor: Tensor) -> int:
-        """Where the tensor begins, modulo 16. What PyTorch allocates begins at a multiple of 16."""
-        view = self.view(tensor)
-        return (self.addresses.get(view.slot, 0) + view.offset * view.itemsize) % 16
 
     def known(self, tensor: Tensor) -> bool:
         """Whether the tensor is a view of a buffer."""
@@ -232,6 +227,11 @@ class Recorder(TorchDispatchMode):
         whole = (size, stride, offset) == (tuple(buffer.shape), buffer.stride(), 0)
         transposed = buffer.dim() == 2 and (size, stride, offset) == (tuple(buffer.T.shape), buffer.T.stride(), 0)
         return View(slot, size, stride, offset, tensor.element_size(), whole, transposed and not whole)
+
+    def begin(self, tensor: Tensor) -> int:
+        """The address that a tensor has when the program runs, modulo 16."""
+        begin = self.begins.get(self._slots[tensor.untyped_storage()._cdata], 0)
+        return (begin + tensor.storage_offset() * tensor.element_size()) & 15
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -280,6 +280,12 @@ class Recorder(TorchDispatchMode):
 def recorder() -> Recorder | None:
     """The recorder that this thread's launcher runs under."""
     return getattr(_local, "recorder", None)
+
+
+def aligned(tensor: Tensor, size: int) -> bool:
+    """Whether the data of a launcher's tensor begin at a multiple of `size` bytes, 16 at most."""
+    found = recorder()
+    return (tensor.data_ptr() if found is None else found.begin(tensor)) % size == 0
 
 
 class Program:
@@ -349,7 +355,7 @@ class Program:
 def _on_meta(value: Any, recorder: Recorder) -> Any:
     if isinstance(value, Tensor):
         meta = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-        recorder.addresses[recorder.buffer(meta)] = value.data_ptr() % 16
+        recorder.begins[recorder.buffer(meta)] = value.data_ptr() & 15
         return meta
     if isinstance(value, tuple):
         copies = [_on_meta(v, recorder) for v in value]

@@ -28,14 +28,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from convnext_kernels import exporting
 from convnext_kernels.backends.gpu.layout import flat
+from convnext_kernels.backends.gpu.prepared import aligned
 from convnext_kernels.backends.triton import device, dwconv_plan, dwconv_toeplitz_plan
 from convnext_kernels.backends.triton.dwconv_forward import pack_kernel, plane_kernel, rolling_kernel
 from convnext_kernels.backends.triton.dwconv_lines import line_partials_kernel, lines_kernel
 from convnext_kernels.backends.triton.dwconv_rows import rows_kernel
 from convnext_kernels.backends.triton.dwconv_toeplitz import copies_kernel, toeplitz_kernel, toeplitz_partials_kernel
 from convnext_kernels.backends.triton.dwconv_wgrad import finish_kernel, partials_kernel
-from convnext_kernels.backends.triton.launch import aligned, launch, prepared
+from convnext_kernels.backends.triton.launch import launch, prepared
 from convnext_kernels.calls import Dwconv3dCall, DwconvCall
 
 Call = DwconvCall | Dwconv3dCall
@@ -173,12 +175,13 @@ def _problem(x: Tensor, call: Call, *images: _Image) -> dwconv_plan.Problem:
 def _vector(call: Call, images: tuple[_Image, ...]) -> int:
     """Channels that a thread of dwconv_lines.py has; 0 if its kernels cannot serve the call."""
     weight = call.weight
-    if weight.dim() == 5 or call.stride > 1 or min(weight.shape[2:]) > 1 or any(i.channels_first for i in images):
+    if weight.dim() == 5 or any(image.channels_first for image in images):
         return 0
     dtype = images[0].tensor.dtype
-    even = dtype.itemsize == 2 and call.compute_dtype == dtype and weight.shape[0] % 2 == 0
+    most = dwconv_plan.line_channels(weight.shape[0], weight.shape[2:], call.stride, dtype)
+    even = call.compute_dtype == dtype and not exporting.traces_launches()  # there addresses are not known
     even = even and all(i.tensor.dtype == dtype and i.stride_n % 2 == 0 and aligned(i.tensor, 4) for i in images)
-    return 2 if even else 1
+    return most if even else min(most, 1)
 
 
 def _packed(weight: Tensor, round_to: tl.dtype | None) -> Tensor:

@@ -63,6 +63,13 @@ def on_tensor_cores(channels: int, dilation: tuple[int, int], stride: int, compu
     return channels % 8 == 0 and tuple(dilation) == (1, 1) and stride == 1 and compute_dtype.itemsize == 2
 
 
+def line_channels(channels: int, kernel: tuple[int, int], stride: int, dtype: torch.dtype) -> int:
+    """The most channels that a thread of dwconv_lines.py can have; 0 if there are several rows and columns."""
+    if min(kernel) > 1 or stride > 1:
+        return 0
+    return 2 if dtype.itemsize == 2 and channels % 2 == 0 else 1
+
+
 def line(p: Problem) -> Problem:
     """A kernel of one row or one column as one of one row: that of a column on the transposed image."""
     if p.kernel_w > 1:

@@ -39,14 +39,6 @@ def launch(kernel: Any, grid: tuple[int, ...]) -> Callable:
     return lambda *arguments, **options: recorder.steps.append(_Launch(recorder, kernel, grid, arguments, options))
 
 
-def aligned(tensor: Tensor, size: int) -> bool:
-    """Whether the address of a tensor is a multiple of `size` bytes, up to 16, in every call of its signature."""
-    recorder = programs.recorder()
-    if recorder is not None:
-        return recorder.address(tensor) % size == 0
-    return not exporting.traces_launches() and tensor.data_ptr() % size == 0
-
-
 class _Launch:
     def __init__(self, recorder: programs.Recorder, kernel: Any, grid: tuple, arguments: tuple, options: dict) -> None:
         parameters = inspect.signature(kernel.fn).parameters

@@ -29,7 +29,9 @@ def dwconv(
 ) -> Steps:
     """Depthwise convolution of (N, C, H, W) with a kernel of height x width."""
     toeplitz = dwconv_plan.on_tensor_cores(shape[1], dilation, stride, dtype)
-    problem = dwconv_plan.Problem(*shape, *kernel, *dilation, dtype.itemsize, stride, toeplitz=toeplitz)
+    vector = dwconv_plan.line_channels(shape[1], kernel, stride, dtype)
+    sizes = (*shape, *kernel, *dilation, dtype.itemsize, stride)
+    problem = dwconv_plan.Problem(*sizes, toeplitz=toeplitz, vector=vector)
     steps = [("dwconv", dwconv_plan.forward(problem, gpu))]
     if training:
         steps.append(("dwconv dgrad", dwconv_plan.forward(problem, gpu)))
