@@ -35,6 +35,7 @@ class Case:
     dtype: str = "bf16"
     backward: bool = False
     k: int = 7  # depthwise kernel, or side of a downsampling patch
+    sides: tuple[int, int] | None = None  # of a depthwise kernel that is no square
     layout: str = "nhwc"
     grn: bool = False
     norm: str = "layer"
@@ -46,7 +47,8 @@ class Case:
 
     def __str__(self) -> str:
         parts = [self.op, f"C{self.c}", f"{self.size}x{self.size}", f"N{self.n}", self.dtype]
-        parts += [f"k{self.k}"] if self.op in ("dwconv", "dwconv3d", "block", "downsample") else []
+        side = self.k if self.sides is None else f"{self.sides[0]}x{self.sides[1]}"
+        parts += [f"k{side}"] if self.op in ("dwconv", "dwconv3d", "block", "downsample") else []
         parts += ["nchw"] if self.layout == "nchw" else []
         parts += ["v2"] if self.grn else []
         parts += [self.plan] if self.plan else []
@@ -111,6 +113,10 @@ def _compiled() -> Iterator[Case]:
     yield Case("dwconv", 384, 28, 128, k=31, plan="rows-q14-x2")
     for k in (13, 31):  # kernels with more rows than fit in registers
         yield from _both(Case("dwconv", 384, 14, k=k, plan="-q", quick=k == 13))
+    for sides in ((1, 11), (21, 1)):  # pairs of channels along a row, along a column
+        yield from _both(Case("dwconv", 96, 28, 128, sides=sides, plan="lines", quick=sides == (1, 11)))
+    yield from _both(Case("dwconv", 96, 56, dtype="fp16", sides=(11, 1), plan="lines"))
+    yield from _both(Case("dwconv", 96, 56, dtype="fp32", sides=(1, 51), plan="lines"))
     for size, k, tiles, weights in (  # on tensor cores, every width of a window
         (14, 31, ("c8-m32-r2", "c8-m16-r4"), ("r4-kh4",)),
         (28, 31, ("c8-m32-r2", "c16-m16-r2", "c8-m64-r1", "c8-m16-r4"), ("r4-kh2", "r2-kh2")),
@@ -183,7 +189,7 @@ def _run(case: Case) -> None:
     x, vector = (volume if case.op == "dwconv3d" else image)(case.c, case.size), tensor(case.c)
     kept = {"hidden": image(4 * case.c, case.size)} if case.keeps else {}
     if case.op == "dwconv":
-        call, inputs = DwconvCall(x, tensor(case.c, 1, case.k, case.k), vector, (1, 1), 1, dtype), 3
+        call, inputs = DwconvCall(x, tensor(case.c, 1, *(case.sides or (case.k, case.k))), vector, (1, 1), 1, dtype), 3
     elif case.op == "dwconv3d":
         call, inputs = Dwconv3dCall(x, tensor(case.c, 1, case.k, case.k, case.k), vector, 1, dtype), 3
     elif case.op in ("layernorm", "grn"):

@@ -29,7 +29,9 @@ CASES = {
     "pairs": Case("an odd number of rows, of which the last has no partner", n=1, c=10, h=17, w=8, k=13, bias=False),
     "dilated pairs": Case("partners two rows apart", n=1, c=6, h=7, w=9, k=9, dilation=2),
     "31x31": Case("most taps fall outside", n=1, c=6, h=5, w=4, k=31),
-    "1x11": Case("one kernel row: no accumulators between rows", n=1, c=5, h=4, w=17, k=(1, 11)),
+    "1x11": Case("one kernel row, an odd number of channels", n=1, c=5, h=4, w=17, k=(1, 11)),
+    "1x11 pairs": Case("pairs of channels, a moved last group", n=3, c=34, h=5, w=16, k=(1, 11)),
+    "11x1 pairs": Case("a line as wide as a group, its taps outside not compiled", n=2, c=6, h=28, w=3, k=(11, 1)),
     "21x1": Case("many kernel rows, one column, an even dilation", n=1, c=6, h=25, w=6, k=(21, 1), dilation=(2, 1)),
     "9x7": Case("more taps than registers, packed", n=1, c=6, h=9, w=9, k=(9, 7)),
     "strided": Case("both phases, a moved last group", n=1, c=6, h=9, w=15, k=(5, 7), stride=2),
@@ -54,10 +56,13 @@ ROWS = [
     ("pairs", torch.float16, "rows"),
     ("dilated pairs", torch.float32, "pairs"),
     ("31x31", torch.bfloat16, "pairs"),
-    ("1x11", torch.bfloat16, "rolling-q7"),
-    ("1x11", torch.float16, "rows"),
-    ("21x1", torch.bfloat16, "rolling"),
-    ("21x1", torch.float32, "rows"),
+    ("1x11", torch.bfloat16, "q7"),
+    ("1x11 pairs", torch.bfloat16, "q7"),
+    ("1x11 pairs", torch.float16, "q14"),
+    ("11x1 pairs", torch.float16, "q28"),
+    ("11x1 pairs", torch.float32, "q7"),
+    ("21x1", torch.bfloat16, "q14"),
+    ("21x1", torch.float32, "q7"),
     ("9x7", torch.bfloat16, "pairs"),
     ("strided", torch.bfloat16, ""),
     ("strided, even", torch.float16, ""),
@@ -171,7 +176,27 @@ def test_volumes(case, dtype, plan, layout, architecture, plan_named):
             assert_as_good_as_eager(gradient, expected[name].to(dtype), expected[name], what=name, scale=1.0)
 
 
-@pytest.mark.parametrize("case", ["7x7", "dilated"])
+@pytest.mark.parametrize("moved", ["x", "dy"])
+def test_odd_address(moved, architecture):
+    """Pairs of channels are read only where every address is a multiple of 4; a tensor may begin elsewhere."""
+    case, dtype = CASES["1x11 pairs"], torch.bfloat16
+    arguments = OPERATORS["dwconv"].arguments(case, dtype)
+    dy, eager, reference = expected_gradients("dwconv", case, dtype)
+
+    def odd(t):
+        odd = torch.empty(t.numel() + 1, dtype=dtype)[1:].view(t.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+        return odd.copy_(t)
+
+    if moved == "x":
+        arguments["x"] = odd(arguments["x"])
+    else:
+        dy = odd(dy)
+    actual = gradients(lambda **a: OPERATORS["dwconv"].serve("triton", **a), arguments, dy)
+    for name, gradient in actual.items():
+        assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
+
+
+@pytest.mark.parametrize("case", ["7x7", "dilated", "1x11 pairs"])
 def test_atomic_sums(case, architecture):
     """Partial sums added atomically to one slot."""
     arguments = OPERATORS["dwconv"].arguments(CASES[case], torch.bfloat16)

@@ -13,7 +13,8 @@ Bytes per pixel with 16-bit elements: forward 4C (x read, y written), dx 4C (6C 
 and the partial sums of at most a few hundred programs. For 7x7 the 49 multiply-adds of an output limit the time as much
 as these bytes. Values are rounded to the compute dtype; multiplications and sums are in fp32 for every dtype.
 
-Kernels: dwconv_forward.py, dwconv_rows.py, dwconv_wgrad.py, and dwconv_toeplitz.py for large kernels on tensor cores.
+Kernels: dwconv_forward.py, dwconv_rows.py, dwconv_wgrad.py, dwconv_lines.py for kernels of one row or one column, and
+dwconv_toeplitz.py for large kernels on tensor cores.
 dwconv_plan.py chooses. NHWC (channels_last) and NCHW tensors, also slices of samples, are read and written without a
 copy; other strides are copied to channels_last first.
 """
@@ -32,6 +33,7 @@ from convnext_kernels.backends.gpu.layout import flat
 from convnext_kernels.backends.gpu.prepared import aligned
 from convnext_kernels.backends.triton import device, dwconv_plan, dwconv_toeplitz_plan
 from convnext_kernels.backends.triton.dwconv_forward import pack_kernel, plane_kernel, rolling_kernel
+from convnext_kernels.backends.triton.dwconv_lines import line_partials_kernel, lines_kernel
 from convnext_kernels.backends.triton.dwconv_rows import rows_kernel
 from convnext_kernels.backends.triton.dwconv_toeplitz import copies_kernel, toeplitz_kernel, toeplitz_partials_kernel
 from convnext_kernels.backends.triton.dwconv_wgrad import finish_kernel, partials_kernel
@@ -138,6 +140,12 @@ def _interpretable(config: Mapping[str, Any], p: dwconv_plan.Problem) -> dict[st
         return (
             config | {"CB": min(triton.next_power_of_2(p.channels), 64)} | ({"parts": 1} if "parts" in config else {})
         )
+    if "V" in config:  # a line in two groups, the lines in two strips
+        config["Q"] = min(config["Q"], max(1, triton.cdiv(dwconv_plan.line(p).width, 2)), 7)
+        config["strip"] = max(config["strip"], triton.cdiv(dwconv_plan.line(p).height, 2))
+        if "parts" in config:
+            config |= {"parts": 1, "BC": min(triton.next_power_of_2(p.channels), 1024)}
+        return config
     if "Q" in config:
         config["Q"] = min(config["Q"], 3 if p.few else 1)
     if "strip" in config:
@@ -158,8 +166,29 @@ def _problem(x: Tensor, call: Call, *images: _Image) -> dwconv_plan.Problem:
     toeplitz = x.dim() == 4 and not any(seen.channels_first for seen in images)
     toeplitz = toeplitz and dwconv_plan.on_tensor_cores(x.shape[1], call.dilation, call.stride, call.compute_dtype)
     return dwconv_plan.Problem(
-        *x.shape[:2], *image, *kernel, *call.dilation, x.element_size(), call.stride, depth, kernel_d, toeplitz
+        *x.shape[:2],
+        *image,
+        *kernel,
+        *call.dilation,
+        x.element_size(),
+        call.stride,
+        depth,
+        kernel_d,
+        toeplitz,
+        vector=_vector(call, images),
     )
+
+
+def _vector(call: Call, images: tuple[_Image, ...]) -> int:
+    """Channels that a thread of dwconv_lines.py has; 0 if its kernels cannot serve the call."""
+    weight = call.weight
+    if weight.dim() == 5 or any(image.channels_first for image in images):
+        return 0
+    dtype = images[0].tensor.dtype
+    most = dwconv_plan.line_channels(weight.shape[0], weight.shape[2:], call.stride, dtype)
+    even = call.compute_dtype == dtype and not exporting.traces_launches()  # there addresses are not known
+    even = even and all(i.tensor.dtype == dtype and i.stride_n % 2 == 0 and aligned(i.tensor, 4) for i in images)
+    return most if even else min(most, 1)
 
 
 def _packed(weight: Tensor, round_to: tl.dtype | None) -> Tensor:
@@ -225,6 +254,24 @@ def _on_tensor_cores(
     )
 
 
+def _line_options(problem: dwconv_plan.Problem, call: Call, tile: int, vector: int, source: _Image) -> dict[str, Any]:
+    """What the kernels of dwconv_lines.py have in common."""
+    column = call.weight.shape[3] == 1
+    stride_c, stride_h, stride_w = _weight_strides(call.weight)
+    return {
+        "C": call.weight.shape[0],
+        "K": max(call.weight.shape[2:]),
+        "D": call.dilation[0 if column else 1],
+        "COLUMN": column,
+        "WEIGHT": (stride_c, stride_h if column else stride_w),
+        "ROUND": _rounding(source.tensor.dtype, call.compute_dtype),
+        "V": vector,
+        "Q": tile,
+        "EDGES": dwconv_plan.edges(dwconv_plan.line(problem), tile),
+        "enable_fp_fusion": True,
+    }
+
+
 def _convolve(
     x: Tensor, call: Call, bias: Tensor | None, residual: Tensor | None, out: Tensor, gradient: bool
 ) -> Tensor:
@@ -241,7 +288,7 @@ def _convolve(
     source = _image(x)
     target = _seen(out) or _image(torch.empty_like(out, memory_format=_channels_last(out)))
     added = None if residual is None else _image_like(residual, target)
-    problem = _problem(larger, call, source, target)
+    problem = _problem(larger, call, *(image for image in (source, target, added) if image is not None))
     if larger.dim() == 4 and dwconv_plan.two_channels(channels, stride, device.gpu().arch):
         problem = problem._replace(x2=all(image is None or _in_twos(image) for image in (source, target, added)))
     plan = dwconv_plan.forward(problem, device.gpu())
@@ -255,6 +302,32 @@ def _convolve(
         _on_tensor_cores(source, call, bias, added, target, gradient, config)
         return _written(target, out)
     tile = dwconv_plan.columns(problem, config, gradient)
+    if kernel == "lines":
+        tile = int(config["Q"])
+        vector = int(config["V"])
+        lanes = n * (channels // vector) * triton.cdiv(dwconv_plan.line(problem).width, tile)
+        block = _block(lanes)
+        strips = triton.cdiv(dwconv_plan.line(problem).height, config["strip"])
+        launch(lines_kernel, (triton.cdiv(lanes, block), strips))(
+            source.tensor,
+            weight,
+            None if bias is None else flat(bias),
+            None if added is None else added.tensor,
+            target.tensor,
+            n,
+            source.stride_n,
+            target.stride_n,
+            0 if added is None else added.stride_n,
+            height,
+            width,
+            config["strip"],
+            FLIP=gradient,
+            ROUND_WEIGHT=_rounding(weight.dtype, compute_dtype),
+            BLOCK=block,
+            num_warps=max(1, min(8, block // device.lanes())),
+            **_line_options(problem, call, tile, vector, source),
+        )
+        return _written(target, out)
     # With a stride all groups of columns of a gradient begin at even ones.
     between = tile - tile % stride if gradient and tile > 1 else tile
     x2 = bool(config.get("X2"))
@@ -392,6 +465,49 @@ def _partials(
     return partials
 
 
+def _line_partials(
+    gradient: _Image,
+    image: _Image,
+    call: Call,
+    config: Mapping[str, Any],
+    problem: dwconv_plan.Problem,
+    deterministic: bool,
+) -> Tensor:
+    """What `_partials` does, for a kernel of one row or one column."""
+    dy, x = gradient.tensor, image.tensor
+    n, channels, height, width = x.shape
+    line = dwconv_plan.line(problem)
+    tile, strip, parts, block_c = (int(config[name]) for name in ("Q", "strip", "parts", "BC"))
+    vector = int(config["V"])
+    block = 128
+    if device.interpreted():  # as few programs as the strips allow
+        positions = n * triton.cdiv(line.width, tile)
+        block = block_c * min(triton.next_power_of_2(positions), 4096 // block_c)
+    strips = triton.cdiv(line.height, strip)
+    partials = _sums(strips * parts, call, deterministic)
+    options = _line_options(problem, call, tile, vector, image)
+    del options["WEIGHT"]
+    launch(line_partials_kernel, (triton.cdiv(channels, vector * block_c) * parts, strips))(
+        dy,
+        x,
+        partials,
+        n,
+        gradient.stride_n,
+        image.stride_n,
+        height,
+        width,
+        parts,
+        strip,
+        ROUND_DY=_rounding(dy.dtype, call.compute_dtype),
+        ATOMIC=not deterministic,
+        BC=block_c,
+        BLOCK=block,
+        num_warps=max(1, min(4, block // device.lanes())),
+        **options,
+    )
+    return partials
+
+
 def _partials_on_tensor_cores(
     gradient: _Image, image: _Image, call: Call, config: Mapping[str, Any], deterministic: bool
 ) -> Tensor:
@@ -455,6 +571,8 @@ def parameter_gradients(
         config = _interpretable(config, problem)
     if "KB" in config:
         partials = _partials_on_tensor_cores(gradient, image, call, config, deterministic)
+    elif "V" in config:
+        partials = _line_partials(gradient, image, call, config, problem, deterministic)
     else:
         partials = _partials(gradient, image, call, config, problem, deterministic)
     block_l = 4096 if device.interpreted() else 64

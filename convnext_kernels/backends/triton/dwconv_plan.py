@@ -19,6 +19,7 @@ from convnext_kernels.tuning import Candidate, Work
 BLOCK = 64  # threads of a program: they share nothing, and small programs fill the last wave better
 X2_COLUMNS = 4  # of a thread with two channels
 MAX_PARTS = 352  # partial sums per weight: with more, writing and reading them costs more than idle multiprocessors
+MAX_LINE_REGISTERS = 200  # that dwconv_lines.py needs by its count of values: above, the compiler spills
 _PER_LOAD = 4
 _PER_WEIGHT = 3  # packed, fp32
 _SCATTERED_LOAD = 12  # a load whose 32 lanes read 32 different lines takes about as long as this many instructions
@@ -41,6 +42,7 @@ class Problem(NamedTuple):
     kernel_d: int = 1
     toeplitz: bool = False  # whether the kernels on tensor cores can serve the call
     x2: bool = False  # whether a thread can have two channels
+    vector: int = 0  # channels of a thread of dwconv_lines.py; 0: those kernels cannot serve the call
 
     @property
     def volume(self) -> bool:
@@ -69,6 +71,27 @@ def two_channels(channels: int, stride: int, arch: int) -> bool:
     From 110 on the assembler makes two instructions of it (ptxas of CUDA 12.9 and 13.0 for sm_120).
     """
     return arch in (100, 103) and channels % 2 == 0 and stride == 1
+
+
+def line_channels(channels: int, kernel: tuple[int, int], stride: int, dtype: torch.dtype) -> int:
+    """The most channels that a thread of dwconv_lines.py can have; 0 if there are several rows and columns."""
+    if min(kernel) > 1 or stride > 1:
+        return 0
+    return 2 if dtype.itemsize == 2 and channels % 2 == 0 else 1
+
+
+def line(p: Problem) -> Problem:
+    """A kernel of one row or one column as one of one row: that of a column on the transposed image."""
+    if p.kernel_w > 1:
+        return p
+    return p._replace(
+        height=p.width,
+        width=p.height,
+        kernel_h=p.kernel_w,
+        kernel_w=p.kernel_h,
+        dilation_h=p.dilation_w,
+        dilation_w=p.dilation_h,
+    )
 
 
 def taps_inside(size: int, side: int, dilation: int) -> int:
@@ -154,7 +177,9 @@ def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
         per_thread = inside + 8 * p.height * p.width + _SCATTERED_LOAD * taps
         work = _forward_work(p, lanes, 1, per_thread, p.width, 1, 128)
         yield Candidate("plane", {}, (work,))
-    for q in _tiles(p, _sizes(k), max(_sizes(k))) if p.few else ():
+    if p.vector:
+        yield from sorted(_lines(p), key=_instructions)
+    for q in _tiles(p, _sizes(k), max(_sizes(k))) if p.few and not p.vector else ():
         lanes = p.samples * p.channels * _ceil(p.width, q)
         per_row = _PER_LOAD * _columns(p, q) + k * _multiply_adds(p, q) + (k - 1) * q + 5 * q + 10
         height = _ceil(p.height, d)
@@ -166,7 +191,7 @@ def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
             registers = 16 + taps + k * q + _columns(p, q)
             work = _forward_work(p, lanes, s * d, per_thread, q, looped / rows, registers)
             yield Candidate(f"rolling-q{q}-s{s}", {"Q": q, "strip": rows}, (work,))
-    for q in (X2_COLUMNS,) if p.x2 and p.few and p.width >= X2_COLUMNS and k <= 7 else ():
+    for q in (X2_COLUMNS,) if p.x2 and p.few and not p.vector and p.width >= X2_COLUMNS and k <= 7 else ():
         lanes = p.samples * p.channels // 2 * _ceil(p.width, q)
         # The lanes multiply and add as fast as two instructions would, but that leaves issue slots to the other
         # instructions.
@@ -181,9 +206,46 @@ def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
             registers = 16 + 2 * (taps + k * q + _columns(p, q))
             work = _forward_work(p, lanes, s * d, per_thread, q, looped / rows, registers)
             yield Candidate(f"rolling-q{q}-s{s}-x2", {"Q": q, "strip": rows, "X2": True}, (work,))
-    yield from _rows(p, gpu.arch)
+    if not p.vector:
+        yield from _rows(p, gpu.arch)
     if p.toeplitz:
         yield from dwconv_toeplitz_plan.forward_candidates(*p[:4], (k, p.kernel_w), p.itemsize, gpu)
+
+
+def _line_tiles(p: Problem, held: int) -> Iterator[tuple[int, int, int, float]]:
+    """(positions, channels, registers, instructions of one line) of a thread of dwconv_lines.py.
+
+    p as `line` returns it; held: other values per position and channel.
+    """
+    for vector in range(p.vector, 0, -1):
+        found = False
+        for q in _tiles(p, (28, 14, 7), 28):
+            columns = _columns(p, q)
+            registers = 24 + vector * (p.kernel_w + columns + held * q)
+            if registers > MAX_LINE_REGISTERS:
+                continue
+            found = True
+            # of a pair of 16-bit values one load and two instructions to widen both; an address per load at most
+            yield q, vector, registers, columns * (2 + vector) + vector * _multiply_adds(p, q) + 10
+        if found:
+            return
+
+
+def _instructions(candidate: Candidate) -> float:
+    """Of a candidate's first kernel. Most lines wait for memory, and of equally fast candidates the first is taken."""
+    return candidate.launches[0].fp32_ops
+
+
+def _lines(p: Problem) -> Iterator[Candidate]:
+    """Kernels of one row or one column: positions along the kernel's axis, lines one after the other."""
+    p = line(p)
+    for q, vector, registers, per_line in _line_tiles(p, 0):
+        lanes = p.samples * p.channels // vector * _ceil(p.width, q)
+        for s in sorted({_ceil(p.height, _ceil(p.height, s)) for s in (1, 2, 4, 7, 14, 28)}):
+            strip = _ceil(p.height, s)
+            per_thread = strip * (per_line + 4 * q) + _SCATTERED_LOAD * vector * p.taps + 60
+            work = _forward_work(p, lanes, s, per_thread, q, 1, registers)
+            yield Candidate(f"lines-q{q}-s{s}", {"Q": q, "strip": strip, "V": vector}, (work,))
 
 
 def _rows(p: Problem, arch: int) -> Iterator[Candidate]:
@@ -293,7 +355,7 @@ def forward(p: Problem, gpu: tuning.Gpu) -> Candidate:
 
 def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     """Every way that the weight gradient can be computed."""
-    yield from _partials(p, gpu)
+    yield from sorted(_line_partials(p, gpu), key=_instructions) if p.vector else _partials(p, gpu)
     if p.toeplitz:
         yield from dwconv_toeplitz_plan.weight_candidates(*p[:4], p[4:6], p.itemsize, gpu)
 
@@ -346,14 +408,47 @@ def _partials(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
                         ctas_per_sm=ctas,
                         warps=block // 32,
                     )
-                    finish = Work(
-                        dram_bytes=partials,
-                        l2_bytes=partials,
-                        programs=_ceil((taps + 1) * p.channels, 64),
-                        ctas_per_sm=8,
-                    )
+                    finish = _finish(p, partials)
                     config = {"Q": q, "R": kernel_rows, "strip": _ceil(height, s), "parts": parts, "BC": lanes_c}
                     yield Candidate(f"partials-q{q}-kh{kernel_rows}-s{s}-p{parts}", config, (work, finish))
+
+
+def _line_partials(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
+    """What `_partials` offers, for a kernel of one row or one column."""
+    p = line(p)
+    block = 128
+    elements = p.samples * p.channels * p.height * p.width
+    for q, vector, registers, per_line in _line_tiles(p, 1):
+        vectors = p.channels // vector
+        lanes_c = min((32, 16), key=lambda lanes: _ceil(vectors, lanes) * lanes)  # with the fewest idle ones
+        lanes_c = min(lanes_c, 1 << (vectors - 1).bit_length())
+        groups = p.samples * _ceil(p.width, q)
+        channel_blocks = _ceil(vectors, lanes_c)
+        ctas = _resident(registers, block)
+        for s in sorted({_ceil(p.height, _ceil(p.height, s)) for s in (1, 2, 4, 7, 14)}):
+            for waves in (1, 2, 4):
+                wanted = gpu.sms * ctas * waves // (channel_blocks * s)
+                parts = max(1, min(wanted, _ceil(groups * lanes_c, block), MAX_PARTS // s))
+                turns = _ceil(groups * lanes_c, parts * block)
+                strip = _ceil(p.height, s)
+                per_thread = turns * (strip * (per_line + q * (2 + 2 * vector)) + 40) + 14 * vector * p.taps + 80
+                partials = 4 * parts * s * (p.taps + 1) * p.channels
+                work = Work(
+                    dram_bytes=2 * elements * p.itemsize + partials,
+                    l2_bytes=elements * p.itemsize * (1 + _columns(p, q) / q) + partials,
+                    fp32_ops=channel_blocks * parts * s * block * per_thread,
+                    programs=channel_blocks * parts * s,
+                    ctas_per_sm=ctas,
+                    warps=block // 32,
+                )
+                config = {"Q": q, "strip": strip, "parts": parts, "BC": lanes_c, "V": vector}
+                yield Candidate(f"lines-q{q}-s{s}-p{parts}", config, (work, _finish(p, partials)))
+
+
+def _finish(p: Problem, partials: int) -> Work:
+    """Adding partial sums of so many bytes."""
+    programs = _ceil((p.taps * p.kernel_d + 1) * p.channels, 64)
+    return Work(dram_bytes=partials, l2_bytes=partials, programs=programs, ctas_per_sm=8)
 
 
 @tuning.remembered

@@ -30,7 +30,9 @@ def dwconv(
     """Depthwise convolution of (N, C, H, W) with a kernel of height x width."""
     toeplitz = dwconv_plan.on_tensor_cores(shape[1], dilation, stride, dtype)
     x2 = dwconv_plan.two_channels(shape[1], stride, gpu.arch)
-    problem = dwconv_plan.Problem(*shape, *kernel, *dilation, dtype.itemsize, stride, toeplitz=toeplitz, x2=x2)
+    vector = dwconv_plan.line_channels(shape[1], kernel, stride, dtype)
+    sizes = (*shape, *kernel, *dilation, dtype.itemsize, stride)
+    problem = dwconv_plan.Problem(*sizes, toeplitz=toeplitz, x2=x2, vector=vector)
     steps = [("dwconv", dwconv_plan.forward(problem, gpu))]
     if training:
         steps.append(("dwconv dgrad", dwconv_plan.forward(problem, gpu)))
