@@ -240,7 +240,7 @@ def main(
     with options.thread_count(threads):
         run = start("cpu", mode)
         run.conditions["optimiser"] = OPTIMISER
-        session = TrainingSession("cpu", mode, run.ceilings, candidates=CANDIDATES, garbage=GARBAGE)
+        session = TrainingSession("cpu", mode, {}, candidates=CANDIDATES, garbage=GARBAGE)
         bench.measure(run, selected, file, session)
     show(run)
     bench.finish(run, None, False)
