@@ -160,6 +160,9 @@ def _with_memory(memory: str) -> Callable[[Prepared], Call]:
 
 CANDIDATES = (
     *(dataclasses.replace(c, wanted=WANTED[c.name]) for c in candidates.CANDIDATES if c.name in WANTED),
+    Candidate(
+        "torch.compile, contiguous", candidates.compiled(contiguous=True), _wanted("dwconv", "block", quick=False)
+    ),
     *(Candidate(f"{OURS}, {memory}", _with_memory(memory), _wanted("block")) for memory in ("min", "balanced")),
 )
 
@@ -240,7 +243,7 @@ def main(
     with options.thread_count(threads):
         run = start("cpu", mode)
         run.conditions["optimiser"] = OPTIMISER
-        session = TrainingSession("cpu", mode, run.ceilings, candidates=CANDIDATES, garbage=GARBAGE)
+        session = TrainingSession("cpu", mode, {}, candidates=CANDIDATES, garbage=GARBAGE)
         bench.measure(run, selected, file, session)
     show(run)
     bench.finish(run, None, False)

@@ -124,19 +124,21 @@ def _ours_missing(prepared: Prepared) -> str:
     return "" if prepared.ours is not None else "this package supports ConvNeXts only"
 
 
+def _parts(prepared: Prepared, which: str, contiguous: bool) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The module `which`, "eager" or "ours", and its inputs; `contiguous`: in NCHW memory."""
+    module, inputs = prepared.module(which), prepared.inputs
+    if contiguous:
+        return module.to(memory_format=torch.contiguous_format), tuple(x.contiguous() for x in inputs)
+    return module, inputs
+
+
 def _plain(which: str, contiguous: bool = False) -> Callable[[Prepared], Call]:
-    """The module `which`, "eager" or "ours"; `contiguous`: in NCHW memory."""
-
-    def build(prepared: Prepared) -> Call:
-        module, inputs = prepared.module(which), prepared.inputs
-        if contiguous:
-            module, inputs = module.to(memory_format=torch.contiguous_format), tuple(x.contiguous() for x in inputs)
-        return prepared.call(module, inputs)
-
-    return build
+    return lambda prepared: prepared.call(*_parts(prepared, which, contiguous))
 
 
-def _compiled(which: str = "eager", autotune: bool = False, cudagraphs: bool = False) -> Callable[[Prepared], Call]:
+def compiled(
+    which: str = "eager", contiguous: bool = False, autotune: bool = False, cudagraphs: bool = False
+) -> Callable[[Prepared], Call]:
     """``torch.compile`` of the module `which`: "eager" or "ours"; `cudagraphs` as in mode="reduce-overhead"."""
 
     def build(prepared: Prepared) -> Call:
@@ -147,9 +149,9 @@ def _compiled(which: str = "eager", autotune: bool = False, cudagraphs: bool = F
         if autotune:
             # On a GPU with CUDA graphs, as in mode="max-autotune", unless a backward pass needs the outputs.
             options = {"max_autotune": True, "triton.cudagraphs": prepared.device == "cuda" and not training}
-        module = prepared.module(which)
+        module, inputs = _parts(prepared, which, contiguous)
         weights = copy.deepcopy(module.state_dict())
-        call = prepared.call(torch.compile(module, dynamic=False, options=options), prepared.inputs)
+        call = prepared.call(torch.compile(module, dynamic=False, options=options), inputs)
         # Freezing makes the weights constants and packs them for oneDNN, at the first call and without gradients.
         gradients = nullcontext() if training else torch.inference_mode()
         with quiet(), gradients, config.patch(freezing=not training):
@@ -325,8 +327,8 @@ CANDIDATES = (
     Candidate(EAGER, _plain("eager")),
     Candidate(OURS, _plain("ours"), missing=_ours_missing),
     Candidate("eager, contiguous", _plain("eager", contiguous=True), _not_scaling),
-    Candidate("torch.compile", _compiled(), _compile_wanted, _compiler_missing),
-    Candidate("torch.compile, max-autotune", _compiled(autotune=True), _autotune_wanted, _compiler_missing),
+    Candidate("torch.compile", compiled(), _compile_wanted, _compiler_missing),
+    Candidate("torch.compile, max-autotune", compiled(autotune=True), _autotune_wanted, _compiler_missing),
     Candidate("OpenVINO", _openvino, _engine_wanted, _openvino_missing),
     Candidate("ONNX Runtime", _onnxruntime, _engine_wanted, _onnxruntime_missing),
 )
@@ -336,8 +338,8 @@ NEEDS_GPU = GRAPH, OVERHEAD = "CUDA graph", "reduce-overhead"
 MODEL_CANDIDATES = (
     *CANDIDATES[:2],
     Candidate(f"{OURS}, {GRAPH}", _graphed, missing=_gpu_missing),
-    Candidate("torch.compile", _compiled(), missing=_compiler_missing),
-    Candidate(f"torch.compile, {OVERHEAD}", _compiled(cudagraphs=True), missing=_gpu_missing),
-    Candidate(f"{OURS}, torch.compile", _compiled("ours"), missing=_compiler_missing),
+    Candidate("torch.compile", compiled(), missing=_compiler_missing),
+    Candidate(f"torch.compile, {OVERHEAD}", compiled(cudagraphs=True), missing=_gpu_missing),
+    Candidate(f"{OURS}, torch.compile", compiled("ours"), missing=_compiler_missing),
     CANDIDATES[2],
 )

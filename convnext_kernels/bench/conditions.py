@@ -143,12 +143,10 @@ def collect(device: str) -> dict[str, object]:
 
 
 def start(device: str, mode: str) -> "Run":
-    """Collect the conditions, measure the ceilings and return a run without records."""
+    """A run without records and without ceilings: the machine and the conditions now."""
     from convnext_kernels import environment
-    from convnext_kernels.bench import ceilings
     from convnext_kernels.bench.results import Run
 
     machine = environment.collect() | {"commit": environment.commit()}
-    found = collect(device)
     created = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    return Run(machine, found, ceilings.measure(device), device, mode, created)
+    return Run(machine, collect(device), {}, device, mode, created)

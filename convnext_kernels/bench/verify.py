@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from convnext_kernels import environment
-from convnext_kernels.bench import checks, conditions, lines, steps, workers
+from convnext_kernels.bench import checks, conditions, lines, report, steps, workers
 from convnext_kernels.bench.results import FAILED, WRONG, is_ours
 from convnext_kernels.tuning import cache
 
@@ -104,12 +103,10 @@ class Verify:
         return [name for name in steps.STEPS if not self.only or any(part in name for part in self.only)]
 
     def _environment(self, worker: workers.Worker) -> None:
-        machine = environment.collect() | {"commit": environment.commit()}
-        name = machine["gpus"][0].partition(",")[0] if self.device == "cuda" else machine["cpu"]["name"]
-        found = conditions.collect(self.device)
-        head = {"format": lines.FORMAT, "name": name, "device": self.device, "minutes": self.minutes}
-        head |= {"created": datetime.now().astimezone().isoformat(timespec="seconds")}
-        self.write("environment", "", **head, machine=machine, conditions=found)
+        run = conditions.start(self.device, "verify")
+        head = {"format": lines.FORMAT, "name": report.machine_name(run), "device": self.device, "created": run.created}
+        machine, found = run.machine, run.conditions
+        self.write("environment", "", **head, minutes=self.minutes, machine=machine, conditions=found)
         for what, value in environment.rows(machine):
             if value not in ("not set", "not installed"):
                 self.say(f"{what}: {value}")

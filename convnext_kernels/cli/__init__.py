@@ -7,6 +7,7 @@ import traceback
 import click
 from click.shell_completion import CompletionItem
 
+from convnext_kernels.cli.options import one_line
 from convnext_kernels.spec import BackendError
 from convnext_kernels.version import __version__
 
@@ -31,10 +32,6 @@ GROUPS = {
     },
 }
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 class _Cli(click.Group):
@@ -73,9 +70,9 @@ class _Cli(click.Group):
             if isinstance(error, click.ClickException):
                 raise
             if isinstance(error, BackendError):
-                raise click.ClickException(_one_line(error)) from error
+                raise click.ClickException(one_line(error, 1000)) from error
             name = type(error).__name__
-            raise click.ClickException(f"{name}: {_one_line(error)} (--debug shows the traceback)") from error
+            raise click.ClickException(f"{name}: {one_line(error, 1000)} (--debug shows the traceback)") from error
 
     def main(self, *args: object, **extra: object) -> None:
         """Run the command line and exit with 0, 1 (failure), 2 (wrong usage) or 130 (interrupted)."""

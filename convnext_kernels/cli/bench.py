@@ -119,11 +119,13 @@ def command(
     for library in ("torchvision", "timm"):
         if any(case.group in MODELS for case in selected):
             options.need(library, "cases of whole models", "bench")
+    from convnext_kernels.bench import ceilings
     from convnext_kernels.bench.conditions import start
     from convnext_kernels.bench.measure import Session
 
     with options.thread_count(threads):
         run = start(device, mode)
+        run.ceilings = ceilings.measure(device)
         try:
             measure(run, selected, folder and folder / FILE, Session(device, mode, run.ceilings))
         except KeyboardInterrupt:

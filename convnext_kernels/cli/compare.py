@@ -29,7 +29,7 @@ def command(a: Path, b: Path, everything: bool, as_json: bool) -> None:
         except OSError as error:
             raise click.ClickException(f"{file}: cannot be read: {error.strerror}") from error
         except ValueError as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
+            raise click.ClickException(options.one_line(error)) from error
     warnings, changes, moved = compare.differences(*runs), compare.compare(*runs), compare.control(*runs)
     if as_json:
         values = {"a": str(a), "b": str(b), "warnings": warnings, "control": moved}

@@ -71,6 +71,12 @@ class Run:
         layout = torch.channels_last if self.x.dim() == 4 else torch.preserve_format
         return self.x.to(self.device, getattr(torch, options.DTYPES[dtype]), memory_format=layout)
 
+    def timed_batch(self, dtype: str) -> Tensor:
+        """Exactly `batch` inputs, repeated if they are too few."""
+        x = self.inputs(dtype)
+        layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+        return x[torch.arange(self.batch, device=self.device) % len(x)].contiguous(memory_format=layout)
+
     def outputs(self, model: nn.Module, x: Tensor) -> Tensor:
         """What is compared: the logits."""
         with torch.inference_mode():
@@ -83,11 +89,10 @@ class Run:
         """Memory, errors and times in each dtype."""
         results, peaks = [], {}
         with options.progress_bar("demo", len(dtypes) * (4 + WARMUP + self.repeats)) as advance:
-            rows = torch.arange(self.batch, device=self.device) % len(self.x)  # repeated if they are too few
             for dtype in dtypes:  # before steady_allocator, which keeps freed memory
                 for name in NAMES:
                     peaks[dtype, name] = peak_growth(
-                        lambda d=dtype, n=name: self.build(d, n), self.inputs(dtype)[rows], self.device
+                        lambda d=dtype, n=name: self.build(d, n), self.timed_batch(dtype), self.device
                     )
                     advance(f"{dtype} memory, {name}", 1)
             with steady_allocator():
@@ -99,8 +104,7 @@ class Run:
                     advance(f"{dtype} fp64 reference", 1)
                     eager, accelerated = (self.outputs(models[name], x) for name in NAMES)
                     advance(f"{dtype} outputs", 1)
-                    layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
-                    x = x[rows].contiguous(memory_format=layout)
+                    x = self.timed_batch(dtype)
                     times = interleave(
                         {name: lambda m=models[name], x=x: m(x) for name in NAMES},
                         rounds=self.repeats,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from convnext_kernels.cli.options import need
+from convnext_kernels.cli.options import need, one_line
 from convnext_kernels.cli.photos import IMAGENET_MEAN_STD
 
 if TYPE_CHECKING:
@@ -54,11 +54,6 @@ def resolve(name: str) -> tuple[str, str]:
 def _imagenet_names() -> list[str]:
     models = need("torchvision.models", "--weights")
     return models.ConvNeXt_Tiny_Weights.DEFAULT.meta["categories"]
-
-
-def one_line(error: BaseException, most: int = 300) -> str:
-    """An error of another library as one line."""
-    return f"{' '.join(str(error).split()) or type(error).__name__:.{most}}"
 
 
 def build(library: str, name: str, pretrained: bool) -> Loaded:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from convnext_kernels.cli.options import need
+from convnext_kernels.cli.options import need, one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,7 +73,7 @@ def read(paths: Sequence[Path], size: int) -> list[Photo]:
                 with pil.open(file) as image:
                     photos.append(_photo(str(file), image, size))
         except (OSError, SyntaxError, ValueError, pil.DecompressionBombError, pil.DecompressionBombWarning) as error:
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            reason = getattr(error, "strerror", None) or one_line(error)
             raise click.ClickException(f"--images {file}: cannot be read: {reason}") from error
     return photos
 

@@ -13,8 +13,8 @@ import click
 import torch
 from torch import Tensor, nn
 
-from convnext_kernels.cli.load import SEED, Loaded, load_state, one_line, read_weights
-from convnext_kernels.cli.options import need
+from convnext_kernels.cli.load import SEED, Loaded, load_state, read_weights
+from convnext_kernels.cli.options import need, one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,7 +97,7 @@ def read(file: Path) -> Tensor:
     try:
         rate, samples = wavfile.read(file)
     except (OSError, ValueError, EOFError) as error:
-        raise click.ClickException(f"{file}: not a WAV file that can be read: {' '.join(str(error).split())}") from None
+        raise click.ClickException(f"{file}: not a WAV file that can be read: {one_line(error)}") from None
     sound = _scaled(samples)
     sound = sound.mean(1) if sound.dim() == 2 else sound
     if not sound.numel() or not sound.isfinite().all():
