@@ -329,12 +329,19 @@ MUTANTS = [
             "computed again, the gradient of the hidden lacks gamma",
             "(turned.to(tl.float32) * load_vector(gamma_ptr, c, c < C)[None, :]).to(compute)",
             "turned",
+            tests=("tests/triton/test_products.py", "-k", "on_chip and recomputed and c40 and h64-p16"),
         ),
-        Mutant("stride", "splits write over one another", "tl.program_id(1).to(tl.int64) * (C * HIDDEN)", "0"),
+        Mutant(
+            "stride",
+            "splits write over one another",
+            "tl.program_id(1).to(tl.int64) * (C * HIDDEN)",
+            "0",
+            tests=("tests/triton/test_products.py", "-k", "on_chip and recomputed and c40 and h64-p16"),
+        ),
     ),
     *_in(
         "triton/block_fused.py",
-        ("tests/triton/test_block_fused.py", "-k", "every_candidate"),
+        ("tests/triton/test_block_fused.py", "-k", "every_candidate and tails and dtype0"),
         Mutant("mask", "taps left of the image are of the row above", "(left >= 0) & (left < width)", "(left < width)"),
         Mutant(
             "stride", "samples have the first one's pixels", "row = (n.to(tl.int64) * pixels + p) * C", "row = p * C"
