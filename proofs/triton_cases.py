@@ -83,18 +83,18 @@ def _compiled() -> Iterator[Case]:
         yield from _both(Case("block", c, size, autocast=True, quick=c == 96))
     yield from _both(Case("block", 96, 56, autocast=True, keeps=True))
     yield from _both(Case("block", 96, 56, autocast=True, grn=True))
-    # the bottleneck's gradients: the plans that the cost model does not choose, and those with the hidden on chip
+    # the bottleneck's gradients in all their plans, of which the cases above have those that the cost model chooses
     for plan, channels in (("gemm", (96, 192)), ("fused", (96, 128, 192)), ("recomputed", (96, 128))):
         for c in channels:
             yield Case("mlp", c, 28, backward=True, plan=plan, quick=c == 96)
             yield Case("block", c, 28, backward=True, autocast=True, plan=plan)
-        yield Case("mlp", 96, 56, dtype="fp16", backward=True, plan=plan)
-    for plan in ("gemm", "fused"):
-        for c in (96, 192):
-            yield Case("mlp", c, 28, backward=True, grn=True, plan=plan)
-        yield Case("block", 96, 56, backward=True, autocast=True, grn=True, plan=plan)
         yield Case("mlp", 96, 56, backward=True, norm="simple", activation="mish", plan=plan)
-    yield Case("block", 96, 56, backward=True, autocast=True, keeps=True, plan="gemm")
+    for plan in ("gemm", "fused"):
+        yield Case("mlp", 96, 28, backward=True, grn=True, plan=plan)
+        yield Case("block", 96, 56, backward=True, autocast=True, grn=True, plan=plan)
+    yield Case("mlp", 192, 28, backward=True, grn=True, plan="fused")
+    yield Case("block", 96, 56, plan="whole", quick=True)
+    yield Case("block", 40, 28, dtype="fp16", activation="mish", plan="whole")
     # the other norms, and the activation with the most instructions: in the fused kernel, in two products, in V2
     yield from _both(Case("mlp", 96, 56, norm="simple", activation="mish"))
     yield from _both(Case("mlp", 384, 14, norm="rms", activation="mish", grn=True))

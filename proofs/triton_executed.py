@@ -129,6 +129,27 @@ def block_figures(arch: int) -> Iterator[Figure]:
         yield Figure(f"{name}: spills", spilled, 0, 0, "bytes")
 
 
+def whole_block_figures(arch: int) -> Iterator[Figure]:
+    """Count bytes and instructions of the block in one kernel; the floor of the latter: multiply-adds and GELU."""
+    import triton_ptxemu as emulator
+
+    channels, size = 96, 16
+    arguments = _block_arguments(1, channels, size, False, torch.bfloat16)
+
+    def whole(kernel: str, _problem: tuple, candidates: list, _gpu: tuning.Gpu) -> tuning.Candidate | None:
+        return next((c for c in candidates if kernel == "block_forward" and c.name.startswith("whole")), None)
+
+    with emulator.emulated(arch) as launches, tuning.forced(whole), torch.no_grad():
+        functional.convnext_block(**arguments, backend="triton")
+    _, counted = launches  # the first one packs the weights
+    name = f"block C{channels} {size}x{size} V1 bf16 sm_{arch}, one kernel"
+    moved = counted["dram_bytes"] - 2 * 2 * 4 * channels**2 - 4 * 49 * channels
+    yield Figure(f"{name}: bytes per pixel without the weights", moved / (size**2 * channels), 4, 4.2, "C")
+    executed = counted["counters"]["warp_instructions"] * 32 / (size**2 * channels)
+    yield Figure(f"{name}: PTX per channel of a pixel", executed, 49 + 4 * 12, None, "")
+    yield Figure(f"{name}: spills", counted["spill_bytes"], 0, 0, "bytes")
+
+
 def training_figures(arch: int) -> Iterator[Figure]:
     """Count unique bytes of a training step of a block, in bf16 and under autocast with an fp32 x and parameters.
 
@@ -281,7 +302,15 @@ def _compiled_figures(arch: int) -> list[Figure]:
     return figures
 
 
-MAKERS = (compiled_figures, block_figures, training_figures, gradient_figures, dwconv_figures, toeplitz_figures)
+MAKERS = (
+    compiled_figures,
+    block_figures,
+    whole_block_figures,
+    training_figures,
+    gradient_figures,
+    dwconv_figures,
+    toeplitz_figures,
+)
 
 
 def page(figures: list[Figure]) -> str:

@@ -6,6 +6,7 @@ Every figure comes from the cost model (`tuning.cost`) and from counting; nothin
 - eager: PyTorch op by op, by the same cost model, with ideal kernels: a lower bound of eager's time;
 - limit: one dwconv kernel and one mlp kernel per block (in training also two kernels for the gradients of dwconv and
   one for those of mlp) at the GPU's peak rates: a lower bound of the time of these kernels, without their launches.
+  Where the plan is one kernel for the whole block, the limit is that of one kernel, too.
 
 The layers that this package does not replace (stem, head) have the same figures in all columns.
 """
@@ -206,8 +207,8 @@ def _eager(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu) -> list[Wor
     return forward + backward if training else forward
 
 
-def _limit(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu) -> Cost:
-    """The cost at peak rates if the two kernels move every byte once."""
+def _limit(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu, whole: bool) -> Cost:
+    """The cost at peak rates if the two kernels move every byte once; or the one, if `whole`."""
     n, c, h, w = call.shape
     pixels = n * h * w
     unit = pixels * c * dtype.itemsize
@@ -225,6 +226,8 @@ def _limit(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu) -> Cost:
     if call.op == "downsample":
         size = unit * (1 + call.hidden / (c * call.taps))
         parts += [(size, product, 0.0)] + ([(size + unit, 2 * product, 0.0)] if training else [])
+    if whole:
+        parts = [(2 * unit, sum(flops for _, flops, _ in parts), sum(fma for _, _, fma in parts))]
     total = 0.0
     for size, flops, fma in parts:
         tensor, lanes = (flops, fma) if dtype.itemsize == 2 else (0.0, fma + flops / 2)
@@ -242,6 +245,10 @@ def _ours(call: Call, dtype: torch.dtype, training: bool, gpu: Gpu) -> list[tupl
         return plans.grn(call.shape, dtype, training)
     if call.op == "downsample":
         return plans.downsample(call.shape, call.hidden, call.kernel[0], dtype, training, gpu)
+    if call.op == "block" and not (training or call.grn) and call.dilation == (1, 1):
+        whole = plans.whole_block(call.shape, call.hidden, call.kernel, dtype, gpu)
+        if whole:
+            return whole
     steps = []
     if call.op in ("block", "dwconv"):
         steps += plans.dwconv(call.shape, call.kernel, call.dilation, call.stride, dtype, training, gpu)
@@ -266,7 +273,7 @@ def explain(recording: Recording, dtype: torch.dtype, training: bool, gpu: Gpu) 
         steps = _ours(call, dtype, training, gpu)
         ours = total((work for _, candidate in steps for work in candidate.launches), gpu)
         eager = total(_eager(call, dtype, training, gpu), gpu)
-        limit = _limit(call, dtype, training, gpu)
+        limit = _limit(call, dtype, training, gpu, whole=steps[0][0] == "block")
         plan = tuple(step if step == c.name else f"{step}: {c.name}" for step, c in steps)
         rows.append(Row(str(call), count, plan, ours * count, eager * count, limit * count))
     # In training each matmul has two more for its gradients, each with about as many bytes.

@@ -294,7 +294,7 @@ MUTANTS = [
     ),
     *_in(
         "triton/mlp_backward.py",
-        MLP_GRADIENTS,
+        ("tests/triton/test_products.py", "-k", "separate_kernels"),
         Mutant(
             "formula",
             "GRN's gradient forgets the norm",
@@ -320,6 +320,39 @@ MUTANTS = [
             "dgamma += 0.0",
         ),
         Mutant("formula", "the second weight's gradient lacks gamma", "(g2 * gamma).to(dw2_ptr", "g2.to(dw2_ptr"),
+    ),
+    *_in(
+        "triton/mlp_fused_backward.py",
+        ("tests/triton/test_products.py", "-k", "hidden_on_chip and (c40 or variants)"),
+        Mutant("mask", "V2's pixels past the end have gradients", "du = tl.where(mask, du, 0.0)", "du += 0.0"),
+        Mutant(
+            "formula",
+            "GRN's gradient forgets the norm",
+            "dg.to(compute).to(tl.float32) * scale + h * per_h",
+            "dg.to(compute).to(tl.float32) * scale",
+        ),
+        Mutant(
+            "formula",
+            "computed again, the gradient of the hidden lacks gamma",
+            "(turned.to(tl.float32) * load_vector(gamma_ptr, c, c < C)[None, :]).to(compute)",
+            "turned",
+            tests=("tests/triton/test_products.py", "-k", "on_chip and recomputed and c40 and h64-p16"),
+        ),
+        Mutant(
+            "stride",
+            "splits write over one another",
+            "tl.program_id(1).to(tl.int64) * (C * HIDDEN)",
+            "0",
+            tests=("tests/triton/test_products.py", "-k", "on_chip and recomputed and c40 and h64-p16"),
+        ),
+    ),
+    *_in(
+        "triton/block_fused.py",
+        ("tests/triton/test_block_fused.py", "-k", "every_candidate and tails and dtype0"),
+        Mutant("mask", "taps left of the image are of the row above", "(left >= 0) & (left < width)", "(left < width)"),
+        Mutant(
+            "stride", "samples have the first one's pixels", "row = (n.to(tl.int64) * pixels + p) * C", "row = p * C"
+        ),
     ),
     *_in(
         "triton/mlp_pointwise.py",

@@ -161,6 +161,14 @@ def test_gradients_of_variants_with_the_hidden_on_chip(variant, norm):
         run_gradients(case, "mlp_recomputed_weight_gradient", name, "min", torch.float16, "recomputed")
 
 
+@pytest.mark.parametrize(("variant", "memory"), [("v1", "min"), ("v1", "balanced"), ("v2", "min"), ("v2", "balanced")])
+def test_gradients_of_whole_rows_by_separate_kernels(variant, memory):
+    """The norm's backward in the epilogue of the product before it."""
+    case = dataclasses.replace(NARROW["c40"], variant=variant)
+    name = next(mlp_plan.input_gradient_candidates(problem(case), HOPPER)).name
+    run_gradients(case, "mlp_input_gradient", name, memory)
+
+
 @pytest.mark.parametrize("index", range(len(FUSED)))
 def test_executed_gradients_with_the_hidden_on_chip(index, emulate):
     """Each once: on sm_80 and sm_90 in turn."""

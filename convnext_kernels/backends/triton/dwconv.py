@@ -191,7 +191,8 @@ def _vector(call: Call, images: tuple[_Image, ...]) -> int:
     return most if even else min(most, 1)
 
 
-def _packed(weight: Tensor, round_to: tl.dtype | None) -> Tensor:
+def packed_weight(weight: Tensor, round_to: tl.dtype | None) -> Tensor:
+    """(C, 1, KH, KW) as (KH, KW, C) in fp32, rounded to `round_to` before."""
     channels, _, kernel_h, kernel_w = weight.shape
     packed = torch.empty(kernel_h, kernel_w, channels, dtype=torch.float32, device=weight.device)
     block = 4096 if device.interpreted() else 256
@@ -338,7 +339,7 @@ def _convolve(
     strides = _weight_strides(weight)
     packed = bool(config.get("pack"))
     if packed:
-        weight, strides = _packed(weight, round_weight), (1, kernel_w * channels, channels)
+        weight, strides = packed_weight(weight, round_weight), (1, kernel_w * channels, channels)
     arguments = {
         "x_ptr": source.tensor,
         "weight_ptr": weight,

@@ -146,6 +146,23 @@ def normalised_pieces(
     """The norm of a tile's rows, rounded to x's dtype as PyTorch does and then to COMPUTE; columns past C are 0."""
     dtype = x_ptr.dtype.element_ty
     rows = load_pieces(x_ptr, n, p, inside, stride_n, stride_p, stride_c, C, BC, PIECES)
+    return normed_pieces(rows, norm_weight_ptr, norm_bias_ptr, eps, dtype, COMPUTE, C, BC, PIECES, NORM)
+
+
+@triton.jit
+def normed_pieces(
+    rows,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    eps,
+    DTYPE: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    C: tl.constexpr,
+    BC: tl.constexpr,
+    PIECES: tl.constexpr,
+    NORM: tl.constexpr,
+):
+    """The norm of rows in pieces, rounded to DTYPE and then to COMPUTE; columns past C are 0."""
     xhat, _, _ = normalise_pieces(rows, eps, C, BC, PIECES, NORM)
     pieces = ()
     for j in tl.static_range(PIECES):
@@ -156,7 +173,7 @@ def normalised_pieces(
             z += load_vector(norm_bias_ptr, c, c < C)[None, :]
         if C < PIECES * BC:
             z = tl.where((c < C)[None, :], z, 0.0)  # xhat is not 0 there, and may be NaN in a masked row
-        pieces = pieces + (z.to(dtype).to(COMPUTE),)
+        pieces = pieces + (z.to(DTYPE).to(COMPUTE),)
     return pieces
 
 

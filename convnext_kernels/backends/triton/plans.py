@@ -1,12 +1,12 @@
 """The launches of each op for a problem, for `convnext-kernels plan`. Nothing runs; neither Triton nor a GPU is needed.
 
-dwconv and mlp have plans (`dwconv_plan`, `mlp_plan`), which the launchers follow. The other ops launch the same kernels
-for every problem; their launches are listed here.
+dwconv, mlp and block have plans (`dwconv_plan`, `mlp_plan`, `block_plan`), which the launchers follow. The other ops
+launch the same kernels for every problem; their launches are listed here.
 """
 
 import torch
 
-from convnext_kernels.backends.triton import dwconv_plan, mlp_plan
+from convnext_kernels.backends.triton import block_plan, dwconv_plan, mlp_plan
 from convnext_kernels.tuning import Candidate, Gpu, Work, cublas_product
 
 Steps = list[tuple[str, Candidate]]
@@ -51,6 +51,16 @@ def mlp(
     if training:
         steps.append(("mlp backward", mlp_plan.backward_plan(problem, gpu)))
     return steps
+
+
+def whole_block(shape: Shape, hidden: int, kernel: tuple[int, int], dtype: torch.dtype, gpu: Gpu) -> Steps:
+    """One kernel for the block of (N, C, H, W), V1 without dilation, in inference; nothing where it is not chosen."""
+    n, c, h, w = shape
+    if dtype.itemsize != 2 or c > block_plan.CHANNELS or kernel[0] != kernel[1] or kernel[0] > block_plan.SIDE:
+        return []
+    name = str(dtype).removeprefix("torch.")
+    plan = block_plan.plan(block_plan.Problem(n, c, h, w, hidden, kernel[0], name), gpu)
+    return [("block", plan)] if "tile" in plan.config else []
 
 
 def layernorm(shape: Shape, dtype: torch.dtype, training: bool) -> Steps:

@@ -1,0 +1,81 @@
+"""The whole block in one kernel: forced, in the interpreter and as PTX."""
+
+import pytest
+import torch
+
+from convnext_kernels import functional, tuning
+from tests.operators import OPERATORS, expected, expected_gradients, gradients
+from tests.shapes import Case
+from tests.tolerance import assert_as_good_as_eager
+
+pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
+
+from convnext_kernels.backends.triton import block_plan
+
+TAILS = Case("several tiles, tails in pixels and channels, dropped samples", n=2, c=40, h=9, w=8, ratio=2, drop=True)
+PLAIN = Case("no parameter that may be missing", n=2, c=17, k=3, variant="plain", bias=False, norm="rms")
+NAMES = [
+    candidate.name
+    for candidate in block_plan.candidates(block_plan.Problem(2, 40, 9, 8, 80, 7, "bfloat16"), tuning.for_arch(80))
+    if candidate.name != block_plan.SEPARATE
+]
+
+
+def run(case, name, dtype=torch.bfloat16, layout=torch.channels_last, **options):
+    """Return the result, and whether the block's plan was a choice."""
+    arguments = OPERATORS["block"].arguments(case, dtype) | options
+    arguments["x"] = arguments["x"].contiguous(memory_format=layout)
+    asked = []
+
+    def choice(kernel, _problem, candidates, _gpu):
+        asked.append(kernel)
+        return next((c for c in candidates if c.name == name), None)
+
+    with tuning.forced(choice):
+        y = OPERATORS["block"].serve("triton", **arguments)
+    return y, "block_forward" in asked and "mlp_forward" not in asked
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", [TAILS, PLAIN], ids=["tails", "plain"])
+def test_every_candidate(case, dtype, name):
+    y, whole = run(case, name, dtype)
+    assert whole
+    assert_as_good_as_eager(y, *expected("block", case, dtype))
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "layout"),
+    [
+        (PLAIN, torch.float32, torch.channels_last),
+        (PLAIN, torch.bfloat16, torch.contiguous_format),
+        (Case("V2", c=16, k=3, variant="v2"), torch.bfloat16, torch.channels_last),
+        (Case("a larger kernel", c=16, k=9), torch.bfloat16, torch.channels_last),
+        (Case("a dilation", c=16, k=3, dilation=2), torch.bfloat16, torch.channels_last),
+        (Case("more channels", c=100, k=3, ratio=1), torch.bfloat16, torch.channels_last),
+    ],
+    ids=["fp32", "nchw", "v2", "9x9", "dilation", "channels"],
+)
+def test_two_kernels_serve_the_others(case, dtype, layout):
+    y, whole = run(case, NAMES[0], dtype, layout)
+    assert not whole
+    assert_as_good_as_eager(y, *expected("block", case, dtype))
+
+
+def test_not_for_training():
+    """The gradient needs y."""
+    arguments = OPERATORS["block"].arguments(PLAIN, torch.bfloat16)
+    arguments["x"] = arguments["x"].contiguous(memory_format=torch.channels_last)
+    dy, eager, reference = expected_gradients("block", PLAIN, torch.bfloat16)
+    with tuning.forced(lambda _k, _p, candidates, _g: next((c for c in candidates if c.name in NAMES), None)):
+        actual = gradients(lambda **a: functional.convnext_block(**a, backend="triton"), arguments, dy)
+    for key, gradient in actual.items():
+        assert_as_good_as_eager(gradient, eager[key], reference[key], what=key)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_executed(name, architecture):
+    y, whole = run(TAILS, name)
+    assert whole
+    assert_as_good_as_eager(y, *expected("block", TAILS, torch.bfloat16))
