@@ -81,14 +81,14 @@ def layer_norm(norm: nn.Module, types: tuple[type, ...], channels: int) -> str |
 
 
 def pointwise(layer: nn.Module) -> str | None:
-    """A Linear, or the same as a 1x1 convolution."""
+    """A Linear, or the same as a convolution of one pixel."""
     if is_one_of(layer, (nn.Linear,)):
         return None
-    if not is_one_of(layer, (nn.Conv2d,)):
+    if not is_one_of(layer, (nn.Conv2d, nn.Conv3d)):
         return f"a pointwise layer is a {class_of(layer).__name__}"
-    if layer.kernel_size != (1, 1) or layer.stride != (1, 1) or layer.groups != 1:
+    if {*layer.kernel_size} != {1} or {*layer.stride} != {1} or layer.groups != 1:
         return f"a pointwise layer is a convolution ({layer.extra_repr()})"
-    if layer.padding not in ((0, 0), "same", "valid"):
+    if layer.padding not in ((0,) * len(layer.stride), "same", "valid"):
         return f"a pointwise layer has padding {layer.padding}"
     return None
 
