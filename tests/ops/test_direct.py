@@ -10,7 +10,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convnext_kernels import FusedConvNeXtBlock, calls, functional
+from convnext_kernels.backends.cpu import mlp_native, native, packed
 from convnext_kernels.ops import registration
+from convnext_kernels.tuning import Candidate, cache
 
 
 @pytest.fixture
@@ -198,3 +200,34 @@ def test_a_tensor_passed_twice_is_direct(x, direct):
     assert direct == ["mlp", "mlp"]
     assert not calls._known
     assert y.shape == x.shape
+
+
+@pytest.mark.skipif(native.import_error() is not None, reason="needs the cpu backend")
+def test_timed_schedules_of_the_cpu(monkeypatch):
+    """A block whose weights are packed goes to the extension directly, with the schedule that was timed last."""
+    seen, find, timed = [], packed.Recent.find, {"generation": 0, "schedule": -1}
+
+    class Watched:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def forward(self, *arguments):
+            seen.append(arguments[-1])
+            self.kernel.forward(*arguments)
+
+    def watched(*arguments):
+        found = find(*arguments)
+        return None if found is None else Watched(found)
+
+    monkeypatch.setattr(packed.Recent, "find", watched)
+    monkeypatch.setattr(cache, "generation", lambda: timed["generation"])
+    monkeypatch.setattr(mlp_native, "pick", lambda *_: Candidate("", {"schedule": timed["schedule"]}))
+    module = FusedConvNeXtBlock(8, backend="cpu")
+    x = torch.randn(1, 8, 5, 6).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        module(x)  # packs the weights
+        for timed["generation"], timed["schedule"] in ((0, -1), (1, 1), (2, 0)):
+            del seen[:]
+            for _ in range(3):
+                module(x)
+            assert seen == [timed["schedule"]] * 2  # after one call on the long way

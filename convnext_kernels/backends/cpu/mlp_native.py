@@ -177,10 +177,11 @@ def run(
     if inputs is not None:
         parameters = slice(1 if dwconv or residual is None else 2, None if drop is None else -1)
         known = Known(inputs.signature, inputs.tensors[parameters], inputs.addresses[parameters])
+    schedule = _schedule(call, kernel_size, (kept_y is not None) + (kept_hidden is not None))
     recent = None
     if launcher is not None and inputs is not None and facts.direct and drop is kept_y is kept_hidden is None:
         recent = inputs.signature.memo.setdefault((Recent, native.isa()), Recent(inputs.signature))
-        inputs.signature.memo[launcher] = _direct(facts, recent, native.isa())
+        inputs.signature.memo[launcher] = _direct(facts, recent, native.isa(), schedule)
     kernel = _kernel(p, dw_weight, dw_bias, facts.configuration, known, recent)
     if facts.direct:
         x_nhwc, written = x, torch.empty_like(x)
@@ -204,27 +205,27 @@ def run(
         facts.codes[1],
         threads,
         address(phases),
-        _schedule(call, kernel_size, (kept_y is not None) + (kept_hidden is not None)),
+        schedule,
     )
     return out if facts.direct else finish(written, out)
 
 
-def _direct(facts: _Facts, recent: Recent, isa: str) -> Callable:
-    """`run` of a block without gradient, for `registration.replayed`.
-
-    It serves calls whose weights are packed, with the default schedule.
-    """
+def _direct(facts: _Facts, recent: Recent, isa: str, schedule: int) -> Callable:
+    """`run` of a block without gradient, for `registration.replayed`: it serves calls whose weights are packed."""
     (code, compute_code), image, operations = facts.codes, facts.image, facts.operations
+    generation, of_torch = cache.generation(), torch.get_num_threads()
 
     def direct(tensors: list[Tensor], addresses: list[int]) -> Any:
-        if native.isa() != isa or cache.generation() or forcing() or _phases.get() is not None:
+        if native.isa() != isa or cache.generation() != generation or forcing() or _phases.get() is not None:
+            return NotImplemented
+        if generation and torch.get_num_threads() != of_torch:  # the schedule was timed with so many
             return NotImplemented
         kernel = recent.find(tensors, addresses)
         if kernel is None:
             return NotImplemented
         out, x = torch.empty_like(tensors[0]), addresses[0]
         threads = native.threads(operations)
-        kernel.forward(code, x, x, out.data_ptr(), *image, 0, 0, 0, compute_code, threads, 0, -1)
+        kernel.forward(code, x, x, out.data_ptr(), *image, 0, 0, 0, compute_code, threads, 0, schedule)
         return out
 
     return direct
