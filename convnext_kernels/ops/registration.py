@@ -35,6 +35,10 @@ class _Op(NamedTuple):
     direction: str  # "forward" or "backward"
     wrapped: bool  # whether the result is a list that begins with what the backend's function returns
 
+    def returned(self, result: Any) -> Any:
+        """What the op returns if the backend's function, or its replay with what is kept, returns `result`."""
+        return [result] if self.wrapped and type(result) is not list else result
+
     def inputs(self, name: str, arguments: tuple) -> calls.Inputs | None:
         """The call's inputs if the dispatcher would do nothing but convert the arguments and call `run`, else None."""
         if torch_versions.watched() or torch_versions.forward_mode_active():
@@ -75,7 +79,7 @@ def call(name: str, *arguments: Any) -> Any:
             return list(result) if type(result) is tuple else result
         result = replayed(inputs, arguments[-1], direct.direction)
         if result is not NotImplemented:
-            return [result] if direct.wrapped else result
+            return direct.returned(result)
         with torch_versions.below_autograd():
             return direct.run(inputs, *arguments)
     if name in _compositions and exporting.traced():
@@ -258,8 +262,12 @@ def _attach(name: str, setup_context: Callable, backward: Callable) -> None:
     def forward(ctx: Any, *given: Any) -> Any:
         *tensors, options, inputs = given
         arguments = (*tensors, *options)
-        with torch_versions.below_autograd():
-            result = op(*arguments) if inputs is None else run(inputs, *arguments)
+        result = NotImplemented if inputs is None else replayed(inputs, options[-1], "forward")
+        if result is not NotImplemented:
+            result = _ops[name].returned(result)
+        else:
+            with torch_versions.below_autograd():
+                result = op(*arguments) if inputs is None else run(inputs, *arguments)
         setup_context(ctx, arguments, result)
         return tuple(result) if returns_list else result
 

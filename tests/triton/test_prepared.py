@@ -11,7 +11,7 @@ from convnext_kernels import calls, functional, tuning, use_backend
 from convnext_kernels.backends.gpu import prepared
 from convnext_kernels.backends.gpu.prepared import View
 from convnext_kernels.ops import registration
-from tests.operators import OPERATORS, expected, expected_gradients, gradients
+from tests.operators import OPERATORS, expected, expected_gradients, gradients, with_gradients
 from tests.shapes import Case
 from tests.tolerance import assert_as_good_as_eager
 
@@ -160,6 +160,31 @@ def test_fork(emulate, arguments):
             same = torch.equal(block(**arguments), expected) and torch.equal(block(**other)[0], expected[0])
             os._exit(0 if same else 1)
         assert os.waitpid(child, 0)[1] == 0
+
+
+def test_two_forward_passes_keep_their_own(emulate, addresses, arguments, monkeypatch):
+    """What a replayed forward pass keeps belongs to it: two of them, then both backward passes."""
+    replays, replayed = [], registration.replayed
+
+    def watched(inputs, backend, direction):
+        result = replayed(inputs, backend, direction)
+        replays.append((direction, result is not NotImplemented))
+        return result
+
+    def balanced(**arguments):
+        return block(**arguments, memory="balanced")
+
+    monkeypatch.setattr(registration, "replayed", watched)
+    samples = [arguments | {"x": arguments["x"] * scale} for scale in (1, -2)]
+    dy = torch.ones_like(arguments["x"])
+    with emulate(90):
+        expected = [gradients(balanced, sample, dy) for sample in samples]
+        replays.clear()
+        samples = [with_gradients(sample) for sample in samples]
+        results = [balanced(**sample) for sample in samples]
+        found = [torch.autograd.grad(y, sample["x"], dy)[0] for y, sample in zip(results, samples, strict=True)]
+    assert replays[:2] == [("forward", True)] * 2
+    assert all(torch.equal(dx, gradient["x"]) for dx, gradient in zip(found, expected, strict=True))
 
 
 def test_replay_skips_the_op(emulate, addresses, arguments, monkeypatch):

@@ -195,6 +195,10 @@ class _Release:
         code.lines.append(f"del {', '.join(f't{slot}' for slot in self.slots)}")
 
 
+def _layout(tensor: Tensor) -> tuple:
+    return tensor.shape, tensor.stride(), tensor.dtype
+
+
 class Recorder(TorchDispatchMode):
     """Writes down what a launcher does with tensors on "meta"."""
 
@@ -255,11 +259,8 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _twin(self, tensor: Tensor) -> int | None:
-        def layout(t: Tensor) -> tuple:
-            return t.shape, t.stride(), t.dtype
-
         for slot, other in enumerate(self.buffers[: self.inputs]):
-            if layout(other) == layout(tensor) == layout(torch.empty_like(other)):
+            if _layout(other) == _layout(tensor) == _layout(torch.empty_like(other)):
                 return slot
         return None
 
@@ -456,8 +457,9 @@ def preparing(environment: Callable[[Tensor], tuple[tuple, Any]]) -> Callable[[C
             if program is None:
                 program = signature.memo[key] = record_call(launcher, arguments)
             result = program.run(tensors, addresses, stream)
-            if program.replay is not None and tensors is call.inputs.tensors:
-                signature.memo[run] = _direct(environment, program.replay, facts, fp32)
+            if program.replay is not None:
+                kept = tensors[len(call.inputs.tensors) :]
+                signature.memo[run] = _direct(environment, program.replay, facts, fp32, call.x, kept)
             return result
 
         return run
@@ -465,9 +467,17 @@ def preparing(environment: Callable[[Tensor], tuple[tuple, Any]]) -> Callable[[C
     return decorate
 
 
-def _direct(environment: Callable, replay: Callable, known: tuple, fp32: bool) -> Callable:
+def _direct(
+    environment: Callable, replay: Callable, known: tuple, fp32: bool, x: Tensor, kept: Sequence[Tensor]
+) -> Callable:
+    """What stands in the `memo` for a launcher; `kept`, which the op has allocated, it allocates and returns, too."""
     *same, tf32, generation = known
     same = tuple(same)
+    likes = [_layout(tensor) == _layout(x) == _layout(torch.empty_like(x)) for tensor in kept]
+    allocations = [
+        functools.partial(torch.empty_strided, t.shape, t.stride(), dtype=t.dtype, device=t.device) for t in kept
+    ]
+    allocations = [None if like else allocate for like, allocate in zip(likes, allocations, strict=True)]
 
     def run(tensors: list[Tensor], addresses: list[int]) -> Any:
         facts, stream = environment(tensors[0])
@@ -476,6 +486,11 @@ def _direct(environment: Callable, replay: Callable, known: tuple, fp32: bool) -
         if fp32 and tf32_allowed() is not tf32:
             return NotImplemented
         with below_autograd():
-            return replay(tensors, addresses, stream)
+            if not allocations:
+                return replay(tensors, addresses, stream)
+            x = tensors[0]
+            kept = [torch.empty_like(x) if allocate is None else allocate() for allocate in allocations]
+            addresses = addresses + [tensor.data_ptr() for tensor in kept]
+            return [replay(tensors + kept, addresses, stream), *kept]
 
     return run
