@@ -1,5 +1,6 @@
 """Large depthwise convolutions on their own: of InceptionNeXt, SegNeXt, VAN, RepLKNet, SLaK and others."""
 
+import torch
 from torch import Tensor, nn
 
 from convnext_kernels import functional
@@ -9,6 +10,10 @@ from convnext_kernels.interop.layers import channels_last
 from convnext_kernels.interop.structure import parameter
 
 LEAST = 7  # of the longer side. Faster than PyTorch where measured: docs/cpu_kernels.md; 3x3 and 5x5 stay PyTorch's
+
+# Multiply-adds below which a CPU's inference in fp32 stays PyTorch's: the kernel gains 20 to 25 us on InceptionNeXt's
+# 1x11 and 11x1, but after a layer that fills the caches the call from Python takes up to 170 us, PyTorch's 40.
+FEW = 2**20
 
 
 class DepthwiseAdapter(Adapter):
@@ -23,6 +28,20 @@ class DepthwiseAdapter(Adapter):
         if refusal:
             return refusal
         return Arguments(module.in_channels, (parameter(module, "weight"), parameter(module, "bias")), None)
+
+    def serves(self, x: object, arguments: Arguments) -> bool:
+        """Not what PyTorch computes before the op is reached."""
+        if not super().serves(x, arguments):
+            return False
+        return (
+            x.device.type != "cpu"
+            or x.dtype != torch.float32
+            or torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or getattr(self, BACKEND) != "auto"
+            or x.numel() * arguments.tensors[0][0].numel() >= FEW
+            or structure.autocasting(x)
+        )
 
     def fused(self, x: Tensor, arguments: Arguments) -> Tensor:
         """Convolve; the result is channels_last, and so are the layers after it.

@@ -85,3 +85,24 @@ def test_a_network_with_them():
         assert len(seen) == 1
         exported = torch.export.export(accelerated, (x,)).module()
         torch.testing.assert_close(exported(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_small_calls_stay_pytorchs(monkeypatch):
+    """On a CPU in fp32 inference, where the kernel gains less than its call takes; not with a backend by name."""
+    called = []
+    ours = ck.functional.depthwise_conv2d
+    monkeypatch.setattr(ck.functional, "depthwise_conv2d", lambda *a, **k: called.append(1) or ours(*a, **k))
+    row = ck.accelerate(layer(kernel_size=(1, 11), padding=(0, 5)))
+    small, large = torch.randn(1, 6, 14, 14), torch.randn(1, 6, 130, 130)
+    for x, backend, grad, calls in (
+        (small, "auto", False, 0),
+        (large, "auto", False, 1),
+        (small, "auto", True, 1),
+        (small, "eager", False, 1),
+        (small.bfloat16(), "auto", False, 1),
+    ):
+        ck.accelerate(row, backend=backend)
+        with torch.set_grad_enabled(grad):
+            row.to(x.dtype)(x)
+        assert len(called) == calls
+        called.clear()
