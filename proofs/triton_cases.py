@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from convnext_kernels import tuning
+from convnext_kernels.bench.candidates import tf32
 from convnext_kernels.calls import BlockCall, DownsampleCall, Dwconv3dCall, DwconvCall, MlpCall, NormCall
 from convnext_kernels.spec import MlpParameters
 from convnext_kernels.tuning.pick import predicted
@@ -42,6 +43,7 @@ class Case:
     activation: str = "gelu"
     keeps: bool = False  # the hidden is kept for the gradient, as with memory="balanced"
     autocast: bool = False  # an fp32 x with bf16 matmuls, of the op block
+    tf32: bool = False  # allowed in matmuls of fp32
     plan: str = ""  # a part of its name: the cost model chooses among those that have it
     quick: bool = False  # compiled by every CI run
 
@@ -54,6 +56,7 @@ class Case:
         parts += [self.plan] if self.plan else []
         parts += ["balanced"] if self.keeps else []
         parts += ["autocast"] if self.autocast else []
+        parts += ["tf32"] if self.tf32 else []
         parts += [name for name in (self.norm, self.activation) if name not in ("layer", "gelu")]
         return " ".join([*parts, "backward" if self.backward else "forward"])
 
@@ -78,6 +81,11 @@ def _compiled() -> Iterator[Case]:
     yield from _both(Case("mlp", 384, 14, keeps=True, grn=True))
     yield from _both(Case("mlp", 96, 56, dtype="fp32", quick=True))  # plan "cublas"
     yield from _both(Case("mlp", 384, 14, dtype="fp32", grn=True))
+    for c, size, keeps in ((96, 56, False), (128, 28, True), (192, 28, False), (384, 14, False)):
+        yield from _both(Case("mlp", c, size, dtype="fp32", keeps=keeps, tf32=True, quick=c == 96))
+    for plan in ("64x64-k32", "128x64-k32", "128x128-k32"):  # of both products, and of the gradients that have it
+        yield from _both(Case("mlp", 384, 14, dtype="fp32", tf32=True, plan=plan))
+    yield from _both(Case("mlp", 384, 14, dtype="fp32", grn=True, tf32=True))
     yield from _both(Case("mlp", 96, 56, dtype="fp16"))
     for c, size in ((96, 56), (128, 28), (192, 28), (384, 14)):
         yield from _both(Case("block", c, size, autocast=True, quick=c == 96))
@@ -164,7 +172,7 @@ def run(case: Case) -> None:
         found = [c for c in candidates if case.plan in c.name]
         return predicted(found, gpu) if found else None
 
-    with tuning.forced(named) if case.plan else nullcontext():
+    with tuning.forced(named) if case.plan else nullcontext(), tf32(case.tf32):
         _run(case)
 
 

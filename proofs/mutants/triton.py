@@ -48,6 +48,11 @@ MUTANTS = [
         ),
     ),
     *_in(
+        "triton/dependent.py",
+        ("tests/triton/test_dependent.py",),
+        Mutant("barrier", "a kernel does not wait for the one before it", "gdc_wait()", "pass"),
+    ),
+    *_in(
         "triton/dwconv_rows.py",
         DWCONV,
         Mutant(

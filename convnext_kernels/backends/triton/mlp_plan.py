@@ -69,6 +69,16 @@ class Problem(NamedTuple):
         """Bytes of an element of the hidden and the weights."""
         return 4 if self.compute_dtype == "float32" else 2
 
+    @property
+    def rounded(self) -> bool:
+        """Whether fp32 matmuls are rounded to TF32, so that tensor cores compute them."""
+        return self.tf32 and self.compute_itemsize == 4
+
+    @property
+    def ours(self) -> bool:
+        """Whether our kernels can compute the matmuls; those of IEEE fp32 are the library's."""
+        return self.compute_itemsize == 2 or self.rounded
+
     def tiles(self, bm: int) -> int:
         """Tiles of `bm` pixels; with GRN a tile lies within one sample."""
         if self.grn:
@@ -89,6 +99,12 @@ def pieces(channels: int, widest: int = 128) -> tuple[int, int]:
 def _fused_tiles(p: Problem, arch: int) -> Iterator[tuple[int, int, int]]:
     """(BM, BH, warps) that compile without a spill: the accumulators, BM x C fp32, fill the registers."""
     channels, grn = p.channels, p.grn
+    if p.rounded:  # in 99 KB of shared memory only small tiles fit
+        if channels <= 96 or (channels <= TF32_FUSED_CHANNELS and arch in (80, 90, 100, 103)):
+            yield 128, 32, 8
+        if channels <= TF32_FUSED_CHANNELS:
+            yield 64, 32, 4
+        return
     if p.stream_itemsize == 4 and (p.keeps_hidden or channels > 192):
         # Under autocast the epilogue has an fp32 residual: above 192 channels it spills up to 368 bytes, and with
         # stores of the hidden in the loop up to 152 with the other tiles.
@@ -132,6 +148,7 @@ def _tile_product(
         dram_bytes=p.pixels * (read + written) + weights,
         l2_bytes=padded * read * columns + p.pixels * written + tiles * weights,
         tensor_flops=2.0 * padded * inner * columns * bn / TRITON_SHARE,
+        tf32=p.rounded,
         fp32_ops=padded * columns * (bn * ops + inner * input_ops),
         programs=tiles * columns * split,
         ctas_per_sm=2 if bm * bn <= 128 * 64 else 1,
@@ -151,11 +168,12 @@ def _fused(p: Problem, bm: int, bh: int, warps: int) -> Candidate:
 
     def work(products: int, streams: int) -> Work:
         moved = p.pixels * p.channels * (p.itemsize + p.stream_itemsize * streams)
-        moved += p.pixels * p.hidden * 2 * p.keeps_hidden
+        moved += p.pixels * p.hidden * p.compute_itemsize * p.keeps_hidden
         return Work(
             dram_bytes=moved + weights * products / 2,
             l2_bytes=moved + tiles * weights * products / 2,
             tensor_flops=2.0 * padded * products * padded_c * p.hidden / TRITON_SHARE,
+            tf32=p.rounded,
             fp32_ops=padded * p.hidden * GELU_OPS,
             programs=tiles,
             ctas_per_sm=2 if warps == 4 else 1,
@@ -233,29 +251,39 @@ NORMALISING_HANDICAP = 1.15
 NORMALISE_OPS, FOLD_OPS = 10, 4  # instructions per element of a row: two walks over it, or its statistics
 
 
-def _product_tiles() -> Iterator[dict]:
+# Of TF32, whose tiles have twice the bytes.
+TF32_FUSED_CHANNELS = 192
+TF32_TILES = ((64, 64, 32, 4, 2), (128, 64, 32, 4, 2), (128, 128, 32, 8, 2))
+TF32_HIDDEN_TILES = ((64, 64, 32, 4, 2), (64, 128, 32, 8, 2))
+TF32_INPUT_TILES = ((64, 64, 1, 32, 4, 2), (128, 128, 1, 32, 8, 2))
+
+
+def _product_tiles(p: Problem) -> Iterator[dict]:
     """The tiles of `mlp_folded_expand_kernel` and `mlp_project_kernel`."""
+    if p.rounded:
+        yield from (_tile(*tile) | {"GROUP": 1} for tile in TF32_TILES)
+        return
     for tile in (*SMALL_TILES, *LARGE_TILES):
         yield _tile(*tile) | {"GROUP": GROUP if tile in LARGE_TILES else 1}
 
 
 def expand_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     """Every way to compute the hidden from x."""
-    element, hidden = p.channels * p.itemsize, p.hidden * 2
-    weights, written = p.channels * p.hidden * 2.0, hidden * (1 + p.keeps_hidden)
+    element, hidden = p.channels * p.itemsize, p.hidden * p.compute_itemsize
+    weights, written = float(p.channels * hidden), hidden * (1 + p.keeps_hidden)
 
     def product(tile: dict, input_ops: float) -> Work:
         size = tile["BM"], tile["BN"]
         return _tile_product(p, p.channels, p.hidden, *size, GELU_OPS, element, written, weights, input_ops=input_ops)
 
-    for sizes in NORMALISING_TILES:
+    for sizes in TF32_TILES if p.rounded else NORMALISING_TILES:
         tile = _tile(*sizes) | {"GROUP": 1}
         works = (product(tile, NORMALISE_OPS),)
         handicap = NORMALISING_HANDICAP if p.channels >= FOLDED_CHANNELS else 1.0
         yield Candidate(_tile_name(tile), {"fold": False, "tile": tile}, works, handicap)
     if p.channels >= FOLDED_CHANNELS:
         folding = Work(dram_bytes=weights * 2, programs=-(-p.hidden // FOLD_ROWS))
-        for tile in _product_tiles():
+        for tile in _product_tiles(p):
             works = folding, product(tile, FOLD_OPS)
             yield Candidate(f"fold-{_tile_name(tile)}", {"fold": True, "tile": tile}, works)
     if not p.grn:
@@ -264,9 +292,10 @@ def expand_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
 
 def project_candidates(p: Problem, gpu: tuning.Gpu, library: bool = True) -> Iterator[Candidate]:
     """Every way to compute the result from the hidden; by the library only if `library`."""
-    weights, hidden, stream = p.channels * p.hidden * 2.0, p.hidden * 2, p.channels * p.stream_itemsize
-    for tile in _product_tiles():
-        if gpu.arch in (100, 103) and p.stream_itemsize == 4 and tile["BM"] == 128:
+    hidden, stream = p.hidden * p.compute_itemsize, p.channels * p.stream_itemsize
+    weights = float(p.channels * hidden)
+    for tile in _product_tiles(p):
+        if gpu.arch in (100, 103) and p.stream_itemsize == 4 and not p.rounded and tile["BM"] == 128:
             continue  # spills 80 bytes beside a 4-byte residual
         size = tile["BM"], tile["BN"]
         work = _tile_product(p, p.hidden, p.channels, *size, 8, hidden, 2 * stream, weights)
@@ -286,13 +315,13 @@ def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     # Not for V2 with the hidden kept: the launch for the sums spills on sm_100, and the fused plan would save little,
     # because the hidden is written anyway.
     tiles: tuple = ()
-    if p.compute_itemsize == 2 and p.channels <= FUSED_CHANNELS and not (p.grn and p.keeps_hidden):
+    if p.ours and p.channels <= FUSED_CHANNELS and not (p.grn and p.keeps_hidden):
         tiles = tuple(_fused_tiles(p, gpu.arch))
     for tile in tiles:
         yield _fused(p, *tile)
     fused = bool(tiles)
     yield _cublas(p, gpu, HANDICAP**2 if fused else HANDICAP)
-    if p.compute_itemsize == 2:
+    if p.ours:
         handicap = HANDICAP if fused and not p.grn else 1.0  # with GRN both take three launches
         yield _products("gemm", p, gpu, tuning.predicted, handicap)
 
@@ -339,13 +368,14 @@ WEIGHT_TILES = ((64, 64, 64, 4, 2), (64, 64, 64, 4, 4), (128, 64, 64, 4, 3), (12
 
 def hidden_gradient_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     """Every way to compute the gradient of the hidden's pre-activation, and the hidden."""
-    wide, weights, recomputed = p.hidden * 2, p.channels * p.hidden * 2.0, not p.keeps_hidden
-    read = p.channels * p.stream_itemsize + (p.channels * 2 if recomputed else wide)
-    for sizes in HIDDEN_TILES:
+    wide, recomputed = p.hidden * p.compute_itemsize, not p.keeps_hidden
+    weights = float(p.channels * wide)
+    read = p.channels * p.stream_itemsize + (p.channels * p.compute_itemsize if recomputed else wide)
+    for sizes in TF32_HIDDEN_TILES if p.rounded else HIDDEN_TILES:
         # Two accumulators of 128 x 128 spill 32 bytes on sm_120 and 40 on sm_80, beside an fp32 gradient 40 on sm_100,
         # too; V2's epilogue is longer.
         archs = (90, 100, 103) if p.stream_itemsize == 2 else (90,)
-        if sizes[:2] == (128, 128) and (p.grn or gpu.arch not in archs):
+        if not p.rounded and sizes[:2] == (128, 128) and (p.grn or gpu.arch not in archs):
             continue
         if p.grn and sizes[0] == sizes[2] == 64 and gpu.arch in (86, 89, 120):  # one of them spills 8 bytes
             continue
@@ -365,11 +395,12 @@ def hidden_gradient_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidat
 
 def input_gradient_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     """Every way to compute the gradient of x from that of the hidden's pre-activation."""
-    element, wide, weights = p.channels * p.itemsize, p.hidden * 2, p.channels * p.hidden * 2.0
+    element, wide = p.channels * p.itemsize, p.hidden * p.compute_itemsize
+    weights = float(p.channels * wide)
     norm = _pointwise(p, 3 * element)
     # LayerNorm's backward needs sums over rows: it runs in the epilogue if one program has whole rows
-    tiles, steps = INPUT_TILES, (norm,)
-    if p.channels <= whole_row_channels(gpu.arch):
+    tiles, steps = TF32_INPUT_TILES if p.rounded else INPUT_TILES, (norm,)
+    if p.channels <= (128 if p.rounded else whole_row_channels(gpu.arch)):
         bc, count = pieces(p.channels)
         tiles, steps = ((64, bc, count, 32, 4 if bc * count <= 96 else 8, 2),), ()
     for bm, bc, count, bk, warps, stages in tiles:
@@ -382,29 +413,32 @@ def input_gradient_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate
 
 def weight_gradient_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     """Every way to compute the gradients of both weights."""
-    for bm, bn, bp, warps, stages in WEIGHT_TILES:
-        if gpu.arch == 86 and (bm, bn) == (128, 64):  # spills 8 bytes
+    for bm, bn, bp, warps, stages in TF32_TILES if p.rounded else WEIGHT_TILES:
+        if gpu.arch == 86 and not p.rounded and (bm, bn) == (128, 64):  # spills 8 bytes
+            continue
+        if gpu.arch in (100, 103) and p.rounded and (bm, bn) == (64, 64):  # spills 12 bytes
             continue
         tiles = -(-p.channels // bm) * -(-p.hidden // bn)
         splits = min(-(-2 * gpu.sms // tiles), max(1, p.pixels // (4 * bp)))
         partials = 4.0 * splits * p.channels * p.hidden
         reread = -(-p.hidden // bn) * p.channels + -(-p.channels // bm) * p.hidden
         work = Work(
-            dram_bytes=p.pixels * (p.channels + p.hidden) * 2.0 + 2 * partials,
-            l2_bytes=p.pixels * 2.0 * reread + partials,
+            dram_bytes=p.pixels * (p.channels + p.hidden) * float(p.compute_itemsize) + 2 * partials,
+            l2_bytes=p.pixels * float(p.compute_itemsize) * reread + partials,
             tensor_flops=2.0 * p.pixels * p.channels * p.hidden / TRITON_SHARE,
+            tf32=p.rounded,
             programs=tiles * splits,
             ctas_per_sm=2,
             warps=warps,
         )
         tile = {"BM": bm, "BN": bn, "BP": bp, "num_warps": warps, "num_stages": stages}
         yield Candidate(f"{bm}x{bn}-p{bp}-s{stages}", {"tile": tile}, (work, work))
-    product = cublas_product(p.channels, p.pixels, p.hidden, p.compute_itemsize, gpu)
+    product = cublas_product(p.channels, p.pixels, p.hidden, p.compute_itemsize, gpu, p.tf32)
     works = product, product, _pointwise(p, p.channels * (p.stream_itemsize + 2)), _pointwise(p, p.channels * 2)
     # Hopper's and Blackwell's tensor cores reach their peak in cuBLAS only, until a timing says otherwise. But the
     # library rounds its result to 16 bits, which ours does not where the parameters are fp32, under autocast. Of fewer
     # channels the products are small, and four operators of PyTorch take 3 units more host time (proofs/host_time.py).
-    preferred = gpu.arch >= 90 and p.stream_itemsize == 2 and p.channels >= 384
+    preferred = gpu.arch >= 90 and p.stream_itemsize == p.compute_itemsize and p.channels >= 384
     handicap = 1 / LIBRARY_HANDICAP if preferred else LIBRARY_HANDICAP
     yield Candidate(LIBRARY, {"library": True}, works, handicap)
 
@@ -545,7 +579,7 @@ def backward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
             fused.append(_fused_gradient(plan, plan, [tuning.predicted(candidates, gpu) for candidates in offered]))
     yield _gradient_cublas(p, gpu, HANDICAP**2 if fused else HANDICAP)
     yield from fused
-    if p.compute_itemsize == 2:
+    if p.ours:
         parts = [tuning.predicted(tuple(candidates(p, gpu)), gpu) for candidates in GRADIENTS.values()]
         yield _gradient_products("gemm", p, parts, HANDICAP if fused else 1.0)
 
