@@ -77,7 +77,7 @@ def measure(shape: Shape, dtype: torch.dtype, rounds: int) -> float:
     Raises AssertionError if the results differ by more than TOLERANCE: wrong results get no time.
     """
     kernel = (False, shape.k) if shape.op == "block" else (shape.k,)
-    workload = getattr(workloads, shape.op)(*shape[1:5], *kernel)
+    workload = workloads.op(*shape[:5], *kernel)
     form = {"dtype": dtype, "memory_format": torch.channels_last}
     eager, ours, x = (each.to(**form) for each in (workload.eager, workload.ours, *workload.inputs))
     with torch.inference_mode():
