@@ -90,7 +90,7 @@ def measure(shape: Shape, dtype: torch.dtype, seconds: float, rounds: int) -> fl
     Raises AssertionError if the results differ by more than TOLERANCE: wrong results get no time.
     """
     kernel = (False, shape.k) if shape.op == "block" else (shape.k,)
-    workload = getattr(workloads, shape.op)(*shape[1:5], *kernel)
+    workload = workloads.op(*shape[:5], *kernel)
     form = {"dtype": dtype, "memory_format": torch.channels_last}
     eager, ours, x = (each.to(**form) for each in (workload.eager, workload.ours, *workload.inputs))
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter

@@ -32,7 +32,7 @@ def measure(threads: int | None, dtype: str, rounds: int) -> None:
     found, form = [], {"dtype": DTYPES[dtype], "memory_format": torch.channels_last}
     with steady_allocator(), use_backend("cpu"):
         for n, c, size in CASES:
-            block = workloads.block(n, c, size, size, False)
+            block = workloads.op("block", n, c, size, size, False)
             eager, ours, x = (each.to(**form) for each in (block.eager, block.ours, *block.inputs))
             calls = {"eager": lambda m=eager, x=x: m(x), "ours": lambda m=ours, x=x: m(x)}
             times = interleave(calls, rounds=rounds, bursts=True)

@@ -22,7 +22,7 @@ from convnext_kernels.tuning import cache
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL = ("platformdirs", "filelock", "rich", "click", "jinja2", "matplotlib", "psutil")
-BUILD = partial(workloads.layernorm, 1, 8, 5, 3)
+BUILD = partial(workloads.op, "layernorm", 1, 8, 5, 3)
 CASE = Case("layernorm", "1x8x5x3", 1, "fp32", "training", "", 8, 0, False, 0, BUILD)
 ITEM = steps.Item("numerics fp32", "layernorm 1x8x5x3 fp32", CASE)
 

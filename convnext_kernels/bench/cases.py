@@ -80,7 +80,7 @@ def _ops(dtype: str, direction: str, n: int) -> list[Case]:
     ) -> None:
         """`sides` and `options` are the arguments of the workload; the sides multiply to the pixels of x."""
         memory = 8 * HELD[group] * (1 + training) * n * c * math.prod(sides)
-        grn, build = options[:1] == (True,), partial(_build, kind or group, n, c, *sides, *options)
+        grn, build = options[:1] == (True,), partial(_build, "op", kind or group, n, c, *sides, *options)
         what = f"{what} C{c} {'x'.join(map(str, sides))}".strip()
         found.append(Case(group, what, n, dtype, direction, mode, c, k, grn, memory, build))
 
@@ -108,7 +108,7 @@ def _volumes(dtype: str, direction: str) -> list[Case]:
     found = []
     for c, size, k in VOLUMES:
         memory = 8 * HELD["dwconv3d"] * (2 if direction == "training" else 1) * c * size**3
-        build = partial(_build, "dwconv3d", 1, c, size, size, k, size)
+        build = partial(_build, "op", "dwconv3d", 1, c, size, size, k, size)
         what = f"K{k} C{c} {size}x{size}x{size}"
         found.append(Case("dwconv3d", what, 1, dtype, direction, FULL, c, 0, False, memory, build))
     return found

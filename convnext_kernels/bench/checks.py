@@ -83,7 +83,7 @@ def cases(device: str, dtype: str) -> Iterator[Case]:
         for op, label, arguments in KINDS:
             if (wide and op not in ("mlp", "block", "layernorm")) or (op == "downsample" and min(h, w) < arguments[0]):
                 continue
-            build = partial(getattr(workloads, op), n, c, h, w, *arguments)
+            build = partial(workloads.op, op, n, c, h, w, *arguments)
             yield Case(op, f"{n}x{c}x{h}x{w}{label}", n, dtype, "training", "", c, 0, False, 0, build)
 
 

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -218,66 +219,36 @@ def _images(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def _pair(eager: nn.Module, ours: nn.Module, inputs: tuple[Tensor, ...]) -> Workload:
+# The modules of each op, plain PyTorch's and ours, by the channels and the options that follow the shape.
+PAIRS: dict[str, Callable[..., tuple[nn.Module, nn.Module]]] = {
+    "dwconv": lambda c, kernel, dilation=1, stride=1: (
+        EagerDwconv(c, kernel, dilation, stride),
+        DepthwiseConv2d(c, kernel, dilation=dilation, stride=stride),
+    ),
+    "dwconv3d": lambda c, kernel, _depth, stride=1: (
+        EagerDwconv3d(c, kernel, stride),
+        DepthwiseConv3d(c, kernel, stride=stride),
+    ),
+    "layernorm": lambda c: (EagerLayerNorm2d(c, eps=1e-6), LayerNorm2d(c)),
+    "grn": lambda c: (EagerGRN2d(c), GlobalResponseNorm(c)),
+    "mlp": lambda c, use_grn: (EagerMlp(c, use_grn), FusedMlp(c, use_grn)),
+    "block": lambda c, use_grn, kernel=7, norm="layer", activation="gelu": (
+        EagerBlock(c, use_grn, kernel, norm, activation),
+        FusedConvNeXtBlock(c, use_grn=use_grn, kernel_size=kernel, norm=norm, activation=activation),
+    ),
+    "block1d": lambda c, use_grn: (EagerBlock1d(c, use_grn), FusedBlock1d(c, use_grn=use_grn)),
+    "downsample": lambda c, patch: (EagerDownsample(c, patch), PatchDownsample2d(c, 2 * c, patch)),
+}
+
+
+def op(name: str, n: int, c: int, h: int, w: int, *options: object) -> Workload:
+    """A row of PAIRS. A block over time has an image of one row, because `measure` knows the formats of images."""
+    eager, ours = PAIRS[name](c, *options)
     initialise(eager)
     ours.load_state_dict(eager.state_dict())
+    shape = (n, c, options[1], h, w) if name == "dwconv3d" else (n, c, h, w)
+    inputs = tuple(_images(*shape) for _ in range(2 if name == "mlp" else 1))  # mlp: x and the residual
     return Workload(eager.eval(), ours.eval(), inputs)
-
-
-def dwconv(
-    n: int, c: int, h: int, w: int, kernel: int | tuple[int, int], dilation: int = 1, stride: int = 1
-) -> Workload:
-    """Depthwise convolution. `kernel`: one side, or height and width."""
-    pair = EagerDwconv(c, kernel, dilation, stride), DepthwiseConv2d(c, kernel, dilation=dilation, stride=stride)
-    return _pair(*pair, (_images(n, c, h, w),))
-
-
-def dwconv3d(n: int, c: int, h: int, w: int, kernel: int, depth: int, stride: int = 1) -> Workload:
-    """Depthwise convolution of volumes, with a cubic kernel."""
-    pair = EagerDwconv3d(c, kernel, stride), DepthwiseConv3d(c, kernel, stride=stride)
-    return _pair(*pair, (_images(n, c, depth, h, w),))
-
-
-def layernorm(n: int, c: int, h: int, w: int) -> Workload:
-    """LayerNorm over the channels."""
-    return _pair(EagerLayerNorm2d(c, eps=1e-6), LayerNorm2d(c), (_images(n, c, h, w),))
-
-
-def grn(n: int, c: int, h: int, w: int) -> Workload:
-    """Global response normalisation."""
-    return _pair(EagerGRN2d(c), GlobalResponseNorm(c), (_images(n, c, h, w),))
-
-
-def mlp(n: int, c: int, h: int, w: int, use_grn: bool) -> Workload:
-    """The inverted bottleneck with a separate residual."""
-    inputs = (_images(n, c, h, w), _images(n, c, h, w))
-    return _pair(EagerMlp(c, use_grn), FusedMlp(c, use_grn), inputs)
-
-
-def block(
-    n: int,
-    c: int,
-    h: int,
-    w: int,
-    use_grn: bool,
-    kernel: int = 7,
-    norm: str = "layer",
-    activation: str = "gelu",
-) -> Workload:
-    """The whole block."""
-    ours = FusedConvNeXtBlock(c, use_grn=use_grn, kernel_size=kernel, norm=norm, activation=activation)
-    pair = EagerBlock(c, use_grn, kernel, norm, activation), ours
-    return _pair(*pair, (_images(n, c, h, w),))
-
-
-def block1d(n: int, c: int, h: int, length: int, use_grn: bool) -> Workload:
-    """The whole block over time; the input is an image of one row (`h` = 1): `measure` knows the formats of images."""
-    return _pair(EagerBlock1d(c, use_grn), FusedBlock1d(c, use_grn=use_grn), (_images(n, c, h, length),))
-
-
-def downsample(n: int, c: int, h: int, w: int, patch: int) -> Workload:
-    """LayerNorm and a convolution of patches that doubles the channels."""
-    return _pair(EagerDownsample(c, patch), PatchDownsample2d(c, 2 * c, patch), (_images(n, c, h, w),))
 
 
 def _load(library: str, name: str) -> nn.Module:

@@ -20,7 +20,7 @@ N, C, SIZE = 2, 16, 7
 
 def case(direction="forward", dtype="fp32", memory=0):
     def build():
-        return workloads.block(N, C, SIZE, SIZE, False)
+        return workloads.op("block", N, C, SIZE, SIZE, False)
 
     return Case("block", "V1 tiny", N, dtype, direction, QUICK, C, 7, False, memory, build)
 
@@ -45,7 +45,7 @@ def by_name(records):
 def test_a_case(session, direction, dtype):
     records = by_name(session.measure(case(direction, dtype)))
     assert list(records) == [EAGER, OURS, "eager, contiguous"]
-    workload = workloads.block(N, C, SIZE, SIZE, False)
+    workload = workloads.op("block", N, C, SIZE, SIZE, False)
     counts = count(workload.eager, workload.inputs)
     counts = counts.training() if direction == "training" else counts
     for record in records.values():
@@ -224,13 +224,13 @@ def test_the_reference_leaves_other_convolutions_alone():
 def test_every_workload_runs_both_ways():
     shape = (1, 8, 6, 5)
     for build in (
-        workloads.dwconv(*shape, 3, 2),
-        workloads.block1d(1, 8, 1, 9, True),
-        workloads.layernorm(*shape),
-        workloads.grn(*shape),
-        workloads.mlp(*shape, True),
-        workloads.block(*shape, True, 5),
-        workloads.downsample(*shape, 2),
+        workloads.op("dwconv", *shape, 3, 2),
+        workloads.op("block1d", 1, 8, 1, 9, True),
+        workloads.op("layernorm", *shape),
+        workloads.op("grn", *shape),
+        workloads.op("mlp", *shape, True),
+        workloads.op("block", *shape, True, 5),
+        workloads.op("downsample", *shape, 2),
     ):
         torch.testing.assert_close(build.ours(*build.inputs), build.eager(*build.inputs), rtol=1e-4, atol=1e-4)
 

@@ -54,8 +54,8 @@ def case(script, group, dtype="fp32", what=None):
     """A tiny one in the place of a real one."""
     real = next(c for c in script.cases() if c.group == group and c.dtype == dtype)
     build = {
-        "dwconv": lambda: workloads.dwconv(N, C, SIZE, SIZE, 7),
-        "block": lambda: workloads.block(N, C, SIZE, SIZE, False),
+        "dwconv": lambda: workloads.op("dwconv", N, C, SIZE, SIZE, 7),
+        "block": lambda: workloads.op("block", N, C, SIZE, SIZE, False),
         "model": lambda: workloads.convnext("torchvision", "convnext_tiny", N, 64),
     }[group]
     return dataclasses.replace(real, what=what or f"tiny {real.what.split()[-1]}", memory=0, channels=C, build=build)

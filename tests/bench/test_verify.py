@@ -12,7 +12,7 @@ from convnext_kernels.bench import checks, lines, steps, verify, workloads
 from convnext_kernels.bench.cases import Case
 from convnext_kernels.bench.results import OURS
 
-BUILD = partial(workloads.grn, 1, 8, 5, 3)
+BUILD = partial(workloads.op, "grn", 1, 8, 5, 3)
 
 
 def _case(what, build=BUILD):

@@ -22,7 +22,7 @@ def taps(size, kernel, stride=1, dilation=1):
     ("size", "kernel", "dilation", "stride"), [(5, 3, 1, 1), (7, 31, 1, 1), (14, 7, 1, 2), (6, 1, 1, 1), (9, 5, 2, 1)]
 )
 def test_depthwise_convolutions(size, kernel, dilation, stride):
-    found = counted(workloads.dwconv(N, C, size, size, kernel, dilation, stride))
+    found = counted(workloads.op("dwconv", N, C, size, size, kernel, dilation, stride))
     inside, outputs = taps(size, kernel, stride, dilation)
     assert found.flops == found.depthwise_flops == 2 * N * C * outputs * kernel**2
     assert found.flops - found.padding_flops == 2 * N * C * inside
@@ -31,24 +31,24 @@ def test_depthwise_convolutions(size, kernel, dilation, stride):
 
 
 def test_volumes():
-    found = counted(workloads.dwconv3d(1, C, 9, 9, 3, 9))
+    found = counted(workloads.op("dwconv3d", 1, C, 9, 9, 3, 9))
     assert found.flops == 2 * C * 9**3 * 27
     assert found.flops - found.padding_flops == 2 * C * (3 * 9 - 2) ** 3
 
 
 @pytest.mark.parametrize("use_grn", [False, True])
 def test_bottleneck_and_block(use_grn):
-    mlp, block = (counted(getattr(workloads, name)(N, C, SIZE, SIZE, use_grn)) for name in ("mlp", "block"))
+    mlp, block = (counted(workloads.op(name, N, C, SIZE, SIZE, use_grn)) for name in ("mlp", "block"))
     assert (mlp.flops, mlp.depthwise_flops) == (16 * PIXELS * C * C, 0)
     assert mlp.bytes(4) == 4 * (3 * PIXELS * C + mlp.parameters)  # x, the residual and the output
     assert mlp.parameters == 8 * C * C + (15 if use_grn else 8) * C
-    dwconv = counted(workloads.dwconv(N, C, SIZE, SIZE, 7))
+    dwconv = counted(workloads.op("dwconv", N, C, SIZE, SIZE, 7))
     assert block.flops == mlp.flops + dwconv.flops
     assert block.padding_flops == dwconv.padding_flops > 0
     assert block.others == PIXELS * C
-    line = counted(workloads.block1d(N, C, 1, SIZE, use_grn))
+    line = counted(workloads.op("block1d", N, C, 1, SIZE, use_grn))
     assert line.flops == N * SIZE * (16 * C * C + 2 * 7 * C)
-    assert counted(workloads.layernorm(N, C, SIZE, SIZE)) == work.Work(0, 0, PIXELS * C, PIXELS * C, 2 * C)
+    assert counted(workloads.op("layernorm", N, C, SIZE, SIZE)) == work.Work(0, 0, PIXELS * C, PIXELS * C, 2 * C)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_the_papers_figures(name, printed, millions):
 
 
 def test_training_moves_every_tensor_once_a_pass():
-    found = counted(workloads.dwconv(N, C, SIZE, SIZE, 3))
+    found = counted(workloads.op("dwconv", N, C, SIZE, SIZE, 3))
     # x read, y written; dy and x read, dx written; weights read twice, gradients written
     assert found.training().bytes(1) == 5 * PIXELS * C + 3 * C * 10
     assert found.training().flops == 3 * found.flops

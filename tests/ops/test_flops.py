@@ -9,13 +9,13 @@ from convnext_kernels.bench import workloads
 from convnext_kernels.ops import flops  # noqa: F401
 
 CASES = {
-    "dwconv": lambda: workloads.dwconv(2, 8, 14, 14, 7),
-    "dwconv, a rectangle with stride": lambda: workloads.dwconv(2, 8, 14, 13, (3, 5), 1, 2),
-    "mlp": lambda: workloads.mlp(2, 8, 7, 5, True),
-    "block": lambda: workloads.block(2, 8, 7, 5, False),
-    "downsample": lambda: workloads.downsample(2, 8, 7, 9, 2),
-    "layernorm": lambda: workloads.layernorm(2, 8, 7, 9),
-    "grn": lambda: workloads.grn(2, 8, 7, 9),
+    "dwconv": lambda: workloads.op("dwconv", 2, 8, 14, 14, 7),
+    "dwconv, a rectangle with stride": lambda: workloads.op("dwconv", 2, 8, 14, 13, (3, 5), 1, 2),
+    "mlp": lambda: workloads.op("mlp", 2, 8, 7, 5, True),
+    "block": lambda: workloads.op("block", 2, 8, 7, 5, False),
+    "downsample": lambda: workloads.op("downsample", 2, 8, 7, 9, 2),
+    "layernorm": lambda: workloads.op("layernorm", 2, 8, 7, 9),
+    "grn": lambda: workloads.op("grn", 2, 8, 7, 9),
 }
 
 
