@@ -1,17 +1,23 @@
 """Where the time of the fused block goes on this CPU, by phase, and what share of its ceiling each phase reaches.
 
-    python benchmarks/cpu_phases.py [--threads 2] [--isa avx512] [--markdown]
+    python benchmarks/cpu_phases.py [--threads 2] [--isa avx512] [--markdown] [--calls]
 
 The kernel of the block is timed from inside (`backends.cpu.mlp_native.timed_phases`): seconds of each thread in each
-phase, of the call with the median time, as the mean over the threads. "Outside" is Python, waking the threads, and the
-end of the call, where one thread waits for the other.
+phase, as the mean over the threads. "Outside" is Python, waking the threads, and the end of the call, where one thread
+waits for the other. Each figure is the minimum over the calls: other processes only add to them.
 
 The share is relative to the ceiling of the phase, measured in the same process: multiply-adds from registers for the
 convolution (without the taps outside the image) and the fp32 products, the rate of the bf16 products if the machine
 has them. LayerNorm, GELU and the residual have almost no products; they lower the shares of their phases.
+
+``--calls`` prints what calls cost instead: of a block, beside an op that does nothing and the kernel's own time; of
+ConvNeXt-T at batch 1, beside the sum of its calls of the extension and of PyTorch's layers.
 """
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import click
 import torch
@@ -26,12 +32,13 @@ from convnext_kernels.bench.timing import pinned, settle, steady_allocator
 from convnext_kernels.bench.work import count
 from convnext_kernels.bench.workloads import EagerBlock
 from convnext_kernels.cli import options
+from convnext_kernels.models import create_model
 
-CALLS = 30
+CALLS = 100
 
 
-def measure(block: torch.nn.Module, x: torch.Tensor) -> list[float]:
-    """Milliseconds of the call with the median time, then of each of its phases, as the mean over the threads."""
+def measure(block: torch.nn.Module, x: torch.Tensor) -> tuple[float, list[float], float]:
+    """Return milliseconds of a call, of each of its phases as the mean over the threads, and of what is outside."""
     calls = []
     for _ in range(5):
         block(x)
@@ -40,8 +47,10 @@ def measure(block: torch.nn.Module, x: torch.Tensor) -> list[float]:
             start = time.perf_counter()
             block(x)
             total = time.perf_counter() - start
-        calls.append([1e3 * value for value in (total, *seconds.mean(0).tolist())])
-    return sorted(calls)[len(calls) // 2]
+        phases = seconds.mean(0).tolist()
+        calls.append([1e3 * value for value in (total, *phases, total - sum(phases))])
+    total, *phases, outside = map(min, zip(*calls, strict=True))
+    return total, phases, outside
 
 
 def ceilings(threads: int) -> dict[str, float]:
@@ -59,17 +68,102 @@ def row(use_grn: bool, dtype: str, n: int, c: int, size: int, rates: dict[str, f
     with torch.inference_mode(False):  # without version counters the packed weights would be checked in full
         block = FusedConvNeXtBlock(c, use_grn=use_grn, layer_scale_init_value=1.0).to(DTYPES[dtype]).eval()
     x = torch.randn(n, c, size, size, dtype=DTYPES[dtype]).contiguous(memory_format=torch.channels_last)
-    total, *phases = measure(block, x)
+    total, phases, outside = measure(block, x)
     work = count(EagerBlock(c, use_grn), [x.float()])
     product = 1e3 * (work.flops - work.depthwise_flops) / 2 / rates[dtype]
     dwconv = 1e3 * (work.depthwise_flops - work.padding_flops) / rates["fp32"]
     ideal = {"dwconv": dwconv, "W1, GELU": product, "W2, residual": product}
     cells = []
-    for name, value in zip((*PHASES, "outside"), (*phases, total - sum(phases)), strict=True):
+    for name, value in zip((*PHASES, "outside"), (*phases, outside), strict=True):
         share = f" ({ideal[name] / value:.0%})" if name in ideal and value else ""
         cells.append(f"{value:.3f}{share}" if value else "")
     label = f"{'V2' if use_grn else 'V1'} C{c} {size}x{size} b{n} {dtype}"
     return label, f"{total:.2f} ({sum(ideal.values()) / total:.0%})", *cells
+
+
+def clock() -> float:
+    """Seconds of this thread's processor time; with several threads of the clock."""
+    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def fastest(call: Callable[[], object]) -> float:
+    """Microseconds of a call on one thread, of the fastest of 200 loops of 50."""
+    best = float("inf")
+    for _ in range(200):
+        start = time.thread_time()
+        for _ in range(50):
+            call()
+        best = min(best, time.thread_time() - start)
+    return 1e6 / 50 * best
+
+
+def block_call() -> str:
+    """What a call of a block costs beside the kernel, on an image of one pixel."""
+    x, one = torch.zeros(1, 96, 1, 1).to(memory_format=torch.channels_last), torch.zeros(1)
+    with torch.inference_mode(False):
+        block = FusedConvNeXtBlock(96).eval()
+    library = torch.library.Library("cpu_phases", "DEF")
+    library.define("nothing(Tensor x) -> Tensor")
+    library.impl("nothing", torch.empty_like, "CompositeExplicitAutograd")
+    whole, nothing = fastest(lambda: block(x)), fastest(lambda: torch.ops.cpu_phases.nothing(x))
+    unit = fastest(lambda: [torch.add(one, one) for _ in range(10)])
+    kernel = 1e3 * sum(measure(block, x)[1])
+    rest = whole - nothing - kernel
+    return (
+        f"a block of one pixel {whole:.1f} us: an op that does nothing {nothing:.1f}, the kernel {kernel:.1f}, Python "
+        f"and checks {rest:.1f} ({rest / unit * 10:.1f} where ten torch.add take 10 us; here {unit:.1f})"
+    )
+
+
+@contextmanager
+def timed_inside(model: torch.nn.Module) -> Iterator[list[float]]:
+    """Collect the seconds of the extension's calls and of PyTorch's two layers inside the context."""
+    extension, spent, undo = native.extension(), [], []
+
+    def timed(function: Callable) -> Callable:
+        def call(*arguments: Any) -> Any:
+            start = clock()
+            result = function(*arguments)
+            spent.append(clock() - start)
+            return result
+
+        return call
+
+    targets = [(extension.PackedMlp, "forward"), (extension.Downsample, "forward")]
+    targets += [(extension, "forward_blocks"), (extension, "layernorm")]
+    targets += [
+        (model.downsample_layers[0][0], "_conv_forward"),
+        (model.head, "forward"),
+    ]  # of the stem; the classifier
+    for owner, name in targets:
+        original = getattr(owner, name)
+        undo.append((owner, name, original))
+        setattr(owner, name, timed(original))
+    try:
+        yield spent
+    finally:
+        for owner, name, original in undo:
+            setattr(owner, name, original)
+
+
+def network_calls(dtype: str, size: int) -> str:
+    """How much longer ConvNeXt-T at batch 1 takes than the calls inside it."""
+    form = {"dtype": DTYPES[dtype], "memory_format": torch.channels_last}
+    with torch.inference_mode(False):
+        model = create_model("convnext_tiny").to(**form).eval()
+    x = torch.randn(1, 3, size, size).to(**form)
+    found = []
+    with timed_inside(model) as spent:
+        for _ in range(30):
+            spent.clear()
+            start = clock()
+            model(x)
+            found.append((clock() - start, sum(spent), len(spent)))
+    total, inside, count = min(found[5:])
+    return (
+        f"ConvNeXt-T {dtype}, {size} x {size}, batch 1: {1e3 * total:.2f} ms, {count} calls inside it "
+        f"{1e3 * inside:.2f}: {total / inside - 1:.1%} more"
+    )
 
 
 @click.command()
@@ -77,11 +171,18 @@ def row(use_grn: bool, dtype: str, n: int, c: int, size: int, rates: dict[str, f
 @click.option("--isa", help="Instruction set of the kernels. [default: the machine's best]")
 @click.option("--batch", "batches", type=click.IntRange(1), multiple=True, default=(1, 8), show_default=True)
 @click.option("--markdown", is_flag=True, help="Print a table for docs/cpu_kernels.md.")
-def main(threads: int, isa: str | None, batches: tuple[int, ...], markdown: bool) -> None:
+@click.option("--calls", is_flag=True, help="Print what calls cost instead.")
+def main(threads: int, isa: str | None, batches: tuple[int, ...], markdown: bool, calls: bool) -> None:
     """Print a row for each block: milliseconds of every phase, and the share of its ceiling."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     with native.use_isa(isa or native.isa()), steady_allocator(), torch.inference_mode(), pinned():
+        if calls:
+            click.echo(block_call())
+            for dtype in ("fp32", "bf16"):
+                for size in (64, 224):
+                    click.echo(network_calls(dtype, size))
+            return
         rates = ceilings(threads)
         click.echo(
             f"{native.isa()}, {threads} threads; ceilings {rates['fp32'] / 1e9:.0f} GFLOP/s in fp32, "

@@ -35,6 +35,9 @@ def accelerate(model: nn.Module, *, memory: str = "auto", backend: str = "auto")
     ``torch.nn.Conv2d`` with a side of at least 7 and each depthwise ``torch.nn.Conv3d``, as in MedNeXt. All other
     modules stay as they are; `acceleration_report` gives the reasons.
 
+    On a CPU whose instruction set has no products of bf16, the convolution of images into patches, the stem, computes
+    bf16 in fp32; the report does not list it.
+
     Only the classes of these modules change. Parameters, state-dict keys, hooks, modes, devices and dtypes stay,
     ``isinstance`` gives the same answers, and copies, pickles and ``torch.save`` work as before (to load a pickle,
     this package must be installed). A replaced module runs its original forward where the fused op would not give

@@ -612,6 +612,19 @@ Ahead next_plane(const DwconvArgs& a, const Geometry& g, int64_t plane, int64_t 
   return {x + first * g.x_across, x + last * g.x_across};
 }
 
+// Of images that do not stay in the caches between two layers: pixels of x that the block of results after `next` needs
+// and the one before it does not. (8x192x56x56 in bf16, one thread of a Zen 4: K 3 3.39 -> 3.00 ms, K 5 3.99 -> 3.38, K 7
+// 5.31 -> 4.37; no gain where x and y are 5 MB.)
+template <class T>
+Ahead next_block(const DwconvArgs& a, const Geometry& g, int64_t next, int64_t block) {
+  const int64_t pixels = a.n * a.h.in * a.w.in;
+  const bool rows = g.x_along == a.c && g.across.in == g.across.out && g.along.in == g.along.out;
+  if (!rows || 2 * pixels * a.c * int64_t(sizeof(T)) <= last_cache_bytes() / 4) return {};
+  const int64_t from = min64(next + g.across.reach * g.across.dilation * a.w.in, pixels);
+  const T* x = static_cast<const T*>(a.x);
+  return {x + from * a.c, x + min64(from + block, pixels) * a.c};
+}
+
 }  // namespace
 
 template <class T>
@@ -677,7 +690,8 @@ void dwconv(const DwconvArgs& a, Team& team) {
     if (a.d.out == 1) {
       for (int64_t p = begin, next; p < end; p = next) {
         next = min64(p + block, end);
-        convolve_pixels<T>(a, g, channel, last_channel, p, next, out);
+        const Ahead ahead = by_channels ? Ahead{} : next_block<T>(a, g, next, block);
+        convolve_pixels<T>(a, g, channel, last_channel, p, next, out, ahead);
       }
       return streamed();
     }

@@ -271,8 +271,8 @@ MUTANTS = [
         Mutant(
             "state",
             "the fast look at the parameters leaves their versions out",
-            "versions = [t._version for t in self.tensors]",
-            "versions = []",
+            "self.addresses, _versions(self.tensors)",
+            "self.addresses, []",
         ),
         Mutant(
             "state",
@@ -284,7 +284,7 @@ MUTANTS = [
         Mutant(
             "state",
             "the shortest look leaves versions and addresses out",
-            "entry.last != (self._signature, _in_full(), addresses[1:], versions[1:])",
+            "entry.last != (self._signature, _in_full(), addresses[1:], _versions(tensors[1:]))",
             "False",
         ),
         Mutant("state", "weights that are gone stay packed", "if other.reference.expired()", "if False"),
