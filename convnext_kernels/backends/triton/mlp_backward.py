@@ -25,6 +25,7 @@ from convnext_kernels.backends.triton.mlp_tiles import (
     load_transposed,
     load_vector,
     normalise_pieces,
+    program_tile,
     zero_pieces,
 )
 
@@ -60,12 +61,7 @@ def mlp_hidden_gradient_kernel(
     dependent.wait(PDL)
     compute: tl.constexpr = w2_ptr.dtype.element_ty
     whole: tl.constexpr = C % BK == 0 and HIDDEN % BN == 0
-    columns: tl.constexpr = (HIDDEN + BN - 1) // BN
-    tile, column = grouped(columns, GROUP)
-    n = tile // tiles
-    p = (tile % tiles) * BM + tl.arange(0, BM)
-    inside = p < pixels
-    hid = column * BN + tl.arange(0, BN)
+    tile, n, p, inside, hid = program_tile(pixels, tiles, HIDDEN, BM, BN, GROUP)
     held = hid < HIDDEN
     row = n.to(tl.int64) * pixels + p
     scale = tl.full((BM,), 1.0, dtype=tl.float32)

@@ -21,7 +21,7 @@ import triton.language as tl
 from convnext_kernels.backends.triton import dependent
 from convnext_kernels.backends.triton.activations import activate
 from convnext_kernels.backends.triton.layernorm import offsets
-from convnext_kernels.backends.triton.mlp_tiles import grouped, load_transposed, load_vector, store_output
+from convnext_kernels.backends.triton.mlp_tiles import load_transposed, load_vector, program_tile, store_output
 
 
 @triton.jit
@@ -174,12 +174,7 @@ def mlp_folded_expand_kernel(
     dependent.wait(PDL)
     compute: tl.constexpr = folded_ptr.dtype.element_ty
     whole: tl.constexpr = HIDDEN % BN == 0 and C % BK == 0
-    columns: tl.constexpr = (HIDDEN + BN - 1) // BN
-    tile, column = grouped(columns, GROUP)
-    n = tile // tiles
-    p = (tile % tiles) * BM + tl.arange(0, BM)
-    inside = p < pixels
-    hid = column * BN + tl.arange(0, BN)
+    tile, n, p, inside, hid = program_tile(pixels, tiles, HIDDEN, BM, BN, GROUP)
     held = hid < HIDDEN
     row = n.to(tl.int64) * stride_xn + p.to(tl.int64) * stride_xp
     first = tl.load(x_ptr + row, mask=inside, other=0.0).to(compute).to(tl.float32)
@@ -235,12 +230,7 @@ def mlp_expand_kernel(
     dependent.wait(PDL)
     compute: tl.constexpr = w1_ptr.dtype.element_ty
     whole: tl.constexpr = HIDDEN % BN == 0 and C % BK == 0
-    columns: tl.constexpr = (HIDDEN + BN - 1) // BN
-    tile, column = grouped(columns, GROUP)
-    n = tile // tiles
-    p = (tile % tiles) * BM + tl.arange(0, BM)
-    inside = p < pixels
-    hid = column * BN + tl.arange(0, BN)
+    tile, n, p, inside, hid = program_tile(pixels, tiles, HIDDEN, BM, BN, GROUP)
     held = hid < HIDDEN
     mean, rstd = row_statistics(x_ptr, n, p, inside, stride_xn, stride_xp, stride_xc, eps, C, BM, BK, NORM)
     u = tl.zeros((BM, BN), dtype=tl.float32)
@@ -298,11 +288,7 @@ def mlp_project_kernel(
     whole: tl.constexpr = C % BN == 0 and HIDDEN % BK == 0
     columns: tl.constexpr = (C + BN - 1) // BN
     PART: tl.constexpr = ((HIDDEN + BK * SPLIT - 1) // (BK * SPLIT)) * BK
-    tile, column = grouped(columns, GROUP)
-    n = tile // tiles
-    p = (tile % tiles) * BM + tl.arange(0, BM)
-    inside = p < pixels
-    c = column * BN + tl.arange(0, BN)
+    _, n, p, inside, c = program_tile(pixels, tiles, C, BM, BN, GROUP)
     row = (n.to(tl.int64) * pixels + p)[:, None] * HIDDEN
     acc = tl.zeros((BM, BN), dtype=tl.float32)
     begin = 0

@@ -30,6 +30,15 @@ def grouped(COLUMNS: tl.constexpr, GROUP: tl.constexpr):
 
 
 @triton.jit
+def program_tile(pixels, tiles, OUTER: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr):
+    """(tile of pixels, its sample, its pixels, whether they exist, the columns of OUTER) of this program."""
+    tile, column = grouped((OUTER + BN - 1) // BN, GROUP)
+    n = tile // tiles
+    p = (tile % tiles) * BM + tl.arange(0, BM)
+    return tile, n, p, p < pixels, column * BN + tl.arange(0, BN)
+
+
+@triton.jit
 def load_vector(ptr, c, inside):
     """A parameter's elements `c` in fp32, 0 outside."""
     return tl.load(ptr + c, mask=inside, other=0.0).to(tl.float32)
