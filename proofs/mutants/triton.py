@@ -106,7 +106,7 @@ MUTANTS = [
         Mutant("stride", "the diagonals begin one column too far left", "(LEFT - PW + j)", "(LEFT - PW - 1 + j)"),
     ),
     *_in(
-        "triton/dwconv.py",
+        "triton/dwconv_images.py",
         ("tests/ops/test_layouts.py", "-k", "triton and dwconv"),
         Mutant(
             "state",

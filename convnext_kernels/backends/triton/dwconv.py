@@ -19,9 +19,8 @@ dwconv_plan.py chooses. NHWC (channels_last) and NCHW tensors, also slices of sa
 copy; other strides are copied to channels_last first.
 """
 
-import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -33,6 +32,19 @@ from convnext_kernels.backends.gpu.layout import flat
 from convnext_kernels.backends.gpu.prepared import aligned
 from convnext_kernels.backends.triton import device, dwconv_plan, dwconv_toeplitz_plan
 from convnext_kernels.backends.triton.dwconv_forward import pack_kernel, plane_kernel, rolling_kernel
+from convnext_kernels.backends.triton.dwconv_images import (
+    Image,
+    as_image,
+    as_image_like,
+    as_rows,
+    channels_last,
+    filled,
+    in_twos,
+    rounding,
+    sides,
+    viewed,
+    weight_strides,
+)
 from convnext_kernels.backends.triton.dwconv_lines import line_partials_kernel, lines_kernel
 from convnext_kernels.backends.triton.dwconv_rows import rows_kernel
 from convnext_kernels.backends.triton.dwconv_toeplitz import copies_kernel, toeplitz_kernel, toeplitz_partials_kernel
@@ -41,84 +53,6 @@ from convnext_kernels.backends.triton.launch import launch, prepared
 from convnext_kernels.calls import Dwconv3dCall, DwconvCall
 
 Call = DwconvCall | Dwconv3dCall
-
-_TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-
-
-class _Image(NamedTuple):
-    """A tensor as the kernels address it."""
-
-    tensor: Tensor
-    stride_n: int
-    strides: tuple[int, ...]  # of c, [d,] h, w
-    channels_first: bool
-
-
-def _seen(x: Tensor) -> _Image | None:
-    """View x without a copy; None unless its samples are dense NHWC or NCHW (volumes: NDHWC or NCDHW)."""
-    n, c, *sizes = x.shape
-    stride_n, *strides = x.stride()
-    if n == 1:
-        stride_n = c * math.prod(sizes)
-    inner = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]  # pixels from one to the next of each axis
-    nhwc, nchw = (1, *(pixels * c for pixels in inner)), (math.prod(sizes), *inner)
-    for dense in (nhwc, nchw):
-        # The stride of a dimension of size 1 is arbitrary
-        if all(a == b or size == 1 for a, b, size in zip(strides, dense, (c, *sizes), strict=True)):
-            return _Image(x, stride_n, dense, dense is nchw)
-    return None
-
-
-def _channels_last(x: Tensor) -> torch.memory_format:
-    return torch.channels_last if x.dim() == 4 else torch.channels_last_3d
-
-
-def _sides(t: Tensor) -> tuple[int, ...]:
-    """Depth, height and width of an image, a volume or a weight; an image's depth is 1."""
-    return t.shape[2:] if t.dim() == 5 else (1, *t.shape[2:])
-
-
-def _image(x: Tensor) -> _Image:
-    """View x without a copy if possible, else a channels_last copy of it."""
-    seen = _seen(x) or _seen(x.contiguous(memory_format=_channels_last(x)))
-    assert seen is not None
-    return seen
-
-
-def _image_like(x: Tensor, other: _Image) -> _Image:
-    """View x if it has the memory format of `other`, else a copy of it that does."""
-    seen = _seen(x)
-    if seen is None or seen.channels_first != other.channels_first:
-        memory_format = torch.contiguous_format if other.channels_first else _channels_last(x)
-        seen = _seen(x.contiguous(memory_format=memory_format))
-    assert seen is not None
-    return seen
-
-
-def _in_twos(image: _Image) -> bool:
-    """Whether neighbouring channels can be loaded in pairs."""
-    if image.channels_first or exporting.traces_launches():  # there addresses are not known
-        return False
-    return image.stride_n % 2 == 0 and aligned(image.tensor, 2 * image.tensor.element_size())
-
-
-def _written(target: _Image, out: Tensor) -> Tensor:
-    """`out`, filled from `target` if that is another tensor."""
-    return out if target.tensor is out else out.copy_(target.tensor)
-
-
-def _rounding(dtype: torch.dtype, compute_dtype: torch.dtype) -> tl.dtype | None:
-    """The dtype to round values of `dtype` to before they are multiplied; None: no rounding."""
-    return None if compute_dtype in (dtype, torch.float32) else _TRITON_DTYPES[compute_dtype]
-
-
-def _as_rows(weight: Tensor) -> Tensor:
-    """A weight with all its kernel rows, of every plane, in one dimension: (C, 1, KD * KH, KW)."""
-    return weight.flatten(2, 3) if weight.dim() == 5 else weight
-
-
-def _weight_strides(weight: Tensor) -> tuple[int, int, int]:
-    return weight.stride(0), weight.stride(2), weight.stride(3)
 
 
 def _block(lanes: int) -> int:
@@ -160,9 +94,9 @@ def _interpretable(config: Mapping[str, Any], p: dwconv_plan.Problem) -> dict[st
     return config
 
 
-def _problem(x: Tensor, call: Call, *images: _Image) -> dwconv_plan.Problem:
+def _problem(x: Tensor, call: Call, *images: Image) -> dwconv_plan.Problem:
     """For x, the input of the convolution or its gradient; `images`: what is read and written."""
-    (depth, *image), (kernel_d, *kernel) = _sides(x), _sides(call.weight)
+    (depth, *image), (kernel_d, *kernel) = sides(x), sides(call.weight)
     toeplitz = x.dim() == 4 and not any(seen.channels_first for seen in images)
     toeplitz = toeplitz and dwconv_plan.on_tensor_cores(x.shape[1], call.dilation, call.stride, call.compute_dtype)
     return dwconv_plan.Problem(
@@ -179,7 +113,7 @@ def _problem(x: Tensor, call: Call, *images: _Image) -> dwconv_plan.Problem:
     )
 
 
-def _vector(call: Call, images: tuple[_Image, ...]) -> int:
+def _vector(call: Call, images: tuple[Image, ...]) -> int:
     """Channels that a thread of dwconv_lines.py has; 0 if its kernels cannot serve the call."""
     weight = call.weight
     if weight.dim() == 5 or any(image.channels_first for image in images):
@@ -196,7 +130,7 @@ def packed_weight(weight: Tensor, round_to: tl.dtype | None) -> Tensor:
     channels, _, kernel_h, kernel_w = weight.shape
     packed = torch.empty(kernel_h, kernel_w, channels, dtype=torch.float32, device=weight.device)
     block = 4096 if device.interpreted() else 256
-    strides = _weight_strides(weight)
+    strides = weight_strides(weight)
     config = {"BLOCK": block, "num_warps": 8, "enable_fp_fusion": True}
     launch(pack_kernel, (triton.cdiv(weight.numel(), block),))(
         weight, packed, C=channels, KH=kernel_h, KW=kernel_w, WEIGHT=strides, ROUND=round_to, **config
@@ -205,11 +139,11 @@ def packed_weight(weight: Tensor, round_to: tl.dtype | None) -> Tensor:
 
 
 def _on_tensor_cores(
-    source: _Image,
+    source: Image,
     call: Call,
     bias: Tensor | None,
-    added: _Image | None,
-    target: _Image,
+    added: Image | None,
+    target: Image,
     gradient: bool,
     config: Mapping[str, Any],
 ) -> None:
@@ -223,7 +157,7 @@ def _on_tensor_cores(
     copies = torch.empty(channels, kernel_h + 1, 8, window.length, dtype=compute_dtype, device=x.device)
     block = 4096 if device.interpreted() else 1024
     launch(copies_kernel, (triton.cdiv(copies.numel(), block),))(
-        weight, copies, WEIGHT=_weight_strides(weight), KW=kernel_w, FLIP=gradient, BLOCK=block, num_warps=8, **shared
+        weight, copies, WEIGHT=weight_strides(weight), KW=kernel_w, FLIP=gradient, BLOCK=block, num_warps=8, **shared
     )
     tile = {name: int(config[name]) for name in ("CB", "NB", "GB", "R")}
     row_blocks = triton.cdiv(height, tile["GB"] * tile["R"])
@@ -244,7 +178,7 @@ def _on_tensor_cores(
         0 if added is None else added.stride_n,
         height,
         width,
-        ROUND=_rounding(x.dtype, compute_dtype),
+        ROUND=rounding(x.dtype, compute_dtype),
         WIN=window.inside,
         LEFT=window.left,
         BN=window.out,
@@ -255,17 +189,17 @@ def _on_tensor_cores(
     )
 
 
-def _line_options(problem: dwconv_plan.Problem, call: Call, tile: int, vector: int, source: _Image) -> dict[str, Any]:
+def _line_options(problem: dwconv_plan.Problem, call: Call, tile: int, vector: int, source: Image) -> dict[str, Any]:
     """What the kernels of dwconv_lines.py have in common."""
     column = call.weight.shape[3] == 1
-    stride_c, stride_h, stride_w = _weight_strides(call.weight)
+    stride_c, stride_h, stride_w = weight_strides(call.weight)
     return {
         "C": call.weight.shape[0],
         "K": max(call.weight.shape[2:]),
         "D": call.dilation[0 if column else 1],
         "COLUMN": column,
         "WEIGHT": (stride_c, stride_h if column else stride_w),
-        "ROUND": _rounding(source.tensor.dtype, call.compute_dtype),
+        "ROUND": rounding(source.tensor.dtype, call.compute_dtype),
         "V": vector,
         "Q": tile,
         "EDGES": dwconv_plan.edges(dwconv_plan.line(problem), tile),
@@ -283,15 +217,15 @@ def _convolve(
     weight, dilation, stride, compute_dtype = call.weight, call.dilation, call.stride, call.compute_dtype
     larger = out if gradient else x
     n, channels = larger.shape[:2]
-    depth, height, width = _sides(larger)
-    out_depth, out_height, out_width = _sides(out)
-    kernel_d, kernel_h, kernel_w = _sides(weight)
-    source = _image(x)
-    target = _seen(out) or _image(torch.empty_like(out, memory_format=_channels_last(out)))
-    added = None if residual is None else _image_like(residual, target)
+    depth, height, width = sides(larger)
+    out_depth, out_height, out_width = sides(out)
+    kernel_d, kernel_h, kernel_w = sides(weight)
+    source = as_image(x)
+    target = viewed(out) or as_image(torch.empty_like(out, memory_format=channels_last(out)))
+    added = None if residual is None else as_image_like(residual, target)
     problem = _problem(larger, call, *(image for image in (source, target, added) if image is not None))
     if larger.dim() == 4 and dwconv_plan.two_channels(channels, stride, device.gpu().arch):
-        problem = problem._replace(x2=all(image is None or _in_twos(image) for image in (source, target, added)))
+        problem = problem._replace(x2=all(image is None or in_twos(image) for image in (source, target, added)))
     plan = dwconv_plan.forward(problem, device.gpu())
     kernel, config = plan.name.partition("-")[0], plan.config
     if device.interpreted():
@@ -301,7 +235,7 @@ def _convolve(
         config = _interpretable(config, problem)
     if kernel == "toeplitz":
         _on_tensor_cores(source, call, bias, added, target, gradient, config)
-        return _written(target, out)
+        return filled(target, out)
     tile = dwconv_plan.columns(problem, config, gradient)
     if kernel == "lines":
         tile = int(config["Q"])
@@ -323,20 +257,20 @@ def _convolve(
             width,
             config["strip"],
             FLIP=gradient,
-            ROUND_WEIGHT=_rounding(weight.dtype, compute_dtype),
+            ROUND_WEIGHT=rounding(weight.dtype, compute_dtype),
             BLOCK=block,
             num_warps=max(1, min(8, block // device.lanes())),
             **_line_options(problem, call, tile, vector, source),
         )
-        return _written(target, out)
+        return filled(target, out)
     # With a stride all groups of columns of a gradient begin at even ones.
     between = tile - tile % stride if gradient and tile > 1 else tile
     x2 = bool(config.get("X2"))
     lanes = n * (channels // 2 if x2 else channels) * triton.cdiv(out_width - (tile - between), between)
     block = _block(lanes)
-    round_weight = _rounding(weight.dtype, compute_dtype)
-    weight = _as_rows(weight)
-    strides = _weight_strides(weight)
+    round_weight = rounding(weight.dtype, compute_dtype)
+    weight = as_rows(weight)
+    strides = weight_strides(weight)
     packed = bool(config.get("pack"))
     if packed:
         weight, strides = packed_weight(weight, round_weight), (1, kernel_w * channels, channels)
@@ -357,7 +291,7 @@ def _convolve(
         "DW": dilation[1],
         "WEIGHT": strides,
         "FLIP": gradient,
-        "ROUND": _rounding(x.dtype, compute_dtype),
+        "ROUND": rounding(x.dtype, compute_dtype),
         "ROUND_WEIGHT": None if packed else round_weight,
         "BLOCK": block,
         "num_warps": max(1, min(8, block // device.lanes())),
@@ -382,7 +316,7 @@ def _convolve(
             arguments |= {"PAIR": pair, "DOWN": strides[0], "UP": strides[1]}
             arguments |= {"depth": depth if problem.volume else None, "KD": kernel_d}
             launch(rows_kernel, (programs, pairs if pair else out_height, out_depth))(**arguments)
-    return _written(target, out)
+    return filled(target, out)
 
 
 @prepared
@@ -409,8 +343,8 @@ def _sums(parts: int, call: Call, deterministic: bool) -> Tensor:
 
 
 def _partials(
-    gradient: _Image,
-    image: _Image,
+    gradient: Image,
+    image: Image,
     call: Call,
     config: Mapping[str, Any],
     problem: dwconv_plan.Problem,
@@ -419,9 +353,9 @@ def _partials(
     """Partial sums of the weight gradient and, last, of the bias gradient."""
     dy, x, dilation, stride = gradient.tensor, image.tensor, call.dilation, call.stride
     n, channels = x.shape[:2]
-    depth, height, width = _sides(x)
-    out_depth, out_height, out_width = _sides(dy)
-    kernel_d, kernel_h, kernel_w = _sides(call.weight)
+    depth, height, width = sides(x)
+    out_depth, out_height, out_width = sides(dy)
+    kernel_d, kernel_h, kernel_w = sides(call.weight)
     tile, kernel_rows, strip, parts, block_c = (int(config[name]) for name in ("Q", "R", "strip", "parts", "BC"))
     block = 128
     if device.interpreted():  # as few programs as the strips allow
@@ -451,8 +385,8 @@ def _partials(
         DW=dilation[1],
         DY_FIRST=gradient.channels_first,
         X_FIRST=image.channels_first,
-        ROUND_DY=_rounding(dy.dtype, call.compute_dtype),
-        ROUND=_rounding(x.dtype, call.compute_dtype),
+        ROUND_DY=rounding(dy.dtype, call.compute_dtype),
+        ROUND=rounding(x.dtype, call.compute_dtype),
         ATOMIC=not deterministic,
         Q=tile,
         EDGES=dwconv_plan.edges(problem, tile),
@@ -467,8 +401,8 @@ def _partials(
 
 
 def _line_partials(
-    gradient: _Image,
-    image: _Image,
+    gradient: Image,
+    image: Image,
     call: Call,
     config: Mapping[str, Any],
     problem: dwconv_plan.Problem,
@@ -499,7 +433,7 @@ def _line_partials(
         width,
         parts,
         strip,
-        ROUND_DY=_rounding(dy.dtype, call.compute_dtype),
+        ROUND_DY=rounding(dy.dtype, call.compute_dtype),
         ATOMIC=not deterministic,
         BC=block_c,
         BLOCK=block,
@@ -510,7 +444,7 @@ def _line_partials(
 
 
 def _partials_on_tensor_cores(
-    gradient: _Image, image: _Image, call: Call, config: Mapping[str, Any], deterministic: bool
+    gradient: Image, image: Image, call: Call, config: Mapping[str, Any], deterministic: bool
 ) -> Tensor:
     """What `_partials` does, with a plan of dwconv_toeplitz_plan.py."""
     dy, x = gradient.tensor, image.tensor
@@ -534,8 +468,8 @@ def _partials_on_tensor_cores(
         C=channels,
         KH=kernel_h,
         KW=kernel_w,
-        ROUND_DY=_rounding(dy.dtype, call.compute_dtype),
-        ROUND=_rounding(x.dtype, call.compute_dtype),
+        ROUND_DY=rounding(dy.dtype, call.compute_dtype),
+        ROUND=rounding(x.dtype, call.compute_dtype),
         ATOMIC=not deterministic,
         WIN=window.inside,
         LEFT=window.left,
@@ -559,13 +493,13 @@ def parameter_gradients(
     most a few hundred parts.
     """
     x, weight, bias = call[:3]
-    channels, (kernel_d, kernel_h, kernel_w) = x.shape[1], _sides(weight)
+    channels, (kernel_d, kernel_h, kernel_w) = x.shape[1], sides(weight)
     dw = torch.empty_like(weight) if needs_weight else None
     written = weight if dw is None else dw
     if written is dw and weight.dim() == 5 and not weight.is_contiguous():  # its planes may not be rows of one another
         written = torch.empty_like(weight, memory_format=torch.contiguous_format)
     db = torch.empty_like(bias) if needs_bias else None
-    gradient, image = _image(dy), _image(x)
+    gradient, image = as_image(dy), as_image(x)
     problem = _problem(x, call, gradient, image)
     config = dwconv_plan.weight(problem, device.gpu()).config
     if device.interpreted():
@@ -577,7 +511,7 @@ def parameter_gradients(
     else:
         partials = _partials(gradient, image, call, config, problem, deterministic)
     block_l = 4096 if device.interpreted() else 64
-    rows = _as_rows(written)
+    rows = as_rows(written)
     launch(finish_kernel, (triton.cdiv(partials[0].numel(), block_l),))(
         partials,
         None if dw is None else rows,
@@ -586,7 +520,7 @@ def parameter_gradients(
         C=channels,
         KH=kernel_d * kernel_h,
         KW=kernel_w,
-        DW=_weight_strides(rows),
+        DW=weight_strides(rows),
         BLOCK_P=8,
         BLOCK_L=block_l,
         num_warps=4,
