@@ -44,6 +44,11 @@ class BlockAdapter(Adapter):
         return structure.layer_norm(norm, cls.types["norm"], channels)
 
     @classmethod
+    def dwconv_refusal(cls, conv: nn.Module) -> str | None:
+        """Return why `conv` cannot be the block's depthwise convolution."""
+        return structure.depthwise(conv)
+
+    @classmethod
     def norm_kind(cls, norm: nn.Module) -> str:
         """Return which of `variants.NORMS` this is, for a norm that `norm_refusal` accepts."""
         return next((kind for kind in NORMS if structure.is_one_of(norm, cls.types.get(f"norm_{kind}", ()))), LAYER)
@@ -62,7 +67,7 @@ class BlockAdapter(Adapter):
         dwconv, norm, pwconv1, act, pwconv2, drop_path, gamma, grn, others = parts
         refusal = (
             structure.watched((dwconv, norm, pwconv1, act, pwconv2, drop_path, *others))
-            or structure.depthwise(dwconv)
+            or cls.dwconv_refusal(dwconv)
             or cls.norm_refusal(norm, dwconv.out_channels)
             or structure.pointwise(pwconv1)
             or structure.pointwise(pwconv2)

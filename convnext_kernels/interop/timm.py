@@ -1,18 +1,22 @@
 """timm: ``timm.models.convnext``, V1 and V2, with Linear or 1x1 convolutions."""
 
 import sys
+from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
+from convnext_kernels import functional
 from convnext_kernels.interop import structure
-from convnext_kernels.interop.adapter import Match
-from convnext_kernels.interop.block import BlockAdapter, Parts
-from convnext_kernels.interop.layers import DownsampleAdapter, LayerNorm2dAdapter, is_downsampling
+from convnext_kernels.interop.adapter import BACKEND, MEMORY, Arguments, Match
+from convnext_kernels.interop.block import BlockAdapter, Parts, drop_scale
+from convnext_kernels.interop.layers import DownsampleAdapter, LayerNorm2dAdapter, channels_last, is_downsampling
 from convnext_kernels.interop.structure import parameter
 
 
 class ConvNeXtBlockAdapter(BlockAdapter):
     """timm's ``ConvNeXtBlock``: ``conv_dw``, ``norm``, ``mlp``, ``gamma`` or None, ``shortcut``, ``drop_path``."""
+
+    changes_shape: ClassVar[bool] = False  # whether the shortcut is a layer
 
     @classmethod
     def inner_types(cls) -> dict[str, tuple[type, ...]]:
@@ -40,21 +44,17 @@ class ConvNeXtBlockAdapter(BlockAdapter):
 
     @classmethod
     def parts(cls, module: nn.Module) -> Parts | str:
-        """Find the parts in the MLP; a shortcut other than the identity changes the block's shape."""
+        """Find the parts in the MLP."""
         children = module._modules
         mlp, norm, shortcut = children["mlp"], children["norm"], children["shortcut"]
-        if type(shortcut) is not nn.Identity:
-            conv = children["conv_dw"]
-            return (
-                f"the shortcut is not the identity ({conv.in_channels} -> {conv.out_channels} channels, "
-                f"stride {conv.stride}, dilation {conv.dilation})"
-            )
+        if (type(shortcut) is not nn.Identity) != cls.changes_shape:
+            return "its shortcut was replaced"
         with_grn = cls.known("grn_mlp", mlp)
         if not with_grn and not cls.known("mlp", mlp):
             return f"the MLP is a {structure.class_of(mlp).__name__}"
         inner = mlp._modules
         fc1, drop1, drop2 = inner["fc1"], inner["drop1"], inner["drop2"]
-        others = (shortcut, mlp, drop1, drop2)
+        others = (mlp, drop1, drop2) if cls.changes_shape else (shortcut, mlp, drop1, drop2)
         if not with_grn:
             if type(inner["norm"]) is not nn.Identity:
                 return f"the MLP has a {type(inner['norm']).__name__}"
@@ -85,6 +85,59 @@ class ConvNeXtBlockAdapter(BlockAdapter):
         return structure.layer_norm(norm, cls.types["norm"] + cls.types["norm2d"], channels)
 
 
+class ShapeChangingBlockAdapter(ConvNeXtBlockAdapter):
+    """timm's block with a stride, two dilations or other channels at its end, whose shortcut is a layer.
+
+    Its convolution is one op and its bottleneck another; the shortcut stays timm's, and so does a convolution that is
+    not depthwise (other channels at its end) or has a stride above 2.
+    """
+
+    changes_shape = True
+
+    @classmethod
+    def dwconv_refusal(cls, conv: nn.Module) -> str | None:
+        """Accept every convolution: timm's is called where the op cannot compute it."""
+        return None if structure.is_one_of(conv, (nn.Conv2d,)) else structure.depthwise(conv)
+
+    @classmethod
+    def arguments(cls, module: nn.Module) -> Arguments | str:
+        """Count the channels of the input."""
+        found = super().arguments(module)
+        return found if isinstance(found, str) else found._replace(channels=found.parts.dwconv.in_channels)
+
+    def inference_block(self) -> None:
+        """No part of a stage in one call."""
+
+    def fused(self, x: Tensor, arguments: Arguments) -> Tensor:
+        """Convolve, compute the shortcut, and add it to the bottleneck's result."""
+        _, (weight, bias, norm_weight, norm_bias, *p), parts, norm, activation = arguments
+        conv, options = parts.dwconv, {"backend": getattr(self, BACKEND)}
+        *p, gamma, grn_weight, grn_bias = p
+        if structure.depthwise(conv, strides=(1, 2)) is None:
+            y = functional.depthwise_conv2d(
+                channels_last(x), weight, bias, stride=conv.stride[0], dilation=conv.dilation, **options
+            )
+        else:
+            y = channels_last(conv(x))
+        return functional.inverted_bottleneck(
+            y,
+            norm_weight,
+            norm_bias,
+            *p,
+            gamma=gamma,
+            grn_weight=grn_weight,
+            grn_bias=grn_bias,
+            residual=self.shortcut(x),
+            drop_scale=drop_scale(parts.drop_path, x, gamma),
+            eps=parts.norm.eps,
+            grn_eps=getattr(parts.grn, "eps", 1e-6),
+            norm=norm,
+            activation=activation,
+            memory=getattr(self, MEMORY),
+            **options,
+        )
+
+
 class TimmDownsampleAdapter(DownsampleAdapter):
     """timm's Sequential of ``LayerNorm2d`` and a strided convolution."""
 
@@ -102,7 +155,8 @@ def match(module: nn.Module) -> Match | None:
     if library is None:
         return None
     if isinstance(module, library.ConvNeXtBlock):
-        return Match(ConvNeXtBlockAdapter, library.ConvNeXtBlock)
+        changes_shape = type(module._modules["shortcut"]) is not nn.Identity
+        return Match(ShapeChangingBlockAdapter if changes_shape else ConvNeXtBlockAdapter, library.ConvNeXtBlock)
     if isinstance(module, library.LayerNorm2d):
         return Match(LayerNorm2dAdapter, library.LayerNorm2d)
     if isinstance(module, nn.Sequential) and is_downsampling(module) and isinstance(module[0], library.LayerNorm2d):

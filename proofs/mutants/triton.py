@@ -123,6 +123,22 @@ MUTANTS = [
         ),
     ),
     *_in(
+        "triton/dwconv_lines.py",
+        _parity("dwconv and forward and (1x11 or 11x1)"),
+        Mutant(
+            "bound",
+            "the position after a line's last group is not loaded",
+            "position < length - (FIRST + j)",
+            "position < length - 1 - (FIRST + j)",
+        ),
+        Mutant("stride", "columns are read as rows", "step = width.to(tl.int64) * C", "step = C"),
+    ),
+    *_in(
+        "triton/dwconv_lines.py",
+        _parity("dwconv and gradients and (1x11 or 11x1)"),
+        Mutant("sum", "the second channel gets the first's sums", "sums[v * K + k], c + v", "sums[k], c + v"),
+    ),
+    *_in(
         "triton/dwconv_wgrad.py",
         DWCONV_GRADIENTS,
         Mutant(

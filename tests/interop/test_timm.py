@@ -60,11 +60,50 @@ def test_served(options):
         assert_close(actual[name], expected[name], torch.float64, name)
 
 
-SHORTCUT = "the shortcut is not the identity"
+CHANGED = {
+    "strided": ({"stride": 2}, ["dwconv", "mlp"]),
+    "strided, V2, 1x1 convolutions": ({"stride": 2, "use_grn": True, "conv_mlp": True}, ["dwconv", "mlp"]),
+    "strided, RMSNorm and drop path": ({"stride": 2, "norm_layer": RmsNorm, "drop_path": 0.5}, ["dwconv", "mlp"]),
+    "wider": ({"out_chs": 16}, ["mlp"]),
+    "strided and wider": ({"stride": 2, "out_chs": 16, "ls_init_value": None}, ["mlp"]),
+    "two dilations": ({"dilation": (1, 2)}, ["dwconv", "mlp"]),
+}
+
+
+@pytest.mark.parametrize(("options", "ops"), CHANGED.values(), ids=CHANGED)
+def test_blocks_that_change_the_shape(options, ops):
+    """The convolution, if it is depthwise, and the bottleneck are ops; the shortcut is timm's."""
+    original = block(**options)
+    accelerated = ck.accelerate(copy.deepcopy(original))
+    x = torch.randn(4, 8, 9, 8).double()
+    results = []
+    for module in (original, accelerated):
+        torch.manual_seed(1)
+        results.append(gradients(module, x))
+    torch.manual_seed(1)
+    assert fused_calls(lambda: accelerated(x)) == dict.fromkeys(ops, 1)
+    for name, expected in results[0].items():
+        assert_close(results[1][name], expected, torch.float64, name)
+    (row,) = ck.acceleration_report(accelerated).rows
+    assert row.replaced
+    assert type(ck.restore(accelerated)) is ConvNeXtBlock
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_strided_block_under_autocast_and_compiled(dtype):
+    """The original's dtype, and one graph."""
+    original = block(stride=2, out_chs=8).float()
+    accelerated = ck.accelerate(copy.deepcopy(original))
+    x = torch.randn(2, 8, 8, 8).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, expected = accelerated(x), original(x)
+        compiled = torch.compile(accelerated, fullgraph=True, backend="aot_eager")(x)
+    assert y.dtype == compiled.dtype == expected.dtype
+    torch.testing.assert_close(y, expected, rtol=0.05, atol=0.1)
+    assert torch.equal(compiled, y)
+
+
 LEFT = {
-    "strided": ({"stride": 2}, f"{SHORTCUT} (8 -> 8 channels, stride (2, 2), dilation (1, 1))"),
-    "wider": ({"out_chs": 16}, f"{SHORTCUT} (8 -> 16 channels, stride (1, 1), dilation (1, 1))"),
-    "dilated shortcut": ({"dilation": (1, 2)}, SHORTCUT),
     "ELU": ({"act_layer": "elu"}, "the activation is ELU(alpha=1.0)"),
     "RMSNorm of the wrong layout": ({"norm_layer": RmsNorm2d}, "the norm is a RmsNorm2d"),
     "RMSNorm without a weight": ({"norm_layer": partial(RmsNorm, affine=False)}, "the norm has no weight or no bias"),

@@ -19,7 +19,7 @@ from convnext_kernels.tuning import Candidate, Work
 BLOCK = 64  # threads of a program: they share nothing, and small programs fill the last wave better
 X2_COLUMNS = 4  # of a thread with two channels
 MAX_PARTS = 352  # partial sums per weight: with more, writing and reading them costs more than idle multiprocessors
-MAX_LINE_REGISTERS = 200  # that dwconv_lines.py needs by its count of values: above, the compiler spills
+MAX_LINE_REGISTERS = 176  # by the count of values that a thread of dwconv_lines.py holds: with 178 sm_120 spills
 _PER_LOAD = 4
 _PER_WEIGHT = 3  # packed, fp32
 _SCATTERED_LOAD = 12  # a load whose 32 lanes read 32 different lines takes about as long as this many instructions
