@@ -347,7 +347,7 @@ def _backward(
         g2.shape[0],
         C=channels,
         HIDDEN=width_h,
-        BLOCK_H=min(512, triton.next_power_of_2(width_h)),
+        BLOCK_H=min(512 if compute_dtype.itemsize == 2 else 256, triton.next_power_of_2(width_h)),  # 512 spill on sm_89
         num_warps=4,
         enable_fp_fusion=True,
     )
