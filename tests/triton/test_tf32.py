@@ -90,13 +90,14 @@ def test_executed(index, emulate):
 
 
 def test_only_where_it_is_allowed():
-    """IEEE fp32 is the library's."""
+    """IEEE fp32 is the library's, and all fp32 on AMD's GPUs."""
     for candidates, plans in (
         (mlp_plan.forward_candidates, {"cublas", "gemm", *ours(mlp_plan.forward_candidates, NARROW)}),
         (mlp_plan.backward_candidates, {"cublas", "gemm"}),
     ):
         assert {c.name for c in candidates(problem(NARROW), HOPPER)} == plans
         assert {c.name for c in candidates(problem(NARROW, tf32=False), HOPPER)} == {"cublas"}
+        assert {c.name for c in candidates(problem(NARROW), tuning.for_device("AMD Instinct", "gfx942"))} == {"cublas"}
 
 
 def test_half_the_rate_and_twice_the_bytes():

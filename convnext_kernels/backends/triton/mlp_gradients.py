@@ -112,7 +112,9 @@ def _projection_gradient(g2: Tensor, d_sums: Tensor, w2: Tensor, p: MlpParameter
         g2.shape[0],
         C=channels,
         HIDDEN=hidden,
-        BLOCK_H=min(512, triton.next_power_of_2(hidden)),
+        BLOCK_H=min(
+            512 if w2.element_size() == 2 else 256, triton.next_power_of_2(hidden)
+        ),  # 512 of fp32 spill on sm_89
         num_warps=4,
         enable_fp_fusion=True,
     )

@@ -74,10 +74,9 @@ class Problem(NamedTuple):
         """Whether fp32 matmuls are rounded to TF32, so that tensor cores compute them."""
         return self.tf32 and self.compute_itemsize == 4
 
-    @property
-    def ours(self) -> bool:
-        """Whether our kernels can compute the matmuls; those of IEEE fp32 are the library's."""
-        return self.compute_itemsize == 2 or self.rounded
+    def ours(self, gpu: tuning.Gpu) -> bool:
+        """Whether our kernels can compute the matmuls; IEEE fp32 is the library's, and on AMD's GPUs all fp32."""
+        return self.compute_itemsize == 2 or (self.rounded and not gpu.target)
 
     def tiles(self, bm: int) -> int:
         """Tiles of `bm` pixels; with GRN a tile lies within one sample."""
@@ -315,13 +314,13 @@ def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     # Not for V2 with the hidden kept: the launch for the sums spills on sm_100, and the fused plan would save little,
     # because the hidden is written anyway.
     tiles: tuple = ()
-    if p.ours and p.channels <= FUSED_CHANNELS and not (p.grn and p.keeps_hidden):
+    if p.ours(gpu) and p.channels <= FUSED_CHANNELS and not (p.grn and p.keeps_hidden):
         tiles = tuple(_fused_tiles(p, gpu.arch))
     for tile in tiles:
         yield _fused(p, *tile)
     fused = bool(tiles)
     yield _cublas(p, gpu, HANDICAP**2 if fused else HANDICAP)
-    if p.ours:
+    if p.ours(gpu):
         handicap = HANDICAP if fused and not p.grn else 1.0  # with GRN both take three launches
         yield _products("gemm", p, gpu, tuning.predicted, handicap)
 
@@ -579,7 +578,7 @@ def backward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
             fused.append(_fused_gradient(plan, plan, [tuning.predicted(candidates, gpu) for candidates in offered]))
     yield _gradient_cublas(p, gpu, HANDICAP**2 if fused else HANDICAP)
     yield from fused
-    if p.ours:
+    if p.ours(gpu):
         parts = [tuning.predicted(tuple(candidates(p, gpu)), gpu) for candidates in GRADIENTS.values()]
         yield _gradient_products("gemm", p, parts, HANDICAP if fused else 1.0)
 
