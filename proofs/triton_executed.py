@@ -176,7 +176,7 @@ def training_figures(arch: int) -> Iterator[Figure]:
 
 # Plans of the bottleneck's gradients, and the bytes per pixel and channel that their formulas give
 # (mlp_fused_backward.py) with the hidden computed again, and the most: V1, V2 with the sums of its tiles.
-GRADIENT_PLANS = {"gemm": ((56, None), None), "fused": ((44, 45), (48, 52)), "recomputed": ((12, 13), None)}
+GRADIENT_PLANS = {"gemm": ((56, None), None), "fused": ((44, 45), (48, 53)), "recomputed": ((12, 13), None)}
 
 
 def gradient_figures(arch: int) -> Iterator[Figure]:

@@ -344,7 +344,7 @@ MUTANTS = [
     ),
     *_in(
         "triton/mlp_fused_backward.py",
-        ("tests/triton/test_products.py", "-k", "hidden_on_chip and (c40 or variants)"),
+        ("tests/triton/test_products.py", "-k", "variants_with_the_hidden_on_chip and v2-layer"),
         Mutant("mask", "V2's pixels past the end have gradients", "du = tl.where(mask, du, 0.0)", "du += 0.0"),
         Mutant(
             "formula",
