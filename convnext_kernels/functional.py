@@ -41,7 +41,7 @@ def depthwise_conv2d(
     both axes or (of height, of width). Zeros around x, dilation * (K - 1) / 2 on each side: the result has x's size, or
     (N, C, ceil(H / 2), ceil(W / 2)) with stride 2.
     """
-    return call("dwconv", x, weight, bias, *checks.pair("dilation", dilation), stride, backend)
+    return call("dwconv", x, weight, bias, *checks.pair("dilation", dilation), checks.one("stride", stride), backend)
 
 
 def depthwise_conv1d(
@@ -59,7 +59,8 @@ def depthwise_conv1d(
     """
     checks.sequence("x", x)
     checks.sequence("weight", weight)
-    return call("dwconv", x.unsqueeze(2), weight.unsqueeze(2), bias, 1, dilation, stride, backend).squeeze(2)
+    options = 1, checks.one("dilation", dilation), checks.one("stride", stride)
+    return call("dwconv", x.unsqueeze(2), weight.unsqueeze(2), bias, *options, backend).squeeze(2)
 
 
 def depthwise_conv3d(
@@ -76,7 +77,7 @@ def depthwise_conv3d(
     on each side: the result has x's size, or (N, C, ceil(D / 2), ceil(H / 2), ceil(W / 2)) with stride 2. The fast
     memory format is ``torch.channels_last_3d``. The backend "cuda" does not serve it.
     """
-    return call("dwconv3d", x, weight, bias, stride, backend)
+    return call("dwconv3d", x, weight, bias, checks.one("stride", stride), backend)
 
 
 def layer_norm2d(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6, backend: str = "auto") -> Tensor:

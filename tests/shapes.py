@@ -133,7 +133,7 @@ CASES = (
     Case("dilation 3: reaches beyond the image on both sides", dilation=3, h=7, w=5, ops=CONVOLVE),
     # rectangles: InceptionNeXt, SegNeXt, SLaK
     Case("1x11: one row of taps, no neighbours above", k=(1, 11), c=18, h=7, w=15, ops=CONVOLVE, edge=True),
-    Case("11x1: one column of taps, no neighbours beside", k=(11, 1), c=33, h=15, w=7, ops=CONVOLVE, edge=True),
+    Case("11x1: one column of taps, no neighbours beside", k=(11, 1), c=34, h=15, w=7, ops=CONVOLVE, edge=True),
     Case("1x21 and wider than the image: every tap row is cut", k=(1, 21), h=3, w=14, ops=CONVOLVED),
     Case("21x1, taller than two register tiles", k=(21, 1), h=33, w=3, c=24, n=1, ops=CONVOLVED),
     Case("3x5: both sides above one, the wider is the second", k=(3, 5), ops=CONVOLVED),

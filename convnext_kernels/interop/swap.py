@@ -31,8 +31,8 @@ def accelerate(model: nn.Module, *, memory: str = "auto", backend: str = "auto")
 
     It replaces the ConvNeXt V1 and V2 blocks, the downsampling layers (LayerNorm, then a KxK convolution with
     stride K) and the LayerNorms over channels of torchvision, timm, transformers (ConvNeXt, ConvNeXt V2, DINOv3)
-    and the official repositories, the blocks over time of Vocos and F5-TTS, and in any network each depthwise
-    ``torch.nn.Conv2d`` with a side of at least 7 and each depthwise ``torch.nn.Conv3d``, as in MedNeXt. All other
+    and the official repositories, the blocks over time of Vocos and F5-TTS, MedNeXt's blocks, and in any network each
+    depthwise ``torch.nn.Conv2d`` with a side of at least 7 and each depthwise ``torch.nn.Conv3d``. All other
     modules stay as they are; `acceleration_report` gives the reasons.
 
     On a CPU whose instruction set has no products of bf16, the convolution of images into patches, the stem, computes

@@ -95,6 +95,13 @@ def depthwise_weight(name: str, weight: Tensor, channels: int, axes: str = "KH, 
     kernel_size(name, *weight.shape[2:])
 
 
+def one(name: str, value: object) -> int:
+    """The number itself; torch.nn's convolutions take one for each axis too. The op checks its type and size."""
+    if isinstance(value, (tuple, list)):
+        raise TypeError(f"{name}: expected one integer, got {value!r}")
+    return value
+
+
 def pair(name: str, value: object) -> tuple:
     """(of height, of width) from a pair or one value for both. ValueError for a sequence of another length."""
     if not isinstance(value, (tuple, list)):

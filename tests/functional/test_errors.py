@@ -147,7 +147,7 @@ TABLE = [
     ("dwconv", {"dilation": (1, 0)}, ValueError, ("dilation", "at least 1", "got 0")),
     ("dwconv", {"dilation": (1, "2")}, RuntimeError, ("dilation_w", "'int'", "'str'")),
     ("dwconv", {"stride": 3}, ValueError, ("stride", "1 or 2", "got 3")),
-    ("dwconv", {"stride": (2, 2)}, RuntimeError, ("stride", "'int'", "'tuple'")),
+    ("dwconv", {"stride": (2, 2)}, TypeError, ("stride", "one integer", "got (2, 2)")),
     # eps
     *(
         (op, {name: value}, ValueError, (f"{name}: ", "a finite number of at least 0", f"got {value}"))
