@@ -246,6 +246,13 @@ MUTANTS = [
             "store(out + j, v)",
             tests=MLP_GRADIENTS,
         ),
+        Mutant(
+            "dtype",
+            "few rows take the even rows of bf16 weights twice",
+            'asm("vpand %1, %0, %0" : "+x"(v) : "m"(kHigh))',
+            'asm("vpshufb %1, %0, %0" : "+x"(v) : "m"(kLow))',
+            tests=_parity("mlp and forward and bfloat16"),
+        ),
     ),
     *_in(
         "cpu/gemm_bf16.h",
