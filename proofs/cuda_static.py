@@ -7,8 +7,8 @@ with --full one for each instance.
 
 --update writes records/cuda_kernels.json (every instance) and the table in docs/cuda_kernels.md.
 
---check fails if kernels or architectures differ from the record, if a kernel has spills or a stack and is not in
-EXCUSED, and if it lost its tensor cores. If the toolkit is that of the record, it also reports changed numbers of
+--check fails if kernels or architectures differ from the record, if a kernel has spills or a stack, and if it lost its
+tensor cores. If the toolkit is that of the record, it also reports changed numbers of
 registers.
 """
 
@@ -35,8 +35,6 @@ RECORD = RECORDS / "cuda_kernels.json"
 PAGE = ROOT / "docs" / "cuda_kernels.md"
 TITLE = "## Registers and spills"
 BEGIN, END = "<!-- table -->", "<!-- /table -->"
-# Kernels that may have spills or a stack, and why: "name<bf16, 7>", or "name<bf16, 7> sm_75" for one architecture.
-EXCUSED: dict[str, str] = {}
 _TYPES = {"BFloat16": "bf16", "Float16": "fp16", "float": "fp32"}
 
 
@@ -183,12 +181,12 @@ def page(record: Record) -> list[str]:
     """Return the lines of the table for docs/: registers by kernel and architecture, as ranges over its instances."""
     rows = record.rows.values()
     archs = sorted({row.arch for row in rows})
-    spilling = sum(bool(row.spills or row.stack) for row in rows)
+    count = sum(bool(row.spills or row.stack) for row in rows)
     header = ("kernel", "instances", *(f"sm_{arch}" for arch in archs), "spills")
     lines = [
         f"Written by `python proofs/cuda_static.py --update` from the machine code of nvcc {record.toolkit}:",
         "registers of a thread, ranges over the instances of a kernel (dtypes, sizes); spills in bytes of a thread.",
-        f"{len(rows)} compiled kernels, {spilling} of them with spills or a stack.",
+        f"{len(rows)} compiled kernels, {count} of them with spills or a stack.",
         "",
         "| " + " | ".join(header) + " |",
         "|---|" + "---:|" * (len(header) - 1),
@@ -241,18 +239,18 @@ def table(rows: Iterable[Row], full: bool) -> Table:
     return shown
 
 
-def unexcused(rows: dict[str, Row]) -> list[str]:
-    """Return the kernels with spills or a stack that are not in EXCUSED."""
+def spilling(rows: dict[str, Row]) -> list[str]:
+    """Return the kernels with spills or a stack."""
     return [
         f"{row.key}: {row.stack} bytes of stack, spills of {row.spill_stores} + {row.spill_loads} bytes"
         for row in rows.values()
-        if (row.stack or row.spills) and not {row.kernel, row.key} & EXCUSED.keys()
+        if row.stack or row.spills
     ]
 
 
 def check(rows: dict[str, Row], toolkit: str, recorded: Record) -> tuple[list[str], list[str]]:
     """Return the failures, and lines about what was checked."""
-    failures = unexcused(rows)
+    failures = spilling(rows)
     failures += [f"{key}: not in the record" for key in rows if key not in recorded.rows]
     failures += [f"{key}: in the record, but not in the extension" for key in recorded.rows if key not in rows]
     both = [(rows[key], recorded.rows[key]) for key in rows if key in recorded.rows]
@@ -271,8 +269,6 @@ def check(rows: dict[str, Row], toolkit: str, recorded: Record) -> tuple[list[st
         said.append(f"registers as recorded: {len(both) - len(changed)} of {len(both)} kernels")
     else:
         said.append(f"registers not compared: compiled by CUDA {toolkit}, recorded from {recorded.toolkit}")
-    if EXCUSED:
-        said.append(f"excused: {', '.join(EXCUSED)}")
     return failures, said
 
 
@@ -297,7 +293,7 @@ def main(file: Path | None, full: bool, archs: tuple[int, ...], checking: bool, 
     if not console.is_terminal:
         console.width = 140  # a file or a pipe has no width
     console.print(table(rows.values(), full), highlight=False)
-    failures, said = unexcused(rows), [f"no spills, no stack: {len(rows)} kernels"]
+    failures, said = spilling(rows), [f"no spills, no stack: {len(rows)} kernels"]
     if checking:
         recorded = read(RECORD)
         if recorded is None:

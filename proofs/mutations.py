@@ -1,6 +1,6 @@
 """Break the code on purpose, one change at a time, and check that the everyday tests fail.
 
-    python proofs/mutations.py [--quick] [--list] [-k REGEX] [--of cuda|cpu|triton|python] [--jobs N] [--json FILE]
+    python proofs/mutations.py [--quick] [--list] [-k REGEX] [--of cuda|cpu|triton|python] [--jobs N]
 
 A mutant is one plausible mistake: a missing barrier, a wrong mask, bound, stride or eps, a stale cache. Its tests (a
 file and an expression, from pytest's everyday selection) must pass without it and fail with it. Each mutant is built
@@ -309,28 +309,16 @@ def work(line: Line, folder: Path, notes: "Notes") -> None:
 
 
 class Notes:
-    """The outcome of each mutant; written to the file immediately."""
+    """The outcome of each mutant."""
 
-    def __init__(self, subjects: dict[Mutant, str], file: Path | None) -> None:
-        self.subjects, self.file, self.outcomes = subjects, file, dict[Mutant, Outcome]()
+    def __init__(self, subjects: dict[Mutant, str]) -> None:
+        self.subjects, self.outcomes = subjects, dict[Mutant, Outcome]()
         self.lock = threading.Lock()
 
     def add(self, mutant: Mutant, outcome: Outcome) -> None:
         with self.lock:
             self.outcomes[mutant] = outcome
             print(f"{mutant.file}: {mutant.name}: {self.word(outcome)}, {outcome.seconds:.0f} s", file=sys.stderr)
-            if self.file:
-                rows = [
-                    {
-                        "subject": self.subjects[m],
-                        **{name: getattr(m, name) for name in ("file", "name", "kind", "proof", "tests")},
-                        "caught": o.caught,
-                        "broken": o.broken,
-                        "seconds": round(o.seconds, 1),
-                    }
-                    for m, o in self.outcomes.items()
-                ]
-                self.file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
     @staticmethod
     def word(outcome: Outcome) -> str:
@@ -365,8 +353,7 @@ class Notes:
 @click.option("--quick", is_flag=True, help="Only a few of each subject.")
 @click.option("--list", "listing", is_flag=True, help="Only list the mutants.")
 @click.option("--jobs", type=click.IntRange(1), default=min(2, os.cpu_count() or 1), show_default=True)
-@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write the outcomes to a file.")
-def main(subjects: tuple[str, ...], text: str, quick: bool, listing: bool, jobs: int, file: Path | None) -> None:
+def main(subjects: tuple[str, ...], text: str, quick: bool, listing: bool, jobs: int) -> None:
     """Apply, build, test and print."""
     began = time.perf_counter()
     found = chosen(subjects or SUBJECTS, text, quick)
@@ -384,7 +371,7 @@ def main(subjects: tuple[str, ...], text: str, quick: bool, listing: bool, jobs:
     console = Console()
     if not console.is_terminal:
         console.width = 160  # a file or a pipe has no width
-    line, notes = Line(mutants), Notes(found, file)
+    line, notes = Line(mutants), Notes(found)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as workers:
         tasks = [workers.submit(work, line, Path(folder, str(i)), notes) for i in range(jobs)]
     console.print(notes.table(), highlight=False)

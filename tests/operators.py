@@ -12,7 +12,7 @@ from torch import Tensor
 from convnext_kernels import BackendError, functional
 from tests import reference
 from tests.shapes import Case
-from tests.tolerance import generator, random_vector, random_weight
+from tests.tolerance import assert_as_good_as_eager, generator, random_vector, random_weight
 
 Arguments = dict[str, Any]
 
@@ -162,3 +162,32 @@ def expected_gradients(op: str, case: Case, dtype: torch.dtype) -> tuple[Tensor,
     dy = torch.randn(shape, generator=generator("dy", op, str(case)), dtype=torch.double).to(dtype)
     wide = gradients(operator.reference, to(arguments, torch.double), dy.double())
     return dy, gradients(operator.reference, arguments, dy), wide
+
+
+def check(
+    op: str,
+    case: Case,
+    dtype: torch.dtype,
+    layout: torch.memory_format | Callable[[Tensor], Tensor],
+    backend: str,
+    runs: int = 2,
+    scale: float = 0,
+    **options: Any,
+) -> None:
+    """Forward and gradients against fp64; the gradients of all runs have the same bits."""
+    operator = OPERATORS[op]
+    arguments = operator.arguments(case, dtype)
+    dy, eager, reference_ = expected_gradients(op, case, dtype)
+    if callable(layout):
+        arguments["x"] = layout(arguments["x"])
+    else:
+        arguments["x"], dy = (t.contiguous(memory_format=layout) for t in (arguments["x"], dy))
+
+    def call(**a: Any) -> Tensor:
+        return operator.serve(backend, **a, **options)
+
+    assert_as_good_as_eager(call(**arguments), *expected(op, case, dtype))
+    actual, *others = (gradients(call, arguments, dy) for _ in range(runs))
+    for name, gradient in actual.items():
+        assert all(torch.equal(gradient, other[name]) for other in others), f"{name} differs from run to run"
+        assert_as_good_as_eager(gradient, eager[name], reference_[name], what=name, scale=scale)

@@ -82,7 +82,6 @@ CASES = (
     # channels
     Case("one channel: LayerNorm gives its bias, depthwise is a plain convolution", c=1),
     Case("channels far below a vector", c=3, variant="v2"),
-    Case("half a vector", c=8),
     Case("one channel short of a vector", c=15, variant="v2", edge=True),
     Case("one channel more than a vector", c=17, edge=True, half=True),
     Case("vectors and a half", c=40, n=3, variant="v2", edge=True),
@@ -97,10 +96,8 @@ CASES = (
     Case("one pixel in V2: the spatial norm is an absolute value", h=1, w=1, variant="v2", patch=1),
     Case("one column", h=14, w=1, patch=1),
     Case("one row", h=1, w=14, n=3, patch=1),
-    Case("two columns, fewer than the kernel's radius", h=13, w=2),
     Case("one pixel short of a register tile; patches leave a rest in H", h=13, w=14, patch=4, edge=True),
     Case("a register tile and one pixel; patches leave a rest in W", h=14, w=15, edge=True),
-    Case("two register tiles and one pixel, tall", h=29, w=5, n=1, patch=3),
     Case("not square, several row blocks and a rest", h=33, w=57, c=24, n=1, ratio=2, edge=True),
     Case(
         "the same for V2, whose norm runs over all the row blocks",
@@ -113,30 +110,22 @@ CASES = (
         costly=True,
     ),
     # batch
-    Case("one sample", n=1),
     Case("batch of an odd size, more samples than threads", n=5, c=24),
-    Case("more samples than threads in V2: each has its own norm", n=5, c=24, variant="v2"),
     # kernel sizes and dilations
     Case("1x1: no neighbours at all", k=1, ops=CONVOLVE),
     Case("smallest real kernel", k=3, h=14, w=13, ops=CONVOLVE),
-    Case("5x5", k=5, h=14, w=13, variant="v2", ops=CONVOLVE),
     Case("9x9, wider than the image", k=9, ops=CONVOLVE),
     Case("11x11", k=11, h=15, w=13, costly=True, ops=CONVOLVE),
     Case("13x13, SLaK and RepLKNet", k=13, h=14, w=15, costly=True, ops=CONVOLVE),
-    Case("15x15", k=15, h=14, w=13, n=1, costly=True, ops=CONVOLVE),
-    Case("21x21", k=21, h=15, w=29, n=1, costly=True, ops=CONVOLVE),
     Case("31x31, the largest: most taps fall outside", k=31, h=13, w=14, ops=CONVOLVE),
     # 17 channels: oneDNN's 16-bit depthwise never returns for 31x31 on such an image with 16 or fewer (torch 2.14).
     Case("31x31 on an image larger than the kernel", k=31, h=33, w=40, c=17, n=1, costly=True, ops=CONVOLVE),
     Case("dilation 2", dilation=2, h=14, w=15, ops=CONVOLVE),
-    Case("dilation 3 of a small kernel", dilation=3, k=3, h=14, w=13, variant="v2", ops=CONVOLVE),
     Case("dilation 3: reaches beyond the image on both sides", dilation=3, h=7, w=5, ops=CONVOLVE),
     # rectangles: InceptionNeXt, SegNeXt, SLaK
     Case("1x11: one row of taps, no neighbours above", k=(1, 11), c=18, h=7, w=15, ops=CONVOLVE, edge=True),
     Case("11x1: one column of taps, no neighbours beside", k=(11, 1), c=34, h=15, w=7, ops=CONVOLVE, edge=True),
-    Case("1x21 and wider than the image: every tap row is cut", k=(1, 21), h=3, w=14, ops=CONVOLVED),
     Case("21x1, taller than two register tiles", k=(21, 1), h=33, w=3, c=24, n=1, ops=CONVOLVED),
-    Case("3x5: both sides above one, the wider is the second", k=(3, 5), ops=CONVOLVED),
     Case("51x5: the largest side, taller than the image", k=(51, 5), h=29, w=15, n=1, costly=True, ops=CONVOLVED),
     # 17 channels: with 16 or fewer oneDNN's 16-bit depthwise never returns for 1x51 and 5x51 either (channels_last).
     Case(
@@ -151,7 +140,6 @@ CASES = (
     ),
     Case("51x51: the largest kernel", k=51, h=15, w=29, c=17, n=1, costly=True, ops=CONVOLVED),
     Case("dilations 2 and 3: lattices of different sizes", k=(3, 5), dilation=(2, 3), h=14, w=15, ops=CONVOLVE),
-    Case("a dilation along the axis of one tap changes nothing", k=(1, 7), dilation=(5, 2), ops=CONVOLVED),
     # stride
     Case(
         "stride 2, even sizes: the last row and column are not centres",
@@ -163,8 +151,6 @@ CASES = (
         edge=True,
     ),
     Case("stride 2, odd sizes: the last row and column are centres", k=3, stride=2, c=17, ops=CONVOLVED),
-    Case("stride 2, one pixel", k=7, stride=2, h=1, w=1, ops=CONVOLVED),
-    Case("stride 2 with an odd dilation: lattices of two steps", k=5, stride=2, dilation=3, h=15, w=14, ops=CONVOLVED),
     Case(
         "stride 2 with an even dilation: half of dx has no tap",
         k=3,
@@ -174,7 +160,6 @@ CASES = (
         w=14,
         ops=CONVOLVED,
     ),
-    Case("stride 2 of a column of taps", k=(11, 1), stride=2, h=29, w=15, c=40, ops=CONVOLVED),
     Case("stride 2 of a row of taps, more than two tiles wide", k=(1, 13), stride=2, h=4, w=63, n=1, ops=CONVOLVED),
     # the bottleneck
     Case("hidden as wide as the input", ratio=1, ops=BOTTLENECK),
@@ -185,7 +170,6 @@ CASES = (
     Case("no biases in V2", bias=False, variant="v2", c=17, ops=BOTTLENECK),
     Case("drop path", drop=True, n=5, ops=BOTTLENECK),
     Case("drop path in V2", drop=True, n=3, variant="v2", ops=BOTTLENECK),
-    Case("drop path without gamma", drop=True, n=3, variant="plain", ops=BOTTLENECK),
     # norms and activations: each once in V1 or V2, the norms in both
     Case("RMSNorm and tanh GELU: timm's convnext_atto_rms", norm="rms", activation="gelu_tanh", c=40, ops=BOTTLENECK),
     Case("RMSNorm in V2, Hardswish", norm="rms", activation="hardswish", variant="v2", c=17, ops=BOTTLENECK),

@@ -113,10 +113,3 @@ def test_a_build_folder_follows_the_environment(configure, without_nvcc, gpus):
     assert "expected auto, 0 or 1" in configure(CNK_CUDA="maybe", fails=True)
     assert "CUDA kernels: 75 80 86 89 90" in configure(CNK_CUDA="1", CNK_CUDA_ARCHITECTURES="", **gpus())
     assert "CUDA kernels: 75 80 86 89 90" in configure(CNK_CUDA_ARCHITECTURES="all")
-
-
-@needs_nvcc
-def test_options_of_cmake(configure):
-    """The environment, which pip passes on, comes before -D."""
-    assert "CUDA kernels: 90, PTX for 90" in configure("-DCNK_CUDA=1", "-DCNK_CUDA_ARCHITECTURES=90")
-    assert "CUDA kernels: skipped, CNK_CUDA=0" in configure("-DCNK_CUDA=1", CNK_CUDA="0")

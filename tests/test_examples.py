@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from convnext_kernels.models import create_model, export_weights
+from convnext_kernels.models import create_model
 
 for library in ("matplotlib", "PIL", "sklearn"):
     pytest.importorskip(library)
@@ -37,28 +37,6 @@ def test_backbone(backbone, tmp_path):
     with Image.open(tmp_path / "maps.png") as picture:
         assert min(picture.size) > 300
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 1000
-
-
-def test_backbone_with_weights_and_a_picture(backbone, tmp_path):
-    from PIL import Image
-
-    torch.manual_seed(0)
-    export_weights(create_model("convnextv2_atto"), "timm", tmp_path / "w.safetensors")
-    Image.new("RGB", (300, 500), "red").save(tmp_path / "red.png")
-    arguments = (
-        "--weights",
-        tmp_path / "w.safetensors",
-        "--image",
-        tmp_path / "red.png",
-        "--output",
-        tmp_path / "o.png",
-    )
-    assert "weights of" in backbone("--model", "convnextv2_atto", *arguments).output
-    wrong = backbone("--model", "convnextv2_pico", *arguments)
-    assert wrong.exit_code == 1
-    assert "of another shape" in wrong.output
-    (tmp_path / "red.png").write_text("no picture")
-    assert "Error: " in backbone("--model", "convnextv2_atto", *arguments).output
 
 
 @pytest.mark.parametrize(
@@ -109,10 +87,6 @@ def test_tour(monkeypatch, tmp_path):
     finally:
         torch.set_num_threads(threads)
     assert names["difference"] < 1e-4
-
-
-def test_unknown_model(backbone):
-    assert backbone("--model", "convnext_basse").exit_code == 2
 
 
 def test_serve(monkeypatch):

@@ -66,14 +66,6 @@ def test_other_inputs_are_refused(captured, inputs, error, words):
         graph(*inputs)
 
 
-def test_weights_with_other_memory_are_refused(captured):
-    model = Model()
-    graph = captured(model, X)
-    model.weight.data = torch.tensor([3.0])
-    with pytest.raises(RuntimeError, match=r"weight has other memory .* call graphed again"):
-        graph(X)
-
-
 def test_wrong_arguments_are_refused(monkeypatch):
     with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module, got function"):
         ck.graphed(lambda x: x, X)

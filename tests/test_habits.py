@@ -1,6 +1,5 @@
 """What the project's own files promise one another."""
 
-import json
 import re
 import runpy
 from pathlib import Path
@@ -52,20 +51,6 @@ def hooks():
 )
 def test_the_site_reads_lists_as_github_does(hooks, text, wanted):
     assert hooks["lists"](text) == wanted
-
-
-def test_the_site_shows_a_notebook(hooks):
-    outputs = [
-        {"output_type": "stream", "text": ["1\n", "2\n"]},
-        {"data": {"image/png": "QUJD\n", "text/plain": ["x"]}},
-    ]
-    cells = [
-        {"cell_type": "markdown", "source": ["# a\n", "b"]},
-        {"cell_type": "code", "source": ["print(1)"], "outputs": outputs},
-    ]
-    text = hooks["notebook"](json.dumps({"cells": cells}))
-    assert text.split("\n\n")[:3] == ["# a\nb", "```python\nprint(1)\n```", "```text\n1\n2\n```"]
-    assert "![plot](data:image/png;base64,QUJD)" in text
 
 
 def test_every_page_is_in_the_navigation(hooks):

@@ -217,46 +217,13 @@ def test_c():
     assert c_violations(ROOT) == []
 
 
-def test_packages_are_found():
-    """Without a file there would be no violation."""
-    seen = {
-        _package(".".join(p.relative_to(ROOT / PACKAGE).with_suffix("").parts)) for p in (ROOT / PACKAGE).rglob("*.py")
-    }
-    assert {"spec", "functional", "backends.eager", "dispatch", "ops", "nn"} <= seen
-
-
 SYNTHETIC = {
-    "backends sideways": ("backends/cpu/dwconv.py", "from convnext_kernels.backends.eager import dwconv"),
-    "backends sideways, from the package": ("backends/cpu/dwconv.py", "from convnext_kernels.backends import eager"),
     "backends sideways, relative": ("backends/cpu/dwconv.py", "from ..eager import dwconv"),
-    "the shared GPU code to a backend": (
-        "backends/gpu/mlp_cublas.py",
-        "from convnext_kernels.backends.cuda import native",
-    ),
-    "the CPU backend to the shared GPU code": (
-        "backends/cpu/dwconv.py",
-        "from convnext_kernels.backends.gpu import layout",
-    ),
     "the CPU backend with the CUDA extension": ("backends/cpu/block.py", "from convnext_kernels import _native_cuda"),
-    "backends up": ("backends/eager/dwconv.py", "import convnext_kernels.ops"),
     "backends up to nn, in a function": ("backends/eager/dwconv.py", "def f():\n    from convnext_kernels import nn"),
     "backends to the top": ("backends/eager/dwconv.py", "import convnext_kernels"),
-    "eager with triton": ("backends/eager/dwconv.py", "import triton"),
-    "dispatch up": ("dispatch.py", "from convnext_kernels.ops import checks"),
-    "dispatch to one backend": ("dispatch.py", "from convnext_kernels.backends import eager"),
     "ops with triton": ("ops/dwconv.py", "def f():\n    import triton.language as tl"),
-    "ops with the extension": ("ops/dwconv.py", "from convnext_kernels import _native"),
-    "ops up": ("ops/dwconv.py", "from convnext_kernels.nn import layers"),
-    "ops to a backend": ("ops/dwconv.py", "from convnext_kernels.backends.eager import dwconv"),
-    "nn to an op": ("nn/block.py", "from convnext_kernels.ops import dwconv"),
-    "nn to dispatch": ("nn/block.py", "from convnext_kernels import dispatch"),
-    "functional to dispatch": ("functional.py", "from convnext_kernels.dispatch import choose"),
-    "interop to ops": ("interop/timm.py", "import convnext_kernels.ops"),
-    "interop to a backend": ("interop/timm.py", "from convnext_kernels.backends import eager"),
-    "interop eager about timm": ("interop/timm.py", "import timm"),
     "interop in a class body": ("interop/timm.py", "class A:\n    import timm"),
-    "models eager about transformers": ("models/v1.py", "from transformers import AutoModel"),
-    "numpy in nn": ("nn/block.py", "def f():\n    import numpy"),
     "a package without a row": ("utils/misc.py", "import torch"),
 }
 ALLOWED = {
@@ -285,12 +252,6 @@ def _write_package(root: Path) -> None:
         (root / PACKAGE / file).write_text(source)
 
 
-def test_allowed_imports_pass(tmp_path):
-    _write_package(tmp_path)
-    assert python_violations(tmp_path) == []
-    assert circular_imports(tmp_path) == []
-
-
 @pytest.mark.parametrize(("file", "source"), SYNTHETIC.values(), ids=SYNTHETIC)
 def test_violations_are_seen(tmp_path, file, source):
     _write_package(tmp_path)
@@ -311,17 +272,10 @@ def test_circular_imports_are_found(tmp_path):
     ("file", "include", "wrong"),
     [
         ("cpu/a.cpp", '"common/vec.h"', False),
-        ("cpu/a.cpp", '"../common/vec.h"', False),
-        ("cpu/a.cpp", '"b.h"', False),
-        ("cpu/a.cpp", "<immintrin.h>", False),
         ("bindings/module.cpp", "<pybind11/pybind11.h>", False),
-        ("cpu/a.cpp", '"cuda/k.cuh"', True),
         ("cpu/a.cpp", '"../cuda/k.cuh"', True),
-        ("common/vec.h", '"cpu/b.h"', True),
         ("cpu/a.cpp", "<Python.h>", True),
         ("cuda/k.cu", "<torch/extension.h>", True),
-        ("cuda/k.cu", "<ATen/ATen.h>", True),
-        ("cpu/a.cpp", "<pybind11/pybind11.h>", True),
         ("cpu/a.cpp", '"/usr/include/stdio.h"', True),
     ],
 )

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from convnext_kernels import __main__ as entry
 from convnext_kernels import environment
 from convnext_kernels.bench import checks, conditions, lines, report, steps, verify, workloads
 from convnext_kernels.bench.cases import Case, network
@@ -68,44 +67,6 @@ def test_without(name, hide, monkeypatch, tmp_path):
         assert f'the report needs {name}, which is not installed: pip install "convnext-kernels[bench]"' in said
     unknown = any("the load of the machine is unknown: psutil is not installed" in line for line in found["warnings"])
     assert unknown == (name == "psutil")
-
-
-@pytest.mark.parametrize("name", ["click", "rich"])
-def test_plain_verify(name, hide, monkeypatch, tmp_path, capsys):
-    hide(name)
-    monkeypatch.setattr(steps, "items", lambda step, device: [ITEM])
-    arguments = ["verify", "--device", "cpu", "--only", "fp32", "--report", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        entry.main()
-    assert exit_.value.code == 0
-    assert "No kernel is wrong." in capsys.readouterr().out
-    for wrong, words in (
-        (("--only", "fp33"), "--only: no step has 'fp33' in its name"),
-        (("--minutes", "0"), "--minutes: expected a positive number, got 0"),
-        (("--report", str(tmp_path / lines.FILE)), "--report"),
-    ):
-        monkeypatch.setattr(sys, "argv", ["", *arguments, *wrong])
-        with pytest.raises(SystemExit) as exit_:
-            entry.main()
-        assert exit_.value.code == 2
-        assert words in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["click", "rich"])
-def test_other_commands_say_what_is_missing(name, hide, monkeypatch):
-    hide(name)
-    monkeypatch.setattr(sys, "argv", ["", "info"])
-    with pytest.raises(SystemExit, match=f"Error: .*{name} .*pip install {name}"):
-        entry.main()
-
-
-def test_figures_of_the_load_need_psutil(hide):
-    assert not any("psutil" in line for line in conditions.collect("cpu")["warnings"])
-    hide("psutil")
-    found = conditions.collect("cpu")
-    assert any("psutil is not installed (pip install psutil)" in line for line in found["warnings"])
-    assert "MHz" not in found["clocks"]
 
 
 ALL_HIDDEN = """

@@ -9,18 +9,6 @@ namespace cnk::cpu::CNK_ISA {
 
 namespace {
 
-void gelu_array(const float* x, float* y, int64_t count) {
-  for (int64_t i = 0; i < count; i += kLanes) store(y + i, gelu(load(x + i)));
-}
-
-void gelu_slope_array(const float* x, float* y, float* slope, int64_t count) {
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const Activated g = gelu_with_slope(load(x + i));
-    store(y + i, g.value);
-    store(slope + i, g.slope);
-  }
-}
-
 void activation_array(Activation activation, const float* x, float* y, float* slope, float* alone,
                       int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes) {
@@ -29,13 +17,6 @@ void activation_array(Activation activation, const float* x, float* y, float* sl
     store(slope + i, a.slope);
     store(alone + i, activated(load(x + i), activation));
   }
-}
-
-void transpose_square(float* rows) {
-  Vec v[kLanes];
-  for (int i = 0; i < kLanes; ++i) v[i] = load(rows + i * kLanes);
-  transpose(v);
-  for (int i = 0; i < kLanes; ++i) store(rows + i * kLanes, v[i]);
 }
 
 void load_array(DType dtype, const void* x, float* y, int64_t count) {
@@ -75,8 +56,7 @@ constexpr void (*get_tiles)(uint8_t*) = nullptr;
 
 }  // namespace
 
-extern const test::Probe kProbe = {kLanes,           gelu_array,  gelu_slope_array, activation_array,
-                                   load_array,       store_array, load_some,        store_some,
-                                   transpose_square, set_tiles,   get_tiles};
+extern const test::Probe kProbe = {kLanes,    activation_array, load_array, store_array,
+                                   load_some, store_some,       set_tiles,  get_tiles};
 
 }  // namespace cnk::cpu::CNK_ISA

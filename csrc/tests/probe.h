@@ -8,9 +8,6 @@ namespace cnk::test {
 // Counts are multiples of 16.
 struct Probe {
   int lanes;
-  void (*gelu)(const float* x, float* y, int64_t count);
-  // GELU and its slope, as the gradient uses them.
-  void (*gelu_slope)(const float* x, float* y, float* slope, int64_t count);
   // Any activation: value and slope, and the value as the forward pass computes it.
   void (*activation)(Activation activation, const float* x, float* y, float* slope, float* alone,
                      int64_t count);
@@ -19,8 +16,6 @@ struct Probe {
   // One register, of which the first n < lanes elements are in memory.
   void (*load_partial)(DType dtype, const void* x, int64_t n, float* y);
   void (*store_partial)(DType dtype, const float* x, int64_t n, void* y);
-  // A square of lanes x lanes, in place.
-  void (*transpose)(float* rows);
   // The 64 bytes of this thread's tile configuration; null without AMX.
   void (*set_tiles)(const uint8_t* configuration);
   void (*get_tiles)(uint8_t* configuration);

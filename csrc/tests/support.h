@@ -1,6 +1,8 @@
 // What the tests share: the kernels of this machine, tensors of exact size, comparison with a reference.
 #pragma once
 
+#include <doctest/doctest.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -169,37 +171,6 @@ inline Buffer workspace(int64_t bytes) { return Buffer(bytes, 64); }
 
 // --- Comparison. The strings say what is wrong, and are empty if nothing is. ---
 
-// A result before it is rounded to its dtype, and the largest error that fp32 arithmetic may add.
-struct Expected {
-  Values value, tolerance;
-};
-
-// Half a unit in the last place of `dtype` at `value`.
-inline double rounding(DType dtype, double value) {
-  const int digits = dtype == DType::kFloat32 ? 24 : dtype == DType::kBFloat16 ? 8 : 11;
-  const double smallest = std::ldexp(1.0, dtype == DType::kFloat16 ? -25 : -127 - digits);
-  return std::max(std::fabs(value) * std::ldexp(1.0, -digits), smallest);
-}
-
-inline std::string mismatch(const Tensor& out, const Expected& expected) {
-  int64_t wrong = 0, first = -1;
-  for (int64_t i = 0; i < out.count(); ++i) {
-    const double got = out.get(i), want = expected.value[i];
-    const double allowed =
-        expected.tolerance[i] + rounding(out.dtype(), std::fabs(want) + expected.tolerance[i]);
-    const bool same = std::isnan(want) ? std::isnan(got) : got == want || std::fabs(got - want) <= allowed;
-    if (same) continue;
-    if (wrong++ == 0) first = i;
-  }
-  if (wrong == 0) return "";
-  std::ostringstream text;
-  text.precision(9);
-  text << wrong << " of " << out.count() << " wrong, the first at " << first << ": " << out.get(first)
-       << ", expected " << expected.value[first] << " +- " << expected.tolerance[first] << " and rounding to "
-       << dtype_name(out.dtype());
-  return text.str();
-}
-
 inline std::string difference(const Tensor& out, const Tensor& reference) {
   if (out.same_bits(reference, 0, out.count())) return "";
   int64_t i = 0;
@@ -209,6 +180,61 @@ inline std::string difference(const Tensor& out, const Tensor& reference) {
   text << "bits differ, first at " << i << " of " << out.count() << ": " << out.get(i) << " and "
        << reference.get(i);
   return text.str();
+}
+
+// Every value must be a number, and within `relative` of the largest one; of 0.1 where a sum of terms of about 1 cancels.
+inline std::string apart(const Tensor& out, const Tensor& reference, double relative) {
+  double largest = 0.1;
+  for (int64_t i = 0; i < out.count(); ++i) largest = std::max(largest, std::fabs(reference.get(i)));
+  for (int64_t i = 0; i < out.count(); ++i) {
+    if (std::fabs(out.get(i) - reference.get(i)) <= relative * largest) continue;
+    std::ostringstream text;
+    text << "at " << i << " of " << out.count() << ": " << out.get(i) << ", expected " << reference.get(i)
+         << " +- " << relative * largest;
+    return text.str();
+  }
+  return "";
+}
+
+// The real channels of rows with padded channels.
+inline Tensor without_padding(const Tensor& t, int64_t c) {
+  const int64_t wide = pad_channels(c), rows = t.count() / wide;
+  Tensor out(t.dtype(), rows * c);
+  for (int64_t i = 0; i < rows * c; ++i) out.set(i, t.get(i / c * wide + i % c));
+  return out;
+}
+
+// What `run` (kernels, products, threads) gives: of one set of instructions the same bits in every team, and near
+// those of the first set, whose values tests/ops compares with PyTorch's. Here the point is memory (Buffer), teams,
+// and sets that this machine lacks. An empty tensor is a result that was not asked for.
+template <class Run>
+void check_sets(DType dtype, const Run& run, bool products = true) {
+  std::vector<Tensor> first;
+  for (const Kernels& k : kernels()) {
+    CAPTURE(k.name());
+    for (Products of : products ? k.products() : std::vector<Products>{Products::kFloat32}) {
+      CAPTURE(products_name(of));
+      std::vector<Tensor> out = run(k, of, 1);
+      if (first.empty()) first = run(k, of, 1);
+      const double relative = dtype == DType::kFloat32 && of == Products::kFloat32 ? 1e-4 : 3e-2;
+      for (size_t i = 0; i < out.size(); ++i) {
+        CAPTURE(i);
+        if (out[i].count() == first[i].count()) CHECK(apart(out[i], first[i], relative) == "");
+      }
+      for (int threads : kTeams) {
+        CAPTURE(threads);
+        const std::vector<Tensor> again = threads > 1 ? run(k, of, threads) : std::vector<Tensor>();
+        for (size_t i = 0; i < again.size(); ++i) CHECK(difference(again[i], out[i]) == "");
+      }
+    }
+  }
+}
+
+template <class... Tensors>
+std::vector<Tensor> results(Tensors&&... tensors) {
+  std::vector<Tensor> all;
+  (all.push_back(std::move(tensors)), ...);
+  return all;
 }
 
 }  // namespace cnk::test

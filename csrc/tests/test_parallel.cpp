@@ -86,17 +86,6 @@ TEST_CASE("teams of every size, growing and shrinking, with counters and barrier
   }
 }
 
-TEST_CASE("many short jobs in a row") {
-  int failures = 0;
-  for (int i = 0; i < 2000; ++i) failures += failures_of_job(1 + i % 4, 1);
-  CHECK(failures == 0);
-}
-
-TEST_CASE("barriers with more threads than cores") {
-  const int threads = int(std::thread::hardware_concurrency()) * 4 + 1;
-  CHECK(failures_of_job(threads, 300) == 0);
-}
-
 TEST_CASE("a sleeper at the barrier is woken") {
   std::atomic<int> early{0}, late{0};
   in_team(2, [&](Team& team) {

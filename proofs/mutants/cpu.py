@@ -58,24 +58,6 @@ MUTANTS = [
             "(depth.half & scaled) || at + 1 >= depth.in)",
             tests=_volumes("forward"),
         ),
-        Mutant(
-            "bound",
-            "of a volume's rows only the first band is computed",
-            "top < plane; top += band",
-            "top < band; top += band",
-            tests=_volumes("forward"),
-        ),
-    ),
-    *_in(
-        "cpu/dwconv.cpp",
-        _parity("dwconv and forward and bfloat16", "avx512bf16"),
-        Mutant(
-            "bound",
-            "the second row of a pair is the first one",
-            "interleave<PARTIAL>(x, x + second, valid)",
-            "interleave<PARTIAL>(x, x, valid)",
-        ),
-        isa="avx512bf16",
     ),
     *_in(
         "cpu/dwconv_wgrad.cpp",
@@ -89,12 +71,6 @@ MUTANTS = [
         Mutant(
             "bound", "a kernel plane takes the sums of another", "(plane * p.plane_taps + from", "(0 * plane + from"
         ),
-        Mutant(
-            "state",
-            "the bias is summed once for each kernel plane",
-            "if (again) return;",
-            "if (again && p.held > 1) return;",
-        ),
     ),
     *_in(
         "cpu/dwconv_wgrad.cpp",
@@ -105,23 +81,6 @@ MUTANTS = [
             "(p.across.in - 1 + p.reach_rows - row) / d + 1)",
             "(p.across.in - 1 + p.reach_rows - row) / d)",
         ),
-        Mutant(
-            "bound",
-            "the last slab's sums are forgotten",
-            "slab < p.slabs; ++slab) total",
-            "slab + 1 < p.slabs; ++slab) total",
-        ),
-    ),
-    *_in(
-        "cpu/dwconv_wgrad.cpp",
-        _parity("dwconv and gradients and bfloat16", "avx512bf16"),
-        Mutant(
-            "bound",
-            "the last column of an odd width is not added",
-            "if (p.along.out % Word::kColumns) walk.single",
-            "if (p.along.out < Word::kColumns) walk.single",
-        ),
-        isa="avx512bf16",
     ),
     *_in(
         "cpu/layernorm.cpp",
@@ -150,27 +109,6 @@ MUTANTS = [
             "positive * (count / (count - 1))",
             "positive",
             tests=VARIANTS,
-        ),
-        Mutant(
-            "formula",
-            "SimpleNorm's gradient subtracts no mean",
-            "norm.eps), mean + correction};\n  }",
-            "norm.eps), 0};\n  }",
-            tests=VARIANTS_GRADIENTS,
-        ),
-        Mutant(
-            "formula",
-            "RMSNorm's gradient has LayerNorm's mean",
-            "norm.kind == Norm::kLayer ? sum(total) / float(norm.c) : 0",
-            "sum(total) / float(norm.c)",
-            tests=VARIANTS_GRADIENTS,
-        ),
-        Mutant(
-            "formula",
-            "the gradient lacks its mean",
-            "splat(-mean_xhat), g) - mean)",
-            "splat(-mean_xhat), g))",
-            tests=LAYERNORM_GRADIENTS,
         ),
     ),
     *_in(

@@ -58,27 +58,11 @@ MUTANTS = [
             "s.plane, tile);\n          __syncthreads();",
             quick=True,
         ),
-        _without(
-            "results overwrite pixels in use",
-            "__syncthreads();  // the results overwrite the pixels",
-        ),
-        _without(
-            "results are stored before they are there",
-            "__syncthreads();\n      store_elements(",
-        ),
         Mutant(
             "shared",
             "16 bytes fewer than the weights take",
             "plan.tile_bytes + int64_t(s.lanes)",
             "plan.tile_bytes - 16 + int64_t(s.lanes)",
-            proof="asan",
-            tests=SMALL,
-        ),
-        Mutant(
-            "shared",
-            "results have the room of the pixels",
-            "if (stores_elements) {\n    plan.tile_bytes =",
-            "if (stores_elements && s.w.side < 0) {\n    plan.tile_bytes =",
             proof="asan",
             tests=SMALL,
         ),
@@ -97,75 +81,10 @@ MUTANTS = [
             "tap",
         ),
         Mutant(
-            "mask",
-            "rows below the image are stored",
-            "if (h >= p.s.h.out) break;",
-            "",
-            proof="asan",
-            tests=SMALL,
-        ),
-        Mutant(
-            "mask",
-            "columns right of the image are stored",
-            "if (q >= columns) break;\n      store(",
-            "store(",
-            proof="asan",
-            tests=SMALL,
-        ),
-        Mutant(
-            "stride",
-            "results are stored with strides swapped",
-            "c * y.stride_c + h * y.stride_h + w * y.stride_w);",
-            "c * y.stride_c + w * y.stride_h + h * y.stride_w);",
-        ),
-        Mutant(
-            "mask",
-            "elements right of the image are stored",
-            "if (h >= p.s.h.out || w >= p.s.w.out || c >= p.s.c) continue;",
-            "if (h >= p.s.h.out || c >= p.s.c) continue;",
-            tests=SMALL,
-        ),
-        Mutant(
-            "mask",
-            "elements of channels beyond the last are stored",
-            "if (h >= p.s.h.out || w >= p.s.w.out || c >= p.s.c) continue;",
-            "if (h >= p.s.h.out || w >= p.s.w.out) continue;",
-            proof="asan",
-            tests=SMALL,
-        ),
-        Mutant(
             "bound",
             "the lower of two rows lacks its last kernel row",
             "min(row + side_h + 1, v.row + v.rows)",
             "min(row + side_h, v.row + v.rows)",
-        ),
-        Mutant(
-            "bound",
-            "the upper of two rows has a kernel row too many",
-            "if (kh < side_h) add_taps<kChunk>",
-            "if (kh <= side_h) add_taps<kChunk>",
-        ),
-        Mutant(
-            "bound",
-            "chunks of taps that see the image are left out",
-            "if (reached + kColumns + taps - 1 > 0 &&",
-            "if (reached + kColumns > 0 &&",
-            tests=LARGE,
-        ),
-        Mutant(
-            "bound",
-            "chunks begin seven taps apart, however many they hold",
-            "first += taps;",
-            "first += kTaps;",
-            tests=LARGE,
-        ),
-        Mutant(
-            "bound",
-            "the last block has more tiles than there are",
-            "min(first + p.tiles_per_block, s.tiles)",
-            "first + p.tiles_per_block",
-            proof="asan",
-            tests=DWCONV_BLOCKS,
         ),
     ),
     *_in(
@@ -176,34 +95,6 @@ MUTANTS = [
             "columns left of the image are loaded",
             "if (unsigned(w) < end) value =",
             "if (w < int(end)) value =",
-        ),
-        Mutant(
-            "mask",
-            "columns right of the image are loaded",
-            "if (unsigned(w) < end) value =",
-            "if (w >= 0) value =",
-        ),
-        Mutant(
-            "mask",
-            "elements right of the image are loaded",
-            "if (w >= 0 && w < v.w.count && c < s.c)",
-            "if (w >= 0 && c < s.c)",
-            tests=SMALL,
-        ),
-        Mutant(
-            "mask",
-            "elements of channels beyond the last are loaded",
-            "if (w >= 0 && w < v.w.count && c < s.c)",
-            "if (w >= 0 && w < v.w.count)",
-            proof="asan",
-            tests=SMALL,
-        ),
-        Mutant(
-            "mask",
-            "no zeros where there is no image",
-            "to[lane / kChannels * plane + pixel].element[lane % kChannels] = value;",
-            "if (w >= 0 && w < v.w.count) to[lane / kChannels * plane + pixel].element[lane % kChannels] = value;",
-            tests=SMALL,
         ),
         Mutant(
             "bound",
@@ -219,31 +110,10 @@ MUTANTS = [
             "(walk.stride_h - (columns - 1) * walk.stride_w)",
         ),
         Mutant(
-            "stride",
-            "elements are loaded with strides swapped",
-            "h * image.stride_h + (w * v.w.step + v.w.residue) * image.stride_w];",
-            "h * image.stride_w + (w * v.w.step + v.w.residue) * image.stride_h];",
-        ),
-        Mutant(
-            "stride",
-            "the lattices of a dilation are exchanged",
-            "v.h.residue * image.stride_h + v.w.residue * image.stride_w +",
-            "v.w.residue * image.stride_h + v.h.residue * image.stride_w +",
-            tests=SMALL,
-        ),
-        Mutant(
             "shared",
             "a tile is a column too narrow",
             "s.columns = groups * kColumns + s.w.taps - 1;",
             "s.columns = groups * kColumns + s.w.taps - 2;",
-        ),
-        Mutant(
-            "mask",
-            "16 bytes are loaded from an address that is no multiple",
-            " && reinterpret_cast<uintptr_t>(image.data) % 16 == 0 &&",
-            " &&",
-            proof="asan",
-            tests=("tests/ops/test_layouts.py", "-k", "cuda and dwconv and offset"),
         ),
     ),
     *_in(
@@ -257,14 +127,6 @@ MUTANTS = [
             "a tile is read before it is there",
             "channel, s.plane, x_tile);\n      __syncthreads();",
         ),
-        _without(
-            "sums overwrite a tile in use",
-            "__syncthreads();  // the last tile no longer uses this memory",
-        ),
-        _without(
-            "sums are read before they are there",
-            "__syncthreads();\n    if (!active || split > 0) continue;",
-        ),
         Mutant(
             "shared",
             "no room for the sums of the last thread",
@@ -274,30 +136,10 @@ MUTANTS = [
             tests=SMALL,
         ),
         Mutant(
-            "shared",
-            "dy has room for half of its channels",
-            "p.dy_bytes = ceil_div(lanes * p.dy_plane * kChannels * size, 16) * 16;",
-            "p.dy_bytes = ceil_div(lanes / 2 * p.dy_plane * kChannels * size, 16) * 16;",
-        ),
-        Mutant(
             "mask",
             "rows of x that are not there are read",
             "if (x_row < 0 || x_row >= x_window.rows) continue;",
             "if (x_row < 0) continue;",
-        ),
-        Mutant(
-            "mask",
-            "taps beyond the kernel row are stored",
-            "if (kw < s.w.side && tap < p.chunk) out[",
-            "out[",
-            tests=SMALL,
-        ),
-        Mutant(
-            "mask",
-            "channels beyond the last are stored",
-            "if (c >= s.c) break;",
-            "",
-            tests=SMALL,
         ),
         Mutant(
             "bound",
@@ -306,24 +148,10 @@ MUTANTS = [
             "for (int other = 1; other < p.splits - 1; ++other) {",
         ),
         Mutant(
-            "bound",
-            "the last tile of all is forgotten",
-            "last = min(first + p.tiles_per_part, s.tiles);",
-            "last = min(first + p.tiles_per_part, s.tiles - 1);",
-        ),
-        Mutant(
             "stride",
             "dw is stored transposed",
             "kh * p.dw.stride_h + kw * p.dw.stride_w",
             "kw * p.dw.stride_h + kh * p.dw.stride_w",
-        ),
-        Mutant(
-            "mask",
-            "the sum over parts writes beyond the end",
-            "if (index >= length) continue;",
-            "",
-            proof="asan",
-            tests=SMALL,
         ),
     ),
     *_in(
@@ -336,10 +164,6 @@ MUTANTS = [
         _without(
             "a tile is stored before it is there",
             "= from[slot + j];\n    }\n    __syncthreads();",
-        ),
-        _without(
-            "the next channels overwrite the tile that is stored",
-            "to + j * y.stride_c);\n      }\n    }\n    __syncthreads();",
         ),
         Mutant(
             "shared",
@@ -384,12 +208,6 @@ MUTANTS = [
             proof="asan",
         ),
         Mutant(
-            "mask",
-            "the variance counts channels beyond the last",
-            "v[i] = i < left ? v[i] : 0.0f;",
-            "v[i] = v[i];",
-        ),
-        Mutant(
             "stride",
             "rows and columns of a patch are exchanged",
             "(patch * patches.side + h.remainder) * patches.side + w.remainder",
@@ -424,19 +242,6 @@ MUTANTS = [
             "__syncthreads();\n  for (int i = int(threadIdx.x); i < c;",
             tests=ORDER_LAYERNORM,
         ),
-        _without(
-            "the bias's sums overwrite the weight's",
-            "out[i] = sum;\n  }\n  __syncthreads();",
-            tests=ORDER_LAYERNORM,
-        ),
-        _without(
-            "a gradient is read before it is there",
-            "from + j * dy.stride_c)) : 0.0f;\n      }\n    }\n    __syncthreads();",
-        ),
-        _without(
-            "the next gradient overwrites the one in use",
-            "tile[lane * pitch + j * warps + warp] : 0.0f;\n      }\n    }\n    __syncthreads();",
-        ),
         Mutant(
             "shared",
             "no room for the last sum",
@@ -444,13 +249,6 @@ MUTANTS = [
             "(5 * kNormThreads / kWarpSize + sums - 1)",
             proof="asan",
             tests=ORDER_LAYERNORM,
-        ),
-        Mutant(
-            "shared",
-            "room for four of five sums",
-            "floats = 5 * threads +",
-            "floats = 4 * threads +",
-            proof="asan",
         ),
         Mutant(
             "mask",
@@ -466,12 +264,6 @@ MUTANTS = [
             "g < groups; ++g)",
             "g + 1 < groups; ++g)",
             tests=ORDER_LAYERNORM,
-        ),
-        Mutant(
-            "bound",
-            "only the last of a part's tiles counts",
-            "block == part ? sum : *out + sum",
-            "sum",
         ),
         Mutant(
             "stride",
@@ -514,12 +306,6 @@ MUTANTS = [
             "w < p.walkers; ++w)",
             "w + 1 < p.walkers; ++w)",
         ),
-        Mutant(
-            "bound",
-            "the last part is forgotten",
-            "row < end; row += p.walkers)",
-            "row < end - 1; row += p.walkers)",
-        ),
     ),
     *_in(
         "grn.cu",
@@ -533,32 +319,11 @@ MUTANTS = [
             "out[at.tile * p.t.c + at.channel + c] = sum;\n  }\n  __syncthreads();",
             tests=ORDER_GRN,
         ),
-        _without(
-            "the block's sums are read before they are there",
-            "__syncthreads();\n#pragma unroll\n  for (int i = 0; i < N; ++i) {\n    values[i] = 0.0f;",
-        ),
-        _without(
-            "the next sample's norms overwrite those in use",
-            "scale[c] / s, 1.0f);\n    }\n    __syncthreads();",
-            tests=ORDER_GRN,
-        ),
-        _without(
-            "the next sample's gradients overwrite those in use",
-            "dweight[c] = dy_x * response;\n    }\n    __syncthreads();",
-            tests=ORDER_GRN,
-        ),
         Mutant(
             "shared",
             "no room for the sums of the last warp",
             "sums * kTileWarps * kTileChannels<T>",
             "sums * (kTileWarps - 1) * kTileChannels<T>",
-            proof="asan",
-        ),
-        Mutant(
-            "shared",
-            "room for one of two sums",
-            "2 * kResponseThreads / kWarpSize",
-            "kResponseThreads / kWarpSize",
             proof="asan",
         ),
         Mutant(
@@ -572,19 +337,6 @@ MUTANTS = [
             "a pixel beyond the last is summed",
             "if (turn * kTilePixels >= left) break;",
             "if (turn * kTilePixels > left) break;",
-        ),
-        Mutant(
-            "mask",
-            "sums of channels beyond the last are stored",
-            "if (at.channel + c >= p.t.c) continue;",
-            "",
-            proof="asan",
-        ),
-        Mutant(
-            "bound",
-            "the last tile is forgotten",
-            "t < tiles; ++t)",
-            "t + 1 < tiles; ++t)",
         ),
         Mutant(
             "stride",
@@ -603,14 +355,6 @@ MUTANTS = [
         _without(
             "the next tile overwrites the one that is stored",
             "out_base + c * out.stride_c);\n        }\n      }\n      __syncthreads();",
-        ),
-        _without(
-            "a gradient is read before it is there",
-            "base + c * dout.stride_c);\n        }\n        __syncthreads();",
-        ),
-        _without(
-            "the next gradient overwrites the one in use",
-            "d[i] = tile[row * kPitch + pack * kCount + i];\n        __syncthreads();",
         ),
         Mutant(
             "shared",
@@ -641,7 +385,6 @@ MUTANTS = [
         "layernorm_rows.h",
         ("tests/cuda/test_norms.py", "-k", "rms_and_simple"),
         Mutant("formula", "SimpleNorm has the biased variance", "positive * (float(c) / float(c - 1))", "positive"),
-        Mutant("formula", "SimpleNorm's gradient subtracts no mean", "0.0f, mean + correction}", "0.0f, 0.0f}"),
     ),
     *_in(
         "tiles.h",
@@ -662,20 +405,6 @@ MUTANTS = [
             "to[i] = i < left ? widen(*from) : 0.0f;",
             "to[i] = widen(*from);",
         ),
-        Mutant(
-            "mask",
-            "channels beyond the last are stored",
-            "if (i < left) narrow(from[i], *to);",
-            "narrow(from[i], *to);",
-        ),
-        Mutant(
-            "mask",
-            "16 bytes are loaded from an address that is no multiple",
-            "% bytes == 0 && is_packed(r.data, r.dtype, count);",
-            "% bytes == 0;",
-            proof="asan",
-            tests=("tests/ops/test_layouts.py", "-k", "cuda and (layernorm or grn) and offset"),
-        ),
     ),
     *_in(
         "mlp_fused.cu",
@@ -688,10 +417,6 @@ MUTANTS = [
         _without(
             "a chunk is read before it is there",
             "__syncthreads();  // this chunk has arrived, and no thread reads the one before",
-        ),
-        _without(
-            "sums of squares are read before they are there",
-            "__syncthreads();\n    store_squares(p, block, chunks - 1,",
         ),
         Mutant(
             "shared",
@@ -706,19 +431,6 @@ MUTANTS = [
             "if (pixel >= p.a.pixels) continue;",
             "",
             proof="asan",
-        ),
-        Mutant(
-            "mask",
-            "hidden units beyond the last are stored",
-            "if (hid + i < p.a.hidden) narrow(",
-            "narrow(",
-            proof="asan",
-        ),
-        Mutant(
-            "mask",
-            "squares of pixels beyond the last are summed",
-            "inside ? fmaf(value[e], value[e], sum[i + e]) : sum[i + e]",
-            "fmaf(value[e], value[e], sum[i + e])",
         ),
         Mutant(
             "stride",
@@ -776,10 +488,6 @@ MUTANTS = [
         _without(
             "W2 is read before it is there",
             "__syncthreads();  // W2 has arrived, and no thread reads W1",
-        ),
-        _without(
-            "the output is stored before it is there",
-            "* factor;\n    }\n  }\n  __syncwarp();",
         ),
         Mutant(
             "shared",

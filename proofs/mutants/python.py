@@ -123,7 +123,6 @@ MUTANTS = [
             "weight.shape[2] > height or weight.shape[2] > width",
             "weight.shape[2] > height and weight.shape[2] > width",
         ),
-        Mutant("bound", "eps may be negative", "not math.isfinite(value) or value < 0", "not math.isfinite(value)"),
         Mutant(
             "formula",
             "a weight may have too many rows",
@@ -176,8 +175,6 @@ MUTANTS = [
         Mutant(
             "state", "a new choice waits for the next process", "(generation, torch.get_num_threads())", "requested"
         ),
-        Mutant("formula", "a timed choice replaces a backend by name", "requested == AUTO and len(able) > 1", "able"),
-        Mutant("formula", "a choice serves every layout", "_layout(x), *spec[2:4]", "*spec[2:4]"),
     ),
     *_in(
         "tuning/tune.py",
@@ -287,7 +284,6 @@ MUTANTS = [
             "entry.last != (self._signature, _in_full(), addresses[1:], _versions(tensors[1:]))",
             "False",
         ),
-        Mutant("state", "weights that are gone stay packed", "if other.reference.expired()", "if False"),
     ),
     *_in(
         "backends/cpu/mlp_native.py",
@@ -308,12 +304,6 @@ MUTANTS = [
             "stride", "what is not contiguous is transposed as if it were", "if not x.is_contiguous():", "if False:"
         ),
         Mutant("stride", "the result's strides are taken for dense ones", "if not out.is_contiguous():", "if False:"),
-        Mutant(
-            "stride",
-            "a parameter is read in its own order",
-            ".to(torch.float32).contiguous().flatten()",
-            ".to(torch.float32)",
-        ),
     ),
     *_in(
         "backends/cpu/dwconv.py",

@@ -6,7 +6,6 @@ No speed is asserted: only that there are numbers, and that wrong arguments are 
 import math
 import os
 import sys
-import threading
 from contextlib import suppress
 
 import pytest
@@ -73,51 +72,21 @@ def test_copy_rate(native, bytes_per_thread):
         assert rate > 0
 
 
-def test_kinds_do_not_depend_on_the_forced_isa(native):
-    kinds = native.arithmetic_kinds()
-    with cpu.use_isa("portable"):
-        assert native.arithmetic_kinds() == kinds
-
-
-@pytest.mark.parametrize("level", [1, 2, 3])
-def test_cache_bytes(native, level):
-    assert native.cache_bytes(level) >= 0
-
-
 @pytest.mark.parametrize(
     ("function", "arguments", "message"),
     [
         ("arithmetic_rate", ("fma_fp64", 1, 0.01), "kind: fma_fp32, dot_bf16 or tile_bf16 expected, got 'fma_fp64'"),
         ("arithmetic_rate", ("fma_fp32", 0, 0.01), "threads or seconds"),
-        ("arithmetic_rate", ("fma_fp32", 1, -1.0), "threads or seconds"),
-        ("arithmetic_rate", ("fma_fp32", 1, math.inf), "threads or seconds"),
         ("arithmetic_rate", ("fma_fp32", 1, math.nan), "threads or seconds"),
         ("copy_rate", (127, 1, 0.01), "bytes_per_thread"),
-        ("copy_rate", (1000, 0, 0.01), "threads or seconds"),
-        ("copy_rate", (1000, 1, math.nan), "threads or seconds"),
         ("cache_bytes", (0,), "level"),
-        ("cache_bytes", (4,), "level"),
         ("set_affinity", ([],), "masks: none"),
-        ("set_affinity", ([[0], []],), "masks: one is empty"),
-        ("set_affinity", ([[-1]],), "masks: a CPU number"),
         ("set_affinity", ([[1 << 20]],), "masks: a CPU number"),
     ],
 )
 def test_wrong_arguments(native, function, arguments, message):
     with pytest.raises(ValueError, match=message):
         getattr(native, function)(*arguments)
-
-
-def test_the_interpreter_runs_on_meanwhile(native):
-    """The GIL is released: another thread counts while one call measures."""
-    done = threading.Event()
-    thread = threading.Thread(target=lambda: (native.arithmetic_rate("fma_fp32", 1, 0.3), done.set()))
-    counted = 0
-    thread.start()
-    while not done.wait(0.005):
-        counted += 1
-    thread.join()
-    assert counted > 1
 
 
 @linux
@@ -150,25 +119,3 @@ def test_affinity_that_is_refused_changes_nothing(native):
         native.set_affinity([*masks[:-1], [100_000]])
     after = masks_of_process()
     assert common(after, before) == common(before, after)
-
-
-@linux
-def test_affinity_of_a_team_that_comes_out_smaller(run_python):
-    """Here because OpenMP is told to; otherwise in a parallel region, or where threads run out."""
-    script = """
-import os, torch
-from convnext_kernels.backends.cpu.native import extension
-before = os.sched_getaffinity(0)
-if extension().parallel_runtime() != "openmp":
-    print("no OpenMP")
-else:
-    try:
-        extension().set_affinity([[min(before)]] * 3)
-    except RuntimeError as error:
-        print(error)
-assert os.sched_getaffinity(0) == before
-"""
-    printed = run_python(script, OMP_THREAD_LIMIT="1").strip()
-    if printed == "no OpenMP":
-        pytest.skip("PyTorch has loaded no OpenMP runtime")
-    assert printed == "set_affinity: a team of 3 threads was asked for, 1 came"

@@ -1,7 +1,6 @@
 """The native backend's instruction sets: which there are, and who decides."""
 
 import sys
-import threading
 from types import ModuleType
 
 import pytest
@@ -9,26 +8,10 @@ import torch
 
 from convnext_kernels import BackendError, FusedConvNeXtBlock, dispatch
 from convnext_kernels.backends.cpu import native
-from tests.conftest import ISAS
 from tests.tolerance import randomize_
 
 cpu = pytest.importorskip("convnext_kernels.backends.cpu")
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"native backend: {cpu.unavailable()}")
-
-
-def test_levels_of_this_machine():
-    """A machine that has one has those below it, so that parity runs at every level."""
-    supported = cpu.supported_isas()
-    assert supported == ISAS[: len(supported)]
-    flags = set()
-    try:
-        with open("/proc/cpuinfo") as f:
-            flags = set(next(line for line in f if line.startswith("flags")).split())
-    except (OSError, StopIteration):
-        pytest.skip("no x86 flags to compare with")
-    for isa, needed in (("avx2", {"avx2", "fma"}), ("avx512", {"avx512f"}), ("amx", {"amx_bf16", "amx_tile"})):
-        if isa in supported:
-            assert needed <= flags
 
 
 @pytest.fixture
@@ -66,21 +49,6 @@ def test_environment(environment):
     environment("sse9")
     with pytest.raises(BackendError, match=r"CONVNEXT_KERNELS_CPU_ISA: .*portable.*got 'sse9'"):
         FusedConvNeXtBlock(4, backend="cpu")(torch.randn(1, 4, 3, 3))
-
-
-def test_unknown():
-    with pytest.raises(BackendError, match=r"use_isa: .*portable.*got 'sse9'"), cpu.use_isa("sse9"):
-        pytest.fail("entered")
-
-
-def test_use_isa_belongs_to_its_thread(environment):
-    environment(None)
-    seen = []
-    with cpu.use_isa("portable"):
-        thread = threading.Thread(target=lambda: seen.append(cpu.isa()))
-        thread.start()
-        thread.join()
-    assert seen == [cpu.supported_isas()[-1]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from convnext_kernels import FusedConvNeXtBlock
 from tests.operators import OPERATORS, gradients
@@ -56,68 +55,6 @@ def test_eight_threads_share_one_block(use_grn, kernel):
     assert not failures, failures[0]
 
 
-def test_weights_change_while_threads_run(backend):
-    """Every result belongs to one of the two states of the weights, once the change is over to the second."""
-    block = randomize_(FusedConvNeXtBlock(DIM, backend=backend))
-    x = torch.randn(1, DIM, 6, 6)
-    stop = threading.Event()
-    failures = []
-
-    def work():
-        try:
-            with torch.no_grad():
-                while not stop.is_set():
-                    assert block(x).isfinite().all()
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for t in threads:
-        t.start()
-    with torch.no_grad():
-        for _ in range(20):
-            block.pwconv1.weight.mul_(-1)
-            block(x)
-    stop.set()
-    for t in threads:
-        t.join(timeout=60)
-    assert not any(t.is_alive() for t in threads), "a thread never came back"
-    assert not failures, failures[0]
-    with torch.no_grad():
-        torch.testing.assert_close(block(x), randomize_(FusedConvNeXtBlock(DIM, backend=backend))(x))
-
-
-@pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_number_of_threads_changes_between_calls(dtype, use_grn, kernel):
-    block = randomize_(FusedConvNeXtBlock(96, use_grn=use_grn, backend=kernel)).to(dtype)
-    x = torch.randn(3, 96, 29, 14).to(dtype)
-    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.1}
-    with torch.no_grad():
-        torch.set_num_threads(1)
-        expected = block(x)
-        for threads in (2, 1, 3, 4, 1, 2, 4):
-            torch.set_num_threads(threads)
-            torch.testing.assert_close(block(x), expected, **tolerance)
-
-
-@pytest.mark.parametrize("height", [20, 21, 28])
-@pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_results_are_the_same_bits_for_any_split_of_the_rows(dtype, use_grn, height, kernel):
-    """The second thread's rows begin at odd and even tiles of 16, and within one."""
-    if kernel != "cpu":
-        pytest.skip("the promise of the CPU backend; elsewhere PyTorch's own products on the CPU decide")
-    block = randomize_(FusedConvNeXtBlock(96, use_grn=use_grn, backend=kernel)).to(dtype)
-    x = torch.randn(1, 96, height, 28).to(dtype)
-    with torch.no_grad():
-        torch.set_num_threads(1)
-        alone = block(x)
-        for threads in (2, 3, 4):
-            torch.set_num_threads(threads)
-            assert torch.equal(block(x), alone), f"{threads} threads"
-
-
 @chosen(lambda threads, memory_format: (threads == 2) == (memory_format == torch.contiguous_format))
 @pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=str)
@@ -153,40 +90,6 @@ print("ok")
 """
     )
     assert out.strip() == "ok"
-
-
-class Features(Dataset):
-    """A data set that runs a block in the worker."""
-
-    def __init__(self, block):
-        self.block = block
-
-    def __len__(self):
-        return 6
-
-    def __getitem__(self, i):
-        x = torch.full((1, DIM, 8, 8), float(i)) + torch.arange(8.0)
-        with torch.no_grad():
-            return self.block(x)[0]
-
-
-@chosen(lambda context, backend: context == "fork" or backend[0] == "cpu")
-@pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_dataloader_worker(context, backend):
-    block = randomize_(FusedConvNeXtBlock(DIM, backend=backend))
-    data = Features(block)
-    expected = torch.stack([data[i] for i in range(len(data))])  # used in the parent before the fork
-    loader = DataLoader(data, batch_size=2, num_workers=2, multiprocessing_context=context, timeout=60)
-    torch.testing.assert_close(torch.cat(list(loader)), expected)
-
-
-def test_results_repeat(kernel):
-    """The same call gives the same bits."""
-    block = randomize_(FusedConvNeXtBlock(DIM, use_grn=True, backend=kernel))
-    x = torch.randn(3, DIM, 15, 14)
-    with torch.no_grad():
-        first = block(x)
-        assert all(torch.equal(block(x), first) for _ in range(5))
 
 
 @pytest.mark.parametrize("case", DETERMINISM, ids=str)

@@ -8,9 +8,8 @@ from convnext_kernels.backends.cuda import dwconv, native
 from convnext_kernels.calls import DwconvCall
 from convnext_kernels.spec import OpSpec
 from tests.cuda import executed
-from tests.operators import OPERATORS, expected, expected_gradients, far_apart, gradients
+from tests.operators import check
 from tests.shapes import Case
-from tests.tolerance import assert_as_good_as_eager
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),
@@ -61,30 +60,13 @@ ROWS = [
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
-def check(case, dtype, layout):
-    """Forward and gradients against fp64, gradients twice."""
-    arguments = OPERATORS["dwconv"].arguments(CASES[case], dtype)
-    arguments["x"] = arguments["x"].contiguous(memory_format=layout)
-    dy, eager, reference = expected_gradients("dwconv", CASES[case], dtype)
-    dy = dy.contiguous(memory_format=layout)
-
-    def call(**a):
-        return OPERATORS["dwconv"].call(**a, backend="cuda")
-
-    assert_as_good_as_eager(call(**arguments), *expected("dwconv", CASES[case], dtype))
-    actual, again = (gradients(call, arguments, dy) for _ in range(2))
-    for name, gradient in actual.items():
-        assert torch.equal(gradient, again[name]), f"{name} differs from run to run"
-        assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
-
-
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
 @pytest.mark.parametrize(("case", "dtype"), ROWS)
 def test_either_thread_order_and_looping_grids(case, dtype, layout, host):
     for last_first in (False, True):
         for limit in (2, 5):
             host(last_first=last_first, grid_limit=limit)
-            check(case, dtype, layout)
+            check("dwconv", CASES[case], dtype, layout, "cuda")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
@@ -94,7 +76,7 @@ def test_executed(arch, case, dtype, layout):
     if reason := executed.missing():
         pytest.skip(reason)
     with executed.executed(arch) as run:
-        check(case, dtype, layout)
+        check("dwconv", CASES[case], dtype, layout, "cuda")
     assert len(run.launches) == 1 + 2 * 4  # forward; forward, input gradient, partial sums and their sum, twice
 
 
@@ -104,7 +86,7 @@ def test_executed_elsewhere(arch):
     if reason := executed.missing():
         pytest.skip(reason)
     with executed.executed(arch):
-        check("7x7", torch.bfloat16, torch.channels_last)
+        check("dwconv", CASES["7x7"], torch.bfloat16, torch.channels_last, "cuda")
 
 
 @pytest.mark.parametrize("shared_bytes", [65536, 101376, 232448])
@@ -138,22 +120,6 @@ def test_grids_of_2_to_the_33_pixels(shape, channels_last, recorded):
     extension.dwconv_weight_gradient((0, 0), of, image, image, None, None, 1 << 42)
     assert [launch.symbol.split("dwconv")[1][:8] for launch in launches] == ["_kernelI", "_weight_", "_weight_"]
     assert all(1 <= launch.grid <= 2**31 - 1 for launch in launches)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_samples_far_apart(dtype):
-    """Offsets beyond 2^31 (the memory between the samples is never touched)."""
-    case = Case("two samples, 4 GB apart", n=2, c=8, h=3, w=4, k=3)
-    arguments = OPERATORS["dwconv"].arguments(case, dtype)
-    arguments["x"] = far_apart(arguments["x"], 1, 32, 8)
-
-    def call(**a):
-        return OPERATORS["dwconv"].call(**a, backend="cuda")
-
-    assert_as_good_as_eager(call(**arguments), *expected("dwconv", case, dtype))
-    dy, eager, reference = expected_gradients("dwconv", case, dtype)
-    for name, gradient in gradients(call, arguments, dy).items():
-        assert_as_good_as_eager(gradient, eager[name], reference[name], what=name, scale=1.0)
 
 
 @pytest.mark.parametrize(("shared_bytes", "served"), [(65536, False), (101376, False), (232448, True)])

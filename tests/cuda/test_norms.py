@@ -5,13 +5,13 @@ import itertools
 import pytest
 import torch
 
-from convnext_kernels.backends.cuda import grn, layernorm, native, reduce
+from convnext_kernels.backends.cuda import layernorm, native, reduce
 from convnext_kernels.backends.eager import layernorm as eager_layernorm
 from convnext_kernels.backends.gpu.layout import Rows, output_rows, patch_rows, rows
 from convnext_kernels.backends.gpu.mlp_cublas import as_image
 from convnext_kernels.calls import NormCall
 from tests.cuda import executed
-from tests.operators import OPERATORS, expected, expected_gradients, far_apart, gradients, to
+from tests.operators import check
 from tests.shapes import DTYPES, Case
 from tests.tolerance import assert_as_good_as_eager, generator
 
@@ -51,30 +51,12 @@ PTX_ROWS = [
 ]
 
 
-def check(op, case, dtype, layout, runs=2):
-    """Forward and gradients against fp64, the gradients bitwise the same in every run."""
-    operator = OPERATORS[op]
-    arguments = operator.arguments(case, dtype)
-    arguments["x"] = arguments["x"].contiguous(memory_format=layout)
-    dy, eager, reference = expected_gradients(op, case, dtype)
-    dy = dy.contiguous(memory_format=layout)
-
-    def call(**a):
-        return operator.call(**a, backend="cuda")
-
-    assert_as_good_as_eager(call(**arguments), *expected(op, case, dtype))
-    actual, *others = (gradients(call, arguments, dy) for _ in range(runs))
-    for name, gradient in actual.items():
-        assert all(torch.equal(gradient, other[name]) for other in others), f"{name} differs from run to run"
-        assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
-
-
 @pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
 @pytest.mark.parametrize(("op", "case", "dtype"), HOST_ROWS)
 def test_either_thread_order_and_looping_grids(op, case, dtype, layout, host):
     for last_first, limit in ((False, 2), (True, 5)):
         host(last_first=last_first, grid_limit=limit)
-        check(op, CASES[case], dtype, layout)
+        check(op, CASES[case], dtype, layout, "cuda")
 
 
 def test_sums_of_many_parts_in_either_thread_order(host):
@@ -92,7 +74,7 @@ def test_executed(arch, op, case, dtype, layout):
     if reason := executed.missing():
         pytest.skip(reason)
     with executed.executed(arch):
-        check(op, CASES[case], dtype, layout, runs=1)
+        check(op, CASES[case], dtype, layout, "cuda", runs=1)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
@@ -102,28 +84,7 @@ def test_many_channels(dtype, channels, layout, host):
     """Teams of all the threads of a block, and more channels than one holds."""
     for last_first in (False, True):
         host(last_first=last_first, grid_limit=2)
-        check("layernorm", Case("many channels", n=2, c=channels, h=3, w=1), dtype, layout)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
-@pytest.mark.parametrize("channels", [96, 1536], ids="C{}".format)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_mean_far_larger_than_the_deviation(dtype, channels, layout):
-    """|mean| / deviation of 100, forward and gradients."""
-    case = Case("mean 100", n=2, c=channels, h=3, w=5)
-    operator = OPERATORS["layernorm"]
-    arguments = operator.arguments(case, dtype)
-    arguments["x"] = (arguments["x"] + 100).contiguous(memory_format=layout)
-
-    def call(**a):
-        return operator.call(**a, backend="cuda")
-
-    wide = to(arguments, torch.double)
-    assert_as_good_as_eager(call(**arguments), operator.reference(**arguments), operator.reference(**wide))
-    dy = torch.randn(arguments["x"].shape, generator=generator("dy", channels), dtype=torch.double).to(dtype)
-    eager, reference = gradients(operator.reference, arguments, dy), gradients(operator.reference, wide, dy.double())
-    for name, gradient in gradients(call, arguments, dy).items():
-        assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
+        check("layernorm", Case("many channels", n=2, c=channels, h=3, w=1), dtype, layout, "cuda")
 
 
 MIXED = [pair for pair in itertools.product(DTYPES, DTYPES) if pair[0] != pair[1]]
@@ -151,33 +112,6 @@ def test_result_of_another_dtype(x_dtype, y_dtype, layout, patch, host):
     y = y.unflatten(2, (-1, patch)).unflatten(4, (-1, patch)).permute(0, 2, 4, 3, 5, 1)
     ulp = torch.finfo(x_dtype).eps + torch.finfo(y_dtype).eps
     torch.testing.assert_close(out.tensor.float(), y.reshape(-1, x.shape[1]).float(), rtol=ulp, atol=ulp)
-
-
-@pytest.mark.parametrize("layout", ["nchw", "nhwc", "turned"])
-@pytest.mark.parametrize(("x_dtype", "dy_dtype"), MIXED, ids=str)
-def test_gradient_of_another_dtype(x_dtype, dy_dtype, layout, host):
-    host(last_first=True)
-    x = _strided(layout).to(x_dtype)
-    dense = torch.randn(2 * 6 * 4, 24, generator=generator("dy"))
-    weight, bias = torch.randn(2, 24, generator=generator("parameters"))
-    dy = dense.to(dy_dtype).to(x_dtype)
-    actual = layernorm.gradients(Rows(dense.to(dy_dtype), 24 * 24, 24, 1), x, weight, bias, 1e-6, [True] * 3)
-    same = layernorm.gradients(Rows(dy, 24 * 24, 24, 1), x, weight, bias, 1e-6, [True] * 3)
-    for ours, others in zip(actual, same, strict=True):
-        assert torch.equal(ours, others)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
-def test_no_parameters(layout):
-    x = torch.randn(2, 24, 5, 3).contiguous(memory_format=layout)
-    torch.testing.assert_close(
-        layernorm.forward(NormCall(x, None, None, 1e-6)),
-        layernorm.forward(NormCall(x, torch.ones(24), torch.zeros(24), 1e-6)),
-    )
-    ones, zeros, dy = torch.ones(24), torch.zeros(24), torch.randn_like(x)
-    needs = [True, False, False]
-    (plain,) = layernorm.backward(dy, NormCall(x, None, None, 1e-6), needs)
-    torch.testing.assert_close(plain, *layernorm.backward(dy, NormCall(x, ones, zeros, 1e-6), needs))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
@@ -232,16 +166,6 @@ def test_rms_and_simple_executed(norm):
         rms_and_simple(norm, 40, torch.channels_last, torch.bfloat16)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
-def test_grn_in_place(layout):
-    """`apply` may write where it reads."""
-    x = torch.randn(2, 40, 5, 7).contiguous(memory_format=layout)
-    scale, bias = torch.randn(2, 40), torch.randn(40)
-    y = x.clone(memory_format=torch.preserve_format)
-    grn.apply(rows(y), scale, bias, rows(y))
-    torch.testing.assert_close(y, x * scale.view(2, 40, 1, 1) + bias.view(1, 40, 1, 1))
-
-
 @pytest.mark.parametrize("shape", [(2**33, 8, 1, 1), (2**17, 96, 256, 256), (2, 4, 2**16, 2**16)], ids=str)
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_grids_of_2_to_the_33_pixels(shape, channels_last, recorded):
@@ -259,22 +183,6 @@ def test_grids_of_2_to_the_33_pixels(shape, channels_last, recorded):
     extension.grn_apply((0, 0), image, image, image, 1 << 42, 1 << 42, None, *sizes)
     assert len(launches) == 4
     assert all(1 <= launch.grid <= 2**31 - 1 and launch.shared_bytes <= 48 << 10 for launch in launches)
-
-
-@pytest.mark.parametrize("op", ["layernorm", "grn"])
-def test_samples_far_apart(op):
-    """Offsets beyond 2^31 (the memory between the samples is never touched)."""
-    case = Case("two samples, 4 GB apart", n=2, c=8, h=3, w=4)
-    arguments = OPERATORS[op].arguments(case, torch.bfloat16)
-    arguments["x"] = far_apart(arguments["x"], 1, 32, 8)
-
-    def call(**a):
-        return OPERATORS[op].call(**a, backend="cuda")
-
-    assert_as_good_as_eager(call(**arguments), *expected(op, case, torch.bfloat16))
-    dy, eager, reference = expected_gradients(op, case, torch.bfloat16)
-    for name, gradient in gradients(call, arguments, dy).items():
-        assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)

@@ -1,14 +1,12 @@
 """Exported programs consist of PyTorch's operators and give the model's logits; `keep_ops` keeps this package's ops."""
 
 import copy
-from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
 import convnext_kernels as ck
-from convnext_kernels import functional
 from convnext_kernels.models import ConvNeXt
 from convnext_kernels.nn import PatchDownsample2d
 from tests.interop.helpers import MODELS, images, logits
@@ -94,10 +92,11 @@ def test_own_module(kind, strict):
     if strict and NEW < (2, 7):
         pytest.skip("PyTorch 2.6 does not tell its strict export from torch.compile")
     module, channels = own(kind)
-    batch = {0: torch.export.Dim("batch", min=2, max=64)}
-    program = export(module, (torch.randn(4, channels, 12, 9),), dynamic_shapes=(batch,), strict=strict)
+    dims = {0: torch.export.Dim("batch", min=2, max=64)}
+    dims |= {i: torch.export.Dim(name, min=16) for i, name in ((2, "height"), (3, "width"))}
+    program = export(module, (torch.randn(4, channels, 50, 46),), dynamic_shapes=(dims,), strict=strict)
     assert_only_pytorchs(program)
-    assert_right(program.module(), module, torch.randn(3, channels, 12, 9))
+    assert_right(program.module(), module, torch.randn(3, channels, 33, 35))
 
 
 @pytest.mark.parametrize("op", OPERATORS)
@@ -128,36 +127,11 @@ def test_function(op):
             assert_as_good_as_eager(y, operator.call(**arguments, backend="eager"), truth)
 
 
-@chosen(lambda kind: kind == "block V2")
-@pytest.mark.parametrize("kind", ["block V1", "block V2", "network"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-def test_16_bits(kind, dtype):
-    module, channels = own(kind, dtype)
-    x = torch.randn(2, channels, 12, 9, dtype=dtype)
-    program = export(module, (x,))
-    assert_only_pytorchs(program)
-    assert_right(program.module(), module, x)
-
-
 def test_16_bits_do_not_overflow():
     """GRN's norm is in fp32."""
     module = randomize_(ck.GlobalResponseNorm(4)).half()
     x = torch.full((1, 4, 32, 32), 3000.0).half()  # of norm 96000
     assert export(module, (x,)).module()(x).isfinite().all()
-
-
-@pytest.mark.parametrize("kind", ["layernorm", "block V1", "block V2"])
-def test_autocast(kind):
-    """The same dtypes as in a call, and bf16's accuracy."""
-    module, channels = own(kind)
-    for x in (torch.randn(2, channels, 12, 9), torch.randn(2, channels, 12, 9).bfloat16()):
-        with torch.autocast("cpu", torch.bfloat16):
-            expected = module(x)
-            actual = export(module, (x,)).module()(x)
-            traced = torch.jit.trace(module, x, check_trace=False)(x)
-        for y in (actual, traced):
-            assert y.dtype == expected.dtype
-            assert (y - expected).abs().max() <= 0.05 * expected.abs().max()
 
 
 def test_training_mode():
@@ -203,40 +177,6 @@ def test_keep_ops_ends_with_its_block():
     assert_only_pytorchs(export(block, (x,)))
 
 
-def test_compiling_is_not_exporting():
-    """In PyTorch 2.7 to 2.11 `torch.compiler.is_exporting` is true for both."""
-    block, channels = own("block V1")
-    x = torch.randn(2, channels, 5, 5)
-    found = []
-
-    def backend(graph, inputs):
-        found.extend(n.target for n in graph.graph.nodes)
-        return graph
-
-    torch._dynamo.reset()
-    for kept in (False, True):
-        export(block, (x,))
-        with ck.keep_ops() if kept else nullcontext():
-            torch.compile(block, fullgraph=True, backend=backend)(x)
-    assert torch.ops.convnext_kernels.block in found
-    assert not {torch.conv2d, nn.functional.layer_norm} & set(found)
-
-
-def test_wrong_input():
-    """An exporter's user reads the errors of a call."""
-    block, _ = own("block V1")
-    for wrong in (torch.randn(2, 7, 5, 5), torch.randn(2, 8, 5)):
-        messages = []
-        for use in (block, lambda x: export(block, (x,)), lambda x: torch.jit.trace(block, x)):
-            with pytest.raises(ValueError, match="x") as info:
-                use(wrong)
-            messages.append(str(info.value))
-        assert messages[0] == messages[1] == messages[2]
-    block.memory = "most"
-    with pytest.raises(ValueError, match="memory: expected one of"):
-        export(block, (torch.randn(2, 8, 5, 5),))
-
-
 def traced_operators(traced):
     return {line.split("::")[0].split()[-1] for line in str(traced.inlined_graph).splitlines() if "::" in line}
 
@@ -279,34 +219,3 @@ def test_script_says_what_to_do(kind):
     with pytest.raises(RuntimeError, match=r"torch\.jit\.script cannot compile \w+: use torch\.export"):
         torch.jit.script(module)
     module(torch.randn(1, 3 if kind in ("network", "accelerated") else 8, 64, 64).to(next(module.parameters())))
-
-
-ELSEWHERE = """
-import sys, torch
-assert "convnext_kernels" not in sys.modules
-x = torch.load({folder!r} + "/x.pt")
-print(torch.export.load({folder!r} + "/program.pt2").module()(x).sum().item())
-print(torch.jit.load({folder!r} + "/traced.pt")(x).sum().item())
-assert "convnext_kernels" not in sys.modules
-"""
-
-
-@pytest.mark.extended
-def test_files_need_only_pytorch(tmp_path, run_python):
-    m = ck.accelerate(MODELS["timm-v2"].make(dtype=torch.float32))
-    x = images(dtype=torch.float32)
-    torch.save(x, tmp_path / "x.pt")
-    torch.export.save(export(m, (x,)), tmp_path / "program.pt2")
-    torch.jit.trace(m, x).save(tmp_path / "traced.pt")
-    expected = m(x).sum().item()
-    for line in run_python(ELSEWHERE.format(folder=str(tmp_path))).split():
-        assert float(line) == pytest.approx(expected, rel=1e-4)
-
-
-def test_functional_is_covered():
-    """Every op has a composition."""
-    from convnext_kernels.ops import registration
-    from convnext_kernels.spec import OPS
-
-    assert set(registration._compositions) == set(OPS)
-    assert functional.convnext_block  # what `test_function` calls

@@ -9,13 +9,9 @@ import torch
 from timm.models._features import FeatureListNet
 from timm.models._features_fx import FeatureGraphNet
 from torch import nn
-from torchvision.models.feature_extraction import create_feature_extractor
 
 import convnext_kernels as ck
-from convnext_kernels import functional
-from convnext_kernels.models import ConvNeXt
 from convnext_kernels.nn import PatchDownsample2d
-from tests.interop import official
 from tests.interop.helpers import MODELS, fused_calls, images
 from tests.shapes import chosen
 from tests.tolerance import randomize_
@@ -45,11 +41,6 @@ def test_accelerated_model(name):
     assert_same(pickle.loads(pickle.dumps(traced)), m, x)
 
 
-def test_own_network():
-    m = randomize_(ConvNeXt((1, 2), (8, 16), num_classes=5, use_grn=True)).eval()
-    assert_same(torch.fx.symbolic_trace(m), m, images(dtype=torch.float32))
-
-
 def test_modes_and_gradients():
     """Whether a block drops samples is decided in every call."""
     m = accelerated("timm-v1", drop=0.5)
@@ -67,28 +58,6 @@ def test_modes_and_gradients():
             results.append([y.detach(), *(p.grad for p in model.parameters())])
         for a, b in zip(*results, strict=True):
             assert torch.equal(a, b)
-
-
-def test_what_falls_back_does_so_in_the_traced_model():
-    m = accelerated("timm-v1")
-    traced = torch.fx.symbolic_trace(m)
-    x = images(dtype=torch.float32)
-    before = traced(x)
-    for model in (m, traced):
-        model.get_submodule("stages.0.blocks.0.mlp.act").register_forward_hook(lambda module, args, y: 2 * y)
-    assert torch.equal(traced(x), m(x))
-    assert not torch.equal(traced(x), before)
-
-
-@pytest.mark.filterwarnings("ignore:.*nodes obtained by tracing the model in (eval|train) mode:UserWarning")
-def test_torchvisions_feature_extractor():
-    m, x = accelerated("torchvision"), images(dtype=torch.float32)
-    extractor = create_feature_extractor(m, {"features.1": "early", "features.3.1": "late"})
-    with torch.no_grad():
-        features = extractor(x)
-        assert torch.equal(features["early"], m.features[:2](x))
-        assert torch.equal(features["late"], m.features[:4](x))
-    assert fused_calls(lambda: extractor(x))["block"] == 4
 
 
 def test_timms_feature_wrappers():
@@ -147,43 +116,3 @@ def test_own_modules_are_nodes(module):
         RuntimeError, match=f"torch.fx cannot trace into {type(module).__name__}, which one op computes"
     ):
         torch.fx.symbolic_trace(module)
-
-
-def test_other_tracers_and_keywords():
-    """A tracer of one's own that calls nothing a leaf, and a call by keyword."""
-
-    class Tracer(torch.fx.Tracer):
-        def is_leaf_module(self, m, qualified_name):
-            return False
-
-    class Keyword(_Around):
-        def forward(self, x):
-            return self.inner(x=x)
-
-    block = ck.accelerate(randomize_(official.ConvNeXt().stages[0][0]))
-    x = torch.randn(2, 8, 6, 6)
-    for around in (_Around(block), Keyword(block)):
-        graph = Tracer().trace(around)
-        assert [n.op for n in graph.nodes][:2] == ["placeholder", "call_module"]
-        assert torch.equal(torch.fx.GraphModule(around, graph)(x), around(x))
-
-
-def test_functions_are_nodes():
-    class Function(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.randn(8, 1, 3, 3))
-            self.scale = nn.Parameter(torch.randn(8))
-
-        def forward(self, x):
-            x = functional.depthwise_conv2d(x, self.weight)
-            return functional.layer_norm2d(x, self.scale, self.scale)
-
-    m, x = Function(), torch.randn(2, 8, 5, 5)
-    traced = torch.fx.symbolic_trace(m)
-    for a, b in zip(
-        torch.autograd.grad(traced(x).square().sum(), list(traced.parameters())),
-        torch.autograd.grad(m(x).square().sum(), list(m.parameters())),
-        strict=True,
-    ):
-        assert torch.equal(a, b)

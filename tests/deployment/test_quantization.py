@@ -117,28 +117,3 @@ def test_a_replaced_layer_is_named():
     block.pwconv2 = Replaced(block.pwconv2)
     with pytest.raises(TypeError, match=r"pwconv2: expected a torch.nn.Linear, got tests\.deployment\.\w+\.Replaced"):
         block(torch.randn(1, 8, 5, 5))
-
-
-@pytest.mark.extended
-@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
-def test_pytorchs_dynamic_quantisation():
-    x = images(dtype=torch.float32)
-    accelerated = ck.accelerate(MODELS["timm-v1"].make(dtype=torch.float32))
-    expected = logits(accelerated, x)
-    quantised = torch.ao.quantization.quantize_dynamic(accelerated, {nn.Linear})
-    assert (logits(quantised, x) - expected).norm() < 0.05 * expected.norm()
-    assert fused_calls(lambda: quantised(x))["block"] == 0
-    quantised = torch.ao.quantization.quantize_dynamic(own(), {nn.Linear})
-    with pytest.raises(TypeError, match=r"pwconv1: expected a torch\.nn\.Linear, got torch"):
-        quantised(x)
-
-
-@pytest.mark.extended
-def test_torchao():
-    torchao = pytest.importorskip("torchao.quantization", reason="needs the package torchao")
-    x = images(dtype=torch.float32)
-    for model in (ck.accelerate(MODELS["timm-v1"].make(dtype=torch.float32)), own()):
-        expected = logits(model, x)
-        torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
-        assert 0 < (logits(model, x) - expected).norm() < 0.05 * expected.norm()

@@ -29,17 +29,10 @@ def call(op: str, changed: dict):
 # What must be in the message, for an argument that depends on nothing else.
 IMAGES = {
     "3 dimensions": (torch.zeros(6, 6, 4), ValueError, "4 dimensions (N, C, H, W)", "3 with shape (6, 6, 4)"),
-    "5 dimensions": (torch.zeros(1, 1, 6, 6, 4), ValueError, "4 dimensions", "5 with shape"),
-    "0 dimensions": (torch.tensor(1.0), ValueError, "4 dimensions", "got 0 with shape ()"),
     "int64": (torch.zeros(2, 6, 6, 4, dtype=torch.int64), TypeError, "expected float32, bfloat16", "torch.int64"),
-    "bool": (torch.zeros(2, 6, 6, 4, dtype=torch.bool), TypeError, "expected float32, bfloat16", "torch.bool"),
-    "complex": (torch.zeros(2, 6, 6, 4, dtype=torch.cfloat), TypeError, "expected float32", "torch.complex64"),
-    "no channels": (torch.zeros(2, 0, 6, 4), ValueError, "at least 1", "(2, 0, 6, 4)"),
-    "no height": (torch.zeros(2, 6, 0, 4), ValueError, "at least 1", "(2, 6, 0, 4)"),
     "no width": (torch.zeros(2, 6, 6, 0), ValueError, "at least 1", "(2, 6, 6, 0)"),
     "list": ([1.0], RuntimeError, "type 'Tensor'", "'list'"),
     "None": (None, TypeError, "expected a tensor", "NoneType"),
-    "number": (1.0, RuntimeError, "type 'Tensor'", "'float'"),
 }
 
 
@@ -80,28 +73,17 @@ def test_the_table_has_every_parameter():
         assert tensors == listed | {"x"}
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int32], ids=str)
 @pytest.mark.parametrize(("op", "name"), ROWS)
-def test_mixed_dtypes(op, name, dtype):
+def test_mixed_dtypes(op, name):
     with pytest.raises(TypeError) as caught:
-        call(op, {name: arguments(op)[name].to(dtype)})
-    assert str(caught.value) == f"{name}: expected x's dtype torch.float32, got {dtype}"
+        call(op, {name: arguments(op)[name].double()})
+    assert str(caught.value) == f"{name}: expected x's dtype torch.float32, got torch.float64"
 
 
 @pytest.mark.parametrize(("op", "name"), ROWS)
 def test_mixed_devices(op, name):
     with pytest.raises(ValueError, match=rf"^{name}: expected a tensor on x's device cpu, got one on meta"):
         call(op, {name: arguments(op)[name].to("meta")})
-
-
-@pytest.mark.parametrize(("op", "name"), ROWS)
-def test_list_instead_of_a_tensor(op, name):
-    """PyTorch's dispatcher answers this one; it names the argument too."""
-    with pytest.raises(RuntimeError) as caught:
-        call(op, {name: [1.0, 2.0]})
-    assert name in str(caught.value)
-    assert "Tensor" in str(caught.value)
-    assert "list" in str(caught.value)
 
 
 # The rows of these matrices define a size, so that the next argument is the one that disagrees.
@@ -112,15 +94,14 @@ DEFINE_A_SIZE = {
 }
 
 
-@pytest.mark.parametrize("by", [-1, 1])
 @pytest.mark.parametrize(("op", "name"), ROWS)
-def test_channel_mismatch(op, name, by):
-    """One element (or one row, or one sample) too few or too many."""
+def test_channel_mismatch(op, name):
+    """One element (or one row, or one sample) too many."""
     shape = arguments(op)[name].shape
     blamed = DEFINE_A_SIZE.get((op, name), name)
     with pytest.raises(ValueError, match=rf"^{blamed}: expected .*, got ") as caught:
-        call(op, {name: torch.zeros(shape[0] + by, *shape[1:])})
-    for number in (shape[0], shape[0] + by):  # what was expected and what came
+        call(op, {name: torch.zeros(shape[0] + 1, *shape[1:])})
+    for number in (shape[0], shape[0] + 1):  # what was expected and what came
         assert str(number) in str(caught.value)
 
 
@@ -133,19 +114,14 @@ TABLE = [
         for row in (
             (op, {name: torch.zeros(6, 1, 4, 4)}, ValueError, (name, "odd kernel sizes from 1 to 51", "got 4")),
             (op, {name: torch.zeros(6, 1, 5, 53)}, ValueError, (name, "odd kernel sizes from 1 to 51", "got 5x53")),
-            (op, {name: torch.zeros(6, 1, 0, 3)}, ValueError, (name, "odd kernel sizes from 1 to 51", "got 0x3")),
             (op, {name: torch.zeros(6, 6, 3, 3)}, ValueError, (name, "(6, 1, KH, KW)", "got (6, 6, 3, 3)")),
-            (op, {name: torch.zeros(6, 3, 3)}, ValueError, (name, "(6, 1, KH, KW)", "got (6, 3, 3)")),
             (op, {"dilation": 0}, ValueError, ("dilation", "at least 1", "got 0")),
-            (op, {"dilation": -2}, ValueError, ("dilation", "at least 1", "got -2")),
-            (op, {"dilation": 1.5}, RuntimeError, ("dilation", "'int'", "'float'")),
-            (op, {"dilation": "2"}, RuntimeError, ("dilation", "'int'", "'str'")),
         )
     ),
     ("block", {"dilation": (1, 0)}, ValueError, ("dilation", "at least 1", "got 0")),
     ("dwconv", {"dilation": (1, 2, 1)}, ValueError, ("dilation", "one integer or two", "got (1, 2, 1)")),
-    ("dwconv", {"dilation": (1, 0)}, ValueError, ("dilation", "at least 1", "got 0")),
     ("dwconv", {"dilation": (1, "2")}, RuntimeError, ("dilation_w", "'int'", "'str'")),
+    ("layernorm", {"eps": "small"}, RuntimeError, ("eps", "'float'", "'str'")),
     ("dwconv", {"stride": 3}, ValueError, ("stride", "1 or 2", "got 3")),
     ("dwconv", {"stride": (2, 2)}, TypeError, ("stride", "one integer", "got (2, 2)")),
     # eps
@@ -155,22 +131,19 @@ TABLE = [
             *((op, "eps") for op in ("layernorm", "grn", "mlp", "block", "downsample")),
             *((op, "grn_eps") for op in ("mlp v2", "block v2")),
         )
-        for value in (-1e-6, float("nan"), float("inf"))
+        for value in (-1e-6, float("nan"))
     ),
-    ("layernorm", {"eps": "small"}, RuntimeError, ("eps", "'float'", "'str'")),
     # the bottleneck
     *(
         row
         for op in ("mlp", "block")
         for row in (
             (op, {"norm": "batch"}, ValueError, ("norm", "one of 'layer', 'rms', 'simple'", "got 'batch'")),
-            (op, {"norm": None}, RuntimeError, ("norm", "'str'", "'NoneType'")),
             (op, {"activation": "elu"}, ValueError, ("activation", "one of 'gelu', 'gelu_tanh'", "got 'elu'")),
             (op, {"norm_bias": None}, ValueError, ("norm_bias", "a tensor with norm='layer'", "got None")),
             (op, {"norm": "rms"}, ValueError, ("norm_bias", "None with norm='rms'", "got shape (6)")),
             (op, {"pwconv1_weight": torch.zeros(12, 7)}, ValueError, ("pwconv1_weight", "(hidden, 6)", "got (12, 7)")),
             (op, {"pwconv1_weight": torch.zeros(12)}, ValueError, ("pwconv1_weight", "(out, in)", "got (12)")),
-            (op, {"pwconv1_weight": torch.zeros(0, 6)}, ValueError, ("pwconv1_weight", "(hidden, 6)", "got (0, 6)")),
             (
                 op,
                 {"pwconv1_weight": torch.zeros(12, 6, 3, 3)},
@@ -178,15 +151,12 @@ TABLE = [
                 ("pwconv1_weight", "(out, in, 1, 1)", "got (12, 6, 3, 3)"),
             ),
             (op, {"pwconv2_weight": torch.zeros(6, 11)}, ValueError, ("pwconv2_weight", "(6, 12)", "got (6, 11)")),
-            (op, {"pwconv2_weight": torch.zeros(12, 6)}, ValueError, ("pwconv2_weight", "(6, 12)", "got (12, 6)")),
             (op, {"grn_weight": torch.zeros(12)}, ValueError, ("grn_weight, grn_bias", "both or neither", "got one")),
-            (op, {"grn_bias": torch.zeros(12)}, ValueError, ("grn_weight, grn_bias", "both or neither", "got one")),
             (op, {"drop_scale": torch.ones(3)}, ValueError, ("drop_scale", "2 elements", "got 3")),
             (op, {"drop_scale": torch.ones(2).double()}, TypeError, ("drop_scale", "x's dtype", "torch.float64")),
         )
     ),
     ("mlp", {"residual": torch.zeros(2, 6, 4, 6)}, ValueError, ("residual", "(2, 6, 6, 4)", "got (2, 6, 4, 6)")),
-    ("mlp", {"residual": torch.zeros(1, 6, 6, 4)}, ValueError, ("residual", "(2, 6, 6, 4)", "got (1, 6, 6, 4)")),
     # downsampling
     ("downsample", {"weight": torch.zeros(9, 5, 2, 2)}, ValueError, ("weight", "(D, 6, K, K)", "got (9, 5, 2, 2)")),
     ("downsample", {"weight": torch.zeros(9, 6, 2, 3)}, ValueError, ("weight", "square", "got 2x3")),
@@ -222,17 +192,3 @@ def test_unknown_backend(op, monkeypatch):
     with pytest.raises(BackendError) as caught:
         call(op, {})
     assert str(caught.value) == f"CONVNEXT_KERNELS_BACKEND: unknown backend 'fpga', expected one of {known}"
-
-
-@pytest.mark.parametrize("op", OPERATORS)
-def test_backend_of_another_type(op):
-    with pytest.raises(RuntimeError) as caught:
-        call(op, {"backend": 3})
-    for fragment in ("backend", "'str'", "'int'"):
-        assert fragment in str(caught.value)
-
-
-@pytest.mark.parametrize("op", OPERATORS)
-def test_unknown_argument(op):
-    with pytest.raises(TypeError, match="unexpected keyword argument 'padding'"):
-        call(op, {"padding": 2})

@@ -34,21 +34,6 @@ def test_block_is_its_parts(variant, backend):
     torch.testing.assert_close(whole, parts)
 
 
-def test_without_residual(backend):
-    arguments = OPERATORS["mlp"].arguments(CASE, torch.float32)
-    y = OPERATORS["mlp"].serve(backend, **arguments)
-    residual = arguments.pop("residual")
-    torch.testing.assert_close(OPERATORS["mlp"].serve(backend, **arguments) + residual, y)
-
-
-def test_nhwc_without_a_copy(backend):
-    """The documented way for an NHWC tensor: permuted in, permuted out, contiguous NHWC again."""
-    x = torch.randn(2, 6, 5, 12)
-    weight, bias = torch.randn(12), torch.randn(12)
-    y = functional.global_response_norm(x.permute(0, 3, 1, 2), weight, bias, backend=backend).permute(0, 2, 3, 1)
-    assert y.is_contiguous()
-
-
 @pytest.mark.parametrize("op", OPERATORS)
 def test_results_do_not_alias_inputs(op, backend):
     arguments = OPERATORS[op].arguments(CASE, torch.float32)

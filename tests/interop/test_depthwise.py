@@ -54,19 +54,6 @@ def test_what_is_refused_says_why(name):
     assert words in row.reason
 
 
-def test_other_convolutions_are_none_of_ours():
-    class Own(nn.Conv2d):
-        pass
-
-    others = nn.Sequential(
-        layer(kernel_size=5, padding=2),  # too small
-        nn.Conv2d(6, 6, 7, padding=3, groups=3),
-        nn.Conv2d(1, 1, 7, padding=3),
-        Own(6, 6, 7, padding=3, groups=6),
-    )
-    assert not ck.acceleration_report(others).rows
-
-
 def test_a_network_with_them():
     """Hooks on the layer itself, graphs of torch.fx and of torch.compile, exported operators."""
     timm = pytest.importorskip("timm")

@@ -146,15 +146,6 @@ def test_conditions_are_one_call_for_equal_ones(monkeypatch):
     assert calls == [2, 1]
 
 
-def test_wrong_conditions_are_refused_by_the_original():
-    _, accelerated = pair("vocos with AdaLayerNorm")
-    x = image("vocos")
-    with pytest.raises(AssertionError):
-        accelerated(x)
-    with pytest.raises(IndexError):
-        accelerated(x, torch.tensor([4]))
-
-
 def test_what_is_not_replaced():
     strided = ConvNeXtBlock(12, 40)
     strided.dwconv = nn.Conv1d(12, 12, 7, stride=2, padding=3, groups=12)
@@ -168,21 +159,6 @@ def test_what_is_not_replaced():
         (row,) = ck.acceleration_report(module).rows
         assert not row.replaced
         assert words in row.reason
-
-
-def test_hooks_on_an_inner_module_fire():
-    _, accelerated = pair("vocos")
-    seen = []
-    accelerated.pwconv1.register_forward_hook(lambda *a: seen.append(a))
-    accelerated(image("vocos"))
-    assert len(seen) == 1
-
-
-def test_compile():
-    torch._dynamo.reset()
-    _, accelerated = pair("f5")
-    x = image("f5")
-    torch.testing.assert_close(torch.compile(accelerated, fullgraph=True, backend="aot_eager")(x), accelerated(x))
 
 
 def test_a_condition_is_no_constant_of_a_compiled_graph():

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import timm
 import torch
-from timm.layers import LayerNorm2d, RmsNorm, RmsNorm2d, SimpleNorm, SimpleNorm2d
+from timm.layers import LayerNorm2d, RmsNorm, RmsNorm2d, SimpleNorm2d
 from timm.models.convnext import ConvNeXtBlock
 from torch import nn
 
@@ -20,30 +20,19 @@ def block(**options):
 
 
 SERVED = {
-    "kernel 3": {"kernel_size": 3},
-    "kernel 31": {"kernel_size": 31},
     "dilated": {"kernel_size": 3, "dilation": 2},
     "no layer scale": {"ls_init_value": None},
     "no convolution bias": {"conv_bias": False},
-    "ratio 2": {"mlp_ratio": 2},
-    "ratio 2.5": {"mlp_ratio": 2.5},
-    "GRN": {"use_grn": True},
     "GRN and layer scale, 1x1 convolutions": {"use_grn": True, "conv_mlp": True},
     "norm with another eps": {"conv_mlp": True, "norm_layer": partial(LayerNorm2d, eps=0.1)},
     "PyTorch's norm": {"norm_layer": nn.LayerNorm},
-    "PyTorch's GELU": {"act_layer": nn.GELU},
-    "exact GELU by name": {"act_layer": "gelu"},
     "ReLU": {"act_layer": "relu"},
-    "ReLU6": {"act_layer": "relu6"},
-    "SiLU": {"act_layer": nn.SiLU},
     "Mish": {"act_layer": "mish"},
-    "Hardswish": {"act_layer": "hardswish"},
     "quick GELU": {"act_layer": "quick_gelu"},
     "tanh GELU": {"act_layer": "gelu_tanh"},
     "PyTorch's tanh GELU": {"act_layer": partial(nn.GELU, approximate="tanh")},
     "RMSNorm": {"norm_layer": RmsNorm},
     "RMSNorm of NCHW in V2": {"norm_layer": RmsNorm2d, "conv_mlp": True, "use_grn": True},
-    "SimpleNorm": {"norm_layer": SimpleNorm},
     "SimpleNorm of NCHW": {"norm_layer": partial(SimpleNorm2d, eps=0.1), "conv_mlp": True},
 }
 
@@ -106,8 +95,6 @@ def test_a_strided_block_under_autocast_and_compiled(dtype):
 LEFT = {
     "ELU": ({"act_layer": "elu"}, "the activation is ELU(alpha=1.0)"),
     "RMSNorm of the wrong layout": ({"norm_layer": RmsNorm2d}, "the norm is a RmsNorm2d"),
-    "RMSNorm without a weight": ({"norm_layer": partial(RmsNorm, affine=False)}, "the norm has no weight or no bias"),
-    "BatchNorm": ({"norm_layer": nn.BatchNorm2d, "conv_mlp": True}, "the norm is a BatchNorm2d"),
     "norm without parameters": (
         {"norm_layer": partial(LayerNorm2d, affine=False), "conv_mlp": True},
         "the norm has no weight or no bias",
@@ -150,11 +137,8 @@ def test_dropout_in_the_mlp():
     ("change", "expected"),
     [
         (lambda m: setattr(m.mlp, "norm", nn.LayerNorm(32)), "the MLP has a LayerNorm"),
-        (lambda m: setattr(m, "mlp", nn.Sequential()), "the MLP is a Sequential"),
-        (lambda m: setattr(m, "norm", LayerNorm2d(8)), "the norm is a LayerNorm2d"),
         (lambda m: setattr(m, "use_conv_mlp", True), "the norm is a LayerNorm"),
         (lambda m: setattr(m.mlp, "fc1", nn.Conv2d(8, 32, 1)), "the MLP has Conv2d layers, but use_conv_mlp=False"),
-        (lambda m: setattr(m.mlp, "drop1", nn.AlphaDropout(0.1)), "the MLP has AlphaDropout(p=0.1"),
     ],
 )
 def test_changed_inner_modules_are_seen(change, expected):
@@ -164,18 +148,7 @@ def test_changed_inner_modules_are_seen(change, expected):
     assert f"runs the original forward for now: {expected}" in row.reason
 
 
-def test_grn_of_another_class_is_seen():
-    m = ck.accelerate(block(use_grn=True))
-    m.mlp.grn = nn.Identity()
-    (row,) = ck.acceleration_report(m).rows
-    assert "the response normalisation is a Identity" in row.reason
-    x = torch.randn(2, 8, 5, 5).double()
-    assert not fused_calls(lambda: m(x))
-
-
-@pytest.mark.parametrize(
-    "name", ["convnext_zepto_rms_ols", "convnext_atto_rms", "test_convnext", "test_convnext2", "test_convnext3"]
-)
+@pytest.mark.parametrize("name", ["convnext_zepto_rms_ols", "test_convnext2", "test_convnext3"])
 def test_models_with_other_norms_and_activations(name):
     """timm's own entry points: every block, logits and gradients."""
     original = randomize_(timm.create_model(name, num_classes=7)).double().eval()
@@ -191,31 +164,6 @@ def test_models_with_other_norms_and_activations(name):
     assert ck.restore(accelerated).state_dict().keys() == original.state_dict().keys()
 
 
-def test_dilated_model():
-    """output_stride=8: dilated blocks are served; what changes the resolution by dilation is not."""
-    original = randomize_(timm.create_model("test_convnext", output_stride=8, act_layer="gelu")).double().eval()
-    accelerated = ck.accelerate(copy.deepcopy(original))
-    rows = ck.acceleration_report(accelerated).rows
-    assert all(r.replaced for r in rows if r.kind == "block")
-    left = [r for r in rows if not r.replaced]
-    assert left
-    assert all("the convolution" in r.reason for r in left)
-    x = images()
-    assert_close(accelerated(x), original(x), torch.float64)
-
-
-@pytest.mark.parametrize("name", ["convnext_atto_ols", "convnextv2_atto"])
-def test_stems(name):
-    model = timm.create_model(name)
-    before = sum(isinstance(m, LayerNorm2d) for m in model.modules())
-    rows = ck.acceleration_report(ck.accelerate(model)).rows
-    assert all(r.replaced for r in rows)
-    assert sum(r.kind == "block" for r in rows) == 12
-    assert sum(r.kind == "downsampling" for r in rows) == 3
-    inside_blocks = 12 * isinstance(model.stages[0].blocks[0].norm, LayerNorm2d)
-    assert sum(r.kind == "layer norm" for r in rows) == before - 3 - inside_blocks
-
-
 def test_checkpointing_and_intermediates():
     original = MODELS["timm-v2"].make()
     accelerated = ck.accelerate(copy.deepcopy(original))
@@ -229,13 +177,3 @@ def test_checkpointing_and_intermediates():
     accelerated.eval()
     for a, e in zip(accelerated.forward_intermediates(x)[1], original.forward_intermediates(x)[1], strict=True):
         assert_close(a, e, torch.float64)
-
-
-def test_features_only():
-    model = randomize_(timm.create_model("convnextv2_atto", features_only=True)).eval()
-    x = images(n=1, dtype=torch.float32)
-    expected = model(x)
-    ck.accelerate(model)
-    assert fused_calls(lambda: model(x))["block"] == 12
-    for a, e in zip(model(x), expected, strict=True):
-        assert_close(a, e, torch.float32)

@@ -5,7 +5,7 @@ import torch
 
 import convnext_kernels as ck
 from convnext_kernels import nn as cknn
-from convnext_kernels.models import ConvNeXt, IsotropicConvNeXt, convnext, create_model, list_models, published
+from convnext_kernels.models import ConvNeXt, IsotropicConvNeXt, create_model, list_models, published
 from convnext_kernels.models.counting import count
 
 SMALL = {"depths": (1, 2, 1, 1), "dims": (8, 16, 24, 32)}
@@ -27,19 +27,6 @@ def test_parameters_and_gflops_are_the_published_ones(row):
 
 def test_every_model_has_published_figures():
     assert {row.name for row in published.models()} == set(list_models())
-
-
-def test_every_name_is_a_function_too():
-    assert all(callable(getattr(convnext, name)) for name in list_models())
-    with torch.device("meta"):
-        assert convnext.convnextv2_atto(num_classes=7).head.out_features == 7
-
-
-def test_torchvision_has_the_same_sizes():
-    models = pytest.importorskip("torchvision.models")
-    with torch.device("meta"):
-        theirs, ours = models.convnext_tiny(), create_model("convnext_tiny")
-    assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())
 
 
 @pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
@@ -72,30 +59,6 @@ def test_feature_pyramid():
                 assert (info.channels, 64 // info.stride) == (found.shape[1], found.shape[2])
 
 
-def test_all_stages_by_default():
-    model = ConvNeXt((1, 1), (8, 16), features_only=True)
-    assert [m.shape[1] for m in model(torch.randn(1, 3, 16, 16))] == [8, 16]
-
-
-def test_compiles():
-    model, x = small(num_classes=4), torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(x), model(x))
-
-
-def test_unneeded_stages_are_not_built():
-    assert not any(key.startswith("stages.2") for key in small(features_only=True, out_indices=(0, 1)).state_dict())
-
-
-def test_normalised_features():
-    model = small(features_only=True, feature_norm=True, out_indices=(1, 3))
-    assert {key.split(".")[0] for key in model.state_dict()} == {"downsample_layers", "stages", "norm1", "norm3"}
-    with torch.no_grad():
-        for m in model(torch.randn(2, 3, 64, 64)):
-            torch.testing.assert_close(m.mean(1), torch.zeros_like(m.mean(1)), atol=1e-5, rtol=0)
-
-
 def test_head_options():
     x = torch.randn(2, 3, 64, 96)
     model = small(num_classes=5, drop_rate=0.5)
@@ -124,31 +87,10 @@ def test_isotropic():
     assert IsotropicConvNeXt(1, 8).blocks[0].gamma is None
 
 
-def test_in_chans():
-    assert small(in_chans=6, num_classes=2)(torch.randn(1, 6, 32, 32)).shape == (1, 2)
-
-
 def test_stochastic_depth_grows_linearly():
     blocks = [m for m in small(drop_path_rate=0.4).modules() if isinstance(m, cknn.FusedConvNeXtBlock)]
     rates = [block.drop_path.drop_prob for block in blocks]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
-
-
-@pytest.mark.parametrize("build", [small, lambda: small(use_grn=True), lambda: IsotropicConvNeXt(2, 16)])
-def test_it_trains(build):
-    model = build().train()
-    loss = torch.nn.functional.cross_entropy(model(torch.randn(2, 3, 32, 32)), torch.tensor([3, 5]))
-    loss.backward()
-    assert loss.isfinite()
-    missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-    assert not missing
-
-
-def test_initial_weights():
-    model = create_model("convnextv2_atto")
-    assert model.head.weight.std().item() == pytest.approx(0.02, rel=0.05)
-    assert model.stages[2][0].pwconv1.weight.std().item() == pytest.approx(0.02, rel=0.05)
-    assert model.stages[0][0].dwconv.bias.abs().max() == 0
 
 
 def test_unknown_name_lists_the_near_ones():
@@ -160,11 +102,8 @@ def test_unknown_name_lists_the_near_ones():
     ("options", "error", "words"),
     [
         ({"depths": (1, 2)}, ValueError, "dims: expected one for each of the 2 stages, got 4"),
-        ({"depths": 3}, TypeError, "depths: expected a sequence of integers, got 3"),
         ({"dims": (8, 0, 8, 8)}, ValueError, r"dims\[1\]: expected an integer of at least 1, got 0"),
-        ({"in_chans": 0}, ValueError, "in_chans: expected an integer of at least 1, got 0"),
         ({"num_classes": -1}, ValueError, "num_classes: expected an integer of at least 0, got -1"),
-        ({"num_classes": 1.5}, TypeError, "num_classes: expected an integer"),
         ({"drop_path_rate": 1.0}, ValueError, "drop_path_rate: expected a number from 0 up to but not including 1"),
         ({"global_pool": "max"}, ValueError, "global_pool: expected 'avg' or ''"),
         (
@@ -172,12 +111,7 @@ def test_unknown_name_lists_the_near_ones():
             ValueError,
             "out_indices: expected different integers below 4",
         ),
-        ({"features_only": True, "out_indices": (3, -1)}, ValueError, "out_indices: expected different integers"),
-        ({"features_only": True, "out_indices": ()}, TypeError, "out_indices: expected a sequence of integers"),
         ({"out_indices": (1,)}, ValueError, "out_indices: needs features_only=True"),
-        ({"feature_norm": True}, ValueError, "feature_norm: needs features_only=True"),
-        ({"kernel_size": 4}, ValueError, "kernel_size"),
-        ({"colour": 1}, TypeError, "colour"),
     ],
 )
 def test_wrong_arguments(options, error, words):
@@ -189,10 +123,3 @@ def test_wrong_arguments(options, error, words):
 def test_wrong_images(shape):
     with pytest.raises(ValueError, match=r"x: expected images \(N, 3, H, W\) of at least 32x32, got"):
         small()(torch.randn(shape))
-
-
-@pytest.mark.parametrize("model", [small, lambda: IsotropicConvNeXt(1, 8)])
-def test_copies_and_files(model, tmp_path):
-    model = model()
-    torch.save(model.state_dict(), tmp_path / "weights.pth")
-    model.load_state_dict(torch.load(tmp_path / "weights.pth", weights_only=True))

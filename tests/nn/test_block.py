@@ -72,21 +72,6 @@ def test_loads_official_weights(options, dtype, backend):
     assert_as_good_as_eager(fused(x).detach(), official(x).detach(), reference.detach())
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_keeps_the_memory_format(memory_format, backend):
-    x = torch.randn(2, 12, 9, 8).contiguous(memory_format=memory_format)
-    y = FusedConvNeXtBlock(12, backend=backend)(x)
-    assert y.stride() == x.stride()
-
-
-def test_module_to_channels_last_and_dtype(backend):
-    block = randomize_(FusedConvNeXtBlock(12, backend=backend))
-    x = torch.randn(2, 12, 9, 8)
-    expected = block(x)
-    torch.testing.assert_close(block.to(memory_format=torch.channels_last)(x), expected)
-    assert block.to(torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16
-
-
 @pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
 def test_copies(how, use_grn, backend):
@@ -121,47 +106,8 @@ def test_drop_path_draws_the_random_numbers_of_timm(backend):
     assert torch.equal(torch.rand(1), after), "another number of random numbers was drawn"
 
 
-def test_drop_path_statistics():
-    block = randomize_(FusedConvNeXtBlock(2, drop_path=0.25, kernel_size=1)).train()
-    x = torch.randn(4000, 2, 1, 1)
-    dropped = (block(x) == x).flatten(1).all(1).double().mean()
-    assert abs(dropped - 0.25) < 5 * (0.25 * 0.75 / 4000) ** 0.5
-
-
-def test_drop_path_is_off_in_eval():
-    block = randomize_(FusedConvNeXtBlock(4, drop_path=0.9))
-    x = torch.randn(16, 4, 3, 3)
-    assert torch.equal(block.eval()(x), block.eval()(x))
-    assert not torch.equal(block.train()(x), block.eval()(x))
-
-
-@pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
-def test_trains(use_grn):
-    """Some steps of an optimizer lower the loss: gradients reach every parameter with the right sign."""
-    block = FusedConvNeXtBlock(8, layer_scale_init_value=0.1, kernel_size=3, use_grn=use_grn)
-    optimizer = torch.optim.Adam(block.parameters(), lr=1e-2)
-    x = torch.randn(4, 8, 6, 6)
-    target = torch.roll(x, 1, dims=3)
-    losses = []
-    for _ in range(30):
-        optimizer.zero_grad()
-        loss = (block(x) - target).square().mean()
-        loss.backward()
-        assert all(p.grad is not None for p in block.parameters())
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[0]
-
-
 def test_device_and_dtype_arguments():
     block = FusedConvNeXtBlock(8, use_grn=True, device="meta", dtype=torch.bfloat16)
     assert all(p.is_meta and p.dtype == torch.bfloat16 for p in block.parameters())
     with pytest.raises(ValueError, match=r"dwconv_weight: expected a tensor on x's device cpu.*to_empty"):
         block(torch.randn(1, 8, 3, 3, dtype=torch.bfloat16))
-
-
-def test_repr_says_what_it_is():
-    text = repr(FusedConvNeXtBlock(8, 0.25, kernel_size=5, use_grn=True))
-    assert "kernel_size=(5, 5)" in text
-    assert "drop_prob=0.25" in text
-    assert "32, eps=1e-06" in text

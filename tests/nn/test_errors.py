@@ -9,6 +9,8 @@ from convnext_kernels import BackendError, DepthwiseConv2d, FusedConvNeXtBlock, 
 from convnext_kernels.models import create_model
 from convnext_kernels.nn import PatchDownsample2d
 
+NORMS = "'layer', 'rms', 'simple'"
+ACTIVATIONS = "'gelu', 'gelu_tanh', 'quick_gelu', 'silu', 'mish', 'relu', 'relu6', 'hardswish'"
 INTEGER = "an integer of at least 1"
 KERNEL = "odd kernel sizes from 1 to 51"
 EPS = "a finite number of at least 0"
@@ -16,36 +18,21 @@ PROBABILITY = "a probability from 0 up to but not including 1"
 
 # module, arguments, exception, what the message must say: argument, expectation, value
 TABLE = [
-    *(
-        (module, {name: value}, error, (name, INTEGER, repr(value)))
-        for module, name in (
-            (FusedConvNeXtBlock, "dim"),
-            (DepthwiseConv2d, "channels"),
-            (LayerNorm2d, "channels"),
-            (GlobalResponseNorm, "channels"),
-        )
-        for value, error in ((0, ValueError), (-8, ValueError), (8.0, TypeError), ("8", TypeError), (None, TypeError))
-    ),
+    (FusedConvNeXtBlock, {"dim": 0}, ValueError, ("dim", INTEGER, "0")),
     (FusedConvNeXtBlock, {"dim": True}, TypeError, ("dim", INTEGER, "True")),
+    (DepthwiseConv2d, {"channels": -8}, ValueError, ("channels", INTEGER, "-8")),
+    (LayerNorm2d, {"channels": "8"}, TypeError, ("channels", INTEGER, "'8'")),
+    (GlobalResponseNorm, {"channels": 8.0}, TypeError, ("channels", INTEGER, "8.0")),
     *(
-        (FusedConvNeXtBlock, {"dim": 8, name: value}, error, (name, INTEGER, repr(value)))
-        for name in ("mlp_ratio", "dilation")
-        for value, error in ((0, ValueError), (-1, ValueError), (2.5, TypeError))
+        (PatchDownsample2d, {"channels": 8, "out_channels": 8, name: 0}, ValueError, (name, INTEGER, "0"))
+        for name in ("channels", "out_channels", "kernel_size")
     ),
+    (FusedConvNeXtBlock, {"dim": 8, "mlp_ratio": 2.5}, TypeError, ("mlp_ratio", INTEGER, "2.5")),
+    (FusedConvNeXtBlock, {"dim": 8, "dilation": -1}, ValueError, ("dilation", INTEGER, "-1")),
     (DepthwiseConv2d, {"channels": 8, "dilation": 0}, ValueError, ("dilation", INTEGER, "0")),
-    *(
-        (module, {first: 8, "kernel_size": value}, error, ("kernel_size", wanted, repr(value)))
-        for module, first in ((FusedConvNeXtBlock, "dim"), (DepthwiseConv2d, "channels"))
-        for value, error, wanted in (
-            (4, ValueError, KERNEL),
-            (53, ValueError, KERNEL),
-            (0, ValueError, INTEGER),
-            (-7, ValueError, INTEGER),
-            (7.0, TypeError, INTEGER),
-        )
-    ),
+    (FusedConvNeXtBlock, {"dim": 8, "kernel_size": 4}, ValueError, ("kernel_size", KERNEL, "4")),
     (FusedConvNeXtBlock, {"dim": 8, "kernel_size": (3, 4)}, ValueError, ("kernel_size", KERNEL, "3x4")),
-    (DepthwiseConv2d, {"channels": 8, "kernel_size": (3, 4)}, ValueError, ("kernel_size", KERNEL, "3x4")),
+    (DepthwiseConv2d, {"channels": 8, "kernel_size": 53}, ValueError, ("kernel_size", KERNEL, "53")),
     (DepthwiseConv2d, {"channels": 8, "kernel_size": (3, 5.0)}, TypeError, ("kernel_size", INTEGER, "5.0")),
     (
         DepthwiseConv2d,
@@ -54,55 +41,30 @@ TABLE = [
         ("kernel_size", "one integer or two, for height and width", "(3, 5, 7)"),
     ),
     (DepthwiseConv2d, {"channels": 8, "stride": 3}, ValueError, ("stride", "1 or 2", "3")),
-    *(
-        (module, {first: 8, "eps": value}, ValueError, ("eps", EPS, str(value)))
-        for module, first in (
-            (FusedConvNeXtBlock, "dim"),
-            (LayerNorm2d, "channels"),
-            (GlobalResponseNorm, "channels"),
-        )
-        for value in (-1e-6, math.nan, math.inf)
-    ),
-    *(
-        (FusedConvNeXtBlock, {"dim": 8, name: value}, error, (name, wanted, repr(value)))
-        for name, choices in (
-            ("norm", "'layer', 'rms', 'simple'"),
-            ("activation", "'gelu', 'gelu_tanh', 'quick_gelu', 'silu', 'mish', 'relu', 'relu6', 'hardswish'"),
-        )
-        for value, error, wanted in (
-            ("batch", ValueError, f"one of {choices}"),
-            ("GELU", ValueError, f"one of {choices}"),
-            (None, TypeError, "a string"),
-            (torch.nn.functional.gelu, TypeError, "a string"),
-        )
-    ),
-    *(
-        (module, {"channels": 8, "out_channels": 8, name: 0}, ValueError, (name, INTEGER, "0"))
-        for module in (PatchDownsample2d,)
-        for name in ("channels", "out_channels", "kernel_size")
-    ),
-    (DepthwiseConv2d, {"channels": 8, "stride": 0}, ValueError, ("stride", INTEGER, "0")),
-    (LayerNorm2d, {"channels": 8, "eps": None}, TypeError, ("eps", "a number", "None")),
     (FusedConvNeXtBlock, {"dim": 8, "eps": "1e-6"}, TypeError, ("eps", "a number", "'1e-6'")),
-    *(
-        (FusedConvNeXtBlock, {"dim": 8, "drop_path": value}, ValueError, ("drop_path", PROBABILITY, str(value)))
-        for value in (-0.1, 1, 1.5, math.nan, math.inf)
-    ),
-    *(
-        (FusedConvNeXtBlock, {"dim": 8, "drop_path": value}, TypeError, ("drop_path", "a number", repr(value)))
-        for value in ("0.1", None, [0.1])
-    ),
+    (LayerNorm2d, {"channels": 8, "eps": -1e-6}, ValueError, ("eps", EPS, "-1e-06")),
+    (GlobalResponseNorm, {"channels": 8, "eps": math.nan}, ValueError, ("eps", EPS, "nan")),
+    (FusedConvNeXtBlock, {"dim": 8, "norm": "batch"}, ValueError, ("norm", f"one of {NORMS}", "'batch'")),
     (
         FusedConvNeXtBlock,
-        {"dim": 8, "layer_scale_init_value": math.nan},
+        {"dim": 8, "activation": "GELU"},
         ValueError,
-        ("layer_scale_init_value", "a finite number", "nan"),
+        ("activation", f"one of {ACTIVATIONS}", "'GELU'"),
     ),
-    (
-        FusedConvNeXtBlock,
-        {"dim": 8, "layer_scale_init_value": None},
-        TypeError,
-        ("layer_scale_init_value", "a number", "None"),
+    (FusedConvNeXtBlock, {"dim": 8, "activation": None}, TypeError, ("activation", "a string", "None")),
+    (FusedConvNeXtBlock, {"dim": 8, "drop_path": 1}, ValueError, ("drop_path", PROBABILITY, "1")),
+    (FusedConvNeXtBlock, {"dim": 8, "drop_path": None}, TypeError, ("drop_path", "a number", "None")),
+    *(
+        (
+            FusedConvNeXtBlock,
+            {"dim": 8, "layer_scale_init_value": value},
+            error,
+            ("layer_scale_init_value", wanted, said),
+        )
+        for value, error, wanted, said in (
+            (math.nan, ValueError, "a finite number", "nan"),
+            (None, TypeError, "a number", "None"),
+        )
     ),
 ]
 
@@ -138,11 +100,10 @@ def test_input(name):
             module(x)
 
 
-@pytest.mark.parametrize("x", [[[1.0]], None, 3, "image"], ids=repr)
 @pytest.mark.parametrize("name", MODULES)
-def test_input_that_is_no_tensor(name, x):
+def test_input_that_is_no_tensor(name):
     with pytest.raises((RuntimeError, TypeError), match=r"(argument 'x'|x: expected a tensor)"):
-        MODULES[name](8)(x)
+        MODULES[name](8)(None)
 
 
 def test_input_that_is_no_tensor_with_drop_path():
@@ -161,7 +122,6 @@ def test_unknown_backend(name):
         MODULES[name](8, backend=None)
 
 
-@pytest.mark.parametrize("name", ["convnextv2_atto", "convnext_isotropic_small"])
-def test_unknown_backend_of_a_model(name):
+def test_unknown_backend_of_a_model():
     with pytest.raises(ValueError, match=r"^backend: unknown backend 'fpga'"):
-        create_model(name, backend="fpga")
+        create_model("convnextv2_atto", backend="fpga")

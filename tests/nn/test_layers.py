@@ -1,7 +1,5 @@
 """`DepthwiseConv2d`, `LayerNorm2d`, `GlobalResponseNorm` against the layers they stand for."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -40,19 +38,6 @@ def test_values(name, memory_format, backend):
     y = module(x)
     torch.testing.assert_close(y, official(name, module, x))
     assert y.is_contiguous(memory_format=memory_format)
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_copy(name):
-    module = randomize_(MODULES[name]())
-    x = torch.randn(2, 12, 9, 8)
-    assert torch.equal(copy.deepcopy(module)(x), module(x))
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_device_and_dtype(name):
-    module = MODULES[name](device="meta", dtype=torch.float16)
-    assert all(p.is_meta and p.dtype == torch.float16 for p in module.parameters())
 
 
 def test_depthwise_conv_is_a_conv():
@@ -99,11 +84,6 @@ def test_layer_norm_loads_from_nn_layer_norm():
     module.load_state_dict(plain.state_dict())
     x = torch.randn(2, 12, 3, 4)
     torch.testing.assert_close(module(x), plain(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
-
-
-def test_grn_starts_as_the_identity():
-    x = torch.randn(2, 12, 3, 4)
-    assert torch.equal(GlobalResponseNorm(12)(x), x)
 
 
 def test_drop_path():

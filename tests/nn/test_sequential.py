@@ -5,13 +5,11 @@ import copy
 import pytest
 import timm
 import torch
-import transformers
 from torch import nn
 
 import convnext_kernels as ck
 from convnext_kernels import FusedConvNeXtBlock
 from convnext_kernels.nn import FusedSequential, sequential
-from convnext_kernels.ops import blocks as blocks_op
 from tests.tolerance import randomize_
 
 OPTIONS = {
@@ -71,10 +69,6 @@ def test_one_call(backend, options, dtype, count):
             assert torch.equal(blocks(x), expected)
 
 
-def _swap_data(blocks):
-    blocks[1].pwconv1.weight.data = torch.randn_like(blocks[1].pwconv1.weight)
-
-
 def _assign(blocks):
     blocks[1].norm.bias = nn.Parameter(torch.randn(12))
 
@@ -83,17 +77,8 @@ def _write_data(blocks):
     blocks[2].gamma.data.mul_(2)
 
 
-def _write(blocks):
-    with torch.no_grad():
-        blocks[0].dwconv.weight.mul_(2)
-
-
 def _eps(blocks):
     blocks[1].norm.eps = 0.5
-
-
-def _another_kind(blocks):
-    blocks[1] = randomize_(FusedConvNeXtBlock(12, norm="rms", activation="relu", backend=blocks[0].backend)).eval()
 
 
 def _replace(blocks):
@@ -104,32 +89,12 @@ def _append(blocks):
     blocks.append(nn.Hardswish())
 
 
-def _remove(blocks):
-    del blocks[2]
-
-
 def _wrap(blocks):
     forward = blocks[1].forward
     blocks[1].forward = lambda x: forward(x) + 1
 
 
-def _parametrise(blocks):
-    nn.utils.parametrizations.weight_norm(blocks[1].pwconv2)
-
-
-CHANGES = (
-    _swap_data,
-    _assign,
-    _write_data,
-    _write,
-    _eps,
-    _another_kind,
-    _replace,
-    _append,
-    _remove,
-    _wrap,
-    _parametrise,
-)
+CHANGES = (_assign, _write_data, _eps, _replace, _append, _wrap)
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=[change.__name__[1:] for change in CHANGES])
@@ -141,8 +106,7 @@ def test_a_change_is_seen(change, x, backend):
         changed = blocks(x)
         assert torch.equal(changed, one_by_one(blocks, x))
         assert torch.equal(blocks(x), changed)
-        if change is not _parametrise:
-            assert not torch.equal(changed, before)
+        assert not torch.equal(changed, before)
 
 
 def test_training_draws_and_gives_gradients(x, backend):
@@ -209,21 +173,6 @@ def test_modes_see_the_blocks(x):
         blocks(torch.randn(2, 11, 5, 4))
     with pytest.raises(TypeError, match=r"x: "), torch.no_grad():
         blocks(torch.randint(3, (2, 12, 5, 4)))
-
-
-@pytest.mark.parametrize("kind", ["ConvNext", "ConvNextV2", "DINOv3ConvNext"])
-def test_stages_of_transformers(kind, monkeypatch):
-    options = {"hidden_sizes": [8, 16], "depths": [1, 3]} | ({} if kind == "DINOv3ConvNext" else {"num_stages": 2})
-    model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**options)).eval()
-    x = torch.randn(1, 3, 32, 32)
-    counts = []
-    run = blocks_op.Blocks.run
-    monkeypatch.setattr(blocks_op.Blocks, "run", lambda self, x: counts.append(len(self.blocks)) or run(self, x))
-    with torch.no_grad():
-        expected = model(x).last_hidden_state
-        actual = ck.accelerate(model)(x).last_hidden_state
-    assert counts == [3]
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_copies_and_parts(x):

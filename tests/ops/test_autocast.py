@@ -6,9 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from convnext_kernels import list_backends
 from tests.operators import OPERATORS, differentiable, to, with_gradients
-from tests.reference import Block
 from tests.shapes import KERNELS, TRITON, Case, chosen
-from tests.tolerance import assert_as_good_as_eager, randomize_
+from tests.tolerance import assert_as_good_as_eager
 
 CASES = {
     "v1": Case("V1", n=3, c=24, h=8, w=6, k=5),
@@ -58,24 +57,6 @@ def compare(op, arguments, backend, **options):
         assert_as_good_as_eager(ours, eagers, true, what=what, dtype=torch.bfloat16, scale=1.0)
 
 
-LAYOUTS = {
-    "nhwc": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "nchw": lambda x: x.contiguous(),
-    "crop": lambda x: torch.nn.functional.pad(x, (1, 1, 1, 1))[:, :, 1:-1, 1:-1],  # no dense result to write
-}
-
-
-@chosen(lambda memory, layout, variant, backend: (memory == "min") == (layout == "nhwc"))
-@pytest.mark.parametrize("memory", ["min", "balanced"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("variant", ["v1", "v2"])
-def test_block_keeps_what_its_gradient_needs(variant, layout, memory, backend):
-    """Kept in the dtype of the matmuls or in x's, in every layout of x."""
-    arguments = OPERATORS["block"].arguments(CASES[variant], torch.float32)
-    arguments["x"] = LAYOUTS[layout](arguments["x"])
-    compare("block", arguments, backend, memory=memory)
-
-
 @pytest.mark.parametrize("memory", ["min", "balanced"])
 @pytest.mark.parametrize(("first", "second"), [("triton", "eager"), ("triton", "cuda"), ("cuda", "eager")])
 def test_another_backend_takes_what_was_kept(first, second, memory):
@@ -114,19 +95,6 @@ def test_another_backend_takes_what_was_kept(first, second, memory):
         backward(given[0].bfloat16(), *given[1:], saved, needs, second)
 
 
-@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
-def test_module_like_the_official_block(use_grn, x_dtype):
-    from convnext_kernels import FusedConvNeXtBlock
-
-    official = randomize_(Block(8, use_grn=use_grn))
-    fused = FusedConvNeXtBlock(8, use_grn=use_grn)
-    fused.load_state_dict(official.state_dict())
-    x = torch.randn(2, 8, 7, 7, dtype=x_dtype)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert fused(x).dtype == official(x).dtype
-
-
 @pytest.mark.parametrize("op", OPERATORS)
 def test_dtypes(op):
     """Convolutions and products run in bf16; LayerNorm and GRN in fp32, as `torch.nn.functional.layer_norm` on CUDA."""
@@ -146,11 +114,3 @@ def test_fp64_stays(op):
     with torch.autocast("cpu", torch.bfloat16):
         y = OPERATORS[op].call(**arguments)
     torch.testing.assert_close(y, OPERATORS[op].call(**arguments), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("op", OPERATORS)
-def test_disabled(op, backend):
-    arguments = OPERATORS[op].arguments(CASES["v1"], torch.float32)
-    with torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", enabled=False):
-        y = OPERATORS[op].serve(backend, **arguments)
-    torch.testing.assert_close(y, OPERATORS[op].serve(backend, **arguments), rtol=0, atol=0)

@@ -26,16 +26,6 @@ def test_shapes_of_drop_scale(shape, kernel):
     assert torch.equal(OPERATORS["block"].serve(kernel, **arguments), flat)
 
 
-@pytest.mark.parametrize("variant", ["v1", "v2"])
-@pytest.mark.parametrize("op", ["block", "mlp"])
-def test_samples_do_not_see_each_other(op, variant, kernel):
-    arguments = OPERATORS[op].arguments(Case("several samples", n=5, c=24, variant=variant), torch.float32)
-    together = OPERATORS[op].serve(kernel, **arguments)
-    for i in range(5):
-        alone = {k: v[i : i + 1] if k in ("x", "residual") else v for k, v in arguments.items()}
-        torch.testing.assert_close(OPERATORS[op].serve(kernel, **alone), together[i : i + 1])
-
-
 @chosen(lambda dtype, kernel: dtype == torch.bfloat16 or (dtype == torch.float32 and kernel != TRITON))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_many_widths(dtype, kernel):

@@ -79,20 +79,6 @@ def test_drop_path_in_training():
 
 
 @pytest.mark.parametrize("op", OPERATORS)
-def test_function(op):
-    operator = OPERATORS[op]
-    case = Case("small", c=6, h=6, w=4, k=3, ratio=2)
-    arguments = with_gradients(operator.arguments(case, torch.float32))
-    names = differentiable(arguments)
-    compiled = torch.compile(operator.call, fullgraph=True, backend="aot_eager")
-    y, expected = compiled(**arguments), operator.call(**arguments)
-    torch.testing.assert_close(y, expected)
-    actual = torch.autograd.grad(y.square().sum(), [arguments[n] for n in names])
-    wanted = torch.autograd.grad(expected.square().sum(), [arguments[n] for n in names])
-    torch.testing.assert_close(actual, wanted)
-
-
-@pytest.mark.parametrize("op", OPERATORS)
 def test_function_of_any_size(op):
     operator = OPERATORS[op]
     compiled = torch.compile(lambda a: operator.call(**a), fullgraph=True, dynamic=True, backend="aot_eager")

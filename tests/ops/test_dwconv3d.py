@@ -3,14 +3,12 @@
 It has a table of its own: the cases of tests/shapes.py are images.
 """
 
-import copy
 from dataclasses import dataclass
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -172,22 +170,6 @@ def test_layouts(layout, backend):
         assert found.stride() == torch.empty_like(given[name]).stride()
 
 
-def test_every_tap_lands_where_it_should(kernel):
-    """One lit voxel in a corner and in the middle: the result is the flipped kernel, cut at the borders."""
-    x = torch.zeros(2, 3, 7, 9, 8)
-    x[0, :, 0, 8, 0] = x[1, :, 3, 4, 4] = 1
-    weight = torch.arange(1.0, 3 * 105 + 1).view(3, 1, 3, 5, 7)
-    assert torch.equal(serve(kernel, x=x, weight=weight), reference(x, weight, None))
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_nan_stays_within_reach(stride, kernel):
-    """A NaN in x spoils what has a tap on it, in its channel, and no other result."""
-    given = arguments(Volume("NaN", stride=stride, h=9), torch.float32)
-    given["x"][1, 5, 3, 4, 2] = torch.nan
-    assert torch.equal(serve(kernel, **given).isnan(), reference(**wide(given)).isnan())
-
-
 def test_empty_batch(backend):
     given = arguments(Volume("empty", n=0, stride=2), torch.float32)
     x, weight, bias = (given[name].requires_grad_() for name in ("x", "weight", "bias"))
@@ -231,22 +213,6 @@ def test_opcheck(case, memory_format):
     opcheck(backward, (dy, *tensors, case.stride, [True, True, case.bias], "auto"))
 
 
-def test_compiled_whole_for_every_size():
-    module = DepthwiseConv3d(6, (3, 1, 5))
-    counter = CompileCounterWithBackend("aot_eager")
-    torch._dynamo.reset()
-    compiled = torch.compile(copy.deepcopy(module), fullgraph=True, dynamic=True, backend=counter)
-    for n, d, h, w in ((2, 4, 5, 7), (3, 5, 8, 9)):
-        x = torch.randn(n, 6, d, h, w).to(memory_format=torch.channels_last_3d).requires_grad_()
-        y = compiled(x)
-        assert y.stride() == module(x).stride()
-        torch.testing.assert_close(y, module(x))
-        (found,), (expected,) = (torch.autograd.grad(m(x).sum(), x) for m in (compiled, module))
-        torch.testing.assert_close(found, expected)
-    assert counter.frame_count == 1
-    torch._dynamo.reset()
-
-
 @pytest.mark.parametrize("stride", [1, 2])
 def test_exported_as_one_operator(stride):
     module = DepthwiseConv3d(6, 5, stride=stride)
@@ -258,17 +224,6 @@ def test_exported_as_one_operator(stride):
     with exporting.keep_ops():
         kept = torch.export.export(module, (x,), strict=False)
     assert "convnext_kernels.dwconv3d.default" in {str(node.target) for node in kept.graph.nodes}
-
-
-def test_autocast_takes_the_lower_dtype():
-    module = DepthwiseConv3d(6)
-    x = torch.randn(1, 6, 3, 4, 5, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        y = module(x)
-    assert y.dtype == torch.bfloat16
-    y.sum().backward()
-    assert x.grad.dtype == torch.float32
-    assert module.weight.grad.dtype == torch.float32
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -320,21 +275,6 @@ VOLUME, WEIGHT = torch.zeros(1, 4, 3, 3, 3), torch.zeros(4, 1, 3, 3, 3)
 def test_wrong_arguments(change, error, message):
     with pytest.raises(error, match=message):
         functional.depthwise_conv3d(**({"x": VOLUME, "weight": WEIGHT} | change))
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"channels": 0}, ValueError, "channels: expected an integer of at least 1, got 0"),
-        ({"kernel_size": 4}, ValueError, "kernel_size: expected odd kernel sizes from 1 to 7, got 4"),
-        ({"kernel_size": (3, 3)}, ValueError, "kernel_size: expected one integer or three"),
-        ({"stride": 3}, ValueError, "stride: expected 1 or 2, got 3"),
-        ({"backend": "other"}, ValueError, "unknown backend 'other'"),
-    ],
-)
-def test_wrong_options(options, error, message):
-    with pytest.raises(error, match=message):
-        DepthwiseConv3d(**({"channels": 4} | options))
 
 
 def test_module_is_a_conv3d():

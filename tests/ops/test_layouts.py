@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.operators import OPERATORS, differentiable, expected_gradients, gradients, to, with_gradients
+from tests.operators import OPERATORS, differentiable, expected_gradients, gradients, to
 from tests.shapes import KERNELS, TRITON, Case, chosen, rows
 from tests.tolerance import assert_as_good_as_eager
 
@@ -88,15 +88,6 @@ def test_channels_last_with_an_offset(op, kernel):
     assert_as_good_as_eager(operator.serve(kernel, **arguments), eager, reference, what=op)
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if "expanded" not in name])
-@pytest.mark.parametrize("op", ["mlp"])
-def test_residual(op, layout, kernel):
-    arguments = OPERATORS[op].arguments(CASES["v1"], torch.float32)
-    contiguous = OPERATORS[op].serve(kernel, **arguments)
-    arguments["residual"] = LAYOUTS[layout](arguments["residual"])
-    torch.testing.assert_close(OPERATORS[op].serve(kernel, **arguments), contiguous)
-
-
 @pytest.mark.parametrize("op", OPERATORS)
 def test_parameters_in_other_layouts(op, kernel):
     """Transposed matrices, sliced vectors, 1x1 convolutions for Linear, GRN's (1, 1, 1, 4C)."""
@@ -140,14 +131,3 @@ def test_incoming_gradient(op, case, layout, backend):
             what = f"{op}, dy {layout}: gradient of {name}"
             assert_as_good_as_eager(actual[name], eager[name], reference[name], what=what, scale=1.0)
             assert actual[name].stride() == torch.empty_like(arguments[name]).stride(), what
-
-
-@pytest.mark.parametrize("op", OPERATORS)
-def test_gradient_of_a_sum(op, backend):
-    """``y.sum().backward()`` hands down a gradient with zero strides."""
-    arguments = with_gradients(OPERATORS[op].arguments(CASES["v1"], torch.float32))
-    OPERATORS[op].serve(backend, **arguments).sum().backward()
-    wide = with_gradients(to(OPERATORS[op].arguments(CASES["v1"], torch.float32), torch.double))
-    OPERATORS[op].reference(**wide).sum().backward()
-    for name in differentiable(arguments):
-        torch.testing.assert_close(arguments[name].grad.double(), wide[name].grad, rtol=1e-4, atol=1e-4)

@@ -76,13 +76,6 @@ def test_opcheck_of_the_gradient(op, case, layout):
     opcheck(backward, [values[a.name] for a in backward._schema.arguments])
 
 
-@pytest.mark.parametrize("name", [n for op in OPERATORS for n in (op, f"{op}_backward")])
-def test_declared_for_compilers(name):
-    op = getattr(torch.ops.convnext_kernels, name).default
-    assert torch.Tag.pt2_compliant_tag in op.tags
-    assert not op._schema.is_mutable
-
-
 @pytest.mark.parametrize("op", OPERATORS)
 def test_meta_tensors_give_shapes(op):
     """Fake kernels answer for the meta device: shapes and strides without data."""

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from convnext_kernels import FusedConvNeXtBlock
-from convnext_kernels.backends.cuda import native
 from convnext_kernels.spec import OPS
 from tests.tolerance import randomize_
 
@@ -62,28 +61,6 @@ def test_reads_inside_an_op_would_be_seen():
         assert _reads(_operators(lambda: torch.ops.convnext_kernels_tests.reads(torch.ones(3)))) == [
             "aten::_local_scalar_dense"
         ]
-
-
-@pytest.mark.skipif(not native.on_host(), reason="the recorder stands in for a GPU where there is none")
-@pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
-def test_launches_depend_on_shapes_alone(use_grn):
-    """Two steps on the same buffers with other values: the same kernels, grids and parameters but for addresses."""
-    block = _block(use_grn, "balanced", "cuda")
-    x = torch.randn(2, 16, 5, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
-    steps = []
-    for value in (1.0, -3.0, torch.nan):
-        launches = []
-        native.extension().set_device()
-        native.extension().set_recorder(lambda *what, to=launches: to.append(what[:4]))
-        try:
-            with torch.no_grad():
-                x.fill_(value)
-            _step(block, x)
-        finally:
-            native.extension().set_recorder(None)
-        steps.append(launches)
-    assert len(steps[0]) > 4
-    assert steps[0] == steps[1] == steps[2]
 
 
 def test_no_source_synchronises_or_allocates():

@@ -1,16 +1,8 @@
 """DistributedDataParallel and FSDP2 with two processes and gloo, against one process and the whole batch."""
 
 import copy
-import queue
-import tempfile
-import time
-import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import suppress
 from datetime import timedelta
-from multiprocessing.queues import Queue
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,88 +21,10 @@ from tests.interop.helpers import fused_calls
 from tests.tolerance import randomize_
 from tests.training.pairs import MODELS, loss_of, pair, pictures
 
-WORLD, STEPS, HANGS_AFTER = 2, 4, 180
+WORLD, STEPS = 2, 4
 
 if not dist.is_available() or not dist.is_gloo_available():
     pytest.skip("this PyTorch was built without gloo", allow_module_level=True)
-
-
-def _process(rank: int, tasks: Queue, answers: Queue) -> None:
-    """Do what is asked for, each time in a group of its own, and answer with the traceback of what failed."""
-    warnings.simplefilter("error")
-    # PyTorch's own, of the default device of collectives on objects and of checkpoints without files.
-    warnings.filterwarnings("ignore", "No device id is provided|.*is deprecated", module="torch")
-    torch.set_num_threads(1)
-    while task := tasks.get():
-        folder, function, arguments = task
-        try:
-            rendezvous = f"file://{folder}/rendezvous"
-            timeout = timedelta(seconds=60)
-            dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=WORLD, timeout=timeout)
-            function(rank, *arguments)
-            answers.put("")
-        except BaseException:
-            answers.put(f"process {rank}: {traceback.format_exc()}")
-        finally:
-            if dist.is_initialized():
-                dist.destroy_process_group()
-
-
-class Processes:
-    """Two processes that wait for tasks: starting them takes longer than most tasks."""
-
-    def __init__(self) -> None:
-        context = torch.multiprocessing.get_context("spawn")
-        self.tasks, self.answers = [context.Queue() for _ in range(WORLD)], context.Queue()
-        self.processes = [
-            context.Process(target=_process, args=(rank, self.tasks[rank], self.answers), daemon=True)
-            for rank in range(WORLD)
-        ]
-        for process in self.processes:
-            process.start()
-
-    def run(self, folder: Path, function: Callable, arguments: tuple) -> None:
-        task = (tempfile.mkdtemp(dir=folder), function, arguments)
-        for tasks in self.tasks:
-            tasks.put(task)
-        deadline, missing = time.monotonic() + HANGS_AFTER, WORLD
-        while missing:
-            with suppress(queue.Empty):
-                failure = self.answers.get(timeout=1)  # the first to fail tells why; the other may wait for it
-                assert not failure, failure
-                missing -= 1
-            assert all(process.is_alive() for process in self.processes), "a process died"
-            assert time.monotonic() < deadline, "the processes wait for each other"
-
-    def end(self) -> None:
-        for process in self.processes:
-            process.kill()
-            process.join()
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[list[Processes]]:
-    """None until they are asked for, and anew where they failed."""
-    running: list[Processes] = []
-    yield running
-    for each in running:
-        each.end()
-
-
-@pytest.fixture
-def both(tmp_path: Path, processes: list[Processes]) -> Callable[..., None]:
-    """Run a function in two processes of a group; fails as they fail, and where they hang."""
-
-    def run(function: Callable, *arguments: Any) -> None:
-        if not processes:
-            processes.append(Processes())
-        try:
-            processes[0].run(tmp_path, function, arguments)
-        except BaseException:
-            processes.pop().end()
-            raise
-
-    return run
 
 
 def _pair(name: str, memory: str) -> tuple[nn.Module, nn.Module]:
@@ -179,38 +93,6 @@ def _ddp(rank: int, name: str, memory: str, options: dict, accumulate: int) -> N
     _close(_state(ours), _state(plain), start, 2e-3)
 
 
-DDP = {
-    "V1": ("V1", "auto", {}, 1),
-    "V2, accumulated": ("V2", "min", {"gradient_as_bucket_view": True}, 3),
-    "torchvision": ("torchvision", "balanced", {"static_graph": True}, 1),
-    "timm V2": ("timm V2", "min", {"find_unused_parameters": True}, 1),
-}
-
-
-@pytest.mark.filterwarnings("ignore:find_unused_parameters=True was specified:UserWarning")
-@pytest.mark.parametrize("case", DDP)
-def test_distributed_data_parallel(both, case):
-    both(_ddp, *DDP[case])
-
-
-def _ddp_autocast(rank: int) -> None:
-    plain, ours = _pair("V1", "auto")
-    ddp = DistributedDataParallel(ours)
-    mine, whole = _part(rank, 0)
-    loss_of(plain, whole).backward()
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = loss_of(ddp, mine)
-    loss.backward()
-    for (name, p), q in zip(ours.named_parameters(), plain.parameters(), strict=True):
-        _same_on_all(p.grad)
-        error = (p.grad - q.grad).abs().max() / q.grad.abs().max()
-        assert error < 0.1, f"{name}: {error:.1%}"
-
-
-def test_distributed_data_parallel_under_autocast(both):
-    both(_ddp_autocast)
-
-
 def _shard(model: nn.Module, **options: Any) -> nn.Module:
     mesh = init_device_mesh("cpu", (WORLD,))
     for module in list(model.modules()):
@@ -259,13 +141,6 @@ def _fsdp(rank: int, name: str, memory: str, reshard: bool) -> None:
     torch.testing.assert_close(loss_of(sharded, mine), loss_of(twin, mine))
 
 
-@pytest.mark.parametrize(
-    ("name", "memory", "reshard"), [("V1", "auto", True), ("V2", "min", False), ("torchvision", "balanced", True)]
-)
-def test_fully_shard(both, name, memory, reshard):
-    both(_fsdp, name, memory, reshard)
-
-
 def _fsdp_mixed_precision(rank: int) -> None:
     plain, ours = _pair("V1", "auto")
     sharded = _shard(ours, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32))
@@ -276,10 +151,6 @@ def _fsdp_mixed_precision(rank: int) -> None:
         assert p.grad.dtype == torch.float32
         error = (p.grad.full_tensor() - q.grad).abs().max() / q.grad.abs().max()
         assert error < 0.1, f"{name}: {error:.1%}"
-
-
-def test_fully_shard_with_mixed_precision(both):
-    both(_fsdp_mixed_precision)
 
 
 def _one_element(rank: int) -> None:
@@ -295,10 +166,6 @@ def _one_element(rank: int) -> None:
         with use_backend("eager"):
             expected = block(x)
         torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_packed_weights_follow_writes_without_a_version(both):
-    both(_one_element)
 
 
 def _accelerate_after_sharding(rank: int) -> None:
@@ -325,15 +192,32 @@ def _accelerate_after_sharding(rank: int) -> None:
     assert not fused_calls(lambda: loss_of(sharded, mine))
 
 
-def test_accelerate_after_sharding(both):
-    both(_accelerate_after_sharding)
+CHECKS = (
+    (_ddp, ("V2", "min", {"gradient_as_bucket_view": True}, 3)),
+    (_ddp, ("torchvision", "balanced", {"static_graph": True}, 1)),
+    (_fsdp, ("V1", "auto", True)),
+    (_fsdp, ("V2", "min", False)),
+    (_fsdp_mixed_precision, ()),
+    (_one_element, ()),
+    (_accelerate_after_sharding, ()),
+)
 
 
-def _division_by_zero(rank: int) -> None:
-    rank / 0
+def _process(rank: int, folder: str) -> None:
+    """All checks in one pair of processes: starting them takes longer than most checks."""
+    warnings.simplefilter("error")
+    # PyTorch's own, of the default device of collectives on objects and of checkpoints without files.
+    warnings.filterwarnings("ignore", "No device id is provided|.*is deprecated", module="torch")
+    torch.set_num_threads(1)
+    timeout = timedelta(seconds=60)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD, timeout=timeout
+    )
+    for check, arguments in CHECKS:
+        check(rank, *arguments)
+    dist.destroy_process_group()
 
 
-def test_failures_of_the_processes_are_failures(both):
-    """Last, for it ends them."""
-    with pytest.raises(AssertionError, match=r"process [01]: (?s:.)*ZeroDivisionError"):
-        both(_division_by_zero)
+def test_two_processes_train_what_one_does(tmp_path):
+    """A failure shows the traceback of the process and, in it, the check."""
+    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=WORLD)

@@ -1,23 +1,20 @@
 """Autocast, `torch.compile`, `torch.export`, `torch.func`, second derivatives and drop path, on models in training."""
 
 import copy
-from contextlib import nullcontext
 
 import pytest
 import torch
-from timm.layers import DropPath
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
-import convnext_kernels
 from convnext_kernels import FusedConvNeXtBlock
 from convnext_kernels.interop.block import BlockAdapter
 from tests.interop.helpers import fused_calls
 from tests.operators import OPERATORS, differentiable
 from tests.shapes import Case, chosen
 from tests.tolerance import randomize_
-from tests.training.pairs import MODELS, assert_same_gradients, gradients, loss_of, pair, pictures
+from tests.training.pairs import MODELS, assert_same_gradients, loss_of, pair, pictures
 
 
 @pytest.fixture(autouse=True)
@@ -25,22 +22,6 @@ def _fresh_compiler():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_autocast_bf16(name):
-    plain, ours = pair(name)
-    exact = copy.deepcopy(plain)
-    loss_of(exact, pictures()).backward()
-    for model in (plain, ours):
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(model, pictures())
-        loss.backward()
-    for key, reference in gradients(exact).items():
-        scale = reference.abs().max()
-        ours_error, plain_error = ((gradients(m)[key] - reference).abs().max() / scale for m in (ours, plain))
-        assert gradients(ours)[key].dtype == torch.float32
-        assert ours_error <= 2 * plain_error + 0.05, key
 
 
 @pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
@@ -90,34 +71,6 @@ def test_compiled_training_step(name, memory):
         assert_same_gradients(compiled_model, ours, 1e-5)
         frames.add(counter.frame_count)
     assert len(frames) == 1, "compiled again for another size"
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize("name", MODELS)
-def test_inductor_training_step(name):
-    _, ours = pair(name)
-    compiled_model = copy.deepcopy(ours)
-    loss_of(ours, pictures()).backward()
-    loss_of(torch.compile(compiled_model, fullgraph=True), pictures()).backward()
-    assert_same_gradients(compiled_model, ours, 1e-3)
-
-
-@chosen(lambda name, kept: kept == (name == "timm V1"))
-@pytest.mark.parametrize("kept", [False, True], ids=["operators", "ops"])
-@pytest.mark.parametrize("name", MODELS)
-def test_export_with_dynamic_sizes(name, kept):
-    _, ours = pair(name)
-    ours.eval()
-    x, _ = pictures(5, size=(72, 104))  # 2 x 3 in timm's last stage: sizes of 1 are constants of a graph
-    batch, height, width = (torch.export.Dim(n, min=low) for n, low in (("batch", 2), ("height", 64), ("width", 64)))
-    with convnext_kernels.keep_ops() if kept else nullcontext():
-        program = torch.export.export(ours, (x,), strict=False, dynamic_shapes=({0: batch, 2: height, 3: width},))
-    targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
-    assert any(t.startswith("convnext_kernels.") for t in targets) == kept, targets
-    for batch, size in ((5, (72, 104)), (7, (96, 65)), (2, (64, 64))):
-        x, _ = pictures(batch, size=size)
-        with torch.no_grad():
-            torch.testing.assert_close(program.module()(x), ours(x))
 
 
 # PyTorch's own: a rule for vmap that torchvision's plain model would want.
@@ -206,66 +159,3 @@ def test_second_derivatives_by_func_are_left_to_the_original_operators(name):
         results.append(jvp(lambda x, m=model: grad(lambda x: m(x).square().sum())(x), (x,), (x,))[1])
     for expected, actual in zip(results[:2], results[2:], strict=True):
         torch.testing.assert_close(actual, expected)
-
-
-def test_func_under_autocast():
-    _, ours = pair("torchvision")
-    ours.eval()
-    parameters = {k: p.detach() for k, p in ours.named_parameters()}
-    x, y = pictures()
-
-    def loss(parameters):
-        with torch.autocast("cpu", torch.bfloat16):
-            return nn.functional.cross_entropy(functional_call(ours, parameters, (x,)), y)
-
-    transformed = grad(loss)(parameters)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss_of(ours, (x, y)).backward()
-    for key, gradient in gradients(ours).items():
-        torch.testing.assert_close(transformed[key], gradient, rtol=0, atol=0.05 * gradient.abs().max().item())
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_gradient_penalty(name):
-    """A second derivative: a clear error, and restore() makes it possible."""
-    plain, ours = pair(name)
-    x, _ = pictures()
-    x.requires_grad_()
-    (dx,) = torch.autograd.grad(ours(x).square().sum(), x, create_graph=True)
-    with pytest.raises(NotImplementedError, match=r"cannot be differentiated twice; .* restore\(model\)"):
-        dx.square().sum().backward()
-    convnext_kernels.restore(ours)
-    for model in (plain, ours):
-        model.zero_grad()
-        (dx,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
-        dx.square().sum().backward()
-    assert_same_gradients(ours, plain, 1e-4)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_drop_path_draws_as_the_library_does(name):
-    """The same seed drops the same samples, block after block."""
-    plain, ours = pair(name, drop_path=0.6)
-    batch = pictures(batch=16)
-    for model in (plain, ours):
-        torch.manual_seed(11)
-        loss_of(model, batch).backward()
-    assert_same_gradients(ours, plain)
-    other = copy.deepcopy(ours)
-    torch.manual_seed(12)
-    other.zero_grad()
-    loss_of(other, batch).backward()
-    assert any(not torch.allclose(g, gradients(ours)[k], rtol=0.1) for k, g in gradients(other).items())
-
-
-def test_drop_path_of_the_module_draws_as_timm_does():
-    block = randomize_(FusedConvNeXtBlock(4, drop_path=0.4, kernel_size=3)).train()
-    x = torch.randn(32, 4, 3, 3)
-    with torch.no_grad():
-        torch.manual_seed(5)
-        y = block(x)
-        torch.manual_seed(5)
-        kept = DropPath(0.4).train()(torch.ones(32, 1, 1, 1)).flatten() > 0
-        branch = copy.deepcopy(block).eval()(x) - x
-    assert 4 < kept.sum() < 28
-    torch.testing.assert_close(y, x + branch * kept.view(-1, 1, 1, 1) / 0.6)

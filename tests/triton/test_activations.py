@@ -47,14 +47,6 @@ def test_against_pytorch(activation):
     assert (derivative - slope).abs().max() < 2e-6
 
 
-@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "relu6"])
-def test_far_out(activation):
-    """Where erf is 1 to the last bit: the identity and (all but) zero."""
-    x = torch.tensor([-torch.finfo(torch.float32).max, -1e30, -100.0, 100.0, 1e30, torch.finfo(torch.float32).max])
-    value, _ = evaluate(x, activation)
-    torch.testing.assert_close(value, x.clamp(min=0), rtol=1e-7, atol=1e-8)
-
-
 def test_nonfinite():
     for activation in ACTIVATIONS:
         value, derivative = evaluate(torch.tensor([torch.nan, 6.0]), activation)

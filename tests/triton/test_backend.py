@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-import convnext_kernels as ck
 from convnext_kernels.spec import OpSpec
 
 
@@ -61,13 +60,3 @@ except ck.BackendError as error:
     print(error)
 """)
     assert "triton: PyTorch finds no usable GPU" in said
-
-
-def test_auto_leaves_cpu_tensors_to_the_cpu():
-    """Also under the interpreter, which is for tests."""
-    from convnext_kernels import dispatch
-
-    chosen = dispatch.choose(spec("cpu", torch.float32, torch.float32)).__name__
-    assert ".triton." not in chosen
-    if ck.list_backends()["triton"].available and not torch.cuda.is_available():
-        assert ".triton." in dispatch.choose(spec("cpu", torch.float32, torch.float32), "triton").__name__

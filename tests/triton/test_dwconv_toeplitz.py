@@ -5,9 +5,8 @@ import torch
 
 from convnext_kernels import tuning
 from convnext_kernels.calls import DwconvCall
-from tests.operators import OPERATORS, expected, expected_gradients, gradients
+from tests.operators import check
 from tests.shapes import Case
-from tests.tolerance import assert_as_good_as_eager
 
 pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
 
@@ -42,31 +41,17 @@ def forced(forward, weight):
     return tuning.forced(choice)
 
 
-def check(case, dtype, forward, weight):
-    operator = OPERATORS["dwconv"]
-    arguments = operator.arguments(case, dtype)
-    arguments["x"] = arguments["x"].contiguous(memory_format=torch.channels_last)
-    dy, eager, reference = expected_gradients("dwconv", case, dtype)
-    dy = dy.contiguous(memory_format=torch.channels_last)
-
-    def call(**a):
-        return operator.serve("triton", **a)
-
-    with forced(forward, weight):
-        assert_as_good_as_eager(call(**arguments), *expected("dwconv", case, dtype))
-        for name, gradient in gradients(call, arguments, dy).items():
-            assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
-
-
 @interpreted
 @pytest.mark.parametrize(("case", "dtype", "forward", "weight"), ROWS, ids=lambda v: getattr(v, "reason", None))
 def test_parity(case, dtype, forward, weight):
-    check(case, dtype, forward, weight)
+    with forced(forward, weight):
+        check("dwconv", case, dtype, torch.channels_last, "triton", runs=1)
 
 
 @pytest.mark.parametrize(("case", "dtype", "forward", "weight"), ROWS, ids=lambda v: getattr(v, "reason", None))
 def test_executed(case, dtype, forward, weight, architecture):
-    check(case, dtype, forward, weight)
+    with forced(forward, weight):
+        check("dwconv", case, dtype, torch.channels_last, "triton", runs=1)
 
 
 @interpreted
@@ -127,19 +112,6 @@ def test_every_tile_has_a_row():
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {"toeplitz": False},
-        {"kernel_h": 7, "kernel_w": 7},
-        {"width": 56, "kernel_w": 51},
-    ],
-    ids=["not served", "too small", "reaches too far"],
-)
-def test_not_offered(changes):
-    assert names(problem(**changes)) == [[], []]
-
-
-@pytest.mark.parametrize(
     ("served", "channels", "dilation", "stride", "dtype"),
     [
         (True, 8, (1, 1), 1, BF16),
@@ -151,11 +123,3 @@ def test_not_offered(changes):
 )
 def test_what_can_be_served(served, channels, dilation, stride, dtype):
     assert dwconv_plan.on_tensor_cores(channels, dilation, stride, dtype) == served
-
-
-def test_chosen_where_the_counts_say_so():
-    """31x31 at a large batch, not a single image of 13x13."""
-    gpu = tuning.for_arch(90)
-    assert dwconv_plan.forward(problem(samples=128, kernel_h=31, kernel_w=31), gpu).name.startswith("toeplitz")
-    assert dwconv_plan.weight(problem(samples=128, kernel_h=31, kernel_w=31), gpu).name.startswith("toeplitz")
-    assert not dwconv_plan.forward(problem(samples=1), gpu).name.startswith("toeplitz")

@@ -8,7 +8,7 @@ import torch
 
 from convnext_kernels import functional, tuning
 from convnext_kernels.calls import DwconvCall
-from tests.operators import OPERATORS, expected, expected_gradients, gradients
+from tests.operators import OPERATORS, check, expected, expected_gradients, gradients
 from tests.ops import test_dwconv3d as volumes
 from tests.ops.test_dwconv3d import Volume
 from tests.shapes import Case
@@ -16,7 +16,7 @@ from tests.tolerance import assert_as_good_as_eager
 
 pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
 
-from convnext_kernels.backends.triton import dwconv, dwconv_plan
+from convnext_kernels.backends.triton import dwconv
 
 CASES = {
     "1x1": Case("no neighbours", n=1, c=5, h=3, w=9, k=1),
@@ -86,22 +86,8 @@ def plan_named():
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize(("case", "dtype", "plan"), ROWS)
 def test_executed(case, dtype, plan, layout, architecture, plan_named):
-    operator = OPERATORS["dwconv"]
-    arguments = operator.arguments(CASES[case], dtype)
-    arguments["x"] = arguments["x"].contiguous(memory_format=layout)
-    dy, eager, reference = expected_gradients("dwconv", CASES[case], dtype)
-    dy = dy.contiguous(memory_format=layout)
-
-    def call(**a):
-        return operator.serve("triton", **a)
-
     with plan_named(plan):
-        assert_as_good_as_eager(call(**arguments), *expected("dwconv", CASES[case], dtype))
-        actual = gradients(call, arguments, dy)
-        again = gradients(call, arguments, dy)
-    for name, gradient in actual.items():
-        assert torch.equal(gradient, again[name]), f"{name} differs from run to run"
-        assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
+        check("dwconv", CASES[case], dtype, layout, "triton")
 
 
 def named(name):
@@ -206,14 +192,3 @@ def test_atomic_sums(case, architecture):
     dw, db = dwconv.parameter_gradients(dy, convolution, True, True, deterministic=False)
     assert_as_good_as_eager(dw, eager["weight"], reference["weight"], what="dw")
     assert_as_good_as_eager(db, eager["bias"], reference["bias"], what="db")
-
-
-@pytest.mark.parametrize(("c", "size"), [(96, 56), (192, 28), (384, 14), (768, 7)])
-@pytest.mark.parametrize("n", [1, 8, 128])
-@pytest.mark.parametrize("arch", [80, 90])
-def test_one_launch(arch, n, c, size):
-    """7x7 convolves in one launch at every batch, of enough programs for the multiprocessors."""
-    gpu = tuning.for_arch(arch)
-    plan = dwconv_plan.forward(dwconv_plan.Problem(n, c, size, size, 7, 7, 1, 1, 2), gpu)
-    assert len(plan.launches) == 1
-    assert plan.launches[0].programs >= gpu.sms / 2

@@ -6,10 +6,9 @@ Every plan, forward and gradients, with the hidden kept and computed again, at s
 import pytest
 import torch
 
-from tests.operators import OPERATORS, expected, expected_gradients, gradients
+from tests.operators import OPERATORS, check
 from tests.ops.test_autocast import compare
 from tests.shapes import Case
-from tests.tolerance import assert_as_good_as_eager
 
 CASES = {
     "odd": Case("tails everywhere, no whole piece", n=2, c=40, h=5, w=7, drop=True),
@@ -73,21 +72,6 @@ def test_autocast(plan, memory, case, architecture, plan_of):
 
 
 def run(op, layout, row, plan_of):
-    """Forward, and gradients twice, against fp64."""
     plan, memory, case, dtype = row
-    operator = OPERATORS[op]
-    arguments = operator.arguments(CASES[case], dtype)
-    arguments["x"] = arguments["x"].contiguous(memory_format=layout)
-    dy, eager, reference = expected_gradients(op, CASES[case], dtype)
-    dy = dy.contiguous(memory_format=layout)
-
-    def call(**a):
-        return operator.serve("triton", **a, memory=memory)
-
     with plan_of(plan):
-        assert_as_good_as_eager(call(**arguments), *expected(op, CASES[case], dtype))
-        actual = gradients(call, arguments, dy)
-        again = gradients(call, arguments, dy)
-    for name, gradient in actual.items():
-        assert torch.equal(gradient, again[name]), f"{name} differs from run to run"
-        assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
+        check(op, CASES[case], dtype, layout, "triton", memory=memory)

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import threading
 
 import pytest
 import torch
@@ -113,40 +112,6 @@ def test_tensors_at_other_addresses_and_strides(emulate, arguments):
             y = block(**arguments | {"x": image})
             assert y.stride() == torch.empty_like(image).stride()
             check(arguments, y)
-
-
-def test_threads(emulate, arguments):
-    """Threads that prepare the same signature at the same time get the same result."""
-    results = [None] * 4
-
-    def work(i):
-        with torch.no_grad():
-            results[i] = block(**arguments)
-
-    calls.forget()
-    with emulate(90):
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(results))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        check(arguments, results[0])
-    assert all(torch.equal(result, results[0]) for result in results)
-
-
-def test_tf32_is_part_of_the_signature(emulate, arguments, monkeypatch):
-    """It changes the plan of fp32 and what cuBLAS does."""
-    from convnext_kernels.backends.gpu import prepared
-
-    recorded, record = [], prepared.record_call
-    monkeypatch.setattr(prepared, "record_call", lambda *a: recorded.append(1) or record(*a))
-    arguments = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
-    calls.forget()
-    with emulate(90):
-        for allowed, programs in ((False, 1), (True, 2), (False, 2)):
-            monkeypatch.setattr(prepared, "tf32_allowed", lambda allowed=allowed: allowed)
-            block(**arguments)
-            assert len(recorded) == programs
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -1,10 +1,12 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
 import convnext_kernels as ck
 from convnext_kernels.tuning import GPUS, explain
-from convnext_kernels.tuning.explain import Call, Cost
+from convnext_kernels.tuning.explain import Call
 
 H100 = GPUS["H100"]
 BF16 = torch.bfloat16
@@ -64,36 +66,19 @@ CALLS = [
 
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("call", CALLS, ids=str)
-def test_every_op_has_a_plan_no_faster_than_the_limit(call, training, gpu):
-    found = row(call, training, gpu)
-    assert found.plan
-    assert found.ours.launches >= 1
-    assert found.ours.seconds >= found.limit.seconds
-    assert found.eager.seconds >= found.limit.seconds
+def test_every_op_has_a_plan_no_faster_than_the_limit(gpu):
+    for call, training in itertools.product(CALLS, (False, True)):
+        found = row(call, training, gpu)
+        assert found.plan, call
+        assert found.ours.launches >= 1
+        assert found.ours.seconds >= found.limit.seconds
+        assert found.eager.seconds >= found.limit.seconds
 
 
 @pytest.mark.parametrize("call", CALLS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_gradients_come_on_top(call, dtype):
+def test_gradients_come_on_top(call):
+    dtype = torch.float32
     forward, both = row(call, False, dtype=dtype), row(call, True, dtype=dtype)
     for which in ("ours", "eager", "limit"):
         assert getattr(both, which).seconds > getattr(forward, which).seconds
         assert getattr(both, which).bytes > getattr(forward, which).bytes
-
-
-def test_costs_add_and_repeat():
-    one = Cost(1, 2.0, 3.0)
-    assert one + one == one * 2 == Cost(2, 4.0, 6.0)
-    recording = explain.Recording()
-    recording.calls[block()] += 3
-    assert explain.explain(recording, BF16, False, H100)[0].ours == row(block()).ours * 3
-
-
-def test_other_layers_count_alike_in_all_columns():
-    recording = explain.Recording(others=[(1000, 2000)])
-    (other,) = explain.explain(recording, BF16, False, H100)
-    assert other.name == explain.OTHER
-    assert other.ours == other.eager == other.limit
-    assert other.ours.bytes == 2000

@@ -43,12 +43,6 @@ def test_the_cache_comes_before_shipped_measurements(measured_h100):
     assert pick("k", PROBLEM, CANDIDATES, GPU) is OTHER
 
 
-def test_names_that_no_longer_exist_are_passed_over(measured_h100):
-    cache.remember("k", PROBLEM, GPU, "gone")
-    assert pick("k", PROBLEM, CANDIDATES, GPU) is SLOW
-    assert pick("k", PROBLEM, (FAST, OTHER), GPU) is FAST
-
-
 def test_a_forced_choice_comes_first():
     cache.remember("k", PROBLEM, GPU, "other")
     with forced(lambda kernel, problem, candidates, gpu: candidates[0] if kernel == "k" else None):
@@ -65,11 +59,6 @@ def test_what_is_remembered_gives_way_to_forced_and_to_timed_choices():
     assert plan(PROBLEM) is FAST
     cache.remember("k", PROBLEM, GPU, "other")
     assert plan(PROBLEM) is OTHER
-
-
-def test_no_candidates_is_an_error():
-    with pytest.raises(ValueError, match=r"k: no candidates for \(8, 96\)"):
-        pick("k", PROBLEM, (), GPU)
 
 
 def test_a_handicap_must_be_made_up_for():

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -131,24 +130,6 @@ def test_calls_take_what_was_fastest(clock, served, run_python, tmp_path, monkey
         assert served(lambda: model(x)) == BOTH_CPU
         assert tuning.load(tmp_path / "tuned.json") == report.choices
         assert served(lambda: model(x)) == TUNED
-
-
-@needs_cpu
-def test_files_of_others_do_no_harm(served, tmp_path):
-    model, x, file = net(), image(), tmp_path / "file.json"
-    for text in ("{", '{"format": 1, "entries": {}}', '{"format": 2, "entries": [1]}'):
-        file.write_text(text)
-        with pytest.raises(ValueError, match=r"file: .*file\.json"):
-            tuning.load(file)
-    with pytest.raises(FileNotFoundError):
-        tuning.load(tmp_path / "none.json")
-    foreign = file.with_name("foreign.json")
-    cache.write(foreign, {cache.key("layernorm", (1,), "another machine"): "eager", "nonsense": "fpga"})
-    tuning.load(foreign)
-    assert served(lambda: model(x)) == BOTH_CPU
-    (tmp_path / "cache" / cache.FILE).write_text("damaged")
-    cache.forget()
-    assert served(lambda: model(x)) == BOTH_CPU
 
 
 @needs_cpu
@@ -283,33 +264,3 @@ def test_with_the_real_clock(file):
     assert all(0 < t.minimum <= t.median for t in report.timings)
     assert all(row.best <= row.eager for row in report.rows)
     assert json.loads(file.read_text())["entries"] == report.choices
-
-
-def test_on_a_gpu_a_graph_is_timed(monkeypatch):
-    """It runs first, so that nothing is compiled or prepared while it is captured; replaying runs nothing in Python."""
-    events = []
-
-    class Stream:
-        def wait_stream(self, other):
-            events.append("wait")
-
-    class Graph:
-        def replay(self):
-            events.append("replay")
-
-    @contextmanager
-    def capture(graph, pool):
-        events.append(("capture", pool))
-        yield
-        events.append("captured")
-
-    for name, value in {
-        "Stream": Stream,
-        "current_stream": Stream,
-        "stream": lambda stream: nullcontext(),
-        "CUDAGraph": Graph,
-        "graph": capture,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    module._graph(lambda: events.append("run"), "pool")()
-    assert events == ["wait", "run", "run", "run", "wait", ("capture", "pool"), "run", "captured", "replay"]
