@@ -1,6 +1,6 @@
 """What a block may have in place of LayerNorm and the exact GELU: two closed lists, with formulas and sources.
 
-These are the reference and what exporters see. The same formulas are in `backends/triton/activations.py`,
+These are the reference and what exporters see. The same formulas are in `backends/triton/kernels/activations.py`,
 `csrc/cpu/activations.h` and `csrc/cuda/activations.h`.
 """
 

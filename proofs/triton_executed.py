@@ -27,7 +27,7 @@ from figures import Figure, markdown, show
 from triton_counts import dwconv_counts
 
 from convnext_kernels import functional, tuning
-from convnext_kernels.backends.triton.gelu import gelu
+from convnext_kernels.backends.triton.kernels.gelu import gelu
 from convnext_kernels.calls import DwconvCall
 from convnext_kernels.tuning.pick import predicted
 

@@ -1,4 +1,6 @@
-"""Fit the polynomial of gelu.h and of backends/triton/gelu.py: run it, paste what it prints. Needs numpy and scipy.
+"""Fit the polynomial of gelu.h and backends/triton/kernels/gelu.py: run it, paste what it prints.
+
+Needs numpy and scipy.
 
 gelu(x) = max(x, 0) - a * 2^P(a) with a = min(|x|, 6). P of degree 6 is fitted in the minimax sense on the error that
 counts, max(a, 1/2) * |2^P(a) - Phi(-a)| on [0, 6], by iteratively reweighted least squares: times a it is the error of

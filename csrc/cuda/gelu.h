@@ -2,7 +2,7 @@
 // with a polynomial P of degree 6 on [0, 6]. Then
 //   gelu(x) = max(x, 0) - a * 2^P(a),  a = min(|x|, 6)
 // The error is at most 3.4e-7, that of the derivative 3.1e-7. csrc/cuda/fit_gelu.py
-// fits P, which is the same in backends/triton/gelu.py. NaN stays NaN; below -6 and
+// fits P, which is the same in backends/triton/kernels/gelu.py. NaN stays NaN; below -6 and
 // at -inf gelu is -6e-9; gelu' is NaN at +-inf, as it is with erf.
 #pragma once
 

@@ -24,7 +24,7 @@ DOWNSAMPLE, DOWNSAMPLE_GRADIENTS = _parity("downsample and forward"), _parity("d
 
 MUTANTS = [
     *_in(
-        "triton/dwconv_forward.py",
+        "triton/kernels/dwconv_forward.py",
         DWCONV,
         Mutant(
             "bound",
@@ -48,12 +48,12 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "triton/dependent.py",
+        "triton/kernels/dependent.py",
         ("tests/triton/test_dependent.py",),
         Mutant("barrier", "a kernel does not wait for the one before it", "gdc_wait()", "pass"),
     ),
     *_in(
-        "triton/dwconv_rows.py",
+        "triton/kernels/dwconv_rows.py",
         DWCONV,
         Mutant(
             "bound",
@@ -77,13 +77,13 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "triton/dwconv_wgrad.py",
+        "triton/kernels/dwconv_wgrad.py",
         ("tests/ops/test_dwconv3d.py", "-k", "triton and gradients"),
         Mutant("bound", "planes of a volume are counted from the first", "z = front + (n", "z = 0 * front + (n"),
         Mutant("stride", "kernel planes write over one another", "out += kd * (KH * KW * C)", "out += 0 * kd"),
     ),
     *_in(
-        "triton/dwconv_toeplitz.py",
+        "triton/kernels/dwconv_toeplitz.py",
         ("tests/triton/test_dwconv_toeplitz.py",),
         Mutant(
             "stride",
@@ -122,7 +122,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "triton/dwconv_lines.py",
+        "triton/kernels/dwconv_lines.py",
         _parity("dwconv and forward and (1x11 or 11x1)"),
         Mutant(
             "bound",
@@ -133,12 +133,12 @@ MUTANTS = [
         Mutant("stride", "columns are read as rows", "step = width.to(tl.int64) * C", "step = C"),
     ),
     *_in(
-        "triton/dwconv_lines.py",
+        "triton/kernels/dwconv_lines.py",
         ("tests/triton/test_dwconv_lines.py",),
         Mutant("sum", "the second channel gets the first's sums", "sums[v * K + k], c + v", "sums[k], c + v"),
     ),
     *_in(
-        "triton/dwconv_wgrad.py",
+        "triton/kernels/dwconv_wgrad.py",
         DWCONV_GRADIENTS,
         Mutant(
             "bound",
@@ -182,7 +182,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "triton/layernorm_shared.py",
+        "triton/kernels/pixels.py",
         DOWNSAMPLE,
         Mutant(
             "stride",
@@ -192,7 +192,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "triton/layernorm_wide.py",
+        "triton/kernels/layernorm_wide.py",
         ("tests/ops/test_layernorm.py", "-k", "triton"),
         Mutant(
             "mask",
@@ -242,7 +242,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "triton/mlp_tiles.py",
+        "triton/kernels/mlp_tiles.py",
         MLP,
         Mutant(
             "mask",
@@ -258,7 +258,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "triton/mlp_fused.py",
+        "triton/kernels/mlp_fused.py",
         MLP,
         Mutant(
             "mask",
@@ -275,7 +275,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "triton/mlp_gemm.py",
+        "triton/kernels/mlp_gemm.py",
         MLP,
         Mutant("formula", "the variance is about the first channel", "/ C - deviation * deviation", "/ C"),
         Mutant(
@@ -286,7 +286,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "triton/mlp_backward.py",
+        "triton/kernels/mlp_backward.py",
         ("tests/triton/test_products.py", "-k", "separate_kernels"),
         Mutant(
             "formula",
@@ -308,7 +308,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "triton/mlp_fused_backward.py",
+        "triton/kernels/mlp_fused_backward.py",
         ("tests/triton/test_products.py", "-k", "variants_with_the_hidden_on_chip and v2-layer"),
         Mutant("mask", "V2's pixels past the end have gradients", "du = tl.where(mask, du, 0.0)", "du += 0.0"),
         Mutant(
@@ -333,7 +333,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "triton/block_fused.py",
+        "triton/kernels/block_fused.py",
         ("tests/triton/test_block_fused.py", "-k", "every_candidate and tails and dtype0"),
         Mutant("mask", "taps left of the image are of the row above", "(left >= 0) & (left < width)", "(left < width)"),
         Mutant(
@@ -351,18 +351,18 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "triton/activations.py",
+        "triton/kernels/activations.py",
         VARIANTS_GRADIENTS,
         Mutant("formula", "the gate's slope is left out", "s + x * s * (1.0 - s) * inner_slope", "s"),
         Mutant("formula", "Mish's derivative lacks a factor", "(4.0 * n * (n + 1.0)", "(2.0 * n * (n + 1.0)"),
     ),
     *_in(
-        "triton/mlp_tiles.py",
+        "triton/kernels/mlp_tiles.py",
         VARIANTS,
         Mutant("formula", "SimpleNorm has the biased variance", "variance = variance * (C / (C - 1))", "pass"),
     ),
     *_in(
-        "triton/gelu.py",
+        "triton/kernels/gelu.py",
         MLP_GRADIENTS,
         Mutant("formula", "exp2 has exp's constant", "* -0.7213475204444817", "* -0.5"),
     ),

@@ -6,7 +6,7 @@ import torch
 triton = pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
 import triton.language as tl  # noqa: E402
 
-from convnext_kernels.backends.triton import activations as shipped  # noqa: E402
+from convnext_kernels.backends.triton.kernels import activations as shipped  # noqa: E402
 from tests.reference import ACTIVATIONS  # noqa: E402
 
 pytestmark = [

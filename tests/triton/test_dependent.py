@@ -12,9 +12,10 @@ from convnext_kernels.calls import DwconvCall
 pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
 
 from convnext_kernels.backends import triton as backend
-from convnext_kernels.backends.triton import dependent, device, dwconv, dwconv_forward, launch
+from convnext_kernels.backends.triton import device, dwconv, launch
+from convnext_kernels.backends.triton.kernels import dependent, dwconv_forward
 
-SOURCES = sorted(Path(inspect.getfile(backend)).parent.glob("*.py"))
+SOURCES = sorted(Path(inspect.getfile(backend)).parent.rglob("*.py"))
 
 
 def kernels():

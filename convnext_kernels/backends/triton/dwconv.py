@@ -31,7 +31,6 @@ from convnext_kernels import exporting
 from convnext_kernels.backends.gpu.layout import flat
 from convnext_kernels.backends.gpu.prepared import aligned
 from convnext_kernels.backends.triton import device, dwconv_plan, dwconv_toeplitz_plan
-from convnext_kernels.backends.triton.dwconv_forward import pack_kernel, plane_kernel, rolling_kernel
 from convnext_kernels.backends.triton.dwconv_images import (
     Image,
     as_image,
@@ -45,10 +44,15 @@ from convnext_kernels.backends.triton.dwconv_images import (
     viewed,
     weight_strides,
 )
-from convnext_kernels.backends.triton.dwconv_lines import line_partials_kernel, lines_kernel
-from convnext_kernels.backends.triton.dwconv_rows import rows_kernel
-from convnext_kernels.backends.triton.dwconv_toeplitz import copies_kernel, toeplitz_kernel, toeplitz_partials_kernel
-from convnext_kernels.backends.triton.dwconv_wgrad import finish_kernel, partials_kernel
+from convnext_kernels.backends.triton.kernels.dwconv_forward import pack_kernel, plane_kernel, rolling_kernel
+from convnext_kernels.backends.triton.kernels.dwconv_lines import line_partials_kernel, lines_kernel
+from convnext_kernels.backends.triton.kernels.dwconv_rows import rows_kernel
+from convnext_kernels.backends.triton.kernels.dwconv_toeplitz import (
+    copies_kernel,
+    toeplitz_kernel,
+    toeplitz_partials_kernel,
+)
+from convnext_kernels.backends.triton.kernels.dwconv_wgrad import finish_kernel, partials_kernel
 from convnext_kernels.backends.triton.launch import launch, prepared
 from convnext_kernels.calls import Dwconv3dCall, DwconvCall
 

@@ -18,8 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from convnext_kernels.backends.gpu.layout import Rows, finish, flat, output_rows, rows
+from convnext_kernels.backends.triton.kernels.pixels import offsets
 from convnext_kernels.backends.triton.launch import launch, prepared
-from convnext_kernels.backends.triton.layernorm import offsets, parameter_gradients
+from convnext_kernels.backends.triton.layernorm import parameter_gradients
 from convnext_kernels.calls import NormCall
 
 BLOCK_P = 64  # pixels of one partial sum

@@ -25,9 +25,9 @@ from torch import Tensor
 from convnext_kernels.backends.gpu import parameters as gpu_parameters
 from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows
 from convnext_kernels.backends.triton import device
-from convnext_kernels.backends.triton import layernorm_wide as wide
+from convnext_kernels.backends.triton.kernels import layernorm_wide as wide
+from convnext_kernels.backends.triton.kernels.pixels import COUNTS, offsets, patch_order
 from convnext_kernels.backends.triton.launch import launch, prepared
-from convnext_kernels.backends.triton.layernorm_shared import COUNTS, patch_order
 from convnext_kernels.backends.triton.reduce import sum_partials
 from convnext_kernels.calls import NormCall
 from convnext_kernels.variants import LAYER
@@ -37,12 +37,6 @@ MAX_BLOCK_C_SCATTERED = 4096  # the same for the backward pass of NCHW, which ke
 # At least so many pixels share one row of partial sums for the parameters' gradients. Writing and reading a row takes
 # 16C bytes, beside the 96C bytes of 16 pixels, and there are few rows to add.
 SHARED_PIXELS = 16
-
-
-@triton.jit
-def offsets(n, p, c, stride_n, stride_p, stride_c):
-    """Offsets (P, C) of elements; int64, since one sample alone may pass 2^31."""
-    return n.to(tl.int64) * stride_n + (p.to(tl.int64) * stride_p)[:, None] + (c.to(tl.int64) * stride_c)[None, :]
 
 
 @triton.jit

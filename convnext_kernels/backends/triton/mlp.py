@@ -21,14 +21,14 @@ from convnext_kernels.backends.gpu import mlp_cublas
 from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows
 from convnext_kernels.backends.gpu.mlp_cublas import rows_of
 from convnext_kernels.backends.triton import device, grn, mlp_gradients
-from convnext_kernels.backends.triton.launch import launch, prepared
-from convnext_kernels.backends.triton.mlp_fused import mlp_fused_fwd_kernel
-from convnext_kernels.backends.triton.mlp_gemm import (
+from convnext_kernels.backends.triton.kernels.mlp_fused import mlp_fused_fwd_kernel
+from convnext_kernels.backends.triton.kernels.mlp_gemm import (
     fold_kernel,
     mlp_expand_kernel,
     mlp_folded_expand_kernel,
     mlp_project_kernel,
 )
+from convnext_kernels.backends.triton.launch import launch, prepared
 from convnext_kernels.backends.triton.mlp_plan import FOLD_ROWS, Problem, backward_plan, forward_plan
 from convnext_kernels.backends.triton.shared import KERNELS, output, vector
 from convnext_kernels.calls import MlpCall

@@ -8,18 +8,18 @@ from convnext_kernels.backends.gpu import mlp_cublas
 from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, like_parameter, output_rows, rows
 from convnext_kernels.backends.gpu.mlp_cublas import normalised, rows_of
 from convnext_kernels.backends.triton import device, grn, layernorm
-from convnext_kernels.backends.triton.launch import launch
-from convnext_kernels.backends.triton.mlp_backward import (
+from convnext_kernels.backends.triton.kernels.mlp_backward import (
     grn_hidden_gradient_kernel,
     mlp_hidden_gradient_kernel,
     mlp_input_gradient_kernel,
     mlp_weight_gradient_kernel,
     projection_gradient_kernel,
 )
-from convnext_kernels.backends.triton.mlp_fused_backward import (
+from convnext_kernels.backends.triton.kernels.mlp_fused_backward import (
     mlp_data_gradient_kernel,
     mlp_recomputed_weight_gradient_kernel,
 )
+from convnext_kernels.backends.triton.launch import launch
 from convnext_kernels.backends.triton.reduce import sum_partials
 from convnext_kernels.backends.triton.shared import KERNELS, vector
 from convnext_kernels.calls import MlpCall

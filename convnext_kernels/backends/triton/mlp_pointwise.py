@@ -7,9 +7,9 @@ is near the peak, and it obeys torch's TF32 switches.
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton.activations import activate, activate_and_derivative
-from convnext_kernels.backends.triton.layernorm import offsets
-from convnext_kernels.backends.triton.mlp_tiles import load_vector, store_output
+from convnext_kernels.backends.triton.kernels.activations import activate, activate_and_derivative
+from convnext_kernels.backends.triton.kernels.mlp_tiles import load_vector, store_output
+from convnext_kernels.backends.triton.kernels.pixels import offsets
 
 
 @triton.jit(do_not_specialize=["elements"])

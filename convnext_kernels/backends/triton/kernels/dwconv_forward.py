@@ -29,7 +29,8 @@ import torch
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton import dependent, device
+from convnext_kernels.backends.triton import device
+from convnext_kernels.backends.triton.kernels import dependent
 
 COUNTS = [
     "samples",

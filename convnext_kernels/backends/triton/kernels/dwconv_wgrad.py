@@ -20,8 +20,8 @@ plane of x is inside.
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton import dependent
-from convnext_kernels.backends.triton.dwconv_forward import load, load_columns, place
+from convnext_kernels.backends.triton.kernels import dependent
+from convnext_kernels.backends.triton.kernels.dwconv_forward import load, load_columns, place
 
 
 @triton.jit

@@ -11,8 +11,8 @@ PTX instructions per tap inside the image, one row 1.6 and 1.8.
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton import dependent
-from convnext_kernels.backends.triton.dwconv_forward import (
+from convnext_kernels.backends.triton.kernels import dependent
+from convnext_kernels.backends.triton.kernels.dwconv_forward import (
     COUNTS,
     decode,
     load_columns,

@@ -15,10 +15,9 @@ weights 10C + 10C, together 62C; eager moves about 100C. Of few channels mlp_fus
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton import dependent
-from convnext_kernels.backends.triton.activations import activate, activate_and_derivative
-from convnext_kernels.backends.triton.layernorm import offsets
-from convnext_kernels.backends.triton.mlp_tiles import (
+from convnext_kernels.backends.triton.kernels import dependent
+from convnext_kernels.backends.triton.kernels.activations import activate, activate_and_derivative
+from convnext_kernels.backends.triton.kernels.mlp_tiles import (
     grouped,
     load_matrix,
     load_pieces,
@@ -28,6 +27,7 @@ from convnext_kernels.backends.triton.mlp_tiles import (
     program_tile,
     zero_pieces,
 )
+from convnext_kernels.backends.triton.kernels.pixels import offsets
 
 
 @triton.jit(do_not_specialize=["pixels", "tiles", "sample_pixels"])

@@ -29,7 +29,7 @@ Counted as executed PTX on sm_90, instructions per 32 outputs, here and with one
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton import dependent
+from convnext_kernels.backends.triton.kernels import dependent
 
 
 @triton.jit

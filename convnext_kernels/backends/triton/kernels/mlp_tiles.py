@@ -7,7 +7,7 @@ A row of C channels is divided into PIECES tiles of BC columns; BC is a power of
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton.layernorm import offsets
+from convnext_kernels.backends.triton.kernels.pixels import offsets
 
 
 @triton.jit

@@ -13,9 +13,9 @@ matmul once more, but not the 16C bytes for writing and reading the hidden.
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton import dependent
-from convnext_kernels.backends.triton.activations import activate
-from convnext_kernels.backends.triton.mlp_tiles import (
+from convnext_kernels.backends.triton.kernels import dependent
+from convnext_kernels.backends.triton.kernels.activations import activate
+from convnext_kernels.backends.triton.kernels.mlp_tiles import (
     load_transposed,
     load_vector,
     normalised_pieces,

@@ -11,8 +11,8 @@ so it is for GPUs whose memory is slow beside their arithmetic (block_plan.py).
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton.activations import activate
-from convnext_kernels.backends.triton.mlp_tiles import (
+from convnext_kernels.backends.triton.kernels.activations import activate
+from convnext_kernels.backends.triton.kernels.mlp_tiles import (
     load_transposed,
     load_vector,
     normed_pieces,

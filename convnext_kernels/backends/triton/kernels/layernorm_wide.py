@@ -7,7 +7,7 @@ every C work; it is not fast. The arguments are those of the kernels in layernor
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton.layernorm_shared import COUNTS, patch_order
+from convnext_kernels.backends.triton.kernels.pixels import COUNTS, patch_order
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton.gelu import gelu, gelu_and_derivative
+from convnext_kernels.backends.triton.kernels.gelu import gelu, gelu_and_derivative
 
 
 @triton.jit

@@ -18,10 +18,10 @@ tile (a tile is within one sample), and `project` applies the response when it r
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton import dependent
-from convnext_kernels.backends.triton.activations import activate
-from convnext_kernels.backends.triton.layernorm import offsets
-from convnext_kernels.backends.triton.mlp_tiles import load_transposed, load_vector, program_tile, store_output
+from convnext_kernels.backends.triton.kernels import dependent
+from convnext_kernels.backends.triton.kernels.activations import activate
+from convnext_kernels.backends.triton.kernels.mlp_tiles import load_transposed, load_vector, program_tile, store_output
+from convnext_kernels.backends.triton.kernels.pixels import offsets
 
 
 @triton.jit

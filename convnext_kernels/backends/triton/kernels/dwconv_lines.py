@@ -12,8 +12,8 @@ with only K multiply-adds per output, loads and stores would cost more than thes
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton.dwconv_forward import _PTX, COUNTS, load
-from convnext_kernels.backends.triton.dwconv_wgrad import add_columns, add_products, put
+from convnext_kernels.backends.triton.kernels.dwconv_forward import _PTX, COUNTS, load
+from convnext_kernels.backends.triton.kernels.dwconv_wgrad import add_columns, add_products, put
 
 
 @triton.jit

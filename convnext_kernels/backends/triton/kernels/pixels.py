@@ -1,9 +1,15 @@
-"""What the kernels of layernorm.py and layernorm_wide.py share."""
+"""What kernels that walk over rows of pixels share."""
 
 import triton
 import triton.language as tl
 
 COUNTS = ["pixels", "tiles", "total", "height", "width"]  # vary from call to call: kernels are not recompiled for them
+
+
+@triton.jit
+def offsets(n, p, c, stride_n, stride_p, stride_c):
+    """Offsets (P, C) of elements; int64, since one sample alone may pass 2^31."""
+    return n.to(tl.int64) * stride_n + (p.to(tl.int64) * stride_p)[:, None] + (c.to(tl.int64) * stride_c)[None, :]
 
 
 @triton.jit

@@ -25,9 +25,9 @@ programs go through several samples.
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton.activations import activate, activate_and_derivative
-from convnext_kernels.backends.triton.mlp_backward import store_input_gradient
-from convnext_kernels.backends.triton.mlp_tiles import (
+from convnext_kernels.backends.triton.kernels.activations import activate, activate_and_derivative
+from convnext_kernels.backends.triton.kernels.mlp_backward import store_input_gradient
+from convnext_kernels.backends.triton.kernels.mlp_tiles import (
     load_matrix,
     load_transposed,
     load_vector,
