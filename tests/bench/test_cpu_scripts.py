@@ -38,30 +38,31 @@ def test_lines_cover_every_channel_side_and_kernel(sweep):
     assert any(s.h != s.w for s in shapes)
 
 
-def test_points_are_the_lines_first_and_then_go_on(sweep):
+def test_points_are_the_lines_and_random_ones_in_turn(sweep):
     known = set(sweep.lines())
-    found = list(itertools.islice(sweep.points(3), len(known) + 50))
-    assert set(found[: len(known)]) == known
-    assert all(1 <= s.h <= 96 and 1 <= s.w <= 96 and s.n in (1, 2, 8) for s in found[len(known) :])
-    assert found == list(itertools.islice(sweep.points(3), len(known) + 50))
+    found = list(itertools.islice(sweep.points(3), 2 * len(known) + 50))
+    assert set(found[: 2 * len(known) : 2]) == known
+    random = found[1 : 2 * len(known) : 2] + found[2 * len(known) :]
+    assert all(1 <= s.h <= 96 and 1 <= s.w <= 96 and s.n in (1, 2, 8) for s in random)
+    assert found == list(itertools.islice(sweep.points(3), len(found)))
 
 
 @pytest.mark.parametrize(("op", "dtype"), [("dwconv", torch.bfloat16), ("block", torch.float32)])
 def test_a_shape_is_measured(op, dtype, sweep):
-    assert sweep.measure(sweep.Shape(op, 2, 24, 5, 7, 3), dtype, 1) > 0
+    assert sweep.measure(sweep.Shape(op, 2, 24, 5, 7, 3), dtype, 0.001, 1) > 0
 
 
 def test_no_speed_of_wrong_numbers(sweep, monkeypatch):
     forward = DepthwiseConv2d.forward
     monkeypatch.setattr(DepthwiseConv2d, "forward", lambda self, x: 1.01 * forward(self, x))
     with pytest.raises(AssertionError, match=r"dwconv 1x8x5x5 K3: differs from eager"):
-        sweep.measure(sweep.Shape("dwconv", 1, 8, 5, 5, 3), torch.float32, 1)
+        sweep.measure(sweep.Shape("dwconv", 1, 8, 5, 5, 3), torch.float32, 0.001, 1)
 
 
 def test_sweep_prints_the_worst(sweep):
-    result = CliRunner().invoke(sweep.main, ["--minutes", "0.01", "--threads", "1"])
+    result = CliRunner().invoke(sweep.main, ["--shapes", "3", "--threads", "1"])
     assert result.exit_code == 0, result.output
-    assert "shapes (" in result.output
+    assert "3 shapes, median" in result.output
     assert "\nworst: " in result.output
 
 

@@ -53,7 +53,7 @@ def offers(monkeypatch):
     ],
 )
 def test_two_channels_per_thread(offered, arch, x, offers):
-    weight = torch.randn(x.shape[1], 1, 1, 1).to(torch.bfloat16)
+    weight = torch.randn(x.shape[1], 1, 3, 3).to(torch.bfloat16)
     call = DwconvCall(x, weight, None, (1, 1), 1, x.dtype)
     assert offers(arch, lambda: (dwconv.forward(call), dwconv.input_gradient(x, call))) == [offered, offered]
 
