@@ -30,7 +30,7 @@ def test_readme_has_the_commands_that_ci_runs():
 def test_changelog_names_the_version():
     from convnext_kernels import __version__
 
-    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
 @pytest.fixture(scope="module")
