@@ -29,8 +29,8 @@ def kernels():
 
 def test_kernels_wait_before_anything_else():
     found = dict(kernels())
-    assert found.pop("wait").splitlines() == ["if PDL:", "    gdc_wait()", "    gdc_launch_dependents()"]
-    assert set(found.values()) == {"dependent.wait(PDL)"}
+    assert found.pop("wait_for_previous").splitlines() == ["if PDL:", "    gdc_wait()", "    gdc_launch_dependents()"]
+    assert set(found.values()) == {"wait_for_previous(PDL)"}
     assert {"rolling_kernel", "rows_kernel", "plane_kernel", "mlp_fused_fwd_kernel", "mlp_project_kernel"} <= set(found)
 
 
@@ -44,7 +44,7 @@ def test_where(arch, used, monkeypatch):
     monkeypatch.setattr(launch.drivers, "_active", Driver())
     options = {"PDL": True, "launch_pdl": True} if used else {"PDL": False}
     assert launch._dependent(dwconv.rolling_kernel) == options
-    assert launch._dependent(dependent.wait) == options
+    assert launch._dependent(dependent.wait_for_previous) == options
     assert launch._dependent(dwconv_forward.load_two) == {}
 
 

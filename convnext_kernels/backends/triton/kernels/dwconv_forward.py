@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 
 from convnext_kernels.backends.triton import device
-from convnext_kernels.backends.triton.kernels import dependent
+from convnext_kernels.backends.triton.kernels.dependent import wait_for_previous
 
 COUNTS = [
     "samples",
@@ -268,7 +268,7 @@ def rolling_kernel(
     of one residue, and `t` counts these. X_FIRST, Y_FIRST: NCHW instead of NHWC; the residual is like y. WEIGHT:
     strides of (c, kh, kw).
     """
-    dependent.wait(PDL)
+    wait_for_previous(PDL)
     P: tl.constexpr = KH // 2
     PW: tl.constexpr = KW // 2
     X_SW: tl.constexpr = 1 if X_FIRST else C
@@ -385,7 +385,7 @@ def plane_kernel(
     PDL: tl.constexpr,
 ):
     """One whole small plane per thread; taps outside the image are not compiled."""
-    dependent.wait(PDL)
+    wait_for_previous(PDL)
     P: tl.constexpr = KH // 2
     PW: tl.constexpr = KW // 2
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -455,7 +455,7 @@ def pack_kernel(
     PDL: tl.constexpr,
 ):
     """(C, 1, KH, KW) -> fp32 (KH * KW, C), rounded to the compute dtype, so that neighbouring lanes read neighbours."""
-    dependent.wait(PDL)
+    wait_for_previous(PDL)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     c, tap = i // (KH * KW), i % (KH * KW)
     v = load(weight_ptr + c * WEIGHT[0] + (tap // KW) * WEIGHT[1] + (tap % KW) * WEIGHT[2], c < C, ROUND)

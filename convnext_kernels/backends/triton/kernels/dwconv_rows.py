@@ -11,7 +11,7 @@ PTX instructions per tap inside the image, one row 1.6 and 1.8.
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton.kernels import dependent
+from convnext_kernels.backends.triton.kernels.dependent import wait_for_previous
 from convnext_kernels.backends.triton.kernels.dwconv_forward import (
     COUNTS,
     decode,
@@ -189,7 +189,7 @@ def rows_kernel(
     A volume has a `depth` (None: an image) and one more axis of the grid, the planes of the result. Its kernel planes
     are KH kernel rows apart in the weights.
     """
-    dependent.wait(PDL)
+    wait_for_previous(PDL)
     P: tl.constexpr = KH // 2
     PW: tl.constexpr = KW // 2
     X_SW: tl.constexpr = 1 if X_FIRST else C

@@ -29,7 +29,7 @@ Counted as executed PTX on sm_90, instructions per 32 outputs, here and with one
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton.kernels import dependent
+from convnext_kernels.backends.triton.kernels.dependent import wait_for_previous
 
 
 @triton.jit
@@ -47,7 +47,7 @@ def copies_kernel(
     PDL: tl.constexpr,
 ):
     """(C, 1, KH, KW) -> (C, KH + 1, 8, LENGTH), rounded: copy s has tap kw at FIRST + s + kw - KW // 2."""
-    dependent.wait(PDL)
+    wait_for_previous(PDL)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     at = i % LENGTH
     shift = i // LENGTH % 8
@@ -102,7 +102,7 @@ def toeplitz_kernel(
 
     Grid (channel blocks, column blocks * row blocks, sample blocks).
     """
-    dependent.wait(PDL)
+    wait_for_previous(PDL)
     P: tl.constexpr = KH // 2
     c = tl.program_id(0) * CB + tl.arange(0, CB)
     column_blocks = tl.cdiv(width, BN)
@@ -197,7 +197,7 @@ def toeplitz_partials_kernel(
     Groups whose rows of x are all outside of the image are left out. TAPS: KW or more, a power of two. Partial sums
     (parts, KH * KW + 1, C), the bias gradient last, as `partials_kernel` writes them.
     """
-    dependent.wait(PDL)
+    wait_for_previous(PDL)
     P: tl.constexpr = KH // 2
     PW: tl.constexpr = KW // 2
     c = tl.program_id(0) * CB + tl.arange(0, CB)

@@ -20,7 +20,7 @@ plane of x is inside.
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton.kernels import dependent
+from convnext_kernels.backends.triton.kernels.dependent import wait_for_previous
 from convnext_kernels.backends.triton.kernels.dwconv_forward import load, load_columns, place
 
 
@@ -102,7 +102,7 @@ def partials_kernel(
 
     With a `depth` (None: an image) the last axis of the grid has the kernel row blocks of all kernel planes.
     """
-    dependent.wait(PDL)
+    wait_for_previous(PDL)
     P: tl.constexpr = KH // 2
     PW: tl.constexpr = KW // 2
     DY_SW: tl.constexpr = 1 if DY_FIRST else C
@@ -299,7 +299,7 @@ def finish_kernel(
     PDL: tl.constexpr,
 ):
     """Sum partials (parts, KH * KW + 1, C) over the first dimension, in one order; DW: strides of (c, kh, kw)."""
-    dependent.wait(PDL)
+    wait_for_previous(PDL)
     LENGTH: tl.constexpr = (KH * KW + 1) * C
     i = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
     acc = tl.zeros((BLOCK_P, BLOCK_L), dtype=tl.float32)

@@ -15,8 +15,8 @@ weights 10C + 10C, together 62C; eager moves about 100C. Of few channels mlp_fus
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton.kernels import dependent
 from convnext_kernels.backends.triton.kernels.activations import activate, activate_and_derivative
+from convnext_kernels.backends.triton.kernels.dependent import wait_for_previous
 from convnext_kernels.backends.triton.kernels.mlp_tiles import (
     grouped,
     load_matrix,
@@ -58,7 +58,7 @@ def mlp_hidden_gradient_kernel(
     PDL: tl.constexpr,
 ):
     """One program: BM pixels of one sample, BN columns of the hidden."""
-    dependent.wait(PDL)
+    wait_for_previous(PDL)
     compute: tl.constexpr = w2_ptr.dtype.element_ty
     whole: tl.constexpr = C % BK == 0 and HIDDEN % BN == 0
     tile, n, p, inside, hid = program_tile(pixels, tiles, HIDDEN, BM, BN, GROUP)
@@ -231,7 +231,7 @@ def mlp_input_gradient_kernel(
 
     If x is given, a program has whole rows, so that the row sums of LayerNorm's backward need no other program.
     """
-    dependent.wait(PDL)
+    wait_for_previous(PDL)
     whole: tl.constexpr = HIDDEN % BK == 0 and C % (BC * PIECES) == 0
     columns: tl.constexpr = (C + BC * PIECES - 1) // (BC * PIECES)
     tile, column = grouped(columns, GROUP)
@@ -296,7 +296,7 @@ def mlp_weight_gradient_kernel(
     PDL: tl.constexpr,
 ):
     """partials[split] = a^T b over the split's pixels; one program: a (BM, BN) tile of it."""
-    dependent.wait(PDL)
+    wait_for_previous(PDL)
     compute: tl.constexpr = b_ptr.dtype.element_ty
     columns: tl.constexpr = (N + BN - 1) // BN
     m = (tl.program_id(0) // columns) * BM + tl.arange(0, BM)
@@ -342,7 +342,7 @@ def projection_gradient_kernel(
     PDL: tl.constexpr,
 ):
     """dW2 = gamma * G2, db2 = gamma * sum d, dgamma = rowsum(W2 * G2) + b2 * sum d; one program: one row of W2."""
-    dependent.wait(PDL)
+    wait_for_previous(PDL)
     c = tl.program_id(0)
     gamma = 1.0
     if gamma_ptr is not None:

@@ -13,8 +13,8 @@ matmul once more, but not the 16C bytes for writing and reading the hidden.
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton.kernels import dependent
 from convnext_kernels.backends.triton.kernels.activations import activate
+from convnext_kernels.backends.triton.kernels.dependent import wait_for_previous
 from convnext_kernels.backends.triton.kernels.mlp_tiles import (
     load_transposed,
     load_vector,
@@ -66,7 +66,7 @@ def mlp_fused_fwd_kernel(
     PDL: tl.constexpr,
 ):
     """One program: BM pixels of one sample."""
-    dependent.wait(PDL)
+    wait_for_previous(PDL)
     compute: tl.constexpr = w1_ptr.dtype.element_ty
     whole: tl.constexpr = HIDDEN % BH == 0 and PIECES * BC == C
     n = tl.program_id(0) // tiles

@@ -18,8 +18,8 @@ tile (a tile is within one sample), and `project` applies the response when it r
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton.kernels import dependent
 from convnext_kernels.backends.triton.kernels.activations import activate
+from convnext_kernels.backends.triton.kernels.dependent import wait_for_previous
 from convnext_kernels.backends.triton.kernels.mlp_tiles import load_transposed, load_vector, program_tile, store_output
 from convnext_kernels.backends.triton.kernels.pixels import offsets
 
@@ -124,7 +124,7 @@ def fold_kernel(
     PDL: tl.constexpr,
 ):
     """The norm's parameters in W1 and b1; one program: BLOCK_H rows of W1."""
-    dependent.wait(PDL)
+    wait_for_previous(PDL)
     hid = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
     held = hid < HIDDEN
     total = tl.zeros((BLOCK_H, BLOCK_C), dtype=tl.float32)
@@ -171,7 +171,7 @@ def mlp_folded_expand_kernel(
     PDL: tl.constexpr,
 ):
     """`mlp_expand_kernel` with the norm's parameters folded into the weights: one walk over the rows."""
-    dependent.wait(PDL)
+    wait_for_previous(PDL)
     compute: tl.constexpr = folded_ptr.dtype.element_ty
     whole: tl.constexpr = HIDDEN % BN == 0 and C % BK == 0
     tile, n, p, inside, hid = program_tile(pixels, tiles, HIDDEN, BM, BN, GROUP)
@@ -227,7 +227,7 @@ def mlp_expand_kernel(
     PDL: tl.constexpr,
 ):
     """One program: BM pixels of one sample, BN columns of the hidden."""
-    dependent.wait(PDL)
+    wait_for_previous(PDL)
     compute: tl.constexpr = w1_ptr.dtype.element_ty
     whole: tl.constexpr = HIDDEN % BN == 0 and C % BK == 0
     tile, n, p, inside, hid = program_tile(pixels, tiles, HIDDEN, BM, BN, GROUP)
@@ -284,7 +284,7 @@ def mlp_project_kernel(
     PDL: tl.constexpr,
 ):
     """One program: BM pixels of one sample, BN channels; of SPLIT programs each sums a part of the hidden."""
-    dependent.wait(PDL)
+    wait_for_previous(PDL)
     whole: tl.constexpr = C % BN == 0 and HIDDEN % BK == 0
     columns: tl.constexpr = (C + BN - 1) // BN
     PART: tl.constexpr = ((HIDDEN + BK * SPLIT - 1) // (BK * SPLIT)) * BK
