@@ -13,10 +13,10 @@
 #include <vector>
 
 #include "bindings/support.h"
-#include "cpu/affinity.h"
-#include "cpu/ceilings.h"
-#include "cpu/isa.h"
-#include "cpu/layout.h"
+#include "cpu/gemm/layout.h"
+#include "cpu/platform/affinity.h"
+#include "cpu/platform/ceilings.h"
+#include "cpu/platform/isa.h"
 
 using namespace cnk;
 using namespace cnk::bindings;

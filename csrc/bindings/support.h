@@ -8,7 +8,7 @@
 #include <stdexcept>
 
 #include "cpu/ops.h"
-#include "cpu/parallel.h"
+#include "cpu/platform/parallel.h"
 
 namespace cnk::bindings {
 

@@ -6,7 +6,7 @@
 // LayerNorm's parameters), and the units' sums are added in order.
 #pragma once
 
-#include "cpu/vec.h"
+#include "cpu/platform/vec.h"
 
 namespace cnk::cpu::CNK_ISA {
 

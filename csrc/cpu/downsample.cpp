@@ -5,7 +5,7 @@
 // Few patches and large weights (the last downsampling of ConvNeXt-T at batch 1: 49 rows, 4.7 MB): threads
 // share all rows and each multiplies its own columns, so that each weight is read by one thread only.
 
-#include "cpu/gemm.h"
+#include "cpu/gemm/gemm.h"
 #include "cpu/rows.h"
 
 namespace cnk::cpu::CNK_ISA {

@@ -7,7 +7,7 @@
 // columns of the product over the group.
 
 #include "cpu/backward.h"
-#include "cpu/gemm.h"
+#include "cpu/gemm/gemm.h"
 #include "cpu/layernorm.h"
 
 namespace cnk::cpu::CNK_ISA {

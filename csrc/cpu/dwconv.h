@@ -1,7 +1,7 @@
 // Depthwise convolution of consecutive pixels into fp32 rows, for dwconv.cpp and the fused block.
 #pragma once
 
-#include "cpu/vec.h"
+#include "cpu/platform/vec.h"
 
 namespace cnk::cpu::CNK_SHARED {
 

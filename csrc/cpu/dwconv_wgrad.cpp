@@ -18,7 +18,7 @@
 // The shape alone decides how bands are grouped into slabs. Each slab has its own sums, which are added in
 // order at the end, so the bits of the result do not depend on the number of threads.
 
-#include "cpu/vec.h"
+#include "cpu/platform/vec.h"
 
 namespace cnk::cpu::CNK_ISA {
 

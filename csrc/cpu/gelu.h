@@ -6,7 +6,7 @@
 // 5). Elsewhere Phi(-a) = 2^P(a). fit_gelu.py computes the numbers. NaN gives NaN; -Inf gives 0 to 7e-9.
 #pragma once
 
-#include "cpu/vec.h"
+#include "cpu/platform/vec.h"
 
 namespace cnk::cpu::CNK_ISA {
 

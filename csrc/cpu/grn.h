@@ -1,7 +1,7 @@
 // Global response normalisation: from sums of squares to the factor of each channel.
 #pragma once
 
-#include "cpu/vec.h"
+#include "cpu/platform/vec.h"
 
 namespace cnk::cpu::CNK_ISA {
 

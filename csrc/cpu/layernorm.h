@@ -1,7 +1,7 @@
 // LayerNorm, RMSNorm or SimpleNorm of one pixel, for layernorm.cpp, the fused block and downsampling.
 #pragma once
 
-#include "cpu/vec.h"
+#include "cpu/platform/vec.h"
 
 namespace cnk::cpu::CNK_ISA {
 

@@ -17,7 +17,7 @@
 #include <time.h>
 
 #include "cpu/activations.h"
-#include "cpu/gemm.h"
+#include "cpu/gemm/gemm.h"
 #include "cpu/grn.h"
 #include "cpu/mlp_plan.h"
 #include "cpu/rows.h"

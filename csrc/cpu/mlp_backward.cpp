@@ -18,7 +18,7 @@
 
 #include "cpu/activations.h"
 #include "cpu/backward.h"
-#include "cpu/gemm.h"
+#include "cpu/gemm/gemm.h"
 #include "cpu/grn.h"
 #include "cpu/layernorm.h"
 

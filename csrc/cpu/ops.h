@@ -10,8 +10,8 @@
 #include "common/axis.h"
 #include "common/dtype.h"
 #include "common/variants.h"
-#include "cpu/isa.h"
-#include "cpu/parallel.h"
+#include "cpu/platform/isa.h"
+#include "cpu/platform/parallel.h"
 
 // Products of bf16 pairs. Tests emulate them, to run on any
 // machine with AVX-512 what AVX512_BF16 machines run.

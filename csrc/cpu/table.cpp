@@ -1,6 +1,6 @@
 // The table of the kernels of one instruction set. Compiled once per instruction set, like the kernels.
 
-#include "cpu/gemm.h"
+#include "cpu/gemm/gemm.h"
 #include "cpu/rows.h"
 
 namespace cnk::cpu {

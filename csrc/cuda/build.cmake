@@ -6,12 +6,14 @@
 #
 # Both come from the environment, else from -D.
 
-set(CNK_CUDA_KERNELS dwconv dwconv_wgrad grn layernorm layernorm_backward mlp_fused mlp_fused_fp32 mlp_pointwise reduce)
+set(CNK_CUDA_KERNELS dwconv/dwconv dwconv/dwconv_wgrad grn layernorm/layernorm layernorm/layernorm_backward mlp/mlp_fused
+  mlp/mlp_fused_fp32 mlp/mlp_pointwise reduce)
 
 set(bindings csrc/bindings/cuda/module.cpp)
 set(kernels "")
-foreach(name ${CNK_CUDA_KERNELS})
-  list(APPEND kernels csrc/cuda/${name}.cu)
+foreach(path ${CNK_CUDA_KERNELS})
+  list(APPEND kernels csrc/cuda/${path}.cu)
+  get_filename_component(name ${path} NAME)
   list(APPEND bindings csrc/bindings/cuda/${name}.cpp)
 endforeach()
 # The compiler gets one file: that takes only a third longer than any of the ten alone, because most of each is

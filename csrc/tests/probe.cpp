@@ -3,7 +3,7 @@
 #include "probe.h"
 
 #include "cpu/activations.h"
-#include "cpu/vec.h"
+#include "cpu/platform/vec.h"
 
 namespace cnk::cpu::CNK_ISA {
 

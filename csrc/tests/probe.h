@@ -24,7 +24,7 @@ struct Probe {
 // Null if the instruction set is not part of this build.
 const Probe* isa_probe(cpu::Isa isa);
 
-// The code for AVX512_BF16 and AMX with these instructions emulated (cpu/vec.h, cpu/tiles.h), for machines
+// The code for AVX512_BF16 and AMX with these instructions emulated (cpu/platform/vec.h, cpu/platform/tiles.h), for machines
 // with AVX-512. Null for other instruction sets, and on other processors than x86.
 struct Emulated {
   const cpu::IsaOps* ops;

@@ -1,10 +1,10 @@
-// The copies whose rate cpu/ceilings.cpp measures. (Rates, caches and affinity: tests/backends/test_ceilings.py.)
+// The copies whose rate cpu/platform/ceilings.cpp measures. (Rates, caches and affinity: tests/backends/test_ceilings.py.)
 
 #include <doctest/doctest.h>
 
 #include <cstring>
 
-#include "cpu/ceilings.h"
+#include "cpu/platform/ceilings.h"
 #include "support.h"
 
 using namespace cnk;

@@ -169,7 +169,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "cpu/gemm_f32.h",
+        "cpu/gemm/gemm_f32.h",
         MLP,
         Mutant(
             "formula",
@@ -193,7 +193,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "cpu/gemm_bf16.h",
+        "cpu/gemm/gemm_bf16.h",
         BF16,
         Mutant("stride", "a block begins with the tile's first row", "steps * kTile + row % 16 * 64", "steps * kTile"),
         Mutant("stride", "rows of the next tile are one step too far", "(steps - 1) * kTile : 0", "steps * kTile : 0"),
@@ -254,7 +254,7 @@ MUTANTS = [
         Mutant("formula", "Hardswish's slope is ReLU6's", "? slope", "? splat(1.0f)"),
     ),
     *_in(
-        "cpu/vec.h",
+        "cpu/platform/vec.h",
         DWCONV,
         Mutant(
             "bound",
@@ -269,7 +269,7 @@ MUTANTS = [
         Mutant("stride", "taps are packed channels first", "weight[tap * c + i]", "weight[i * taps + tap]"),
     ),
     *_in(
-        "cpu/layout.cpp",
+        "cpu/gemm/layout.cpp",
         LAYERNORM,
         Mutant(
             "bound",
@@ -279,7 +279,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "cpu/parallel.h",
+        "cpu/platform/parallel.h",
         LAYERNORM,
         Mutant(
             "bound",
@@ -289,7 +289,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "cpu/parallel.cpp",
+        "cpu/platform/parallel.cpp",
         MLP,
         Mutant(
             "state",

@@ -41,7 +41,7 @@ FUSED = _parity("mlp and (n2-c100 or n3-c40 or c17-7x5 or c16-13x14-k7d1-r4) and
 
 MUTANTS = [
     *_in(
-        "dwconv.cu",
+        "dwconv/dwconv.cu",
         DWCONV,
         _without(
             "weights of the next channels overwrite those in use",
@@ -88,7 +88,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "dwconv_tile.h",
+        "dwconv/dwconv_tile.h",
         DWCONV,
         Mutant(
             "mask",
@@ -117,7 +117,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "dwconv_wgrad.cu",
+        "dwconv/dwconv_wgrad.cu",
         DWCONV,
         _without(
             "the next tile overwrites the one in use",
@@ -155,7 +155,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "layernorm.cu",
+        "layernorm/layernorm.cu",
         LAYERNORM,
         _without(
             "parameters are read before they are there",
@@ -187,7 +187,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "layernorm_rows.h",
+        "layernorm/layernorm_rows.h",
         LAYERNORM,
         _without(
             "the warps' sums are read before they are there",
@@ -215,7 +215,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "layernorm_columns.h",
+        "layernorm/layernorm_columns.h",
         LAYERNORM,
         _without(
             "the warps' sums are read before they are there",
@@ -230,7 +230,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "layernorm_backward.cu",
+        "layernorm/layernorm_backward.cu",
         LAYERNORM,
         _without(
             "the weight is read before it is there",
@@ -346,7 +346,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "mlp_pointwise.cu",
+        "mlp/mlp_pointwise.cu",
         CUBLAS,
         _without(
             "a tile is stored before it is there",
@@ -366,7 +366,7 @@ MUTANTS = [
         Mutant("mask", "pixels beyond the last are stored", "if (here < p.t.pixels) {", "{"),
     ),
     *_in(
-        "mlp_pointwise.cu",
+        "mlp/mlp_pointwise.cu",
         ("tests/cuda/test_pointwise.py", "-k", "activations"),
         Mutant(
             "bound",
@@ -382,7 +382,7 @@ MUTANTS = [
         Mutant("formula", "the gate's slope lacks the cubic term", "fmaf(x * x, 3.0f * Inner::kCubic, ", "(0.0f + "),
     ),
     *_in(
-        "layernorm_rows.h",
+        "layernorm/layernorm_rows.h",
         ("tests/cuda/test_norms.py", "-k", "rms_and_simple"),
         Mutant("formula", "SimpleNorm has the biased variance", "positive * (float(c) / float(c - 1))", "positive"),
     ),
@@ -407,7 +407,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "mlp_fused.cu",
+        "mlp/mlp_fused.cu",
         FUSED,
         _without(
             "parameters are read before they are there",
@@ -446,7 +446,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "mlp_fused_rows.h",
+        "mlp/mlp_fused_rows.h",
         FUSED,
         Mutant(
             "stride",
@@ -462,7 +462,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "mlp_tile.h",
+        "mlp/mlp_tile.h",
         FUSED,
         Mutant(
             "stride",
@@ -479,7 +479,7 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "mlp_fused_fp32.cu",
+        "mlp/mlp_fused_fp32.cu",
         ORDER_FUSED,
         _without(
             "W1 is read before it is there",

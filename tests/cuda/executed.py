@@ -69,7 +69,7 @@ def _kernel(arch: int, folder: Path, symbol: str) -> object:
     """A kernel by its mangled name, _ZN3cnk4cuda<length><name>..."""
     length, rest = re.fullmatch(r"_ZN3cnk4cuda(\d+)(.*)", symbol).groups()
     defined = re.compile(rf"__global__[^;{{]*\b{rest[: int(length)]}\(")
-    source = next(path for path in sorted((CSRC / "cuda").glob("*.cu")) if defined.search(path.read_text()))
+    source = next(path for path in sorted((CSRC / "cuda").rglob("*.cu")) if defined.search(path.read_text()))
     return _module(arch, folder, source).kernel(symbol)
 
 

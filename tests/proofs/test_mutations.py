@@ -30,7 +30,7 @@ def test_every_change_fits_the_code(mutations, subject):
 
 def test_every_file_of_kernels_is_there(mutations):
     files = {mutant.file for subject in mutations.SUBJECTS for mutant in mutations.table(subject)}
-    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cuda").glob("*.cu")}
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cuda").rglob("*.cu")}
     sources |= {f"csrc/cpu/{op}.cpp" for op in ("dwconv", "dwconv_wgrad", "layernorm", "grn", "mlp", "mlp_backward")}
     sources |= {f"csrc/cpu/{op}.cpp" for op in ("downsample", "downsample_backward")}
     sources |= {

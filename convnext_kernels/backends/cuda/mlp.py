@@ -2,7 +2,7 @@
 
 Two plans, chosen by predicted time (`mlp_plan.py`):
 
-fused    one kernel, the hidden on chip (csrc/cuda/mlp_fused.cu, mlp_fused_fp32.cu): C up to 256, forward only,
+fused    one kernel, the hidden on chip (csrc/cuda/mlp/mlp_fused.cu, mlp_fused_fp32.cu): C up to 256, forward only,
          LayerNorm and exact GELU only: others would multiply the kernels that take the longest to compile
 cublas   matmuls by cuBLAS with pointwise kernels between them (backends/gpu/mlp_cublas.py), forward and backward
 

@@ -1,4 +1,4 @@
-#include "cuda/dwconv.h"
+#include "cuda/dwconv/dwconv.h"
 
 #include "bindings/cuda/arguments.h"
 

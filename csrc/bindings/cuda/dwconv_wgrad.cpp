@@ -1,4 +1,4 @@
-#include "cuda/dwconv_wgrad.h"
+#include "cuda/dwconv/dwconv_wgrad.h"
 
 #include "bindings/cuda/arguments.h"
 

@@ -1,4 +1,4 @@
-#include "cuda/layernorm.h"
+#include "cuda/layernorm/layernorm.h"
 
 #include "bindings/cuda/arguments.h"
 

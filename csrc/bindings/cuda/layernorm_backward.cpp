@@ -1,5 +1,5 @@
 #include "bindings/cuda/arguments.h"
-#include "cuda/layernorm.h"
+#include "cuda/layernorm/layernorm.h"
 
 namespace cnk::cuda {
 

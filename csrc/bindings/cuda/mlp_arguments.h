@@ -2,7 +2,7 @@
 #pragma once
 
 #include "bindings/cuda/arguments.h"
-#include "cuda/mlp_fused.h"
+#include "cuda/mlp/mlp_fused.h"
 
 namespace cnk::cuda {
 

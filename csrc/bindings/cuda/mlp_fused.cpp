@@ -1,4 +1,4 @@
-#include "cuda/mlp_fused.h"
+#include "cuda/mlp/mlp_fused.h"
 
 #include "bindings/cuda/mlp_arguments.h"
 

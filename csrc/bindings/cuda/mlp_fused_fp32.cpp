@@ -1,4 +1,4 @@
-#include "cuda/mlp_fused_fp32.h"
+#include "cuda/mlp/mlp_fused_fp32.h"
 
 #include "bindings/cuda/mlp_arguments.h"
 

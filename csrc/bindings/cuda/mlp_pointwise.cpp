@@ -1,4 +1,4 @@
-#include "cuda/mlp_pointwise.h"
+#include "cuda/mlp/mlp_pointwise.h"
 
 #include "bindings/cuda/arguments.h"
 

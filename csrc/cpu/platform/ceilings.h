@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "cpu/parallel.h"
+#include "cpu/platform/parallel.h"
 
 namespace cnk::cpu {
 

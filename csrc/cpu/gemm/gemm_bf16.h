@@ -13,9 +13,9 @@
 #include <immintrin.h>
 
 #include "cpu/layernorm.h"
-#include "cpu/prefetch.h"
-#include "cpu/tiles.h"
-#include "cpu/vec.h"
+#include "cpu/platform/prefetch.h"
+#include "cpu/platform/tiles.h"
+#include "cpu/platform/vec.h"
 
 namespace cnk::cpu::CNK_ISA {
 

@@ -1,7 +1,7 @@
 // Fetching the weights that a product needs next.
 #pragma once
 
-#include "cpu/vec.h"
+#include "cpu/platform/vec.h"
 
 namespace cnk::cpu::CNK_ISA {
 

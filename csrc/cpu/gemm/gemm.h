@@ -7,9 +7,9 @@
 #if defined(CNK_HAS_BF16)
 
 #if defined(__aarch64__)
-#include "cpu/gemm_bf16_neon.h"
+#include "cpu/gemm/gemm_bf16_neon.h"
 #else
-#include "cpu/gemm_bf16.h"
+#include "cpu/gemm/gemm_bf16.h"
 #endif
 
 namespace cnk::cpu::CNK_ISA {
@@ -18,7 +18,7 @@ using Gemm = GemmBf16;
 
 #else
 
-#include "cpu/gemm_f32.h"
+#include "cpu/gemm/gemm_f32.h"
 
 namespace cnk::cpu::CNK_ISA {
 using Gemm = GemmF32;

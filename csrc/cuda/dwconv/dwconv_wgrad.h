@@ -5,7 +5,7 @@
 // per pixel with 16-bit elements: 4C, and the partial sums.
 #pragma once
 
-#include "cuda/dwconv.h"
+#include "cuda/dwconv/dwconv.h"
 #include "cuda/tensors.h"
 
 namespace cnk::cuda {

@@ -1,4 +1,4 @@
-#include "cpu/parallel.h"
+#include "cpu/platform/parallel.h"
 
 #include <dlfcn.h>
 #include <pthread.h>

@@ -8,7 +8,7 @@
 #pragma once
 
 #include "cpu/layernorm.h"
-#include "cpu/vec.h"
+#include "cpu/platform/vec.h"
 
 namespace cnk::cpu::CNK_ISA {
 

@@ -12,8 +12,8 @@
 // row of weights is 8 (g / 2) + 2q + g % 2.
 #include "cuda/gelu.h"
 #include "cuda/launch.h"
-#include "cuda/mlp_fused.h"
-#include "cuda/mlp_fused_rows.h"
+#include "cuda/mlp/mlp_fused.h"
+#include "cuda/mlp/mlp_fused_rows.h"
 #include "cuda/mma.h"
 
 namespace cnk::cuda {

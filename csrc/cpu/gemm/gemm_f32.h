@@ -8,8 +8,8 @@
 #pragma once
 
 #include "cpu/layernorm.h"
-#include "cpu/prefetch.h"
-#include "cpu/vec.h"
+#include "cpu/platform/prefetch.h"
+#include "cpu/platform/vec.h"
 
 namespace cnk::cpu::CNK_ISA {
 

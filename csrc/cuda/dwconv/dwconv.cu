@@ -4,8 +4,8 @@
 // both rows. Every load in the loop has a constant offset and needs no mask.
 #include <cmath>
 
-#include "cuda/dwconv.h"
-#include "cuda/dwconv_tile.h"
+#include "cuda/dwconv/dwconv.h"
+#include "cuda/dwconv/dwconv_tile.h"
 #include "cuda/launch.h"
 
 namespace cnk::cuda {

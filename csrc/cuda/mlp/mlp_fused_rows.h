@@ -5,7 +5,7 @@
 // lanes access neighbours in global memory.
 #pragma once
 
-#include "cuda/mlp_tile.h"
+#include "cuda/mlp/mlp_tile.h"
 
 namespace cnk::cuda {
 

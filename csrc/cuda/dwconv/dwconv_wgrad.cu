@@ -4,8 +4,8 @@
 // divide the tile's rows, and their sums are added at the end.
 #include <cmath>
 
-#include "cuda/dwconv_tile.h"
-#include "cuda/dwconv_wgrad.h"
+#include "cuda/dwconv/dwconv_tile.h"
+#include "cuda/dwconv/dwconv_wgrad.h"
 #include "cuda/launch.h"
 
 namespace cnk::cuda {

@@ -16,7 +16,7 @@
 
 #include <cstdint>
 
-#include "cuda/dwconv.h"
+#include "cuda/dwconv/dwconv.h"
 #include "cuda/element.h"
 #include "cuda/launch.h"
 #include "cuda/runtime.h"

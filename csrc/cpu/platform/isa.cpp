@@ -1,4 +1,4 @@
-#include "cpu/isa.h"
+#include "cpu/platform/isa.h"
 
 #include <unistd.h>
 

@@ -7,7 +7,7 @@
 
 #include "cuda/channels.h"
 #include "cuda/launch.h"
-#include "cuda/layernorm.h"
+#include "cuda/layernorm/layernorm.h"
 
 namespace cnk::cuda {
 

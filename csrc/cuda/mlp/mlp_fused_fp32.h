@@ -1,7 +1,7 @@
 // The inverted bottleneck of mlp_fused.h with fp32 products, IEEE and not TF32, on the fp32 lanes.
 #pragma once
 
-#include "cuda/mlp_fused.h"
+#include "cuda/mlp/mlp_fused.h"
 
 namespace cnk::cuda {
 

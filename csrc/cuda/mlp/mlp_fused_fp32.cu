@@ -7,8 +7,8 @@
 // multiple of 16 bytes apart, so that eight neighbouring columns are in different banks.
 #include "cuda/gelu.h"
 #include "cuda/launch.h"
-#include "cuda/mlp_fused_fp32.h"
-#include "cuda/mlp_tile.h"
+#include "cuda/mlp/mlp_fused_fp32.h"
+#include "cuda/mlp/mlp_tile.h"
 #include "cuda/mma.h"
 
 namespace cnk::cuda {

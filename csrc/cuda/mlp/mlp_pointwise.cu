@@ -1,7 +1,7 @@
 #include "cuda/activations.h"
 #include "cuda/element.h"
 #include "cuda/launch.h"
-#include "cuda/mlp_pointwise.h"
+#include "cuda/mlp/mlp_pointwise.h"
 #include "cuda/tiles.h"
 
 namespace cnk::cuda {

@@ -4,7 +4,7 @@
 // are read again for every pass, mostly from L2, so there is no limit to their number.
 #pragma once
 
-#include "cuda/layernorm_rows.h"
+#include "cuda/layernorm/layernorm_rows.h"
 
 namespace cnk::cuda {
 

@@ -4,7 +4,7 @@
 
 #include "cuda/element.h"
 #include "cuda/launch.h"
-#include "cuda/mlp_fused.h"
+#include "cuda/mlp/mlp_fused.h"
 #include "cuda/mma.h"
 #include "cuda/runtime.h"
 

@@ -1,6 +1,6 @@
-#include "cuda/layernorm.h"
-#include "cuda/layernorm_columns.h"
-#include "cuda/layernorm_rows.h"
+#include "cuda/layernorm/layernorm.h"
+#include "cuda/layernorm/layernorm_columns.h"
+#include "cuda/layernorm/layernorm_rows.h"
 
 namespace cnk::cuda {
 

@@ -9,8 +9,8 @@
 
 #include "common/dtype.h"
 #include "cpu/ops.h"
-#include "cpu/tile_scope.h"
-#include "cpu/vec.h"
+#include "cpu/platform/tile_scope.h"
+#include "cpu/platform/vec.h"
 
 namespace cnk::cpu::CNK_ISA {
 

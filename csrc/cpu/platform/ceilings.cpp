@@ -1,7 +1,7 @@
 // Compiled once, without flags for an instruction set. A function that needs one has a target attribute and
 // is called only if the CPU has the instruction set.
 
-#include "cpu/ceilings.h"
+#include "cpu/platform/ceilings.h"
 
 #include <sys/mman.h>
 
@@ -17,8 +17,8 @@
 #endif
 
 #include "common/dtype.h"
-#include "cpu/isa.h"
-#include "cpu/tile_scope.h"
+#include "cpu/platform/isa.h"
+#include "cpu/platform/tile_scope.h"
 
 namespace cnk::cpu {
 

@@ -1,4 +1,4 @@
-#include "cpu/affinity.h"
+#include "cpu/platform/affinity.h"
 
 #include <stdexcept>
 
@@ -12,7 +12,7 @@
 #include <string>
 #endif
 
-#include "cpu/parallel.h"
+#include "cpu/platform/parallel.h"
 
 namespace cnk::cpu {
 

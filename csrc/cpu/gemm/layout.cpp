@@ -1,7 +1,7 @@
 // PyTorch's own copy is not used: it runs on OpenMP threads,
 // which a forked child does not have, and hangs there.
 
-#include "cpu/layout.h"
+#include "cpu/gemm/layout.h"
 
 namespace cnk::cpu {
 
