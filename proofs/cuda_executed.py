@@ -23,7 +23,7 @@ os.environ[cuda_host.VARIABLE] = os.environ.get(cuda_host.VARIABLE) or str(cuda_
 from convnext_kernels import functional, tuning
 from convnext_kernels.backends.cuda import dwconv
 from convnext_kernels.calls import DwconvCall
-from tests.cuda import executed
+from tests.backends.cuda import executed
 
 PAGE = ROOT / "docs" / "cuda_kernels.md"
 BEGIN, END = "<!-- counted -->", "<!-- /counted -->"

@@ -18,7 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import torch
 
 # Without a GPU the Triton kernels run in Triton's interpreter, on CPU tensors. It is chosen when they are imported, for
-# the whole process; TRITON_INTERPRET=0 leaves them out, or to a driver that emulates a GPU (tests/triton).
+# the whole process; TRITON_INTERPRET=0 leaves them out, or to a driver that emulates a GPU (tests/backends/triton).
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

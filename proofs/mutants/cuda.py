@@ -21,7 +21,7 @@ def _parity(expression: str) -> tuple[str, ...]:
 
 
 def _dwconv(expression: str) -> tuple[str, ...]:
-    return "tests/cuda/test_dwconv.py", "-k", f"thread_order and ({expression})"
+    return "tests/backends/cuda/test_dwconv.py", "-k", f"thread_order and ({expression})"
 
 
 DWCONV, SMALL, LARGE = (
@@ -30,9 +30,9 @@ DWCONV, SMALL, LARGE = (
     _dwconv("15x15 or 31x31"),
 )
 # A barrier at the end of a loop, and a plan that is not the usual one, need the tests that force both.
-ORDER_LAYERNORM = ("tests/cuda/test_norms.py", "-k", "thread_order and (layernorm or downsample)")
-ORDER_GRN = ("tests/cuda/test_norms.py", "-k", "thread_order and grn")
-ORDER_FUSED = ("tests/cuda/test_mlp.py", "-k", "thread_order")
+ORDER_LAYERNORM = ("tests/backends/cuda/test_norms.py", "-k", "thread_order and (layernorm or downsample)")
+ORDER_GRN = ("tests/backends/cuda/test_norms.py", "-k", "thread_order and grn")
+ORDER_FUSED = ("tests/backends/cuda/test_mlp.py", "-k", "thread_order")
 DWCONV_BLOCKS = _parity("dwconv and (n2-c100 or c40-7x5-k7d1-r4)")  # several chunks of channels, and tiles of a block
 LAYERNORM = _parity("(layernorm or downsample) and (c17-7x5-k7d1-r4 or n2-c100 or n1-c24-33x57)")
 GRN = _parity("grn and (c17-7x5-k7d1-r4 or n2-c100 or n1-c24-33x57)")
@@ -282,7 +282,7 @@ MUTANTS = [
         _without(
             "the next columns' sums overwrite those in use",
             "group * p.a.length + c);\n    }\n    __syncthreads();",
-            tests=("tests/cuda/test_norms.py", "-k", "many_parts"),
+            tests=("tests/backends/cuda/test_norms.py", "-k", "many_parts"),
         ),
         Mutant(
             "shared",
@@ -367,7 +367,7 @@ MUTANTS = [
     ),
     *_in(
         "mlp/mlp_pointwise.cu",
-        ("tests/cuda/test_pointwise.py", "-k", "activations"),
+        ("tests/backends/cuda/test_pointwise.py", "-k", "activations"),
         Mutant(
             "bound",
             "activations store beyond the last element",
@@ -378,12 +378,12 @@ MUTANTS = [
     ),
     *_in(
         "activations.h",
-        ("tests/cuda/test_pointwise.py", "-k", "activations"),
+        ("tests/backends/cuda/test_pointwise.py", "-k", "activations"),
         Mutant("formula", "the gate's slope lacks the cubic term", "fmaf(x * x, 3.0f * Inner::kCubic, ", "(0.0f + "),
     ),
     *_in(
         "layernorm/layernorm_rows.h",
-        ("tests/cuda/test_norms.py", "-k", "rms_and_simple"),
+        ("tests/backends/cuda/test_norms.py", "-k", "rms_and_simple"),
         Mutant("formula", "SimpleNorm has the biased variance", "positive * (float(c) / float(c - 1))", "positive"),
     ),
     *_in(

@@ -12,7 +12,7 @@ def pytest_sessionstart(session: Any) -> None:
 
     gpu = json.loads(os.environ.get(VARIABLE, "{}"))
     if arch := gpu.pop("executed", None):
-        from tests.cuda.executed import executed
+        from tests.backends.cuda.executed import executed
 
         execution = executed(arch)
         execution.__enter__()

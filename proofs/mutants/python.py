@@ -115,7 +115,7 @@ MUTANTS = [
     ),
     *_in(
         "ops/checks.py",
-        ("tests/functional/test_errors.py",),
+        ("tests/test_functional_errors.py",),
         Mutant("bound", "a kernel of 53 is small enough", "MAX_KERNEL_SIZE = 51", "MAX_KERNEL_SIZE = 53"),
         Mutant(
             "bound",

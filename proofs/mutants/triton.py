@@ -49,7 +49,7 @@ MUTANTS = [
     ),
     *_in(
         "triton/kernels/dependent.py",
-        ("tests/triton/test_dependent.py",),
+        ("tests/backends/triton/test_dependent.py",),
         Mutant("barrier", "a kernel does not wait for the one before it", "gdc_wait()", "pass"),
     ),
     *_in(
@@ -84,7 +84,7 @@ MUTANTS = [
     ),
     *_in(
         "triton/kernels/dwconv_toeplitz.py",
-        ("tests/triton/test_dwconv_toeplitz.py",),
+        ("tests/backends/triton/test_dwconv_toeplitz.py",),
         Mutant(
             "stride",
             "the copies of the weights are moved the other way",
@@ -118,7 +118,7 @@ MUTANTS = [
             "neighbouring channels are loaded in twos from odd addresses",
             "aligned(image.tensor, 2 * image.tensor.element_size())",
             "True",
-            tests=("tests/triton/test_dwconv_plan.py",),
+            tests=("tests/backends/triton/test_dwconv_plan.py",),
         ),
     ),
     *_in(
@@ -134,7 +134,7 @@ MUTANTS = [
     ),
     *_in(
         "triton/kernels/dwconv_lines.py",
-        ("tests/triton/test_dwconv_lines.py",),
+        ("tests/backends/triton/test_dwconv_lines.py",),
         Mutant("sum", "the second channel gets the first's sums", "sums[v * K + k], c + v", "sums[k], c + v"),
     ),
     *_in(
@@ -287,7 +287,7 @@ MUTANTS = [
     ),
     *_in(
         "triton/kernels/mlp_backward.py",
-        ("tests/triton/test_products.py", "-k", "separate_kernels"),
+        ("tests/backends/triton/test_products.py", "-k", "separate_kernels"),
         Mutant(
             "formula",
             "GRN's gradient forgets the norm",
@@ -309,7 +309,7 @@ MUTANTS = [
     ),
     *_in(
         "triton/kernels/mlp_fused_backward.py",
-        ("tests/triton/test_products.py", "-k", "variants_with_the_hidden_on_chip and v2-layer"),
+        ("tests/backends/triton/test_products.py", "-k", "variants_with_the_hidden_on_chip and v2-layer"),
         Mutant("mask", "V2's pixels past the end have gradients", "du = tl.where(mask, du, 0.0)", "du += 0.0"),
         Mutant(
             "formula",
@@ -322,19 +322,19 @@ MUTANTS = [
             "computed again, the gradient of the hidden lacks gamma",
             "(turned.to(tl.float32) * load_vector(gamma_ptr, c, c < C)[None, :]).to(compute)",
             "turned",
-            tests=("tests/triton/test_products.py", "-k", "on_chip and recomputed and c40 and h64-p16"),
+            tests=("tests/backends/triton/test_products.py", "-k", "on_chip and recomputed and c40 and h64-p16"),
         ),
         Mutant(
             "stride",
             "splits write over one another",
             "tl.program_id(1).to(tl.int64) * (C * HIDDEN)",
             "0",
-            tests=("tests/triton/test_products.py", "-k", "on_chip and recomputed and c40 and h64-p16"),
+            tests=("tests/backends/triton/test_products.py", "-k", "on_chip and recomputed and c40 and h64-p16"),
         ),
     ),
     *_in(
         "triton/kernels/block_fused.py",
-        ("tests/triton/test_block_fused.py", "-k", "every_candidate and tails and dtype0"),
+        ("tests/backends/triton/test_block_fused.py", "-k", "every_candidate and tails and dtype0"),
         Mutant("mask", "taps left of the image are of the row above", "(left >= 0) & (left < width)", "(left < width)"),
         Mutant(
             "stride", "samples have the first one's pixels", "row = (n.to(tl.int64) * pixels + p) * C", "row = p * C"

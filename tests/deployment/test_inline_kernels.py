@@ -1,4 +1,4 @@
-"""`inline_kernels`: what AOTInductor sees of our ops. proofs/aoti_cuda.py compiles it, tests/triton executes it."""
+"""`inline_kernels`: what AOTInductor sees of our ops. proofs/aoti_cuda.py compiles it; executed in tests/backends/triton."""
 
 import json
 

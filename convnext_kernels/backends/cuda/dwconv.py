@@ -1,4 +1,4 @@
-"""Depthwise convolution, "same" padding, stride 1 or 2, and its gradients, by csrc/cuda/dwconv/dwconv.cu and dwconv_wgrad.cu.
+"""Depthwise convolution, "same" padding, stride 1 or 2, and its gradients, by csrc/cuda/dwconv.
 
 x (N, C, H, W) with any strides, weight (C, 1, KH, KW), both odd, bias (C,) or None. Values are rounded to the compute
 dtype; multiplications and sums are in fp32 for every dtype.

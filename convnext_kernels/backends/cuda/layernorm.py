@@ -1,4 +1,4 @@
-"""LayerNorm over the channels of (N, C, H, W), and its gradients, by csrc/cuda/layernorm/layernorm.cu and layernorm_backward.cu.
+"""LayerNorm over the channels of (N, C, H, W), and its gradients, by csrc/cuda/layernorm.
 
 Parameters, the result and the incoming gradient are rounded to x's dtype, as PyTorch does under autocast; the result
 may then be stored in another dtype. Everything between is fp32.
@@ -58,8 +58,8 @@ def normalize(
     )
 
 
-# The kernels for the other norms hold a pixel in the registers of a block (csrc/cuda/layernorm/layernorm_rows.h). PyTorch's
-# operators compute wider ones, so that there is one kernel less to compile for each dtype and architecture.
+# The kernels for the other norms hold a pixel in the registers of a block (csrc/cuda/layernorm/layernorm_rows.h).
+# PyTorch's operators compute wider ones, so that there is one kernel less to compile for each dtype and architecture.
 _ROW_BYTES = 256 * 3 * 16
 
 

@@ -7,7 +7,7 @@ from convnext_kernels import tuning
 from convnext_kernels.backends.cuda import mlp, mlp_plan, native
 from convnext_kernels.calls import MlpCall
 from convnext_kernels.spec import MlpParameters
-from tests.cuda import executed
+from tests.backends.cuda import executed
 from tests.operators import OPERATORS, expected, expected_gradients, gradients
 from tests.shapes import Case
 from tests.tolerance import assert_as_good_as_eager

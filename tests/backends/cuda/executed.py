@@ -21,7 +21,7 @@ from torch import Tensor
 from convnext_kernels.backends.cuda import native
 from convnext_kernels.backends.gpu import prepared
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CSRC = ROOT / "csrc"
 # compute capability: multiprocessors, shared memory of a block (A100, RTX 4090, H100, B200, RTX 5090; T4 for 75)
 DEVICES = {

@@ -10,7 +10,7 @@ from convnext_kernels.backends.gpu import mlp_cublas
 from convnext_kernels.backends.gpu.layout import output_rows
 from convnext_kernels.calls import MlpCall
 from convnext_kernels.spec import MlpParameters
-from tests.cuda import executed
+from tests.backends.cuda import executed
 from tests.operators import OPERATORS, expected, expected_gradients
 from tests.reference import ACTIVATIONS
 from tests.shapes import DTYPES, Case

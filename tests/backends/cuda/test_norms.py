@@ -10,7 +10,7 @@ from convnext_kernels.backends.eager import layernorm as eager_layernorm
 from convnext_kernels.backends.gpu.layout import Rows, output_rows, patch_rows, rows
 from convnext_kernels.backends.gpu.mlp_cublas import as_image
 from convnext_kernels.calls import NormCall
-from tests.cuda import executed
+from tests.backends.cuda import executed
 from tests.operators import check
 from tests.shapes import DTYPES, Case
 from tests.tolerance import assert_as_good_as_eager, generator

@@ -7,7 +7,7 @@ from convnext_kernels.backends import cuda
 from convnext_kernels.backends.cuda import dwconv, native
 from convnext_kernels.calls import DwconvCall
 from convnext_kernels.spec import OpSpec
-from tests.cuda import executed
+from tests.backends.cuda import executed
 from tests.operators import check
 from tests.shapes import Case
 
