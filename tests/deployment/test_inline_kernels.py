@@ -1,4 +1,4 @@
-"""`inline_kernels`: what AOTInductor sees of our ops. proofs/aoti_cuda.py compiles it; executed in tests/backends/triton."""
+"""`inline_kernels`: what AOTInductor sees of our ops. proofs/aoti_cuda.py compiles it."""
 
 import json
 
