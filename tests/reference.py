@@ -6,7 +6,7 @@ standard. The functions take the arguments of `convnext_kernels.functional`, and
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def depthwise_conv2d(
@@ -100,52 +100,3 @@ def patch_downsample(x, norm_weight, norm_bias, weight, bias=None, *, eps=1e-6):
     patches = F.unfold(y, side, stride=side)
     y = (weight.flatten(1) @ patches).unflatten(2, (x.shape[2] // side, x.shape[3] // side))
     return y if bias is None else y + bias.view(-1, 1, 1)
-
-
-class GRN(nn.Module):
-    """V2's layer under its official names."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
-        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels))
-
-
-class Block(nn.Module):
-    """The official ConvNeXt block, V1 or V2: its names, its shapes, its formula."""
-
-    def __init__(
-        self,
-        dim,
-        layer_scale_init_value=1e-6,
-        *,
-        kernel_size=7,
-        mlp_ratio=4,
-        dilation=1,
-        use_grn=False,
-        norm="layer",
-        activation="gelu",
-    ):
-        super().__init__()
-        self.variant = norm, activation
-        padding = dilation * (kernel_size // 2)
-        self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=padding, dilation=dilation, groups=dim)
-        self.norm = nn.LayerNorm(dim, eps=1e-6) if norm == "layer" else nn.RMSNorm(dim)  # its weight is what counts
-        self.pwconv1 = nn.Linear(dim, mlp_ratio * dim)
-        self.pwconv2 = nn.Linear(mlp_ratio * dim, dim)
-        if use_grn:
-            self.grn = GRN(mlp_ratio * dim)
-        elif layer_scale_init_value > 0:
-            self.gamma = nn.Parameter(torch.full((dim,), layer_scale_init_value))
-
-    def forward(self, x: Tensor) -> Tensor:
-        norm, activation = self.variant
-        y = self.dwconv(x).permute(0, 2, 3, 1)
-        y = _norm(y, self.norm.weight, getattr(self.norm, "bias", None), 1e-6, norm)
-        y = ACTIVATIONS[activation](self.pwconv1(y))
-        if hasattr(self, "grn"):
-            y = _grn(y, self.grn.gamma, self.grn.beta, 1e-6)
-        y = self.pwconv2(y)
-        if hasattr(self, "gamma"):
-            y = self.gamma * y
-        return x + y.permute(0, 3, 1, 2)

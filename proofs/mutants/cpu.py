@@ -128,12 +128,6 @@ MUTANTS = [
             "a.drop_scale[row / (a.h * a.w)]",
         ),
         Mutant(
-            "bound",
-            "the squares of the last unit are forgotten",
-            "unit < p.units; ++unit)",
-            "unit + 1 < p.units; ++unit)",
-        ),
-        Mutant(
             "dtype",
             "the hidden is kept after GELU",
             "(first + row) * a.hidden, column, a.hidden, u);",
@@ -218,11 +212,6 @@ MUTANTS = [
         Mutant("stride", "taps are packed channels first", "weight[tap * c + i]", "weight[i * taps + tap]"),
     ),
     *_in(
-        "cpu/gemm/layout.cpp",
-        LAYERNORM,
-        Mutant("bound", "the last column of a partial tile is left out", "j < width; ++j) {", "j + 1 < width; ++j) {"),
-    ),
-    *_in(
         "cpu/platform/parallel.h",
         LAYERNORM,
         Mutant(
@@ -247,10 +236,5 @@ MUTANTS = [
             "args.kept_dtype = args.dtype;",
             tests=("tests/ops/test_autocast.py", "-k", "bottleneck and cpu-avx2"),
         ),
-    ),
-    *_in(
-        "bindings/support.h",
-        MLP,
-        Mutant("bound", "a parameter's last channel is zero", "c < columns ? from", "c + 1 < columns ? from"),
     ),
 ]

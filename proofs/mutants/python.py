@@ -117,12 +117,6 @@ MUTANTS = [
         "ops/checks.py",
         ("tests/test_functional_errors.py",),
         Mutant("bound", "a kernel of 53 is small enough", "MAX_KERNEL_SIZE = 51", "MAX_KERNEL_SIZE = 53"),
-        Mutant(
-            "formula",
-            "a weight may have too many rows",
-            "(rows is not None and weight.shape[0] != rows)",
-            "(rows is not None and weight.shape[0] < rows)",
-        ),
     ),
     *_in(
         "ops/flops.py",
@@ -283,7 +277,6 @@ MUTANTS = [
             "(isa, configuration[:3]), pack, known, variant, recent)",
             tests=STALE,
         ),
-        Mutant("formula", "GRN has no bias", "if p.grn_bias is not None:", "if False:"),
     ),
     *_in(
         "backends/cpu/layout.py",
@@ -291,7 +284,6 @@ MUTANTS = [
         Mutant(
             "stride", "what is not contiguous is transposed as if it were", "if not x.is_contiguous():", "if False:"
         ),
-        Mutant("stride", "the result's strides are taken for dense ones", "if not out.is_contiguous():", "if False:"),
     ),
     *_in(
         "backends/cpu/dwconv.py",
