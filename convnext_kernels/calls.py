@@ -104,7 +104,7 @@ def known(
         return None
     for found in likely:
         if found.same(*tensors):
-            addresses = [tensor.data_ptr() for tensor in tensors]
+            addresses = list(map(Tensor.data_ptr, tensors))
             if addresses[1:] == found.parameters and addresses[0] & 15 == found.alignment[0]:  # not one was moved
                 return Inputs(found.signature, tensors, addresses, found.requires_grad)
             if [address & 15 for address in addresses] == found.alignment:

@@ -26,6 +26,9 @@ from convnext_kernels.tuning import cache
 
 AUTO = "auto"
 ENVIRONMENT_VARIABLE = "CONVNEXT_KERNELS_BACKEND"
+# CPython's dictionary behind os.environ: a variable that is not set takes 0.05 us to look up there, and 0.8 in
+# os.environ, which catches an exception.
+_environ, _KEY = getattr(os.environ, "_data", None), os.environ.encodekey(ENVIRONMENT_VARIABLE)
 
 _log = logging.getLogger("convnext_kernels")
 _ambient: ContextVar[str | None] = ContextVar("convnext_kernels_backend", default=None)
@@ -100,6 +103,8 @@ def requested_backend(backend: str = AUTO) -> str:
     ambient = _ambient.get()
     if ambient is not None:
         return ambient
+    if _environ is not None and _KEY not in _environ:
+        return AUTO
     return check_name(os.environ.get(ENVIRONMENT_VARIABLE) or AUTO, ENVIRONMENT_VARIABLE)
 
 
