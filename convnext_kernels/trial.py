@@ -2,7 +2,7 @@
 
 Two images of 14 x 14 (or volumes of 14 x 14 x 14), in both memory formats, with the channels, dtypes, kernel, norm and
 activation of the call. Compared are all results with those of fp64: each may be off by twice as much as eager's in the
-same dtypes, plus some units in the last place of its largest element (the rule of the tests; docs/design.md).
+same dtypes, plus some units in the last place of its largest element (the rule of the tests; proofs/README.md).
 """
 
 import math

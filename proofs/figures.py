@@ -37,7 +37,8 @@ def show(figures: list[Figure]) -> list[str]:
     return failed
 
 
-def markdown(figures: list[Figure]) -> list[str]:
-    """Return the lines of a Markdown table."""
+def page(title: str, text: str, figures: list[Figure]) -> str:
+    """Return a page of records/: its title, what `text` says of the figures, their table."""
     rows = [f"| {' | '.join(_cells(f))} |" for f in figures]
-    return ["| figure | counted | floor | limit | |", "|---|---|---|---|---|", *rows]
+    lines = [f"# {title}", "", text, "", "| figure | counted | floor | limit | |", "|---|---|---|---|---|", *rows]
+    return "\n".join(lines) + "\n"
