@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import click
 import torch
 from checkout import RECORDS, ROOT
-from figures import Figure, page, show
+from figures import Figure, block_arguments, page, show
 
 from tests import cuda_host
 
@@ -90,20 +90,7 @@ def dwconv_figures(arch: int) -> Iterator[Figure]:
 def block_figures(arch: int) -> Iterator[Figure]:
     """Count launches and unique bytes of whole blocks whose hidden stays on chip, forward, bf16."""
     for n, c, size, grn in ((1, 96, 28, False), (2, 192, 14, False), (2, 96, 14, True)):
-        hidden = 4 * c
-        extra = {"grn_weight": _random(hidden), "grn_bias": _random(hidden)} if grn else {"gamma": _random(c)}
-        arguments = {
-            "x": _image(n, c, size, size),
-            "dwconv_weight": _random(c, 1, 7, 7) / 7,
-            "dwconv_bias": _random(c),
-            "norm_weight": _random(c),
-            "norm_bias": _random(c),
-            "pwconv1_weight": _random(hidden, c) / c**0.5,
-            "pwconv1_bias": _random(hidden),
-            "pwconv2_weight": _random(c, hidden) / hidden**0.5,
-            "pwconv2_bias": _random(c),
-            **extra,
-        }
+        arguments, hidden = block_arguments(n, c, size, grn), 4 * c
 
         def fused(kernel: str, problem: tuple, candidates: list, gpu: tuning.Gpu) -> tuning.Candidate | None:
             return next((c for c in candidates if c.config.get("plan") == "fused"), None)

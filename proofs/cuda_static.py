@@ -2,8 +2,8 @@
 
     python proofs/cuda_static.py [FILE] [--full] [--arch 90] [--check | --update]
 
-FILE is an extension _native_cuda*.so; the default is the installed one. Prints a line for each kernel and architecture,
-with --full one for each instance.
+FILE is an extension _native_cuda*.so; the default is the installed one. Prints the table of docs/, with
+--full also a line for each instance and architecture.
 
 --update writes records/cuda_kernels.json (every instance) and records/cuda_kernels.md.
 
@@ -27,9 +27,7 @@ import click
 import cubin
 from checkout import RECORDS
 from cubin import span
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from figures import table
 
 RECORD = RECORDS / "cuda_kernels.json"
 PAGE = RECORDS / "cuda_kernels.md"
@@ -176,15 +174,14 @@ def page(record: Record) -> str:
         "registers of a thread, ranges over the instances of a kernel (dtypes, sizes); spills in bytes of a thread.",
         f"{len(rows)} compiled kernels, {count} of them with spills or a stack.",
         "",
-        "| " + " | ".join(header) + " |",
-        "|---|" + "---:|" * (len(header) - 1),
     ]
+    kernels = []
     for name, members in grouped(rows).items():
         by_arch = grouped(members, "arch")
         registers = (span(row.registers for row in by_arch[arch]) if arch in by_arch else "-" for arch in archs)
-        cells = (name, str(len({row.kernel for row in members})), *registers, span(row.spills for row in members))
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        instances = str(len({row.kernel for row in members}))
+        kernels.append((name, instances, *registers, span(row.spills for row in members)))
+    return "\n".join(lines + table(header, kernels)) + "\n"
 
 
 def grouped(rows: Iterable[Row], by: str = "name") -> dict[str | int, list[Row]]:
@@ -193,38 +190,6 @@ def grouped(rows: Iterable[Row], by: str = "name") -> dict[str | int, list[Row]]
     for row in rows:
         groups[row.arch if by == "arch" else row.kernel.partition("<")[0]].append(row)
     return dict(sorted(groups.items()))
-
-
-HEADER = ("kernel", "sm", "instances", "registers", "stack", "spill B", "shared B", "SASS", "FFMA % of loop", "tensor")
-
-
-def cells(name: str, rows: list[Row]) -> tuple[str, ...]:
-    """Return a line of the printed table, with ranges over `rows` of one architecture."""
-    return (
-        name,
-        str(rows[0].arch),
-        str(len(rows)),
-        span(row.registers for row in rows),
-        span(row.stack for row in rows),
-        span(row.spills for row in rows),
-        span(row.shared for row in rows),
-        span(row.instructions for row in rows),
-        span(100 * row.loop_ffma for row in rows),
-        ", ".join(sorted({opcode for row in rows for opcode in row.tensor})) or "-",
-    )
-
-
-def table(rows: Iterable[Row], full: bool) -> Table:
-    """Return the printed table; kernels with spills or a stack are red."""
-    shown = Table(title="CUDA kernels, compiled, not run")
-    for name in HEADER:
-        shown.add_column(name, no_wrap=name == "kernel", justify="left" if name in ("kernel", "tensor") else "right")
-    for name, members in grouped(rows).items():
-        for of_arch in grouped(members, "arch").values():
-            for line in [(row.kernel, [row]) for row in of_arch] if full else [(name, of_arch)]:
-                red = any(row.stack or row.spills for row in line[1])
-                shown.add_row(*(Text(cell) for cell in cells(*line)), style="red" if red else None)
-    return shown
 
 
 def spilling(rows: dict[str, Row]) -> list[str]:
@@ -277,10 +242,9 @@ def main(file: Path | None, full: bool, archs: tuple[int, ...], checking: bool, 
         rows, toolkit = read_extension(file, archs), toolkit_of(file)
     except RuntimeError as error:
         raise click.ClickException(str(error)) from None
-    console = Console()
-    if not console.is_terminal:
-        console.width = 140  # a file or a pipe has no width
-    console.print(table(rows.values(), full), highlight=False)
+    click.echo(page(Record(toolkit, rows)), nl=False)
+    for row in rows.values() if full else ():
+        click.echo(f"{row.key}: " + ", ".join(f"{name} {getattr(row, name)}" for name in VALUES))
     failures, said = spilling(rows), [f"no spills, no stack: {len(rows)} kernels"]
     if checking:
         recorded = read(RECORD)
