@@ -191,6 +191,7 @@ class NormCall(NamedTuple):
     weight: Tensor | None
     bias: Tensor | None
     eps: float
+    norm: str = "layer"  # of `variants.NORMS`
     inputs: Inputs | None = None
 
 
@@ -264,14 +265,15 @@ class BlocksCall(NamedTuple):
 
 
 class DownsampleCall(NamedTuple):
-    """LayerNorm of x (N, C, H, W), then a convolution with weight (D, C, K, K) and stride K."""
+    """The norm of x (N, C, H, W), then a convolution with weight (D, C, K, K) and stride K."""
 
     x: Tensor
     norm_weight: Tensor
-    norm_bias: Tensor
+    norm_bias: Tensor | None
     weight: Tensor
     bias: Tensor | None
     eps: float
+    norm: str  # of `variants.NORMS`
     compute_dtype: dtype
     inputs: Inputs | None = None
 

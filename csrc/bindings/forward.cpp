@@ -206,8 +206,8 @@ class Depthwise {
 class Downsample {
  public:
   // weight: (d, patch * patch * padded c) fp32.
-  Downsample(int isa, bool bf16_products, int64_t c, int64_t d, int patch, float eps, Address norm_weight,
-             Address norm_bias, Address weight, Address bias, int threads)
+  Downsample(int isa, bool bf16_products, int64_t c, int64_t d, int patch, float eps, int norm,
+             Address norm_weight, Address norm_bias, Address weight, Address bias, int threads)
       : ops_(ops_of(isa)),
         norm_weight_(norm_weight, 1, c),
         norm_bias_(norm_bias, 1, c),
@@ -220,6 +220,7 @@ class Downsample {
     args_.c = c;
     args_.patch = patch;
     args_.eps = eps;
+    args_.norm = norm_of(norm);
     args_.norm_weight = norm_weight_.data();
     args_.norm_bias = norm_bias_.data();
     args_.weight = weight_.view();
@@ -251,12 +252,13 @@ class Downsample {
   DownsampleArgs args_;
 };
 
-void layernorm(int isa, int dtype, Address x, Address y, int64_t rows, int64_t c, float eps, Address weight,
-               Address bias, int threads) {
+void layernorm(int isa, int dtype, Address x, Address y, int64_t rows, int64_t c, float eps, int norm,
+               Address weight, Address bias, int threads) {
   require(x && y && weight && bias && rows >= 1 && c >= 1 && threads >= 1, "layernorm: out of range");
   const Padded padded_weight(weight, 1, c), padded_bias(bias, 1, c);
-  const LayernormArgs args = {dtype_of(dtype),      pointer<const void>(x), pointer<void>(y), rows, c, eps,
-                              padded_weight.data(), padded_bias.data()};
+  const LayernormArgs args = {dtype_of(dtype), pointer<const void>(x), pointer<void>(y),     rows,
+                              c,               eps,                    norm_of(norm),        padded_weight.data(),
+                              padded_bias.data()};
   const IsaOps& ops = ops_of(isa);
   const py::gil_scoped_release unlocked;
   run(threads, [&](Team& team) { ops.layernorm(args, team); });
@@ -305,7 +307,7 @@ void bind_forward(py::module_& m) {
       .def(py::init<int, int64_t, int, int, int, int64_t, int64_t, int, int, Address, Address>())
       .def("forward", &Depthwise::forward);
   py::class_<Downsample>(m, "Downsample")
-      .def(py::init<int, bool, int64_t, int64_t, int, float, Address, Address, Address, Address, int>())
+      .def(py::init<int, bool, int64_t, int64_t, int, float, int, Address, Address, Address, Address, int>())
       .def("forward", &Downsample::forward);
 }
 
