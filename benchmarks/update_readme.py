@@ -52,7 +52,7 @@ OPS = ("dwconv", "layernorm", "mlp")
 SHOWN = {"dwconv": "K7 ", "layernorm": "", "mlp": ""}
 COUNTED = (  # by which program on a CPU: the backend, the file with its figures, the command
     ("Triton", "proofs/records/triton_counts.md", "python proofs/triton_executed.py --update"),
-    ("CUDA C++", "docs/cuda_kernels.md", "python proofs/cuda_executed.py --update"),
+    ("CUDA C++", "proofs/records/cuda_counts.md", "python proofs/cuda_executed.py --update"),
 )
 SUMMARISED = [(group, direction) for group in OPS for direction in ("forward", "training")]
 

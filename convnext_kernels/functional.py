@@ -80,9 +80,20 @@ def depthwise_conv3d(
     return call("dwconv3d", x, weight, bias, checks.one("stride", stride), backend)
 
 
-def layer_norm2d(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6, backend: str = "auto") -> Tensor:
-    """LayerNorm of every pixel over its channels: x (N, C, H, W); weight and bias (C,); statistics in fp32."""
-    return call("layernorm", x, weight, bias, eps, backend)
+def layer_norm2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    eps: float = 1e-6,
+    norm: str = "layer",
+    backend: str = "auto",
+) -> Tensor:
+    """LayerNorm of every pixel over its channels: x (N, C, H, W); weight and bias (C,); statistics in fp32.
+
+    `norm` in place of LayerNorm, "rms" or "simple", as in `inverted_bottleneck`: bias is None then.
+    """
+    return call("layernorm", x, weight, bias, eps, norm, backend)
 
 
 def global_response_norm(
@@ -214,15 +225,17 @@ def block_of(
 def patch_downsample(
     x: Tensor,
     norm_weight: Tensor,
-    norm_bias: Tensor,
+    norm_bias: Tensor | None,
     weight: Tensor,
     bias: Tensor | None = None,
     *,
     eps: float = 1e-6,
+    norm: str = "layer",
     backend: str = "auto",
 ) -> Tensor:
     """ConvNeXt's downsampling layer: `layer_norm2d`, then a KxK convolution with stride K (section 2.6).
 
-    x (N, C, H, W); weight (D, C, K, K); bias (D,) or None; the result is (N, D, H // K, W // K).
+    x (N, C, H, W); weight (D, C, K, K); bias (D,) or None; the result is (N, D, H // K, W // K). `norm` as in
+    `layer_norm2d`.
     """
-    return call("downsample", x, norm_weight, norm_bias, weight, bias, eps, None, backend)
+    return call("downsample", x, norm_weight, norm_bias, weight, bias, eps, norm, None, backend)

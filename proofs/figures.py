@@ -45,6 +45,11 @@ def show(figures: list[Figure]) -> list[str]:
     return failed
 
 
+def page(title: str, text: str, figures: list[Figure]) -> str:
+    """Return a page of records/: its title, what `text` says of the figures, their table."""
+    return "\n".join([f"# {title}", "", text, "", *markdown(figures)]) + "\n"
+
+
 def block_arguments(n: int, channels: int, size: int, grn: bool, dtype: torch.dtype = torch.bfloat16) -> dict:
     """Return arguments of `functional.convnext_block`: images in channels_last, weights that keep magnitudes."""
     g = torch.Generator().manual_seed(0)

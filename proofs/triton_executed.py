@@ -23,7 +23,7 @@ import triton.language as tl
 from checkout import RECORDS, ROOT
 from compile_only import compile_only
 from cubin import analyse, loop_ffma
-from figures import Figure, block_arguments, markdown, show
+from figures import Figure, block_arguments, page, show
 from triton_counts import dwconv_counts
 
 from convnext_kernels import functional, tuning
@@ -290,17 +290,10 @@ MAKERS = (
 )
 
 
-def page(figures: list[Figure]) -> str:
-    """Return the figures as a page of records/."""
-    lines = [
-        "# Triton kernels: what their executed PTX counts",
-        "",
-        "Written by `python proofs/triton_executed.py --update`: compiled by Triton, executed on a CPU, counted. "
-        "Nothing here ran on a GPU and nothing is a time. Bytes are unique 32-byte sectors per launch.",
-        "",
-        *markdown(figures),
-    ]
-    return "\n".join(lines) + "\n"
+TEXT = (
+    "Written by `python proofs/triton_executed.py --update`: compiled by Triton, executed on a CPU, counted. "
+    "Nothing here ran on a GPU and nothing is a time. Bytes are unique 32-byte sectors per launch."
+)
 
 
 @click.command()
@@ -312,7 +305,7 @@ def main(arch: tuple[int, ...], check: bool, update: bool) -> None:
     figures = [f for a in arch for make in MAKERS for f in make(a)]
     failed = show(figures)
     if update:
-        PAGE.write_text(page(figures))
+        PAGE.write_text(page("Triton kernels: what their executed PTX counts", TEXT, figures))
     if check and failed:
         raise SystemExit("above their limit: " + "; ".join(failed))
 

@@ -250,22 +250,19 @@ def page(rows: dict[str, Row]) -> str:
 
 
 def write(rows: dict[str, Row]) -> None:
-    """Record `rows` in records/: by kernel, specialisation and architecture, one specialisation per line."""
+    """Record `rows` in records/: a line for each kernel, in it by specialisation and architecture."""
     cases = sorted({row.case for row in rows.values()})
     kernels: dict[str, dict[str, dict[str, list]]] = {}
     for row in sorted(rows.values(), key=lambda row: (row.kernel, row.specialisation, row.arch)):
         values = [int(row.matrix), row.seconds, cases.index(row.case), *asdict(row.statics).values()]
         kernels.setdefault(row.kernel, {}).setdefault(row.specialisation, {})[str(row.arch)] = values
-    blocks = []
-    for kernel, variants in kernels.items():
-        lines = [f"{json.dumps(name)}: {json.dumps(found, separators=(',', ':'))}" for name, found in variants.items()]
-        blocks.append(f"{json.dumps(kernel)}: {{\n" + ",\n".join(lines) + "\n}")
+    lines = [f"{json.dumps(name)}: {json.dumps(found, separators=(',', ':'))}" for name, found in kernels.items()]
     head = {
         "triton": importlib.metadata.version("triton"),
         "values": ["matrix", "seconds", "case", *Statics.__dataclass_fields__],
         "cases": cases,
     }
-    text = json.dumps(head)[:-1] + ', "kernels": {\n' + ",\n".join(blocks) + "\n}}\n"
+    text = json.dumps(head)[:-1] + ', "kernels": {\n' + ",\n".join(lines) + "\n}}\n"
     RECORD.write_text(text, encoding="utf-8")
     PAGE.write_text(page(rows), encoding="utf-8")
 

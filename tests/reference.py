@@ -22,10 +22,6 @@ def depthwise_conv2d(
     return F.conv2d(x, weight, bias, stride, padding, (down, right), groups=len(weight))
 
 
-def layer_norm2d(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6) -> Tensor:
-    return F.layer_norm(x.permute(0, 2, 3, 1), weight.shape, weight, bias, eps).permute(0, 3, 1, 2)
-
-
 def _grn(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     norm = x.norm(p=2, dim=(1, 2), keepdim=True)
     response = norm / (norm.mean(dim=-1, keepdim=True) + eps)
@@ -41,6 +37,10 @@ def _norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, norm: str)
         return F.layer_norm(x, weight.shape, weight, bias, eps)
     square = x.pow(2).mean(-1, keepdim=True) if norm == "rms" else x.var(-1, keepdim=True)
     return x / (square + eps).sqrt() * weight
+
+
+def layer_norm2d(x, weight, bias, *, eps=1e-6, norm="layer"):
+    return _norm(x.permute(0, 2, 3, 1), weight, bias, eps, norm).permute(0, 3, 1, 2)
 
 
 ACTIVATIONS = {
@@ -92,9 +92,9 @@ def convnext_block(x, dwconv_weight, dwconv_bias, *parameters, dilation=1, **opt
     return inverted_bottleneck(y, *parameters, residual=x, **options)
 
 
-def patch_downsample(x, norm_weight, norm_bias, weight, bias=None, *, eps=1e-6):
+def patch_downsample(x, norm_weight, norm_bias, weight, bias=None, *, eps=1e-6, norm="layer"):
     side = weight.shape[-1]
-    y = layer_norm2d(x, norm_weight, norm_bias, eps=eps)
+    y = layer_norm2d(x, norm_weight, norm_bias, eps=eps, norm=norm)
     # Not F.conv2d: oneDNN's 16-bit kernels return garbage for strides 3 and 4 (torch 2.14 on a machine with AMX;
     # pytorch issue 169688), and what returns garbage sets no standard.
     patches = F.unfold(y, side, stride=side)

@@ -27,6 +27,7 @@ EAGER, TRITON, CUDA = ("eager", None), ("triton", None), ("cuda", None)
 KERNELS: tuple[Kernel, ...] = (EAGER, *(("cpu", isa) for isa in ISAS), TRITON, CUDA)
 
 CONVOLVED, CONVOLVE, BOTTLENECK = ("dwconv",), ("dwconv", "block"), ("mlp", "block")
+NORMED = ("layernorm", "downsample", *BOTTLENECK)
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,11 @@ class Case:
         return (self.k, self.k) if isinstance(self.k, int) else self.k
 
     def serves(self, op: str) -> bool:
-        """Whether it is a row of `op`: the block has stride 1; rectangles say nothing new to ops without them, nor do
-        norms and activations.
+        """Whether it is a row of `op`: the block has stride 1; rectangles, norms and activations say nothing new to ops
+        without them.
         """
-        if (self.norm, self.activation) != ("layer", "gelu") and op not in BOTTLENECK:
+        variants = BOTTLENECK if self.norm == "layer" else NORMED
+        if (self.norm, self.activation) != ("layer", "gelu") and op not in variants:
             return False
         square = isinstance(self.k, int) and isinstance(self.dilation, int)
         return op == "dwconv" or (self.stride == 1 and (square or op == "block"))
@@ -171,9 +173,9 @@ CASES = (
     Case("drop path", drop=True, n=5, ops=BOTTLENECK),
     Case("drop path in V2", drop=True, n=3, variant="v2", ops=BOTTLENECK),
     # norms and activations: each once in V1 or V2, the norms in both
-    Case("RMSNorm and tanh GELU: timm's convnext_atto_rms", norm="rms", activation="gelu_tanh", c=40, ops=BOTTLENECK),
+    Case("RMSNorm and tanh GELU: timm's convnext_atto_rms", norm="rms", activation="gelu_tanh", c=40, ops=NORMED),
     Case("RMSNorm in V2, Hardswish", norm="rms", activation="hardswish", variant="v2", c=17, ops=BOTTLENECK),
-    Case("SimpleNorm: timm's convnext_zepto_rms; SiLU", norm="simple", activation="silu", c=17, ops=BOTTLENECK),
+    Case("SimpleNorm: timm's convnext_zepto_rms; SiLU", norm="simple", activation="silu", c=17, ops=NORMED),
     Case("SimpleNorm in V2, few channels, ReLU", norm="simple", activation="relu", variant="v2", c=3, ops=BOTTLENECK),
     Case("another activation under LayerNorm", activation="mish", c=17, ops=BOTTLENECK),
     Case("another activation under LayerNorm in V2", activation="quick_gelu", variant="v2", ops=BOTTLENECK),
@@ -191,11 +193,11 @@ CASES = (
 
 _RELEVANT = {
     "dwconv": ("n", "c", "h", "w", "k", "dilation", "stride", "bias"),
-    "layernorm": ("n", "c", "h", "w"),
+    "layernorm": ("n", "c", "h", "w", "norm"),
     "grn": ("n", "c", "h", "w"),
     "mlp": ("n", "c", "h", "w", "ratio", "variant", "bias", "drop", "norm", "activation"),
     "block": ("n", "c", "h", "w", "k", "dilation", "ratio", "variant", "bias", "drop", "norm", "activation"),
-    "downsample": ("n", "c", "h", "w", "patch", "bias"),
+    "downsample": ("n", "c", "h", "w", "patch", "bias", "norm"),
 }
 
 

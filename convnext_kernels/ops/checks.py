@@ -176,7 +176,7 @@ def norm_bias(name: str, bias: Tensor | None, channels: int, norm: str) -> None:
 
 def memory(value: str, nothing: bool = True) -> None:
     """What a forward pass keeps for its gradient; `nothing` also allows "nothing", for passes without a gradient."""
-    if value not in (*MEMORY, "nothing") or (value == "nothing" and not nothing):
+    if value not in MEMORY and not (nothing and value == "nothing"):
         raise ValueError(f"memory: expected one of {', '.join(map(repr, MEMORY))}, got {value!r}")
 
 

@@ -48,7 +48,7 @@ void dwconv_weight_gradient(int isa, int dtype, Address x, Address dy, int64_t n
 
 // dweight, dbias padded C.
 void layernorm_backward(int isa, int dtype, Address x, Address dy, Address dx, int64_t rows, int64_t c,
-                        float eps, Address weight, Address dweight, Address dbias, int threads) {
+                        float eps, int norm, Address weight, Address dweight, Address dbias, int threads) {
   require(x && dy && dx && weight && dweight && dbias && rows >= 1 && c >= 1 && threads >= 1,
           "layernorm_backward: out of range");
   const Padded padded_weight(weight, 1, c);
@@ -59,6 +59,7 @@ void layernorm_backward(int isa, int dtype, Address x, Address dy, Address dx, i
                                 .rows = rows,
                                 .c = c,
                                 .eps = eps,
+                                .norm = norm_of(norm),
                                 .weight = padded_weight.data(),
                                 .dweight = pointer<float>(dweight),
                                 .dbias = pointer<float>(dbias),
@@ -192,7 +193,7 @@ class PackedMlpBackward {
 class DownsampleBackward {
  public:
   // weight: (d, patch * patch * padded c) fp32.
-  DownsampleBackward(int isa, bool bf16_products, int64_t c, int64_t d, int patch, float eps,
+  DownsampleBackward(int isa, bool bf16_products, int64_t c, int64_t d, int patch, float eps, int norm,
                      Address norm_weight, Address norm_bias, Address weight, int threads)
       : ops_(ops_of(isa)),
         norm_weight_(norm_weight, 1, c),
@@ -205,6 +206,7 @@ class DownsampleBackward {
     args_.c = c;
     args_.patch = patch;
     args_.eps = eps;
+    args_.norm = norm_of(norm);
     args_.norm_weight = norm_weight_.data();
     args_.norm_bias = norm_bias_.data();
     args_.weight_back = weight_.view();
@@ -258,7 +260,7 @@ void bind_backward(py::module_& m) {
                     Address, Address, Address, Address, Address, Address, int>())
       .def("backward", &PackedMlpBackward::backward);
   py::class_<DownsampleBackward>(m, "DownsampleBackward")
-      .def(py::init<int, bool, int64_t, int64_t, int, float, Address, Address, Address, int>())
+      .def(py::init<int, bool, int64_t, int64_t, int, float, int, Address, Address, Address, int>())
       .def("backward", &DownsampleBackward::backward);
 }
 

@@ -1,5 +1,5 @@
-// Downsampling: LayerNorm of every pixel, then a KxK convolution with stride K. The convolution is one matrix
-// product whose rows are patches, (kh, kw, padded C) next to each other. LayerNorm writes a tile of patches
+// Downsampling: LayerNorm or another norm of every pixel, then a KxK convolution with stride K. The convolution is one matrix
+// product whose rows are patches, (kh, kw, padded C) next to each other. The norm writes a tile of patches
 // directly as an operand of the product.
 //
 // Few patches and large weights (the last downsampling of ConvNeXt-T at batch 1: 49 rows, 4.7 MB): threads
@@ -70,7 +70,7 @@ struct Downsample {
   }
 
   static void run(const DownsampleArgs& a, Team& team) {
-    const RowNorm norm(a.c, a.eps, a.norm_weight, a.norm_bias);
+    const RowNorm norm(a.c, a.eps, a.norm_weight, a.norm_bias, a.norm);
     const Plan p(a, team.size());
     char* own = a.workspace + team.rank() * p.per_thread;
     float* pixel = reinterpret_cast<float*>(own);

@@ -78,7 +78,7 @@ struct DownsampleBackward {
   template <class T, class U>
   void run(Team& team) const {
     const Layout at(*this, team.size());
-    const RowNorm norm(a.c, a.eps, a.norm_weight, a.norm_bias);
+    const RowNorm norm(a.c, a.eps, a.norm_weight, a.norm_bias, a.norm);
     const int64_t size = group(), step = chunk(team.size()), wide = pad_channels(width), all = rows();
     char* own = a.workspace + team.rank() * at.per_thread;
     void *z = own + at.z, *e = own + at.e, *zb = a.workspace + at.zb, *et = a.workspace + at.et;

@@ -232,7 +232,7 @@ MUTANTS = [
         Mutant(
             "state",
             "the hidden is kept in another dtype",
-            "args.kept_dtype = dtype_of(kept_dtype);",
+            "args.kept_dtype = dtype_of(problem.kept_dtype);",
             "args.kept_dtype = args.dtype;",
             tests=("tests/ops/test_autocast.py", "-k", "bottleneck and cpu-avx2"),
         ),

@@ -78,8 +78,7 @@ def test_logits(name, build):
         assert eager_error.sqrt() < 8 * torch.finfo(dtype).eps, "PyTorch itself is wrong, and sets no standard"
         rows = ck.acceleration_report(accelerated).rows
         blocks = [r for r in rows if r.kind == "block"]
-        # RMSNorm and SimpleNorm are computed in blocks only.
-        assert all(r.replaced for r in (blocks if "rms" in name else rows))
+        assert all(r.replaced for r in rows)
         assert calls["block"] == len(blocks) > 0
         assert_as_good_as_eager(actual, expected, reference, what=f"{name}, {dtype}")
         del eager, accelerated

@@ -4,6 +4,7 @@ import copy
 from functools import partial
 
 import pytest
+import timm
 import torch
 from timm.layers import LayerNorm2d, RmsNorm, RmsNorm2d, SimpleNorm2d
 from timm.models.convnext import ConvNeXtBlock
@@ -145,6 +146,22 @@ def test_changed_inner_modules_are_seen(change, expected):
     change(m)
     (row,) = ck.acceleration_report(m).rows
     assert f"runs the original forward for now: {expected}" in row.reason
+
+
+@pytest.mark.parametrize("name", ["convnext_zepto_rms_ols"])
+def test_models_with_other_norms_and_activations(name):
+    """timm's own entry points: every block, norm and downsampling layer, logits and gradients."""
+    original = randomize_(timm.create_model(name, num_classes=7)).double().eval()
+    accelerated = ck.accelerate(copy.deepcopy(original))
+    assert all(r.replaced for r in ck.acceleration_report(accelerated).rows)
+    x = images(2, 32)
+    assert_close(accelerated(x), original(x), torch.float64)
+    expected, actual = gradients(original, x), gradients(accelerated, x)
+    for key in expected:
+        assert_close(actual[key], expected[key], torch.float64, key)
+    with torch.no_grad():  # stages in one call where the backend has one
+        assert_close(accelerated.float()(x.float()), original(x).float(), torch.float32)
+    assert ck.restore(accelerated).state_dict().keys() == original.state_dict().keys()
 
 
 def test_checkpointing_and_intermediates():

@@ -1,4 +1,4 @@
-"""LayerNorm and patch convolution by csrc/cpu/downsample.cpp and downsample_backward.cpp."""
+"""A norm over the channels and patch convolution by csrc/cpu/downsample.cpp and downsample_backward.cpp."""
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +20,13 @@ def _patches(weight: Tensor) -> Tensor:
 
 def forward(call: DownsampleCall) -> Tensor:
     """Normalise, then convolve in `compute_dtype`."""
-    x, norm_weight, norm_bias, weight, bias, eps, compute_dtype, _ = call
+    x, norm_weight, norm_bias, weight, bias, eps, norm, compute_dtype, _ = call
     channels, (width, _, side, _) = x.shape[1], weight.shape
     isa, bf16 = native.isa(), compute_dtype == torch.bfloat16
 
     def pack() -> object:
         patches = _patches(weight)
-        b, nw, nb = bias_or_zeros(bias, width), flat_float(norm_weight), flat_float(norm_bias)
+        b, nw, nb = bias_or_zeros(bias, width), flat_float(norm_weight), bias_or_zeros(norm_bias, channels)
         return native.extension().Downsample(
             native.isa_code(isa),
             bf16,
@@ -34,6 +34,7 @@ def forward(call: DownsampleCall) -> Tensor:
             width,
             side,
             eps,
+            native.norm_code(norm),
             address(nw),
             address(nb),
             address(patches),
@@ -42,7 +43,7 @@ def forward(call: DownsampleCall) -> Tensor:
         )
 
     parameters = (weight, bias, norm_weight, norm_bias)
-    kernel = packed(weight, parameters, (isa, "downsample", bf16, eps), pack)
+    kernel = packed(weight, parameters, (isa, "downsample", bf16, eps, norm), pack)
     x_nhwc = dense_nhwc(x)
     written, out = output_for(call.result())
     n, _, h, w = x.shape
@@ -61,14 +62,14 @@ def forward(call: DownsampleCall) -> Tensor:
 
 def backward(dy: Tensor, call: DownsampleCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, norm_weight, norm_bias, weight, bias) that `needs` marks, in that order."""
-    x, norm_weight, norm_bias, weight, bias, eps, compute_dtype, _ = call
+    x, norm_weight, norm_bias, weight, bias, eps, norm, compute_dtype, _ = call
     n, channels, h, w = x.shape
     width, side = weight.shape[0], weight.shape[2]
     padded = native.pad_channels(channels)
     isa, bf16 = native.isa(), compute_dtype == torch.bfloat16
 
     def pack() -> object:
-        patches, nw, nb = _patches(weight), flat_float(norm_weight), flat_float(norm_bias)
+        patches, nw, nb = _patches(weight), flat_float(norm_weight), bias_or_zeros(norm_bias, channels)
         return native.extension().DownsampleBackward(
             native.isa_code(isa),
             bf16,
@@ -76,13 +77,14 @@ def backward(dy: Tensor, call: DownsampleCall, needs: list[bool]) -> list[Tensor
             width,
             side,
             eps,
+            native.norm_code(norm),
             address(nw),
             address(nb),
             address(patches),
             torch.get_num_threads(),
         )
 
-    kernel = packed(weight, (weight, norm_weight, norm_bias), (isa, "downsample backward", bf16, eps), pack)
+    kernel = packed(weight, (weight, norm_weight, norm_bias), (isa, "downsample backward", bf16, eps, norm), pack)
     needs_norm, needs_weight = any(needs[:3]), needs[3] or needs[4]
     x_nhwc, dy_nhwc = dense_nhwc(x), dense_nhwc(dy)
     written, dx = output_for(x) if needs_norm else (None, None)

@@ -1,5 +1,6 @@
 """The calls of csrc/cpu/mlp.cpp and mlp_backward.cpp, which serve `mlp` and `block`, and the packing of parameters."""
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -68,10 +69,9 @@ def _schedule(call: MlpCall | BlockCall, kernel: tuple[int, int], keeps: int) ->
 class _Facts(NamedTuple):
     """What follows from a call's signature."""
 
-    image: tuple[int, int, int]  # n, h, w
+    problem: Callable[[int], Any]  # the extension's MlpProblem with a schedule
     direct: bool  # whether x and the result are dense NHWC
     operations: int
-    codes: tuple[int, int]  # of the dtypes of x and of the products
     configuration: tuple  # of the packed parameters: dtype, kernel, dilation, eps, grn_eps, norm, activation
 
 
@@ -85,9 +85,10 @@ def _facts(call: MlpCall | BlockCall, dilation: tuple[int, int], kernel: tuple[i
         direct = direct and torch.empty_like(x, device="meta").is_contiguous(memory_format=torch.channels_last)
         operations = n * h * w * c * (2 * call.p.pwconv1_weight.shape[0] + kernel[0] * kernel[1])
         codes = native.DTYPE_CODES[x.dtype], native.DTYPE_CODES[call.compute_dtype]
+        problem = functools.cache(functools.partial(native.extension().MlpProblem, codes[0], n, h, w, codes[1]))
         options = call.eps, call.grn_eps, call.norm, call.activation
         configuration = (call.compute_dtype == torch.bfloat16, kernel, dilation, *options)
-        found = memo["cpu mlp"] = _Facts((n, h, w), direct, operations, codes, configuration)
+        found = memo["cpu mlp"] = _Facts(problem, direct, operations, configuration)
     return found
 
 
@@ -194,26 +195,24 @@ def run(
     drop = None if drop is None else flat_float(drop)
     threads, phases = _team(facts.operations)
     kernel.forward(
-        facts.codes[0],
+        facts.problem(schedule),
         x_nhwc.data_ptr(),
         address(residual_nhwc),
         written.data_ptr(),
-        *facts.image,
+        threads,
+        address(phases),
         address(drop),
         address(kept_y),
         address(kept_hidden),
-        facts.codes[1],
-        threads,
-        address(phases),
-        schedule,
     )
     return out if facts.direct else finish(written, out)
 
 
 def _direct(facts: _Facts, recent: Recent, isa: str, schedule: int) -> Callable:
     """`run` of a block without gradient, for `registration.replayed`: it serves calls whose weights are packed."""
-    (code, compute_code), image, operations = facts.codes, facts.image, facts.operations
+    problem, operations = facts.problem(schedule), facts.operations
     generation, of_torch = cache.generation(), torch.get_num_threads()
+    alone = native.threads(operations, most=2) == 1
 
     def direct(tensors: list[Tensor], addresses: list[int]) -> Any:
         if native.isa() != isa or cache.generation() != generation or forcing() or _phases.get() is not None:
@@ -224,8 +223,8 @@ def _direct(facts: _Facts, recent: Recent, isa: str, schedule: int) -> Callable:
         if kernel is None:
             return NotImplemented
         out, x = torch.empty_like(tensors[0]), addresses[0]
-        threads = native.threads(operations)
-        kernel.forward(code, x, x, out.data_ptr(), *image, 0, 0, 0, compute_code, threads, 0, schedule)
+        threads = 1 if alone else native.threads(operations)
+        kernel.forward(problem, x, x, out.data_ptr(), threads)
         return out
 
     return direct
@@ -249,19 +248,10 @@ def run_blocks(call: BlocksCall) -> Tensor:
     n, c, h, w = x.shape
     kernel, hidden = tuple(first.weight.shape[2:]), first.p.pwconv1_weight.shape[0]
     threads, phases = _team(n * h * w * c * (2 * hidden + kernel[0] * kernel[1]))
-    native.extension().forward_blocks(
-        kernels,
-        native.DTYPE_CODES[x.dtype],
-        address(x_nhwc),
-        address(written),
-        address(between),
-        n,
-        h,
-        w,
-        threads,
-        address(phases),
-        _schedule(call.block(0, x)._replace(inputs=inputs), kernel, 0),
-    )
+    schedule = _schedule(call.block(0, x)._replace(inputs=inputs), kernel, 0)
+    problem = native.extension().MlpProblem(native.DTYPE_CODES[x.dtype], n, h, w, 0, schedule)
+    addresses = address(x_nhwc), address(written), address(between)
+    native.extension().forward_blocks(kernels, problem, *addresses, threads, address(phases))
     return finish(written, out)
 
 

@@ -103,12 +103,14 @@ class Recent:
     def __init__(self, signature: Signature) -> None:
         self._signature = signature
         self._entries: dict[int, weakref.ref] = {}  # by the address of the first parameter
+        self._uncounted = False  # whether some parameter was made in inference mode
 
     def add(self, known: Known, entry: _Entry) -> None:
         """Remember the entry of these parameters."""
         if len(self._entries) >= 256:
             self._entries.clear()
         self._entries[known.addresses[0]] = weakref.ref(entry)
+        self._uncounted |= None in entry.last[3]
 
     def find(self, tensors: list[Tensor], addresses: list[int]) -> Any:
         """The result for all but the first tensor; None if something has changed since the last call with them."""
@@ -116,7 +118,15 @@ class Recent:
         entry = None if found is None else found()
         if entry is None:
             return None
-        if entry.last != (self._signature, _in_full(), addresses[1:], _versions(tensors[1:])):
+        signature, in_full, last_addresses, last_versions = entry.last
+        if addresses[1:] != last_addresses or signature is not self._signature or in_full != _in_full():
+            return None
+        parameters = tensors[1:]
+        try:
+            versions = _versions(parameters) if self._uncounted else [t._version for t in parameters]
+        except RuntimeError:  # now they were made in inference mode
+            return None
+        if versions != last_versions:
             return None
         return entry.result if entry.checksum == entry.regions.checksum() else None
 
