@@ -29,12 +29,12 @@ class Figure:
 
 def markdown(figures: list[Figure]) -> list[str]:
     """Return the lines of a table of figures."""
-    cells = (
-        (f.what, f"{f.value:.4g} {f.unit}".strip(), f"{f.floor:g}", "" if f.limit is None else f"{f.limit:g}")
-        for f in figures
-    )
-    marked = ((*row, "MISSED" if f.fails else "") for row, f in zip(cells, figures, strict=True))
-    return table(("figure", "counted", "floor", "limit", ""), marked)
+
+    def cells(f: Figure) -> tuple[str, ...]:
+        limit = "" if f.limit is None else f"{f.limit:g}"
+        return f.what, f"{f.value:.4g} {f.unit}".strip(), f"{f.floor:g}", limit, "MISSED" if f.fails else ""
+
+    return table(("figure", "counted", "floor", "limit", ""), map(cells, figures))
 
 
 def show(figures: list[Figure]) -> list[str]:

@@ -26,13 +26,8 @@ struct Case {
 
 struct Problem {
   Case s;
-  Tensor x, residual;
-  Values dw_weight, dw_bias, norm_weight, norm_bias;
-  Tensor w1_;  // in the dtype of x
-  Values w1, b1, grn_weight;
-  Tensor w2_;
-  Values w2, b2, gamma, drop_scale;
-  Buffer dw_weight_, dw_bias_, norm_weight_, norm_bias_, b1_, grn_weight_, b2_, gamma_, drop_scale_;
+  Tensor x, residual, w1, w2;  // all of one dtype
+  Buffer dw_weight, dw_bias, norm_weight, norm_bias, b1, grn_weight, b2, gamma, drop_scale;
   static constexpr float kEps = 1e-6f, kGrnEps = 1e-6f;
 
   Problem(const Case& s, uint32_t seed) : Problem(s, Random(seed)) {}
@@ -43,8 +38,8 @@ struct Problem {
     Buffer packed1(k.ops.packed_bytes(products, s.dtype, s.hidden, s.image.c));
     Buffer packed2(k.ops.packed_bytes(products, s.dtype, s.image.c, s.hidden));
     in_team(threads, [&](Team& team) {
-      k.ops.pack_matrix(products, s.dtype, w1_.data(), s.hidden, s.image.c, packed1.as<void>(), team);
-      k.ops.pack_matrix(products, s.dtype, w2_.data(), s.image.c, s.hidden, packed2.as<void>(), team);
+      k.ops.pack_matrix(products, s.dtype, w1.data(), s.hidden, s.image.c, packed1.as<void>(), team);
+      k.ops.pack_matrix(products, s.dtype, w2.data(), s.image.c, s.hidden, packed2.as<void>(), team);
     });
     MlpArgs args = {};
     args.dtype = s.dtype;
@@ -63,25 +58,25 @@ struct Problem {
     args.dilation_h = conv.dilation_h;
     args.dilation_w = conv.dilation_w;
     if (s.kernel_size) {
-      args.dw_weight = dw_weight_.as<float>();
-      args.dw_bias = dw_bias_.as<float>();
+      args.dw_weight = dw_weight.as<float>();
+      args.dw_bias = dw_bias.as<float>();
     }
     Buffer pairs(0);
     if (s.kernel_size && s.dtype == DType::kBFloat16 && k.pairs()) {
-      pairs = packed_pairs(dw_weight_, {0, 0, conv.kernel_h}, {0, 0, conv.kernel_w}, s.image.c);
+      pairs = packed_pairs(dw_weight, {0, 0, conv.kernel_h}, {0, 0, conv.kernel_w}, s.image.c);
       args.dw_pairs = pairs.as<float>();
     }
     args.eps = kEps;
     args.grn_eps = kGrnEps;
-    args.norm_weight = norm_weight_.as<float>();
-    args.norm_bias = norm_bias_.as<float>();
+    args.norm_weight = norm_weight.as<float>();
+    args.norm_bias = norm_bias.as<float>();
     args.w1 = {packed1.as<void>(), s.hidden, s.image.c, s.dtype};
     args.w2 = {packed2.as<void>(), s.image.c, s.hidden, s.dtype};
-    args.b1 = b1_.as<float>();
-    args.grn_weight = s.grn ? grn_weight_.as<float>() : nullptr;
-    args.b2 = b2_.as<float>();
-    args.gamma = gamma_.as<float>();
-    args.drop_scale = s.drop ? drop_scale_.as<float>() : nullptr;
+    args.b1 = b1.as<float>();
+    args.grn_weight = s.grn ? grn_weight.as<float>() : nullptr;
+    args.b2 = b2.as<float>();
+    args.gamma = gamma.as<float>();
+    args.drop_scale = s.drop ? drop_scale.as<float>() : nullptr;
     if (kept_y) args.kept_y = kept_y->data();
     if (kept_hidden) {
       args.kept_hidden = kept_hidden->data();
@@ -99,29 +94,19 @@ struct Problem {
       : s(s),
         x(s.dtype, random.floats(s.image.count(), -1.5, 2)),
         residual(s.dtype, random.floats(s.image.count(), -2, 2)),
-        dw_weight(Tensor(s.dtype, random.floats(s.convolution().taps() * s.image.c, -1, 1)).values()),
-        dw_bias(random.floats(s.image.c, -1, 1)),
-        norm_weight(random.floats(s.image.c, -2, 2)),
-        norm_bias(random.floats(s.image.c, -1, 1)),
-        w1_(s.dtype, random.floats(s.hidden * s.image.c, -1, 1)),
-        w1(w1_.values()),
-        b1(random.floats(s.hidden, -1, 1)),
-        grn_weight(random.floats(s.hidden, -1, 1)),
-        w2_(s.dtype, random.floats(s.image.c * s.hidden, -1, 1)),
-        w2(w2_.values()),
-        b2(random.floats(s.image.c, -1, 1)),
-        gamma(random.floats(s.image.c, -1, 1)),
-        drop_scale(random.floats(s.image.n, 0.5, 2)),
-        dw_weight_(packed_taps(dw_weight, {0, 0, s.convolution().kernel_h}, {0, 0, s.convolution().kernel_w},
-                               s.image.c)),
-        dw_bias_(padded(dw_bias, s.image.c)),
-        norm_weight_(padded(norm_weight, s.image.c)),
-        norm_bias_(padded(norm_bias, s.image.c)),
-        b1_(padded(b1, s.hidden)),
-        grn_weight_(padded(grn_weight, s.hidden)),
-        b2_(padded(b2, s.image.c)),
-        gamma_(padded(gamma, s.image.c)),
-        drop_scale_(floats(drop_scale)) {}
+        w1(s.dtype, random.floats(s.hidden * s.image.c, -1, 1)),
+        w2(s.dtype, random.floats(s.image.c * s.hidden, -1, 1)),
+        dw_weight(
+            packed_taps(Tensor(s.dtype, random.floats(s.convolution().taps() * s.image.c, -1, 1)).values(),
+                        {0, 0, s.convolution().kernel_h}, {0, 0, s.convolution().kernel_w}, s.image.c)),
+        dw_bias(padded(random.floats(s.image.c, -1, 1), s.image.c)),
+        norm_weight(padded(random.floats(s.image.c, -2, 2), s.image.c)),
+        norm_bias(padded(random.floats(s.image.c, -1, 1), s.image.c)),
+        b1(padded(random.floats(s.hidden, -1, 1), s.hidden)),
+        grn_weight(padded(random.floats(s.hidden, -1, 1), s.hidden)),
+        b2(padded(random.floats(s.image.c, -1, 1), s.image.c)),
+        gamma(padded(random.floats(s.image.c, -1, 1), s.image.c)),
+        drop_scale(floats(random.floats(s.image.n, 0.5, 2))) {}
 };
 
 void check(const Case& s, uint32_t seed) {

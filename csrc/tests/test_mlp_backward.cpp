@@ -23,12 +23,8 @@ bool is_weight(int i) { return i >= kWeights && i < kGrn; }
 
 struct Problem {
   Case s;
-  Tensor x, dout;
-  Values norm_weight, norm_bias;
-  Tensor w1, w2;  // (hidden, C), (C, hidden)
-  Values b1, b2, gamma, grn_weight, grn_bias, drop_scale;
-  Tensor hidden;
-  Buffer norm_weight_, norm_bias_, b1_, b2_, gamma_, grn_weight_, grn_bias_, drop_scale_;
+  Tensor x, dout, w1, w2, hidden;  // w1: (hidden, C), w2: (C, hidden)
+  Buffer norm_weight, norm_bias, b1, b2, gamma, grn_weight, grn_bias, drop_scale;
   static constexpr float kEps = 1e-6f, kGrnEps = 1e-6f;
 
   Problem(const Case& s, uint32_t seed) : Problem(s, Random(seed)) {}
@@ -41,7 +37,7 @@ struct Problem {
     Buffer back1(k.ops.packed_bytes(products, DType::kFloat32, s.c, s.hidden));
     in_team(threads, [&](Team& team) {
       k.ops.pack_matrix(products, w1.dtype(), w1.data(), s.hidden, s.c, packed.as<void>(), team);
-      k.ops.pack_transposed(products, w2.dtype(), w2.data(), s.hidden, s.c, gamma_.as<float>(),
+      k.ops.pack_transposed(products, w2.dtype(), w2.data(), s.hidden, s.c, gamma.as<float>(),
                             back2.as<void>(), team);
       k.ops.pack_transposed(products, w1.dtype(), w1.data(), s.c, s.hidden, nullptr, back1.as<void>(), team);
     });
@@ -67,21 +63,21 @@ struct Problem {
     args.hidden_size = s.hidden;
     args.eps = kEps;
     args.grn_eps = kGrnEps;
-    args.norm_weight = norm_weight_.as<float>();
-    args.norm_bias = norm_bias_.as<float>();
+    args.norm_weight = norm_weight.as<float>();
+    args.norm_bias = norm_bias.as<float>();
     if (!s.kept) args.w1 = {packed.as<void>(), s.hidden, s.c, w1.dtype()};
     args.w2_back = {back2.as<void>(), s.hidden, s.c};
     args.w1_back = {back1.as<void>(), s.c, s.hidden};
-    args.b1 = b1_.as<float>();
+    args.b1 = b1.as<float>();
     if (s.grn) {
-      args.grn_weight = grn_weight_.as<float>();
-      args.grn_bias = grn_bias_.as<float>();
+      args.grn_weight = grn_weight.as<float>();
+      args.grn_bias = grn_bias.as<float>();
     }
     args.w2 = w2.data();
     args.w2_dtype = w2.dtype();
-    args.b2 = b2_.as<float>();
-    args.gamma = gamma_.as<float>();
-    args.drop_scale = s.drop ? drop_scale_.as<float>() : nullptr;
+    args.b2 = b2.as<float>();
+    args.gamma = gamma.as<float>();
+    args.drop_scale = s.drop ? drop_scale.as<float>() : nullptr;
     args.weights = weights;
     args.dx = results[0];
     args.dnorm_weight = results[1];
@@ -105,26 +101,18 @@ struct Problem {
       : s(s),
         x(s.dtype, random.floats(s.n * s.pixels * s.c, -1.5, 2)),
         dout(s.dtype, random.floats(s.n * s.pixels * s.c, -1, 1)),
-        norm_weight(random.floats(s.c, -2, 2)),
-        norm_bias(random.floats(s.c, -1, 1)),
         w1(s.weight_dtype, scaled(random.floats(s.hidden * s.c, -1, 1), s.c)),
         w2(s.weight_dtype, scaled(random.floats(s.c * s.hidden, -1, 1), s.hidden)),
-        b1(random.floats(s.hidden, -1, 1)),
-        b2(random.floats(s.c, -1, 1)),
-        gamma(random.floats(s.c, -1, 1)),
-        grn_weight(random.floats(s.hidden, -1, 1)),
-        grn_bias(random.floats(s.hidden, -1, 1)),
-        drop_scale(random.floats(s.n, 0.5, 2)),
         hidden(s.dtype == DType::kFloat32 ? DType::kFloat32 : DType::kBFloat16,
                random.floats(s.kept ? s.n * s.pixels * s.hidden : 0, -3, 3)),
-        norm_weight_(padded(norm_weight, s.c)),
-        norm_bias_(padded(norm_bias, s.c)),
-        b1_(padded(b1, s.hidden)),
-        b2_(padded(b2, s.c)),
-        gamma_(padded(gamma, s.c)),
-        grn_weight_(padded(grn_weight, s.hidden)),
-        grn_bias_(padded(grn_bias, s.hidden)),
-        drop_scale_(floats(drop_scale)) {}
+        norm_weight(padded(random.floats(s.c, -2, 2), s.c)),
+        norm_bias(padded(random.floats(s.c, -1, 1), s.c)),
+        b1(padded(random.floats(s.hidden, -1, 1), s.hidden)),
+        b2(padded(random.floats(s.c, -1, 1), s.c)),
+        gamma(padded(random.floats(s.c, -1, 1), s.c)),
+        grn_weight(padded(random.floats(s.hidden, -1, 1), s.hidden)),
+        grn_bias(padded(random.floats(s.hidden, -1, 1), s.hidden)),
+        drop_scale(floats(random.floats(s.n, 0.5, 2))) {}
 
   static Values scaled(Values w, int64_t length) {
     for (double& v : w) v = float(v / std::sqrt(double(length)));

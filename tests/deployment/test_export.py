@@ -17,33 +17,23 @@ from tests.tolerance import assert_as_good_as_eager, randomize_
 # PyTorch deprecates TorchScript as a whole.
 pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\..* (is|are) deprecated")
 NEW = tuple(map(int, torch.__version__.split(".")[:2]))
-KINDS = (
-    "dwconv",
-    "dwconv, stride 2",
-    "layernorm",
-    "grn",
-    "downsample",
-    "block V1",
-    "block V2",
-    "block with RMSNorm",
-    "network",
-)
+# modules of this package, from the rate of drop path
+OWN = {
+    "dwconv": lambda drop: ck.DepthwiseConv2d(8, (3, 7), dilation=(2, 1)),
+    "dwconv, stride 2": lambda drop: ck.DepthwiseConv2d(8, 5, stride=2),
+    "layernorm": lambda drop: ck.LayerNorm2d(8),
+    "grn": lambda drop: ck.GlobalResponseNorm(8),
+    "downsample": lambda drop: PatchDownsample2d(8, 16, 3),
+    "block V1": lambda drop: ck.FusedConvNeXtBlock(8, drop),
+    "block V2": lambda drop: ck.FusedConvNeXtBlock(8, drop, use_grn=True),
+    "block with RMSNorm": lambda drop: ck.FusedConvNeXtBlock(8, drop, norm="rms", activation="hardswish"),
+    "network": lambda drop: ConvNeXt((1, 1), (8, 16), num_classes=5, use_grn=True, drop_path_rate=drop),
+}
 
 
-def own(kind, dtype=torch.float32, drop=0.0):
+def own(kind, drop=0.0):
     """A module of this package and the channels of its input."""
-    module = {
-        "dwconv": lambda: ck.DepthwiseConv2d(8, (3, 7), dilation=(2, 1)),
-        "dwconv, stride 2": lambda: ck.DepthwiseConv2d(8, 5, stride=2),
-        "layernorm": lambda: ck.LayerNorm2d(8),
-        "grn": lambda: ck.GlobalResponseNorm(8),
-        "downsample": lambda: PatchDownsample2d(8, 16, 3),
-        "block V1": lambda: ck.FusedConvNeXtBlock(8, drop),
-        "block V2": lambda: ck.FusedConvNeXtBlock(8, drop, use_grn=True),
-        "block with RMSNorm": lambda: ck.FusedConvNeXtBlock(8, drop, norm="rms", activation="hardswish"),
-        "network": lambda: ConvNeXt((1, 1), (8, 16), num_classes=5, use_grn=True, drop_path_rate=drop),
-    }[kind]()
-    return randomize_(module).to(dtype).eval(), 3 if kind == "network" else 8
+    return randomize_(OWN[kind](drop)).eval(), 3 if kind == "network" else 8
 
 
 def export(module, inputs, strict=False, **options):
@@ -87,7 +77,7 @@ def test_accelerated_model(name, strict):
 
 @chosen(lambda kind, strict: not strict or kind == "block V2")
 @pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OWN)
 def test_own_module(kind, strict):
     if strict and NEW < (2, 7):
         pytest.skip("PyTorch 2.6 does not tell its strict export from torch.compile")
@@ -204,7 +194,7 @@ def test_trace_cannot_keep_the_ops():
             torch.jit.trace(module, torch.randn(2, channels, 64, 64))
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "accelerated"])
+@pytest.mark.parametrize("kind", [*OWN, "accelerated"])
 def test_script_says_what_to_do(kind):
     module = ck.accelerate(MODELS["torchvision"].make()) if kind == "accelerated" else own(kind)[0]
     with pytest.raises(RuntimeError, match=r"torch\.jit\.script cannot compile \w+: use torch\.export"):

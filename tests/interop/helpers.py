@@ -1,5 +1,6 @@
 """Tiny models of every library, and the means to see what an accelerated one does."""
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import transformers
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from convnext_kernels.bench.numerics import PEER_SLACK, judge
 from tests.interop import official
 from tests.tolerance import generator, randomize_
 
@@ -127,3 +129,11 @@ def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype, what: str
     assert actual.dtype == expected.dtype, what
     error, scale = (actual - expected).abs().max().item(), expected.abs().max().item()
     assert error <= tolerance * max(scale, 1e-3), f"{what}: error {error:.2e} at scale {scale:.2e}"
+
+
+def assert_as_good_as_a_peer(result: Tensor, plain: nn.Module, x: Tensor) -> None:
+    """By the rule for peers, whose own arithmetic this is, against the original model in fp64."""
+    with torch.no_grad():
+        truth, eager = logits(copy.deepcopy(plain).double(), x.double()), logits(plain, x)
+    judgement = judge({"logits": truth}, {"logits": eager}, {"logits": result}, torch.float32, slack=PEER_SLACK)
+    assert judgement.within, judgement.reason
