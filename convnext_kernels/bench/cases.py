@@ -107,20 +107,13 @@ def _volumes(dtype: str, direction: str) -> list[Case]:
     two seconds.
     """
     found = []
-<<<<<<< HEAD
-    for c, size, k in VOLUMES:
-        build = partial(_build, "op", "dwconv3d", 1, c, size, size, k, size)
-        found.append(Case("dwconv3d", f"K{k} C{c} {size}x{size}x{size}", 1, dtype, direction, FULL, build, c))
-=======
     for group, kind, label, c, size, k in (
         *(("dwconv3d", "dwconv3d", "", *volume) for volume in VOLUMES),
         ("block", "mednext", "MedNeXt ", *VOLUMES[1]),
     ):
-        memory = 8 * HELD[group] * (2 if direction == "training" else 1) * c * size**3
         build = partial(_build, "op", kind, 1, c, size, size, k, size)
         what = f"{label}K{k} C{c} {size}x{size}x{size}"
-        found.append(Case(group, what, 1, dtype, direction, FULL, c, 0, False, memory, build))
->>>>>>> reach
+        found.append(Case(group, what, 1, dtype, direction, FULL, build, c))
     return found
 
 
