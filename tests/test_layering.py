@@ -40,7 +40,7 @@ PACKAGES = {
     "ops": ((*SPEC, "torch_versions", "exporting", "dispatch", "ops."), ("torch",)),
     "graphs": (("torch_versions",), ("torch",)),
     "exporting": (("torch_versions",), ("torch",)),
-    "functional": (("ops", "ops.checks", "ops.registration"), ("torch",)),
+    "functional": (("ops", "ops.checks", "ops.registration", "variants"), ("torch",)),
     "nn": (("exporting", "functional", "variants", "nn.", "ops.blocks", "ops.checks"), ("torch",)),
     "compat": (("nn", "compat"), ("torch",)),
     "models": (("functional", "nn", "nn.", "models.", "ops.checks", "ops.flops"), ("torch",)),

@@ -43,7 +43,7 @@ void dwconv_weight_gradient(int isa, int dtype, Address x, Address dy, int64_t n
   const py::gil_scoped_release unlocked;
   const Workspace workspace(ops.dwconv_weight_gradient_workspace(args, threads));
   args.workspace = workspace.data();
-  run(threads, [&](Team& team) { ops.dwconv_weight_gradient(args, team); });
+  in_team(threads, [&](Team& team) { ops.dwconv_weight_gradient(args, team); });
 }
 
 // dweight, dbias padded C.
@@ -68,7 +68,7 @@ void layernorm_backward(int isa, int dtype, Address x, Address dy, Address dx, i
   const py::gil_scoped_release unlocked;
   const Workspace workspace(ops.layernorm_backward_workspace(args));
   args.workspace = workspace.data();
-  run(threads, [&](Team& team) { ops.layernorm_backward(args, team); });
+  in_team(threads, [&](Team& team) { ops.layernorm_backward(args, team); });
 }
 
 // dweight, dbias padded C.
@@ -92,7 +92,7 @@ void grn_backward(int isa, int dtype, Address x, Address dy, Address dx, int64_t
                                 .dweight = pointer<float>(dweight),
                                 .dbias = pointer<float>(dbias),
                                 .sums = reinterpret_cast<float*>(workspace.data())};
-  run(threads, [&](Team& team) { ops.grn_backward(args, team); });
+  in_team(threads, [&](Team& team) { ops.grn_backward(args, team); });
 }
 
 // The parameters of an inverted bottleneck, packed for its gradient for one instruction set.
@@ -179,7 +179,7 @@ class PackedMlpBackward {
     const py::gil_scoped_release unlocked;
     const Workspace workspace(ops_.mlp_backward_workspace(args, threads));
     args.workspace = workspace.data();
-    run(threads, [&](Team& team) { ops_.mlp_backward(args, team); });
+    in_team(threads, [&](Team& team) { ops_.mlp_backward(args, team); });
   }
 
  private:
@@ -239,7 +239,7 @@ class DownsampleBackward {
     const py::gil_scoped_release unlocked;
     const Workspace workspace(ops_.downsample_backward_workspace(args, threads));
     args.workspace = workspace.data();
-    run(threads, [&](Team& team) { ops_.downsample_backward(args, team); });
+    in_team(threads, [&](Team& team) { ops_.downsample_backward(args, team); });
   }
 
  private:

@@ -85,7 +85,7 @@ class PackedMlp {
     const py::gil_scoped_release unlocked;
     const Workspace workspace(ops_.mlp_workspace(args, threads));
     args.workspace = workspace.data();
-    run(threads, [&](Team& team) { ops_.mlp(args, team); });
+    in_team(threads, [&](Team& team) { ops_.mlp(args, team); });
   }
 
   // Consecutive blocks, each with its input as the residual: from x to out by way of `between`, which may be
@@ -105,7 +105,7 @@ class PackedMlp {
     const Workspace workspace(bytes);
     for (size_t i = 0; i < blocks.size(); ++i) {
       calls[i].workspace = workspace.data();
-      run(threads, [&](Team& team) { blocks[i]->ops_.mlp(calls[i], team); });
+      in_team(threads, [&](Team& team) { blocks[i]->ops_.mlp(calls[i], team); });
     }
   }
 
@@ -191,7 +191,7 @@ class Depthwise {
                              .x_pixel = x_pixel,
                              .y_pixel = y_pixel};
     const py::gil_scoped_release unlocked;
-    run(threads, [&](Team& team) { ops_.dwconv(args, team); });
+    in_team(threads, [&](Team& team) { ops_.dwconv(args, team); });
   }
 
  private:
@@ -242,7 +242,7 @@ class Downsample {
     const py::gil_scoped_release unlocked;
     const Workspace workspace(ops_.downsample_workspace(args, threads));
     args.workspace = workspace.data();
-    run(threads, [&](Team& team) { ops_.downsample(args, team); });
+    in_team(threads, [&](Team& team) { ops_.downsample(args, team); });
   }
 
  private:
@@ -256,12 +256,11 @@ void layernorm(int isa, int dtype, Address x, Address y, int64_t rows, int64_t c
                Address weight, Address bias, int threads) {
   require(x && y && weight && bias && rows >= 1 && c >= 1 && threads >= 1, "layernorm: out of range");
   const Padded padded_weight(weight, 1, c), padded_bias(bias, 1, c);
-  const LayernormArgs args = {dtype_of(dtype), pointer<const void>(x), pointer<void>(y),     rows,
-                              c,               eps,                    norm_of(norm),        padded_weight.data(),
-                              padded_bias.data()};
+  const LayernormArgs args = {dtype_of(dtype), pointer<const void>(x), pointer<void>(y),  rows, c, eps,
+                              norm_of(norm),   padded_weight.data(),   padded_bias.data()};
   const IsaOps& ops = ops_of(isa);
   const py::gil_scoped_release unlocked;
-  run(threads, [&](Team& team) { ops.layernorm(args, team); });
+  in_team(threads, [&](Team& team) { ops.layernorm(args, team); });
 }
 
 void grn(int isa, int dtype, Address x, Address y, int64_t n, int64_t pixels, int64_t c, float eps,
@@ -281,7 +280,7 @@ void grn(int isa, int dtype, Address x, Address y, int64_t n, int64_t pixels, in
                         padded_weight.data(),
                         padded_bias.data(),
                         reinterpret_cast<float*>(workspace.data())};
-  run(threads, [&](Team& team) { ops.grn(args, team); });
+  in_team(threads, [&](Team& team) { ops.grn(args, team); });
 }
 
 }  // namespace

@@ -50,6 +50,14 @@
 #define CNK_DOTS CNK_ISA
 #endif
 
+// First in a function of the table: unless the condition holds, the function of CNK_SHARED does the work.
+#if defined(CNK_HAS_BF16)
+#define CNK_SHARED_UNLESS(condition, name, ...) \
+  if (!(condition)) return CNK_SHARED::kOps.name(__VA_ARGS__)
+#else
+#define CNK_SHARED_UNLESS(condition, name, ...) static_cast<void>(0)
+#endif
+
 namespace cnk::cpu {
 
 // Every padded dimension is a multiple of this, for every

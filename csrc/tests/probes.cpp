@@ -1,19 +1,18 @@
-// From an instruction set to its probe, and to the code with emulated instructions. CMake lists the sets of this build.
+// From an instruction set to its probe, as cpu/dispatch.cpp does it for the kernels.
 
-#include <map>
 #include <string>
 
 #include "probe.h"
 
 namespace cnk::cpu {
 
-#define CNK_PROBE(set)             \
-  namespace set {                  \
+#define CNK_SET(name)              \
+  namespace name {                 \
   extern const IsaOps kOps;        \
   extern const test::Probe kProbe; \
   }
-#include "probes.inc"
-#undef CNK_PROBE
+CNK_SETS
+#undef CNK_SET
 
 }  // namespace cnk::cpu
 
@@ -21,20 +20,18 @@ namespace cnk::test {
 
 namespace {
 
-Emulated compiled(const std::string& set) {
-  static const std::map<std::string, Emulated> all = {
-#define CNK_PROBE(set) {#set, {&cpu::set::kOps, &cpu::set::kProbe}},
-#include "probes.inc"
-#undef CNK_PROBE
-  };
-  const auto found = all.find(set);
-  return found == all.end() ? Emulated{nullptr, nullptr} : found->second;
+Emulated found(const std::string& set) {
+#define CNK_SET(name) \
+  if (set == #name) return {&cpu::name::kOps, &cpu::name::kProbe};
+  CNK_SETS
+#undef CNK_SET
+  return {nullptr, nullptr};
 }
 
 }  // namespace
 
-const Probe* isa_probe(cpu::Isa isa) { return compiled(cpu::isa_name(isa)).probe; }
+const Probe* isa_probe(cpu::Isa isa) { return found(cpu::isa_name(isa)).probe; }
 
-Emulated isa_emulated(cpu::Isa isa) { return compiled(std::string(cpu::isa_name(isa)) + "_emulated"); }
+Emulated isa_emulated(cpu::Isa isa) { return found(std::string(cpu::isa_name(isa)) + "_emulated"); }
 
 }  // namespace cnk::test

@@ -39,6 +39,11 @@ MUTANTS = [
         ),
     ),
     *_in(
+        "triton/launch.py",
+        ("tests/backends/triton/test_descriptors.py",),
+        Mutant("state", "descriptors have no memory", "triton.set_allocator(_scratch)", "pass"),
+    ),
+    *_in(
         "triton/kernels/dependent.py",
         ("tests/backends/triton/test_dependent.py",),
         Mutant("barrier", "a kernel does not wait for the one before it", "gdc_wait()", "pass"),
@@ -233,6 +238,13 @@ MUTANTS = [
             "all samples read the hidden of the first",
             "row = (n.to(tl.int64) * pixels + p)[:, None] * HIDDEN",
             "row = p.to(tl.int64)[:, None] * HIDDEN",
+        ),
+        Mutant(
+            "stride",
+            "through descriptors all samples read the hidden of the first",
+            "tile_row = n * pixels + (tile % tiles) * BM",
+            "tile_row = (tile % tiles) * BM",
+            tests=("tests/backends/triton/test_products.py", "-k", "with_grn and tma"),
         ),
     ),
     *_in(

@@ -11,8 +11,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from convnext_kernels import FusedConvNeXtBlock
+from convnext_kernels import (
+    DepthwiseConv2d,
+    FusedConvNeXtBlock,
+    GlobalResponseNorm,
+    LayerNorm2d,
+)
 from convnext_kernels.backends.cpu import mlp_native
+from convnext_kernels.nn import FusedSequential, PatchDownsample2d
 from tests.operators import OPERATORS, gradients
 from tests.shapes import TRITON, Case, chosen
 from tests.tolerance import assert_as_good_as_eager, randomize_
@@ -168,19 +174,18 @@ def test_inputs_of_inference_mode_take_the_shortest_look(parameters_too, monkeyp
 
 @not_interpreted
 def test_layers(backend):
-    """The single layers too, where a backend packs depthwise weights."""
-    from convnext_kernels import DepthwiseConv2d, GlobalResponseNorm, LayerNorm2d
-
-    x = torch.randn(2, DIM, 7, 6)
-    for module in (
-        DepthwiseConv2d(DIM, backend=backend),
-        LayerNorm2d(DIM, backend=backend),
-        GlobalResponseNorm(DIM, backend=backend),
-    ):
+    """The single layers too, where a backend packs their weights, and several blocks in one call."""
+    x = torch.randn(2, DIM, 7, 6).to(memory_format=torch.channels_last)  # the shortest way on the CPU
+    modules = [layer(DIM, backend=backend) for layer in (DepthwiseConv2d, LayerNorm2d, GlobalResponseNorm)]
+    if backend == "cpu":  # the others pack nothing
+        blocks = [FusedConvNeXtBlock(DIM, kernel_size=3, backend=backend) for _ in range(2)]
+        modules += [PatchDownsample2d(DIM, 2 * DIM, backend=backend), FusedSequential(*blocks)]
+    for module in modules:
         randomize_(module)
         with torch.no_grad():
             for name, p in module.named_parameters():
-                before = module(x)
+                for _ in range(2):
+                    before = module(x)
                 p.data.mul_(-1.5)
                 after = module(x)
                 assert not torch.equal(after, before), name

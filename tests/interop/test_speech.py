@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import convnext_kernels as ck
-from convnext_kernels.interop import speech
 from convnext_kernels.interop.adapter import Adapter
+from tests.interop.helpers import fused_calls
 from tests.tolerance import randomize_
 
 
@@ -128,14 +128,11 @@ def test_a_condition_for_each_sample(compiled):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_conditions_are_one_call_for_equal_ones(monkeypatch):
+def test_one_call_for_all_samples():
     _, accelerated = pair("vocos with AdaLayerNorm")
-    x, calls, block = image("vocos"), [], speech.functional.convnext_block
-    monkeypatch.setattr(
-        speech.functional, "convnext_block", lambda x, *a, **k: calls.append(len(x)) or block(x, *a, **k)
-    )
-    accelerated(x, torch.tensor([[3], [1], [3]]))
-    assert calls == [2, 1]
+    x = image("vocos")
+    for ids, ops in (([[3], [3], [3]], ["block"]), ([[3], [1], [3]], ["dwconv", "layernorm", "mlp"])):
+        assert fused_calls(lambda ids=ids: accelerated(x, torch.tensor(ids))) == dict.fromkeys(ops, 1)
 
 
 def test_what_is_not_replaced():
