@@ -13,7 +13,7 @@ import itertools
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import click
@@ -23,7 +23,7 @@ from convnext_kernels.backends.cpu import native
 from convnext_kernels.bench import workloads
 from convnext_kernels.bench.candidates import DTYPES
 from convnext_kernels.bench.tables import speedup
-from convnext_kernels.bench.timing import pinned, settle, steady_allocator
+from convnext_kernels.bench.timing import interleave, pinned, steady_allocator
 from convnext_kernels.cli import options
 
 ODD = (1, 3, *range(9, 130, 10), 33, 63, 65, 127, 255, 257, 385, 511, 769, 1001, 1023)
@@ -74,18 +74,8 @@ def points(seed: int) -> Iterator[Shape]:
         yield Shape(op, chance.choice((1, 1, 2, 8)), chance.choice(CHANNELS), h, w, k)
 
 
-def _fastest(function: Callable[[], object], seconds: float, clock: Callable[[], float]) -> float:
-    function()
-    found, end = [], time.perf_counter() + seconds
-    while len(found) < 3 or (time.perf_counter() < end and len(found) < 50):
-        start = clock()
-        function()
-        found.append(clock() - start)
-    return min(found)
-
-
-def measure(shape: Shape, dtype: torch.dtype, seconds: float, rounds: int) -> float:
-    """Return eager's time over ours, of the fastest call of each in `rounds` rounds.
+def measure(shape: Shape, dtype: torch.dtype, rounds: int) -> float:
+    """Return eager's time over ours, of the fastest call of each in `rounds` rounds of bursts.
 
     Raises AssertionError if the results differ by more than TOLERANCE: wrong results get no time.
     """
@@ -93,43 +83,39 @@ def measure(shape: Shape, dtype: torch.dtype, seconds: float, rounds: int) -> fl
     workload = workloads.op(*shape[:5], *kernel)
     form = {"dtype": dtype, "memory_format": torch.channels_last}
     eager, ours, x = (each.to(**form) for each in (workload.eager, workload.ours, *workload.inputs))
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     with torch.inference_mode():
         expected, found = eager(x).float(), ours(x).float()
-        error = (found - expected).abs().max() / expected.abs().max()
-        assert error < TOLERANCE[dtype], f"{shape}: differs from eager by {error:.1e}"
-        best = [float("inf")] * 2
-        for _ in range(rounds):
-            for i, module in enumerate((eager, ours)):
-                settle()
-                best[i] = min(best[i], _fastest(lambda module=module: module(x), seconds, clock))
-    return best[0] / best[1]
+    error = (found - expected).abs().max() / expected.abs().max()
+    assert error < TOLERANCE[dtype], f"{shape}: differs from eager by {error:.1e}"
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    calls = {"eager": lambda: eager(x), "ours": lambda: ours(x)}
+    times = interleave(calls, rounds=rounds, bursts=True, clock=clock)
+    return times["eager"].minimum / times["ours"].minimum
 
 
 @click.command()
-@options.count("--threads", 2, "CPU threads of PyTorch.")
+@options.threads
 @options.count("--shapes", 1000, "Shapes to measure.")
 @click.option("--minutes", type=click.FloatRange(0.0, min_open=True), default=60.0, show_default=True, help="At most.")
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
-def main(threads: int, shapes: int, minutes: float, dtype: str, seed: int) -> None:
+def main(shapes: int, minutes: float, dtype: str, seed: int) -> None:
     """Print how many shapes were measured, how they compare with eager, and the slowest ones."""
-    torch.set_num_threads(threads)
     torch.manual_seed(seed)
     found, end, element = {}, time.perf_counter() + 60 * minutes, DTYPES[dtype]
     with steady_allocator(), pinned():
         for shape in itertools.islice(points(seed), shapes):
             if time.perf_counter() > end:
                 break
-            found[shape] = measure(shape, element, 0.005, 2)
-            if found[shape] < 1.1:  # 5 ms are short: measure again where it matters
-                found[shape] = measure(shape, element, 0.04, 5)
+            found[shape] = measure(shape, element, 2)
+            if found[shape] < 1.1:  # two rounds are few: measure again where it matters
+                found[shape] = measure(shape, element, 10)
         for shape in [shape for shape, ratio in found.items() if ratio < SLOWER]:
             # again, because other processes can slow down a single measurement
-            found[shape] = max(found[shape], measure(shape, element, 0.1, 7))
+            found[shape] = max(found[shape], measure(shape, element, 30))
     worst = sorted(found.items(), key=lambda item: item[1])
     click.echo(
-        f"{dtype}, {native.isa()}, {threads} threads: {len(found)} shapes, median "
+        f"{dtype}, {native.isa()}, {torch.get_num_threads()} threads: {len(found)} shapes, median "
         f"{speedup(statistics.median(found.values()), 'eager')}, "
         f"{sum(ratio < SLOWER for _, ratio in worst)} slower by more than 5 %"
     )

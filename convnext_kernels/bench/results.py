@@ -65,11 +65,6 @@ class Record:
         return None if self.times is None else self.flops / self.times.median / 1e6
 
     @property
-    def needed_gflops(self) -> float | None:
-        """GFLOP/s at the median without `padding_flops`, for the roofline."""
-        return None if self.times is None else (self.flops - self.padding_flops) / self.times.median / 1e6
-
-    @property
     def gbytes(self) -> float | None:
         """GB/s at the median, counting the least traffic."""
         return None if self.times is None else self.bytes / self.times.median / 1e6

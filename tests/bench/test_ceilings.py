@@ -4,7 +4,7 @@ import pytest
 
 from convnext_kernels.backends.cpu import native
 from convnext_kernels.bench import ceilings
-from convnext_kernels.bench.work import Work
+from convnext_kernels.bench.ceilings import Work
 
 needs_extension = pytest.mark.skipif(native.import_error() is not None, reason="the compiled extension is missing")
 

@@ -10,8 +10,8 @@ import convnext_kernels as ck
 from convnext_kernels.bench import candidates, cases, conditions, measure, workloads
 from convnext_kernels.bench.candidates import CANDIDATES, Candidate
 from convnext_kernels.bench.cases import FULL, QUICK, Case
+from convnext_kernels.bench.ceilings import count
 from convnext_kernels.bench.results import EAGER, FAILED, OK, OURS, UNAVAILABLE, WRONG
-from convnext_kernels.bench.work import count
 
 CEILINGS = {
     "flops": {"fp32": 1e12, "bf16": 2e12, "vector": 5e11},

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from convnext_kernels.bench import work, workloads
+from convnext_kernels.bench import ceilings as work
+from convnext_kernels.bench import workloads
 
 N, C, SIZE = 2, 24, 10
 PIXELS = N * SIZE * SIZE

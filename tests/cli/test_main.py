@@ -22,13 +22,6 @@ def test_help_names_every_command(run):
     assert run().output == result.output
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_script(run, shell):
-    result = run("completion", shell)
-    assert result.exit_code == 0, result.output
-    assert "_CONVNEXT_KERNELS_COMPLETE" in result.stdout
-
-
 @pytest.mark.parametrize(
     ("words", "found"),
     [
@@ -107,7 +100,7 @@ def test_a_backend_error_keeps_its_message(fails, monkeypatch):
 
 def test_a_missing_library_names_the_extra(fails, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "psutil", None)  # makes the import raise ModuleNotFoundError
-    fails("demo", "--no-report", words=("psutil", 'pip install "convnext-kernels[demo]"'))
+    fails("bench", "--no-report", words=("psutil", 'pip install "convnext-kernels[demo]"'))
     monkeypatch.setitem(sys.modules, "jinja2", None)
     fails("demo", "--report", tmp_path / "r.html", words=("jinja2", 'pip install "convnext-kernels[demo]"'))
 

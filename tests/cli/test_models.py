@@ -27,7 +27,7 @@ def test_models_as_json(run):
     assert rows[0]["gflops"]["counted"] == pytest.approx(15.355, abs=1e-3)
 
 
-def test_coverage(run, fails, capsys):
+def test_coverage(run, fails):
     names = ("convnext_atto", "convnext_atto_rms", "ConvNextV2Model", "convnext_tiny")
     rows = {(r["library"], r["model"]): r for r in json.loads(run("models", "--coverage", "--json", *names).stdout)}
     assert [(r["blocks"], r["served"]) for r in rows.values()] == [(12, 12), (12, 12), (18, 18), (18, 18), (18, 18)]
@@ -35,10 +35,10 @@ def test_coverage(run, fails, capsys):
     shown = run("models", "--coverage", "convnext_atto", "convnext_atto_rms").stdout
     assert "24 of 24 blocks are served, 2 of 2 models whole" in shown
     counts = [{"blocks": 12, "served": 12, "reasons": []}, {"blocks": 12, "served": 0, "reasons": ["why"]}]
-    models.show_coverage([{"library": "timm", "model": name} | row for name, row in zip("ab", counts, strict=True)])
-    shown = capsys.readouterr().out
-    assert "why" in shown
-    assert "12 of 24 blocks are served, 1 of 2 models whole" in shown
+    found = [{"library": "timm", "model": name} | row for name, row in zip("ab", counts, strict=True)]
+    table, said = models.coverage_table(found)
+    assert table.rows[1][-1] == "why"
+    assert said == "12 of 24 blocks are served, 1 of 2 models whole"
     fails("models", "--coverage", "convnext_ato", words=("unknown model 'convnext_ato'; close: convnext_atto",))
 
 
@@ -74,7 +74,7 @@ def test_roadmap_measured(run, tmp_path):
     assert values["measured"] == {"batch": 1, "size": 32, "rounds": 1}
     rows = values["regimes"]["resnet50"]
     assert [row["name"] for row in rows] == names
-    assert [row["speed"]["accelerated"] is not None for row in rows] == [False, True, True, False]
+    assert ["accelerated" in row["speed"] for row in rows] == [False, True, True, False]
     assert all(row["speed"]["eager"][0] > 0 for row in rows)
 
 
