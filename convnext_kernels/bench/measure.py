@@ -209,7 +209,8 @@ class Session:
 
     def wanted(self, case: Case) -> list[Candidate]:
         """The candidates of a case, available or not."""
-        return [c for c in self.candidates if c.wanted(case, self.mode) and (case.group != "rival" or c.name != OURS)]
+        found = [c for c in self.candidates if c.wanted(case, self.mode) and (case.group != "rival" or c.name != OURS)]
+        return [c for c in found if case.group != "scaling" or c.name in (EAGER, OURS)]
 
     def measure(self, case: Case, on_step: Callable[[str], None] = lambda _: None, timed: bool = True) -> list[Record]:
         """Check a case and time it; returns a record for each candidate, in which errors are recorded, not raised."""

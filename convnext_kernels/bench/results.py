@@ -3,12 +3,11 @@
 import dataclasses
 import json
 import math
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from convnext_kernels.bench.timing import Times
+from convnext_kernels.tuning import cache
 
 FORMAT = 1
 FILE = "results.json"
@@ -139,20 +138,6 @@ def plain(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_atomically(file: Path, text: str) -> None:
-    """Replace `file` in one step, so that a reader never sees a half-written file, even after an interruption."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, file)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
 def as_json(run: Run) -> str:
     """Return `run` as JSON text with a line for each record."""
     values = {"format": FORMAT, **plain(run)}
@@ -169,7 +154,7 @@ def as_json(run: Run) -> str:
 
 def save(run: Run, file: Path) -> None:
     """Write `run` as JSON to `file`; OSError if that fails."""
-    write_atomically(file, as_json(run))
+    cache.replace(file, as_json(run))
 
 
 def restored(values: dict) -> Record:

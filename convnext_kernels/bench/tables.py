@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from convnext_kernels.bench.results import write_atomically
+from convnext_kernels.tuning import cache
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -160,4 +160,4 @@ def write_page(
     )
     values = {"title": title, "about": about, "sections": sections, "warnings": warnings, "failures": failures}
     text = environment.get_template("page.html.jinja").render(**values, look=look, svg=svg)
-    write_atomically(file, text)
+    cache.replace(file, text)

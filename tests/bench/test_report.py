@@ -110,12 +110,6 @@ def test_checks_of_verify(write):
     assert "dwconv 1x8x9x9 K9 fp32 on cpu: wrong, not timed: gradient <dx>" in found.text
 
 
-def test_names_are_escaped(write):
-    found = write(small(runs.full_run(machine=runs.machine(cpu="<b>Xeon & 'co'</b>")), BLOCK))
-    assert "<b>Xeon" not in found.html
-    assert "<b>Xeon & 'co'</b>" in found.text
-
-
 def test_without_the_libraries_it_says_which(tmp_path, monkeypatch):
     run = small(runs.full_run(), BLOCK)
     monkeypatch.setattr(tables.importlib.util, "find_spec", lambda name: None)

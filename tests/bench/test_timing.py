@@ -8,7 +8,7 @@ import torch
 
 from convnext_kernels.bench import timing
 from convnext_kernels.bench.measure import peak_growth
-from convnext_kernels.bench.timing import BURST_CALLS, WARMUP, Times, glibc, interleave, pinned
+from convnext_kernels.bench.timing import BURST_CALLS, WARMUP, glibc, interleave, pinned
 
 
 @pytest.fixture
@@ -60,13 +60,6 @@ def test_gradients_are_on_for_training_only(training):
     seen = []
     interleave({"a": lambda: seen.append(torch.is_grad_enabled())}, rounds=1, training=training)
     assert seen == [training] * (WARMUP + 1)
-
-
-def test_statistics():
-    times = Times(((3.0, 1.0), (8.0, 4.0)))
-    assert (times.median, times.minimum, times.round_medians) == (3.5, 1.0, [2.0, 6.0])
-    assert times.spread == pytest.approx(2.0 / 3.5)
-    assert Times(((2.0,),)).spread == 0
 
 
 def test_settle_waits_for_busy_threads(monkeypatch):

@@ -85,14 +85,5 @@ def test_roadmap_table(run):
     assert re.search(r"\dx (faster|slower)|as fast", shown)
 
 
-def test_roadmap_without_a_place_to_write(fails, tmp_path):
-    (tmp_path / "file").write_text("")
-    fails("roadmap", "--report", str(tmp_path / "file" / "x"), words=("--report", "cannot be written"))
-
-
 def test_unknown_step(fails):
     fails("roadmap", "--step", "kernel7", words=("--step: unknown step 'kernel7'; close: kernel_7",))
-
-
-def test_unknown_regime(fails):
-    fails("roadmap", "--regime", "resnet20", words=("resnet20", "resnet200"), code=2)
