@@ -78,7 +78,14 @@ def finish(run: "Run", folder: Path | None, as_json: bool) -> None:
     shell_complete=options.complete(lambda: [case.name for case in select(FULL)]),
     help="Only cases with this in their name, e.g. block or 'dwconv/K7*'.",
 )
-@click.option("--list", "as_list", is_flag=True, help="Print the names of the cases and exit.")
+@click.option(
+    "--list",
+    "as_list",
+    is_flag=True,
+    is_eager=True,
+    callback=options.no_report,
+    help="Print the names of the cases and exit.",
+)
 @options.threads
 @options.device()
 @options.report(Path("convnext-kernels-report/bench"), "Folder for report.html and results.json.", FILE)

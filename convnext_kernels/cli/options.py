@@ -89,6 +89,12 @@ def device(default: str | None = None) -> Decorator:
     return click.option("--device", type=kind, default=default, callback=_usable_device, help=text)
 
 
+def no_report(context: click.Context, _parameter: click.Parameter, chosen: bool) -> bool:
+    """Of an eager flag with which no report is written."""
+    context.meta["no_report"] = context.meta.get("no_report") or chosen
+    return chosen
+
+
 def report(default: Path | None, text: str, name: str = "") -> Decorator:
     """The option --report: a folder, in which a file `name` is written, or without a name a file; and --no-report.
 
@@ -105,13 +111,10 @@ def report(default: Path | None, text: str, name: str = "") -> Decorator:
         check_writable(path / name, "--report")
         return path
 
-    def left_out(context: click.Context, _parameter: click.Parameter, chosen: bool) -> None:
-        context.meta["no_report"] = chosen
-
     def decorate(command: Any) -> Any:
         metavar = "DIR" if name else "FILE"
         if default is not None:
-            options = {"is_flag": True, "is_eager": True, "expose_value": False, "callback": left_out}
+            options = {"is_flag": True, "is_eager": True, "expose_value": False, "callback": no_report}
             command = click.option("--no-report", help="Write no files.", **options)(command)
         return click.option("--report", type=FILE, default=default, metavar=metavar, help=text, callback=checked)(
             command

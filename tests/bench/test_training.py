@@ -17,7 +17,6 @@ from convnext_kernels.bench.cases import QUICK, STAGES, STANDARD, select
 from convnext_kernels.bench.measure import prepare, results
 from convnext_kernels.bench.results import EAGER, OK, OURS, WRONG, Record, is_ours, load
 from tests.bench import runs
-from tests.shapes import TRITON, chosen
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 N, C, SIZE = 2, 16, 7
@@ -224,14 +223,6 @@ def test_command(script, monkeypatch, tmp_path, status):
     assert run.conditions["optimiser"] == script.OPTIMISER
 
 
-@chosen(lambda backend: backend != TRITON)
-@pytest.mark.parametrize(("setting", "expected"), [("min", 2), ("balanced", 6), ("auto", 6)])
-@pytest.mark.parametrize("use_grn", [False, True])
-def test_backends_keep_what_was_asked_for(memory, backend, setting, expected, use_grn):
-    found = memory.kept(backend, setting, use_grn, 208, 6, 1, "bf16")
-    assert found == pytest.approx(1 if backend == "eager" else expected, abs=0.05)
-
-
 @pytest.mark.parametrize(("use_grn", "expected"), [(False, 12.02), (True, 19.05)])
 def test_eager_keeps_a_multiple(memory, use_grn, expected):
     assert memory.kept(memory.PYTORCH, "", use_grn, 96, 14, 1, "bf16") == pytest.approx(expected, abs=0.03)
@@ -244,20 +235,13 @@ def test_a_step_in_a_process_of_its_own(memory):
     assert 28_589_128 < peak - before < 20 * 28_589_128  # half of the gradients at the least
 
 
-@pytest.mark.parametrize(("value", "verdict"), [(2.0, "met"), (2.2, "EXCEEDED"), (None, "failed")])
-def test_memory_command(memory, monkeypatch, value, verdict):
-    def kept(who, *_):
-        if value is None:
-            raise ValueError("no room")
-        return value if who == "cpu" else 1.0
-
+def test_memory_command(memory, monkeypatch):
     mib, peaks = 2**20, {memory.PYTORCH: 500, "accelerate": 300}
     monkeypatch.setattr(memory, "emulate", lambda: None)
-    monkeypatch.setattr(memory, "kept", kept)
+    monkeypatch.setattr(memory, "kept", lambda who, *_: 12.02 if who == memory.PYTORCH else 2.0)
     monkeypatch.setattr(memory, "in_a_process", lambda who, *_: (100 * mib, peaks.get(who, 1000) * mib))
-    done = CliRunner().invoke(memory.main, ["--check"])
-    assert done.exit_code == (verdict != "met"), done.output
+    done = CliRunner().invoke(memory.main, [])
+    assert done.exit_code == 0, done.output
     words = " ".join(done.output.split())
-    assert verdict in words
     assert "accelerate bf16 100 300 200 50%" in words
-    assert CliRunner().invoke(memory.main, ["blocks"]).exit_code == 0
+    assert "eager PyTorch V1 bf16 12.02" in words
