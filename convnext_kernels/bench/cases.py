@@ -97,15 +97,23 @@ def _ops(dtype: str, direction: str, n: int) -> list[Case]:
             add("block", "RMS", STANDARD, c, at, False, 7, "rms", "silu", k=7)
     for label, grn in (("1-D V1", False), ("1-D V2", True)):
         add("block", label, STANDARD, SOUND[0], (1, SOUND[1]), grn, kind="block1d")
+    if n > 1:
+        add("block", "1-D AdaLayerNorm", FULL, SOUND[0], (1, SOUND[1]), kind="ada_block1d")
     return found
 
 
 def _volumes(dtype: str, direction: str) -> list[Case]:
-    """Depthwise convolutions of volumes. In no smaller mode: PyTorch's weight gradient takes up to two seconds."""
+    """Depthwise convolutions of volumes and MedNeXt's block. In no smaller mode: PyTorch's weight gradient takes up to
+    two seconds.
+    """
     found = []
-    for c, size, k in VOLUMES:
-        build = partial(_build, "op", "dwconv3d", 1, c, size, size, k, size)
-        found.append(Case("dwconv3d", f"K{k} C{c} {size}x{size}x{size}", 1, dtype, direction, FULL, build, c))
+    for group, kind, label, c, size, k in (
+        *(("dwconv3d", "dwconv3d", "", *volume) for volume in VOLUMES),
+        ("block", "mednext", "MedNeXt ", *VOLUMES[1]),
+    ):
+        build = partial(_build, "op", kind, 1, c, size, size, k, size)
+        what = f"{label}K{k} C{c} {size}x{size}x{size}"
+        found.append(Case(group, what, 1, dtype, direction, FULL, build, c))
     return found
 
 

@@ -1,6 +1,7 @@
 """The results of a benchmark run: records, and the JSON file that holds them."""
 
 import dataclasses
+import itertools
 import json
 import math
 from dataclasses import dataclass, field
@@ -139,16 +140,23 @@ def plain(value: object) -> object:
 
 
 def as_json(run: Run) -> str:
-    """Return `run` as JSON text with a line for each record."""
+    """Return `run` as JSON text with a line for each case, each check and each value about the machine."""
     values = {"format": FORMAT, **plain(run)}
     for record in values["records"]:
         if record["times"]:  # the clock is not more precise than five digits
             record["times"] = [[float(f"{call:.5g}") for call in calls] for calls in record["times"]]
-    lists = {
-        name: "[" + ",".join(f"\n  {json.dumps(value)}" for value in values[name]) + "\n]"
-        for name in ("records", "checks")
+    cases = itertools.groupby(values["records"], key=lambda record: record["case"])
+    lines = {
+        "machine": [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in values["machine"].items()],
+        "records": [", ".join(map(json.dumps, records)) for _, records in cases],
+        "checks": [json.dumps(check) for check in values["checks"]],
     }
-    parts = (f"{json.dumps(name)}: {lists.get(name) or json.dumps(value, indent=1)}" for name, value in values.items())
+    parts = []
+    for name, value in values.items():
+        opening, closing = "{}" if isinstance(value, dict) else "[]"
+        inside = ",".join(f"\n  {line}" for line in lines.get(name, ()))
+        text = f"{opening}{inside}\n{closing}" if name in lines else json.dumps(value)
+        parts.append(f"{json.dumps(name)}: {text}")
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
