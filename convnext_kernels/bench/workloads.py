@@ -23,7 +23,8 @@ class Workload:
 
     eager: nn.Module
     ours: nn.Module | None  # None: a model in which this package replaces nothing
-    inputs: tuple[Tensor, ...]  # (N, C, H, W) or (N, C, D, H, W) fp32
+    inputs: tuple[Tensor, ...]  # (N, C, H, W) or (N, C, D, H, W) fp32; others may follow
+    autocast: bool = False  # its modules use autocast, and keep their parameters in fp32
 
     @property
     def channels_last(self) -> torch.memory_format:
