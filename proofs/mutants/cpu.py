@@ -86,6 +86,12 @@ MUTANTS = [
         "cpu/layernorm.cpp",
         LAYERNORM_GRADIENTS,
         Mutant(
+            "formula",
+            "the gradient of every norm is LayerNorm's",
+            "a.weight, a.weight, a.norm)",
+            "a.weight, a.weight, Norm::kLayer)",
+        ),
+        Mutant(
             "bound",
             "the last row's gradient is forgotten",
             "p < (unit + 1) * step && p < a.rows",
