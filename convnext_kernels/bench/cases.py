@@ -112,6 +112,7 @@ def _volumes(dtype: str, direction: str) -> list[Case]:
     found = []
     for group, kind, label, c, size, k in (
         *(("dwconv3d", "dwconv3d", "", *volume) for volume in VOLUMES),
+        ("dwconv3d", "dwconv3d_transposed", "up ", VOLUMES[1][0], VOLUMES[1][1] // 2, VOLUMES[1][2]),
         ("block", "mednext", "MedNeXt ", *VOLUMES[1]),
     ):
         memory = 8 * HELD[group] * (2 if direction == "training" else 1) * c * size**3

@@ -89,7 +89,10 @@ def test_a_network(memory_format):
         "2": ("MedNeXtBlock", "block", False),
         "2.conv1": ("Conv3d", "depthwise convolution", True),
         "3": ("MedNeXtBlock", "block", True),
+        "4": ("MedNeXtBlock", "block", False),
+        "4.conv1": ("ConvTranspose3d", "depthwise convolution", True),
     }
+    assert "its convolution is a ConvTranspose3d, so the block changes the size" in rows["4"].reason
     assert "the depthwise convolution has stride (2, 2, 2)" in rows["2"].reason
     assert [*accelerated.state_dict()] == [*model.state_dict()]
     ck.restore(accelerated)
@@ -106,10 +109,11 @@ def test_the_op_is_called():
             module.register_forward_hook(lambda _m, _x, y: called.append(y))
     with torch.no_grad(), torch.profiler.profile() as profile:
         model(torch.randn(1, 1, 6, 7, 8))
-    assert len(called) == 3
+    assert len(called) == 4
     assert all(y.is_contiguous(memory_format=torch.channels_last_3d) for y in called)
     names = [event.name for event in profile.events()]
     assert names.count("convnext_kernels::dwconv3d") == 3
+    assert names.count("convnext_kernels::dwconv3d_transposed") == 1
 
 
 BLOCKS = {
@@ -196,6 +200,23 @@ def test_what_is_not_replaced(options, reason):
     ck.accelerate(conv)
     assert type(conv) is nn.Conv3d
     (row,) = ck.acceleration_report(conv).rows
+    assert not row.replaced
+    assert reason in row.reason
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"stride": 3, "padding": 1}, "has stride (3, 3, 3) and dilation (1, 1, 1), not 2 and 1"),
+        ({"stride": 2}, "has padding (0, 0, 0) and output padding (0, 0, 0)"),
+        (
+            {"stride": 2, "padding": 1, "output_padding": (1, 0, 0)},
+            "and output padding (1, 0, 0)",
+        ),
+    ],
+)
+def test_what_is_not_replaced_of_transposed_ones(options, reason):
+    (row,) = ck.acceleration_report(nn.ConvTranspose3d(4, 4, 3, groups=4, **options)).rows
     assert not row.replaced
     assert reason in row.reason
 
