@@ -14,7 +14,7 @@ from convnext_kernels import FusedConvNeXtBlock, FusedConvNeXtBlock1d, accelerat
 from convnext_kernels.models import create_model
 from convnext_kernels.nn import DepthwiseConv2d, DepthwiseConv3d, FusedSequential, GlobalResponseNorm, LayerNorm2d
 from convnext_kernels.nn.block1d import AdaLayerNorm
-from convnext_kernels.nn.layers import PatchDownsample2d, WideningConv2d
+from convnext_kernels.nn.layers import PatchDownsample2d, RMSNorm2d, WideningConv2d
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,14 @@ class EagerTransposed3d(nn.ConvTranspose3d):
 
 class EagerLayerNorm2d(nn.LayerNorm):
     """LayerNorm over the channels of (N, C, H, W), as torchvision's ConvNeXt writes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H, W)."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class EagerRMSNorm2d(nn.RMSNorm):
+    """The same with RMSNorm."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H, W)."""
@@ -283,7 +291,11 @@ PAIRS: dict[str, Callable[..., tuple[nn.Module, nn.Module]]] = {
         EagerTransposed3d(c, kernel),
         accelerate(EagerTransposed3d(c, kernel)),
     ),
-    "layernorm": lambda c: (EagerLayerNorm2d(c, eps=1e-6), LayerNorm2d(c)),
+    "layernorm": lambda c, norm="layer": (
+        (EagerLayerNorm2d(c, eps=1e-6), LayerNorm2d(c))
+        if norm == "layer"
+        else (EagerRMSNorm2d(c, eps=1e-6), RMSNorm2d(c))
+    ),
     "grn": lambda c: (EagerGRN2d(c), GlobalResponseNorm(c)),
     "mlp": lambda c, use_grn: (EagerMlp(c, use_grn), FusedMlp(c, use_grn)),
     "block": lambda c, use_grn, kernel=7, norm="layer", activation="gelu": (

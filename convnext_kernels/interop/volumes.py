@@ -108,10 +108,35 @@ def _group_norm(y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return torch.addcmul(bias.view(each), centred, scale).to(y.dtype)
 
 
+class GroupNormAdapter(Adapter):
+    """GroupNorm with one group per channel, of what the convolutions above return (`_group_norm`)."""
+
+    kind = "group norm"
+
+    @classmethod
+    def arguments(cls, module: nn.Module) -> Arguments | str:
+        """Return weight and bias, or the reason: it has none."""
+        weight, bias = parameter(module, "weight"), parameter(module, "bias")
+        if weight is None or bias is None:
+            return "the norm has no weight or no bias"
+        return Arguments(module.num_channels, (weight, bias), None)
+
+    def serves(self, x: object, arguments: Arguments) -> bool:
+        """Volumes in channels_last_3d; PyTorch's norm is right for others, and the one whose dtype autocast decides."""
+        if not structure.serves(x, arguments.channels, arguments.tensors, dimensions=5) or structure.autocasting(x):
+            return False
+        return x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
+
+    def fused(self, x: Tensor, arguments: Arguments) -> Tensor:
+        """Normalise; the result is channels_last_3d."""
+        return channels_last_3d(_group_norm(x, *arguments.tensors, self.eps))
+
+
 class MedNeXtBlockAdapter(Adapter):
     """MedNeXt's block for volumes or images, with GroupNorm of one group per channel or LayerNorm, with GRN or not.
 
-    Its blocks that change the size of a volume keep their own forward; their convolutions are replaced.
+    Its blocks that change the size of a volume keep their own forward; their depthwise convolutions and norms are
+    replaced.
     """
 
     kind = "block"
@@ -260,6 +285,8 @@ def match(module: nn.Module) -> Match | None:
     children = module._modules
     if children.keys() >= _CHILDREN and isinstance(children["conv1"], _CONVOLUTIONS):
         return Match(MedNeXtBlockAdapter, type(module))
+    if type(module) is nn.GroupNorm and 1 < module.num_groups == module.num_channels:
+        return Match(GroupNormAdapter, nn.GroupNorm)
     if isinstance(module, nn.ConvTranspose3d) and 1 < module.groups == module.in_channels == module.out_channels:
         return Match(DepthwiseConvTranspose3dAdapter, nn.ConvTranspose3d)
     if isinstance(module, nn.Conv3d) and 1 < module.groups == module.in_channels == module.out_channels:

@@ -88,9 +88,11 @@ def test_a_network(memory_format):
         "1": ("MedNeXtBlock", "block", True),
         "2": ("MedNeXtBlock", "block", False),
         "2.conv1": ("Conv3d", "depthwise convolution", True),
+        "2.norm": ("GroupNorm", "group norm", True),
         "3": ("MedNeXtBlock", "block", True),
         "4": ("MedNeXtBlock", "block", False),
         "4.conv1": ("ConvTranspose3d", "depthwise convolution", True),
+        "4.norm": ("GroupNorm", "group norm", True),
     }
     assert "its convolution is a ConvTranspose3d, so the block changes the size" in rows["4"].reason
     assert "the depthwise convolution has stride (2, 2, 2)" in rows["2"].reason
@@ -101,7 +103,7 @@ def test_a_network(memory_format):
 
 
 def test_the_op_is_called():
-    """Once for each replaced convolution, and its result is channels_last_3d, so that the layers after it are fast."""
+    """Once for each replaced layer, and its result is channels_last_3d, so that the layers after it are fast."""
     model = ck.accelerate(network())
     called = []
     for module in model.modules():
@@ -109,7 +111,7 @@ def test_the_op_is_called():
             module.register_forward_hook(lambda _m, _x, y: called.append(y))
     with torch.no_grad(), torch.profiler.profile() as profile:
         model(torch.randn(1, 1, 6, 7, 8))
-    assert len(called) == 4
+    assert len(called) == 6
     assert all(y.is_contiguous(memory_format=torch.channels_last_3d) for y in called)
     names = [event.name for event in profile.events()]
     assert names.count("convnext_kernels::dwconv3d") == 3
@@ -169,7 +171,7 @@ def test_autocast_and_compile(dtype):
 def test_blocks_that_are_not_replaced(options, reason):
     """The report says why; the convolution in them is replaced."""
     model = ck.accelerate(MedNeXtBlock(6, 6, **options))
-    block, conv = ck.acceleration_report(model).rows
+    block, conv, *_ = ck.acceleration_report(model).rows
     assert not block.replaced
     assert reason in block.reason
     assert conv.replaced
@@ -180,7 +182,7 @@ def test_another_forward_is_found():
         def forward(self, x):
             return 2 * super().forward(x)
 
-    block, conv = ck.acceleration_report(ck.accelerate(Doubled(6, 6))).rows
+    block, conv, _ = ck.acceleration_report(ck.accelerate(Doubled(6, 6))).rows
     assert "computes something else" in block.reason
     assert conv.replaced
 
