@@ -277,6 +277,7 @@ def _images(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
+NORMS2D = {"layer": (EagerLayerNorm2d, LayerNorm2d), "rms": (EagerRMSNorm2d, RMSNorm2d)}
 # The modules of each op, plain PyTorch's and ours, by the channels and the options that follow the shape.
 PAIRS: dict[str, Callable[..., tuple[nn.Module, nn.Module]]] = {
     "dwconv": lambda c, kernel, dilation=1, stride=1: (
@@ -291,11 +292,7 @@ PAIRS: dict[str, Callable[..., tuple[nn.Module, nn.Module]]] = {
         EagerTransposed3d(c, kernel),
         accelerate(EagerTransposed3d(c, kernel)),
     ),
-    "layernorm": lambda c, norm="layer": (
-        (EagerLayerNorm2d(c, eps=1e-6), LayerNorm2d(c))
-        if norm == "layer"
-        else (EagerRMSNorm2d(c, eps=1e-6), RMSNorm2d(c))
-    ),
+    "layernorm": lambda c, norm="layer": tuple(kind(c, eps=1e-6) for kind in NORMS2D[norm]),
     "grn": lambda c: (EagerGRN2d(c), GlobalResponseNorm(c)),
     "mlp": lambda c, use_grn: (EagerMlp(c, use_grn), FusedMlp(c, use_grn)),
     "block": lambda c, use_grn, kernel=7, norm="layer", activation="gelu": (
