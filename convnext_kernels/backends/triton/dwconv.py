@@ -514,7 +514,8 @@ def parameter_gradients(
         partials = _line_partials(gradient, image, call, config, problem, deterministic)
     else:
         partials = _partials(gradient, image, call, config, problem, deterministic)
-    block_l = 4096 if device.interpreted() else 64
+    # Wide programs take half the instructions, but there must be enough of them.
+    block_l = 4096 if device.interpreted() else 256 if partials[0].numel() >= 2**15 else 64
     rows = as_rows(written)
     launch(finish_kernel, (triton.cdiv(partials[0].numel(), block_l),))(
         partials,
