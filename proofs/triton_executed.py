@@ -178,7 +178,7 @@ def training_figures(arch: int) -> Iterator[Figure]:
                 counts.append(_step_bytes(arch, arguments, autocast, device, small))
             moved[autocast] = (counts[1] - counts[0]) / (2 * 14 * 14 * channels)
         name = f"training step, block C{channels} 14x14 V1 sm_{arch}"
-        # Forward 10, mlp's gradients as in GRADIENT_PLANS, dwconv's 10. With an fp32 stream eight passes take 2 more each:
+        # Forward 10, gradients of mlp as in GRADIENT_PLANS, of dwconv 10. With an fp32 stream eight passes take 2 more:
         # x and the residual are read, the result, a rounded x and dx written, and dout is read three times.
         floor = 32 if channels == 96 else 64
         yield Figure(f"{name} bf16: bytes per pixel", moved[False], floor, 1.03 * floor, "C")
