@@ -1,12 +1,15 @@
 """Find shapes at which this package is slower than eager PyTorch (channels_last) on this CPU.
 
-    python benchmarks/cpu_sweep.py [--threads 2] [--shapes 1000] [--minutes 60] [--dtype fp32] [--seed 0]
+    python benchmarks/cpu_sweep.py [--threads 2] [--shapes 1000] [--minutes 60] [--dtype fp32] [--seed 0] [--taps]
 
 A grid of every channel count, height, width and kernel size has 10^8 points. So shapes are taken along lines (every
 C at a fixed image, every height and width at fixed C, every K), every other one at random. The two candidates run in
 turn, and their fastest calls are compared. A shape that seems slower is measured again, for longer, before it counts.
 Prints the median and the slowest shapes. ``--threads 1`` compares processor time, so that other processes, which take
 turns on the CPU, do not count.
+
+``--taps`` compares kernels of one row or one column with square ones instead: picoseconds for each tap inside the image
+and each channel, of this package, eager (oneDNN) and OpenVINO, and of copying the image, which moves as many bytes.
 """
 
 import itertools
@@ -14,6 +17,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import click
@@ -21,7 +25,10 @@ import torch
 
 from convnext_kernels.backends.cpu import native
 from convnext_kernels.bench import workloads
-from convnext_kernels.bench.candidates import DTYPES
+from convnext_kernels.bench.candidates import CANDIDATES, DTYPES
+from convnext_kernels.bench.cases import FULL, Case
+from convnext_kernels.bench.measure import prepare
+from convnext_kernels.bench.results import EAGER, OURS
 from convnext_kernels.bench.tables import speedup
 from convnext_kernels.bench.timing import pinned, settle, steady_allocator
 from convnext_kernels.cli import options
@@ -106,18 +113,61 @@ def measure(shape: Shape, dtype: torch.dtype, seconds: float, rounds: int) -> fl
     return best[0] / best[1]
 
 
+# For --taps: C and the side of the image, and kernels (InceptionNeXt's 1x11, SegNeXt's 1x21) beside square ones.
+PLACES = ((96, 56), (192, 28), (384, 14))
+SHAPES = ((7, 7), (11, 11), (1, 11), (11, 1), (1, 21), (21, 1))
+
+
+def taps_inside(size: int, side: int) -> int:
+    """The taps of all positions along an axis of `size` that are inside the image."""
+    return sum(min(i + side // 2, size - 1) - max(i - side // 2, 0) + 1 for i in range(size))
+
+
+def per_tap(c: int, size: int, kernel: tuple[int, int], dtype: str) -> dict[str, float]:
+    """Picoseconds for each tap and channel, of the fastest call of each candidate."""
+    build = partial(workloads.op, "dwconv", 1, c, size, size, kernel)
+    prepared = prepare(Case("dwconv", "", 1, dtype, "forward", FULL, c, 0, False, 0, build), "cpu")
+    with torch.inference_mode():
+        wanted = [one for one in CANDIDATES if one.name in (OURS, EAGER, "OpenVINO") and not one.missing(prepared)]
+        calls = {one.name: one.build(prepared) for one in wanted}
+        (x,) = prepared.inputs
+        y = torch.empty_like(x)
+        calls["copying x"] = lambda: y.copy_(x)
+        clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+        best = dict.fromkeys(calls, float("inf"))
+        for _ in range(7):
+            for name, call in calls.items():
+                settle()
+                best[name] = min(best[name], _fastest(call, 0.03, clock))
+    taps = c * taps_inside(size, kernel[0]) * taps_inside(size, kernel[1])
+    return {name: 1e12 * seconds / taps for name, seconds in best.items()}
+
+
+def print_taps(dtype: str) -> None:
+    """The table of ``--taps``."""
+    for c, size in PLACES:
+        for kernel in SHAPES:
+            found = per_tap(c, size, kernel, dtype)
+            figures = ", ".join(f"{name} {value:.0f}" for name, value in found.items())
+            click.echo(f"C{c} {size}x{size} K{kernel[0]}x{kernel[1]}: {figures} ps a tap")
+
+
 @click.command()
 @options.count("--threads", 2, "CPU threads of PyTorch.")
 @options.count("--shapes", 1000, "Shapes to measure.")
 @click.option("--minutes", type=click.FloatRange(0.0, min_open=True), default=60.0, show_default=True, help="At most.")
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
-def main(threads: int, shapes: int, minutes: float, dtype: str, seed: int) -> None:
+@click.option("--taps", is_flag=True, help="Compare kernels of one row or column with square ones instead.")
+def main(threads: int, shapes: int, minutes: float, dtype: str, seed: int, taps: bool) -> None:
     """Print how many shapes were measured, how they compare with eager, and the slowest ones."""
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     found, end, element = {}, time.perf_counter() + 60 * minutes, DTYPES[dtype]
     with steady_allocator(), pinned():
+        if taps:
+            print_taps(dtype)
+            return
         for shape in itertools.islice(points(seed), shapes):
             if time.perf_counter() > end:
                 break

@@ -10,6 +10,7 @@ fails where a file is out of date.
 
 import argparse
 import datetime
+import io
 import re
 import sys
 import textwrap
@@ -52,7 +53,7 @@ OPS = ("dwconv", "layernorm", "mlp")
 SHOWN = {"dwconv": "K7 ", "layernorm": "", "mlp": ""}
 COUNTED = (  # by which program on a CPU: the backend, the file with its figures, the command
     ("Triton", "proofs/records/triton_counts.md", "python proofs/triton_executed.py --update"),
-    ("CUDA C++", "docs/cuda_kernels.md", "python proofs/cuda_executed.py --update"),
+    ("CUDA C++", "proofs/records/cuda_counts.md", "python proofs/cuda_executed.py --update"),
 )
 SUMMARISED = [(group, direction) for group in OPS for direction in ("forward", "training")]
 
@@ -207,8 +208,15 @@ def draw(run: Run, file: Path, dark: bool) -> None:
         panels[0].set_xlim(0, 1.22 * max([1.0, *(value for bar in rows for value in (bar.ours, bar.peer or 0))]))
         panels[-1].set_xlabel("times faster than eager PyTorch (dashed line)")
         file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, transparent=True, metadata={"Date": None, "Description": description(run)})
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Description": description(run)})
+        file.write_text(compact(drawn.getvalue()), encoding="utf-8")
         plt.close(figure)
+
+
+def compact(svg: str) -> str:
+    """`svg` with a line for each group."""
+    return re.sub(r"\s*\n\s*", " ", svg.strip()).replace(" <g", "\n<g") + "\n"
 
 
 def charts(root: Path) -> dict[Path, bool]:

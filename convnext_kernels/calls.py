@@ -104,7 +104,7 @@ def known(
         return None
     for found in likely:
         if found.same(*tensors):
-            addresses = [tensor.data_ptr() for tensor in tensors]
+            addresses = list(map(Tensor.data_ptr, tensors))
             if addresses[1:] == found.parameters and addresses[0] & 15 == found.alignment[0]:  # not one was moved
                 return Inputs(found.signature, tensors, addresses, found.requires_grad)
             if [address & 15 for address in addresses] == found.alignment:
@@ -191,6 +191,7 @@ class NormCall(NamedTuple):
     weight: Tensor | None
     bias: Tensor | None
     eps: float
+    norm: str = "layer"  # of `variants.NORMS`
     inputs: Inputs | None = None
 
 
@@ -264,14 +265,15 @@ class BlocksCall(NamedTuple):
 
 
 class DownsampleCall(NamedTuple):
-    """LayerNorm of x (N, C, H, W), then a convolution with weight (D, C, K, K) and stride K."""
+    """The norm of x (N, C, H, W), then a convolution with weight (D, C, K, K) and stride K."""
 
     x: Tensor
     norm_weight: Tensor
-    norm_bias: Tensor
+    norm_bias: Tensor | None
     weight: Tensor
     bias: Tensor | None
     eps: float
+    norm: str  # of `variants.NORMS`
     compute_dtype: dtype
     inputs: Inputs | None = None
 

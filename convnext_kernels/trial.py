@@ -2,7 +2,7 @@
 
 Two images of 14 x 14 (or volumes of 14 x 14 x 14), in both memory formats, with the channels, dtypes, kernel, norm and
 activation of the call. Compared are all results with those of fp64: each may be off by twice as much as eager's in the
-same dtypes, plus some units in the last place of its largest element (the rule of the tests; docs/design.md).
+same dtypes, plus some units in the last place of its largest element (the rule of the tests; proofs/README.md).
 """
 
 import math
@@ -75,6 +75,7 @@ def _results(
         grn = (tensor(d), tensor(d)) if spec.grn else (None, None)
         return MlpParameters(*norm, *linear, None if spec.grn else tensor(c), *grn)
 
+    norm_bias = tensor(c) if spec.norm == "layer" else None
     x = image(c, tuple(SIZE // k * k for k in kernel) if spec.op == "downsample" else (SIZE, SIZE))
     if spec.op == "dwconv":
         weight = tensor(c, 1, *kernel, scale=(kernel[0] * kernel[1]) ** -0.5)
@@ -85,7 +86,7 @@ def _results(
         weight = tensor(c, 1, *kernel, scale=math.prod(kernel) ** -0.5)
         call, needs = Dwconv3dCall(x, weight, tensor(c), spec.stride, compute), [True] * 3
     elif spec.op in ("layernorm", "grn"):
-        call, needs = NormCall(x, tensor(c), tensor(c), 1e-6), [True] * 3
+        call, needs = NormCall(x, tensor(c), norm_bias, 1e-6, spec.norm), [True, True, norm_bias is not None]
     elif spec.op == "mlp":
         call = MlpCall(x, image(c), mlp_parameters(), None, 1e-6, 1e-6, *variant, compute)
         needs = [True] * 2 + of_parameters
@@ -95,7 +96,8 @@ def _results(
         needs = [True] * 3 + of_parameters
     else:
         weight = tensor(d, c, *kernel, scale=(c * kernel[0] * kernel[1]) ** -0.5)
-        call, needs = DownsampleCall(x, tensor(c), tensor(c), weight, tensor(d), 1e-6, compute), [True] * 5
+        call = DownsampleCall(x, tensor(c), norm_bias, weight, tensor(d), 1e-6, spec.norm, compute)
+        needs = [True, True, norm_bias is not None, True, True]
     module = backends.op_module(backend, spec.op)
     y = module.forward(call)
     if not spec.backward:

@@ -4,6 +4,7 @@ These are the reference and what exporters see. The same formulas are in `backen
 `csrc/cpu/activations.h` and `csrc/cuda/activations.h`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -79,3 +80,26 @@ def scaled_backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float, norm: str
     along = (g * xhat).sum(-1, keepdim=True) / (x.shape[-1] if rms else x.shape[-1] - 1)
     dweight = (dy * xhat).flatten(0, -2).sum(0)
     return (rstd * (g - slope * along)).to(x.dtype), dweight
+
+
+def identity_norm(x: Tensor) -> tuple[Tensor, float]:
+    """RMSNorm's weight and eps with which it returns x (N, C, ...), as long as the mean of x^2 is far below eps.
+
+    x / sqrt(mean(x^2) + 4^p) * 2^p; for x that is normalised already. Powers of two, so that nothing is rounded.
+    """
+    power = 15 if x.dtype == torch.float16 else 30  # 2^16 is infinite in fp16
+    return constant(x, 2.0**power), 4.0**power
+
+
+def constant(x: Tensor, value: float) -> Tensor:
+    """A vector of `value` for the channels of x (N, C, ...)."""
+    if torch.compiler.is_compiling():
+        return x.new_full((x.shape[1],), value)
+    return _constant(x.shape[1], value, x.dtype, x.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _constant(channels: int, value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    # The same tensor every time: the CPU backend keeps packed parameters by address.
+    with torch.inference_mode(False):
+        return torch.full((channels,), value, dtype=dtype, device=device)

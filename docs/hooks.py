@@ -20,6 +20,8 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "examples/tour.ipynb": "tour.md",
     "proofs/README.md": "proofs.md",
+    "proofs/records/cuda_counts.md": "records/cuda_counts.md",
+    "proofs/records/cuda_kernels.md": "records/cuda_kernels.md",
     "proofs/records/triton_counts.md": "records/triton_counts.md",
     "proofs/records/triton_kernels.md": "records/triton_kernels.md",
 }

@@ -101,7 +101,9 @@ class _Launcher:
         drivers.active.launches.append(launch)
 
 
-class _Utils:
+class Utils:
+    """What Triton asks of a GPU and its loader."""
+
     def get_device_properties(self, device: int) -> dict[str, int]:
         # Kernels that do not fit are recorded and reported too, so Triton must not refuse them.
         return {"max_shared_mem": UNLIMITED, "max_num_regs": 65536, "multiprocessor_count": 132, "warpSize": 32}
@@ -119,7 +121,7 @@ class CompileOnlyDriver(TargetDriver):
     def __init__(self, arch: int, device: str) -> None:
         super().__init__(GPUTarget("cuda", arch, 32), device)
         self.arch = arch
-        self.utils, self.launcher_cls = _Utils(), _Launcher
+        self.utils, self.launcher_cls = Utils(), _Launcher
         self.launches: list[Launch] = []
 
     def get_current_device(self) -> int:

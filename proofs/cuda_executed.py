@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 import click
 import torch
-from checkout import ROOT
-from figures import Figure, markdown, show
+from checkout import RECORDS, ROOT
+from figures import Figure, block_arguments, page, show
 
 from tests import cuda_host
 
@@ -25,9 +25,13 @@ from convnext_kernels.backends.cuda import dwconv
 from convnext_kernels.calls import DwconvCall
 from tests.backends.cuda import executed
 
-PAGE = ROOT / "docs" / "cuda_kernels.md"
-BEGIN, END = "<!-- counted -->", "<!-- /counted -->"
+PAGE = RECORDS / "cuda_counts.md"
 BATCH = 128
+TEXT = (
+    "Written by `python proofs/cuda_executed.py --update`: compiled by nvcc, executed on a CPU, counted. Nothing here "
+    f"ran on a GPU and nothing is a time. Planned for a batch of {BATCH}, executed for a few samples on proportionally "
+    "fewer multiprocessors."
+)
 # (executed samples, C, H = W, K)
 DWCONV = ((4, 96, 56, 7), (4, 192, 28, 7), (8, 384, 14, 7), (16, 768, 7, 7), (2, 96, 56, 13), (2, 96, 28, 31))
 BF16 = torch.bfloat16
@@ -86,20 +90,7 @@ def dwconv_figures(arch: int) -> Iterator[Figure]:
 def block_figures(arch: int) -> Iterator[Figure]:
     """Count launches and unique bytes of whole blocks whose hidden stays on chip, forward, bf16."""
     for n, c, size, grn in ((1, 96, 28, False), (2, 192, 14, False), (2, 96, 14, True)):
-        hidden = 4 * c
-        extra = {"grn_weight": _random(hidden), "grn_bias": _random(hidden)} if grn else {"gamma": _random(c)}
-        arguments = {
-            "x": _image(n, c, size, size),
-            "dwconv_weight": _random(c, 1, 7, 7) / 7,
-            "dwconv_bias": _random(c),
-            "norm_weight": _random(c),
-            "norm_bias": _random(c),
-            "pwconv1_weight": _random(hidden, c) / c**0.5,
-            "pwconv1_bias": _random(hidden),
-            "pwconv2_weight": _random(c, hidden) / hidden**0.5,
-            "pwconv2_bias": _random(c),
-            **extra,
-        }
+        arguments, hidden = block_arguments(n, c, size, grn), 4 * c
 
         def fused(kernel: str, problem: tuple, candidates: list, gpu: tuning.Gpu) -> tuning.Candidate | None:
             return next((c for c in candidates if c.config.get("plan") == "fused"), None)
@@ -116,7 +107,7 @@ def block_figures(arch: int) -> Iterator[Figure]:
 @click.command()
 @click.option("--arch", multiple=True, type=int, default=(90,), help="May be repeated.", show_default=True)
 @click.option("--check", is_flag=True, help="Fail if a figure exceeds its limit.")
-@click.option("--update", is_flag=True, help=f"Write the table in {PAGE.relative_to(ROOT)}.")
+@click.option("--update", is_flag=True, help=f"Write {PAGE.relative_to(ROOT)}.")
 def main(arch: tuple[int, ...], check: bool, update: bool) -> None:
     """Count instructions, bytes and launches of executed PTX."""
     if reason := executed.missing():
@@ -124,9 +115,7 @@ def main(arch: tuple[int, ...], check: bool, update: bool) -> None:
     figures = [f for a in arch for make in (dwconv_figures, block_figures) for f in make(a)]
     failed = show(figures)
     if update:
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        _, _, after = rest.partition(END)
-        PAGE.write_text("\n".join([before + BEGIN, "", *markdown(figures), "", END]) + after)
+        PAGE.write_text(page("CUDA kernels: what their executed PTX counts", TEXT, figures))
     if check and failed:
         raise SystemExit("above their limit: " + "; ".join(failed))
 

@@ -2,10 +2,10 @@
 
     python proofs/cuda_static.py [FILE] [--full] [--arch 90] [--check | --update]
 
-FILE is an extension _native_cuda*.so; the default is the installed one. Prints a line for each kernel and architecture,
-with --full one for each instance.
+FILE is an extension _native_cuda*.so; the default is the installed one. Prints the table of docs/, with
+--full also a line for each instance and architecture.
 
---update writes records/cuda_kernels.json (every instance) and the table in docs/cuda_kernels.md.
+--update writes records/cuda_kernels.json (every instance) and records/cuda_kernels.md.
 
 --check fails if kernels or architectures differ from the record, if a kernel has spills or a stack, and if it lost its
 tensor cores. If the toolkit is that of the record, it also reports changed numbers of
@@ -25,16 +25,12 @@ from pathlib import Path
 
 import click
 import cubin
-from checkout import RECORDS, ROOT
+from checkout import RECORDS
 from cubin import span
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from figures import table
 
 RECORD = RECORDS / "cuda_kernels.json"
-PAGE = ROOT / "docs" / "cuda_kernels.md"
-TITLE = "## Registers and spills"
-BEGIN, END = "<!-- table -->", "<!-- /table -->"
+PAGE = RECORDS / "cuda_kernels.md"
 _TYPES = {"BFloat16": "bf16", "Float16": "fp16", "float": "fp32"}
 
 
@@ -155,48 +151,37 @@ def read(file: Path) -> Record | None:
 
 
 def write(record: Record) -> None:
-    """Write the record, one instance per line, and the table of the page."""
+    """Write the record, one instance per line, and the page."""
     kernels: dict[str, dict[str, tuple]] = collections.defaultdict(dict)
     for row in sorted(record.rows.values(), key=lambda row: (row.kernel, row.arch)):
         kernels[row.kernel][str(row.arch)] = astuple(row)[2:]
     lines = [f"{json.dumps(name)}: {json.dumps(found, separators=(',', ':'))}" for name, found in kernels.items()]
     head = json.dumps({"toolkit": record.toolkit, "values": VALUES})[:-1]
     RECORD.write_text(head + ', "kernels": {\n' + ",\n".join(lines) + "\n}}\n", encoding="utf-8")
-    text = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else "# CUDA kernels, compiled\n"
-    PAGE.write_text(with_table(text, record), encoding="utf-8")
+    PAGE.write_text(page(record), encoding="utf-8")
 
 
-def with_table(text: str, record: Record) -> str:
-    """Return the page with the table between its markers, or in a new section at the end."""
-    counts = text.count(BEGIN), text.count(END)
-    if counts == (0, 0):
-        text = f"{text.rstrip()}\n\n{TITLE}\n\n{BEGIN}\n{END}\n"
-    elif counts != (1, 1) or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"expected one {BEGIN} and, after it, one {END}")
-    before, _, rest = text.partition(BEGIN)
-    return "\n".join([before + BEGIN, "", *page(record), "", END]) + rest.partition(END)[2]
-
-
-def page(record: Record) -> list[str]:
-    """Return the lines of the table for docs/: registers by kernel and architecture, as ranges over its instances."""
+def page(record: Record) -> str:
+    """Return the text of records/cuda_kernels.md: registers by kernel and architecture, ranges over its instances."""
     rows = record.rows.values()
     archs = sorted({row.arch for row in rows})
     count = sum(bool(row.spills or row.stack) for row in rows)
     header = ("kernel", "instances", *(f"sm_{arch}" for arch in archs), "spills")
     lines = [
+        "# CUDA kernels, compiled",
+        "",
         f"Written by `python proofs/cuda_static.py --update` from the machine code of nvcc {record.toolkit}:",
         "registers of a thread, ranges over the instances of a kernel (dtypes, sizes); spills in bytes of a thread.",
         f"{len(rows)} compiled kernels, {count} of them with spills or a stack.",
         "",
-        "| " + " | ".join(header) + " |",
-        "|---|" + "---:|" * (len(header) - 1),
     ]
+    kernels = []
     for name, members in grouped(rows).items():
         by_arch = grouped(members, "arch")
         registers = (span(row.registers for row in by_arch[arch]) if arch in by_arch else "-" for arch in archs)
-        cells = (name, str(len({row.kernel for row in members})), *registers, span(row.spills for row in members))
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        instances = str(len({row.kernel for row in members}))
+        kernels.append((name, instances, *registers, span(row.spills for row in members)))
+    return "\n".join(lines + table(header, kernels)) + "\n"
 
 
 def grouped(rows: Iterable[Row], by: str = "name") -> dict[str | int, list[Row]]:
@@ -205,38 +190,6 @@ def grouped(rows: Iterable[Row], by: str = "name") -> dict[str | int, list[Row]]
     for row in rows:
         groups[row.arch if by == "arch" else row.kernel.partition("<")[0]].append(row)
     return dict(sorted(groups.items()))
-
-
-HEADER = ("kernel", "sm", "instances", "registers", "stack", "spill B", "shared B", "SASS", "FFMA % of loop", "tensor")
-
-
-def cells(name: str, rows: list[Row]) -> tuple[str, ...]:
-    """Return a line of the printed table, with ranges over `rows` of one architecture."""
-    return (
-        name,
-        str(rows[0].arch),
-        str(len(rows)),
-        span(row.registers for row in rows),
-        span(row.stack for row in rows),
-        span(row.spills for row in rows),
-        span(row.shared for row in rows),
-        span(row.instructions for row in rows),
-        span(100 * row.loop_ffma for row in rows),
-        ", ".join(sorted({opcode for row in rows for opcode in row.tensor})) or "-",
-    )
-
-
-def table(rows: Iterable[Row], full: bool) -> Table:
-    """Return the printed table; kernels with spills or a stack are red."""
-    shown = Table(title="CUDA kernels, compiled, not run")
-    for name in HEADER:
-        shown.add_column(name, no_wrap=name == "kernel", justify="left" if name in ("kernel", "tensor") else "right")
-    for name, members in grouped(rows).items():
-        for of_arch in grouped(members, "arch").values():
-            for line in [(row.kernel, [row]) for row in of_arch] if full else [(name, of_arch)]:
-                red = any(row.stack or row.spills for row in line[1])
-                shown.add_row(*(Text(cell) for cell in cells(*line)), style="red" if red else None)
-    return shown
 
 
 def spilling(rows: dict[str, Row]) -> list[str]:
@@ -277,7 +230,7 @@ def check(rows: dict[str, Row], toolkit: str, recorded: Record) -> tuple[list[st
 @click.option("--full", is_flag=True, help="Print every instance.")
 @click.option("--arch", "archs", type=int, multiple=True, help="Only this architecture; may be repeated.")
 @click.option("--check", "checking", is_flag=True, help="Fail if kernels differ from the record or spill.")
-@click.option("--update", is_flag=True, help="Write records/cuda_kernels.json and the table of docs/cuda_kernels.md.")
+@click.option("--update", is_flag=True, help="Write records/cuda_kernels.json and records/cuda_kernels.md.")
 def main(file: Path | None, full: bool, archs: tuple[int, ...], checking: bool, update: bool) -> None:
     """Read, print, and check or record."""
     if update and (checking or archs):
@@ -289,10 +242,9 @@ def main(file: Path | None, full: bool, archs: tuple[int, ...], checking: bool, 
         rows, toolkit = read_extension(file, archs), toolkit_of(file)
     except RuntimeError as error:
         raise click.ClickException(str(error)) from None
-    console = Console()
-    if not console.is_terminal:
-        console.width = 140  # a file or a pipe has no width
-    console.print(table(rows.values(), full), highlight=False)
+    click.echo(page(Record(toolkit, rows)), nl=False)
+    for row in rows.values() if full else ():
+        click.echo(f"{row.key}: " + ", ".join(f"{name} {getattr(row, name)}" for name in VALUES))
     failures, said = spilling(rows), [f"no spills, no stack: {len(rows)} kernels"]
     if checking:
         recorded = read(RECORD)

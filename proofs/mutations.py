@@ -37,10 +37,8 @@ from pathlib import Path
 
 import click
 from checkout import ROOT
+from figures import table as lines_of
 from mutants import SUBJECTS, Mutant, plugin, table
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from tests import cuda_host
 
@@ -325,16 +323,11 @@ class Notes:
         """Return the outcome for the table."""
         return outcome.caught or (f"BROKEN: {outcome.broken}" if outcome.broken else "SURVIVED")
 
-    def table(self) -> Table:
+    def table(self) -> list[str]:
         """Return all outcomes, in the order of the mutants' tables."""
-        shown = Table(title="Mutants: code that was broken on purpose")
-        for name in ("mutant", "file", "proof", "caught by", "s"):
-            shown.add_column(name, justify="right" if name == "s" else "left")
-        for mutant in filter(self.outcomes.__contains__, self.subjects):
-            outcome = self.outcomes[mutant]
-            cells = (mutant.name, mutant.file, mutant.proof, self.word(outcome), f"{outcome.seconds:.0f}")
-            shown.add_row(*map(Text, cells), style=None if outcome.caught else "red")
-        return shown
+        found = {m: self.outcomes[m] for m in self.subjects if m in self.outcomes}
+        rows = ((m.name, m.file, m.proof, self.word(o), f"{o.seconds:.0f}") for m, o in found.items())
+        return lines_of(("mutant", "file", "proof", "caught by", "s"), rows)
 
     def summary(self) -> Iterator[str]:
         """Yield a line for each subject."""
@@ -368,13 +361,10 @@ def main(subjects: tuple[str, ...], text: str, quick: bool, listing: bool, jobs:
             mutants = [mutant for mutant in mutants if mutant.proof != proof]
     # For each worker's compiler; cuda_host.build passes it on.
     os.environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(max(1, (os.cpu_count() or 1) // jobs)))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160  # a file or a pipe has no width
     line, notes = Line(mutants), Notes(found)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as workers:
         tasks = [workers.submit(work, line, Path(folder, str(i)), notes) for i in range(jobs)]
-    console.print(notes.table(), highlight=False)
+    click.echo("\n".join(notes.table()))
     for text in notes.summary():
         click.echo(text)
     used = os.times()

@@ -240,7 +240,7 @@ def _run(case: Case) -> None:
             return
     else:
         weight = tensor(2 * case.c, case.c, case.k, case.k)
-        call = DownsampleCall(x, vector, vector, weight, tensor(2 * case.c), 1e-6, dtype)
+        call = DownsampleCall(x, vector, vector, weight, tensor(2 * case.c), 1e-6, "layer", dtype)
         inputs = 5
     if not case.backward:
         module.forward(call, **kept)

@@ -23,7 +23,7 @@ import triton.language as tl
 from checkout import RECORDS, ROOT
 from compile_only import compile_only
 from cubin import analyse, loop_ffma
-from figures import Figure, markdown, show
+from figures import Figure, block_arguments, page, show
 from triton_counts import dwconv_counts
 
 from convnext_kernels import functional, tuning
@@ -42,29 +42,6 @@ DWCONV = (
 # On tensor cores: H = W, K, the most instructions per 32 outputs (forward and dgrad, wgrad). They are a quarter of what
 # one thread per output takes for K 31, half of it for K 13.
 TOEPLITZ = ((28, 13, 90, 112), (28, 31, 152, 250), (56, 13, 112, 143), (56, 31, 259, 299))
-
-
-def _block_arguments(n: int, channels: int, size: int, grn: bool, dtype: torch.dtype) -> dict:
-    g = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=g).to(dtype)
-
-    hidden = 4 * channels
-    arguments = {
-        "x": normal(n, channels, size, size).contiguous(memory_format=torch.channels_last),
-        "dwconv_weight": normal(channels, 1, 7, 7) / 7,
-        "dwconv_bias": normal(channels),
-        "norm_weight": normal(channels),
-        "norm_bias": normal(channels),
-        "pwconv1_weight": normal(hidden, channels) / channels**0.5,
-        "pwconv1_bias": normal(hidden),
-        "pwconv2_weight": normal(channels, hidden) / hidden**0.5,
-        "pwconv2_bias": normal(channels),
-    }
-    if grn:
-        return arguments | {"grn_weight": normal(hidden), "grn_bias": normal(hidden)}
-    return arguments | {"gamma": normal(channels)}
 
 
 # The tiles of a batch of 128. A few samples would get small tiles, which move other amounts of bytes.
@@ -118,7 +95,7 @@ def block_figures(arch: int) -> Iterator[Figure]:
         (96, 14, 2, True),
         (384, 14, 1, True),
     ):
-        arguments = _block_arguments(n, channels, size, grn, torch.bfloat16)
+        arguments = block_arguments(n, channels, size, grn)
         pixels = n * size * size
         weights = 2 * (2 * 4 * channels**2 + 49 * channels)
         name = f"block C{channels} {size}x{size} {'V2' if grn else 'V1'} bf16 sm_{arch}"
@@ -142,7 +119,7 @@ def whole_block_figures(arch: int) -> Iterator[Figure]:
     import triton_ptxemu as emulator
 
     channels, size = 96, 16
-    arguments = _block_arguments(1, channels, size, False, torch.bfloat16)
+    arguments = block_arguments(1, channels, size, False)
 
     def whole(kernel: str, _problem: tuple, candidates: list, _gpu: tuning.Gpu) -> tuning.Candidate | None:
         return next((c for c in candidates if kernel == "block_forward" and c.name.startswith("whole")), None)
@@ -173,7 +150,7 @@ def training_figures(arch: int) -> Iterator[Figure]:
             counts = []
             for n in (1, 3):
                 dtype = torch.float32 if autocast else torch.bfloat16
-                arguments = _block_arguments(n, channels, 14, False, dtype)
+                arguments = block_arguments(n, channels, 14, False, dtype)
                 arguments = {name: value.requires_grad_() for name, value in arguments.items()}
                 counts.append(_step_bytes(arch, arguments, autocast, device, small))
             moved[autocast] = (counts[1] - counts[0]) / (2 * 14 * 14 * channels)
@@ -211,7 +188,7 @@ def gradient_figures(arch: int) -> Iterator[Figure]:
                     continue
                 counts = []
                 for n in (1, 3):
-                    arguments = _block_arguments(n, channels, 14, grn, torch.bfloat16)
+                    arguments = block_arguments(n, channels, 14, grn)
                     arguments = {k: v.requires_grad_() for k, v in arguments.items() if not k.startswith("dwconv")}
                     with (
                         tuning.forced(choose),
@@ -324,17 +301,10 @@ MAKERS = (
 )
 
 
-def page(figures: list[Figure]) -> str:
-    """Return the figures as a page of records/."""
-    lines = [
-        "# Triton kernels: what their executed PTX counts",
-        "",
-        "Written by `python proofs/triton_executed.py --update`: compiled by Triton, executed on a CPU, counted. "
-        "Nothing here ran on a GPU and nothing is a time. Bytes are unique 32-byte sectors per launch.",
-        "",
-        *markdown(figures),
-    ]
-    return "\n".join(lines) + "\n"
+TEXT = (
+    "Written by `python proofs/triton_executed.py --update`: compiled by Triton, executed on a CPU, counted. "
+    "Nothing here ran on a GPU and nothing is a time. Bytes are unique 32-byte sectors per launch."
+)
 
 
 @click.command()
@@ -346,7 +316,7 @@ def main(arch: tuple[int, ...], check: bool, update: bool) -> None:
     figures = [f for a in arch for make in MAKERS for f in make(a)]
     failed = show(figures)
     if update:
-        PAGE.write_text(page(figures))
+        PAGE.write_text(page("Triton kernels: what their executed PTX counts", TEXT, figures))
     if check and failed:
         raise SystemExit("above their limit: " + "; ".join(failed))
 

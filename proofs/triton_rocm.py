@@ -21,7 +21,7 @@ import torch
 torch.version.hip = "none: compiled only"  # before the backend is imported, which asks this for portable code
 
 import triton_cases
-from compile_only import UNLIMITED
+from compile_only import Utils
 from triton.backends.amd.driver import ty_to_cpp
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver as drivers
@@ -84,15 +84,9 @@ class _Launcher:
         drivers.active.found.append(Kernel(self.metadata.name, **values, lds=lds, wrong=tuple(wrong)))
 
 
-class _Utils:
+class _Utils(Utils):
     def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": UNLIMITED, "max_num_regs": 65536, "multiprocessor_count": 104, "warpSize": 64}
-
-    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[bool, bytes, int, int, int]:
-        return True, binary, 0, 0, 1024  # module, function, registers, spills, largest number of threads
-
-    def unload_module(self, module: bool) -> None:
-        pass
+        return super().get_device_properties(device) | {"multiprocessor_count": 104, "warpSize": 64}
 
 
 class RocmDriver(TargetDriver):

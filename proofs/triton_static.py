@@ -29,10 +29,7 @@ import triton_cases
 from checkout import RECORDS
 from compile_only import Launch, compile_only
 from cubin import ARCHS, TENSOR_MEMORY_COLUMNS, Statics, analyse, limits, span
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-from rich.text import Text
+from figures import table
 from triton.runtime.cache import get_cache_manager
 from triton_cases import COMPILED, Case
 
@@ -117,12 +114,10 @@ def compile_all(tasks: list[tuple[int, Case, bool]], jobs: int) -> tuple[dict[st
     """Run `compile_case` in `jobs` processes; return rows by key, and the failures."""
     rows: dict[str, Row] = {}
     failures = []
-    console = Console(stderr=True)
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
         futures = [pool.submit(compile_case, task) for task in tasks]
-        done = concurrent.futures.as_completed(futures)
-        for future in track(done, "compiling", len(futures), console=console, disable=not console.is_terminal):
+        for future in concurrent.futures.as_completed(futures):
             found, failure = future.result()
             failures += [failure] if failure else []
             for row in found:
@@ -222,16 +217,6 @@ def summary(rows: Iterable[Row], families: bool = False) -> Iterator[tuple[str, 
         )
 
 
-def table(rows: Iterable[Row]) -> Table:
-    """Return the summary for the terminal; kernels that spill are red."""
-    shown = Table(title="Triton kernels, compiled, not run")
-    for name in HEADER:
-        shown.add_column(name, no_wrap=name == "kernel", justify="left" if name in ("kernel", "tensor") else "right")
-    for line in summary(rows):
-        shown.add_row(*(Text(cell) for cell in line), style=None if line[4] == "0" else "red")
-    return shown
-
-
 def describe(row: Row) -> str:
     """Return one line about one compiled kernel."""
     _, _, _, *cells = next(iter(summary([row])))
@@ -261,28 +246,23 @@ def page(rows: dict[str, Row]) -> str:
         for row in worst[:WORST]
     ]
     lines += [""] if spilling else []
-    lines += ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
-    lines += ["| " + " | ".join(line) + " |" for line in summary(rows.values(), families=True)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + table(HEADER, summary(rows.values(), families=True))) + "\n"
 
 
 def write(rows: dict[str, Row]) -> None:
-    """Record `rows` in records/: by kernel, specialisation and architecture, one specialisation per line."""
+    """Record `rows` in records/: a line for each kernel, in it by specialisation and architecture."""
     cases = sorted({row.case for row in rows.values()})
     kernels: dict[str, dict[str, dict[str, list]]] = {}
     for row in sorted(rows.values(), key=lambda row: (row.kernel, row.specialisation, row.arch)):
         values = [int(row.matrix), row.seconds, cases.index(row.case), *asdict(row.statics).values()]
         kernels.setdefault(row.kernel, {}).setdefault(row.specialisation, {})[str(row.arch)] = values
-    blocks = []
-    for kernel, variants in kernels.items():
-        lines = [f"{json.dumps(name)}: {json.dumps(found, separators=(',', ':'))}" for name, found in variants.items()]
-        blocks.append(f"{json.dumps(kernel)}: {{\n" + ",\n".join(lines) + "\n}")
+    lines = [f"{json.dumps(name)}: {json.dumps(found, separators=(',', ':'))}" for name, found in kernels.items()]
     head = {
         "triton": importlib.metadata.version("triton"),
         "values": ["matrix", "seconds", "case", *Statics.__dataclass_fields__],
         "cases": cases,
     }
-    text = json.dumps(head)[:-1] + ', "kernels": {\n' + ",\n".join(blocks) + "\n}}\n"
+    text = json.dumps(head)[:-1] + ', "kernels": {\n' + ",\n".join(lines) + "\n}}\n"
     RECORD.write_text(text, encoding="utf-8")
     PAGE.write_text(page(rows), encoding="utf-8")
 
@@ -316,10 +296,7 @@ def main(
     # Architecture last, so that neighbours in the queue never compile the same kernel at the same time.
     tasks = [(arch, case, candidates) for case in cases if triton_cases.exists(case.op) for arch in chosen]
     rows, failures = compile_all(tasks, jobs)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 140  # a file or a pipe has no width
-    console.print(table(rows.values()), highlight=False)
+    click.echo("\n".join(table(HEADER, summary(rows.values()))))
     for row in rows.values() if full else ():
         click.echo(describe(row))
     if checking:

@@ -44,8 +44,13 @@ def _convolution(case: Case, g: torch.Generator, prefix: str = "") -> Arguments:
     }
 
 
-def _affine(case: Case, g: torch.Generator, prefix: str = "") -> Arguments:
-    return {f"{prefix}weight": random_vector(case.c, g), f"{prefix}bias": random_vector(case.c, g)}
+def _affine(case: Case, g: torch.Generator) -> Arguments:
+    return {"weight": random_vector(case.c, g), "bias": random_vector(case.c, g)}
+
+
+def _normed(case: Case, g: torch.Generator, prefix: str = "") -> Arguments:
+    bias = random_vector(case.c, g) if case.norm == "layer" else None
+    return {f"{prefix}weight": random_vector(case.c, g), f"{prefix}bias": bias, "norm": case.norm}
 
 
 def _mlp(case: Case, g: torch.Generator) -> Arguments:
@@ -63,7 +68,7 @@ def _dwconv(case: Case, g: torch.Generator) -> Arguments:
 
 def _downsample(case: Case, g: torch.Generator) -> Arguments:
     rows = case.c + 3  # not the number of channels, and no multiple of a vector
-    return _affine(case, g, "norm_") | {
+    return _normed(case, g, "norm_") | {
         "weight": random_weight((rows, case.c, case.patch, case.patch), g),
         "bias": random_vector(rows, g) if case.bias else None,
     }
@@ -103,7 +108,7 @@ OPERATORS = {
     op.name: op
     for op in (
         Operator("dwconv", functional.depthwise_conv2d, reference.depthwise_conv2d, _dwconv),
-        Operator("layernorm", functional.layer_norm2d, reference.layer_norm2d, _affine),
+        Operator("layernorm", functional.layer_norm2d, reference.layer_norm2d, _normed),
         Operator("grn", functional.global_response_norm, reference.global_response_norm, _affine),
         Operator("mlp", functional.inverted_bottleneck, reference.inverted_bottleneck, _mlp),
         Operator("block", functional.convnext_block, reference.convnext_block, _block),

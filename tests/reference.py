@@ -6,7 +6,7 @@ standard. The functions take the arguments of `convnext_kernels.functional`, and
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def depthwise_conv2d(
@@ -20,10 +20,6 @@ def depthwise_conv2d(
     down, right = (dilation, dilation) if isinstance(dilation, int) else dilation
     padding = (down * (weight.shape[2] // 2), right * (weight.shape[3] // 2))
     return F.conv2d(x, weight, bias, stride, padding, (down, right), groups=len(weight))
-
-
-def layer_norm2d(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6) -> Tensor:
-    return F.layer_norm(x.permute(0, 2, 3, 1), weight.shape, weight, bias, eps).permute(0, 3, 1, 2)
 
 
 def _grn(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -41,6 +37,10 @@ def _norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, norm: str)
         return F.layer_norm(x, weight.shape, weight, bias, eps)
     square = x.pow(2).mean(-1, keepdim=True) if norm == "rms" else x.var(-1, keepdim=True)
     return x / (square + eps).sqrt() * weight
+
+
+def layer_norm2d(x, weight, bias, *, eps=1e-6, norm="layer"):
+    return _norm(x.permute(0, 2, 3, 1), weight, bias, eps, norm).permute(0, 3, 1, 2)
 
 
 ACTIVATIONS = {
@@ -92,60 +92,11 @@ def convnext_block(x, dwconv_weight, dwconv_bias, *parameters, dilation=1, **opt
     return inverted_bottleneck(y, *parameters, residual=x, **options)
 
 
-def patch_downsample(x, norm_weight, norm_bias, weight, bias=None, *, eps=1e-6):
+def patch_downsample(x, norm_weight, norm_bias, weight, bias=None, *, eps=1e-6, norm="layer"):
     side = weight.shape[-1]
-    y = layer_norm2d(x, norm_weight, norm_bias, eps=eps)
+    y = layer_norm2d(x, norm_weight, norm_bias, eps=eps, norm=norm)
     # Not F.conv2d: oneDNN's 16-bit kernels return garbage for strides 3 and 4 (torch 2.14 on a machine with AMX;
     # pytorch issue 169688), and what returns garbage sets no standard.
     patches = F.unfold(y, side, stride=side)
     y = (weight.flatten(1) @ patches).unflatten(2, (x.shape[2] // side, x.shape[3] // side))
     return y if bias is None else y + bias.view(-1, 1, 1)
-
-
-class GRN(nn.Module):
-    """V2's layer under its official names."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
-        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels))
-
-
-class Block(nn.Module):
-    """The official ConvNeXt block, V1 or V2: its names, its shapes, its formula."""
-
-    def __init__(
-        self,
-        dim,
-        layer_scale_init_value=1e-6,
-        *,
-        kernel_size=7,
-        mlp_ratio=4,
-        dilation=1,
-        use_grn=False,
-        norm="layer",
-        activation="gelu",
-    ):
-        super().__init__()
-        self.variant = norm, activation
-        padding = dilation * (kernel_size // 2)
-        self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=padding, dilation=dilation, groups=dim)
-        self.norm = nn.LayerNorm(dim, eps=1e-6) if norm == "layer" else nn.RMSNorm(dim)  # its weight is what counts
-        self.pwconv1 = nn.Linear(dim, mlp_ratio * dim)
-        self.pwconv2 = nn.Linear(mlp_ratio * dim, dim)
-        if use_grn:
-            self.grn = GRN(mlp_ratio * dim)
-        elif layer_scale_init_value > 0:
-            self.gamma = nn.Parameter(torch.full((dim,), layer_scale_init_value))
-
-    def forward(self, x: Tensor) -> Tensor:
-        norm, activation = self.variant
-        y = self.dwconv(x).permute(0, 2, 3, 1)
-        y = _norm(y, self.norm.weight, getattr(self.norm, "bias", None), 1e-6, norm)
-        y = ACTIVATIONS[activation](self.pwconv1(y))
-        if hasattr(self, "grn"):
-            y = _grn(y, self.grn.gamma, self.grn.beta, 1e-6)
-        y = self.pwconv2(y)
-        if hasattr(self, "gamma"):
-            y = self.gamma * y
-        return x + y.permute(0, 3, 1, 2)

@@ -27,6 +27,7 @@ EAGER, TRITON, CUDA = ("eager", None), ("triton", None), ("cuda", None)
 KERNELS: tuple[Kernel, ...] = (EAGER, *(("cpu", isa) for isa in ISAS), TRITON, CUDA)
 
 CONVOLVED, CONVOLVE, BOTTLENECK = ("dwconv",), ("dwconv", "block"), ("mlp", "block")
+NORMED = ("layernorm", "downsample", *BOTTLENECK)
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,11 @@ class Case:
         return (self.k, self.k) if isinstance(self.k, int) else self.k
 
     def serves(self, op: str) -> bool:
-        """Whether it is a row of `op`: the block has stride 1; rectangles say nothing new to ops without them, nor do
-        norms and activations.
+        """Whether it is a row of `op`: the block has stride 1; rectangles, norms and activations say nothing new to ops
+        without them.
         """
-        if (self.norm, self.activation) != ("layer", "gelu") and op not in BOTTLENECK:
+        variants = BOTTLENECK if self.norm == "layer" else NORMED
+        if (self.norm, self.activation) != ("layer", "gelu") and op not in variants:
             return False
         square = isinstance(self.k, int) and isinstance(self.dilation, int)
         return op == "dwconv" or (self.stride == 1 and (square or op == "block"))
@@ -117,7 +119,7 @@ CASES = (
     Case("9x9, wider than the image", k=9, ops=CONVOLVE),
     Case("11x11", k=11, h=15, w=13, costly=True, ops=CONVOLVE),
     Case("13x13, SLaK and RepLKNet", k=13, h=14, w=15, costly=True, ops=CONVOLVE),
-    Case("31x31, the largest: most taps fall outside", k=31, h=13, w=14, ops=CONVOLVE),
+    Case("31x31, the largest: most taps fall outside", k=31, h=13, w=14, costly=True, ops=CONVOLVE),
     # 17 channels: oneDNN's 16-bit depthwise never returns for 31x31 on such an image with 16 or fewer (torch 2.14).
     Case("31x31 on an image larger than the kernel", k=31, h=33, w=40, c=17, n=1, costly=True, ops=CONVOLVE),
     Case("dilation 2", dilation=2, h=14, w=15, ops=CONVOLVE),
@@ -171,9 +173,9 @@ CASES = (
     Case("drop path", drop=True, n=5, ops=BOTTLENECK),
     Case("drop path in V2", drop=True, n=3, variant="v2", ops=BOTTLENECK),
     # norms and activations: each once in V1 or V2, the norms in both
-    Case("RMSNorm and tanh GELU: timm's convnext_atto_rms", norm="rms", activation="gelu_tanh", c=40, ops=BOTTLENECK),
+    Case("RMSNorm and tanh GELU: timm's convnext_atto_rms", norm="rms", activation="gelu_tanh", c=40, ops=NORMED),
     Case("RMSNorm in V2, Hardswish", norm="rms", activation="hardswish", variant="v2", c=17, ops=BOTTLENECK),
-    Case("SimpleNorm: timm's convnext_zepto_rms; SiLU", norm="simple", activation="silu", c=17, ops=BOTTLENECK),
+    Case("SimpleNorm: timm's convnext_zepto_rms; SiLU", norm="simple", activation="silu", c=17, ops=NORMED),
     Case("SimpleNorm in V2, few channels, ReLU", norm="simple", activation="relu", variant="v2", c=3, ops=BOTTLENECK),
     Case("another activation under LayerNorm", activation="mish", c=17, ops=BOTTLENECK),
     Case("another activation under LayerNorm in V2", activation="quick_gelu", variant="v2", ops=BOTTLENECK),
@@ -191,11 +193,11 @@ CASES = (
 
 _RELEVANT = {
     "dwconv": ("n", "c", "h", "w", "k", "dilation", "stride", "bias"),
-    "layernorm": ("n", "c", "h", "w"),
+    "layernorm": ("n", "c", "h", "w", "norm"),
     "grn": ("n", "c", "h", "w"),
     "mlp": ("n", "c", "h", "w", "ratio", "variant", "bias", "drop", "norm", "activation"),
     "block": ("n", "c", "h", "w", "k", "dilation", "ratio", "variant", "bias", "drop", "norm", "activation"),
-    "downsample": ("n", "c", "h", "w", "patch", "bias"),
+    "downsample": ("n", "c", "h", "w", "patch", "bias", "norm"),
 }
 
 
@@ -219,17 +221,17 @@ def always(op: str, case: Case, dtype: torch.dtype, kernel: Kernel, direction: i
 
     A row runs on each kernel in both directions, in fp32 one way and in bf16 the other, which alternate from row to
     row and from kernel to kernel; rows at an edge run in both. Instruction sets for bf16 products take bf16 both ways.
-    Triton's interpreter takes seconds where the others take milliseconds: it runs small images in both dtypes, `costly`
-    rows not at all, and the block, which launches what dwconv and mlp launch, on small images in one dtype.
+    Triton's interpreter takes seconds where the others take milliseconds: there rows at an edge alternate too, `costly`
+    ones do not run, and of the block, which launches what dwconv and mlp launch, only small images at an edge do.
     """
     small = (case.h, case.w) == (7, 5)
     if op not in case.ops:
         return False
-    if kernel == TRITON and (case.costly or (op == "block" and not small)):
+    if kernel == TRITON and (case.costly or (op == "block" and not (small and case.edge))):
         return False
     if dtype == torch.float16:
         return case.half
-    if case.edge and kernel != EAGER and (kernel != TRITON or (small and op != "block")):
+    if case.edge and kernel not in (EAGER, TRITON):
         return True
     if kernel[1] in ("avx512bf16", "amx", "neon_bf16"):
         return dtype == torch.bfloat16

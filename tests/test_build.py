@@ -14,7 +14,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = ("CNK_CUDA", "CNK_CUDA_ARCHITECTURES", "CUDACXX", "CUDAARCHS", "CUDAFLAGS", "NVCC_PREPEND_FLAGS")
 needs_nvcc = pytest.mark.skipif(not shutil.which("nvcc"), reason="there is no nvcc")
 
-pytestmark = pytest.mark.skipif(bool(cuda_host.missing_tools()), reason=f"missing: {cuda_host.missing_tools()}")
+pytestmark = [
+    pytest.mark.extended,  # CMake configures twenty times; the wheel of every run is built with its defaults
+    pytest.mark.skipif(bool(cuda_host.missing_tools()), reason=f"missing: {cuda_host.missing_tools()}"),
+]
 
 
 @pytest.fixture

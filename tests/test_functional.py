@@ -5,7 +5,6 @@ import inspect
 import pytest
 import torch
 
-from convnext_kernels import functional
 from tests.operators import OPERATORS
 from tests.shapes import Case
 
@@ -21,17 +20,6 @@ def test_signature(op):
         if name in parameters:
             assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY, name
     assert OPERATORS[op].call.__doc__
-
-
-@pytest.mark.parametrize("variant", ["v1", "v2", "plain"])
-def test_block_is_its_parts(variant, backend):
-    arguments = OPERATORS["block"].arguments(Case("", n=2, c=12, h=6, w=5, k=3, variant=variant), torch.float32)
-    whole = OPERATORS["block"].serve(backend, **arguments)
-    weight, bias, dilation = (arguments.pop(k) for k in ("dwconv_weight", "dwconv_bias", "dilation"))
-    x = arguments.pop("x")
-    y = functional.depthwise_conv2d(x, weight, bias, dilation=dilation, backend=backend)
-    parts = functional.inverted_bottleneck(y, residual=x, **arguments, backend=backend)
-    torch.testing.assert_close(whole, parts)
 
 
 @pytest.mark.parametrize("op", OPERATORS)

@@ -9,34 +9,25 @@ import convnext_kernels as ck
 HEAVY = ("triton", "torchvision", "timm", "transformers", "matplotlib", "sklearn", "skimage", "rich", "click", "jinja2")
 
 
-def test_a_call_brings_in_nothing_heavy(run_python):
-    added = run_python("""
-import sys, json
-import torch
-before = set(sys.modules)
-import convnext_kernels
-convnext_kernels.FusedConvNeXtBlock(4)(torch.randn(1, 4, 3, 3)).sum().backward()
-convnext_kernels.list_backends()
-print(json.dumps(sorted({m.split(".")[0] for m in set(sys.modules) - before})))
-""")
-    assert not set(json.loads(added)) & set(HEAVY)
-
-
-def test_import_leaves_torch_as_it_was(run_python):
-    """No setting of torch is changed by the import."""
-    same = run_python("""
-import random, torch
+def test_import_and_a_call(run_python):
+    """The import changes no setting of torch; a call brings in nothing heavy."""
+    same, added = run_python("""
+import json, random, sys, torch
 def state():
     return (
         torch.get_num_threads(), torch.initial_seed(), torch.is_grad_enabled(), torch.get_default_dtype(),
         torch.backends.cuda.matmul.allow_tf32, torch.are_deterministic_algorithms_enabled(),
         torch.get_float32_matmul_precision(), torch.get_rng_state().tolist(), random.getstate(),
     )
-before = state()
+before, modules = state(), set(sys.modules)
 import convnext_kernels
 print(before == state())
-""")
-    assert same.strip() == "True"
+convnext_kernels.FusedConvNeXtBlock(4)(torch.randn(1, 4, 3, 3)).sum().backward()
+convnext_kernels.list_backends()
+print(json.dumps(sorted({m.split(".")[0] for m in set(sys.modules) - modules})))
+""").splitlines()
+    assert same == "True"
+    assert not set(json.loads(added)) & set(HEAVY)
 
 
 BLOCKED = """

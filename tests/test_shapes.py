@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterable
 
 import pytest
-import torch
 
 from tests.operators import OPERATORS
 from tests.ops import test_layouts, test_nonfinite
@@ -30,7 +29,9 @@ def test_parity_has_all_pairs(op):
     product, chosen = parity(op)
     missing = pairs(product) - pairs(chosen)
     left_to_extended = {
-        case for case in cases(op) if op in case.ops and (case.costly or (op == "block" and (case.h, case.w) != (7, 5)))
+        case
+        for case in cases(op)
+        if op in case.ops and (case.costly or (op == "block" and not (case.edge and (case.h, case.w) == (7, 5))))
     }
     assert missing == {((0, case), (2, TRITON)) for case in left_to_extended}
 
@@ -39,21 +40,13 @@ def test_parity_has_all_pairs(op):
 def test_parity_has_every_edge_on_every_kernel(op):
     _, chosen = parity(op)
     edges = [case for case in cases(op) if case.edge]
-    for case, kernel in itertools.product(edges, set(KERNELS) - {EAGER}):
-        if kernel != TRITON or ((case.h, case.w) == (7, 5) and op != "block"):
-            assert {v[1::2] for v in chosen if v[::2] == (case, kernel)} == {*itertools.product(FULL, DIRECTIONS)}
+    for case, kernel in itertools.product(edges, set(KERNELS) - {EAGER, TRITON}):
+        assert {v[1::2] for v in chosen if v[::2] == (case, kernel)} == {*itertools.product(FULL, DIRECTIONS)}
     # below, at, at a multiple of and above a vector of 16 channels: in the interpreter too
     channels = {case.c for case in edges if (case.h, case.w) == (7, 5)}
     assert min(channels) < 16
     assert 16 in channels
     assert max(channels) > 32
-
-
-@pytest.mark.parametrize("op", OPERATORS)
-def test_parity_has_fp16_once_on_every_kernel(op):
-    for kernel, direction in itertools.product(KERNELS, DIRECTIONS):
-        rows = [case for case in cases(op) if always(op, case, torch.float16, kernel, direction)]
-        assert [case.variant for case in rows] == (["v1", "v2"] if op in ("mlp", "block") else ["v1"])
 
 
 def test_nonfinite_has_all_pairs_and_every_value_in_every_op_on_every_kernel():

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from convnext_kernels import graphs
 from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, Case
-from convnext_kernels.bench.results import EAGER, OURS
+from convnext_kernels.bench.results import EAGER, OURS, Unavailable
 from convnext_kernels.torch_versions import tf32_allowed
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,24 +54,32 @@ class Prepared:
     ours: nn.Module | None
     inputs: tuple[Tensor, ...]
     device: str
+    step: "type[Step]"
 
-    def module(self, which: str) -> nn.Module:
-        """A copy of the module `which`, "eager" or "ours"."""
-        return copy.deepcopy(getattr(self, which))
+    @property
+    def training(self) -> bool:
+        """Whether a call has a backward pass."""
+        return self.case.direction == "training"
+
+    def parts(self, which: str, contiguous: bool = False) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        """A copy of the module `which`, "eager" or "ours", and its inputs; `contiguous`: in NCHW memory."""
+        module = copy.deepcopy(getattr(self, which))
+        if contiguous:
+            return module.to(memory_format=torch.contiguous_format), tuple(x.contiguous() for x in self.inputs)
+        return module, self.inputs
 
     def call(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
         """The function that is timed."""
-        return Step(module, inputs) if self.case.direction == "training" else lambda: module(*inputs)
+        return self.step(module, inputs) if self.training else lambda: module(*inputs)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """`build` returns the function that is timed; `missing` why it cannot run this case, or ""."""
+    """`build` returns the function that is timed; it raises `Unavailable` if it cannot run this case."""
 
     name: str
     build: Callable[[Prepared], Call]
     wanted: Callable[[Case, str], bool] = lambda case, mode: True  # whether it takes part
-    missing: Callable[[Prepared], str] = lambda prepared: ""
 
 
 @contextmanager
@@ -92,7 +100,7 @@ class Step:
 
     def __init__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.module = module
-        self.leaves = tuple(x.detach().clone().requires_grad_() for x in inputs)
+        self.leaves = tuple(x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs)
         self.gradient: Tensor | None = None
 
     def __call__(self) -> Tensor:
@@ -103,7 +111,7 @@ class Step:
         y = self.forward()
         if self.gradient is None:  # the same values for every candidate, in the layout of its y
             noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
-            self.gradient = torch.empty_like(y, requires_grad=False).copy_(noise)
+            self.gradient = torch.empty_like(y, requires_grad=False).copy_(noise if y.ndim else torch.ones(()))
         y.backward(self.gradient)
         return y
 
@@ -113,27 +121,14 @@ class Step:
 
     def gradients(self) -> dict[str, Tensor]:
         """Gradients of the last call."""
-        found = {f"gradient of input {i}": leaf.grad for i, leaf in enumerate(self.leaves)}
-        for name, parameter in self.module.named_parameters():
-            # torch.compile's wrapper adds this prefix to the names of the module it wraps.
-            found[f"gradient of {name.removeprefix('_orig_mod.')}"] = parameter.grad
-        return found
-
-
-def _ours_missing(prepared: Prepared) -> str:
-    return "" if prepared.ours is not None else "this package supports ConvNeXts only"
-
-
-def _parts(prepared: Prepared, which: str, contiguous: bool) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """The module `which`, "eager" or "ours", and its inputs; `contiguous`: in NCHW memory."""
-    module, inputs = prepared.module(which), prepared.inputs
-    if contiguous:
-        return module.to(memory_format=torch.contiguous_format), tuple(x.contiguous() for x in inputs)
-    return module, inputs
+        found = {f"input {i}": leaf.grad for i, leaf in enumerate(self.leaves) if leaf.requires_grad}
+        # torch.compile's wrapper adds this prefix to the names of the module it wraps.
+        found |= {name.removeprefix("_orig_mod."): p.grad for name, p in self.module.named_parameters()}
+        return {f"gradient of {name}": gradient for name, gradient in found.items()}
 
 
 def _plain(which: str, contiguous: bool = False) -> Callable[[Prepared], Call]:
-    return lambda prepared: prepared.call(*_parts(prepared, which, contiguous))
+    return lambda prepared: prepared.call(*prepared.parts(which, contiguous))
 
 
 def compiled(
@@ -142,14 +137,18 @@ def compiled(
     """``torch.compile`` of the module `which`: "eager" or "ours"; `cudagraphs` as in mode="reduce-overhead"."""
 
     def build(prepared: Prepared) -> Call:
+        if cudagraphs:
+            _need_gpu(prepared)
+        if prepared.device == "cpu" and not any(map(shutil.which, ("g++", "c++", "clang++"))):
+            raise Unavailable("torch.compile on a CPU needs a C++ compiler, and none is on PATH")
         from torch._inductor import config
 
-        training = prepared.case.direction == "training"
+        training = prepared.training
         options = {"triton.cudagraphs": True} if cudagraphs else {}
         if autotune:
             # On a GPU with CUDA graphs, as in mode="max-autotune", unless a backward pass needs the outputs.
             options = {"max_autotune": True, "triton.cudagraphs": prepared.device == "cuda" and not training}
-        module, inputs = _parts(prepared, which, contiguous)
+        module, inputs = prepared.parts(which, contiguous)
         weights = copy.deepcopy(module.state_dict())
         call = prepared.call(torch.compile(module, dynamic=False, options=options), inputs)
         # Freezing makes the weights constants and packs them for oneDNN, at the first call and without gradients.
@@ -163,35 +162,29 @@ def compiled(
     return build
 
 
+def _need_gpu(prepared: Prepared) -> None:
+    if prepared.device != "cuda":
+        raise Unavailable("CUDA graphs need a GPU")
+
+
 def _graphed(prepared: Prepared) -> Call:
     """Our module as CUDA graphs."""
-    module = prepared.module("ours")
-    if prepared.case.direction == "training":
-        samples = tuple(x.detach().clone().requires_grad_() for x in prepared.inputs)
-        return Step(torch.cuda.make_graphed_callables(module, samples), prepared.inputs)
-    graph = graphs.graphed(module.requires_grad_(False), prepared.inputs)
-    return lambda: graph(*prepared.inputs)
+    _need_gpu(prepared)
+    module, inputs = prepared.parts("ours")
+    if prepared.training:
+        samples = tuple(x.detach().clone().requires_grad_() for x in inputs)
+        return Step(torch.cuda.make_graphed_callables(module, samples), inputs)
+    graph = graphs.graphed(module.requires_grad_(False), inputs)
+    return lambda: graph(*inputs)
 
 
-def _gpu_missing(prepared: Prepared) -> str:
-    return _ours_missing(prepared) or ("" if prepared.device == "cuda" else "CUDA graphs need a GPU")
-
-
-def _compiler_missing(prepared: Prepared) -> str:
-    if prepared.device == "cpu" and not any(map(shutil.which, ("g++", "c++", "clang++"))):
-        return "torch.compile on a CPU needs a C++ compiler, and none is on PATH"
-    return ""
-
-
-def _engine_missing(modules: tuple[str, ...], dtypes: tuple[str, ...]) -> Callable[[Prepared], str]:
-    def missing(prepared: Prepared) -> str:
-        if absent := [name for name in modules if importlib.util.find_spec(name) is None]:
-            return f'{" and ".join(absent)} not installed: pip install "convnext-kernels[bench]"'
-        if prepared.device != "cpu":
-            return "benchmarked on CPUs only"
-        return "" if prepared.case.dtype in dtypes else f"has no {prepared.case.dtype} kernels for CPUs"
-
-    return missing
+def _need_engine(prepared: Prepared, modules: tuple[str, ...], dtypes: tuple[str, ...]) -> None:
+    if absent := [name for name in modules if importlib.util.find_spec(name) is None]:
+        raise Unavailable(f'{" and ".join(absent)} not installed: pip install "convnext-kernels[bench]"')
+    if prepared.device != "cpu":
+        raise Unavailable("benchmarked on CPUs only")
+    if prepared.case.dtype not in dtypes:
+        raise Unavailable(f"has no {prepared.case.dtype} kernels for CPUs")
 
 
 def _channels_to_the_end(x: Tensor) -> Tensor:
@@ -212,11 +205,12 @@ class _Nhwc(nn.Module):
 
 def _nhwc(prepared: Prepared) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """An fp32 copy of the module with (N, H, W, C) interfaces, and inputs for it."""
-    module = _Nhwc(prepared.module("eager").to(memory_format=torch.contiguous_format).float()).eval()
-    return module, tuple(_channels_to_the_end(x).float() for x in prepared.inputs)
+    module, inputs = prepared.parts("eager", contiguous=True)
+    return _Nhwc(module.float()).eval(), tuple(_channels_to_the_end(x).float() for x in inputs)
 
 
 def _openvino(prepared: Prepared) -> Call:
+    _need_engine(prepared, ("openvino", "numpy"), ("fp32", "bf16"))
     # Disable its telemetry, which would fork this process, by now several gigabytes large, several times per model to
     # send reports: OpenVINO uses a stub if this package cannot be imported.
     sys.modules.setdefault("openvino_telemetry", None)
@@ -265,6 +259,7 @@ def _nchw(call: Call) -> Call:
 
 
 def _onnxruntime(prepared: Prepared) -> Call:
+    _need_engine(prepared, ("onnxruntime", "onnx", "onnxscript"), ("fp32",))
     import onnxruntime as ort
 
     module, inputs = _nhwc(prepared)
@@ -305,11 +300,13 @@ def _not_scaling(case: Case, mode: str) -> bool:
 def _compile_wanted(case: Case, mode: str) -> bool:
     if case.group == "scaling":
         return False
+    if mode == FULL:
+        return True
     if mode == QUICK:
         return case.group == "layernorm" and case.direction == "forward"
-    if mode == STANDARD and case.group == "block":
+    if case.group == "block":
         return case.direction == "forward" or case.channels in (96, 384)
-    return mode == FULL or (case.group == "model" and case.what == "ConvNeXt-T 224" and case.batch == 1)
+    return case.group == "model" and case.what == "ConvNeXt-T 224" and case.batch == 1
 
 
 def _autotune_wanted(case: Case, mode: str) -> bool:
@@ -321,25 +318,23 @@ def _engine_wanted(case: Case, mode: str) -> bool:
     return case.direction == "forward" and case.group != "scaling" and (mode != QUICK or case.group == "block")
 
 
-_openvino_missing = _engine_missing(("openvino", "numpy"), ("fp32", "bf16"))
-_onnxruntime_missing = _engine_missing(("onnxruntime", "onnx", "onnxscript"), ("fp32",))
 CANDIDATES = (
     Candidate(EAGER, _plain("eager")),
-    Candidate(OURS, _plain("ours"), missing=_ours_missing),
+    Candidate(OURS, _plain("ours")),
     Candidate("eager, contiguous", _plain("eager", contiguous=True), _not_scaling),
-    Candidate("torch.compile", compiled(), _compile_wanted, _compiler_missing),
-    Candidate("torch.compile, max-autotune", compiled(autotune=True), _autotune_wanted, _compiler_missing),
-    Candidate("OpenVINO", _openvino, _engine_wanted, _openvino_missing),
-    Candidate("ONNX Runtime", _onnxruntime, _engine_wanted, _onnxruntime_missing),
+    Candidate("torch.compile", compiled(), _compile_wanted),
+    Candidate("torch.compile, max-autotune", compiled(autotune=True), _autotune_wanted),
+    Candidate("OpenVINO", _openvino, _engine_wanted),
+    Candidate("ONNX Runtime", _onnxruntime, _engine_wanted),
 )
 
 NEEDS_GPU = GRAPH, OVERHEAD = "CUDA graph", "reduce-overhead"
 # What `verify` compares for whole models, the most telling first: should time run out, the last ones are missing.
 MODEL_CANDIDATES = (
     *CANDIDATES[:2],
-    Candidate(f"{OURS}, {GRAPH}", _graphed, missing=_gpu_missing),
-    Candidate("torch.compile", compiled(), missing=_compiler_missing),
-    Candidate(f"torch.compile, {OVERHEAD}", compiled(cudagraphs=True), missing=_gpu_missing),
-    Candidate(f"{OURS}, torch.compile", compiled("ours"), missing=_compiler_missing),
+    Candidate(f"{OURS}, {GRAPH}", _graphed),
+    Candidate("torch.compile", compiled()),
+    Candidate(f"torch.compile, {OVERHEAD}", compiled(cudagraphs=True)),
+    Candidate(f"{OURS}, torch.compile", compiled("ours")),
     CANDIDATES[2],
 )

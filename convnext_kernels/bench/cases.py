@@ -1,7 +1,6 @@
 """Every case of the benchmarks, for the command line and for pytest."""
 
 import fnmatch
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,6 +12,8 @@ if TYPE_CHECKING:
 QUICK, STANDARD, FULL = "quick", "standard", "full"
 MODES = (QUICK, STANDARD, FULL)  # each includes the cases of the modes before it
 
+# Groups in the order in which they run, and the seconds that a case takes on two cores.
+GROUPS = {"layernorm": 1, "dwconv": 1, "dwconv3d": 20, "mlp": 2, "block": 6, "model": 12, "rival": 6, "scaling": 20}
 STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))  # of ConvNeXt-T at 224: C, H = W (arXiv 2201.03545, table 9)
 KERNELS = (3, 5, 7, 9, 11, 13, 21, 31)
 # Height, width and stride: InceptionNeXt's, SegNeXt's and SLaK's kernels, and the strided blocks of timm.
@@ -20,42 +21,39 @@ SHAPES = ((1, 11, 1), (11, 1, 1), (21, 1, 1), (51, 5, 1), (7, 7, 2))
 SOUND = (512, 938)  # C, L: ten seconds of sound in Vocos (arXiv 2306.00814)
 # Of MedNeXt's stages, for depthwise convolutions of volumes: C, D = H = W, side of the kernel.
 VOLUMES = ((32, 64, 3), (64, 32, 5), (128, 16, 7))
-CONVNEXTS = {  # label: (library, name, millions of parameters, C of the first stage, GRN)
-    "ConvNeXt-T": ("torchvision", "convnext_tiny", 29, 96, False),
-    "ConvNeXt-S": ("torchvision", "convnext_small", 50, 96, False),
-    "ConvNeXt-B": ("torchvision", "convnext_base", 89, 128, False),
-    "ConvNeXt-V2-T": ("timm", "convnextv2_tiny", 29, 96, True),
+CONVNEXTS = {  # label: (library, name, C of the first stage, GRN)
+    "ConvNeXt-T": ("torchvision", "convnext_tiny", 96, False),
+    "ConvNeXt-S": ("torchvision", "convnext_small", 96, False),
+    "ConvNeXt-B": ("torchvision", "convnext_base", 128, False),
+    "ConvNeXt-V2-T": ("timm", "convnextv2_tiny", 96, True),
 }
 NETWORKS = {"ConvNeXt-T": "convnext_tiny", "ConvNeXt-V2-T": "convnextv2_tiny"}  # of `convnext_kernels.models`
-RIVALS = {  # alternatives to a ConvNeXt: (library, name, millions of parameters)
-    "ResNet-50": ("torchvision", "resnet50", 26),
-    "ResNeXt-50": ("torchvision", "resnext50_32x4d", 25),
-    "MobileNetV2": ("torchvision", "mobilenet_v2", 4),
-    "Swin-T": ("torchvision", "swin_t", 28),
-    "ViT-S/16": ("timm", "vit_small_patch16_224", 22),
-    "ViT-B/16": ("torchvision", "vit_b_16", 87),
+RIVALS = {  # alternatives to a ConvNeXt: (library, name)
+    "ResNet-50": ("torchvision", "resnet50"),
+    "ResNeXt-50": ("torchvision", "resnext50_32x4d"),
+    "MobileNetV2": ("torchvision", "mobilenet_v2"),
+    "Swin-T": ("torchvision", "swin_t"),
+    "ViT-S/16": ("timm", "vit_small_patch16_224"),
+    "ViT-B/16": ("torchvision", "vit_b_16"),
 }
 # Growth of the cost of a ConvNeXt-T: (batch, height and width), each with one thread and with two.
 SCALING = (*((n, 224) for n in (1, 2, 4, 8, 16, 32, 64)), *((1, size) for size in (64, 128, 320, 448, 640, 832, 1024)))
-# Number of tensors as large as x that eager PyTorch and the fp64 reference hold at once; hidden counts as four, twice.
-HELD = {"dwconv": 6, "dwconv3d": 6, "layernorm": 6, "mlp": 16, "block": 16}
 
 
 @dataclass(frozen=True)
 class Case:
     """One op or model, with its shape, batch, dtype and direction."""
 
-    group: str  # layernorm, dwconv, dwconv3d, mlp, block, model, rival or scaling
+    group: str  # of GROUPS, or another op
     what: str
     batch: int
     dtype: str  # fp32, bf16, fp16 or tf32
     direction: str  # "forward" or "training"
     mode: str  # the smallest mode that includes it
-    channels: int  # of the op, or of the first stage of a ConvNeXt; 0 for other models
-    kernel_size: int  # side of the depthwise convolution's square kernel; 0: none, or another kernel
-    grn: bool
-    memory: int = field(compare=False)  # roughly the bytes it needs
     build: "Callable[[], Workload]" = field(compare=False, repr=False)
+    channels: int = 0  # of the op, or of the first stage of a ConvNeXt; 0 for other models
+    kernel_size: int = 0  # side of the depthwise convolution's square kernel; 0: none, or another kernel
+    grn: bool = False
     threads: int | None = None  # None: those of the run
 
     @property
@@ -78,11 +76,10 @@ def _ops(dtype: str, direction: str, n: int) -> list[Case]:
     def add(
         group: str, what: str, mode: str, c: int, sides: tuple, *options: object, k: int = 0, kind: str = ""
     ) -> None:
-        """`sides` and `options` are the arguments of the workload; the sides multiply to the pixels of x."""
-        memory = 8 * HELD[group] * (1 + training) * n * c * math.prod(sides)
-        grn, build = options[:1] == (True,), partial(_build, "op", kind or group, n, c, *sides, *options)
+        """`sides` and `options` are the arguments of the workload."""
+        build = partial(_build, "op", kind or group, n, c, *sides, *options)
         what = f"{what} C{c} {'x'.join(map(str, sides))}".strip()
-        found.append(Case(group, what, n, dtype, direction, mode, c, k, grn, memory, build))
+        found.append(Case(group, what, n, dtype, direction, mode, build, c, k, options[:1] == (True,)))
 
     beyond = FULL if training else STANDARD
     for c, size in STAGES:
@@ -100,26 +97,30 @@ def _ops(dtype: str, direction: str, n: int) -> list[Case]:
             add("block", "RMS", STANDARD, c, at, False, 7, "rms", "silu", k=7)
     for label, grn in (("1-D V1", False), ("1-D V2", True)):
         add("block", label, STANDARD, SOUND[0], (1, SOUND[1]), grn, kind="block1d")
+    if n > 1:
+        add("block", "1-D AdaLayerNorm", FULL, SOUND[0], (1, SOUND[1]), kind="ada_block1d")
     return found
 
 
 def _volumes(dtype: str, direction: str) -> list[Case]:
-    """Depthwise convolutions of volumes. In no smaller mode: PyTorch's weight gradient takes up to two seconds."""
+    """Depthwise convolutions of volumes and MedNeXt's block. In no smaller mode: PyTorch's weight gradient takes up to
+    two seconds.
+    """
     found = []
-    for c, size, k in VOLUMES:
-        memory = 8 * HELD["dwconv3d"] * (2 if direction == "training" else 1) * c * size**3
-        build = partial(_build, "op", "dwconv3d", 1, c, size, size, k, size)
-        what = f"K{k} C{c} {size}x{size}x{size}"
-        found.append(Case("dwconv3d", what, 1, dtype, direction, FULL, c, 0, False, memory, build))
+    for group, kind, label, c, size, k in (
+        *(("dwconv3d", "dwconv3d", "", *volume) for volume in VOLUMES),
+        ("block", "mednext", "MedNeXt ", *VOLUMES[1]),
+    ):
+        build = partial(_build, "op", kind, 1, c, size, size, k, size)
+        what = f"{label}K{k} C{c} {size}x{size}x{size}"
+        found.append(Case(group, what, 1, dtype, direction, FULL, build, c))
     return found
 
 
 def _convnext(label: str, n: int, size: int, dtype: str, direction: str, mode: str) -> Case:
-    library, name, millions, c, grn = CONVNEXTS[label]
-    stage = n * (size // 4) ** 2 * c * (8 if direction == "training" else 1)
-    memory = 8 * (HELD["block"] * stage + 4 * millions * 10**6)
+    library, name, c, grn = CONVNEXTS[label]
     build = partial(_build, "convnext", library, name, n, size)
-    return Case("model", f"{label} {size}", n, dtype, direction, mode, c, 7, grn, memory, build)
+    return Case("model", f"{label} {size}", n, dtype, direction, mode, build, c, 7, grn)
 
 
 def network(label: str, n: int, dtype: str, direction: str) -> Case:
@@ -137,13 +138,10 @@ def _models(dtype: str) -> list[Case]:
                 # Batch 8 of the larger models takes seconds per call on two cores and shows nothing new.
                 mode = QUICK if first and n == 1 else STANDARD if first or n == 1 else FULL
                 found.append(_convnext(label, n, size, dtype, "forward", mode))
-        for label, (library, name, millions) in RIVALS.items():
-            memory = 8 * (100 * n * 3 * 224**2 + 4 * millions * 10**6)
-            build = partial(_build, "rival", library, name, n, 224)
-            mode = STANDARD if n == 1 else FULL
-            found.append(Case("rival", f"{label} 224", n, dtype, "forward", mode, 0, 0, False, memory, build))
-    found += [_convnext("ConvNeXt-T", n, 224, dtype, "training", m) for n, m in ((2, STANDARD), (8, FULL))]
-    return found
+        for label, (library, name) in RIVALS.items():
+            build, mode = partial(_build, "rival", library, name, n, 224), STANDARD if n == 1 else FULL
+            found.append(Case("rival", f"{label} 224", n, dtype, "forward", mode, build))
+    return [*found, *(_convnext("ConvNeXt-T", n, 224, dtype, "training", m) for n, m in ((2, STANDARD), (8, FULL)))]
 
 
 def _scaling() -> list[Case]:
@@ -158,19 +156,14 @@ def _scaling() -> list[Case]:
 
 def cases(device: str = "cpu") -> list[Case]:
     """Every case for `device`, cheap groups first."""
-    dtypes = ("fp32", "bf16", "fp16", "tf32") if device == "cuda" else ("fp32", "bf16")
-    found = []
-    for dtype in dtypes:
-        # Batch 1 is not used for training.
-        for direction, n in (("forward", 1), ("forward", 8), ("training", 8)):
+    found = _scaling() if device == "cpu" else []
+    for dtype in ("fp32", "bf16", "fp16", "tf32") if device == "cuda" else ("fp32", "bf16"):
+        for direction, n in (("forward", 1), ("forward", 8), ("training", 8)):  # nobody trains at batch 1
             found += _ops(dtype, direction, n)
         for direction in ("forward", "training"):
             found += _volumes(dtype, direction)
         found += _models(dtype)
-    if device == "cpu":
-        found += _scaling()
-    order = ("layernorm", "dwconv", "dwconv3d", "mlp", "block", "model", "rival", "scaling")
-    return sorted(found, key=lambda case: order.index(case.group))
+    return sorted(found, key=lambda case: list(GROUPS).index(case.group))
 
 
 def select(
@@ -182,8 +175,9 @@ def select(
     `everything`: other cases than those of `device`.
     """
     everything = cases(device) if everything is None else everything
+    included = MODES[: MODES.index(mode) + 1]
     if not only:
-        return [case for case in everything if MODES.index(case.mode) <= MODES.index(mode)]
+        return [case for case in everything if case.mode in included]
     chosen = set()
     for pattern in only:
         matches = [c for c in everything if pattern.lower() in c.name.lower() or fnmatch.fnmatch(c.name, pattern)]
@@ -192,6 +186,5 @@ def select(
             raise ValueError(
                 f"{pattern!r}: no case has this in its name; groups: {groups}; example of a name: {everything[0].name}"
             )
-        small = [c for c in matches if MODES.index(c.mode) <= MODES.index(mode)]
-        chosen.update(case.name for case in small or matches)
+        chosen.update([case.name for case in matches if case.mode in included] or [case.name for case in matches])
     return [case for case in everything if case.name in chosen]

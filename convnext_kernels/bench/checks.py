@@ -1,21 +1,19 @@
 """Numerical checks of every kernel: all ops, backends and instruction sets of this machine, at a table of shapes."""
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from convnext_kernels import dispatch
 from convnext_kernels.bench import workloads
-from convnext_kernels.bench.candidates import DTYPES, Step, tf32
-from convnext_kernels.bench.cases import Case
-from convnext_kernels.bench.measure import one_line, prepare, reference_results, results
-from convnext_kernels.bench.numerics import judge
-from convnext_kernels.bench.results import FAILED, OK, UNAVAILABLE, WRONG, Check
-from convnext_kernels.spec import BackendError
+from convnext_kernels.bench.candidates import CANDIDATES, Call, Candidate, Prepared, Step, tf32
+from convnext_kernels.bench.cases import STANDARD, Case
+from convnext_kernels.bench.measure import Session, prepare, results
+from convnext_kernels.bench.results import EAGER, Record
 
 # (N, C, H, W): sizes below, equal to, a multiple of and above the kernels' vectors and tiles. The most telling first:
 # `verify` may run out of time.
@@ -84,7 +82,7 @@ def cases(device: str, dtype: str) -> Iterator[Case]:
             if (wide and op not in ("mlp", "block", "layernorm")) or (op == "downsample" and min(h, w) < arguments[0]):
                 continue
             build = partial(workloads.op, op, n, c, h, w, *arguments)
-            yield Case(op, f"{n}x{c}x{h}x{w}{label}", n, dtype, "training", "", c, 0, False, 0, build)
+            yield Case(op, f"{n}x{c}x{h}x{w}{label}", n, dtype, "training", "", build)
 
 
 @contextmanager
@@ -100,44 +98,45 @@ def _poisoned_memory() -> Iterator[None]:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def _all_results(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
-    """Outputs without and with gradients, which may come from different kernels, and all gradients."""
-    return {"inference": results(lambda: module(*inputs))["output"], **results(Step(module, inputs))}
+class _BothWays(Step):
+    """A step that runs in inference mode too, which may take other kernels, inside `context`."""
+
+    context: Callable[[], AbstractContextManager] = staticmethod(nullcontext)
+
+    def __call__(self) -> Tensor:
+        with self.context():
+            with torch.inference_mode():
+                self.inference = self.forward()
+            return super().__call__()
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradients of the last call, and its output in inference mode."""
+        return {"inference": self.inference} | super().gradients()
 
 
-def _check(case: Case, device: str, contexts: list[Backend]) -> Iterator[Check]:
-    prepared, dtype = prepare(case, device), DTYPES[case.dtype]
-    truth = reference_results(prepared)
-    truth["inference"] = truth["output"]
-    standard = _all_results(prepared.eager, prepared.inputs)
-    if not judge(truth, None, standard, dtype).within:
-        standard = None
-    for name, context in contexts:
-        check = partial(Check, case.group, case.what, case.dtype, name)
-        try:
-            with dispatch.use_backend(name.split()[0]), context(), _poisoned_memory():
-                judgement = judge(truth, standard, _all_results(copy.deepcopy(prepared.ours), prepared.inputs), dtype)
-        except Exception as error:
-            yield check(UNAVAILABLE if isinstance(error, BackendError) else FAILED, one_line(error))
-        else:
-            status = OK if judgement.within else WRONG
-            yield check(status, judgement.reason, judgement.error, judgement.allowed)
+def _on(name: str, selected: Callable[[], AbstractContextManager]) -> Candidate:
+    """The candidate that is this package on the backend `name`."""
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        with dispatch.use_backend(name.split()[0]), selected(), _poisoned_memory():
+            yield
+
+    def build(prepared: Prepared) -> Call:
+        step = prepared.call(*prepared.parts("ours"))
+        step.context = context
+        return step
+
+    return Candidate(f"{name} backend" if name == EAGER else name, build)
 
 
-def check(case: Case, device: str, contexts: list[Backend]) -> Iterator[Check]:
-    """Check a case on each of `contexts`: forward, inference and all gradients against fp64."""
-    with tf32(False):
-        try:
-            yield from _check(case, device, contexts)
-        except Exception as error:  # eager or the reference failed
-            yield from (
-                Check(case.group, case.what, case.dtype, name, FAILED, f"no reference: {one_line(error)}")
-                for name, _ in contexts
-            )
+def check(case: Case, device: str, found: list[Backend]) -> list[Record]:
+    """Check a case on each of the backends `found`: forward, inference and all gradients against fp64."""
+    candidates = (CANDIDATES[0], *(_on(*backend) for backend in found))
+    return Session(device, STANDARD, {}, candidates=candidates, step=_BothWays).measure(case, timed=False)[1:]
 
 
 def compile_kernels(case: Case, device: str) -> None:
     """Run a case on the Triton backend, so that its kernels are in Triton's cache."""
-    prepared = prepare(case, device)
-    with dispatch.use_backend("triton"), tf32(False):
-        _all_results(prepared.ours, prepared.inputs)
+    with tf32(False):
+        results(_on("triton", nullcontext).build(prepare(case, device, _BothWays)))

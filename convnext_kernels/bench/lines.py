@@ -1,25 +1,23 @@
 """What `verify` measures: one JSON object a line, written at once, so that a run that is cut loses nothing.
 
 Every line has "kind", "step" and "at", the seconds since the start. The first line of a run has the kind
-"environment", the last one "end", unless the run was killed. The others are results: "check" (`results.Check`),
-"record" (`results.Record`), "host", "timing" (`tuning.tune.Timing`), "choices" (what was chosen by it), "ceilings",
+"environment", the last one "end", unless the run was killed. The others are results: "check" and "record"
+(`results.Record`), "host", "timing" (`tuning.tune.Timing`), "choices" (what was chosen by it), "ceilings",
 "failure" (an item that raised, hung or ended its process), "cut" (an item for which the time did not suffice) and
 "step" (one for each step: how much of it was done, and why not all).
 """
 
 import json
 import os
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from convnext_kernels.bench.results import EAGER, FAILED, Check, Record, Run, plain, restored
+from convnext_kernels.bench.results import EAGER, FAILED, Record, Run, plain, restored
 from convnext_kernels.bench.tables import Table, number, optional, speedup
-from convnext_kernels.bench.timing import Times
 
-FORMAT = 1
+FORMAT = 2
 FILE = "results.jsonl"
 
 Line = dict[str, Any]
@@ -38,12 +36,11 @@ class Writer:
 
     def __call__(self, kind: str, step: str, **values: object) -> Line:
         """Write one line and return it."""
-        at = round(time.monotonic() - self.start, 3)
-        line = {"kind": kind, "step": step, "at": at} | {name: plain(value) for name, value in values.items()}
+        line = {"kind": kind, "step": step, "at": round(time.monotonic() - self.start, 3), **plain(values)}
         text = json.dumps(line)
         os.write(self._file, f"{text}\n".encode())  # no buffer: it survives even a SIGKILL
         if self.echo:
-            print(text, file=sys.stdout, flush=True)
+            print(text, flush=True)
         return line
 
     def close(self) -> None:
@@ -78,29 +75,14 @@ def read(file: Path) -> list[list[Line]]:
     return runs
 
 
-def _restored(kind: type, line: Line) -> Any:
-    """The `Record` or `Check` of a line."""
-    values = {name: value for name, value in line.items() if name not in ("kind", "step", "at")}
-    times = values.get("times")
-    return restored(kind, values | ({"times": times["rounds"]} if times else {}))
-
-
-def median(times: Line) -> float:
-    """Median of the times of a record's line, in milliseconds."""
-    return Times(tuple(map(tuple, times["rounds"]))).median
+def record(line: Line) -> Record:
+    """The record of a line of the kind "record" or "check"."""
+    return restored({name: value for name, value in line.items() if name not in ("kind", "step", "at")})
 
 
 def of_kind(lines: Iterable[Line], kind: str) -> list[Line]:
     """The lines of one kind."""
     return [line for line in lines if line["kind"] == kind]
-
-
-def not_run(lines: Iterable[Line]) -> list[str]:
-    """A sentence for each step that was not run or not completed, and for each failure."""
-    lines = list(lines)
-    steps = (f"{line['step']}: {line['reason']}" for line in of_kind(lines, "step") if line["reason"])
-    failures = (f"{line['step']}: {line['item']}: {FAILED}: {line['reason']}" for line in of_kind(lines, "failure"))
-    return [*steps, *failures]
 
 
 def as_run(runs: list[list[Line]]) -> Run:
@@ -113,25 +95,18 @@ def as_run(runs: list[list[Line]]) -> Run:
         if head["name"] != heads[0]["name"]:
             raise ValueError(f"measured on {head['name']}, expected {heads[0]['name']}, as in the first run")
     lines = [line for run in runs for line in run]
-    records = {(r.case, r.candidate): r for r in (_restored(Record, line) for line in of_kind(lines, "record"))}
-    checks = {
-        (c.op, c.what, c.dtype, c.backend): c for c in (_restored(Check, line) for line in of_kind(lines, "check"))
-    }
-    ceilings = of_kind(lines, "ceilings")
-    head = heads[-1]
-    return Run(
-        head["machine"],
-        head["conditions"],
-        ceilings[-1]["ceilings"] if ceilings else {},
-        head["device"],
-        "verify",
-        head["created"],
-        sum(run[-1]["at"] for run in runs),
-        all(run[-1]["kind"] == "end" and run[-1]["complete"] for run in runs),
-        list(records.values()),
-        list(checks.values()),
-        not_run(lines),
+    ceilings = [{}, *(line["ceilings"] for line in of_kind(lines, "ceilings"))][-1]
+    not_run = [f"{line['step']}: {line['reason']}" for line in of_kind(lines, "step") if line["reason"]]
+    for line in of_kind(lines, "failure"):
+        not_run.append(f"{line['step']}: {line['item']}: {FAILED}: {line['reason']}")
+    machine, conditions, device, created = (heads[-1][name] for name in ("machine", "conditions", "device", "created"))
+    complete = all(run[-1]["kind"] == "end" and run[-1]["complete"] for run in runs)
+    records, checks = (
+        list({(r.case, r.candidate): r for r in map(record, of_kind(lines, kind))}.values())
+        for kind in ("record", "check")
     )
+    seconds = sum(run[-1]["at"] for run in runs)
+    return Run(machine, conditions, ceilings, device, "verify", created, seconds, complete, records, checks, not_run)
 
 
 def host(lines: Iterable[Line]) -> Table:

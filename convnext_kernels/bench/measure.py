@@ -1,6 +1,7 @@
 """The measurement of a case: check every candidate, then time those with right results."""
 
 import gc
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,9 +17,21 @@ from convnext_kernels.bench.candidates import CANDIDATES, DTYPES, Call, Candidat
 from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, Case
 from convnext_kernels.bench.conditions import Course
 from convnext_kernels.bench.numerics import PEER_SLACK, judge
-from convnext_kernels.bench.results import EAGER, FAILED, MODELS, OK, OURS, UNAVAILABLE, WRONG, Record, is_ours
+from convnext_kernels.bench.results import (
+    EAGER,
+    FAILED,
+    MODELS,
+    OK,
+    OURS,
+    UNAVAILABLE,
+    WRONG,
+    Record,
+    Unavailable,
+    is_ours,
+)
 from convnext_kernels.bench.timing import Times, interleave, pinned, steady_allocator
 from convnext_kernels.bench.work import Work, count
+from convnext_kernels.bench.workloads import Workload
 from convnext_kernels.spec import OPS, BackendError, OpSpec
 from convnext_kernels.tuning.cache import generation
 
@@ -36,14 +49,11 @@ def serving(case: Case, device: str) -> str:
 
     "or as tuned" after them: choices that `tune` has kept may replace them.
     """
-    dtype = DTYPES[case.dtype]
-    op = case.group if case.group in OPS else "block"
-    hidden = 4 * case.channels if op in ("mlp", "block") else 0
+    dtype, op = DTYPES[case.dtype], case.group if case.group in OPS else "block"
+    hidden, kernel = 4 * case.channels if op in ("mlp", "block") else 0, (case.kernel_size,) * 2
     names = []
     for backward in {"forward": (False,), "training": (False, True)}.get(case.direction, (True,)):
-        spec = OpSpec(
-            op, device, dtype, dtype, case.channels, (case.kernel_size,) * 2, (1, 1), 1, hidden, case.grn, backward
-        )
+        spec = OpSpec(op, device, dtype, dtype, case.channels, kernel, (1, 1), 1, hidden, case.grn, backward)
         try:
             names.append(dispatch.choose(spec).__name__.split(".")[2])
         except BackendError as error:
@@ -51,30 +61,38 @@ def serving(case: Case, device: str) -> str:
     return " + ".join(dict.fromkeys(names)) + (" or as tuned" if generation() else "")
 
 
-def memory_missing(case: Case, device: str) -> str:
-    """Return why the memory of this machine is too small for `case`, or ""."""
+def check_memory(case: Case, workload: Workload, device: str) -> None:
+    """Raise `Unavailable` if the memory of this machine is too small for `case`; without psutil a CPU's is unknown."""
+    if device == "cpu" and importlib.util.find_spec("psutil") is None:
+        return
     if device == "cuda":
         free = torch.cuda.mem_get_info()[0]
     else:
-        try:
-            import psutil
-        except ModuleNotFoundError:
-            return ""
+        import psutil
+
         free = psutil.virtual_memory().available
-    if case.memory <= free:
-        return ""
-    return f"needs about {case.memory / 2**30:.1f} GiB of memory, but only {free / 2**30:.1f} GiB are free"
+    # So many tensors as large as x do eager PyTorch and the fp64 reference hold at once; the hidden counts as four.
+    tensors = 40 if case.group in MODELS else 16
+    tensors *= (8 if case.group in MODELS else 2) if case.direction == "training" else 1
+    parameters = sum(p.numel() for p in workload.eager.parameters())
+    needed = 8 * (tensors * workload.inputs[0].numel() + 4 * parameters)
+    if needed > free:
+        raise Unavailable(f"needs about {needed / 2**30:.1f} GiB of memory, but only {free / 2**30:.1f} GiB are free")
 
 
-def prepare(case: Case, device: str) -> Prepared:
-    """Build the modules and inputs of a case in its dtype, on `device`."""
+def prepare(case: Case, device: str, step: type[Step] = Step) -> Prepared:
+    """Build the modules and inputs of a case in its dtype, on `device`; raises `Unavailable` without enough memory."""
     workload, dtype = case.build(), DTYPES[case.dtype]
+    check_memory(case, workload, device)
     layout = workload.channels_last
-    cast = [
+    eager, ours = (
         None if m is None else m.to(device, dtype).to(memory_format=layout) for m in (workload.eager, workload.ours)
-    ]
-    inputs = tuple(x.to(device, dtype).contiguous(memory_format=layout) for x in workload.inputs)
-    return Prepared(case, cast[0], cast[1], inputs, device)
+    )
+    inputs = tuple(
+        x.to(device, dtype).contiguous(memory_format=layout) if x.is_floating_point() else x.to(device)
+        for x in workload.inputs
+    )
+    return Prepared(case, eager, ours, inputs, device, step)
 
 
 def results(call: Call) -> dict[str, Tensor]:
@@ -90,8 +108,8 @@ def results(call: Call) -> dict[str, Tensor]:
 def reference_results(prepared: Prepared) -> dict[str, Tensor]:
     """Results of an fp64 copy with exactly the weights and inputs of the dtype, so that only the arithmetic differs."""
     module = workloads.reference(prepared.eager)
-    inputs = tuple(x.double().contiguous() for x in prepared.inputs)
-    return results(Step(module, inputs) if prepared.case.direction == "training" else lambda: module(*inputs))
+    inputs = tuple(x.double().contiguous() if x.is_floating_point() else x for x in prepared.inputs)
+    return results(prepared.call(module, inputs))
 
 
 def saved_bytes(step: Step) -> int:
@@ -128,6 +146,13 @@ def launches(call: Call) -> int | None:
     )
 
 
+def failure(error: Exception) -> tuple[str, str]:
+    """Status and reason of a candidate that raised."""
+    if isinstance(error, Unavailable | BackendError):
+        return UNAVAILABLE, one_line(error).partition(": ")[2]
+    return FAILED, one_line(error)
+
+
 def record_of(case: Case) -> Callable[..., Record]:
     """Return `Record` with the fields of `case` filled in; the candidate and the fields after it are left."""
     return partial(Record, case.name, case.group, case.what, case.batch, case.dtype, case.direction)
@@ -143,40 +168,32 @@ class Session:
     course: Course = field(default_factory=Course)
     candidates: tuple[Candidate, ...] = CANDIDATES
     garbage: float | None = None  # eager is not used as a standard above this relative error; None: numerics.GARBAGE
+    step: type[Step] = Step  # what a training case does
 
     def wanted(self, case: Case) -> list[Candidate]:
         """The candidates of a case, available or not."""
         return [c for c in self.candidates if c.wanted(case, self.mode) and (case.group != "rival" or c.name != OURS)]
 
-    def measure(self, case: Case, on_step: Callable[[str], None] = lambda _: None) -> list[Record]:
-        """Measure a case; returns a record for each candidate, in which errors are recorded instead of raised."""
+    def measure(self, case: Case, on_step: Callable[[str], None] = lambda _: None, timed: bool = True) -> list[Record]:
+        """Check a case and time it; returns a record for each candidate, in which errors are recorded, not raised."""
         names = [candidate.name for candidate in self.wanted(case)]
-        status, reason = UNAVAILABLE, memory_missing(case, self.device)
         try:
-            if not reason:
-                on_step("fp64 reference")
-                with self.opened(case) as opened:
-                    for name in names:
-                        on_step(name)
-                        opened.check(name)
+            on_step("fp64 reference")
+            with self.opened(case) as opened:
+                for name in names:
+                    on_step(name)
+                    opened.check(name)
+                if timed:
                     on_step("timing")
-                    self._time(opened)
-                    return [opened.records[name] for name in names]
+                    opened.time()
+                return [opened.records[name] for name in names]
         except Exception as error:  # the case itself cannot be built: a missing library, too little memory
-            status, reason = FAILED, one_line(error)
-        return [record_of(case)(name, status, reason) for name in names]
-
-    def _time(self, opened: "Opened") -> None:
-        calls, training = opened.calls, opened.case.direction == "training"
-        if calls:
-            with quiet(), self.timing():
-                times = interleave(calls, rounds=ROUNDS[self.mode], bursts=True, training=training, device=self.device)
-            for name in calls:
-                opened.add_times(name, times[name])
+            return [record_of(case)(name, *failure(error)) for name in names]
 
     @contextmanager
     def timing(self) -> Iterator[None]:
         """Pin the threads and watch the machine inside; other runtimes must have started their threads before."""
+        gc.collect()  # what earlier cases left
         with pinned() if self.device == "cpu" else nullcontext():
             # Threads that are not pinned sometimes start on one core, where the loop runs at half its speed.
             self.course.probe()
@@ -196,17 +213,8 @@ class Session:
             torch.set_num_threads(threads)
             if "torch._dynamo" in sys.modules:  # the guards of what was compiled for this case would slow down the next
                 torch.compiler.reset()
-            gc.collect()
             if self.device == "cuda":
                 torch.cuda.empty_cache()
-
-    def prepare(self, case: Case) -> Prepared:
-        """Build the modules and inputs of a case."""
-        return prepare(case, self.device)
-
-    def reference(self, prepared: Prepared) -> dict[str, Tensor]:
-        """Compute the fp64 reference."""
-        return reference_results(prepared)
 
 
 class Opened:
@@ -216,14 +224,14 @@ class Opened:
         self.session, self.case = session, case
         self.records: dict[str, Record] = {}
         self.calls: dict[str, Call] = {}  # of candidates with right results
+        self.prepared = prepare(case, session.device, session.step)
+        self.reference = reference_results(self.prepared)
         self._candidates = {candidate.name: candidate for candidate in session.wanted(case)}
-        self._prepared = session.prepare(case)
-        self._reference = session.reference(self._prepared)
         self._standard: dict[str, Tensor] | None = None  # eager's results, if they are right
 
     @cached_property
     def _work(self) -> Work:
-        return count(self._prepared.eager, self._prepared.inputs)
+        return count(self.prepared.eager, self.prepared.inputs)
 
     def check(self, name: str) -> Record:
         """Build a candidate and check its results, after those of eager."""
@@ -235,22 +243,35 @@ class Opened:
 
     def _check(self, candidate: Candidate) -> Record:
         name, record = candidate.name, partial(record_of(self.case), candidate.name)
-        missing = candidate.missing(self._prepared)
-        if missing:
-            return record(UNAVAILABLE, missing)
         dtype, slack = DTYPES[self.case.dtype], 1 if is_ours(name) else PEER_SLACK
         try:
-            call = candidate.build(self._prepared)
+            call = candidate.build(self.prepared)
             found = results(call)
-            judgement = judge(self._reference, self._standard, found, dtype, slack=slack, garbage=self.session.garbage)
+            judgement = judge(self.reference, self._standard, found, dtype, slack=slack, garbage=self.session.garbage)
         except Exception as error:
-            return record(FAILED, one_line(error))
+            return record(*failure(error))
         if judgement.within:
             self.calls[name] = call
             if name == EAGER:
                 self._standard = found
         status = OK if judgement.within else WRONG
         return record(status, judgement.reason, error=judgement.error, allowed_error=judgement.allowed)
+
+    def time(self, *names: str, rounds: int | None = None) -> None:
+        """Time the candidates `names`, or all with right results, in turn."""
+        session = self.session
+        calls = {name: self.calls[name] for name in names or self.calls}
+        if calls:
+            with quiet(), session.timing():
+                times = interleave(
+                    calls,
+                    rounds=rounds or ROUNDS[session.mode],
+                    bursts=True,
+                    training=self.case.direction == "training",
+                    device=session.device,
+                )
+            for name in calls:
+                self.add_times(name, times[name])
 
     def add_times(self, name: str, times: Times) -> Record:
         """Add times to the record of a candidate, and everything computed from them."""

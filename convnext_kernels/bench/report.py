@@ -18,7 +18,6 @@ from convnext_kernels.bench.results import (
     UNAVAILABLE,
     WRONG,
     Case,
-    Check,
     Record,
     Run,
     best_peer,
@@ -91,7 +90,7 @@ def machine_name(run: Run) -> str:
     return str(found[0]).partition(",")[0] if run.device == "cuda" and found else run.machine["cpu"]["name"]
 
 
-def _share(found: Record | Check) -> float:
+def _share(found: Record) -> float:
     """Error over the allowed error; infinite for NaN, so that NaN counts as the largest."""
     if not found.allowed_error:
         return 0.0 if found.error == 0 else math.inf
@@ -99,7 +98,7 @@ def _share(found: Record | Check) -> float:
     return math.inf if math.isnan(share) else share
 
 
-def error_share(found: Record | Check) -> str:
+def error_share(found: Record) -> str:
     """Format the error over the allowed error."""
     if found.error is None or found.allowed_error is None:
         return ""
@@ -148,9 +147,9 @@ def models(run: Run) -> Table:
 
 def checks(run: Run) -> Table:
     """Checks of `verify` by op, backend and dtype: numbers of passed, failed and unsupported ones, largest error."""
-    found: dict[tuple[str, str, str], list[Check]] = {}
+    found: dict[tuple[str, str, str], list[Record]] = {}
     for check in run.checks:
-        found.setdefault((check.op, check.backend, check.dtype), []).append(check)
+        found.setdefault((check.group, check.candidate, check.dtype), []).append(check)
     rows = []
     for key, group in found.items():
         counts = Counter("bad" if check.status in (WRONG, FAILED) else check.status for check in group)
@@ -164,7 +163,7 @@ def checks(run: Run) -> Table:
 def complaints(run: Run) -> list[str]:
     """A line for each wrong or failed candidate, and for each failed check."""
     found = [(f"{r.case}, {r.candidate}", r) for r in run.records]
-    found += [(f"{c.op} {c.what} {c.dtype} on {c.backend}", c) for c in run.checks]
+    found += [(f"{c.group} {c.what} {c.dtype} on {c.candidate}", c) for c in run.checks]
     return [f"{what}: {r.status}, not timed: {r.reason}" for what, r in found if r.status in (WRONG, FAILED)]
 
 

@@ -1,6 +1,7 @@
 """The results of a benchmark run: records, and the JSON file that holds them."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -27,6 +28,10 @@ OK = "ok"
 WRONG = "wrong"  # its error against fp64 is above the allowed one, so it is not timed
 UNAVAILABLE = "unavailable"  # not installed, or without this dtype or direction; `reason` says which
 FAILED = "failed"  # it raised; `reason` holds the message
+
+
+class Unavailable(Exception):
+    """Why a candidate or a case cannot run here."""
 
 
 @dataclass(frozen=True)
@@ -79,20 +84,6 @@ class Record:
 Case = dict[str, Record]  # the records of one case, by candidate
 
 
-@dataclass(frozen=True)
-class Check:
-    """Numerical check of one op at one shape on one backend: `verify`."""
-
-    op: str
-    what: str  # the shape
-    dtype: str
-    backend: str
-    status: str  # ok, wrong, unavailable (the backend does not support it) or failed
-    reason: str = ""
-    error: float | None = None  # as in Record
-    allowed_error: float | None = None
-
-
 @dataclass
 class Run:
     """All records of one run, and how they were measured."""
@@ -106,7 +97,7 @@ class Run:
     seconds: float = 0.0  # duration so far
     complete: bool = False  # False: interrupted, or still running
     records: list[Record] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)  # verify
+    checks: list[Record] = field(default_factory=list)  # of kernels by `verify`; the candidates are backends
     not_run: list[str] = field(default_factory=list)  # verify: lines that say what could not run, and why
 
     def cases(self) -> dict[str, Case]:
@@ -143,8 +134,10 @@ def best_peer(case: Case) -> Record | None:
 
 def plain(value: object) -> object:
     """Turn dataclasses and tuples into what JSON has, and NaN and infinity, which it does not have, into None."""
+    if isinstance(value, Times):
+        return value.rounds
     if dataclasses.is_dataclass(value):
-        value = dataclasses.asdict(value)
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {name: plain(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -167,16 +160,23 @@ def write_atomically(file: Path, text: str) -> None:
 
 
 def as_json(run: Run) -> str:
-    """Return `run` as JSON text with a line for each record."""
+    """Return `run` as JSON text with a line for each case, each check and each value about the machine."""
     values = {"format": FORMAT, **plain(run)}
     for record in values["records"]:
-        if record["times"] is not None:  # the clock is not more precise than five digits
-            record["times"] = [[float(f"{call:.5g}") for call in calls] for calls in record["times"]["rounds"]]
-    lists = {
-        name: "[" + ",".join(f"\n  {json.dumps(value)}" for value in values[name]) + "\n]"
-        for name in ("records", "checks")
+        if record["times"]:  # the clock is not more precise than five digits
+            record["times"] = [[float(f"{call:.5g}") for call in calls] for calls in record["times"]]
+    cases = itertools.groupby(values["records"], key=lambda record: record["case"])
+    lines = {
+        "machine": [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in values["machine"].items()],
+        "records": [", ".join(map(json.dumps, records)) for _, records in cases],
+        "checks": [json.dumps(check) for check in values["checks"]],
     }
-    parts = (f"{json.dumps(name)}: {lists.get(name) or json.dumps(value, indent=1)}" for name, value in values.items())
+    parts = []
+    for name, value in values.items():
+        opening, closing = "{}" if isinstance(value, dict) else "[]"
+        inside = ",".join(f"\n  {line}" for line in lines.get(name, ()))
+        text = f"{opening}{inside}\n{closing}" if name in lines else json.dumps(value)
+        parts.append(f"{json.dumps(name)}: {text}")
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
@@ -185,14 +185,14 @@ def save(run: Run, file: Path) -> None:
     write_atomically(file, as_json(run))
 
 
-def restored(kind: type, values: dict) -> Record | Check:
-    """The Record or Check of values that were read."""
-    if values.get("times") is not None:
-        values["times"] = Times(tuple(map(tuple, values["times"])))
+def restored(values: dict) -> Record:
+    """The record of values that were read."""
+    if values["times"] is not None:
+        values = values | {"times": Times(tuple(map(tuple, values["times"])))}
         values["times"].median  # noqa: B018  raises now instead of later
     if values["status"] == WRONG and values["error"] is None:  # written for NaN
-        values["error"] = math.nan
-    return kind(**values)
+        values = values | {"error": math.nan}
+    return Record(**values)
 
 
 def load(file: Path) -> Run:
@@ -201,8 +201,8 @@ def load(file: Path) -> Run:
         values = json.loads(file.read_text(encoding="utf-8"))
         if values.pop("format") != FORMAT:
             raise ValueError(f"expected format {FORMAT}")
-        for name, kind in (("records", Record), ("checks", Check)):
-            values[name] = [restored(kind, value) for value in values[name]]
+        for name in ("records", "checks"):
+            values[name] = [restored(value) for value in values[name]]
         return Run(**values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: not a result file of `convnext-kernels bench`: {error}") from error

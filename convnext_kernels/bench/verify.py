@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from convnext_kernels import environment
 from convnext_kernels.bench import checks, conditions, lines, report, steps, workers
@@ -93,10 +93,8 @@ class Verify:
                 os.environ[cache.ENVIRONMENT_VARIABLE] = before
         self.write("end", "", complete=not code, reason=self.wrong[-1] if code else "")
         self.write.close()
-        checked = sum(self.counts.values())
-        self.say(
-            f"{checked} results on {self.device} in {time.monotonic() - self.start:.0f} s: {self.folder / lines.FILE}"
-        )
+        taken, file = time.monotonic() - self.start, self.folder / lines.FILE
+        self.say(f"{sum(self.counts.values())} results on {self.device} in {taken:.0f} s: {file}")
         return code or int(bool(self.wrong))
 
     def _steps(self) -> list[str]:
@@ -117,7 +115,7 @@ class Verify:
         for line in checks.backends(self.device)[1]:
             self._not_run("environment", line)
         if not self.only:
-            self._item(worker, steps.Item("environment", "ceilings", None), 120, None)
+            self._item(worker, steps.Item("environment", "ceilings"), 120, None)
 
     def _not_run(self, step: str, reason: str, **values: object) -> None:
         self.write("step", step, reason=reason, **values)
@@ -134,37 +132,35 @@ class Verify:
         return now + (self.start + 60 * self.minutes - now) * steps.STEPS[name] / later
 
     def _step(self, name: str, worker: workers.Worker) -> None:
-        begun, end = time.monotonic(), self._end(name)
+        begun, end, more = time.monotonic(), self._end(name), {}
         todo = steps.items(name, self.device)
         if not todo:
-            self._not_run(name, f"skipped: {steps.nothing_to_do(name, self.device)}", done=0, of=0)
+            self._not_run(name, f"skipped: nothing to do on the device {self.device}", done=0, of=0)
             return
         self.say(f"{name}:")
-        done, more = 0, {}
         if name == "precompile":
-            done, more = self._precompile(todo, end or begun + steps.MOST_SECONDS)
-        for item in todo if name != "precompile" else ():
-            left = None if end is None else end - time.monotonic()
-            if left is not None and left <= 0:
-                break
-            # An item that hangs must not take the time of all others. `tune` stops by itself, a little late.
-            share = steps.ITEM_SHARE.get(name, 0.5)
-            limit = steps.MOST_SECONDS
-            if left is not None:
-                limit = min(self.start + 60 * self.minutes - time.monotonic(), max(share * left, steps.LEAST_SECONDS))
-            self._item(worker, item, limit, None if left is None else min(left, 0.8 * limit))
-            done += 1
+            count, done, failures = workers.run_all(todo, self.device, end or begun + steps.MOST_SECONDS)
+            more = {"processes": count, "failures": failures[:20]}
+        else:
+            done = self._items(name, todo, worker, end)
         reason = "" if done == len(todo) else f"skipped: budget: {len(todo) - done} of {len(todo)}"
         reason += f", from {todo[done].name}" if reason and not more else ""
         self._not_run(name, reason, done=done, of=len(todo), seconds=round(time.monotonic() - begun, 1), **more)
 
-    def _precompile(self, todo: list[steps.Item], end: float) -> tuple[int, dict[str, object]]:
-        pool = workers.Pool(self.device, len(todo))
-        try:
-            done, failures = pool.run(todo, end)
-        finally:
-            pool.end()
-        return done, {"processes": len(pool.workers), "failures": failures[:20]}
+    def _items(self, name: str, todo: list[steps.Item], worker: workers.Worker, end: float | None) -> int:
+        """Run items until `end`; returns how many were run."""
+        for done, item in enumerate(todo):
+            limit, left = steps.MOST_SECONDS, None
+            if end is not None:
+                now = time.monotonic()
+                if (left := end - now) <= 0:
+                    return done
+                # An item that hangs must not take the time of all others. `tune` stops by itself, a little late.
+                share = max(steps.ITEM_SHARE.get(name, 0.5) * left, steps.LEAST_SECONDS)
+                limit = min(self.start + 60 * self.minutes - now, share)
+                left = min(left, 0.8 * limit)
+            self._item(worker, item, limit, left)
+        return len(todo)
 
     def _item(self, worker: workers.Worker, item: steps.Item, limit: float, seconds: float | None) -> None:
         worker.send(item, seconds, self.ceilings)
@@ -188,7 +184,8 @@ def complaint(line: lines.Line) -> str:
     if kind == "failure":
         return f"{line['step']}: {line['item']}: {line['reason']}"
     if kind == "check" and line["status"] in BAD:
-        return f"{line['op']} {line['what']} {line['dtype']} on {line['backend']}: {line['status']}: {line['reason']}"
+        where = f"{line['group']} {line['what']} {line['dtype']} on {line['candidate']}"
+        return f"{where}: {line['status']}: {line['reason']}"
     if kind == "record" and line["status"] in BAD and is_ours(line["candidate"]):
         return f"{line['case']}, {line['candidate']}: {line['status']}: {line['reason']}"
     return ""
@@ -197,8 +194,8 @@ def complaint(line: lines.Line) -> str:
 def shown(line: lines.Line) -> str:
     """What the user sees of a line; "" for results that are only counted."""
     if line["kind"] == "record":
-        times = line["times"]
-        figure = line["reason"] or line["status"] if times is None else f"{lines.median(times):.3g} ms"
+        times = lines.record(line).times
+        figure = line["reason"] or line["status"] if times is None else f"{times.median:.3g} ms"
         return f"  {line['case']}, {line['candidate']}: {figure}"
     if line["kind"] == "host":
         what = f"{line['what']} {line['direction']}, {line['candidate']}"
@@ -221,13 +218,10 @@ def _step(text: str) -> str:
     raise argparse.ArgumentTypeError(f"no step has {text!r} in its name; the steps are: {', '.join(steps.STEPS)}")
 
 
-def _positive(kind: type) -> Callable[[str], Any]:
-    def number(text: str) -> Any:
-        if not (value := kind(text)) > 0:
-            raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
-        return value
-
-    return number
+def _positive(text: str) -> float:
+    if not (value := float(text)) > 0:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+    return value
 
 
 def main(arguments: list[str]) -> NoReturn:
@@ -236,15 +230,14 @@ def main(arguments: list[str]) -> NoReturn:
     text = HELP.format(steps=names, file=lines.FILE)
     form, end = argparse.RawDescriptionHelpFormatter, "Example: convnext-kernels verify --minutes 8"
     parser = _Parser("convnext-kernels verify", description=text, formatter_class=form, epilog=end)
-    parser.add_argument("--minutes", type=_positive(float), metavar="N", help="stop after N minutes")
-    parser.add_argument(
-        "--only", action="append", type=_step, metavar="STEP", help="only steps with this in their name"
-    )
-    parser.add_argument("--threads", type=_positive(int), metavar="N", help="CPU threads of PyTorch")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if PyTorch can use it")
-    parser.add_argument("--report", type=Path, default=REPORT, metavar="DIR", help=f"folder for {lines.FILE}")
-    parser.add_argument("--json", action="store_true", help="print the lines instead of text")
-    options: Any = parser.parse_args(arguments)
+    add = parser.add_argument
+    add("--minutes", type=_positive, metavar="N", help="stop after N minutes")
+    add("--only", action="append", type=_step, metavar="STEP", default=[], help="only steps with this in their name")
+    add("--threads", type=lambda text: int(_positive(text)), metavar="N", help="CPU threads of PyTorch")
+    add("--device", choices=["cpu", "cuda"], help="default: cuda if PyTorch can use it")
+    add("--report", type=Path, default=REPORT, metavar="DIR", help=f"folder for {lines.FILE}")
+    add("--json", action="store_true", help="print the lines instead of text")
+    options = parser.parse_args(arguments)
     gpus, reason = environment.gpus()
     if options.device == "cuda" and not gpus:
         parser.error(f"--device cuda: {reason}")
@@ -257,8 +250,7 @@ def main(arguments: list[str]) -> NoReturn:
     def say(text: str) -> None:
         print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
 
-    only = tuple(options.only or ())
-    run = Verify(device, options.report, options.minutes, only, options.threads, options.json, say)
+    run = Verify(device, options.report, options.minutes, tuple(options.only), options.threads, options.json, say)
     code = run.run()
     print(verdict(run, code), file=sys.stderr if code or options.json else sys.stdout)
     sys.exit(code)

@@ -14,6 +14,7 @@ from multiprocessing import connection, get_context, parent_process
 from typing import Any
 
 from convnext_kernels.bench import steps
+from convnext_kernels.bench.results import plain
 
 MOST_PROCESSES = 16
 DONE, END = "done", "end"  # what a process says after an item: ready for the next one, or not usable any more
@@ -38,8 +39,8 @@ def _serve(pipe: connection.Connection, device: str, threads: int | None, compil
         torch.set_num_threads(threads)
     running = steps.Running(device)
 
-    def emit(kind: str, **values: object) -> None:
-        pipe.send((kind, values))
+    def emit(kind: str, value: object) -> None:
+        pipe.send((kind, plain(value)))
 
     while (message := pipe.recv()) is not None:
         item, seconds, ceilings = message
@@ -48,7 +49,7 @@ def _serve(pipe: connection.Connection, device: str, threads: int | None, compil
             try:
                 torch.cuda.synchronize()
             except RuntimeError as error:  # an illegal access: every later call of this process would fail
-                emit("failure", item=item.name, reason=f"{error}".partition("\n")[0])
+                emit("failure", {"item": item.name, "reason": f"{error}".partition("\n")[0]})
                 pipe.send(END)
                 return
         pipe.send(DONE)
@@ -108,18 +109,13 @@ class Worker:
                 return
             yield message
 
-    def dismiss(self) -> None:
-        """Tell the process to end when it is idle."""
-        if self.process is not None and not self.busy:
-            with suppress(OSError):
-                self.pipe.send(None)
-
     def end(self) -> None:
-        """End the process, if there is one."""
+        """End the process, if there is one; an idle one ends by itself."""
         if self.process is None:
             return
         if not self.busy:
-            self.dismiss()
+            with suppress(OSError):
+                self.pipe.send(None)
             self.process.join(5)
         if self.process.is_alive():
             _kill(self.process.pid)
@@ -128,26 +124,25 @@ class Worker:
         self.process, self.busy = None, False
 
 
-class Pool:
-    """Precompiles items in parallel processes."""
+def run_all(todo: list[steps.Item], device: str, end: float) -> tuple[int, int, list[str]]:
+    """Run items in parallel processes until `end` (``time.monotonic()``).
 
-    def __init__(self, device: str, count: int) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        processes = max(1, min(MOST_PROCESSES, cores, count))
-        self.workers = [Worker(device, 1, max(1, cores // processes)) for _ in range(processes)]
+    Returns the number of processes, how many items were done, and the reasons of those that failed.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = max(1, min(MOST_PROCESSES, cores, len(todo)))
+    workers = [Worker(device, 1, max(1, cores // count)) for _ in range(count)]
+    left, failures, done = list(reversed(todo)), [], 0
+    busy: dict[Any, tuple[Worker, steps.Item]] = {}
 
-    def run(self, todo: list[steps.Item], end: float) -> tuple[int, list[str]]:
-        """Run items until `end` (``time.monotonic()``); returns how many, and the reasons of those that failed."""
-        left, failures, done = list(reversed(todo)), [], 0
-        busy: dict[Any, tuple[Worker, steps.Item]] = {}
+    def start(worker: Worker) -> None:
+        if left:
+            item = left.pop()
+            worker.send(item, None, {})
+            busy[worker.pipe] = worker, item
 
-        def start(worker: Worker) -> None:
-            if left:
-                item = left.pop()
-                worker.send(item, None, {})
-                busy[worker.pipe] = worker, item
-
-        for worker in self.workers:
+    try:
+        for worker in workers:
             start(worker)
         while busy and (remaining := end - time.monotonic()) > 0:
             for pipe in connection.wait(list(busy), remaining):
@@ -166,11 +161,7 @@ class Pool:
                     worker.end()
                 done += 1
                 start(worker)
-        return done, failures
-
-    def end(self) -> None:
-        """End all processes."""
-        for worker in self.workers:
-            worker.dismiss()
-        for worker in self.workers:
+    finally:
+        for worker in workers:
             worker.end()
+    return count, done, failures

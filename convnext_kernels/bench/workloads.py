@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext_kernels import FusedConvNeXtBlock, FusedConvNeXtBlock1d, accelerate, functional
 from convnext_kernels.models import create_model
 from convnext_kernels.nn import DepthwiseConv2d, DepthwiseConv3d, FusedSequential, GlobalResponseNorm, LayerNorm2d
+from convnext_kernels.nn.block1d import AdaLayerNorm
 from convnext_kernels.nn.layers import PatchDownsample2d, WideningConv2d
 
 
@@ -145,12 +147,53 @@ class EagerBlock1d(EagerMlp):
         return super().forward(self.dwconv(x.squeeze(2)).unsqueeze(2), x)
 
 
+CONDITIONS = 4  # of an AdaLayerNorm: Vocos has one for each bandwidth of its codec
+
+
+def _conditions(x: Tensor) -> Tensor:
+    """Neighbouring samples have different ones, (N, 1)."""
+    return (torch.arange(x.shape[0], device=x.device) % CONDITIONS).view(-1, 1)
+
+
+class EagerAdaBlock1d(EagerBlock1d):
+    """Vocos' block with AdaLayerNorm: each sample has a scale and a shift, those of its condition."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.norm = AdaLayerNorm(CONDITIONS, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, 1, L) to (N, C, 1, L)."""
+        condition = _conditions(x)
+        y = F.layer_norm(self.dwconv(x.squeeze(2)).transpose(1, 2), x.shape[1:2], eps=self.norm.eps)
+        y = y * self.norm.scale(condition) + self.norm.shift(condition)
+        y = self.gamma * self.pwconv2(self.act(self.pwconv1(y)))
+        return x + y.transpose(1, 2).unsqueeze(2)
+
+
 class FusedBlock1d(FusedConvNeXtBlock1d):
     """FusedConvNeXtBlock1d of an image of one row."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, 1, L) to (N, C, 1, L)."""
-        return super().forward(x.squeeze(2)).unsqueeze(2)
+        condition = (_conditions(x),) if self.adanorm else ()
+        return super().forward(x.squeeze(2), *condition).unsqueeze(2)
+
+
+class MedNeXtBlock(nn.Module):
+    """MedNeXt's block for volumes (arXiv 2303.09975), with its names: `accelerate` recognises it."""
+
+    def __init__(self, dim: int, kernel: int) -> None:
+        super().__init__()
+        self.conv1 = EagerDwconv3d(dim, kernel)
+        self.norm = nn.GroupNorm(dim, dim)
+        self.conv2 = nn.Conv3d(dim, 4 * dim, 1)
+        self.act = nn.GELU()
+        self.conv3 = nn.Conv3d(4 * dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, D, H, W) to (N, C, D, H, W)."""
+        return x + self.conv3(self.act(self.conv2(self.norm(self.conv1(x)))))
 
 
 class EagerDownsample(nn.Sequential):
@@ -237,6 +280,8 @@ PAIRS: dict[str, Callable[..., tuple[nn.Module, nn.Module]]] = {
         FusedConvNeXtBlock(c, use_grn=use_grn, kernel_size=kernel, norm=norm, activation=activation),
     ),
     "block1d": lambda c, use_grn: (EagerBlock1d(c, use_grn), FusedBlock1d(c, use_grn=use_grn)),
+    "ada_block1d": lambda c: (EagerAdaBlock1d(c), FusedBlock1d(c, adanorm_num_embeddings=CONDITIONS)),
+    "mednext": lambda c, kernel, _depth: (MedNeXtBlock(c, kernel), accelerate(MedNeXtBlock(c, kernel))),
     "downsample": lambda c, patch: (EagerDownsample(c, patch), PatchDownsample2d(c, 2 * c, patch)),
 }
 
@@ -246,7 +291,7 @@ def op(name: str, n: int, c: int, h: int, w: int, *options: object) -> Workload:
     eager, ours = PAIRS[name](c, *options)
     initialise(eager)
     ours.load_state_dict(eager.state_dict())
-    shape = (n, c, options[1], h, w) if name == "dwconv3d" else (n, c, h, w)
+    shape = (n, c, options[1], h, w) if name in ("dwconv3d", "mednext") else (n, c, h, w)
     inputs = tuple(_images(*shape) for _ in range(2 if name == "mlp" else 1))  # mlp: x and the residual
     return Workload(eager.eval(), ours.eval(), inputs)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, Case, select
+from convnext_kernels.bench.cases import FULL, GROUPS, QUICK, STANDARD, Case, select
 from convnext_kernels.bench.results import FAILED, FILE, MODELS, OURS, WRONG
 from convnext_kernels.cli import options
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from convnext_kernels.bench.measure import Session
     from convnext_kernels.bench.results import Run
 
-# Seconds that a case of each group takes on two cores, for the remaining time of the progress bar.
-SECONDS = {"layernorm": 1, "dwconv": 1, "dwconv3d": 20, "mlp": 2, "block": 6, "model": 12, "rival": 6, "scaling": 20}
 LEGEND = (
     "Times are medians. ±: the larger spread of eager and ours, which is half the range of the medians of the rounds "
     "(99%: or more). peer: the fastest other candidate. Only candidates with right results are timed."
@@ -29,7 +27,7 @@ def measure(run: "Run", selected: Iterable[Case], file: Path | None, session: "S
 
     selected = list(selected)
     at_start, begun = list(run.conditions["warnings"]), time.perf_counter()
-    with options.progress_bar("bench", sum(SECONDS[case.group] for case in selected)) as advance:
+    with options.progress_bar("bench", sum(GROUPS[case.group] for case in selected)) as advance:
         for case in selected:
             run.records += session.measure(case, lambda what, case=case: advance(f"{case.name}: {what}", 0))
             run.seconds = time.perf_counter() - begun
@@ -38,7 +36,7 @@ def measure(run: "Run", selected: Iterable[Case], file: Path | None, session: "S
             run.complete = case is selected[-1]
             if file is not None:
                 save(run, file)
-            advance(case.name, SECONDS[case.group])
+            advance(case.name, GROUPS[case.group])
 
 
 def finish(run: "Run", folder: Path | None, as_json: bool) -> None:

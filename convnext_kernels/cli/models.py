@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -68,7 +68,7 @@ def _makers() -> "Iterator[tuple[str, str, Callable[[], nn.Module]]]":
 
 
 def coverage(names: tuple[str, ...]) -> list[dict[str, object]]:
-    """How many blocks of the models `names`, or of all, are served; ClickException for a name that no library has."""
+    """How much of the models `names`, or of all, is served; ClickException for a name that no library has."""
     import torch
 
     from convnext_kernels.interop import acceleration_report
@@ -82,26 +82,53 @@ def coverage(names: tuple[str, ...]) -> list[dict[str, object]]:
         if names and name not in names:
             continue
         with torch.device("meta"):
-            rows = [row for row in acceleration_report(make()).rows if row.kind == "block"]
-        refused = [row.reason for row in rows if not row.replaceable]
-        counts = {"blocks": len(rows), "served": len(rows) - len(refused), "reasons": sorted(set(refused))}
-        found.append({"library": library, "model": name, **counts})
+            model = make()
+        rows = acceleration_report(model).rows
+        counts: dict[str, Any] = {"blocks": 0, "served": 0, "layers": 0, "layers_served": 0}
+        for row in rows:
+            total, served = ("blocks", "served") if row.kind == "block" else ("layers", "layers_served")
+            counts[total] += 1
+            counts[served] += row.replaceable
+        reasons = sorted({f"{row.kind}: {row.reason}" for row in rows if not row.replaceable})
+        found.append(
+            {"library": library, "model": name, **counts, "reasons": reasons, "overlapping": _overlapping(model)}
+        )
     return found
+
+
+def _overlapping(model: "nn.Module") -> list[str]:
+    """The convolutions over all channels whose windows overlap: stems, which stay PyTorch's."""
+    from torch import nn
+
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups == 1 and m.kernel_size > m.stride]
+    return sorted({f"{conv.kernel_size[0]}x{conv.kernel_size[1]} stride {conv.stride[0]}" for conv in convs})
 
 
 def show_coverage(found: list[dict[str, object]]) -> None:
     """Print what `coverage` returns."""
-    columns = ("library", "model", "blocks", "served", "why not")
-    rows = [(r["library"], r["model"], str(r["blocks"]), str(r["served"]), "; ".join(r["reasons"])) for r in found]
-    options.show(Table("Blocks that accelerate() replaces", columns, rows), width=110)
-    blocks, served = (sum(row[name] for row in found) for name in ("blocks", "served"))
-    whole = sum(row["served"] == row["blocks"] for row in found)
+    columns = ("library", "model", "blocks", "served", "norms, downsampling", "served", "why not; stem")
+    rows = []
+    for r in found:
+        counts = (str(r[name]) for name in ("blocks", "served", "layers", "layers_served"))
+        stem = [f"stem {conv}: PyTorch's" for conv in r["overlapping"]]
+        rows.append((r["library"], r["model"], *counts, "; ".join(r["reasons"] + stem)))
+    options.show(Table("What accelerate() replaces", columns, rows), width=130)
+    blocks, served, layers, layers_served = (
+        sum(row[name] for row in found) for name in ("blocks", "served", "layers", "layers_served")
+    )
+    whole = sum(not row["reasons"] for row in found)
     click.echo(f"{served} of {blocks} blocks are served, {whole} of {len(found)} models whole")
+    click.echo(f"{layers_served} of {layers} norms and downsampling layers between them are served")
+    if any(row["overlapping"] for row in found):
+        click.echo(
+            "A stem's overlapping convolutions sum over all channels, so they are matrix products: cuDNN and oneDNN "
+            "compute them, and this package has no kernel for them."
+        )
 
 
 @click.command("models")
 @click.argument("names", nargs=-1, shell_complete=options.complete(_names))
-@click.option("--coverage", "served", is_flag=True, help="Of timm, torchvision, transformers: which blocks are served.")
+@click.option("--coverage", "served", is_flag=True, help="Of timm, torchvision, transformers: what is served.")
 @options.as_json
 def command(names: tuple[str, ...], served: bool, as_json: bool) -> None:
     """Count parameters and multiply-adds of the models NAMES (default: all).

@@ -16,7 +16,7 @@ from convnext_kernels import exporting
 from convnext_kernels.interop import structure
 from convnext_kernels.nn import sequential
 from convnext_kernels.nn.layers import widened
-from convnext_kernels.variants import GELU, LAYER
+from convnext_kernels.variants import GELU, LAYER, NORMS
 
 # The attributes that `accelerate` adds to a module: its options.
 BACKEND, MEMORY = "_convnext_kernels_backend", "_convnext_kernels_memory"
@@ -28,8 +28,8 @@ class Arguments(NamedTuple):
     channels: int  # of the input
     tensors: tuple[Tensor | None, ...]
     parts: Any  # the adapter's own view of the module
-    norm: str = LAYER  # of a block, as its activation
-    activation: str = GELU
+    norm: str = LAYER  # of `variants`
+    activation: str = GELU  # of a block
 
 
 class Match(NamedTuple):
@@ -76,6 +76,15 @@ class Adapter(exporting.Whole, Accelerated):
     def covered(cls, module: nn.Module) -> Iterable[nn.Module]:
         """Return the children that the fused op replaces."""
         return module.children()
+
+    @classmethod
+    def affine(cls, norm: nn.Module) -> tuple[str, tuple[Tensor | None, Tensor | None]] | str:
+        """Return which of `variants.NORMS` this is, with its weight and bias, or why the op cannot compute it."""
+        kind = next((kind for kind in NORMS if structure.is_one_of(norm, cls.types.get(f"norm_{kind}", ()))), LAYER)
+        weight, bias = structure.parameter(norm, "weight"), structure.parameter(norm, "bias") if kind == LAYER else None
+        if weight is None or (kind == LAYER and bias is None):
+            return f"the norm has no weight{' or no bias' if kind == LAYER else ''}"
+        return kind, (weight, bias)
 
     def serves(self, x: object, arguments: Arguments) -> bool:
         """Whether the fused op computes the same for x as the original forward."""

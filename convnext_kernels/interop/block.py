@@ -10,7 +10,6 @@ from convnext_kernels.interop import structure
 from convnext_kernels.interop.adapter import BACKEND, MEMORY, Adapter, Arguments
 from convnext_kernels.interop.structure import parameter
 from convnext_kernels.ops.blocks import Block, block
-from convnext_kernels.variants import LAYER, NORMS
 
 
 class Parts(NamedTuple):
@@ -49,11 +48,6 @@ class BlockAdapter(Adapter):
         return structure.depthwise(conv)
 
     @classmethod
-    def norm_kind(cls, norm: nn.Module) -> str:
-        """Return which of `variants.NORMS` this is, for a norm that `norm_refusal` accepts."""
-        return next((kind for kind in NORMS if structure.is_one_of(norm, cls.types.get(f"norm_{kind}", ()))), LAYER)
-
-    @classmethod
     def known(cls, role: str, module: nn.Module) -> bool:
         """Whether `module` has the library's own class for that role."""
         return structure.is_one_of(module, cls.types[role])
@@ -86,15 +80,14 @@ class BlockAdapter(Adapter):
             if not cls.known("grn", grn):
                 return f"the response normalisation is a {structure.class_of(grn).__name__}"
             grn_weight, grn_bias = parameter(grn, cls.grn_names[0]), parameter(grn, cls.grn_names[1])
-        kind = cls.norm_kind(norm)
-        norm_weight, norm_bias = parameter(norm, "weight"), parameter(norm, "bias") if kind == LAYER else None
-        if norm_weight is None or (kind == LAYER and norm_bias is None):
-            return "the norm has no weight or no bias"
+        affine = cls.affine(norm)
+        if isinstance(affine, str):
+            return affine
+        kind, norm_tensors = affine
         tensors = (
             parameter(dwconv, "weight"),
             parameter(dwconv, "bias"),
-            norm_weight,
-            norm_bias,
+            *norm_tensors,
             parameter(pwconv1, "weight"),
             parameter(pwconv1, "bias"),
             parameter(pwconv2, "weight"),

@@ -1,4 +1,4 @@
-"""The layers between the blocks: LayerNorm over channels, alone or before a patch convolution."""
+"""The layers between the blocks: LayerNorm or another norm over channels, alone or before a patch convolution."""
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +15,19 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 class LayerNorm2dAdapter(Adapter):
-    """LayerNorm over the channels of (N, C, H, W)."""
+    """LayerNorm over the channels of (N, C, H, W), or another norm of `variants`."""
 
     kind = "layer norm"
 
     @classmethod
     def arguments(cls, module: nn.Module) -> Arguments | str:
         """Return weight and bias, or the reason: a LayerNorm without them, or over more dimensions."""
-        weight, bias = parameter(module, "weight"), parameter(module, "bias")
-        if weight is None or bias is None:
-            return "the norm has no weight or no bias"
+        affine = cls.affine(module)
+        if isinstance(affine, str):
+            return affine
         if len(module.normalized_shape) != 1:
             return f"the norm is over {tuple(module.normalized_shape)}"
-        return Arguments(module.normalized_shape[0], (weight, bias), None)
+        return Arguments(module.normalized_shape[0], affine[1], None, affine[0])
 
     def serves(self, x: object, arguments: Arguments) -> bool:
         """Refuse 16-bit input under autocast, because the result's dtype depends on the device in PyTorch."""
@@ -38,7 +38,8 @@ class LayerNorm2dAdapter(Adapter):
     def fused(self, x: Tensor, arguments: Arguments) -> Tensor:
         """Normalise; like the original's, the result is channels_last, and so are the layers after it."""
         x = channels_last(x)
-        return functional.layer_norm2d(x, *arguments.tensors, eps=self.eps, backend=getattr(self, BACKEND))
+        options = {"eps": self.eps, "norm": arguments.norm, "backend": getattr(self, BACKEND)}
+        return functional.layer_norm2d(x, *arguments.tensors, **options)
 
 
 def is_downsampling(pair: nn.Sequential | nn.ModuleList) -> bool:
@@ -47,7 +48,7 @@ def is_downsampling(pair: nn.Sequential | nn.ModuleList) -> bool:
 
 
 class DownsampleAdapter(Adapter):
-    """A Sequential of LayerNorm over channels and a KxK convolution with stride K, in one op."""
+    """A Sequential of a norm over channels and a KxK convolution with stride K, in one op."""
 
     kind = "downsampling"
 
@@ -58,7 +59,7 @@ class DownsampleAdapter(Adapter):
 
     @classmethod
     def norm_refusal(cls, norm: nn.Module, channels: int) -> str | None:
-        """Return why `norm` is not this library's LayerNorm over channels."""
+        """Return why `norm` is not this library's norm over channels."""
         return structure.layer_norm(norm, cls.types["norm2d"], channels)
 
     @classmethod
@@ -75,14 +76,14 @@ class DownsampleAdapter(Adapter):
         )
         if refusal:
             return refusal
-        norm_weight, norm_bias = parameter(norm, "weight"), parameter(norm, "bias")
-        if norm_weight is None or norm_bias is None:
-            return "the norm has no weight or no bias"
-        return Arguments(
-            conv.in_channels, (norm_weight, norm_bias, parameter(conv, "weight"), parameter(conv, "bias")), norm.eps
-        )
+        affine = cls.affine(norm)
+        if isinstance(affine, str):
+            return affine
+        tensors = (*affine[1], parameter(conv, "weight"), parameter(conv, "bias"))
+        return Arguments(conv.in_channels, tensors, norm.eps, affine[0])
 
     def fused(self, x: Tensor, arguments: Arguments) -> Tensor:
         """Normalise and convolve; like the original's, the result is channels_last."""
         x = channels_last(x)
-        return functional.patch_downsample(x, *arguments.tensors, eps=arguments.parts, backend=getattr(self, BACKEND))
+        options = {"eps": arguments.parts, "norm": arguments.norm, "backend": getattr(self, BACKEND)}
+        return functional.patch_downsample(x, *arguments.tensors, **options)

@@ -17,7 +17,7 @@ from convnext_kernels.interop.adapter import BACKEND, MEMORY, Adapter, Arguments
 from convnext_kernels.interop.block import BlockAdapter, Parts
 from convnext_kernels.interop.layers import channels_last
 from convnext_kernels.interop.structure import parameter
-from convnext_kernels.nn.block1d import conditioned
+from convnext_kernels.nn.block1d import rows_of
 
 _CHILDREN = {"dwconv", "norm", "pwconv1", "act", "pwconv2"}
 _CONDITION = "cond_embedding_id"  # Vocos' keyword for the index of an AdaLayerNorm's scale and shift
@@ -122,30 +122,24 @@ class TimeBlockAdapter(BlockAdapter):
 
     def _fused(self, x: Tensor, arguments: Arguments, condition: Tensor | None) -> Tensor:
         """Compute the block of an image of one row; the result is channels_last, and so are the layers after it."""
-        weight, bias, scale, shift, *p, gamma, grn_weight, grn_bias = arguments.tensors
+        weight, bias, *norm, w1, b1, w2, b2, gamma, grn_weight, grn_bias = arguments.tensors
         parts = arguments.parts.parts
-
-        def block(x: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
-            return functional.convnext_block(
-                x,
-                weight.unsqueeze(2),
-                bias,
-                norm_weight,
-                norm_bias,
-                *p,
-                gamma=gamma,
-                grn_weight=grn_weight,
-                grn_bias=grn_bias,
-                dilation=(1, parts.dwconv.dilation[0]),
-                eps=parts.norm.eps,
-                grn_eps=1e-6,  # in the forward of every known copy, which the trial has confirmed
-                activation=arguments.activation,
-                memory=getattr(self, MEMORY),
-                backend=getattr(self, BACKEND),
-            )
-
-        x = channels_last(x)
-        return conditioned(block, x, condition, scale, shift) if arguments.parts.adaptive else block(x, scale, shift)
+        return functional.adaptive_convnext_block(
+            channels_last(x),
+            weight.unsqueeze(2),
+            bias,
+            *(rows_of(condition, *norm) if arguments.parts.adaptive else norm),
+            *(w1, b1, w2, b2),
+            gamma=gamma,
+            grn_weight=grn_weight,
+            grn_bias=grn_bias,
+            dilation=(1, parts.dwconv.dilation[0]),
+            eps=parts.norm.eps,
+            grn_eps=1e-6,  # in the forward of every known copy, which the trial has confirmed
+            activation=arguments.activation,
+            memory=getattr(self, MEMORY),
+            backend=getattr(self, BACKEND),
+        )
 
 
 def _valid(arguments: Arguments, condition: Any, x: Tensor) -> bool:

@@ -13,6 +13,20 @@ from convnext_kernels.interop.layers import DownsampleAdapter, LayerNorm2dAdapte
 from convnext_kernels.interop.structure import parameter
 
 
+def _classes(library: object, *names: str) -> tuple[type, ...]:
+    return tuple(getattr(library, name) for name in names if hasattr(library, name))  # older timm has fewer
+
+
+def _norms() -> dict[str, tuple[type, ...]]:
+    from timm import layers
+
+    return {
+        "norm2d": _classes(layers, "LayerNorm2d", "RmsNorm2d", "SimpleNorm2d"),
+        "norm_rms": _classes(layers, "RmsNorm", "RmsNorm2d"),
+        "norm_simple": _classes(layers, "SimpleNorm", "SimpleNorm2d"),
+    }
+
+
 class ConvNeXtBlockAdapter(BlockAdapter):
     """timm's ``ConvNeXtBlock``: ``conv_dw``, ``norm``, ``mlp``, ``gamma`` or None, ``shortcut``, ``drop_path``."""
 
@@ -22,20 +36,15 @@ class ConvNeXtBlockAdapter(BlockAdapter):
     def inner_types(cls) -> dict[str, tuple[type, ...]]:
         """Return timm's classes."""
         from timm import layers
-        from timm.layers import DropPath, GlobalResponseNormMlp, LayerNorm, LayerNorm2d, Mlp, activations
+        from timm.layers import DropPath, GlobalResponseNormMlp, LayerNorm, Mlp, activations
         from timm.layers.grn import GlobalResponseNorm
 
-        def classes(library: object, *names: str) -> tuple[type, ...]:
-            return tuple(getattr(library, name) for name in names if hasattr(library, name))  # older timm has fewer
-
         return {
-            "norm": (LayerNorm, nn.LayerNorm, *classes(layers, "RmsNorm", "SimpleNorm")),
-            "norm2d": (LayerNorm2d, *classes(layers, "RmsNorm2d", "SimpleNorm2d")),
-            "norm_rms": classes(layers, "RmsNorm", "RmsNorm2d"),
-            "norm_simple": classes(layers, "SimpleNorm", "SimpleNorm2d"),
-            "act_gelu": classes(activations, "GELU"),
-            "act_gelu_tanh": classes(activations, "GELUTanh"),
-            "act_quick_gelu": classes(activations, "QuickGELU"),
+            **_norms(),
+            "norm": (LayerNorm, nn.LayerNorm, *_classes(layers, "RmsNorm", "SimpleNorm")),
+            "act_gelu": _classes(activations, "GELU"),
+            "act_gelu_tanh": _classes(activations, "GELUTanh"),
+            "act_quick_gelu": _classes(activations, "QuickGELU"),
             "drop_path": (DropPath,),
             "mlp": (Mlp,),
             "grn_mlp": (GlobalResponseNormMlp,),
@@ -138,15 +147,22 @@ class ShapeChangingBlockAdapter(ConvNeXtBlockAdapter):
         )
 
 
-class TimmDownsampleAdapter(DownsampleAdapter):
-    """timm's Sequential of ``LayerNorm2d`` and a strided convolution."""
+class TimmNorm2dAdapter(LayerNorm2dAdapter):
+    """timm's ``LayerNorm2d``, ``RmsNorm2d`` or ``SimpleNorm2d``."""
 
     @classmethod
     def inner_types(cls) -> dict[str, tuple[type, ...]]:
         """Return timm's classes."""
-        from timm.layers import LayerNorm2d
+        return _norms()
 
-        return {"norm2d": (LayerNorm2d,)}
+
+class TimmDownsampleAdapter(DownsampleAdapter):
+    """timm's Sequential of one of these and a strided convolution."""
+
+    @classmethod
+    def inner_types(cls) -> dict[str, tuple[type, ...]]:
+        """Return timm's classes."""
+        return _norms()
 
 
 def match(module: nn.Module) -> Match | None:
@@ -157,8 +173,9 @@ def match(module: nn.Module) -> Match | None:
     if isinstance(module, library.ConvNeXtBlock):
         changes_shape = type(module._modules["shortcut"]) is not nn.Identity
         return Match(ShapeChangingBlockAdapter if changes_shape else ConvNeXtBlockAdapter, library.ConvNeXtBlock)
-    if isinstance(module, library.LayerNorm2d):
-        return Match(LayerNorm2dAdapter, library.LayerNorm2d)
-    if isinstance(module, nn.Sequential) and is_downsampling(module) and isinstance(module[0], library.LayerNorm2d):
+    norms = _classes(library, "LayerNorm2d", "RmsNorm2d", "SimpleNorm2d")
+    if isinstance(module, norms):
+        return Match(TimmNorm2dAdapter, next(norm for norm in norms if isinstance(module, norm)))
+    if isinstance(module, nn.Sequential) and is_downsampling(module) and isinstance(module[0], norms):
         return Match(TimmDownsampleAdapter, nn.Sequential)
     return None

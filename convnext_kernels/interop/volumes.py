@@ -5,7 +5,6 @@ D * H rows. Between them PyTorch normalises each channel of a sample over its pi
 """
 
 import copy
-import functools
 from collections import OrderedDict
 from typing import ClassVar, NamedTuple
 
@@ -19,6 +18,7 @@ from convnext_kernels.interop.adapter import BACKEND, MEMORY, Adapter, Arguments
 from convnext_kernels.interop.layers import channels_last
 from convnext_kernels.interop.structure import parameter
 from convnext_kernels.ops.checks import MAX_KERNEL_SIZE_3D
+from convnext_kernels.variants import identity_norm
 
 
 def channels_last_3d(x: Tensor) -> Tensor:
@@ -84,24 +84,6 @@ def _group_norm(y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     centred = wide - wide.mean(axes, keepdim=True)
     scale = torch.rsqrt((centred * centred).mean(axes, keepdim=True) + eps) * weight.view(each)
     return torch.addcmul(bias.view(each), centred, scale).to(y.dtype)
-
-
-def _no_norm(x: Tensor, wide: bool) -> tuple[Tensor, float]:
-    """RMSNorm's weight and eps with which it returns x (N, C, ...), as long as the mean of x^2 is far below eps.
-
-    x / sqrt(mean(x^2) + 4^p) * 2^p; x is normalised already. Powers of two, so that nothing is rounded.
-    """
-    power = 30 if wide else 15  # 2^16 is infinite in fp16
-    if torch.compiler.is_compiling():
-        return x.new_full((x.shape[1],), 2.0**power), 4.0**power
-    return _constant(x.shape[1], 2.0**power, x.dtype, x.device), 4.0**power
-
-
-@functools.lru_cache(maxsize=64)
-def _constant(channels: int, value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The same tensor every time: the CPU backend keeps packed parameters by address."""
-    with torch.inference_mode(False):
-        return torch.full((channels,), value, dtype=dtype, device=device)
 
 
 class MedNeXtBlockAdapter(Adapter):
@@ -197,7 +179,7 @@ def _fused(x: Tensor, arguments: Arguments, eps: float, memory: str, backend: st
     if arguments.parts.groups:
         y = _group_norm(y, norm_weight, norm_bias, eps)
         norm, norm_bias = "rms", None
-        norm_weight, eps = _no_norm(y, y.dtype != torch.float16)
+        norm_weight, eps = identity_norm(y)
     result = functional.inverted_bottleneck(
         y.flatten(2, -2),
         norm_weight,

@@ -139,7 +139,8 @@ class FusedConvNeXtBlock(Whole, nn.Module):
         modules = self._modules
         dwconv, norm, pwconv1, pwconv2 = modules["dwconv"], modules["norm"], modules["pwconv1"], modules["pwconv2"]
         grn, drop_path = modules.get("grn"), modules["drop_path"]
-        own, conv, ln, fc1, fc2 = (m._parameters for m in (self, dwconv, norm, pwconv1, pwconv2))
+        own, conv, ln = self._parameters, dwconv._parameters, norm._parameters
+        fc1, fc2 = pwconv1._parameters, pwconv2._parameters
         try:
             tensors = conv["weight"], conv["bias"], ln["weight"], ln["bias"]
             tensors += fc1["weight"], fc1["bias"], fc2["weight"], fc2["bias"]

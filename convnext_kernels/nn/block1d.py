@@ -1,7 +1,5 @@
 """The ConvNeXt block over time, as speech synthesis uses it (Vocos, arXiv 2306.00814; F5-TTS, arXiv 2410.06885)."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
@@ -37,7 +35,7 @@ class DepthwiseConv1d(Whole, nn.Conv1d):
     ) -> None:
         positive_int("channels", channels)
         checks.backend(backend)
-        checks.kernel_size("kernel_size", positive_int("kernel_size", kernel_size), kernel_size)
+        checks.kernel_size("kernel_size", positive_int("kernel_size", kernel_size))
         checks.stride(positive_int("stride", stride))
         padding = positive_int("dilation", dilation) * (kernel_size - 1) // 2
         factory = {"device": device, "dtype": dtype}
@@ -84,35 +82,22 @@ class AdaLayerNorm(nn.Module):
         return self.shift.weight
 
 
-def conditioned(
-    block: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, condition: Tensor, scale: Tensor, shift: Tensor
-) -> Tensor:
-    """``block(x, weight, bias)`` with rows of `scale` and `shift` (count, C) as LayerNorm's weight and bias.
+def rows_of(condition: Tensor, scale: Tensor, shift: Tensor) -> list[Tensor]:
+    """The rows of the tables `scale` and `shift` (count, C) for `functional.adaptive_convnext_block`.
 
-    `condition` holds integers: one for all samples of x (N, C, H, W), or (N, 1), one for each. Samples that share a
-    condition are one call where its values can be read without waiting: on a CPU. Elsewhere each sample is one.
+    `condition` holds integers: one for all samples, or (N, 1), one for each. The rows are (C,) if all samples share
+    one, which is known where the values can be read without waiting: on a CPU. Elsewhere they are (N, C) or (1, C).
 
     Raises IndexError for a condition outside 0 to count - 1.
     """
-    readable = condition.device.type == "cpu" and not torch.compiler.is_compiling()
-    if not readable:
-        rows = [nn.functional.embedding(condition.flatten(), t) for t in (scale, shift)]
-        if condition.numel() == 1:
-            return block(x, rows[0][0], rows[1][0])
-        return torch.cat([block(x[i : i + 1], rows[0][i], rows[1][i]) for i in range(x.shape[0])])
-    values = condition.flatten().tolist()
-    for value in values:
-        if not 0 <= value < scale.shape[0]:
-            raise IndexError(f"cond_embedding_id: expected 0 to {scale.shape[0] - 1}, got {value}")
-    # Views, not copies: the CPU backend keeps packed parameters by address.
-    if len(set(values)) == 1:
-        return block(x, scale[values[0]], shift[values[0]])
-    parts, order = [], []
-    for value in dict.fromkeys(values):
-        same = [i for i, other in enumerate(values) if other == value]
-        order += same
-        parts.append(block(x[same], scale[value], shift[value]))
-    return torch.cat(parts)[torch.tensor(order).argsort()]
+    if condition.device.type == "cpu" and not torch.compiler.is_compiling():
+        values = condition.flatten().tolist()
+        for value in values:
+            if not 0 <= value < scale.shape[0]:
+                raise IndexError(f"cond_embedding_id: expected 0 to {scale.shape[0] - 1}, got {value}")
+        if len(set(values)) == 1:  # views, not copies: the CPU backend keeps packed parameters by address
+            return [scale[values[0]], shift[values[0]]]
+    return [nn.functional.embedding(condition.flatten(), table) for table in (scale, shift)]
 
 
 def _check_condition(x: Tensor, condition: Tensor | None, adaptive: bool) -> None:
@@ -187,21 +172,34 @@ class FusedConvNeXtBlock1d(FusedConvNeXtBlock):
         """
         if isinstance(x, Proxy):
             return self.node(x, cond_embedding_id) if self.adanorm else self.node(x)
-        checks.sequence("x", x)
+        checks.sequence("x", x, "N, L, C" if self.channels_last else "N, C, L")
+        checks.sequence_weight("dwconv_weight", self.dwconv.weight, x.shape[2 if self.channels_last else 1])
         _check_condition(x, cond_embedding_id, self.adanorm)
         image = (x.transpose(1, 2) if self.channels_last else x).unsqueeze(2)
-        parts = self._parts()
-        if self.adanorm:
-            *rest, tensors = parts
-
-            def block(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-                return self._compute(x, (*rest, (*tensors[:2], weight, bias, *tensors[4:])))
-
-            y = conditioned(block, image, cond_embedding_id, *tensors[2:4])
-        else:
-            y = self._compute(image, parts)
+        y = self._adaptive(image, cond_embedding_id) if self.adanorm else self._compute(image, self._parts())
         y = y.squeeze(2)
         return y.transpose(1, 2) if self.channels_last else y
+
+    def _adaptive(self, x: Tensor, condition: Tensor) -> Tensor:
+        dilation, norm, grn, drop_path, tensors = self._parts()
+        weight, bias, scale, shift, *pointwise, gamma, grn_weight, grn_bias = tensors
+        return functional.adaptive_convnext_block(
+            x,
+            weight,
+            bias,
+            *rows_of(condition, scale, shift),
+            *pointwise,
+            gamma=gamma,
+            grn_weight=grn_weight,
+            grn_bias=grn_bias,
+            drop_scale=drop_path.scale(x),
+            dilation=dilation,
+            eps=norm.eps,
+            grn_eps=1e-6 if grn is None else grn.eps,
+            activation=self.activation,
+            memory=self.memory,
+            backend=self.backend,
+        )
 
     def inference_block(self) -> None:
         """No part of a `FusedSequential`'s call: x has three dimensions."""

@@ -11,7 +11,7 @@ from torch.fx import Proxy
 from convnext_kernels import functional
 from convnext_kernels.exporting import Whole
 from convnext_kernels.ops import checks
-from convnext_kernels.variants import ACTIVATIONS, scaled
+from convnext_kernels.variants import ACTIVATIONS, LAYER
 
 
 def positive_int(name: str, value: object) -> int:
@@ -121,6 +121,8 @@ class DepthwiseConv3d(Whole, nn.Conv3d):
 class LayerNorm2d(Whole, nn.Module):
     """LayerNorm over the channels of (N, C, H, W), with fp32 statistics; parameters ``weight``, ``bias`` (C,)."""
 
+    norm = LAYER
+
     def __init__(
         self,
         channels: int,
@@ -134,7 +136,8 @@ class LayerNorm2d(Whole, nn.Module):
         checks.epsilon("eps", eps)
         checks.backend(backend)
         self.weight = nn.Parameter(torch.ones(positive_int("channels", channels), device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
+        bias = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype)) if self.norm == LAYER else None
+        self.register_parameter("bias", bias)
         self.eps = eps
         self.backend = backend
 
@@ -142,42 +145,21 @@ class LayerNorm2d(Whole, nn.Module):
         """(N, C, H, W) -> (N, C, H, W)."""
         if isinstance(x, Proxy):
             return self.node(x)
-        return functional.layer_norm2d(x, self.weight, self.bias, eps=self.eps, backend=self.backend)
+        options = {"eps": self.eps, "norm": self.norm, "backend": self.backend}
+        return functional.layer_norm2d(x, self.weight, self.bias, **options)
 
     def extra_repr(self) -> str:
         """Show the arguments in the module's repr."""
         return f"{self.weight.numel()}, eps={self.eps}"
 
 
-class RMSNorm2d(nn.Module):
-    """RMSNorm over the channels of (N, C, H, W), with fp32 statistics; parameter ``weight`` (C,). A part of a block."""
+class RMSNorm2d(LayerNorm2d):
+    """RMSNorm over the channels of (N, C, H, W), with fp32 statistics; parameter ``weight`` (C,)."""
 
     norm = "rms"
 
-    def __init__(
-        self,
-        channels: int,
-        eps: float = 1e-6,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        checks.epsilon("eps", eps)
-        self.weight = nn.Parameter(torch.ones(positive_int("channels", channels), device=device, dtype=dtype))
-        self.register_parameter("bias", None)
-        self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W), by PyTorch's operators."""
-        return scaled(x.permute(0, 2, 3, 1), self.weight, self.eps, self.norm).permute(0, 3, 1, 2)
-
-    def extra_repr(self) -> str:
-        """Show the arguments in the module's repr."""
-        return f"{self.weight.numel()}, eps={self.eps}"
-
-
-class SimpleNorm2d(RMSNorm2d):
+class SimpleNorm2d(LayerNorm2d):
     """The same for timm's SimpleNorm."""
 
     norm = "simple"

@@ -51,12 +51,11 @@ def image(name: str, x: object) -> None:
         raise ValueError(f"{name}: C, H and W must be at least 1, got shape {_shape(x)}")
 
 
-def sequence(name: str, x: object) -> None:
-    """A tensor of three dimensions; the op checks the rest."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
-    if x.dim() != 3:
-        raise ValueError(f"{name}: expected 3 dimensions, got {x.dim()} with shape {_shape(x)}")
+def sequence(name: str, x: object, axes: str = "N, C, L") -> None:
+    """A floating (N, C, L) tensor, or with other `axes` (N, L, C), with at least one channel; N may be 0."""
+    _floating(name, x, axes)
+    if x.shape[1] < 1 or x.shape[2] < 1:
+        raise ValueError(f"{name}: C and L must be at least 1, got shape {_shape(x)}")
 
 
 def parameters(x: Tensor, named: Sequence[tuple[str, Tensor | None]], mixed_dtypes: bool = False) -> None:
@@ -78,21 +77,38 @@ def vector(name: str, t: Tensor | None, length: int, of: str) -> None:
         raise ValueError(f"{name}: expected {length} elements ({of}), got {t.numel()} with shape {_shape(t)}")
 
 
+def per_sample(name: str, t: object, x: Tensor) -> None:
+    """A tensor with one number per channel of x (N, C, ...), or (N, C): with those of each sample."""
+    channels = x.shape[1]
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(t).__name__}")
+    if t.numel() != channels and t.shape != x.shape[:2]:
+        raise ValueError(f"{name}: expected shape ({channels},) or {_shape(x[..., 0, 0])}, got {_shape(t)}")
+
+
 def kernel_size(name: str, *sides: int) -> None:
     """All odd, from 1 to MAX_KERNEL_SIZE; of (depth, height, width) to MAX_KERNEL_SIZE_3D."""
-    most = MAX_KERNEL_SIZE if len(sides) == 2 else MAX_KERNEL_SIZE_3D
+    most = MAX_KERNEL_SIZE_3D if len(sides) == 3 else MAX_KERNEL_SIZE
     for side in sides:
         if side % 2 == 0 or not 1 <= side <= most:
             got = side if all(side == other for other in sides) else "x".join(str(other) for other in sides)
-            raise ValueError(f"{name}: expected odd kernel sizes from 1 to {most}, got {got}")
+            wanted = "an odd kernel size" if len(sides) == 1 else "odd kernel sizes"
+            raise ValueError(f"{name}: expected {wanted} from 1 to {most}, got {got}")
 
 
 def depthwise_weight(name: str, weight: Tensor, channels: int, axes: str = "KH, KW") -> None:
-    """A (C, 1, KH, KW) tensor with sides that `kernel_size` allows; or with other `axes`, (C, 1, KD, KH, KW)."""
+    """A (C, 1, KH, KW) tensor with sides that `kernel_size` allows; other `axes`: (C, 1, K), (C, 1, KD, KH, KW)."""
     if weight.dim() != 3 + axes.count(",") or weight.shape[0] != channels or weight.shape[1] != 1:
         wanted = f"({channels}, 1, {axes})"
         raise ValueError(f"{name}: expected shape {wanted} for x with C={channels}, got {_shape(weight)}")
     kernel_size(name, *weight.shape[2:])
+
+
+def sequence_weight(name: str, weight: object, channels: int) -> None:
+    """The same for sequences, (C, 1, K); the op, which sees images of one row, checks its dtype and device."""
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(weight).__name__}")
+    depthwise_weight(name, weight, channels, "K")
 
 
 def one(name: str, value: object) -> int:
@@ -176,7 +192,7 @@ def norm_bias(name: str, bias: Tensor | None, channels: int, norm: str) -> None:
 
 def memory(value: str, nothing: bool = True) -> None:
     """What a forward pass keeps for its gradient; `nothing` also allows "nothing", for passes without a gradient."""
-    if value not in (*MEMORY, "nothing") or (value == "nothing" and not nothing):
+    if value not in MEMORY and not (nothing and value == "nothing"):
         raise ValueError(f"memory: expected one of {', '.join(map(repr, MEMORY))}, got {value!r}")
 
 

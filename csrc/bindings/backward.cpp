@@ -43,12 +43,12 @@ void dwconv_weight_gradient(int isa, int dtype, Address x, Address dy, int64_t n
   const py::gil_scoped_release unlocked;
   const Workspace workspace(ops.dwconv_weight_gradient_workspace(args, threads));
   args.workspace = workspace.data();
-  run(threads, [&](Team& team) { ops.dwconv_weight_gradient(args, team); });
+  in_team(threads, [&](Team& team) { ops.dwconv_weight_gradient(args, team); });
 }
 
 // dweight, dbias padded C.
 void layernorm_backward(int isa, int dtype, Address x, Address dy, Address dx, int64_t rows, int64_t c,
-                        float eps, Address weight, Address dweight, Address dbias, int threads) {
+                        float eps, int norm, Address weight, Address dweight, Address dbias, int threads) {
   require(x && dy && dx && weight && dweight && dbias && rows >= 1 && c >= 1 && threads >= 1,
           "layernorm_backward: out of range");
   const Padded padded_weight(weight, 1, c);
@@ -59,6 +59,7 @@ void layernorm_backward(int isa, int dtype, Address x, Address dy, Address dx, i
                                 .rows = rows,
                                 .c = c,
                                 .eps = eps,
+                                .norm = norm_of(norm),
                                 .weight = padded_weight.data(),
                                 .dweight = pointer<float>(dweight),
                                 .dbias = pointer<float>(dbias),
@@ -67,7 +68,7 @@ void layernorm_backward(int isa, int dtype, Address x, Address dy, Address dx, i
   const py::gil_scoped_release unlocked;
   const Workspace workspace(ops.layernorm_backward_workspace(args));
   args.workspace = workspace.data();
-  run(threads, [&](Team& team) { ops.layernorm_backward(args, team); });
+  in_team(threads, [&](Team& team) { ops.layernorm_backward(args, team); });
 }
 
 // dweight, dbias padded C.
@@ -91,7 +92,7 @@ void grn_backward(int isa, int dtype, Address x, Address dy, Address dx, int64_t
                                 .dweight = pointer<float>(dweight),
                                 .dbias = pointer<float>(dbias),
                                 .sums = reinterpret_cast<float*>(workspace.data())};
-  run(threads, [&](Team& team) { ops.grn_backward(args, team); });
+  in_team(threads, [&](Team& team) { ops.grn_backward(args, team); });
 }
 
 // The parameters of an inverted bottleneck, packed for its gradient for one instruction set.
@@ -178,7 +179,7 @@ class PackedMlpBackward {
     const py::gil_scoped_release unlocked;
     const Workspace workspace(ops_.mlp_backward_workspace(args, threads));
     args.workspace = workspace.data();
-    run(threads, [&](Team& team) { ops_.mlp_backward(args, team); });
+    in_team(threads, [&](Team& team) { ops_.mlp_backward(args, team); });
   }
 
  private:
@@ -192,7 +193,7 @@ class PackedMlpBackward {
 class DownsampleBackward {
  public:
   // weight: (d, patch * patch * padded c) fp32.
-  DownsampleBackward(int isa, bool bf16_products, int64_t c, int64_t d, int patch, float eps,
+  DownsampleBackward(int isa, bool bf16_products, int64_t c, int64_t d, int patch, float eps, int norm,
                      Address norm_weight, Address norm_bias, Address weight, int threads)
       : ops_(ops_of(isa)),
         norm_weight_(norm_weight, 1, c),
@@ -205,6 +206,7 @@ class DownsampleBackward {
     args_.c = c;
     args_.patch = patch;
     args_.eps = eps;
+    args_.norm = norm_of(norm);
     args_.norm_weight = norm_weight_.data();
     args_.norm_bias = norm_bias_.data();
     args_.weight_back = weight_.view();
@@ -237,7 +239,7 @@ class DownsampleBackward {
     const py::gil_scoped_release unlocked;
     const Workspace workspace(ops_.downsample_backward_workspace(args, threads));
     args.workspace = workspace.data();
-    run(threads, [&](Team& team) { ops_.downsample_backward(args, team); });
+    in_team(threads, [&](Team& team) { ops_.downsample_backward(args, team); });
   }
 
  private:
@@ -258,7 +260,7 @@ void bind_backward(py::module_& m) {
                     Address, Address, Address, Address, Address, Address, int>())
       .def("backward", &PackedMlpBackward::backward);
   py::class_<DownsampleBackward>(m, "DownsampleBackward")
-      .def(py::init<int, bool, int64_t, int64_t, int, float, Address, Address, Address, int>())
+      .def(py::init<int, bool, int64_t, int64_t, int, float, int, Address, Address, Address, int>())
       .def("backward", &DownsampleBackward::backward);
 }
 

@@ -14,6 +14,13 @@ namespace {
 // A dilation that reaches outside of every image. Larger ones would overflow.
 constexpr int64_t kFar = int64_t{1} << 40;
 
+// What calls of one signature have in common: dtypes of x and of the kept hidden, the image, an MlpSchedule.
+struct MlpProblem {
+  int dtype;
+  int64_t n, h, w;
+  int kept_dtype, schedule;
+};
+
 // All parameters of a block, or of the inverted bottleneck
 // alone (kernel_h 0), packed for one instruction set.
 class PackedMlp {
@@ -66,33 +73,31 @@ class PackedMlp {
     args_.gamma = gamma_.data();
   }
 
-  // kept_y and kept_hidden: what is kept for the gradient, or 0; the hidden is in kept_dtype. phases: a row
-  // of MLP_PHASES doubles for each thread, to which its seconds are added, or 0. schedule: an MlpSchedule.
-  void forward(int dtype, Address x, Address residual, Address out, int64_t n, int64_t h, int64_t w,
-               Address drop_scale, Address kept_y, Address kept_hidden, int kept_dtype, int threads,
-               Address phases, int schedule) const {
-    MlpArgs args = call(dtype, x, residual, out, n, h, w, threads, phases, schedule);
+  // kept_y and kept_hidden: what is kept for the gradient, or 0. phases: a row of MLP_PHASES doubles for each
+  // thread, to which its seconds are added, or 0.
+  void forward(const MlpProblem& problem, Address x, Address residual, Address out, int threads,
+               Address phases, Address drop_scale, Address kept_y, Address kept_hidden) const {
+    MlpArgs args = call(problem, x, residual, out, threads, phases);
     args.drop_scale = pointer<const float>(drop_scale);
     args.kept_y = pointer<void>(kept_y);
     args.kept_hidden = pointer<void>(kept_hidden);
-    args.kept_dtype = dtype_of(kept_dtype);
+    args.kept_dtype = dtype_of(problem.kept_dtype);
     const py::gil_scoped_release unlocked;
     const Workspace workspace(ops_.mlp_workspace(args, threads));
     args.workspace = workspace.data();
-    run(threads, [&](Team& team) { ops_.mlp(args, team); });
+    in_team(threads, [&](Team& team) { ops_.mlp(args, team); });
   }
 
   // Consecutive blocks, each with its input as the residual: from x to out by way of `between`, which may be
   // null for a single one. All have the same shape, so one workspace serves them.
-  static void forward_blocks(const std::vector<const PackedMlp*>& blocks, int dtype, Address x, Address out,
-                             Address between, int64_t n, int64_t h, int64_t w, int threads, Address phases,
-                             int schedule) {
+  static void forward_blocks(const std::vector<const PackedMlp*>& blocks, const MlpProblem& problem,
+                             Address x, Address out, Address between, int threads, Address phases) {
     require(!blocks.empty() && (between || blocks.size() == 1), "forward_blocks: no block, or between: null");
     std::vector<MlpArgs> calls;
     int64_t bytes = 0;
     for (size_t i = 0; i < blocks.size(); ++i) {
       const Address target = (blocks.size() - i) % 2 ? out : between;
-      calls.push_back(blocks[i]->call(dtype, x, x, target, n, h, w, threads, phases, schedule));
+      calls.push_back(blocks[i]->call(problem, x, x, target, threads, phases));
       bytes = std::max(bytes, blocks[i]->ops_.mlp_workspace(calls[i], threads));
       x = target;
     }
@@ -100,15 +105,16 @@ class PackedMlp {
     const Workspace workspace(bytes);
     for (size_t i = 0; i < blocks.size(); ++i) {
       calls[i].workspace = workspace.data();
-      run(threads, [&](Team& team) { blocks[i]->ops_.mlp(calls[i], team); });
+      in_team(threads, [&](Team& team) { blocks[i]->ops_.mlp(calls[i], team); });
     }
   }
 
   int64_t bytes() const { return w1_.bytes() + w2_.bytes(); }
 
  private:
-  MlpArgs call(int dtype, Address x, Address residual, Address out, int64_t n, int64_t h, int64_t w,
-               int threads, Address phases, int schedule) const {
+  MlpArgs call(const MlpProblem& problem, Address x, Address residual, Address out, int threads,
+               Address phases) const {
+    const auto [dtype, n, h, w, kept_dtype, schedule] = problem;
     require(schedule >= kByShape && schedule < kMlpSchedules, "forward: schedule out of range");
     require(x && out && n >= 1 && h >= 1 && w >= 1 && threads >= 1, "forward: null address or empty image");
     MlpArgs args = args_;
@@ -185,7 +191,7 @@ class Depthwise {
                              .x_pixel = x_pixel,
                              .y_pixel = y_pixel};
     const py::gil_scoped_release unlocked;
-    run(threads, [&](Team& team) { ops_.dwconv(args, team); });
+    in_team(threads, [&](Team& team) { ops_.dwconv(args, team); });
   }
 
  private:
@@ -200,8 +206,8 @@ class Depthwise {
 class Downsample {
  public:
   // weight: (d, patch * patch * padded c) fp32.
-  Downsample(int isa, bool bf16_products, int64_t c, int64_t d, int patch, float eps, Address norm_weight,
-             Address norm_bias, Address weight, Address bias, int threads)
+  Downsample(int isa, bool bf16_products, int64_t c, int64_t d, int patch, float eps, int norm,
+             Address norm_weight, Address norm_bias, Address weight, Address bias, int threads)
       : ops_(ops_of(isa)),
         norm_weight_(norm_weight, 1, c),
         norm_bias_(norm_bias, 1, c),
@@ -214,6 +220,7 @@ class Downsample {
     args_.c = c;
     args_.patch = patch;
     args_.eps = eps;
+    args_.norm = norm_of(norm);
     args_.norm_weight = norm_weight_.data();
     args_.norm_bias = norm_bias_.data();
     args_.weight = weight_.view();
@@ -235,7 +242,7 @@ class Downsample {
     const py::gil_scoped_release unlocked;
     const Workspace workspace(ops_.downsample_workspace(args, threads));
     args.workspace = workspace.data();
-    run(threads, [&](Team& team) { ops_.downsample(args, team); });
+    in_team(threads, [&](Team& team) { ops_.downsample(args, team); });
   }
 
  private:
@@ -245,15 +252,15 @@ class Downsample {
   DownsampleArgs args_;
 };
 
-void layernorm(int isa, int dtype, Address x, Address y, int64_t rows, int64_t c, float eps, Address weight,
-               Address bias, int threads) {
+void layernorm(int isa, int dtype, Address x, Address y, int64_t rows, int64_t c, float eps, int norm,
+               Address weight, Address bias, int threads) {
   require(x && y && weight && bias && rows >= 1 && c >= 1 && threads >= 1, "layernorm: out of range");
   const Padded padded_weight(weight, 1, c), padded_bias(bias, 1, c);
-  const LayernormArgs args = {dtype_of(dtype),      pointer<const void>(x), pointer<void>(y), rows, c, eps,
-                              padded_weight.data(), padded_bias.data()};
+  const LayernormArgs args = {dtype_of(dtype), pointer<const void>(x), pointer<void>(y),  rows, c, eps,
+                              norm_of(norm),   padded_weight.data(),   padded_bias.data()};
   const IsaOps& ops = ops_of(isa);
   const py::gil_scoped_release unlocked;
-  run(threads, [&](Team& team) { ops.layernorm(args, team); });
+  in_team(threads, [&](Team& team) { ops.layernorm(args, team); });
 }
 
 void grn(int isa, int dtype, Address x, Address y, int64_t n, int64_t pixels, int64_t c, float eps,
@@ -273,7 +280,7 @@ void grn(int isa, int dtype, Address x, Address y, int64_t n, int64_t pixels, in
                         padded_weight.data(),
                         padded_bias.data(),
                         reinterpret_cast<float*>(workspace.data())};
-  run(threads, [&](Team& team) { ops.grn(args, team); });
+  in_team(threads, [&](Team& team) { ops.grn(args, team); });
 }
 
 }  // namespace
@@ -281,21 +288,25 @@ void grn(int isa, int dtype, Address x, Address y, int64_t n, int64_t pixels, in
 void bind_forward(py::module_& m) {
   m.def("layernorm", layernorm);
   m.def("grn", grn);
+  py::class_<MlpProblem>(m, "MlpProblem")
+      .def(py::init([](int dtype, int64_t n, int64_t h, int64_t w, int kept_dtype, int schedule) {
+        return MlpProblem{dtype, n, h, w, kept_dtype, schedule};
+      }))
+      .def_readonly("schedule", &MlpProblem::schedule);
   py::class_<PackedMlp>(m, "PackedMlp")
       .def(py::init<int, bool, int, int64_t, int64_t, int, int, int64_t, int64_t, float, float, int, int,
                     Address, Address, Address, Address, Address, Address, Address, Address, Address, Address,
                     int>())
-      .def("forward", &PackedMlp::forward, py::arg("dtype"), py::arg("x"), py::arg("residual"),
-           py::arg("out"), py::arg("n"), py::arg("h"), py::arg("w"), py::arg("drop_scale"), py::arg("kept_y"),
-           py::arg("kept_hidden"), py::arg("kept_dtype"), py::arg("threads"), py::arg("phases"),
-           py::arg("schedule") = -1)
+      .def("forward", &PackedMlp::forward, py::arg("problem"), py::arg("x"), py::arg("residual"),
+           py::arg("out"), py::arg("threads"), py::arg("phases") = 0, py::arg("drop_scale") = 0,
+           py::arg("kept_y") = 0, py::arg("kept_hidden") = 0)
       .def_property_readonly("bytes", &PackedMlp::bytes);
   m.def("forward_blocks", &PackedMlp::forward_blocks);
   py::class_<Depthwise>(m, "Depthwise")
       .def(py::init<int, int64_t, int, int, int, int64_t, int64_t, int, int, Address, Address>())
       .def("forward", &Depthwise::forward);
   py::class_<Downsample>(m, "Downsample")
-      .def(py::init<int, bool, int64_t, int64_t, int, float, Address, Address, Address, Address, int>())
+      .def(py::init<int, bool, int64_t, int64_t, int, float, int, Address, Address, Address, Address, int>())
       .def("forward", &Downsample::forward);
 }
 

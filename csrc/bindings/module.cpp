@@ -75,7 +75,7 @@ void transpose_images(Address from, Address to, int64_t batch, int64_t rows, int
   require(from && to && batch >= 1 && rows >= 1 && columns >= 1 && threads >= 1, "transpose: out of range");
   require(element_size == 2 || element_size == 4, "transpose: element_size is not 2 or 4");
   const py::gil_scoped_release unlocked;
-  run(threads, [&](Team& team) {
+  in_team(threads, [&](Team& team) {
     transpose(pointer<const void>(from), pointer<void>(to), batch, rows, columns, element_size, team);
   });
 }

@@ -169,12 +169,6 @@ inline Products products_of(int isa, bool bf16) {
   return bf16 && has_bf16_products(Isa(isa)) ? Products::kBFloat16 : Products::kFloat32;
 }
 
-// parallel() for a callable; the GIL must be released.
-template <class F>
-void run(int threads, const F& body) {
-  parallel(threads, [](Team& team, const void* f) { (*static_cast<const F*>(f))(team); }, &body);
-}
-
 class Matrix {
  public:
   // An empty one, for a matrix that is not used.
@@ -184,7 +178,7 @@ class Matrix {
       : Matrix(n, k, dtype, ops.packed_bytes(products, dtype, n, k)) {
     require(weight != 0, "weight: null");
     const py::gil_scoped_release unlocked;
-    run(threads, [&](Team& team) {
+    in_team(threads, [&](Team& team) {
       ops.pack_matrix(products, dtype, pointer<const void>(weight), n, k, buffer_.data(), team);
     });
   }
@@ -194,7 +188,7 @@ class Matrix {
     require(weight != 0, "weight: null");
     Matrix matrix(n, k, DType::kFloat32, ops.packed_bytes(products, DType::kFloat32, n, k));
     const py::gil_scoped_release unlocked;
-    run(threads, [&](Team& team) {
+    in_team(threads, [&](Team& team) {
       ops.pack_transposed(products, dtype, pointer<const void>(weight), n, k, scale, matrix.buffer_.data(),
                           team);
     });

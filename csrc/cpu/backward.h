@@ -6,7 +6,7 @@
 // LayerNorm's parameters), and the units' sums are added in order.
 #pragma once
 
-#include "cpu/platform/vec.h"
+#include "cpu/gemm/gemm.h"
 
 namespace cnk::cpu::CNK_ISA {
 
@@ -45,16 +45,44 @@ CNK_INLINE void zero_rows(void* operand, int64_t columns, int64_t begin, int64_t
   }
 }
 
+// A row of `columns` elements as row r of an operand, times `factor`.
+template <class G, class T>
+CNK_INLINE void write_row(void* operand, int64_t columns, int64_t r, const T* row, float factor = 1) {
+  for (int64_t c = 0; c < pad_channels(columns); c += kChannelAlign) {
+    G::store_block(operand, columns, r, c,
+                   block_of([&](int k) { return load_channels(row, c + k, columns) * factor; }));
+  }
+}
+
+// Adds the sums of `units` units of `width` floats each to `totals`, or replaces them; each thread a part.
+CNK_INLINE void add_units(Team& team, const float* sums, int64_t units, int64_t width, bool add,
+                          float* totals) {
+  int64_t begin, end;
+  team.split(width, kLanes, &begin, &end);
+  for (int64_t c = begin; c < end; c += kLanes) {
+    Vec total = add ? load(totals + c) : Vec{};
+    for (int64_t i = 0; i < units; ++i) total += load(sums + i * width + c);
+    store(totals + c, total);
+  }
+}
+
+// The parts of a workspace: take() returns the offset of the next one.
+struct Offsets {
+  int64_t end = 0;
+  int64_t take(int64_t bytes) {
+    const int64_t offset = end;
+    end += align64(bytes);
+    return offset;
+  }
+};
+
 // sums[c] = sum of rows [begin, end) of an operand.
 template <class G>
 CNK_INLINE void add_rows(const void* operand, int64_t columns, int64_t begin, int64_t end, float* sums) {
   for (int64_t c = 0; c < pad_channels(columns); c += kChannelAlign) {
-    typename G::Block total = {};
-    for (int64_t r = begin; r < end; ++r) {
-      const typename G::Block b = G::load_block(operand, columns, r, c);
-      unroll<kChannelAlign / kLanes>([&](auto v) { total.v[v.value] += b.v[v.value]; });
-    }
-    unroll<kChannelAlign / kLanes>([&](auto v) { store(sums + c + v.value * kLanes, total.v[v.value]); });
+    Block total = {};
+    for (int64_t r = begin; r < end; ++r) total += G::load_block(operand, columns, r, c);
+    store(sums + c, total);
   }
 }
 

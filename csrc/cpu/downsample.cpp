@@ -1,5 +1,5 @@
-// Downsampling: LayerNorm of every pixel, then a KxK convolution with stride K. The convolution is one matrix
-// product whose rows are patches, (kh, kw, padded C) next to each other. LayerNorm writes a tile of patches
+// Downsampling: LayerNorm or another norm of every pixel, then a KxK convolution with stride K. The convolution is one matrix
+// product whose rows are patches, (kh, kw, padded C) next to each other. The norm writes a tile of patches
 // directly as an operand of the product.
 //
 // Few patches and large weights (the last downsampling of ConvNeXt-T at batch 1: 49 rows, 4.7 MB): threads
@@ -33,22 +33,16 @@ struct Downsample {
   };
 
   static int64_t workspace(const DownsampleArgs& a, int threads) {
-    int64_t most = 0;
-    for (int t = 1; t <= threads; ++t) most = max64(most, Plan(a, t).total);
-    return most;
+    return most_bytes(threads, [&](int t) { return Plan(a, t).total; });
   }
 
   template <class U>
-  struct Epilogue {
+  struct Output {
     const DownsampleArgs& a;
     int64_t first;
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
       U* out = static_cast<U*>(a.out) + (first + row) * a.weight.n;
       if (column < a.weight.n) store_channels(out, column, a.weight.n, v + load(a.bias + column));
-    }
-    CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
-      (*this)(row, column, low);
-      (*this)(row, column + kLanes, high);
     }
   };
 
@@ -70,7 +64,7 @@ struct Downsample {
   }
 
   static void run(const DownsampleArgs& a, Team& team) {
-    const RowNorm norm(a.c, a.eps, a.norm_weight, a.norm_bias);
+    const RowNorm norm(a.c, a.eps, a.norm_weight, a.norm_bias, a.norm);
     const Plan p(a, team.size());
     char* own = a.workspace + team.rank() * p.per_thread;
     float* pixel = reinterpret_cast<float*>(own);
@@ -81,7 +75,7 @@ struct Downsample {
     const auto multiply = [&](const void* y, int64_t first, int64_t count, int64_t panel,
                               int64_t last_panel) {
       with_type(a.out_dtype, [&](auto type) {
-        G::product(y, 0, count, a.weight, panel, last_panel, Epilogue<decltype(type)>{a, first});
+        G::product(y, 0, count, a.weight, panel, last_panel, ForEach<Output<decltype(type)>>{{a, first}});
       });
     };
     int64_t begin, end;
@@ -106,17 +100,13 @@ struct Downsample {
 }  // namespace
 
 void downsample(const DownsampleArgs& a, Team& team) {
-#if defined(CNK_HAS_BF16)
-  if (a.products == Products::kFloat32) return CNK_SHARED::kOps.downsample(a, team);
-#endif
+  CNK_SHARED_UNLESS(a.products == Products::kBFloat16, downsample, a, team);
   [[maybe_unused]] const Gemm::Scope scope;
   Downsample<Gemm>::run(a, team);
 }
 
 int64_t downsample_workspace(const DownsampleArgs& a, int threads) {
-#if defined(CNK_HAS_BF16)
-  if (a.products == Products::kFloat32) return CNK_SHARED::kOps.downsample_workspace(a, threads);
-#endif
+  CNK_SHARED_UNLESS(a.products == Products::kBFloat16, downsample_workspace, a, threads);
   return Downsample<Gemm>::workspace(a, threads);
 }
 

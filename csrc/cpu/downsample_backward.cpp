@@ -38,34 +38,25 @@ struct DownsampleBackward {
     int64_t row, z, e, dz, per_thread;  // of a thread
     int64_t et, zb, units, totals, total;
     Layout(const DownsampleBackward& d, int threads) {
-      int64_t at = 0;
-      const auto take = [&at](int64_t bytes) {
-        const int64_t offset = at;
-        at += align64(bytes);
-        return offset;
-      };
+      Offsets at;
+      const auto take = [&at](int64_t bytes) { return at.take(bytes); };
       const int64_t group = d.group(), chunk = d.chunk(threads), wide = pad_channels(d.width);
       row = take(d.padded * 4);
       z = take(G::a_bytes(chunk, d.patch));
       e = take(G::a_bytes(chunk, d.width));
       dz = take(chunk * d.patch * 4);
-      per_thread = at;
-      at *= threads;
+      per_thread = at.end;
+      at.end *= threads;
       et = take(G::a_bytes(wide, group));
       zb = take(G::packed_bytes(d.patch, group));
       units = take(group / kUnit * d.unit_sums() * 4);
       totals = take(d.unit_sums() * 4);
-      total = at;
+      total = at.end;
     }
   };
 
   int64_t workspace(int threads) const {
-    int64_t most = 0;
-    for (int t = 1; t <= threads; ++t) {
-      const int64_t total = Layout(*this, t).total;
-      if (total > most) most = total;
-    }
-    return most;
+    return most_bytes(threads, [&](int t) { return Layout(*this, t).total; });
   }
 
   // First pixel of the patch of row `p`, as an index into (N, H, W).
@@ -78,7 +69,7 @@ struct DownsampleBackward {
   template <class T, class U>
   void run(Team& team) const {
     const Layout at(*this, team.size());
-    const RowNorm norm(a.c, a.eps, a.norm_weight, a.norm_bias);
+    const RowNorm norm(a.c, a.eps, a.norm_weight, a.norm_bias, a.norm);
     const int64_t size = group(), step = chunk(team.size()), wide = pad_channels(width), all = rows();
     char* own = a.workspace + team.rank() * at.per_thread;
     void *z = own + at.z, *e = own + at.e, *zb = a.workspace + at.zb, *et = a.workspace + at.et;
@@ -98,12 +89,7 @@ struct DownsampleBackward {
             G::write_normalized(z, patch, i, k * padded, norm, row);
           }
           const U* dout = static_cast<const U*>(a.dout) + (first + r + i) * width;
-          for (int64_t c = 0; c < wide; c += kChannelAlign) {
-            typename G::Block b;
-            unroll<kChannelAlign / kLanes>(
-                [&](auto v) { b.v[v.value] = load_channels(dout, c + v.value * kLanes, width); });
-            G::store_block(e, width, i, c, b);
-          }
+          write_row<G>(e, width, i, dout);
         }
         for (int64_t i = 0; i < count; i += kUnit) {
           float* sums = units + (r + i) / kUnit * unit_sums();
@@ -139,12 +125,7 @@ struct DownsampleBackward {
         G::product(et, 0, width, PackedMatrix{zb, patch, rows}, begin, end,
                    SumEpilogue{a.dweight, patch, patch, first > 0});
       }
-      team.split(unit_sums(), kLanes, &begin, &end);
-      for (int64_t c = begin; c < end; c += kLanes) {
-        Vec total = first > 0 ? load(totals + c) : Vec{};
-        for (int64_t i = 0; i < ceil_div(rows, kUnit); ++i) total += load(units + i * unit_sums() + c);
-        store(totals + c, total);
-      }
+      add_units(team, units, ceil_div(rows, kUnit), unit_sums(), first > 0, totals);
       team.barrier();
     }
     if (team.rank() > 0) return;
@@ -166,17 +147,13 @@ struct DownsampleBackward {
 }  // namespace
 
 void downsample_backward(const DownsampleBackwardArgs& a, Team& team) {
-#if defined(CNK_HAS_BF16)
-  if (a.products == Products::kFloat32) return CNK_SHARED::kOps.downsample_backward(a, team);
-#endif
+  CNK_SHARED_UNLESS(a.products == Products::kBFloat16, downsample_backward, a, team);
   [[maybe_unused]] const Gemm::Scope scope;
   DownsampleBackward<Gemm>(a).run(team);
 }
 
 int64_t downsample_backward_workspace(const DownsampleBackwardArgs& a, int threads) {
-#if defined(CNK_HAS_BF16)
-  if (a.products == Products::kFloat32) return CNK_SHARED::kOps.downsample_backward_workspace(a, threads);
-#endif
+  CNK_SHARED_UNLESS(a.products == Products::kBFloat16, downsample_backward_workspace, a, threads);
   return DownsampleBackward<Gemm>(a).workspace(threads);
 }
 

@@ -256,6 +256,14 @@ CNK_INLINE T in_memory(const T& value) {
   return *static_cast<const volatile T*>(&value);
 }
 
+// f(Int<taps>) for 1 to kTaps - 1 taps, the rest of a kernel row.
+template <class F>
+CNK_INLINE void with_few(int64_t taps, const F& f) {
+  unroll<kTaps - 1>([&](auto k) CNK_INLINE_LAMBDA {
+    if (taps == k.value + 1) f(Int<k.value + 1>{});
+  });
+}
+
 // Of the COLUMNS accumulators, `columns` are stored.
 template <int COLUMNS, bool PARTIAL, class T>
 __attribute__((noinline)) void convolve(const Tile<T>& t, int64_t columns, const Sink& to) {
@@ -282,30 +290,13 @@ __attribute__((noinline)) void convolve(const Tile<T>& t, int64_t columns, const
         x += kTaps * stride;
         inside >>= kTaps;
       }
-      static_assert(kTaps == 7);
       if (taps == 3 && (~inside & all_columns(COLUMNS + 2)) == 0) {  // most of K 3
         add_taps<3, false, PARTIAL>(acc, weight, x, stride, valid, inside);
         taps = 0;
       }
-      switch (taps) {
-        case 1:
-          add_taps<1, true, PARTIAL>(acc, weight, x, stride, valid, inside);
-          break;
-        case 2:
-          add_taps<2, true, PARTIAL>(acc, weight, x, stride, valid, inside);
-          break;
-        case 3:
-          add_taps<3, true, PARTIAL>(acc, weight, x, stride, valid, inside);
-          break;
-        case 4:
-          add_taps<4, true, PARTIAL>(acc, weight, x, stride, valid, inside);
-          break;
-        case 5:
-          add_taps<5, true, PARTIAL>(acc, weight, x, stride, valid, inside);
-          break;
-        case 6:
-          add_taps<6, true, PARTIAL>(acc, weight, x, stride, valid, inside);
-      }
+      with_few(taps, [&](auto count) CNK_INLINE_LAMBDA {
+        add_taps<count.value, true, PARTIAL>(acc, weight, x, stride, valid, inside);
+      });
       weights += in_memory(t.weight_row);
       row += in_memory(t.row_step);
     }
@@ -386,20 +377,7 @@ CNK_INLINE void add_row_pair(Vec (&acc)[COLUMNS], const float* weight, const BFl
   if (taps == 3 && (~inside & all_columns(COLUMNS + 2)) == 0) {
     return add_pairs<3, SINGLE, false, PARTIAL>(acc, weight, x, second, stride, valid, inside);
   }
-  switch (taps) {
-    case 1:
-      return checked(Int<1>{});
-    case 2:
-      return checked(Int<2>{});
-    case 3:
-      return checked(Int<3>{});
-    case 4:
-      return checked(Int<4>{});
-    case 5:
-      return checked(Int<5>{});
-    case 6:
-      return checked(Int<6>{});
-  }
+  with_few(taps, checked);
 }
 
 // As convolve, two kernel rows at a time, also the last of a kernel plane and the first of the next one. Which
@@ -433,21 +411,24 @@ __attribute__((noinline)) void convolve_pairs(const Tile<BFloat16>& t, int64_t c
 
 #endif
 
-// With the number of accumulators that leaves the fewest unused: 14, 10, 7 or 4 (16 registers: 7, 5, 3 or 2).
+// f(Int<the number of accumulators that leaves the fewest unused>): 4, 7, 10, 14 or 16 (16 registers: 2, 3, 5 or 7).
+template <class F>
+CNK_INLINE void with_accumulators(int64_t columns, const F& f) {
+  if (columns <= kColumns * 2 / 7) return f(Int<kColumns * 2 / 7>{});
+  if (columns <= kColumns / 2) return f(Int<kColumns / 2>{});
+  if (columns <= kColumns * 5 / 7) return f(Int<kColumns * 5 / 7>{});
+  if (columns <= kColumns) return f(Int<kColumns>{});
+  f(Int<kWide>{});
+}
+
 template <bool PARTIAL, class T>
 CNK_INLINE void convolve_tile(const Tile<T>& t, int64_t columns, const Sink& to) {
-  constexpr int kSome = kColumns * 5 / 7, kHalf = kColumns / 2, kFew = kColumns * 2 / 7;
-  const auto with = [&](auto count) {
+  with_accumulators(columns, [&](auto count) {
 #if defined(CNK_HAS_BF16)
     if (t.pairs) return convolve_pairs<count.value, PARTIAL>(t, columns, to);
 #endif
     convolve<count.value, PARTIAL>(t, columns, to);
-  };
-  if (columns <= kFew) return with(Int<kFew>{});
-  if (columns <= kHalf) return with(Int<kHalf>{});
-  if (columns <= kSome) return with(Int<kSome>{});
-  if (columns <= kColumns) return with(Int<kColumns>{});
-  with(Int<kWide>{});
+  });
 }
 
 // What a later call reads and this one does not.
@@ -458,15 +439,10 @@ struct Ahead {
 // Pixels of a tile of a row of `width`: those with which fewer are computed that are not in the row. With up to 13 taps,
 // so that a Reach has bits for all.
 int64_t tile_columns(int64_t width, const Lattice& along) {
-  constexpr int kSome = kColumns * 5 / 7, kHalf = kColumns / 2, kFew = kColumns * 2 / 7;
   const auto computed = [&](int64_t tile) {
-    const int64_t rest = width % tile;
-    const int64_t last = rest <= kFew       ? kFew
-                         : rest <= kHalf    ? kHalf
-                         : rest <= kSome    ? kSome
-                         : rest <= kColumns ? kColumns
-                                            : kWide;
-    return width / tile * tile + (rest ? last : 0);
+    int64_t all = width / tile * tile;
+    if (width % tile) with_accumulators(width % tile, [&](auto last) { all += last.value; });
+    return all;
   };
   return along.taps <= 13 && computed(kWide) < computed(kColumns) ? kWide : kColumns;
 }
@@ -650,9 +626,7 @@ template void dwconv_pixels<Float16>(const DwconvArgs&, int64_t, int64_t, float*
 #endif
 
 void dwconv(const DwconvArgs& a, Team& team) {
-#if defined(CNK_HAS_BF16)
-  if (a.dtype != DType::kBFloat16) return CNK_SHARED::kOps.dwconv(a, team);
-#endif
+  CNK_SHARED_UNLESS(a.dtype == DType::kBFloat16, dwconv, a, team);
   // Every thread takes one piece, so that what its blocks share is in its own L2.
   // (When blocks were given out in turn, each line of x was in the L2 of all
   // threads.) Pieces are rows of images, channels or pixels, whatever divides best.

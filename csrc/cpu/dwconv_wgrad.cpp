@@ -145,26 +145,17 @@ void add_taps(const Walk& walk) {
   Vec acc[ROWS][TAPS] = {};
   for (int64_t h = 0; h < walk.rows; ++h) {
     const float *dy = walk.dy + h * walk.dy_row, *x = walk.x + h * walk.x_row;
-    for (int64_t w = 0; w < walk.words; ++w) {
+    const auto add = [&](const float* words, int64_t tap) CNK_INLINE_LAMBDA {
       const Vec v = load(dy);
-      unroll<ROWS>([&](auto r) {
-        unroll<TAPS>([&](auto j) {
-          acc[r.value][j.value] = Word::add(v, x + r.value * kernel_row + j.value * d, acc[r.value][j.value]);
+      unroll<ROWS>([&](auto r) CNK_INLINE_LAMBDA {
+        unroll<TAPS>([&](auto j) CNK_INLINE_LAMBDA {
+          Vec& sum = acc[r.value][j.value];
+          sum = Word::add(v, words + r.value * kernel_row + j.value * tap, sum);
         });
       });
-      dy += kLanes;
-      x += walk.step;
-    }
-    if (walk.single) {
-      const Vec v = load(dy);
-      const float* last = walk.x + h * walk.x_row + walk.single;
-      unroll<ROWS>([&](auto r) {
-        unroll<TAPS>([&](auto j) {
-          acc[r.value][j.value] =
-              Word::add(v, last + r.value * kernel_row + j.value * kLanes, acc[r.value][j.value]);
-        });
-      });
-    }
+    };
+    for (int64_t w = 0; w < walk.words; ++w, dy += kLanes, x += walk.step) add(x, d);
+    if (walk.single) add(walk.x + h * walk.x_row + walk.single, kLanes);
   }
   unroll<ROWS>([&](auto r) {
     unroll<TAPS>([&](auto j) {
@@ -228,15 +219,14 @@ struct WeightGradient {
     const int64_t end = min64(p.reach + p.along.in, p.columns);  // of the columns in the image
     Vec v[kTogether] = {};
     if constexpr (Word::kColumns == 1) {
-      for (int64_t w = 0; w < p.reach; ++w) {
-        unroll<kTogether>([&](auto g) { store(words[g.value] + w * kLanes, Vec{}); });
-      }
-      for (int64_t w = end; w < p.columns; ++w) {
-        unroll<kTogether>([&](auto g) { store(words[g.value] + w * kLanes, Vec{}); });
-      }
+      const auto put = [&](int64_t w) {
+        unroll<kTogether>([&](auto g) { store(words[g.value] + w * kLanes, v[g.value]); });
+      };
+      for (int64_t w = 0; w < p.reach; ++w) put(w);
+      for (int64_t w = end; w < p.columns; ++w) put(w);
       for (int64_t w = p.reach; w < end; ++w) {
         read<FULL>(row + (w - p.reach) * p.x_along, channel, v);
-        unroll<kTogether>([&](auto g) { store(words[g.value] + w * kLanes, v[g.value]); });
+        put(w);
       }
     } else {
       // Word w holds the columns w and w + S, which neighbouring columns of dy need.

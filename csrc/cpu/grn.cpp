@@ -9,9 +9,7 @@
 namespace cnk::cpu::CNK_ISA {
 
 void grn(const GrnArgs& a, Team& team) {
-#if defined(CNK_HAS_BF16)
-  if (a.dtype != DType::kBFloat16) return CNK_SHARED::kOps.grn(a, team);
-#endif
+  CNK_SHARED_UNLESS(a.dtype == DType::kBFloat16, grn, a, team);
   const int64_t padded = pad_channels(a.c), groups = padded / kChannelAlign;
   with_own_type(a.dtype, [&](auto type) {
     using T = decltype(type);
@@ -19,18 +17,14 @@ void grn(const GrnArgs& a, Team& team) {
     T* y = static_cast<T*>(a.y);
     int64_t begin, end;
     team.split(a.n * groups, 1, &begin, &end);
-    constexpr int kGroup = kChannelAlign / kLanes;
     for (int64_t item = begin; item < end; ++item) {
       const int64_t n = item / groups, c = item % groups * kChannelAlign;
-      Vec square[kGroup] = {};
+      Block square = {};
       for (int64_t p = 0; p < a.pixels; ++p) {
-        const T* row = x + (n * a.pixels + p) * a.c;
-        unroll<kGroup>([&](auto i) {
-          const Vec v = load_channels(row, c + i.value * kLanes, a.c);
-          square[i.value] = multiply_add(v, v, square[i.value]);
-        });
+        const Block v = load_block(x + (n * a.pixels + p) * a.c, c, a.c);
+        square.add_product(v, v);
       }
-      unroll<kGroup>([&](auto i) { store(a.scale + n * padded + c + i.value * kLanes, square[i.value]); });
+      store(a.scale + n * padded + c, square);
     }
     team.barrier();
     team.split(a.n, 1, &begin, &end);
@@ -48,9 +42,7 @@ void grn(const GrnArgs& a, Team& team) {
 }
 
 void grn_backward(const GrnBackwardArgs& a, Team& team) {
-#if defined(CNK_HAS_BF16)
-  if (a.dtype != DType::kBFloat16) return CNK_SHARED::kOps.grn_backward(a, team);
-#endif
+  CNK_SHARED_UNLESS(a.dtype == DType::kBFloat16, grn_backward, a, team);
   const int64_t padded = pad_channels(a.c), groups = padded / kChannelAlign, of_all = a.n * padded;
   float *square = a.sums, *cross = square + of_all, *plain = cross + of_all;
   with_own_type(a.dtype, [&](auto type) {
@@ -59,31 +51,12 @@ void grn_backward(const GrnBackwardArgs& a, Team& team) {
     T* dx = static_cast<T*>(a.dx);
     int64_t begin, end;
     team.split(a.n * groups, 1, &begin, &end);
-    constexpr int kGroup = kChannelAlign / kLanes;
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t n = item / groups, c = item % groups * kChannelAlign;
-      Vec totals[3][kGroup] = {};
-      for (int64_t first = 0; first < a.pixels; first += kGrnRun) {
-        Vec sums[3][kGroup] = {};
-        for (int64_t p = first; p < a.pixels && p < first + kGrnRun; ++p) {
-          const int64_t row = (n * a.pixels + p) * a.c;
-          unroll<kGroup>([&](auto i) {
-            const Vec v = load_channels(x + row, c + i.value * kLanes, a.c);
-            const Vec d = load_channels(dy + row, c + i.value * kLanes, a.c);
-            sums[0][i.value] = multiply_add(v, v, sums[0][i.value]);
-            sums[1][i.value] = multiply_add(d, v, sums[1][i.value]);
-            sums[2][i.value] += d;
-          });
-        }
-        unroll<3>([&](auto k) {
-          unroll<kGroup>([&](auto i) { totals[k.value][i.value] += sums[k.value][i.value]; });
-        });
-      }
-      unroll<kGroup>([&](auto i) {
-        const int64_t at = n * padded + c + i.value * kLanes;
-        store(square + at, totals[0][i.value]);
-        store(cross + at, totals[1][i.value]);
-        store(plain + at, totals[2][i.value]);
+      const int64_t n = item / groups, c = item % groups * kChannelAlign, to = n * padded + c;
+      grn_sums(a.pixels, square + to, cross + to, plain + to, [&](int64_t p, Block* v, Block* d) {
+        const int64_t row = (n * a.pixels + p) * a.c;
+        *v = load_block(x + row, c, a.c);
+        *d = load_block(dy + row, c, a.c);
       });
     }
     team.barrier();
@@ -92,11 +65,7 @@ void grn_backward(const GrnBackwardArgs& a, Team& team) {
         store(a.dweight + c, Vec{});
         store(a.dbias + c, Vec{});
       }
-      for (int64_t n = 0; n < a.n; ++n) {
-        grn_gradient_factors(square + n * padded, cross + n * padded, a.c, a.weight, a.eps, a.dweight);
-        for (int64_t c = 0; c < padded; c += kLanes)
-          store(a.dbias + c, load(a.dbias + c) + load(plain + n * padded + c));
-      }
+      grn_gradients(a.n, a.c, a.weight, a.eps, square, cross, plain, a.dweight, a.dbias);
     }
     team.barrier();
     team.split(a.n * a.pixels, 1, &begin, &end);

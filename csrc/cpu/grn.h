@@ -30,6 +30,26 @@ CNK_INLINE void grn_factors(float* row, int64_t channels, const float* weight, f
 // pixels of an image would have ten times the rounding error of PyTorch's sums.
 constexpr int64_t kGrnRun = 64;
 
+// Of an image and a block of channels, the sums over the pixels of x^2, dy x and dy. read(pixel, &x, &dy).
+template <class Read>
+CNK_INLINE void grn_sums(int64_t pixels, float* square, float* cross, float* plain, const Read& read) {
+  Block totals[3] = {};
+  for (int64_t first = 0; first < pixels; first += kGrnRun) {
+    Block sums[3] = {};
+    for (int64_t p = first; p < pixels && p < first + kGrnRun; ++p) {
+      Block x, dy;
+      read(p, &x, &dy);
+      sums[0].add_product(x, x);
+      sums[1].add_product(dy, x);
+      sums[2] += dy;
+    }
+    for (int i = 0; i < 3; ++i) totals[i] += sums[i];
+  }
+  store(square, totals[0]);
+  store(cross, totals[1]);
+  store(plain, totals[2]);
+}
+
 // What the gradient of an image needs for each channel. In place, from the sums over the pixels `square` of
 // x^2 and `cross` of dy * x:
 //
@@ -60,6 +80,17 @@ CNK_INLINE void grn_gradient_factors(float* square, float* cross, int64_t channe
     store(square + c, multiply_add(w, r, 1.0f));
     const Vec change = (multiply_add(w * q, splat(inverse), splat(-shared))) / g;
     store(cross + c, g == 0 ? Vec{} : change);
+  }
+}
+
+// The same for `images` images, whose sums are pad_channels(channels) apart; adds to dweight and dbias.
+CNK_INLINE void grn_gradients(int64_t images, int64_t channels, const float* weight, float eps, float* square,
+                              float* cross, const float* plain, float* dweight, float* dbias) {
+  const int64_t padded = pad_channels(channels);
+  for (int64_t n = 0; n < images; ++n) {
+    grn_gradient_factors(square + n * padded, cross + n * padded, channels, weight, eps, dweight);
+    for (int64_t c = 0; c < padded; c += kLanes)
+      store(dbias + c, load(dbias + c) + load(plain + n * padded + c));
   }
 }
 

@@ -1,4 +1,4 @@
-// LayerNorm over the channels of NHWC pixels, and its gradient. Each value is read and written once (a row
+// LayerNorm or another norm over the channels of NHWC pixels, and its gradient. Each value is read and written once (a row
 // stays in L1). Statistics are in fp32 and are computed again for the gradient.
 
 #include "cpu/layernorm.h"
@@ -6,10 +6,8 @@
 namespace cnk::cpu::CNK_ISA {
 
 void layernorm(const LayernormArgs& a, Team& team) {
-#if defined(CNK_HAS_BF16)
-  if (a.dtype != DType::kBFloat16) return CNK_SHARED::kOps.layernorm(a, team);
-#endif
-  const RowNorm norm(a.c, a.eps, a.weight, a.bias);
+  CNK_SHARED_UNLESS(a.dtype == DType::kBFloat16, layernorm, a, team);
+  const RowNorm norm(a.c, a.eps, a.weight, a.bias, a.norm);
   int64_t begin, end;
   team.split(a.rows, 1, &begin, &end);
   with_own_type(a.dtype, [&](auto type) {
@@ -41,10 +39,8 @@ int64_t layernorm_backward_workspace(const LayernormBackwardArgs& a) {
 #endif
 
 void layernorm_backward(const LayernormBackwardArgs& a, Team& team) {
-#if defined(CNK_HAS_BF16)
-  if (a.dtype != DType::kBFloat16) return CNK_SHARED::kOps.layernorm_backward(a, team);
-#endif
-  const RowNorm norm(a.c, a.eps, a.weight, a.weight);  // the bias does not matter
+  CNK_SHARED_UNLESS(a.dtype == DType::kBFloat16, layernorm_backward, a, team);
+  const RowNorm norm(a.c, a.eps, a.weight, a.weight, a.norm);  // the bias does not matter
   const int64_t padded = pad_channels(a.c), step = unit_rows(a.rows), count = units(a.rows);
   float* sums = reinterpret_cast<float*>(a.workspace);
   int64_t begin, end;

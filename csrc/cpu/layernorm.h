@@ -11,7 +11,7 @@ struct RowNorm {
   const float *weight, *bias;  // padded C
   Vec mask;                    // of the last register that holds channels
   Norm kind;
-  RowNorm(int64_t c, float eps, const float* weight, const float* bias, Norm kind = Norm::kLayer)
+  RowNorm(int64_t c, float eps, const float* weight, const float* bias, Norm kind)
       : c(c),
         eps(eps),
         weight(weight),

@@ -99,37 +99,27 @@ struct Mlp {
     }
   }
 
-  // hidden[row] = gelu(u), u = sum + b1. u is kept as K for the gradient, or not kept if K is Nothing. (One
+  // gelu(u), u = sum + b1. u is kept as K for the gradient, or not kept if K is Nothing. (One
   // kernel that decides at run time takes twice the time: its sums no longer fit the registers.)
   struct Nothing {};
   template <class K>
-  struct HiddenEpilogue {
+  struct Hidden {
     const MlpArgs& a;
-    void* h;
     int64_t first;  // pixel of row 0
-    CNK_INLINE Vec operator()(Vec sum, int64_t row, int64_t column) const {
+    CNK_INLINE Vec operator()(int64_t row, int64_t column, Vec sum) const {
       const Vec u = sum + load(a.b1 + column);
       if constexpr (!__is_same(K, Nothing)) {
         store_channels(static_cast<K*>(a.kept_hidden) + (first + row) * a.hidden, column, a.hidden, u);
       }
       return gelu(u);
     }
-    CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
-      G::store_register(h, a.hidden, row, column, (*this)(v, row, column));
-    }
-    CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
-      low = (*this)(low, row, column);
-      high = (*this)(high, row, column + kLanes);
-      G::store_block(h, a.hidden, row, column, {{low, high}});
-    }
   };
 
   // The same for the other activations, decided at run time.
-  struct OtherEpilogue {
+  struct OtherHidden {
     const MlpArgs& a;
-    void* h;
     int64_t first;
-    CNK_INLINE Vec operator()(Vec sum, int64_t row, int64_t column) const {
+    CNK_INLINE Vec operator()(int64_t row, int64_t column, Vec sum) const {
       const Vec u = sum + load(a.b1 + column);
       if (a.kept_hidden) {
         const int64_t from = (first + row) * a.hidden;
@@ -139,34 +129,23 @@ struct Mlp {
       }
       return activated(u, a.activation);
     }
-    CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
-      G::store_register(h, a.hidden, row, column, (*this)(v, row, column));
-    }
-    CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
-      low = (*this)(low, row, column);
-      high = (*this)(high, row, column + kLanes);
-      G::store_block(h, a.hidden, row, column, {{low, high}});
-    }
   };
 
   // h = act(W1 y + b1) for rows [0, rows) of y, which are
   // the pixels from `first` on, and columns of the panels.
   static void hidden(const MlpArgs& a, const void* y, void* h, int64_t first, int64_t rows,
                      int64_t panel_begin, int64_t panel_end) {
-    if (a.activation != Activation::kGelu) {
-      return G::product(y, 0, rows, a.w1, panel_begin, panel_end, OtherEpilogue{a, h, first});
-    }
-    if (!a.kept_hidden) {
-      return G::product(y, 0, rows, a.w1, panel_begin, panel_end, HiddenEpilogue<Nothing>{a, h, first});
-    }
-    with_type(a.kept_dtype, [&](auto type) {
-      G::product(y, 0, rows, a.w1, panel_begin, panel_end, HiddenEpilogue<decltype(type)>{a, h, first});
-    });
+    const auto multiply = [&](auto f) {
+      G::product(y, 0, rows, a.w1, panel_begin, panel_end, Stored<G, decltype(f)>{f, h, a.hidden});
+    };
+    if (a.activation != Activation::kGelu) return multiply(OtherHidden{a, first});
+    if (!a.kept_hidden) return multiply(Hidden<Nothing>{a, first});
+    with_type(a.kept_dtype, [&](auto type) { multiply(Hidden<decltype(type)>{a, first}); });
   }
 
   // out[row] = residual + drop * gamma * (sum + b2)
   template <class T>
-  struct OutEpilogue {
+  struct Output {
     const MlpArgs& a;
     int64_t first;  // pixel of row 0
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
@@ -176,10 +155,6 @@ struct Mlp {
       if (a.drop_scale) v *= splat(a.drop_scale[p / (a.h * a.w)]);
       if (a.residual) v += load_channels(static_cast<const T*>(a.residual) + p * a.c, column, a.c);
       store_channels(static_cast<T*>(a.out) + p * a.c, column, a.c, v);
-    }
-    CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
-      (*this)(row, column, low);
-      (*this)(row, column + kLanes, high);
     }
   };
 
@@ -198,7 +173,7 @@ struct Mlp {
         const void* rows_y = static_cast<char*>(y) + G::a_bytes(r, a.c);
         hidden(a, rows_y, h, begin + r, chain, 0, G::panels(a.hidden));
         clock.done(kFirstProduct);
-        G::product(h, 0, chain, a.w2, 0, G::panels(a.c), OutEpilogue<T>{a, begin + r});
+        G::product(h, 0, chain, a.w2, 0, G::panels(a.c), ForEach<Output<T>>{{a, begin + r}});
         clock.done(kSecondProduct);
       }
     }
@@ -241,12 +216,12 @@ struct Mlp {
       }
       if (p.way == MlpWay::kColumns) {
         team.split(G::panels(a.c), 1, &panel_begin, &panel_end);
-        G::product(h, 0, rows, a.w2, panel_begin, panel_end, OutEpilogue<T>{a, first});
+        G::product(h, 0, rows, a.w2, panel_begin, panel_end, ForEach<Output<T>>{{a, first}});
       } else {
         for (int64_t r = row_begin; r < row_end; r += p.tile) {
           const int64_t count = min64(p.tile, row_end - r);
           G::product(static_cast<char*>(h) + G::a_bytes(r, a.hidden), 0, count, a.w2, 0, G::panels(a.c),
-                     OutEpilogue<T>{a, first + r});
+                     ForEach<Output<T>>{{a, first + r}});
         }
       }
       clock.done(kSecondProduct);
@@ -257,14 +232,11 @@ struct Mlp {
 
   // The sums of squares of rows [begin, end) of h, channels c, c + 1, ... One chain of additions, so at most
   // kRun rows: a chain over a whole image has ten times the rounding error of PyTorch's sums.
-  static CNK_INLINE typename G::Block squares(const MlpArgs& a, const void* h, int64_t begin, int64_t end,
-                                              int64_t c) {
-    typename G::Block total = {};
+  static CNK_INLINE Block squares(const MlpArgs& a, const void* h, int64_t begin, int64_t end, int64_t c) {
+    Block total = {};
     for (int64_t r = begin; r < end; ++r) {
-      const typename G::Block b = G::load_block(h, a.hidden, r, c);
-      unroll<kChannelAlign / kLanes>([&](auto i) CNK_INLINE_LAMBDA {
-        total.v[i.value] = multiply_add(b.v[i.value], b.v[i.value], total.v[i.value]);
-      });
+      const Block b = G::load_block(h, a.hidden, r, c);
+      total.add_product(b, b);
     }
     return total;
   }
@@ -277,15 +249,12 @@ struct Mlp {
     team.split(images * groups, 1, &begin, &end);
     for (int64_t item = begin; item < end; ++item) {
       const int64_t n = item / groups, c = item % groups * kChannelAlign;
-      typename G::Block total = {};
+      Block total = {};
       for (int64_t r = n * image, next; r < (n + 1) * image; r = next) {
         next = min64(r + Plan::kRun, (n + 1) * image);
-        const typename G::Block part = squares(a, h, r, next, c);
-        unroll<kChannelAlign / kLanes>([&](auto i)
-                                           CNK_INLINE_LAMBDA { total.v[i.value] += part.v[i.value]; });
+        total += squares(a, h, r, next, c);
       }
-      unroll<kChannelAlign / kLanes>(
-          [&](auto i) { store(sums + n * padded + c + i.value * kLanes, total.v[i.value]); });
+      store(sums + n * padded + c, total);
     }
     team.barrier();
     team.split(images, 1, &begin, &end);
@@ -303,11 +272,8 @@ struct Mlp {
       next = min64(r + Plan::kRun, end);
       float* sums = units + (first + r - begin) / p.unit * pad_channels(a.hidden);
       for (int64_t c = 0; c < pad_channels(a.hidden); c += kChannelAlign) {
-        const typename G::Block total = squares(a, h, r, next, c);
-        unroll<kChannelAlign / kLanes>([&](auto v) CNK_INLINE_LAMBDA {
-          float* sum = sums + c + v.value * kLanes;
-          store(sum, load(sum) + total.v[v.value]);
-        });
+        Block total = load_block(sums + c);
+        store(sums + c, total += squares(a, h, r, next, c));
       }
     }
   }
@@ -315,10 +281,8 @@ struct Mlp {
   static void scale(const MlpArgs& a, void* h, int64_t begin, int64_t end, const float* factors) {
     for (int64_t r = begin; r < end; ++r) {
       for (int64_t c = 0; c < pad_channels(a.hidden); c += kChannelAlign) {
-        typename G::Block b = G::load_block(h, a.hidden, r, c);
-        unroll<kChannelAlign / kLanes>(
-            [&](auto v) CNK_INLINE_LAMBDA { b.v[v.value] *= load(factors + c + v.value * kLanes); });
-        G::store_block(h, a.hidden, r, c, b);
+        Block b = G::load_block(h, a.hidden, r, c);
+        G::store_block(h, a.hidden, r, c, b *= load_block(factors + c));
       }
     }
   }
@@ -374,7 +338,7 @@ struct Mlp {
             }
             clock.done(kGrn);
             if (pass == 0) continue;
-            G::product(h, 0, count, a.w2, 0, G::panels(a.c), OutEpilogue<T>{a, pixel + i});
+            G::product(h, 0, count, a.w2, 0, G::panels(a.c), ForEach<Output<T>>{{a, pixel + i}});
             clock.done(kSecondProduct);
           }
         }
@@ -408,17 +372,13 @@ struct Mlp {
 }  // namespace
 
 void mlp(const MlpArgs& a, Team& team) {
-#if defined(CNK_HAS_BF16)
-  if (a.products == Products::kFloat32) return CNK_SHARED::kOps.mlp(a, team);
-#endif
+  CNK_SHARED_UNLESS(a.products == Products::kBFloat16, mlp, a, team);
   [[maybe_unused]] const Gemm::Scope scope;
   Mlp<Gemm>::run(a, team);
 }
 
 int64_t mlp_workspace(const MlpArgs& a, int threads) {
-#if defined(CNK_HAS_BF16)
-  if (a.products == Products::kFloat32) return CNK_SHARED::kOps.mlp_workspace(a, threads);
-#endif
+  CNK_SHARED_UNLESS(a.products == Products::kBFloat16, mlp_workspace, a, threads);
   return MlpPlan<Gemm>::workspace(a, threads);
 }
 

@@ -67,12 +67,8 @@ struct MlpBackward {
     int64_t dgrn_weight = 0, dgrn_bias = 0;    // padded hidden
     int64_t total;
     Layout(const MlpBackwardArgs& a, const Plan& p, int threads) {
-      int64_t at = 0;
-      const auto take = [&at](int64_t bytes) {
-        const int64_t offset = at;
-        at += align64(bytes);
-        return offset;
-      };
+      Offsets at;
+      const auto take = [&at](int64_t bytes) { return at.take(bytes); };
       const int64_t c = a.c, hidden = a.hidden_size, padded = pad_channels(c), wide = pad_channels(hidden);
       const int64_t kept = a.grn_weight ? round_up(p.images * a.pixels, kUnit) + kUnit : 0;
       row = take(padded * 4);
@@ -83,8 +79,8 @@ struct MlpBackward {
         u = take(G::a_bytes(p.chunk, hidden));
         du = take(G::a_bytes(p.chunk, hidden));
       }
-      per_thread = at;
-      at *= threads;
+      per_thread = at.end;
+      at.end *= threads;
       if (a.grn_weight) {
         z = take(G::a_bytes(kept, c));
         e = take(G::a_bytes(kept, c));
@@ -102,31 +98,21 @@ struct MlpBackward {
       gb = take(G::packed_bytes(hidden, p.group));
       units = take(p.group / kUnit * unit_sums(a) * 4);
       totals = take(unit_sums(a) * 4);
-      total = at;
+      total = at.end;
     }
   };
 
   static int64_t workspace(const MlpBackwardArgs& a, int threads) {
-    // Not monotonic in the size of the team, which may be smaller than requested.
-    int64_t most = 0;
-    for (int t = 1; t <= threads; ++t) {
-      const int64_t total = Layout(a, plan(a, t), t).total;
-      if (total > most) most = total;
-    }
-    return most;
+    return most_bytes(threads, [&](int t) { return Layout(a, plan(a, t), t).total; });
   }
 
   // u = sum + b1
-  struct HiddenEpilogue {
-    void* u;
-    int64_t hidden;
+  struct AddBias {
     const float* b1;
-    CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
-      G::store_register(u, hidden, row, column, v + load(b1 + column));
-    }
-    CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
-      G::store_block(u, hidden, row, column, {{low + load(b1 + column), high + load(b1 + column + kLanes)}});
-    }
+    CNK_INLINE Vec operator()(int64_t, int64_t column, Vec v) const { return v + load(b1 + column); }
+  };
+  struct AsIs {
+    CNK_INLINE Vec operator()(int64_t, int64_t, Vec v) const { return v; }
   };
 
   // gelu(u) and its slope, or those of another activation, decided at run time.
@@ -151,7 +137,7 @@ struct MlpBackward {
       G::store_register(du, hidden, row, column, dg * g.slope);
     }
     CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
-      const typename G::Block b = G::load_block(u, hidden, row, column);
+      const Block b = G::load_block(u, hidden, row, column);
       const Activated first = with_slope<kGelu>(b.v[0], activation),
                       second = with_slope<kGelu>(b.v[1], activation);
       G::store_block(u, hidden, row, column, {{first.value, second.value}});
@@ -159,17 +145,12 @@ struct MlpBackward {
     }
   };
 
-  // An operand's rows as they are.
-  struct StoreEpilogue {
-    void* out;
-    int64_t columns;
-    CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
-      G::store_register(out, columns, row, column, v);
-    }
-    CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
-      G::store_block(out, columns, row, column, {{low, high}});
-    }
-  };
+  // f(a compile-time bool: whether the activation is the exact GELU)
+  template <class F>
+  void with_activation(const F& f) const {
+    if (a.activation == Activation::kGelu) return f(Int<true>{});
+    f(Int<false>{});
+  }
 
   const MlpBackwardArgs& a;
   Team& team;
@@ -206,12 +187,7 @@ struct MlpBackward {
       G::write_normalized(z, a.c, i, 0, norm, row);
       const T* dout = static_cast<const T*>(a.dout) + at_pixel;
       const float drop = a.drop_scale ? a.drop_scale[(pixel + i) / a.pixels] : 1;
-      for (int64_t c = 0; c < pad_channels(a.c); c += kChannelAlign) {
-        typename G::Block b;
-        unroll<kChannelAlign / kLanes>(
-            [&](auto v) { b.v[v.value] = load_channels(dout, c + v.value * kLanes, a.c) * drop; });
-        G::store_block(e, a.c, i, c, b);
-      }
+      write_row<G>(e, a.c, i, dout, drop);
     }
     zero_rows<G>(z, a.c, rows, round_up(rows, kUnit));
     zero_rows<G>(e, a.c, rows, round_up(rows, kUnit));
@@ -220,18 +196,13 @@ struct MlpBackward {
   // u of the same rows: read if it was kept, else computed again from z.
   void read_hidden(int64_t pixel, int64_t rows, const void* z, void* u) const {
     if (!a.hidden) {
-      G::product(z, 0, rows, a.w1, 0, G::panels(a.hidden_size), HiddenEpilogue{u, a.hidden_size, a.b1});
-      return;
+      return G::product(z, 0, rows, a.w1, 0, G::panels(a.hidden_size),
+                        Stored<G, AddBias>{{a.b1}, u, a.hidden_size});
     }
     with_type(a.hidden_dtype, [&](auto type) {
       for (int64_t i = 0; i < rows; ++i) {
         const auto* row = static_cast<const decltype(type)*>(a.hidden) + (pixel + i) * a.hidden_size;
-        for (int64_t c = 0; c < pad_channels(a.hidden_size); c += kChannelAlign) {
-          typename G::Block b;
-          unroll<kChannelAlign / kLanes>(
-              [&](auto v) { b.v[v.value] = load_channels(row, c + v.value * kLanes, a.hidden_size); });
-          G::store_block(u, a.hidden_size, i, c, b);
-        }
+        write_row<G>(u, a.hidden_size, i, row);
       }
     });
   }
@@ -279,14 +250,10 @@ struct MlpBackward {
     void *z = own + at.z, *e = own + at.e, *u = own + at.u, *du = own + at.du;
     read_rows<T>(pixel, rows, z, e);
     read_hidden(pixel, rows, z, u);
-    const auto multiply = [&](auto epilogue) {
-      G::product(e, 0, rows, a.w2_back, 0, G::panels(a.hidden_size), epilogue);
-    };
-    if (a.activation == Activation::kGelu) {
-      multiply(ActivationEpilogue<true>{u, du, a.hidden_size, a.activation});
-    } else {
-      multiply(ActivationEpilogue<false>{u, du, a.hidden_size, a.activation});
-    }
+    with_activation([&](auto gelu) {
+      G::product(e, 0, rows, a.w2_back, 0, G::panels(a.hidden_size),
+                 ActivationEpilogue<gelu.value>{u, du, a.hidden_size, a.activation});
+    });
     finish_rows<T>(row, pixel, rows, all_rows, z, e, u, du);
   }
 
@@ -297,30 +264,12 @@ struct MlpBackward {
     float *square = floats(at.square), *cross = floats(at.cross), *plain = floats(at.plain);
     for (int64_t item = begin; item < end; ++item) {
       const int64_t n = item / groups, c = item % groups * kChannelAlign;
-      typename G::Block totals[3] = {};
-      for (int64_t first = 0; first < a.pixels; first += kGrnRun) {
-        typename G::Block sums[3] = {};
-        const int64_t last = n * a.pixels + min64(first + kGrnRun, a.pixels);
-        for (int64_t r = n * a.pixels + first; r < last; ++r) {
-          const typename G::Block u = G::load_block(operand(at.u, hidden, 0), hidden, r, c);
-          const typename G::Block dg = G::load_block(operand(at.du, hidden, 0), hidden, r, c);
-          unroll<kChannelAlign / kLanes>([&](auto v) {
-            const Vec h = with_slope<kGelu>(u.v[v.value], a.activation).value;
-            sums[0].v[v.value] = multiply_add(h, h, sums[0].v[v.value]);
-            sums[1].v[v.value] = multiply_add(dg.v[v.value], h, sums[1].v[v.value]);
-            sums[2].v[v.value] += dg.v[v.value];
-          });
-        }
-        unroll<3>([&](auto k) {
-          unroll<kChannelAlign / kLanes>(
-              [&](auto v) { totals[k.value].v[v.value] += sums[k.value].v[v.value]; });
-        });
-      }
-      unroll<kChannelAlign / kLanes>([&](auto v) {
-        const int64_t to = n * wide + c + v.value * kLanes;
-        store(square + to, totals[0].v[v.value]);
-        store(cross + to, totals[1].v[v.value]);
-        store(plain + to, totals[2].v[v.value]);
+      const int64_t to = n * wide + c;
+      grn_sums(a.pixels, square + to, cross + to, plain + to, [&](int64_t p, Block* h, Block* dg) {
+        *dg = G::load_block(operand(at.du, hidden, 0), hidden, n * a.pixels + p, c);
+        const Block u = G::load_block(operand(at.u, hidden, 0), hidden, n * a.pixels + p, c);
+        unroll<Block::kVecs>(
+            [&](auto v) { h->v[v.value] = with_slope<kGelu>(u.v[v.value], a.activation).value; });
       });
     }
   }
@@ -339,24 +288,16 @@ struct MlpBackward {
       read_rows<T>(pixel + r, count, z, e);
       read_hidden(pixel + r, count, z, operand(at.u, hidden, r));
       G::product(e, 0, count, a.w2_back, 0, G::panels(hidden),
-                 StoreEpilogue{operand(at.du, hidden, r), hidden});
+                 Stored<G, AsIs>{{}, operand(at.du, hidden, r), hidden});
     }
     team.barrier();
     float *square = floats(at.square), *cross = floats(at.cross), *plain = floats(at.plain);
     team.split(images * groups, 1, &begin, &end);
-    if (a.activation == Activation::kGelu) {
-      sum_responses<true>(begin, end);
-    } else {
-      sum_responses<false>(begin, end);
-    }
+    with_activation([&](auto gelu) { sum_responses<gelu.value>(begin, end); });
     team.barrier();
     if (team.rank() == 0) {  // little work: a few instructions a channel, and sums over the images
-      float *dweight = floats(at.dgrn_weight), *dbias = floats(at.dgrn_bias);
-      for (int64_t n = 0; n < images; ++n) {
-        grn_gradient_factors(square + n * wide, cross + n * wide, hidden, a.grn_weight, a.grn_eps, dweight);
-        for (int64_t c = 0; c < wide; c += kLanes)
-          store(dbias + c, load(dbias + c) + load(plain + n * wide + c));
-      }
+      grn_gradients(images, hidden, a.grn_weight, a.grn_eps, square, cross, plain, floats(at.dgrn_weight),
+                    floats(at.dgrn_bias));
     }
     team.barrier();
   }
@@ -370,8 +311,8 @@ struct MlpBackward {
       const int64_t n = (row + i) / a.pixels;
       const float *factor = floats(at.square) + n * wide, *change = floats(at.cross) + n * wide;
       for (int64_t c = 0; c < wide; c += kChannelAlign) {
-        typename G::Block b = G::load_block(u, hidden, i, c), d = G::load_block(du, hidden, i, c);
-        unroll<kChannelAlign / kLanes>([&](auto v) {
+        Block b = G::load_block(u, hidden, i, c), d = G::load_block(du, hidden, i, c);
+        unroll<Block::kVecs>([&](auto v) {
           const int64_t k = c + v.value * kLanes;
           const Activated h = with_slope<kGelu>(b.v[v.value], a.activation);
           const Vec f = load(factor + k);
@@ -396,13 +337,7 @@ struct MlpBackward {
       team.split(G::panels(hidden), 1, &begin, &end);
       G::product(a.workspace + at.et, 0, a.c, g, begin, end, SumEpilogue{a.dw2, hidden, hidden, add});
     }
-    const int64_t units = ceil_div(rows, kUnit), width = unit_sums(a);
-    team.split(width, kLanes, &begin, &end);
-    for (int64_t c = begin; c < end; c += kLanes) {
-      Vec total = add ? load(floats(at.totals) + c) : Vec{};
-      for (int64_t i = 0; i < units; ++i) total += load(floats(at.units) + i * width + c);
-      store(floats(at.totals) + c, total);
-    }
+    add_units(team, floats(at.units), ceil_div(rows, kUnit), unit_sums(a), add, floats(at.totals));
   }
 
   // From the sums to the gradients of the parameters.
@@ -461,11 +396,7 @@ struct MlpBackward {
         for (int64_t r = begin; r < end; r += p.chunk) {
           const int64_t count = min64(p.chunk, end - r), kept = first + r, pixel = image * a.pixels + kept;
           if (a.grn_weight) {
-            if (a.activation == Activation::kGelu) {
-              scale_rows<true>(kept, count);
-            } else {
-              scale_rows<false>(kept, count);
-            }
+            with_activation([&](auto gelu) { scale_rows<gelu.value>(kept, count); });
             finish_rows<T>(r, pixel, count, rows, operand(at.z, a.c, kept), operand(at.e, a.c, kept),
                            operand(at.u, a.hidden_size, kept), operand(at.du, a.hidden_size, kept));
           } else {
@@ -485,17 +416,13 @@ struct MlpBackward {
 }  // namespace
 
 void mlp_backward(const MlpBackwardArgs& a, Team& team) {
-#if defined(CNK_HAS_BF16)
-  if (a.products == Products::kFloat32) return CNK_SHARED::kOps.mlp_backward(a, team);
-#endif
+  CNK_SHARED_UNLESS(a.products == Products::kBFloat16, mlp_backward, a, team);
   [[maybe_unused]] const Gemm::Scope scope;
   with_type(a.dtype, [&](auto type) { MlpBackward<Gemm>(a, team).run<decltype(type)>(); });
 }
 
 int64_t mlp_backward_workspace(const MlpBackwardArgs& a, int threads) {
-#if defined(CNK_HAS_BF16)
-  if (a.products == Products::kFloat32) return CNK_SHARED::kOps.mlp_backward_workspace(a, threads);
-#endif
+  CNK_SHARED_UNLESS(a.products == Products::kBFloat16, mlp_backward_workspace, a, threads);
   return MlpBackward<Gemm>::workspace(a, threads);
 }
 

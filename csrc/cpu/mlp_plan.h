@@ -82,10 +82,7 @@ struct MlpPlan {
   }
 
   static int64_t workspace(const MlpArgs& a, int threads) {
-    // Not monotonic in the size of the team, which may be smaller than requested.
-    int64_t most = 0;
-    for (int t = 1; t <= threads; ++t) most = max64(most, MlpPlan(a, t).at.total);
-    return most;
+    return most_bytes(threads, [&](int t) { return MlpPlan(a, t).at.total; });
   }
 
  private:

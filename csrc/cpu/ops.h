@@ -50,6 +50,14 @@
 #define CNK_DOTS CNK_ISA
 #endif
 
+// First in a function of the table: unless the condition holds, the function of CNK_SHARED does the work.
+#if defined(CNK_HAS_BF16)
+#define CNK_SHARED_UNLESS(condition, name, ...) \
+  if (!(condition)) return CNK_SHARED::kOps.name(__VA_ARGS__)
+#else
+#define CNK_SHARED_UNLESS(condition, name, ...) static_cast<void>(0)
+#endif
+
 namespace cnk::cpu {
 
 // Every padded dimension is a multiple of this, for every
@@ -147,6 +155,7 @@ struct LayernormArgs {
   void* y;        // (rows, C)
   int64_t rows, c;
   float eps;
+  Norm norm;
   const float *weight, *bias;  // padded C
 };
 
@@ -156,6 +165,7 @@ struct LayernormBackwardArgs {
   void* dx;            // (rows, C)
   int64_t rows, c;
   float eps;
+  Norm norm;
   const float* weight;     // padded C
   float *dweight, *dbias;  // padded C
   char* workspace;         // IsaOps::layernorm_backward_workspace bytes, 64-byte aligned
@@ -261,7 +271,7 @@ struct MlpBackwardArgs {
   char* workspace;                        // IsaOps::mlp_backward_workspace bytes, 64-byte aligned
 };
 
-// LayerNorm, then a KxK convolution with stride K: the patch of K*K pixels is one row of the product.
+// A norm, then a KxK convolution with stride K: the patch of K*K pixels is one row of the product.
 struct DownsampleArgs {
   DType dtype, out_dtype;
   Products products;
@@ -270,6 +280,7 @@ struct DownsampleArgs {
   int64_t n, h, w, c;
   int patch;
   float eps;
+  Norm norm;
   const float *norm_weight, *norm_bias;  // padded C
   PackedMatrix weight;                   // (K * K * padded C -> D)
   const float* bias;                     // padded D
@@ -283,6 +294,7 @@ struct DownsampleBackwardArgs {
   int64_t n, h, w, c;
   int patch;
   float eps;
+  Norm norm;
   const float *norm_weight, *norm_bias;  // padded C
   PackedMatrix weight_back;              // (D -> K * K * padded C)
   bool weights;                          // whether to compute dweight and dbias

@@ -36,27 +36,20 @@ int64_t downsample_backward_workspace(const DownsampleBackwardArgs&, int threads
 namespace {
 
 int64_t packed_bytes([[maybe_unused]] Products products, DType dtype, int64_t n, int64_t k) {
-#if defined(CNK_HAS_BF16)
-  if (products == Products::kFloat32) return CNK_SHARED::kOps.packed_bytes(products, dtype, n, k);
-#endif
+  CNK_SHARED_UNLESS(products == Products::kBFloat16, packed_bytes, products, dtype, n, k);
   return Gemm::packed_bytes(n, k, dtype);
 }
 
 void pack_matrix([[maybe_unused]] Products products, DType dtype, const void* w, int64_t n, int64_t k,
                  void* packed, Team& team) {
-#if defined(CNK_HAS_BF16)
-  if (products == Products::kFloat32)
-    return CNK_SHARED::kOps.pack_matrix(products, dtype, w, n, k, packed, team);
-#endif
+  CNK_SHARED_UNLESS(products == Products::kBFloat16, pack_matrix, products, dtype, w, n, k, packed, team);
   with_type(dtype, [&](auto type) { Gemm::pack(static_cast<const decltype(type)*>(w), n, k, packed, team); });
 }
 
 void pack_transposed([[maybe_unused]] Products products, DType dtype, const void* w, int64_t n, int64_t k,
                      const float* scale, void* packed, Team& team) {
-#if defined(CNK_HAS_BF16)
-  if (products == Products::kFloat32)
-    return CNK_SHARED::kOps.pack_transposed(products, dtype, w, n, k, scale, packed, team);
-#endif
+  CNK_SHARED_UNLESS(products == Products::kBFloat16, pack_transposed, products, dtype, w, n, k, scale, packed,
+                    team);
   with_type(dtype, [&](auto type) {
     Gemm::pack_transposed(static_cast<const decltype(type)*>(w), n, k, scale, packed, team);
   });

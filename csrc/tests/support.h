@@ -66,12 +66,6 @@ inline std::string products_name(Products products) {
   return products == Products::kFloat32 ? "float32 products" : "bfloat16 products";
 }
 
-// parallel() for a callable.
-template <class F>
-void in_team(int threads, const F& body) {
-  parallel(threads, [](Team& team, const void* f) { (*static_cast<const F*>(f))(team); }, &body);
-}
-
 // --- Values. Doubles that a float (or the dtype of a tensor) holds exactly. ---
 
 using Values = std::vector<double>;

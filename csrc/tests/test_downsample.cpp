@@ -25,18 +25,12 @@ void check(DType dtype, DType out_dtype, const Image& image, int patch, int64_t 
   const Buffer weight = padded(random.floats(d * taps * c, -1, 1), c),
                bias = padded(random.floats(d, -1, 1), d);
 
-  const auto forward = [&](const Kernels& k, Products products, int threads) {
-    Tensor out(out_dtype, count);
-    Buffer packed(k.ops.packed_bytes(products, DType::kFloat32, d, depth));
-    in_team(threads, [&](Team& team) {
-      k.ops.pack_matrix(products, DType::kFloat32, weight.as<float>(), d, depth, packed.as<void>(), team);
-    });
-    DownsampleArgs args = {};
+  // What both directions are told of the problem.
+  const auto described = [&](auto args, Products products) {
     args.dtype = dtype;
     args.out_dtype = out_dtype;
     args.products = products;
     args.x = x.data();
-    args.out = out.data();
     args.n = image.n;
     args.h = image.h;
     args.w = image.w;
@@ -45,6 +39,16 @@ void check(DType dtype, DType out_dtype, const Image& image, int patch, int64_t 
     args.eps = 1e-6f;
     args.norm_weight = norm_weight.as<float>();
     args.norm_bias = norm_bias.as<float>();
+    return args;
+  };
+  const auto forward = [&](const Kernels& k, Products products, int threads) {
+    Tensor out(out_dtype, count);
+    Buffer packed(k.ops.packed_bytes(products, DType::kFloat32, d, depth));
+    in_team(threads, [&](Team& team) {
+      k.ops.pack_matrix(products, DType::kFloat32, weight.as<float>(), d, depth, packed.as<void>(), team);
+    });
+    DownsampleArgs args = described(DownsampleArgs{}, products);
+    args.out = out.data();
     args.weight = {packed.as<void>(), d, depth};
     args.bias = bias.as<float>();
     Buffer work = workspace(k.ops.downsample_workspace(args, threads));
@@ -63,20 +67,8 @@ void check(DType dtype, DType out_dtype, const Image& image, int patch, int64_t 
       k.ops.pack_transposed(products, DType::kFloat32, weight.as<float>(), depth, d, nullptr,
                             packed.as<void>(), team);
     });
-    DownsampleBackwardArgs args = {};
-    args.dtype = dtype;
-    args.out_dtype = out_dtype;
-    args.products = products;
-    args.x = x.data();
+    DownsampleBackwardArgs args = described(DownsampleBackwardArgs{}, products);
     args.dout = dout.data();
-    args.n = image.n;
-    args.h = image.h;
-    args.w = image.w;
-    args.c = c;
-    args.patch = patch;
-    args.eps = 1e-6f;
-    args.norm_weight = norm_weight.as<float>();
-    args.norm_bias = norm_bias.as<float>();
     args.weight_back = {packed.as<void>(), depth, d};
     args.weights = weights;
     if (inputs) {

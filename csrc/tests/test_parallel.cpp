@@ -86,20 +86,6 @@ TEST_CASE("teams of every size, growing and shrinking, with counters and barrier
   }
 }
 
-TEST_CASE("a sleeper at the barrier is woken") {
-  std::atomic<int> early{0}, late{0};
-  in_team(2, [&](Team& team) {
-    if (team.rank() == 1)
-      std::this_thread::sleep_for(std::chrono::milliseconds(50));  // much longer than threads spin
-    early++;
-    team.barrier();
-    late += early == team.size();
-    if (team.rank() == 0) std::this_thread::sleep_for(std::chrono::milliseconds(50));
-    team.barrier();
-  });
-  CHECK(late == early);
-}
-
 // The last thread arrives at about the time when the others
 // stop spinning and sleep, a little later in each round.
 TEST_CASE("nobody sleeps through a barrier") {

@@ -26,13 +26,13 @@ def run(dtypes=("fp32",), names=("eager", "cpu portable")):
 def test_every_op_on_every_backend_and_instruction_set():
     found = run(("bf16",), names=None)
     assert {c.status for c in found} == {OK}
-    assert {c.op for c in found} == set(OPS)
-    names = {c.backend for c in found}
+    assert {c.group for c in found} == set(OPS)
+    names = {c.candidate for c in found}
     if ck.list_backends()["cpu"].available:
         from convnext_kernels.backends import cpu
 
         gpu = {name for name in ("triton", "cuda") if ck.list_backends()[name].available}
-        assert names == {"eager", *gpu, *(f"cpu {isa}" for isa in cpu.supported_isas())}
+        assert names == {"eager backend", *gpu, *(f"cpu {isa}" for isa in cpu.supported_isas())}
     assert len(found) == len(list(checks.cases("cpu", "bf16"))) * len(names)
     assert all(c.error <= c.allowed_error for c in found)
 
@@ -43,8 +43,8 @@ def test_a_broken_op_is_found(monkeypatch, change):
     forward = ck.DepthwiseConv2d.forward
     monkeypatch.setattr(ck.DepthwiseConv2d, "forward", lambda self, x: change(forward(self, x)))
     found = run()
-    assert {c.status for c in found if c.op == "dwconv"} == {WRONG}
-    assert {c.status for c in found if c.op != "dwconv"} == {OK}
+    assert {c.status for c in found if c.group == "dwconv"} == {WRONG}
+    assert {c.status for c in found if c.group != "dwconv"} == {OK}
 
 
 @pytest.mark.usefixtures("small")
@@ -56,7 +56,7 @@ def test_a_way_that_only_inference_takes_is_checked(monkeypatch):
         return y if torch.is_grad_enabled() else y + 1
 
     monkeypatch.setattr(ck.LayerNorm2d, "forward", wrong_in_inference)
-    assert {(c.status, c.reason.partition(":")[0]) for c in run() if c.op == "layernorm"} == {(WRONG, "inference")}
+    assert {(c.status, c.reason.partition(":")[0]) for c in run() if c.group == "layernorm"} == {(WRONG, "inference")}
 
 
 @pytest.mark.usefixtures("small")
@@ -66,8 +66,8 @@ def test_an_op_that_raises_does_not_end_the_others(monkeypatch):
 
     monkeypatch.setattr(ck.GlobalResponseNorm, "forward", fail)
     found = run()
-    assert {(c.status, c.reason) for c in found if c.op == "grn"} == {(FAILED, "RuntimeError: no such kernel")}
-    assert {c.status for c in found if c.op != "grn"} == {OK}
+    assert {(c.status, c.reason) for c in found if c.group == "grn"} == {(FAILED, "RuntimeError: no such kernel")}
+    assert {c.status for c in found if c.group != "grn"} == {OK}
 
 
 @pytest.mark.usefixtures("small")
@@ -79,8 +79,8 @@ def test_a_kernel_that_writes_nothing_is_found(monkeypatch):
 
     monkeypatch.setattr(ck.LayerNorm2d, "forward", forward)
     found = run()
-    assert {c.status for c in found if c.op == "layernorm"} == {WRONG}
-    assert all("nan at" in c.reason for c in found if c.op == "layernorm")
+    assert {c.status for c in found if c.group == "layernorm"} == {WRONG}
+    assert all("nan at" in c.reason for c in found if c.group == "layernorm")
 
 
 def test_a_backend_that_cannot_run_is_named(monkeypatch):

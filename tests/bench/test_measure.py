@@ -1,6 +1,8 @@
 import dataclasses
 import math
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -18,11 +20,11 @@ CEILINGS = {
 N, C, SIZE = 2, 16, 7
 
 
-def case(direction="forward", dtype="fp32", memory=0):
+def case(direction="forward", dtype="fp32"):
     def build():
         return workloads.op("block", N, C, SIZE, SIZE, False)
 
-    return Case("block", "V1 tiny", N, dtype, direction, QUICK, C, 7, False, memory, build)
+    return Case("block", "V1 tiny", N, dtype, direction, QUICK, build, C, 7)
 
 
 def only(*names):
@@ -133,8 +135,9 @@ def test_without_a_sound_eager_only_garbage_is_refused(session, monkeypatch):
     assert records[OURS].status == OK
 
 
-def test_a_case_too_large_for_the_machine(session):
-    records = session.measure(case(memory=1 << 60))
+def test_a_case_too_large_for_the_machine(session, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    records = session.measure(case())
     assert {r.status for r in records} == {UNAVAILABLE}
     assert "GiB of memory" in records[0].reason
 
@@ -226,6 +229,8 @@ def test_every_workload_runs_both_ways():
     for build in (
         workloads.op("dwconv", *shape, 3, 2),
         workloads.op("block1d", 1, 8, 1, 9, True),
+        workloads.op("ada_block1d", 2, 8, 1, 9),
+        workloads.op("mednext", 1, 8, 6, 5, 3, 4),
         workloads.op("layernorm", *shape),
         workloads.op("grn", *shape),
         workloads.op("mlp", *shape, True),

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from convnext_kernels.bench import results
-from convnext_kernels.bench.results import EAGER, OK, OURS, UNAVAILABLE, WRONG, Check, Record, Run, Times
+from convnext_kernels.bench.results import EAGER, OK, OURS, UNAVAILABLE, WRONG, Record, Run, Times
 
 
 def record(candidate, *rounds, **values):
@@ -23,7 +23,7 @@ def run(*records):
 def test_save_and_load(tmp_path):
     whole = run(record(EAGER, (2.0, 2.123456789), (3.0,), flops=10, error=math.nan), record("peer", reason="absent"))
     whole.records[0] = dataclasses.replace(whole.records[0], status=WRONG)
-    whole.checks.append(Check("mlp", "1x8x1x1", "fp32", "cpu", OK, error=1e-7, allowed_error=1e-6))
+    whole.checks.append(record("cpu", error=1e-7, allowed_error=1e-6))
     whole.not_run.append("no GPU")
     file = tmp_path / "new" / "results.json"
     results.save(whole, file)

@@ -28,17 +28,22 @@ def test_models_as_json(run):
 
 
 def test_coverage(run, fails, capsys):
-    names = ("convnext_atto", "convnext_atto_rms", "ConvNextV2Model", "convnext_tiny")
+    names = ("convnext_atto", "convnext_zepto_rms_ols", "ConvNextV2Model", "convnext_tiny")
     rows = {(r["library"], r["model"]): r for r in json.loads(run("models", "--coverage", "--json", *names).stdout)}
-    assert [(r["blocks"], r["served"]) for r in rows.values()] == [(12, 12), (12, 12), (18, 18), (18, 18), (18, 18)]
-    assert rows["timm", "convnext_atto_rms"]["reasons"] == []
-    shown = run("models", "--coverage", "convnext_atto", "convnext_atto_rms").stdout
-    assert "24 of 24 blocks are served, 2 of 2 models whole" in shown
-    counts = [{"blocks": 12, "served": 12, "reasons": []}, {"blocks": 12, "served": 0, "reasons": ["why"]}]
-    models.show_coverage([{"library": "timm", "model": name} | row for name, row in zip("ab", counts, strict=True)])
+    assert all((r["blocks"], r["layers"]) == (r["served"], r["layers_served"]) for r in rows.values())
+    atto, zepto = rows["timm", "convnext_atto"], rows["timm", "convnext_zepto_rms_ols"]
+    assert (len(rows), atto["blocks"], zepto["blocks"], zepto["layers"]) == (5, 12, 10, 5)
+    assert (atto["overlapping"], zepto["overlapping"]) == ([], ["3x3 stride 2"])
+    assert not any(r["reasons"] for r in rows.values())
+    row = {"library": "timm", "blocks": 12, "layers": 5}
+    whole = row | {"model": "a", "served": 12, "layers_served": 5, "reasons": [], "overlapping": []}
+    part = row | {"model": "b", "served": 0, "layers_served": 4, "reasons": ["why"], "overlapping": ["3x3 stride 2"]}
+    models.show_coverage([whole, part])
     shown = capsys.readouterr().out
-    assert "why" in shown
+    assert "why; stem 3x3 stride 2" in shown
     assert "12 of 24 blocks are served, 1 of 2 models whole" in shown
+    assert "9 of 10 norms and downsampling layers" in shown
+    assert "matrix products" in shown
     fails("models", "--coverage", "convnext_ato", words=("unknown model 'convnext_ato'; close: convnext_atto",))
 
 

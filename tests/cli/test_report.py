@@ -1,13 +1,12 @@
 """`report`: runs of `verify` on a GPU, as their lines are."""
 
-import dataclasses
 import json
 import math
 
 import pytest
 
 from convnext_kernels.bench import lines, report
-from convnext_kernels.bench.results import EAGER, OURS, WRONG, Check, Record, plain
+from convnext_kernels.bench.results import EAGER, OURS, WRONG, Record, plain
 from convnext_kernels.bench.timing import Times
 from tests.bench.runs import machine
 
@@ -16,7 +15,7 @@ KEY = "NVIDIA H100|0.1.0, torch 2.11.0, triton 3.6.0|mlp|32,96,56,56"
 
 
 def record(candidate, milliseconds):
-    return {"kind": "record"} | dataclasses.asdict(Record(*CASE, candidate, "ok", times=Times(((milliseconds,),) * 5)))
+    return {"kind": "record"} | plain(Record(*CASE, candidate, "ok", times=Times(((milliseconds,),) * 5)))
 
 
 def timing(backend, plan, median, error=""):
@@ -49,9 +48,10 @@ def file(tmp_path):
 
 @pytest.fixture
 def first():
-    check = Check("dwconv", "1x8x5x3 K7", "bf16", "triton", WRONG, "nan", math.nan, 0.1)
+    where = ("dwconv/K7", "dwconv", "1x8x5x3 K7", 1, "bf16", "training")
+    check = Record(*where, "triton", WRONG, "nan", error=math.nan, allowed_error=0.1)
     return [
-        {"kind": "check"} | dataclasses.asdict(check),
+        {"kind": "check"} | plain(check),
         record(EAGER, 3.0),
         record(OURS, 2.0),
         record(f"{OURS}, CUDA graph", 1.0),

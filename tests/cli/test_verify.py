@@ -38,7 +38,7 @@ def test_lines_text_and_report(run, tmp_path):
     assert all(line["done"] == line["of"] == 1 for line in ended[-3:])
     found = lines.of_kind(found, "check")
     assert {line["status"] for line in found} <= {"ok", "unavailable"}
-    assert {line["backend"].split()[0] for line in found} >= {"eager"}
+    assert {line["candidate"].split()[0] for line in found} >= {"eager"}
     assert os.environ.get("CONVNEXT_KERNELS_CACHE") == before
 
     result = run("report", folder / lines.FILE, "--report", tmp_path / "report")

@@ -198,15 +198,6 @@ def test_trace_of_an_accelerated_model(name):
     assert_right(lambda x: module(x), plain, images(3, size=96, dtype=torch.float32))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_trace_of_an_own_module(kind):
-    """Without a warning, for every batch and image size."""
-    module, channels = own(kind, drop=0.1)
-    traced = torch.jit.trace(module, torch.randn(2, channels, 12, 9))
-    assert traced_operators(traced) <= {"aten", "prim"}
-    assert_right(traced, module, torch.randn(3, channels, 14, 15))
-
-
 def test_trace_cannot_keep_the_ops():
     for module, channels in (own("block V1"), (ck.accelerate(MODELS["timm-v1"].make(dtype=torch.float32)), 3)):
         with ck.keep_ops(), pytest.raises(RuntimeError, match=r"keep_ops: torch\.jit\.trace cannot keep the ops"):

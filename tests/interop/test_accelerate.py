@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils import parametrizations
 
 import convnext_kernels as ck
@@ -50,11 +51,13 @@ def block_of(model, description):
 
 
 @every_model
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32, channels_last"])
 def test_logits_and_gradients(model, dtype):
     original = model.make(dtype=dtype)
-    accelerated = ck.accelerate(copy.deepcopy(original))
     x = images(dtype=dtype)
+    if dtype == torch.float32:
+        original, x = (t.to(memory_format=torch.channels_last) for t in (original, x))
+    accelerated = ck.accelerate(copy.deepcopy(original))
     calls = fused_calls(lambda: logits(accelerated, x))
     assert calls == {"block": 4, "downsample": model.downsamplings, "layernorm": model.norms}
     assert_close(logits(accelerated, x), logits(original, x), dtype, "logits")
@@ -87,10 +90,9 @@ def test_drop_path_draws_the_same_masks(model):
 
 
 @every_model
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_autocast(model, training):
+def test_autocast(model):
     """Same dtypes and masks, and bf16's accuracy."""
-    original = model.make(drop=0.5, dtype=torch.float32).train(training)
+    original = model.make(drop=0.5, dtype=torch.float32).train()
     accelerated = ck.accelerate(copy.deepcopy(original))
     x = images(dtype=torch.float32)
     outputs = []
@@ -187,7 +189,7 @@ for line, (m, x, y) in zip({expected!r}, loaded):
     assert printed.splitlines() == expected
 
 
-@every_model
+@one_model
 def test_hooks_on_a_block_fire(model):
     m = ck.accelerate(model.make())
     fired = []
@@ -261,6 +263,7 @@ def test_swapped_inner_module_falls_back(name):
     assert "a pointwise layer is a LoRALinear" in row.reason
 
 
+@chosen(lambda model: in_turn(model, 0))
 @every_model
 def test_parametrised_weights_are_served(model):
     original = model.make()
@@ -317,16 +320,22 @@ def test_inputs_that_are_not_served_meet_the_original_forward(model):
 @chosen(lambda model: model in [MODELS[name] for name in ("timm-v1-conv", "transformers-dinov3", "official-v2")])
 @every_model
 def test_compile_without_graph_breaks(model, dynamo):
+    """One graph, compiled no second time for other batch and image sizes."""
     m = ck.accelerate(model.make(dtype=torch.float32))
-    x = images(dtype=torch.float32)
-    compiled = torch.compile(m, fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        assert_close(logits(compiled, x), logits(m, x), torch.float32)
-    assert_close(gradients(compiled, x)["input"], gradients(m, x)["input"], torch.float32)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(m, fullgraph=True, dynamic=True, backend=counter)
+    frames = set()
+    # All sizes differ, also from the numbers of channels: compiled code takes equal ones to be always equal.
+    for n, size in ((5, 96), (7, 160)):
+        x = images(n, size, torch.float32)
+        expected, actual = gradients(m, x), gradients(compiled, x)
+        for name, gradient in actual.items():
+            assert_close(gradient, expected[name.removeprefix("_orig_mod.")], torch.float32, name)
+        frames.add(counter.frame_count)
+    assert len(frames) == 1, "compiled again for another size"
 
 
-@chosen(lambda name: name in ("torchvision", "official-v1"))
-@pytest.mark.parametrize("name", ["torchvision", "timm-v1", "transformers-v1", "official-v1"])
+@pytest.mark.parametrize("name", ["official-v1"])
 def test_compile_of_what_falls_back(name, dynamo):
     """The reasons are found while the model is traced, and break no graph."""
     description = MODELS[name]
@@ -340,7 +349,7 @@ def test_compile_of_what_falls_back(name, dynamo):
     assert_close(logits(compiled, x), logits(m, x), torch.float64)
 
 
-@every_model
+@one_model
 def test_twice_changes_the_backend_only(model):
     m = ck.accelerate(model.make())
     before = classes(m)
@@ -354,11 +363,10 @@ def test_twice_changes_the_backend_only(model):
 
 
 @every_model
-@pytest.mark.parametrize("drop", [0.0, 0.5])
-def test_meta_tensors(model, drop):
+def test_meta_tensors(model):
     """Shapes without computing: 16-bit norms and stochastic depth ask about autocast, which does not know "meta"."""
     with torch.device("meta"):
-        m = model.build(drop).half().train()
+        m = model.build(0.5).half().train()
     x = images(dtype=torch.float16).to("meta")
     expected = logits(m, x)
     ck.accelerate(m)
@@ -377,7 +385,7 @@ def test_a_single_block():
     assert "(the model)" in str(ck.acceleration_report(block))
 
 
-@every_model
+@one_model
 def test_report(model):
     m = model.make()
     rows = ck.acceleration_report(m).rows
@@ -474,12 +482,3 @@ def test_what_other_tools_changed(model):
     nn.utils.parametrize.remove_parametrizations(block, "gamma")
     ck.restore(m)
     assert not fused_calls(lambda: logits(m, images()))
-
-
-@every_model
-def test_channels_last(model):
-    m = model.make()
-    x = images()
-    expected = logits(m, x)
-    ck.accelerate(m).to(memory_format=torch.channels_last)
-    assert_close(logits(m, x.to(memory_format=torch.channels_last)), expected, torch.float64)

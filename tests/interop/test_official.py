@@ -18,9 +18,8 @@ def reason(block):
 
 
 @pytest.mark.parametrize("use_grn", [False, True])
-@pytest.mark.parametrize("scale", [0.0, 1e-6])
-def test_variants(use_grn, scale):
-    original = randomize_(repository.Block(8, layer_scale_init_value=scale, use_grn=use_grn)).double()
+def test_without_layer_scale(use_grn):
+    original = randomize_(repository.Block(8, layer_scale_init_value=0.0, use_grn=use_grn)).double()
     accelerated = ck.accelerate(copy.deepcopy(original))
     x = torch.randn(2, 8, 6, 5).double()
     assert fused_calls(lambda: accelerated(x)) == {"block": 1}

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import convnext_kernels as ck
-from convnext_kernels.interop import speech
 from convnext_kernels.interop.adapter import Adapter
+from tests.interop.helpers import fused_calls
 from tests.tolerance import randomize_
 
 
@@ -98,6 +98,8 @@ def image(name):
 @pytest.mark.parametrize("name", MAKE)
 def test_values_and_gradients(name):
     original, accelerated = pair(name)
+    assert isinstance(accelerated, Adapter)
+    assert accelerated.state_dict().keys() == original.state_dict().keys()
     options = {"cond_embedding_id": torch.tensor([2])} if "Ada" in name else {}
     data, results = image(name), []
     for module in (original, accelerated):
@@ -107,16 +109,6 @@ def test_values_and_gradients(name):
         results.append((y, *gradients))
     for actual, expected in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("name", MAKE)
-def test_in_place_and_restore(name):
-    original, accelerated = pair(name)
-    assert isinstance(accelerated, Adapter)
-    assert accelerated.state_dict().keys() == original.state_dict().keys()
-    (row,) = ck.acceleration_report(accelerated).rows
-    assert row.replaced
-    assert type(copy.deepcopy(accelerated)) is type(accelerated)
     assert type(ck.restore(accelerated)) is type(original)
 
 
@@ -136,14 +128,11 @@ def test_a_condition_for_each_sample(compiled):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_conditions_are_one_call_for_equal_ones(monkeypatch):
+def test_one_call_for_all_samples():
     _, accelerated = pair("vocos with AdaLayerNorm")
-    x, calls, block = image("vocos"), [], speech.functional.convnext_block
-    monkeypatch.setattr(
-        speech.functional, "convnext_block", lambda x, *a, **k: calls.append(len(x)) or block(x, *a, **k)
-    )
-    accelerated(x, torch.tensor([[3], [1], [3]]))
-    assert calls == [2, 1]
+    x = image("vocos")
+    for ids, ops in (([[3], [3], [3]], ["block"]), ([[3], [1], [3]], ["dwconv", "layernorm", "mlp"])):
+        assert fused_calls(lambda ids=ids: accelerated(x, torch.tensor(ids))) == dict.fromkeys(ops, 1)
 
 
 def test_what_is_not_replaced():

@@ -14,6 +14,7 @@ from convnext_kernels.models import (
     read_state_dict,
 )
 from convnext_kernels.models.weights import detect_format
+from tests.interop import helpers as interop
 
 DEPTHS, DIMS, CLASSES = (1, 2, 1, 1), (8, 16, 24, 32), 5
 SIZES = {"depths": DEPTHS, "dims": DIMS}
@@ -31,77 +32,37 @@ def ours(use_grn=False, **options):
     return ConvNeXt(**SIZES, use_grn=use_grn, **{"num_classes": CLASSES, **options}).eval()
 
 
-def timm_model(use_grn=False, conv_mlp=False, **options):
-    convnext = pytest.importorskip("timm.models.convnext")
-    scale = None if use_grn else 1.0
-    return convnext.ConvNeXt(
-        **SIZES, num_classes=CLASSES, use_grn=use_grn, ls_init_value=scale, conv_mlp=conv_mlp, **options
-    )
-
-
-def torchvision_model():
-    convnext = pytest.importorskip("torchvision.models.convnext")
-    ends = [*DIMS[1:], None]
-    settings = [convnext.CNBlockConfig(a, b, depth) for a, b, depth in zip(DIMS, ends, DEPTHS, strict=True)]
-    return convnext.ConvNeXt(settings, num_classes=CLASSES)
-
-
-def transformers_model(use_grn=False, bare=False):
-    transformers = pytest.importorskip("transformers")
-    name = "ConvNextV2" if use_grn else "ConvNext"
-    config = getattr(transformers, f"{name}Config")(
-        depths=list(DEPTHS), hidden_sizes=list(DIMS), num_labels=CLASSES, num_stages=4
-    )
-    config.layer_norm_eps = 1e-6  # of the last norm, where V1's configuration has 1e-12
-    return getattr(transformers, f"{name}{'Model' if bare else 'ForImageClassification'}")(config)
-
-
-def dinov3_model():
-    transformers = pytest.importorskip("transformers")
-    config = transformers.DINOv3ConvNextConfig(depths=list(DEPTHS), hidden_sizes=list(DIMS), layer_norm_eps=1e-6)
-    return transformers.DINOv3ConvNextModel(config)
-
-
-def logits(model, x):
-    out = model(x)
-    return out if isinstance(out, torch.Tensor) else out.get("logits", out.get("pooler_output"))
-
-
-# format, V2, what the other library builds, options of ours
+MODELS = {"timm-v2, 1x1": interop.Model(lambda _: interop._timm(0, conv_mlp=True, **interop._V2), *interop._TIMM)}
+# a model of these or of tests/interop/helpers.py: the format of its weights, and our network
+TWO, FOUR = {"depths": (2, 2), "dims": (8, 16)}, {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
 THEIRS = {
-    "timm": ("timm", False, timm_model, {}),
-    "timm V2": ("timm", True, lambda: timm_model(True), {}),
-    "timm V2 with 1x1 convolutions": ("timm", True, lambda: timm_model(True, True), {}),
-    "torchvision": ("torchvision", False, torchvision_model, {}),
-    "transformers": ("transformers", False, transformers_model, {}),
-    "transformers V2": ("transformers", True, lambda: transformers_model(True), {}),
-    "transformers V2 without head": (
-        "transformers",
-        True,
-        lambda: transformers_model(True, bare=True),
-        {"num_classes": 0},
-    ),
-    "dinov3": ("dinov3", False, dinov3_model, {"num_classes": 0}),
+    "timm-v1": ("timm", FOUR),
+    "timm-v2": ("timm", FOUR | {"use_grn": True}),
+    "timm-v2, 1x1": ("timm", FOUR | {"use_grn": True}),
+    "torchvision": ("torchvision", TWO),
+    "transformers-v1": ("transformers", TWO | {"num_classes": 2}),
+    "transformers-v2": ("transformers", TWO | {"use_grn": True, "num_classes": 2}),
+    "transformers-dinov3": ("dinov3", TWO | {"num_classes": 0}),
 }
 
 
 @pytest.mark.parametrize("name", THEIRS)
 def test_logits_and_round_trip(name):
-    form, use_grn, build, options = THEIRS[name]
-    theirs = randomize(build())
+    form, options = THEIRS[name]
+    theirs = (MODELS | interop.MODELS)[name].make()
+    for module in theirs.modules():
+        if hasattr(module, "eps"):
+            module.eps = 1e-6  # of the last norm, where V1's configuration has 1e-12
     state = theirs.state_dict()
     assert detect_format(state) == form
-    model = load_weights(ours(use_grn, **options), state)
-    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    model = load_weights(ConvNeXt(**{"num_classes": 10, **options}).double().eval(), state)
+    x = interop.images()
     with torch.no_grad(), ck.use_backend("eager"):
-        expected = logits(theirs.double(), x)
-        torch.testing.assert_close(model.double()(x), expected, rtol=1e-9, atol=1e-9)
-    back = export_weights(model.float(), form)
+        torch.testing.assert_close(model(x), interop.logits(theirs, x), rtol=1e-9, atol=1e-9)
+    back = export_weights(model, form)
     assert back.keys() == state.keys()
     for key, value in state.items():
         assert torch.equal(back[key].reshape(value.shape), value), key
-    if "1x1" not in name:  # whose products are convolutions: timm itself reshapes what it loads
-        build().load_state_dict(back, strict=True)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

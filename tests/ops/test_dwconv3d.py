@@ -181,15 +181,6 @@ def test_empty_batch(backend):
     assert not bias.grad.any()
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
-def test_gradcheck(memory_format, stride):
-    given = arguments(Volume("finite differences", n=1, c=2, d=3, h=2, w=3, k=(3, 1, 5)), torch.double)
-    x = given["x"].contiguous(memory_format=memory_format)
-    values = [t.requires_grad_() for t in (x, given["weight"], given["bias"])]
-    assert torch.autograd.gradcheck(lambda *v: functional.depthwise_conv3d(*v, stride=stride), values)
-
-
 # opcheck looks at .grad of the copies it makes of x, which are no leaves.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize(
@@ -224,21 +215,6 @@ def test_exported_as_one_operator(stride):
     with exporting.keep_ops():
         kept = torch.export.export(module, (x,), strict=False)
     assert "convnext_kernels.dwconv3d.default" in {str(node.target) for node in kept.graph.nodes}
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_transforms(stride):
-    """`torch.func`: the gradient, mapped over weights."""
-    x, weight = torch.randn(1, 2, 3, 4, 5), torch.randn(3, 2, 1, 3, 3, 3)
-
-    def loss(convolve, weight):
-        return convolve(x, weight, None, stride=stride).square().sum()
-
-    found, expected = (
-        torch.func.vmap(torch.func.grad(lambda w, convolve=convolve: loss(convolve, w)))(weight)
-        for convolve in (functional.depthwise_conv3d, reference)
-    )
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_flops():

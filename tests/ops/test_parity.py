@@ -27,7 +27,9 @@ def test_forward(op, case, dtype, kernel):
     operator = OPERATORS[op]
     arguments = operator.arguments(case, dtype)
     eager, reference = expected(op, case, dtype)
-    for memory_format in FORMATS:
+    # The interpreter takes seconds: each row in one of them.
+    formats = FORMATS if kernel != "triton" else FORMATS[cases(op).index(case) % 2 :][:1]
+    for memory_format in formats:
         x = arguments["x"].contiguous(memory_format=memory_format)
         kept = x.clone()
         y = operator.serve(kernel, **{**arguments, "x": x})

@@ -1,4 +1,4 @@
-"""Triton's kernels for AMD's GPUs: one case of each kind compiles; `proofs/triton_rocm.py` has all."""
+"""Triton's kernels for AMD's GPUs: a case compiles; `proofs/triton_rocm.py` has all."""
 
 import os
 import subprocess
@@ -11,9 +11,7 @@ pytest.importorskip("triton.backends.amd", reason="this Triton has no backend fo
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(
-    "case", ["reduce C96 7x7 N8 bf16", "dwconv C192 28x28 N8 fp16", "mlp C96 56x56 N8 fp16 forward"]
-)
+@pytest.mark.parametrize("case", ["mlp C96 56x56 N8 fp16 forward"])
 def test_compiles(case, tmp_path):
     """fp16 is what has an inline instruction for NVIDIA."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}

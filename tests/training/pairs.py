@@ -1,38 +1,19 @@
 """Models of other libraries and the same accelerated: what is trained in these tests."""
 
 import copy
-from collections.abc import Callable
 
 import torch
-import torchvision
-from timm.models.convnext import ConvNeXt as TimmConvNeXt
 from torch import Tensor, nn
-from torchvision.models.convnext import CNBlockConfig
 
 import convnext_kernels
-from tests.tolerance import randomize_
+from tests.interop import helpers as interop
+
+MODELS = ("torchvision", "timm-v1", "timm-v2")
 
 
-def _torchvision(drop_path: float = 0.0) -> nn.Module:
-    setting = [CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 2)]
-    return torchvision.models.ConvNeXt(setting, stochastic_depth_prob=drop_path, num_classes=5)
-
-
-def _timm_v1(drop_path: float = 0.0) -> nn.Module:
-    return TimmConvNeXt(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), num_classes=5, drop_path_rate=drop_path)
-
-
-def _timm_v2(drop_path: float = 0.0) -> nn.Module:
-    options = {"use_grn": True, "ls_init_value": None, "conv_mlp": True}
-    return TimmConvNeXt(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), num_classes=5, drop_path_rate=drop_path, **options)
-
-
-MODELS: dict[str, Callable[..., nn.Module]] = {"torchvision": _torchvision, "timm V1": _timm_v1, "timm V2": _timm_v2}
-
-
-def pair(name: str, backend: str = "auto", memory: str = "auto", **options: float) -> tuple[nn.Module, nn.Module]:
+def pair(name: str, backend: str = "auto", memory: str = "auto") -> tuple[nn.Module, nn.Module]:
     """(a small network of another library in training mode, the same accelerated), weights that all matter."""
-    plain = randomize_(MODELS[name](**options)).train()
+    plain = interop.MODELS[name].make(dtype=torch.float32).train()
     return plain, convnext_kernels.accelerate(copy.deepcopy(plain), memory=memory, backend=backend)
 
 

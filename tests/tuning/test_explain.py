@@ -39,7 +39,7 @@ def test_a_model_is_recorded_by_kinds_of_calls():
 
 @pytest.mark.parametrize(("c", "size"), STAGES)
 def test_eager_moves_54_c_bytes_a_pixel(c, size):
-    """bf16 V1, as docs/design.md counts: dwconv 4, LN 4, fc1 10, GELU 16, fc2 10, scale 4, add 6; then the weights."""
+    """bf16 V1, as docs/ops/block.md: dwconv 4, LN 4, fc1 10, GELU 16, fc2 10, scale 4, add 6; then the weights."""
     pixels = 8 * size * size
     weights = 2 * 2 * 4 * c * c
     assert row(block(c, size)).eager.bytes == pixels * 54 * c + weights

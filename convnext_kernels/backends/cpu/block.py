@@ -19,7 +19,7 @@ def forward(call: BlockCall, y: Tensor | None = None, hidden: Tensor | None = No
 
 def sequence(call: BlocksCall) -> Tensor:
     """The result of the last of several blocks, which one call of the extension computes."""
-    return mlp_native.run_blocks(call)
+    return mlp_native.run_blocks(call, sequence)
 
 
 def backward(

@@ -10,7 +10,7 @@ from convnext_kernels.calls import NormCall
 
 def forward(call: NormCall) -> Tensor:
     """Return y like x; sums of squares are in fp32 and add the pixels in order."""
-    x, weight, bias, eps, _ = call
+    x, weight, bias, eps, *_ = call
     weight, bias = flat_float(weight), flat_float(bias)
     x_nhwc = dense_nhwc(x)
     written, out = output_for(x)
@@ -33,7 +33,7 @@ def forward(call: NormCall) -> Tensor:
 
 def backward(dy: Tensor, call: NormCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order."""
-    x, weight, bias, eps, _ = call
+    x, weight, bias, eps, *_ = call
     n, channels, h, w = x.shape
     padded = native.pad_channels(channels)
     dweight, dbias = torch.empty(padded), torch.empty(padded)

@@ -1,17 +1,19 @@
-"""LayerNorm over the channels by csrc/cpu/layernorm.cpp."""
+"""LayerNorm, RMSNorm or SimpleNorm over the channels by csrc/cpu/layernorm.cpp."""
 
 import torch
 from torch import Tensor
 
 from convnext_kernels.backends.cpu import native
+from convnext_kernels.backends.cpu.dwconv import bias_or_zeros
 from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, flat_float, like_parameter, output_for
 from convnext_kernels.calls import NormCall
 
 
 def forward(call: NormCall) -> Tensor:
     """Return y like x; statistics in fp32."""
-    x, weight, bias, eps, _ = call
-    weight, bias = flat_float(weight), flat_float(bias)
+    x, weight, bias, eps, norm, _ = call
+    weight = flat_float(weight)
+    bias = bias_or_zeros(bias, x.shape[1])
     x_nhwc = dense_nhwc(x)
     written, out = output_for(x)
     n, channels, h, w = x.shape
@@ -23,6 +25,7 @@ def forward(call: NormCall) -> Tensor:
         n * h * w,
         channels,
         eps,
+        native.norm_code(norm),
         address(weight),
         address(bias),
         native.threads(x.numel() * 8),
@@ -32,7 +35,7 @@ def forward(call: NormCall) -> Tensor:
 
 def backward(dy: Tensor, call: NormCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order; statistics are computed again."""
-    x, weight, bias, eps, _ = call
+    x, weight, bias, eps, norm, _ = call
     n, channels, h, w = x.shape
     padded = native.pad_channels(channels)
     dweight, dbias = torch.empty(padded), torch.empty(padded)
@@ -48,6 +51,7 @@ def backward(dy: Tensor, call: NormCall, needs: list[bool]) -> list[Tensor]:
         n * h * w,
         channels,
         eps,
+        native.norm_code(norm),
         address(flat_weight),
         address(dweight),
         address(dbias),

@@ -1,5 +1,6 @@
 """The calls of csrc/cpu/mlp.cpp and mlp_backward.cpp, which serve `mlp` and `block`, and the packing of parameters."""
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,7 +12,7 @@ from torch import Tensor
 from convnext_kernels.backends.cpu import native
 from convnext_kernels.backends.cpu.dwconv import bias_or_zeros, taps_first
 from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, flat_float, output_for
-from convnext_kernels.backends.cpu.packed import Known, Recent, packed
+from convnext_kernels.backends.cpu.packed import Known, Recent, packed, short_way
 from convnext_kernels.calls import BlockCall, BlocksCall, MlpCall
 from convnext_kernels.spec import MlpParameters
 from convnext_kernels.tuning import Candidate, cache, forcing, pick
@@ -68,10 +69,9 @@ def _schedule(call: MlpCall | BlockCall, kernel: tuple[int, int], keeps: int) ->
 class _Facts(NamedTuple):
     """What follows from a call's signature."""
 
-    image: tuple[int, int, int]  # n, h, w
+    problem: Callable[[int], Any]  # the extension's MlpProblem with a schedule
     direct: bool  # whether x and the result are dense NHWC
     operations: int
-    codes: tuple[int, int]  # of the dtypes of x and of the products
     configuration: tuple  # of the packed parameters: dtype, kernel, dilation, eps, grn_eps, norm, activation
 
 
@@ -85,9 +85,10 @@ def _facts(call: MlpCall | BlockCall, dilation: tuple[int, int], kernel: tuple[i
         direct = direct and torch.empty_like(x, device="meta").is_contiguous(memory_format=torch.channels_last)
         operations = n * h * w * c * (2 * call.p.pwconv1_weight.shape[0] + kernel[0] * kernel[1])
         codes = native.DTYPE_CODES[x.dtype], native.DTYPE_CODES[call.compute_dtype]
+        problem = functools.cache(functools.partial(native.extension().MlpProblem, codes[0], n, h, w, codes[1]))
         options = call.eps, call.grn_eps, call.norm, call.activation
         configuration = (call.compute_dtype == torch.bfloat16, kernel, dilation, *options)
-        found = memo["cpu mlp"] = _Facts((n, h, w), direct, operations, codes, configuration)
+        found = memo["cpu mlp"] = _Facts(problem, direct, operations, configuration)
     return found
 
 
@@ -168,7 +169,7 @@ def run(
     """Run the block (with `dwconv`) or the inverted bottleneck alone (without).
 
     `kept_y` (like x) and `kept_hidden` (N, hidden, H, W), both channels_last, are filled for the gradient if given.
-    `launcher` is the key of what `_direct` remembers for the next call of a block.
+    `launcher` is the function of a block's call without gradient, which may take the `short_way` next time.
     """
     x, p, inputs = call.x, call.p, call.inputs
     dw_weight, dw_bias, dilation = dwconv or (None, None, (1, 1))
@@ -180,8 +181,7 @@ def run(
     schedule = _schedule(call, kernel_size, (kept_y is not None) + (kept_hidden is not None))
     recent = None
     if launcher is not None and inputs is not None and facts.direct and drop is kept_y is kept_hidden is None:
-        recent = inputs.signature.memo.setdefault((Recent, native.isa()), Recent(inputs.signature))
-        inputs.signature.memo[launcher] = _direct(facts, recent, native.isa(), schedule)
+        recent = short_way(inputs, launcher, _launch(facts.problem(schedule), facts.operations))
     kernel = _kernel(p, dw_weight, dw_bias, facts.configuration, known, recent)
     if facts.direct:
         x_nhwc, written = x, torch.empty_like(x)
@@ -194,45 +194,37 @@ def run(
     drop = None if drop is None else flat_float(drop)
     threads, phases = _team(facts.operations)
     kernel.forward(
-        facts.codes[0],
+        facts.problem(schedule),
         x_nhwc.data_ptr(),
         address(residual_nhwc),
         written.data_ptr(),
-        *facts.image,
+        threads,
+        address(phases),
         address(drop),
         address(kept_y),
         address(kept_hidden),
-        facts.codes[1],
-        threads,
-        address(phases),
-        schedule,
     )
     return out if facts.direct else finish(written, out)
 
 
-def _direct(facts: _Facts, recent: Recent, isa: str, schedule: int) -> Callable:
-    """`run` of a block without gradient, for `registration.replayed`: it serves calls whose weights are packed."""
-    (code, compute_code), image, operations = facts.codes, facts.image, facts.operations
-    generation, of_torch = cache.generation(), torch.get_num_threads()
+def _launch(problem: Any, operations: int) -> Callable:
+    alone = native.threads(operations, most=2) == 1
 
-    def direct(tensors: list[Tensor], addresses: list[int]) -> Any:
-        if native.isa() != isa or cache.generation() != generation or forcing() or _phases.get() is not None:
+    def launch(kernel: Any, x: Tensor, address: int) -> Any:
+        if _phases.get() is not None:
             return NotImplemented
-        if generation and torch.get_num_threads() != of_torch:  # the schedule was timed with so many
-            return NotImplemented
-        kernel = recent.find(tensors, addresses)
-        if kernel is None:
-            return NotImplemented
-        out, x = torch.empty_like(tensors[0]), addresses[0]
-        threads = native.threads(operations)
-        kernel.forward(code, x, x, out.data_ptr(), *image, 0, 0, 0, compute_code, threads, 0, schedule)
+        out = torch.empty_like(x)
+        kernel.forward(problem, address, address, out.data_ptr(), 1 if alone else native.threads(operations))
         return out
 
-    return direct
+    return launch
 
 
-def run_blocks(call: BlocksCall) -> Tensor:
-    """Run consecutive blocks of one shape: one check of all parameters, and one call of the extension."""
+def run_blocks(call: BlocksCall, launcher: Callable) -> Tensor:
+    """Run consecutive blocks of one shape: one check of all parameters, and one call of the extension.
+
+    `launcher` as in `run`.
+    """
     x, blocks, _, inputs = call
     bf16 = call.compute_dtype == torch.bfloat16
 
@@ -240,29 +232,24 @@ def run_blocks(call: BlocksCall) -> Tensor:
         return [_kernel(b.p, b.weight, b.bias, (bf16, tuple(b.weight.shape[2:]), *b[3:])) for b in blocks]
 
     configuration = (native.isa(), "blocks", bf16, tuple(b[3:] for b in blocks))
-    first = blocks[0]
+    first, several = blocks[0], len(blocks) > 1
     known = Known(inputs.signature, inputs.tensors[1:], inputs.addresses[1:])
-    kernels = packed(first.p.pwconv1_weight, known.tensors, configuration, pack, known)
+    of_first, kernel_size = call.block(0, x)._replace(inputs=inputs), tuple(first.weight.shape[2:])
+    facts = _facts(of_first, first.dilation, kernel_size)
+    problem = facts.problem(_schedule(of_first, kernel_size, 0))
+
+    def launch(kernels: list, x: Tensor, x_address: int) -> Tensor:
+        out, between = torch.empty_like(x), torch.empty_like(x) if several else None
+        threads, phases = _team(facts.operations)
+        addresses = x_address, out.data_ptr(), address(between)
+        native.extension().forward_blocks(kernels, problem, *addresses, threads, address(phases))
+        return out
+
+    recent = short_way(inputs, launcher, launch) if facts.direct else None
+    kernels = packed(first.p.pwconv1_weight, known.tensors, configuration, pack, known, recent=recent)
     x_nhwc = dense_nhwc(x)
-    written, out = output_for(x)
-    between = torch.empty_like(written) if len(blocks) > 1 else None
-    n, c, h, w = x.shape
-    kernel, hidden = tuple(first.weight.shape[2:]), first.p.pwconv1_weight.shape[0]
-    threads, phases = _team(n * h * w * c * (2 * hidden + kernel[0] * kernel[1]))
-    native.extension().forward_blocks(
-        kernels,
-        native.DTYPE_CODES[x.dtype],
-        address(x_nhwc),
-        address(written),
-        address(between),
-        n,
-        h,
-        w,
-        threads,
-        address(phases),
-        _schedule(call.block(0, x)._replace(inputs=inputs), kernel, 0),
-    )
-    return finish(written, out)
+    written = launch(kernels, x_nhwc, x_nhwc.data_ptr())
+    return written if facts.direct else finish(written, torch.empty_like(x))
 
 
 def backward(

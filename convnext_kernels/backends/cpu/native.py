@@ -113,9 +113,9 @@ def pad_channels(channels: int) -> int:
     return -(-channels // align) * align
 
 
-def threads(operations: int) -> int:
-    """How many threads to request: PyTorch's number, fewer for little work.
+def threads(operations: int, most: int | None = None) -> int:
+    """How many threads to request: PyTorch's number or `most`, fewer for little work.
 
     Waking a team costs some microseconds, which is more than it saves below about 100,000 multiply-adds a thread.
     """
-    return max(1, min(torch.get_num_threads(), operations // 100_000))
+    return max(1, min(most or torch.get_num_threads(), operations // 100_000))

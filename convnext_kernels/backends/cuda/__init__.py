@@ -43,6 +43,9 @@ def refuses(spec: OpSpec) -> str | None:
             return f"dtype {dtype} is not one of float32, bfloat16, float16"
     if spec.op == "dwconv3d":
         return "there is no CUDA kernel for volumes; Triton, the CPU's kernels and eager PyTorch serve them"
+    most = native.NORM_ROW_BYTES // spec.dtype.itemsize
+    if spec.op in ("layernorm", "downsample") and spec.norm != "layer" and spec.channels > most:
+        return f"norm={spec.norm!r} is served up to {most} channels of {spec.dtype}, got {spec.channels}"
     return _too_large(spec) if spec.op in ("dwconv", "block") else None
 
 

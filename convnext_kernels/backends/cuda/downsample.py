@@ -1,4 +1,4 @@
-"""Downsampling, `backends/gpu/downsample.py` with the CUDA kernels' LayerNorm."""
+"""Downsampling, `backends/gpu/downsample.py` with the CUDA kernels' norms."""
 
 import functools
 

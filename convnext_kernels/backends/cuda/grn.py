@@ -92,7 +92,7 @@ def apply(x: Rows, scale: Tensor, bias: Tensor, y: Rows) -> None:
 @native.prepared
 def forward(call: NormCall) -> Tensor:
     """GRN of (N, C, H, W); the result has x's dtype and strides."""
-    x, weight, bias, eps, _ = call
+    x, weight, bias, eps, *_ = call
     source = rows(x)
     out, target = output_rows(x)
     (squares,) = _sums(source, None)
@@ -103,7 +103,7 @@ def forward(call: NormCall) -> Tensor:
 @native.prepared
 def backward(dy: Tensor, call: NormCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order; bitwise the same every time."""
-    x, weight, bias, eps, _ = call
+    x, weight, bias, eps, *_ = call
     source, gradient = rows(x), rows(dy.to(x.dtype))
     scale, per_x, parameters = response_backward(*_sums(source, gradient), weight, eps)
     results = []

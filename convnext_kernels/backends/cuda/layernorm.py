@@ -58,13 +58,10 @@ def normalize(
     )
 
 
-# The kernels for the other norms hold a pixel in the registers of a block (csrc/cuda/layernorm/layernorm_rows.h).
-# PyTorch's operators compute wider ones, so that there is one kernel less to compile for each dtype and architecture.
-_ROW_BYTES = 256 * 3 * 16
-
-
 def _too_wide(x: Tensor) -> bool:
-    return x.shape[1] * x.element_size() > _ROW_BYTES
+    # In a bottleneck PyTorch's operators compute these, so that there is one kernel less to compile for each dtype and
+    # architecture.
+    return x.shape[1] * x.element_size() > native.NORM_ROW_BYTES
 
 
 def _nhwc(x: Tensor) -> Tensor:
@@ -83,9 +80,9 @@ def _source(x: Tensor, norm: str) -> Rows:
 @native.prepared
 def forward(call: NormCall) -> Tensor:
     """Normalise every pixel over its channels; the result has x's dtype and strides."""
-    x, weight, bias, eps, _ = call
+    x, weight, bias, eps, norm, _ = call
     out, written = output_rows(x)
-    normalize(x, weight, bias, eps, written)
+    normalize(x, weight, bias, eps, written, norm=norm)
     return finish(out, written)
 
 
@@ -143,5 +140,5 @@ def parameter_gradients(partials: Tensor | None, parameters: tuple, needs: list[
 @native.prepared
 def backward(dy: Tensor, call: NormCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order; bitwise the same every time."""
-    x, weight, bias, eps, _ = call
-    return gradients(rows(dy), x, weight, bias, eps, needs)
+    x, weight, bias, eps, norm, _ = call
+    return gradients(rows(dy), x, weight, bias, eps, needs, norm=norm)

@@ -68,6 +68,10 @@ def device_type() -> str:
     return "cpu" if on_host() else "cuda"
 
 
+# RMSNorm's and SimpleNorm's kernels hold a pixel in the registers of a block (csrc/cuda/layernorm/layernorm_rows.h).
+NORM_ROW_BYTES = 256 * 3 * 16
+
+
 @functools.cache
 def norm_code(name: str) -> int:
     """The extension's number for a norm of `variants`."""

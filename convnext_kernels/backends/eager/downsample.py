@@ -1,4 +1,4 @@
-"""Downsampling between stages: LayerNorm over the channels, then a KxK convolution with stride K, no padding.
+"""Downsampling between stages: a norm over the channels, then a KxK convolution with stride K, no padding.
 
 x (N, C, H, W), weight (D, C, K, K), bias (D,) or None; the result is (N, D, H // K, W // K) in x's memory format.
 
@@ -30,10 +30,15 @@ def _unpatch(patches: Tensor, side: int, x: Tensor) -> Tensor:
     return F.pad(n, (0, x.shape[3] - columns * side, 0, x.shape[2] - rows * side))
 
 
+def _norm(call: DownsampleCall) -> NormCall:
+    x, weight, bias = call.x, call.norm_weight, call.norm_bias
+    return NormCall(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), call.eps, call.norm)
+
+
 def forward(call: DownsampleCall) -> Tensor:
     """Normalise, then convolve in `compute_dtype`."""
-    x, norm_weight, norm_bias, weight, bias, eps, compute_dtype, _ = call
-    n = layernorm.forward(NormCall(x, norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps))
+    weight, bias, compute_dtype = call.weight, call.bias, call.compute_dtype
+    n = layernorm.forward(_norm(call))
     bias = None if bias is None else bias.to(compute_dtype)
     y = F.linear(_patches(n.to(compute_dtype), weight.shape[-1]), weight.flatten(1).to(compute_dtype), bias)
     return like(nchw(y), call.result())
@@ -41,8 +46,8 @@ def forward(call: DownsampleCall) -> Tensor:
 
 def backward(dy: Tensor, call: DownsampleCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, norm_weight, norm_bias, weight, bias) that `needs` marks, in that order."""
-    x, norm_weight, norm_bias, weight, bias, eps, compute_dtype, _ = call
-    norm = NormCall(x, norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps)
+    x, norm_weight, norm_bias, weight, bias, _, _, compute_dtype, _ = call
+    norm = _norm(call)
     n = layernorm.forward(norm)
     side = weight.shape[-1]
     patches = _patches(n.to(compute_dtype), side)

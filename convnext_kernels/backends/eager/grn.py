@@ -46,13 +46,13 @@ def backward_nhwc(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Te
 
 def forward(call: NormCall) -> Tensor:
     """GRN of (N, C, H, W); the result has x's dtype and strides."""
-    x, weight, bias, eps, _ = call
+    x, weight, bias, eps, *_ = call
     return like(nchw(forward_nhwc(nhwc(x), weight, bias, eps)), x)
 
 
 def backward(dy: Tensor, call: NormCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order."""
-    x, weight, bias, eps, _ = call
+    x, weight, bias, eps, *_ = call
     dx, dw, db = backward_nhwc(nhwc(dy), nhwc(x), weight, eps)
     gradients = []
     if needs[0]:

@@ -1,4 +1,7 @@
-"""LayerNorm over the channels of (N, C, H, W): y = (x - mean_c) * rstd_c * weight + bias, biased variance."""
+"""LayerNorm over the channels of (N, C, H, W): y = (x - mean_c) * rstd_c * weight + bias, biased variance.
+
+The other norms of `variants` too.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +19,8 @@ def forward_nhwc(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, nor
 
 def forward(call: NormCall) -> Tensor:
     """Normalise every pixel over its channels; the result has x's dtype and strides."""
-    x, weight, bias, eps, _ = call
-    return like(nchw(F.layer_norm(nhwc(x), (x.shape[1],), weight, bias, eps)), x)
+    x, weight, bias, eps, norm, _ = call
+    return like(nchw(forward_nhwc(nhwc(x), weight, bias, eps, norm)), x)
 
 
 def backward_nhwc(
@@ -39,8 +42,8 @@ def backward_nhwc(
 
 def backward(dy: Tensor, call: NormCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order."""
-    x, weight, bias, eps, _ = call
-    dx, dw, db = backward_nhwc(nhwc(dy).contiguous(), nhwc(x).contiguous(), weight, bias, eps, needs)
+    x, weight, bias, eps, norm, _ = call
+    dx, dw, db = backward_nhwc(nhwc(dy).contiguous(), nhwc(x).contiguous(), weight, bias, eps, needs, norm)
     gradients = []
     if needs[0]:
         gradients.append(like(nchw(dx), x))

@@ -1,4 +1,4 @@
-"""Downsampling, `backends/gpu/downsample.py` with Triton's LayerNorm."""
+"""Downsampling, `backends/gpu/downsample.py` with Triton's norms."""
 
 import functools
 

@@ -261,7 +261,7 @@ def apply(x: Rows, scale: Tensor, bias: Tensor, y: Rows) -> None:
 @prepared
 def forward(call: NormCall) -> Tensor:
     """GRN of (N, C, H, W); the result has x's dtype and strides."""
-    x, weight, bias, eps, _ = call
+    x, weight, bias, eps, *_ = call
     source = rows(x)
     out, target = output_rows(x)
     pixels, tiles, programs = _tiles(x)
@@ -274,7 +274,7 @@ def forward(call: NormCall) -> Tensor:
 @prepared
 def backward(dy: Tensor, call: NormCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order; bitwise the same every time."""
-    x, weight, bias, eps, _ = call
+    x, weight, bias, eps, *_ = call
     source, gradient = rows(x), rows(dy)
     pixels, tiles, programs = _tiles(x)
     config = _config(x.shape[1])

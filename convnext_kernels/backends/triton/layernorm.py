@@ -1,6 +1,6 @@
 """LayerNorm over the channels of (N, C, H, W): y = (x - mean_c) * rstd_c * weight + bias, biased variance.
 
-For a block also RMSNorm and SimpleNorm (`variants.py`), which have no bias: NORM.
+Also RMSNorm and SimpleNorm (`variants.py`), which have no bias: NORM.
 
 With xhat = (x - mean) * rstd and g = dy * weight:
 
@@ -275,9 +275,9 @@ def normalize(
 @prepared
 def forward(call: NormCall) -> Tensor:
     """Normalise every pixel over its channels; the result has x's dtype and strides."""
-    x, weight, bias, eps, _ = call
+    x, weight, bias, eps, norm, _ = call
     out, written = output_rows(x)
-    normalize(x, weight, bias, eps, written)
+    normalize(x, weight, bias, eps, written, norm=norm)
     return finish(out, written)
 
 
@@ -346,5 +346,5 @@ def parameter_gradients(partials: Tensor | None, parameters: tuple, needs: list[
 @prepared
 def backward(dy: Tensor, call: NormCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, weight, bias) that `needs` marks, in that order; bitwise the same every time."""
-    x, weight, bias, eps, _ = call
-    return gradients(rows(dy), x, weight, bias, eps, needs)
+    x, weight, bias, eps, norm, _ = call
+    return gradients(rows(dy), x, weight, bias, eps, needs, norm=norm)

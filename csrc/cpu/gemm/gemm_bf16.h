@@ -110,9 +110,6 @@ struct GemmBf16 {
     _mm512_store_si512(row, (__m512i)pairs_bf16(low, high));
   }
 
-  struct Block {
-    Vec v[2];
-  };
   static Block load_block(const void* a, int64_t k, int64_t row, int64_t c) {
     const BFloat16* p = a_row(const_cast<void*>(a), k, row, c);
     return {{load(p), load(p + 16)}};
@@ -185,11 +182,8 @@ struct GemmBf16 {
 #if defined(CNK_HAS_TILES)
         const int64_t row = block * kBlock, height = rows - row < kBlock ? rows - row : kBlock;
         const char* tiles_a = first + row / 16 * steps * kTile;
-        if (height > 16) {
-          two_by_two(tiles_a, tiles_b, steps, ahead, out, pending, epilogue);
-        } else {
-          one_by_two(tiles_a, tiles_b, steps, ahead, out, pending, epilogue);
-        }
+        (height > 16 ? by_two<true, Epilogue> : by_two<false, Epilogue>)(tiles_a, tiles_b, steps, ahead, out,
+                                                                         pending, epilogue);
         pending = {out, begin + row, panel * kPanel, 0, height};
         parity ^= 1;
 #else
@@ -251,52 +245,32 @@ struct GemmBf16 {
   }
 
 #if defined(CNK_HAS_TILES)
-  template <class Epilogue>
-  static __attribute__((noinline)) void two_by_two(const char* a, const char* b, int64_t steps, Ahead ahead,
-                                                   float* out, Pending& pending, const Epilogue& epilogue) {
+  // 16 rows, or with BELOW 32, times a panel.
+  template <bool BELOW, class Epilogue>
+  static __attribute__((noinline)) void by_two(const char* a, const char* b, int64_t steps, Ahead ahead,
+                                               float* out, Pending& pending, const Epilogue& epilogue) {
     _tile_zero(0);
     _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    const char* a_below = a + steps * kTile;
+    if constexpr (BELOW) _tile_zero(2);
+    if constexpr (BELOW) _tile_zero(3);
     const int64_t per_step = (32 + steps - 1) / steps;
     for (int64_t s = 0; s < steps; ++s) {
       ahead.fetch();
       _tile_loadd(6, b + 2 * s * kTile, 64);
       _tile_loadd(4, a + s * kTile, 64);
       _tile_loadd(7, b + (2 * s + 1) * kTile, 64);
-      _tile_loadd(5, a_below + s * kTile, 64);
+      if constexpr (BELOW) _tile_loadd(5, a + (steps + s) * kTile, 64);
       _tile_dpbf16ps(0, 4, 6);
       _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
+      if constexpr (BELOW) _tile_dpbf16ps(2, 5, 6);
+      if constexpr (BELOW) _tile_dpbf16ps(3, 5, 7);
       finish(pending, pending.done + per_step, epilogue);
     }
     finish(pending, 32, epilogue);
     _tile_stored(0, out, 128);
     _tile_stored(1, out + 16, 128);
-    _tile_stored(2, out + 16 * 32, 128);
-    _tile_stored(3, out + 16 * 32 + 16, 128);
-  }
-
-  template <class Epilogue>
-  static __attribute__((noinline)) void one_by_two(const char* a, const char* b, int64_t steps, Ahead ahead,
-                                                   float* out, Pending& pending, const Epilogue& epilogue) {
-    _tile_zero(0);
-    _tile_zero(1);
-    const int64_t per_step = (32 + steps - 1) / steps;
-    for (int64_t s = 0; s < steps; ++s) {
-      ahead.fetch();
-      _tile_loadd(4, a + s * kTile, 64);
-      _tile_loadd(6, b + 2 * s * kTile, 64);
-      _tile_loadd(7, b + (2 * s + 1) * kTile, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      finish(pending, pending.done + per_step, epilogue);
-    }
-    finish(pending, 32, epilogue);
-    _tile_stored(0, out, 128);
-    _tile_stored(1, out + 16, 128);
+    if constexpr (BELOW) _tile_stored(2, out + 16 * 32, 128);
+    if constexpr (BELOW) _tile_stored(3, out + 16 * 32 + 16, 128);
   }
 #else
   // out (ROWS, 32) = rows of A tiles times a panel. The first row is at a; with `two_tiles`, rows from

@@ -97,18 +97,11 @@ struct GemmBf16 {
       store_register(a, k, row, offset + c, normalize(norm, s, load(x + c), c));
   }
 
-  struct Block {
-    Vec v[kChannelAlign / kLanes];
-  };
   static Block load_block(const void* a, int64_t k, int64_t row, int64_t c) {
-    Block b;
-    unroll<kChannelAlign / kLanes>(
-        [&](auto i) { b.v[i.value] = load_register(a, k, row, c + i.value * kLanes); });
-    return b;
+    return block_of([&](int i) { return load_register(a, k, row, c + i); });
   }
   static void store_block(void* a, int64_t k, int64_t row, int64_t c, const Block& b) {
-    unroll<kChannelAlign / kLanes>(
-        [&](auto i) { store_register(a, k, row, c + i.value * kLanes, b.v[i.value]); });
+    unroll<Block::kVecs>([&](auto i) { store_register(a, k, row, c + i.value * kLanes, b.v[i.value]); });
   }
 
   // --- Products whose k are the rows of an operand A: gradients of weights. ---

@@ -128,18 +128,11 @@ struct GemmF32 {
       store(out + c, normalize(norm, s, load(x + c), c));
   }
 
-  struct Block {
-    Vec v[kChannelAlign / kLanes];
-  };
   static Block load_block(const void* a, int64_t k, int64_t row, int64_t c) {
-    Block b;
-    unroll<kChannelAlign / kLanes>(
-        [&](auto i) { b.v[i.value] = load_register(a, k, row, c + i.value * kLanes); });
-    return b;
+    return cpu::CNK_ISA::load_block(static_cast<const float*>(a) + row * stride(k) + c);
   }
   static void store_block(void* a, int64_t k, int64_t row, int64_t c, const Block& b) {
-    unroll<kChannelAlign / kLanes>(
-        [&](auto i) { store_register(a, k, row, c + i.value * kLanes, b.v[i.value]); });
+    store(static_cast<float*>(a) + row * stride(k) + c, b);
   }
 
   // --- Products whose k are the rows of an operand A: gradients of weights. ---

@@ -88,9 +88,7 @@ struct Change {
 std::vector<CpuMask> set_affinity(const std::vector<CpuMask>& masks) {
   const int threads = int(masks.size());
   Change change = {masks, std::vector<CpuMask>(threads), std::vector<int>(threads)};
-  parallel(
-      threads, [](Team& team, const void* c) { static_cast<Change*>(const_cast<void*>(c))->run(team); },
-      &change);
+  in_team(threads, [&change](Team& team) { change.run(team); });
   if (change.team_size != threads) {
     throw std::runtime_error("set_affinity: a team of " + std::to_string(threads) +
                              " threads was asked for, " + std::to_string(change.team_size) + " came");

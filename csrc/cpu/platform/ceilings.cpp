@@ -269,12 +269,6 @@ class Pages {
   void* base_;
 };
 
-// parallel() for a callable.
-template <class F>
-void in_team(int threads, const F& body) {
-  parallel(threads, [](Team& team, const void* f) { (*static_cast<const F*>(f))(team); }, &body);
-}
-
 }  // namespace
 
 const char* arithmetic_name(Arithmetic kind) {

@@ -40,6 +40,12 @@ using TeamFunction = void (*)(Team& team, const void* argument);
 // threads are gone, and it does not notice). The team may be smaller than requested.
 void parallel(int threads, TeamFunction function, const void* argument);
 
+// The same for a callable, body(team); not for sources that are compiled once per instruction set.
+template <class F>
+void in_team(int threads, const F& body) {
+  parallel(threads, [](Team& team, const void* f) { (*static_cast<const F*>(f))(team); }, &body);
+}
+
 // "openmp" or "threads": what parallel() uses in this process now.
 const char* parallel_runtime();
 

@@ -308,6 +308,14 @@ CNK_INLINE int64_t align64(int64_t bytes) { return round_up(bytes, 64); }
 CNK_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 CNK_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// The most bytes(t) of t = 1 to `threads`: workspaces do not grow with the team, which may be smaller than requested.
+template <class Bytes>
+CNK_INLINE int64_t most_bytes(int threads, const Bytes& bytes) {
+  int64_t most = 0;
+  for (int t = 1; t <= threads; ++t) most = max64(most, bytes(t));
+  return most;
+}
+
 template <int N>
 struct Int {
   static constexpr int value = N;
@@ -333,6 +341,41 @@ CNK_INLINE void unroll(F& f, std::integer_sequence<int, I...>) {
 template <int N, class F>
 CNK_INLINE void unroll(F&& f) {
   detail::unroll(f, std::make_integer_sequence<int, N>{});
+}
+
+// kChannelAlign floats of a row: what operands of the products are written and read by.
+struct Block {
+  static constexpr int kVecs = kChannelAlign / kLanes;
+  Vec v[kVecs];
+  CNK_INLINE Block& operator+=(const Block& b) {
+    unroll<kVecs>([&](auto i) CNK_INLINE_LAMBDA { v[i.value] += b.v[i.value]; });
+    return *this;
+  }
+  CNK_INLINE Block& operator*=(const Block& b) {
+    unroll<kVecs>([&](auto i) CNK_INLINE_LAMBDA { v[i.value] *= b.v[i.value]; });
+    return *this;
+  }
+  CNK_INLINE void add_product(const Block& a, const Block& b) {
+    unroll<kVecs>(
+        [&](auto i) CNK_INLINE_LAMBDA { v[i.value] = multiply_add(a.v[i.value], b.v[i.value], v[i.value]); });
+  }
+};
+// read(k): the register that is k floats after the first.
+template <class Read>
+CNK_INLINE Block block_of(const Read& read) {
+  Block b;
+  unroll<Block::kVecs>([&](auto i) CNK_INLINE_LAMBDA { b.v[i.value] = read(i.value * kLanes); });
+  return b;
+}
+CNK_INLINE Block load_block(const float* p) {
+  return block_of([&](int k) CNK_INLINE_LAMBDA { return load(p + k); });
+}
+template <class T>
+CNK_INLINE Block load_block(const T* row, int64_t c, int64_t channels) {
+  return block_of([&](int k) CNK_INLINE_LAMBDA { return load_channels(row, c + k, channels); });
+}
+CNK_INLINE void store(float* p, const Block& b) {
+  unroll<Block::kVecs>([&](auto i) CNK_INLINE_LAMBDA { store(p + i.value * kLanes, b.v[i.value]); });
 }
 
 // Transpose kLanes registers of kLanes words: log2(kLanes) rounds, each of which interleaves the first half

@@ -16,67 +16,55 @@ pytestmark = [
     pytest.mark.skipif(not native.on_host(), reason="needs the CUDA kernels built for the host"),
 ]
 
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 CASES = {
-    "1x1": Case("no neighbours", n=1, c=5, h=3, w=9, k=1),
-    "3x3": Case("16-byte loads, a tail of columns and of rows", n=2, c=40, h=5, w=9, k=3),
-    "5x5": Case("less than a group of four channels", n=3, c=3, h=4, w=5, k=5),
-    "7x7": Case("two tiles and tails", n=1, c=16, h=17, w=30),
-    "odd": Case("channels that no 16-byte load divides", n=2, c=13, h=9, w=15),
-    "dilated": Case("lattices of different sizes, taps beyond the next lattice", n=1, c=8, h=8, w=11, k=5, dilation=3),
-    "far": Case("only the middle tap sees the image", n=1, c=8, h=3, w=4, k=7, dilation=10**12),
-    "9x9": Case("a kernel row in two chunks", n=1, c=8, h=12, w=10, k=9),
-    "11x11": Case("chunks of six", n=1, c=8, h=12, w=10, k=11, bias=False),
-    "13x13": Case("chunks of seven and six", n=1, c=16, h=13, w=8, k=13),
-    "15x15": Case("a kernel without an instance of its own", n=1, c=8, h=9, w=23, k=15),
-    "31x31": Case("most taps fall outside", n=1, c=8, h=5, w=4, k=31),
-    "1x11": Case("no rows above and below, chunks of six and five", n=1, c=8, h=5, w=17, k=(1, 11)),
-    "11x1": Case("chunks of one tap", n=1, c=16, h=17, w=9, k=(11, 1)),
-    "strided": Case("four parts, the last row and column are centres", n=1, c=16, h=17, w=33, k=(7, 5), stride=2),
-    "strided, even": Case("an even and an odd dilation", n=1, c=5, h=10, w=16, k=3, stride=2, dilation=(2, 3)),
-    "51x5": Case(
-        "more kernel rows than threads of a tap, two dilations", n=1, c=8, h=9, w=8, k=(51, 5), dilation=(1, 2)
+    "1x1": (BF16, Case("no neighbours", n=1, c=5, h=3, w=9, k=1)),
+    "3x3": (BF16, Case("16-byte loads, a tail of columns and of rows", n=2, c=40, h=5, w=9, k=3)),
+    "5x5": (FP16, Case("less than a group of four channels", n=3, c=3, h=4, w=5, k=5)),
+    "7x7": (BF16, Case("two tiles and tails", n=1, c=16, h=17, w=30)),
+    "7x7 fp32": (FP32, Case("two tiles and tails", n=1, c=16, h=17, w=30)),
+    "odd": (FP16, Case("channels that no 16-byte load divides", n=2, c=13, h=9, w=15)),
+    "dilated": (
+        BF16,
+        Case("lattices of different sizes, taps beyond the next lattice", n=1, c=8, h=8, w=11, k=5, dilation=3),
+    ),
+    "far": (FP32, Case("only the middle tap sees the image", n=1, c=8, h=3, w=4, k=7, dilation=10**12)),
+    "9x9": (BF16, Case("a kernel row in two chunks", n=1, c=8, h=12, w=10, k=9)),
+    "11x11": (FP32, Case("chunks of six", n=1, c=8, h=12, w=10, k=11, bias=False)),
+    "13x13": (BF16, Case("chunks of seven and six", n=1, c=16, h=13, w=8, k=13)),
+    "15x15": (FP16, Case("a kernel without an instance of its own", n=1, c=8, h=9, w=23, k=15)),
+    "31x31": (BF16, Case("most taps fall outside", n=1, c=8, h=5, w=4, k=31)),
+    "1x11": (BF16, Case("no rows above and below, chunks of six and five", n=1, c=8, h=5, w=17, k=(1, 11))),
+    "11x1": (FP16, Case("chunks of one tap", n=1, c=16, h=17, w=9, k=(11, 1))),
+    "strided": (
+        BF16,
+        Case("four parts, the last row and column are centres", n=1, c=16, h=17, w=33, k=(7, 5), stride=2),
+    ),
+    "strided, even": (FP32, Case("an even and an odd dilation", n=1, c=5, h=10, w=16, k=3, stride=2, dilation=(2, 3))),
+    "51x5": (
+        BF16,
+        Case("more kernel rows than threads of a tap, two dilations", n=1, c=8, h=9, w=8, k=(51, 5), dilation=(1, 2)),
     ),
 }
-ROWS = [
-    ("1x1", torch.bfloat16),
-    ("3x3", torch.bfloat16),
-    ("5x5", torch.float16),
-    ("7x7", torch.bfloat16),
-    ("7x7", torch.float32),
-    ("odd", torch.float16),
-    ("dilated", torch.bfloat16),
-    ("far", torch.float32),
-    ("9x9", torch.bfloat16),
-    ("11x11", torch.float32),
-    ("13x13", torch.bfloat16),
-    ("15x15", torch.float16),
-    ("31x31", torch.bfloat16),
-    ("1x11", torch.bfloat16),
-    ("11x1", torch.float16),
-    ("51x5", torch.bfloat16),
-    ("strided", torch.bfloat16),
-    ("strided, even", torch.float32),
-]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
-@pytest.mark.parametrize(("case", "dtype"), ROWS)
-def test_either_thread_order_and_looping_grids(case, dtype, layout, host):
-    for last_first in (False, True):
-        for limit in (2, 5):
-            host(last_first=last_first, grid_limit=limit)
-            check("dwconv", CASES[case], dtype, layout, "cuda")
+@pytest.mark.parametrize("case", CASES)
+def test_either_thread_order_and_looping_grids(case, layout, host):
+    for last_first, limit in ((False, 2), (True, 5)):
+        host(last_first=last_first, grid_limit=limit)
+        check("dwconv", CASES[case][1], CASES[case][0], layout, "cuda")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
-@pytest.mark.parametrize(("case", "dtype"), ROWS)
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("arch", [80, 90], ids=lambda arch: f"sm_{arch}")
-def test_executed(arch, case, dtype, layout):
+def test_executed(arch, case, layout):
     if reason := executed.missing():
         pytest.skip(reason)
     with executed.executed(arch) as run:
-        check("dwconv", CASES[case], dtype, layout, "cuda")
+        check("dwconv", CASES[case][1], CASES[case][0], layout, "cuda")
     assert len(run.launches) == 1 + 2 * 4  # forward; forward, input gradient, partial sums and their sum, twice
 
 
@@ -86,7 +74,7 @@ def test_executed_elsewhere(arch):
     if reason := executed.missing():
         pytest.skip(reason)
     with executed.executed(arch):
-        check("dwconv", CASES["7x7"], torch.bfloat16, torch.channels_last, "cuda")
+        check("dwconv", CASES["7x7"][1], BF16, torch.channels_last, "cuda")
 
 
 @pytest.mark.parametrize("shared_bytes", [65536, 101376, 232448])

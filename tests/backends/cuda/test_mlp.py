@@ -24,6 +24,7 @@ CASES = {
     "8": Case("hidden not a multiple of a chunk", c=8, h=5, w=7, ratio=3),
     "40": Case("tails everywhere, several tiles, drop path", n=3, c=40, h=9, w=7, drop=True),
     "40 v2": Case("the same with GRN: tiles within a sample", c=40, h=9, w=7, variant="v2"),
+    "40 norm": Case("SimpleNorm and Hardswish", n=1, c=40, h=5, w=7, norm="simple", activation="hardswish"),
     "96": Case("whole pieces", n=1, c=96, h=7, w=6),
     "100": Case("rows that no 16-byte load divides", n=1, c=100, h=5, w=7, ratio=1, drop=True),
     "128": Case("the most sums in registers", n=1, c=128, h=7, w=5, ratio=1),
@@ -32,7 +33,11 @@ CASES = {
     "256": Case("the widest, no biases", n=1, c=256, h=3, w=9, ratio=1, bias=False),
     "136 x 3": Case("hidden of no whole chunks, 16-byte loads all the same", n=1, c=24, h=4, w=10, ratio=9),
 }
-EVERY = [(case, dtype) for case in CASES for dtype in (BF16, FP32)] + [("40", FP16), ("130 v2", FP16), ("256", FP16)]
+EVERY = [(case, dtype) for case in CASES if case != "40 norm" for dtype in (BF16, FP32)] + [
+    ("40", FP16),
+    ("130 v2", FP16),
+    ("256", FP16),
+]
 
 
 @pytest.fixture
@@ -132,6 +137,23 @@ def test_executed(arch, case, dtype, layout, plan_of):
 def test_executed_on_turing(case, dtype, plan_of):
     """No cp.async, products of half the depth, one buffer for the widest weights."""
     run(75, case, dtype, NHWC, plan_of)
+
+
+@pytest.mark.parametrize(
+    ("arch", "case", "dtype", "layout"),
+    [(80, "40", BF16, NHWC), (90, "40", FP32, NCHW), (90, "40 v2", FP16, NHWC), (90, "40 norm", FP32, NHWC)],
+)
+def test_cublas_plan_executed(arch, case, dtype, layout, plan_of):
+    """Its pointwise kernels, forward and gradients."""
+    if reason := executed.missing():
+        pytest.skip(reason)
+    arguments = prepared("mlp", case, dtype, layout)
+    dy, eager, reference = expected_gradients("mlp", CASES[case], dtype)
+    with executed.executed(arch), plan_of("cublas"):
+        check("mlp", case, dtype, layout)
+        actual = gradients(lambda **a: OPERATORS["mlp"].call(**a, backend="cuda"), arguments, dy)
+    for name, gradient in actual.items():
+        assert_as_good_as_eager(gradient, eager[name], reference[name], what=name, scale=1.0)
 
 
 @pytest.mark.parametrize("arch", [100, 120], ids=lambda arch: f"sm_{arch}")

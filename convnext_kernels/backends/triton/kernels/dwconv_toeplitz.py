@@ -20,7 +20,7 @@ and it takes C * (KH + 1) * 8 * (WIN + BN - 8) elements. The last kernel row is 
 not exist, because masked loads of T would take more instructions.
 
 Counted as executed PTX on sm_90, instructions per 32 outputs, here and with one thread per output
-(`proofs/records/triton_counts.md`): see docs/design.md.
+(`proofs/records/triton_counts.md`): see docs/triton_kernels.md.
 """
 
 # Inside kernels, tuples support only +, and conditions at compile time only plain ifs.
