@@ -16,7 +16,7 @@ import click
 from checkout import RECORDS, ROOT
 from cubin import span
 
-from convnext_kernels.backends.triton.dwconv_plan import taps_inside
+from convnext_kernels.backends.triton.plans.dwconv_plan import taps_inside
 
 BEFORE = "d222214"
 ARCH = "90"

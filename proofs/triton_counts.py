@@ -26,7 +26,7 @@ def _planned_for(batch: int, channels: int, named: str) -> Any:
 
     The number of partial sums is scaled, so that a thread has as much work as with the whole batch, if possible.
     """
-    from convnext_kernels.backends.triton import dwconv_plan
+    from convnext_kernels.backends.triton.plans import dwconv_plan
 
     def choice(
         kernel: str, problem: Any, candidates: Sequence[tuning.Candidate], gpu: tuning.Gpu
@@ -72,7 +72,8 @@ def dwconv_counts(
     - `registers` and `spill_bytes`: the largest of the launches
     - `launches`
     """
-    from convnext_kernels.backends.triton import dwconv, dwconv_plan
+    from convnext_kernels.backends.triton import dwconv
+    from convnext_kernels.backends.triton.plans import dwconv_plan
 
     emulator = _emulator()
     g = torch.Generator().manual_seed(0)

@@ -61,12 +61,12 @@ LARGE_BATCH = {
 def _large(kernel: str, problem: tuple, candidates: list, gpu: tuning.Gpu) -> tuning.Candidate | None:
     channels = problem.channels
     if kernel == "mlp_backward":
-        from convnext_kernels.backends.triton import mlp_plan
+        from convnext_kernels.backends.triton.plans import mlp_gradient_plan
 
         side = 5376 // channels  # of ConvNeXt's stages
         problem = problem._replace(samples=128 * side**2 // problem.sample_pixels)
         whole = tuning.for_arch(gpu.arch)
-        name = predicted(tuple(mlp_plan.backward_candidates(problem, whole)), whole).name
+        name = predicted(tuple(mlp_gradient_plan.backward_candidates(problem, whole)), whole).name
         return next(c for c in candidates if c.name == name)
     if kernel.startswith("mlp"):
         plan = "fused" if channels <= 256 and kernel == "mlp_forward" else "gemm"
@@ -76,7 +76,7 @@ def _large(kernel: str, problem: tuple, candidates: list, gpu: tuning.Gpu) -> tu
         return next((c for c in candidates if c.name == chosen), None)
     large = problem._replace(samples=128)
     if kernel == "dwconv_forward":
-        from convnext_kernels.backends.triton import dwconv_plan
+        from convnext_kernels.backends.triton.plans import dwconv_plan
 
         name = predicted(tuple(dwconv_plan.forward_candidates(large, gpu)), gpu).name
         return next((c for c in candidates if c.name == name), None)

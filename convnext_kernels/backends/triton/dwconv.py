@@ -30,7 +30,7 @@ from torch import Tensor
 from convnext_kernels import exporting
 from convnext_kernels.backends.gpu.layout import flat
 from convnext_kernels.backends.gpu.prepared import aligned
-from convnext_kernels.backends.triton import device, dwconv_plan, dwconv_toeplitz_plan
+from convnext_kernels.backends.triton import device
 from convnext_kernels.backends.triton.dwconv_images import (
     Image,
     as_image,
@@ -54,6 +54,7 @@ from convnext_kernels.backends.triton.kernels.dwconv_toeplitz import (
 )
 from convnext_kernels.backends.triton.kernels.dwconv_wgrad import finish_kernel, partials_kernel
 from convnext_kernels.backends.triton.launch import launch, prepared
+from convnext_kernels.backends.triton.plans import dwconv_plan, dwconv_toeplitz_plan
 from convnext_kernels.calls import Dwconv3dCall, DwconvCall
 
 Call = DwconvCall | Dwconv3dCall
