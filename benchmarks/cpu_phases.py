@@ -16,8 +16,9 @@ ConvNeXt-T at batch 1, beside the sum of its calls of the extension and of PyTor
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 import click
 import torch
@@ -25,11 +26,12 @@ import torch
 from convnext_kernels import FusedConvNeXtBlock
 from convnext_kernels.backends.cpu import native
 from convnext_kernels.backends.cpu.mlp_native import PHASES, timed_phases
+from convnext_kernels.bench import host
 from convnext_kernels.bench.candidates import DTYPES
 from convnext_kernels.bench.cases import STAGES
+from convnext_kernels.bench.ceilings import count
 from convnext_kernels.bench.tables import Table
 from convnext_kernels.bench.timing import pinned, settle, steady_allocator
-from convnext_kernels.bench.work import count
 from convnext_kernels.bench.workloads import EagerBlock
 from convnext_kernels.cli import options
 from convnext_kernels.models import create_model
@@ -81,33 +83,17 @@ def row(use_grn: bool, dtype: str, n: int, c: int, size: int, rates: dict[str, f
     return label, f"{total:.2f} ({sum(ideal.values()) / total:.0%})", *cells
 
 
-def clock() -> float:
-    """Seconds of this thread's processor time; with several threads of the clock."""
-    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
-
-
-def fastest(call: Callable[[], object]) -> float:
-    """Microseconds of a call on one thread, of the fastest of 200 loops of 50."""
-    best = float("inf")
-    for _ in range(200):
-        start = time.thread_time()
-        for _ in range(50):
-            call()
-        best = min(best, time.thread_time() - start)
-    return 1e6 / 50 * best
-
-
 def block_call() -> str:
     """What a call of a block costs beside the kernel, on an image of one pixel."""
-    x, one = torch.zeros(1, 96, 1, 1).to(memory_format=torch.channels_last), torch.zeros(1)
+    x = torch.zeros(1, 96, 1, 1).to(memory_format=torch.channels_last)
     with torch.inference_mode(False):
         block = FusedConvNeXtBlock(96).eval()
     library = torch.library.Library("cpu_phases", "DEF")
     library.define("nothing(Tensor x) -> Tensor")
     library.impl("nothing", torch.empty_like, "CompositeExplicitAutograd")
-    whole, nothing = fastest(lambda: block(x)), fastest(lambda: torch.ops.cpu_phases.nothing(x))
-    unit = fastest(lambda: [torch.add(one, one) for _ in range(10)])
-    kernel = 1e3 * sum(measure(block, x)[1])
+    calls = (lambda: block(x), lambda: torch.ops.cpu_phases.nothing(x))
+    whole, nothing = (1e6 * host.minimum(call, 50) for call in calls)
+    unit, kernel = 1e6 * host.unit(), 1e3 * sum(measure(block, x)[1])
     rest = whole - nothing - kernel
     return (
         f"a block of one pixel {whole:.1f} us: an op that does nothing {nothing:.1f}, the kernel {kernel:.1f}, Python "
@@ -116,9 +102,9 @@ def block_call() -> str:
 
 
 @contextmanager
-def timed_inside(model: torch.nn.Module) -> Iterator[list[float]]:
+def timed_inside(model: torch.nn.Module, clock: Callable[[], float]) -> Iterator[list[float]]:
     """Collect the seconds of the extension's calls and of PyTorch's two layers inside the context."""
-    extension, spent, undo = native.extension(), [], []
+    extension, spent = native.extension(), []
 
     def timed(function: Callable) -> Callable:
         def call(*arguments: Any) -> Any:
@@ -129,21 +115,15 @@ def timed_inside(model: torch.nn.Module) -> Iterator[list[float]]:
 
         return call
 
-    targets = [(extension.PackedMlp, "forward"), (extension.Downsample, "forward")]
-    targets += [(extension, "forward_blocks"), (extension, "layernorm")]
-    targets += [
-        (model.downsample_layers[0][0], "_conv_forward"),
-        (model.head, "forward"),
-    ]  # of the stem; the classifier
-    for owner, name in targets:
-        original = getattr(owner, name)
-        undo.append((owner, name, original))
-        setattr(owner, name, timed(original))
-    try:
+    with ExitStack() as stack:
+        for owner, name in (
+            *((extension.PackedMlp, "forward"), (extension.Downsample, "forward")),
+            *((extension, "forward_blocks"), (extension, "layernorm")),
+            *((model.downsample_layers[0][0], "_conv_forward"), (model.head, "forward")),  # of the stem; the classifier
+        ):
+            original = getattr(owner, name)
+            stack.enter_context(mock.patch.object(owner, name, timed(original)))
         yield spent
-    finally:
-        for owner, name, original in undo:
-            setattr(owner, name, original)
 
 
 def network_calls(dtype: str, size: int) -> str:
@@ -152,8 +132,9 @@ def network_calls(dtype: str, size: int) -> str:
     with torch.inference_mode(False):
         model = create_model("convnext_tiny").to(**form).eval()
     x = torch.randn(1, 3, size, size).to(**form)
-    found = []
-    with timed_inside(model) as spent:
+    # With one thread its processor time, so that other processes do not count.
+    found, clock = [], time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    with timed_inside(model, clock) as spent:
         for _ in range(30):
             spent.clear()
             start = clock()
@@ -167,14 +148,13 @@ def network_calls(dtype: str, size: int) -> str:
 
 
 @click.command()
-@options.count("--threads", 2, "CPU threads of PyTorch.")
+@options.threads
 @click.option("--isa", help="Instruction set of the kernels. [default: the machine's best]")
 @click.option("--batch", "batches", type=click.IntRange(1), multiple=True, default=(1, 8), show_default=True)
 @click.option("--markdown", is_flag=True, help="Print a table for docs/cpu_kernels.md.")
 @click.option("--calls", is_flag=True, help="Print what calls cost instead.")
-def main(threads: int, isa: str | None, batches: tuple[int, ...], markdown: bool, calls: bool) -> None:
+def main(isa: str | None, batches: tuple[int, ...], markdown: bool, calls: bool) -> None:
     """Print a row for each block: milliseconds of every phase, and the share of its ceiling."""
-    torch.set_num_threads(threads)
     torch.manual_seed(0)
     with native.use_isa(isa or native.isa()), steady_allocator(), torch.inference_mode(), pinned():
         if calls:
@@ -183,6 +163,7 @@ def main(threads: int, isa: str | None, batches: tuple[int, ...], markdown: bool
                 for size in (64, 224):
                     click.echo(network_calls(dtype, size))
             return
+        threads = torch.get_num_threads()
         rates = ceilings(threads)
         click.echo(
             f"{native.isa()}, {threads} threads; ceilings {rates['fp32'] / 1e9:.0f} GFLOP/s in fp32, "

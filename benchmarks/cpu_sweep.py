@@ -16,7 +16,8 @@ import itertools
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -28,9 +29,9 @@ from convnext_kernels.bench import workloads
 from convnext_kernels.bench.candidates import CANDIDATES, DTYPES
 from convnext_kernels.bench.cases import FULL, Case
 from convnext_kernels.bench.measure import prepare
-from convnext_kernels.bench.results import EAGER, OURS
+from convnext_kernels.bench.results import EAGER, OURS, Unavailable
 from convnext_kernels.bench.tables import speedup
-from convnext_kernels.bench.timing import pinned, settle, steady_allocator
+from convnext_kernels.bench.timing import interleave, pinned, steady_allocator
 from convnext_kernels.cli import options
 
 ODD = (1, 3, *range(9, 130, 10), 33, 63, 65, 127, 255, 257, 385, 511, 769, 1001, 1023)
@@ -81,18 +82,8 @@ def points(seed: int) -> Iterator[Shape]:
         yield Shape(op, chance.choice((1, 1, 2, 8)), chance.choice(CHANNELS), h, w, k)
 
 
-def _fastest(function: Callable[[], object], seconds: float, clock: Callable[[], float]) -> float:
-    function()
-    found, end = [], time.perf_counter() + seconds
-    while len(found) < 3 or (time.perf_counter() < end and len(found) < 50):
-        start = clock()
-        function()
-        found.append(clock() - start)
-    return min(found)
-
-
-def measure(shape: Shape, dtype: torch.dtype, seconds: float, rounds: int) -> float:
-    """Return eager's time over ours, of the fastest call of each in `rounds` rounds.
+def measure(shape: Shape, dtype: torch.dtype, rounds: int) -> float:
+    """Return eager's time over ours, of the fastest call of each in `rounds` rounds of bursts.
 
     Raises AssertionError if the results differ by more than TOLERANCE: wrong results get no time.
     """
@@ -100,17 +91,14 @@ def measure(shape: Shape, dtype: torch.dtype, seconds: float, rounds: int) -> fl
     workload = workloads.op(*shape[:5], *kernel)
     form = {"dtype": dtype, "memory_format": torch.channels_last}
     eager, ours, x = (each.to(**form) for each in (workload.eager, workload.ours, *workload.inputs))
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     with torch.inference_mode():
         expected, found = eager(x).float(), ours(x).float()
-        error = (found - expected).abs().max() / expected.abs().max()
-        assert error < TOLERANCE[dtype], f"{shape}: differs from eager by {error:.1e}"
-        best = [float("inf")] * 2
-        for _ in range(rounds):
-            for i, module in enumerate((eager, ours)):
-                settle()
-                best[i] = min(best[i], _fastest(lambda module=module: module(x), seconds, clock))
-    return best[0] / best[1]
+    error = (found - expected).abs().max() / expected.abs().max()
+    assert error < TOLERANCE[dtype], f"{shape}: differs from eager by {error:.1e}"
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    calls = {"eager": lambda: eager(x), "ours": lambda: ours(x)}
+    times = interleave(calls, rounds=rounds, bursts=True, clock=clock)
+    return times["eager"].minimum / times["ours"].minimum
 
 
 # For --taps: C and the side of the image, and kernels (InceptionNeXt's 1x11, SegNeXt's 1x21) beside square ones.
@@ -126,21 +114,19 @@ def taps_inside(size: int, side: int) -> int:
 def per_tap(c: int, size: int, kernel: tuple[int, int], dtype: str) -> dict[str, float]:
     """Picoseconds for each tap and channel, of the fastest call of each candidate."""
     build = partial(workloads.op, "dwconv", 1, c, size, size, kernel)
-    prepared = prepare(Case("dwconv", "", 1, dtype, "forward", FULL, c, 0, False, 0, build), "cpu")
-    with torch.inference_mode():
-        wanted = [one for one in CANDIDATES if one.name in (OURS, EAGER, "OpenVINO") and not one.missing(prepared)]
-        calls = {one.name: one.build(prepared) for one in wanted}
-        (x,) = prepared.inputs
-        y = torch.empty_like(x)
-        calls["copying x"] = lambda: y.copy_(x)
-        clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-        best = dict.fromkeys(calls, float("inf"))
-        for _ in range(7):
-            for name, call in calls.items():
-                settle()
-                best[name] = min(best[name], _fastest(call, 0.03, clock))
+    prepared = prepare(Case("dwconv", "", 1, dtype, "forward", FULL, build, c), "cpu")
+    calls = {}
+    for candidate in CANDIDATES:
+        if candidate.name in (OURS, EAGER, "OpenVINO"):
+            with suppress(Unavailable), torch.inference_mode():
+                calls[candidate.name] = candidate.build(prepared)
+    (x,) = prepared.inputs
+    y = torch.empty_like(x)
+    calls["copying x"] = lambda: y.copy_(x)
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    times = interleave(calls, rounds=7, bursts=True, clock=clock)
     taps = c * taps_inside(size, kernel[0]) * taps_inside(size, kernel[1])
-    return {name: 1e12 * seconds / taps for name, seconds in best.items()}
+    return {name: 1e9 * found.minimum / taps for name, found in times.items()}
 
 
 def print_taps(dtype: str) -> None:
@@ -153,15 +139,14 @@ def print_taps(dtype: str) -> None:
 
 
 @click.command()
-@options.count("--threads", 2, "CPU threads of PyTorch.")
+@options.threads
 @options.count("--shapes", 1000, "Shapes to measure.")
 @click.option("--minutes", type=click.FloatRange(0.0, min_open=True), default=60.0, show_default=True, help="At most.")
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--taps", is_flag=True, help="Compare kernels of one row or column with square ones instead.")
-def main(threads: int, shapes: int, minutes: float, dtype: str, seed: int, taps: bool) -> None:
+def main(shapes: int, minutes: float, dtype: str, seed: int, taps: bool) -> None:
     """Print how many shapes were measured, how they compare with eager, and the slowest ones."""
-    torch.set_num_threads(threads)
     torch.manual_seed(seed)
     found, end, element = {}, time.perf_counter() + 60 * minutes, DTYPES[dtype]
     with steady_allocator(), pinned():
@@ -171,15 +156,15 @@ def main(threads: int, shapes: int, minutes: float, dtype: str, seed: int, taps:
         for shape in itertools.islice(points(seed), shapes):
             if time.perf_counter() > end:
                 break
-            found[shape] = measure(shape, element, 0.005, 2)
-            if found[shape] < 1.1:  # 5 ms are short: measure again where it matters
-                found[shape] = measure(shape, element, 0.04, 5)
+            found[shape] = measure(shape, element, 2)
+            if found[shape] < 1.1:  # two rounds are few: measure again where it matters
+                found[shape] = measure(shape, element, 10)
         for shape in [shape for shape, ratio in found.items() if ratio < SLOWER]:
             # again, because other processes can slow down a single measurement
-            found[shape] = max(found[shape], measure(shape, element, 0.1, 7))
+            found[shape] = max(found[shape], measure(shape, element, 30))
     worst = sorted(found.items(), key=lambda item: item[1])
     click.echo(
-        f"{dtype}, {native.isa()}, {threads} threads: {len(found)} shapes, median "
+        f"{dtype}, {native.isa()}, {torch.get_num_threads()} threads: {len(found)} shapes, median "
         f"{speedup(statistics.median(found.values()), 'eager')}, "
         f"{sum(ratio < SLOWER for _, ratio in worst)} slower by more than 5 %"
     )

@@ -8,18 +8,23 @@ on a single CPU (as under ``taskset``); one for each CPU with OpenMP's threads p
 our block and of eager PyTorch, in turn, and ours relative to one thread for each CPU. Linux only.
 """
 
-import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from multiprocessing import get_context
 
 import click
 
+from convnext_kernels.bench.tables import Table
+
 CASES = ((1, 96, 56), (1, 768, 7), (8, 384, 14))  # N, C, H = W
+BUSY, PINNED = ", a busy neighbour", ", OpenMP pinned"
 
 
-def measure(threads: int | None, dtype: str, rounds: int) -> None:
-    """Time every case in this process and print JSON."""
+def measure(threads: int | None, dtype: str, rounds: int) -> list[dict]:
+    """Time every case in this process: the `Times` of each candidate."""
     import torch
 
     from convnext_kernels import use_backend
@@ -35,64 +40,54 @@ def measure(threads: int | None, dtype: str, rounds: int) -> None:
             block = workloads.op("block", n, c, size, size, False)
             eager, ours, x = (each.to(**form) for each in (block.eager, block.ours, *block.inputs))
             calls = {"eager": lambda m=eager, x=x: m(x), "ours": lambda m=ours, x=x: m(x)}
-            times = interleave(calls, rounds=rounds, bursts=True)
-            found.append({name: (t.median, t.minimum) for name, t in times.items()})
-    print(json.dumps(found))
+            found.append(interleave(calls, rounds=rounds, bursts=True))
+    return found
 
 
-def run(threads: int | None, dtype: str, rounds: int, cpus: set[int], pinned: bool = False) -> list[dict]:
-    """Run `measure` in a new process that may use `cpus`."""
-    places = {"GOMP_CPU_AFFINITY": " ".join(map(str, sorted(cpus)))} if pinned else {}
-    done = subprocess.run(
-        [sys.executable, __file__, "--child", json.dumps([threads, dtype, rounds])],
-        env=os.environ | places,
-        preexec_fn=lambda: os.sched_setaffinity(0, cpus),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout)
+def run(name: str, cpus: set[int], threads: int | None, dtype: str, rounds: int) -> list[dict]:
+    """Run `measure` in a new process that may use `cpus`, under the circumstance `name`."""
+    before, one = os.sched_getaffinity(0), {min(cpus)}
+    with ExitStack() as stack:
+        if name.endswith(PINNED):
+            os.environ["GOMP_CPU_AFFINITY"] = " ".join(map(str, sorted(cpus)))
+            stack.callback(os.environ.pop, "GOMP_CPU_AFFINITY")
+        if name.endswith(BUSY):
+            neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            os.sched_setaffinity(neighbour.pid, one)
+            stack.callback(neighbour.wait)
+            stack.callback(neighbour.kill)
+        os.sched_setaffinity(0, cpus)  # the new process inherits it
+        stack.callback(os.sched_setaffinity, 0, before)
+        pool = stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
+        return pool.submit(measure, threads, dtype, rounds).result()
 
 
 @click.command()
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=30, show_default=True, help="Rounds of each case.")
-@click.option("--child", hidden=True)
-def main(dtype: str, rounds: int, child: str | None) -> None:
+def main(dtype: str, rounds: int) -> None:
     """Time the block with few, all and too many threads, pinned, beside a neighbour, and on one CPU."""
-    if child is not None:
-        measure(*json.loads(child))
-        return
     cpus = os.sched_getaffinity(0)
     number, one = len(cpus), {min(cpus)}
+    all_threads = f"{number} threads"
     circumstances = {
-        f"{number} threads": (number, dtype, rounds, cpus),
-        "1 thread": (1, dtype, rounds, cpus),
-        f"{2 * number} threads": (2 * number, dtype, rounds, cpus),
-        f"{number} threads, a busy neighbour": (number, dtype, rounds, cpus),
-        "default, on one CPU": (None, dtype, rounds, one),
-        f"{number} threads, OpenMP pinned": (number, dtype, rounds, cpus, True),
+        all_threads: (cpus, number),
+        "1 thread": (cpus, 1),
+        f"{2 * number} threads": (cpus, 2 * number),
+        all_threads + BUSY: (cpus, number),
+        "default, on one CPU": (one, None),
+        all_threads + PINNED: (cpus, number),
     }
-    names = [f"C {c}, batch {n}" for n, c, _ in CASES]
-    print(f"{dtype}, {number} CPUs; ours / eager in ms, median (minimum); ours / ours with {number} threads\n")
-    print(f"| | {' | '.join(names)} |\n|{'---|' * (1 + len(names))}")
-    first = None
-    for name, arguments in circumstances.items():
-        busy = None
-        if name.endswith("neighbour"):
-            loop = [sys.executable, "-c", "while True: pass"]
-            busy = subprocess.Popen(loop, preexec_fn=lambda: os.sched_setaffinity(0, one))
-        try:
-            times = run(*arguments)
-        finally:
-            if busy is not None:
-                busy.kill()
-                busy.wait()
-        first, cells = first or times, []
-        for cell, base in zip(times, first, strict=True):
-            ours, eager = ("{:.2f} ({:.2f})".format(*cell[who]) for who in ("ours", "eager"))
-            cells.append(f"{ours} / {eager}; {cell['ours'][0] / base['ours'][0]:.2f}")
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    found = {name: run(name, *how, dtype, rounds) for name, how in circumstances.items()}
+    rows = []
+    for name, times in found.items():
+        cells = []
+        for case, base in zip(times, found[all_threads], strict=True):
+            ours, eager = (f"{case[who].median:.2f} ({case[who].minimum:.2f})" for who in ("ours", "eager"))
+            cells.append(f"{ours} / {eager}; {case['ours'].median / base['ours'].median:.2f}")
+        rows.append((name, *cells))
+    print(f"{dtype}, {number} CPUs; ours / eager in ms, median (minimum); ours / ours with {all_threads}\n")
+    print(Table("", ("", *(f"C {c}, batch {n}" for n, c, _ in CASES)), rows).markdown())
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ first step). Only correct ones are timed, in turn, pinned, on an allocator that 
 formats; torch.compile gets model and loss in one graph.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -31,13 +31,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext_kernels.bench import candidates, report, workloads
+from convnext_kernels.bench import candidates, measure, report
 from convnext_kernels.bench import cases as table
 from convnext_kernels.bench.candidates import Call, Candidate, Prepared, Step
 from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, Case
 from convnext_kernels.bench.conditions import start
-from convnext_kernels.bench.measure import Session
-from convnext_kernels.bench.results import EAGER, OURS, Run
+from convnext_kernels.bench.results import EAGER, OURS
+from convnext_kernels.bench.workloads import Workload
 from convnext_kernels.cli import bench, options
 
 WEIGHT_GRADIENT, AUTOCAST = "weight-gradient", "autocast"
@@ -48,45 +48,34 @@ GARBAGE = 2.0
 
 
 class WithLoss(nn.Module):
-    """A model and its loss in one module, so that torch.compile gets both."""
+    """A model and its loss in one module, so that torch.compile gets both; autocast leaves fp64 alone."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, autocast: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.autocast = model, autocast
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
-        y = self.model(x)
-        return F.mse_loss(y, target) if y.ndim == 4 else F.cross_entropy(y, target)
+        with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
+            y = self.model(x)
+            return F.mse_loss(y, target) if target.is_floating_point() else F.cross_entropy(y, target)
 
 
 class TrainingStep(Step):
-    """One step of a training loop; returns the loss. `module` takes images and targets, like `WithLoss`."""
+    """A step that ends with the optimiser's, except in fp64; `gradients` are those before it."""
 
-    def __init__(
-        self, module: nn.Module, x: Tensor, target: Tensor, autocast: bool = False, train: bool = True
-    ) -> None:
-        super().__init__(module, (x,))
-        if target.ndim == 1:  # a model: its images need no gradients, unlike a block's input
-            self.leaves[0].requires_grad_(False)
-        self.target, self.autocast = target, autocast
-        # The same one for all candidates.
-        self.optimiser = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True) if train else None
-
-    def forward(self) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
-            return self.module(*self.leaves, self.target)
+    def __init__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        super().__init__(module, inputs)
+        x, target = self.leaves
+        x.requires_grad_(target.is_floating_point())  # a model's images need no gradients, unlike a block's input
+        target.requires_grad_(False)
+        reference = x.dtype == torch.float64
+        self.optimiser = None if reference else torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
 
     def __call__(self) -> Tensor:
-        self.module.zero_grad(set_to_none=True)
-        self.leaves[0].grad = None
-        loss = self.forward()
-        loss.backward()
+        loss = super().__call__()
         if self.optimiser is not None:
             self.optimiser.step()
         return loss.detach()
-
-    def gradients(self) -> dict[str, Tensor]:
-        return {name: g for name, g in super().gradients().items() if g is not None}
 
 
 class Gradient(nn.Module):
@@ -94,18 +83,23 @@ class Gradient(nn.Module):
 
     def __init__(self, conv: nn.Module, ours: bool) -> None:
         super().__init__()
-        self.weight, self.bias, self.ours = conv.weight, conv.bias, ours
+        self.conv, self.ours = conv, ours
 
     def forward(self, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
-        c, k, axes, needs = x.shape[1], self.weight.shape[-1], x.dim() - 2, [False, True, True]
-        if self.ours and axes == 3:
-            found = torch.ops.convnext_kernels.dwconv3d_backward(dy, x, self.weight, self.bias, 1, needs, "auto")
+        weight, bias, needs = self.conv.weight, self.conv.bias, [False, True, True]
+        c, k, axes = x.shape[1], weight.shape[-1], x.dim() - 2
+        if x.is_meta:  # to be counted: FlopCounterMode does not know groups in a backward pass
+            return {"y": self.conv(x)}
+        if x.dtype == torch.float64:  # the reference, whose convolution goes through FFTs
+            with torch.inference_mode(False), torch.enable_grad():
+                found = torch.autograd.grad(self.conv(x), (weight, bias), dy)
+        elif self.ours and axes == 3:
+            found = torch.ops.convnext_kernels.dwconv3d_backward(dy, x, weight, bias, 1, needs, "auto")
         elif self.ours:
-            found = torch.ops.convnext_kernels.dwconv_backward(dy, x, self.weight, self.bias, 1, 1, 1, needs, "auto")
+            found = torch.ops.convnext_kernels.dwconv_backward(dy, x, weight, bias, 1, 1, 1, needs, "auto")
         else:
-            ones, zeros = [1] * axes, [0] * axes
-            form = ([c], ones, [k // 2] * axes, ones, False, zeros, c, needs)
-            found = torch.ops.aten.convolution_backward(dy, x, self.weight, *form)[1:]
+            form = ([c], [1] * axes, [k // 2] * axes, [1] * axes, False, [0] * axes, c, needs)
+            found = torch.ops.aten.convolution_backward(dy, x, weight, *form)[1:]
         return dict(zip(("gradient of weight", "gradient of bias"), found, strict=True))
 
 
@@ -117,23 +111,15 @@ def target_of(x: Tensor, group: str) -> Tensor:
     return torch.empty_like(x).copy_(torch.randn(x.shape, generator=generator))
 
 
-def is_autocast(case: Case) -> bool:
-    return case.what.endswith(AUTOCAST)
-
-
-class TrainingPrepared(Prepared):
-    """A step, or a call of the gradient, in the place of a call of the module."""
-
-    def module(self, which: str) -> nn.Module:
-        module = super().module(which)  # a copy: steps change the weights, and the next candidate starts from the same
-        return Gradient(module, which == "ours") if self.case.direction == WEIGHT_GRADIENT else WithLoss(module)
-
-    def call(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
-        (x,) = inputs
-        target = target_of(x, self.case.group)
-        if self.case.direction == WEIGHT_GRADIENT:
-            return lambda: module(x, target)
-        return TrainingStep(module, x, target, is_autocast(self.case))
+def build(case: Case) -> Workload:
+    """The workload of a case of `bench` with a loss, or its gradients as an operator."""
+    plain, autocast = case.build(), case.what.endswith(AUTOCAST)
+    (x,) = plain.inputs
+    if case.direction == WEIGHT_GRADIENT:
+        modules = Gradient(plain.eager, False), Gradient(plain.ours, True)
+    else:
+        modules = WithLoss(plain.eager, autocast), WithLoss(plain.ours, autocast)
+    return Workload(*modules, (x, target_of(x, case.group)), autocast)
 
 
 def _wanted(*groups: str, quick: bool = True) -> Callable[[Case, str], bool]:
@@ -151,39 +137,20 @@ WANTED = {
 
 def _with_memory(memory: str) -> Callable[[Prepared], Call]:
     def build(prepared: Prepared) -> Call:
-        module = prepared.module("ours")
+        module, inputs = prepared.parts("ours")
         module.model.memory = memory
-        return prepared.call(module, prepared.inputs)
+        return prepared.call(module, inputs)
 
     return build
 
 
 CANDIDATES = (
-    *(dataclasses.replace(c, wanted=WANTED[c.name]) for c in candidates.CANDIDATES if c.name in WANTED),
+    *(replace(c, wanted=WANTED[c.name]) for c in candidates.CANDIDATES if c.name in WANTED),
     Candidate(
         "torch.compile, contiguous", candidates.compiled(contiguous=True), _wanted("dwconv", "block", quick=False)
     ),
     *(Candidate(f"{OURS}, {memory}", _with_memory(memory), _wanted("block")) for memory in ("min", "balanced")),
 )
-
-
-class TrainingSession(Session):
-    """Measures the cases below."""
-
-    def prepare(self, case: Case) -> Prepared:
-        found = super().prepare(dataclasses.replace(case, dtype="fp32") if is_autocast(case) else case)
-        return TrainingPrepared(case, found.eager, found.ours, found.inputs, found.device)
-
-    def reference(self, prepared: Prepared) -> dict[str, Tensor]:
-        (x,), case = prepared.inputs, prepared.case
-        target, module = target_of(x, case.group), workloads.reference(prepared.eager)
-        x = x.double().contiguous()
-        if case.direction == WEIGHT_GRADIENT:
-            module(x).backward(target.double())
-            return {"gradient of weight": module.weight.grad, "gradient of bias": module.bias.grad}
-        target = target.double().contiguous() if target.is_floating_point() else target
-        step = TrainingStep(WithLoss(module), x, target, train=False)
-        return {"output": step()} | step.gradients()
 
 
 @functools.cache
@@ -196,23 +163,17 @@ def cases() -> tuple[Case, ...]:
         mode = QUICK if case.channels == 384 else STANDARD
         if (case.group == "dwconv" and case.kernel_size == 7) or case.group == "dwconv3d":
             mode = FULL if case.group == "dwconv3d" else mode  # PyTorch's takes up to two seconds
-            found.append(dataclasses.replace(case, direction=WEIGHT_GRADIENT, mode=mode))
+            found.append(replace(case, direction=WEIGHT_GRADIENT, mode=mode))
         elif case.group in ("block", "model"):
-            found.append(dataclasses.replace(case, what=f"{case.what} step", mode=mode))
+            found.append(replace(case, what=f"{case.what} step", mode=mode))
             if case.group == "model" and case.dtype == "bf16":
-                found.append(dataclasses.replace(found[-1], what=f"{case.what} step {AUTOCAST}"))
-    return tuple(found)
+                found.append(replace(found[-1], what=f"{case.what} step {AUTOCAST}"))
+    return tuple(replace(case, build=functools.partial(build, case)) for case in found)
 
 
-def show(run: Run) -> None:
-    """Print the times of every candidate, and ours compared with eager and with the fastest peer."""
-    for group in dict.fromkeys(record.group for record in run.records):
-        options.show(report.candidates(run, (group,), f"{group}: ms, median (minimum)", minima=True), width=240)
-    machine = run.machine
-    click.echo(
-        f"{machine['cpu']['name']}, {machine['threads']['cores']} cores, {run.conditions['threads']} threads, "
-        f"PyTorch {machine['libraries']['torch']}, commit {machine['commit']}, {run.created}; {OPTIMISER}"
-    )
+def session(mode: str, candidates: tuple[Candidate, ...] = CANDIDATES) -> measure.Session:
+    """What measures the cases."""
+    return measure.Session("cpu", mode, {}, candidates=candidates, garbage=GARBAGE, step=TrainingStep)
 
 
 @click.command(help=__doc__.splitlines()[0])
@@ -222,15 +183,8 @@ def show(run: Run) -> None:
 @click.option("--dtype", "dtypes", type=click.Choice(["fp32", "bf16"]), multiple=True, default=("fp32", "bf16"))
 @options.threads
 @click.option("--list", "as_list", is_flag=True, help="List the names of the cases and exit.")
-@click.option("--json", "file", type=click.Path(path_type=Path), help="Write all times and their conditions here.")
-def main(
-    mode: str | None,
-    only: tuple[str, ...],
-    dtypes: tuple[str, ...],
-    threads: int | None,
-    as_list: bool,
-    file: Path | None,
-) -> None:
+@click.option("--json", "file", type=options.FILE, help="Write all times and their conditions here.")
+def main(mode: str | None, only: tuple[str, ...], dtypes: tuple[str, ...], as_list: bool, file: Path | None) -> None:
     """Measure and print; fails if this package is wrong or fails in a case."""
     mode = mode or STANDARD
     try:
@@ -240,12 +194,12 @@ def main(
     if as_list:
         click.echo("\n".join(case.name for case in selected))
         return
-    with options.thread_count(threads):
-        run = start("cpu", mode)
-        run.conditions["optimiser"] = OPTIMISER
-        session = TrainingSession("cpu", mode, {}, candidates=CANDIDATES, garbage=GARBAGE)
-        bench.measure(run, selected, file, session)
-    show(run)
+    run = start("cpu", mode)
+    run.conditions["optimiser"] = OPTIMISER
+    bench.measure(run, selected, file, session(mode))
+    for group in dict.fromkeys(record.group for record in run.records):
+        options.show(report.candidates(run, (group,), f"{group}: ms, median (minimum)", minima=True), width=240)
+    click.echo(f"commit {run.machine['commit']}, {run.created}; {OPTIMISER}")
     bench.finish(run, None, False)
 
 

@@ -1,6 +1,6 @@
 """Memory of training on this machine: what a block keeps for its gradient, and the peak of a whole training step.
 
-    python benchmarks/training_memory.py [blocks] [step] [--quick] [--check]
+    python benchmarks/training_memory.py [blocks] [step] [--quick]
 
 *blocks*: bytes that a forward pass saves for the backward pass, in units of the bytes of x. x itself is included,
 parameters are not; each storage counts once. `saved_tensors_hooks` see every tensor that autograd keeps, also in a
@@ -17,21 +17,21 @@ gradients and temporaries. The row "accelerate" is torchvision's ConvNeXt-T, the
 this package's own.
 """
 
-import gc
-import json
 import os
-import re
 import statistics
-import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import click
 
+from convnext_kernels.bench.tables import Table
+from convnext_kernels.cli import options
+
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
 MEMORY = ("auto", "balanced", "min")
-LIMITS = {"auto": 6.1, "balanced": 6.1, "min": 2.1}  # in units of x's bytes, for every backend
 PYTORCH, COMPILED = "eager PyTorch", "torch.compile"
 STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))
 EMULATED, SMALL = ("triton", "cuda"), ((96, 7), (384, 7))  # without a GPU
@@ -39,7 +39,7 @@ STEPS = (PYTORCH, COMPILED, "accelerate", *(f"models, {memory}" for memory in ME
 
 
 def emulate() -> None:
-    """Without a GPU, use Triton's interpreter and CUDA kernels built for the CPU. Call before importing the package."""
+    """Without a GPU, use Triton's interpreter and CUDA kernels built for the CPU; before a backend is imported."""
     import torch
 
     if torch.cuda.is_available():
@@ -77,8 +77,8 @@ def kept(who: str, memory: str, use_grn: bool, c: int, size: int, n: int, dtype:
         torch._dynamo.reset()
 
 
-def count(quick: bool, dtypes: tuple[str, ...]) -> list[dict]:
-    """All rows of *blocks*: "kept" is the least and the most over the sizes, or None with a reason."""
+def blocks(quick: bool, dtypes: tuple[str, ...]) -> Table:
+    """The table of *blocks*, with the least and the most over the sizes. tests/ops/test_memory.py has the limits."""
     import torch
 
     import convnext_kernels as ck
@@ -91,44 +91,23 @@ def count(quick: bool, dtypes: tuple[str, ...]) -> list[dict]:
         small = who in EMULATED and not torch.cuda.is_available()
         stages, n = (SMALL, 1) if small else (STAGES, 8)
         for what, dtype in ((what, dtype) for dtype in dtypes for what in ("V1", "V2")):
-            row = {"who": who, "memory": memory, "what": what, "dtype": dtype, "limit": LIMITS.get(memory)}
-            try:
-                found = [kept(who, memory, what == "V2", *stage, n, dtype) for stage in stages[-1 if quick else 0 :]]
-                rows.append(row | {"kept": (min(found), max(found)), "reason": ""})
-            except Exception as error:
-                rows.append(row | {"kept": None, "reason": f"{type(error).__name__}: {error}"})
-    return rows
+            found = [kept(who, memory, what == "V2", *stage, n, dtype) for stage in stages[-1 if quick else 0 :]]
+            text = "-".join(dict.fromkeys((f"{min(found):.2f}", f"{max(found):.2f}")))
+            rows.append((who, memory, what, dtype, text))
+    title = "kept for the gradient by a block, in units of the bytes of x: range over its sizes"
+    return Table(title, ("who", "memory", "block", "dtype", "kept"), rows)
 
 
-def exceeds(row: dict) -> bool:
-    return row["limit"] is not None and (row["kept"] is None or not row["kept"][1] <= row["limit"])
-
-
-def resident(name: str = "VmRSS") -> int:
-    """Return the bytes of this process that are resident now (VmRSS) or the largest so far (VmHWM)."""
-    text = Path("/proc/self/status").read_text()
-    return int(re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE).group(1)) * 1024
-
-
-def reset_peak() -> int:
-    """Return freed memory to the system and reset VmHWM to what is resident now; returns that."""
-    from convnext_kernels.bench.timing import glibc
-
-    gc.collect()
-    if (libc := glibc()) is not None:
-        libc.malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return resident()
-
-
-def measure_step(who: str, dtype: str, batch: int, size: int, steps: int) -> dict:
+def measure_step(who: str, dtype: str, batch: int, size: int, threads: int | None) -> tuple[int, int]:
     """Bytes resident before a training step, and the largest during it: medians. In this process, a new one."""
     import torch
     from training import TrainingStep, WithLoss, target_of
 
     from convnext_kernels import accelerate, models
+    from convnext_kernels.bench.measure import reset_peak, resident
     from convnext_kernels.bench.workloads import initialise
 
+    torch.set_num_threads(threads or torch.get_num_threads())
     if who.startswith("models"):
         model = models.create_model("convnext_tiny", memory=who.partition(", ")[2])
     else:
@@ -138,94 +117,55 @@ def measure_step(who: str, dtype: str, batch: int, size: int, steps: int) -> dic
     initialise(model)
     form = {"dtype": torch.bfloat16 if dtype == "bf16" else torch.float32, "memory_format": torch.channels_last}
     model, x = model.train().to(**form), torch.randn(batch, 3, size, size).to(**form)
-    module = WithLoss(accelerate(model) if who == "accelerate" else model)
+    module = WithLoss(accelerate(model) if who == "accelerate" else model, dtype == "autocast")
     module = torch.compile(module, fullgraph=True, dynamic=False) if who == COMPILED else module
-    step = TrainingStep(module, x, target_of(x, "model"), dtype == "autocast")
+    step = TrainingStep(module, (x, target_of(x, "model")))
     for _ in range(2):
         step()
     found = []
-    for _ in range(steps):
+    for _ in range(3):
         step.module.zero_grad(set_to_none=True)
         before = reset_peak()
         step()
         found.append((before, resident("VmHWM")))
     before, peak = (int(statistics.median(values)) for values in zip(*found, strict=True))
-    return {"who": who, "dtype": dtype, "before": before, "peak": peak}
+    return before, peak
 
 
-def in_a_process(who: str, dtype: str, batch: int, size: int, steps: int, threads: int | None) -> dict | str:
-    """Run `measure_step` in a new process; return the last line of its error output if it fails."""
-    arguments = json.dumps([who, dtype, batch, size, steps])
-    command = [sys.executable, __file__, "--child", arguments]
-    command += [] if threads is None else ["--threads", str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    return json.loads(done.stdout.splitlines()[-1])
+def in_a_process(*arguments: object) -> tuple[int, int]:
+    """Run `measure_step` in a new process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure_step, *arguments).result()
 
 
-def show(rows: list[dict], peaks: list[dict]) -> None:
-    """Print both tables."""
-    from convnext_kernels.bench.tables import Table
-    from convnext_kernels.cli import options
-
-    title, found = "kept for the gradient by a block, in units of the bytes of x: range over its sizes", []
-    for row in rows:
-        kept = "failed" if row["kept"] is None else "-".join(dict.fromkeys(f"{value:.2f}" for value in row["kept"]))
-        verdict = "" if row["limit"] is None else "EXCEEDED" if exceeds(row) else "met"
-        what = (row["who"], row["memory"], row["what"], row["dtype"])
-        found.append((*what, kept, "" if row["limit"] is None else f"at most {row['limit']:g}", verdict, row["reason"]))
-    if rows:
-        options.show(Table(title, ("who", "memory", "block", "dtype", "kept", "limit", "", ""), found), width=160)
-    found, eager = [], {p["dtype"]: p["peak"] - p["before"] for p in peaks if p["who"] == PYTORCH}
-    for p in peaks:
-        step, base = p["peak"] - p["before"], eager.get(p["dtype"])
-        mib = (f"{value / 2**20:.0f}" for value in (p["before"], p["peak"], step))
-        found.append((p["who"], p["dtype"], *mib, f"{step / base:.0%}" if base else ""))
-    if peaks:
-        title = "peak resident set of a training step of ConvNeXt-T, MiB"
-        options.show(Table(title, ("who", "dtype", "before", "peak", "step", "of eager's"), found), width=160)
+def steps(batch: int, size: int, dtypes: tuple[str, ...], threads: int | None) -> Table:
+    """The table of *step*."""
+    rows = []
+    for dtype in dtypes:
+        eager = None
+        for who in STEPS:
+            print(f"step: {who}, {dtype} ...", file=sys.stderr, flush=True)
+            before, peak = in_a_process(who, dtype, batch, size, threads)
+            step = peak - before
+            eager = eager or step  # the first one
+            rows.append((who, dtype, *(f"{b / 2**20:.0f}" for b in (before, peak, step)), f"{step / eager:.0%}"))
+    title = "peak resident set of a training step of ConvNeXt-T, MiB"
+    return Table(title, ("who", "dtype", "before", "peak", "step", "of eager's"), rows)
 
 
 @click.command(help=__doc__.splitlines()[0])
 @click.argument("parts", nargs=-1, type=click.Choice(["blocks", "step"]))
 @click.option("--quick", is_flag=True, help="One stage; the step at batch 2, 64x64, only to show that it works.")
 @click.option("--dtype", "dtypes", type=click.Choice(["bf16", "fp32", "autocast"]), multiple=True)
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of PyTorch.  [default: PyTorch's]")
-@click.option("--check", is_flag=True, help="Fail if a block keeps more than its limit.")
-@click.option("--child", hidden=True)
-def main(
-    parts: tuple[str, ...],
-    quick: bool,
-    dtypes: tuple[str, ...],
-    threads: int | None,
-    check: bool,
-    child: str | None,
-) -> None:
-    """Count, measure, print and check."""
-    if child:
-        import torch
-
-        if threads:
-            torch.set_num_threads(threads)
-        print(json.dumps(measure_step(*json.loads(child))))
-        return
+@options.count("--threads", None, "CPU threads of PyTorch in a step.")
+def main(parts: tuple[str, ...], quick: bool, dtypes: tuple[str, ...], threads: int | None) -> None:
+    """Count, measure and print."""
     parts, dtypes = parts or ("blocks", "step"), dtypes or ("bf16", "fp32")
-    rows, peaks, failures = [], [], []
     if "step" in parts:
-        for dtype in dtypes:
-            for who in STEPS:
-                print(f"step: {who}, {dtype} ...", file=sys.stderr, flush=True)
-                found = in_a_process(who, dtype, *((2, 64) if quick else (8, 224)), 3, threads)
-                peaks += [found] if isinstance(found, dict) else []
-                failures += [] if isinstance(found, dict) else [f"{who}, {dtype}: {found}"]
+        options.show(steps(*((2, 64) if quick else (8, 224)), dtypes, threads), width=160)
     if "blocks" in parts:
         emulate()
-        rows = count(quick, tuple(dtype for dtype in dtypes if dtype != "autocast"))
-    show(rows, peaks)
-    for line in failures:
-        print(f"failed: {line}", file=sys.stderr)
-    sys.exit(1 if failures or (check and any(map(exceeds, rows))) else 0)
+        options.show(blocks(quick, tuple(dtype for dtype in dtypes if dtype != "autocast")), width=160)
 
 
 if __name__ == "__main__":

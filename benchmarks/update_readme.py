@@ -14,7 +14,8 @@ import io
 import re
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
@@ -175,16 +176,8 @@ def draw(run: Run, file: Path, dark: bool) -> None:
         ("#e6edf3", "#3d444d", "#ff7b54", "#6e8fb5") if dark else ("#1f2328", "#d1d9e0", "#d9431e", "#5b7ba3")
     )
     rows = bars(run)
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "convnext_kernels",
-        "font.family": "sans-serif",
-        "font.size": 11,
-        "text.color": ink,
-        "axes.labelcolor": ink,
-        "xtick.color": ink,
-        "ytick.color": ink,
-    }
+    style = {"svg.fonttype": "none", "svg.hashsalt": "convnext_kernels", "font.family": "sans-serif", "font.size": 11}
+    style |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
     with plt.rc_context(style):
         figure, panels = plt.subplots(len(DTYPES), 1, figsize=(6.4, 5.6), sharex=True, layout="constrained")
         for axes, dtype in zip(panels, DTYPES, strict=True):
@@ -217,11 +210,6 @@ def draw(run: Run, file: Path, dark: bool) -> None:
 def compact(svg: str) -> str:
     """`svg` with a line for each group."""
     return re.sub(r"\s*\n\s*", " ", svg.strip()).replace(" <g", "\n<g") + "\n"
-
-
-def charts(root: Path) -> dict[Path, bool]:
-    """The files of README's chart, and whether each is for a dark page."""
-    return {root / "docs" / "images" / f"speedup-{name}.svg": name == "dark" for name in ("light", "dark")}
 
 
 def losses(run: Run) -> str:
@@ -350,12 +338,19 @@ def render(run: Run) -> list[str]:
     return lines + summary(parts)
 
 
-def updated(text: str, lines: list[str]) -> str:
-    """`text` with `lines` between its markers; ValueError without exactly one pair of them."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"expected one {BEGIN} and, after it, one {END}")
-    before, _, rest = text.partition(BEGIN)
-    return "\n".join([f"{before}{BEGIN}", *lines, f"{END}{rest.partition(END)[2]}"])
+def pages(root: Path, runs: list[Run]) -> dict[Path, list[str]]:
+    """The lines between the markers of every file."""
+    nothing = ["No record yet."]
+    found = {
+        root / "README.md": short_table(runs[0], filter(limit, runs[1:])) if runs else nothing,
+        root / "docs/benchmarks.md": [line for run in runs for line in ["", *render(run)]][1:] or nothing,
+    }
+    if (home_page := root / "docs/index.md").exists():
+        found[home_page] = home(runs[0]) if runs else nothing
+    for page in sorted(root.glob("docs/ops/*.md")):
+        if BEGIN in page.read_text(encoding="utf-8"):
+            found[page] = op_figures(page.stem, runs[0] if runs else None, root)
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -364,39 +359,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is out of date")
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout")
     chosen = parser.parse_args(arguments)
-    readme, long = chosen.root / "README.md", chosen.root / "docs" / "benchmarks.md"
-    stale = []
+    update: dict[Path, Callable[[], object]] = {}  # how each file that is out of date is made
     try:
         runs = records(chosen.root / "benchmarks" / "results")
-        nothing = ["No record yet."]
-        first = chosen.root / "docs" / "index.md"
-        pages = [p for p in sorted(first.parent.glob("ops/*.md")) if BEGIN in p.read_text(encoding="utf-8")]
-        for file, lines in (
-            (readme, short_table(runs[0], filter(limit, runs[1:])) if runs else nothing),
-            (long, [line for run in runs for line in ["", *render(run)]][1:] if runs else nothing),
-            *([(first, home(runs[0]) if runs else nothing)] if first.exists() else []),
-            *((page, op_figures(page.stem, runs[0] if runs else None, chosen.root)) for page in pages),
-        ):
+        for file, lines in pages(chosen.root, runs).items():
             text = file.read_text(encoding="utf-8")
-            try:
-                wanted = updated(text, lines)
-            except ValueError as error:
-                raise ValueError(f"{file}: {error}") from error
+            if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+                raise ValueError(f"{file}: expected one {BEGIN} and, after it, one {END}")
+            before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+            wanted = "\n".join([f"{before}{BEGIN}", *lines, f"{END}{after}"])
             if wanted != text:
-                stale.append(file)
-                if not chosen.check:
-                    file.write_text(wanted, encoding="utf-8")
-        for file, dark in charts(chosen.root).items() if runs else ():
+                update[file] = partial(file.write_text, wanted, encoding="utf-8")
+        for theme in ("light", "dark") if runs else ():
+            file = chosen.root / "docs" / "images" / f"speedup-{theme}.svg"
             if not file.exists() or escape(description(runs[0])) not in file.read_text(encoding="utf-8"):
-                stale.append(file)
-                if not chosen.check:
-                    draw(runs[0], file, dark)
+                update[file] = partial(draw, runs[0], file, theme == "dark")
+        for make in () if chosen.check else update.values():
+            make()
     except (OSError, ValueError) as error:
         print(f"update_readme: {error}", file=sys.stderr)
         return 1
-    for file in stale if chosen.check else ():
+    for file in update if chosen.check else ():
         print(f"update_readme: {file} is out of date: run python benchmarks/update_readme.py", file=sys.stderr)
-    return 1 if stale and chosen.check else 0
+    return 1 if update and chosen.check else 0
 
 
 if __name__ == "__main__":

@@ -83,6 +83,23 @@ def depthwise_conv3d(
     return call("dwconv3d", x, weight, bias, checks.one("stride", stride), backend)
 
 
+def depthwise_conv_transpose3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    output_padding: int = 0,
+    backend: str = "auto",
+) -> Tensor:
+    """Depthwise transposed convolution of volumes with stride 2, with which MedNeXt doubles them.
+
+    x (N, C, D, H, W); weight (C, 1, KD, KH, KW), each side odd and up to 7; bias (C,) or None. K // 2 pixels are cut
+    off each side, as by ``torch.nn.ConvTranspose3d(..., stride=2, padding=K // 2)``: each size becomes 2 size - 1 +
+    output_padding, which is 0 or 1. The backend "cuda" does not serve it.
+    """
+    return call("dwconv3d_transposed", x, weight, bias, checks.one("output_padding", output_padding), backend)
+
+
 def layer_norm2d(
     x: Tensor,
     weight: Tensor,

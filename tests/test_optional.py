@@ -64,7 +64,7 @@ def test_without(name, hide, monkeypatch, tmp_path):
     said = report.write_if_possible(run, tmp_path)
     assert (tmp_path / report.NAME).exists() == (name not in ("jinja2", "matplotlib"))
     if name in ("jinja2", "matplotlib"):
-        assert f'the report needs {name}, which is not installed: pip install "convnext-kernels[bench]"' in said
+        assert f'the report needs {name}, which is not installed: pip install "convnext-kernels[demo]"' in said
     unknown = any("the load of the machine is unknown: psutil is not installed" in line for line in found["warnings"])
     assert unknown == (name == "psutil")
 

@@ -209,6 +209,11 @@ def _nhwc(prepared: Prepared) -> tuple[nn.Module, tuple[Tensor, ...]]:
     return _Nhwc(module.float()).eval(), tuple(_channels_to_the_end(x).float() for x in inputs)
 
 
+def _nchw(y: Tensor) -> Tensor:
+    """The (N, H, W, C) result of an engine as a view (N, C, H, W), like those of the other candidates."""
+    return y.movedim(-1, 1) if y.ndim in (4, 5) else y
+
+
 def _openvino(prepared: Prepared) -> Call:
     _need_engine(prepared, ("openvino", "numpy"), ("fp32", "bf16"))
     # Disable its telemetry, which would fork this process, by now several gigabytes large, several times per model to
@@ -216,8 +221,14 @@ def _openvino(prepared: Prepared) -> Call:
     sys.modules.setdefault("openvino_telemetry", None)
     import openvino as ov
 
-    dtype = DTYPES[prepared.case.dtype]
-    element = ov.Type.bf16 if dtype == torch.bfloat16 else ov.Type.f32
+    dtype, low = DTYPES[prepared.case.dtype], prepared.case.dtype == "bf16"
+    element, bits, name = (ov.Type.bf16, torch.uint16, "uint16") if low else (ov.Type.f32, torch.float32, "float32")
+    settings = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "bf16" if low else "f32",
+    }
     module, inputs = _nhwc(prepared)
     with quiet(), torch.no_grad():
         model = ov.convert_model(module, example_input=inputs, input=[tuple(x.shape) for x in inputs])
@@ -226,36 +237,18 @@ def _openvino(prepared: Prepared) -> Call:
         for index in range(len(inputs)):
             border.input(index).tensor().set_element_type(element)
         border.output().tensor().set_element_type(element)
-        settings = {
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
-        }
         request = ov.Core().compile_model(border.build(), "CPU", settings).create_infer_request()
-    bits = torch.uint16 if dtype == torch.bfloat16 else torch.float32
-    held = [_channels_to_the_end(x).contiguous() for x in prepared.inputs]
+    held = [_channels_to_the_end(x).contiguous() for x in prepared.inputs]  # the request reads their memory
     for index, x in enumerate(held):
-        shared = ov.Tensor(x.view(bits).numpy(), x.shape, element)
-        request.set_input_tensor(index, shared)
+        request.set_input_tensor(index, ov.Tensor(x.view(bits).numpy(), x.shape, element))
     output = request.get_output_tensor(0)
 
     def call() -> Tensor:
         request.infer()
-        return torch.from_numpy(output.data.view("uint16" if bits == torch.uint16 else "float32")).view(dtype)
+        return _nchw(torch.from_numpy(output.data.view(name)).view(dtype))
 
-    call.held = held  # the request reads their memory
-    return _nchw(call)
-
-
-def _nchw(call: Call) -> Call:
-    """Return the (N, H, W, C) result as a view (N, C, H, W), like the other candidates."""
-
-    def as_channels_last() -> Tensor:
-        y = call()
-        return y.movedim(-1, 1) if y.ndim in (4, 5) else y
-
-    return as_channels_last
+    call.held = held
+    return call
 
 
 def _onnxruntime(prepared: Prepared) -> Call:
@@ -272,20 +265,18 @@ def _onnxruntime(prepared: Prepared) -> Call:
         file = Path(folder) / "model.onnx"
         torch.onnx.export(module, inputs, str(file), input_names=names, output_names=["y"], dynamo=True)
         session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    arrays = [x.contiguous().numpy() for x in inputs]
-    binding = session.io_binding()
-    for name, array in zip(names, arrays, strict=True):
-        binding.bind_cpu_input(name, array)
-    with torch.no_grad():
         y = torch.empty_like(module(*inputs)).contiguous()
+    binding, held = session.io_binding(), [x.contiguous().numpy() for x in inputs]  # the binding reads their memory
+    for name, array in zip(names, held, strict=True):
+        binding.bind_cpu_input(name, array)
     binding.bind_output("y", "cpu", 0, "float32", tuple(y.shape), y.data_ptr())
 
     def call() -> Tensor:
         session.run_with_iobinding(binding)
-        return y
+        return _nchw(y)
 
-    call.held = arrays  # the binding reads their memory
-    return _nchw(call)
+    call.held = held
+    return call
 
 
 # In full mode every candidate takes part in every case. Compiling takes seconds for an op and minutes for a model: the
@@ -293,35 +284,27 @@ def _onnxruntime(prepared: Prepared) -> Call:
 # eager only.
 
 
-def _not_scaling(case: Case, mode: str) -> bool:
-    return case.group != "scaling"
-
-
 def _compile_wanted(case: Case, mode: str) -> bool:
-    if case.group == "scaling":
-        return False
-    if mode == FULL:
-        return True
     if mode == QUICK:
         return case.group == "layernorm" and case.direction == "forward"
-    if case.group == "block":
+    if mode == STANDARD and case.group == "block":
         return case.direction == "forward" or case.channels in (96, 384)
-    return case.group == "model" and case.what == "ConvNeXt-T 224" and case.batch == 1
+    return mode == FULL or (case.group == "model" and case.what == "ConvNeXt-T 224" and case.batch == 1)
 
 
 def _autotune_wanted(case: Case, mode: str) -> bool:
     important = case.group == "block" and case.channels == 384 and case.direction == "forward"
-    return case.group != "scaling" and (mode == FULL or (mode == STANDARD and important))
+    return mode == FULL or (mode == STANDARD and important)
 
 
 def _engine_wanted(case: Case, mode: str) -> bool:
-    return case.direction == "forward" and case.group != "scaling" and (mode != QUICK or case.group == "block")
+    return case.direction == "forward" and (mode != QUICK or case.group == "block")
 
 
 CANDIDATES = (
     Candidate(EAGER, _plain("eager")),
     Candidate(OURS, _plain("ours")),
-    Candidate("eager, contiguous", _plain("eager", contiguous=True), _not_scaling),
+    Candidate("eager, contiguous", _plain("eager", contiguous=True)),
     Candidate("torch.compile", compiled(), _compile_wanted),
     Candidate("torch.compile, max-autotune", compiled(autotune=True), _autotune_wanted),
     Candidate("OpenVINO", _openvino, _engine_wanted),

@@ -109,6 +109,7 @@ def _volumes(dtype: str, direction: str) -> list[Case]:
     found = []
     for group, kind, label, c, size, k in (
         *(("dwconv3d", "dwconv3d", "", *volume) for volume in VOLUMES),
+        ("dwconv3d", "dwconv3d_transposed", "up ", VOLUMES[1][0], VOLUMES[1][1] // 2, VOLUMES[1][2]),
         ("block", "mednext", "MedNeXt ", *VOLUMES[1]),
     ):
         build = partial(_build, "op", kind, 1, c, size, size, k, size)

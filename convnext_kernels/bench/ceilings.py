@@ -1,71 +1,113 @@
-"""The measured ceilings of this machine, arithmetic and memory rates: the roofs of the roofline."""
+"""The least work of a case, the measured ceilings of this machine, and which share of them a time reaches.
 
+FLOPs are 2 x the multiply-adds of convolutions and matmuls, without normalisation, GELU and sums, as
+`torch.utils.flop_counter` counts them, on shapes alone. The ConvNeXt papers publish multiply-adds. Bytes are the least
+traffic between memory and chip, with everything else kept on the chip: input and output activations once, parameters
+once.
+"""
+
+import copy
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from convnext_kernels.backends.cpu import native
+from convnext_kernels.bench.candidates import DTYPES, tf32
 from convnext_kernels.bench.timing import pinned
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from convnext_kernels.bench.work import Work
 
 SECONDS = 0.15  # for each rate
 SIDE = 1536  # of the square matrices that PyTorch multiplies on a CPU
 CUDA_SIDE = 8192
 COPY_BYTES = 2**30  # of a GPU copy, read and written together
-
-
-def _rate(call: Callable[[], object], amount: float) -> float:
-    """`amount` over the time of the fastest call, after a warm-up call."""
-    call()
-    best, end = float("inf"), time.perf_counter() + SECONDS
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
-    return amount / best
-
-
-def _matmul(dtype: str, side: int, device: str) -> "Callable[[], Tensor]":
-    import torch
-
-    from convnext_kernels.bench.candidates import DTYPES, tf32
-
-    a, b = (torch.randn(side, side, device=device, dtype=DTYPES[dtype]) for _ in range(2))
-
-    def call() -> "Tensor":
-        with tf32(dtype == "tf32"):
-            y = a @ b
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return y
-
-    return call
-
-
-def _copy(count: int, device: str) -> float:
-    """Bytes per second of PyTorch's copy of `count` bytes, read and written."""
-    import torch
-
-    source = torch.empty(count, dtype=torch.int8, device=device)
-    target = torch.empty_like(source)
-
-    def copy() -> None:
-        target.copy_(source)
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    return _rate(copy, 2 * count)
-
-
 KINDS = {  # of loops in the extension: the ceiling, and how it was measured
     "fma_fp32": ("fp32", "fp32 multiply-adds in registers"),
     "dot_bf16": ("bf16", "bf16 dot products (VDPBF16PS) in registers"),
     "tile_bf16": ("bf16", "bf16 AMX tile products in registers"),
 }
+
+
+@dataclass(frozen=True)
+class Work:
+    """The least work of one call. Fields without `flops` in their names count elements."""
+
+    flops: int
+    depthwise_flops: int  # part of `flops`
+    x: int  # the input, which a backward pass reads again
+    others: int  # other activations read and written
+    parameters: int
+    padding_flops: int = 0  # part of `depthwise_flops`: taps outside the image, which a kernel may skip
+
+    def bytes(self, element: int) -> int:
+        """Least bytes, with `element` bytes per element."""
+        return element * (self.x + self.others + self.parameters)
+
+    def training(self) -> "Work":
+        """Forward and backward: the backward pass has two matmuls, dgrad and wgrad, for each of the forward pass.
+
+        It writes the gradients of what the forward pass reads, reads the gradients of what that writes, and reads x
+        again. Parameters are read twice and their gradients written.
+        """
+        flops = (3 * self.flops, 3 * self.depthwise_flops)
+        return Work(*flops, self.x, 2 * (self.x + self.others), 3 * self.parameters, 3 * self.padding_flops)
+
+
+def _inside(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """Taps inside the image, along one axis, of all outputs."""
+    places = (i * stride - padding + tap * dilation for i in range(out) for tap in range(kernel))
+    return sum(0 <= place < size for place in places)
+
+
+def count(module: nn.Module, inputs: Sequence[Tensor]) -> Work:
+    """Count a forward pass of `module` with `inputs`; the first one is x."""
+    meta = copy.deepcopy(module).to("meta").eval()
+    inputs = [x.detach().to("meta") for x in inputs]
+    depthwise, padding = [0], [0]
+
+    def watch(conv: nn.Module, arguments: tuple[Tensor, ...], y: Tensor) -> None:
+        if conv.groups == conv.in_channels == conv.out_channels:
+            sides = zip(arguments[0].shape[2:], y.shape[2:], conv.kernel_size, strict=True)
+            steps = zip(conv.stride, conv.padding, conv.dilation, strict=True)
+            inside = [_inside(*side, *step) for side, step in zip(sides, steps, strict=True)]
+            flops = 2 * y.numel() * math.prod(conv.kernel_size)
+            depthwise[0] += flops
+            padding[0] += flops - 2 * y.shape[0] * y.shape[1] * math.prod(inside)
+
+    for conv in meta.modules():
+        if isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            conv.register_forward_hook(watch)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        y = meta(*inputs)
+    outputs = y.values() if isinstance(y, dict) else (y,)
+    others = sum(t.numel() for t in (*inputs[1:], *outputs))
+    parameters = sum(p.numel() for p in meta.parameters())
+    return Work(counter.get_total_flops(), depthwise[0], inputs[0].numel(), others, parameters, padding[0])
+
+
+def _rate(call: Callable[[], object], amount: float, device: str) -> float:
+    """`amount` over the time of the fastest call, after a warm-up call."""
+    best, end = float("inf"), None
+    while end is None or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        if end is None:
+            end = time.perf_counter() + SECONDS
+        else:
+            best = min(best, time.perf_counter() - start)
+    return amount / best
+
+
+def _matmul_rate(dtype: str, side: int, device: str) -> float:
+    a, b = (torch.randn(side, side, device=device, dtype=DTYPES[dtype]) for _ in range(2))
+    with tf32(dtype == "tf32"):
+        return _rate(lambda: a @ b, 2 * side**3, device)
 
 
 def measure(device: str) -> dict[str, object]:
@@ -80,12 +122,8 @@ def measure(device: str) -> dict[str, object]:
 
 
 def _measure(device: str) -> dict[str, object]:
-    import torch
-
-    from convnext_kernels.backends.cpu import native
-
     dtypes, side = (("fp32", "bf16"), SIDE) if device == "cpu" else (("fp32", "tf32", "bf16", "fp16"), CUDA_SIDE)
-    flops = {dtype: _rate(_matmul(dtype, side, device), 2 * side**3) for dtype in dtypes}
+    flops = {dtype: _matmul_rate(dtype, side, device) for dtype in dtypes}
     sources = dict.fromkeys(flops, f"PyTorch's {side}x{side}x{side} matmul")
     # fp32 matmuls without TF32 run on the ordinary multiply-add units, which depthwise convolutions use too.
     flops["vector"], sources["vector"] = flops["fp32"], sources["fp32"]
@@ -93,7 +131,8 @@ def _measure(device: str) -> dict[str, object]:
         size = COPY_BYTES // 2 if device == "cuda" else 2**27
         sources["memory"] = f"PyTorch's copy of {size // 2**20} MiB, bytes read plus bytes written"
         sources["memory"] += "; no cache levels, because the compiled extension is missing" if device == "cpu" else ""
-        rate = _copy(size, device)
+        source, target = (torch.empty(size, dtype=torch.int8, device=device) for _ in range(2))
+        rate = _rate(lambda: target.copy_(source), 2 * size, device)
         return {"flops": flops, "memory": [{"level": "memory", "size": None, "rate": rate}], "sources": sources}
 
     extension, threads = native.extension(), torch.get_num_threads()
@@ -114,7 +153,7 @@ def _measure(device: str) -> dict[str, object]:
     return {"flops": flops, "memory": memory, "sources": sources}
 
 
-def shares(work: "Work", element: int, dtype: str, seconds: float, ceilings: dict[str, object]) -> tuple:
+def shares(work: Work, element: int, dtype: str, seconds: float, ceilings: dict[str, object]) -> tuple:
     """Return the shares of the arithmetic ceilings and of the memory ceiling that `work` in `seconds` reaches.
 
     Depthwise convolutions are compared with the vector ceiling, because they contain no matmul, and without the taps

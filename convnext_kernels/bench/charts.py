@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from convnext_kernels.bench.results import EAGER, OURS, Record, Run
+from convnext_kernels.bench.results import OURS, Run
 from convnext_kernels.bench.tables import number
 
 if TYPE_CHECKING:
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 COLOURS = {"eager": "#8d99ae", "accelerated": "#e4572e", "best peer": "#3d5a80"}
 INK, SOFT, LINE = "#1f2933", "#5f6c7b", "#dde3ea"
-DTYPES = {"fp32": "#1d3557", "tf32": "#7b4fa3", "bf16": "#e4572e", "fp16": "#2a9d8f"}
-MARKERS = {"dwconv": "o", "mlp": "s", "block": "D", "model": "^"}
 
 
 def _axes(height: float, title: str, grid: str = "x") -> "tuple[Figure, Axes]":
@@ -85,7 +83,7 @@ def scaling_curves(run: Run) -> dict[str, dict[tuple[str, str], list[tuple[float
             found["batch"].setdefault((record.candidate, threads), []).append((record.batch, cost))
         if record.batch == 1:
             found["pixels"].setdefault((record.candidate, threads), []).append((int(size) ** 2, cost))
-    return {name: {key: sorted(points) for key, points in curves.items()} for name, curves in found.items()}
+    return found
 
 
 def scaling(run: Run) -> "list[tuple[str, Figure]]":
@@ -99,51 +97,10 @@ def scaling(run: Run) -> "list[tuple[str, Figure]]":
         for (candidate, threads), points in curves.items():
             name = "accelerated" if candidate == OURS else "eager"
             line = "--" if threads.startswith("1 ") else "-"
-            axes.plot(*zip(*points, strict=True), line, marker="o", color=COLOURS[name], label=f"{name}, {threads}")
+            points = zip(*sorted(points), strict=True)
+            axes.plot(*points, line, marker="o", color=COLOURS[name], label=f"{name}, {threads}")
         axes.set_xscale("log", base=2)
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, fontsize=8)
         found.append((f"cost by {names[kind]}", figure))
     return found
-
-
-def roofline_points(run: Run) -> list[tuple[Record, Record | None]]:
-    """Records (ours, eager) of every case that has FLOPs and a time of this package."""
-    found = [(case.get(OURS), case.get(EAGER)) for case in run.cases().values()]
-    return [
-        (ours, eager if eager is not None and eager.times else None)
-        for ours, eager in found
-        if ours is not None and ours.times and ours.flops and ours.bytes and ours.group != "scaling"
-    ]
-
-
-def roofline(run: Run) -> "Figure | None":
-    """Every case of this package under the measured roofs, joined by a line to eager; None without any."""
-    points = roofline_points(run)
-    if not points:
-        return None
-    figure, axes = _axes(5.2, "GFLOP/s by FLOP per byte of the least traffic", "both")
-    labels: dict[str, object] = {}
-    for ours, eager in points:
-        x = (ours.flops - ours.padding_flops) / ours.bytes
-        look = {"marker": MARKERS.get(ours.group, "o"), "color": DTYPES.get(ours.dtype, INK), "linestyle": ""}
-        label = f"{ours.group}, {ours.dtype}"
-        labels[label] = axes.plot(x, ours.needed_gflops, markersize=5, label=label, zorder=3, **look)[0]
-        if eager is not None:
-            axes.plot(x, eager.needed_gflops, markersize=3, fillstyle="none", **look)
-            axes.plot([x, x], [eager.needed_gflops, ours.needed_gflops], color=look["color"], linewidth=0.4)
-    axes.set(xscale="log", yscale="log")
-    left, right = axes.get_xlim()
-    flops = {name: rate / 1e9 for name, rate in run.ceilings.get("flops", {}).items()}
-    top = max(flops.values(), default=math.inf)
-    for name, rate in flops.items():
-        style = "--" if name == "vector" else "-"
-        text = f"{'fp32 without matrix units' if name == 'vector' else name}: {number(rate)} GFLOP/s"
-        labels[text] = axes.axhline(rate, color=DTYPES.get(name, SOFT), linestyle=style, linewidth=1.1, label=text)
-    for level in run.ceilings.get("memory", []):
-        rate, end = level["rate"] / 1e9, min(right, top / (level["rate"] / 1e9))
-        text = f"{level['level']}: {number(rate)} GB/s"
-        style = {"linewidth": 1.1, "linestyle": {"L2": "-.", "L3": ":"}.get(level["level"], "-")}
-        labels[text] = axes.plot([left, end], [left * rate, end * rate], color=SOFT, label=text, **style)[0]
-    figure.legend(handles=list(labels.values()), frameon=False, fontsize=7.5, ncols=3, loc="outside lower left")
-    return figure

@@ -52,6 +52,8 @@ KINDS = (  # (op, label, arguments of the workload after the shape); those of th
     ("block", " V1 K11", (False, 11)),
     ("dwconv3d", " K3 depth 4", (3, 4)),
     ("dwconv3d", " K5 depth 3 stride 2", (5, 3, 2)),
+    ("dwconv3d_transposed", " K5 depth 3", (5, 3)),
+    ("layernorm", " RMS", ("rms",)),
 )
 Backend = tuple[str, Callable[[], AbstractContextManager]]
 

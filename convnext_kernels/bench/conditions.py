@@ -87,24 +87,21 @@ class Course:
 
 def clocks(device: str) -> dict[str, object]:
     """Clocks and their governor (CPU), or clocks, power limit and reasons for lower clocks (GPU), if they are shown."""
-    found: dict[str, object] = {}
     if device == "cuda":
         query = "clocks.sm,clocks.max.sm,clocks.mem,power.limit,clocks_event_reasons.active"
         command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
         with suppress(OSError, subprocess.SubprocessError):
             printed = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
-            values = printed.partition("\n")[0].split(",")
-            found = {name: value.strip() for name, value in zip(query.split(","), values, strict=False)}
-        return found
-    with suppress(ModuleNotFoundError):
+            values = map(str.strip, printed.partition("\n")[0].split(","))
+            return dict(zip(query.split(","), values, strict=False))
+        return {}
+    found: dict[str, object] = {}
+    with suppress(ImportError, AttributeError, OSError):
         import psutil
 
-        frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
-        if frequency is not None:
-            found["MHz"] = frequency.current
-    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    if governor.exists():
-        found["governor"] = governor.read_text().strip()
+        found["MHz"] = psutil.cpu_freq().current
+    with suppress(OSError):
+        found["governor"] = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
     return found
 
 
@@ -112,25 +109,25 @@ def collect(device: str) -> dict[str, object]:
     """Threads, pinning, allocator and clocks, and "warnings": a line for every condition that disturbs the figures."""
     import torch
 
-    warnings = []
+    warnings, kept = [], glibc() is not None
     with pinned() as (cpus, why_not):
         pass
     if why_not and not why_not.startswith("left to"):
         warnings.append(f"threads are not pinned: {why_not}")
-    if glibc() is None:
+    if not kept:
         warnings.append("the C library is not glibc: page faults of large temporaries count, and slow eager down most")
+    if importlib.util.find_spec("psutil") is None:
+        warnings.append("the load of the machine is unknown: psutil is not installed (pip install psutil)")
     idle = Course()
     with idle.watch():
         time.sleep(0.5)
-    others = idle.others / idle.total if idle.total else 0.0
-    if importlib.util.find_spec("psutil") is None:
-        warnings.append("the load of the machine is unknown: psutil is not installed (pip install psutil)")
+    others = idle.summary().get("others", 0.0)
     if others > BUSY:
         warnings.append(f"at the start other processes used {others:.0%} of the CPU time")
     found = clocks(device)
     if found.get("governor", "performance") != "performance":
         warnings.append(f"the governor of the CPU clock is {found['governor']!r}, expected 'performance'")
-    allocator = "glibc keeps freed memory (mallopt)" if glibc() else f"default of {platform.system()}"
+    allocator = "glibc keeps freed memory (mallopt)" if kept else f"default of {platform.system()}"
     return {
         "threads": torch.get_num_threads(),
         "pinned": cpus or None,

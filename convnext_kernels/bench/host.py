@@ -18,7 +18,9 @@ BURST = 10  # calls of a block without waiting for the GPU: their launches must 
 KINDS = ("block V1", "block V2", "ConvNeXt-T")
 
 
-def _minimum(call: Callable[[], object], calls: int, device: str) -> float:
+def minimum(call: Callable[[], object], calls: int, device: str = "cpu") -> float:
+    """Seconds of a call, of the fastest loop of `calls`."""
+
     def wait() -> None:
         if device == "cuda":
             torch.cuda.synchronize()
@@ -40,11 +42,7 @@ def unit() -> float:
     """Seconds of ten ``torch.add`` of one element."""
     a, b = torch.zeros(1), torch.zeros(1)
 
-    def ten() -> None:
-        for _ in range(10):
-            torch.add(a, b)
-
-    return _minimum(ten, 10, "cpu")
+    return minimum(lambda: [torch.add(a, b) for _ in range(10)], 10)
 
 
 def _pair(kind: str) -> tuple[nn.Module, nn.Module]:
@@ -78,5 +76,5 @@ def measure(kind: str, training: bool, device: str, dtype: torch.dtype) -> dict[
             torch.autograd.grad(module(inputs[0]), inputs, dy)
 
         calls = 1 if kind == "ConvNeXt-T" else BURST
-        found[name] = _minimum(step if training else forward, calls, device)
+        found[name] = minimum(step if training else forward, calls, device)
     return found

@@ -2,11 +2,13 @@
 
 import gc
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from convnext_kernels import dispatch
 from convnext_kernels.bench import ceilings, workloads
 from convnext_kernels.bench.candidates import CANDIDATES, DTYPES, Call, Candidate, Prepared, Step, quiet, tf32
 from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, Case
+from convnext_kernels.bench.ceilings import Work, count
 from convnext_kernels.bench.conditions import Course
 from convnext_kernels.bench.numerics import PEER_SLACK, judge
 from convnext_kernels.bench.results import (
@@ -29,8 +32,7 @@ from convnext_kernels.bench.results import (
     Unavailable,
     is_ours,
 )
-from convnext_kernels.bench.timing import Times, interleave, pinned, steady_allocator
-from convnext_kernels.bench.work import Work, count
+from convnext_kernels.bench.timing import Times, glibc, interleave, pinned, steady_allocator
 from convnext_kernels.bench.workloads import Workload
 from convnext_kernels.spec import OPS, BackendError, OpSpec
 from convnext_kernels.tuning.cache import generation
@@ -82,7 +84,8 @@ def check_memory(case: Case, workload: Workload, device: str) -> None:
 
 def prepare(case: Case, device: str, step: type[Step] = Step) -> Prepared:
     """Build the modules and inputs of a case in its dtype, on `device`; raises `Unavailable` without enough memory."""
-    workload, dtype = case.build(), DTYPES[case.dtype]
+    workload = case.build()
+    dtype = torch.float32 if workload.autocast else DTYPES[case.dtype]
     check_memory(case, workload, device)
     layout = workload.channels_last
     eager, ours = (
@@ -129,6 +132,40 @@ def saved_bytes(step: Step) -> int:
     return sum(kept.values())
 
 
+def resident(name: str = "VmRSS") -> int:
+    """Bytes of this process that are resident now (VmRSS), or the largest since `reset_peak` (VmHWM). Linux only."""
+    text = Path("/proc/self/status").read_text()
+    return int(re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE).group(1)) * 1024
+
+
+def reset_peak() -> int:
+    """Return freed memory to the system and let the peak begin at what is resident now; returns that. Linux only."""
+    gc.collect()
+    if (libc := glibc()) is not None:
+        libc.malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident()
+
+
+def peak_growth(call: Callable[[], object], device: str) -> int | None:
+    """Growth of the memory in bytes while `call` runs: see `resident`, on a GPU what PyTorch's allocator holds.
+
+    None on other systems than Linux.
+    """
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        start = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - start
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    start = reset_peak()
+    call()
+    return resident("VmHWM") - start
+
+
 def launches(call: Call) -> int | None:
     """Number of kernels that one call launches on the GPU; None where the profiler does not work (a container)."""
     from torch.profiler import ProfilerActivity, profile
@@ -172,7 +209,8 @@ class Session:
 
     def wanted(self, case: Case) -> list[Candidate]:
         """The candidates of a case, available or not."""
-        return [c for c in self.candidates if c.wanted(case, self.mode) and (case.group != "rival" or c.name != OURS)]
+        found = [c for c in self.candidates if c.wanted(case, self.mode) and (case.group != "rival" or c.name != OURS)]
+        return [c for c in found if case.group != "scaling" or c.name in (EAGER, OURS)]
 
     def measure(self, case: Case, on_step: Callable[[str], None] = lambda _: None, timed: bool = True) -> list[Record]:
         """Check a case and time it; returns a record for each candidate, in which errors are recorded, not raised."""

@@ -52,7 +52,8 @@ class Judgement:
         return not self.reason
 
 
-def _allowed(eager_error: float, size: float, dtype: torch.dtype) -> float:
+def allowed(eager_error: float, size: float, dtype: torch.dtype) -> float:
+    """The error that is allowed beside an error of eager, for a tensor whose largest (rms) magnitude is `size`."""
     return 2 * eager_error + FLOOR[dtype] * torch.finfo(dtype).eps * size
 
 
@@ -107,7 +108,7 @@ def judge(
     for name, truth in reference.items():
         different = _different(truth, eager[name], result[name])
         if different:
-            return Judgement(math.nan, _allowed(0, 1, dtype), f"{name}: {different}")
+            return Judgement(math.nan, allowed(0, 1, dtype), f"{name}: {different}")
         if not truth.numel():
             continue
         finite = truth.to(eager[name].dtype).isfinite()
@@ -116,14 +117,11 @@ def judge(
         sizes = (max(size, scale, _TINY) for size in _magnitudes(truth, finite))
         rows += zip((f"{name}: largest", f"{name}: rms"), errors, eagers, sizes, strict=True)
     usual = [statistics.median(e / size for _, _, e, size in rows[k::2]) for k in range(2) if rows]
-    found = [(0.0, Judgement(0, _allowed(0, 1, dtype)))]
+    found = [(0.0, Judgement(0, allowed(0, 1, dtype)))]
     for k, (what, error, e, size) in enumerate(rows):
-        allowed = slack * _allowed(max(e, usual[k % 2] * size), size, dtype)
-        reason = (
-            f"{what} error {error:.3g} against fp64, allowed {allowed:.3g}; eager's is {e:.3g}, the size {size:.3g}"
-        )
-        judgement = Judgement(error / size, allowed / size, "" if error <= allowed else reason)
-        found.append((error / allowed, judgement))
+        most = slack * allowed(max(e, usual[k % 2] * size), size, dtype)
+        reason = f"{what} error {error:.3g} against fp64, allowed {most:.3g}; eager's is {e:.3g}, the size {size:.3g}"
+        found.append((error / most, Judgement(error / size, most / size, "" if error <= most else reason)))
     return max(found, key=lambda pair: pair[0])[1]
 
 
@@ -135,30 +133,6 @@ def _judge_alone(reference: Mapping[str, Tensor], result: Mapping[str, Tensor], 
     name = max(errors, key=lambda k: (not errors[k] <= bound, errors[k]))
     reason = f"{name}: largest error {errors[name]:.3g} of the largest fp64 value, allowed {bound:.3g}"
     return Judgement(errors[name], bound, "" if errors[name] <= bound else reason)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Largest absolute differences over all elements; NaN if a result contains NaN."""
-
-    difference: float  # of accelerated and eager
-    relative: float  # the same over the largest |fp64 value|
-    eager_error: float  # against fp64
-    accelerated_error: float  # against fp64
-    allowed: float  # what RULE allows for accelerated_error
-    reason: str = ""  # how RULE is broken, by the largest or the root mean square error; "" if it holds
-
-
-def compare(reference: Tensor, eager: Tensor, accelerated: Tensor, name: str = "logits") -> Comparison:
-    """Compare the outputs (`name`) of two models of the same dtype with those of an fp64 `reference`."""
-    difference, eager_error, error = (
-        (a.double() - b.double()).abs().max().item()
-        for a, b in ((accelerated, eager), (eager, reference), (accelerated, reference))
-    )
-    size = reference.abs().max().item()
-    judgement = judge({name: reference}, {name: eager}, {name: accelerated}, eager.dtype)
-    allowed = _allowed(eager_error, size, eager.dtype)
-    return Comparison(difference, difference / size, eager_error, error, allowed, judgement.reason)
 
 
 @dataclass(frozen=True)
@@ -185,7 +159,7 @@ def compare_top5(reference: Tensor, eager: Tensor, accelerated: Tensor) -> list[
         if not exchanged:
             verdict = "same"
         else:
-            bridge = 2 * _allowed((a - truth).abs().max().item(), size, eager.dtype)
+            bridge = 2 * allowed((a - truth).abs().max().item(), size, eager.dtype)
             tied = all(bool((truth[i] - truth[j]).abs() <= bridge) for i, j in exchanged)
             verdict = "tie" if tied else "different"
         found.append(Top5(best_a, best_b, verdict))

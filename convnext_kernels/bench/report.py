@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convnext_kernels.bench import charts, page
-from convnext_kernels.bench.page import Section
+from convnext_kernels.bench import charts
 from convnext_kernels.bench.results import (
     EAGER,
     FAILED,
@@ -24,7 +23,17 @@ from convnext_kernels.bench.results import (
     is_ours,
     ratio,
 )
-from convnext_kernels.bench.tables import Table, machine, number, short, speedup
+from convnext_kernels.bench.tables import (
+    Section,
+    Table,
+    date,
+    machine,
+    number,
+    report_missing,
+    short,
+    speedup,
+    write_page,
+)
 
 NAME = "report.html"
 SHORT = {"torch.compile": "compile", "torch.compile, max-autotune": "autotune", "ONNX Runtime": "ORT"}  # in 80 columns
@@ -37,11 +46,6 @@ HOW = (
     'moved once. "of arithmetic": the time that the FLOPs need at the measured ceilings, over the measured time; '
     'depthwise convolutions are compared with the ceiling without matrix units. "of memory": the same for the least '
     "bytes, at the rate of the smallest memory level that holds them.",
-)
-ROOFLINE = (
-    "Filled: convnext_kernels; hollow, joined by a thin line: eager in the same case. A point above the memory line "
-    "has its working set in a cache. Taps outside the image are not counted here. LayerNorm has 0 FLOPs, so it is not "
-    "shown."
 )
 
 
@@ -90,20 +94,18 @@ def machine_name(run: Run) -> str:
     return str(found[0]).partition(",")[0] if run.device == "cuda" and found else run.machine["cpu"]["name"]
 
 
-def _share(found: Record) -> float:
-    """Error over the allowed error; infinite for NaN, so that NaN counts as the largest."""
+def error_share(found: Record) -> float | None:
+    """Error over the allowed error, infinite for NaN, so that NaN counts as the largest; None without both."""
+    if found.error is None or found.allowed_error is None:
+        return None
     if not found.allowed_error:
         return 0.0 if found.error == 0 else math.inf
     share = found.error / found.allowed_error
     return math.inf if math.isnan(share) else share
 
 
-def error_share(found: Record) -> str:
-    """Format the error over the allowed error."""
-    if found.error is None or found.allowed_error is None:
-        return ""
-    share = _share(found)
-    return "NaN" if math.isnan(found.error) else ">100" if share > 100 else f"{share:.2f}"
+def _shown(share: float | None) -> str:
+    return "" if share is None else ">100" if share > 100 else f"{share:.2f}"
 
 
 def _to(case: Case, other: Record | None) -> str:
@@ -153,9 +155,8 @@ def checks(run: Run) -> Table:
     rows = []
     for key, group in found.items():
         counts = Counter("bad" if check.status in (WRONG, FAILED) else check.status for check in group)
-        worst = max((check for check in group if check.error is not None), key=_share, default=None)
-        counted = (str(counts[name]) for name in (OK, "bad", UNAVAILABLE))
-        rows.append((*key, *counted, "" if worst is None else error_share(worst)))
+        worst = max((share for share in map(error_share, group) if share is not None), default=None)
+        rows.append((*key, *(str(counts[name]) for name in (OK, "bad", UNAVAILABLE)), _shown(worst)))
     columns = ("op", "backend", "dtype", "passed", "failed", "unsupported", "largest error / allowed")
     return Table("Errors against fp64: forward, inference, gradients", columns, rows)
 
@@ -173,29 +174,38 @@ def absences(run: Run) -> list[str]:
     return [f"{line} ({count} case{'s' * (count > 1)})" for line, count in counts.items()] + run.not_run
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.0f}%"
-
-
 def everything(run: Run, group: str) -> Table:
-    """Every record of a group with times."""
+    """Every record of a group with times; columns without any value are left out."""
+
+    def percent(value: float | None) -> str:
+        return "" if value is None else f"{100 * value:.0f}%"
+
     rows = []
     for name, case in run.cases().items():
         for r in case.values() if first(case).group == group else ():
             if r.times is None:
                 continue
             against = ratio(case, r.candidate) if r.candidate != OURS else None
-            compared = "" if against is None else speedup(against.value)
-            between = "" if against is None else f"{against.low:.2f}-{against.high:.2f}"
-            measured = (number(r.times.median), number(r.times.minimum), f"±{100 * r.times.spread:.1f}%")
-            rates = (number(r.gflops), number(r.gbytes), _percent(r.compute_share), _percent(r.memory_share))
-            kept = "" if r.saved_bytes is None else number(r.saved_bytes / 2**20)
-            rest = (kept, "" if r.launches is None else str(r.launches), r.backend or "")
-            rows.append((name, r.candidate, *measured, compared, between, error_share(r), *rates, *rest))
-    columns = ("case", "candidate", "median ms", "min ms", "spread", "ours is", "in rounds", "error / allowed")
-    columns += ("GFLOP/s", "GB/s", "of arithmetic", "of memory", "kept MiB", "launches", "backend")
-    used = [i for i in range(len(columns)) if any(row[i] for row in rows)]
-    return Table(group, tuple(columns[i] for i in used), [tuple(row[i] for i in used) for row in rows])
+            row = {
+                "case": name,
+                "candidate": r.candidate,
+                "median ms": number(r.times.median),
+                "min ms": number(r.times.minimum),
+                "spread": f"±{100 * r.times.spread:.1f}%",
+                "ours is": "" if against is None else speedup(against.value),
+                "in rounds": "" if against is None else f"{against.low:.2f}-{against.high:.2f}",
+                "error / allowed": _shown(error_share(r)),
+                "GFLOP/s": number(r.gflops),
+                "GB/s": number(r.gbytes),
+                "of arithmetic": percent(r.compute_share),
+                "of memory": percent(r.memory_share),
+                "kept MiB": "" if r.saved_bytes is None else number(r.saved_bytes / 2**20),
+                "launches": "" if r.launches is None else str(r.launches),
+                "backend": r.backend or "",
+            }
+            rows.append(row)
+    used = [column for column in rows[0] if any(row[column] for row in rows)] if rows else []
+    return Table(group, tuple(used), [tuple(row[column] for column in used) for row in rows])
 
 
 def _summary(run: Run) -> Table:
@@ -233,28 +243,26 @@ def _figures(run: Run) -> list[Section]:
     ratios, rates = [], []
     for (group, direction, dtype, batch), cases in by(run, lambda r: (r.group, r.direction, r.dtype, r.batch)).items():
         title = f"{group}, {dtype}, batch {batch}, {direction}"
-        labels = [first(case).what for case in cases]
+        labels, peers = [first(case).what for case in cases], [best_peer(case) for case in cases]
         if group in ("model", "rival"):
-            trio = [(case.get(EAGER), best_peer(case), case.get(OURS)) for case in cases]
-            values = [[None if r is None else r.images_per_second for r in three] for three in trio]
-            names = ("eager", "best peer", "accelerated")
-            rates.append(
-                (title, charts.bars("images/s", labels, dict(zip(names, zip(*values, strict=True), strict=True))))
-            )
-        if group in ("rival", "scaling") or not summarise(cases).cases:
-            continue
-        peers = [best_peer(case) for case in cases]
-        found = [(ratio(case), peer and ratio(case, peer.candidate)) for case, peer in zip(cases, peers, strict=True)]
-        series = dict(zip(("eager", "best peer"), zip(*found, strict=True), strict=True))
-        values = {name: [each and each.value for each in all_] for name, all_ in series.items()}
-        ratios.append((title, charts.bars("ours compared with", labels, values, speedup, ratios=True)))
-    roofline = charts.roofline(run)
-    scaling = charts.scaling(run)
+            by_name = {
+                "eager": [case.get(EAGER) for case in cases],
+                "best peer": peers,
+                "accelerated": [case.get(OURS) for case in cases],
+            }
+            values = {name: [r and r.images_per_second for r in found] for name, found in by_name.items()}
+            rates.append((title, charts.bars("images/s", labels, values)))
+        if group not in ("rival", "scaling") and summarise(cases).cases:
+            found = {
+                "eager": [ratio(case) for case in cases],
+                "best peer": [peer and ratio(case, peer.candidate) for case, peer in zip(cases, peers, strict=True)],
+            }
+            values = {name: [each and each.value for each in all_] for name, all_ in found.items()}
+            ratios.append((title, charts.bars("ours compared with", labels, values, speedup, ratios=True)))
     return [
         Section("Speed-up of every case", [ratios] if ratios else []),
         Section("Models", [rates, models(run)] if rates else []),
-        Section("Cost by batch size and image size", [scaling] if scaling else []),
-        Section("Roofline", [[("roofline", roofline)], ROOFLINE] if roofline else []),
+        Section("Cost by batch size and image size", [found] if (found := charts.scaling(run)) else []),
     ]
 
 
@@ -305,16 +313,16 @@ def write(run: Run, folder: Path, tables: Sequence[Table] = ()) -> Path:
         Section("How it was measured", [*HOW, BENCH_RULE, _ceilings(run), Table("Conditions", ("", ""), conditions)]),
         Section("Machine", machine(run.machine)),
     ]
-    about = f"device {run.device}, mode {run.mode}, {page.date(run.created)}, {run.seconds / 60:.0f} minutes, {state}"
+    about = f"device {run.device}, mode {run.mode}, {date(run.created)}, {run.seconds / 60:.0f} minutes, {state}"
     warnings = run.conditions.get("warnings", [])
-    page.write(folder / NAME, f"Benchmark: {machine_name(run)}", about, sections, warnings, complaints(run))
+    write_page(folder / NAME, f"Benchmark: {machine_name(run)}", about, sections, warnings, complaints(run))
     return folder / NAME
 
 
 def write_if_possible(run: Run, folder: Path, tables: Sequence[Table] = ()) -> str:
     """Write the report unless a package is missing; returns a sentence about the files in `folder`."""
     results = f"results: {folder / FILE}"
-    if why_not := page.missing():
+    if why_not := report_missing():
         return f"No {NAME}: {why_not}; {results}"
     return f"Report: {write(run, folder, tables)}, {results}"
 
@@ -323,19 +331,21 @@ def candidates(run: Run, groups: Sequence[str], title: str, minima: bool = False
     """Milliseconds of every candidate, and how the fastest of ours compares with eager and with the fastest peer."""
     cases = [case for case in run.cases().values() if first(case).group in groups]
     names = list(dict.fromkeys(r.candidate for case in cases for r in case.values() if r.times is not None))
+
+    def milliseconds(record: Record | None) -> str:
+        if record is None or record.times is None:
+            return "-" if record is None else record.status
+        return number(record.times.median) + (f" ({number(record.times.minimum)})" if minima else "")
+
     rows = []
     for case in cases:
         timed = [r for r in case.values() if is_ours(r.candidate) and r.times is not None]
-        ours, peer, compared = min(timed, key=lambda r: r.times.median, default=None), best_peer(case), []
-        for other in (case.get(EAGER), peer):
-            found = None if ours is None or other is None else ratio(case | {OURS: ours}, other.candidate)
+        case_of_fastest = case | ({OURS: min(timed, key=lambda r: r.times.median)} if timed else {})
+        compared = []
+        for other in (case.get(EAGER), best_peer(case)):
+            found = None if other is None else ratio(case_of_fastest, other.candidate)
             compared.append("-" if found is None else speedup(found.value, other.candidate))
-        times = []
-        for record in (case.get(name) for name in names):
-            least = f" ({number(record.times.minimum)})" if minima and record and record.times else ""
-            times.append(
-                "-" if record is None else number(record.times.median) + least if record.times else record.status
-            )
         r = first(case)
+        times = (milliseconds(case.get(name)) for name in names)
         rows.append((f"{r.what} {r.dtype}, batch {r.batch}, {r.direction}", *times, *compared))
     return Table(title, ("ms", *names, "fastest of ours compared with eager", "with the fastest peer"), rows)

@@ -4,12 +4,11 @@ import dataclasses
 import itertools
 import json
 import math
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from convnext_kernels.bench.timing import Times
+from convnext_kernels.tuning import cache
 
 FORMAT = 1
 FILE = "results.json"
@@ -64,11 +63,6 @@ class Record:
     def gflops(self) -> float | None:
         """GFLOP/s at the median."""
         return None if self.times is None else self.flops / self.times.median / 1e6
-
-    @property
-    def needed_gflops(self) -> float | None:
-        """GFLOP/s at the median without `padding_flops`, for the roofline."""
-        return None if self.times is None else (self.flops - self.padding_flops) / self.times.median / 1e6
 
     @property
     def gbytes(self) -> float | None:
@@ -145,20 +139,6 @@ def plain(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_atomically(file: Path, text: str) -> None:
-    """Replace `file` in one step, so that a reader never sees a half-written file, even after an interruption."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, file)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
 def as_json(run: Run) -> str:
     """Return `run` as JSON text with a line for each case, each check and each value about the machine."""
     values = {"format": FORMAT, **plain(run)}
@@ -182,7 +162,7 @@ def as_json(run: Run) -> str:
 
 def save(run: Run, file: Path) -> None:
     """Write `run` as JSON to `file`; OSError if that fails."""
-    write_atomically(file, as_json(run))
+    cache.replace(file, as_json(run))
 
 
 def restored(values: dict) -> Record:

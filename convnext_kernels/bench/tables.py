@@ -1,10 +1,18 @@
-"""Numbers and tables as text: in a terminal, in Markdown and in the pages of the reports."""
+"""Numbers, tables and pages: in a terminal, in Markdown and in HTML. rich, jinja2 and matplotlib are imported late."""
 
+import datetime
+import importlib.util
+import io
 import math
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from convnext_kernels.tuning import cache
+
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.table import Table as RichTable
 
 GOOD = re.compile(r"(yes|met|.*\bfaster)$")
@@ -98,3 +106,58 @@ def machine(values: dict[str, object]) -> list[Table]:
         Table("Backends, best first", columns, rows),
         Table("Versions and machine", ("", ""), environment.rows(values)),
     ]
+
+
+class Section(NamedTuple):
+    """A part of a page: texts, tables, and lists of (caption, figure). A section without parts is left out."""
+
+    title: str
+    parts: "Sequence[str | Table | list[tuple[str, Figure]]]"
+
+
+def report_missing() -> str:
+    """Why no report can be written here, and how to change that; "" if one can."""
+    names = " and ".join(name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None)
+    return f'the report needs {names}, which is not installed: pip install "convnext-kernels[demo]"' if names else ""
+
+
+def svg(figure: "Figure") -> str:
+    """Return the figure as an inline ``<svg>`` element with real text, without prolog, metadata or a fixed size."""
+    from matplotlib import rc_context
+
+    text = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with rc_context({"svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", transparent=True, metadata=nothing)
+    found = text.getvalue()
+    found = re.sub(r'<g id="[^"]*"', "<g", found[found.index("<svg") :])  # ids must not repeat in a page
+    return re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r'\1 width="100%"', found, count=1)
+
+
+def date(created: str | None = None) -> str:
+    """A moment (ISO 8601), or now, for a reader."""
+    moment = datetime.datetime.fromisoformat(created) if created else datetime.datetime.now().astimezone()
+    return moment.strftime("%Y-%m-%d %H:%M %Z").strip()
+
+
+def write_page(
+    file: Path,
+    title: str,
+    about: str,
+    sections: Sequence[Section],
+    warnings: Sequence[str] = (),
+    failures: Sequence[str] = (),
+) -> None:
+    """Write a page to `file`; OSError if that fails. `about` is a line below the title; texts are escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("convnext_kernels.bench"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    values = {"title": title, "about": about, "sections": sections, "warnings": warnings, "failures": failures}
+    text = environment.get_template("page.html.jinja").render(**values, look=look, svg=svg)
+    cache.replace(file, text)

@@ -80,17 +80,17 @@ def settle(limit: float = 0.5) -> None:
         time.sleep(0.001)
 
 
-def _cpu_burst(function: Callable[[], object], calls: int) -> list[float]:
+def _cpu_burst(function: Callable[[], object], calls: int, clock: Callable[[], float]) -> list[float]:
     settle()
     samples = []
     for _ in range(calls):
-        start = time.perf_counter()
+        start = clock()
         function()
-        samples.append((time.perf_counter() - start) * 1e3)
+        samples.append((clock() - start) * 1e3)
     return samples
 
 
-def _cuda_burst(function: Callable[[], object], calls: int) -> list[float]:
+def _cuda_burst(function: Callable[[], object], calls: int, _clock: Callable[[], float]) -> list[float]:
     """Each call starts with its data outside L2, as in a network, and is launched while the flush still runs."""
     import torch
 
@@ -112,6 +112,7 @@ def interleave(
     bursts: bool = False,
     training: bool = False,
     device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
     on_round: Callable[[], None] = lambda: None,
 ) -> dict[str, Times]:
     """Time the candidates in turn, round by round, so that a change of the machine's speed affects all of them.
@@ -119,8 +120,8 @@ def interleave(
     Each is called WARMUP times first, and up to MOST_WARMUP times while short calls still cause page faults: glibc
     reuses an aligned block only if its address fits, which takes up to eight calls (2.36). A round times one call of
     each candidate. With `bursts` it times as many calls as BURST_CALLS and BURST_SECONDS allow, after one untimed call,
-    because that one finds the data of the candidate before in the caches. `training` enables gradients. `on_round` is
-    called after every round, WARMUP + `rounds` times in total.
+    because that one finds the data of the candidate before in the caches. `training` enables gradients. `clock` is not
+    for a GPU, which has events. `on_round` is called after every round, WARMUP + `rounds` times in total.
     """
     import torch
 
@@ -131,7 +132,7 @@ def interleave(
         for number in range(MOST_WARMUP):
             faults, start = _page_faults(), time.perf_counter()
             for name, function in candidates.items():
-                fastest[name] = min(fastest[name], *burst(function, 1))
+                fastest[name] = min(fastest[name], *burst(function, 1, clock))
             faults = _page_faults() - faults
             if number < WARMUP:
                 on_round()
@@ -142,7 +143,7 @@ def interleave(
         for _ in range(rounds):
             for name, function in candidates.items():
                 warm = calls[name] > 1
-                samples[name].append(tuple(burst(function, calls[name] + warm)[warm:]))
+                samples[name].append(tuple(burst(function, calls[name] + warm, clock)[warm:]))
             on_round()
     return {name: Times(tuple(values)) for name, values in samples.items()}
 

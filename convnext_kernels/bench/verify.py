@@ -5,22 +5,18 @@ Needs only PyTorch: `main` is the command, also on a machine without click and r
 """
 
 import argparse
-import os
 import signal
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from convnext_kernels import environment
 from convnext_kernels.bench import checks, conditions, lines, report, steps, workers
 from convnext_kernels.bench.results import FAILED, WRONG, is_ours
-from convnext_kernels.tuning import cache
 
 REPORT = Path("convnext-kernels-report/verify")
 HELP = """Check and time every kernel of this machine, the most telling first.
@@ -30,29 +26,6 @@ Without --minutes all of them run to their end: hours. Each result is appended
 to {file} at once, so nothing is lost when the run is cut.
 `convnext-kernels report` makes tables of it. Fails if a kernel is wrong."""
 BAD = (WRONG, FAILED)
-
-
-class Cut(BaseException):
-    """The run was ended by a signal."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.code = 128 + number
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """Raise `Cut` for SIGINT and SIGTERM inside."""
-
-    def cut(number: int, _frame: FrameType | None) -> None:
-        raise Cut(number)
-
-    before = {number: signal.signal(number, cut) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @dataclass
@@ -74,23 +47,21 @@ class Verify:
         """Run the steps; returns the exit code: 0, 1 (a kernel is wrong or a step failed), 128 + a signal's number."""
         self.start = time.monotonic()
         self.write = lines.Writer(self.folder / lines.FILE, self.as_json)
-        worker = workers.Worker(self.device, self.threads)
-        code = 0
         # `tune` keeps its choices in the report's folder: a run shows what the package does, not what this user's does.
-        before = os.environ.get(cache.ENVIRONMENT_VARIABLE)
-        os.environ[cache.ENVIRONMENT_VARIABLE] = str((self.folder / "cache").resolve())
+        self.cache = str((self.folder / "cache").resolve())
+        worker = workers.Worker(self.device, self.cache, self.threads)
+        code = 0
+        before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
         try:
-            with _signals():
-                self._environment(worker)
-                for name in self._steps():
-                    self._step(name, worker)
-        except Cut as cut:
-            code, self.wrong = cut.code, [*self.wrong, f"cut by {cut}"]
+            self._environment(worker)
+            for name in self._steps():
+                self._step(name, worker)
+        except (KeyboardInterrupt, SystemExit) as cut:
+            code = cut.code if isinstance(cut, SystemExit) else 128 + signal.SIGINT
+            self.wrong.append(f"cut by {signal.Signals(code - 128).name}")
         finally:
             worker.end()
-            del os.environ[cache.ENVIRONMENT_VARIABLE]
-            if before is not None:
-                os.environ[cache.ENVIRONMENT_VARIABLE] = before
+            signal.signal(signal.SIGTERM, before)
         self.write("end", "", complete=not code, reason=self.wrong[-1] if code else "")
         self.write.close()
         taken, file = time.monotonic() - self.start, self.folder / lines.FILE
@@ -139,7 +110,7 @@ class Verify:
             return
         self.say(f"{name}:")
         if name == "precompile":
-            count, done, failures = workers.run_all(todo, self.device, end or begun + steps.MOST_SECONDS)
+            count, done, failures = workers.run_all(todo, self.device, self.cache, end or begun + steps.MOST_SECONDS)
             more = {"processes": count, "failures": failures[:20]}
         else:
             done = self._items(name, todo, worker, end)

@@ -15,13 +15,15 @@ from typing import Any
 
 from convnext_kernels.bench import steps
 from convnext_kernels.bench.results import plain
+from convnext_kernels.tuning import cache
 
 MOST_PROCESSES = 16
 DONE, END = "done", "end"  # what a process says after an item: ready for the next one, or not usable any more
 
 
-def _serve(pipe: connection.Connection, device: str, threads: int | None, compilers: int | None) -> None:
+def _serve(pipe: connection.Connection, device: str, folder: str, threads: int | None, compilers: int | None) -> None:
     """The process that runs items, until its parent ends."""
+    os.environ[cache.ENVIRONMENT_VARIABLE] = folder
     os.dup2(2, 1)  # stdout belongs to the results
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C reaches the parent alone; what this process starts can be ended with it
@@ -64,10 +66,13 @@ def _kill(pid: int) -> None:
 
 
 class Worker:
-    """A process that runs items; it starts with the first one and again after it was ended."""
+    """A process that runs items; it starts with the first one and again after it was ended.
 
-    def __init__(self, device: str, threads: int | None = None, compilers: int | None = None) -> None:
-        self.settings = device, threads, compilers
+    `folder`: where the choices of `tune` are kept.
+    """
+
+    def __init__(self, device: str, folder: str, threads: int | None = None, compilers: int | None = None) -> None:
+        self.settings = device, folder, threads, compilers
         self.process: Any = None
         self.pipe: Any = None
         self.busy = False
@@ -124,14 +129,14 @@ class Worker:
         self.process, self.busy = None, False
 
 
-def run_all(todo: list[steps.Item], device: str, end: float) -> tuple[int, int, list[str]]:
+def run_all(todo: list[steps.Item], device: str, folder: str, end: float) -> tuple[int, int, list[str]]:
     """Run items in parallel processes until `end` (``time.monotonic()``).
 
     Returns the number of processes, how many items were done, and the reasons of those that failed.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = max(1, min(MOST_PROCESSES, cores, len(todo)))
-    workers = [Worker(device, 1, max(1, cores // count)) for _ in range(count)]
+    workers = [Worker(device, folder, 1, max(1, cores // count)) for _ in range(count)]
     left, failures, done = list(reversed(todo)), [], 0
     busy: dict[Any, tuple[Worker, steps.Item]] = {}
 

@@ -14,7 +14,7 @@ from convnext_kernels import FusedConvNeXtBlock, FusedConvNeXtBlock1d, accelerat
 from convnext_kernels.models import create_model
 from convnext_kernels.nn import DepthwiseConv2d, DepthwiseConv3d, FusedSequential, GlobalResponseNorm, LayerNorm2d
 from convnext_kernels.nn.block1d import AdaLayerNorm
-from convnext_kernels.nn.layers import PatchDownsample2d, WideningConv2d
+from convnext_kernels.nn.layers import PatchDownsample2d, RMSNorm2d, WideningConv2d
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Workload:
 
     eager: nn.Module
     ours: nn.Module | None  # None: a model in which this package replaces nothing
-    inputs: tuple[Tensor, ...]  # (N, C, H, W) or (N, C, D, H, W) fp32
+    inputs: tuple[Tensor, ...]  # (N, C, H, W) or (N, C, D, H, W) fp32; others may follow
+    autocast: bool = False  # its modules use autocast, and keep their parameters in fp32
 
     @property
     def channels_last(self) -> torch.memory_format:
@@ -47,8 +48,23 @@ class EagerDwconv3d(nn.Conv3d):
         super().__init__(channels, channels, kernel, stride, kernel // 2, groups=channels)
 
 
+class EagerTransposed3d(nn.ConvTranspose3d):
+    """PyTorch's depthwise transposed convolution, which doubles each side of a volume (MedNeXt)."""
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__(channels, channels, kernel, 2, kernel // 2, 1, channels)
+
+
 class EagerLayerNorm2d(nn.LayerNorm):
     """LayerNorm over the channels of (N, C, H, W), as torchvision's ConvNeXt writes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H, W)."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class EagerRMSNorm2d(nn.RMSNorm):
+    """The same with RMSNorm."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H, W)."""
@@ -245,7 +261,7 @@ def initialise(model: nn.Module, seed: int = 0) -> None:
             kind = type(module).__name__.lower()
             is_grn = "grn" in kind or "globalresponse" in kind
             for name, parameter in module.named_parameters(recurse=False):
-                if isinstance(module, nn.Conv2d | nn.Conv3d | nn.Linear) and name == "weight":
+                if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose3d | nn.Linear) and name == "weight":
                     fan_in = parameter[0].numel()
                     parameter.normal_(0, 1 / math.sqrt(fan_in), generator=generator)
                 elif is_grn:
@@ -262,6 +278,7 @@ def _images(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
+NORMS2D = {"layer": (EagerLayerNorm2d, LayerNorm2d), "rms": (EagerRMSNorm2d, RMSNorm2d)}
 # The modules of each op, plain PyTorch's and ours, by the channels and the options that follow the shape.
 PAIRS: dict[str, Callable[..., tuple[nn.Module, nn.Module]]] = {
     "dwconv": lambda c, kernel, dilation=1, stride=1: (
@@ -272,7 +289,11 @@ PAIRS: dict[str, Callable[..., tuple[nn.Module, nn.Module]]] = {
         EagerDwconv3d(c, kernel, stride),
         DepthwiseConv3d(c, kernel, stride=stride),
     ),
-    "layernorm": lambda c: (EagerLayerNorm2d(c, eps=1e-6), LayerNorm2d(c)),
+    "dwconv3d_transposed": lambda c, kernel, _depth: (
+        EagerTransposed3d(c, kernel),
+        accelerate(EagerTransposed3d(c, kernel)),
+    ),
+    "layernorm": lambda c, norm="layer": tuple(kind(c, eps=1e-6) for kind in NORMS2D[norm]),
     "grn": lambda c: (EagerGRN2d(c), GlobalResponseNorm(c)),
     "mlp": lambda c, use_grn: (EagerMlp(c, use_grn), FusedMlp(c, use_grn)),
     "block": lambda c, use_grn, kernel=7, norm="layer", activation="gelu": (
@@ -291,7 +312,7 @@ def op(name: str, n: int, c: int, h: int, w: int, *options: object) -> Workload:
     eager, ours = PAIRS[name](c, *options)
     initialise(eager)
     ours.load_state_dict(eager.state_dict())
-    shape = (n, c, options[1], h, w) if name in ("dwconv3d", "mednext") else (n, c, h, w)
+    shape = (n, c, options[1], h, w) if name in ("dwconv3d", "dwconv3d_transposed", "mednext") else (n, c, h, w)
     inputs = tuple(_images(*shape) for _ in range(2 if name == "mlp" else 1))  # mlp: x and the residual
     return Workload(eager.eval(), ours.eval(), inputs)
 

@@ -28,7 +28,6 @@ GROUPS = {
     },
     "Set up": {
         "tune": ("--model convnext_tiny", "Time every kernel of a model and keep the fastest."),
-        "completion": ("bash", "Print the completion script of a shell."),
     },
 }
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}

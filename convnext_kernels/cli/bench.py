@@ -64,11 +64,8 @@ def finish(run: "Run", folder: Path | None, as_json: bool) -> None:
         click.echo(report.write_if_possible(run, folder), err=as_json)
     bad = [r for r in run.records if r.candidate == OURS and r.status in (WRONG, FAILED)]
     if bad:
-        count = len({r.case for r in run.records})
-        raise click.ClickException(
-            f"convnext_kernels is wrong or failed in {len(bad)} of {count} cases; the first is {bad[0].case}: "
-            f"{bad[0].reason}"
-        )
+        what = f"wrong or failed in {len(bad)} of {len({r.case for r in run.records})} cases"
+        raise click.ClickException(f"convnext_kernels is {what}; the first is {bad[0].case}: {bad[0].reason}")
 
 
 @click.command("bench")
@@ -81,28 +78,27 @@ def finish(run: "Run", folder: Path | None, as_json: bool) -> None:
     shell_complete=options.complete(lambda: [case.name for case in select(FULL)]),
     help="Only cases with this in their name, e.g. block or 'dwconv/K7*'.",
 )
-@click.option("--list", "as_list", is_flag=True, help="Print the names of the cases and exit.")
+@click.option(
+    "--list",
+    "as_list",
+    is_flag=True,
+    is_eager=True,
+    callback=options.no_report,
+    help="Print the names of the cases and exit.",
+)
 @options.threads
-@options.auto_device
-@options.report(Path("convnext-kernels-report/bench"), "Folder for report.html and results.json.")
-@click.option("--no-report", is_flag=True, help="Write no files.")
+@options.device()
+@options.report(Path("convnext-kernels-report/bench"), "Folder for report.html and results.json.", FILE)
 @options.as_json
 def command(
-    mode: str | None,
-    only: tuple[str, ...],
-    as_list: bool,
-    threads: int | None,
-    device: str | None,
-    report: Path,
-    no_report: bool,
-    as_json: bool,
+    mode: str | None, only: tuple[str, ...], as_list: bool, device: str, report: Path | None, as_json: bool
 ) -> None:
     """Time this package against eager PyTorch, torch.compile, OpenVINO and ONNX Runtime.
 
     Every candidate is checked against fp64 first, and timed only if its results are right. Takes about 15 minutes on
     two cores without --quick or --full. Fails if this package gives wrong results.
     """
-    mode, device = mode or STANDARD, options.device_or_default(device)
+    mode = mode or STANDARD
     try:
         selected = select(mode, only, device)
     except ValueError as error:
@@ -111,24 +107,21 @@ def command(
         names = [case.name for case in selected]
         click.echo("\n".join(names)) if not as_json else options.print_json(names)
         return
-    folder = None if no_report else report
-    options.need("psutil", "bench", "bench")
-    options.check_report(folder and folder / FILE, "bench")
+    options.need("psutil", "bench")
     for library in ("torchvision", "timm"):
         if any(case.group in MODELS for case in selected):
-            options.need(library, "cases of whole models", "bench")
+            options.need(library, "cases of whole models")
     from convnext_kernels.bench import ceilings
     from convnext_kernels.bench.conditions import start
     from convnext_kernels.bench.measure import Session
 
-    with options.thread_count(threads):
-        run = start(device, mode)
-        run.ceilings = ceilings.measure(device)
-        try:
-            measure(run, selected, folder and folder / FILE, Session(device, mode, run.ceilings))
-        except KeyboardInterrupt:
-            if run.records:
-                click.echo(f"Interrupted after {len(run.cases())} of {len(selected)} cases:", err=True)
-                finish(run, folder, as_json)
-            raise
-        finish(run, folder, as_json)
+    run = start(device, mode)
+    run.ceilings = ceilings.measure(device)
+    try:
+        measure(run, selected, report and report / FILE, Session(device, mode, run.ceilings))
+    except KeyboardInterrupt:
+        if run.records:
+            click.echo(f"Interrupted after {len(run.cases())} of {len(selected)} cases:", err=True)
+            finish(run, report, as_json)
+        raise
+    finish(run, report, as_json)

@@ -8,8 +8,8 @@ from convnext_kernels.cli import options
 
 
 @click.command("compare")
-@click.argument("a", type=click.Path(path_type=Path), metavar="A.json")
-@click.argument("b", type=click.Path(path_type=Path), metavar="B.json")
+@click.argument("a", type=options.FILE, metavar="A.json")
+@click.argument("b", type=options.FILE, metavar="B.json")
 @click.option("--all", "everything", is_flag=True, help="Show every candidate, also the unchanged ones.")
 @options.as_json
 def command(a: Path, b: Path, everything: bool, as_json: bool) -> None:

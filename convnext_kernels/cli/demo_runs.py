@@ -1,20 +1,31 @@
 """What the demo measures of a model, eager and accelerated: of a classifier on photographs, of a vocoder on a sound."""
 
 import copy
-from dataclasses import dataclass
-from typing import ClassVar
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 
 import click
 import torch
 from torch import Tensor, nn
 
-from convnext_kernels.bench.numerics import Comparison, Top5, compare, compare_top5
+from convnext_kernels.bench.measure import peak_growth
+from convnext_kernels.bench.numerics import Top5, allowed, compare_top5, judge
 from convnext_kernels.bench.timing import WARMUP, Times, interleave, steady_allocator
-from convnext_kernels.cli import options
-from convnext_kernels.cli.memory import peak_growth
+from convnext_kernels.cli import load, photos
+from convnext_kernels.cli.options import DTYPES
+from convnext_kernels.cli.photos import Photo
 from convnext_kernels.interop import accelerate
 
 NAMES = ("eager", "accelerated")
+MODELS = 3  # whose peaks are measured: single ones differ by a third, because freed blocks are reused differently
+MEMORY = (
+    "Peak memory: growth of the process's resident set (Linux) or of what PyTorch's CUDA allocator holds, during the "
+    "first and the second forward pass of a new model; medians of three models. A pass of a copy loads code and "
+    "libraries first. The first pass includes the weights that a backend packs and keeps, never the model's own."
+)
 
 
 @dataclass(frozen=True)
@@ -22,12 +33,13 @@ class Result:
     """The results in one dtype."""
 
     dtype: str
-    comparison: Comparison
+    errors: dict[str, float]  # the largest, against fp64
+    allowed: float  # for the accelerated model
+    reason: str  # how `numerics.RULE` is broken; "" if it holds
     top5: list[Top5]  # one per photograph
     times: dict[str, Times]
-    peak: dict[str, tuple[int, int]]  # bytes, in the first pass and in a later one
-    outputs: int  # logits per image, or samples of the sound
-    sounds: dict[str, Tensor]  # of a vocoder: the sound (samples,) that each model makes
+    peak: dict[str, list[int]]  # bytes, in the first pass and in a later one; empty where they cannot be measured
+    outputs: dict[str, Tensor]  # the logits, or the sound (1, samples)
 
     @property
     def speedup(self) -> float:
@@ -40,98 +52,101 @@ class Result:
 
     def failures(self, names: list[str]) -> list[str]:
         """A line for each rule of `numerics` that is broken; `names` of the photographs."""
-        found = [f"{self.dtype}: {self.comparison.reason}"] if self.comparison.reason else []
-        different = [name for name, top5 in zip(names, self.top5, strict=True) if top5.verdict == "different"]
+        found = [f"{self.dtype}: {self.reason}"] if self.reason else []
+        different = [name for name, top5 in zip(names, self.top5, strict=False) if top5.verdict == "different"]
         return found + ([f"{self.dtype}: the top 5 classes differ on {', '.join(different)}"] if different else [])
 
 
+def _peaks(build: Callable[[], nn.Module], x: Tensor, device: str) -> list[int]:
+    build()(x)
+    found = []
+    for _ in range(MODELS):
+        model = build()
+        found.append([peak_growth(partial(model, x), device) for _ in range(2)])
+    return [] if None in found[0] else [int(statistics.median(peaks)) for peaks in zip(*found, strict=True)]
+
+
 @dataclass
-class Run:
-    """A classifier on photographs."""
+class Subject:
+    """A model and what it is run on."""
 
-    model: nn.Module  # fp32, on the CPU, as its library built it
-    x: Tensor  # all inputs in fp32; here photographs (N, 3, size, size)
-    batch: int
-    repeats: int
-    backend: str
-    device: str
-    output: ClassVar = "logits"
+    loaded: load.Loaded
+    x: Tensor  # all inputs in fp32: photographs (N, 3, size, size), or a mel spectrogram (1, mels, frames)
+    shape: str  # of an input, for the title
+    about: str  # where the inputs come from, for the notes
+    facts: dict[str, object]  # the same for --json
+    photos: list[Photo] = field(default_factory=list)
+    sound: Tensor | None = None  # (samples,)
 
-    def cast(self, model: nn.Module, dtype: torch.dtype) -> nn.Module:
-        """`model` on the device, in `dtype`."""
-        return model.to(self.device, dtype, memory_format=torch.channels_last)
+    def build(self, name: str, dtype: torch.dtype, device: str, backend: str) -> nn.Module:
+        """A copy of the model, "eager" or "accelerated"."""
+        model = copy.deepcopy(self.loaded.model)
+        if self.sound is None:
+            model = model.to(device, dtype, memory_format=torch.channels_last)
+        else:  # the head stays in fp32, because PyTorch has no Fourier transform of bf16
+            model.backbone.to(dtype)
+            model.to(device)
+        return accelerate(model, backend=backend) if name == "accelerated" else model
 
-    def build(self, dtype: str, name: str) -> nn.Module:
-        """A copy of the model, eager or accelerated."""
-        model = self.cast(copy.deepcopy(self.model), getattr(torch, options.DTYPES[dtype]))
-        return accelerate(model, backend=self.backend) if name == "accelerated" else model
-
-    def inputs(self, dtype: str) -> Tensor:
-        """All inputs, in channels_last if they are images."""
-        layout = torch.channels_last if self.x.dim() == 4 else torch.preserve_format
-        return self.x.to(self.device, getattr(torch, options.DTYPES[dtype]), memory_format=layout)
-
-    def timed_batch(self, dtype: str) -> Tensor:
-        """Exactly `batch` inputs, repeated if they are too few."""
-        x = self.inputs(dtype)
-        layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
-        return x[torch.arange(self.batch, device=self.device) % len(x)].contiguous(memory_format=layout)
-
-    def outputs(self, model: nn.Module, x: Tensor) -> Tensor:
-        """What is compared: the logits."""
+    def measure(
+        self, dtype_name: str, batch: int, repeats: int, device: str, backend: str, on_step: Callable[[str], None]
+    ) -> Result:
+        """Memory, errors and times in one dtype; `on_step` is called 4 + WARMUP + `repeats` times."""
+        dtype, what = getattr(torch, DTYPES[dtype_name]), "logits" if self.photos else "samples"
+        x = self.x[torch.arange(batch) % len(self.x)].to(device, dtype)
+        x = x.contiguous(memory_format=torch.channels_last) if self.photos else x
+        build, peak = partial(self.build, dtype=dtype, device=device, backend=backend), {}
         with torch.inference_mode():
-            parts = [model(chunk) for chunk in x.split(self.batch)]
-        if not all(isinstance(part, Tensor) and part.ndim == 2 for part in parts):
-            raise click.ClickException("--model: expected a classifier with one output tensor (images, classes)")
-        return torch.cat(parts)
-
-    def measure(self, dtypes: tuple[str, ...]) -> list[Result]:
-        """Memory, errors and times in each dtype."""
-        results, peaks = [], {}
-        with options.progress_bar("demo", len(dtypes) * (4 + WARMUP + self.repeats)) as advance:
-            for dtype in dtypes:  # before steady_allocator, which keeps freed memory
-                for name in NAMES:
-                    peaks[dtype, name] = peak_growth(
-                        lambda d=dtype, n=name: self.build(d, n), self.timed_batch(dtype), self.device
-                    )
-                    advance(f"{dtype} memory, {name}", 1)
+            for name in NAMES:  # before steady_allocator, which keeps freed memory
+                peak[name] = _peaks(partial(build, name), x, device)
+                on_step(f"memory, {name}")
             with steady_allocator():
-                for dtype in dtypes:
-                    models = {name: self.build(dtype, name) for name in NAMES}
-                    x = self.inputs(dtype)
-                    # Exactly the weights and inputs of this dtype, so that only the arithmetic is compared.
-                    reference = self.outputs(copy.deepcopy(models["eager"]).to(torch.float64), x.double())
-                    advance(f"{dtype} fp64 reference", 1)
-                    eager, accelerated = (self.outputs(models[name], x) for name in NAMES)
-                    advance(f"{dtype} outputs", 1)
-                    x = self.timed_batch(dtype)
-                    times = interleave(
-                        {name: lambda m=models[name], x=x: m(x) for name in NAMES},
-                        rounds=self.repeats,
-                        device=self.device,
-                        on_round=lambda d=dtype: advance(f"{d} timing", 1),
+                models = {name: build(name) for name in NAMES}
+                # Exactly the weights and inputs of this dtype, so that only the arithmetic is compared.
+                truth = copy.deepcopy(models["eager"]).to(torch.float64)(x.double())
+                on_step("fp64 reference")
+                outputs = {name: model(x) for name, model in models.items()}
+                if not isinstance(truth, Tensor) or truth.ndim != 2:
+                    raise click.ClickException(
+                        "--model: expected a classifier with one output tensor (images, classes)"
                     )
-                    images = self.output == "logits"
-                    sounds = zip(NAMES, (eager, accelerated), strict=True)
-                    result = Result(
-                        dtype,
-                        compare(reference, eager, accelerated, self.output),
-                        compare_top5(reference, eager, accelerated) if images else [],
-                        times,
-                        {name: peaks[dtype, name] for name in NAMES},
-                        reference.shape[1],
-                        {} if images else {name: y[0].float().cpu() for name, y in sounds},
-                    )
-                    results.append(result)
-        return results
+                on_step("outputs")
+                calls = {name: partial(model, x) for name, model in models.items()}
+                times = interleave(calls, rounds=repeats, device=device, on_round=lambda: on_step("timing"))
+        eager, ours = (outputs[name] for name in NAMES)
+        errors = {name: (y.double() - truth).abs().max().item() for name, y in outputs.items()}
+        judgement = judge({what: truth}, {what: eager}, {what: ours}, eager.dtype)
+        most = allowed(errors["eager"], truth.abs().max().item(), eager.dtype)
+        top5 = compare_top5(truth, eager, ours)[: len(self.photos)]
+        return Result(dtype_name, errors, most, judgement.reason, top5, times, peak, outputs)
 
 
-class SoundRun(Run):
-    """A vocoder (`sound.Vocoder`) on the mel spectrogram (1, mels, frames) of a sound."""
+def photographs(paths: tuple[Path, ...], size: int, model_name: str, weights: Path | None, pretrained: bool) -> Subject:
+    """A classifier on photographs: those in `paths`, or those that are shipped."""
+    chosen = photos.read(paths, size) if paths else photos.shipped(size)
+    loaded = load.load(model_name, weights, pretrained)
+    x = photos.normalise(torch.stack([photo.pixels for photo in chosen]), *loaded.mean_std)
+    about = f"Images: {len(x)}, each cropped to a square at the centre and resized to {size}x{size}."
+    facts = {"size": size, "photographs": [photo.name for photo in chosen]}
+    return Subject(loaded, x, f"{size}x{size}", about, facts, photos=chosen)
 
-    output = "samples"
 
-    def cast(self, model: nn.Module, dtype: torch.dtype) -> nn.Module:
-        """Cast the backbone; the head stays in fp32, because PyTorch has no Fourier transform of bf16."""
-        model.backbone.to(dtype)
-        return model.to(self.device)
+def sound(paths: tuple[Path, ...], weights: Path | None, pretrained: bool) -> Subject:
+    """Vocos on the sound in `paths`, or the one that is shipped."""
+    from convnext_kernels.cli import sound
+
+    if len(paths) > 1:
+        raise click.UsageError(f"--model vocos: expected one WAV file, got {len(paths)}")
+    file = paths[0] if paths else sound.shipped()
+    samples = sound.read(file)
+    loaded = sound.load(weights, pretrained)
+    mel = sound.mel(loaded.model, samples)
+    about = f"Sound: {sound.SECONDS} seconds of {file.name}, as a mel spectrogram of {mel.shape[-1]} frames."
+    facts = {"seconds": sound.SECONDS, "sound": str(file)}
+    loaded = replace(loaded, model=sound.Vocoder(loaded.model))
+    return Subject(loaded, mel, f"{sound.SECONDS} s of sound", about, facts, sound=samples[0])
+
+
+def steps(repeats: int) -> int:
+    """How often `Subject.measure` calls `on_step`."""
+    return 4 + WARMUP + repeats

@@ -51,36 +51,27 @@ def resolve(name: str) -> tuple[str, str]:
     raise click.ClickException(f"--model {name}: not found in {library or 'torchvision or timm'}{hint}")
 
 
-def _imagenet_names() -> list[str]:
-    models = need("torchvision.models", "--weights")
-    return models.ConvNeXt_Tiny_Weights.DEFAULT.meta["categories"]
-
-
 def build(library: str, name: str, pretrained: bool) -> Loaded:
     """Build a model in eval mode; ClickException if that fails."""
+    classes = None
     try:
-        return _build(library, name, pretrained)
+        if library == "torchvision":
+            from torchvision import models
+
+            model = models.get_model(name, weights="DEFAULT" if pretrained else None)
+            classes = models.get_model_weights(name).DEFAULT.meta["categories"] if pretrained else None
+            return Loaded(model.eval(), f"torchvision/{name}", "", classes)
+        import timm
+
+        model = timm.create_model(name, pretrained=pretrained).eval()
+        config = timm.data.resolve_model_data_config(model)
+        if pretrained and (subset := timm.data.infer_imagenet_subset(model)):
+            info = timm.data.ImageNetInfo(subset)
+            classes = [info.index_to_description(i) for i in range(info.num_classes())]
+        return Loaded(model, f"timm/{name}", "", classes, mean_std=(config["mean"], config["std"]))
     except Exception as error:  # whatever a download or a library raises
         what = "no pretrained weights (--weights FILE takes a local file)" if pretrained else "cannot be built"
         raise click.ClickException(f"--model {library}/{name}: {what}: {one_line(error)}") from error
-
-
-def _build(library: str, name: str, pretrained: bool) -> Loaded:
-    if library == "torchvision":
-        import torchvision
-
-        model = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
-        classes = torchvision.models.get_model_weights(name).DEFAULT.meta["categories"] if pretrained else None
-        return Loaded(model.eval(), f"torchvision/{name}", "", classes)
-    import timm
-
-    model = timm.create_model(name, pretrained=pretrained).eval()
-    config = timm.data.resolve_model_data_config(model)
-    classes = None
-    if pretrained and (subset := timm.data.infer_imagenet_subset(model)):
-        info = timm.data.ImageNetInfo(subset)
-        classes = [info.index_to_description(i) for i in range(info.num_classes())]
-    return Loaded(model, f"timm/{name}", "", classes, mean_std=(config["mean"], config["std"]))
 
 
 def read_weights(file: Path) -> "dict[str, Tensor]":
@@ -117,5 +108,6 @@ def load(name: str, weights: Path | None, pretrained: bool) -> Loaded:
         about = " Every block contributes to the output; the classes have no meaning."
         return replace(loaded, weights=f"random (seed {SEED})", about=about)
     load_state(loaded.model, state, weights, loaded.name)
+    classes = need("torchvision.models", "--weights").ConvNeXt_Tiny_Weights.DEFAULT.meta["categories"]
     about = " The class names assume the order of ImageNet-1k."
-    return replace(loaded, weights=f"file {weights}", classes=_imagenet_names(), about=about)
+    return replace(loaded, weights=f"file {weights}", classes=classes, about=about)

@@ -38,12 +38,27 @@ def counted(names: tuple[str, ...]) -> list[dict[str, object]]:
             model = create_model(row.name)
         counts = count(model, row.size)
         parameters, gflops = counts.parameters / 1e6, counts.multiply_adds / 1e9
-        met = row.parameters.met_by(parameters, SHARE) and row.gflops.met_by(gflops, SHARE)
         head = {"model": row.name, "size": row.size, "depths": model.depths, "dims": model.dims}
         head |= {"parameters_m": {"published": row.parameters.value, "counted": parameters}}
         head |= {"gflops": {"published": row.gflops.value, "counted": gflops}, "top1": row.top1 and row.top1.value}
-        found.append(head | {"met": met})
+        found.append(head | {"met": row.parameters.met_by(parameters, SHARE) and row.gflops.met_by(gflops, SHARE)})
     return found
+
+
+def counted_table(found: list[dict[str, object]]) -> tuple[Table, str]:
+    """What `counted` returns, and a sentence about it."""
+    rows = []
+    for row in found:
+        parameters, gflops = row["parameters_m"], row["gflops"]
+        figures = (f"{parameters['published']:g}", f"{parameters['counted']:.2f}")
+        figures += (f"{gflops['published']:g}", f"{gflops['counted']:.3f}", f"{row['top1'] or '-'}")
+        shape = ("-".join(map(str, row["depths"])), "-".join(map(str, row["dims"])))
+        rows.append((row["model"], str(row["size"]), *shape, *figures, "yes" if row["met"] else "no"))
+    columns = ("model", "size", "depths", "dims", "M params", "counted", "GFLOPs", "counted", "top-1 %", "agrees")
+    title = "The ConvNeXt models: published in the papers, and counted here (multiply-adds per image)"
+    met = sum(row["met"] for row in found)
+    said = f"{met} of {len(found)} rows are within {SHARE:.0%} of the published figures, or round to them"
+    return Table(title, columns, rows), said
 
 
 def _makers() -> "Iterator[tuple[str, str, Callable[[], nn.Module]]]":
@@ -74,8 +89,6 @@ def coverage(names: tuple[str, ...]) -> list[dict[str, object]]:
     from convnext_kernels.interop import acceleration_report
 
     makers = list(_makers())
-    if not makers:
-        raise click.ClickException('none of timm, torchvision, transformers is installed: pip install ".[demo]"')
     options.check_names("NAMES: unknown model", names, [name for _, name, _ in makers])
     found = []
     for library, name, make in makers:
@@ -104,26 +117,27 @@ def _overlapping(model: "nn.Module") -> list[str]:
     return sorted({f"{conv.kernel_size[0]}x{conv.kernel_size[1]} stride {conv.stride[0]}" for conv in convs})
 
 
-def show_coverage(found: list[dict[str, object]]) -> None:
-    """Print what `coverage` returns."""
+def coverage_table(found: list[dict[str, object]]) -> tuple[Table, str]:
+    """What `coverage` returns, and sentences about it."""
     columns = ("library", "model", "blocks", "served", "norms, downsampling", "served", "why not; stem")
     rows = []
     for r in found:
         counts = (str(r[name]) for name in ("blocks", "served", "layers", "layers_served"))
         stem = [f"stem {conv}: PyTorch's" for conv in r["overlapping"]]
         rows.append((r["library"], r["model"], *counts, "; ".join(r["reasons"] + stem)))
-    options.show(Table("What accelerate() replaces", columns, rows), width=130)
-    blocks, served, layers, layers_served = (
-        sum(row[name] for row in found) for name in ("blocks", "served", "layers", "layers_served")
-    )
+    names = ("blocks", "served", "layers", "layers_served")
+    blocks, served, layers, layers_served = (sum(row[name] for row in found) for name in names)
     whole = sum(not row["reasons"] for row in found)
-    click.echo(f"{served} of {blocks} blocks are served, {whole} of {len(found)} models whole")
-    click.echo(f"{layers_served} of {layers} norms and downsampling layers between them are served")
+    said = (
+        f"{served} of {blocks} blocks are served, {whole} of {len(found)} models whole\n"
+        f"{layers_served} of {layers} norms and downsampling layers between them are served"
+    )
     if any(row["overlapping"] for row in found):
-        click.echo(
-            "A stem's overlapping convolutions sum over all channels, so they are matrix products: cuDNN and oneDNN "
+        said += (
+            "\nA stem's overlapping convolutions sum over all channels, so they are matrix products: cuDNN and oneDNN "
             "compute them, and this package has no kernel for them."
         )
+    return Table("What accelerate() replaces", columns, rows), said
 
 
 @click.command("models")
@@ -138,18 +152,7 @@ def command(names: tuple[str, ...], served: bool, as_json: bool) -> None:
     found = coverage(names) if served else counted(names)
     if as_json:
         options.print_json(found)
-    elif served:
-        show_coverage(found)
-    else:
-        rows = []
-        for row in found:
-            parameters, gflops = row["parameters_m"], row["gflops"]
-            figures = (f"{parameters['published']:g}", f"{parameters['counted']:.2f}")
-            figures += (f"{gflops['published']:g}", f"{gflops['counted']:.3f}", f"{row['top1'] or '-'}")
-            shape = ("-".join(map(str, row["depths"])), "-".join(map(str, row["dims"])))
-            rows.append((row["model"], str(row["size"]), *shape, *figures, "yes" if row["met"] else "no"))
-        columns = ("model", "size", "depths", "dims", "M params", "counted", "GFLOPs", "counted", "top-1 %", "agrees")
-        title = "The ConvNeXt models: published in the papers, and counted here (multiply-adds per image)"
-        options.show(Table(title, columns, rows), width=130)
-        met = sum(row["met"] for row in found)
-        click.echo(f"{met} of {len(found)} rows are within {SHARE:.0%} of the published figures, or round to them")
+        return
+    table, said = coverage_table(found) if served else counted_table(found)
+    options.show(table, width=130)
+    click.echo(said)

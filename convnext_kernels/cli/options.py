@@ -1,4 +1,4 @@
-"""Options, checks and output that several commands share."""
+"""Options that several commands share, which check their own values, and output."""
 
 import errno
 import importlib
@@ -7,9 +7,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
     from convnext_kernels.bench.tables import Table
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-AUTO_DEVICE = "[default: cuda if PyTorch can use it, else cpu]"
+FILE = click.Path(path_type=Path)
+Decorator = Callable[[Any], Any]
 
 
 def complete(names: Callable[[], Iterable[str]]) -> Callable[..., list[str]]:
     """A `shell_complete` function that offers the names that start with the typed text."""
-    return lambda ctx, param, incomplete: [name for name in names() if name.startswith(incomplete)]
+    return lambda context, parameter, incomplete: [name for name in names() if name.startswith(incomplete)]
 
 
 def _backend_names() -> tuple[str, ...]:
@@ -40,38 +42,104 @@ def _model_names() -> list[str]:
     return [name for name in list_models() if "isotropic" not in name]
 
 
-def count(name: str, default: int | None, text: str, least: int = 1) -> Callable[..., object]:
+def _available_backend(_context: click.Context, _parameter: click.Parameter, name: str) -> str:
+    from convnext_kernels.dispatch import AUTO, list_backends, requested_backend
+
+    if name == AUTO:
+        requested_backend()  # BackendError for a bad environment variable
+        return name
+    status = list_backends().get(name)
+    if status is None:
+        raise click.ClickException(
+            f"--backend: unknown backend {name!r}, expected one of {', '.join(_backend_names())}"
+        )
+    if not status.available:
+        raise click.ClickException(f"--backend: {name} is not available: {' '.join(status.reason.split())}")
+    return name
+
+
+def _usable_device(_context: click.Context, _parameter: click.Parameter, name: str | None) -> str:
+    """The device; None means "cuda" if PyTorch can use it, else "cpu"."""
+    from convnext_kernels.environment import gpus
+
+    found, reason = gpus() if name != "cpu" else ([], "")
+    if name == "cuda" and not found:
+        raise click.ClickException(f"--device cuda: {reason}")
+    return name or ("cuda" if found else "cpu")
+
+
+def _use_threads(context: click.Context, _parameter: click.Parameter, count: int | None) -> None:
+    """Let PyTorch use `count` CPU threads while the command runs."""
+    if count is not None:
+        import torch
+
+        context.call_on_close(partial(torch.set_num_threads, torch.get_num_threads()))
+        torch.set_num_threads(count)
+
+
+def count(name: str, default: int | None, text: str, least: int = 1, **more: Any) -> Decorator:
     """An option that is a number of at least `least`."""
-    return click.option(name, type=click.IntRange(min=least), metavar="N", default=default, help=text)
+    return click.option(name, type=click.IntRange(min=least), metavar="N", default=default, help=text, **more)
 
 
-def report(default: Path | None, text: str, metavar: str = "DIR") -> Callable[..., object]:
-    """The option --report."""
-    return click.option("--report", type=click.Path(path_type=Path), default=default, metavar=metavar, help=text)
+def device(default: str | None = None) -> Decorator:
+    """The option --device; None: the GPU if there is one."""
+    text = None if default else "[default: cuda if PyTorch can use it, else cpu]"
+    kind = click.Choice(["cpu", "cuda"])
+    return click.option("--device", type=kind, default=default, callback=_usable_device, help=text)
 
 
+def no_report(context: click.Context, _parameter: click.Parameter, chosen: bool) -> bool:
+    """Of an eager flag with which no report is written."""
+    context.meta["no_report"] = context.meta.get("no_report") or chosen
+    return chosen
+
+
+def report(default: Path | None, text: str, name: str = "") -> Decorator:
+    """The option --report: a folder, in which a file `name` is written, or without a name a file; and --no-report.
+
+    The command gets a path that can be written, with what a report needs installed, or None for no report.
+    """
+
+    def checked(context: click.Context, _parameter: click.Parameter, path: Path | None) -> Path | None:
+        if path is None or context.meta.get("no_report"):
+            return None
+        from convnext_kernels.bench.tables import report_missing
+
+        if why_not := report_missing():
+            raise click.ClickException(why_not)
+        check_writable(path / name, "--report")
+        return path
+
+    def decorate(command: Any) -> Any:
+        metavar = "DIR" if name else "FILE"
+        if default is not None:
+            options = {"is_flag": True, "is_eager": True, "expose_value": False, "callback": no_report}
+            command = click.option("--no-report", help="Write no files.", **options)(command)
+        return click.option("--report", type=FILE, default=default, metavar=metavar, help=text, callback=checked)(
+            command
+        )
+
+    return decorate
+
+
+_dtype = click.Choice(list(DTYPES))
 dtypes = click.option(
-    "--dtype",
-    "dtypes",
-    type=click.Choice(list(DTYPES)),
-    multiple=True,
-    default=("fp32", "bf16"),
-    help="Data type, can be repeated.",
+    "--dtype", "dtypes", type=_dtype, multiple=True, default=("fp32", "bf16"), help="Data type, can be repeated."
 )
-dtype = click.option("--dtype", type=click.Choice(list(DTYPES)), default="bf16")
+dtype = click.option("--dtype", type=_dtype, default="bf16")
 training = click.option("--training", is_flag=True, help="Forward and backward pass.")
 batch = count("--batch", 8, "Images per pass.")
 size = count("--size", 224, "Height and width of the images.", least=32)
-threads = count("--threads", None, "CPU threads of PyTorch.")
+threads = count("--threads", None, "CPU threads of PyTorch.", callback=_use_threads, expose_value=False)
 backend = click.option(
     "--backend",
     default="auto",
     metavar="NAME",
+    callback=_available_backend,
     shell_complete=complete(_backend_names),
     help="Backend, see `info`.",
 )
-device = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
-auto_device = click.option("--device", type=click.Choice(["cpu", "cuda"]), help=AUTO_DEVICE)
 model = click.option(
     "--model",
     "model_name",
@@ -111,8 +179,7 @@ def show(*tables: "Table", width: int = 0) -> None:
 
 def described(batch: int, size: int, dtype: str, training: bool) -> str:
     """What is computed, for the title of a table."""
-    direction = "forward and backward" if training else "forward"
-    return f"batch {batch}, {size} x {size}, {dtype}, {direction}"
+    return f"batch {batch}, {size} x {size}, {dtype}, {'forward and backward' if training else 'forward'}"
 
 
 def check_names(what: str, names: Iterable[str], known: list[str]) -> None:
@@ -131,44 +198,8 @@ def need(module: str, purpose: str, extra: str = "demo") -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != module.partition(".")[0]:  # installed but broken: show the original error
             raise
-        raise click.ClickException(
-            f'{purpose} needs {error.name}, which is not installed: pip install "convnext-kernels[{extra}]"'
-        ) from error
-
-
-def check_backend(name: str) -> None:
-    """Raise ClickException unless backend `name` exists and runs here; BackendError for a bad environment variable."""
-    from convnext_kernels.dispatch import AUTO, list_backends, requested_backend
-
-    if name == AUTO:
-        requested_backend()
-        return
-    status = list_backends().get(name)
-    if status is None:
-        known = ", ".join((AUTO, *list_backends()))
-        raise click.ClickException(f"--backend: unknown backend {name!r}, expected one of {known}")
-    if not status.available:
-        raise click.ClickException(f"--backend: {name} is not available: {' '.join(status.reason.split())}")
-
-
-def check_device(name: str) -> None:
-    """Raise ClickException if PyTorch cannot use the device `name` here."""
-    from convnext_kernels.environment import gpus
-
-    if name == "cuda":
-        _, reason = gpus()
-        if reason:
-            raise click.ClickException(f"--device cuda: {reason}")
-
-
-def device_or_default(name: str | None) -> str:
-    """Check `name` and return it; None means "cuda" if PyTorch can use it, else "cpu"."""
-    from convnext_kernels.environment import gpus
-
-    if name is None:
-        return "cuda" if gpus()[0] else "cpu"
-    check_device(name)
-    return name
+        text = f'{purpose} needs {error.name}, which is not installed: pip install "convnext-kernels[{extra}]"'
+        raise click.ClickException(text) from error
 
 
 def check_writable(file: Path, option: str) -> None:
@@ -182,29 +213,6 @@ def check_writable(file: Path, option: str) -> None:
         raise click.ClickException(f"{option} {file}: cannot be written: {error.strerror}") from error
 
 
-def check_report(file: Path | None, extra: str = "demo") -> None:
-    """Raise ClickException unless an HTML report can be written to `file` (None: no report)."""
-    if file is not None:
-        need("jinja2", "the report", extra)
-        need("matplotlib", "the report", extra)
-        check_writable(file, "--report")
-
-
-@contextmanager
-def thread_count(count: int | None) -> Iterator[None]:
-    """Let PyTorch use `count` CPU threads inside the context; None changes nothing."""
-    import torch
-
-    before = torch.get_num_threads()
-    try:
-        if count is not None:
-            torch.set_num_threads(count)
-        yield
-    finally:
-        if count is not None:
-            torch.set_num_threads(before)
-
-
 @contextmanager
 def progress_bar(description: str, total: int | None) -> Iterator[Callable[[str, int], None]]:
     """Show a bar with the remaining time if stderr is a terminal; yields ``advance(current_step, steps_done)``.
@@ -212,20 +220,10 @@ def progress_bar(description: str, total: int | None) -> Iterator[Callable[[str,
     `total` may be unknown (None).
     """
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import Progress
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    remaining = (TextColumn("remaining"), TimeRemainingColumn())
     # sys.stderr as it is now: it is redirected later to silence peers, and the bar must stay visible.
     stderr = Console(file=sys.stderr)
-    disable = not stderr.is_terminal
-    with Progress(*columns, *remaining, console=stderr, transient=True, disable=disable) as progress:
+    with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
         task = progress.add_task(description, total=total)
         yield lambda what, steps: progress.update(task, description=what, advance=steps)

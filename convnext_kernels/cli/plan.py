@@ -78,15 +78,7 @@ def comparison(found: "list[tuple[str, int, list[Row]]]", title: str) -> Table:
     shell_complete=options.complete(lambda: tuning.GPUS),
     help=f"One of {', '.join(tuning.GPUS)}. May be repeated.",
 )
-@click.option(
-    "--batch",
-    "batches",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=(8,),
-    multiple=True,
-    help="Images per forward pass. May be repeated.",
-)
+@options.count("--batch", (8,), "Images per forward pass. May be repeated.", multiple=True)
 @options.size
 @options.dtype
 @options.training
@@ -94,7 +86,7 @@ def comparison(found: "list[tuple[str, int, list[Row]]]", title: str) -> Table:
 def command(
     model_name: str,
     gpu_names: tuple[str, ...],
-    batches: tuple[int, ...],
+    batch: tuple[int, ...],
     size: int,
     dtype: str,
     training: bool,
@@ -114,22 +106,22 @@ def command(
 
     element = getattr(torch, options.DTYPES[dtype])
     model, full_name = _meta_model(model_name)
-    recordings = [explain.record(model, (batch, 3, size, size)) for batch in batches]
+    recordings = [explain.record(model, (n, 3, size, size)) for n in batch]
     found = [
-        (gpu, batch, explain.explain(recording, element, training, gpu))
+        (gpu, n, explain.explain(recording, element, training, gpu))
         for gpu in gpus
-        for batch, recording in zip(batches, recordings, strict=True)
+        for n, recording in zip(batch, recordings, strict=True)
     ]
     if as_json:
         head = {"model": full_name, "size": size, "dtype": dtype, "training": training, "basis": "predicted"}
-        documents = [head | {"gpu": asdict(gpu), "batch": batch, "rows": rows} for gpu, batch, rows in found]
+        documents = [head | {"gpu": asdict(gpu), "batch": n, "rows": rows} for gpu, n, rows in found]
         options.print_json(documents if len(documents) > 1 else documents[0])
         return
     if len(found) > 1:
         title = f"{full_name}, {size} x {size}, {dtype}, {'forward and backward' if training else 'forward'}: predicted"
-        shown = comparison([(gpu.name, batch, rows) for gpu, batch, rows in found], title)
+        shown = comparison([(gpu.name, n, rows) for gpu, n, rows in found], title)
         click.echo(f"{shown.markdown()}\n\n{shown.note}")
         return
-    gpu, batch, rows = found[0]
-    title = f"{full_name} on {gpu.name}, {options.described(batch, size, dtype, training)}: predicted"
+    gpu, n, rows = found[0]
+    title = f"{full_name} on {gpu.name}, {options.described(n, size, dtype, training)}: predicted"
     options.show(table(rows, title), width=160)

@@ -10,14 +10,9 @@ from convnext_kernels.cli import options
 
 
 @click.command("report")
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@options.report(Path("convnext-kernels-report"), "Folder for report.html and results.json.")
-@click.option(
-    "--choices",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Add the measured choices to this file, e.g. convnext_kernels/tuning/measured_H100.json.",
-)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=options.FILE)
+@click.option("--report", type=options.FILE, metavar="DIR", default=Path("convnext-kernels-report"), help="Folder.")
+@click.option("--choices", type=options.FILE, metavar="FILE", help="Add the measured choices to this file.")
 @options.as_json
 def command(files: tuple[Path, ...], report: Path, choices: Path | None, as_json: bool) -> None:
     """Turn the results of `verify` (results.jsonl, one or several) into tables in Markdown and an HTML report.

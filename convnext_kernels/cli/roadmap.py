@@ -1,7 +1,6 @@
 """``convnext-kernels roadmap``: every step from ResNet to ConvNeXt, as published, counted and measured."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,27 +21,17 @@ NOTES = {
     ("layer_norm", "resnet50"): "published 4.46, but a LayerNorm counts what a BatchNorm does: the described network "
     "has the multiply-adds of the row above it, as in the ResNet-200 column (14.81 twice)",
 }
-# Other networks for comparison, by regime: (library/name, row of the paper's table or "").
-OTHERS = {
+SWIN = "Swin (for comparison)"  # a row of the paper's table
+OTHERS = {  # networks for comparison, by regime: (library/name, row of the paper's table or "")
     "resnet50": (
-        ("torchvision/swin_t", "Swin (for comparison)"),
-        ("timm/vit_small_patch16_224", ""),
-        ("torchvision/resnext50_32x4d", ""),
-        ("torchvision/mobilenet_v2", ""),
+        ("torchvision/swin_t", SWIN),
+        *(
+            (name, "")
+            for name in ("timm/vit_small_patch16_224", "torchvision/resnext50_32x4d", "torchvision/mobilenet_v2")
+        ),
     ),
-    "resnet200": (
-        ("torchvision/swin_b", "Swin (for comparison)"),
-        ("timm/vit_base_patch16_224", ""),
-    ),
+    "resnet200": (("torchvision/swin_b", SWIN), ("timm/vit_base_patch16_224", "")),
 }
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Milliseconds per batch: (minimum, median); `accelerated` is None if the package replaces nothing."""
-
-    eager: tuple[float, float]
-    accelerated: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -56,10 +45,11 @@ class Row:
     gflops: float  # counted
     parameters: float  # millions
     fused: int  # modules that the kernels of this package compute
-    note: str = ""
-    adopted: bool = True
-    step: bool = True  # False: another network, for comparison
-    speed: Speed | None = None
+    note: str
+    adopted: bool
+    step: bool  # False: another network, for comparison
+    # Milliseconds per batch, minimum and median, of "eager" and, if the package replaces something, "accelerated".
+    speed: dict[str, tuple[float, float]] | None = None
 
 
 def _names() -> list[str]:
@@ -68,11 +58,19 @@ def _names() -> list[str]:
     return [*roadmap.list_steps(), *dict.fromkeys(name for others in OTHERS.values() for name, _ in others)]
 
 
-def networks(regime: str, names: tuple[str, ...] = ()) -> "list[tuple[Row, Callable[[], nn.Module]]]":
-    """Count the networks of `regime`, or those called `names`; returns (row, function that builds the network).
+def _build(name: str, regime: str) -> "nn.Module":
+    from convnext_kernels.models import roadmap
 
-    For an unknown name ClickException suggests names.
-    """
+    library, slash, plain = name.partition("/")
+    if not slash:
+        return roadmap.create_step(name, regime)
+    if library == "torchvision":
+        return options.need("torchvision.models", "roadmap").get_model(plain, weights=None)
+    return options.need("timm", "roadmap").create_model(plain, pretrained=False)
+
+
+def networks(regime: str, names: tuple[str, ...] = ()) -> list[Row]:
+    """Count the networks of `regime`, or those called `names`; ClickException for an unknown name suggests others."""
     import torch
 
     from convnext_kernels import acceleration_report
@@ -81,51 +79,43 @@ def networks(regime: str, names: tuple[str, ...] = ()) -> "list[tuple[Row, Calla
 
     options.check_names("--step: unknown step", names, _names())
     figures = {row.title: row.regimes[regime] for row in published.roadmap()}
-    known = [(step.name, step.title, step.title, {"adopted": step.adopted}) for step in roadmap.STEPS]
-    known += [(name, name, title, {"step": False}) for name, title in OTHERS[regime]]
+    known = [(step.name, step.title, step.title, step.adopted, True) for step in roadmap.STEPS]
+    known += [(name, name, title, True, False) for name, title in OTHERS[regime]]
     found = []
-    for name, title, printed, more in known:
+    for name, title, printed, adopted, is_step in known:
         if names and name not in names:
             continue
-
-        def build(name: str = name) -> "nn.Module":
-            library, slash, plain = name.partition("/")
-            if not slash:
-                return roadmap.create_step(name, regime)
-            if library == "torchvision":
-                return options.need("torchvision.models", "roadmap").get_model(plain, weights=None)
-            return options.need("timm", "roadmap").create_model(plain, pretrained=False)
-
         with torch.device("meta"):
-            model = build()
-        counted, paper = count(model), figures.get(printed)
-        ours, note = counted.multiply_adds / 1e9, ""
-        if paper and abs(paper.gflops.deviation(ours)) > SHARE:
-            note = NOTES.get((name, regime), "differs from the published GFLOPs")
-        texts = (paper.top1.text, paper.gflops.text) if paper else (None, None)
+            model = _build(name, regime)
+        counted, paper, note = count(model), figures.get(printed), ""
+        gflops, texts = counted.multiply_adds / 1e9, (None, None)
+        if paper:
+            texts = paper.top1.text, paper.gflops.text
+            if abs(paper.gflops.deviation(gflops)) > SHARE:
+                note = NOTES.get((name, regime), "differs from the published GFLOPs")
         fused = sum(row.fused for row in acceleration_report(model).rows)
-        found.append((Row(name, title, *texts, ours, counted.parameters / 1e6, fused, note, **more), build))
+        found.append(Row(name, title, *texts, gflops, counted.parameters / 1e6, fused, note, adopted, is_step))
     return found
 
 
-def _measure(build: "Callable[[], nn.Module]", fused: int, batch: int, size: int, rounds: int) -> Speed:
+def _measured(row: Row, regime: str, batch: int, size: int, rounds: int) -> Row:
     import torch
 
     from convnext_kernels import use_backend
     from convnext_kernels.bench.timing import interleave, steady_allocator
 
     torch.manual_seed(0)
-    model = build().eval().to(memory_format=torch.channels_last)
+    model = _build(row.name, regime).eval().to(memory_format=torch.channels_last)
     x = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
 
     def eager() -> object:
         with use_backend("eager"):
             return model(x)
 
-    candidates = {"eager": eager} | ({"accelerated": lambda: model(x)} if fused else {})
+    candidates = {"eager": eager} | ({"accelerated": lambda: model(x)} if row.fused else {})
     with steady_allocator():
-        times = {name: (t.minimum, t.median) for name, t in interleave(candidates, rounds=rounds).items()}
-    return Speed(times["eager"], times.get("accelerated"))
+        times = interleave(candidates, rounds=rounds)
+    return replace(row, speed={name: (t.minimum, t.median) for name, t in times.items()})
 
 
 def table(rows: list[Row], regime: str, settings: dict[str, int] | None) -> Table:
@@ -138,9 +128,9 @@ def table(rows: list[Row], regime: str, settings: dict[str, int] | None) -> Tabl
         figures = (row.top1 or "-", row.published or "-", f"{row.gflops:.3f}", differs, f"{row.parameters:.1f}")
         speeds: tuple[str, ...] = ()
         if settings:
-            times = (row.speed.eager, row.speed.accelerated)
-            speeds = tuple("-" if t is None else f"{1e3 * settings['batch'] / t[1]:.1f}" for t in times)
-            speeds += ("-" if times[1] is None else speedup(times[0][1] / times[1][1]),)
+            eager, ours = (row.speed.get(name, (None, None))[1] for name in ("eager", "accelerated"))
+            speeds = tuple("-" if t is None else f"{1e3 * settings['batch'] / t:.1f}" for t in (eager, ours))
+            speeds += ("-" if ours is None else speedup(eager / ours),)
         cells.append((row.title + " *" * bool(row.note), *figures, str(row.fused or "-"), *speeds))
     if settings:
         notes.append(
@@ -176,37 +166,24 @@ def chart(rows: list[Row]) -> "Figure":
 
 def write(results: dict[str, list[Row]], settings: dict[str, int] | None, values: dict, folder: Path) -> list[Path]:
     """Write roadmap.html, roadmap.json and a PNG for each regime to `folder`; OSError if that fails."""
-    from convnext_kernels.bench import page
+    from convnext_kernels.bench.tables import Section, date, write_page
 
     files, sections = [folder / "roadmap.html", folder / "roadmap.json"], []
     for regime, rows in results.items():
         figure = chart(rows)
-        sections.append(page.Section(TITLES[regime], [[("", figure)], table(rows, regime, settings)]))
+        sections.append(Section(TITLES[regime], [[("", figure)], table(rows, regime, settings)]))
         files.append(folder / f"roadmap-{regime}.png")
         figure.savefig(files[-1], dpi=150, facecolor="white")
-    about = (
-        f"Accuracy and GFLOPs as published in arXiv 2201.03545 (tables 10 and 11), and as counted here. {page.date()}"
-    )
-    page.write(
-        files[0], "From ResNet to ConvNeXt", about, [*sections, page.Section("Machine", machine(values["machine"]))]
-    )
+    about = f"Accuracy and GFLOPs as published in arXiv 2201.03545 (tables 10 and 11), and as counted here. {date()}"
+    write_page(files[0], "From ResNet to ConvNeXt", about, [*sections, Section("Machine", machine(values["machine"]))])
     files[1].write_text(json.dumps(options.plain(values), indent=2) + "\n", encoding="utf-8")
     return files
 
 
 @click.command("roadmap")
-@click.option(
-    "--regime",
-    "regimes",
-    type=click.Choice(list(TITLES)),
-    metavar="NAME",
-    multiple=True,
-    default=tuple(TITLES),
-    help="Column of the paper, can be repeated.",
-)
+@click.option("--regime", type=click.Choice(list(TITLES)), multiple=True, default=tuple(TITLES), help="Of the paper.")
 @click.option(
     "--step",
-    "names",
     multiple=True,
     metavar="NAME",
     shell_complete=options.complete(_names),
@@ -217,16 +194,15 @@ def write(results: dict[str, list[Row]], settings: dict[str, int] | None, values
 @options.count("--size", 224, "Height and width, for --measure.", least=32)
 @options.count("--rounds", 5, "Timed rounds, for --measure.")
 @options.threads
-@options.report(None, "Write charts, HTML and JSON here.")
+@options.report(None, "Write charts, HTML and JSON here.", "roadmap.html")
 @options.as_json
 def command(
-    regimes: tuple[str, ...],
-    names: tuple[str, ...],
+    regime: tuple[str, ...],
+    step: tuple[str, ...],
     measure: bool,
     batch: int,
     size: int,
     rounds: int,
-    threads: int | None,
     report: Path | None,
     as_json: bool,
 ) -> None:
@@ -234,22 +210,18 @@ def command(
 
     Accuracy and GFLOPs as published, GFLOPs and parameters as counted here, and with --measure the speed here.
     """
-    if report is not None:
-        options.check_report(report / "roadmap.html")
     from convnext_kernels import environment
 
     settings = {"batch": batch, "size": size, "rounds": rounds} if measure else None
-    results: dict[str, list[Row]] = {}
-    for regime in dict.fromkeys(regimes):
-        found = networks(regime, names)
-        rows = results[regime] = [row for row, _ in found]
-        if measure:
-            with options.thread_count(threads), options.progress_bar(regime, len(found)) as advance:
-                for i, (row, build) in enumerate(found):
-                    rows[i] = replace(row, speed=_measure(build, row.fused, batch, size, rounds))
-                    advance(f"{regime} {row.name}", 1)
+    results = {name: networks(name, step) for name in dict.fromkeys(regime)}
+    for name, rows in results.items():
+        if settings:
+            with options.progress_bar(name, len(rows)) as advance:
+                for i, row in enumerate(rows):
+                    rows[i] = _measured(row, name, **settings)
+                    advance(f"{name} {row.name}", 1)
         if not as_json:
-            options.show(table(rows, regime, settings), width=150)
+            options.show(table(rows, name, settings), width=150)
     values = {"measured": settings, "machine": environment.collect(), "regimes": results}
     if as_json:
         options.print_json(values)

@@ -15,7 +15,7 @@ class ReportRow:
 
     name: str  # as in ``model.named_modules()``; empty for the model itself
     type: str  # the original class
-    kind: str  # "block", "downsampling", "layer norm" or "depthwise convolution"
+    kind: str  # "block", "downsampling", "layer norm", "group norm" or "depthwise convolution"
     replaced: bool
     reason: str  # by what it was replaced, or why not
     replaceable: bool = False  # whether it is replaced, or would be by `accelerate`

@@ -56,7 +56,29 @@ class DepthwiseConv3dAdapter(Adapter):
         return functional.depthwise_conv3d(channels_last_3d(x), *arguments.tensors, stride=stride, backend=backend)
 
 
+class DepthwiseConvTranspose3dAdapter(DepthwiseConv3dAdapter):
+    """A depthwise transposed convolution of volumes with an odd kernel, padding K // 2 and stride 2."""
+
+    @classmethod
+    def arguments(cls, module: nn.Module) -> Arguments | str:
+        """Return weight, bias and output padding, or the reason: another kernel, stride, dilation or padding."""
+        sides, more = module.kernel_size, module.output_padding
+        if any(side % 2 == 0 or side > MAX_KERNEL_SIZE_3D for side in sides):
+            return f"the kernel size {sides} is not odd and at most {MAX_KERNEL_SIZE_3D}"
+        if {*module.stride} != {2} or {*module.dilation} != {1}:
+            return f"the transposed convolution has stride {module.stride} and dilation {module.dilation}, not 2 and 1"
+        if module.padding != tuple(side // 2 for side in sides) or len({*more}) > 1:
+            return f"the transposed convolution has padding {module.padding} and output padding {more}"
+        return Arguments(module.in_channels, (parameter(module, "weight"), parameter(module, "bias")), more[0])
+
+    def fused(self, x: Tensor, arguments: Arguments) -> Tensor:
+        """Convolve; the result is channels_last_3d, and so are the layers after it."""
+        options = {"output_padding": arguments.parts, "backend": getattr(self, BACKEND)}
+        return functional.depthwise_conv_transpose3d(channels_last_3d(x), *arguments.tensors, **options)
+
+
 _CHILDREN = {"conv1", "norm", "conv2", "act", "conv3"}
+_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _GRN = (("grn_gamma", "grn_beta"), ("global_resp_gamma", "global_resp_beta"))  # the authors' names, MONAI's
 
 
@@ -86,10 +108,35 @@ def _group_norm(y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return torch.addcmul(bias.view(each), centred, scale).to(y.dtype)
 
 
+class GroupNormAdapter(Adapter):
+    """GroupNorm with one group per channel, of what the convolutions above return (`_group_norm`)."""
+
+    kind = "group norm"
+
+    @classmethod
+    def arguments(cls, module: nn.Module) -> Arguments | str:
+        """Return weight and bias, or the reason: it has none."""
+        weight, bias = parameter(module, "weight"), parameter(module, "bias")
+        if weight is None or bias is None:
+            return "the norm has no weight or no bias"
+        return Arguments(module.num_channels, (weight, bias), None)
+
+    def serves(self, x: object, arguments: Arguments) -> bool:
+        """Volumes in channels_last_3d; PyTorch's norm is right for others, and the one whose dtype autocast decides."""
+        if not structure.serves(x, arguments.channels, arguments.tensors, dimensions=5) or structure.autocasting(x):
+            return False
+        return x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
+
+    def fused(self, x: Tensor, arguments: Arguments) -> Tensor:
+        """Normalise; the result is channels_last_3d."""
+        return channels_last_3d(_group_norm(x, *arguments.tensors, self.eps))
+
+
 class MedNeXtBlockAdapter(Adapter):
     """MedNeXt's block for volumes or images, with GroupNorm of one group per channel or LayerNorm, with GRN or not.
 
-    Its blocks that change the size of a volume keep their own forward; their convolutions are replaced.
+    Its blocks that change the size of a volume keep their own forward; their depthwise convolutions and norms are
+    replaced.
     """
 
     kind = "block"
@@ -107,6 +154,8 @@ class MedNeXtBlockAdapter(Adapter):
         if {*children} != _CHILDREN or (parameters and grn is None) or module._buffers:
             return f"it has {', '.join((*children, *parameters, *module._buffers))}"
         conv, norm, expand, act, project = (children[name] for name in ("conv1", "norm", "conv2", "act", "conv3"))
+        if not isinstance(conv, (nn.Conv2d, nn.Conv3d)):
+            return f"its convolution is a {structure.class_of(conv).__name__}, so the block changes the size"
         if isinstance(conv, nn.Conv3d):
             found = DepthwiseConv3dAdapter.arguments(conv)
             refusal = found if isinstance(found, str) else None
@@ -234,8 +283,12 @@ def _run_trial(cls: type[Adapter], module: nn.Module, dimensions: int) -> str | 
 def match(module: nn.Module) -> Match | None:
     """Recognise MedNeXt's blocks by their structure, and depthwise convolutions of volumes."""
     children = module._modules
-    if children.keys() >= _CHILDREN and isinstance(children["conv1"], (nn.Conv2d, nn.Conv3d)):
+    if children.keys() >= _CHILDREN and isinstance(children["conv1"], _CONVOLUTIONS):
         return Match(MedNeXtBlockAdapter, type(module))
+    if type(module) is nn.GroupNorm and 1 < module.num_groups == module.num_channels:
+        return Match(GroupNormAdapter, nn.GroupNorm)
+    if isinstance(module, nn.ConvTranspose3d) and 1 < module.groups == module.in_channels == module.out_channels:
+        return Match(DepthwiseConvTranspose3dAdapter, nn.ConvTranspose3d)
     if isinstance(module, nn.Conv3d) and 1 < module.groups == module.in_channels == module.out_channels:
         return Match(DepthwiseConv3dAdapter, nn.Conv3d)
     return None

@@ -4,6 +4,6 @@ Importing this package registers ``torch.ops.convnext_kernels.*``. Every op has 
 which asks `dispatch` for a backend and calls the backend's file of the same name.
 """
 
-from convnext_kernels.ops import block, downsample, dwconv, dwconv3d, grn, layernorm, mlp
+from convnext_kernels.ops import block, downsample, dwconv, dwconv3d, dwconv3d_transposed, grn, layernorm, mlp
 
-__all__ = ["block", "downsample", "dwconv", "dwconv3d", "grn", "layernorm", "mlp"]
+__all__ = ["block", "downsample", "dwconv", "dwconv3d", "dwconv3d_transposed", "grn", "layernorm", "mlp"]

@@ -1,4 +1,4 @@
-"""How both depthwise convolutions are registered, `dwconv` of images and `dwconv3d` of volumes."""
+"""How the depthwise convolutions are registered: `dwconv` of images, `dwconv3d`, `dwconv3d_transposed` of volumes."""
 
 from collections.abc import Callable
 from typing import Any

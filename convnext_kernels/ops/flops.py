@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from convnext_kernels.ops import block, downsample, dwconv, dwconv3d, mlp  # noqa: F401  registers the ops
+from convnext_kernels.ops import block, downsample, dwconv, dwconv3d, dwconv3d_transposed, mlp  # noqa: F401  registers the ops
 
 Shape = Sequence[int]
 _ops = torch.ops.convnext_kernels
@@ -43,6 +43,16 @@ def _dwconv3d(x: Shape, weight: Shape, _bias: Shape | None, stride: int, *_: Any
 @register_flop_formula(_ops.dwconv3d_backward)
 def _dwconv3d_backward(_dy: Shape, *forward: Any, **__: Any) -> int:
     return 2 * _dwconv3d(*forward)
+
+
+@register_flop_formula(_ops.dwconv3d_transposed)
+def _dwconv3d_transposed(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * math.prod(weight[2:])  # each tap of each pixel of x, the smaller volume
+
+
+@register_flop_formula(_ops.dwconv3d_transposed_backward)
+def _dwconv3d_transposed_backward(_dy: Shape, *forward: Any, **__: Any) -> int:
+    return 2 * _dwconv3d_transposed(*forward)
 
 
 @register_flop_formula(_ops.mlp)

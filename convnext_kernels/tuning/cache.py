@@ -124,21 +124,27 @@ def _locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def replace(path: Path, text: str) -> None:
+    """Write a file in one step, so that a reader never sees half of it, even after an interruption. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp")
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
 def write(path: Path, entries: Mapping[str, str]) -> None:
     """Merge `entries` into the file at `path`. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path):
         merged = read(path) | dict(entries)
-        text = json.dumps({"format": FORMAT, "entries": merged}, indent=1, sort_keys=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp")
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(text + "\n")
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        replace(path, json.dumps({"format": FORMAT, "entries": merged}, indent=1, sort_keys=True) + "\n")
 
 
 _generations = itertools.count(1)

@@ -75,6 +75,12 @@ MUTANTS = [
     *_in(
         "cpu/layernorm.cpp",
         LAYERNORM_GRADIENTS,
+        Mutant(
+            "formula",
+            "the gradient of every norm is LayerNorm's",
+            "a.weight, a.weight, a.norm)",
+            "a.weight, a.weight, Norm::kLayer)",
+        ),
         Mutant("bound", "the last unit's sums are forgotten", "unit < count; ++unit)", "unit + 1 < count; ++unit)"),
     ),
     *_in(

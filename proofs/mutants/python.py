@@ -136,6 +136,13 @@ MUTANTS = [
         "functional.py",
         ("tests/ops/test_memory.py", "-k", "inference"),
         Mutant("state", "inference keeps what training wants", "torch.is_grad_enabled() and any(", "any("),
+        Mutant(
+            "formula",
+            "all samples have the first one's scale",
+            "torch.addcmul(_rows(shift), y, _rows(scale))",
+            "torch.addcmul(_rows(shift), y, _rows(scale[:1]))",
+            tests=("tests/ops/test_parts.py", "-k", "AdaLayerNorm and eager"),
+        ),
     ),
     *_in(
         "dispatch.py",

@@ -38,16 +38,6 @@ def test_modes_are_nested_and_a_gpu_has_more_dtypes():
     assert {c.group for c in select(QUICK)} == {"layernorm", "dwconv", "mlp", "block", "model"}
 
 
-def test_scaling_has_batches_and_sizes_for_one_thread_and_for_two():
-    found = select(STANDARD, ("scaling",))
-    assert {case.mode for case in found} == {FULL}
-    assert {case.threads for case in found} == {1, 2}
-    for threads in (1, 2):
-        sizes = {(c.batch, int(c.what.split(" ")[0])) for c in found if c.threads == threads}
-        assert {n for n, size in sizes if size == 224} == {1, 2, 4, 8, 16, 32, 64}
-        assert {64, 224, 1024} <= {size for n, size in sizes if n == 1}
-
-
 def test_patterns():
     assert {c.group for c in select(STANDARD, ("layernorm",))} == {"layernorm"}
     assert {c.name for c in select(QUICK, ("dwconv/K7*fp32*",))} == {"dwconv/K7-C384-14x14-b1-fp32-forward"}

@@ -26,7 +26,7 @@ def run(dtypes=("fp32",), names=("eager", "cpu portable")):
 def test_every_op_on_every_backend_and_instruction_set():
     found = run(("bf16",), names=None)
     assert {c.status for c in found} == {OK}
-    assert {c.group for c in found} == set(OPS)
+    assert {c.group for c in found} == {*OPS, "dwconv3d_transposed"}
     names = {c.candidate for c in found}
     if ck.list_backends()["cpu"].available:
         from convnext_kernels.backends import cpu
@@ -75,7 +75,7 @@ def test_a_kernel_that_writes_nothing_is_found(monkeypatch):
     """Its output may be memory that holds the right result of another backend."""
 
     def forward(self, x):
-        return torch.empty_like(x) + 0 * (x * self.weight.sum() + self.bias.sum())
+        return torch.empty_like(x) + 0 * sum(p.sum() for p in self.parameters()) * x
 
     monkeypatch.setattr(ck.LayerNorm2d, "forward", forward)
     found = run()

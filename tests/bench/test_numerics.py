@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from convnext_kernels.bench.numerics import GARBAGE, compare, compare_top5, judge
+from convnext_kernels.bench.numerics import GARBAGE, compare_top5, judge
 
 REFERENCE = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.5, 0.0], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]], dtype=torch.float64)
 
@@ -25,20 +25,11 @@ def off_at(*places, by):
     return y
 
 
-def test_a_comparison_shows_the_largest_errors():
-    found = compare(REFERENCE, off_at((0, 0), by=0.25), off_at((1, 2), by=-0.5))
-    assert (found.difference, found.relative) == (0.5, 0.1)
-    assert (found.eager_error, found.accelerated_error) == (0.25, 0.5)
-    assert found.allowed == pytest.approx(2 * 0.25 + 5 * 8 * EPS, rel=1e-12)
-    assert found.reason == ""
-
-
 def test_more_than_twice_eagers_error_and_the_floor_fails():
     assert verdict(EXACT + 0.25, EXACT + 0.5).within
     found = verdict(EXACT + 0.25, off_at((0, 0), by=0.5001))
     assert found.reason.startswith("y: largest error 0.5 against fp64, allowed 0.5")
     assert (found.error, found.allowed) == (pytest.approx(0.5001 / 5), pytest.approx((0.5 + 5 * 8 * EPS) / 5))
-    assert compare(REFERENCE, EXACT + 0.25, off_at((0, 0), by=0.5001)).reason.startswith("logits: largest error")
 
 
 def test_what_is_wrong_a_little_everywhere_fails():
@@ -64,7 +55,6 @@ def test_non_finite_results_are_never_within(bad):
     found = verdict(EXACT, off_at((0, 3), by=bad))
     assert found.reason == f"y: {bad} at [0, 3], fp64 1, eager 1; 1 such places"
     assert math.isnan(found.error)
-    assert compare(REFERENCE, EXACT, off_at((0, 3), by=bad)).reason
     # Where eager overflows it sets no standard, and only the floor remains.
     assert verdict(off_at((0, 3), by=bad), EXACT).within
     assert not verdict(off_at((0, 3), by=bad), off_at((0, 3), by=0.01)).within

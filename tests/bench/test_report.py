@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from convnext_kernels.bench import page, report
+from convnext_kernels.bench import report, tables
 from convnext_kernels.bench.results import EAGER, OURS, UNAVAILABLE, Record
 from convnext_kernels.bench.tables import Table, look, number, short, speedup
 from tests.bench import runs
@@ -33,7 +33,7 @@ def test_a_run(write):
         assert f"{number(records[EAGER].times.median)}" in found.text
     for words in ("Example Xeon 6", "device cpu", "mode full", "2026-11-24 20:01", "0123456789ab", "complete"):
         assert words in found.text
-    for title in ("Cost by batch size", "Roofline", "Models", "Speed-up of every case", "Measured ceilings"):
+    for title in ("Cost by batch size", "Models", "Speed-up of every case", "Measured ceilings"):
         assert title in found.text
     assert "interrupted" not in found.text
     assert "no bf16 kernels for CPUs" in found.text
@@ -76,14 +76,8 @@ def test_losses_are_listed_and_read_as_losses(write):
 @pytest.mark.parametrize("words", [("nothing",), ("rival/",), ("layernorm/C96-56x56-b1",)])
 def test_what_is_missing_is_left_out(write, words):
     found = write(small(runs.full_run(complete=False, ceilings={}, conditions={}), *words))
-    assert "Roofline" not in found.text
     assert ("<svg" in found.html) == (words != ("nothing",))
     assert ("This run has no records" in found.text) == (words == ("nothing",))
-
-
-@pytest.mark.parametrize("ceilings", [{}, {"memory": runs.CEILINGS["memory"]}, {"flops": {"fp32": 1e11}}])
-def test_missing_ceilings(write, ceilings):
-    assert "Roofline" in write(small(runs.full_run(ceilings=ceilings), "block/V1-C384")).text
 
 
 def test_a_case_without_eager_and_without_any_peer(write):
@@ -108,7 +102,7 @@ def test_checks_of_verify(write):
         check("grn", "1x8x9x9", "bf16", "eager", "unavailable", "no bf16"),
     ]
     assert report.checks(run).rows == [
-        ("dwconv", "cpu", "fp32", "1", "1", "0", "NaN"),
+        ("dwconv", "cpu", "fp32", "1", "1", "0", ">100"),
         ("grn", "eager", "bf16", "0", "0", "1", ""),
     ]
     found = write(run)
@@ -116,15 +110,9 @@ def test_checks_of_verify(write):
     assert "dwconv 1x8x9x9 K9 fp32 on cpu: wrong, not timed: gradient <dx>" in found.text
 
 
-def test_names_are_escaped(write):
-    found = write(small(runs.full_run(machine=runs.machine(cpu="<b>Xeon & 'co'</b>")), BLOCK))
-    assert "<b>Xeon" not in found.html
-    assert "<b>Xeon & 'co'</b>" in found.text
-
-
 def test_without_the_libraries_it_says_which(tmp_path, monkeypatch):
     run = small(runs.full_run(), BLOCK)
-    monkeypatch.setattr(page.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(tables.importlib.util, "find_spec", lambda name: None)
     assert "needs jinja2 and matplotlib" in report.write_if_possible(run, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -132,7 +120,7 @@ def test_without_the_libraries_it_says_which(tmp_path, monkeypatch):
 def test_importing_it_needs_no_report_libraries(monkeypatch):
     for name in ("jinja2", "matplotlib"):
         monkeypatch.setitem(sys.modules, name, None)
-    for name in ("report", "charts", "page"):
+    for name in ("report", "charts", "tables"):
         monkeypatch.delitem(sys.modules, f"convnext_kernels.bench.{name}", raising=False)
     import convnext_kernels.bench.report  # noqa: F401
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from convnext_kernels.bench import timing
-from convnext_kernels.bench.timing import BURST_CALLS, WARMUP, Times, glibc, interleave, pinned
-from convnext_kernels.cli.memory import peak_growth
+from convnext_kernels.bench.measure import peak_growth
+from convnext_kernels.bench.timing import BURST_CALLS, WARMUP, glibc, interleave, pinned
 
 
 @pytest.fixture
@@ -60,13 +60,6 @@ def test_gradients_are_on_for_training_only(training):
     seen = []
     interleave({"a": lambda: seen.append(torch.is_grad_enabled())}, rounds=1, training=training)
     assert seen == [training] * (WARMUP + 1)
-
-
-def test_statistics():
-    times = Times(((3.0, 1.0), (8.0, 4.0)))
-    assert (times.median, times.minimum, times.round_medians) == (3.5, 1.0, [2.0, 6.0])
-    assert times.spread == pytest.approx(2.0 / 3.5)
-    assert Times(((2.0,),)).spread == 0
 
 
 def test_settle_waits_for_busy_threads(monkeypatch):
@@ -164,19 +157,8 @@ def test_steady_allocator_spares_page_faults_and_ends(run_python):
     assert after > before / 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
 def test_peak_growth_sees_temporaries_that_are_freed():
     size = 64 * 2**20
-
-    def build():
-        def model(x):
-            for _ in range(3):
-                temporary = torch.ones(size // 4) + x
-                time.sleep(0.01)
-                del temporary
-            return x
-
-        return model
-
-    first, second = peak_growth(build, torch.ones(()), "cpu")
-    assert 0.9 * size < first < 2.5 * size
-    assert 0.9 * size < second < 2.5 * size
+    assert peak_growth(lambda: None, "cpu") < 0.3 * size
+    assert 0.9 * size < peak_growth(lambda: torch.ones(size // 4).sum(), "cpu") < 1.5 * size

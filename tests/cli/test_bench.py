@@ -83,9 +83,9 @@ def test_bad_options(fails, tmp_path):
 
 def test_missing_libraries_name_the_extra(fails, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    fails("bench", "--only", "model", "--no-report", words=("timm", 'pip install "convnext-kernels[bench]"'))
+    fails("bench", "--only", "model", "--no-report", words=("timm", 'pip install "convnext-kernels[demo]"'))
     monkeypatch.setitem(sys.modules, "psutil", None)
-    fails("bench", "--no-report", words=("psutil", 'pip install "convnext-kernels[bench]"'))
+    fails("bench", "--no-report", words=("psutil", 'pip install "convnext-kernels[demo]"'))
 
 
 INTERRUPTED = """

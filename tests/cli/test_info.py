@@ -131,14 +131,6 @@ def test_gpu_reasons(monkeypatch):
     assert "old driver" in reason
 
 
-def test_cpu_name_without_procfs(monkeypatch):
-    def missing(_):
-        raise FileNotFoundError
-
-    monkeypatch.setattr(environment.Path, "read_text", missing)
-    assert environment.cpu_name()
-
-
 @pytest.mark.parametrize("command", ["demo", "bench", "verify"])
 def test_cuda_asked_for_where_there_is_none(fails, monkeypatch, command):
     monkeypatch.setattr(environment, "gpus", lambda: ([], "no driver"))

@@ -94,8 +94,9 @@ def test_pickled_code_is_refused(fails, run, tmp_path):
         assert "this code ran" not in run(*DEMO, "--weights", tmp_path / name).output
 
 
-@pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.bin", "w.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"hello, world", bytes(range(256)) * 9])
+@pytest.mark.parametrize(
+    ("name", "content"), [("w.pth", b""), ("w.pt", b"hello, world"), ("w.safetensors", bytes(range(256)) * 9)]
+)
 def test_damaged_weights(fails, tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     fails(*DEMO, "--weights", tmp_path / name, words=(name,))

@@ -1,6 +1,3 @@
-import os
-import signal
-import subprocess
 import sys
 
 import pytest
@@ -20,13 +17,6 @@ def test_help_names_every_command(run):
         assert f"  {name} {example} " in result.output
         assert line in result.output
     assert run().output == result.output
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_script(run, shell):
-    result = run("completion", shell)
-    assert result.exit_code == 0, result.output
-    assert "_CONVNEXT_KERNELS_COMPLETE" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -107,7 +97,7 @@ def test_a_backend_error_keeps_its_message(fails, monkeypatch):
 
 def test_a_missing_library_names_the_extra(fails, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "psutil", None)  # makes the import raise ModuleNotFoundError
-    fails("demo", "--no-report", words=("psutil", 'pip install "convnext-kernels[demo]"'))
+    fails("bench", "--no-report", words=("psutil", 'pip install "convnext-kernels[demo]"'))
     monkeypatch.setitem(sys.modules, "jinja2", None)
     fails("demo", "--report", tmp_path / "r.html", words=("jinja2", 'pip install "convnext-kernels[demo]"'))
 
@@ -117,40 +107,3 @@ def test_a_broken_library_is_not_called_missing(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
         options.need("half_installed", "test")
-
-
-INTERRUPTED = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with SIGINT ignored
-from convnext_kernels import cli
-from convnext_kernels.bench import timing
-
-interleave = timing.interleave
-
-def announced(*arguments, **options):
-    print("timing", flush=True)
-    return interleave(*arguments, **options)
-
-timing.interleave = announced
-cli.main(["demo", "--model", "timm/test_convnext", "--size", "32", "--repeats", "1000000", "--no-report"])
-"""
-
-
-@pytest.mark.extended  # tests/cli/test_bench.py has one in every run
-def test_ctrl_c_ends_with_130():
-    process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    try:
-        assert process.stdout.readline() == "timing\n"
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == 130
-    assert error.split() == ["Interrupted"]

@@ -27,7 +27,7 @@ def test_models_as_json(run):
     assert rows[0]["gflops"]["counted"] == pytest.approx(15.355, abs=1e-3)
 
 
-def test_coverage(run, fails, capsys):
+def test_coverage(run, fails):
     names = ("convnext_atto", "convnext_zepto_rms_ols", "ConvNextV2Model", "convnext_tiny")
     rows = {(r["library"], r["model"]): r for r in json.loads(run("models", "--coverage", "--json", *names).stdout)}
     assert all((r["blocks"], r["layers"]) == (r["served"], r["layers_served"]) for r in rows.values())
@@ -38,12 +38,11 @@ def test_coverage(run, fails, capsys):
     row = {"library": "timm", "blocks": 12, "layers": 5}
     whole = row | {"model": "a", "served": 12, "layers_served": 5, "reasons": [], "overlapping": []}
     part = row | {"model": "b", "served": 0, "layers_served": 4, "reasons": ["why"], "overlapping": ["3x3 stride 2"]}
-    models.show_coverage([whole, part])
-    shown = capsys.readouterr().out
-    assert "why; stem 3x3 stride 2" in shown
-    assert "12 of 24 blocks are served, 1 of 2 models whole" in shown
-    assert "9 of 10 norms and downsampling layers" in shown
-    assert "matrix products" in shown
+    table, said = models.coverage_table([whole, part])
+    assert table.rows[1][-1].startswith("why; stem 3x3 stride 2")
+    assert "12 of 24 blocks are served, 1 of 2 models whole" in said
+    assert "9 of 10 norms and downsampling layers" in said
+    assert "matrix products" in said
     fails("models", "--coverage", "convnext_ato", words=("unknown model 'convnext_ato'; close: convnext_atto",))
 
 
@@ -79,7 +78,7 @@ def test_roadmap_measured(run, tmp_path):
     assert values["measured"] == {"batch": 1, "size": 32, "rounds": 1}
     rows = values["regimes"]["resnet50"]
     assert [row["name"] for row in rows] == names
-    assert [row["speed"]["accelerated"] is not None for row in rows] == [False, True, True, False]
+    assert ["accelerated" in row["speed"] for row in rows] == [False, True, True, False]
     assert all(row["speed"]["eager"][0] > 0 for row in rows)
 
 
@@ -90,14 +89,5 @@ def test_roadmap_table(run):
     assert re.search(r"\dx (faster|slower)|as fast", shown)
 
 
-def test_roadmap_without_a_place_to_write(fails, tmp_path):
-    (tmp_path / "file").write_text("")
-    fails("roadmap", "--report", str(tmp_path / "file" / "x"), words=("--report", "cannot be written"))
-
-
 def test_unknown_step(fails):
     fails("roadmap", "--step", "kernel7", words=("--step: unknown step 'kernel7'; close: kernel_7",))
-
-
-def test_unknown_regime(fails):
-    fails("roadmap", "--regime", "resnet20", words=("resnet20", "resnet200"), code=2)

@@ -61,7 +61,7 @@ def test_what_is_no_image_is_named(fails, tmp_path):
         fails(*DEMO, tmp_path / name, words=(name, word))
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "tiff", "webp"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
 def test_cut_off_image(fails, tmp_path, suffix):
     path = tmp_path / f"whole.{suffix}"
     noise = numpy.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=numpy.uint8)

@@ -70,7 +70,7 @@ def _started(folder: Path) -> subprocess.Popen:
     process = subprocess.Popen(
         [sys.executable, "-m", "convnext_kernels", *arguments], env=environment, stdout=subprocess.DEVNULL
     )
-    end = time.monotonic() + 100
+    end = time.monotonic() + 300
     while time.monotonic() < end and process.poll() is None:
         time.sleep(0.1)
         file = folder / lines.FILE

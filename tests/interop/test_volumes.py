@@ -88,8 +88,13 @@ def test_a_network(memory_format):
         "1": ("MedNeXtBlock", "block", True),
         "2": ("MedNeXtBlock", "block", False),
         "2.conv1": ("Conv3d", "depthwise convolution", True),
+        "2.norm": ("GroupNorm", "group norm", True),
         "3": ("MedNeXtBlock", "block", True),
+        "4": ("MedNeXtBlock", "block", False),
+        "4.conv1": ("ConvTranspose3d", "depthwise convolution", True),
+        "4.norm": ("GroupNorm", "group norm", True),
     }
+    assert "its convolution is a ConvTranspose3d, so the block changes the size" in rows["4"].reason
     assert "the depthwise convolution has stride (2, 2, 2)" in rows["2"].reason
     assert [*accelerated.state_dict()] == [*model.state_dict()]
     ck.restore(accelerated)
@@ -98,7 +103,7 @@ def test_a_network(memory_format):
 
 
 def test_the_op_is_called():
-    """Once for each replaced convolution, and its result is channels_last_3d, so that the layers after it are fast."""
+    """Once for each replaced layer, and its result is channels_last_3d, so that the layers after it are fast."""
     model = ck.accelerate(network())
     called = []
     for module in model.modules():
@@ -106,10 +111,11 @@ def test_the_op_is_called():
             module.register_forward_hook(lambda _m, _x, y: called.append(y))
     with torch.no_grad(), torch.profiler.profile() as profile:
         model(torch.randn(1, 1, 6, 7, 8))
-    assert len(called) == 3
+    assert len(called) == 6
     assert all(y.is_contiguous(memory_format=torch.channels_last_3d) for y in called)
     names = [event.name for event in profile.events()]
     assert names.count("convnext_kernels::dwconv3d") == 3
+    assert names.count("convnext_kernels::dwconv3d_transposed") == 1
 
 
 BLOCKS = {
@@ -165,7 +171,7 @@ def test_autocast_and_compile(dtype):
 def test_blocks_that_are_not_replaced(options, reason):
     """The report says why; the convolution in them is replaced."""
     model = ck.accelerate(MedNeXtBlock(6, 6, **options))
-    block, conv = ck.acceleration_report(model).rows
+    block, conv, *_ = ck.acceleration_report(model).rows
     assert not block.replaced
     assert reason in block.reason
     assert conv.replaced
@@ -176,7 +182,7 @@ def test_another_forward_is_found():
         def forward(self, x):
             return 2 * super().forward(x)
 
-    block, conv = ck.acceleration_report(ck.accelerate(Doubled(6, 6))).rows
+    block, conv, _ = ck.acceleration_report(ck.accelerate(Doubled(6, 6))).rows
     assert "computes something else" in block.reason
     assert conv.replaced
 
@@ -196,6 +202,23 @@ def test_what_is_not_replaced(options, reason):
     ck.accelerate(conv)
     assert type(conv) is nn.Conv3d
     (row,) = ck.acceleration_report(conv).rows
+    assert not row.replaced
+    assert reason in row.reason
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"stride": 3, "padding": 1}, "has stride (3, 3, 3) and dilation (1, 1, 1), not 2 and 1"),
+        ({"stride": 2}, "has padding (0, 0, 0) and output padding (0, 0, 0)"),
+        (
+            {"stride": 2, "padding": 1, "output_padding": (1, 0, 0)},
+            "and output padding (1, 0, 0)",
+        ),
+    ],
+)
+def test_what_is_not_replaced_of_transposed_ones(options, reason):
+    (row,) = ck.acceleration_report(nn.ConvTranspose3d(4, 4, 3, groups=4, **options)).rows
     assert not row.replaced
     assert reason in row.reason
 
