@@ -197,16 +197,6 @@ MUTANTS = [
         Mutant("formula", "the slope takes the wrong tail", "x > 0 ? 1.0f - tail : tail", "x < 0 ? 1.0f - tail : tail"),
     ),
     *_in(
-        "cpu/platform/vec.h",
-        DWCONV,
-        Mutant(
-            "bound",
-            "a pack of channels is one too narrow",
-            "for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];",
-            "for (int64_t i = 0; i + 1 < n; ++i) p[i] = lanes[i];",
-        ),
-    ),
-    *_in(
         "cpu/platform/parallel.h",
         LAYERNORM,
         Mutant(

@@ -205,26 +205,6 @@ MUTANTS = [
         Mutant("formula", "SimpleNorm has the biased variance", "positive * (float(c) / float(c - 1))", "positive"),
     ),
     *_in(
-        "tiles.h",
-        GRN,
-        Mutant(
-            "stride",
-            "tiles of several turns overlap",
-            "tile.remainder * t.turns * kTilePixels",
-            "tile.remainder * kTilePixels",
-        ),
-    ),
-    *_in(
-        "channels.h",
-        GRN,
-        Mutant(
-            "mask",
-            "channels beyond the last are loaded",
-            "to[i] = i < left ? widen(*from) : 0.0f;",
-            "to[i] = widen(*from);",
-        ),
-    ),
-    *_in(
         "mlp/mlp_fused.cu",
         FUSED,
         _without(

@@ -15,17 +15,10 @@ from convnext_kernels.models import (
 )
 from convnext_kernels.models.weights import detect_format
 from tests.interop import helpers as interop
+from tests.tolerance import randomize_
 
 DEPTHS, DIMS, CLASSES = (1, 2, 1, 1), (8, 16, 24, 32), 5
 SIZES = {"depths": DEPTHS, "dims": DIMS}
-
-
-def randomize(model):
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn_like(p) * 0.3 + (1.0 if p.dim() == 1 else 0.0))
-    return model.eval()
 
 
 def ours(use_grn=False, **options):
@@ -69,7 +62,7 @@ def test_logits_and_round_trip(name):
 @pytest.mark.parametrize("form", FORMATS)
 def test_files(form, suffix, tmp_path):
     options = {"num_classes": 0 if form == "dinov3" else CLASSES, "layer_scale_init_value": 1.0}
-    model, other = randomize(ours(**options)), ours(**options)
+    model, other = randomize_(ours(**options)), ours(**options)
     file = tmp_path / f"weights{suffix}"
     state = export_weights(model, form, file)
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
@@ -124,7 +117,7 @@ def sparse(model):
 
 
 def test_masked_pre_training():
-    model, other = randomize(ours(True)), ours(True)
+    model, other = randomize_(ours(True)), ours(True)
     head = other.head.weight.clone()
     state = sparse(model)
     assert detect_format(state) == "fcmae"
@@ -139,7 +132,7 @@ def test_masked_pre_training():
 
 
 def test_fine_tuning_with_other_classes():
-    source = randomize(ours())
+    source = randomize_(ours())
     model = ours(num_classes=7)
     head = model.head.weight.clone()
     with pytest.raises(ValueError, match=r"2 of another shape \(first: head.weight, got \(5, 32\), expected \(7, 32\)"):
@@ -151,7 +144,7 @@ def test_fine_tuning_with_other_classes():
 
 @pytest.mark.parametrize("use_grn", [False, True])
 def test_weights_of_another_size_change_nothing(use_grn):
-    model = randomize(ours(use_grn))
+    model = randomize_(ours(use_grn))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     other = ConvNeXt((1, 1, 1, 1), (8, 16, 24, 40), use_grn=use_grn, num_classes=CLASSES).state_dict()
     del other["stages.0.0.dwconv.bias"]

@@ -98,13 +98,6 @@ def pictures(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def copied(pictures, tmp_path):
-    import shutil
-
-    return Path(shutil.copytree(pictures, tmp_path / "copied"))
-
-
 def weights(file):
     from safetensors.torch import load_file
 
