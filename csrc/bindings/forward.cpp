@@ -250,9 +250,8 @@ void layernorm(int isa, int dtype, Address x, Address y, int64_t rows, int64_t c
                Address weight, Address bias, int threads) {
   require(x && y && weight && bias && rows >= 1 && c >= 1 && threads >= 1, "layernorm: out of range");
   const Padded padded_weight(weight, 1, c), padded_bias(bias, 1, c);
-  const LayernormArgs args = {dtype_of(dtype), pointer<const void>(x), pointer<void>(y),     rows,
-                              c,               eps,                    norm_of(norm),        padded_weight.data(),
-                              padded_bias.data()};
+  const LayernormArgs args = {dtype_of(dtype), pointer<const void>(x), pointer<void>(y),  rows, c, eps,
+                              norm_of(norm),   padded_weight.data(),   padded_bias.data()};
   const IsaOps& ops = ops_of(isa);
   const py::gil_scoped_release unlocked;
   run(threads, [&](Team& team) { ops.layernorm(args, team); });

@@ -20,8 +20,8 @@ void check(DType dtype, int64_t rows, int64_t c, double mean = 0.3, double sprea
   const auto run = [&](const Kernels& k, Products, int threads) {
     Tensor y(dtype, x.count()), dx(dtype, x.count());
     Tensor dweight(DType::kFloat32, pad_channels(c)), dbias(DType::kFloat32, pad_channels(c));
-    const LayernormArgs forward = {dtype, x.data(), y.data(),           rows,
-                                   c,     1e-6f,    Norm::kLayer, weight.as<float>(), bias.as<float>()};
+    const LayernormArgs forward = {dtype,        x.data(),           y.data(),        rows, c, 1e-6f,
+                                   Norm::kLayer, weight.as<float>(), bias.as<float>()};
     in_team(threads, [&](Team& team) { k.ops.layernorm(forward, team); });
     LayernormBackwardArgs args = {};
     args.dtype = dtype;
