@@ -31,6 +31,16 @@ from convnext_kernels.backends.triton.kernels.mlp_tiles import (
 from convnext_kernels.backends.triton.kernels.pixels import offsets
 
 
+@triton.jit
+def store_grn_sums(at, stride, u, dg, mask, held, COMPUTE: tl.constexpr, ACTIVATION: tl.constexpr):
+    """Store what GRN's gradient needs of a tile, in three rows from `at` on: the sums of h^2, dg * h and dg."""
+    h = tl.where(mask, activate(u, ACTIVATION).to(COMPUTE).to(tl.float32), 0.0)
+    dg = tl.where(mask, dg.to(COMPUTE).to(tl.float32), 0.0)
+    tl.store(at, tl.sum(h * h, axis=0), mask=held)
+    tl.store(at + stride, tl.sum(dg * h, axis=0), mask=held)
+    tl.store(at + 2 * stride, tl.sum(dg, axis=0), mask=held)
+
+
 @triton.jit(do_not_specialize=["pixels", "tiles", "sample_pixels"])
 def mlp_hidden_gradient_kernel(
     dout_ptr,  # (N * HW, C) dense
@@ -98,15 +108,10 @@ def mlp_hidden_gradient_kernel(
         tl.store(g_ptr + where, g.to(compute), mask=mask)
         tl.store(at, tl.sum(tl.where(mask, du, 0.0), axis=0), mask=held)
     else:
-        h = tl.where(mask, activate(u, ACTIVATION).to(compute).to(tl.float32), 0.0)
-        dg = dg.to(compute)
-        tl.store(du_ptr + where, dg, mask=mask)
+        tl.store(du_ptr + where, dg.to(compute), mask=mask)
         if g_ptr is not None:
             tl.store(g_ptr + where, u.to(compute), mask=mask)
-        dg = tl.where(mask, dg.to(tl.float32), 0.0)
-        tl.store(at, tl.sum(h * h, axis=0), mask=held)
-        tl.store(at + sums_stride, tl.sum(dg * h, axis=0), mask=held)
-        tl.store(at + 2 * sums_stride, tl.sum(dg, axis=0), mask=held)
+        store_grn_sums(at, sums_stride, u, dg, mask, held, compute, ACTIVATION)
 
 
 @triton.jit(do_not_specialize=["pixels", "tiles"])

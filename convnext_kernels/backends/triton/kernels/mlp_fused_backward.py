@@ -25,8 +25,8 @@ programs go through several samples.
 import triton
 import triton.language as tl
 
-from convnext_kernels.backends.triton.kernels.activations import activate, activate_and_derivative
-from convnext_kernels.backends.triton.kernels.mlp_backward import store_input_gradient
+from convnext_kernels.backends.triton.kernels.activations import activate_and_derivative
+from convnext_kernels.backends.triton.kernels.mlp_backward import store_grn_sums, store_input_gradient
 from convnext_kernels.backends.triton.kernels.mlp_tiles import (
     load_matrix,
     load_transposed,
@@ -164,11 +164,7 @@ def mlp_data_gradient_kernel(
         if sums_ptr is not None:
             at = sums_ptr + tl.program_id(0).to(tl.int64) * HIDDEN + hid
         if SUMS_ONLY:
-            h = tl.where(mask, activate(u, ACTIVATION).to(compute).to(tl.float32), 0.0)
-            dg = tl.where(mask, dg.to(compute).to(tl.float32), 0.0)
-            tl.store(at, tl.sum(h * h, axis=0), mask=held)
-            tl.store(at + sums_stride, tl.sum(dg * h, axis=0), mask=held)
-            tl.store(at + 2 * sums_stride, tl.sum(dg, axis=0), mask=held)
+            store_grn_sums(at, sums_stride, u, dg, mask, held, compute, ACTIVATION)
         else:
             g, derivative = activate_and_derivative(u, ACTIVATION)
             if grn_scale_ptr is not None:
