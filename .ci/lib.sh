@@ -98,9 +98,15 @@ PYTHON
     done
 }
 
-install_doctest() {
-  [ -e /usr/include/doctest/doctest.h ] || [ "$(id -u)" != 0 ] ||
-    { apt-get update -qq && apt-get install -y -qq doctest-dev >/dev/null; }
+# debian PACKAGE ...: install packages of the system, where we are root.
+debian() { [ "$(id -u)" != 0 ] || { apt-get update -qq && apt-get install -y -qq "$@" >/dev/null; }; }
+install_doctest() { [ -e /usr/include/doctest/doctest.h ] || debian doctest-dev; }
+
+# outside FOLDER COMMAND ...: run a command in a folder that has our tests but not our sources, which would be found first.
+outside() {
+  mkdir -p "$1"
+  cp -r tests pyproject.toml "$1/"
+  (cd "$1" && "${@:2}")
 }
 
 # cxx_tests SANITIZERS [OPTION ...]: build and run the C++ tests of the CPU kernels.

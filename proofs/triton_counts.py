@@ -7,6 +7,7 @@ The counts are of PTX; the assembler translates PTX into other instructions.
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -25,7 +26,7 @@ def _planned_for(batch: int, channels: int, named: str) -> Any:
 
     The number of partial sums is scaled, so that a thread has as much work as with the whole batch, if possible.
     """
-    from convnext_kernels.backends.triton import dwconv_plan
+    from convnext_kernels.backends.triton.plans import dwconv_plan
 
     def choice(
         kernel: str, problem: Any, candidates: Sequence[tuning.Candidate], gpu: tuning.Gpu
@@ -40,7 +41,6 @@ def _planned_for(batch: int, channels: int, named: str) -> Any:
             chosen = tuning.pick(kernel, whole, wanted, gpu)
         if "parts" not in chosen.config:
             return chosen
-        # `finish_kernel` takes eight partial sums at a time, and its instructions are scaled in `dwconv_counts`
         parts = max(1, round(int(chosen.config["parts"]) * problem.samples / batch))  # type: ignore[call-overload]
         return dataclasses.replace(chosen, config={**chosen.config, "parts": parts, "planned": chosen.config["parts"]})
 
@@ -66,14 +66,14 @@ def dwconv_counts(
 
     - `kernel` (the one with the most instructions) and `plan`
     - `per_32`: executed PTX instructions of a warp per 32 outputs, for all launches together
-    - `mma`: those of them on tensor cores
     - `mma`: the part of them that is products on tensor cores
     - `per_tap`: the same as divided by the taps inside the image, averaged over its pixels
     - `bytes_ratio`: unique bytes divided by those of reading one image and writing (or reading) another
     - `registers` and `spill_bytes`: the largest of the launches
     - `launches`
     """
-    from convnext_kernels.backends.triton import dwconv, dwconv_plan
+    from convnext_kernels.backends.triton import dwconv
+    from convnext_kernels.backends.triton.plans import dwconv_plan
 
     emulator = _emulator()
     g = torch.Generator().manual_seed(0)
@@ -103,20 +103,23 @@ def dwconv_counts(
             plans.extend([candidate] if candidate else [])
             return candidate
 
-        with emulator.emulated(arch, fast_fma=True) as launches, tuning.forced(choice):
+        def sums(parts: int, *_: Any, plans: list[tuning.Candidate] = plans) -> torch.Tensor:
+            """As many partial sums as the plan has for the whole batch; those of other samples are 0."""
+            config: dict[str, Any] = dict(plans[-1].config)
+            return torch.zeros(parts // config["parts"] * config["planned"], height * width + 1, channels)
+
+        with (
+            emulator.emulated(arch, fast_fma=True) as launches,
+            tuning.forced(choice),
+            mock.patch.object(dwconv, "_sums", sums),
+        ):
             run()
         # The weights are packed or copied once, and partial sums are added once, for any number of samples
         once = n / max(n, plan_batch)
-        shares = [once if launch["kernel"] in ("pack_kernel", "copies_kernel") else 1.0 for launch in launches]
-        turns = [1.0] * len(launches)
-        if what == "wgrad":
-            config: dict[str, Any] = dict(plans[-1].config)
-            strips = -(-size // config.get("strip", size))
-            sums, planned = (-(-strips * config[name] // 8) for name in ("parts", "planned"))
-            turns[-1] = planned / sums * once
+        of_batch = ("pack_kernel", "copies_kernel", "finish_kernel")
+        shares = [once if launch["kernel"] in of_batch else 1.0 for launch in launches]
         instructions = [
-            turn * share * sum(launch["by_class"].values())
-            for turn, share, launch in zip(turns, shares, launches, strict=True)
+            share * sum(launch["by_class"].values()) for share, launch in zip(shares, launches, strict=True)
         ]
         total = sum(instructions)
         moved = sum(share * launch["dram_bytes"] for share, launch in zip(shares, launches, strict=True))

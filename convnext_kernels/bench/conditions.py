@@ -9,12 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+
+from convnext_kernels import environment
+from convnext_kernels.backends.cpu import native
+from convnext_kernels.bench.results import Run
 from convnext_kernels.bench.timing import glibc, pinned, settle
-
-if TYPE_CHECKING:
-    from convnext_kernels.bench.results import Run
 
 BUSY = 0.1  # share of the machine's CPU time that others may use
 STOLEN = 0.02  # share that the hypervisor may give to other machines
@@ -52,10 +53,6 @@ class Course:
 
     def probe(self) -> None:
         """Time the fixed loop; without the compiled extension nothing is measured."""
-        import torch
-
-        from convnext_kernels.backends.cpu import native
-
         if not native.import_error():
             settle()  # idle threads of another runtime may still be spinning
             rate = native.extension().arithmetic_rate("fma_fp32", torch.get_num_threads(), PROBE_SECONDS)
@@ -107,8 +104,6 @@ def clocks(device: str) -> dict[str, object]:
 
 def collect(device: str) -> dict[str, object]:
     """Threads, pinning, allocator and clocks, and "warnings": a line for every condition that disturbs the figures."""
-    import torch
-
     warnings, kept = [], glibc() is not None
     with pinned() as (cpus, why_not):
         pass
@@ -141,9 +136,6 @@ def collect(device: str) -> dict[str, object]:
 
 def start(device: str, mode: str) -> "Run":
     """A run without records and without ceilings: the machine and the conditions now."""
-    from convnext_kernels import environment
-    from convnext_kernels.bench.results import Run
-
     machine = environment.collect() | {"commit": environment.commit()}
     created = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     return Run(machine, collect(device), {}, device, mode, created)

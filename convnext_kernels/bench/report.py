@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convnext_kernels.bench import charts
+from convnext_kernels.bench.numerics import BENCH_RULE
 from convnext_kernels.bench.results import (
     EAGER,
     FAILED,
@@ -289,8 +290,6 @@ def _ceilings(run: Run) -> Table:
 
 def write(run: Run, folder: Path, tables: Sequence[Table] = ()) -> Path:
     """Write ``report.html``, with further `tables`, to `folder`; returns its path. OSError if that fails."""
-    from convnext_kernels.bench.numerics import BENCH_RULE
-
     conditions = [(name, flat(value)) for name, value in run.conditions.items() if name != "warnings"]
     conditions += [(name, flat(run.machine[name])) for name in ("commit", "clock_mhz") if name in run.machine]
     state = "complete" if run.complete else "interrupted: not everything was measured"

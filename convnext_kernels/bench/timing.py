@@ -11,6 +11,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from convnext_kernels.backends.cpu import native
+
 WARMUP, MOST_WARMUP = 3, 10  # calls of each candidate before it is timed
 BURST_SECONDS, BURST_CALLS = 0.02, 10  # a burst, at least one call, ends when either is reached
 FEW_FAULTS = 64  # page faults in a round of candidates, 0.25 MiB
@@ -92,8 +96,6 @@ def _cpu_burst(function: Callable[[], object], calls: int, clock: Callable[[], f
 
 def _cuda_burst(function: Callable[[], object], calls: int, _clock: Callable[[], float]) -> list[float]:
     """Each call starts with its data outside L2, as in a network, and is launched while the flush still runs."""
-    import torch
-
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
     for start, end in events:
@@ -123,8 +125,6 @@ def interleave(
     because that one finds the data of the candidate before in the caches. `training` enables gradients. `clock` is not
     for a GPU, which has events. `on_round` is called after every round, WARMUP + `rounds` times in total.
     """
-    import torch
-
     burst = _cuda_burst if device == "cuda" else _cpu_burst
     samples: dict[str, list[tuple[float, ...]]] = {name: [] for name in candidates}
     with torch.enable_grad() if training else torch.inference_mode():
@@ -200,10 +200,6 @@ def pinned() -> Iterator[tuple[list[int], str]]:
     Start other runtimes (OpenVINO, ONNX Runtime) before: they create and place their threads according to the affinity
     at their start.
     """
-    import torch
-
-    from convnext_kernels.backends.cpu import native
-
     threads = torch.get_num_threads()
     set_by = [name for name in PINNING_VARIABLES if os.environ.get(name)]
     reason = ""

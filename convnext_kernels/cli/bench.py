@@ -3,17 +3,15 @@
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from convnext_kernels.bench import ceilings, report, results
 from convnext_kernels.bench.cases import FULL, GROUPS, QUICK, STANDARD, Case, select
-from convnext_kernels.bench.results import FAILED, FILE, MODELS, OURS, WRONG
+from convnext_kernels.bench.conditions import start
+from convnext_kernels.bench.measure import Session
+from convnext_kernels.bench.results import FAILED, FILE, MODELS, OURS, WRONG, Run, save
 from convnext_kernels.cli import options
-
-if TYPE_CHECKING:
-    from convnext_kernels.bench.measure import Session
-    from convnext_kernels.bench.results import Run
 
 LEGEND = (
     "Times are medians. ±: the larger spread of eager and ours, which is half the range of the medians of the rounds "
@@ -23,8 +21,6 @@ LEGEND = (
 
 def measure(run: "Run", selected: Iterable[Case], file: Path | None, session: "Session") -> None:
     """Measure cases into `run` and save it after each case, so that an interrupted run keeps what it measured."""
-    from convnext_kernels.bench.results import save
-
     selected = list(selected)
     at_start, begun = list(run.conditions["warnings"]), time.perf_counter()
     with options.progress_bar("bench", sum(GROUPS[case.group] for case in selected)) as advance:
@@ -41,8 +37,6 @@ def measure(run: "Run", selected: Iterable[Case], file: Path | None, session: "S
 
 def finish(run: "Run", folder: Path | None, as_json: bool) -> None:
     """Print `run`, write its report; ClickException if this package gave wrong results or failed in a case."""
-    from convnext_kernels.bench import report, results
-
     if as_json:
         click.echo(results.as_json(run), nl=False)
         options.warn(run.conditions["warnings"])
@@ -111,10 +105,6 @@ def command(
     for library in ("torchvision", "timm"):
         if any(case.group in MODELS for case in selected):
             options.need(library, "cases of whole models")
-    from convnext_kernels.bench import ceilings
-    from convnext_kernels.bench.conditions import start
-    from convnext_kernels.bench.measure import Session
-
     run = start(device, mode)
     run.ceilings = ceilings.measure(device)
     try:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from convnext_kernels.bench import compare
+from convnext_kernels.bench.results import load
 from convnext_kernels.cli import options
 
 
@@ -19,9 +21,6 @@ def command(a: Path, b: Path, everything: bool, as_json: bool) -> None:
     peers do not exceed, whichever is most. This package cannot change its peers, so their changes show the noise of
     the machine. Warns if the runs are not comparable.
     """
-    from convnext_kernels.bench import compare
-    from convnext_kernels.bench.results import load
-
     runs = []
     for file in (a, b):
         try:

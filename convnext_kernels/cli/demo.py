@@ -5,15 +5,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import torch
 from click.core import ParameterSource
 
-from convnext_kernels.bench.tables import Table, machine, speedup
+from convnext_kernels import environment
+from convnext_kernels.bench.charts import bars
+from convnext_kernels.bench.numerics import RULE, TOP5_RULE
+from convnext_kernels.bench.tables import Section, Table, date, machine, speedup, write_page
+from convnext_kernels.bench.timing import WARMUP
 from convnext_kernels.cli import options
+from convnext_kernels.interop import acceleration_report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from convnext_kernels.bench.tables import Section
     from convnext_kernels.cli.demo_runs import Result, Subject
 
 NAMES = ("eager", "accelerated")
@@ -65,8 +70,6 @@ def _values(r: "Result") -> dict[str, object]:
 
 def _notes(subject: "Subject", named: bool, batch: int, repeats: int) -> list[str]:
     """How the figures were measured, a few sentences per topic."""
-    from convnext_kernels.bench.numerics import RULE, TOP5_RULE
-    from convnext_kernels.bench.timing import WARMUP
     from convnext_kernels.cli.demo_runs import MEMORY
 
     loaded = subject.loaded
@@ -115,9 +118,6 @@ def _spectrograms(subject: "Subject", results: "list[Result]") -> "list[tuple[st
 
 def _sections(subject: "Subject", results: "list[Result]", named: bool) -> "list[Section]":
     """Charts, and the photographs or spectrograms."""
-    from convnext_kernels.bench.charts import bars
-    from convnext_kernels.bench.tables import Section
-
     dtypes = [result.dtype for result in results]
 
     def drawn(title: str, value: "Callable[[Result, str], float]", **form: object) -> "Figure":
@@ -178,11 +178,7 @@ def command(
         raise click.UsageError("--weights and --pretrained cannot be used together")
     if model_name == "vocos" and (images or context.get_parameter_source("size") is not ParameterSource.DEFAULT):
         raise click.UsageError("--size and --images are for photographs; --model vocos takes a WAV file as PATH")
-    import torch
-
-    from convnext_kernels import environment
     from convnext_kernels.cli import demo_runs
-    from convnext_kernels.interop import acceleration_report
 
     if model_name == "vocos":
         subject = demo_runs.sound(paths, weights, pretrained)
@@ -215,8 +211,6 @@ def command(
         options.show(figures)
         click.echo("\n".join(said))
     if report is not None:
-        from convnext_kernels.bench.tables import Section, date, write_page
-
         sections = [
             Section("Figures", [figures, *said]),
             *_sections(subject, results, named),

@@ -3,6 +3,7 @@
 import click
 
 from convnext_kernels import environment
+from convnext_kernels.bench.tables import machine
 from convnext_kernels.cli import options
 from convnext_kernels.tuning import cache
 
@@ -19,8 +20,6 @@ def command(as_json: bool) -> None:
     if as_json:
         options.print_json(values)
         return
-    from convnext_kernels.bench.tables import machine
-
     backends, versions = machine(values)
     cached = f"{values['cached_choices']} timed choices of kernel configurations"
     rows = [*versions.rows, ("cache directory", f"{values['cache_directory']} ({cached})")]

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+from torch import Tensor, nn
 
+from convnext_kernels.bench.workloads import initialise
 from convnext_kernels.cli.options import need, one_line
 from convnext_kernels.cli.photos import IMAGENET_MEAN_STD
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from convnext_kernels.models import read_state_dict
+from convnext_kernels.models.convnext import near
 
 SEED = 0
 
@@ -44,8 +44,6 @@ def resolve(name: str) -> tuple[str, str]:
         if timm.is_model(plain):
             return "timm", plain
         known = [*known, *timm.list_models()]
-    from convnext_kernels.models.convnext import near
-
     hint = near(plain, list(dict.fromkeys(known)))
     hint = f"; {hint}" if hint.startswith("close") else ""  # not all thousand names
     raise click.ClickException(f"--model {name}: not found in {library or 'torchvision or timm'}{hint}")
@@ -76,8 +74,6 @@ def build(library: str, name: str, pretrained: bool) -> Loaded:
 
 def read_weights(file: Path) -> "dict[str, Tensor]":
     """Read a state dict from .safetensors, or from .pth with ``weights_only=True``; ClickException if that fails."""
-    from convnext_kernels.models import read_state_dict
-
     if file.suffix == ".safetensors":
         need("safetensors", "--weights")
     try:
@@ -102,8 +98,6 @@ def load(name: str, weights: Path | None, pretrained: bool) -> Loaded:
     if pretrained:
         return replace(loaded, weights=f"pretrained, of {library}")
     if state is None:
-        from convnext_kernels.bench.workloads import initialise
-
         initialise(loaded.model, SEED)
         about = " Every block contributes to the output; the classes have no meaning."
         return replace(loaded, weights=f"random (seed {SEED})", about=about)

@@ -2,33 +2,28 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import torch
+from torch import nn
 
 from convnext_kernels.bench.tables import Table
 from convnext_kernels.cli import options
-
-if TYPE_CHECKING:
-    from torch import nn
+from convnext_kernels.interop import acceleration_report
+from convnext_kernels.models import create_model, list_models, published
+from convnext_kernels.models.counting import count
 
 SHARE = 0.01  # allowed difference from the published figure, unless ours rounds to it
 TRANSFORMERS = ("ConvNext", "ConvNextV2", "DINOv3ConvNext")
 
 
 def _names() -> list[str]:
-    from convnext_kernels.models import list_models
-
     return list_models()
 
 
 def counted(names: tuple[str, ...]) -> list[dict[str, object]]:
     """Count the models `names`, or all without names; ClickException suggests names for an unknown one."""
-    import torch
-
-    from convnext_kernels.models import create_model, published
-    from convnext_kernels.models.counting import count
-
     options.check_names("NAMES: unknown model", names, _names())
     found = []
     for row in published.models():
@@ -84,10 +79,6 @@ def _makers() -> "Iterator[tuple[str, str, Callable[[], nn.Module]]]":
 
 def coverage(names: tuple[str, ...]) -> list[dict[str, object]]:
     """How much of the models `names`, or of all, is served; ClickException for a name that no library has."""
-    import torch
-
-    from convnext_kernels.interop import acceleration_report
-
     makers = list(_makers())
     options.check_names("NAMES: unknown model", names, [name for _, name, _ in makers])
     found = []
@@ -111,8 +102,6 @@ def coverage(names: tuple[str, ...]) -> list[dict[str, object]]:
 
 def _overlapping(model: "nn.Module") -> list[str]:
     """The convolutions over all channels whose windows overlap: stems, which stay PyTorch's."""
-    from torch import nn
-
     convs = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups == 1 and m.kernel_size > m.stride]
     return sorted({f"{conv.kernel_size[0]}x{conv.kernel_size[1]} stride {conv.stride[0]}" for conv in convs})
 

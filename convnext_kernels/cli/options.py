@@ -10,14 +10,16 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import torch
 
+from convnext_kernels.backends import NAMES
 from convnext_kernels.bench.results import plain
-
-if TYPE_CHECKING:
-    from convnext_kernels.bench.tables import Table
+from convnext_kernels.bench.tables import Table, report_missing
+from convnext_kernels.models import list_models
+from convnext_kernels.models.convnext import near
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 FILE = click.Path(path_type=Path)
@@ -30,15 +32,11 @@ def complete(names: Callable[[], Iterable[str]]) -> Callable[..., list[str]]:
 
 
 def _backend_names() -> tuple[str, ...]:
-    from convnext_kernels.backends import NAMES
-
     return ("auto", *NAMES)
 
 
 def _model_names() -> list[str]:
     """The names of the papers' models that torchvision or timm has: listing those two takes seconds."""
-    from convnext_kernels.models import list_models
-
     return [name for name in list_models() if "isotropic" not in name]
 
 
@@ -71,8 +69,6 @@ def _usable_device(_context: click.Context, _parameter: click.Parameter, name: s
 def _use_threads(context: click.Context, _parameter: click.Parameter, count: int | None) -> None:
     """Let PyTorch use `count` CPU threads while the command runs."""
     if count is not None:
-        import torch
-
         context.call_on_close(partial(torch.set_num_threads, torch.get_num_threads()))
         torch.set_num_threads(count)
 
@@ -104,8 +100,6 @@ def report(default: Path | None, text: str, name: str = "") -> Decorator:
     def checked(context: click.Context, _parameter: click.Parameter, path: Path | None) -> Path | None:
         if path is None or context.meta.get("no_report"):
             return None
-        from convnext_kernels.bench.tables import report_missing
-
         if why_not := report_missing():
             raise click.ClickException(why_not)
         check_writable(path / name, "--report")
@@ -184,8 +178,6 @@ def described(batch: int, size: int, dtype: str, training: bool) -> str:
 
 def check_names(what: str, names: Iterable[str], known: list[str]) -> None:
     """Raise ClickException for a name that is not among `known`; suggests near ones."""
-    from convnext_kernels.models.convnext import near
-
     for name in names:
         if name not in known:
             raise click.ClickException(f"{what} {name!r}; {near(name, known)}")

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import torch
+from torch import Tensor
 
 from convnext_kernels.cli.options import need, one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
-
 LIMIT = 64
 THUMBNAIL = 176  # pixels
 IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -32,7 +32,6 @@ class Photo:
 
 def _photo(name: str, image: "Image", size: int) -> Photo:
     import numpy
-    import torch
     from PIL import ImageOps
 
     image = ImageOps.exif_transpose(image).convert("RGB")
@@ -80,7 +79,5 @@ def read(paths: Sequence[Path], size: int) -> list[Photo]:
 
 def normalise(pixels: "Tensor", mean: Sequence[float], std: Sequence[float]) -> "Tensor":
     """Turn (N, 3, H, W) uint8 into the normalised fp32 input of a model."""
-    import torch
-
     shape = (1, 3, 1, 1)
     return (pixels.float() / 255 - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)

@@ -1,18 +1,17 @@
 """``convnext-kernels plan``: which kernels a model would run on a GPU, and their predicted time."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import click
+import torch
+from torch import nn
 
+import convnext_kernels
 from convnext_kernels import tuning
 from convnext_kernels.bench.tables import Table, speedup
 from convnext_kernels.cli import load, options
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from convnext_kernels.tuning.explain import Cost, Row
+from convnext_kernels.tuning import explain
+from convnext_kernels.tuning.explain import Cost, Row
 
 NOTE = (
     "Predicted, not measured: a cost model of data sheets and of counted bytes, instructions and launches. "
@@ -24,10 +23,6 @@ COLUMNS = ("launches", "MiB", "us", "eager launches", "eager MiB", "eager us", "
 
 def _meta_model(name: str) -> tuple["nn.Module", str]:
     """Build the accelerated model on the meta device; returns it and its name with the library."""
-    import torch
-
-    import convnext_kernels
-
     with torch.device("meta"):
         loaded = load.build(*load.resolve(name), pretrained=False)
     model, report = loaded.model, convnext_kernels.acceleration_report
@@ -40,7 +35,6 @@ def _meta_model(name: str) -> tuple["nn.Module", str]:
 
 def table(rows: "list[Row]", title: str) -> Table:
     """A row for each kind of call, and the totals."""
-    from convnext_kernels.tuning.explain import Cost
 
     def cells(ours: "Cost", eager: "Cost", limit: "Cost") -> list[str]:
         found = []
@@ -100,10 +94,6 @@ def command(
         gpus = [tuning.named(name) for name in gpu_names]
     except ValueError as error:
         raise click.ClickException(f"--gpu: {error}") from error
-    import torch
-
-    from convnext_kernels.tuning import explain
-
     element = getattr(torch, options.DTYPES[dtype])
     model, full_name = _meta_model(model_name)
     recordings = [explain.record(model, (n, 3, size, size)) for n in batch]

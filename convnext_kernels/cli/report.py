@@ -4,9 +4,10 @@ from pathlib import Path
 
 import click
 
-from convnext_kernels.bench import lines
+from convnext_kernels.bench import lines, results
 from convnext_kernels.bench.results import FILE
 from convnext_kernels.cli import options
+from convnext_kernels.tuning import cache
 
 
 @click.command("report")
@@ -21,7 +22,6 @@ def command(files: tuple[Path, ...], report: Path, choices: Path | None, as_json
     line is cut is read up to there. results.json is for benchmarks/results, from which README's figures are made.
     """
     from convnext_kernels.bench import report as html
-    from convnext_kernels.bench import results
 
     try:
         runs = [run for file in files for run in lines.read(file)]
@@ -40,8 +40,6 @@ def command(files: tuple[Path, ...], report: Path, choices: Path | None, as_json
         for line in run.not_run:
             click.echo(f"not run: {line}", err=True)
     if choices is not None:
-        from convnext_kernels.tuning import cache
-
         entries = lines.choices(every)
         if not entries:
             raise click.ClickException("--choices: these files have no measured choices (the step `candidates`)")

@@ -6,14 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import torch
+from torch import nn
 
-from convnext_kernels.bench.tables import Table, machine, speedup
+from convnext_kernels import acceleration_report, environment, use_backend
+from convnext_kernels.bench import charts
+from convnext_kernels.bench.tables import Section, Table, date, machine, speedup, write_page
+from convnext_kernels.bench.timing import interleave, steady_allocator
 from convnext_kernels.cli import options
+from convnext_kernels.models import published, roadmap
+from convnext_kernels.models.counting import count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import nn
-
 TITLES = {"resnet50": "ResNet-50 to ConvNeXt-T", "resnet200": "ResNet-200 to ConvNeXt-B"}  # by regime
 SHARE = 0.015  # allowed difference from the published GFLOPs
 # Figures that the paper's description cannot give, by (step, regime).
@@ -53,14 +58,10 @@ class Row:
 
 
 def _names() -> list[str]:
-    from convnext_kernels.models import roadmap
-
     return [*roadmap.list_steps(), *dict.fromkeys(name for others in OTHERS.values() for name, _ in others)]
 
 
 def _build(name: str, regime: str) -> "nn.Module":
-    from convnext_kernels.models import roadmap
-
     library, slash, plain = name.partition("/")
     if not slash:
         return roadmap.create_step(name, regime)
@@ -71,12 +72,6 @@ def _build(name: str, regime: str) -> "nn.Module":
 
 def networks(regime: str, names: tuple[str, ...] = ()) -> list[Row]:
     """Count the networks of `regime`, or those called `names`; ClickException for an unknown name suggests others."""
-    import torch
-
-    from convnext_kernels import acceleration_report
-    from convnext_kernels.models import published, roadmap
-    from convnext_kernels.models.counting import count
-
     options.check_names("--step: unknown step", names, _names())
     figures = {row.title: row.regimes[regime] for row in published.roadmap()}
     known = [(step.name, step.title, step.title, step.adopted, True) for step in roadmap.STEPS]
@@ -99,11 +94,6 @@ def networks(regime: str, names: tuple[str, ...] = ()) -> list[Row]:
 
 
 def _measured(row: Row, regime: str, batch: int, size: int, rounds: int) -> Row:
-    import torch
-
-    from convnext_kernels import use_backend
-    from convnext_kernels.bench.timing import interleave, steady_allocator
-
     torch.manual_seed(0)
     model = _build(row.name, regime).eval().to(memory_format=torch.channels_last)
     x = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
@@ -144,8 +134,6 @@ def table(rows: list[Row], regime: str, settings: dict[str, int] | None) -> Tabl
 
 def chart(rows: list[Row]) -> "Figure":
     """Bars: published accuracy; markers on a second axis: counted and published GFLOPs."""
-    from convnext_kernels.bench import charts
-
     shown = [row for row in rows if row.top1]
     labels, accuracy = [row.title for row in shown], [float(row.top1) for row in shown]
     series = {"accelerated": accuracy}
@@ -166,8 +154,6 @@ def chart(rows: list[Row]) -> "Figure":
 
 def write(results: dict[str, list[Row]], settings: dict[str, int] | None, values: dict, folder: Path) -> list[Path]:
     """Write roadmap.html, roadmap.json and a PNG for each regime to `folder`; OSError if that fails."""
-    from convnext_kernels.bench.tables import Section, date, write_page
-
     files, sections = [folder / "roadmap.html", folder / "roadmap.json"], []
     for regime, rows in results.items():
         figure = chart(rows)
@@ -210,8 +196,6 @@ def command(
 
     Accuracy and GFLOPs as published, GFLOPs and parameters as counted here, and with --measure the speed here.
     """
-    from convnext_kernels import environment
-
     settings = {"batch": batch, "size": size, "rounds": rounds} if measure else None
     results = {name: networks(name, step) for name in dict.fromkeys(regime)}
     for name, rows in results.items():

@@ -3,14 +3,15 @@
 from pathlib import Path
 
 import click
+import torch
 
+import convnext_kernels
+from convnext_kernels import dispatch, tuning
 from convnext_kernels.cli import load, options
+from convnext_kernels.tuning import cache
 
 
 def _read(file: Path, device: str) -> None:
-    from convnext_kernels import dispatch, tuning
-    from convnext_kernels.tuning import cache
-
     try:
         found = tuning.load(file)
     except (OSError, ValueError) as error:
@@ -48,10 +49,6 @@ def command(
     if read is not None:
         _read(read, device)
         return
-    import torch
-
-    import convnext_kernels
-
     if write is not None:
         options.check_writable(write, "--write")
     loaded = load.load(model_name, None, pretrained=False)

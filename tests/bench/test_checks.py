@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 
@@ -11,7 +9,8 @@ from convnext_kernels.spec import OPS
 
 @pytest.fixture
 def small(monkeypatch):
-    """Two shapes, every op."""
+    """Two shapes, every op once."""
+    monkeypatch.setattr(checks, "KINDS", list({kind[0]: kind for kind in checks.KINDS}.values()))
     monkeypatch.setattr(checks, "SHAPES", ((1, 8, 5, 3), (3, 17, 2, 4)))
     monkeypatch.setattr(checks, "WIDE", ())
 
@@ -38,10 +37,9 @@ def test_every_op_on_every_backend_and_instruction_set():
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("change", [lambda y: y * 1.001, lambda y: y * math.nan])
-def test_a_broken_op_is_found(monkeypatch, change):
+def test_a_broken_op_is_found(monkeypatch):
     forward = ck.DepthwiseConv2d.forward
-    monkeypatch.setattr(ck.DepthwiseConv2d, "forward", lambda self, x: change(forward(self, x)))
+    monkeypatch.setattr(ck.DepthwiseConv2d, "forward", lambda self, x: forward(self, x) * 1.001)
     found = run()
     assert {c.status for c in found if c.group == "dwconv"} == {WRONG}
     assert {c.status for c in found if c.group != "dwconv"} == {OK}

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from convnext_kernels.backends.gpu import block, mlp_cublas
 from convnext_kernels.backends.gpu.layout import flat
-from convnext_kernels.backends.triton import block_plan, device, dwconv, mlp
+from convnext_kernels.backends.triton import device, dwconv, mlp
 from convnext_kernels.backends.triton.kernels.block_fused import block_fwd_kernel
 from convnext_kernels.backends.triton.launch import launch, prepared
+from convnext_kernels.backends.triton.plans import block_plan
 from convnext_kernels.backends.triton.shared import vector
 from convnext_kernels.calls import BlockCall, BlocksCall
 

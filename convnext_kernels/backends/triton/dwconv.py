@@ -30,7 +30,7 @@ from torch import Tensor
 from convnext_kernels import exporting
 from convnext_kernels.backends.gpu.layout import flat
 from convnext_kernels.backends.gpu.prepared import aligned
-from convnext_kernels.backends.triton import device, dwconv_plan, dwconv_toeplitz_plan
+from convnext_kernels.backends.triton import device
 from convnext_kernels.backends.triton.dwconv_images import (
     Image,
     as_image,
@@ -54,6 +54,7 @@ from convnext_kernels.backends.triton.kernels.dwconv_toeplitz import (
 )
 from convnext_kernels.backends.triton.kernels.dwconv_wgrad import finish_kernel, partials_kernel
 from convnext_kernels.backends.triton.launch import launch, prepared
+from convnext_kernels.backends.triton.plans import dwconv_plan, dwconv_toeplitz_plan
 from convnext_kernels.calls import Dwconv3dCall, DwconvCall
 
 Call = DwconvCall | Dwconv3dCall
@@ -514,7 +515,8 @@ def parameter_gradients(
         partials = _line_partials(gradient, image, call, config, problem, deterministic)
     else:
         partials = _partials(gradient, image, call, config, problem, deterministic)
-    block_l = 4096 if device.interpreted() else 64
+    # Wide programs take half the instructions, but there must be enough of them.
+    block_l = 4096 if device.interpreted() else 256 if partials[0].numel() >= 2**15 else 64
     rows = as_rows(written)
     launch(finish_kernel, (triton.cdiv(partials[0].numel(), block_l),))(
         partials,

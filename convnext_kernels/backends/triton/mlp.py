@@ -29,7 +29,8 @@ from convnext_kernels.backends.triton.kernels.mlp_gemm import (
     mlp_project_kernel,
 )
 from convnext_kernels.backends.triton.launch import launch, loadable, prepared
-from convnext_kernels.backends.triton.mlp_plan import FOLD_ROWS, Problem, backward_plan, forward_plan
+from convnext_kernels.backends.triton.plans.mlp_gradient_plan import backward_plan
+from convnext_kernels.backends.triton.plans.mlp_plan import FOLD_ROWS, Problem, forward_plan
 from convnext_kernels.backends.triton.shared import KERNELS, output, vector
 from convnext_kernels.calls import MlpCall
 from convnext_kernels.spec import MlpParameters

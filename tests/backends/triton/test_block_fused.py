@@ -10,7 +10,7 @@ from tests.tolerance import assert_as_good_as_eager
 
 pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
 
-from convnext_kernels.backends.triton import block_plan
+from convnext_kernels.backends.triton.plans import block_plan
 
 TAILS = Case("several tiles, tails in pixels and channels, dropped samples", n=2, c=40, h=9, w=8, ratio=2, drop=True)
 PLAIN = Case("no parameter that may be missing", n=2, c=17, k=3, variant="plain", bias=False, norm="rms")

@@ -12,7 +12,8 @@ pytest.importorskip("triton", minversion="3.4", reason="needs the package triton
 
 import triton
 
-from convnext_kernels.backends.triton import dwconv, dwconv_plan
+from convnext_kernels.backends.triton import dwconv
+from convnext_kernels.backends.triton.plans import dwconv_plan
 
 interpreted = pytest.mark.skipif(
     not triton.knobs.runtime.interpret, reason="for Triton's interpreter: set TRITON_INTERPRET=1"

@@ -12,7 +12,7 @@ from tests.tolerance import assert_as_good_as_eager
 
 pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
 
-from convnext_kernels.backends.triton import mlp_plan
+from convnext_kernels.backends.triton.plans import mlp_gradient_plan, mlp_plan
 
 WIDE = {
     "v1": Case("tails in pixels, channels and hidden; several tiles of each", n=2, c=272, h=9, w=8, ratio=2, drop=True),
@@ -100,7 +100,7 @@ def test_where_loads_go_through_descriptors():
 
 GRADIENTS = [
     (kernel, candidate.name)
-    for kernel, candidates in mlp_plan.GRADIENTS.items()
+    for kernel, candidates in mlp_gradient_plan.GRADIENTS.items()
     for candidate in candidates(problem(WIDE["v1"], False), HOPPER)
 ]
 
@@ -152,7 +152,7 @@ NARROW = {
 }
 FUSED = [
     (plan, case, kernel, candidate.name)
-    for plan, kernels in mlp_plan.FUSED_GRADIENTS.items()
+    for plan, kernels in mlp_gradient_plan.FUSED_GRADIENTS.items()
     for case, shape in NARROW.items()
     for kernel, candidates in kernels.items()
     if all(list(others(problem(shape, False), HOPPER)) for others in kernels.values())
@@ -162,7 +162,7 @@ FUSED = [
 # Those that are candidates everywhere
 ANYWHERE = {
     (kernel, case, candidate.name)
-    for kernels in mlp_plan.FUSED_GRADIENTS.values()
+    for kernels in mlp_gradient_plan.FUSED_GRADIENTS.values()
     for case, shape in NARROW.items()
     for kernel, candidates in kernels.items()
     for candidate in candidates(problem(shape, False), tuning.for_arch(80))
@@ -189,7 +189,7 @@ def test_gradients_of_variants_with_the_hidden_on_chip(variant, norm):
 def test_gradients_of_whole_rows_by_separate_kernels(variant, memory):
     """The norm's backward in the epilogue of the product before it."""
     case = dataclasses.replace(NARROW["c40"], variant=variant)
-    name = next(mlp_plan.input_gradient_candidates(problem(case), HOPPER)).name
+    name = next(mlp_gradient_plan.input_gradient_candidates(problem(case), HOPPER)).name
     run_gradients(case, "mlp_input_gradient", name, memory)
 
 

@@ -15,7 +15,7 @@ pytest.importorskip("triton", minversion="3.4", reason="needs the package triton
 
 import triton
 
-from convnext_kernels.backends.triton import mlp_plan
+from convnext_kernels.backends.triton.plans import mlp_gradient_plan, mlp_plan
 
 interpreted = pytest.mark.skipif(
     not triton.knobs.runtime.interpret, reason="for Triton's interpreter: set TRITON_INTERPRET=1"
@@ -37,7 +37,11 @@ def ours(candidates, case):
 
 # What is forced: fused tiles, then the products, whose nth tiles go together; kept hidden in turn
 ROWS = [(NARROW, {"mlp_forward": name}) for name in ours(mlp_plan.forward_candidates, NARROW)[:-1]]
-PRODUCTS = {"mlp_expand": mlp_plan.expand_candidates, "mlp_project": mlp_plan.project_candidates, **mlp_plan.GRADIENTS}
+PRODUCTS = {
+    "mlp_expand": mlp_plan.expand_candidates,
+    "mlp_project": mlp_plan.project_candidates,
+    **mlp_gradient_plan.GRADIENTS,
+}
 for turn in range(max(len(ours(candidates, WIDE)) for candidates in PRODUCTS.values())):
     tiles = {kernel: ours(candidates, WIDE) for kernel, candidates in PRODUCTS.items()}
     ROWS.append((WIDE, {"mlp_forward": "gemm"} | {k: names[turn % len(names)] for k, names in tiles.items()}))
@@ -93,7 +97,7 @@ def test_only_where_it_is_allowed():
     """IEEE fp32 is the library's, and all fp32 on AMD's GPUs."""
     for candidates, plans in (
         (mlp_plan.forward_candidates, {"cublas", "gemm", *ours(mlp_plan.forward_candidates, NARROW)}),
-        (mlp_plan.backward_candidates, {"cublas", "gemm"}),
+        (mlp_gradient_plan.backward_candidates, {"cublas", "gemm"}),
     ):
         assert {c.name for c in candidates(problem(NARROW), HOPPER)} == plans
         assert {c.name for c in candidates(problem(NARROW, tf32=False), HOPPER)} == {"cublas"}

@@ -211,7 +211,7 @@ def partials_kernel(
             for t in range(low, high):
                 x = load_columns(x_row, x_column, width, inside, COUNT, -PW * DW, HELD, EDGES, X_SW, ROUND)
                 if R == 2:
-                    if t + P - kh > 0:
+                    if (t + P - kh > 0) & (kh + 1 < KH):
                         lower = add_products(lower, window, x, Q, KW, DW, EDGES, STRIDE)
                         if P % 2 == 1:
                             if kh + 1 == P:
@@ -248,13 +248,47 @@ def partials_kernel(
         out += (tl.program_id(1) * parts + part).to(tl.int64) * ((KD * KH * KW + 1) * C)
     if depth is not None:
         out += kd * (KH * KW * C)
-    for i in tl.static_range(R * KW):
-        put(out + i * C, sums[i], c, C, kh + i // KW < KH, X_FIRST, ATOMIC, BC, LANES)
+    for r in tl.static_range(R):
+        put_row(out + r * KW * C, sums[r * KW : (r + 1) * KW], c, C, kh + r < KH, X_FIRST, ATOMIC, BC, LANES, KW)
     if depth is None:
         put(out + (KH * KW - kh * KW) * C, db, c, C, kh == P // R * R, X_FIRST, ATOMIC, BC, LANES)
     elif kd == KD // 2:
         last = (KD * KH - kd * KH - kh) * (KW * C)
         put(out + last, db, c, C, kh == P // R * R, X_FIRST, ATOMIC, BC, LANES)
+
+
+@triton.jit
+def put_row(
+    ptr,
+    sums,
+    c,
+    C: tl.constexpr,
+    wanted,
+    CHANNELS_FIRST: tl.constexpr,
+    ATOMIC: tl.constexpr,
+    BC: tl.constexpr,
+    LANES: tl.constexpr,
+    KW: tl.constexpr,
+):
+    """`put` for the sums of a kernel row: of long rows eight at a time, as each sum over threads takes two barriers."""
+    EIGHTS: tl.constexpr = (KW + 7) // 8 if LANES > 1 and KW > 7 and not CHANNELS_FIRST else 0
+    if EIGHTS > 0:
+        padded = sums + sums[:7]  # not stored
+        channel = tl.min(tl.reshape(c, (LANES, BC)), axis=0)[:, None]
+        for i in tl.static_range(EIGHTS):
+            # The last join is the last dimension: tap j is at j
+            a = tl.join(tl.join(padded[i * 8], padded[i * 8 + 4]), tl.join(padded[i * 8 + 2], padded[i * 8 + 6]))
+            b = tl.join(tl.join(padded[i * 8 + 1], padded[i * 8 + 5]), tl.join(padded[i * 8 + 3], padded[i * 8 + 7]))
+            total = tl.sum(tl.reshape(tl.join(a, b), (LANES, BC, 8)), axis=0)
+            tap = (i * 8 + tl.arange(0, 8))[None, :]
+            mask = tl.where(wanted, (channel < C) & (tap < KW), False)
+            if ATOMIC:
+                tl.atomic_add(ptr + tap * C + channel, total, mask=mask, sem="relaxed")
+            else:
+                tl.store(ptr + tap * C + channel, total, mask=mask)
+    else:
+        for i in tl.static_range(KW):
+            put(ptr + i * C, sums[i], c, C, wanted, CHANNELS_FIRST, ATOMIC, BC, LANES)
 
 
 @triton.jit

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from convnext_kernels import tuning
-from convnext_kernels.backends.triton import dwconv_toeplitz_plan
+from convnext_kernels.backends.triton.plans import dwconv_toeplitz_plan
 from convnext_kernels.tuning import Candidate, Work
 
 BLOCK = 64  # threads of a program: they share nothing, and small programs fill the last wave better

@@ -6,7 +6,7 @@ launch the same kernels for every problem; their launches are listed here.
 
 import torch
 
-from convnext_kernels.backends.triton import block_plan, dwconv_plan, mlp_plan
+from convnext_kernels.backends.triton.plans import block_plan, dwconv_plan, mlp_gradient_plan, mlp_plan
 from convnext_kernels.tuning import Candidate, Gpu, Work, cublas_product
 
 Steps = list[tuple[str, Candidate]]
@@ -49,7 +49,7 @@ def mlp(
     problem = mlp_plan.Problem(n, h * w, c, hidden, grn, name, name, training and keeps_hidden, False)
     steps = [("mlp", mlp_plan.forward_plan(problem, gpu))]
     if training:
-        steps.append(("mlp backward", mlp_plan.backward_plan(problem, gpu)))
+        steps.append(("mlp backward", mlp_gradient_plan.backward_plan(problem, gpu)))
     return steps
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from convnext_kernels import tuning
-from convnext_kernels.backends.triton import dwconv_plan, mlp_plan
+from convnext_kernels.backends.triton.plans import dwconv_plan, mlp_plan
 from convnext_kernels.tuning import Candidate, Work
 
 SEPARATE = "separate"
