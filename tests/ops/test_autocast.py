@@ -28,17 +28,22 @@ def everyday(op, case, x_dtype, kernel):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("op", ["mlp", "block"])
 def test_bottleneck(op, case, x_dtype, kernel):
-    """Result and gradients under autocast with those of fp64, as near as eager's."""
     operator = OPERATORS[op]
     arguments = operator.arguments(CASES[case], torch.float32)
     for name in ("x", "residual"):
         if name in arguments:
             arguments[name] = arguments[name].to(x_dtype)
+    compare(op, arguments, kernel)
+
+
+def compare(op, arguments, backend, **options):
+    """Result and gradients under autocast with those of fp64, as near as eager's."""
+    operator = OPERATORS[op]
     wide = with_gradients(to(arguments, torch.double))
     reference = operator.reference(**wide)
     arguments, eager_arguments = with_gradients(arguments), with_gradients(arguments)
     with torch.autocast("cpu", torch.bfloat16):
-        y = operator.serve(kernel, **arguments)
+        y = operator.serve(backend, **arguments, **options)
         eager = operator.reference(**eager_arguments)
     assert_as_good_as_eager(y, eager, reference, what=op, dtype=torch.bfloat16)
     dy = torch.randn(y.shape, dtype=torch.double)
