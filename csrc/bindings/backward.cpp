@@ -40,10 +40,7 @@ void dwconv_weight_gradient(int isa, int dtype, Address x, Address dy, int64_t n
                                    .x_pixel = x_pixel,
                                    .dy_pixel = dy_pixel};
   const IsaOps& ops = ops_of(isa);
-  const py::gil_scoped_release unlocked;
-  const Workspace workspace(ops.dwconv_weight_gradient_workspace(args, threads));
-  args.workspace = workspace.data();
-  in_team(threads, [&](Team& team) { ops.dwconv_weight_gradient(args, team); });
+  run(threads, args, ops.dwconv_weight_gradient_workspace(args, threads), ops.dwconv_weight_gradient);
 }
 
 // dweight, dbias padded C.
@@ -65,10 +62,7 @@ void layernorm_backward(int isa, int dtype, Address x, Address dy, Address dx, i
                                 .dbias = pointer<float>(dbias),
                                 .workspace = nullptr};
   const IsaOps& ops = ops_of(isa);
-  const py::gil_scoped_release unlocked;
-  const Workspace workspace(ops.layernorm_backward_workspace(args));
-  args.workspace = workspace.data();
-  in_team(threads, [&](Team& team) { ops.layernorm_backward(args, team); });
+  run(threads, args, ops.layernorm_backward_workspace(args), ops.layernorm_backward);
 }
 
 // dweight, dbias padded C.
@@ -176,10 +170,7 @@ class PackedMlpBackward {
     args.dnorm_bias = pointer<float>(norm[1]);
     args.dgrn_weight = pointer<float>(grn[0]);
     args.dgrn_bias = pointer<float>(grn[1]);
-    const py::gil_scoped_release unlocked;
-    const Workspace workspace(ops_.mlp_backward_workspace(args, threads));
-    args.workspace = workspace.data();
-    in_team(threads, [&](Team& team) { ops_.mlp_backward(args, team); });
+    run(threads, args, ops_.mlp_backward_workspace(args, threads), ops_.mlp_backward);
   }
 
  private:
@@ -236,10 +227,7 @@ class DownsampleBackward {
     args.dbias = pointer<float>(weights[1]);
     args.dnorm_weight = pointer<float>(norm[0]);
     args.dnorm_bias = pointer<float>(norm[1]);
-    const py::gil_scoped_release unlocked;
-    const Workspace workspace(ops_.downsample_backward_workspace(args, threads));
-    args.workspace = workspace.data();
-    in_team(threads, [&](Team& team) { ops_.downsample_backward(args, team); });
+    run(threads, args, ops_.downsample_backward_workspace(args, threads), ops_.downsample_backward);
   }
 
  private:

@@ -82,10 +82,7 @@ class PackedMlp {
     args.kept_y = pointer<void>(kept_y);
     args.kept_hidden = pointer<void>(kept_hidden);
     args.kept_dtype = dtype_of(problem.kept_dtype);
-    const py::gil_scoped_release unlocked;
-    const Workspace workspace(ops_.mlp_workspace(args, threads));
-    args.workspace = workspace.data();
-    in_team(threads, [&](Team& team) { ops_.mlp(args, team); });
+    run(threads, args, ops_.mlp_workspace(args, threads), ops_.mlp);
   }
 
   // Consecutive blocks, each with its input as the residual: from x to out by way of `between`, which may be
@@ -239,10 +236,7 @@ class Downsample {
     args.n = n;
     args.h = h;
     args.w = w;
-    const py::gil_scoped_release unlocked;
-    const Workspace workspace(ops_.downsample_workspace(args, threads));
-    args.workspace = workspace.data();
-    in_team(threads, [&](Team& team) { ops_.downsample(args, team); });
+    run(threads, args, ops_.downsample_workspace(args, threads), ops_.downsample);
   }
 
  private:

@@ -169,6 +169,15 @@ inline Products products_of(int isa, bool bf16) {
   return bf16 && has_bf16_products(Isa(isa)) ? Products::kBFloat16 : Products::kFloat32;
 }
 
+// Runs a kernel of the table, with a workspace of so many bytes and without the GIL.
+template <class Args>
+void run(int threads, Args& args, int64_t bytes, void (*kernel)(const Args&, Team&)) {
+  const py::gil_scoped_release unlocked;
+  const Workspace workspace(bytes);
+  args.workspace = workspace.data();
+  in_team(threads, [&](Team& team) { kernel(args, team); });
+}
+
 class Matrix {
  public:
   // An empty one, for a matrix that is not used.
