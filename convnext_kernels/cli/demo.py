@@ -78,7 +78,8 @@ def _notes(subject: "Subject", named: bool, batch: int, repeats: int) -> list[st
         "Eager and accelerated alternate in one process, images in channels_last. On a CPU freed memory stays in the "
         "process (glibc), so that page faults of large temporaries are not counted: these would slow eager down most."
     )
-    weights = f"Weights: {loaded.weights}.{'' if named else loaded.about}"
+    about = loaded.about if named or loaded.classes is None else ""
+    weights = f"Weights: {loaded.weights}.{about}"
     return [weights, subject.about, times, MEMORY, RULE, *([TOP5_RULE] if subject.photos else [])]
 
 

@@ -145,8 +145,8 @@ def test_wrong_results_fail_and_are_reported(run, tmp_path, monkeypatch):
     """An accelerated model that is off by 1 % must not pass."""
     build = demo_runs.Subject.build
 
-    def wrong(self, name, **form):
-        model = build(self, name, **form)
+    def wrong(self, name, *form, **named):
+        model = build(self, name, *form, **named)
         if name == "accelerated":
             model.register_forward_hook(lambda module, inputs, output: output.roll(1, -1) * 1.01)
         return model

@@ -31,7 +31,7 @@ def test_a_file_is_written_and_read(run, tmp_path):
     result = run("tune", "--read", file)
     assert f"{len(content['choices'])} choices were read" in result.output
     shown = run("tune", *SMALL, "--minutes", 1e-9).output  # over before the first call is timed
-    assert "timm/test_convnext on " in shown
+    assert "timm/test_convnext, batch 1" in shown
     assert "not timed: layernorm 1x" in shown
     assert "not timed: downsample k2 1x" in shown
 
