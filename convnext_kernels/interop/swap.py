@@ -29,11 +29,12 @@ def check_model(model: object) -> None:
 def accelerate(model: nn.Module, *, memory: str = "auto", backend: str = "auto") -> nn.Module:
     """Compute the ConvNeXt blocks of `model` with this package's kernels; works in place and returns `model`.
 
-    It replaces the ConvNeXt V1 and V2 blocks, the downsampling layers (LayerNorm, then a KxK convolution with
-    stride K) and the LayerNorms over channels of torchvision, timm, transformers (ConvNeXt, ConvNeXt V2, DINOv3)
-    and the official repositories, the blocks over time of Vocos and F5-TTS, MedNeXt's blocks, and in any network each
-    depthwise ``torch.nn.Conv2d`` with a side of at least 7 and each depthwise ``torch.nn.Conv3d``. All other
-    modules stay as they are; `acceleration_report` gives the reasons.
+    It replaces the ConvNeXt V1 and V2 blocks, the downsampling layers (a norm, then a KxK convolution with stride K)
+    and the norms over channels of torchvision, timm, transformers (ConvNeXt, ConvNeXt V2, DINOv3) and the official
+    repositories, the blocks over time of Vocos and F5-TTS, MedNeXt's blocks, and in any network each depthwise
+    ``torch.nn.Conv2d`` with a side of at least 7, each depthwise ``torch.nn.Conv3d`` and ``torch.nn.ConvTranspose3d``,
+    and for what these return each GroupNorm with one group per channel. All other modules stay as they are;
+    `acceleration_report` gives the reasons.
 
     On a CPU whose instruction set has no products of bf16, the convolution of images into patches, the stem, computes
     bf16 in fp32; the report does not list it.
