@@ -49,10 +49,12 @@ def launch(kernel: Any, grid: tuple[int, ...]) -> Callable:
 def loadable(tile: dict, *tensors: Tensor) -> dict:
     """The configuration of a kernel that loads `tensors` through descriptors if it may: TMA needs 16-byte alignment.
 
-    Graphs of `inline_kernels` have no memory for descriptors (`_with_scratch`).
+    Graphs of `inline_kernels` have no memory for descriptors (`_with_scratch`), and there addresses are not known.
     """
-    allowed = all(tensor.element_size() == 2 and programs.aligned(tensor, 16) for tensor in tensors)
-    return tile if allowed and not exporting.traces_launches() else tile | {"TMA": 0}
+    allowed = not exporting.traces_launches() and all(
+        tensor.element_size() == 2 and programs.aligned(tensor, 16) for tensor in tensors
+    )
+    return tile if allowed else tile | {"TMA": 0}
 
 
 def _scratch(size: int, _alignment: int, _stream: int | None) -> Tensor:
