@@ -80,7 +80,11 @@ class Adapter(exporting.Whole, Accelerated):
     @classmethod
     def affine(cls, norm: nn.Module) -> tuple[str, tuple[Tensor | None, Tensor | None]] | str:
         """Return which of `variants.NORMS` this is, with its weight and bias, or why the op cannot compute it."""
-        kind = next((kind for kind in NORMS if structure.is_one_of(norm, cls.types.get(f"norm_{kind}", ()))), LAYER)
+        kind = LAYER
+        for other in NORMS[1:]:
+            types = cls.types.get(f"norm_{other}")
+            if types and structure.is_one_of(norm, types):
+                kind = other
         weight, bias = structure.parameter(norm, "weight"), structure.parameter(norm, "bias") if kind == LAYER else None
         if weight is None or (kind == LAYER and bias is None):
             return f"the norm has no weight{' or no bias' if kind == LAYER else ''}"
