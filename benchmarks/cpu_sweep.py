@@ -38,6 +38,9 @@ ODD = (1, 3, *range(9, 130, 10), 33, 63, 65, 127, 255, 257, 385, 511, 769, 1001,
 CHANNELS = sorted({*range(8, 1025, 8), *ODD})
 SIDES = range(1, 97)
 KERNELS = range(3, 32, 2)
+# With fewer channels PyTorch 2.14 can hang in bf16: oneDNN works for more than an hour on its kernel for 8 or 9
+# channels, K 15 and a width of 85.
+ONEDNN_HANGS = 16
 SLOWER = 0.95  # of eager's speed: a difference up to 5 % is noise
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}  # of the largest value: twice the rounding error
 
@@ -153,7 +156,8 @@ def main(shapes: int, minutes: float, dtype: str, seed: int, taps: bool) -> None
         if taps:
             print_taps(dtype)
             return
-        for shape in itertools.islice(points(seed), shapes):
+        every = (shape for shape in points(seed) if dtype != "bf16" or shape.c >= ONEDNN_HANGS)
+        for shape in itertools.islice(every, shapes):
             if time.perf_counter() > end:
                 break
             found[shape] = measure(shape, element, 2)
