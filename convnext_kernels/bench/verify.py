@@ -216,6 +216,12 @@ def main(arguments: list[str]) -> NoReturn:
         options.report.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"--report {options.report}: cannot be written: {error.strerror}")
+    file = options.report / lines.FILE
+    try:
+        if file.exists() and file.stat().st_size:
+            lines.read(file)
+    except ValueError as error:
+        parser.error(f"--report: lines cannot be added to this file, choose another folder: {error}")
     device = options.device or ("cuda" if gpus else "cpu")
 
     def say(text: str) -> None:

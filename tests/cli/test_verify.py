@@ -62,6 +62,9 @@ def test_wrong_usage(fails, run, tmp_path):
     (tmp_path / "file").touch()
     words = ("--report", "cannot be written")
     fails("verify", "--device", "cpu", "--report", tmp_path / "file", words=words, code=2)
+    (tmp_path / lines.FILE).write_text('{"kind": "environment", "format": 1}')  # of an older version
+    words = ("choose another folder", "format 1, expected 2")
+    fails("verify", "--device", "cpu", "--report", tmp_path, words=words, code=2)
 
 
 def _started(folder: Path) -> subprocess.Popen:
