@@ -26,13 +26,11 @@ struct SumEpilogue {
   float* out;
   int64_t stride, columns;  // columns from `columns` on are not written
   bool add;
-  CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
-    float* at = out + row * stride;
-    store_channels(at, column, columns, add ? v + load_channels(at, column, columns) : v);
-  }
-  CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
-    (*this)(row, column, low);
-    (*this)(row, column + kLanes, high);
+  CNK_INLINE auto at(int64_t row, int64_t column) const {
+    return [=, first = out + row * stride, *this](int64_t r, Vec v) CNK_INLINE_LAMBDA {
+      float* to = first + r * stride;
+      store_channels(to, column, columns, add ? v + load_channels(to, column, columns) : v);
+    };
   }
 };
 

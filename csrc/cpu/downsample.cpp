@@ -20,14 +20,14 @@ struct Downsample {
     bool columns;
     int64_t tile, per_thread, total;
     Plan(const DownsampleArgs& a, int threads) {
-      const int64_t rows = out_rows(a), pixel = align64(pad_channels(a.c) * 4);
+      const int64_t rows = out_rows(a);
       columns =
           threads > 1 && rows <= 64 * threads && G::packed_bytes(a.weight.n, a.weight.k) > l2_cache_bytes();
       const int64_t room = max64(l2_cache_bytes() / 4 / (G::a_bytes(32, a.weight.k) / 32), 32);
       const int64_t tiles = round_up(ceil_div(rows, room), threads);
       tile = columns ? rows : ceil_div(rows, tiles);
       const int64_t y = align64(G::a_bytes(tile, a.weight.k));
-      per_thread = columns ? pixel : pixel + y;
+      per_thread = columns ? 0 : y;
       total = threads * per_thread + (columns ? y : 0);
     }
   };
@@ -40,25 +40,30 @@ struct Downsample {
   struct Output {
     const DownsampleArgs& a;
     int64_t first;
-    CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
+    CNK_INLINE auto at(int64_t row, int64_t column) const {
       U* out = static_cast<U*>(a.out) + (first + row) * a.weight.n;
-      if (column < a.weight.n) store_channels(out, column, a.weight.n, v + load(a.bias + column));
+      return [=, bias = load(a.bias + column), n = a.weight.n](int64_t r, Vec v) CNK_INLINE_LAMBDA {
+        store_channels(out + r * n, column, n, v + bias);
+      };
     }
   };
 
   template <class T>
-  static void produce(const DownsampleArgs& a, const RowNorm& norm, int64_t begin, int64_t end, float* pixel,
-                      void* y, int64_t row) {
+  static void produce(const DownsampleArgs& a, const RowNorm& norm, int64_t begin, int64_t end, void* y,
+                      int64_t row) {
     const int64_t out_w = a.w / a.patch, out_h = a.h / a.patch;
-    for (int64_t p = begin; p < end; ++p) {
-      const int64_t n = p / (out_h * out_w), h = p / out_w % out_h, w = p % out_w;
-      for (int64_t i = 0; i < a.patch; ++i) {
-        const T* x = static_cast<const T*>(a.x) + ((n * a.h + h * a.patch + i) * a.w + w * a.patch) * a.c;
-        for (int64_t j = 0; j < a.patch; ++j) {
-          read_row(x + j * a.c, a.c, pixel);
-          G::write_normalized(y, a.weight.k, row + p - begin, (i * a.patch + j) * pad_channels(a.c), norm,
-                              pixel);
-        }
+    for (int64_t p = begin; p < end; p += kLanes) {
+      const int64_t count = min64(kLanes, end - p);
+      const T* corner[kLanes];
+      for (int64_t r = 0; r < count; ++r) {
+        const int64_t n = (p + r) / (out_h * out_w), h = (p + r) / out_w % out_h, w = (p + r) % out_w;
+        corner[r] = static_cast<const T*>(a.x) + ((n * a.h + h * a.patch) * a.w + w * a.patch) * a.c;
+      }
+      for (int64_t k = 0; k < a.patch * a.patch; ++k) {
+        const int64_t offset = (k / a.patch * a.w + k % a.patch) * a.c;
+        write_normalized<G>(
+            y, a.weight.k, row + p - begin, k * pad_channels(a.c), norm, count,
+            [&](int64_t r, int64_t c) CNK_INLINE_LAMBDA { return load_channels(corner[r] + offset, c, a.c); });
       }
     }
   }
@@ -67,15 +72,14 @@ struct Downsample {
     const RowNorm norm(a.c, a.eps, a.norm_weight, a.norm_bias, a.norm);
     const Plan p(a, team.size());
     char* own = a.workspace + team.rank() * p.per_thread;
-    float* pixel = reinterpret_cast<float*>(own);
     const int64_t rows = out_rows(a);
     const auto produce_rows = [&](int64_t begin, int64_t end, void* y, int64_t row) {
-      with_type(a.dtype, [&](auto type) { produce<decltype(type)>(a, norm, begin, end, pixel, y, row); });
+      with_type(a.dtype, [&](auto type) { produce<decltype(type)>(a, norm, begin, end, y, row); });
     };
     const auto multiply = [&](const void* y, int64_t first, int64_t count, int64_t panel,
                               int64_t last_panel) {
       with_type(a.out_dtype, [&](auto type) {
-        G::product(y, 0, count, a.weight, panel, last_panel, ForEach<Output<decltype(type)>>{{a, first}});
+        G::product(y, 0, count, a.weight, panel, last_panel, Output<decltype(type)>{a, first});
       });
     };
     int64_t begin, end;
@@ -88,11 +92,10 @@ struct Downsample {
       multiply(y, 0, rows, begin, end);
       return;
     }
-    void* y = own + align64(pad_channels(a.c) * 4);
     while ((begin = team.next() * p.tile) < rows) {
       end = min64(begin + p.tile, rows);
-      produce_rows(begin, end, y, 0);
-      multiply(y, begin, end - begin, 0, G::panels(a.weight.n));
+      produce_rows(begin, end, own, 0);
+      multiply(own, begin, end - begin, 0, G::panels(a.weight.n));
     }
   }
 };

@@ -35,13 +35,12 @@ struct DownsampleBackward {
 
   // Offsets into the workspace.
   struct Layout {
-    int64_t row, z, e, dz, per_thread;  // of a thread
+    int64_t z, e, dz, per_thread;  // of a thread
     int64_t et, zb, units, totals, total;
     Layout(const DownsampleBackward& d, int threads) {
       Offsets at;
       const auto take = [&at](int64_t bytes) { return at.take(bytes); };
       const int64_t group = d.group(), chunk = d.chunk(threads), wide = pad_channels(d.width);
-      row = take(d.padded * 4);
       z = take(G::a_bytes(chunk, d.patch));
       e = take(G::a_bytes(chunk, d.width));
       dz = take(chunk * d.patch * 4);
@@ -59,11 +58,13 @@ struct DownsampleBackward {
     return most_bytes(threads, [&](int t) { return Layout(*this, t).total; });
   }
 
-  // First pixel of the patch of row `p`, as an index into (N, H, W).
-  int64_t corner(int64_t p) const {
+  // Where the first pixels of the patches of rows [first, first + count) are in x.
+  void corners(int64_t first, int64_t count, int64_t* corner) const {
     const int64_t out_w = a.w / a.patch, out_h = a.h / a.patch;
-    const int64_t n = p / (out_h * out_w), h = p / out_w % out_h, w = p % out_w;
-    return (n * a.h + h * a.patch) * a.w + w * a.patch;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t p = first + i, n = p / (out_h * out_w), h = p / out_w % out_h, w = p % out_w;
+      corner[i] = ((n * a.h + h * a.patch) * a.w + w * a.patch) * a.c;
+    }
   }
 
   template <class T, class U>
@@ -73,7 +74,8 @@ struct DownsampleBackward {
     const int64_t size = group(), step = chunk(team.size()), wide = pad_channels(width), all = rows();
     char* own = a.workspace + team.rank() * at.per_thread;
     void *z = own + at.z, *e = own + at.e, *zb = a.workspace + at.zb, *et = a.workspace + at.et;
-    float *row = reinterpret_cast<float*>(own + at.row), *dz = reinterpret_cast<float*>(own + at.dz);
+    float* dz = reinterpret_cast<float*>(own + at.dz);
+    int64_t corner[kLanes];
     float* units = reinterpret_cast<float*>(a.workspace + at.units);
     float* totals = reinterpret_cast<float*>(a.workspace + at.totals);
     int64_t begin, end;
@@ -83,13 +85,17 @@ struct DownsampleBackward {
       for (int64_t r = begin; r < end; r += step) {
         const int64_t count = min64(step, end - r);
         for (int64_t i = 0; i < count; ++i) {
-          const int64_t pixel = corner(first + r + i);
-          for (int64_t k = 0; a.weights && k < a.patch * a.patch; ++k) {
-            read_row(static_cast<const T*>(a.x) + (pixel + k / a.patch * a.w + k % a.patch) * a.c, a.c, row);
-            G::write_normalized(z, patch, i, k * padded, norm, row);
+          write_row<G>(e, width, i, static_cast<const U*>(a.dout) + (first + r + i) * width);
+        }
+        for (int64_t i = 0; a.weights && i < count; i += kLanes) {
+          const int64_t rows_left = min64(count - i, kLanes);
+          corners(first + r + i, rows_left, corner);
+          for (int64_t k = 0; k < a.patch * a.patch; ++k) {
+            const T* x = static_cast<const T*>(a.x) + (k / a.patch * a.w + k % a.patch) * a.c;
+            write_normalized<G>(
+                z, patch, i, k * padded, norm, rows_left,
+                [&](int64_t j, int64_t c) CNK_INLINE_LAMBDA { return load_channels(x + corner[j], c, a.c); });
           }
-          const U* dout = static_cast<const U*>(a.dout) + (first + r + i) * width;
-          write_row<G>(e, width, i, dout);
         }
         for (int64_t i = 0; i < count; i += kUnit) {
           float* sums = units + (r + i) / kUnit * unit_sums();
@@ -104,18 +110,21 @@ struct DownsampleBackward {
         }
         if (!a.dx) continue;
         G::product(e, 0, count, a.weight_back, 0, G::panels(patch), SumEpilogue{dz, patch, patch, false});
-        for (int64_t i = 0; i < count; ++i) {
-          const int64_t pixel = corner(first + r + i);
+        for (int64_t i = 0; i < count; i += kLanes) {
+          const int64_t rows_left = min64(count - i, kLanes);
+          corners(first + r + i, rows_left, corner);
           float* sums = units + (r + i) / kUnit * unit_sums() + wide;
           for (int64_t k = 0; k < a.patch * a.patch; ++k) {
-            const int64_t offset = (pixel + k / a.patch * a.w + k % a.patch) * a.c;
+            const int64_t offset = (k / a.patch * a.w + k % a.patch) * a.c;
             const T* x = static_cast<const T*>(a.x) + offset;
             T* dx = static_cast<T*>(a.dx) + offset;
             const float* d = dz + i * patch + k * padded;
             layernorm_gradient(
-                norm, [&](int64_t c) { return load_channels(x, c, a.c); },
-                [&](int64_t c) { return load(d + c); }, sums, sums + padded,
-                [&](int64_t c, Vec v) { store_channels(dx, c, a.c, v); });
+                norm, rows_left,
+                [&](int64_t j, int64_t c) CNK_INLINE_LAMBDA { return load_channels(x + corner[j], c, a.c); },
+                [&](int64_t j, int64_t c) CNK_INLINE_LAMBDA { return load(d + j * patch + c); }, sums,
+                sums + padded,
+                [&](int64_t j, int64_t c, Vec v) CNK_INLINE_LAMBDA { store_channels(dx + corner[j], c, a.c, v); });
           }
         }
       }

@@ -3,7 +3,10 @@
 gelu(x) = max(x, 0) - a * Phi(-a) with a = min(|x|, 6). GELU's derivative needs Phi itself, also at 0, where GELU
 forgives everything: the error that counts is max(a, 1) times Phi's.
 
-With AVX-512, Phi(-a) is a cubic in each of 32 segments around a = 0, 6/31, ..., 6, by Chebyshev interpolation in
+Before rounding to bf16, with AVX-512, Phi(-a) is a quadratic in a, in each of 32 segments of [0, 4.8]: 2^-17 x, where
+rounding is 2^-9 of the result.
+
+Else, with AVX-512, Phi(-a) is a cubic in each of 32 segments around a = 0, 6/31, ..., 6, by Chebyshev interpolation in
 d = 31/6 a - segment. Elsewhere it is 2^P(a), P fitted in the minimax sense by iteratively reweighted least squares, and
 2^f on [-0.5, 0.5] a polynomial by Chebyshev interpolation of the relative error. The largest errors printed are of
 evaluation in fp32.
@@ -15,6 +18,7 @@ import numpy as np
 from scipy.special import log_ndtr, ndtr
 
 LIMIT = 6.0
+ROUGH_LIMIT = 4.8
 SEGMENTS = 32
 
 
@@ -23,6 +27,13 @@ def fit_table() -> np.ndarray:
     nodes = np.cos(np.pi * (np.arange(4) + 0.5) / 4) / 2
     a = (np.arange(SEGMENTS)[:, None] + nodes) * LIMIT / (SEGMENTS - 1)
     return np.linalg.solve(np.vander(nodes, increasing=True), ndtr(-a).T)
+
+
+def fit_rough_table() -> np.ndarray:
+    """Return the coefficients of the quadratics, (3, segments), constants first, of powers of a itself."""
+    nodes = np.cos(np.pi * (np.arange(3) + 0.5) / 3) / 2
+    a = (np.arange(SEGMENTS)[:, None] + nodes) * ROUGH_LIMIT / (SEGMENTS - 1)
+    return np.stack([np.linalg.solve(np.vander(row, increasing=True), ndtr(-row)) for row in a], 1)
 
 
 def fit_log2_cdf(degree: int) -> np.ndarray:
@@ -67,6 +78,12 @@ def tail_by_table(table: np.ndarray, a: np.ndarray) -> np.ndarray:
     return horner(table[:, segment], (scaled - segment).astype(np.float32))
 
 
+def rough_tail(table: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """Phi(-a) as the kernels for AVX-512 do it before they round to bf16."""
+    segment = np.rint(a.astype(np.float64) * np.float32((SEGMENTS - 1) / ROUGH_LIMIT)).astype(np.int64)
+    return horner(table[:, segment], a)
+
+
 def tail_by_exp2(p: np.ndarray, e: np.ndarray, a: np.ndarray) -> np.ndarray:
     """Phi(-a) as the other kernels do it."""
     v = horner(p, a)
@@ -94,6 +111,10 @@ def main() -> None:
     report(f"{SEGMENTS} cubics", tail_by_table(table, a), a, x)
     for power, row in enumerate(table):
         show(f"d^{power}", row)
+    rough_a, rough = np.minimum(np.abs(x), np.float32(ROUGH_LIMIT)), fit_rough_table()
+    report(f"{SEGMENTS} quadratics", rough_tail(rough, rough_a), rough_a, x)
+    for power, row in enumerate(rough):
+        show(f"a^{power}", row)
     for degree, exp2_degree in ((8, 5), (7, 5), (6, 5), (6, 4)):
         p, e = fit_log2_cdf(degree), fit_exp2(exp2_degree)
         report(f"log2 of degree {degree}, 2^f of degree {exp2_degree}", tail_by_exp2(p, e, a), a, x)

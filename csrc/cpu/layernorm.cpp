@@ -12,13 +12,16 @@ void layernorm(const LayernormArgs& a, Team& team) {
   team.split(a.rows, 1, &begin, &end);
   with_own_type(a.dtype, [&](auto type) {
     using T = decltype(type);
-    for (int64_t p = begin; p < end; ++p) {
-      const T* x = static_cast<const T*>(a.x) + p * a.c;
-      T* y = static_cast<T*>(a.y) + p * a.c;
-      const auto read = [&](int64_t c) { return load_channels(x, c, a.c); };
-      const Statistics s = statistics(norm, read);
-      for (int64_t c = 0; c < a.c; c += kLanes) store_channels(y, c, a.c, normalize(norm, s, read(c), c));
-    }
+    const T* x = static_cast<const T*>(a.x) + begin * a.c;
+    T* y = static_cast<T*>(a.y) + begin * a.c;
+    normalize(
+        norm, end - begin,
+        [&](int64_t i, int64_t c) CNK_INLINE_LAMBDA { return load_channels(x + i * a.c, c, a.c); },
+        [&](int64_t i, const Block& b, int64_t c) CNK_INLINE_LAMBDA {
+          unroll<Block::kVecs>([&](auto j) CNK_INLINE_LAMBDA {
+            store_channels(y + i * a.c, c + j.value * kLanes, a.c, b.v[j.value]);
+          });
+        });
   });
 }
 
@@ -50,13 +53,15 @@ void layernorm_backward(const LayernormBackwardArgs& a, Team& team) {
     for (int64_t unit = begin; unit < end; ++unit) {
       float *dweight = sums + unit * 2 * padded, *dbias = dweight + padded;
       for (int64_t c = 0; c < 2 * padded; c += kLanes) store(dweight + c, Vec{});
-      for (int64_t p = unit * step; p < (unit + 1) * step && p < a.rows; ++p) {
+      const int64_t last = min64((unit + 1) * step, a.rows);
+      for (int64_t p = unit * step; p < last; p += kLanes) {
         const T *x = static_cast<const T*>(a.x) + p * a.c, *dy = static_cast<const T*>(a.dy) + p * a.c;
         T* dx = static_cast<T*>(a.dx) + p * a.c;
         layernorm_gradient(
-            norm, [&](int64_t c) { return load_channels(x, c, a.c); },
-            [&](int64_t c) { return load_channels(dy, c, a.c); }, dweight, dbias,
-            [&](int64_t c, Vec v) { store_channels(dx, c, a.c, v); });
+            norm, min64(last - p, kLanes),
+            [&](int64_t i, int64_t c) CNK_INLINE_LAMBDA { return load_channels(x + i * a.c, c, a.c); },
+            [&](int64_t i, int64_t c) CNK_INLINE_LAMBDA { return load_channels(dy + i * a.c, c, a.c); }, dweight,
+            dbias, [&](int64_t i, int64_t c, Vec v) CNK_INLINE_LAMBDA { store_channels(dx + i * a.c, c, a.c, v); });
       }
     }
   });

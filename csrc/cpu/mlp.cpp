@@ -86,14 +86,15 @@ struct Mlp {
               store_channels(y_row, c, a.c, load(step + i * padded + c));
           }
         }
+        clock.done(kConvolve);
+        write_normalized<G>(y, a.c, row + p - begin, 0, norm, rows, [&](int64_t i, int64_t c) CNK_INLINE_LAMBDA {
+          return load(step + i * padded + c);
+        });
       } else {
-        for (int64_t i = 0; i < rows; ++i) {
-          read_row(static_cast<const T*>(a.x) + (p + i) * a.c, a.c, step + i * padded);
-        }
-      }
-      clock.done(kConvolve);
-      for (int64_t i = 0; i < rows; ++i) {
-        G::write_normalized(y, a.c, row + p - begin + i, 0, norm, step + i * padded);
+        const T* x = static_cast<const T*>(a.x) + p * a.c;
+        write_normalized<G>(y, a.c, row + p - begin, 0, norm, rows, [&](int64_t i, int64_t c) CNK_INLINE_LAMBDA {
+          return load_channels(x + i * a.c, c, a.c);
+        });
       }
       clock.done(kNormalize);
     }
@@ -106,12 +107,14 @@ struct Mlp {
   struct Hidden {
     const MlpArgs& a;
     int64_t first;  // pixel of row 0
-    CNK_INLINE Vec operator()(int64_t row, int64_t column, Vec sum) const {
-      const Vec u = sum + load(a.b1 + column);
-      if constexpr (!__is_same(K, Nothing)) {
-        store_channels(static_cast<K*>(a.kept_hidden) + (first + row) * a.hidden, column, a.hidden, u);
-      }
-      return gelu(u);
+    CNK_INLINE auto operator()(int64_t row, int64_t column) const {
+      K* kept = static_cast<K*>(a.kept_hidden);
+      if constexpr (!__is_same(K, Nothing)) kept += (first + row) * a.hidden;
+      return [=, bias = load(a.b1 + column), hidden = a.hidden](int64_t r, Vec sum) CNK_INLINE_LAMBDA {
+        const Vec u = sum + bias;
+        if constexpr (!__is_same(K, Nothing)) store_channels(kept + r * hidden, column, hidden, u);
+        return gelu(u, typename G::Element{});
+      };
     }
   };
 
@@ -119,15 +122,17 @@ struct Mlp {
   struct OtherHidden {
     const MlpArgs& a;
     int64_t first;
-    CNK_INLINE Vec operator()(int64_t row, int64_t column, Vec sum) const {
-      const Vec u = sum + load(a.b1 + column);
-      if (a.kept_hidden) {
-        const int64_t from = (first + row) * a.hidden;
-        with_type(a.kept_dtype, [&](auto type) CNK_INLINE_LAMBDA {
-          store_channels(static_cast<decltype(type)*>(a.kept_hidden) + from, column, a.hidden, u);
-        });
-      }
-      return activated(u, a.activation);
+    CNK_INLINE auto operator()(int64_t row, int64_t column) const {
+      return [=, *this, bias = load(a.b1 + column)](int64_t r, Vec sum) CNK_INLINE_LAMBDA {
+        const Vec u = sum + bias;
+        if (a.kept_hidden) {
+          const int64_t from = (first + row + r) * a.hidden;
+          with_type(a.kept_dtype, [&](auto type) CNK_INLINE_LAMBDA {
+            store_channels(static_cast<decltype(type)*>(a.kept_hidden) + from, column, a.hidden, u);
+          });
+        }
+        return activated(u, a.activation);
+      };
     }
   };
 
@@ -148,13 +153,39 @@ struct Mlp {
   struct Output {
     const MlpArgs& a;
     int64_t first;  // pixel of row 0
-    CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
-      if (column >= a.c) return;
-      const int64_t p = first + row;
-      v = (v + load(a.b2 + column)) * load(a.gamma + column);
-      if (a.drop_scale) v *= splat(a.drop_scale[p / (a.h * a.w)]);
-      if (a.residual) v += load_channels(static_cast<const T*>(a.residual) + p * a.c, column, a.c);
-      store_channels(static_cast<T*>(a.out) + p * a.c, column, a.c, v);
+
+    struct Column {
+      Vec gamma, bias;  // bias: gamma b2
+      const T* residual;
+      T* out;
+      const float* drop_scale;
+      int64_t pixel, image, c, left;  // left: columns from this register on
+      CNK_INLINE Vec value(int64_t r, Vec v) const {
+        v = multiply_add(v, gamma, bias);
+        if (drop_scale) v *= splat(drop_scale[(pixel + r) / image]);
+        return residual ? v + load_channels(residual + r * c, 0, left) : v;
+      }
+      CNK_INLINE void operator()(int64_t r, Vec v) const { store_channels(out + r * c, 0, left, value(r, v)); }
+    };
+    CNK_INLINE Column at(int64_t row, int64_t column) const {
+      const int64_t pixel = first + row, from = pixel * a.c + column;
+      const Vec gamma = load(a.gamma + column);
+      return {gamma,
+              gamma * load(a.b2 + column),
+              a.residual ? static_cast<const T*>(a.residual) + from : nullptr,
+              static_cast<T*>(a.out) + from,
+              a.drop_scale,
+              pixel,
+              a.h * a.w,
+              a.c,
+              a.c - column};
+    }
+    CNK_INLINE auto pair(int64_t row, int64_t column) const {
+      return [first = at(row, column), second = at(row, column + kLanes)](int64_t r, Vec low,
+                                                                          Vec high) CNK_INLINE_LAMBDA {
+        if (second.left < kLanes) return first(r, low), second(r, high);
+        store(first.out + r * first.c, first.value(r, low), second.value(r, high));
+      };
     }
   };
 
@@ -173,7 +204,7 @@ struct Mlp {
         const void* rows_y = static_cast<char*>(y) + G::a_bytes(r, a.c);
         hidden(a, rows_y, h, begin + r, chain, 0, G::panels(a.hidden));
         clock.done(kFirstProduct);
-        G::product(h, 0, chain, a.w2, 0, G::panels(a.c), ForEach<Output<T>>{{a, begin + r}});
+        G::product(h, 0, chain, a.w2, 0, G::panels(a.c), Output<T>{a, begin + r});
         clock.done(kSecondProduct);
       }
     }
@@ -216,12 +247,12 @@ struct Mlp {
       }
       if (p.way == MlpWay::kColumns) {
         team.split(G::panels(a.c), 1, &panel_begin, &panel_end);
-        G::product(h, 0, rows, a.w2, panel_begin, panel_end, ForEach<Output<T>>{{a, first}});
+        G::product(h, 0, rows, a.w2, panel_begin, panel_end, Output<T>{a, first});
       } else {
         for (int64_t r = row_begin; r < row_end; r += p.tile) {
           const int64_t count = min64(p.tile, row_end - r);
           G::product(static_cast<char*>(h) + G::a_bytes(r, a.hidden), 0, count, a.w2, 0, G::panels(a.c),
-                     ForEach<Output<T>>{{a, first + r}});
+                     Output<T>{a, first + r});
         }
       }
       clock.done(kSecondProduct);
@@ -338,7 +369,7 @@ struct Mlp {
             }
             clock.done(kGrn);
             if (pass == 0) continue;
-            G::product(h, 0, count, a.w2, 0, G::panels(a.c), ForEach<Output<T>>{{a, pixel + i}});
+            G::product(h, 0, count, a.w2, 0, G::panels(a.c), Output<T>{a, pixel + i});
             clock.done(kSecondProduct);
           }
         }

@@ -58,7 +58,7 @@ struct MlpBackward {
 
   // Offsets into the workspace.
   struct Layout {
-    int64_t row, dz;                      // of a thread
+    int64_t dz;                           // of a thread
     int64_t z = 0, e = 0, u = 0, du = 0;  // of a thread; with GRN shared, and du is dg at first
     int64_t per_thread;
     int64_t dut, zb, et, gb;  // operands of the products over pixels: transposed du, z; transposed e, g
@@ -71,7 +71,6 @@ struct MlpBackward {
       const auto take = [&at](int64_t bytes) { return at.take(bytes); };
       const int64_t c = a.c, hidden = a.hidden_size, padded = pad_channels(c), wide = pad_channels(hidden);
       const int64_t kept = a.grn_weight ? round_up(p.images * a.pixels, kUnit) + kUnit : 0;
-      row = take(padded * 4);
       dz = take(p.chunk * padded * 4);
       if (!a.grn_weight) {
         z = take(G::a_bytes(p.chunk, c));
@@ -109,10 +108,14 @@ struct MlpBackward {
   // u = sum + b1
   struct AddBias {
     const float* b1;
-    CNK_INLINE Vec operator()(int64_t, int64_t column, Vec v) const { return v + load(b1 + column); }
+    CNK_INLINE auto operator()(int64_t, int64_t column) const {
+      return [bias = load(b1 + column)](int64_t, Vec v) CNK_INLINE_LAMBDA { return v + bias; };
+    }
   };
   struct AsIs {
-    CNK_INLINE Vec operator()(int64_t, int64_t, Vec v) const { return v; }
+    CNK_INLINE auto operator()(int64_t, int64_t) const {
+      return [](int64_t, Vec v) CNK_INLINE_LAMBDA { return v; };
+    }
   };
 
   // gelu(u) and its slope, or those of another activation, decided at run time.
@@ -131,17 +134,21 @@ struct MlpBackward {
     void *u, *du;
     int64_t hidden;
     Activation activation;
-    CNK_INLINE void operator()(int64_t row, int64_t column, Vec dg) const {
-      const Activated g = with_slope<kGelu>(G::load_register(u, hidden, row, column), activation);
-      G::store_register(u, hidden, row, column, g.value);
-      G::store_register(du, hidden, row, column, dg * g.slope);
+    CNK_INLINE auto at(int64_t row, int64_t column) const {
+      return [=, *this](int64_t r, Vec dg) CNK_INLINE_LAMBDA {
+        const Activated g = with_slope<kGelu>(G::load_register(u, hidden, row + r, column), activation);
+        G::store_register(u, hidden, row + r, column, g.value);
+        G::store_register(du, hidden, row + r, column, dg * g.slope);
+      };
     }
-    CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
-      const Block b = G::load_block(u, hidden, row, column);
-      const Activated first = with_slope<kGelu>(b.v[0], activation),
-                      second = with_slope<kGelu>(b.v[1], activation);
-      G::store_block(u, hidden, row, column, {{first.value, second.value}});
-      G::store_block(du, hidden, row, column, {{low * first.slope, high * second.slope}});
+    CNK_INLINE auto pair(int64_t row, int64_t column) const {
+      return [=, *this](int64_t r, Vec low, Vec high) CNK_INLINE_LAMBDA {
+        const Block b = G::load_block(u, hidden, row + r, column);
+        const Activated first = with_slope<kGelu>(b.v[0], activation),
+                        second = with_slope<kGelu>(b.v[1], activation);
+        G::store_block(u, hidden, row + r, column, {{first.value, second.value}});
+        G::store_block(du, hidden, row + r, column, {{low * first.slope, high * second.slope}});
+      };
     }
   };
 
@@ -180,12 +187,12 @@ struct MlpBackward {
   // z = LN(x) and e of pixels [pixel, pixel + rows), zeros up to a multiple of kUnit.
   template <class T>
   void read_rows(int64_t pixel, int64_t rows, void* z, void* e) const {
-    float* row = reinterpret_cast<float*>(own + at.row);
+    const T* x = static_cast<const T*>(a.x) + pixel * a.c;
+    write_normalized<G>(z, a.c, 0, 0, norm, rows, [&](int64_t i, int64_t c) CNK_INLINE_LAMBDA {
+      return load_channels(x + i * a.c, c, a.c);
+    });
     for (int64_t i = 0; i < rows; ++i) {
-      const int64_t at_pixel = (pixel + i) * a.c;
-      read_row(static_cast<const T*>(a.x) + at_pixel, a.c, row);
-      G::write_normalized(z, a.c, i, 0, norm, row);
-      const T* dout = static_cast<const T*>(a.dout) + at_pixel;
+      const T* dout = static_cast<const T*>(a.dout) + (pixel + i) * a.c;
       const float drop = a.drop_scale ? a.drop_scale[(pixel + i) / a.pixels] : 1;
       write_row<G>(e, a.c, i, dout, drop);
     }
@@ -233,14 +240,17 @@ struct MlpBackward {
     if (!a.dx) return;
     float* dz = reinterpret_cast<float*>(own + at.dz);
     G::product(du, 0, rows, a.w1_back, 0, G::panels(a.c), SumEpilogue{dz, padded, padded, false});
-    for (int64_t i = 0; i < rows; ++i) {
-      const T* x = static_cast<const T*>(a.x) + (pixel + i) * a.c;
-      T* dx = static_cast<T*>(a.dx) + (pixel + i) * a.c;
-      const float* d = dz + i * padded;
-      float* sums = unit(row + i) + wide + padded;
+    static_assert(kUnit % kLanes == 0);
+    for (int64_t r = 0; r < rows; r += kLanes) {
+      const T* x = static_cast<const T*>(a.x) + (pixel + r) * a.c;
+      T* dx = static_cast<T*>(a.dx) + (pixel + r) * a.c;
+      const float* d = dz + r * padded;
+      float* sums = unit(row + r) + wide + padded;
       layernorm_gradient(
-          norm, [&](int64_t c) { return load_channels(x, c, a.c); }, [&](int64_t c) { return load(d + c); },
-          sums, sums + padded, [&](int64_t c, Vec v) { store_channels(dx, c, a.c, v); });
+          norm, min64(rows - r, kLanes),
+          [&](int64_t i, int64_t c) CNK_INLINE_LAMBDA { return load_channels(x + i * a.c, c, a.c); },
+          [&](int64_t i, int64_t c) CNK_INLINE_LAMBDA { return load(d + i * padded + c); }, sums, sums + padded,
+          [&](int64_t i, int64_t c, Vec v) CNK_INLINE_LAMBDA { store_channels(dx + i * a.c, c, a.c, v); });
     }
   }
 

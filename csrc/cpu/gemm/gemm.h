@@ -25,31 +25,3 @@ using Gemm = GemmF32;
 }
 
 #endif
-
-namespace cnk::cpu::CNK_ISA {
-
-// Epilogues of the products, which pass a register or two neighbouring ones: f(row, column, register) for each.
-template <class F>
-struct ForEach : F {
-  using F::operator();
-  CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
-    (*this)(row, column, low);
-    (*this)(row, column + kLanes, high);
-  }
-};
-
-// What f(row, column, register) returns becomes an operand of the next product.
-template <class G, class F>
-struct Stored {
-  F f;
-  void* out;
-  int64_t columns;
-  CNK_INLINE void operator()(int64_t row, int64_t column, Vec v) const {
-    G::store_register(out, columns, row, column, f(row, column, v));
-  }
-  CNK_INLINE void operator()(int64_t row, int64_t column, Vec low, Vec high) const {
-    G::store_block(out, columns, row, column, {{f(row, column, low), f(row, column + kLanes, high)}});
-  }
-};
-
-}  // namespace cnk::cpu::CNK_ISA

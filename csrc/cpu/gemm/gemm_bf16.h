@@ -4,14 +4,18 @@
 // 16 columns, with pairs of k interleaved, so that a 32-bit word of either is a pair of k. A step is 2x2
 // tiles: 32 rows x 32 columns.
 //
-// AMX: the epilogue of the previous 32x32 result (bias, GELU, rounding: vector work) is distributed between
-// the tile products of the present one, because the tile unit and the vector units run at the same time. For
-// C = 96 the GELU alone takes as long as both products. VDPBF16PS: 8 rows x 2 registers of sums; pairs of A
+// AMX: the epilogue of an earlier 32x32 result (bias, GELU, rounding: vector work) is distributed between the tile products
+// of the present one, because the tile unit and the vector units run at the same time. For C = 96 the GELU alone takes as
+// long as both products. It is the result before the previous one, whose tiles are already in L1: a load waits until the
+// tile that is stored there has left the store buffer. (A Xeon of 2.8 GHz, cycles of a tile product, W1 with GELU at C 96 and
+// 192: previous result, after each step 66 and 45; the one before 64 and 36; a part after each product 60 and 36. The
+// products alone take 25 at both, GELU alone 32 and 16.) VDPBF16PS: 8 rows x 2 registers of sums; pairs of A
 // are broadcast from memory.
 #pragma once
 
 #include <immintrin.h>
 
+#include "cpu/gemm/epilogue.h"
 #include "cpu/layernorm.h"
 #include "cpu/platform/prefetch.h"
 #include "cpu/platform/tiles.h"
@@ -26,6 +30,7 @@ struct GemmBf16 {
 #if defined(CNK_HAS_TILES)
   using Scope = TileScope;
   static constexpr int64_t kBlock = 32;  // rows of A that are multiplied with a panel at a time
+  static constexpr int64_t kShort = 8;   // steps of products that are shorter than their epilogues
 #else
   struct Scope {};
   static constexpr int64_t kBlock = 8;
@@ -97,15 +102,6 @@ struct GemmBf16 {
     return static_cast<BFloat16*>(a) + ((row / 16) * k_tiles(k) + c / 32) * (kTile / 2) + row % 16 * 32;
   }
 
-  static void write_normalized(void* a, int64_t k, int64_t row, int64_t offset, const RowNorm& norm,
-                               const float* x) {
-    const Statistics s = statistics(norm, x);
-    for (int64_t c = 0; c < pad_channels(norm.c); c += 32) {
-      store_row(a_row(a, k, row, offset + c), normalize(norm, s, load(x + c), c),
-                normalize(norm, s, load(x + c + 16), c + 16));
-    }
-  }
-
   static CNK_INLINE void store_row(BFloat16* row, Vec low, Vec high) {
     _mm512_store_si512(row, (__m512i)pairs_bf16(low, high));
   }
@@ -158,8 +154,7 @@ struct GemmBf16 {
     }
   }
 
-  // --- The product: epilogue(row, column, Vec low, Vec high) for rows [begin, end) (begin a multiple of 16)
-  // and columns of the panels. ---
+  // --- The product of rows [begin, end) (begin a multiple of 16) and the panels. ---
 
   template <class Epilogue>
   static void product(const void* a, int64_t begin, int64_t end, const PackedMatrix& b, int64_t first_panel,
@@ -170,22 +165,27 @@ struct GemmBf16 {
     const int64_t blocks = (rows + kBlock - 1) / kBlock, lines = 2 * kTile / 64 / blocks + 1;
     // The sums pass through memory to the epilogue, which
     // would take the registers that they need (gemm_f32.h).
-    alignas(64) float result[2][kBlock * 32];
-    Pending pending = {result[1], 0, 0, 0, 0};
-    int parity = 0;
+#if defined(CNK_HAS_TILES)
+    alignas(64) float results[3][kBlock * 32];
+    Pending pending[2] = {{results[0], 0, 0, 0, 0}, {results[0], 0, 0, 0, 0}};
+    const int delay = steps <= kShort ? 2 : 1;
+    int64_t done = 0;
+#else
+    alignas(64) float out[kBlock * 32];
+#endif
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
       const char* tiles_b = static_cast<const char*>(b.data) + panel * 2 * steps * kTile;
       const char* next = tiles_b + 2 * steps * kTile;
       for (int64_t block = 0; block < blocks; ++block) {
-        float* out = result[parity];
         const Ahead ahead = {next + block * lines * steps * 64, lines};
 #if defined(CNK_HAS_TILES)
         const int64_t row = block * kBlock, height = rows - row < kBlock ? rows - row : kBlock;
         const char* tiles_a = first + row / 16 * steps * kTile;
+        float* out = results[++done % (delay + 1)];
         (height > 16 ? by_two<true, Epilogue> : by_two<false, Epilogue>)(tiles_a, tiles_b, steps, ahead, out,
-                                                                         pending, epilogue);
-        pending = {out, begin + row, panel * kPanel, 0, height};
-        parity ^= 1;
+                                                                         pending[2 - delay], epilogue);
+        pending[0] = pending[1];
+        pending[1] = {out, begin + row, panel * kPanel, 0, height};
 #else
         // Blocks of nearly equal height, not full blocks and a remainder: 49 rows are 7 x 7, not 6 x 8 + 1.
         const int64_t row = rows * block / blocks, height = rows * (block + 1) / blocks - row;
@@ -199,12 +199,14 @@ struct GemmBf16 {
             rows_by_two<r.value + 1, true>(rows_a, in_tile, tiles_b, steps, ahead, out);
           }
         });
-        pending = {out, begin + row, panel * kPanel, 0, height};
-        finish(pending, height, epilogue);
+        finish({out, begin + row, panel * kPanel, 0, height}, epilogue);
 #endif
       }
     }
-    finish(pending, pending.rows, epilogue);
+#if defined(CNK_HAS_TILES)
+    if (delay == 2) finish(pending[0], epilogue);
+    finish(pending[1], epilogue);
+#endif
   }
 
  private:
@@ -231,42 +233,57 @@ struct GemmBf16 {
 
   // A result of 32 columns whose epilogue is not finished: rows [done, rows) are left.
   struct Pending {
-    const float* result;
+    float* result;
     int64_t row, column, done, rows;
   };
 
-  template <class Epilogue>
-  static CNK_INLINE void finish(Pending& p, int64_t until, const Epilogue& epilogue) {
+  // f: of the epilogue, at the result.
+  template <class F>
+  static CNK_INLINE void finish(Pending& p, int64_t until, const F& f) {
     if (until > p.rows) until = p.rows;
-    for (; p.done < until; ++p.done) {
-      const float* r = p.result + p.done * 32;
-      epilogue(p.row + p.done, p.column, load(r), load(r + 16));
-    }
+    int64_t r = p.done;  // not p.done, which f's stores could change for all that the compiler knows
+    for (; r < until; ++r) f(r, load(p.result + r * 32), load(p.result + r * 32 + 16));
+    p.done = r;
+  }
+  template <class Epilogue>
+  static CNK_INLINE void finish(Pending p, const Epilogue& epilogue) {
+    finish(p, p.rows, pair_at(epilogue, p.row, p.column));
   }
 
 #if defined(CNK_HAS_TILES)
   // 16 rows, or with BELOW 32, times a panel.
   template <bool BELOW, class Epilogue>
   static __attribute__((noinline)) void by_two(const char* a, const char* b, int64_t steps, Ahead ahead,
-                                               float* out, Pending& pending, const Epilogue& epilogue) {
+                                               float* out, Pending before, const Epilogue& epilogue) {
+    const auto f = pair_at(epilogue, before.row, before.column);
     _tile_zero(0);
     _tile_zero(1);
     if constexpr (BELOW) _tile_zero(2);
     if constexpr (BELOW) _tile_zero(3);
-    const int64_t per_step = (32 + steps - 1) / steps;
+    // Rows of the epilogue after each product, in sixteenths.
+    const bool fine = steps <= kShort;
+    const int64_t share = ceil_div(32 * 16, (fine ? (BELOW ? 4 : 2) : 1) * steps);
+    int64_t due = 0;
+    const auto some = [&]() CNK_INLINE_LAMBDA { finish(before, (due += share) / 16, f); };
     for (int64_t s = 0; s < steps; ++s) {
       ahead.fetch();
       _tile_loadd(6, b + 2 * s * kTile, 64);
       _tile_loadd(4, a + s * kTile, 64);
-      _tile_loadd(7, b + (2 * s + 1) * kTile, 64);
-      if constexpr (BELOW) _tile_loadd(5, a + (steps + s) * kTile, 64);
       _tile_dpbf16ps(0, 4, 6);
+      if (fine) some();
+      _tile_loadd(7, b + (2 * s + 1) * kTile, 64);
       _tile_dpbf16ps(1, 4, 7);
-      if constexpr (BELOW) _tile_dpbf16ps(2, 5, 6);
-      if constexpr (BELOW) _tile_dpbf16ps(3, 5, 7);
-      finish(pending, pending.done + per_step, epilogue);
+      if (fine) some();
+      if constexpr (BELOW) {
+        _tile_loadd(5, a + (steps + s) * kTile, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        if (fine) some();
+        _tile_dpbf16ps(3, 5, 7);
+        if (fine) some();
+      }
+      if (!fine) some();
     }
-    finish(pending, 32, epilogue);
+    finish(before, 32, f);
     _tile_stored(0, out, 128);
     _tile_stored(1, out + 16, 128);
     if constexpr (BELOW) _tile_stored(2, out + 16 * 32, 128);

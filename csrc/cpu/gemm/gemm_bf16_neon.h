@@ -7,6 +7,7 @@
 // BFMMLA takes subnormal numbers as zero and rounds each addition to odd, where AVX512_BF16 rounds to nearest.
 #pragma once
 
+#include "cpu/gemm/epilogue.h"
 #include "cpu/layernorm.h"
 #include "cpu/platform/vec.h"
 
@@ -90,13 +91,6 @@ struct GemmBf16 {
     store(a_row(a, k, row, c), v);
   }
 
-  static void write_normalized(void* a, int64_t k, int64_t row, int64_t offset, const RowNorm& norm,
-                               const float* x) {
-    const Statistics s = statistics(norm, x);
-    for (int64_t c = 0; c < pad_channels(norm.c); c += kLanes)
-      store_register(a, k, row, offset + c, normalize(norm, s, load(x + c), c));
-  }
-
   static Block load_block(const void* a, int64_t k, int64_t row, int64_t c) {
     return block_of([&](int i) { return load_register(a, k, row, c + i); });
   }
@@ -131,8 +125,7 @@ struct GemmBf16 {
     }
   }
 
-  // --- The product: epilogue(row, column, Vec) for rows [begin, end) (begin a multiple of kRowGrain) and
-  // every register of the panels. ---
+  // --- The product of rows [begin, end) (begin a multiple of kRowGrain) and the panels. ---
 
   template <class Epilogue>
   static void product(const void* a, int64_t begin, int64_t end, const PackedMatrix& b, int64_t first_panel,
@@ -168,11 +161,10 @@ struct GemmBf16 {
       unroll<kRowGrain / 2>([&](auto pair) {
         if ((rows + 1) / 2 == pair.value + 1) micro<pair.value + 1, VECS>(first, b, b_steps(k), sums);
       });
-      for (int64_t r = 0; r < rows; ++r) {
-        unroll<VECS>([&](auto v) {
-          epilogue(row + r, column + v.value * kLanes, load(sums + r * kPanel + v.value * kLanes));
-        });
-      }
+      unroll<VECS>([&](auto v) {
+        const auto finish = epilogue.at(row, column + v.value * kLanes);
+        for (int64_t r = 0; r < rows; ++r) finish(r, load(sums + r * kPanel + v.value * kLanes));
+      });
     }
   }
 

@@ -7,6 +7,7 @@
 // chunk of a panel at a time; for few rows, with AVX2, in the micro-kernel.
 #pragma once
 
+#include "cpu/gemm/epilogue.h"
 #include "cpu/layernorm.h"
 #include "cpu/platform/prefetch.h"
 #include "cpu/platform/vec.h"
@@ -120,14 +121,6 @@ struct GemmF32 {
     store(static_cast<float*>(a) + row * stride(k) + c, v);
   }
 
-  static void write_normalized(void* a, int64_t k, int64_t row, int64_t offset, const RowNorm& norm,
-                               const float* x) {
-    const Statistics s = statistics(norm, x);
-    float* out = static_cast<float*>(a) + row * stride(k) + offset;
-    for (int64_t c = 0; c < pad_channels(norm.c); c += kLanes)
-      store(out + c, normalize(norm, s, load(x + c), c));
-  }
-
   static Block load_block(const void* a, int64_t k, int64_t row, int64_t c) {
     return cpu::CNK_ISA::load_block(static_cast<const float*>(a) + row * stride(k) + c);
   }
@@ -169,7 +162,7 @@ struct GemmF32 {
     }
   }
 
-  // --- The product: epilogue(row, column, Vec) for every row of [begin, end) and register of the panels. ---
+  // --- The product of rows [begin, end) and the panels. ---
 
   // Products per chain of additions. kChunk rows of a panel are 24 KB and stay in L1 while they are
   // multiplied with the rows of a group (C 768, batch 8, one core: 137 -> 165 GFLOP/s), and one chain over k
@@ -277,11 +270,10 @@ struct GemmF32 {
           micro<r.value + 1, VECS>(first, lda, chunk, next_i - i, ahead, i == 0, sum);
         });
         if (next_i < k) continue;
-        for (int64_t r = 0; r < height; ++r) {
-          unroll<VECS>([&](auto v) {
-            epilogue(begin + row + r, column + v.value * kLanes, load(sum + r * kPanel + v.value * kLanes));
-          });
-        }
+        unroll<VECS>([&](auto v) {
+          const auto finish = epilogue.at(begin + row, column + v.value * kLanes);
+          for (int64_t r = 0; r < height; ++r) finish(r, load(sum + r * kPanel + v.value * kLanes));
+        });
       }
     }
   }

@@ -76,8 +76,17 @@ CNK_INLINE Vec in_register(Vec v) {
   return v;
 }
 // If either is NaN the result is b. Pass the bound first and the data second, so that NaN stays NaN.
+// (That is what the instructions of x86 do; g++ makes a comparison and a selection of the conditional.)
+#if defined(__AVX512F__)
+CNK_INLINE Vec min(Vec a, Vec b) { return (Vec)_mm512_min_ps((__m512)a, (__m512)b); }
+CNK_INLINE Vec max(Vec a, Vec b) { return (Vec)_mm512_max_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX2__)
+CNK_INLINE Vec min(Vec a, Vec b) { return (Vec)_mm256_min_ps((__m256)a, (__m256)b); }
+CNK_INLINE Vec max(Vec a, Vec b) { return (Vec)_mm256_max_ps((__m256)a, (__m256)b); }
+#else
 CNK_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
 CNK_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
+#endif
 CNK_INLINE Vec abs(Vec v) { return (Vec)((VecI)v & 0x7fffffff); }
 
 // a * b + c, with one rounding if the instruction set has the instruction. Always explicit: the build forbids
@@ -96,6 +105,17 @@ CNK_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
 }
 CNK_INLINE Vec multiply_add(Vec a, Vec b, float c) { return multiply_add(a, b, splat(c)); }
 CNK_INLINE Vec multiply_add(Vec a, float b, float c) { return multiply_add(a, splat(b), splat(c)); }
+
+CNK_INLINE Vec square_root(Vec v) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_sqrt_ps((__m512)v);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_sqrt_ps((__m256)v);
+#else
+  for (int i = 0; i < kLanes; ++i) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+#endif
+}
 
 CNK_INLINE float sum(Vec v) {
 #if defined(__AVX512F__)
@@ -273,6 +293,16 @@ CNK_INLINE void store_channels(T* row, int64_t c, int64_t channels, Vec v) {
   }
 }
 
+// Two neighbouring registers.
+template <class T>
+CNK_INLINE void store(T* p, Vec low, Vec high) {
+#if defined(CNK_HAS_BF16) && !defined(__aarch64__)
+  if constexpr (__is_same(T, BFloat16)) return store(reinterpret_cast<float*>(p), pairs_bf16(low, high));
+#endif
+  store(p, low);
+  store(p + kLanes, high);
+}
+
 // Ones in the lanes of register c that hold channels, zeros above.
 CNK_INLINE Vec channel_mask(int64_t c, int64_t channels) {
   float lanes[kLanes];
@@ -393,6 +423,19 @@ template <int... I>
 CNK_INLINE void interleave(Vec a, Vec b, Vec* low, Vec* high, std::integer_sequence<int, I...>) {
   *low = shuffle<(I / 2 + I % 2 * kLanes)...>(a, b);
   *high = shuffle<(I / 2 + I % 2 * kLanes + kLanes / 2)...>(a, b);
+}
+}  // namespace detail
+
+namespace detail {
+// In a register lie the parts of kLanes / WIDTH rows, WIDTH lanes each: [a, b] with the halves of each part added.
+template <int WIDTH, int HALF, int... I>
+CNK_INLINE Vec halves(Vec a, Vec b, std::integer_sequence<int, I...>) {
+  return shuffle<(I / (WIDTH / 2) * WIDTH + HALF * WIDTH / 2 + I % (WIDTH / 2))...>(a, b);
+}
+template <int WIDTH>
+CNK_INLINE Vec add_halves(Vec a, Vec b) {
+  const auto lanes = std::make_integer_sequence<int, kLanes>{};
+  return halves<WIDTH, 0>(a, b, lanes) + halves<WIDTH, 1>(a, b, lanes);
 }
 }  // namespace detail
 
