@@ -1,6 +1,6 @@
 """The common part of all libraries' blocks: the ConvNeXt block under different names."""
 
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from convnext_kernels import functional
 from convnext_kernels.interop import structure
 from convnext_kernels.interop.adapter import BACKEND, MEMORY, Adapter, Arguments
 from convnext_kernels.interop.structure import parameter
+from convnext_kernels.nn.sequential import run_block
 from convnext_kernels.ops.blocks import Block, block
 
 
@@ -97,6 +98,11 @@ class BlockAdapter(Adapter):
             grn_bias,
         )
         return Arguments(dwconv.out_channels, tensors, parts, kind, activation)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the block in inference without asking each module again, where nothing has changed since the last call."""
+        result = run_block(self, args[0]) if len(args) == 1 and not kwargs else None
+        return super().forward(*args, **kwargs) if result is None else result
 
     def inference_block(self) -> tuple[Block, str] | None:
         """What `fused` computes with in inference, and the backend; for `nn.sequential`."""

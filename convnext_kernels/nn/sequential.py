@@ -21,10 +21,10 @@ class _Snapshot:
     To compare takes 0.3 us a module, a tenth of what it takes to ask each module for what its forward depends on.
     """
 
-    def __init__(self, children: dict[str, nn.Module | None]) -> None:
-        self.children = children
+    def __init__(self, children: dict[str, nn.Module | None], parents: list[dict[str, Any]]) -> None:
+        # `parents`: attributes of the module that remembers this. Not the module, which would never be freed.
         self.modules = [m for child in children.values() if child is not None for m in child.modules()]
-        own = [vars(m) for m in self.modules]
+        own = [vars(m) for m in self.modules] + parents
         self.hooks = [attributes[name] for attributes in own for name in _HOOKS] + _GLOBAL_HOOKS
         self.attributes = own
         nested = [attributes[name] for attributes in own for name in ("_modules", "_parameters")]
@@ -48,12 +48,15 @@ class _Snapshot:
 
 
 class _Found:
-    def __init__(self, children: dict[str, nn.Module | None]) -> None:
-        self.snapshot = _Snapshot(children)
+    """The blocks of a container, or of a single block."""
+
+    def __init__(self, module: nn.Module, alone: bool) -> None:
+        children = module._modules
+        self.snapshot = _Snapshot(children, [vars(module)] if alone else [])
         self.blocks: Blocks | None = None
-        if any(self.snapshot.hooks) or any("forward" in vars(m) for m in self.snapshot.modules):
+        if any(self.snapshot.hooks) or any("forward" in attributes for attributes in self.snapshot.attributes):
             return
-        found = [_inference_block(child) for child in children.values()]
+        found = [_inference_block(child) for child in ([module] if alone else children.values())]
         backends = {backend for _, backend in filter(None, found)}
         if len(backends) == 1 and None not in found:
             self.blocks = Blocks([block for block, _ in found], backends.pop())
@@ -73,11 +76,20 @@ def run(container: nn.Sequential | nn.ModuleList, x: object) -> Tensor | None:
     They must under torch.compile, with gradients or autocast, with hooks on anything inside, under a profiler, a mode
     or a transform, and if something inside is not a block that this package computes.
     """
+    return _run(container, x, False)
+
+
+def run_block(block: nn.Module, x: object) -> Tensor | None:
+    """Compute another library's block as one of a container; None if it must be asked what its forward depends on."""
+    return _run(block, x, True)
+
+
+def _run(module: nn.Module, x: object, alone: bool) -> Tensor | None:
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or type(x) is not Tensor:
         return None
-    found = _found.get(container)
+    found = _found.get(module)
     if found is None or not found.snapshot.holds():
-        found = _found[container] = _Found(container._modules)
+        found = _found[module] = _Found(module, alone)
     return None if found.blocks is None else found.blocks.run(x)
 
 
