@@ -210,7 +210,8 @@ void check_sets(DType dtype, const Run& run, bool products = true) {
       CAPTURE(products_name(of));
       std::vector<Tensor> out = run(k, of, 1);
       if (first.empty()) first = run(k, of, 1);
-      const double relative = dtype == DType::kFloat32 && of == Products::kFloat32 ? 1e-4 : 3e-2;
+      // of the largest value: in a sum over thousands of pixels that cancels, roundings of bf16 reach 4 %
+      const double relative = dtype == DType::kFloat32 && of == Products::kFloat32 ? 1e-4 : 5e-2;
       for (size_t i = 0; i < out.size(); ++i) {
         CAPTURE(i);
         if (out[i].count() == first[i].count()) CHECK(apart(out[i], first[i], relative) == "");
