@@ -33,7 +33,9 @@ def fit_rough_table() -> np.ndarray:
     """Return the coefficients of the quadratics, (3, segments), constants first, of powers of a itself."""
     nodes = np.cos(np.pi * (np.arange(3) + 0.5) / 3) / 2
     a = (np.arange(SEGMENTS)[:, None] + nodes) * ROUGH_LIMIT / (SEGMENTS - 1)
-    return np.stack([np.linalg.solve(np.vander(row, increasing=True), ndtr(-row)) for row in a], 1)
+    table = np.stack([np.linalg.solve(np.vander(row, increasing=True), ndtr(-row)) for row in a], 1)
+    table[:, -1] = 0  # of the largest negative numbers GELU is 0
+    return table
 
 
 def fit_log2_cdf(degree: int) -> np.ndarray:

@@ -61,6 +61,6 @@ def test_gelu_over_its_whole_range(dtype, kernel):
         select[0, start] = 1
         y = OPERATORS["mlp"].serve(kernel, **(arguments | {"pwconv2_weight": select}))
         exact = torch.nn.functional.gelu(grid[start].double())
-        # 6e-7 absolute near 0 and in the negative tail, where GELU itself goes to 0; 2 eps of the result elsewhere.
-        allowed = 6e-7 + 2 * torch.finfo(dtype).eps * exact.abs()
+        # absolute near 0 and in the negative tail, where GELU itself goes to 0; 2 eps of the result elsewhere
+        allowed = (8e-6 if dtype == torch.bfloat16 else 6e-7) + 2 * torch.finfo(dtype).eps * exact.abs()
         assert (y.double().squeeze() - exact).abs() <= allowed, f"gelu({grid[start]}) = {y.item()}, not {exact}"
