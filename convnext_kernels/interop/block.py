@@ -100,7 +100,7 @@ class BlockAdapter(Adapter):
         return Arguments(dwconv.out_channels, tensors, parts, kind, activation)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the block in inference without asking each module again, where nothing has changed since the last call."""
+        """Run the block; in inference without asking each module again, where nothing has changed since."""
         result = run_block(self, args[0]) if len(args) == 1 and not kwargs else None
         return super().forward(*args, **kwargs) if result is None else result
 

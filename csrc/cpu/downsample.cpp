@@ -42,9 +42,8 @@ struct Downsample {
     int64_t first;
     CNK_INLINE auto at(int64_t row, int64_t column) const {
       U* out = static_cast<U*>(a.out) + (first + row) * a.weight.n;
-      return [=, bias = load(a.bias + column), n = a.weight.n](int64_t r, Vec v) CNK_INLINE_LAMBDA {
-        store_channels(out + r * n, column, n, v + bias);
-      };
+      return [=, bias = load(a.bias + column), n = a.weight.n](int64_t r, Vec v)
+                 CNK_INLINE_LAMBDA { store_channels(out + r * n, column, n, v + bias); };
     }
   };
 
@@ -61,9 +60,9 @@ struct Downsample {
       }
       for (int64_t k = 0; k < a.patch * a.patch; ++k) {
         const int64_t offset = (k / a.patch * a.w + k % a.patch) * a.c;
-        write_normalized<G>(
-            y, a.weight.k, row + p - begin, k * pad_channels(a.c), norm, count,
-            [&](int64_t r, int64_t c) CNK_INLINE_LAMBDA { return load_channels(corner[r] + offset, c, a.c); });
+        write_normalized<G>(y, a.weight.k, row + p - begin, k * pad_channels(a.c), norm, count,
+                            [&](int64_t r, int64_t c)
+                                CNK_INLINE_LAMBDA { return load_channels(corner[r] + offset, c, a.c); });
       }
     }
   }

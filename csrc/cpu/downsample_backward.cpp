@@ -92,9 +92,9 @@ struct DownsampleBackward {
           corners(first + r + i, rows_left, corner);
           for (int64_t k = 0; k < a.patch * a.patch; ++k) {
             const T* x = static_cast<const T*>(a.x) + (k / a.patch * a.w + k % a.patch) * a.c;
-            write_normalized<G>(
-                z, patch, i, k * padded, norm, rows_left,
-                [&](int64_t j, int64_t c) CNK_INLINE_LAMBDA { return load_channels(x + corner[j], c, a.c); });
+            write_normalized<G>(z, patch, i, k * padded, norm, rows_left,
+                                [&](int64_t j, int64_t c)
+                                    CNK_INLINE_LAMBDA { return load_channels(x + corner[j], c, a.c); });
           }
         }
         for (int64_t i = 0; i < count; i += kUnit) {
@@ -124,7 +124,8 @@ struct DownsampleBackward {
                 [&](int64_t j, int64_t c) CNK_INLINE_LAMBDA { return load_channels(x + corner[j], c, a.c); },
                 [&](int64_t j, int64_t c) CNK_INLINE_LAMBDA { return load(d + j * patch + c); }, sums,
                 sums + padded,
-                [&](int64_t j, int64_t c, Vec v) CNK_INLINE_LAMBDA { store_channels(dx + corner[j], c, a.c, v); });
+                [&](int64_t j, int64_t c, Vec v)
+                    CNK_INLINE_LAMBDA { store_channels(dx + corner[j], c, a.c, v); });
           }
         }
       }

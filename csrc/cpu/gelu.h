@@ -89,7 +89,8 @@ alignas(64) constexpr float kRoughTail[3][32] = {
 // instructions: beside AMX, GELU takes longer than the products (C 96).
 CNK_INLINE Vec rough_gelu(Vec x) {
   const __m512 a = _mm512_range_ps((__m512)x, _mm512_set1_ps(4.8f), 0b1010);  // min(|x|, 4.8)
-  const Vec shifted = multiply_add((Vec)a, splat(31.0f / 4.8f), splat(12582912.0f));  // low bits hold the segment
+  const Vec shifted =
+      multiply_add((Vec)a, splat(31.0f / 4.8f), splat(12582912.0f));  // low bits hold the segment
   const auto coefficient = [&](int power) CNK_INLINE_LAMBDA {
     return (Vec)_mm512_permutex2var_ps(_mm512_load_ps(kRoughTail[power]), (__m512i)shifted,
                                        _mm512_load_ps(kRoughTail[power] + 16));

@@ -60,8 +60,9 @@ void layernorm_backward(const LayernormBackwardArgs& a, Team& team) {
         layernorm_gradient(
             norm, min64(last - p, kLanes),
             [&](int64_t i, int64_t c) CNK_INLINE_LAMBDA { return load_channels(x + i * a.c, c, a.c); },
-            [&](int64_t i, int64_t c) CNK_INLINE_LAMBDA { return load_channels(dy + i * a.c, c, a.c); }, dweight,
-            dbias, [&](int64_t i, int64_t c, Vec v) CNK_INLINE_LAMBDA { store_channels(dx + i * a.c, c, a.c, v); });
+            [&](int64_t i, int64_t c) CNK_INLINE_LAMBDA { return load_channels(dy + i * a.c, c, a.c); },
+            dweight, dbias,
+            [&](int64_t i, int64_t c, Vec v) CNK_INLINE_LAMBDA { store_channels(dx + i * a.c, c, a.c, v); });
       }
     }
   });

@@ -110,8 +110,8 @@ CNK_INLINE void normalize(const RowNorm& norm, int64_t rows, const Read& read, c
 
 // The same as rows `row`... of an operand A of the products G, k wide, from column `offset` on.
 template <class G, class Read>
-CNK_INLINE void write_normalized(void* a, int64_t k, int64_t row, int64_t offset, const RowNorm& norm, int64_t rows,
-                                 const Read& read) {
+CNK_INLINE void write_normalized(void* a, int64_t k, int64_t row, int64_t offset, const RowNorm& norm,
+                                 int64_t rows, const Read& read) {
   normalize(norm, rows, read, [&](int64_t i, const Block& b, int64_t c) CNK_INLINE_LAMBDA {
     G::store_block(a, k, row + i, offset + c, b);
   });
@@ -122,8 +122,8 @@ CNK_INLINE void write_normalized(void* a, int64_t k, int64_t row, int64_t offset
 // xhat and divides its sum by C - 1. Adds dy * xhat and dy to the sums of the weight's and the bias's gradient (padded C).
 // x(i, c) and dy(i, c) read registers, which must be zero above the last channel.
 template <class ReadX, class ReadDy, class Write>
-CNK_INLINE void layernorm_gradient(const RowNorm& norm, int64_t rows, const ReadX& x, const ReadDy& dy, float* dweight,
-                                   float* dbias, const Write& write) {
+CNK_INLINE void layernorm_gradient(const RowNorm& norm, int64_t rows, const ReadX& x, const ReadDy& dy,
+                                   float* dweight, float* dbias, const Write& write) {
   const Statistics s = statistics(norm, rows, x);
   for (int64_t i = 0; i < rows; ++i) {
     const Vec mean = splat(s.mean[i]), rstd = splat(s.rstd[i]), centre = splat(s.centre[i]);

@@ -87,14 +87,14 @@ struct Mlp {
           }
         }
         clock.done(kConvolve);
-        write_normalized<G>(y, a.c, row + p - begin, 0, norm, rows, [&](int64_t i, int64_t c) CNK_INLINE_LAMBDA {
-          return load(step + i * padded + c);
-        });
+        write_normalized<G>(y, a.c, row + p - begin, 0, norm, rows,
+                            [&](int64_t i, int64_t c)
+                                CNK_INLINE_LAMBDA { return load(step + i * padded + c); });
       } else {
         const T* x = static_cast<const T*>(a.x) + p * a.c;
-        write_normalized<G>(y, a.c, row + p - begin, 0, norm, rows, [&](int64_t i, int64_t c) CNK_INLINE_LAMBDA {
-          return load_channels(x + i * a.c, c, a.c);
-        });
+        write_normalized<G>(y, a.c, row + p - begin, 0, norm, rows,
+                            [&](int64_t i, int64_t c)
+                                CNK_INLINE_LAMBDA { return load_channels(x + i * a.c, c, a.c); });
       }
       clock.done(kNormalize);
     }
@@ -165,7 +165,9 @@ struct Mlp {
         if (drop_scale) v *= splat(drop_scale[(pixel + r) / image]);
         return residual ? v + load_channels(residual + r * c, 0, left) : v;
       }
-      CNK_INLINE void operator()(int64_t r, Vec v) const { store_channels(out + r * c, 0, left, value(r, v)); }
+      CNK_INLINE void operator()(int64_t r, Vec v) const {
+        store_channels(out + r * c, 0, left, value(r, v));
+      }
     };
     CNK_INLINE Column at(int64_t row, int64_t column) const {
       const int64_t pixel = first + row, from = pixel * a.c + column;
@@ -181,11 +183,11 @@ struct Mlp {
               a.c - column};
     }
     CNK_INLINE auto pair(int64_t row, int64_t column) const {
-      return [first = at(row, column), second = at(row, column + kLanes)](int64_t r, Vec low,
-                                                                          Vec high) CNK_INLINE_LAMBDA {
-        if (second.left < kLanes) return first(r, low), second(r, high);
-        store(first.out + r * first.c, first.value(r, low), second.value(r, high));
-      };
+      return [first = at(row, column), second = at(row, column + kLanes)](int64_t r, Vec low, Vec high)
+                 CNK_INLINE_LAMBDA {
+                   if (second.left < kLanes) return first(r, low), second(r, high);
+                   store(first.out + r * first.c, first.value(r, low), second.value(r, high));
+                 };
     }
   };
 

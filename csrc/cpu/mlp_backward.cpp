@@ -249,7 +249,8 @@ struct MlpBackward {
       layernorm_gradient(
           norm, min64(rows - r, kLanes),
           [&](int64_t i, int64_t c) CNK_INLINE_LAMBDA { return load_channels(x + i * a.c, c, a.c); },
-          [&](int64_t i, int64_t c) CNK_INLINE_LAMBDA { return load(d + i * padded + c); }, sums, sums + padded,
+          [&](int64_t i, int64_t c) CNK_INLINE_LAMBDA { return load(d + i * padded + c); }, sums,
+          sums + padded,
           [&](int64_t i, int64_t c, Vec v) CNK_INLINE_LAMBDA { store_channels(dx + i * a.c, c, a.c, v); });
     }
   }

@@ -37,7 +37,8 @@ struct MlpPlan {
     // 11.8 ms; slower for smaller weights). Not where L2 has 2 MB and L3 is slow: a Xeon reads the hidden of 3 MB from there
     // for each panel of W2 (bf16, one thread: 5.2 ms, with 1.5 MB 4.3).
     const int64_t l2 = l2_cache_bytes(), most = kBytesPerThread - step_bytes(a.c) - 4096;
-    int64_t budget = weight_bytes > 4 * l2 ? max64(l2 * 3 / 4, min64(l2 * 3 / 2, int64_t{3} << 19)) : l2 * 5 / 8;
+    int64_t budget =
+        weight_bytes > 4 * l2 ? max64(l2 * 3 / 4, min64(l2 * 3 / 2, int64_t{3} << 19)) : l2 * 5 / 8;
     if (a.schedule == kHalfTiles) budget /= 2;
     if (a.schedule == kDoubleTiles) budget *= 2;
     budget = min64(budget, most);

@@ -86,12 +86,17 @@ MUTANTS = [
     *_in(
         "cpu/layernorm.h",
         LAYERNORM,
-        Mutant("mask", "the variance counts channels beyond the last", "if (c == last) d *= norm.mask;", ""),
+        Mutant(
+            "mask",
+            "the variance counts channels beyond the last",
+            "(read(i, last) - mean) * norm.mask",
+            "read(i, last) - mean",
+        ),
         Mutant(
             "formula",
             "SimpleNorm has the biased variance",
-            "positive * (count / (count - 1))",
-            "positive",
+            "splat(count / (count - 1))",
+            "splat(1)",
             tests=VARIANTS,
         ),
     ),
@@ -129,14 +134,14 @@ MUTANTS = [
         Mutant(
             "stride",
             "the drop factor is that of the tile's row",
-            "a.drop_scale[p / (a.h * a.w)]",
-            "a.drop_scale[row / (a.h * a.w)]",
+            "drop_scale[(pixel + r) / image]",
+            "drop_scale[pixel / image]",
         ),
         Mutant(
             "dtype",
             "the hidden is kept after GELU",
-            "(first + row) * a.hidden, column, a.hidden, u);",
-            "(first + row) * a.hidden, column, a.hidden, gelu(u));",
+            "kept + r * hidden, column, hidden, u);",
+            "kept + r * hidden, column, hidden, gelu(u));",
             tests=MLP_GRADIENTS,
         ),
     ),
@@ -180,8 +185,8 @@ MUTANTS = [
         Mutant(
             "stride",
             "rows and columns of a patch are exchanged",
-            "(i * a.patch + j) * pad_channels",
-            "(j * a.patch + i) * pad_channels",
+            "(k / a.patch * a.w + k % a.patch)",
+            "(k % a.patch * a.w + k / a.patch)",
         ),
     ),
     *_in(

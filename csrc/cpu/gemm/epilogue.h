@@ -36,9 +36,8 @@ struct Stored {
   void* out;
   int64_t columns;
   CNK_INLINE auto at(int64_t row, int64_t column) const {
-    return [=, out = out, columns = columns, g = f(row, column)](int64_t r, Vec v) CNK_INLINE_LAMBDA {
-      G::store_register(out, columns, row + r, column, g(r, v));
-    };
+    return [=, out = out, columns = columns, g = f(row, column)](int64_t r, Vec v)
+               CNK_INLINE_LAMBDA { G::store_register(out, columns, row + r, column, g(r, v)); };
   }
   CNK_INLINE auto pair(int64_t row, int64_t column) const {
     return [=, out = out, columns = columns, g = f(row, column), h = f(row, column + kLanes)](
