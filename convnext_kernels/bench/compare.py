@@ -91,18 +91,14 @@ def differences(a: Run, b: Run) -> list[str]:
     """A line for each reason why `a` and `b` may not be comparable."""
 
     def facts(run: Run) -> dict[str, object]:
-        name = "GPU" if run.device == "cuda" else "CPU"
         gpus, cpu = ", ".join(run.machine.get("gpus", ())) or "none", run.machine.get("cpu", {}).get("name")
-        found = {name: gpus if name == "GPU" else cpu, "threads": run.conditions.get("threads")}
-        found["PyTorch"] = run.machine.get("libraries", {}).get("torch")
-        return found | {"device": run.device, "mode": run.mode}
+        name = {"GPU": gpus} if run.device == "cuda" else {"CPU": cpu}
+        settings = {"threads": run.conditions.get("threads"), "device": run.device, "mode": run.mode}
+        return name | settings | {"PyTorch": run.machine.get("libraries", {}).get("torch")}
 
     left, right = facts(a), facts(b)
-    lines = [
-        f"{name} differs: {left[name]} in A, {right[name]} in B"
-        for name in left
-        if left[name] != right.get(name, left[name])
-    ]
+    different = [name for name in left if name in right and left[name] != right[name]]
+    lines = [f"{name} differs: {left[name]} in A, {right[name]} in B" for name in different]
     return lines + [f"run {name} is incomplete" for name, run in (("A", a), ("B", b)) if not run.complete]
 
 

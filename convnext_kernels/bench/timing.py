@@ -148,6 +148,22 @@ def interleave(
     return {name: Times(tuple(values)) for name, values in samples.items()}
 
 
+def fastest(
+    call: Callable[[], object], seconds: float, calls: int = 1, wait: Callable[[], object] = lambda: None
+) -> float:
+    """Seconds of a call in the fastest loop of `calls`, of loops that take `seconds`; `wait` is called between them."""
+    for _ in range(3):
+        call()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        wait()
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        best = min(best, (time.perf_counter() - start) / calls)
+    return best
+
+
 # Parameters of glibc's mallopt, from <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 

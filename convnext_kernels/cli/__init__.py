@@ -5,7 +5,6 @@ import sys
 import traceback
 
 import click
-from click.shell_completion import CompletionItem
 
 from convnext_kernels.cli.options import one_line
 from convnext_kernels.spec import BackendError
@@ -54,10 +53,6 @@ class _Cli(click.Group):
                 formatter.write_dl(rows)
         click.Command.format_options(self, ctx, formatter)
 
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        found = [CompletionItem(name, help=line) for name, (_, line) in COMMANDS.items() if name.startswith(incomplete)]
-        return found + click.Command.shell_complete(self, ctx, incomplete)  # not Group's, which imports every command
-
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
@@ -68,10 +63,10 @@ class _Cli(click.Group):
                 traceback.print_exc()
             if isinstance(error, click.ClickException):
                 raise
-            if isinstance(error, BackendError):
-                raise click.ClickException(one_line(error, 1000)) from error
-            name = type(error).__name__
-            raise click.ClickException(f"{name}: {one_line(error, 1000)} (--debug shows the traceback)") from error
+            text = one_line(error, 1000)
+            if not isinstance(error, BackendError):
+                text = f"{type(error).__name__}: {text} (--debug shows the traceback)"
+            raise click.ClickException(text) from error
 
     def main(self, *args: object, **extra: object) -> None:
         """Run the command line and exit with 0, 1 (failure), 2 (wrong usage) or 130 (interrupted)."""

@@ -25,15 +25,12 @@ def command(a: Path, b: Path, everything: bool, as_json: bool) -> None:
     for file in (a, b):
         try:
             runs.append(load(file))
-        except OSError as error:
-            raise click.ClickException(f"{file}: cannot be read: {error.strerror}") from error
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise click.ClickException(options.one_line(error)) from error
     warnings, changes, moved = compare.differences(*runs), compare.compare(*runs), compare.control(*runs)
     if as_json:
         values = {"a": str(a), "b": str(b), "warnings": warnings, "control": moved}
         options.print_json(values | {"summary": compare.summary(changes), "changes": changes})
-        options.warn(warnings)
         return
     for name, file, run in zip("AB", (a, b), runs, strict=True):
         click.echo(f"{name}: {file}, {run.created}")

@@ -6,46 +6,43 @@ from typing import TYPE_CHECKING
 
 import click
 import torch
-from click.core import ParameterSource
 
 from convnext_kernels import environment
 from convnext_kernels.bench.charts import bars
 from convnext_kernels.bench.numerics import RULE, TOP5_RULE
 from convnext_kernels.bench.tables import Section, Table, date, machine, speedup, write_page
 from convnext_kernels.bench.timing import WARMUP
-from convnext_kernels.cli import options
+from convnext_kernels.cli import demo_runs, options, sound
+from convnext_kernels.cli.demo_runs import MEMORY, NAMES, Result, Subject
 from convnext_kernels.interop import acceleration_report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from convnext_kernels.cli.demo_runs import Result, Subject
 
-NAMES = ("eager", "accelerated")
-
-
-def table(results: "list[Result]", title: str) -> Table:
+def table(results: list[Result], title: str) -> Table:
     """The figures: a column for each dtype."""
-    rows: list[tuple[str, ...]] = []
 
-    def add(what: str, cell: "Callable[[Result], str]") -> None:
-        rows.append((what, *map(cell, results)))
+    def row(what: str, cell: Callable[[Result], str]) -> tuple[str, ...]:
+        return (what, *map(cell, results))
 
-    def each(what: str, cell: "Callable[[Result, str], str]") -> None:
-        for name in NAMES:
-            add(f"{name}, {what}", lambda r, name=name: cell(r, name))
+    def both(what: str, cell: Callable[[Result, str], str]) -> list[tuple[str, ...]]:
+        return [row(f"{name}, {what}", lambda r, name=name: cell(r, name)) for name in NAMES]
 
-    each("ms: median (minimum)", lambda r, name: f"{r.times[name].median:.2f} ({r.times[name].minimum:.2f})")
-    add("speed-up over eager (medians)", lambda r: speedup(r.speedup))
-    each("peak MiB: 1st / 2nd pass", lambda r, name: " / ".join(f"{b / 2**20:.1f}" for b in r.peak[name]) or "-")
-    each("largest error", lambda r, name: f"{r.errors[name]:.2e}")
-    add("allowed error", lambda r: f"{r.allowed:.2e}")
+    rows = [
+        *both("ms: median (minimum)", lambda r, name: f"{r.times[name].median:.2f} ({r.times[name].minimum:.2f})"),
+        row("speed-up over eager (medians)", lambda r: speedup(r.speedup)),
+        *both("peak MiB: 1st / 2nd pass", lambda r, name: " / ".join(f"{b / 2**20:.1f}" for b in r.peak[name]) or "-"),
+        *both("largest error", lambda r, name: f"{r.errors[name]:.2e}"),
+        row("allowed error", lambda r: f"{r.allowed:.2e}"),
+    ]
     if results[0].top5:
-        add("photographs with the same top 5", lambda r: f"{r.count('same')} of {len(r.top5)}, {r.count('tie')} tied")
+        top5 = "photographs with the same top 5"
+        rows.append(row(top5, lambda r: f"{r.count('same')} of {len(r.top5)}, {r.count('tie')} tied"))
     return Table(title, ("", *(result.dtype for result in results)), rows)
 
 
-def verdict(results: "list[Result]", replaced: int, failures: list[str]) -> list[str]:
+def verdict(results: list[Result], replaced: int, failures: list[str]) -> list[str]:
     """The speed-up, and whether the errors are within the tolerance."""
     speeds = ", ".join(f"{speedup(r.speedup, 'eager')} in {r.dtype}" for r in results)
     errors = "not within the tolerance"
@@ -56,7 +53,7 @@ def verdict(results: "list[Result]", replaced: int, failures: list[str]) -> list
     return [f"Speed: {speeds}; {replaced} modules replaced.", f"Errors: {errors}."]
 
 
-def _values(r: "Result") -> dict[str, object]:
+def _values(r: Result) -> dict[str, object]:
     """A result for --json."""
     return {
         "dtype": r.dtype,
@@ -68,10 +65,8 @@ def _values(r: "Result") -> dict[str, object]:
     }
 
 
-def _notes(subject: "Subject", named: bool, batch: int, repeats: int) -> list[str]:
+def _notes(subject: Subject, named: bool, batch: int, repeats: int) -> list[str]:
     """How the figures were measured, a few sentences per topic."""
-    from convnext_kernels.cli.demo_runs import MEMORY
-
     loaded = subject.loaded
     times = (
         f"Times: median (minimum) of {repeats} forward passes at batch {batch}, after {WARMUP} or more for warm-up. "
@@ -83,7 +78,7 @@ def _notes(subject: "Subject", named: bool, batch: int, repeats: int) -> list[st
     return [weights, subject.about, times, MEMORY, RULE, *([TOP5_RULE] if subject.photos else [])]
 
 
-def _top5(subject: "Subject", results: "list[Result]", named: bool) -> Table:
+def _top5(subject: Subject, results: list[Result], named: bool) -> Table:
     """Thumbnails, and for each dtype the top 5 classes of both models."""
     from markupsafe import Markup
 
@@ -101,10 +96,8 @@ def _top5(subject: "Subject", results: "list[Result]", named: bool) -> Table:
     return Table("", ("photograph", *heads), rows)
 
 
-def _spectrograms(subject: "Subject", results: "list[Result]") -> "list[tuple[str, Figure]]":
+def _spectrograms(subject: Subject, results: list[Result]) -> "list[tuple[str, Figure]]":
     """Spectrograms of the given sound and, for each dtype, of what both models make of it."""
-    from convnext_kernels.cli import sound
-
     given = sound.spectrogram(subject.sound)
     pictures = [("given", sound.picture(given, given.max().item()))]
     for result in results:
@@ -117,11 +110,11 @@ def _spectrograms(subject: "Subject", results: "list[Result]") -> "list[tuple[st
     return pictures
 
 
-def _sections(subject: "Subject", results: "list[Result]", named: bool) -> "list[Section]":
+def _sections(subject: Subject, results: list[Result], named: bool) -> list[Section]:
     """Charts, and the photographs or spectrograms."""
     dtypes = [result.dtype for result in results]
 
-    def drawn(title: str, value: "Callable[[Result, str], float]", **form: object) -> "Figure":
+    def drawn(title: str, value: Callable[[Result, str], float], **form: object) -> "Figure":
         return bars(title, dtypes, {name: [value(result, name) for result in results] for name in NAMES}, **form)
 
     figures = [
@@ -144,7 +137,6 @@ def _sections(subject: "Subject", results: "list[Result]", named: bool) -> "list
 @options.model
 @click.option("--weights", type=options.FILE, metavar="FILE", help="State dict, .pth or .safetensors.")
 @click.option("--pretrained", is_flag=True, help="Download the weights.")
-@click.option("--images", multiple=True, type=options.FILE, metavar="PATH", help="As PATH, can be repeated.")
 @options.count("--batch", None, "Inputs per pass. [default: all that are given]")
 @options.count("--size", 224, "Image height and width.", least=32)
 @options.count("--repeats", 20, "Timed forward passes.")
@@ -154,14 +146,11 @@ def _sections(subject: "Subject", results: "list[Result]", named: bool) -> "list
 @options.device("cpu")
 @options.report(Path("convnext-kernels-report/demo.html"), "HTML report.")
 @options.as_json
-@click.pass_context
 def command(
-    context: click.Context,
     paths: tuple[Path, ...],
     model_name: str,
     weights: Path | None,
     pretrained: bool,
-    images: tuple[Path, ...],
     batch: int | None,
     size: int,
     repeats: int,
@@ -177,14 +166,10 @@ def command(
     """
     if weights is not None and pretrained:
         raise click.UsageError("--weights and --pretrained cannot be used together")
-    if model_name == "vocos" and (images or context.get_parameter_source("size") is not ParameterSource.DEFAULT):
-        raise click.UsageError("--size and --images are for photographs; --model vocos takes a WAV file as PATH")
-    from convnext_kernels.cli import demo_runs
-
     if model_name == "vocos":
-        subject = demo_runs.sound(paths, weights, pretrained)
+        subject = demo_runs.vocoder(paths, weights, pretrained)
     else:
-        subject = demo_runs.photographs(images + paths, size, model_name, weights, pretrained)
+        subject = demo_runs.photographs(paths, size, model_name, weights, pretrained)
     loaded, batch, dtypes = subject.loaded, batch or len(subject.x), tuple(dict.fromkeys(dtypes))
     if not acceleration_report(loaded.model).rows:
         raise click.ClickException(f"--model {loaded.name}: it has no ConvNeXt block, nothing to accelerate")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from convnext_kernels.bench.measure import peak_growth
 from convnext_kernels.bench.numerics import Top5, allowed, compare_top5, judge
 from convnext_kernels.bench.timing import WARMUP, Times, interleave, steady_allocator
-from convnext_kernels.cli import load, photos
+from convnext_kernels.cli import load, photos, sound
 from convnext_kernels.cli.options import DTYPES
 from convnext_kernels.cli.photos import Photo
 from convnext_kernels.interop import accelerate
@@ -131,10 +131,8 @@ def photographs(paths: tuple[Path, ...], size: int, model_name: str, weights: Pa
     return Subject(loaded, x, f"{size}x{size}", about, facts, photos=chosen)
 
 
-def sound(paths: tuple[Path, ...], weights: Path | None, pretrained: bool) -> Subject:
+def vocoder(paths: tuple[Path, ...], weights: Path | None, pretrained: bool) -> Subject:
     """Vocos on the sound in `paths`, or the one that is shipped."""
-    from convnext_kernels.cli import sound
-
     if len(paths) > 1:
         raise click.UsageError(f"--model vocos: expected one WAV file, got {len(paths)}")
     file = paths[0] if paths else sound.shipped()

@@ -20,7 +20,7 @@ SEED = 0
 class Loaded:
     """A model in fp32 and eval mode, with its class names and normalisation."""
 
-    model: "nn.Module"
+    model: nn.Module
     name: str  # library/name
     weights: str  # origin of the weights, for the reader
     classes: Sequence[str] | None  # class names: those of the pretrained weights, or of ImageNet-1k for a file
@@ -72,7 +72,7 @@ def build(library: str, name: str, pretrained: bool) -> Loaded:
         raise click.ClickException(f"--model {library}/{name}: {what}: {one_line(error)}") from error
 
 
-def read_weights(file: Path) -> "dict[str, Tensor]":
+def read_weights(file: Path) -> dict[str, Tensor]:
     """Read a state dict from .safetensors, or from .pth with ``weights_only=True``; ClickException if that fails."""
     if file.suffix == ".safetensors":
         need("safetensors", "--weights")
@@ -82,7 +82,7 @@ def read_weights(file: Path) -> "dict[str, Tensor]":
         raise click.ClickException(f"--weights {error}") from error
 
 
-def load_state(model: "nn.Module", state: "dict[str, Tensor]", file: Path, name: str) -> None:
+def load_state(model: nn.Module, state: dict[str, Tensor], file: Path, name: str) -> None:
     """Load the weights of `file` into model `name`; ClickException says what does not fit."""
     try:
         model.load_state_dict(state)

@@ -26,7 +26,7 @@ class Photo:
     """A photograph, cropped to a square at the centre."""
 
     name: str
-    pixels: "Tensor"  # (3, size, size) uint8
+    pixels: Tensor  # (3, size, size) uint8
     thumbnail: str  # data URI of a JPEG
 
 
@@ -77,7 +77,7 @@ def read(paths: Sequence[Path], size: int) -> list[Photo]:
     return photos
 
 
-def normalise(pixels: "Tensor", mean: Sequence[float], std: Sequence[float]) -> "Tensor":
+def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Turn (N, 3, H, W) uint8 into the normalised fp32 input of a model."""
     shape = (1, 3, 1, 1)
     return (pixels.float() / 255 - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)

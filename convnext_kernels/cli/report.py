@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from convnext_kernels.bench import lines, results
+from convnext_kernels.bench import report as html
 from convnext_kernels.bench.results import FILE
 from convnext_kernels.cli import options
 from convnext_kernels.tuning import cache
@@ -21,8 +22,6 @@ def command(files: tuple[Path, ...], report: Path, choices: Path | None, as_json
     All files must be from the same GPU or CPU; of two results of the same case the later one counts. A file whose last
     line is cut is read up to there. results.json is for benchmarks/results, from which README's figures are made.
     """
-    from convnext_kernels.bench import report as html
-
     try:
         runs = [run for file in files for run in lines.read(file)]
         run = lines.as_run(runs)
@@ -46,4 +45,4 @@ def command(files: tuple[Path, ...], report: Path, choices: Path | None, as_json
         options.check_writable(choices, "--choices")
         cache.write(choices, entries)
         click.echo(f"{len(entries)} choices: {choices}", err=True)
-    click.echo(html.write_if_possible(run, report, tables), err=True)
+    click.echo(html.write(run, report, tables), err=True)

@@ -27,15 +27,14 @@ NOTES = {
     "has the multiply-adds of the row above it, as in the ResNet-200 column (14.81 twice)",
 }
 SWIN = "Swin (for comparison)"  # a row of the paper's table
-OTHERS = {  # networks for comparison, by regime: (library/name, row of the paper's table or "")
-    "resnet50": (
-        ("torchvision/swin_t", SWIN),
-        *(
-            (name, "")
-            for name in ("timm/vit_small_patch16_224", "torchvision/resnext50_32x4d", "torchvision/mobilenet_v2")
-        ),
-    ),
-    "resnet200": (("torchvision/swin_b", SWIN), ("timm/vit_base_patch16_224", "")),
+OTHERS = {  # networks for comparison, by regime: {library/name: row of the paper's table or ""}
+    "resnet50": {
+        "torchvision/swin_t": SWIN,
+        "timm/vit_small_patch16_224": "",
+        "torchvision/resnext50_32x4d": "",
+        "torchvision/mobilenet_v2": "",
+    },
+    "resnet200": {"torchvision/swin_b": SWIN, "timm/vit_base_patch16_224": ""},
 }
 
 
@@ -57,11 +56,7 @@ class Row:
     speed: dict[str, tuple[float, float]] | None = None
 
 
-def _names() -> list[str]:
-    return [*roadmap.list_steps(), *dict.fromkeys(name for others in OTHERS.values() for name, _ in others)]
-
-
-def _build(name: str, regime: str) -> "nn.Module":
+def _build(name: str, regime: str) -> nn.Module:
     library, slash, plain = name.partition("/")
     if not slash:
         return roadmap.create_step(name, regime)
@@ -72,10 +67,11 @@ def _build(name: str, regime: str) -> "nn.Module":
 
 def networks(regime: str, names: tuple[str, ...] = ()) -> list[Row]:
     """Count the networks of `regime`, or those called `names`; ClickException for an unknown name suggests others."""
-    options.check_names("--step: unknown step", names, _names())
+    every = [*roadmap.list_steps(), *(name for others in OTHERS.values() for name in others)]
+    options.check_names("--step: unknown step", names, every)
     figures = {row.title: row.regimes[regime] for row in published.roadmap()}
     known = [(step.name, step.title, step.title, step.adopted, True) for step in roadmap.STEPS]
-    known += [(name, name, title, True, False) for name, title in OTHERS[regime]]
+    known += [(name, name, title, True, False) for name, title in OTHERS[regime].items()]
     found = []
     for name, title, printed, adopted, is_step in known:
         if names and name not in names:
@@ -168,13 +164,7 @@ def write(results: dict[str, list[Row]], settings: dict[str, int] | None, values
 
 @click.command("roadmap")
 @click.option("--regime", type=click.Choice(list(TITLES)), multiple=True, default=tuple(TITLES), help="Of the paper.")
-@click.option(
-    "--step",
-    multiple=True,
-    metavar="NAME",
-    shell_complete=options.complete(_names),
-    help="Only this step or network, can be repeated.",
-)
+@click.option("--step", multiple=True, metavar="NAME", help="Only this step or network, can be repeated.")
 @click.option("--measure", is_flag=True, help="Time every network in fp32, eager and accelerated.")
 @options.count("--batch", 1, "Images per batch, for --measure.")
 @options.count("--size", 224, "Height and width, for --measure.", least=32)
