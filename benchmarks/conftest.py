@@ -16,16 +16,12 @@ from convnext_kernels.bench import ceilings, conditions, measure
 from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, cases, select
 from convnext_kernels.bench.results import OURS, Unavailable
 
-SESSION = pytest.StashKey[measure.Session]()
-CONDITIONS = pytest.StashKey[dict]()
+USED = pytest.StashKey[tuple[measure.Session, list[str]]]()  # with the warnings of the start
 
 
-def _mode(config):
-    return QUICK if config.getoption("--quick") else FULL if config.getoption("--full") else STANDARD
-
-
-def _device(config):
-    return config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu")
+def _settings(config):
+    mode = QUICK if config.getoption("--quick") else FULL if config.getoption("--full") else STANDARD
+    return config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu"), mode
 
 
 def pytest_addoption(parser):
@@ -35,8 +31,6 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    if config.getoption("--quick") and config.getoption("--full"):
-        raise pytest.UsageError("--quick and --full exclude each other")
     if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError(f"--device cuda: {environment.gpus()[1]}")
     if config.getoption("--quick") and not any("benchmark-max-time" in str(a) for a in config.invocation_params.args):
@@ -45,7 +39,7 @@ def pytest_configure(config):
 
 def pytest_generate_tests(metafunc):
     if "candidate" in metafunc.fixturenames:
-        mode, device = _mode(metafunc.config), _device(metafunc.config)
+        device, mode = _settings(metafunc.config)
         session = measure.Session(device, mode, {})
         rows = [
             (case.name, candidate.name)
@@ -63,10 +57,11 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def session(pytestconfig):
-    device, stash = _device(pytestconfig), pytestconfig.stash
-    stash[CONDITIONS] = conditions.collect(device)
-    stash[SESSION] = measure.Session(device, _mode(pytestconfig), ceilings.measure(device))
-    return stash[SESSION]
+    device, mode = _settings(pytestconfig)
+    warnings = conditions.collect(device)["warnings"]
+    found = measure.Session(device, mode, ceilings.measure(device))
+    pytestconfig.stash[USED] = found, warnings
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -91,22 +86,12 @@ def opened(case, session, current):
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
-    machine_info["convnext_kernels"] = environment.collect()
-
-
-def pytest_benchmark_update_json(config, output_json):
-    output_json["convnext_kernels"] = {
-        "commit": environment.commit(),
-        "conditions": config.stash[CONDITIONS],
-        "ceilings": config.stash[SESSION].ceilings,
-    }
+    machine_info["convnext_kernels"] = environment.collect() | {"commit": environment.commit()}
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    if SESSION in config.stash:
-        found = config.stash[CONDITIONS]
-        lines = found["warnings"] + config.stash[SESSION].course.warnings()
+    if USED in config.stash:
+        session, warnings = config.stash[USED]
         terminalreporter.section("conditions of the benchmarks")
-        terminalreporter.line(f"threads: {found['threads']}, pinning: {found['pinning']}")
-        for line in lines or ["no warnings"]:
-            terminalreporter.line(f"warning: {line}" if lines else line)
+        for line in warnings + session.course.warnings() or ["none"]:
+            terminalreporter.line(f"warning: {line}")

@@ -13,6 +13,7 @@ and each channel, of this package, eager (oneDNN) and OpenVINO, and of copying t
 """
 
 import itertools
+import math
 import random
 import statistics
 import time
@@ -28,6 +29,7 @@ from convnext_kernels.backends.cpu import native
 from convnext_kernels.bench import workloads
 from convnext_kernels.bench.candidates import CANDIDATES, DTYPES
 from convnext_kernels.bench.cases import FULL, Case
+from convnext_kernels.bench.ceilings import taps_inside
 from convnext_kernels.bench.measure import prepare
 from convnext_kernels.bench.results import EAGER, OURS, Unavailable
 from convnext_kernels.bench.tables import speedup
@@ -109,11 +111,6 @@ PLACES = ((96, 56), (192, 28), (384, 14))
 SHAPES = ((7, 7), (11, 11), (1, 11), (11, 1), (1, 21), (21, 1))
 
 
-def taps_inside(size: int, side: int) -> int:
-    """The taps of all positions along an axis of `size` that are inside the image."""
-    return sum(min(i + side // 2, size - 1) - max(i - side // 2, 0) + 1 for i in range(size))
-
-
 def per_tap(c: int, size: int, kernel: tuple[int, int], dtype: str) -> dict[str, float]:
     """Picoseconds for each tap and channel, of the fastest call of each candidate."""
     build = partial(workloads.op, "dwconv", 1, c, size, size, kernel)
@@ -128,17 +125,8 @@ def per_tap(c: int, size: int, kernel: tuple[int, int], dtype: str) -> dict[str,
     calls["copying x"] = lambda: y.copy_(x)
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times = interleave(calls, rounds=7, bursts=True, clock=clock)
-    taps = c * taps_inside(size, kernel[0]) * taps_inside(size, kernel[1])
+    taps = c * math.prod(taps_inside(size, size, side, padding=side // 2) for side in kernel)
     return {name: 1e9 * found.minimum / taps for name, found in times.items()}
-
-
-def print_taps(dtype: str) -> None:
-    """The table of ``--taps``."""
-    for c, size in PLACES:
-        for kernel in SHAPES:
-            found = per_tap(c, size, kernel, dtype)
-            figures = ", ".join(f"{name} {value:.0f}" for name, value in found.items())
-            click.echo(f"C{c} {size}x{size} K{kernel[0]}x{kernel[1]}: {figures} ps a tap")
 
 
 @click.command()
@@ -153,8 +141,10 @@ def main(shapes: int, minutes: float, dtype: str, seed: int, taps: bool) -> None
     torch.manual_seed(seed)
     found, end, element = {}, time.perf_counter() + 60 * minutes, DTYPES[dtype]
     with steady_allocator(), pinned():
+        for (c, size), kernel in itertools.product(PLACES, SHAPES) if taps else ():
+            figures = ", ".join(f"{name} {value:.0f}" for name, value in per_tap(c, size, kernel, dtype).items())
+            click.echo(f"C{c} {size}x{size} K{kernel[0]}x{kernel[1]}: {figures} ps a tap")
         if taps:
-            print_taps(dtype)
             return
         every = (shape for shape in points(seed) if dtype != "bf16" or shape.c >= ONEDNN_HANGS)
         for shape in itertools.islice(every, shapes):

@@ -1,6 +1,5 @@
 """``convnext-kernels roadmap``: every step from ResNet to ConvNeXt, as published, counted and measured."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from convnext_kernels import acceleration_report, environment, use_backend
-from convnext_kernels.bench import charts
+from convnext_kernels.bench import charts, workloads
 from convnext_kernels.bench.tables import Section, Table, date, machine, speedup, write_page
 from convnext_kernels.bench.timing import interleave, steady_allocator
 from convnext_kernels.cli import options
@@ -20,6 +19,7 @@ from convnext_kernels.models.counting import count
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 TITLES = {"resnet50": "ResNet-50 to ConvNeXt-T", "resnet200": "ResNet-200 to ConvNeXt-B"}  # by regime
+NAME = "roadmap.html"
 SHARE = 0.015  # allowed difference from the published GFLOPs
 # Figures that the paper's description cannot give, by (step, regime).
 NOTES = {
@@ -50,8 +50,6 @@ class Row:
     parameters: float  # millions
     fused: int  # modules that the kernels of this package compute
     note: str
-    adopted: bool
-    step: bool  # False: another network, for comparison
     # Milliseconds per batch, minimum and median, of "eager" and, if the package replaces something, "accelerated".
     speed: dict[str, tuple[float, float]] | None = None
 
@@ -60,9 +58,8 @@ def _build(name: str, regime: str) -> nn.Module:
     library, slash, plain = name.partition("/")
     if not slash:
         return roadmap.create_step(name, regime)
-    if library == "torchvision":
-        return options.need("torchvision.models", "roadmap").get_model(plain, weights=None)
-    return options.need("timm", "roadmap").create_model(plain, pretrained=False)
+    options.need(library, "roadmap")
+    return workloads.load(library, plain)
 
 
 def networks(regime: str, names: tuple[str, ...] = ()) -> list[Row]:
@@ -70,10 +67,10 @@ def networks(regime: str, names: tuple[str, ...] = ()) -> list[Row]:
     every = [*roadmap.list_steps(), *(name for others in OTHERS.values() for name in others)]
     options.check_names("--step: unknown step", names, every)
     figures = {row.title: row.regimes[regime] for row in published.roadmap()}
-    known = [(step.name, step.title, step.title, step.adopted, True) for step in roadmap.STEPS]
-    known += [(name, name, title, True, False) for name, title in OTHERS[regime].items()]
+    known = {step.name: (step.title, step.title) for step in roadmap.STEPS}
+    known |= {name: (name, title) for name, title in OTHERS[regime].items()}
     found = []
-    for name, title, printed, adopted, is_step in known:
+    for name, (title, printed) in known.items():
         if names and name not in names:
             continue
         with torch.device("meta"):
@@ -85,7 +82,7 @@ def networks(regime: str, names: tuple[str, ...] = ()) -> list[Row]:
             if abs(paper.gflops.deviation(gflops)) > SHARE:
                 note = NOTES.get((name, regime), "differs from the published GFLOPs")
         fused = sum(row.fused for row in acceleration_report(model).rows)
-        found.append(Row(name, title, *texts, gflops, counted.parameters / 1e6, fused, note, adopted, is_step))
+        found.append(Row(name, title, *texts, gflops, counted.parameters / 1e6, fused, note))
     return found
 
 
@@ -148,18 +145,16 @@ def chart(rows: list[Row]) -> "Figure":
     return figure
 
 
-def write(results: dict[str, list[Row]], settings: dict[str, int] | None, values: dict, folder: Path) -> list[Path]:
-    """Write roadmap.html, roadmap.json and a PNG for each regime to `folder`; OSError if that fails."""
-    files, sections = [folder / "roadmap.html", folder / "roadmap.json"], []
+def write(results: dict[str, list[Row]], settings: dict[str, int] | None, folder: Path) -> None:
+    """Write roadmap.html and a PNG for each regime to `folder`; OSError if that fails."""
+    sections = []
     for regime, rows in results.items():
         figure = chart(rows)
         sections.append(Section(TITLES[regime], [[("", figure)], table(rows, regime, settings)]))
-        files.append(folder / f"roadmap-{regime}.png")
-        figure.savefig(files[-1], dpi=150, facecolor="white")
+        figure.savefig(folder / f"roadmap-{regime}.png", dpi=150, facecolor="white")
+    sections.append(Section("Machine", machine(environment.collect())))
     about = f"Accuracy and GFLOPs as published in arXiv 2201.03545 (tables 10 and 11), and as counted here. {date()}"
-    write_page(files[0], "From ResNet to ConvNeXt", about, [*sections, Section("Machine", machine(values["machine"]))])
-    files[1].write_text(json.dumps(options.plain(values), indent=2) + "\n", encoding="utf-8")
-    return files
+    write_page(folder / NAME, "From ResNet to ConvNeXt", about, sections)
 
 
 @click.command("roadmap")
@@ -170,7 +165,7 @@ def write(results: dict[str, list[Row]], settings: dict[str, int] | None, values
 @options.count("--size", 224, "Height and width, for --measure.", least=32)
 @options.count("--rounds", 5, "Timed rounds, for --measure.")
 @options.threads
-@options.report(None, "Write charts, HTML and JSON here.", "roadmap.html")
+@options.report(None, "Write charts and HTML here.", NAME)
 @options.as_json
 def command(
     regime: tuple[str, ...],
@@ -196,9 +191,8 @@ def command(
                     advance(f"{name} {row.name}", 1)
         if not as_json:
             options.show(table(rows, name, settings), width=150)
-    values = {"measured": settings, "machine": environment.collect(), "regimes": results}
     if as_json:
-        options.print_json(values)
+        options.print_json({"measured": settings, "machine": environment.collect(), "regimes": results})
     if report is not None:
-        for file in write(results, settings, values, report):
-            click.echo(f"Written: {file}", err=as_json)
+        write(results, settings, report)
+        click.echo(f"Written: {report / NAME}, and a PNG of each chart beside it", err=as_json)
