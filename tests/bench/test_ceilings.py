@@ -116,7 +116,7 @@ def test_bottleneck_and_block(use_grn):
 def test_the_papers_figures(name, printed, millions):
     """Multiply-adds at 224, arXiv 2201.03545 table 1."""
     pytest.importorskip("torchvision")
-    found = ceilings.count(workloads._load("torchvision", name), [torch.empty(1, 3, 224, 224)])
+    found = ceilings.count(workloads.load("torchvision", name), [torch.empty(1, 3, 224, 224)])
     assert found.flops / 2e9 == pytest.approx(printed, abs=0.05)
     assert found.parameters / 1e6 == pytest.approx(millions, abs=0.5)
     assert 0 < found.padding_flops < found.depthwise_flops < found.flops

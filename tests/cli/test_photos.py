@@ -5,7 +5,7 @@ from PIL import Image
 
 from convnext_kernels.cli import photos
 
-DEMO = ("demo", "--no-report", "--size", "32", "--images")
+DEMO = ("demo", "--size", "32")
 
 
 @pytest.fixture
@@ -78,4 +78,4 @@ def test_a_picture_that_is_far_too_large(fails, monkeypatch, picture):
 
 
 def test_too_many_images(fails, tmp_path, picture):
-    fails("demo", "--no-report", *[picture] * (photos.LIMIT + 1), words=(str(photos.LIMIT), str(photos.LIMIT + 1)))
+    fails("demo", *[picture] * (photos.LIMIT + 1), words=(str(photos.LIMIT), str(photos.LIMIT + 1)))
