@@ -188,7 +188,7 @@ def main(mode: str | None, only: tuple[str, ...], dtypes: tuple[str, ...], file:
     for group in dict.fromkeys(record.group for record in run.records):
         options.show(report.candidates(run, (group,), f"{group}: ms, median (minimum)", minima=True), width=240)
     click.echo(f"commit {run.machine['commit']}, {run.created}; {OPTIMISER}")
-    bench.finish(run, None, False)
+    bench.finish(run, None)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def test_without(name, hide, monkeypatch, tmp_path):
     """The conditions, a check and the report, in this process."""
     hide(name)
     monkeypatch.setattr(checks, "backends", lambda device: ([("eager", nullcontext)], []))
-    write = lines.Writer(tmp_path / lines.FILE, echo=False)
+    write = lines.Writer(tmp_path / lines.FILE)
     machine, found = environment.collect(), conditions.collect("cpu")
     head = {"format": lines.FORMAT, "name": "a CPU", "device": "cpu", "created": "2026-11-29T10:00:00+00:00"}
     write("environment", "", **head, machine=machine, conditions=found)

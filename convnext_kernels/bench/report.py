@@ -101,22 +101,6 @@ def times(run: Run) -> list[Table]:
     return [Table(title, columns, rows) for title, rows in found.items()]
 
 
-def models(run: Run) -> Table:
-    """Images per second of whole models, those that are no ConvNeXt too."""
-    rows = [
-        (
-            f"{r.what} b{r.batch} {r.dtype}",
-            short(r.candidate),
-            number(r.images_per_second),
-            f"{r.flops / r.batch / 1e9:.2f}",
-            "-" if r.parameters is None else f"{r.parameters / 1e6:.1f}",
-        )
-        for r in run.records
-        if r.group in ("model", "rival") and r.direction == "forward" and r.times and r.candidate in (EAGER, OURS)
-    ]
-    return Table("models: images per second", ("model", "candidate", "images/s", "GFLOP", "M params"), rows)
-
-
 def candidates(run: Run, groups: Sequence[str], title: str, minima: bool = False) -> Table:
     """Milliseconds of every candidate, and how the fastest of ours compares with eager and with the fastest peer."""
     cases = [case for case in run.cases().values() if first(case).group in groups]
@@ -153,6 +137,7 @@ def everything(run: Run, group: str) -> Table:
             "spread": f"±{100 * r.times.spread:.1f}%",
             "ours is": "" if r.candidate == OURS else speedup(ratio(case, r.candidate)).strip("-"),
             "error / allowed": _shown(error_share([r])),
+            "images/s": "" if r.images_per_second is None else number(r.images_per_second),
             "GFLOP/s": number(r.gflops),
             "GB/s": number(r.gbytes),
             "of arithmetic": percent(r.compute_share),
@@ -235,7 +220,7 @@ def _figures(run: Run) -> list[Section]:
             ratios.append((title, charts.bars("ours compared with", labels, values, speedup, ratios=True)))
     return [
         Section("Speed-up of every case", [ratios] if ratios else []),
-        Section("Models", [rates, models(run)] if rates else []),
+        Section("Models", [rates] if rates else []),
         Section("Cost by batch size and image size", [found] if (found := charts.scaling(run)) else []),
     ]
 
@@ -266,7 +251,7 @@ def write(run: Run, folder: Path, tables: Sequence[Table] = ()) -> str:
     if why_not := report_missing():
         return f"No {NAME}: {why_not}; results: {folder / FILE}"
     conditions = [(name, flat(value)) for name, value in run.conditions.items() if name != "warnings"]
-    conditions += [(name, flat(run.machine[name])) for name in ("commit", "clock_mhz") if name in run.machine]
+    conditions += [("commit", flat(run.machine.get("commit")))]
     state = "complete" if run.complete else "interrupted: not everything was measured"
     means = summary(run)
     none = "No case is slower than the best peer." if run.records else "This run has no records."

@@ -81,7 +81,7 @@ Case = dict[str, Record]  # the records of one case, by candidate
 class Run:
     """All records of one run, and how they were measured."""
 
-    machine: dict[str, object]  # environment.collect(), with "commit" and "clock_mhz"
+    machine: dict[str, object]  # environment.collect(), with "commit"
     conditions: dict[str, object]  # conditions.py: threads, pinning, allocator, ...; "warnings": list of lines
     ceilings: dict[str, object]  # ceilings.py
     device: str  # cpu or cuda
@@ -126,14 +126,10 @@ def plain(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def as_json(run: Run) -> str:
-    """Return `run` as JSON text with a line for each record."""
-    return json.dumps({"format": FORMAT, **plain(run)}).replace('{"case":', '\n{"case":') + "\n"
-
-
 def save(run: Run, file: Path) -> None:
-    """Write `run` as JSON to `file`; OSError if that fails."""
-    cache.replace(file, as_json(run))
+    """Write `run` as JSON with a line for each record to `file`; OSError if that fails."""
+    text = json.dumps({"format": FORMAT, **plain(run)})
+    cache.replace(file, text.replace('{"case":', '\n{"case":') + "\n")
 
 
 def restored(values: dict) -> Record:

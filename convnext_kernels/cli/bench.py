@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from convnext_kernels.bench import ceilings, report, results
+from convnext_kernels.bench import ceilings, report
 from convnext_kernels.bench.cases import FULL, GROUPS, QUICK, STANDARD, Case, select
 from convnext_kernels.bench.conditions import start
 from convnext_kernels.bench.measure import Session
@@ -35,26 +35,22 @@ def measure(run: Run, selected: Iterable[Case], file: Path | None, session: Sess
             advance(case.name, GROUPS[case.group])
 
 
-def finish(run: Run, folder: Path | None, as_json: bool) -> None:
+def finish(run: Run, folder: Path | None) -> None:
     """Print `run`, write its report; ClickException if this package gave wrong results or failed in a case."""
-    warnings = [f"warning: {line}" for line in run.conditions["warnings"]]
-    if as_json:
-        click.echo(results.as_json(run), nl=False)
-    elif run.records:
-        models = report.models(run)
-        options.show(*report.times(run), *([models] if models.rows else []))
+    if run.records:
+        options.show(*report.times(run))
         click.echo(LEGEND)
         share = report.error_share(r for r in run.records if r.candidate == OURS and r.times)
         if share is not None:
             click.echo(f"The largest error of ours is {share:.0%} of the allowed one.")
-        for line in report.absences(run):
-            click.echo(f"not measured: {line}")
-        for line in report.complaints(run):
-            click.secho(line, fg="red")
-    for line in warnings:
-        click.secho(line, fg="yellow", err=as_json)
+    for line in report.absences(run):
+        click.echo(f"not measured: {line}")
+    for line in run.conditions["warnings"]:
+        click.secho(f"warning: {line}", fg="yellow")
+    for line in report.complaints(run):
+        click.secho(line, fg="red")
     if folder is not None:
-        click.echo(report.write(run, folder), err=as_json)
+        click.echo(report.write(run, folder))
     bad = [r for r in run.records if r.candidate == OURS and r.status in (WRONG, FAILED)]
     if bad:
         what = f"wrong or failed in {len(bad)} of {len(run.cases())} cases"
@@ -68,8 +64,7 @@ def finish(run: Run, folder: Path | None, as_json: bool) -> None:
 @options.threads
 @options.device()
 @options.report(Path("convnext-kernels-report/bench"), "Folder for report.html and results.json.", FILE)
-@options.as_json
-def command(mode: str | None, only: tuple[str, ...], device: str, report: Path | None, as_json: bool) -> None:
+def command(mode: str | None, only: tuple[str, ...], device: str, report: Path | None) -> None:
     """Time this package against eager PyTorch, torch.compile, OpenVINO and ONNX Runtime.
 
     Every candidate is checked against fp64 first, and timed only if its results are right. Takes about 15 minutes on
@@ -89,6 +84,6 @@ def command(mode: str | None, only: tuple[str, ...], device: str, report: Path |
     except KeyboardInterrupt:
         if run.records:
             click.echo(f"Interrupted after {len(run.cases())} of {len(selected)} cases:", err=True)
-            finish(run, report, as_json)
+            finish(run, report)
         raise
-    finish(run, report, as_json)
+    finish(run, report)

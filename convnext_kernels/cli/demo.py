@@ -53,18 +53,6 @@ def verdict(results: list[Result], replaced: int, failures: list[str]) -> list[s
     return [f"Speed: {speeds}; {replaced} modules replaced.", f"Errors: {errors}."]
 
 
-def _values(r: Result) -> dict[str, object]:
-    """A result for --json."""
-    return {
-        "dtype": r.dtype,
-        "times_ms": {name: {"median": t.median, "minimum": t.minimum} for name, t in r.times.items()},
-        "times_faster_than_eager": r.speedup,
-        "peak_bytes": r.peak,
-        "errors": r.errors | {"allowed": r.allowed},
-        "top5": {verdict: r.count(verdict) for verdict in ("same", "tie", "different")},
-    }
-
-
 def _notes(subject: Subject, named: bool, batch: int, repeats: int) -> list[str]:
     """How the figures were measured, a few sentences per topic."""
     loaded = subject.loaded
@@ -145,7 +133,6 @@ def _sections(subject: Subject, results: list[Result], named: bool) -> list[Sect
 @options.backend
 @options.device("cpu")
 @options.report(Path("convnext-kernels-report/demo.html"), "HTML report.")
-@options.as_json
 def command(
     paths: tuple[Path, ...],
     model_name: str,
@@ -158,7 +145,6 @@ def command(
     backend: str,
     device: str,
     report: Path | None,
-    as_json: bool,
 ) -> None:
     """Compare a model, eager and accelerated, on photographs, or Vocos on a sound.
 
@@ -173,7 +159,6 @@ def command(
     loaded, batch, dtypes = subject.loaded, batch or len(subject.x), tuple(dict.fromkeys(dtypes))
     if not acceleration_report(loaded.model).rows:
         raise click.ClickException(f"--model {loaded.name}: it has no ConvNeXt block, nothing to accelerate")
-    found = environment.collect()
     acceleration = acceleration_report(subject.build("accelerated", torch.float32, device, backend))
     if not acceleration.replaced:
         reasons = "; ".join(dict.fromkeys(row.reason for row in acceleration.rows))
@@ -188,23 +173,17 @@ def command(
     notes = _notes(subject, named, batch, repeats)
     failures = [line for result in results for line in result.failures([photo.name for photo in subject.photos])]
     figures, said = table(results, title), verdict(results, acceleration.replaced, failures)
-    if as_json:
-        head = {"model": loaded.name, "weights": loaded.weights, "batch": batch, **subject.facts, "repeats": repeats}
-        head |= {"device": device, "backend": backend, "modules": len(acceleration.rows)}
-        rest = {"results": list(map(_values, results)), "failures": failures, "method": notes, "machine": found}
-        options.print_json(head | {"replaced": acceleration.replaced} | rest)
-    else:
-        options.show(figures)
-        click.echo("\n".join(said))
+    options.show(figures)
+    click.echo("\n".join(said))
     if report is not None:
         sections = [
             Section("Figures", [figures, *said]),
             *_sections(subject, results, named),
             Section("How it was measured", notes),
             Section("What was replaced", [str(acceleration)]),
-            Section("Machine", machine(found)),
+            Section("Machine", machine(environment.collect())),
         ]
         write_page(report, "Eager and accelerated", f"{title}. {date()}", sections, failures=failures)
-        click.echo(f"Report: {report}", err=as_json)
+        click.echo(f"Report: {report}")
     if failures:
         raise click.ClickException("; ".join(failures))

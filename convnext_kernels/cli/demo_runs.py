@@ -74,7 +74,6 @@ class Subject:
     x: Tensor  # all inputs in fp32: photographs (N, 3, size, size), or a mel spectrogram (1, mels, frames)
     shape: str  # of an input, for the title
     about: str  # where the inputs come from, for the notes
-    facts: dict[str, object]  # the same for --json
     photos: list[Photo] = field(default_factory=list)
     sound: Tensor | None = None  # (samples,)
 
@@ -127,8 +126,7 @@ def photographs(paths: tuple[Path, ...], size: int, model_name: str, weights: Pa
     loaded = load.load(model_name, weights, pretrained)
     x = photos.normalise(torch.stack([photo.pixels for photo in chosen]), *loaded.mean_std)
     about = f"Images: {len(x)}, each cropped to a square at the centre and resized to {size}x{size}."
-    facts = {"size": size, "photographs": [photo.name for photo in chosen]}
-    return Subject(loaded, x, f"{size}x{size}", about, facts, photos=chosen)
+    return Subject(loaded, x, f"{size}x{size}", about, photos=chosen)
 
 
 def vocoder(paths: tuple[Path, ...], weights: Path | None, pretrained: bool) -> Subject:
@@ -140,9 +138,8 @@ def vocoder(paths: tuple[Path, ...], weights: Path | None, pretrained: bool) -> 
     loaded = sound.load(weights, pretrained)
     mel = sound.mel(loaded.model, samples)
     about = f"Sound: {sound.SECONDS} seconds of {file.name}, as a mel spectrogram of {mel.shape[-1]} frames."
-    facts = {"seconds": sound.SECONDS, "sound": str(file)}
     loaded = replace(loaded, model=sound.Vocoder(loaded.model))
-    return Subject(loaded, mel, f"{sound.SECONDS} s of sound", about, facts, sound=samples[0])
+    return Subject(loaded, mel, f"{sound.SECONDS} s of sound", about, sound=samples[0])
 
 
 def steps(repeats: int) -> int:

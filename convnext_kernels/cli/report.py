@@ -15,8 +15,7 @@ from convnext_kernels.tuning import cache
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=options.FILE)
 @click.option("--report", type=options.FILE, metavar="DIR", default=Path("convnext-kernels-report"), help="Folder.")
 @click.option("--choices", type=options.FILE, metavar="FILE", help="Add the measured choices to this file.")
-@options.as_json
-def command(files: tuple[Path, ...], report: Path, choices: Path | None, as_json: bool) -> None:
+def command(files: tuple[Path, ...], report: Path, choices: Path | None) -> None:
     """Turn the results of `verify` (results.jsonl, one or several) into tables in Markdown and an HTML report.
 
     All files must be from the same GPU or CPU; of two results of the same case the later one counts. A file whose last
@@ -32,12 +31,9 @@ def command(files: tuple[Path, ...], report: Path, choices: Path | None, as_json
     tables = [table for table in found if table.rows]
     options.check_writable(report / FILE, "--report")
     results.save(run, report / FILE)
-    if as_json:
-        options.print_json([table._asdict() for table in tables])
-    else:
-        click.echo("\n\n".join(table.markdown() for table in tables) or "No times in these files.")
-        for line in run.not_run:
-            click.echo(f"not run: {line}", err=True)
+    click.echo("\n\n".join(table.markdown() for table in tables) or "No times in these files.")
+    for line in run.not_run:
+        click.echo(f"not run: {line}", err=True)
     if choices is not None:
         entries = lines.choices(every)
         if not entries:

@@ -166,7 +166,6 @@ def write(results: dict[str, list[Row]], settings: dict[str, int] | None, folder
 @options.count("--rounds", 5, "Timed rounds, for --measure.")
 @options.threads
 @options.report(None, "Write charts and HTML here.", NAME)
-@options.as_json
 def command(
     regime: tuple[str, ...],
     step: tuple[str, ...],
@@ -175,7 +174,6 @@ def command(
     size: int,
     rounds: int,
     report: Path | None,
-    as_json: bool,
 ) -> None:
     """Show every step from ResNet to ConvNeXt.
 
@@ -189,10 +187,7 @@ def command(
                 for i, row in enumerate(rows):
                     rows[i] = _measured(row, name, **settings)
                     advance(f"{name} {row.name}", 1)
-        if not as_json:
-            options.show(table(rows, name, settings), width=150)
-    if as_json:
-        options.print_json({"measured": settings, "machine": environment.collect(), "regimes": results})
+        options.show(table(rows, name, settings), width=150)
     if report is not None:
         write(results, settings, report)
-        click.echo(f"Written: {report / NAME}, and a PNG of each chart beside it", err=as_json)
+        click.echo(f"Written: {report / NAME}, and a PNG of each chart beside it")

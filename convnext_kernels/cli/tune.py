@@ -32,7 +32,6 @@ def _read(file: Path, device: str) -> None:
 @click.option("--read", type=options.FILE, metavar="FILE", help="Only read such a file.")
 @options.threads
 @options.device()
-@options.as_json
 def command(
     model_name: str,
     batch: int,
@@ -43,7 +42,6 @@ def command(
     write: Path | None,
     read: Path | None,
     device: str,
-    as_json: bool,
 ) -> None:
     """Time every way to compute each op of a model, eager too; keep the fastest."""
     if read is not None:
@@ -67,10 +65,4 @@ def command(
             )
         except ValueError as error:
             raise click.ClickException(f"--model {loaded.name}: {error}") from error
-    if as_json:
-        head = {"model": loaded.name, "batch": batch, "size": size, "dtype": dtype, "training": training}
-        rows, timings = ([item._asdict() for item in items] for items in (report.rows, report.timings))
-        found = {"machine": report.machine, "choices": report.choices, "not_timed": report.not_timed}
-        options.print_json(head | found | {"rows": rows, "timings": timings})
-        return
     click.echo(f"{loaded.name}, {options.described(batch, size, dtype, training)}, ms of the fastest call, on {report}")

@@ -47,7 +47,6 @@ def machine(cpu: str = "Example Xeon 6 @ 2.1 GHz", gpus: tuple[str, ...] = (), t
         "no_gpu_reason": "" if gpus else "no driver",
         "environment": {"OMP_NUM_THREADS": None},
         "commit": "0123456789ab",
-        "clock_mhz": {"cpu MHz": [2100.0, 2100.0]},
     }
 
 
@@ -110,7 +109,6 @@ def full_run(device: str = "cpu", seed: int = 0, **changes: object) -> Run:
         machine=machine(gpus=("Example H100, compute capability 9.0, 80 GiB",) if device == "cuda" else ()),
         conditions={
             "threads": 2,
-            "pinned": [0, 1],
             "allocator": "freed memory stays in the process (mallopt)",
             "idle": {"others": 0.01, "steal": 0.0},
             "warnings": [],

@@ -37,14 +37,6 @@ def test_tables_report_and_json(run, tmp_path):
     assert {r.case for r in found.records} == {"layernorm/C384-14x14-b1-fp32-forward"}
 
 
-def test_json_is_a_result_file(run, tmp_path):
-    result = run("bench", *ONE, "--json")
-    assert result.exit_code == 0, result.output
-    (tmp_path / "results.json").write_text(result.stdout)
-    found = results.load(tmp_path / "results.json")
-    assert {r.case for r in found.records} == {"layernorm/C384-14x14-b1-fp32-forward"}
-
-
 def test_wrong_numbers_get_no_speed_and_fail(run, tmp_path, monkeypatch):
     forward = ck.LayerNorm2d.forward
     monkeypatch.setattr(ck.LayerNorm2d, "forward", lambda self, x: forward(self, x) * 1.01)

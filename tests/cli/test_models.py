@@ -67,24 +67,10 @@ def test_roadmap(run, tmp_path):
 
 def test_roadmap_measured(run):
     names = ["resnet", "layer_norm", "convnext", "torchvision/mobilenet_v2"]
-    result = run(
-        *("roadmap", "--regime", "resnet50", "--measure", "--size", "32", "--rounds", "1"),
-        *(word for name in names for word in ("--step", name)),
-        "--json",
-    )
-    values = json.loads(result.stdout)
-    assert values["measured"] == {"batch": 1, "size": 32, "rounds": 1}
-    rows = values["regimes"]["resnet50"]
-    assert [row["name"] for row in rows] == names
-    assert ["accelerated" in row["speed"] for row in rows] == [False, True, True, False]
-    assert all(row["speed"]["eager"][0] > 0 for row in rows)
-
-
-def test_roadmap_table(run):
-    steps = ("--step", "convnext", "--step", "torchvision/mobilenet_v2")
-    shown = run("roadmap", "--regime", "resnet50", "--measure", "--size", "32", "--rounds", "1", *steps).stdout
+    options = ("--regime", "resnet50", "--measure", "--size", "32", "--rounds", "1")
+    shown = run("roadmap", *options, *(word for name in names for word in ("--step", name))).stdout
     assert "images/s: medians of 1 rounds, batch 1, 32 x 32, fp32" in " ".join(shown.split())
-    assert re.search(r"\dx (faster|slower)|as fast", shown)
+    assert len(re.findall(r"\dx (?:faster|slower)|as fast", shown)) == 2  # the others have no kernel of ours
 
 
 def test_unknown_step(fails):
