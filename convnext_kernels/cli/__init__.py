@@ -29,6 +29,9 @@ GROUPS = {
         "tune": ("--model convnext_tiny", "Time every kernel of a model and keep the fastest."),
     },
 }
+EXPECTED = (BackendError, OSError, ValueError)  # say what the user can change
+DEMO = ("torchvision", "timm", "safetensors", "PIL", "numpy", "scipy", "sklearn", "skimage", "psutil")
+EXTRAS = dict.fromkeys(DEMO, "demo") | dict.fromkeys(("vocos", "torchaudio"), "vocos")  # of the package, by what it has
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
@@ -64,7 +67,9 @@ class _Cli(click.Group):
             if isinstance(error, click.ClickException):
                 raise
             text = one_line(error, 1000)
-            if not isinstance(error, BackendError):
+            if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+                text = f'{error.name} is not installed: pip install "convnext-kernels[{EXTRAS[error.name]}]"'
+            elif not isinstance(error, EXPECTED):
                 text = f"{type(error).__name__}: {text} (--debug shows the traceback)"
             raise click.ClickException(text) from error
 

@@ -1,5 +1,6 @@
 """``convnext-kernels bench``: this package against its peers, from single ops to whole models."""
 
+import importlib
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -71,12 +72,9 @@ def command(mode: str | None, only: tuple[str, ...], device: str, report: Path |
     two cores without --quick or --full. Fails if this package gives wrong results.
     """
     mode = mode or STANDARD
-    try:
-        selected = select(mode, only, device)
-    except ValueError as error:
-        raise click.ClickException(f"--only {error}") from error
+    selected = select(mode, only, device)
     for library in ("psutil", *(("torchvision", "timm") if any(case.group in MODELS for case in selected) else ())):
-        options.need(library, "bench")
+        importlib.import_module(library)
     run = start(device, mode)
     run.ceilings = ceilings.measure(device)
     try:

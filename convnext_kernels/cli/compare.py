@@ -20,12 +20,7 @@ def command(a: Path, b: Path, everything: bool) -> None:
     peers do not exceed, whichever is most. This package cannot change its peers, so their changes show the noise of
     the machine. Warns if the runs are not comparable.
     """
-    runs = []
-    for file in (a, b):
-        try:
-            runs.append(load(file))
-        except (OSError, ValueError) as error:
-            raise click.ClickException(options.one_line(error)) from error
+    runs = [load(file) for file in (a, b)]
     warnings, changes, moved = compare.differences(*runs), compare.compare(*runs), compare.control(*runs)
     for name, file, run in zip("AB", (a, b), runs, strict=True):
         click.echo(f"{name}: {file}, {run.created}")

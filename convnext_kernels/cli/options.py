@@ -1,7 +1,6 @@
 """Options that several commands share, which check their own values, and output."""
 
 import errno
-import importlib
 import json
 import sys
 import tempfile
@@ -9,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import click
@@ -114,17 +112,6 @@ def check_names(what: str, names: Iterable[str], known: list[str]) -> None:
     for name in names:
         if name not in known:
             raise click.ClickException(f"{what} {name!r}; {near(name, known)}")
-
-
-def need(module: str, purpose: str, extra: str = "demo") -> ModuleType:
-    """Import a module of an extra of the package; if it is missing, ClickException says how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0]:  # installed but broken: show the original error
-            raise
-        text = f'{purpose} needs {error.name}, which is not installed: pip install "convnext-kernels[{extra}]"'
-        raise click.ClickException(text) from error
 
 
 def check_writable(file: Path, option: str) -> None:

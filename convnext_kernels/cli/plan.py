@@ -83,10 +83,7 @@ def command(
 
     With several GPUs or batches: one line for each block, GPU and batch, and no other layers. This needs no GPU.
     """
-    try:
-        gpus = [tuning.named(name) for name in gpu_names]
-    except ValueError as error:
-        raise click.ClickException(f"--gpu: {error}") from error
+    gpus = [tuning.named(name) for name in gpu_names]
     element = getattr(torch, options.DTYPES[dtype])
     model, full_name = _meta_model(model_name)
     recordings = [explain.record(model, (n, 3, size, size)) for n in batch]

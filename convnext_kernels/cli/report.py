@@ -21,11 +21,8 @@ def command(files: tuple[Path, ...], report: Path, choices: Path | None) -> None
     All files must be from the same GPU or CPU; of two results of the same case the later one counts. A file whose last
     line is cut is read up to there. results.json is for benchmarks/results, from which README's figures are made.
     """
-    try:
-        runs = [run for file in files for run in lines.read(file)]
-        run = lines.as_run(runs)
-    except (OSError, ValueError) as error:
-        raise click.ClickException(f"FILE: {error}") from error
+    runs = [run for file in files for run in lines.read(file)]
+    run = lines.as_run(runs)
     every = [line for found in runs for line in found]
     found = (html.candidates(run, results.MODELS, "Whole models"), lines.host(every), lines.tuned(every))
     tables = [table for table in found if table.rows]

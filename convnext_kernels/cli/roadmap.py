@@ -56,10 +56,7 @@ class Row:
 
 def _build(name: str, regime: str) -> nn.Module:
     library, slash, plain = name.partition("/")
-    if not slash:
-        return roadmap.create_step(name, regime)
-    options.need(library, "roadmap")
-    return workloads.load(library, plain)
+    return workloads.load(library, plain) if slash else roadmap.create_step(name, regime)
 
 
 def networks(regime: str, names: tuple[str, ...] = ()) -> list[Row]:

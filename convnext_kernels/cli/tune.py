@@ -12,10 +12,7 @@ from convnext_kernels.tuning import cache
 
 
 def _read(file: Path, device: str) -> None:
-    try:
-        found = tuning.load(file)
-    except (OSError, ValueError) as error:
-        raise click.ClickException(f"--read {file}: {getattr(error, 'strerror', None) or error}") from error
+    found = tuning.load(file)
     prefixes = tuple(cache.prefix(dispatch.machine(device)) for device in ("cpu", device))
     usable = sum(key.startswith(prefixes) for key in found)
     click.echo(f"{len(found)} choices were read; {usable} of them are for this machine and these versions.")
@@ -54,15 +51,12 @@ def command(
     model = convnext_kernels.accelerate(loaded.model.to(**form))
     example = torch.randn(batch, 3, size, size).to(**form)
     with options.progress_bar("tune", None) as advance:
-        try:
-            report = convnext_kernels.tune(
-                model,
-                example,
-                training=training,
-                minutes=minutes,
-                write=write,
-                on_result=lambda timing: advance(f"{timing.op} {timing.phase} {timing.plan}"[:60], 1),
-            )
-        except ValueError as error:
-            raise click.ClickException(f"--model {loaded.name}: {error}") from error
+        report = convnext_kernels.tune(
+            model,
+            example,
+            training=training,
+            minutes=minutes,
+            write=write,
+            on_result=lambda timing: advance(f"{timing.op} {timing.phase} {timing.plan}"[:60], 1),
+        )
     click.echo(f"{loaded.name}, {options.described(batch, size, dtype, training)}, ms of the fastest call, on {report}")

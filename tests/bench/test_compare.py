@@ -6,6 +6,7 @@ from click.testing import CliRunner
 
 from convnext_kernels.bench.compare import CONTROLS, compare, control, differences, sentences
 from convnext_kernels.bench.results import EAGER, OURS, Times, save
+from convnext_kernels.cli import main
 from convnext_kernels.cli.compare import command
 from tests.bench import runs
 
@@ -156,7 +157,7 @@ def test_errors_are_one_line_and_name_the_file(tmp_path):
     save(run_of(1.0), good)
     bad.write_text('{"format": 1, "records": [{}]}')
     for file, words in ((tmp_path / "none.json", "No such file"), (tmp_path, "directory"), (bad, "not a result file")):
-        result = CliRunner().invoke(command, [str(good), str(file)])
+        result = CliRunner().invoke(main, ["compare", str(good), str(file)])
         assert result.exit_code == 1
         (line,) = result.stderr.splitlines()
         assert str(file) in line

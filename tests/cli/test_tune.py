@@ -32,9 +32,9 @@ def test_a_file_is_written_and_read(run, tmp_path):
 def test_what_is_wrong_gets_one_line(fails, tmp_path):
     (tmp_path / "bad.json").write_text("{")
     for arguments, words in (
-        (("--model", "resnet18", "--size", 32), ("--model torchvision/resnet18", "after accelerate()")),
-        (("--read", tmp_path / "bad.json"), ("--read", "not a file of timed choices")),
-        (("--read", tmp_path / "none.json"), ("--read", "No such file")),
+        (("--model", "resnet18", "--size", 32), ("after accelerate()",)),
+        (("--read", tmp_path / "bad.json"), ("bad.json", "not a file of timed choices")),
+        (("--read", tmp_path / "none.json"), ("none.json", "No such file")),
         (("--write", tmp_path), ("--write", "is a folder")),
     ):
         fails("tune", *arguments, words=words)
