@@ -68,15 +68,12 @@ def _models(step: str, device: str, names: list[str], most: int | None = None) -
 
 
 def _precompile(device: str) -> list[Item]:
-    """What is compiled before: the kernels of the first checks in bf16, the models, the kernels of other checks."""
+    """What is compiled before: the kernels of the first checks, the models, the kernels of the other checks."""
     compiles = ck.list_backends()["triton"].available and os.environ.get("TRITON_INTERPRET", "0") in ("", "0")
-    first, other = [], []
-    for dtype in ("bf16", "fp32", "fp16") if compiles else ():
-        found = _checks("precompile", device, dtype)
-        (first if dtype == "bf16" else other).extend(found[:FIRST_CHECKS])
-        other += found[FIRST_CHECKS:] if dtype == "bf16" else []
+    found = [i for dtype in ("bf16", "fp32", "fp16") if compiles for i in _checks("precompile", device, dtype)]
     names = [c.name for c in MODEL_CANDIDATES if c.name == OURS or "torch.compile" in c.name]
-    return [*first, *(_models("precompile", device, names, PRECOMPILED) if device == "cuda" else ()), *other]
+    models = _models("precompile", device, names, PRECOMPILED) if device == "cuda" else []
+    return [*found[:FIRST_CHECKS], *models, *found[FIRST_CHECKS:]]
 
 
 def items(step: str, device: str) -> list[Item]:

@@ -49,7 +49,7 @@ def test_wrong_sounds(fails, tmp_path):
 def test_without_the_package(fails, tmp_path, monkeypatch):
     wavfile.write(tmp_path / "a.wav", sound.RATE, tone(1, sound.RATE))
     monkeypatch.setitem(sys.modules, "torchaudio", None)
-    fails("demo", "--model", "vocos", tmp_path / "a.wav", words=("torchaudio", "[vocos]"))
+    fails("demo", "--model", "vocos", tmp_path / "a.wav", words=("not installed", "[vocos]"))
 
 
 @needs_vocos
