@@ -163,7 +163,7 @@ def command(
     if not acceleration.replaced:
         reasons = "; ".join(dict.fromkeys(row.reason for row in acceleration.rows))
         raise click.ClickException(f"--model {loaded.name}: no module could be replaced: {reasons}")
-    with options.progress_bar("demo", len(dtypes) * demo_runs.steps(repeats)) as advance:
+    with options.progress_bar("demo", None) as advance:
         results = [
             subject.measure(dtype, batch, repeats, device, backend, lambda step, d=dtype: advance(f"{d} {step}", 1))
             for dtype in dtypes
