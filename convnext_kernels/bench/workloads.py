@@ -114,19 +114,9 @@ class FusedMlp(EagerMlp):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """Add the branch of x to residual, both (N, C, H, W)."""
-        return functional.inverted_bottleneck(
-            x,
-            self.norm.weight,
-            self.norm.bias,
-            self.pwconv1.weight,
-            self.pwconv1.bias,
-            self.pwconv2.weight,
-            self.pwconv2.bias,
-            gamma=self.gamma,
-            grn_weight=None if self.grn is None else self.grn.gamma,
-            grn_bias=None if self.grn is None else self.grn.beta,
-            residual=residual,
-        )
+        parameters = [p for layer in (self.norm, self.pwconv1, self.pwconv2) for p in (layer.weight, layer.bias)]
+        grn = {} if self.grn is None else {"grn_weight": self.grn.gamma, "grn_bias": self.grn.beta}
+        return functional.inverted_bottleneck(x, *parameters, gamma=self.gamma, residual=residual, **grn)
 
 
 class EagerBlock(EagerMlp):

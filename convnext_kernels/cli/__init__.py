@@ -30,8 +30,10 @@ GROUPS = {
     },
 }
 EXPECTED = (BackendError, OSError, ValueError)  # say what the user can change
-DEMO = ("torchvision", "timm", "safetensors", "PIL", "numpy", "scipy", "sklearn", "skimage", "psutil")
-EXTRAS = dict.fromkeys(DEMO, "demo") | dict.fromkeys(("vocos", "torchaudio"), "vocos")  # of the package, by what it has
+# The extras of the package, by the modules they bring.
+EXTRAS = dict.fromkeys(("vocos", "torchaudio", "pygame"), "vocos") | dict.fromkeys(
+    ("torchvision", "timm", "safetensors", "PIL", "numpy", "scipy", "sklearn", "skimage", "psutil"), "demo"
+)
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 

@@ -1,9 +1,7 @@
 """Options that several commands share, which check their own values, and output."""
 
-import errno
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -62,7 +60,7 @@ def report(default: Path | None, text: str, name: str = "") -> Decorator:
             return None
         if why_not := report_missing():
             raise click.ClickException(why_not)
-        check_writable(Path(path, name), "--report")
+        check_writable(Path(path, name))
         return Path(path)
 
     return click.option("--report", default=default, metavar="DIR" if name else "FILE", help=text, callback=checked)
@@ -114,15 +112,13 @@ def check_names(what: str, names: Iterable[str], known: list[str]) -> None:
             raise click.ClickException(f"{what} {name!r}; {near(name, known)}")
 
 
-def check_writable(file: Path, option: str) -> None:
-    """Create the folder of `file`; ClickException if the file cannot be written."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if file.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "is a folder, expected a file name")
-        tempfile.TemporaryFile(dir=file.parent).close()
-    except OSError as error:
-        raise click.ClickException(f"{option} {file}: cannot be written: {error.strerror}") from error
+def check_writable(file: Path) -> None:
+    """Create the folder of `file`; OSError if the file cannot be written."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = not file.exists()
+    file.open("ab").close()
+    if new:
+        file.unlink()
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def command(files: tuple[Path, ...], report: Path, choices: Path | None) -> None
     every = [line for found in runs for line in found]
     found = (html.candidates(run, results.MODELS, "Whole models"), lines.host(every), lines.tuned(every))
     tables = [table for table in found if table.rows]
-    options.check_writable(report / FILE, "--report")
+    options.check_writable(report / FILE)
     results.save(run, report / FILE)
     click.echo("\n\n".join(table.markdown() for table in tables) or "No times in these files.")
     for line in run.not_run:
@@ -35,7 +35,7 @@ def command(files: tuple[Path, ...], report: Path, choices: Path | None) -> None
         entries = lines.choices(every)
         if not entries:
             raise click.ClickException("--choices: these files have no measured choices (the step `candidates`)")
-        options.check_writable(choices, "--choices")
+        options.check_writable(choices)
         cache.write(choices, entries)
         click.echo(f"{len(entries)} choices: {choices}", err=True)
     click.echo(html.write(run, report, tables), err=True)

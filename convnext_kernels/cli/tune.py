@@ -45,7 +45,7 @@ def command(
         _read(read, device)
         return
     if write is not None:
-        options.check_writable(write, "--write")
+        options.check_writable(write)
     loaded = load.load(model_name, None, pretrained=False)
     form = {"device": device, "dtype": getattr(torch, options.DTYPES[dtype]), "memory_format": torch.channels_last}
     model = convnext_kernels.accelerate(loaded.model.to(**form))

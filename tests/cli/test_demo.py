@@ -105,8 +105,8 @@ def test_threads_are_used_and_given_back(run, monkeypatch):
 
 def test_unwritable_reports(fails, tmp_path):
     (tmp_path / "file").write_text("")
-    fails("demo", *SMALL, "--report", tmp_path / "file" / "r.html", words=("--report", "cannot be written"))
-    fails("demo", *SMALL, "--report", tmp_path, words=("--report", "is a folder"))
+    fails("demo", *SMALL, "--report", tmp_path / "file" / "r.html", words=("Errno", str(tmp_path / "file")))
+    fails("demo", *SMALL, "--report", tmp_path, words=("Is a directory",))
 
 
 def test_backends_that_cannot_run(fails, monkeypatch):
