@@ -63,6 +63,7 @@ def report(default: Path | None, text: str, name: str = "") -> Decorator:
         check_writable(Path(path, name))
         return Path(path)
 
+    text += " '' for none." if default else ""
     return click.option("--report", default=default, metavar="DIR" if name else "FILE", help=text, callback=checked)
 
 
