@@ -185,10 +185,10 @@ def main(mode: str | None, only: tuple[str, ...], dtypes: tuple[str, ...], file:
     run = start("cpu", mode)
     run.conditions["optimiser"] = OPTIMISER
     bench.measure(run, selected, file, session(mode))
-    for group in dict.fromkeys(record.group for record in run.records):
-        options.show(report.candidates(run, (group,), f"{group}: ms, median (minimum)", minima=True), width=240)
+    groups = dict.fromkeys(record.group for record in run.records)
+    tables = [report.candidates(run, (group,), f"{group}: ms, median (minimum)", minima=True) for group in groups]
     click.echo(f"commit {run.machine['commit']}, {run.created}; {OPTIMISER}")
-    bench.finish(run, None)
+    bench.finish(run, tables, width=240)
 
 
 if __name__ == "__main__":

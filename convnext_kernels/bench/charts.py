@@ -70,16 +70,17 @@ def bars(
 
 def scaling(run: Run) -> "list[tuple[str, Figure]]":
     """Cost of an image by batch size and by image size: flat where it grows linearly. Empty without such cases."""
-    records = [r for r in run.records if r.group == "scaling" and r.times]
     found = []
-    for caption in ("images per batch, 224x224 each", "pixels of a single image"):
+    for caption, by_batch in (("images per batch, 224x224 each", True), ("pixels of a single image", False)):
         curves: dict[tuple[str, str], list[tuple[float, float]]] = {}
-        for r in records:
+        for r in run.records:
+            if r.group != "scaling" or not r.times:
+                continue
             size, threads = r.what.split(" ", 1)
-            cost = r.times.median / r.batch * (224 / int(size)) ** 2
-            if (size == "224") if "batch" in caption else (r.batch == 1):
-                x = r.batch if "batch" in caption else int(size) ** 2
-                curves.setdefault((r.candidate, threads), []).append((x, cost))
+            if (size == "224") if by_batch else (r.batch == 1):
+                cost = r.times.median / r.batch * (224 / int(size)) ** 2
+                points = curves.setdefault((r.candidate, threads), [])
+                points.append((r.batch if by_batch else int(size) ** 2, cost))
         if not curves:
             continue
         figure, axes = _axes(3.2, "milliseconds of a ConvNeXt-T per 224 x 224 pixels", "both")

@@ -32,18 +32,13 @@ from convnext_kernels.bench.results import (
     Unavailable,
     is_ours,
 )
+from convnext_kernels.bench.tables import one_line
 from convnext_kernels.bench.timing import Times, glibc, interleave, pinned, steady_allocator
 from convnext_kernels.bench.workloads import Workload
 from convnext_kernels.spec import OPS, BackendError, OpSpec
 from convnext_kernels.tuning.cache import generation
 
 ROUNDS = {QUICK: 3, STANDARD: 5, FULL: 9}
-
-
-def one_line(error: BaseException) -> str:
-    """Format an error as one line of at most 300 characters."""
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return f"{' '.join(text.split()):.300}"
 
 
 def serving(case: Case, device: str) -> str:
@@ -186,8 +181,8 @@ def launches(call: Call) -> int | None:
 def failure(error: Exception) -> tuple[str, str]:
     """Status and reason of a candidate that raised."""
     if isinstance(error, Unavailable | BackendError):
-        return UNAVAILABLE, one_line(error).partition(": ")[2]
-    return FAILED, one_line(error)
+        return UNAVAILABLE, one_line(error)
+    return FAILED, f"{type(error).__name__}: {one_line(error)}"
 
 
 def record_of(case: Case) -> Callable[..., Record]:

@@ -49,6 +49,12 @@ HOW = (
 )
 
 
+LEGEND = (
+    "Times are medians. ±: the larger spread of eager and ours, which is half the range of the medians of the rounds "
+    "(99%: or more). peer: the fastest other candidate. Only candidates with right results are timed."
+)
+
+
 def first(case: Case) -> Record:
     """One record of a case, for what all of them share."""
     return next(iter(case.values()))
@@ -97,8 +103,8 @@ def times(run: Run) -> list[Table]:
         )
         key = f"{record.group}, {'forward + backward' if record.direction == 'training' else record.direction}"
         found.setdefault(f"{key}: milliseconds per call", []).append(row)
-    columns = ("case", "eager", "ours", "±", "vs eager", "peer", "vs peer")
-    return [Table(title, columns, rows) for title, rows in found.items()]
+    columns, last = ("case", "eager", "ours", "±", "vs eager", "peer", "vs peer"), next(reversed(found), None)
+    return [Table(title, columns, rows, LEGEND if title == last else "") for title, rows in found.items()]
 
 
 def candidates(run: Run, groups: Sequence[str], title: str, minima: bool = False) -> Table:

@@ -12,7 +12,7 @@ import convnext_kernels as ck
 from convnext_kernels.bench import ceilings, checks, host
 from convnext_kernels.bench.candidates import DTYPES, GRAPH, MODEL_CANDIDATES, NEEDS_GPU
 from convnext_kernels.bench.cases import NETWORKS, STANDARD, Case, network
-from convnext_kernels.bench.measure import Opened, Session, failure, one_line, prepare, record_of, results
+from convnext_kernels.bench.measure import Opened, Session, failure, prepare, record_of, results
 from convnext_kernels.bench.results import OK, OURS, WRONG
 from convnext_kernels.bench.workloads import initialise
 from convnext_kernels.models import create_model
@@ -214,4 +214,4 @@ def run(running: Running, item: Item, emit: Emit, seconds: float | None, rates: 
         else:
             running.record(item, emit, rates)
     except Exception as error:
-        emit("failure", {"item": item.name, "reason": one_line(error)})
+        emit("failure", {"item": item.name, "reason": failure(error)[1]})

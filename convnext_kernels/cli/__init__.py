@@ -6,7 +6,7 @@ import traceback
 
 import click
 
-from convnext_kernels.cli.options import one_line
+from convnext_kernels.bench.tables import one_line
 from convnext_kernels.spec import BackendError
 from convnext_kernels.version import __version__
 

@@ -11,13 +11,10 @@ from convnext_kernels.bench import ceilings, report
 from convnext_kernels.bench.cases import FULL, GROUPS, QUICK, STANDARD, Case, select
 from convnext_kernels.bench.conditions import start
 from convnext_kernels.bench.measure import Session
+from convnext_kernels.bench.report import times
 from convnext_kernels.bench.results import FAILED, FILE, MODELS, OURS, WRONG, Run, save
+from convnext_kernels.bench.tables import Table
 from convnext_kernels.cli import options
-
-LEGEND = (
-    "Times are medians. ±: the larger spread of eager and ours, which is half the range of the medians of the rounds "
-    "(99%: or more). peer: the fastest other candidate. Only candidates with right results are timed."
-)
 
 
 def measure(run: Run, selected: Iterable[Case], file: Path | None, session: Session) -> None:
@@ -36,14 +33,11 @@ def measure(run: Run, selected: Iterable[Case], file: Path | None, session: Sess
             advance(case.name, GROUPS[case.group])
 
 
-def finish(run: Run, folder: Path | None) -> None:
+def finish(run: Run, tables: list[Table], folder: Path | None = None, width: int = 0) -> None:
     """Print `run`, write its report; ClickException if this package gave wrong results or failed in a case."""
-    if run.records:
-        options.show(*report.times(run))
-        click.echo(LEGEND)
-        share = report.error_share(r for r in run.records if r.candidate == OURS and r.times)
-        if share is not None:
-            click.echo(f"The largest error of ours is {share:.0%} of the allowed one.")
+    options.show(*tables, width=width)
+    if (share := report.error_share(r for r in run.records if r.candidate == OURS and r.times)) is not None:
+        click.echo(f"The largest error of ours is {share:.0%} of the allowed one.")
     for line in report.absences(run):
         click.echo(f"not measured: {line}")
     for line in run.conditions["warnings"]:
@@ -82,6 +76,6 @@ def command(mode: str | None, only: tuple[str, ...], device: str, report: Path |
     except KeyboardInterrupt:
         if run.records:
             click.echo(f"Interrupted after {len(run.cases())} of {len(selected)} cases:", err=True)
-            finish(run, report)
+            finish(run, times(run), report)
         raise
-    finish(run, report)
+    finish(run, times(run), report)

@@ -81,11 +81,6 @@ model = click.option("--model", "model_name", default="convnext_tiny", metavar="
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
 
 
-def one_line(error: BaseException, most: int = 300) -> str:
-    """An error as one line."""
-    return f"{' '.join(str(error).split()) or type(error).__name__:.{most}}"
-
-
 def print_json(value: object) -> None:
     """Print `value` as one JSON document."""
     click.echo(json.dumps(plain(value), indent=2))

@@ -12,7 +12,7 @@ import click
 import torch
 from torch import Tensor
 
-from convnext_kernels.cli.options import one_line
+from convnext_kernels.bench.tables import one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -13,8 +13,8 @@ import click
 import torch
 from torch import Tensor, nn
 
+from convnext_kernels.bench.tables import one_line
 from convnext_kernels.cli.load import SEED, Loaded, load_state
-from convnext_kernels.cli.options import one_line
 from convnext_kernels.models import read_state_dict
 
 if TYPE_CHECKING:
