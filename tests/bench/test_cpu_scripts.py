@@ -1,8 +1,6 @@
 """benchmarks/cpu_sweep.py and cpu_phases.py: what they cover, what they measure, and that wrong results are noticed."""
 
-import importlib
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,21 +11,12 @@ from convnext_kernels.backends.cpu.mlp_native import PHASES, timed_phases
 from convnext_kernels.bench.cases import STAGES
 from convnext_kernels.nn import DepthwiseConv2d, FusedConvNeXtBlock
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 pytestmark = pytest.mark.skipif(native.import_error() is not None, reason="the CPU kernels are not built")
 
 
-@pytest.fixture(scope="module")
-def scripts():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield {name: importlib.import_module(name) for name in ("cpu_sweep", "cpu_phases")}
-
-
 @pytest.fixture
-def sweep(scripts):
-    return scripts["cpu_sweep"]
+def sweep(program):
+    return program("cpu_sweep")
 
 
 def test_every_other_shape_is_a_usual_one_but_for_one_number(sweep):
@@ -83,8 +72,8 @@ def test_phases_with_more_threads_than_there_were():
     assert (seconds[0] > 0).any()
 
 
-def test_phases_prints_a_row_for_each_block(scripts, monkeypatch):
-    phases = scripts["cpu_phases"]
+def test_phases_prints_a_row_for_each_block(program, monkeypatch):
+    phases = program("cpu_phases")
     monkeypatch.setattr(phases, "CALLS", 2)
     monkeypatch.setattr(phases, "STAGES", ((32, 6), (64, 3)))
     for options in ([], ["--markdown"]):

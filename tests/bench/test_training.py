@@ -1,10 +1,8 @@
 """benchmarks/training.py and training_memory.py: steps that really train, times of what is right, kept bytes, peaks."""
 
 import dataclasses
-import importlib
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,26 +16,18 @@ from convnext_kernels.bench.measure import prepare, results
 from convnext_kernels.bench.results import EAGER, OK, OURS, WRONG, Record, is_ours, load
 from tests.bench import runs
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 N, C, SIZE = 2, 16, 7
 PLAIN = (EAGER, OURS, "eager, contiguous", f"{OURS}, min", f"{OURS}, balanced")
 
 
-@pytest.fixture(scope="module")
-def scripts():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield {name: importlib.import_module(name) for name in ("training", "training_memory")}
+@pytest.fixture
+def script(program):
+    return program("training")
 
 
 @pytest.fixture
-def script(scripts):
-    return scripts["training"]
-
-
-@pytest.fixture
-def memory(scripts):
-    return scripts["training_memory"]
+def memory(program):
+    return program("training_memory")
 
 
 @pytest.fixture

@@ -1,23 +1,17 @@
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 
 from convnext_kernels.bench.results import EAGER, OURS, ratio, save
 from tests.bench import runs
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "update_readme.py"
 BLOCK = "block/V1-C96-56x56-b1-fp32-forward"
 MODEL = "model/ConvNeXt-T-224-b1-fp32-forward"
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("update_readme", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def script(program):
+    return program("update_readme")
 
 
 @pytest.fixture
