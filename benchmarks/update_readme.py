@@ -156,10 +156,8 @@ def description(run: Run) -> str:
 
 def draw(run: Run, file: Path, dark: bool) -> None:
     """Draw README's chart: for each model and dtype, this package and the fastest other peer beside eager."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
     ink, grid, ours, other = (
         ("#e6edf3", "#3d444d", "#ff7b54", "#6e8fb5") if dark else ("#1f2328", "#d1d9e0", "#d9431e", "#5b7ba3")
@@ -167,8 +165,9 @@ def draw(run: Run, file: Path, dark: bool) -> None:
     rows = bars(run)
     style = {"svg.fonttype": "none", "svg.hashsalt": "convnext_kernels", "font.family": "sans-serif", "font.size": 11}
     style |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
-    with plt.rc_context(style):
-        figure, panels = plt.subplots(len(DTYPES), 1, figsize=(6.4, 5.6), sharex=True, layout="constrained")
+    with rc_context(style):
+        figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+        panels = figure.subplots(len(DTYPES), 1, sharex=True)
         for axes, dtype in zip(panels, DTYPES, strict=True):
             shown = [bar for bar in rows if bar.dtype == dtype]
             places = range(len(shown))
@@ -187,13 +186,12 @@ def draw(run: Run, file: Path, dark: bool) -> None:
             axes.set_axisbelow(True)
         names = ["convnext_kernels", "fastest other peer"]
         figure.legend([found, peers], names, loc="outside upper right", ncols=2, frameon=False, fontsize=10)
-        panels[0].set_xlim(0, 1.22 * max([1.0, *(value for bar in rows for value in (bar.ours, bar.peer or 0))]))
-        panels[-1].set_xlabel("times faster than eager PyTorch (dashed line)")
-        file.parent.mkdir(parents=True, exist_ok=True)
+        axes.set_xlim(0, 1.22 * max([1.0, *(value for bar in rows for value in (bar.ours, bar.peer or 0))]))
+        axes.set_xlabel("times faster than eager PyTorch (dashed line)")
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Description": description(run)})
-        file.write_text(compact(drawn.getvalue()), encoding="utf-8")
-        plt.close(figure)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(compact(drawn.getvalue()), encoding="utf-8")
 
 
 def compact(svg: str) -> str:
