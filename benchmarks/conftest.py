@@ -6,14 +6,12 @@ Ours comes last, so that it can be compared with the best peer. `convnext-kernel
 instead: on a machine whose speed changes, quote its figures.
 """
 
-from contextlib import ExitStack
-
 import pytest
 import torch
 
 from convnext_kernels import environment
 from convnext_kernels.bench import ceilings, conditions, measure
-from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, cases, select
+from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, select
 from convnext_kernels.bench.results import OURS, Unavailable
 
 USED = pytest.StashKey[tuple[measure.Session, list[str]]]()  # with the warnings of the start
@@ -42,11 +40,11 @@ def pytest_generate_tests(metafunc):
         device, mode = _settings(metafunc.config)
         session = measure.Session(device, mode, {})
         rows = [
-            (case.name, candidate.name)
+            (case, candidate.name)
             for case in select(mode, (), device)
             for candidate in sorted(session.wanted(case), key=lambda c: c.name == OURS)
         ]
-        ids = [f"{case}-{name.replace(', ', '-').replace(' ', '-')}" for case, name in rows]
+        ids = [f"{case.name}-{name.replace(', ', '-').replace(' ', '-')}" for case, name in rows]
         metafunc.parametrize(("case", "candidate"), rows, ids=ids)
 
 
@@ -61,28 +59,17 @@ def session(pytestconfig):
     warnings = conditions.collect(device)["warnings"]
     found = measure.Session(device, mode, ceilings.measure(device))
     pytestconfig.stash[USED] = found, warnings
-    return found
-
-
-@pytest.fixture(scope="session")
-def current():
-    """The open case, by name, and the stack that closes it: the tests of its candidates follow each other."""
-    with ExitStack() as stack:
-        yield {}, stack
+    yield found
+    found.close()
 
 
 @pytest.fixture
-def opened(case, session, current):
-    known, stack = current
-    if case not in known:
-        known.clear()
-        stack.close()
-        found = next(c for c in cases(session.device) if c.name == case)
-        try:
-            known[case] = stack.enter_context(session.opened(found))
-        except Unavailable as error:
-            pytest.skip(str(error))
-    return known[case]
+def opened(case, session):
+    """The open case: the tests of its candidates follow each other."""
+    try:
+        return session.keep(case)
+    except Unavailable as error:
+        pytest.skip(str(error))
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):

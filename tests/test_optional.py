@@ -56,7 +56,7 @@ def test_without(name, hide, monkeypatch, tmp_path):
     model = steps.Item("models", "eager", (network("ConvNeXt-T", 1, "fp32", "forward"), EAGER))
     for item in (ITEM, model)[: 2 if name == "psutil" else 1]:  # which tells how much memory is free
         steps.run(running, item, emit, None, {})
-    running.stack.close()
+    running.session.close()
     write.close()
     run = lines.as_run(lines.read(tmp_path / lines.FILE))
     assert [check.status for check in run.checks] == ["ok"]

@@ -5,7 +5,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -201,6 +201,7 @@ class Session:
     candidates: tuple[Candidate, ...] = CANDIDATES
     garbage: float | None = None  # eager is not used as a standard above this relative error; None: numerics.GARBAGE
     step: type[Step] = Step  # what a training case does
+    kept: tuple[Case, ExitStack, "Opened | Exception"] | None = None  # the case of `keep`
 
     def wanted(self, case: Case) -> list[Candidate]:
         """The candidates of a case, available or not."""
@@ -248,6 +249,25 @@ class Session:
                 torch.compiler.reset()
             if self.device == "cuda":
                 torch.cuda.empty_cache()
+
+    def keep(self, case: Case) -> "Opened":
+        """`opened`, until `keep` is called for another case or `close`; raises again why a case could not be built."""
+        if self.kept is None or self.kept[0] != case:
+            self.close()
+            stack = ExitStack()
+            try:
+                self.kept = case, stack, stack.enter_context(self.opened(case))
+            except Exception as error:
+                self.kept = case, stack, error
+        if isinstance(self.kept[2], Exception):
+            raise self.kept[2]
+        return self.kept[2]
+
+    def close(self) -> None:
+        """Close the case that is kept."""
+        if self.kept is not None:
+            self.kept[1].close()
+            self.kept = None
 
 
 class Opened:
