@@ -6,26 +6,20 @@ Ours comes last, so that it can be compared with the best peer. `convnext-kernel
 instead: on a machine whose speed changes, quote its figures.
 """
 
-from contextlib import ExitStack
-
 import pytest
 import torch
 
 from convnext_kernels import environment
 from convnext_kernels.bench import ceilings, conditions, measure
-from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, cases, select
+from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, select
 from convnext_kernels.bench.results import OURS, Unavailable
 
-SESSION = pytest.StashKey[measure.Session]()
-CONDITIONS = pytest.StashKey[dict]()
+USED = pytest.StashKey[tuple[measure.Session, list[str]]]()  # with the warnings of the start
 
 
-def _mode(config):
-    return QUICK if config.getoption("--quick") else FULL if config.getoption("--full") else STANDARD
-
-
-def _device(config):
-    return config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu")
+def _settings(config):
+    mode = QUICK if config.getoption("--quick") else FULL if config.getoption("--full") else STANDARD
+    return config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu"), mode
 
 
 def pytest_addoption(parser):
@@ -35,8 +29,6 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    if config.getoption("--quick") and config.getoption("--full"):
-        raise pytest.UsageError("--quick and --full exclude each other")
     if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError(f"--device cuda: {environment.gpus()[1]}")
     if config.getoption("--quick") and not any("benchmark-max-time" in str(a) for a in config.invocation_params.args):
@@ -45,14 +37,14 @@ def pytest_configure(config):
 
 def pytest_generate_tests(metafunc):
     if "candidate" in metafunc.fixturenames:
-        mode, device = _mode(metafunc.config), _device(metafunc.config)
+        device, mode = _settings(metafunc.config)
         session = measure.Session(device, mode, {})
         rows = [
-            (case.name, candidate.name)
+            (case, candidate.name)
             for case in select(mode, (), device)
             for candidate in sorted(session.wanted(case), key=lambda c: c.name == OURS)
         ]
-        ids = [f"{case}-{name.replace(', ', '-').replace(' ', '-')}" for case, name in rows]
+        ids = [f"{case.name}-{name.replace(', ', '-').replace(' ', '-')}" for case, name in rows]
         metafunc.parametrize(("case", "candidate"), rows, ids=ids)
 
 
@@ -63,50 +55,30 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def session(pytestconfig):
-    device, stash = _device(pytestconfig), pytestconfig.stash
-    stash[CONDITIONS] = conditions.collect(device)
-    stash[SESSION] = measure.Session(device, _mode(pytestconfig), ceilings.measure(device))
-    return stash[SESSION]
-
-
-@pytest.fixture(scope="session")
-def current():
-    """The open case, by name, and the stack that closes it: the tests of its candidates follow each other."""
-    with ExitStack() as stack:
-        yield {}, stack
+    device, mode = _settings(pytestconfig)
+    warnings = conditions.collect(device)["warnings"]
+    found = measure.Session(device, mode, ceilings.measure(device))
+    pytestconfig.stash[USED] = found, warnings
+    yield found
+    found.close()
 
 
 @pytest.fixture
-def opened(case, session, current):
-    known, stack = current
-    if case not in known:
-        known.clear()
-        stack.close()
-        found = next(c for c in cases(session.device) if c.name == case)
-        try:
-            known[case] = stack.enter_context(session.opened(found))
-        except Unavailable as error:
-            pytest.skip(str(error))
-    return known[case]
+def opened(case, session):
+    """The open case: the tests of its candidates follow each other."""
+    try:
+        return session.keep(case)
+    except Unavailable as error:
+        pytest.skip(str(error))
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
-    machine_info["convnext_kernels"] = environment.collect()
-
-
-def pytest_benchmark_update_json(config, output_json):
-    output_json["convnext_kernels"] = {
-        "commit": environment.commit(),
-        "conditions": config.stash[CONDITIONS],
-        "ceilings": config.stash[SESSION].ceilings,
-    }
+    machine_info["convnext_kernels"] = environment.collect() | {"commit": environment.commit()}
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    if SESSION in config.stash:
-        found = config.stash[CONDITIONS]
-        lines = found["warnings"] + config.stash[SESSION].course.warnings()
+    if USED in config.stash:
+        session, warnings = config.stash[USED]
         terminalreporter.section("conditions of the benchmarks")
-        terminalreporter.line(f"threads: {found['threads']}, pinning: {found['pinning']}")
-        for line in lines or ["no warnings"]:
-            terminalreporter.line(f"warning: {line}" if lines else line)
+        for line in warnings + session.course.warnings() or ["none"]:
+            terminalreporter.line(f"warning: {line}")

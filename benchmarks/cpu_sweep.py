@@ -2,17 +2,17 @@
 
     python benchmarks/cpu_sweep.py [--threads 2] [--shapes 1000] [--minutes 60] [--dtype fp32] [--seed 0] [--taps]
 
-A grid of every channel count, height, width and kernel size has 10^8 points. So shapes are taken along lines (every
-C at a fixed image, every height and width at fixed C, every K), every other one at random. The two candidates run in
-turn, and their fastest calls are compared. A shape that seems slower is measured again, for longer, before it counts.
-Prints the median and the slowest shapes. ``--threads 1`` compares processor time, so that other processes, which take
-turns on the CPU, do not count.
+A grid of every channel count, height, width and kernel size has 10^8 points. So shapes are drawn at random, every other
+one with the numbers of ConvNeXt-T's stages but for one. The two candidates run in turn, and their fastest calls are
+compared. A shape that seems slower is measured again, for longer, before it counts. Prints the median and the slowest
+shapes. ``--threads 1`` compares processor time, so that other processes, which take turns on the CPU, do not count.
 
 ``--taps`` compares kernels of one row or one column with square ones instead: picoseconds for each tap inside the image
 and each channel, of this package, eager (oneDNN) and OpenVINO, and of copying the image, which moves as many bytes.
 """
 
 import itertools
+import math
 import random
 import statistics
 import time
@@ -27,7 +27,8 @@ import torch
 from convnext_kernels.backends.cpu import native
 from convnext_kernels.bench import workloads
 from convnext_kernels.bench.candidates import CANDIDATES, DTYPES
-from convnext_kernels.bench.cases import FULL, Case
+from convnext_kernels.bench.cases import FULL, STAGES, Case
+from convnext_kernels.bench.ceilings import taps_inside
 from convnext_kernels.bench.measure import prepare
 from convnext_kernels.bench.results import EAGER, OURS, Unavailable
 from convnext_kernels.bench.tables import speedup
@@ -36,7 +37,6 @@ from convnext_kernels.cli import options
 
 ODD = (1, 3, *range(9, 130, 10), 33, 63, 65, 127, 255, 257, 385, 511, 769, 1001, 1023)
 CHANNELS = sorted({*range(8, 1025, 8), *ODD})
-SIDES = range(1, 97)
 KERNELS = range(3, 32, 2)
 # With fewer channels PyTorch 2.14 can hang in bf16: oneDNN works for more than an hour on its kernel for 8 or 9
 # channels, K 15 and a width of 85.
@@ -59,30 +59,20 @@ class Shape(NamedTuple):
         return f"{self.op} {self.n}x{self.c}x{self.h}x{self.w} K{self.k}"
 
 
-def lines() -> Iterator[Shape]:
-    """Yield every C, every side and every K, with the others fixed."""
-    for op in ("dwconv", "block"):
-        yield from (Shape(op, 1, c, 14, 14, 7) for c in CHANNELS)
-        yield from (Shape(op, 1, 96, side, side, 7) for side in SIDES)
-    for side in SIDES:
-        yield from (Shape("dwconv", 1, c, h, w, 7) for c, h, w in ((192, side, side), (96, 56, side), (96, side, 56)))
-    for k in KERNELS:
-        places = ((96, 56), (192, 28), (384, 14), (768, 7), (100, 15))
-        yield from (Shape("dwconv", 1, c, side, side, k) for c, side in places)
-        yield Shape("block", 1, 96, 28, 28, k)
+def shapes(seed: int) -> Iterator[Shape]:
+    """Yield shapes without end: one of ConvNeXt-T's with one number drawn at random, then one of random numbers."""
+    chance = random.Random(seed)
 
+    def side() -> int:
+        return min(96, max(1, round(2 ** chance.uniform(0, 6.6))))  # fixed costs matter for small images
 
-def points(seed: int) -> Iterator[Shape]:
-    """Yield `lines` in random order, each followed by a random shape, then random shapes without end."""
-    chance, known = random.Random(seed), list(dict.fromkeys(lines()))
-    chance.shuffle(known)
+    draw = {"h": side, "w": side, "n": lambda: chance.choice((1, 1, 2, 8))}
+    draw |= {"c": lambda: chance.choice(CHANNELS), "k": lambda: chance.choice(KERNELS)}
     while True:
-        if known:
-            yield known.pop()
-        op, k = chance.choice((("dwconv", chance.choice(KERNELS)), ("block", 7)))
-        # As many small images as large ones, because fixed costs matter for small ones.
-        h, w = (min(96, max(1, round(2 ** chance.uniform(0, 6.6)))) for _ in range(2))
-        yield Shape(op, chance.choice((1, 1, 2, 8)), chance.choice(CHANNELS), h, w, k)
+        c, size = chance.choice(STAGES)
+        for names in (chance.sample(list(draw), 1), draw):
+            numbers = {"n": 1, "c": c, "h": size, "w": size, "k": 7} | {name: draw[name]() for name in names}
+            yield Shape(chance.choice(("dwconv", "block")), **numbers)
 
 
 def measure(shape: Shape, dtype: torch.dtype, rounds: int) -> float:
@@ -109,11 +99,6 @@ PLACES = ((96, 56), (192, 28), (384, 14))
 SHAPES = ((7, 7), (11, 11), (1, 11), (11, 1), (1, 21), (21, 1))
 
 
-def taps_inside(size: int, side: int) -> int:
-    """The taps of all positions along an axis of `size` that are inside the image."""
-    return sum(min(i + side // 2, size - 1) - max(i - side // 2, 0) + 1 for i in range(size))
-
-
 def per_tap(c: int, size: int, kernel: tuple[int, int], dtype: str) -> dict[str, float]:
     """Picoseconds for each tap and channel, of the fastest call of each candidate."""
     build = partial(workloads.op, "dwconv", 1, c, size, size, kernel)
@@ -128,36 +113,29 @@ def per_tap(c: int, size: int, kernel: tuple[int, int], dtype: str) -> dict[str,
     calls["copying x"] = lambda: y.copy_(x)
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times = interleave(calls, rounds=7, bursts=True, clock=clock)
-    taps = c * taps_inside(size, kernel[0]) * taps_inside(size, kernel[1])
+    taps = c * math.prod(taps_inside(size, size, side, padding=side // 2) for side in kernel)
     return {name: 1e9 * found.minimum / taps for name, found in times.items()}
-
-
-def print_taps(dtype: str) -> None:
-    """The table of ``--taps``."""
-    for c, size in PLACES:
-        for kernel in SHAPES:
-            found = per_tap(c, size, kernel, dtype)
-            figures = ", ".join(f"{name} {value:.0f}" for name, value in found.items())
-            click.echo(f"C{c} {size}x{size} K{kernel[0]}x{kernel[1]}: {figures} ps a tap")
 
 
 @click.command()
 @options.threads
-@options.count("--shapes", 1000, "Shapes to measure.")
+@click.option("--shapes", "count", type=click.IntRange(1), default=1000, show_default=True, help="At most.")
 @click.option("--minutes", type=click.FloatRange(0.0, min_open=True), default=60.0, show_default=True, help="At most.")
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--taps", is_flag=True, help="Compare kernels of one row or column with square ones instead.")
-def main(shapes: int, minutes: float, dtype: str, seed: int, taps: bool) -> None:
+def main(count: int, minutes: float, dtype: str, seed: int, taps: bool) -> None:
     """Print how many shapes were measured, how they compare with eager, and the slowest ones."""
     torch.manual_seed(seed)
     found, end, element = {}, time.perf_counter() + 60 * minutes, DTYPES[dtype]
     with steady_allocator(), pinned():
+        for (c, size), kernel in itertools.product(PLACES, SHAPES) if taps else ():
+            figures = ", ".join(f"{name} {value:.0f}" for name, value in per_tap(c, size, kernel, dtype).items())
+            click.echo(f"C{c} {size}x{size} K{kernel[0]}x{kernel[1]}: {figures} ps a tap")
         if taps:
-            print_taps(dtype)
             return
-        every = (shape for shape in points(seed) if dtype != "bf16" or shape.c >= ONEDNN_HANGS)
-        for shape in itertools.islice(every, shapes):
+        every = (shape for shape in shapes(seed) if dtype != "bf16" or shape.c >= ONEDNN_HANGS)
+        for shape in itertools.islice(every, count):
             if time.perf_counter() > end:
                 break
             found[shape] = measure(shape, element, 2)

@@ -13,11 +13,18 @@ import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from multiprocessing import get_context
 
 import click
+import torch
 
+from convnext_kernels import use_backend
+from convnext_kernels.bench import workloads
+from convnext_kernels.bench.candidates import DTYPES
 from convnext_kernels.bench.tables import Table
+from convnext_kernels.bench.timing import interleave, steady_allocator
+from convnext_kernels.cli import options
 
 CASES = ((1, 96, 56), (1, 768, 7), (8, 384, 14))  # N, C, H = W
 BUSY, PINNED = ", a busy neighbour", ", OpenMP pinned"
@@ -25,21 +32,13 @@ BUSY, PINNED = ", a busy neighbour", ", OpenMP pinned"
 
 def measure(threads: int | None, dtype: str, rounds: int) -> list[dict]:
     """Time every case in this process: the `Times` of each candidate."""
-    import torch
-
-    from convnext_kernels import use_backend
-    from convnext_kernels.bench import workloads
-    from convnext_kernels.bench.candidates import DTYPES
-    from convnext_kernels.bench.timing import interleave, steady_allocator
-
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or torch.get_num_threads())
     found, form = [], {"dtype": DTYPES[dtype], "memory_format": torch.channels_last}
     with steady_allocator(), use_backend("cpu"):
         for n, c, size in CASES:
             block = workloads.op("block", n, c, size, size, False)
             eager, ours, x = (each.to(**form) for each in (block.eager, block.ours, *block.inputs))
-            calls = {"eager": lambda m=eager, x=x: m(x), "ours": lambda m=ours, x=x: m(x)}
+            calls = {"eager": partial(eager, x), "ours": partial(ours, x)}
             found.append(interleave(calls, rounds=rounds, bursts=True))
     return found
 
@@ -64,7 +63,7 @@ def run(name: str, cpus: set[int], threads: int | None, dtype: str, rounds: int)
 
 @click.command()
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
-@click.option("--rounds", type=click.IntRange(min=1), default=30, show_default=True, help="Rounds of each case.")
+@options.count("--rounds", 30, "Rounds of each case.")
 def main(dtype: str, rounds: int) -> None:
     """Time the block with few, all and too many threads, pinned, beside a neighbour, and on one CPU."""
     cpus = os.sched_getaffinity(0)

@@ -37,5 +37,5 @@ def test_case(benchmark, opened, candidate):
     del info["times"]  # pytest-benchmark stores them
     peer = best_peer(opened.records) if candidate == OURS else None
     if peer:  # the fastest of those that ran, by the medians of pytest-benchmark
-        info |= {"peer": peer.candidate, "ours_faster_by": ratio(opened.records, peer.candidate).value}
+        info |= {"peer": peer, "ours_faster_by": ratio(opened.records, peer)}
     benchmark.extra_info.update(info, images_per_second=record.images_per_second)

@@ -36,7 +36,7 @@ from convnext_kernels.bench import cases as table
 from convnext_kernels.bench.candidates import Call, Candidate, Prepared, Step
 from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, Case
 from convnext_kernels.bench.conditions import start
-from convnext_kernels.bench.results import EAGER, OURS
+from convnext_kernels.bench.results import OURS
 from convnext_kernels.bench.workloads import Workload
 from convnext_kernels.cli import bench, options
 
@@ -122,19 +122,6 @@ def build(case: Case) -> Workload:
     return Workload(*modules, (x, target_of(x, case.group)), autocast)
 
 
-def _wanted(*groups: str, quick: bool = True) -> Callable[[Case, str], bool]:
-    return lambda case, mode: case.group in groups and (quick or mode != QUICK)
-
-
-WANTED = {
-    EAGER: _wanted("dwconv", "dwconv3d", "block", "model"),
-    OURS: _wanted("dwconv", "dwconv3d", "block", "model"),
-    "eager, contiguous": _wanted("dwconv", "dwconv3d", "block", "model"),
-    "torch.compile": _wanted("dwconv", "block", "model"),
-    "torch.compile, max-autotune": _wanted("block", quick=False),
-}
-
-
 def _with_memory(memory: str) -> Callable[[Prepared], Call]:
     def build(prepared: Prepared) -> Call:
         module, inputs = prepared.parts("ours")
@@ -144,12 +131,17 @@ def _with_memory(memory: str) -> Callable[[Prepared], Call]:
     return build
 
 
+def _in(*groups: str, quick: bool = True) -> Callable[[Case, str], bool]:
+    return lambda case, mode: case.group in groups and (quick or mode != QUICK)
+
+
+EVERY = ("dwconv", "dwconv3d", "block", "model")
 CANDIDATES = (
-    *(replace(c, wanted=WANTED[c.name]) for c in candidates.CANDIDATES if c.name in WANTED),
-    Candidate(
-        "torch.compile, contiguous", candidates.compiled(contiguous=True), _wanted("dwconv", "block", quick=False)
-    ),
-    *(Candidate(f"{OURS}, {memory}", _with_memory(memory), _wanted("block")) for memory in ("min", "balanced")),
+    *(replace(candidate, wanted=_in(*EVERY)) for candidate in candidates.CANDIDATES[:3]),  # eager in both layouts, ours
+    Candidate("torch.compile", candidates.compiled(), _in("dwconv", "block", "model")),
+    Candidate("torch.compile, max-autotune", candidates.compiled(autotune=True), _in("block", quick=False)),
+    Candidate("torch.compile, contiguous", candidates.compiled(contiguous=True), _in("dwconv", "block", quick=False)),
+    *(Candidate(f"{OURS}, {memory}", _with_memory(memory), _in("block")) for memory in ("min", "balanced")),
 )
 
 
@@ -182,25 +174,21 @@ def session(mode: str, candidates: tuple[Candidate, ...] = CANDIDATES) -> measur
 @click.option("--only", multiple=True, metavar="PATTERN", help="Only cases with this in their name.")
 @click.option("--dtype", "dtypes", type=click.Choice(["fp32", "bf16"]), multiple=True, default=("fp32", "bf16"))
 @options.threads
-@click.option("--list", "as_list", is_flag=True, help="List the names of the cases and exit.")
 @click.option("--json", "file", type=options.FILE, help="Write all times and their conditions here.")
-def main(mode: str | None, only: tuple[str, ...], dtypes: tuple[str, ...], as_list: bool, file: Path | None) -> None:
+def main(mode: str | None, only: tuple[str, ...], dtypes: tuple[str, ...], file: Path | None) -> None:
     """Measure and print; fails if this package is wrong or fails in a case."""
     mode = mode or STANDARD
     try:
         selected = table.select(mode, only, everything=[case for case in cases() if case.dtype in dtypes])
     except ValueError as error:
         raise click.ClickException(f"--only {error}") from error
-    if as_list:
-        click.echo("\n".join(case.name for case in selected))
-        return
     run = start("cpu", mode)
     run.conditions["optimiser"] = OPTIMISER
     bench.measure(run, selected, file, session(mode))
-    for group in dict.fromkeys(record.group for record in run.records):
-        options.show(report.candidates(run, (group,), f"{group}: ms, median (minimum)", minima=True), width=240)
+    groups = dict.fromkeys(record.group for record in run.records)
+    tables = [report.candidates(run, (group,), f"{group}: ms, median (minimum)", minima=True) for group in groups]
     click.echo(f"commit {run.machine['commit']}, {run.created}; {OPTIMISER}")
-    bench.finish(run, None, False)
+    bench.finish(run, tables, width=240)
 
 
 if __name__ == "__main__":

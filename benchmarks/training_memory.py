@@ -25,41 +25,39 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import click
+import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported
+
+import convnext_kernels as ck
+from convnext_kernels import FusedConvNeXtBlock, accelerate, models
+from convnext_kernels.bench.candidates import DTYPES, Step, quiet
+from convnext_kernels.bench.cases import STAGES
+from convnext_kernels.bench.measure import reset_peak, resident, saved_bytes
 from convnext_kernels.bench.tables import Table
+from convnext_kernels.bench.workloads import EagerBlock, initialise
 from convnext_kernels.cli import options
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+from training import TrainingStep, WithLoss, target_of  # noqa: E402
 
 MEMORY = ("auto", "balanced", "min")
 PYTORCH, COMPILED = "eager PyTorch", "torch.compile"
-STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))
 EMULATED, SMALL = ("triton", "cuda"), ((96, 7), (384, 7))  # without a GPU
 STEPS = (PYTORCH, COMPILED, "accelerate", *(f"models, {memory}" for memory in MEMORY))
 
 
 def emulate() -> None:
-    """Without a GPU, use Triton's interpreter and CUDA kernels built for the CPU; before a backend is imported."""
-    import torch
-
-    if torch.cuda.is_available():
-        return
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+    """Without a GPU, use CUDA kernels built for the CPU."""
     from tests import cuda_host
 
-    if cuda_host.VARIABLE not in os.environ and not cuda_host.missing_tools():
+    if not (torch.cuda.is_available() or cuda_host.VARIABLE in os.environ or cuda_host.missing_tools()):
         os.environ[cuda_host.VARIABLE] = str(cuda_host.build())
 
 
 def kept(who: str, memory: str, use_grn: bool, c: int, size: int, n: int, dtype: str) -> float:
     """Bytes that a forward pass of one block keeps, in units of x's bytes."""
-    import torch
-
-    from convnext_kernels import FusedConvNeXtBlock
-    from convnext_kernels.bench.candidates import DTYPES, Step, quiet
-    from convnext_kernels.bench.measure import saved_bytes
-    from convnext_kernels.bench.workloads import EagerBlock
-
     device = "cuda" if who in EMULATED and torch.cuda.is_available() else "cpu"
     if who in (PYTORCH, COMPILED):
         block = EagerBlock(c, use_grn)
@@ -68,21 +66,16 @@ def kept(who: str, memory: str, use_grn: bool, c: int, size: int, n: int, dtype:
     form = {"device": device, "dtype": DTYPES[dtype], "memory_format": torch.channels_last}
     block, x = block.to(**form), torch.randn(n, c, size, size).to(**form)
     step = Step(torch.compile(block, fullgraph=True, dynamic=False) if who == COMPILED else block, (x,))
-    try:
-        with quiet():
-            if who == COMPILED:
-                step()
-            return saved_bytes(step) / (x.numel() * x.element_size())
-    finally:
-        torch._dynamo.reset()
+    with quiet():
+        if who == COMPILED:
+            step()
+        found = saved_bytes(step) / (x.numel() * x.element_size())
+    torch.compiler.reset()
+    return found
 
 
 def blocks(quick: bool, dtypes: tuple[str, ...]) -> Table:
     """The table of *blocks*, with the least and the most over the sizes. tests/ops/test_memory.py has the limits."""
-    import torch
-
-    import convnext_kernels as ck
-
     candidates = [(PYTORCH, ""), (COMPILED, "")]
     candidates += [(name, m) for name, status in ck.list_backends().items() if status.available for m in MEMORY]
     rows = []
@@ -100,13 +93,6 @@ def blocks(quick: bool, dtypes: tuple[str, ...]) -> Table:
 
 def measure_step(who: str, dtype: str, batch: int, size: int, threads: int | None) -> tuple[int, int]:
     """Bytes resident before a training step, and the largest during it: medians. In this process, a new one."""
-    import torch
-    from training import TrainingStep, WithLoss, target_of
-
-    from convnext_kernels import accelerate, models
-    from convnext_kernels.bench.measure import reset_peak, resident
-    from convnext_kernels.bench.workloads import initialise
-
     torch.set_num_threads(threads or torch.get_num_threads())
     if who.startswith("models"):
         model = models.create_model("convnext_tiny", memory=who.partition(", ")[2])
@@ -132,12 +118,6 @@ def measure_step(who: str, dtype: str, batch: int, size: int, threads: int | Non
     return before, peak
 
 
-def in_a_process(*arguments: object) -> tuple[int, int]:
-    """Run `measure_step` in a new process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure_step, *arguments).result()
-
-
 def steps(batch: int, size: int, dtypes: tuple[str, ...], threads: int | None) -> Table:
     """The table of *step*."""
     rows = []
@@ -145,7 +125,8 @@ def steps(batch: int, size: int, dtypes: tuple[str, ...], threads: int | None) -
         eager = None
         for who in STEPS:
             print(f"step: {who}, {dtype} ...", file=sys.stderr, flush=True)
-            before, peak = in_a_process(who, dtype, batch, size, threads)
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                before, peak = pool.submit(measure_step, who, dtype, batch, size, threads).result()
             step = peak - before
             eager = eager or step  # the first one
             rows.append((who, dtype, *(f"{b / 2**20:.0f}" for b in (before, peak, step)), f"{step / eager:.0%}"))

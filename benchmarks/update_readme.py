@@ -12,6 +12,7 @@ import argparse
 import datetime
 import io
 import re
+import statistics
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
@@ -21,7 +22,7 @@ from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 from convnext_kernels.bench import report
-from convnext_kernels.bench.report import by, first, machine_name, summarise
+from convnext_kernels.bench.report import by, first, machine_name, speedups
 from convnext_kernels.bench.results import EAGER, FAILED, OURS, WRONG, Case, Run, best_peer, load, ratio
 from convnext_kernels.bench.tables import Table, number
 
@@ -61,18 +62,11 @@ SUMMARISED = [(group, direction) for group in OPS for direction in ("forward", "
 
 def records(folder: Path) -> list[Run]:
     """The newest complete run of each device and machine; of two of one moment, the one whose file name is last."""
-    newest: dict[tuple[object, ...], tuple[datetime.datetime, Run]] = {}
-    for file in sorted(folder.glob("*.json")):
-        run = load(file)
-        if not run.complete:
-            continue
-        created = datetime.datetime.fromisoformat(run.created)
-        cores = run.machine["threads"]["cores"] if run.device == "cpu" else None
-        key = (run.device, machine_name(run), cores, limit(run))
-        if key not in newest or created >= newest[key][0]:
-            newest[key] = (created, run)
-    found = [run for _, run in sorted(newest.values(), key=lambda found: found[0], reverse=True)]
-    return sorted(found, key=lambda run: limit(run) is not None)
+    found = [run for file in sorted(folder.glob("*.json"), reverse=True) if (run := load(file)).complete]
+    newest: dict[tuple[object, ...], Run] = {}
+    for run in sorted(found, key=lambda run: datetime.datetime.fromisoformat(run.created), reverse=True):
+        newest.setdefault((run.device, machine_name(run), run.machine["threads"]["cores"], limit(run)), run)
+    return sorted(newest.values(), key=lambda run: limit(run) is not None)
 
 
 def limit(run: Run) -> str | None:
@@ -102,17 +96,14 @@ def named(candidate: str) -> str:
 
 def compared(case: Case, to: str | None) -> str:
     """How ours compares, as "1.30 times faster than OpenVINO"; "-" without both times."""
-    found = None if to is None else ratio(case, to)
-    if found is None:
+    if (value := ratio(case, to)) is None:
         return "-"
-    faster = found.value >= 1
-    return f"{max(found.value, 1 / found.value):.2f} times {'faster' if faster else 'slower'} than {named(to)}"
+    return f"{max(value, 1 / value):.2f} times {'faster' if value >= 1 else 'slower'} than {named(to)}"
 
 
 def other_peer(case: Case) -> str | None:
     """The fastest peer beside eager, which has a column of its own."""
-    peer = best_peer({name: record for name, record in case.items() if name != EAGER})
-    return None if peer is None else peer.candidate
+    return best_peer({name: record for name, record in case.items() if name != EAGER})
 
 
 def machine(run: Run) -> str:
@@ -146,12 +137,10 @@ def bars(run: Run) -> list[Bar]:
     for dtype in DTYPES:
         for what, name in ROWS:
             case = cases.get(name.format(dtype), {})
-            ours = ratio(case)
-            if not name.startswith("model/") or ours is None:
-                continue
-            other = other_peer(case)
-            peer = None if other is None else case[EAGER].times.median / case[other].times.median
-            found.append(Bar(what, dtype, ours.value, peer, "" if other is None else named(other)))
+            ours, other = ratio(case), other_peer(case)
+            if name.startswith("model/") and ours is not None:
+                peer = None if other is None else case[EAGER].times.median / case[other].times.median
+                found.append(Bar(what, dtype, ours, peer, named(other or "")))
     return found
 
 
@@ -167,10 +156,8 @@ def description(run: Run) -> str:
 
 def draw(run: Run, file: Path, dark: bool) -> None:
     """Draw README's chart: for each model and dtype, this package and the fastest other peer beside eager."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
     ink, grid, ours, other = (
         ("#e6edf3", "#3d444d", "#ff7b54", "#6e8fb5") if dark else ("#1f2328", "#d1d9e0", "#d9431e", "#5b7ba3")
@@ -178,8 +165,9 @@ def draw(run: Run, file: Path, dark: bool) -> None:
     rows = bars(run)
     style = {"svg.fonttype": "none", "svg.hashsalt": "convnext_kernels", "font.family": "sans-serif", "font.size": 11}
     style |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
-    with plt.rc_context(style):
-        figure, panels = plt.subplots(len(DTYPES), 1, figsize=(6.4, 5.6), sharex=True, layout="constrained")
+    with rc_context(style):
+        figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+        panels = figure.subplots(len(DTYPES), 1, sharex=True)
         for axes, dtype in zip(panels, DTYPES, strict=True):
             shown = [bar for bar in rows if bar.dtype == dtype]
             places = range(len(shown))
@@ -198,13 +186,12 @@ def draw(run: Run, file: Path, dark: bool) -> None:
             axes.set_axisbelow(True)
         names = ["convnext_kernels", "fastest other peer"]
         figure.legend([found, peers], names, loc="outside upper right", ncols=2, frameon=False, fontsize=10)
-        panels[0].set_xlim(0, 1.22 * max([1.0, *(value for bar in rows for value in (bar.ours, bar.peer or 0))]))
-        panels[-1].set_xlabel("times faster than eager PyTorch (dashed line)")
-        file.parent.mkdir(parents=True, exist_ok=True)
+        axes.set_xlim(0, 1.22 * max([1.0, *(value for bar in rows for value in (bar.ours, bar.peer or 0))]))
+        axes.set_xlabel("times faster than eager PyTorch (dashed line)")
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Description": description(run)})
-        file.write_text(compact(drawn.getvalue()), encoding="utf-8")
-        plt.close(figure)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(compact(drawn.getvalue()), encoding="utf-8")
 
 
 def compact(svg: str) -> str:
@@ -214,7 +201,7 @@ def compact(svg: str) -> str:
 
 def losses(run: Run) -> str:
     """How often a peer is faster than this package, and where most."""
-    cases, lost = summarise(run.cases().values()).cases, report.losses(run)
+    cases, lost = len(speedups(run.cases().values(), best_peer)), report.losses(run)
     if not lost:
         return f"No peer is faster in any of the {cases} cases of this record."
     _, name, peer = lost[0]
@@ -312,15 +299,15 @@ def summary(parts: dict[tuple[str, str], list[Case]]) -> list[str]:
     """Single ops: geometric means."""
     rows = []
     for group, direction in SUMMARISED:
-        found = summarise(parts.get((group, direction), []))
-        if found.cases:
-            means = (f"{value:.2f} times" if value else "-" for value in (found.to_eager, found.to_peer))
-            lost = f"{found.slower_than_eager}, {found.slower_than_peer} of {found.cases}"
-            rows.append([group, direction, *means, lost])
-    if not rows:
-        return []
+        cases = parts.get((group, direction), [])
+        both = [speedups(cases, lambda case: EAGER), speedups(cases, best_peer)]
+        if all(both):
+            means = (f"{statistics.geometric_mean(values):.2f} times" for values in both)
+            lost = ", ".join(str(sum(value < 1 for value in values)) for values in both)
+            rows.append([group, direction, *means, f"{lost} of {len(both[1])}"])
     titles = ("op", "direction", "faster than eager, geometric mean", "than the fastest peer, geometric mean")
-    return ["", "#### Single ops", *table((*titles, "cases slower than eager, than the fastest peer"), rows)]
+    titles += ("cases slower than eager, than the fastest peer",)
+    return ["", "#### Single ops", *table(titles, rows)] if rows else []
 
 
 def render(run: Run) -> list[str]:

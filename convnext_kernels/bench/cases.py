@@ -4,10 +4,9 @@ import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from convnext_kernels.bench.workloads import Workload
+from convnext_kernels.bench import workloads
+from convnext_kernels.bench.workloads import Workload
 
 QUICK, STANDARD, FULL = "quick", "standard", "full"
 MODES = (QUICK, STANDARD, FULL)  # each includes the cases of the modes before it
@@ -50,7 +49,7 @@ class Case:
     dtype: str  # fp32, bf16, fp16 or tf32
     direction: str  # "forward" or "training"
     mode: str  # the smallest mode that includes it
-    build: "Callable[[], Workload]" = field(compare=False, repr=False)
+    build: Callable[[], Workload] = field(compare=False, repr=False)
     channels: int = 0  # of the op, or of the first stage of a ConvNeXt; 0 for other models
     kernel_size: int = 0  # side of the depthwise convolution's square kernel; 0: none, or another kernel
     grn: bool = False
@@ -63,12 +62,6 @@ class Case:
         return f"{self.group}/{what}-b{self.batch}-{self.dtype}-{self.direction}"
 
 
-def _build(kind: str, *arguments: object) -> "Workload":
-    from convnext_kernels.bench import workloads  # imports torch.nn modules, which a list of cases does not need
-
-    return getattr(workloads, kind)(*arguments)
-
-
 def _ops(dtype: str, direction: str, n: int) -> list[Case]:
     """The cases of single ops and of the block, at the shapes of the four stages; at batch 1 volumes too."""
     training, found = direction == "training", []
@@ -77,7 +70,7 @@ def _ops(dtype: str, direction: str, n: int) -> list[Case]:
         group: str, what: str, mode: str, c: int, sides: tuple, *options: object, k: int = 0, kind: str = ""
     ) -> None:
         """`sides` and `options` are the arguments of the workload."""
-        build = partial(_build, "op", kind or group, n, c, *sides, *options)
+        build = partial(workloads.op, kind or group, n, c, *sides, *options)
         what = f"{what} C{c} {'x'.join(map(str, sides))}".strip()
         found.append(Case(group, what, n, dtype, direction, mode, build, c, k, options[:1] == (True,)))
 
@@ -112,7 +105,7 @@ def _volumes(dtype: str, direction: str) -> list[Case]:
         ("dwconv3d", "dwconv3d_transposed", "up ", VOLUMES[1][0], VOLUMES[1][1] // 2, VOLUMES[1][2]),
         ("block", "mednext", "MedNeXt ", *VOLUMES[1]),
     ):
-        build = partial(_build, "op", kind, 1, c, size, size, k, size)
+        build = partial(workloads.op, kind, 1, c, size, size, k, size)
         what = f"{label}K{k} C{c} {size}x{size}x{size}"
         found.append(Case(group, what, 1, dtype, direction, FULL, build, c))
     return found
@@ -120,14 +113,14 @@ def _volumes(dtype: str, direction: str) -> list[Case]:
 
 def _convnext(label: str, n: int, size: int, dtype: str, direction: str, mode: str) -> Case:
     library, name, c, grn = CONVNEXTS[label]
-    build = partial(_build, "convnext", library, name, n, size)
+    build = partial(workloads.convnext, library, name, n, size)
     return Case("model", f"{label} {size}", n, dtype, direction, mode, build, c, 7, grn)
 
 
 def network(label: str, n: int, dtype: str, direction: str) -> Case:
     """A model of NETWORKS at 224 x 224, built by this package: the same case as in `cases`, without another library."""
     case = _convnext(label, n, 224, dtype, direction, STANDARD)
-    return replace(case, build=partial(_build, "network", NETWORKS[label], n, 224))
+    return replace(case, build=partial(workloads.network, NETWORKS[label], n, 224))
 
 
 def _models(dtype: str) -> list[Case]:
@@ -140,7 +133,7 @@ def _models(dtype: str) -> list[Case]:
                 mode = QUICK if first and n == 1 else STANDARD if first or n == 1 else FULL
                 found.append(_convnext(label, n, size, dtype, "forward", mode))
         for label, (library, name) in RIVALS.items():
-            build, mode = partial(_build, "rival", library, name, n, 224), STANDARD if n == 1 else FULL
+            build, mode = partial(workloads.rival, library, name, n, 224), STANDARD if n == 1 else FULL
             found.append(Case("rival", f"{label} 224", n, dtype, "forward", mode, build))
     return [*found, *(_convnext("ConvNeXt-T", n, 224, dtype, "training", m) for n, m in ((2, STANDARD), (8, FULL)))]
 

@@ -8,7 +8,6 @@ once.
 
 import copy
 import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convnext_kernels.backends.cpu import native
 from convnext_kernels.bench.candidates import DTYPES, tf32
-from convnext_kernels.bench.timing import pinned
+from convnext_kernels.bench.timing import fastest, pinned
 
 SECONDS = 0.15  # for each rate
 SIDE = 1536  # of the square matrices that PyTorch multiplies on a CPU
@@ -57,7 +56,7 @@ class Work:
         return Work(*flops, self.x, 2 * (self.x + self.others), 3 * self.parameters, 3 * self.padding_flops)
 
 
-def _inside(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+def taps_inside(size: int, out: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> int:
     """Taps inside the image, along one axis, of all outputs."""
     places = (i * stride - padding + tap * dilation for i in range(out) for tap in range(kernel))
     return sum(0 <= place < size for place in places)
@@ -73,7 +72,7 @@ def count(module: nn.Module, inputs: Sequence[Tensor]) -> Work:
         if conv.groups == conv.in_channels == conv.out_channels:
             sides = zip(arguments[0].shape[2:], y.shape[2:], conv.kernel_size, strict=True)
             steps = zip(conv.stride, conv.padding, conv.dilation, strict=True)
-            inside = [_inside(*side, *step) for side, step in zip(sides, steps, strict=True)]
+            inside = [taps_inside(*side, *step) for side, step in zip(sides, steps, strict=True)]
             flops = 2 * y.numel() * math.prod(conv.kernel_size)
             depthwise[0] += flops
             padding[0] += flops - 2 * y.shape[0] * y.shape[1] * math.prod(inside)
@@ -90,18 +89,8 @@ def count(module: nn.Module, inputs: Sequence[Tensor]) -> Work:
 
 
 def _rate(call: Callable[[], object], amount: float, device: str) -> float:
-    """`amount` over the time of the fastest call, after a warm-up call."""
-    best, end = float("inf"), None
-    while end is None or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        if end is None:
-            end = time.perf_counter() + SECONDS
-        else:
-            best = min(best, time.perf_counter() - start)
-    return amount / best
+    """`amount` over the time of the fastest call."""
+    return amount / fastest(call if device == "cpu" else lambda: (call(), torch.cuda.synchronize()), SECONDS)
 
 
 def _matmul_rate(dtype: str, side: int, device: str) -> float:
@@ -118,10 +107,10 @@ def measure(device: str) -> dict[str, object]:
     the largest working set of that level; ``sources``: how each rate was measured.
     """
     with pinned() if device == "cpu" else nullcontext():
-        return _measure(device)
+        return _rates(device)
 
 
-def _measure(device: str) -> dict[str, object]:
+def _rates(device: str) -> dict[str, object]:
     dtypes, side = (("fp32", "bf16"), SIDE) if device == "cpu" else (("fp32", "tf32", "bf16", "fp16"), CUDA_SIDE)
     flops = {dtype: _matmul_rate(dtype, side, device) for dtype in dtypes}
     sources = dict.fromkeys(flops, f"PyTorch's {side}x{side}x{side} matmul")

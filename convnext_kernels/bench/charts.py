@@ -68,29 +68,19 @@ def bars(
     return figure
 
 
-def scaling_curves(run: Run) -> dict[str, dict[tuple[str, str], list[tuple[float, float]]]]:
-    """{"batch" or "pixels": {(candidate, threads): [(images or pixels, milliseconds per 224 x 224 pixels)]}}.
-
-    A flat curve means that the cost grows linearly.
-    """
-    found: dict[str, dict[tuple[str, str], list[tuple[float, float]]]] = {"batch": {}, "pixels": {}}
-    for record in run.records:
-        if record.group != "scaling" or not record.times:
-            continue
-        size, threads = record.what.split(" ", 1)
-        cost = record.times.median / record.batch * (224 / int(size)) ** 2
-        if size == "224":
-            found["batch"].setdefault((record.candidate, threads), []).append((record.batch, cost))
-        if record.batch == 1:
-            found["pixels"].setdefault((record.candidate, threads), []).append((int(size) ** 2, cost))
-    return found
-
-
 def scaling(run: Run) -> "list[tuple[str, Figure]]":
-    """Cost of an image by batch size and by image size; empty without such cases."""
-    names = {"batch": "images per batch, 224x224 each", "pixels": "pixels of a single image"}
+    """Cost of an image by batch size and by image size: flat where it grows linearly. Empty without such cases."""
     found = []
-    for kind, curves in scaling_curves(run).items():
+    for caption, by_batch in (("images per batch, 224x224 each", True), ("pixels of a single image", False)):
+        curves: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        for r in run.records:
+            if r.group != "scaling" or not r.times:
+                continue
+            size, threads = r.what.split(" ", 1)
+            if (size == "224") if by_batch else (r.batch == 1):
+                cost = r.times.median / r.batch * (224 / int(size)) ** 2
+                points = curves.setdefault((r.candidate, threads), [])
+                points.append((r.batch if by_batch else int(size) ** 2, cost))
         if not curves:
             continue
         figure, axes = _axes(3.2, "milliseconds of a ConvNeXt-T per 224 x 224 pixels", "both")
@@ -102,5 +92,5 @@ def scaling(run: Run) -> "list[tuple[str, Figure]]":
         axes.set_xscale("log", base=2)
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, fontsize=8)
-        found.append((f"cost by {names[kind]}", figure))
+        found.append((f"cost by {caption}", figure))
     return found

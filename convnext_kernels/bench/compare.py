@@ -15,22 +15,23 @@ CONTROLS = 10  # at least as many peers with times make a control group
 
 @dataclass(frozen=True)
 class Change:
-    """One candidate of one case in two runs; a missing value is None."""
+    """One candidate of one case in two runs; None where it is missing."""
 
-    case: str
-    candidate: str
-    before: float | None  # median, in milliseconds
-    after: float | None
-    change: float | None  # after / before - 1: negative is faster
-    noise: float | None  # a change up to this is noise
+    a: Record | None
+    b: Record | None
     verdict: str  # faster, slower, within noise, only in A, only in B, status changed, no times
-    status_before: str | None
-    status_after: str | None
+    change: float | None = None  # after / before - 1, of the medians: negative is faster
+    noise: float | None = None  # a change up to this is noise
+
+    @property
+    def record(self) -> Record:
+        """One of the two, for what both share."""
+        return self.a or self.b
 
     @property
     def gone_bad(self) -> bool:
         """Whether it had times in A and is wrong, failed or unavailable in B."""
-        return self.status_before == OK and self.status_after not in (OK, None)
+        return self.a is not None and self.b is not None and self.a.status == OK != self.b.status
 
 
 def control(a: Run, b: Run) -> float:
@@ -45,20 +46,13 @@ def control(a: Run, b: Run) -> float:
     return statistics.quantiles(moved, n=10, method="inclusive")[-1] if len(moved) >= CONTROLS else 0.0
 
 
-def _pair(key: tuple[str, str], a: Record | None, b: Record | None, least: float) -> Change:
-    before, after = (r.times.median if r and r.times else None for r in (a, b))
-    change = noise = None
+def _pair(a: Record | None, b: Record | None, least: float) -> Change:
     if a is None or b is None:
-        verdict = "only in B" if a is None else "only in A"
-    elif a.status != b.status:
-        verdict = "status changed"
-    elif before is None or after is None:
-        verdict = NO_TIMES
-    else:
-        change = after / before - 1
-        noise = max(least, a.times.spread + b.times.spread)
-        verdict = SAME if abs(change) <= noise else "slower" if change > 0 else "faster"
-    return Change(*key, before, after, change, noise, verdict, a and a.status, b and b.status)
+        return Change(a, b, "only in B" if a is None else "only in A")
+    if a.status != b.status or not a.times or not b.times:
+        return Change(a, b, NO_TIMES if a.status == b.status else "status changed")
+    change, noise = b.times.median / a.times.median - 1, max(least, a.times.spread + b.times.spread)
+    return Change(a, b, SAME if abs(change) <= noise else "slower" if change > 0 else "faster", change, noise)
 
 
 def compare(a: Run, b: Run) -> list[Change]:
@@ -71,38 +65,21 @@ def compare(a: Run, b: Run) -> list[Change]:
     """
     left, right = ({(r.case, r.candidate): r for r in run.records} for run in (a, b))
     least = max(LEAST_NOISE, control(a, b))
-    return [_pair(key, left.get(key), right.get(key), least) for key in dict.fromkeys((*left, *right))]
-
-
-def summary(changes: Iterable[Change]) -> dict[str, object]:
-    """How well two runs agree.
-
-    `timed`: how many have times in both, `agree`: of these, within the noise, `counts`: by verdict, `mean`: the
-    geometric mean of after / before, or None.
-    """
-    changes = list(changes)
-    counts = Counter(change.verdict for change in changes)
-    factors = [1 + change.change for change in changes if change.change is not None]
-    mean = statistics.geometric_mean(factors) if factors else None
-    return {"timed": len(factors), "agree": counts[SAME], "counts": dict(counts), "mean": mean}
+    return [_pair(left.get(key), right.get(key), least) for key in dict.fromkeys((*left, *right))]
 
 
 def differences(a: Run, b: Run) -> list[str]:
     """A line for each reason why `a` and `b` may not be comparable."""
 
     def facts(run: Run) -> dict[str, object]:
-        name = "GPU" if run.device == "cuda" else "CPU"
         gpus, cpu = ", ".join(run.machine.get("gpus", ())) or "none", run.machine.get("cpu", {}).get("name")
-        found = {name: gpus if name == "GPU" else cpu, "threads": run.conditions.get("threads")}
-        found["PyTorch"] = run.machine.get("libraries", {}).get("torch")
-        return found | {"device": run.device, "mode": run.mode}
+        name = {"GPU": gpus} if run.device == "cuda" else {"CPU": cpu}
+        settings = {"threads": run.conditions.get("threads"), "device": run.device, "mode": run.mode}
+        return name | settings | {"PyTorch": run.machine.get("libraries", {}).get("torch")}
 
     left, right = facts(a), facts(b)
-    lines = [
-        f"{name} differs: {left[name]} in A, {right[name]} in B"
-        for name in left
-        if left[name] != right.get(name, left[name])
-    ]
+    different = [name for name in left if name in right and left[name] != right[name]]
+    lines = [f"{name} differs: {left[name]} in A, {right[name]} in B" for name in different]
     return lines + [f"run {name} is incomplete" for name, run in (("A", a), ("B", b)) if not run.complete]
 
 
@@ -110,30 +87,30 @@ def table(changes: Iterable[Change]) -> Table:
     """A row for each change."""
     rows = []
     for c in changes:
-        verdict = {SAME: "same", NO_TIMES: c.status_before}.get(c.verdict, c.verdict)
+        verdict = {SAME: "same", NO_TIMES: c.record.status}.get(c.verdict, c.verdict)
         if c.verdict in ("faster", "slower"):
-            verdict = speedup(c.before / c.after)
+            verdict = speedup(1 / (1 + c.change))
         elif c.verdict == "status changed":
-            verdict = f"{c.status_before} > {c.status_after}"
-        times = ("" if value is None else f"{value:.3g}" for value in (c.before, c.after))
+            verdict = f"{c.a.status} > {c.b.status}"
+        times = (f"{r.times.median:.3g}" if r and r.times else "" for r in (c.a, c.b))
         noise = "" if c.noise is None else f"{100 * c.noise:.1f}%"
-        rows.append((c.case, short(c.candidate), *times, noise, verdict))
+        rows.append((c.record.case, short(c.record.candidate), *times, noise, verdict))
     return Table("", ("case", "candidate", "A ms", "B ms", "noise", "B is"), rows)
 
 
 def sentences(changes: list[Change], moved: float) -> list[str]:
-    """The summary as sentences; `moved` is `control` of the runs."""
-    found = summary(changes)
-    if not found["timed"]:
+    """How well two runs agree; `moved` is their `control`."""
+    counts = Counter(change.verdict for change in changes)
+    factors = [1 + change.change for change in changes if change.change is not None]
+    if not factors:
         return ["No candidate has times in both runs."]
-    slower, faster = (found["counts"].get(name, 0) for name in ("slower", "faster"))
     least = f"{100 * LEAST_NOISE:.0f}%"
     if moved > LEAST_NOISE:
         least = f"{100 * moved:.0f}%, which nine of ten peers do not exceed,"
     lines = [
-        f"{found['agree']} of {found['timed']} times agree within the noise (the sum of both spreads, or {least} if "
-        f"that is more). Beyond it, {faster} are faster and {slower} are slower in B.",
-        f"Over all times B is {speedup(1 / found['mean'], 'A')} (geometric mean).",
+        f"{counts[SAME]} of {len(factors)} times agree within the noise (the sum of both spreads, or {least} if that "
+        f"is more). Beyond it, {counts['faster']} are faster and {counts['slower']} are slower in B.",
+        f"Over all times B is {speedup(1 / statistics.geometric_mean(factors), 'A')} (geometric mean).",
     ]
-    others = [f"{count} {name}" for name, count in found["counts"].items() if name.startswith(("only", "status"))]
+    others = [f"{count} {name}" for name, count in counts.items() if name.startswith(("only", "status"))]
     return [*lines, f"Not compared: {', '.join(others)}."] if others else lines

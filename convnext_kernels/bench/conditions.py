@@ -1,7 +1,6 @@
 """Conditions of a measurement: what was done for a fair comparison, and warnings about unreliable figures."""
 
 import datetime
-import importlib.util
 import platform
 import statistics
 import subprocess
@@ -69,17 +68,16 @@ class Course:
 
     def warnings(self) -> list[str]:
         """A line for every disturbance that makes figures unreliable."""
-        found, lines = self.summary(), []
-        if found.get("others", 0) > BUSY:
-            lines.append(f"during the run other processes used {found['others']:.0%} of the CPU time")
-        if found.get("steal", 0) > STOLEN:
-            lines.append(f"during the run the hypervisor gave {found['steal']:.0%} of the CPU time to other machines")
-        if found.get("slowest", 1) < SLOW:
-            lines.append(
-                f"in a tenth of the cases the machine ran at {found['slowest']:.0%} of its best speed or less (from a "
-                "fixed loop of multiply-adds before each case)"
-            )
-        return lines
+        found = self.summary()
+        others, stolen = found.get("others", 0), found.get("steal", 0)
+        slowest = found.get("slowest", 1)
+        disturbances = {
+            f"during the run other processes used {others:.0%} of the CPU time": others > BUSY,
+            f"during the run the hypervisor gave {stolen:.0%} of the CPU time to other machines": stolen > STOLEN,
+            f"in a tenth of the cases the machine ran at {slowest:.0%} of its best speed or less (from a fixed loop of "
+            "multiply-adds before each case)": slowest < SLOW,
+        }
+        return [line for line, true in disturbances.items() if true]
 
 
 def clocks(device: str) -> dict[str, object]:
@@ -104,37 +102,32 @@ def clocks(device: str) -> dict[str, object]:
 
 def collect(device: str) -> dict[str, object]:
     """Threads, pinning, allocator and clocks, and "warnings": a line for every condition that disturbs the figures."""
-    warnings, kept = [], glibc() is not None
     with pinned() as (cpus, why_not):
         pass
-    if why_not and not why_not.startswith("left to"):
-        warnings.append(f"threads are not pinned: {why_not}")
-    if not kept:
-        warnings.append("the C library is not glibc: page faults of large temporaries count, and slow eager down most")
-    if importlib.util.find_spec("psutil") is None:
-        warnings.append("the load of the machine is unknown: psutil is not installed (pip install psutil)")
     idle = Course()
     with idle.watch():
         time.sleep(0.5)
-    others = idle.summary().get("others", 0.0)
-    if others > BUSY:
-        warnings.append(f"at the start other processes used {others:.0%} of the CPU time")
-    found = clocks(device)
-    if found.get("governor", "performance") != "performance":
-        warnings.append(f"the governor of the CPU clock is {found['governor']!r}, expected 'performance'")
+    others, kept, found = idle.summary().get("others", 0.0), glibc() is not None, clocks(device)
+    governor = found.get("governor", "performance")
+    disturbances = {
+        f"threads are not pinned: {why_not}": why_not and not why_not.startswith("left to"),
+        "the C library is not glibc: page faults of large temporaries count, and slow eager down most": not kept,
+        "the load of the machine is unknown: psutil is not installed (pip install psutil)": not idle.total,
+        f"at the start other processes used {others:.0%} of the CPU time": others > BUSY,
+        f"the governor of the CPU clock is {governor!r}, expected 'performance'": governor != "performance",
+    }
     allocator = "glibc keeps freed memory (mallopt)" if kept else f"default of {platform.system()}"
     return {
         "threads": torch.get_num_threads(),
-        "pinned": cpus or None,
         "pinning": "each OpenMP thread on its own core while timed" if cpus else why_not,
         "allocator": "PyTorch's CUDA allocator" if device == "cuda" else allocator,
         "clocks": found,
         "course": {},
-        "warnings": warnings,
+        "warnings": [line for line, true in disturbances.items() if true],
     }
 
 
-def start(device: str, mode: str) -> "Run":
+def start(device: str, mode: str) -> Run:
     """A run without records and without ceilings: the machine and the conditions now."""
     machine = environment.collect() | {"commit": environment.commit()}
     created = datetime.datetime.now().astimezone().isoformat(timespec="seconds")

@@ -4,12 +4,12 @@ The unit is the time of ten ``torch.add`` of one element on the CPU, because mac
 processes only add to them. On a CPU the calls compute too, so they get one pixel.
 """
 
-import time
-from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from convnext_kernels.bench.timing import fastest
 from convnext_kernels.bench.workloads import initialise, network, plain
 from convnext_kernels.nn import FusedConvNeXtBlock
 
@@ -18,31 +18,10 @@ BURST = 10  # calls of a block without waiting for the GPU: their launches must 
 KINDS = ("block V1", "block V2", "ConvNeXt-T")
 
 
-def minimum(call: Callable[[], object], calls: int, device: str = "cpu") -> float:
-    """Seconds of a call, of the fastest loop of `calls`."""
-
-    def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    for _ in range(3):
-        call()
-    wait()
-    best, end = float("inf"), time.perf_counter() + SECONDS
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        best = min(best, (time.perf_counter() - start) / calls)
-        wait()
-    return best
-
-
 def unit() -> float:
     """Seconds of ten ``torch.add`` of one element."""
     a, b = torch.zeros(1), torch.zeros(1)
-
-    return minimum(lambda: [torch.add(a, b) for _ in range(10)], 10)
+    return fastest(lambda: [torch.add(a, b) for _ in range(10)], SECONDS, 10)
 
 
 def _pair(kind: str) -> tuple[nn.Module, nn.Module]:
@@ -60,21 +39,18 @@ def measure(kind: str, training: bool, device: str, dtype: torch.dtype) -> dict[
     size = (224 if device == "cuda" else 32) if kind == "ConvNeXt-T" else 56 if device == "cuda" else 1
     shape = (1, 3 if kind == "ConvNeXt-T" else 96, size, size)
     x = torch.zeros(shape, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    calls, wait = 1 if kind == "ConvNeXt-T" else BURST, torch.cuda.synchronize if device == "cuda" else lambda: None
     found = {}
     for name, module in zip(("ours", "eager"), _pair(kind), strict=True):
         module = module.to(device, dtype)
-
-        def forward(module: nn.Module = module) -> None:
-            with torch.inference_mode():
-                module(x)
-
-        leaf = x.clone().requires_grad_()
-        inputs = [leaf, *module.parameters()]
-        dy = torch.zeros_like(module(leaf)) if training else None
-
-        def step(module: nn.Module = module, inputs: list = inputs, dy: torch.Tensor | None = dy) -> None:
-            torch.autograd.grad(module(inputs[0]), inputs, dy)
-
-        calls = 1 if kind == "ConvNeXt-T" else BURST
-        found[name] = minimum(step if training else forward, calls, device)
+        call = partial(module, x)
+        if training:
+            inputs = [x.clone().requires_grad_(), *module.parameters()]
+            call = partial(_step, module, inputs, torch.zeros_like(module(inputs[0])))
+        with torch.inference_mode(not training):
+            found[name] = fastest(call, SECONDS, calls, wait)
     return found
+
+
+def _step(module: nn.Module, inputs: list[Tensor], dy: Tensor) -> None:
+    torch.autograd.grad(module(inputs[0]), inputs, dy)

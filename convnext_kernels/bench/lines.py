@@ -8,7 +8,6 @@ Every line has "kind", "step" and "at", the seconds since the start. The first l
 """
 
 import json
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,51 +23,44 @@ Line = dict[str, Any]
 
 
 class Writer:
-    """Appends lines to a file, and prints them if `echo`. OSError if the file cannot be written."""
+    """Appends lines to a file. OSError if it cannot be written."""
 
-    def __init__(self, file: Path, echo: bool) -> None:
-        self.start, self.echo = time.monotonic(), echo
+    def __init__(self, file: Path) -> None:
+        self.start = time.monotonic()
         file.parent.mkdir(parents=True, exist_ok=True)
         whole = not file.exists() or file.read_bytes()[-1:] in (b"", b"\n")
-        self._file = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._file = file.open("ab", buffering=0)  # no buffer: a line survives even a SIGKILL
         if not whole:  # the last run was killed in the middle of a line
-            os.write(self._file, b"\n")
+            self._file.write(b"\n")
 
     def __call__(self, kind: str, step: str, **values: object) -> Line:
         """Write one line and return it."""
         line = {"kind": kind, "step": step, "at": round(time.monotonic() - self.start, 3), **plain(values)}
-        text = json.dumps(line)
-        os.write(self._file, f"{text}\n".encode())  # no buffer: it survives even a SIGKILL
-        if self.echo:
-            print(text, flush=True)
+        self._file.write(f"{json.dumps(line)}\n".encode())
         return line
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._file)
+        self._file.close()
 
 
 def read(file: Path) -> list[list[Line]]:
-    """The runs in a file, each a list of lines. The last line of a run may be cut.
+    """The runs in a file, each a list of lines. A line that was cut is left out.
 
     Raises OSError if the file cannot be read and ValueError if it is no such file.
     """
     runs: list[list[Line]] = []
-    damaged = 0
     for row, text in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
             line = json.loads(text)
-            kind = line["kind"]
-        except (ValueError, KeyError, TypeError):
-            damaged = row
+        except ValueError:
             continue
-        if kind == "environment":
+        if line.get("kind") == "environment":
             if line.get("format") != FORMAT:
                 raise ValueError(f"{file}:{row}: format {line.get('format')}, expected {FORMAT}")
             runs.append([])
-        elif damaged or not runs:
-            raise ValueError(f"{file}:{damaged or row}: not a line of `convnext-kernels verify`")
-        damaged = 0
+        if not runs or "kind" not in line:
+            raise ValueError(f"{file}:{row}: not a line of `convnext-kernels verify`")
         runs[-1].append(line)
     if not runs:
         raise ValueError(f"{file}: no results of `convnext-kernels verify` in it")
@@ -90,23 +82,26 @@ def as_run(runs: list[list[Line]]) -> Run:
 
     Raises ValueError if the runs were measured on different devices.
     """
-    heads = [lines[0] for lines in runs]
-    for head in heads[1:]:
+    heads, lines = [run[0] for run in runs], [line for run in runs for line in run]
+    for head in heads:
         if head["name"] != heads[0]["name"]:
             raise ValueError(f"measured on {head['name']}, expected {heads[0]['name']}, as in the first run")
-    lines = [line for run in runs for line in run]
-    ceilings = [{}, *(line["ceilings"] for line in of_kind(lines, "ceilings"))][-1]
     not_run = [f"{line['step']}: {line['reason']}" for line in of_kind(lines, "step") if line["reason"]]
-    for line in of_kind(lines, "failure"):
-        not_run.append(f"{line['step']}: {line['item']}: {FAILED}: {line['reason']}")
-    machine, conditions, device, created = (heads[-1][name] for name in ("machine", "conditions", "device", "created"))
-    complete = all(run[-1]["kind"] == "end" and run[-1]["complete"] for run in runs)
+    not_run += [f"{line['step']}: {line['item']}: {FAILED}: {line['reason']}" for line in of_kind(lines, "failure")]
     records, checks = (
         list({(r.case, r.candidate): r for r in map(record, of_kind(lines, kind))}.values())
         for kind in ("record", "check")
     )
-    seconds = sum(run[-1]["at"] for run in runs)
-    return Run(machine, conditions, ceilings, device, "verify", created, seconds, complete, records, checks, not_run)
+    return Run(
+        **{name: heads[-1][name] for name in ("machine", "conditions", "device", "created")},
+        ceilings=[{}, *(line["ceilings"] for line in of_kind(lines, "ceilings"))][-1],
+        mode="verify",
+        seconds=sum(run[-1]["at"] for run in runs),
+        complete=all(run[-1]["kind"] == "end" and run[-1]["complete"] for run in runs),
+        records=records,
+        checks=checks,
+        not_run=not_run,
+    )
 
 
 def host(lines: Iterable[Line]) -> Table:

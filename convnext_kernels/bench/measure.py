@@ -5,7 +5,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -32,18 +32,13 @@ from convnext_kernels.bench.results import (
     Unavailable,
     is_ours,
 )
+from convnext_kernels.bench.tables import one_line
 from convnext_kernels.bench.timing import Times, glibc, interleave, pinned, steady_allocator
 from convnext_kernels.bench.workloads import Workload
 from convnext_kernels.spec import OPS, BackendError, OpSpec
 from convnext_kernels.tuning.cache import generation
 
 ROUNDS = {QUICK: 3, STANDARD: 5, FULL: 9}
-
-
-def one_line(error: BaseException) -> str:
-    """Format an error as one line of at most 300 characters."""
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return f"{' '.join(text.split()):.300}"
 
 
 def serving(case: Case, device: str) -> str:
@@ -186,8 +181,8 @@ def launches(call: Call) -> int | None:
 def failure(error: Exception) -> tuple[str, str]:
     """Status and reason of a candidate that raised."""
     if isinstance(error, Unavailable | BackendError):
-        return UNAVAILABLE, one_line(error).partition(": ")[2]
-    return FAILED, one_line(error)
+        return UNAVAILABLE, one_line(error)
+    return FAILED, f"{type(error).__name__}: {one_line(error)}"
 
 
 def record_of(case: Case) -> Callable[..., Record]:
@@ -206,6 +201,7 @@ class Session:
     candidates: tuple[Candidate, ...] = CANDIDATES
     garbage: float | None = None  # eager is not used as a standard above this relative error; None: numerics.GARBAGE
     step: type[Step] = Step  # what a training case does
+    kept: tuple[Case, ExitStack, "Opened | Exception"] | None = None  # the case of `keep`
 
     def wanted(self, case: Case) -> list[Candidate]:
         """The candidates of a case, available or not."""
@@ -253,6 +249,25 @@ class Session:
                 torch.compiler.reset()
             if self.device == "cuda":
                 torch.cuda.empty_cache()
+
+    def keep(self, case: Case) -> "Opened":
+        """`opened`, until `keep` is called for another case or `close`; raises again why a case could not be built."""
+        if self.kept is None or self.kept[0] != case:
+            self.close()
+            stack = ExitStack()
+            try:
+                self.kept = case, stack, stack.enter_context(self.opened(case))
+            except Exception as error:
+                self.kept = case, stack, error
+        if isinstance(self.kept[2], Exception):
+            raise self.kept[2]
+        return self.kept[2]
+
+    def close(self) -> None:
+        """Close the case that is kept."""
+        if self.kept is not None:
+            self.kept[1].close()
+            self.kept = None
 
 
 class Opened:

@@ -1,7 +1,6 @@
 """The results of a benchmark run: records, and the JSON file that holds them."""
 
 import dataclasses
-import itertools
 import json
 import math
 from dataclasses import dataclass, field
@@ -82,7 +81,7 @@ Case = dict[str, Record]  # the records of one case, by candidate
 class Run:
     """All records of one run, and how they were measured."""
 
-    machine: dict[str, object]  # environment.collect(), with "commit" and "clock_mhz"
+    machine: dict[str, object]  # environment.collect(), with "commit"
     conditions: dict[str, object]  # conditions.py: threads, pinning, allocator, ...; "warnings": list of lines
     ceilings: dict[str, object]  # ceilings.py
     device: str  # cpu or cuda
@@ -102,34 +101,22 @@ class Run:
         return found
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """Speed-up: time of another candidate over the time of this package; above 1 this package is faster."""
-
-    value: float  # of the medians of all calls
-    low: float  # lowest and highest speed-up of a single round, in which both ran close together
-    high: float
-
-
-def ratio(case: Case, to: str = EAGER) -> Ratio | None:
-    """Speed-up of this package over candidate `to`; None if either has no times."""
+def ratio(case: Case, to: str | None = EAGER) -> float | None:
+    """Speed-up: median of candidate `to` over the median of this package; None if either has no times."""
     ours, other = case.get(OURS), case.get(to)
-    if ours is None or other is None or ours.times is None or other.times is None:
-        return None
-    rounds = [b / a for a, b in zip(ours.times.round_medians, other.times.round_medians, strict=True)]
-    return Ratio(other.times.median / ours.times.median, min(rounds), max(rounds))
+    return other.times.median / ours.times.median if ours and other and ours.times and other.times else None
 
 
-def best_peer(case: Case) -> Record | None:
+def best_peer(case: Case) -> str | None:
     """The fastest candidate other than this package, by the median."""
-    peers = [r for r in case.values() if not is_ours(r.candidate) and r.times is not None]
-    return min(peers, key=lambda r: r.times.median, default=None)
+    peers = {name: r.times.median for name, r in case.items() if r.times and not is_ours(name)}
+    return min(peers, key=peers.get, default=None)
 
 
 def plain(value: object) -> object:
     """Turn dataclasses and tuples into what JSON has, and NaN and infinity, which it does not have, into None."""
-    if isinstance(value, Times):
-        return value.rounds
+    if isinstance(value, Times):  # the clock is not more precise than five digits
+        return [[float(f"{call:.5g}") for call in calls] for calls in value.rounds]
     if dataclasses.is_dataclass(value):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -139,30 +126,10 @@ def plain(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def as_json(run: Run) -> str:
-    """Return `run` as JSON text with a line for each case, each check and each value about the machine."""
-    values = {"format": FORMAT, **plain(run)}
-    for record in values["records"]:
-        if record["times"]:  # the clock is not more precise than five digits
-            record["times"] = [[float(f"{call:.5g}") for call in calls] for calls in record["times"]]
-    cases = itertools.groupby(values["records"], key=lambda record: record["case"])
-    lines = {
-        "machine": [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in values["machine"].items()],
-        "records": [", ".join(map(json.dumps, records)) for _, records in cases],
-        "checks": [json.dumps(check) for check in values["checks"]],
-    }
-    parts = []
-    for name, value in values.items():
-        opening, closing = "{}" if isinstance(value, dict) else "[]"
-        inside = ",".join(f"\n  {line}" for line in lines.get(name, ()))
-        text = f"{opening}{inside}\n{closing}" if name in lines else json.dumps(value)
-        parts.append(f"{json.dumps(name)}: {text}")
-    return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
 def save(run: Run, file: Path) -> None:
-    """Write `run` as JSON to `file`; OSError if that fails."""
-    cache.replace(file, as_json(run))
+    """Write `run` as JSON with a line for each record to `file`; OSError if that fails."""
+    text = json.dumps({"format": FORMAT, **plain(run)})
+    cache.replace(file, text.replace('{"case":', '\n{"case":') + "\n")
 
 
 def restored(values: dict) -> Record:

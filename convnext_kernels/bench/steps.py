@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import convnext_kernels as ck
 from convnext_kernels.bench import ceilings, checks, host
 from convnext_kernels.bench.candidates import DTYPES, GRAPH, MODEL_CANDIDATES, NEEDS_GPU
 from convnext_kernels.bench.cases import NETWORKS, STANDARD, Case, network
-from convnext_kernels.bench.measure import Opened, Session, failure, one_line, prepare, record_of, results
+from convnext_kernels.bench.measure import Session, failure, prepare, record_of, results
 from convnext_kernels.bench.results import OK, OURS, WRONG
 from convnext_kernels.bench.workloads import initialise
 from convnext_kernels.models import create_model
@@ -68,15 +67,12 @@ def _models(step: str, device: str, names: list[str], most: int | None = None) -
 
 
 def _precompile(device: str) -> list[Item]:
-    """What is compiled before: the kernels of the first checks in bf16, the models, the kernels of other checks."""
+    """What is compiled before: the kernels of the first checks, the models, the kernels of the other checks."""
     compiles = ck.list_backends()["triton"].available and os.environ.get("TRITON_INTERPRET", "0") in ("", "0")
-    first, other = [], []
-    for dtype in ("bf16", "fp32", "fp16") if compiles else ():
-        found = _checks("precompile", device, dtype)
-        (first if dtype == "bf16" else other).extend(found[:FIRST_CHECKS])
-        other += found[FIRST_CHECKS:] if dtype == "bf16" else []
+    found = [i for dtype in ("bf16", "fp32", "fp16") if compiles for i in _checks("precompile", device, dtype)]
     names = [c.name for c in MODEL_CANDIDATES if c.name == OURS or "torch.compile" in c.name]
-    return [*first, *(_models("precompile", device, names, PRECOMPILED) if device == "cuda" else ()), *other]
+    models = _models("precompile", device, names, PRECOMPILED) if device == "cuda" else []
+    return [*found[:FIRST_CHECKS], *models, *found[FIRST_CHECKS:]]
 
 
 def items(step: str, device: str) -> list[Item]:
@@ -103,31 +99,17 @@ class Running:
     """What the items of one process share."""
 
     def __init__(self, device: str) -> None:
-        self.device = device
-        self.stack = ExitStack()
-        self.case: tuple[str, Case] | None = None  # with its step: after tuning a model is built again
-        self.opened: Opened | Exception | None = None  # an exception: why the case could not be built
-        self.unit = 0.0
-
-    def open(self, step: str, case: Case, rates: dict) -> Opened:
-        """The modules and the reference of a case, kept for its next candidate."""
-        if self.case != (step, case):
-            self.stack.close()
-            self.case = step, case
-            try:
-                session = Session(self.device, STANDARD, rates, candidates=MODEL_CANDIDATES)
-                self.opened = self.stack.enter_context(session.opened(case))
-            except Exception as error:
-                self.opened = error
-        if isinstance(self.opened, Exception):
-            raise self.opened
-        return self.opened
+        self.device, self.unit = device, 0.0
+        self.step, self.session = "", Session(device, STANDARD, {})
 
     def record(self, item: Item, emit: Emit, rates: dict) -> None:
         """Check one candidate of a model, then time it alone: nothing that is timed waits for the next candidate."""
         case, name = item.what
         try:
-            opened = self.open(item.step, case, rates)
+            if self.step != item.step:  # after tuning a model is built again
+                self.session.close()
+                self.step, self.session = item.step, Session(self.device, STANDARD, rates, candidates=MODEL_CANDIDATES)
+            opened = self.session.keep(case)
             record = opened.check(name)
             if name in opened.calls:
                 opened.time(name)
@@ -217,4 +199,4 @@ def run(running: Running, item: Item, emit: Emit, seconds: float | None, rates: 
         else:
             running.record(item, emit, rates)
     except Exception as error:
-        emit("failure", {"item": item.name, "reason": one_line(error)})
+        emit("failure", {"item": item.name, "reason": failure(error)[1]})

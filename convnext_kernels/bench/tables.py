@@ -26,6 +26,11 @@ def number(value: float) -> str:
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
+def one_line(error: BaseException, most: int = 300) -> str:
+    """An error as one line."""
+    return f"{' '.join(str(error).split()) or type(error).__name__:.{most}}"
+
+
 def optional(value: float | None) -> str:
     """The same, "-" for None."""
     return "-" if value is None else number(value)

@@ -115,7 +115,6 @@ def interleave(
     training: bool = False,
     device: str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
-    on_round: Callable[[], None] = lambda: None,
 ) -> dict[str, Times]:
     """Time the candidates in turn, round by round, so that a change of the machine's speed affects all of them.
 
@@ -123,7 +122,7 @@ def interleave(
     reuses an aligned block only if its address fits, which takes up to eight calls (2.36). A round times one call of
     each candidate. With `bursts` it times as many calls as BURST_CALLS and BURST_SECONDS allow, after one untimed call,
     because that one finds the data of the candidate before in the caches. `training` enables gradients. `clock` is not
-    for a GPU, which has events. `on_round` is called after every round, WARMUP + `rounds` times in total.
+    for a GPU, which has events.
     """
     burst = _cuda_burst if device == "cuda" else _cpu_burst
     samples: dict[str, list[tuple[float, ...]]] = {name: [] for name in candidates}
@@ -134,8 +133,6 @@ def interleave(
             for name, function in candidates.items():
                 fastest[name] = min(fastest[name], *burst(function, 1, clock))
             faults = _page_faults() - faults
-            if number < WARMUP:
-                on_round()
             if number >= WARMUP - 1 and (faults < FEW_FAULTS or time.perf_counter() - start > LONG_ROUND):
                 break
         limits = {name: max(1, int(BURST_SECONDS * 1e3 / best)) if bursts else 1 for name, best in fastest.items()}
@@ -144,8 +141,23 @@ def interleave(
             for name, function in candidates.items():
                 warm = calls[name] > 1
                 samples[name].append(tuple(burst(function, calls[name] + warm, clock)[warm:]))
-            on_round()
     return {name: Times(tuple(values)) for name, values in samples.items()}
+
+
+def fastest(
+    call: Callable[[], object], seconds: float, calls: int = 1, wait: Callable[[], object] = lambda: None
+) -> float:
+    """Seconds of a call in the fastest loop of `calls`, of loops that take `seconds`; `wait` is called between them."""
+    for _ in range(3):
+        call()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        wait()
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        best = min(best, (time.perf_counter() - start) / calls)
+    return best
 
 
 # Parameters of glibc's mallopt, from <malloc.h>.

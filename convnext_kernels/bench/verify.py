@@ -11,6 +11,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -37,7 +38,6 @@ class Verify:
     minutes: float | None = None
     only: tuple[str, ...] = ()
     threads: int | None = None
-    as_json: bool = False
     say: Callable[[str], None] = print
     wrong: list[str] = field(default_factory=list)  # what shows a broken kernel, or a step that failed
     counts: dict[str, int] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Verify:
     def run(self) -> int:
         """Run the steps; returns the exit code: 0, 1 (a kernel is wrong or a step failed), 128 + a signal's number."""
         self.start = time.monotonic()
-        self.write = lines.Writer(self.folder / lines.FILE, self.as_json)
+        self.write = lines.Writer(self.folder / lines.FILE)
         # `tune` keeps its choices in the report's folder: a run shows what the package does, not what this user's does.
         self.cache = str((self.folder / "cache").resolve())
         worker = workers.Worker(self.device, self.cache, self.threads)
@@ -135,7 +135,7 @@ class Verify:
 
     def _item(self, worker: workers.Worker, item: steps.Item, limit: float, seconds: float | None) -> None:
         worker.send(item, seconds, self.ceilings)
-        for kind, values in worker.results(item, limit):
+        for kind, values in worker.results(limit):
             if kind == "cut" and self.minutes is None:
                 kind = "failure"
             line = self.write(kind, item.step, **values)
@@ -154,12 +154,12 @@ def complaint(line: lines.Line) -> str:
     kind = line["kind"]
     if kind == "failure":
         return f"{line['step']}: {line['item']}: {line['reason']}"
-    if kind == "check" and line["status"] in BAD:
+    if kind not in ("check", "record") or line["status"] not in BAD:
+        return ""
+    where = f"{line['case']}, {line['candidate']}"
+    if kind == "check":
         where = f"{line['group']} {line['what']} {line['dtype']} on {line['candidate']}"
-        return f"{where}: {line['status']}: {line['reason']}"
-    if kind == "record" and line["status"] in BAD and is_ours(line["candidate"]):
-        return f"{line['case']}, {line['candidate']}: {line['status']}: {line['reason']}"
-    return ""
+    return f"{where}: {line['status']}: {line['reason']}" if kind == "check" or is_ours(line["candidate"]) else ""
 
 
 def shown(line: lines.Line) -> str:
@@ -171,9 +171,7 @@ def shown(line: lines.Line) -> str:
     if line["kind"] == "host":
         what = f"{line['what']} {line['direction']}, {line['candidate']}"
         return f"  {what}: {line['us']:.0f} us, {line['units']:.1f} units (ten torch.add of one element)"
-    if line["kind"] == "cut":
-        return f"  cut: {line['item']}: {line['reason']}"
-    return ""
+    return f"  cut: {line['item']}: {line['reason']}" if line["kind"] == "cut" else ""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -207,29 +205,24 @@ def main(arguments: list[str]) -> NoReturn:
     add("--threads", type=lambda text: int(_positive(text)), metavar="N", help="CPU threads of PyTorch")
     add("--device", choices=["cpu", "cuda"], help="default: cuda if PyTorch can use it")
     add("--report", type=Path, default=REPORT, metavar="DIR", help=f"folder for {lines.FILE}")
-    add("--json", action="store_true", help="print the lines instead of text")
     options = parser.parse_args(arguments)
     gpus, reason = environment.gpus()
     if options.device == "cuda" and not gpus:
         parser.error(f"--device cuda: {reason}")
-    try:
-        options.report.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--report {options.report}: cannot be written: {error.strerror}")
     file = options.report / lines.FILE
     try:
+        options.report.mkdir(parents=True, exist_ok=True)
         if file.exists() and file.stat().st_size:
             lines.read(file)
+    except OSError as error:
+        parser.error(f"--report {options.report}: cannot be written: {error.strerror}")
     except ValueError as error:
         parser.error(f"--report: lines cannot be added to this file, choose another folder: {error}")
     device = options.device or ("cuda" if gpus else "cpu")
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
-
-    run = Verify(device, options.report, options.minutes, tuple(options.only), options.threads, options.json, say)
+    say = partial(print, flush=True)
+    run = Verify(device, options.report, options.minutes, tuple(options.only), options.threads, say)
     code = run.run()
-    print(verdict(run, code), file=sys.stderr if code or options.json else sys.stdout)
+    print(verdict(run, code), file=sys.stderr if code else sys.stdout)
     sys.exit(code)
 
 

@@ -75,7 +75,7 @@ class Worker:
         self.settings = device, folder, threads, compilers
         self.process: Any = None
         self.pipe: Any = None
-        self.busy = False
+        self.item: steps.Item | None = None  # that runs
 
     def send(self, item: steps.Item, seconds: float | None, ceilings: dict) -> None:
         """Start an item."""
@@ -86,39 +86,45 @@ class Worker:
             self.process = context.Process(target=_serve, args=(other, *self.settings))
             self.process.start()
             other.close()
-        self.busy = True
-        with suppress(BrokenPipeError):  # it has just ended: `results` tells
+        self.item = item
+        with suppress(BrokenPipeError):  # it has just ended: `receive` tells
             self.pipe.send((item, seconds, ceilings))
 
-    def results(self, item: steps.Item, seconds: float) -> Iterator[tuple[str, dict]]:
-        """The results of the item that was sent; a failure if it takes longer than `seconds` or ends the process."""
+    def receive(self) -> tuple[str, dict] | None:
+        """The next result of the item, a failure if it ends the process; None at its end."""
+        if self.item is None:
+            return None
+        try:
+            message = self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            code, name = self.process.exitcode, self.item.name
+            self.end()
+            reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            return "failure", {"item": name, "reason": f"the process that ran it ended with {reason}"}
+        if message not in (DONE, END):
+            return message
+        self.item = None
+        if message == END:
+            self.end()
+        return None
+
+    def results(self, seconds: float) -> Iterator[tuple[str, dict]]:
+        """The results of the item that was sent; if it takes longer than `seconds`, its process is ended."""
         end = time.monotonic() + seconds
-        while True:
-            if not self.pipe.poll(max(0.0, end - time.monotonic())):
-                self.end()
-                yield "cut", {"item": item.name, "reason": f"no result after {seconds:.0f} s, ended"}
-                return
-            try:
-                message = self.pipe.recv()
-            except (EOFError, ConnectionResetError):
-                self.process.join()
-                code = self.process.exitcode
-                reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-                self.end()
-                yield "failure", {"item": item.name, "reason": f"the process that ran it ended with {reason}"}
-                return
-            if message in (DONE, END):
-                self.busy = False
-                if message == END:
-                    self.end()
+        while self.item is None or self.pipe.poll(max(0.0, end - time.monotonic())):
+            if (message := self.receive()) is None:
                 return
             yield message
+        name = self.item.name
+        self.end()
+        yield "cut", {"item": name, "reason": f"no result after {seconds:.0f} s, ended"}
 
     def end(self) -> None:
         """End the process, if there is one; an idle one ends by itself."""
         if self.process is None:
             return
-        if not self.busy:
+        if self.item is None:
             with suppress(OSError):
                 self.pipe.send(None)
             self.process.join(5)
@@ -126,7 +132,7 @@ class Worker:
             _kill(self.process.pid)
         self.process.join()
         self.pipe.close()
-        self.process, self.busy = None, False
+        self.process = self.item = None
 
 
 def run_all(todo: list[steps.Item], device: str, folder: str, end: float) -> tuple[int, int, list[str]]:
@@ -138,34 +144,18 @@ def run_all(todo: list[steps.Item], device: str, folder: str, end: float) -> tup
     count = max(1, min(MOST_PROCESSES, cores, len(todo)))
     workers = [Worker(device, folder, 1, max(1, cores // count)) for _ in range(count)]
     left, failures, done = list(reversed(todo)), [], 0
-    busy: dict[Any, tuple[Worker, steps.Item]] = {}
-
-    def start(worker: Worker) -> None:
-        if left:
-            item = left.pop()
-            worker.send(item, None, {})
-            busy[worker.pipe] = worker, item
-
     try:
         for worker in workers:
-            start(worker)
-        while busy and (remaining := end - time.monotonic()) > 0:
+            worker.send(left.pop(), None, {})
+        while (busy := {w.pipe: w for w in workers if w.item}) and (remaining := end - time.monotonic()) > 0:
             for pipe in connection.wait(list(busy), remaining):
-                worker, item = busy[pipe]
-                try:
-                    message = pipe.recv()
-                except (EOFError, ConnectionResetError):
-                    message = END
-                    failures.append(f"{item.name}: the process ended")
-                if message not in (DONE, END):
+                worker, item = busy[pipe], busy[pipe].item
+                if (message := worker.receive()) is not None:
                     failures.append(f"{item.name}: {message[1]['reason']}")
-                    continue
-                del busy[pipe]
-                worker.busy = False
-                if message == END:
-                    worker.end()
-                done += 1
-                start(worker)
+                if worker.item is None:
+                    done += 1
+                    if left:
+                        worker.send(left.pop(), None, {})
     finally:
         for worker in workers:
             worker.end()

@@ -41,34 +41,30 @@ class EagerDwconv(nn.Conv2d):
         super().__init__(channels, channels, sides, stride, padding, dilation, channels)
 
 
-class EagerDwconv3d(nn.Conv3d):
+def dwconv3d(channels: int, kernel: int, stride: int = 1) -> nn.Conv3d:
     """PyTorch's depthwise convolution of volumes with a cubic kernel, "same" padding."""
-
-    def __init__(self, channels: int, kernel: int, stride: int = 1) -> None:
-        super().__init__(channels, channels, kernel, stride, kernel // 2, groups=channels)
+    return nn.Conv3d(channels, channels, kernel, stride, kernel // 2, groups=channels)
 
 
-class EagerTransposed3d(nn.ConvTranspose3d):
+def transposed3d(channels: int, kernel: int) -> nn.ConvTranspose3d:
     """PyTorch's depthwise transposed convolution, which doubles each side of a volume (MedNeXt)."""
-
-    def __init__(self, channels: int, kernel: int) -> None:
-        super().__init__(channels, channels, kernel, 2, kernel // 2, 1, channels)
+    return nn.ConvTranspose3d(channels, channels, kernel, 2, kernel // 2, 1, channels)
 
 
-class EagerLayerNorm2d(nn.LayerNorm):
-    """LayerNorm over the channels of (N, C, H, W), as torchvision's ConvNeXt writes it."""
+class _OverChannels:
+    """Gives a module of (N, H, W, C) images (N, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W)."""
+        """(N, C, H, W) to (N, C, H, W), as torchvision's ConvNeXt writes it."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class EagerRMSNorm2d(nn.RMSNorm):
-    """The same with RMSNorm."""
+class EagerLayerNorm2d(_OverChannels, nn.LayerNorm):
+    """LayerNorm over the channels of (N, C, H, W)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W)."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+class EagerRMSNorm2d(_OverChannels, nn.RMSNorm):
+    """RMSNorm over the channels of (N, C, H, W)."""
 
 
 class EagerGRN(nn.Module):
@@ -86,12 +82,8 @@ class EagerGRN(nn.Module):
         return self.gamma * (x * response) + self.beta + x
 
 
-class EagerGRN2d(EagerGRN):
+class EagerGRN2d(_OverChannels, EagerGRN):
     """Global response normalisation of (N, C, H, W)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W)."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class EagerMlp(nn.Module):
@@ -122,19 +114,9 @@ class FusedMlp(EagerMlp):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """Add the branch of x to residual, both (N, C, H, W)."""
-        return functional.inverted_bottleneck(
-            x,
-            self.norm.weight,
-            self.norm.bias,
-            self.pwconv1.weight,
-            self.pwconv1.bias,
-            self.pwconv2.weight,
-            self.pwconv2.bias,
-            gamma=self.gamma,
-            grn_weight=None if self.grn is None else self.grn.gamma,
-            grn_bias=None if self.grn is None else self.grn.beta,
-            residual=residual,
-        )
+        parameters = [p for layer in (self.norm, self.pwconv1, self.pwconv2) for p in (layer.weight, layer.bias)]
+        grn = {} if self.grn is None else {"grn_weight": self.grn.gamma, "grn_bias": self.grn.beta}
+        return functional.inverted_bottleneck(x, *parameters, gamma=self.gamma, residual=residual, **grn)
 
 
 class EagerBlock(EagerMlp):
@@ -201,7 +183,7 @@ class MedNeXtBlock(nn.Module):
 
     def __init__(self, dim: int, kernel: int) -> None:
         super().__init__()
-        self.conv1 = EagerDwconv3d(dim, kernel)
+        self.conv1 = dwconv3d(dim, kernel)
         self.norm = nn.GroupNorm(dim, dim)
         self.conv2 = nn.Conv3d(dim, 4 * dim, 1)
         self.act = nn.GELU()
@@ -286,13 +268,10 @@ PAIRS: dict[str, Callable[..., tuple[nn.Module, nn.Module]]] = {
         DepthwiseConv2d(c, kernel, dilation=dilation, stride=stride),
     ),
     "dwconv3d": lambda c, kernel, _depth, stride=1: (
-        EagerDwconv3d(c, kernel, stride),
+        dwconv3d(c, kernel, stride),
         DepthwiseConv3d(c, kernel, stride=stride),
     ),
-    "dwconv3d_transposed": lambda c, kernel, _depth: (
-        EagerTransposed3d(c, kernel),
-        accelerate(EagerTransposed3d(c, kernel)),
-    ),
+    "dwconv3d_transposed": lambda c, kernel, _depth: (transposed3d(c, kernel), accelerate(transposed3d(c, kernel))),
     "layernorm": lambda c, norm="layer": tuple(kind(c, eps=1e-6) for kind in NORMS2D[norm]),
     "grn": lambda c: (EagerGRN2d(c), GlobalResponseNorm(c)),
     "mlp": lambda c, use_grn: (EagerMlp(c, use_grn), FusedMlp(c, use_grn)),
@@ -317,7 +296,8 @@ def op(name: str, n: int, c: int, h: int, w: int, *options: object) -> Workload:
     return Workload(eager.eval(), ours.eval(), inputs)
 
 
-def _load(library: str, name: str) -> nn.Module:
+def load(library: str, name: str) -> nn.Module:
+    """A classifier of torchvision or timm, with the initialisation of its library."""
     if library == "torchvision":
         return importlib.import_module("torchvision").models.get_model(name, weights=None).eval()
     return importlib.import_module("timm").create_model(name, pretrained=False).eval()
@@ -325,7 +305,7 @@ def _load(library: str, name: str) -> nn.Module:
 
 def convnext(library: str, name: str, n: int, size: int) -> Workload:
     """A ConvNeXt classifier of `library` with random weights, see `initialise`."""
-    eager = _load(library, name)
+    eager = load(library, name)
     initialise(eager)
     return Workload(eager, accelerate(copy.deepcopy(eager)), (_images(n, 3, size, size),))
 
@@ -366,4 +346,4 @@ def network(name: str, n: int, size: int) -> Workload:
 
 def rival(library: str, name: str, n: int, size: int) -> Workload:
     """A classifier that is not a ConvNeXt, with the initialisation of its library."""
-    return Workload(_load(library, name), None, (_images(n, 3, size, size),))
+    return Workload(load(library, name), None, (_images(n, 3, size, size),))

@@ -5,9 +5,8 @@ import sys
 import traceback
 
 import click
-from click.shell_completion import CompletionItem
 
-from convnext_kernels.cli.options import one_line
+from convnext_kernels.bench.tables import one_line
 from convnext_kernels.spec import BackendError
 from convnext_kernels.version import __version__
 
@@ -30,6 +29,11 @@ GROUPS = {
         "tune": ("--model convnext_tiny", "Time every kernel of a model and keep the fastest."),
     },
 }
+EXPECTED = (BackendError, OSError, ValueError)  # say what the user can change
+# The extras of the package, by the modules they bring.
+EXTRAS = dict.fromkeys(("vocos", "torchaudio", "pygame"), "vocos") | dict.fromkeys(
+    ("torchvision", "timm", "safetensors", "PIL", "numpy", "scipy", "sklearn", "skimage", "psutil"), "demo"
+)
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
@@ -54,10 +58,6 @@ class _Cli(click.Group):
                 formatter.write_dl(rows)
         click.Command.format_options(self, ctx, formatter)
 
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        found = [CompletionItem(name, help=line) for name, (_, line) in COMMANDS.items() if name.startswith(incomplete)]
-        return found + click.Command.shell_complete(self, ctx, incomplete)  # not Group's, which imports every command
-
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
@@ -68,10 +68,12 @@ class _Cli(click.Group):
                 traceback.print_exc()
             if isinstance(error, click.ClickException):
                 raise
-            if isinstance(error, BackendError):
-                raise click.ClickException(one_line(error, 1000)) from error
-            name = type(error).__name__
-            raise click.ClickException(f"{name}: {one_line(error, 1000)} (--debug shows the traceback)") from error
+            text = one_line(error, 1000)
+            if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+                text = f'{error.name} is not installed: pip install "convnext-kernels[{EXTRAS[error.name]}]"'
+            elif not isinstance(error, EXPECTED):
+                text = f"{type(error).__name__}: {text} (--debug shows the traceback)"
+            raise click.ClickException(text) from error
 
     def main(self, *args: object, **extra: object) -> None:
         """Run the command line and exit with 0, 1 (failure), 2 (wrong usage) or 130 (interrupted)."""

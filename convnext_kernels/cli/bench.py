@@ -1,25 +1,23 @@
 """``convnext-kernels bench``: this package against its peers, from single ops to whole models."""
 
+import importlib
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
-from convnext_kernels.bench import ceilings, report, results
+from convnext_kernels.bench import ceilings, report
 from convnext_kernels.bench.cases import FULL, GROUPS, QUICK, STANDARD, Case, select
 from convnext_kernels.bench.conditions import start
 from convnext_kernels.bench.measure import Session
+from convnext_kernels.bench.report import times
 from convnext_kernels.bench.results import FAILED, FILE, MODELS, OURS, WRONG, Run, save
+from convnext_kernels.bench.tables import Table
 from convnext_kernels.cli import options
 
-LEGEND = (
-    "Times are medians. ±: the larger spread of eager and ours, which is half the range of the medians of the rounds "
-    "(99%: or more). peer: the fastest other candidate. Only candidates with right results are timed."
-)
 
-
-def measure(run: "Run", selected: Iterable[Case], file: Path | None, session: "Session") -> None:
+def measure(run: Run, selected: Iterable[Case], file: Path | None, session: Session) -> None:
     """Measure cases into `run` and save it after each case, so that an interrupted run keeps what it measured."""
     selected = list(selected)
     at_start, begun = list(run.conditions["warnings"]), time.perf_counter()
@@ -35,76 +33,42 @@ def measure(run: "Run", selected: Iterable[Case], file: Path | None, session: "S
             advance(case.name, GROUPS[case.group])
 
 
-def finish(run: "Run", folder: Path | None, as_json: bool) -> None:
+def finish(run: Run, tables: list[Table], folder: Path | None = None, width: int = 0) -> None:
     """Print `run`, write its report; ClickException if this package gave wrong results or failed in a case."""
-    if as_json:
-        click.echo(results.as_json(run), nl=False)
-        options.warn(run.conditions["warnings"])
-    else:
-        models = report.models(run)
-        options.show(*report.times(run), *([models] if models.rows else []))
-        shares = [r.error / r.allowed_error for r in run.records if r.candidate == OURS and r.times and r.allowed_error]
-        if run.records:
-            click.echo(LEGEND)
-        if shares:
-            click.echo(f"The largest error of ours is {max(shares):.0%} of the allowed one.")
-        for line in report.absences(run):
-            click.echo(f"not measured: {line}")
-        for line in run.conditions["warnings"]:
-            click.secho(f"warning: {line}", fg="yellow")
-        for line in report.complaints(run):
-            click.secho(line, fg="red")
+    options.show(*tables, width=width)
+    if (share := report.error_share(r for r in run.records if r.candidate == OURS and r.times)) is not None:
+        click.echo(f"The largest error of ours is {share:.0%} of the allowed one.")
+    for line in report.absences(run):
+        click.echo(f"not measured: {line}")
+    for line in run.conditions["warnings"]:
+        click.secho(f"warning: {line}", fg="yellow")
+    for line in report.complaints(run):
+        click.secho(line, fg="red")
     if folder is not None:
-        click.echo(report.write_if_possible(run, folder), err=as_json)
+        click.echo(report.write(run, folder))
     bad = [r for r in run.records if r.candidate == OURS and r.status in (WRONG, FAILED)]
     if bad:
-        what = f"wrong or failed in {len(bad)} of {len({r.case for r in run.records})} cases"
+        what = f"wrong or failed in {len(bad)} of {len(run.cases())} cases"
         raise click.ClickException(f"convnext_kernels is {what}; the first is {bad[0].case}: {bad[0].reason}")
 
 
 @click.command("bench")
 @click.option("--quick", "mode", flag_value=QUICK, help="One stage, and ConvNeXt-T at batch 1: two minutes.")
 @click.option("--full", "mode", flag_value=FULL, help="All cases, all peers and more rounds: hours.")
-@click.option(
-    "--only",
-    multiple=True,
-    metavar="PATTERN",
-    shell_complete=options.complete(lambda: [case.name for case in select(FULL)]),
-    help="Only cases with this in their name, e.g. block or 'dwconv/K7*'.",
-)
-@click.option(
-    "--list",
-    "as_list",
-    is_flag=True,
-    is_eager=True,
-    callback=options.no_report,
-    help="Print the names of the cases and exit.",
-)
+@click.option("--only", multiple=True, metavar="PATTERN", help="Cases with this in their name: block, 'dwconv/K7*'.")
 @options.threads
 @options.device()
 @options.report(Path("convnext-kernels-report/bench"), "Folder for report.html and results.json.", FILE)
-@options.as_json
-def command(
-    mode: str | None, only: tuple[str, ...], as_list: bool, device: str, report: Path | None, as_json: bool
-) -> None:
+def command(mode: str | None, only: tuple[str, ...], device: str, report: Path | None) -> None:
     """Time this package against eager PyTorch, torch.compile, OpenVINO and ONNX Runtime.
 
     Every candidate is checked against fp64 first, and timed only if its results are right. Takes about 15 minutes on
     two cores without --quick or --full. Fails if this package gives wrong results.
     """
     mode = mode or STANDARD
-    try:
-        selected = select(mode, only, device)
-    except ValueError as error:
-        raise click.ClickException(f"--only {error}") from error
-    if as_list:
-        names = [case.name for case in selected]
-        click.echo("\n".join(names)) if not as_json else options.print_json(names)
-        return
-    options.need("psutil", "bench")
-    for library in ("torchvision", "timm"):
-        if any(case.group in MODELS for case in selected):
-            options.need(library, "cases of whole models")
+    selected = select(mode, only, device)
+    for library in ("psutil", *(("torchvision", "timm") if any(case.group in MODELS for case in selected) else ())):
+        importlib.import_module(library)
     run = start(device, mode)
     run.ceilings = ceilings.measure(device)
     try:
@@ -112,6 +76,6 @@ def command(
     except KeyboardInterrupt:
         if run.records:
             click.echo(f"Interrupted after {len(run.cases())} of {len(selected)} cases:", err=True)
-            finish(run, report, as_json)
+            finish(run, times(run), report)
         raise
-    finish(run, report, as_json)
+    finish(run, times(run), report)

@@ -13,28 +13,15 @@ from convnext_kernels.cli import options
 @click.argument("a", type=options.FILE, metavar="A.json")
 @click.argument("b", type=options.FILE, metavar="B.json")
 @click.option("--all", "everything", is_flag=True, help="Show every candidate, also the unchanged ones.")
-@options.as_json
-def command(a: Path, b: Path, everything: bool, as_json: bool) -> None:
+def command(a: Path, b: Path, everything: bool) -> None:
     """Show what became faster or slower from A.json to B.json, two result files of `bench`.
 
     A change counts if it exceeds the noise: the sum of the spreads of both runs, or 2%, or the change that nine of ten
     peers do not exceed, whichever is most. This package cannot change its peers, so their changes show the noise of
     the machine. Warns if the runs are not comparable.
     """
-    runs = []
-    for file in (a, b):
-        try:
-            runs.append(load(file))
-        except OSError as error:
-            raise click.ClickException(f"{file}: cannot be read: {error.strerror}") from error
-        except ValueError as error:
-            raise click.ClickException(options.one_line(error)) from error
+    runs = [load(file) for file in (a, b)]
     warnings, changes, moved = compare.differences(*runs), compare.compare(*runs), compare.control(*runs)
-    if as_json:
-        values = {"a": str(a), "b": str(b), "warnings": warnings, "control": moved}
-        options.print_json(values | {"summary": compare.summary(changes), "changes": changes})
-        options.warn(warnings)
-        return
     for name, file, run in zip("AB", (a, b), runs, strict=True):
         click.echo(f"{name}: {file}, {run.created}")
     shown = [c for c in changes if everything or c.verdict not in (compare.SAME, compare.NO_TIMES)]
@@ -44,6 +31,6 @@ def command(a: Path, b: Path, everything: bool, as_json: bool) -> None:
         click.echo(line)
     for c in changes:
         if c.gone_bad:
-            click.secho(f"no times in B any more: {c.case}, {c.candidate}: {c.status_after}", fg="red")
+            click.secho(f"no times in B any more: {c.b.case}, {c.b.candidate}: {c.b.status}", fg="red")
     for line in warnings:
         click.secho(f"warning: {line}", fg="yellow")

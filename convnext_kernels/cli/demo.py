@@ -6,46 +6,43 @@ from typing import TYPE_CHECKING
 
 import click
 import torch
-from click.core import ParameterSource
 
 from convnext_kernels import environment
 from convnext_kernels.bench.charts import bars
 from convnext_kernels.bench.numerics import RULE, TOP5_RULE
 from convnext_kernels.bench.tables import Section, Table, date, machine, speedup, write_page
 from convnext_kernels.bench.timing import WARMUP
-from convnext_kernels.cli import options
+from convnext_kernels.cli import demo_runs, options, sound
+from convnext_kernels.cli.demo_runs import MEMORY, NAMES, Result, Subject
 from convnext_kernels.interop import acceleration_report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from convnext_kernels.cli.demo_runs import Result, Subject
 
-NAMES = ("eager", "accelerated")
-
-
-def table(results: "list[Result]", title: str) -> Table:
+def table(results: list[Result], title: str) -> Table:
     """The figures: a column for each dtype."""
-    rows: list[tuple[str, ...]] = []
 
-    def add(what: str, cell: "Callable[[Result], str]") -> None:
-        rows.append((what, *map(cell, results)))
+    def row(what: str, cell: Callable[[Result], str]) -> tuple[str, ...]:
+        return (what, *map(cell, results))
 
-    def each(what: str, cell: "Callable[[Result, str], str]") -> None:
-        for name in NAMES:
-            add(f"{name}, {what}", lambda r, name=name: cell(r, name))
+    def both(what: str, cell: Callable[[Result, str], str]) -> list[tuple[str, ...]]:
+        return [row(f"{name}, {what}", lambda r, name=name: cell(r, name)) for name in NAMES]
 
-    each("ms: median (minimum)", lambda r, name: f"{r.times[name].median:.2f} ({r.times[name].minimum:.2f})")
-    add("speed-up over eager (medians)", lambda r: speedup(r.speedup))
-    each("peak MiB: 1st / 2nd pass", lambda r, name: " / ".join(f"{b / 2**20:.1f}" for b in r.peak[name]) or "-")
-    each("largest error", lambda r, name: f"{r.errors[name]:.2e}")
-    add("allowed error", lambda r: f"{r.allowed:.2e}")
+    rows = [
+        *both("ms: median (minimum)", lambda r, name: f"{r.times[name].median:.2f} ({r.times[name].minimum:.2f})"),
+        row("speed-up over eager (medians)", lambda r: speedup(r.speedup)),
+        *both("peak MiB: 1st / 2nd pass", lambda r, name: " / ".join(f"{b / 2**20:.1f}" for b in r.peak[name]) or "-"),
+        *both("largest error", lambda r, name: f"{r.errors[name]:.2e}"),
+        row("allowed error", lambda r: f"{r.allowed:.2e}"),
+    ]
     if results[0].top5:
-        add("photographs with the same top 5", lambda r: f"{r.count('same')} of {len(r.top5)}, {r.count('tie')} tied")
+        top5 = "photographs with the same top 5"
+        rows.append(row(top5, lambda r: f"{r.count('same')} of {len(r.top5)}, {r.count('tie')} tied"))
     return Table(title, ("", *(result.dtype for result in results)), rows)
 
 
-def verdict(results: "list[Result]", replaced: int, failures: list[str]) -> list[str]:
+def verdict(results: list[Result], replaced: int, failures: list[str]) -> list[str]:
     """The speed-up, and whether the errors are within the tolerance."""
     speeds = ", ".join(f"{speedup(r.speedup, 'eager')} in {r.dtype}" for r in results)
     errors = "not within the tolerance"
@@ -56,22 +53,8 @@ def verdict(results: "list[Result]", replaced: int, failures: list[str]) -> list
     return [f"Speed: {speeds}; {replaced} modules replaced.", f"Errors: {errors}."]
 
 
-def _values(r: "Result") -> dict[str, object]:
-    """A result for --json."""
-    return {
-        "dtype": r.dtype,
-        "times_ms": {name: {"median": t.median, "minimum": t.minimum} for name, t in r.times.items()},
-        "times_faster_than_eager": r.speedup,
-        "peak_bytes": r.peak,
-        "errors": r.errors | {"allowed": r.allowed},
-        "top5": {verdict: r.count(verdict) for verdict in ("same", "tie", "different")},
-    }
-
-
-def _notes(subject: "Subject", named: bool, batch: int, repeats: int) -> list[str]:
+def _notes(subject: Subject, named: bool, batch: int, repeats: int) -> list[str]:
     """How the figures were measured, a few sentences per topic."""
-    from convnext_kernels.cli.demo_runs import MEMORY
-
     loaded = subject.loaded
     times = (
         f"Times: median (minimum) of {repeats} forward passes at batch {batch}, after {WARMUP} or more for warm-up. "
@@ -83,7 +66,7 @@ def _notes(subject: "Subject", named: bool, batch: int, repeats: int) -> list[st
     return [weights, subject.about, times, MEMORY, RULE, *([TOP5_RULE] if subject.photos else [])]
 
 
-def _top5(subject: "Subject", results: "list[Result]", named: bool) -> Table:
+def _top5(subject: Subject, results: list[Result], named: bool) -> Table:
     """Thumbnails, and for each dtype the top 5 classes of both models."""
     from markupsafe import Markup
 
@@ -101,10 +84,8 @@ def _top5(subject: "Subject", results: "list[Result]", named: bool) -> Table:
     return Table("", ("photograph", *heads), rows)
 
 
-def _spectrograms(subject: "Subject", results: "list[Result]") -> "list[tuple[str, Figure]]":
+def _spectrograms(subject: Subject, results: list[Result]) -> "list[tuple[str, Figure]]":
     """Spectrograms of the given sound and, for each dtype, of what both models make of it."""
-    from convnext_kernels.cli import sound
-
     given = sound.spectrogram(subject.sound)
     pictures = [("given", sound.picture(given, given.max().item()))]
     for result in results:
@@ -117,11 +98,11 @@ def _spectrograms(subject: "Subject", results: "list[Result]") -> "list[tuple[st
     return pictures
 
 
-def _sections(subject: "Subject", results: "list[Result]", named: bool) -> "list[Section]":
+def _sections(subject: Subject, results: list[Result], named: bool) -> list[Section]:
     """Charts, and the photographs or spectrograms."""
     dtypes = [result.dtype for result in results]
 
-    def drawn(title: str, value: "Callable[[Result, str], float]", **form: object) -> "Figure":
+    def drawn(title: str, value: Callable[[Result, str], float], **form: object) -> "Figure":
         return bars(title, dtypes, {name: [value(result, name) for result in results] for name in NAMES}, **form)
 
     figures = [
@@ -144,7 +125,6 @@ def _sections(subject: "Subject", results: "list[Result]", named: bool) -> "list
 @options.model
 @click.option("--weights", type=options.FILE, metavar="FILE", help="State dict, .pth or .safetensors.")
 @click.option("--pretrained", is_flag=True, help="Download the weights.")
-@click.option("--images", multiple=True, type=options.FILE, metavar="PATH", help="As PATH, can be repeated.")
 @options.count("--batch", None, "Inputs per pass. [default: all that are given]")
 @options.count("--size", 224, "Image height and width.", least=32)
 @options.count("--repeats", 20, "Timed forward passes.")
@@ -153,15 +133,11 @@ def _sections(subject: "Subject", results: "list[Result]", named: bool) -> "list
 @options.backend
 @options.device("cpu")
 @options.report(Path("convnext-kernels-report/demo.html"), "HTML report.")
-@options.as_json
-@click.pass_context
 def command(
-    context: click.Context,
     paths: tuple[Path, ...],
     model_name: str,
     weights: Path | None,
     pretrained: bool,
-    images: tuple[Path, ...],
     batch: int | None,
     size: int,
     repeats: int,
@@ -169,7 +145,6 @@ def command(
     backend: str,
     device: str,
     report: Path | None,
-    as_json: bool,
 ) -> None:
     """Compare a model, eager and accelerated, on photographs, or Vocos on a sound.
 
@@ -177,23 +152,18 @@ def command(
     """
     if weights is not None and pretrained:
         raise click.UsageError("--weights and --pretrained cannot be used together")
-    if model_name == "vocos" and (images or context.get_parameter_source("size") is not ParameterSource.DEFAULT):
-        raise click.UsageError("--size and --images are for photographs; --model vocos takes a WAV file as PATH")
-    from convnext_kernels.cli import demo_runs
-
     if model_name == "vocos":
-        subject = demo_runs.sound(paths, weights, pretrained)
+        subject = demo_runs.vocoder(paths, weights, pretrained)
     else:
-        subject = demo_runs.photographs(images + paths, size, model_name, weights, pretrained)
+        subject = demo_runs.photographs(paths, size, model_name, weights, pretrained)
     loaded, batch, dtypes = subject.loaded, batch or len(subject.x), tuple(dict.fromkeys(dtypes))
     if not acceleration_report(loaded.model).rows:
         raise click.ClickException(f"--model {loaded.name}: it has no ConvNeXt block, nothing to accelerate")
-    found = environment.collect()
     acceleration = acceleration_report(subject.build("accelerated", torch.float32, device, backend))
     if not acceleration.replaced:
         reasons = "; ".join(dict.fromkeys(row.reason for row in acceleration.rows))
         raise click.ClickException(f"--model {loaded.name}: no module could be replaced: {reasons}")
-    with options.progress_bar("demo", len(dtypes) * demo_runs.steps(repeats)) as advance:
+    with options.progress_bar("demo", None) as advance:
         results = [
             subject.measure(dtype, batch, repeats, device, backend, lambda step, d=dtype: advance(f"{d} {step}", 1))
             for dtype in dtypes
@@ -203,23 +173,17 @@ def command(
     notes = _notes(subject, named, batch, repeats)
     failures = [line for result in results for line in result.failures([photo.name for photo in subject.photos])]
     figures, said = table(results, title), verdict(results, acceleration.replaced, failures)
-    if as_json:
-        head = {"model": loaded.name, "weights": loaded.weights, "batch": batch, **subject.facts, "repeats": repeats}
-        head |= {"device": device, "backend": backend, "modules": len(acceleration.rows)}
-        rest = {"results": list(map(_values, results)), "failures": failures, "method": notes, "machine": found}
-        options.print_json(head | {"replaced": acceleration.replaced} | rest)
-    else:
-        options.show(figures)
-        click.echo("\n".join(said))
+    options.show(figures)
+    click.echo("\n".join(said))
     if report is not None:
         sections = [
             Section("Figures", [figures, *said]),
             *_sections(subject, results, named),
             Section("How it was measured", notes),
             Section("What was replaced", [str(acceleration)]),
-            Section("Machine", machine(found)),
+            Section("Machine", machine(environment.collect())),
         ]
         write_page(report, "Eager and accelerated", f"{title}. {date()}", sections, failures=failures)
-        click.echo(f"Report: {report}", err=as_json)
+        click.echo(f"Report: {report}")
     if failures:
         raise click.ClickException("; ".join(failures))

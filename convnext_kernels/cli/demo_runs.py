@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from convnext_kernels.bench.measure import peak_growth
 from convnext_kernels.bench.numerics import Top5, allowed, compare_top5, judge
-from convnext_kernels.bench.timing import WARMUP, Times, interleave, steady_allocator
-from convnext_kernels.cli import load, photos
+from convnext_kernels.bench.timing import Times, interleave, steady_allocator
+from convnext_kernels.cli import load, photos, sound
 from convnext_kernels.cli.options import DTYPES
 from convnext_kernels.cli.photos import Photo
 from convnext_kernels.interop import accelerate
@@ -74,7 +74,6 @@ class Subject:
     x: Tensor  # all inputs in fp32: photographs (N, 3, size, size), or a mel spectrogram (1, mels, frames)
     shape: str  # of an input, for the title
     about: str  # where the inputs come from, for the notes
-    facts: dict[str, object]  # the same for --json
     photos: list[Photo] = field(default_factory=list)
     sound: Tensor | None = None  # (samples,)
 
@@ -91,28 +90,25 @@ class Subject:
     def measure(
         self, dtype_name: str, batch: int, repeats: int, device: str, backend: str, on_step: Callable[[str], None]
     ) -> Result:
-        """Memory, errors and times in one dtype; `on_step` is called 4 + WARMUP + `repeats` times."""
+        """Memory, errors and times in one dtype; `on_step` is told what is done next."""
         dtype, what = getattr(torch, DTYPES[dtype_name]), "logits" if self.photos else "samples"
         x = self.x[torch.arange(batch) % len(self.x)].to(device, dtype)
         x = x.contiguous(memory_format=torch.channels_last) if self.photos else x
         build, peak = partial(self.build, dtype=dtype, device=device, backend=backend), {}
         with torch.inference_mode():
             for name in NAMES:  # before steady_allocator, which keeps freed memory
-                peak[name] = _peaks(partial(build, name), x, device)
                 on_step(f"memory, {name}")
+                peak[name] = _peaks(partial(build, name), x, device)
             with steady_allocator():
+                on_step("errors and times")
                 models = {name: build(name) for name in NAMES}
                 # Exactly the weights and inputs of this dtype, so that only the arithmetic is compared.
                 truth = copy.deepcopy(models["eager"]).to(torch.float64)(x.double())
-                on_step("fp64 reference")
                 outputs = {name: model(x) for name, model in models.items()}
                 if not isinstance(truth, Tensor) or truth.ndim != 2:
-                    raise click.ClickException(
-                        "--model: expected a classifier with one output tensor (images, classes)"
-                    )
-                on_step("outputs")
+                    raise ValueError("--model: expected a classifier with one output tensor (images, classes)")
                 calls = {name: partial(model, x) for name, model in models.items()}
-                times = interleave(calls, rounds=repeats, device=device, on_round=lambda: on_step("timing"))
+                times = interleave(calls, rounds=repeats, device=device)
         eager, ours = (outputs[name] for name in NAMES)
         errors = {name: (y.double() - truth).abs().max().item() for name, y in outputs.items()}
         judgement = judge({what: truth}, {what: eager}, {what: ours}, eager.dtype)
@@ -127,14 +123,11 @@ def photographs(paths: tuple[Path, ...], size: int, model_name: str, weights: Pa
     loaded = load.load(model_name, weights, pretrained)
     x = photos.normalise(torch.stack([photo.pixels for photo in chosen]), *loaded.mean_std)
     about = f"Images: {len(x)}, each cropped to a square at the centre and resized to {size}x{size}."
-    facts = {"size": size, "photographs": [photo.name for photo in chosen]}
-    return Subject(loaded, x, f"{size}x{size}", about, facts, photos=chosen)
+    return Subject(loaded, x, f"{size}x{size}", about, photos=chosen)
 
 
-def sound(paths: tuple[Path, ...], weights: Path | None, pretrained: bool) -> Subject:
+def vocoder(paths: tuple[Path, ...], weights: Path | None, pretrained: bool) -> Subject:
     """Vocos on the sound in `paths`, or the one that is shipped."""
-    from convnext_kernels.cli import sound
-
     if len(paths) > 1:
         raise click.UsageError(f"--model vocos: expected one WAV file, got {len(paths)}")
     file = paths[0] if paths else sound.shipped()
@@ -142,11 +135,5 @@ def sound(paths: tuple[Path, ...], weights: Path | None, pretrained: bool) -> Su
     loaded = sound.load(weights, pretrained)
     mel = sound.mel(loaded.model, samples)
     about = f"Sound: {sound.SECONDS} seconds of {file.name}, as a mel spectrogram of {mel.shape[-1]} frames."
-    facts = {"seconds": sound.SECONDS, "sound": str(file)}
     loaded = replace(loaded, model=sound.Vocoder(loaded.model))
-    return Subject(loaded, mel, f"{sound.SECONDS} s of sound", about, facts, sound=samples[0])
-
-
-def steps(repeats: int) -> int:
-    """How often `Subject.measure` calls `on_step`."""
-    return 4 + WARMUP + repeats
+    return Subject(loaded, mel, f"{sound.SECONDS} s of sound", about, sound=samples[0])

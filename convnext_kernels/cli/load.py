@@ -8,7 +8,6 @@ import click
 from torch import Tensor, nn
 
 from convnext_kernels.bench.workloads import initialise
-from convnext_kernels.cli.options import need, one_line
 from convnext_kernels.cli.photos import IMAGENET_MEAN_STD
 from convnext_kernels.models import read_state_dict
 from convnext_kernels.models.convnext import near
@@ -20,7 +19,7 @@ SEED = 0
 class Loaded:
     """A model in fp32 and eval mode, with its class names and normalisation."""
 
-    model: "nn.Module"
+    model: nn.Module
     name: str  # library/name
     weights: str  # origin of the weights, for the reader
     classes: Sequence[str] | None  # class names: those of the pretrained weights, or of ImageNet-1k for a file
@@ -35,12 +34,14 @@ def resolve(name: str) -> tuple[str, str]:
         raise click.ClickException(f"--model {name}: unknown library {library!r}, expected torchvision/ or timm/")
     known: list[str] = []
     if library != "timm":
-        models = need("torchvision.models", "--model")
+        from torchvision import models
+
         known = models.list_models(module=models)
         if plain in known:
             return "torchvision", plain
     if library != "torchvision":
-        timm = need("timm", "--model")
+        import timm
+
         if timm.is_model(plain):
             return "timm", plain
         known = [*known, *timm.list_models()]
@@ -50,50 +51,36 @@ def resolve(name: str) -> tuple[str, str]:
 
 
 def build(library: str, name: str, pretrained: bool) -> Loaded:
-    """Build a model in eval mode; ClickException if that fails."""
+    """Build a model in eval mode; with pretrained weights they are downloaded."""
     classes = None
-    try:
-        if library == "torchvision":
-            from torchvision import models
+    if library == "torchvision":
+        from torchvision import models
 
-            model = models.get_model(name, weights="DEFAULT" if pretrained else None)
-            classes = models.get_model_weights(name).DEFAULT.meta["categories"] if pretrained else None
-            return Loaded(model.eval(), f"torchvision/{name}", "", classes)
-        import timm
+        model = models.get_model(name, weights="DEFAULT" if pretrained else None)
+        classes = models.get_model_weights(name).DEFAULT.meta["categories"] if pretrained else None
+        return Loaded(model.eval(), f"torchvision/{name}", "", classes)
+    import timm
 
-        model = timm.create_model(name, pretrained=pretrained).eval()
-        config = timm.data.resolve_model_data_config(model)
-        if pretrained and (subset := timm.data.infer_imagenet_subset(model)):
-            info = timm.data.ImageNetInfo(subset)
-            classes = [info.index_to_description(i) for i in range(info.num_classes())]
-        return Loaded(model, f"timm/{name}", "", classes, mean_std=(config["mean"], config["std"]))
-    except Exception as error:  # whatever a download or a library raises
-        what = "no pretrained weights (--weights FILE takes a local file)" if pretrained else "cannot be built"
-        raise click.ClickException(f"--model {library}/{name}: {what}: {one_line(error)}") from error
+    model = timm.create_model(name, pretrained=pretrained).eval()
+    config = timm.data.resolve_model_data_config(model)
+    if pretrained and (subset := timm.data.infer_imagenet_subset(model)):
+        info = timm.data.ImageNetInfo(subset)
+        classes = [info.index_to_description(i) for i in range(info.num_classes())]
+    return Loaded(model, f"timm/{name}", "", classes, mean_std=(config["mean"], config["std"]))
 
 
-def read_weights(file: Path) -> "dict[str, Tensor]":
-    """Read a state dict from .safetensors, or from .pth with ``weights_only=True``; ClickException if that fails."""
-    if file.suffix == ".safetensors":
-        need("safetensors", "--weights")
-    try:
-        return read_state_dict(file)
-    except (OSError, ValueError) as error:
-        raise click.ClickException(f"--weights {error}") from error
-
-
-def load_state(model: "nn.Module", state: "dict[str, Tensor]", file: Path, name: str) -> None:
-    """Load the weights of `file` into model `name`; ClickException says what does not fit."""
+def load_state(model: nn.Module, state: dict[str, Tensor], file: Path, name: str) -> None:
+    """Load the weights of `file` into model `name`; ValueError says what does not fit."""
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise click.ClickException(f"--weights {file}: does not fit {name}: {one_line(error, 600)}") from error
+        raise ValueError(f"--weights {file}: does not fit {name}: {error}") from error
 
 
 def load(name: str, weights: Path | None, pretrained: bool) -> Loaded:
-    """Build the model `name` with weights from a file, pretrained, or random; ClickException if that fails."""
+    """Build the model `name` with weights from a file, pretrained, or random."""
     library, plain = resolve(name)
-    state = None if weights is None else read_weights(weights)
+    state = None if weights is None else read_state_dict(weights)
     loaded = build(library, plain, pretrained)
     if pretrained:
         return replace(loaded, weights=f"pretrained, of {library}")
@@ -102,6 +89,8 @@ def load(name: str, weights: Path | None, pretrained: bool) -> Loaded:
         about = " Every block contributes to the output; the classes have no meaning."
         return replace(loaded, weights=f"random (seed {SEED})", about=about)
     load_state(loaded.model, state, weights, loaded.name)
-    classes = need("torchvision.models", "--weights").ConvNeXt_Tiny_Weights.DEFAULT.meta["categories"]
+    from torchvision.models import ConvNeXt_Tiny_Weights
+
     about = " The class names assume the order of ImageNet-1k."
+    classes = ConvNeXt_Tiny_Weights.DEFAULT.meta["categories"]
     return replace(loaded, weights=f"file {weights}", classes=classes, about=about)

@@ -18,13 +18,9 @@ SHARE = 0.01  # allowed difference from the published figure, unless ours rounds
 TRANSFORMERS = ("ConvNext", "ConvNextV2", "DINOv3ConvNext")
 
 
-def _names() -> list[str]:
-    return list_models()
-
-
 def counted(names: tuple[str, ...]) -> list[dict[str, object]]:
     """Count the models `names`, or all without names; ClickException suggests names for an unknown one."""
-    options.check_names("NAMES: unknown model", names, _names())
+    options.check_names("NAMES: unknown model", names, list_models())
     found = []
     for row in published.models():
         if names and row.name not in names:
@@ -33,22 +29,37 @@ def counted(names: tuple[str, ...]) -> list[dict[str, object]]:
             model = create_model(row.name)
         counts = count(model, row.size)
         parameters, gflops = counts.parameters / 1e6, counts.multiply_adds / 1e9
-        head = {"model": row.name, "size": row.size, "depths": model.depths, "dims": model.dims}
-        head |= {"parameters_m": {"published": row.parameters.value, "counted": parameters}}
-        head |= {"gflops": {"published": row.gflops.value, "counted": gflops}, "top1": row.top1 and row.top1.value}
-        found.append(head | {"met": row.parameters.met_by(parameters, SHARE) and row.gflops.met_by(gflops, SHARE)})
+        found.append(
+            {
+                "model": row.name,
+                "size": row.size,
+                "depths": model.depths,
+                "dims": model.dims,
+                "parameters_m": {"published": row.parameters.value, "counted": parameters},
+                "gflops": {"published": row.gflops.value, "counted": gflops},
+                "top1": row.top1 and row.top1.value,
+                "met": row.parameters.met_by(parameters, SHARE) and row.gflops.met_by(gflops, SHARE),
+            }
+        )
     return found
 
 
 def counted_table(found: list[dict[str, object]]) -> tuple[Table, str]:
     """What `counted` returns, and a sentence about it."""
-    rows = []
-    for row in found:
-        parameters, gflops = row["parameters_m"], row["gflops"]
-        figures = (f"{parameters['published']:g}", f"{parameters['counted']:.2f}")
-        figures += (f"{gflops['published']:g}", f"{gflops['counted']:.3f}", f"{row['top1'] or '-'}")
-        shape = ("-".join(map(str, row["depths"])), "-".join(map(str, row["dims"])))
-        rows.append((row["model"], str(row["size"]), *shape, *figures, "yes" if row["met"] else "no"))
+    rows = [
+        (
+            row["model"],
+            str(row["size"]),
+            *("-".join(map(str, row[name])) for name in ("depths", "dims")),
+            f"{row['parameters_m']['published']:g}",
+            f"{row['parameters_m']['counted']:.2f}",
+            f"{row['gflops']['published']:g}",
+            f"{row['gflops']['counted']:.3f}",
+            f"{row['top1'] or '-'}",
+            "yes" if row["met"] else "no",
+        )
+        for row in found
+    ]
     columns = ("model", "size", "depths", "dims", "M params", "counted", "GFLOPs", "counted", "top-1 %", "agrees")
     title = "The ConvNeXt models: published in the papers, and counted here (multiply-adds per image)"
     met = sum(row["met"] for row in found)
@@ -56,7 +67,7 @@ def counted_table(found: list[dict[str, object]]) -> tuple[Table, str]:
     return Table(title, columns, rows), said
 
 
-def _makers() -> "Iterator[tuple[str, str, Callable[[], nn.Module]]]":
+def _makers() -> Iterator[tuple[str, str, Callable[[], nn.Module]]]:
     """Yield (library, name, function that makes the model) for each installed library."""
     with suppress(ImportError):
         import timm
@@ -77,7 +88,7 @@ def _makers() -> "Iterator[tuple[str, str, Callable[[], nn.Module]]]":
                 yield "transformers", f"{name}Model", lambda kind=kind, config=config: kind(config())
 
 
-def coverage(names: tuple[str, ...]) -> list[dict[str, object]]:
+def coverage(names: tuple[str, ...]) -> list[dict[str, Any]]:
     """How much of the models `names`, or of all, is served; ClickException for a name that no library has."""
     makers = list(_makers())
     options.check_names("NAMES: unknown model", names, [name for _, name, _ in makers])
@@ -88,33 +99,31 @@ def coverage(names: tuple[str, ...]) -> list[dict[str, object]]:
         with torch.device("meta"):
             model = make()
         rows = acceleration_report(model).rows
-        counts: dict[str, Any] = {"blocks": 0, "served": 0, "layers": 0, "layers_served": 0}
-        for row in rows:
-            total, served = ("blocks", "served") if row.kind == "block" else ("layers", "layers_served")
-            counts[total] += 1
-            counts[served] += row.replaceable
-        reasons = sorted({f"{row.kind}: {row.reason}" for row in rows if not row.replaceable})
+        blocks, layers = ([row.replaceable for row in rows if (row.kind == "block") == of] for of in (True, False))
+        # Convolutions over all channels whose windows overlap: stems, which stay PyTorch's.
+        convs = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups == 1 and m.kernel_size > m.stride]
         found.append(
-            {"library": library, "model": name, **counts, "reasons": reasons, "overlapping": _overlapping(model)}
+            {
+                "library": library,
+                "model": name,
+                "blocks": len(blocks),
+                "served": sum(blocks),
+                "layers": len(layers),
+                "layers_served": sum(layers),
+                "reasons": sorted({f"{row.kind}: {row.reason}" for row in rows if not row.replaceable}),
+                "overlapping": sorted({f"{c.kernel_size[0]}x{c.kernel_size[1]} stride {c.stride[0]}" for c in convs}),
+            }
         )
     return found
 
 
-def _overlapping(model: "nn.Module") -> list[str]:
-    """The convolutions over all channels whose windows overlap: stems, which stay PyTorch's."""
-    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups == 1 and m.kernel_size > m.stride]
-    return sorted({f"{conv.kernel_size[0]}x{conv.kernel_size[1]} stride {conv.stride[0]}" for conv in convs})
-
-
-def coverage_table(found: list[dict[str, object]]) -> tuple[Table, str]:
+def coverage_table(found: list[dict[str, Any]]) -> tuple[Table, str]:
     """What `coverage` returns, and sentences about it."""
-    columns = ("library", "model", "blocks", "served", "norms, downsampling", "served", "why not; stem")
+    names = ("blocks", "served", "layers", "layers_served")
     rows = []
     for r in found:
-        counts = (str(r[name]) for name in ("blocks", "served", "layers", "layers_served"))
         stem = [f"stem {conv}: PyTorch's" for conv in r["overlapping"]]
-        rows.append((r["library"], r["model"], *counts, "; ".join(r["reasons"] + stem)))
-    names = ("blocks", "served", "layers", "layers_served")
+        rows.append((r["library"], r["model"], *(str(r[name]) for name in names), "; ".join(r["reasons"] + stem)))
     blocks, served, layers, layers_served = (sum(row[name] for row in found) for name in names)
     whole = sum(not row["reasons"] for row in found)
     said = (
@@ -126,11 +135,12 @@ def coverage_table(found: list[dict[str, object]]) -> tuple[Table, str]:
             "\nA stem's overlapping convolutions sum over all channels, so they are matrix products: cuDNN and oneDNN "
             "compute them, and this package has no kernel for them."
         )
+    columns = ("library", "model", "blocks", "served", "norms, downsampling", "served", "why not; stem")
     return Table("What accelerate() replaces", columns, rows), said
 
 
 @click.command("models")
-@click.argument("names", nargs=-1, shell_complete=options.complete(_names))
+@click.argument("names", nargs=-1)
 @click.option("--coverage", "served", is_flag=True, help="Of timm, torchvision, transformers: what is served.")
 @options.as_json
 def command(names: tuple[str, ...], served: bool, as_json: bool) -> None:

@@ -12,7 +12,7 @@ import click
 import torch
 from torch import Tensor
 
-from convnext_kernels.cli.options import need, one_line
+from convnext_kernels.bench.tables import one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,7 +26,7 @@ class Photo:
     """A photograph, cropped to a square at the centre."""
 
     name: str
-    pixels: "Tensor"  # (3, size, size) uint8
+    pixels: Tensor  # (3, size, size) uint8
     thumbnail: str  # data URI of a JPEG
 
 
@@ -43,41 +43,42 @@ def _photo(name: str, image: "Image", size: int) -> Photo:
 
 def shipped(size: int) -> list[Photo]:
     """The eight photographs in the wheels of scikit-learn and scikit-image."""
-    datasets = need("sklearn.datasets", "demo")
-    data = need("skimage.data", "demo")
-    image = need("PIL.Image", "demo")
+    from PIL import Image
+    from skimage import data
+    from sklearn import datasets
+
     arrays = {name: datasets.load_sample_image(f"{name}.jpg") for name in ("china", "flower")}
     for name in ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field"):
         arrays[name] = getattr(data, name)()
     arrays["motorcycle"] = data.stereo_motorcycle()[0]
-    return [_photo(name.replace("_", " "), image.fromarray(array), size) for name, array in arrays.items()]
+    return [_photo(name.replace("_", " "), Image.fromarray(array), size) for name, array in arrays.items()]
 
 
 def read(paths: Sequence[Path], size: int) -> list[Photo]:
     """Read image files and the image files in folders; ClickException names the first that cannot be read."""
-    pil = need("PIL.Image", "demo")
-    extensions, files = set(pil.registered_extensions()), []
+    from PIL import Image
+
+    extensions, files = set(Image.registered_extensions()), []
     for path in paths:
         inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in extensions and p.is_file())
         if path.is_dir() and not inside:
-            raise click.ClickException(f"--images {path}: no image file in this folder")
+            raise click.ClickException(f"{path}: no image file in this folder")
         files += inside if path.is_dir() else [path]
     if len(files) > LIMIT:
-        raise click.ClickException(f"--images: {len(files)} images, expected at most {LIMIT}")
+        raise click.ClickException(f"{len(files)} images, expected at most {LIMIT}")
     photos = []
     for file in files:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error", pil.DecompressionBombWarning)
-                with pil.open(file) as image:
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(file) as image:
                     photos.append(_photo(str(file), image, size))
-        except (OSError, SyntaxError, ValueError, pil.DecompressionBombError, pil.DecompressionBombWarning) as error:
-            reason = getattr(error, "strerror", None) or one_line(error)
-            raise click.ClickException(f"--images {file}: cannot be read: {reason}") from error
+        except Exception as error:  # a damaged or far too large picture raises many types
+            raise click.ClickException(f"{file}: cannot be read: {one_line(error)}") from error
     return photos
 
 
-def normalise(pixels: "Tensor", mean: Sequence[float], std: Sequence[float]) -> "Tensor":
+def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Turn (N, 3, H, W) uint8 into the normalised fp32 input of a model."""
     shape = (1, 3, 1, 1)
     return (pixels.float() / 255 - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)

@@ -18,10 +18,11 @@ NOTE = (
     "eager: a lower bound of PyTorch's time, op by op. "
     "limit: two kernels per block at the GPU's peak rates, without launch time."
 )
+GPUS = f"One of {', '.join(tuning.GPUS)}. May be repeated."
 COLUMNS = ("launches", "MiB", "us", "eager launches", "eager MiB", "eager us", "limit MiB", "limit us")
 
 
-def _meta_model(name: str) -> tuple["nn.Module", str]:
+def _meta_model(name: str) -> tuple[nn.Module, str]:
     """Build the accelerated model on the meta device; returns it and its name with the library."""
     with torch.device("meta"):
         loaded = load.build(*load.resolve(name), pretrained=False)
@@ -33,10 +34,10 @@ def _meta_model(name: str) -> tuple["nn.Module", str]:
     return model, loaded.name
 
 
-def table(rows: "list[Row]", title: str) -> Table:
+def table(rows: list[Row], title: str) -> Table:
     """A row for each kind of call, and the totals."""
 
-    def cells(ours: "Cost", eager: "Cost", limit: "Cost") -> list[str]:
+    def cells(ours: Cost, eager: Cost, limit: Cost) -> list[str]:
         found = []
         for cost in (ours, eager, limit):
             found += [str(cost.launches or "-"), f"{cost.bytes / 2**20:.1f}", f"{cost.seconds * 1e6:.0f}"]
@@ -48,7 +49,7 @@ def table(rows: "list[Row]", title: str) -> Table:
     return Table(title, ("layer", "count", *COLUMNS, "vs eager", "plan"), lines, NOTE)
 
 
-def comparison(found: "list[tuple[str, int, list[Row]]]", title: str) -> Table:
+def comparison(found: list[tuple[tuning.Gpu, int, list[Row]]], title: str) -> Table:
     """A row for each GPU, batch and kind of block; times are of one block. Printed in Markdown, for the docs."""
     lines = []
     for gpu, batch, rows in found:
@@ -56,22 +57,14 @@ def comparison(found: "list[tuple[str, int, list[Row]]]", title: str) -> Table:
             if row.name.startswith("block"):
                 ours, eager, limit = (1e6 * cost.seconds / row.count for cost in (row.ours, row.eager, row.limit))
                 times = f"{ours:.1f}", f"{eager:.1f}", f"{limit:.1f}", speedup(eager / ours), f"{ours / limit:.2f}x"
-                lines.append((gpu, str(batch), row.name.removeprefix("block "), *times, "; ".join(row.plan)))
+                lines.append((gpu.name, str(batch), row.name.removeprefix("block "), *times, "; ".join(row.plan)))
     columns = ("GPU", "batch", "block", "us", "eager us", "limit us", "vs eager", "vs limit", "plan")
     return Table(title, columns, lines, NOTE)
 
 
 @click.command("plan")
 @options.model
-@click.option(
-    "--gpu",
-    "gpu_names",
-    default=("H100",),
-    multiple=True,
-    metavar="NAME",
-    shell_complete=options.complete(lambda: tuning.GPUS),
-    help=f"One of {', '.join(tuning.GPUS)}. May be repeated.",
-)
+@click.option("--gpu", "gpu_names", default=("H100",), multiple=True, metavar="NAME", help=GPUS)
 @options.count("--batch", (8,), "Images per forward pass. May be repeated.", multiple=True)
 @options.size
 @options.dtype
@@ -90,10 +83,7 @@ def command(
 
     With several GPUs or batches: one line for each block, GPU and batch, and no other layers. This needs no GPU.
     """
-    try:
-        gpus = [tuning.named(name) for name in gpu_names]
-    except ValueError as error:
-        raise click.ClickException(f"--gpu: {error}") from error
+    gpus = [tuning.named(name) for name in gpu_names]
     element = getattr(torch, options.DTYPES[dtype])
     model, full_name = _meta_model(model_name)
     recordings = [explain.record(model, (n, 3, size, size)) for n in batch]
@@ -109,7 +99,7 @@ def command(
         return
     if len(found) > 1:
         title = f"{full_name}, {size} x {size}, {dtype}, {'forward and backward' if training else 'forward'}: predicted"
-        shown = comparison([(gpu.name, n, rows) for gpu, n, rows in found], title)
+        shown = comparison(found, title)
         click.echo(f"{shown.markdown()}\n\n{shown.note}")
         return
     gpu, n, rows = found[0]

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from convnext_kernels.bench import lines, results
+from convnext_kernels.bench import report as html
 from convnext_kernels.bench.results import FILE
 from convnext_kernels.cli import options
 from convnext_kernels.tuning import cache
@@ -14,36 +15,27 @@ from convnext_kernels.tuning import cache
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=options.FILE)
 @click.option("--report", type=options.FILE, metavar="DIR", default=Path("convnext-kernels-report"), help="Folder.")
 @click.option("--choices", type=options.FILE, metavar="FILE", help="Add the measured choices to this file.")
-@options.as_json
-def command(files: tuple[Path, ...], report: Path, choices: Path | None, as_json: bool) -> None:
+def command(files: tuple[Path, ...], report: Path, choices: Path | None) -> None:
     """Turn the results of `verify` (results.jsonl, one or several) into tables in Markdown and an HTML report.
 
     All files must be from the same GPU or CPU; of two results of the same case the later one counts. A file whose last
     line is cut is read up to there. results.json is for benchmarks/results, from which README's figures are made.
     """
-    from convnext_kernels.bench import report as html
-
-    try:
-        runs = [run for file in files for run in lines.read(file)]
-        run = lines.as_run(runs)
-    except (OSError, ValueError) as error:
-        raise click.ClickException(f"FILE: {error}") from error
+    runs = [run for file in files for run in lines.read(file)]
+    run = lines.as_run(runs)
     every = [line for found in runs for line in found]
     found = (html.candidates(run, results.MODELS, "Whole models"), lines.host(every), lines.tuned(every))
     tables = [table for table in found if table.rows]
-    options.check_writable(report / FILE, "--report")
+    options.check_writable(report / FILE)
     results.save(run, report / FILE)
-    if as_json:
-        options.print_json([table._asdict() for table in tables])
-    else:
-        click.echo("\n\n".join(table.markdown() for table in tables) or "No times in these files.")
-        for line in run.not_run:
-            click.echo(f"not run: {line}", err=True)
+    click.echo("\n\n".join(table.markdown() for table in tables) or "No times in these files.")
+    for line in run.not_run:
+        click.echo(f"not run: {line}", err=True)
     if choices is not None:
         entries = lines.choices(every)
         if not entries:
             raise click.ClickException("--choices: these files have no measured choices (the step `candidates`)")
-        options.check_writable(choices, "--choices")
+        options.check_writable(choices)
         cache.write(choices, entries)
         click.echo(f"{len(entries)} choices: {choices}", err=True)
-    click.echo(html.write_if_possible(run, report, tables), err=True)
+    click.echo(html.write(run, report, tables), err=True)

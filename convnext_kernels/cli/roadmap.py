@@ -1,6 +1,5 @@
 """``convnext-kernels roadmap``: every step from ResNet to ConvNeXt, as published, counted and measured."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from convnext_kernels import acceleration_report, environment, use_backend
-from convnext_kernels.bench import charts
+from convnext_kernels.bench import charts, workloads
 from convnext_kernels.bench.tables import Section, Table, date, machine, speedup, write_page
 from convnext_kernels.bench.timing import interleave, steady_allocator
 from convnext_kernels.cli import options
@@ -20,6 +19,7 @@ from convnext_kernels.models.counting import count
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 TITLES = {"resnet50": "ResNet-50 to ConvNeXt-T", "resnet200": "ResNet-200 to ConvNeXt-B"}  # by regime
+NAME = "roadmap.html"
 SHARE = 0.015  # allowed difference from the published GFLOPs
 # Figures that the paper's description cannot give, by (step, regime).
 NOTES = {
@@ -27,15 +27,14 @@ NOTES = {
     "has the multiply-adds of the row above it, as in the ResNet-200 column (14.81 twice)",
 }
 SWIN = "Swin (for comparison)"  # a row of the paper's table
-OTHERS = {  # networks for comparison, by regime: (library/name, row of the paper's table or "")
-    "resnet50": (
-        ("torchvision/swin_t", SWIN),
-        *(
-            (name, "")
-            for name in ("timm/vit_small_patch16_224", "torchvision/resnext50_32x4d", "torchvision/mobilenet_v2")
-        ),
-    ),
-    "resnet200": (("torchvision/swin_b", SWIN), ("timm/vit_base_patch16_224", "")),
+OTHERS = {  # networks for comparison, by regime: {library/name: row of the paper's table or ""}
+    "resnet50": {
+        "torchvision/swin_t": SWIN,
+        "timm/vit_small_patch16_224": "",
+        "torchvision/resnext50_32x4d": "",
+        "torchvision/mobilenet_v2": "",
+    },
+    "resnet200": {"torchvision/swin_b": SWIN, "timm/vit_base_patch16_224": ""},
 }
 
 
@@ -51,33 +50,24 @@ class Row:
     parameters: float  # millions
     fused: int  # modules that the kernels of this package compute
     note: str
-    adopted: bool
-    step: bool  # False: another network, for comparison
     # Milliseconds per batch, minimum and median, of "eager" and, if the package replaces something, "accelerated".
     speed: dict[str, tuple[float, float]] | None = None
 
 
-def _names() -> list[str]:
-    return [*roadmap.list_steps(), *dict.fromkeys(name for others in OTHERS.values() for name, _ in others)]
-
-
-def _build(name: str, regime: str) -> "nn.Module":
+def _build(name: str, regime: str) -> nn.Module:
     library, slash, plain = name.partition("/")
-    if not slash:
-        return roadmap.create_step(name, regime)
-    if library == "torchvision":
-        return options.need("torchvision.models", "roadmap").get_model(plain, weights=None)
-    return options.need("timm", "roadmap").create_model(plain, pretrained=False)
+    return workloads.load(library, plain) if slash else roadmap.create_step(name, regime)
 
 
 def networks(regime: str, names: tuple[str, ...] = ()) -> list[Row]:
     """Count the networks of `regime`, or those called `names`; ClickException for an unknown name suggests others."""
-    options.check_names("--step: unknown step", names, _names())
+    every = [*roadmap.list_steps(), *(name for others in OTHERS.values() for name in others)]
+    options.check_names("--step: unknown step", names, every)
     figures = {row.title: row.regimes[regime] for row in published.roadmap()}
-    known = [(step.name, step.title, step.title, step.adopted, True) for step in roadmap.STEPS]
-    known += [(name, name, title, True, False) for name, title in OTHERS[regime]]
+    known = {step.name: (step.title, step.title) for step in roadmap.STEPS}
+    known |= {name: (name, title) for name, title in OTHERS[regime].items()}
     found = []
-    for name, title, printed, adopted, is_step in known:
+    for name, (title, printed) in known.items():
         if names and name not in names:
             continue
         with torch.device("meta"):
@@ -89,7 +79,7 @@ def networks(regime: str, names: tuple[str, ...] = ()) -> list[Row]:
             if abs(paper.gflops.deviation(gflops)) > SHARE:
                 note = NOTES.get((name, regime), "differs from the published GFLOPs")
         fused = sum(row.fused for row in acceleration_report(model).rows)
-        found.append(Row(name, title, *texts, gflops, counted.parameters / 1e6, fused, note, adopted, is_step))
+        found.append(Row(name, title, *texts, gflops, counted.parameters / 1e6, fused, note))
     return found
 
 
@@ -152,36 +142,27 @@ def chart(rows: list[Row]) -> "Figure":
     return figure
 
 
-def write(results: dict[str, list[Row]], settings: dict[str, int] | None, values: dict, folder: Path) -> list[Path]:
-    """Write roadmap.html, roadmap.json and a PNG for each regime to `folder`; OSError if that fails."""
-    files, sections = [folder / "roadmap.html", folder / "roadmap.json"], []
+def write(results: dict[str, list[Row]], settings: dict[str, int] | None, folder: Path) -> None:
+    """Write roadmap.html and a PNG for each regime to `folder`; OSError if that fails."""
+    sections = []
     for regime, rows in results.items():
         figure = chart(rows)
         sections.append(Section(TITLES[regime], [[("", figure)], table(rows, regime, settings)]))
-        files.append(folder / f"roadmap-{regime}.png")
-        figure.savefig(files[-1], dpi=150, facecolor="white")
+        figure.savefig(folder / f"roadmap-{regime}.png", dpi=150, facecolor="white")
+    sections.append(Section("Machine", machine(environment.collect())))
     about = f"Accuracy and GFLOPs as published in arXiv 2201.03545 (tables 10 and 11), and as counted here. {date()}"
-    write_page(files[0], "From ResNet to ConvNeXt", about, [*sections, Section("Machine", machine(values["machine"]))])
-    files[1].write_text(json.dumps(options.plain(values), indent=2) + "\n", encoding="utf-8")
-    return files
+    write_page(folder / NAME, "From ResNet to ConvNeXt", about, sections)
 
 
 @click.command("roadmap")
 @click.option("--regime", type=click.Choice(list(TITLES)), multiple=True, default=tuple(TITLES), help="Of the paper.")
-@click.option(
-    "--step",
-    multiple=True,
-    metavar="NAME",
-    shell_complete=options.complete(_names),
-    help="Only this step or network, can be repeated.",
-)
+@click.option("--step", multiple=True, metavar="NAME", help="Only this step or network, can be repeated.")
 @click.option("--measure", is_flag=True, help="Time every network in fp32, eager and accelerated.")
 @options.count("--batch", 1, "Images per batch, for --measure.")
 @options.count("--size", 224, "Height and width, for --measure.", least=32)
 @options.count("--rounds", 5, "Timed rounds, for --measure.")
 @options.threads
-@options.report(None, "Write charts, HTML and JSON here.", "roadmap.html")
-@options.as_json
+@options.report(None, "Write charts and HTML here.", NAME)
 def command(
     regime: tuple[str, ...],
     step: tuple[str, ...],
@@ -190,7 +171,6 @@ def command(
     size: int,
     rounds: int,
     report: Path | None,
-    as_json: bool,
 ) -> None:
     """Show every step from ResNet to ConvNeXt.
 
@@ -204,11 +184,7 @@ def command(
                 for i, row in enumerate(rows):
                     rows[i] = _measured(row, name, **settings)
                     advance(f"{name} {row.name}", 1)
-        if not as_json:
-            options.show(table(rows, name, settings), width=150)
-    values = {"measured": settings, "machine": environment.collect(), "regimes": results}
-    if as_json:
-        options.print_json(values)
+        options.show(table(rows, name, settings), width=150)
     if report is not None:
-        for file in write(results, settings, values, report):
-            click.echo(f"Written: {file}", err=as_json)
+        write(results, settings, report)
+        click.echo(f"Written: {report / NAME}, and a PNG of each chart beside it")

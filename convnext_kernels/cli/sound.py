@@ -13,8 +13,9 @@ import click
 import torch
 from torch import Tensor, nn
 
-from convnext_kernels.cli.load import SEED, Loaded, load_state, read_weights
-from convnext_kernels.cli.options import need, one_line
+from convnext_kernels.bench.tables import one_line
+from convnext_kernels.cli.load import SEED, Loaded, load_state
+from convnext_kernels.models import read_state_dict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,8 +44,6 @@ class Vocoder(nn.Module):
 
 def load(weights: Path | None, pretrained: bool) -> Loaded:
     """Vocos for mel spectrograms at 24 kHz, with weights as for `load.load`."""
-    for name in ("torchaudio", "vocos"):
-        need(name, "--model vocos", extra="vocos")
     from vocos.feature_extractors import MelSpectrogramFeatures
     from vocos.heads import ISTFTHead
     from vocos.models import VocosBackbone
@@ -52,18 +51,14 @@ def load(weights: Path | None, pretrained: bool) -> Loaded:
 
     loaded = Loaded(nn.Identity(), "vocos", "", None)
     if pretrained:
-        try:
-            return replace(loaded, model=Vocos.from_pretrained(_PUBLISHED).eval(), weights=f"pretrained, {_PUBLISHED}")
-        except Exception as error:  # whatever a download raises
-            what = "no pretrained weights (--weights FILE takes a local file)"
-            raise click.ClickException(f"--model vocos: {what}: {one_line(error)}") from error
+        return replace(loaded, model=Vocos.from_pretrained(_PUBLISHED).eval(), weights=f"pretrained, {_PUBLISHED}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)  # the package's own first values: each block adds its eighth
         model = Vocos(MelSpectrogramFeatures(**_MEL), VocosBackbone(**_BACKBONE), ISTFTHead(**_HEAD)).eval()
     if weights is None:
         about = " Every block contributes to the output; what is heard has no meaning."
         return replace(loaded, model=model, weights=f"random (seed {SEED})", about=about)
-    load_state(model, read_weights(weights), weights, "vocos")
+    load_state(model, read_state_dict(weights), weights, "vocos")
     return replace(loaded, model=model, weights=f"file {weights}")
 
 
@@ -71,10 +66,7 @@ def shipped() -> Path:
     """The recording in the wheel of pygame-ce: seven seconds of music, 11 kHz."""
     found = importlib.util.find_spec("pygame")  # not imported: that starts SDL
     if found is None:
-        raise click.ClickException(
-            "--model vocos needs a sound: name a WAV file, or take the one in pygame-ce: "
-            'pip install "convnext-kernels[vocos]"'
-        )
+        raise ModuleNotFoundError(name="pygame")
     return Path(found.submodule_search_locations[0]) / "examples/data/house_lo.wav"
 
 
@@ -90,8 +82,9 @@ def _scaled(samples: "ndarray") -> Tensor:
 
 def read(file: Path) -> Tensor:
     """Ten seconds of a WAV file, (1, samples) at 24 kHz: its channels averaged, repeated if it is shorter."""
-    wavfile = need("scipy.io.wavfile", "--model vocos", extra="vocos")
-    signal = need("scipy.signal", "--model vocos", extra="vocos")
+    from scipy import signal
+    from scipy.io import wavfile
+
     if not file.is_file():
         raise click.ClickException(f"{file}: {'not a regular file' if file.exists() else 'no such file'}")
     try:

@@ -12,10 +12,7 @@ from convnext_kernels.tuning import cache
 
 
 def _read(file: Path, device: str) -> None:
-    try:
-        found = tuning.load(file)
-    except (OSError, ValueError) as error:
-        raise click.ClickException(f"--read {file}: {getattr(error, 'strerror', None) or error}") from error
+    found = tuning.load(file)
     prefixes = tuple(cache.prefix(dispatch.machine(device)) for device in ("cpu", device))
     usable = sum(key.startswith(prefixes) for key in found)
     click.echo(f"{len(found)} choices were read; {usable} of them are for this machine and these versions.")
@@ -32,7 +29,6 @@ def _read(file: Path, device: str) -> None:
 @click.option("--read", type=options.FILE, metavar="FILE", help="Only read such a file.")
 @options.threads
 @options.device()
-@options.as_json
 def command(
     model_name: str,
     batch: int,
@@ -43,34 +39,24 @@ def command(
     write: Path | None,
     read: Path | None,
     device: str,
-    as_json: bool,
 ) -> None:
     """Time every way to compute each op of a model, eager too; keep the fastest."""
     if read is not None:
         _read(read, device)
         return
     if write is not None:
-        options.check_writable(write, "--write")
+        options.check_writable(write)
     loaded = load.load(model_name, None, pretrained=False)
     form = {"device": device, "dtype": getattr(torch, options.DTYPES[dtype]), "memory_format": torch.channels_last}
     model = convnext_kernels.accelerate(loaded.model.to(**form))
     example = torch.randn(batch, 3, size, size).to(**form)
     with options.progress_bar("tune", None) as advance:
-        try:
-            report = convnext_kernels.tune(
-                model,
-                example,
-                training=training,
-                minutes=minutes,
-                write=write,
-                on_result=lambda timing: advance(f"{timing.op} {timing.phase} {timing.plan}"[:60], 1),
-            )
-        except ValueError as error:
-            raise click.ClickException(f"--model {loaded.name}: {error}") from error
-    if as_json:
-        head = {"model": loaded.name, "batch": batch, "size": size, "dtype": dtype, "training": training}
-        rows, timings = ([item._asdict() for item in items] for items in (report.rows, report.timings))
-        found = {"machine": report.machine, "choices": report.choices, "not_timed": report.not_timed}
-        options.print_json(head | found | {"rows": rows, "timings": timings})
-        return
+        report = convnext_kernels.tune(
+            model,
+            example,
+            training=training,
+            minutes=minutes,
+            write=write,
+            on_result=lambda timing: advance(f"{timing.op} {timing.phase} {timing.plan}"[:60], 1),
+        )
     click.echo(f"{loaded.name}, {options.described(batch, size, dtype, training)}, ms of the fastest call, on {report}")

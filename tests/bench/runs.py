@@ -47,7 +47,6 @@ def machine(cpu: str = "Example Xeon 6 @ 2.1 GHz", gpus: tuple[str, ...] = (), t
         "no_gpu_reason": "" if gpus else "no driver",
         "environment": {"OMP_NUM_THREADS": None},
         "commit": "0123456789ab",
-        "clock_mhz": {"cpu MHz": [2100.0, 2100.0]},
     }
 
 
@@ -62,44 +61,28 @@ def records(case: Case, device: str, chance: random.Random) -> list[Record]:
     training, model = case.direction == "training", case.group in MODELS
     common = {name: getattr(case, name) for name in ("group", "what", "batch", "dtype", "direction")}
     common |= {"case": case.name, "flops": 0 if case.group == "layernorm" else case.batch * 10**9, "bytes": 10**7}
-    names = [EAGER, OURS, "eager, contiguous", "OpenVINO", "ONNX Runtime"]
-    if case.group == "scaling":
-        names = names[:2]
-    if case.group == "block":
-        names[3:3] = ["torch.compile", "torch.compile, max-autotune"]
-    if case.group == "rival":
-        names.remove(OURS)
+    compiled = ("torch.compile", "torch.compile, max-autotune") if case.group == "block" else ()
+    engines = ("OpenVINO", "ONNX Runtime")
+    names = [EAGER, OURS, "eager, contiguous", *compiled, *engines][: 2 if case.group == "scaling" else None]
     found = []
     for name in names:
-        engine, why = name in ("OpenVINO", "ONNX Runtime"), ""
-        if engine and (device == "cuda" or training):
-            why = "inference only" if training else "measured on CPUs only"
-        elif name == "ONNX Runtime" and case.dtype == "bf16":
-            why = "no bf16 kernels for CPUs"
-        if why:
+        if name in engines and (device == "cuda" or training or (name, case.dtype) == ("ONNX Runtime", "bf16")):
+            why = "no bf16 kernels for CPUs" if device == "cpu" and not training else "inference on CPUs only"
             found.append(Record(**common, candidate=name, status=UNAVAILABLE, reason=why))
-            continue
-        median = (
-            10
-            * case.batch
-            / (1 if name == EAGER else chance.uniform(0.6, 3) if name == OURS else chance.uniform(0.3, 1.7))
-        )
-        found.append(
-            Record(
-                **common,
-                candidate=name,
-                status="ok",
-                times=times(median, 0.03, chance.randrange(1000)),
-                error=chance.uniform(0, 1e-3),
-                allowed_error=1e-3,
-                compute_share=chance.random() if case.group != "layernorm" else None,
-                memory_share=chance.random(),
-                saved_bytes=2 * 10**7 if training else None,
-                launches=3 if device == "cuda" else None,
-                backend="cpu" if name == OURS else None,
-                parameters=28_589_128 if model else None,
-            )
-        )
+        elif name != OURS or case.group != "rival":
+            factor = 1 if name == EAGER else chance.uniform(0.6, 3) if name == OURS else chance.uniform(0.3, 1.7)
+            measured = {
+                "times": times(10 * case.batch / factor, 0.03, chance.randrange(1000)),
+                "error": chance.uniform(0, 1e-3),
+                "allowed_error": 1e-3,
+                "compute_share": chance.random() if case.group != "layernorm" else None,
+                "memory_share": chance.random(),
+                "saved_bytes": 2 * 10**7 if training else None,
+                "launches": 3 if device == "cuda" else None,
+                "backend": "cpu" if name == OURS else None,
+                "parameters": 28_589_128 if model else None,
+            }
+            found.append(Record(**common, candidate=name, status="ok", **measured))
     return found
 
 
@@ -110,7 +93,6 @@ def full_run(device: str = "cpu", seed: int = 0, **changes: object) -> Run:
         machine=machine(gpus=("Example H100, compute capability 9.0, 80 GiB",) if device == "cuda" else ()),
         conditions={
             "threads": 2,
-            "pinned": [0, 1],
             "allocator": "freed memory stays in the process (mallopt)",
             "idle": {"others": 0.01, "steal": 0.0},
             "warnings": [],

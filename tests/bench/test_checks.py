@@ -3,7 +3,7 @@ import torch
 
 import convnext_kernels as ck
 from convnext_kernels.bench import checks
-from convnext_kernels.bench.results import FAILED, OK, WRONG
+from convnext_kernels.bench.results import OK, WRONG
 from convnext_kernels.spec import OPS
 
 
@@ -55,17 +55,6 @@ def test_a_way_that_only_inference_takes_is_checked(monkeypatch):
 
     monkeypatch.setattr(ck.LayerNorm2d, "forward", wrong_in_inference)
     assert {(c.status, c.reason.partition(":")[0]) for c in run() if c.group == "layernorm"} == {(WRONG, "inference")}
-
-
-@pytest.mark.usefixtures("small")
-def test_an_op_that_raises_does_not_end_the_others(monkeypatch):
-    def fail(self, x):
-        raise RuntimeError("no such kernel")
-
-    monkeypatch.setattr(ck.GlobalResponseNorm, "forward", fail)
-    found = run()
-    assert {(c.status, c.reason) for c in found if c.group == "grn"} == {(FAILED, "RuntimeError: no such kernel")}
-    assert {c.status for c in found if c.group != "grn"} == {OK}
 
 
 @pytest.mark.usefixtures("small")

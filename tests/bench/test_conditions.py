@@ -55,7 +55,6 @@ def test_collect(monkeypatch):
     found = conditions.collect("cpu")
     assert found["threads"] >= 1
     assert isinstance(found["warnings"], list)
-    assert (found["pinned"] is None) == ("its own core" not in found["pinning"])
     monkeypatch.setattr(conditions, "glibc", lambda: None)
     monkeypatch.setattr(conditions, "clocks", lambda device: {"governor": "powersave"})
     lines = " ".join(conditions.collect("cpu")["warnings"])

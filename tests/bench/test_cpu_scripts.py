@@ -1,8 +1,6 @@
 """benchmarks/cpu_sweep.py and cpu_phases.py: what they cover, what they measure, and that wrong results are noticed."""
 
-import importlib
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,32 +8,26 @@ from click.testing import CliRunner
 
 from convnext_kernels.backends.cpu import native
 from convnext_kernels.backends.cpu.mlp_native import PHASES, timed_phases
+from convnext_kernels.bench.cases import STAGES
 from convnext_kernels.nn import DepthwiseConv2d, FusedConvNeXtBlock
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 pytestmark = pytest.mark.skipif(native.import_error() is not None, reason="the CPU kernels are not built")
 
 
-@pytest.fixture(scope="module")
-def scripts():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield {name: importlib.import_module(name) for name in ("cpu_sweep", "cpu_phases")}
-
-
 @pytest.fixture
-def sweep(scripts):
-    return scripts["cpu_sweep"]
+def sweep(program):
+    return program("cpu_sweep")
 
 
-def test_points_are_the_lines_and_random_ones_in_turn(sweep):
-    known = set(sweep.lines())
-    found = list(itertools.islice(sweep.points(3), 2 * len(known) + 50))
-    assert set(found[: 2 * len(known) : 2]) == known
-    random = found[1 : 2 * len(known) : 2] + found[2 * len(known) :]
-    assert all(1 <= s.h <= 96 and 1 <= s.w <= 96 and s.n in (1, 2, 8) for s in random)
-    assert found == list(itertools.islice(sweep.points(3), len(found)))
+def test_every_other_shape_is_a_usual_one_but_for_one_number(sweep):
+    found = list(itertools.islice(sweep.shapes(3), 400))
+    usual = [{"n": 1, "c": c, "h": size, "w": size, "k": 7} for c, size in STAGES]
+    for shape in found[::2]:
+        values = {name: getattr(shape, name) for name in usual[0]}
+        assert min(sum(values[name] != u[name] for name in values) for u in usual) <= 1
+    assert all(1 <= s.h <= 96 and 1 <= s.w <= 96 and s.n in (1, 2, 8) for s in found)
+    assert len(set(found)) > 300
+    assert found == list(itertools.islice(sweep.shapes(3), len(found)))
 
 
 def test_no_speed_of_wrong_numbers(sweep, monkeypatch):
@@ -80,8 +72,8 @@ def test_phases_with_more_threads_than_there_were():
     assert (seconds[0] > 0).any()
 
 
-def test_phases_prints_a_row_for_each_block(scripts, monkeypatch):
-    phases = scripts["cpu_phases"]
+def test_phases_prints_a_row_for_each_block(program, monkeypatch):
+    phases = program("cpu_phases")
     monkeypatch.setattr(phases, "CALLS", 2)
     monkeypatch.setattr(phases, "STAGES", ((32, 6), (64, 3)))
     for options in ([], ["--markdown"]):

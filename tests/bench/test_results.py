@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import math
-import os
 
 import pytest
 
@@ -36,17 +35,6 @@ def test_save_and_load(tmp_path):
     assert loaded.checks == whole.checks
     assert dataclasses.replace(loaded, records=[]) == dataclasses.replace(whole, records=[])
     assert [p.name for p in file.parent.iterdir()] == ["results.json"]
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    file = tmp_path / "results.json"
-    results.save(run(), file)
-    old = file.read_text()
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        results.save(run(record(EAGER, (1.0,))), file)
-    assert file.read_text() == old
-    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
 
 @pytest.mark.parametrize(
@@ -85,8 +73,7 @@ def test_ratio_and_best_peer():
         r.candidate: r
         for r in (record(EAGER, (4.0,), (6.0,)), record(OURS, (2.0,), (2.0,)), record("p", (3.0,), (3.0,)))
     }
-    found = results.ratio(case)
-    assert (found.value, found.low, found.high) == (2.5, 2.0, 3.0)
-    assert results.best_peer(case).candidate == "p"
+    assert results.ratio(case) == 2.5
+    assert results.best_peer(case) == "p"
     assert results.ratio(case, "absent") is None
     assert results.best_peer({OURS: case[OURS]}) is None

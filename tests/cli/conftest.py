@@ -5,8 +5,9 @@ from convnext_kernels.cli import main
 
 
 @pytest.fixture
-def run():
-    """Call the command line in this process: ``run("info", "--json")``."""
+def run(tmp_path, monkeypatch):
+    """Call the command line in this process, in an empty folder: ``run("info", "--json")``."""
+    monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object) -> Result:
         return CliRunner().invoke(main, [str(argument) for argument in arguments])

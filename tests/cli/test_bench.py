@@ -1,16 +1,13 @@
-import json
 import re
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 
-import psutil
 import pytest
 
 import convnext_kernels as ck
 from convnext_kernels.bench import results
-from convnext_kernels.bench.results import EAGER, OURS, UNAVAILABLE, WRONG
+from convnext_kernels.bench.results import EAGER, OURS, WRONG
 
 ONE = ("--only", "layernorm/C384*b1-fp32*", "--quick")
 
@@ -40,17 +37,6 @@ def test_tables_report_and_json(run, tmp_path):
     assert {r.case for r in found.records} == {"layernorm/C384-14x14-b1-fp32-forward"}
 
 
-def test_json_is_a_result_file(run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    result = run("bench", *ONE, "--no-report", "--json")
-    assert result.exit_code == 0, result.output
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "results.json").write_text(result.stdout)
-    found = results.load(tmp_path / "results.json")
-    assert {r.case for r in found.records} == {"layernorm/C384-14x14-b1-fp32-forward"}
-    assert all(line.startswith("warning: ") for line in result.stderr.splitlines())
-
-
 def test_wrong_numbers_get_no_speed_and_fail(run, tmp_path, monkeypatch):
     forward = ck.LayerNorm2d.forward
     monkeypatch.setattr(ck.LayerNorm2d, "forward", lambda self, x: forward(self, x) * 1.01)
@@ -65,27 +51,11 @@ def test_wrong_numbers_get_no_speed_and_fail(run, tmp_path, monkeypatch):
     assert found[EAGER].times is not None
 
 
-def test_list(run):
-    result = run("bench", "--list", "--only", "dwconv/K31*b8-bf16*")
-    assert result.exit_code == 0
-    assert result.stdout.split() == [
-        f"dwconv/K31-{at}-b8-bf16-forward" for at in ("C96-56x56", "C192-28x28", "C384-14x14", "C768-7x7")
-    ]
-    assert json.loads(run("bench", "--list", "--only", "dwconv/K31*b8-bf16*", "--json").stdout) == result.stdout.split()
-
-
 def test_bad_options(fails, tmp_path):
-    fails("bench", "--only", "nonsense", words=("--only", "'nonsense'", "layernorm"))
+    fails("bench", "--only", "nonsense", words=("'nonsense'", "layernorm"))
     fails("bench", "--threads", "0", words=("--threads",), code=2)
     (tmp_path / "file").write_text("")
-    fails("bench", "--report", tmp_path / "file", words=("--report", "cannot be written"))
-
-
-def test_missing_libraries_name_the_extra(fails, monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    fails("bench", "--only", "model", "--no-report", words=("timm", 'pip install "convnext-kernels[demo]"'))
-    monkeypatch.setitem(sys.modules, "psutil", None)
-    fails("bench", "--no-report", words=("psutil", 'pip install "convnext-kernels[demo]"'))
+    fails("bench", "--report", tmp_path / "file", words=("Errno", str(tmp_path / "file")))
 
 
 INTERRUPTED = """
@@ -125,11 +95,3 @@ def test_an_interrupted_run_keeps_what_it_measured(tmp_path):
     assert not found.complete
     assert {r.case for r in found.records} == {"layernorm/C384-14x14-b1-fp32-forward"}
     assert "interrupted" in (tmp_path / "report.html").read_text().lower()
-
-
-def test_a_machine_too_small_for_a_case(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-    result = run("bench", *ONE, "--report", tmp_path)
-    assert result.exit_code == 0, result.output
-    assert re.search(r"not measured: convnext_kernels: needs about .* GiB .* \(1 case\)", result.stdout)
-    assert {r["status"] for r in json.loads((tmp_path / "results.json").read_text())["records"]} == {UNAVAILABLE}

@@ -1,4 +1,3 @@
-import json
 import re
 import sys
 
@@ -6,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from convnext_kernels.bench.numerics import Top5
+from convnext_kernels.backends import cpu
 from convnext_kernels.cli import demo_runs, load
 from tests.pages import Page
 
@@ -40,22 +39,6 @@ def test_table(shipped_run):
     assert where == f"Report: {report}"
 
 
-def test_json(run, tmp_path):
-    arguments = ("--dtype", "fp32", "--report", tmp_path / "r.html", "--json")
-    result = run("demo", *SMALL, *arguments)
-    assert result.exit_code == 0, result.output
-    assert result.stderr == f"Report: {tmp_path / 'r.html'}\n"
-    values = json.loads(result.stdout)
-    assert values["model"] == "timm/test_convnext"
-    assert values["failures"] == []
-    (found,) = values["results"]
-    assert found["dtype"] == "fp32"
-    ratio = found["times_ms"]["eager"]["median"] / found["times_ms"]["accelerated"]["median"]
-    assert found["times_faster_than_eager"] == pytest.approx(ratio)
-    assert sum(found["top5"].values()) == len(values["photographs"]) == 8
-    assert found["errors"]["accelerated"] <= found["errors"]["allowed"]
-
-
 def test_report_is_complete_and_self_contained(shipped_run):
     _, report = shipped_run
     page = Page(report)
@@ -77,7 +60,7 @@ def test_own_images_and_one_dtype(run, tmp_path):
     Image.new("RGB", (40, 40), "red").save(tmp_path / "<b>red & more.png")
     Image.new("RGB", (40, 40), "blue").save(tmp_path / "blue.png")
     report = tmp_path / "r.html"
-    result = run("demo", *SMALL, "--dtype", "fp32", "--report", report, "--images", *sorted(tmp_path.glob("*.png")))
+    result = run("demo", *SMALL, "--dtype", "fp32", "--report", report, *sorted(tmp_path.glob("*.png")))
     assert result.exit_code == 0, result.output
     assert "bf16" not in result.stdout
     assert re.search(r"same top 5 +2 of 2, 0 tied", result.stdout)
@@ -97,10 +80,9 @@ def test_class_names_come_with_weights(run, tmp_path):
 
 
 def test_no_report(run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
     for name in ("jinja2", "matplotlib"):  # not needed then
         monkeypatch.setitem(sys.modules, name, None)
-    result = run("demo", *SMALL, "--dtype", "fp32", "--no-report")
+    result = run("demo", *SMALL, "--dtype", "fp32", "--report", "")
     assert result.exit_code == 0, result.output
     assert list(tmp_path.iterdir()) == []
     assert "Report" not in result.output
@@ -115,7 +97,7 @@ def test_threads_are_used_and_given_back(run, monkeypatch):
         return measure(self, *arguments)
 
     monkeypatch.setattr(demo_runs.Subject, "measure", watch)
-    result = run("demo", *SMALL, "--dtype", "fp32", "--batch", 3, "--no-report", "--threads", before + 1)
+    result = run("demo", *SMALL, "--dtype", "fp32", "--batch", 3, "--threads", before + 1)
     assert result.exit_code == 0, result.output
     assert seen == [before + 1]
     assert torch.get_num_threads() == before
@@ -123,22 +105,17 @@ def test_threads_are_used_and_given_back(run, monkeypatch):
 
 def test_unwritable_reports(fails, tmp_path):
     (tmp_path / "file").write_text("")
-    fails("demo", *SMALL, "--report", tmp_path / "file" / "r.html", words=("--report", "cannot be written"))
-    fails("demo", *SMALL, "--report", tmp_path, words=("--report", "is a folder"))
+    fails("demo", *SMALL, "--report", tmp_path / "file" / "r.html", words=("Errno", str(tmp_path / "file")))
+    fails("demo", *SMALL, "--report", tmp_path, words=("Is a directory",))
 
 
-def test_unknown_backends(fails, monkeypatch):
-    fails("demo", *SMALL, "--no-report", "--backend", "nope", words=("--backend", "'nope'", "auto", "eager"))
-    monkeypatch.setenv("CONVNEXT_KERNELS_BACKEND", "nope")
-    fails("demo", *SMALL, "--no-report", words=("CONVNEXT_KERNELS_BACKEND", "'nope'"))
-
-
-def test_an_unavailable_backend_says_why(fails, monkeypatch):
-    from convnext_kernels import dispatch
-
-    status = dispatch.BackendStatus("cpu", False, "not compiled", "")
-    monkeypatch.setattr(dispatch, "list_backends", lambda: {"cpu": status})
-    fails("demo", *SMALL, "--no-report", "--backend", "cpu", words=("--backend", "cpu", "not compiled"))
+def test_backends_that_cannot_run(fails, monkeypatch):
+    fails("demo", *SMALL, "--backend", "nope", words=("--backend", "'nope'", "auto", "eager"), code=2)
+    with monkeypatch.context() as patch:
+        patch.setenv("CONVNEXT_KERNELS_BACKEND", "nope")
+        fails("demo", *SMALL, words=("CONVNEXT_KERNELS_BACKEND", "'nope'"))
+    monkeypatch.setattr(cpu, "unavailable", lambda: "not compiled")
+    fails("demo", *SMALL, "--backend", "cpu", words=("cpu", "not compiled"))
 
 
 def test_wrong_results_fail_and_are_reported(run, tmp_path, monkeypatch):
@@ -159,12 +136,3 @@ def test_wrong_results_fail_and_are_reported(run, tmp_path, monkeypatch):
     for word in ("fp32: logits: ", "bf16: logits: ", " error ", ", allowed ", "the top 5 classes differ on china"):
         assert word in line
     assert "not within the tolerance" in Page(report).text
-
-
-def test_failures_name_dtype_and_photo():
-    top5 = Top5([(0, 1.0)], [(1, 1.0)], "different")
-    for reason, count in (("", 1), ("logits: nan", 2)):
-        failures = demo_runs.Result("bf16", {}, 0.0, reason, [top5], {}, {}, {}).failures(["cat"])
-        assert len(failures) == count
-        assert all(line.startswith("bf16: ") for line in failures)
-        assert "cat" in failures[-1]

@@ -106,14 +106,6 @@ def test_what_the_cuda_extension_holds(run, monkeypatch, compiled, words):
     assert json.loads(run("info", "--json").stdout)["cuda_extension"] == compiled
 
 
-def test_a_reason_with_brackets_is_shown_as_it_is(run, monkeypatch):
-    from convnext_kernels import dispatch
-
-    status = dispatch.BackendStatus("odd", False, "needs [red] paint", "")
-    monkeypatch.setattr(dispatch, "list_backends", lambda: {"odd": status})
-    assert "needs [red] paint" in run("info").output
-
-
 def test_gpu_reasons(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.version, "hip", None)

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from convnext_kernels.cli import models
+from convnext_kernels.cli import roadmap as cli_roadmap
 
 pytest.importorskip("torchvision")
 pytest.importorskip("timm")
@@ -59,34 +60,17 @@ def test_roadmap(run, tmp_path):
     assert page.count("<svg") == 2
     assert "separate downsampling (ConvNeXt)" in page
     assert "torchvision/swin_b" in page
-    kept = json.loads((tmp_path / "new" / "roadmap.json").read_text())
-    assert kept["measured"] is None
-    assert {len(rows) for rows in kept["regimes"].values()} == {17 + 4, 17 + 2}
-    for regime in kept["regimes"]:
+    assert {len(cli_roadmap.networks(regime)) for regime in ("resnet50", "resnet200")} == {17 + 4, 17 + 2}
+    for regime in ("resnet50", "resnet200"):
         assert (tmp_path / "new" / f"roadmap-{regime}.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_roadmap_measured(run, tmp_path):
+def test_roadmap_measured(run):
     names = ["resnet", "layer_norm", "convnext", "torchvision/mobilenet_v2"]
-    result = run(
-        *("roadmap", "--regime", "resnet50", "--measure", "--size", "32", "--rounds", "1"),
-        *(word for name in names for word in ("--step", name)),
-        *("--report", str(tmp_path), "--json"),
-    )
-    values = json.loads(result.stdout)
-    assert values == json.loads((tmp_path / "roadmap.json").read_text())
-    assert values["measured"] == {"batch": 1, "size": 32, "rounds": 1}
-    rows = values["regimes"]["resnet50"]
-    assert [row["name"] for row in rows] == names
-    assert ["accelerated" in row["speed"] for row in rows] == [False, True, True, False]
-    assert all(row["speed"]["eager"][0] > 0 for row in rows)
-
-
-def test_roadmap_table(run):
-    steps = ("--step", "convnext", "--step", "torchvision/mobilenet_v2")
-    shown = run("roadmap", "--regime", "resnet50", "--measure", "--size", "32", "--rounds", "1", *steps).stdout
+    options = ("--regime", "resnet50", "--measure", "--size", "32", "--rounds", "1")
+    shown = run("roadmap", *options, *(word for name in names for word in ("--step", name))).stdout
     assert "images/s: medians of 1 rounds, batch 1, 32 x 32, fp32" in " ".join(shown.split())
-    assert re.search(r"\dx (faster|slower)|as fast", shown)
+    assert len(re.findall(r"\dx (?:faster|slower)|as fast", shown)) == 2  # the others have no kernel of ours
 
 
 def test_unknown_step(fails):

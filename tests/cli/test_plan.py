@@ -53,7 +53,7 @@ def test_several_gpus_and_batches(run):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--gpu", "V100"), ("--gpu", "unknown GPU 'V100'", "A100", "RTX5090")),
+        (("--gpu", "V100"), ("unknown GPU 'V100'", "A100", "RTX5090")),
         (("--model", "convnext_tiney"), ("--model convnext_tiney", "close: ", "convnext_tiny")),
         (("--model", "elsewhere/convnext_tiny"), ("unknown library 'elsewhere'",)),
         (("--model", "resnet18"), ("torchvision/resnet18", "no module that this package can replace")),

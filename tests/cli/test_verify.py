@@ -47,14 +47,6 @@ def test_lines_text_and_report(run, tmp_path):
     assert "grn" in (tmp_path / "report" / "report.html").read_text()
 
 
-@pytest.mark.usefixtures("one")
-def test_json_prints_the_lines(run, tmp_path):
-    result = run("verify", "--device", "cpu", "--only", "fp32", "--report", tmp_path, "--json", "--minutes", 5)
-    assert result.exit_code == 0, result.output
-    assert result.stdout == (tmp_path / lines.FILE).read_text()
-    assert "No kernel is wrong." in result.stderr
-
-
 def test_wrong_usage(fails, run, tmp_path):
     words = ("--only", "'numbers'", "precompile", "models")
     fails("verify", "--device", "cpu", "--only", "numbers", words=words, code=2)
@@ -114,7 +106,7 @@ def test_nothing_is_lost_when_it_is_cut(run, tmp_path, number):
 
     # What a killed machine may leave: half a line. A later run begins a new one.
     (tmp_path / lines.FILE).write_text(text + text.splitlines()[-1][:40])
-    lines.Writer(tmp_path / lines.FILE, echo=False).close()
+    lines.Writer(tmp_path / lines.FILE).close()
     result = run("report", tmp_path / lines.FILE, "--report", tmp_path / "report")
     assert result.exit_code == 0, result.output
     assert "interrupted" in (tmp_path / "report" / "report.html").read_text()
