@@ -38,6 +38,8 @@ IMAGES = {
 @pytest.mark.parametrize("what", IMAGES)
 def test_x(op, what):
     x, error, *fragments = IMAGES[what]
+    if op == "dwconv3d" and isinstance(x, torch.Tensor):
+        x, fragments = x.unsqueeze(2), [f.replace("4 d", "5 d").replace("(N, C,", "(N, C, D,") for f in fragments[:1]]
     with pytest.raises(error) as caught:
         call(op, {"x": x})
     for fragment in ("x", *fragments):
@@ -104,6 +106,9 @@ TABLE = [
     ("layernorm", {"eps": "small"}, RuntimeError, ("eps", "'float'", "'str'")),
     ("dwconv", {"stride": 3}, ValueError, ("stride", "1 or 2", "got 3")),
     ("dwconv", {"stride": (2, 2)}, TypeError, ("stride", "one integer", "got (2, 2)")),
+    ("dwconv3d", {"weight": torch.zeros(6, 3, 3, 3)}, ValueError, ("weight", "(6, 1, KD, KH, KW)", "got (6, 3, 3, 3)")),
+    ("dwconv3d", {"weight": torch.zeros(6, 1, 3, 9, 3)}, ValueError, ("weight", "sizes from 1 to 7", "got 3x9x3")),
+    ("dwconv3d", {"stride": 3}, ValueError, ("stride", "1 or 2", "got 3")),
     # eps
     *(
         (op, {name: value}, ValueError, (f"{name}: ", "a finite number of at least 0", f"got {value}"))
@@ -158,5 +163,5 @@ def test_table(op, changed, error, fragments):
 def test_the_same_checks_on_meta_tensors(op):
     """The fake kernels ask the same questions, so that tracing fails with the same words."""
     meta = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in arguments(op).items()}
-    with pytest.raises(ValueError, match=r"^x: expected 4 dimensions"):
+    with pytest.raises(ValueError, match=r"^x: expected [45] dimensions"):
         OPERATORS[op].call(**{**meta, "x": torch.zeros(3, device="meta")})

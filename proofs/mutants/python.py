@@ -222,7 +222,7 @@ MUTANTS = [
             "the tanh approximation passes for GELU",
             '"tanh": "gelu_tanh"',
             '"tanh": "gelu"',
-            tests=("tests/interop/test_timm.py",),
+            tests=("tests/interop/test_blocks.py", "-k", "tanh"),
         ),
         Mutant("dtype", "mixed dtypes are served", "return not mixed or autocasting(x)", "return True"),
     ),

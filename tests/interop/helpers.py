@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import convnext_kernels as ck
 from convnext_kernels.bench.numerics import PEER_SLACK, judge
 from tests.interop import official
 from tests.tolerance import generator, randomize_
@@ -137,3 +138,22 @@ def assert_as_good_as_a_peer(result: Tensor, plain: nn.Module, x: Tensor) -> Non
         truth, eager = logits(copy.deepcopy(plain).double(), x.double()), logits(plain, x)
     judgement = judge({"logits": truth}, {"logits": eager}, {"logits": result}, torch.float32, slack=PEER_SLACK)
     assert judgement.within, judgement.reason
+
+
+def assert_same(actual: nn.Module, expected: nn.Module, x: Tensor, dtype: torch.dtype = torch.float64) -> None:
+    """The same results, the same gradients of all parameters and of x, and as many random numbers drawn."""
+    results = []
+    for model in (actual, expected):
+        torch.manual_seed(3)
+        y = logits(model, x)
+        results.append({"result": y.detach(), **gradients(model, x), "random numbers": torch.rand(1).to(dtype)})
+    assert results[0].keys() == results[1].keys()
+    for name, value in results[1].items():
+        assert_close(results[0][name], value, dtype, name)
+
+
+def reason(module: nn.Module) -> str:
+    """What the report says of the module itself, which is not replaced."""
+    (row,) = [r for r in ck.acceleration_report(module).rows if not r.name]
+    assert not row.replaced
+    return row.reason

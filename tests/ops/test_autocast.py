@@ -101,7 +101,7 @@ def test_dtypes(op):
     arguments = with_gradients(OPERATORS[op].arguments(CASES["v1"], torch.float32))
     with torch.autocast("cpu", torch.bfloat16):
         y = OPERATORS[op].call(**arguments)
-    expected = torch.bfloat16 if op in ("dwconv", "downsample") else torch.float32
+    expected = torch.bfloat16 if op in ("dwconv", "dwconv3d", "downsample") else torch.float32
     assert y.dtype == expected
     y.sum().backward()
     for name in differentiable(arguments):

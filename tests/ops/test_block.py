@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from tests.operators import OPERATORS
+from tests.operators import OPERATORS, check_forward
 from tests.shapes import DTYPES, TRITON, Case, chosen
-from tests.tolerance import assert_as_good_as_eager
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -30,14 +29,10 @@ def test_shapes_of_drop_scale(shape, kernel):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_many_widths(dtype, kernel):
     """Every number of channels around the vector and tile sizes, at a shape too small for the table."""
-    operator = OPERATORS["block"]
     for c in (2, 5, 7, 9, 31, 32, 33, 47, 49, 63, 65, 95, 97):
         for ratio in (1, 3):
-            arguments = operator.arguments(Case("", n=1, c=c, h=3, w=5, k=3, ratio=ratio), dtype)
-            y = operator.serve(kernel, **arguments)
-            wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
-            what = f"C={c}, ratio {ratio}"
-            assert_as_good_as_eager(y, operator.reference(**arguments), operator.reference(**wide), what=what)
+            arguments = OPERATORS["block"].arguments(Case("", n=1, c=c, h=3, w=5, k=3, ratio=ratio), dtype)
+            check_forward("block", arguments, kernel, what=f"C={c}, ratio {ratio}")
 
 
 @chosen(lambda dtype, kernel: dtype == torch.float32 or kernel != TRITON)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.operators import OPERATORS, differentiable, gradients, with_gradients
-from tests.shapes import TRITON, Case, chosen, rows
+from tests.shapes import TRITON, VOLUMES, Case, chosen, rows
 
 VARIANTS = {
     "v1": Case("small enough for finite differences", n=2, c=5, h=4, w=3, k=3, ratio=2),
@@ -18,6 +18,7 @@ VARIANTS = {
     ),
     "stride 2": Case("both phases of both axes, odd sizes", c=3, h=5, w=4, k=(5, 3), stride=2),
     "stride 2, dilated": Case("an even and an odd dilation", c=2, h=5, w=7, k=3, stride=2, dilation=(2, 3)),
+    "volume": Case("a volume with stride 2", c=3, d=3, h=5, w=4, k=(3, 1, 5), stride=2, ops=VOLUMES),
 }
 ROWS = rows(OPERATORS, VARIANTS)
 

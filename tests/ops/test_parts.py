@@ -1,6 +1,6 @@
 """What other networks than the ConvNeXts of tests/shapes.py run, whole: values and gradients on every backend.
 
-Rectangles, strides, norms, activations and volumes by themselves are rows of tests/shapes.py and test_dwconv3d.py.
+Rectangles, strides, norms, activations and volumes by themselves are rows of tests/shapes.py.
 """
 
 import copy
@@ -14,8 +14,7 @@ from torch import Tensor, nn
 import convnext_kernels as ck
 from convnext_kernels import BackendError, compat, dispatch
 from convnext_kernels.nn import DepthwiseConv1d
-from tests.interop.test_speech import ConvNeXtBlock, ConvNeXtV2Block
-from tests.interop.test_volumes import MedNeXtBlock
+from tests.interop.official import ConvNeXtBlock, ConvNeXtV2Block, MedNeXtBlock
 from tests.shapes import DTYPES, EAGER, KERNELS, TRITON, chosen
 from tests.test_compat import Reparam
 from tests.tolerance import assert_as_good_as_eager, generator, randomize_

@@ -58,8 +58,8 @@ def test_the_backward_op_checks_its_gradient(op, backend):
     backward, arguments = _backward_arguments(op, backend)
     dy, rest = arguments[0], arguments[1:]
     backward(dy, *rest)
-    with pytest.raises(ValueError, match=rf"d(y|out): expected .*shape.*got \({dy.shape[0]}, {dy.shape[1]}, 1, 1\)"):
-        backward(dy[:, :, :1, :1].contiguous(), *rest)
+    with pytest.raises(ValueError, match=r"d(y|out): expected .*shape.*got \(.*, 1, \d+\)"):
+        backward(dy[..., :1, :].contiguous(), *rest)
     with pytest.raises(TypeError, match=r"d(y|out): expected float32, got bfloat16"):
         backward(dy.bfloat16(), *rest)
 

@@ -55,9 +55,7 @@ import sys
 import torch, triton
 sys.path.insert(0, "proofs")
 import host_time
-from convnext_kernels import functional
 from tests.operators import OPERATORS
-from tests.ops import test_dwconv3d
 from tests.shapes import Case
 
 def forbid(owner, name):
@@ -65,12 +63,10 @@ def forbid(owner, name):
         raise AssertionError(f"{name} was called")
     setattr(owner, name, called)
 
-case = Case("a tail in the pixels", n=2, c=32, h=5, w=7, variant="v2")
+case = Case("a tail in the pixels", n=2, c=32, h=5, w=7, k=3, variant="v2")
 steps = []
 with host_time.driver():
     calls = [(name, operator.call, operator.arguments(case, torch.bfloat16)) for name, operator in OPERATORS.items()]
-    volume = test_dwconv3d.arguments(test_dwconv3d.VOLUMES[0], torch.bfloat16)
-    calls.append(("dwconv3d", functional.depthwise_conv3d, volume))
     for name, call, arguments in calls:
         leaves = [a.requires_grad_() for a in arguments.values() if isinstance(a, torch.Tensor)]
         def step(call=call, arguments=arguments, leaves=leaves):

@@ -3,15 +3,15 @@
 Every kernel, forward and gradients, at shapes with tails in columns, rows, channels and samples.
 """
 
+import functools
+
 import pytest
 import torch
 
-from convnext_kernels import functional, tuning
+from convnext_kernels import tuning
 from convnext_kernels.calls import DwconvCall
 from tests.operators import OPERATORS, check, expected, expected_gradients, gradients
-from tests.ops import test_dwconv3d as volumes
-from tests.ops.test_dwconv3d import Volume
-from tests.shapes import Case
+from tests.shapes import VOLUMES, Case
 from tests.tolerance import assert_as_good_as_eager
 
 pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
@@ -135,31 +135,21 @@ def test_two_channels_under_autocast(emulate):
     torch.testing.assert_close(dx.double(), x64.grad + residual.double(), rtol=1e-5, atol=1e-5)
 
 
-VOLUMES = [
-    (Volume("a tail of columns, partners of rows", c=10, d=3, h=5, w=9), torch.bfloat16, "rows-q7-pairs"),
-    (Volume("one row per thread, no partner", c=5, d=4, h=3, w=15, k=(5, 3, 7), n=1), torch.float32, "rows-q14"),
-    (Volume("smaller than the kernel", c=5, d=2, h=1, w=3, k=(7, 7, 7), n=1), torch.float16, ""),
-    (Volume("both phases of all axes", c=5, d=5, h=4, w=9, stride=2), torch.bfloat16, ""),
-    (Volume("one kernel plane, even sizes", c=5, d=4, h=4, w=8, k=(1, 3, 5), stride=2), torch.float32, ""),
+_volume = functools.partial(Case, c=5, h=4, w=9, k=3, ops=VOLUMES)
+VOLUME_ROWS = [
+    (_volume("a tail of columns, partners of rows", c=10, h=5), torch.bfloat16, "rows-q7-pairs"),
+    (_volume("one row per thread, no partner", d=4, h=3, w=15, k=(5, 3, 7), n=1), torch.float32, "rows-q14"),
+    (_volume("smaller than the kernel", d=2, h=1, w=3, k=7, n=1), torch.float16, ""),
+    (_volume("both phases of all axes", d=5, stride=2), torch.bfloat16, ""),
+    (_volume("one kernel plane, even sizes", d=4, w=8, k=(1, 3, 5), stride=2), torch.float32, ""),
 ]
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize(("case", "dtype", "plan"), VOLUMES, ids=lambda v: getattr(v, "reason", v))
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize(("case", "dtype", "plan"), VOLUME_ROWS, ids=lambda v: getattr(v, "reason", v))
 def test_volumes(case, dtype, plan, layout, architecture, plan_named):
-    given = volumes.arguments(case, dtype)
-    given["x"] = given["x"].contiguous(memory_format=layout)
-
-    def call(**a):
-        return functional.depthwise_conv3d(**a, backend="triton")
-
-    truth = volumes.reference(**volumes.wide(given))
-    dy = torch.randn(truth.shape).to(dtype).contiguous(memory_format=layout)
-    expected = gradients(volumes.reference, volumes.wide(given), dy.double())
     with plan_named(plan):
-        assert_as_good_as_eager(call(**given), truth.to(dtype), truth)
-        for name, gradient in gradients(call, given, dy).items():
-            assert_as_good_as_eager(gradient, expected[name].to(dtype), expected[name], what=name, scale=1.0)
+        check("dwconv3d", case, dtype, layout, "triton", runs=1, scale=1.0)
 
 
 @pytest.mark.parametrize("moved", ["x", "dy"])
