@@ -56,14 +56,9 @@ ROWS += [(f"{op} v2", name) for op in BOTTLENECK for name in ("grn_weight", "grn
 
 
 @pytest.mark.parametrize(("op", "name"), ROWS)
-def test_mixed_dtypes(op, name):
-    with pytest.raises(TypeError) as caught:
+def test_mixed_dtypes_and_devices(op, name):
+    with pytest.raises(TypeError, match=rf"^{name}: expected x's dtype torch.float32, got torch.float64$"):
         call(op, {name: arguments(op)[name].double()})
-    assert str(caught.value) == f"{name}: expected x's dtype torch.float32, got torch.float64"
-
-
-@pytest.mark.parametrize(("op", "name"), ROWS)
-def test_mixed_devices(op, name):
     with pytest.raises(ValueError, match=rf"^{name}: expected a tensor on x's device cpu, got one on meta"):
         call(op, {name: arguments(op)[name].to("meta")})
 
@@ -128,13 +123,7 @@ TABLE = [
             (op, {"norm_bias": None}, ValueError, ("norm_bias", "a tensor with norm='layer'", "got None")),
             (op, {"norm": "rms"}, ValueError, ("norm_bias", "None with norm='rms'", "got shape (6)")),
             (op, {"pwconv1_weight": torch.zeros(12, 7)}, ValueError, ("pwconv1_weight", "(hidden, 6)", "got (12, 7)")),
-            (op, {"pwconv1_weight": torch.zeros(12)}, ValueError, ("pwconv1_weight", "(out, in)", "got (12)")),
-            (
-                op,
-                {"pwconv1_weight": torch.zeros(12, 6, 3, 3)},
-                ValueError,
-                ("pwconv1_weight", "(out, in, 1, 1)", "got (12, 6, 3, 3)"),
-            ),
+            (op, {"pwconv1_weight": torch.zeros(12, 6, 3, 3)}, ValueError, ("(out, in, 1, 1)", "got (12, 6, 3, 3)")),
             (op, {"pwconv2_weight": torch.zeros(6, 11)}, ValueError, ("pwconv2_weight", "(6, 12)", "got (6, 11)")),
             (op, {"grn_weight": torch.zeros(12)}, ValueError, ("grn_weight, grn_bias", "both or neither", "got one")),
             (op, {"drop_scale": torch.ones(3)}, ValueError, ("drop_scale", "2 elements", "got 3")),
