@@ -47,12 +47,11 @@ def test_against_pytorch(activation):
     assert (derivative - slope).abs().max() < 2e-6
 
 
-def test_nonfinite():
-    for activation in ACTIVATIONS:
-        value, derivative = evaluate(torch.tensor([torch.nan, 6.0]), activation)
-        assert value[0].isnan()
-    value, derivative = evaluate(torch.tensor([torch.nan, torch.inf, -torch.inf]))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_nonfinite(activation):
+    value, derivative = evaluate(torch.tensor([torch.nan, torch.inf, -torch.inf]), activation)
     assert value[0].isnan()
-    assert derivative[0].isnan()
-    assert value[1] == torch.inf
-    assert -1e-8 < value[2] <= 0
+    if activation == "gelu":
+        assert derivative[0].isnan()
+        assert value[1] == torch.inf
+        assert -1e-8 < value[2] <= 0

@@ -69,34 +69,22 @@ ROWS = [
 ]
 
 
-@pytest.fixture
-def plan_named():
+def plan_named(part: str):
     """Force a plan of the forward pass and the input gradient by a part of its name: the last that has it."""
 
-    def force(part: str):
-        def choice(kernel, problem, candidates, gpu):
-            named = [c for c in candidates if part in c.name]
-            return named[-1] if part and named and kernel == "dwconv_forward" else None
+    def choice(kernel, problem, candidates, gpu):
+        named = [c for c in candidates if part in c.name]
+        assert named or not part.endswith("x2")
+        return named[-1] if part and named and kernel == "dwconv_forward" else None
 
-        return tuning.forced(choice)
-
-    return force
+    return tuning.forced(choice)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize(("case", "dtype", "plan"), ROWS)
-def test_executed(case, dtype, plan, layout, architecture, plan_named):
+def test_executed(case, dtype, plan, layout, architecture):
     with plan_named(plan):
         check("dwconv", CASES[case], dtype, layout, "triton")
-
-
-def named(name):
-    """Force a plan of the forward pass and the input gradient."""
-
-    def choice(kernel, problem, candidates, gpu):
-        return next(c for c in candidates if c.name == name) if kernel == "dwconv_forward" else None
-
-    return tuning.forced(choice)
 
 
 X2 = [
@@ -114,7 +102,7 @@ def test_two_channels_per_thread(case, dtype, plan, emulate):
     dy, eager, reference = expected_gradients("dwconv", CASES[case], dtype)
     dilation = arguments["dilation"]
     call = DwconvCall(arguments["x"], arguments["weight"], arguments["bias"], (dilation, dilation), 1, dtype)
-    with emulate(100), named(plan):
+    with emulate(100), plan_named(plan):
         assert_as_good_as_eager(dwconv.forward(call), *expected("dwconv", CASES[case], dtype))
         dx = dwconv.input_gradient(dy.contiguous(memory_format=torch.channels_last), call)
     assert_as_good_as_eager(dx, eager["x"], reference["x"], what="dx")
@@ -125,7 +113,7 @@ def test_two_channels_under_autocast(emulate):
     x, dy, residual = (torch.randn(2, 6, 5, 9).contiguous(memory_format=torch.channels_last) for _ in range(3))
     weight = torch.randn(6, 1, 3, 3)
     call = DwconvCall(x, weight, None, (1, 1), 1, torch.bfloat16)
-    with emulate(100), named("rolling-q4-s1-x2"):
+    with emulate(100), plan_named("rolling-q4-s1-x2"):
         y, dx = dwconv.forward(call), dwconv.input_gradient(dy, call, residual)
     x64, weight64, dy64 = (t.to(torch.bfloat16).double() for t in (x, weight, dy))
     x64.requires_grad_()
@@ -147,7 +135,7 @@ VOLUME_ROWS = [
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize(("case", "dtype", "plan"), VOLUME_ROWS, ids=lambda v: getattr(v, "reason", v))
-def test_volumes(case, dtype, plan, layout, architecture, plan_named):
+def test_volumes(case, dtype, plan, layout, architecture):
     with plan_named(plan):
         check("dwconv3d", case, dtype, layout, "triton", runs=1, scale=1.0)
 
