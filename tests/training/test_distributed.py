@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -59,6 +60,12 @@ def _close(actual: dict[str, Tensor], expected: dict[str, Tensor], start: dict[s
         assert error <= tolerance * way + 1e-6 * value.abs().max().item(), f"{key}: {error:.1e} off after {way:.1e}"
 
 
+def _same_gradients(sharded: nn.Module, plain: nn.Module, tolerance: float) -> None:
+    for (name, p), q in zip(sharded.named_parameters(), plain.parameters(), strict=True):
+        error = (p.grad.full_tensor() - q.grad).abs().max() / q.grad.abs().max()
+        assert error < tolerance, f"{name}: {error:.1e}"
+
+
 def _state(model: nn.Module) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in model.state_dict().items()}
 
@@ -81,10 +88,7 @@ def _ddp(rank: int, name: str, memory: str, options: dict, accumulate: int) -> N
         for part in range(accumulate):
             mine, whole = _part(rank, step * accumulate + part)
             (loss_of(plain, whole) / accumulate).backward()
-            if part + 1 < accumulate:
-                with ddp.no_sync():
-                    (loss_of(ddp, mine) / accumulate).backward()
-            else:
+            with ddp.no_sync() if part + 1 < accumulate else nullcontext():
                 (loss_of(ddp, mine) / accumulate).backward()
         theirs.step()
         optimizer.step()
@@ -147,10 +151,8 @@ def _fsdp_mixed_precision(rank: int) -> None:
     mine, whole = _part(rank, 0)
     loss_of(plain, whole).backward()
     loss_of(sharded, mine).backward()
-    for (name, p), q in zip(sharded.named_parameters(), plain.parameters(), strict=True):
-        assert p.grad.dtype == torch.float32
-        error = (p.grad.full_tensor() - q.grad).abs().max() / q.grad.abs().max()
-        assert error < 0.1, f"{name}: {error:.1%}"
+    assert all(p.grad.dtype == torch.float32 for p in sharded.parameters())
+    _same_gradients(sharded, plain, 0.1)
 
 
 def _one_element(rank: int) -> None:
@@ -184,9 +186,7 @@ def _accelerate_after_sharding(rank: int) -> None:
     assert fused_calls(lambda: loss_of(sharded, mine))["block"] == 4
     loss_of(plain, whole).backward()
     loss_of(sharded, mine).backward()
-    for (name, p), q in zip(sharded.named_parameters(), plain.parameters(), strict=True):
-        error = (p.grad.full_tensor() - q.grad).abs().max() / q.grad.abs().max()
-        assert error < 1e-4, f"{name}: {error:.1e}"
+    _same_gradients(sharded, plain, 1e-4)
     restore(sharded)
     assert type(sharded.features[1][0]) is before
     assert not fused_calls(lambda: loss_of(sharded, mine))

@@ -1,5 +1,6 @@
 """`tune`: what it times, what it keeps, and that calls take it. The clock is replaced, except where a test says so."""
 
+import itertools
 import json
 import sys
 
@@ -186,7 +187,7 @@ def test_the_model_is_as_before(clock):
 def test_forward_and_backward_passes_are_chosen_apart(forward, memory, variant):
     """What is kept does not depend on the choice: a graph that was compiled before relies on it."""
     case = Case("both backends", n=2, c=12, h=5, w=6, variant=variant)
-    dy, eager, reference = expected_gradients("block", case, torch.float32)
+    dy, _, reference = expected_gradients("block", case, torch.float32)
 
     def choice(kernel, problem, candidates, where):
         other = "cpu" if forward == "eager" else "eager"
@@ -201,8 +202,7 @@ def test_forward_and_backward_passes_are_chosen_apart(forward, memory, variant):
     gradients(compiled, arguments, dy)
     with tuning.forced(choice):
         found = gradients(compiled, arguments, dy)
-    for name, gradient in found.items():
-        assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
+    torch.testing.assert_close({k: v.double() for k, v in found.items()}, reference, rtol=1e-4, atol=1e-5)
 
 
 @needs_cpu
@@ -236,7 +236,7 @@ def test_wrong_arguments(tmp_path):
     model, x = net(), image()
     (tmp_path / "file").touch()
     for arguments, options, error, words in (
-        ((print, x), {}, TypeError, r"model: expected a torch\.nn\.Module, got builtin_function_or_method"),
+        ((print, x), {}, TypeError, r"model: expected a torch\.nn\.Module, got builtin"),
         ((model, [x]), {}, TypeError, "example: expected a tensor, got list"),
         ((model, x.to("meta")), {}, ValueError, "example: is on meta, expected .*: cpu"),
         ((nn.Conv2d(8, 8, 1), x), {}, ValueError, r"model: it makes no call .* after accelerate\(\)"),
@@ -255,12 +255,8 @@ def test_wrong_arguments(tmp_path):
 def test_with_the_real_clock(file):
     """Every candidate of a small model, forward and backward."""
     report = ck.tune(net(), image().requires_grad_(), training=True, minutes=5)
-    assert {(t.op, t.phase, t.backend) for t in report.timings} == {
-        (op, phase, backend)
-        for op in ("block", "layernorm")
-        for phase in ("forward", "backward")
-        for backend in ("cpu", "eager")
-    }
+    wanted = itertools.product(("block", "layernorm"), ("forward", "backward"), ("cpu", "eager"))
+    assert {(t.op, t.phase, t.backend) for t in report.timings} == {*wanted}
     assert all(0 < t.minimum <= t.median for t in report.timings)
     assert all(row.best <= row.eager for row in report.rows)
     assert json.loads(file.read_text())["entries"] == report.choices
