@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from convnext_kernels import BackendError, functional
 from tests import reference
@@ -127,6 +128,26 @@ OPERATORS = {
 def differentiable(arguments: Arguments) -> list[str]:
     """Names of the arguments that have gradients: drop-path factors are random numbers and have none."""
     return [k for k, v in arguments.items() if isinstance(v, Tensor) and k != "drop_scale"]
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, calls: list) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function.namespace == "convnext_kernels":
+            self.calls.append((function._schema.name.removeprefix("convnext_kernels::"), args, result))
+        return result
+
+
+def op_calls(function: Callable[[], object]) -> list[tuple[str, tuple, Any]]:
+    """Name, arguments and result of every call of this package's ops."""
+    calls: list = []
+    with _Recorder(calls):
+        function()
+    return calls
 
 
 def laid_out(t: Tensor, memory_format: torch.memory_format) -> Tensor:

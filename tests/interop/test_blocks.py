@@ -10,6 +10,7 @@ from timm.models.convnext import ConvNeXtBlock
 from torch import nn
 from torchvision.models.convnext import CNBlock
 from torchvision.models.convnext import LayerNorm2d as TorchvisionNorm
+from torchvision.ops import StochasticDepth
 from transformers import ConvNextConfig
 from transformers.models.convnext.modeling_convnext import ConvNextLayer, ConvNextLayerNorm
 from transformers.models.convnextv2.modeling_convnextv2 import ConvNextV2LayerNorm
@@ -241,3 +242,75 @@ def test_changes_are_seen(change, words, request):
 
 def test_other_convolutions_of_volumes_are_not_listed():
     assert not ck.acceleration_report(nn.Sequential(nn.Conv3d(4, 4, 3), nn.Conv3d(4, 8, 3, groups=4))).rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [(partial(TIMM, stride=2, out_chs=8), (2, 8, 8, 8)), (MEDNEXT, (1, 6, 5, 6, 7))],
+    ids=["timm, strided", "MedNeXt"],
+)
+def test_under_autocast_and_compiled(make, shape, dtype):
+    """The original's dtype, and one graph."""
+    original = randomize_(make())
+    accelerated = ck.accelerate(copy.deepcopy(original))
+    x = torch.randn(shape).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, expected = accelerated(x), original(x)
+        compiled = torch.compile(accelerated, fullgraph=True, backend="aot_eager")(x)
+    assert y.dtype == compiled.dtype == expected.dtype
+    torch.testing.assert_close(y, expected, rtol=0.05, atol=0.1)
+    assert torch.equal(compiled, y)
+
+
+@pytest.mark.parametrize("mode", ["row", "batch"])
+@pytest.mark.parametrize("p", [0.4, 1.0])
+def test_stochastic_depth(mode, p):
+    original = randomize_(CNBlock(8, 1.0, 0.0)).double()
+    original.stochastic_depth = StochasticDepth(p, mode)
+    accelerated = ck.accelerate(copy.deepcopy(original))
+    x = torch.randn(16, 8, 5, 5).double()
+    assert_same(accelerated, original, x)
+    assert fused_calls(lambda: accelerated(x)) == {"block": 1}
+    if p == 1.0:
+        assert torch.equal(accelerated(x), x)
+
+
+def test_trial_leaves_no_trace():
+    """Parameters, random numbers, modes and hooks are as before."""
+
+    class Block(official.Block):  # a class that was not tried yet
+        def forward(self, x):
+            assert not self.training
+            return super().forward(x)
+
+    block = Block(8, drop_path=0.5).train()
+    fired = []
+    block.register_forward_hook(lambda *_: fired.append(1))
+    before, parameters = torch.get_rng_state(), dict(block.named_parameters())
+    values = copy.deepcopy(block.state_dict())
+    ck.accelerate(block)
+    assert type(block) is not Block
+    assert not fired
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(m.training for m in block.modules())
+    assert all(p is parameters[name] for name, p in block.named_parameters())
+    assert all(torch.equal(v, values[name]) for name, v in block.state_dict().items())
+
+
+class Unbiased(official.LayerNorm):
+    """Divides by the unbiased variance."""
+
+    def forward(self, x):
+        if self.data_format == "channels_last":
+            return super().forward(x)
+        variance, mean = torch.var_mean(x, dim=1, keepdim=True)
+        return self.weight.view(-1, 1, 1) * (x - mean) / (variance + self.eps).sqrt() + self.bias.view(-1, 1, 1)
+
+
+def test_other_norms_are_left():
+    m = nn.Sequential(Unbiased(8, data_format="channels_first"), nn.Conv2d(8, 16, 2, 2))
+    ck.accelerate(m)
+    rows = ck.acceleration_report(m).rows
+    assert [(r.name, r.kind) for r in rows] == [("", "downsampling"), ("0", "layer norm")]
+    assert all("its forward computes something else" in r.reason for r in rows)

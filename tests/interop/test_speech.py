@@ -1,10 +1,9 @@
-"""Vocos' blocks over time: conditions, and graphs."""
+"""Vocos' blocks over time with a condition for each sample."""
 
 import copy
 
 import pytest
 import torch
-from torch import nn
 
 import convnext_kernels as ck
 from tests.interop.helpers import fused_calls
@@ -51,13 +50,3 @@ def test_a_condition_is_no_constant_of_a_compiled_graph(x):
     for index in (1, 3):
         condition = torch.tensor([index])
         torch.testing.assert_close(compiled(x, cond_embedding_id=condition), original(x, condition))
-
-
-def test_exported_and_traced_by_fx(x):
-    _, accelerated = pair()
-    exported = torch.export.export(accelerated, (x,)).module()
-    torch.testing.assert_close(exported(x), accelerated(x))
-    network = nn.Sequential(accelerated)
-    traced = torch.fx.symbolic_trace(network)
-    assert [node.op for node in traced.graph.nodes] == ["placeholder", "call_module", "output"]
-    assert torch.equal(traced(x), network(x))

@@ -8,8 +8,8 @@ from torch import nn
 
 import convnext_kernels as ck
 from convnext_kernels.interop.adapter import Adapter
-from tests.interop.official import LayerNorm, MedNeXtBlock
-from tests.tolerance import assert_as_good_as_eager, randomize_
+from tests.interop.official import MedNeXtBlock
+from tests.tolerance import randomize_
 
 
 def network():
@@ -42,16 +42,10 @@ def test_a_network(memory_format):
     torch.testing.assert_close(found, y, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found_gradients, gradients, rtol=1e-3, atol=1e-4)
     rows = {row.name: row for row in ck.acceleration_report(accelerated).rows}
-    found = {name: (row.type, row.kind, row.replaced) for name, row in rows.items()}
-    assert found == {
-        "1": ("MedNeXtBlock", "block", True),
-        "2": ("MedNeXtBlock", "block", False),
-        "2.conv1": ("Conv3d", "depthwise convolution", True),
-        "2.norm": ("GroupNorm", "group norm", True),
-        "3": ("MedNeXtBlock", "block", True),
-        "4": ("MedNeXtBlock", "block", False),
-        "4.conv1": ("ConvTranspose3d", "depthwise convolution", True),
-        "4.norm": ("GroupNorm", "group norm", True),
+    assert {name: (row.kind, row.replaced) for name, row in rows.items()} == {
+        **{name: ("block", name in "13") for name in "1234"},
+        **{f"{name}.conv1": ("depthwise convolution", True) for name in "24"},
+        **{f"{name}.norm": ("group norm", True) for name in "24"},
     }
     assert "its convolution is a ConvTranspose3d, so the block changes the size" in rows["4"].reason
     assert "the depthwise convolution has stride (2, 2, 2)" in rows["2"].reason
@@ -75,48 +69,6 @@ def test_the_op_is_called():
     names = [event.name for event in profile.events()]
     assert names.count("convnext_kernels::dwconv3d") == 3
     assert names.count("convnext_kernels::dwconv3d_transposed") == 1
-
-
-BLOCKS = {
-    "volume": {},
-    "volume, GRN, SiLU": {"grn": True, "kernel": 5, "act": nn.SiLU},
-    "volume, LayerNorm": {"norm": LayerNorm(6, data_format="channels_first")},
-    "image, K 7": {"conv": nn.Conv2d, "kernel": 7},
-}
-
-
-@pytest.mark.parametrize("backend", ["eager", "cpu"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("kind", BLOCKS)
-def test_blocks(kind, dtype, backend):
-    """Result and gradients are as close to fp64 as the original's."""
-    model = randomize_(MedNeXtBlock(6, 6, **copy.deepcopy(BLOCKS[kind]))).to(dtype)
-    wide = copy.deepcopy(model).double()
-    accelerated = ck.accelerate(copy.deepcopy(model), backend=backend)
-    x = torch.randn(2, 6, *(5, 7, 8)[: len(model.conv1.kernel_size)], dtype=dtype)
-    reference, expected = step(wide, x.double())
-    eager, eager_gradients = step(model, x)
-    y, gradients = step(accelerated, x)
-    assert isinstance(accelerated, Adapter)
-    assert_as_good_as_eager(y, eager, reference)
-    for name, gradient in gradients.items():
-        # The norm removes a constant: the convolution's bias has a gradient of rounding errors only
-        if name != "conv1.bias":
-            assert_as_good_as_eager(gradient, eager_gradients[name], expected[name], what=name)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_autocast_and_compile(dtype):
-    """The dtype of the original, and one graph without breaks."""
-    model = randomize_(MedNeXtBlock(6, 6))
-    accelerated = ck.accelerate(copy.deepcopy(model))
-    x = torch.randn(1, 6, 5, 6, 7, dtype=dtype)
-    with torch.autocast("cpu", torch.bfloat16):
-        y, expected = accelerated(x), model(x)
-        compiled = torch.compile(accelerated, fullgraph=True, backend="aot_eager")(x)
-    assert y.dtype == expected.dtype == compiled.dtype
-    torch.testing.assert_close(y, expected, rtol=0.05, atol=0.1)
-    assert torch.equal(compiled, y)
 
 
 def test_other_input_runs_the_original():

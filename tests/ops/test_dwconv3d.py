@@ -1,4 +1,4 @@
-"""What is special about depthwise convolutions of volumes: transposed ones, export, FLOPs, the module."""
+"""What is special about depthwise convolutions of volumes: transposed ones, export, FLOPs."""
 
 import pytest
 import torch
@@ -47,14 +47,3 @@ def test_flops():
     with FlopCounterMode(display=False) as counter:
         module(x).sum().backward()
     assert counter.get_total_flops() == 3 * 2 * 2 * 6 * (3 * 2 * 2) * 15
-
-
-def test_module_is_a_conv3d():
-    """Its parameters, their initialisation and its state dict are those of PyTorch's layer."""
-    torch.manual_seed(0)
-    ours = DepthwiseConv3d(6, 5, stride=2)
-    torch.manual_seed(0)
-    theirs = torch.nn.Conv3d(6, 6, 5, 2, 2, groups=6)
-    x = torch.randn(2, 6, 4, 5, 6)
-    torch.testing.assert_close(ours(x), theirs(x))
-    theirs.load_state_dict(ours.state_dict())

@@ -23,31 +23,20 @@ def _fresh_compiler():
 
 @chosen(lambda use_grn, backend: use_grn or backend != TRITON)
 @pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
-def test_fp16_with_a_gradient_scaler(use_grn, backend):
-    """The scaler sees what is not finite, skips that step alone and halves the scale."""
+def test_a_gradient_scaler_sees_what_is_not_finite(use_grn, backend):
     block = randomize_(FusedConvNeXtBlock(8, use_grn=use_grn, kernel_size=3, backend=backend)).train()
-    optimizer = torch.optim.SGD(block.parameters(), lr=1e-2)
-    scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=1000)
-    losses = []
-    for step in range(8):
-        before = {k: v.clone() for k, v in block.state_dict().items()}
-        x = torch.randn(2, 8, 5, 4, generator=torch.Generator().manual_seed(0))
-        if step == 3:
-            x[0, 0, 0, 0] = torch.inf
-        optimizer.zero_grad()
+    optimizer, scaler = torch.optim.SGD(block.parameters(), lr=1e-2), torch.amp.GradScaler("cpu", init_scale=256.0)
+    for value, scale in ((1, 256), (torch.inf, 128)):
+        x = torch.randn(2, 8, 5, 4).half()
+        x[0, 0, 0, 0] = value
+        before = block.pwconv1.weight.clone()
         with torch.autocast("cpu", torch.float16):
-            loss = block(x.half()).square().mean()
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(block.parameters(), 10.0)
+            scaler.scale(block(x).square().mean()).backward()
         scaler.step(optimizer)
         scaler.update()
-        changed = any(not torch.equal(v, before[k]) for k, v in block.state_dict().items())
-        assert changed == (step != 3)
-        if step != 3:
-            losses.append(loss.item())
-    assert scaler.get_scale() == 128.0
-    assert losses[-1] < losses[0]
+        assert torch.equal(block.pwconv1.weight, before) == (scale == 128)
+        assert scaler.get_scale() == scale
+        optimizer.zero_grad()
 
 
 # PyTorch's own: a rule for vmap that torchvision's plain model would want.

@@ -102,11 +102,3 @@ def test_only_where_it_is_allowed():
         assert {c.name for c in candidates(problem(NARROW), HOPPER)} == plans
         assert {c.name for c in candidates(problem(NARROW, tf32=False), HOPPER)} == {"cublas"}
         assert {c.name for c in candidates(problem(NARROW), tuning.for_device("AMD Instinct", "gfx942"))} == {"cublas"}
-
-
-def test_half_the_rate_and_twice_the_bytes():
-    """Compared with bf16, of which the cost model knows the same kernels."""
-    given = problem(NARROW), problem(NARROW)._replace(dtype="bfloat16", compute_dtype="bfloat16")
-    tf32, bf16 = (next(iter(mlp_plan.forward_candidates(p, HOPPER))).launches[0] for p in given)
-    assert (tf32.tf32, bf16.tf32) == (True, False)
-    assert tf32.dram_bytes == 2 * bf16.dram_bytes
