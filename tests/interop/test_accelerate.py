@@ -33,14 +33,6 @@ def in_turn(model, number):
     return [*MODELS.values()].index(model) % 4 == number
 
 
-@pytest.fixture
-def dynamo():
-    """No compiled code of other tests, whose number is limited."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 def classes(model):
     return {name: type(m) for name, m in model.named_modules()}
 
@@ -78,17 +70,14 @@ def test_autocast(model):
     original = model.make(drop=0.5, dtype=torch.float32).train()
     accelerated = ck.accelerate(copy.deepcopy(original))
     x = images(dtype=torch.float32)
-    outputs = []
-    for m in (original, accelerated):
-        block_outputs = []
-        handle = block_of(m, model).register_forward_hook(lambda _, args, y, kept=block_outputs: kept.append(y))
-        torch.manual_seed(3)
-        with torch.autocast("cpu", torch.bfloat16):
-            outputs.append((logits(m, x), block_outputs[0]))
-        handle.remove()
+    outputs = {original: [], accelerated: []}
     with torch.autocast("cpu", torch.bfloat16):
         assert fused_calls(lambda: logits(accelerated, x))["block"] == 4
-    for actual, expected in zip(outputs[1], outputs[0], strict=True):
+        for m, found in outputs.items():
+            block_of(m, model).register_forward_hook(lambda _, args, y, found=found: found.append(y))
+            torch.manual_seed(3)
+            found.append(logits(m, x))
+    for actual, expected in zip(outputs[accelerated], outputs[original], strict=True):
         assert actual.dtype == expected.dtype
         assert (actual - expected).abs().max() <= 0.05 * expected.abs().max()
 
@@ -169,10 +158,8 @@ def test_hooks_on_a_block_fire(model):
     block.register_forward_pre_hook(lambda *_: fired.append("pre"))
     block.register_forward_hook(lambda *_: fired.append("forward"))
     block.register_full_backward_hook(lambda *_: fired.append("backward"))
-    x = images()
-    assert fused_calls(lambda: logits(m, x))["block"] == 4
-    gradients(m, x)
-    assert fired == ["pre", "forward"] * 2 + ["backward"]
+    assert fused_calls(lambda: gradients(m, images()))["block"] == 4
+    assert fired == ["pre", "forward", "backward"]
 
 
 HOOKS = [
@@ -258,11 +245,7 @@ def test_mixed_dtypes_fall_back(name):
 def test_inputs_that_are_not_served_meet_the_original_forward(model):
     original = block_of(model.make(), model)
     block = ck.accelerate(copy.deepcopy(original))
-    for x in (
-        torch.randn(8, 6, 6).double(),
-        torch.randn(2, 9, 6, 6).double(),
-        torch.ones(2, 8, 6, 6, dtype=torch.long),
-    ):
+    for x in (torch.randn(8, 6, 6).double(), torch.randn(2, 9, 6, 6).double(), torch.ones(2, 8, 6, 6).long()):
         messages = []
         for m in (original, block):
             with pytest.raises(RuntimeError) as info:
@@ -275,7 +258,7 @@ def test_inputs_that_are_not_served_meet_the_original_forward(model):
 
 @chosen(lambda model: model in [MODELS[name] for name in ("timm-v1-conv", "transformers-dinov3", "official-v2")])
 @every_model
-def test_compile_without_graph_breaks(model, dynamo):
+def test_compile_without_graph_breaks(model, fresh_compiler):
     """One graph, compiled no second time for other batch and image sizes."""
     m = ck.accelerate(model.make(dtype=torch.float32))
     counter = CompileCounterWithBackend("aot_eager")
@@ -291,7 +274,7 @@ def test_compile_without_graph_breaks(model, dynamo):
     assert len(frames) == 1, "compiled again for another size"
 
 
-def test_compile_of_what_falls_back(dynamo):
+def test_compile_of_what_falls_back(fresh_compiler):
     """The reasons are found while the model is traced, and break no graph."""
     description = MODELS["official-v1"]
     m = ck.accelerate(description.make())
@@ -308,13 +291,10 @@ def test_compile_of_what_falls_back(dynamo):
 def test_twice_changes_the_backend_only(model):
     m = ck.accelerate(model.make())
     before = classes(m)
-    x = images()
-    assert backends_asked_for(lambda: logits(m, x)) == {"auto"}
-    ck.accelerate(m, backend="eager")
-    assert classes(m) == before
-    assert backends_asked_for(lambda: logits(m, x)) == {"eager"}
-    ck.accelerate(m)
-    assert backends_asked_for(lambda: logits(m, x)) == {"auto"}
+    for backend in ("auto", "eager", "auto"):
+        ck.accelerate(m, backend=backend)
+        assert classes(m) == before
+        assert backends_asked_for(lambda: logits(m, images())) == {backend}
 
 
 @every_model

@@ -10,6 +10,8 @@ from tests.interop.helpers import fused_calls
 from tests.interop.official import ConvNeXtBlock
 from tests.tolerance import randomize_
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
 
 def pair(count=None):
     original = randomize_(ConvNeXtBlock(12, 40, count=count)).double()
@@ -24,7 +26,6 @@ def x():
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_condition_for_each_sample(compiled, x):
     """Also where two samples share one, and where values cannot be read, as in a compiled graph and on a GPU."""
-    torch._dynamo.reset()
     original, accelerated = pair(4)
     run = torch.compile(accelerated, fullgraph=True, backend="aot_eager") if compiled else accelerated
     data, ids, results = x, torch.tensor([[3], [1], [3]]), []
@@ -44,7 +45,6 @@ def test_one_call_for_all_samples(x):
 
 
 def test_a_condition_is_no_constant_of_a_compiled_graph(x):
-    torch._dynamo.reset()
     original, accelerated = pair(4)
     compiled = torch.compile(accelerated, fullgraph=True, backend="aot_eager")
     for index in (1, 3):

@@ -9,12 +9,7 @@ from tests.operators import OPERATORS, differentiable, laid_out, with_gradients
 from tests.shapes import Case, chosen
 from tests.tolerance import randomize_
 
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 @chosen(lambda backend: backend[0] == "cpu")

@@ -1,34 +1,15 @@
 """The digits example: it learns as eager does, and says what is wrong with a checkpoint."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from click.testing import CliRunner
 
 for library in ("matplotlib", "PIL", "safetensors", "sklearn"):
     pytest.importorskip(library)
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-
 
 @pytest.fixture(scope="module")
-def script():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)
-        import train_digits
-
-        yield train_digits
-
-
-@pytest.fixture(scope="module")
-def call(script):
-    def run(*arguments, code=0):
-        result = CliRunner().invoke(script.main, [str(a) for a in arguments])
-        assert result.exit_code == code, result.output
-        return " ".join(result.output.split())
-
-    return run
+def script(example):
+    return example("train_digits")
 
 
 def test_a_damaged_checkpoint(call, tmp_path):

@@ -2,18 +2,15 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 from convnext_kernels.models import create_model, export_weights
 
 for library in ("matplotlib", "PIL", "safetensors", "sklearn", "skimage", "timm", "torchvision"):
     pytest.importorskip(library)
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 # Small and quick; the learning rate and the average are such that a few steps change what they should.
 SMALL = ("--model", "convnextv2_atto", "--size", 64, "--batch-size", 8, "--workers", 0, "--device", "cpu")
 LIVELY = (*SMALL, "--lr", 5e-4, "--set", "ema=0.5", "--set", "drop_path=0.2", "--set", "warmup_epochs=0")
@@ -21,34 +18,13 @@ PLAIN = [a for to in ("mixup=0", "cutmix=0", "random_erasing=0", "randaugment=",
 
 
 @pytest.fixture(scope="module")
-def script():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)
-        import train_imagenet
-
-        yield train_imagenet
+def script(example):
+    return example("train_imagenet")
 
 
 @pytest.fixture(scope="module")
-def recipes(script):
-    import imagenet_recipe
-
-    return imagenet_recipe
-
-
-@pytest.fixture(scope="module")
-def call(script):
-    """Run the script in this process; on one thread, because small tensors on a busy machine wait for the others."""
-
-    def run(*arguments, code=0):
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        result = CliRunner().invoke(script.main, [str(a) for a in arguments])
-        torch.set_num_threads(threads)
-        assert result.exit_code == code, result.output
-        return " ".join(result.output.split())
-
-    return run
+def recipes(example):
+    return example("imagenet_recipe")
 
 
 @pytest.fixture(scope="module")

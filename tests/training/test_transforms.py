@@ -13,12 +13,7 @@ from tests.shapes import TRITON, Case, chosen
 from tests.tolerance import randomize_
 from tests.training.pairs import pair, pictures
 
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 @chosen(lambda use_grn, backend: use_grn or backend != TRITON)
