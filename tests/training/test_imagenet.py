@@ -79,26 +79,21 @@ def test_resolve_scales_by_batch_and_length(recipes):
 
 
 def test_schedule(recipes):
-    steps = 7
     recipe = recipes.RECIPES["imagenet-1k"]
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    groups = [{"params": [parameter]}, {"params": [torch.nn.Parameter(torch.zeros(1))], "lr_scale": 0.5}]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
-    schedule = recipes.make_schedule(optimizer, recipe, steps)
-
-    def rate(step):
+    first, second = ([torch.nn.Parameter(torch.zeros(1))] for _ in range(2))
+    optimizer = torch.optim.AdamW([{"params": first}, {"params": second, "lr_scale": 0.5}], lr=recipe.lr)
+    schedule = recipes.make_schedule(optimizer, recipe, 7)
+    cosine = (1 - math.cos(math.pi / (280 * 7))) / 2
+    for step, rate in (
+        (0, 0),
+        (10 * 7, recipe.lr / 2),  # in the middle of the warm-up
+        (20 * 7, recipe.lr),
+        (160 * 7, (recipe.lr + recipe.min_lr) / 2),  # in the middle of the cosine
+        (300 * 7 - 1, recipe.min_lr + (recipe.lr - recipe.min_lr) * cosine),
+        (300 * 7, recipe.min_lr),
+    ):
         schedule.step_update(step)
-        whole, half = (group["lr"] for group in optimizer.param_groups)
-        assert half == whole / 2
-        return whole
-
-    assert rate(0) == 0
-    assert rate(10 * steps) == pytest.approx(recipe.lr / 2)  # in the middle of the warm-up
-    assert rate(20 * steps) == pytest.approx(recipe.lr)
-    assert rate(160 * steps) == pytest.approx((recipe.lr + recipe.min_lr) / 2)  # in the middle of the cosine
-    last = recipe.min_lr + (recipe.lr - recipe.min_lr) * (1 - math.cos(math.pi / (280 * steps))) / 2
-    assert rate(300 * steps - 1) == pytest.approx(last)
-    assert rate(300 * steps) == recipe.min_lr
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([rate, rate / 2])
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,7 @@ import torch
 from convnext_kernels import tuning
 from convnext_kernels.calls import DwconvCall
 
-pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
-
-import triton
+triton = pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
 
 from convnext_kernels.backends.triton import device, dwconv
 

@@ -8,9 +8,7 @@ from convnext_kernels.calls import DwconvCall
 from tests.operators import check
 from tests.shapes import Case
 
-pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
-
-import triton
+triton = pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
 
 from convnext_kernels.backends.triton import dwconv
 from convnext_kernels.backends.triton.plans import dwconv_plan

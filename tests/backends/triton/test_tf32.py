@@ -11,9 +11,7 @@ from tests.operators import OPERATORS, expected, expected_gradients, gradients
 from tests.shapes import Case
 from tests.tolerance import assert_as_good_as_eager
 
-pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
-
-import triton
+triton = pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
 
 from convnext_kernels.backends.triton.plans import mlp_gradient_plan, mlp_plan
 
