@@ -7,10 +7,11 @@ triton = pytest.importorskip("triton", minversion="3.4", reason="needs the packa
 import triton.language as tl  # noqa: E402
 
 from convnext_kernels.backends.triton.kernels import activations as shipped  # noqa: E402
+from tests.backends.triton import interpreted  # noqa: E402
 from tests.reference import ACTIVATIONS  # noqa: E402
 
 pytestmark = [
-    pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="for Triton's interpreter: set TRITON_INTERPRET=1"),
+    interpreted,
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy interprets, and warns of inf - inf and overflow
 ]
 

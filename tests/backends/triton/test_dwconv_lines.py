@@ -3,17 +3,18 @@
 import pytest
 import torch
 
+from tests.backends.triton import interpreted
 from tests.operators import check
 from tests.shapes import Case
 
-triton = pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
+pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
 CASES = [
     Case("a moved last group", n=2, c=6, h=3, w=9, k=(1, 11)),
     Case("two strips of lines", n=1, c=34, h=12, w=5, k=(11, 1)),
 ]
 
 
-@pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="test_executed_dwconv.py has the compiled kernels")
+@interpreted  # test_executed_dwconv.py has the compiled kernels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_pairs_of_channels(case, dtype):

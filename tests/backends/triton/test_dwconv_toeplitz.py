@@ -5,17 +5,15 @@ import torch
 
 from convnext_kernels import tuning
 from convnext_kernels.calls import DwconvCall
+from tests.backends.triton import interpreted
 from tests.operators import check
 from tests.shapes import Case
 
-triton = pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
+pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
 
 from convnext_kernels.backends.triton import dwconv
 from convnext_kernels.backends.triton.plans import dwconv_plan
 
-interpreted = pytest.mark.skipif(
-    not triton.knobs.runtime.interpret, reason="for Triton's interpreter: set TRITON_INTERPRET=1"
-)
 BF16, FP16 = torch.bfloat16, torch.float16
 # What is special, dtype, the tile of the forward pass and the input gradient, that of the weight gradient
 ROWS = [

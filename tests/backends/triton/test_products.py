@@ -36,13 +36,13 @@ EXPAND = [(name, "64x64-k64-s2") for name in names(mlp_plan.expand_candidates, W
 PROJECT = [("fold-64x64-k64-s2", name) for name in names(mlp_plan.project_candidates, WIDE["v1"])]
 
 
-def forcing(expand, project):
-    wanted = {"mlp_forward": "gemm", "mlp_expand": expand, "mlp_project": project}
-    taken = []
+def forcing(**wanted):
+    """What forces the candidate of each kernel, and the set of kernels of which it was taken."""
+    taken = set()
 
     def choice(kernel, _problem, candidates, _gpu):
         found = next((c for c in candidates if c.name == wanted.get(kernel)), None)
-        taken.extend([] if found is None else [found.name])
+        taken.update([] if found is None else [kernel])
         return found
 
     return tuning.forced(choice), taken
@@ -51,10 +51,10 @@ def forcing(expand, project):
 def run(case, expand, project, memory):
     arguments = OPERATORS["mlp"].arguments(case, torch.bfloat16)
     arguments["x"] = arguments["x"].contiguous(memory_format=torch.channels_last)
-    force, taken = forcing(expand, project)
+    force, taken = forcing(mlp_forward="gemm", mlp_expand=expand, mlp_project=project)
     with force:
         y = OPERATORS["mlp"].serve("triton", **arguments, memory=memory)
-    assert taken == ["gemm", expand, project]
+    assert taken == {"mlp_forward", "mlp_expand", "mlp_project"}
     assert_as_good_as_eager(y, *expected("mlp", case, torch.bfloat16))
 
 
@@ -105,15 +105,8 @@ GRADIENTS = [
 
 
 def run_gradients(case, kernel, name, memory, dtype=torch.bfloat16, plan="gemm"):
-    taken = set()
-
-    def choice(asked, _problem, candidates, _gpu):
-        wanted = {"mlp_forward": "gemm", "mlp_backward": plan, kernel: name}.get(asked)
-        found = next((c for c in candidates if c.name == wanted), None)
-        taken.update([asked] if found is not None else [])
-        return found
-
-    with tuning.forced(choice):
+    force, taken = forcing(mlp_forward="gemm", mlp_backward=plan, **{kernel: name})
+    with force:
         check("mlp", case, dtype, torch.channels_last, "triton", runs=1, memory=memory)
     assert {kernel, "mlp_backward"} <= taken
 
@@ -211,7 +204,7 @@ def test_folded_norm_at_large_means(ratio, norm):
     arguments |= {"x": (arguments["x"].float() + ratio).bfloat16(), "norm": norm, "residual": None}
     if norm != "layer":
         arguments["norm_bias"] = None
-    with forcing("fold-64x64-k64-s2", "64x64-k64-s2")[0]:
+    with forcing(mlp_forward="gemm", mlp_expand="fold-64x64-k64-s2", mlp_project="64x64-k64-s2")[0]:
         check_forward("mlp", arguments, "triton")
 
 

@@ -7,17 +7,15 @@ import pytest
 import torch
 
 from convnext_kernels import tuning
+from tests.backends.triton import interpreted
 from tests.operators import OPERATORS, expected, expected_gradients, gradients
 from tests.shapes import Case
 from tests.tolerance import assert_as_good_as_eager
 
-triton = pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
+pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
 
 from convnext_kernels.backends.triton.plans import mlp_gradient_plan, mlp_plan
 
-interpreted = pytest.mark.skipif(
-    not triton.knobs.runtime.interpret, reason="for Triton's interpreter: set TRITON_INTERPRET=1"
-)
 NARROW = Case("tails everywhere, whole rows in a program", n=2, c=40, h=5, w=7, drop=True)
 WIDE = Case("a row in several programs, several tiles of the hidden", n=1, c=272, h=3, w=5, ratio=1)
 V2 = Case("GRN: tiles within a sample", n=2, c=40, h=5, w=7, variant="v2")
