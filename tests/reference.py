@@ -10,12 +10,7 @@ from torch import Tensor
 
 
 def depthwise_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    stride: int = 1,
-    dilation: int | tuple[int, int] = 1,
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, dilation: int | tuple[int, int] = 1
 ) -> Tensor:
     down, right = (dilation, dilation) if isinstance(dilation, int) else dilation
     padding = (down * (weight.shape[2] // 2), right * (weight.shape[3] // 2))

@@ -12,7 +12,6 @@ import torch
 from torch.testing import assert_close
 
 from convnext_kernels import DepthwiseConv2d, FusedConvNeXtBlock, GlobalResponseNorm, LayerNorm2d, use_backend
-from convnext_kernels.backends.cpu import mlp_native
 from convnext_kernels.nn import FusedSequential, PatchDownsample2d
 from tests.operators import OPERATORS, gradients
 from tests.shapes import TRITON, Case, chosen
@@ -139,19 +138,6 @@ def test_parameters_of_inference_mode(backend):
             assert not torch.equal(after, before), name
             assert torch.equal(after, fresh(block)(x)), f"{name}: stale in inference mode"
             before = after
-
-
-@pytest.mark.parametrize("parameters_too", [False, True])
-def test_inputs_of_inference_mode_take_the_shortest_look(parameters_too, monkeypatch):
-    """They have no version counter, and no layer inside a network has another input."""
-    with torch.inference_mode(parameters_too):
-        block = randomize_(FusedConvNeXtBlock(DIM, backend="cpu"))
-    with torch.inference_mode():
-        x = torch.randn(2, DIM, 7, 6).contiguous(memory_format=torch.channels_last)
-        for _ in range(3):  # checked, packed, prepared
-            expected = block(x)
-        monkeypatch.setattr(mlp_native, "packed", None)
-        assert torch.equal(block(x), expected)
 
 
 @not_interpreted

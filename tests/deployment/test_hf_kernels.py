@@ -11,10 +11,7 @@ import torch
 from convnext_kernels.bench.numerics import PEER_SLACK, judge
 from tests.interop.helpers import MODELS, assert_as_good_as_a_peer, gradients, images, logits
 
-pytestmark = [
-    pytest.mark.extended,
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),
-]
+pytestmark = [pytest.mark.extended, pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")]
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = {

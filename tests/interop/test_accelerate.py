@@ -145,7 +145,7 @@ loaded = [torch.load(Path({str(tmp_path)!r}) / f"{{line.split()[0]}}.pt", weight
 from tests.interop.helpers import fused_calls, logits
 for line, (m, x, y) in zip({expected!r}, loaded):
     print(line.split()[0], torch.equal(logits(m, x), y), sorted(fused_calls(lambda: logits(m, x)).items()))
-""",
+"""
     )
     assert printed.splitlines() == expected
 

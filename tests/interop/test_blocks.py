@@ -189,10 +189,7 @@ LEFT = {  # a module, words of the reason
     "volume, no padding": (volume(), "the padding (0, 0, 0), 'zeros' does not keep the size"),
     "transposed, stride 3": (transposed(stride=3, padding=1), "stride (3, 3, 3) and dilation (1, 1, 1), not 2 and 1"),
     "transposed, no padding": (transposed(stride=2), "has padding (0, 0, 0) and output padding (0, 0, 0)"),
-    "transposed, one axis": (
-        transposed(stride=2, padding=1, output_padding=(1, 0, 0)),
-        "and output padding (1, 0, 0)",
-    ),
+    "transposed, one axis": (transposed(stride=2, padding=1, output_padding=(1, 0, 0)), "and output padding (1, 0, 0)"),
     "own layer": (partial(DepthwiseConv3d, 4), "already a fused depthwise convolution"),
     "own block": (partial(ck.FusedConvNeXtBlock, 8), "already a fused block"),
 }
@@ -298,7 +295,7 @@ def test_trial_leaves_no_trace():
     assert all(torch.equal(v, values[name]) for name, v in block.state_dict().items())
 
 
-class Unbiased(official.LayerNorm):
+class LayerNorm(official.LayerNorm):
     """Divides by the unbiased variance."""
 
     def forward(self, x):
@@ -309,7 +306,7 @@ class Unbiased(official.LayerNorm):
 
 
 def test_other_norms_are_left():
-    m = nn.Sequential(Unbiased(8, data_format="channels_first"), nn.Conv2d(8, 16, 2, 2))
+    m = nn.Sequential(LayerNorm(8, data_format="channels_first"), nn.Conv2d(8, 16, 2, 2))
     ck.accelerate(m)
     rows = ck.acceleration_report(m).rows
     assert [(r.name, r.kind) for r in rows] == [("", "downsampling"), ("0", "layer norm")]

@@ -12,11 +12,7 @@ from tests.interop.helpers import saved_and_loaded
 from tests.interop.official import Block
 from tests.tolerance import randomize_
 
-OPTIONS = {
-    "v1": {},
-    "v2": {"use_grn": True},
-    "no layer scale": {"layer_scale_init_value": 0.0},
-}
+OPTIONS = {"v1": {}, "v2": {"use_grn": True}, "no layer scale": {"layer_scale_init_value": 0.0}}
 
 
 def test_initial_values():

@@ -9,9 +9,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from convnext_kernels import FusedConvNeXtBlock, calls, functional
-from convnext_kernels.backends.cpu import mlp_native, native, packed
 from convnext_kernels.ops import registration
-from convnext_kernels.tuning import Candidate, cache
 from tests.operators import op_calls
 
 
@@ -155,46 +153,3 @@ def test_devices_have_signatures_of_their_own(x, monkeypatch):
     assert not entered
     run(None, at_1)
     assert entered == [torch.device("cuda", 1)]
-
-
-def test_a_tensor_passed_twice_is_direct(x, direct):
-    """The guards refuse it, so nothing is kept for it."""
-    norm, w = torch.ones(8, dtype=torch.float64), torch.randn(16, 8, dtype=torch.float64)
-    for _ in range(2):
-        y = functional.inverted_bottleneck(
-            x, norm, norm, w, None, w.t().contiguous(), None, residual=x, backend="eager"
-        )
-    assert direct == ["mlp", "mlp"]
-    assert not calls._known
-    assert y.shape == x.shape
-
-
-@pytest.mark.skipif(native.import_error() is not None, reason="needs the cpu backend")
-def test_timed_schedules_of_the_cpu(monkeypatch):
-    """A block whose weights are packed goes to the extension directly, with the schedule that was timed last."""
-    seen, find, timed = [], packed.Recent.find, {"generation": 0, "schedule": -1}
-
-    class Watched:
-        def __init__(self, kernel):
-            self.kernel = kernel
-
-        def forward(self, *arguments):
-            seen.append(arguments[0].schedule)
-            self.kernel.forward(*arguments)
-
-    def watched(*arguments):
-        found = find(*arguments)
-        return None if found is None else Watched(found)
-
-    monkeypatch.setattr(packed.Recent, "find", watched)
-    monkeypatch.setattr(cache, "generation", lambda: timed["generation"])
-    monkeypatch.setattr(mlp_native, "pick", lambda *_: Candidate("", {"schedule": timed["schedule"]}))
-    module = FusedConvNeXtBlock(8, backend="cpu")
-    x = torch.randn(1, 8, 5, 6).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():
-        module(x)  # packs the weights
-        for timed["generation"], timed["schedule"] in ((0, -1), (1, 1), (2, 0)):
-            del seen[:]
-            for _ in range(3):
-                module(x)
-            assert seen == [timed["schedule"]] * 2  # after one call on the long way

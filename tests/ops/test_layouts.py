@@ -3,14 +3,7 @@
 import pytest
 import torch
 
-from tests.operators import (
-    OPERATORS,
-    check_forward,
-    check_gradients,
-    differentiable,
-    expected_gradients,
-    laid_out,
-)
+from tests.operators import OPERATORS, check_forward, check_gradients, differentiable, expected_gradients, laid_out
 from tests.shapes import KERNELS, TRITON, VOLUMES, Case, chosen, rows
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
