@@ -35,6 +35,7 @@ def test_no_source_synchronises_or_allocates():
 
 LAUNCHES_NOTHING = """
 import sys
+from dataclasses import replace
 import torch, triton
 sys.path.insert(0, "proofs")
 import host_time
@@ -46,13 +47,13 @@ def forbid(owner, name):
         raise AssertionError(f"{name} was called")
     setattr(owner, name, called)
 
-case = Case("a tail in the pixels", n=2, c=32, h=5, w=7, k=3, variant="v2")
+case = Case("a tail in the pixels", n=2, c=32, h=5, w=7, variant="v2")
 steps = []
 with host_time.driver():
-    calls = [(name, operator.call, operator.arguments(case, torch.bfloat16)) for name, operator in OPERATORS.items()]
-    for name, call, arguments in calls:
+    for name, operator in OPERATORS.items():
+        arguments = operator.arguments(replace(case, k=3) if name == "dwconv3d" else case, torch.bfloat16)
         leaves = [a.requires_grad_() for a in arguments.values() if isinstance(a, torch.Tensor)]
-        def step(call=call, arguments=arguments, leaves=leaves):
+        def step(call=operator.call, arguments=arguments, leaves=leaves):
             y = call(**arguments, backend="triton")
             torch.autograd.grad(y, leaves, torch.empty_like(y))
         step()  # compiles and prepares
