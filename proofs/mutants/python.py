@@ -233,7 +233,7 @@ MUTANTS = [
     ),
     *_in(
         "interop/timm.py",
-        ("tests/interop/test_timm.py",),
+        ("tests/interop/test_libraries.py", "-k", "dropout"),
         Mutant("state", "dropout in training is overlooked", "(dropout.training and dropout.p > 0)", "dropout.p > 1"),
     ),
     *_in(
