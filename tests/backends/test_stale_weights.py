@@ -45,12 +45,17 @@ def data_mul(block, name):
     block.get_parameter(name).data.mul_(-1.5)
 
 
+def one_element_of_data(block, name):
+    """What FSDP's all-gather does where the allocator gives it the same memory again."""
+    block.get_parameter(name).data.view(-1)[-1] += 3
+
+
 def new_parameter(block, name):
     path, _, last = name.rpartition(".")
     setattr(block.get_submodule(path), last, torch.nn.Parameter(block.get_parameter(name).detach() * -1.5))
 
 
-CHANGES = [in_place, one_element_in_place, data_swap, data_mul, new_parameter]
+CHANGES = [in_place, one_element_in_place, data_swap, data_mul, one_element_of_data, new_parameter]
 
 
 def fresh(block):
