@@ -23,8 +23,7 @@ def test_block_with_inductor(backend):
         block.zero_grad()
         y = module(x.requires_grad_())
         results.append((y, *torch.autograd.grad(y.square().mean(), [x, *block.parameters()])))
-    for actual, expected in zip(*results, strict=True):
-        torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(*results)
 
 
 def test_drop_path_in_training():
