@@ -34,12 +34,10 @@ def test_every_model_has_published_figures():
 def test_any_resolution(use_grn, height, width):
     model = small(use_grn=use_grn, num_classes=10)
     x = torch.randn(2, 3, height, width)
+    sizes = [(2, c, height // 4 // 2**i, width // 4 // 2**i) for i, c in enumerate(model.dims)]
     with torch.no_grad():
-        maps = model.forward_stages(x)
         assert model(x).shape == (2, 10)
-        assert [m.shape for m in maps] == [
-            (2, c, height // 4 // 2**i, width // 4 // 2**i) for i, c in enumerate(model.dims)
-        ]
+        assert [m.shape for m in model.forward_stages(x)] == sizes
         with ck.use_backend("eager"):
             torch.testing.assert_close(model(x), model(x.contiguous(memory_format=torch.channels_last)))
 
