@@ -74,14 +74,15 @@ def test_triton_before_3_4_is_refused(version, served, monkeypatch):
 
 @pytest.mark.parametrize("allowed", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_weight_gradients_sum_in_fp32_and_settings_stay(dtype, allowed, monkeypatch):
+def test_weight_gradients_sum_in_fp32_and_settings_stay(dtype, allowed, monkeypatch, request):
     matmul, seen = torch.backends.cuda.matmul, []
     name = f"allow_{'bf16' if dtype is torch.bfloat16 else 'fp16'}_reduced_precision_reduction"
 
     def state():
         return getattr(matmul, name), getattr(matmul, f"{name}_split_k", None)
 
-    monkeypatch.setattr(matmul, name, allowed)
+    request.addfinalizer(lambda was=getattr(matmul, name): setattr(matmul, name, was))
+    setattr(matmul, name, allowed)
     before, matrix = state(), SimpleNamespace(is_cuda=True, dtype=dtype)
     with pytest.raises(TypeError):  # an error leaves them too
         exact_mm(matrix, matrix)
