@@ -142,6 +142,14 @@ def poisoned_memory() -> Iterator[None]:
 
 
 @pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """No compiled code of other tests, whose number is limited."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
 def run_python() -> Callable[..., str]:
     """Run a script in a fresh interpreter and return what it prints; it fails if the script does."""
 

@@ -1,4 +1,4 @@
-"""The six ops as data: random arguments for a `Case`, the function under test and its reference."""
+"""The ops as data: random arguments for a `Case`, the function under test and its reference."""
 
 import functools
 from collections.abc import Callable
@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from convnext_kernels import BackendError, functional
 from tests import reference
-from tests.shapes import Case
+from tests.shapes import VOLUMES, Case
 from tests.tolerance import assert_as_good_as_eager, generator, random_vector, random_weight
 
 Arguments = dict[str, Any]
@@ -37,9 +38,10 @@ def _bottleneck(case: Case, g: torch.Generator) -> Arguments:
     return arguments | {"norm": case.norm, "activation": case.activation}
 
 
-def _convolution(case: Case, g: torch.Generator, prefix: str = "") -> Arguments:
+def _convolution(case: Case, g: torch.Generator, prefix: str = "", axes: int = 2) -> Arguments:
+    k = case.k if isinstance(case.k, tuple) else (case.k,) * axes
     return {
-        f"{prefix}weight": random_weight((case.c, 1, *case.kernel), g),
+        f"{prefix}weight": random_weight((case.c, 1, *k), g),
         f"{prefix}bias": random_vector(case.c, g) if case.bias else None,
     }
 
@@ -66,6 +68,10 @@ def _dwconv(case: Case, g: torch.Generator) -> Arguments:
     return _convolution(case, g) | {"dilation": case.dilation, "stride": case.stride}
 
 
+def _dwconv3d(case: Case, g: torch.Generator) -> Arguments:
+    return _convolution(case, g, axes=3) | {"stride": case.stride}
+
+
 def _downsample(case: Case, g: torch.Generator) -> Arguments:
     rows = case.c + 3  # not the number of channels, and no multiple of a vector
     return _normed(case, g, "norm_") | {
@@ -89,7 +95,8 @@ class Operator:
     def arguments(self, case: Case, dtype: torch.dtype) -> Arguments:
         """Return x and the others, the same ones at every call."""
         g = generator(self.name, str(case), dtype)
-        x = torch.randn(case.n, case.c, case.h, case.w, generator=g, dtype=torch.double)
+        size = (case.d, case.h, case.w) if self.name in VOLUMES else (case.h, case.w)
+        x = torch.randn(case.n, case.c, *size, generator=g, dtype=torch.double)
         arguments = {"x": x} | self.others(case, g)
         return {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in arguments.items()}
 
@@ -108,6 +115,7 @@ OPERATORS = {
     op.name: op
     for op in (
         Operator("dwconv", functional.depthwise_conv2d, reference.depthwise_conv2d, _dwconv),
+        Operator("dwconv3d", functional.depthwise_conv3d, reference.depthwise_conv3d, _dwconv3d),
         Operator("layernorm", functional.layer_norm2d, reference.layer_norm2d, _normed),
         Operator("grn", functional.global_response_norm, reference.global_response_norm, _affine),
         Operator("mlp", functional.inverted_bottleneck, reference.inverted_bottleneck, _mlp),
@@ -122,13 +130,40 @@ def differentiable(arguments: Arguments) -> list[str]:
     return [k for k, v in arguments.items() if isinstance(v, Tensor) and k != "drop_scale"]
 
 
-def far_apart(x: Tensor, *strides: int) -> Tensor:
-    """Return `x` with 2^31 elements between its samples. Nobody touches the memory between, so it is never there."""
+class _Recorder(TorchDispatchMode):
+    def __init__(self, calls: list) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function.namespace == "convnext_kernels":
+            self.calls.append((function._schema.name.removeprefix("convnext_kernels::"), args, result))
+        return result
+
+
+def op_calls(function: Callable[[], object]) -> list[tuple[str, tuple, Any]]:
+    """Name, arguments and result of every call of this package's ops."""
+    calls: list = []
+    with _Recorder(calls):
+        function()
+    return calls
+
+
+def laid_out(t: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """Return `t` in a memory format, itself where it is; channels_last of a volume is channels_last_3d."""
+    if memory_format == torch.channels_last and t.dim() == 5:
+        memory_format = torch.channels_last_3d
+    return t.contiguous(memory_format=memory_format)
+
+
+def far_apart(x: Tensor) -> Tensor:
+    """Return `x` in channels_last with 2^31 elements between its samples. Nobody touches the memory between."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)  # which would fill all of it: 9 GB in fp32
     storage = torch.empty(2**31 + x[0].numel(), dtype=x.dtype)
     torch.use_deterministic_algorithms(deterministic)
-    return storage.as_strided(x.shape, (2**31, *strides)).copy_(x)
+    return storage.as_strided(x.shape, (2**31, *laid_out(x, torch.channels_last).stride()[1:])).copy_(x)
 
 
 def to(arguments: Arguments, dtype: torch.dtype) -> Arguments:
@@ -169,6 +204,29 @@ def expected_gradients(op: str, case: Case, dtype: torch.dtype) -> tuple[Tensor,
     return dy, gradients(operator.reference, arguments, dy), wide
 
 
+def check_forward(op: str, arguments: Arguments, backend: str, what: str = "", **options: Any) -> Tensor:
+    """Return the result, which is as near to fp64 as eager's."""
+    operator = OPERATORS[op]
+    y = operator.serve(backend, **arguments, **options)
+    eager, wide = operator.reference(**arguments), operator.reference(**to(arguments, torch.double))
+    assert_as_good_as_eager(y, eager, wide, what=what or op)
+    return y
+
+
+def check_gradients(
+    op: str, arguments: Arguments, dy: Tensor, backend: str, what: str = "", **options: Any
+) -> dict[str, Tensor]:
+    """Return the gradients, which are as near to fp64 as eager's."""
+    operator = OPERATORS[op]
+    actual = gradients(lambda **a: operator.serve(backend, **a, **options), arguments, dy)
+    eager = gradients(operator.reference, arguments, dy)
+    wide = gradients(operator.reference, to(arguments, torch.double), dy.double())
+    for name, gradient in actual.items():
+        # scale: the terms that a gradient sums up are about 1, so a smaller sum is one that cancelled.
+        assert_as_good_as_eager(gradient, eager[name], wide[name], what=f"{what or op}: gradient of {name}", scale=1.0)
+    return actual
+
+
 def check(
     op: str,
     case: Case,
@@ -186,7 +244,7 @@ def check(
     if callable(layout):
         arguments["x"] = layout(arguments["x"])
     else:
-        arguments["x"], dy = (t.contiguous(memory_format=layout) for t in (arguments["x"], dy))
+        arguments["x"], dy = (laid_out(t, layout) for t in (arguments["x"], dy))
 
     def call(**a: Any) -> Tensor:
         return operator.serve(backend, **a, **options)

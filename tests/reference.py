@@ -10,16 +10,19 @@ from torch import Tensor
 
 
 def depthwise_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    stride: int = 1,
-    dilation: int | tuple[int, int] = 1,
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, dilation: int | tuple[int, int] = 1
 ) -> Tensor:
     down, right = (dilation, dilation) if isinstance(dilation, int) else dilation
     padding = (down * (weight.shape[2] // 2), right * (weight.shape[3] // 2))
     return F.conv2d(x, weight, bias, stride, padding, (down, right), groups=len(weight))
+
+
+def depthwise_conv3d(x, weight, bias=None, *, stride=1):
+    # In 16 bits the sums are fp32 and rounded once: PyTorch's own volumes sum some kernels in 16 bits.
+    wide = torch.promote_types(x.dtype, torch.float32)
+    tensors = (t if t is None else t.to(wide) for t in (x, weight, bias))
+    padding = [side // 2 for side in weight.shape[2:]]
+    return F.conv3d(*tensors, stride, padding, groups=len(weight)).to(x.dtype)
 
 
 def _grn(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -5,7 +5,7 @@ Sizes stand below, at, at a multiple of, and above the vectors and tiles of the 
 
 The product of rows, dtypes, kernels and directions is the extended tests (``pytest -m extended``). What every run of
 the tests takes is chosen from it by a rule that stands beside each test, `everyday`: all pairs of factors, and the
-edges of vectors and tiles on every kernel in fp32 and bf16 (tests/test_shapes.py counts them).
+edges of vectors and tiles on every kernel in fp32 and bf16.
 """
 
 import functools
@@ -26,7 +26,8 @@ Kernel = tuple[str, str | None]
 EAGER, TRITON, CUDA = ("eager", None), ("triton", None), ("cuda", None)
 KERNELS: tuple[Kernel, ...] = (EAGER, *(("cpu", isa) for isa in ISAS), TRITON, CUDA)
 
-CONVOLVED, CONVOLVE, BOTTLENECK = ("dwconv",), ("dwconv", "block"), ("mlp", "block")
+CONVOLVED, CONVOLVE, BOTTLENECK, VOLUMES = ("dwconv",), ("dwconv", "block"), ("mlp", "block"), ("dwconv3d",)
+IMAGES = tuple(op for op in OPS if op not in VOLUMES)
 NORMED = ("layernorm", "downsample", *BOTTLENECK)
 
 
@@ -39,7 +40,8 @@ class Case:
     c: int = 16
     h: int = 7
     w: int = 5
-    k: int | tuple[int, int] = 7  # side of the depthwise kernel, or its height and width
+    d: int = 3  # planes of a volume, which images have not
+    k: int | tuple[int, ...] = 7  # side of the depthwise kernel, or its (depth,) height and width
     dilation: int | tuple[int, int] = 1
     stride: int = 1
     ratio: int = 4
@@ -49,7 +51,7 @@ class Case:
     activation: str = "gelu"
     drop: bool = False  # drop-path factors: sample 0 dropped, the others scaled up
     patch: int = 2  # side of the downsampling patches
-    ops: tuple[str, ...] = OPS  # those it is there for; for the others it is one more size, and extended
+    ops: tuple[str, ...] = IMAGES  # those it is there for; for the others it is one more size, and extended
     edge: bool = False  # at or beside the edge of a vector or tile: always tested in fp32 and in bf16, on every kernel
     costly: bool = False  # in Triton's interpreter, which takes seconds for it
     half: bool = False  # the row that is always tested in fp16, which runs what bf16 runs with another element type
@@ -57,11 +59,11 @@ class Case:
     def __str__(self) -> str:
         flags = ("" if self.bias else "-nobias") + ("-drop" if self.drop else "")
         k, d = (of if isinstance(of, int) else "x".join(map(str, of)) for of in (self.k, self.dilation))
+        depth = f"{self.d}x" if self.ops == VOLUMES else ""
         strided = f"s{self.stride}" if self.stride > 1 else ""
         flags += "".join(f"-{name}" for name in (self.norm, self.activation) if name not in ("layer", "gelu"))
-        return (
-            f"n{self.n}-c{self.c}-{self.h}x{self.w}-k{k}d{d}{strided}-r{self.ratio}-{self.variant}-p{self.patch}{flags}"
-        )
+        size = f"n{self.n}-c{self.c}-{depth}{self.h}x{self.w}"
+        return f"{size}-k{k}d{d}{strided}-r{self.ratio}-{self.variant}-p{self.patch}{flags}"
 
     @property
     def kernel(self) -> tuple[int, int]:
@@ -72,12 +74,17 @@ class Case:
         """Whether it is a row of `op`: the block has stride 1; rectangles, norms and activations say nothing new to ops
         without them.
         """
+        if VOLUMES in ((op,), self.ops):
+            return (op,) == self.ops
         variants = BOTTLENECK if self.norm == "layer" else NORMED
         if (self.norm, self.activation) != ("layer", "gelu") and op not in variants:
             return False
         square = isinstance(self.k, int) and isinstance(self.dilation, int)
         return op == "dwconv" or (self.stride == 1 and (square or op == "block"))
 
+
+# Few, and each of them an edge. CUDA has no kernel for them (tests/backends/test_promises.py).
+_volume = functools.partial(Case, c=17, d=5, h=4, w=6, k=3, ops=VOLUMES, edge=True)
 
 CASES = (
     Case("one vector of channels, odd sizes", edge=True),
@@ -101,16 +108,7 @@ CASES = (
     Case("one pixel short of a register tile; patches leave a rest in H", h=13, w=14, patch=4, edge=True),
     Case("a register tile and one pixel; patches leave a rest in W", h=14, w=15, edge=True),
     Case("not square, several row blocks and a rest", h=33, w=57, c=24, n=1, ratio=2, edge=True),
-    Case(
-        "the same for V2, whose norm runs over all the row blocks",
-        h=57,
-        w=33,
-        c=24,
-        n=1,
-        ratio=2,
-        variant="v2",
-        costly=True,
-    ),
+    Case("the same for V2: its norm runs over all of them", h=57, w=33, c=24, n=1, ratio=2, variant="v2", costly=True),
     # batch
     Case("batch of an odd size, more samples than threads", n=5, c=24),
     # kernel sizes and dilations
@@ -130,38 +128,13 @@ CASES = (
     Case("21x1, taller than two register tiles", k=(21, 1), h=33, w=3, c=24, n=1, ops=CONVOLVED),
     Case("51x5: the largest side, taller than the image", k=(51, 5), h=29, w=15, n=1, costly=True, ops=CONVOLVED),
     # 17 channels: with 16 or fewer oneDNN's 16-bit depthwise never returns for 1x51 and 5x51 either (channels_last).
-    Case(
-        "5x51: more taps of a row than there are bits beside a tile",
-        k=(5, 51),
-        h=13,
-        w=64,
-        n=1,
-        c=17,
-        costly=True,
-        ops=CONVOLVED,
-    ),
+    Case("5x51: more taps than bits beside a tile", k=(5, 51), h=13, w=64, n=1, c=17, costly=True, ops=CONVOLVED),
     Case("51x51: the largest kernel", k=51, h=15, w=29, c=17, n=1, costly=True, ops=CONVOLVED),
     Case("dilations 2 and 3: lattices of different sizes", k=(3, 5), dilation=(2, 3), h=14, w=15, ops=CONVOLVE),
     # stride
-    Case(
-        "stride 2, even sizes: the last row and column are not centres",
-        k=7,
-        stride=2,
-        h=14,
-        w=14,
-        ops=CONVOLVED,
-        edge=True,
-    ),
+    Case("stride 2, even sizes: the last row is no centre", k=7, stride=2, h=14, w=14, ops=CONVOLVED, edge=True),
     Case("stride 2, odd sizes: the last row and column are centres", k=3, stride=2, c=17, ops=CONVOLVED),
-    Case(
-        "stride 2 with an even dilation: half of dx has no tap",
-        k=3,
-        stride=2,
-        dilation=(1, 2),
-        h=9,
-        w=14,
-        ops=CONVOLVED,
-    ),
+    Case("stride 2, dilation 2: half of dx has no tap", k=3, stride=2, dilation=(1, 2), h=9, w=14, ops=CONVOLVED),
     Case("stride 2 of a row of taps, more than two tiles wide", k=(1, 13), stride=2, h=4, w=63, n=1, ops=CONVOLVED),
     # the bottleneck
     Case("hidden as wide as the input", ratio=1, ops=BOTTLENECK),
@@ -180,7 +153,7 @@ CASES = (
     Case("another activation under LayerNorm", activation="mish", c=17, ops=BOTTLENECK),
     Case("another activation under LayerNorm in V2", activation="quick_gelu", variant="v2", ops=BOTTLENECK),
     Case(
-        "RMSNorm without any bias, ReLU6, dropped samples",
+        "dropped samples, ReLU6",
         norm="rms",
         activation="relu6",
         variant="plain",
@@ -189,10 +162,27 @@ CASES = (
         n=3,
         ops=BOTTLENECK,
     ),
+    # volumes
+    _volume("one channel more than a vector, batch 2", half=True),
+    _volume("one channel, no bias", c=1, bias=False),
+    _volume("D, H and W smaller than K", n=1, c=3, d=2, h=1, w=3, k=7),
+    _volume("one voxel", n=1, d=1, h=1, w=1, k=5),
+    _volume("K 5, wider than a register tile", n=1, c=33, d=4, h=5, w=15, k=5, costly=True),
+    _volume("K 7, whole vectors", n=1, c=32, d=8, h=7, w=9, k=7, costly=True),
+    _volume("three different sides", k=(3, 5, 7), w=8),
+    _volume("a column of depth, which is along no row", k=(5, 1, 1)),
+    _volume("kernels of one column", k=(3, 7, 1), h=9, w=3),
+    _volume("one kernel plane: images after one another", k=(1, 3, 3)),
+    _volume("stride 2, odd sizes: the last plane is a centre", stride=2, h=7, w=5),
+    _volume("stride 2, even sizes, K 5", stride=2, c=16, d=4, h=6, w=8, k=5, costly=True),
+    _volume("more planes than the weight gradient takes at once", n=1, c=8, d=14, h=2, w=3, costly=True),
+    _volume("too wide for the CPU to hold all planes of its dw", n=1, c=3, d=2, h=5, w=300, k=(7, 3, 5), costly=True),
+    _volume("more rows than a band of the CPU's forward pass", n=1, c=64, d=2, h=40, w=17, costly=True),
 )
 
 _RELEVANT = {
     "dwconv": ("n", "c", "h", "w", "k", "dilation", "stride", "bias"),
+    "dwconv3d": ("n", "c", "d", "h", "w", "k", "stride", "bias"),
     "layernorm": ("n", "c", "h", "w", "norm"),
     "grn": ("n", "c", "h", "w"),
     "mlp": ("n", "c", "h", "w", "ratio", "variant", "bias", "drop", "norm", "activation"),
@@ -225,7 +215,7 @@ def always(op: str, case: Case, dtype: torch.dtype, kernel: Kernel, direction: i
     ones do not run, and of the block, which launches what dwconv and mlp launch, only small images at an edge do.
     """
     small = (case.h, case.w) == (7, 5)
-    if op not in case.ops:
+    if op not in case.ops or (op in VOLUMES and kernel == CUDA):
         return False
     if kernel == TRITON and (case.costly or (op == "block" and not (small and case.edge))):
         return False

@@ -23,11 +23,9 @@ for kernel, bias in ((31, False), ((13, 13), True), ((51, 5), False)):
 
 def test_scripts_find_the_class(run_python):
     lines = run_python(SCRIPT, LARGE_KERNEL_CONV_IMPL=compat.FOLDER).splitlines()
-    name, shape = "convnext_kernels.compat", "(1, 8, 9, 6)"
     assert lines == [
-        f"{name} (8, 1, 31, 31) False {shape}",
-        f"{name} (8, 1, 13, 13) True {shape}",
-        f"{name} (8, 1, 51, 5) False {shape}",
+        f"convnext_kernels.compat (8, 1, {kernel}) {bias} (1, 8, 9, 6)"
+        for kernel, bias in (("31, 31", False), ("13, 13", True), ("51, 5", False))
     ]
 
 
@@ -75,23 +73,15 @@ def test_merge():
 
 
 def test_what_is_wrong_is_named():
-    conv, norm = nn.Conv2d(6, 6, 5, padding=2, groups=6), nn.BatchNorm2d(6)
+    conv, other = (nn.Conv2d(c, c, 5, padding=2, groups=c) for c in (6, 4))
+    norm, stateless = nn.BatchNorm2d(6), nn.BatchNorm2d(6, track_running_stats=False)
     for call, kind, words in (
         (lambda: compat.fold_batch_norm(norm, norm), ValueError, "conv: expected a depthwise convolution"),
-        (lambda: compat.fold_batch_norm(nn.Conv2d(6, 6, 5, groups=6), norm), ValueError, "conv: expected a depthwise"),
         (lambda: compat.fold_batch_norm(conv, conv), TypeError, "norm: expected a BatchNorm, got Conv2d"),
         (lambda: compat.fold_batch_norm(conv, nn.BatchNorm2d(4)), ValueError, "norm: expected 6 channels, got 4"),
-        (
-            lambda: compat.fold_batch_norm(conv, nn.BatchNorm2d(6, track_running_stats=False)),
-            ValueError,
-            "norm: has no running statistics",
-        ),
+        (lambda: compat.fold_batch_norm(conv, stateless), ValueError, "norm: has no running statistics"),
         (lambda: compat.merge_parallel(), ValueError, "convs: expected at least one"),
-        (
-            lambda: compat.merge_parallel(conv, nn.Conv2d(4, 4, 3, padding=1, groups=4)),
-            ValueError,
-            r"convs\[1\]: expected 6 channels, got 4",
-        ),
+        (lambda: compat.merge_parallel(conv, other), ValueError, r"convs\[1\]: expected 6 channels, got 4"),
         (lambda: compat.merge(conv.weight), TypeError, "model: expected a torch.nn.Module, got Parameter"),
         (lambda: compat.merge(nn.Sequential(norm)), ValueError, "model: is in training"),
         (lambda: DepthWiseConv2dImplicitGEMM(6, 4), ValueError, "kernel_size: expected"),

@@ -67,18 +67,16 @@ def test_other_inputs_are_refused(captured, inputs, error, words):
 
 
 def test_wrong_arguments_are_refused(monkeypatch):
-    with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module, got function"):
-        ck.graphed(lambda x: x, X)
-    with pytest.raises(TypeError, match=r"example\[1\]: expected a tensor, got float"):
-        ck.graphed(Model(), (X, 1.0))
-    with pytest.raises(ValueError, match="example: expected at least one tensor"):
-        ck.graphed(Model(), ())
-    with pytest.raises(ValueError, match="example: requires a gradient"):
-        ck.graphed(Model(), X.clone().requires_grad_())
-    with pytest.raises(ValueError, match=r"training mode.*make_graphed_callables"):
-        ck.graphed(Model().train(), X)
-    with pytest.raises(ValueError, match=r"model: its parameters require gradients.*torch.no_grad\(\)"):
-        ck.graphed(Model().requires_grad_(), X)
+    for model, example, error, words in (
+        (lambda x: x, X, TypeError, "model: expected a torch.nn.Module, got function"),
+        (Model(), (X, 1.0), TypeError, r"example\[1\]: expected a tensor, got float"),
+        (Model(), (), ValueError, "example: expected at least one tensor"),
+        (Model(), X.clone().requires_grad_(), ValueError, "example: requires a gradient"),
+        (Model().train(), X, ValueError, "training mode.*make_graphed_callables"),
+        (Model().requires_grad_(), X, ValueError, r"model: its parameters require gradients.*torch.no_grad\(\)"),
+    ):
+        with pytest.raises(error, match=words):
+            ck.graphed(model, example)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with torch.no_grad(), pytest.raises(RuntimeError, match="CUDA graphs need a GPU"):
         ck.graphed(Model().requires_grad_(), X)

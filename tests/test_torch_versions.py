@@ -2,10 +2,13 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import convnext_kernels
+from convnext_kernels.torch_versions import exact_mm
 
 PACKAGE = Path(convnext_kernels.__file__).parent
 # Names of PyTorch and Triton that may change without notice, and the files that use them.
@@ -67,3 +70,24 @@ def test_triton_before_3_4_is_refused(version, served, monkeypatch):
     monkeypatch.setattr(device, "type_", lambda: "cpu")
     monkeypatch.setattr(triton, "__version__", version)
     assert backend.unavailable() == (None if served else f"Triton {version} is too old, expected 3.4 or newer")
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weight_gradients_sum_in_fp32_and_settings_stay(dtype, allowed, monkeypatch, request):
+    matmul, seen = torch.backends.cuda.matmul, []
+    name = f"allow_{'bf16' if dtype is torch.bfloat16 else 'fp16'}_reduced_precision_reduction"
+
+    def state():
+        return getattr(matmul, name), getattr(matmul, f"{name}_split_k", None)
+
+    request.addfinalizer(lambda was=getattr(matmul, name): setattr(matmul, name, was))
+    setattr(matmul, name, allowed)
+    before, matrix = state(), SimpleNamespace(is_cuda=True, dtype=dtype)
+    with pytest.raises(TypeError):  # an error leaves them too
+        exact_mm(matrix, matrix)
+    assert state() == before
+    monkeypatch.setattr(torch, "mm", lambda a, b: seen.append(state()))
+    exact_mm(matrix, matrix)
+    assert seen == [(False, before[1])]
+    assert state() == before

@@ -178,11 +178,6 @@ def lookup(kernel: str, problem: tuple, where: Gpu | str) -> str | None:
     return trial.get(entry) or entries.get(entry)
 
 
-def remember(kernel: str, problem: tuple, where: Gpu | str, name: str) -> None:
-    """Keep the name of the fastest candidate, for this process and on disk."""
-    keep({key(kernel, problem, where): name})
-
-
 def keep(entries: Mapping[str, str]) -> None:
     """Keep choices, for this process and on disk. If they cannot be written, one warning is logged: it is a cache."""
     _memory.load().update(entries)

@@ -23,10 +23,6 @@ VARIANTS = _parity("mlp and forward and (rms or simple)")
 BF16 = _parity("mlp and forward", "avx512bf16")
 
 
-def _volumes(expression: str) -> tuple[str, ...]:
-    return "tests/ops/test_dwconv3d.py", "-k", f"cpu-avx2 and {expression}"
-
-
 MUTANTS = [
     *_in(
         "cpu/dwconv.cpp",
@@ -49,12 +45,12 @@ MUTANTS = [
             "the last plane of a volume is not read",
             "(depth.half & scaled) || at >= depth.in)",
             "(depth.half & scaled) || at + 1 >= depth.in)",
-            tests=_volumes("forward"),
+            tests=_parity("dwconv3d and forward"),
         ),
     ),
     *_in(
         "cpu/dwconv_wgrad.cpp",
-        _volumes("gradients"),
+        _parity("dwconv3d and gradients"),
         Mutant(
             "state",
             "planes of x take one another's place in the scratch",

@@ -222,7 +222,7 @@ MUTANTS = [
             "the tanh approximation passes for GELU",
             '"tanh": "gelu_tanh"',
             '"tanh": "gelu"',
-            tests=("tests/interop/test_timm.py",),
+            tests=("tests/interop/test_blocks.py", "-k", "tanh"),
         ),
         Mutant("dtype", "mixed dtypes are served", "return not mixed or autocasting(x)", "return True"),
     ),
@@ -233,7 +233,7 @@ MUTANTS = [
     ),
     *_in(
         "interop/timm.py",
-        ("tests/interop/test_timm.py",),
+        ("tests/interop/test_libraries.py", "-k", "dropout"),
         Mutant("state", "dropout in training is overlooked", "(dropout.training and dropout.p > 0)", "dropout.p > 1"),
     ),
     *_in(

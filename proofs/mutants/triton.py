@@ -69,12 +69,12 @@ MUTANTS = [
             "the last kernel plane of a volume is left out",
             "(x_depth - 1) * UP - z * DOWN + 1, KD)",
             "(x_depth - 1) * UP - z * DOWN, KD)",
-            tests=("tests/ops/test_dwconv3d.py", "-k", "triton and forward"),
+            tests=_parity("dwconv3d and forward"),
         ),
     ),
     *_in(
         "triton/kernels/dwconv_wgrad.py",
-        ("tests/ops/test_dwconv3d.py", "-k", "triton and gradients"),
+        _parity("dwconv3d and gradients"),
         Mutant("stride", "kernel planes write over one another", "out += kd * (KH * KW * C)", "out += 0 * kd"),
     ),
     *_in(

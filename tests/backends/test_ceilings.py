@@ -34,42 +34,15 @@ def masks_of_process() -> dict[int, set[int]]:
     return masks
 
 
-def common(masks: dict[int, set[int]], others: dict[int, set[int]]) -> dict[int, set[int]]:
-    """The masks of threads that `others` has too: those of other tests may end or start at any time."""
-    return {thread: mask for thread, mask in masks.items() if thread in others}
-
-
-def pinned_masks() -> list[list[int]]:
-    """One CPU for each of PyTorch's threads."""
-    cpus = sorted(os.sched_getaffinity(0))
-    return [[cpus[rank % len(cpus)]] for rank in range(torch.get_num_threads())]
-
-
-def test_kinds(native):
+def test_rates(native):
     kinds = native.arithmetic_kinds()
     assert kinds == [kind for kind in KINDS if kind in kinds]
     assert "fma_fp32" in kinds
     assert ("tile_bf16" in kinds) == ("amx" in cpu.supported_isas())
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_arithmetic_rate(native, kind):
-    if kind not in native.arithmetic_kinds():
-        with pytest.raises(ValueError, match=f"kind: this machine has no '{kind}'"):
-            native.arithmetic_rate(kind, 1, 0.01)
-        return
     for threads in (1, 2, 5):
-        rate = native.arithmetic_rate(kind, threads, 0.01)
-        assert math.isfinite(rate)
-        assert rate > 0
-
-
-@pytest.mark.parametrize("bytes_per_thread", [128, 10_000, 3_000_000])
-def test_copy_rate(native, bytes_per_thread):
-    for threads in (1, 2, 5):
-        rate = native.copy_rate(bytes_per_thread, threads, 0.01)
-        assert math.isfinite(rate)
-        assert rate > 0
+        rates = [native.arithmetic_rate(kind, threads, 0.01) for kind in kinds]
+        rates += [native.copy_rate(size, threads, 0.01) for size in (128, 10_000, 3_000_000)]
+        assert all(math.isfinite(rate) and rate > 0 for rate in rates)
 
 
 @pytest.mark.parametrize(
@@ -91,19 +64,20 @@ def test_wrong_arguments(native, function, arguments, message):
 
 @linux
 def test_affinity_round_trip(native):
-    masks = pinned_masks()
     main = os.sched_getaffinity(0)
+    cpus = sorted(main)
+    masks = [[cpus[rank % len(cpus)]] for rank in range(torch.get_num_threads())]
     native.set_affinity([sorted(main)] * len(masks))  # the threads exist, with masks that we know
     before = masks_of_process()
     previous = native.set_affinity(masks)
     try:
         assert previous == [sorted(main)] * len(masks)
         assert os.sched_getaffinity(0) == set(masks[0])
-        now = masks_of_process()
-        changed = [now[thread] for thread in common(now, before) if now[thread] != before[thread]]
+        now = masks_of_process()  # threads of other tests may end or start at any time
+        changed = [now[thread] for thread in now.keys() & before if now[thread] != before[thread]]
         assert sorted(map(sorted, changed)) == sorted(mask for mask in masks if set(mask) != main)
     finally:
         assert native.set_affinity(previous) == masks
     assert os.sched_getaffinity(0) == main
     after = masks_of_process()
-    assert common(after, before) == common(before, after)
+    assert all(after[thread] == before[thread] for thread in after.keys() & before)

@@ -1,6 +1,7 @@
 """Threads, forks and worker processes."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -35,54 +36,15 @@ def test_eight_threads_share_one_block(use_grn, kernel):
     with torch.no_grad():
         expected = [randomize_(FusedConvNeXtBlock(DIM, use_grn=use_grn, backend=kernel))(x) for x in inputs]
     start = threading.Barrier(8)
-    failures = []
 
-    def work(i):
-        try:
-            start.wait(timeout=30)
-            with torch.no_grad():
-                for _ in range(20):
-                    torch.testing.assert_close(block(inputs[i]), expected[i], rtol=1e-4, atol=1e-4)
-        except BaseException as error:  # whatever it was, the main thread must hear of it
-            failures.append(error)
+    def work(x, y):
+        start.wait(timeout=30)
+        with torch.no_grad():
+            for _ in range(20):
+                torch.testing.assert_close(block(x), y, rtol=1e-4, atol=1e-4)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join(timeout=120)
-    assert not any(t.is_alive() for t in threads), "a thread never came back"
-    assert not failures, failures[0]
-
-
-def test_fork_after_use(run_python):
-    """The child has no threads but its own; a pool that the parent had started must not be waited for."""
-    out = run_python(
-        """
-import os, signal, sys, warnings
-import numpy
-import torch
-import convnext_kernels as ck
-warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks of multi-threaded processes
-torch.set_num_threads(4)
-torch.manual_seed(0)
-block = ck.FusedConvNeXtBlock(96, layer_scale_init_value=1.0, backend="cpu")
-x = torch.randn(2, 96, 28, 28).contiguous(memory_format=torch.channels_last)
-with torch.no_grad():
-    expected = block(x).numpy()
-    child = os.fork()
-    if child == 0:
-        signal.alarm(30)  # a child that hangs is killed, and the parent sees it
-        # compared by NumPy: no parallel loop of PyTorch's here either
-        same = all(numpy.allclose(block(x).numpy(), expected, rtol=1e-4, atol=1e-5) for _ in range(3))
-        os._exit(0 if same else 1)
-    _, status = os.waitpid(child, 0)
-    assert status == 0, f"child ended with status {status}"
-    assert numpy.allclose(block(x).numpy(), expected, rtol=1e-4, atol=1e-5)
-print("ok")
-"""
-    )
-    assert out.strip() == "ok"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, inputs, expected, timeout=120))
 
 
 @pytest.mark.parametrize("case", DETERMINISM, ids=str)
@@ -105,7 +67,10 @@ def test_gradients_are_the_same_bits_for_any_number_of_threads(op, dtype, case, 
 
 @pytest.mark.parametrize(("runtime", "use_grn"), [("openmp", False), ("threads", True)])
 def test_interrupted_calls(use_grn, runtime, run_python):
-    """Ctrl-C, a hundred times: it is raised after the call it met, the next call is right, nobody waits for ever."""
+    """Ctrl-C, a hundred times: it is raised after the call it met, the next call is right, nobody waits for ever.
+
+    "threads" is for a forked child, which has lost OpenMP's: a pool that the parent started must not be waited for.
+    """
     out = run_python(
         f"""
 import os, signal, sys, warnings
@@ -138,21 +103,22 @@ def run():
                 signal.setitimer(signal.ITIMER_REAL, 0)
             # compared by NumPy: in a forked child no parallel loop of PyTorch's comes back
             assert numpy.array_equal((block(x) if y is None else y).numpy(), expected)
+    return expected
 
 if {runtime!r} == "openmp":
     run()
-else:  # a forked child, which has lost OpenMP's threads
+else:
     with torch.no_grad():
-        block(x)
+        before = block(x).numpy()
     child = os.fork()
     if child == 0:
         try:
-            run()
+            os._exit(0 if numpy.allclose(run(), before, rtol=1e-4, atol=1e-5) else 1)
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
+            os._exit(2)
     assert os.waitpid(child, 0)[1] == 0
+    assert numpy.allclose(block(x).detach().numpy(), before, rtol=1e-4, atol=1e-5)
 print("ok")
 """
     )

@@ -11,35 +11,18 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from convnext_kernels import (
-    DepthwiseConv2d,
-    FusedConvNeXtBlock,
-    GlobalResponseNorm,
-    LayerNorm2d,
-)
-from convnext_kernels.backends.cpu import mlp_native
+from convnext_kernels import DepthwiseConv2d, FusedConvNeXtBlock, GlobalResponseNorm, LayerNorm2d, use_backend
 from convnext_kernels.nn import FusedSequential, PatchDownsample2d
 from tests.operators import OPERATORS, gradients
 from tests.shapes import TRITON, Case, chosen
-from tests.tolerance import assert_as_good_as_eager, randomize_
+from tests.tolerance import randomize_
 
 DIM = 24
 PARAMETERS = {
-    False: [
-        *("dwconv.weight", "dwconv.bias", "norm.weight", "norm.bias", "pwconv1.weight", "pwconv1.bias"),
-        *("pwconv2.weight", "pwconv2.bias", "gamma"),
-    ],
-    True: [
-        *("dwconv.weight", "dwconv.bias", "norm.weight", "norm.bias", "pwconv1.weight", "pwconv1.bias"),
-        *("pwconv2.weight", "pwconv2.bias", "grn.gamma", "grn.beta"),
-    ],
+    use_grn: [name for name, _ in FusedConvNeXtBlock(1, use_grn=use_grn).named_parameters()]
+    for use_grn in (False, True)
 }
 ROWS = [(use_grn, name) for use_grn, names in PARAMETERS.items() for name in names]
-
-
-def _owner(block, name):
-    path, _, last = name.rpartition(".")
-    return block.get_submodule(path), last
 
 
 def in_place(block, name):
@@ -62,12 +45,17 @@ def data_mul(block, name):
     block.get_parameter(name).data.mul_(-1.5)
 
 
+def one_element_of_data(block, name):
+    """What FSDP's all-gather does where the allocator gives it the same memory again."""
+    block.get_parameter(name).data.view(-1)[-1] += 3
+
+
 def new_parameter(block, name):
-    module, last = _owner(block, name)
-    setattr(module, last, torch.nn.Parameter(block.get_parameter(name).detach() * -1.5))
+    path, _, last = name.rpartition(".")
+    setattr(block.get_submodule(path), last, torch.nn.Parameter(block.get_parameter(name).detach() * -1.5))
 
 
-CHANGES = [in_place, one_element_in_place, data_swap, data_mul, new_parameter]
+CHANGES = [in_place, one_element_in_place, data_swap, data_mul, one_element_of_data, new_parameter]
 
 
 def fresh(block):
@@ -135,12 +123,10 @@ def test_reused_addresses(backend):
         seen.add(address)
         with torch.no_grad():
             y = block(x)
-            wide = copy.deepcopy(block).double()
-            wide.backend = "eager"
-            eager = copy.deepcopy(block)
-            eager.backend = "eager"
-            assert_as_good_as_eager(y, eager(x), wide(x.double()))
-        del block, wide, eager
+            with use_backend("eager"):
+                block.backend = "auto"
+                assert_close(y, block(x), rtol=1e-4, atol=1e-4)
+        del block
     assert reused, "no address came twice, so the test saw nothing"
 
 
@@ -157,19 +143,6 @@ def test_parameters_of_inference_mode(backend):
             assert not torch.equal(after, before), name
             assert torch.equal(after, fresh(block)(x)), f"{name}: stale in inference mode"
             before = after
-
-
-@pytest.mark.parametrize("parameters_too", [False, True])
-def test_inputs_of_inference_mode_take_the_shortest_look(parameters_too, monkeypatch):
-    """They have no version counter, and no layer inside a network has another input."""
-    with torch.inference_mode(parameters_too):
-        block = randomize_(FusedConvNeXtBlock(DIM, backend="cpu"))
-    with torch.inference_mode():
-        x = torch.randn(2, DIM, 7, 6).contiguous(memory_format=torch.channels_last)
-        for _ in range(3):  # checked, packed, prepared
-            expected = block(x)
-        monkeypatch.setattr(mlp_native, "packed", None)
-        assert torch.equal(block(x), expected)
 
 
 @not_interpreted

@@ -49,30 +49,29 @@ def exported(request, tmp_path_factory):
     return file, plain
 
 
-def chosen_output(outputs, n, model):
-    """The logits, or the pooled features, among the outputs."""
-    x = images(n, dtype=torch.float32)
-    with torch.no_grad():
-        shape = tuple(logits(model, x).shape)
-    return next(torch.from_numpy(y) for y in outputs if tuple(y.shape) == shape)
-
-
-def test_onnx_runtime(exported):
+def onnx_runtime(file):
     runtime = pytest.importorskip("onnxruntime", reason="needs the package onnxruntime")
-    file, plain = exported
     session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    for n in (2, 3):
-        outputs = session.run(None, {"x": images(n, dtype=torch.float32).numpy()})
-        assert_as_good_as_a_peer(chosen_output(outputs, n, plain), plain, images(n, dtype=torch.float32))
+    return lambda x: session.run(None, {"x": x.numpy()})
 
 
-def test_openvino(exported):
+def openvino(file):
     openvino = pytest.importorskip("openvino", reason="needs the package openvino")
-    file, plain = exported
     compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda x: compiled([x.numpy()]).values()
+
+
+@pytest.mark.parametrize("engine", [onnx_runtime, openvino])
+def test_logits(exported, engine):
+    """For another batch too."""
+    file, plain = exported
+    run = engine(file)
     for n in (2, 3):
-        outputs = compiled([images(n, dtype=torch.float32).numpy()]).values()
-        assert_as_good_as_a_peer(chosen_output(outputs, n, plain), plain, images(n, dtype=torch.float32))
+        x = images(n, dtype=torch.float32)
+        with torch.no_grad():
+            shape = logits(plain, x).shape  # of the logits, or the pooled features, among the outputs
+        result = next(torch.from_numpy(y) for y in run(x) if y.shape == shape)
+        assert_as_good_as_a_peer(result, plain, x)
 
 
 def test_operators_of_tensorrt(exported):

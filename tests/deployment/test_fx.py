@@ -82,15 +82,6 @@ def test_timms_feature_wrappers():
             torch.testing.assert_close(a, b)
 
 
-class _Around(nn.Module):
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x):
-        return self.inner(x) + 1
-
-
 @pytest.mark.parametrize(
     "module",
     [
@@ -103,16 +94,14 @@ class _Around(nn.Module):
     ids=lambda module: type(module).__name__,
 )
 def test_own_modules_are_nodes(module):
-    around = _Around(randomize_(module))
+    around = nn.Sequential(randomize_(module))
     traced = torch.fx.symbolic_trace(around)
-    assert [n.target for n in traced.graph.nodes if n.op == "call_module"] == ["inner"]
+    assert [n.target for n in traced.graph.nodes if n.op == "call_module"] == ["0"]
     x = torch.randn(2, 8, 6, 6)
     results = []
     for model in (traced, around):
         torch.manual_seed(0)
         results.append(model(x))
     assert torch.equal(*results)
-    with pytest.raises(
-        RuntimeError, match=f"torch.fx cannot trace into {type(module).__name__}, which one op computes"
-    ):
+    with pytest.raises(RuntimeError, match=f"torch.fx cannot trace into {type(module).__name__}, which one op"):
         torch.fx.symbolic_trace(module)

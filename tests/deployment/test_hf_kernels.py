@@ -9,12 +9,9 @@ import pytest
 import torch
 
 from convnext_kernels.bench.numerics import PEER_SLACK, judge
-from tests.interop.helpers import MODELS, assert_as_good_as_a_peer, images, logits
+from tests.interop.helpers import MODELS, assert_as_good_as_a_peer, gradients, images, logits
 
-pytestmark = [
-    pytest.mark.extended,
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),
-]
+pytestmark = [pytest.mark.extended, pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")]
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = {
@@ -86,14 +83,9 @@ def test_training(hf, kernelized):
     plain, model = kernelized("transformers-v2", hf.Mode.TRAINING)
     x = images(2, dtype=torch.float32)
     reference = copy.deepcopy(plain).double()
-    for network, images_ in ((plain, x), (model, x), (reference, x.double())):
-        logits(network, images_).square().sum().backward()
     assert blocks_run(lambda: logits(model, x)) >= 4  # an event above autograd and one below for each
-
-    def gradients(network):
-        return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
-
-    judgement = judge(gradients(reference), gradients(plain), gradients(model), torch.float32, slack=PEER_SLACK)
+    found = [gradients(network, x_) for network, x_ in ((reference, x.double()), (plain, x), (model, x))]
+    judgement = judge(*found, torch.float32, slack=PEER_SLACK)
     assert judgement.within, judgement.reason
 
 

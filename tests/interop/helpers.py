@@ -1,6 +1,7 @@
 """Tiny models of every library, and the means to see what an accelerated one does."""
 
 import copy
+import io
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ import torch
 import torchvision
 import transformers
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+import convnext_kernels as ck
 from convnext_kernels.bench.numerics import PEER_SLACK, judge
 from tests.interop import official
+from tests.operators import op_calls
 from tests.tolerance import generator, randomize_
 
 
@@ -98,29 +100,22 @@ def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return {**found, "input": x.grad}
 
 
-class _Recorder(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.namespace == "convnext_kernels":
-            self.calls.append((function._schema.name.removeprefix("convnext_kernels::"), args[-1]))
-        return function(*args, **(kwargs or {}))
+def saved_and_loaded(model: nn.Module) -> nn.Module:
+    """What `torch.save` keeps, which pickles."""
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
 
 
 def fused_calls(function: Callable[[], object]) -> Counter:
     """How often each of this package's ops was called."""
-    with _Recorder() as recorder:
-        function()
-    return Counter(name for name, _ in recorder.calls)
+    return Counter(name for name, *_ in op_calls(function))
 
 
 def backends_asked_for(function: Callable[[], object]) -> set[str]:
     """The ``backend=`` of every call of this package's ops."""
-    with _Recorder() as recorder:
-        function()
-    return {backend for _, backend in recorder.calls}
+    return {args[-1] for _, args, _ in op_calls(function)}
 
 
 def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype, what: str = "result") -> None:
@@ -137,3 +132,22 @@ def assert_as_good_as_a_peer(result: Tensor, plain: nn.Module, x: Tensor) -> Non
         truth, eager = logits(copy.deepcopy(plain).double(), x.double()), logits(plain, x)
     judgement = judge({"logits": truth}, {"logits": eager}, {"logits": result}, torch.float32, slack=PEER_SLACK)
     assert judgement.within, judgement.reason
+
+
+def assert_same(actual: nn.Module, expected: nn.Module, x: Tensor, dtype: torch.dtype = torch.float64) -> None:
+    """The same results, the same gradients of all parameters and of x, and as many random numbers drawn."""
+    results = []
+    for model in (actual, expected):
+        torch.manual_seed(3)
+        y = logits(model, x)
+        results.append({"result": y.detach(), **gradients(model, x), "random numbers": torch.rand(1).to(dtype)})
+    assert results[0].keys() == results[1].keys()
+    for name, value in results[1].items():
+        assert_close(results[0][name], value, dtype, name)
+
+
+def reason(module: nn.Module) -> str:
+    """What the report says of the module itself, which is not replaced."""
+    (row,) = [r for r in ck.acceleration_report(module).rows if not r.name]
+    assert not row.replaced
+    return row.reason

@@ -1,4 +1,7 @@
-"""Modules with the structure of the official repositories: the names, shapes and formulas of `Block` and its model."""
+"""Modules with the structure of the authors' code, in this file's own words: names, shapes, layouts and formulas.
+
+ConvNeXt's block and model, Vocos' and F5-TTS' blocks over time, MedNeXt's of volumes.
+"""
 
 from itertools import pairwise
 
@@ -20,19 +23,22 @@ class LayerNorm(nn.Module):
     def forward(self, x):
         if self.data_format == "channels_last":
             return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        if x.dim() == 5:
+            x = x.movedim(1, -1)
+            return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps).movedim(-1, 1)
         centred = x - x.mean(1, keepdim=True)
         normalized = centred / (centred.square().mean(1, keepdim=True) + self.eps).sqrt()
         return self.weight.view(-1, 1, 1) * normalized + self.bias.view(-1, 1, 1)
 
 
 class GRN(nn.Module):
-    def __init__(self, dim):
+    def __init__(self, dim, axes=2):
         super().__init__()
-        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, dim))
-        self.beta = nn.Parameter(torch.zeros(1, 1, 1, dim))
+        self.axes = tuple(range(1, axes + 1))
+        self.gamma, self.beta = (nn.Parameter(torch.zeros(1, *[1] * axes, dim)) for _ in range(2))
 
     def forward(self, x):
-        response = torch.norm(x, p=2, dim=(1, 2), keepdim=True)
+        response = torch.linalg.vector_norm(x, dim=self.axes, keepdim=True)
         return self.gamma * (x * (response / (response.mean(-1, keepdim=True) + 1e-6))) + self.beta + x
 
 
@@ -85,3 +91,75 @@ class ConvNeXt(nn.Module):
         for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = stage(downsample(x))
         return self.head(self.norm(x.mean([-2, -1])))
+
+
+class AdaLayerNorm(nn.Module):
+    def __init__(self, count, dim):
+        super().__init__()
+        self.eps, self.dim = 1e-6, dim
+        self.scale, self.shift = nn.Embedding(count, dim), nn.Embedding(count, dim)
+
+    def forward(self, x, cond_embedding_id):
+        y = F.layer_norm(x, (self.dim,), eps=self.eps)
+        return y * self.scale(cond_embedding_id) + self.shift(cond_embedding_id)
+
+
+class ConvNeXtBlock(nn.Module):
+    """Vocos': (N, C, L)."""
+
+    def __init__(self, dim, hidden, layer_scale=0.5, count=None):
+        super().__init__()
+        self.dwconv = nn.Conv1d(dim, dim, 7, padding=3, groups=dim)
+        self.norm = AdaLayerNorm(count, dim) if count else nn.LayerNorm(dim, eps=1e-6)
+        self.adanorm = count is not None
+        self.pwconv1, self.act, self.pwconv2 = nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)
+        self.gamma = nn.Parameter(torch.full((dim,), layer_scale)) if layer_scale else None
+
+    def forward(self, x, cond_embedding_id=None):
+        y = self.dwconv(x).transpose(1, 2)
+        if self.adanorm:
+            assert cond_embedding_id is not None
+            y = self.norm(y, cond_embedding_id)
+        else:
+            y = self.norm(y)
+        y = self.pwconv2(self.act(self.pwconv1(y)))
+        return x + (y if self.gamma is None else self.gamma * y).transpose(1, 2)
+
+
+class ConvNeXtV2Block(nn.Module):
+    """F5-TTS': (N, L, C)."""
+
+    def __init__(self, dim, hidden, dilation=1):
+        super().__init__()
+        self.dwconv = nn.Conv1d(dim, dim, 7, padding=3 * dilation, dilation=dilation, groups=dim)
+        self.norm, self.grn = nn.LayerNorm(dim, eps=1e-6), GRN(hidden, axes=1)
+        self.pwconv1, self.act, self.pwconv2 = nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)
+
+    def forward(self, x):
+        y = self.norm(self.dwconv(x.transpose(1, 2)).transpose(1, 2))
+        return x + self.pwconv2(self.grn(self.act(self.pwconv1(y))))
+
+
+class MedNeXtBlock(nn.Module):
+    """Of arXiv 2303.09975, with the names of the authors' code; to halve and to double a volume too."""
+
+    def __init__(self, channels, out, kernel=3, ratio=2, conv=nn.Conv3d, stride=1, grn=False, norm=None, act=nn.GELU):
+        super().__init__()
+        flat = nn.Conv2d if conv is nn.Conv2d else nn.Conv3d
+        self.conv1 = conv(channels, channels, kernel, stride, kernel // 2, groups=channels)
+        self.norm = norm or nn.GroupNorm(channels, channels)
+        self.conv2 = flat(channels, ratio * channels, 1)
+        self.act = act()
+        self.conv3 = flat(ratio * channels, out, 1)
+        self.do_res = stride == 1
+        if grn:
+            shape = (1, ratio * channels, *[1] * len(self.conv1.kernel_size))
+            self.grn_gamma, self.grn_beta = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x):
+        y = self.act(self.conv2(self.norm(self.conv1(x))))
+        if hasattr(self, "grn_gamma"):
+            energy = torch.linalg.vector_norm(y, dim=tuple(range(2, y.dim())), keepdim=True)
+            y = self.grn_gamma * (y * (energy / (energy.mean(1, keepdim=True) + 1e-6))) + self.grn_beta + y
+        y = self.conv3(y)
+        return x + y if self.do_res else y

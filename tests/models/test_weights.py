@@ -6,13 +6,7 @@ import pytest
 import torch
 
 import convnext_kernels as ck
-from convnext_kernels.models import (
-    FORMATS,
-    ConvNeXt,
-    export_weights,
-    load_weights,
-    read_state_dict,
-)
+from convnext_kernels.models import FORMATS, ConvNeXt, export_weights, load_weights, read_state_dict
 from convnext_kernels.models.weights import detect_format
 from tests.interop import helpers as interop
 from tests.tolerance import randomize_
@@ -75,37 +69,22 @@ def sparse(model):
     """The encoder of masked pre-training, as models/fcmae.py of ConvNeXt-V2 stores it, with a decoder."""
     state = {}
     for key, value in model.state_dict().items():
-        parts = key.split(".")
-        if parts[0] in ("norm", "head"):
+        *path, last = key.split(".")
+        if path[0] in ("norm", "head"):
             continue
-        if "dwconv" in parts:
-            if parts[-1] == "weight":  # tap = column * 7 + row
-                c = value.shape[0]
-                kernel = torch.empty(49, c)
-                for row in range(7):
-                    for column in range(7):
-                        kernel[column * 7 + row] = value[:, 0, row, column]
-                state[f"encoder.{key.removesuffix('weight')}kernel"] = kernel
+        between = path[0] == "downsample_layers" and path[1] != "0"
+        if "dwconv" in path or (between and path[2] == "1"):
+            if last == "weight":  # tap = column * side + row
+                last, value = "kernel", value.permute(3, 2, 1, 0).flatten(0, 1).squeeze(1)
             else:
-                state[f"encoder.{key}"] = value[None]
-        elif "pwconv1" in parts or "pwconv2" in parts:
-            state["encoder." + ".".join([*parts[:-1], "linear", parts[-1]])] = value
-        elif "grn" in parts:
-            state[f"encoder.{key}"] = value[0, 0]
-        elif parts[-2] == "norm" or (parts[0] == "downsample_layers" and parts[1] != "0" and parts[2] == "0"):
-            state["encoder." + ".".join([*parts[:-1], "ln", parts[-1]])] = value
-        elif parts[0] == "downsample_layers" and parts[1] != "0":
-            if parts[-1] == "weight":
-                out, c = value.shape[:2]
-                kernel = torch.empty(4, c, out)
-                for row in range(2):
-                    for column in range(2):
-                        kernel[column * 2 + row] = value[:, :, row, column].T
-                state[f"encoder.{key.removesuffix('weight')}kernel"] = kernel
-            else:
-                state[f"encoder.{key}"] = value[None]
-        else:
-            state[f"encoder.{key}"] = value
+                value = value[None]
+        elif "grn" in path:
+            value = value[0, 0]
+        elif path[-1] in ("pwconv1", "pwconv2"):
+            path.append("linear")
+        elif path[-1] == "norm" or between:
+            path.append("ln")
+        state[".".join(("encoder", *path, last))] = value
     return {
         **state,
         "mask_token": torch.zeros(1, 512, 1, 1),
@@ -165,9 +144,7 @@ class Code:
 def test_code_in_a_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"model": {"head.weight": torch.zeros(1)}, "extra": Code()}, "bad.pth")
-    with pytest.raises(
-        ValueError, match=r"bad.pth: it contains more than tensors \(pickled code\), which is never run"
-    ):
+    with pytest.raises(ValueError, match=r"bad.pth: it contains more than tensors \(pickled code\)"):
         load_weights(ours(), "bad.pth")
     assert not (tmp_path / "it_ran").exists()
 

@@ -1,20 +1,13 @@
-"""`DepthwiseConv2d`, `LayerNorm2d`, `GlobalResponseNorm` against the layers they stand for."""
+"""Layers against those of PyTorch that they stand for."""
 
 import pytest
 import torch
 from torch import nn
 
-from convnext_kernels import DepthwiseConv2d, GlobalResponseNorm, LayerNorm2d
-from convnext_kernels.nn import DropPath, PatchDownsample2d
+from convnext_kernels import DepthwiseConv2d, LayerNorm2d
+from convnext_kernels.nn import DepthwiseConv3d, DropPath, PatchDownsample2d
 from tests import reference
 from tests.tolerance import randomize_
-
-
-def test_global_response_norm(backend):
-    module = randomize_(GlobalResponseNorm(12, 1e-5, backend=backend))
-    x = torch.randn(2, 12, 9, 8)
-    expected = reference.global_response_norm(x, *(p.flatten() for p in (module.gamma, module.beta)), eps=1e-5)
-    torch.testing.assert_close(module(x), expected)
 
 
 def test_downsampling_is_a_sequence_of_two():
@@ -30,24 +23,28 @@ def test_downsampling_is_a_sequence_of_two():
 
 
 @pytest.mark.parametrize(
-    ("kernel_size", "options", "padding"),
+    ("ours", "kernel_size", "options", "padding"),
     [
-        (5, {"dilation": 2}, (4, 4)),
-        (3, {"stride": 2, "bias": False}, (1, 1)),
-        ((1, 11), {}, (0, 5)),
-        ((5, 3), {"stride": 2, "dilation": (1, 2)}, (2, 2)),
+        (DepthwiseConv2d, 5, {"dilation": 2}, (4, 4)),
+        (DepthwiseConv2d, 3, {"stride": 2, "bias": False}, (1, 1)),
+        (DepthwiseConv2d, (1, 11), {}, (0, 5)),
+        (DepthwiseConv2d, (5, 3), {"stride": 2, "dilation": (1, 2)}, (2, 2)),
+        (DepthwiseConv3d, 5, {"stride": 2}, (2, 2, 2)),
     ],
 )
-def test_depthwise_is_pytorchs_with_padding(kernel_size, options, padding):
-    """The same parameters and results as the layer of PyTorch that keeps the size at stride 1."""
-    module = DepthwiseConv2d(6, kernel_size, **options)
-    plain = nn.Conv2d(6, 6, kernel_size, padding=padding, groups=6, **options)
-    plain.load_state_dict(module.state_dict())
-    assert isinstance(module, nn.Conv2d)  # tools that look for one find it
+def test_depthwise_is_pytorchs_with_padding(ours, kernel_size, options, padding):
+    """The same parameters, initialised alike, and results as the layer of PyTorch that keeps the size at stride 1."""
+    kind = nn.Conv2d if ours is DepthwiseConv2d else nn.Conv3d
+    torch.manual_seed(0)
+    module = ours(6, kernel_size, **options)
+    torch.manual_seed(0)
+    plain = kind(6, 6, kernel_size, padding=padding, groups=6, **options)
+    assert isinstance(module, kind)  # tools that look for one find it
     for attribute in ("groups", "padding", "dilation", "stride", "kernel_size", "padding_mode"):
         assert getattr(module, attribute) == getattr(plain, attribute)
-    x = torch.randn(2, 6, 13, 8)
+    x = torch.randn(2, 6, 13, 8) if kind is nn.Conv2d else torch.randn(2, 6, 4, 5, 6)
     torch.testing.assert_close(module(x), plain(x))
+    plain.load_state_dict(module.state_dict())
 
 
 def test_layer_norm_loads_from_nn_layer_norm():

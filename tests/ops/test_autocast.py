@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from convnext_kernels import list_backends
-from tests.operators import OPERATORS, differentiable, to, with_gradients
+from tests.operators import OPERATORS, differentiable, op_calls, to, with_gradients
 from tests.shapes import KERNELS, TRITON, Case, chosen
 from tests.tolerance import assert_as_good_as_eager
 
@@ -64,20 +63,10 @@ def test_another_backend_takes_what_was_kept(first, second, memory):
     for name in (first, second):
         if not list_backends()[name].available:
             pytest.skip(list_backends()[name].reason)
-    calls = []
-
-    class Recorder(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function is torch.ops.convnext_kernels.block_backward.default:
-                calls.append(args)
-            return function(*args, **(kwargs or {}))
-
     arguments = with_gradients(OPERATORS["block"].arguments(CASES["v1"], torch.float32))
     with torch.autocast("cpu", torch.bfloat16):
         y = OPERATORS["block"].serve(first, **arguments, memory=memory)
-    with Recorder():
-        y.backward(torch.randn_like(y))
-    ((*given, saved, needs, _),) = calls
+    ((_, (*given, saved, needs, _), _),) = op_calls(lambda: y.backward(torch.randn_like(y)))
     assert given[1].dtype == torch.bfloat16, "x is kept in the dtype of the matmuls"
     assert {t.dtype for t in saved} == {torch.bfloat16}
     backward = torch.ops.convnext_kernels.block_backward
@@ -101,7 +90,7 @@ def test_dtypes(op):
     arguments = with_gradients(OPERATORS[op].arguments(CASES["v1"], torch.float32))
     with torch.autocast("cpu", torch.bfloat16):
         y = OPERATORS[op].call(**arguments)
-    expected = torch.bfloat16 if op in ("dwconv", "downsample") else torch.float32
+    expected = torch.bfloat16 if op in ("dwconv", "dwconv3d", "downsample") else torch.float32
     assert y.dtype == expected
     y.sum().backward()
     for name in differentiable(arguments):

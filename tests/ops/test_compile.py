@@ -5,16 +5,11 @@ import torch
 from torch._dynamo.utils import counters
 
 from convnext_kernels import FusedConvNeXtBlock
-from tests.operators import OPERATORS, differentiable, with_gradients
+from tests.operators import OPERATORS, differentiable, laid_out, with_gradients
 from tests.shapes import Case, chosen
 from tests.tolerance import randomize_
 
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 @chosen(lambda backend: backend[0] == "cpu")
@@ -28,8 +23,7 @@ def test_block_with_inductor(backend):
         block.zero_grad()
         y = module(x.requires_grad_())
         results.append((y, *torch.autograd.grad(y.square().mean(), [x, *block.parameters()])))
-    for actual, expected in zip(*results, strict=True):
-        torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(*results)
 
 
 def test_drop_path_in_training():
@@ -57,7 +51,7 @@ def test_function_of_any_size(op, variant, memory_format):
     for n, h, w in ((5, 11, 13), (3, 14, 10), (7, 12, 12)):
         case = Case("small", n=n, c=6, h=h, w=w, k=3, ratio=2, variant=variant)
         arguments = operator.arguments(case, torch.float32)
-        arguments["x"] = arguments["x"].contiguous(memory_format=memory_format)
+        arguments["x"] = laid_out(arguments["x"], memory_format)
         arguments = with_gradients(arguments)
         names = differentiable(arguments)
         y, expected = compiled(arguments), operator.call(**arguments)

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from tests.operators import OPERATORS, gradients, to
+from tests.operators import OPERATORS, check_forward, check_gradients
 from tests.shapes import DTYPES, KERNELS, Case, chosen
-from tests.tolerance import assert_as_good_as_eager
 
 CASE = Case("mean 100 times the deviation", n=2, c=96, h=5, w=7)
 
@@ -16,15 +15,12 @@ CASE = Case("mean 100 times the deviation", n=2, c=96, h=5, w=7)
 @pytest.mark.parametrize("op", ["layernorm", "mlp", "block", "downsample"])
 def test_large_mean(op, dtype, sign, kernel):
     """One-pass variance in fp32, E[y^2] - E[y]^2, loses four digits here."""
-    operator = OPERATORS[op]
-    arguments = operator.arguments(CASE, dtype)
+    arguments = OPERATORS[op].arguments(CASE, dtype)
     if op == "block":  # what the LayerNorm sees is the convolution's output
         arguments["dwconv_bias"] = arguments["dwconv_bias"] + 100 * sign
     else:
         arguments["x"] = arguments["x"] + 100 * sign
-    y = operator.serve(kernel, **arguments)
-    reference = operator.reference(**to(arguments, torch.double))
-    assert_as_good_as_eager(y, operator.reference(**arguments), reference, what=op)
+    check_forward(op, arguments, kernel)
 
 
 @pytest.mark.parametrize("value", [3.0, 0.3])
@@ -41,21 +37,13 @@ def test_constant_pixels(dtype, value, kernel):
 def test_eps_is_used(eps, kernel):
     arguments = OPERATORS["layernorm"].arguments(CASE, torch.float32) | {"eps": eps}
     arguments["x"] = arguments["x"] * 0.1
-    y = OPERATORS["layernorm"].serve(kernel, **arguments)
-    eager, reference = (OPERATORS["layernorm"].reference(**to(arguments, d)) for d in (torch.float, torch.double))
-    assert_as_good_as_eager(y, eager, reference)
+    check_forward("layernorm", arguments, kernel)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_more_channels_than_registers_hold(dtype, backend):
     """Above 8192 a GPU walks over a pixel's channels, here five blocks of them, the last one not full."""
-    operator = OPERATORS["layernorm"]
-    arguments = operator.arguments(Case("no whole number of blocks", n=1, c=8200, h=1, w=3), dtype)
+    arguments = OPERATORS["layernorm"].arguments(Case("no whole number of blocks", n=1, c=8200, h=1, w=3), dtype)
     arguments["x"] = arguments["x"] + 3  # else what a mask leaves out is near zero anyway
-    dy = torch.randn_like(arguments["x"])
-    eager, reference = operator.reference(**arguments), operator.reference(**to(arguments, torch.double))
-    assert_as_good_as_eager(operator.serve(backend, **arguments), eager, reference)
-    eager = gradients(operator.reference, arguments, dy)
-    reference = gradients(operator.reference, to(arguments, torch.double), dy.double())
-    for name, actual in gradients(lambda **a: operator.serve(backend, **a), arguments, dy).items():
-        assert_as_good_as_eager(actual, eager[name], reference[name], what=f"gradient of {name}", scale=1.0)
+    check_forward("layernorm", arguments, backend)
+    check_gradients("layernorm", arguments, torch.randn_like(arguments["x"]), backend)

@@ -3,39 +3,44 @@
 import pytest
 import torch
 
-from tests.operators import OPERATORS, differentiable, expected_gradients, gradients, to
-from tests.shapes import KERNELS, TRITON, Case, chosen, rows
-from tests.tolerance import assert_as_good_as_eager
+from tests.operators import OPERATORS, check_forward, check_gradients, differentiable, expected_gradients, laid_out
+from tests.shapes import KERNELS, TRITON, VOLUMES, Case, chosen, rows
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 CASES = {
     "v1": Case("every argument of V1", n=3, c=18, h=8, w=6, k=3, ratio=2),
     "v2": Case("every argument of V2", n=3, c=18, h=8, w=6, k=3, ratio=2, variant="v2"),
+    "volume": Case("a volume", c=17, d=4, h=5, w=6, k=3, ops=VOLUMES),
 }
 
+
 # Each returns a tensor with t's values (or, for the expanded ones, some of them repeated) in other strides.
+def last(t):
+    return laid_out(t, torch.channels_last)
+
+
+def padded(t):
+    return torch.nn.functional.pad(t, (1, 2, 3, 1), value=torch.nan)
+
+
 LAYOUTS = {
     "contiguous": lambda t: t,
-    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
-    "H innermost": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
+    "channels_last": last,
+    "W outside of H": lambda t: t.mT.contiguous().mT,
     "C outermost": lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
     "every second channel": lambda t: torch.repeat_interleave(t, 2, dim=1)[:, ::2],
-    "every second channel, channels_last": lambda t: torch.repeat_interleave(t, 2, dim=1).contiguous(
-        memory_format=torch.channels_last
-    )[:, ::2],
-    "window of an image": lambda t: torch.nn.functional.pad(t, (1, 2, 3, 1), value=torch.nan)[:, :, 3:-1, 1:-2],
-    "window, channels_last": lambda t: torch.nn.functional.pad(t, (1, 2, 3, 1), value=torch.nan).contiguous(
-        memory_format=torch.channels_last
-    )[:, :, 3:-1, 1:-2],
-    "some channels, channels_last": lambda t: torch.nn.functional.pad(
-        t, (0, 0, 0, 0, 3, 2), value=torch.nan
-    ).contiguous(memory_format=torch.channels_last)[:, 3:-2],
+    "every second channel, channels_last": lambda t: last(torch.repeat_interleave(t, 2, dim=1))[:, ::2],
+    "window of an image": lambda t: padded(t)[..., 3:-1, 1:-2],
+    "window, channels_last": lambda t: last(padded(t))[..., 3:-1, 1:-2],
+    "some channels, channels_last": lambda t: last(torch.cat([t.new_full(t[:, :3].shape, torch.nan), t, t[:, :2]], 1))[
+        :, 3:-2
+    ],
     "with an offset": lambda t: torch.nn.functional.pad(t.flatten(), (3, 0))[3:].view(t.shape),
     "expanded samples": lambda t: t[:1].expand_as(t),
     "expanded channels": lambda t: t[:, :1].expand_as(t),
-    "expanded pixels": lambda t: t[:, :, :1, :1].expand_as(t),
-    "expanded scalar": lambda t: t[:1, :1, :1, :1].expand_as(t),
+    "expanded pixels": lambda t: t[..., :1, :1].expand_as(t),
+    "expanded scalar": lambda t: t.flatten()[0].expand_as(t),
 }
 ROWS = rows(OPERATORS, CASES)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -57,35 +62,28 @@ def everyday(op, case, layout, dtype, kernel):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("op", "case"), ROWS)
 def test_input(op, case, layout, dtype, kernel):
-    operator = OPERATORS[op]
-    arguments = operator.arguments(CASES[case], dtype)
+    arguments = OPERATORS[op].arguments(CASES[case], dtype)
     arguments["x"] = LAYOUTS[layout](arguments["x"])
-    if op != "dwconv":
+    if op not in ("dwconv", "dwconv3d"):
         # Expanded channels have no variance, and 1 / sqrt(1e-6) would show the last bit of their mean, not the layout.
         arguments["eps"] = 1.0
-    y = operator.serve(kernel, **arguments)
-    eager, reference = operator.reference(**arguments), operator.reference(**to(arguments, torch.double))
-    assert_as_good_as_eager(y, eager, reference, what=f"{op} of {layout}")
-    x = arguments["x"]
+    y = check_forward(op, arguments, kernel, what=f"{op} of {layout}")
     if op == "downsample":
         assert y.is_contiguous(
             memory_format=torch.channels_last if "channels_last" in layout else torch.contiguous_format
         )
     else:
-        assert y.stride() == torch.empty_like(x).stride()
+        assert y.stride() == torch.empty_like(arguments["x"]).stride()
 
 
 @pytest.mark.parametrize("op", OPERATORS)
 def test_channels_last_with_an_offset(op, kernel):
     """Strides that 16-byte loads fit, at an address that they do not fit."""
-    operator = OPERATORS[op]
     case = Case("channels in whole 16-byte loads", n=3, c=24, h=8, w=6, k=3, ratio=2)
-    arguments = operator.arguments(case, torch.bfloat16)
-    x = arguments["x"]
-    memory = torch.nn.functional.pad(x.permute(0, 2, 3, 1).flatten(), (3, 0))[3:]
-    arguments["x"] = memory.view(case.n, case.h, case.w, case.c).permute(0, 3, 1, 2)
-    eager, reference = operator.reference(**arguments), operator.reference(**to(arguments, torch.double))
-    assert_as_good_as_eager(operator.serve(kernel, **arguments), eager, reference, what=op)
+    arguments = OPERATORS[op].arguments(case, torch.bfloat16)
+    x = arguments["x"].movedim(1, -1)
+    arguments["x"] = torch.nn.functional.pad(x.flatten(), (3, 0))[3:].view(x.shape).movedim(-1, 1)
+    check_forward(op, arguments, kernel)
 
 
 @pytest.mark.parametrize("op", OPERATORS)
@@ -118,16 +116,9 @@ def everyday_gradient(op, case, layout, backend):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("op", "case"), ROWS)
 def test_incoming_gradient(op, case, layout, backend):
-    operator = OPERATORS[op]
-    dy, _, _ = expected_gradients(op, CASES[case], torch.float32)
-    dy = LAYOUTS[layout](dy)
+    dy = LAYOUTS[layout](expected_gradients(op, CASES[case], torch.float32)[0])
     for memory_format in (torch.contiguous_format, torch.channels_last):
-        arguments = operator.arguments(CASES[case], torch.float32)
-        arguments["x"] = arguments["x"].contiguous(memory_format=memory_format)
-        actual = gradients(lambda **a: operator.serve(backend, **a), arguments, dy)
-        eager = gradients(operator.reference, arguments, dy)
-        reference = gradients(operator.reference, to(arguments, torch.double), dy.double())
-        for name in actual:
-            what = f"{op}, dy {layout}: gradient of {name}"
-            assert_as_good_as_eager(actual[name], eager[name], reference[name], what=what, scale=1.0)
-            assert actual[name].stride() == torch.empty_like(arguments[name]).stride(), what
+        arguments = OPERATORS[op].arguments(CASES[case], torch.float32)
+        arguments["x"] = laid_out(arguments["x"], memory_format)
+        for name, gradient in check_gradients(op, arguments, dy, backend, what=f"{op}, dy {layout}").items():
+            assert gradient.stride() == torch.empty_like(arguments[name]).stride(), name

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from convnext_kernels import FusedConvNeXtBlock, functional
-from tests.operators import OPERATORS, gradients, with_gradients
+from tests.operators import OPERATORS, gradients, op_calls, with_gradients
 from tests.shapes import TRITON, Case, chosen
 
 CASE = Case("wide enough for auto to keep the hidden", n=2, c=208, h=5, w=6)
@@ -81,16 +80,8 @@ def test_an_unknown_setting_is_named(backend):
 @pytest.mark.parametrize("op", ["mlp", "block"])
 def test_inference_keeps_nothing(op):
     """Also where the weights want gradients: the hidden is not even allocated."""
-    kept = []
-
-    class Calls(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function is getattr(torch.ops.convnext_kernels, op).default:
-                kept.append(args[-2])
-            return function(*args, **(kwargs or {}))
-
     arguments = with_gradients(OPERATORS[op].arguments(CASE, torch.float32))
-    for context in (torch.enable_grad(), torch.no_grad()):
-        with context, Calls():
-            OPERATORS[op].serve("eager", **arguments)
-    assert kept == ["auto", "nothing"]
+    for grad, memory in ((True, "auto"), (False, "nothing")):
+        with torch.set_grad_enabled(grad):
+            ((_, given, _),) = op_calls(lambda: OPERATORS[op].serve("eager", **arguments))
+        assert given[-2] == memory

@@ -6,7 +6,7 @@ Every run takes what tests/shapes.py chooses of these, `always`; ``pytest -m ext
 import pytest
 import torch
 
-from tests.operators import OPERATORS, expected, expected_gradients, gradients
+from tests.operators import OPERATORS, expected, expected_gradients, gradients, laid_out
 from tests.shapes import DTYPES, always, cases, chosen
 from tests.tolerance import assert_as_good_as_eager
 
@@ -30,12 +30,12 @@ def test_forward(op, case, dtype, kernel):
     # The interpreter takes seconds: each row in one of them.
     formats = FORMATS if kernel != "triton" else FORMATS[cases(op).index(case) % 2 :][:1]
     for memory_format in formats:
-        x = arguments["x"].contiguous(memory_format=memory_format)
+        x = laid_out(arguments["x"], memory_format)
         kept = x.clone()
         y = operator.serve(kernel, **{**arguments, "x": x})
         assert_as_good_as_eager(y, eager, reference, what=f"{op} of {memory_format}")
-        if not (x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)):  # else x is in both
-            assert y.is_contiguous(memory_format=memory_format)
+        if not all(laid_out(x, of) is x for of in FORMATS):
+            assert laid_out(y, memory_format) is y
         assert torch.equal(x, kept), f"{op} wrote to its input"
 
 

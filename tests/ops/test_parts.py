@@ -1,6 +1,6 @@
 """What other networks than the ConvNeXts of tests/shapes.py run, whole: values and gradients on every backend.
 
-Rectangles, strides, norms, activations and volumes by themselves are rows of tests/shapes.py and test_dwconv3d.py.
+Rectangles, strides, norms, activations and volumes by themselves are rows of tests/shapes.py.
 """
 
 import copy
@@ -14,8 +14,7 @@ from torch import Tensor, nn
 import convnext_kernels as ck
 from convnext_kernels import BackendError, compat, dispatch
 from convnext_kernels.nn import DepthwiseConv1d
-from tests.interop.test_speech import ConvNeXtBlock, ConvNeXtV2Block
-from tests.interop.test_volumes import MedNeXtBlock
+from tests.interop.official import ConvNeXtBlock, ConvNeXtV2Block, LayerNorm, MedNeXtBlock
 from tests.shapes import DTYPES, EAGER, KERNELS, TRITON, chosen
 from tests.test_compat import Reparam
 from tests.tolerance import assert_as_good_as_eager, generator, randomize_
@@ -65,6 +64,11 @@ PARTS = {
     ),
     "strided block": Part(strided, ck.accelerate, (2, 8, 9, 8)),
     "MedNeXt": Part(lambda: MedNeXtBlock(6, 6), ck.accelerate, (2, 6, 3, 4, 5)),
+    "MedNeXt, GRN, SiLU": Part(lambda: MedNeXtBlock(6, 6, 5, grn=True, act=nn.SiLU), ck.accelerate, (2, 6, 3, 4, 5)),
+    "MedNeXt, LayerNorm": Part(
+        lambda: MedNeXtBlock(6, 6, norm=LayerNorm(6, data_format="channels_first")), ck.accelerate, (2, 6, 3, 4, 5)
+    ),
+    "MedNeXt of images": Part(lambda: MedNeXtBlock(6, 6, 7, conv=nn.Conv2d), ck.accelerate, (2, 6, 7, 8)),
     "MedNeXt, down": Part(lambda: MedNeXtBlock(6, 12, 5, stride=2), ck.accelerate, (2, 6, 3, 4, 5)),
     "transposed volume": Part(lambda: nn.ConvTranspose3d(6, 6, 5, 2, 2, 1, groups=6), ck.accelerate, (2, 6, 3, 2, 4)),
     "parallel kernels": Part(lambda: Reparam().eval(), compat.merge, (2, 6, 9, 14), merged=True),

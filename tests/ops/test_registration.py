@@ -5,8 +5,8 @@ import torch
 from torch.library import opcheck
 
 from convnext_kernels.ops import checks
-from tests.operators import OPERATORS, with_gradients
-from tests.shapes import Case, chosen, rows
+from tests.operators import OPERATORS, laid_out, with_gradients
+from tests.shapes import VOLUMES, Case, chosen, rows
 
 # opcheck looks at .grad of the copies it makes of x, which are no leaves.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -20,12 +20,15 @@ CASES = {
     "variant": Case("a norm without a bias, another activation", **SMALL, norm="simple", activation="silu"),
     "empty": Case("an empty batch", **{**SMALL, "n": 0}),
     "empty v2": Case("an empty batch in V2", **{**SMALL, "n": 0}, variant="v2"),
+    "volume": Case("a volume", **SMALL, ops=VOLUMES),
+    "volume, strided": Case("stride 2, no bias", **SMALL, stride=2, bias=False, ops=VOLUMES),
+    "volume, empty": Case("an empty batch of volumes", **{**SMALL, "n": 0}, ops=VOLUMES),
 }
 LAYOUTS = {
     "contiguous": lambda t: t,
-    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
-    "permuted": lambda t: t.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0),
-    "sliced": lambda t: torch.repeat_interleave(t, 2, dim=3)[..., ::2],
+    "channels_last": lambda t: laid_out(t, torch.channels_last),
+    "permuted": lambda t: t.movedim(-1, 0).contiguous().movedim(0, -1),
+    "sliced": lambda t: torch.repeat_interleave(t, 2, dim=-1)[..., ::2],
 }
 ROWS = rows(OPERATORS, CASES)
 

@@ -1,5 +1,6 @@
 """The tables of mutants follow the code, and the runner tells how tests ended."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -7,13 +8,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def mutations():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "proofs"))
-        import mutations
-
-        yield mutations
+@pytest.fixture
+def mutations(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "proofs"))
+    return importlib.import_module("mutations")
 
 
 @pytest.mark.parametrize("subject", ["cuda", "cpu", "triton", "python"])

@@ -1,38 +1,15 @@
 """The digits example: it learns as eager does, and says what is wrong with a checkpoint."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from click.testing import CliRunner
 
 for library in ("matplotlib", "PIL", "safetensors", "sklearn"):
     pytest.importorskip(library)
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-
 
 @pytest.fixture(scope="module")
-def script():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)
-        import train_digits
-
-        yield train_digits
-
-
-@pytest.fixture(scope="module")
-def call(script):
-    def run(*arguments, code=0):
-        result = CliRunner().invoke(script.main, [str(a) for a in arguments])
-        assert result.exit_code == code, result.output
-        return " ".join(result.output.split())
-
-    return run
-
-
-def read(file):
-    return torch.load(file, weights_only=True)
+def script(example):
+    return example("train_digits")
 
 
 def test_a_damaged_checkpoint(call, tmp_path):
@@ -49,7 +26,7 @@ def test_a_damaged_checkpoint(call, tmp_path):
 def test_accuracy_and_curves(call, tmp_path):
     call("--compare-eager", "--output", tmp_path)
     for variant in ("v1", "v2"):
-        fused, eager = (read(tmp_path / f"{name}.pt")["history"] for name in (variant, f"{variant}-eager"))
+        fused, eager = (torch.load(tmp_path / f"{name}.pt")["history"] for name in (variant, f"{variant}-eager"))
         assert fused[-1]["accuracy"] >= 98.5
         assert eager[-1]["accuracy"] >= 98.5
         # Noise is what another seed does: measured, it moves the loss of an epoch by up to 0.08 to 0.16, after the

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from convnext_kernels import FusedConvNeXtBlock, accelerate, restore, use_backend
+from convnext_kernels import FusedConvNeXtBlock, accelerate, restore
 from convnext_kernels.interop.block import BlockAdapter
 from convnext_kernels.models import ConvNeXt
 from tests.interop.helpers import fused_calls
@@ -59,6 +60,12 @@ def _close(actual: dict[str, Tensor], expected: dict[str, Tensor], start: dict[s
         assert error <= tolerance * way + 1e-6 * value.abs().max().item(), f"{key}: {error:.1e} off after {way:.1e}"
 
 
+def _same_gradients(sharded: nn.Module, plain: nn.Module, tolerance: float) -> None:
+    for (name, p), q in zip(sharded.named_parameters(), plain.parameters(), strict=True):
+        error = (p.grad.full_tensor() - q.grad).abs().max() / q.grad.abs().max()
+        assert error < tolerance, f"{name}: {error:.1e}"
+
+
 def _state(model: nn.Module) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in model.state_dict().items()}
 
@@ -81,10 +88,7 @@ def _ddp(rank: int, name: str, memory: str, options: dict, accumulate: int) -> N
         for part in range(accumulate):
             mine, whole = _part(rank, step * accumulate + part)
             (loss_of(plain, whole) / accumulate).backward()
-            if part + 1 < accumulate:
-                with ddp.no_sync():
-                    (loss_of(ddp, mine) / accumulate).backward()
-            else:
+            with ddp.no_sync() if part + 1 < accumulate else nullcontext():
                 (loss_of(ddp, mine) / accumulate).backward()
         theirs.step()
         optimizer.step()
@@ -147,25 +151,8 @@ def _fsdp_mixed_precision(rank: int) -> None:
     mine, whole = _part(rank, 0)
     loss_of(plain, whole).backward()
     loss_of(sharded, mine).backward()
-    for (name, p), q in zip(sharded.named_parameters(), plain.parameters(), strict=True):
-        assert p.grad.dtype == torch.float32
-        error = (p.grad.full_tensor() - q.grad).abs().max() / q.grad.abs().max()
-        assert error < 0.1, f"{name}: {error:.1%}"
-
-
-def _one_element(rank: int) -> None:
-    """What FSDP's all-gather does where the allocator gives it the same memory again: a write without a version."""
-    block = randomize_(FusedConvNeXtBlock(64, kernel_size=3)).requires_grad_(False)
-    x = torch.randn(1, 64, 4, 4)
-    for index in (5, 1234, 2**12 + 7):
-        block(x)
-        version = block.pwconv1.weight._version
-        with torch.autograd._unsafe_preserve_version_counter(block.pwconv1.weight):
-            block.pwconv1.weight.view(-1)[index] += 3
-        assert block.pwconv1.weight._version == version
-        with use_backend("eager"):
-            expected = block(x)
-        torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-4)
+    assert all(p.grad.dtype == torch.float32 for p in sharded.parameters())
+    _same_gradients(sharded, plain, 0.1)
 
 
 def _accelerate_after_sharding(rank: int) -> None:
@@ -184,9 +171,7 @@ def _accelerate_after_sharding(rank: int) -> None:
     assert fused_calls(lambda: loss_of(sharded, mine))["block"] == 4
     loss_of(plain, whole).backward()
     loss_of(sharded, mine).backward()
-    for (name, p), q in zip(sharded.named_parameters(), plain.parameters(), strict=True):
-        error = (p.grad.full_tensor() - q.grad).abs().max() / q.grad.abs().max()
-        assert error < 1e-4, f"{name}: {error:.1e}"
+    _same_gradients(sharded, plain, 1e-4)
     restore(sharded)
     assert type(sharded.features[1][0]) is before
     assert not fused_calls(lambda: loss_of(sharded, mine))
@@ -198,7 +183,6 @@ CHECKS = (
     (_fsdp, ("V1", "auto", True)),
     (_fsdp, ("V2", "min", False)),
     (_fsdp_mixed_precision, ()),
-    (_one_element, ()),
     (_accelerate_after_sharding, ()),
 )
 

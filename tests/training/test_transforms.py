@@ -13,48 +13,31 @@ from tests.shapes import TRITON, Case, chosen
 from tests.tolerance import randomize_
 from tests.training.pairs import pair, pictures
 
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 @chosen(lambda use_grn, backend: use_grn or backend != TRITON)
 @pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
-def test_fp16_with_a_gradient_scaler(use_grn, backend):
-    """The scaler sees what is not finite, skips that step alone and halves the scale."""
+def test_a_gradient_scaler_sees_what_is_not_finite(use_grn, backend):
     block = randomize_(FusedConvNeXtBlock(8, use_grn=use_grn, kernel_size=3, backend=backend)).train()
-    optimizer = torch.optim.SGD(block.parameters(), lr=1e-2)
-    scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=1000)
-    losses = []
-    for step in range(8):
-        before = {k: v.clone() for k, v in block.state_dict().items()}
-        x = torch.randn(2, 8, 5, 4, generator=torch.Generator().manual_seed(0))
-        if step == 3:
-            x[0, 0, 0, 0] = torch.inf
-        optimizer.zero_grad()
+    optimizer, scaler = torch.optim.SGD(block.parameters(), lr=1e-2), torch.amp.GradScaler("cpu", init_scale=256.0)
+    for value, scale in ((1, 256), (torch.inf, 128)):
+        x = torch.randn(2, 8, 5, 4).half()
+        x[0, 0, 0, 0] = value
+        before = block.pwconv1.weight.clone()
         with torch.autocast("cpu", torch.float16):
-            loss = block(x.half()).square().mean()
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(block.parameters(), 10.0)
+            scaler.scale(block(x).square().mean()).backward()
         scaler.step(optimizer)
         scaler.update()
-        changed = any(not torch.equal(v, before[k]) for k, v in block.state_dict().items())
-        assert changed == (step != 3)
-        if step != 3:
-            losses.append(loss.item())
-    assert scaler.get_scale() == 128.0
-    assert losses[-1] < losses[0]
+        assert torch.equal(block.pwconv1.weight, before) == (scale == 128)
+        assert scaler.get_scale() == scale
+        optimizer.zero_grad()
 
 
 # PyTorch's own: a rule for vmap that torchvision's plain model would want.
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
-@pytest.mark.parametrize("name", ["torchvision"])
-def test_func_grad_and_per_sample_gradients(name):
-    plain, ours = pair(name)
+def test_func_grad_and_per_sample_gradients():
+    plain, ours = pair("torchvision")
     x, y = pictures()
 
     def loss(model, parameters, x, y):
@@ -71,11 +54,11 @@ def test_func_grad_and_per_sample_gradients(name):
     calls = fused_calls(lambda: vmap(lambda x: ours(x[None]))(x))
     blocks = sum(isinstance(m, BlockAdapter) for m in ours.modules())
     assert calls["block"] == len(x) * blocks, "the fused ops were not what was compared"
-    for key, expected in plain_one.items():
-        torch.testing.assert_close(ours_one[key], expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
-        atol = 1e-4 * plain_each[key].abs().max().item()
-        torch.testing.assert_close(ours_each[key], plain_each[key], rtol=1e-3, atol=atol)
-        torch.testing.assert_close(ours_each[key].mean(0), ours_one[key], rtol=1e-3, atol=atol)
+    for key, each in plain_each.items():
+        atol = 1e-4 * each.abs().max().item()
+        torch.testing.assert_close(ours_each[key], each, rtol=1e-3, atol=atol)
+        for one in (plain_one[key], ours_each[key].mean(0)):
+            torch.testing.assert_close(ours_one[key], one, rtol=1e-3, atol=atol)
 
 
 CASE = Case("small", c=6, h=4, w=3, k=3, ratio=2)
@@ -101,7 +84,7 @@ def test_func_on_every_op(op, backend):
     torch.testing.assert_close(pull(dy), expected)
     everything = tuple(range(len(values)))
     torch.testing.assert_close(grad(lambda *v: (run(*v) * dy).sum(), argnums=everything)(*values), expected)
-    jacobian = jacrev(lambda x: (run(x, *values[1:]) * dy).sum((1, 2, 3)))(values[0])
+    jacobian = jacrev(lambda x: (run(x, *values[1:]) * dy).flatten(1).sum(1))(values[0])
     torch.testing.assert_close(jacobian.sum(0), expected[0])
     xs = torch.stack([values[0], 2 * values[0], -values[0]])
     batched = vmap(lambda x: run(x, *values[1:]), in_dims=1)(xs.movedim(0, 1))
@@ -125,9 +108,8 @@ def test_forward_mode_says_that_it_is_not_there(op):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
-@pytest.mark.parametrize("name", ["timm-v2"])
-def test_second_derivatives_by_func_are_left_to_the_original_operators(name):
-    plain, ours = pair(name)
+def test_second_derivatives_by_func_are_left_to_the_original_operators():
+    plain, ours = pair("timm-v2")
     x = pictures(2)[0]
     results = []
     for model in (plain, ours):

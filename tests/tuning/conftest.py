@@ -16,3 +16,9 @@ def _own_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def file(tmp_path):
     return tmp_path / "cache" / cache.FILE
+
+
+@pytest.fixture
+def remember():
+    """``remember(kernel, problem, gpu, name)``: what `tune` keeps."""
+    return lambda *entry: cache.keep({cache.key(*entry[:-1]): entry[-1]})

@@ -13,8 +13,8 @@ H100, A100 = GPUS["H100"], GPUS["A100"]
 PROBLEM = (8, 96, 56, 56, torch.bfloat16)
 
 
-def test_what_was_remembered_is_found_by_the_next_process(file, run_python):
-    cache.remember("mlp", PROBLEM, H100, "fused")
+def test_what_was_remembered_is_found_by_the_next_process(file, run_python, remember):
+    remember("mlp", PROBLEM, H100, "fused")
     script = (
         "import torch; from convnext_kernels.tuning import GPUS, cache\n"
         "print(cache.lookup('mlp', (8, 96, 56, 56, torch.bfloat16), GPUS['H100']))"
@@ -48,12 +48,12 @@ def test_keys_tell_apart_all_that_a_time_depends_on(monkeypatch):
     assert len(keys) == 12
 
 
-def test_another_version_finds_nothing_and_keeps_what_was_there(file, monkeypatch):
-    cache.remember("mlp", PROBLEM, H100, "fused")
+def test_another_version_finds_nothing_and_keeps_what_was_there(file, monkeypatch, remember):
+    remember("mlp", PROBLEM, H100, "fused")
     with monkeypatch.context() as patch:
         patch.setattr(cache, "__version__", "99.0")
         assert cache.lookup("mlp", PROBLEM, H100) is None
-        cache.remember("mlp", PROBLEM, H100, "two kernels")
+        remember("mlp", PROBLEM, H100, "two kernels")
     cache.forget()
     assert cache.lookup("mlp", PROBLEM, H100) == "fused"
     assert cache.size() == 2
@@ -67,29 +67,29 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_file_is_rebuilt_with_one_warning(file, caplog, content):
+def test_a_damaged_file_is_rebuilt_with_one_warning(file, caplog, content, remember):
     file.parent.mkdir()
     file.write_text(content)
     with caplog.at_level(logging.WARNING, "convnext_kernels"):
         assert cache.lookup("mlp", PROBLEM, H100) is None
         cache.forget()
         assert cache.lookup("mlp", PROBLEM, H100) is None
-        cache.remember("mlp", PROBLEM, H100, "fused")
+        remember("mlp", PROBLEM, H100, "fused")
     assert len(caplog.records) == 1
     assert "damaged" in caplog.text
     cache.forget()
     assert cache.lookup("mlp", PROBLEM, H100) == "fused"
 
 
-def test_a_write_that_fails_leaves_the_old_file(file, monkeypatch):
-    cache.remember("mlp", PROBLEM, H100, "fused")
+def test_a_write_that_fails_leaves_the_old_file(file, monkeypatch, remember):
+    remember("mlp", PROBLEM, H100, "fused")
     before = file.read_text()
 
     def replace(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", replace)
-    cache.remember("mlp", PROBLEM, A100, "two kernels")
+    remember("mlp", PROBLEM, A100, "two kernels")
     assert file.read_text() == before
     assert list(file.parent.glob("*.tmp")) == []
 
@@ -98,7 +98,7 @@ WRITER = """
 import sys
 from convnext_kernels.tuning import GPUS, cache
 for i in range(25):
-    cache.remember("mlp", (1, sys.argv[1], i), GPUS["H100"], f"{sys.argv[1]}-{i}")
+    cache.keep({cache.key("mlp", (1, sys.argv[1], i), GPUS["H100"]): "fused"})
 """
 
 

@@ -23,46 +23,35 @@ def measured_h100(tmp_path, monkeypatch):
 
 def test_the_cost_model_chooses_where_nothing_else_does():
     assert pick("k", PROBLEM, CANDIDATES, GPU) is FAST
-
-
-def test_the_first_of_equals():
     twin = Candidate("twin", {}, FAST.launches)
-    assert pick("k", PROBLEM, (FAST, twin), GPU) is FAST
-    assert pick("k", PROBLEM, (twin, FAST), GPU) is twin
+    assert pick("k", PROBLEM, (twin, FAST), GPU) is twin, "the first of equals"
 
 
-def test_shipped_measurements_come_before_the_cost_model(measured_h100):
+def test_measurements_come_first(measured_h100, remember):
+    """Shipped ones before the cost model, those of this machine before them, and forced choices before all."""
     assert pick("k", PROBLEM, CANDIDATES, GPU) is SLOW
     assert pick("k", (6, 96), CANDIDATES, GPU) is SLOW  # of the same class
     assert pick("k", PROBLEM, CANDIDATES, GPUS["A100"]) is FAST
     assert pick("another", PROBLEM, CANDIDATES, GPU) is FAST
-
-
-def test_the_cache_comes_before_shipped_measurements(measured_h100):
-    cache.remember("k", PROBLEM, GPU, "other")
+    remember("k", PROBLEM, GPU, "other")
     assert pick("k", PROBLEM, CANDIDATES, GPU) is OTHER
-
-
-def test_a_forced_choice_comes_first():
-    cache.remember("k", PROBLEM, GPU, "other")
     with forced(lambda kernel, problem, candidates, gpu: candidates[0] if kernel == "k" else None):
         assert pick("k", PROBLEM, CANDIDATES, GPU) is SLOW
         assert pick("another", PROBLEM, CANDIDATES, GPU) is FAST
-    assert pick("k", PROBLEM, CANDIDATES, GPU) is OTHER
 
 
-def test_what_is_remembered_gives_way_to_forced_and_to_timed_choices():
+def test_what_is_remembered_gives_way_to_forced_and_to_timed_choices(remember):
     plan = remembered(lambda problem: pick("k", problem, CANDIDATES, GPU))
     assert plan(PROBLEM) is FAST
     with forced(lambda *_: SLOW):
         assert plan(PROBLEM) is SLOW
     assert plan(PROBLEM) is FAST
-    cache.remember("k", PROBLEM, GPU, "other")
+    remember("k", PROBLEM, GPU, "other")
     assert plan(PROBLEM) is OTHER
 
 
-def test_a_handicap_must_be_made_up_for():
+def test_a_handicap_must_be_made_up_for(remember):
     better = Candidate("better", {}, (Work(dram_bytes=0.9e9, programs=10_000),), handicap=1.2)
     assert pick("k", PROBLEM, (FAST, better), GPU) is FAST
-    cache.remember("k", PROBLEM, GPU, "better")
+    remember("k", PROBLEM, GPU, "better")
     assert pick("k", PROBLEM, (FAST, better), GPU) is better

@@ -1,5 +1,6 @@
 """`tune`: what it times, what it keeps, and that calls take it. The clock is replaced, except where a test says so."""
 
+import itertools
 import json
 import sys
 
@@ -68,27 +69,9 @@ def image(n=1, size=6):
 BOTH_CPU = {("cpu", "block"), ("cpu", "layernorm")}
 TUNED = {("cpu", "block"), ("eager", "layernorm")}
 
-OTHER_PROCESS = """
-import torch
-import convnext_kernels as ck
-from convnext_kernels import dispatch
-x = torch.randn(4, 8, 6, 6).to(memory_format=torch.channels_last)
-torch.set_num_threads(THREADS)
-served, choose = {}, dispatch.choose
-def spy(spec, backend, x=None, *rest):
-    found = choose(spec, backend, x, *rest)
-    if x is not None:
-        served[spec.op] = found.__name__.split(".")[2]
-    return found
-dispatch.choose = spy
-with torch.no_grad():
-    ck.LayerNorm2d(8)(ck.FusedConvNeXtBlock(8)(x))
-print(served)
-"""
-
 
 @needs_cpu
-def test_calls_take_what_was_fastest(clock, served, run_python, tmp_path, monkeypatch):
+def test_calls_take_what_was_fastest(clock, served, tmp_path, monkeypatch):
     model, x = net(), image(3)
     with torch.no_grad():
         assert served(lambda: model(x)) == BOTH_CPU
@@ -119,11 +102,12 @@ def test_calls_take_what_was_fastest(clock, served, run_python, tmp_path, monkey
         assert served(lambda: net(backend="cpu")(x)) == BOTH_CPU
         with ck.use_backend("eager"):
             assert served(lambda: model(x)) == {("eager", "block"), ("eager", "layernorm")}
-        # the next process, with as many threads and with more
-        threads = torch.get_num_threads()
-        for count, layernorm in ((threads, "eager"), (threads + 1, "cpu")):
-            found = run_python(OTHER_PROCESS.replace("THREADS", str(count)))
-            assert found.strip() == str({"block": "cpu", "layernorm": layernorm})
+        # for as many threads, also where the file is read again as by the next process
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        assert served(lambda: model(x)) == BOTH_CPU
+        torch.set_num_threads(torch.get_num_threads() - 1)
+        cache.forget()
+        assert served(lambda: model(x)) == TUNED
         # a file for other machines of this kind
         monkeypatch.setenv(cache.ENVIRONMENT_VARIABLE, str(tmp_path / "another"))
         cache.forget()
@@ -186,7 +170,7 @@ def test_the_model_is_as_before(clock):
 def test_forward_and_backward_passes_are_chosen_apart(forward, memory, variant):
     """What is kept does not depend on the choice: a graph that was compiled before relies on it."""
     case = Case("both backends", n=2, c=12, h=5, w=6, variant=variant)
-    dy, eager, reference = expected_gradients("block", case, torch.float32)
+    dy, _, reference = expected_gradients("block", case, torch.float32)
 
     def choice(kernel, problem, candidates, where):
         other = "cpu" if forward == "eager" else "eager"
@@ -201,8 +185,7 @@ def test_forward_and_backward_passes_are_chosen_apart(forward, memory, variant):
     gradients(compiled, arguments, dy)
     with tuning.forced(choice):
         found = gradients(compiled, arguments, dy)
-    for name, gradient in found.items():
-        assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
+    torch.testing.assert_close({k: v.double() for k, v in found.items()}, reference, rtol=1e-4, atol=1e-5)
 
 
 @needs_cpu
@@ -236,7 +219,7 @@ def test_wrong_arguments(tmp_path):
     model, x = net(), image()
     (tmp_path / "file").touch()
     for arguments, options, error, words in (
-        ((print, x), {}, TypeError, r"model: expected a torch\.nn\.Module, got builtin_function_or_method"),
+        ((print, x), {}, TypeError, r"model: expected a torch\.nn\.Module, got builtin"),
         ((model, [x]), {}, TypeError, "example: expected a tensor, got list"),
         ((model, x.to("meta")), {}, ValueError, "example: is on meta, expected .*: cpu"),
         ((nn.Conv2d(8, 8, 1), x), {}, ValueError, r"model: it makes no call .* after accelerate\(\)"),
@@ -255,12 +238,8 @@ def test_wrong_arguments(tmp_path):
 def test_with_the_real_clock(file):
     """Every candidate of a small model, forward and backward."""
     report = ck.tune(net(), image().requires_grad_(), training=True, minutes=5)
-    assert {(t.op, t.phase, t.backend) for t in report.timings} == {
-        (op, phase, backend)
-        for op in ("block", "layernorm")
-        for phase in ("forward", "backward")
-        for backend in ("cpu", "eager")
-    }
+    wanted = itertools.product(("block", "layernorm"), ("forward", "backward"), ("cpu", "eager"))
+    assert {(t.op, t.phase, t.backend) for t in report.timings} == {*wanted}
     assert all(0 < t.minimum <= t.median for t in report.timings)
     assert all(row.best <= row.eager for row in report.rows)
     assert json.loads(file.read_text())["entries"] == report.choices

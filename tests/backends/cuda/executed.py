@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pytest
 from torch import Tensor
 
 from convnext_kernels.backends.cuda import native
@@ -169,6 +170,8 @@ def executed(
 
     `multiprocessors`: what launchers plan for instead of the architecture's largest GPU.
     """
+    if reason := missing():
+        pytest.skip(reason)
     extension = native.extension()
     executor = Executor(arch, folder, check)
     count, shared = DEVICES[arch]

@@ -33,30 +33,16 @@ def test_refuses_with_the_reason(asked, reason, backend):
     assert backend.refuses(spec()) is None
 
 
-@pytest.mark.parametrize(("capability", "served"), [((7, 5), False), ((8, 0), True), ((9, 0), True), ((12, 0), True)])
+@pytest.mark.parametrize(("capability", "served"), [((7, 5), False), ((8, 0), True), ((12, 0), True)])
 def test_architectures(capability, served, backend, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    reason = backend.unavailable()
-    assert (reason is None) == served
-    if not served:
-        assert "compute capability 7.5, expected 8.0" in reason
+    assert backend.unavailable() is None if served else "7.5, expected 8.0" in backend.unavailable()
 
 
-def test_without_a_gpu_asking_by_name_raises(run_python):
-    """In a process without the interpreter; "auto" serves CPU tensors all the same."""
+def test_without_a_gpu(run_python):
+    """In a process without the interpreter."""
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    said = run_python("""
-import torch
-import convnext_kernels as ck
-x = torch.randn(1, 4, 5, 5)
-block = ck.FusedConvNeXtBlock(4)
-assert block(x).shape == x.shape
-block.backend = "triton"
-try:
-    block(x)
-except ck.BackendError as error:
-    print(error)
-""")
-    assert "triton: PyTorch finds no usable GPU" in said
+    script = "import convnext_kernels as ck; print(ck.list_backends()['triton'].reason)"
+    assert "PyTorch finds no usable GPU" in run_python(script)

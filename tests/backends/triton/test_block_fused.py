@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from convnext_kernels import functional, tuning
-from tests.operators import OPERATORS, expected, expected_gradients, gradients
+from convnext_kernels import tuning
+from tests.operators import OPERATORS, check, expected
 from tests.shapes import Case
 from tests.tolerance import assert_as_good_as_eager
 
@@ -21,9 +21,9 @@ NAMES = [
 ]
 
 
-def run(case, name, dtype=torch.bfloat16, layout=torch.channels_last, **options):
-    """Return the result, and whether the block's plan was a choice."""
-    arguments = OPERATORS["block"].arguments(case, dtype) | options
+def run(case, name, dtype=torch.bfloat16, layout=torch.channels_last):
+    """Check the result; return whether the block's plan was a choice."""
+    arguments = OPERATORS["block"].arguments(case, dtype)
     arguments["x"] = arguments["x"].contiguous(memory_format=layout)
     asked = []
 
@@ -33,16 +33,15 @@ def run(case, name, dtype=torch.bfloat16, layout=torch.channels_last, **options)
 
     with tuning.forced(choice):
         y = OPERATORS["block"].serve("triton", **arguments)
-    return y, "block_forward" in asked and "mlp_forward" not in asked
+    assert_as_good_as_eager(y, *expected("block", case, dtype))
+    return "block_forward" in asked and "mlp_forward" not in asked
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", [TAILS, PLAIN], ids=["tails", "plain"])
 def test_every_candidate(case, dtype, name):
-    y, whole = run(case, name, dtype)
-    assert whole
-    assert_as_good_as_eager(y, *expected("block", case, dtype))
+    assert run(case, name, dtype)
 
 
 @pytest.mark.parametrize(
@@ -58,24 +57,15 @@ def test_every_candidate(case, dtype, name):
     ids=["fp32", "nchw", "v2", "9x9", "dilation", "channels"],
 )
 def test_two_kernels_serve_the_others(case, dtype, layout):
-    y, whole = run(case, NAMES[0], dtype, layout)
-    assert not whole
-    assert_as_good_as_eager(y, *expected("block", case, dtype))
+    assert not run(case, NAMES[0], dtype, layout)
 
 
 def test_not_for_training():
     """The gradient needs y."""
-    arguments = OPERATORS["block"].arguments(PLAIN, torch.bfloat16)
-    arguments["x"] = arguments["x"].contiguous(memory_format=torch.channels_last)
-    dy, eager, reference = expected_gradients("block", PLAIN, torch.bfloat16)
     with tuning.forced(lambda _k, _p, candidates, _g: next((c for c in candidates if c.name in NAMES), None)):
-        actual = gradients(lambda **a: functional.convnext_block(**a, backend="triton"), arguments, dy)
-    for key, gradient in actual.items():
-        assert_as_good_as_eager(gradient, eager[key], reference[key], what=key)
+        check("block", PLAIN, torch.bfloat16, torch.channels_last, "triton", runs=1)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_executed(name, architecture):
-    y, whole = run(TAILS, name)
-    assert whole
-    assert_as_good_as_eager(y, *expected("block", TAILS, torch.bfloat16))
+    assert run(TAILS, name)

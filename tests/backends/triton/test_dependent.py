@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from convnext_kernels.calls import DwconvCall
+from tests.backends.triton import interpreted
 
 pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
 
 from convnext_kernels.backends import triton as backend
-from convnext_kernels.backends.triton import device, dwconv, launch
+from convnext_kernels.backends.triton import dwconv, launch
 from convnext_kernels.backends.triton.kernels import dependent, dwconv_forward
 
 SOURCES = sorted(Path(inspect.getfile(backend)).parent.rglob("*.py"))
@@ -48,7 +49,7 @@ def test_where(arch, used, monkeypatch):
     assert launch._dependent(dwconv_forward.load_two) == {}
 
 
-@pytest.mark.skipif(not device.interpreted(), reason="for Triton's interpreter: set TRITON_INTERPRET=1")
+@interpreted
 def test_not_in_the_interpreter():
     x = torch.randn(1, 2, 3, 3).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(2, 1, 1, 1)

@@ -5,16 +5,13 @@ import torch
 
 from convnext_kernels import tuning
 from convnext_kernels.calls import DwconvCall
+from tests.backends.triton import interpreted
 
 pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
 
-import triton
-
 from convnext_kernels.backends.triton import device, dwconv
 
-pytestmark = pytest.mark.skipif(
-    not triton.knobs.runtime.interpret, reason="for Triton's interpreter: set TRITON_INTERPRET=1"
-)
+pytestmark = interpreted
 
 
 def image(begin=0):

@@ -5,19 +5,15 @@ import torch
 
 from convnext_kernels import tuning
 from convnext_kernels.calls import DwconvCall
+from tests.backends.triton import interpreted
 from tests.operators import check
 from tests.shapes import Case
 
 pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
 
-import triton
-
 from convnext_kernels.backends.triton import dwconv
 from convnext_kernels.backends.triton.plans import dwconv_plan
 
-interpreted = pytest.mark.skipif(
-    not triton.knobs.runtime.interpret, reason="for Triton's interpreter: set TRITON_INTERPRET=1"
-)
 BF16, FP16 = torch.bfloat16, torch.float16
 # What is special, dtype, the tile of the forward pass and the input gradient, that of the weight gradient
 ROWS = [
@@ -91,36 +87,18 @@ def test_nonfinite(value):
     assert y.isfinite().all()
 
 
-def problem(**changes):
+def test_every_tile_has_a_row():
     facts = {"samples": 8, "channels": 96, "height": 28, "width": 28, "kernel_h": 13, "kernel_w": 13}
     facts |= {"dilation_h": 1, "dilation_w": 1, "itemsize": 2, "toeplitz": True}
-    return dwconv_plan.Problem(**(facts | changes))
-
-
-def names(p, arch=90):
-    gpu = tuning.for_arch(arch)
-    return [
-        [c.name for c in candidates if c.name.startswith("toeplitz")]
-        for candidates in (dwconv_plan.forward_candidates(p, gpu), dwconv_plan.weight_candidates(p, gpu))
-    ]
-
-
-def test_every_tile_has_a_row():
     for changes in ({}, {"width": 14}, {"width": 56}, {"width": 56, "kernel_w": 31}):
-        for found, column in zip(names(problem(**changes)), (2, 3), strict=True):
-            assert found
-            assert all(any(row[column] in name for row in ROWS) for name in found), found
+        problem = dwconv_plan.Problem(**(facts | changes))
+        for candidates, column in ((dwconv_plan.forward_candidates, 2), (dwconv_plan.weight_candidates, 3)):
+            names = [c.name for c in candidates(problem, tuning.for_arch(90)) if c.name.startswith("toeplitz")]
+            assert names
+            assert all(any(row[column] in name for row in ROWS) for name in names), names
 
 
-@pytest.mark.parametrize(
-    ("served", "channels", "dilation", "stride", "dtype"),
-    [
-        (True, 8, (1, 1), 1, BF16),
-        (False, 12, (1, 1), 1, BF16),
-        (False, 8, (2, 1), 1, BF16),
-        (False, 8, (1, 1), 2, BF16),
-        (False, 8, (1, 1), 1, torch.float32),
-    ],
-)
-def test_what_can_be_served(served, channels, dilation, stride, dtype):
-    assert dwconv_plan.on_tensor_cores(channels, dilation, stride, dtype) == served
+def test_what_can_be_served():
+    assert dwconv_plan.on_tensor_cores(8, (1, 1), 1, BF16)
+    for other in ((12, (1, 1), 1, BF16), (8, (2, 1), 1, BF16), (8, (1, 1), 2, BF16), (8, (1, 1), 1, torch.float32)):
+        assert not dwconv_plan.on_tensor_cores(*other)

@@ -3,15 +3,15 @@
 Every kernel, forward and gradients, at shapes with tails in columns, rows, channels and samples.
 """
 
+import functools
+
 import pytest
 import torch
 
-from convnext_kernels import functional, tuning
+from convnext_kernels import tuning
 from convnext_kernels.calls import DwconvCall
 from tests.operators import OPERATORS, check, expected, expected_gradients, gradients
-from tests.ops import test_dwconv3d as volumes
-from tests.ops.test_dwconv3d import Volume
-from tests.shapes import Case
+from tests.shapes import VOLUMES, Case
 from tests.tolerance import assert_as_good_as_eager
 
 pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
@@ -35,9 +35,7 @@ CASES = {
     "21x1": Case("many kernel rows, one column, an even dilation", n=1, c=6, h=25, w=6, k=(21, 1), dilation=(2, 1)),
     "9x7": Case("more taps than registers, packed", n=1, c=6, h=9, w=9, k=(9, 7)),
     "strided": Case("both phases, a moved last group", n=1, c=6, h=9, w=15, k=(5, 7), stride=2),
-    "strided, even": Case(
-        "even sizes, an even and an odd dilation", n=1, c=5, h=8, w=12, k=3, stride=2, dilation=(2, 3)
-    ),
+    "strided, even": Case("an even and an odd dilation", n=1, c=5, h=8, w=12, k=3, stride=2, dilation=(2, 3)),
 }
 ROWS = [
     ("1x1", torch.bfloat16, ""),
@@ -69,34 +67,22 @@ ROWS = [
 ]
 
 
-@pytest.fixture
-def plan_named():
+def plan_named(part: str):
     """Force a plan of the forward pass and the input gradient by a part of its name: the last that has it."""
 
-    def force(part: str):
-        def choice(kernel, problem, candidates, gpu):
-            named = [c for c in candidates if part in c.name]
-            return named[-1] if part and named and kernel == "dwconv_forward" else None
+    def choice(kernel, problem, candidates, gpu):
+        named = [c for c in candidates if part in c.name]
+        assert named or not part.endswith("x2")
+        return named[-1] if part and named and kernel == "dwconv_forward" else None
 
-        return tuning.forced(choice)
-
-    return force
+    return tuning.forced(choice)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize(("case", "dtype", "plan"), ROWS)
-def test_executed(case, dtype, plan, layout, architecture, plan_named):
+def test_executed(case, dtype, plan, layout, architecture):
     with plan_named(plan):
         check("dwconv", CASES[case], dtype, layout, "triton")
-
-
-def named(name):
-    """Force a plan of the forward pass and the input gradient."""
-
-    def choice(kernel, problem, candidates, gpu):
-        return next(c for c in candidates if c.name == name) if kernel == "dwconv_forward" else None
-
-    return tuning.forced(choice)
 
 
 X2 = [
@@ -114,7 +100,7 @@ def test_two_channels_per_thread(case, dtype, plan, emulate):
     dy, eager, reference = expected_gradients("dwconv", CASES[case], dtype)
     dilation = arguments["dilation"]
     call = DwconvCall(arguments["x"], arguments["weight"], arguments["bias"], (dilation, dilation), 1, dtype)
-    with emulate(100), named(plan):
+    with emulate(100), plan_named(plan):
         assert_as_good_as_eager(dwconv.forward(call), *expected("dwconv", CASES[case], dtype))
         dx = dwconv.input_gradient(dy.contiguous(memory_format=torch.channels_last), call)
     assert_as_good_as_eager(dx, eager["x"], reference["x"], what="dx")
@@ -125,7 +111,7 @@ def test_two_channels_under_autocast(emulate):
     x, dy, residual = (torch.randn(2, 6, 5, 9).contiguous(memory_format=torch.channels_last) for _ in range(3))
     weight = torch.randn(6, 1, 3, 3)
     call = DwconvCall(x, weight, None, (1, 1), 1, torch.bfloat16)
-    with emulate(100), named("rolling-q4-s1-x2"):
+    with emulate(100), plan_named("rolling-q4-s1-x2"):
         y, dx = dwconv.forward(call), dwconv.input_gradient(dy, call, residual)
     x64, weight64, dy64 = (t.to(torch.bfloat16).double() for t in (x, weight, dy))
     x64.requires_grad_()
@@ -135,31 +121,21 @@ def test_two_channels_under_autocast(emulate):
     torch.testing.assert_close(dx.double(), x64.grad + residual.double(), rtol=1e-5, atol=1e-5)
 
 
-VOLUMES = [
-    (Volume("a tail of columns, partners of rows", c=10, d=3, h=5, w=9), torch.bfloat16, "rows-q7-pairs"),
-    (Volume("one row per thread, no partner", c=5, d=4, h=3, w=15, k=(5, 3, 7), n=1), torch.float32, "rows-q14"),
-    (Volume("smaller than the kernel", c=5, d=2, h=1, w=3, k=(7, 7, 7), n=1), torch.float16, ""),
-    (Volume("both phases of all axes", c=5, d=5, h=4, w=9, stride=2), torch.bfloat16, ""),
-    (Volume("one kernel plane, even sizes", c=5, d=4, h=4, w=8, k=(1, 3, 5), stride=2), torch.float32, ""),
+_volume = functools.partial(Case, c=5, h=4, w=9, k=3, ops=VOLUMES)
+VOLUME_ROWS = [
+    (_volume("a tail of columns, partners of rows", c=10, h=5), torch.bfloat16, "rows-q7-pairs"),
+    (_volume("one row per thread, no partner", d=4, h=3, w=15, k=(5, 3, 7), n=1), torch.float32, "rows-q14"),
+    (_volume("smaller than the kernel", d=2, h=1, w=3, k=7, n=1), torch.float16, ""),
+    (_volume("both phases of all axes", d=5, stride=2), torch.bfloat16, ""),
+    (_volume("one kernel plane, even sizes", d=4, w=8, k=(1, 3, 5), stride=2), torch.float32, ""),
 ]
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize(("case", "dtype", "plan"), VOLUMES, ids=lambda v: getattr(v, "reason", v))
-def test_volumes(case, dtype, plan, layout, architecture, plan_named):
-    given = volumes.arguments(case, dtype)
-    given["x"] = given["x"].contiguous(memory_format=layout)
-
-    def call(**a):
-        return functional.depthwise_conv3d(**a, backend="triton")
-
-    truth = volumes.reference(**volumes.wide(given))
-    dy = torch.randn(truth.shape).to(dtype).contiguous(memory_format=layout)
-    expected = gradients(volumes.reference, volumes.wide(given), dy.double())
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize(("case", "dtype", "plan"), VOLUME_ROWS, ids=lambda v: getattr(v, "reason", v))
+def test_volumes(case, dtype, plan, layout, architecture):
     with plan_named(plan):
-        assert_as_good_as_eager(call(**given), truth.to(dtype), truth)
-        for name, gradient in gradients(call, given, dy).items():
-            assert_as_good_as_eager(gradient, expected[name].to(dtype), expected[name], what=name, scale=1.0)
+        check("dwconv3d", case, dtype, layout, "triton", runs=1, scale=1.0)
 
 
 @pytest.mark.parametrize("moved", ["x", "dy"])

@@ -10,7 +10,7 @@ from convnext_kernels import calls, functional, tuning, use_backend
 from convnext_kernels.backends.gpu import prepared
 from convnext_kernels.backends.gpu.prepared import View
 from convnext_kernels.ops import registration
-from tests.operators import OPERATORS, expected, expected_gradients, gradients, with_gradients
+from tests.operators import OPERATORS, check_forward, expected, expected_gradients, gradients, with_gradients
 from tests.shapes import Case
 from tests.tolerance import assert_as_good_as_eager
 
@@ -22,10 +22,8 @@ def block(**arguments):
     return functional.convnext_block(**arguments, backend="triton")
 
 
-def check(arguments, y):
-    eager = OPERATORS["block"].reference
-    wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
-    assert_as_good_as_eager(y, eager(**arguments), eager(**wide))
+def check(arguments):
+    return check_forward("block", arguments, "triton")
 
 
 @pytest.fixture
@@ -109,9 +107,8 @@ def test_tensors_at_other_addresses_and_strides(emulate, arguments):
     shifted = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].as_strided(x.shape, x.stride()).copy_(x)
     with emulate(90):
         for image in (x, shifted, x.contiguous(), x):
-            y = block(**arguments | {"x": image})
+            y = check(arguments | {"x": image})
             assert y.stride() == torch.empty_like(image).stride()
-            check(arguments, y)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -163,9 +160,9 @@ def test_replay_skips_the_op(emulate, addresses, arguments, monkeypatch):
         for _ in range(2):  # the second call replays, from the third on without the op
             block(**arguments)
         ran.clear()
-        check(arguments, block(**arguments))
+        check(arguments)
         other = arguments | {"pwconv1_weight": arguments["pwconv1_weight"] * 2}
-        check(other, block(**other))
+        check(other)
         assert not ran
 
         with monkeypatch.context() as changed:
@@ -178,9 +175,9 @@ def test_replay_skips_the_op(emulate, addresses, arguments, monkeypatch):
             block(**arguments)
         with monkeypatch.context() as changed:
             changed.setattr(launch, "_hooked", lambda: True)
-            check(arguments, block(**arguments))
+            check(arguments)
         with emulate(80):
-            check(arguments, block(**arguments))
+            check(arguments)
         assert len(ran) == 5
         with use_backend("eager"):
             functional.convnext_block(**arguments)

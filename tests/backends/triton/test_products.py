@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from convnext_kernels import tuning
-from tests.operators import OPERATORS, expected, expected_gradients, gradients
+from tests.operators import OPERATORS, check, check_forward, expected
 from tests.shapes import Case, chosen
 from tests.tolerance import assert_as_good_as_eager
 
@@ -36,13 +36,13 @@ EXPAND = [(name, "64x64-k64-s2") for name in names(mlp_plan.expand_candidates, W
 PROJECT = [("fold-64x64-k64-s2", name) for name in names(mlp_plan.project_candidates, WIDE["v1"])]
 
 
-def forcing(expand, project):
-    wanted = {"mlp_forward": "gemm", "mlp_expand": expand, "mlp_project": project}
-    taken = []
+def forcing(**wanted):
+    """What forces the candidate of each kernel, and the set of kernels of which it was taken."""
+    taken = set()
 
     def choice(kernel, _problem, candidates, _gpu):
         found = next((c for c in candidates if c.name == wanted.get(kernel)), None)
-        taken.extend([] if found is None else [found.name])
+        taken.update([] if found is None else [kernel])
         return found
 
     return tuning.forced(choice), taken
@@ -51,12 +51,11 @@ def forcing(expand, project):
 def run(case, expand, project, memory):
     arguments = OPERATORS["mlp"].arguments(case, torch.bfloat16)
     arguments["x"] = arguments["x"].contiguous(memory_format=torch.channels_last)
-    force, taken = forcing(expand, project)
+    force, taken = forcing(mlp_forward="gemm", mlp_expand=expand, mlp_project=project)
     with force:
         y = OPERATORS["mlp"].serve("triton", **arguments, memory=memory)
-    assert taken == ["gemm", expand, project]
+    assert taken == {"mlp_forward", "mlp_expand", "mlp_project"}
     assert_as_good_as_eager(y, *expected("mlp", case, torch.bfloat16))
-    return arguments
 
 
 PRODUCTS = list(dict.fromkeys(EXPAND + PROJECT))
@@ -106,22 +105,10 @@ GRADIENTS = [
 
 
 def run_gradients(case, kernel, name, memory, dtype=torch.bfloat16, plan="gemm"):
-    arguments = OPERATORS["mlp"].arguments(case, dtype)
-    arguments["x"] = arguments["x"].contiguous(memory_format=torch.channels_last)
-    dy, eager, reference = expected_gradients("mlp", case, dtype)
-    taken = []
-
-    def choice(asked, _problem, candidates, _gpu):
-        wanted = {"mlp_forward": "gemm", "mlp_backward": plan, kernel: name}.get(asked)
-        found = next((c for c in candidates if c.name == wanted), None)
-        taken.extend([asked] if found is not None else [])
-        return found
-
-    with tuning.forced(choice):
-        actual = gradients(lambda **a: OPERATORS["mlp"].serve("triton", **a, memory=memory), arguments, dy)
-    assert {kernel, "mlp_backward"} <= set(taken)
-    for key, gradient in actual.items():
-        assert_as_good_as_eager(gradient, eager[key], reference[key], what=key)
+    force, taken = forcing(mlp_forward="gemm", mlp_backward=plan, **{kernel: name})
+    with force:
+        check("mlp", case, dtype, torch.channels_last, "triton", runs=1, memory=memory)
+    assert {kernel, "mlp_backward"} <= taken
 
 
 @chosen(lambda kernel, name: name == "library" or "s4-tma" in name or GRADIENTS.index((kernel, name)) % 3 == 0)
@@ -130,9 +117,11 @@ def test_every_candidate_of_the_gradients(kernel, name):
     run_gradients(WIDE["v1"], kernel, name, "min" if "64x64" in name or name == "library" else "balanced")
 
 
-@pytest.mark.parametrize(("kernel", "name"), [g for g in GRADIENTS if g[1] == "library" and "hidden" not in g[0]])
-def test_library_gradients_with_grn(kernel, name):
-    run_gradients(WIDE["v2"], kernel, name, "min")
+@pytest.mark.parametrize(
+    "kernel", [kernel for kernel, name in GRADIENTS if name == "library" and "hidden" not in kernel]
+)
+def test_library_gradients_with_grn(kernel):
+    run_gradients(WIDE["v2"], kernel, "library", "min")
 
 
 EXECUTED = [gradient for gradient in GRADIENTS if "-tma" not in gradient[1]]  # the emulator has no descriptors
@@ -215,11 +204,8 @@ def test_folded_norm_at_large_means(ratio, norm):
     arguments |= {"x": (arguments["x"].float() + ratio).bfloat16(), "norm": norm, "residual": None}
     if norm != "layer":
         arguments["norm_bias"] = None
-    wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
-    eager, reference = (OPERATORS["mlp"].serve("eager", **a) for a in (arguments, wide))
-    with forcing("fold-64x64-k64-s2", "64x64-k64-s2")[0]:
-        y = OPERATORS["mlp"].serve("triton", **arguments)
-    assert_as_good_as_eager(y, eager, reference)
+    with forcing(mlp_forward="gemm", mlp_expand="fold-64x64-k64-s2", mlp_project="64x64-k64-s2")[0]:
+        check_forward("mlp", arguments, "triton")
 
 
 EXECUTED_PRODUCTS = [products for products in PRODUCTS if "-tma" not in products[1]]

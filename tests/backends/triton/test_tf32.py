@@ -7,19 +7,15 @@ import pytest
 import torch
 
 from convnext_kernels import tuning
+from tests.backends.triton import interpreted
 from tests.operators import OPERATORS, expected, expected_gradients, gradients
 from tests.shapes import Case
 from tests.tolerance import assert_as_good_as_eager
 
 pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
 
-import triton
-
 from convnext_kernels.backends.triton.plans import mlp_gradient_plan, mlp_plan
 
-interpreted = pytest.mark.skipif(
-    not triton.knobs.runtime.interpret, reason="for Triton's interpreter: set TRITON_INTERPRET=1"
-)
 NARROW = Case("tails everywhere, whole rows in a program", n=2, c=40, h=5, w=7, drop=True)
 WIDE = Case("a row in several programs, several tiles of the hidden", n=1, c=272, h=3, w=5, ratio=1)
 V2 = Case("GRN: tiles within a sample", n=2, c=40, h=5, w=7, variant="v2")
@@ -102,11 +98,3 @@ def test_only_where_it_is_allowed():
         assert {c.name for c in candidates(problem(NARROW), HOPPER)} == plans
         assert {c.name for c in candidates(problem(NARROW, tf32=False), HOPPER)} == {"cublas"}
         assert {c.name for c in candidates(problem(NARROW), tuning.for_device("AMD Instinct", "gfx942"))} == {"cublas"}
-
-
-def test_half_the_rate_and_twice_the_bytes():
-    """Compared with bf16, of which the cost model knows the same kernels."""
-    given = problem(NARROW), problem(NARROW)._replace(dtype="bfloat16", compute_dtype="bfloat16")
-    tf32, bf16 = (next(iter(mlp_plan.forward_candidates(p, HOPPER))).launches[0] for p in given)
-    assert (tf32.tf32, bf16.tf32) == (True, False)
-    assert tf32.dram_bytes == 2 * bf16.dram_bytes
