@@ -81,7 +81,8 @@ def test_weight_gradients_sum_in_fp32_and_settings_stay(dtype, allowed, monkeypa
     def state():
         return getattr(matmul, name), getattr(matmul, f"{name}_split_k", None)
 
-    request.addfinalizer(lambda was=getattr(matmul, name): setattr(matmul, name, was))
+    was = getattr(matmul, name)
+    request.addfinalizer(lambda: setattr(matmul, name, was))
     setattr(matmul, name, allowed)
     before, matrix = state(), SimpleNamespace(is_cuda=True, dtype=dtype)
     with pytest.raises(TypeError):  # an error leaves them too

@@ -45,22 +45,26 @@ class Writer:
 
 
 def read(file: Path) -> list[list[Line]]:
-    """The runs in a file, each a list of lines. A line that was cut is left out.
+    """The runs in a file, each a list of lines. The last line of a run may be cut.
 
     Raises OSError if the file cannot be read and ValueError if it is no such file.
     """
     runs: list[list[Line]] = []
+    damaged = 0
     for row, text in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
             line = json.loads(text)
-        except ValueError:
+            kind = line["kind"]
+        except (ValueError, KeyError, TypeError):
+            damaged = row
             continue
-        if line.get("kind") == "environment":
+        if kind == "environment":
             if line.get("format") != FORMAT:
                 raise ValueError(f"{file}:{row}: format {line.get('format')}, expected {FORMAT}")
             runs.append([])
-        if not runs or "kind" not in line:
-            raise ValueError(f"{file}:{row}: not a line of `convnext-kernels verify`")
+        elif damaged or not runs:
+            raise ValueError(f"{file}:{damaged or row}: not a line of `convnext-kernels verify`")
+        damaged = 0
         runs[-1].append(line)
     if not runs:
         raise ValueError(f"{file}: no results of `convnext-kernels verify` in it")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 import torch
+from click.core import ParameterSource
 
 from convnext_kernels import environment
 from convnext_kernels.bench.charts import bars
@@ -153,6 +154,8 @@ def command(
     if weights is not None and pretrained:
         raise click.UsageError("--weights and --pretrained cannot be used together")
     if model_name == "vocos":
+        if click.get_current_context().get_parameter_source("size") is not ParameterSource.DEFAULT:
+            raise click.UsageError("--size is for photographs; --model vocos takes a WAV file as PATH")
         subject = demo_runs.vocoder(paths, weights, pretrained)
     else:
         subject = demo_runs.photographs(paths, size, model_name, weights, pretrained)

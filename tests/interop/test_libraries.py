@@ -87,7 +87,7 @@ def test_hook_on_a_layer_of_the_downsampling(name):
 
 
 def test_a_network_of_inception():
-    """Large depthwise convolutions that belong to no block that is known; hooks on the layer itself, exported operators."""
+    """Large depthwise convolutions of no block that is known; hooks on the layer itself, exported operators."""
     original = timm.create_model("inception_next_atto", num_classes=5).eval()
     for parameter in original.parameters():
         if parameter.dim() == 1:
