@@ -14,6 +14,7 @@
 namespace cnk::cpu::CNK_ISA {
 
 struct GemmBf16 {
+  using Element = BFloat16;
   static constexpr int kVecs = 3;
   static constexpr int64_t kPanel = kVecs * kLanes, kStep = 4;  // kStep: k of one BFMMLA
   static constexpr int64_t kRowGrain = 8;                       // rows may only be split between blocks
