@@ -68,7 +68,7 @@ PARTS = {
     "MedNeXt, LayerNorm": Part(
         lambda: MedNeXtBlock(6, 6, norm=LayerNorm(6, data_format="channels_first")), ck.accelerate, (2, 6, 3, 4, 5)
     ),
-    "MedNeXt of images": Part(lambda: MedNeXtBlock(6, 6, 7, conv=nn.Conv2d), ck.accelerate, (2, 6, 7, 8)),
+    "MedNeXt of images": Part(lambda: MedNeXtBlock(6, 6, 7, conv=nn.Conv2d), ck.accelerate, (2, 6, 5, 6)),
     "MedNeXt, down": Part(lambda: MedNeXtBlock(6, 12, 5, stride=2), ck.accelerate, (2, 6, 3, 4, 5)),
     "transposed volume": Part(lambda: nn.ConvTranspose3d(6, 6, 5, 2, 2, 1, groups=6), ck.accelerate, (2, 6, 3, 2, 4)),
     "parallel kernels": Part(lambda: Reparam().eval(), compat.merge, (2, 6, 9, 14), merged=True),
