@@ -1,9 +1,9 @@
 // What the products do with their sums: bias, activation, residual, conversion.
 //
-// epilogue.at(row, column) returns what takes the register of sums at that column, f(r, sums) for row row + r. It is called
-// once for up to 32 rows and holds what does not depend on the row: bias, pointers, masks. (With everything found anew for
-// each register, the epilogues of a bf16 block of C 96 took twice the time of its products: 45 scalar instructions a row.)
-// Products of two neighbouring registers (gemm_bf16.h) call f(r, low, high), of epilogue.pair(row, column) if there is one.
+// epilogue.at(row, column) returns what takes the register of sums at that column: f(r, sums) for row row + r. It is
+// called once for up to 32 rows and holds what does not depend on the row: bias, pointers, masks. (Found anew for each
+// register, they were some 45 scalar instructions a row.) Products of two neighbouring registers (gemm_bf16.h) call
+// f(r, low, high), of epilogue.pair(row, column) if there is one.
 #pragma once
 
 #include "cpu/platform/vec.h"

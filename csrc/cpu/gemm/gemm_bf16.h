@@ -4,12 +4,12 @@
 // 16 columns, with pairs of k interleaved, so that a 32-bit word of either is a pair of k. A step is 2x2
 // tiles: 32 rows x 32 columns.
 //
-// AMX: the epilogue of an earlier 32x32 result (bias, GELU, rounding: vector work) is distributed between the tile products
-// of the present one, because the tile unit and the vector units run at the same time. For C = 96 the GELU alone takes as
-// long as both products. It is the result before the previous one, whose tiles are already in L1: a load waits until the
-// tile that is stored there has left the store buffer. (A Xeon of 2.8 GHz, cycles of a tile product, W1 with GELU at C 96 and
-// 192: previous result, after each step 66 and 45; the one before 64 and 36; a part after each product 60 and 36. The
-// products alone take 25 at both, GELU alone 32 and 16.) VDPBF16PS: 8 rows x 2 registers of sums; pairs of A
+// AMX: the epilogue of an earlier 32x32 result (bias, GELU, rounding: vector work) is distributed between the tile
+// products of the present one, because the tile unit and the vector units run at the same time. A load from where a
+// tile was stored waits until the tile has left the store buffer. So short products (kShort), whose GELU takes longer
+// than they do, finish the result before the previous one, and a part of it after each product. Longer ones finish
+// the previous one, some rows after each step: a third result would take 4 KB of the L1 that their operands fill.
+// Cycles: docs/cpu_kernels.md, "AMX tiles". VDPBF16PS: 8 rows x 2 registers of sums; pairs of A
 // are broadcast from memory.
 #pragma once
 
@@ -260,7 +260,7 @@ struct GemmBf16 {
     _tile_zero(1);
     if constexpr (BELOW) _tile_zero(2);
     if constexpr (BELOW) _tile_zero(3);
-    // Rows of the epilogue after each product, in sixteenths.
+    // Rows of the epilogue after each product or step, in sixteenths.
     const bool fine = steps <= kShort;
     const int64_t share = ceil_div(32 * 16, (fine ? (BELOW ? 4 : 2) : 1) * steps);
     int64_t due = 0;
