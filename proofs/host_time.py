@@ -5,7 +5,8 @@
 The unit is the time of ten `torch.add` of one element, because machines differ. Kernels are compiled for sm_90 and
 their launches counted. Tensors are in CPU memory; PyTorch's matmuls, sums, convolutions and copies do nothing. A real
 driver adds 2 to 4 us to each launch. Times are minima of processor time over short loops: other processes only add to
-them.
+them. --check compares what does not depend on the machine: Python calls and launches. (A shared Xeon took 23 units for
+what takes 11.8 on an EPYC.)
 """
 
 import sys
@@ -29,9 +30,8 @@ import convnext_kernels as ck
 from convnext_kernels.bench.timing import steady_allocator
 from convnext_kernels.models import create_model
 
-# Limits in units: what is reached on an EPYC, and 15 % more. Of a training step PyTorch itself takes half
-# (the row "PyTorch's part"). Under the network lie the matmuls of its wide blocks.
-BLOCK, BLOCK_TRAINING, BLOCK_CPU, MODEL = 1.85, 13.5, 2.5, 51.0
+# Python calls, with 15 % for other versions of Python and PyTorch, and launches.
+BLOCK, BLOCK_TRAINING, BLOCK_CPU, MODEL = (45, 2), (137, 11), (45, 0), (400, 61)
 
 
 class _Launcher(CudaLauncher):
@@ -195,7 +195,7 @@ class Case:
 
     name: str
     call: Callable[[], object]
-    limit: float | None  # in units
+    limit: tuple[int, int] | None  # Python calls and launches
     after: Callable[[], object] | None = None  # called before each call, and not counted
 
 
@@ -251,7 +251,7 @@ def cases() -> Iterator[Case]:
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Fail if a figure exceeds its limit.")
+@click.option("--check", is_flag=True, help="Fail if there are more Python calls or launches than the limit.")
 def main(check: bool) -> None:
     """Print host times in units of ten `torch.add`."""
     torch.set_num_threads(1)
@@ -261,14 +261,14 @@ def main(check: bool) -> None:
     with driver(), nothing_computed(), steady_allocator():
         one = unit()
         print(f"unit: ten torch.add of one element, {one * 1e6:.1f} us")
-        print(f"{'':46}{'units':>7}{'limit':>7}{'us':>9}{'calls':>8}{'launches':>10}")
+        print(f"{'':46}{'units':>7}{'us':>9}{'calls':>8}{'launches':>10}{'limit':>10}")
         for case in measured:
             taken = seconds(case.call) if case.after is None else seconds_after(case.after, case.call)
             one = min(one, unit())
             calls, launches = counted(case.call)
-            limit = "" if case.limit is None else f"{case.limit:g}"
-            print(f"{case.name:46}{taken / one:7.2f}{limit:>7}{taken * 1e6:9.1f}{calls:8}{launches:10}")
-            if case.limit is not None and taken > case.limit * one:
+            limit = "" if case.limit is None else "{}, {}".format(*case.limit)
+            print(f"{case.name:46}{taken / one:7.2f}{taken * 1e6:9.1f}{calls:8}{launches:10}{limit:>10}")
+            if case.limit is not None and (calls > case.limit[0] or launches > case.limit[1]):
                 failed.append(case.name)
     if check and failed:
         raise SystemExit("above their limit: " + ", ".join(failed))
