@@ -34,13 +34,38 @@ def _interned(facts: tuple) -> Signature:
     return Signature()
 
 
+class Repeated(NamedTuple):
+    """A call that is like an earlier one."""
+
+    op: str
+    arguments: tuple  # the first `lead` are tensors or None
+    lead: int
+    same: Callable[..., bool]  # whether other tensors are like those of the call
+
+
 class Inputs(NamedTuple):
     """The tensors of a call in the order of the schema, without those that are None, and their signature."""
 
     signature: Signature
     tensors: list[Tensor]
     addresses: list[int]
-    requires_grad: bool = False  # of one of the tensors; only `known` fills it
+    # Only `known` fills these:
+    requires_grad: bool = False  # of one of the tensors
+    repeated: Repeated | None = None
+
+
+# Functions of what a call depends on beside its arguments, the settings of the thread and of the process. Modules with
+# such settings add theirs.
+SETTINGS: list[Callable[[], object]] = [torch.is_grad_enabled, torch.get_num_threads, *torch_versions.SETTINGS]
+
+
+def _never(op: str, arguments: tuple) -> None:
+    return None
+
+
+# The result of a call of `op` that is like an earlier one in everything, the settings and the values of parameters too,
+# else None. A backend that keeps what it prepared may put its function here: csrc/bindings/repeats.h.
+repeat: Callable[[str, tuple], Tensor | None] = _never
 
 
 def _add(values: Sequence[Any], tensors: list[Tensor], addresses: list[int], facts: list[Any]) -> None:
@@ -82,7 +107,7 @@ _known: dict[tuple, list[_Known]] = {}
 
 
 def known(
-    op: str, lead: int, types: Sequence[tuple[type, ...]], lists: Sequence[int], arguments: Sequence[Any]
+    op: str, lead: int, types: Sequence[tuple[type, ...]], lists: Sequence[int], arguments: tuple
 ) -> Inputs | None:
     """`inputs` of a call whose tensors no mode, transform or subclass wants to see (`torch_versions.plain`), else None.
 
@@ -105,11 +130,12 @@ def known(
     for found in likely:
         if found.same(*tensors):
             addresses = list(map(Tensor.data_ptr, tensors))
-            if addresses[1:] == found.parameters and addresses[0] & 15 == found.alignment[0]:  # not one was moved
-                return Inputs(found.signature, tensors, addresses, found.requires_grad)
-            if [address & 15 for address in addresses] == found.alignment:
-                found.parameters[:] = addresses[1:]
-                return Inputs(found.signature, tensors, addresses, found.requires_grad)
+            moved = addresses[1:] != found.parameters or addresses[0] & 15 != found.alignment[0]
+            if moved and [address & 15 for address in addresses] != found.alignment:
+                continue
+            found.parameters[:] = addresses[1:]
+            repeated = Repeated(op, arguments, lead, found.same)
+            return Inputs(found.signature, tensors, addresses, found.requires_grad, repeated)
     if not torch_versions.plain(tensors):
         return None
     if any(type(value) not in allowed for value, allowed in zip(arguments[lead:], types, strict=True)):

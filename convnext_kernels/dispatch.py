@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from convnext_kernels import backends as _backends
-from convnext_kernels import trial, tuning
+from convnext_kernels import calls, trial, tuning
 from convnext_kernels.spec import BackendError, OpSpec, UnknownBackendError
 from convnext_kernels.tuning import cache
 
@@ -32,6 +32,13 @@ _environ, _KEY = getattr(os.environ, "_data", None), os.environ.encodekey(ENVIRO
 
 _log = logging.getLogger("convnext_kernels")
 _ambient: ContextVar[str | None] = ContextVar("convnext_kernels_backend", default=None)
+calls.SETTINGS += [
+    *tuning.SETTINGS,
+    _ambient.get,
+    functools.partial(os.environ.get, ENVIRONMENT_VARIABLE)
+    if _environ is None
+    else functools.partial(_environ.get, _KEY),
+]
 
 
 @dataclass(frozen=True)

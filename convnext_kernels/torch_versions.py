@@ -4,6 +4,7 @@ Nothing else in the package uses a private function or class of `torch`, so a ne
 `versions` (CONTRIBUTING.md) runs the oldest and the intermediate versions, the everyday tests the newest.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -17,12 +18,15 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_u
 
 __all__ = [
     "OP_TAGS",
+    "SETTINGS",
     "TRACED",
     "TorchDispatchMode",
     "apply_of",
     "below_autograd",
     "broadcast_to_and_flatten",
     "current_stream",
+    "data_ptr",
+    "empty_strided_cpu",
     "exporting",
     "forward_mode_active",
     "functional_rules",
@@ -36,6 +40,7 @@ __all__ = [
     "tree_leaves",
     "tree_map_only",
     "tree_unflatten",
+    "version",
     "watched",
     "without_autocast_key",
 ]
@@ -43,6 +48,9 @@ __all__ = [
 TRACED = (FakeTensor, FunctionalTensor)  # torch.export replaces plain tensors by these
 
 below_autograd = torch._C._AutoDispatchBelowAutograd  # a context in which operators skip autograd
+data_ptr, version = torch._C.TensorBase.data_ptr, torch._C.TensorBase._version  # descriptors
+# (size, stride, dtype) -> tensor: what inductor's code calls, past the dispatcher.
+empty_strided_cpu = torch._C._dynamo.guards._empty_strided_cpu
 suggest_memory_format = torch._prims_common.suggest_memory_format
 transforms_active = torch._C._are_functorch_transforms_active  # whether a transform of `torch.func` is running
 
@@ -130,6 +138,15 @@ def apply_of(function: type[torch.autograd.Function]) -> Callable:
 def watched() -> bool:
     """Whether somebody wants to see the calls of operators: a profiler or a `torch.overrides.TorchFunctionMode`."""
     return torch._C._autograd._profiler_enabled() or torch._C._len_torch_function_stack() > 0
+
+
+# What `watched`, `forward_mode_active` and the look for process groups depend on, see `calls.SETTINGS`.
+SETTINGS = (
+    torch._C._autograd._profiler_enabled,
+    torch._C._len_torch_function_stack,
+    functools.partial(vars(forward_ad).get, "_current_level"),
+    *([torch.distributed.is_initialized] if torch.distributed.is_available() else []),
+)
 
 
 def same_facts(tensors: Sequence[torch.Tensor]) -> Callable[..., bool]:

@@ -36,7 +36,7 @@ PACKAGES = {
     "backends.triton": ((*BACKEND, "exporting", "backends.triton.", "backends.gpu."), ("torch", "triton", "numpy")),
     "tuning": (("spec", "version", "tuning", "tuning."), ("filelock",)),
     "trial": (("spec", "calls", "backends"), ("torch",)),
-    "dispatch": (("spec", "backends", "trial", "tuning", "tuning."), ("torch",)),
+    "dispatch": (("spec", "calls", "backends", "trial", "tuning", "tuning."), ("torch",)),
     "ops": ((*SPEC, "torch_versions", "exporting", "dispatch", "ops."), ("torch",)),
     "graphs": (("torch_versions",), ("torch",)),
     "exporting": (("torch_versions",), ("torch",)),

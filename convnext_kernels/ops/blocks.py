@@ -45,9 +45,12 @@ class Blocks:
 
     def run(self, x: Tensor) -> Tensor | None:
         """The result of the last block; None if the blocks must be called one by one."""
+        arguments = (x, *self.tensors, self.options)
+        result = calls.repeat("blocks", arguments)
+        if result is not None:
+            return result
         if torch_versions.watched() or torch_versions.forward_mode_active():
             return None
-        arguments = (x, *self.tensors, self.options)
         inputs = calls.known("blocks", len(arguments) - 1, ((tuple,),), (), arguments)
         if inputs is None:
             return None

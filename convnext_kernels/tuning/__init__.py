@@ -3,10 +3,11 @@
 from convnext_kernels.tuning.cache import load
 from convnext_kernels.tuning.cost import Candidate, Work, cublas_product, seconds
 from convnext_kernels.tuning.gpus import GPUS, Gpu, for_arch, for_device, named
-from convnext_kernels.tuning.pick import forced, forcing, pick, predicted, remembered
+from convnext_kernels.tuning.pick import SETTINGS, forced, forcing, pick, predicted, remembered
 
 __all__ = [
     "GPUS",
+    "SETTINGS",
     "Candidate",
     "Gpu",
     "Work",

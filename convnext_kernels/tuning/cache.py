@@ -167,6 +167,7 @@ class _Memory:
 
 
 _memory = _Memory()
+generation_if_known = functools.partial(getattr, _memory, "generation")  # or None; in C
 
 
 def lookup(kernel: str, problem: tuple, where: Gpu | str) -> str | None:

@@ -20,6 +20,8 @@ class _Forced(NamedTuple):
 
 _forced: ContextVar[_Forced | None] = ContextVar("convnext_kernels_forced_choice", default=None)
 
+SETTINGS = (_forced.get, cache.generation_if_known)  # what choices depend on, see `calls.SETTINGS`
+
 
 @contextmanager
 def forced(choice: Choice, planned: list[Any] | None = None) -> Iterator[None]:

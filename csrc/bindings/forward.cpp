@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "bindings/repeats.h"
 #include "bindings/support.h"
 
 namespace cnk::bindings {
@@ -104,6 +105,22 @@ class PackedMlp {
       calls[i].workspace = workspace.data();
       in_team(threads, [&](Team& team) { blocks[i]->ops_.mlp(calls[i], team); });
     }
+  }
+
+  // forward_blocks with everything but tensors.
+  static std::shared_ptr<Launch> launch_blocks(const std::vector<const PackedMlp*>& blocks,
+                                               const MlpProblem& problem, int threads) {
+    struct Blocks final : Launch {
+      void run(Address x, Address out, Address between) const override {
+        forward_blocks(blocks, problem, x, out, between, threads, 0);
+      }
+      std::vector<const PackedMlp*> blocks;
+      MlpProblem problem;
+      int threads;
+    };
+    auto launch = std::make_shared<Blocks>();
+    launch->blocks = blocks, launch->problem = problem, launch->threads = threads;
+    return launch;
   }
 
   int64_t bytes() const { return w1_.bytes() + w2_.bytes(); }
@@ -239,6 +256,23 @@ class Downsample {
     run(threads, args, ops_.downsample_workspace(args, threads), ops_.downsample);
   }
 
+  // forward with everything but tensors.
+  std::shared_ptr<Launch> launch(int dtype, int out_dtype, int64_t n, int64_t h, int64_t w,
+                                 int threads) const {
+    struct Once final : Launch {
+      void run(Address x, Address out, Address) const override {
+        kernel->forward(dtype, out_dtype, x, out, n, h, w, threads);
+      }
+      const Downsample* kernel;
+      int dtype, out_dtype, threads;
+      int64_t n, h, w;
+    };
+    auto launch = std::make_shared<Once>();
+    launch->kernel = this, launch->dtype = dtype, launch->out_dtype = out_dtype, launch->threads = threads;
+    launch->n = n, launch->h = h, launch->w = w;
+    return launch;
+  }
+
  private:
   const IsaOps& ops_;
   Padded norm_weight_, norm_bias_, bias_;
@@ -296,12 +330,14 @@ void bind_forward(py::module_& m) {
            py::arg("kept_y") = 0, py::arg("kept_hidden") = 0)
       .def_property_readonly("bytes", &PackedMlp::bytes);
   m.def("forward_blocks", &PackedMlp::forward_blocks);
+  m.def("launch_blocks", &PackedMlp::launch_blocks);
   py::class_<Depthwise>(m, "Depthwise")
       .def(py::init<int, int64_t, int, int, int, int64_t, int64_t, int, int, Address, Address>())
       .def("forward", &Depthwise::forward);
   py::class_<Downsample>(m, "Downsample")
       .def(py::init<int, bool, int64_t, int64_t, int, float, int, Address, Address, Address, Address, int>())
-      .def("forward", &Downsample::forward);
+      .def("forward", &Downsample::forward)
+      .def("launch", &Downsample::launch);
 }
 
 }  // namespace cnk::bindings

@@ -7,11 +7,10 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
-#include <cstring>
 #include <string>
-#include <tuple>
 #include <vector>
 
+#include "bindings/repeats.h"
 #include "bindings/support.h"
 #include "cpu/gemm/layout.h"
 #include "cpu/platform/affinity.h"
@@ -22,53 +21,6 @@ using namespace cnk;
 using namespace cnk::bindings;
 
 namespace {
-
-// Memory regions: address, bytes, whether to read all of them.
-struct Regions {
-  std::vector<std::tuple<Address, int64_t, bool>> regions;
-  uint64_t checksum() const;
-};
-
-// Small regions and those with `whole` are read in full, of others 32 evenly spread lines of 8 words, which
-// detects every dense change. Nothing else reads the parameters, so each line misses the caches and most miss
-// the TLB: all are requested before the first is used.
-// Order and position count (FNV-1a over 8-byte words, rotated). Four chains, because one chain would wait for
-// its multiplication at every word.
-uint64_t Regions::checksum() const {
-  constexpr int64_t chains = 4, line = 8, samples = 32;
-  uint64_t hashes[chains] = {0xcbf29ce484222325u, 0x84222325cbf29ce4u, 0x9ce484222325cbf2u,
-                             0x2325cbf29ce48422u};
-  const auto add = [](uint64_t& hash, uint64_t word) {
-    hash = (hash ^ word) * 0x100000001b3u;
-    hash ^= hash >> 29;
-  };
-  // Lines between two that are read.
-  const auto step_of = [](int64_t words, bool whole) {
-    return whole || words <= 2048 ? 1 : words / line / samples;
-  };
-  for (const auto& [start, bytes, whole] : regions) {
-    const char* data = pointer<const char>(start);
-    const int64_t words = bytes / 8, step = step_of(words, whole);
-    if (whole && words > 2048) continue;
-    for (int64_t i = 0; i < words; i += step * line) __builtin_prefetch(data + i * 8);
-  }
-  for (const auto& [start, bytes, whole] : regions) {
-    const char* data = pointer<const char>(start);
-    const auto read = [data](int64_t i) {
-      uint64_t word;
-      std::memcpy(&word, data + i * 8, 8);
-      return word;
-    };
-    const int64_t words = bytes / 8, lines = words / line, step = step_of(words, whole);
-    for (int64_t i = 0; i < lines; i += step) {
-      for (int64_t word = 0; word < line; ++word) add(hashes[word % chains], read(i * line + word));
-    }
-    for (int64_t i = lines * line; i < words; ++i) add(hashes[0], read(i));
-    for (int64_t at = words * 8; at < bytes; ++at) add(hashes[0], uint8_t(data[at]));
-  }
-  for (int64_t chain = 1; chain < chains; ++chain) add(hashes[0], hashes[chain]);
-  return hashes[0];
-}
 
 void transpose_images(Address from, Address to, int64_t batch, int64_t rows, int64_t columns,
                       int64_t element_size, int threads) {
@@ -153,9 +105,6 @@ PYBIND11_MODULE(_native, m) {
 #endif
   m.def("supported_isas", supported_isas);
   m.def("parallel_runtime", parallel_runtime);
-  py::class_<Regions>(m, "Regions")
-      .def(py::init<std::vector<std::tuple<Address, int64_t, bool>>>(), py::arg("regions"))
-      .def("checksum", &Regions::checksum);
   m.def("transpose", transpose_images);
   const py::call_guard<py::gil_scoped_release> unlocked;
   m.def("arithmetic_kinds", arithmetic_kinds);
@@ -165,6 +114,7 @@ PYBIND11_MODULE(_native, m) {
         py::arg("seconds"));
   m.def("cache_bytes", cache_bytes_of, py::arg("level"));
   m.def("set_affinity", set_affinity_of_team, unlocked, py::arg("masks"));
+  bindings::bind_repeats(m);
   bindings::bind_forward(m);
   bindings::bind_backward(m);
 }

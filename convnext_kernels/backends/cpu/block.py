@@ -14,12 +14,12 @@ def forward(call: BlockCall, y: Tensor | None = None, hidden: Tensor | None = No
 
     `y` (like x, channels_last) and `hidden` (N, hidden, H, W) are filled for the gradient if they are given.
     """
-    return mlp_native.run(call, call.x, (call.weight, call.bias, call.dilation), y, hidden, forward)
+    return mlp_native.run(call, call.x, (call.weight, call.bias, call.dilation), y, hidden, repeatable=True)
 
 
 def sequence(call: BlocksCall) -> Tensor:
     """The result of the last of several blocks, which one call of the extension computes."""
-    return mlp_native.run_blocks(call, sequence)
+    return mlp_native.run_blocks(call)
 
 
 def backward(

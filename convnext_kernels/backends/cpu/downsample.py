@@ -1,7 +1,5 @@
 """A norm over the channels and patch convolution by csrc/cpu/downsample.cpp and downsample_backward.cpp."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +15,7 @@ from convnext_kernels.backends.cpu.layout import (
     output_for,
     written_for,
 )
-from convnext_kernels.backends.cpu.packed import Known, packed, short_way
+from convnext_kernels.backends.cpu.packed import Known, Launch, packed
 from convnext_kernels.calls import DownsampleCall
 
 
@@ -56,23 +54,17 @@ def forward(call: DownsampleCall) -> Tensor:
     n, _, h, w = x.shape
     out = call.result()
     written = written_for(out)
-    shape, dtype = out.shape, out.dtype
-    codes, operations = (native.DTYPE_CODES[x.dtype], native.DTYPE_CODES[dtype]), out.numel() * channels * side * side
-
-    def launch(kernel: Any, x: Tensor, x_address: int, written: Tensor | None = None) -> Tensor:
-        if written is None:
-            written = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
-        kernel.forward(*codes, x_address, written.data_ptr(), n, h, w, native.threads(operations))
-        return written
-
-    known = recent = None
+    codes = native.DTYPE_CODES[x.dtype], native.DTYPE_CODES[out.dtype]
+    sizes = n, h, w, native.threads(out.numel() * channels * side * side)
+    known = launch = None
     if call.inputs is not None:
         known = Known(call.inputs.signature, call.inputs.tensors[1:], call.inputs.addresses[1:])
-        if written is out and x.is_contiguous(memory_format=torch.channels_last):
-            recent = short_way(call.inputs, forward, launch)
-    kernel = packed(weight, parameters, (isa, "downsample", bf16, eps, norm), pack, known, recent=recent)
+        direct = written is out and x.is_contiguous(memory_format=torch.channels_last)
+        if direct and call.inputs.repeated is not None:
+            launch = Launch(call.inputs.repeated, lambda kernel: kernel.launch(*codes, *sizes), out)
+    kernel = packed(weight, parameters, (isa, "downsample", bf16, eps, norm), pack, known, launch=launch)
     x_nhwc = dense_nhwc(x)
-    launch(kernel, x_nhwc, x_nhwc.data_ptr(), written)
+    kernel.forward(*codes, x_nhwc.data_ptr(), written.data_ptr(), *sizes)
     return finish(written, out)
 
 

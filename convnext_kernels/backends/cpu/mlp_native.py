@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from convnext_kernels import calls
 from convnext_kernels.backends.cpu import native
 from convnext_kernels.backends.cpu.dwconv import bias_or_zeros, taps_first
 from convnext_kernels.backends.cpu.layout import address, dense_nhwc, finish, flat_float, output_for
-from convnext_kernels.backends.cpu.packed import Known, Recent, packed, short_way
+from convnext_kernels.backends.cpu.packed import Known, Launch, packed
 from convnext_kernels.calls import BlockCall, BlocksCall, MlpCall
 from convnext_kernels.spec import MlpParameters
 from convnext_kernels.tuning import Candidate, cache, forcing, pick
@@ -25,6 +26,7 @@ SCHEDULES = tuple(
 PHASES = ("dwconv", "LayerNorm", "W1, GELU", "GRN", "W2, residual", "waiting")  # in the order of csrc/cpu/ops.h
 
 _phases: ContextVar[Tensor | None] = ContextVar("convnext_kernels_cpu_phases", default=None)
+calls.SETTINGS.append(_phases.get)
 
 
 @contextmanager
@@ -137,7 +139,7 @@ def _kernel(
     dw_bias: Tensor | None,
     configuration: tuple,
     known: Known | None = None,
-    recent: Recent | None = None,
+    launch: Launch | None = None,
 ) -> Any:
     """The extension's object with the packed parameters."""
     isa = native.isa()
@@ -147,7 +149,7 @@ def _kernel(
 
     # The variant is the norm's weight: an AdaLayerNorm has one for each condition.
     variant = p.norm_weight.data_ptr()
-    return packed(p.pwconv1_weight, (dw_weight, dw_bias, *p), (isa, configuration), pack, known, variant, recent)
+    return packed(p.pwconv1_weight, (dw_weight, dw_bias, *p), (isa, configuration), pack, known, variant, launch)
 
 
 def _team(operations: int) -> tuple[int, Tensor | None]:
@@ -164,12 +166,12 @@ def run(
     dwconv: tuple[Tensor, Tensor | None, tuple[int, int]] | None,  # weight, bias, dilation
     kept_y: Tensor | None = None,
     kept_hidden: Tensor | None = None,
-    launcher: Callable | None = None,
+    repeatable: bool = False,
 ) -> Tensor:
     """Run the block (with `dwconv`) or the inverted bottleneck alone (without).
 
     `kept_y` (like x) and `kept_hidden` (N, hidden, H, W), both channels_last, are filled for the gradient if given.
-    `launcher` is the function of a block's call without gradient, which may take the `short_way` next time.
+    `repeatable`: this is all that the op does, so the extension may serve a call that repeats this one.
     """
     x, p, inputs = call.x, call.p, call.inputs
     dw_weight, dw_bias, dilation = dwconv or (None, None, (1, 1))
@@ -179,13 +181,13 @@ def run(
         parameters = slice(1 if dwconv or residual is None else 2, None if drop is None else -1)
         known = Known(inputs.signature, inputs.tensors[parameters], inputs.addresses[parameters])
     schedule = _schedule(call, kernel_size, (kept_y is not None) + (kept_hidden is not None))
-    recent = None
-    if launcher is not None and inputs is not None and facts.direct and drop is kept_y is kept_hidden is None:
-        recent = short_way(inputs, launcher, _launch(facts.problem(schedule), facts.operations))
-    kernel = _kernel(p, dw_weight, dw_bias, facts.configuration, known, recent)
+    written = out = torch.empty_like(x) if facts.direct else None
+    launch = None
+    if repeatable and facts.direct and drop is kept_y is kept_hidden is None:
+        launch = _launch(call, facts, schedule, lambda kernel: [kernel], out)
+    kernel = _kernel(p, dw_weight, dw_bias, facts.configuration, known, launch)
     if facts.direct:
-        x_nhwc, written = x, torch.empty_like(x)
-        out = written
+        x_nhwc = x
     else:
         x_nhwc = dense_nhwc(x)
         written, out = output_for(x)
@@ -207,24 +209,24 @@ def run(
     return out if facts.direct else finish(written, out)
 
 
-def _launch(problem: Any, operations: int) -> Callable:
-    alone = native.threads(operations, most=2) == 1
+def _launch(
+    call: BlockCall | BlocksCall, facts: _Facts, schedule: int, blocks: Callable[[Any], list], out: Tensor
+) -> Launch | None:
+    """For calls that repeat this one; None if it must not be repeated. ``blocks(packed)``: the extension's objects."""
+    repeated = None if call.inputs is None else call.inputs.repeated
+    if repeated is None or forcing() or _phases.get() is not None:
+        return None
+    threads, problem = native.threads(facts.operations), facts.problem(schedule)
+    several = isinstance(call, BlocksCall) and len(call.blocks) > 1
 
-    def launch(kernel: Any, x: Tensor, address: int) -> Any:
-        if _phases.get() is not None:
-            return NotImplemented
-        out = torch.empty_like(x)
-        kernel.forward(problem, address, address, out.data_ptr(), 1 if alone else native.threads(operations))
-        return out
+    def bind(packed: Any) -> Any:
+        return native.extension().launch_blocks(blocks(packed), problem, threads)
 
-    return launch
+    return Launch(repeated, bind, out, several)
 
 
-def run_blocks(call: BlocksCall, launcher: Callable) -> Tensor:
-    """Run consecutive blocks of one shape: one check of all parameters, and one call of the extension.
-
-    `launcher` as in `run`.
-    """
+def run_blocks(call: BlocksCall) -> Tensor:
+    """Run consecutive blocks of one shape: one check of all parameters, and one call of the extension."""
     x, blocks, _, inputs = call
     bf16 = call.compute_dtype == torch.bfloat16
 
@@ -232,23 +234,18 @@ def run_blocks(call: BlocksCall, launcher: Callable) -> Tensor:
         return [_kernel(b.p, b.weight, b.bias, (bf16, tuple(b.weight.shape[2:]), *b[3:])) for b in blocks]
 
     configuration = (native.isa(), "blocks", bf16, tuple(b[3:] for b in blocks))
-    first, several = blocks[0], len(blocks) > 1
+    first = blocks[0]
     known = Known(inputs.signature, inputs.tensors[1:], inputs.addresses[1:])
     of_first, kernel_size = call.block(0, x)._replace(inputs=inputs), tuple(first.weight.shape[2:])
     facts = _facts(of_first, first.dilation, kernel_size)
-    problem = facts.problem(_schedule(of_first, kernel_size, 0))
-
-    def launch(kernels: list, x: Tensor, x_address: int) -> Tensor:
-        out, between = torch.empty_like(x), torch.empty_like(x) if several else None
-        threads, phases = _team(facts.operations)
-        addresses = x_address, out.data_ptr(), address(between)
-        native.extension().forward_blocks(kernels, problem, *addresses, threads, address(phases))
-        return out
-
-    recent = short_way(inputs, launcher, launch) if facts.direct else None
-    kernels = packed(first.p.pwconv1_weight, known.tensors, configuration, pack, known, recent=recent)
+    schedule = _schedule(of_first, kernel_size, 0)
     x_nhwc = dense_nhwc(x)
-    written = launch(kernels, x_nhwc, x_nhwc.data_ptr())
+    written, between = torch.empty_like(x_nhwc), torch.empty_like(x_nhwc) if len(blocks) > 1 else None
+    launch = _launch(call, facts, schedule, lambda kernels: kernels, written) if facts.direct else None
+    kernels = packed(first.p.pwconv1_weight, known.tensors, configuration, pack, known, launch=launch)
+    threads, phases = _team(facts.operations)
+    addresses = x_nhwc.data_ptr(), written.data_ptr(), address(between)
+    native.extension().forward_blocks(kernels, facts.problem(schedule), *addresses, threads, address(phases))
     return written if facts.direct else finish(written, torch.empty_like(x))
 
 

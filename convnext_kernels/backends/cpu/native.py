@@ -18,6 +18,7 @@ BUILD_HINT = "install g++ 11 or newer, then install this package again; CNK_NATI
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 _forced: ContextVar[str | None] = ContextVar("convnext_kernels_cpu_isa", default=None)
+forced_isa = _forced.get  # what `use_isa` forces, or None
 
 
 @functools.cache

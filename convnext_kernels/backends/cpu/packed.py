@@ -18,6 +18,7 @@ weak reference to the parameter, `torch.utils.swap_tensors` would refuse it. Ent
 something new is packed.
 """
 
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Sequence
@@ -27,9 +28,9 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from convnext_kernels import calls, torch_versions
 from convnext_kernels.backends.cpu import native
-from convnext_kernels.calls import Inputs, Signature
-from convnext_kernels.tuning import cache, forcing
+from convnext_kernels.calls import Repeated, Signature
 
 
 class _Entry:
@@ -98,59 +99,34 @@ def _regions(parameters: Sequence[Tensor | None], in_full: bool) -> Any:
     return native.extension().Regions(found)
 
 
-class Recent:
-    """Entries of calls with one signature, for a look that needs their tensors and addresses only."""
+class Launch(NamedTuple):
+    """How calls like one of an op are computed while the packed parameters are what they are."""
 
-    def __init__(self, signature: Signature) -> None:
-        self._signature = signature
-        self._entries: dict[int, weakref.ref] = {}  # by the address of the first parameter
-        self._uncounted = False  # whether some parameter was made in inference mode
-
-    def add(self, known: Known, entry: _Entry) -> None:
-        """Remember the entry of these parameters."""
-        if len(self._entries) >= 256:
-            self._entries.clear()
-        self._entries[known.addresses[0]] = weakref.ref(entry)
-        self._uncounted |= None in entry.last[3]
-
-    def find(self, tensors: list[Tensor], addresses: list[int]) -> Any:
-        """The result for all but the first tensor; None if something has changed since the last call with them."""
-        found = self._entries.get(addresses[1])
-        entry = None if found is None else found()
-        if entry is None:
-            return None
-        signature, in_full, last_addresses, last_versions = entry.last
-        if addresses[1:] != last_addresses or signature is not self._signature or in_full != _in_full():
-            return None
-        parameters = tensors[1:]
-        try:
-            versions = _versions(parameters) if self._uncounted else [t._version for t in parameters]
-        except RuntimeError:  # now they were made in inference mode
-            return None
-        if versions != last_versions:
-            return None
-        return entry.result if entry.checksum == entry.regions.checksum() else None
+    repeated: Repeated
+    bind: Callable[[Any], Any]  # packed parameters -> the extension's Launch
+    out: Tensor  # like what they return
+    between: bool = False  # whether the launch needs memory like `out` for itself
 
 
-def short_way(inputs: Inputs, launcher: Callable, launch: Callable[[Any, Tensor, int], Tensor]) -> Recent:
-    """Let ``launch(packed, x, its address)`` serve calls like this one, for `ops.registration.replayed`.
+@functools.cache
+def _repeats() -> Any:
+    """The extension's table of calls, which from now on serves those that are like one of its own."""
+    calls.SETTINGS.append(native.forced_isa)
+    made = native.extension().Repeats(
+        calls.SETTINGS, torch_versions.data_ptr, torch_versions.version, torch_versions.empty_strided_cpu
+    )
+    calls.repeat = made.run
+    return made
 
-    It serves those whose parameters, all tensors after the first, are packed and have not changed. `launcher` is the
-    backend's function that serves the others, and passes the result to `packed`.
-    """
-    isa, generation, of_torch = native.isa(), cache.generation(), torch.get_num_threads()
-    recent = inputs.signature.memo.setdefault((Recent, isa), Recent(inputs.signature))
 
-    def serve(tensors: list[Tensor], addresses: list[int]) -> Any:
-        if native.isa() != isa or cache.generation() != generation or forcing():
-            return NotImplemented
-        if generation and torch.get_num_threads() != of_torch:  # choices were timed with so many
-            return NotImplemented
-        found = recent.find(tensors, addresses)
-        return NotImplemented if found is None else launch(found, tensors[0], addresses[0])
-
-    inputs.signature.memo[launcher] = serve
-    return recent
+def _remember(launch: Launch, known: Known, entry: _Entry) -> None:
+    versions = [-1 if version is None else version for version in entry.last[3]]
+    op, arguments, lead, same = launch.repeated
+    # Of x only the alignment counts.
+    addresses = [arguments[0].data_ptr(), *known.addresses]
+    packed = weakref.ref(entry), entry.regions, entry.checksum, launch.bind(entry.result)
+    out = tuple(launch.out.shape), launch.out.stride(), launch.out.dtype
+    _repeats().add(op, arguments, lead, same, addresses, versions, *packed, launch.between, *out)
 
 
 def _in_full() -> bool:
@@ -164,12 +140,12 @@ def packed(
     pack: Callable[[], Any],
     known: Known | None = None,
     variant: Hashable = None,
-    recent: Recent | None = None,
+    launch: Launch | None = None,
 ) -> Any:
     """Return the result of ``pack()`` for the present `parameters`; it is kept as long as the anchor's storage.
 
-    `known` are the same parameters in a call with a signature, for a faster look; `recent` remembers what is found for
-    them. Of one anchor and configuration the results of the last `VARIANTS` variants are kept.
+    `known` are the same parameters in a call with a signature, for a faster look; with a `launch` the extension serves
+    calls that repeat this one. Of one anchor and configuration the results of the last `VARIANTS` variants are kept.
     """
     in_full = _in_full()
     seen = None if known is None else known.seen(in_full)
@@ -182,8 +158,8 @@ def packed(
             facts = _facts(parameters, in_full)
         if (facts is None or entry.facts == facts) and entry.regions.checksum() == entry.checksum:
             entry.last = seen
-            if recent is not None:
-                recent.add(known, entry)
+            if launch is not None:
+                _remember(launch, known, entry)
             return entry.result
     regions = _regions(parameters, in_full)
     if regions is None:

@@ -416,7 +416,7 @@ def inputs_of(arguments: Sequence[Any]) -> tuple[Any, Signature, list[Tensor], l
         call = arguments[1]
     if call.inputs is None:
         return None
-    signature, tensors, addresses, _ = call.inputs
+    signature, tensors, addresses, *_ = call.inputs
     if forward and len(arguments) > 1:  # tensors that the op has allocated for the launcher
         tensors = [*tensors, *arguments[1:]]
         addresses = [*addresses, *(tensor.data_ptr() for tensor in arguments[1:])]
