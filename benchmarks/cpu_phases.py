@@ -23,7 +23,7 @@ from unittest import mock
 import click
 import torch
 
-from convnext_kernels import FusedConvNeXtBlock
+from convnext_kernels import FusedConvNeXtBlock, calls
 from convnext_kernels.backends.cpu import native
 from convnext_kernels.backends.cpu.mlp_native import PHASES, timed_phases
 from convnext_kernels.bench import host
@@ -91,8 +91,8 @@ def block_call() -> str:
     library = torch.library.Library("cpu_phases", "DEF")
     library.define("nothing(Tensor x) -> Tensor")
     library.impl("nothing", torch.empty_like, "CompositeExplicitAutograd")
-    calls = (lambda: block(x), lambda: torch.ops.cpu_phases.nothing(x))
-    whole, nothing = (1e6 * fastest(call, host.SECONDS, 50) for call in calls)
+    timed = (lambda: block(x), lambda: torch.ops.cpu_phases.nothing(x))
+    whole, nothing = (1e6 * fastest(call, host.SECONDS, 50) for call in timed)
     unit, kernel = 1e6 * host.unit(), 1e3 * sum(measure(block, x)[1])
     rest = whole - nothing - kernel
     return (
@@ -103,7 +103,7 @@ def block_call() -> str:
 
 @contextmanager
 def timed_inside(model: torch.nn.Module, clock: Callable[[], float]) -> Iterator[list[float]]:
-    """Collect the seconds of the extension's calls and of PyTorch's two layers inside the context."""
+    """Collect the seconds of the extension's calls and of PyTorch's two layers; no call is taken as repeated."""
     extension, spent = native.extension(), []
 
     def timed(function: Callable) -> Callable:
@@ -123,6 +123,7 @@ def timed_inside(model: torch.nn.Module, clock: Callable[[], float]) -> Iterator
         ):
             original = getattr(owner, name)
             stack.enter_context(mock.patch.object(owner, name, timed(original)))
+        stack.enter_context(mock.patch.object(calls, "repeat", lambda op, arguments: None))
         yield spent
 
 
@@ -133,14 +134,16 @@ def network_calls(dtype: str, size: int) -> str:
         model = create_model("convnext_tiny").to(**form).eval()
     x = torch.randn(1, 3, size, size).to(**form)
     # With one thread its processor time, so that other processes do not count.
-    found, clock = [], time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    with timed_inside(model, clock) as spent:
-        for _ in range(30):
-            spent.clear()
-            start = clock()
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    totals, insides = [], []
+    for _ in range(30):
+        start = clock()
+        model(x)
+        totals.append(clock() - start)
+        with timed_inside(model, clock) as spent:
             model(x)
-            found.append((clock() - start, sum(spent), len(spent)))
-    total, inside, count = min(found[5:])
+        insides.append(sum(spent))
+    total, inside, count = min(totals[5:]), min(insides[5:]), len(spent)
     return (
         f"ConvNeXt-T {dtype}, {size} x {size}, batch 1: {1e3 * total:.2f} ms, {count} calls inside it "
         f"{1e3 * inside:.2f}: {total / inside - 1:.1%} more"
@@ -152,12 +155,12 @@ def network_calls(dtype: str, size: int) -> str:
 @click.option("--isa", help="Instruction set of the kernels. [default: the machine's best]")
 @click.option("--batch", "batches", type=click.IntRange(1), multiple=True, default=(1, 8), show_default=True)
 @click.option("--markdown", is_flag=True, help="Print a table for docs/cpu_kernels.md.")
-@click.option("--calls", is_flag=True, help="Print what calls cost instead.")
-def main(isa: str | None, batches: tuple[int, ...], markdown: bool, calls: bool) -> None:
+@click.option("--calls", "of_calls", is_flag=True, help="Print what calls cost instead.")
+def main(isa: str | None, batches: tuple[int, ...], markdown: bool, of_calls: bool) -> None:
     """Print a row for each block: milliseconds of every phase, and the share of its ceiling."""
     torch.manual_seed(0)
     with native.use_isa(isa or native.isa()), steady_allocator(), torch.inference_mode(), pinned():
-        if calls:
+        if of_calls:
             click.echo(block_call())
             for dtype in ("fp32", "bf16"):
                 for size in (64, 224):

@@ -21,6 +21,11 @@ DOWNSAMPLE, DOWNSAMPLE_GRADIENTS = _parity("downsample and forward"), _parity("d
 # the rows of tests/shapes.py with other norms and activations
 VARIANTS = _parity("mlp and forward and (rms or simple)")
 BF16 = _parity("mlp and forward", "avx512bf16")
+CHANGED = (
+    "tests/backends/test_stale_weights.py",
+    "-k",
+    "cpu and one_parameter and (data_mul or data_swap or element_in_place)",
+)
 
 
 MUTANTS = [
@@ -221,6 +226,35 @@ MUTANTS = [
             "args.kept_dtype = dtype_of(problem.kept_dtype);",
             "args.kept_dtype = args.dtype;",
             tests=("tests/ops/test_autocast.py", "-k", "bottleneck and cpu-avx2"),
+        ),
+    ),
+    *_in(
+        "bindings/repeats.cpp",
+        CHANGED,
+        Mutant(
+            "state",
+            "a repeated call is not asked for the addresses",
+            "if (address(tensors[i]) != call.addresses[i]) return false;",
+            "",
+        ),
+        Mutant(
+            "state",
+            "a repeated call is not asked for the versions",
+            "if (call.versions[i - 1] < 0) continue;",
+            "continue;",
+        ),
+        Mutant(
+            "state",
+            "a repeated call does not read the weights",
+            "return call.regions.checksum() == call.checksum;",
+            "return true;",
+        ),
+        Mutant(
+            "state",
+            "a repeated call is not asked for the settings",
+            "if (!likewise) continue;",
+            "",
+            tests=("tests/backends/test_stale_weights.py", "-k", "settings"),
         ),
     ),
 ]

@@ -11,11 +11,6 @@ def _in(file: str, tests: tuple[str, ...], *mutants: Mutant) -> Iterator[Mutant]
 
 AUTOCAST = ("tests/ops/test_autocast.py", "-k", "eager or dtypes or fp64")
 STALE = ("tests/backends/test_stale_weights.py", "-k", "cpu and (single or layers or inference or option) or let_go")
-CHANGED = (
-    "tests/backends/test_stale_weights.py",
-    "-k",
-    "cpu and one_parameter and (data_mul or data_swap or element_in_place)",
-)
 LAYOUTS = ("tests/ops/test_layouts.py", "-k", "cpu-avx2")
 MODULES = ("tests/nn", "-k", "not triton and not cuda")
 ACCELERATE = (
@@ -263,26 +258,6 @@ MUTANTS = [
             "the fast look at the parameters leaves their versions out",
             "self.addresses, _versions(self.tensors)",
             "self.addresses, []",
-        ),
-        Mutant(
-            "state",
-            "the shortest look leaves the addresses out",
-            "addresses[1:] != last_addresses or ",
-            "",
-            tests=CHANGED,
-        ),
-        Mutant(
-            "state",
-            "the shortest look does not read the weights",
-            "entry.checksum == entry.regions.checksum()",
-            "True",
-            tests=CHANGED,
-        ),
-        Mutant(
-            "state",
-            "the shortest look leaves the versions out",
-            "if versions != last_versions:",
-            "if False:",
         ),
     ),
     *_in(

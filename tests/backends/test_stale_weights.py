@@ -9,10 +9,24 @@ import gc
 
 import pytest
 import torch
+from torch.autograd.forward_ad import dual_level
+from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
-from convnext_kernels import DepthwiseConv2d, FusedConvNeXtBlock, GlobalResponseNorm, LayerNorm2d, use_backend
+from convnext_kernels import (
+    DepthwiseConv2d,
+    FusedConvNeXtBlock,
+    GlobalResponseNorm,
+    LayerNorm2d,
+    calls,
+    list_backends,
+    use_backend,
+)
+from convnext_kernels.backends.cpu import native
+from convnext_kernels.backends.cpu.mlp_native import timed_phases
 from convnext_kernels.nn import FusedSequential, PatchDownsample2d
+from convnext_kernels.tuning import forced
 from tests.operators import OPERATORS, gradients
 from tests.shapes import TRITON, Case, chosen
 from tests.tolerance import randomize_
@@ -212,3 +226,49 @@ def test_packed_weights_are_let_go():
         use()
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert grown < 40, f"{grown:.0f} MB more after 60 blocks of 2 MB"
+
+
+class _Mode(TorchFunctionMode):
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        return function(*arguments, **(keywords or {}))
+
+
+SETTINGS = {
+    "backend": lambda: use_backend("eager"),
+    "instruction set": lambda: native.use_isa(native.supported_isas()[0]),
+    "phases": timed_phases,
+    "choices": lambda: forced(lambda *_: None),
+    "gradients": torch.enable_grad,
+    "autocast": lambda: torch.autocast("cpu"),
+    "profiler": lambda: torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]),
+    "function mode": _Mode,
+    "dispatch mode": lambda: FlopCounterMode(display=False),
+    "forward mode": dual_level,
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_repeated_call_sees_settings(setting, monkeypatch):
+    """The extension serves a call like an earlier one only while all that the call depends on is what it was."""
+    if not list_backends()["cpu"].available:
+        pytest.skip(list_backends()["cpu"].reason)
+    block, x = FusedConvNeXtBlock(8), torch.randn(1, 8, 4, 4).to(memory_format=torch.channels_last)
+    served = []
+
+    def repeat(op, arguments):
+        result = of_extension(op, arguments)
+        served.append(result is not None)
+        return result
+
+    with torch.no_grad():
+        block(x)
+        block(x)
+        of_extension = calls.repeat
+        monkeypatch.setattr(calls, "repeat", repeat)
+        block(x)
+        with SETTINGS[setting]():
+            block(x)
+        block(x)
+    assert served[0]
+    assert not any(served[1:-1])
+    assert served[-1]
