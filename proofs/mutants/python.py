@@ -266,8 +266,8 @@ MUTANTS = [
         Mutant(
             "state",
             "packed with one eps, used with another",
-            "(isa, configuration), pack, known, variant, recent)",
-            "(isa, configuration[:3]), pack, known, variant, recent)",
+            "(isa, configuration), pack, known, variant, launch)",
+            "(isa, configuration[:3]), pack, known, variant, launch)",
             tests=STALE,
         ),
     ),
