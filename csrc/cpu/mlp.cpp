@@ -197,6 +197,10 @@ struct Mlp {
     const int64_t rows = a.n * a.h * a.w;
     char* own = a.workspace + team.rank() * p.at.per_thread;
     void *y = own + p.at.y, *h = own + p.at.h;
+    // The lines of a large result are not in L2 when they are written: they are requested before the products (C 96,
+    // 8x56x56, bf16, one thread of an Emerald Rapids: 9.3 -> 8.0 ms; of 1x56x56 it would cost 1 %).
+    const int64_t row = a.c * int64_t{sizeof(T)};
+    const bool far = rows * row > l2_cache_bytes() / 2;
     Clock clock(a, team.rank());
     for (int64_t begin; (begin = team.next() * p.tile) < rows;) {
       const int64_t count = min64(p.tile, rows - begin);
@@ -204,6 +208,10 @@ struct Mlp {
       for (int64_t r = 0; r < count; r += p.chain) {
         const int64_t chain = min64(p.chain, count - r);
         const void* rows_y = static_cast<char*>(y) + G::a_bytes(r, a.c);
+        if (far) {
+          const char* out = static_cast<const char*>(a.out) + (begin + r) * row;
+          for (int64_t i = 0; i < chain * row; i += 64) __builtin_prefetch(out + i, 1, 2);
+        }
         hidden(a, rows_y, h, begin + r, chain, 0, G::panels(a.hidden));
         clock.done(kFirstProduct);
         G::product(h, 0, chain, a.w2, 0, G::panels(a.c), Output<T>{a, begin + r});
