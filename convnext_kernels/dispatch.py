@@ -71,6 +71,12 @@ def cpu_multiplies_bf16() -> bool:
     return _backends.get("cpu").multiplies_bf16()
 
 
+def cpu_extension() -> ModuleType | None:
+    """The compiled extension of the CPU backend, or None."""
+    backend = _backends.get("cpu")
+    return None if backend.unavailable() else backend.extension()
+
+
 def check_name(name: object, source: str) -> str:
     """Return `name` if it is "auto" or the name of a backend; the error begins with `source`, where it came from.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as module_globals
 
-from convnext_kernels.ops.blocks import Blocks
+from convnext_kernels.ops.blocks import Blocks, snapshot
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = [getattr(module_globals, f"_global{name}") for name in _HOOKS]
@@ -18,7 +18,8 @@ _GLOBAL_HOOKS = [getattr(module_globals, f"_global{name}") for name in _HOOKS]
 class _Snapshot:
     """What modules are like: classes, attributes, parameters, children, and that none has hooks.
 
-    To compare takes 0.3 us a module, a tenth of what it takes to ask each module for what its forward depends on.
+    To compare takes 0.2 us a module, a fifteenth of what it takes to ask each module for what its forward depends on;
+    0.5 us without the extension.
     """
 
     def __init__(self, children: dict[str, nn.Module | None], parents: list[dict[str, Any]]) -> None:
@@ -29,13 +30,14 @@ class _Snapshot:
         self.attributes = own
         nested = [attributes[name] for attributes in own for name in ("_modules", "_parameters")]
         self.nested = [children, *filter(None, nested)]
+        self.holds = snapshot(self.modules, self.attributes, self.nested, self.hooks) or self._holds
         self.types, self.values, self.objects = self._state()
 
     def _state(self) -> tuple[list, list, list]:
         values = list(map(tuple, map(dict.values, self.attributes)))
         return list(map(type, self.modules)), values, list(chain.from_iterable(map(dict.values, self.nested)))
 
-    def holds(self) -> bool:
+    def _holds(self) -> bool:
         """Whether nothing has changed since."""
         if any(self.hooks):
             return False

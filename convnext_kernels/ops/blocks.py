@@ -4,7 +4,7 @@ No op of its own: what PyTorch sees are the blocks' own calls. This is a shorter
 the backend wants to see them: one look at all parameters, one prepared program (GPU) or call of the extension (CPU).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from convnext_kernels.ops.registration import on_device, replayed, served
 from convnext_kernels.spec import MlpParameters
 from convnext_kernels.variants import GELU, LAYER
 
-__all__ = ["Block", "Blocks", "block"]
+__all__ = ["Block", "Blocks", "block", "snapshot"]
 
 
 def block(
@@ -32,6 +32,12 @@ def block(
 ) -> Block:
     """A block with the tensors of `functional.convnext_block` in the order of its arguments, without drop_scale."""
     return Block(weight, bias, MlpParameters(*p), dilation, eps, grn_eps, norm, activation)
+
+
+def snapshot(modules: list, attributes: list[dict], nested: list[dict], empty: list) -> Callable[[], bool] | None:
+    """``holds`` of the extension's Snapshot (csrc/bindings/repeats.h); None without the extension."""
+    extension = dispatch.cpu_extension()
+    return None if extension is None else extension.Snapshot(modules, attributes, nested, empty).holds
 
 
 class Blocks:

@@ -19,6 +19,20 @@ bool equal(PyObject* a, PyObject* b) {
   return same;
 }
 
+py::object borrowed(PyObject* object) { return py::reinterpret_borrow<py::object>(object); }
+
+// Whether all values of all dictionaries, in their order, are what `is` expects.
+template <class Is>
+bool for_values(const std::vector<py::dict>& dicts, const Is& is) {
+  for (const py::dict& dict : dicts) {
+    PyObject *key, *value;
+    for (Py_ssize_t at = 0; PyDict_Next(dict.ptr(), &at, &key, &value);) {
+      if (!is(value)) return false;
+    }
+  }
+  return true;
+}
+
 py::object called(const py::object& function, PyObject* const* arguments, size_t count) {
   PyObject* result = PyObject_Vectorcall(function.ptr(), arguments, count, nullptr);
   if (!result) throw py::error_already_set();
@@ -182,7 +196,46 @@ Address Repeats::address(PyObject* tensor) const {
   return PyLong_AsUnsignedLongLong(called(data_ptr_, &tensor, 1).ptr());
 }
 
+Snapshot::Snapshot(py::list modules, std::vector<py::dict> attributes, std::vector<py::dict> nested,
+                   py::list empty)
+    : modules_(std::move(modules)),
+      empty_(std::move(empty)),
+      attributes_(std::move(attributes)),
+      nested_(std::move(nested)) {
+  for (const py::handle module : modules_) types_.push_back(py::type::of(module));
+  for_values(attributes_, [&](PyObject* value) { return values_.push_back(borrowed(value)), true; });
+  for_values(nested_, [&](PyObject* value) { return objects_.push_back(borrowed(value)), true; });
+}
+
+bool Snapshot::holds() const {
+  for (const py::handle container : empty_) {
+    if (PyObject_IsTrue(container.ptr())) return false;
+  }
+  for (size_t i = 0; i < types_.size(); ++i) {
+    if (reinterpret_cast<PyObject*>(Py_TYPE(PyList_GET_ITEM(modules_.ptr(), i))) != types_[i].ptr())
+      return false;
+  }
+  size_t i = 0;
+  const bool same_objects = for_values(
+      nested_, [&](PyObject* value) { return i < objects_.size() && value == objects_[i++].ptr(); });
+  if (!same_objects || i != objects_.size()) return false;
+  i = 0;
+  const bool same_values = for_values(attributes_, [&](PyObject* value) {
+    if (i == values_.size()) return false;
+    try {
+      return equal(value, values_[i++].ptr());
+    } catch (const py::error_already_set&) {  // tensors cannot be compared
+      return false;
+    }
+  });
+  return same_values && i == values_.size();
+}
+
 void bind_repeats(py::module_& m) {
+  py::class_<Snapshot>(m, "Snapshot")
+      .def(py::init<py::list, std::vector<py::dict>, std::vector<py::dict>, py::list>(), py::arg("modules"),
+           py::arg("attributes"), py::arg("nested"), py::arg("empty"))
+      .def("holds", &Snapshot::holds);
   py::class_<Regions>(m, "Regions")
       .def(py::init<std::vector<std::tuple<Address, int64_t, bool>>>(), py::arg("regions"))
       .def("checksum", &Regions::checksum);

@@ -7,12 +7,13 @@ else in fp32: then kernels convert 16-bit tensors to fp32 when they read them, a
 import torch
 
 from convnext_kernels.backends.cpu import native
-from convnext_kernels.backends.cpu.native import ISA_VARIABLE, isa, machine, supported_isas, use_isa
+from convnext_kernels.backends.cpu.native import ISA_VARIABLE, extension, isa, machine, supported_isas, use_isa
 from convnext_kernels.spec import OpSpec
 
 __all__ = [
     "ISA_VARIABLE",
     "describe",
+    "extension",
     "isa",
     "machine",
     "multiplies_bf16",
@@ -50,7 +51,7 @@ def describe() -> str:
     """One line for ``convnext-kernels info``."""
     if native.import_error():
         return "native C++ kernels"
-    extension = native.extension()
-    runtime = {"openmp": "PyTorch's OpenMP threads", "threads": "own threads"}[extension.parallel_runtime()]
+    compiled = native.extension()
+    runtime = {"openmp": "PyTorch's OpenMP threads", "threads": "own threads"}[compiled.parallel_runtime()]
     where = f"ISA {isa()} (this machine: {', '.join(supported_isas())}), {runtime}"
-    return f"native C++ kernels, forward and backward, {where}, compiled by {extension.COMPILER.strip()}"
+    return f"native C++ kernels, forward and backward, {where}, compiled by {compiled.COMPILER.strip()}"
