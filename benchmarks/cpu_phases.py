@@ -118,7 +118,7 @@ def timed_inside(model: torch.nn.Module, clock: Callable[[], float]) -> Iterator
     with ExitStack() as stack:
         for owner, name in (
             *((extension.PackedMlp, "forward"), (extension.Downsample, "forward")),
-            *((extension, "forward_blocks"), (extension, "layernorm")),
+            *((extension, "forward_blocks"), (extension.Layernorm, "forward")),
             *((model.downsample_layers[0][0], "_conv_forward"), (model.head, "forward")),  # of the stem; the classifier
         ):
             original = getattr(owner, name)

@@ -280,16 +280,50 @@ class Downsample {
   DownsampleArgs args_;
 };
 
-void layernorm(int isa, int dtype, Address x, Address y, int64_t rows, int64_t c, float eps, int norm,
-               Address weight, Address bias, int threads) {
-  require(x && y && weight && bias && rows >= 1 && c >= 1 && threads >= 1, "layernorm: out of range");
-  const Padded padded_weight(weight, 1, c), padded_bias(bias, 1, c);
-  const LayernormArgs args = {dtype_of(dtype), pointer<const void>(x), pointer<void>(y),  rows, c, eps,
-                              norm_of(norm),   padded_weight.data(),   padded_bias.data()};
-  const IsaOps& ops = ops_of(isa);
-  const py::gil_scoped_release unlocked;
-  in_team(threads, [&](Team& team) { ops.layernorm(args, team); });
-}
+class Layernorm {
+ public:
+  Layernorm(int isa, int64_t c, float eps, int norm, Address weight, Address bias)
+      : ops_(ops_of(isa)), weight_(weight, 1, c), bias_(bias, 1, c) {
+    require(weight && bias && c >= 1, "Layernorm: out of range");
+    args_ = {};
+    args_.c = c;
+    args_.eps = eps;
+    args_.norm = norm_of(norm);
+    args_.weight = weight_.data();
+    args_.bias = bias_.data();
+  }
+
+  void forward(int dtype, Address x, Address y, int64_t rows, int threads) const {
+    require(x && y && rows >= 1 && threads >= 1, "forward: out of range");
+    LayernormArgs args = args_;
+    args.dtype = dtype_of(dtype);
+    args.x = pointer<const void>(x);
+    args.y = pointer<void>(y);
+    args.rows = rows;
+    const py::gil_scoped_release unlocked;
+    in_team(threads, [&](Team& team) { ops_.layernorm(args, team); });
+  }
+
+  // forward with everything but tensors.
+  std::shared_ptr<Launch> launch(int dtype, int64_t rows, int threads) const {
+    struct Once final : Launch {
+      void run(Address x, Address out, Address) const override {
+        kernel->forward(dtype, x, out, rows, threads);
+      }
+      const Layernorm* kernel;
+      int dtype, threads;
+      int64_t rows;
+    };
+    auto launch = std::make_shared<Once>();
+    launch->kernel = this, launch->dtype = dtype, launch->rows = rows, launch->threads = threads;
+    return launch;
+  }
+
+ private:
+  const IsaOps& ops_;
+  Padded weight_, bias_;
+  LayernormArgs args_;
+};
 
 void grn(int isa, int dtype, Address x, Address y, int64_t n, int64_t pixels, int64_t c, float eps,
          Address weight, Address bias, int threads) {
@@ -314,7 +348,6 @@ void grn(int isa, int dtype, Address x, Address y, int64_t n, int64_t pixels, in
 }  // namespace
 
 void bind_forward(py::module_& m) {
-  m.def("layernorm", layernorm);
   m.def("grn", grn);
   py::class_<MlpProblem>(m, "MlpProblem")
       .def(py::init([](int dtype, int64_t n, int64_t h, int64_t w, int kept_dtype, int schedule) {
@@ -334,6 +367,10 @@ void bind_forward(py::module_& m) {
   py::class_<Depthwise>(m, "Depthwise")
       .def(py::init<int, int64_t, int, int, int, int64_t, int64_t, int, int, Address, Address>())
       .def("forward", &Depthwise::forward);
+  py::class_<Layernorm>(m, "Layernorm")
+      .def(py::init<int, int64_t, float, int, Address, Address>())
+      .def("forward", &Layernorm::forward)
+      .def("launch", &Layernorm::launch);
   py::class_<Downsample>(m, "Downsample")
       .def(py::init<int, bool, int64_t, int64_t, int, float, int, Address, Address, Address, Address, int>())
       .def("forward", &Downsample::forward)
