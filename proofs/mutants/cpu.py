@@ -242,6 +242,7 @@ MUTANTS = [
             "a repeated call is not asked for the versions",
             "if (call.versions[i - 1] < 0) continue;",
             "continue;",
+            tests=("tests/backends/test_stale_weights.py", "-k", "cpu and single"),
         ),
         Mutant(
             "state",
