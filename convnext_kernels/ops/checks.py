@@ -196,10 +196,10 @@ def memory(value: str, nothing: bool = True) -> None:
         raise ValueError(f"memory: expected one of {', '.join(map(repr, MEMORY))}, got {value!r}")
 
 
-def same_shape(name: str, t: Tensor, x: Tensor) -> None:
-    """A tensor of x's shape (residuals, incoming gradients)."""
+def same_shape(name: str, t: Tensor, x: Tensor, of: str = "x") -> None:
+    """A tensor of x's shape (residuals, incoming gradients), or of another tensor's, which is called `of`."""
     if t.shape != x.shape:
-        raise ValueError(f"{name}: expected x's shape {_shape(x)}, got {_shape(t)}")
+        raise ValueError(f"{name}: expected {of}'s shape {_shape(x)}, got {_shape(t)}")
 
 
 def gradient(name: str, t: object, output: Tensor) -> None:

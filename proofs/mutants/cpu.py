@@ -134,6 +134,13 @@ MUTANTS = [
             "drop_scale[pixel / image]",
         ),
         Mutant(
+            "stride",
+            "all samples have the first one's scale and shift",
+            "if (a.norm_step) {",
+            "if (false) {",
+            tests=("tests/ops/test_parts.py", "-k", "AdaLayerNorm and cpu"),
+        ),
+        Mutant(
             "dtype",
             "the hidden is kept after GELU",
             "kept + r * hidden, column, hidden, u);",
