@@ -152,7 +152,7 @@ def _on_tensor_cores(
     gradient: bool,
     config: Mapping[str, Any],
 ) -> None:
-    """What `_convolve` does, with a plan of dwconv_toeplitz_plan.py."""
+    """What `convolve` does, with a plan of dwconv_toeplitz_plan.py."""
     x, weight, compute_dtype = source.tensor, call.weight, call.compute_dtype
     n, channels, height, width = x.shape
     kernel_h, kernel_w = weight.shape[2:]
@@ -212,7 +212,7 @@ def _line_options(problem: dwconv_plan.Problem, call: Call, tile: int, vector: i
     }
 
 
-def _convolve(
+def convolve(
     x: Tensor, call: Call, bias: Tensor | None, residual: Tensor | None, out: Tensor, gradient: bool
 ) -> Tensor:
     """Write the convolution of x (+ bias, + residual) into `out`, whatever its strides.
@@ -329,13 +329,13 @@ def forward(call: Call, out: Tensor | None = None) -> Tensor:
     """Convolve in `compute_dtype`, sums in fp32; the result is like x, or written to `out` in its dtype and strides."""
     if out is None:
         out = call.result()
-    return _convolve(call.x, call, call.bias, None, out, gradient=False)
+    return convolve(call.x, call, call.bias, None, out, gradient=False)
 
 
 def input_gradient(dy: Tensor, call: Call, residual: Tensor | None = None) -> Tensor:
     """Return dx = dy (*) flipped weight [+ residual], like x; with a residual in its dtype."""
     dx = torch.empty_like(call.x, dtype=None if residual is None else residual.dtype)
-    return _convolve(dy, call, None, residual, dx, gradient=True)
+    return convolve(dy, call, None, residual, dx, gradient=True)
 
 
 def _sums(parts: int, call: Call, deterministic: bool) -> Tensor:
