@@ -65,7 +65,7 @@ def depthwise_conv1d(
     The result is (N, C, ceil(L / stride)). A transposed (N, L, C) is the fast memory format.
     """
     checks.sequence("x", x)
-    checks.sequence_weight("weight", weight, x.shape[1])
+    checks.sequence_weight("weight", weight, x, ("bias", bias, None))
     options = 1, checks.one("dilation", dilation), checks.one("stride", stride)
     return call("dwconv", x.unsqueeze(2), weight.unsqueeze(2), bias, *options, backend).squeeze(2)
 

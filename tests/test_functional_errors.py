@@ -82,6 +82,13 @@ def test_channel_mismatch(op, name):
         assert str(number) in str(caught.value)
 
 
+@pytest.mark.parametrize("op", OPERATORS)
+def test_x_has_other_channels_than_all_parameters(op):
+    x = arguments(op)["x"][:, :5]
+    with pytest.raises(ValueError, match=r"^x: expected 6 channels, as .* and \w+ have, got \(2, 5, "):
+        call(op, {"x": x, **({"residual": x} if op == "mlp" else {})})
+
+
 # op, changed arguments, exception, fragments of the message
 TABLE = [
     # depthwise kernels

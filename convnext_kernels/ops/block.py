@@ -15,6 +15,7 @@ from convnext_kernels.ops.mlp import (
     OPTIONS,
     PARAMETERS,
     bottleneck,
+    channels_of,
     check_memory,
     check_mlp,
     hidden_like,
@@ -52,6 +53,7 @@ def check_block(
     """
     checks.image("x", x)
     checks.parameters(x, (("dwconv_weight", weight), ("dwconv_bias", bias)), mixed_dtypes)
+    checks.channels(x, ("dwconv_weight", weight, 0), *channels_of(p))
     checks.depthwise_weight("dwconv_weight", weight, x.shape[1])
     checks.vector("dwconv_bias", bias, x.shape[1], "one per channel of x")
     for step in dilation:

@@ -34,6 +34,12 @@ BACKWARD_OPTIONS = f"{_VARIANT}, Tensor[] saved, bool[] needs, str backend"
 _TENSORS = f"Tensor x, Tensor? residual, {PARAMETERS}, Tensor? drop_scale"
 
 
+def channels_of(p: MlpParameters) -> tuple:
+    """The parameters that have x's number of channels, for `checks.channels`."""
+    norm = ("norm_weight", p.norm_weight, 1 if p.norm_weight.dim() == 2 else None)
+    return norm, ("pwconv1_weight", p.pwconv1_weight, 1), ("pwconv2_weight", p.pwconv2_weight, 0)
+
+
 def check_mlp(
     x: Tensor,
     p: MlpParameters,
@@ -50,6 +56,7 @@ def check_mlp(
     checks.choice("activation", activation, ACTIVATIONS)
     named = (*zip(MlpParameters._fields, p, strict=True), ("drop_scale", drop_scale))
     checks.parameters(x, named, mixed_dtypes)
+    checks.channels(x, *channels_of(p))
     per_channel = "one per channel of x"
     if norm != LAYER or p.norm_weight.shape != (n, channels) or p.norm_bias is None:
         checks.vector("norm_weight", p.norm_weight, channels, per_channel)
