@@ -25,7 +25,7 @@ BF16 = _parity("mlp and forward", "avx512bf16")
 
 MUTANTS = [
     *_in(
-        "cpu/dwconv.cpp",
+        "cpu/dwconv_taps.h",
         DWCONV,
         Mutant(
             "stride",
@@ -34,18 +34,21 @@ MUTANTS = [
             "(k ? g_.along.taps / 2 : 0)",
         ),
         Mutant(
-            "stride",
-            "the residual is read a register apart",
-            "load_tap<PARTIAL>(residual + j * step",
-            "load_tap<PARTIAL>(residual + j * kLanes",
-            tests=_parity("block and gradients"),
-        ),
-        Mutant(
             "bound",
             "the last plane of a volume is not read",
             "(depth.half & scaled) || at >= depth.in)",
             "(depth.half & scaled) || at + 1 >= depth.in)",
             tests=_parity("dwconv3d and forward"),
+        ),
+    ),
+    *_in(
+        "cpu/dwconv.cpp",
+        _parity("block and gradients"),
+        Mutant(
+            "stride",
+            "the residual is read a register apart",
+            "load_tap<PARTIAL>(residual + j * step",
+            "load_tap<PARTIAL>(residual + j * kLanes",
         ),
     ),
     *_in(
