@@ -58,10 +58,12 @@ def check_mlp(
     checks.parameters(x, named, mixed_dtypes)
     checks.channels(x, *channels_of(p))
     per_channel = "one per channel of x"
-    if norm != LAYER or p.norm_weight.shape != (n, channels) or p.norm_bias is None:
+    # A vector's length is not compared with n, which may be dynamic: the comparison would become a guard.
+    matrix = norm == LAYER and p.norm_bias is not None and p.norm_weight.dim() == 2
+    if not matrix or p.norm_weight.shape != (n, channels):
         checks.vector("norm_weight", p.norm_weight, channels, per_channel)
         checks.norm_bias("norm_bias", p.norm_bias, channels, norm)
-    elif p.norm_bias.shape != (n, channels):
+    else:
         checks.same_shape("norm_bias", p.norm_bias, p.norm_weight, "norm_weight")
     checks.pointwise_weight("pwconv1_weight", p.pwconv1_weight, None, channels, "x's number of channels")
     hidden = p.pwconv1_weight.shape[0]
