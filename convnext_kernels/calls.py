@@ -202,6 +202,26 @@ class Dwconv3dCall(NamedTuple):
         return convolved(self.x, self.stride)
 
 
+class Dwconv3dTransposedCall(NamedTuple):
+    """Depthwise transposed convolution of x (N, C, D, H, W) with weight (C, 1, KD, KH, KW) and stride 2."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    output_padding: int
+    compute_dtype: dtype
+    inputs: Inputs | None = None
+
+    def result(self) -> Tensor:
+        """An empty tensor for the result: the volume whose convolution with stride 2 has x's size."""
+        n, c, *sizes = self.x.shape
+        return _in_format_of(self.x, (n, c, *(2 * size - 1 + self.output_padding for size in sizes)), self.x.dtype)
+
+    def convolution(self, larger: Tensor) -> Dwconv3dCall:
+        """The convolution of the result, or its gradient, whose input gradient this is."""
+        return Dwconv3dCall(larger, self.weight, None, 2, self.compute_dtype)
+
+
 def convolved(x: Tensor, stride: int) -> Tensor:
     """An empty tensor for the depthwise convolution of x."""
     if stride == 1:

@@ -23,10 +23,14 @@ from convnext_kernels.variants import constant, identity_norm
 
 def _memory(memory: str, tensors: tuple) -> str:
     """Return `memory` if a gradient may be computed later, otherwise "nothing"."""
-    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
+    if _differentiated(tensors):
         return memory
     checks.memory(memory)
     return "nothing"
+
+
+def _differentiated(tensors: tuple) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
 
 
 def depthwise_conv2d(
@@ -61,7 +65,7 @@ def depthwise_conv1d(
     The result is (N, C, ceil(L / stride)). A transposed (N, L, C) is the fast memory format.
     """
     checks.sequence("x", x)
-    checks.sequence_weight("weight", weight, x.shape[1])
+    checks.sequence_weight("weight", weight, x, ("bias", bias, None))
     options = 1, checks.one("dilation", dilation), checks.one("stride", stride)
     return call("dwconv", x.unsqueeze(2), weight.unsqueeze(2), bias, *options, backend).squeeze(2)
 
@@ -152,7 +156,8 @@ def inverted_bottleneck(
 
     x and residual (N, C, H, W); norm_weight, norm_bias, gamma, pwconv2_bias (C,); pwconv1_weight (hidden, C)
     and pwconv2_weight (C, hidden), or the same as 1x1 convolutions; pwconv1_bias, grn_weight and grn_bias
-    (hidden,); drop_scale (N,): 0 for a dropped sample, 1 / keep probability for a kept one.
+    (hidden,); drop_scale (N,): 0 for a dropped sample, 1 / keep probability for a kept one. Where no gradient is
+    computed, LayerNorm's weight and bias may also be (N, C): those of each sample.
 
     `norm` in place of LayerNorm: "rms" is x / sqrt(mean(x^2) + eps) * weight, "simple" timm's SimpleNorm, x / sqrt(var
     + eps) * weight with the variance over C - 1; both have no bias (norm_bias is None). `activation` in place of the
@@ -244,17 +249,21 @@ def adaptive_convnext_block(
     """`convnext_block` with AdaLayerNorm: `scale` and `shift` (N, C) are each sample's weight and bias of LayerNorm.
 
     `pointwise` are pwconv1_weight, pwconv1_bias, pwconv2_weight and pwconv2_bias; `options` the others of
-    `convnext_block`, but `norm`. With one scale and shift for all samples, (C,) or (1, C), it is that function: one op.
-    Otherwise it is `depthwise_conv2d`, `layer_norm2d`, a multiplication by PyTorch and `inverted_bottleneck`: 18C
-    bytes per pixel in 16 bits and not 10C, but one call for all samples.
+    `convnext_block`, but `norm`. With one scale and shift for all samples, (C,) or (1, C), and where no gradient is
+    computed, it is that function: one op. Training with those of each sample is `depthwise_conv2d`, `layer_norm2d`, a
+    multiplication by PyTorch and `inverted_bottleneck`: 18C bytes per pixel in 16 bits and not 10C.
     """
     checks.image("x", x)
     checks.per_sample("scale", scale, x)
     checks.per_sample("shift", shift, x)
     options |= {"gamma": gamma, "grn_weight": grn_weight, "grn_bias": grn_bias, "drop_scale": drop_scale}
+    tensors = (x, dwconv_weight, dwconv_bias, scale, shift, *pointwise)
     if scale.numel() == shift.numel() == x.shape[1]:
-        tensors = (dwconv_weight, dwconv_bias, scale, shift, *pointwise)
-        return convnext_block(x, *tensors, dilation=dilation, eps=eps, **options)
+        return convnext_block(*tensors, dilation=dilation, eps=eps, **options)
+    if not _differentiated((*tensors, gamma, grn_weight, grn_bias)):
+        if scale.shape != shift.shape:
+            scale, shift = (t.reshape(-1, x.shape[1]).expand(x.shape[:2]) for t in (scale, shift))
+        return convnext_block(*tensors[:3], scale, shift, *pointwise, dilation=dilation, eps=eps, **options)
     backend = options.get("backend", "auto")
     y = depthwise_conv2d(x, dwconv_weight, dwconv_bias, dilation=dilation, backend=backend)
     y = layer_norm2d(y, constant(y, 1.0), constant(y, 0.0), eps=eps, backend=backend).permute(0, 2, 3, 1)

@@ -45,8 +45,8 @@ class MlpParameters(NamedTuple):
     two pointwise weights as Linear (out, in) or as 1x1 convolution (out, in, 1, 1).
     """
 
-    norm_weight: torch.Tensor
-    norm_bias: torch.Tensor | None  # only LayerNorm has one
+    norm_weight: torch.Tensor  # (C,), or (N, C): AdaLayerNorm, where each sample has its own
+    norm_bias: torch.Tensor | None  # like it; only LayerNorm has one
     pwconv1_weight: torch.Tensor
     pwconv1_bias: torch.Tensor | None
     pwconv2_weight: torch.Tensor
@@ -54,3 +54,8 @@ class MlpParameters(NamedTuple):
     gamma: torch.Tensor | None
     grn_weight: torch.Tensor | None
     grn_bias: torch.Tensor | None
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether each sample has a weight and a bias of LayerNorm."""
+        return self.norm_weight.numel() != self.pwconv1_weight.shape[1]

@@ -40,6 +40,7 @@ class Case:
     layout: str = "nhwc"
     grn: bool = False
     norm: str = "layer"
+    adaptive: bool = False  # each sample has a weight and a bias of LayerNorm; forward only
     activation: str = "gelu"
     keeps: bool = False  # the hidden is kept for the gradient, as with memory="balanced"
     autocast: bool = False  # an fp32 x with bf16 matmuls, of the op block
@@ -57,6 +58,7 @@ class Case:
         parts += ["balanced"] if self.keeps else []
         parts += ["autocast"] if self.autocast else []
         parts += ["tf32"] if self.tf32 else []
+        parts += ["adaptive"] if self.adaptive else []
         parts += [name for name in (self.norm, self.activation) if name not in ("layer", "gelu")]
         return " ".join([*parts, "backward" if self.backward else "forward"])
 
@@ -112,6 +114,12 @@ def _compiled() -> Iterator[Case]:
     # the other norms, and the activation with the most instructions: in the fused kernel, in two products, in V2
     yield from _both(Case("mlp", 96, 56, norm="simple", activation="mish"))
     yield from _both(Case("mlp", 384, 14, norm="rms", activation="mish", grn=True))
+    yield from _both(Case("mlp", 96, 56, norm="rms"))
+    for norm in ("rms", "simple"):
+        yield from _both(Case("layernorm", 96, 56, norm=norm))
+    for c, plan, quick in ((96, "fused", True), (384, "gemm", True), (384, "cublas", False)):
+        yield Case("mlp", c, 28, adaptive=True, plan=plan, quick=quick)
+    yield Case("block", 96, 56, adaptive=True, plan="whole")
     yield Case("dwconv", 192, 28, dtype="fp16")  # widened one by one
     yield from _both(Case("dwconv", 192, 28, dtype="fp32"))
     yield from _both(Case("dwconv", 192, 28, layout="nchw"))
@@ -165,8 +173,9 @@ def _parameters(case: Case, tensor: Callable[..., Tensor]) -> MlpParameters:
     c, hidden = case.c, 4 * case.c
     vector, wide = tensor(c), tensor(hidden)
     gamma, grn = (None, wide) if case.grn else (vector, None)
-    bias = vector if case.norm == "layer" else None
-    return MlpParameters(vector, bias, tensor(hidden, c), wide, tensor(c, hidden), vector, gamma, grn, grn)
+    weight = tensor(case.n, c) if case.adaptive else vector
+    bias = weight if case.norm == "layer" else None
+    return MlpParameters(weight, bias, tensor(hidden, c), wide, tensor(c, hidden), vector, gamma, grn, grn)
 
 
 def run(case: Case) -> None:
@@ -207,7 +216,7 @@ def _run(case: Case) -> None:
     elif case.op == "dwconv3d":
         call, inputs = Dwconv3dCall(x, tensor(case.c, 1, case.k, case.k, case.k), vector, 1, dtype), 3
     elif case.op in ("layernorm", "grn"):
-        call, inputs = NormCall(x, vector, vector, 1e-6), 3
+        call, inputs = NormCall(x, vector, vector if case.norm == "layer" else None, 1e-6, case.norm), 3
     elif case.op == "mlp":
         residual = image(case.c, case.size)
         call = MlpCall(
@@ -247,6 +256,8 @@ def _run(case: Case) -> None:
         return
     dout = image(2 * case.c, case.size // case.k) if case.op == "downsample" else torch.empty_like(x)
     needs = [True] * inputs
+    if case.op == "layernorm":
+        needs[2] = call.bias is not None
     if case.op in ("mlp", "block"):  # gamma, or GRN's two; the norm's bias
         needs[-8] = case.norm == "layer"
         needs[-3:] = [not case.grn, case.grn, case.grn]

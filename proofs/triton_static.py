@@ -1,11 +1,11 @@
 """Compile every Triton kernel without a GPU, and report registers, spills and instructions. Nothing is run.
 
-    python proofs/triton_static.py [--quick] [--check | --update]
+    python proofs/triton_static.py [--quick] [--case TEXT] [--check | --update]
 
 Without an option it prints a table.
 
 --update writes records/triton_kernels.json (every compiled kernel) and records/triton_kernels.md (a line for each
-kernel and family of architectures).
+kernel and family of architectures). With --case it adds the kernels of these cases to the record.
 
 --check fails if a kernel is worse than the recorded one: it spills more, exceeds a limit, loses its tensor cores, or
 fits fewer times on a multiprocessor. A kernel that is not in the record must not spill.
@@ -271,6 +271,7 @@ def write(rows: dict[str, Row]) -> None:
 @click.option("--quick", is_flag=True, help=f"Only architectures {QUICK_ARCHS} and a few shapes.")
 @click.option("--arch", "archs", type=click.Choice([str(a) for a in ARCHS]), multiple=True, help="May be repeated.")
 @click.option("--op", "ops", type=click.Choice(triton_cases.OPS), multiple=True, help="May be repeated.")
+@click.option("--case", "texts", multiple=True, help="Only cases whose name contains it. May be repeated.")
 @click.option("--candidates", is_flag=True, help="Also the configurations that the cost model does not choose.")
 @click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Compiling processes.")
 @click.option("--full", is_flag=True, help="Also print every compiled kernel.")
@@ -280,6 +281,7 @@ def main(
     quick: bool,
     archs: tuple[str, ...],
     ops: tuple[str, ...],
+    texts: tuple[str, ...],
     candidates: bool,
     jobs: int,
     full: bool,
@@ -291,6 +293,7 @@ def main(
         raise click.UsageError("--update records everything: it excludes --quick, --arch, --op and --check")
     chosen = [int(a) for a in archs] or list(QUICK_ARCHS if quick else ARCHS)
     cases = [case for case in COMPILED if case.op in (ops or triton_cases.OPS) and (case.quick or not quick)]
+    cases = [case for case in cases if not texts or any(text in str(case) for text in texts)]
     for op in sorted({case.op for case in cases if not triton_cases.exists(case.op)}):
         click.echo(f"no Triton kernels for {op} yet: its cases are skipped", err=True)
     # Architecture last, so that neighbours in the queue never compile the same kernel at the same time.
@@ -308,7 +311,7 @@ def main(
     else:
         failures += [f"{row.key}: {reason}" for row in rows.values() for reason in wrong(row)]
     if update and not failures:
-        write(rows)
+        write(read(RECORD) | rows if texts else rows)
     for line in failures:
         click.echo(f"wrong: {line}", err=True)
     click.echo(f"{len(rows)} kernels compiled from {len(tasks)} cases, {len(failures)} failures; nothing was run.")

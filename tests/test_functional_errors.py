@@ -82,6 +82,13 @@ def test_channel_mismatch(op, name):
         assert str(number) in str(caught.value)
 
 
+@pytest.mark.parametrize("op", OPERATORS)
+def test_x_has_other_channels_than_all_parameters(op):
+    x = arguments(op)["x"][:, :5]
+    with pytest.raises(ValueError, match=r"^x: expected 6 channels, as .* and \w+ have, got \(2, 5, "):
+        call(op, {"x": x, **({"residual": x} if op == "mlp" else {})})
+
+
 # op, changed arguments, exception, fragments of the message
 TABLE = [
     # depthwise kernels
@@ -126,6 +133,8 @@ TABLE = [
             (op, {"pwconv1_weight": torch.zeros(12, 6, 3, 3)}, ValueError, ("(out, in, 1, 1)", "got (12, 6, 3, 3)")),
             (op, {"pwconv2_weight": torch.zeros(6, 11)}, ValueError, ("pwconv2_weight", "(6, 12)", "got (6, 11)")),
             (op, {"grn_weight": torch.zeros(12)}, ValueError, ("grn_weight, grn_bias", "both or neither", "got one")),
+            (op, {"norm_weight": torch.ones(2, 6)}, ValueError, ("norm_bias", "shape (2, 6)", "got (6)")),
+            (op, {"norm_weight": torch.ones(3, 6)}, ValueError, ("norm_weight", "6 elements", "got 18")),
             (op, {"drop_scale": torch.ones(3)}, ValueError, ("drop_scale", "2 elements", "got 3")),
             (op, {"drop_scale": torch.ones(2).double()}, TypeError, ("drop_scale", "x's dtype", "torch.float64")),
         )
@@ -154,3 +163,10 @@ def test_the_same_checks_on_meta_tensors(op):
     meta = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in arguments(op).items()}
     with pytest.raises(ValueError, match=r"^x: expected [45] dimensions"):
         OPERATORS[op].call(**{**meta, "x": torch.zeros(3, device="meta")})
+
+
+@pytest.mark.parametrize("op", BOTTLENECK)
+def test_a_norm_for_each_sample_has_no_gradient(op):
+    changed = {name: torch.ones(2, 6, requires_grad=True) for name in ("norm_weight", "norm_bias")}
+    with pytest.raises(ValueError, match=r"norm_weight: expected 6 elements where a gradient is computed, got .*2, 6"):
+        call(op, changed)

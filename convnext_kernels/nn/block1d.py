@@ -173,7 +173,8 @@ class FusedConvNeXtBlock1d(FusedConvNeXtBlock):
         if isinstance(x, Proxy):
             return self.node(x, cond_embedding_id) if self.adanorm else self.node(x)
         checks.sequence("x", x, "N, L, C" if self.channels_last else "N, C, L")
-        checks.sequence_weight("dwconv_weight", self.dwconv.weight, x.shape[2 if self.channels_last else 1])
+        pwconv1 = ("pwconv1_weight", self.pwconv1.weight, 1)
+        checks.sequence_weight("dwconv_weight", self.dwconv.weight, x, pwconv1, axis=2 if self.channels_last else 1)
         _check_condition(x, cond_embedding_id, self.adanorm)
         image = (x.transpose(1, 2) if self.channels_last else x).unsqueeze(2)
         y = self._adaptive(image, cond_embedding_id) if self.adanorm else self._compute(image, self._parts())

@@ -15,6 +15,8 @@ from convnext_kernels.ops.mlp import (
     OPTIONS,
     PARAMETERS,
     bottleneck,
+    channels_of,
+    check_memory,
     check_mlp,
     hidden_like,
     matrices_like,
@@ -51,6 +53,7 @@ def check_block(
     """
     checks.image("x", x)
     checks.parameters(x, (("dwconv_weight", weight), ("dwconv_bias", bias)), mixed_dtypes)
+    checks.channels(x, ("dwconv_weight", weight, 0), *channels_of(p))
     checks.depthwise_weight("dwconv_weight", weight, x.shape[1])
     checks.vector("dwconv_bias", bias, x.shape[1], "one per channel of x")
     for step in dilation:
@@ -105,7 +108,7 @@ def _forward(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor | None, *re
 
     def find() -> tuple:
         check_block(x, weight, bias, p, drop_scale, dilation, options, compute_dtype is not None)
-        checks.memory(memory)
+        check_memory(memory, p)
         spec = spec_of(x, weight, p, dilation, options[2:], compute_dtype)
         keeps = dispatch.keeps(spec, memory, backend)
         rounded = dispatch.rounds(spec, backend)
@@ -123,7 +126,7 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Te
     p, (drop_scale, down, right, *options, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
     dilation = (down, right)
     check_block(x, weight, bias, p, drop_scale, dilation, options, compute_dtype is not None)
-    checks.memory(memory)
+    check_memory(memory, p)
     spec = spec_of(x, weight, p, dilation, options[2:], compute_dtype)
     keeps, rounded = dispatch.keeps(spec, memory, backend), dispatch.rounds(spec, backend)
     return [torch.empty_like(x), *_saved(keeps, rounded, x, p, spec.compute_dtype)]
@@ -133,7 +136,7 @@ def _composed(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> lis
     p, (drop_scale, down, right, *options, compute_dtype, memory, _) = MlpParameters(*rest[:9]), rest[9:]
     dilation = (down, right)
     check_block(x, weight, bias, p, drop_scale, dilation, options, compute_dtype is not None)
-    checks.memory(memory)
+    check_memory(memory, p)
     y = cast(convolution(x, weight, bias, dilation, compute_dtype or x.dtype), x.dtype)
     return [bottleneck(y, x, p, drop_scale, *options, compute_dtype or x.dtype)]
 
@@ -143,6 +146,7 @@ def _backward(inputs: Inputs, dout: Tensor, x: Tensor, weight: Tensor, bias: Ten
     dilation = (down, right)
 
     def find() -> tuple:
+        check_memory("min", p)
         rounded = _rounded(x, compute_dtype, saved)
         like = x.to("meta")
         checks.gradient("dout", dout, like.float() if rounded else like)

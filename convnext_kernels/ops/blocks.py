@@ -76,7 +76,7 @@ class Blocks:
             except (TypeError, ValueError):
                 return None, x.dtype  # the block's own call names what is wrong, or runs another library's forward
             specs.add(spec_of(x, b.weight, b.p, b.dilation, (b.norm, b.activation), None))
-        if len(specs) > 1 or x.numel() == 0:
+        if len(specs) > 1 or x.numel() == 0 or any(b.p.adaptive for b in self.blocks):
             return None, x.dtype
         spec = specs.pop()
         kernel = dispatch.choose(spec, self.backend, x, "nothing")

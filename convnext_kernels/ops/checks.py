@@ -71,6 +71,18 @@ def parameters(x: Tensor, named: Sequence[tuple[str, Tensor | None]], mixed_dtyp
             raise TypeError(f"{name}: expected x's dtype {dtype}, got {t.dtype}")
 
 
+def channels(x: Tensor, *parameters: tuple[str, Tensor | None, int | None], axis: int = 1) -> None:
+    """If several parameters agree on a number of channels and x has another one, the mistake is likely x.
+
+    `parameters`: (name, tensor, the axis of its channels; None: each element is one). `axis`: that of x.
+    """
+    given = [(name, t, of) for name, t, of in parameters if t is not None and (of is None or t.dim() > of)]
+    counts = [t.numel() if of is None else t.shape[of] for _, t, of in given]
+    if len(counts) > 1 and counts[0] != x.shape[axis] and all(count == counts[0] for count in counts):
+        *names, last = (name for name, *_ in given)
+        raise ValueError(f"x: expected {counts[0]} channels, as {', '.join(names)} and {last} have, got {_shape(x)}")
+
+
 def vector(name: str, t: Tensor | None, length: int, of: str) -> None:
     """A tensor of any shape with `length` elements."""
     if t is not None and t.numel() != length:
@@ -104,11 +116,16 @@ def depthwise_weight(name: str, weight: Tensor, channels: int, axes: str = "KH, 
     kernel_size(name, *weight.shape[2:])
 
 
-def sequence_weight(name: str, weight: object, channels: int) -> None:
-    """The same for sequences, (C, 1, K); the op, which sees images of one row, checks its dtype and device."""
+def sequence_weight(name: str, weight: object, x: Tensor, *others: tuple, axis: int = 1) -> None:
+    """The same for sequences, (C, 1, K); the op, which sees images of one row, checks its dtype and device.
+
+    `others` and `axis` as in `channels`.
+    """
     if not isinstance(weight, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(weight).__name__}")
-    depthwise_weight(name, weight, channels, "K")
+    if weight.shape[:1] != (x.shape[axis],):
+        channels(x, (name, weight, 0), *others, axis=axis)
+    depthwise_weight(name, weight, x.shape[axis], "K")
 
 
 def one(name: str, value: object) -> int:
@@ -196,10 +213,10 @@ def memory(value: str, nothing: bool = True) -> None:
         raise ValueError(f"memory: expected one of {', '.join(map(repr, MEMORY))}, got {value!r}")
 
 
-def same_shape(name: str, t: Tensor, x: Tensor) -> None:
-    """A tensor of x's shape (residuals, incoming gradients)."""
+def same_shape(name: str, t: Tensor, x: Tensor, of: str = "x") -> None:
+    """A tensor of x's shape (residuals, incoming gradients), or of another tensor's, which is called `of`."""
     if t.shape != x.shape:
-        raise ValueError(f"{name}: expected x's shape {_shape(x)}, got {_shape(t)}")
+        raise ValueError(f"{name}: expected {of}'s shape {_shape(x)}, got {_shape(t)}")
 
 
 def gradient(name: str, t: object, output: Tensor) -> None:

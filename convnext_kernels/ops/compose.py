@@ -38,9 +38,16 @@ def nchw(x: Tensor) -> Tensor:
 
 
 def normalised(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, norm: str = LAYER) -> Tensor:
-    """LayerNorm, or another norm, of (..., C) over the last dimension."""
+    """LayerNorm, or another norm, of (..., C) over the last dimension.
+
+    Weight and bias have any shape with C elements; or (N, C), each sample's of (N, H, W, C).
+    """
     if norm != LAYER:
         return scaled(x, vector(weight, x.dtype), eps, norm)
+    if weight.dim() == 2 and weight.shape[1] == x.shape[-1]:
+        y = F.layer_norm(x, [int(weight.shape[1])], None, None, eps)
+        weight, bias = (cast(t.view(-1, 1, 1, t.shape[1]), x.dtype) for t in (weight, bias))
+        return torch.addcmul(bias, y, weight)
     channels = [int(weight.numel())]
     return F.layer_norm(x, channels, vector(weight, x.dtype), vector(bias, x.dtype), eps)
 

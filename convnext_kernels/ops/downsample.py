@@ -41,6 +41,7 @@ def _check(
     channels = x.shape[1]
     named = (("norm_weight", norm_weight), ("norm_bias", norm_bias), ("weight", weight), ("bias", bias))
     checks.parameters(x, named, mixed_dtypes)
+    checks.channels(x, ("norm_weight", norm_weight, None), ("norm_bias", norm_bias, None), ("weight", weight, 1))
     checks.vector("norm_weight", norm_weight, channels, "one per channel of x")
     checks.norm_bias("norm_bias", norm_bias, channels, norm)
     checks.patch_weight("weight", weight, x)

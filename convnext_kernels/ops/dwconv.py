@@ -19,6 +19,7 @@ def _check(
 ) -> None:
     checks.image("x", x)
     checks.parameters(x, (("weight", weight), ("bias", bias)))
+    checks.channels(x, ("weight", weight, 0), ("bias", bias, None))
     checks.depthwise_weight("weight", weight, x.shape[1])
     checks.vector("bias", bias, x.shape[1], "one per channel of x")
     checks.dilation(dilation_h)

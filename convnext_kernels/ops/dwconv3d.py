@@ -15,6 +15,7 @@ from convnext_kernels.spec import OpSpec
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, backend: str) -> None:
     checks.volume("x", x)
     checks.parameters(x, (("weight", weight), ("bias", bias)))
+    checks.channels(x, ("weight", weight, 0), ("bias", bias, None))
     checks.depthwise_weight("weight", weight, x.shape[1], "KD, KH, KW")
     checks.vector("bias", bias, x.shape[1], "one per channel of x")
     checks.stride(stride)

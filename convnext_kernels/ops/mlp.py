@@ -22,7 +22,7 @@ from convnext_kernels.ops.registration import (
     served,
 )
 from convnext_kernels.spec import MlpParameters, OpSpec
-from convnext_kernels.variants import ACTIVATIONS, NORMS
+from convnext_kernels.variants import ACTIVATIONS, LAYER, NORMS
 
 PARAMETERS = (
     "Tensor norm_weight, Tensor? norm_bias, Tensor pwconv1_weight, Tensor? pwconv1_bias, Tensor pwconv2_weight, "
@@ -32,6 +32,12 @@ _VARIANT = "float eps, float grn_eps, str norm, str activation, ScalarType? comp
 OPTIONS = f"{_VARIANT}, str memory, str backend"
 BACKWARD_OPTIONS = f"{_VARIANT}, Tensor[] saved, bool[] needs, str backend"
 _TENSORS = f"Tensor x, Tensor? residual, {PARAMETERS}, Tensor? drop_scale"
+
+
+def channels_of(p: MlpParameters) -> tuple:
+    """The parameters that have x's number of channels, for `checks.channels`."""
+    norm = ("norm_weight", p.norm_weight, 1 if p.norm_weight.dim() == 2 else None)
+    return norm, ("pwconv1_weight", p.pwconv1_weight, 1), ("pwconv2_weight", p.pwconv2_weight, 0)
 
 
 def check_mlp(
@@ -50,9 +56,15 @@ def check_mlp(
     checks.choice("activation", activation, ACTIVATIONS)
     named = (*zip(MlpParameters._fields, p, strict=True), ("drop_scale", drop_scale))
     checks.parameters(x, named, mixed_dtypes)
+    checks.channels(x, *channels_of(p))
     per_channel = "one per channel of x"
-    checks.vector("norm_weight", p.norm_weight, channels, per_channel)
-    checks.norm_bias("norm_bias", p.norm_bias, channels, norm)
+    # A vector's length is not compared with n, which may be dynamic: the comparison would become a guard.
+    matrix = norm == LAYER and p.norm_bias is not None and p.norm_weight.dim() == 2
+    if not matrix or p.norm_weight.shape != (n, channels):
+        checks.vector("norm_weight", p.norm_weight, channels, per_channel)
+        checks.norm_bias("norm_bias", p.norm_bias, channels, norm)
+    else:
+        checks.same_shape("norm_bias", p.norm_bias, p.norm_weight, "norm_weight")
     checks.pointwise_weight("pwconv1_weight", p.pwconv1_weight, None, channels, "x's number of channels")
     hidden = p.pwconv1_weight.shape[0]
     per_hidden = "one per row of pwconv1_weight"
@@ -67,6 +79,14 @@ def check_mlp(
     checks.vector("drop_scale", drop_scale, n, "one per sample of x")
     checks.epsilon("eps", eps)
     checks.epsilon("grn_eps", grn_eps)
+
+
+def check_memory(memory: str, p: MlpParameters) -> None:
+    """Check what a forward pass of `mlp` or `block` keeps for its gradient, which an adaptive norm does not have."""
+    checks.memory(memory)
+    if memory != "nothing" and p.adaptive:
+        shape = tuple(p.norm_weight.shape)
+        raise ValueError(f"norm_weight: expected {shape[1]} elements where a gradient is computed, got shape {shape}")
 
 
 def promote(dtype: torch.dtype, x: Tensor, gamma: Tensor | None) -> tuple[Tensor, torch.dtype | None]:
@@ -136,7 +156,7 @@ def _forward(inputs: Inputs, x: Tensor, residual: Tensor | None, *rest: Any) -> 
 
     def find() -> tuple:
         _check(x, residual, p, drop_scale, options, compute_dtype is not None)
-        checks.memory(memory)
+        check_memory(memory, p)
         spec = _spec(x, p, options[2:], compute_dtype)
         keeps = dispatch.keeps(spec, memory, backend)
         return dispatch.choose(spec, backend, x, keeps), keeps, spec.compute_dtype
@@ -152,7 +172,7 @@ def _forward(inputs: Inputs, x: Tensor, residual: Tensor | None, *rest: Any) -> 
 def _fake(x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
     p, (drop_scale, *options, compute_dtype, memory, backend) = MlpParameters(*rest[:9]), rest[9:]
     _check(x, residual, p, drop_scale, options, compute_dtype is not None)
-    checks.memory(memory)
+    check_memory(memory, p)
     spec = _spec(x, p, options[2:], compute_dtype)
     return [torch.empty_like(x), *_saved(dispatch.keeps(spec, memory, backend), x, p, spec.compute_dtype)]
 
@@ -185,7 +205,7 @@ def bottleneck(
 def _composed(x: Tensor, residual: Tensor | None, *rest: Any) -> list[Tensor]:
     p, (drop_scale, *options, compute_dtype, memory, _) = MlpParameters(*rest[:9]), rest[9:]
     _check(x, residual, p, drop_scale, options, compute_dtype is not None)
-    checks.memory(memory)
+    check_memory(memory, p)
     return [bottleneck(x, residual, p, drop_scale, *options, compute_dtype or x.dtype)]
 
 
@@ -193,6 +213,7 @@ def _backward(inputs: Inputs, dout: Tensor, x: Tensor, residual: Tensor | None, 
     p, (drop_scale, *options, compute_dtype, saved, needs, backend) = MlpParameters(*rest[:9]), rest[9:]
 
     def find() -> tuple:
+        check_memory("min", p)
         checks.gradient("dout", dout, x)
         checks.same_device("dout", dout, x)
         checks.saved(saved, [hidden_like(x.to("meta"), p, compute_dtype)])

@@ -29,6 +29,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, norm: str
     checks.image("x", x)
     checks.choice("norm", norm, NORMS)
     checks.parameters(x, (("weight", weight), ("bias", bias)))
+    checks.channels(x, ("weight", weight, None), ("bias", bias, None))
     checks.vector("weight", weight, x.shape[1], "one per channel of x")
     checks.norm_bias("bias", bias, x.shape[1], norm)
     checks.epsilon("eps", eps)

@@ -75,10 +75,19 @@ class PackedMlp {
   }
 
   // kept_y and kept_hidden: what is kept for the gradient, or 0. phases: a row of MLP_PHASES doubles for each
-  // thread, to which its seconds are added, or 0.
+  // thread, to which its seconds are added, or 0. norm_weight and norm_bias: those of each sample, (N, C), in
+  // place of the packed ones, or 0.
   void forward(const MlpProblem& problem, Address x, Address residual, Address out, int threads,
-               Address phases, Address drop_scale, Address kept_y, Address kept_hidden) const {
+               Address phases, Address drop_scale, Address kept_y, Address kept_hidden, Address norm_weight,
+               Address norm_bias) const {
+    require(!norm_weight == !norm_bias, "norm_weight, norm_bias: one of two");
     MlpArgs args = call(problem, x, residual, out, threads, phases);
+    const Padded weight(norm_weight, problem.n, args.c), bias(norm_bias, problem.n, args.c);
+    if (norm_weight) {
+      args.norm_weight = weight.data();
+      args.norm_bias = bias.data();
+      args.norm_step = pad_channels(args.c);
+    }
     args.drop_scale = pointer<const float>(drop_scale);
     args.kept_y = pointer<void>(kept_y);
     args.kept_hidden = pointer<void>(kept_hidden);
@@ -360,7 +369,8 @@ void bind_forward(py::module_& m) {
                     int>())
       .def("forward", &PackedMlp::forward, py::arg("problem"), py::arg("x"), py::arg("residual"),
            py::arg("out"), py::arg("threads"), py::arg("phases") = 0, py::arg("drop_scale") = 0,
-           py::arg("kept_y") = 0, py::arg("kept_hidden") = 0)
+           py::arg("kept_y") = 0, py::arg("kept_hidden") = 0, py::arg("norm_weight") = 0,
+           py::arg("norm_bias") = 0)
       .def_property_readonly("bytes", &PackedMlp::bytes);
   m.def("forward_blocks", &PackedMlp::forward_blocks);
   m.def("launch_blocks", &PackedMlp::launch_blocks);

@@ -56,8 +56,8 @@ struct Mlp {
 
   // Rows [begin, end) of the normalised operand, written to `y` from row `row` on.
   template <class T>
-  static void produce(const MlpArgs& a, const RowNorm& norm, int64_t begin, int64_t end, float* step, void* y,
-                      int64_t row, Clock& clock) {
+  static void produce(const MlpArgs& a, const RowNorm& shared, int64_t begin, int64_t end, float* step,
+                      void* y, int64_t row, Clock& clock) {
     const int64_t padded = pad_channels(a.c), most = step_rows(a.c);
     const Axis h = {a.h, a.h, a.kernel_h, a.dilation_h}, w = {a.w, a.w, a.kernel_w, a.dilation_w};
     const DwconvArgs conv = {.dtype = a.dtype,
@@ -71,8 +71,15 @@ struct Mlp {
                              .bias = a.dw_bias,
                              .residual = nullptr,
                              .pairs = a.dw_pairs};
-    for (int64_t p = begin; p < end; p += most) {
-      const int64_t rows = min64(most, end - p);
+    for (int64_t p = begin, rows; p < end; p += rows) {
+      rows = min64(most, end - p);
+      RowNorm norm = shared;
+      if (a.norm_step) {  // rows of one sample
+        const int64_t image = a.h * a.w, sample = p / image;
+        rows = min64(rows, (sample + 1) * image - p);
+        norm.weight += sample * a.norm_step;
+        norm.bias += sample * a.norm_step;
+      }
       if (a.kernel_h) {
         if constexpr (__is_same(T, BFloat16)) {
           CNK_DOTS::dwconv_pixels<T>(conv, p, p + rows, step, padded);

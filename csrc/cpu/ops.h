@@ -224,7 +224,8 @@ struct MlpArgs {
   float eps, grn_eps;
   Norm norm;
   Activation activation;
-  const float *norm_weight, *norm_bias;  // padded C
+  const float *norm_weight, *norm_bias;  // padded C, or (N, padded C)
+  int64_t norm_step;                     // elements from those of a sample to the next: 0, or padded C
   PackedMatrix w1, w2;                   // (C -> hidden), (hidden -> C)
   const float* b1;                       // padded hidden
   const float* grn_weight;  // padded hidden, or null: no GRN; its bias is added to b2 as W2 * bias

@@ -30,7 +30,7 @@ CHANGED = (
 
 MUTANTS = [
     *_in(
-        "cpu/dwconv.cpp",
+        "cpu/dwconv_taps.h",
         DWCONV,
         Mutant(
             "stride",
@@ -39,18 +39,21 @@ MUTANTS = [
             "(k ? g_.along.taps / 2 : 0)",
         ),
         Mutant(
-            "stride",
-            "the residual is read a register apart",
-            "load_tap<PARTIAL>(residual + j * step",
-            "load_tap<PARTIAL>(residual + j * kLanes",
-            tests=_parity("block and gradients"),
-        ),
-        Mutant(
             "bound",
             "the last plane of a volume is not read",
             "(depth.half & scaled) || at >= depth.in)",
             "(depth.half & scaled) || at + 1 >= depth.in)",
             tests=_parity("dwconv3d and forward"),
+        ),
+    ),
+    *_in(
+        "cpu/dwconv.cpp",
+        _parity("block and gradients"),
+        Mutant(
+            "stride",
+            "the residual is read a register apart",
+            "load_tap<PARTIAL>(residual + j * step",
+            "load_tap<PARTIAL>(residual + j * kLanes",
         ),
     ),
     *_in(
@@ -137,6 +140,13 @@ MUTANTS = [
             "the drop factor is that of the tile's row",
             "drop_scale[(pixel + r) / image]",
             "drop_scale[pixel / image]",
+        ),
+        Mutant(
+            "stride",
+            "all samples have the first one's scale and shift",
+            "if (a.norm_step) {",
+            "if (false) {",
+            tests=("tests/ops/test_parts.py", "-k", "AdaLayerNorm and cpu"),
         ),
         Mutant(
             "dtype",

@@ -150,7 +150,7 @@ MUTANTS = [
         Mutant(
             "stride",
             "samples are merged although patches end with each",
-            "extent(source, target, merge=patch == 1)",
+            "extent(source, target, merge=patch == 1 and not adaptive)",
             "extent(source, target)",
             tests=DOWNSAMPLE,
         ),

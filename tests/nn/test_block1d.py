@@ -42,7 +42,11 @@ def test_what_is_wrong_is_named():
         (lambda: block(8, kernel_size=4), ValueError, "expected an odd kernel size from 1 to 51, got 4"),
         (lambda: block(8)(x[:, :, None]), ValueError, r"3 dimensions \(N, C, L\), got 4"),
         (lambda: block(8)(None), TypeError, "x: expected a tensor, got NoneType"),
-        (lambda: block(8)(x.mT), ValueError, r"dwconv_weight: expected shape \(5, 1, K\)"),
+        (
+            lambda: block(8)(x.mT),
+            ValueError,
+            r"x: expected 8 channels, as dwconv_weight and pwconv1_weight have, got \(2, 5, 8\)",
+        ),
         (lambda: block(8, channels_last=True)(torch.zeros(5)), ValueError, r"\(N, L, C\), got 1"),
         (lambda: block(8)(x[:, :, :0]), ValueError, "x: C and L must be at least 1"),
         (lambda: block(8)(x, torch.tensor(0)), TypeError, "cond_embedding_id: expec"),

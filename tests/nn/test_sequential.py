@@ -151,7 +151,7 @@ def test_modes_see_the_blocks(x):
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(blocks(x), one_by_one(blocks, x))
         assert torch.equal(torch.func.vmap(blocks)(x[None])[0], blocks(x))
-    with pytest.raises(ValueError, match=r"dwconv_weight: expected shape"), torch.no_grad():
+    with pytest.raises(ValueError, match=r"x: expected 12 channels, as dwconv_weight"), torch.no_grad():
         blocks(torch.randn(2, 11, 5, 4))
     with pytest.raises(TypeError, match=r"x: "), torch.no_grad():
         blocks(torch.randint(3, (2, 12, 5, 4)))

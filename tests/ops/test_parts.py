@@ -59,8 +59,8 @@ PARTS = {
         own(BLOCK, 12, use_grn=True, dilation=2, channels_last=True),
         (2, 17, 12),
     ),
-    "AdaLayerNorm": Part(
-        lambda: ConvNeXtBlock(12, 48, count=4), own(BLOCK, 12, adanorm_num_embeddings=4), (2, 12, 17), [[2], [0]]
+    "AdaLayerNorm": Part(  # by itself in training, in inference a part of the block's kernels
+        lambda: ConvNeXtBlock(12, 48, count=4), own(BLOCK, 12, adanorm_num_embeddings=4), (3, 12, 17), [[2], [0], [3]]
     ),
     "strided block": Part(strided, ck.accelerate, (2, 8, 9, 8)),
     "MedNeXt": Part(lambda: MedNeXtBlock(6, 6), ck.accelerate, (2, 6, 3, 4, 5)),
@@ -75,9 +75,13 @@ PARTS = {
 }
 
 
+def condition_of(part: Part) -> list[Tensor]:
+    return [] if part.condition is None else [torch.tensor(part.condition)]
+
+
 def results(module: nn.Module, x: Tensor, part: Part) -> dict[str, Tensor]:
     x = x.detach().requires_grad_()
-    y = module(x, *([] if part.condition is None else [torch.tensor(part.condition)]))
+    y = module(x, *condition_of(part))
     dy = torch.randn(y.shape, generator=generator("dy"), dtype=torch.double).bfloat16().to(y.dtype)
     parameters = {} if part.merged else dict(module.named_parameters())
     found = torch.autograd.grad(y, [x, *parameters.values()], dy)
@@ -107,6 +111,10 @@ def test_parts(name, dtype, backend):
                 ours(x)
             return
         actual = results(ours, x, part)
+        with torch.no_grad():
+            actual["inference"] = ours(x, *condition_of(part))
+    for found in (reference, eager):
+        found["inference"] = found["result"]
     for key, value in reference.items():
-        scale = float(key != "result")  # as in test_parity.py
+        scale = float(key not in ("result", "inference"))  # as in test_parity.py
         assert_as_good_as_eager(actual[key], eager[key], value, what=f"{name}: {key}", scale=scale)

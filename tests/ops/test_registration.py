@@ -6,7 +6,7 @@ from torch.library import opcheck
 
 from convnext_kernels.ops import checks
 from tests.operators import OPERATORS, laid_out, with_gradients
-from tests.shapes import VOLUMES, Case, chosen, rows
+from tests.shapes import BOTTLENECK, VOLUMES, Case, chosen, rows
 
 # opcheck looks at .grad of the copies it makes of x, which are no leaves.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -61,6 +61,13 @@ def test_opcheck(op, case, layout, grad):
     if grad:
         arguments = with_gradients(arguments)
     opcheck(getattr(torch.ops.convnext_kernels, op).default, positional(op, arguments))
+
+
+@pytest.mark.parametrize("op", BOTTLENECK)
+def test_opcheck_with_a_norm_for_each_sample(op):
+    arguments = OPERATORS[op].arguments(CASES["v1"], torch.float32)
+    arguments |= {name: torch.randn(arguments["x"].shape[:2]) for name in ("norm_weight", "norm_bias")}
+    opcheck(getattr(torch.ops.convnext_kernels, op).default, positional(op, arguments | {"memory": "nothing"}))
 
 
 @chosen(lambda op, case, layout: everyday(op, case, layout))

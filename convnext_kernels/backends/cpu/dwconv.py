@@ -39,20 +39,24 @@ def _sizes(t: Tensor) -> tuple[int, ...]:
 def forward(call: DwconvCall | Dwconv3dCall) -> Tensor:
     """Return y like x, or of half its size; sums in fp32."""
     out = torch.empty_like(call.x) if call.stride == 1 else call.result()  # the first way is 0.6 us shorter
-    return _convolve(call.x, call, flipped=False, out=out)
+    return convolve(call.x, call, call.bias, out)
 
 
-def _convolve(
-    x: Tensor, call: DwconvCall | Dwconv3dCall, flipped: bool, out: Tensor, residual: Tensor | None = None
+def convolve(
+    x: Tensor,
+    call: DwconvCall | Dwconv3dCall,
+    bias: Tensor | None,
+    out: Tensor,
+    *,
+    flipped: bool = False,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Convolve x into `out`; `flipped`: x is the gradient of the call's result, `out` that of its input."""
     if len(call) == 7:
-        _, weight, bias, dilation, stride, _, _ = call
+        _, weight, _, dilation, stride, _, _ = call
     else:
-        _, weight, bias, stride, _, _ = call
+        _, weight, _, stride, _, _ = call
         dilation = (1, 1)
-    if flipped:
-        bias = None
     n, channels = x.shape[:2]
     isa = native.isa()
 
@@ -91,7 +95,7 @@ def backward(
     x, weight, bias = call[:3]
     gradients = []
     if needs[0]:
-        gradients.append(_convolve(dy, call, flipped=True, out=torch.empty_like(x), residual=residual))
+        gradients.append(convolve(dy, call, None, torch.empty_like(x), flipped=True, residual=residual))
     if not (needs[1] or needs[2]):
         return gradients
     (n, channels), (d, h, w), sides = x.shape[:2], _sizes(x), _sizes(weight)

@@ -17,6 +17,7 @@ from convnext_kernels.backends.cpu.packed import Known, Launch, packed
 from convnext_kernels.calls import BlockCall, BlocksCall, MlpCall
 from convnext_kernels.spec import MlpParameters
 from convnext_kernels.tuning import Candidate, cache, forcing, pick
+from convnext_kernels.variants import constant
 
 # Schedules of csrc/cpu/ops.h with their numbers; the first one is the default.
 SCHEDULES = tuple(
@@ -75,6 +76,7 @@ class _Facts(NamedTuple):
     direct: bool  # whether x and the result are dense NHWC
     operations: int
     configuration: tuple  # of the packed parameters: dtype, kernel, dilation, eps, grn_eps, norm, activation
+    adaptive: bool  # whether each sample has a weight and a bias of LayerNorm
 
 
 def _facts(call: MlpCall | BlockCall, dilation: tuple[int, int], kernel: tuple[int, int]) -> _Facts:
@@ -90,7 +92,7 @@ def _facts(call: MlpCall | BlockCall, dilation: tuple[int, int], kernel: tuple[i
         problem = functools.cache(functools.partial(native.extension().MlpProblem, codes[0], n, h, w, codes[1]))
         options = call.eps, call.grn_eps, call.norm, call.activation
         configuration = (call.compute_dtype == torch.bfloat16, kernel, dilation, *options)
-        found = memo["cpu mlp"] = _Facts(problem, direct, operations, configuration)
+        found = memo["cpu mlp"] = _Facts(problem, direct, operations, configuration, call.p.adaptive)
     return found
 
 
@@ -180,6 +182,11 @@ def run(
     if inputs is not None:
         parameters = slice(1 if dwconv or residual is None else 2, None if drop is None else -1)
         known = Known(inputs.signature, inputs.tensors[parameters], inputs.addresses[parameters])
+    norm_weight = norm_bias = None
+    if facts.adaptive:  # arguments of the call: the packed parameters serve every condition
+        norm_weight, norm_bias = flat_float(p.norm_weight), flat_float(p.norm_bias)
+        p = p._replace(norm_weight=constant(x, 1.0), norm_bias=constant(x, 0.0))
+        known = launcher = None
     schedule = _schedule(call, kernel_size, (kept_y is not None) + (kept_hidden is not None))
     written = out = torch.empty_like(x) if facts.direct else None
     launch = None
@@ -205,6 +212,8 @@ def run(
         address(drop),
         address(kept_y),
         address(kept_hidden),
+        address(norm_weight),
+        address(norm_bias),
     )
     return out if facts.direct else finish(written, out)
 

@@ -34,7 +34,15 @@ def normalize(
     patch: int = 1,
     norm: str = LAYER,
 ) -> None:
-    """The norm of (N, C, H, W) into `out` (from `output_rows`, `rows` or `patch_rows`), in out's dtype."""
+    """The norm of (N, C, H, W) into `out` (from `output_rows`, `rows` or `patch_rows`), in out's dtype.
+
+    weight and bias have C elements, or are (N, C): those of each sample, which PyTorch applies; `out` is dense then.
+    """
+    if weight is not None and weight.numel() != x.shape[1]:
+        normalize(x, None, None, eps, out)
+        y = out.tensor.view(x.shape[0], -1, x.shape[1])
+        torch.addcmul(bias.detach().unsqueeze(1), y, weight.detach().unsqueeze(1), out=y)
+        return
     if norm != LAYER and _too_wide(x):
         out.tensor.copy_(scaled(_nhwc(x), _of(weight, x), eps, norm).reshape(out.tensor.shape))
         return

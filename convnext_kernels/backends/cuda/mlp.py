@@ -3,7 +3,8 @@
 Two plans, chosen by predicted time (`mlp_plan.py`):
 
 fused    one kernel, the hidden on chip (csrc/cuda/mlp/mlp_fused.cu, mlp_fused_fp32.cu): C up to 256, forward only,
-         LayerNorm and exact GELU only: others would multiply the kernels that take the longest to compile
+         LayerNorm, one for all samples, and exact GELU only: others would multiply the kernels that take the longest
+         to compile
 cublas   matmuls by cuBLAS with pointwise kernels between them (backends/gpu/mlp_cublas.py), forward and backward
 
 This file makes the arguments of these kernels.
@@ -61,7 +62,7 @@ def forward(
     `like` in another dtype, with the residual. `weights`: `mlp_cublas.matrices`.
     """
     x = call.x
-    if (call.norm, call.activation) != (LAYER, GELU):
+    if (call.norm, call.activation) != (LAYER, GELU) or call.p.adaptive:
         return mlp_cublas.forward(KERNELS, call, hidden, like, rounded, weights)
     plan = forward_plan(_problem(x, call.p, call.compute_dtype, hidden is not None), gpu_of(x))
     if plan.config["plan"] == "cublas":

@@ -12,7 +12,7 @@ from convnext_kernels.calls import NormCall
 from convnext_kernels.variants import LAYER, scaled, scaled_backward
 
 
-def forward_nhwc(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, norm: str) -> Tensor:
+def forward_nhwc(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, norm: str) -> Tensor:
     """LayerNorm, or another norm of `variants`, of (..., C)."""
     return F.layer_norm(x, (x.shape[-1],), weight, bias, eps) if norm == LAYER else scaled(x, weight, eps, norm)
 

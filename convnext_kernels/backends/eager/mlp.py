@@ -42,7 +42,11 @@ def _hidden(
     u: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return (norm(x), u: the input of the activation, its output, input of W2), all NHWC in `compute_dtype`."""
-    n = layernorm.forward_nhwc(x, _cast(p.norm_weight, x.dtype), _cast(p.norm_bias, x.dtype), eps, norm)
+    if p.adaptive:
+        weight, bias = (t.view(-1, 1, 1, x.shape[-1]).to(x.dtype) for t in (p.norm_weight, p.norm_bias))
+        n = torch.addcmul(bias, layernorm.forward_nhwc(x, None, None, eps, norm), weight)
+    else:
+        n = layernorm.forward_nhwc(x, _cast(p.norm_weight, x.dtype), _cast(p.norm_bias, x.dtype), eps, norm)
     n = n.to(compute_dtype)
     if u is None:
         u = F.linear(n, _matrix(p.pwconv1_weight, compute_dtype), _cast(p.pwconv1_bias, compute_dtype))

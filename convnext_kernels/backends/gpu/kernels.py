@@ -13,7 +13,7 @@ class Kernels:
     """Launchers of one backend. Those that return nothing write to their last tensors or `Rows`, of any dtype."""
 
     # (x, weight, bias, eps, out: Rows, *, patch=1, norm="layer"): LayerNorm or another norm, in the
-    # order of pixels or of patches (`patch_rows`)
+    # order of pixels or of patches (`patch_rows`); weight and bias (C,), or for dense rows (N, C): of each sample
     normalize: Callable
     # (dy: Rows, x, weight, bias, eps, needs, patch=1, norm="layer") -> gradients of (x, weight, bias) that
     # `needs` marks

@@ -69,6 +69,7 @@ def _forward(call: BlockCall, *kept: Tensor) -> Tensor:
         HIDDEN=w1.shape[0],
         K=call.weight.shape[-1],
         NORM=call.norm,
+        ADAPTIVE=p.adaptive,
         ACTIVATION=call.activation,
         enable_fp_fusion=True,
         **tile,

@@ -76,7 +76,7 @@ def normalise(x, inside, eps, C: tl.constexpr, NORM: tl.constexpr):
 @triton.jit(do_not_specialize=COUNTS)
 def layernorm_fwd_kernel(
     x_ptr,
-    weight_ptr,
+    weight_ptr,  # (C,); (N, C) if ADAPTIVE, as the bias
     bias_ptr,
     y_ptr,  # None: statistics only
     mean_ptr,  # None: no statistics
@@ -97,6 +97,7 @@ def layernorm_fwd_kernel(
     BLOCK_C: tl.constexpr,
     PATCH: tl.constexpr,
     NORM: tl.constexpr,
+    ADAPTIVE: tl.constexpr,
 ):
     """One program: BLOCK_P pixels of one sample, all their channels."""
     n = tl.program_id(0) // tiles
@@ -110,6 +111,9 @@ def layernorm_fwd_kernel(
         tl.store(mean_ptr + row, mean, mask=p < pixels)
         tl.store(rstd_ptr + row, rstd, mask=p < pixels)
     if y_ptr is not None:
+        if ADAPTIVE:
+            weight_ptr += n.to(tl.int64) * C
+            bias_ptr += n.to(tl.int64) * C
         y = numerator * rstd[:, None]
         if weight_ptr is not None:
             y *= tl.load(weight_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
@@ -237,12 +241,14 @@ def normalize(
 ) -> tuple[Tensor, Tensor] | None:
     """The norm of (N, C, H, W) into `out` (from `output_rows`, `rows` or `patch_rows`), in out's dtype.
 
-    With `statistics`, returns mean and rstd as fp32 (N * H * W); with out=None nothing else is computed.
+    weight and bias have C elements, or are (N, C): those of each sample. With `statistics`, returns mean and rstd as
+    fp32 (N * H * W); with out=None nothing else is computed.
     """
     source = rows(x)
     channels, height, width = x.shape[1:]
     target = source if out is None else out
-    samples, pixels = extent(source, target, merge=patch == 1)
+    adaptive = weight is not None and weight.numel() != channels
+    samples, pixels = extent(source, target, merge=patch == 1 and not adaptive)
     stats = torch.empty((2, samples * pixels), dtype=torch.float32, device=x.device) if statistics else (None, None)
     if channels > MAX_BLOCK_C:
         block_p, kernel, config = 1, wide.layernorm_fwd_wide_kernel, {"BLOCK_C": 2048, "num_warps": 8}
@@ -266,6 +272,7 @@ def normalize(
         C=channels,
         PATCH=patch,
         NORM=norm,
+        ADAPTIVE=adaptive,
         enable_fp_fusion=True,
         **config,
     )

@@ -53,6 +53,7 @@ def _problem(call: MlpCall, hidden: bool, stream: torch.dtype) -> Problem:
         hidden,
         call.compute_dtype == torch.float32 and tf32_allowed(),
         str(stream).removeprefix("torch."),
+        call.p.adaptive,
     )
 
 
@@ -96,7 +97,7 @@ def _fused(
     other = written if residual is None else rows(residual)
     channels, hidden = x.shape[1], p.pwconv1_weight.shape[0]
     w1, w2 = weights
-    samples, pixels = extent(source, other, written, merge=p.grn_weight is None)
+    samples, pixels = extent(source, other, written, merge=p.grn_weight is None and not p.adaptive)
     tiles = triton.cdiv(pixels, config["BM"])
     tile = {k: config[k] for k in ("BM", "BC", "PIECES", "BH", "num_warps", "num_stages")}
 
@@ -128,6 +129,7 @@ def _fused(
             C=channels,
             HIDDEN=hidden,
             NORM=norm,
+            ADAPTIVE=p.adaptive,
             ACTIVATION=activation,
             enable_fp_fusion=True,
             **tile,
@@ -152,7 +154,7 @@ def _two_products(
 ) -> None:
     source = rows(call.x)
     other = written if call.residual is None else rows(call.residual)
-    samples, pixels = extent(source, other, written, merge=call.p.grn_weight is None)
+    samples, pixels = extent(source, other, written, merge=call.p.grn_weight is None and not call.p.adaptive)
     if "library" in config["expand"]:
         h, scale = mlp_cublas.hidden_rows(KERNELS, call, weights[0], u), None
     else:
@@ -180,6 +182,8 @@ def _expand(
     kernel, parameters = mlp_expand_kernel, (vector(p.norm_weight), vector(p.norm_bias), w1, vector(p.pwconv1_bias))
     if config["fold"]:
         kernel, parameters = mlp_folded_expand_kernel, _folded(p, compute_dtype)
+    else:
+        options["ADAPTIVE"] = p.adaptive
     launch(kernel, (samples * tiles * triton.cdiv(hidden, tile["BN"]),))(
         source.tensor, *parameters, h, u, sums, pixels, tiles, *source[1:], eps, **options, **tile
     )

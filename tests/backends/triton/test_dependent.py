@@ -15,6 +15,7 @@ pytest.importorskip("triton", minversion="3.4", reason="needs the package triton
 from convnext_kernels.backends import triton as backend
 from convnext_kernels.backends.triton import dwconv, launch
 from convnext_kernels.backends.triton.kernels import dependent, dwconv_forward
+from convnext_kernels.backends.triton.kernels.dwconv_forward import rolling_kernel
 
 SOURCES = sorted(Path(inspect.getfile(backend)).parent.rglob("*.py"))
 
@@ -44,7 +45,7 @@ def test_where(arch, used, monkeypatch):
     monkeypatch.setattr(launch, "_INTERPRETED", False)
     monkeypatch.setattr(launch.drivers, "_active", Driver())
     options = {"PDL": True, "launch_pdl": True} if used else {"PDL": False}
-    assert launch._dependent(dwconv.rolling_kernel) == options
+    assert launch._dependent(rolling_kernel) == options
     assert launch._dependent(dependent.wait_for_previous) == options
     assert launch._dependent(dwconv_forward.load_two) == {}
 
@@ -54,4 +55,4 @@ def test_not_in_the_interpreter():
     x = torch.randn(1, 2, 3, 3).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(2, 1, 1, 1)
     torch.testing.assert_close(dwconv.forward(DwconvCall(x, weight, None, (1, 1), 1, x.dtype)), x * weight[:, 0])
-    assert launch._dependent(dwconv.rolling_kernel) == {"PDL": False}
+    assert launch._dependent(rolling_kernel) == {"PDL": False}

@@ -72,7 +72,7 @@ def block_fwd_kernel(
     x_ptr,  # (N, H, W, C) dense
     weight_ptr,  # (K, K, C) fp32: of `pack_kernel`
     bias_ptr,
-    norm_weight_ptr,
+    norm_weight_ptr,  # (C,); (N, C) if ADAPTIVE, as the bias
     norm_bias_ptr,
     w1_ptr,  # (HIDDEN, C) dense
     b1_ptr,
@@ -93,6 +93,7 @@ def block_fwd_kernel(
     PIECES: tl.constexpr,
     BH: tl.constexpr,
     NORM: tl.constexpr,
+    ADAPTIVE: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
     """One program: BM pixels of one sample."""
@@ -104,6 +105,9 @@ def block_fwd_kernel(
     inside = p < pixels
     row = (n.to(tl.int64) * pixels + p) * C
     y = convolved_pieces(x_ptr, weight_ptr, bias_ptr, row, p, inside, height, width, compute, C, K, BM, BC, PIECES)
+    if ADAPTIVE:
+        norm_weight_ptr += n.to(tl.int64) * C
+        norm_bias_ptr += n.to(tl.int64) * C
     z = normed_pieces(y, norm_weight_ptr, norm_bias_ptr, eps, compute, compute, C, BC, PIECES, NORM)
     acc = zero_pieces(BM, BC, PIECES)
     for start in range(0, HIDDEN, BH):

@@ -84,6 +84,7 @@ def layernorm_fwd_wide_kernel(
     BLOCK_C: tl.constexpr,
     PATCH: tl.constexpr,
     NORM: tl.constexpr,
+    ADAPTIVE: tl.constexpr,
 ):
     """One program: one pixel."""
     n = (tl.program_id(0) // pixels).to(tl.int64)
@@ -94,6 +95,9 @@ def layernorm_fwd_wide_kernel(
         tl.store(mean_ptr + tl.program_id(0), mean + correction)
         tl.store(rstd_ptr + tl.program_id(0), rstd)
     if y_ptr is not None:
+        if ADAPTIVE:
+            weight_ptr += n * C
+            bias_ptr += n * C
         q = p
         whole = p < pixels
         if PATCH > 1:

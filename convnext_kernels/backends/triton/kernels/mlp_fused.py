@@ -27,7 +27,7 @@ from convnext_kernels.backends.triton.kernels.mlp_tiles import (
 @triton.jit(do_not_specialize=["pixels", "tiles", "sample_pixels"])
 def mlp_fused_fwd_kernel(
     x_ptr,
-    norm_weight_ptr,
+    norm_weight_ptr,  # (C,); (N, C) if ADAPTIVE, as the bias
     norm_bias_ptr,
     w1_ptr,  # (HIDDEN, C) dense
     b1_ptr,
@@ -62,6 +62,7 @@ def mlp_fused_fwd_kernel(
     PIECES: tl.constexpr,
     BH: tl.constexpr,
     NORM: tl.constexpr,
+    ADAPTIVE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -72,6 +73,9 @@ def mlp_fused_fwd_kernel(
     n = tl.program_id(0) // tiles
     p = (tl.program_id(0) % tiles) * BM + tl.arange(0, BM)
     inside = p < pixels
+    if ADAPTIVE:
+        norm_weight_ptr += n.to(tl.int64) * C
+        norm_bias_ptr += n.to(tl.int64) * C
     z = normalised_pieces(
         x_ptr,
         norm_weight_ptr,

@@ -210,7 +210,7 @@ def mlp_folded_expand_kernel(
 @triton.jit(do_not_specialize=["pixels", "tiles"])
 def mlp_expand_kernel(
     x_ptr,
-    norm_weight_ptr,
+    norm_weight_ptr,  # (C,); (N, C) if ADAPTIVE, as the bias
     norm_bias_ptr,
     w1_ptr,  # (HIDDEN, C) dense
     b1_ptr,
@@ -230,6 +230,7 @@ def mlp_expand_kernel(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
     NORM: tl.constexpr,
+    ADAPTIVE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -239,6 +240,9 @@ def mlp_expand_kernel(
     whole: tl.constexpr = HIDDEN % BN == 0 and C % BK == 0
     tile, n, p, inside, hid = program_tile(pixels, tiles, HIDDEN, BM, BN, GROUP)
     held = hid < HIDDEN
+    if ADAPTIVE:
+        norm_weight_ptr += n.to(tl.int64) * C
+        norm_bias_ptr += n.to(tl.int64) * C
     mean, rstd = row_statistics(x_ptr, n, p, inside, stride_xn, stride_xp, stride_xc, eps, C, BM, BK, NORM)
     u = tl.zeros((BM, BN), dtype=tl.float32)
     for start in range(0, C, BK):

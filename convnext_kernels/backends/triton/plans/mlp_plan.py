@@ -37,6 +37,7 @@ class Problem(NamedTuple):
     keeps_hidden: bool
     tf32: bool  # fp32 matmuls may run as TF32
     stream: str = ""  # dtype of the residual, the result and its gradient, if it is not x's
+    adaptive: bool = False  # whether each sample has a weight and a bias of LayerNorm
 
     @property
     def itemsize(self) -> int:
@@ -73,8 +74,8 @@ class Problem(NamedTuple):
         return aligned and not gpu.target and gpu.arch >= 90 and self.pixels < 2**31
 
     def tiles(self, bm: int) -> int:
-        """Tiles of `bm` pixels; with GRN a tile lies within one sample."""
-        if self.grn:
+        """Tiles of `bm` pixels; with GRN or an adaptive norm a tile lies within one sample."""
+        if self.grn or self.adaptive:
             return self.samples * -(-self.sample_pixels // bm)
         return -(-self.pixels // bm)
 
@@ -293,7 +294,7 @@ def expand_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
         works = (product(tile, NORMALISE_OPS),)
         handicap = NORMALISING_HANDICAP if p.channels >= FOLDED_CHANNELS else 1.0
         yield Candidate(tile_name(tile), {"fold": False, "tile": tile}, works, handicap)
-    if p.channels >= FOLDED_CHANNELS:
+    if p.channels >= FOLDED_CHANNELS and not p.adaptive:
         folding = Work(dram_bytes=weights * 2, programs=-(-p.hidden // FOLD_ROWS))
         for tile in _product_tiles(p):
             works = folding, product(tile, FOLD_OPS)
