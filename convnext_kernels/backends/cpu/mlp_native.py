@@ -186,11 +186,11 @@ def run(
     if facts.adaptive:  # arguments of the call: the packed parameters serve every condition
         norm_weight, norm_bias = flat_float(p.norm_weight), flat_float(p.norm_bias)
         p = p._replace(norm_weight=constant(x, 1.0), norm_bias=constant(x, 0.0))
-        known = launcher = None
+        known = None
     schedule = _schedule(call, kernel_size, (kept_y is not None) + (kept_hidden is not None))
     written = out = torch.empty_like(x) if facts.direct else None
     launch = None
-    if repeatable and facts.direct and drop is kept_y is kept_hidden is None:
+    if repeatable and facts.direct and not facts.adaptive and drop is kept_y is kept_hidden is None:
         launch = _launch(call, facts, schedule, lambda kernel: [kernel], out)
     kernel = _kernel(p, dw_weight, dw_bias, facts.configuration, known, launch)
     if facts.direct:
