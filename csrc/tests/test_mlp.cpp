@@ -18,7 +18,9 @@ struct Case {
   bool grn = false, drop = false, residual = true;
   int kernel_w = 0;        // 0: kernel_size
   int64_t dilation_w = 0;  // 0: dilation
+  bool adaptive = false;   // a norm for each image
 
+  int64_t norms() const { return adaptive ? image.n : 1; }
   Convolution convolution() const {
     return {kernel_size, kernel_w ? kernel_w : kernel_size, dilation, dilation_w ? dilation_w : dilation};
   }
@@ -70,6 +72,7 @@ struct Problem {
     args.grn_eps = kGrnEps;
     args.norm_weight = norm_weight.as<float>();
     args.norm_bias = norm_bias.as<float>();
+    args.norm_step = s.adaptive ? pad_channels(s.image.c) : 0;
     args.w1 = {packed1.as<void>(), s.hidden, s.image.c, s.dtype};
     args.w2 = {packed2.as<void>(), s.image.c, s.hidden, s.dtype};
     args.b1 = b1.as<float>();
@@ -100,8 +103,8 @@ struct Problem {
             packed_taps(Tensor(s.dtype, random.floats(s.convolution().taps() * s.image.c, -1, 1)).values(),
                         {0, 0, s.convolution().kernel_h}, {0, 0, s.convolution().kernel_w}, s.image.c)),
         dw_bias(padded(random.floats(s.image.c, -1, 1), s.image.c)),
-        norm_weight(padded(random.floats(s.image.c, -2, 2), s.image.c)),
-        norm_bias(padded(random.floats(s.image.c, -1, 1), s.image.c)),
+        norm_weight(padded(random.floats(s.norms() * s.image.c, -2, 2), s.image.c)),
+        norm_bias(padded(random.floats(s.norms() * s.image.c, -1, 1), s.image.c)),
         b1(padded(random.floats(s.hidden, -1, 1), s.hidden)),
         grn_weight(padded(random.floats(s.hidden, -1, 1), s.hidden)),
         b2(padded(random.floats(s.image.c, -1, 1), s.image.c)),
@@ -160,6 +163,18 @@ TEST_CASE("columns: few pixels, weights larger than L2") {
   check({DType::kBFloat16, {1, 4, 5, c}, 4 * c, 7, 1, true, true}, 2);
   check({DType::kFloat32, {3, 2, 11, c}, 4 * c - 5, 0, 1, false, true, false},
         3);  // above 64 rows: two threads or more
+}
+
+TEST_CASE("a norm for each image, in all plans") {
+  const int64_t c = many_channels();
+  for (DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    for (Case s :
+         {Case{dtype, {5, 1, 17, 33}, 49, 3}, Case{dtype, {3, 2, 5, c}, 4 * c},
+          Case{dtype, {5, 9, 20, 3}, 600, 3, 1, true}, Case{dtype, {2, 33, 37, 20}, 40, 3, 1, true}}) {
+      s.adaptive = true;
+      check(s, uint32_t(s.image.w));
+    }
+  }
 }
 
 TEST_CASE("GRN: groups of several images, the last one smaller") {
