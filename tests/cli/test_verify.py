@@ -76,9 +76,7 @@ cli.main(sys.argv[1:])
 def _started(folder: Path) -> subprocess.Popen:
     arguments = ["verify", "--device", "cpu", "--minutes", "5", "--only", "numerics fp32", "--report", str(folder)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", MANY, *arguments], env=environment, stdout=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, "-c", MANY, *arguments], env=environment, stdout=subprocess.DEVNULL)
     end = time.monotonic() + 300
     while time.monotonic() < end and process.poll() is None:
         time.sleep(0.1)
