@@ -38,7 +38,7 @@ def test_eight_threads_share_one_block(use_grn, kernel):
     start = threading.Barrier(8)
 
     def work(x, y):
-        start.wait(timeout=30)
+        start.wait(timeout=120)
         with torch.no_grad():
             for _ in range(20):
                 torch.testing.assert_close(block(x), y, rtol=1e-4, atol=1e-4)
