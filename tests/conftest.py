@@ -161,7 +161,7 @@ def run_python() -> Callable[..., str]:
             env={**clean, "PYTHONPATH": path, **environment},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

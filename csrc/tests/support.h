@@ -54,7 +54,6 @@ inline const std::vector<Kernels>& kernels() {
 }
 
 constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
-constexpr int kTeams[] = {1, 2, 3, 5};
 // Below, equal to and above the sizes of registers of 4, 8
 // and 16 lanes, the padding of 32, panels of 48 columns.
 constexpr int64_t kChannels[] = {1, 3, 15, 16, 17, 31, 32, 33, 48, 96, 100};
@@ -198,28 +197,35 @@ inline Tensor without_padding(const Tensor& t, int64_t c) {
   return out;
 }
 
+// Sizes of teams, beside one thread: every one, or in loops of many cases one after the other.
+using Teams = std::vector<int>;
+inline Teams every_team() { return {2, 3, 5}; }
+inline Teams one_team(uint32_t turn) { return {every_team()[turn % 3]}; }
+
 // What `run` (kernels, products, threads) gives: of one set of instructions the same bits in every team, and near
 // those of the first set, whose values tests/ops compares with PyTorch's. Here the point is memory (Buffer), teams,
 // and sets that this machine lacks. An empty tensor is a result that was not asked for.
 template <class Run>
-void check_sets(DType dtype, const Run& run, bool products = true) {
+void check_sets(DType dtype, const Run& run, const Teams& teams, bool products = true) {
   std::vector<Tensor> first;
   for (const Kernels& k : kernels()) {
     CAPTURE(k.name());
     for (Products of : products ? k.products() : std::vector<Products>{Products::kFloat32}) {
       CAPTURE(products_name(of));
       std::vector<Tensor> out = run(k, of, 1);
-      if (first.empty()) first = run(k, of, 1);
+      for (int threads : teams) {
+        CAPTURE(threads);
+        const std::vector<Tensor> again = run(k, of, threads);
+        for (size_t i = 0; i < again.size(); ++i) CHECK(difference(again[i], out[i]) == "");
+      }
+      const bool is_first = first.empty();  // it is compared with itself: a NaN differs from itself
+      if (is_first) first.swap(out);
+      const std::vector<Tensor>& found = is_first ? first : out;
       // of the largest value: in a sum over thousands of pixels that cancels, roundings of bf16 reach 4 %
       const double relative = dtype == DType::kFloat32 && of == Products::kFloat32 ? 1e-4 : 5e-2;
-      for (size_t i = 0; i < out.size(); ++i) {
+      for (size_t i = 0; i < found.size(); ++i) {
         CAPTURE(i);
-        if (out[i].count() == first[i].count()) CHECK(apart(out[i], first[i], relative) == "");
-      }
-      for (int threads : kTeams) {
-        CAPTURE(threads);
-        const std::vector<Tensor> again = threads > 1 ? run(k, of, threads) : std::vector<Tensor>();
-        for (size_t i = 0; i < again.size(); ++i) CHECK(difference(again[i], out[i]) == "");
+        if (found[i].count() == first[i].count()) CHECK(apart(found[i], first[i], relative) == "");
       }
     }
   }

@@ -14,7 +14,7 @@ TEST_CASE("copies are exact, around lines and registers, at every alignment") {
   for (int method = 0; method < kCopyMethodCount; ++method) {
     for (int64_t bytes : {0, 1, 15, 63, 64, 65, 127, 128, 255, 256, 257, 300, 1000, 4099, 70001}) {
       for (int64_t alignment : {1, 64}) {
-        for (int threads : kTeams) {
+        for (int threads : {1, 2, 3, 5}) {
           CAPTURE(method);
           CAPTURE(bytes);
           CAPTURE(alignment);

@@ -9,7 +9,8 @@ using namespace cnk::test;
 
 namespace {
 
-void check(DType dtype, DType out_dtype, const Image& image, int patch, int64_t d, uint32_t seed) {
+void check(DType dtype, DType out_dtype, const Image& image, int patch, int64_t d, uint32_t seed,
+           const Teams& teams, bool gradients = true) {
   CAPTURE(seed);
   CAPTURE(dtype_name(dtype));
   CAPTURE(dtype_name(out_dtype));
@@ -97,16 +98,19 @@ void check(DType dtype, DType out_dtype, const Image& image, int patch, int64_t 
   };
 
   const bool exact = dtype == DType::kFloat32 && out_dtype == DType::kFloat32;
-  check_sets(exact ? dtype : DType::kBFloat16, [&](const Kernels& k, Products products, int threads) {
+  const auto run = [&](const Kernels& k, Products products, int threads) {
+    if (!gradients) return results(forward(k, products, threads));
     std::vector<Tensor> all = backward(k, products, threads, true, true);
     for (bool inputs : {false, true}) {
+      if (threads == 1) break;
       const std::vector<Tensor> some = backward(k, products, threads, inputs, !inputs);
       for (size_t i = 0; i < all.size(); ++i)
         if (some[i].count()) CHECK(difference(some[i], all[i]) == "");
     }
     all.push_back(forward(k, products, threads));
     return all;
-  });
+  };
+  check_sets(exact ? dtype : DType::kBFloat16, run, teams);
 }
 
 }  // namespace
@@ -119,7 +123,7 @@ TEST_CASE("every channel count, in and out, in every dtype") {
         ++seed;
         const int64_t d = kChannels[(seed * 7) % std::size(kChannels)];
         // Sizes that are no multiple of the patch: the remainder is neither read nor written.
-        check(dtype, kDTypes[seed / 3 % 3], {2, 5, 6 + seed % 3, c}, patch, d, seed);
+        check(dtype, kDTypes[seed / 3 % 3], {2, 5, 6 + seed % 3, c}, patch, d, seed, one_team(seed));
       }
     }
   }
@@ -127,17 +131,18 @@ TEST_CASE("every channel count, in and out, in every dtype") {
 
 TEST_CASE("one patch, images one patch high or wide, several tiles and groups of patches") {
   for (DType dtype : kDTypes) {
-    check(dtype, dtype, {1, 2, 2, 17}, 2, 33, 1);
-    check(dtype, dtype, {1, 2, 57, 5}, 2, 7, 2);
-    check(dtype, dtype, {1, 57, 3, 5}, 2, 7, 3);
+    check(dtype, dtype, {1, 2, 2, 17}, 2, 33, 1, every_team());
+    check(dtype, dtype, {1, 2, 57, 5}, 2, 7, 2, every_team());
+    check(dtype, dtype, {1, 57, 3, 5}, 2, 7, 3, every_team());
   }
-  check(DType::kFloat32, DType::kFloat32, {3, 57, 55, 5}, 2, 6, 4);
-  check(DType::kBFloat16, DType::kBFloat16, {3, 56, 57, 100}, 2, 17, 2);
+  check(DType::kFloat32, DType::kFloat32, {3, 57, 55, 5}, 2, 6, 4, {2});
+  check(DType::kBFloat16, DType::kBFloat16, {3, 56, 57, 100}, 2, 17, 2, {3});
 }
 
 TEST_CASE("few patches, weights larger than L2") {
   int64_t d = 100;
   while (2 * 2 * 96 * d * 2 <= l2_cache_bytes()) d += 100;  // in bf16; more in fp32
-  check(DType::kFloat32, DType::kFloat32, {1, 7, 11, 90}, 2, d + 5, 1);
-  check(DType::kBFloat16, DType::kBFloat16, {3, 14, 12, 96}, 2, d, 2);  // above 64 rows: two threads or more
+  check(DType::kFloat32, DType::kFloat32, {1, 7, 11, 90}, 2, d + 5, 1, {2}, false);
+  check(DType::kBFloat16, DType::kBFloat16, {3, 14, 12, 96}, 2, d, 2, {3},
+        false);  // above 64 rows: two threads or more
 }

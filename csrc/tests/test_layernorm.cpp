@@ -39,7 +39,7 @@ void check(DType dtype, int64_t rows, int64_t c, double mean = 0.3, double sprea
     in_team(threads, [&](Team& team) { k.ops.layernorm_backward(args, team); });
     return results(std::move(y), std::move(dx), without_padding(dweight, c), without_padding(dbias, c));
   };
-  check_sets(dtype, run, false);
+  check_sets(dtype, run, every_team(), false);
 }
 
 }  // namespace

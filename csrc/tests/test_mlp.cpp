@@ -18,7 +18,8 @@ struct Case {
   bool grn = false, drop = false, residual = true;
   int kernel_w = 0;        // 0: kernel_size
   int64_t dilation_w = 0;  // 0: dilation
-  bool adaptive = false;   // a norm for each image
+  int schedule = kByShape;
+  bool adaptive = false;  // a norm for each image
 
   int64_t norms() const { return adaptive ? image.n : 1; }
   Convolution convolution() const {
@@ -86,6 +87,7 @@ struct Problem {
       args.kept_dtype = kept_hidden->dtype();
     }
     args.phases = phases;
+    args.schedule = s.schedule;
     Buffer work = workspace(k.ops.mlp_workspace(args, threads));
     args.workspace = work.as<char>();
     in_team(threads, [&](Team& team) { k.ops.mlp(args, team); });
@@ -112,7 +114,7 @@ struct Problem {
         drop_scale(floats(random.floats(s.image.n, 0.5, 2))) {}
 };
 
-void check(const Case& s, uint32_t seed) {
+void check(const Case& s, uint32_t seed, const Teams& teams = every_team()) {
   Problem problem(s, seed);
   CAPTURE(seed);
   CAPTURE(dtype_name(s.dtype));
@@ -120,9 +122,32 @@ void check(const Case& s, uint32_t seed) {
   CAPTURE(s.hidden);
   CAPTURE(s.kernel_size);
   CAPTURE(s.grn);
-  check_sets(s.dtype, [&](const Kernels& k, Products products, int threads) {
+  const auto run = [&](const Kernels& k, Products products, int threads) {
     return results(problem.run(k, products, threads));
-  });
+  };
+  check_sets(s.dtype, run, teams);
+}
+
+// The same, with what is kept for the gradient: the results are those without it.
+void check_kept(const Case& s, uint32_t seed, const Teams& teams) {
+  Problem problem(s, seed);
+  const DType hidden_dtype = s.dtype == DType::kFloat32 ? s.dtype : DType::kBFloat16;
+  CAPTURE(dtype_name(s.dtype));
+  CAPTURE(s.hidden);
+  CAPTURE(s.grn);
+  CAPTURE(s.schedule);
+  const auto run = [&](const Kernels& k, Products products, int threads) {
+    Tensor y(s.dtype, s.kernel_size ? s.image.count() : 0), u(hidden_dtype, s.image.pixels() * s.hidden);
+    Tensor out = problem.run(k, products, threads, s.kernel_size ? &y : nullptr, &u);
+    CHECK(difference(problem.run(k, products, threads), out) == "");
+    if (s.kernel_size) {  // memory="min"
+      Tensor alone(s.dtype, s.image.count());
+      CHECK(difference(problem.run(k, products, threads, &alone), out) == "");
+      CHECK(difference(alone, y) == "");
+    }
+    return results(std::move(out), std::move(y), std::move(u));
+  };
+  check_sets(s.dtype, run, teams);
 }
 
 // Channels whose weights, 4 * C wide, exceed L2 in fp32 and in bf16: the plan "columns" needs that.
@@ -143,26 +168,29 @@ TEST_CASE(
       for (int kernel_size : {0, 7, 3}) {
         ++seed;
         const int64_t hidden = c * (1 + seed % 4);  // mlp_ratio 1 to 4
-        check({dtype, {2, 5, 7, c}, hidden, kernel_size, 1, false, seed % 2 == 0, seed % 3 != 0}, seed);
-        check({dtype, {2, 4, 9, c}, hidden, kernel_size, 1, true, seed % 2 == 1, seed % 3 != 1}, seed);
+        check({dtype, {2, 5, 7, c}, hidden, kernel_size, 1, false, seed % 2 == 0, seed % 3 != 0}, seed,
+              one_team(seed));
+        check({dtype, {2, 4, 9, c}, hidden, kernel_size, 1, true, seed % 2 == 1, seed % 3 != 1}, seed,
+              one_team(seed + 1));
       }
     }
   }
 }
 
 TEST_CASE("tiles: pixels around the rows of a product's block") {
+  uint32_t turn = 0;
   for (int64_t w : {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 57, 63, 64, 65, 127, 128, 129}) {
-    check({DType::kFloat32, {1, 1, w, 33}, 49, 3}, uint32_t(w));
-    check({DType::kBFloat16, {1, w, 1, 17}, 65, 0}, uint32_t(w));
+    check({DType::kFloat32, {1, 1, w, 33}, 49, 3}, uint32_t(w), one_team(++turn));
+    check({DType::kBFloat16, {1, w, 1, 17}, 65, 0}, uint32_t(w), one_team(++turn));
   }
 }
 
 TEST_CASE("columns: few pixels, weights larger than L2") {
   const int64_t c = many_channels();
-  check({DType::kFloat32, {1, 3, 5, c}, 4 * c, 3}, 1);
-  check({DType::kBFloat16, {1, 4, 5, c}, 4 * c, 7, 1, true, true}, 2);
-  check({DType::kFloat32, {3, 2, 11, c}, 4 * c - 5, 0, 1, false, true, false},
-        3);  // above 64 rows: two threads or more
+  check({DType::kFloat32, {1, 3, 5, c}, 4 * c, 3}, 1, {2});
+  check({DType::kBFloat16, {1, 4, 5, c}, 4 * c, 7, 1, true, true}, 2, {5});
+  check({DType::kFloat32, {3, 2, 11, c}, 4 * c - 5, 0, 1, false, true, false}, 3,
+        {3});  // above 64 rows: two threads or more
 }
 
 TEST_CASE("a norm for each image, in all plans") {
@@ -178,10 +206,10 @@ TEST_CASE("a norm for each image, in all plans") {
 }
 
 TEST_CASE("GRN: groups of several images, the last one smaller") {
-  // A few of these images fit into 4 MB a thread. If the last group is smaller, its rows are split in other
+  // Two threads have room for a few of these images. If the last group is smaller, its rows are split in other
   // places. ThreadSanitizer shows whether a thread overwrites what another one still reads.
-  check({DType::kFloat32, {5, 37, 20, 3}, 600, 3, 1, true}, 1);
-  check({DType::kBFloat16, {9, 37, 20, 3}, 600, 0, 1, true, true, false}, 2);
+  check({DType::kFloat32, {5, 37, 20, 3}, 600, 3, 1, true}, 1, {2});
+  check({DType::kBFloat16, {9, 37, 20, 3}, 600, 0, 1, true, true, false}, 2, {2});
 }
 
 TEST_CASE("GRN: images divided between threads, units of 32 rows and of more") {
@@ -190,26 +218,9 @@ TEST_CASE("GRN: images divided between threads, units of 32 rows and of more") {
 }
 
 TEST_CASE("GRN: a hidden larger than 4 MB a thread is computed twice") {
-  const Case cases[] = {{DType::kFloat32, {2, 57, 31, 3}, 1599, 3, 1, true},
-                        {DType::kBFloat16, {1, 70, 71, 5}, 700, 0, 1, true}};
-  for (const Case& s : cases) {
-    check(s, 1);
-    Problem problem(s, 1);
-    const DType hidden_dtype = s.dtype == DType::kFloat32 ? s.dtype : DType::kBFloat16;
-    for (const Kernels& k : kernels()) {
-      CAPTURE(k.name());
-      for (Products products : k.products()) {
-        const Tensor plain = problem.run(k, products, 1);
-        Tensor first_hidden(hidden_dtype, s.image.pixels() * s.hidden);
-        for (int threads : {1, 3}) {
-          Tensor kept_y(s.dtype, s.image.count()), kept_hidden(hidden_dtype, s.image.pixels() * s.hidden);
-          CHECK(difference(problem.run(k, products, threads, s.kernel_size ? &kept_y : nullptr, &kept_hidden),
-                           plain) == "");
-          if (threads > 1) CHECK(difference(kept_hidden, first_hidden) == "");
-          std::swap(first_hidden, kept_hidden);
-        }
-      }
-    }
+  for (const Case& s : {Case{DType::kFloat32, {2, 57, 31, 3}, 1199, 3, 1, true},
+                        Case{DType::kBFloat16, {1, 50, 51, 5}, 896, 0, 1, true}}) {
+    check_kept(s, 1, {2});
   }
 }
 
@@ -249,23 +260,9 @@ TEST_CASE("what is kept for the gradient; the result stays the same") {
   uint32_t seed = 300;
   for (DType dtype : kDTypes) {
     for (bool grn : {false, true}) {
-      for (int64_t c : {int64_t{17}, many_channels()}) {
-        const Image image = {2, 3, 5, c};
-        const int64_t hidden = c > 100 ? 4 * c : 2 * c + 3;
-        Problem problem({dtype, image, hidden, 3, 1, grn}, ++seed);
-        const DType hidden_dtype = dtype == DType::kFloat32 ? dtype : DType::kBFloat16;
-        CAPTURE(dtype_name(dtype));
-        CAPTURE(grn);
-        CAPTURE(c);
-        check_sets(dtype, [&](const Kernels& k, Products products, int threads) {
-          Tensor y(dtype, image.count()), u(hidden_dtype, image.pixels() * hidden),
-              alone(dtype, image.count());
-          Tensor out = problem.run(k, products, threads, &y, &u);
-          CHECK(difference(problem.run(k, products, threads), out) == "");
-          CHECK(difference(problem.run(k, products, threads, &alone), out) == "");  // memory="min"
-          CHECK(difference(alone, y) == "");
-          return results(std::move(out), std::move(y), std::move(u));
-        });
+      for (int schedule : {kByShape, kSplitColumns}) {
+        ++seed;
+        check_kept({dtype, {2, 3, 5, 17}, 37, 3, 1, grn, false, true, 0, 0, schedule}, seed, one_team(seed));
       }
     }
   }

@@ -52,13 +52,13 @@ int failures_of_job(int threads, int rounds, int* size = nullptr) {
   return failures;
 }
 
-// Runs `body` in a forked child, which must exit with 0 within 20 seconds.
+// Runs `body` in a forked child, which must exit with 0 within 100 seconds.
 template <class F>
 int status_of_child(const F& body) {
   const pid_t child = fork();
   REQUIRE(child >= 0);
   if (child == 0) {
-    alarm(20);
+    alarm(100);
     _exit(body());
   }
   int status = -1;

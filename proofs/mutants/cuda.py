@@ -44,7 +44,7 @@ MUTANTS = [
             "__syncthreads();  // the tiles before no longer read these weights",
             tests=DWCONV_BLOCKS,
         ),
-        _without("a tile is read before it is there", "s.plane, tile);\n          __syncthreads();", quick=True),
+        _without("a tile is read before it is there", "s.plane, tile);\n          __syncthreads();"),
         Mutant(
             "mask",
             "weights beyond the last channel are read",

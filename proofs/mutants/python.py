@@ -147,7 +147,6 @@ MUTANTS = [
             "the environment goes before use_backend",
             "if ambient is not None:",
             "if ambient is not None and not os.environ.get(ENVIRONMENT_VARIABLE):",
-            quick=True,
         ),
         Mutant("state", "use_backend does not end", "_ambient.reset(token)", "pass"),
         Mutant(
@@ -173,7 +172,7 @@ MUTANTS = [
     *_in(
         "tuning/tune.py",
         ("tests/tuning/test_tune.py",),
-        Mutant("formula", "the slowest is kept", "best = min(seconds,", "best = max(seconds,", quick=True),
+        Mutant("formula", "the slowest is kept", "best = min(seconds,", "best = max(seconds,"),
         Mutant("bound", "the minutes do not end", "time.monotonic() >= self.end", "False"),
         Mutant("state", "a trial goes on", "cache.end_trials()", "pass"),
     ),

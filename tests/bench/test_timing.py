@@ -2,6 +2,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -34,23 +35,40 @@ def test_warm_up_goes_on_while_memory_is_faulted_in(monkeypatch):
         assert len(calls) == warm_up + 1
 
 
+class Clock:
+    """A clock that only calls move: each takes its seconds, whatever the load of the machine."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def taking(self, seconds: float, call: Callable[[], object] = int) -> Callable[[], None]:
+        def timed() -> None:
+            call()
+            self.now += seconds
+
+        return timed
+
+
 @pytest.mark.usefixtures("no_faults")
 def test_bursts_alternate_and_drop_their_first_call():
-    calls = []
+    calls, clock = [], Clock()
     candidates = {
-        "fast": lambda: calls.append("fast"),
-        "slow": lambda: (calls.append("slow"), time.sleep(timing.BURST_SECONDS)),
+        "fast": clock.taking(timing.BURST_SECONDS / BURST_CALLS / 2, lambda: calls.append("fast")),
+        "slow": clock.taking(timing.BURST_SECONDS, lambda: calls.append("slow")),
     }
-    times = interleave(candidates, rounds=2, bursts=True)
+    times = interleave(candidates, rounds=2, bursts=True, clock=clock)
     assert calls == ["fast", "slow"] * WARMUP + (["fast"] * (BURST_CALLS + 1) + ["slow"]) * 2
     assert [len(r) for r in times["fast"].rounds] == [BURST_CALLS] * 2
     assert [len(r) for r in times["slow"].rounds] == [1] * 2
 
 
 def test_times_are_milliseconds_of_the_call():
-    times = interleave({"slow": lambda: time.sleep(0.02), "fast": lambda: None}, rounds=3)
-    assert times["slow"].minimum >= 20
-    assert times["fast"].median < 10
+    clock = Clock()
+    times = interleave({"slow": clock.taking(0.02), "fast": clock.taking(0.001)}, rounds=3, clock=clock)
+    assert times["slow"].minimum == pytest.approx(20)
+    assert times["fast"].median == pytest.approx(1)
 
 
 @pytest.mark.usefixtures("no_faults")

@@ -84,7 +84,7 @@ def test_an_interrupted_run_keeps_what_it_measured(tmp_path):
     try:
         assert process.stdout.readline() == "second case\n"
         process.send_signal(signal.SIGINT)
-        output, error = process.communicate(timeout=120)
+        output, error = process.communicate(timeout=300)
     finally:
         process.kill()
         process.communicate()

@@ -48,8 +48,6 @@ block = ck.FusedConvNeXtBlock(64)
 programs = {
     "V1": export(block),
     "V2": export(ck.FusedConvNeXtBlock(64, use_grn=True)),
-    "norm": export(ck.LayerNorm2d(64)),
-    "convolution": export(ck.DepthwiseConv2d(64, 7)),
 }
 found = {"kept": nodes(programs["V1"])}
 with ck.inline_kernels():
@@ -63,11 +61,9 @@ print(json.dumps(found))
 
 def test_ops_become_launches(run_python):
     found = json.loads(run_python(SCRIPT).splitlines()[-1])
-    assert [found[name] for name in ("V1", "V2", "norm", "convolution")] == [
+    assert [found[name] for name in ("V1", "V2")] == [
         ["rows_kernel", "mlp_fused_fwd_kernel"],
         ["rows_kernel", "mlp_expand_kernel", "grn_response_kernel", "mlp_project_kernel"],
-        ["layernorm_fwd_kernel"],
-        ["rows_kernel"],
     ]
     assert found["kept"] == found["kept again"] == ["convnext_kernels.block.default"], "elsewhere they stay ops"
     assert found["dynamic"].startswith("ValueError: inline_kernels: convnext_kernels::block got a tensor of size (s")

@@ -63,7 +63,8 @@ def test_another_backend_takes_what_was_kept(first, second, memory):
     for name in (first, second):
         if not list_backends()[name].available:
             pytest.skip(list_backends()[name].reason)
-    arguments = with_gradients(OPERATORS["block"].arguments(CASES["v1"], torch.float32))
+    small = Case("small: launched many times in the interpreter", c=16, h=4, w=5, k=3, ratio=2)
+    arguments = with_gradients(OPERATORS["block"].arguments(small, torch.float32))
     with torch.autocast("cpu", torch.bfloat16):
         y = OPERATORS["block"].serve(first, **arguments, memory=memory)
     ((_, (*given, saved, needs, _), _),) = op_calls(lambda: y.backward(torch.randn_like(y)))

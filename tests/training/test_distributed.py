@@ -193,7 +193,7 @@ def _process(rank: int, folder: str) -> None:
     # PyTorch's own, of the default device of collectives on objects and of checkpoints without files.
     warnings.filterwarnings("ignore", "No device id is provided|.*is deprecated", module="torch")
     torch.set_num_threads(1)
-    timeout = timedelta(seconds=60)
+    timeout = timedelta(seconds=300)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD, timeout=timeout
     )

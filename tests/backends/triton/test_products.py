@@ -1,6 +1,7 @@
 """The products of the bottleneck, one by one ours or the library's: every candidate, in the interpreter and as PTX."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -84,6 +85,7 @@ def test_with_grn(expand, project):
 EVEN = Case("tiles of 128 channels without a tail", n=2, c=384, h=9, w=8, ratio=1)
 
 
+@chosen(lambda name: name.endswith("-ws"))  # the kernel without warp specialisation is the same in the interpreter
 @pytest.mark.parametrize("name", [name for name in names(mlp_plan.project_candidates, EVEN) if "s3-g8-tma" in name])
 def test_loads_through_descriptors(name):
     run(EVEN, "64x64-k32-s2", name, "min")
@@ -104,24 +106,32 @@ GRADIENTS = [
 ]
 
 
-def run_gradients(case, kernel, name, memory, dtype=torch.bfloat16, plan="gemm"):
-    force, taken = forcing(mlp_forward="gemm", mlp_backward=plan, **{kernel: name})
+def run_gradients(case, forced, memory, dtype=torch.bfloat16, plan="gemm"):
+    """`forced`: the candidate of each kernel that is not chosen as usual."""
+    force, taken = forcing(mlp_forward="gemm", mlp_backward=plan, **forced)
     with force:
         check("mlp", case, dtype, torch.channels_last, "triton", runs=1, memory=memory)
-    assert {kernel, "mlp_backward"} <= taken
+    assert {*forced, "mlp_backward"} <= taken
 
 
-@chosen(lambda kernel, name: name == "library" or "s4-tma" in name or GRADIENTS.index((kernel, name)) % 3 == 0)
-@pytest.mark.parametrize(("kernel", "name"), GRADIENTS)
-def test_every_candidate_of_the_gradients(kernel, name):
-    run_gradients(WIDE["v1"], kernel, name, "min" if "64x64" in name or name == "library" else "balanced")
+# One candidate of each kernel at a time: first the library's of all, which are the last candidates.
+TOGETHER = [
+    {kernel: name for kernel, name in zip(mlp_gradient_plan.GRADIENTS, found, strict=True) if name}
+    for found in itertools.zip_longest(
+        *([n for k, n in reversed(GRADIENTS) if k == kernel] for kernel in mlp_gradient_plan.GRADIENTS)
+    )
+]
 
 
-@pytest.mark.parametrize(
-    "kernel", [kernel for kernel, name in GRADIENTS if name == "library" and "hidden" not in kernel]
-)
-def test_library_gradients_with_grn(kernel):
-    run_gradients(WIDE["v2"], kernel, "library", "min")
+@chosen(lambda index: index in (0, 2, 4))
+@pytest.mark.parametrize("index", range(len(TOGETHER)))
+def test_every_candidate_of_the_gradients(index):
+    case = dataclasses.replace(WIDE["v1"], w=4)
+    run_gradients(case, TOGETHER[index], "balanced" if index % 4 == 2 else "min")
+
+
+def test_library_gradients_with_grn():
+    run_gradients(WIDE["v2"], {k: n for k, n in TOGETHER[0].items() if k != "mlp_hidden_gradient"}, "min")
 
 
 EXECUTED = [gradient for gradient in GRADIENTS if "-tma" not in gradient[1]]  # the emulator has no descriptors
@@ -131,7 +141,7 @@ EXECUTED = [gradient for gradient in GRADIENTS if "-tma" not in gradient[1]]  # 
 def test_executed_gradients(index, emulate):
     """Each once: on sm_80 and sm_90 in turn."""
     with emulate((80, 90)[index % 2]):
-        run_gradients(WIDE["v1"], *EXECUTED[index], "min")
+        run_gradients(WIDE["v1"], dict([EXECUTED[index]]), "min")
 
 
 NARROW = {
@@ -158,20 +168,22 @@ ANYWHERE = {
 }
 
 
+@chosen(lambda plan, case, kernel, name: FUSED.index((plan, case, kernel, name)) % 2)
 @pytest.mark.parametrize(("plan", "case", "kernel", "name"), FUSED)
 def test_gradients_with_the_hidden_on_chip(plan, case, kernel, name):
-    run_gradients(NARROW[case], kernel, name, "min", plan=plan)
+    run_gradients(NARROW[case], {kernel: name}, "min", plan=plan)
 
 
+@chosen(lambda variant, norm: norm == "layer" or (variant, norm) in (("v2", "rms"), ("plain", "simple")))
 @pytest.mark.parametrize("norm", ["layer", "rms", "simple"])
 @pytest.mark.parametrize("variant", ["v1", "v2", "plain"])
 def test_gradients_of_variants_with_the_hidden_on_chip(variant, norm):
     """Also with the hidden kept, which these plans do not read; without biases in V1."""
     case = dataclasses.replace(NARROW["c40"], variant=variant, norm=norm, activation="silu", bias=variant != "v1")
-    run_gradients(case, "mlp_data_gradient", "m64-h32-w4", "balanced", plan="fused")
+    run_gradients(case, {"mlp_data_gradient": "m64-h32-w4"}, "balanced", plan="fused")
     if variant != "v2":
         name = "h64-p16-w4"
-        run_gradients(case, "mlp_recomputed_weight_gradient", name, "min", torch.float16, "recomputed")
+        run_gradients(case, {"mlp_recomputed_weight_gradient": name}, "min", torch.float16, "recomputed")
 
 
 @pytest.mark.parametrize(("variant", "memory"), [("v1", "min"), ("v1", "balanced"), ("v2", "min"), ("v2", "balanced")])
@@ -179,7 +191,7 @@ def test_gradients_of_whole_rows_by_separate_kernels(variant, memory):
     """The norm's backward in the epilogue of the product before it."""
     case = dataclasses.replace(NARROW["c40"], variant=variant)
     name = next(mlp_gradient_plan.input_gradient_candidates(problem(case), HOPPER)).name
-    run_gradients(case, "mlp_input_gradient", name, memory)
+    run_gradients(case, {"mlp_input_gradient": name}, memory)
 
 
 @pytest.mark.parametrize("index", range(len(FUSED)))
@@ -187,15 +199,16 @@ def test_executed_gradients_with_the_hidden_on_chip(index, emulate):
     """Each once: on sm_80 and sm_90 in turn."""
     plan, case, kernel, name = FUSED[index]
     with emulate((80, 90)[index % 2] if (kernel, case, name) in ANYWHERE else 90):
-        run_gradients(NARROW[case], kernel, name, "min", plan=plan)
+        run_gradients(NARROW[case], {kernel: name}, "min", plan=plan)
 
 
 def test_executed_gradients_of_v2_with_the_hidden_on_chip(emulate):
     with emulate(90):
         case = dataclasses.replace(NARROW["c40"], variant="v2")
-        run_gradients(case, "mlp_data_gradient", "m64-h32-w4", "min", plan="fused")
+        run_gradients(case, {"mlp_data_gradient": "m64-h32-w4"}, "min", plan="fused")
 
 
+@chosen(lambda ratio, norm: ratio == 100 or norm == "layer")
 @pytest.mark.parametrize("norm", ["layer", "rms", "simple"])
 @pytest.mark.parametrize("ratio", [0, 10, 100])
 def test_folded_norm_at_large_means(ratio, norm):
