@@ -112,7 +112,8 @@ class ShapeChangingBlockAdapter(ConvNeXtBlockAdapter):
     def arguments(cls, module: nn.Module) -> Arguments | str:
         """Count the channels of the input."""
         found = super().arguments(module)
-        return found if isinstance(found, str) else found._replace(channels=found.parts.dwconv.in_channels)
+        # not _replace(): torch.compile of PyTorch 2.8 does not trace it
+        return found if isinstance(found, str) else Arguments(found.parts.dwconv.in_channels, *found[1:])
 
     def inference_block(self) -> None:
         """No part of a stage in one call."""
