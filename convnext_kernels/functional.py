@@ -256,7 +256,8 @@ def adaptive_convnext_block(
     checks.image("x", x)
     checks.per_sample("scale", scale, x)
     checks.per_sample("shift", shift, x)
-    options |= {"gamma": gamma, "grn_weight": grn_weight, "grn_bias": grn_bias, "drop_scale": drop_scale}
+    # not |=: torch.compile of PyTorch 2.6 does not trace it
+    options.update(gamma=gamma, grn_weight=grn_weight, grn_bias=grn_bias, drop_scale=drop_scale)
     tensors = (x, dwconv_weight, dwconv_bias, scale, shift, *pointwise)
     if scale.numel() == shift.numel() == x.shape[1]:
         return convnext_block(*tensors, dilation=dilation, eps=eps, **options)

@@ -31,7 +31,7 @@ from convnext_kernels.bench.timing import steady_allocator
 from convnext_kernels.models import create_model
 
 # Python calls, with 15 % for other versions of Python and PyTorch, and launches.
-BLOCK, BLOCK_TRAINING, BLOCK_CPU, MODEL = (45, 2), (137, 11), (45, 0), (400, 61)
+BLOCK, BLOCK_AUTOCAST, BLOCK_TRAINING, BLOCK_CPU, MODEL = (45, 2), (84, 3), (137, 11), (45, 0), (400, 61)
 
 
 class _Launcher(CudaLauncher):
@@ -221,6 +221,13 @@ def cases() -> Iterator[Case]:
 
     yield Case("block, forward", forward(*block()), BLOCK)
     yield Case("block V2, forward", forward(*block(use_grn=True)), None)
+    rounded = forward(*block(torch.float32))
+
+    def autocast() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded()
+
+    yield Case("block in fp32 under autocast, forward", autocast, BLOCK_AUTOCAST)
     trained = training(*block())
     yield Case("block, forward and backward", trained, BLOCK_TRAINING)
     module, x = block()

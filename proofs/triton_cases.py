@@ -22,7 +22,7 @@ from convnext_kernels.tuning.pick import predicted
 
 TRITON = "convnext_kernels.backends.triton"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-OPS = ("reduce", "dwconv", "dwconv3d", "layernorm", "grn", "mlp", "block", "downsample")
+OPS = ("reduce", "weights", "dwconv", "dwconv3d", "layernorm", "grn", "mlp", "block", "downsample")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def _both(case: Case) -> Iterator[Case]:
 def _compiled() -> Iterator[Case]:
     for parts in (8, 128):  # partial sums: flat tiles and tall ones
         yield Case("reduce", 96, 7, parts, quick=True)
+    yield Case("weights", 96, 7, quick=True)
     for c, size, n in ((96, 56, 8), (384, 14, 8), (768, 7, 8), (192, 28, 128)):
         yield from _both(Case("dwconv", c, size, n, quick=c in (96, 768)))
     yield Case("dwconv", 768, 7, 128)  # whole planes
@@ -199,7 +200,8 @@ def _run(case: Case) -> None:
         return
 
     def tensor(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32 if case.autocast else dtype, device="meta")
+        rounded = case.autocast or case.op == "weights"
+        return torch.empty(shape, dtype=torch.float32 if rounded else dtype, device="meta")
 
     def volume(c: int, size: int) -> Tensor:
         memory_format = torch.channels_last_3d if case.layout == "nhwc" else torch.contiguous_format
@@ -217,6 +219,9 @@ def _run(case: Case) -> None:
         call, inputs = Dwconv3dCall(x, tensor(case.c, 1, case.k, case.k, case.k), vector, 1, dtype), 3
     elif case.op in ("layernorm", "grn"):
         call, inputs = NormCall(x, vector, vector if case.norm == "layer" else None, 1e-6, case.norm), 3
+    elif case.op == "weights":
+        module.matrices(MlpCall(x, None, _parameters(case, tensor), None, 1e-6, 1e-6, "layer", "gelu", dtype))
+        return
     elif case.op == "mlp":
         residual = image(case.c, case.size)
         call = MlpCall(

@@ -10,6 +10,7 @@ were infinite and empty at the start of the launch.
 """
 
 import dataclasses
+import functools
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -28,7 +29,8 @@ from triton_counts import dwconv_counts
 
 from convnext_kernels import functional, tuning
 from convnext_kernels.backends.triton.kernels.gelu import gelu
-from convnext_kernels.calls import DwconvCall
+from convnext_kernels.calls import DwconvCall, MlpCall
+from convnext_kernels.spec import MlpParameters
 from convnext_kernels.tuning.pick import predicted
 
 PAGE = RECORDS / "triton_counts.md"
@@ -112,6 +114,23 @@ def block_figures(arch: int) -> Iterator[Figure]:
         yield Figure(f"{name}: launches", len(counted), most, most, "")
         spilled = sum(s["spill_bytes"] for s in counted)
         yield Figure(f"{name}: spills", spilled, 0, 0, "bytes")
+
+
+def weights_figures(arch: int) -> Iterator[Figure]:
+    """Count the bytes of rounding both pointwise weights under autocast: the first time, and if nothing has changed."""
+    import triton_ptxemu as emulator
+
+    from convnext_kernels.backends.triton import weights
+
+    arguments = block_arguments(1, 384, 1, False, torch.float32)
+    parameters = MlpParameters(*map(arguments.get, MlpParameters._fields))
+    call = MlpCall(arguments["x"], None, parameters, None, 1e-6, 1e-6, "layer", "gelu", torch.bfloat16)
+    with mock.patch.object(weights, "kept", functools.partial(weights.kept, stream=0)):
+        for when, floor, limit in (("changed", 6, 6.01), ("unchanged", 0, 0.01)):
+            with emulator.emulated(arch) as launches:
+                weights.matrices(call)
+            moved = sum(launch["dram_bytes"] for launch in launches) / (8 * 384**2)
+            yield Figure(f"weights of C384 {when} fp32 to bf16 sm_{arch}: bytes per weight", moved, floor, limit, "")
 
 
 def whole_block_figures(arch: int) -> Iterator[Figure]:
@@ -293,6 +312,7 @@ def _compiled_figures(arch: int) -> list[Figure]:
 MAKERS = (
     compiled_figures,
     block_figures,
+    weights_figures,
     whole_block_figures,
     training_figures,
     gradient_figures,

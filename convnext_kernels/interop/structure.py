@@ -100,7 +100,9 @@ def activation(act: nn.Module, types: dict[str, tuple[type, ...]]) -> str | None
         return {"none": "gelu", "tanh": "gelu_tanh"}.get(act.approximate)
     if kind in _ACTIVATIONS:
         return _ACTIVATIONS[kind]
-    return next((name for name in ACTIVATIONS if is_one_of(act, types.get(f"act_{name}", ()))), None)
+    # torch.compile of PyTorch 2.8 cannot trace next() with a default
+    found = [name for name in ACTIVATIONS if is_one_of(act, types.get(f"act_{name}", ()))]
+    return found[0] if found else None
 
 
 def patch_conv(conv: nn.Module) -> str | None:

@@ -112,7 +112,10 @@ class ShapeChangingBlockAdapter(ConvNeXtBlockAdapter):
     def arguments(cls, module: nn.Module) -> Arguments | str:
         """Count the channels of the input."""
         found = super().arguments(module)
-        return found if isinstance(found, str) else found._replace(channels=found.parts.dwconv.in_channels)
+        if isinstance(found, str):
+            return found
+        _, tensors, parts, norm, activation = found  # _replace() is not traced by torch.compile of PyTorch 2.8
+        return Arguments(parts.dwconv.in_channels, tensors, parts, norm, activation)
 
     def inference_block(self) -> None:
         """No part of a stage in one call."""

@@ -150,7 +150,8 @@ class MedNeXtBlockAdapter(Adapter):
     def arguments(cls, module: nn.Module) -> Arguments | str:
         """Return the ops' tensors, or the first reason why they cannot be used."""
         children, parameters = module._modules, module._parameters
-        grn = next((names for names in _GRN if {*names} == {*parameters}), None)
+        found = [names for names in _GRN if {*names} == {*parameters}]  # not next(): see `structure.activation`
+        grn = found[0] if found else None
         if {*children} != _CHILDREN or (parameters and grn is None) or module._buffers:
             return f"it has {', '.join((*children, *parameters, *module._buffers))}"
         conv, norm, expand, act, project = (children[name] for name in ("conv1", "norm", "conv2", "act", "conv3"))

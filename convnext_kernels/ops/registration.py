@@ -47,6 +47,7 @@ class _Op(NamedTuple):
 
 
 _ops: dict[str, _Op] = {}
+_AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 _compositions: dict[str, Callable] = {}  # for `call`: ops as PyTorch's operators, for exporters
 # Schema type: types of Python. The dispatcher converts others or refuses them. It calls a ScalarType int, too.
 _TYPES = {
@@ -92,6 +93,11 @@ def call(name: str, *arguments: Any) -> Any:
             return _compose(name, arguments)
     op = getattr(torch.ops.convnext_kernels, name)
     if not torch_versions.transforms_active() and not torch_versions.forward_mode_active():
+        device = arguments[0].device.type if isinstance(arguments[0], Tensor) else ""
+        if name in _casts and device in _AUTOCAST and torch.is_autocast_enabled(device):
+            arguments = _casts[name](torch.get_autocast_dtype(device), *arguments)
+            with torch_versions.without_autocast_key(device):
+                return call(name, *arguments)
         try:
             if torch.is_grad_enabled():
                 return op(*arguments)
@@ -347,7 +353,7 @@ def _function(name: str, setup_context: Callable, backward: Callable) -> type[to
 def autocast(name: str, cast: Callable[..., tuple]) -> None:
     """Run op `name` under autocast with the arguments that ``cast(dtype, *arguments)`` returns."""
     _casts[name] = cast
-    for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+    for device, key in _AUTOCAST.items():
 
         def kernel(*arguments: Any, device: str = device) -> Tensor | list[Tensor]:
             arguments = cast(torch.get_autocast_dtype(device), *arguments)

@@ -312,4 +312,14 @@ MUTANTS = [
             "weight.detach().permute(0, 3, 2, 1)",
         ),
     ),
+    *_in(
+        "triton/weights.py",
+        ("tests/backends/triton/test_weights.py",),
+        Mutant("state", "writes that PyTorch does not count are not seen", "if change != 0:", "if before == 0:"),
+        Mutant(
+            "state", "only the first version is compared", "if entry.versions != versions:", "if not entry.versions:"
+        ),
+        Mutant("state", "storages are told apart by their addresses", "(first._cdata, second._cdata, ", "("),
+        Mutant("state", "streams share copies", "entry is None or entry.stream != stream", "entry is None"),
+    ),
 ]

@@ -27,6 +27,12 @@ def everyday(op, case, dtype, place, value, kernel):
     return [*PLACES].index(place) == turn % 4 and DTYPES.index(dtype) == turn % 3
 
 
+@pytest.fixture(autouse=True)
+def without_onednn(monkeypatch):
+    """In PyTorch 2.11 its products in bf16 with AMX spread a NaN to another pixel: eager would be wrong."""
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+
+
 @chosen(everyday)
 @pytest.mark.parametrize("value", VALUES, ids=str)
 @pytest.mark.parametrize("place", PLACES)

@@ -7,8 +7,9 @@ reaches the device: allocations, launches, and PyTorch's operators (casts, copie
 pointer of a view is the pointer of its buffer and a constant. `Program.run` replays the steps with other tensors: the
 first time one by one, then by a function that is generated from them, without loops and lookups.
 
-Nothing that a tensor contains is remembered. Weights are cast to the dtype of the matmuls at every call, because a
-write through ``.data`` changes neither pointer nor version, and a GPU cannot compare contents without waiting.
+Nothing that a tensor contains is remembered: weights are folded, packed and cast at every call, because a write through
+``.data`` changes neither pointer nor version. What is kept between calls (`backends/triton/weights.py`) is compared by
+the device.
 """
 
 import functools
@@ -76,8 +77,8 @@ class Code:
         return name
 
     def function(self) -> Callable:
-        """The function of (tensors, addresses, stream)."""
-        source = "\n    ".join(("def replay(tensors, addresses, stream):", *self.lines))
+        """The function of (tensors, addresses, stream); `keep`: see `Recorder.given_by`."""
+        source = "\n    ".join(("def replay(tensors, addresses, stream, keep=None):", *self.lines))
         exec(compile(source, "<replay>", "exec"), self.constants)
         return self.constants["replay"]
 
@@ -152,6 +153,8 @@ _FUNCTIONS = {
 class _Operator:
     """One of PyTorch's operators."""
 
+    extra: tuple[str, ...] = ()  # arguments in the generated function
+
     def __init__(self, function: Callable, arguments: list, keywords: dict, result: View | None) -> None:
         self.function, self.arguments, self.keywords, self.result = function, arguments, keywords, result
         used = [a for a in (*arguments, *keywords.values(), result) if isinstance(a, View)]
@@ -172,7 +175,7 @@ class _Operator:
             return value.source(code) if type(value) is View else code.constant(value)
 
         arguments = [expression(a) for a in self.arguments]
-        arguments += [f"{name}={expression(a)}" for name, a in self.keywords.items()]
+        arguments += [*self.extra, *(f"{name}={expression(a)}" for name, a in self.keywords.items())]
         call = f"{code.constant(_FUNCTIONS.get(self.function, self.function))}({', '.join(arguments)})"
         if self.result is None:
             code.lines.append(call)
@@ -263,6 +266,15 @@ class Recorder(TorchDispatchMode):
             if _layout(other) == _layout(tensor) == _layout(torch.empty_like(other)):
                 return slot
         return None
+
+    def given_by(self, tensor: Tensor, function: Callable, *arguments: Any) -> None:
+        """Let `tensor`, which was allocated just now, come from ``function(*arguments)`` when the program runs.
+
+        If it may keep the tensor for later calls, it gets the stream of the call as one more argument. Calls from
+        graphs of `torch.compile` may not keep memory: it can belong to a CUDA graph, which uses it for other tensors.
+        """
+        self.steps[-1] = _Operator(function, [self._argument(a) for a in arguments], {}, self.view(tensor))
+        self.steps[-1].extra = ("keep",)
 
     def _fresh(self, tensor: Tensor) -> View:
         self.buffer(tensor)
@@ -487,10 +499,10 @@ def _direct(
             return NotImplemented
         with below_autograd():
             if not allocations:
-                return replay(tensors, addresses, stream)
+                return replay(tensors, addresses, stream, stream)
             x = tensors[0]
             kept = [torch.empty_like(x) if allocate is None else allocate() for allocate in allocations]
             addresses = addresses + [tensor.data_ptr() for tensor in kept]
-            return [replay(tensors + kept, addresses, stream), *kept]
+            return [replay(tensors + kept, addresses, stream, stream), *kept]
 
     return run

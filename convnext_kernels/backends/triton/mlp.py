@@ -32,6 +32,7 @@ from convnext_kernels.backends.triton.launch import launch, loadable, prepared
 from convnext_kernels.backends.triton.plans.mlp_gradient_plan import backward_plan
 from convnext_kernels.backends.triton.plans.mlp_plan import FOLD_ROWS, Problem, forward_plan
 from convnext_kernels.backends.triton.shared import KERNELS, output, vector
+from convnext_kernels.backends.triton.weights import matrices
 from convnext_kernels.calls import MlpCall
 from convnext_kernels.spec import MlpParameters
 from convnext_kernels.torch_versions import tf32_allowed
@@ -71,6 +72,8 @@ def forward(
     `like` in another dtype, with the residual. `weights`: `mlp_cublas.matrices`.
     """
     like = call.x if like is None else like
+    if weights is None and hidden is None:
+        weights = matrices(call)
     plan = forward_plan(_problem(call, hidden is not None, like.dtype), device.gpu())
     if plan.config["plan"] == "cublas":
         return mlp_cublas.forward(KERNELS, call, hidden, like, rounded, weights)

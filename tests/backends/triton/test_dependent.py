@@ -43,7 +43,8 @@ def test_where(arch, used, monkeypatch):
             return type("Target", (), {"backend": "cuda", "arch": arch})
 
     monkeypatch.setattr(launch, "_INTERPRETED", False)
-    monkeypatch.setattr(launch.drivers, "_active", Driver())
+    name = "_active" if hasattr(launch.drivers, "_active") else "active"  # Triton 3.4
+    monkeypatch.setattr(launch.drivers, name, Driver())
     options = {"PDL": True, "launch_pdl": True} if used else {"PDL": False}
     assert launch._dependent(rolling_kernel) == options
     assert launch._dependent(dependent.wait_for_previous) == options

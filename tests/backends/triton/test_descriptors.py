@@ -23,6 +23,7 @@ def test_what_may_be_loaded(monkeypatch):
     assert launch.loadable(TILE, x) == TILE | {"TMA": 0}
 
 
+@pytest.mark.skipif(not hasattr(_allocation._allocator, "get"), reason="Triton 3.4 has one allocator for the process")
 def test_memory_of_descriptors():
     """A launch finds an allocator, and the caller's is as it was."""
     before = _allocation._allocator.get()

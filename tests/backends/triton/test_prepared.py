@@ -101,6 +101,37 @@ def test_nothing_of_the_first_tensors_is_remembered(emulate, arguments):
             assert (y - exact).abs().max() < 0.05 * exact.abs().max()
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_rounded_weights_are_kept(mode, emulate, addresses, arguments):
+    """Under autocast, until they change; calls from a graph of `torch.compile` neither keep nor take any."""
+    from convnext_kernels.backends.triton import weights
+
+    arguments = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+    w1, w2 = arguments["pwconv1_weight"], arguments["pwconv2_weight"]
+
+    def call(function=block, **changed):
+        with mode(), torch.autocast("cpu", torch.bfloat16):
+            return function(**arguments | changed)
+
+    with emulate(90):
+        call()
+        for change in (lambda: w1.view(-1)[-1].add_(9), lambda: w2.data.mul_(-1)):
+            change()
+            expected = call(pwconv1_weight=w1.clone(), pwconv2_weight=w2.clone())
+            for _ in range(2):
+                assert torch.equal(call(), expected)
+        (entry,) = [entry for key, entry in weights._entries.items() if key[2] == w1.data_ptr()]
+        entry.memory[: w1.numel()].zero_()
+        assert not torch.equal(call(), expected), "nothing has changed, but the copies were written"
+        before = len(weights._entries)
+        compiled = torch.compile(block, backend="eager", fullgraph=True)
+        assert torch.equal(call(compiled), expected)
+        assert torch.equal(call(compiled, pwconv1_weight=w1.clone()), expected)
+        assert len(weights._entries) == before
+        w1.mul_(1)
+        assert torch.equal(call(), expected)
+
+
 def test_tensors_at_other_addresses_and_strides(emulate, arguments):
     """A kernel compiled for pointers that are multiples of 16 bytes must not read others; the emulator faults."""
     x = arguments["x"].contiguous(memory_format=torch.channels_last)
