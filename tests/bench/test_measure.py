@@ -175,7 +175,7 @@ def test_a_step_drops_gradients_and_gives_them_by_name():
         torch.testing.assert_close(gradient, first[name])
 
 
-@pytest.mark.extended  # .ci/run times a case with it
+@pytest.mark.extended  # compiling takes half a minute
 @pytest.mark.parametrize("direction", ["forward", "training"])
 def test_torch_compile_takes_part(session, direction):
     session.candidates = only(EAGER, "torch.compile")
