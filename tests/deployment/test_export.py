@@ -77,6 +77,8 @@ def test_accelerated_model(name):
 def test_own_module(kind, strict):
     if strict and NEW < (2, 7):
         pytest.skip("PyTorch 2.6 does not tell its strict export from torch.compile")
+    if kind == "network" and NEW == (2, 8):
+        pytest.skip("PyTorch 2.8 cannot prove the sizes of a network's maps; 2.6, 2.11 and 2.14 can")
     module, channels = own(kind)
     dims = {0: torch.export.Dim("batch", min=2, max=64)}
     dims |= {i: torch.export.Dim(name, min=16) for i, name in ((2, "height"), (3, "width"))}
