@@ -97,7 +97,7 @@ not_interpreted = chosen(lambda backend: backend != TRITON)  # tens of calls, an
 @pytest.mark.parametrize(("use_grn", "name"), ROWS)
 def test_change_of_one_parameter(use_grn, name, change, dtype, backend):
     block = randomize_(FusedConvNeXtBlock(DIM, use_grn=use_grn, kernel_size=3, backend=backend, dtype=dtype))
-    x = torch.randn(2, DIM, 7, 6).to(dtype, memory_format=torch.channels_last)  # the shortest way on the CPU
+    x = torch.randn(2, DIM, 7, 6).to(dtype, memory_format=torch.channels_last)  # what the CPU's extension repeats
     with torch.no_grad():
         before = block(x)
         assert torch.equal(block(x), before)
@@ -114,7 +114,7 @@ def test_single_elements_of_large_matrices(name, backend):
     """Too large for a checksum of samples: the version counter tells."""
     with torch.no_grad():
         block = randomize_(FusedConvNeXtBlock(256, backend=backend))
-        x = torch.randn(1, 256, 3, 3).to(memory_format=torch.channels_last)  # the shortest way on the CPU
+        x = torch.randn(1, 256, 3, 3).to(memory_format=torch.channels_last)  # what the CPU's extension repeats
         p = block.get_parameter(name)
         for i in range(0, p.numel(), p.numel() // 13 + 1):
             block(x)
@@ -162,7 +162,7 @@ def test_parameters_of_inference_mode(backend):
 @not_interpreted
 def test_layers(backend):
     """The single layers too, where a backend packs their weights, and several blocks in one call."""
-    x = torch.randn(2, DIM, 7, 6).to(memory_format=torch.channels_last)  # the shortest way on the CPU
+    x = torch.randn(2, DIM, 7, 6).to(memory_format=torch.channels_last)  # what the CPU's extension repeats
     modules = [layer(DIM, backend=backend) for layer in (DepthwiseConv2d, LayerNorm2d, GlobalResponseNorm)]
     if backend == "cpu":  # the others pack nothing
         blocks = [FusedConvNeXtBlock(DIM, kernel_size=3, backend=backend) for _ in range(2)]
