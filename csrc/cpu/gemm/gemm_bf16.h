@@ -166,10 +166,10 @@ struct GemmBf16 {
     // The sums pass through memory to the epilogue, which
     // would take the registers that they need (gemm_f32.h).
 #if defined(CNK_HAS_TILES)
-    alignas(64) float results[3][kBlock * 32];
-    Pending pending[2] = {{results[0], 0, 0, 0, 0}, {results[0], 0, 0, 0, 0}};
+    alignas(64) float sums[3][kBlock * 32];
+    Result results[3] = {{sums[0], 0, 0, 0}, {sums[1], 0, 0, 0}, {sums[2], 0, 0, 0}};
     const int delay = steps <= kShort ? 2 : 1;
-    int64_t done = 0;
+    int now = 0, before = 1;  // results are a ring of delay + 1
 #else
     alignas(64) float out[kBlock * 32];
 #endif
@@ -181,11 +181,14 @@ struct GemmBf16 {
 #if defined(CNK_HAS_TILES)
         const int64_t row = block * kBlock, height = rows - row < kBlock ? rows - row : kBlock;
         const char* tiles_a = first + row / 16 * steps * kTile;
-        float* out = results[++done % (delay + 1)];
-        (height > 16 ? by_two<true, Epilogue> : by_two<false, Epilogue>)(tiles_a, tiles_b, steps, ahead, out,
-                                                                         pending[2 - delay], epilogue);
-        pending[0] = pending[1];
-        pending[1] = {out, begin + row, panel * kPanel, 0, height};
+        (height > 16 ? by_two<true, Epilogue> : by_two<false, Epilogue>)(tiles_a, tiles_b, steps, ahead,
+                                                                         sums[now], results[before],
+                                                                         epilogue);
+        results[now].row = begin + row;
+        results[now].column = panel * kPanel;
+        results[now].rows = height;
+        now = before;
+        before = before == delay ? 0 : before + 1;
 #else
         // Blocks of nearly equal height, not full blocks and a remainder: 49 rows are 7 x 7, not 6 x 8 + 1.
         const int64_t row = rows * block / blocks, height = rows * (block + 1) / blocks - row;
@@ -199,13 +202,13 @@ struct GemmBf16 {
             rows_by_two<r.value + 1, true>(rows_a, in_tile, tiles_b, steps, ahead, out);
           }
         });
-        finish({out, begin + row, panel * kPanel, 0, height}, epilogue);
+        finish({out, begin + row, panel * kPanel, height}, epilogue);
 #endif
       }
     }
 #if defined(CNK_HAS_TILES)
-    if (delay == 2) finish(pending[0], epilogue);
-    finish(pending[1], epilogue);
+    for (int left = 0; left < delay; ++left, before = before == delay ? 0 : before + 1)
+      finish(results[before], epilogue);
 #endif
   }
 
@@ -231,30 +234,31 @@ struct GemmBf16 {
     store(reinterpret_cast<float*>(b_tile(packed, k, panel, k_tile, 1)) + pair * 16, high);
   }
 
-  // A result of 32 columns whose epilogue is not finished: rows [done, rows) are left.
-  struct Pending {
-    float* result;
-    int64_t row, column, done, rows;
+  // Sums of `rows` rows and 32 columns. Always passed by address: a copy would load vectors from where scalars were
+  // just stored, and wait until the store buffer is empty, tiles included (a twentieth of a block's time).
+  struct Result {
+    const float* sums;
+    int64_t row, column, rows;
   };
 
-  // f: of the epilogue, at the result.
+  // Rows [done, until) of a result; f: of the epilogue, at the result. Returns the rows that are done.
   template <class F>
-  static CNK_INLINE void finish(Pending& p, int64_t until, const F& f) {
-    if (until > p.rows) until = p.rows;
-    int64_t r = p.done;  // not p.done, which f's stores could change for all that the compiler knows
-    for (; r < until; ++r) f(r, load(p.result + r * 32), load(p.result + r * 32 + 16));
-    p.done = r;
+  static CNK_INLINE int64_t finish(const Result& result, int64_t done, int64_t until, const F& f) {
+    const float* sums = result.sums;
+    if (until > result.rows) until = result.rows;
+    for (; done < until; ++done) f(done, load(sums + done * 32), load(sums + done * 32 + 16));
+    return done;
   }
   template <class Epilogue>
-  static CNK_INLINE void finish(Pending p, const Epilogue& epilogue) {
-    finish(p, p.rows, pair_at(epilogue, p.row, p.column));
+  static CNK_INLINE void finish(const Result& result, const Epilogue& epilogue) {
+    finish(result, 0, result.rows, pair_at(epilogue, result.row, result.column));
   }
 
 #if defined(CNK_HAS_TILES)
   // 16 rows, or with BELOW 32, times a panel.
   template <bool BELOW, class Epilogue>
   static __attribute__((noinline)) void by_two(const char* a, const char* b, int64_t steps, Ahead ahead,
-                                               float* out, Pending before, const Epilogue& epilogue) {
+                                               float* out, const Result& before, const Epilogue& epilogue) {
     const auto f = pair_at(epilogue, before.row, before.column);
     _tile_zero(0);
     _tile_zero(1);
@@ -263,8 +267,8 @@ struct GemmBf16 {
     // Rows of the epilogue after each product or step, in sixteenths.
     const bool fine = steps <= kShort;
     const int64_t share = ceil_div(32 * 16, (fine ? (BELOW ? 4 : 2) : 1) * steps);
-    int64_t due = 0;
-    const auto some = [&]() CNK_INLINE_LAMBDA { finish(before, (due += share) / 16, f); };
+    int64_t due = 0, done = 0;
+    const auto some = [&]() CNK_INLINE_LAMBDA { done = finish(before, done, (due += share) / 16, f); };
     for (int64_t s = 0; s < steps; ++s) {
       ahead.fetch();
       _tile_loadd(6, b + 2 * s * kTile, 64);
@@ -283,7 +287,7 @@ struct GemmBf16 {
       }
       if (!fine) some();
     }
-    finish(before, 32, f);
+    finish(before, done, 32, f);
     _tile_stored(0, out, 128);
     _tile_stored(1, out + 16, 128);
     if constexpr (BELOW) _tile_stored(2, out + 16 * 32, 128);
