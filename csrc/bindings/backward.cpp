@@ -136,7 +136,8 @@ class PackedMlpBackward {
   }
 
   // hidden: what the forward pass kept, or 0. dx: 0 if it is not needed; then the gradients of LayerNorm's
-  // parameters are not computed either. weights: (dw1, db1, dw2, db2, dgamma), or five times 0. norm, grn:
+  // parameters are not computed either. weights: (dw1, db1, dw2, db2, dgamma), or five times 0; dw1 and dw2 are in
+  // weight_dtype, the others fp32. norm, grn:
   // the gradients of their weight and bias; norm is 0 without dx, grn is 0 without GRN.
   void backward(int dtype, Address x, Address dout, Address hidden, int hidden_dtype, int64_t n,
                 int64_t pixels, Address drop_scale, Address w2, Address dx,
@@ -161,9 +162,9 @@ class PackedMlpBackward {
     args.drop_scale = pointer<const float>(drop_scale);
     args.weights = weights[0] != 0;
     args.dx = pointer<void>(dx);
-    args.dw1 = pointer<float>(weights[0]);
+    args.dw1 = pointer<void>(weights[0]);
     args.db1 = pointer<float>(weights[1]);
-    args.dw2 = pointer<float>(weights[2]);
+    args.dw2 = pointer<void>(weights[2]);
     args.db2 = pointer<float>(weights[3]);
     args.dgamma = pointer<float>(weights[4]);
     args.dnorm_weight = pointer<float>(norm[0]);

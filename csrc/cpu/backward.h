@@ -21,15 +21,16 @@ CNK_INLINE int64_t group_rows(int64_t rows, int64_t row_bytes) {
   return round_up(ceil_div(rows, ceil_div(rows, group)), kUnit);
 }
 
-// An epilogue that writes dense fp32 rows or adds to them.
+// An epilogue that writes rows of T, or what was in `before` plus these. `before` has the same shape, or is null.
+template <class T>
 struct SumEpilogue {
-  float* out;
+  T* out;
   int64_t stride, columns;  // columns from `columns` on are not written
-  bool add;
+  const float* before;
   CNK_INLINE auto at(int64_t row, int64_t column) const {
-    return [=, first = out + row * stride, *this](int64_t r, Vec v) CNK_INLINE_LAMBDA {
-      float* to = first + r * stride;
-      store_channels(to, column, columns, add ? v + load_channels(to, column, columns) : v);
+    return [=, first = row * stride, *this](int64_t r, Vec v) CNK_INLINE_LAMBDA {
+      const int64_t at = first + r * stride;
+      store_channels(out + at, column, columns, before ? v + load_channels(before + at, column, columns) : v);
     };
   }
 };

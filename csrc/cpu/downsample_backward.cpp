@@ -109,7 +109,8 @@ struct DownsampleBackward {
           G::rows_to_transposed_a(e, width, 0, count, et, rows, r);
         }
         if (!a.dx) continue;
-        G::product(e, 0, count, a.weight_back, 0, G::panels(patch), SumEpilogue{dz, patch, patch, false});
+        G::product(e, 0, count, a.weight_back, 0, G::panels(patch),
+                   SumEpilogue<float>{dz, patch, patch, nullptr});
         for (int64_t i = 0; i < count; i += kLanes) {
           const int64_t rows_left = min64(count - i, kLanes);
           corners(first + r + i, rows_left, corner);
@@ -133,7 +134,7 @@ struct DownsampleBackward {
       if (a.weights) {
         team.split(G::panels(patch), 1, &begin, &end);
         G::product(et, 0, width, PackedMatrix{zb, patch, rows}, begin, end,
-                   SumEpilogue{a.dweight, patch, patch, first > 0});
+                   SumEpilogue<float>{a.dweight, patch, patch, first > 0 ? a.dweight : nullptr});
       }
       add_units(team, units, ceil_div(rows, kUnit), unit_sums(), first > 0, totals);
       team.barrier();

@@ -31,6 +31,7 @@ struct MlpBackward {
   struct Plan {
     int64_t images;  // GRN: how many have their u and dg kept
     int64_t group;   // rows of the products over pixels
+    int64_t groups;  // how many there are
     int64_t chunk;   // rows of a thread at a time
   };
 
@@ -41,6 +42,7 @@ struct MlpBackward {
     p.images = a.grn_weight ? min64(a.n, kGroupBytes / (row_bytes * image) + 1) : a.n;
     const int64_t most = a.grn_weight ? p.images * image : rows;
     p.group = group_rows(most, row_bytes);
+    p.groups = ceil_div(a.n, p.images) * ceil_div(most, p.group);
     // Weights of several times the size of L2 are read from L3 once a chunk.
     const int64_t weight_bytes = 3 * G::packed_bytes(a.hidden_size, a.c);
     int64_t chunk = l2_cache_bytes() / 2 / (row_bytes + 4 * pad_channels(a.c));
@@ -65,6 +67,7 @@ struct MlpBackward {
     int64_t units, totals;    // sums of the units of a group; of all
     int64_t square = 0, cross = 0, plain = 0;  // GRN: images x padded hidden
     int64_t dgrn_weight = 0, dgrn_bias = 0;    // padded hidden
+    int64_t dw1 = 0, dw2 = 0;                  // fp32 sums of gradients that have 16 bits
     int64_t total;
     Layout(const MlpBackwardArgs& a, const Plan& p, int threads) {
       Offsets at;
@@ -97,6 +100,10 @@ struct MlpBackward {
       gb = take(G::packed_bytes(hidden, p.group));
       units = take(p.group / kUnit * unit_sums(a) * 4);
       totals = take(unit_sums(a) * 4);
+      if (a.weights && a.w2_dtype != DType::kFloat32) {
+        if (p.groups > 1) dw1 = take(hidden * c * 4);
+        dw2 = take(hidden * c * 4);
+      }
       total = at.end;
     }
   };
@@ -165,6 +172,7 @@ struct MlpBackward {
   const Layout at;
   const RowNorm norm;
   char* own;
+  float *dw1, *dw2;  // sums: where the gradients go, if they are fp32
 
   MlpBackward(const MlpBackwardArgs& a, Team& team)
       : a(a),
@@ -172,7 +180,9 @@ struct MlpBackward {
         p(plan(a, team.size())),
         at(a, p, team.size()),
         norm(a.c, a.eps, a.norm_weight, a.norm_bias, a.norm),
-        own(a.workspace + team.rank() * at.per_thread) {}
+        own(a.workspace + team.rank() * at.per_thread),
+        dw1(a.w2_dtype == DType::kFloat32 ? static_cast<float*>(a.dw1) : floats(at.dw1)),
+        dw2(a.w2_dtype == DType::kFloat32 ? static_cast<float*>(a.dw2) : floats(at.dw2)) {}
 
   float* floats(int64_t offset) const { return reinterpret_cast<float*>(a.workspace + offset); }
 
@@ -239,7 +249,7 @@ struct MlpBackward {
     }
     if (!a.dx) return;
     float* dz = reinterpret_cast<float*>(own + at.dz);
-    G::product(du, 0, rows, a.w1_back, 0, G::panels(a.c), SumEpilogue{dz, padded, padded, false});
+    G::product(du, 0, rows, a.w1_back, 0, G::panels(a.c), SumEpilogue<float>{dz, padded, padded, nullptr});
     static_assert(kUnit % kLanes == 0);
     for (int64_t r = 0; r < rows; r += kLanes) {
       const T* x = static_cast<const T*>(a.x) + (pixel + r) * a.c;
@@ -336,19 +346,34 @@ struct MlpBackward {
     }
   }
 
-  // The products over the pixels of a group, and the sums of its
-  // units. Each thread computes rows or columns of the results.
-  void sum_group(int64_t rows, bool add) const {
-    const int64_t hidden = a.hidden_size;
-    int64_t begin, end;
+  // The products over the pixels of a group, and the sums of its units. Each thread computes rows or columns of the
+  // results. With the last group dw1 gets the weights' dtype, and dw2 in finish().
+  void sum_group(int64_t rows, bool first, bool last) const {
     if (a.weights) {
-      team.split(hidden, kUnit, &begin, &end);
-      const PackedMatrix z = {a.workspace + at.zb, a.c, rows}, g = {a.workspace + at.gb, hidden, rows};
-      G::product(a.workspace + at.dut, begin, end, z, 0, G::panels(a.c), SumEpilogue{a.dw1, a.c, a.c, add});
+      if (last) {
+        with_type(a.w2_dtype, [&](auto type) { sum_dw1(rows, static_cast<decltype(type)*>(a.dw1), first); });
+      } else {
+        sum_dw1(rows, dw1, first);
+      }
+      const int64_t hidden = a.hidden_size;
+      int64_t begin, end;
       team.split(G::panels(hidden), 1, &begin, &end);
-      G::product(a.workspace + at.et, 0, a.c, g, begin, end, SumEpilogue{a.dw2, hidden, hidden, add});
+      G::product(a.workspace + at.et, 0, a.c, PackedMatrix{a.workspace + at.gb, hidden, rows}, begin, end,
+                 SumEpilogue<float>{dw2, hidden, hidden, first ? nullptr : dw2});
     }
-    add_units(team, floats(at.units), ceil_div(rows, kUnit), unit_sums(a), add, floats(at.totals));
+    add_units(team, floats(at.units), ceil_div(rows, kUnit), unit_sums(a), !first, floats(at.totals));
+  }
+
+  // Some rows of dut at a time, so that they stay in L2 while all of z goes by.
+  template <class T>
+  void sum_dw1(int64_t rows, T* out, bool first) const {
+    const int64_t most = max64(l2_cache_bytes() / 4 / G::a_bytes(kUnit, rows), 1) * kUnit;
+    const PackedMatrix z = {a.workspace + at.zb, a.c, rows};
+    int64_t begin, end;
+    team.split(a.hidden_size, kUnit, &begin, &end);
+    for (int64_t row = begin; row < end; row += most)
+      G::product(a.workspace + at.dut, row, min64(row + most, end), z, 0, G::panels(a.c),
+                 SumEpilogue<T>{out, a.c, a.c, first ? nullptr : dw1});
   }
 
   // From the sums to the gradients of the parameters.
@@ -361,12 +386,13 @@ struct MlpBackward {
       with_type(a.w2_dtype, [&](auto type) {
         for (int64_t c = begin; c < end; ++c) {
           const auto* w2 = static_cast<const decltype(type)*>(a.w2) + c * hidden;
-          float* g2 = a.dw2 + c * hidden;
+          const float* g2 = dw2 + c * hidden;
+          auto* out = static_cast<decltype(type)*>(a.dw2) + c * hidden;
           Vec along[2] = {};
           for (int64_t j = 0; j < hidden; j += kLanes) {
             const Vec v = load_channels(g2, j, hidden);
             along[j / kLanes % 2] = multiply_add(v, load_channels(w2, j, hidden), along[j / kLanes % 2]);
-            store_channels(g2, j, hidden, v * a.gamma[c]);
+            store_channels(out, j, hidden, v * a.gamma[c]);
           }
           a.dgamma[c] = sum(along[0] + along[1]) + a.b2[c] * of_e[c];
           a.db2[c] = a.gamma[c] * of_e[c];
@@ -396,7 +422,7 @@ struct MlpBackward {
         store(floats(at.dgrn_bias) + c, Vec{});
       }
     }
-    bool add = false;
+    bool none = true;  // of the sums
     for (int64_t image = 0; image < a.n; image += p.images) {
       const int64_t images = min64(p.images, a.n - image), all = images * a.pixels;
       if (a.grn_weight) respond<T>(image, images);
@@ -415,9 +441,9 @@ struct MlpBackward {
           }
         }
         team.barrier();
-        sum_group(rows, add);
+        sum_group(rows, none, image + images == a.n && first + rows == all);
         team.barrier();
-        add = true;
+        none = false;
       }
     }
     finish();

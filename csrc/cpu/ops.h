@@ -265,11 +265,12 @@ struct MlpBackwardArgs {
   const float* drop_scale;  // N or null
   bool weights;             // whether to compute dw1, dw2, db1, db2, dgamma
   void* dx;                 // (N, pixels, C) or null; then dnorm_* are not computed either
-  // fp32, dense.
-  float *dw1, *db1, *dw2, *db2, *dgamma;  // (hidden, C), hidden, (C, hidden), C, C
-  float *dnorm_weight, *dnorm_bias;       // C
-  float *dgrn_weight, *dgrn_bias;         // hidden
-  char* workspace;                        // IsaOps::mlp_backward_workspace bytes, 64-byte aligned
+  void *dw1, *dw2;          // (hidden, C), (C, hidden), dense, in w2_dtype
+  // fp32.
+  float *db1, *db2, *dgamma;         // hidden, C, C
+  float *dnorm_weight, *dnorm_bias;  // C
+  float *dgrn_weight, *dgrn_bias;    // hidden
+  char* workspace;                   // IsaOps::mlp_backward_workspace bytes, 64-byte aligned
 };
 
 // A norm, then a KxK convolution with stride K: the patch of K*K pixels is one row of the product.

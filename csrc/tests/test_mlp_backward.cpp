@@ -47,7 +47,8 @@ struct Problem {
     float* results[kCount] = {};
     for (int i = 0; i < kCount; ++i) {
       const bool wanted = i < kWeights ? dx : is_weight(i) ? weights : s.grn;
-      out.emplace_back(i == 0 ? s.dtype : DType::kFloat32, wanted ? counts[i] : 0);
+      const bool matrix = i == 3 || i == 5;
+      out.emplace_back(i == 0 ? s.dtype : matrix ? s.weight_dtype : DType::kFloat32, wanted ? counts[i] : 0);
       if (wanted) results[i] = static_cast<float*>(out[i].data());
     }
     MlpBackwardArgs args = {};

@@ -72,7 +72,7 @@ def finish(written: Tensor, out: Tensor) -> Tensor:
 
 
 def like_parameter(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """Give a dense fp32 gradient the parameter's shape, dtype and strides."""
+    """Give a dense gradient the parameter's shape, dtype and strides."""
     gradient = gradient.reshape(parameter.shape)
     if parameter.dtype == gradient.dtype and parameter.stride() == gradient.stride():
         return gradient

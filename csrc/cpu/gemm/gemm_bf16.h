@@ -78,8 +78,8 @@ struct GemmBf16 {
                               Team& team) {
     int64_t begin, end;
     team.split(panels(n), 1, &begin, &end);
-    for (int64_t panel = begin; panel < end; ++panel) {
-      for (int64_t tile = 0; tile < k_tiles(k); ++tile) {
+    for (int64_t tile = 0; tile < k_tiles(k); ++tile) {  // rows of w are read along, not across
+      for (int64_t panel = begin; panel < end; ++panel) {
         for (int64_t pair = 0; pair < 16; ++pair) {
           Vec rows[2];
           unroll<2>([&](auto r) {
