@@ -13,11 +13,13 @@ namespace cnk::cpu::CNK_ISA {
 constexpr int64_t kUnit = 32;
 constexpr int64_t kGroupBytes = int64_t{16} << 20;  // of the operands of the products over rows
 
-// With fewer than 256 rows, reading and writing the sums of the weights' gradients (8 C^2 floats) would cost
-// more than the work on the rows; more than 1024 rows do not fit the caches.
+// With fewer than 256 rows, reading and writing the sums of the weights' gradients (8 C^2 floats) would cost more than
+// the work on the rows; more than 1024 do not fit the caches. Twice as many where the sums are large: a bf16 block of
+// C 384 at batch 8 takes 5 % less on AMX, of C 96 2 % more.
 CNK_INLINE int64_t group_rows(int64_t rows, int64_t row_bytes) {
+  const int64_t most = row_bytes < 4096 ? 1024 : 2048;
   int64_t group = kGroupBytes / row_bytes;
-  group = group < 256 ? 256 : group > 1024 ? 1024 : group;
+  group = group < 256 ? 256 : group > most ? most : group;
   return round_up(ceil_div(rows, ceil_div(rows, group)), kUnit);
 }
 
