@@ -67,7 +67,8 @@ struct MlpBackward {
     int64_t units, totals;    // sums of the units of a group; of all
     int64_t square = 0, cross = 0, plain = 0;  // GRN: images x padded hidden
     int64_t dgrn_weight = 0, dgrn_bias = 0;    // padded hidden
-    int64_t dw1 = 0, dw2 = 0;                  // fp32 sums of gradients that have 16 bits
+    int64_t dw1 = 0;                           // fp32 sums of a gradient of 16 bits, (hidden, C)
+    int64_t g2 = 0;                            // panels of 32 columns, (C, 32) each
     int64_t total;
     Layout(const MlpBackwardArgs& a, const Plan& p, int threads) {
       Offsets at;
@@ -100,9 +101,9 @@ struct MlpBackward {
       gb = take(G::packed_bytes(hidden, p.group));
       units = take(p.group / kUnit * unit_sums(a) * 4);
       totals = take(unit_sums(a) * 4);
-      if (a.weights && a.w2_dtype != DType::kFloat32) {
-        if (p.groups > 1) dw1 = take(hidden * c * 4);
-        dw2 = take(hidden * c * 4);
+      if (a.weights) {
+        if (a.w2_dtype != DType::kFloat32 && p.groups > 1) dw1 = take(hidden * c * 4);
+        g2 = take(round_up(hidden, 32) * c * 4);
       }
       total = at.end;
     }
@@ -159,6 +160,23 @@ struct MlpBackward {
     }
   };
 
+  // G2 in panels of 32 columns: a block of results is 4 KB in a row. Rows of (C, hidden) are 12 KB apart at C 768, all in
+  // the same sets of L1 and each in a page of its own.
+  struct PanelSums {
+    float* sums;
+    int64_t rows;
+    bool add;
+    static CNK_INLINE int64_t offset(int64_t rows, int64_t row, int64_t column) {
+      return (column / 32 * rows + row) * 32 + column % 32;
+    }
+    CNK_INLINE auto at(int64_t row, int64_t column) const {
+      return [first = sums + offset(rows, row, column), add = add](int64_t r, Vec v) CNK_INLINE_LAMBDA {
+        float* to = first + r * 32;
+        store(to, add ? v + load(to) : v);
+      };
+    }
+  };
+
   // f(a compile-time bool: whether the activation is the exact GELU)
   template <class F>
   void with_activation(const F& f) const {
@@ -172,7 +190,7 @@ struct MlpBackward {
   const Layout at;
   const RowNorm norm;
   char* own;
-  float *dw1, *dw2;  // sums: where the gradients go, if they are fp32
+  float* dw1;  // sums: where the gradient goes, if it is fp32
 
   MlpBackward(const MlpBackwardArgs& a, Team& team)
       : a(a),
@@ -181,8 +199,7 @@ struct MlpBackward {
         at(a, p, team.size()),
         norm(a.c, a.eps, a.norm_weight, a.norm_bias, a.norm),
         own(a.workspace + team.rank() * at.per_thread),
-        dw1(a.w2_dtype == DType::kFloat32 ? static_cast<float*>(a.dw1) : floats(at.dw1)),
-        dw2(a.w2_dtype == DType::kFloat32 ? static_cast<float*>(a.dw2) : floats(at.dw2)) {}
+        dw1(a.w2_dtype == DType::kFloat32 ? static_cast<float*>(a.dw1) : floats(at.dw1)) {}
 
   float* floats(int64_t offset) const { return reinterpret_cast<float*>(a.workspace + offset); }
 
@@ -359,7 +376,7 @@ struct MlpBackward {
       int64_t begin, end;
       team.split(G::panels(hidden), 1, &begin, &end);
       G::product(a.workspace + at.et, 0, a.c, PackedMatrix{a.workspace + at.gb, hidden, rows}, begin, end,
-                 SumEpilogue<float>{dw2, hidden, hidden, first ? nullptr : dw2});
+                 PanelSums{floats(at.g2), a.c, !first});
     }
     add_units(team, floats(at.units), ceil_div(rows, kUnit), unit_sums(a), !first, floats(at.totals));
   }
@@ -376,6 +393,33 @@ struct MlpBackward {
                  SumEpilogue<T>{out, a.c, a.c, first ? nullptr : dw1});
   }
 
+  // From G2 rows [begin, end) of dw2, dgamma and db2. Eight rows at a time read lines that follow each other.
+  template <class T>
+  void finish_dw2(int64_t begin, int64_t end, const float* of_e) const {
+    constexpr int64_t kRows = 8;
+    const int64_t hidden = a.hidden_size;
+    for (int64_t c = begin; c < end; c += kRows) {
+      const int64_t rows = min64(kRows, end - c);
+      Vec along[kRows][2] = {};
+      for (int64_t j = 0; j < hidden; j += 32) {
+        for (int64_t r = 0; r < rows; ++r) {
+          const int64_t row = (c + r) * hidden;
+          const float* g2 = floats(at.g2) + PanelSums::offset(a.c, c + r, j);
+          for (int64_t i = 0; i < 32 && j + i < hidden; i += kLanes) {
+            const Vec v = load(g2 + i);
+            Vec& total = along[r][(j + i) / kLanes % 2];
+            total = multiply_add(v, load_channels(static_cast<const T*>(a.w2) + row, j + i, hidden), total);
+            store_channels(static_cast<T*>(a.dw2) + row, j + i, hidden, v * a.gamma[c + r]);
+          }
+        }
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        a.dgamma[c + r] = sum(along[r][0] + along[r][1]) + a.b2[c + r] * of_e[c + r];
+        a.db2[c + r] = a.gamma[c + r] * of_e[c + r];
+      }
+    }
+  }
+
   // From the sums to the gradients of the parameters.
   void finish() const {
     const int64_t hidden = a.hidden_size, padded = pad_channels(a.c), wide = pad_channels(hidden);
@@ -383,21 +427,7 @@ struct MlpBackward {
     int64_t begin, end;
     if (a.weights) {
       team.split(a.c, 1, &begin, &end);
-      with_type(a.w2_dtype, [&](auto type) {
-        for (int64_t c = begin; c < end; ++c) {
-          const auto* w2 = static_cast<const decltype(type)*>(a.w2) + c * hidden;
-          const float* g2 = dw2 + c * hidden;
-          auto* out = static_cast<decltype(type)*>(a.dw2) + c * hidden;
-          Vec along[2] = {};
-          for (int64_t j = 0; j < hidden; j += kLanes) {
-            const Vec v = load_channels(g2, j, hidden);
-            along[j / kLanes % 2] = multiply_add(v, load_channels(w2, j, hidden), along[j / kLanes % 2]);
-            store_channels(out, j, hidden, v * a.gamma[c]);
-          }
-          a.dgamma[c] = sum(along[0] + along[1]) + a.b2[c] * of_e[c];
-          a.db2[c] = a.gamma[c] * of_e[c];
-        }
-      });
+      with_type(a.w2_dtype, [&](auto type) { finish_dw2<decltype(type)>(begin, end, of_e); });
     }
     if (team.rank() == 0) {
       for (int64_t j = 0; a.weights && j < hidden; j += kLanes)
