@@ -88,12 +88,6 @@ def test_depthwise_convolutions(size, kernel, dilation, stride):
     assert found.parameters == C * (kernel**2 + 1)
 
 
-def test_volumes():
-    found = counted(workloads.op("dwconv3d", 1, C, 9, 9, 3, 9))
-    assert found.flops == 2 * C * 9**3 * 27
-    assert found.flops - found.padding_flops == 2 * C * (3 * 9 - 2) ** 3
-
-
 @pytest.mark.parametrize("use_grn", [False, True])
 def test_bottleneck_and_block(use_grn):
     mlp, block = (counted(workloads.op(name, N, C, SIZE, SIZE, use_grn)) for name in ("mlp", "block"))

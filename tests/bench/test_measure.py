@@ -69,13 +69,6 @@ def test_a_case(session, direction, dtype):
     assert session.course.total > 0
 
 
-def test_eager_keeps_twelve_times_x_and_ours_six(session):
-    records = by_name(session.measure(case("training")))
-    x = 4 * N * C * SIZE * SIZE
-    assert 12 <= records[EAGER].saved_bytes / x < 12.3  # and the statistics of the LayerNorm
-    assert records[OURS].saved_bytes / x == 6  # x, the convolution's result and the hidden
-
-
 def broken(monkeypatch, change):
     forward = ck.FusedConvNeXtBlock.forward
     monkeypatch.setattr(ck.FusedConvNeXtBlock, "forward", lambda self, x: change(forward(self, x)))
@@ -140,29 +133,6 @@ def test_a_case_too_large_for_the_machine(session, monkeypatch):
     assert "GiB of memory" in records[0].reason
 
 
-def test_a_case_that_cannot_be_built(session):
-    def build():
-        raise ModuleNotFoundError("No module named 'timm'")
-
-    records = session.measure(dataclasses.replace(case(), build=build))
-    assert {r.status for r in records} == {FAILED}
-    assert records[0].reason == "ModuleNotFoundError: No module named 'timm'"
-
-
-def test_an_absent_peer_says_how_to_get_it(session, monkeypatch):
-    monkeypatch.setattr(candidates.importlib.util, "find_spec", lambda name: None)
-    session.candidates = only(EAGER, "OpenVINO", "ONNX Runtime")
-    records = by_name(session.measure(case()))
-    assert records["OpenVINO"].status == UNAVAILABLE
-    assert 'pip install "convnext-kernels[bench]"' in records["OpenVINO"].reason
-    assert "onnxruntime" in records["ONNX Runtime"].reason
-
-
-def test_a_rival_has_no_candidate_of_ours(session):
-    rival = dataclasses.replace(case(), group="rival")
-    assert [c.name for c in session.wanted(rival)] == [EAGER, "eager, contiguous"]
-
-
 def test_a_step_drops_gradients_and_gives_them_by_name():
     module = torch.nn.Linear(3, 2)
     x = torch.randn(4, 3)
@@ -173,17 +143,6 @@ def test_a_step_drops_gradients_and_gives_them_by_name():
     assert set(first) == {"gradient of input 0", "gradient of weight", "gradient of bias"}
     for name, gradient in step.gradients().items():  # not accumulated
         torch.testing.assert_close(gradient, first[name])
-
-
-@pytest.mark.extended  # compiling takes half a minute
-@pytest.mark.parametrize("direction", ["forward", "training"])
-def test_torch_compile_takes_part(session, direction):
-    session.candidates = only(EAGER, "torch.compile")
-    records = by_name(session.measure(case(direction)))
-    compiled = records["torch.compile"]
-    if compiled.status == UNAVAILABLE:
-        pytest.skip(compiled.reason)
-    assert compiled.status == OK, compiled.reason
 
 
 @pytest.mark.parametrize(("peer", "dtype"), [("OpenVINO", "fp32"), ("OpenVINO", "bf16"), ("ONNX Runtime", "fp32")])

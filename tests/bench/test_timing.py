@@ -64,21 +64,6 @@ def test_bursts_alternate_and_drop_their_first_call():
     assert [len(r) for r in times["slow"].rounds] == [1] * 2
 
 
-def test_times_are_milliseconds_of_the_call():
-    clock = Clock()
-    times = interleave({"slow": clock.taking(0.02), "fast": clock.taking(0.001)}, rounds=3, clock=clock)
-    assert times["slow"].minimum == pytest.approx(20)
-    assert times["fast"].median == pytest.approx(1)
-
-
-@pytest.mark.usefixtures("no_faults")
-@pytest.mark.parametrize("training", [False, True])
-def test_gradients_are_on_for_training_only(training):
-    seen = []
-    interleave({"a": lambda: seen.append(torch.is_grad_enabled())}, rounds=1, training=training)
-    assert seen == [training] * (WARMUP + 1)
-
-
 def test_settle_waits_for_busy_threads_but_not_for_ever(monkeypatch):
     states = iter([2, 1, 0, 1])
     monkeypatch.setattr(timing, "_busy_threads", lambda: next(states))

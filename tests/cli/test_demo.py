@@ -1,12 +1,11 @@
 import re
-import sys
 
 import pytest
 import torch
 from PIL import Image
 
 from convnext_kernels.backends import cpu
-from convnext_kernels.cli import demo_runs, load
+from convnext_kernels.cli import demo_runs
 from tests.pages import Page
 
 SMALL = ("--model", "timm/test_convnext", "--size", "64", "--repeats", "1")
@@ -67,46 +66,6 @@ def test_own_images_and_one_dtype(run, tmp_path):
     page = Page(report)
     assert page.tags.count("img") == 2
     assert "<b>red & more.png" in page.text
-
-
-def test_class_names_come_with_weights(run, tmp_path):
-    torch.save(load.load("timm/test_convnext", None, False).model.state_dict(), tmp_path / "w.pth")
-    report = tmp_path / "r.html"
-    result = run("demo", *SMALL, "--dtype", "fp32", "--weights", tmp_path / "w.pth", "--report", report)
-    assert result.exit_code == 0, result.output
-    page = Page(report)
-    assert "ImageNet-1k" in page.text
-    assert not re.search(r"class \d", page.text)
-
-
-def test_no_report(run, tmp_path, monkeypatch):
-    for name in ("jinja2", "matplotlib"):  # not needed then
-        monkeypatch.setitem(sys.modules, name, None)
-    result = run("demo", *SMALL, "--dtype", "fp32", "--report", "")
-    assert result.exit_code == 0, result.output
-    assert list(tmp_path.iterdir()) == []
-    assert "Report" not in result.output
-
-
-def test_threads_are_used_and_given_back(run, monkeypatch):
-    before, seen = torch.get_num_threads(), []
-    measure = demo_runs.Subject.measure
-
-    def watch(self, *arguments):
-        seen.append(torch.get_num_threads())
-        return measure(self, *arguments)
-
-    monkeypatch.setattr(demo_runs.Subject, "measure", watch)
-    result = run("demo", *SMALL, "--dtype", "fp32", "--batch", 3, "--threads", before + 1)
-    assert result.exit_code == 0, result.output
-    assert seen == [before + 1]
-    assert torch.get_num_threads() == before
-
-
-def test_unwritable_reports(fails, tmp_path):
-    (tmp_path / "file").write_text("")
-    fails("demo", *SMALL, "--report", tmp_path / "file" / "r.html", words=("Errno", str(tmp_path / "file")))
-    fails("demo", *SMALL, "--report", tmp_path, words=("Is a directory",))
 
 
 def test_backends_that_cannot_run(fails, monkeypatch):

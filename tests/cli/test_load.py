@@ -70,39 +70,3 @@ def test_weights_of_another_model(fails, state, tmp_path):
     fails(*DEMO, "--weights", tmp_path / "w.pth", words=("w.pth", "Missing", key, "Unexpected", "head.odd"))
     torch.save(state | {key: torch.zeros(7, 5)}, tmp_path / "w.pth")
     fails(*DEMO, "--weights", tmp_path / "w.pth", words=("size mismatch", key, "[7, 5]"))
-
-
-class Evil:
-    def __reduce__(self):
-        return (print, ("this code ran",))
-
-
-def test_weights_that_cannot_be_read(fails, tmp_path, capfd):
-    """tests/models/test_weights.py has more of them."""
-    torch.save({"a": Evil()}, tmp_path / "evil.pth")
-    torch.save([1, 2], tmp_path / "list.pth")
-    (tmp_path / "w.safetensors").write_bytes(bytes(range(256)) * 9)
-    for name, words in {
-        "evil.pth": "pickled code",
-        "list.pth": "state dict",
-        "w.safetensors": "not a safetensors file",
-        "none.pth": "no such file",
-        "": "not a regular file",
-        "w.onnx": "no such file",
-    }.items():
-        fails(*DEMO, "--weights", tmp_path / name, words=(name, words))
-    assert "this code ran" not in capfd.readouterr().out
-
-
-def test_pretrained_without_internet(fails, monkeypatch):
-    import urllib.error
-
-    import torchvision
-
-    def offline(name, weights):
-        assert weights == "DEFAULT"
-        raise urllib.error.URLError("no route")
-
-    monkeypatch.setattr(torchvision.models, "get_model", offline)
-    words = ("no route",)
-    fails("demo", "--pretrained", words=words)

@@ -1,45 +1,6 @@
 import sys
 
-import pytest
-from click.shell_completion import ShellComplete
-
-from convnext_kernels import cli, environment
-from convnext_kernels.spec import BackendError
-
-
-def test_help_names_every_command(run):
-    result = run("--help")
-    assert result.exit_code == 0
-    assert len(result.output.splitlines()) <= 25
-    for name, (example, line) in cli.COMMANDS.items():
-        assert f"  {name} {example} " in result.output
-        assert line in result.output
-    assert run().output == result.output
-
-
-@pytest.mark.parametrize(
-    ("words", "found"),
-    [
-        (["pl"], {"plan"}),
-        (["bench", "--thr"], {"--threads"}),
-        (["demo", "--backend", "e"], {"eager"}),
-    ],
-)
-def test_completion(words, found):
-    complete = ShellComplete(cli.main, {}, "convnext-kernels", "_CONVNEXT_KERNELS_COMPLETE")
-    assert {item.value for item in complete.get_completions(words[:-1], words[-1])} == found
-
-
-@pytest.mark.parametrize("command", cli.COMMANDS)
-def test_help_of_a_command(run, command):
-    result = run(command, "--help")
-    assert result.exit_code == 0
-    assert "usage:" in result.output.lower()
-    lines = result.output.splitlines()
-    assert len(lines) <= 30
-    assert max(map(len, lines)) <= 80
-    assert lines[-1].strip().startswith(f"Example: convnext-kernels {command} ")
-
+from convnext_kernels import environment
 
 HELP = """
 import sys
@@ -72,14 +33,6 @@ def test_an_unforeseen_error_is_one_line_and_debug_shows_it(run, fails, monkeypa
     result = run("--debug", "info")
     assert result.exit_code == 1
     assert "Traceback" in result.stderr
-
-
-def test_a_backend_error_keeps_its_message(fails, monkeypatch):
-    def refuse():
-        raise BackendError("cpu: no reason")
-
-    monkeypatch.setattr(environment, "collect", refuse)
-    assert fails("info", words=()) == "Error: cpu: no reason"
 
 
 def test_a_missing_library_names_the_extra(fails, monkeypatch, tmp_path):

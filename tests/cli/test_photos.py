@@ -25,19 +25,6 @@ def test_shipped_photographs():
         assert photo.thumbnail.startswith("data:image/jpeg;base64,")
 
 
-def test_files_and_folders(picture, tmp_path):
-    folder = tmp_path / "folder" / "inside"
-    folder.mkdir(parents=True)
-    for name, mode in (("b.jpg", "L"), ("a.png", "RGBA"), ("c.gif", "P")):
-        Image.new(mode, (50, 30)).save(folder / name)
-    (folder / "notes.txt").write_text("not looked at in a folder")
-    found = photos.read([picture, tmp_path / "folder"], 32)
-    assert [photo.name for photo in found] == [
-        str(p) for p in (picture, *map(folder.joinpath, ("a.png", "b.jpg", "c.gif")))
-    ]
-    assert {photo.pixels.shape for photo in found} == {(3, 32, 32)}
-
-
 def test_the_middle_is_taken_and_exif_is_obeyed(tmp_path):
     image = Image.new("RGB", (96, 32))
     image.paste((255, 0, 0), (32, 0, 64, 16))  # in the middle third, the upper half
@@ -47,11 +34,6 @@ def test_the_middle_is_taken_and_exif_is_obeyed(tmp_path):
     (photo,) = photos.read([tmp_path / "a.png"], 32)
     assert photo.pixels[0, 20:, 4:28].float().mean() > 250
     assert photo.pixels[0, :12, 4:28].float().mean() < 5
-
-
-def test_normalise():
-    x = photos.normalise(torch.full((1, 3, 2, 2), 51, dtype=torch.uint8), (0.2, 0.1, 0.0), (1.0, 0.5, 0.1))
-    torch.testing.assert_close(x[0, :, 0, 0], torch.tensor([0.0, 0.2, 2.0]))
 
 
 def test_what_is_no_image_is_named(fails, tmp_path, monkeypatch, picture):

@@ -33,23 +33,6 @@ def test_json(run):
         assert set(row) >= {"eager", "limit"}
 
 
-def test_several_gpus_and_batches(run):
-    result = run("plan", "--gpu", "A100", "--gpu", "RTX 4090", "--batch", 1, "--batch", 128, "--training")
-    assert result.exit_code == 0, result.output
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.output.splitlines() if "|" in line]
-    head, rows = lines[0], [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
-    assert head[:3] == ["GPU", "batch", "block"]
-    assert len(rows) == 2 * 2 * 4  # blocks only, one line for each stage
-    assert [(row["GPU"], row["batch"]) for row in rows[::4]] == [
-        *(("A100", "1"), ("A100", "128"), ("RTX4090", "1"), ("RTX4090", "128")),
-    ]
-    for row in rows:
-        assert float(row["us"]) > float(row["limit us"])
-        assert "mlp backward: " in row["plan"]
-    several = json.loads(run("plan", "--gpu", "A100", "--batch", 1, "--batch", 128, "--json").stdout)
-    assert [document["batch"] for document in several] == [1, 128]
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
