@@ -1,22 +1,11 @@
 """What the project's own files promise one another."""
 
-import re
 import runpy
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.mark.parametrize("tool", ["ruff", "clang-format"])
-def test_pre_commit_and_extra_pin_the_same_version(tool):
-    pins = {
-        file: set(re.findall(rf'"{tool}==([0-9.]+)"', (ROOT / file).read_text()))
-        for file in ("pyproject.toml", ".pre-commit-config.yaml")
-    }
-    assert pins["pyproject.toml"]
-    assert pins["pyproject.toml"] == pins[".pre-commit-config.yaml"]
 
 
 @pytest.mark.parametrize(

@@ -61,17 +61,6 @@ def test_tf32_is_seen_by_either_name(run_python):
     assert run_python(TF32, TRITON_INTERPRET="1").strip() == "True"
 
 
-@pytest.mark.parametrize(("version", "served"), [("3.2.0", False), ("3.4.0", True), ("3.10.1", True), ("4.0", True)])
-def test_triton_before_3_4_is_refused(version, served, monkeypatch):
-    triton = pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
-    from convnext_kernels.backends import triton as backend
-    from convnext_kernels.backends.triton import device
-
-    monkeypatch.setattr(device, "type_", lambda: "cpu")
-    monkeypatch.setattr(triton, "__version__", version)
-    assert backend.unavailable() == (None if served else f"Triton {version} is too old, expected 3.4 or newer")
-
-
 @pytest.mark.parametrize("allowed", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weight_gradients_sum_in_fp32_and_settings_stay(dtype, allowed, monkeypatch, request):

@@ -9,16 +9,18 @@ from convnext_kernels.bench.ceilings import Work
 
 N, C, SIZE = 2, 24, 10
 PIXELS = N * SIZE * SIZE
-needs_extension = pytest.mark.skipif(native.import_error() is not None, reason="the compiled extension is missing")
 
 
-@pytest.fixture
-def short(monkeypatch):
+@pytest.mark.parametrize("built", [True, False])
+def test_measured(built, monkeypatch):
+    """By the extension's probe, and by PyTorch's operators where there is none."""
+    if built and native.import_error() is not None:
+        pytest.skip("the compiled extension is missing")
     monkeypatch.setattr(ceilings, "SECONDS", 0.005)
     monkeypatch.setattr(ceilings, "SIDE", 64)
-
-
-def check(found):
+    monkeypatch.setattr(native, "import_error", lambda: None if built else "not built")
+    found = ceilings.measure("cpu")
+    assert ("extension is missing" in found["sources"]["memory"]) != built
     assert {"fp32", "bf16", "vector"} <= set(found["flops"])
     assert set(found["sources"]) == {*found["flops"], "memory"}
     rates = [*found["flops"].values(), *(level["rate"] for level in found["memory"])]
@@ -26,22 +28,6 @@ def check(found):
     sizes = [level["size"] for level in found["memory"]]
     assert sizes[-1] is None
     assert sizes[:-1] == sorted(sizes[:-1])
-
-
-@needs_extension
-@pytest.mark.usefixtures("short")
-def test_measured_by_the_probe():
-    found = ceilings.measure("cpu")
-    check(found)
-    assert found["sources"]["vector"] == "fp32 multiply-adds in registers"
-
-
-@pytest.mark.usefixtures("short")
-def test_measured_without_the_extension(monkeypatch):
-    monkeypatch.setattr(native, "import_error", lambda: "not built")
-    found = ceilings.measure("cpu")
-    check(found)
-    assert "extension is missing" in found["sources"]["memory"]
 
 
 CEILINGS = {

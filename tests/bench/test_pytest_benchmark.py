@@ -34,11 +34,6 @@ def test_its_options_count_and_wrong_numbers_fail(tmp_path):
     found = {}
     for bench in json.loads(file.read_text())["benchmarks"]:
         assert bench["stats"]["rounds"] == 7
-        assert bench["extra_info"]["bytes"] > 0
-        found.setdefault(bench["group"], {})[bench["extra_info"]["candidate"]] = bench
+        found.setdefault(bench["group"], set()).add(bench["extra_info"]["candidate"])
     one, other = found.values()
-    assert set(other) < set(one) == {EAGER, OURS, "eager, contiguous"}
-    ours = one.pop(OURS)
-    best = min(one.values(), key=lambda bench: bench["stats"]["median"])
-    assert ours["extra_info"]["peer"] == best["extra_info"]["candidate"]
-    assert ours["extra_info"]["ours_faster_by"] == pytest.approx(best["stats"]["median"] / ours["stats"]["median"])
+    assert other < one == {EAGER, OURS, "eager, contiguous"}

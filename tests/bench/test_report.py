@@ -2,7 +2,7 @@ import pytest
 
 from convnext_kernels.bench import report
 from convnext_kernels.bench.results import EAGER, OURS
-from convnext_kernels.bench.tables import number, speedup
+from convnext_kernels.bench.tables import number
 from tests.bench import runs
 from tests.pages import Page
 
@@ -28,14 +28,14 @@ def small(run, *words):
 
 
 def test_a_run(write):
-    run = small(runs.full_run(), "K7-C384", "layernorm/C96", "ConvNeXt-T-224", "rival/", "scaling/")
+    run = small(runs.full_run(), "K7-C384", "layernorm/C96", "ConvNeXt-T-224", "rival/")
     found = write(run)
     for case, records in run.cases().items():
         assert case in found.text
         assert f"{number(records[EAGER].times.median)}" in found.text
-    for words in ("Example Xeon 6", "device cpu", "mode full", "2026-11-24 20:01", "0123456789ab", "complete"):
+    for words in (run.machine["cpu"]["name"], "device cpu", run.machine["commit"], run.created[:10], "complete"):
         assert words in found.text
-    for title in ("Cost by batch size", "Models", "Speed-up of every case", "Measured ceilings"):
+    for title in ("Models", "Speed-up of every case", "Measured ceilings"):
         assert title in found.text
     assert "interrupted" not in found.text
     assert "no bf16 kernels for CPUs" in found.text
@@ -54,19 +54,6 @@ def test_what_is_wrong_or_failed_is_shown_and_has_no_speed(write):
     assert (BLOCK, OURS) not in {row[:2] for row in report.everything(run, "block").rows}
 
 
-def test_losses_are_listed_and_read_as_losses(write):
-    run = small(runs.full_run(), "block/V1-C96-56x56-b1", "block/V1-C96-56x56-b8")
-    best = min(r.times.median for name, r in run.cases()[BLOCK].items() if r.times and name != OURS)
-    run = runs.replace(run, BLOCK, OURS, times=runs.times(1.25 * best, noise=0))
-    (loss,) = [loss for loss in report.losses(run) if loss[1] == BLOCK]
-    assert loss[0] == pytest.approx(0.8, abs=0.02)
-    found = write(run)
-    assert speedup(loss[0]) in found.text
-    assert " 0.8" not in speedup(loss[0])
-    only = small(run, BLOCK)
-    assert "No case is slower" in write(runs.replace(only, BLOCK, OURS, times=runs.times(1e-6))).text
-
-
 @pytest.mark.parametrize("words", [("nothing",), ("rival/",), ("layernorm/C96-56x56-b1",)])
 def test_what_is_missing_is_left_out(write, words):
     found = write(small(runs.full_run(complete=False, ceilings={}, conditions={}), *words))
@@ -79,7 +66,7 @@ def test_summaries_are_geometric_means():
     run = small(runs.full_run(), BLOCK, other)
     run.records = [r for r in run.records if r.candidate in (OURS, EAGER)]
     for case, ours in ((BLOCK, 2.0), (other, 0.5)):
-        run = runs.replace(run, case, OURS, times=runs.times(1 / ours, noise=0))
-        run = runs.replace(run, case, EAGER, times=runs.times(1.0, noise=0))
+        run = runs.replace(run, case, OURS, times=runs.times(1 / ours))
+        run = runs.replace(run, case, EAGER, times=runs.times(1.0))
     (row,) = report.summary(run).rows
     assert row == ("block", "forward", "fp32", "2", "as fast", "as fast", "1", "1")

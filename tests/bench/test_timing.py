@@ -64,17 +64,6 @@ def test_bursts_alternate_and_drop_their_first_call():
     assert [len(r) for r in times["slow"].rounds] == [1] * 2
 
 
-def test_settle_waits_for_busy_threads_but_not_for_ever(monkeypatch):
-    states = iter([2, 1, 0, 1])
-    monkeypatch.setattr(timing, "_busy_threads", lambda: next(states))
-    timing.settle()
-    assert next(states) == 1
-    monkeypatch.setattr(timing, "_busy_threads", lambda: 1)
-    start = time.perf_counter()
-    timing.settle(limit=0.01)
-    assert time.perf_counter() - start >= 0.01
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="thread states are Linux's")
 def test_a_spinning_thread_is_busy_and_a_sleeping_one_is_not():
     done = threading.Event()

@@ -1,4 +1,4 @@
-"""benchmarks/training.py and training_memory.py: steps that really train, times of what is right, kept bytes, peaks."""
+"""benchmarks/training.py: steps that really train, times of what is right."""
 
 import dataclasses
 from functools import partial
@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import convnext_kernels as ck
-from convnext_kernels.backends.cpu import native
 from convnext_kernels.bench import conditions, workloads
 from convnext_kernels.bench.cases import QUICK
 from convnext_kernels.bench.measure import prepare, results
@@ -30,15 +29,11 @@ def session(script, monkeypatch):
     return script.session(QUICK, chosen)
 
 
-def case(script, group, dtype="fp32", what=None):
+def case(script, group, dtype="fp32"):
     """A tiny one in the place of a real one."""
     real = next(c for c in script.cases() if c.group == group and c.dtype == dtype)
-    build = {
-        "dwconv": lambda: workloads.op("dwconv", N, C, SIZE, SIZE, 7),
-        "block": lambda: workloads.op("block", N, C, SIZE, SIZE, False),
-        "model": lambda: workloads.convnext("torchvision", "convnext_tiny", N, 64),
-    }[group]
-    tiny = dataclasses.replace(real, what=what or f"tiny {real.what.split()[-1]}", channels=C, build=build)
+    build = partial(workloads.op, group, N, C, SIZE, SIZE, 7 if group == "dwconv" else False)
+    tiny = dataclasses.replace(real, what=f"tiny {real.what.split()[-1]}", channels=C, build=build)
     return dataclasses.replace(tiny, build=partial(script.build, tiny))
 
 
@@ -115,40 +110,3 @@ def test_steps_start_from_the_same_weights_and_change_them(script):
         _, _, setting = candidate.name.partition("convnext_kernels, ")
         assert not setting or step.module.model.memory == setting
     assert len(losses) == 1
-
-
-@pytest.mark.skipif(native.import_error() is not None, reason="the compiled extension is missing")
-def test_packed_weights_are_made_again_every_step(script, monkeypatch):
-    """What the step is there to time."""
-    from convnext_kernels.backends.cpu import packed
-
-    class Recording(dict):
-        """Counts the entries that are set."""
-
-        made = 0
-
-        def __setitem__(self, key, value):
-            self.made += 1
-            super().__setitem__(key, value)
-
-    entries, counts = Recording(), []
-    monkeypatch.setattr(packed, "_entries", entries)
-    prepared = prepare(case(script, "block", "bf16"), "cpu", script.TrainingStep)
-    step = next(c for c in script.CANDIDATES if c.name == OURS).build(prepared)
-    with ck.use_backend("cpu"):
-        for _ in range(3):
-            step()
-            counts.append(entries.made)
-    assert 0 < counts[0] < counts[1] < counts[2]
-
-
-def test_autocast_keeps_parameters_and_the_accelerated_model_is_used(script):
-    real = case(script, "model", "bf16", what=f"ConvNeXt-T step {script.AUTOCAST}")
-    prepared = prepare(real, "cpu", script.TrainingStep)
-    assert prepared.case.dtype == "bf16"
-    step = next(c for c in script.CANDIDATES if c.name == OURS).build(prepared)
-    assert step.module.autocast
-    assert {p.dtype for p in step.module.parameters()} == {torch.float32}
-    assert step.forward().isfinite()
-    assert not step.leaves[0].requires_grad
-    assert ck.acceleration_report(step.module)

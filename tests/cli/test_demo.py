@@ -1,7 +1,6 @@
 import re
 
 import pytest
-import torch
 from PIL import Image
 
 from convnext_kernels.backends import cpu
@@ -43,14 +42,7 @@ def test_report_is_complete_and_self_contained(shipped_run):
     page = Page(report)
     assert page.tags.count("svg") == 3
     assert page.tags.count("img") == 8
-    for word in (
-        "china",
-        "hubble deep field",
-        "class ",
-        "ConvNeXtBlock",
-        "replaced",
-        torch.__version__.partition("+")[0],
-    ):
+    for word in ("china", "hubble deep field", "class ", "ConvNeXtBlock", "replaced"):
         assert word in page.text
     assert "Errors: within the tolerance" in page.text
 
@@ -70,9 +62,6 @@ def test_own_images_and_one_dtype(run, tmp_path):
 
 def test_backends_that_cannot_run(fails, monkeypatch):
     fails("demo", *SMALL, "--backend", "nope", words=("--backend", "'nope'", "auto", "eager"), code=2)
-    with monkeypatch.context() as patch:
-        patch.setenv("CONVNEXT_KERNELS_BACKEND", "nope")
-        fails("demo", *SMALL, words=("CONVNEXT_KERNELS_BACKEND", "'nope'"))
     monkeypatch.setattr(cpu, "unavailable", lambda: "not compiled")
     fails("demo", *SMALL, "--backend", "cpu", words=("cpu", "not compiled"))
 

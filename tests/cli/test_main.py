@@ -19,8 +19,6 @@ def test_help_imports_no_command_and_no_library(run_python):
 
 def test_wrong_usage_is_one_line(fails):
     fails("nonsense", words=("nonsense",), code=2)
-    fails("demo", "--batch", "0", words=("--batch",), code=2)
-    fails("demo", "--dtype", "int8", words=("--dtype", "int8"), code=2)
     fails("demo", "--weights", "a.pth", "--pretrained", words=("--weights", "--pretrained"), code=2)
 
 
@@ -38,8 +36,6 @@ def test_an_unforeseen_error_is_one_line_and_debug_shows_it(run, fails, monkeypa
 def test_a_missing_library_names_the_extra(fails, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "psutil", None)  # makes the import raise ModuleNotFoundError
     fails("bench", words=("psutil", 'pip install "convnext-kernels[demo]"'))
-    monkeypatch.setitem(sys.modules, "timm", None)
-    fails("roadmap", "--regime", "resnet200", words=("timm", 'pip install "convnext-kernels[demo]"'))
     monkeypatch.setitem(sys.modules, "jinja2", None)
     small = ("--model", "torchvision/convnext_tiny", "--size", 32, "--repeats", 1, "--dtype", "fp32")
     fails("demo", *small, "--report", tmp_path / "r.html", words=("jinja2", 'pip install "convnext-kernels[demo]"'))

@@ -5,8 +5,6 @@ import re
 
 import pytest
 
-from convnext_kernels.cli import models
-
 pytest.importorskip("torchvision")
 pytest.importorskip("timm")
 
@@ -25,14 +23,6 @@ def test_coverage(run, fails):
     assert (len(rows), atto["blocks"], zepto["blocks"], zepto["layers"]) == (5, 12, 10, 5)
     assert (atto["overlapping"], zepto["overlapping"]) == ([], ["3x3 stride 2"])
     assert not any(r["reasons"] for r in rows.values())
-    row = {"library": "timm", "blocks": 12, "layers": 5}
-    whole = row | {"model": "a", "served": 12, "layers_served": 5, "reasons": [], "overlapping": []}
-    part = row | {"model": "b", "served": 0, "layers_served": 4, "reasons": ["why"], "overlapping": ["3x3 stride 2"]}
-    table, said = models.coverage_table([whole, part])
-    assert table.rows[1][-1].startswith("why; stem 3x3 stride 2")
-    assert "12 of 24 blocks are served, 1 of 2 models whole" in said
-    assert "9 of 10 norms and downsampling layers" in said
-    assert "matrix products" in said
     fails("models", "--coverage", "convnext_ato", words=("unknown model 'convnext_ato'; close: convnext_atto",))
 
 

@@ -22,15 +22,12 @@ def test_json(run):
     result = run("plan", *arguments, "--json")
     assert result.exit_code == 0, result.output
     content = json.loads(result.stdout)
-    assert content["basis"] == "predicted"
-    assert content["gpu"]["name"] == "RTX4090"
-    assert (content["model"], content["batch"], content["training"]) == ("timm/convnextv2_atto", 1, True)
+    assert (content["basis"], content["gpu"]["name"], content["training"]) == ("predicted", "RTX4090", True)
     blocks = [row for row in content["rows"] if row["name"].startswith("block V2")]
     assert [row["count"] for row in blocks] == [2, 2, 6, 2]
     for row in content["rows"]:
         assert row["ours"]["launches"] > 0
         assert row["ours"]["seconds"] > 0
-        assert set(row) >= {"eager", "limit"}
 
 
 @pytest.mark.parametrize(
@@ -38,7 +35,6 @@ def test_json(run):
     [
         (("--gpu", "V100"), ("unknown GPU 'V100'", "A100", "RTX5090")),
         (("--model", "convnext_tiney"), ("--model convnext_tiney", "close: ", "convnext_tiny")),
-        (("--model", "elsewhere/convnext_tiny"), ("unknown library 'elsewhere'",)),
         (("--model", "resnet18"), ("torchvision/resnet18", "no module that this package can replace")),
     ],
 )

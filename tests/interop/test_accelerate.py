@@ -313,29 +313,6 @@ def test_meta_tensors(model):
 
 
 @one_model
-def test_report(model):
-    m = model.make()
-    rows = ck.acceleration_report(m).rows
-    assert {(r.replaced, r.reason) for r in rows} == {(False, "can be replaced: call accelerate(model)")}
-    report = ck.acceleration_report(ck.accelerate(m, backend="eager"))
-    assert [(r.name, r.type, r.kind) for r in report.rows] == [(r.name, r.type, r.kind) for r in rows]
-    kinds = [r.kind for r in report.rows]
-    assert (kinds.count("block"), kinds.count("downsampling")) == (4, model.downsamplings)
-    assert all(r.replaced and r.reason == f"fused {r.kind}, backend eager" for r in report.rows)
-    assert report.replaced == len(rows) == 4 + model.downsamplings + model.norms
-    assert str(report).endswith(f"\n{len(rows)} of {len(rows)} replaced")
-    own = ck.acceleration_report(nn.Sequential(ck.FusedConvNeXtBlock(8), ck.LayerNorm2d(8)))
-    assert [(r.replaced, r.fused) for r in own.rows] == [(False, True)] * 2
-
-
-def test_nothing_to_accelerate_is_said(caplog):
-    m = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GELU())
-    assert ck.accelerate(m) is m
-    assert "nothing was replaced in Sequential: it has no ConvNeXt block" in caplog.text
-    assert ck.acceleration_report(m).rows == ()
-
-
-@one_model
 def test_errors_come_before_any_change(model, monkeypatch):
     m = model.make()
     before = classes(m)

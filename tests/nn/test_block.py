@@ -15,14 +15,6 @@ from tests.tolerance import randomize_
 OPTIONS = {"v1": {}, "v2": {"use_grn": True}, "no layer scale": {"layer_scale_init_value": 0.0}}
 
 
-def test_initial_values():
-    """Those that are not PyTorch's."""
-    v1, v2 = (FusedConvNeXtBlock(12, layer_scale_init_value=0.5, use_grn=use_grn) for use_grn in (False, True))
-    assert (v1.gamma == 0.5).all()
-    assert not v2.grn.gamma.any()
-    assert not v2.grn.beta.any()
-
-
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_inner_modules_compute_what_the_op_does(norm, activation):
@@ -68,10 +60,3 @@ def test_drop_path_draws_the_random_numbers_of_timm(backend):
     torch.manual_seed(7)
     torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(torch.rand(1), after), "another number of random numbers was drawn"
-
-
-def test_device_and_dtype_arguments():
-    block = FusedConvNeXtBlock(8, use_grn=True, device="meta", dtype=torch.bfloat16)
-    assert all(p.is_meta and p.dtype == torch.bfloat16 for p in block.parameters())
-    with pytest.raises(ValueError, match=r"dwconv_weight: expected a tensor on x's device cpu.*to_empty"):
-        block(torch.randn(1, 8, 3, 3, dtype=torch.bfloat16))

@@ -23,15 +23,6 @@ def test_strides_inference_and_sequences(channels_last):
         assert torch.equal(nn.Sequential(block, block)(x), block(block(x)))
 
 
-def test_another_norm_and_activation():
-    block = randomize_(FusedConvNeXtBlock1d(12, norm="rms", activation="relu"))
-    x = torch.randn(2, 12, 17)
-    y = block.dwconv(x).mT
-    y = y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() * block.norm.weight
-    y = block.gamma * block.pwconv2(block.pwconv1(y).relu())
-    torch.testing.assert_close(block(x), x + y.mT)
-
-
 def test_what_is_wrong_is_named():
     block, x = FusedConvNeXtBlock1d, torch.zeros(2, 8, 5)
     adaptive, conv = block(8, adanorm_num_embeddings=4), partial(functional.depthwise_conv1d, x)
