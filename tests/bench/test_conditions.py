@@ -26,12 +26,6 @@ def watched(monkeypatch):
     return run
 
 
-def test_a_quiet_machine(watched):
-    course = watched(Cpu(1.4, 0.1, 2.4, 0.1, 0.0, 1.0))  # guests are part of user
-    assert course.summary() == pytest.approx({"others": 0.0, "steal": 0.0})
-    assert course.warnings() == []
-
-
 def test_other_processes_and_the_hypervisor(watched):
     course = watched(Cpu(2.3, 0.2, 1.3, 0.0, 0.2, 0.0))
     assert course.summary() == pytest.approx({"others": 0.25, "steal": 0.05})

@@ -4,8 +4,6 @@ import os
 import time
 from functools import partial
 
-import pytest
-
 from convnext_kernels.bench import lines, steps, verify, workloads
 from convnext_kernels.bench.cases import Case
 
@@ -62,17 +60,6 @@ def test_a_failure_is_one_line_and_not_the_end(monkeypatch, tmp_path):
     assert {c["status"] for c in found if c["what"] == "is right"} == {"ok"}
     assert "Error: " in verify.verdict(run, 1)
     assert sum("crashes" in line for line in said) == 1
-
-
-def test_shares_of_the_time(tmp_path, monkeypatch):
-    """What a step leaves over goes to the later ones, and the last one ends with the time."""
-    run = verify.Verify("cpu", tmp_path, minutes=2, only=("numerics",))
-    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
-    run.start = 1000.0
-    assert run._end("numerics bf16") == pytest.approx(1000 + 120 * 0.12 / 0.2)
-    monkeypatch.setattr(time, "monotonic", lambda: 1100.0)
-    assert run._end("numerics fp32") == pytest.approx(1100 + 20 / 2)
-    assert run._end("numerics fp16") == pytest.approx(1120)
 
 
 def test_a_model_in_plain_pytorch_has_the_same_results_and_no_op_of_this_package():

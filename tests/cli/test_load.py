@@ -14,13 +14,6 @@ def state():
     return {name: value + 0.25 for name, value in loaded.model.state_dict().items()}
 
 
-def test_torchvision_comes_before_timm():
-    assert load.resolve("convnext_tiny") == ("torchvision", "convnext_tiny")
-    assert load.resolve("timm/convnext_tiny") == ("timm", "convnext_tiny")
-    assert load.resolve("convnextv2_atto") == ("timm", "convnextv2_atto")
-    assert load.resolve("timm/convnext_tiny.fb_in22k") == ("timm", "convnext_tiny.fb_in22k")
-
-
 def test_unknown_models(fails):
     fails("demo", "--model", "convnext_tinny", words=("convnext_tinny", "close", "convnext_tiny"))
     fails("demo", "--model", "torchvision/convnextv2_atto", words=("not found in torchvision",))
