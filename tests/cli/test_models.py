@@ -9,12 +9,6 @@ pytest.importorskip("torchvision")
 pytest.importorskip("timm")
 
 
-def test_models(run):
-    shown = run("models").stdout
-    assert "19 of 19 rows are within 1% of the published figures" in shown
-    assert "convnextv2_huge" in shown
-
-
 def test_coverage(run, fails):
     names = ("convnext_atto", "convnext_zepto_rms_ols", "ConvNextV2Model", "convnext_tiny")
     rows = {(r["library"], r["model"]): r for r in json.loads(run("models", "--coverage", "--json", *names).stdout)}
