@@ -51,7 +51,8 @@ for precision in ("tf32", "ieee", "tf32") if new else ():
     found.append(tf32_allowed())
 if ck.list_backends()["triton"].available:
     block = ck.FusedConvNeXtBlock(8, backend="triton")  # its plan depends on TF32
-    block(torch.randn(1, 8, 3, 3)).sum().backward()
+    with torch.no_grad():
+        block(torch.randn(1, 8, 3, 3))
 print(found == [False, True, False, *((True, False, True) if new else ())])
 """
 

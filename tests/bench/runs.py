@@ -18,13 +18,19 @@ def _shipped() -> Run:
 
 def full_run(**changes: object) -> Run:
     """The largest run that is shipped, with some fields changed."""
-    return dataclasses.replace(copy.deepcopy(_shipped()), **changes)
+    run = _shipped()
+    own = {name: copy.deepcopy(getattr(run, name)) for name in ("machine", "conditions", "checks", "not_run")}
+    return dataclasses.replace(run, **own | {"records": [*run.records]} | changes)
 
 
 def machine(cpu: str = "Example Xeon 6", gpus: tuple[str, ...] = (), torch: str = "2.14.1") -> dict:
     """The machine of a run."""
     found = full_run().machine
-    return found | {"cpu": {"name": cpu}, "gpus": [*gpus], "libraries": found["libraries"] | {"torch": torch}}
+    return found | {
+        "cpu": found["cpu"] | {"name": cpu},
+        "gpus": [*gpus],
+        "libraries": found["libraries"] | {"torch": torch},
+    }
 
 
 def times(median: float) -> Times:

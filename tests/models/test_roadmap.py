@@ -18,7 +18,7 @@ def build(step, regime, **options):
         return roadmap.create_step(step, regime, **options)
 
 
-@chosen(lambda step, regime: regime == "resnet50" or ROWS.index((step, regime)) % 4 == 1)
+@chosen(lambda step, regime: ROWS.index((step, regime)) % 3 == 0)
 @pytest.mark.parametrize(("step", "regime"), ROWS)
 def test_gflops_are_the_published_ones(step, regime):
     found = count(build(step, regime)).multiply_adds / 1e9
@@ -47,6 +47,7 @@ def test_the_first_network_computes_what_resnet_does():
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
 
 
+@chosen(lambda regime: regime == "resnet50")
 @pytest.mark.parametrize(("regime", "name"), roadmap.REGIMES.items())
 def test_the_road_ends_in_convnext(regime, name):
     torch.manual_seed(0)
@@ -61,6 +62,7 @@ def test_the_road_ends_in_convnext(regime, name):
         assert torch.equal(end(x), model(x))
 
 
+@chosen(lambda step: roadmap.list_steps().index(step) % 4 == 0)
 @pytest.mark.parametrize("step", roadmap.list_steps())
 def test_every_step_trains(step):
     # the step's design with fewer blocks and channels: its kinds of layers are all there
