@@ -34,6 +34,17 @@ gate() {
   TIMES+=("$1" $((SECONDS - began)))
 }
 
+# beside GATE OTHER: two gates that take one core each, at the same time. What the other one printed follows the first.
+beside() {
+  local log="$WORK/$2.log" other
+  (gate "$2"; echo "${TIMES[-1]}" >"$log.seconds") >"$log" 2>&1 &
+  other=$!
+  gate "$1"
+  wait "$other" || { cat "$log"; exit 1; }
+  cat "$log"
+  TIMES+=("$2, beside $1" "$(cat "$log.seconds")")
+}
+
 # The command of README that follows "<!-- command: NAME -->", so that what users read is what runs here.
 readme() {
   local command

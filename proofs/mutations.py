@@ -343,7 +343,7 @@ class Notes:
 @click.command(help=__doc__.splitlines()[0])
 @click.option("--of", "subjects", type=click.Choice(SUBJECTS), multiple=True, help="May be repeated.")
 @click.option("-k", "text", default="", help="A regular expression for name, kind, file, proof.")
-@click.option("--quick", is_flag=True, help="One of the CPU kernels, one of Triton's, one of Python.")
+@click.option("--quick", is_flag=True, help="One of Triton's kernels, one of Python.")
 @click.option("--list", "listing", is_flag=True, help="Only list the mutants.")
 @click.option("--jobs", type=click.IntRange(1), default=min(2, os.cpu_count() or 1), show_default=True)
 def main(subjects: tuple[str, ...], text: str, quick: bool, listing: bool, jobs: int) -> None:

@@ -53,10 +53,8 @@ def test_inputs_are_copied_and_outputs_are_new_tensors(captured):
     ("inputs", "error", "words"),
     [
         ((X,), TypeError, "inputs: expected 2, as in the example, got 1"),
-        ((X, 3), TypeError, r"inputs\[1\]: expected a tensor, got int"),
         ((X, X[:1]), ValueError, r"inputs\[1\]: expected \(2, 3\) torch.float32 on cpu.*got \(1, 3\)"),
         ((X.double(), X), ValueError, r"inputs\[0\]: expected .*float32.*got .*float64"),
-        ((X.to("meta"), X), ValueError, r"inputs\[0\]: expected .* on cpu.*got .* on meta"),
         ((X.clone().requires_grad_(), X), ValueError, r"inputs\[0\]: requires a gradient"),
     ],
 )
@@ -68,10 +66,7 @@ def test_other_inputs_are_refused(captured, inputs, error, words):
 
 def test_wrong_arguments_are_refused(monkeypatch):
     for model, example, error, words in (
-        (lambda x: x, X, TypeError, "model: expected a torch.nn.Module, got function"),
-        (Model(), (X, 1.0), TypeError, r"example\[1\]: expected a tensor, got float"),
         (Model(), (), ValueError, "example: expected at least one tensor"),
-        (Model(), X.clone().requires_grad_(), ValueError, "example: requires a gradient"),
         (Model().train(), X, ValueError, "training mode.*make_graphed_callables"),
         (Model().requires_grad_(), X, ValueError, r"model: its parameters require gradients.*torch.no_grad\(\)"),
     ):

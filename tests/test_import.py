@@ -2,10 +2,6 @@
 
 import json
 
-import pytest
-
-import convnext_kernels as ck
-
 HEAVY = ("triton", "torchvision", "timm", "transformers", "matplotlib", "sklearn", "skimage", "rich", "click", "jinja2")
 
 
@@ -28,15 +24,3 @@ print(json.dumps(sorted({m.split(".")[0] for m in set(sys.modules) - modules})))
 """).splitlines()
     assert same == "True"
     assert not set(json.loads(added)) & set(HEAVY)
-
-
-def test_old_name_of_list_backends():
-    """`backends()` is deprecated; the subpackage of that name is not."""
-    with pytest.warns(DeprecationWarning, match=r"^convnext_kernels\.backends\(\) is deprecated, call .*list_backends"):
-        table = ck.backends()
-    assert table == ck.list_backends()
-    import convnext_kernels.backends as package
-    from convnext_kernels.backends import get
-
-    assert package is ck.backends
-    assert get("eager") is package.eager

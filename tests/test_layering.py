@@ -14,12 +14,7 @@ PACKAGE = "convnext_kernels"
 # file). A name that ends in "." is a prefix. Other third-party packages may only be imported inside functions, and only
 # by the packages in LAZY.
 SPEC = ("spec", "calls", "variants")
-BACKEND = (
-    *SPEC,
-    "torch_versions",
-    "tuning",
-    "tuning.",
-)  # what every backend but eager may import, beside its own files
+BACKEND = (*SPEC, "torch_versions", "tuning", "tuning.")  # what all but eager may import, beside their own files
 PACKAGES = {
     "spec": ((), ("torch",)),
     "variants": ((), ("torch",)),

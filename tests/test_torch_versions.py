@@ -51,7 +51,8 @@ for precision in ("tf32", "ieee", "tf32") if new else ():
     found.append(tf32_allowed())
 if ck.list_backends()["triton"].available:
     block = ck.FusedConvNeXtBlock(8, backend="triton")  # its plan depends on TF32
-    block(torch.randn(1, 8, 3, 3)).sum().backward()
+    with torch.no_grad():
+        block(torch.randn(1, 8, 3, 3))
 print(found == [False, True, False, *((True, False, True) if new else ())])
 """
 
@@ -59,17 +60,6 @@ print(found == [False, True, False, *((True, False, True) if new else ())])
 def test_tf32_is_seen_by_either_name(run_python):
     """Since PyTorch 2.9 reading `allow_tf32` raises an error once `fp32_precision` was set."""
     assert run_python(TF32, TRITON_INTERPRET="1").strip() == "True"
-
-
-@pytest.mark.parametrize(("version", "served"), [("3.2.0", False), ("3.4.0", True), ("3.10.1", True), ("4.0", True)])
-def test_triton_before_3_4_is_refused(version, served, monkeypatch):
-    triton = pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
-    from convnext_kernels.backends import triton as backend
-    from convnext_kernels.backends.triton import device
-
-    monkeypatch.setattr(device, "type_", lambda: "cpu")
-    monkeypatch.setattr(triton, "__version__", version)
-    assert backend.unavailable() == (None if served else f"Triton {version} is too old, expected 3.4 or newer")
 
 
 @pytest.mark.parametrize("allowed", [True, False])

@@ -15,10 +15,7 @@ TEST_CASE("copies are exact, around lines and registers, at every alignment") {
     for (int64_t bytes : {0, 1, 15, 63, 64, 65, 127, 128, 255, 256, 257, 300, 1000, 4099, 70001}) {
       for (int64_t alignment : {1, 64}) {
         for (int threads : {1, 2, 3, 5}) {
-          CAPTURE(method);
-          CAPTURE(bytes);
-          CAPTURE(alignment);
-          CAPTURE(threads);
+          INFO("method ", method, ", bytes ", bytes, ", alignment ", alignment, ", threads ", threads);
           Buffer from(bytes, 1), to(bytes, alignment);
           Random random{uint32_t(bytes)};
           for (int64_t i = 0; i < bytes; ++i) from.as<uint8_t>()[i] = uint8_t(random.bits());

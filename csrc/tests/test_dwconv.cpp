@@ -13,11 +13,8 @@ namespace {
 // `planes` of `plane` are a volume with a kernel of `deep` planes.
 void check(DType dtype, const Image& plane, const Convolution& conv, uint32_t seed, bool add = false,
            int64_t planes = 1, int deep = 1) {
-  CAPTURE(seed);
-  CAPTURE(dtype_name(dtype));
-  CAPTURE(plane.c);
-  CAPTURE(conv.kernel_h);
-  CAPTURE(deep);
+  INFO("seed ", seed, ", dtype ", dtype_name(dtype), ", c ", plane.c, ", kernel_h ", conv.kernel_h, ", deep ",
+       deep);
   const int64_t c = plane.c, wide = pad_channels(c);
   const Axis depth = conv.axis(planes, deep, 1), h = conv.h(plane), w = conv.w(plane);
   const int64_t count = plane.n * (deep > 1 ? depth.out : 1) * h.out * w.out * c, taps = deep * conv.taps();

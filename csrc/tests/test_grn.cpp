@@ -10,10 +10,7 @@ using namespace cnk::test;
 namespace {
 
 void check(DType dtype, int64_t n, int64_t pixels, int64_t c) {
-  CAPTURE(dtype_name(dtype));
-  CAPTURE(n);
-  CAPTURE(pixels);
-  CAPTURE(c);
+  INFO("dtype ", dtype_name(dtype), ", n ", n, ", pixels ", pixels, ", c ", c);
   Random random{uint32_t(pixels * 1000 + c)};
   const Tensor x(dtype, random.floats(n * pixels * c, -2, 2)),
       dy(dtype, random.floats(n * pixels * c, -1, 1));

@@ -10,9 +10,7 @@ using namespace cnk::test;
 namespace {
 
 void check(DType dtype, int64_t rows, int64_t c, double mean = 0.3, double spread = 2) {
-  CAPTURE(dtype_name(dtype));
-  CAPTURE(rows);
-  CAPTURE(c);
+  INFO("dtype ", dtype_name(dtype), ", rows ", rows, ", c ", c);
   Random random{uint32_t(rows * 1000 + c)};
   const Tensor x(dtype, random.floats(rows * c, mean - spread, mean + spread));
   const Tensor dy(dtype, random.floats(rows * c, -1, 1));

@@ -116,12 +116,8 @@ struct Problem {
 
 void check(const Case& s, uint32_t seed, const Teams& teams = every_team()) {
   Problem problem(s, seed);
-  CAPTURE(seed);
-  CAPTURE(dtype_name(s.dtype));
-  CAPTURE(s.image.c);
-  CAPTURE(s.hidden);
-  CAPTURE(s.kernel_size);
-  CAPTURE(s.grn);
+  INFO("seed ", seed, ", dtype ", dtype_name(s.dtype), ", c ", s.image.c, ", hidden ", s.hidden,
+       ", kernel_size ", s.kernel_size, ", grn ", s.grn);
   const auto run = [&](const Kernels& k, Products products, int threads) {
     return results(problem.run(k, products, threads));
   };
@@ -132,10 +128,7 @@ void check(const Case& s, uint32_t seed, const Teams& teams = every_team()) {
 void check_kept(const Case& s, uint32_t seed, const Teams& teams) {
   Problem problem(s, seed);
   const DType hidden_dtype = s.dtype == DType::kFloat32 ? s.dtype : DType::kBFloat16;
-  CAPTURE(dtype_name(s.dtype));
-  CAPTURE(s.hidden);
-  CAPTURE(s.grn);
-  CAPTURE(s.schedule);
+  INFO("dtype ", dtype_name(s.dtype), ", hidden ", s.hidden, ", grn ", s.grn, ", schedule ", s.schedule);
   const auto run = [&](const Kernels& k, Products products, int threads) {
     Tensor y(s.dtype, s.kernel_size ? s.image.count() : 0), u(hidden_dtype, s.image.pixels() * s.hidden);
     Tensor out = problem.run(k, products, threads, s.kernel_size ? &y : nullptr, &u);
@@ -232,10 +225,7 @@ TEST_CASE("memory: 4 MB for each thread, whatever the image") {
         for (int64_t c : {8, 96, 384, 768, 1024}) {
           for (int64_t side : {1, 7, 14, 56, 128, 512}) {
             for (int threads : {1, 2, 4, 16}) {
-              CAPTURE(grn);
-              CAPTURE(c);
-              CAPTURE(side);
-              CAPTURE(threads);
+              INFO("grn ", grn, ", c ", c, ", side ", side, ", threads ", threads);
               MlpArgs args = {};
               args.products = products;
               args.n = 8;

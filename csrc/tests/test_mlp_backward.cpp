@@ -124,13 +124,8 @@ struct Problem {
 // `requests`: also with some of the gradients only.
 void check(const Case& s, uint32_t seed, const Teams& teams, bool requests = true) {
   Problem problem(s, seed);
-  CAPTURE(seed);
-  CAPTURE(dtype_name(s.dtype));
-  CAPTURE(s.pixels);
-  CAPTURE(s.c);
-  CAPTURE(s.hidden);
-  CAPTURE(s.grn);
-  CAPTURE(s.kept);
+  INFO("seed ", seed, ", dtype ", dtype_name(s.dtype), ", pixels ", s.pixels, ", c ", s.c, ", hidden ",
+       s.hidden, ", grn ", s.grn, ", kept ", s.kept);
   const auto run = [&](const Kernels& k, Products products, int threads) {
     std::vector<Tensor> out = problem.run(k, products, threads);
     // A gradient that is not requested is not written, and the others do not change.

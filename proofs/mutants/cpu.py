@@ -112,7 +112,6 @@ MUTANTS = [
             "all images have the first one's factors",
             "a.scale + p / a.pixels * padded",
             "a.scale",
-            quick=True,
         ),
     ),
     *_in(

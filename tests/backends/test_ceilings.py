@@ -6,7 +6,6 @@ No speed is asserted: only that there are numbers, and that wrong arguments are 
 import math
 import os
 import sys
-from contextlib import suppress
 
 import pytest
 import torch
@@ -25,15 +24,6 @@ def native():
     return extension()
 
 
-def masks_of_process() -> dict[int, set[int]]:
-    """Thread id -> CPUs, of all threads of this process."""
-    masks = {}
-    for thread in map(int, os.listdir("/proc/self/task")):
-        with suppress(ProcessLookupError):  # ended meanwhile: OpenMP's do when a team gets smaller
-            masks[thread] = os.sched_getaffinity(thread)
-    return masks
-
-
 def test_rates(native):
     kinds = native.arithmetic_kinds()
     assert kinds == [kind for kind in KINDS if kind in kinds]
@@ -50,9 +40,7 @@ def test_rates(native):
     [
         ("arithmetic_rate", ("fma_fp64", 1, 0.01), "kind: fma_fp32, dot_bf16 or tile_bf16 expected, got 'fma_fp64'"),
         ("arithmetic_rate", ("fma_fp32", 0, 0.01), "threads or seconds"),
-        ("arithmetic_rate", ("fma_fp32", 1, math.nan), "threads or seconds"),
         ("copy_rate", (127, 1, 0.01), "bytes_per_thread"),
-        ("cache_bytes", (0,), "level"),
         ("set_affinity", ([],), "masks: none"),
         ("set_affinity", ([[1 << 20]],), "masks: a CPU number"),
     ],
@@ -68,16 +56,10 @@ def test_affinity_round_trip(native):
     cpus = sorted(main)
     masks = [[cpus[rank % len(cpus)]] for rank in range(torch.get_num_threads())]
     native.set_affinity([sorted(main)] * len(masks))  # the threads exist, with masks that we know
-    before = masks_of_process()
     previous = native.set_affinity(masks)
     try:
         assert previous == [sorted(main)] * len(masks)
         assert os.sched_getaffinity(0) == set(masks[0])
-        now = masks_of_process()  # threads of other tests may end or start at any time
-        changed = [now[thread] for thread in now.keys() & before if now[thread] != before[thread]]
-        assert sorted(map(sorted, changed)) == sorted(mask for mask in masks if set(mask) != main)
     finally:
         assert native.set_affinity(previous) == masks
     assert os.sched_getaffinity(0) == main
-    after = masks_of_process()
-    assert all(after[thread] == before[thread] for thread in after.keys() & before)

@@ -74,10 +74,6 @@ def test_another_shape_or_dtype_is_told():
     assert verdict(EXACT, REFERENCE).reason == "y: dtype torch.float64, expected torch.float32"
 
 
-def test_nothing_is_within():
-    assert verdict(EXACT[:0], EXACT[:0], REFERENCE[:0]).within
-
-
 def test_a_tensor_of_zeros():
     zero = torch.zeros(3)
     assert verdict(zero, zero, zero.double()).within
@@ -100,17 +96,6 @@ def test_top5_same_tie_and_different():
     rough = same.clone()
     rough[1, 0] += 0.125
     assert [t.verdict for t in compare_top5(REFERENCE, rough, swapped)] == ["different", "same"]
-
-
-def test_top5_of_nan_differs():
-    broken = REFERENCE.float().clone()
-    broken[0, 5] = math.nan
-    assert compare_top5(REFERENCE, REFERENCE.float(), broken)[0].verdict == "different"
-
-
-def test_fewer_than_five_classes():
-    found = compare_top5(REFERENCE[:, :3], REFERENCE[:, :3].float(), REFERENCE[:, :3].float())
-    assert [len(top5.eager) for top5 in found] == [3, 3]
 
 
 def errors(**tensors):

@@ -1,20 +1,16 @@
-"""benchmarks/training.py and training_memory.py: steps that really train, times of what is right, kept bytes, peaks."""
+"""benchmarks/training.py: steps that really train, times of what is right."""
 
 import dataclasses
-import sys
 from functools import partial
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 import convnext_kernels as ck
-from convnext_kernels.backends.cpu import native
 from convnext_kernels.bench import conditions, workloads
-from convnext_kernels.bench.cases import QUICK, STAGES, STANDARD, select
+from convnext_kernels.bench.cases import QUICK
 from convnext_kernels.bench.measure import prepare, results
-from convnext_kernels.bench.results import EAGER, OK, OURS, WRONG, Record, is_ours, load
-from tests.bench import runs
+from convnext_kernels.bench.results import EAGER, OK, OURS, WRONG, is_ours
 
 N, C, SIZE = 2, 16, 7
 PLAIN = (EAGER, OURS, "eager, contiguous", f"{OURS}, min", f"{OURS}, balanced")
@@ -26,11 +22,6 @@ def script(program):
 
 
 @pytest.fixture
-def memory(program):
-    return program("training_memory")
-
-
-@pytest.fixture
 def session(script, monkeypatch):
     """Measures with the candidates that need no compiler."""
     monkeypatch.setattr(conditions.Course, "probe", lambda self: self.speeds.append(1.0))
@@ -38,31 +29,12 @@ def session(script, monkeypatch):
     return script.session(QUICK, chosen)
 
 
-def case(script, group, dtype="fp32", what=None):
+def case(script, group, dtype="fp32"):
     """A tiny one in the place of a real one."""
     real = next(c for c in script.cases() if c.group == group and c.dtype == dtype)
-    build = {
-        "dwconv": lambda: workloads.op("dwconv", N, C, SIZE, SIZE, 7),
-        "block": lambda: workloads.op("block", N, C, SIZE, SIZE, False),
-        "model": lambda: workloads.convnext("torchvision", "convnext_tiny", N, 64),
-    }[group]
-    tiny = dataclasses.replace(real, what=what or f"tiny {real.what.split()[-1]}", channels=C, build=build)
+    build = partial(workloads.op, group, N, C, SIZE, SIZE, 7 if group == "dwconv" else False)
+    tiny = dataclasses.replace(real, what=f"tiny {real.what.split()[-1]}", channels=C, build=build)
     return dataclasses.replace(tiny, build=partial(script.build, tiny))
-
-
-def test_the_table_holds_what_was_asked_for(script):
-    names = [c.name for c in select(STANDARD, everything=script.cases())]
-    assert len(set(names)) == len(names)
-    for dtype in ("fp32", "bf16"):
-        for c, size in STAGES:
-            at = f"C{c}-{size}x{size}"
-            assert f"dwconv/K7-{at}-b8-{dtype}-weight-gradient" in names
-            assert {f"block/{v}-{at}-step-b8-{dtype}-training" for v in ("V1", "V2")} <= set(names)
-        assert f"model/ConvNeXt-T-224-step-b8-{dtype}-training" in names
-    assert "model/ConvNeXt-T-224-step-autocast-b8-bf16-training" in names
-    assert {c.channels for c in select(QUICK, everything=script.cases())} == {384}
-    (only,) = select(QUICK, ("dwconv/*C96*bf16*",), everything=script.cases())
-    assert only.name == "dwconv/K7-C96-56x56-b8-bf16-weight-gradient"
 
 
 @pytest.mark.parametrize(("group", "dtype"), [("dwconv", "fp32"), ("dwconv", "bf16"), ("block", "bf16")])
@@ -138,95 +110,3 @@ def test_steps_start_from_the_same_weights_and_change_them(script):
         _, _, setting = candidate.name.partition("convnext_kernels, ")
         assert not setting or step.module.model.memory == setting
     assert len(losses) == 1
-
-
-@pytest.mark.extended
-@pytest.mark.filterwarnings("default")  # torch.compile's own
-def test_a_compiled_step_starts_from_the_same_weights_too(script, session):
-    session.candidates = tuple(c for c in script.CANDIDATES if c.name in (EAGER, "torch.compile"))
-    for group in ("dwconv", "block"):
-        assert {r.status for r in session.measure(case(script, group))} == {OK}
-
-
-@pytest.mark.skipif(native.import_error() is not None, reason="the compiled extension is missing")
-def test_packed_weights_are_made_again_every_step(script, monkeypatch):
-    """What the step is there to time."""
-    from convnext_kernels.backends.cpu import packed
-
-    class Recording(dict):
-        """Counts the entries that are set."""
-
-        made = 0
-
-        def __setitem__(self, key, value):
-            self.made += 1
-            super().__setitem__(key, value)
-
-    entries, counts = Recording(), []
-    monkeypatch.setattr(packed, "_entries", entries)
-    prepared = prepare(case(script, "block", "bf16"), "cpu", script.TrainingStep)
-    step = next(c for c in script.CANDIDATES if c.name == OURS).build(prepared)
-    with ck.use_backend("cpu"):
-        for _ in range(3):
-            step()
-            counts.append(entries.made)
-    assert 0 < counts[0] < counts[1] < counts[2]
-
-
-def test_autocast_keeps_parameters_and_the_accelerated_model_is_used(script):
-    real = case(script, "model", "bf16", what=f"ConvNeXt-T step {script.AUTOCAST}")
-    prepared = prepare(real, "cpu", script.TrainingStep)
-    assert prepared.case.dtype == "bf16"
-    step = next(c for c in script.CANDIDATES if c.name == OURS).build(prepared)
-    assert step.module.autocast
-    assert {p.dtype for p in step.module.parameters()} == {torch.float32}
-    assert step.forward().isfinite()
-    assert not step.leaves[0].requires_grad
-    assert ck.acceleration_report(step.module)
-
-
-@pytest.mark.parametrize("status", [OK, WRONG])
-def test_command(script, monkeypatch, tmp_path, status):
-    class Fake:
-        course = conditions.Course()
-
-        def measure(self, case, on_step):
-            common = (case.name, case.group, case.what, 8, case.dtype, "training")
-            ours = runs.times(4.0, 0) if status == OK else None
-            return [
-                Record(*common, EAGER, OK, times=runs.times(10.0, 0)),
-                Record(*common, OURS, status, "gradient of x" * (status == WRONG), times=ours),
-            ]
-
-    monkeypatch.setattr(script, "session", lambda mode: Fake())
-    monkeypatch.setattr(script, "start", lambda device, mode: runs.full_run(records=[], mode=mode))
-    file = tmp_path / "training.json"
-    done = CliRunner().invoke(script.main, ["--only", "block/V1-C384*bf16*", "--json", str(file)])
-    assert done.exit_code == (status == WRONG), done.output
-    assert "V1 C384 14x14 step bf16" in done.output
-    words = "2.50 times faster than eager" if status == OK else "gradient of x"
-    assert words in " ".join(done.output.split())
-    run = load(file)  # the format of `convnext-kernels bench`
-    assert run.complete
-    assert {r.case for r in run.records} == {"block/V1-C384-14x14-step-b8-bf16-training"}
-    assert run.conditions["optimiser"] == script.OPTIMISER
-
-
-@pytest.mark.parametrize(("use_grn", "expected"), [(False, 12.02), (True, 19.05)])
-def test_eager_keeps_a_multiple(memory, use_grn, expected):
-    assert memory.kept(memory.PYTORCH, "", use_grn, 96, 14, 1, "bf16") == pytest.approx(expected, abs=0.03)
-
-
-@pytest.mark.extended
-@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
-def test_memory_of_a_step(memory):
-    before, peak = memory.measure_step("models, min", "bf16", 1, 32, 1)
-    assert 28_589_128 < peak - before < 20 * 28_589_128  # half of the gradients at the least
-
-
-def test_memory_command(memory, monkeypatch):
-    monkeypatch.setattr(memory, "emulate", lambda: None)
-    monkeypatch.setattr(memory, "kept", lambda who, *_: 12.02 if who == memory.PYTORCH else 2.0)
-    done = CliRunner().invoke(memory.main, ["blocks"])
-    assert done.exit_code == 0, done.output
-    assert "eager PyTorch V1 bf16 12.02" in " ".join(done.output.split())

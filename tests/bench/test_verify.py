@@ -2,15 +2,10 @@
 
 import os
 import time
-from contextlib import nullcontext
 from functools import partial
 
-import pytest
-
-import convnext_kernels as ck
-from convnext_kernels.bench import checks, lines, steps, verify, workloads
+from convnext_kernels.bench import lines, steps, verify, workloads
 from convnext_kernels.bench.cases import Case
-from convnext_kernels.bench.results import OURS, plain
 
 BUILD = partial(workloads.op, "grn", 1, 8, 5, 3)
 
@@ -67,33 +62,6 @@ def test_a_failure_is_one_line_and_not_the_end(monkeypatch, tmp_path):
     assert sum("crashes" in line for line in said) == 1
 
 
-def _results(item, seconds=None):
-    """Run an item in this process."""
-    found = []
-    steps.run(steps.Running("cpu"), item, lambda kind, value: found.append((kind, plain(value))), seconds, {})
-    return found
-
-
-def test_a_wrong_kernel_is_found(monkeypatch):
-    monkeypatch.setattr(checks, "backends", lambda device: ([("eager", nullcontext)], []))
-    forward = ck.GlobalResponseNorm.forward
-    monkeypatch.setattr(ck.GlobalResponseNorm, "forward", lambda self, x: forward(self, x) * 1.1)
-    ((kind, values),) = _results(_case("1x8x5x3"))
-    line = {"kind": kind, "step": "numerics fp32"} | values
-    assert verify.complaint(line).startswith("grn 1x8x5x3 fp32 on eager backend: wrong: ")
-
-
-def test_shares_of_the_time(tmp_path, monkeypatch):
-    """What a step leaves over goes to the later ones, and the last one ends with the time."""
-    run = verify.Verify("cpu", tmp_path, minutes=2, only=("numerics",))
-    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
-    run.start = 1000.0
-    assert run._end("numerics bf16") == pytest.approx(1000 + 120 * 0.12 / 0.2)
-    monkeypatch.setattr(time, "monotonic", lambda: 1100.0)
-    assert run._end("numerics fp32") == pytest.approx(1100 + 20 / 2)
-    assert run._end("numerics fp16") == pytest.approx(1120)
-
-
 def test_a_model_in_plain_pytorch_has_the_same_results_and_no_op_of_this_package():
     import torch
 
@@ -104,17 +72,3 @@ def test_a_model_in_plain_pytorch_has_the_same_results_and_no_op_of_this_package
         expected = workload.eager(*workload.inputs)
     assert not any(event.name.startswith("convnext_kernels") for event in profile.events())
     torch.testing.assert_close(workload.ours(*workload.inputs), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_candidates_of_a_model():
-    """Every candidate is an item of its own; a CPU has those without CUDA graphs."""
-    here, there = ({item.what[1] for item in steps.items("models", device)} for device in ("cpu", "cuda"))
-    assert there - here == {f"{OURS}, CUDA graph", "torch.compile, reduce-overhead"}
-    assert {OURS, "eager", "eager, contiguous", "torch.compile", f"{OURS}, torch.compile"} == here
-    compiled = [item for item in steps.items("precompile", "cuda") if isinstance(item.what, tuple)]
-    assert {item.what[1] for item in compiled} == {
-        OURS,
-        "torch.compile",
-        "torch.compile, reduce-overhead",
-        f"{OURS}, torch.compile",
-    }

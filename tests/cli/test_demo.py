@@ -1,12 +1,9 @@
 import re
-import sys
 
 import pytest
-import torch
-from PIL import Image
 
 from convnext_kernels.backends import cpu
-from convnext_kernels.cli import demo_runs, load
+from convnext_kernels.cli import demo_runs
 from tests.pages import Page
 
 SMALL = ("--model", "timm/test_convnext", "--size", "64", "--repeats", "1")
@@ -44,76 +41,13 @@ def test_report_is_complete_and_self_contained(shipped_run):
     page = Page(report)
     assert page.tags.count("svg") == 3
     assert page.tags.count("img") == 8
-    for word in (
-        "china",
-        "hubble deep field",
-        "class ",
-        "ConvNeXtBlock",
-        "replaced",
-        torch.__version__.partition("+")[0],
-    ):
+    for word in ("china", "hubble deep field", "class ", "ConvNeXtBlock", "replaced"):
         assert word in page.text
     assert "Errors: within the tolerance" in page.text
 
 
-def test_own_images_and_one_dtype(run, tmp_path):
-    Image.new("RGB", (40, 40), "red").save(tmp_path / "<b>red & more.png")
-    Image.new("RGB", (40, 40), "blue").save(tmp_path / "blue.png")
-    report = tmp_path / "r.html"
-    result = run("demo", *SMALL, "--dtype", "fp32", "--report", report, *sorted(tmp_path.glob("*.png")))
-    assert result.exit_code == 0, result.output
-    assert "bf16" not in result.stdout
-    assert re.search(r"same top 5 +2 of 2, 0 tied", result.stdout)
-    page = Page(report)
-    assert page.tags.count("img") == 2
-    assert "<b>red & more.png" in page.text
-
-
-def test_class_names_come_with_weights(run, tmp_path):
-    torch.save(load.load("timm/test_convnext", None, False).model.state_dict(), tmp_path / "w.pth")
-    report = tmp_path / "r.html"
-    result = run("demo", *SMALL, "--dtype", "fp32", "--weights", tmp_path / "w.pth", "--report", report)
-    assert result.exit_code == 0, result.output
-    page = Page(report)
-    assert "ImageNet-1k" in page.text
-    assert not re.search(r"class \d", page.text)
-
-
-def test_no_report(run, tmp_path, monkeypatch):
-    for name in ("jinja2", "matplotlib"):  # not needed then
-        monkeypatch.setitem(sys.modules, name, None)
-    result = run("demo", *SMALL, "--dtype", "fp32", "--report", "")
-    assert result.exit_code == 0, result.output
-    assert list(tmp_path.iterdir()) == []
-    assert "Report" not in result.output
-
-
-def test_threads_are_used_and_given_back(run, monkeypatch):
-    before, seen = torch.get_num_threads(), []
-    measure = demo_runs.Subject.measure
-
-    def watch(self, *arguments):
-        seen.append(torch.get_num_threads())
-        return measure(self, *arguments)
-
-    monkeypatch.setattr(demo_runs.Subject, "measure", watch)
-    result = run("demo", *SMALL, "--dtype", "fp32", "--batch", 3, "--threads", before + 1)
-    assert result.exit_code == 0, result.output
-    assert seen == [before + 1]
-    assert torch.get_num_threads() == before
-
-
-def test_unwritable_reports(fails, tmp_path):
-    (tmp_path / "file").write_text("")
-    fails("demo", *SMALL, "--report", tmp_path / "file" / "r.html", words=("Errno", str(tmp_path / "file")))
-    fails("demo", *SMALL, "--report", tmp_path, words=("Is a directory",))
-
-
 def test_backends_that_cannot_run(fails, monkeypatch):
     fails("demo", *SMALL, "--backend", "nope", words=("--backend", "'nope'", "auto", "eager"), code=2)
-    with monkeypatch.context() as patch:
-        patch.setenv("CONVNEXT_KERNELS_BACKEND", "nope")
-        fails("demo", *SMALL, words=("CONVNEXT_KERNELS_BACKEND", "'nope'"))
     monkeypatch.setattr(cpu, "unavailable", lambda: "not compiled")
     fails("demo", *SMALL, "--backend", "cpu", words=("cpu", "not compiled"))
 
@@ -130,9 +64,9 @@ def test_wrong_results_fail_and_are_reported(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(demo_runs.Subject, "build", wrong)
     report = tmp_path / "r.html"
-    result = run("demo", *SMALL, "--report", report)
+    result = run("demo", *SMALL, "--dtype", "fp32", "--report", report)
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
-    for word in ("fp32: logits: ", "bf16: logits: ", " error ", ", allowed ", "the top 5 classes differ on china"):
+    for word in ("fp32: logits: ", " error ", ", allowed ", "the top 5 classes differ on china"):
         assert word in line
     assert "not within the tolerance" in Page(report).text

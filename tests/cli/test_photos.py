@@ -1,6 +1,5 @@
 import numpy
 import pytest
-import torch
 from PIL import Image
 
 from convnext_kernels.cli import photos
@@ -15,29 +14,6 @@ def picture(tmp_path):
     return path
 
 
-def test_shipped_photographs():
-    found = photos.shipped(64)
-    assert len({photo.name for photo in found}) == len(found) == 8
-    for photo in found:
-        assert photo.pixels.shape == (3, 64, 64)
-        assert photo.pixels.dtype == torch.uint8
-        assert photo.pixels.float().std() > 5  # a photograph, not a plain square
-        assert photo.thumbnail.startswith("data:image/jpeg;base64,")
-
-
-def test_files_and_folders(picture, tmp_path):
-    folder = tmp_path / "folder" / "inside"
-    folder.mkdir(parents=True)
-    for name, mode in (("b.jpg", "L"), ("a.png", "RGBA"), ("c.gif", "P")):
-        Image.new(mode, (50, 30)).save(folder / name)
-    (folder / "notes.txt").write_text("not looked at in a folder")
-    found = photos.read([picture, tmp_path / "folder"], 32)
-    assert [photo.name for photo in found] == [
-        str(p) for p in (picture, *map(folder.joinpath, ("a.png", "b.jpg", "c.gif")))
-    ]
-    assert {photo.pixels.shape for photo in found} == {(3, 32, 32)}
-
-
 def test_the_middle_is_taken_and_exif_is_obeyed(tmp_path):
     image = Image.new("RGB", (96, 32))
     image.paste((255, 0, 0), (32, 0, 64, 16))  # in the middle third, the upper half
@@ -49,26 +25,13 @@ def test_the_middle_is_taken_and_exif_is_obeyed(tmp_path):
     assert photo.pixels[0, :12, 4:28].float().mean() < 5
 
 
-def test_normalise():
-    x = photos.normalise(torch.full((1, 3, 2, 2), 51, dtype=torch.uint8), (0.2, 0.1, 0.0), (1.0, 0.5, 0.1))
-    torch.testing.assert_close(x[0, :, 0, 0], torch.tensor([0.0, 0.2, 2.0]))
-
-
-def test_what_is_no_image_is_named(fails, tmp_path, monkeypatch, picture):
+def test_what_is_no_image_is_named(fails, tmp_path):
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty").mkdir()
     noise = Image.fromarray(numpy.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=numpy.uint8))
-    for name in ("cut.png", "cut.jpg", "cut.webp"):
-        noise.save(tmp_path / name)
-        data = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(data[: len(data) // 2])
-    for name, word in {
-        "none.png": "No such file",
-        "empty": "no image file",
-        "text.png": "cannot identify",
-        **dict.fromkeys(("cut.png", "cut.jpg", "cut.webp"), "cannot be read"),
-    }.items():
+    noise.save(tmp_path / "cut.png")
+    data = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+    wrong = {"none.png": "No such file", "empty": "no image file", "text.png": "cannot identify", "cut.png": "be read"}
+    for name, word in wrong.items():
         fails(*DEMO, tmp_path / name, words=(name, word))
-    fails("demo", *[picture] * (photos.LIMIT + 1), words=(str(photos.LIMIT), str(photos.LIMIT + 1)))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    fails(*DEMO, picture, words=("picture.png", "cannot be read"))

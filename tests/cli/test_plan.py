@@ -22,32 +22,12 @@ def test_json(run):
     result = run("plan", *arguments, "--json")
     assert result.exit_code == 0, result.output
     content = json.loads(result.stdout)
-    assert content["basis"] == "predicted"
-    assert content["gpu"]["name"] == "RTX4090"
-    assert (content["model"], content["batch"], content["training"]) == ("timm/convnextv2_atto", 1, True)
+    assert (content["basis"], content["gpu"]["name"], content["training"]) == ("predicted", "RTX4090", True)
     blocks = [row for row in content["rows"] if row["name"].startswith("block V2")]
     assert [row["count"] for row in blocks] == [2, 2, 6, 2]
     for row in content["rows"]:
         assert row["ours"]["launches"] > 0
         assert row["ours"]["seconds"] > 0
-        assert set(row) >= {"eager", "limit"}
-
-
-def test_several_gpus_and_batches(run):
-    result = run("plan", "--gpu", "A100", "--gpu", "RTX 4090", "--batch", 1, "--batch", 128, "--training")
-    assert result.exit_code == 0, result.output
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.output.splitlines() if "|" in line]
-    head, rows = lines[0], [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
-    assert head[:3] == ["GPU", "batch", "block"]
-    assert len(rows) == 2 * 2 * 4  # blocks only, one line for each stage
-    assert [(row["GPU"], row["batch"]) for row in rows[::4]] == [
-        *(("A100", "1"), ("A100", "128"), ("RTX4090", "1"), ("RTX4090", "128")),
-    ]
-    for row in rows:
-        assert float(row["us"]) > float(row["limit us"])
-        assert "mlp backward: " in row["plan"]
-    several = json.loads(run("plan", "--gpu", "A100", "--batch", 1, "--batch", 128, "--json").stdout)
-    assert [document["batch"] for document in several] == [1, 128]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +35,6 @@ def test_several_gpus_and_batches(run):
     [
         (("--gpu", "V100"), ("unknown GPU 'V100'", "A100", "RTX5090")),
         (("--model", "convnext_tiney"), ("--model convnext_tiney", "close: ", "convnext_tiny")),
-        (("--model", "elsewhere/convnext_tiny"), ("unknown library 'elsewhere'",)),
         (("--model", "resnet18"), ("torchvision/resnet18", "no module that this package can replace")),
     ],
 )

@@ -34,13 +34,9 @@ def file(tmp_path):
             "conditions": {"warnings": []},
             "machine": machine(gpus=(gpu,)),
         }
-        text = ""
-        for found in runs:
-            text += "".join(
-                json.dumps(plain(line | {"step": "", "at": float(i)})) + "\n" for i, line in enumerate([head, *found])
-            )
+        each = [line | {"step": "", "at": float(i)} for found in runs for i, line in enumerate([head, *found])]
         path = tmp_path / name
-        path.write_text(text + cut)
+        path.write_text("".join(json.dumps(plain(line)) + "\n" for line in each) + cut)
         return path
 
     return write
@@ -105,7 +101,3 @@ def test_what_cannot_be_read(fails, file, first, tmp_path):
     damaged = file(first)
     damaged.write_text(damaged.read_text().replace('"kind": "host"', '"kind": "ho', 1))
     fails("report", damaged, words=("results.jsonl:7", "not a line of `convnext-kernels verify`"))
-    fails("report", tmp_path / "missing.jsonl", words=("missing.jsonl",))
-    options = ("--report", tmp_path, "--choices", tmp_path / "c")
-    fails("report", file(first[:2]), *options, words=("--choices", "no measured choices"))
-    fails("report", words=("FILE",), code=2)

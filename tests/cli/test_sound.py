@@ -1,15 +1,9 @@
-import importlib.util
-import sys
-
 import numpy
 import pytest
 import torch
 from scipy.io import wavfile
 
 from convnext_kernels.cli import sound
-
-INSTALLED = all(importlib.util.find_spec(name) for name in ("vocos", "torchaudio"))
-needs_vocos = pytest.mark.skipif(not INSTALLED, reason="needs the extra vocos; .ci/extended examples installs it")
 
 
 def tone(seconds, rate, dtype=numpy.float32, channels=1):
@@ -44,31 +38,3 @@ def test_wrong_sounds(fails, tmp_path):
     fails(*wrong, tmp_path / "empty.wav", words=("empty.wav", "finite samples", "none"))
     fails(*wrong, tmp_path / "nan.wav", words=("nan.wav", "finite samples"))
     fails(*wrong, tmp_path / "a.wav", tmp_path / "b.wav", words=("one WAV file", "2"), code=2)
-
-
-def test_without_the_package(fails, tmp_path, monkeypatch):
-    wavfile.write(tmp_path / "a.wav", sound.RATE, tone(1, sound.RATE))
-    monkeypatch.setitem(sys.modules, "torchaudio", None)
-    fails("demo", "--model", "vocos", tmp_path / "a.wav", words=("not installed", "[vocos]"))
-
-
-@needs_vocos
-def test_report_shows_both_spectrograms(run, tmp_path):
-    wavfile.write(tmp_path / "a.wav", sound.RATE, tone(1, sound.RATE))
-    report = tmp_path / "r.html"
-    options = ("--repeats", "1", "--dtype", "fp32", "--report", report)
-    result = run("demo", "--model", "vocos", *options, tmp_path / "a.wav")
-    assert result.exit_code == 0, result.output
-    assert "8 modules replaced" in result.stdout
-    text = report.read_text(encoding="utf-8")
-    for caption in ("given", "eager, fp32", "accelerated, fp32", "difference of the two, fp32"):
-        assert f"<figcaption>{caption}</figcaption>" in text
-
-
-@needs_vocos
-def test_a_state_dict_fits(tmp_path):
-    model = sound.load(None, False).model
-    torch.save(model.state_dict(), tmp_path / "w.pth")
-    again = sound.load(tmp_path / "w.pth", False)
-    assert again.weights == f"file {tmp_path / 'w.pth'}"
-    assert {name.partition(".")[0] for name in model.state_dict()} == {"feature_extractor", "backbone", "head"}

@@ -237,10 +237,6 @@ def test_changes_are_seen(change, words, request):
     assert words in row.reason
 
 
-def test_other_convolutions_of_volumes_are_not_listed():
-    assert not ck.acceleration_report(nn.Sequential(nn.Conv3d(4, 4, 3), nn.Conv3d(4, 8, 3, groups=4))).rows
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("make", "shape"),
@@ -293,21 +289,3 @@ def test_trial_leaves_no_trace():
     assert all(m.training for m in block.modules())
     assert all(p is parameters[name] for name, p in block.named_parameters())
     assert all(torch.equal(v, values[name]) for name, v in block.state_dict().items())
-
-
-class LayerNorm(official.LayerNorm):
-    """Divides by the unbiased variance."""
-
-    def forward(self, x):
-        if self.data_format == "channels_last":
-            return super().forward(x)
-        variance, mean = torch.var_mean(x, dim=1, keepdim=True)
-        return self.weight.view(-1, 1, 1) * (x - mean) / (variance + self.eps).sqrt() + self.bias.view(-1, 1, 1)
-
-
-def test_other_norms_are_left():
-    m = nn.Sequential(LayerNorm(8, data_format="channels_first"), nn.Conv2d(8, 16, 2, 2))
-    ck.accelerate(m)
-    rows = ck.acceleration_report(m).rows
-    assert [(r.name, r.kind) for r in rows] == [("", "downsampling"), ("0", "layer norm")]
-    assert all("its forward computes something else" in r.reason for r in rows)

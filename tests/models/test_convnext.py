@@ -5,7 +5,7 @@ import torch
 
 import convnext_kernels as ck
 from convnext_kernels import nn as cknn
-from convnext_kernels.models import ConvNeXt, IsotropicConvNeXt, create_model, list_models, published
+from convnext_kernels.models import ConvNeXt, create_model, list_models, published
 from convnext_kernels.models.counting import count
 
 SMALL = {"depths": (1, 2, 1, 1), "dims": (8, 16, 24, 32)}
@@ -77,14 +77,6 @@ def test_head_options():
     assert small(head_init_scale=0.0).head.weight.abs().max() == 0
 
 
-def test_isotropic():
-    torch.manual_seed(0)
-    model = IsotropicConvNeXt(2, 24, num_classes=4, layer_scale_init_value=0.1)
-    assert model(torch.randn(2, 3, 40, 50)).shape == (2, 4)
-    assert model.blocks[0].gamma is not None
-    assert IsotropicConvNeXt(1, 8).blocks[0].gamma is None
-
-
 def test_stochastic_depth_grows_linearly():
     blocks = [m for m in small(drop_path_rate=0.4).modules() if isinstance(m, cknn.FusedConvNeXtBlock)]
     rates = [block.drop_path.drop_prob for block in blocks]
@@ -96,14 +88,7 @@ def test_stochastic_depth_grows_linearly():
     [
         ({"depths": (1, 2)}, ValueError, "dims: expected one for each of the 2 stages, got 4"),
         ({"dims": (8, 0, 8, 8)}, ValueError, r"dims\[1\]: expected an integer of at least 1, got 0"),
-        ({"num_classes": -1}, ValueError, "num_classes: expected an integer of at least 0, got -1"),
-        ({"drop_path_rate": 1.0}, ValueError, "drop_path_rate: expected a number from 0 up to but not including 1"),
-        ({"global_pool": "max"}, ValueError, "global_pool: expected 'avg' or ''"),
-        (
-            {"features_only": True, "out_indices": (0, 4)},
-            ValueError,
-            "out_indices: expected different integers below 4",
-        ),
+        ({"features_only": True, "out_indices": (0, 4)}, ValueError, "out_indices: expected different integers below"),
         ({"out_indices": (1,)}, ValueError, "out_indices: needs features_only=True"),
     ],
 )

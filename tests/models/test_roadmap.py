@@ -18,7 +18,7 @@ def build(step, regime, **options):
         return roadmap.create_step(step, regime, **options)
 
 
-@chosen(lambda step, regime: regime == "resnet50" or ROWS.index((step, regime)) % 4 == 1)
+@chosen(lambda step, regime: ROWS.index((step, regime)) % 3 == 0)
 @pytest.mark.parametrize(("step", "regime"), ROWS)
 def test_gflops_are_the_published_ones(step, regime):
     found = count(build(step, regime)).multiply_adds / 1e9
@@ -29,10 +29,6 @@ def test_gflops_are_the_published_ones(step, regime):
         assert found == pytest.approx(UNMET[step, regime], abs=0.005)
     else:
         assert abs(printed.deviation(found)) < 0.015
-
-
-def test_every_published_row_is_a_step():
-    assert {step.title for step in roadmap.STEPS} | {"Swin (for comparison)"} == set(PUBLISHED)
 
 
 def test_the_first_network_computes_what_resnet_does():
@@ -51,6 +47,7 @@ def test_the_first_network_computes_what_resnet_does():
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
 
 
+@chosen(lambda regime: regime == "resnet50")
 @pytest.mark.parametrize(("regime", "name"), roadmap.REGIMES.items())
 def test_the_road_ends_in_convnext(regime, name):
     torch.manual_seed(0)
@@ -65,6 +62,7 @@ def test_the_road_ends_in_convnext(regime, name):
         assert torch.equal(end(x), model(x))
 
 
+@chosen(lambda step: roadmap.list_steps().index(step) % 4 == 0)
 @pytest.mark.parametrize("step", roadmap.list_steps())
 def test_every_step_trains(step):
     # the step's design with fewer blocks and channels: its kinds of layers are all there
@@ -79,16 +77,3 @@ def test_every_step_trains(step):
     loss.backward()
     assert loss.isfinite()
     assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-
-
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda: roadmap.create_step("kernel7"), "step: unknown step 'kernel7'; close: kernel_7"),
-        (lambda: roadmap.create_step("gelu", "resnet20"), "regime: unknown regime 'resnet20'; "),
-        (lambda: roadmap.RoadmapNet(roadmap.design("convnext")), "design: a network with separate downsampling"),
-    ],
-)
-def test_wrong_names(call, words):
-    with pytest.raises(ValueError, match=words):
-        call()

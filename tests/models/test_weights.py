@@ -165,16 +165,13 @@ def test_bad_files(name, content, error, words, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "words"),
+    ("call", "words"),
     [
-        (lambda: load_weights(ours(), {}, format="tim"), ValueError, "format: unknown format 'tim'; close: timm"),
-        (lambda: load_weights(ours(), {"a.b": torch.zeros(1)}), ValueError, "no ConvNeXt weights of a known format"),
-        (lambda: load_weights(torch.nn.Linear(1, 1), {}), TypeError, "model: expected a ConvNeXt"),
-        (lambda: export_weights(ours(True), "torchvision"), ValueError, "torchvision has no V2 networks"),
-        (lambda: export_weights(ours(features_only=True), "timm"), ValueError, "no networks with features_only"),
-        (lambda: export_weights(ours(), "timm", "weights.h5"), ValueError, "file: expected a name ending in"),
+        (lambda: load_weights(ours(), {}, format="tim"), "format: unknown format 'tim'; close: timm"),
+        (lambda: load_weights(ours(), {"a.b": torch.zeros(1)}), "no ConvNeXt weights of a known format"),
+        (lambda: export_weights(ours(True), "torchvision"), "torchvision has no V2 networks"),
     ],
 )
-def test_wrong_arguments(call, error, words):
-    with pytest.raises(error, match=words):
+def test_wrong_arguments(call, words):
+    with pytest.raises(ValueError, match=words):
         call()

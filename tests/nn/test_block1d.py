@@ -23,42 +23,19 @@ def test_strides_inference_and_sequences(channels_last):
         assert torch.equal(nn.Sequential(block, block)(x), block(block(x)))
 
 
-def test_another_norm_and_activation():
-    block = randomize_(FusedConvNeXtBlock1d(12, norm="rms", activation="relu"))
-    x = torch.randn(2, 12, 17)
-    y = block.dwconv(x).mT
-    y = y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() * block.norm.weight
-    y = block.gamma * block.pwconv2(block.pwconv1(y).relu())
-    torch.testing.assert_close(block(x), x + y.mT)
-
-
 def test_what_is_wrong_is_named():
     block, x = FusedConvNeXtBlock1d, torch.zeros(2, 8, 5)
     adaptive, conv = block(8, adanorm_num_embeddings=4), partial(functional.depthwise_conv1d, x)
     for call, kind, words in (
-        (lambda: block(8, channels_last=1), TypeError, "channels_last: expected a bool, got 1"),
         (lambda: block(8, kernel_size=(1, 7)), TypeError, "kernel_size: expected an integer"),
         (lambda: block(8, adanorm_num_embeddings=2, norm="rms"), ValueError, "norm: expected 'layer'"),
-        (lambda: block(8, kernel_size=4), ValueError, "expected an odd kernel size from 1 to 51, got 4"),
         (lambda: block(8)(x[:, :, None]), ValueError, r"3 dimensions \(N, C, L\), got 4"),
-        (lambda: block(8)(None), TypeError, "x: expected a tensor, got NoneType"),
-        (
-            lambda: block(8)(x.mT),
-            ValueError,
-            r"x: expected 8 channels, as dwconv_weight and pwconv1_weight have, got \(2, 5, 8\)",
-        ),
+        (lambda: block(8)(x.mT), ValueError, r"x: expected 8 channels, as dwconv_weight .* have, got \(2, 5, 8\)"),
         (lambda: block(8, channels_last=True)(torch.zeros(5)), ValueError, r"\(N, L, C\), got 1"),
-        (lambda: block(8)(x[:, :, :0]), ValueError, "x: C and L must be at least 1"),
         (lambda: block(8)(x, torch.tensor(0)), TypeError, "cond_embedding_id: expec"),
-        (lambda: adaptive(x), TypeError, "expected a tensor of integers, got None"),
         (lambda: adaptive(x, torch.tensor([0, 1])), ValueError, "one integer or shape"),
         (lambda: adaptive(x, torch.tensor([[0], [4]])), IndexError, "expected 0 to 3, got 4"),
-        (
-            lambda: conv(torch.zeros(8, 1, 1, 3)),
-            ValueError,
-            r"weight: expected shape \(8, 1, K\) .* got \(8, 1, 1, 3\)",
-        ),
-        (lambda: conv(None), TypeError, "weight: expected a tensor, got NoneType"),
+        (lambda: conv(torch.zeros(8, 1, 1, 3)), ValueError, r"weight: expected shape \(8, 1, K\)"),
         (lambda: DepthwiseConv1d(8, 3, stride=3), ValueError, "stride: expected 1 or 2, got 3"),
     ):
         with pytest.raises(kind, match=words):

@@ -22,24 +22,19 @@ PROBABILITY = "a probability from 0 up to but not including 1"
 # module, its first argument, another, exception, what was expected and what came
 TABLE = [
     *((module, 0, {}, ValueError, INTEGER, "0") for module in (BLOCK, DWCONV, NORM, GRN, downsample)),
-    *((NORM, value, {}, TypeError, INTEGER, repr(value)) for value in (True, "8", 8.0)),
-    (downsample, 8, {"out_channels": 0}, ValueError, INTEGER, "0"),
+    (NORM, 8.0, {}, TypeError, INTEGER, "8.0"),
     (downsample, 8, {"kernel_size": 0}, ValueError, INTEGER, "0"),
     (BLOCK, 8, {"mlp_ratio": 2.5}, TypeError, INTEGER, "2.5"),
     (BLOCK, 8, {"dilation": -1}, ValueError, INTEGER, "-1"),
-    (DWCONV, 8, {"dilation": 0}, ValueError, INTEGER, "0"),
     (BLOCK, 8, {"kernel_size": (3, 4)}, ValueError, KERNEL, "3x4"),
     (DWCONV, 8, {"kernel_size": 53}, ValueError, KERNEL, "53"),
-    (DWCONV, 8, {"kernel_size": (3, 5.0)}, TypeError, INTEGER, "5.0"),
     (DWCONV, 8, {"kernel_size": (3, 5, 7)}, ValueError, "one integer or two, for height and width", "(3, 5, 7)"),
     (DWCONV, 8, {"stride": 3}, ValueError, "1 or 2", "3"),
     (BLOCK, 8, {"eps": "1e-6"}, TypeError, "a number", "'1e-6'"),
-    (NORM, 8, {"eps": -1e-6}, ValueError, EPS, "-1e-06"),
     (GRN, 8, {"eps": math.nan}, ValueError, EPS, "nan"),
     (BLOCK, 8, {"norm": "batch"}, ValueError, "one of 'layer', 'rms', 'simple'", "'batch'"),
     (BLOCK, 8, {"activation": None}, TypeError, "a string", "None"),
     (BLOCK, 8, {"drop_path": 1}, ValueError, PROBABILITY, "1"),
-    (BLOCK, 8, {"drop_path": None}, TypeError, "a number", "None"),
     (BLOCK, 8, {"layer_scale_init_value": math.nan}, ValueError, "a finite number", "nan"),
 ]
 

@@ -22,7 +22,7 @@ from tests.interop.helpers import fused_calls
 from tests.tolerance import randomize_
 from tests.training.pairs import MODELS, loss_of, pair, pictures
 
-WORLD, STEPS = 2, 4
+WORLD, STEPS = 2, 2
 
 if not dist.is_available() or not dist.is_gloo_available():
     pytest.skip("this PyTorch was built without gloo", allow_module_level=True)

@@ -64,6 +64,7 @@ def test_func_grad_and_per_sample_gradients():
 CASE = Case("small", c=6, h=4, w=3, k=3, ratio=2)
 
 
+@chosen(lambda op, backend: backend != TRITON or op == "layernorm")
 @pytest.mark.parametrize("op", OPERATORS)
 def test_func_on_every_op(op, backend):
     """grad, vjp, jacrev against autograd; vmap over x and over all tensors against a loop."""

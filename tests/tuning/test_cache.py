@@ -13,15 +13,6 @@ H100, A100 = GPUS["H100"], GPUS["A100"]
 PROBLEM = (8, 96, 56, 56, torch.bfloat16)
 
 
-def test_what_was_remembered_is_found_by_the_next_process(file, run_python, remember):
-    remember("mlp", PROBLEM, H100, "fused")
-    script = (
-        "import torch; from convnext_kernels.tuning import GPUS, cache\n"
-        "print(cache.lookup('mlp', (8, 96, 56, 56, torch.bfloat16), GPUS['H100']))"
-    )
-    assert run_python(script).strip() == "fused"
-
-
 @pytest.mark.parametrize(
     ("batch", "same"), [(5, True), (8, True), (4, False), (9, False), (0, False), (1, False), (2**33, False)]
 )

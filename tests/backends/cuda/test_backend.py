@@ -55,16 +55,6 @@ def test_without_a_driver(extension):
     assert cuda.compiled()["driver"].startswith("CUDA driver version")
 
 
-def test_no_code_for_the_gpu(extension, monkeypatch):
-    extension(Extension(device="no kernel image is available (cudaErrorNoKernelImageForDevice)"))
-    monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 0))
-    assert "no code for Tesla V100 (compute capability 7.0; built for sm_75, sm_90)" in cuda.unavailable()
-
-
 def test_tensors_on_the_cpu_are_refused_by_the_real_extension(extension, monkeypatch):
     extension(Extension())
     monkeypatch.setattr(cuda, "_device_problem", lambda: None)

@@ -33,13 +33,6 @@ def test_refuses_with_the_reason(asked, reason, backend):
     assert backend.refuses(spec()) is None
 
 
-@pytest.mark.parametrize(("capability", "served"), [((7, 5), False), ((8, 0), True), ((12, 0), True)])
-def test_architectures(capability, served, backend, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    assert backend.unavailable() is None if served else "7.5, expected 8.0" in backend.unavailable()
-
-
 def test_without_a_gpu(run_python):
     """In a process without the interpreter."""
     if torch.cuda.is_available():
