@@ -17,6 +17,38 @@ from convnext_kernels.nn.block1d import AdaLayerNorm
 from convnext_kernels.nn.layers import PatchDownsample2d, RMSNorm2d, WideningConv2d
 
 
+class Step:
+    """Forward and backward, to all inputs and parameters; clears the gradients first, as an optimiser does."""
+
+    def __init__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.module = module
+        self.leaves = tuple(x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs)
+        self.gradient: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        """Run one step and return the output."""
+        self.module.zero_grad(set_to_none=True)
+        for leaf in self.leaves:
+            leaf.grad = None
+        y = self.forward()
+        if self.gradient is None:  # the same values for every candidate, in the layout of its y
+            noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
+            self.gradient = torch.empty_like(y, requires_grad=False).copy_(noise if y.ndim else torch.ones(()))
+        y.backward(self.gradient)
+        return y
+
+    def forward(self) -> Tensor:
+        """Run the forward pass alone."""
+        return self.module(*self.leaves)
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradients of the last call."""
+        found = {f"input {i}": leaf.grad for i, leaf in enumerate(self.leaves) if leaf.requires_grad}
+        # torch.compile's wrapper adds this prefix to the names of the module it wraps.
+        found |= {name.removeprefix("_orig_mod."): p.grad for name, p in self.module.named_parameters()}
+        return {f"gradient of {name}": gradient for name, gradient in found.items()}
+
+
 @dataclass(frozen=True)
 class Workload:
     """Modules in fp32 on the CPU, in eval mode; `measure` casts and moves them."""
@@ -25,6 +57,8 @@ class Workload:
     ours: nn.Module | None  # None: a model in which this package replaces nothing
     inputs: tuple[Tensor, ...]  # (N, C, H, W) or (N, C, D, H, W) fp32; others may follow
     autocast: bool = False  # its modules use autocast, and keep their parameters in fp32
+    step: type[Step] = Step  # what a case with a backward pass does
+    garbage: float | None = None  # eager is no standard above this relative error; None: numerics.GARBAGE
 
     @property
     def channels_last(self) -> torch.memory_format:

@@ -1,6 +1,5 @@
 """Options that several commands share, which check their own values, and output."""
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,8 +11,6 @@ import click
 import torch
 
 from convnext_kernels import environment
-from convnext_kernels.backends import NAMES
-from convnext_kernels.bench.results import plain
 from convnext_kernels.bench.tables import Table, report_missing
 from convnext_kernels.models.convnext import near
 
@@ -76,14 +73,7 @@ training = click.option("--training", is_flag=True, help="Forward and backward p
 batch = count("--batch", 8, "Images per pass.")
 size = count("--size", 224, "Height and width of the images.", least=32)
 threads = count("--threads", None, "CPU threads of PyTorch.", callback=_use_threads, expose_value=False)
-backend = click.option("--backend", type=click.Choice(("auto", *NAMES)), default="auto", help="See `info`.")
 model = click.option("--model", "model_name", default="convnext_tiny", metavar="NAME", help="In torchvision or timm.")
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
-
-
-def print_json(value: object) -> None:
-    """Print `value` as one JSON document."""
-    click.echo(json.dumps(plain(value), indent=2))
 
 
 def show(*tables: Table, width: int = 0) -> None:

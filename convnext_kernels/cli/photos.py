@@ -76,9 +76,3 @@ def read(paths: Sequence[Path], size: int) -> list[Photo]:
         except Exception as error:  # a damaged or far too large picture raises many types
             raise click.ClickException(f"{file}: cannot be read: {one_line(error)}") from error
     return photos
-
-
-def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Turn (N, 3, H, W) uint8 into the normalised fp32 input of a model."""
-    shape = (1, 3, 1, 1)
-    return (pixels.float() / 255 - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)

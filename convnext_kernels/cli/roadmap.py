@@ -2,22 +2,19 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import torch
 from torch import nn
 
 from convnext_kernels import acceleration_report, environment, use_backend
-from convnext_kernels.bench import charts, workloads
-from convnext_kernels.bench.tables import Section, Table, date, machine, speedup, write_page
+from convnext_kernels.bench import workloads
+from convnext_kernels.bench.tables import Table, bars, date, machine, speedup, write_page
 from convnext_kernels.bench.timing import interleave, steady_allocator
 from convnext_kernels.cli import options
 from convnext_kernels.models import published, roadmap
 from convnext_kernels.models.counting import count
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 TITLES = {"resnet50": "ResNet-50 to ConvNeXt-T", "resnet200": "ResNet-200 to ConvNeXt-B"}  # by regime
 NAME = "roadmap.html"
 SHARE = 0.015  # allowed difference from the published GFLOPs
@@ -50,8 +47,8 @@ class Row:
     parameters: float  # millions
     fused: int  # modules that the kernels of this package compute
     note: str
-    # Milliseconds per batch, minimum and median, of "eager" and, if the package replaces something, "accelerated".
-    speed: dict[str, tuple[float, float]] | None = None
+    # Milliseconds, median, of "eager" and, if the package replaces something, "accelerated".
+    speed: dict[str, float] | None = None
 
 
 def _build(name: str, regime: str) -> nn.Module:
@@ -83,10 +80,10 @@ def networks(regime: str, names: tuple[str, ...] = ()) -> list[Row]:
     return found
 
 
-def _measured(row: Row, regime: str, batch: int, size: int, rounds: int) -> Row:
+def _measured(row: Row, regime: str, size: int, rounds: int) -> Row:
     torch.manual_seed(0)
     model = _build(row.name, regime).eval().to(memory_format=torch.channels_last)
-    x = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(1, 3, size, size).contiguous(memory_format=torch.channels_last)
 
     def eager() -> object:
         with use_backend("eager"):
@@ -95,7 +92,7 @@ def _measured(row: Row, regime: str, batch: int, size: int, rounds: int) -> Row:
     candidates = {"eager": eager} | ({"accelerated": lambda: model(x)} if row.fused else {})
     with steady_allocator():
         times = interleave(candidates, rounds=rounds)
-    return replace(row, speed={name: (t.minimum, t.median) for name, t in times.items()})
+    return replace(row, speed={name: t.median for name, t in times.items()})
 
 
 def table(rows: list[Row], regime: str, settings: dict[str, int] | None) -> Table:
@@ -108,13 +105,13 @@ def table(rows: list[Row], regime: str, settings: dict[str, int] | None) -> Tabl
         figures = (row.top1 or "-", row.published or "-", f"{row.gflops:.3f}", differs, f"{row.parameters:.1f}")
         speeds: tuple[str, ...] = ()
         if settings:
-            eager, ours = (row.speed.get(name, (None, None))[1] for name in ("eager", "accelerated"))
-            speeds = tuple("-" if t is None else f"{1e3 * settings['batch'] / t:.1f}" for t in (eager, ours))
+            eager, ours = map(row.speed.get, ("eager", "accelerated"))
+            speeds = tuple("-" if t is None else f"{1e3 / t:.1f}" for t in (eager, ours))
             speeds += ("-" if ours is None else speedup(eager / ours),)
         cells.append((row.title + " *" * bool(row.note), *figures, str(row.fused or "-"), *speeds))
     if settings:
         notes.append(
-            "images/s: medians of {rounds} rounds, batch {batch}, {size} x {size}, fp32, channels_last, random "
+            "images/s: medians of {rounds} rounds, batch 1, {size} x {size}, fp32, channels_last, random "
             "weights. accelerated: the same network with the kernels of this package; '-': they compute nothing in "
             "it.".format(**settings)
         )
@@ -122,34 +119,18 @@ def table(rows: list[Row], regime: str, settings: dict[str, int] | None) -> Tabl
     return Table(title, columns, cells, "\n".join(notes))
 
 
-def chart(rows: list[Row]) -> "Figure":
-    """Bars: published accuracy; markers on a second axis: counted and published GFLOPs."""
-    shown = [row for row in rows if row.top1]
-    labels, accuracy = [row.title for row in shown], [float(row.top1) for row in shown]
-    series = {"accelerated": accuracy}
-    figure = charts.bars("ImageNet-1k top-1, %, as published", labels, series, form=lambda value: f"{value:.1f}")
-    (axes,) = figure.axes
-    axes.set_xlim(min(accuracy) - 1.5, max(accuracy) + 3)
-    costs = axes.twiny()
-    costs.plot([row.gflops for row in shown], range(len(shown)), "D", color=charts.INK, label="GFLOPs, counted here")
-    published = [float(row.published) for row in shown]
-    look = {"color": charts.INK, "fillstyle": "none", "markersize": 9}
-    costs.plot(published, range(len(shown)), "o", label="GFLOPs, published in the paper", **look)
-    most = max(published)
-    costs.set_xlim(-2.2 * most, 1.08 * most)  # keeps the markers right of the middle, where the bars differ in length
-    costs.set_xticks([tick for tick in costs.get_xticks() if 0 <= tick <= most])
-    figure.legend(frameon=False, fontsize=8, loc="outside lower left")
-    return figure
-
-
 def write(results: dict[str, list[Row]], settings: dict[str, int] | None, folder: Path) -> None:
     """Write roadmap.html and a PNG for each regime to `folder`; OSError if that fails."""
-    sections = []
+    sections = {}
     for regime, rows in results.items():
-        figure = chart(rows)
-        sections.append(Section(TITLES[regime], [[("", figure)], table(rows, regime, settings)]))
+        shown = [row for row in rows if row.top1]
+        labels, accuracy = [f"{row.title}, {row.gflops:.2f} GFLOPs" for row in shown], [float(r.top1) for r in shown]
+        title = "ImageNet-1k top-1, %, as published; GFLOPs as counted here"
+        figure = bars(title, labels, {"accelerated": accuracy}, form="{:.1f}".format)
+        figure.axes[0].set_xlim(min(accuracy) - 1.5, max(accuracy) + 1)
         figure.savefig(folder / f"roadmap-{regime}.png", dpi=150, facecolor="white")
-    sections.append(Section("Machine", machine(environment.collect())))
+        sections[TITLES[regime]] = [[("", figure)], table(rows, regime, settings)]
+    sections["Machine"] = machine(environment.collect())
     about = f"Accuracy and GFLOPs as published in arXiv 2201.03545 (tables 10 and 11), and as counted here. {date()}"
     write_page(folder / NAME, "From ResNet to ConvNeXt", about, sections)
 
@@ -158,7 +139,6 @@ def write(results: dict[str, list[Row]], settings: dict[str, int] | None, folder
 @click.option("--regime", type=click.Choice(list(TITLES)), multiple=True, default=tuple(TITLES), help="Of the paper.")
 @click.option("--step", multiple=True, metavar="NAME", help="Only this step or network, can be repeated.")
 @click.option("--measure", is_flag=True, help="Time every network in fp32, eager and accelerated.")
-@options.count("--batch", 1, "Images per batch, for --measure.")
 @options.count("--size", 224, "Height and width, for --measure.", least=32)
 @options.count("--rounds", 5, "Timed rounds, for --measure.")
 @options.threads
@@ -167,7 +147,6 @@ def command(
     regime: tuple[str, ...],
     step: tuple[str, ...],
     measure: bool,
-    batch: int,
     size: int,
     rounds: int,
     report: Path | None,
@@ -176,7 +155,7 @@ def command(
 
     Accuracy and GFLOPs as published, GFLOPs and parameters as counted here, and with --measure the speed here.
     """
-    settings = {"batch": batch, "size": size, "rounds": rounds} if measure else None
+    settings = {"size": size, "rounds": rounds} if measure else None
     results = {name: networks(name, step) for name in dict.fromkeys(regime)}
     for name, rows in results.items():
         if settings:

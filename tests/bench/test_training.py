@@ -1,8 +1,6 @@
-"""benchmarks/training.py and training_memory.py: steps that really train, times of what is right, kept bytes, peaks."""
+"""Cases of training: steps that really train, times of what is right. benchmarks/training_memory.py: bytes, peaks."""
 
-import dataclasses
 import sys
-from functools import partial
 
 import pytest
 import torch
@@ -10,19 +8,14 @@ from click.testing import CliRunner
 
 import convnext_kernels as ck
 from convnext_kernels.backends.cpu import native
-from convnext_kernels.bench import conditions, workloads
-from convnext_kernels.bench.cases import QUICK, STAGES, STANDARD, select
-from convnext_kernels.bench.measure import prepare, results
-from convnext_kernels.bench.results import EAGER, OK, OURS, WRONG, Record, is_ours, load
-from tests.bench import runs
+from convnext_kernels.bench import conditions, training, workloads
+from convnext_kernels.bench.candidates import CANDIDATES
+from convnext_kernels.bench.cases import FULL, QUICK, STAGES, STANDARD, STEP, WEIGHT_GRADIENT, Case, select
+from convnext_kernels.bench.measure import Session, prepare, results
+from convnext_kernels.bench.results import EAGER, OK, OURS, WRONG, is_ours
 
 N, C, SIZE = 2, 16, 7
 PLAIN = (EAGER, OURS, "eager, contiguous", f"{OURS}, min", f"{OURS}, balanced")
-
-
-@pytest.fixture
-def script(program):
-    return program("training")
 
 
 @pytest.fixture
@@ -31,43 +24,41 @@ def memory(program):
 
 
 @pytest.fixture
-def session(script, monkeypatch):
+def session(monkeypatch):
     """Measures with the candidates that need no compiler."""
     monkeypatch.setattr(conditions.Course, "probe", lambda self: self.speeds.append(1.0))
-    chosen = tuple(c for c in script.CANDIDATES if c.name in PLAIN)
-    return script.session(QUICK, chosen)
+    return Session("cpu", QUICK, {}, candidates=tuple(c for c in CANDIDATES if c.name in PLAIN))
 
 
-def case(script, group, dtype="fp32", what=None):
+def case(group, dtype="fp32", autocast=False):
     """A tiny one in the place of a real one."""
-    real = next(c for c in script.cases() if c.group == group and c.dtype == dtype)
     build = {
-        "dwconv": lambda: workloads.op("dwconv", N, C, SIZE, SIZE, 7),
-        "block": lambda: workloads.op("block", N, C, SIZE, SIZE, False),
-        "model": lambda: workloads.convnext("torchvision", "convnext_tiny", N, 64),
+        "dwconv": lambda: training.weight_gradient(lambda: workloads.op("dwconv", N, C, SIZE, SIZE, 7)),
+        "block": lambda: training.step(lambda: workloads.op("block", N, C, SIZE, SIZE, False), False),
+        "model": lambda: training.step(
+            lambda: workloads.convnext("torchvision", "convnext_tiny", N, 64), True, autocast
+        ),
     }[group]
-    tiny = dataclasses.replace(real, what=what or f"tiny {real.what.split()[-1]}", channels=C, build=build)
-    return dataclasses.replace(tiny, build=partial(script.build, tiny))
+    return Case(group, "tiny", N, dtype, WEIGHT_GRADIENT if group == "dwconv" else STEP, FULL, build, C, 7)
 
 
-def test_the_table_holds_what_was_asked_for(script):
-    names = [c.name for c in select(STANDARD, everything=script.cases())]
-    assert len(set(names)) == len(names)
+def test_the_table_holds_what_was_asked_for():
+    names = {c.name for c in select(FULL)} - {c.name for c in select(STANDARD)}
     for dtype in ("fp32", "bf16"):
         for c, size in STAGES:
             at = f"C{c}-{size}x{size}"
             assert f"dwconv/K7-{at}-b8-{dtype}-weight-gradient" in names
-            assert {f"block/{v}-{at}-step-b8-{dtype}-training" for v in ("V1", "V2")} <= set(names)
-        assert f"model/ConvNeXt-T-224-step-b8-{dtype}-training" in names
-    assert "model/ConvNeXt-T-224-step-autocast-b8-bf16-training" in names
-    assert {c.channels for c in select(QUICK, everything=script.cases())} == {384}
-    (only,) = select(QUICK, ("dwconv/*C96*bf16*",), everything=script.cases())
+            assert {f"block/{v}-{at}-b8-{dtype}-step" for v in ("V1", "V2")} <= names
+        assert f"model/ConvNeXt-T-224-b8-{dtype}-step" in names
+    assert "model/ConvNeXt-T-224-autocast-b8-bf16-step" in names
+    (only,) = select(QUICK, ("dwconv/*C96*bf16-weight*",))
     assert only.name == "dwconv/K7-C96-56x56-b8-bf16-weight-gradient"
+    assert not {c.direction for c in select(FULL, (), "cuda")} & {STEP, WEIGHT_GRADIENT}
 
 
 @pytest.mark.parametrize(("group", "dtype"), [("dwconv", "fp32"), ("dwconv", "bf16"), ("block", "bf16")])
-def test_a_case(script, session, group, dtype):
-    records = {r.candidate: r for r in session.measure(case(script, group, dtype))}
+def test_a_case(session, group, dtype):
+    records = {r.candidate: r for r in session.measure(case(group, dtype))}
     assert tuple(records) == (PLAIN if group == "block" else (EAGER, OURS, "eager, contiguous"))
     for record in records.values():
         assert record.status == OK, record.reason
@@ -88,15 +79,15 @@ class Changed(torch.autograd.Function):
         return ctx.change(dy), None
 
 
-def test_wrong_gradients_get_no_speed(script, session, monkeypatch):
+def test_wrong_gradients_get_no_speed(session, monkeypatch):
     """Every setting of ours is held to the strict rule."""
-    right, forward = script.Gradient.forward, ck.FusedConvNeXtBlock.forward
+    right, forward = training.Gradient.forward, ck.FusedConvNeXtBlock.forward
 
     def wrong(self, x, dy):
         return {name: g * (1.0001 if self.ours else 1) for name, g in right(self, x, dy).items()}
 
-    monkeypatch.setattr(script.Gradient, "forward", wrong)
-    assert {r.candidate: r.status for r in session.measure(case(script, "dwconv"))} == {
+    monkeypatch.setattr(training.Gradient, "forward", wrong)
+    assert {r.candidate: r.status for r in session.measure(case("dwconv"))} == {
         EAGER: OK,
         OURS: WRONG,
         "eager, contiguous": OK,
@@ -104,12 +95,12 @@ def test_wrong_gradients_get_no_speed(script, session, monkeypatch):
     monkeypatch.setattr(
         ck.FusedConvNeXtBlock, "forward", lambda self, x: Changed.apply(forward(self, x), lambda dy: 1.001 * dy)
     )
-    for record in session.measure(case(script, "block")):
+    for record in session.measure(case("block")):
         assert record.status == (WRONG if is_ours(record.candidate) else OK)
 
 
 @pytest.mark.parametrize(("change", "status"), [(lambda y: y + 0.05 * y.roll(1, 2), OK), (lambda y: -9 * y, WRONG)])
-def test_inaccurate_peers_are_timed_and_nonsense_is_not(script, session, monkeypatch, change, status):
+def test_inaccurate_peers_are_timed_and_nonsense_is_not(session, monkeypatch, change, status):
     """`bench` takes more than a hundredth for garbage in fp32."""
     convolve = workloads.EagerDwconv.forward
 
@@ -118,14 +109,14 @@ def test_inaccurate_peers_are_timed_and_nonsense_is_not(script, session, monkeyp
         return y if x.dtype == torch.float64 else Changed.apply(y, change)
 
     monkeypatch.setattr(workloads.EagerDwconv, "forward", off)
-    records = {r.candidate: r for r in session.measure(case(script, "block"))}
+    records = {r.candidate: r for r in session.measure(case("block"))}
     assert (records[EAGER].status, records[OURS].status) == (status, OK)
 
 
-def test_steps_start_from_the_same_weights_and_change_them(script):
-    prepared = prepare(case(script, "block", "bf16"), "cpu", script.TrainingStep)
+def test_steps_start_from_the_same_weights_and_change_them():
+    prepared = prepare(case("block", "bf16"), "cpu")
     losses = set()
-    for candidate in (c for c in script.CANDIDATES if c.name in PLAIN):
+    for candidate in (c for c in CANDIDATES if c.name in PLAIN):
         step = candidate.build(prepared)
         before = {name: p.detach().clone() for name, p in step.module.named_parameters()}
         first = results(step)
@@ -142,14 +133,15 @@ def test_steps_start_from_the_same_weights_and_change_them(script):
 
 @pytest.mark.extended
 @pytest.mark.filterwarnings("default")  # torch.compile's own
-def test_a_compiled_step_starts_from_the_same_weights_too(script, session):
-    session.candidates = tuple(c for c in script.CANDIDATES if c.name in (EAGER, "torch.compile"))
+def test_a_compiled_step_starts_from_the_same_weights_too(session):
+    session.mode = STANDARD
+    session.candidates = tuple(c for c in CANDIDATES if c.name in (EAGER, "torch.compile"))
     for group in ("dwconv", "block"):
-        assert {r.status for r in session.measure(case(script, group))} == {OK}
+        assert {r.status for r in session.measure(case(group))} == {OK}
 
 
 @pytest.mark.skipif(native.import_error() is not None, reason="the compiled extension is missing")
-def test_packed_weights_are_made_again_every_step(script, monkeypatch):
+def test_packed_weights_are_made_again_every_step(monkeypatch):
     """What the step is there to time."""
     from convnext_kernels.backends.cpu import packed
 
@@ -164,8 +156,8 @@ def test_packed_weights_are_made_again_every_step(script, monkeypatch):
 
     entries, counts = Recording(), []
     monkeypatch.setattr(packed, "_entries", entries)
-    prepared = prepare(case(script, "block", "bf16"), "cpu", script.TrainingStep)
-    step = next(c for c in script.CANDIDATES if c.name == OURS).build(prepared)
+    prepared = prepare(case("block", "bf16"), "cpu")
+    step = next(c for c in CANDIDATES if c.name == OURS).build(prepared)
     with ck.use_backend("cpu"):
         for _ in range(3):
             step()
@@ -173,43 +165,14 @@ def test_packed_weights_are_made_again_every_step(script, monkeypatch):
     assert 0 < counts[0] < counts[1] < counts[2]
 
 
-def test_autocast_keeps_parameters_and_the_accelerated_model_is_used(script):
-    real = case(script, "model", "bf16", what=f"ConvNeXt-T step {script.AUTOCAST}")
-    prepared = prepare(real, "cpu", script.TrainingStep)
-    assert prepared.case.dtype == "bf16"
-    step = next(c for c in script.CANDIDATES if c.name == OURS).build(prepared)
+def test_autocast_keeps_parameters_and_the_accelerated_model_is_used():
+    prepared = prepare(case("model", "bf16", autocast=True), "cpu")
+    step = next(c for c in CANDIDATES if c.name == OURS).build(prepared)
     assert step.module.autocast
     assert {p.dtype for p in step.module.parameters()} == {torch.float32}
     assert step.forward().isfinite()
     assert not step.leaves[0].requires_grad
     assert ck.acceleration_report(step.module)
-
-
-@pytest.mark.parametrize("status", [OK, WRONG])
-def test_command(script, monkeypatch, tmp_path, status):
-    class Fake:
-        course = conditions.Course()
-
-        def measure(self, case, on_step):
-            common = (case.name, case.group, case.what, 8, case.dtype, "training")
-            ours = runs.times(4.0, 0) if status == OK else None
-            return [
-                Record(*common, EAGER, OK, times=runs.times(10.0, 0)),
-                Record(*common, OURS, status, "gradient of x" * (status == WRONG), times=ours),
-            ]
-
-    monkeypatch.setattr(script, "session", lambda mode: Fake())
-    monkeypatch.setattr(script, "start", lambda device, mode: runs.full_run(records=[], mode=mode))
-    file = tmp_path / "training.json"
-    done = CliRunner().invoke(script.main, ["--only", "block/V1-C384*bf16*", "--json", str(file)])
-    assert done.exit_code == (status == WRONG), done.output
-    assert "V1 C384 14x14 step bf16" in done.output
-    words = "2.50 times faster than eager" if status == OK else "gradient of x"
-    assert words in " ".join(done.output.split())
-    run = load(file)  # the format of `convnext-kernels bench`
-    assert run.complete
-    assert {r.case for r in run.records} == {"block/V1-C384-14x14-step-b8-bf16-training"}
-    assert run.conditions["optimiser"] == script.OPTIMISER
 
 
 @pytest.mark.parametrize(("use_grn", "expected"), [(False, 12.02), (True, 19.05)])
@@ -220,8 +183,8 @@ def test_eager_keeps_a_multiple(memory, use_grn, expected):
 @pytest.mark.extended
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
 def test_memory_of_a_step(memory):
-    before, peak = memory.measure_step("models, min", "bf16", 1, 32, 1)
-    assert 28_589_128 < peak - before < 20 * 28_589_128  # half of the gradients at the least
+    found = memory.measure_step("models, min", "bf16", 1, 32, 1)
+    assert 28_589_128 < found < 20 * 28_589_128  # half of the gradients at the least
 
 
 def test_memory_command(memory, monkeypatch):

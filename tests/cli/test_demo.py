@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from convnext_kernels.backends import cpu
-from convnext_kernels.cli import demo_runs, load
+from convnext_kernels.cli import demo, load
 from tests.pages import Page
 
 SMALL = ("--model", "timm/test_convnext", "--size", "64", "--repeats", "1")
@@ -90,14 +90,14 @@ def test_no_report(run, tmp_path, monkeypatch):
 
 def test_threads_are_used_and_given_back(run, monkeypatch):
     before, seen = torch.get_num_threads(), []
-    measure = demo_runs.Subject.measure
+    measure = demo.Subject.measure
 
     def watch(self, *arguments):
         seen.append(torch.get_num_threads())
         return measure(self, *arguments)
 
-    monkeypatch.setattr(demo_runs.Subject, "measure", watch)
-    result = run("demo", *SMALL, "--dtype", "fp32", "--batch", 3, "--threads", before + 1)
+    monkeypatch.setattr(demo.Subject, "measure", watch)
+    result = run("demo", *SMALL, "--dtype", "fp32", "--threads", before + 1)
     assert result.exit_code == 0, result.output
     assert seen == [before + 1]
     assert torch.get_num_threads() == before
@@ -110,17 +110,16 @@ def test_unwritable_reports(fails, tmp_path):
 
 
 def test_backends_that_cannot_run(fails, monkeypatch):
-    fails("demo", *SMALL, "--backend", "nope", words=("--backend", "'nope'", "auto", "eager"), code=2)
-    with monkeypatch.context() as patch:
-        patch.setenv("CONVNEXT_KERNELS_BACKEND", "nope")
-        fails("demo", *SMALL, words=("CONVNEXT_KERNELS_BACKEND", "'nope'"))
+    monkeypatch.setenv("CONVNEXT_KERNELS_BACKEND", "nope")
+    fails("demo", *SMALL, words=("CONVNEXT_KERNELS_BACKEND", "'nope'"))
+    monkeypatch.setenv("CONVNEXT_KERNELS_BACKEND", "cpu")
     monkeypatch.setattr(cpu, "unavailable", lambda: "not compiled")
-    fails("demo", *SMALL, "--backend", "cpu", words=("cpu", "not compiled"))
+    fails("demo", *SMALL, words=("cpu", "not compiled"))
 
 
 def test_wrong_results_fail_and_are_reported(run, tmp_path, monkeypatch):
     """An accelerated model that is off by 1 % must not pass."""
-    build = demo_runs.Subject.build
+    build = demo.Subject.build
 
     def wrong(self, name, *form, **named):
         model = build(self, name, *form, **named)
@@ -128,7 +127,7 @@ def test_wrong_results_fail_and_are_reported(run, tmp_path, monkeypatch):
             model.register_forward_hook(lambda module, inputs, output: output.roll(1, -1) * 1.01)
         return model
 
-    monkeypatch.setattr(demo_runs.Subject, "build", wrong)
+    monkeypatch.setattr(demo.Subject, "build", wrong)
     report = tmp_path / "r.html"
     result = run("demo", *SMALL, "--report", report)
     assert result.exit_code == 1

@@ -22,7 +22,7 @@ def test_help_names_every_command(run):
     [
         (["pl"], {"plan"}),
         (["bench", "--thr"], {"--threads"}),
-        (["demo", "--backend", "e"], {"eager"}),
+        (["demo", "--dtype", "b"], {"bf16"}),
     ],
 )
 def test_completion(words, found):
@@ -58,7 +58,7 @@ def test_help_imports_no_command_and_no_library(run_python):
 
 def test_wrong_usage_is_one_line(fails):
     fails("nonsense", words=("nonsense",), code=2)
-    fails("demo", "--batch", "0", words=("--batch",), code=2)
+    fails("demo", "--repeats", "0", words=("--repeats",), code=2)
     fails("demo", "--dtype", "int8", words=("--dtype", "int8"), code=2)
     fails("demo", "--weights", "a.pth", "--pretrained", words=("--weights", "--pretrained"), code=2)
 

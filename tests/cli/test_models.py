@@ -1,12 +1,12 @@
 """``convnext-kernels models`` and ``roadmap``."""
 
-import json
 import re
 
 import pytest
 
 from convnext_kernels.cli import models
 from convnext_kernels.cli import roadmap as cli_roadmap
+from convnext_kernels.interop.report import AccelerationReport, ReportRow
 
 pytest.importorskip("torchvision")
 pytest.importorskip("timm")
@@ -18,32 +18,30 @@ def test_models(run):
     assert "convnextv2_huge" in shown
 
 
-def test_models_as_json(run):
-    rows = json.loads(run("models", "--json", "convnext_base").stdout)
-    assert [(row["model"], row["size"], row["met"]) for row in rows] == [
-        ("convnext_base", 224, True),
-        ("convnext_base", 384, True),
+def test_counted():
+    table, _ = models.counted(("convnext_base",))
+    assert [(row[:2], row[-1]) for row in table.rows] == [
+        (("convnext_base", "224"), "yes"),
+        (("convnext_base", "384"), "yes"),
     ]
-    assert rows[0]["gflops"]["published"] == 15.4
-    assert rows[0]["gflops"]["counted"] == pytest.approx(15.355, abs=1e-3)
+    assert table.rows[0][6:8] == ("15.4", "15.355")
 
 
-def test_coverage(run, fails):
+def test_coverage(fails, monkeypatch):
     names = ("convnext_atto", "convnext_zepto_rms_ols", "ConvNextV2Model", "convnext_tiny")
-    rows = {(r["library"], r["model"]): r for r in json.loads(run("models", "--coverage", "--json", *names).stdout)}
-    assert all((r["blocks"], r["layers"]) == (r["served"], r["layers_served"]) for r in rows.values())
-    atto, zepto = rows["timm", "convnext_atto"], rows["timm", "convnext_zepto_rms_ols"]
-    assert (len(rows), atto["blocks"], zepto["blocks"], zepto["layers"]) == (5, 12, 10, 5)
-    assert (atto["overlapping"], zepto["overlapping"]) == ([], ["3x3 stride 2"])
-    assert not any(r["reasons"] for r in rows.values())
-    row = {"library": "timm", "blocks": 12, "layers": 5}
-    whole = row | {"model": "a", "served": 12, "layers_served": 5, "reasons": [], "overlapping": []}
-    part = row | {"model": "b", "served": 0, "layers_served": 4, "reasons": ["why"], "overlapping": ["3x3 stride 2"]}
-    table, said = models.coverage_table([whole, part])
-    assert table.rows[1][-1].startswith("why; stem 3x3 stride 2")
-    assert "12 of 24 blocks are served, 1 of 2 models whole" in said
-    assert "9 of 10 norms and downsampling layers" in said
+    table, said = models.coverage(names)
+    rows = {row[:2]: row[2:] for row in table.rows}
+    assert len(rows) == 5
+    assert rows["timm", "convnext_atto"] == ("12", "12", "5", "5", "")
+    assert rows["timm", "convnext_zepto_rms_ols"] == ("10", "10", "5", "5", "stem 3x3 stride 2: PyTorch's")
+    assert "5 of 5 models whole" in said
     assert "matrix products" in said
+    rows = (ReportRow("0", "A", "block", False, "why"), ReportRow("1", "A", "block", False, "", replaceable=True))
+    monkeypatch.setattr(models, "acceleration_report", lambda model: AccelerationReport(rows))
+    table, said = models.coverage(("convnext_atto",))
+    assert table.rows[0][2:] == ("2", "1", "0", "0", "block: why")
+    assert "1 of 2 blocks are served, 0 of 1 models whole" in said
+    assert "matrix products" not in said
     fails("models", "--coverage", "convnext_ato", words=("unknown model 'convnext_ato'; close: convnext_atto",))
 
 

@@ -49,11 +49,6 @@ def test_the_middle_is_taken_and_exif_is_obeyed(tmp_path):
     assert photo.pixels[0, :12, 4:28].float().mean() < 5
 
 
-def test_normalise():
-    x = photos.normalise(torch.full((1, 3, 2, 2), 51, dtype=torch.uint8), (0.2, 0.1, 0.0), (1.0, 0.5, 0.1))
-    torch.testing.assert_close(x[0, :, 0, 0], torch.tensor([0.0, 0.2, 2.0]))
-
-
 def test_what_is_no_image_is_named(fails, tmp_path, monkeypatch, picture):
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty").mkdir()

@@ -1,4 +1,3 @@
-import json
 import re
 
 import pytest
@@ -17,20 +16,12 @@ def test_table(run):
         assert line in result.output
 
 
-def test_json(run):
+def test_one_of_timm_in_training(run):
     arguments = ("--model", "timm/convnextv2_atto", "--gpu", "rtx 4090", "--batch", 1, "--dtype", "fp32", "--training")
-    result = run("plan", *arguments, "--json")
+    result = run("plan", *arguments)
     assert result.exit_code == 0, result.output
-    content = json.loads(result.stdout)
-    assert content["basis"] == "predicted"
-    assert content["gpu"]["name"] == "RTX4090"
-    assert (content["model"], content["batch"], content["training"]) == ("timm/convnextv2_atto", 1, True)
-    blocks = [row for row in content["rows"] if row["name"].startswith("block V2")]
-    assert [row["count"] for row in blocks] == [2, 2, 6, 2]
-    for row in content["rows"]:
-        assert row["ours"]["launches"] > 0
-        assert row["ours"]["seconds"] > 0
-        assert set(row) >= {"eager", "limit"}
+    assert "timm/convnextv2_atto on RTX4090, batch 1, 224 x 224, fp32, forward and backward: predicted" in result.output
+    assert re.findall(r"block V2 .*? k7 +(\d+) ", result.output) == ["2", "2", "6", "2"]
 
 
 def test_several_gpus_and_batches(run):
@@ -46,8 +37,6 @@ def test_several_gpus_and_batches(run):
     for row in rows:
         assert float(row["us"]) > float(row["limit us"])
         assert "mlp backward: " in row["plan"]
-    several = json.loads(run("plan", "--gpu", "A100", "--batch", 1, "--batch", 128, "--json").stdout)
-    assert [document["batch"] for document in several] == [1, 128]
 
 
 @pytest.mark.parametrize(
