@@ -64,7 +64,7 @@ def main(check: bool, dtype: str) -> None:
     begin = time.perf_counter()
     network = (
         torchvision.models.convnext_tiny().to(form).to(memory_format=torch.channels_last)
-    )  # first values: computed
+    )  # computed
     with counting() as found:
         ck.accelerate(network.eval(), backend="triton")
         with torch.no_grad():

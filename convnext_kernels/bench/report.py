@@ -1,11 +1,9 @@
 """The tables of a run for a terminal, and its HTML report."""
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from convnext_kernels.bench.numerics import BENCH_RULE
 from convnext_kernels.bench.results import (
@@ -24,10 +22,8 @@ from convnext_kernels.bench.results import (
     is_ours,
     ratio,
 )
-from convnext_kernels.bench.tables import Table, bars, date, machine, number, report_missing, short, speedup, write_page
+from convnext_kernels.bench.tables import Table, date, machine, number, report_missing, short, speedup, write_page
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 NAME = "report.html"
 SHORT = {"torch.compile": "compile", "torch.compile, max-autotune": "autotune", "ONNX Runtime": "ORT"}  # in 80 columns
 HOW = (
@@ -180,36 +176,10 @@ def speedups(cases: Iterable[Case], to: Callable[[Case], str | None]) -> list[fl
     return [value for case in cases if (value := ratio(case, to(case))) is not None]
 
 
-def summary(run: Run) -> Table:
-    """Geometric means of the speed-ups, and losses, in each group, direction and dtype."""
-    rows = []
-    for key, cases in by(run, lambda record: (record.group, record.direction, record.dtype)).items():
-        to_eager, to_peer = speedups(cases, lambda case: EAGER), speedups(cases, best_peer)
-        if to_peer:
-            means = (speedup(statistics.geometric_mean(found) if found else None) for found in (to_eager, to_peer))
-            lost = (str(sum(value < 1 for value in found)) for found in (to_eager, to_peer))
-            rows.append((*key, str(len(to_peer)), *means, *lost))
-    columns = ("group", "direction", "dtype", "cases", "vs eager", "vs the best peer")
-    columns += ("slower than eager", "than a peer")
-    return Table("", columns, rows, "Geometric means. The best peer is the fastest other candidate, eager included.")
-
-
 def losses(run: Run) -> list[tuple[float, str, str]]:
     """(speed-up, case, peer) of every case in which a peer is faster than this package, largest loss first."""
     found = [(ratio(case, best_peer(case)), name, best_peer(case)) for name, case in run.cases().items()]
     return sorted(loss for loss in found if loss[0] is not None and loss[0] < 1)
-
-
-def _figures(run: Run) -> "list[tuple[str, Figure]]":
-    """A chart of the speed-ups for each group, dtype, batch and direction."""
-    figures = []
-    for (group, direction, dtype, batch), cases in by(run, lambda r: (r.group, r.direction, r.dtype, r.batch)).items():
-        peers = {"eager": [EAGER] * len(cases), "best peer": list(map(best_peer, cases))}
-        values = {name: list(map(ratio, cases, to)) for name, to in peers.items()}
-        if any(values["best peer"]):
-            chart = bars("ours compared with", [first(c).what for c in cases], values, speedup, ratios=True)
-            figures.append((f"{group}, {dtype}, batch {batch}, {direction}", chart))
-    return figures
 
 
 def flat(value: object) -> str:
@@ -240,14 +210,9 @@ def write(run: Run, folder: Path, tables: Sequence[Table] = ()) -> str:
     conditions = [(name, flat(value)) for name, value in run.conditions.items() if name != "warnings"]
     conditions += [("commit", flat(run.machine.get("commit")))]
     state = "complete" if run.complete else "interrupted: not everything was measured"
-    means = summary(run)
-    none = "No case is slower than the best peer." if run.records else "This run has no records."
     slower = [(name, peer, speedup(value)) for value, name, peer in losses(run)]
-    columns = ("case", "best peer", "ours is")
     sections = {
-        "Speed-up of convnext_kernels": [means if means.rows else "No case has times of ours and of a peer."],
-        "Losses": [Table("Cases slower than the best peer", columns, slower) if slower else none],
-        "Speed-up of every case": [found] if (found := _figures(run)) else [],
+        "Cases slower than the best peer": [Table("", ("case", "best peer", "ours is"), slower)] if slower else [],
         "All results": [everything(run, group) for group in by(run, lambda record: record.group)],
         "Not measured": absences(run),
         **{table.title: [table._replace(title="")] for table in (*tables, checks(run)) if table.rows},

@@ -1,11 +1,11 @@
-"""Numbers, tables, charts and pages: for a terminal, in Markdown, in HTML. rich, jinja2, matplotlib: imported late."""
+"""Numbers, tables and pages: for a terminal, in Markdown, in HTML. rich, jinja2 and matplotlib are imported late."""
 
 import datetime
 import importlib.util
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table as RichTable
 
-COLOURS = {"eager": "#8d99ae", "accelerated": "#e4572e", "best peer": "#3d5a80"}
-INK, SOFT, LINE = "#1f2933", "#5f6c7b", "#dde3ea"
 GOOD = re.compile(r"(yes|met|.*\bfaster)$")
 BAD = re.compile(r"(no|wrong|failed|slower|MISSED|EXCEEDED|ok > .*|.*\dx slower)$")
 
@@ -113,52 +111,6 @@ def machine(values: dict[str, object]) -> list[Table]:
         Table("Backends, best first", columns, rows),
         Table("Versions and machine", ("", ""), environment.rows(values)),
     ]
-
-
-def bars(
-    title: str,
-    labels: Sequence[str],
-    series: Mapping[str, Sequence[float | None]],
-    form: Callable[[float], str] = number,
-    ratios: bool = False,
-    limit: float | None = None,
-) -> "Figure":
-    """Horizontal bars with their values, a group for each label and a colour for each series; None: no bar.
-
-    `ratios`: bars begin at 1, on a logarithmic axis. `limit`: a dashed line.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    figure = Figure(figsize=(6.4, 0.9 + len(labels) * (0.12 + 0.14 * len(series))), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(title, fontsize=10, color=INK, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_axisbelow(True)
-    axes.grid(axis="x", color=LINE, linewidth=0.6)
-    height, start = 0.84 / len(series), 1 if ratios else 0
-    if ratios:
-        axes.set_xscale("log", base=2)
-        axes.axvline(1, color=INK, linewidth=0.9)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{max(value, 1 / value):.3g}x"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    for index, (name, values) in enumerate(series.items()):
-        places = [row + (index - (len(series) - 1) / 2) * height for row in range(len(labels))]
-        known = [value is not None and math.isfinite(value) for value in values]
-        lengths = [value - start if ok else 0 for value, ok in zip(values, known, strict=True)]
-        drawn = axes.barh(places, lengths, 0.92 * height, left=start, color=COLOURS.get(name, SOFT), label=name)
-        texts = ["" if value is None else form(value) for value in values]
-        axes.bar_label(drawn, texts, padding=3, fontsize=7, color=INK)
-    if limit is not None:
-        axes.axvline(limit, color=INK, linewidth=1, linestyle="--")
-    axes.margins(x=0.16, y=0.02)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.tick_params(labelsize=8, colors=SOFT)
-    axes.tick_params(axis="y", length=0, labelcolor=INK)
-    axes.invert_yaxis()
-    if len(series) > 1:
-        figure.legend(frameon=False, fontsize=8, ncols=len(series), loc="outside lower left")
-    return figure
 
 
 def report_missing() -> str:

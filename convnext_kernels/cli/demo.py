@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from convnext_kernels import environment
 from convnext_kernels.bench.measure import peak_growth
 from convnext_kernels.bench.numerics import RULE, TOP5_RULE, Top5, allowed, compare_top5, judge
-from convnext_kernels.bench.tables import Table, bars, date, machine, speedup, write_page
+from convnext_kernels.bench.tables import Table, date, machine, speedup, write_page
 from convnext_kernels.bench.timing import WARMUP, Times, interleave, steady_allocator
 from convnext_kernels.cli import load, options, photos, sound
 from convnext_kernels.interop import accelerate, acceleration_report
@@ -196,20 +196,6 @@ def _spectrograms(subject: Subject, results: list[Result]) -> "list[tuple[str, F
     return pictures
 
 
-def _charts(results: list[Result]) -> "list[tuple[str, Figure]]":
-    dtypes = [result.dtype for result in results]
-
-    def drawn(title: str, value: Callable[[Result, str], float], **form: object) -> "Figure":
-        return bars(title, dtypes, {name: [value(result, name) for result in results] for name in NAMES}, **form)
-
-    share = drawn("Error, % of the allowed error", lambda r, name: 100 * r.errors[name] / r.allowed, limit=100)
-    return [
-        ("Time", drawn("Milliseconds per forward pass, median", lambda r, name: r.times[name].median)),
-        ("Memory", drawn("Peak memory of the first pass, MiB", lambda r, name: [*r.peak[name], 0][0] / 2**20)),
-        ("Error", share),
-    ]
-
-
 @click.command("demo")
 @click.argument("paths", nargs=-1, metavar="[PATH]...", type=options.FILE)
 @options.model
@@ -270,7 +256,7 @@ def command(
     options.show(figures)
     click.echo("\n".join(said))
     if report is not None:
-        sections = {"Figures": [figures, *said], "Charts": [_charts(results)]}
+        sections = {"Figures": [figures, *said]}
         if subject.photos:
             count = results[0].outputs["eager"].shape[1]
             known = loaded.classes if len(loaded.classes or ()) == count else [f"class {i}" for i in range(count)]

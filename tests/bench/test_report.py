@@ -38,11 +38,9 @@ def test_a_run(write):
         assert f"{number(records[EAGER].times.median)}" in found.text
     for words in ("Example Xeon 6", "device cpu", "mode full", "2026-11-24 20:01", "0123456789ab", "complete"):
         assert words in found.text
-    for title in ("Speed-up of every case", "Measured ceilings"):
-        assert title in found.text
+    assert "Measured ceilings" in found.text
     assert "interrupted" not in found.text
     assert "no bf16 kernels for CPUs" in found.text
-    assert found.tags.count("figure") == found.tags.count("svg") > 10
 
 
 def test_a_gpu_has_launches(write):
@@ -73,23 +71,19 @@ def test_losses_are_listed_and_read_as_losses(write):
     assert speedup(loss[0]) in found.text
     assert " 0.8" not in speedup(loss[0])
     only = small(run, BLOCK)
-    assert "No case is slower" in write(runs.replace(only, BLOCK, OURS, times=runs.times(1e-6))).text
+    assert "slower than" not in write(runs.replace(only, BLOCK, OURS, times=runs.times(1e-6))).text
 
 
-@pytest.mark.parametrize("words", [("nothing",), ("rival/",), ("layernorm/C96-56x56-b1",)])
+@pytest.mark.parametrize("words", [("nothing",), ("rival/",)])
 def test_what_is_missing_is_left_out(write, words):
     found = write(small(runs.full_run(complete=False, ceilings={}, conditions={}), *words))
-    assert ("<svg" in found.html) == (words == ("layernorm/C96-56x56-b1",))
-    assert ("This run has no records" in found.text) == (words == ("nothing",))
+    assert ("All results" in found.text) == (words == ("rival/",))
+    assert "slower than" not in found.text
 
 
-def test_a_case_without_eager_and_without_any_peer(write):
-    run = small(runs.full_run(), BLOCK)
-    for candidate in {record.candidate for record in run.records} - {OURS}:
-        run = runs.replace(run, BLOCK, candidate, status=UNAVAILABLE, reason="needs <100> GiB", times=None)
-    found = write(run)
-    assert "No case has times of ours and of a peer" in found.text
-    assert f"{EAGER}: needs <100> GiB (1 case)" in found.text
+def test_a_candidate_that_is_unavailable(write):
+    run = runs.replace(small(runs.full_run(), BLOCK), BLOCK, EAGER, status=UNAVAILABLE, reason="<100> GiB", times=None)
+    assert f"{EAGER}: <100> GiB (1 case)" in write(run).text
 
 
 def check(op, what, dtype, backend, status, reason, error=None):
@@ -111,17 +105,6 @@ def test_checks_of_verify(write):
     found = write(run)
     assert "no kernel was run on a GPU: <none> here" in found.text
     assert "dwconv 1x8x9x9 K9 fp32 on cpu: wrong, not timed: gradient <dx>" in found.text
-
-
-def test_summaries_are_geometric_means():
-    other = "block/V1-C192-28x28-b1-fp32-forward"
-    run = small(runs.full_run(), BLOCK, other)
-    run.records = [r for r in run.records if r.candidate in (OURS, EAGER)]
-    for case, ours in ((BLOCK, 2.0), (other, 0.5)):
-        run = runs.replace(run, case, OURS, times=runs.times(1 / ours, noise=0))
-        run = runs.replace(run, case, EAGER, times=runs.times(1.0, noise=0))
-    (row,) = report.summary(run).rows
-    assert row == ("block", "forward", "fp32", "2", "as fast", "as fast", "1", "1")
 
 
 @pytest.mark.parametrize(
