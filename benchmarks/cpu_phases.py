@@ -1,6 +1,6 @@
 """Where the time of the fused block goes on this CPU, by phase, and what share of its ceiling each phase reaches.
 
-    python benchmarks/cpu_phases.py [--threads 2] [--isa avx512] [--markdown] [--calls]
+    python benchmarks/cpu_phases.py [--threads 2] [--isa avx512] [--calls]
 
 The kernel of the block is timed from inside (`backends.cpu.mlp_native.timed_phases`): seconds of each thread in each
 phase, as the mean over the threads. "Outside" is Python, waking the threads, and the end of the call, where one thread
@@ -128,9 +128,8 @@ def network_calls(dtype: str, size: int) -> str:
 @options.threads
 @click.option("--isa", help="Instruction set of the kernels. [default: the machine's best]")
 @click.option("--batch", "batches", type=click.IntRange(1), multiple=True, default=(1, 8), show_default=True)
-@click.option("--markdown", is_flag=True, help="Print a table for docs/cpu_kernels.md.")
 @click.option("--calls", "of_calls", is_flag=True, help="Print what calls cost instead.")
-def main(isa: str | None, batches: tuple[int, ...], markdown: bool, of_calls: bool) -> None:
+def main(isa: str | None, batches: tuple[int, ...], of_calls: bool) -> None:
     """Print a row for each block: milliseconds of every phase, and the share of its ceiling."""
     torch.manual_seed(0)
     with native.use_isa(isa or native.isa()), steady_allocator(), torch.inference_mode(), pinned():
@@ -149,7 +148,7 @@ def main(isa: str | None, batches: tuple[int, ...], markdown: bool, of_calls: bo
             (g, d, n, *stage) for d in ("fp32", "bf16") for g in (False, True) for n in batches for stage in STAGES
         ]
         table = Table("", ("block", "ms (share)", *PHASES, "outside"), [row(*block, rates) for block in blocks])
-    click.echo(table.markdown()) if markdown else options.show(table, width=120)
+    click.echo(table.markdown())
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@
 parameters are not; each storage counts once. `saved_tensors_hooks` see every tensor that autograd keeps, also in a
 compiled forward pass, because AOTAutograd passes what its backward graph needs to `save_for_backward` of one autograd
 function. Candidates are eager PyTorch, torch.compile and every backend that runs here with each setting of `memory`.
-Without a GPU, Triton runs in its interpreter and the CUDA kernels are built for the CPU, both at a small size; the
-ratio does not depend on the size.
+Without a GPU, Triton runs in its interpreter, at a small size; the ratio does not depend on the size.
 
 *step*: growth of the resident memory, to its peak, in a training step of ConvNeXt-T at batch 8, 224x224: activations,
 gradients and temporaries. Each candidate runs in a new process, with PyTorch's and glibc's default settings, after two
@@ -20,7 +19,6 @@ import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import click
 import torch
@@ -40,22 +38,13 @@ from convnext_kernels.models import create_model
 
 MEMORY = ("auto", "balanced", "min")
 PYTORCH, COMPILED = "eager PyTorch", "torch.compile"
-EMULATED, SMALL = ("triton", "cuda"), ((96, 7), (384, 7))  # without a GPU
+SMALL = ((96, 7), (384, 7))  # for the interpreter
 STEPS = (PYTORCH, COMPILED, "accelerate", *(f"models, {memory}" for memory in MEMORY))
-
-
-def emulate() -> None:
-    """Without a GPU, use CUDA kernels built for the CPU."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from tests import cuda_host
-
-    if not (torch.cuda.is_available() or cuda_host.VARIABLE in os.environ or cuda_host.missing_tools()):
-        os.environ[cuda_host.VARIABLE] = str(cuda_host.build())
 
 
 def kept(who: str, memory: str, use_grn: bool, c: int, size: int, n: int, dtype: str) -> float:
     """Bytes that a forward pass of one block keeps, in units of x's bytes."""
-    device = "cuda" if who in EMULATED and torch.cuda.is_available() else "cpu"
+    device = "cuda" if who in ("triton", "cuda") and torch.cuda.is_available() else "cpu"
     if who in (PYTORCH, COMPILED):
         block = EagerBlock(c, use_grn)
     else:
@@ -78,7 +67,7 @@ def blocks(quick: bool) -> Table:
     rows = []
     for who, memory in candidates:
         print(f"{who} {memory} ...", file=sys.stderr, flush=True)
-        small = who in EMULATED and not torch.cuda.is_available()
+        small = who == "triton" and not torch.cuda.is_available()
         stages, n = (SMALL, 1) if small else (STAGES, 8)
         for dtype in ("bf16", "fp32"):
             for what in ("V1", "V2"):
@@ -134,7 +123,6 @@ def main(parts: tuple[str, ...], quick: bool, threads: int | None) -> None:
     if "step" in parts:
         options.show(steps(*((2, 64) if quick else (8, 224)), threads), width=160)
     if "blocks" in parts:
-        emulate()
         options.show(blocks(quick), width=160)
 
 

@@ -154,8 +154,8 @@ def _need_engine(prepared: Prepared, modules: tuple[str, ...], dtypes: tuple[str
 
 
 def _channels_to_the_end(x: Tensor) -> Tensor:
-    """(N, C, H, W) as (N, H, W, C), (N, C, D, H, W) as (N, D, H, W, C); anything else as it is."""
-    return x.movedim(1, -1) if x.ndim in (4, 5) else x
+    """(N, C, H, W) as (N, H, W, C), (N, C, D, H, W) as (N, D, H, W, C); logits as they are."""
+    return x.movedim(1, -1) if x.ndim > 2 else x
 
 
 class _Nhwc(nn.Module):
@@ -177,7 +177,7 @@ def _nhwc(prepared: Prepared) -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 def _nchw(y: Tensor) -> Tensor:
     """The (N, H, W, C) result of an engine as a view (N, C, H, W), like those of the other candidates."""
-    return y.movedim(-1, 1) if y.ndim in (4, 5) else y
+    return y.movedim(-1, 1) if y.ndim > 2 else y
 
 
 def _openvino(prepared: Prepared) -> Call:

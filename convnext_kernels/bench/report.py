@@ -1,5 +1,6 @@
 """The tables of a run for a terminal, and its HTML report."""
 
+import importlib.util
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +23,7 @@ from convnext_kernels.bench.results import (
     is_ours,
     ratio,
 )
-from convnext_kernels.bench.tables import Table, date, machine, number, report_missing, short, speedup, write_page
+from convnext_kernels.bench.tables import Table, date, machine, number, short, speedup, write_page
 
 NAME = "report.html"
 SHORT = {"torch.compile": "compile", "torch.compile, max-autotune": "autotune", "ONNX Runtime": "ORT"}  # in 80 columns
@@ -205,8 +206,8 @@ def _ceilings(run: Run) -> Table:
 
 def write(run: Run, folder: Path, tables: Sequence[Table] = ()) -> str:
     """Write ``report.html``, with further `tables`, to `folder`; returns a sentence about it. OSError if that fails."""
-    if why_not := report_missing():
-        return f"No {NAME}: {why_not}; results: {folder / FILE}"
+    if importlib.util.find_spec("jinja2") is None:
+        return f"No {NAME}: jinja2 is not installed (pip install jinja2); results: {folder / FILE}"
     conditions = [(name, flat(value)) for name, value in run.conditions.items() if name != "warnings"]
     conditions += [("commit", flat(run.machine.get("commit")))]
     state = "complete" if run.complete else "interrupted: not everything was measured"

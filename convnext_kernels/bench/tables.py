@@ -1,7 +1,6 @@
 """Numbers, tables and pages: for a terminal, in Markdown, in HTML. rich, jinja2 and matplotlib are imported late."""
 
 import datetime
-import importlib.util
 import io
 import math
 import re
@@ -111,12 +110,6 @@ def machine(values: dict[str, object]) -> list[Table]:
         Table("Backends, best first", columns, rows),
         Table("Versions and machine", ("", ""), environment.rows(values)),
     ]
-
-
-def report_missing() -> str:
-    """Why no report can be written here, and how to change that; "" if one can."""
-    names = " and ".join(name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None)
-    return f'the report needs {names}, which is not installed: pip install "convnext-kernels[demo]"' if names else ""
 
 
 def svg(figure: "Figure") -> str:

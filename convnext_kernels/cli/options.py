@@ -1,5 +1,6 @@
 """Options that several commands share, which check their own values, and output."""
 
+import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import click
 import torch
 
 from convnext_kernels import environment
-from convnext_kernels.bench.tables import Table, report_missing
+from convnext_kernels.bench.tables import Table
 from convnext_kernels.models.convnext import near
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -55,13 +56,13 @@ def report(default: Path | None, text: str, name: str = "") -> Decorator:
     def checked(_context: click.Context, _parameter: click.Parameter, path: str | Path | None) -> Path | None:
         if not path:
             return None
-        if why_not := report_missing():
-            raise click.ClickException(why_not)
+        importlib.import_module("jinja2")
         check_writable(Path(path, name))
         return Path(path)
 
     text += " '' for none." if default else ""
-    return click.option("--report", default=default, metavar="DIR" if name else "FILE", help=text, callback=checked)
+    more = {"metavar": "DIR" if name else "FILE", "help": text, "callback": checked}
+    return click.option("--report", "folder" if name else "report", default=default, **more)
 
 
 _dtype = click.Choice(list(DTYPES))

@@ -164,7 +164,7 @@ def command(
     measure: bool,
     size: int,
     rounds: int,
-    report: Path | None,
+    folder: Path | None,
 ) -> None:
     """Show every step from ResNet to ConvNeXt.
 
@@ -179,6 +179,6 @@ def command(
                     rows[i] = _measured(row, name, **settings)
                     advance(f"{name} {row.name}", 1)
         options.show(table(rows, name, settings), width=150)
-    if report is not None:
-        write(results, settings, report)
-        click.echo(f"Written: {report / NAME}, and a PNG of each chart beside it")
+    if folder is not None:
+        write(results, settings, folder)
+        click.echo(f"Written: {folder / NAME}, and a PNG of each chart beside it")

@@ -188,7 +188,6 @@ def test_memory_of_a_step(memory):
 
 
 def test_memory_command(memory, monkeypatch):
-    monkeypatch.setattr(memory, "emulate", lambda: None)
     monkeypatch.setattr(memory, "kept", lambda who, *_: 12.02 if who == memory.PYTORCH else 2.0)
     done = CliRunner().invoke(memory.main, ["blocks"])
     assert done.exit_code == 0, done.output
