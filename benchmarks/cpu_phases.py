@@ -1,6 +1,6 @@
 """Where the time of the fused block goes on this CPU, by phase, and what share of its ceiling each phase reaches.
 
-    python benchmarks/cpu_phases.py [--threads 2] [--isa avx512] [--calls]
+    python benchmarks/cpu_phases.py [--threads 2] [--calls]
 
 The kernel of the block is timed from inside (`backends.cpu.mlp_native.timed_phases`): seconds of each thread in each
 phase, as the mean over the threads. "Outside" is Python, waking the threads, and the end of the call, where one thread
@@ -126,13 +126,12 @@ def network_calls(dtype: str, size: int) -> str:
 
 @click.command()
 @options.threads
-@click.option("--isa", help="Instruction set of the kernels. [default: the machine's best]")
 @click.option("--batch", "batches", type=click.IntRange(1), multiple=True, default=(1, 8), show_default=True)
 @click.option("--calls", "of_calls", is_flag=True, help="Print what calls cost instead.")
-def main(isa: str | None, batches: tuple[int, ...], of_calls: bool) -> None:
+def main(batches: tuple[int, ...], of_calls: bool) -> None:
     """Print a row for each block: milliseconds of every phase, and the share of its ceiling."""
     torch.manual_seed(0)
-    with native.use_isa(isa or native.isa()), steady_allocator(), torch.inference_mode(), pinned():
+    with steady_allocator(), torch.inference_mode(), pinned():
         if of_calls:
             for dtype in ("fp32", "bf16"):
                 for size in (64, 224):

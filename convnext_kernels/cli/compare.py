@@ -12,8 +12,7 @@ from convnext_kernels.cli import options
 @click.command("compare")
 @click.argument("a", type=options.FILE, metavar="A.json")
 @click.argument("b", type=options.FILE, metavar="B.json")
-@click.option("--all", "everything", is_flag=True, help="Show every candidate, also the unchanged ones.")
-def command(a: Path, b: Path, everything: bool) -> None:
+def command(a: Path, b: Path) -> None:
     """Show what became faster or slower from A.json to B.json, two result files of `bench`.
 
     A change counts if it exceeds the noise: the sum of the spreads of both runs, or 2%, or the change that nine of ten
@@ -24,7 +23,7 @@ def command(a: Path, b: Path, everything: bool) -> None:
     warnings, changes, moved = compare.differences(*runs), compare.compare(*runs), compare.control(*runs)
     for name, file, run in zip("AB", (a, b), runs, strict=True):
         click.echo(f"{name}: {file}, {run.created}")
-    shown = [c for c in changes if everything or c.verdict not in (compare.SAME, compare.NO_TIMES)]
+    shown = [c for c in changes if c.verdict not in (compare.SAME, compare.NO_TIMES)]
     if shown:
         options.show(compare.table(shown))
     for line in compare.sentences(changes, moved):

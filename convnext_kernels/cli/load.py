@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import click
 from torch import nn
 
 from convnext_kernels.bench.workloads import initialise
 from convnext_kernels.cli.photos import IMAGENET_MEAN_STD
-from convnext_kernels.models import read_state_dict
 from convnext_kernels.models.convnext import near
 
 SEED = 0
+RANDOM = f"random (seed {SEED}): every block contributes, the results have no meaning"
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Loaded:
     model: nn.Module
     name: str  # library/name
     weights: str  # origin of the weights, for the reader
-    classes: Sequence[str] | None = None  # class names: those of the pretrained weights, or of ImageNet-1k for a file
+    classes: Sequence[str] | None = None  # of the pretrained weights
     mean_std: tuple[Sequence[float], Sequence[float]] = IMAGENET_MEAN_STD
 
 
@@ -68,29 +67,11 @@ def build(library: str, name: str, pretrained: bool) -> Loaded:
     return Loaded(model, f"timm/{name}", "", classes, mean_std=(config["mean"], config["std"]))
 
 
-def with_weights(model: nn.Module, name: str, weights: Path | None) -> Loaded:
-    """`model` with the weights of a file, or the random ones that it has; ValueError says what does not fit."""
-    if weights is None:
-        return Loaded(model, name, f"random (seed {SEED}): every block contributes, the results have no meaning")
-    state = read_state_dict(weights)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"--weights {weights}: does not fit {name}: {error}") from error
-    return Loaded(model, name, f"file {weights}")
-
-
-def load(name: str, weights: Path | None, pretrained: bool) -> Loaded:
-    """Build the model `name` with weights from a file, pretrained, or random."""
+def load(name: str, pretrained: bool) -> Loaded:
+    """Build the model `name` with pretrained or random weights."""
     library, plain = resolve(name)
     built = build(library, plain, pretrained)
     if pretrained:
         return replace(built, weights=f"pretrained, of {library}")
     initialise(built.model, SEED)
-    found = replace(with_weights(built.model, built.name, weights), mean_std=built.mean_std)
-    if weights is None:
-        return found
-    from torchvision.models import ConvNeXt_Tiny_Weights
-
-    classes = ConvNeXt_Tiny_Weights.DEFAULT.meta["categories"]
-    return replace(found, weights=f"{found.weights}, class names of ImageNet-1k", classes=classes)
+    return replace(built, weights=RANDOM)

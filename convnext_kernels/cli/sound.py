@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext_kernels.bench.tables import one_line
-from convnext_kernels.cli.load import SEED, Loaded, with_weights
+from convnext_kernels.cli.load import RANDOM, SEED, Loaded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,8 +40,8 @@ class Vocoder(nn.Module):
         return self.head(self.backbone(mel).to(self.head.out.weight.dtype))
 
 
-def load(weights: Path | None, pretrained: bool) -> Loaded:
-    """Vocos for mel spectrograms at 24 kHz, with weights as for `load.load`."""
+def load(pretrained: bool) -> Loaded:
+    """Vocos for mel spectrograms at 24 kHz, with pretrained or random weights."""
     from vocos.feature_extractors import MelSpectrogramFeatures
     from vocos.heads import ISTFTHead
     from vocos.models import VocosBackbone
@@ -52,7 +52,7 @@ def load(weights: Path | None, pretrained: bool) -> Loaded:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)  # the package's own first values: each block adds its eighth
         model = Vocos(MelSpectrogramFeatures(**_MEL), VocosBackbone(**_BACKBONE), ISTFTHead(**_HEAD)).eval()
-    return with_weights(model, "vocos", weights)
+    return Loaded(model, "vocos", RANDOM)
 
 
 def shipped() -> Path:

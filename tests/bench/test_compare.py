@@ -120,10 +120,10 @@ def test_another_gpu_is_a_difference():
 def call(tmp_path):
     """Save runs and call the command with them."""
 
-    def run(a, b, *arguments):
+    def run(a, b):
         save(a, tmp_path / "a.json")
         save(b, tmp_path / "b.json")
-        result = CliRunner().invoke(command, [str(tmp_path / "a.json"), str(tmp_path / "b.json"), *arguments])
+        result = CliRunner().invoke(command, [str(tmp_path / "a.json"), str(tmp_path / "b.json")])
         assert result.exit_code == 0, result.output
         return result
 
@@ -136,9 +136,7 @@ def test_command(call):
         assert words in shown
     assert "1 of 2 times agree within the noise" in shown
     assert " eager " not in shown
-    shown = call(run_of(1.0, 1.0), run_of(1.0, 1.0), "--all").output
-    assert " eager " in shown
-    assert "warning" not in shown
+    assert "warning" not in call(run_of(1.0, 1.0), run_of(1.0, 1.0)).output
     good = run_of(1.0)
     bad = runs.replace(good, CASE, OURS, status="wrong", reason="[bold]", times=None, error=math.nan)
     shown = call(good, bad).output
@@ -147,7 +145,7 @@ def test_command(call):
 
 
 def test_command_fits_80_columns(call):
-    shown = call(runs.full_run(), runs.full_run(seed=1), "--all").output
+    shown = call(runs.full_run(), runs.full_run(seed=1)).output
     assert "…" not in shown
     assert max(len(line) for line in shown.splitlines() if "OpenVINO" in line) <= 80
 

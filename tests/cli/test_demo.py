@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from convnext_kernels.backends import cpu
-from convnext_kernels.cli import demo, load
+from convnext_kernels.cli import demo
 from tests.pages import Page
 
 SMALL = ("--model", "timm/test_convnext", "--size", "64", "--repeats", "1")
@@ -31,7 +31,7 @@ def test_table(shipped_run):
     assert "bf16" in result.stdout
     speedup = r" +(\d+\.\d+x (faster|slower)|as fast)"
     assert re.search(rf"speed-up over eager \(medians\){speedup}{speedup}", result.stdout)
-    assert re.search(r"same top 5 +\d of 8, \d tied", result.stdout)
+    assert re.search(r"same top 5 +\d of 8", result.stdout)
     assert "random (seed 0)" in " ".join(result.stdout.split())
     speeds, errors, where = result.stdout.splitlines()[-3:]
     assert re.match(r"Speed: .* (than|as) eager in fp32, .* (than|as) eager in bf16; \d+ modules replaced\.", speeds)
@@ -62,20 +62,10 @@ def test_own_images_and_one_dtype(run, tmp_path):
     result = run("demo", *SMALL, "--dtype", "fp32", "--report", report, *sorted(tmp_path.glob("*.png")))
     assert result.exit_code == 0, result.output
     assert "bf16" not in result.stdout
-    assert re.search(r"same top 5 +2 of 2, 0 tied", result.stdout)
+    assert re.search(r"same top 5 +2 of 2", result.stdout)
     page = Page(report)
     assert page.tags.count("img") == 2
     assert "<b>red & more.png" in page.text
-
-
-def test_class_names_come_with_weights(run, tmp_path):
-    torch.save(load.load("timm/test_convnext", None, False).model.state_dict(), tmp_path / "w.pth")
-    report = tmp_path / "r.html"
-    result = run("demo", *SMALL, "--dtype", "fp32", "--weights", tmp_path / "w.pth", "--report", report)
-    assert result.exit_code == 0, result.output
-    page = Page(report)
-    assert "ImageNet-1k" in page.text
-    assert not re.search(r"class \d", page.text)
 
 
 def test_no_report(run, tmp_path, monkeypatch):
@@ -131,6 +121,6 @@ def test_wrong_results_fail_and_are_reported(run, tmp_path, monkeypatch):
     result = run("demo", *SMALL, "--report", report)
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
-    for word in ("fp32: logits: ", "bf16: logits: ", " error ", ", allowed ", "the top 5 classes differ on china"):
+    for word in ("fp32: logits: ", "bf16: logits: ", " error ", ", allowed "):
         assert word in line
     assert "not within the tolerance" in Page(report).text

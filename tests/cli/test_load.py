@@ -1,17 +1,9 @@
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from convnext_kernels.cli import load
 
 TEST_MODEL = "timm/test_convnext"
-DEMO = ("demo", "--size", "32", "--model", TEST_MODEL)
-
-
-@pytest.fixture(scope="module")
-def state():
-    loaded = load.load(TEST_MODEL, None, False)
-    return {name: value + 0.25 for name, value in loaded.model.state_dict().items()}
 
 
 def test_torchvision_comes_before_timm():
@@ -34,8 +26,8 @@ def test_a_model_without_convnext_blocks(fails):
 
 @pytest.mark.parametrize("name", [TEST_MODEL, "timm/convnextv2_atto", "torchvision/convnext_tiny"])
 def test_random_weights_let_every_block_contribute(name):
-    model = load.load(name, None, False).model
-    again = load.load(name, None, False).model
+    model = load.load(name, False).model
+    again = load.load(name, False).model
     for (key, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b), key
     blocks = [m for m in model.modules() if type(m).__name__ in ("CNBlock", "ConvNeXtBlock")]
@@ -52,46 +44,6 @@ def test_random_weights_let_every_block_contribute(name):
     assert len(share) == len(blocks)
     assert min(share) > 0.1, share
     assert 0.1 < logits.std() < 10
-
-
-@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
-def test_weights_from_a_file(state, tmp_path, name):
-    torch.save(state, tmp_path / name) if name == "w.pth" else save_file(state, tmp_path / name)
-    loaded = load.load(TEST_MODEL, tmp_path / name, False)
-    for key, value in loaded.model.state_dict().items():
-        assert torch.equal(value, state[key]), key
-    assert name in loaded.weights
-    assert len(loaded.classes) == 1000
-
-
-def test_weights_of_another_model(fails, state, tmp_path):
-    key, *others = state
-    torch.save({name: state[name] for name in others} | {"head.odd": torch.zeros(2)}, tmp_path / "w.pth")
-    fails(*DEMO, "--weights", tmp_path / "w.pth", words=("w.pth", "Missing", key, "Unexpected", "head.odd"))
-    torch.save(state | {key: torch.zeros(7, 5)}, tmp_path / "w.pth")
-    fails(*DEMO, "--weights", tmp_path / "w.pth", words=("size mismatch", key, "[7, 5]"))
-
-
-class Evil:
-    def __reduce__(self):
-        return (print, ("this code ran",))
-
-
-def test_weights_that_cannot_be_read(fails, tmp_path, capfd):
-    """tests/models/test_weights.py has more of them."""
-    torch.save({"a": Evil()}, tmp_path / "evil.pth")
-    torch.save([1, 2], tmp_path / "list.pth")
-    (tmp_path / "w.safetensors").write_bytes(bytes(range(256)) * 9)
-    for name, words in {
-        "evil.pth": "pickled code",
-        "list.pth": "state dict",
-        "w.safetensors": "not a safetensors file",
-        "none.pth": "no such file",
-        "": "not a regular file",
-        "w.onnx": "no such file",
-    }.items():
-        fails(*DEMO, "--weights", tmp_path / name, words=(name, words))
-    assert "this code ran" not in capfd.readouterr().out
 
 
 def test_pretrained_without_internet(fails, monkeypatch):

@@ -60,7 +60,6 @@ def test_wrong_usage_is_one_line(fails):
     fails("nonsense", words=("nonsense",), code=2)
     fails("demo", "--repeats", "0", words=("--repeats",), code=2)
     fails("demo", "--dtype", "int8", words=("--dtype", "int8"), code=2)
-    fails("demo", "--weights", "a.pth", "--pretrained", words=("--weights", "--pretrained"), code=2)
 
 
 def test_an_unforeseen_error_is_one_line_and_debug_shows_it(run, fails, monkeypatch):

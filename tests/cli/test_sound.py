@@ -63,12 +63,3 @@ def test_report_shows_both_spectrograms(run, tmp_path):
     text = report.read_text(encoding="utf-8")
     for caption in ("given", "eager, fp32", "accelerated, fp32", "difference of the two, fp32"):
         assert f"<figcaption>{caption}</figcaption>" in text
-
-
-@needs_vocos
-def test_a_state_dict_fits(tmp_path):
-    model = sound.load(None, False).model
-    torch.save(model.state_dict(), tmp_path / "w.pth")
-    again = sound.load(tmp_path / "w.pth", False)
-    assert again.weights == f"file {tmp_path / 'w.pth'}"
-    assert {name.partition(".")[0] for name in model.state_dict()} == {"feature_extractor", "backbone", "head"}
