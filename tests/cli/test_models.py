@@ -58,7 +58,7 @@ def test_roadmap(run, tmp_path):
     assert page.count("<svg") == 2
     assert "separate downsampling (ConvNeXt)" in page
     assert "torchvision/swin_b" in page
-    assert {len(cli_roadmap.networks(regime)) for regime in ("resnet50", "resnet200")} == {17 + 4, 17 + 2}
+    assert {len(cli_roadmap.networks(regime).rows) for regime in ("resnet50", "resnet200")} == {17 + 4, 17 + 2}
     for regime in ("resnet50", "resnet200"):
         assert (tmp_path / "new" / f"roadmap-{regime}.png").read_bytes()[:4] == b"\x89PNG"
 
