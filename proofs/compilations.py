@@ -62,9 +62,7 @@ def image(batch: int, size: tuple[int, int], dtype: torch.dtype) -> torch.Tensor
 def main(check: bool, dtype: str) -> None:
     form = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
     begin = time.perf_counter()
-    network = (
-        torchvision.models.convnext_tiny().to(form).to(memory_format=torch.channels_last)
-    )  # computed
+    network = torchvision.models.convnext_tiny().to(form).to(memory_format=torch.channels_last)  # computed
     with counting() as found:
         ck.accelerate(network.eval(), backend="triton")
         with torch.no_grad():

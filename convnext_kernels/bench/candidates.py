@@ -250,10 +250,6 @@ def _onnxruntime(prepared: Prepared) -> Call:
 # eager only.
 
 
-def _is_step(case: Case, *groups: str) -> bool:
-    return case.direction in (STEP, WEIGHT_GRADIENT) and case.group in groups
-
-
 def _compile_wanted(case: Case, mode: str) -> bool:
     if mode == QUICK:
         return case.group == "layernorm" and case.direction == "forward"
@@ -265,10 +261,18 @@ def _compile_wanted(case: Case, mode: str) -> bool:
 
 
 def _autotune_wanted(case: Case, mode: str) -> bool:
-    if case.direction in (STEP, WEIGHT_GRADIENT):
+    if case.direction == STEP:
         return case.group == "block" and mode != QUICK
     important = case.group == "block" and case.channels == 384 and case.direction == "forward"
-    return mode == FULL or (mode == STANDARD and important)
+    return (mode == FULL and case.direction != WEIGHT_GRADIENT) or (mode == STANDARD and important)
+
+
+def _contiguous_wanted(case: Case, mode: str) -> bool:
+    return mode != QUICK and (case.group, case.direction) in (("block", STEP), ("dwconv", WEIGHT_GRADIENT))
+
+
+def _memory_wanted(case: Case, _mode: str) -> bool:
+    return (case.group, case.direction) == ("block", STEP)
 
 
 def _engine_wanted(case: Case, mode: str) -> bool:
@@ -281,15 +285,9 @@ CANDIDATES = (
     Candidate("eager, contiguous", _plain("eager", contiguous=True)),
     Candidate("torch.compile", compiled(), _compile_wanted),
     Candidate("torch.compile, max-autotune", compiled(autotune=True), _autotune_wanted),
-    Candidate(
-        "torch.compile, contiguous",
-        compiled(contiguous=True),
-        lambda case, mode: mode != QUICK and _is_step(case, "dwconv", "block"),
-    ),
-    *(
-        Candidate(f"{OURS}, {memory}", _with_memory(memory), lambda case, _: _is_step(case, "block"))
-        for memory in ("min", "balanced")
-    ),
+    Candidate("torch.compile, contiguous", compiled(contiguous=True), _contiguous_wanted),
+    Candidate(f"{OURS}, min", _with_memory("min"), _memory_wanted),
+    Candidate(f"{OURS}, balanced", _with_memory("balanced"), _memory_wanted),
     Candidate("OpenVINO", _openvino, _engine_wanted),
     Candidate("ONNX Runtime", _onnxruntime, _engine_wanted),
 )

@@ -153,8 +153,6 @@ def command(
             sections[TITLES[name]] = [[("", figure)], table]
     if folder is not None:
         sections["Machine"] = machine(environment.collect())
-        about = (
-            f"Accuracy and GFLOPs as published in arXiv 2201.03545 (tables 10 and 11), and counted here. {date()}"
-        )
+        about = f"Accuracy and GFLOPs as published in arXiv 2201.03545 (tables 10 and 11), and counted here. {date()}"
         write_page(folder / NAME, "From ResNet to ConvNeXt", about, sections)
         click.echo(f"Written: {folder / NAME}, and a PNG of each chart beside it")
