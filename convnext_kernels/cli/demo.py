@@ -56,7 +56,7 @@ class Result:
     @property
     def same_top5(self) -> int:
         """Of how many photographs both models have the same five classes, in the same order."""
-        eager, ours = (self.outputs[name].topk(5).indices for name in NAMES)
+        eager, ours = (self.outputs[name].argsort(-1, descending=True)[:, :5] for name in NAMES)
         return (eager == ours).all(-1).sum().item()
 
 
@@ -168,7 +168,7 @@ def _top5(subject: Subject, results: list[Result], names: list[str]) -> Table:
     from markupsafe import Markup
 
     def best(logits: Tensor) -> str:
-        chances, classes = logits.float().softmax(-1).topk(5)
+        chances, classes = logits.float().softmax(-1).topk(min(5, len(names)))
         return "\n".join(f"{names[i]} {p:.1%}" for i, p in zip(classes.tolist(), chances.tolist(), strict=True))
 
     image = Markup('{0}\n<img src="{1}" alt="{0}" width="120">')
