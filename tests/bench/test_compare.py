@@ -4,10 +4,9 @@ import math
 import pytest
 from click.testing import CliRunner
 
-from convnext_kernels.bench.compare import CONTROLS, compare, control, differences, sentences
 from convnext_kernels.bench.results import EAGER, OURS, Times, save
 from convnext_kernels.cli import main
-from convnext_kernels.cli.compare import command
+from convnext_kernels.cli.compare import CONTROLS, command, compare, control, differences, sentences
 from tests.bench import runs
 
 CASE = "block/V1-C384-14x14-b1-fp32-forward"
