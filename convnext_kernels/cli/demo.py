@@ -19,6 +19,7 @@ from convnext_kernels.bench.numerics import RULE, allowed, judge
 from convnext_kernels.bench.tables import Table, date, machine, speedup, write_page
 from convnext_kernels.bench.timing import WARMUP, Times, interleave, steady_allocator
 from convnext_kernels.cli import load, options, photos, sound
+from convnext_kernels.cli.photos import Photo
 from convnext_kernels.interop import accelerate, acceleration_report
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Subject:
     x: Tensor  # all inputs in fp32: photographs (N, 3, size, size), or a mel spectrogram (1, mels, frames)
     shape: str  # of an input, for the title
     about: str  # where the inputs come from, for the notes
-    photos: list[photos.Photo] = field(default_factory=list)
+    photos: list[Photo] = field(default_factory=list)
     sound: Tensor | None = None  # (samples,)
 
     def build(self, name: str, dtype: torch.dtype, device: str) -> nn.Module:
