@@ -80,7 +80,7 @@ def dwconv_counts(
 
     The plan is the one for BATCH samples of `plan_channels` (0: of `channels`), with `named` in its name.
     """
-    from convnext_kernels.backends.triton import dwconv
+    from convnext_kernels.backends.triton import dwconv, dwconv_gradients
     from convnext_kernels.backends.triton.plans import dwconv_plan
 
     emulator, g = _emulator(), torch.Generator().manual_seed(0)
@@ -114,7 +114,7 @@ def dwconv_counts(
         with (
             emulator.emulated(arch, fast_fma=True) as launches,
             tuning.forced(choice),
-            mock.patch.object(dwconv, "_sums", sums),
+            mock.patch.object(dwconv_gradients, "_sums", sums),
         ):
             run()
         # The weights are packed or copied once, and partial sums are added once, for any number of samples
