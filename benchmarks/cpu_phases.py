@@ -1,6 +1,6 @@
 """Where the time of the fused block goes on this CPU, by phase, and what share of its ceiling each phase reaches.
 
-    python benchmarks/cpu_phases.py [--threads 2] [--isa avx512] [--markdown] [--calls]
+    python benchmarks/cpu_phases.py [--threads 2] [--calls]
 
 The kernel of the block is timed from inside (`backends.cpu.mlp_native.timed_phases`): seconds of each thread in each
 phase, as the mean over the threads. "Outside" is Python, waking the threads, and the end of the call, where one thread
@@ -10,13 +10,13 @@ The share is relative to the ceiling of the phase, measured in the same process:
 convolution (without the taps outside the image) and the fp32 products, the rate of the bf16 products if the machine
 has them. LayerNorm, GELU and the residual have almost no products; they lower the shares of their phases.
 
-``--calls`` prints what calls cost instead: of a block, beside an op that does nothing and the kernel's own time; of
-ConvNeXt-T at batch 1, beside the sum of its calls of the extension and of PyTorch's layers.
+``--calls`` prints what calls cost instead: the time of ConvNeXt-T at batch 1 beside the sum of its calls of the
+extension and of PyTorch's layers. (A block's call alone: proofs/host_time.py.)
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
@@ -26,12 +26,11 @@ import torch
 from convnext_kernels import FusedConvNeXtBlock, calls
 from convnext_kernels.backends.cpu import native
 from convnext_kernels.backends.cpu.mlp_native import PHASES, timed_phases
-from convnext_kernels.bench import host
 from convnext_kernels.bench.candidates import DTYPES
 from convnext_kernels.bench.cases import STAGES
 from convnext_kernels.bench.ceilings import count
 from convnext_kernels.bench.tables import Table
-from convnext_kernels.bench.timing import fastest, pinned, settle, steady_allocator
+from convnext_kernels.bench.timing import pinned, settle, steady_allocator
 from convnext_kernels.bench.workloads import EagerBlock
 from convnext_kernels.cli import options
 from convnext_kernels.models import create_model
@@ -83,30 +82,16 @@ def row(use_grn: bool, dtype: str, n: int, c: int, size: int, rates: dict[str, f
     return label, f"{total:.2f} ({sum(ideal.values()) / total:.0%})", *cells
 
 
-def block_call() -> str:
-    """What a call of a block costs beside the kernel, on an image of one pixel."""
-    x = torch.zeros(1, 96, 1, 1).to(memory_format=torch.channels_last)
+def network_calls(dtype: str, size: int) -> str:
+    """How much longer ConvNeXt-T at batch 1 takes than the calls inside it: of the extension, and PyTorch's layers."""
+    form = {"dtype": DTYPES[dtype], "memory_format": torch.channels_last}
     with torch.inference_mode(False):
-        block = FusedConvNeXtBlock(96).eval()
-    library = torch.library.Library("cpu_phases", "DEF")
-    library.define("nothing(Tensor x) -> Tensor")
-    library.impl("nothing", torch.empty_like, "CompositeExplicitAutograd")
-    timed = (lambda: block(x), lambda: torch.ops.cpu_phases.nothing(x))
-    whole, nothing = (1e6 * fastest(call, host.SECONDS, 50) for call in timed)
-    unit, kernel = 1e6 * host.unit(), 1e3 * sum(measure(block, x)[1])
-    rest = whole - nothing - kernel
-    return (
-        f"a block of one pixel {whole:.1f} us: an op that does nothing {nothing:.1f}, the kernel {kernel:.1f}, Python "
-        f"and checks {rest:.1f} ({rest / unit * 10:.1f} where ten torch.add take 10 us; here {unit:.1f})"
-    )
+        model = create_model("convnext_tiny").to(**form).eval()
+    x = torch.randn(1, 3, size, size).to(**form)
+    # With one thread its processor time, so that other processes do not count.
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
 
-
-@contextmanager
-def timed_inside(model: torch.nn.Module, clock: Callable[[], float]) -> Iterator[list[float]]:
-    """Collect the seconds of the extension's calls and of PyTorch's two layers; no call is taken as repeated."""
-    extension, spent = native.extension(), []
-
-    def timed(function: Callable) -> Callable:
+    def timed(function: Callable, spent: list[float]) -> Callable:
         def call(*arguments: Any) -> Any:
             start = clock()
             result = function(*arguments)
@@ -115,53 +100,39 @@ def timed_inside(model: torch.nn.Module, clock: Callable[[], float]) -> Iterator
 
         return call
 
-    with ExitStack() as stack:
-        for owner, name in (
-            *((extension.PackedMlp, "forward"), (extension.Downsample, "forward")),
-            *((extension, "forward_blocks"), (extension.Layernorm, "forward")),
-            *((model.downsample_layers[0][0], "_conv_forward"), (model.head, "forward")),  # of the stem; the classifier
-        ):
-            original = getattr(owner, name)
-            stack.enter_context(mock.patch.object(owner, name, timed(original)))
-        stack.enter_context(mock.patch.object(calls, "repeat", return_value=None))
-        yield spent
-
-
-def network_calls(dtype: str, size: int) -> str:
-    """How much longer ConvNeXt-T at batch 1 takes than the calls inside it."""
-    form = {"dtype": DTYPES[dtype], "memory_format": torch.channels_last}
-    with torch.inference_mode(False):
-        model = create_model("convnext_tiny").to(**form).eval()
-    x = torch.randn(1, 3, size, size).to(**form)
-    # With one thread its processor time, so that other processes do not count.
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    totals, insides = [], []
+    extension, totals, insides = native.extension(), [], []
     for _ in range(30):
-        start = clock()
-        model(x)
-        totals.append(clock() - start)
-        with timed_inside(model, clock) as spent:
+        timed(model, totals)(x)
+        inside: list[float] = []
+        with ExitStack() as stack:
+            for owner, name in (
+                *((extension.PackedMlp, "forward"), (extension.Downsample, "forward")),
+                *((extension, "forward_blocks"), (extension.Layernorm, "forward")),
+                *(
+                    (model.downsample_layers[0][0], "_conv_forward"),
+                    (model.head, "forward"),
+                ),  # the stem, the classifier
+            ):
+                stack.enter_context(mock.patch.object(owner, name, timed(getattr(owner, name), inside)))
+            stack.enter_context(mock.patch.object(calls, "repeat", return_value=None))  # no call is taken as repeated
             model(x)
-        insides.append(sum(spent))
-    total, inside, count = min(totals[5:]), min(insides[5:]), len(spent)
+        insides.append(sum(inside))
+    total, least = min(totals[5:]), min(insides[5:])
     return (
-        f"ConvNeXt-T {dtype}, {size} x {size}, batch 1: {1e3 * total:.2f} ms, {count} calls inside it "
-        f"{1e3 * inside:.2f}: {total / inside - 1:.1%} more"
+        f"ConvNeXt-T {dtype}, {size} x {size}, batch 1: {1e3 * total:.2f} ms, {len(inside)} calls inside it "
+        f"{1e3 * least:.2f}: {total / least - 1:.1%} more"
     )
 
 
 @click.command()
 @options.threads
-@click.option("--isa", help="Instruction set of the kernels. [default: the machine's best]")
 @click.option("--batch", "batches", type=click.IntRange(1), multiple=True, default=(1, 8), show_default=True)
-@click.option("--markdown", is_flag=True, help="Print a table for docs/cpu_kernels.md.")
 @click.option("--calls", "of_calls", is_flag=True, help="Print what calls cost instead.")
-def main(isa: str | None, batches: tuple[int, ...], markdown: bool, of_calls: bool) -> None:
+def main(batches: tuple[int, ...], of_calls: bool) -> None:
     """Print a row for each block: milliseconds of every phase, and the share of its ceiling."""
     torch.manual_seed(0)
-    with native.use_isa(isa or native.isa()), steady_allocator(), torch.inference_mode(), pinned():
+    with steady_allocator(), torch.inference_mode(), pinned():
         if of_calls:
-            click.echo(block_call())
             for dtype in ("fp32", "bf16"):
                 for size in (64, 224):
                     click.echo(network_calls(dtype, size))
@@ -176,7 +147,7 @@ def main(isa: str | None, batches: tuple[int, ...], markdown: bool, of_calls: bo
             (g, d, n, *stage) for d in ("fp32", "bf16") for g in (False, True) for n in batches for stage in STAGES
         ]
         table = Table("", ("block", "ms (share)", *PHASES, "outside"), [row(*block, rates) for block in blocks])
-    click.echo(table.markdown()) if markdown else options.show(table, width=120)
+    click.echo(table.markdown())
 
 
 if __name__ == "__main__":

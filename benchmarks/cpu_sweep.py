@@ -1,24 +1,18 @@
 """Find shapes at which this package is slower than eager PyTorch (channels_last) on this CPU.
 
-    python benchmarks/cpu_sweep.py [--threads 2] [--shapes 1000] [--minutes 60] [--dtype fp32] [--seed 0] [--taps]
+    python benchmarks/cpu_sweep.py [--threads 2] [--shapes 1000] [--minutes 60] [--dtype fp32] [--seed 0]
 
 A grid of every channel count, height, width and kernel size has 10^8 points. So shapes are drawn at random, every other
 one with the numbers of ConvNeXt-T's stages but for one. The two candidates run in turn, and their fastest calls are
 compared. A shape that seems slower is measured again, for longer, before it counts. Prints the median and the slowest
 shapes. ``--threads 1`` compares processor time, so that other processes, which take turns on the CPU, do not count.
-
-``--taps`` compares kernels of one row or one column with square ones instead: picoseconds for each tap inside the image
-and each channel, of this package, eager (oneDNN) and OpenVINO, and of copying the image, which moves as many bytes.
 """
 
 import itertools
-import math
 import random
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import suppress
-from functools import partial
 from typing import NamedTuple
 
 import click
@@ -26,11 +20,8 @@ import torch
 
 from convnext_kernels.backends.cpu import native
 from convnext_kernels.bench import workloads
-from convnext_kernels.bench.candidates import CANDIDATES, DTYPES
-from convnext_kernels.bench.cases import FULL, STAGES, Case
-from convnext_kernels.bench.ceilings import taps_inside
-from convnext_kernels.bench.measure import prepare
-from convnext_kernels.bench.results import EAGER, OURS, Unavailable
+from convnext_kernels.bench.candidates import DTYPES
+from convnext_kernels.bench.cases import STAGES
 from convnext_kernels.bench.tables import speedup
 from convnext_kernels.bench.timing import interleave, pinned, steady_allocator
 from convnext_kernels.cli import options
@@ -94,46 +85,17 @@ def measure(shape: Shape, dtype: torch.dtype, rounds: int) -> float:
     return times["eager"].minimum / times["ours"].minimum
 
 
-# For --taps: C and the side of the image, and kernels (InceptionNeXt's 1x11, SegNeXt's 1x21) beside square ones.
-PLACES = ((96, 56), (192, 28), (384, 14))
-SHAPES = ((7, 7), (11, 11), (1, 11), (11, 1), (1, 21), (21, 1))
-
-
-def per_tap(c: int, size: int, kernel: tuple[int, int], dtype: str) -> dict[str, float]:
-    """Picoseconds for each tap and channel, of the fastest call of each candidate."""
-    build = partial(workloads.op, "dwconv", 1, c, size, size, kernel)
-    prepared = prepare(Case("dwconv", "", 1, dtype, "forward", FULL, build, c), "cpu")
-    calls = {}
-    for candidate in CANDIDATES:
-        if candidate.name in (OURS, EAGER, "OpenVINO"):
-            with suppress(Unavailable), torch.inference_mode():
-                calls[candidate.name] = candidate.build(prepared)
-    (x,) = prepared.inputs
-    y = torch.empty_like(x)
-    calls["copying x"] = lambda: y.copy_(x)
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    times = interleave(calls, rounds=7, bursts=True, clock=clock)
-    taps = c * math.prod(taps_inside(size, size, side, padding=side // 2) for side in kernel)
-    return {name: 1e9 * found.minimum / taps for name, found in times.items()}
-
-
 @click.command()
 @options.threads
 @click.option("--shapes", "count", type=click.IntRange(1), default=1000, show_default=True, help="At most.")
 @click.option("--minutes", type=click.FloatRange(0.0, min_open=True), default=60.0, show_default=True, help="At most.")
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--taps", is_flag=True, help="Compare kernels of one row or column with square ones instead.")
-def main(count: int, minutes: float, dtype: str, seed: int, taps: bool) -> None:
+def main(count: int, minutes: float, dtype: str, seed: int) -> None:
     """Print how many shapes were measured, how they compare with eager, and the slowest ones."""
     torch.manual_seed(seed)
     found, end, element = {}, time.perf_counter() + 60 * minutes, DTYPES[dtype]
     with steady_allocator(), pinned():
-        for (c, size), kernel in itertools.product(PLACES, SHAPES) if taps else ():
-            figures = ", ".join(f"{name} {value:.0f}" for name, value in per_tap(c, size, kernel, dtype).items())
-            click.echo(f"C{c} {size}x{size} K{kernel[0]}x{kernel[1]}: {figures} ps a tap")
-        if taps:
-            return
         every = (shape for shape in shapes(seed) if dtype != "bf16" or shape.c >= ONEDNN_HANGS)
         for shape in itertools.islice(every, count):
             if time.perf_counter() > end:

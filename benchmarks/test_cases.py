@@ -18,7 +18,7 @@ def test_case(benchmark, opened, candidate):
         pytest.skip(checked.reason)
     assert checked.status == OK, checked.reason
     case, call, device = opened.case, opened.calls[candidate], opened.session.device
-    training = case.direction == "training"
+    training = case.trains
     benchmark.group = f"{case.group} {case.what}, batch {case.batch}, {case.dtype}, {case.direction}"
 
     def to_the_end():

@@ -196,7 +196,7 @@ def state(requested: str) -> object:
 
 # With at most so many channels, reading the hidden back costs a GPU more time than computing it again (predicted,
 # docs/training.md). A CPU always gains by keeping it: training steps of 96 and 192 channels are 1.03 to
-# 1.10 times faster than with the hidden computed again (benchmarks/training.py).
+# 1.10 times faster than with the hidden computed again (`convnext-kernels bench --only 'block/*step'`).
 RECOMPUTED_CHANNELS = 192
 
 

@@ -1,6 +1,6 @@
 """AOTInductor compiles an accelerated network for CUDA, with our Triton kernels inside its package, without a GPU.
 
-    python proofs/aoti_cuda.py [--arch 80] [--output model.pt2]
+    python proofs/aoti_cuda.py [--arch 80]
 
 The tensors are fake, so the package has no weights, and nothing is run. Inductor asks the GPU for its properties, and
 then runs each kernel once to choose between configurations: both are replaced here, for PyTorch 2.14. Kernels and C++
@@ -169,8 +169,7 @@ def check(package: Path) -> None:
 
 @click.command(help=__doc__.partition("\n")[0])
 @click.option("--arch", default=90, help="Compute capability, 80 for 8.0.")
-@click.option("--output", type=click.Path(path_type=Path), help="Folder for the packages.")
-def main(arch: int, output: Path | None) -> None:
+def main(arch: int) -> None:
     torch.set_grad_enabled(False)
     drivers.set_active(TargetDriver(GPUTarget("cuda", arch, 32), "cuda:0"))
     with tempfile.TemporaryDirectory() as folder:
@@ -179,12 +178,11 @@ def main(arch: int, output: Path | None) -> None:
         driver = Path(folder) / "libcuda.so"
         subprocess.run(["gcc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", driver, source], check=True)
         os.environ["LIBRARY_PATH"] = f"{folder}:{os.environ.get('LIBRARY_PATH', '')}"
-        output = output or Path(folder)
         for patch in absent_gpu(arch):
             patch.start()
         for name, build in MODELS.items():
             for dtype in (torch.bfloat16, torch.float32):
-                package = output / f"{name}-{str(dtype).removeprefix('torch.')}.pt2"
+                package = Path(folder) / f"{name}-{str(dtype).removeprefix('torch.')}.pt2"
                 exported = program(build, dtype)
                 with ck.inline_kernels():
                     torch._inductor.aoti_compile_and_package(

@@ -12,6 +12,7 @@ bytes.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import triton
@@ -68,37 +69,38 @@ def _specialisation(source: Any, metadata: Any) -> str:
     return "; ".join(part for part in parts + extra if part)
 
 
-class _Launcher:
-    """Triton calls this instead of a launch."""
+class Recorder:
+    """Triton calls this instead of a launch; what it returns of a launch is kept by the driver."""
 
     def __init__(self, source: Any, metadata: Any) -> None:
         self.source, self.metadata = source, metadata
 
-    def __call__(self, x: int, y: int, z: int, stream: int, cubin: bytes, *rest: Any) -> None:
+    def text(self, kind: str) -> str:
+        """What Triton's cache has of the kernel: "ttir", ..."""
+        file = get_cache_manager(self.metadata.hash).get_file(f"{self.source.name[:150]}.{kind}")
+        return Path(file).read_text(encoding="utf-8")
+
+    def __call__(self, x: int, y: int, z: int, stream: int, binary: bytes, *rest: Any) -> None:
+        drivers.active.launches.append(self.launch((int(x), int(y), int(z)), binary))
+
+    def launch(self, grid: tuple[int, int, int], cubin: bytes) -> Any:
         metadata = self.metadata
         if not metadata.enable_fp_fusion:
             raise RuntimeError(f"{metadata.name} is launched without enable_fp_fusion=True")
-        cache = get_cache_manager(metadata.hash)
-        with open(cache.get_file(f"{self.source.name[:150]}.ttir"), encoding="utf-8") as file:
-            ttir = file.read()
-        seconds = None
-        if (path := cache.get_file(SECONDS_FILE)) is not None:
-            with open(path, encoding="utf-8") as file:
-                seconds = float(file.read())
-        launch = Launch(
+        seconds = get_cache_manager(metadata.hash).get_file(SECONDS_FILE)
+        return Launch(
             metadata.name,
             _specialisation(self.source, metadata),
-            (int(x), int(y), int(z)),
+            grid,
             metadata.target.arch,
             metadata.num_warps,
             metadata.shared,
             getattr(metadata, "tmem_size", None) or 0,
-            seconds,
+            None if seconds is None else float(Path(seconds).read_text(encoding="utf-8")),
             cubin,
-            ttir,
+            self.text("ttir"),
             metadata.hash,
         )
-        drivers.active.launches.append(launch)
 
 
 class Utils:
@@ -120,12 +122,11 @@ class CompileOnlyDriver(TargetDriver):
 
     def __init__(self, arch: int, device: str) -> None:
         super().__init__(GPUTarget("cuda", arch, 32), device)
-        self.arch = arch
-        self.utils, self.launcher_cls = Utils(), _Launcher
-        self.launches: list[Launch] = []
+        self.number, self.utils, self.launcher_cls = arch, Utils(), Recorder
+        self.launches: list[Any] = []
 
     def get_current_device(self) -> int:
-        return self.arch
+        return self.number
 
 
 def _keep_compile_time(*, metadata: dict, times: Any, cache_hit: bool, **rest: Any) -> None:

@@ -11,10 +11,9 @@ reading and once for writing.
 import os
 from collections.abc import Iterator
 
-import click
 import torch
-from checkout import RECORDS, ROOT
-from figures import Figure, block_arguments, page, show
+from checkout import RECORDS
+from figures import Figure, block_arguments, command
 
 from tests import cuda_host
 
@@ -25,7 +24,6 @@ from convnext_kernels.backends.cuda import dwconv
 from convnext_kernels.calls import DwconvCall
 from tests.backends.cuda import executed
 
-PAGE = RECORDS / "cuda_counts.md"
 BATCH = 128
 TEXT = (
     "Written by `python proofs/cuda_executed.py --update`: compiled by nvcc, executed on a CPU, counted. Nothing here "
@@ -104,21 +102,6 @@ def block_figures(arch: int) -> Iterator[Figure]:
         yield Figure(f"{what}: launches", len(run.launches), 4 if grn else 2, 4 if grn else 2, "")
 
 
-@click.command()
-@click.option("--arch", multiple=True, type=int, default=(90,), help="May be repeated.", show_default=True)
-@click.option("--check", is_flag=True, help="Fail if a figure exceeds its limit.")
-@click.option("--update", is_flag=True, help=f"Write {PAGE.relative_to(ROOT)}.")
-def main(arch: tuple[int, ...], check: bool, update: bool) -> None:
-    """Count instructions, bytes and launches of executed PTX."""
-    if reason := executed.missing():
-        raise click.ClickException(reason)
-    figures = [f for a in arch for make in (dwconv_figures, block_figures) for f in make(a)]
-    failed = show(figures)
-    if update:
-        PAGE.write_text(page("CUDA kernels: what their executed PTX counts", TEXT, figures))
-    if check and failed:
-        raise SystemExit("above their limit: " + "; ".join(failed))
-
-
 if __name__ == "__main__":
-    main()
+    title = "CUDA kernels: what their executed PTX counts"
+    command(RECORDS / "cuda_counts.md", title, TEXT, dwconv_figures, block_figures, missing=executed.missing())

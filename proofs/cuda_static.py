@@ -1,9 +1,8 @@
 """Report registers, stack, spills and instructions of the compiled kernels of the CUDA extension. Nothing is run.
 
-    python proofs/cuda_static.py [FILE] [--full] [--arch 90] [--check | --update]
+    python proofs/cuda_static.py [FILE] [--check | --update]
 
-FILE is an extension _native_cuda*.so; the default is the installed one. Prints the table of docs/, with
---full also a line for each instance and architecture.
+FILE is an extension _native_cuda*.so; the default is the installed one. Prints the table of docs/.
 
 --update writes records/cuda_kernels.json (every instance) and records/cuda_kernels.md.
 
@@ -97,15 +96,14 @@ def rows_of(file: Path, arch: int) -> Iterator[Row]:
         )
 
 
-def read_extension(file: Path, archs: Iterable[int] = ()) -> dict[str, Row]:
-    """Return every kernel of an extension by key; only those of `archs`, if given."""
-    archs = set(archs)
+def read_extension(file: Path) -> dict[str, Row]:
+    """Return every kernel of an extension by key."""
     rows: dict[str, Row] = {}
     with tempfile.TemporaryDirectory() as folder:
         cubin.run_tool("cuobjdump", "-xelf", "all", file.resolve(), folder=Path(folder))
         for extracted in sorted(Path(folder).glob("*.cubin")):
             arch = int(re.search(r"\.sm_(\d+)[af]?\.cubin$", extracted.name)[1])
-            for row in rows_of(extracted, arch) if not archs or arch in archs else ():
+            for row in rows_of(extracted, arch):
                 if row.key in rows:
                     raise RuntimeError(f"{file.name} has {row.key} twice")
                 rows[row.key] = row
@@ -227,32 +225,25 @@ def check(rows: dict[str, Row], toolkit: str, recorded: Record) -> tuple[list[st
 
 @click.command(help=__doc__.splitlines()[0])
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
-@click.option("--full", is_flag=True, help="Print every instance.")
-@click.option("--arch", "archs", type=int, multiple=True, help="Only this architecture; may be repeated.")
 @click.option("--check", "checking", is_flag=True, help="Fail if kernels differ from the record or spill.")
 @click.option("--update", is_flag=True, help="Write records/cuda_kernels.json and records/cuda_kernels.md.")
-def main(file: Path | None, full: bool, archs: tuple[int, ...], checking: bool, update: bool) -> None:
+def main(file: Path | None, checking: bool, update: bool) -> None:
     """Read, print, and check or record."""
-    if update and (checking or archs):
-        raise click.UsageError("--update records everything: it cannot be combined with --check or --arch")
+    if update and checking:
+        raise click.UsageError("--update cannot be combined with --check")
     file = file or installed()
     if file is None:
         raise click.UsageError("the installed package has no CUDA extension: build it with CNK_CUDA=1 or pass a FILE")
     try:
-        rows, toolkit = read_extension(file, archs), toolkit_of(file)
+        rows, toolkit = read_extension(file), toolkit_of(file)
     except RuntimeError as error:
         raise click.ClickException(str(error)) from None
     click.echo(page(Record(toolkit, rows)), nl=False)
-    for row in rows.values() if full else ():
-        click.echo(f"{row.key}: " + ", ".join(f"{name} {getattr(row, name)}" for name in VALUES))
     failures, said = spilling(rows), [f"no spills, no stack: {len(rows)} kernels"]
     if checking:
         recorded = read(RECORD)
         if recorded is None:
             raise click.UsageError(f"{RECORD} does not exist: write it with --update")
-        if archs:
-            wanted = {key: row for key, row in recorded.rows.items() if row.arch in archs}
-            recorded = Record(recorded.toolkit, wanted)
         failures, said = check(rows, toolkit, recorded)
     if update and failures:
         click.echo("the record was not written, because of failures", err=True)

@@ -1,8 +1,10 @@
 """Tables in Markdown, for the terminal and for pages; counted figures with their limits."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import click
 import torch
 
 
@@ -37,17 +39,30 @@ def markdown(figures: list[Figure]) -> list[str]:
     return table(("figure", "counted", "floor", "limit", ""), map(cells, figures))
 
 
-def show(figures: list[Figure]) -> list[str]:
-    """Print the figures; return those above their limit."""
-    print("\n".join(markdown(figures)))
-    failed = [f.what for f in figures if f.fails]
-    print(f"{len(figures)} figures counted, {len(failed)} above their limit; nothing ran on a GPU.")
-    return failed
+def command(file: Path, title: str, text: str, *makers: Callable[[int], Iterable[Figure]], missing: str = "") -> None:
+    """The command line of a script that counts what `makers` yield for an architecture, and writes a page of records/.
 
+    `missing`: why it cannot run here.
+    """
 
-def page(title: str, text: str, figures: list[Figure]) -> str:
-    """Return a page of records/: its title, what `text` says of the figures, their table."""
-    return "\n".join([f"# {title}", "", text, "", *markdown(figures)]) + "\n"
+    @click.command(help=title)
+    @click.option("--arch", multiple=True, type=int, default=(90,), help="May be repeated.", show_default=True)
+    @click.option("--check", is_flag=True, help="Fail if a figure exceeds its limit.")
+    @click.option("--update", is_flag=True, help=f"Write {file.name}.")
+    def main(arch: tuple[int, ...], check: bool, update: bool) -> None:
+        if missing:
+            raise click.ClickException(missing)
+        figures = [figure for a in arch for make in makers for figure in make(a)]
+        failed = [figure.what for figure in figures if figure.fails]
+        lines = markdown(figures)
+        print("\n".join(lines))
+        print(f"{len(figures)} figures counted, {len(failed)} above their limit; nothing ran on a GPU.")
+        if update:
+            file.write_text("\n".join([f"# {title}", "", text, "", *lines]) + "\n")
+        if check and failed:
+            raise SystemExit("above their limit: " + "; ".join(failed))
+
+    main()
 
 
 def block_arguments(n: int, channels: int, size: int, grn: bool, dtype: torch.dtype = torch.bfloat16) -> dict:

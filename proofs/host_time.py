@@ -14,8 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import timm
@@ -27,7 +26,7 @@ from triton.backends.nvidia.driver import CudaLauncher
 from triton.runtime import driver as drivers
 
 import convnext_kernels as ck
-from convnext_kernels.bench.timing import steady_allocator
+from convnext_kernels.bench.timing import fastest, steady_allocator
 from convnext_kernels.models import create_model
 
 # Python calls, with 15 % for other versions of Python and PyTorch, and launches.
@@ -58,14 +57,6 @@ def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return a.new_empty(a.shape[0], b.shape[1])
 
 
-def _sum_of_products(_: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **_scales: Any) -> torch.Tensor:
-    return _product(a, b)
-
-
-def _column_sums(x: torch.Tensor, dims: list[int], *_: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
-    return torch.empty(x.shape[1], dtype=dtype or x.dtype)
-
-
 def _convolution(
     x: torch.Tensor, weight: torch.Tensor, _: torch.Tensor, stride: list[int], *_rest: Any
 ) -> torch.Tensor:
@@ -74,18 +65,10 @@ def _convolution(
     return torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
 
 
-def _copy(target: torch.Tensor, _: torch.Tensor, _non_blocking: bool = False) -> torch.Tensor:
-    return target
-
-
 def _convolution_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> tuple:
     needs = rest[-1]
     bias = weight.new_empty(weight.shape[0])
     return tuple(torch.empty_like(t) if needed else None for t, needed in zip((x, weight, bias), needs, strict=True))
-
-
-def _clone(x: torch.Tensor, memory_format: torch.memory_format = torch.preserve_format) -> torch.Tensor:
-    return torch.empty_like(x, memory_format=memory_format)
 
 
 @contextmanager
@@ -95,13 +78,16 @@ def nothing_computed() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that kernels of PyTorch are replaced
-            library.impl("mm", _product, "CPU")
-            library.impl("addmm", _sum_of_products, "CPU")
-            library.impl("sum.dim_IntList", _column_sums, "CPU")
-            library.impl("convolution", _convolution, "CPU")
-            library.impl("convolution_backward", _convolution_backward, "CPU")
-            library.impl("clone", _clone, "CPU")
-            library.impl("copy_", _copy, "CPU")
+            for name, replacement in {
+                "mm": _product,
+                "addmm": lambda _, a, b, **scales: _product(a, b),
+                "sum.dim_IntList": lambda x, *_, dtype=None: torch.empty(x.shape[1], dtype=dtype or x.dtype),
+                "convolution": _convolution,
+                "convolution_backward": _convolution_backward,
+                "clone": torch.empty_like,
+                "copy_": lambda target, *_: target,
+            }.items():
+                library.impl(name, replacement, "CPU")
         yield
     finally:
         library._destroy()
@@ -119,39 +105,20 @@ def driver(arch: int = 90) -> Iterator[None]:
 
 
 def seconds(call: Callable[[], object], least: float = 0.5) -> float:
-    """The minimum time of one call, over loops of about 2 ms."""
-    call()
-    begin = time.process_time()
-    call()
-    number = max(1, int(0.002 / (time.process_time() - begin)))
-    best, end = float("inf"), time.process_time() + least
-    while time.process_time() < end:
-        begin = time.process_time()
-        for _ in range(number):
-            call()
-        best = min(best, (time.process_time() - begin) / number)
-    return best
+    """The minimum processor time of one call, over loops of about 2 ms."""
+    calls = max(1, int(0.002 / fastest(call, 0.02, clock=time.process_time)))
+    return fastest(call, least, calls, clock=time.process_time)
 
 
 def seconds_after(first: Callable[[], object], call: Callable[[], object]) -> float:
     """The time of `call` where `first` comes before each call, whose own time is subtracted."""
-
-    def both() -> None:
-        first()
-        call()
-
-    return seconds(both, 2.0) - seconds(first, 2.0)
+    return seconds(lambda: (first(), call()), 2.0) - seconds(first, 2.0)
 
 
 def unit() -> float:
     """Seconds of ten `torch.add` of one element."""
     a, b = torch.zeros(1), torch.zeros(1)
-
-    def ten() -> None:
-        for _ in range(10):
-            torch.add(a, b)
-
-    return seconds(ten)
+    return seconds(lambda: [torch.add(a, b) for _ in range(10)])
 
 
 def counted(call: Callable[[], object]) -> tuple[int, int]:
@@ -189,13 +156,12 @@ _LIBRARY.define("nothing(Tensor x) -> Tensor")
 _LIBRARY.impl("nothing", torch.empty_like, "CompositeExplicitAutograd")
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """One row of the table."""
 
     name: str
     call: Callable[[], object]
-    limit: tuple[int, int] | None  # Python calls and launches
+    limit: tuple[int, int] | None = None  # Python calls and launches
     after: Callable[[], object] | None = None  # called before each call, and not counted
 
 
@@ -220,7 +186,7 @@ def cases() -> Iterator[Case]:
         return lambda: torch.autograd.grad(module(x), inputs, dy)
 
     yield Case("block, forward", forward(*block()), BLOCK)
-    yield Case("block V2, forward", forward(*block(use_grn=True)), None)
+    yield Case("block V2, forward", forward(*block(use_grn=True)))
     rounded = forward(*block(torch.float32))
 
     def autocast() -> None:
@@ -236,16 +202,16 @@ def cases() -> Iterator[Case]:
     def allocating() -> None:
         torch.autograd.grad(_Allocating.apply(*inputs), inputs, dy)
 
-    yield Case("PyTorch's part", allocating, None)
-    yield Case("PyTorch's part, after a block", allocating, None, after=trained)  # which leaves the caches full
-    yield Case("block V2, forward and backward", training(*block(use_grn=True)), None)
+    yield Case("PyTorch's part", allocating)
+    yield Case("PyTorch's part, after a block", allocating, after=trained)  # which leaves the caches full
+    yield Case("block V2, forward and backward", training(*block(use_grn=True)))
 
     # With packed weights: packing copies, which does nothing later.
     pixel = torch.zeros(1, 96, 1, 1).to(memory_format=torch.channels_last)
     on_cpu = forward(ck.FusedConvNeXtBlock(96, backend="cpu"), pixel)
     on_cpu()
     yield Case("CPU backend, block of one pixel", on_cpu, BLOCK_CPU)
-    yield Case("an op that does nothing", lambda: torch.ops.host_time.nothing(pixel), None)
+    yield Case("an op that does nothing", lambda: torch.ops.host_time.nothing(pixel))
 
     image = torch.zeros(1, 3, 224, 224, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     for name, model, limit in (

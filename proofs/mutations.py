@@ -26,13 +26,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -53,6 +52,7 @@ BUILDS = {
     "avx2": ("_native", *FAST, "-DCNK_CPU_ISAS=avx2"),
     "avx512bf16": ("_native", *FAST, "-DCNK_CPU_ISAS=avx512;avx512bf16"),
 }
+FEW = 8
 FOUND = 99  # exit code of a process in which a sanitizer found something; pytest does not use it
 SMALL_GPU = {"multiprocessors": 1, "shared_bytes": 65536, "grid_limit": 1}
 
@@ -88,6 +88,9 @@ class Outcome:
     caught: str
     seconds: float
     broken: str = ""  # why the outcome is unknown
+
+    def __str__(self) -> str:
+        return self.caught or (f"BROKEN: {self.broken}" if self.broken else "SURVIVED")
 
 
 def packaged() -> list[Path]:
@@ -144,7 +147,6 @@ class Workshop:
                 shutil.copytree(ROOT / name, self.tree / name, ignore=ignore)
             else:
                 shutil.copy2(ROOT / name, self.tree / name)
-        self.built: dict[str, Path] = {}  # extensions of the sources without a mutant
 
     @contextmanager
     def mutant(self, mutant: Mutant) -> Iterator[None]:
@@ -173,9 +175,8 @@ class Workshop:
             built = cuda_host.build(self.folder / proof, self.tree, *options, target=target)
         except RuntimeError as error:
             raise Broken(str(error)[-3000:]) from None
-        if proof not in self.built:
-            self.built[proof] = built
-            shutil.copytree(self.folder / proof, self.folder / f"{proof}.kept")
+        if not (kept := self.folder / f"{proof}.kept").exists():  # of the sources without a mutant
+            shutil.copytree(self.folder / proof, kept)
         return built
 
     def outcome(self, proof: str, tests: tuple[str, ...], limit: float) -> Outcome:
@@ -251,98 +252,52 @@ def noticed(code: int, output: str, tests: tuple[str, ...]) -> str:
     return f"failed: {failed[1]}" if failed else "failed"
 
 
-class Line:
-    """The waiting mutants. A worker stays with one proof while it has mutants, because each worker builds its own."""
-
-    def __init__(self, mutants: list[Mutant]) -> None:
-        self.left = {proof: [m for m in mutants if m.proof == proof] for proof in PROOFS}
-        self.lock = threading.Lock()
-        self.working: Counter[str] = Counter()
-        self.controls: dict[tuple[str, tuple[str, ...]], Outcome] = {}  # of tests without a mutant
-
-    def next(self, last: str) -> Mutant | None:
-        """Return a mutant of the proof `last`, else of the proof with the most mutants per worker."""
-        with self.lock:
-            self.working[last] -= 1
-            waiting = [proof for proof, mutants in self.left.items() if mutants]
-            if not waiting:
-                return None
-            share = {proof: len(self.left[proof]) / (1 + self.working[proof]) for proof in waiting}
-            proof = last if last in waiting else max(share, key=share.__getitem__)
-            self.working[proof] += 1
-            return self.left[proof].pop(0)
-
-    def limit(self, workshop: Workshop, mutant: Mutant) -> float:
-        """Return the time limit of the mutant's tests: many times their time without it. Broken if they fail then."""
-        key = mutant.proof, mutant.tests
-        if key not in self.controls:
-            self.controls[key] = workshop.outcome(*key, limit=3600)
-            print(f"control {mutant.proof} {' '.join(mutant.tests)}: {self.controls[key]}", file=sys.stderr)
-        if caught := self.controls[key].caught:
-            raise Broken(f"the tests fail without a mutant: {caught}")
-        return 120 + 10 * self.controls[key].seconds
-
-
 def chosen(subjects: tuple[str, ...], text: str, quick: bool) -> dict[Mutant, str]:
     """Return the mutants that the options select and their subjects, ordered by file."""
     found = {m: subject for subject in subjects for m in table(subject)}
     return {
         m: subject
         for m, subject in sorted(found.items(), key=lambda item: item[0].file)
-        if (m.quick or not quick) and re.search(text, f"{m.name} {m.kind} {m.file} {m.proof}")
+        if (m.quick or not quick) and re.search(text, f"{m.name} {m.file} {m.proof}")
     }
 
 
-def work(line: Line, folder: Path, notes: "Notes") -> None:
-    """Apply, build and test mutants until none is left."""
-    workshop, last = Workshop(folder), ""
-    while mutant := line.next(last):
-        last = mutant.proof
-        try:
-            limit = line.limit(workshop, mutant)
-            with workshop.mutant(mutant):
-                notes.add(mutant, workshop.outcome(mutant.proof, mutant.tests, limit))
-        except Broken as error:
-            notes.add(mutant, Outcome("", 0, str(error)))
+def work(mutants: list[Mutant]) -> Iterator[tuple[Mutant, Outcome]]:
+    """Apply, build and test mutants of one proof. Their tests run without a mutant first, to know that they pass."""
+    controls: dict[tuple[str, ...], Outcome] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        workshop = Workshop(Path(folder))
+        for mutant in mutants:
+            try:
+                if mutant.tests not in controls:
+                    controls[mutant.tests] = workshop.outcome(mutant.proof, mutant.tests, limit=3600)
+                if caught := controls[mutant.tests].caught:
+                    raise Broken(f"the tests fail without a mutant: {caught}")
+                with workshop.mutant(mutant):
+                    limit = 120 + 10 * controls[mutant.tests].seconds
+                    outcome = workshop.outcome(mutant.proof, mutant.tests, limit)
+            except Broken as error:
+                outcome = Outcome("", 0, str(error))
+            print(f"{mutant.file}: {mutant.name}: {outcome}", file=sys.stderr)
+            yield mutant, outcome
 
 
-class Notes:
-    """The outcome of each mutant."""
-
-    def __init__(self, subjects: dict[Mutant, str]) -> None:
-        self.subjects, self.outcomes = subjects, dict[Mutant, Outcome]()
-        self.lock = threading.Lock()
-
-    def add(self, mutant: Mutant, outcome: Outcome) -> None:
-        with self.lock:
-            self.outcomes[mutant] = outcome
-            print(f"{mutant.file}: {mutant.name}: {self.word(outcome)}, {outcome.seconds:.0f} s", file=sys.stderr)
-
-    @staticmethod
-    def word(outcome: Outcome) -> str:
-        """Return the outcome for the table."""
-        return outcome.caught or (f"BROKEN: {outcome.broken}" if outcome.broken else "SURVIVED")
-
-    def table(self) -> list[str]:
-        """Return all outcomes, in the order of the mutants' tables."""
-        found = {m: self.outcomes[m] for m in self.subjects if m in self.outcomes}
-        rows = ((m.name, m.file, m.proof, self.word(o), f"{o.seconds:.0f}") for m, o in found.items())
-        return lines_of(("mutant", "file", "proof", "caught by", "s"), rows)
-
-    def summary(self) -> Iterator[str]:
-        """Yield a line for each subject."""
-        for subject in dict.fromkeys(self.subjects.values()):
-            of = [m for m, name in self.subjects.items() if name == subject]
-            outcomes = [self.outcomes[m] for m in of if m in self.outcomes]
-            caught, broken = sum(bool(o.caught) for o in outcomes), sum(bool(o.broken) for o in outcomes)
-            left_out = f", {len(of) - len(outcomes)} skipped" if len(of) > len(outcomes) else ""
-            survived = len(outcomes) - caught - broken
-            yield f"{subject}: {len(of)} mutants, {caught} caught, {survived} survived, {broken} broken{left_out}"
+def report(subjects: dict[Mutant, str], outcomes: dict[Mutant, Outcome]) -> Iterator[str]:
+    """Yield the table of all outcomes, in the order of the mutants' tables, and a line for each subject."""
+    found = {m: outcomes[m] for m in subjects if m in outcomes}
+    rows = ((m.name, m.file, m.proof, str(o), f"{o.seconds:.0f}") for m, o in found.items())
+    yield from lines_of(("mutant", "file", "proof", "caught by", "s"), rows)
+    for subject in dict.fromkeys(subjects.values()):
+        of = [m for m, name in subjects.items() if name == subject]
+        ended = [found[m] for m in of if m in found]
+        caught, broken = sum(bool(o.caught) for o in ended), sum(bool(o.broken) for o in ended)
+        counts = f"{caught} caught, {len(ended) - caught - broken} survived, {broken} broken"
+        yield f"{subject}: {len(of)} mutants, {counts}, {len(of) - len(ended)} skipped"
 
 
 @click.command(help=__doc__.splitlines()[0])
 @click.option("--of", "subjects", type=click.Choice(SUBJECTS), multiple=True, help="May be repeated.")
-@click.option("-k", "text", default="", help="A regular expression for name, kind, file, proof.")
+@click.option("-k", "text", default="", help="A regular expression for name, file, proof.")
 @click.option("--quick", is_flag=True, help="One of Triton's kernels, one of Python.")
 @click.option("--list", "listing", is_flag=True, help="Only list the mutants.")
 @click.option("--jobs", type=click.IntRange(1), default=min(2, os.cpu_count() or 1), show_default=True)
@@ -352,7 +307,7 @@ def main(subjects: tuple[str, ...], text: str, quick: bool, listing: bool, jobs:
     found = chosen(subjects or SUBJECTS, text, quick)
     if listing:
         for mutant, subject in found.items():
-            click.echo(f"{subject:6} {mutant.proof:10} {mutant.kind:8} {mutant.file:48} {mutant.name}")
+            click.echo(f"{subject:6} {mutant.proof:10} {mutant.file:48} {mutant.name}")
         return
     mutants = list(found)
     for proof in dict.fromkeys(mutant.proof for mutant in mutants):
@@ -361,18 +316,18 @@ def main(subjects: tuple[str, ...], text: str, quick: bool, listing: bool, jobs:
             mutants = [mutant for mutant in mutants if mutant.proof != proof]
     # For each worker's compiler; cuda_host.build passes it on.
     os.environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(max(1, (os.cpu_count() or 1) // jobs)))
-    line, notes = Line(mutants), Notes(found)
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as workers:
-        tasks = [workers.submit(work, line, Path(folder, str(i)), notes) for i in range(jobs)]
-    click.echo("\n".join(notes.table()))
-    for text in notes.summary():
-        click.echo(text)
+    parts = []
+    for proof in PROOFS:  # each part builds its own extension, so few mutants stay together
+        of = [mutant for mutant in mutants if mutant.proof == proof]
+        parts += [of[i::jobs] for i in range(jobs)] if len(of) > FEW else [of]
+    with ThreadPoolExecutor(jobs) as workers:  # the largest parts first
+        parts = sorted(filter(None, parts), key=len, reverse=True)
+        outcomes = dict(chain(*workers.map(lambda part: list(work(part)), parts)))
+    click.echo("\n".join(report(found, outcomes)))
     used = os.times()
     cores = (used.children_user + used.children_system) / 60
     click.echo(f"{(time.perf_counter() - began) / 60:.1f} minutes, {jobs} at a time; {cores:.1f} minutes of one core")
-    for task in tasks:
-        task.result()
-    sys.exit(any(not outcome.caught for outcome in notes.outcomes.values()))
+    sys.exit(any(not outcome.caught for outcome in outcomes.values()))
 
 
 if __name__ == "__main__":

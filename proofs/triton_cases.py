@@ -6,7 +6,6 @@ Tensors are on "meta": the cases call the backend's own launchers, which then al
 """
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from convnext_kernels.tuning.pick import predicted
 
 TRITON = "convnext_kernels.backends.triton"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-OPS = ("reduce", "weights", "dwconv", "dwconv3d", "layernorm", "grn", "mlp", "block", "downsample")
 
 
 @dataclass(frozen=True)
@@ -166,11 +164,6 @@ def _compiled() -> Iterator[Case]:
 COMPILED = tuple(_compiled())
 
 
-def exists(op: str) -> bool:
-    """Whether the Triton backend has a file for `op`."""
-    return importlib.util.find_spec(f"{TRITON}.{op}") is not None
-
-
 def _parameters(case: Case, tensor: Callable[..., Tensor]) -> MlpParameters:
     c, hidden = case.c, 4 * case.c
     vector, wide = tensor(c), tensor(hidden)
@@ -213,6 +206,7 @@ def _run(case: Case) -> None:
         return tensor(case.n, c, size, size).to(memory_format=memory_format)
 
     x, vector = (volume if case.op == "dwconv3d" else image)(case.c, case.size), tensor(case.c)
+    of_mlp = (_parameters(case, tensor), tensor(case.n), 1e-6, 1e-6, case.norm, case.activation, dtype)
     kept = {"hidden": image(4 * case.c, case.size)} if case.keeps else {}
     if case.op == "dwconv":
         call, inputs = DwconvCall(x, tensor(case.c, 1, *(case.sides or (case.k, case.k))), vector, (1, 1), 1, dtype), 3
@@ -224,26 +218,10 @@ def _run(case: Case) -> None:
         module.matrices(MlpCall(x, None, _parameters(case, tensor), None, 1e-6, 1e-6, "layer", "gelu", dtype))
         return
     elif case.op == "mlp":
-        residual = image(case.c, case.size)
-        call = MlpCall(
-            x, residual, _parameters(case, tensor), tensor(case.n), 1e-6, 1e-6, case.norm, case.activation, dtype
-        )
-        inputs = 11
+        call, inputs = MlpCall(x, image(case.c, case.size), *of_mlp), 11
     elif case.op == "block":
-        weight = tensor(case.c, 1, case.k, case.k)
-        call = BlockCall(
-            x,
-            weight,
-            vector,
-            _parameters(case, tensor),
-            tensor(case.n),
-            (1, 1),
-            1e-6,
-            1e-6,
-            case.norm,
-            case.activation,
-            dtype,
-        )
+        parameters, scale, *others = of_mlp
+        call = BlockCall(x, tensor(case.c, 1, case.k, case.k), vector, parameters, scale, (1, 1), *others)
         inputs = 12
         if case.autocast:
             y, w1, w2, *hidden = (t.to(dtype) for t in (x, *(call.p[i] for i in (2, 4)), *kept.values()))

@@ -5,7 +5,8 @@ The counts are of PTX; the assembler translates PTX into other instructions.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -13,6 +14,8 @@ import torch
 
 from convnext_kernels import tuning
 from convnext_kernels.calls import DwconvCall
+
+BATCH = 128  # that plans are made for
 
 
 def _emulator() -> Any:
@@ -47,45 +50,46 @@ def _planned_for(batch: int, channels: int, named: str) -> Any:
     return choice
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What was executed of the forward pass, of the input gradient (with a residual) or of the weight gradient."""
+
+    what: str  # forward, dgrad or wgrad
+    case: str
+    plan: str
+    per_32: float  # executed PTX instructions of a warp per 32 outputs, of all launches together
+    mma: float  # the part of them that is products on tensor cores
+    per_tap: float  # the same as `per_32`, divided by the taps inside the image, averaged over its pixels
+    bytes: float  # unique ones of a pixel and channel
+    spills: int  # bytes, the most of the launches
+    launches: int
+
+    def __str__(self) -> str:
+        return f"{self.case} {self.what} ({self.plan})"
+
+    @property
+    def least_bytes(self) -> int:
+        """An image is read and another one written; the residual is read too."""
+        return 6 if self.what == "dgrad" else 4
+
+
 def dwconv_counts(
-    n: int,
-    channels: int,
-    size: int,
-    kernel_size: int | tuple[int, int],
-    arch: int,
-    plan_batch: int = 128,
-    dtype: torch.dtype = torch.bfloat16,
-    memory_format: torch.memory_format = torch.channels_last,
-    plan_channels: int = 0,
-    named: str = "",
-) -> list[dict[str, Any]]:
-    """Return rows for the forward pass, the input gradient (with a residual) and the weight gradient.
+    n: int, channels: int, size: int, side: int | tuple[int, int], arch: int, plan_channels: int = 0, named: str = ""
+) -> Iterator[Counts]:
+    """Execute the kernels of a bf16 convolution in channels_last on `n` samples.
 
-    The plan is the one for `plan_batch` samples of `plan_channels` (0: of `channels`), with `named` in its name. It is
-    executed on `n` samples. A row has:
-
-    - `kernel` (the one with the most instructions) and `plan`
-    - `per_32`: executed PTX instructions of a warp per 32 outputs, for all launches together
-    - `mma`: the part of them that is products on tensor cores
-    - `per_tap`: the same as divided by the taps inside the image, averaged over its pixels
-    - `bytes_ratio`: unique bytes divided by those of reading one image and writing (or reading) another
-    - `registers` and `spill_bytes`: the largest of the launches
-    - `launches`
+    The plan is the one for BATCH samples of `plan_channels` (0: of `channels`), with `named` in its name.
     """
-    from convnext_kernels.backends.triton import dwconv
+    from convnext_kernels.backends.triton import dwconv, dwconv_gradients
     from convnext_kernels.backends.triton.plans import dwconv_plan
 
-    emulator = _emulator()
-    g = torch.Generator().manual_seed(0)
-
-    def image() -> torch.Tensor:
-        return torch.randn(n, channels, size, size, generator=g).to(dtype).contiguous(memory_format=memory_format)
-
-    x, dy, residual = image(), image(), image()
-    height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
-    weight = torch.randn(channels, 1, height, width, generator=g).to(dtype)
-    bias = torch.randn(channels, generator=g).to(dtype)
-    call = DwconvCall(x, weight, bias, (1, 1), 1, dtype)
+    emulator, g = _emulator(), torch.Generator().manual_seed(0)
+    form = {"dtype": torch.bfloat16, "memory_format": torch.channels_last}
+    x, dy, residual = (torch.randn(n, channels, size, size, generator=g).to(**form) for _ in range(3))
+    height, width = (side, side) if isinstance(side, int) else side
+    weight = torch.randn(channels, 1, height, width, generator=g).to(torch.bfloat16)
+    bias = torch.randn(channels, generator=g).to(torch.bfloat16)
+    call = DwconvCall(x, weight, bias, (1, 1), 1, torch.bfloat16)
     runs = {
         "forward": lambda: dwconv.forward(call),
         "dgrad": lambda: dwconv.input_gradient(dy, call, residual),
@@ -93,8 +97,7 @@ def dwconv_counts(
     }
     pixels = n * size * size
     taps = n * dwconv_plan.taps_inside(size, height, 1) * dwconv_plan.taps_inside(size, width, 1)
-    chosen = _planned_for(plan_batch, plan_channels or channels, named)
-    rows = []
+    chosen = _planned_for(BATCH, plan_channels or channels, named)
     for what, run in runs.items():
         plans: list[tuning.Candidate] = []
 
@@ -111,32 +114,25 @@ def dwconv_counts(
         with (
             emulator.emulated(arch, fast_fma=True) as launches,
             tuning.forced(choice),
-            mock.patch.object(dwconv, "_sums", sums),
+            mock.patch.object(dwconv_gradients, "_sums", sums),
         ):
             run()
         # The weights are packed or copied once, and partial sums are added once, for any number of samples
-        once = n / max(n, plan_batch)
+        once = n / max(n, BATCH)
         of_batch = ("pack_kernel", "copies_kernel", "finish_kernel")
         shares = [once if launch["kernel"] in of_batch else 1.0 for launch in launches]
-        instructions = [
-            share * sum(launch["by_class"].values()) for share, launch in zip(shares, launches, strict=True)
-        ]
-        total = sum(instructions)
+        total = sum(s * sum(launch["by_class"].values()) for s, launch in zip(shares, launches, strict=True))
         moved = sum(share * launch["dram_bytes"] for share, launch in zip(shares, launches, strict=True))
         # The copies are also read once for any number of samples.
         moved -= (1 - once) * sum(launch["dram_bytes"] for launch in launches if launch["kernel"] == "copies_kernel")
-        rows.append(
-            {
-                "what": what,
-                "kernel": launches[instructions.index(max(instructions))]["kernel"],
-                "plan": plans[-1].name,
-                "per_32": total * 32 / (pixels * channels),
-                "per_tap": total * 32 / (taps * channels),
-                "mma": sum(launch["by_class"].get("mma", 0) for launch in launches) * 32 / (pixels * channels),
-                "bytes_ratio": moved / (2 * pixels * channels * x.element_size()),
-                "registers": max(launch["registers"] or 0 for launch in launches),
-                "spill_bytes": max(launch["spill_bytes"] for launch in launches),
-                "launches": len(launches),
-            }
+        yield Counts(
+            what,
+            f"dwconv {height}x{width} C{channels} {size}x{size} bf16 sm_{arch}",
+            plans[-1].name,
+            total * 32 / (pixels * channels),
+            sum(launch["by_class"].get("mma", 0) for launch in launches) * 32 / (pixels * channels),
+            total * 32 / (taps * channels),
+            moved / (pixels * channels),
+            max(launch["spill_bytes"] for launch in launches),
+            len(launches),
         )
-    return rows

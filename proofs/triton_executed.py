@@ -17,23 +17,20 @@ from concurrent.futures import ProcessPoolExecutor
 from types import ModuleType
 from unittest import mock
 
-import click
 import torch
 import triton
 import triton.language as tl
-from checkout import RECORDS, ROOT
+from checkout import RECORDS
 from compile_only import compile_only
 from cubin import analyse, loop_ffma
-from figures import Figure, block_arguments, page, show
-from triton_counts import dwconv_counts
+from figures import Figure, block_arguments, command
+from triton_counts import Counts, dwconv_counts
 
 from convnext_kernels import functional, tuning
 from convnext_kernels.backends.triton.kernels.gelu import gelu
 from convnext_kernels.calls import DwconvCall, MlpCall
 from convnext_kernels.spec import MlpParameters
 from convnext_kernels.tuning.pick import predicted
-
-PAGE = RECORDS / "triton_counts.md"
 
 # (C, H = W, K or (KH, KW), samples); plans are those of a batch of 128
 DWCONV = (
@@ -238,26 +235,22 @@ def dwconv_figures(arch: int) -> Iterator[Figure]:
     for channels, size, side, n in DWCONV:
         # Of other kernels those with one thread per output: all of these have a number of columns in their names
         for row in dwconv_counts(n, channels, size, side, arch, named="" if side == 7 else "-q"):
-            weights = row["what"] == "wgrad"
-            kernel = f"{side}x{side}" if isinstance(side, int) else f"{side[0]}x{side[1]}"
-            what = f"dwconv {kernel} C{channels} {size}x{size} bf16 sm_{arch} {row['what']} ({row['plan']})"
+            weights = row.what == "wgrad"
             if side == 7:
                 # Reading and adding the residual takes 5 to 6 of dgrad's
-                limit = 93 if weights else (42 + 6 * (row["what"] == "dgrad")) if size <= 7 else 85
-                yield Figure(f"{what}: PTX per 32 outputs", row["per_32"], 28 if size <= 7 else 49, limit, "")
+                limit = 93 if weights else (42 + 6 * (row.what == "dgrad")) if size <= 7 else 85
+                yield Figure(f"{row}: PTX per 32 outputs", row.per_32, 28 if size <= 7 else 49, limit, "")
             else:
                 # Of one row or column the residual takes 0.25; 7x7 takes 1.52, 1.63 and 1.90
                 limit = 1.82 if weights and side == 31 else 1.6
                 if not isinstance(side, int):
-                    limit = {"forward": 1.52, "dgrad": 1.75, "wgrad": 1.9}[row["what"]]
-                yield Figure(f"{what}: PTX per tap inside the image", row["per_tap"], 1, limit, "")
-            floor = 6 if row["what"] == "dgrad" else 4  # the residual is read too
-            limit = 5 if row["what"] == "forward" and side == 7 else None
-            yield Figure(f"{what}: bytes per pixel", 4 * row["bytes_ratio"], floor, limit, "C")
-            yield Figure(f"{what}: spills", row["spill_bytes"], 0, 0, "bytes")
+                    limit = {"forward": 1.52, "dgrad": 1.75, "wgrad": 1.9}[row.what]
+                yield Figure(f"{row}: PTX per tap inside the image", row.per_tap, 1, limit, "")
+            limit = 5 if row.what == "forward" and side == 7 else None
             packed = side not in (7, (1, 11), (11, 1))  # the weights, for large kernels
+            yield from _common(row, limit)
             launches = 2 if weights or packed else 1  # partial sums
-            yield Figure(f"{what}: launches", row["launches"], 1, launches, "")
+            yield Figure(f"{row}: launches", row.launches, 1, launches, "")
 
 
 def toeplitz_figures(arch: int) -> Iterator[Figure]:
@@ -265,12 +258,14 @@ def toeplitz_figures(arch: int) -> Iterator[Figure]:
     for size, side, most, most_of_weights in TOEPLITZ:
         # 16 samples fill the rows of an instruction; of 96 channels, so that there are not more partial sums than usual
         for row in dwconv_counts(16, 8, size, side, arch, plan_channels=96, named="toeplitz"):
-            what = f"dwconv {side}x{side} C8 {size}x{size} bf16 sm_{arch} {row['what']} ({row['plan']})"
-            limit = most_of_weights if row["what"] == "wgrad" else most + 6 * (row["what"] == "dgrad")
-            yield Figure(f"{what}: PTX per 32 outputs", row["per_32"], row["mma"], limit, "")
-            floor = 6 if row["what"] == "dgrad" else 4  # the residual is read too
-            yield Figure(f"{what}: bytes per pixel", 4 * row["bytes_ratio"], floor, 1.3 * floor, "C")
-            yield Figure(f"{what}: spills", row["spill_bytes"], 0, 0, "bytes")
+            limit = most_of_weights if row.what == "wgrad" else most + 6 * (row.what == "dgrad")
+            yield Figure(f"{row}: PTX per 32 outputs", row.per_32, row.mma, limit, "")
+            yield from _common(row, 1.3 * row.least_bytes)
+
+
+def _common(row: Counts, limit: float | None) -> Iterator[Figure]:
+    yield Figure(f"{row}: bytes per pixel", row.bytes, row.least_bytes, limit, "C")
+    yield Figure(f"{row}: spills", row.spills, 0, 0, "bytes")
 
 
 @triton.jit
@@ -327,19 +322,5 @@ TEXT = (
 )
 
 
-@click.command()
-@click.option("--arch", multiple=True, type=int, default=(90,), help="May be repeated.", show_default=True)
-@click.option("--check", is_flag=True, help="Fail if a figure exceeds its limit.")
-@click.option("--update", is_flag=True, help=f"Write {PAGE.relative_to(ROOT)}.")
-def main(arch: tuple[int, ...], check: bool, update: bool) -> None:
-    """Count bytes, launches and instructions of executed PTX."""
-    figures = [f for a in arch for make in MAKERS for f in make(a)]
-    failed = show(figures)
-    if update:
-        PAGE.write_text(page("Triton kernels: what their executed PTX counts", TEXT, figures))
-    if check and failed:
-        raise SystemExit("above their limit: " + "; ".join(failed))
-
-
 if __name__ == "__main__":
-    main()
+    command(RECORDS / "triton_counts.md", "Triton kernels: what their executed PTX counts", TEXT, *MAKERS)

@@ -12,8 +12,6 @@ With TRITON_CACHE_DIR a second run is fast.
 import re
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import click
 import torch
@@ -21,14 +19,11 @@ import torch
 torch.version.hip = "none: compiled only"  # before the backend is imported, which asks this for portable code
 
 import triton_cases
-from compile_only import Utils
+from compile_only import CompileOnlyDriver, Recorder, Utils
 from triton.backends.amd.driver import ty_to_cpp
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver as drivers
-from triton.runtime.cache import get_cache_manager
-from triton_static import _MATRIX
-
-from convnext_kernels.backends.triton.ahead import TargetDriver
+from triton_static import MATRIX
 
 ARCHS = ("gfx942", "gfx90a")
 LDS = 65536
@@ -52,36 +47,20 @@ class Kernel:
     wrong: tuple[str, ...]
 
 
-def _only_fp32(ttir: str) -> bool:
-    """Whether no product has 16-bit inputs; TF32 is NVIDIA's."""
-    return not re.search(r"tt\.dot [^\n]*tensor<[^>]*x(bf16|f16)>", ttir)
-
-
-class _Launcher:
-    """Triton calls this instead of a launch."""
-
-    def __init__(self, source: Any, metadata: Any) -> None:
-        self.source, self.metadata = source, metadata
-
-    def __call__(self, x: int, y: int, z: int, stream: int, *rest: Any) -> None:
-        cache = get_cache_manager(self.metadata.hash)
-
-        def text(kind: str) -> str:
-            return Path(cache.get_file(f"{self.source.name[:150]}.{kind}")).read_text(encoding="utf-8")
-
-        assembly, ttir = text("amdgcn"), text("ttir")
+class _Recorder(Recorder):
+    def launch(self, grid: tuple[int, int, int], _binary: bytes) -> Kernel:
+        assembly, ttir = self.text("amdgcn"), self.text("ttir")
         values = {name: int(re.search(pattern, assembly).group(1)) for name, pattern in _FIELDS.items()}
         lds = max(values.pop("lds"), self.metadata.shared)
-        wrong = []
-        if lds > LDS:
-            wrong.append(f"{lds} bytes of LDS, limit {LDS}")
-        if values["spilled"] or values["scratch"]:
-            wrong.append(f"{values['spilled']} registers spilled, {values['scratch']} bytes of scratch memory")
-        if "elementwise_inline_asm" in ttir:
-            wrong.append("an inline instruction")
-        if _MATRIX.search(ttir) and "v_mfma" not in assembly and not _only_fp32(ttir):
-            wrong.append("16-bit products without MFMA")
-        drivers.active.found.append(Kernel(self.metadata.name, **values, lds=lds, wrong=tuple(wrong)))
+        only_fp32 = not re.search(r"tt\.dot [^\n]*tensor<[^>]*x(bf16|f16)>", ttir)  # TF32 is NVIDIA's
+        wrong = {
+            f"{lds} bytes of LDS, limit {LDS}": lds > LDS,
+            "{spilled} registers spilled, {scratch} bytes of scratch memory".format(**values): values["spilled"]
+            or values["scratch"],
+            "an inline instruction": "elementwise_inline_asm" in ttir,
+            "16-bit products without MFMA": MATRIX.search(ttir) and "v_mfma" not in assembly and not only_fp32,
+        }
+        return Kernel(self.metadata.name, **values, lds=lds, wrong=tuple(line for line, true in wrong.items() if true))
 
 
 class _Utils(Utils):
@@ -89,19 +68,16 @@ class _Utils(Utils):
         return super().get_device_properties(device) | {"multiprocessor_count": 104, "warpSize": 64}
 
 
-class RocmDriver(TargetDriver):
-    """Its device number is its place in ARCHS, because Triton keeps compiled kernels per device."""
+class RocmDriver(CompileOnlyDriver):
+    """Its device number is its place in ARCHS."""
 
     def __init__(self, arch: str) -> None:
-        super().__init__(GPUTarget("hip", arch, 64), "meta")
-        self.utils, self.launcher_cls, self.arch = _Utils(), _Launcher, arch
-        self.found: list[Kernel] = []
+        super().__init__(ARCHS.index(arch), "meta")
+        self.target = GPUTarget("hip", arch, 64)
+        self.utils, self.launcher_cls = _Utils(), _Recorder
 
     def map_python_to_cpp_type(self, ty: str) -> str:
         return ty_to_cpp(ty)
-
-    def get_current_device(self) -> int:
-        return ARCHS.index(self.arch)
 
 
 @click.command(help=__doc__.split("\n")[0])
@@ -113,16 +89,16 @@ def main(only: str) -> None:
         driver = RocmDriver(arch)
         drivers.set_active(driver)
         for case in cases:
-            before = len(driver.found)
+            before = len(driver.launches)
             try:
                 triton_cases.run(case)
             except Exception as error:
                 failures.append(f"{arch} {case}: {type(error).__name__}: {' '.join(str(error).split()):.300}")
-            failures += [f"{arch} {case}: {k.name}: {wrong}" for k in driver.found[before:] for wrong in k.wrong]
-        print(f"{arch}: {len(cases)} cases, {len(driver.found)} launches")
+            failures += [f"{arch} {case}: {k.name}: {wrong}" for k in driver.launches[before:] for wrong in k.wrong]
+        print(f"{arch}: {len(cases)} cases, {len(driver.launches)} launches")
         print(f"  {'kernel':<32} {'VGPRs':>6} {'spilled':>8} {'scratch':>8} {'LDS':>6}")
-        for name in sorted({k.name for k in driver.found}):
-            same = [k for k in driver.found if k.name == name]
+        for name in sorted({k.name for k in driver.launches}):
+            same = [k for k in driver.launches if k.name == name]
             most = (max(getattr(k, field) for k in same) for field in ("vgprs", "spilled", "scratch", "lds"))
             print("  {:<32} {:>6} {:>8} {:>8} {:>6}".format(name, *most))
     for failure in failures:

@@ -43,7 +43,7 @@ WORST = 12  # the number of spilling kernels that the page names
 SMALLEST = 16  # instructions: a stub that does nothing has fewer
 STATICS_FILE = "statics.json"  # next to the kernel in Triton's cache
 # tl.dot with 16-bit inputs, or with fp32 inputs that may be rounded to TF32, must use tensor cores.
-_MATRIX = re.compile(r"tt\.dot [^:\n]*(inputPrecision = (tf32|bf16)|: tensor<[^>]*x(bf16|f16)>)")
+MATRIX = re.compile(r"tt\.dot [^:\n]*(inputPrecision = (tf32|bf16)|: tensor<[^>]*x(bf16|f16)>)")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _row(launch: Launch, case: Case) -> Row:
     else:
         statics = analyse(launch.cubin, launch.kernel, launch.arch, launch.warps, launch.shared, launch.tensor_memory)
         cache.put(json.dumps(asdict(statics)), name, binary=False)
-    matrix = bool(_MATRIX.search(launch.ttir))
+    matrix = bool(MATRIX.search(launch.ttir))
     return Row(launch.kernel, launch.arch, launch.specialisation, matrix, launch.seconds, statics, str(case))
 
 
@@ -217,12 +217,6 @@ def summary(rows: Iterable[Row], families: bool = False) -> Iterator[tuple[str, 
         )
 
 
-def describe(row: Row) -> str:
-    """Return one line about one compiled kernel."""
-    _, _, _, *cells = next(iter(summary([row])))
-    return f"{row.key}: " + ", ".join(f"{name} {cell}" for name, cell in zip(HEADER[3:], cells, strict=True))
-
-
 def page(rows: dict[str, Row]) -> str:
     """Return the text of records/triton_kernels.md."""
     spilling = [row for row in rows.values() if row.statics.spill_stores or row.statics.spill_loads]
@@ -270,42 +264,34 @@ def write(rows: dict[str, Row]) -> None:
 @click.command(help=__doc__.splitlines()[0])
 @click.option("--quick", is_flag=True, help=f"Only architectures {QUICK_ARCHS} and a few shapes.")
 @click.option("--arch", "archs", type=click.Choice([str(a) for a in ARCHS]), multiple=True, help="May be repeated.")
-@click.option("--op", "ops", type=click.Choice(triton_cases.OPS), multiple=True, help="May be repeated.")
 @click.option("--case", "texts", multiple=True, help="Only cases whose name contains it. May be repeated.")
 @click.option("--candidates", is_flag=True, help="Also the configurations that the cost model does not choose.")
 @click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Compiling processes.")
-@click.option("--full", is_flag=True, help="Also print every compiled kernel.")
 @click.option("--check", "checking", is_flag=True, help="Fail if a kernel is worse than the recorded one.")
 @click.option("--update", is_flag=True, help="Write records/triton_kernels.json and records/triton_kernels.md.")
 def main(
     quick: bool,
     archs: tuple[str, ...],
-    ops: tuple[str, ...],
     texts: tuple[str, ...],
     candidates: bool,
     jobs: int,
-    full: bool,
     checking: bool,
     update: bool,
 ) -> None:
     """Compile, print, and check or record."""
-    if update and (quick or archs or ops or checking):
-        raise click.UsageError("--update records everything: it excludes --quick, --arch, --op and --check")
+    if update and (quick or archs or checking):
+        raise click.UsageError("--update records everything: it excludes --quick, --arch and --check")
     chosen = [int(a) for a in archs] or list(QUICK_ARCHS if quick else ARCHS)
-    cases = [case for case in COMPILED if case.op in (ops or triton_cases.OPS) and (case.quick or not quick)]
+    cases = [case for case in COMPILED if case.quick or not quick]
     cases = [case for case in cases if not texts or any(text in str(case) for text in texts)]
-    for op in sorted({case.op for case in cases if not triton_cases.exists(case.op)}):
-        click.echo(f"no Triton kernels for {op} yet: its cases are skipped", err=True)
     # Architecture last, so that neighbours in the queue never compile the same kernel at the same time.
-    tasks = [(arch, case, candidates) for case in cases if triton_cases.exists(case.op) for arch in chosen]
+    tasks = [(arch, case, candidates) for case in cases for arch in chosen]
     rows, failures = compile_all(tasks, jobs)
     click.echo("\n".join(table(HEADER, summary(rows.values()))))
-    for row in rows.values() if full else ():
-        click.echo(describe(row))
     if checking:
         worse_lines, notes = check(rows, read(RECORD))
         failures += worse_lines
-        for note in notes if full else notes[:5]:
+        for note in notes[:5]:
             click.echo(note)
         click.echo(f"{len(notes)} of {len(rows)} kernels are not recorded yet; --update records them.")
     else:

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from convnext_kernels import graphs
-from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, Case
+from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, STEP, WEIGHT_GRADIENT, Case
 from convnext_kernels.bench.results import EAGER, OURS, Unavailable
+from convnext_kernels.bench.workloads import Step
 from convnext_kernels.torch_versions import tf32_allowed
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,15 +35,13 @@ Call = Callable[[], Tensor]
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """Allow TF32 for matmuls and convolutions of fp32 tensors on a GPU inside the context, or use IEEE fp32."""
-    settings = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [tf32_allowed(), torch.backends.cudnn.allow_tf32]
-    for setting in settings:
-        setting.allow_tf32 = allowed
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = tf32_allowed(), convolution.allow_tf32
+    matmul.allow_tf32 = convolution.allow_tf32 = allowed
     try:
         yield
     finally:
-        for setting, value in zip(settings, before, strict=True):
-            setting.allow_tf32 = value
+        matmul.allow_tf32, convolution.allow_tf32 = before
 
 
 @dataclass(frozen=True)
@@ -50,16 +49,12 @@ class Prepared:
     """The modules and inputs of a case, in its dtype, on its device and in channels_last memory."""
 
     case: Case
+    device: str
     eager: nn.Module
     ours: nn.Module | None
     inputs: tuple[Tensor, ...]
-    device: str
-    step: "type[Step]"
-
-    @property
-    def training(self) -> bool:
-        """Whether a call has a backward pass."""
-        return self.case.direction == "training"
+    step: type[Step]
+    garbage: float | None  # see `Workload`
 
     def parts(self, which: str, contiguous: bool = False) -> tuple[nn.Module, tuple[Tensor, ...]]:
         """A copy of the module `which`, "eager" or "ours", and its inputs; `contiguous`: in NCHW memory."""
@@ -70,7 +65,7 @@ class Prepared:
 
     def call(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
         """The function that is timed."""
-        return self.step(module, inputs) if self.training else lambda: module(*inputs)
+        return self.step(module, inputs) if self.case.trains else lambda: module(*inputs)
 
 
 @dataclass(frozen=True)
@@ -95,38 +90,6 @@ def quiet() -> Iterator[None]:
             logging.disable(level)
 
 
-class Step:
-    """Forward and backward, to all inputs and parameters; clears the gradients first, as an optimiser does."""
-
-    def __init__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.module = module
-        self.leaves = tuple(x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs)
-        self.gradient: Tensor | None = None
-
-    def __call__(self) -> Tensor:
-        """Run one step and return the output."""
-        self.module.zero_grad(set_to_none=True)
-        for leaf in self.leaves:
-            leaf.grad = None
-        y = self.forward()
-        if self.gradient is None:  # the same values for every candidate, in the layout of its y
-            noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
-            self.gradient = torch.empty_like(y, requires_grad=False).copy_(noise if y.ndim else torch.ones(()))
-        y.backward(self.gradient)
-        return y
-
-    def forward(self) -> Tensor:
-        """Run the forward pass alone."""
-        return self.module(*self.leaves)
-
-    def gradients(self) -> dict[str, Tensor]:
-        """Gradients of the last call."""
-        found = {f"input {i}": leaf.grad for i, leaf in enumerate(self.leaves) if leaf.requires_grad}
-        # torch.compile's wrapper adds this prefix to the names of the module it wraps.
-        found |= {name.removeprefix("_orig_mod."): p.grad for name, p in self.module.named_parameters()}
-        return {f"gradient of {name}": gradient for name, gradient in found.items()}
-
-
 def _plain(which: str, contiguous: bool = False) -> Callable[[Prepared], Call]:
     return lambda prepared: prepared.call(*prepared.parts(which, contiguous))
 
@@ -141,7 +104,7 @@ def compiled(
             raise Unavailable("torch.compile on a CPU needs a C++ compiler, and none is on PATH")
         from torch._inductor import config
 
-        training = prepared.training
+        training = prepared.case.trains
         options = {"triton.cudagraphs": True} if cudagraphs else {}
         if autotune:
             # On a GPU with CUDA graphs, as in mode="max-autotune", unless a backward pass needs the outputs.
@@ -160,10 +123,21 @@ def compiled(
     return build
 
 
+def _with_memory(memory: str) -> Callable[[Prepared], Call]:
+    """A training step of our block with one setting of `memory`."""
+
+    def build(prepared: Prepared) -> Call:
+        module, inputs = prepared.parts("ours")
+        module.model.memory = memory
+        return prepared.call(module, inputs)
+
+    return build
+
+
 def _graphed(prepared: Prepared) -> Call:
     """Our module as CUDA graphs."""
     module, inputs = prepared.parts("ours")
-    if prepared.training:
+    if prepared.case.trains:
         samples = tuple(x.detach().clone().requires_grad_() for x in inputs)
         return Step(torch.cuda.make_graphed_callables(module, samples), inputs)
     graph = graphs.graphed(module.requires_grad_(False), inputs)
@@ -180,8 +154,8 @@ def _need_engine(prepared: Prepared, modules: tuple[str, ...], dtypes: tuple[str
 
 
 def _channels_to_the_end(x: Tensor) -> Tensor:
-    """(N, C, H, W) as (N, H, W, C), (N, C, D, H, W) as (N, D, H, W, C); anything else as it is."""
-    return x.movedim(1, -1) if x.ndim in (4, 5) else x
+    """(N, C, H, W) as (N, H, W, C), (N, C, D, H, W) as (N, D, H, W, C); logits as they are."""
+    return x.movedim(1, -1) if x.ndim > 2 else x
 
 
 class _Nhwc(nn.Module):
@@ -203,7 +177,7 @@ def _nhwc(prepared: Prepared) -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 def _nchw(y: Tensor) -> Tensor:
     """The (N, H, W, C) result of an engine as a view (N, C, H, W), like those of the other candidates."""
-    return y.movedim(-1, 1) if y.ndim in (4, 5) else y
+    return y.movedim(-1, 1) if y.ndim > 2 else y
 
 
 def _openvino(prepared: Prepared) -> Call:
@@ -279,14 +253,26 @@ def _onnxruntime(prepared: Prepared) -> Call:
 def _compile_wanted(case: Case, mode: str) -> bool:
     if mode == QUICK:
         return case.group == "layernorm" and case.direction == "forward"
+    if case.direction in (STEP, WEIGHT_GRADIENT):
+        return case.group != "dwconv3d"
     if mode == STANDARD and case.group == "block":
         return case.direction == "forward" or case.channels in (96, 384)
     return mode == FULL or (case.group == "model" and case.what == "ConvNeXt-T 224" and case.batch == 1)
 
 
 def _autotune_wanted(case: Case, mode: str) -> bool:
+    if case.direction == STEP:
+        return case.group == "block" and mode != QUICK
     important = case.group == "block" and case.channels == 384 and case.direction == "forward"
-    return mode == FULL or (mode == STANDARD and important)
+    return (mode == FULL and case.direction != WEIGHT_GRADIENT) or (mode == STANDARD and important)
+
+
+def _contiguous_wanted(case: Case, mode: str) -> bool:
+    return mode != QUICK and (case.group, case.direction) in (("block", STEP), ("dwconv", WEIGHT_GRADIENT))
+
+
+def _memory_wanted(case: Case, _mode: str) -> bool:
+    return (case.group, case.direction) == ("block", STEP)
 
 
 def _engine_wanted(case: Case, mode: str) -> bool:
@@ -299,6 +285,9 @@ CANDIDATES = (
     Candidate("eager, contiguous", _plain("eager", contiguous=True)),
     Candidate("torch.compile", compiled(), _compile_wanted),
     Candidate("torch.compile, max-autotune", compiled(autotune=True), _autotune_wanted),
+    Candidate("torch.compile, contiguous", compiled(contiguous=True), _contiguous_wanted),
+    Candidate(f"{OURS}, min", _with_memory("min"), _memory_wanted),
+    Candidate(f"{OURS}, balanced", _with_memory("balanced"), _memory_wanted),
     Candidate("OpenVINO", _openvino, _engine_wanted),
     Candidate("ONNX Runtime", _onnxruntime, _engine_wanted),
 )

@@ -1,15 +1,16 @@
 """Every case of the benchmarks, for the command line and for pytest."""
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from convnext_kernels.bench import workloads
+from convnext_kernels.bench import training, workloads
 from convnext_kernels.bench.workloads import Workload
 
 QUICK, STANDARD, FULL = "quick", "standard", "full"
 MODES = (QUICK, STANDARD, FULL)  # each includes the cases of the modes before it
+STEP, WEIGHT_GRADIENT = "step", "weight-gradient"  # of bench/training.py
 
 # Groups in the order in which they run, and the seconds that a case takes on two cores.
 GROUPS = {"layernorm": 1, "dwconv": 1, "dwconv3d": 20, "mlp": 2, "block": 6, "model": 12, "rival": 6, "scaling": 20}
@@ -47,13 +48,18 @@ class Case:
     what: str
     batch: int
     dtype: str  # fp32, bf16, fp16 or tf32
-    direction: str  # "forward" or "training"
+    direction: str  # "forward", "training" (forward and backward), STEP or WEIGHT_GRADIENT
     mode: str  # the smallest mode that includes it
     build: Callable[[], Workload] = field(compare=False, repr=False)
     channels: int = 0  # of the op, or of the first stage of a ConvNeXt; 0 for other models
     kernel_size: int = 0  # side of the depthwise convolution's square kernel; 0: none, or another kernel
     grn: bool = False
     threads: int | None = None  # None: those of the run
+
+    @property
+    def trains(self) -> bool:
+        """Whether a call has a backward pass."""
+        return self.direction in ("training", STEP)
 
     @property
     def name(self) -> str:
@@ -64,7 +70,7 @@ class Case:
 
 def _ops(dtype: str, direction: str, n: int) -> list[Case]:
     """The cases of single ops and of the block, at the shapes of the four stages; at batch 1 volumes too."""
-    training, found = direction == "training", []
+    trains, found = direction == "training", []
 
     def add(
         group: str, what: str, mode: str, c: int, sides: tuple, *options: object, k: int = 0, kind: str = ""
@@ -74,7 +80,7 @@ def _ops(dtype: str, direction: str, n: int) -> list[Case]:
         what = f"{what} C{c} {'x'.join(map(str, sides))}".strip()
         found.append(Case(group, what, n, dtype, direction, mode, build, c, k, options[:1] == (True,)))
 
-    beyond = FULL if training else STANDARD
+    beyond = FULL if trains else STANDARD
     for c, size in STAGES:
         at, quick = (size, size), QUICK if c == 384 and n == 1 else STANDARD
         for k in KERNELS:
@@ -85,13 +91,11 @@ def _ops(dtype: str, direction: str, n: int) -> list[Case]:
         add("layernorm", "", quick, c, at)
         for label, grn in (("V1", False), ("V2", True)):
             add("mlp", label, quick, c, at, grn)
-            add("block", label, QUICK if training and c == 384 else quick, c, at, grn, k=7)
+            add("block", label, QUICK if trains and c == 384 else quick, c, at, grn, k=7)
         if c in (96, 384):
             add("block", "RMS", STANDARD, c, at, False, 7, "rms", "silu", k=7)
     for label, grn in (("1-D V1", False), ("1-D V2", True)):
         add("block", label, STANDARD, SOUND[0], (1, SOUND[1]), grn, kind="block1d")
-    if n > 1:
-        add("block", "1-D AdaLayerNorm", FULL, SOUND[0], (1, SOUND[1]), kind="ada_block1d")
     return found
 
 
@@ -138,6 +142,23 @@ def _models(dtype: str) -> list[Case]:
     return [*found, *(_convnext("ConvNeXt-T", n, 224, dtype, "training", m) for n, m in ((2, STANDARD), (8, FULL)))]
 
 
+def _steps(found: list[Case]) -> list[Case]:
+    """Training steps at batch 8, and depthwise weight gradients alone, of the cases of `found` with a backward pass."""
+    more = []
+    for case in found:
+        model, volume = case.group == "model", case.group == "dwconv3d"
+        if not case.trains:
+            continue
+        if volume or (case.group == "dwconv" and case.kernel_size == 7):
+            build = partial(training.weight_gradient, case.build)
+            more.append(replace(case, direction=WEIGHT_GRADIENT, mode=FULL, build=build))
+        elif case.batch == 8 and case.group in ("block", "model"):
+            for autocast in (False, True) if model and case.dtype == "bf16" else (False,):
+                build, what = partial(training.step, case.build, model, autocast), case.what + " autocast" * autocast
+                more.append(replace(case, what=what, direction=STEP, mode=FULL, build=build))
+    return more
+
+
 def _scaling() -> list[Case]:
     found = []
     for threads in (1, 2):
@@ -157,18 +178,16 @@ def cases(device: str = "cpu") -> list[Case]:
         for direction in ("forward", "training"):
             found += _volumes(dtype, direction)
         found += _models(dtype)
+    found += _steps(found) if device == "cpu" else []
     return sorted(found, key=lambda case: list(GROUPS).index(case.group))
 
 
-def select(
-    mode: str, only: tuple[str, ...] = (), device: str = "cpu", everything: Sequence[Case] | None = None
-) -> list[Case]:
+def select(mode: str, only: tuple[str, ...] = (), device: str = "cpu") -> list[Case]:
     """The cases of `mode` whose name contains one of `only`, or matches it as a shell pattern.
 
     A pattern that matches only cases of larger modes selects those. ValueError for a pattern that matches no case.
-    `everything`: other cases than those of `device`.
     """
-    everything = cases(device) if everything is None else everything
+    everything = cases(device)
     included = MODES[: MODES.index(mode) + 1]
     if not only:
         return [case for case in everything if case.mode in included]

@@ -56,7 +56,7 @@ class Work:
         return Work(*flops, self.x, 2 * (self.x + self.others), 3 * self.parameters, 3 * self.padding_flops)
 
 
-def taps_inside(size: int, out: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> int:
+def taps_inside(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     """Taps inside the image, along one axis, of all outputs."""
     places = (i * stride - padding + tap * dilation for i in range(out) for tap in range(kernel))
     return sum(0 <= place < size for place in places)
@@ -93,12 +93,6 @@ def _rate(call: Callable[[], object], amount: float, device: str) -> float:
     return amount / fastest(call if device == "cpu" else lambda: (call(), torch.cuda.synchronize()), SECONDS)
 
 
-def _matmul_rate(dtype: str, side: int, device: str) -> float:
-    a, b = (torch.randn(side, side, device=device, dtype=DTYPES[dtype]) for _ in range(2))
-    with tf32(dtype == "tf32"):
-        return _rate(lambda: a @ b, 2 * side**3, device)
-
-
 def measure(device: str) -> dict[str, object]:
     """Measure the rates of `device` with PyTorch's current number of threads.
 
@@ -112,7 +106,11 @@ def measure(device: str) -> dict[str, object]:
 
 def _rates(device: str) -> dict[str, object]:
     dtypes, side = (("fp32", "bf16"), SIDE) if device == "cpu" else (("fp32", "tf32", "bf16", "fp16"), CUDA_SIDE)
-    flops = {dtype: _matmul_rate(dtype, side, device) for dtype in dtypes}
+    flops = {}
+    for dtype in dtypes:
+        a, b = (torch.randn(side, side, device=device, dtype=DTYPES[dtype]) for _ in range(2))
+        with tf32(dtype == "tf32"):
+            flops[dtype] = _rate(lambda a=a, b=b: a @ b, 2 * side**3, device)
     sources = dict.fromkeys(flops, f"PyTorch's {side}x{side}x{side} matmul")
     # fp32 matmuls without TF32 run on the ordinary multiply-add units, which depthwise convolutions use too.
     flops["vector"], sources["vector"] = flops["fp32"], sources["fp32"]

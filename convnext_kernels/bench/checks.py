@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from convnext_kernels import dispatch
 from convnext_kernels.bench import workloads
-from convnext_kernels.bench.candidates import CANDIDATES, Call, Candidate, Prepared, Step, tf32
+from convnext_kernels.bench.candidates import CANDIDATES, Call, Candidate, Prepared, tf32
 from convnext_kernels.bench.cases import STANDARD, Case
 from convnext_kernels.bench.measure import Session, prepare, results
 from convnext_kernels.bench.results import EAGER, Record
+from convnext_kernels.bench.workloads import Step
 
 # (N, C, H, W): sizes below, equal to, a multiple of and above the kernels' vectors and tiles. The most telling first:
 # `verify` may run out of time.
@@ -116,6 +118,10 @@ class _BothWays(Step):
         return {"inference": self.inference} | super().gradients()
 
 
+def _both_ways(case: Case) -> Case:
+    return replace(case, build=lambda: replace(case.build(), step=_BothWays))
+
+
 def _on(name: str, selected: Callable[[], AbstractContextManager]) -> Candidate:
     """The candidate that is this package on the backend `name`."""
 
@@ -135,10 +141,10 @@ def _on(name: str, selected: Callable[[], AbstractContextManager]) -> Candidate:
 def check(case: Case, device: str, found: list[Backend]) -> list[Record]:
     """Check a case on each of the backends `found`: forward, inference and all gradients against fp64."""
     candidates = (CANDIDATES[0], *(_on(*backend) for backend in found))
-    return Session(device, STANDARD, {}, candidates=candidates, step=_BothWays).measure(case, timed=False)[1:]
+    return Session(device, STANDARD, {}, candidates=candidates).measure(_both_ways(case), timed=False)[1:]
 
 
 def compile_kernels(case: Case, device: str) -> None:
     """Run a case on the Triton backend, so that its kernels are in Triton's cache."""
     with tf32(False):
-        results(_on("triton", nullcontext).build(prepare(case, device, _BothWays)))
+        results(_on("triton", nullcontext).build(prepare(_both_ways(case), device)))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from convnext_kernels import dispatch
 from convnext_kernels.bench import ceilings, workloads
-from convnext_kernels.bench.candidates import CANDIDATES, DTYPES, Call, Candidate, Prepared, Step, quiet, tf32
+from convnext_kernels.bench.candidates import CANDIDATES, DTYPES, Call, Candidate, Prepared, quiet, tf32
 from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, Case
 from convnext_kernels.bench.ceilings import Work, count
 from convnext_kernels.bench.conditions import Course
@@ -34,7 +34,7 @@ from convnext_kernels.bench.results import (
 )
 from convnext_kernels.bench.tables import one_line
 from convnext_kernels.bench.timing import Times, glibc, interleave, pinned, steady_allocator
-from convnext_kernels.bench.workloads import Workload
+from convnext_kernels.bench.workloads import Step, Workload
 from convnext_kernels.spec import OPS, BackendError, OpSpec
 from convnext_kernels.tuning.cache import generation
 
@@ -49,7 +49,7 @@ def serving(case: Case, device: str) -> str:
     dtype, op = DTYPES[case.dtype], case.group if case.group in OPS else "block"
     hidden, kernel = 4 * case.channels if op in ("mlp", "block") else 0, (case.kernel_size,) * 2
     names = []
-    for backward in {"forward": (False,), "training": (False, True)}.get(case.direction, (True,)):
+    for backward in (False, True) if case.trains else (case.direction != "forward",):
         spec = OpSpec(op, device, dtype, dtype, case.channels, kernel, (1, 1), 1, hidden, case.grn, backward)
         try:
             names.append(dispatch.choose(spec).__name__.split(".")[2])
@@ -60,24 +60,21 @@ def serving(case: Case, device: str) -> str:
 
 def check_memory(case: Case, workload: Workload, device: str) -> None:
     """Raise `Unavailable` if the memory of this machine is too small for `case`; without psutil a CPU's is unknown."""
-    if device == "cpu" and importlib.util.find_spec("psutil") is None:
-        return
-    if device == "cuda":
-        free = torch.cuda.mem_get_info()[0]
-    else:
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else float("inf")
+    if device == "cpu" and importlib.util.find_spec("psutil"):
         import psutil
 
         free = psutil.virtual_memory().available
     # So many tensors as large as x do eager PyTorch and the fp64 reference hold at once; the hidden counts as four.
-    tensors = 40 if case.group in MODELS else 16
-    tensors *= (8 if case.group in MODELS else 2) if case.direction == "training" else 1
+    tensors, more = (40, 8) if case.group in MODELS else (16, 2)
+    tensors *= more if case.trains else 1
     parameters = sum(p.numel() for p in workload.eager.parameters())
     needed = 8 * (tensors * workload.inputs[0].numel() + 4 * parameters)
     if needed > free:
         raise Unavailable(f"needs about {needed / 2**30:.1f} GiB of memory, but only {free / 2**30:.1f} GiB are free")
 
 
-def prepare(case: Case, device: str, step: type[Step] = Step) -> Prepared:
+def prepare(case: Case, device: str) -> Prepared:
     """Build the modules and inputs of a case in its dtype, on `device`; raises `Unavailable` without enough memory."""
     workload = case.build()
     dtype = torch.float32 if workload.autocast else DTYPES[case.dtype]
@@ -90,7 +87,7 @@ def prepare(case: Case, device: str, step: type[Step] = Step) -> Prepared:
         x.to(device, dtype).contiguous(memory_format=layout) if x.is_floating_point() else x.to(device)
         for x in workload.inputs
     )
-    return Prepared(case, eager, ours, inputs, device, step)
+    return Prepared(case, device, eager, ours, inputs, workload.step, workload.garbage)
 
 
 def results(call: Call) -> dict[str, Tensor]:
@@ -127,25 +124,10 @@ def saved_bytes(step: Step) -> int:
     return sum(kept.values())
 
 
-def resident(name: str = "VmRSS") -> int:
-    """Bytes of this process that are resident now (VmRSS), or the largest since `reset_peak` (VmHWM). Linux only."""
-    text = Path("/proc/self/status").read_text()
-    return int(re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE).group(1)) * 1024
-
-
-def reset_peak() -> int:
-    """Return freed memory to the system and let the peak begin at what is resident now; returns that. Linux only."""
-    gc.collect()
-    if (libc := glibc()) is not None:
-        libc.malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return resident()
-
-
 def peak_growth(call: Callable[[], object], device: str) -> int | None:
-    """Growth of the memory in bytes while `call` runs: see `resident`, on a GPU what PyTorch's allocator holds.
+    """Bytes by which the memory of this process grows while `call` runs: on a GPU, what PyTorch's allocator holds.
 
-    None on other systems than Linux.
+    On a CPU it is the resident memory, after freed memory was returned to the system; None on others than Linux.
     """
     if device == "cuda":
         torch.cuda.synchronize()
@@ -154,11 +136,22 @@ def peak_growth(call: Callable[[], object], device: str) -> int | None:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - start
-    if not Path("/proc/self/clear_refs").exists():
+    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not reset.exists():
         return None
-    start = reset_peak()
+    gc.collect()
+    if (libc := glibc()) is not None:
+        libc.malloc_trim(0)
+    reset.write_text("5")  # the peak begins at what is resident now
+    now, _ = _resident(status)
     call()
-    return resident("VmHWM") - start
+    return _resident(status)[1] - now
+
+
+def _resident(status: Path) -> tuple[int, int]:
+    """Bytes that are resident now, and the most since the peak was reset."""
+    found = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB$", status.read_text(), re.MULTILINE))
+    return int(found["VmRSS"]) * 1024, int(found["VmHWM"]) * 1024
 
 
 def launches(call: Call) -> int | None:
@@ -199,9 +192,7 @@ class Session:
     ceilings: dict[str, object]
     course: Course = field(default_factory=Course)
     candidates: tuple[Candidate, ...] = CANDIDATES
-    garbage: float | None = None  # eager is not used as a standard above this relative error; None: numerics.GARBAGE
-    step: type[Step] = Step  # what a training case does
-    kept: tuple[Case, ExitStack, "Opened | Exception"] | None = None  # the case of `keep`
+    kept: tuple[Case, ExitStack, "Opened"] | None = None  # the case of `keep`
 
     def wanted(self, case: Case) -> list[Candidate]:
         """The candidates of a case, available or not."""
@@ -251,16 +242,11 @@ class Session:
                 torch.cuda.empty_cache()
 
     def keep(self, case: Case) -> "Opened":
-        """`opened`, until `keep` is called for another case or `close`; raises again why a case could not be built."""
+        """`opened`, until `keep` is called for another case or `close`."""
         if self.kept is None or self.kept[0] != case:
             self.close()
             stack = ExitStack()
-            try:
-                self.kept = case, stack, stack.enter_context(self.opened(case))
-            except Exception as error:
-                self.kept = case, stack, error
-        if isinstance(self.kept[2], Exception):
-            raise self.kept[2]
+            self.kept = case, stack, stack.enter_context(self.opened(case))
         return self.kept[2]
 
     def close(self) -> None:
@@ -277,7 +263,7 @@ class Opened:
         self.session, self.case = session, case
         self.records: dict[str, Record] = {}
         self.calls: dict[str, Call] = {}  # of candidates with right results
-        self.prepared = prepare(case, session.device, session.step)
+        self.prepared = prepare(case, session.device)
         self.reference = reference_results(self.prepared)
         self._candidates = {candidate.name: candidate for candidate in session.wanted(case)}
         self._standard: dict[str, Tensor] | None = None  # eager's results, if they are right
@@ -300,7 +286,8 @@ class Opened:
         try:
             call = candidate.build(self.prepared)
             found = results(call)
-            judgement = judge(self.reference, self._standard, found, dtype, slack=slack, garbage=self.session.garbage)
+            judged = self.reference, self._standard, found, dtype
+            judgement = judge(*judged, slack=slack, garbage=self.prepared.garbage)
         except Exception as error:
             return record(*failure(error))
         if judgement.within:
@@ -320,7 +307,7 @@ class Opened:
                     calls,
                     rounds=rounds or ROUNDS[session.mode],
                     bursts=True,
-                    training=self.case.direction == "training",
+                    training=self.case.trains,
                     device=session.device,
                 )
             for name in calls:
@@ -329,7 +316,7 @@ class Opened:
     def add_times(self, name: str, times: Times) -> Record:
         """Add times to the record of a candidate, and everything computed from them."""
         case, call, device = self.case, self.calls[name], self.session.device
-        work = self._work.training() if case.direction == "training" else self._work
+        work = self._work.training() if case.trains else self._work
         element = DTYPES[case.dtype].itemsize
         # The ceilings were measured with the threads of the run.
         known = {} if case.threads else self.session.ceilings

@@ -31,10 +31,6 @@ BENCH_RULE = (
     "gradient. If the error of eager in one of these is unusually small, the median of its relative errors counts "
     f"instead. For peers {PEER_SLACK} times this error is allowed, so that no peer is left out because of a last digit."
 )
-TOP5_RULE = (
-    "The top 5 classes agree if, at each of the five places, both models have the same class or two tied classes: "
-    "their fp64 logits differ by at most twice the largest error allowed on this image."
-)
 _TINY = 1e-200  # used as the size of a tensor of zeros
 
 
@@ -133,34 +129,3 @@ def _judge_alone(reference: Mapping[str, Tensor], result: Mapping[str, Tensor], 
     name = max(errors, key=lambda k: (not errors[k] <= bound, errors[k]))
     reason = f"{name}: largest error {errors[name]:.3g} of the largest fp64 value, allowed {bound:.3g}"
     return Judgement(errors[name], bound, "" if errors[name] <= bound else reason)
-
-
-@dataclass(frozen=True)
-class Top5:
-    """The top classes of one image, best first, as (index, probability)."""
-
-    eager: list[tuple[int, float]]
-    accelerated: list[tuple[int, float]]
-    verdict: str  # "same", "tie" (see TOP5_RULE) or "different"
-
-
-def _best(logits: Tensor) -> list[tuple[int, float]]:
-    values, indices = logits.softmax(-1).topk(min(5, logits.shape[-1]))
-    return list(zip(indices.tolist(), values.tolist(), strict=True))
-
-
-def compare_top5(reference: Tensor, eager: Tensor, accelerated: Tensor) -> list[Top5]:
-    """Apply TOP5_RULE to logits (images, classes)."""
-    size = reference.abs().max().item()
-    found = []
-    for truth, a, b in zip(reference, eager.double(), accelerated.double(), strict=True):
-        best_a, best_b = _best(a), _best(b)
-        exchanged = [(i, j) for (i, _), (j, _) in zip(best_a, best_b, strict=True) if i != j]
-        if not exchanged:
-            verdict = "same"
-        else:
-            bridge = 2 * allowed((a - truth).abs().max().item(), size, eager.dtype)
-            tied = all(bool((truth[i] - truth[j]).abs() <= bridge) for i, j in exchanged)
-            verdict = "tie" if tied else "different"
-        found.append(Top5(best_a, best_b, verdict))
-    return found

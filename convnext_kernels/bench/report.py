@@ -1,17 +1,17 @@
 """The tables of a run for a terminal, and its HTML report."""
 
+import importlib.util
 import math
-import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from convnext_kernels.bench import charts
 from convnext_kernels.bench.numerics import BENCH_RULE
 from convnext_kernels.bench.results import (
     EAGER,
     FAILED,
     FILE,
+    MODELS,
     OK,
     OURS,
     UNAVAILABLE,
@@ -23,17 +23,7 @@ from convnext_kernels.bench.results import (
     is_ours,
     ratio,
 )
-from convnext_kernels.bench.tables import (
-    Section,
-    Table,
-    date,
-    machine,
-    number,
-    report_missing,
-    short,
-    speedup,
-    write_page,
-)
+from convnext_kernels.bench.tables import Table, date, machine, number, short, speedup, write_page
 
 NAME = "report.html"
 SHORT = {"torch.compile": "compile", "torch.compile, max-autotune": "autotune", "ONNX Runtime": "ORT"}  # in 80 columns
@@ -107,25 +97,21 @@ def times(run: Run) -> list[Table]:
     return [Table(title, columns, rows, LEGEND if title == last else "") for title, rows in found.items()]
 
 
-def candidates(run: Run, groups: Sequence[str], title: str, minima: bool = False) -> Table:
-    """Milliseconds of every candidate, and how the fastest of ours compares with eager and with the fastest peer."""
-    cases = [case for case in run.cases().values() if first(case).group in groups]
+def candidates(run: Run) -> Table:
+    """Milliseconds of every candidate in whole models, and how the fastest of ours compares with eager and peers."""
+    cases = [case for case in run.cases().values() if first(case).group in MODELS]
     names = list(dict.fromkeys(r.candidate for case in cases for r in case.values() if r.times))
-
-    def milliseconds(record: Record | None) -> str:
-        if record is None or record.times is None:
-            return "-" if record is None else record.status
-        return number(record.times.median) + (f" ({number(record.times.minimum)})" if minima else "")
-
     rows = []
     for case in cases:
         timed = [r for r in case.values() if is_ours(r.candidate) and r.times]
         fastest = case | ({OURS: min(timed, key=lambda r: r.times.median)} if timed else {})
-        compared = (speedup(ratio(fastest, to), to) for to in (EAGER, best_peer(case)))
         r = first(case)
-        what = f"{r.what} {r.dtype}, batch {r.batch}, {r.direction}"
-        rows.append((what, *(milliseconds(case.get(name)) for name in names), *compared))
-    return Table(title, ("ms", *names, "fastest of ours compared with eager", "with the fastest peer"), rows)
+        found = [case.get(name) for name in names]
+        cells = ("-" if f is None else number(f.times.median) if f.times else f.status for f in found)
+        compared = (speedup(ratio(fastest, to), to) for to in (EAGER, best_peer(case)))
+        rows.append((f"{r.what} {r.dtype}, batch {r.batch}, {r.direction}", *cells, *compared))
+    columns = ("ms", *names, "fastest of ours compared with eager", "with the fastest peer")
+    return Table("Whole models", columns, rows)
 
 
 def everything(run: Run, group: str) -> Table:
@@ -191,44 +177,10 @@ def speedups(cases: Iterable[Case], to: Callable[[Case], str | None]) -> list[fl
     return [value for case in cases if (value := ratio(case, to(case))) is not None]
 
 
-def summary(run: Run) -> Table:
-    """Geometric means of the speed-ups, and losses, in each group, direction and dtype."""
-    rows = []
-    for key, cases in by(run, lambda record: (record.group, record.direction, record.dtype)).items():
-        to_eager, to_peer = speedups(cases, lambda case: EAGER), speedups(cases, best_peer)
-        if to_peer:
-            means = (speedup(statistics.geometric_mean(found) if found else None) for found in (to_eager, to_peer))
-            lost = (str(sum(value < 1 for value in found)) for found in (to_eager, to_peer))
-            rows.append((*key, str(len(to_peer)), *means, *lost))
-    columns = ("group", "direction", "dtype", "cases", "vs eager", "vs the best peer")
-    columns += ("slower than eager", "than a peer")
-    return Table("", columns, rows, "Geometric means. The best peer is the fastest other candidate, eager included.")
-
-
 def losses(run: Run) -> list[tuple[float, str, str]]:
     """(speed-up, case, peer) of every case in which a peer is faster than this package, largest loss first."""
     found = [(ratio(case, best_peer(case)), name, best_peer(case)) for name, case in run.cases().items()]
     return sorted(loss for loss in found if loss[0] is not None and loss[0] < 1)
-
-
-def _figures(run: Run) -> list[Section]:
-    ratios, rates = [], []
-    for (group, direction, dtype, batch), cases in by(run, lambda r: (r.group, r.direction, r.dtype, r.batch)).items():
-        title, labels = f"{group}, {dtype}, batch {batch}, {direction}", [first(case).what for case in cases]
-        peers = [best_peer(case) for case in cases]
-        chosen = {"eager": [EAGER] * len(cases), "best peer": peers, "accelerated": [OURS] * len(cases)}
-        if group in ("model", "rival"):
-            records = {name: map(dict.get, cases, names) for name, names in chosen.items()}
-            values = {name: [r and r.images_per_second for r in found] for name, found in records.items()}
-            rates.append((title, charts.bars("images/s", labels, values)))
-        values = {name: list(map(ratio, cases, chosen[name])) for name in ("eager", "best peer")}
-        if group not in ("rival", "scaling") and any(values["best peer"]):
-            ratios.append((title, charts.bars("ours compared with", labels, values, speedup, ratios=True)))
-    return [
-        Section("Speed-up of every case", [ratios] if ratios else []),
-        Section("Models", [rates] if rates else []),
-        Section("Cost by batch size and image size", [found] if (found := charts.scaling(run)) else []),
-    ]
 
 
 def flat(value: object) -> str:
@@ -254,25 +206,20 @@ def _ceilings(run: Run) -> Table:
 
 def write(run: Run, folder: Path, tables: Sequence[Table] = ()) -> str:
     """Write ``report.html``, with further `tables`, to `folder`; returns a sentence about it. OSError if that fails."""
-    if why_not := report_missing():
-        return f"No {NAME}: {why_not}; results: {folder / FILE}"
+    if importlib.util.find_spec("jinja2") is None:
+        return f"No {NAME}: jinja2 is not installed (pip install jinja2); results: {folder / FILE}"
     conditions = [(name, flat(value)) for name, value in run.conditions.items() if name != "warnings"]
     conditions += [("commit", flat(run.machine.get("commit")))]
     state = "complete" if run.complete else "interrupted: not everything was measured"
-    means = summary(run)
-    none = "No case is slower than the best peer." if run.records else "This run has no records."
     slower = [(name, peer, speedup(value)) for value, name, peer in losses(run)]
-    columns = ("case", "best peer", "ours is")
-    sections = [
-        Section("Speed-up of convnext_kernels", [means if means.rows else "No case has times of ours and of a peer."]),
-        Section("Losses", [Table("Cases slower than the best peer", columns, slower) if slower else none]),
-        *_figures(run),
-        Section("All results", [everything(run, group) for group in by(run, lambda record: record.group)]),
-        Section("Not measured", absences(run)),
-        *(Section(table.title, [table._replace(title="")]) for table in (*tables, checks(run)) if table.rows),
-        Section("How it was measured", [*HOW, BENCH_RULE, _ceilings(run), Table("Conditions", ("", ""), conditions)]),
-        Section("Machine", machine(run.machine)),
-    ]
+    sections = {
+        "Cases slower than the best peer": [Table("", ("case", "best peer", "ours is"), slower)] if slower else [],
+        "All results": [everything(run, group) for group in by(run, lambda record: record.group)],
+        "Not measured": absences(run),
+        **{table.title: [table._replace(title="")] for table in (*tables, checks(run)) if table.rows},
+        "How it was measured": [*HOW, BENCH_RULE, _ceilings(run), Table("Conditions", ("", ""), conditions)],
+        "Machine": machine(run.machine),
+    }
     about = f"device {run.device}, mode {run.mode}, {date(run.created)}, {run.seconds / 60:.0f} minutes, {state}"
     warnings = run.conditions.get("warnings", [])
     write_page(folder / NAME, f"Benchmark: {machine_name(run)}", about, sections, warnings, complaints(run))

@@ -3,17 +3,19 @@
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 import convnext_kernels as ck
-from convnext_kernels.bench import ceilings, checks, host
+from convnext_kernels.bench import ceilings, checks, workloads
 from convnext_kernels.bench.candidates import DTYPES, GRAPH, MODEL_CANDIDATES, NEEDS_GPU
 from convnext_kernels.bench.cases import NETWORKS, STANDARD, Case, network
 from convnext_kernels.bench.measure import Session, failure, prepare, record_of, results
 from convnext_kernels.bench.results import OK, OURS, WRONG
-from convnext_kernels.bench.workloads import initialise
+from convnext_kernels.bench.timing import fastest
 from convnext_kernels.models import create_model
 from convnext_kernels.tuning import cache
 
@@ -45,6 +47,9 @@ FIRST_CHECKS = 40  # numerical checks that are compiled before the models
 TUNED = 3  # models that are timed again after tuning
 LEAST_SECONDS = 20.0  # that an item gets, if the step has them, before it counts as hanging
 MOST_SECONDS = 600.0  # for one item without --minutes
+KINDS = ("block V1", "block V2", "ConvNeXt-T")  # whose host time is measured
+HOST_SECONDS = 0.3  # for each figure of host time
+BURST = 10  # calls of a block without waiting for the GPU: their launches must fit into its queue (1024)
 
 
 class Item(NamedTuple):
@@ -88,11 +93,46 @@ def items(step: str, device: str) -> list[Item]:
     if step == "CUDA graphs":
         return [Item(step, "ConvNeXt-T")] if device == "cuda" else []
     if step == "host time":  # on a CPU a network's call is its computation
-        kinds = host.KINDS[: 3 if device == "cuda" else 2]
+        kinds = KINDS[: 3 if device == "cuda" else 2]
         return [Item(step, f"{k} {way}", (k, way)) for way in ("forward", "training") for k in kinds]
     whats = [(label, n) for n in BATCHES[device] for label in NETWORKS]
     shape = f"3x{SIDE}x{SIDE} {DTYPE[device]}"
     return [Item(step, f"{label} {n}x{shape}", (NETWORKS[label], n, SIDE)) for label, n in whats]
+
+
+def host_unit() -> float:
+    """Seconds of ten ``torch.add`` of one element."""
+    a, b = torch.zeros(1), torch.zeros(1)
+    return fastest(lambda: [torch.add(a, b) for _ in range(10)], HOST_SECONDS, 10)
+
+
+def host_time(kind: str, training: bool, device: str, dtype: torch.dtype) -> dict[str, float]:
+    """Seconds that a call of `kind` at batch 1 keeps Python busy: this package's ("ours"), plain PyTorch's ("eager").
+
+    On a CPU the calls compute too, so blocks get one pixel. Minima: other processes only add to them.
+    """
+    gpu, whole = device == "cuda", kind == "ConvNeXt-T"
+    side = (224 if gpu else 32) if whole else 56 if gpu else 1
+    if whole:
+        workload = workloads.network("convnext_tiny", 1, side)
+    else:
+        workload = workloads.op("block", 1, 96, side, side, kind == "block V2")
+    x = workload.inputs[0].to(device, dtype).to(memory_format=torch.channels_last)
+    calls, wait = 1 if whole else BURST, torch.cuda.synchronize if gpu else lambda: None
+    found = {}
+    for name, module in (("ours", workload.ours), ("eager", workload.eager)):
+        module = module.to(device, dtype)
+        call = partial(module, x)
+        if training:
+            inputs = [x.clone().requires_grad_(), *module.parameters()]
+            call = partial(_step, module, inputs, torch.zeros_like(module(inputs[0])))
+        with torch.inference_mode(not training):
+            found[name] = fastest(call, HOST_SECONDS, calls, wait)
+    return found
+
+
+def _step(module: nn.Module, inputs: list[Tensor], dy: Tensor) -> None:
+    torch.autograd.grad(module(inputs[0]), inputs, dy)
 
 
 class Running:
@@ -153,7 +193,7 @@ def _graphs(device: str, emit: Emit) -> None:
         if what == "other input":
             x = x.flip(0)
         elif what == "other weights":
-            initialise(model, seed=1)
+            workloads.initialise(model, seed=1)
         expected, found = model(x), graph(x)
         error, size = (t.abs().max().item() for t in (expected - found, expected))
         status, reason = OK, ""
@@ -188,8 +228,8 @@ def run(running: Running, item: Item, emit: Emit, seconds: float | None, rates: 
             emit("ceilings", {"ceilings": ceilings.measure(device)})
         elif item.step == "host time":
             kind, direction = item.what
-            running.unit = running.unit or host.unit()
-            for name, taken in host.measure(kind, direction == "training", device, DTYPES[DTYPE[device]]).items():
+            running.unit = running.unit or host_unit()
+            for name, taken in host_time(kind, direction == "training", device, DTYPES[DTYPE[device]]).items():
                 values = {"us": taken * 1e6, "units": taken / running.unit, "unit_us": running.unit * 1e6}
                 emit("host", {"what": kind, "direction": direction, "candidate": name} | values)
         elif item.step == "CUDA graphs":

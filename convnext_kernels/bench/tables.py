@@ -1,11 +1,10 @@
-"""Numbers, tables and pages: in a terminal, in Markdown and in HTML. rich, jinja2 and matplotlib are imported late."""
+"""Numbers, tables and pages: for a terminal, in Markdown, in HTML. rich, jinja2 and matplotlib are imported late."""
 
 import datetime
-import importlib.util
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -113,19 +112,6 @@ def machine(values: dict[str, object]) -> list[Table]:
     ]
 
 
-class Section(NamedTuple):
-    """A part of a page: texts, tables, and lists of (caption, figure). A section without parts is left out."""
-
-    title: str
-    parts: "Sequence[str | Table | list[tuple[str, Figure]]]"
-
-
-def report_missing() -> str:
-    """Why no report can be written here, and how to change that; "" if one can."""
-    names = " and ".join(name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None)
-    return f'the report needs {names}, which is not installed: pip install "convnext-kernels[demo]"' if names else ""
-
-
 def svg(figure: "Figure") -> str:
     """Return the figure as an inline ``<svg>`` element with real text, without prolog, metadata or a fixed size."""
     from matplotlib import rc_context
@@ -149,11 +135,14 @@ def write_page(
     file: Path,
     title: str,
     about: str,
-    sections: Sequence[Section],
+    sections: "Mapping[str, Sequence[str | Table | list[tuple[str, Figure]]]]",
     warnings: Sequence[str] = (),
     failures: Sequence[str] = (),
 ) -> None:
-    """Write a page to `file`; OSError if that fails. `about` is a line below the title; texts are escaped."""
+    """Write a page to `file`; OSError if that fails. `about` is a line below the title; texts are escaped.
+
+    `sections`: texts, tables, and lists of (caption, figure), by title. A section without parts is left out.
+    """
     import jinja2
 
     environment = jinja2.Environment(

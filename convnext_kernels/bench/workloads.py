@@ -7,14 +7,44 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext_kernels import FusedConvNeXtBlock, FusedConvNeXtBlock1d, accelerate, functional
 from convnext_kernels.models import create_model
 from convnext_kernels.nn import DepthwiseConv2d, DepthwiseConv3d, FusedSequential, GlobalResponseNorm, LayerNorm2d
-from convnext_kernels.nn.block1d import AdaLayerNorm
 from convnext_kernels.nn.layers import PatchDownsample2d, RMSNorm2d, WideningConv2d
+
+
+class Step:
+    """Forward and backward, to all inputs and parameters; clears the gradients first, as an optimiser does."""
+
+    def __init__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.module = module
+        self.leaves = tuple(x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs)
+        self.gradient: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        """Run one step and return the output."""
+        self.module.zero_grad(set_to_none=True)
+        for leaf in self.leaves:
+            leaf.grad = None
+        y = self.forward()
+        if self.gradient is None:  # the same values for every candidate, in the layout of its y
+            noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
+            self.gradient = torch.empty_like(y, requires_grad=False).copy_(noise if y.ndim else torch.ones(()))
+        y.backward(self.gradient)
+        return y
+
+    def forward(self) -> Tensor:
+        """Run the forward pass alone."""
+        return self.module(*self.leaves)
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradients of the last call."""
+        found = {f"input {i}": leaf.grad for i, leaf in enumerate(self.leaves) if leaf.requires_grad}
+        # torch.compile's wrapper adds this prefix to the names of the module it wraps.
+        found |= {name.removeprefix("_orig_mod."): p.grad for name, p in self.module.named_parameters()}
+        return {f"gradient of {name}": gradient for name, gradient in found.items()}
 
 
 @dataclass(frozen=True)
@@ -23,13 +53,16 @@ class Workload:
 
     eager: nn.Module
     ours: nn.Module | None  # None: a model in which this package replaces nothing
-    inputs: tuple[Tensor, ...]  # (N, C, H, W) or (N, C, D, H, W) fp32; others may follow
+    inputs: tuple[Tensor, ...]  # (N, C, L), (N, C, H, W) or (N, C, D, H, W) fp32; others may follow
     autocast: bool = False  # its modules use autocast, and keep their parameters in fp32
+    step: type[Step] = Step  # what a case with a backward pass does
+    garbage: float | None = None  # eager is no standard above this relative error; None: numerics.GARBAGE
 
     @property
     def channels_last(self) -> torch.memory_format:
         """Of its inputs and weights."""
-        return torch.channels_last if self.inputs[0].dim() == 4 else torch.channels_last_3d
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        return formats.get(self.inputs[0].dim(), torch.contiguous_format)
 
 
 class EagerDwconv(nn.Conv2d):
@@ -55,8 +88,8 @@ class _OverChannels:
     """Gives a module of (N, H, W, C) images (N, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W), as torchvision's ConvNeXt writes it."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        """(N, C, H, W) to (N, C, H, W), as torchvision's ConvNeXt computes it."""
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class EagerLayerNorm2d(_OverChannels, nn.LayerNorm):
@@ -68,16 +101,15 @@ class EagerRMSNorm2d(_OverChannels, nn.RMSNorm):
 
 
 class EagerGRN(nn.Module):
-    """Global response normalisation of (N, H, W, C) (arXiv 2301.00808, equations 1-3)."""
+    """Global response normalisation of (N, H, W, C) (arXiv 2301.00808, equations 1-3) or (N, L, C)."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, hidden: int, axes: int = 2) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, hidden))
-        self.beta = nn.Parameter(torch.zeros(1, 1, 1, hidden))
+        self.gamma, self.beta = (nn.Parameter(torch.zeros(*[1] * axes, 1, hidden)) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, H, W, C) to (N, H, W, C)."""
-        energy = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+        """The same shape."""
+        energy = torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim() - 1)), keepdim=True)
         response = energy / (energy.mean(dim=-1, keepdim=True) + 1e-6)
         return self.gamma * (x * response) + self.beta + x
 
@@ -87,7 +119,7 @@ class EagerGRN2d(_OverChannels, EagerGRN):
 
 
 class EagerMlp(nn.Module):
-    """LN -> Linear -> GELU -> [GRN] -> Linear -> gamma -> + residual, with the official parameter names."""
+    """LN -> Linear -> GELU -> [GRN] -> Linear -> gamma -> + residual over the channels, with the official names."""
 
     def __init__(self, dim: int, use_grn: bool = False, norm: str = "layer", activation: str = "gelu") -> None:
         super().__init__()
@@ -99,14 +131,14 @@ class EagerMlp(nn.Module):
         self.gamma = None if use_grn else nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """Add the branch of x to residual, both (N, C, H, W)."""
-        y = self.act(self.pwconv1(self.norm(x.permute(0, 2, 3, 1))))
+        """Add the branch of x to residual, both (N, C, H, W) or (N, C, L)."""
+        y = self.act(self.pwconv1(self.norm(x.movedim(1, -1))))
         if self.grn is not None:
             y = self.grn(y)
         y = self.pwconv2(y)
         if self.gamma is not None:
             y = self.gamma * y
-        return residual + y.permute(0, 3, 1, 2)
+        return residual + y.movedim(-1, 1)
 
 
 class FusedMlp(EagerMlp):
@@ -131,51 +163,14 @@ class EagerBlock(EagerMlp):
         return super().forward(self.dwconv(x), x)
 
 
-class EagerBlock1d(EagerMlp):
-    """The block over time (Vocos, arXiv 2306.00814; with GRN F5-TTS, arXiv 2410.06885) of an image of one row."""
+class EagerBlock1d(EagerBlock):
+    """The block over time, (N, C, L) to (N, C, L) (Vocos, arXiv 2306.00814; with GRN F5-TTS, arXiv 2410.06885)."""
 
     def __init__(self, dim: int, use_grn: bool = False) -> None:
-        super().__init__(dim, use_grn)
-        self.dwconv = nn.Conv1d(dim, dim, 7, padding=3, groups=dim)
-        if use_grn:  # with the shape that it has there
-            self.grn.gamma, self.grn.beta = (nn.Parameter(torch.zeros(1, 1, 4 * dim)) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, 1, L) to (N, C, 1, L)."""
-        return super().forward(self.dwconv(x.squeeze(2)).unsqueeze(2), x)
-
-
-CONDITIONS = 4  # of an AdaLayerNorm: Vocos has one for each bandwidth of its codec
-
-
-def _conditions(x: Tensor) -> Tensor:
-    """Neighbouring samples have different ones, (N, 1)."""
-    return (torch.arange(x.shape[0], device=x.device) % CONDITIONS).view(-1, 1)
-
-
-class EagerAdaBlock1d(EagerBlock1d):
-    """Vocos' block with AdaLayerNorm: each sample has a scale and a shift, those of its condition."""
-
-    def __init__(self, dim: int) -> None:
         super().__init__(dim)
-        self.norm = AdaLayerNorm(CONDITIONS, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, 1, L) to (N, C, 1, L)."""
-        condition = _conditions(x)
-        y = F.layer_norm(self.dwconv(x.squeeze(2)).transpose(1, 2), x.shape[1:2], eps=self.norm.eps)
-        y = y * self.norm.scale(condition) + self.norm.shift(condition)
-        y = self.gamma * self.pwconv2(self.act(self.pwconv1(y)))
-        return x + y.transpose(1, 2).unsqueeze(2)
-
-
-class FusedBlock1d(FusedConvNeXtBlock1d):
-    """FusedConvNeXtBlock1d of an image of one row."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, 1, L) to (N, C, 1, L)."""
-        condition = (_conditions(x),) if self.adanorm else ()
-        return super().forward(x.squeeze(2), *condition).unsqueeze(2)
+        self.dwconv = nn.Conv1d(dim, dim, 7, padding=3, groups=dim)
+        if use_grn:
+            self.grn, self.gamma = EagerGRN(4 * dim, axes=1), None
 
 
 class MedNeXtBlock(nn.Module):
@@ -279,20 +274,20 @@ PAIRS: dict[str, Callable[..., tuple[nn.Module, nn.Module]]] = {
         EagerBlock(c, use_grn, kernel, norm, activation),
         FusedConvNeXtBlock(c, use_grn=use_grn, kernel_size=kernel, norm=norm, activation=activation),
     ),
-    "block1d": lambda c, use_grn: (EagerBlock1d(c, use_grn), FusedBlock1d(c, use_grn=use_grn)),
-    "ada_block1d": lambda c: (EagerAdaBlock1d(c), FusedBlock1d(c, adanorm_num_embeddings=CONDITIONS)),
+    "block1d": lambda c, use_grn: (EagerBlock1d(c, use_grn), FusedConvNeXtBlock1d(c, use_grn=use_grn)),
     "mednext": lambda c, kernel, _depth: (MedNeXtBlock(c, kernel), accelerate(MedNeXtBlock(c, kernel))),
     "downsample": lambda c, patch: (EagerDownsample(c, patch), PatchDownsample2d(c, 2 * c, patch)),
 }
 
 
 def op(name: str, n: int, c: int, h: int, w: int, *options: object) -> Workload:
-    """A row of PAIRS. A block over time has an image of one row, because `measure` knows the formats of images."""
+    """A row of PAIRS. A block over time has one row, h = 1; of volumes the depth is the second of the options."""
     eager, ours = PAIRS[name](c, *options)
     initialise(eager)
     ours.load_state_dict(eager.state_dict())
-    shape = (n, c, options[1], h, w) if name in ("dwconv3d", "dwconv3d_transposed", "mednext") else (n, c, h, w)
-    inputs = tuple(_images(*shape) for _ in range(2 if name == "mlp" else 1))  # mlp: x and the residual
+    volume = name in ("dwconv3d", "dwconv3d_transposed", "mednext")
+    sides = (options[1], h, w) if volume else (w,) if name == "block1d" else (h, w)
+    inputs = tuple(_images(n, c, *sides) for _ in range(2 if name == "mlp" else 1))  # mlp: x and the residual
     return Workload(eager.eval(), ours.eval(), inputs)
 
 

@@ -31,9 +31,9 @@ GROUPS = {
 }
 EXPECTED = (BackendError, OSError, ValueError)  # say what the user can change
 # The extras of the package, by the modules they bring.
-EXTRAS = dict.fromkeys(("vocos", "torchaudio", "pygame"), "vocos") | dict.fromkeys(
-    ("torchvision", "timm", "safetensors", "PIL", "numpy", "scipy", "sklearn", "skimage", "psutil"), "demo"
-)
+PICTURES = ("torchvision", "timm", "safetensors", "PIL", "numpy", "scipy", "sklearn", "skimage")
+EXTRAS = dict.fromkeys(("vocos", "torchaudio", "pygame"), "vocos")
+EXTRAS |= dict.fromkeys((*PICTURES, "psutil", "jinja2", "matplotlib"), "demo")
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 

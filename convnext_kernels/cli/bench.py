@@ -2,7 +2,6 @@
 
 import importlib
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -11,15 +10,12 @@ from convnext_kernels.bench import ceilings, report
 from convnext_kernels.bench.cases import FULL, GROUPS, QUICK, STANDARD, Case, select
 from convnext_kernels.bench.conditions import start
 from convnext_kernels.bench.measure import Session
-from convnext_kernels.bench.report import times
 from convnext_kernels.bench.results import FAILED, FILE, MODELS, OURS, WRONG, Run, save
-from convnext_kernels.bench.tables import Table
 from convnext_kernels.cli import options
 
 
-def measure(run: Run, selected: Iterable[Case], file: Path | None, session: Session) -> None:
+def measure(run: Run, selected: list[Case], file: Path | None, session: Session) -> None:
     """Measure cases into `run` and save it after each case, so that an interrupted run keeps what it measured."""
-    selected = list(selected)
     at_start, begun = list(run.conditions["warnings"]), time.perf_counter()
     with options.progress_bar("bench", sum(GROUPS[case.group] for case in selected)) as advance:
         for case in selected:
@@ -33,25 +29,6 @@ def measure(run: Run, selected: Iterable[Case], file: Path | None, session: Sess
             advance(case.name, GROUPS[case.group])
 
 
-def finish(run: Run, tables: list[Table], folder: Path | None = None, width: int = 0) -> None:
-    """Print `run`, write its report; ClickException if this package gave wrong results or failed in a case."""
-    options.show(*tables, width=width)
-    if (share := report.error_share(r for r in run.records if r.candidate == OURS and r.times)) is not None:
-        click.echo(f"The largest error of ours is {share:.0%} of the allowed one.")
-    for line in report.absences(run):
-        click.echo(f"not measured: {line}")
-    for line in run.conditions["warnings"]:
-        click.secho(f"warning: {line}", fg="yellow")
-    for line in report.complaints(run):
-        click.secho(line, fg="red")
-    if folder is not None:
-        click.echo(report.write(run, folder))
-    bad = [r for r in run.records if r.candidate == OURS and r.status in (WRONG, FAILED)]
-    if bad:
-        what = f"wrong or failed in {len(bad)} of {len(run.cases())} cases"
-        raise click.ClickException(f"convnext_kernels is {what}; the first is {bad[0].case}: {bad[0].reason}")
-
-
 @click.command("bench")
 @click.option("--quick", "mode", flag_value=QUICK, help="One stage, and ConvNeXt-T at batch 1: two minutes.")
 @click.option("--full", "mode", flag_value=FULL, help="All cases, all peers and more rounds: hours.")
@@ -59,7 +36,7 @@ def finish(run: Run, tables: list[Table], folder: Path | None = None, width: int
 @options.threads
 @options.device()
 @options.report(Path("convnext-kernels-report/bench"), "Folder for report.html and results.json.", FILE)
-def command(mode: str | None, only: tuple[str, ...], device: str, report: Path | None) -> None:
+def command(mode: str | None, only: tuple[str, ...], device: str, folder: Path | None) -> None:
     """Time this package against eager PyTorch, torch.compile, OpenVINO and ONNX Runtime.
 
     Every candidate is checked against fp64 first, and timed only if its results are right. Takes about 15 minutes on
@@ -71,11 +48,28 @@ def command(mode: str | None, only: tuple[str, ...], device: str, report: Path |
         importlib.import_module(library)
     run = start(device, mode)
     run.ceilings = ceilings.measure(device)
+    interrupted = None
     try:
-        measure(run, selected, report and report / FILE, Session(device, mode, run.ceilings))
-    except KeyboardInterrupt:
-        if run.records:
-            click.echo(f"Interrupted after {len(run.cases())} of {len(selected)} cases:", err=True)
-            finish(run, times(run), report)
-        raise
-    finish(run, times(run), report)
+        measure(run, selected, folder and folder / FILE, Session(device, mode, run.ceilings))
+    except KeyboardInterrupt as error:
+        if not run.records:
+            raise
+        interrupted = error
+        click.echo(f"Interrupted after {len(run.cases())} of {len(selected)} cases:", err=True)
+    options.show(*report.times(run))
+    if (share := report.error_share(r for r in run.records if r.candidate == OURS and r.times)) is not None:
+        click.echo(f"The largest error of ours is {share:.0%} of the allowed one.")
+    for line in report.absences(run):
+        click.echo(f"not measured: {line}")
+    for line in run.conditions["warnings"]:
+        click.secho(f"warning: {line}", fg="yellow")
+    for line in report.complaints(run):
+        click.secho(line, fg="red")
+    if folder is not None:
+        click.echo(report.write(run, folder))
+    if interrupted:
+        raise interrupted
+    bad = [r for r in run.records if r.candidate == OURS and r.status in (WRONG, FAILED)]
+    if bad:
+        what = f"wrong or failed in {len(bad)} of {len(run.cases())} cases"
+        raise click.ClickException(f"convnext_kernels is {what}; the first is {bad[0].case}: {bad[0].reason}")

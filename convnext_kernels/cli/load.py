@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import click
-from torch import Tensor, nn
+from torch import nn
 
 from convnext_kernels.bench.workloads import initialise
 from convnext_kernels.cli.photos import IMAGENET_MEAN_STD
-from convnext_kernels.models import read_state_dict
 from convnext_kernels.models.convnext import near
 
 SEED = 0
+RANDOM = f"random (seed {SEED}): every block contributes, the results have no meaning"
 
 
 @dataclass(frozen=True)
@@ -22,8 +21,7 @@ class Loaded:
     model: nn.Module
     name: str  # library/name
     weights: str  # origin of the weights, for the reader
-    classes: Sequence[str] | None  # class names: those of the pretrained weights, or of ImageNet-1k for a file
-    about: str = ""  # a sentence about the weights or the class names, after a space
+    classes: Sequence[str] | None = None  # of the pretrained weights
     mean_std: tuple[Sequence[float], Sequence[float]] = IMAGENET_MEAN_STD
 
 
@@ -69,28 +67,11 @@ def build(library: str, name: str, pretrained: bool) -> Loaded:
     return Loaded(model, f"timm/{name}", "", classes, mean_std=(config["mean"], config["std"]))
 
 
-def load_state(model: nn.Module, state: dict[str, Tensor], file: Path, name: str) -> None:
-    """Load the weights of `file` into model `name`; ValueError says what does not fit."""
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"--weights {file}: does not fit {name}: {error}") from error
-
-
-def load(name: str, weights: Path | None, pretrained: bool) -> Loaded:
-    """Build the model `name` with weights from a file, pretrained, or random."""
+def load(name: str, pretrained: bool) -> Loaded:
+    """Build the model `name` with pretrained or random weights."""
     library, plain = resolve(name)
-    state = None if weights is None else read_state_dict(weights)
-    loaded = build(library, plain, pretrained)
+    built = build(library, plain, pretrained)
     if pretrained:
-        return replace(loaded, weights=f"pretrained, of {library}")
-    if state is None:
-        initialise(loaded.model, SEED)
-        about = " Every block contributes to the output; the classes have no meaning."
-        return replace(loaded, weights=f"random (seed {SEED})", about=about)
-    load_state(loaded.model, state, weights, loaded.name)
-    from torchvision.models import ConvNeXt_Tiny_Weights
-
-    about = " The class names assume the order of ImageNet-1k."
-    classes = ConvNeXt_Tiny_Weights.DEFAULT.meta["categories"]
-    return replace(loaded, weights=f"file {weights}", classes=classes, about=about)
+        return replace(built, weights=f"pretrained, of {library}")
+    initialise(built.model, SEED)
+    return replace(built, weights=RANDOM)

@@ -1,6 +1,6 @@
 """Options that several commands share, which check their own values, and output."""
 
-import json
+import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,9 +12,7 @@ import click
 import torch
 
 from convnext_kernels import environment
-from convnext_kernels.backends import NAMES
-from convnext_kernels.bench.results import plain
-from convnext_kernels.bench.tables import Table, report_missing
+from convnext_kernels.bench.tables import Table
 from convnext_kernels.models.convnext import near
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -58,13 +56,13 @@ def report(default: Path | None, text: str, name: str = "") -> Decorator:
     def checked(_context: click.Context, _parameter: click.Parameter, path: str | Path | None) -> Path | None:
         if not path:
             return None
-        if why_not := report_missing():
-            raise click.ClickException(why_not)
+        importlib.import_module("jinja2")
         check_writable(Path(path, name))
         return Path(path)
 
     text += " '' for none." if default else ""
-    return click.option("--report", default=default, metavar="DIR" if name else "FILE", help=text, callback=checked)
+    more = {"metavar": "DIR" if name else "FILE", "help": text, "callback": checked}
+    return click.option("--report", "folder" if name else "report", default=default, **more)
 
 
 _dtype = click.Choice(list(DTYPES))
@@ -76,14 +74,7 @@ training = click.option("--training", is_flag=True, help="Forward and backward p
 batch = count("--batch", 8, "Images per pass.")
 size = count("--size", 224, "Height and width of the images.", least=32)
 threads = count("--threads", None, "CPU threads of PyTorch.", callback=_use_threads, expose_value=False)
-backend = click.option("--backend", type=click.Choice(("auto", *NAMES)), default="auto", help="See `info`.")
 model = click.option("--model", "model_name", default="convnext_tiny", metavar="NAME", help="In torchvision or timm.")
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
-
-
-def print_json(value: object) -> None:
-    """Print `value` as one JSON document."""
-    click.echo(json.dumps(plain(value), indent=2))
 
 
 def show(*tables: Table, width: int = 0) -> None:

@@ -1,7 +1,5 @@
 """``convnext-kernels plan``: which kernels a model would run on a GPU, and their predicted time."""
 
-from dataclasses import asdict
-
 import click
 import torch
 from torch import nn
@@ -69,7 +67,6 @@ def comparison(found: list[tuple[tuning.Gpu, int, list[Row]]], title: str) -> Ta
 @options.size
 @options.dtype
 @options.training
-@options.as_json
 def command(
     model_name: str,
     gpu_names: tuple[str, ...],
@@ -77,7 +74,6 @@ def command(
     size: int,
     dtype: str,
     training: bool,
-    as_json: bool,
 ) -> None:
     """Show which kernels every block of a model would run on a GPU, and predict their time.
 
@@ -92,11 +88,6 @@ def command(
         for gpu in gpus
         for n, recording in zip(batch, recordings, strict=True)
     ]
-    if as_json:
-        head = {"model": full_name, "size": size, "dtype": dtype, "training": training, "basis": "predicted"}
-        documents = [head | {"gpu": asdict(gpu), "batch": n, "rows": rows} for gpu, n, rows in found]
-        options.print_json(documents if len(documents) > 1 else documents[0])
-        return
     if len(found) > 1:
         title = f"{full_name}, {size} x {size}, {dtype}, {'forward and backward' if training else 'forward'}: predicted"
         shown = comparison(found, title)

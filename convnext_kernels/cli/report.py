@@ -24,7 +24,7 @@ def command(files: tuple[Path, ...], report: Path, choices: Path | None) -> None
     runs = [run for file in files for run in lines.read(file)]
     run = lines.as_run(runs)
     every = [line for found in runs for line in found]
-    found = (html.candidates(run, results.MODELS, "Whole models"), lines.host(every), lines.tuned(every))
+    found = (html.candidates(run), lines.host(every), lines.tuned(every))
     tables = [table for table in found if table.rows]
     options.check_writable(report / FILE)
     results.save(run, report / FILE)

@@ -1,6 +1,6 @@
 """``convnext-kernels roadmap``: every step from ResNet to ConvNeXt, as published, counted and measured."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from convnext_kernels import acceleration_report, environment, use_backend
-from convnext_kernels.bench import charts, workloads
-from convnext_kernels.bench.tables import Section, Table, date, machine, speedup, write_page
+from convnext_kernels.bench import workloads
+from convnext_kernels.bench.tables import Table, date, machine, speedup, write_page
 from convnext_kernels.bench.timing import interleave, steady_allocator
 from convnext_kernels.cli import options
 from convnext_kernels.models import published, roadmap
@@ -38,127 +38,93 @@ OTHERS = {  # networks for comparison, by regime: {library/name: row of the pape
 }
 
 
-@dataclass(frozen=True)
-class Row:
-    """A network."""
-
-    name: str
-    title: str
-    top1: str | None  # as published
-    published: str | None  # GFLOPs
-    gflops: float  # counted
-    parameters: float  # millions
-    fused: int  # modules that the kernels of this package compute
-    note: str
-    # Milliseconds per batch, minimum and median, of "eager" and, if the package replaces something, "accelerated".
-    speed: dict[str, tuple[float, float]] | None = None
-
-
 def _build(name: str, regime: str) -> nn.Module:
     library, slash, plain = name.partition("/")
     return workloads.load(library, plain) if slash else roadmap.create_step(name, regime)
 
 
-def networks(regime: str, names: tuple[str, ...] = ()) -> list[Row]:
-    """Count the networks of `regime`, or those called `names`; ClickException for an unknown name suggests others."""
-    every = [*roadmap.list_steps(), *(name for others in OTHERS.values() for name in others)]
-    options.check_names("--step: unknown step", names, every)
-    figures = {row.title: row.regimes[regime] for row in published.roadmap()}
-    known = {step.name: (step.title, step.title) for step in roadmap.STEPS}
-    known |= {name: (name, title) for name, title in OTHERS[regime].items()}
-    found = []
-    for name, (title, printed) in known.items():
-        if names and name not in names:
-            continue
-        with torch.device("meta"):
-            model = _build(name, regime)
-        counted, paper, note = count(model), figures.get(printed), ""
-        gflops, texts = counted.multiply_adds / 1e9, (None, None)
-        if paper:
-            texts = paper.top1.text, paper.gflops.text
-            if abs(paper.gflops.deviation(gflops)) > SHARE:
-                note = NOTES.get((name, regime), "differs from the published GFLOPs")
-        fused = sum(row.fused for row in acceleration_report(model).rows)
-        found.append(Row(name, title, *texts, gflops, counted.parameters / 1e6, fused, note))
-    return found
-
-
-def _measured(row: Row, regime: str, batch: int, size: int, rounds: int) -> Row:
+def _speeds(name: str, regime: str, fused: bool, size: int, rounds: int) -> tuple[str, str, str]:
+    """Images/s of eager, and of this package if it computes something, and how they compare."""
     torch.manual_seed(0)
-    model = _build(row.name, regime).eval().to(memory_format=torch.channels_last)
-    x = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+    model = _build(name, regime).eval().to(memory_format=torch.channels_last)
+    x = torch.randn(1, 3, size, size).contiguous(memory_format=torch.channels_last)
 
     def eager() -> object:
         with use_backend("eager"):
             return model(x)
 
-    candidates = {"eager": eager} | ({"accelerated": lambda: model(x)} if row.fused else {})
+    candidates = {"eager": eager} | ({"ours": lambda: model(x)} if fused else {})
     with steady_allocator():
-        times = interleave(candidates, rounds=rounds)
-    return replace(row, speed={name: (t.minimum, t.median) for name, t in times.items()})
+        times = {who: t.median for who, t in interleave(candidates, rounds=rounds).items()}
+    rates = {who: f"{1e3 / t:.1f}" for who, t in times.items()}
+    return rates["eager"], rates.get("ours", "-"), speedup(times["eager"] / times["ours"]) if fused else "-"
 
 
-def table(rows: list[Row], regime: str, settings: dict[str, int] | None) -> Table:
-    """A row for each network; below it what is odd, and how it was measured."""
+def networks(
+    regime: str,
+    names: tuple[str, ...] = (),
+    settings: dict[str, int] | None = None,
+    advance: Callable[[str, int], None] = lambda *_: None,
+) -> Table:
+    """A row for each network of `regime`, or for those called `names`; below it what is odd, and how it was measured.
+
+    ClickException for an unknown name suggests others. With `settings` (size, rounds) their speed is measured.
+    """
+    every = [*roadmap.list_steps(), *(name for others in OTHERS.values() for name in others)]
+    options.check_names("--step: unknown step", names, every)
+    figures = {row.title: row.regimes[regime] for row in published.roadmap()}
+    known = {step.name: (step.title, step.title) for step in roadmap.STEPS}
+    known |= {name: (name, title) for name, title in OTHERS[regime].items()}
+    rows, notes = [], []
+    for name, (title, printed) in known.items():
+        if names and name not in names:
+            continue
+        with torch.device("meta"):
+            model = _build(name, regime)
+        counted, paper = count(model), figures.get(printed)
+        gflops, fused = counted.multiply_adds / 1e9, sum(row.fused for row in acceleration_report(model).rows)
+        cells = ("-", "-", f"{gflops:.3f}", "-")
+        if paper:
+            differs = paper.gflops.deviation(gflops)
+            cells = (paper.top1.text, paper.gflops.text, f"{gflops:.3f}", f"{differs:+.2%}")
+            if abs(differs) > SHARE:
+                notes.append(f"* {title}: {NOTES.get((name, regime), 'differs from the published GFLOPs')}")
+                title += " *"
+        speeds = _speeds(name, regime, fused > 0, **settings) if settings else ()
+        rows.append((title, *cells, f"{counted.parameters / 1e6:.1f}", str(fused or "-"), *speeds))
+        advance(f"{regime} {name}", 1)
     columns = ("step", "top-1 %", "GFLOPs", "counted", "differs", "M params", "fused modules")
-    columns += ("images/s eager", "images/s accelerated", "vs eager") if settings else ()
-    cells, notes = [], [f"* {row.title}: {row.note}" for row in rows if row.note]
-    for row in rows:
-        differs = "-" if row.published is None else f"{row.gflops / float(row.published) - 1:+.2%}"
-        figures = (row.top1 or "-", row.published or "-", f"{row.gflops:.3f}", differs, f"{row.parameters:.1f}")
-        speeds: tuple[str, ...] = ()
-        if settings:
-            eager, ours = (row.speed.get(name, (None, None))[1] for name in ("eager", "accelerated"))
-            speeds = tuple("-" if t is None else f"{1e3 * settings['batch'] / t:.1f}" for t in (eager, ours))
-            speeds += ("-" if ours is None else speedup(eager / ours),)
-        cells.append((row.title + " *" * bool(row.note), *figures, str(row.fused or "-"), *speeds))
     if settings:
+        columns += ("images/s eager", "images/s accelerated", "vs eager")
         notes.append(
-            "images/s: medians of {rounds} rounds, batch {batch}, {size} x {size}, fp32, channels_last, random "
+            "images/s: medians of {rounds} rounds, batch 1, {size} x {size}, fp32, channels_last, random "
             "weights. accelerated: the same network with the kernels of this package; '-': they compute nothing in "
             "it.".format(**settings)
         )
     title = f"{TITLES[regime]}: top-1 and GFLOPs (multiply-adds) as published; GFLOPs and params counted"
-    return Table(title, columns, cells, "\n".join(notes))
+    return Table(title, columns, rows, "\n".join(notes))
 
 
-def chart(rows: list[Row]) -> "Figure":
-    """Bars: published accuracy; markers on a second axis: counted and published GFLOPs."""
-    shown = [row for row in rows if row.top1]
-    labels, accuracy = [row.title for row in shown], [float(row.top1) for row in shown]
-    series = {"accelerated": accuracy}
-    figure = charts.bars("ImageNet-1k top-1, %, as published", labels, series, form=lambda value: f"{value:.1f}")
-    (axes,) = figure.axes
-    axes.set_xlim(min(accuracy) - 1.5, max(accuracy) + 3)
-    costs = axes.twiny()
-    costs.plot([row.gflops for row in shown], range(len(shown)), "D", color=charts.INK, label="GFLOPs, counted here")
-    published = [float(row.published) for row in shown]
-    look = {"color": charts.INK, "fillstyle": "none", "markersize": 9}
-    costs.plot(published, range(len(shown)), "o", label="GFLOPs, published in the paper", **look)
-    most = max(published)
-    costs.set_xlim(-2.2 * most, 1.08 * most)  # keeps the markers right of the middle, where the bars differ in length
-    costs.set_xticks([tick for tick in costs.get_xticks() if 0 <= tick <= most])
-    figure.legend(frameon=False, fontsize=8, loc="outside lower left")
+def chart(table: Table) -> "Figure":
+    """Bars: published accuracy, beside the counted GFLOPs."""
+    from matplotlib.figure import Figure
+
+    shown = [row for row in table.rows if row[1] != "-"]
+    accuracy = [float(row[1]) for row in shown]
+    figure = Figure(figsize=(6.4, 1 + 0.3 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.barh([f"{row[0]}, {row[3]} GFLOPs" for row in shown], accuracy, color="#e4572e")
+    axes.bar_label(drawn, fmt="%.1f", padding=3)
+    axes.set_xlim(min(accuracy) - 1.5, max(accuracy) + 1)
+    axes.invert_yaxis()
+    axes.set_title("ImageNet-1k top-1, %, as published")
     return figure
-
-
-def write(results: dict[str, list[Row]], settings: dict[str, int] | None, folder: Path) -> None:
-    """Write roadmap.html and a PNG for each regime to `folder`; OSError if that fails."""
-    sections = []
-    for regime, rows in results.items():
-        figure = chart(rows)
-        sections.append(Section(TITLES[regime], [[("", figure)], table(rows, regime, settings)]))
-        figure.savefig(folder / f"roadmap-{regime}.png", dpi=150, facecolor="white")
-    sections.append(Section("Machine", machine(environment.collect())))
-    about = f"Accuracy and GFLOPs as published in arXiv 2201.03545 (tables 10 and 11), and as counted here. {date()}"
-    write_page(folder / NAME, "From ResNet to ConvNeXt", about, sections)
 
 
 @click.command("roadmap")
 @click.option("--regime", type=click.Choice(list(TITLES)), multiple=True, default=tuple(TITLES), help="Of the paper.")
 @click.option("--step", multiple=True, metavar="NAME", help="Only this step or network, can be repeated.")
 @click.option("--measure", is_flag=True, help="Time every network in fp32, eager and accelerated.")
-@options.count("--batch", 1, "Images per batch, for --measure.")
 @options.count("--size", 224, "Height and width, for --measure.", least=32)
 @options.count("--rounds", 5, "Timed rounds, for --measure.")
 @options.threads
@@ -167,24 +133,26 @@ def command(
     regime: tuple[str, ...],
     step: tuple[str, ...],
     measure: bool,
-    batch: int,
     size: int,
     rounds: int,
-    report: Path | None,
+    folder: Path | None,
 ) -> None:
     """Show every step from ResNet to ConvNeXt.
 
     Accuracy and GFLOPs as published, GFLOPs and parameters as counted here, and with --measure the speed here.
     """
-    settings = {"batch": batch, "size": size, "rounds": rounds} if measure else None
-    results = {name: networks(name, step) for name in dict.fromkeys(regime)}
-    for name, rows in results.items():
-        if settings:
-            with options.progress_bar(name, len(rows)) as advance:
-                for i, row in enumerate(rows):
-                    rows[i] = _measured(row, name, **settings)
-                    advance(f"{name} {row.name}", 1)
-        options.show(table(rows, name, settings), width=150)
-    if report is not None:
-        write(results, settings, report)
-        click.echo(f"Written: {report / NAME}, and a PNG of each chart beside it")
+    settings = {"size": size, "rounds": rounds} if measure else None
+    sections = {}
+    for name in dict.fromkeys(regime):
+        with options.progress_bar(name, None) as advance:
+            table = networks(name, step, settings, advance)
+        options.show(table, width=150)
+        if folder is not None:
+            figure = chart(table)
+            figure.savefig(folder / f"roadmap-{name}.png", dpi=150, facecolor="white")
+            sections[TITLES[name]] = [[("", figure)], table]
+    if folder is not None:
+        sections["Machine"] = machine(environment.collect())
+        about = f"Accuracy and GFLOPs as published in arXiv 2201.03545 (tables 10 and 11), and counted here. {date()}"
+        write_page(folder / NAME, "From ResNet to ConvNeXt", about, sections)
+        click.echo(f"Written: {folder / NAME}, and a PNG of each chart beside it")

@@ -5,7 +5,6 @@ blocks over time, and a head with an inverse Fourier transform.
 """
 
 import importlib.util
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext_kernels.bench.tables import one_line
-from convnext_kernels.cli.load import SEED, Loaded, load_state
-from convnext_kernels.models import read_state_dict
+from convnext_kernels.cli.load import RANDOM, SEED, Loaded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,24 +40,19 @@ class Vocoder(nn.Module):
         return self.head(self.backbone(mel).to(self.head.out.weight.dtype))
 
 
-def load(weights: Path | None, pretrained: bool) -> Loaded:
-    """Vocos for mel spectrograms at 24 kHz, with weights as for `load.load`."""
+def load(pretrained: bool) -> Loaded:
+    """Vocos for mel spectrograms at 24 kHz, with pretrained or random weights."""
     from vocos.feature_extractors import MelSpectrogramFeatures
     from vocos.heads import ISTFTHead
     from vocos.models import VocosBackbone
     from vocos.pretrained import Vocos
 
-    loaded = Loaded(nn.Identity(), "vocos", "", None)
     if pretrained:
-        return replace(loaded, model=Vocos.from_pretrained(_PUBLISHED).eval(), weights=f"pretrained, {_PUBLISHED}")
+        return Loaded(Vocos.from_pretrained(_PUBLISHED).eval(), "vocos", f"pretrained, {_PUBLISHED}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)  # the package's own first values: each block adds its eighth
         model = Vocos(MelSpectrogramFeatures(**_MEL), VocosBackbone(**_BACKBONE), ISTFTHead(**_HEAD)).eval()
-    if weights is None:
-        about = " Every block contributes to the output; what is heard has no meaning."
-        return replace(loaded, model=model, weights=f"random (seed {SEED})", about=about)
-    load_state(model, read_state_dict(weights), weights, "vocos")
-    return replace(loaded, model=model, weights=f"file {weights}")
+    return Loaded(model, "vocos", RANDOM)
 
 
 def shipped() -> Path:
@@ -99,23 +92,22 @@ def read(file: Path) -> Tensor:
     return sound.repeat(-(-RATE * SECONDS // len(sound)))[: RATE * SECONDS].unsqueeze(0)
 
 
-def mel(model: nn.Module, sound: Tensor) -> Tensor:
-    """The logarithm of the mel spectrogram (1, mels, frames) that the model is given."""
-    with torch.no_grad():
-        return model.feature_extractor(sound)
-
-
-def spectrogram(sound: Tensor) -> Tensor:
-    """Decibels (frequencies, frames) of a sound (samples,), for a picture."""
-    window = torch.hann_window(1024)
-    power = torch.stft(sound, 1024, 256, window=window, return_complex=True).abs().square()
+def _decibels(sound: Tensor) -> Tensor:
+    """(samples,) to (frequencies, frames)."""
+    power = torch.stft(sound, 1024, 256, window=torch.hann_window(1024), return_complex=True).abs().square()
     return 10 * power.clamp_min(1e-10).log10()
 
 
-def picture(decibels: Tensor, high: float) -> "Figure":
-    """A spectrogram (frequencies, frames) from `high` - 80 to `high` decibels."""
+def loudest(sound: Tensor) -> float:
+    """The largest value in the spectrogram of a sound (samples,), in decibels."""
+    return _decibels(sound).max().item()
+
+
+def picture(sound: Tensor, high: float) -> "Figure":
+    """The spectrogram of a sound (samples,) from `high` - 80 to `high` decibels."""
     from matplotlib.figure import Figure
 
+    decibels = _decibels(sound)
     figure = Figure(figsize=(5, 2.6), layout="constrained")
     axes = figure.subplots()
     extent = (0, decibels.shape[1] * 256 / RATE, 0, RATE / 2000)

@@ -46,7 +46,7 @@ def command(
         return
     if write is not None:
         options.check_writable(write)
-    loaded = load.load(model_name, None, pretrained=False)
+    loaded = load.load(model_name, pretrained=False)
     form = {"device": device, "dtype": getattr(torch, options.DTYPES[dtype]), "memory_format": torch.channels_last}
     model = convnext_kernels.accelerate(loaded.model.to(**form))
     example = torch.randn(batch, 3, size, size).to(**form)

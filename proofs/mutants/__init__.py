@@ -11,7 +11,6 @@ SUBJECTS = ("cuda", "cpu", "triton", "python")
 class Mutant:
     """One change, and the tests that must fail with it."""
 
-    kind: str  # of mistake: barrier, shared, stride, bound, mask, formula, dtype, state
     name: str
     old: str
     new: str

@@ -33,13 +33,11 @@ MUTANTS = [
         "cpu/dwconv_taps.h",
         DWCONV,
         Mutant(
-            "stride",
             "with stride 2 the odd taps take the weights of others",
             "(k ? (g_.along.taps + 1) / 2 : 0)",
             "(k ? g_.along.taps / 2 : 0)",
         ),
         Mutant(
-            "bound",
             "the last plane of a volume is not read",
             "(depth.half & scaled) || at >= depth.in)",
             "(depth.half & scaled) || at + 1 >= depth.in)",
@@ -50,7 +48,6 @@ MUTANTS = [
         "cpu/dwconv.cpp",
         _parity("block and gradients"),
         Mutant(
-            "stride",
             "the residual is read a register apart",
             "load_tap<PARTIAL>(residual + j * step",
             "load_tap<PARTIAL>(residual + j * kLanes",
@@ -60,7 +57,6 @@ MUTANTS = [
         "cpu/dwconv_wgrad.cpp",
         _parity("dwconv3d and gradients"),
         Mutant(
-            "state",
             "planes of x take one another's place in the scratch",
             "const int64_t slot = i % p.held;",
             "const int64_t slot = 0;",
@@ -70,7 +66,6 @@ MUTANTS = [
         "cpu/dwconv_wgrad.cpp",
         DWCONV_GRADIENTS,
         Mutant(
-            "bound",
             "the last kernel row is left out",
             "(p.across.in - 1 + p.reach_rows - row) / d + 1)",
             "(p.across.in - 1 + p.reach_rows - row) / d)",
@@ -80,51 +75,34 @@ MUTANTS = [
         "cpu/layernorm.cpp",
         LAYERNORM_GRADIENTS,
         Mutant(
-            "formula",
             "the gradient of every norm is LayerNorm's",
             "a.weight, a.weight, a.norm)",
             "a.weight, a.weight, Norm::kLayer)",
         ),
-        Mutant("bound", "the last unit's sums are forgotten", "unit < count; ++unit)", "unit + 1 < count; ++unit)"),
+        Mutant("the last unit's sums are forgotten", "unit < count; ++unit)", "unit + 1 < count; ++unit)"),
     ),
     *_in(
         "cpu/layernorm.h",
         LAYERNORM,
         Mutant(
-            "mask",
-            "the variance counts channels beyond the last",
-            "(read(i, last) - mean) * norm.mask",
-            "read(i, last) - mean",
+            "the variance counts channels beyond the last", "(read(i, last) - mean) * norm.mask", "read(i, last) - mean"
         ),
-        Mutant(
-            "formula",
-            "SimpleNorm has the biased variance",
-            "splat(count / (count - 1))",
-            "splat(1)",
-            tests=VARIANTS,
-        ),
+        Mutant("SimpleNorm has the biased variance", "splat(count / (count - 1))", "splat(1)", tests=VARIANTS),
     ),
     *_in(
         "cpu/grn.cpp",
         GRN,
-        Mutant(
-            "stride",
-            "all images have the first one's factors",
-            "a.scale + p / a.pixels * padded",
-            "a.scale",
-        ),
+        Mutant("all images have the first one's factors", "a.scale + p / a.pixels * padded", "a.scale"),
     ),
     *_in(
         "cpu/grn.h",
         GRN_GRADIENTS,
         Mutant(
-            "formula",
             "the gradient divides by the mean norm once, not twice",
             "float(channels) * inverse * inverse",
             "float(channels) * inverse",
         ),
         Mutant(
-            "formula",
             "a channel of zeros has no finite gradient",
             "g == 0 ? Vec{} : change",
             "change",
@@ -135,20 +113,15 @@ MUTANTS = [
         "cpu/mlp.cpp",
         MLP,
         Mutant(
-            "stride",
-            "the drop factor is that of the tile's row",
-            "drop_scale[(pixel + r) / image]",
-            "drop_scale[pixel / image]",
+            "the drop factor is that of the tile's row", "drop_scale[(pixel + r) / image]", "drop_scale[pixel / image]"
         ),
         Mutant(
-            "stride",
             "all samples have the first one's scale and shift",
             "if (a.norm_step) {",
             "if (false) {",
             tests=("tests/ops/test_parts.py", "-k", "AdaLayerNorm and cpu"),
         ),
         Mutant(
-            "dtype",
             "the hidden is kept after GELU",
             "kept + r * hidden, column, hidden, u);",
             "kept + r * hidden, column, hidden, gelu(u));",
@@ -159,13 +132,9 @@ MUTANTS = [
         "cpu/gemm/gemm_f32.h",
         MLP,
         Mutant(
-            "formula",
-            "a chunk of the sum replaces the one before",
-            "acc[r.value][v.value] + load(sum)",
-            "acc[r.value][v.value]",
+            "a chunk of the sum replaces the one before", "acc[r.value][v.value] + load(sum)", "acc[r.value][v.value]"
         ),
         Mutant(
-            "dtype",
             "few rows take the even rows of bf16 weights twice",
             'asm("vpand %1, %0, %0" : "+x"(v) : "m"(kHigh))',
             'asm("vpshufb %1, %0, %0" : "+x"(v) : "m"(kLow))',
@@ -175,15 +144,14 @@ MUTANTS = [
     *_in(
         "cpu/gemm/gemm_bf16.h",
         BF16,
-        Mutant("stride", "a block begins with the tile's first row", "steps * kTile + row % 16 * 64", "steps * kTile"),
+        Mutant("a block begins with the tile's first row", "steps * kTile + row % 16 * 64", "steps * kTile"),
         isa="avx512bf16",
     ),
     *_in(
         "cpu/mlp_backward.cpp",
         MLP_GRADIENTS,
-        Mutant("formula", "gamma's gradient lacks the bias", "+ a.b2[c] * of_e[c]", ""),
+        Mutant("gamma's gradient lacks the bias", "+ a.b2[c] * of_e[c]", ""),
         Mutant(
-            "bound",
             "each group replaces the sums before",
             "SumEpilogue{a.dw1, a.c, a.c, add}",
             "SumEpilogue{a.dw1, a.c, a.c, false}",
@@ -193,7 +161,6 @@ MUTANTS = [
         "cpu/downsample.cpp",
         DOWNSAMPLE,
         Mutant(
-            "stride",
             "rows and columns of a patch are exchanged",
             "(k / a.patch * a.w + k % a.patch)",
             "(k % a.patch * a.w + k / a.patch)",
@@ -202,20 +169,17 @@ MUTANTS = [
     *_in(
         "cpu/downsample_backward.cpp",
         DOWNSAMPLE_GRADIENTS,
-        Mutant(
-            "state", "the weight's sums begin with what was there", "patch, patch, first > 0}", "patch, patch, true}"
-        ),
+        Mutant("the weight's sums begin with what was there", "patch, patch, first > 0}", "patch, patch, true}"),
     ),
     *_in(
         "cpu/gelu.h",
         MLP_GRADIENTS,
-        Mutant("formula", "the slope takes the wrong tail", "x > 0 ? 1.0f - tail : tail", "x < 0 ? 1.0f - tail : tail"),
+        Mutant("the slope takes the wrong tail", "x > 0 ? 1.0f - tail : tail", "x < 0 ? 1.0f - tail : tail"),
     ),
     *_in(
         "cpu/platform/parallel.h",
         LAYERNORM,
         Mutant(
-            "bound",
             "rows that do not divide among the threads are left out",
             "units * (rank_ + 1) / size_ * grain",
             "units / size_ * (rank_ + 1) * grain",
@@ -224,13 +188,12 @@ MUTANTS = [
     *_in(
         "cpu/platform/parallel.cpp",
         MLP,
-        Mutant("state", "every second tile is left out", "counter.fetch_add(1,", "counter.fetch_add(2,"),
+        Mutant("every second tile is left out", "counter.fetch_add(1,", "counter.fetch_add(2,"),
     ),
     *_in(
         "bindings/forward.cpp",
         _parity("mlp and forward"),
         Mutant(
-            "state",
             "the hidden is kept in another dtype",
             "args.kept_dtype = dtype_of(problem.kept_dtype);",
             "args.kept_dtype = args.dtype;",
@@ -241,26 +204,22 @@ MUTANTS = [
         "bindings/repeats.cpp",
         CHANGED,
         Mutant(
-            "state",
             "a repeated call is not asked for the addresses",
             "if (address(tensors[i]) != call.addresses[i]) return false;",
             "",
         ),
         Mutant(
-            "state",
             "a repeated call is not asked for the versions",
             "if (call.versions[i - 1] < 0) continue;",
             "continue;",
             tests=("tests/backends/test_stale_weights.py", "-k", "cpu and single"),
         ),
         Mutant(
-            "state",
             "a repeated call does not read the weights",
             "return call.regions.checksum() == call.checksum;",
             "return true;",
         ),
         Mutant(
-            "state",
             "a repeated call is not asked for the settings",
             "if (!likewise) continue;",
             "",

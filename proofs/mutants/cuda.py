@@ -13,7 +13,7 @@ def _without(name: str, context: str, **fields: object) -> Mutant:
     """Return a mutant without the only barrier in `context`."""
     (found,) = (b for b in ("__syncthreads();", "__syncwarp();", "copies_wait();") if b in context)
     assert context.count(found) == 1, context
-    return Mutant("barrier", name, context, context.replace(found, ";"), **fields)
+    return Mutant(name, context, context.replace(found, ";"), **fields)
 
 
 def _parity(expression: str) -> tuple[str, ...]:
@@ -46,7 +46,6 @@ MUTANTS = [
         ),
         _without("a tile is read before it is there", "s.plane, tile);\n          __syncthreads();"),
         Mutant(
-            "mask",
             "weights beyond the last channel are read",
             "k < kChannels && c + k < p.s.c; ++k)",
             "k < kChannels; ++k)",
@@ -54,7 +53,6 @@ MUTANTS = [
             tests=SMALL,
         ),
         Mutant(
-            "bound",
             "the lower of two rows lacks its last kernel row",
             "min(row + side_h + 1, v.row + v.rows)",
             "min(row + side_h, v.row + v.rows)",
@@ -63,14 +61,8 @@ MUTANTS = [
     *_in(
         "dwconv/dwconv_tile.h",
         DWCONV,
+        Mutant("columns left of the image are loaded", "if (unsigned(w) < end) value =", "if (w < int(end)) value ="),
         Mutant(
-            "mask",
-            "columns left of the image are loaded",
-            "if (unsigned(w) < end) value =",
-            "if (w < int(end)) value =",
-        ),
-        Mutant(
-            "bound",
             "a row below the image is staged",
             "last = end < h.count ? end : h.count;",
             "last = end < h.count + 1 ? end : h.count + 1;",
@@ -84,7 +76,6 @@ MUTANTS = [
             "the next tile overwrites the one in use", "__syncthreads();  // the tile before no longer uses this memory"
         ),
         Mutant(
-            "shared",
             "no room for the sums of the last thread",
             "int64_t(p.splits) * tasks * values",
             "(int64_t(p.splits) * tasks - 1) * values",
@@ -96,7 +87,7 @@ MUTANTS = [
         "layernorm/layernorm.cu",
         LAYERNORM,
         _without("a tile is stored before it is there", "= from[slot + j];\n    }\n    __syncthreads();"),
-        Mutant("mask", "pixels in no patch are stored", "stored ? p.c - first : 0", "p.c - first", proof="asan"),
+        Mutant("pixels in no patch are stored", "stored ? p.c - first : 0", "p.c - first", proof="asan"),
     ),
     *_in(
         "layernorm/layernorm_rows.h",
@@ -106,9 +97,8 @@ MUTANTS = [
             "__syncthreads();\n  const int first = int(threadIdx.x) / lanes",
             tests=ORDER_LAYERNORM,
         ),
-        Mutant("bound", "sums of two teams", "if (mask >= lanes) continue;", "if (mask > lanes) continue;"),
+        Mutant("sums of two teams", "if (mask >= lanes) continue;", "if (mask > lanes) continue;"),
         Mutant(
-            "stride",
             "rows and columns of a patch are exchanged",
             "(patch * patches.side + h.remainder) * patches.side + w.remainder",
             "(patch * patches.side + w.remainder) * patches.side + h.remainder",
@@ -118,7 +108,6 @@ MUTANTS = [
         "layernorm/layernorm_columns.h",
         LAYERNORM,
         Mutant(
-            "mask",
             "channels beyond the last are summed",
             "to[k] = first + k * warps < c ? widen(*x) : 0.0f;",
             "to[k] = widen(*x);",
@@ -134,7 +123,6 @@ MUTANTS = [
             tests=ORDER_LAYERNORM,
         ),
         Mutant(
-            "shared",
             "no room for the last sum",
             "(5 * kNormThreads / kWarpSize + sums)",
             "(5 * kNormThreads / kWarpSize + sums - 1)",
@@ -142,11 +130,7 @@ MUTANTS = [
             tests=ORDER_LAYERNORM,
         ),
         Mutant(
-            "bound",
-            "the last group's sums are forgotten",
-            "g < groups; ++g)",
-            "g + 1 < groups; ++g)",
-            tests=ORDER_LAYERNORM,
+            "the last group's sums are forgotten", "g < groups; ++g)", "g + 1 < groups; ++g)", tests=ORDER_LAYERNORM
         ),
     ),
     *_in(
@@ -157,7 +141,7 @@ MUTANTS = [
             "group * p.a.length + c);\n    }\n    __syncthreads();",
             tests=("tests/backends/cuda/test_norms.py", "-k", "many_parts"),
         ),
-        Mutant("bound", "the last walker's sums are forgotten", "w < p.walkers; ++w)", "w + 1 < p.walkers; ++w)"),
+        Mutant("the last walker's sums are forgotten", "w < p.walkers; ++w)", "w + 1 < p.walkers; ++w)"),
     ),
     *_in(
         "grn.cu",
@@ -167,12 +151,7 @@ MUTANTS = [
             "out[at.tile * p.t.c + at.channel + c] = sum;\n  }\n  __syncthreads();",
             tests=ORDER_GRN,
         ),
-        Mutant(
-            "mask",
-            "pixels of the next sample are summed",
-            "pixel < p.t.pixels ? p.t.c - channel : 0",
-            "p.t.c - channel",
-        ),
+        Mutant("pixels of the next sample are summed", "pixel < p.t.pixels ? p.t.c - channel : 0", "p.t.c - channel"),
     ),
     *_in(
         "mlp/mlp_pointwise.cu",
@@ -181,13 +160,12 @@ MUTANTS = [
             "the next tile overwrites the one that is stored",
             "out_base + c * out.stride_c);\n        }\n      }\n      __syncthreads();",
         ),
-        Mutant("mask", "pixels beyond the last are stored", "if (here < p.t.pixels) {", "{"),
+        Mutant("pixels beyond the last are stored", "if (here < p.t.pixels) {", "{"),
     ),
     *_in(
         "mlp/mlp_pointwise.cu",
         ("tests/backends/cuda/test_pointwise.py", "-k", "activations"),
         Mutant(
-            "bound",
             "activations store beyond the last element",
             "if (first + kPack <= p.count) {\n        float value[kPack];",
             "if (first < p.count) {\n        float value[kPack];",
@@ -197,12 +175,12 @@ MUTANTS = [
     *_in(
         "activations.h",
         ("tests/backends/cuda/test_pointwise.py", "-k", "activations"),
-        Mutant("formula", "the gate's slope lacks the cubic term", "fmaf(x * x, 3.0f * Inner::kCubic, ", "(0.0f + "),
+        Mutant("the gate's slope lacks the cubic term", "fmaf(x * x, 3.0f * Inner::kCubic, ", "(0.0f + "),
     ),
     *_in(
         "layernorm/layernorm_rows.h",
         ("tests/backends/cuda/test_norms.py", "-k", "rms_and_simple"),
-        Mutant("formula", "SimpleNorm has the biased variance", "positive * (float(c) / float(c - 1))", "positive"),
+        Mutant("SimpleNorm has the biased variance", "positive * (float(c) / float(c - 1))", "positive"),
     ),
     *_in(
         "mlp/mlp_fused.cu",
@@ -212,24 +190,16 @@ MUTANTS = [
             "__syncthreads();  // this chunk has arrived, and no thread reads the one before",
         ),
         Mutant(
-            "mask",
-            "hidden units of pixels beyond the last are stored",
-            "if (pixel >= p.a.pixels) continue;",
-            "",
-            proof="asan",
+            "hidden units of pixels beyond the last are stored", "if (pixel >= p.a.pixels) continue;", "", proof="asan"
         ),
         Mutant(
-            "bound",
-            "the last chunk of hidden units is forgotten",
-            "(p.a.hidden + kChunk - 1) / kChunk",
-            "p.a.hidden / kChunk",
+            "the last chunk of hidden units is forgotten", "(p.a.hidden + kChunk - 1) / kChunk", "p.a.hidden / kChunk"
         ),
     ),
     *_in(
         "mlp/mlp_fused_rows.h",
         FUSED,
         Mutant(
-            "mask",
             "the variance counts channels beyond the last",
             "j * kPiece + t8 + i < channels ? value[j][i] - mean : 0.0f",
             "value[j][i] - mean",
@@ -238,12 +208,7 @@ MUTANTS = [
     *_in(
         "mlp/mlp_tile.h",
         FUSED,
-        Mutant(
-            "stride",
-            "both halves of the chunk's parameters are one",
-            "to.bias[chunk % 2][thread]",
-            "to.bias[0][thread]",
-        ),
+        Mutant("both halves of the chunk's parameters are one", "to.bias[chunk % 2][thread]", "to.bias[0][thread]"),
     ),
     *_in(
         "mlp/mlp_fused_fp32.cu",
@@ -253,23 +218,14 @@ MUTANTS = [
     *_in(
         "mma.h",
         _parity("mlp and c16-7x5-k7d1-r4-v1 and bfloat16 and forward"),  # 16-byte copies need rows of 8 elements
-        Mutant(
-            "barrier",
-            "nobody waits for the copies",
-            'asm volatile("cp.async.wait_all;" : : : "memory");',
-            "",
-            proof="ptx",
-        ),
-        Mutant("mask", "copies fill nothing with zeros", '"r"(inside ? 16 : 0)', '"r"(16)', proof="ptx"),
-        Mutant(
-            "stride", "bf16 is multiplied as fp16", "row.col.f32.bf16.bf16.f32", "row.col.f32.f16.f16.f32", proof="ptx"
-        ),
+        Mutant("nobody waits for the copies", 'asm volatile("cp.async.wait_all;" : : : "memory");', "", proof="ptx"),
+        Mutant("copies fill nothing with zeros", '"r"(inside ? 16 : 0)', '"r"(16)', proof="ptx"),
+        Mutant("bf16 is multiplied as fp16", "row.col.f32.bf16.bf16.f32", "row.col.f32.f16.f16.f32", proof="ptx"),
     ),
     *_in(
         "element.h",
         _parity("mlp and c17-7x5-k7d1-r2 and bfloat16 and forward"),
         Mutant(
-            "stride",
             "the elements of a pair are exchanged",
             'asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));',
             'asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(first), "f"(second));',

@@ -26,12 +26,9 @@ MUTANTS = [
     *_in(
         "triton/kernels/dwconv_forward.py",
         DWCONV,
-        Mutant("mask", "columns left of the image are loaded", "both(inside, column >= -(FIRST + j))", "inside"),
+        Mutant("columns left of the image are loaded", "both(inside, column >= -(FIRST + j))", "inside"),
+        Mutant("a strip lacks the last row below it", "tl.minimum(end + P, own)", "tl.minimum(end + P - 1, own)"),
         Mutant(
-            "bound", "a strip lacks the last row below it", "tl.minimum(end + P, own)", "tl.minimum(end + P - 1, own)"
-        ),
-        Mutant(
-            "stride",
             "the input gradient turns the weights in one direction only",
             "(KH - 1 - i // KW) * WEIGHT[1] + (KW - 1 - i % KW) * WEIGHT[2]",
             "(KH - 1 - i // KW) * WEIGHT[1] + (i % KW) * WEIGHT[2]",
@@ -41,31 +38,28 @@ MUTANTS = [
     *_in(
         "triton/launch.py",
         ("tests/backends/triton/test_descriptors.py",),
-        Mutant("state", "descriptors have no memory", "triton.set_allocator(_scratch)", "pass"),
+        Mutant("descriptors have no memory", "triton.set_allocator(_scratch)", "pass"),
     ),
     *_in(
         "triton/kernels/dependent.py",
         ("tests/backends/triton/test_dependent.py",),
-        Mutant("barrier", "a kernel does not wait for the one before it", "gdc_wait()", "pass"),
+        Mutant("a kernel does not wait for the one before it", "gdc_wait()", "pass"),
     ),
     *_in(
         "triton/kernels/dwconv_rows.py",
         DWCONV,
         Mutant(
-            "bound",
             "the last kernel row is left out",
             "tl.minimum(P + ((x_height - 1) * UP - o * DOWN) // DH + 1, KH)",
             "tl.minimum(P + ((x_height - 1) * UP - o * DOWN) // DH, KH)",
         ),
         Mutant(
-            "mask",
             "with stride 2 taps between the rows of dy are added",
             "low += odd",
             "low += 0 * odd",
             tests=DWCONV_GRADIENTS,
         ),
         Mutant(
-            "bound",
             "the last kernel plane of a volume is left out",
             "(x_depth - 1) * UP - z * DOWN + 1, KD)",
             "(x_depth - 1) * UP - z * DOWN, KD)",
@@ -75,19 +69,17 @@ MUTANTS = [
     *_in(
         "triton/kernels/dwconv_wgrad.py",
         _parity("dwconv3d and gradients"),
-        Mutant("stride", "kernel planes write over one another", "out += kd * (KH * KW * C)", "out += 0 * kd"),
+        Mutant("kernel planes write over one another", "out += kd * (KH * KW * C)", "out += 0 * kd"),
     ),
     *_in(
         "triton/kernels/dwconv_toeplitz.py",
         ("tests/backends/triton/test_dwconv_toeplitz.py",),
         Mutant(
-            "stride",
             "the copies of the weights are moved the other way",
             "at - FIRST - shift + KW // 2",
             "at - FIRST + shift + KW // 2",
         ),
         Mutant(
-            "mask",
             "rows above a group have the first kernel row instead of none",
             "tl.where((kh >= 0) & (kh < KH), kh, KH)",
             "tl.where(kh < KH, tl.maximum(kh, 0), KH)",
@@ -97,13 +89,11 @@ MUTANTS = [
         "triton/dwconv_images.py",
         ("tests/ops/test_layouts.py", "-k", "triton and dwconv"),
         Mutant(
-            "state",
             "a result in other strides is not copied back",
             "return out if target.tensor is out else out.copy_(target.tensor)",
             "return out",
         ),
         Mutant(
-            "stride",
             "neighbouring channels are loaded in twos from odd addresses",
             "aligned(image.tensor, 2 * image.tensor.element_size())",
             "True",
@@ -113,42 +103,35 @@ MUTANTS = [
     *_in(
         "triton/kernels/dwconv_lines.py",
         _parity("dwconv and forward and (1x11 or 11x1)"),
-        Mutant("stride", "columns are read as rows", "step = width.to(tl.int64) * C", "step = C"),
+        Mutant("columns are read as rows", "step = width.to(tl.int64) * C", "step = C"),
     ),
     *_in(
         "triton/kernels/dwconv_lines.py",
         ("tests/backends/triton/test_dwconv_lines.py",),
-        Mutant("sum", "the second channel gets the first's sums", "sums[v * K + k], c + v", "sums[k], c + v"),
+        Mutant("the second channel gets the first's sums", "sums[v * K + k], c + v", "sums[k], c + v"),
     ),
     *_in(
         "triton/kernels/dwconv_wgrad.py",
         DWCONV_GRADIENTS,
-        Mutant(
-            "bound", "rows that only the last kernel row meets are left out", "own - P + kh + R - 1)", "own - P + kh)"
-        ),
-        Mutant(
-            "mask", "columns beyond the last sample are added", "inside = item < samples * groups", "inside = item >= 0"
-        ),
+        Mutant("rows that only the last kernel row meets are left out", "own - P + kh + R - 1)", "own - P + kh)"),
+        Mutant("columns beyond the last sample are added", "inside = item < samples * groups", "inside = item >= 0"),
     ),
     *_in(
         "triton/layernorm.py",
         LAYERNORM,
         Mutant(
-            "mask",
             "the variance counts channels beyond the last",
             "d = tl.where(inside, x - mean[:, None], 0.0)",
             "d = x - mean[:, None]",
             quick=True,
         ),
         Mutant(
-            "formula",
             "the input gradient lacks its mean",
             "rstd * (g - along_mean - xhat * along_xhat)",
             "rstd * (g - xhat * along_xhat)",
             tests=LAYERNORM_GRADIENTS,
         ),
         Mutant(
-            "stride",
             "samples are merged although patches end with each",
             "extent(source, target, merge=patch == 1 and not adaptive)",
             "extent(source, target)",
@@ -159,7 +142,6 @@ MUTANTS = [
         "triton/kernels/pixels.py",
         DOWNSAMPLE,
         Mutant(
-            "stride",
             "rows and columns of a patch are swapped",
             "row = (patch * PATCH + h % PATCH) * PATCH + w % PATCH",
             "row = (patch * PATCH + w % PATCH) * PATCH + h % PATCH",
@@ -169,7 +151,6 @@ MUTANTS = [
         "triton/kernels/layernorm_wide.py",
         ("tests/ops/test_layernorm.py", "-k", "triton"),
         Mutant(
-            "mask",
             "the variance counts channels beyond the last",
             "tl.where(c < C, load_channels(x_row, c, stride_c, C) - mean, 0.0)",
             "load_channels(x_row, c, stride_c, C) - mean",
@@ -179,7 +160,6 @@ MUTANTS = [
         "triton/reduce.py",
         LAYERNORM_GRADIENTS,
         Mutant(
-            "bound",
             "the last part is forgotten",
             "for start in range(begin, end, BLOCK_P):",
             "for start in range(begin, end - 1, BLOCK_P):",
@@ -189,13 +169,11 @@ MUTANTS = [
         "triton/grn.py",
         GRN,
         Mutant(
-            "stride",
             "all samples share the first one's sums",
             "base = partials_ptr + n.to(tl.int64) * tiles * C",
             "base = partials_ptr",
         ),
         Mutant(
-            "bound",
             "the gradient's mean is of padded channels",
             "s = tl.sum(norm, axis=0) / C + eps",
             "s = tl.sum(norm, axis=0) / BLOCK_C + eps",
@@ -206,7 +184,6 @@ MUTANTS = [
         "triton/kernels/mlp_tiles.py",
         MLP,
         Mutant(
-            "mask",
             "the variance counts channels beyond the last",
             "d = tl.where((j * BC + tl.arange(0, BC) < C)[None, :], d, 0.0)",
             "d += 0.0",
@@ -216,13 +193,11 @@ MUTANTS = [
         "triton/kernels/mlp_fused.py",
         MLP,
         Mutant(
-            "mask",
             "GRN's sums count pixels beyond the last",
             "tl.where(inside[:, None], square * square, 0.0)",
             "square * square",
         ),
         Mutant(
-            "formula",
             "GELU is kept in the place of what enters it",
             "tl.store(where, u.to(compute)",
             "tl.store(where, activate(u, ACTIVATION).to(compute)",
@@ -232,15 +207,13 @@ MUTANTS = [
     *_in(
         "triton/kernels/mlp_gemm.py",
         MLP,
-        Mutant("formula", "the variance is about the first channel", "/ C - deviation * deviation", "/ C"),
+        Mutant("the variance is about the first channel", "/ C - deviation * deviation", "/ C"),
         Mutant(
-            "stride",
             "all samples read the hidden of the first",
             "row = (n.to(tl.int64) * pixels + p)[:, None] * HIDDEN",
             "row = p.to(tl.int64)[:, None] * HIDDEN",
         ),
         Mutant(
-            "stride",
             "through descriptors all samples read the hidden of the first",
             "tile_row = n * pixels + (tile % tiles) * BM",
             "tile_row = (tile % tiles) * BM",
@@ -251,7 +224,6 @@ MUTANTS = [
         "triton/kernels/mlp_backward.py",
         ("tests/backends/triton/test_products.py", "-k", "separate_kernels"),
         Mutant(
-            "formula",
             "the weight gradient forgets the drop factor",
             "a.to(tl.float32) * load_vector(drop_scale_ptr, p // sample_pixels, inside)[None, :]",
             "a.to(tl.float32)",
@@ -260,9 +232,8 @@ MUTANTS = [
     *_in(
         "triton/kernels/mlp_fused_backward.py",
         ("tests/backends/triton/test_products.py", "-k", "variants_with_the_hidden_on_chip and v2-layer"),
-        Mutant("mask", "V2's pixels past the end have gradients", "du = tl.where(mask, du, 0.0)", "du += 0.0"),
+        Mutant("V2's pixels past the end have gradients", "du = tl.where(mask, du, 0.0)", "du += 0.0"),
         Mutant(
-            "stride",
             "splits write over one another",
             "tl.program_id(1).to(tl.int64) * (C * HIDDEN)",
             "0",
@@ -272,41 +243,33 @@ MUTANTS = [
     *_in(
         "triton/kernels/block_fused.py",
         ("tests/backends/triton/test_block_fused.py", "-k", "every_candidate and tails and dtype0"),
-        Mutant("mask", "taps left of the image are of the row above", "(left >= 0) & (left < width)", "(left < width)"),
-        Mutant(
-            "stride", "samples have the first one's pixels", "row = (n.to(tl.int64) * pixels + p) * C", "row = p * C"
-        ),
+        Mutant("taps left of the image are of the row above", "(left >= 0) & (left < width)", "(left < width)"),
+        Mutant("samples have the first one's pixels", "row = (n.to(tl.int64) * pixels + p) * C", "row = p * C"),
     ),
     *_in(
         "triton/mlp_pointwise.py",
         MLP_GRADIENTS,
-        Mutant(
-            "formula",
-            "the products' gradient lacks gamma",
-            "dz = d * load_vector(gamma_ptr, c, c < C)[None, :]",
-            "dz = d",
-        ),
+        Mutant("the products' gradient lacks gamma", "dz = d * load_vector(gamma_ptr, c, c < C)[None, :]", "dz = d"),
     ),
     *_in(
         "triton/kernels/activations.py",
         VARIANTS_GRADIENTS,
-        Mutant("formula", "the gate's slope is left out", "s + x * s * (1.0 - s) * inner_slope", "s"),
+        Mutant("the gate's slope is left out", "s + x * s * (1.0 - s) * inner_slope", "s"),
     ),
     *_in(
         "triton/kernels/mlp_tiles.py",
         VARIANTS,
-        Mutant("formula", "SimpleNorm has the biased variance", "variance = variance * (C / (C - 1))", "pass"),
+        Mutant("SimpleNorm has the biased variance", "variance = variance * (C / (C - 1))", "pass"),
     ),
     *_in(
         "triton/kernels/gelu.py",
         MLP_GRADIENTS,
-        Mutant("formula", "exp2 has exp's constant", "* -0.7213475204444817", "* -0.5"),
+        Mutant("exp2 has exp's constant", "* -0.7213475204444817", "* -0.5"),
     ),
     *_in(
         "gpu/downsample.py",
         DOWNSAMPLE,
         Mutant(
-            "stride",
             "rows and columns of the kernel are swapped",
             "weight.detach().permute(0, 2, 3, 1)",
             "weight.detach().permute(0, 3, 2, 1)",
@@ -315,11 +278,9 @@ MUTANTS = [
     *_in(
         "triton/weights.py",
         ("tests/backends/triton/test_weights.py",),
-        Mutant("state", "writes that PyTorch does not count are not seen", "if change != 0:", "if before == 0:"),
-        Mutant(
-            "state", "only the first version is compared", "if entry.versions != versions:", "if not entry.versions:"
-        ),
-        Mutant("state", "storages are told apart by their addresses", "(first._cdata, second._cdata, ", "("),
-        Mutant("state", "streams share copies", "entry is None or entry.stream != stream", "entry is None"),
+        Mutant("writes that PyTorch does not count are not seen", "if change != 0:", "if before == 0:"),
+        Mutant("only the first version is compared", "if entry.versions != versions:", "if not entry.versions:"),
+        Mutant("storages are told apart by their addresses", "(first._cdata, second._cdata, ", "("),
+        Mutant("streams share copies", "entry is None or entry.stream != stream", "entry is None"),
     ),
 ]

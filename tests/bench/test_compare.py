@@ -4,9 +4,8 @@ import math
 import pytest
 from click.testing import CliRunner
 
-from convnext_kernels.bench.compare import CONTROLS, compare, control, differences
 from convnext_kernels.bench.results import EAGER, OURS, Times, save
-from convnext_kernels.cli.compare import command
+from convnext_kernels.cli.compare import CONTROLS, command, compare, control, differences
 from tests.bench import runs
 
 CASE = "block/V1-C384-14x14-b1-fp32-forward"
@@ -91,15 +90,29 @@ def test_differences(changes, words):
     assert all(word in lines[0] for word in words or ())
 
 
-def test_command(tmp_path):
-    files = []
-    for name, run in (("a", run_of(1.0, 1.0)), ("b", run_of(1.5, 1.5, complete=False))):
-        files.append(str(tmp_path / f"{name}.json"))
-        save(run, tmp_path / f"{name}.json")
-    shown = CliRunner().invoke(command, files)
-    assert shown.exit_code == 0, shown.output
+@pytest.fixture
+def call(tmp_path):
+    """Save runs and call the command with them."""
+
+    def run(a, b):
+        save(a, tmp_path / "a.json")
+        save(b, tmp_path / "b.json")
+        result = CliRunner().invoke(command, [str(tmp_path / "a.json"), str(tmp_path / "b.json")])
+        assert result.exit_code == 0, result.output
+        return result
+
+    return run
+
+
+def test_command(call):
+    shown = call(run_of(1.0, 1.0), run_of(1.5, 1.5, complete=False)).output
     for words in ("1.50x slower", "Over all times B is 1.22 times slower than A", "warning: run B is incomplete"):
-        assert words in shown.output
-    assert "1 of 2 times agree within the noise" in shown.output
-    assert " eager " not in shown.output
-    assert " eager " in CliRunner().invoke(command, [*files, "--all"]).output
+        assert words in shown
+    assert "1 of 2 times agree within the noise" in shown
+    assert " eager " not in shown
+    assert "warning" not in call(run_of(1.0, 1.0), run_of(1.0, 1.0)).output
+    good = run_of(1.0)
+    bad = runs.replace(good, CASE, OURS, status="wrong", reason="[bold]", times=None, error=math.nan)
+    shown = call(good, bad).output
+    assert "ok > wrong" in shown
+    assert "no times in B any more" in shown

@@ -140,7 +140,6 @@ def test_every_workload_runs_both_ways():
     for build in (
         workloads.op("dwconv", *shape, 3, 2),
         workloads.op("block1d", 1, 8, 1, 9, True),
-        workloads.op("ada_block1d", 2, 8, 1, 9),
         workloads.op("mednext", 1, 8, 6, 5, 3, 4),
         workloads.op("dwconv3d_transposed", 1, 8, 3, 2, 3, 2),
         workloads.op("layernorm", *shape),

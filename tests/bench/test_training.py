@@ -1,15 +1,13 @@
-"""benchmarks/training.py: steps that really train, times of what is right."""
-
-import dataclasses
-from functools import partial
+"""Cases of training: steps that really train, times of what is right. benchmarks/training_memory.py: bytes, peaks."""
 
 import pytest
 import torch
 
 import convnext_kernels as ck
-from convnext_kernels.bench import conditions, workloads
-from convnext_kernels.bench.cases import QUICK
-from convnext_kernels.bench.measure import prepare, results
+from convnext_kernels.bench import conditions, training, workloads
+from convnext_kernels.bench.candidates import CANDIDATES
+from convnext_kernels.bench.cases import FULL, QUICK, STAGES, STANDARD, STEP, WEIGHT_GRADIENT, Case, select
+from convnext_kernels.bench.measure import Session, prepare, results
 from convnext_kernels.bench.results import EAGER, OK, OURS, WRONG, is_ours
 
 N, C, SIZE = 2, 16, 7
@@ -17,29 +15,41 @@ PLAIN = (EAGER, OURS, "eager, contiguous", f"{OURS}, min", f"{OURS}, balanced")
 
 
 @pytest.fixture
-def script(program):
-    return program("training")
-
-
-@pytest.fixture
-def session(script, monkeypatch):
+def session(monkeypatch):
     """Measures with the candidates that need no compiler."""
     monkeypatch.setattr(conditions.Course, "probe", lambda self: self.speeds.append(1.0))
-    chosen = tuple(c for c in script.CANDIDATES if c.name in PLAIN)
-    return script.session(QUICK, chosen)
+    return Session("cpu", QUICK, {}, candidates=tuple(c for c in CANDIDATES if c.name in PLAIN))
 
 
-def case(script, group, dtype="fp32"):
+def case(group, dtype="fp32", autocast=False):
     """A tiny one in the place of a real one."""
-    real = next(c for c in script.cases() if c.group == group and c.dtype == dtype)
-    build = partial(workloads.op, group, N, C, SIZE, SIZE, 7 if group == "dwconv" else False)
-    tiny = dataclasses.replace(real, what=f"tiny {real.what.split()[-1]}", channels=C, build=build)
-    return dataclasses.replace(tiny, build=partial(script.build, tiny))
+    build = {
+        "dwconv": lambda: training.weight_gradient(lambda: workloads.op("dwconv", N, C, SIZE, SIZE, 7)),
+        "block": lambda: training.step(lambda: workloads.op("block", N, C, SIZE, SIZE, False), False),
+        "model": lambda: training.step(
+            lambda: workloads.convnext("torchvision", "convnext_tiny", N, 64), True, autocast
+        ),
+    }[group]
+    return Case(group, "tiny", N, dtype, WEIGHT_GRADIENT if group == "dwconv" else STEP, FULL, build, C, 7)
+
+
+def test_the_table_holds_what_was_asked_for():
+    names = {c.name for c in select(FULL)} - {c.name for c in select(STANDARD)}
+    for dtype in ("fp32", "bf16"):
+        for c, size in STAGES:
+            at = f"C{c}-{size}x{size}"
+            assert f"dwconv/K7-{at}-b8-{dtype}-weight-gradient" in names
+            assert {f"block/{v}-{at}-b8-{dtype}-step" for v in ("V1", "V2")} <= names
+        assert f"model/ConvNeXt-T-224-b8-{dtype}-step" in names
+    assert "model/ConvNeXt-T-224-autocast-b8-bf16-step" in names
+    (only,) = select(QUICK, ("dwconv/*C96*bf16-weight*",))
+    assert only.name == "dwconv/K7-C96-56x56-b8-bf16-weight-gradient"
+    assert not {c.direction for c in select(FULL, (), "cuda")} & {STEP, WEIGHT_GRADIENT}
 
 
 @pytest.mark.parametrize(("group", "dtype"), [("dwconv", "fp32"), ("dwconv", "bf16"), ("block", "bf16")])
-def test_a_case(script, session, group, dtype):
-    records = {r.candidate: r for r in session.measure(case(script, group, dtype))}
+def test_a_case(session, group, dtype):
+    records = {r.candidate: r for r in session.measure(case(group, dtype))}
     assert tuple(records) == (PLAIN if group == "block" else (EAGER, OURS, "eager, contiguous"))
     for record in records.values():
         assert record.status == OK, record.reason
@@ -60,15 +70,15 @@ class Changed(torch.autograd.Function):
         return ctx.change(dy), None
 
 
-def test_wrong_gradients_get_no_speed(script, session, monkeypatch):
+def test_wrong_gradients_get_no_speed(session, monkeypatch):
     """Every setting of ours is held to the strict rule."""
-    right, forward = script.Gradient.forward, ck.FusedConvNeXtBlock.forward
+    right, forward = training.Gradient.forward, ck.FusedConvNeXtBlock.forward
 
     def wrong(self, x, dy):
         return {name: g * (1.0001 if self.ours else 1) for name, g in right(self, x, dy).items()}
 
-    monkeypatch.setattr(script.Gradient, "forward", wrong)
-    assert {r.candidate: r.status for r in session.measure(case(script, "dwconv"))} == {
+    monkeypatch.setattr(training.Gradient, "forward", wrong)
+    assert {r.candidate: r.status for r in session.measure(case("dwconv"))} == {
         EAGER: OK,
         OURS: WRONG,
         "eager, contiguous": OK,
@@ -76,12 +86,12 @@ def test_wrong_gradients_get_no_speed(script, session, monkeypatch):
     monkeypatch.setattr(
         ck.FusedConvNeXtBlock, "forward", lambda self, x: Changed.apply(forward(self, x), lambda dy: 1.001 * dy)
     )
-    for record in session.measure(case(script, "block")):
+    for record in session.measure(case("block")):
         assert record.status == (WRONG if is_ours(record.candidate) else OK)
 
 
 @pytest.mark.parametrize(("change", "status"), [(lambda y: y + 0.05 * y.roll(1, 2), OK), (lambda y: -9 * y, WRONG)])
-def test_inaccurate_peers_are_timed_and_nonsense_is_not(script, session, monkeypatch, change, status):
+def test_inaccurate_peers_are_timed_and_nonsense_is_not(session, monkeypatch, change, status):
     """`bench` takes more than a hundredth for garbage in fp32."""
     convolve = workloads.EagerDwconv.forward
 
@@ -90,14 +100,14 @@ def test_inaccurate_peers_are_timed_and_nonsense_is_not(script, session, monkeyp
         return y if x.dtype == torch.float64 else Changed.apply(y, change)
 
     monkeypatch.setattr(workloads.EagerDwconv, "forward", off)
-    records = {r.candidate: r for r in session.measure(case(script, "block"))}
+    records = {r.candidate: r for r in session.measure(case("block"))}
     assert (records[EAGER].status, records[OURS].status) == (status, OK)
 
 
-def test_steps_start_from_the_same_weights_and_change_them(script):
-    prepared = prepare(case(script, "block", "bf16"), "cpu", script.TrainingStep)
+def test_steps_start_from_the_same_weights_and_change_them():
+    prepared = prepare(case("block", "bf16"), "cpu")
     losses = set()
-    for candidate in (c for c in script.CANDIDATES if c.name in PLAIN):
+    for candidate in (c for c in CANDIDATES if c.name in PLAIN):
         step = candidate.build(prepared)
         before = {name: p.detach().clone() for name, p in step.module.named_parameters()}
         first = results(step)

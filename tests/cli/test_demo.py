@@ -3,7 +3,7 @@ import re
 import pytest
 
 from convnext_kernels.backends import cpu
-from convnext_kernels.cli import demo_runs
+from convnext_kernels.cli import demo
 from tests.pages import Page
 
 SMALL = ("--model", "timm/test_convnext", "--size", "64", "--repeats", "1")
@@ -28,7 +28,7 @@ def test_table(shipped_run):
     assert "bf16" in result.stdout
     speedup = r" +(\d+\.\d+x (faster|slower)|as fast)"
     assert re.search(rf"speed-up over eager \(medians\){speedup}{speedup}", result.stdout)
-    assert re.search(r"same top 5 +\d of 8, \d tied", result.stdout)
+    assert re.search(r"same top 5 +\d of 8", result.stdout)
     assert "random (seed 0)" in " ".join(result.stdout.split())
     speeds, errors, where = result.stdout.splitlines()[-3:]
     assert re.match(r"Speed: .* (than|as) eager in fp32, .* (than|as) eager in bf16; \d+ modules replaced\.", speeds)
@@ -39,7 +39,6 @@ def test_table(shipped_run):
 def test_report_is_complete_and_self_contained(shipped_run):
     _, report = shipped_run
     page = Page(report)
-    assert page.tags.count("svg") == 3
     assert page.tags.count("img") == 8
     for word in ("china", "hubble deep field", "class ", "ConvNeXtBlock", "replaced"):
         assert word in page.text
@@ -47,14 +46,16 @@ def test_report_is_complete_and_self_contained(shipped_run):
 
 
 def test_backends_that_cannot_run(fails, monkeypatch):
-    fails("demo", *SMALL, "--backend", "nope", words=("--backend", "'nope'", "auto", "eager"), code=2)
+    monkeypatch.setenv("CONVNEXT_KERNELS_BACKEND", "nope")
+    fails("demo", *SMALL, words=("CONVNEXT_KERNELS_BACKEND", "'nope'"))
+    monkeypatch.setenv("CONVNEXT_KERNELS_BACKEND", "cpu")
     monkeypatch.setattr(cpu, "unavailable", lambda: "not compiled")
-    fails("demo", *SMALL, "--backend", "cpu", words=("cpu", "not compiled"))
+    fails("demo", *SMALL, words=("cpu", "not compiled"))
 
 
 def test_wrong_results_fail_and_are_reported(run, tmp_path, monkeypatch):
     """An accelerated model that is off by 1 % must not pass."""
-    build = demo_runs.Subject.build
+    build = demo.Subject.build
 
     def wrong(self, name, *form, **named):
         model = build(self, name, *form, **named)
@@ -62,11 +63,11 @@ def test_wrong_results_fail_and_are_reported(run, tmp_path, monkeypatch):
             model.register_forward_hook(lambda module, inputs, output: output.roll(1, -1) * 1.01)
         return model
 
-    monkeypatch.setattr(demo_runs.Subject, "build", wrong)
+    monkeypatch.setattr(demo.Subject, "build", wrong)
     report = tmp_path / "r.html"
     result = run("demo", *SMALL, "--dtype", "fp32", "--report", report)
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
-    for word in ("fp32: logits: ", " error ", ", allowed ", "the top 5 classes differ on china"):
+    for word in ("fp32: logits: ", "bf16: logits: ", " error ", ", allowed "):
         assert word in line
     assert "not within the tolerance" in Page(report).text

@@ -1,17 +1,9 @@
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from convnext_kernels.cli import load
 
 TEST_MODEL = "timm/test_convnext"
-DEMO = ("demo", "--size", "32", "--model", TEST_MODEL)
-
-
-@pytest.fixture(scope="module")
-def state():
-    loaded = load.load(TEST_MODEL, None, False)
-    return {name: value + 0.25 for name, value in loaded.model.state_dict().items()}
 
 
 def test_unknown_models(fails):
@@ -27,8 +19,8 @@ def test_a_model_without_convnext_blocks(fails):
 
 @pytest.mark.parametrize("name", ["timm/convnextv2_atto", "torchvision/convnext_tiny"])
 def test_random_weights_let_every_block_contribute(name):
-    model = load.load(name, None, False).model
-    again = load.load(name, None, False).model
+    model = load.load(name, False).model
+    again = load.load(name, False).model
     for (key, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b), key
     blocks = [m for m in model.modules() if type(m).__name__ in ("CNBlock", "ConvNeXtBlock")]
@@ -45,13 +37,3 @@ def test_random_weights_let_every_block_contribute(name):
     assert len(share) == len(blocks)
     assert min(share) > 0.1, share
     assert 0.1 < logits.std() < 10
-
-
-@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
-def test_weights_from_a_file(state, tmp_path, name):
-    torch.save(state, tmp_path / name) if name == "w.pth" else save_file(state, tmp_path / name)
-    loaded = load.load(TEST_MODEL, tmp_path / name, False)
-    for key, value in loaded.model.state_dict().items():
-        assert torch.equal(value, state[key]), key
-    assert name in loaded.weights
-    assert len(loaded.classes) == 1000

@@ -19,7 +19,8 @@ def test_help_imports_no_command_and_no_library(run_python):
 
 def test_wrong_usage_is_one_line(fails):
     fails("nonsense", words=("nonsense",), code=2)
-    fails("demo", "--weights", "a.pth", "--pretrained", words=("--weights", "--pretrained"), code=2)
+    fails("demo", "--repeats", "0", words=("--repeats",), code=2)
+    fails("demo", "--dtype", "int8", words=("--dtype", "int8"), code=2)
 
 
 def test_an_unforeseen_error_is_one_line_and_debug_shows_it(run, fails, monkeypatch):

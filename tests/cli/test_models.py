@@ -1,22 +1,31 @@
 """``convnext-kernels models`` and ``roadmap``."""
 
-import json
 import re
 
 import pytest
+
+from convnext_kernels.cli import models
+from convnext_kernels.interop.report import AccelerationReport, ReportRow
 
 pytest.importorskip("torchvision")
 pytest.importorskip("timm")
 
 
-def test_coverage(run, fails):
+def test_coverage(fails, monkeypatch):
     names = ("convnext_atto", "convnext_zepto_rms_ols", "ConvNextV2Model", "convnext_tiny")
-    rows = {(r["library"], r["model"]): r for r in json.loads(run("models", "--coverage", "--json", *names).stdout)}
-    assert all((r["blocks"], r["layers"]) == (r["served"], r["layers_served"]) for r in rows.values())
-    atto, zepto = rows["timm", "convnext_atto"], rows["timm", "convnext_zepto_rms_ols"]
-    assert (len(rows), atto["blocks"], zepto["blocks"], zepto["layers"]) == (5, 12, 10, 5)
-    assert (atto["overlapping"], zepto["overlapping"]) == ([], ["3x3 stride 2"])
-    assert not any(r["reasons"] for r in rows.values())
+    table, said = models.coverage(names)
+    rows = {row[:2]: row[2:] for row in table.rows}
+    assert len(rows) == 5
+    assert rows["timm", "convnext_atto"] == ("12", "12", "5", "5", "")
+    assert rows["timm", "convnext_zepto_rms_ols"] == ("10", "10", "5", "5", "stem 3x3 stride 2: PyTorch's")
+    assert "5 of 5 models whole" in said
+    assert "matrix products" in said
+    rows = (ReportRow("0", "A", "block", False, "why"), ReportRow("1", "A", "block", False, "", replaceable=True))
+    monkeypatch.setattr(models, "acceleration_report", lambda model: AccelerationReport(rows))
+    table, said = models.coverage(("convnext_atto",))
+    assert table.rows[0][2:] == ("2", "1", "0", "0", "block: why")
+    assert "1 of 2 blocks are served, 0 of 1 models whole" in said
+    assert "matrix products" not in said
     fails("models", "--coverage", "convnext_ato", words=("unknown model 'convnext_ato'; close: convnext_atto",))
 
 

@@ -1,4 +1,3 @@
-import json
 import re
 
 import pytest
@@ -17,17 +16,27 @@ def test_table(run):
         assert line in result.output
 
 
-def test_json(run):
+def test_one_of_timm_in_training(run):
     arguments = ("--model", "timm/convnextv2_atto", "--gpu", "rtx 4090", "--batch", 1, "--dtype", "fp32", "--training")
-    result = run("plan", *arguments, "--json")
+    result = run("plan", *arguments)
     assert result.exit_code == 0, result.output
-    content = json.loads(result.stdout)
-    assert (content["basis"], content["gpu"]["name"], content["training"]) == ("predicted", "RTX4090", True)
-    blocks = [row for row in content["rows"] if row["name"].startswith("block V2")]
-    assert [row["count"] for row in blocks] == [2, 2, 6, 2]
-    for row in content["rows"]:
-        assert row["ours"]["launches"] > 0
-        assert row["ours"]["seconds"] > 0
+    assert "timm/convnextv2_atto on RTX4090, batch 1, 224 x 224, fp32, forward and backward: predicted" in result.output
+    assert re.findall(r"block V2 .*? k7 +(\d+) ", result.output) == ["2", "2", "6", "2"]
+
+
+def test_several_gpus_and_batches(run):
+    result = run("plan", "--gpu", "A100", "--gpu", "RTX 4090", "--batch", 1, "--batch", 128, "--training")
+    assert result.exit_code == 0, result.output
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.output.splitlines() if "|" in line]
+    head, rows = lines[0], [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+    assert head[:3] == ["GPU", "batch", "block"]
+    assert len(rows) == 2 * 2 * 4  # blocks only, one line for each stage
+    assert [(row["GPU"], row["batch"]) for row in rows[::4]] == [
+        *(("A100", "1"), ("A100", "128"), ("RTX4090", "1"), ("RTX4090", "128")),
+    ]
+    for row in rows:
+        assert float(row["us"]) > float(row["limit us"])
+        assert "mlp backward: " in row["plan"]
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_of_two_results_the_later_one_counts(file, first):
     assert not found.complete
     (check,) = found.checks
     assert math.isnan(check.error)
-    assert "6.00 times faster than eager" in report.candidates(found, ("model",), "").rows[0]
+    assert "6.00 times faster than eager" in report.candidates(found).rows[0]
 
 
 def test_what_cannot_be_read(fails, file, first, tmp_path):

@@ -272,8 +272,7 @@ def backward(
     needs_weights: bool,
     hidden: Tensor | None = None,
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """Return (dx like x, or None; gradients of the parameters by name: of the two weights in the dtype in which they are
-    read, of the others fp32).
+    """Return (dx like x, or None; gradients of the parameters by name, fp32 but for the two weights' in their dtype).
 
     `needs_norm` requests the gradients of x and of LayerNorm's parameters, `needs_weights` those of the two Linears'
     weights and biases and of gamma; those of GRN are always computed. `hidden` is what `run` kept; without it the first
@@ -323,7 +322,8 @@ def backward(
         shapes |= {"norm_weight": (channels,), "norm_bias": (channels,)}
     if p.grn_weight is not None:
         shapes |= {"grn_weight": (width,), "grn_bias": (width,)}
-    gradients = {name: torch.empty(shape, dtype=w1.dtype if len(shape) == 2 else None) for name, shape in shapes.items()}
+    dtypes = {1: torch.float32, 2: w1.dtype}
+    gradients = {name: torch.empty(shape, dtype=dtypes[len(shape)]) for name, shape in shapes.items()}
 
     def addresses(*names: str) -> list[int]:
         return [address(gradients.get(name)) for name in names]
