@@ -150,11 +150,11 @@ MUTANTS = [
     *_in(
         "cpu/mlp_backward.cpp",
         MLP_GRADIENTS,
-        Mutant("gamma's gradient lacks the bias", "+ a.b2[c] * of_e[c]", ""),
+        Mutant("gamma's gradient lacks the bias", "+ a.b2[c + r] * of_e[c + r]", ""),
         Mutant(
             "each group replaces the sums before",
-            "SumEpilogue{a.dw1, a.c, a.c, add}",
-            "SumEpilogue{a.dw1, a.c, a.c, false}",
+            "first ? nullptr : dw1}",
+            "nullptr}",
         ),
     ),
     *_in(
@@ -169,7 +169,7 @@ MUTANTS = [
     *_in(
         "cpu/downsample_backward.cpp",
         DOWNSAMPLE_GRADIENTS,
-        Mutant("the weight's sums begin with what was there", "patch, patch, first > 0}", "patch, patch, true}"),
+        Mutant("the weight's sums begin with what was there", "first > 0 ? a.dweight : nullptr}", "a.dweight}"),
     ),
     *_in(
         "cpu/gelu.h",
