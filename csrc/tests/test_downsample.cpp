@@ -11,7 +11,7 @@ namespace {
 
 void check(DType dtype, DType out_dtype, const Image& image, int patch, int64_t d, uint32_t seed,
            const Teams& teams, bool gradients = true) {
-  INFO("seed ", seed, ", dtype ", dtype_name(dtype), ", dtype ", dtype_name(out_dtype), ", c ", image.c,
+  INFO("seed ", seed, ", dtype ", dtype_name(dtype), ", out_dtype ", dtype_name(out_dtype), ", c ", image.c,
        ", patch ", patch, ", d ", d);
   const int64_t c = image.c, wide = pad_channels(c), taps = int64_t{patch} * patch, depth = taps * wide;
   const int64_t rows = image.h / patch, columns = image.w / patch, count = image.n * rows * columns * d;
