@@ -12,7 +12,7 @@ were infinite and empty at the start of the launch.
 import dataclasses
 import functools
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from types import ModuleType
 from unittest import mock
@@ -117,20 +117,30 @@ def block_figures(arch: int) -> Iterator[Figure]:
 
 
 def weights_figures(arch: int) -> Iterator[Figure]:
-    """Count the bytes of rounding both pointwise weights under autocast: the first time, and if nothing has changed."""
+    """Count the bytes of copies of pointwise weights: those that are written, and those of parameters as before."""
     import triton_ptxemu as emulator
 
     from convnext_kernels.backends.triton import weights
 
-    arguments = block_arguments(1, 384, 1, False, torch.float32)
-    parameters = MlpParameters(*map(arguments.get, MlpParameters._fields))
-    call = MlpCall(arguments["x"], None, parameters, None, 1e-6, 1e-6, "layer", "gelu", torch.bfloat16)
-    with mock.patch.object(weights, "kept", functools.partial(weights.kept, stream=0)):
-        for when, floor, limit in (("changed", 6, 6.01), ("unchanged", 0, 0.01)):
+    def count(name: str, channels: int, size: int, most: float, write: Callable) -> Iterator[Figure]:
+        for when, floor in (("changed", most), ("unchanged", 0)):
             with emulator.emulated(arch) as launches:
-                weights.matrices(call)
-            moved = sum(launch["dram_bytes"] for launch in launches) / (8 * 384**2)
-            yield Figure(f"weights of C384 {when} fp32 to bf16 sm_{arch}: bytes per weight", moved, floor, limit, "")
+                write()
+            moved = sum(launch["dram_bytes"] for launch in launches) / size
+            what = f"{name} of C{channels} {when} sm_{arch}: bytes per weight"
+            yield Figure(what, moved, floor, floor + 0.04, "")
+
+    with mock.patch.object(weights, "kept", functools.partial(weights.kept, stream=0)):
+        # under autocast both are rounded
+        arguments = block_arguments(1, 384, 1, False, torch.float32)
+        parameters = MlpParameters(*map(arguments.get, MlpParameters._fields))
+        call = MlpCall(arguments["x"], None, parameters, None, 1e-6, 1e-6, "layer", "gelu", torch.bfloat16)
+        yield from count("weights fp32 to bf16", 384, 8 * 384**2, 6, lambda: weights.matrices(call))
+        for channels in (384, 768):
+            arguments = block_arguments(1, channels, 1, False)
+            p = MlpParameters(*map(arguments.get, MlpParameters._fields))
+            fold = functools.partial(weights.folded, p, torch.bfloat16, True)
+            yield from count("LayerNorm folded into W1, bf16,", channels, 4 * channels**2, 4, fold)
 
 
 def whole_block_figures(arch: int) -> Iterator[Figure]:

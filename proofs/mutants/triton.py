@@ -313,13 +313,23 @@ MUTANTS = [
         ),
     ),
     *_in(
+        "triton/kernels/mlp_weights.py",
+        ("tests/backends/triton/test_weights.py",),
+        Mutant("state", "writes that PyTorch does not count are not seen", "tl.sum(hashes + ", "tl.sum("),
+        Mutant(
+            "state",
+            "folded weights do not follow the norm's bias",
+            "hashes += _hashes(norm_bias_ptr, column, column < C, column, 1 << 30)",
+            "hashes += 0",
+        ),
+    ),
+    *_in(
         "triton/weights.py",
         ("tests/backends/triton/test_weights.py",),
-        Mutant("state", "writes that PyTorch does not count are not seen", "if change != 0:", "if before == 0:"),
         Mutant(
             "state", "only the first version is compared", "if entry.versions != versions:", "if not entry.versions:"
         ),
-        Mutant("state", "storages are told apart by their addresses", "(first._cdata, second._cdata, ", "("),
+        Mutant("state", "storages are told apart by their addresses", "(*[s._cdata for s in storages], ", "("),
         Mutant("state", "streams share copies", "entry is None or entry.stream != stream", "entry is None"),
     ),
 ]
