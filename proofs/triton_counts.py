@@ -72,7 +72,7 @@ def dwconv_counts(
     - `registers` and `spill_bytes`: the largest of the launches
     - `launches`
     """
-    from convnext_kernels.backends.triton import dwconv
+    from convnext_kernels.backends.triton import dwconv, dwconv_gradients
     from convnext_kernels.backends.triton.plans import dwconv_plan
 
     emulator = _emulator()
@@ -111,7 +111,7 @@ def dwconv_counts(
         with (
             emulator.emulated(arch, fast_fma=True) as launches,
             tuning.forced(choice),
-            mock.patch.object(dwconv, "_sums", sums),
+            mock.patch.object(dwconv_gradients, "_sums", sums),
         ):
             run()
         # The weights are packed or copied once, and partial sums are added once, for any number of samples
