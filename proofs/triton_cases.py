@@ -135,6 +135,7 @@ def _compiled() -> Iterator[Case]:
     yield Case("dwconv", 384, 28, 128, k=31, plan="rows-q14-x2")
     for k in (13, 31):  # kernels with more rows than fit in registers
         yield from _both(Case("dwconv", 384, 14, k=k, plan="-q", quick=k == 13))
+    yield Case("dwconv", 96, 28, 128, k=31, plan="q28-kh2", backward=True)
     for sides in ((1, 11), (21, 1)):  # pairs of channels along a row, along a column
         yield from _both(Case("dwconv", 96, 28, 128, sides=sides, plan="lines", quick=sides == (1, 11)))
     yield from _both(Case("dwconv", 96, 56, dtype="fp16", sides=(11, 1), plan="lines"))

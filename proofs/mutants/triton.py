@@ -276,11 +276,20 @@ MUTANTS = [
         ),
     ),
     *_in(
+        "triton/kernels/mlp_weights.py",
+        ("tests/backends/triton/test_weights.py",),
+        Mutant("writes that PyTorch does not count are not seen", "tl.sum(hashes + ", "tl.sum("),
+        Mutant(
+            "folded weights do not follow the norm's bias",
+            "hashes += _hashes(norm_bias_ptr, column, column < C, column, 1 << 30)",
+            "hashes += 0",
+        ),
+    ),
+    *_in(
         "triton/weights.py",
         ("tests/backends/triton/test_weights.py",),
-        Mutant("writes that PyTorch does not count are not seen", "if change != 0:", "if before == 0:"),
         Mutant("only the first version is compared", "if entry.versions != versions:", "if not entry.versions:"),
-        Mutant("storages are told apart by their addresses", "(first._cdata, second._cdata, ", "("),
+        Mutant("storages are told apart by their addresses", "(*[s._cdata for s in storages], ", "("),
         Mutant("streams share copies", "entry is None or entry.stream != stream", "entry is None"),
     ),
 ]

@@ -7,7 +7,7 @@ reaches the device: allocations, launches, and PyTorch's operators (casts, copie
 pointer of a view is the pointer of its buffer and a constant. `Program.run` replays the steps with other tensors: the
 first time one by one, then by a function that is generated from them, without loops and lookups.
 
-Nothing that a tensor contains is remembered: weights are folded, packed and cast at every call, because a write through
+Nothing that a tensor contains is remembered: weights are packed and cast at every call, because a write through
 ``.data`` changes neither pointer nor version. What is kept between calls (`backends/triton/weights.py`) is compared by
 the device.
 """
@@ -40,12 +40,15 @@ class View(NamedTuple):
     itemsize: int
     whole: bool  # the buffer itself
     transposed: bool  # the transpose of the buffer, a matrix
+    dtype: torch.dtype | None = None  # if it is not the buffer's
 
     def of(self, buffers: list) -> Tensor:
         """The tensor, for these buffers."""
         buffer = buffers[self.slot]
         if self.whole:
             return buffer
+        if self.dtype is not None:
+            buffer = buffer.view(self.dtype)
         return buffer.as_strided(self.size, self.stride, buffer.storage_offset() + self.offset)
 
     def source(self, code: "Code") -> str:
@@ -55,6 +58,8 @@ class View(NamedTuple):
             return name
         if self.transposed:
             return f"{name}.t()"  # in half the time
+        if self.dtype is not None:
+            name = f"{name}.view({code.constant(self.dtype)})"
         start = f"{name}.storage_offset() + " if self.slot < code.inputs else ""
         return f"{name}.as_strided({self.size}, {self.stride}, {start}{self.offset})"
 
@@ -228,9 +233,9 @@ class Recorder(TorchDispatchMode):
         """Where a tensor lies."""
         slot = self._slots[tensor.untyped_storage()._cdata]
         buffer = self.buffers[slot]
-        if tensor.dtype != buffer.dtype:
-            raise NotImplementedError(f"a view of {buffer.dtype} as {tensor.dtype}")
         size, stride, offset = tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
+        if tensor.dtype != buffer.dtype:
+            return View(slot, size, stride, offset, tensor.element_size(), False, False, tensor.dtype)
         whole = (size, stride, offset) == (tuple(buffer.shape), buffer.stride(), 0)
         transposed = buffer.dim() == 2 and (size, stride, offset) == (tuple(buffer.T.shape), buffer.T.stride(), 0)
         return View(slot, size, stride, offset, tensor.element_size(), whole, transposed and not whole)
@@ -270,11 +275,11 @@ class Recorder(TorchDispatchMode):
     def given_by(self, tensor: Tensor, function: Callable, *arguments: Any) -> None:
         """Let `tensor`, which was allocated just now, come from ``function(*arguments)`` when the program runs.
 
-        If it may keep the tensor for later calls, it gets the stream of the call as one more argument. Calls from
+        If it may keep the tensor for later calls, it gets the stream of the call as the argument `stream`. Calls from
         graphs of `torch.compile` may not keep memory: it can belong to a CUDA graph, which uses it for other tensors.
         """
         self.steps[-1] = _Operator(function, [self._argument(a) for a in arguments], {}, self.view(tensor))
-        self.steps[-1].extra = ("keep",)
+        self.steps[-1].extra = ("stream=keep",)
 
     def _fresh(self, tensor: Tensor) -> View:
         self.buffer(tensor)
@@ -299,6 +304,8 @@ class Recorder(TorchDispatchMode):
         buffer, slot = self.buffers[view.slot], view.slot
         steps = [i for i, step in enumerate(self.steps) if slot in step.slots]
         if not steps or type(self.steps[steps[0]]) is not _Allocation or tensor.numel() != buffer.numel():
+            return view
+        if tensor.dtype != buffer.dtype:
             return view
         if any(type(self.steps[i]) is _Operator for i in steps) or not (
             tensor.is_contiguous() and buffer.is_contiguous()

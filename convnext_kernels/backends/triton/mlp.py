@@ -23,18 +23,16 @@ from convnext_kernels.backends.gpu.mlp_cublas import rows_of
 from convnext_kernels.backends.triton import device, grn, mlp_gradients
 from convnext_kernels.backends.triton.kernels.mlp_fused import mlp_fused_fwd_kernel
 from convnext_kernels.backends.triton.kernels.mlp_gemm import (
-    fold_kernel,
     mlp_expand_kernel,
     mlp_folded_expand_kernel,
     mlp_project_kernel,
 )
 from convnext_kernels.backends.triton.launch import launch, loadable, prepared
 from convnext_kernels.backends.triton.plans.mlp_gradient_plan import backward_plan
-from convnext_kernels.backends.triton.plans.mlp_plan import FOLD_ROWS, Problem, forward_plan
+from convnext_kernels.backends.triton.plans.mlp_plan import Problem, forward_plan
 from convnext_kernels.backends.triton.shared import KERNELS, output, vector
-from convnext_kernels.backends.triton.weights import matrices
+from convnext_kernels.backends.triton.weights import folded, matrices
 from convnext_kernels.calls import MlpCall
-from convnext_kernels.spec import MlpParameters
 from convnext_kernels.torch_versions import tf32_allowed
 
 KEEPS_HIDDEN = True
@@ -161,7 +159,8 @@ def _two_products(
     if "library" in config["expand"]:
         h, scale = mlp_cublas.hidden_rows(KERNELS, call, weights[0], u), None
     else:
-        h, scale = _expand(config["expand"], call, weights[0], u, source, samples, pixels)
+        inference = u is None and rounded is None  # or training with memory="min"
+        h, scale = _expand(config["expand"], call, weights[0], u, source, samples, pixels, inference)
     if "library" in config["project"]:
         z = torch.mm(h, weights[1].mT)
         output(z, call.p.pwconv2_bias, call.p.gamma, call.drop_scale, call.residual, written, rounded)
@@ -170,9 +169,9 @@ def _two_products(
 
 
 def _expand(
-    config: dict, call: MlpCall, w1: Tensor, u: Tensor | None, source: Rows, samples: int, pixels: int
+    config: dict, call: MlpCall, w1: Tensor, u: Tensor | None, source: Rows, samples: int, pixels: int, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the hidden, rows (N * HW, hidden), and V2's response of it."""
+    """Return the hidden, rows (N * HW, hidden), and V2's response of it; `keep`: folded weights, for later calls."""
     x, _, p, _, eps, grn_eps, norm, activation, compute_dtype, _ = call
     channels, hidden = x.shape[1], w1.shape[0]
     tile = config["tile"]
@@ -184,36 +183,13 @@ def _expand(
     options = {"C": channels, "HIDDEN": hidden, "NORM": norm, "ACTIVATION": activation, "enable_fp_fusion": True}
     kernel, parameters = mlp_expand_kernel, (vector(p.norm_weight), vector(p.norm_bias), w1, vector(p.pwconv1_bias))
     if config["fold"]:
-        kernel, parameters = mlp_folded_expand_kernel, _folded(p, compute_dtype)
+        kernel, parameters = mlp_folded_expand_kernel, folded(p, compute_dtype, keep)
     else:
         options["ADAPTIVE"] = p.adaptive
     launch(kernel, (samples * tiles * triton.cdiv(hidden, tile["BN"]),))(
         source.tensor, *parameters, h, u, sums, pixels, tiles, *source[1:], eps, **options, **tile
     )
     return h, None if sums is None else grn.response(sums, p.grn_weight, grn_eps)
-
-
-def _folded(p: MlpParameters, compute_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """W1 * weight, and the sums of its rows and b1 + W1 bias, from the parameters themselves."""
-    w1 = flat(p.pwconv1_weight)
-    hidden, channels = p.pwconv1_weight.shape[:2]
-    folded = torch.empty((hidden, channels), dtype=compute_dtype, device=w1.device)
-    columns = torch.empty((2, hidden), dtype=torch.float32, device=w1.device)
-    launch(fold_kernel, (triton.cdiv(hidden, FOLD_ROWS),))(
-        w1,
-        flat(p.norm_weight),
-        vector(p.norm_bias),
-        vector(p.pwconv1_bias),
-        folded,
-        columns,
-        C=channels,
-        HIDDEN=hidden,
-        BLOCK_H=FOLD_ROWS,
-        BLOCK_C=128,
-        num_warps=4,
-        enable_fp_fusion=True,
-    )
-    return folded, columns
 
 
 def _project(

@@ -120,7 +120,7 @@ def test_rounded_weights_are_kept(mode, emulate, addresses, arguments):
             expected = call(pwconv1_weight=w1.clone(), pwconv2_weight=w2.clone())
             for _ in range(2):
                 assert torch.equal(call(), expected)
-        (entry,) = [entry for key, entry in weights._entries.items() if key[2] == w1.data_ptr()]
+        (entry,) = [entry for key, entry in weights._entries.items() if w1.data_ptr() in key]
         entry.memory[: w1.numel()].zero_()
         assert not torch.equal(call(), expected), "nothing has changed, but the copies were written"
         before = len(weights._entries)
@@ -130,6 +130,31 @@ def test_rounded_weights_are_kept(mode, emulate, addresses, arguments):
         assert len(weights._entries) == before
         w1.mul_(1)
         assert torch.equal(call(), expected)
+
+
+def test_folded_weights_are_kept(emulate, addresses, monkeypatch):
+    """In a replayed call the kernels take their parts of the memory, of two dtypes, by address."""
+    from convnext_kernels.backends.triton import mlp, weights
+    from convnext_kernels.backends.triton.plans import mlp_plan
+
+    tile = mlp_plan.tile_config(64, 64, 64, 4)
+    project = {"tile": tile | {"GROUP": 1, "TMA": 0, "SPLIT": 1}}
+    config = {"plan": "gemm", "expand": {"fold": True, "tile": tile | {"GROUP": 1}}, "project": project}
+    monkeypatch.setattr(mlp, "forward_plan", lambda *_: tuning.Candidate("folded", config))
+    case = Case("any", n=1, c=72, h=2, w=3, ratio=1)
+    arguments = OPERATORS["block"].arguments(case, torch.bfloat16)
+    names = "pwconv1_weight", "norm_weight", "norm_bias", "pwconv1_bias"
+    with emulate(90), torch.no_grad():
+        for name in (None, *names):
+            if name is not None:
+                arguments[name].data.mul_(-1.5)
+            expected = block(**arguments | {n: arguments[n].clone() for n in names})
+            for _ in range(3):
+                assert torch.equal(block(**arguments), expected)
+        assert addresses.count("fold_kernel") == addresses.count("mlp_folded_expand_kernel") > 10
+        (entry,) = [entry for key, entry in weights._entries.items() if arguments[names[0]].data_ptr() in key]
+        entry.memory[: 72 * 72].zero_()
+        assert not torch.equal(block(**arguments), expected), "nothing has changed, but the weights were folded"
 
 
 def test_tensors_at_other_addresses_and_strides(emulate, arguments):

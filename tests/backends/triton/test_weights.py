@@ -1,4 +1,4 @@
-"""Weights that are cast once per change: every change must be seen, and without one nothing may be written."""
+"""Weights that are cast or folded once per change: every change must be seen; without one nothing may be written."""
 
 import functools
 import gc
@@ -8,12 +8,16 @@ import torch
 
 pytest.importorskip("triton", reason="needs the package triton")
 
+from convnext_kernels import FusedConvNeXtBlock, tuning
 from convnext_kernels.backends.triton import device, weights
 from convnext_kernels.calls import MlpCall
 from convnext_kernels.spec import MlpParameters
+from tests.tolerance import randomize_
 
 STREAM = 0
 SHAPE = (132, 66)  # of two programs, the last one with a tail
+ROWS = [0, 16, 32]  # the first ones of the programs that fold (40, 24)
+NOTHING = MlpParameters(*[None] * len(MlpParameters._fields))
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +39,7 @@ def check(w1, w2, dtype=torch.bfloat16):
     """Whether all copies were written, or none: the memory is filled with a number before. They must be right."""
     for entry in weights._entries.values():
         entry.memory[: 2 * w1.numel()].fill_(3e4)
-    parameters = MlpParameters(*[None] * len(MlpParameters._fields))
-    parameters = parameters._replace(pwconv1_weight=w1, pwconv2_weight=w2)
+    parameters = NOTHING._replace(pwconv1_weight=w1, pwconv2_weight=w2)
     copies = weights.matrices(MlpCall(w1, None, parameters, None, 1e-6, 1e-6, "layer", "gelu", dtype))
     if all((copy == 3e4).all() for copy in copies):
         return False
@@ -100,7 +103,8 @@ def test_another_storage_at_the_same_address():
 def test_another_stream(pair):
     """Copies of one stream are never those of another; only the last ones stay."""
     (kept,) = weights._entries.values()
-    other = weights.kept(*pair, torch.bfloat16, 2 * pair[0].numel(), stream=STREAM + 1)
+    begin = 2 * pair[0].numel()
+    other = weights.kept(begin + 8, begin, torch.bfloat16, *pair, stream=STREAM + 1)
     assert other.data_ptr() != kept.memory.data_ptr()
     assert [entry.stream for entry in weights._entries.values()] == [STREAM + 1]
     assert check(*pair)
@@ -127,3 +131,93 @@ def test_weights_of_inference_mode(pair):
         assert check(*ordinary)
     one_element(ordinary[0])
     assert check(*ordinary)
+
+
+def fold(p):
+    """The first rows of the programs that have written: the memory is filled with a number before."""
+    for entry in weights._entries.values():
+        entry.memory[: 40 * 24 + 4 * 40].fill_(3e4)
+    product, columns = weights.folded(p, torch.bfloat16, keep=True)
+    written = (product != 3e4).all(dim=1)
+    assert torch.equal(written, written[::16].repeat_interleave(16)[:40]), "programs write all of their rows"
+    w1, expected = p.pwconv1_weight.float(), (p.pwconv1_weight.float() * p.norm_weight.float()).bfloat16()
+    sums = torch.zeros(2, 40)
+    sums[0] = expected.float().sum(1)
+    sums[1] += 0 if p.norm_bias is None else w1 @ p.norm_bias.float()
+    sums[1] += 0 if p.pwconv1_bias is None else p.pwconv1_bias.float()
+    assert torch.equal(product[written], expected[written])
+    torch.testing.assert_close(columns[:, written], sums[:, written], rtol=1e-5, atol=1e-5)
+    return [row for row in ROWS if written[row]]
+
+
+def parameters_to_fold(dtype):
+    of = {"pwconv1_weight": (40, 24), "norm_weight": (24,), "norm_bias": (24,), "pwconv1_bias": (40,)}
+    return NOTHING._replace(**{name: torch.randn(shape).to(dtype) for name, shape in of.items()})
+
+
+def one_of_data(w):
+    w.data[-9] += 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("name", "change", "rewritten"),
+    [
+        ("pwconv1_weight", one_element, ROWS),
+        ("pwconv1_weight", data_mul, ROWS),
+        ("pwconv1_weight", data_swap, ROWS),
+        ("norm_weight", one_element, ROWS),
+        ("norm_weight", one_of_data, ROWS),
+        ("norm_bias", one_of_data, ROWS),
+        ("pwconv1_bias", one_element, ROWS),
+        ("pwconv1_bias", one_of_data, [16]),
+    ],
+    ids=lambda v: getattr(v, "__name__", None),
+)
+def test_changes_of_what_is_folded(name, change, rewritten, dtype):
+    p = parameters_to_fold(dtype)
+    assert fold(p) == ROWS
+    assert fold(p) == []
+    change(getattr(p, name))
+    assert fold(p) == rewritten
+    assert fold(p) == []
+
+
+def test_folded_without_biases():
+    p = parameters_to_fold(torch.bfloat16)._replace(norm_bias=None, pwconv1_bias=None)
+    assert [fold(p), fold(p)] == [ROWS, []]
+    assert fold(p._replace(norm_bias=torch.randn(24))) == ROWS
+
+
+def test_folded_weights_of_a_block():
+    """Through an optimizer's step and back through `load_state_dict`: what a block with new memory gives."""
+
+    def choice(kernel, _problem, candidates, _gpu):
+        wanted = {"mlp_forward": "gemm", "mlp_expand": "fold-64x64-k64-s2"}.get(kernel, "")
+        return next((c for c in candidates if c.name == wanted), None)
+
+    def run(block):
+        with tuning.forced(choice), torch.no_grad():
+            return block(x)
+
+    def new():
+        return FusedConvNeXtBlock(260, kernel_size=3, mlp_ratio=1, backend="triton")
+
+    x, block = torch.randn(1, 260, 3, 3), randomize_(new())
+    x, block = x.bfloat16().to(memory_format=torch.channels_last), block.bfloat16()
+    state = {name: p.clone() for name, p in block.state_dict().items()}
+    before = run(block)
+    assert len(weights._entries) == 1
+    (entry,) = weights._entries.values()
+    for p in block.parameters():
+        p.grad = torch.randn_like(p)
+    torch.optim.SGD(block.parameters(), lr=0.1).step()
+    after = run(block)
+    other = new().bfloat16()
+    other.load_state_dict(block.state_dict())
+    assert torch.equal(after, run(other))
+    assert not torch.equal(after, before)
+    block.load_state_dict(state)
+    assert torch.equal(run(block), before)
+    entry.memory[: 260 * 260].zero_()
+    assert not torch.equal(run(block), before), "nothing has changed, but the weights were folded again"

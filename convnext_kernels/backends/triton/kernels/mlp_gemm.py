@@ -5,7 +5,7 @@ project:  out = residual + s * gamma * (GRN?(h) W2^T + b2)       reads 8C + 2C, 
 
 `expand` first loops over its rows once to compute their statistics, then normalises them when it reads them for the
 matmul: LayerNorm needs no launch and no normalised copy. Its folded form multiplies the rows as they are by
-W1 * weight, and takes the statistics from the tiles that the matmul reads anyway:
+W1 * weight (mlp_weights.py), and takes the statistics from the tiles that the matmul reads anyway:
 
     u = rstd * (x (W1 * weight)^T - mean * colsum) + (b1 + W1 bias),    colsum: of W1 * weight, rounded
 
@@ -114,43 +114,6 @@ def store_hidden(
         square = h.to(tl.float32)
         square = tl.where(inside[:, None], square * square, 0.0)
         tl.store(sums_ptr + tile.to(tl.int64) * HIDDEN + hid, tl.sum(square, axis=0), mask=held)
-
-
-@triton.jit
-def fold_kernel(
-    w1_ptr,  # (HIDDEN, C) dense, a parameter
-    norm_weight_ptr,
-    norm_bias_ptr,
-    b1_ptr,
-    folded_ptr,  # (HIDDEN, C): W1 * weight in the dtype of the matmuls
-    columns_ptr,  # (2, HIDDEN) fp32: the sums of the rounded W1 * weight, and b1 + W1 bias
-    C: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """The norm's parameters in W1 and b1; one program: BLOCK_H rows of W1."""
-    wait_for_previous(PDL)
-    hid = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
-    held = hid < HIDDEN
-    total = tl.zeros((BLOCK_H, BLOCK_C), dtype=tl.float32)
-    shift = tl.zeros((BLOCK_H, BLOCK_C), dtype=tl.float32)
-    for start in range(0, C, BLOCK_C):
-        c = start + tl.arange(0, BLOCK_C)
-        where = hid[:, None] * C + c[None, :]
-        mask = held[:, None] & (c < C)[None, :]
-        w = tl.load(w1_ptr + where, mask=mask, other=0.0).to(tl.float32)
-        folded = (w * load_vector(norm_weight_ptr, c, c < C)[None, :]).to(folded_ptr.dtype.element_ty)
-        tl.store(folded_ptr + where, folded, mask=mask)
-        total += folded.to(tl.float32)
-        if norm_bias_ptr is not None:
-            shift += w * load_vector(norm_bias_ptr, c, c < C)[None, :]
-    tl.store(columns_ptr + hid, tl.sum(total, axis=1), mask=held)
-    bias = tl.sum(shift, axis=1)
-    if b1_ptr is not None:
-        bias += load_vector(b1_ptr, hid, held)
-    tl.store(columns_ptr + HIDDEN + hid, bias, mask=held)
 
 
 @triton.jit(do_not_specialize=["pixels", "tiles"])

@@ -378,7 +378,9 @@ def _partials(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
         several = (k, _ceil(k, 2), 4, 3, 2, 1) if not p.few or k > 14 else (k, 2) if q > 4 else (k,)
         for kernel_rows in several if p.stride == 1 else (1,):
             registers = 16 + kernel_rows * (p.kernel_w + q) + min(_columns(p, q), q + 12)
-            if kernel_rows > k or (kernel_rows > 1 and registers > 144) or (q, kernel_rows) in seen:
+            # Pairs of rows may take more: they halve the loads, and 31x31 on 28 columns compiles without a spill.
+            most = 164 if kernel_rows == 2 and edges(p, q) == "image" else 144
+            if kernel_rows > k or (kernel_rows > 1 and registers > most) or (q, kernel_rows) in seen:
                 continue
             seen.add((q, kernel_rows))
             kernel_blocks = _ceil(k, kernel_rows) * p.kernel_d
