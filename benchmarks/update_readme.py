@@ -3,8 +3,8 @@
     python benchmarks/update_readme.py [--check]
 
 README.md and docs/index.md get a chart (docs/images/speedup-{light,dark}.svg), README.md also a short table of the
-newest record; docs/benchmarks.md gets every case of every record; the page of an op in docs/ops its cases of the newest
-record, and what the proofs have counted of it. Nothing between the markers is typed by hand. --check writes nothing and
+newest undisturbed record (one without warnings); docs/benchmarks.md gets every case of every record; the page of an op
+in docs/ops its cases of that record, and what the proofs have counted of it. Nothing between the markers is typed by hand. --check writes nothing and
 fails where a file is out of date.
 """
 
@@ -61,12 +61,15 @@ SUMMARISED = [(group, direction) for group in OPS for direction in ("forward", "
 
 
 def records(folder: Path) -> list[Run]:
-    """The newest complete run of each device and machine; of two of one moment, the one whose file name is last."""
+    """The newest complete run of each device and machine; of two of one moment, the one whose file name is last.
+
+    First those that nothing disturbed, last those of an older instruction set.
+    """
     found = [run for file in sorted(folder.glob("*.json"), reverse=True) if (run := load(file)).complete]
     newest: dict[tuple[object, ...], Run] = {}
     for run in sorted(found, key=lambda run: datetime.datetime.fromisoformat(run.created), reverse=True):
         newest.setdefault((run.device, machine_name(run), run.machine["threads"]["cores"], limit(run)), run)
-    return sorted(newest.values(), key=lambda run: limit(run) is not None)
+    return sorted(newest.values(), key=lambda run: (limit(run) is not None, bool(run.conditions.get("warnings"))))
 
 
 def limit(run: Run) -> str | None:
