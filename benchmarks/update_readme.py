@@ -4,8 +4,8 @@
 
 README.md and docs/index.md get a chart (docs/images/speedup-{light,dark}.svg), README.md also a short table of the
 newest undisturbed record (one without warnings); docs/benchmarks.md gets every case of every record; the page of an op
-in docs/ops its cases of that record, and what the proofs have counted of it. Nothing between the markers is typed by hand. --check writes nothing and
-fails where a file is out of date.
+in docs/ops its cases of that record, and what the proofs have counted of it. Nothing between the markers is typed by
+hand. --check writes nothing and fails where a file is out of date.
 """
 
 import argparse

@@ -96,6 +96,8 @@ def _ops(dtype: str, direction: str, n: int) -> list[Case]:
             add("block", "RMS", STANDARD, c, at, False, 7, "rms", "silu", k=7)
     for label, grn in (("1-D V1", False), ("1-D V2", True)):
         add("block", label, STANDARD, SOUND[0], (1, SOUND[1]), grn, kind="block1d")
+    if n > 1:
+        add("block", "1-D AdaLayerNorm", FULL, SOUND[0], (1, SOUND[1]), kind="ada_block1d")
     return found
 
 

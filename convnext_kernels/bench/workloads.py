@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext_kernels import FusedConvNeXtBlock, FusedConvNeXtBlock1d, accelerate, functional
 from convnext_kernels.models import create_model
 from convnext_kernels.nn import DepthwiseConv2d, DepthwiseConv3d, FusedSequential, GlobalResponseNorm, LayerNorm2d
+from convnext_kernels.nn.block1d import AdaLayerNorm
 from convnext_kernels.nn.layers import PatchDownsample2d, RMSNorm2d, WideningConv2d
 
 
@@ -173,6 +175,36 @@ class EagerBlock1d(EagerBlock):
             self.grn, self.gamma = EagerGRN(4 * dim, axes=1), None
 
 
+CONDITIONS = 4  # of an AdaLayerNorm: Vocos has one for each bandwidth of its codec
+
+
+def _conditions(x: Tensor) -> Tensor:
+    """Neighbouring samples have different ones, (N, 1)."""
+    return (torch.arange(x.shape[0], device=x.device) % CONDITIONS).view(-1, 1)
+
+
+class EagerAdaBlock1d(EagerBlock1d):
+    """Vocos' block with AdaLayerNorm: each sample has a scale and a shift, those of its condition."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.norm = AdaLayerNorm(CONDITIONS, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, L) to (N, C, L)."""
+        y = F.layer_norm(self.dwconv(x).transpose(1, 2), x.shape[1:2], eps=self.norm.eps)
+        y = y * self.norm.scale(_conditions(x)) + self.norm.shift(_conditions(x))
+        return x + (self.gamma * self.pwconv2(self.act(self.pwconv1(y)))).transpose(1, 2)
+
+
+class FusedAdaBlock1d(FusedConvNeXtBlock1d):
+    """FusedConvNeXtBlock1d with the same conditions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, L) to (N, C, L)."""
+        return super().forward(x, _conditions(x))
+
+
 class MedNeXtBlock(nn.Module):
     """MedNeXt's block for volumes (arXiv 2303.09975), with its names: `accelerate` recognises it."""
 
@@ -275,6 +307,7 @@ PAIRS: dict[str, Callable[..., tuple[nn.Module, nn.Module]]] = {
         FusedConvNeXtBlock(c, use_grn=use_grn, kernel_size=kernel, norm=norm, activation=activation),
     ),
     "block1d": lambda c, use_grn: (EagerBlock1d(c, use_grn), FusedConvNeXtBlock1d(c, use_grn=use_grn)),
+    "ada_block1d": lambda c: (EagerAdaBlock1d(c), FusedAdaBlock1d(c, adanorm_num_embeddings=CONDITIONS)),
     "mednext": lambda c, kernel, _depth: (MedNeXtBlock(c, kernel), accelerate(MedNeXtBlock(c, kernel))),
     "downsample": lambda c, patch: (EagerDownsample(c, patch), PatchDownsample2d(c, 2 * c, patch)),
 }
@@ -286,7 +319,7 @@ def op(name: str, n: int, c: int, h: int, w: int, *options: object) -> Workload:
     initialise(eager)
     ours.load_state_dict(eager.state_dict())
     volume = name in ("dwconv3d", "dwconv3d_transposed", "mednext")
-    sides = (options[1], h, w) if volume else (w,) if name == "block1d" else (h, w)
+    sides = (options[1], h, w) if volume else (w,) if name.endswith("block1d") else (h, w)
     inputs = tuple(_images(n, c, *sides) for _ in range(2 if name == "mlp" else 1))  # mlp: x and the residual
     return Workload(eager.eval(), ours.eval(), inputs)
 
