@@ -19,7 +19,7 @@ GRN, GRN_GRADIENTS = _parity("grn and forward"), _parity("grn and gradients")
 MLP, MLP_GRADIENTS = _parity("mlp and forward"), _parity("mlp and gradients")
 # the rows of tests/shapes.py with other norms and activations
 _VARIANTS = "mlp and (rms or simple or mish or quick)"
-VARIANTS, VARIANTS_GRADIENTS = _parity(f"{_VARIANTS} and forward"), _parity(f"{_VARIANTS} and gradients")
+VARIANTS_GRADIENTS = _parity(f"{_VARIANTS} and gradients")
 DOWNSAMPLE, DOWNSAMPLE_GRADIENTS = _parity("downsample and forward"), _parity("downsample and gradients")
 
 MUTANTS = [
@@ -135,7 +135,7 @@ MUTANTS = [
             "samples are merged although patches end with each",
             "extent(source, target, merge=patch == 1 and not adaptive)",
             "extent(source, target)",
-            tests=DOWNSAMPLE,
+            tests=("tests/ops/test_layouts.py", "-k", "triton and downsample"),
         ),
     ),
     *_in(
@@ -201,7 +201,7 @@ MUTANTS = [
             "GELU is kept in the place of what enters it",
             "tl.store(where, u.to(compute)",
             "tl.store(where, activate(u, ACTIVATION).to(compute)",
-            tests=MLP_GRADIENTS,
+            tests=("tests/backends/triton/test_products.py", "-k", "enters_the_activation"),
         ),
     ),
     *_in(
@@ -258,7 +258,7 @@ MUTANTS = [
     ),
     *_in(
         "triton/kernels/mlp_tiles.py",
-        VARIANTS,
+        VARIANTS_GRADIENTS,
         Mutant("SimpleNorm has the biased variance", "variance = variance * (C / (C - 1))", "pass"),
     ),
     *_in(

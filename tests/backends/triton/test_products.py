@@ -130,6 +130,13 @@ def test_every_candidate_of_the_gradients(index):
     run_gradients(case, TOGETHER[index], "balanced" if index % 4 == 2 else "min")
 
 
+def test_the_fused_kernel_keeps_what_enters_the_activation():
+    force, taken = forcing(mlp_forward="fused-m64-h64-w4", mlp_backward="gemm")
+    with force:
+        check("mlp", NARROW["c40"], torch.bfloat16, torch.channels_last, "triton", runs=1, memory="balanced")
+    assert {"mlp_forward", "mlp_backward"} <= taken
+
+
 def test_library_gradients_with_grn():
     run_gradients(WIDE["v2"], {k: n for k, n in TOGETHER[0].items() if k != "mlp_hidden_gradient"}, "min")
 
