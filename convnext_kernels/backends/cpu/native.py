@@ -15,6 +15,7 @@ from convnext_kernels.tuning import cpus
 
 ISA_VARIABLE = "CONVNEXT_KERNELS_CPU_ISA"
 BUILD_HINT = "install g++ 11 or newer, then install this package again; CNK_NATIVE=1 makes a missing compiler an error"
+CALLS = 1  # as in csrc/bindings/module.cpp: both count up when the arguments of its functions change, or their meaning
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 _forced: ContextVar[str | None] = ContextVar("convnext_kernels_cpu_isa", default=None)
@@ -29,7 +30,7 @@ def _load() -> ModuleType | str:
         return f"this installation was built without the CPU kernels ({BUILD_HINT})"
     except ImportError as error:
         return f"the compiled extension cannot be imported ({error})"
-    if not hasattr(extension, "COMPILER"):  # an editable installation whose sources moved on
+    if getattr(extension, "CALLS", None) != CALLS:  # an editable installation whose sources moved on
         return f"the compiled extension {extension.__file__} is older than this package: install the package again"
     return extension
 
