@@ -160,8 +160,8 @@ struct MlpBackward {
     }
   };
 
-  // G2 in panels of 32 columns: a block of results is 4 KB in a row. Rows of (C, hidden) are 12 KB apart at C 768, all in
-  // the same sets of L1 and each in a page of its own.
+  // G2 in panels of 32 columns: a block of results is 4 KB in a row. Rows of (C, hidden) are 12 KB apart at
+  // C 768, all in the same sets of L1 and each in a page of its own.
   struct PanelSums {
     float* sums;
     int64_t rows;

@@ -94,9 +94,9 @@ CNK_INLINE void pack_taps(const float* weight, const Axis& h, const Axis& w, int
   }
 }
 
-// For products of bf16 pairs: words in the same places, each with the tap and the one that stands in the next kernel
-// row that meets a row of x (of an input gradient with stride 2 the one after), counted through all planes. False, and nothing is written, if a weight is not
-// a bf16 number.
+// For products of bf16 pairs: words in the same places, each with the tap and the one that stands in the next
+// kernel row that meets a row of x (of an input gradient with stride 2 the one after), counted through all
+// planes. False, and nothing is written, if a weight is not a bf16 number.
 CNK_INLINE bool pack_tap_pairs(const float* packed, const Axis& h, const Axis& w, int64_t c, uint32_t* pairs,
                                int depth = 1) {
   const Axis &along = along_columns(h, w) ? h : w, &across = along_columns(h, w) ? w : h;
