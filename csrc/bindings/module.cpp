@@ -90,8 +90,8 @@ std::vector<CpuMask> set_affinity_of_team(const std::vector<CpuMask>& masks) {
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "CPU kernels of convnext_kernels. Private; addresses are not checked.";
-  m.attr("CALLS") =
-      1;  // backends/cpu/native.py compares it: another Python would pass buffers of other sizes
+  // backends/cpu/native.py compares it: Python files of another time would pass buffers of other sizes.
+  m.attr("CALLS") = 1;
   m.attr("ISAS") = [] {
     py::list names;
     for (int i = 0; i < kIsaCount; ++i) names.append(isa_name(Isa(i)));
