@@ -196,9 +196,12 @@ class Depthwise {
     require_sizes(rows);
     require_sizes(columns);
     // Past the caches from a quarter of the last one on: x is as large, and other processes use it too (96 channels,
-    // 8x56x56, fp32, K 3, one thread of a busy Zen 4: 2.26 -> 1.22 ms).
-    const int64_t y_bytes = n * out_d * out_h * out_w * c_ * element_size(dtype_of(dtype));
-    const DwconvArgs args = {.dtype = dtype_of(dtype),
+    // 8x56x56, fp32, K 3, one thread of a busy Zen 4: 2.26 -> 1.22 ms). In 16 bits a line is two stores: on a Xeon that
+    // gains only where y does not fit into the whole cache.
+    const DType type = dtype_of(dtype);
+    const int64_t y_bytes = n * out_d * out_h * out_w * c_ * element_size(type);
+    const int64_t cache = type == DType::kFloat32 ? last_cache_bytes(threads) : last_cache_bytes();
+    const DwconvArgs args = {.dtype = type,
                              .x = pointer<const void>(x),
                              .y = pointer<void>(y),
                              .n = n,
@@ -210,7 +213,7 @@ class Depthwise {
                              .residual = pointer<const void>(residual),
                              .d = planes,
                              .pairs = pairs_.data(),
-                             .streaming = y_bytes > last_cache_bytes() / 4,
+                             .streaming = y_bytes > cache / 4,
                              .x_pixel = x_pixel,
                              .y_pixel = y_pixel};
     const py::gil_scoped_release unlocked;

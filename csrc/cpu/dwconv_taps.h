@@ -76,8 +76,7 @@ struct Geometry {
   int64_t x_plane;               // elements of a plane of x
   int64_t y_along, y_across;     // pixels of the result, in the order of its memory
   int64_t plane_taps, taps;      // of a plane of the kernel; of all
-
-  explicit Geometry(const DwconvArgs& a) : Geometry(a, along_columns(a.h, a.w)) {}
+  bool transposed;               // along columns, but weights are packed along rows
 
   // columns: whether pixels are in the order of columns, not of rows.
   Geometry(const DwconvArgs& a, bool columns)
@@ -90,7 +89,8 @@ struct Geometry {
         y_along(columns ? a.w.out : 1),
         y_across(columns ? 1 : a.w.out),
         plane_taps(int64_t{a.h.taps} * a.w.taps),
-        taps(plane_taps * a.d.taps) {}
+        taps(plane_taps * a.d.taps),
+        transposed(columns && !along_columns(a.h, a.w)) {}
 };
 
 // Taps of one plane, one residue along and one across: where their weights and pixels of x are, from the first ones

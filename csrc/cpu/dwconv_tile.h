@@ -3,8 +3,8 @@
 // One register holds kLanes channels. The sums of a tile of up to kColumns pixels of a row are in registers,
 // and up to kTaps weights of one kernel row. Each pixel of x is loaded once for these taps and feeds one
 // multiply-add of each. Taps outside the image are skipped, not padded: a 31x31 kernel on a 7x7 image does
-// the work of 13x13. A sum adds its taps row by row, from left to right, whatever the tile, so that its bits
-// do not depend on how the work is divided.
+// the work of 13x13. A sum adds its taps row by row (of a narrow image column by column), in order, whatever the
+// tile, so that its bits do not depend on how the work is divided.
 #pragma once
 
 #include "cpu/dwconv_taps.h"

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <string>
 
@@ -137,5 +138,7 @@ int64_t last_cache_bytes() {
   }();
   return bytes;
 }
+
+int64_t last_cache_bytes(int threads) { return std::min(last_cache_bytes(), int64_t{threads} << 24); }
 
 }  // namespace cnk::cpu

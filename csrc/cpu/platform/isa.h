@@ -18,5 +18,7 @@ int64_t cache_bytes(int level);
 int64_t l2_cache_bytes();
 // Bytes of the L3 that the core uses, or of its L2 if there is none; 32 MB if unknown.
 int64_t last_cache_bytes();
+// What `threads` cores can count on of it: 16 MB each. A Xeon reports 300 MB, which 60 cores share.
+int64_t last_cache_bytes(int threads);
 
 }  // namespace cnk::cpu
