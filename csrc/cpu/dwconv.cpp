@@ -23,6 +23,9 @@ namespace {
 constexpr int64_t kFewTaps = 9;           // of a kernel that is limited by memory
 constexpr int64_t kTransposed = 1 << 14;  // floats of weights, transposed for a narrow image
 
+template <class T>
+constexpr int64_t kLine = 64 / sizeof(T);  // elements of a cache line
+
 // What a later call reads and this one does not.
 struct Ahead {
   const void *begin = nullptr, *end = nullptr;
@@ -97,31 +100,75 @@ CNK_INLINE void convolve_to(const Rows& out, const Tile<T>& t, int64_t channel, 
   convolve_tile<PARTIAL>(t, columns, Sink{y, apart * out.ldy, true});
 }
 
+// Whether a tile's registers are stored as they are.
+template <class T>
+CNK_INLINE bool is_direct(const Result<T>& out) {
+  return !out.residual &&
+         (!out.lines || kLine<T> == kLanes);  // a register of a whole line need not wait for others
+}
+
+// Adds the residual to sums of `columns` pixels, and stores them, lines once they are complete.
+template <bool PARTIAL, class T>
+CNK_INLINE void store_sums(const Result<T>& out, const float* sums, int64_t valid, int64_t channel,
+                           int64_t pixel, int64_t columns, int64_t apart) {
+  T* y = out.y + pixel * out.ldy + channel;
+  const int64_t step = apart * out.ldy, in_line = channel % kLine<T>;
+  const T* residual = out.residual ? out.residual + pixel * out.ldy + channel : nullptr;
+  for (int64_t j = 0; j < columns; ++j) {
+    Vec v = load(sums + j * kLanes);
+    if (residual) v += load_tap<PARTIAL>(residual + j * step, valid);
+    if constexpr (PARTIAL) {
+      store_partial(y + j * step, v, valid);
+    } else {
+      store(out.lines ? out.lines + j * kLine<T> + in_line : y + j * step, v);
+    }
+  }
+  if (!out.lines || in_line + kLanes < kLine<T>) return;
+  for (int64_t j = 0; j < columns; ++j) stream_line(y + j * step - in_line, out.lines + j * kLine<T>);
+}
+
 template <bool PARTIAL, class T>
 CNK_INLINE void convolve_to(const Result<T>& out, const Tile<T>& t, int64_t channel, int64_t pixel,
                             int64_t columns, int64_t apart) {
-  T* y = out.y + pixel * out.ldy + channel;
-  const int64_t step = apart * out.ldy;
-  constexpr int64_t kLine = 64 / sizeof(T);
-  const bool whole = !out.lines || kLine == kLanes;  // a register: it need not wait for its neighbour
-  if (!PARTIAL && !out.residual && whole) {
-    return convolve_tile<PARTIAL>(t, columns, Sink{y, step, false, out.lines != nullptr});
+  if (!PARTIAL && is_direct(out)) {
+    const Sink to = {out.y + pixel * out.ldy + channel, apart * out.ldy, false, out.lines != nullptr};
+    return convolve_tile<PARTIAL>(t, columns, to);
   }
   alignas(64) float sums[kWide * kLanes];
   convolve_tile<PARTIAL>(t, columns, Sink{sums, kLanes, true});
-  const T* residual = out.residual ? out.residual + pixel * out.ldy + channel : nullptr;
-  const int64_t in_line = channel % kLine;
-  for (int64_t j = 0; j < columns; ++j) {
-    Vec v = load(sums + j * kLanes);
-    if (residual) v += load_tap<PARTIAL>(residual + j * step, t.valid);
-    if constexpr (PARTIAL) {
-      store_partial(y + j * step, v, t.valid);
-    } else {
-      store(out.lines ? out.lines + j * kLine + in_line : y + j * step, v);
-    }
+  store_sums<PARTIAL>(out, sums, t.valid, channel, pixel, columns, apart);
+}
+
+// `second`: from the first row's pixels to the second's.
+template <bool PARTIAL, class T>
+CNK_INLINE void convolve_pair_to(const Result<T>& out, const Tile<T>& t, const RowPair& at, int64_t channel,
+                                 int64_t pixel, int64_t second, int64_t columns, int64_t apart) {
+  if (!PARTIAL && is_direct(out)) {
+    T* y = out.y + pixel * out.ldy + channel;
+    const int64_t step = apart * out.ldy;
+    const bool streaming = out.lines != nullptr;
+    return convolve_row_pair<PARTIAL>(t, at, columns, Sink{y, step, false, streaming},
+                                      Sink{y + second * out.ldy, step, false, streaming});
   }
-  if (!out.lines || in_line + kLanes < kLine) return;
-  for (int64_t j = 0; j < columns; ++j) stream_line(y + j * step - in_line, out.lines + j * kLine);
+  alignas(64) float sums[2][kPairColumns * kLanes];
+  convolve_row_pair<PARTIAL>(t, at, columns, Sink{sums[0], kLanes, true}, Sink{sums[1], kLanes, true});
+  for (int row = 0; row < 2; ++row) {
+    store_sums<PARTIAL>(out, sums[row], t.valid, channel, pixel + row * second, columns, apart);
+  }
+}
+
+// Whether two rows of the result are computed together: their sums and taps fit into 32 registers.
+bool takes_row_pairs(const Geometry& g) {
+  const auto three = [](const Lattice& l) { return l.taps == 3 && l.in_step == 1 && l.out_step == 1; };
+  return kRegisters == 32 && three(g.along) && three(g.across);
+}
+
+CNK_INLINE RowPair row_pair(const Geometry& g, int64_t across, int64_t along) {
+  const auto inside = [](int64_t first, int64_t count, int64_t size) {
+    return all_columns(min64(count, size - first)) & ~all_columns(max64(-first, 0));
+  };
+  return {(across - 1) * g.x_across + (along - 1) * g.x_along,
+          inside(along - 1, kPairColumns + 2, g.along.in), unsigned(inside(across - 1, 4, g.across.in))};
 }
 
 // Pixels [begin, end) of all results, counted along first; channels [channel, last): multiples of kLanes,
@@ -132,7 +179,6 @@ void convolve_pixels(const DwconvArgs& a, const Geometry& g, int64_t channel, in
   const int64_t width = g.along.out, plane = width * g.across.out;
   const T* x = static_cast<const T*>(a.x);
   Prefetch prefetch(ahead, ceil_div(last - channel, kLanes) * ceil_div(end - begin, min64(width, kWide)));
-  const int64_t tile = tile_columns(ceil_div(width, g.along.out_step), g.along);
   Windows windows(g);
   Tile<T> t;
   t.step = g.along.in_step * g.x_along;
@@ -145,6 +191,8 @@ void convolve_pixels(const DwconvArgs& a, const Geometry& g, int64_t channel, in
   t.pairs = false;
 #endif
   const float* const weight = t.pairs ? a.pairs : a.weight;
+  const bool row_pairs = !__is_same(Out, Rows) && !t.pairs && takes_row_pairs(g);
+  const int64_t tile = row_pairs ? kPairColumns : tile_columns(ceil_div(width, g.along.out_step), g.along);
   // Two cache lines of a pixel while it is in L1. With few taps all channels of it: there are only nine
   // multiply-adds for each number, so memory is the limit, and it is faster when read in order (1x984x23x84,
   // K 3: 0.56 -> 0.40 ms); the taps fit into L1. With a single row of taps as well: no line is needed again.
@@ -174,8 +222,19 @@ void convolve_pixels(const DwconvArgs& a, const Geometry& g, int64_t channel, in
             const int64_t along = max64(left, p - row) + residue;
             const int64_t columns = steps(min64(right, next - row) - along, g.along.out_step);
             if (columns <= 0) continue;
-            windows.move(across, along, columns);
+            const bool pair = row_pairs && along == left && row + width + right <= next;
+            const RowPair at = pair ? row_pair(g, across, along) : RowPair{};
+            if (!pair) windows.move(across, along, columns);
             const int64_t pixel = origin + across * g.y_across + along * g.y_along;
+            const int64_t apart = g.along.out_step * g.y_along;
+            const auto convolve = [&](int64_t c, auto partial) CNK_INLINE_LAMBDA {
+              if constexpr (!__is_same(Out, Rows)) {
+                if (pair) {
+                  return convolve_pair_to<partial.value>(out, t, at, c, pixel, g.y_across, columns, apart);
+                }
+              }
+              convolve_to<partial.value>(out, t, c, pixel, columns, apart);
+            };
             for (int64_t c = group_begin; c < group_end; c += kLanes) {
               t.image = of_image + c;
               t.weight = of_group + (c - first) / kChannelAlign * kChannelAlign * g.taps + c % kChannelAlign;
@@ -183,11 +242,12 @@ void convolve_pixels(const DwconvArgs& a, const Geometry& g, int64_t channel, in
               t.valid = a.c - c;
               prefetch.some();
               if (t.valid >= kLanes) {
-                convolve_to<false>(out, t, c, pixel, columns, g.along.out_step * g.y_along);
+                convolve(c, Int<false>{});
               } else {
-                convolve_to<true>(out, t, c, pixel, columns, g.along.out_step * g.y_along);
+                convolve(c, Int<true>{});
               }
             }
+            across += pair;
           }
         }
       }
@@ -268,7 +328,8 @@ void dwconv(const DwconvArgs& a, Team& team) {
   const int64_t channel = first * kLanes, last_channel = min64(last * kLanes, a.c);
   if (channel >= last_channel) return;
   const int64_t row_bytes = (last_channel - channel) * width * 4, plane = g.across.out * width;
-  const int64_t block = max64(kBlockBytes / row_bytes, 1) * width;
+  const int64_t fits = max64(kBlockBytes / row_bytes, 1);
+  const int64_t block = (takes_row_pairs(g) ? round_up(fits, 2) : fits) * width;
   // Of volumes a band of rows of all planes, then the next band: the rows that the next plane needs too stay in L2.
   const int64_t above = a.d.taps > 1 ? g.across.taps - 1 : 0;
   const int64_t fit = kBandBytes / (row_bytes * a.d.taps) - above;

@@ -107,13 +107,13 @@ class Windows {
   explicit Windows(const Geometry& g) : g_(g) {}
 
   // To a plane of the result.
-  void enter(int64_t plane) {
+  void enter(int64_t result) {
     const Lattice& depth = g_.depth;
-    planes_ = 0;
+    planes = 0;
     for (int64_t k = 0; k < depth.taps; ++k) {
-      const int64_t scaled = plane * depth.down + k - depth.reach, at = scaled >> depth.half;
+      const int64_t scaled = result * depth.down + k - depth.reach, at = scaled >> depth.half;
       if (scaled < 0 || (depth.half & scaled) || at >= depth.in) continue;
-      plane_[planes_++] = {k * g_.plane_taps * kChannelAlign, at * g_.x_plane};
+      this->plane[planes++] = {k * g_.plane_taps * kChannelAlign, at * g_.x_plane};
     }
   }
 
@@ -123,19 +123,21 @@ class Windows {
       for (int64_t k = 0; k < g_.along.tap_step; ++k) along_[k] = reach_of(g_.along, along, k, pixels);
     }
     count = 0;
-    for (int k = 0; k < planes_; ++k) add_plane(across, plane_[k]);
+    for (int k = 0; k < planes; ++k) add_plane(across, plane[k]);
   }
 
   Window list[4 * kMaxDepthTaps];
   int count = 0;
 
- private:
-  // A plane of taps that meets a plane of x: in elements, where both begin.
+  // Planes of taps that meet a plane of x: in elements, where both begin.
   struct Plane {
     int64_t weight, x;
   };
+  Plane plane[kMaxDepthTaps];
+  int planes = 0;
 
-  CNK_INLINE void add_plane(int64_t across, const Plane& plane) {
+ private:
+  CNK_INLINE void add_plane(int64_t across, const Plane& at) {
     for (int64_t i = 0; i < g_.across.tap_step; ++i) {
       const Reach rows = reach_of(g_.across, across, i, 1);
       const int64_t kernel_row = i + rows.first * g_.across.tap_step;
@@ -143,8 +145,8 @@ class Windows {
         const Reach& taps = along_[k];
         if (rows.first == rows.last || taps.first == taps.last) continue;
         const int64_t tap = taps.first + (k ? (g_.along.taps + 1) / 2 : 0);  // as pack_taps orders them
-        list[count++] = {.weight = plane.weight + (kernel_row * g_.along.taps + tap) * kChannelAlign,
-                         .x = plane.x + rows.at * g_.x_across + taps.at * g_.x_along,
+        list[count++] = {.weight = at.weight + (kernel_row * g_.along.taps + tap) * kChannelAlign,
+                         .x = at.x + rows.at * g_.x_across + taps.at * g_.x_along,
                          .rows = rows.last - rows.first,
                          .taps = taps.last - taps.first,
                          .in_image = taps.in_image};
@@ -155,8 +157,6 @@ class Windows {
   const Geometry& g_;
   int64_t at_ = -1, pixels_ = -1;
   Reach along_[2];
-  int planes_ = 0;
-  Plane plane_[kMaxDepthTaps];
 };
 
 }  // namespace
