@@ -194,10 +194,19 @@ def state(requested: str) -> object:
     return (generation, torch.get_num_threads()) if generation else requested
 
 
-# With at most so many channels, reading the hidden back costs a GPU more time than computing it again (predicted,
-# docs/training.md). A CPU always gains by keeping it: training steps of 96 and 192 channels are 1.03 to
-# 1.10 times faster than with the hidden computed again (`convnext-kernels bench --only 'block/*step'`).
+# With at most so many channels, reading the hidden back costs more time than computing it again: on a GPU (predicted,
+# docs/training.md), and with a CPU's tiles (AMX, bf16, batch 8, one thread: forward and backward of C 96 to 384 are
+# 1.06 to 1.18 times as fast, C 768 0.94 to 1.05 times). Other CPUs gain by keeping it: training steps of 96 and 192
+# channels are 1.03 to 1.10 times faster (`convnext-kernels bench --only 'block/*step'`).
 RECOMPUTED_CHANNELS = 192
+RECOMPUTED_CHANNELS_TILES = 384
+
+
+def _recomputes(spec: OpSpec) -> bool:
+    if spec.device != "cpu":
+        return spec.channels <= RECOMPUTED_CHANNELS
+    tiles = spec.compute_dtype is torch.bfloat16 and _backends.get("cpu").has_tiles()
+    return tiles and spec.channels <= RECOMPUTED_CHANNELS_TILES
 
 
 def keeps(spec: OpSpec, memory: str, backend: str = AUTO) -> str:
@@ -214,7 +223,7 @@ def keeps(spec: OpSpec, memory: str, backend: str = AUTO) -> str:
     if not choose(spec, backend).KEEPS_HIDDEN:
         return "nothing"
     if memory == "auto":
-        return "min" if spec.channels <= RECOMPUTED_CHANNELS and spec.device != "cpu" else "balanced"
+        return "min" if _recomputes(spec) else "balanced"
     return memory
 
 

@@ -127,12 +127,21 @@ def test_use_backend_ends_with_its_block_and_belongs_to_its_thread(make_backend)
 
 @pytest.mark.parametrize(
     ("device", "channels", "expected"),
-    [("cuda", 192, "min"), ("cuda", 200, "balanced"), ("cpu", 96, "balanced"), ("cpu", 768, "balanced")],
+    [
+        ("cuda", 192, "min"),
+        ("cuda", 200, "balanced"),
+        ("cpu", 96, "balanced"),
+        ("amx", 384, "min"),
+        ("amx", 400, "balanced"),
+    ],
 )
-def test_what_is_kept_by_default(make_backend, device, channels, expected):
+def test_what_is_kept_by_default(make_backend, monkeypatch, device, channels, expected):
     make_backend("keeping")
+    monkeypatch.setattr(package.get("cpu"), "has_tiles", lambda: device == "amx")
     sys.modules["convnext_kernels.backends.keeping.block"].KEEPS_HIDDEN = True
-    spec = SPEC._replace(op="block", device=device, channels=channels)
+    spec = SPEC._replace(
+        op="block", device=device.replace("amx", "cpu"), channels=channels, compute_dtype=torch.bfloat16
+    )
     assert keeps(spec, "auto") == expected
     assert [keeps(spec, memory) for memory in ("min", "balanced", "nothing")] == ["min", "balanced", "nothing"]
     assert keeps(spec, "balanced", "eager") == "nothing", "it computes everything again"

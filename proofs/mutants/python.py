@@ -136,7 +136,9 @@ MUTANTS = [
             "backend.unavailable() or backend.refuses(spec)",
             "backend.unavailable()",
         ),
-        Mutant("192 channels are kept", "spec.channels <= RECOMPUTED_CHANNELS", "spec.channels < RECOMPUTED_CHANNELS"),
+        Mutant(
+            "192 channels are kept", "spec.channels <= RECOMPUTED_CHANNELS\n", "spec.channels < RECOMPUTED_CHANNELS\n"
+        ),
     ),
     *_in(
         "dispatch.py",

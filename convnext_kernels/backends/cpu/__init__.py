@@ -14,6 +14,7 @@ __all__ = [
     "ISA_VARIABLE",
     "describe",
     "extension",
+    "has_tiles",
     "isa",
     "machine",
     "multiplies_bf16",
@@ -35,6 +36,11 @@ def unavailable() -> str | None:
 def multiplies_bf16() -> bool:
     """Whether the instruction set in use has products of bf16; without the extension nobody knows: True."""
     return native.import_error() is not None or native.isa() in ("avx512bf16", "amx", "neon_bf16")
+
+
+def has_tiles() -> bool:
+    """Whether this machine has AMX, whatever instruction set is in use: what is kept must not change in between."""
+    return native.import_error() is None and native.supported_isas()[-1] == "amx"
 
 
 def refuses(spec: OpSpec) -> str | None:
