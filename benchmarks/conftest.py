@@ -10,11 +10,9 @@ import pytest
 import torch
 
 from convnext_kernels import environment
-from convnext_kernels.bench import ceilings, conditions, measure
+from convnext_kernels.bench import ceilings, measure
 from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, select
 from convnext_kernels.bench.results import OURS, Unavailable
-
-USED = pytest.StashKey[tuple[measure.Session, list[str]]]()  # with the warnings of the start
 
 
 def _settings(config):
@@ -56,9 +54,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def session(pytestconfig):
     device, mode = _settings(pytestconfig)
-    warnings = conditions.collect(device)["warnings"]
     found = measure.Session(device, mode, ceilings.measure(device))
-    pytestconfig.stash[USED] = found, warnings
     yield found
     found.close()
 
@@ -67,18 +63,10 @@ def session(pytestconfig):
 def opened(case, session):
     """The open case: the tests of its candidates follow each other."""
     try:
-        return session.keep(case)
+        return session.open(case)
     except Unavailable as error:
         pytest.skip(str(error))
 
 
-def pytest_benchmark_update_machine_info(config, machine_info):
+def pytest_benchmark_update_machine_info(machine_info):
     machine_info["convnext_kernels"] = environment.collect() | {"commit": environment.commit()}
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    if USED in config.stash:
-        session, warnings = config.stash[USED]
-        terminalreporter.section("conditions of the benchmarks")
-        for line in warnings + session.course.warnings() or ["none"]:
-            terminalreporter.line(f"warning: {line}")

@@ -38,4 +38,4 @@ def test_case(benchmark, opened, candidate):
     peer = best_peer(opened.records) if candidate == OURS else None
     if peer:  # the fastest of those that ran, by the medians of pytest-benchmark
         info |= {"peer": peer, "ours_faster_by": ratio(opened.records, peer)}
-    benchmark.extra_info.update(info, images_per_second=record.images_per_second)
+    benchmark.extra_info.update(info)

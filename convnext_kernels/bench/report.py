@@ -11,7 +11,6 @@ from convnext_kernels.bench.results import (
     EAGER,
     FAILED,
     FILE,
-    MODELS,
     OK,
     OURS,
     UNAVAILABLE,
@@ -20,7 +19,6 @@ from convnext_kernels.bench.results import (
     Record,
     Run,
     best_peer,
-    is_ours,
     ratio,
 )
 from convnext_kernels.bench.tables import Table, date, machine, number, short, speedup, write_page
@@ -50,14 +48,6 @@ def first(case: Case) -> Record:
     return next(iter(case.values()))
 
 
-def by(run: Run, key: Callable[[Record], object]) -> dict[object, list[Case]]:
-    """Cases by `key` of one of their records, in the order they were measured."""
-    found: dict[object, list[Case]] = {}
-    for case in run.cases().values():
-        found.setdefault(key(first(case)), []).append(case)
-    return found
-
-
 def machine_name(run: Run) -> str:
     """Name of the measured device: the GPU or the CPU."""
     found = run.machine.get("gpus") or []
@@ -82,13 +72,16 @@ def times(run: Run) -> list[Table]:
         both = [case[name] for name in (EAGER, OURS) if name in case]
         cells = {r.candidate: number(r.times.median) if r.times else r.status.replace(UNAVAILABLE, "-") for r in both}
         spread = max((r.times.spread for r in both if r.times), default=None)
+        name = SHORT.get(peer, short(peer or ""))
+        if peer and OURS not in case:  # then nothing else tells how fast it is
+            name += f" {number(case[peer].times.median)}"
         versus = ["" if (value := ratio(case, to)) is None else speedup(value) for to in (EAGER, peer)]
         row = (
             f"{record.what} b{record.batch} {record.dtype}",
             *(cells.get(name, "") for name in (EAGER, OURS)),
             "" if spread is None else f"{min(99, 100 * spread):.0f}%",
             versus[0],
-            SHORT.get(peer, short(peer or "")),
+            name,
             versus[1],
         )
         key = f"{record.group}, {'forward + backward' if record.direction == 'training' else record.direction}"
@@ -97,53 +90,31 @@ def times(run: Run) -> list[Table]:
     return [Table(title, columns, rows, LEGEND if title == last else "") for title, rows in found.items()]
 
 
-def candidates(run: Run) -> Table:
-    """Milliseconds of every candidate in whole models, and how the fastest of ours compares with eager and peers."""
-    cases = [case for case in run.cases().values() if first(case).group in MODELS]
-    names = list(dict.fromkeys(r.candidate for case in cases for r in case.values() if r.times))
-    rows = []
-    for case in cases:
-        timed = [r for r in case.values() if is_ours(r.candidate) and r.times]
-        fastest = case | ({OURS: min(timed, key=lambda r: r.times.median)} if timed else {})
-        r = first(case)
-        found = [case.get(name) for name in names]
-        cells = ("-" if f is None else number(f.times.median) if f.times else f.status for f in found)
-        compared = (speedup(ratio(fastest, to), to) for to in (EAGER, best_peer(case)))
-        rows.append((f"{r.what} {r.dtype}, batch {r.batch}, {r.direction}", *cells, *compared))
-    columns = ("ms", *names, "fastest of ours compared with eager", "with the fastest peer")
-    return Table("Whole models", columns, rows)
-
-
-def everything(run: Run, group: str) -> Table:
-    """Every record of a group with times; columns without any value are left out."""
-
-    def percent(value: float | None) -> str:
-        return "" if value is None else f"{100 * value:.0f}%"
-
-    rows = [
-        {
-            "case": r.case,
-            "candidate": r.candidate,
-            "median ms": number(r.times.median),
-            "min ms": number(r.times.minimum),
-            "spread": f"±{100 * r.times.spread:.1f}%",
-            "ours is": "" if r.candidate == OURS else speedup(ratio(case, r.candidate)).strip("-"),
-            "error / allowed": _shown(error_share([r])),
-            "images/s": "" if r.images_per_second is None else number(r.images_per_second),
-            "GFLOP/s": number(r.gflops),
-            "GB/s": number(r.gbytes),
-            "of arithmetic": percent(r.compute_share),
-            "of memory": percent(r.memory_share),
-            "kept MiB": "" if r.saved_bytes is None else number(r.saved_bytes / 2**20),
-            "launches": "" if r.launches is None else str(r.launches),
-            "backend": r.backend or "",
-        }
-        for case in run.cases().values()
-        for r in case.values()
-        if r.group == group and r.times
-    ]
-    used = [column for column in (rows or [{}])[0] if any(row[column] for row in rows)]
-    return Table(group, tuple(used), [tuple(row[column] for column in used) for row in rows])
+def everything(run: Run) -> list[Table]:
+    """Every record with times, a table for each group; columns without any value are left out."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for case in run.cases().values():
+        for r in filter(lambda record: record.times, case.values()):
+            cells = {
+                "case": r.case,
+                "candidate": r.candidate,
+                "median ms": number(r.times.median),
+                "min ms": number(r.times.minimum),
+                "spread": f"±{100 * r.times.spread:.1f}%",
+                "ours is": "" if r.candidate == OURS else speedup(ratio(case, r.candidate)).strip("-"),
+                "error / allowed": _shown(error_share([r])),
+                "GFLOP/s": number(r.gflops),
+                "GB/s": number(r.gbytes),
+                "of arithmetic": "" if r.compute_share is None else f"{r.compute_share:.0%}",
+                "of memory": "" if r.memory_share is None else f"{r.memory_share:.0%}",
+                "kept MiB": "" if r.saved_bytes is None else number(r.saved_bytes / 2**20),
+            }
+            found.setdefault(r.group, []).append(cells)
+    tables = []
+    for group, rows in found.items():
+        used = [column for column in rows[0] if any(row[column] for row in rows)]
+        tables.append(Table(group, tuple(used), [tuple(row[column] for column in used) for row in rows]))
+    return tables
 
 
 def checks(run: Run) -> Table:
@@ -214,7 +185,7 @@ def write(run: Run, folder: Path, tables: Sequence[Table] = ()) -> str:
     slower = [(name, peer, speedup(value)) for value, name, peer in losses(run)]
     sections = {
         "Cases slower than the best peer": [Table("", ("case", "best peer", "ours is"), slower)] if slower else [],
-        "All results": [everything(run, group) for group in by(run, lambda record: record.group)],
+        "All results": everything(run),
         "Not measured": absences(run),
         **{table.title: [table._replace(title="")] for table in (*tables, checks(run)) if table.rows},
         "How it was measured": [*HOW, BENCH_RULE, _ceilings(run), Table("Conditions", ("", ""), conditions)],

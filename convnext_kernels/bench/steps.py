@@ -149,7 +149,7 @@ class Running:
             if self.step != item.step:  # after tuning a model is built again
                 self.session.close()
                 self.step, self.session = item.step, Session(self.device, STANDARD, rates, candidates=MODEL_CANDIDATES)
-            opened = self.session.keep(case)
+            opened = self.session.open(case)
             record = opened.check(name)
             if name in opened.calls:
                 opened.time(name)

@@ -2,10 +2,9 @@
 
 import click
 import torch
-from torch import nn
 
-import convnext_kernels
 from convnext_kernels import tuning
+from convnext_kernels.bench import workloads
 from convnext_kernels.bench.tables import Table, speedup
 from convnext_kernels.cli import load, options
 from convnext_kernels.tuning import explain
@@ -18,18 +17,6 @@ NOTE = (
 )
 GPUS = f"One of {', '.join(tuning.GPUS)}. May be repeated."
 COLUMNS = ("launches", "MiB", "us", "eager launches", "eager MiB", "eager us", "limit MiB", "limit us")
-
-
-def _meta_model(name: str) -> tuple[nn.Module, str]:
-    """Build the accelerated model on the meta device; returns it and its name with the library."""
-    with torch.device("meta"):
-        loaded = load.build(*load.resolve(name), pretrained=False)
-    model, report = loaded.model, convnext_kernels.acceleration_report
-    if report(model).rows:
-        model = convnext_kernels.accelerate(model.to(memory_format=torch.channels_last))
-    if not report(model).replaced:
-        raise click.ClickException(f"--model {loaded.name}: it has no module that this package can replace")
-    return model, loaded.name
 
 
 def table(rows: list[Row], title: str) -> Table:
@@ -81,7 +68,11 @@ def command(
     """
     gpus = [tuning.named(name) for name in gpu_names]
     element = getattr(torch, options.DTYPES[dtype])
-    model, full_name = _meta_model(model_name)
+    library, plain = load.resolve(model_name)
+    full_name = f"{library}/{plain}"
+    with torch.device("meta"):
+        model = workloads.load(library, plain).to(memory_format=torch.channels_last)
+    load.accelerated(model, full_name)
     recordings = [explain.record(model, (n, 3, size, size)) for n in batch]
     found = [
         (gpu, n, explain.explain(recording, element, training, gpu))

@@ -24,11 +24,11 @@ def command(files: tuple[Path, ...], report: Path, choices: Path | None) -> None
     runs = [run for file in files for run in lines.read(file)]
     run = lines.as_run(runs)
     every = [line for found in runs for line in found]
-    found = (html.candidates(run), lines.host(every), lines.tuned(every))
-    tables = [table for table in found if table.rows]
+    tables = [table for table in (lines.host(every), lines.tuned(every)) if table.rows]
     options.check_writable(report / FILE)
     results.save(run, report / FILE)
-    click.echo("\n\n".join(table.markdown() for table in tables) or "No times in these files.")
+    shown = [*html.everything(run), *tables]
+    click.echo("\n\n".join(table.markdown() for table in shown) or "No times in these files.")
     for line in run.not_run:
         click.echo(f"not run: {line}", err=True)
     if choices is not None:

@@ -22,7 +22,7 @@ def case(direction="forward", dtype="fp32"):
     def build():
         return workloads.op("block", N, C, SIZE, SIZE, False)
 
-    return Case("block", "V1 tiny", N, dtype, direction, QUICK, build, C, 7)
+    return Case("block", "V1 tiny", N, dtype, direction, QUICK, build, C)
 
 
 def only(*names):
@@ -56,8 +56,6 @@ def test_a_case(session, direction, dtype):
         assert record.bytes == counts.bytes(4 if dtype == "fp32" else 2)
         assert record.memory_share == pytest.approx(record.bytes / 1e11 / (record.times.median / 1e3))
         assert (record.saved_bytes is None) == (direction == "forward")
-    assert records[OURS].backend.split(" + ")[0] in ck.list_backends()
-    assert records[EAGER].backend is None
 
 
 def broken(monkeypatch, change):

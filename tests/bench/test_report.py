@@ -49,7 +49,7 @@ def test_what_is_wrong_or_failed_is_shown_and_has_no_speed(write):
     for line in report.complaints(run):
         assert line in found.text
     assert any("<script>alert('x')</script> & more" in line for line in report.complaints(run))
-    assert (BLOCK, OURS) not in {row[:2] for row in report.everything(run, "block").rows}
+    assert (BLOCK, OURS) not in {row[:2] for table in report.everything(run) for row in table.rows}
 
 
 def test_losses_are_listed_and_read_as_losses(write):

@@ -52,8 +52,6 @@ def test_times_and_rates():
     assert r.times.spread == pytest.approx(1.5 / 4.5)
     assert r.gflops == pytest.approx(2000)
     assert r.gbytes == pytest.approx(4)
-    assert r.images_per_second is None
-    assert dataclasses.replace(r, group="model").images_per_second == pytest.approx(2 / 4.5e-3)
     assert record(OURS).gflops is None
 
 

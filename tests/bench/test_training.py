@@ -30,7 +30,7 @@ def case(group, dtype="fp32", autocast=False):
             lambda: workloads.convnext("torchvision", "convnext_tiny", N, 64), True, autocast
         ),
     }[group]
-    return Case(group, "tiny", N, dtype, WEIGHT_GRADIENT if group == "dwconv" else STEP, FULL, build, C, 7)
+    return Case(group, "tiny", N, dtype, WEIGHT_GRADIENT if group == "dwconv" else STEP, FULL, build, C)
 
 
 def test_the_table_holds_what_was_asked_for():
@@ -54,7 +54,6 @@ def test_a_case(session, group, dtype):
     for record in records.values():
         assert record.status == OK, record.reason
         assert record.times.median > 0
-        assert (record.backend is not None) == is_ours(record.candidate)
 
 
 class Changed(torch.autograd.Function):

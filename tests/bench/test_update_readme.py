@@ -19,7 +19,8 @@ def checkout(script, tmp_path):
     class Checkout:
         readme = tmp_path / "README.md"
         docs = tmp_path / "docs" / "benchmarks.md"
-        charts = tuple(tmp_path / "docs" / "images" / f"speedup-{name}.svg" for name in ("light", "dark"))
+        home = tmp_path / "docs" / "index.md"
+        chart = tmp_path / "docs" / "images" / "speedup.svg"
         results = tmp_path / "benchmarks" / "results"
 
         def call(self, *arguments):
@@ -27,7 +28,7 @@ def checkout(script, tmp_path):
 
     Checkout.results.mkdir(parents=True)
     Checkout.docs.parent.mkdir()
-    for file in (Checkout.readme, Checkout.docs):
+    for file in (Checkout.readme, Checkout.docs, Checkout.home):
         file.write_text(f"before\n\n{script.BEGIN}\nold\n{script.END}\n\nafter\n", encoding="utf-8")
     return Checkout()
 
@@ -40,15 +41,14 @@ def test_readme_and_docs(checkout):
     assert checkout.call("--check") == 1
     assert checkout.call() == 0
     speedup = ratio(run.cases()[MODEL])
-    for file in (checkout.readme, checkout.docs):
+    for file in (checkout.readme, checkout.docs, checkout.home):
         text = file.read_text(encoding="utf-8")
         assert text.startswith("before\n\n<!-- results: begin")
         assert text.endswith("<!-- results: end -->\n\nafter\n")
         assert "old" not in text
         assert run.created[:10] in text
     assert f"{speedup:.2f} times faster than eager" in checkout.readme.read_text(encoding="utf-8")
-    for chart in checkout.charts:
-        assert f"convnext_kernels {speedup:.2f}" in chart.read_text(encoding="utf-8")
+    assert f"convnext_kernels {speedup:.2f}" in checkout.chart.read_text(encoding="utf-8")
     assert checkout.call("--check") == 0
 
 
