@@ -165,11 +165,8 @@ class Session:
     def timing(self) -> Iterator[None]:
         """Pin the threads and watch the machine inside; other runtimes must have started their threads before."""
         gc.collect()  # what earlier cases left
-        with pinned() if self.device == "cpu" else nullcontext():
-            # Threads that are not pinned sometimes start on one core, where the loop runs at half its speed.
-            self.course.probe()
-            with self.course.watch():
-                yield
+        with pinned() if self.device == "cpu" else nullcontext(), self.course.watch():
+            yield
 
     def open(self, case: Case) -> "Opened":
         """Build a case, with the settings that all of its candidates share, or return it if it is open already."""

@@ -25,18 +25,12 @@ from convnext_kernels.bench.tables import Table, date, machine, number, short, s
 
 NAME = "report.html"
 SHORT = {"torch.compile": "compile", "torch.compile, max-autotune": "autotune", "ONNX Runtime": "ORT"}  # in 80 columns
-HOW = (
-    "The candidates of a case are timed in rounds. In each round every candidate gets a short series of calls, one "
-    "after the other: a slow phase of the machine hits all of them. One-time work (compiling, packing weights, "
-    "converting the input's layout) is not timed. Medians are over all timed calls. ±: half the range of the medians "
-    "of the rounds, over the median.",
+SHARES = (
     "FLOPs are 2 x the multiply-adds of convolutions and matmuls. Least bytes: inputs, outputs and parameters, each "
     'moved once. "of arithmetic": the time that the FLOPs need at the measured ceilings, over the measured time; '
     'depthwise convolutions are compared with the ceiling without matrix units. "of memory": the same for the least '
-    "bytes, at the rate of the smallest memory level that holds them.",
+    "bytes, at the rate of the smallest memory level that holds them."
 )
-
-
 LEGEND = (
     "Times are medians. ±: the larger spread of eager and ours, which is half the range of the medians of the rounds "
     "(99%: or more). peer: the fastest other candidate. Only candidates with right results are timed."
@@ -164,15 +158,10 @@ def flat(value: object) -> str:
 
 
 def _ceilings(run: Run) -> Table:
-    sources = run.ceilings.get("sources", {})
-    rows = [
-        (f"{name} products", f"{number(rate / 1e9)} GFLOP/s", sources.get(name, ""))
-        for name, rate in run.ceilings.get("flops", {}).items()
-    ]
-    for level in run.ceilings.get("memory", []):
-        size = "" if level["size"] is None else f", working sets up to {number(level['size'] / 2**20)} MiB"
-        rows.append((level["level"] + size, f"{number(level['rate'] / 1e9)} GB/s", sources.get("memory", "")))
-    return Table("Measured ceilings", ("what", "rate", "source"), rows)
+    """The file has the sizes of the memory levels, and how each rate was measured."""
+    rows = [(f"{name} products", f"{number(r / 1e9)} GFLOP/s") for name, r in run.ceilings.get("flops", {}).items()]
+    rows += [(level["level"], f"{number(level['rate'] / 1e9)} GB/s") for level in run.ceilings.get("memory", [])]
+    return Table("Measured ceilings", ("", ""), rows)
 
 
 def write(run: Run, folder: Path, tables: Sequence[Table] = ()) -> str:
@@ -188,7 +177,7 @@ def write(run: Run, folder: Path, tables: Sequence[Table] = ()) -> str:
         "All results": everything(run),
         "Not measured": absences(run),
         **{table.title: [table._replace(title="")] for table in (*tables, checks(run)) if table.rows},
-        "How it was measured": [*HOW, BENCH_RULE, _ceilings(run), Table("Conditions", ("", ""), conditions)],
+        "How it was measured": [LEGEND, SHARES, BENCH_RULE, _ceilings(run), Table("Conditions", ("", ""), conditions)],
         "Machine": machine(run.machine),
     }
     about = f"device {run.device}, mode {run.mode}, {date(run.created)}, {run.seconds / 60:.0f} minutes, {state}"

@@ -1,13 +1,12 @@
 """The steps of `verify`, the most telling first: their items, and how one is run (`workers` has the processes)."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
 
 import convnext_kernels as ck
 from convnext_kernels.bench import ceilings, checks, workloads
@@ -47,7 +46,6 @@ FIRST_CHECKS = 40  # numerical checks that are compiled before the models
 TUNED = 3  # models that are timed again after tuning
 LEAST_SECONDS = 20.0  # that an item gets, if the step has them, before it counts as hanging
 MOST_SECONDS = 600.0  # for one item without --minutes
-KINDS = ("block V1", "block V2", "ConvNeXt-T")  # whose host time is measured
 HOST_SECONDS = 0.3  # for each figure of host time
 BURST = 10  # calls of a block without waiting for the GPU: their launches must fit into its queue (1024)
 
@@ -92,54 +90,46 @@ def items(step: str, device: str) -> list[Item]:
         return _models(step, device, [OURS, f"{OURS}, {GRAPH}"], TUNED)
     if step == "CUDA graphs":
         return [Item(step, "ConvNeXt-T")] if device == "cuda" else []
-    if step == "host time":  # on a CPU a network's call is its computation
-        kinds = KINDS[: 3 if device == "cuda" else 2]
-        return [Item(step, f"{k} {way}", (k, way)) for way in ("forward", "training") for k in kinds]
+    if step == "host time":
+        return [Item(step, f"{case.group} {case.what} {case.direction}", case) for case in _host_cases(device)]
     whats = [(label, n) for n in BATCHES[device] for label in NETWORKS]
     shape = f"3x{SIDE}x{SIDE} {DTYPE[device]}"
     return [Item(step, f"{label} {n}x{shape}", (NETWORKS[label], n, SIDE)) for label, n in whats]
 
 
-def host_unit() -> float:
-    """Seconds of ten ``torch.add`` of one element."""
-    a, b = torch.zeros(1), torch.zeros(1)
-    return fastest(lambda: [torch.add(a, b) for _ in range(10)], HOST_SECONDS, 10)
+def _host_cases(device: str) -> Iterator[Case]:
+    """Blocks at batch 1 and, on a GPU, a network: on a CPU its call is its computation, so a block gets one pixel."""
+    side, dtype = 56 if device == "cuda" else 1, DTYPE[device]
+    for direction in ("forward", "training"):
+        for label, grn in (("V1", False), ("V2", True)):
+            build = partial(workloads.op, "block", 1, 96, side, side, grn)
+            yield Case("block", label, 1, dtype, direction, "", build)
+        if device == "cuda":
+            yield network("ConvNeXt-T", 1, dtype, direction)
 
 
-def host_time(kind: str, training: bool, device: str, dtype: torch.dtype) -> dict[str, float]:
-    """Seconds that a call of `kind` at batch 1 keeps Python busy: this package's ("ours"), plain PyTorch's ("eager").
+def _host(device: str, case: Case, emit: Emit) -> None:
+    """How long a call keeps Python busy: this package's ("ours") and plain PyTorch's ("eager"), and in units.
 
-    On a CPU the calls compute too, so blocks get one pixel. Minima: other processes only add to them.
+    A unit is ten ``torch.add`` of one element. Minima: other processes only add to them.
     """
-    gpu, whole = device == "cuda", kind == "ConvNeXt-T"
-    side = (224 if gpu else 32) if whole else 56 if gpu else 1
-    if whole:
-        workload = workloads.network("convnext_tiny", 1, side)
-    else:
-        workload = workloads.op("block", 1, 96, side, side, kind == "block V2")
-    x = workload.inputs[0].to(device, dtype).to(memory_format=torch.channels_last)
-    calls, wait = 1 if whole else BURST, torch.cuda.synchronize if gpu else lambda: None
-    found = {}
-    for name, module in (("ours", workload.ours), ("eager", workload.eager)):
-        module = module.to(device, dtype)
-        call = partial(module, x)
-        if training:
-            inputs = [x.clone().requires_grad_(), *module.parameters()]
-            call = partial(_step, module, inputs, torch.zeros_like(module(inputs[0])))
-        with torch.inference_mode(not training):
-            found[name] = fastest(call, HOST_SECONDS, calls, wait)
-    return found
-
-
-def _step(module: nn.Module, inputs: list[Tensor], dy: Tensor) -> None:
-    torch.autograd.grad(module(inputs[0]), inputs, dy)
+    a, b = torch.zeros(1), torch.zeros(1)
+    unit = fastest(lambda: [torch.add(a, b) for _ in range(10)], HOST_SECONDS, 10)
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    prepared = prepare(case, device)
+    for name in ("ours", "eager"):
+        call = prepared.call(*prepared.parts(name))
+        with torch.inference_mode(not case.trains):
+            taken = fastest(call, HOST_SECONDS, 1 if case.group == "model" else BURST, wait)
+        what = {"what": f"{case.group} {case.what}", "direction": case.direction, "candidate": name}
+        emit("host", what | {"us": taken * 1e6, "units": taken / unit})
 
 
 class Running:
     """What the items of one process share."""
 
     def __init__(self, device: str) -> None:
-        self.device, self.unit = device, 0.0
+        self.device = device
         self.step, self.session = "", Session(device, STANDARD, {})
 
     def record(self, item: Item, emit: Emit, rates: dict) -> None:
@@ -227,11 +217,7 @@ def run(running: Running, item: Item, emit: Emit, seconds: float | None, rates: 
         elif item.step == "environment":
             emit("ceilings", {"ceilings": ceilings.measure(device)})
         elif item.step == "host time":
-            kind, direction = item.what
-            running.unit = running.unit or host_unit()
-            for name, taken in host_time(kind, direction == "training", device, DTYPES[DTYPE[device]]).items():
-                values = {"us": taken * 1e6, "units": taken / running.unit, "unit_us": running.unit * 1e6}
-                emit("host", {"what": kind, "direction": direction, "candidate": name} | values)
+            _host(device, item.what, emit)
         elif item.step == "CUDA graphs":
             _graphs(device, emit)
         elif item.step == "candidates":

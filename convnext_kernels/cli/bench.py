@@ -21,7 +21,7 @@ def measure(run: Run, selected: list[Case], file: Path | None, session: Session)
         for case in selected:
             run.records += session.measure(case, lambda what, case=case: advance(f"{case.name}: {what}", 0))
             run.seconds = time.perf_counter() - begun
-            run.conditions["course"] = session.course.summary()
+            run.conditions["course"] = session.course.shares()
             run.conditions["warnings"] = at_start + session.course.warnings()
             run.complete = case is selected[-1]
             if file is not None:

@@ -28,17 +28,7 @@ def watched(monkeypatch):
 
 def test_other_processes_and_the_hypervisor(watched):
     course = watched(Cpu(2.3, 0.2, 1.3, 0.0, 0.2, 0.0))
-    assert course.summary() == pytest.approx({"others": 0.25, "steal": 0.05})
+    assert course.shares() == pytest.approx({"others": 0.25, "steal": 0.05})
     others, steal = course.warnings()
     assert "other processes used 25%" in others
     assert "hypervisor gave 5%" in steal
-
-
-def test_a_machine_whose_speed_changes():
-    course = Course()
-    course.speeds = [100.0] * 8 + [50.0] * 3
-    assert course.summary() == {"slowest": 0.5}
-    (line,) = course.warnings()
-    assert "ran at 50% of its best" in line
-    course.speeds = [100.0] * 20 + [1.0]  # one hiccup is no warning
-    assert course.warnings() == []

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import convnext_kernels as ck
-from convnext_kernels.bench import conditions, measure, workloads
+from convnext_kernels.bench import measure, workloads
 from convnext_kernels.bench.candidates import CANDIDATES
 from convnext_kernels.bench.cases import QUICK, Case
 from convnext_kernels.bench.ceilings import count
@@ -30,9 +30,8 @@ def only(*names):
 
 
 @pytest.fixture
-def session(monkeypatch):
+def session():
     """Measures with the plain candidates; every candidate does its part once a round."""
-    monkeypatch.setattr(conditions.Course, "probe", lambda self: self.speeds.append(1.0))
     return measure.Session("cpu", QUICK, CEILINGS, candidates=only(EAGER, OURS, "eager, contiguous"))
 
 
