@@ -63,8 +63,8 @@ def row(use_grn: bool, dtype: str, n: int, c: int, size: int, rates: dict[str, f
     x = torch.randn(n, c, size, size, dtype=DTYPES[dtype]).contiguous(memory_format=torch.channels_last)
     total, phases, outside = measure(block, x)
     work = count(EagerBlock(c, use_grn), [x.float()])
-    product = 1e3 * (work.flops - work.depthwise_flops) / 2 / rates[dtype]
-    dwconv = 1e3 * (work.depthwise_flops - work.padding_flops) / rates["fp32"]
+    product = 1e3 * (work.flops - work.vector_flops) / 2 / rates[dtype]
+    dwconv = 1e3 * work.vector_flops / rates["fp32"]
     ideal = {"dwconv": dwconv, "W1, GELU": product, "W2, residual": product}
     cells = []
     for name, value in zip((*PHASES, "outside"), (*phases, outside), strict=True):

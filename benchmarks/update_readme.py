@@ -40,15 +40,10 @@ ROWS = (
 
 
 def records(folder: Path) -> list[Run]:
-    """The newest complete run of each device and machine; of two of one moment, the one whose file name is last.
-
-    First those that nothing disturbed, last those of an older instruction set.
-    """
-    found = [run for file in sorted(folder.glob("*.json"), reverse=True) if (run := load(file)).complete]
-    newest: dict[tuple[object, ...], Run] = {}
-    for run in sorted(found, key=lambda run: datetime.datetime.fromisoformat(run.created), reverse=True):
-        newest.setdefault((run.device, machine_name(run), run.machine["threads"]["cores"], limit(run)), run)
-    return sorted(newest.values(), key=lambda run: (limit(run) is not None, bool(run.conditions.get("warnings"))))
+    """The complete runs: those that nothing disturbed, the others, those of an older instruction set; newest first."""
+    found = [run for file in folder.glob("*.json") if (run := load(file)).complete]
+    found.sort(key=lambda run: datetime.datetime.fromisoformat(run.created), reverse=True)
+    return sorted(found, key=lambda run: (limit(run) is not None, bool(run.conditions.get("warnings"))))
 
 
 def limit(run: Run) -> str | None:

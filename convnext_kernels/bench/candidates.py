@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from convnext_kernels import graphs
 from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, STEP, WEIGHT_GRADIENT, Case
 from convnext_kernels.bench.results import EAGER, OURS, Unavailable
-from convnext_kernels.bench.workloads import Step
+from convnext_kernels.bench.workloads import Step, Workload
 from convnext_kernels.torch_versions import tf32_allowed
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -44,17 +44,12 @@ def tf32(allowed: bool) -> Iterator[None]:
         matmul.allow_tf32, convolution.allow_tf32 = before
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The modules and inputs of a case, in its dtype, on its device and in channels_last memory."""
+@dataclass(frozen=True, kw_only=True)
+class Prepared(Workload):
+    """The workload of a case in its dtype, on its device and in channels_last memory."""
 
     case: Case
     device: str
-    eager: nn.Module
-    ours: nn.Module | None
-    inputs: tuple[Tensor, ...]
-    step: type[Step]
-    garbage: float | None  # see `Workload`
 
     def parts(self, which: str, contiguous: bool = False) -> tuple[nn.Module, tuple[Tensor, ...]]:
         """A copy of the module `which`, "eager" or "ours", and its inputs; `contiguous`: in NCHW memory."""

@@ -3,10 +3,9 @@
 import datetime
 import importlib.util
 import platform
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import torch
 
@@ -64,21 +63,10 @@ class Course:
         return [line for line, true in disturbances.items() if true]
 
 
-def clocks() -> dict[str, str]:
-    """Clocks, power limit and reasons for lower clocks of the first GPU, if nvidia-smi shows them."""
-    query = "clocks.sm,clocks.max.sm,clocks.mem,power.limit,clocks_event_reasons.active"
-    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
-    with suppress(OSError, subprocess.SubprocessError):
-        printed = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
-        values = map(str.strip, printed.partition("\n")[0].split(","))
-        return dict(zip(query.split(","), values, strict=False))
-    return {}
-
-
 def start(device: str, mode: str) -> Run:
     """A run without records and without ceilings: the machine and the conditions now.
 
-    Conditions: threads, pinning, allocator and clocks, and "warnings": a line for each that disturbs the figures.
+    Conditions: threads, pinning and allocator, and "warnings": a line for each that disturbs the figures.
     """
     with pinned() as (cpus, why_not):
         pass
@@ -93,7 +81,6 @@ def start(device: str, mode: str) -> Run:
         "threads": torch.get_num_threads(),
         "pinning": "each OpenMP thread on its own core while timed" if cpus else why_not,
         "allocator": "PyTorch's CUDA allocator" if device == "cuda" else allocator,
-        "clocks": clocks() if device == "cuda" else {},
         "course": {},
         "warnings": [line for line, true in disturbances.items() if true],
     }

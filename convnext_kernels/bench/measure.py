@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from convnext_kernels.bench import ceilings, workloads
+from convnext_kernels.bench import workloads
 from convnext_kernels.bench.candidates import CANDIDATES, DTYPES, Call, Candidate, Prepared, quiet, tf32
 from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, Case
 from convnext_kernels.bench.ceilings import Work, count
@@ -48,7 +48,8 @@ def prepare(case: Case, device: str) -> Prepared:
         x.to(device, dtype).contiguous(memory_format=layout) if x.is_floating_point() else x.to(device)
         for x in workload.inputs
     )
-    return Prepared(case, device, eager, ours, inputs, workload.step, workload.garbage)
+    moved = {"eager": eager, "ours": ours, "inputs": inputs}
+    return Prepared(**vars(workload) | moved, case=case, device=device)
 
 
 def results(call: Call) -> dict[str, Tensor]:
@@ -133,7 +134,6 @@ class Session:
 
     device: str
     mode: str
-    ceilings: dict[str, object]
     course: Course = field(default_factory=Course)
     candidates: tuple[Candidate, ...] = CANDIDATES
     opened: "Opened | None" = None
@@ -244,14 +244,12 @@ class Opened:
     def add_times(self, name: str, times: Times) -> Record:
         """Add times to the record of a candidate, and everything computed from them."""
         call, work, element = self.calls[name], self._work, DTYPES[self.case.dtype].itemsize
-        compute, memory = ceilings.shares(work, element, self.case.dtype, times.median / 1e3, self.session.ceilings)
         self.records[name] = replace(
             self.records[name],
             times=times,
             flops=work.flops,
+            vector_flops=work.vector_flops,
             bytes=work.bytes(element),
-            compute_share=compute,
-            memory_share=memory,
             saved_bytes=saved_bytes(call) if isinstance(call, Step) else None,
         )
         return self.records[name]

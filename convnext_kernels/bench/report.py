@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from convnext_kernels.bench import ceilings
 from convnext_kernels.bench.numerics import BENCH_RULE
 from convnext_kernels.bench.results import (
     EAGER,
@@ -89,6 +90,7 @@ def everything(run: Run) -> list[Table]:
     found: dict[str, list[dict[str, str]]] = {}
     for case in run.cases().values():
         for r in filter(lambda record: record.times, case.values()):
+            compute, memory = ceilings.shares(r, run.ceilings)
             cells = {
                 "case": r.case,
                 "candidate": r.candidate,
@@ -97,10 +99,10 @@ def everything(run: Run) -> list[Table]:
                 "spread": f"±{100 * r.times.spread:.1f}%",
                 "ours is": "" if r.candidate == OURS else speedup(ratio(case, r.candidate)).strip("-"),
                 "error / allowed": _shown(error_share([r])),
-                "GFLOP/s": number(r.gflops),
-                "GB/s": number(r.gbytes),
-                "of arithmetic": "" if r.compute_share is None else f"{r.compute_share:.0%}",
-                "of memory": "" if r.memory_share is None else f"{r.memory_share:.0%}",
+                "GFLOP/s": number(r.flops / r.times.median / 1e6),
+                "GB/s": number(r.bytes / r.times.median / 1e6),
+                "of arithmetic": "" if compute is None else f"{compute:.0%}",
+                "of memory": "" if memory is None else f"{memory:.0%}",
                 "kept MiB": "" if r.saved_bytes is None else number(r.saved_bytes / 2**20),
             }
             found.setdefault(r.group, []).append(cells)
@@ -126,9 +128,8 @@ def checks(run: Run) -> Table:
 
 def complaints(run: Run) -> list[str]:
     """A line for each wrong or failed candidate, and for each failed check."""
-    found = [(f"{r.case}, {r.candidate}", r) for r in run.records]
-    found += [(f"{c.group} {c.what} {c.dtype} on {c.candidate}", c) for c in run.checks]
-    return [f"{what}: {r.status}, not timed: {r.reason}" for what, r in found if r.status in (WRONG, FAILED)]
+    bad = (r for r in (*run.records, *run.checks) if r.status in (WRONG, FAILED))
+    return [f"{r.case}, {r.candidate}: {r.status}, not timed: {r.reason}" for r in bad]
 
 
 def absences(run: Run) -> list[str]:
@@ -148,17 +149,8 @@ def losses(run: Run) -> list[tuple[float, str, str]]:
     return sorted(loss for loss in found if loss[0] is not None and loss[0] < 1)
 
 
-def flat(value: object) -> str:
-    """Format plain values of a result file as one line of text."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name}: {flat(inner)}" for name, inner in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(flat, value))
-    return number(value) if isinstance(value, float) else "none" if value in (None, "") else str(value)
-
-
 def _ceilings(run: Run) -> Table:
-    """The file has the sizes of the memory levels, and how each rate was measured."""
+    """The file has the sizes of the memory levels."""
     rows = [(f"{name} products", f"{number(r / 1e9)} GFLOP/s") for name, r in run.ceilings.get("flops", {}).items()]
     rows += [(level["level"], f"{number(level['rate'] / 1e9)} GB/s") for level in run.ceilings.get("memory", [])]
     return Table("Measured ceilings", ("", ""), rows)
@@ -168,8 +160,8 @@ def write(run: Run, folder: Path, tables: Sequence[Table] = ()) -> str:
     """Write ``report.html``, with further `tables`, to `folder`; returns a sentence about it. OSError if that fails."""
     if importlib.util.find_spec("jinja2") is None:
         return f"No {NAME}: jinja2 is not installed (pip install jinja2); results: {folder / FILE}"
-    conditions = [(name, flat(value)) for name, value in run.conditions.items() if name != "warnings"]
-    conditions += [("commit", flat(run.machine.get("commit")))]
+    conditions = [(name, str(value)) for name, value in run.conditions.items() if name != "warnings"]
+    conditions += [("commit", str(run.machine.get("commit")))]
     state = "complete" if run.complete else "interrupted: not everything was measured"
     slower = [(name, peer, speedup(value)) for value, name, peer in losses(run)]
     sections = {

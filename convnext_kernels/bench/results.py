@@ -47,22 +47,11 @@ class Record:
     reason: str = ""  # why there are no times; empty if there are
     times: Times | None = None
     flops: int = 0  # of the case: 2 x multiply-adds of convolutions and matmuls; ceilings.py
+    vector_flops: int = 0  # part of `flops`: depthwise convolutions
     bytes: int = 0  # of the case: the least traffic between memory and chip; ceilings.py
     error: float | None = None  # against fp64; numerics.py defines it
     allowed_error: float | None = None
-    compute_share: float | None = None  # of the measured arithmetic ceilings; ceilings.py
-    memory_share: float | None = None  # of the measured rate of the smallest memory level that holds the data
     saved_bytes: int | None = None  # kept for the backward pass, without parameters (training)
-
-    @property
-    def gflops(self) -> float | None:
-        """GFLOP/s at the median."""
-        return None if self.times is None else self.flops / self.times.median / 1e6
-
-    @property
-    def gbytes(self) -> float | None:
-        """GB/s at the median, counting the least traffic."""
-        return None if self.times is None else self.bytes / self.times.median / 1e6
 
 
 Case = dict[str, Record]  # the records of one case, by candidate
@@ -124,8 +113,8 @@ def save(run: Run, file: Path) -> None:
 
 
 def restored(values: dict) -> Record:
-    """The record of values that were read; older files have some more."""
-    values = {field.name: values[field.name] for field in dataclasses.fields(Record)}
+    """The record of values that were read; older files have others, too."""
+    values = {field.name: values[field.name] for field in dataclasses.fields(Record) if field.name in values}
     if values["times"] is not None:
         values = values | {"times": Times(tuple(map(tuple, values["times"])))}
         values["times"].median  # noqa: B018  raises now instead of later

@@ -39,14 +39,9 @@ class Times:
         return statistics.median(call for calls in self.rounds for call in calls)
 
     @property
-    def round_medians(self) -> list[float]:
-        """Median of each round, in milliseconds."""
-        return [statistics.median(calls) for calls in self.rounds]
-
-    @property
     def spread(self) -> float:
-        """Half the range of the round medians, over the median: 0.05 means that rounds are within about 5 %."""
-        medians = self.round_medians
+        """Half the range of the medians of the rounds, over the median: 0.05 means that rounds are within about 5 %."""
+        medians = [statistics.median(calls) for calls in self.rounds]
         return (max(medians) - min(medians)) / 2 / self.median
 
 

@@ -132,12 +132,8 @@ class EagerMlp(nn.Module):
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """Add the branch of x to residual, both (N, C, H, W) or (N, C, L)."""
         y = self.act(self.pwconv1(self.norm(x.movedim(1, -1))))
-        if self.grn is not None:
-            y = self.grn(y)
-        y = self.pwconv2(y)
-        if self.gamma is not None:
-            y = self.gamma * y
-        return residual + y.movedim(-1, 1)
+        y = self.pwconv2(y if self.grn is None else self.grn(y))
+        return residual + (y if self.gamma is None else self.gamma * y).movedim(-1, 1)
 
 
 class FusedMlp(EagerMlp):
@@ -166,10 +162,9 @@ class EagerBlock1d(EagerBlock):
     """The block over time, (N, C, L) to (N, C, L) (Vocos, arXiv 2306.00814; with GRN F5-TTS, arXiv 2410.06885)."""
 
     def __init__(self, dim: int, use_grn: bool = False) -> None:
-        super().__init__(dim)
+        super().__init__(dim, use_grn)
         self.dwconv = nn.Conv1d(dim, dim, 7, padding=3, groups=dim)
-        if use_grn:
-            self.grn, self.gamma = EagerGRN(4 * dim, axes=1), None
+        self.grn = EagerGRN(4 * dim, axes=1) if use_grn else None
 
 
 class MedNeXtBlock(nn.Module):

@@ -15,7 +15,7 @@ GROUPS = {
     "Look": {
         "info": ("--json", "Show versions, backends and the machine."),
         "models": ("convnext_base", "Count parameters and FLOPs of the models."),
-        "roadmap": ("--regime resnet50", "Show every step from ResNet to ConvNeXt."),
+        "roadmap": ("--measure", "Show every step from ResNet to ConvNeXt."),
         "plan": ("--gpu H100 --batch 8", "Predict kernels and time of a model on a GPU."),
     },
     "Run and measure": {
@@ -30,10 +30,7 @@ GROUPS = {
     },
 }
 EXPECTED = (BackendError, OSError, ValueError)  # say what the user can change
-# The extras of the package, by the modules they bring.
-PICTURES = ("torchvision", "timm", "safetensors", "PIL", "numpy", "scipy", "sklearn", "skimage")
-EXTRAS = dict.fromkeys(("vocos", "torchaudio", "pygame"), "vocos")
-EXTRAS |= dict.fromkeys((*PICTURES, "psutil", "jinja2", "matplotlib"), "demo")
+DEMO = ("torchvision", "timm", "safetensors", "PIL", "numpy", "sklearn", "skimage", "psutil", "jinja2")  # its modules
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
@@ -69,8 +66,8 @@ class _Cli(click.Group):
             if isinstance(error, click.ClickException):
                 raise
             text = one_line(error, 1000)
-            if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
-                text = f'{error.name} is not installed: pip install "convnext-kernels[{EXTRAS[error.name]}]"'
+            if isinstance(error, ModuleNotFoundError) and error.name in DEMO:
+                text = f'{error.name} is not installed: pip install "convnext-kernels[demo]"'
             elif not isinstance(error, EXPECTED):
                 text = f"{type(error).__name__}: {text} (--debug shows the traceback)"
             raise click.ClickException(text) from error

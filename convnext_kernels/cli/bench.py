@@ -50,7 +50,7 @@ def command(mode: str | None, only: tuple[str, ...], device: str, folder: Path |
     run.ceilings = ceilings.measure(device)
     interrupted = None
     try:
-        measure(run, selected, folder and folder / FILE, Session(device, mode, run.ceilings))
+        measure(run, selected, folder and folder / FILE, Session(device, mode))
     except KeyboardInterrupt as error:
         if not run.records:
             raise

@@ -108,8 +108,8 @@ def summary(changes: list[Change], moved: float) -> str:
 
 
 @click.command("compare")
-@click.argument("a", type=options.FILE, metavar="A.json")
-@click.argument("b", type=options.FILE, metavar="B.json")
+@click.argument("a", type=options.INPUT, metavar="A.json")
+@click.argument("b", type=options.INPUT, metavar="B.json")
 def command(a: Path, b: Path) -> None:
     """Show what became faster or slower from A.json to B.json, two result files of `bench`.
 

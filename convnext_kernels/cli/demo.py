@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext_kernels import environment
+from convnext_kernels.bench.candidates import DTYPES
 from convnext_kernels.bench.measure import peak_growth
 from convnext_kernels.bench.numerics import RULE, allowed, judge
 from convnext_kernels.bench.tables import Table, date, machine, speedup, write_page
@@ -70,7 +71,7 @@ def measure(
     model: nn.Module, x: Tensor, dtype_name: str, repeats: int, device: str, on_step: Callable[[str], None]
 ) -> Result:
     """Memory, errors and times in one dtype for images x (N, 3, H, W) in fp32; `on_step` is told what is done next."""
-    dtype = getattr(torch, options.DTYPES[dtype_name])
+    dtype = DTYPES[dtype_name]
     x = x.to(device, dtype).contiguous(memory_format=torch.channels_last)
     models = {name: build(model, name, dtype, device) for name in NAMES}
     with torch.inference_mode():
@@ -131,7 +132,7 @@ def _top5(chosen: list[photos.Photo], results: list[Result], classes: list[str] 
 
 
 @click.command("demo")
-@click.argument("paths", nargs=-1, metavar="[IMAGE]...", type=options.FILE)
+@click.argument("paths", nargs=-1, metavar="[IMAGE]...", type=options.INPUT)
 @options.model
 @click.option("--pretrained", is_flag=True, help="Download the weights.")
 @options.count("--size", 224, "Image height and width.", least=32)

@@ -15,8 +15,8 @@ from convnext_kernels import environment
 from convnext_kernels.bench.tables import Table
 from convnext_kernels.models.convnext import near
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-FILE = click.Path(path_type=Path)
+INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
+OUTPUT = click.Path(path_type=Path)
 Decorator = Callable[[Any], Any]
 
 
@@ -65,7 +65,7 @@ def report(default: Path | None, text: str, name: str = "") -> Decorator:
     return click.option("--report", "folder" if name else "report", default=default, **more)
 
 
-_dtype = click.Choice(list(DTYPES))
+_dtype = click.Choice(["fp32", "bf16", "fp16"])
 dtypes = click.option(
     "--dtype", "dtypes", type=_dtype, multiple=True, default=("fp32", "bf16"), help="Data type, can be repeated."
 )

@@ -5,6 +5,7 @@ import torch
 
 from convnext_kernels import tuning
 from convnext_kernels.bench import workloads
+from convnext_kernels.bench.candidates import DTYPES
 from convnext_kernels.bench.tables import Table, speedup
 from convnext_kernels.cli import load, options
 from convnext_kernels.tuning import explain
@@ -67,7 +68,6 @@ def command(
     With several GPUs or batches: one line for each block, GPU and batch, and no other layers. This needs no GPU.
     """
     gpus = [tuning.named(name) for name in gpu_names]
-    element = getattr(torch, options.DTYPES[dtype])
     library, plain = load.resolve(model_name)
     full_name = f"{library}/{plain}"
     with torch.device("meta"):
@@ -75,7 +75,7 @@ def command(
     load.accelerated(model, full_name)
     recordings = [explain.record(model, (n, 3, size, size)) for n in batch]
     found = [
-        (gpu, n, explain.explain(recording, element, training, gpu))
+        (gpu, n, explain.explain(recording, DTYPES[dtype], training, gpu))
         for gpu in gpus
         for n, recording in zip(batch, recordings, strict=True)
     ]

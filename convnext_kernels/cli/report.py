@@ -12,9 +12,9 @@ from convnext_kernels.tuning import cache
 
 
 @click.command("report")
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=options.FILE)
-@click.option("--report", type=options.FILE, metavar="DIR", default=Path("convnext-kernels-report"), help="Folder.")
-@click.option("--choices", type=options.FILE, metavar="FILE", help="Add the measured choices to this file.")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=options.INPUT)
+@click.option("--report", type=options.OUTPUT, metavar="DIR", default=Path("convnext-kernels-report"), help="Folder.")
+@click.option("--choices", type=options.OUTPUT, metavar="FILE", help="Add the measured choices to this file.")
 def command(files: tuple[Path, ...], report: Path, choices: Path | None) -> None:
     """Turn the results of `verify` (results.jsonl, one or several) into tables in Markdown and an HTML report.
 

@@ -51,7 +51,7 @@ def odd_run() -> Run:
     """A run that met everything that can go wrong."""
     run = full_run(complete=False, ceilings={"flops": {"fp32": 190e9}})
     run.conditions["warnings"] = ["other processes use 34% of the machine", "threads are <not> pinned & drift"]
-    nothing = {"times": None, "compute_share": None, "memory_share": None}
+    nothing = {"times": None}
     wrong = {"status": WRONG, "reason": "error 3.2e-01 against fp64 exceeds the allowed 1.0e-03", "error": 0.32}
     run = replace(run, "block/V1-C96-56x56-b1-fp32-forward", OURS, **wrong, **nothing)
     nan = {"status": WRONG, "reason": "the result holds NaN", "error": math.nan}

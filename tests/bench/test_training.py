@@ -17,7 +17,7 @@ PLAIN = (EAGER, OURS, "eager, contiguous", f"{OURS}, min", f"{OURS}, balanced")
 @pytest.fixture
 def session():
     """Measures with the candidates that need no compiler."""
-    return Session("cpu", QUICK, {}, candidates=tuple(c for c in CANDIDATES if c.name in PLAIN))
+    return Session("cpu", QUICK, candidates=tuple(c for c in CANDIDATES if c.name in PLAIN))
 
 
 def case(group, dtype="fp32", autocast=False):

@@ -58,22 +58,24 @@ def test_a_loss_reads_as_a_loss(script):
         assert script.compared(runs.replace(run, BLOCK, OURS, times=runs.times(ours)).cases()[BLOCK], EAGER) == words
 
 
-def test_the_newest_complete_run_counts(script, checkout):
+def test_the_newest_undisturbed_run_is_first(script, checkout):
     few = runs.full_run().records[:3]
 
-    def add(name, created, device="cpu", complete=True, commit="c", **machine):
-        machine = runs.machine(**machine) | {"commit": commit}
-        run = runs.full_run(device=device, records=few, created=created, complete=complete, machine=machine)
-        save(run, checkout.results / name)
+    def add(created, complete=True, warnings=()):
+        conditions = {"warnings": list(warnings)}
+        run = runs.full_run(records=few, created=created, complete=complete, conditions=conditions)
+        save(run, checkout.results / f"{len(list(checkout.results.iterdir()))}.json")
 
-    add("a.json", "2026-03-02T00:00:00+00:00", commit="newest")
-    add("b.json", "2026-03-02T00:30:00+02:00", commit="older, by its offset")
-    add("c.json", "2026-04-01T00:00:00+00:00", commit="incomplete", complete=False)
-    add("d.json", "2026-01-01T00:00:00+00:00", commit="tie, first", cpu="Other")
-    add("e.json", "2026-01-01T00:00:00+00:00", commit="tie, last", cpu="Other")
-    add("f.json", "2026-02-01T00:00:00+00:00", device="cuda", commit="gpu", gpus=("H100, compute capability 9.0",))
+    add("2026-03-02T00:30:00+02:00")  # older, by its offset
+    add("2026-03-02T00:00:00+00:00")
+    add("2026-04-01T00:00:00+00:00", complete=False)
+    add("2026-05-01T00:00:00+00:00", warnings=["others"])
     (checkout.results / "notes.txt").write_text("not a result")
-    assert [run.machine["commit"] for run in script.records(checkout.results)] == ["newest", "gpu", "tie, last"]
+    assert [run.created[5:16] for run in script.records(checkout.results)] == [
+        "03-02T00:00",
+        "03-02T00:30",
+        "05-01T00:00",
+    ]
 
 
 @pytest.mark.parametrize("text", ["nothing", "{end} {begin}", "{begin} {begin} {end}", "{begin}"])

@@ -78,7 +78,7 @@ def test_tables_report_and_choices_of_a_cut_file(run, file, first, tmp_path):
     html = (tmp_path / "report" / "report.html").read_text()
     assert "triton mlp: fused" in html
     assert "interrupted" in html
-    assert "1x8x5x3 K7" in html
+    assert "dwconv/K7, triton: wrong" in html
 
 
 def test_of_two_results_the_later_one_counts(file, first):
