@@ -8,7 +8,6 @@ candidates of a case follow each other, each warmed up, with pinned threads and 
 import pytest
 import torch
 
-from convnext_kernels import environment
 from convnext_kernels.bench import measure
 from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, select
 from convnext_kernels.bench.results import Unavailable
@@ -23,11 +22,6 @@ def _mode(config):
 def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="one stage and ConvNeXt-T at batch 1: two minutes")
     parser.addoption("--full", action="store_true", help="every case and every peer in it: hours")
-
-
-def pytest_configure(config):
-    if config.getoption("--quick") and not any("benchmark-max-time" in str(a) for a in config.invocation_params.args):
-        config.option.benchmark_max_time = "0.3"  # the default of one second a candidate takes a minute more
 
 
 def pytest_generate_tests(metafunc):
@@ -58,7 +52,3 @@ def opened(case, session):
         return session.open(case)
     except Unavailable as error:
         pytest.skip(str(error))
-
-
-def pytest_benchmark_update_machine_info(machine_info):
-    machine_info["convnext_kernels"] = environment.collect() | {"commit": environment.commit()}

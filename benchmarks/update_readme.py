@@ -15,7 +15,6 @@ import textwrap
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 from convnext_kernels.bench import report
@@ -86,17 +85,11 @@ def machine(run: Run) -> str:
     )
 
 
-class Bar(NamedTuple):
-    """One row of README's chart: how many times faster than eager."""
+def bars(run: Run) -> list[tuple[str, float, float, str]]:
+    """README's chart: of whole models, how many times faster than eager this package and the fastest other peer are.
 
-    what: str  # with the dtype
-    ours: float
-    peer: float  # the fastest other peer; 0 without one
-    label: str  # its name and figure
-
-
-def bars(run: Run) -> list[Bar]:
-    """The whole models of `ROWS`."""
+    What with the dtype, ours, the peer's (0 without one), and the peer's with its name.
+    """
     found, cases = [], run.cases()
     for dtype in DTYPES:
         for what, name in ROWS:
@@ -104,13 +97,13 @@ def bars(run: Run) -> list[Bar]:
             ours, other = ratio(case), other_peer(case)
             if name.startswith("model/") and ours is not None:
                 peer = case[EAGER].times.median / case[other].times.median if other else 0
-                found.append(Bar(f"{what}, {dtype}", ours, peer, f"{other} {peer:.2f}" if other else ""))
+                found.append((f"{what}, {dtype}", ours, peer, f"{other} {peer:.2f}" if other else ""))
     return found
 
 
 def description(run: Run) -> str:
     """What the chart shows, in words: the text for those who cannot see it, and what --check reads."""
-    rows = (f"{bar.what}: " + ", ".join(filter(None, (f"{OURS} {bar.ours:.2f}", bar.label))) for bar in bars(run))
+    rows = (f"{what}: {OURS} {ours:.2f}" + f", {label}" * bool(label) for what, ours, _, label in bars(run))
     return f"Times faster than eager PyTorch on {machine_name(run)}. {'; '.join(rows)}."
 
 

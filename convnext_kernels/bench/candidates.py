@@ -89,9 +89,7 @@ def _plain(which: str, contiguous: bool = False) -> Callable[[Prepared], Call]:
     return lambda prepared: prepared.call(*prepared.parts(which, contiguous))
 
 
-def compiled(
-    which: str = "eager", contiguous: bool = False, autotune: bool = False, cudagraphs: bool = False
-) -> Callable[[Prepared], Call]:
+def compiled(which: str = "eager", autotune: bool = False, cudagraphs: bool = False) -> Callable[[Prepared], Call]:
     """``torch.compile`` of the module `which`: "eager" or "ours"; `cudagraphs` as in mode="reduce-overhead"."""
 
     def build(prepared: Prepared) -> Call:
@@ -104,7 +102,7 @@ def compiled(
         if autotune:
             # On a GPU with CUDA graphs, as in mode="max-autotune", unless a backward pass needs the outputs.
             options = {"max_autotune": True, "triton.cudagraphs": prepared.device == "cuda" and not training}
-        module, inputs = prepared.parts(which, contiguous)
+        module, inputs = prepared.parts(which)
         weights = copy.deepcopy(module.state_dict())
         call = prepared.call(torch.compile(module, dynamic=False, options=options), inputs)
         # Freezing makes the weights constants and packs them for oneDNN, at the first call and without gradients.
@@ -261,10 +259,6 @@ def _autotune_wanted(case: Case, mode: str) -> bool:
     return (mode == FULL and case.direction != WEIGHT_GRADIENT) or (mode == STANDARD and important)
 
 
-def _contiguous_wanted(case: Case, mode: str) -> bool:
-    return mode != QUICK and (case.group, case.direction) in (("block", STEP), ("dwconv", WEIGHT_GRADIENT))
-
-
 def _memory_wanted(case: Case, _mode: str) -> bool:
     return (case.group, case.direction) == ("block", STEP)
 
@@ -279,7 +273,6 @@ CANDIDATES = (
     Candidate("eager, contiguous", _plain("eager", contiguous=True)),
     Candidate("torch.compile", compiled(), _compile_wanted),
     Candidate("torch.compile, max-autotune", compiled(autotune=True), _autotune_wanted),
-    Candidate("torch.compile, contiguous", compiled(contiguous=True), _contiguous_wanted),
     Candidate(f"{OURS}, min", _with_memory("min"), _memory_wanted),
     Candidate(f"{OURS}, balanced", _with_memory("balanced"), _memory_wanted),
     Candidate("OpenVINO", _openvino, _engine_wanted),

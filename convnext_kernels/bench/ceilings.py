@@ -136,7 +136,7 @@ def shares(record: Record, ceilings: dict[str, object]) -> tuple[float | None, f
     """
     rates, seconds = ceilings.get("flops", {}), record.times.median / 1e3
     compute = None
-    if record.flops and record.dtype in rates:
+    if record.flops and record.vector_flops is not None and record.dtype in rates:
         matrix = (record.flops - record.vector_flops) / rates[record.dtype]
         compute = (matrix + record.vector_flops / rates["vector"]) / seconds
     levels = [m["rate"] for m in ceilings.get("memory", []) if m["size"] is None or record.bytes <= m["size"]]

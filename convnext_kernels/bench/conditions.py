@@ -2,7 +2,6 @@
 
 import datetime
 import importlib.util
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,22 +65,18 @@ class Course:
 def start(device: str, mode: str) -> Run:
     """A run without records and without ceilings: the machine and the conditions now.
 
-    Conditions: threads, pinning and allocator, and "warnings": a line for each that disturbs the figures.
+    Conditions: threads and pinning, and "warnings": a line for each that disturbs the figures.
     """
     with pinned() as (cpus, why_not):
         pass
-    kept = glibc() is not None
     disturbances = {
         f"threads are not pinned: {why_not}": why_not and not why_not.startswith("left to"),
         "the load of the machine is unknown: psutil is not installed (pip install psutil)": not PSUTIL,
-        "the C library is not glibc: page faults of large temporaries count, and slow eager down most": not kept,
+        "the C library is not glibc: page faults of large temporaries count, and slow eager down most": not glibc(),
     }
-    allocator = "glibc keeps freed memory (mallopt)" if kept else f"default of {platform.system()}"
     conditions = {
         "threads": torch.get_num_threads(),
         "pinning": "each OpenMP thread on its own core while timed" if cpus else why_not,
-        "allocator": "PyTorch's CUDA allocator" if device == "cuda" else allocator,
-        "course": {},
         "warnings": [line for line, true in disturbances.items() if true],
     }
     machine = environment.collect() | {"commit": environment.commit()}

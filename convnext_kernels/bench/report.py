@@ -1,17 +1,13 @@
-"""The tables of a run for a terminal, and its HTML report."""
+"""The tables of a run, for a terminal and in Markdown."""
 
-import importlib.util
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
 from convnext_kernels.bench import ceilings
-from convnext_kernels.bench.numerics import BENCH_RULE
 from convnext_kernels.bench.results import (
     EAGER,
     FAILED,
-    FILE,
     OK,
     OURS,
     UNAVAILABLE,
@@ -22,25 +18,13 @@ from convnext_kernels.bench.results import (
     best_peer,
     ratio,
 )
-from convnext_kernels.bench.tables import Table, date, machine, number, short, speedup, write_page
+from convnext_kernels.bench.tables import Table, date, number, short, speedup
 
-NAME = "report.html"
 SHORT = {"torch.compile": "compile", "torch.compile, max-autotune": "autotune", "ONNX Runtime": "ORT"}  # in 80 columns
-SHARES = (
-    "FLOPs are 2 x the multiply-adds of convolutions and matmuls. Least bytes: inputs, outputs and parameters, each "
-    'moved once. "of arithmetic": the time that the FLOPs need at the measured ceilings, over the measured time; '
-    'depthwise convolutions are compared with the ceiling without matrix units. "of memory": the same for the least '
-    "bytes, at the rate of the smallest memory level that holds them."
-)
 LEGEND = (
     "Times are medians. ±: the larger spread of eager and ours, which is half the range of the medians of the rounds "
     "(99%: or more). peer: the fastest other candidate. Only candidates with right results are timed."
 )
-
-
-def first(case: Case) -> Record:
-    """One record of a case, for what all of them share."""
-    return next(iter(case.values()))
 
 
 def machine_name(run: Run) -> str:
@@ -63,7 +47,7 @@ def times(run: Run) -> list[Table]:
     """A table for each group and direction: eager, ours and the fastest peer."""
     found: dict[str, list[tuple[str, ...]]] = {}
     for case in run.cases().values():
-        record, peer = first(case), best_peer(case)
+        record, peer = next(iter(case.values())), best_peer(case)
         both = [case[name] for name in (EAGER, OURS) if name in case]
         cells = {r.candidate: number(r.times.median) if r.times else r.status.replace(UNAVAILABLE, "-") for r in both}
         spread = max((r.times.spread for r in both if r.times), default=None)
@@ -149,30 +133,20 @@ def losses(run: Run) -> list[tuple[float, str, str]]:
     return sorted(loss for loss in found if loss[0] is not None and loss[0] < 1)
 
 
-def _ceilings(run: Run) -> Table:
+def measured_ceilings(run: Run) -> Table:
     """The file has the sizes of the memory levels."""
     rows = [(f"{name} products", f"{number(r / 1e9)} GFLOP/s") for name, r in run.ceilings.get("flops", {}).items()]
     rows += [(level["level"], f"{number(level['rate'] / 1e9)} GB/s") for level in run.ceilings.get("memory", [])]
-    return Table("Measured ceilings", ("", ""), rows)
+    return Table("Measured ceilings", ("what", "rate"), rows)
 
 
-def write(run: Run, folder: Path, tables: Sequence[Table] = ()) -> str:
-    """Write ``report.html``, with further `tables`, to `folder`; returns a sentence about it. OSError if that fails."""
-    if importlib.util.find_spec("jinja2") is None:
-        return f"No {NAME}: jinja2 is not installed (pip install jinja2); results: {folder / FILE}"
-    conditions = [(name, str(value)) for name, value in run.conditions.items() if name != "warnings"]
-    conditions += [("commit", str(run.machine.get("commit")))]
+def details(run: Run) -> list[Table]:
+    """Everything that was measured, below what `times` shows."""
+    return [table for table in (*everything(run), checks(run), measured_ceilings(run)) if table.rows]
+
+
+def heading(run: Run) -> str:
+    """On what and when `run` was measured."""
+    where = f"device {run.device}, mode {run.mode}, commit {run.machine.get('commit')}"
     state = "complete" if run.complete else "interrupted: not everything was measured"
-    slower = [(name, peer, speedup(value)) for value, name, peer in losses(run)]
-    sections = {
-        "Cases slower than the best peer": [Table("", ("case", "best peer", "ours is"), slower)] if slower else [],
-        "All results": everything(run),
-        "Not measured": absences(run),
-        **{table.title: [table._replace(title="")] for table in (*tables, checks(run)) if table.rows},
-        "How it was measured": [LEGEND, SHARES, BENCH_RULE, _ceilings(run), Table("Conditions", ("", ""), conditions)],
-        "Machine": machine(run.machine),
-    }
-    about = f"device {run.device}, mode {run.mode}, {date(run.created)}, {run.seconds / 60:.0f} minutes, {state}"
-    warnings = run.conditions.get("warnings", [])
-    write_page(folder / NAME, f"Benchmark: {machine_name(run)}", about, sections, warnings, complaints(run))
-    return f"Report: {folder / NAME}, results: {folder / FILE}"
+    return f"## {machine_name(run)}\n\n{where}, {date(run.created)}, {run.seconds / 60:.0f} minutes, {state}"

@@ -47,7 +47,7 @@ class Record:
     reason: str = ""  # why there are no times; empty if there are
     times: Times | None = None
     flops: int = 0  # of the case: 2 x multiply-adds of convolutions and matmuls; ceilings.py
-    vector_flops: int = 0  # part of `flops`: depthwise convolutions
+    vector_flops: int | None = None  # part of `flops`: depthwise convolutions; None in older files
     bytes: int = 0  # of the case: the least traffic between memory and chip; ceilings.py
     error: float | None = None  # against fp64; numerics.py defines it
     allowed_error: float | None = None

@@ -116,14 +116,7 @@ def date(created: str | None = None) -> str:
     return moment.strftime("%Y-%m-%d %H:%M %Z").strip()
 
 
-def write_page(
-    file: Path,
-    title: str,
-    about: str,
-    sections: Mapping[str, Sequence[str | Table]],
-    warnings: Sequence[str] = (),
-    failures: Sequence[str] = (),
-) -> None:
+def write_page(file: Path, title: str, about: str, sections: Mapping[str, Sequence[str | Table]]) -> None:
     """Write a page to `file`; OSError if that fails. `about` is a line below the title; texts are escaped.
 
     `sections`: texts and tables by title. A section without parts is left out.
@@ -137,6 +130,5 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    values = {"title": title, "about": about, "sections": sections, "warnings": warnings, "failures": failures}
-    text = environment.get_template("page.html.jinja").render(**values, look=look)
-    cache.replace(file, text)
+    page = environment.get_template("page.html.jinja")
+    cache.replace(file, page.render(title=title, about=about, sections=sections, look=look))

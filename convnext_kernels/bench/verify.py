@@ -9,7 +9,6 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +17,7 @@ from typing import NoReturn
 
 from convnext_kernels import environment
 from convnext_kernels.bench import checks, conditions, lines, report, steps, workers
-from convnext_kernels.bench.results import FAILED, WRONG, is_ours
+from convnext_kernels.bench.results import FAILED, WRONG, is_ours, restored
 
 REPORT = Path("convnext-kernels-report/verify")
 HELP = (
@@ -27,17 +26,18 @@ HELP = (
     "lost when the run is cut. `convnext-kernels report` makes tables of it. Fails if a kernel is wrong."
 )
 
+say = partial(print, flush=True)
+
 
 @dataclass
 class Verify:
-    """One run. ``say(line)`` prints for the user."""
+    """One run."""
 
     device: str
     folder: Path
     minutes: float | None = None
     only: tuple[str, ...] = ()
     threads: int | None = None
-    say: Callable[[str], None] = print
     wrong: list[str] = field(default_factory=list)  # what shows a broken kernel, or a step that failed
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -64,7 +64,7 @@ class Verify:
         self.write("end", "", complete=not code, reason=self.wrong[-1] if code else "")
         self.write.close()
         taken, file = time.monotonic() - start, self.folder / lines.FILE
-        self.say(f"{sum(self.counts.values())} results on {self.device} in {taken:.0f} s: {file}")
+        say(f"{sum(self.counts.values())} results on {self.device} in {taken:.0f} s: {file}")
         return code or int(bool(self.wrong))
 
     def _steps(self) -> list[str]:
@@ -75,11 +75,9 @@ class Verify:
         head = {"format": lines.FORMAT, "name": report.machine_name(run), "device": self.device, "created": run.created}
         machine, found = run.machine, run.conditions
         self.write("environment", "", **head, minutes=self.minutes, machine=machine, conditions=found)
-        for what, value in environment.rows(machine):
-            if value not in ("not set", "not installed"):
-                self.say(f"{what}: {value}")
+        say(f"{head['name']}, PyTorch {machine['libraries']['torch']}, commit {machine['commit']}")
         for line in found["warnings"]:
-            self.say(f"warning: {line}")
+            say(f"warning: {line}")
         if self.device == "cpu":
             self._not_run("environment", f"no kernel was run on a GPU: {machine['no_gpu_reason'] or '--device cpu'}")
         for line in checks.backends(self.device)[1]:
@@ -89,7 +87,7 @@ class Verify:
         """Tell how much of a step was done, and why not all of it."""
         self.write("step", step, reason=reason, **values)
         if reason:
-            self.say(f"not run: {step}: {reason}")
+            say(f"not run: {step}: {reason}")
 
     def _step(self, name: str, worker: workers.Worker) -> None:
         # When it must be done: its share of the time that is left, compared with the steps after it.
@@ -100,7 +98,7 @@ class Verify:
         if not todo:
             self._not_run(name, f"skipped: nothing to do on the device {self.device}", done=0, of=0)
             return
-        self.say(f"{name}:")
+        say(f"{name}:")
         if name == "precompile":
             done = workers.run_all(todo, self.device, self.cache, min(end, begun + steps.MOST_SECONDS))
         else:
@@ -131,9 +129,9 @@ class Verify:
             self.counts[kind] = self.counts.get(kind, 0) + 1
             if text := complaint(line):
                 self.wrong.append(text)
-                self.say(text)
+                say(text)
             elif text := shown(line):
-                self.say(text)
+                say(text)
 
 
 def complaint(line: lines.Line) -> str:
@@ -148,7 +146,7 @@ def complaint(line: lines.Line) -> str:
 def shown(line: lines.Line) -> str:
     """What the user sees of a line; "" for results that are only counted."""
     if line["kind"] == "record":
-        times = lines.record(line).times
+        times = restored(line).times
         figure = line["reason"] or line["status"] if times is None else f"{times.median:.3g} ms"
         return f"  {line['case']}, {line['candidate']}: {figure}"
     if line["kind"] == "host":
@@ -201,8 +199,7 @@ def main(arguments: list[str]) -> NoReturn:
     except ValueError as error:
         parser.error(f"--report: lines cannot be added to this file, choose another folder: {error}")
     device = options.device or ("cuda" if gpus else "cpu")
-    say = partial(print, flush=True)
-    run = Verify(device, options.report, options.minutes, tuple(options.only), options.threads, say)
+    run = Verify(device, options.report, options.minutes, tuple(options.only), options.threads)
     code = run.run()
     print(verdict(run, code), file=sys.stderr if code else sys.stdout)
     sys.exit(code)

@@ -15,13 +15,13 @@ GROUPS = {
     "Look": {
         "info": ("--json", "Show versions, backends and the machine."),
         "models": ("convnext_base", "Count parameters and FLOPs of the models."),
-        "roadmap": ("--measure", "Show every step from ResNet to ConvNeXt."),
+        "roadmap": ("--regime resnet50", "Show every step from ResNet to ConvNeXt."),
         "plan": ("--gpu H100 --batch 8", "Predict kernels and time of a model on a GPU."),
     },
     "Run and measure": {
         "demo": ("--model convnext_tiny", "Compare eager and accelerated on photographs."),
         "verify": ("--minutes 8", "Check and time every kernel of this machine."),
-        "report": ("results.jsonl", "Make tables and a report of what verify measured."),
+        "report": ("results.jsonl", "Print every figure of verify or bench."),
         "bench": ("--quick", "Time this package against its peers."),
         "compare": ("A.json B.json", "Show what changed between two runs of bench."),
     },

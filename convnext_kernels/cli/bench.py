@@ -35,7 +35,7 @@ def measure(run: Run, selected: list[Case], file: Path | None, session: Session)
 @click.option("--only", multiple=True, metavar="PATTERN", help="Cases with this in their name: block, 'dwconv/K7*'.")
 @options.threads
 @options.device()
-@options.report(Path("convnext-kernels-report/bench"), "Folder for report.html and results.json.", FILE)
+@options.report(Path("convnext-kernels-report/bench"), "Folder for results.json.", FILE)
 def command(mode: str | None, only: tuple[str, ...], device: str, folder: Path | None) -> None:
     """Time this package against eager PyTorch, torch.compile, OpenVINO and ONNX Runtime.
 
@@ -44,8 +44,8 @@ def command(mode: str | None, only: tuple[str, ...], device: str, folder: Path |
     """
     mode = mode or STANDARD
     selected = select(mode, only, device)
-    for library in ("psutil", *(("torchvision", "timm") if any(case.group in MODELS for case in selected) else ())):
-        importlib.import_module(library)
+    for library in ("torchvision", "timm") if any(case.group in MODELS for case in selected) else ():
+        importlib.import_module(library)  # now, not after minutes
     run = start(device, mode)
     run.ceilings = ceilings.measure(device)
     interrupted = None
@@ -66,7 +66,7 @@ def command(mode: str | None, only: tuple[str, ...], device: str, folder: Path |
     for line in report.complaints(run):
         click.secho(line, fg="red")
     if folder is not None:
-        click.echo(report.write(run, folder))
+        click.echo(f"Results: {folder / FILE} (every figure: convnext-kernels report {folder / FILE})")
     if interrupted:
         raise interrupted
     bad = [r for r in run.records if r.candidate == OURS and r.status in (WRONG, FAILED)]

@@ -157,6 +157,8 @@ def command(
     """
     from torchvision.transforms.functional import normalize
 
+    if report is not None:
+        import jinja2  # noqa: F401  now, not after minutes
     chosen = photos.read(paths, size) if paths else photos.shipped(size)
     loaded = load.load(model_name, pretrained)
     acceleration = load.accelerated(copy.deepcopy(loaded.model), loaded.name)
@@ -181,13 +183,13 @@ def command(
     if report is not None:
         images = f"Images: {len(x)}, each cropped to a square at the centre and resized to {size}x{size}."
         sections = {
-            "Figures": [figures, *said],
+            "Figures": [figures, *said, *failures],
             "Photographs and their top 5 classes": [_top5(chosen, results, loaded.classes)],
             "How it was measured": [images, f"{repeats} forward passes were timed.", *NOTES],
             "What was replaced": [str(acceleration)],
             "Machine": machine(environment.collect()),
         }
-        write_page(report, "Eager and accelerated", f"{title}. {date()}", sections, failures=failures)
+        write_page(report, "Eager and accelerated", f"{title}. {date()}", sections)
         click.echo(f"Report: {report}")
     if failures:
         raise click.ClickException("; ".join(failures))

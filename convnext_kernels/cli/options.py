@@ -1,6 +1,5 @@
 """Options that several commands share, which check their own values, and output."""
 
-import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -50,13 +49,12 @@ def device(default: str | None = None) -> Decorator:
 def report(default: Path | None, text: str, name: str = "") -> Decorator:
     """The option --report: a folder, in which a file `name` is written, or without a name a file; "" for no report.
 
-    The command gets a path that can be written, with what a report needs installed, or None for no report.
+    The command gets a path that can be written, or None for no report.
     """
 
     def checked(_context: click.Context, _parameter: click.Parameter, path: str | Path | None) -> Path | None:
         if not path:
             return None
-        importlib.import_module("jinja2")
         check_writable(Path(path, name))
         return Path(path)
 

@@ -27,9 +27,6 @@ def test_coverage(fails, monkeypatch):
     fails("models", "--coverage", "convnext_ato", words=("unknown model 'convnext_ato'; close: convnext_atto",))
 
 
-def test_roadmap_measured(run):
-    names = ["resnet", "layer_norm", "convnext"]
-    options = ("--regime", "resnet50", "--measure", "--size", "32", "--rounds", "1")
-    shown = run("roadmap", *options, *(word for name in names for word in ("--step", name))).stdout
-    assert "images/s: medians of 1 rounds, batch 1, 32 x 32, fp32" in " ".join(shown.split())
-    assert len(re.findall(r"\dx (?:faster|slower)|as fast", shown)) == 2  # the others have no kernel of ours
+def test_roadmap(run):
+    shown = run("roadmap", "--regime", "resnet50").stdout
+    assert re.search(r"separate downsampling \(ConvNeXt\) +81.97 +4.49 +4.456 +-0.77% +28.6 +22", shown)
