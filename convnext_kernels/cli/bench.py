@@ -13,6 +13,8 @@ from convnext_kernels.bench.measure import Session
 from convnext_kernels.bench.results import FAILED, FILE, MODELS, OURS, WRONG, Run, save
 from convnext_kernels.cli import options
 
+REPORT = "convnext-kernels-report/bench"
+
 
 def measure(run: Run, selected: list[Case], file: Path | None, session: Session) -> None:
     """Measure cases into `run` and save it after each case, so that an interrupted run keeps what it measured."""
@@ -35,7 +37,7 @@ def measure(run: Run, selected: list[Case], file: Path | None, session: Session)
 @click.option("--only", multiple=True, metavar="PATTERN", help="Cases with this in their name: block, 'dwconv/K7*'.")
 @options.threads
 @options.device()
-@options.report(Path("convnext-kernels-report/bench"), "Folder for results.json.", FILE)
+@click.option("--report", "folder", type=options.Output(FILE), default=REPORT, help="For results.json; '' for none.")
 def command(mode: str | None, only: tuple[str, ...], device: str, folder: Path | None) -> None:
     """Time this package against eager PyTorch, torch.compile, OpenVINO and ONNX Runtime.
 

@@ -21,6 +21,7 @@ from convnext_kernels.cli import load, options, photos
 from convnext_kernels.interop import accelerate
 
 NAMES = ("eager", "accelerated")
+REPORT = "convnext-kernels-report/demo.html"
 NOTES = (
     f"Times: median (minimum) of the forward passes, after {WARMUP} or more for warm-up. "
     "Eager and accelerated alternate in one process, images in channels_last. On a CPU freed memory stays in the "
@@ -140,7 +141,7 @@ def _top5(chosen: list[photos.Photo], results: list[Result], classes: list[str] 
 @options.dtypes
 @options.threads
 @options.device("cpu")
-@options.report(Path("convnext-kernels-report/demo.html"), "HTML report.")
+@click.option("--report", type=options.Output(), default=REPORT, help="HTML page; '' for none.")
 def command(
     paths: tuple[Path, ...],
     model_name: str,

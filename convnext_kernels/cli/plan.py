@@ -48,16 +48,23 @@ def comparison(found: list[tuple[tuning.Gpu, int, list[Row]]], title: str) -> Ta
     return Table(title, columns, lines, NOTE)
 
 
+def _gpu(_context: click.Context, _parameter: click.Parameter, names: tuple[str, ...]) -> list[tuning.Gpu]:
+    try:
+        return [tuning.named(name) for name in names]
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 @click.command("plan")
 @options.model
-@click.option("--gpu", "gpu_names", default=("H100",), multiple=True, metavar="NAME", help=GPUS)
+@click.option("--gpu", "gpus", default=("H100",), multiple=True, metavar="NAME", callback=_gpu, help=GPUS)
 @options.count("--batch", (8,), "Images per forward pass. May be repeated.", multiple=True)
 @options.size
 @options.dtype
 @options.training
 def command(
     model_name: str,
-    gpu_names: tuple[str, ...],
+    gpus: list[tuning.Gpu],
     batch: tuple[int, ...],
     size: int,
     dtype: str,
@@ -67,7 +74,6 @@ def command(
 
     With several GPUs or batches: one line for each block, GPU and batch, and no other layers. This needs no GPU.
     """
-    gpus = [tuning.named(name) for name in gpu_names]
     library, plain = load.resolve(model_name)
     full_name = f"{library}/{plain}"
     with torch.device("meta"):

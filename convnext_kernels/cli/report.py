@@ -12,9 +12,9 @@ from convnext_kernels.tuning import cache
 
 @click.command("report")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=options.INPUT)
-@click.option("--report", "folder", type=options.OUTPUT, metavar="DIR", default="convnext-kernels-report")
-@click.option("--choices", type=options.OUTPUT, metavar="FILE", help="Add the measured choices to this file.")
-def command(files: tuple[Path, ...], folder: Path, choices: Path | None) -> None:
+@click.option("--report", "folder", type=options.Output(FILE), metavar="DIR", default="convnext-kernels-report")
+@click.option("--choices", type=options.Output(), metavar="FILE", help="Add the measured choices to this file.")
+def command(files: tuple[Path, ...], folder: Path | None, choices: Path | None) -> None:
     """Print every figure in Markdown: of `bench` (one results.json), or of `verify` (results.jsonl, one or several).
 
     All files of `verify` must be from the same GPU or CPU; of two results of the same case the later one counts. A file
@@ -29,8 +29,8 @@ def command(files: tuple[Path, ...], folder: Path, choices: Path | None) -> None
     else:
         runs = [run for file in files for run in lines.read(file)]
         run, every = lines.as_run(runs), [line for found in runs for line in found]
-        options.check_writable(folder / FILE)
-        results.save(run, folder / FILE)
+        if folder is not None:
+            results.save(run, folder / FILE)
     tables = [table for table in (*report.details(run), lines.host(every), lines.tuned(every)) if table.rows]
     click.echo("\n\n".join((report.heading(run), *(table.markdown() for table in tables))))
     for line in (*run.conditions.get("warnings", ()), *report.absences(run), *report.complaints(run)):
@@ -39,6 +39,5 @@ def command(files: tuple[Path, ...], folder: Path, choices: Path | None) -> None
         entries = lines.choices(every)
         if not entries:
             raise click.ClickException("--choices: these files have no measured choices (the step `candidates`)")
-        options.check_writable(choices)
         cache.write(choices, entries)
         click.echo(f"{len(entries)} choices: {choices}", err=True)

@@ -19,7 +19,7 @@ from convnext_kernels.tuning import cache
 @options.dtype
 @options.training
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="N", help="Stop timing after this.")
-@click.option("--write", type=options.OUTPUT, metavar="FILE", help="Add the choices to a file.")
+@click.option("--write", type=options.Output(), metavar="FILE", help="Add the choices to a file.")
 @click.option("--read", type=options.INPUT, metavar="FILE", help="Only read such a file.")
 @options.threads
 @options.device()
@@ -41,8 +41,6 @@ def command(
         usable = sum(key.startswith(prefixes) for key in found)
         click.echo(f"{len(found)} choices were read; {usable} of them are for this machine and these versions.")
         return
-    if write is not None:
-        options.check_writable(write)
     loaded = load.load(model_name, pretrained=False)
     form = {"device": device, "dtype": DTYPES[dtype], "memory_format": torch.channels_last}
     model = convnext_kernels.accelerate(loaded.model.to(**form))
