@@ -1,4 +1,4 @@
-"""Cases of training: steps that really train, times of what is right. benchmarks/training_memory.py: bytes, peaks."""
+"""Cases of training: steps that really train, times of what is right."""
 
 import pytest
 import torch
@@ -20,14 +20,11 @@ def session():
     return Session("cpu", QUICK, candidates=tuple(c for c in CANDIDATES if c.name in PLAIN))
 
 
-def case(group, dtype="fp32", autocast=False):
+def case(group, dtype="fp32"):
     """A tiny one in the place of a real one."""
     build = {
         "dwconv": lambda: training.weight_gradient(lambda: workloads.op("dwconv", N, C, SIZE, SIZE, 7)),
         "block": lambda: training.step(lambda: workloads.op("block", N, C, SIZE, SIZE, False), False),
-        "model": lambda: training.step(
-            lambda: workloads.convnext("torchvision", "convnext_tiny", N, 64), True, autocast
-        ),
     }[group]
     return Case(group, "tiny", N, dtype, WEIGHT_GRADIENT if group == "dwconv" else STEP, FULL, build, C)
 
