@@ -32,7 +32,7 @@ def test_a_run():
 
 def test_what_is_wrong_or_failed_is_told_and_has_no_speed():
     run = small(runs.full_run(complete=False), "block/V1-C96", "dwconv/K31-C768")
-    bad = ((BLOCK, OURS, WRONG), ("dwconv/K31-C768-7x7-b8-bf16-forward", EAGER, FAILED))
+    bad = (("dwconv/K31-C768-7x7-b8-bf16-forward", EAGER, FAILED), (BLOCK, OURS, WRONG))
     for case, candidate, status in bad:
         run = runs.replace(run, case, candidate, status=status, reason="why", times=None, error=math.nan)
     found = shown(run)
