@@ -1,49 +1,33 @@
-"""pytest benchmarks --benchmark-only [--quick | --full] [--device cpu|cuda]: the cases of `convnext_kernels.bench`.
+"""pytest benchmarks --benchmark-only [--quick | --full]: the cases of `convnext_kernels.bench`, on a GPU or the CPU.
 
 pytest-benchmark times the calls, one candidate after the other, and its options keep their usual meaning. The
 candidates of a case follow each other, each warmed up, with pinned threads and an allocator that keeps its memory.
-Ours comes last, so that it can be compared with the best peer. `convnext-kernels bench` interleaves the candidates
-instead: on a machine whose speed changes, quote its figures.
+`convnext-kernels bench` interleaves the candidates instead: on a machine whose speed changes, quote its figures.
 """
 
 import pytest
 import torch
 
-from convnext_kernels import environment
-from convnext_kernels.bench import ceilings, conditions, measure
+from convnext_kernels.bench import measure
 from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, select
-from convnext_kernels.bench.results import OURS, Unavailable
 
-USED = pytest.StashKey[tuple[measure.Session, list[str]]]()  # with the warnings of the start
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _settings(config):
-    mode = QUICK if config.getoption("--quick") else FULL if config.getoption("--full") else STANDARD
-    return config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu"), mode
+def _mode(config):
+    return QUICK if config.getoption("--quick") else FULL if config.getoption("--full") else STANDARD
 
 
 def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="one stage and ConvNeXt-T at batch 1: two minutes")
     parser.addoption("--full", action="store_true", help="every case and every peer in it: hours")
-    parser.addoption("--device", choices=["cpu", "cuda"], help="default: cuda where PyTorch can use it, else cpu")
-
-
-def pytest_configure(config):
-    if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
-        raise pytest.UsageError(f"--device cuda: {environment.gpus()[1]}")
-    if config.getoption("--quick") and not any("benchmark-max-time" in str(a) for a in config.invocation_params.args):
-        config.option.benchmark_max_time = "0.3"  # the default of one second a candidate takes a minute more
 
 
 def pytest_generate_tests(metafunc):
     if "candidate" in metafunc.fixturenames:
-        device, mode = _settings(metafunc.config)
-        session = measure.Session(device, mode, {})
-        rows = [
-            (case, candidate.name)
-            for case in select(mode, (), device)
-            for candidate in sorted(session.wanted(case), key=lambda c: c.name == OURS)
-        ]
+        session = measure.Session(DEVICE, _mode(metafunc.config))
+        cases = select(session.mode, (), DEVICE)
+        rows = [(case, candidate.name) for case in cases for candidate in session.wanted(case)]
         ids = [f"{case.name}-{name.replace(', ', '-').replace(' ', '-')}" for case, name in rows]
         metafunc.parametrize(("case", "candidate"), rows, ids=ids)
 
@@ -55,10 +39,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def session(pytestconfig):
-    device, mode = _settings(pytestconfig)
-    warnings = conditions.collect(device)["warnings"]
-    found = measure.Session(device, mode, ceilings.measure(device))
-    pytestconfig.stash[USED] = found, warnings
+    found = measure.Session(DEVICE, _mode(pytestconfig))
     yield found
     found.close()
 
@@ -66,19 +47,4 @@ def session(pytestconfig):
 @pytest.fixture
 def opened(case, session):
     """The open case: the tests of its candidates follow each other."""
-    try:
-        return session.keep(case)
-    except Unavailable as error:
-        pytest.skip(str(error))
-
-
-def pytest_benchmark_update_machine_info(config, machine_info):
-    machine_info["convnext_kernels"] = environment.collect() | {"commit": environment.commit()}
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    if USED in config.stash:
-        session, warnings = config.stash[USED]
-        terminalreporter.section("conditions of the benchmarks")
-        for line in warnings + session.course.warnings() or ["none"]:
-            terminalreporter.line(f"warning: {line}")
+    return session.open(case)

@@ -1,6 +1,6 @@
 """Where the time of the fused block goes on this CPU, by phase, and what share of its ceiling each phase reaches.
 
-    python benchmarks/cpu_phases.py [--threads 2] [--calls]
+    python benchmarks/cpu_phases.py [--threads 2]
 
 The kernel of the block is timed from inside (`backends.cpu.mlp_native.timed_phases`): seconds of each thread in each
 phase, as the mean over the threads. "Outside" is Python, waking the threads, and the end of the call, where one thread
@@ -9,21 +9,14 @@ waits for the other. Each figure is the minimum over the calls: other processes 
 The share is relative to the ceiling of the phase, measured in the same process: multiply-adds from registers for the
 convolution (without the taps outside the image) and the fp32 products, the rate of the bf16 products if the machine
 has them. LayerNorm, GELU and the residual have almost no products; they lower the shares of their phases.
-
-``--calls`` prints what calls cost instead: the time of ConvNeXt-T at batch 1 beside the sum of its calls of the
-extension and of PyTorch's layers. (A block's call alone: proofs/host_time.py.)
 """
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Any
-from unittest import mock
 
 import click
 import torch
 
-from convnext_kernels import FusedConvNeXtBlock, calls
+from convnext_kernels import FusedConvNeXtBlock
 from convnext_kernels.backends.cpu import native
 from convnext_kernels.backends.cpu.mlp_native import PHASES, timed_phases
 from convnext_kernels.bench.candidates import DTYPES
@@ -33,7 +26,6 @@ from convnext_kernels.bench.tables import Table
 from convnext_kernels.bench.timing import pinned, settle, steady_allocator
 from convnext_kernels.bench.workloads import EagerBlock
 from convnext_kernels.cli import options
-from convnext_kernels.models import create_model
 
 CALLS = 100
 
@@ -71,8 +63,8 @@ def row(use_grn: bool, dtype: str, n: int, c: int, size: int, rates: dict[str, f
     x = torch.randn(n, c, size, size, dtype=DTYPES[dtype]).contiguous(memory_format=torch.channels_last)
     total, phases, outside = measure(block, x)
     work = count(EagerBlock(c, use_grn), [x.float()])
-    product = 1e3 * (work.flops - work.depthwise_flops) / 2 / rates[dtype]
-    dwconv = 1e3 * (work.depthwise_flops - work.padding_flops) / rates["fp32"]
+    product = 1e3 * (work.flops - work.vector_flops) / 2 / rates[dtype]
+    dwconv = 1e3 * work.vector_flops / rates["fp32"]
     ideal = {"dwconv": dwconv, "W1, GELU": product, "W2, residual": product}
     cells = []
     for name, value in zip((*PHASES, "outside"), (*phases, outside), strict=True):
@@ -82,61 +74,13 @@ def row(use_grn: bool, dtype: str, n: int, c: int, size: int, rates: dict[str, f
     return label, f"{total:.2f} ({sum(ideal.values()) / total:.0%})", *cells
 
 
-def network_calls(dtype: str, size: int) -> str:
-    """How much longer ConvNeXt-T at batch 1 takes than the calls inside it: of the extension, and PyTorch's layers."""
-    form = {"dtype": DTYPES[dtype], "memory_format": torch.channels_last}
-    with torch.inference_mode(False):
-        model = create_model("convnext_tiny").to(**form).eval()
-    x = torch.randn(1, 3, size, size).to(**form)
-    # With one thread its processor time, so that other processes do not count.
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-
-    def timed(function: Callable, spent: list[float]) -> Callable:
-        def call(*arguments: Any) -> Any:
-            start = clock()
-            result = function(*arguments)
-            spent.append(clock() - start)
-            return result
-
-        return call
-
-    extension, totals, insides = native.extension(), [], []
-    for _ in range(30):
-        timed(model, totals)(x)
-        inside: list[float] = []
-        with ExitStack() as stack:
-            for owner, name in (
-                *((extension.PackedMlp, "forward"), (extension.Downsample, "forward")),
-                *((extension, "forward_blocks"), (extension.Layernorm, "forward")),
-                *(
-                    (model.downsample_layers[0][0], "_conv_forward"),
-                    (model.head, "forward"),
-                ),  # the stem, the classifier
-            ):
-                stack.enter_context(mock.patch.object(owner, name, timed(getattr(owner, name), inside)))
-            stack.enter_context(mock.patch.object(calls, "repeat", return_value=None))  # no call is taken as repeated
-            model(x)
-        insides.append(sum(inside))
-    total, least = min(totals[5:]), min(insides[5:])
-    return (
-        f"ConvNeXt-T {dtype}, {size} x {size}, batch 1: {1e3 * total:.2f} ms, {len(inside)} calls inside it "
-        f"{1e3 * least:.2f}: {total / least - 1:.1%} more"
-    )
-
-
 @click.command()
 @options.threads
 @click.option("--batch", "batches", type=click.IntRange(1), multiple=True, default=(1, 8), show_default=True)
-@click.option("--calls", "of_calls", is_flag=True, help="Print what calls cost instead.")
-def main(batches: tuple[int, ...], of_calls: bool) -> None:
+def main(batches: tuple[int, ...]) -> None:
     """Print a row for each block: milliseconds of every phase, and the share of its ceiling."""
     torch.manual_seed(0)
     with steady_allocator(), torch.inference_mode(), pinned():
-        if of_calls:
-            for dtype in ("fp32", "bf16"):
-                for size in (64, 224):
-                    click.echo(network_calls(dtype, size))
-            return
         threads = torch.get_num_threads()
         rates = ceilings(threads)
         click.echo(

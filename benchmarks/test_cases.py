@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from convnext_kernels.bench.results import OK, OURS, UNAVAILABLE, best_peer, ratio
+from convnext_kernels.bench.results import OK, UNAVAILABLE
 from convnext_kernels.bench.timing import Times, interleave, settle
 
 # With wrong numbers nothing is timed, and the fixture is not used.
@@ -33,9 +33,5 @@ def test_case(benchmark, opened, candidate):
         return
     milliseconds = tuple(seconds * 1e3 for seconds in benchmark.stats.stats.data)
     record = opened.add_times(candidate, Times((milliseconds,)))
-    info = dataclasses.asdict(record) | {"gflops": record.gflops, "gbytes": record.gbytes}
-    del info["times"]  # pytest-benchmark stores them
-    peer = best_peer(opened.records) if candidate == OURS else None
-    if peer:  # the fastest of those that ran, by the medians of pytest-benchmark
-        info |= {"peer": peer, "ours_faster_by": ratio(opened.records, peer)}
-    benchmark.extra_info.update(info, images_per_second=record.images_per_second)
+    # pytest-benchmark stores the times.
+    benchmark.extra_info.update(dataclasses.asdict(dataclasses.replace(record, times=None)))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from convnext_kernels import graphs
 from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, STEP, WEIGHT_GRADIENT, Case
 from convnext_kernels.bench.results import EAGER, OURS, Unavailable
-from convnext_kernels.bench.workloads import Step
+from convnext_kernels.bench.workloads import Step, Workload
 from convnext_kernels.torch_versions import tf32_allowed
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -44,17 +44,12 @@ def tf32(allowed: bool) -> Iterator[None]:
         matmul.allow_tf32, convolution.allow_tf32 = before
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The modules and inputs of a case, in its dtype, on its device and in channels_last memory."""
+@dataclass(frozen=True, kw_only=True)
+class Prepared(Workload):
+    """The workload of a case in its dtype, on its device and in channels_last memory."""
 
     case: Case
     device: str
-    eager: nn.Module
-    ours: nn.Module | None
-    inputs: tuple[Tensor, ...]
-    step: type[Step]
-    garbage: float | None  # see `Workload`
 
     def parts(self, which: str, contiguous: bool = False) -> tuple[nn.Module, tuple[Tensor, ...]]:
         """A copy of the module `which`, "eager" or "ours", and its inputs; `contiguous`: in NCHW memory."""
@@ -74,7 +69,7 @@ class Candidate:
 
     name: str
     build: Callable[[Prepared], Call]
-    wanted: Callable[[Case, str], bool] = lambda case, mode: True  # whether it takes part
+    wanted: Callable[[Case, str], bool] = lambda _case, _mode: True  # whether it takes part
 
 
 @contextmanager
@@ -94,9 +89,7 @@ def _plain(which: str, contiguous: bool = False) -> Callable[[Prepared], Call]:
     return lambda prepared: prepared.call(*prepared.parts(which, contiguous))
 
 
-def compiled(
-    which: str = "eager", contiguous: bool = False, autotune: bool = False, cudagraphs: bool = False
-) -> Callable[[Prepared], Call]:
+def compiled(which: str = "eager", autotune: bool = False, cudagraphs: bool = False) -> Callable[[Prepared], Call]:
     """``torch.compile`` of the module `which`: "eager" or "ours"; `cudagraphs` as in mode="reduce-overhead"."""
 
     def build(prepared: Prepared) -> Call:
@@ -109,7 +102,7 @@ def compiled(
         if autotune:
             # On a GPU with CUDA graphs, as in mode="max-autotune", unless a backward pass needs the outputs.
             options = {"max_autotune": True, "triton.cudagraphs": prepared.device == "cuda" and not training}
-        module, inputs = prepared.parts(which, contiguous)
+        module, inputs = prepared.parts(which)
         weights = copy.deepcopy(module.state_dict())
         call = prepared.call(torch.compile(module, dynamic=False, options=options), inputs)
         # Freezing makes the weights constants and packs them for oneDNN, at the first call and without gradients.
@@ -246,8 +239,7 @@ def _onnxruntime(prepared: Prepared) -> Call:
 
 
 # In full mode every candidate takes part in every case. Compiling takes seconds for an op and minutes for a model: the
-# other modes compile only in the cases that matter most, and so end in 15 and in 2 minutes. Scaling cases compare with
-# eager only.
+# other modes compile only in the cases that matter most, and so end in 15 and in 2 minutes.
 
 
 def _compile_wanted(case: Case, mode: str) -> bool:
@@ -267,10 +259,6 @@ def _autotune_wanted(case: Case, mode: str) -> bool:
     return (mode == FULL and case.direction != WEIGHT_GRADIENT) or (mode == STANDARD and important)
 
 
-def _contiguous_wanted(case: Case, mode: str) -> bool:
-    return mode != QUICK and (case.group, case.direction) in (("block", STEP), ("dwconv", WEIGHT_GRADIENT))
-
-
 def _memory_wanted(case: Case, _mode: str) -> bool:
     return (case.group, case.direction) == ("block", STEP)
 
@@ -281,11 +269,10 @@ def _engine_wanted(case: Case, mode: str) -> bool:
 
 CANDIDATES = (
     Candidate(EAGER, _plain("eager")),
-    Candidate(OURS, _plain("ours")),
+    Candidate(OURS, _plain("ours"), lambda case, _mode: case.group != "rival"),
     Candidate("eager, contiguous", _plain("eager", contiguous=True)),
     Candidate("torch.compile", compiled(), _compile_wanted),
     Candidate("torch.compile, max-autotune", compiled(autotune=True), _autotune_wanted),
-    Candidate("torch.compile, contiguous", compiled(contiguous=True), _contiguous_wanted),
     Candidate(f"{OURS}, min", _with_memory("min"), _memory_wanted),
     Candidate(f"{OURS}, balanced", _with_memory("balanced"), _memory_wanted),
     Candidate("OpenVINO", _openvino, _engine_wanted),

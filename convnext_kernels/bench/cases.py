@@ -13,7 +13,7 @@ MODES = (QUICK, STANDARD, FULL)  # each includes the cases of the modes before i
 STEP, WEIGHT_GRADIENT = "step", "weight-gradient"  # of bench/training.py
 
 # Groups in the order in which they run, and the seconds that a case takes on two cores.
-GROUPS = {"layernorm": 1, "dwconv": 1, "dwconv3d": 20, "mlp": 2, "block": 6, "model": 12, "rival": 6, "scaling": 20}
+GROUPS = {"layernorm": 1, "dwconv": 1, "dwconv3d": 20, "mlp": 2, "block": 6, "model": 12, "rival": 6}
 STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))  # of ConvNeXt-T at 224: C, H = W (arXiv 2201.03545, table 9)
 KERNELS = (3, 5, 7, 9, 11, 13, 21, 31)
 # Height, width and stride: InceptionNeXt's, SegNeXt's and SLaK's kernels, and the strided blocks of timm.
@@ -21,11 +21,11 @@ SHAPES = ((1, 11, 1), (11, 1, 1), (21, 1, 1), (51, 5, 1), (7, 7, 2))
 SOUND = (512, 938)  # C, L: ten seconds of sound in Vocos (arXiv 2306.00814)
 # Of MedNeXt's stages, for depthwise convolutions of volumes: C, D = H = W, side of the kernel.
 VOLUMES = ((32, 64, 3), (64, 32, 5), (128, 16, 7))
-CONVNEXTS = {  # label: (library, name, C of the first stage, GRN)
-    "ConvNeXt-T": ("torchvision", "convnext_tiny", 96, False),
-    "ConvNeXt-S": ("torchvision", "convnext_small", 96, False),
-    "ConvNeXt-B": ("torchvision", "convnext_base", 128, False),
-    "ConvNeXt-V2-T": ("timm", "convnextv2_tiny", 96, True),
+CONVNEXTS = {  # label: (library, name)
+    "ConvNeXt-T": ("torchvision", "convnext_tiny"),
+    "ConvNeXt-S": ("torchvision", "convnext_small"),
+    "ConvNeXt-B": ("torchvision", "convnext_base"),
+    "ConvNeXt-V2-T": ("timm", "convnextv2_tiny"),
 }
 NETWORKS = {"ConvNeXt-T": "convnext_tiny", "ConvNeXt-V2-T": "convnextv2_tiny"}  # of `convnext_kernels.models`
 RIVALS = {  # alternatives to a ConvNeXt: (library, name)
@@ -36,8 +36,6 @@ RIVALS = {  # alternatives to a ConvNeXt: (library, name)
     "ViT-S/16": ("timm", "vit_small_patch16_224"),
     "ViT-B/16": ("torchvision", "vit_b_16"),
 }
-# Growth of the cost of a ConvNeXt-T: (batch, height and width), each with one thread and with two.
-SCALING = (*((n, 224) for n in (1, 2, 4, 8, 16, 32, 64)), *((1, size) for size in (64, 128, 320, 448, 640, 832, 1024)))
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,7 @@ class Case:
     direction: str  # "forward", "training" (forward and backward), STEP or WEIGHT_GRADIENT
     mode: str  # the smallest mode that includes it
     build: Callable[[], Workload] = field(compare=False, repr=False)
-    channels: int = 0  # of the op, or of the first stage of a ConvNeXt; 0 for other models
-    kernel_size: int = 0  # side of the depthwise convolution's square kernel; 0: none, or another kernel
-    grn: bool = False
-    threads: int | None = None  # None: those of the run
+    channels: int = 0  # of an op
 
     @property
     def trains(self) -> bool:
@@ -68,36 +63,47 @@ class Case:
         return f"{self.group}/{what}-b{self.batch}-{self.dtype}-{self.direction}"
 
 
+def _op(
+    group: str,
+    what: str,
+    n: int,
+    dtype: str,
+    direction: str,
+    mode: str,
+    c: int,
+    sides: tuple[int, ...],
+    *options: object,
+    kind: str = "",
+) -> Case:
+    """`sides`: (H, W), or (D, H, W) of volumes; `options` and `kind`: of `workloads.op`."""
+    build = partial(workloads.op, kind or group, n, c, *sides[-2:], *options, *sides[:-2])
+    what = f"{what} C{c} {'x'.join(map(str, sides))}".strip()
+    return Case(group, what, n, dtype, direction, mode, build, c)
+
+
 def _ops(dtype: str, direction: str, n: int) -> list[Case]:
-    """The cases of single ops and of the block, at the shapes of the four stages; at batch 1 volumes too."""
+    """The cases of single ops and of the block, at the shapes of the four stages."""
     trains, found = direction == "training", []
 
-    def add(
-        group: str, what: str, mode: str, c: int, sides: tuple, *options: object, k: int = 0, kind: str = ""
-    ) -> None:
-        """`sides` and `options` are the arguments of the workload."""
-        build = partial(workloads.op, kind or group, n, c, *sides, *options)
-        what = f"{what} C{c} {'x'.join(map(str, sides))}".strip()
-        found.append(Case(group, what, n, dtype, direction, mode, build, c, k, options[:1] == (True,)))
+    def add(group: str, what: str, mode: str, *arguments: object, kind: str = "") -> None:
+        found.append(_op(group, what, n, dtype, direction, mode, *arguments, kind=kind))
 
     beyond = FULL if trains else STANDARD
     for c, size in STAGES:
         at, quick = (size, size), QUICK if c == 384 and n == 1 else STANDARD
         for k in KERNELS:
-            add("dwconv", f"K{k}", quick if k == 7 else beyond, c, at, k, k=k)
+            add("dwconv", f"K{k}", quick if k == 7 else beyond, c, at, k)
         for height, width, stride in SHAPES if c in (96, 384) else ():
             sides = f"{height}x{width}" if height != width else f"{height}s{stride}"
             add("dwconv", f"K{sides}", beyond, c, at, (height, width), 1, stride)
         add("layernorm", "", quick, c, at)
         for label, grn in (("V1", False), ("V2", True)):
             add("mlp", label, quick, c, at, grn)
-            add("block", label, QUICK if trains and c == 384 else quick, c, at, grn, k=7)
+            add("block", label, QUICK if trains and c == 384 else quick, c, at, grn)
         if c in (96, 384):
-            add("block", "RMS", STANDARD, c, at, False, 7, "rms", "silu", k=7)
+            add("block", "RMS", STANDARD, c, at, False, 7, "rms", "silu")
     for label, grn in (("1-D V1", False), ("1-D V2", True)):
         add("block", label, STANDARD, SOUND[0], (1, SOUND[1]), grn, kind="block1d")
-    if n > 1:
-        add("block", "1-D AdaLayerNorm", FULL, SOUND[0], (1, SOUND[1]), kind="ada_block1d")
     return found
 
 
@@ -105,28 +111,24 @@ def _volumes(dtype: str, direction: str) -> list[Case]:
     """Depthwise convolutions of volumes and MedNeXt's block. In no smaller mode: PyTorch's weight gradient takes up to
     two seconds.
     """
-    found = []
-    for group, kind, label, c, size, k in (
-        *(("dwconv3d", "dwconv3d", "", *volume) for volume in VOLUMES),
-        ("dwconv3d", "dwconv3d_transposed", "up ", VOLUMES[1][0], VOLUMES[1][1] // 2, VOLUMES[1][2]),
-        ("block", "mednext", "MedNeXt ", *VOLUMES[1]),
-    ):
-        build = partial(workloads.op, kind, 1, c, size, size, k, size)
-        what = f"{label}K{k} C{c} {size}x{size}x{size}"
-        found.append(Case(group, what, 1, dtype, direction, FULL, build, c))
-    return found
+    rows = [("dwconv3d", "", "", *volume) for volume in VOLUMES]
+    c, size, k = VOLUMES[1]
+    rows += [("dwconv3d", "dwconv3d_transposed", "up ", c, size // 2, k), ("block", "mednext", "MedNeXt ", c, size, k)]
+    return [
+        _op(group, f"{label}K{k}", 1, dtype, direction, FULL, c, (size,) * 3, k, kind=kind)
+        for group, kind, label, c, size, k in rows
+    ]
 
 
 def _convnext(label: str, n: int, size: int, dtype: str, direction: str, mode: str) -> Case:
-    library, name, c, grn = CONVNEXTS[label]
-    build = partial(workloads.convnext, library, name, n, size)
-    return Case("model", f"{label} {size}", n, dtype, direction, mode, build, c, 7, grn)
+    build = partial(workloads.convnext, *CONVNEXTS[label], n, size)
+    return Case("model", f"{label} {size}", n, dtype, direction, mode, build)
 
 
 def network(label: str, n: int, dtype: str, direction: str) -> Case:
     """A model of NETWORKS at 224 x 224, built by this package: the same case as in `cases`, without another library."""
-    case = _convnext(label, n, 224, dtype, direction, STANDARD)
-    return replace(case, build=partial(workloads.network, NETWORKS[label], n, 224))
+    build = partial(workloads.network, NETWORKS[label], n, 224)
+    return Case("model", f"{label} 224", n, dtype, direction, STANDARD, build)
 
 
 def _models(dtype: str) -> list[Case]:
@@ -151,7 +153,7 @@ def _steps(found: list[Case]) -> list[Case]:
         model, volume = case.group == "model", case.group == "dwconv3d"
         if not case.trains:
             continue
-        if volume or (case.group == "dwconv" and case.kernel_size == 7):
+        if volume or (case.group == "dwconv" and case.what.startswith("K7 ")):
             build = partial(training.weight_gradient, case.build)
             more.append(replace(case, direction=WEIGHT_GRADIENT, mode=FULL, build=build))
         elif case.batch == 8 and case.group in ("block", "model"):
@@ -161,19 +163,9 @@ def _steps(found: list[Case]) -> list[Case]:
     return more
 
 
-def _scaling() -> list[Case]:
-    found = []
-    for threads in (1, 2):
-        for n, size in SCALING:
-            case = _convnext("ConvNeXt-T", n, size, "fp32", "forward", FULL)
-            what = f"{size} {threads} thread{'s' if threads > 1 else ''}"
-            found.append(replace(case, group="scaling", what=what, threads=threads))
-    return found
-
-
 def cases(device: str = "cpu") -> list[Case]:
     """Every case for `device`, cheap groups first."""
-    found = _scaling() if device == "cpu" else []
+    found = []
     for dtype in ("fp32", "bf16", "fp16", "tf32") if device == "cuda" else ("fp32", "bf16"):
         for direction, n in (("forward", 1), ("forward", 8), ("training", 8)):  # nobody trains at batch 1
             found += _ops(dtype, direction, n)

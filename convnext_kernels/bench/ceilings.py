@@ -1,9 +1,9 @@
 """The least work of a case, the measured ceilings of this machine, and which share of them a time reaches.
 
 FLOPs are 2 x the multiply-adds of convolutions and matmuls, without normalisation, GELU and sums, as
-`torch.utils.flop_counter` counts them, on shapes alone. The ConvNeXt papers publish multiply-adds. Bytes are the least
-traffic between memory and chip, with everything else kept on the chip: input and output activations once, parameters
-once.
+`torch.utils.flop_counter` counts them, on shapes alone, but without taps outside the image, which a kernel may skip.
+The ConvNeXt papers publish multiply-adds. Bytes are the least traffic between memory and chip, with everything else
+kept on the chip: input and output activations once, parameters once.
 """
 
 import copy
@@ -18,17 +18,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convnext_kernels.backends.cpu import native
 from convnext_kernels.bench.candidates import DTYPES, tf32
+from convnext_kernels.bench.results import Record
 from convnext_kernels.bench.timing import fastest, pinned
 
 SECONDS = 0.15  # for each rate
 SIDE = 1536  # of the square matrices that PyTorch multiplies on a CPU
 CUDA_SIDE = 8192
 COPY_BYTES = 2**30  # of a GPU copy, read and written together
-KINDS = {  # of loops in the extension: the ceiling, and how it was measured
-    "fma_fp32": ("fp32", "fp32 multiply-adds in registers"),
-    "dot_bf16": ("bf16", "bf16 dot products (VDPBF16PS) in registers"),
-    "tile_bf16": ("bf16", "bf16 AMX tile products in registers"),
-}
+KINDS = {"fma_fp32": "fp32", "dot_bf16": "bf16", "tile_bf16": "bf16"}  # of loops in the extension: their dtype
 
 
 @dataclass(frozen=True)
@@ -36,11 +33,10 @@ class Work:
     """The least work of one call. Fields without `flops` in their names count elements."""
 
     flops: int
-    depthwise_flops: int  # part of `flops`
+    vector_flops: int  # part of `flops`: depthwise convolutions, which matrix units do not compute
     x: int  # the input, which a backward pass reads again
     others: int  # other activations read and written
     parameters: int
-    padding_flops: int = 0  # part of `depthwise_flops`: taps outside the image, which a kernel may skip
 
     def bytes(self, element: int) -> int:
         """Least bytes, with `element` bytes per element."""
@@ -52,8 +48,7 @@ class Work:
         It writes the gradients of what the forward pass reads, reads the gradients of what that writes, and reads x
         again. Parameters are read twice and their gradients written.
         """
-        flops = (3 * self.flops, 3 * self.depthwise_flops)
-        return Work(*flops, self.x, 2 * (self.x + self.others), 3 * self.parameters, 3 * self.padding_flops)
+        return Work(3 * self.flops, 3 * self.vector_flops, self.x, 2 * (self.x + self.others), 3 * self.parameters)
 
 
 def taps_inside(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
@@ -66,16 +61,15 @@ def count(module: nn.Module, inputs: Sequence[Tensor]) -> Work:
     """Count a forward pass of `module` with `inputs`; the first one is x."""
     meta = copy.deepcopy(module).to("meta").eval()
     inputs = [x.detach().to("meta") for x in inputs]
-    depthwise, padding = [0], [0]
+    vector, padding = [], []
 
     def watch(conv: nn.Module, arguments: tuple[Tensor, ...], y: Tensor) -> None:
         if conv.groups == conv.in_channels == conv.out_channels:
             sides = zip(arguments[0].shape[2:], y.shape[2:], conv.kernel_size, strict=True)
             steps = zip(conv.stride, conv.padding, conv.dilation, strict=True)
             inside = [taps_inside(*side, *step) for side, step in zip(sides, steps, strict=True)]
-            flops = 2 * y.numel() * math.prod(conv.kernel_size)
-            depthwise[0] += flops
-            padding[0] += flops - 2 * y.shape[0] * y.shape[1] * math.prod(inside)
+            vector.append(2 * y.shape[0] * y.shape[1] * math.prod(inside))
+            padding.append(2 * y.numel() * math.prod(conv.kernel_size) - vector[-1])
 
     for conv in meta.modules():
         if isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -85,7 +79,7 @@ def count(module: nn.Module, inputs: Sequence[Tensor]) -> Work:
     outputs = y.values() if isinstance(y, dict) else (y,)
     others = sum(t.numel() for t in (*inputs[1:], *outputs))
     parameters = sum(p.numel() for p in meta.parameters())
-    return Work(counter.get_total_flops(), depthwise[0], inputs[0].numel(), others, parameters, padding[0])
+    return Work(counter.get_total_flops() - sum(padding), sum(vector), inputs[0].numel(), others, parameters)
 
 
 def _rate(call: Callable[[], object], amount: float, device: str) -> float:
@@ -96,9 +90,9 @@ def _rate(call: Callable[[], object], amount: float, device: str) -> float:
 def measure(device: str) -> dict[str, object]:
     """Measure the rates of `device` with PyTorch's current number of threads.
 
-    Returns ``flops``: FLOP/s of matmuls for each dtype, the better of PyTorch's matmul and our own loop, and
-    "vector": FLOP/s of fp32 multiply-adds outside matrix units; ``memory``: bytes/s of copies for each level, with
-    the largest working set of that level; ``sources``: how each rate was measured.
+    Returns ``flops``: FLOP/s of matmuls for each dtype, the better of PyTorch's matmul and our own loop in registers,
+    and "vector": FLOP/s of fp32 multiply-adds outside matrix units; ``memory``: bytes/s of copies, read and written
+    together, for each level, with the largest working set of that level.
     """
     with pinned() if device == "cpu" else nullcontext():
         return _rates(device)
@@ -111,48 +105,39 @@ def _rates(device: str) -> dict[str, object]:
         a, b = (torch.randn(side, side, device=device, dtype=DTYPES[dtype]) for _ in range(2))
         with tf32(dtype == "tf32"):
             flops[dtype] = _rate(lambda a=a, b=b: a @ b, 2 * side**3, device)
-    sources = dict.fromkeys(flops, f"PyTorch's {side}x{side}x{side} matmul")
     # fp32 matmuls without TF32 run on the ordinary multiply-add units, which depthwise convolutions use too.
-    flops["vector"], sources["vector"] = flops["fp32"], sources["fp32"]
-    if device == "cuda" or native.import_error():
+    flops["vector"] = flops["fp32"]
+    if device == "cuda" or native.import_error():  # no cache levels
         size = COPY_BYTES // 2 if device == "cuda" else 2**27
-        sources["memory"] = f"PyTorch's copy of {size // 2**20} MiB, bytes read plus bytes written"
-        sources["memory"] += "; no cache levels, because the compiled extension is missing" if device == "cpu" else ""
         source, target = (torch.empty(size, dtype=torch.int8, device=device) for _ in range(2))
         rate = _rate(lambda: target.copy_(source), 2 * size, device)
-        return {"flops": flops, "memory": [{"level": "memory", "size": None, "rate": rate}], "sources": sources}
+        return {"flops": flops, "memory": [{"level": "memory", "size": None, "rate": rate}]}
 
     extension, threads = native.extension(), torch.get_num_threads()
     for kind in extension.arithmetic_kinds():
-        dtype, label = KINDS[kind]
         rate = extension.arithmetic_rate(kind, threads, SECONDS)
         if kind == "fma_fp32":
-            flops["vector"], sources["vector"] = rate, label
-        if rate > flops[dtype]:
-            flops[dtype], sources[dtype] = rate, label
+            flops["vector"] = rate
+        flops[KINDS[kind]] = max(flops[KINDS[kind]], rate)
     # Half of L2, so that the copies stay in it; half of each thread's part of L3, unless that lies in L2.
     l2, l3 = (extension.cache_bytes(level) for level in (2, 3))
     levels = [("L2", l2 * threads, l2 // 2)] if l2 else []
     levels += [("L3", l3, l3 // threads // 2)] if l3 // threads // 2 > l2 else []
     levels.append(("memory", None, max(2**27, 2 * l3) // threads))
     memory = [{"level": n, "size": size, "rate": extension.copy_rate(p, threads, SECONDS)} for n, size, p in levels]
-    sources["memory"] = "copies by all threads, bytes read plus bytes written"
-    return {"flops": flops, "memory": memory, "sources": sources}
+    return {"flops": flops, "memory": memory}
 
 
-def shares(work: Work, element: int, dtype: str, seconds: float, ceilings: dict[str, object]) -> tuple:
-    """Return the shares of the arithmetic ceilings and of the memory ceiling that `work` in `seconds` reaches.
+def shares(record: Record, ceilings: dict[str, object]) -> tuple[float | None, float | None]:
+    """The shares of the arithmetic and of the memory ceilings that a record with times reaches; None if unknown.
 
-    Depthwise convolutions are compared with the vector ceiling, because they contain no matmul, and without the taps
-    outside the image. The memory ceiling is that of the smallest level that holds the least bytes. A share is None if
-    its ceiling is unknown.
+    Depthwise convolutions are compared with the vector ceiling, because they contain no matmul. The memory ceiling is
+    that of the smallest level that holds the least bytes.
     """
-    flops = ceilings.get("flops", {})
+    rates, seconds = ceilings.get("flops", {}), record.times.median / 1e3
     compute = None
-    if work.flops and dtype in flops and "vector" in flops:
-        vector = work.depthwise_flops - work.padding_flops
-        least = vector / flops["vector"] + (work.flops - work.depthwise_flops) / flops[dtype]
-        compute = least / seconds
-    moved = work.bytes(element)
-    rates = [m["rate"] for m in ceilings.get("memory", []) if m["size"] is None or moved <= m["size"]]
-    return compute, moved / rates[0] / seconds if rates else None
+    if record.flops and record.vector_flops is not None and record.dtype in rates:
+        matrix = (record.flops - record.vector_flops) / rates[record.dtype]
+        compute = (matrix + record.vector_flops / rates["vector"]) / seconds
+    levels = [m["rate"] for m in ceilings.get("memory", []) if m["size"] is None or record.bytes <= m["size"]]
+    return compute, record.bytes / levels[0] / seconds if levels else None

@@ -141,7 +141,7 @@ def _on(name: str, selected: Callable[[], AbstractContextManager]) -> Candidate:
 def check(case: Case, device: str, found: list[Backend]) -> list[Record]:
     """Check a case on each of the backends `found`: forward, inference and all gradients against fp64."""
     candidates = (CANDIDATES[0], *(_on(*backend) for backend in found))
-    return Session(device, STANDARD, {}, candidates=candidates).measure(_both_ways(case), timed=False)[1:]
+    return Session(device, STANDARD, candidates=candidates).measure(_both_ways(case), timed=False)[1:]
 
 
 def compile_kernels(case: Case, device: str) -> None:

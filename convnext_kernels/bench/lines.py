@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from convnext_kernels.bench.results import EAGER, FAILED, Record, Run, plain, restored
+from convnext_kernels.bench.results import EAGER, FAILED, Run, plain, restored
 from convnext_kernels.bench.tables import Table, number, optional, speedup
 
 FORMAT = 2
@@ -71,11 +71,6 @@ def read(file: Path) -> list[list[Line]]:
     return runs
 
 
-def record(line: Line) -> Record:
-    """The record of a line of the kind "record" or "check"."""
-    return restored({name: value for name, value in line.items() if name not in ("kind", "step", "at")})
-
-
 def of_kind(lines: Iterable[Line], kind: str) -> list[Line]:
     """The lines of one kind."""
     return [line for line in lines if line["kind"] == kind]
@@ -93,7 +88,7 @@ def as_run(runs: list[list[Line]]) -> Run:
     not_run = [f"{line['step']}: {line['reason']}" for line in of_kind(lines, "step") if line["reason"]]
     not_run += [f"{line['step']}: {line['item']}: {FAILED}: {line['reason']}" for line in of_kind(lines, "failure")]
     records, checks = (
-        list({(r.case, r.candidate): r for r in map(record, of_kind(lines, kind))}.values())
+        list({(r.case, r.candidate): r for r in map(restored, of_kind(lines, kind))}.values())
         for kind in ("record", "check")
     )
     return Run(
@@ -110,14 +105,11 @@ def as_run(runs: list[list[Line]]) -> Run:
 
 def host(lines: Iterable[Line]) -> Table:
     """Host time of a call, in microseconds and in units of ten ``torch.add`` of one element."""
-    found: dict[tuple[str, str], dict[str, Line]] = {}
-    for line in of_kind(lines, "host"):
-        found.setdefault((line["what"], line["direction"]), {})[line["candidate"]] = line
-    rows = []
-    for key, by in found.items():
-        both = (by.get("ours", {}), by.get("eager", {}))
-        rows.append((*key, *(optional(line.get(name)) for line in both for name in ("us", "units"))))
-    return Table("Host time", ("call", "direction", "ours, us", "units", "eager, us", "units"), rows)
+    rows = [
+        (line["what"], line["direction"], line["candidate"], number(line["us"]), number(line["units"]))
+        for line in of_kind(lines, "host")
+    ]
+    return Table("Host time", ("call", "direction", "candidate", "us", "units"), rows)
 
 
 def tuned(lines: Iterable[Line]) -> Table:
@@ -129,13 +121,12 @@ def tuned(lines: Iterable[Line]) -> Table:
         found.setdefault((what, line["phase"]), []).append(line)
     rows = []
     for key, timings in found.items():
-        timed = [t for t in timings if t["median"] is not None]
-        best = min(timed, key=lambda t: t["median"], default=None)
-        eager = min((t["median"] * 1e3 for t in timed if t["backend"] == EAGER), default=None)
-        if best is None:
+        timed = sorted((t for t in timings if t["median"] is not None), key=lambda t: t["median"])
+        if not timed:
             rows.append((*key, str(len(timings)), "-", "-", "-", timings[0]["error"]))
             continue
-        fastest = best["median"] * 1e3
+        best, fastest = timed[0], timed[0]["median"] * 1e3
+        eager = next((t["median"] * 1e3 for t in timed if t["backend"] == EAGER), None)
         against = "-" if eager is None else speedup(eager / fastest, EAGER)
         plan = f"{best['backend']} {best['plan']}".strip()
         rows.append((*key, str(len(timings)), optional(eager), number(fastest), against, plan))

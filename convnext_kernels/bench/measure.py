@@ -1,7 +1,6 @@
 """The measurement of a case: check every candidate, then time those with right results."""
 
 import gc
-import importlib.util
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -13,8 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from convnext_kernels import dispatch
-from convnext_kernels.bench import ceilings, workloads
+from convnext_kernels.bench import workloads
 from convnext_kernels.bench.candidates import CANDIDATES, DTYPES, Call, Candidate, Prepared, quiet, tf32
 from convnext_kernels.bench.cases import FULL, QUICK, STANDARD, Case
 from convnext_kernels.bench.ceilings import Work, count
@@ -23,9 +21,7 @@ from convnext_kernels.bench.numerics import PEER_SLACK, judge
 from convnext_kernels.bench.results import (
     EAGER,
     FAILED,
-    MODELS,
     OK,
-    OURS,
     UNAVAILABLE,
     WRONG,
     Record,
@@ -34,51 +30,16 @@ from convnext_kernels.bench.results import (
 )
 from convnext_kernels.bench.tables import one_line
 from convnext_kernels.bench.timing import Times, glibc, interleave, pinned, steady_allocator
-from convnext_kernels.bench.workloads import Step, Workload
-from convnext_kernels.spec import OPS, BackendError, OpSpec
-from convnext_kernels.tuning.cache import generation
+from convnext_kernels.bench.workloads import Step
+from convnext_kernels.spec import BackendError
 
 ROUNDS = {QUICK: 3, STANDARD: 5, FULL: 9}
 
 
-def serving(case: Case, device: str) -> str:
-    """Names of the backends of this package that run a case: forward and, if it differs, backward.
-
-    "or as tuned" after them: choices that `tune` has kept may replace them.
-    """
-    dtype, op = DTYPES[case.dtype], case.group if case.group in OPS else "block"
-    hidden, kernel = 4 * case.channels if op in ("mlp", "block") else 0, (case.kernel_size,) * 2
-    names = []
-    for backward in (False, True) if case.trains else (case.direction != "forward",):
-        spec = OpSpec(op, device, dtype, dtype, case.channels, kernel, (1, 1), 1, hidden, case.grn, backward)
-        try:
-            names.append(dispatch.choose(spec).__name__.split(".")[2])
-        except BackendError as error:
-            names.append(one_line(error))
-    return " + ".join(dict.fromkeys(names)) + (" or as tuned" if generation() else "")
-
-
-def check_memory(case: Case, workload: Workload, device: str) -> None:
-    """Raise `Unavailable` if the memory of this machine is too small for `case`; without psutil a CPU's is unknown."""
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else float("inf")
-    if device == "cpu" and importlib.util.find_spec("psutil"):
-        import psutil
-
-        free = psutil.virtual_memory().available
-    # So many tensors as large as x do eager PyTorch and the fp64 reference hold at once; the hidden counts as four.
-    tensors, more = (40, 8) if case.group in MODELS else (16, 2)
-    tensors *= more if case.trains else 1
-    parameters = sum(p.numel() for p in workload.eager.parameters())
-    needed = 8 * (tensors * workload.inputs[0].numel() + 4 * parameters)
-    if needed > free:
-        raise Unavailable(f"needs about {needed / 2**30:.1f} GiB of memory, but only {free / 2**30:.1f} GiB are free")
-
-
 def prepare(case: Case, device: str) -> Prepared:
-    """Build the modules and inputs of a case in its dtype, on `device`; raises `Unavailable` without enough memory."""
+    """Build the modules and inputs of a case in its dtype, on `device`."""
     workload = case.build()
     dtype = torch.float32 if workload.autocast else DTYPES[case.dtype]
-    check_memory(case, workload, device)
     layout = workload.channels_last
     eager, ours = (
         None if m is None else m.to(device, dtype).to(memory_format=layout) for m in (workload.eager, workload.ours)
@@ -87,7 +48,8 @@ def prepare(case: Case, device: str) -> Prepared:
         x.to(device, dtype).contiguous(memory_format=layout) if x.is_floating_point() else x.to(device)
         for x in workload.inputs
     )
-    return Prepared(case, device, eager, ours, inputs, workload.step, workload.garbage)
+    moved = {"eager": eager, "ours": ours, "inputs": inputs}
+    return Prepared(**vars(workload) | moved, case=case, device=device)
 
 
 def results(call: Call) -> dict[str, Tensor]:
@@ -154,26 +116,9 @@ def _resident(status: Path) -> tuple[int, int]:
     return int(found["VmRSS"]) * 1024, int(found["VmHWM"]) * 1024
 
 
-def launches(call: Call) -> int | None:
-    """Number of kernels that one call launches on the GPU; None where the profiler does not work (a container)."""
-    from torch.profiler import ProfilerActivity, profile
-
-    torch.cuda.synchronize()
-    try:
-        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-            call()
-            torch.cuda.synchronize()
-    except RuntimeError:
-        return None
-    return sum(
-        event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith(("Memcpy", "Memset"))
-        for event in profiler.events()
-    )
-
-
 def failure(error: Exception) -> tuple[str, str]:
     """Status and reason of a candidate that raised."""
-    if isinstance(error, Unavailable | BackendError):
+    if isinstance(error, Unavailable | BackendError | torch.OutOfMemoryError):
         return UNAVAILABLE, one_line(error)
     return FAILED, f"{type(error).__name__}: {one_line(error)}"
 
@@ -185,75 +130,62 @@ def record_of(case: Case) -> Callable[..., Record]:
 
 @dataclass
 class Session:
-    """The settings that all cases of a run share."""
+    """The settings that all cases of a run share, and the case that is open."""
 
     device: str
     mode: str
-    ceilings: dict[str, object]
     course: Course = field(default_factory=Course)
     candidates: tuple[Candidate, ...] = CANDIDATES
-    kept: tuple[Case, ExitStack, "Opened"] | None = None  # the case of `keep`
+    opened: "Opened | None" = None
+    settings: ExitStack = field(default_factory=ExitStack)  # of the open case
 
     def wanted(self, case: Case) -> list[Candidate]:
         """The candidates of a case, available or not."""
-        found = [c for c in self.candidates if c.wanted(case, self.mode) and (case.group != "rival" or c.name != OURS)]
-        return [c for c in found if case.group != "scaling" or c.name in (EAGER, OURS)]
+        return [candidate for candidate in self.candidates if candidate.wanted(case, self.mode)]
 
     def measure(self, case: Case, on_step: Callable[[str], None] = lambda _: None, timed: bool = True) -> list[Record]:
         """Check a case and time it; returns a record for each candidate, in which errors are recorded, not raised."""
         names = [candidate.name for candidate in self.wanted(case)]
         try:
             on_step("fp64 reference")
-            with self.opened(case) as opened:
-                for name in names:
-                    on_step(name)
-                    opened.check(name)
-                if timed:
-                    on_step("timing")
-                    opened.time()
-                return [opened.records[name] for name in names]
+            opened = self.open(case)
+            for name in names:
+                on_step(name)
+                opened.check(name)
+            if timed:
+                on_step("timing")
+                opened.time()
+            return [opened.records[name] for name in names]
         except Exception as error:  # the case itself cannot be built: a missing library, too little memory
             return [record_of(case)(name, *failure(error)) for name in names]
+        finally:
+            self.close()
 
     @contextmanager
     def timing(self) -> Iterator[None]:
         """Pin the threads and watch the machine inside; other runtimes must have started their threads before."""
         gc.collect()  # what earlier cases left
-        with pinned() if self.device == "cpu" else nullcontext():
-            # Threads that are not pinned sometimes start on one core, where the loop runs at half its speed.
-            self.course.probe()
-            with self.course.watch():
-                yield
+        with pinned() if self.device == "cpu" else nullcontext(), self.course.watch():
+            yield
 
-    @contextmanager
-    def opened(self, case: Case) -> Iterator["Opened"]:
-        """Build a case, with the settings that all of its candidates share."""
-        torch.backends.cudnn.benchmark = True
-        threads = torch.get_num_threads()
-        try:
-            torch.set_num_threads(case.threads or threads)
-            with tf32(case.dtype == "tf32"), steady_allocator():
-                yield Opened(self, case)
-        finally:
-            torch.set_num_threads(threads)
-            if "torch._dynamo" in sys.modules:  # the guards of what was compiled for this case would slow down the next
-                torch.compiler.reset()
-            if self.device == "cuda":
-                torch.cuda.empty_cache()
-
-    def keep(self, case: Case) -> "Opened":
-        """`opened`, until `keep` is called for another case or `close`."""
-        if self.kept is None or self.kept[0] != case:
+    def open(self, case: Case) -> "Opened":
+        """Build a case, with the settings that all of its candidates share, or return it if it is open already."""
+        if self.opened is None or self.opened.case != case:
             self.close()
-            stack = ExitStack()
-            self.kept = case, stack, stack.enter_context(self.opened(case))
-        return self.kept[2]
+            torch.backends.cudnn.benchmark = True
+            self.settings.enter_context(tf32(case.dtype == "tf32"))
+            self.settings.enter_context(steady_allocator())
+            self.opened = Opened(self, case)
+        return self.opened
 
     def close(self) -> None:
-        """Close the case that is kept."""
-        if self.kept is not None:
-            self.kept[1].close()
-            self.kept = None
+        """Close the case that is open."""
+        self.opened = None
+        self.settings.close()
+        if "torch._dynamo" in sys.modules:  # the guards of what was compiled for this case would slow down the next
+            torch.compiler.reset()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
 
 
 class Opened:
@@ -270,7 +202,8 @@ class Opened:
 
     @cached_property
     def _work(self) -> Work:
-        return count(self.prepared.eager, self.prepared.inputs)
+        work = count(self.prepared.eager, self.prepared.inputs)
+        return work.training() if self.case.trains else work
 
     def check(self, name: str) -> Record:
         """Build a candidate and check its results, after those of eager."""
@@ -297,41 +230,26 @@ class Opened:
         status = OK if judgement.within else WRONG
         return record(status, judgement.reason, error=judgement.error, allowed_error=judgement.allowed)
 
-    def time(self, *names: str, rounds: int | None = None) -> None:
+    def time(self, *names: str) -> None:
         """Time the candidates `names`, or all with right results, in turn."""
         session = self.session
         calls = {name: self.calls[name] for name in names or self.calls}
         if calls:
+            form = {"rounds": ROUNDS[session.mode], "bursts": True, "training": self.case.trains}
             with quiet(), session.timing():
-                times = interleave(
-                    calls,
-                    rounds=rounds or ROUNDS[session.mode],
-                    bursts=True,
-                    training=self.case.trains,
-                    device=session.device,
-                )
+                times = interleave(calls, device=session.device, **form)
             for name in calls:
                 self.add_times(name, times[name])
 
     def add_times(self, name: str, times: Times) -> Record:
         """Add times to the record of a candidate, and everything computed from them."""
-        case, call, device = self.case, self.calls[name], self.session.device
-        work = self._work.training() if case.trains else self._work
-        element = DTYPES[case.dtype].itemsize
-        # The ceilings were measured with the threads of the run.
-        known = {} if case.threads else self.session.ceilings
-        compute, memory = ceilings.shares(work, element, case.dtype, times.median / 1e3, known)
+        call, work, element = self.calls[name], self._work, DTYPES[self.case.dtype].itemsize
         self.records[name] = replace(
             self.records[name],
             times=times,
             flops=work.flops,
-            padding_flops=work.padding_flops,
+            vector_flops=work.vector_flops,
             bytes=work.bytes(element),
-            compute_share=compute,
-            memory_share=memory,
             saved_bytes=saved_bytes(call) if isinstance(call, Step) else None,
-            launches=launches(call) if device == "cuda" else None,
-            backend=serving(case, device) if is_ours(name) else None,
-            parameters=self._work.parameters if case.group in MODELS else None,
         )
         return self.records[name]

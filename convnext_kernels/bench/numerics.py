@@ -26,11 +26,6 @@ RULE = (
     f"{FLOOR[torch.bfloat16]} machine epsilon of the dtype ({FLOOR[torch.float32]} in fp32) times the largest, or the "
     "root mean square, fp64 value."
 )
-BENCH_RULE = (
-    f"Only candidates with right results are timed. {RULE} This holds for the output and, in training, for every "
-    "gradient. If the error of eager in one of these is unusually small, the median of its relative errors counts "
-    f"instead. For peers {PEER_SLACK} times this error is allowed, so that no peer is left out because of a last digit."
-)
 _TINY = 1e-200  # used as the size of a tensor of zeros
 
 

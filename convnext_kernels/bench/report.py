@@ -1,17 +1,13 @@
-"""The tables of a run for a terminal, and its HTML report."""
+"""The tables of a run, for a terminal and in Markdown."""
 
-import importlib.util
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
-from convnext_kernels.bench.numerics import BENCH_RULE
+from convnext_kernels.bench import ceilings
 from convnext_kernels.bench.results import (
     EAGER,
     FAILED,
-    FILE,
-    MODELS,
     OK,
     OURS,
     UNAVAILABLE,
@@ -20,42 +16,15 @@ from convnext_kernels.bench.results import (
     Record,
     Run,
     best_peer,
-    is_ours,
     ratio,
 )
-from convnext_kernels.bench.tables import Table, date, machine, number, short, speedup, write_page
+from convnext_kernels.bench.tables import Table, date, number, short, speedup
 
-NAME = "report.html"
 SHORT = {"torch.compile": "compile", "torch.compile, max-autotune": "autotune", "ONNX Runtime": "ORT"}  # in 80 columns
-HOW = (
-    "The candidates of a case are timed in rounds. In each round every candidate gets a short series of calls, one "
-    "after the other: a slow phase of the machine hits all of them. One-time work (compiling, packing weights, "
-    "converting the input's layout) is not timed. Medians are over all timed calls. ±: half the range of the medians "
-    "of the rounds, over the median.",
-    "FLOPs are 2 x the multiply-adds of convolutions and matmuls. Least bytes: inputs, outputs and parameters, each "
-    'moved once. "of arithmetic": the time that the FLOPs need at the measured ceilings, over the measured time; '
-    'depthwise convolutions are compared with the ceiling without matrix units. "of memory": the same for the least '
-    "bytes, at the rate of the smallest memory level that holds them.",
-)
-
-
 LEGEND = (
     "Times are medians. ±: the larger spread of eager and ours, which is half the range of the medians of the rounds "
     "(99%: or more). peer: the fastest other candidate. Only candidates with right results are timed."
 )
-
-
-def first(case: Case) -> Record:
-    """One record of a case, for what all of them share."""
-    return next(iter(case.values()))
-
-
-def by(run: Run, key: Callable[[Record], object]) -> dict[object, list[Case]]:
-    """Cases by `key` of one of their records, in the order they were measured."""
-    found: dict[object, list[Case]] = {}
-    for case in run.cases().values():
-        found.setdefault(key(first(case)), []).append(case)
-    return found
 
 
 def machine_name(run: Run) -> str:
@@ -78,17 +47,20 @@ def times(run: Run) -> list[Table]:
     """A table for each group and direction: eager, ours and the fastest peer."""
     found: dict[str, list[tuple[str, ...]]] = {}
     for case in run.cases().values():
-        record, peer = first(case), best_peer(case)
+        record, peer = next(iter(case.values())), best_peer(case)
         both = [case[name] for name in (EAGER, OURS) if name in case]
         cells = {r.candidate: number(r.times.median) if r.times else r.status.replace(UNAVAILABLE, "-") for r in both}
         spread = max((r.times.spread for r in both if r.times), default=None)
+        name = SHORT.get(peer, short(peer or ""))
+        if peer and OURS not in case:  # then nothing else tells how fast it is
+            name += f" {number(case[peer].times.median)}"
         versus = ["" if (value := ratio(case, to)) is None else speedup(value) for to in (EAGER, peer)]
         row = (
             f"{record.what} b{record.batch} {record.dtype}",
             *(cells.get(name, "") for name in (EAGER, OURS)),
             "" if spread is None else f"{min(99, 100 * spread):.0f}%",
             versus[0],
-            SHORT.get(peer, short(peer or "")),
+            name,
             versus[1],
         )
         key = f"{record.group}, {'forward + backward' if record.direction == 'training' else record.direction}"
@@ -97,53 +69,32 @@ def times(run: Run) -> list[Table]:
     return [Table(title, columns, rows, LEGEND if title == last else "") for title, rows in found.items()]
 
 
-def candidates(run: Run) -> Table:
-    """Milliseconds of every candidate in whole models, and how the fastest of ours compares with eager and peers."""
-    cases = [case for case in run.cases().values() if first(case).group in MODELS]
-    names = list(dict.fromkeys(r.candidate for case in cases for r in case.values() if r.times))
-    rows = []
-    for case in cases:
-        timed = [r for r in case.values() if is_ours(r.candidate) and r.times]
-        fastest = case | ({OURS: min(timed, key=lambda r: r.times.median)} if timed else {})
-        r = first(case)
-        found = [case.get(name) for name in names]
-        cells = ("-" if f is None else number(f.times.median) if f.times else f.status for f in found)
-        compared = (speedup(ratio(fastest, to), to) for to in (EAGER, best_peer(case)))
-        rows.append((f"{r.what} {r.dtype}, batch {r.batch}, {r.direction}", *cells, *compared))
-    columns = ("ms", *names, "fastest of ours compared with eager", "with the fastest peer")
-    return Table("Whole models", columns, rows)
-
-
-def everything(run: Run, group: str) -> Table:
-    """Every record of a group with times; columns without any value are left out."""
-
-    def percent(value: float | None) -> str:
-        return "" if value is None else f"{100 * value:.0f}%"
-
-    rows = [
-        {
-            "case": r.case,
-            "candidate": r.candidate,
-            "median ms": number(r.times.median),
-            "min ms": number(r.times.minimum),
-            "spread": f"±{100 * r.times.spread:.1f}%",
-            "ours is": "" if r.candidate == OURS else speedup(ratio(case, r.candidate)).strip("-"),
-            "error / allowed": _shown(error_share([r])),
-            "images/s": "" if r.images_per_second is None else number(r.images_per_second),
-            "GFLOP/s": number(r.gflops),
-            "GB/s": number(r.gbytes),
-            "of arithmetic": percent(r.compute_share),
-            "of memory": percent(r.memory_share),
-            "kept MiB": "" if r.saved_bytes is None else number(r.saved_bytes / 2**20),
-            "launches": "" if r.launches is None else str(r.launches),
-            "backend": r.backend or "",
-        }
-        for case in run.cases().values()
-        for r in case.values()
-        if r.group == group and r.times
-    ]
-    used = [column for column in (rows or [{}])[0] if any(row[column] for row in rows)]
-    return Table(group, tuple(used), [tuple(row[column] for column in used) for row in rows])
+def everything(run: Run) -> list[Table]:
+    """Every record with times, a table for each group; columns without any value are left out."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for case in run.cases().values():
+        for r in filter(lambda record: record.times, case.values()):
+            compute, memory = ceilings.shares(r, run.ceilings)
+            cells = {
+                "case": r.case,
+                "candidate": r.candidate,
+                "median ms": number(r.times.median),
+                "min ms": number(r.times.minimum),
+                "spread": f"±{100 * r.times.spread:.1f}%",
+                "ours is": "" if r.candidate == OURS else speedup(ratio(case, r.candidate)).strip("-"),
+                "error / allowed": _shown(error_share([r])),
+                "GFLOP/s": number(r.flops / r.times.median / 1e6),
+                "GB/s": number(r.bytes / r.times.median / 1e6),
+                "of arithmetic": "" if compute is None else f"{compute:.0%}",
+                "of memory": "" if memory is None else f"{memory:.0%}",
+                "kept MiB": "" if r.saved_bytes is None else number(r.saved_bytes / 2**20),
+            }
+            found.setdefault(r.group, []).append(cells)
+    tables = []
+    for group, rows in found.items():
+        used = [column for column in rows[0] if any(row[column] for row in rows)]
+        tables.append(Table(group, tuple(used), [tuple(row[column] for column in used) for row in rows]))
+    return tables
 
 
 def checks(run: Run) -> Table:
@@ -161,9 +112,8 @@ def checks(run: Run) -> Table:
 
 def complaints(run: Run) -> list[str]:
     """A line for each wrong or failed candidate, and for each failed check."""
-    found = [(f"{r.case}, {r.candidate}", r) for r in run.records]
-    found += [(f"{c.group} {c.what} {c.dtype} on {c.candidate}", c) for c in run.checks]
-    return [f"{what}: {r.status}, not timed: {r.reason}" for what, r in found if r.status in (WRONG, FAILED)]
+    bad = (r for r in (*run.records, *run.checks) if r.status in (WRONG, FAILED))
+    return [f"{r.case}, {r.candidate}: {r.status}, not timed: {r.reason}" for r in bad]
 
 
 def absences(run: Run) -> list[str]:
@@ -183,44 +133,20 @@ def losses(run: Run) -> list[tuple[float, str, str]]:
     return sorted(loss for loss in found if loss[0] is not None and loss[0] < 1)
 
 
-def flat(value: object) -> str:
-    """Format plain values of a result file as one line of text."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name}: {flat(inner)}" for name, inner in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(flat, value))
-    return number(value) if isinstance(value, float) else "none" if value in (None, "") else str(value)
+def measured_ceilings(run: Run) -> Table:
+    """The file has the sizes of the memory levels."""
+    rows = [(f"{name} products", f"{number(r / 1e9)} GFLOP/s") for name, r in run.ceilings.get("flops", {}).items()]
+    rows += [(level["level"], f"{number(level['rate'] / 1e9)} GB/s") for level in run.ceilings.get("memory", [])]
+    return Table("Measured ceilings", ("what", "rate"), rows)
 
 
-def _ceilings(run: Run) -> Table:
-    sources = run.ceilings.get("sources", {})
-    rows = [
-        (f"{name} products", f"{number(rate / 1e9)} GFLOP/s", sources.get(name, ""))
-        for name, rate in run.ceilings.get("flops", {}).items()
-    ]
-    for level in run.ceilings.get("memory", []):
-        size = "" if level["size"] is None else f", working sets up to {number(level['size'] / 2**20)} MiB"
-        rows.append((level["level"] + size, f"{number(level['rate'] / 1e9)} GB/s", sources.get("memory", "")))
-    return Table("Measured ceilings", ("what", "rate", "source"), rows)
+def details(run: Run) -> list[Table]:
+    """Everything that was measured, below what `times` shows."""
+    return [table for table in (*everything(run), checks(run), measured_ceilings(run)) if table.rows]
 
 
-def write(run: Run, folder: Path, tables: Sequence[Table] = ()) -> str:
-    """Write ``report.html``, with further `tables`, to `folder`; returns a sentence about it. OSError if that fails."""
-    if importlib.util.find_spec("jinja2") is None:
-        return f"No {NAME}: jinja2 is not installed (pip install jinja2); results: {folder / FILE}"
-    conditions = [(name, flat(value)) for name, value in run.conditions.items() if name != "warnings"]
-    conditions += [("commit", flat(run.machine.get("commit")))]
+def heading(run: Run) -> str:
+    """On what and when `run` was measured."""
+    where = f"device {run.device}, mode {run.mode}, commit {run.machine.get('commit')}"
     state = "complete" if run.complete else "interrupted: not everything was measured"
-    slower = [(name, peer, speedup(value)) for value, name, peer in losses(run)]
-    sections = {
-        "Cases slower than the best peer": [Table("", ("case", "best peer", "ours is"), slower)] if slower else [],
-        "All results": [everything(run, group) for group in by(run, lambda record: record.group)],
-        "Not measured": absences(run),
-        **{table.title: [table._replace(title="")] for table in (*tables, checks(run)) if table.rows},
-        "How it was measured": [*HOW, BENCH_RULE, _ceilings(run), Table("Conditions", ("", ""), conditions)],
-        "Machine": machine(run.machine),
-    }
-    about = f"device {run.device}, mode {run.mode}, {date(run.created)}, {run.seconds / 60:.0f} minutes, {state}"
-    warnings = run.conditions.get("warnings", [])
-    write_page(folder / NAME, f"Benchmark: {machine_name(run)}", about, sections, warnings, complaints(run))
-    return f"Report: {folder / NAME}, results: {folder / FILE}"
+    return f"## {machine_name(run)}\n\n{where}, {date(run.created)}, {run.seconds / 60:.0f} minutes, {state}"

@@ -11,7 +11,7 @@ from convnext_kernels.tuning import cache
 
 FORMAT = 1
 FILE = "results.json"
-MODELS = ("model", "rival", "scaling")  # the groups whose cases are whole models; rival: models that are no ConvNeXt
+MODELS = ("model", "rival")  # the groups whose cases are whole models; rival: models that are no ConvNeXt
 OURS = "convnext_kernels"  # the candidate that is this package
 EAGER = "eager"  # PyTorch, channels_last
 
@@ -37,41 +37,21 @@ class Record:
     """One candidate in one case. Fields that do not apply or could not be measured are None."""
 
     case: str  # unique: group/what-batch-dtype-direction, e.g. "block/V1-C96-56x56-b1-fp32-forward"
-    group: str  # layernorm, dwconv, mlp, block, model, rival, scaling
+    group: str  # of cases.GROUPS, or another op
     what: str  # e.g. "V1 C96 56x56"
     batch: int
     dtype: str  # fp32, bf16, fp16, tf32
-    direction: str  # "forward" (inference) or "training" (forward + backward)
+    direction: str  # as in cases.Case
     candidate: str
     status: str
     reason: str = ""  # why there are no times; empty if there are
     times: Times | None = None
-    flops: int = 0  # of the case: 2 x multiply-adds of convolutions and matmuls; work.py
-    padding_flops: int = 0  # the part of `flops` for taps outside the image
-    bytes: int = 0  # of the case: the least traffic between memory and chip; work.py
+    flops: int = 0  # of the case: 2 x multiply-adds of convolutions and matmuls; ceilings.py
+    vector_flops: int | None = None  # part of `flops`: depthwise convolutions; None in older files
+    bytes: int = 0  # of the case: the least traffic between memory and chip; ceilings.py
     error: float | None = None  # against fp64; numerics.py defines it
     allowed_error: float | None = None
-    compute_share: float | None = None  # of the measured arithmetic ceilings; ceilings.py
-    memory_share: float | None = None  # of the measured rate of the smallest memory level that holds the data
     saved_bytes: int | None = None  # kept for the backward pass, without parameters (training)
-    launches: int | None = None  # kernel launches per call (GPU)
-    backend: str | None = None  # the backend of this package that ran
-    parameters: int | None = None  # of the model (groups of whole models)
-
-    @property
-    def gflops(self) -> float | None:
-        """GFLOP/s at the median."""
-        return None if self.times is None else self.flops / self.times.median / 1e6
-
-    @property
-    def gbytes(self) -> float | None:
-        """GB/s at the median, counting the least traffic."""
-        return None if self.times is None else self.bytes / self.times.median / 1e6
-
-    @property
-    def images_per_second(self) -> float | None:
-        """Images per second at the median (groups of whole models)."""
-        return self.batch / self.times.median * 1e3 if self.times and self.group in MODELS else None
 
 
 Case = dict[str, Record]  # the records of one case, by candidate
@@ -133,7 +113,8 @@ def save(run: Run, file: Path) -> None:
 
 
 def restored(values: dict) -> Record:
-    """The record of values that were read."""
+    """The record of values that were read; older files have others, too."""
+    values = {field.name: values[field.name] for field in dataclasses.fields(Record) if field.name in values}
     if values["times"] is not None:
         values = values | {"times": Times(tuple(map(tuple, values["times"])))}
         values["times"].median  # noqa: B018  raises now instead of later

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
 
 import convnext_kernels as ck
 from convnext_kernels.bench import ceilings, checks, workloads
@@ -20,21 +19,8 @@ from convnext_kernels.models import create_model
 from convnext_kernels.tuning import cache
 
 Emit = Callable[..., None]  # emit(kind, value): a result, a record or a dict
+Whats = dict[str, Any]  # by the name of an item (op, shape and dtype) what `run` needs; it can be pickled
 
-# Name: share of the time. What a step leaves over goes to the next ones.
-STEPS = {
-    "precompile": 0.15,
-    "numerics bf16": 0.12,
-    "host time": 0.03,
-    "CUDA graphs": 0.02,
-    "models": 0.28,
-    "candidates": 0.29,
-    "tuned models": 0.03,
-    "numerics fp32": 0.04,
-    "numerics fp16": 0.04,
-}
-# The share of a step's time that one item may have. The first model that is tuned compiles what the others need too.
-ITEM_SHARE = {"candidates": 0.8}
 MODELS = {  # of every network: (batch, direction), the most telling first
     "cuda": ((1, "forward"), (32, "training"), (32, "forward"), (128, "forward"), (128, "training"), (8, "forward")),
     "cpu": ((1, "forward"), (2, "training")),
@@ -46,123 +32,115 @@ PRECOMPILED = 6  # models of the list: the later ones need more memory than seve
 FIRST_CHECKS = 40  # numerical checks that are compiled before the models
 TUNED = 3  # models that are timed again after tuning
 LEAST_SECONDS = 20.0  # that an item gets, if the step has them, before it counts as hanging
-MOST_SECONDS = 600.0  # for one item without --minutes
-KINDS = ("block V1", "block V2", "ConvNeXt-T")  # whose host time is measured
+MOST_SECONDS = 600.0  # for one item
 HOST_SECONDS = 0.3  # for each figure of host time
 BURST = 10  # calls of a block without waiting for the GPU: their launches must fit into its queue (1024)
-
-
-class Item(NamedTuple):
-    """A part of a step."""
-
-    step: str
-    name: str  # op, shape and dtype, for messages
-    what: Any = None  # what `run` needs; it can be pickled
-
-
-def _checks(step: str, device: str, dtype: str) -> list[Item]:
-    return [Item(step, f"{case.group} {case.what} {dtype}", case) for case in checks.cases(device, dtype)]
-
-
-def _models(step: str, device: str, names: list[str], most: int | None = None) -> list[Item]:
-    shapes = [(label, n, direction) for n, direction in MODELS[device] for label in NETWORKS]
-    cases = [network(label, n, DTYPE[device], direction) for label, n, direction in shapes[:most]]
-    names = [name for name in names if device == "cuda" or not name.endswith(NEEDS_GPU)]
-    return [Item(step, f"{case.name} {name}", (case, name)) for case in cases for name in names]
-
-
-def _precompile(device: str) -> list[Item]:
-    """What is compiled before: the kernels of the first checks, the models, the kernels of the other checks."""
-    compiles = ck.list_backends()["triton"].available and os.environ.get("TRITON_INTERPRET", "0") in ("", "0")
-    found = [i for dtype in ("bf16", "fp32", "fp16") if compiles for i in _checks("precompile", device, dtype)]
-    names = [c.name for c in MODEL_CANDIDATES if c.name == OURS or "torch.compile" in c.name]
-    models = _models("precompile", device, names, PRECOMPILED) if device == "cuda" else []
-    return [*found[:FIRST_CHECKS], *models, *found[FIRST_CHECKS:]]
-
-
-def items(step: str, device: str) -> list[Item]:
-    """The items of a step, the most telling first; none if it needs a GPU or a compiler that is missing."""
-    if step.startswith("numerics"):
-        return _checks(step, device, step.split()[1])
-    if step == "precompile":
-        return _precompile(device)
-    if step == "models":
-        return _models(step, device, [candidate.name for candidate in MODEL_CANDIDATES])
-    if step == "tuned models":
-        return _models(step, device, [OURS, f"{OURS}, {GRAPH}"], TUNED)
-    if step == "CUDA graphs":
-        return [Item(step, "ConvNeXt-T")] if device == "cuda" else []
-    if step == "host time":  # on a CPU a network's call is its computation
-        kinds = KINDS[: 3 if device == "cuda" else 2]
-        return [Item(step, f"{k} {way}", (k, way)) for way in ("forward", "training") for k in kinds]
-    whats = [(label, n) for n in BATCHES[device] for label in NETWORKS]
-    shape = f"3x{SIDE}x{SIDE} {DTYPE[device]}"
-    return [Item(step, f"{label} {n}x{shape}", (NETWORKS[label], n, SIDE)) for label, n in whats]
-
-
-def host_unit() -> float:
-    """Seconds of ten ``torch.add`` of one element."""
-    a, b = torch.zeros(1), torch.zeros(1)
-    return fastest(lambda: [torch.add(a, b) for _ in range(10)], HOST_SECONDS, 10)
-
-
-def host_time(kind: str, training: bool, device: str, dtype: torch.dtype) -> dict[str, float]:
-    """Seconds that a call of `kind` at batch 1 keeps Python busy: this package's ("ours"), plain PyTorch's ("eager").
-
-    On a CPU the calls compute too, so blocks get one pixel. Minima: other processes only add to them.
-    """
-    gpu, whole = device == "cuda", kind == "ConvNeXt-T"
-    side = (224 if gpu else 32) if whole else 56 if gpu else 1
-    if whole:
-        workload = workloads.network("convnext_tiny", 1, side)
-    else:
-        workload = workloads.op("block", 1, 96, side, side, kind == "block V2")
-    x = workload.inputs[0].to(device, dtype).to(memory_format=torch.channels_last)
-    calls, wait = 1 if whole else BURST, torch.cuda.synchronize if gpu else lambda: None
-    found = {}
-    for name, module in (("ours", workload.ours), ("eager", workload.eager)):
-        module = module.to(device, dtype)
-        call = partial(module, x)
-        if training:
-            inputs = [x.clone().requires_grad_(), *module.parameters()]
-            call = partial(_step, module, inputs, torch.zeros_like(module(inputs[0])))
-        with torch.inference_mode(not training):
-            found[name] = fastest(call, HOST_SECONDS, calls, wait)
-    return found
-
-
-def _step(module: nn.Module, inputs: list[Tensor], dy: Tensor) -> None:
-    torch.autograd.grad(module(inputs[0]), inputs, dy)
 
 
 class Running:
     """What the items of one process share."""
 
     def __init__(self, device: str) -> None:
-        self.device, self.unit = device, 0.0
-        self.step, self.session = "", Session(device, STANDARD, {})
-
-    def record(self, item: Item, emit: Emit, rates: dict) -> None:
-        """Check one candidate of a model, then time it alone: nothing that is timed waits for the next candidate."""
-        case, name = item.what
-        try:
-            if self.step != item.step:  # after tuning a model is built again
-                self.session.close()
-                self.step, self.session = item.step, Session(self.device, STANDARD, rates, candidates=MODEL_CANDIDATES)
-            opened = self.session.keep(case)
-            record = opened.check(name)
-            if name in opened.calls:
-                opened.time(name)
-                record = opened.records[name]
-                del opened.calls[name]  # with its module, graphs and compiled code
-        except Exception as error:
-            record = record_of(case)(name, *failure(error))
-        emit("record", replace(record, candidate=f"{name}, tuned") if item.step == "tuned models" else record)
+        self.device = device
+        self.step = ""
+        self.session = Session(device, STANDARD)  # of the step
+        self.seconds = MOST_SECONDS  # that the item has
 
 
-def _candidates(device: str, item: Item, emit: Emit, seconds: float | None) -> None:
-    name, n, side = item.what  # a whole model: its four stages' kernels are compiled in parallel
-    form = {"device": device, "dtype": DTYPES[DTYPE[device]]}
+def _ceilings(running: Running, _what: None, emit: Emit) -> None:
+    emit("ceilings", {"ceilings": ceilings.measure(running.device)})
+
+
+def _checks(dtype: str, device: str) -> Whats:
+    return {f"{case.group} {case.what} {dtype}": case for case in checks.cases(device, dtype)}
+
+
+def _check(running: Running, case: Case, emit: Emit) -> None:
+    for record in checks.check(case, running.device, checks.backends(running.device)[0]):
+        emit("check", record)
+
+
+def _models(device: str, names: tuple[str, ...] = (), most: int | None = None) -> Whats:
+    """Candidates of whole models, all or those in `names`."""
+    shapes = [(label, n, direction) for n, direction in MODELS[device] for label in NETWORKS]
+    cases = [network(label, n, DTYPE[device], direction) for label, n, direction in shapes[:most]]
+    names = names or tuple(candidate.name for candidate in MODEL_CANDIDATES)
+    names = [name for name in names if device == "cuda" or not name.endswith(NEEDS_GPU)]
+    return {f"{case.name} {name}": (case, name) for case in cases for name in names}
+
+
+def _model(running: Running, what: tuple[Case, str], emit: Emit) -> None:
+    """Check one candidate of a model, then time it alone: nothing that is timed waits for the next candidate."""
+    case, name = what
+    try:
+        opened = running.session.open(case)
+        record = opened.check(name)
+        if name in opened.calls:
+            opened.time(name)
+            record = opened.records[name]
+            del opened.calls[name]  # with its module, graphs and compiled code
+    except Exception as error:
+        record = record_of(case)(name, *failure(error))
+    emit("record", replace(record, candidate=f"{name}, tuned") if running.step == "tuned models" else record)
+
+
+def _compiled(device: str) -> Whats:
+    """What is compiled before: the kernels of the first checks, the models, the kernels of the other checks."""
+    compiles = ck.list_backends()["triton"].available and os.environ.get("TRITON_INTERPRET", "0") in ("", "0")
+    found = [item for dtype in ("bf16", "fp32", "fp16") if compiles for item in _checks(dtype, device).items()]
+    names = tuple(c.name for c in MODEL_CANDIDATES if c.name == OURS or "torch.compile" in c.name)
+    models = _models(device, names, PRECOMPILED) if device == "cuda" else {}
+    return dict(found[:FIRST_CHECKS]) | models | dict(found[FIRST_CHECKS:])
+
+
+def _compile(running: Running, what: Case | tuple[Case, str], _emit: Emit) -> None:
+    if isinstance(what, Case):
+        checks.compile_kernels(what, running.device)
+        return
+    case, name = what
+    (candidate,) = (c for c in MODEL_CANDIDATES if c.name == name)
+    call = candidate.build(prepare(case, running.device))  # torch.compile runs once here
+    if name == OURS:
+        results(call)
+
+
+def _hosts(device: str) -> Whats:
+    """Blocks at batch 1 and, on a GPU, a network: on a CPU its call is its computation, so a block gets one pixel."""
+    side, dtype, cases = 56 if device == "cuda" else 1, DTYPE[device], []
+    for direction in ("forward", "training"):
+        for label, grn in (("V1", False), ("V2", True)):
+            build = partial(workloads.op, "block", 1, 96, side, side, grn)
+            cases.append(Case("block", label, 1, dtype, direction, "", build))
+        if device == "cuda":
+            cases.append(network("ConvNeXt-T", 1, dtype, direction))
+    return {f"{case.group} {case.what} {case.direction}": case for case in cases}
+
+
+def _host(running: Running, case: Case, emit: Emit) -> None:
+    """How long a call keeps Python busy: this package's ("ours") and plain PyTorch's ("eager"), and in units.
+
+    A unit is ten ``torch.add`` of one element. Minima: other processes only add to them.
+    """
+    a, b = torch.zeros(1), torch.zeros(1)
+    unit = fastest(lambda: [torch.add(a, b) for _ in range(10)], HOST_SECONDS, 10)
+    wait = torch.cuda.synchronize if running.device == "cuda" else lambda: None
+    prepared = prepare(case, running.device)
+    for name in ("ours", "eager"):
+        call = prepared.call(*prepared.parts(name))
+        with torch.inference_mode(not case.trains):
+            taken = fastest(call, HOST_SECONDS, 1 if case.group == "model" else BURST, wait)
+        what = {"what": f"{case.group} {case.what}", "direction": case.direction, "candidate": name}
+        emit("host", what | {"us": taken * 1e6, "units": taken / unit})
+
+
+def _tunings(device: str) -> Whats:
+    shape = f"3x{SIDE}x{SIDE} {DTYPE[device]}"
+    return {f"{label} {n}x{shape}": (name, n, SIDE) for n in BATCHES[device] for label, name in NETWORKS.items()}
+
+
+def _tune(running: Running, what: tuple[str, int, int], emit: Emit) -> None:
+    name, n, side = what  # a whole model: its four stages' kernels are compiled in parallel
+    form = {"device": running.device, "dtype": DTYPES[DTYPE[running.device]]}
     model = create_model(name, layer_scale_init_value=1.0).to(**form)
     x = torch.randn(n, 3, side, side, **form).to(memory_format=torch.channels_last)
     file = cache.folder() / cache.FILE
@@ -178,16 +156,16 @@ def _candidates(device: str, item: Item, emit: Emit, seconds: float | None) -> N
         if timing is not None:
             emit("timing", timing._asdict())
 
-    ck.tune(model, x, training=True, minutes=None if seconds is None else seconds / 60, on_result=on_result)
+    ck.tune(model, x, training=True, minutes=running.seconds / 60, on_result=on_result)
     on_result()
 
 
-def _graphs(device: str, emit: Emit) -> None:
+def _graphs(running: Running, _what: None, emit: Emit) -> None:
     """``ck.graphed`` against the same model without a graph, before and after its weights change."""
     case = network("ConvNeXt-T", 2, "bf16", "forward")
-    model, _ = prepare(case, device).parts("ours")
+    model, _ = prepare(case, running.device).parts("ours")
     model.requires_grad_(False)
-    x = torch.randn(2, 3, 224, 224, device=device, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 224, 224, device=running.device, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     graph = ck.graphed(model, x)
     for what in ("as captured", "other input", "other weights"):
         if what == "other input":
@@ -204,39 +182,51 @@ def _graphs(device: str, emit: Emit) -> None:
         emit("check", replace(record, error=error / size, allowed_error=0.05))
 
 
-def _compile(item: Item, device: str) -> None:
-    if isinstance(item.what, Case):
-        checks.compile_kernels(item.what, device)
-        return
-    case, name = item.what
-    (candidate,) = (c for c in MODEL_CANDIDATES if c.name == name)
-    call = candidate.build(prepare(case, device))  # torch.compile runs once here
-    if name == OURS:
-        results(call)
+class Step(NamedTuple):
+    """A part of `verify`."""
+
+    share: float  # of the time; what a step leaves over goes to the next ones
+    items: Callable[[str], Whats]  # of a device; none if it needs a GPU or a compiler that is missing
+    run: Callable[[Running, Any, Emit], None]
 
 
-def run(running: Running, item: Item, emit: Emit, seconds: float | None, rates: dict) -> None:
+STEPS = {
+    "ceilings": Step(0.1, lambda device: {device: None}, _ceilings),
+    "precompile": Step(0.15, _compiled, _compile),
+    "numerics bf16": Step(0.12, partial(_checks, "bf16"), _check),
+    "host time": Step(0.03, _hosts, _host),
+    "CUDA graphs": Step(0.02, lambda device: {"ConvNeXt-T": None} if device == "cuda" else {}, _graphs),
+    "models": Step(0.28, _models, _model),
+    "candidates": Step(0.29, _tunings, _tune),
+    "tuned models": Step(0.03, partial(_models, names=(OURS, f"{OURS}, {GRAPH}"), most=TUNED), _model),
+    "numerics fp32": Step(0.04, partial(_checks, "fp32"), _check),
+    "numerics fp16": Step(0.04, partial(_checks, "fp16"), _check),
+}
+# The share of a step's time that one item may have. The first model that is tuned compiles what the others need too.
+ITEM_SHARE = {"ceilings": 1.0, "candidates": 0.8}
+
+
+class Item(NamedTuple):
+    """A part of a step."""
+
+    step: str
+    name: str
+    what: Any = None
+
+
+def items(step: str, device: str) -> list[Item]:
+    """The items of a step, the most telling first."""
+    return [Item(step, name, what) for name, what in STEPS[step].items(device).items()]
+
+
+def run(running: Running, item: Item, emit: Emit, seconds: float) -> None:
     """Run an item and emit its results; an error is a result too. `seconds`: the time that is left."""
-    device = running.device
     try:
-        if item.step.startswith("numerics"):
-            for record in checks.check(item.what, device, checks.backends(device)[0]):
-                emit("check", record)
-        elif item.step == "precompile":
-            _compile(item, device)
-        elif item.step == "environment":
-            emit("ceilings", {"ceilings": ceilings.measure(device)})
-        elif item.step == "host time":
-            kind, direction = item.what
-            running.unit = running.unit or host_unit()
-            for name, taken in host_time(kind, direction == "training", device, DTYPES[DTYPE[device]]).items():
-                values = {"us": taken * 1e6, "units": taken / running.unit, "unit_us": running.unit * 1e6}
-                emit("host", {"what": kind, "direction": direction, "candidate": name} | values)
-        elif item.step == "CUDA graphs":
-            _graphs(device, emit)
-        elif item.step == "candidates":
-            _candidates(device, item, emit, seconds)
-        else:
-            running.record(item, emit, rates)
+        running.seconds = seconds
+        if running.step != item.step:  # after tuning a model is built again
+            running.session.close()
+            running.step = item.step
+            running.session = Session(running.device, STANDARD, candidates=MODEL_CANDIDATES)
+        STEPS[item.step].run(running, item.what, emit)
     except Exception as error:
         emit("failure", {"item": item.name, "reason": failure(error)[1]})

@@ -1,7 +1,6 @@
-"""Numbers, tables and pages: for a terminal, in Markdown, in HTML. rich, jinja2 and matplotlib are imported late."""
+"""Numbers, tables and pages: for a terminal, in Markdown, in HTML. rich and jinja2 are imported late."""
 
 import datetime
-import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from convnext_kernels.tuning import cache
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from rich.table import Table as RichTable
 
 GOOD = re.compile(r"(yes|met|.*\bfaster)$")
@@ -112,36 +110,16 @@ def machine(values: dict[str, object]) -> list[Table]:
     ]
 
 
-def svg(figure: "Figure") -> str:
-    """Return the figure as an inline ``<svg>`` element with real text, without prolog, metadata or a fixed size."""
-    from matplotlib import rc_context
-
-    text = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with rc_context({"svg.fonttype": "none"}):
-        figure.savefig(text, format="svg", transparent=True, metadata=nothing)
-    found = text.getvalue()
-    found = re.sub(r'<g id="[^"]*"', "<g", found[found.index("<svg") :])  # ids must not repeat in a page
-    return re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r'\1 width="100%"', found, count=1)
-
-
 def date(created: str | None = None) -> str:
     """A moment (ISO 8601), or now, for a reader."""
     moment = datetime.datetime.fromisoformat(created) if created else datetime.datetime.now().astimezone()
     return moment.strftime("%Y-%m-%d %H:%M %Z").strip()
 
 
-def write_page(
-    file: Path,
-    title: str,
-    about: str,
-    sections: "Mapping[str, Sequence[str | Table | list[tuple[str, Figure]]]]",
-    warnings: Sequence[str] = (),
-    failures: Sequence[str] = (),
-) -> None:
+def write_page(file: Path, title: str, about: str, sections: Mapping[str, Sequence[str | Table]]) -> None:
     """Write a page to `file`; OSError if that fails. `about` is a line below the title; texts are escaped.
 
-    `sections`: texts, tables, and lists of (caption, figure), by title. A section without parts is left out.
+    `sections`: texts and tables by title. A section without parts is left out.
     """
     import jinja2
 
@@ -152,6 +130,5 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    values = {"title": title, "about": about, "sections": sections, "warnings": warnings, "failures": failures}
-    text = environment.get_template("page.html.jinja").render(**values, look=look, svg=svg)
-    cache.replace(file, text)
+    page = environment.get_template("page.html.jinja")
+    cache.replace(file, page.render(title=title, about=about, sections=sections, look=look))

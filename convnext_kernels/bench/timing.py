@@ -39,14 +39,9 @@ class Times:
         return statistics.median(call for calls in self.rounds for call in calls)
 
     @property
-    def round_medians(self) -> list[float]:
-        """Median of each round, in milliseconds."""
-        return [statistics.median(calls) for calls in self.rounds]
-
-    @property
     def spread(self) -> float:
-        """Half the range of the round medians, over the median: 0.05 means that rounds are within about 5 %."""
-        medians = self.round_medians
+        """Half the range of the medians of the rounds, over the median: 0.05 means that rounds are within about 5 %."""
+        medians = [statistics.median(calls) for calls in self.rounds]
         return (max(medians) - min(medians)) / 2 / self.median
 
 
@@ -174,8 +169,8 @@ def glibc() -> ctypes.CDLL | None:
 
 
 @contextmanager
-def steady_allocator() -> Iterator[bool]:
-    """Let the process keep freed memory inside the context; yields whether that is possible here (glibc).
+def steady_allocator() -> Iterator[None]:
+    """Let the process keep freed memory inside the context, where the C library is glibc.
 
     By default glibc returns large temporaries to the system, and their pages fault again at every call. This costs
     eager PyTorch, which has more of them, up to ten times the time of its own work. Without this context the fused
@@ -186,7 +181,7 @@ def steady_allocator() -> Iterator[bool]:
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     try:
-        yield libc is not None
+        yield
     finally:
         if libc is not None:  # the defaults: 65536 mappings; trim at twice the largest dynamic mmap threshold
             libc.mallopt(_M_MMAP_MAX, 65536)

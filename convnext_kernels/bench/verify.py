@@ -5,11 +5,11 @@ Needs only PyTorch: `main` is the command, also on a machine without click and r
 """
 
 import argparse
+import math
 import signal
 import sys
-import textwrap
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,35 +17,34 @@ from typing import NoReturn
 
 from convnext_kernels import environment
 from convnext_kernels.bench import checks, conditions, lines, report, steps, workers
-from convnext_kernels.bench.results import FAILED, WRONG, is_ours
+from convnext_kernels.bench.results import FAILED, WRONG, is_ours, restored
 
 REPORT = Path("convnext-kernels-report/verify")
-HELP = """Check and time every kernel of this machine, the most telling first.
+HELP = (
+    f"Check and time every kernel of this machine, the most telling first. Steps: {', '.join(steps.STEPS)}. Without "
+    f"--minutes all of them run to their end: hours. Each result is appended to {lines.FILE} at once, so nothing is "
+    "lost when the run is cut. `convnext-kernels report` makes tables of it. Fails if a kernel is wrong."
+)
 
-Steps: {steps}.
-Without --minutes all of them run to their end: hours. Each result is appended
-to {file} at once, so nothing is lost when the run is cut.
-`convnext-kernels report` makes tables of it. Fails if a kernel is wrong."""
-BAD = (WRONG, FAILED)
+say = partial(print, flush=True)
 
 
 @dataclass
 class Verify:
-    """One run. ``say(line)`` prints for the user."""
+    """One run."""
 
     device: str
     folder: Path
     minutes: float | None = None
     only: tuple[str, ...] = ()
     threads: int | None = None
-    say: Callable[[str], None] = print
     wrong: list[str] = field(default_factory=list)  # what shows a broken kernel, or a step that failed
     counts: dict[str, int] = field(default_factory=dict)
-    ceilings: dict = field(default_factory=dict)
 
     def run(self) -> int:
         """Run the steps; returns the exit code: 0, 1 (a kernel is wrong or a step failed), 128 + a signal's number."""
-        self.start = time.monotonic()
+        start = time.monotonic()
+        self.end = math.inf if self.minutes is None else start + 60 * self.minutes
         self.write = lines.Writer(self.folder / lines.FILE)
         # `tune` keeps its choices in the report's folder: a run shows what the package does, not what this user's does.
         self.cache = str((self.folder / "cache").resolve())
@@ -53,7 +52,7 @@ class Verify:
         code = 0
         before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
         try:
-            self._environment(worker)
+            self._environment()
             for name in self._steps():
                 self._step(name, worker)
         except (KeyboardInterrupt, SystemExit) as cut:
@@ -64,108 +63,90 @@ class Verify:
             signal.signal(signal.SIGTERM, before)
         self.write("end", "", complete=not code, reason=self.wrong[-1] if code else "")
         self.write.close()
-        taken, file = time.monotonic() - self.start, self.folder / lines.FILE
-        self.say(f"{sum(self.counts.values())} results on {self.device} in {taken:.0f} s: {file}")
+        taken, file = time.monotonic() - start, self.folder / lines.FILE
+        say(f"{sum(self.counts.values())} results on {self.device} in {taken:.0f} s: {file}")
         return code or int(bool(self.wrong))
 
     def _steps(self) -> list[str]:
         return [name for name in steps.STEPS if not self.only or any(part in name for part in self.only)]
 
-    def _environment(self, worker: workers.Worker) -> None:
+    def _environment(self) -> None:
         run = conditions.start(self.device, "verify")
         head = {"format": lines.FORMAT, "name": report.machine_name(run), "device": self.device, "created": run.created}
         machine, found = run.machine, run.conditions
         self.write("environment", "", **head, minutes=self.minutes, machine=machine, conditions=found)
-        for what, value in environment.rows(machine):
-            if value not in ("not set", "not installed"):
-                self.say(f"{what}: {value}")
+        say(f"{head['name']}, PyTorch {machine['libraries']['torch']}, commit {machine['commit']}")
         for line in found["warnings"]:
-            self.say(f"warning: {line}")
+            say(f"warning: {line}")
         if self.device == "cpu":
             self._not_run("environment", f"no kernel was run on a GPU: {machine['no_gpu_reason'] or '--device cpu'}")
         for line in checks.backends(self.device)[1]:
             self._not_run("environment", line)
-        if not self.only:
-            self._item(worker, steps.Item("environment", "ceilings"), 120, None)
 
     def _not_run(self, step: str, reason: str, **values: object) -> None:
+        """Tell how much of a step was done, and why not all of it."""
         self.write("step", step, reason=reason, **values)
         if reason:
-            self.say(f"not run: {step}: {reason}")
-
-    def _end(self, name: str) -> float | None:
-        """When a step must be done: its share of the time that is left, compared with the steps after it."""
-        if self.minutes is None:
-            return None
-        names = self._steps()
-        later = sum(steps.STEPS[n] for n in names[names.index(name) :])
-        now = time.monotonic()
-        return now + (self.start + 60 * self.minutes - now) * steps.STEPS[name] / later
+            say(f"not run: {step}: {reason}")
 
     def _step(self, name: str, worker: workers.Worker) -> None:
-        begun, end, more = time.monotonic(), self._end(name), {}
+        # When it must be done: its share of the time that is left, compared with the steps after it.
+        begun, names = time.monotonic(), self._steps()
+        later = sum(steps.STEPS[n].share for n in names[names.index(name) :])
+        end = begun + (self.end - begun) * steps.STEPS[name].share / later
         todo = steps.items(name, self.device)
         if not todo:
             self._not_run(name, f"skipped: nothing to do on the device {self.device}", done=0, of=0)
             return
-        self.say(f"{name}:")
+        say(f"{name}:")
         if name == "precompile":
-            count, done, failures = workers.run_all(todo, self.device, self.cache, end or begun + steps.MOST_SECONDS)
-            more = {"processes": count, "failures": failures[:20]}
+            done = workers.run_all(todo, self.device, self.cache, min(end, begun + steps.MOST_SECONDS))
         else:
             done = self._items(name, todo, worker, end)
-        reason = "" if done == len(todo) else f"skipped: budget: {len(todo) - done} of {len(todo)}"
-        reason += f", from {todo[done].name}" if reason and not more else ""
-        self._not_run(name, reason, done=done, of=len(todo), seconds=round(time.monotonic() - begun, 1), **more)
+        reason = ""
+        if done < len(todo):
+            reason = f"skipped: budget: {len(todo) - done} of {len(todo)}, from {todo[done].name}"
+        self._not_run(name, reason, done=done, of=len(todo), seconds=round(time.monotonic() - begun, 1))
 
-    def _items(self, name: str, todo: list[steps.Item], worker: workers.Worker, end: float | None) -> int:
+    def _items(self, name: str, todo: list[steps.Item], worker: workers.Worker, end: float) -> int:
         """Run items until `end`; returns how many were run."""
         for done, item in enumerate(todo):
-            limit, left = steps.MOST_SECONDS, None
-            if end is not None:
-                now = time.monotonic()
-                if (left := end - now) <= 0:
-                    return done
-                # An item that hangs must not take the time of all others. `tune` stops by itself, a little late.
-                share = max(steps.ITEM_SHARE.get(name, 0.5) * left, steps.LEAST_SECONDS)
-                limit = min(self.start + 60 * self.minutes - now, share)
-                left = min(left, 0.8 * limit)
-            self._item(worker, item, limit, left)
+            now = time.monotonic()
+            if (left := end - now) <= 0:
+                return done
+            # An item that hangs must not take the time of all others. `tune` stops by itself, a little late.
+            share = max(steps.ITEM_SHARE.get(name, 0.5) * left, steps.LEAST_SECONDS)
+            limit = min(self.end - now, share, steps.MOST_SECONDS)
+            self._item(worker, item, limit, min(left, 0.8 * limit))
         return len(todo)
 
-    def _item(self, worker: workers.Worker, item: steps.Item, limit: float, seconds: float | None) -> None:
-        worker.send(item, seconds, self.ceilings)
+    def _item(self, worker: workers.Worker, item: steps.Item, limit: float, seconds: float) -> None:
+        worker.send(item, seconds)
         for kind, values in worker.results(limit):
             if kind == "cut" and self.minutes is None:
                 kind = "failure"
             line = self.write(kind, item.step, **values)
             self.counts[kind] = self.counts.get(kind, 0) + 1
-            if kind == "ceilings":
-                self.ceilings = line["ceilings"]
             if text := complaint(line):
                 self.wrong.append(text)
-                self.say(text)
+                say(text)
             elif text := shown(line):
-                self.say(text)
+                say(text)
 
 
 def complaint(line: lines.Line) -> str:
     """A sentence about a line that shows a broken kernel or step, "" for the others."""
-    kind = line["kind"]
-    if kind == "failure":
+    if line["kind"] == "failure":
         return f"{line['step']}: {line['item']}: {line['reason']}"
-    if kind not in ("check", "record") or line["status"] not in BAD:
-        return ""
-    where = f"{line['case']}, {line['candidate']}"
-    if kind == "check":
-        where = f"{line['group']} {line['what']} {line['dtype']} on {line['candidate']}"
-    return f"{where}: {line['status']}: {line['reason']}" if kind == "check" or is_ours(line["candidate"]) else ""
+    ours = line["kind"] == "check" or (line["kind"] == "record" and is_ours(line["candidate"]))
+    bad = ours and line["status"] in (WRONG, FAILED)
+    return f"{line['case']}, {line['candidate']}: {line['status']}: {line['reason']}" if bad else ""
 
 
 def shown(line: lines.Line) -> str:
     """What the user sees of a line; "" for results that are only counted."""
     if line["kind"] == "record":
-        times = lines.record(line).times
+        times = restored(line).times
         figure = line["reason"] or line["status"] if times is None else f"{times.median:.3g} ms"
         return f"  {line['case']}, {line['candidate']}: {figure}"
     if line["kind"] == "host":
@@ -187,22 +168,21 @@ def _step(text: str) -> str:
     raise argparse.ArgumentTypeError(f"no step has {text!r} in its name; the steps are: {', '.join(steps.STEPS)}")
 
 
-def _positive(text: str) -> float:
-    if not (value := float(text)) > 0:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
-    return value
+def _positive(kind: type, text: str) -> float:
+    with suppress(ValueError):
+        if (value := kind(text)) > 0:
+            return value
+    raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
 
 
 def main(arguments: list[str]) -> NoReturn:
     """Run the command and exit with 0, 1 (a kernel is wrong or a step failed), 2 (wrong usage) or 128 + a signal."""
-    names = "\n  ".join(textwrap.wrap(", ".join(steps.STEPS), 70))
-    text = HELP.format(steps=names, file=lines.FILE)
-    form, end = argparse.RawDescriptionHelpFormatter, "Example: convnext-kernels verify --minutes 8"
-    parser = _Parser("convnext-kernels verify", description=text, formatter_class=form, epilog=end)
+    example = "Example: convnext-kernels verify --minutes 8"
+    parser = _Parser("convnext-kernels verify", description=HELP, epilog=example)
     add = parser.add_argument
-    add("--minutes", type=_positive, metavar="N", help="stop after N minutes")
+    add("--minutes", type=partial(_positive, float), metavar="N", help="stop after N minutes")
     add("--only", action="append", type=_step, metavar="STEP", default=[], help="only steps with this in their name")
-    add("--threads", type=lambda text: int(_positive(text)), metavar="N", help="CPU threads of PyTorch")
+    add("--threads", type=partial(_positive, int), metavar="N", help="CPU threads of PyTorch")
     add("--device", choices=["cpu", "cuda"], help="default: cuda if PyTorch can use it")
     add("--report", type=Path, default=REPORT, metavar="DIR", help=f"folder for {lines.FILE}")
     options = parser.parse_args(arguments)
@@ -219,8 +199,7 @@ def main(arguments: list[str]) -> NoReturn:
     except ValueError as error:
         parser.error(f"--report: lines cannot be added to this file, choose another folder: {error}")
     device = options.device or ("cuda" if gpus else "cpu")
-    say = partial(print, flush=True)
-    run = Verify(device, options.report, options.minutes, tuple(options.only), options.threads, say)
+    run = Verify(device, options.report, options.minutes, tuple(options.only), options.threads)
     code = run.run()
     print(verdict(run, code), file=sys.stderr if code else sys.stdout)
     sys.exit(code)

@@ -45,8 +45,8 @@ def _serve(pipe: connection.Connection, device: str, folder: str, threads: int |
         pipe.send((kind, plain(value)))
 
     while (message := pipe.recv()) is not None:
-        item, seconds, ceilings = message
-        steps.run(running, item, emit, seconds, ceilings)
+        item, seconds = message
+        steps.run(running, item, emit, seconds)
         if device == "cuda":
             try:
                 torch.cuda.synchronize()
@@ -77,7 +77,7 @@ class Worker:
         self.pipe: Any = None
         self.item: steps.Item | None = None  # that runs
 
-    def send(self, item: steps.Item, seconds: float | None, ceilings: dict) -> None:
+    def send(self, item: steps.Item, seconds: float) -> None:
         """Start an item."""
         if self.process is None or not self.process.is_alive():
             self.end()
@@ -88,7 +88,7 @@ class Worker:
             other.close()
         self.item = item
         with suppress(BrokenPipeError):  # it has just ended: `receive` tells
-            self.pipe.send((item, seconds, ceilings))
+            self.pipe.send((item, seconds))
 
     def receive(self) -> tuple[str, dict] | None:
         """The next result of the item, a failure if it ends the process; None at its end."""
@@ -135,28 +135,27 @@ class Worker:
         self.process = self.item = None
 
 
-def run_all(todo: list[steps.Item], device: str, folder: str, end: float) -> tuple[int, int, list[str]]:
-    """Run items in parallel processes until `end` (``time.monotonic()``).
+def run_all(todo: list[steps.Item], device: str, folder: str, end: float) -> int:
+    """Run items that have no results in parallel processes until `end` (``time.monotonic()``); how many were done.
 
-    Returns the number of processes, how many items were done, and the reasons of those that failed.
+    What fails here fails again where it is used, and is told there.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = max(1, min(MOST_PROCESSES, cores, len(todo)))
     workers = [Worker(device, folder, 1, max(1, cores // count)) for _ in range(count)]
-    left, failures, done = list(reversed(todo)), [], 0
+    left, done = list(reversed(todo)), 0
     try:
         for worker in workers:
-            worker.send(left.pop(), None, {})
+            worker.send(left.pop(), steps.MOST_SECONDS)
         while (busy := {w.pipe: w for w in workers if w.item}) and (remaining := end - time.monotonic()) > 0:
             for pipe in connection.wait(list(busy), remaining):
-                worker, item = busy[pipe], busy[pipe].item
-                if (message := worker.receive()) is not None:
-                    failures.append(f"{item.name}: {message[1]['reason']}")
+                worker = busy[pipe]
+                worker.receive()
                 if worker.item is None:
                     done += 1
                     if left:
-                        worker.send(left.pop(), None, {})
+                        worker.send(left.pop(), steps.MOST_SECONDS)
     finally:
         for worker in workers:
             worker.end()
-    return count, done, failures
+    return done

@@ -1,19 +1,16 @@
 """The workloads of the cases: a plain PyTorch module, the same module with this package, and inputs."""
 
 import copy
-import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext_kernels import FusedConvNeXtBlock, FusedConvNeXtBlock1d, accelerate, functional
 from convnext_kernels.models import create_model
 from convnext_kernels.nn import DepthwiseConv2d, DepthwiseConv3d, FusedSequential, GlobalResponseNorm, LayerNorm2d
-from convnext_kernels.nn.block1d import AdaLayerNorm
 from convnext_kernels.nn.layers import PatchDownsample2d, RMSNorm2d, WideningConv2d
 
 
@@ -135,12 +132,8 @@ class EagerMlp(nn.Module):
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """Add the branch of x to residual, both (N, C, H, W) or (N, C, L)."""
         y = self.act(self.pwconv1(self.norm(x.movedim(1, -1))))
-        if self.grn is not None:
-            y = self.grn(y)
-        y = self.pwconv2(y)
-        if self.gamma is not None:
-            y = self.gamma * y
-        return residual + y.movedim(-1, 1)
+        y = self.pwconv2(y if self.grn is None else self.grn(y))
+        return residual + (y if self.gamma is None else self.gamma * y).movedim(-1, 1)
 
 
 class FusedMlp(EagerMlp):
@@ -169,40 +162,9 @@ class EagerBlock1d(EagerBlock):
     """The block over time, (N, C, L) to (N, C, L) (Vocos, arXiv 2306.00814; with GRN F5-TTS, arXiv 2410.06885)."""
 
     def __init__(self, dim: int, use_grn: bool = False) -> None:
-        super().__init__(dim)
+        super().__init__(dim, use_grn)
         self.dwconv = nn.Conv1d(dim, dim, 7, padding=3, groups=dim)
-        if use_grn:
-            self.grn, self.gamma = EagerGRN(4 * dim, axes=1), None
-
-
-CONDITIONS = 4  # of an AdaLayerNorm: Vocos has one for each bandwidth of its codec
-
-
-def _conditions(x: Tensor) -> Tensor:
-    """Neighbouring samples have different ones, (N, 1)."""
-    return (torch.arange(x.shape[0], device=x.device) % CONDITIONS).view(-1, 1)
-
-
-class EagerAdaBlock1d(EagerBlock1d):
-    """Vocos' block with AdaLayerNorm: each sample has a scale and a shift, those of its condition."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim)
-        self.norm = AdaLayerNorm(CONDITIONS, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, L) to (N, C, L)."""
-        y = F.layer_norm(self.dwconv(x).transpose(1, 2), x.shape[1:2], eps=self.norm.eps)
-        y = y * self.norm.scale(_conditions(x)) + self.norm.shift(_conditions(x))
-        return x + (self.gamma * self.pwconv2(self.act(self.pwconv1(y)))).transpose(1, 2)
-
-
-class FusedAdaBlock1d(FusedConvNeXtBlock1d):
-    """FusedConvNeXtBlock1d with the same conditions."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, L) to (N, C, L)."""
-        return super().forward(x, _conditions(x))
+        self.grn = EagerGRN(4 * dim, axes=1) if use_grn else None
 
 
 class MedNeXtBlock(nn.Module):
@@ -307,7 +269,6 @@ PAIRS: dict[str, Callable[..., tuple[nn.Module, nn.Module]]] = {
         FusedConvNeXtBlock(c, use_grn=use_grn, kernel_size=kernel, norm=norm, activation=activation),
     ),
     "block1d": lambda c, use_grn: (EagerBlock1d(c, use_grn), FusedConvNeXtBlock1d(c, use_grn=use_grn)),
-    "ada_block1d": lambda c: (EagerAdaBlock1d(c), FusedAdaBlock1d(c, adanorm_num_embeddings=CONDITIONS)),
     "mednext": lambda c, kernel, _depth: (MedNeXtBlock(c, kernel), accelerate(MedNeXtBlock(c, kernel))),
     "downsample": lambda c, patch: (EagerDownsample(c, patch), PatchDownsample2d(c, 2 * c, patch)),
 }
@@ -324,11 +285,15 @@ def op(name: str, n: int, c: int, h: int, w: int, *options: object) -> Workload:
     return Workload(eager.eval(), ours.eval(), inputs)
 
 
-def load(library: str, name: str) -> nn.Module:
-    """A classifier of torchvision or timm, with the initialisation of its library."""
+def load(library: str, name: str, pretrained: bool = False) -> nn.Module:
+    """A classifier of torchvision or timm, with downloaded weights or the initialisation of its library."""
     if library == "torchvision":
-        return importlib.import_module("torchvision").models.get_model(name, weights=None).eval()
-    return importlib.import_module("timm").create_model(name, pretrained=False).eval()
+        from torchvision import models
+
+        return models.get_model(name, weights="DEFAULT" if pretrained else None).eval()
+    import timm
+
+    return timm.create_model(name, pretrained=pretrained).eval()
 
 
 def convnext(library: str, name: str, n: int, size: int) -> Workload:
@@ -338,38 +303,29 @@ def convnext(library: str, name: str, n: int, size: int) -> Workload:
     return Workload(eager, accelerate(copy.deepcopy(eager)), (_images(n, 3, size, size),))
 
 
-def plain(model: nn.Module) -> nn.Module:
-    """A copy of one of this package's networks in plain PyTorch, with the same parameters."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        if type(module) is FusedSequential:
-            module.__class__ = nn.Sequential
-        elif type(module) is WideningConv2d:
-            module.__class__ = nn.Conv2d
-    replaced = "-"  # the last one: its children are plain already
-    for name, module in list(model.named_modules()):
-        if name.startswith(f"{replaced}."):
-            continue
-        if isinstance(module, FusedConvNeXtBlock):
-            new = EagerBlock(module.dwconv.weight.shape[0], module.grn is not None, module.dwconv.weight.shape[-1])
-        elif isinstance(module, PatchDownsample2d):
-            new = EagerDownsample(module[1].in_channels, module[1].kernel_size[0])
-        elif isinstance(module, LayerNorm2d):
-            new = EagerLayerNorm2d(module.weight.numel(), eps=module.eps)
-        else:
-            continue
-        new.load_state_dict(module.state_dict())
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, new)
-        replaced = name
-    return model.eval()
+def plain(module: nn.Module) -> nn.Module:
+    """One of this package's networks with plain PyTorch in the place of its layers, and the same parameters."""
+    if isinstance(module, FusedConvNeXtBlock):
+        new = EagerBlock(module.dwconv.weight.shape[0], module.grn is not None, module.dwconv.weight.shape[-1])
+    elif isinstance(module, PatchDownsample2d):
+        new = EagerDownsample(module[1].in_channels, module[1].kernel_size[0])
+    elif isinstance(module, LayerNorm2d):
+        new = EagerLayerNorm2d(module.weight.numel(), eps=module.eps)
+    else:
+        for name, child in module.named_children():
+            setattr(module, name, plain(child))
+        plain_class = {FusedSequential: nn.Sequential, WideningConv2d: nn.Conv2d}
+        module.__class__ = plain_class.get(type(module), type(module))
+        return module
+    new.load_state_dict(module.state_dict())
+    return new
 
 
 def network(name: str, n: int, size: int) -> Workload:
     """A ConvNeXt of this package, and the same one in plain PyTorch: needs no other library."""
     ours = create_model(name).eval()
     initialise(ours)
-    return Workload(plain(ours), ours, (_images(n, 3, size, size),))
+    return Workload(plain(copy.deepcopy(ours)).eval(), ours, (_images(n, 3, size, size),))
 
 
 def rival(library: str, name: str, n: int, size: int) -> Workload:

@@ -21,7 +21,7 @@ GROUPS = {
     "Run and measure": {
         "demo": ("--model convnext_tiny", "Compare eager and accelerated on photographs."),
         "verify": ("--minutes 8", "Check and time every kernel of this machine."),
-        "report": ("results.jsonl", "Make tables and a report of what verify measured."),
+        "report": ("results.jsonl", "Print every figure of verify or bench."),
         "bench": ("--quick", "Time this package against its peers."),
         "compare": ("A.json B.json", "Show what changed between two runs of bench."),
     },
@@ -30,10 +30,7 @@ GROUPS = {
     },
 }
 EXPECTED = (BackendError, OSError, ValueError)  # say what the user can change
-# The extras of the package, by the modules they bring.
-PICTURES = ("torchvision", "timm", "safetensors", "PIL", "numpy", "scipy", "sklearn", "skimage")
-EXTRAS = dict.fromkeys(("vocos", "torchaudio", "pygame"), "vocos")
-EXTRAS |= dict.fromkeys((*PICTURES, "psutil", "jinja2", "matplotlib"), "demo")
+DEMO = ("torchvision", "timm", "safetensors", "PIL", "numpy", "sklearn", "skimage", "psutil", "jinja2")  # its modules
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
@@ -69,8 +66,8 @@ class _Cli(click.Group):
             if isinstance(error, click.ClickException):
                 raise
             text = one_line(error, 1000)
-            if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
-                text = f'{error.name} is not installed: pip install "convnext-kernels[{EXTRAS[error.name]}]"'
+            if isinstance(error, ModuleNotFoundError) and error.name in DEMO:
+                text = f'{error.name} is not installed: pip install "convnext-kernels[demo]"'
             elif not isinstance(error, EXPECTED):
                 text = f"{type(error).__name__}: {text} (--debug shows the traceback)"
             raise click.ClickException(text) from error

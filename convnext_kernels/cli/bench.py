@@ -13,6 +13,8 @@ from convnext_kernels.bench.measure import Session
 from convnext_kernels.bench.results import FAILED, FILE, MODELS, OURS, WRONG, Run, save
 from convnext_kernels.cli import options
 
+REPORT = "convnext-kernels-report/bench"
+
 
 def measure(run: Run, selected: list[Case], file: Path | None, session: Session) -> None:
     """Measure cases into `run` and save it after each case, so that an interrupted run keeps what it measured."""
@@ -21,7 +23,7 @@ def measure(run: Run, selected: list[Case], file: Path | None, session: Session)
         for case in selected:
             run.records += session.measure(case, lambda what, case=case: advance(f"{case.name}: {what}", 0))
             run.seconds = time.perf_counter() - begun
-            run.conditions["course"] = session.course.summary()
+            run.conditions["course"] = session.course.shares()
             run.conditions["warnings"] = at_start + session.course.warnings()
             run.complete = case is selected[-1]
             if file is not None:
@@ -35,7 +37,7 @@ def measure(run: Run, selected: list[Case], file: Path | None, session: Session)
 @click.option("--only", multiple=True, metavar="PATTERN", help="Cases with this in their name: block, 'dwconv/K7*'.")
 @options.threads
 @options.device()
-@options.report(Path("convnext-kernels-report/bench"), "Folder for report.html and results.json.", FILE)
+@click.option("--report", "folder", type=options.Output(FILE), default=REPORT, help="For results.json; '' for none.")
 def command(mode: str | None, only: tuple[str, ...], device: str, folder: Path | None) -> None:
     """Time this package against eager PyTorch, torch.compile, OpenVINO and ONNX Runtime.
 
@@ -44,13 +46,13 @@ def command(mode: str | None, only: tuple[str, ...], device: str, folder: Path |
     """
     mode = mode or STANDARD
     selected = select(mode, only, device)
-    for library in ("psutil", *(("torchvision", "timm") if any(case.group in MODELS for case in selected) else ())):
-        importlib.import_module(library)
+    for library in ("torchvision", "timm") if any(case.group in MODELS for case in selected) else ():
+        importlib.import_module(library)  # now, not after minutes
     run = start(device, mode)
     run.ceilings = ceilings.measure(device)
     interrupted = None
     try:
-        measure(run, selected, folder and folder / FILE, Session(device, mode, run.ceilings))
+        measure(run, selected, folder and folder / FILE, Session(device, mode))
     except KeyboardInterrupt as error:
         if not run.records:
             raise
@@ -66,7 +68,7 @@ def command(mode: str | None, only: tuple[str, ...], device: str, folder: Path |
     for line in report.complaints(run):
         click.secho(line, fg="red")
     if folder is not None:
-        click.echo(report.write(run, folder))
+        click.echo(f"Results: {folder / FILE} (every figure: convnext-kernels report {folder / FILE})")
     if interrupted:
         raise interrupted
     bad = [r for r in run.records if r.candidate == OURS and r.status in (WRONG, FAILED)]

@@ -6,39 +6,28 @@ The noise: the spreads of both runs, and the changes of the peers.
 import statistics
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
-from convnext_kernels.bench.results import OK, OURS, Record, Run, load
+from convnext_kernels.bench.results import OURS, Record, Run, load
 from convnext_kernels.bench.tables import Table, short, speedup
 from convnext_kernels.cli import options
 
-SAME, NO_TIMES = "within noise", "no times"  # the second: in neither run, with the same status
+SAME, FASTER, SLOWER = "within noise", "faster", "slower"
 LEAST_NOISE = 0.02  # a smaller change is never reported: two runs of one build differ by as much
 CONTROLS = 10  # at least as many peers with times make a control group
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """One candidate of one case in two runs; None where it is missing."""
 
     a: Record | None
     b: Record | None
-    verdict: str  # faster, slower, within noise, only in A, only in B, status changed, no times
+    verdict: str  # SAME, FASTER, SLOWER, "only in A", "only in B", or both statuses: "ok > wrong"
     change: float | None = None  # after / before - 1, of the medians: negative is faster
     noise: float | None = None  # a change up to this is noise
-
-    @property
-    def record(self) -> Record:
-        """One of the two, for what both share."""
-        return self.a or self.b
-
-    @property
-    def gone_bad(self) -> bool:
-        """Whether it had times in A and is wrong, failed or unavailable in B."""
-        return self.a is not None and self.b is not None and self.a.status == OK != self.b.status
 
 
 def control(a: Run, b: Run) -> float:
@@ -56,23 +45,23 @@ def control(a: Run, b: Run) -> float:
 def _pair(a: Record | None, b: Record | None, least: float) -> Change:
     if a is None or b is None:
         return Change(a, b, "only in B" if a is None else "only in A")
-    if a.status != b.status or not a.times or not b.times:
-        return Change(a, b, NO_TIMES if a.status == b.status else "status changed")
+    if not a.times or not b.times:
+        return Change(a, b, f"{a.status} > {b.status}")
     change, noise = b.times.median / a.times.median - 1, max(least, a.times.spread + b.times.spread)
-    return Change(a, b, SAME if abs(change) <= noise else "slower" if change > 0 else "faster", change, noise)
+    return Change(a, b, SAME if abs(change) <= noise else SLOWER if change > 0 else FASTER, change, noise)
 
 
 def compare(a: Run, b: Run) -> list[Change]:
-    """Compare run `b` with run `a`: a change for each (case, candidate) of either, in the order of `a`.
+    """Compare run `b` with run `a`: a change for each (case, candidate) of either that has times, in the order of `a`.
 
-    The verdict is "faster" or "slower" if the change of the medians, b / a - 1, exceeds the noise. The noise is the
-    largest of: the sum of the spreads of both runs (`Times.spread`: half the range of the medians of single rounds,
-    over the median), the change that nine of ten peers do not exceed (`control`), and 2 %. The verdict is
-    "status changed" if the status (ok, wrong, failed, unavailable) differs, and "no times" without times in both.
+    It is "faster" or "slower" if the change of the medians, b / a - 1, exceeds the noise. The noise is the largest of:
+    the sum of the spreads of both runs (`Times.spread`: half the range of the medians of single rounds, over the
+    median), the change that nine of ten peers do not exceed (`control`), and 2 %.
     """
     left, right = ({(r.case, r.candidate): r for r in run.records} for run in (a, b))
     least = max(LEAST_NOISE, control(a, b))
-    return [_pair(left.get(key), right.get(key), least) for key in dict.fromkeys((*left, *right))]
+    changes = [_pair(left.get(key), right.get(key), least) for key in dict.fromkeys((*left, *right))]
+    return [c for c in changes if any(r and r.times for r in (c.a, c.b))]
 
 
 def differences(a: Run, b: Run) -> list[str]:
@@ -94,38 +83,33 @@ def table(changes: Iterable[Change]) -> Table:
     """A row for each change."""
     rows = []
     for c in changes:
-        verdict = c.verdict
-        if c.verdict in ("faster", "slower"):
-            verdict = speedup(1 / (1 + c.change))
-        elif c.verdict == "status changed":
-            verdict = f"{c.a.status} > {c.b.status}"
+        record = c.a or c.b
         times = (f"{r.times.median:.3g}" if r and r.times else "" for r in (c.a, c.b))
-        noise = "" if c.noise is None else f"{100 * c.noise:.1f}%"
-        rows.append((c.record.case, short(c.record.candidate), *times, noise, verdict))
+        noise = "" if c.noise is None else f"{c.noise:.1%}"
+        verdict = speedup(1 / (1 + c.change)) if c.verdict in (FASTER, SLOWER) else c.verdict
+        rows.append((record.case, short(record.candidate), *times, noise, verdict))
     return Table("", ("case", "candidate", "A ms", "B ms", "noise", "B is"), rows)
 
 
-def sentences(changes: list[Change], moved: float) -> list[str]:
+def summary(changes: list[Change], moved: float) -> str:
     """How well two runs agree; `moved` is their `control`."""
     counts = Counter(change.verdict for change in changes)
     factors = [1 + change.change for change in changes if change.change is not None]
     if not factors:
-        return ["No candidate has times in both runs."]
-    least = f"{100 * LEAST_NOISE:.0f}%"
+        return "No candidate has times in both runs."
+    least = f"{LEAST_NOISE:.0%}"
     if moved > LEAST_NOISE:
-        least = f"{100 * moved:.0f}%, which nine of ten peers do not exceed,"
-    lines = [
+        least = f"{moved:.0%}, which nine of ten peers do not exceed,"
+    return (
         f"{counts[SAME]} of {len(factors)} times agree within the noise (the sum of both spreads, or {least} if that "
-        f"is more). Beyond it, {counts['faster']} are faster and {counts['slower']} are slower in B.",
-        f"Over all times B is {speedup(1 / statistics.geometric_mean(factors), 'A')} (geometric mean).",
-    ]
-    others = [f"{count} {name}" for name, count in counts.items() if name.startswith(("only", "status"))]
-    return [*lines, f"Not compared: {', '.join(others)}."] if others else lines
+        f"is more). Beyond it, {counts[FASTER]} are faster and {counts[SLOWER]} are slower in B.\n"
+        f"Over all times B is {speedup(1 / statistics.geometric_mean(factors), 'A')} (geometric mean)."
+    )
 
 
 @click.command("compare")
-@click.argument("a", type=options.FILE, metavar="A.json")
-@click.argument("b", type=options.FILE, metavar="B.json")
+@click.argument("a", type=options.INPUT, metavar="A.json")
+@click.argument("b", type=options.INPUT, metavar="B.json")
 def command(a: Path, b: Path) -> None:
     """Show what became faster or slower from A.json to B.json, two result files of `bench`.
 
@@ -134,16 +118,11 @@ def command(a: Path, b: Path) -> None:
     the machine. Warns if the runs are not comparable.
     """
     runs = [load(file) for file in (a, b)]
-    warnings, changes, moved = differences(*runs), compare(*runs), control(*runs)
+    changes = compare(*runs)
     for name, file, run in zip("AB", (a, b), runs, strict=True):
         click.echo(f"{name}: {file}, {run.created}")
-    shown = [c for c in changes if c.verdict not in (SAME, NO_TIMES)]
-    if shown:
+    if shown := [change for change in changes if change.verdict != SAME]:
         options.show(table(shown))
-    for line in sentences(changes, moved):
-        click.echo(line)
-    for c in changes:
-        if c.gone_bad:
-            click.secho(f"no times in B any more: {c.b.case}, {c.b.candidate}: {c.b.status}", fg="red")
-    for line in warnings:
+    click.echo(summary(changes, control(*runs)))
+    for line in differences(*runs):
         click.secho(f"warning: {line}", fg="yellow")

@@ -1,38 +1,33 @@
-"""``convnext-kernels demo``: a whole model on photographs, or Vocos on a sound, eager and accelerated."""
+"""``convnext-kernels demo``: a whole model on photographs, eager and accelerated."""
 
 import copy
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import torch
-from click.core import ParameterSource
 from torch import Tensor, nn
 
 from convnext_kernels import environment
+from convnext_kernels.bench.candidates import DTYPES
 from convnext_kernels.bench.measure import peak_growth
 from convnext_kernels.bench.numerics import RULE, allowed, judge
 from convnext_kernels.bench.tables import Table, date, machine, speedup, write_page
 from convnext_kernels.bench.timing import WARMUP, Times, interleave, steady_allocator
-from convnext_kernels.cli import load, options, photos, sound
-from convnext_kernels.cli.photos import Photo
-from convnext_kernels.interop import accelerate, acceleration_report
+from convnext_kernels.cli import load, options, photos
+from convnext_kernels.interop import accelerate
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 NAMES = ("eager", "accelerated")
-MODELS = 3  # whose peaks are measured: single ones differ by a third, because freed blocks are reused differently
+REPORT = "convnext-kernels-report/demo.html"
 NOTES = (
     f"Times: median (minimum) of the forward passes, after {WARMUP} or more for warm-up. "
     "Eager and accelerated alternate in one process, images in channels_last. On a CPU freed memory stays in the "
     "process (glibc), so that page faults of large temporaries are not counted: these would slow eager down most.",
-    "Peak memory: growth of the process's resident set (Linux) or of what PyTorch's CUDA allocator holds, during the "
-    "first and the second forward pass of a new model; medians of three models. A pass of a copy loads code and "
-    "libraries first. The first pass includes the weights that a backend packs and keeps, never the model's own.",
+    "Peak memory: growth of the process's resident set (Linux) or of what PyTorch's CUDA allocator holds, during a "
+    "forward pass after the first one, in which a backend packs the weights that it keeps; medians of three.",
     RULE,
 )
 
@@ -46,8 +41,8 @@ class Result:
     allowed: float  # for the accelerated model
     reason: str  # how `numerics.RULE` is broken; "" if it holds
     times: dict[str, Times]
-    peak: dict[str, list[int]]  # bytes, in the first pass and in a later one; empty where they cannot be measured
-    outputs: dict[str, Tensor]  # the logits, or the sound (1, samples)
+    peak: dict[str, int | None]  # bytes; None where they cannot be measured
+    logits: dict[str, Tensor]
 
     @property
     def speedup(self) -> float:
@@ -57,93 +52,48 @@ class Result:
     @property
     def same_top5(self) -> int:
         """Of how many photographs both models have the same five classes, in the same order."""
-        eager, ours = (self.outputs[name].argsort(-1, descending=True)[:, :5] for name in NAMES)
+        eager, ours = (self.logits[name].argsort(-1, descending=True)[:, :5] for name in NAMES)
         return (eager == ours).all(-1).sum().item()
 
 
-def _peaks(build: Callable[[], nn.Module], x: Tensor, device: str) -> list[int]:
-    build()(x)
-    found = []
-    for _ in range(MODELS):
-        model = build()
-        found.append([peak_growth(partial(model, x), device) for _ in range(2)])
-    return [] if None in found[0] else [int(statistics.median(peaks)) for peaks in zip(*found, strict=True)]
+def build(model: nn.Module, name: str, dtype: torch.dtype, device: str) -> nn.Module:
+    """A copy of the model, "eager" or "accelerated"."""
+    model = copy.deepcopy(model).to(device, dtype, memory_format=torch.channels_last)
+    return accelerate(model) if name == "accelerated" else model
 
 
-@dataclass
-class Subject:
-    """A model and what it is run on."""
-
-    loaded: load.Loaded
-    x: Tensor  # all inputs in fp32: photographs (N, 3, size, size), or a mel spectrogram (1, mels, frames)
-    shape: str  # of an input, for the title
-    about: str  # where the inputs come from, for the notes
-    photos: list[Photo] = field(default_factory=list)
-    sound: Tensor | None = None  # (samples,)
-
-    def build(self, name: str, dtype: torch.dtype, device: str) -> nn.Module:
-        """A copy of the model, "eager" or "accelerated"."""
-        model = copy.deepcopy(self.loaded.model)
-        if self.sound is None:
-            model = model.to(device, dtype, memory_format=torch.channels_last)
-        else:  # the head stays in fp32, because PyTorch has no Fourier transform of bf16
-            model.backbone.to(dtype)
-            model.to(device)
-        return accelerate(model) if name == "accelerated" else model
-
-    def measure(self, dtype_name: str, repeats: int, device: str, on_step: Callable[[str], None]) -> Result:
-        """Memory, errors and times in one dtype; `on_step` is told what is done next."""
-        dtype, what = getattr(torch, options.DTYPES[dtype_name]), "logits" if self.photos else "samples"
-        x = self.x.to(device, dtype)
-        x = x.contiguous(memory_format=torch.channels_last) if self.photos else x
-        build, peak = partial(self.build, dtype=dtype, device=device), {}
-        with torch.inference_mode():
-            for name in NAMES:  # before steady_allocator, which keeps freed memory
-                on_step(f"memory, {name}")
-                peak[name] = _peaks(partial(build, name), x, device)
-            with steady_allocator():
-                on_step("errors and times")
-                models = {name: build(name) for name in NAMES}
-                # Exactly the weights and inputs of this dtype, so that only the arithmetic is compared.
-                truth = copy.deepcopy(models["eager"]).to(torch.float64)(x.double())
-                outputs = {name: model(x) for name, model in models.items()}
-                if not isinstance(truth, Tensor) or truth.ndim != 2:
-                    raise ValueError("--model: expected a classifier with one output tensor (images, classes)")
-                calls = {name: partial(model, x) for name, model in models.items()}
-                times = interleave(calls, rounds=repeats, device=device)
-        eager, ours = (outputs[name] for name in NAMES)
-        errors = {name: (y.double() - truth).abs().max().item() for name, y in outputs.items()}
-        judgement = judge({what: truth}, {what: eager}, {what: ours}, eager.dtype)
-        most = allowed(errors["eager"], truth.abs().max().item(), eager.dtype)
-        return Result(dtype_name, errors, most, judgement.reason, times, peak, outputs)
+def _peak(model: nn.Module, x: Tensor, device: str) -> int | None:
+    model(x)
+    found = [peak_growth(partial(model, x), device) for _ in range(3)]
+    return None if None in found else int(statistics.median(found))
 
 
-def photographs(paths: tuple[Path, ...], size: int, model_name: str, pretrained: bool) -> Subject:
-    """A classifier on photographs: those in `paths`, or those that are shipped."""
-    from torchvision.transforms.functional import normalize
+def measure(
+    model: nn.Module, x: Tensor, dtype_name: str, repeats: int, device: str, on_step: Callable[[str], None]
+) -> Result:
+    """Memory, errors and times in one dtype for images x (N, 3, H, W) in fp32; `on_step` is told what is done next."""
+    dtype = DTYPES[dtype_name]
+    x = x.to(device, dtype).contiguous(memory_format=torch.channels_last)
+    models = {name: build(model, name, dtype, device) for name in NAMES}
+    with torch.inference_mode():
+        on_step("memory")  # before steady_allocator, which keeps freed memory
+        peak = {name: _peak(model, x, device) for name, model in models.items()}
+        with steady_allocator():
+            on_step("errors and times")
+            # Exactly the weights and inputs of this dtype, so that only the arithmetic is compared.
+            truth = copy.deepcopy(models["eager"]).to(torch.float64)(x.double())
+            logits = {name: model(x) for name, model in models.items()}
+            if not isinstance(truth, Tensor) or truth.ndim != 2:
+                raise ValueError("--model: expected a classifier with one output tensor (images, classes)")
+            calls = {name: partial(model, x) for name, model in models.items()}
+            times = interleave(calls, rounds=repeats, device=device)
+    errors = {name: (y.double() - truth).abs().max().item() for name, y in logits.items()}
+    reason = judge({"logits": truth}, *({"logits": logits[name]} for name in NAMES), dtype).reason
+    most = allowed(errors["eager"], truth.abs().max().item(), dtype)
+    return Result(dtype_name, errors, most, reason, times, peak, logits)
 
-    chosen = photos.read(paths, size) if paths else photos.shipped(size)
-    loaded = load.load(model_name, pretrained)
-    x = normalize(torch.stack([photo.pixels for photo in chosen]) / 255, *loaded.mean_std)
-    about = f"Images: {len(x)}, each cropped to a square at the centre and resized to {size}x{size}."
-    return Subject(loaded, x, f"{size}x{size}", about, photos=chosen)
 
-
-def vocoder(paths: tuple[Path, ...], pretrained: bool) -> Subject:
-    """Vocos on the sound in `paths`, or the one that is shipped."""
-    if len(paths) > 1:
-        raise click.UsageError(f"--model vocos: expected one WAV file, got {len(paths)}")
-    file = paths[0] if paths else sound.shipped()
-    samples = sound.read(file)
-    loaded = sound.load(pretrained)
-    with torch.no_grad():
-        mel = loaded.model.feature_extractor(samples)
-    about = f"Sound: {sound.SECONDS} seconds of {file.name}, as a mel spectrogram of {mel.shape[-1]} frames."
-    loaded = replace(loaded, model=sound.Vocoder(loaded.model))
-    return Subject(loaded, mel, f"{sound.SECONDS} s of sound", about, sound=samples[0])
-
-
-def table(results: list[Result], title: str, photos: bool) -> Table:
+def table(results: list[Result], title: str) -> Table:
     """The figures: a column for each dtype."""
 
     def row(what: str, cell: Callable[[Result], str]) -> tuple[str, ...]:
@@ -155,44 +105,35 @@ def table(results: list[Result], title: str, photos: bool) -> Table:
     rows = [
         *both("ms: median (minimum)", lambda r, name: f"{r.times[name].median:.2f} ({r.times[name].minimum:.2f})"),
         row("speed-up over eager (medians)", lambda r: speedup(r.speedup)),
-        *both("peak MiB: 1st / 2nd pass", lambda r, name: " / ".join(f"{b / 2**20:.1f}" for b in r.peak[name]) or "-"),
+        *both("peak MiB", lambda r, name: "-" if r.peak[name] is None else f"{r.peak[name] / 2**20:.1f}"),
         *both("largest error", lambda r, name: f"{r.errors[name]:.2e}"),
         row("allowed error", lambda r: f"{r.allowed:.2e}"),
+        row("photographs with the same top 5", lambda r: f"{r.same_top5} of {len(r.logits['eager'])}"),
     ]
-    if photos:
-        rows.append(row("photographs with the same top 5", lambda r: f"{r.same_top5} of {len(r.outputs['eager'])}"))
     return Table(title, ("", *(result.dtype for result in results)), rows)
 
 
-def _top5(subject: Subject, results: list[Result], names: list[str]) -> Table:
+def _top5(chosen: list[photos.Photo], results: list[Result], classes: list[str] | None) -> Table:
     """Thumbnails, and for each dtype the top 5 classes of both models."""
     from markupsafe import Markup
 
+    count = results[0].logits["eager"].shape[1]
+    names = classes if len(classes or ()) == count else [f"class {i}" for i in range(count)]
+
     def best(logits: Tensor) -> str:
-        chances, classes = logits.float().softmax(-1).topk(min(5, len(names)))
-        return "\n".join(f"{names[i]} {p:.1%}" for i, p in zip(classes.tolist(), chances.tolist(), strict=True))
+        chances, indices = logits.float().softmax(-1).topk(min(5, count))
+        return "\n".join(f"{names[i]} {p:.1%}" for i, p in zip(indices.tolist(), chances.tolist(), strict=True))
 
     image = Markup('{0}\n<img src="{1}" alt="{0}" width="120">')
     rows = []
-    for i, photo in enumerate(subject.photos):
-        cells = (best(r.outputs[name][i]) for r in results for name in NAMES)
+    for i, photo in enumerate(chosen):
+        cells = (best(r.logits[name][i]) for r in results for name in NAMES)
         rows.append((image.format(photo.name, photo.thumbnail), *cells))
     return Table("", ("photograph", *(f"{name}, {r.dtype}" for r in results for name in NAMES)), rows)
 
 
-def _spectrograms(subject: Subject, results: list[Result]) -> "list[tuple[str, Figure]]":
-    """Spectrograms of the given sound and, for each dtype, of what both models make of it."""
-    pictures = [("given", sound.picture(subject.sound, sound.loudest(subject.sound)))]
-    for result in results:
-        eager, ours = (result.outputs[name][0].float().cpu() for name in NAMES)
-        high = max(map(sound.loudest, (eager, ours)))
-        made = {"eager": eager, "accelerated": ours, "difference of the two": ours - eager}
-        pictures += [(f"{name}, {result.dtype}", sound.picture(samples, high)) for name, samples in made.items()]
-    return pictures
-
-
 @click.command("demo")
-@click.argument("paths", nargs=-1, metavar="[PATH]...", type=options.FILE)
+@click.argument("paths", nargs=-1, metavar="[IMAGE]...", type=options.INPUT)
 @options.model
 @click.option("--pretrained", is_flag=True, help="Download the weights.")
 @options.count("--size", 224, "Image height and width.", least=32)
@@ -200,7 +141,7 @@ def _spectrograms(subject: Subject, results: list[Result]) -> "list[tuple[str, F
 @options.dtypes
 @options.threads
 @options.device("cpu")
-@options.report(Path("convnext-kernels-report/demo.html"), "HTML report.")
+@click.option("--report", type=options.Output(), default=REPORT, help="HTML page; '' for none.")
 def command(
     paths: tuple[Path, ...],
     model_name: str,
@@ -211,29 +152,24 @@ def command(
     device: str,
     report: Path | None,
 ) -> None:
-    """Compare a model, eager and accelerated, on photographs, or Vocos on a sound.
+    """Compare a model, eager and accelerated, on photographs: IMAGE... or eight that are shipped.
 
-    Fails if the results differ by more than rounding. PATH: images (default: 8 photographs), or a WAV file.
+    Fails if the results differ by more than rounding.
     """
-    if model_name == "vocos":
-        if click.get_current_context().get_parameter_source("size") is not ParameterSource.DEFAULT:
-            raise click.UsageError("--size is for photographs; --model vocos takes a WAV file as PATH")
-        subject = vocoder(paths, pretrained)
-    else:
-        subject = photographs(paths, size, model_name, pretrained)
-    loaded = subject.loaded
-    if not acceleration_report(loaded.model).rows:
-        raise click.ClickException(f"--model {loaded.name}: it has no ConvNeXt block, nothing to accelerate")
-    acceleration = acceleration_report(subject.build("accelerated", torch.float32, device))
-    if not acceleration.replaced:
-        reasons = "; ".join(dict.fromkeys(row.reason for row in acceleration.rows))
-        raise click.ClickException(f"--model {loaded.name}: no module could be replaced: {reasons}")
+    from torchvision.transforms.functional import normalize
+
+    if report is not None:
+        import jinja2  # noqa: F401  now, not after minutes
+    chosen = photos.read(paths, size) if paths else photos.shipped(size)
+    loaded = load.load(model_name, pretrained)
+    acceleration = load.accelerated(copy.deepcopy(loaded.model), loaded.name)
+    x = normalize(torch.stack([photo.pixels for photo in chosen]) / 255, *loaded.mean_std)
     with options.progress_bar("demo", None) as advance:
         results = [
-            subject.measure(dtype, repeats, device, lambda step, dtype=dtype: advance(f"{dtype} {step}", 1))
+            measure(loaded.model, x, dtype, repeats, device, lambda step, dtype=dtype: advance(f"{dtype} {step}", 1))
             for dtype in dict.fromkeys(dtypes)
         ]
-    title = f"{loaded.name}, batch {len(subject.x)}, {subject.shape}, {device}, weights: {loaded.weights}"
+    title = f"{loaded.name}, batch {len(x)}, {size}x{size}, {device}, weights: {loaded.weights}"
     failures = [f"{r.dtype}: {r.reason}" for r in results if r.reason]
     share = max(r.errors["accelerated"] / r.allowed for r in results)
     within = f"within the tolerance, {share:.0%} of the allowed error"
@@ -242,24 +178,19 @@ def command(
         f"Speed: {speeds}; {acceleration.replaced} modules replaced.",
         f"Errors: {'not within the tolerance' if failures else within}.",
     ]
-    figures = table(results, title, bool(subject.photos))
+    figures = table(results, title)
     options.show(figures)
     click.echo("\n".join(said))
     if report is not None:
-        sections = {"Figures": [figures, *said]}
-        if subject.photos:
-            count = results[0].outputs["eager"].shape[1]
-            known = loaded.classes if len(loaded.classes or ()) == count else [f"class {i}" for i in range(count)]
-            sections["Photographs and their top 5 classes"] = [_top5(subject, results, known)]
-        else:
-            sections["Spectrograms"] = [_spectrograms(subject, results)]
-        notes = [f"Weights: {loaded.weights}.", subject.about, f"{repeats} forward passes were timed.", *NOTES]
-        sections |= {
-            "How it was measured": notes,
+        images = f"Images: {len(x)}, each cropped to a square at the centre and resized to {size}x{size}."
+        sections = {
+            "Figures": [figures, *said, *failures],
+            "Photographs and their top 5 classes": [_top5(chosen, results, loaded.classes)],
+            "How it was measured": [images, f"{repeats} forward passes were timed.", *NOTES],
             "What was replaced": [str(acceleration)],
             "Machine": machine(environment.collect()),
         }
-        write_page(report, "Eager and accelerated", f"{title}. {date()}", sections, failures=failures)
+        write_page(report, "Eager and accelerated", f"{title}. {date()}", sections)
         click.echo(f"Report: {report}")
     if failures:
         raise click.ClickException("; ".join(failures))

@@ -1,13 +1,14 @@
-"""Models of torchvision and timm, with weights from a file, pretrained, or random."""
+"""Models of torchvision and timm, with pretrained or random weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import click
 from torch import nn
 
-from convnext_kernels.bench.workloads import initialise
+from convnext_kernels.bench import workloads
 from convnext_kernels.cli.photos import IMAGENET_MEAN_STD
+from convnext_kernels.interop import AccelerationReport, accelerate, acceleration_report
 from convnext_kernels.models.convnext import near
 
 SEED = 0
@@ -20,9 +21,9 @@ class Loaded:
 
     model: nn.Module
     name: str  # library/name
-    weights: str  # origin of the weights, for the reader
-    classes: Sequence[str] | None = None  # of the pretrained weights
-    mean_std: tuple[Sequence[float], Sequence[float]] = IMAGENET_MEAN_STD
+    weights: str  # where they come from, for the reader
+    classes: Sequence[str] | None  # of the pretrained weights
+    mean_std: tuple[Sequence[float], Sequence[float]]
 
 
 def resolve(name: str) -> tuple[str, str]:
@@ -48,30 +49,33 @@ def resolve(name: str) -> tuple[str, str]:
     raise click.ClickException(f"--model {name}: not found in {library or 'torchvision or timm'}{hint}")
 
 
-def build(library: str, name: str, pretrained: bool) -> Loaded:
-    """Build a model in eval mode; with pretrained weights they are downloaded."""
-    classes = None
-    if library == "torchvision":
-        from torchvision import models
-
-        model = models.get_model(name, weights="DEFAULT" if pretrained else None)
-        classes = models.get_model_weights(name).DEFAULT.meta["categories"] if pretrained else None
-        return Loaded(model.eval(), f"torchvision/{name}", "", classes)
-    import timm
-
-    model = timm.create_model(name, pretrained=pretrained).eval()
-    config = timm.data.resolve_model_data_config(model)
-    if pretrained and (subset := timm.data.infer_imagenet_subset(model)):
-        info = timm.data.ImageNetInfo(subset)
-        classes = [info.index_to_description(i) for i in range(info.num_classes())]
-    return Loaded(model, f"timm/{name}", "", classes, mean_std=(config["mean"], config["std"]))
-
-
 def load(name: str, pretrained: bool) -> Loaded:
-    """Build the model `name` with pretrained or random weights."""
+    """The model `name`; pretrained weights are downloaded, otherwise they are random (`workloads.initialise`)."""
     library, plain = resolve(name)
-    built = build(library, plain, pretrained)
-    if pretrained:
-        return replace(built, weights=f"pretrained, of {library}")
-    initialise(built.model, SEED)
-    return replace(built, weights=RANDOM)
+    model, classes, mean_std = workloads.load(library, plain, pretrained), None, IMAGENET_MEAN_STD
+    if library == "torchvision" and pretrained:
+        from torchvision.models import get_model_weights
+
+        classes = get_model_weights(plain).DEFAULT.meta["categories"]
+    if library == "timm":
+        from timm import data
+
+        config = data.resolve_model_data_config(model)
+        mean_std = config["mean"], config["std"]
+        if pretrained and (subset := data.infer_imagenet_subset(model)):
+            info = data.ImageNetInfo(subset)
+            classes = [info.index_to_description(i) for i in range(info.num_classes())]
+    if not pretrained:
+        workloads.initialise(model, SEED)
+    return Loaded(model, f"{library}/{plain}", f"pretrained, of {library}" if pretrained else RANDOM, classes, mean_std)
+
+
+def accelerated(model: nn.Module, name: str) -> AccelerationReport:
+    """Accelerate `model` in place and report it; ClickException if nothing can be replaced."""
+    found = acceleration_report(model)
+    if found.rows:
+        found = acceleration_report(accelerate(model))
+    if not found.replaced:
+        reasons = "; ".join(dict.fromkeys(row.reason for row in found.rows)) or str(found)
+        raise click.ClickException(f"--model {name}: nothing to accelerate: {reasons}")
+    return found

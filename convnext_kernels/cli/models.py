@@ -65,7 +65,7 @@ def coverage(names: tuple[str, ...]) -> tuple[Table, str]:
     """How much of the models `names`, or of all, is served: the table, and sentences. ClickException as `counted`."""
     makers = list(_makers())
     options.check_names("NAMES: unknown model", names, [name for _, name, _ in makers])
-    rows, totals, whole, stems = [], [0] * 4, 0, False
+    rows, totals, whole = [], [0] * 4, 0
     for library, name, make in makers:
         if names and name not in names:
             continue
@@ -77,21 +77,13 @@ def coverage(names: tuple[str, ...]) -> tuple[Table, str]:
         totals = [total + number for total, number in zip(totals, numbers, strict=True)]
         reasons = sorted({f"{row.kind}: {row.reason}" for row in found if not row.replaceable})
         whole += not reasons
-        # Convolutions over all channels whose windows overlap: stems, which stay PyTorch's.
-        convs = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups == 1 and m.kernel_size > m.stride]
-        stem = sorted({f"stem {c.kernel_size[0]}x{c.kernel_size[1]} stride {c.stride[0]}: PyTorch's" for c in convs})
-        stems |= bool(stem)
-        rows.append((library, name, *map(str, numbers), "; ".join(reasons + stem)))
+        rows.append((library, name, *map(str, numbers), "; ".join(reasons)))
     said = (
         f"{totals[1]} of {totals[0]} blocks are served, {whole} of {len(rows)} models whole\n"
-        f"{totals[3]} of {totals[2]} norms and downsampling layers between them are served"
+        f"{totals[3]} of {totals[2]} norms and downsampling layers between them are served\n"
+        "Stems and other convolutions over all channels are matrix products: cuDNN and oneDNN compute them."
     )
-    if stems:
-        said += (
-            "\nA stem's overlapping convolutions sum over all channels, so they are matrix products: cuDNN and oneDNN "
-            "compute them, and this package has no kernel for them."
-        )
-    columns = ("library", "model", "blocks", "served", "norms, downsampling", "served", "why not; stem")
+    columns = ("library", "model", "blocks", "served", "norms, downsampling", "served", "why not")
     return Table("What accelerate() replaces", columns, rows), said
 
 

@@ -1,6 +1,5 @@
 """Options that several commands share, which check their own values, and output."""
 
-import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,9 +14,32 @@ from convnext_kernels import environment
 from convnext_kernels.bench.tables import Table
 from convnext_kernels.models.convnext import near
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-FILE = click.Path(path_type=Path)
+INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
 Decorator = Callable[[Any], Any]
+
+
+class Output(click.Path):
+    """A file that can be written, or a folder in which a file `name` can be; made if it is missing. None for ""."""
+
+    def __init__(self, name: str = "") -> None:
+        super().__init__(path_type=Path)
+        self.file = name
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Path | None:
+        """Refuse what cannot be written now, and not after the work."""
+        if not value:
+            return None
+        path = Path(value)
+        file = path / self.file
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            new = not file.exists()
+            file.open("ab").close()
+            if new:
+                file.unlink()
+        except OSError as error:
+            self.fail(f"{file} cannot be written: {error.strerror}", parameter, context)
+        return path
 
 
 def _usable_device(_context: click.Context, _parameter: click.Parameter, name: str | None) -> str:
@@ -47,25 +69,7 @@ def device(default: str | None = None) -> Decorator:
     return click.option("--device", type=kind, default=default, callback=_usable_device, help=text)
 
 
-def report(default: Path | None, text: str, name: str = "") -> Decorator:
-    """The option --report: a folder, in which a file `name` is written, or without a name a file; "" for no report.
-
-    The command gets a path that can be written, with what a report needs installed, or None for no report.
-    """
-
-    def checked(_context: click.Context, _parameter: click.Parameter, path: str | Path | None) -> Path | None:
-        if not path:
-            return None
-        importlib.import_module("jinja2")
-        check_writable(Path(path, name))
-        return Path(path)
-
-    text += " '' for none." if default else ""
-    more = {"metavar": "DIR" if name else "FILE", "help": text, "callback": checked}
-    return click.option("--report", "folder" if name else "report", default=default, **more)
-
-
-_dtype = click.Choice(list(DTYPES))
+_dtype = click.Choice(["fp32", "bf16", "fp16"])
 dtypes = click.option(
     "--dtype", "dtypes", type=_dtype, multiple=True, default=("fp32", "bf16"), help="Data type, can be repeated."
 )
@@ -97,15 +101,6 @@ def check_names(what: str, names: Iterable[str], known: list[str]) -> None:
     for name in names:
         if name not in known:
             raise click.ClickException(f"{what} {name!r}; {near(name, known)}")
-
-
-def check_writable(file: Path) -> None:
-    """Create the folder of `file`; OSError if the file cannot be written."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    new = not file.exists()
-    file.open("ab").close()
-    if new:
-        file.unlink()
 
 
 @contextmanager

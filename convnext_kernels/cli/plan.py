@@ -2,10 +2,10 @@
 
 import click
 import torch
-from torch import nn
 
-import convnext_kernels
 from convnext_kernels import tuning
+from convnext_kernels.bench import workloads
+from convnext_kernels.bench.candidates import DTYPES
 from convnext_kernels.bench.tables import Table, speedup
 from convnext_kernels.cli import load, options
 from convnext_kernels.tuning import explain
@@ -18,18 +18,6 @@ NOTE = (
 )
 GPUS = f"One of {', '.join(tuning.GPUS)}. May be repeated."
 COLUMNS = ("launches", "MiB", "us", "eager launches", "eager MiB", "eager us", "limit MiB", "limit us")
-
-
-def _meta_model(name: str) -> tuple[nn.Module, str]:
-    """Build the accelerated model on the meta device; returns it and its name with the library."""
-    with torch.device("meta"):
-        loaded = load.build(*load.resolve(name), pretrained=False)
-    model, report = loaded.model, convnext_kernels.acceleration_report
-    if report(model).rows:
-        model = convnext_kernels.accelerate(model.to(memory_format=torch.channels_last))
-    if not report(model).replaced:
-        raise click.ClickException(f"--model {loaded.name}: it has no module that this package can replace")
-    return model, loaded.name
 
 
 def table(rows: list[Row], title: str) -> Table:
@@ -60,16 +48,23 @@ def comparison(found: list[tuple[tuning.Gpu, int, list[Row]]], title: str) -> Ta
     return Table(title, columns, lines, NOTE)
 
 
+def _gpu(_context: click.Context, _parameter: click.Parameter, names: tuple[str, ...]) -> list[tuning.Gpu]:
+    try:
+        return [tuning.named(name) for name in names]
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 @click.command("plan")
 @options.model
-@click.option("--gpu", "gpu_names", default=("H100",), multiple=True, metavar="NAME", help=GPUS)
+@click.option("--gpu", "gpus", default=("H100",), multiple=True, metavar="NAME", callback=_gpu, help=GPUS)
 @options.count("--batch", (8,), "Images per forward pass. May be repeated.", multiple=True)
 @options.size
 @options.dtype
 @options.training
 def command(
     model_name: str,
-    gpu_names: tuple[str, ...],
+    gpus: list[tuning.Gpu],
     batch: tuple[int, ...],
     size: int,
     dtype: str,
@@ -79,12 +74,14 @@ def command(
 
     With several GPUs or batches: one line for each block, GPU and batch, and no other layers. This needs no GPU.
     """
-    gpus = [tuning.named(name) for name in gpu_names]
-    element = getattr(torch, options.DTYPES[dtype])
-    model, full_name = _meta_model(model_name)
+    library, plain = load.resolve(model_name)
+    full_name = f"{library}/{plain}"
+    with torch.device("meta"):
+        model = workloads.load(library, plain).to(memory_format=torch.channels_last)
+    load.accelerated(model, full_name)
     recordings = [explain.record(model, (n, 3, size, size)) for n in batch]
     found = [
-        (gpu, n, explain.explain(recording, element, training, gpu))
+        (gpu, n, explain.explain(recording, DTYPES[dtype], training, gpu))
         for gpu in gpus
         for n, recording in zip(batch, recordings, strict=True)
     ]

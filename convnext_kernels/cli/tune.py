@@ -7,15 +7,9 @@ import torch
 
 import convnext_kernels
 from convnext_kernels import dispatch, tuning
+from convnext_kernels.bench.candidates import DTYPES
 from convnext_kernels.cli import load, options
 from convnext_kernels.tuning import cache
-
-
-def _read(file: Path, device: str) -> None:
-    found = tuning.load(file)
-    prefixes = tuple(cache.prefix(dispatch.machine(device)) for device in ("cpu", device))
-    usable = sum(key.startswith(prefixes) for key in found)
-    click.echo(f"{len(found)} choices were read; {usable} of them are for this machine and these versions.")
 
 
 @click.command("tune")
@@ -25,8 +19,8 @@ def _read(file: Path, device: str) -> None:
 @options.dtype
 @options.training
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="N", help="Stop timing after this.")
-@click.option("--write", type=options.FILE, metavar="FILE", help="Add the choices to a file.")
-@click.option("--read", type=options.FILE, metavar="FILE", help="Only read such a file.")
+@click.option("--write", type=options.Output(), metavar="FILE", help="Add the choices to a file.")
+@click.option("--read", type=options.INPUT, metavar="FILE", help="Only read such a file.")
 @options.threads
 @options.device()
 def command(
@@ -42,12 +36,13 @@ def command(
 ) -> None:
     """Time every way to compute each op of a model, eager too; keep the fastest."""
     if read is not None:
-        _read(read, device)
+        found = tuning.load(read)
+        prefixes = tuple(cache.prefix(dispatch.machine(device)) for device in ("cpu", device))
+        usable = sum(key.startswith(prefixes) for key in found)
+        click.echo(f"{len(found)} choices were read; {usable} of them are for this machine and these versions.")
         return
-    if write is not None:
-        options.check_writable(write)
     loaded = load.load(model_name, pretrained=False)
-    form = {"device": device, "dtype": getattr(torch, options.DTYPES[dtype]), "memory_format": torch.channels_last}
+    form = {"device": device, "dtype": DTYPES[dtype], "memory_format": torch.channels_last}
     model = convnext_kernels.accelerate(loaded.model.to(**form))
     example = torch.randn(batch, 3, size, size).to(**form)
     with options.progress_bar("tune", None) as advance:

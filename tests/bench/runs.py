@@ -3,10 +3,9 @@
 import copy
 import dataclasses
 import functools
-import math
 from pathlib import Path
 
-from convnext_kernels.bench.results import EAGER, FAILED, OURS, UNAVAILABLE, WRONG, Run, Times, load
+from convnext_kernels.bench.results import Run, Times, load
 
 RECORDS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
@@ -45,19 +44,3 @@ def replace(run: Run, case: str, candidate: str, **changes: object) -> Run:
     ]
     assert changed != run.records
     return dataclasses.replace(run, records=changed)
-
-
-def odd_run() -> Run:
-    """A run that met everything that can go wrong."""
-    run = full_run(complete=False, ceilings={"flops": {"fp32": 190e9}})
-    run.conditions["warnings"] = ["other processes use 34% of the machine", "threads are <not> pinned & drift"]
-    nothing = {"times": None, "compute_share": None, "memory_share": None}
-    wrong = {"status": WRONG, "reason": "error 3.2e-01 against fp64 exceeds the allowed 1.0e-03", "error": 0.32}
-    run = replace(run, "block/V1-C96-56x56-b1-fp32-forward", OURS, **wrong, **nothing)
-    nan = {"status": WRONG, "reason": "the result holds NaN", "error": math.nan}
-    run = replace(run, "block/V2-C96-56x56-b8-bf16-forward", "torch.compile", **nan, **nothing)
-    failed = {"status": FAILED, "reason": "RuntimeError: <script>alert('x')</script> & more", "error": None}
-    run = replace(run, "dwconv/K31-C768-7x7-b8-bf16-forward", OURS, **failed, **nothing)
-    run = replace(run, "layernorm/C96-56x56-b1-fp32-forward", EAGER, **failed, **nothing)
-    absent = {"status": UNAVAILABLE, "reason": "this package serves <ConvNeXts> only", "error": None}
-    return replace(run, "mlp/V1-C96-56x56-b1-fp32-forward", OURS, **absent, **nothing)

@@ -9,36 +9,16 @@ from convnext_kernels.bench.conditions import Course
 Cpu = namedtuple("Cpu", "user system idle iowait steal guest")
 
 
-@pytest.fixture
-def watched(monkeypatch):
-    """A course of one second on four CPUs in which this process used one and a half."""
-
-    def run(after):
-        times = iter([Cpu(0, 0, 0, 0, 0, 0), after])
-        monkeypatch.setattr(psutil, "cpu_times", lambda: next(times))
-        own = iter([10.0, 11.5])
-        monkeypatch.setattr(conditions.time, "process_time", lambda: next(own))
-        course = Course()
-        with course.watch():
-            pass
-        return course
-
-    return run
-
-
-def test_other_processes_and_the_hypervisor(watched):
-    course = watched(Cpu(2.3, 0.2, 1.3, 0.0, 0.2, 0.0))
-    assert course.summary() == pytest.approx({"others": 0.25, "steal": 0.05})
+def test_other_processes_and_the_hypervisor(monkeypatch):
+    """A second on four CPUs, of which this process used one and a half."""
+    times = iter([Cpu(0, 0, 0, 0, 0, 0), Cpu(2.3, 0.2, 1.3, 0.0, 0.2, 0.0)])
+    monkeypatch.setattr(psutil, "cpu_times", lambda: next(times))
+    own = iter([10.0, 11.5])
+    monkeypatch.setattr(conditions.time, "process_time", lambda: next(own))
+    course = Course()
+    with course.watch():
+        pass
+    assert course.shares() == pytest.approx({"others": 0.25, "steal": 0.05})
     others, steal = course.warnings()
     assert "other processes used 25%" in others
     assert "hypervisor gave 5%" in steal
-
-
-def test_a_machine_whose_speed_changes():
-    course = Course()
-    course.speeds = [100.0] * 8 + [50.0] * 3
-    assert course.summary() == {"slowest": 0.5}
-    (line,) = course.warnings()
-    assert "ran at 50% of its best" in line
-    course.speeds = [100.0] * 20 + [1.0]  # one hiccup is no warning
-    assert course.warnings() == []

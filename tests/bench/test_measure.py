@@ -5,16 +5,12 @@ import pytest
 import torch
 
 import convnext_kernels as ck
-from convnext_kernels.bench import conditions, measure, workloads
+from convnext_kernels.bench import measure, workloads
 from convnext_kernels.bench.candidates import CANDIDATES
 from convnext_kernels.bench.cases import QUICK, Case
 from convnext_kernels.bench.ceilings import count
 from convnext_kernels.bench.results import EAGER, FAILED, OK, OURS, UNAVAILABLE, WRONG
 
-CEILINGS = {
-    "flops": {"fp32": 1e12, "bf16": 2e12, "vector": 5e11},
-    "memory": [{"level": "L2", "size": 10**6, "rate": 1e11}, {"level": "memory", "size": None, "rate": 1e10}],
-}
 N, C, SIZE = 2, 16, 7
 
 
@@ -22,7 +18,7 @@ def case(direction="forward", dtype="fp32"):
     def build():
         return workloads.op("block", N, C, SIZE, SIZE, False)
 
-    return Case("block", "V1 tiny", N, dtype, direction, QUICK, build, C, 7)
+    return Case("block", "V1 tiny", N, dtype, direction, QUICK, build, C)
 
 
 def only(*names):
@@ -30,10 +26,9 @@ def only(*names):
 
 
 @pytest.fixture
-def session(monkeypatch):
+def session():
     """Measures with the plain candidates; every candidate does its part once a round."""
-    monkeypatch.setattr(conditions.Course, "probe", lambda self: self.speeds.append(1.0))
-    return measure.Session("cpu", QUICK, CEILINGS, candidates=only(EAGER, OURS, "eager, contiguous"))
+    return measure.Session("cpu", QUICK, candidates=only(EAGER, OURS, "eager, contiguous"))
 
 
 def by_name(records):
@@ -54,10 +49,8 @@ def test_a_case(session, direction, dtype):
         assert len(record.times.rounds) == measure.ROUNDS[QUICK]
         assert record.flops == counts.flops
         assert record.bytes == counts.bytes(4 if dtype == "fp32" else 2)
-        assert record.memory_share == pytest.approx(record.bytes / 1e11 / (record.times.median / 1e3))
+        assert 0 < record.vector_flops == counts.vector_flops < record.flops
         assert (record.saved_bytes is None) == (direction == "forward")
-    assert records[OURS].backend.split(" + ")[0] in ck.list_backends()
-    assert records[EAGER].backend is None
 
 
 def broken(monkeypatch, change):

@@ -19,7 +19,8 @@ def checkout(script, tmp_path):
     class Checkout:
         readme = tmp_path / "README.md"
         docs = tmp_path / "docs" / "benchmarks.md"
-        charts = tuple(tmp_path / "docs" / "images" / f"speedup-{name}.svg" for name in ("light", "dark"))
+        home = tmp_path / "docs" / "index.md"
+        chart = tmp_path / "docs" / "images" / "speedup.svg"
         results = tmp_path / "benchmarks" / "results"
 
         def call(self, *arguments):
@@ -27,7 +28,7 @@ def checkout(script, tmp_path):
 
     Checkout.results.mkdir(parents=True)
     Checkout.docs.parent.mkdir()
-    for file in (Checkout.readme, Checkout.docs):
+    for file in (Checkout.readme, Checkout.docs, Checkout.home):
         file.write_text(f"before\n\n{script.BEGIN}\nold\n{script.END}\n\nafter\n", encoding="utf-8")
     return Checkout()
 
@@ -40,15 +41,14 @@ def test_readme_and_docs(checkout):
     assert checkout.call("--check") == 1
     assert checkout.call() == 0
     speedup = ratio(run.cases()[MODEL])
-    for file in (checkout.readme, checkout.docs):
+    for file in (checkout.readme, checkout.docs, checkout.home):
         text = file.read_text(encoding="utf-8")
         assert text.startswith("before\n\n<!-- results: begin")
         assert text.endswith("<!-- results: end -->\n\nafter\n")
         assert "old" not in text
         assert run.created[:10] in text
     assert f"{speedup:.2f} times faster than eager" in checkout.readme.read_text(encoding="utf-8")
-    for chart in checkout.charts:
-        assert f"convnext_kernels {speedup:.2f}" in chart.read_text(encoding="utf-8")
+    assert f"convnext_kernels {speedup:.2f}" in checkout.chart.read_text(encoding="utf-8")
     assert checkout.call("--check") == 0
 
 
@@ -58,22 +58,24 @@ def test_a_loss_reads_as_a_loss(script):
         assert script.compared(runs.replace(run, BLOCK, OURS, times=runs.times(ours)).cases()[BLOCK], EAGER) == words
 
 
-def test_the_newest_complete_run_counts(script, checkout):
+def test_the_newest_undisturbed_run_is_first(script, checkout):
     few = runs.full_run().records[:3]
 
-    def add(name, created, device="cpu", complete=True, commit="c", **machine):
-        machine = runs.machine(**machine) | {"commit": commit}
-        run = runs.full_run(device=device, records=few, created=created, complete=complete, machine=machine)
-        save(run, checkout.results / name)
+    def add(created, complete=True, warnings=()):
+        conditions = {"warnings": list(warnings)}
+        run = runs.full_run(records=few, created=created, complete=complete, conditions=conditions)
+        save(run, checkout.results / f"{len(list(checkout.results.iterdir()))}.json")
 
-    add("a.json", "2026-03-02T00:00:00+00:00", commit="newest")
-    add("b.json", "2026-03-02T00:30:00+02:00", commit="older, by its offset")
-    add("c.json", "2026-04-01T00:00:00+00:00", commit="incomplete", complete=False)
-    add("d.json", "2026-01-01T00:00:00+00:00", commit="tie, first", cpu="Other")
-    add("e.json", "2026-01-01T00:00:00+00:00", commit="tie, last", cpu="Other")
-    add("f.json", "2026-02-01T00:00:00+00:00", device="cuda", commit="gpu", gpus=("H100, compute capability 9.0",))
+    add("2026-03-02T00:30:00+02:00")  # older, by its offset
+    add("2026-03-02T00:00:00+00:00")
+    add("2026-04-01T00:00:00+00:00", complete=False)
+    add("2026-05-01T00:00:00+00:00", warnings=["others"])
     (checkout.results / "notes.txt").write_text("not a result")
-    assert [run.machine["commit"] for run in script.records(checkout.results)] == ["newest", "gpu", "tie, last"]
+    assert [run.created[5:16] for run in script.records(checkout.results)] == [
+        "03-02T00:00",
+        "03-02T00:30",
+        "05-01T00:00",
+    ]
 
 
 @pytest.mark.parametrize("text", ["nothing", "{end} {begin}", "{begin} {begin} {end}", "{begin}"])

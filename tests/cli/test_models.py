@@ -17,21 +17,16 @@ def test_coverage(fails, monkeypatch):
     rows = {row[:2]: row[2:] for row in table.rows}
     assert len(rows) == 5
     assert rows["timm", "convnext_atto"] == ("12", "12", "5", "5", "")
-    assert rows["timm", "convnext_zepto_rms_ols"] == ("10", "10", "5", "5", "stem 3x3 stride 2: PyTorch's")
+    assert rows["timm", "convnext_zepto_rms_ols"] == ("10", "10", "5", "5", "")
     assert "5 of 5 models whole" in said
-    assert "matrix products" in said
     rows = (ReportRow("0", "A", "block", False, "why"), ReportRow("1", "A", "block", False, "", replaceable=True))
     monkeypatch.setattr(models, "acceleration_report", lambda model: AccelerationReport(rows))
     table, said = models.coverage(("convnext_atto",))
     assert table.rows[0][2:] == ("2", "1", "0", "0", "block: why")
     assert "1 of 2 blocks are served, 0 of 1 models whole" in said
-    assert "matrix products" not in said
     fails("models", "--coverage", "convnext_ato", words=("unknown model 'convnext_ato'; close: convnext_atto",))
 
 
-def test_roadmap_measured(run):
-    names = ["resnet", "layer_norm", "convnext", "torchvision/mobilenet_v2"]
-    options = ("--regime", "resnet50", "--measure", "--size", "32", "--rounds", "1")
-    shown = run("roadmap", *options, *(word for name in names for word in ("--step", name))).stdout
-    assert "images/s: medians of 1 rounds, batch 1, 32 x 32, fp32" in " ".join(shown.split())
-    assert len(re.findall(r"\dx (?:faster|slower)|as fast", shown)) == 2  # the others have no kernel of ours
+def test_roadmap(run):
+    shown = run("roadmap", "--regime", "resnet50").stdout
+    assert re.search(r"separate downsampling \(ConvNeXt\) +81.97 +4.49 +4.456 +-0.77% +28.6 +22", shown)

@@ -31,6 +31,6 @@ def test_what_is_no_image_is_named(fails, tmp_path):
     noise.save(tmp_path / "cut.png")
     data = (tmp_path / "cut.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
-    wrong = {"none.png": "No such file", "text.png": "cannot identify", "cut.png": "be read"}
-    for name, word in wrong.items():
+    for name, word in {"text.png": "cannot identify", "cut.png": "be read"}.items():
         fails(*DEMO, tmp_path / name, words=(name, word))
+    fails(*DEMO, tmp_path / "none.png", words=("none.png", "does not exist"), code=2)

@@ -34,8 +34,8 @@ def test_what_is_wrong_gets_one_line(fails, tmp_path):
     for arguments, words in (
         (("--model", "resnet18", "--size", 32), ("after accelerate()",)),
         (("--read", tmp_path / "bad.json"), ("bad.json", "not a file of timed choices")),
-        (("--read", tmp_path / "none.json"), ("none.json", "No such file")),
-        (("--write", tmp_path), ("Is a directory",)),
     ):
         fails("tune", *arguments, words=words)
     fails("tune", "--minutes", 0, words=("--minutes",), code=2)
+    fails("tune", "--write", tmp_path, words=("--write", "Is a directory"), code=2)
+    fails("tune", "--read", tmp_path / "none.json", words=("--read", "none.json", "does not exist"), code=2)
