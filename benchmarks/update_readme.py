@@ -37,6 +37,8 @@ ROWS = (
     ("block, 768 channels, 7x7, batch 8", "block/V1-C768-7x7-b8-{}-forward"),
 )
 
+LIMITED_ROWS = (ROWS[0], ROWS[5])  # of the same machine's records with an older instruction set
+
 
 def records(folder: Path) -> list[Run]:
     """The complete runs: those that nothing disturbed, the others, those of an older instruction set; newest first."""
@@ -149,15 +151,20 @@ def losses(run: Run) -> str:
     )
 
 
-def readme(run: Run) -> list[str]:
-    """What README shows of `run`."""
+def readme(run: Run, others: list[Run]) -> list[str]:
+    """What README shows of `run`, and of the others of the same machine with an older instruction set."""
 
     def cell(case: Case) -> str:
         parts = (compared(case, EAGER), compared(case, other_peer(case)))
         return "<br>".join(part for part in parts if part != "-") or "-"
 
-    cases = run.cases()
-    rows = [(what, *(cell(cases.get(name.format(dtype), {})) for dtype in DTYPES)) for what, name in ROWS]
+    shown = [(run, "", ROWS)]
+    shown += [(o, f", limited to {limit(o)}", LIMITED_ROWS) for o in others if machine_name(o) == machine_name(run)]
+    rows = [
+        (what + place, *(cell(record.cases().get(name.format(dtype), {})) for dtype in DTYPES))
+        for record, place, chosen in shown
+        for what, name in chosen
+    ]
     table = Table("", ("", *DTYPES), [row for row in rows if row[1:] != ("-", "-")])
     return [*home(run, "docs/"), "", *table.markdown().splitlines()]
 
@@ -186,7 +193,7 @@ def pages(root: Path, runs: list[Run]) -> dict[Path, list[str]]:
     """The lines between the markers of every file."""
     nothing = ["No record yet."]
     return {
-        root / "README.md": readme(runs[0]) if runs else nothing,
+        root / "README.md": readme(runs[0], runs[1:]) if runs else nothing,
         root / "docs/index.md": home(runs[0]) if runs else nothing,
         root / "docs/benchmarks.md": [line for run in runs for line in ["", *render(run)]][1:] or nothing,
     }
