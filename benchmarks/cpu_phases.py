@@ -6,9 +6,9 @@ The kernel of the block is timed from inside (`backends.cpu.mlp_native.timed_pha
 phase, as the mean over the threads. "Outside" is Python, waking the threads, and the end of the call, where one thread
 waits for the other. Each figure is the minimum over the calls: other processes only add to them.
 
-The share is relative to the ceiling of the phase, measured in the same process: multiply-adds from registers for the
-convolution (without the taps outside the image) and the fp32 products, the rate of the bf16 products if the machine
-has them. LayerNorm, GELU and the residual have almost no products; they lower the shares of their phases.
+The share is relative to the ceiling of the phase, measured in the same process: the rate of PyTorch's fp32 matmul for
+the convolution (without the taps outside the image) and the fp32 products, of its bf16 matmul for those in bf16.
+LayerNorm, GELU and the residual have almost no products; they lower the shares of their phases.
 """
 
 import time
@@ -19,6 +19,7 @@ import torch
 from convnext_kernels import FusedConvNeXtBlock
 from convnext_kernels.backends.cpu import native
 from convnext_kernels.backends.cpu.mlp_native import PHASES, timed_phases
+from convnext_kernels.bench import ceilings
 from convnext_kernels.bench.candidates import DTYPES
 from convnext_kernels.bench.cases import STAGES
 from convnext_kernels.bench.ceilings import count
@@ -44,15 +45,6 @@ def measure(block: torch.nn.Module, x: torch.Tensor) -> tuple[float, list[float]
         calls.append([1e3 * value for value in (total, *phases, total - sum(phases))])
     total, *phases, outside = map(min, zip(*calls, strict=True))
     return total, phases, outside
-
-
-def ceilings(threads: int) -> dict[str, float]:
-    """Operations per second of fp32 multiply-adds and of the fastest bf16 products that the kernels can use."""
-    extension = native.extension()
-    # The speed of a shared machine changes: the best rate within a second is used, so shares stay below 100 %.
-    rates = {kind: extension.arithmetic_rate(kind, threads, 1.0) for kind in extension.arithmetic_kinds()}
-    kind = {"avx512bf16": "dot_bf16", "amx": "tile_bf16"}.get(native.isa(), "fma_fp32")
-    return {"fp32": rates["fma_fp32"], "bf16": rates[kind]}
 
 
 def row(use_grn: bool, dtype: str, n: int, c: int, size: int, rates: dict[str, float]) -> tuple[str, ...]:
@@ -82,7 +74,8 @@ def main(batches: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     with steady_allocator(), torch.inference_mode(), pinned():
         threads = torch.get_num_threads()
-        rates = ceilings(threads)
+        rates = ceilings.measure("cpu")["flops"]
+        rates["bf16"] = max(rates["fp32"], rates["bf16"])  # without products of bf16 ours are of fp32
         click.echo(
             f"{native.isa()}, {threads} threads; ceilings {rates['fp32'] / 1e9:.0f} GFLOP/s in fp32, "
             f"{rates['bf16'] / 1e9:.0f} in bf16 products; milliseconds (share of the ceiling)"

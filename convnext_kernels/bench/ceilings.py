@@ -7,6 +7,7 @@ kept on the chip: input and output activations once, parameters once.
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -16,16 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from convnext_kernels.backends.cpu import native
 from convnext_kernels.bench.candidates import DTYPES, tf32
 from convnext_kernels.bench.results import Record
 from convnext_kernels.bench.timing import fastest, pinned
+from convnext_kernels.dispatch import cpu_extension
 
 SECONDS = 0.15  # for each rate
-SIDE = 1536  # of the square matrices that PyTorch multiplies on a CPU
-CUDA_SIDE = 8192
+SIDES = (512, 1536)  # of the square matrices that PyTorch multiplies; the small ones are done between other processes
+CUDA_SIDES = (8192,)
 COPY_BYTES = 2**30  # of a GPU copy, read and written together
-KINDS = {"fma_fp32": "fp32", "dot_bf16": "bf16", "tile_bf16": "bf16"}  # of loops in the extension: their dtype
 
 
 @dataclass(frozen=True)
@@ -87,44 +87,40 @@ def _rate(call: Callable[[], object], amount: float, device: str) -> float:
     return amount / fastest(call if device == "cpu" else lambda: (call(), torch.cuda.synchronize()), SECONDS)
 
 
+def _copy_rate(size: int, device: str) -> float:
+    source, target = (torch.empty(size // 2, dtype=torch.int8, device=device) for _ in range(2))
+    return _rate(lambda: target.copy_(source), size, device)
+
+
 def measure(device: str) -> dict[str, object]:
     """Measure the rates of `device` with PyTorch's current number of threads.
 
-    Returns ``flops``: FLOP/s of matmuls for each dtype, the better of PyTorch's matmul and our own loop in registers,
-    and "vector": FLOP/s of fp32 multiply-adds outside matrix units; ``memory``: bytes/s of copies, read and written
-    together, for each level, with the largest working set of that level.
+    Returns ``flops``: FLOP/s of PyTorch's matmul for each dtype, and "vector": of fp32, which runs outside matrix units
+    as depthwise convolutions do; ``memory``: bytes/s of PyTorch's copies, both ways together, for each level, with
+    the largest working set of that level.
     """
     with pinned() if device == "cpu" else nullcontext():
         return _rates(device)
 
 
 def _rates(device: str) -> dict[str, object]:
-    dtypes, side = (("fp32", "bf16"), SIDE) if device == "cpu" else (("fp32", "tf32", "bf16", "fp16"), CUDA_SIDE)
-    flops = {}
-    for dtype in dtypes:
+    dtypes, sides = (("fp32", "bf16"), SIDES) if device == "cpu" else (("fp32", "tf32", "bf16", "fp16"), CUDA_SIDES)
+    flops = dict.fromkeys(dtypes, 0.0)
+    for dtype, side in itertools.product(dtypes, sides):
         a, b = (torch.randn(side, side, device=device, dtype=DTYPES[dtype]) for _ in range(2))
         with tf32(dtype == "tf32"):
-            flops[dtype] = _rate(lambda a=a, b=b: a @ b, 2 * side**3, device)
-    # fp32 matmuls without TF32 run on the ordinary multiply-add units, which depthwise convolutions use too.
+            rate = _rate(lambda a=a, b=b: a @ b, 2 * side**3, device)
+        flops[dtype] = max(flops[dtype], rate)
     flops["vector"] = flops["fp32"]
-    if device == "cuda" or native.import_error():  # no cache levels
-        size = COPY_BYTES // 2 if device == "cuda" else 2**27
-        source, target = (torch.empty(size, dtype=torch.int8, device=device) for _ in range(2))
-        rate = _rate(lambda: target.copy_(source), 2 * size, device)
-        return {"flops": flops, "memory": [{"level": "memory", "size": None, "rate": rate}]}
-
-    extension, threads = native.extension(), torch.get_num_threads()
-    for kind in extension.arithmetic_kinds():
-        rate = extension.arithmetic_rate(kind, threads, SECONDS)
-        if kind == "fma_fp32":
-            flops["vector"] = rate
-        flops[KINDS[kind]] = max(flops[KINDS[kind]], rate)
-    # Half of L2, so that the copies stay in it; half of each thread's part of L3, unless that lies in L2.
-    l2, l3 = (extension.cache_bytes(level) for level in (2, 3))
-    levels = [("L2", l2 * threads, l2 // 2)] if l2 else []
-    levels += [("L3", l3, l3 // threads // 2)] if l3 // threads // 2 > l2 else []
-    levels.append(("memory", None, max(2**27, 2 * l3) // threads))
-    memory = [{"level": n, "size": size, "rate": extension.copy_rate(p, threads, SECONDS)} for n, size, p in levels]
+    if device == "cuda":
+        levels = [("memory", None, COPY_BYTES)]
+    else:
+        extension, threads = cpu_extension(), torch.get_num_threads()
+        l2, l3 = (extension.cache_bytes(level) if extension else 0 for level in (2, 3))
+        levels = [("L2", l2 * threads, l2 * threads // 2)] if l2 else []  # half of it, so that the copies stay in it
+        levels += [("L3", l3, l3 // 2)] if l3 > 2 * l2 * threads else []
+        levels.append(("memory", None, max(2**28, 2 * l3)))
+    memory = [{"level": name, "size": most, "rate": _copy_rate(size, device)} for name, most, size in levels]
     return {"flops": flops, "memory": memory}
 
 

@@ -6,7 +6,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cmath>
 #include <string>
 #include <vector>
 
@@ -14,7 +13,6 @@
 #include "bindings/support.h"
 #include "cpu/gemm/layout.h"
 #include "cpu/platform/affinity.h"
-#include "cpu/platform/ceilings.h"
 #include "cpu/platform/isa.h"
 
 using namespace cnk;
@@ -45,31 +43,6 @@ std::vector<std::string> supported_isas() {
     if (isa_supported(Isa(i)) && isa_ops(Isa(i))) names.emplace_back(isa_name(Isa(i)));
   }
   return names;
-}
-
-std::vector<std::string> arithmetic_kinds() {
-  std::vector<std::string> names;
-  for (int i = 0; i < kArithmeticCount; ++i) {
-    if (arithmetic_supported(Arithmetic(i))) names.emplace_back(arithmetic_name(Arithmetic(i)));
-  }
-  return names;
-}
-
-double arithmetic_rate_of(const std::string& kind, int threads, double seconds) {
-  require(threads >= 1 && seconds >= 0 && std::isfinite(seconds), "threads or seconds: out of range");
-  for (int i = 0; i < kArithmeticCount; ++i) {
-    if (kind != arithmetic_name(Arithmetic(i))) continue;
-    if (!arithmetic_supported(Arithmetic(i)))
-      throw std::invalid_argument("kind: this machine has no '" + kind + "'");
-    return arithmetic_rate(Arithmetic(i), threads, seconds);
-  }
-  throw std::invalid_argument("kind: fma_fp32, dot_bf16 or tile_bf16 expected, got '" + kind + "'");
-}
-
-double copy_rate_of(int64_t bytes_per_thread, int threads, double seconds) {
-  require(bytes_per_thread >= 128, "bytes_per_thread: less than 128");
-  require(threads >= 1 && seconds >= 0 && std::isfinite(seconds), "threads or seconds: out of range");
-  return copy_rate(bytes_per_thread, threads, seconds);
 }
 
 int64_t cache_bytes_of(int level) {
@@ -109,11 +82,6 @@ PYBIND11_MODULE(_native, m) {
   m.def("parallel_runtime", parallel_runtime);
   m.def("transpose", transpose_images);
   const py::call_guard<py::gil_scoped_release> unlocked;
-  m.def("arithmetic_kinds", arithmetic_kinds);
-  m.def("arithmetic_rate", arithmetic_rate_of, unlocked, py::arg("kind"), py::arg("threads"),
-        py::arg("seconds"));
-  m.def("copy_rate", copy_rate_of, unlocked, py::arg("bytes_per_thread"), py::arg("threads"),
-        py::arg("seconds"));
   m.def("cache_bytes", cache_bytes_of, py::arg("level"));
   m.def("set_affinity", set_affinity_of_team, unlocked, py::arg("masks"));
   bindings::bind_repeats(m);
