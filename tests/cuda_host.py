@@ -48,6 +48,8 @@ def build(
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",
             "-DCNK_CUDA_HOST=ON",
+            # -O1, because compiling takes longer than the tests.
+            *("-DCMAKE_BUILD_TYPE=Host", "-DCMAKE_CXX_FLAGS_HOST=-O1"),
             *options,
         ],
         [cmake, "--build", folder, "--target", target],

@@ -235,12 +235,17 @@ def check(
     backend: str,
     runs: int = 2,
     scale: float = 0,
+    compute: torch.dtype | None = None,
     **options: Any,
 ) -> None:
-    """Forward and gradients against fp64; the gradients of all runs have the same bits."""
+    """Forward and gradients against fp64; the gradients of all runs have the same bits.
+
+    `compute`: the op gets the same numbers in this dtype. Eager stays in `dtype` and is the measure.
+    """
     operator = OPERATORS[op]
-    arguments = operator.arguments(case, dtype)
+    arguments = to(operator.arguments(case, dtype), compute or dtype)
     dy, eager, reference_ = expected_gradients(op, case, dtype)
+    dy = dy.to(compute or dtype)
     if callable(layout):
         arguments["x"] = layout(arguments["x"])
     else:
@@ -249,8 +254,10 @@ def check(
     def call(**a: Any) -> Tensor:
         return operator.serve(backend, **a, **options)
 
-    assert_as_good_as_eager(call(**arguments), *expected(op, case, dtype))
+    y, (eager_y, reference_y) = call(**arguments), expected(op, case, dtype)
+    assert_as_good_as_eager(y, eager_y.to(y.dtype), reference_y, dtype=dtype)
     actual, *others = (gradients(call, arguments, dy) for _ in range(runs))
     for name, gradient in actual.items():
         assert all(torch.equal(gradient, other[name]) for other in others), f"{name} differs from run to run"
-        assert_as_good_as_eager(gradient, eager[name], reference_[name], what=name, scale=scale)
+        of_eager = eager[name].to(gradient.dtype)
+        assert_as_good_as_eager(gradient, of_eager, reference_[name], what=name, dtype=dtype, scale=scale)

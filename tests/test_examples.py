@@ -8,31 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 from convnext_kernels.models import create_model
 
 for library in ("matplotlib", "PIL", "sklearn"):
     pytest.importorskip(library)
-BACKBONE = Path(__file__).resolve().parents[1] / "examples" / "backbone.py"
-
-
-def test_backbone(tmp_path):
-    from PIL import Image
-
-    main = runpy.run_path(str(BACKBONE))["main"]
-    result = CliRunner().invoke(main, ["--model", "convnextv2_atto", "--output", str(tmp_path / "maps.png")])
-    assert result.exit_code == 0, result.output
-    for stride, channels in ((4, 40), (8, 80), (16, 160), (32, 320)):
-        assert f"stride {stride:2}: (1, {channels}, {480 // stride}, {640 // stride})" in result.output
-    with Image.open(tmp_path / "maps.png") as picture:
-        assert min(picture.size) > 300
-        assert len(picture.convert("RGB").getcolors(1 << 24)) > 1000
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 @pytest.mark.parametrize(
     ("name", "needs", "arguments", "words"),
     [
+        (
+            *("backbone", "torch", ["--model", "convnextv2_atto", "--output", "maps.png"]),
+            ("stride  4: (1, 40, 120, 160)", "stride 32: (1, 320, 15, 20)"),
+        ),
         ("features", "transformers", [], ("12 of 12 replaced", "vectors (3, 192), maps (3, 192, 7, 7)")),
         ("finetune", "timm", ["--steps", "2", "--batch", "8"], ("step 2: loss", "200 held-out images: 0.")),
         pytest.param(
@@ -50,7 +40,7 @@ def test_example(name, needs, arguments, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [name, *arguments])
     with pytest.raises(SystemExit) if name != "replknet" else contextlib.nullcontext() as ended:
-        runpy.run_path(str(BACKBONE.with_name(f"{name}.py")), run_name="__main__")
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     assert ended is None or ended.value.code == 0
     printed = capsys.readouterr().out
     for word in words:
@@ -62,7 +52,7 @@ def test_example(name, needs, arguments, words, tmp_path, monkeypatch, capsys):
 def test_tour(monkeypatch, tmp_path):
     pytest.importorskip("timm")
     monkeypatch.chdir(tmp_path)
-    cells = json.loads(BACKBONE.with_name("tour.ipynb").read_text())["cells"]
+    cells = json.loads((EXAMPLES / "tour.ipynb").read_text())["cells"]
     names, threads = {"__name__": "__main__"}, torch.get_num_threads()
     try:
         for cell in cells:
@@ -84,7 +74,7 @@ def test_serve(monkeypatch):
         Image.new("L", size, 200).save(data, kind)
         return data.getvalue()
 
-    example = runpy.run_path(str(BACKBONE.with_name("serve.py")))
+    example = runpy.run_path(str(EXAMPLES / "serve.py"))
     torch.manual_seed(0)
     run = example["prepare"](create_model("convnextv2_atto", num_classes=7).eval())
     with client.TestClient(example["application"](run)) as service:

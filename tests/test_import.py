@@ -1,13 +1,16 @@
 """`import convnext_kernels` is light, and works without the compiled extension."""
 
 import json
+from importlib.util import find_spec
+
+import torch
 
 HEAVY = ("triton", "torchvision", "timm", "transformers", "matplotlib", "sklearn", "skimage", "rich", "click", "jinja2")
 
 
 def test_import_and_a_call(run_python):
     """The import changes no setting of torch; a call brings in nothing heavy."""
-    same, added = run_python("""
+    same, reason, added = run_python("""
 import json, random, sys, torch
 def state():
     return (
@@ -19,8 +22,9 @@ before, modules = state(), set(sys.modules)
 import convnext_kernels
 print(before == state())
 convnext_kernels.FusedConvNeXtBlock(4)(torch.randn(1, 4, 3, 3)).sum().backward()
-convnext_kernels.list_backends()
+print(convnext_kernels.list_backends()["triton"].reason)
 print(json.dumps(sorted({m.split(".")[0] for m in set(sys.modules) - modules})))
 """).splitlines()
     assert same == "True"
+    assert torch.cuda.is_available() or not find_spec("triton") or "PyTorch finds no usable GPU" in reason
     assert not set(json.loads(added)) & set(HEAVY)

@@ -2,22 +2,11 @@
 
 #include "probe.h"
 
-#include "cpu/activations.h"
 #include "cpu/platform/vec.h"
 
 namespace cnk::cpu::CNK_ISA {
 
 namespace {
-
-void activation_array(Activation activation, const float* x, float* y, float* slope, float* alone,
-                      int64_t count) {
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const Activated a = activated_with_slope(load(x + i), activation);
-    store(y + i, a.value);
-    store(slope + i, a.slope);
-    store(alone + i, activated(load(x + i), activation));
-  }
-}
 
 void load_array(DType dtype, const void* x, float* y, int64_t count) {
   with_type(dtype, [&](auto type) {
@@ -56,7 +45,7 @@ constexpr void (*get_tiles)(uint8_t*) = nullptr;
 
 }  // namespace
 
-extern const test::Probe kProbe = {kLanes,    activation_array, load_array, store_array,
-                                   load_some, store_some,       set_tiles,  get_tiles};
+extern const test::Probe kProbe = {kLanes,     load_array, store_array, load_some,
+                                   store_some, set_tiles,  get_tiles};
 
 }  // namespace cnk::cpu::CNK_ISA

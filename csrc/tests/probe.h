@@ -8,9 +8,6 @@ namespace cnk::test {
 // Counts are multiples of 16.
 struct Probe {
   int lanes;
-  // Any activation: value and slope, and the value as the forward pass computes it.
-  void (*activation)(Activation activation, const float* x, float* y, float* slope, float* alone,
-                     int64_t count);
   void (*load)(DType dtype, const void* x, float* y, int64_t count);
   void (*store)(DType dtype, const float* x, void* y, int64_t count);
   // One register, of which the first n < lanes elements are in memory.

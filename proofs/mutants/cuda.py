@@ -139,7 +139,7 @@ MUTANTS = [
         _without(
             "the next columns' sums overwrite those in use",
             "group * p.a.length + c);\n    }\n    __syncthreads();",
-            tests=("tests/backends/cuda/test_norms.py", "-k", "many_parts"),
+            tests=("tests/backends/cuda/test_norms.py", "-k", "partial_sums"),
         ),
         Mutant("the last walker's sums are forgotten", "w < p.walkers; ++w)", "w + 1 < p.walkers; ++w)"),
     ),
@@ -164,7 +164,7 @@ MUTANTS = [
     ),
     *_in(
         "mlp/mlp_pointwise.cu",
-        ("tests/backends/cuda/test_pointwise.py", "-k", "activations"),
+        ("tests/backends/cuda/test_norms.py", "-k", "activations"),
         Mutant(
             "activations store beyond the last element",
             "if (first + kPack <= p.count) {\n        float value[kPack];",
@@ -174,12 +174,12 @@ MUTANTS = [
     ),
     *_in(
         "activations.h",
-        ("tests/backends/cuda/test_pointwise.py", "-k", "activations"),
+        ("tests/backends/cuda/test_norms.py", "-k", "activations"),
         Mutant("the gate's slope lacks the cubic term", "fmaf(x * x, 3.0f * Inner::kCubic, ", "(0.0f + "),
     ),
     *_in(
         "layernorm/layernorm_rows.h",
-        ("tests/backends/cuda/test_norms.py", "-k", "rms_and_simple"),
+        ("tests/backends/cuda/test_norms.py", "-k", "thread_order and simple"),
         Mutant("SimpleNorm has the biased variance", "positive * (float(c) / float(c - 1))", "positive"),
     ),
     *_in(

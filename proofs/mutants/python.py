@@ -32,7 +32,7 @@ MUTANTS = [
             "vmap takes the first dimension whatever was asked",
             "leaf.select(dim, i)",
             "leaf.select(0, i)",
-            tests=("tests/training/test_transforms.py", "-k", "func_on_every_op and eager"),
+            tests=("tests/training/test_steps.py", "-k", "func_on_every_op and eager"),
         ),
     ),
     *_in(
@@ -101,7 +101,7 @@ MUTANTS = [
     ),
     *_in(
         "ops/checks.py",
-        ("tests/test_functional_errors.py",),
+        ("tests/test_errors.py",),
         Mutant("a kernel of 53 is small enough", "MAX_KERNEL_SIZE = 51", "MAX_KERNEL_SIZE = 53"),
     ),
     *_in(

@@ -37,12 +37,12 @@ MUTANTS = [
     ),
     *_in(
         "triton/launch.py",
-        ("tests/backends/triton/test_descriptors.py",),
+        ("tests/backends/triton/test_launch.py",),
         Mutant("descriptors have no memory", "triton.set_allocator(_scratch)", "pass"),
     ),
     *_in(
         "triton/kernels/dependent.py",
-        ("tests/backends/triton/test_dependent.py",),
+        ("tests/backends/triton/test_launch.py",),
         Mutant("a kernel does not wait for the one before it", "gdc_wait()", "pass"),
     ),
     *_in(
@@ -97,7 +97,7 @@ MUTANTS = [
             "neighbouring channels are loaded in twos from odd addresses",
             "aligned(image.tensor, 2 * image.tensor.element_size())",
             "True",
-            tests=("tests/backends/triton/test_dwconv_plan.py",),
+            tests=("tests/backends/triton/test_dwconv.py",),
         ),
     ),
     *_in(
@@ -107,7 +107,7 @@ MUTANTS = [
     ),
     *_in(
         "triton/kernels/dwconv_lines.py",
-        ("tests/backends/triton/test_dwconv_lines.py",),
+        ("tests/backends/triton/test_dwconv.py", "-k", "pairs_of"),
         Mutant("the second channel gets the first's sums", "sums[v * K + k], c + v", "sums[k], c + v"),
     ),
     *_in(

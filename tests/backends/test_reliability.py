@@ -65,14 +65,12 @@ def test_gradients_are_the_same_bits_for_any_number_of_threads(op, dtype, case, 
             assert torch.equal(gradient, alone[name]), f"{name} on {threads} threads"
 
 
-@pytest.mark.parametrize(("runtime", "use_grn"), [("openmp", False), ("threads", True)])
-def test_interrupted_calls(use_grn, runtime, run_python):
+def test_interrupted_calls(run_python):
     """Ctrl-C, forty times: it is raised after the call it met, the next call is right, nobody waits for ever.
 
     "threads" is for a forked child, which has lost OpenMP's: a pool that the parent started must not be waited for.
     """
-    out = run_python(
-        f"""
+    out = run_python("""
 import os, signal, sys, warnings
 import numpy
 import torch
@@ -81,13 +79,17 @@ from convnext_kernels.backends.cpu import native
 warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks of multi-threaded processes
 torch.set_num_threads(3)
 torch.manual_seed(0)
-block = ck.FusedConvNeXtBlock(96, layer_scale_init_value=1.0, use_grn={use_grn}, backend="cpu")
 x = torch.randn(1, 96, 40, 40).contiguous(memory_format=torch.channels_last)
+blocks = {
+    runtime: ck.FusedConvNeXtBlock(96, layer_scale_init_value=1.0, use_grn=runtime == "threads", backend="cpu")
+    for runtime in ("openmp", "threads")
+}
 
-def run():
+def run(runtime):
+    block = blocks[runtime]
     with torch.no_grad():
         expected = block(x).numpy()
-        assert native.extension().parallel_runtime() == {runtime!r}
+        assert native.extension().parallel_runtime() == runtime
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         interrupted = calls = 0
         while interrupted < 40:
@@ -105,32 +107,27 @@ def run():
             assert numpy.array_equal((block(x) if y is None else y).numpy(), expected)
     return expected
 
-if {runtime!r} == "openmp":
-    run()
-else:
-    with torch.no_grad():
-        before = block(x).numpy()
-    child = os.fork()
-    if child == 0:
-        try:
-            os._exit(0 if numpy.allclose(run(), before, rtol=1e-4, atol=1e-5) else 1)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(2)
-    assert os.waitpid(child, 0)[1] == 0
-    assert numpy.allclose(block(x).detach().numpy(), before, rtol=1e-4, atol=1e-5)
+run("openmp")
+with torch.no_grad():
+    before = blocks["threads"](x).numpy()
+child = os.fork()
+if child == 0:
+    try:
+        os._exit(0 if numpy.allclose(run("threads"), before, rtol=1e-4, atol=1e-5) else 1)
+    except BaseException as error:
+        print(repr(error), file=sys.stderr, flush=True)
+        os._exit(2)
+assert os.waitpid(child, 0)[1] == 0
+assert numpy.allclose(blocks["threads"](x).detach().numpy(), before, rtol=1e-4, atol=1e-5)
 print("ok")
-"""
-    )
+""")
     assert out.strip() == "ok"
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
-@pytest.mark.parametrize(("dtype", "use_grn"), [("float32", True), ("bfloat16", False)])
-def test_memory_of_a_block(dtype, use_grn, run_python):
+def test_memory_of_a_block(run_python):
     """At the peak no more than input, output, packed weights and 4 MB a thread: the hidden alone would be 96 MB."""
-    out = run_python(
-        f"""
+    out = run_python("""
 from pathlib import Path
 import torch
 import convnext_kernels as ck
@@ -140,23 +137,23 @@ def resident(name):
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
     return int(line.split()[1]) * 1024
 
-def block(dim):
-    return ck.FusedConvNeXtBlock(dim, use_grn={use_grn}, backend="cpu").to(torch.{dtype})
-
 def image(dim, side):
-    return torch.zeros(1, dim, side, side, dtype=torch.{dtype}).contiguous(memory_format=torch.channels_last) + 1
+    return torch.zeros(1, dim, side, side, dtype=dtype).contiguous(memory_format=torch.channels_last) + 1
 
-with torch.inference_mode():
-    block(8)(image(8, 64))  # whatever is loaded and started once
-    large, x = block(96), image(96, 250)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = resident("VmRSS")
-    y = large(x)
-    peak = resident("VmHWM") - before
-weights = 4 * 2 * 4 * 96 * 96 + 4 * 49 * 96  # fp32, the largest they are packed to
-allowed = y.numel() * y.element_size() + weights + 4 * 4 * 2**20
-slack = 2**19  # stacks of the threads, pages of the allocator
-print(peak <= allowed + slack or f"peak {{peak / 2**20:.1f}} MiB, allowed {{allowed / 2**20:.1f}}")
-"""
-    )
-    assert out.strip() == "True"
+def block(dim):
+    return ck.FusedConvNeXtBlock(dim, use_grn=dtype == torch.float32, backend="cpu").to(dtype)
+
+for dtype in (torch.float32, torch.bfloat16):
+    with torch.inference_mode():
+        block(8)(image(8, 64))  # whatever is loaded and started once
+        large, x = block(96), image(96, 250)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = resident("VmRSS")
+        y = large(x)
+        peak = resident("VmHWM") - before
+    weights = 4 * 2 * 4 * 96 * 96 + 4 * 49 * 96  # fp32, the largest they are packed to
+    allowed = y.numel() * y.element_size() + weights + 4 * 4 * 2**20
+    slack = 2**19  # stacks of the threads, pages of the allocator
+    print(peak <= allowed + slack or f"peak {peak / 2**20:.1f} MiB, allowed {allowed / 2**20:.1f}")
+""")
+    assert out.split() == ["True", "True"], out

@@ -8,7 +8,7 @@ from torch import nn
 
 import convnext_kernels as ck
 from convnext_kernels.models import ConvNeXt
-from convnext_kernels.nn import PatchDownsample2d
+from convnext_kernels.nn import DepthwiseConv1d, DepthwiseConv3d, PatchDownsample2d
 from tests.interop.helpers import MODELS, images, logits
 from tests.operators import OPERATORS
 from tests.shapes import Case, chosen
@@ -19,6 +19,9 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\..* (is|are) deprec
 NEW = tuple(map(int, torch.__version__.split(".")[:2]))
 # modules of this package, from the rate of drop path
 OWN = {
+    "sequence": lambda drop: ck.FusedConvNeXtBlock1d(8, drop, use_grn=True),
+    "dwconv, sequence": lambda drop: DepthwiseConv1d(8, 3),
+    "dwconv, volume": lambda drop: DepthwiseConv3d(8, 5, stride=2),
     "dwconv": lambda drop: ck.DepthwiseConv2d(8, (3, 7), dilation=(2, 1)),
     "dwconv, stride 2": lambda drop: ck.DepthwiseConv2d(8, 5, stride=2),
     "layernorm": lambda drop: ck.LayerNorm2d(8),
@@ -31,9 +34,10 @@ OWN = {
 }
 
 
-def own(kind, drop=0.0):
-    """A module of this package and the channels of its input."""
-    return randomize_(OWN[kind](drop)).eval(), 3 if kind == "network" else 8
+def own(kind, drop=0.0, batch=4):
+    """A module of this package and an input."""
+    sizes = (50, 46, 34)[: 1 if "sequence" in kind else 3 if "volume" in kind else 2]
+    return randomize_(OWN[kind](drop)).eval(), torch.randn(batch, 3 if kind == "network" else 8, *sizes)
 
 
 def export(module, inputs, strict=False, **options):
@@ -60,7 +64,7 @@ def assert_right(module, plain, x):
         assert_as_good_as_eager(logits(module, x), eager, truth)
 
 
-@chosen(lambda name: name in ("timm-v2-conv", "transformers-dinov3"))
+@chosen(lambda name: name == "transformers-dinov3")
 @pytest.mark.parametrize("name", MODELS)
 def test_accelerated_model(name):
     plain = MODELS[name].make(dtype=torch.float32)
@@ -79,12 +83,12 @@ def test_own_module(kind, strict):
         pytest.skip("PyTorch 2.6 does not tell its strict export from torch.compile")
     if kind == "network" and NEW == (2, 8):
         pytest.skip("PyTorch 2.8 cannot prove the sizes of a network's maps; 2.6, 2.11 and 2.14 can")
-    module, channels = own(kind)
+    module, x = own(kind)
     dims = {0: torch.export.Dim("batch", min=2, max=64)}
-    dims |= {i: torch.export.Dim(name, min=16) for i, name in ((2, "height"), (3, "width"))}
-    program = export(module, (torch.randn(4, channels, 50, 46),), dynamic_shapes=(dims,), strict=strict)
+    dims |= {i: torch.export.Dim(f"size{i}", min=16) for i in range(2, x.dim())}
+    program = export(module, (x,), dynamic_shapes=(dims,), strict=strict)
     assert_only_pytorchs(program)
-    assert_right(program.module(), module, torch.randn(3, channels, 33, 35))
+    assert_right(program.module(), module, x[:3, :, 15:][..., 13:])
 
 
 @pytest.mark.parametrize("op", OPERATORS)
@@ -124,8 +128,7 @@ def test_16_bits_do_not_overflow():
 
 def test_training_mode():
     """Drop path is part of the program, and its operators are differentiable."""
-    block, channels = own("block V1", drop=0.5)
-    x = torch.randn(64, channels, 3, 3)
+    block, x = own("block V1", drop=0.5, batch=64)
     program = export(block.train(), (x,))
     assert_only_pytorchs(program)
     module = program.module()
@@ -150,8 +153,7 @@ def test_keep_ops():
 
 
 def test_keep_ops_ends_with_its_block():
-    block, channels = own("block V1")
-    x = torch.randn(2, channels, 5, 5)
+    block, x = own("block V1")
     with ck.keep_ops():
         with ck.keep_ops():
             pass
@@ -179,14 +181,15 @@ def test_trace_of_an_accelerated_model(name):
 
 
 def test_trace_cannot_keep_the_ops():
-    for module, channels in (own("block V1"), (ck.accelerate(MODELS["timm-v1"].make(dtype=torch.float32)), 3)):
+    accelerated = ck.accelerate(MODELS["timm-v1"].make(dtype=torch.float32))
+    for module, x in (own("block V1"), (accelerated, images(dtype=torch.float32))):
         with ck.keep_ops(), pytest.raises(RuntimeError, match=r"keep_ops: torch\.jit\.trace cannot keep the ops"):
-            torch.jit.trace(module, torch.randn(2, channels, 64, 64))
+            torch.jit.trace(module, x)
 
 
 @pytest.mark.parametrize("kind", [*OWN, "accelerated"])
 def test_script_says_what_to_do(kind):
-    module = ck.accelerate(MODELS["torchvision"].make()) if kind == "accelerated" else own(kind)[0]
+    module, x = (ck.accelerate(MODELS["torchvision"].make()), images()) if kind == "accelerated" else own(kind)
     with pytest.raises(RuntimeError, match=r"torch\.jit\.script cannot compile \w+: use torch\.export"):
         torch.jit.script(module)
-    module(torch.randn(1, 3 if kind in ("network", "accelerated") else 8, 64, 64).to(next(module.parameters())))
+    module(x)

@@ -11,7 +11,7 @@ from timm.models._features_fx import FeatureGraphNet
 from torch import nn
 
 import convnext_kernels as ck
-from convnext_kernels.nn import PatchDownsample2d
+from tests.deployment.test_export import OWN, own
 from tests.interop.helpers import MODELS, fused_calls, images
 from tests.shapes import chosen
 from tests.tolerance import randomize_
@@ -41,25 +41,6 @@ def test_accelerated_model(name):
     assert_same(pickle.loads(pickle.dumps(traced)), m, x)
 
 
-def test_modes_and_gradients():
-    """Whether a block drops samples is decided in every call."""
-    m = accelerated("timm-v1", drop=0.5)
-    traced = torch.fx.symbolic_trace(m)
-    x = images(8, dtype=torch.float32)
-    for training in (True, False):
-        m.train(training)
-        traced.train(training)
-        results = []
-        for model in (m, traced):
-            model.zero_grad()
-            torch.manual_seed(0)
-            y = model(x)
-            y.square().sum().backward()
-            results.append([y.detach(), *(p.grad for p in model.parameters())])
-        for a, b in zip(*results, strict=True):
-            assert torch.equal(a, b)
-
-
 def test_timms_feature_wrappers():
     x = images(dtype=torch.float32)
     tiny = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
@@ -82,22 +63,12 @@ def test_timms_feature_wrappers():
             torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        ck.FusedConvNeXtBlock(8, 0.5),
-        ck.DepthwiseConv2d(8, 3),
-        ck.LayerNorm2d(8),
-        ck.GlobalResponseNorm(8),
-        PatchDownsample2d(8, 16),
-    ],
-    ids=lambda module: type(module).__name__,
-)
-def test_own_modules_are_nodes(module):
-    around = nn.Sequential(randomize_(module))
+@pytest.mark.parametrize("kind", [kind for kind in OWN if kind != "network"])
+def test_own_modules_are_nodes(kind):
+    module, x = own(kind, drop=0.5)
+    around = nn.Sequential(module.train())
     traced = torch.fx.symbolic_trace(around)
     assert [n.target for n in traced.graph.nodes if n.op == "call_module"] == ["0"]
-    x = torch.randn(2, 8, 6, 6)
     results = []
     for model in (traced, around):
         torch.manual_seed(0)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
+pytestmark = pytest.mark.extended
 
 # Triton for a GPU that is not there, with tensors on the CPU in place of it.
 SCRIPT = """

@@ -237,10 +237,9 @@ def test_changes_are_seen(change, words, request):
     assert words in row.reason
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    ("make", "shape"),
-    [(partial(TIMM, stride=2, out_chs=8), (2, 8, 8, 8)), (MEDNEXT, (1, 6, 5, 6, 7))],
+    ("make", "shape", "dtype"),
+    [(partial(TIMM, stride=2, out_chs=8), (2, 8, 8, 8), torch.float32), (MEDNEXT, (1, 6, 5, 6, 7), torch.bfloat16)],
     ids=["timm, strided", "MedNeXt"],
 )
 def test_under_autocast_and_compiled(make, shape, dtype):

@@ -25,12 +25,7 @@ MAX_PARAMETERS = float(os.environ.get("CNK_PARITY_MAX_PARAMETERS", "220e6"))
 
 TRANSFORMERS = ("ConvNext", "ConvNextV2", "DINOv3ConvNext")  # in the sizes of "tiny": others are only wider
 
-FAST = {
-    "timm-convnextv2_atto",
-    *(f"timm-{name}" for name in ("test_convnext2", "test_convnext3")),  # GELU's tanh form, SiLU
-    "timm-convnext_zepto_rms",
-    "transformers-DINOv3ConvNext",
-}
+FAST = {f"timm-{name}" for name in ("test_convnext2", "test_convnext3", "convnext_zepto_rms")}  # tanh, SiLU, RMSNorm
 
 
 def from_transformers(kind):

@@ -81,25 +81,3 @@ def test_stochastic_depth_grows_linearly():
     blocks = [m for m in small(drop_path_rate=0.4).modules() if isinstance(m, cknn.FusedConvNeXtBlock)]
     rates = [block.drop_path.drop_prob for block in blocks]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "words"),
-    [
-        ({"depths": (1, 2)}, ValueError, "dims: expected one for each of the 2 stages, got 4"),
-        ({"dims": (8, 0, 8, 8)}, ValueError, r"dims\[1\]: expected an integer of at least 1, got 0"),
-        ({"features_only": True, "out_indices": (0, 4)}, ValueError, "out_indices: expected different integers below"),
-        ({"out_indices": (1,)}, ValueError, "out_indices: needs features_only=True"),
-    ],
-)
-def test_wrong_arguments(options, error, words):
-    with pytest.raises(error, match=words):
-        small(**options)
-    with pytest.raises(ValueError, match=r"name: unknown model 'convnext_tinny'; close: .*convnext_tiny"):
-        create_model("convnext_tinny")
-
-
-@pytest.mark.parametrize("shape", [(1, 3, 31, 64), (1, 4, 32, 32), (3, 32, 32)])
-def test_wrong_images(shape):
-    with pytest.raises(ValueError, match=r"x: expected images \(N, 3, H, W\) of at least 32x32, got"):
-        small()(torch.randn(shape))

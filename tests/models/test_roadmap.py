@@ -18,7 +18,7 @@ def build(step, regime, **options):
         return roadmap.create_step(step, regime, **options)
 
 
-@chosen(lambda step, regime: ROWS.index((step, regime)) % 3 == 0)
+@chosen(lambda step, regime: ROWS.index((step, regime)) % 5 == 0)
 @pytest.mark.parametrize(("step", "regime"), ROWS)
 def test_gflops_are_the_published_ones(step, regime):
     found = count(build(step, regime)).multiply_adds / 1e9

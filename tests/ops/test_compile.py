@@ -20,9 +20,8 @@ def test_block_with_inductor(backend):
     compiled = torch.compile(block, fullgraph=True, mode="reduce-overhead")
     results = []
     for module in (block, compiled):
-        block.zero_grad()
-        y = module(x.requires_grad_())
-        results.append((y, *torch.autograd.grad(y.square().mean(), [x, *block.parameters()])))
+        y = module(x.requires_grad_())  # alone: Inductor has no C++ to compile
+        results.append((y, *torch.autograd.grad(y, [x, *block.parameters()], torch.ones_like(y))))
     torch.testing.assert_close(*results)
 
 

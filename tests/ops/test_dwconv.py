@@ -1,25 +1,12 @@
-"""What is special about the depthwise convolution: its borders."""
+"""What is special about depthwise convolutions: wide images in 16 bits, transposed volumes."""
 
 import pytest
 import torch
+from torch.library import opcheck
 
+from convnext_kernels import functional
 from tests.operators import OPERATORS, gradients
 from tests.shapes import TRITON, chosen
-
-
-@chosen(lambda k, dilation, kernel: (k, dilation) in ((3, 1), (5, 3), (7, 2)) or kernel != TRITON)
-@pytest.mark.parametrize("dilation", [1, 2, 3])
-@pytest.mark.parametrize("k", [3, 5, 7, 13])
-def test_every_tap_lands_where_it_should(k, dilation, kernel):
-    """One lit pixel in each corner and in the middle: the result is the flipped kernel, cut at the borders."""
-    size = 15
-    x = torch.zeros(5, 3, size, size)
-    for sample, (i, j) in enumerate([(0, 0), (0, size - 1), (size - 1, 0), (size - 1, size - 1), (7, 6)]):
-        x[sample, :, i, j] = 1
-    weight = torch.arange(1.0, 3 * k * k + 1).view(3, 1, k, k)
-    operator = OPERATORS["dwconv"]
-    y = operator.serve(kernel, x=x, weight=weight, dilation=dilation)
-    assert torch.equal(y, operator.reference(x=x, weight=weight, dilation=dilation))
 
 
 @chosen(lambda dtype, backend: dtype == torch.bfloat16 or backend != TRITON)
@@ -36,3 +23,22 @@ def test_gradients_of_wide_channels_last_images(k, dilation, dtype, backend):
     for name, truth in expected.items():
         error = (found[name].double() - truth).abs().max() / truth.abs().max()
         assert error <= 8 * torch.finfo(dtype).eps, name  # garbage is off by more than its own size
+
+
+# opcheck looks at .grad of the copies it makes of x, which are no leaves.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d], ids=str)
+def test_transposed(memory_format):
+    """opcheck, finite differences, an empty batch, and what is refused; values: tests/ops/test_parts.py."""
+    x = torch.randn(2, 3, 2, 1, 3, dtype=torch.double).contiguous(memory_format=memory_format)
+    tensors = [t.requires_grad_() for t in (x, *(torch.randn(s, dtype=torch.double) for s in ((3, 1, 3, 1, 5), (3,))))]
+    op, backward = (
+        getattr(torch.ops.convnext_kernels, f"dwconv3d_transposed{name}").default for name in ("", "_backward")
+    )
+    opcheck(op, (*tensors, 1, "auto"))
+    y = op(*(t.detach() for t in tensors), 1, "auto")
+    opcheck(backward, (torch.randn_like(y), *(t.detach() for t in tensors), 1, [True] * 3, "auto"))
+    assert torch.autograd.gradcheck(functional.depthwise_conv_transpose3d, tensors)
+    assert functional.depthwise_conv_transpose3d(x[:0], *tensors[1:]).shape == (0, 3, 3, 1, 5)
+    with pytest.raises(ValueError, match="output_padding: expected 0 or 1, got 2"):
+        functional.depthwise_conv_transpose3d(*tensors, output_padding=2)

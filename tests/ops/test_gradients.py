@@ -43,16 +43,6 @@ def test_only_what_is_asked(op, variant, backend):
 
 
 @pytest.mark.parametrize("op", OPERATORS)
-def test_nothing_is_kept_without_gradients(op, backend):
-    arguments = OPERATORS[op].arguments(VARIANTS["v1"], torch.float32)
-    assert OPERATORS[op].serve(backend, **arguments).grad_fn is None
-    with torch.no_grad():
-        assert OPERATORS[op].serve(backend, **with_gradients(arguments)).grad_fn is None
-    with torch.inference_mode():
-        assert OPERATORS[op].serve(backend, **arguments).is_inference()
-
-
-@pytest.mark.parametrize("op", OPERATORS)
 def test_double_backward_raises(op):
     arguments = with_gradients(OPERATORS[op].arguments(VARIANTS["v1"], torch.float32))
     y = OPERATORS[op].call(**arguments)
@@ -74,3 +64,41 @@ def test_backward_keeps_the_backend_of_the_forward(op, backend):
     while not hasattr(node, "backend"):
         node = node.next_functions[0][0]
     assert node.backend == backend
+
+
+def _backward_arguments(op, backend, **options):
+    """The backward op and the arguments that autograd calls it with."""
+    arguments = with_gradients(OPERATORS[op].arguments(VARIANTS["v1"], torch.float32))
+    y = OPERATORS[op].serve(backend, **arguments, **options)
+    ((name, given, _),) = op_calls(lambda: y.sum().backward())
+    return getattr(torch.ops.convnext_kernels, name), list(given)
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_the_backward_op_checks_its_gradient(op, backend):
+    """Shape and dtype: kernels that see addresses alone would read beyond them."""
+    backward, arguments = _backward_arguments(op, backend)
+    dy, rest = arguments[0], arguments[1:]
+    backward(dy, *rest)
+    with pytest.raises(ValueError, match=r"d(y|out): expected .*shape.*got \(.*, 1, \d+\)"):
+        backward(dy[..., :1, :].contiguous(), *rest)
+    with pytest.raises(TypeError, match=r"d(y|out): expected float32, got bfloat16"):
+        backward(dy.bfloat16(), *rest)
+
+
+@pytest.mark.parametrize("memory", ["min", "balanced"])
+@pytest.mark.parametrize("op", ["mlp", "block"])
+def test_the_backward_op_checks_what_was_kept(op, memory, backend):
+    if backend == "eager":
+        pytest.skip("eager keeps nothing")
+    backward, arguments = _backward_arguments(op, backend, memory=memory)
+    (at,) = [i for i, a in enumerate(arguments) if isinstance(a, list) and all(isinstance(t, torch.Tensor) for t in a)]
+    if not arguments[at]:
+        pytest.skip("nothing is kept of this op")
+    for wrong in (arguments[at][-1][:1], arguments[at][-1].double()):
+        changed = list(arguments)
+        changed[at] = [*arguments[at][:-1], wrong]
+        with pytest.raises((TypeError, ValueError), match="saved"):
+            backward(*changed)
+    with pytest.raises(ValueError, match="saved: expected at most"):
+        backward(*arguments[:at], arguments[at] * 3, *arguments[at + 1 :])

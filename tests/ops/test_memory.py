@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from convnext_kernels import FusedConvNeXtBlock, functional
-from tests.operators import OPERATORS, gradients, op_calls, with_gradients
+from convnext_kernels import FusedConvNeXtBlock
+from tests.operators import OPERATORS, op_calls, with_gradients
 from tests.shapes import TRITON, Case, chosen
 
 CASE = Case("wide enough for auto to keep the hidden", n=2, c=208, h=5, w=6)
@@ -47,35 +47,6 @@ def test_block_keeps_half_under_autocast(memory, limit, backend):
     weights = 0 if backend in ("eager", "cpu") else 2 * 2 * 4 * CASE.c**2 / (4 * x.numel())
     with torch.autocast("cpu", torch.bfloat16):
         assert kept(block, x) - weights == pytest.approx(limit, abs=0.01)
-
-
-@chosen(lambda op, dtype, backend: (op, dtype) == ("mlp", torch.bfloat16) or backend != TRITON)
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("op", ["mlp", "block"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_memory_changes_no_gradient(op, variant, dtype, backend):
-    """Kept or computed again: the same numbers but for one rounding of the hidden."""
-    operator = OPERATORS[op]
-    arguments = operator.arguments(VARIANTS[variant], dtype)
-    dy = torch.randn(arguments["x"].shape).to(dtype)
-    kept_hidden, computed = (
-        gradients(lambda m=m, **a: operator.serve(backend, **a, memory=m), arguments, dy) for m in ("balanced", "min")
-    )
-    for name, gradient in kept_hidden.items():
-        scale = gradient.abs().max().item()
-        torch.testing.assert_close(
-            gradient, computed[name], rtol=0, atol=scale * (0.02 if dtype.itemsize == 2 else 1e-5)
-        )
-
-
-def test_an_unknown_setting_is_named(backend):
-    with pytest.raises(ValueError, match=r"memory.*'min'.*got 'low'"):
-        FusedConvNeXtBlock(8, memory="low")
-    arguments = OPERATORS["block"].arguments(VARIANTS["v1"], torch.float32)
-    for grad in (False, True):
-        x = arguments["x"].clone().requires_grad_(grad)
-        with pytest.raises(ValueError, match=r"memory.*got 'low'"):
-            functional.convnext_block(**{**arguments, "x": x}, memory="low", backend=backend)
 
 
 @pytest.mark.parametrize("op", ["mlp", "block"])

@@ -37,22 +37,15 @@ def test_a_model_is_recorded_by_kinds_of_calls():
     assert stem[1] == 2 * 2 * 32 * 8 * 8 * 3 * 16  # FLOPs
 
 
-@pytest.mark.parametrize(("c", "size"), STAGES)
-def test_eager_moves_54_c_bytes_a_pixel(c, size):
-    """bf16 V1, as docs/ops/block.md: dwconv 4, LN 4, fc1 10, GELU 16, fc2 10, scale 4, add 6; then the weights."""
-    pixels = 8 * size * size
-    weights = 2 * 2 * 4 * c * c
-    assert row(block(c, size)).eager.bytes == pixels * 54 * c + weights
-    assert row(block(c, size)).eager.launches == 7
-
-
 @pytest.mark.parametrize(("stage", "picoseconds"), list(zip(STAGES, (313, 878, 2948, 10667), strict=True)))
-def test_the_limit_is_that_of_two_kernels(stage, picoseconds):
-    call = block(*stage)
-    pixels = 8 * stage[1] ** 2
-    limit = row(call).limit
-    assert limit.seconds / pixels * 1e12 == pytest.approx(picoseconds, rel=0.01)
-    assert limit.bytes == pixels * 10 * stage[0]
+def test_bytes_of_eager_and_the_limit_of_two_kernels(stage, picoseconds):
+    """bf16 V1, as docs/ops/block.md: dwconv 4, LN 4, fc1 10, GELU 16, fc2 10, scale 4, add 6; then the weights."""
+    c, size = stage
+    found, pixels = row(block(c, size)), 8 * size**2
+    assert found.eager.bytes == pixels * 54 * c + 2 * 2 * 4 * c * c
+    assert found.eager.launches == 7
+    assert found.limit.seconds / pixels * 1e12 == pytest.approx(picoseconds, rel=0.01)
+    assert found.limit.bytes == pixels * 10 * c
 
 
 CALLS = [

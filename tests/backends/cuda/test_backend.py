@@ -83,3 +83,28 @@ def test_replayed_calls(variant):
     ]
     assert len(programs) == 3  # with and without a gradient, and the gradient
     assert all(program.replay is not None for program in programs)
+
+
+@pytest.mark.skipif(not native.on_host(), reason="needs the CUDA kernels built for the host")
+@pytest.mark.parametrize("shape", [(2**33, 8, 1, 1), (2**17, 96, 256, 256), (2, 4, 2**16, 2**16)], ids=str)
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_grids_of_2_to_the_33_pixels(shape, channels_last, recorded):
+    """N * H * W up to 2^33: launches stay within the limits of a grid; nothing is run."""
+    n, c, h, w = shape
+    bf16, launches, extension = native.DTYPE_CODES[torch.bfloat16], recorded(), native.extension()
+    image = (1 << 40, bf16, c * h * w, *((1, w * c, c) if channels_last else (h * w, w, 1)))
+    of = extension.Convolution(n, c, h, h, 7, 1, w, w, 7, 1, 1, 1)
+    extension.dwconv((0, 0), of, image, image, None, 1 << 41, None, False)
+    assert extension.dwconv_weight_parts((0, 0), 1, of) <= 352
+    extension.dwconv_weight_gradient((0, 0), of, image, image, None, None, 1 << 42)
+    rows, vector = (*image[:3], *((c, 1) if channels_last else (1, h * w))), (1 << 41, bf16)
+    sizes, patches = (n, h * w, c), (2, h, w)
+    extension.layernorm((0, 0), rows, rows, vector, vector, 1e-6, *sizes, *patches, 0)
+    parts = extension.layernorm_parts((0, 0), n * h * w)
+    assert parts <= 2 * 132
+    extension.layernorm_backward((0, 0), rows, rows, rows, vector, 1 << 42, parts, 1e-6, *sizes, *patches, 0)
+    extension.grn_sums((0, 0), rows, rows, *[1 << 42] * 3, *sizes)
+    extension.grn_apply((0, 0), rows, rows, rows, 1 << 42, 1 << 42, None, *sizes)
+    assert len(launches) == 3 + 4
+    assert all(1 <= launch.grid <= 2**31 - 1 for launch in launches)
+    assert all(launch.shared_bytes <= 48 << 10 for launch in launches[3:])

@@ -80,23 +80,6 @@ def test_every_gpu_has_a_tile(kernel, shared_bytes, recorded):
             assert all(launch.shared_bytes <= shared_bytes and launch.threads % 32 == 0 for launch in launches)
 
 
-@pytest.mark.parametrize("shape", [(2**33, 8, 1, 1), (2**17, 96, 256, 256), (2, 4, 2**16, 2**16)], ids=str)
-@pytest.mark.parametrize("channels_last", [True, False])
-def test_grids_of_2_to_the_33_pixels(shape, channels_last, recorded):
-    """N * H * W up to 2^33: launches stay within the limits of a grid; nothing is run."""
-    n, c, h, w = shape
-    strides = (c * h * w, 1, w * c, c) if channels_last else (c * h * w, h * w, w, 1)
-    image = (1 << 40, native.DTYPE_CODES[torch.bfloat16], *strides)
-    launches = recorded()
-    extension = native.extension()
-    of = extension.Convolution(n, c, h, h, 7, 1, w, w, 7, 1, 1, 1)
-    extension.dwconv((0, 0), of, image, image, None, 1 << 41, None, False)
-    assert extension.dwconv_weight_parts((0, 0), 1, of) <= 352
-    extension.dwconv_weight_gradient((0, 0), of, image, image, None, None, 1 << 42)
-    assert [launch.symbol.split("dwconv")[1][:8] for launch in launches] == ["_kernelI", "_weight_", "_weight_"]
-    assert all(1 <= launch.grid <= 2**31 - 1 for launch in launches)
-
-
 @pytest.mark.parametrize(("shared_bytes", "served"), [(65536, False), (101376, False), (232448, True)])
 def test_what_no_tile_fits_is_refused(shared_bytes, served, recorded):
     """The largest kernel in 16 bits: "auto" then takes another backend; where it is served there is a tile."""

@@ -112,29 +112,34 @@ def test_fp32_pixels_and_16_bit_products(dtype, case, layout, plan_of):
     assert_as_good_as_eager(y, eager, reference, dtype=dtype)
 
 
+EXECUTED = [
+    ("40", BF16, NHWC),
+    ("40", FP16, NCHW),
+    ("40 v2", BF16, NHWC),
+    ("40 v2", FP32, NCHW),
+    ("100", BF16, NHWC),
+    ("100", FP32, NHWC),
+    ("128", FP16, NHWC),
+    ("130 v2", BF16, NCHW),
+    ("256", BF16, NHWC),
+]
+# No cp.async, products of half the depth, one buffer for the widest weights
+TURING = [("40", FP16, NHWC), ("40 v2", FP16, NHWC), ("40", FP32, NHWC), ("256", FP16, NHWC)]
+
+
 @pytest.mark.parametrize(
-    ("case", "dtype", "layout"),
+    ("arch", "case", "dtype", "layout"),
     [
-        ("40", BF16, NHWC),
-        ("40", FP16, NCHW),
-        ("40 v2", BF16, NHWC),
-        ("40 v2", FP32, NCHW),
-        ("100", BF16, NHWC),
-        ("100", FP32, NHWC),
-        ("128", FP16, NHWC),
-        ("130 v2", BF16, NCHW),
-        ("256", BF16, NHWC),
+        *((arch, *row) for arch in (80, 90) for row in EXECUTED),
+        *((75, *row) for row in TURING),
+        *((arch, "40 v2", BF16, NHWC) for arch in (100, 120)),
     ],
+    ids=lambda value: f"sm_{value}" if isinstance(value, int) else None,
 )
-@pytest.mark.parametrize("arch", [80, 90], ids=lambda arch: f"sm_{arch}")
 def test_executed(arch, case, dtype, layout, plan_of):
-    run(arch, case, dtype, layout, plan_of)
-
-
-@pytest.mark.parametrize(("case", "dtype"), [("40", FP16), ("40 v2", FP16), ("40", FP32), ("256", FP16)])
-def test_executed_on_turing(case, dtype, plan_of):
-    """No cp.async, products of half the depth, one buffer for the widest weights."""
-    run(75, case, dtype, NHWC, plan_of)
+    with executed.executed(arch) as run, plan_of("fused"):
+        check("mlp", case, dtype, layout)
+    assert not any(launch.warn for launch in run.launches)
 
 
 @pytest.mark.parametrize(
@@ -147,17 +152,6 @@ def test_cublas_plan_executed(arch, case, dtype, layout, plan_of):
     with executed.executed(arch), plan_of("cublas"):
         check("mlp", case, dtype, layout)
         check_gradients("mlp", arguments, torch.randn_like(arguments["x"]), "cuda")
-
-
-@pytest.mark.parametrize("arch", [100, 120], ids=lambda arch: f"sm_{arch}")
-def test_executed_elsewhere(arch, plan_of):
-    run(arch, "40 v2", BF16, NHWC, plan_of)
-
-
-def run(arch, case, dtype, layout, plan_of):
-    with executed.executed(arch) as run, plan_of("fused"):
-        check("mlp", case, dtype, layout)
-    assert not any(launch.warn for launch in run.launches)
 
 
 @pytest.mark.parametrize("c", [96, 192])

@@ -1,14 +1,17 @@
-"""LayerNorm, GRN, downsampling beyond what the general suites run: thread order, looping grids, PTX."""
+"""LayerNorm, GRN, downsampling, sums, activations beyond what the general suites run: thread order, grids, PTX."""
 
 import pytest
 import torch
 
-from convnext_kernels.backends.cuda import layernorm, native, reduce
+from convnext_kernels.backends.cuda import layernorm, native
+from convnext_kernels.backends.cuda.reduce import sum_partials
+from convnext_kernels.backends.cuda.shared import KERNELS
 from convnext_kernels.calls import NormCall
 from tests.backends.cuda import executed
 from tests.operators import check
+from tests.reference import ACTIVATIONS
 from tests.shapes import DTYPES, Case
-from tests.tolerance import generator
+from tests.tolerance import assert_as_good_as_eager, generator
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),
@@ -21,6 +24,9 @@ CASES = {
     "tail": Case("teams with idle lanes, patches of 3", n=3, c=40, h=8, w=7, patch=3),
     "tiles": Case("more pixels than a tile of GRN's sums, more samples than blocks", n=3, c=24, h=12, w=11),
     "wide": Case("a pixel in several warps, channels in several spans", n=1, c=1000, h=5, w=7),
+    # teams of all the threads of a block, and more channels than one holds
+    **{f"C{c}": Case("many channels", n=2, c=c, h=3, w=1) for c in (2048, 4100, 8200)},
+    **{f"{norm}-C{c}": Case(norm, c=c, h=3, norm=norm) for norm in ("rms", "simple") for c in (2, 13, 96, 1000, 3100)},
 }
 OPS = ("layernorm", "grn", "downsample")
 NORMS = ("layernorm", "grn")
@@ -32,7 +38,9 @@ HOST_ROWS = [
     # Also in fp32, whose tolerance shows a sum that took one warp's part from the next sample.
     *((op, case, dtype) for op in OPS for case in ("tail", "tiles") for dtype in (torch.bfloat16, torch.float32)),
     *((op, "wide", torch.bfloat16) for op in NORMS),
+    *(("layernorm", case, dtype) for case in CASES if "C" in case for dtype in (torch.bfloat16, torch.float32)),
 ]
+HOST_ROWS = [row for row in HOST_ROWS if row[1:] not in (("rms-C3100", torch.float32), ("simple-C3100", torch.float32))]
 PTX_ROWS = [
     (90, "layernorm", "odd", torch.float16),
     (90, "layernorm", "vectors", torch.float32),
@@ -49,18 +57,10 @@ PTX_ROWS = [
 @pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
 @pytest.mark.parametrize(("op", "case", "dtype"), HOST_ROWS)
 def test_either_thread_order_and_looping_grids(op, case, dtype, layout, host):
+    scale = 0.0 if CASES[case].norm == "layer" else 1.0
     for last_first, limit in ((False, 2), (True, 5)):
         host(last_first=last_first, grid_limit=limit)
-        check(op, CASES[case], dtype, layout, "cuda")
-
-
-def test_sums_of_many_parts_in_either_thread_order(host):
-    """Threads share the parts, and a block takes several groups of columns."""
-    partials = torch.randn(64, 1500, generator=generator("partials"))
-    for last_first in (False, True):
-        host(last_first=last_first, grid_limit=1)
-        total = reduce.sum_partials(partials, torch.float32)
-        torch.testing.assert_close(total.double(), partials.double().sum(dim=0), rtol=1e-6, atol=1e-5)
+        check(op, CASES[case], dtype, layout, "cuda", scale=scale)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
@@ -68,16 +68,6 @@ def test_sums_of_many_parts_in_either_thread_order(host):
 def test_executed(arch, op, case, dtype, layout):
     with executed.executed(arch):
         check(op, CASES[case], dtype, layout, "cuda", runs=1)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
-@pytest.mark.parametrize("channels", [2048, 4100, 8200], ids="C{}".format)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_many_channels(dtype, channels, layout, host):
-    """Teams of all the threads of a block, and more channels than one holds."""
-    for last_first in (False, True):
-        host(last_first=last_first, grid_limit=2)
-        check("layernorm", Case("many channels", n=2, c=channels, h=3, w=1), dtype, layout, "cuda")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
@@ -89,30 +79,36 @@ def test_pixels_that_are_not_there_cost_no_gradient(layout):
         assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_IDS)
-@pytest.mark.parametrize("channels", [2, 13, 96, 1000, 3100], ids="C{}".format)
-@pytest.mark.parametrize("norm", ["rms", "simple"])
-def test_rms_and_simple(norm, channels, layout, host):
-    for last_first, limit in ((False, 2**31 - 1), (True, 2)):
+@pytest.mark.parametrize("parts", [1, 2, 3, 31, 64, 300, 2500])
+@pytest.mark.parametrize("shape", [(1,), (2, 13), (64,), (3, 1000)], ids=str)
+def test_partial_sums(parts, shape, host):
+    """Threads share the parts, and a block takes several groups of columns."""
+    partials = torch.randn((parts, *shape), generator=generator("partials", parts, shape))
+    reference = partials.double().sum(dim=0)
+    first = sum_partials(partials, torch.float32)
+    for last_first, limit in ((False, 1), (False, 2), (True, 1), (True, 2**31 - 1)):
         host(last_first=last_first, grid_limit=limit)
-        for dtype in (torch.float32, torch.bfloat16)[channels == 3100 :]:  # which is refused in fp32
-            check("layernorm", Case(norm, c=channels, h=3, norm=norm), dtype, layout, "cuda", runs=1, scale=1.0)
+        for dtype in DTYPES:
+            result = sum_partials(partials, dtype)
+            assert result.shape == shape
+            assert torch.equal(result, first.to(dtype))
+    assert (first - reference).abs().max() <= 1e-6 * partials.abs().sum(dim=0).max()
 
 
-@pytest.mark.parametrize("shape", [(2**33, 8, 1, 1), (2**17, 96, 256, 256), (2, 4, 2**16, 2**16)], ids=str)
-@pytest.mark.parametrize("channels_last", [True, False])
-def test_grids_of_2_to_the_33_pixels(shape, channels_last, recorded):
-    """N * H * W up to 2^33: launches stay within the limits of a grid; nothing is run."""
-    n, c, h, w = shape
-    bf16 = native.DTYPE_CODES[torch.bfloat16]
-    image = (1 << 40, bf16, c * h * w, *((c, 1) if channels_last else (1, h * w)))
-    vector, launches, extension = (1 << 41, bf16), recorded(), native.extension()
-    sizes, patches = (n, h * w, c), (2, h, w)
-    extension.layernorm((0, 0), image, image, vector, vector, 1e-6, *sizes, *patches, 0)
-    parts = extension.layernorm_parts((0, 0), n * h * w)
-    assert parts <= 2 * 132
-    extension.layernorm_backward((0, 0), image, image, image, vector, 1 << 42, parts, 1e-6, *sizes, *patches, 0)
-    extension.grn_sums((0, 0), image, image, *[1 << 42] * 3, *sizes)
-    extension.grn_apply((0, 0), image, image, image, 1 << 42, 1 << 42, None, *sizes)
-    assert len(launches) == 4
-    assert all(1 <= launch.grid <= 2**31 - 1 and launch.shared_bytes <= 48 << 10 for launch in launches)
+@pytest.mark.parametrize("count", [1, 7, 8, 4099])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(activation, dtype, count, host):
+    """Values, and gradients in place."""
+    host(last_first=True, grid_limit=2)
+    u = (torch.randn(count, generator=generator("u")) * 3).to(dtype).requires_grad_()
+    dh = torch.randn(count, generator=generator("dh")).to(dtype)
+    wide = u.detach().double().requires_grad_()
+    eager, reference = (ACTIVATIONS[activation](t) for t in (u, wide))
+    eager.backward(dh)
+    reference.backward(dh.double())
+    h, du = torch.empty_like(dh), dh.clone()
+    KERNELS.activate(u.detach(), h, activation)
+    KERNELS.activate_backward(du, u.detach(), du, activation)
+    assert_as_good_as_eager(h, eager.detach(), reference.detach(), scale=1.0)
+    assert_as_good_as_eager(du, u.grad, wide.grad, what="gradient", scale=1.0)

@@ -1,8 +1,10 @@
 """The architectures that compiled kernels are executed for, where an emulator of PTX is on the path."""
 
+from contextlib import nullcontext
+
 import pytest
 
-from convnext_kernels import tuning
+from tests.backends.triton import interpreted
 
 
 @pytest.fixture
@@ -22,16 +24,10 @@ def architecture(request, emulate):
         yield request.param
 
 
-@pytest.fixture
-def plan_of():
-    """Force the bottleneck's plan: ``with plan_of("fused"):``; of "gemm" all products are ours."""
-
-    def force(plan: str):
-        def choice(kernel, problem, candidates, gpu):
-            if kernel in ("mlp_forward", "mlp_backward"):
-                return next((c for c in candidates if c.config["plan"] == plan), None)
-            return candidates[0] if kernel.startswith("mlp_") else None
-
-        return tuning.forced(choice)
-
-    return force
+@pytest.fixture(params=[pytest.param(False, id="interpreted", marks=interpreted), pytest.param(True, id="executed")])
+def turn(request):
+    """``with turn(index):``: the same test in the interpreter, and as PTX on sm_80 and sm_90 in turn."""
+    if request.param:
+        emulate = request.getfixturevalue("emulate")
+        return lambda index, architectures=(80, 90): emulate(architectures[index % len(architectures)])
+    return lambda index, architectures=(): nullcontext()

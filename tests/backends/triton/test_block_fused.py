@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from convnext_kernels import tuning
+from tests.backends.triton import forcing
 from tests.operators import OPERATORS, check, expected
 from tests.shapes import Case
 from tests.tolerance import assert_as_good_as_eager
@@ -25,16 +26,10 @@ def run(case, name, dtype=torch.bfloat16, layout=torch.channels_last):
     """Check the result; return whether the block's plan was a choice."""
     arguments = OPERATORS["block"].arguments(case, dtype)
     arguments["x"] = arguments["x"].contiguous(memory_format=layout)
-    asked = []
-
-    def choice(kernel, _problem, candidates, _gpu):
-        asked.append(kernel)
-        return next((c for c in candidates if c.name == name), None)
-
-    with tuning.forced(choice):
+    with forcing(block_forward=name) as taken:
         y = OPERATORS["block"].serve("triton", **arguments)
     assert_as_good_as_eager(y, *expected("block", case, dtype))
-    return "block_forward" in asked and "mlp_forward" not in asked
+    return "block_forward" in taken
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -62,7 +57,7 @@ def test_two_kernels_serve_the_others(case, dtype, layout):
 
 def test_not_for_training():
     """The gradient needs y."""
-    with tuning.forced(lambda _k, _p, candidates, _g: next((c for c in candidates if c.name in NAMES), None)):
+    with forcing(block_forward=NAMES[0]):
         check("block", PLAIN, torch.bfloat16, torch.channels_last, "triton", runs=1)
 
 

@@ -39,16 +39,10 @@ def forced(forward, weight):
     return tuning.forced(choice)
 
 
-@interpreted
-@pytest.mark.parametrize(("case", "dtype", "forward", "weight"), ROWS, ids=lambda v: getattr(v, "reason", None))
-def test_parity(case, dtype, forward, weight):
-    with forced(forward, weight):
-        check("dwconv", case, dtype, torch.channels_last, "triton", runs=1)
-
-
-@pytest.mark.parametrize(("case", "dtype", "forward", "weight"), ROWS, ids=lambda v: getattr(v, "reason", None))
-def test_executed(case, dtype, forward, weight, architecture):
-    with forced(forward, weight):
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0].reason)
+def test_parity(row, turn):
+    case, dtype, forward, weight = row
+    with turn(ROWS.index(row)), forced(forward, weight):
         check("dwconv", case, dtype, torch.channels_last, "triton", runs=1)
 
 

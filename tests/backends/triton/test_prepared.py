@@ -84,23 +84,6 @@ def test_launches_by_address(case, dtype, emulate, addresses):
         assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
 
 
-def test_nothing_of_the_first_tensors_is_remembered(emulate, arguments):
-    """Other weights, and weights that change in place, also through ``.data`` and under autocast."""
-    arguments = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
-    with emulate(90):
-        for change in range(4):
-            if change == 1:
-                arguments = {k: v.flip(0) if k.endswith("weight") else v for k, v in arguments.items()}
-            if change == 2:
-                arguments["pwconv1_weight"].mul_(1.5)
-            if change == 3:
-                arguments["pwconv2_weight"].data.mul_(-1)
-            with torch.autocast("cpu", torch.bfloat16):
-                y = block(**arguments)
-            exact = OPERATORS["block"].reference(**arguments)
-            assert (y - exact).abs().max() < 0.05 * exact.abs().max()
-
-
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_rounded_weights_are_kept(mode, emulate, addresses, arguments):
     """Under autocast, until they change; calls from a graph of `torch.compile` neither keep nor take any."""

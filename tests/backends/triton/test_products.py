@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from convnext_kernels import tuning
+from tests.backends.triton import forcing
 from tests.operators import OPERATORS, check, check_forward, expected
 from tests.shapes import Case, chosen
 from tests.tolerance import assert_as_good_as_eager
@@ -37,23 +38,10 @@ EXPAND = [(name, "64x64-k64-s2") for name in names(mlp_plan.expand_candidates, W
 PROJECT = [("fold-64x64-k64-s2", name) for name in names(mlp_plan.project_candidates, WIDE["v1"])]
 
 
-def forcing(**wanted):
-    """What forces the candidate of each kernel, and the set of kernels of which it was taken."""
-    taken = set()
-
-    def choice(kernel, _problem, candidates, _gpu):
-        found = next((c for c in candidates if c.name == wanted.get(kernel)), None)
-        taken.update([] if found is None else [kernel])
-        return found
-
-    return tuning.forced(choice), taken
-
-
 def run(case, expand, project, memory):
     arguments = OPERATORS["mlp"].arguments(case, torch.bfloat16)
     arguments["x"] = arguments["x"].contiguous(memory_format=torch.channels_last)
-    force, taken = forcing(mlp_forward="gemm", mlp_expand=expand, mlp_project=project)
-    with force:
+    with forcing(mlp_forward="gemm", mlp_expand=expand, mlp_project=project) as taken:
         y = OPERATORS["mlp"].serve("triton", **arguments, memory=memory)
     assert taken == {"mlp_forward", "mlp_expand", "mlp_project"}
     assert_as_good_as_eager(y, *expected("mlp", case, torch.bfloat16))
@@ -62,11 +50,20 @@ def run(case, expand, project, memory):
 PRODUCTS = list(dict.fromkeys(EXPAND + PROJECT))
 
 
+@pytest.fixture
+def no_descriptors(request):
+    """The emulator has none."""
+    if request.node.callspec.params["turn"] and "-tma" in str(request.node.callspec.params):
+        pytest.skip("loads through descriptors are not emulated")
+
+
 # Candidates are the same kernels with other tiles: a sixth of them every day.
-@chosen(lambda expand, project: "library" in (expand, project) or PRODUCTS.index((expand, project)) % 6 == 0)
-@pytest.mark.parametrize(("expand", "project"), PRODUCTS)
-def test_every_candidate(expand, project):
-    run(WIDE["v1"], expand, project, "min")
+@chosen(lambda products, turn: turn or "library" in products or PRODUCTS.index(products) % 6 == 0)
+@pytest.mark.parametrize("products", PRODUCTS, ids="-".join)
+def test_every_candidate(products, turn, no_descriptors):
+    index = PRODUCTS.index(products)
+    with turn(index):
+        run(WIDE["v1"], *products, ("min", "balanced")[index // 2 % 2])
 
 
 @pytest.mark.parametrize(
@@ -108,8 +105,7 @@ GRADIENTS = [
 
 def run_gradients(case, forced, memory, dtype=torch.bfloat16, plan="gemm"):
     """`forced`: the candidate of each kernel that is not chosen as usual."""
-    force, taken = forcing(mlp_forward="gemm", mlp_backward=plan, **forced)
-    with force:
+    with forcing(mlp_forward="gemm", mlp_backward=plan, **forced) as taken:
         check("mlp", case, dtype, torch.channels_last, "triton", runs=1, memory=memory)
     assert {*forced, "mlp_backward"} <= taken
 
@@ -131,24 +127,21 @@ def test_every_candidate_of_the_gradients(index):
 
 
 def test_the_fused_kernel_keeps_what_enters_the_activation():
-    force, taken = forcing(mlp_forward="fused-m64-h64-w4", mlp_backward="gemm")
-    with force:
+    with forcing(mlp_forward="fused-m64-h64-w4", mlp_backward="gemm") as taken:
         check("mlp", NARROW["c40"], torch.bfloat16, torch.channels_last, "triton", runs=1, memory="balanced")
     assert {"mlp_forward", "mlp_backward"} <= taken
 
 
+@pytest.mark.extended
 def test_library_gradients_with_grn():
     run_gradients(WIDE["v2"], {k: n for k, n in TOGETHER[0].items() if k != "mlp_hidden_gradient"}, "min")
 
 
-EXECUTED = [gradient for gradient in GRADIENTS if "-tma" not in gradient[1]]  # the emulator has no descriptors
-
-
-@pytest.mark.parametrize("index", range(len(EXECUTED)))
-def test_executed_gradients(index, emulate):
+@pytest.mark.parametrize("gradient", [gradient for gradient in GRADIENTS if "-tma" not in gradient[1]], ids="-".join)
+def test_executed_gradients(gradient, emulate):
     """Each once: on sm_80 and sm_90 in turn."""
-    with emulate((80, 90)[index % 2]):
-        run_gradients(WIDE["v1"], dict([EXECUTED[index]]), "min")
+    with emulate((80, 90)[GRADIENTS.index(gradient) % 2]):
+        run_gradients(WIDE["v1"], dict([gradient]), "min")
 
 
 NARROW = {
@@ -175,44 +168,35 @@ ANYWHERE = {
 }
 
 
-@chosen(lambda plan, case, kernel, name: FUSED.index((plan, case, kernel, name)) % 2)
-@pytest.mark.parametrize(("plan", "case", "kernel", "name"), FUSED)
-def test_gradients_with_the_hidden_on_chip(plan, case, kernel, name):
-    run_gradients(NARROW[case], {kernel: name}, "min", plan=plan)
+# Each kernel of both plans once, at each width once.
+@chosen(lambda candidate, turn: turn or FUSED.index(candidate) in (3, 9, 15, 19))
+@pytest.mark.parametrize("candidate", FUSED, ids="-".join)
+def test_gradients_with_the_hidden_on_chip(candidate, turn):
+    plan, case, kernel, name = candidate
+    with turn(FUSED.index(candidate), (80, 90) if (kernel, case, name) in ANYWHERE else (90,)):
+        run_gradients(NARROW[case], {kernel: name}, "min", plan=plan)
 
 
-@chosen(lambda variant, norm: f"{variant}-{norm}" in ("v1-layer", "v2-layer", "v2-rms", "plain-simple"))
+@chosen(lambda variant, norm: f"{variant}-{norm}" in ("v1-rms", "v2-layer", "plain-simple"))
 @pytest.mark.parametrize("norm", ["layer", "rms", "simple"])
 @pytest.mark.parametrize("variant", ["v1", "v2", "plain"])
-def test_gradients_of_variants_with_the_hidden_on_chip(variant, norm):
+def test_gradients_of_variants_with_the_hidden_on_chip(variant, norm, turn):
     """Also with the hidden kept, which these plans do not read; without biases in V1."""
     case = dataclasses.replace(NARROW["c40"], variant=variant, norm=norm, activation="silu", bias=variant != "v1")
-    run_gradients(case, {"mlp_data_gradient": "m64-h32-w4"}, "balanced", plan="fused")
-    if variant != "v2":
+    with turn(0, (90,)):
+        run_gradients(case, {"mlp_data_gradient": "m64-h32-w4"}, "balanced", plan="fused")
+        if variant == "v2":
+            return
         name = "h64-p16-w4"
         run_gradients(case, {"mlp_recomputed_weight_gradient": name}, "min", torch.float16, "recomputed")
 
 
-@pytest.mark.parametrize(("variant", "memory"), [("v1", "min"), ("v1", "balanced"), ("v2", "min"), ("v2", "balanced")])
+@pytest.mark.parametrize(("variant", "memory"), [("v1", "min"), ("v2", "balanced")])
 def test_gradients_of_whole_rows_by_separate_kernels(variant, memory):
     """The norm's backward in the epilogue of the product before it."""
     case = dataclasses.replace(NARROW["c40"], variant=variant)
     name = next(mlp_gradient_plan.input_gradient_candidates(problem(case), HOPPER)).name
     run_gradients(case, {"mlp_input_gradient": name}, memory)
-
-
-@pytest.mark.parametrize("index", range(len(FUSED)))
-def test_executed_gradients_with_the_hidden_on_chip(index, emulate):
-    """Each once: on sm_80 and sm_90 in turn."""
-    plan, case, kernel, name = FUSED[index]
-    with emulate((80, 90)[index % 2] if (kernel, case, name) in ANYWHERE else 90):
-        run_gradients(NARROW[case], {kernel: name}, "min", plan=plan)
-
-
-def test_executed_gradients_of_v2_with_the_hidden_on_chip(emulate):
-    with emulate(90):
-        case = dataclasses.replace(NARROW["c40"], variant="v2")
-        run_gradients(case, {"mlp_data_gradient": "m64-h32-w4"}, "min", plan="fused")
 
 
 @chosen(lambda ratio, norm: ratio == 100)
@@ -224,15 +208,5 @@ def test_folded_norm_at_large_means(ratio, norm):
     arguments |= {"x": (arguments["x"].float() + ratio).bfloat16(), "norm": norm, "residual": None}
     if norm != "layer":
         arguments["norm_bias"] = None
-    with forcing(mlp_forward="gemm", mlp_expand="fold-64x64-k64-s2", mlp_project="64x64-k64-s2")[0]:
+    with forcing(mlp_forward="gemm", mlp_expand="fold-64x64-k64-s2", mlp_project="64x64-k64-s2"):
         check_forward("mlp", arguments, "triton")
-
-
-EXECUTED_PRODUCTS = [products for products in PRODUCTS if "-tma" not in products[1]]
-
-
-@pytest.mark.parametrize("index", range(len(EXECUTED_PRODUCTS)))
-def test_executed(index, emulate):
-    """Each once: on sm_80 and sm_90 in turn."""
-    with emulate((80, 90)[index % 2]):
-        run(WIDE["v1"], *EXECUTED_PRODUCTS[index], "balanced")

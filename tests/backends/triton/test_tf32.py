@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from convnext_kernels import tuning
-from tests.backends.triton import interpreted
-from tests.operators import OPERATORS, expected, expected_gradients, gradients
-from tests.shapes import Case
-from tests.tolerance import assert_as_good_as_eager
+from tests.backends.triton import forcing
+from tests.operators import check
+from tests.shapes import Case, chosen
 
 pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
 
@@ -27,8 +26,12 @@ def problem(case, tf32=True, keeps_hidden=False):
     return mlp_plan.Problem(case.n, pixels, case.c, hidden, grn, "float32", "float32", keeps_hidden, tf32)
 
 
+def library(candidate):
+    return candidate.name in ("cublas", "library")
+
+
 def ours(candidates, case):
-    return [c.name for c in candidates(problem(case), HOPPER) if c.name not in ("cublas", "library")]
+    return [c.name for c in candidates(problem(case), HOPPER) if not library(c)]
 
 
 # What is forced: fused tiles, then the products, whose nth tiles go together; kept hidden in turn
@@ -52,41 +55,19 @@ def allowed():
     torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def check(case, wanted, memory):
-    arguments = OPERATORS["mlp"].arguments(case, torch.float16)
-    arguments = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
-    arguments["x"] = arguments["x"].contiguous(memory_format=torch.channels_last)
-    dy, eager, reference = expected_gradients("mlp", case, torch.float16)
-    wanted, taken = wanted | {"mlp_backward": "gemm"}, set()
-
-    def choice(kernel, problem, candidates, gpu):
-        found = next((c for c in candidates if c.name == wanted.get(kernel)), None)
-        taken.update([kernel] if found else [])
-        return found or next((c for c in candidates if c.name not in ("cublas", "library")), None)
-
-    def call(**a):
-        return OPERATORS["mlp"].serve("triton", **a, memory=memory)
-
-    with tuning.forced(choice):
-        result, truth = expected("mlp", case, torch.float16)
-        assert_as_good_as_eager(call(**arguments), result.float(), truth, dtype=torch.float16)
-        for name, gradient in gradients(call, arguments, dy.float()).items():
-            half = eager[name].float()
-            assert_as_good_as_eager(gradient, half, reference[name], what=name, dtype=torch.float16)
-    assert taken == set(wanted)
-
-
-@interpreted
-@pytest.mark.parametrize("index", [0, 2, len(ROWS) - 2])  # tiles are the emulator's
-def test_parity(index):
-    check(*ROWS[index], ("min", "balanced")[index % 2])
-
-
+@chosen(lambda index, turn: turn or index in (0, 2, len(ROWS) - 2))  # tiles are the emulator's
 @pytest.mark.parametrize("index", range(len(ROWS)))
-def test_executed(index, emulate):
-    """Each once: on three generations of tensor cores in turn."""
-    with emulate((100, 80, 90)[index % 3]):
-        check(*ROWS[index], ("min", "balanced")[index % 2])
+def test_parity(index, turn):
+    """As PTX on three generations of tensor cores in turn."""
+    case, wanted = ROWS[index]
+    wanted = wanted | {"mlp_backward": "gemm"}
+    options = {"runs": 1, "compute": torch.float32, "memory": ("min", "balanced")[index % 2]}
+    with (
+        turn(index, (100, 80, 90)),
+        forcing(lambda candidates: next((c for c in candidates if not library(c)), None), **wanted) as taken,
+    ):
+        check("mlp", case, torch.float16, torch.channels_last, "triton", **options)
+    assert taken == set(wanted)
 
 
 def test_only_where_it_is_allowed():

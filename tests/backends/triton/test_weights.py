@@ -8,10 +8,12 @@ import torch
 
 pytest.importorskip("triton", reason="needs the package triton")
 
-from convnext_kernels import FusedConvNeXtBlock, tuning
+from convnext_kernels import FusedConvNeXtBlock
 from convnext_kernels.backends.triton import device, weights
 from convnext_kernels.calls import MlpCall
 from convnext_kernels.spec import MlpParameters
+from tests.backends.test_stale_weights import data_mul, data_swap, one_element_in_place, one_element_of_data
+from tests.backends.triton import forcing
 from tests.tolerance import randomize_
 
 STREAM = 0
@@ -48,14 +50,6 @@ def check(w1, w2, dtype=torch.bfloat16):
     return True
 
 
-def one_element(w):
-    w.view(-1)[-3] += 100
-
-
-def data_mul(w):
-    w.data.mul_(-1.5)
-
-
 def data_add(w):
     """Too little to change most of the rounded values."""
     w.data.add_(1e-6)
@@ -66,12 +60,11 @@ def data_of_some(w):
     w.data[w > 2.5] = 2.5
 
 
-def data_swap(w):
-    w.data = w.data + 1
+CHANGES = [one_element_in_place, data_mul, data_add, data_of_some, data_swap]
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["w1", "w2"])
-@pytest.mark.parametrize("change", [one_element, data_mul, data_add, data_of_some, data_swap], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
 def test_changes(pair, change, which):
     assert not check(*pair)
     change(pair[which])
@@ -129,7 +122,7 @@ def test_weights_of_inference_mode(pair):
     ordinary = [w.clone() for w in fresh]
     with torch.inference_mode():
         assert check(*ordinary)
-    one_element(ordinary[0])
+    one_element_in_place(ordinary[0])
     assert check(*ordinary)
 
 
@@ -155,22 +148,18 @@ def parameters_to_fold(dtype):
     return NOTHING._replace(**{name: torch.randn(shape).to(dtype) for name, shape in of.items()})
 
 
-def one_of_data(w):
-    w.data[-9] += 1
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize(
     ("name", "change", "rewritten"),
     [
-        ("pwconv1_weight", one_element, ROWS),
+        ("pwconv1_weight", one_element_in_place, ROWS),
         ("pwconv1_weight", data_mul, ROWS),
         ("pwconv1_weight", data_swap, ROWS),
-        ("norm_weight", one_element, ROWS),
-        ("norm_weight", one_of_data, ROWS),
-        ("norm_bias", one_of_data, ROWS),
-        ("pwconv1_bias", one_element, ROWS),
-        ("pwconv1_bias", one_of_data, [16]),
+        ("norm_weight", one_element_in_place, ROWS),
+        ("norm_weight", one_element_of_data, ROWS),
+        ("norm_bias", one_element_of_data, ROWS),
+        ("pwconv1_bias", one_element_in_place, ROWS),
+        ("pwconv1_bias", one_element_of_data, [32]),
     ],
     ids=lambda v: getattr(v, "__name__", None),
 )
@@ -192,12 +181,8 @@ def test_folded_without_biases():
 def test_folded_weights_of_a_block():
     """Through an optimizer's step and back through `load_state_dict`: what a block with new memory gives."""
 
-    def choice(kernel, _problem, candidates, _gpu):
-        wanted = {"mlp_forward": "gemm", "mlp_expand": "fold-64x64-k64-s2"}.get(kernel, "")
-        return next((c for c in candidates if c.name == wanted), None)
-
     def run(block):
-        with tuning.forced(choice), torch.no_grad():
+        with forcing(mlp_forward="gemm", mlp_expand="fold-64x64-k64-s2"), torch.no_grad():
             return block(x)
 
     def new():

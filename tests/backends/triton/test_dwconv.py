@@ -1,4 +1,4 @@
-"""Which depthwise kernels are offered. In the interpreter, so that nothing is compiled."""
+"""Which depthwise kernels are offered, in the interpreter, so that nothing is compiled; pairs of channels."""
 
 import pytest
 import torch
@@ -6,6 +6,8 @@ import torch
 from convnext_kernels import tuning
 from convnext_kernels.calls import DwconvCall
 from tests.backends.triton import interpreted
+from tests.operators import check
+from tests.shapes import Case
 
 pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
 
@@ -59,3 +61,16 @@ def test_the_result_and_the_residual_count_too(offers):
     call = DwconvCall(image(), torch.randn(10, 1, 1, 1).to(torch.bfloat16), None, (1, 1), 1, torch.bfloat16)
     odd = image(1)
     assert offers(100, lambda: (dwconv.forward(call, odd), dwconv.input_gradient(call.x, call, odd))) == [False, False]
+
+
+PAIRS = [
+    Case("a moved last group", n=2, c=6, h=3, w=9, k=(1, 11)),
+    Case("two strips of lines", n=1, c=34, h=12, w=5, k=(11, 1)),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", PAIRS, ids=str)
+def test_pairs_of_channels(case, dtype):
+    """Both images in channels_last. test_executed_dwconv.py has the compiled kernels."""
+    check("dwconv", case, dtype, torch.channels_last, "triton", runs=1, scale=1.0)

@@ -1,11 +1,26 @@
 """Bad input: the exception's type, and that its message names the argument, what came and what was expected.
 
-Every row starts from valid arguments, changes one, and lists what the message must say.
+Every row for a function starts from valid arguments, changes one, and lists what the message must say.
 """
+
+import math
 
 import pytest
 import torch
+from torch import nn
 
+from convnext_kernels import (
+    BackendError,
+    DepthwiseConv2d,
+    FusedConvNeXtBlock,
+    FusedConvNeXtBlock1d,
+    GlobalResponseNorm,
+    LayerNorm2d,
+    compat,
+    functional,
+)
+from convnext_kernels.models import ConvNeXt, create_model, export_weights, load_weights
+from convnext_kernels.nn import DepthwiseConv1d, PatchDownsample2d
 from tests.operators import OPERATORS
 from tests.shapes import BOTTLENECK, Case
 
@@ -139,6 +154,7 @@ TABLE = [
             (op, {"drop_scale": torch.ones(2).double()}, TypeError, ("drop_scale", "x's dtype", "torch.float64")),
         )
     ),
+    ("block", {"memory": "low"}, ValueError, ("memory", "'min'", "got 'low'")),
     ("mlp", {"residual": torch.zeros(2, 6, 4, 6)}, ValueError, ("residual", "(2, 6, 6, 4)", "got (2, 6, 4, 6)")),
     # downsampling
     ("downsample", {"weight": torch.zeros(9, 5, 2, 2)}, ValueError, ("weight", "(D, 6, K, K)", "got (9, 5, 2, 2)")),
@@ -170,3 +186,121 @@ def test_a_norm_for_each_sample_has_no_gradient(op):
     changed = {name: torch.ones(2, 6, requires_grad=True) for name in ("norm_weight", "norm_bias")}
     with pytest.raises(ValueError, match=r"norm_weight: expected 6 elements where a gradient is computed, got .*2, 6"):
         call(op, changed)
+
+
+def downsample(channels, out_channels=12, **options):
+    return PatchDownsample2d(channels, out_channels, **options)
+
+
+BLOCK, DWCONV, NORM, GRN = FusedConvNeXtBlock, DepthwiseConv2d, LayerNorm2d, GlobalResponseNorm
+INTEGER = "an integer of at least 1"
+KERNEL = "odd kernel sizes from 1 to 51"
+
+# module, its first argument, another, exception, what was expected and what came
+MODULES = [
+    *((module, 0, {}, ValueError, INTEGER, "0") for module in (BLOCK, DWCONV, NORM, GRN, downsample)),
+    (NORM, 8.0, {}, TypeError, INTEGER, "8.0"),
+    (downsample, 8, {"kernel_size": 0}, ValueError, INTEGER, "0"),
+    (BLOCK, 8, {"mlp_ratio": 2.5}, TypeError, INTEGER, "2.5"),
+    (BLOCK, 8, {"dilation": -1}, ValueError, INTEGER, "-1"),
+    (BLOCK, 8, {"kernel_size": (3, 4)}, ValueError, KERNEL, "3x4"),
+    (DWCONV, 8, {"kernel_size": 53}, ValueError, KERNEL, "53"),
+    (DWCONV, 8, {"kernel_size": (3, 5, 7)}, ValueError, "one integer or two, for height and width", "(3, 5, 7)"),
+    (DWCONV, 8, {"stride": 3}, ValueError, "1 or 2", "3"),
+    (BLOCK, 8, {"eps": "1e-6"}, TypeError, "a number", "'1e-6'"),
+    (GRN, 8, {"eps": math.nan}, ValueError, "a finite number of at least 0", "nan"),
+    (BLOCK, 8, {"norm": "batch"}, ValueError, "one of 'layer', 'rms', 'simple'", "'batch'"),
+    (BLOCK, 8, {"activation": None}, TypeError, "a string", "None"),
+    (BLOCK, 8, {"memory": "low"}, ValueError, "one of 'auto', 'min', 'balanced'", "'low'"),
+    (BLOCK, 8, {"drop_path": 1}, ValueError, "a probability from 0 up to but not including 1", "1"),
+    (BLOCK, 8, {"layer_scale_init_value": math.nan}, ValueError, "a finite number", "nan"),
+]
+
+
+@pytest.mark.parametrize(("module", "first", "options", "error", "expected", "got"), MODULES)
+def test_constructor(module, first, options, error, expected, got):
+    with pytest.raises(error) as caught:
+        module(first, **options)
+    name = next(iter(options), "dim" if module is BLOCK else "channels")
+    assert str(caught.value) == f"{name}: expected {expected}, got {got}"
+
+
+@pytest.mark.parametrize(
+    "module", [BLOCK, DWCONV, NORM, GRN, downsample, lambda _, **k: create_model("convnextv2_atto", **k)]
+)
+def test_unknown_backend(module):
+    with pytest.raises(ValueError, match=r"^backend: unknown backend 'fpga', expected one of auto, .*eager$") as caught:
+        module(8, backend="fpga")
+    assert isinstance(caught.value, BackendError), "what a call raises for it"
+    with pytest.raises(TypeError, match=r"^backend: expected the name of a backend \(str\), got NoneType$"):
+        module(8, backend=None)
+
+
+BLOCK1D, SEQUENCE = FusedConvNeXtBlock1d, torch.zeros(2, 8, 5)
+ADAPTIVE = BLOCK1D(8, adanorm_num_embeddings=4)
+CONV, NARROW = (nn.Conv2d(c, c, 5, padding=2, groups=c) for c in (6, 4))
+
+
+def network(**options):
+    return ConvNeXt(**{"depths": (1, 2, 1, 1), "dims": (8, 16, 24, 32), **options})
+
+
+# a call, exception, words of its message
+CALLS = [
+    # Drop path looks at x before the op does.
+    (lambda: BLOCK(8, drop_path=0.5)([1.0]), TypeError, r"x: expected a tensor, got list"),
+    # over time
+    (lambda: BLOCK1D(8, kernel_size=(1, 7)), TypeError, "kernel_size: expected an integer"),
+    (lambda: BLOCK1D(8, adanorm_num_embeddings=2, norm="rms"), ValueError, "norm: expected 'layer'"),
+    (lambda: BLOCK1D(8)(SEQUENCE[:, :, None]), ValueError, r"3 dimensions \(N, C, L\), got 4"),
+    (lambda: BLOCK1D(8)(SEQUENCE.mT), ValueError, r"x: expected 8 channels, as dwconv_weight .* have, got \(2, 5, 8\)"),
+    (lambda: BLOCK1D(8, channels_last=True)(torch.zeros(5)), ValueError, r"\(N, L, C\), got 1"),
+    (lambda: BLOCK1D(8)(SEQUENCE, torch.tensor(0)), TypeError, "cond_embedding_id: expec"),
+    (lambda: ADAPTIVE(SEQUENCE, torch.tensor([0, 1])), ValueError, "one integer or shape"),
+    (lambda: ADAPTIVE(SEQUENCE, torch.tensor([[0], [4]])), IndexError, "expected 0 to 3, got 4"),
+    (lambda: functional.depthwise_conv1d(SEQUENCE, torch.zeros(8, 1, 1, 3)), ValueError, r"expected shape \(8, 1, K\)"),
+    (lambda: DepthwiseConv1d(8, 3, stride=3), ValueError, "stride: expected 1 or 2, got 3"),
+    # the class of RepLKNet, and merging
+    (lambda: compat.DepthWiseConv2dImplicitGEMM(6, 4), ValueError, "kernel_size: expected"),
+    (lambda: compat.fold_batch_norm(CONV, CONV), TypeError, "norm: expected a BatchNorm, got Conv2d"),
+    (lambda: compat.fold_batch_norm(CONV, nn.BatchNorm2d(4)), ValueError, "norm: expected 6 channels, got 4"),
+    (
+        lambda: compat.fold_batch_norm(CONV, nn.BatchNorm2d(6, track_running_stats=False)),
+        ValueError,
+        "norm: has no running statistics",
+    ),
+    (lambda: compat.merge_parallel(CONV, NARROW), ValueError, r"convs\[1\]: expected 6 channels, got 4"),
+    (lambda: compat.merge(nn.Sequential(nn.BatchNorm2d(6))), ValueError, "model: is in training"),
+    # weights of other libraries
+    (lambda: load_weights(network(), {}, format="tim"), ValueError, "format: unknown format 'tim'; close: timm"),
+    (lambda: load_weights(network(), {"a.b": torch.zeros(1)}), ValueError, "no ConvNeXt weights of a known format"),
+    (lambda: export_weights(network(use_grn=True), "torchvision"), ValueError, "torchvision has no V2 networks"),
+    # networks
+    (lambda: network(depths=(1, 2)), ValueError, "dims: expected one for each of the 2 stages, got 4"),
+    (lambda: network(dims=(8, 0, 8, 8)), ValueError, r"dims\[1\]: expected an integer of at least 1, got 0"),
+    (
+        lambda: network(features_only=True, out_indices=(0, 4)),
+        ValueError,
+        "out_indices: expected different integers",
+    ),
+    (lambda: network(out_indices=(1,)), ValueError, "out_indices: needs features_only=True"),
+    (
+        lambda: create_model("convnext_tinny"),
+        ValueError,
+        "name: unknown model 'convnext_tinny'; close: .*_tiny",
+    ),
+    *(
+        (
+            lambda shape=shape: network()(torch.randn(shape)),
+            ValueError,
+            r"x: expected images \(N, 3, H, W\) of at least 32",
+        )
+        for shape in ((1, 3, 31, 64), (1, 4, 32, 32), (3, 32, 32))
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "words"), CALLS, ids=range(len(CALLS)))
+def test_calls(call, error, words):
+    with pytest.raises(error, match=words):
+        call()

@@ -1,4 +1,4 @@
-"""Programmatic dependent launch: where kernels are launched so, and that they wait before anything else."""
+"""Launches: where they are dependent, and that kernels then wait before anything else; loads through descriptors."""
 
 import ast
 import inspect
@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from convnext_kernels import exporting
 from convnext_kernels.calls import DwconvCall
 from tests.backends.triton import interpreted
 
 pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
+
+from triton.runtime import _allocation
 
 from convnext_kernels.backends import triton as backend
 from convnext_kernels.backends.triton import dwconv, launch
@@ -57,3 +60,29 @@ def test_not_in_the_interpreter():
     weight = torch.randn(2, 1, 1, 1)
     torch.testing.assert_close(dwconv.forward(DwconvCall(x, weight, None, (1, 1), 1, x.dtype)), x * weight[:, 0])
     assert launch._dependent(rolling_kernel) == {"PDL": False}
+
+
+TILE = {"BM": 64, "TMA": 1}
+
+
+def test_what_may_be_loaded(monkeypatch):
+    """Through tensor descriptors."""
+    x = torch.empty(33, dtype=torch.bfloat16)
+    assert launch.loadable(TILE, x[:32], x[8:]) == TILE
+    for tensors in ((x[1:],), (x, x[4:]), (x, x.float())):
+        assert launch.loadable(TILE, *tensors) == TILE | {"TMA": 0}
+    monkeypatch.setattr(exporting, "traces_launches", lambda: True)
+    assert launch.loadable(TILE, x) == TILE | {"TMA": 0}
+
+
+@pytest.mark.skipif(not hasattr(_allocation._allocator, "get"), reason="Triton 3.4 has one allocator for the process")
+def test_memory_of_descriptors():
+    """A launch finds an allocator, and the caller's is as it was."""
+    before = _allocation._allocator.get()
+
+    def launcher(size, *, stream):
+        return _allocation._allocator.get()(size, 128, stream)
+
+    memory = launch._with_scratch(launcher)(256, stream=None)
+    assert memory.nbytes == 256
+    assert _allocation._allocator.get() is before
