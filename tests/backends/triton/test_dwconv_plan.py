@@ -6,6 +6,8 @@ import torch
 from convnext_kernels import tuning
 from convnext_kernels.calls import DwconvCall
 from tests.backends.triton import interpreted
+from tests.operators import check
+from tests.shapes import Case
 
 pytest.importorskip("triton", minversion="3.4", reason="needs the package triton")
 
@@ -59,3 +61,20 @@ def test_the_result_and_the_residual_count_too(offers):
     call = DwconvCall(image(), torch.randn(10, 1, 1, 1).to(torch.bfloat16), None, (1, 1), 1, torch.bfloat16)
     odd = image(1)
     assert offers(100, lambda: (dwconv.forward(call, odd), dwconv.input_gradient(call.x, call, odd))) == [False, False]
+
+
+NARROW = "narrower than the groups of columns of many taps"
+LONG = "a line too long for the registers of the kernels for lines"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(NARROW, n=1, c=3, h=9, w=5, k=(9, 7)),
+        Case(NARROW, n=1, c=3, h=9, w=6, k=(9, 7)),
+        Case(LONG, n=1, c=3, h=2, w=29, k=(1, 51), dilation=2),
+    ],
+    ids=lambda case: f"{case.k} {case.w}",
+)
+def test_there_is_a_kernel(case):
+    check("dwconv", case, torch.float32, torch.channels_last, "triton", runs=1)
