@@ -258,7 +258,6 @@ def line_partials_kernel(
     COLUMN: tl.constexpr,
     ROUND_DY: tl.constexpr,
     ROUND: tl.constexpr,
-    ATOMIC: tl.constexpr,
     V: tl.constexpr,
     Q: tl.constexpr,
     EDGES: tl.constexpr,
@@ -310,10 +309,8 @@ def line_partials_kernel(
             x_line += line_step
             dy_line += line_step
 
-    out = partials_ptr
-    if not ATOMIC:
-        out += (tl.program_id(1) * parts + part).to(tl.int64) * ((K + 1) * C)
+    out = partials_ptr + (tl.program_id(1) * parts + part).to(tl.int64) * ((K + 1) * C)
     for v in tl.static_range(V):
         for k in tl.static_range(K):
-            put(out + k * C, sums[v * K + k], c + v, C, True, False, ATOMIC, BC, LANES)
-        put(out + K * C, sums[V * K + v], c + v, C, True, False, ATOMIC, BC, LANES)
+            put(out + k * C, sums[v * K + k], c + v, C, True, False, BC, LANES)
+        put(out + K * C, sums[V * K + v], c + v, C, True, False, BC, LANES)
