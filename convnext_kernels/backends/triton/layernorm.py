@@ -41,7 +41,7 @@ SHARED_PIXELS = 16
 
 @triton.jit
 def centre(x, inside, C: tl.constexpr):
-    """Return (x - mean, mean, variance) of rows in registers, which are 0 where not `inside`.
+    """Return (x - mean, variance) of rows in registers, which are 0 where not `inside`.
 
     Two passes, so that a mean far larger than the deviation costs no digits. The mean of the deviations corrects the
     mean: C equal values give exactly 0 even if their mean is rounded.
@@ -51,26 +51,25 @@ def centre(x, inside, C: tl.constexpr):
     correction = tl.sum(d, axis=1) / C
     variance = tl.sum(d * d, axis=1) / C - correction * correction
     # Not tl.maximum: NaN must stay NaN
-    return d - correction[:, None], mean + correction, tl.where(variance < 0, 0.0, variance)
+    return d - correction[:, None], tl.where(variance < 0, 0.0, variance)
 
 
 @triton.jit
 def normalise(x, inside, eps, C: tl.constexpr, NORM: tl.constexpr):
-    """Return (xhat / rstd, slope / rstd, what was subtracted for the slope, rstd) of rows in registers."""
+    """Return (xhat / rstd, slope / rstd, rstd) of rows in registers."""
     if NORM == "rms":
         numerator = x
         centred = x
         rstd = tl.rsqrt(tl.sum(x * x, axis=1) / C + eps)
-        mean = tl.zeros_like(rstd)
     else:
-        centred, mean, variance = centre(x, inside, C)
+        centred, variance = centre(x, inside, C)
         if NORM == "layer":
             numerator = centred
             rstd = tl.rsqrt(variance + eps)
         else:
             numerator = x
             rstd = tl.rsqrt(variance * (C / (C - 1)) + eps)
-    return numerator, centred, mean, rstd
+    return numerator, centred, rstd
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -78,9 +77,7 @@ def layernorm_fwd_kernel(
     x_ptr,
     weight_ptr,  # (C,); (N, C) if ADAPTIVE, as the bias
     bias_ptr,
-    y_ptr,  # None: statistics only
-    mean_ptr,  # None: no statistics
-    rstd_ptr,
+    y_ptr,
     pixels,  # of one sample
     tiles,  # of one sample
     height,
@@ -105,26 +102,21 @@ def layernorm_fwd_kernel(
     c = tl.arange(0, BLOCK_C)
     inside = (p < pixels)[:, None] & (c < C)[None, :]
     x = tl.load(x_ptr + offsets(n, p, c, stride_xn, stride_xp, stride_xc), mask=inside, other=0.0)
-    numerator, _, mean, rstd = normalise(x.to(tl.float32), inside, eps, C, NORM)
-    if mean_ptr is not None:
-        row = n.to(tl.int64) * pixels + p
-        tl.store(mean_ptr + row, mean, mask=p < pixels)
-        tl.store(rstd_ptr + row, rstd, mask=p < pixels)
-    if y_ptr is not None:
-        if ADAPTIVE:
-            weight_ptr += n.to(tl.int64) * C
-            bias_ptr += n.to(tl.int64) * C
-        y = numerator * rstd[:, None]
-        if weight_ptr is not None:
-            y *= tl.load(weight_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-        if bias_ptr is not None:
-            y += tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-        q = p
-        if PATCH > 1:
-            q, whole = patch_order(p, height, width, PATCH)
-            inside &= whole[:, None]
-        y = y.to(x.dtype).to(y_ptr.dtype.element_ty)
-        tl.store(y_ptr + offsets(n, q, c, stride_yn, stride_yp, stride_yc), y, mask=inside)
+    numerator, _, rstd = normalise(x.to(tl.float32), inside, eps, C, NORM)
+    if ADAPTIVE:
+        weight_ptr += n.to(tl.int64) * C
+        bias_ptr += n.to(tl.int64) * C
+    y = numerator * rstd[:, None]
+    if weight_ptr is not None:
+        y *= tl.load(weight_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    if bias_ptr is not None:
+        y += tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    q = p
+    if PATCH > 1:
+        q, whole = patch_order(p, height, width, PATCH)
+        inside &= whole[:, None]
+    y = y.to(x.dtype).to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + offsets(n, q, c, stride_yn, stride_yp, stride_yc), y, mask=inside)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -174,7 +166,7 @@ def layernorm_bwd_kernel(
         x = tl.load(x_ptr + offsets(n, p, c, stride_xn, stride_xp, stride_xc), mask=inside, other=0.0)
         dy = tl.load(dy_ptr + offsets(n, q, c, stride_dyn, stride_dyp, stride_dyc), mask=held, other=0.0)
         dy = dy.to(x.dtype).to(tl.float32)
-        numerator, centred, _, rstd = normalise(x.to(tl.float32), inside, eps, C, NORM)
+        numerator, centred, rstd = normalise(x.to(tl.float32), inside, eps, C, NORM)
         # 0 for rows past the end: with eps = 0 it would be infinite, and the sums would get 0 * inf
         rstd = tl.where(p < pixels, rstd, 0.0)[:, None]
         xhat = numerator * rstd
@@ -233,23 +225,19 @@ def normalize(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    out: Rows | None,
+    out: Rows,
     *,
-    statistics: bool = False,
     patch: int = 1,
     norm: str = LAYER,
-) -> tuple[Tensor, Tensor] | None:
+) -> None:
     """The norm of (N, C, H, W) into `out` (from `output_rows`, `rows` or `patch_rows`), in out's dtype.
 
-    weight and bias have C elements, or are (N, C): those of each sample. With `statistics`, returns mean and rstd as
-    fp32 (N * H * W); with out=None nothing else is computed.
+    weight and bias have C elements, or are (N, C): those of each sample.
     """
     source = rows(x)
     channels, height, width = x.shape[1:]
-    target = source if out is None else out
     adaptive = weight is not None and weight.numel() != channels
-    samples, pixels = extent(source, target, merge=patch == 1 and not adaptive)
-    stats = torch.empty((2, samples * pixels), dtype=torch.float32, device=x.device) if statistics else (None, None)
+    samples, pixels = extent(source, out, merge=patch == 1 and not adaptive)
     if channels > MAX_BLOCK_C:
         block_p, kernel, config = 1, wide.layernorm_fwd_wide_kernel, {"BLOCK_C": 2048, "num_warps": 8}
     else:
@@ -260,14 +248,13 @@ def normalize(
         source.tensor,
         None if weight is None else flat(weight),
         None if bias is None else flat(bias),
-        None if out is None else out.tensor,
-        *stats,
+        out.tensor,
         pixels,
         tiles,
         height,
         width,
         *source[1:],
-        *target[1:],
+        *out[1:],
         eps,
         C=channels,
         PATCH=patch,
@@ -276,7 +263,6 @@ def normalize(
         enable_fp_fusion=True,
         **config,
     )
-    return tuple(stats) if statistics else None
 
 
 @prepared
