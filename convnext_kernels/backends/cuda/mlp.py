@@ -16,36 +16,16 @@ import torch
 from torch import Tensor
 
 from convnext_kernels.backends.cuda import grn, native
-from convnext_kernels.backends.cuda.mlp_plan import Problem, forward_plan, gpu_of
-from convnext_kernels.backends.cuda.shared import KERNELS
+from convnext_kernels.backends.cuda.mlp_plan import forward_plan, gpu_of
+from convnext_kernels.backends.cuda.shared import KERNELS, vector
 from convnext_kernels.backends.gpu import mlp_cublas
-from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows
+from convnext_kernels.backends.gpu.layout import Rows, extent, finish, output_rows, rows
 from convnext_kernels.backends.gpu.mlp_cublas import matrices, rows_of
+from convnext_kernels.backends.gpu.mlp_plan import problem_of
 from convnext_kernels.calls import MlpCall
-from convnext_kernels.spec import MlpParameters
-from convnext_kernels.torch_versions import tf32_allowed
 from convnext_kernels.variants import GELU, LAYER
 
 KEEPS_HIDDEN = True
-
-
-def _problem(x: Tensor, p: MlpParameters, compute_dtype: torch.dtype, hidden: bool) -> Problem:
-    samples, channels, height, width = x.shape
-    return Problem(
-        samples,
-        height * width,
-        channels,
-        p.pwconv1_weight.shape[0],
-        p.grn_weight is not None,
-        str(x.dtype).removeprefix("torch."),
-        str(compute_dtype).removeprefix("torch."),
-        hidden,
-        compute_dtype == torch.float32 and tf32_allowed(),
-    )
-
-
-def _vector(parameter: Tensor | None) -> tuple | None:
-    return native.vector(None if parameter is None else flat(parameter))
 
 
 @native.prepared
@@ -64,7 +44,7 @@ def forward(
     x = call.x
     if (call.norm, call.activation) != (LAYER, GELU) or call.p.adaptive:
         return mlp_cublas.forward(KERNELS, call, hidden, like, rounded, weights)
-    plan = forward_plan(_problem(x, call.p, call.compute_dtype, hidden is not None), gpu_of(x))
+    plan = forward_plan(problem_of(call, hidden is not None, x.dtype), gpu_of(x))
     if plan.config["plan"] == "cublas":
         return mlp_cublas.forward(KERNELS, call, hidden, like, rounded, weights)
     out, written = output_rows(x if like is None else like)
@@ -92,16 +72,16 @@ def _fused(tile: int, call: MlpCall, weights: Sequence[Tensor] | None, u: Tensor
             native.rows(source),
             native.rows(other),
             native.rows(out),
-            _vector(p.norm_weight),
-            _vector(p.norm_bias),
+            vector(p.norm_weight),
+            vector(p.norm_bias),
             native.address(w1),
-            _vector(p.pwconv1_bias),
+            vector(p.pwconv1_bias),
             native.address(w2),
-            _vector(p.pwconv2_bias),
-            _vector(p.gamma),
-            _vector(drop_scale),
+            vector(p.pwconv2_bias),
+            vector(p.gamma),
+            vector(drop_scale),
             native.address(scale),
-            _vector(p.grn_bias),
+            vector(p.grn_bias),
             native.address(u),
             native.address(sums),
             samples,

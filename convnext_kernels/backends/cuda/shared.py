@@ -7,7 +7,8 @@ from convnext_kernels.backends.gpu.kernels import Kernels
 from convnext_kernels.backends.gpu.layout import Rows, extent, flat, rows
 
 
-def _vector(parameter: Tensor | None) -> tuple | None:
+def vector(parameter: Tensor | None) -> tuple | None:
+    """A parameter that may be missing."""
     return native.vector(None if parameter is None else flat(parameter))
 
 
@@ -31,9 +32,9 @@ def _output(
         native.context(z),
         native.DTYPE_CODES[z.dtype],
         native.address(z),
-        _vector(bias),
-        _vector(gamma),
-        _vector(drop_scale),
+        vector(bias),
+        vector(gamma),
+        vector(drop_scale),
         native.rows(other),
         native.rows(out),
         samples,
@@ -48,8 +49,8 @@ def _scaled_gradient(dout: Tensor, gamma: Tensor | None, drop_scale: Tensor | No
     native.kernels().scaled_gradient(
         native.context(dout),
         native.rows(source),
-        _vector(gamma),
-        _vector(drop_scale),
+        vector(gamma),
+        vector(drop_scale),
         native.DTYPE_CODES[d.dtype],
         native.address(d),
         0 if gamma is None else native.address(dz),

@@ -20,6 +20,7 @@ from torch import Tensor
 from convnext_kernels.backends.gpu import mlp_cublas
 from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows
 from convnext_kernels.backends.gpu.mlp_cublas import rows_of
+from convnext_kernels.backends.gpu.mlp_plan import problem_of
 from convnext_kernels.backends.triton import device, grn, mlp_gradients
 from convnext_kernels.backends.triton.kernels.mlp_fused import mlp_fused_fwd_kernel
 from convnext_kernels.backends.triton.kernels.mlp_gemm import (
@@ -27,33 +28,14 @@ from convnext_kernels.backends.triton.kernels.mlp_gemm import (
     mlp_folded_expand_kernel,
     mlp_project_kernel,
 )
-from convnext_kernels.backends.triton.launch import launch, loadable, prepared
+from convnext_kernels.backends.triton.launch import launch, prepared
 from convnext_kernels.backends.triton.plans.mlp_gradient_plan import backward_plan
-from convnext_kernels.backends.triton.plans.mlp_plan import Problem, forward_plan
+from convnext_kernels.backends.triton.plans.mlp_plan import forward_plan
 from convnext_kernels.backends.triton.shared import KERNELS, output, vector
 from convnext_kernels.backends.triton.weights import folded, matrices
 from convnext_kernels.calls import MlpCall
-from convnext_kernels.torch_versions import tf32_allowed
 
 KEEPS_HIDDEN = True
-
-
-def _problem(call: MlpCall, hidden: bool, stream: torch.dtype) -> Problem:
-    """`stream`: the dtype of the residual and the result."""
-    samples, channels, height, width = call.x.shape
-    dtypes = call.x.dtype, call.compute_dtype, stream
-    return Problem(
-        samples,
-        height * width,
-        channels,
-        call.p.pwconv1_weight.shape[0],
-        call.p.grn_weight is not None,
-        *(str(dtype).removeprefix("torch.") for dtype in dtypes[:2]),
-        hidden,
-        call.compute_dtype == torch.float32 and tf32_allowed(),
-        str(stream).removeprefix("torch."),
-        call.p.adaptive,
-    )
 
 
 @prepared
@@ -72,7 +54,7 @@ def forward(
     like = call.x if like is None else like
     if weights is None and hidden is None:
         weights = matrices(call)
-    plan = forward_plan(_problem(call, hidden is not None, like.dtype), device.gpu())
+    plan = forward_plan(problem_of(call, hidden is not None, like.dtype), device.gpu())
     if plan.config["plan"] == "cublas":
         return mlp_cublas.forward(KERNELS, call, hidden, like, rounded, weights)
     out, written = output_rows(like)
@@ -206,7 +188,7 @@ def _project(
 ) -> None:
     x, p = call.x, call.p
     channels, hidden = w2.shape
-    tile, partials = loadable(config["tile"], w2), None
+    tile, partials = config["tile"], None
     split = tile["SPLIT"]
     if split > 1:
         partials = torch.empty((split, samples * pixels, channels), dtype=torch.float32, device=x.device)
@@ -250,7 +232,7 @@ def backward(
     `hidden` is u as `forward` filled it; without it u is computed again. `weights`: `mlp_cublas.matrices`.
     """
     needs_norm = [needs[0], needs[2], needs[3]]
-    plan = backward_plan(_problem(call, hidden is not None, dout.dtype), device.gpu())
+    plan = backward_plan(problem_of(call, hidden is not None, dout.dtype), device.gpu())
     if plan.config["plan"] == "cublas":
         found = mlp_cublas.backward(KERNELS, dout, call, needs_norm, hidden, weights)
     else:

@@ -4,17 +4,14 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 
 from convnext_kernels import tuning
+from convnext_kernels.backends.gpu.mlp_plan import HANDICAP, Problem, pointwise, product_by_library, response_work
 from convnext_kernels.backends.triton.plans.mlp_plan import (
-    HANDICAP,
     LIBRARY,
     LIBRARY_HANDICAP,
     TF32_TILES,
     TRITON_SHARE,
-    Problem,
+    ours,
     pieces,
-    pointwise,
-    product_by_library,
-    response_work,
     rounded_batch,
     tile_config,
     tile_name,
@@ -118,11 +115,8 @@ def weight_gradient_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidat
             warps=warps,
         )
         handicap = MIDDLE_TILE_HANDICAP if (bm, bn, p.rounded) == (128, 64, False) else 1.0
-        # By TMA 64 x 64 with 4 stages and 128 x 128; 128 x 64 spills 38 bytes with sums.
-        for tma in (0, 1) if p.described(gpu) and (bn == 128 or stages == 4) else (0,):
-            tile = {"BM": bm, "BN": bn, "BP": bp, "num_warps": warps, "num_stages": stages, "TMA": tma}
-            name = f"{bm}x{bn}-p{bp}-s{stages}" + "-tma" * tma
-            yield Candidate(name, {"tile": tile}, (work, work), handicap)
+        tile = {"BM": bm, "BN": bn, "BP": bp, "num_warps": warps, "num_stages": stages}
+        yield Candidate(f"{bm}x{bn}-p{bp}-s{stages}", {"tile": tile}, (work, work), handicap)
     product = cublas_product(p.channels, p.pixels, p.hidden, p.compute_itemsize, gpu, p.tf32)
     works = product, product, pointwise(p, p.channels * (p.stream_itemsize + 2)), pointwise(p, p.channels * 2)
     # Hopper's and Blackwell's tensor cores reach their peak in cuBLAS only, until a timing says otherwise. But the
@@ -269,7 +263,7 @@ def backward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
             fused.append(_fused_gradient(plan, plan, [tuning.predicted(candidates, gpu) for candidates in offered]))
     yield _gradient_cublas(p, gpu, HANDICAP**2 if fused else HANDICAP)
     yield from fused
-    if p.ours(gpu):
+    if ours(p, gpu):
         parts = [tuning.predicted(tuple(candidates(p, gpu)), gpu) for candidates in GRADIENTS.values()]
         yield _gradient_products("gemm", p, parts, HANDICAP if fused else 1.0)
 
