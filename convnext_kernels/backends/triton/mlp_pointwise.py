@@ -81,12 +81,8 @@ def mlp_output_kernel(
         c,
         inside,
         sample_pixels,
-        stride_rn,
-        stride_rp,
-        stride_rc,
-        stride_on,
-        stride_op,
-        stride_oc,
+        (stride_rn, stride_rp, stride_rc),
+        (stride_on, stride_op, stride_oc),
         C,
     )
 

@@ -139,11 +139,7 @@ def block_fwd_kernel(
             c,
             inside,
             pixels,
-            pixels * C,
-            C,
-            1,
-            pixels * C,
-            C,
-            1,
+            (pixels * C, C, 1),
+            (pixels * C, C, 1),
             C,
         )

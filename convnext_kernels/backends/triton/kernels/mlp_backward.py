@@ -18,7 +18,6 @@ import triton.language as tl
 from convnext_kernels.backends.triton.kernels.activations import activate, activate_and_derivative
 from convnext_kernels.backends.triton.kernels.dependent import wait_for_previous
 from convnext_kernels.backends.triton.kernels.mlp_tiles import (
-    described,
     grouped,
     load_matrix,
     load_pieces,
@@ -163,12 +162,8 @@ def store_input_gradient(
     n,
     p,
     inside,
-    stride_xn,
-    stride_xp,
-    stride_xc,
-    stride_dxn,
-    stride_dxp,
-    stride_dxc,
+    x_strides,
+    dx_strides,
     eps,
     C: tl.constexpr,
     BC: tl.constexpr,
@@ -177,7 +172,7 @@ def store_input_gradient(
 ):
     """The norm's backward for a tile of whole rows: dx and the program's sums for dweight and dbias, from dn."""
     dtype = x_ptr.dtype.element_ty
-    x = load_pieces(x_ptr, n, p, inside, stride_xn, stride_xp, stride_xc, C, BC, PIECES)
+    x = load_pieces(x_ptr, n, p, inside, x_strides[0], x_strides[1], x_strides[2], C, BC, PIECES)
     xhat, slope, rstd = normalise_pieces(x, eps, C, BC, PIECES, NORM)
     along_mean = tl.zeros((p.shape[0],), dtype=tl.float32)
     along_xhat = tl.zeros((p.shape[0],), dtype=tl.float32)
@@ -202,7 +197,7 @@ def store_input_gradient(
             weight = load_vector(norm_weight_ptr, c, c < C)
             g = dn[j].to(dtype).to(tl.float32) * weight[None, :]
             dx = rstd[:, None] * (g - along_mean[:, None] - slope[j] * along_xhat[:, None])
-            where = offsets(n, p, c, stride_dxn, stride_dxp, stride_dxc)
+            where = offsets(n, p, c, dx_strides[0], dx_strides[1], dx_strides[2])
             tl.store(dx_ptr + where, dx.to(dx_ptr.dtype.element_ty), mask=inside[:, None] & (c < C)[None, :])
 
 
@@ -270,12 +265,8 @@ def mlp_input_gradient_kernel(
             n,
             p,
             inside,
-            stride_xn,
-            stride_xp,
-            stride_xc,
-            stride_dxn,
-            stride_dxp,
-            stride_dxc,
+            (stride_xn, stride_xp, stride_xc),
+            (stride_dxn, stride_dxp, stride_dxc),
             eps,
             C,
             BC,
@@ -299,7 +290,6 @@ def mlp_weight_gradient_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BP: tl.constexpr,
-    TMA: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """partials[split] = a^T b over the split's pixels; one program: a (BM, BN) tile of it."""
@@ -313,19 +303,12 @@ def mlp_weight_gradient_kernel(
     acc = tl.zeros((BM, BN), dtype=tl.float32)
     if sums_ptr is not None:
         total = tl.zeros((BM, BP), dtype=tl.float32)
-    if TMA > 0:  # a chunk is a multiple of BP: what is read past its end is past the end of all rows
-        a_rows = described(a_ptr, pixels, M, BP, BM)
-        b_rows = described(b_ptr, pixels, N, BP, BN)
     for start in range(begin, end, BP):
         p = start + tl.arange(0, BP)
         row = p.to(tl.int64)
         inside = p < end
-        if TMA > 0:
-            a = a_rows.load([start, tl.program_id(0) // columns * BM]).T
-            b = b_rows.load([start, tl.program_id(0) % columns * BN])
-        else:
-            a = tl.load(a_ptr + row[None, :] * M + m[:, None], mask=inside[None, :] & (m < M)[:, None], other=0.0)
-            b = tl.load(b_ptr + row[:, None] * N + j[None, :], mask=inside[:, None] & (j < N)[None, :], other=0.0)
+        a = tl.load(a_ptr + row[None, :] * M + m[:, None], mask=inside[None, :] & (m < M)[:, None], other=0.0)
+        b = tl.load(b_ptr + row[:, None] * N + j[None, :], mask=inside[:, None] & (j < N)[None, :], other=0.0)
         if drop_scale_ptr is not None:
             a = a.to(tl.float32) * load_vector(drop_scale_ptr, p // sample_pixels, inside)[None, :]
         if sums_ptr is not None:

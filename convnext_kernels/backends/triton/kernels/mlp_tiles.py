@@ -39,12 +39,6 @@ def program_tile(pixels, tiles, OUTER: tl.constexpr, BM: tl.constexpr, BN: tl.co
 
 
 @triton.jit
-def described(ptr, rows, COLUMNS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """A tensor descriptor of a dense (rows, COLUMNS): loads of (ROWS, WIDTH) by TMA, 0 outside. 16-byte aligned."""
-    return tl.make_tensor_descriptor(ptr, [rows, COLUMNS], [COLUMNS, 1], [ROWS, WIDTH])
-
-
-@triton.jit
 def load_vector(ptr, c, inside):
     """A parameter's elements `c` in fp32, 0 outside."""
     return tl.load(ptr + c, mask=inside, other=0.0).to(tl.float32)
@@ -141,30 +135,6 @@ def centre_pieces(pieces, eps, C: tl.constexpr, BC: tl.constexpr, PIECES: tl.con
 
 
 @triton.jit
-def normalised_pieces(
-    x_ptr,
-    norm_weight_ptr,
-    norm_bias_ptr,
-    n,
-    p,
-    inside,
-    stride_n,
-    stride_p,
-    stride_c,
-    eps,
-    COMPUTE: tl.constexpr,
-    C: tl.constexpr,
-    BC: tl.constexpr,
-    PIECES: tl.constexpr,
-    NORM: tl.constexpr,
-):
-    """The norm of a tile's rows, rounded to x's dtype as PyTorch does and then to COMPUTE; columns past C are 0."""
-    dtype = x_ptr.dtype.element_ty
-    rows = load_pieces(x_ptr, n, p, inside, stride_n, stride_p, stride_c, C, BC, PIECES)
-    return normed_pieces(rows, norm_weight_ptr, norm_bias_ptr, eps, dtype, COMPUTE, C, BC, PIECES, NORM)
-
-
-@triton.jit
 def normed_pieces(
     rows,
     norm_weight_ptr,
@@ -206,12 +176,8 @@ def store_output(
     c,
     inside,
     sample_pixels,
-    stride_rn,
-    stride_rp,
-    stride_rc,
-    stride_on,
-    stride_op,
-    stride_oc,
+    residual_strides,
+    out_strides,
     C: tl.constexpr,
 ):
     """Store out = residual + s * gamma * (z + bias) for a tile (pixels p, channels c) of fp32 sums z.
@@ -226,10 +192,10 @@ def store_output(
     if drop_scale_ptr is not None:
         z *= load_vector(drop_scale_ptr, n + p // sample_pixels, inside)[:, None]
     if residual_ptr is not None:
-        where = offsets(n, p, c, stride_rn, stride_rp, stride_rc)
+        where = offsets(n, p, c, residual_strides[0], residual_strides[1], residual_strides[2])
         residual = tl.load(residual_ptr + where, mask=mask, other=0.0)
         z += residual.to(tl.float32)
-    where = offsets(n, p, c, stride_on, stride_op, stride_oc)
+    where = offsets(n, p, c, out_strides[0], out_strides[1], out_strides[2])
     if rounded_ptr is not None:
         tl.store(rounded_ptr + where, residual.to(rounded_ptr.dtype.element_ty), mask=mask)
     tl.store(out_ptr + where, z.to(out_ptr.dtype.element_ty), mask=mask)
