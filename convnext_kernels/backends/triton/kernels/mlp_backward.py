@@ -63,7 +63,6 @@ def mlp_hidden_gradient_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-    GROUP: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -71,7 +70,7 @@ def mlp_hidden_gradient_kernel(
     wait_for_previous(PDL)
     compute: tl.constexpr = w2_ptr.dtype.element_ty
     whole: tl.constexpr = C % BK == 0 and HIDDEN % BN == 0
-    tile, n, p, inside, hid = program_tile(pixels, tiles, HIDDEN, BM, BN, GROUP)
+    tile, n, p, inside, hid = program_tile(pixels, tiles, HIDDEN, BM, BN, 1)
     held = hid < HIDDEN
     row = n.to(tl.int64) * pixels + p
     scale = tl.full((BM,), 1.0, dtype=tl.float32)
@@ -224,7 +223,6 @@ def mlp_input_gradient_kernel(
     BC: tl.constexpr,
     PIECES: tl.constexpr,
     BK: tl.constexpr,
-    GROUP: tl.constexpr,
     NORM: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -235,7 +233,7 @@ def mlp_input_gradient_kernel(
     wait_for_previous(PDL)
     whole: tl.constexpr = HIDDEN % BK == 0 and C % (BC * PIECES) == 0
     columns: tl.constexpr = (C + BC * PIECES - 1) // (BC * PIECES)
-    tile, column = grouped(columns, GROUP)
+    tile, column = grouped(columns, 1)
     first = column * (BC * PIECES)
     n = tile // tiles
     p = (tile % tiles) * BM + tl.arange(0, BM)

@@ -189,7 +189,6 @@ def mlp_expand_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-    GROUP: tl.constexpr,
     NORM: tl.constexpr,
     ADAPTIVE: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -199,7 +198,7 @@ def mlp_expand_kernel(
     wait_for_previous(PDL)
     compute: tl.constexpr = w1_ptr.dtype.element_ty
     whole: tl.constexpr = HIDDEN % BN == 0 and C % BK == 0
-    tile, n, p, inside, hid = program_tile(pixels, tiles, HIDDEN, BM, BN, GROUP)
+    tile, n, p, inside, hid = program_tile(pixels, tiles, HIDDEN, BM, BN, 1)
     held = hid < HIDDEN
     if ADAPTIVE:
         norm_weight_ptr += n.to(tl.int64) * C

@@ -62,7 +62,7 @@ def hidden_gradient_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidat
             continue
         if p.grn and sizes[0] == sizes[2] == 64 and gpu.arch in (86, 89, 120):  # one of them spills 8 bytes
             continue
-        tile = tile_config(*sizes) | {"GROUP": 1}
+        tile = tile_config(*sizes)
         inner = p.channels * (1 + recomputed)
         size = sizes[:2]
         works = [tile_product(p, inner, p.hidden, *size, GELU_BWD_OPS, read, 2 * wide, weights * (1 + recomputed))]
@@ -88,7 +88,7 @@ def input_gradient_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate
         tiles, steps = ((64, bc, count, 32, 4 if bc * count <= 96 else 8, 2),), ()
     for bm, bc, count, bk, warps, stages in tiles:
         work = tile_product(p, p.hidden, p.channels, bm, bc * count, 12, wide, 2 * element, weights)
-        tile = {"BM": bm, "BC": bc, "PIECES": count, "BK": bk, "num_warps": warps, "num_stages": stages, "GROUP": 1}
+        tile = {"BM": bm, "BC": bc, "PIECES": count, "BK": bk, "num_warps": warps, "num_stages": stages}
         yield Candidate(f"{bm}x{count}x{bc}-k{bk}-s{stages}", {"tile": tile}, (work, *steps))
     product = product_by_library(p, p.hidden, p.channels, gpu)
     yield Candidate(LIBRARY, {"library": True}, (product, norm), LIBRARY_HANDICAP)

@@ -181,7 +181,7 @@ def expand_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
         return tile_product(p, p.channels, p.hidden, *size, GELU_OPS, element, written, weights, input_ops=input_ops)
 
     for sizes in TF32_TILES if p.rounded else NORMALISING_TILES:
-        tile = tile_config(*sizes) | {"GROUP": 1}
+        tile = tile_config(*sizes)
         works = (product(tile, NORMALISE_OPS),)
         handicap = NORMALISING_HANDICAP if p.channels >= FOLDED_CHANNELS else 1.0
         yield Candidate(tile_name(tile), {"fold": False, "tile": tile}, works, handicap)
