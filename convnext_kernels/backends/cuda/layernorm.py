@@ -49,21 +49,9 @@ def normalize(
     source = _source(x, norm)
     channels, height, width = x.shape[1:]
     samples, pixels = extent(source, out, merge=patch == 1)
-    native.kernels().layernorm(
-        native.context(x),
-        native.rows(source),
-        native.rows(out),
-        native.vector(None if weight is None else flat(weight)),
-        native.vector(None if bias is None else flat(bias)),
-        eps,
-        samples,
-        pixels,
-        channels,
-        patch,
-        height,
-        width,
-        native.norm_code(norm),
-    )
+    tensors = native.rows(source), native.rows(out), native.vector(weight), native.vector(bias)
+    sizes = samples, pixels, channels, patch, height, width
+    native.kernels().layernorm(native.context(x), *tensors, eps, *sizes, native.norm_code(norm))
 
 
 def _too_wide(x: Tensor) -> bool:
@@ -119,22 +107,10 @@ def gradients(
     partials = None
     if needs[1] or needs[2]:
         partials = torch.empty((parts, 2, channels), dtype=torch.float32, device=x.device)
+    tensors = native.rows(dy), native.rows(source), native.rows(target), native.vector(weight)
+    sizes = samples, pixels, channels, patch, height, width
     native.kernels().layernorm_backward(
-        where,
-        native.rows(dy),
-        native.rows(source),
-        native.rows(target),
-        native.vector(None if weight is None else flat(weight)),
-        native.address(partials),
-        parts,
-        eps,
-        samples,
-        pixels,
-        channels,
-        patch,
-        height,
-        width,
-        native.norm_code(norm),
+        where, *tensors, native.address(partials), parts, eps, *sizes, native.norm_code(norm)
     )
     results = [finish(dx, target)] if needs[0] else []
     return results + parameter_gradients(partials, (weight, bias), needs[1:])

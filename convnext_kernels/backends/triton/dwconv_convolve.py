@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from convnext_kernels.backends.gpu.layout import flat
+from convnext_kernels.backends.gpu.layout import vector
 from convnext_kernels.backends.triton import device
 from convnext_kernels.backends.triton.dwconv_images import (
     Image,
@@ -167,7 +167,7 @@ def convolve(
     launch(step.kernel, step.grid)(
         source.tensor,
         step.weight,
-        None if bias is None else flat(bias),
+        vector(bias),
         None if added is None else added.tensor,
         target.tensor,
         larger.shape[0],

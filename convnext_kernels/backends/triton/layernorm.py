@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from convnext_kernels.backends.gpu import parameters as gpu_parameters
-from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows
+from convnext_kernels.backends.gpu.layout import Rows, extent, finish, output_rows, rows, vector
 from convnext_kernels.backends.triton import device
 from convnext_kernels.backends.triton.kernels import layernorm_wide as wide
 from convnext_kernels.backends.triton.kernels.pixels import COUNTS, offsets, patch_order
@@ -244,25 +244,10 @@ def normalize(
         block_p, block_c, warps = tile(channels, source.stride_p == 1, x.element_size(), 2048)
         kernel, config = layernorm_fwd_kernel, {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": warps}
     tiles = triton.cdiv(pixels, block_p)
-    launch(kernel, (samples * tiles,))(
-        source.tensor,
-        None if weight is None else flat(weight),
-        None if bias is None else flat(bias),
-        out.tensor,
-        pixels,
-        tiles,
-        height,
-        width,
-        *source[1:],
-        *out[1:],
-        eps,
-        C=channels,
-        PATCH=patch,
-        NORM=norm,
-        ADAPTIVE=adaptive,
-        enable_fp_fusion=True,
-        **config,
-    )
+    config |= {"C": channels, "PATCH": patch, "NORM": norm, "ADAPTIVE": adaptive, "enable_fp_fusion": True}
+    tensors = source.tensor, vector(weight), vector(bias), out.tensor
+    sizes = pixels, tiles, height, width, *source[1:], *out[1:], eps
+    launch(kernel, (samples * tiles,))(*tensors, *sizes, **config)
 
 
 @prepared
@@ -306,27 +291,10 @@ def gradients(
     if parameters:
         programs = min(programs, triton.cdiv(samples * pixels, SHARED_PIXELS))
     partials = torch.empty((programs, 2, channels), dtype=torch.float32, device=x.device) if parameters else None
-    launch(kernel, (programs,))(
-        dy.tensor,
-        source.tensor,
-        None if weight is None else flat(weight),
-        None if dx is None else target.tensor,
-        partials,
-        pixels,
-        tiles,
-        samples * tiles,
-        height,
-        width,
-        *dy[1:],
-        *source[1:],
-        *target[1:],
-        eps,
-        C=channels,
-        PATCH=patch,
-        NORM=norm,
-        enable_fp_fusion=True,
-        **config,
-    )
+    config |= {"C": channels, "PATCH": patch, "NORM": norm, "enable_fp_fusion": True}
+    tensors = dy.tensor, source.tensor, vector(weight), None if dx is None else target.tensor, partials
+    strides = *dy[1:], *source[1:], *target[1:]
+    launch(kernel, (programs,))(*tensors, pixels, tiles, samples * tiles, height, width, *strides, eps, **config)
     results = [finish(dx, target)] if needs[0] else []
     return results + parameter_gradients(partials, (weight, bias), needs[1:])
 

@@ -111,22 +111,9 @@ def mlp_fused_fwd_kernel(
                 products = products + (tl.dot(h, load_transposed(w2_ptr, c, hid, C, HIDDEN, whole), acc[j]),)
             acc = products
     if out_ptr is not None:
+        parameters = (b2_ptr, gamma_ptr, drop_scale_ptr)
+        residual = (residual_ptr, stride_rn, stride_rp, stride_rc)
+        out = (out_ptr, rounded_ptr, stride_on, stride_op, stride_oc)
         for j in tl.static_range(PIECES):
             c = j * BC + tl.arange(0, BC)
-            store_output(
-                acc[j],
-                b2_ptr,
-                gamma_ptr,
-                drop_scale_ptr,
-                residual_ptr,
-                out_ptr,
-                rounded_ptr,
-                n,
-                p,
-                c,
-                inside,
-                sample_pixels,
-                (stride_rn, stride_rp, stride_rc),
-                (stride_on, stride_op, stride_oc),
-                C,
-            )
+            store_output(acc[j], parameters, residual, out, n, p, c, inside, sample_pixels, C)

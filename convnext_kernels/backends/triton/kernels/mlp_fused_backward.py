@@ -175,23 +175,9 @@ def mlp_data_gradient_kernel(
                     products = products + (tl.dot(du.to(compute), w1[j], dn[j]),)
                 dn = products
     if dx_ptr is not None or partials_ptr is not None:
-        store_input_gradient(
-            dn,
-            x_ptr,
-            norm_weight_ptr,
-            dx_ptr,
-            partials_ptr,
-            n,
-            p,
-            inside,
-            (stride_xn, stride_xp, stride_xc),
-            (stride_dxn, stride_dxp, stride_dxc),
-            eps,
-            C,
-            BC,
-            PIECES,
-            NORM,
-        )
+        x_rows = (x_ptr, stride_xn, stride_xp, stride_xc)
+        dx_rows = (dx_ptr, stride_dxn, stride_dxp, stride_dxc)
+        store_input_gradient(dn, x_rows, norm_weight_ptr, dx_rows, partials_ptr, n, p, inside, eps, C, BC, PIECES, NORM)
 
 
 @triton.jit(do_not_specialize=["pixels", "chunk", "sample_pixels"])

@@ -163,27 +163,15 @@ def normed_pieces(
 
 
 @triton.jit
-def store_output(
-    z,
-    bias_ptr,
-    gamma_ptr,
-    drop_scale_ptr,
-    residual_ptr,
-    out_ptr,
-    rounded_ptr,
-    n,
-    p,
-    c,
-    inside,
-    sample_pixels,
-    residual_strides,
-    out_strides,
-    C: tl.constexpr,
-):
+def store_output(z, parameters, residual, out, n, p, c, inside, sample_pixels, C: tl.constexpr):
     """Store out = residual + s * gamma * (z + bias) for a tile (pixels p, channels c) of fp32 sums z.
 
-    And the residual, rounded to another dtype, if there is a `rounded_ptr`, which has the strides of `out_ptr`.
+    And the residual, rounded to another dtype, if there is a pointer for it. parameters: the pointers of bias, gamma
+    and s; residual: its pointer and three strides; out: its pointer, that of the rounded residual, and three strides.
     """
+    bias_ptr, gamma_ptr, drop_scale_ptr = parameters
+    residual_ptr, stride_rn, stride_rp, stride_rc = residual
+    out_ptr, rounded_ptr, stride_on, stride_op, stride_oc = out
     mask = inside[:, None] & (c < C)[None, :]
     if bias_ptr is not None:
         z += load_vector(bias_ptr, c, c < C)[None, :]
@@ -192,10 +180,10 @@ def store_output(
     if drop_scale_ptr is not None:
         z *= load_vector(drop_scale_ptr, n + p // sample_pixels, inside)[:, None]
     if residual_ptr is not None:
-        where = offsets(n, p, c, residual_strides[0], residual_strides[1], residual_strides[2])
-        residual = tl.load(residual_ptr + where, mask=mask, other=0.0)
-        z += residual.to(tl.float32)
-    where = offsets(n, p, c, out_strides[0], out_strides[1], out_strides[2])
+        where = offsets(n, p, c, stride_rn, stride_rp, stride_rc)
+        added = tl.load(residual_ptr + where, mask=mask, other=0.0)
+        z += added.to(tl.float32)
+    where = offsets(n, p, c, stride_on, stride_op, stride_oc)
     if rounded_ptr is not None:
-        tl.store(rounded_ptr + where, residual.to(rounded_ptr.dtype.element_ty), mask=mask)
+        tl.store(rounded_ptr + where, added.to(rounded_ptr.dtype.element_ty), mask=mask)
     tl.store(out_ptr + where, z.to(out_ptr.dtype.element_ty), mask=mask)
