@@ -4,12 +4,14 @@ Parameters, the result and the incoming gradient are rounded to x's dtype, as Py
 may then be stored in another dtype. Everything between is fp32.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
 from convnext_kernels.backends.cuda import native
 from convnext_kernels.backends.cuda.reduce import sum_partials
-from convnext_kernels.backends.gpu import parameters as gpu_parameters
+from convnext_kernels.backends.gpu import parameters
 from convnext_kernels.backends.gpu.layout import (
     Rows,
     extent,
@@ -22,6 +24,9 @@ from convnext_kernels.backends.gpu.layout import (
 )
 from convnext_kernels.calls import NormCall
 from convnext_kernels.variants import LAYER, scaled, scaled_backward
+
+# Sum (parts, 2, C) partial gradients of (weight, bias) and return those that are needed
+parameter_gradients = functools.partial(parameters.gradients, sum_partials)
 
 
 def normalize(
@@ -114,11 +119,6 @@ def gradients(
     )
     results = [finish(dx, target)] if needs[0] else []
     return results + parameter_gradients(partials, (weight, bias), needs[1:])
-
-
-def parameter_gradients(partials: Tensor | None, parameters: tuple, needs: list[bool]) -> list[Tensor]:
-    """Sum (parts, 2, C) partial gradients of (weight, bias) and return those that `needs` marks."""
-    return gpu_parameters.gradients(sum_partials, partials, parameters, needs)
 
 
 @native.prepared

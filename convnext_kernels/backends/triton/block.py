@@ -12,7 +12,7 @@ from convnext_kernels.backends.triton import device, dwconv, mlp
 from convnext_kernels.backends.triton.kernels.block_fused import block_fwd_kernel
 from convnext_kernels.backends.triton.launch import launch, prepared
 from convnext_kernels.backends.triton.plans import block_plan
-from convnext_kernels.calls import BlockCall, BlocksCall
+from convnext_kernels.calls import BlockCall
 
 KEEPS_HIDDEN = True
 KEEPS_ROUNDED = True
@@ -58,13 +58,6 @@ def _forward(call: BlockCall, *kept: Tensor) -> Tensor:
     return out
 
 
-def _sequence(call: BlocksCall) -> Tensor:
-    x = call.x
-    for i in range(len(call.blocks)):
-        x = _forward(call.block(i, x))
-    return x
-
-
 forward = prepared(_forward)
-sequence = prepared(_sequence)
+sequence = prepared(functools.partial(block.sequence, _forward))
 backward = prepared(functools.partial(block.backward, dwconv, mlp))

@@ -17,12 +17,14 @@ Values are rounded as in PyTorch under autocast: parameters, the result and the 
 then be stored in another dtype. Everything between is fp32.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from convnext_kernels.backends.gpu import parameters as gpu_parameters
+from convnext_kernels.backends.gpu import parameters
 from convnext_kernels.backends.gpu.layout import Rows, extent, finish, output_rows, rows, vector
 from convnext_kernels.backends.triton import device
 from convnext_kernels.backends.triton.kernels import layernorm_wide as wide
@@ -37,6 +39,9 @@ MAX_BLOCK_C_SCATTERED = 4096  # the same for the backward pass of NCHW, which ke
 # At least so many pixels share one row of partial sums for the parameters' gradients. Writing and reading a row takes
 # 16C bytes, beside the 96C bytes of 16 pixels, and there are few rows to add.
 SHARED_PIXELS = 16
+
+# Sum (programs, 2, C) partial gradients of (weight, bias) and return those that are needed
+parameter_gradients = functools.partial(parameters.gradients, sum_partials)
 
 
 @triton.jit
@@ -276,7 +281,7 @@ def gradients(
     samples, pixels = extent(source, dy, target, merge=patch == 1)
     # Two CTAs of 8 warps per multiprocessor: 32 KB of loads in flight on each, and few rows of partial sums.
     programs = 2 * device.gpu().sms
-    parameters = needs[1] or needs[2]
+    summed = needs[1] or needs[2]
     scattered = source.stride_p == 1 != source.stride_c
     if channels > (MAX_BLOCK_C_SCATTERED if scattered else MAX_BLOCK_C):
         block_p, kernel = 1, wide.layernorm_bwd_wide_kernel
@@ -288,20 +293,15 @@ def gradients(
         kernel, config = layernorm_bwd_kernel, {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": warps}
     tiles = triton.cdiv(pixels, block_p)
     programs = min(programs, samples * tiles)
-    if parameters:
+    if summed:
         programs = min(programs, triton.cdiv(samples * pixels, SHARED_PIXELS))
-    partials = torch.empty((programs, 2, channels), dtype=torch.float32, device=x.device) if parameters else None
+    partials = torch.empty((programs, 2, channels), dtype=torch.float32, device=x.device) if summed else None
     config |= {"C": channels, "PATCH": patch, "NORM": norm, "enable_fp_fusion": True}
     tensors = dy.tensor, source.tensor, vector(weight), None if dx is None else target.tensor, partials
     strides = *dy[1:], *source[1:], *target[1:]
     launch(kernel, (programs,))(*tensors, pixels, tiles, samples * tiles, height, width, *strides, eps, **config)
     results = [finish(dx, target)] if needs[0] else []
     return results + parameter_gradients(partials, (weight, bias), needs[1:])
-
-
-def parameter_gradients(partials: Tensor | None, parameters: tuple, needs: list[bool]) -> list[Tensor]:
-    """Sum (programs, 2, C) partial gradients of (weight, bias) and return those that `needs` marks."""
-    return gpu_parameters.gradients(sum_partials, partials, parameters, needs)
 
 
 @prepared
