@@ -35,11 +35,7 @@ def forward(
     rounded: Tensor | None = None,
     weights: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Return the bottleneck's output with x's dtype and strides, or those of `like`.
-
-    `hidden`, (N, hidden, H, W) channels_last in `compute_dtype`, is filled with u for the gradient, `rounded`, like
-    `like` in another dtype, with the residual. `weights`: `mlp_cublas.matrices`.
-    """
+    """As `mlp_cublas.forward`, by one of the plans."""
     x = call.x
     if (call.norm, call.activation) != (LAYER, GELU) or call.p.adaptive:
         return mlp_cublas.forward(shared, call, hidden, like, rounded, weights)

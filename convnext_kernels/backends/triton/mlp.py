@@ -45,11 +45,7 @@ def forward(
     rounded: Tensor | None = None,
     weights: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Return the bottleneck's output with x's dtype and strides, or those of `like`.
-
-    `hidden`, (N, hidden, H, W) channels_last in `compute_dtype`, is filled with u for the gradient, `rounded`, like
-    `like` in another dtype, with the residual. `weights`: `mlp_cublas.matrices`.
-    """
+    """As `mlp_cublas.forward`, by one of the plans."""
     like = call.x if like is None else like
     if weights is None and hidden is None:
         weights = matrices(call)
