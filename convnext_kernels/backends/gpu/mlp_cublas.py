@@ -36,14 +36,14 @@ def matrices(call: MlpCall, weights: Sequence[Tensor] | None = None) -> tuple[Te
     return matrix(w1, call.compute_dtype), matrix(w2, call.compute_dtype)
 
 
-def normalised(
-    kernels: ModuleType, x: Tensor, p: MlpParameters, eps: float, norm: str, compute_dtype: torch.dtype
-) -> Tensor:
+def normalised(kernels: ModuleType, call: MlpCall) -> Tensor:
     """The norm of x as dense rows (N * HW, C) in `compute_dtype`."""
+    x, p = call.x, call.p
     samples, channels, height, width = x.shape
     pixels = height * width
-    z = torch.empty((samples * pixels, channels), dtype=compute_dtype, device=x.device)
-    kernels.layernorm.normalize(x, p.norm_weight, p.norm_bias, eps, Rows(z, pixels * channels, channels, 1), norm=norm)
+    z = torch.empty((samples * pixels, channels), dtype=call.compute_dtype, device=x.device)
+    written = Rows(z, pixels * channels, channels, 1)
+    kernels.layernorm.normalize(x, p.norm_weight, p.norm_bias, call.eps, written, norm=call.norm)
     return z
 
 
@@ -72,25 +72,24 @@ def hidden_gradient(
 ) -> tuple[Tensor, Tensor]:
     """(du, act(u)) without GRN; `kept` is u, which is computed again without it."""
     dh = torch.mm(dz, w2)
-    u = _hidden(z, w1, call.p, call.compute_dtype) if kept is None else kept
+    u = _hidden(z, w1, call) if kept is None else kept
     h = torch.empty_like(u)
     kernels.activate(u, h, call.activation)
     kernels.activate_backward(dh, u, dh, call.activation)
     return dh, h
 
 
-def _hidden(z: Tensor, w1: Tensor, p: MlpParameters, compute_dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    if p.pwconv1_bias is None:
+def _hidden(z: Tensor, w1: Tensor, call: MlpCall, out: Tensor | None = None) -> Tensor:
+    if call.p.pwconv1_bias is None:
         return torch.mm(z, w1.mT, out=out)
-    return torch.addmm(flat(p.pwconv1_bias).to(compute_dtype), z, w1.mT, out=out)
+    return torch.addmm(flat(call.p.pwconv1_bias).to(call.compute_dtype), z, w1.mT, out=out)
 
 
 def hidden_rows(kernels: ModuleType, call: MlpCall, w1: Tensor, kept: Tensor | None) -> Tensor:
     """The hidden of x as rows (N * HW, hidden) in `compute_dtype`; `kept`, like it, is filled with u."""
-    x, _, p, _, eps, _, norm, activation, compute_dtype, _ = call
-    u = _hidden(normalised(kernels, x, p, eps, norm, compute_dtype), w1, p, compute_dtype, out=kept)
+    u = _hidden(normalised(kernels, call), w1, call, out=kept)
     h = u if kept is None else torch.empty_like(u)
-    kernels.activate(u, h, activation)
+    kernels.activate(u, h, call.activation)
     return h
 
 
@@ -130,9 +129,9 @@ def backward(
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Return ([dx, dnorm_weight, dnorm_bias], of which those marked in `needs_input`, the other gradients by name)."""
     x, _, p, drop_scale, eps, grn_eps, norm, activation, compute_dtype, _ = call
-    z = normalised(kernels, x, p, eps, norm, compute_dtype)
+    z = normalised(kernels, call)
     w1, w2 = matrices(call, weights)
-    u = _hidden(z, w1, p, compute_dtype) if hidden is None else rows_of(hidden)
+    u = _hidden(z, w1, call) if hidden is None else rows_of(hidden)
     h = torch.empty_like(u)
     kernels.activate(u, h, activation)
     d = torch.empty((z.shape[0], dout.shape[1]), dtype=compute_dtype, device=dout.device)
@@ -166,12 +165,13 @@ def backward(
     if any(needs_input):
         dn = as_image(torch.mm(du, w1), x)
         normal = kernels.layernorm.gradients(rows(dn), x, p.norm_weight, p.norm_bias, eps, needs_input, norm=norm)
-    named = {
-        name: like_parameter(value, getattr(p, name))
-        for name, value in gradients.items()
-        if getattr(p, name) is not None
-    }
-    return normal, named
+    return normal, like_parameters(gradients, p)
+
+
+def like_parameters(named: dict[str, Tensor], p: MlpParameters) -> dict[str, Tensor]:
+    """Gradients by name, each like its parameter; without those of parameters that are None."""
+    held = {name: getattr(p, name) for name in named}
+    return {name: like_parameter(named[name], like) for name, like in held.items() if like is not None}
 
 
 def in_order(

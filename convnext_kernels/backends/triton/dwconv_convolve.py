@@ -13,7 +13,6 @@ from convnext_kernels.backends.triton import device
 from convnext_kernels.backends.triton.dwconv_images import (
     Image,
     as_image,
-    as_image_like,
     as_rows,
     channels_last,
     filled,
@@ -147,7 +146,7 @@ def convolve(
     larger = out if gradient else x
     source = as_image(x)
     target = viewed(out) or as_image(torch.empty_like(out, memory_format=channels_last(out)))
-    added = None if residual is None else as_image_like(residual, target)
+    added = None if residual is None else as_image(residual, target)
     problem = problem_of(larger, call, *(image for image in (source, target, added) if image is not None))
     if larger.dim() == 4 and dwconv_plan.two_channels(larger.shape[1], call.stride, device.gpu().arch):
         problem = problem._replace(x2=all(image is None or in_twos(image) for image in (source, target, added)))

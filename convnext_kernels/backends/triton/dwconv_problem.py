@@ -37,15 +37,15 @@ def interpretable(config: Mapping[str, Any], p: dwconv_plan.Problem) -> dict[str
     """
     config = dict(config)
     height = triton.cdiv(p.height, p.dilation_h if p.stride == 1 else p.stride)
+    if "parts" in config:
+        config["parts"] = 1
     if "CB" in config:  # on tensor cores
-        return (
-            config | {"CB": min(triton.next_power_of_2(p.channels), 64)} | ({"parts": 1} if "parts" in config else {})
-        )
+        return config | {"CB": min(triton.next_power_of_2(p.channels), 64)}
+    if "BC" in config:
+        config["BC"] = min(triton.next_power_of_2(p.channels), 1024)
     if "V" in config:  # a line in two groups, the lines in two strips
         config["Q"] = min(config["Q"], max(1, triton.cdiv(dwconv_plan.line(p).width, 2)), 7)
         config["strip"] = max(config["strip"], triton.cdiv(dwconv_plan.line(p).height, 2))
-        if "parts" in config:
-            config |= {"parts": 1, "BC": min(triton.next_power_of_2(p.channels), 1024)}
         return config
     if "Q" in config:
         config["Q"] = min(config["Q"], 3 if p.few else 1)
@@ -53,11 +53,7 @@ def interpretable(config: Mapping[str, Any], p: dwconv_plan.Problem) -> dict[str
         least = triton.cdiv(height, 2 if p.few else 1)
         config["strip"] = max(config["strip"], least)
     if "R" in config:
-        config |= {
-            "R": triton.cdiv(p.kernel_h, 2) if p.stride == 1 else 1,
-            "parts": 1,
-            "BC": min(triton.next_power_of_2(p.channels), 1024),
-        }
+        config["R"] = triton.cdiv(p.kernel_h, 2) if p.stride == 1 else 1
     return config
 
 

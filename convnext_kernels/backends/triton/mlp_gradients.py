@@ -5,7 +5,7 @@ import triton
 from torch import Tensor
 
 from convnext_kernels.backends.gpu import mlp_cublas
-from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, like_parameter, output_rows, rows, vector
+from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows, vector
 from convnext_kernels.backends.gpu.mlp_cublas import normalised, rows_of
 from convnext_kernels.backends.triton import device, grn, layernorm, shared
 from convnext_kernels.backends.triton.kernels.mlp_backward import (
@@ -56,9 +56,9 @@ def gradients(
         if stored or any(needs_norm):
             of_norm, z, du, g = _data_gradient(config["data"]["tile"], dense, call, w1, w2, needs_norm, stored, named)
         else:
-            z = normalised(shared, x, p, eps, norm, compute_dtype)
+            z = normalised(shared, call)
     else:
-        z = normalised(shared, x, p, eps, norm, compute_dtype)
+        z = normalised(shared, call)
         kept = None if hidden is None else rows_of(hidden)
         if "hidden" in library:
             du, g = mlp_cublas.hidden_gradient(shared, call, dz, z, w1, w2, kept)
@@ -70,7 +70,7 @@ def gradients(
             dn = rows(mlp_cublas.as_image(torch.mm(du, w1), x))
             of_norm = layernorm.gradients(dn, x, p.norm_weight, p.norm_bias, eps, needs_norm, norm=norm)
         elif any(needs_norm):
-            of_norm = _input_gradient(config["input"]["tile"], du, w1, x, p, eps, norm, needs_norm)
+            of_norm = _input_gradient(config["input"]["tile"], du, w1, call, needs_norm)
 
     if "recompute" in config["weight"]:
         g2, d_sums = _recomputed_weight_gradients(config["weight"]["tile"], dense, call, z, w1, w2, named)
@@ -86,9 +86,7 @@ def gradients(
             tile = tile | {"BP": min(32, tile["BP"])}
         g2, d_sums = _weight_gradient(dense, g, vector(drop_scale), sample_pixels, tile, columns=True)
     _projection_gradient(g2, d_sums, w2, p, named)
-    return of_norm, {
-        name: like_parameter(value, getattr(p, name)) for name, value in named.items() if getattr(p, name) is not None
-    }
+    return of_norm, mlp_cublas.like_parameters(named, p)
 
 
 def _projection_gradient(g2: Tensor, d_sums: Tensor, w2: Tensor, p: MlpParameters, named: dict[str, Tensor]) -> None:
@@ -252,10 +250,9 @@ def _weight_gradient(
     return partials, sums
 
 
-def _input_gradient(
-    config: dict, du: Tensor, w1: Tensor, x: Tensor, p: MlpParameters, eps: float, norm: str, needs: list[bool]
-) -> list[Tensor]:
+def _input_gradient(config: dict, du: Tensor, w1: Tensor, call: MlpCall, needs: list[bool]) -> list[Tensor]:
     """From du, those of [dx, dnorm_weight, dnorm_bias] that `needs` marks."""
+    x, p, eps, norm = call.x, call.p, call.eps, call.norm
     hidden, channels = w1.shape
     source = rows(x)
     if config["BC"] * config["PIECES"] < channels:  # a row is too long for one program
