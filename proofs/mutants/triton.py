@@ -20,7 +20,7 @@ MLP, MLP_GRADIENTS = _parity("mlp and forward"), _parity("mlp and gradients")
 # the rows of tests/shapes.py with other norms and activations
 _VARIANTS = "mlp and (rms or simple or mish or quick)"
 VARIANTS_GRADIENTS = _parity(f"{_VARIANTS} and gradients")
-DOWNSAMPLE, DOWNSAMPLE_GRADIENTS = _parity("downsample and forward"), _parity("downsample and gradients")
+DOWNSAMPLE = _parity("downsample and forward")
 
 MUTANTS = [
     *_in(
