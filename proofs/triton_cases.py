@@ -103,6 +103,12 @@ def _compiled() -> Iterator[Case]:
         yield Case("mlp", 96, 28, backward=True, grn=True, plan=plan)
         yield Case("block", 96, 56, backward=True, autocast=True, grn=True, plan=plan)
     yield Case("mlp", 192, 28, backward=True, grn=True, plan="fused")
+    for plan in ("s4-tma", "s3-g8-tma", "tma-ws"):  # from sm_90 on
+        yield Case("mlp", 384, 14, plan=plan)
+        yield Case("mlp", 384, 14, grn=True, plan=plan)
+        yield Case("block", 384, 14, autocast=True, plan=plan)
+    for plan in ("s4-tma", "s2-tma"):
+        yield Case("mlp", 384, 14, backward=True, plan=plan)
     yield Case("block", 96, 56, plan="whole", quick=True)
     yield Case("block", 40, 28, dtype="fp16", activation="mish", plan="whole")
     # the other norms, and the activation with the most instructions: in the fused kernel, in two products, in V2

@@ -36,6 +36,11 @@ MUTANTS = [
         ),
     ),
     *_in(
+        "triton/launch.py",
+        ("tests/backends/triton/test_descriptors.py",),
+        Mutant("descriptors have no memory", "triton.set_allocator(_scratch)", "pass"),
+    ),
+    *_in(
         "triton/kernels/dependent.py",
         ("tests/backends/triton/test_dependent.py",),
         Mutant("a kernel does not wait for the one before it", "gdc_wait()", "pass"),
@@ -122,8 +127,8 @@ MUTANTS = [
         ),
         Mutant(
             "samples are merged although patches end with each",
-            "extent(source, out, merge=patch == 1 and not adaptive)",
-            "extent(source, out)",
+            "extent(source, target, merge=patch == 1 and not adaptive)",
+            "extent(source, target)",
             tests=("tests/ops/test_layouts.py", "-k", "triton and downsample"),
         ),
     ),
@@ -179,6 +184,17 @@ MUTANTS = [
         "triton/kernels/mlp_gemm.py",
         MLP,
         Mutant("the variance is about the first channel", "/ C - deviation * deviation", "/ C"),
+        Mutant(
+            "all samples read the hidden of the first",
+            "row = (n.to(tl.int64) * pixels + p)[:, None] * HIDDEN",
+            "row = p.to(tl.int64)[:, None] * HIDDEN",
+        ),
+        Mutant(
+            "through descriptors all samples read the hidden of the first",
+            "tile_row = n * pixels + (tile % tiles) * BM",
+            "tile_row = (tile % tiles) * BM",
+            tests=("tests/backends/triton/test_products.py", "-k", "with_grn and tma"),
+        ),
     ),
     *_in(
         "triton/kernels/mlp_backward.py",

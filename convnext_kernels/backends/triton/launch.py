@@ -8,6 +8,7 @@ The first way stays in use where there is no such launcher (the interpreter, dri
 somebody has hooks on launches (profilers).
 """
 
+import contextvars
 import functools
 import inspect
 from collections.abc import Callable
@@ -36,12 +37,38 @@ def launch(kernel: Any, grid: tuple[int, ...]) -> Callable:
         return functools.partial(torch.library.wrap_triton(kernel)[grid], **dependent)
     recorder = programs.recorder()
     if recorder is None:
-        return functools.partial(kernel[grid], **dependent)
+        call = functools.partial(kernel[grid], **dependent)
+        return _with_scratch(call) if "TMA" in kernel.arg_names else call
 
     def record(*arguments: Any, **options: Any) -> None:
         recorder.steps.append(_Launch(recorder, kernel, grid, arguments, options | dependent))
 
     return record
+
+
+def loadable(tile: dict, *tensors: Tensor) -> dict:
+    """The configuration of a kernel that loads `tensors` through descriptors if it may: TMA needs 16-byte alignment.
+
+    Graphs of `inline_kernels` have no memory for descriptors (`_with_scratch`), and there addresses are not known.
+    """
+    allowed = not exporting.traces_launches() and all(
+        tensor.element_size() == 2 and programs.aligned(tensor, 16) for tensor in tensors
+    )
+    return tile if allowed else tile | {"TMA": 0}
+
+
+def _scratch(size: int, _alignment: int, _stream: int | None) -> Tensor:
+    return torch.empty(size, dtype=torch.int8, device=device.type_())
+
+
+def _with_scratch(call: Callable) -> Callable:
+    """`call`, whose kernel writes its descriptors to memory that Triton allocates for every launch: from PyTorch."""
+
+    def run(*arguments: Any, **options: Any) -> Any:
+        triton.set_allocator(_scratch)
+        return call(*arguments, **options)
+
+    return lambda *arguments, **options: contextvars.copy_context().run(run, *arguments, **options)
 
 
 def _dependent(kernel: Any) -> dict[str, bool]:
@@ -70,6 +97,8 @@ class _Launch:
         ]
         self.slots = tuple(a.slot for a in self.arguments if isinstance(a, View))
         self.kernel, self.grid = kernel, (*grid, 1, 1)[:3]
+        self.loads = bool(bound.get("TMA"))  # through descriptors
+        self.launch = _with_scratch(kernel[self.grid]) if self.loads else kernel[self.grid]
         self.launcher: Callable | None = None
 
     def run(self, buffers: list, _addresses: list[int], _stream: int | None) -> None:
@@ -78,7 +107,7 @@ class _Launch:
         # Triton's own launchers take addresses; those of an emulating driver need tensors.
         if compiled is not None and _takes_addresses(type(compiled.run)):
             self.function, self.packed = compiled.function, compiled.packed_metadata
-            self.launcher = compiled.run
+            self.launcher = _with_scratch(compiled.run) if self.loads else compiled.run
 
     def write(self, code: programs.Code) -> None:
         """Call the compiled kernel's launcher with addresses."""

@@ -28,7 +28,7 @@ from convnext_kernels.backends.triton.kernels.mlp_gemm import (
     mlp_folded_expand_kernel,
     mlp_project_kernel,
 )
-from convnext_kernels.backends.triton.launch import launch, prepared
+from convnext_kernels.backends.triton.launch import launch, loadable, prepared
 from convnext_kernels.backends.triton.plans.mlp_gradient_plan import backward_plan
 from convnext_kernels.backends.triton.plans.mlp_plan import forward_plan
 from convnext_kernels.backends.triton.weights import folded, matrices
@@ -160,7 +160,7 @@ def _project(
 ) -> None:
     x, p = call.x, call.p
     channels, hidden = w2.shape
-    tile, partials = config["tile"], None
+    tile, partials = loadable(config["tile"], w2), None
     split = tile["SPLIT"]
     if split > 1:
         partials = torch.empty((split, samples * pixels, channels), dtype=torch.float32, device=x.device)

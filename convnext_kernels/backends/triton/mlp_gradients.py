@@ -19,7 +19,7 @@ from convnext_kernels.backends.triton.kernels.mlp_fused_backward import (
     mlp_data_gradient_kernel,
     mlp_recomputed_weight_gradient_kernel,
 )
-from convnext_kernels.backends.triton.launch import launch
+from convnext_kernels.backends.triton.launch import launch, loadable
 from convnext_kernels.backends.triton.reduce import sum_partials
 from convnext_kernels.calls import MlpCall
 from convnext_kernels.spec import MlpParameters
@@ -240,6 +240,7 @@ def _weight_gradient(
     """Partial sums (splits, M, N) of (s * a)^T b over the pixels and, if `columns`, (splits, M) of s * a."""
     pixels, n = b.shape
     m = a.numel() // pixels
+    config = loadable(config, a, b)
     tiles = triton.cdiv(m, config["BM"]) * triton.cdiv(n, config["BN"])
     splits, chunk = _splits(pixels, tiles, config["BP"])
     partials = torch.empty((splits, m, n), dtype=torch.float32, device=b.device)

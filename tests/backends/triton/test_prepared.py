@@ -138,7 +138,7 @@ def test_folded_weights_are_kept(emulate, addresses, monkeypatch):
     from convnext_kernels.backends.triton.plans import mlp_plan
 
     tile = mlp_plan.tile_config(64, 64, 64, 4)
-    project = {"tile": tile | {"GROUP": 1, "SPLIT": 1}}
+    project = {"tile": tile | {"GROUP": 1, "TMA": 0, "SPLIT": 1}}
     config = {"plan": "gemm", "expand": {"fold": True, "tile": tile | {"GROUP": 1}}, "project": project}
     monkeypatch.setattr(mlp, "forward_plan", lambda *_: tuning.Candidate("folded", config))
     case = Case("any", n=1, c=72, h=2, w=3, ratio=1)

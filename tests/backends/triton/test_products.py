@@ -75,10 +75,28 @@ def test_every_candidate(expand, project):
         ("64x64-k32-s2", "64x64-k64-s2"),
         ("fold-128x128-k64-s2-g8", "128x128-k32-s4-g8"),
         ("fold-64x64-k64-s2",) * 2,
+        ("fold-64x64-k64-s2", "64x64-k64-s4-tma"),
     ],
 )
 def test_with_grn(expand, project):
     run(WIDE["v2"], expand, project.removeprefix("fold-"), "min")
+
+
+EVEN = Case("tiles of 128 channels without a tail", n=2, c=384, h=9, w=8, ratio=1)
+
+
+@chosen(lambda name: name.endswith("-ws"))  # the kernel without warp specialisation is the same in the interpreter
+@pytest.mark.parametrize("name", [name for name in names(mlp_plan.project_candidates, EVEN) if "s3-g8-tma" in name])
+def test_loads_through_descriptors(name):
+    run(EVEN, "64x64-k32-s2", name, "min")
+
+
+def test_where_loads_go_through_descriptors():
+    """From sm_90 on, of rows of 16 bytes."""
+    for case, arch, count in ((EVEN, 80, 0), (EVEN, 90, 3), (EVEN, 100, 3), (EVEN, 120, 2), (WIDE["v1"], 90, 1)):
+        candidates = mlp_plan.project_candidates(problem(case), tuning.for_arch(arch))
+        assert len([c for c in candidates if "-tma" in c.name and "split" not in c.name]) == count
+    assert not problem(dataclasses.replace(EVEN, c=380)).described(HOPPER)
 
 
 GRADIENTS = [
@@ -123,11 +141,14 @@ def test_library_gradients_with_grn():
     run_gradients(WIDE["v2"], {k: n for k, n in TOGETHER[0].items() if k != "mlp_hidden_gradient"}, "min")
 
 
-@pytest.mark.parametrize("index", range(len(GRADIENTS)))
+EXECUTED = [gradient for gradient in GRADIENTS if "-tma" not in gradient[1]]  # the emulator has no descriptors
+
+
+@pytest.mark.parametrize("index", range(len(EXECUTED)))
 def test_executed_gradients(index, emulate):
     """Each once: on sm_80 and sm_90 in turn."""
     with emulate((80, 90)[index % 2]):
-        run_gradients(WIDE["v1"], dict([GRADIENTS[index]]), "min")
+        run_gradients(WIDE["v1"], dict([EXECUTED[index]]), "min")
 
 
 NARROW = {
@@ -207,8 +228,11 @@ def test_folded_norm_at_large_means(ratio, norm):
         check_forward("mlp", arguments, "triton")
 
 
-@pytest.mark.parametrize("index", range(len(PRODUCTS)))
+EXECUTED_PRODUCTS = [products for products in PRODUCTS if "-tma" not in products[1]]
+
+
+@pytest.mark.parametrize("index", range(len(EXECUTED_PRODUCTS)))
 def test_executed(index, emulate):
     """Each once: on sm_80 and sm_90 in turn."""
     with emulate((80, 90)[index % 2]):
-        run(WIDE["v1"], *PRODUCTS[index], "balanced")
+        run(WIDE["v1"], *EXECUTED_PRODUCTS[index], "balanced")

@@ -18,6 +18,7 @@ import triton.language as tl
 from convnext_kernels.backends.triton.kernels.activations import activate, activate_and_derivative
 from convnext_kernels.backends.triton.kernels.dependent import wait_for_previous
 from convnext_kernels.backends.triton.kernels.mlp_tiles import (
+    described,
     grouped,
     load_matrix,
     load_pieces,
@@ -277,6 +278,7 @@ def mlp_weight_gradient_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BP: tl.constexpr,
+    TMA: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """partials[split] = a^T b over the split's pixels; one program: a (BM, BN) tile of it."""
@@ -290,12 +292,19 @@ def mlp_weight_gradient_kernel(
     acc = tl.zeros((BM, BN), dtype=tl.float32)
     if sums_ptr is not None:
         total = tl.zeros((BM, BP), dtype=tl.float32)
+    if TMA > 0:  # a chunk is a multiple of BP: what is read past its end is past the end of all rows
+        a_rows = described(a_ptr, pixels, M, BP, BM)
+        b_rows = described(b_ptr, pixels, N, BP, BN)
     for start in range(begin, end, BP):
         p = start + tl.arange(0, BP)
         row = p.to(tl.int64)
         inside = p < end
-        a = tl.load(a_ptr + row[None, :] * M + m[:, None], mask=inside[None, :] & (m < M)[:, None], other=0.0)
-        b = tl.load(b_ptr + row[:, None] * N + j[None, :], mask=inside[:, None] & (j < N)[None, :], other=0.0)
+        if TMA > 0:
+            a = a_rows.load([start, tl.program_id(0) // columns * BM]).T
+            b = b_rows.load([start, tl.program_id(0) % columns * BN])
+        else:
+            a = tl.load(a_ptr + row[None, :] * M + m[:, None], mask=inside[None, :] & (m < M)[:, None], other=0.0)
+            b = tl.load(b_ptr + row[:, None] * N + j[None, :], mask=inside[:, None] & (j < N)[None, :], other=0.0)
         if drop_scale_ptr is not None:
             a = a.to(tl.float32) * load_vector(drop_scale_ptr, p // sample_pixels, inside)[None, :]
         if sums_ptr is not None:

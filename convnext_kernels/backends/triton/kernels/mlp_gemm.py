@@ -21,6 +21,8 @@ import triton.language as tl
 from convnext_kernels.backends.triton.kernels.activations import activate
 from convnext_kernels.backends.triton.kernels.dependent import wait_for_previous
 from convnext_kernels.backends.triton.kernels.mlp_tiles import (
+    described,
+    grouped,
     load_transposed,
     load_vector,
     program_tile,
@@ -252,11 +254,17 @@ def mlp_project_kernel(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
     SPLIT: tl.constexpr,
+    TMA: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One program: BM pixels of one sample, BN channels; of SPLIT programs each sums a part of the hidden."""
+    """One program: BM pixels of one sample, BN channels; of SPLIT programs each sums a part of the hidden.
+
+    With TMA 1 it loads both operands through descriptors, with 2 by warps that do nothing else. Rows of the next sample
+    may then be in a tile's end: they are not stored.
+    """
     wait_for_previous(PDL)
     whole: tl.constexpr = C % BN == 0 and HIDDEN % BK == 0
+    columns: tl.constexpr = (C + BN - 1) // BN
     PART: tl.constexpr = ((HIDDEN + BK * SPLIT - 1) // (BK * SPLIT)) * BK
     _, n, p, inside, c = program_tile(pixels, tiles, C, BM, BN, GROUP)
     row = (n.to(tl.int64) * pixels + p)[:, None] * HIDDEN
@@ -266,17 +274,26 @@ def mlp_project_kernel(
     if SPLIT > 1:
         begin = tl.program_id(1) * PART
         end = tl.minimum(begin + PART, HIDDEN)
-    for start in range(begin, end, BK):
+    samples = tl.num_programs(0) // (columns * tiles)
+    if TMA > 0:
+        tile, column = grouped(columns, GROUP)
+        tile_row = n * pixels + (tile % tiles) * BM
+        h_rows = described(h_ptr, samples * pixels, HIDDEN, BM, BK)
+        w_rows = described(w2_ptr, C, HIDDEN, BN, BK)
+    for start in tl.range(begin, end, BK, warp_specialize=TMA == 2):
         hid = start + tl.arange(0, BK)
         held = hid < HIDDEN
-        h = tl.load(h_ptr + row + hid[None, :], mask=inside[:, None] & held[None, :], other=0.0)
-        w = load_transposed(w2_ptr, c, hid, C, HIDDEN, whole)
+        if TMA > 0:
+            h = h_rows.load([tile_row, start])
+            w = w_rows.load([column * BN, start]).T
+        else:
+            h = tl.load(h_ptr + row + hid[None, :], mask=inside[:, None] & held[None, :], other=0.0)
+            w = load_transposed(w2_ptr, c, hid, C, HIDDEN, whole)
         if grn_scale_ptr is not None:
             scale = tl.load(grn_scale_ptr + n.to(tl.int64) * HIDDEN + hid, mask=held, other=0.0)
             h = (h.to(tl.float32) * scale[None, :] + load_vector(grn_bias_ptr, hid, held)[None, :]).to(h.dtype)
         acc = tl.dot(h, w, acc)
     if partials_ptr is not None:
-        samples = tl.num_programs(0) // ((C + BN - 1) // BN * tiles)
         place = (tl.program_id(1) * samples + n).to(tl.int64) * pixels + p
         tl.store(partials_ptr + place[:, None] * C + c[None, :], acc, mask=inside[:, None] & (c < C)[None, :])
     else:

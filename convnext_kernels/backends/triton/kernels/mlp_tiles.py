@@ -39,6 +39,12 @@ def program_tile(pixels, tiles, OUTER: tl.constexpr, BM: tl.constexpr, BN: tl.co
 
 
 @triton.jit
+def described(ptr, rows, COLUMNS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """A tensor descriptor of a dense (rows, COLUMNS): loads of (ROWS, WIDTH) by TMA, 0 outside. 16-byte aligned."""
+    return tl.make_tensor_descriptor(ptr, [rows, COLUMNS], [COLUMNS, 1], [ROWS, WIDTH])
+
+
+@triton.jit
 def load_vector(ptr, c, inside):
     """A parameter's elements `c` in fp32, 0 outside."""
     return tl.load(ptr + c, mask=inside, other=0.0).to(tl.float32)

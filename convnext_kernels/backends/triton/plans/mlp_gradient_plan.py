@@ -10,6 +10,7 @@ from convnext_kernels.backends.triton.plans.mlp_plan import (
     LIBRARY_HANDICAP,
     TF32_TILES,
     TRITON_SHARE,
+    described,
     ours,
     pieces,
     rounded_batch,
@@ -109,8 +110,11 @@ def weight_gradient_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidat
             ctas_per_sm=2,
             warps=warps,
         )
-        tile = {"BM": bm, "BN": bn, "BP": bp, "num_warps": warps, "num_stages": stages}
-        yield Candidate(f"{bm}x{bn}-p{bp}-s{stages}", {"tile": tile}, (work, work))
+        # By TMA 64 x 64 with 4 stages and 128 x 128.
+        for tma in (0, 1) if described(p, gpu) and (bn == 128 or stages == 4) else (0,):
+            tile = {"BM": bm, "BN": bn, "BP": bp, "num_warps": warps, "num_stages": stages, "TMA": tma}
+            name = f"{bm}x{bn}-p{bp}-s{stages}" + "-tma" * tma
+            yield Candidate(name, {"tile": tile}, (work, work))
     product = cublas_product(p.channels, p.pixels, p.hidden, p.compute_itemsize, gpu, p.tf32)
     works = product, product, pointwise(p, p.channels * (p.stream_itemsize + 2)), pointwise(p, p.channels * 2)
     # Hopper's and Blackwell's tensor cores reach their peak in cuBLAS only, until a timing says otherwise. But the

@@ -32,6 +32,12 @@ def ours(p: Problem, gpu: tuning.Gpu) -> bool:
     return p.compute_itemsize == 2 or (p.rounded and not gpu.target)
 
 
+def described(p: Problem, gpu: tuning.Gpu) -> bool:
+    """Whether matmuls may load through tensor descriptors: sm_90 on, rows of 16 bytes, row numbers in 32 bits."""
+    aligned = p.channels % 8 == p.hidden % 8 == 0 and p.compute_itemsize == 2
+    return aligned and not gpu.target and gpu.arch >= 90 and p.pixels < 2**31
+
+
 def pieces(channels: int, widest: int = 128) -> tuple[int, int]:
     """(BC, PIECES): equal power-of-two pieces that cover a row with the least padding; of equal ones the fewest pieces.
 
@@ -139,7 +145,7 @@ def tile_name(tile: dict) -> str:
     parts = [f"{tile['BM']}x{tile['BN']}", f"k{tile['BK']}", f"s{tile['num_stages']}"]
     parts += [f"g{tile['GROUP']}"] if tile.get("GROUP", 1) > 1 else []
     parts += [f"split{tile['SPLIT']}"] if tile.get("SPLIT", 1) > 1 else []
-    return "-".join(parts)
+    return "-".join([*parts, *("tma", "ws")[: tile.get("TMA", 0)]])
 
 
 # (BM, BN, BK, warps, stages). Large tiles read less, and share the weights of a column between 8 tiles of pixels; small
@@ -157,6 +163,11 @@ NORMALISING_HANDICAP = 1.15
 NORMALISE_OPS, FOLD_OPS = 10, 4  # instructions per element of a row: two walks over it, or its statistics
 
 
+# With loads by TMA, from sm_90 on, for `tune`: the model sees no difference, and nobody has timed them.
+TMA_TILE, TMA_LARGE_TILE = (64, 64, 64, 4, 4), (128, 128, 64, 8, 3)
+# and by warps of their own
+SPECIALISED_TILES = {90: (128, 128, 64, 4, 3), 100: (128, 128, 64, 8, 3), 103: (128, 128, 64, 8, 3)}
+
 # Of TF32, whose tiles have twice the bytes.
 TF32_FUSED_CHANNELS = 192
 TF32_TILES = ((64, 64, 32, 4, 2), (128, 64, 32, 4, 2), (128, 128, 32, 8, 2))
@@ -169,6 +180,17 @@ def _product_tiles(p: Problem) -> Iterator[dict]:
         return
     for tile in (*SMALL_TILES, *LARGE_TILES):
         yield tile_config(*tile) | {"GROUP": GROUP if tile in LARGE_TILES else 1}
+
+
+def _tma_tiles(p: Problem, gpu: tuning.Gpu) -> Iterator[dict]:
+    """Tiles of `mlp_project_kernel` whose operands are loaded by TMA."""
+    if not described(p, gpu):
+        return
+    yield tile_config(*TMA_TILE) | {"GROUP": 1, "TMA": 1}
+    if p.channels % 128 == 0:  # a tail spills on sm_100
+        yield tile_config(*TMA_LARGE_TILE) | {"GROUP": GROUP, "TMA": 1}
+        if p.stream_itemsize == 2 and gpu.arch in SPECIALISED_TILES:  # beside an fp32 residual it spills 2688 bytes
+            yield tile_config(*SPECIALISED_TILES[gpu.arch]) | {"GROUP": GROUP, "TMA": 2}
 
 
 def expand_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
@@ -198,7 +220,7 @@ def project_candidates(p: Problem, gpu: tuning.Gpu, library: bool = True) -> Ite
     """Every way to compute the result from the hidden; by the library only if `library`."""
     hidden, stream = p.hidden * p.compute_itemsize, p.channels * p.stream_itemsize
     weights = float(p.channels * hidden)
-    for tile in _product_tiles(p):
+    for tile in ({"TMA": 0} | tile for tile in (*_product_tiles(p), *_tma_tiles(p, gpu))):
         if gpu.arch in (100, 103) and p.stream_itemsize == 4 and not p.rounded and tile["BM"] == 128:
             continue  # spills 80 bytes beside a 4-byte residual
         size = tile["BM"], tile["BN"]
