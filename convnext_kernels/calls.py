@@ -59,13 +59,13 @@ class Inputs(NamedTuple):
 SETTINGS: list[Callable[[], object]] = [torch.is_grad_enabled, torch.get_num_threads, *torch_versions.SETTINGS]
 
 
-def _never(op: str, arguments: tuple) -> None:
-    return None
+def never(op: str, arguments: tuple) -> None:
+    """No call was like this one."""
 
 
 # The result of a call of `op` that is like an earlier one in everything, the settings and the values of parameters too,
 # else None. A backend that keeps what it prepared may put its function here: csrc/bindings/repeats.h.
-repeat: Callable[[str, tuple], Tensor | None] = _never
+repeat: Callable[[str, tuple], Tensor | None] = never
 
 
 def _add(values: Sequence[Any], tensors: list[Tensor], addresses: list[int], facts: list[Any]) -> None:
@@ -161,9 +161,11 @@ def _hashable(option: Any, tensors: list[Tensor]) -> Any:
 
 
 def forget() -> None:
-    """Drop everything that is remembered about signatures."""
+    """Drop everything that is remembered about calls."""
+    global repeat
     _interned.cache_clear()
     _known.clear()
+    repeat = never
 
 
 class DwconvCall(NamedTuple):

@@ -193,9 +193,10 @@ def analyse(cubin: bytes, kernel: str, arch: int, warps: int, shared: int, tenso
     )
 
 
-def loop_share(text: str) -> float:
-    """Return the share of FFMA in the loop that has the most of them; 0 without a loop."""
-    lines = text.splitlines()
+def loop_ffma(cubin: bytes) -> float:
+    """Return the share of FFMA in the loop that has the most of them; 0 without a loop. Of a cubin with one kernel."""
+    with _written(cubin) as file:
+        lines = run_tool("nvdisasm", "-c", file).splitlines()
     labels = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"\s*(\.L_x_\d+):", line))}
     best = (0, 0.0)
     for end, line in enumerate(lines):
@@ -206,9 +207,3 @@ def loop_share(text: str) -> float:
         count = sum(o.startswith("FFMA") for o in found)
         best = max(best, (count, count / max(1, len(found))))
     return best[1]
-
-
-def loop_ffma(cubin: bytes) -> float:
-    """Return `loop_share` of a cubin with one kernel."""
-    with _written(cubin) as file:
-        return loop_share(run_tool("nvdisasm", "-c", file))

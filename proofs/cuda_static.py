@@ -43,9 +43,6 @@ class Row:
     stack: int  # bytes of a thread
     spill_stores: int
     spill_loads: int
-    shared: int  # static bytes
-    instructions: int
-    loop_ffma: float  # share of FFMA in the loop that has the most of them
     tensor: dict[str, int]  # opcodes on tensor cores
 
     @property
@@ -89,9 +86,6 @@ def rows_of(file: Path, arch: int) -> Iterator[Row]:
             used[symbol].stack,
             cubin.moved(opcodes, "STL"),
             cubin.moved(opcodes, "LDL"),
-            used[symbol].shared,
-            len(opcodes),
-            round(cubin.loop_share(text), 4),
             cubin.tensor(opcodes),
         )
 

@@ -52,16 +52,10 @@ MUTANTS = [
             proof="asan",
             tests=SMALL,
         ),
-        Mutant(
-            "the lower of two rows lacks its last kernel row",
-            "min(row + side_h + 1, v.row + v.rows)",
-            "min(row + side_h, v.row + v.rows)",
-        ),
     ),
     *_in(
         "dwconv/dwconv_tile.h",
         DWCONV,
-        Mutant("columns left of the image are loaded", "if (unsigned(w) < end) value =", "if (w < int(end)) value ="),
         Mutant(
             "a row below the image is staged",
             "last = end < h.count ? end : h.count;",
@@ -87,7 +81,6 @@ MUTANTS = [
         "layernorm/layernorm.cu",
         LAYERNORM,
         _without("a tile is stored before it is there", "= from[slot + j];\n    }\n    __syncthreads();"),
-        Mutant("pixels in no patch are stored", "stored ? p.c - first : 0", "p.c - first", proof="asan"),
     ),
     *_in(
         "layernorm/layernorm_rows.h",
@@ -97,7 +90,6 @@ MUTANTS = [
             "__syncthreads();\n  const int first = int(threadIdx.x) / lanes",
             tests=ORDER_LAYERNORM,
         ),
-        Mutant("sums of two teams", "if (mask >= lanes) continue;", "if (mask > lanes) continue;"),
         Mutant(
             "rows and columns of a patch are exchanged",
             "(patch * patches.side + h.remainder) * patches.side + w.remainder",
@@ -129,9 +121,6 @@ MUTANTS = [
             proof="asan",
             tests=ORDER_LAYERNORM,
         ),
-        Mutant(
-            "the last group's sums are forgotten", "g < groups; ++g)", "g + 1 < groups; ++g)", tests=ORDER_LAYERNORM
-        ),
     ),
     *_in(
         "reduce.cu",
@@ -141,7 +130,6 @@ MUTANTS = [
             "group * p.a.length + c);\n    }\n    __syncthreads();",
             tests=("tests/backends/cuda/test_norms.py", "-k", "partial_sums"),
         ),
-        Mutant("the last walker's sums are forgotten", "w < p.walkers; ++w)", "w + 1 < p.walkers; ++w)"),
     ),
     *_in(
         "grn.cu",
@@ -151,7 +139,6 @@ MUTANTS = [
             "out[at.tile * p.t.c + at.channel + c] = sum;\n  }\n  __syncthreads();",
             tests=ORDER_GRN,
         ),
-        Mutant("pixels of the next sample are summed", "pixel < p.t.pixels ? p.t.c - channel : 0", "p.t.c - channel"),
     ),
     *_in(
         "mlp/mlp_pointwise.cu",
@@ -160,7 +147,6 @@ MUTANTS = [
             "the next tile overwrites the one that is stored",
             "out_base + c * out.stride_c);\n        }\n      }\n      __syncthreads();",
         ),
-        Mutant("pixels beyond the last are stored", "if (here < p.t.pixels) {", "{"),
     ),
     *_in(
         "mlp/mlp_pointwise.cu",
@@ -192,23 +178,6 @@ MUTANTS = [
         Mutant(
             "hidden units of pixels beyond the last are stored", "if (pixel >= p.a.pixels) continue;", "", proof="asan"
         ),
-        Mutant(
-            "the last chunk of hidden units is forgotten", "(p.a.hidden + kChunk - 1) / kChunk", "p.a.hidden / kChunk"
-        ),
-    ),
-    *_in(
-        "mlp/mlp_fused_rows.h",
-        FUSED,
-        Mutant(
-            "the variance counts channels beyond the last",
-            "j * kPiece + t8 + i < channels ? value[j][i] - mean : 0.0f",
-            "value[j][i] - mean",
-        ),
-    ),
-    *_in(
-        "mlp/mlp_tile.h",
-        FUSED,
-        Mutant("both halves of the chunk's parameters are one", "to.bias[chunk % 2][thread]", "to.bias[0][thread]"),
     ),
     *_in(
         "mlp/mlp_fused_fp32.cu",

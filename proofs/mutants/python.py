@@ -86,29 +86,12 @@ MUTANTS = [
         ),
     ),
     *_in(
-        "ops/downsample.py",
-        AUTOCAST,
-        Mutant("fp64 is cast under autocast", "None if x.dtype == torch.float64 else dtype", "dtype"),
-    ),
-    *_in(
         "calls.py",
         parity("eager and downsample and forward and float32"),
         Mutant(
             "the result is contiguous whatever x is",
             "torch_versions.suggest_memory_format(x)",
             "torch.contiguous_format",
-        ),
-    ),
-    *_in(
-        "ops/checks.py",
-        ("tests/test_errors.py",),
-        Mutant("a kernel of 53 is small enough", "MAX_KERNEL_SIZE = 51", "MAX_KERNEL_SIZE = 53"),
-    ),
-    *_in(
-        "ops/flops.py",
-        ("tests/ops/test_flops.py",),
-        Mutant(
-            "a kernel counts its side only", "-(-w // stride) * weight[2] * weight[3]", "-(-w // stride) * weight[3]"
         ),
     ),
     *_in(
@@ -130,14 +113,10 @@ MUTANTS = [
             "if ambient is not None:",
             "if ambient is not None and not os.environ.get(ENVIRONMENT_VARIABLE):",
         ),
-        Mutant("use_backend does not end", "_ambient.reset(token)", "pass"),
         Mutant(
             "auto takes a backend that refuses",
             "backend.unavailable() or backend.refuses(spec)",
             "backend.unavailable()",
-        ),
-        Mutant(
-            "192 channels are kept", "spec.channels <= RECOMPUTED_CHANNELS\n", "spec.channels < RECOMPUTED_CHANNELS\n"
         ),
     ),
     *_in(
@@ -149,7 +128,6 @@ MUTANTS = [
         "tuning/tune.py",
         ("tests/tuning/test_tune.py",),
         Mutant("the slowest is kept", "best = min(seconds,", "best = max(seconds,"),
-        Mutant("the minutes do not end", "time.monotonic() >= self.end", "False"),
         Mutant("a trial goes on", "cache.end_trials()", "pass"),
     ),
     *_in(
@@ -198,11 +176,6 @@ MUTANTS = [
         "interop/timm.py",
         ("tests/interop/test_libraries.py", "-k", "dropout"),
         Mutant("dropout in training is overlooked", "(dropout.training and dropout.p > 0)", "dropout.p > 1"),
-    ),
-    *_in(
-        "interop/swap.py",
-        ACCELERATE,
-        Mutant("restore leaves an option behind", "for name in (BACKEND, MEMORY):", "for name in (BACKEND,):"),
     ),
     *_in(
         "nn/sequential.py",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from convnext_kernels import FusedConvNeXtBlock, calls, functional
+from convnext_kernels import FusedConvNeXtBlock, calls, dispatch, functional
 from convnext_kernels.ops import registration
 from tests.operators import op_calls
 
@@ -153,3 +153,17 @@ def test_devices_have_signatures_of_their_own(x, monkeypatch):
     assert not entered
     run(None, at_1)
     assert entered == [torch.device("cuda", 1)]
+
+
+def test_forget_forgets_what_the_extension_repeats():
+    if dispatch.cpu_extension() is None:
+        pytest.skip("the CPU kernels are not compiled")
+    block, x = FusedConvNeXtBlock(8, backend="cpu"), torch.randn(1, 8, 4, 4).to(memory_format=torch.channels_last)
+    for _ in range(2):
+        with torch.no_grad():
+            for _ in range(3):
+                y = block(x)
+            assert calls.repeat is not calls.never
+            assert torch.equal(block(x), y)
+        calls.forget()
+        assert calls.repeat is calls.never

@@ -18,7 +18,6 @@ weak reference to the parameter, `torch.utils.swap_tensors` would refuse it. Ent
 something new is packed.
 """
 
-import functools
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Sequence
@@ -108,15 +107,15 @@ class Launch(NamedTuple):
     between: bool = False  # whether the launch needs memory like `out` for itself
 
 
-@functools.cache
+calls.SETTINGS.append(native.forced_isa)
+
+
 def _repeats() -> Any:
     """The extension's table of calls, which from now on serves those that are like one of its own."""
-    calls.SETTINGS.append(native.forced_isa)
-    made = native.extension().Repeats(
-        calls.SETTINGS, torch_versions.data_ptr, torch_versions.version, torch_versions.empty_strided_cpu
-    )
-    calls.repeat = made.run
-    return made
+    if calls.repeat is calls.never:
+        of_tensors = torch_versions.data_ptr, torch_versions.version, torch_versions.empty_strided_cpu
+        calls.repeat = native.extension().Repeats(calls.SETTINGS, *of_tensors).run
+    return calls.repeat.__self__
 
 
 def _remember(launch: Launch, known: Known, entry: _Entry) -> None:

@@ -9,6 +9,7 @@ from convnext_kernels.backends.gpu import block
 KEEPS_HIDDEN = True
 KEEPS_ROUNDED = True
 
-forward = prepared(functools.partial(block.forward, dwconv, mlp))
-sequence = prepared(functools.partial(block.sequence, dwconv, mlp))
+_forward = functools.partial(block.forward, dwconv, mlp)
+forward = prepared(_forward)
+sequence = prepared(functools.partial(block.sequence, _forward))
 backward = prepared(functools.partial(block.backward, dwconv, mlp))

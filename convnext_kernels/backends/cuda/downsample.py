@@ -2,9 +2,9 @@
 
 import functools
 
+from convnext_kernels.backends.cuda import shared
 from convnext_kernels.backends.cuda.native import prepared
-from convnext_kernels.backends.cuda.shared import KERNELS
 from convnext_kernels.backends.gpu import downsample
 
-forward = prepared(functools.partial(downsample.forward, KERNELS))
-backward = prepared(functools.partial(downsample.backward, KERNELS))
+forward = prepared(functools.partial(downsample.forward, shared))
+backward = prepared(functools.partial(downsample.backward, shared))

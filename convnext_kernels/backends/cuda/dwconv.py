@@ -34,16 +34,8 @@ def _convolve(
     gradient: x is the gradient of the call's result, `out` that of its input.
     """
     weight = call.weight.detach().to(x.dtype).contiguous()
-    native.kernels().dwconv(
-        native.context(x),
-        _convolution(call, gradient),
-        native.image(x),
-        native.image(out),
-        native.image(residual),
-        native.address(weight),
-        native.vector(bias),
-        gradient,
-    )
+    tensors = *map(native.image, (x, out, residual)), native.address(weight), native.vector(bias)
+    native.kernels().dwconv(native.context(x), _convolution(call, gradient), *tensors, gradient)
 
 
 @native.prepared
@@ -75,15 +67,8 @@ def parameter_gradients(
     parts = native.extension().dwconv_weight_parts(where, native.DTYPE_CODES[compute_dtype], of)
     taps = weight.shape[2] * weight.shape[3]
     partials = torch.empty((parts, taps + 1, x.shape[1]), dtype=torch.float32, device=x.device)
-    native.kernels().dwconv_weight_gradient(
-        where,
-        of,
-        native.image(dy.to(compute_dtype)),
-        native.image(x.to(compute_dtype)),
-        native.image(dw),
-        native.vector(db),
-        native.address(partials),
-    )
+    tensors = native.image(dy.to(compute_dtype)), native.image(x.to(compute_dtype)), native.image(dw)
+    native.kernels().dwconv_weight_gradient(where, of, *tensors, native.vector(db), native.address(partials))
     return dw, db
 
 

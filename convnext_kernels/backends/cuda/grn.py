@@ -8,7 +8,7 @@ from torch import Tensor
 
 from convnext_kernels.backends.cuda import native
 from convnext_kernels.backends.cuda.layernorm import parameter_gradients
-from convnext_kernels.backends.gpu.layout import Rows, finish, flat, output_rows, rows
+from convnext_kernels.backends.gpu.layout import Rows, finish, output_rows, rows
 from convnext_kernels.calls import NormCall
 
 
@@ -33,16 +33,8 @@ def response(squares: Tensor, weight: Tensor, eps: float) -> Tensor:
     """From sums of x^2 over tiles of pixels, (N, T, C) fp32, return 1 + weight * Nx, (N, C) fp32. One launch."""
     samples, tiles, channels = squares.shape
     scale = torch.empty((samples, channels), dtype=torch.float32, device=squares.device)
-    native.kernels().grn_response(
-        native.context(squares),
-        native.address(squares),
-        native.vector(flat(weight)),
-        native.address(scale),
-        eps,
-        samples,
-        tiles,
-        channels,
-    )
+    arguments = native.address(squares), native.vector(weight), native.address(scale), eps, samples, tiles, channels
+    native.kernels().grn_response(native.context(squares), *arguments)
     return scale
 
 
@@ -57,31 +49,17 @@ def response_backward(
     samples, tiles, channels = squares.shape
     scale, per_x = torch.empty((2, samples, channels), dtype=torch.float32, device=squares.device)
     parameters = torch.empty((samples, 2, channels), dtype=torch.float32, device=squares.device)
+    sums, results = map(native.address, (squares, dy_x, dy_sum)), map(native.address, (scale, per_x, parameters))
     native.kernels().grn_response_backward(
-        native.context(squares),
-        *map(native.address, (squares, dy_x, dy_sum)),
-        native.vector(flat(weight)),
-        *map(native.address, (scale, per_x, parameters)),
-        eps,
-        samples,
-        tiles,
-        channels,
+        native.context(squares), *sums, native.vector(weight), *results, eps, samples, tiles, channels
     )
     return scale, per_x, parameters
 
 
 def _apply(a: Rows, b: Rows | None, out: Rows, scale: Tensor, per_b: Tensor | None, bias: Tensor | None) -> None:
     """Compute out = a * scale + b * per_b, or a * scale + bias."""
-    native.kernels().grn_apply(
-        native.context(a.tensor),
-        native.rows(a),
-        native.rows(b),
-        native.rows(out),
-        native.address(scale),
-        native.address(per_b),
-        native.vector(None if bias is None else flat(bias)),
-        *_sizes(a),
-    )
+    tensors = *map(native.rows, (a, b, out)), native.address(scale), native.address(per_b), native.vector(bias)
+    native.kernels().grn_apply(native.context(a.tensor), *tensors, *_sizes(a))
 
 
 def apply(x: Rows, scale: Tensor, bias: Tensor, y: Rows) -> None:

@@ -4,12 +4,14 @@ Parameters, the result and the incoming gradient are rounded to x's dtype, as Py
 may then be stored in another dtype. Everything between is fp32.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
 from convnext_kernels.backends.cuda import native
 from convnext_kernels.backends.cuda.reduce import sum_partials
-from convnext_kernels.backends.gpu import parameters as gpu_parameters
+from convnext_kernels.backends.gpu import parameters
 from convnext_kernels.backends.gpu.layout import (
     Rows,
     extent,
@@ -22,6 +24,9 @@ from convnext_kernels.backends.gpu.layout import (
 )
 from convnext_kernels.calls import NormCall
 from convnext_kernels.variants import LAYER, scaled, scaled_backward
+
+# Sum (parts, 2, C) partial gradients of (weight, bias) and return those that are needed
+parameter_gradients = functools.partial(parameters.gradients, sum_partials)
 
 
 def normalize(
@@ -49,21 +54,9 @@ def normalize(
     source = _source(x, norm)
     channels, height, width = x.shape[1:]
     samples, pixels = extent(source, out, merge=patch == 1)
-    native.kernels().layernorm(
-        native.context(x),
-        native.rows(source),
-        native.rows(out),
-        native.vector(None if weight is None else flat(weight)),
-        native.vector(None if bias is None else flat(bias)),
-        eps,
-        samples,
-        pixels,
-        channels,
-        patch,
-        height,
-        width,
-        native.norm_code(norm),
-    )
+    tensors = native.rows(source), native.rows(out), native.vector(weight), native.vector(bias)
+    sizes = samples, pixels, channels, patch, height, width
+    native.kernels().layernorm(native.context(x), *tensors, eps, *sizes, native.norm_code(norm))
 
 
 def _too_wide(x: Tensor) -> bool:
@@ -119,30 +112,13 @@ def gradients(
     partials = None
     if needs[1] or needs[2]:
         partials = torch.empty((parts, 2, channels), dtype=torch.float32, device=x.device)
+    tensors = native.rows(dy), native.rows(source), native.rows(target), native.vector(weight)
+    sizes = samples, pixels, channels, patch, height, width
     native.kernels().layernorm_backward(
-        where,
-        native.rows(dy),
-        native.rows(source),
-        native.rows(target),
-        native.vector(None if weight is None else flat(weight)),
-        native.address(partials),
-        parts,
-        eps,
-        samples,
-        pixels,
-        channels,
-        patch,
-        height,
-        width,
-        native.norm_code(norm),
+        where, *tensors, native.address(partials), parts, eps, *sizes, native.norm_code(norm)
     )
     results = [finish(dx, target)] if needs[0] else []
     return results + parameter_gradients(partials, (weight, bias), needs[1:])
-
-
-def parameter_gradients(partials: Tensor | None, parameters: tuple, needs: list[bool]) -> list[Tensor]:
-    """Sum (parts, 2, C) partial gradients of (weight, bias) and return those that `needs` marks."""
-    return gpu_parameters.gradients(sum_partials, partials, parameters, needs)
 
 
 @native.prepared

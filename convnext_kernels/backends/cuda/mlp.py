@@ -15,37 +15,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from convnext_kernels.backends.cuda import grn, native
-from convnext_kernels.backends.cuda.mlp_plan import Problem, forward_plan, gpu_of
-from convnext_kernels.backends.cuda.shared import KERNELS
+from convnext_kernels.backends.cuda import grn, native, shared
+from convnext_kernels.backends.cuda.mlp_plan import forward_plan, gpu_of
 from convnext_kernels.backends.gpu import mlp_cublas
-from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows
+from convnext_kernels.backends.gpu.layout import Rows, extent, finish, output_rows, rows
 from convnext_kernels.backends.gpu.mlp_cublas import matrices, rows_of
+from convnext_kernels.backends.gpu.mlp_plan import problem_of
 from convnext_kernels.calls import MlpCall
-from convnext_kernels.spec import MlpParameters
-from convnext_kernels.torch_versions import tf32_allowed
 from convnext_kernels.variants import GELU, LAYER
 
 KEEPS_HIDDEN = True
-
-
-def _problem(x: Tensor, p: MlpParameters, compute_dtype: torch.dtype, hidden: bool) -> Problem:
-    samples, channels, height, width = x.shape
-    return Problem(
-        samples,
-        height * width,
-        channels,
-        p.pwconv1_weight.shape[0],
-        p.grn_weight is not None,
-        str(x.dtype).removeprefix("torch."),
-        str(compute_dtype).removeprefix("torch."),
-        hidden,
-        compute_dtype == torch.float32 and tf32_allowed(),
-    )
-
-
-def _vector(parameter: Tensor | None) -> tuple | None:
-    return native.vector(None if parameter is None else flat(parameter))
 
 
 @native.prepared
@@ -56,17 +35,13 @@ def forward(
     rounded: Tensor | None = None,
     weights: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Return the bottleneck's output with x's dtype and strides, or those of `like`.
-
-    `hidden`, (N, hidden, H, W) channels_last in `compute_dtype`, is filled with u for the gradient, `rounded`, like
-    `like` in another dtype, with the residual. `weights`: `mlp_cublas.matrices`.
-    """
+    """As `mlp_cublas.forward`, by one of the plans."""
     x = call.x
     if (call.norm, call.activation) != (LAYER, GELU) or call.p.adaptive:
-        return mlp_cublas.forward(KERNELS, call, hidden, like, rounded, weights)
-    plan = forward_plan(_problem(x, call.p, call.compute_dtype, hidden is not None), gpu_of(x))
+        return mlp_cublas.forward(shared, call, hidden, like, rounded, weights)
+    plan = forward_plan(problem_of(call, hidden is not None, x.dtype), gpu_of(x))
     if plan.config["plan"] == "cublas":
-        return mlp_cublas.forward(KERNELS, call, hidden, like, rounded, weights)
+        return mlp_cublas.forward(shared, call, hidden, like, rounded, weights)
     out, written = output_rows(x if like is None else like)
     u = None if hidden is None else rows_of(hidden)
     if rounded is not None:
@@ -85,33 +60,14 @@ def _fused(tile: int, call: MlpCall, weights: Sequence[Tensor] | None, u: Tensor
     samples, pixels = extent(*seen, merge=p.grn_weight is None)
     kernel = native.kernels().mlp_fused_fp32 if compute_dtype == torch.float32 else native.kernels().mlp_fused
 
+    inputs = native.context(x), native.DTYPE_CODES[compute_dtype], native.rows(source), native.rows(other)
+    first = native.vector(p.norm_weight), native.vector(p.norm_bias), native.address(w1), native.vector(p.pwconv1_bias)
+    second = native.address(w2), native.vector(p.pwconv2_bias), native.vector(p.gamma), native.vector(drop_scale)
+    sizes = samples, pixels, x.shape[2] * x.shape[3], channels, hidden, eps, tile
+
     def run(out: Rows | None, u: Tensor | None, sums: Tensor | None, scale: Tensor | None) -> None:
-        kernel(
-            native.context(x),
-            native.DTYPE_CODES[compute_dtype],
-            native.rows(source),
-            native.rows(other),
-            native.rows(out),
-            _vector(p.norm_weight),
-            _vector(p.norm_bias),
-            native.address(w1),
-            _vector(p.pwconv1_bias),
-            native.address(w2),
-            _vector(p.pwconv2_bias),
-            _vector(p.gamma),
-            _vector(drop_scale),
-            native.address(scale),
-            _vector(p.grn_bias),
-            native.address(u),
-            native.address(sums),
-            samples,
-            pixels,
-            x.shape[2] * x.shape[3],
-            channels,
-            hidden,
-            eps,
-            tile,
-        )
+        kept = native.address(scale), native.vector(p.grn_bias), native.address(u), native.address(sums)
+        kernel(*inputs, native.rows(out), *first, *second, *kept, *sizes)
 
     scale = None
     if p.grn_weight is not None:
@@ -135,5 +91,5 @@ def backward(
     `hidden` is u as `forward` filled it; without it u is computed again. `weights`: `mlp_cublas.matrices`.
     """
     needs_norm = [needs[0], needs[2], needs[3]]
-    found = mlp_cublas.backward(KERNELS, dout, call, needs_norm, hidden, weights)
+    found = mlp_cublas.backward(shared, dout, call, needs_norm, hidden, weights)
     return mlp_cublas.in_order(*found, dout, call.residual, needs)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from convnext_kernels import torch_versions
 from convnext_kernels.backends.gpu import prepared as programs
-from convnext_kernels.backends.gpu.layout import Rows
+from convnext_kernels.backends.gpu.layout import Rows, flat
 from convnext_kernels.backends.gpu.prepared import View
 from convnext_kernels.spec import BackendError
 
@@ -168,10 +168,10 @@ def address(t: Tensor | None) -> int | View:
 
 
 def vector(t: Tensor | None) -> tuple | None:
-    """A parameter: a dense tensor of any shape, in its own dtype."""
+    """A parameter of any shape, in its own dtype."""
     if t is None:
         return None
-    assert t.is_contiguous()
+    t = flat(t)
     return address(t), DTYPE_CODES[t.dtype], t
 
 

@@ -18,15 +18,8 @@ def sum_partials(partials: Tensor, dtype: torch.dtype) -> Tensor:
     while True:
         groups = 1 if parts <= _PARTS else -(-parts // _PARTS)
         out = torch.empty((groups, length), dtype=torch.float32 if groups > 1 else dtype, device=partials.device)
-        native.kernels().sum_partials(
-            native.context(partials),
-            native.address(partials),
-            native.address(out),
-            native.DTYPE_CODES[out.dtype],
-            parts,
-            length,
-            groups,
-        )
+        tensors = native.address(partials), native.address(out), native.DTYPE_CODES[out.dtype]
+        native.kernels().sum_partials(native.context(partials), *tensors, parts, length, groups)
         if groups == 1:
             return out.view(shape)
         partials, parts = out, groups

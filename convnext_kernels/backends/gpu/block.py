@@ -4,6 +4,7 @@ That is two launches if mlp is one kernel. y is written in channels_last for any
 nothing is permuted. The first two arguments are the backend's modules of these two ops.
 """
 
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -37,11 +38,11 @@ def forward(
     return mlp.forward(call.mlp(y, x), *kept[:1], like=x, rounded=rounded, weights=weights)
 
 
-def sequence(dwconv: ModuleType, mlp: ModuleType, call: BlocksCall) -> Tensor:
+def sequence(block: Callable[[BlockCall], Tensor], call: BlocksCall) -> Tensor:
     """The result of the last of several blocks."""
     x = call.x
     for i in range(len(call.blocks)):
-        x = forward(dwconv, mlp, call.block(i, x))
+        x = block(call.block(i, x))
     return x
 
 

@@ -6,11 +6,12 @@ The norm's kernel writes its rows in the order of the patches, so the convolutio
 For the weight's gradient the patches are computed again. Downsampling has no kernel of its own.
 """
 
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convnext_kernels.backends.gpu.kernels import Kernels
 from convnext_kernels.backends.gpu.layout import Rows, like, like_parameter, patch_rows
 from convnext_kernels.calls import DownsampleCall
 
@@ -23,15 +24,15 @@ def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return matrix.flatten(1)
 
 
-def _patches(kernels: Kernels, call: DownsampleCall) -> tuple[Tensor, Rows]:
+def _patches(kernels: ModuleType, call: DownsampleCall) -> tuple[Tensor, Rows]:
     """Normalise; return the patches (N HR WR, K K C) and the same memory as rows of C."""
     x, side = call.x, call.weight.shape[-1]
     target = patch_rows(x, side, call.compute_dtype)
-    kernels.normalize(x, call.norm_weight, call.norm_bias, call.eps, target, patch=side, norm=call.norm)
+    kernels.layernorm.normalize(x, call.norm_weight, call.norm_bias, call.eps, target, patch=side, norm=call.norm)
     return target.tensor.view(-1, side * side * x.shape[1]), target
 
 
-def forward(kernels: Kernels, call: DownsampleCall) -> Tensor:
+def forward(kernels: ModuleType, call: DownsampleCall) -> Tensor:
     """Normalise, then convolve in `compute_dtype`."""
     weight, bias, compute_dtype = call.weight, call.bias, call.compute_dtype
     patches, _ = _patches(kernels, call)
@@ -42,7 +43,7 @@ def forward(kernels: Kernels, call: DownsampleCall) -> Tensor:
     return like(y.view(samples, height, width, features).permute(0, 3, 1, 2), out)
 
 
-def backward(kernels: Kernels, dy: Tensor, call: DownsampleCall, needs: list[bool]) -> list[Tensor]:
+def backward(kernels: ModuleType, dy: Tensor, call: DownsampleCall, needs: list[bool]) -> list[Tensor]:
     """Return the gradients of (x, norm_weight, norm_bias, weight, bias) that `needs` marks, in that order."""
     x, norm_weight, norm_bias, weight, bias, eps, norm, compute_dtype, _ = call
     features, channels, side, _ = weight.shape
@@ -52,7 +53,7 @@ def backward(kernels: Kernels, dy: Tensor, call: DownsampleCall, needs: list[boo
         dpatches = dy_rows @ _matrix(weight, compute_dtype)
         held = dpatches.shape[0] // x.shape[0] * side * side  # pixels of a sample that are in patches
         dpatches = Rows(dpatches.view(-1, channels), held * channels, channels, 1)
-        gradients += kernels.layernorm_gradients(
+        gradients += kernels.layernorm.gradients(
             dpatches, x, norm_weight, norm_bias, eps, needs[:3], patch=side, norm=norm
         )
     if needs[3]:

@@ -103,3 +103,8 @@ def like_parameter(gradient: Tensor, parameter: Tensor) -> Tensor:
 def flat(parameter: Tensor) -> Tensor:
     """A parameter as a dense vector of its own dtype; without a copy if the parameter is dense."""
     return parameter.detach().reshape(-1).contiguous()
+
+
+def vector(parameter: Tensor | None) -> Tensor | None:
+    """`flat`, of a parameter that may be missing."""
+    return None if parameter is None else flat(parameter)

@@ -7,15 +7,18 @@ G2 = d^T h and dz = gamma d:
     dh = dz W2,    du = dh act'(u),    dW1 = du^T z,    db1 = sum(du),    dnorm(x) = du W1
 
 so the output of W2 is not needed again. fp32 matmuls obey torch's TF32 switches because torch runs them.
+
+`kernels` is the backend's module `shared`: the modules `layernorm` and `grn`, and launchers that write to their last
+arguments, of any dtype.
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from convnext_kernels.backends.gpu import prepared as programs
-from convnext_kernels.backends.gpu.kernels import Kernels
 from convnext_kernels.backends.gpu.layout import Rows, finish, flat, like_parameter, output_rows, rows
 from convnext_kernels.calls import MlpCall, NormCall
 from convnext_kernels.spec import MlpParameters
@@ -33,14 +36,14 @@ def matrices(call: MlpCall, weights: Sequence[Tensor] | None = None) -> tuple[Te
     return matrix(w1, call.compute_dtype), matrix(w2, call.compute_dtype)
 
 
-def normalised(
-    kernels: Kernels, x: Tensor, p: MlpParameters, eps: float, norm: str, compute_dtype: torch.dtype
-) -> Tensor:
+def normalised(kernels: ModuleType, call: MlpCall) -> Tensor:
     """The norm of x as dense rows (N * HW, C) in `compute_dtype`."""
+    x, p = call.x, call.p
     samples, channels, height, width = x.shape
     pixels = height * width
-    z = torch.empty((samples * pixels, channels), dtype=compute_dtype, device=x.device)
-    kernels.normalize(x, p.norm_weight, p.norm_bias, eps, Rows(z, pixels * channels, channels, 1), norm=norm)
+    z = torch.empty((samples * pixels, channels), dtype=call.compute_dtype, device=x.device)
+    written = Rows(z, pixels * channels, channels, 1)
+    kernels.layernorm.normalize(x, p.norm_weight, p.norm_bias, call.eps, written, norm=call.norm)
     return z
 
 
@@ -65,34 +68,33 @@ def weight_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def hidden_gradient(
-    kernels: Kernels, call: MlpCall, dz: Tensor, z: Tensor, w1: Tensor, w2: Tensor, kept: Tensor | None
+    kernels: ModuleType, call: MlpCall, dz: Tensor, z: Tensor, w1: Tensor, w2: Tensor, kept: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """(du, act(u)) without GRN; `kept` is u, which is computed again without it."""
     dh = torch.mm(dz, w2)
-    u = _hidden(z, w1, call.p, call.compute_dtype) if kept is None else kept
+    u = _hidden(z, w1, call) if kept is None else kept
     h = torch.empty_like(u)
     kernels.activate(u, h, call.activation)
     kernels.activate_backward(dh, u, dh, call.activation)
     return dh, h
 
 
-def _hidden(z: Tensor, w1: Tensor, p: MlpParameters, compute_dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    if p.pwconv1_bias is None:
+def _hidden(z: Tensor, w1: Tensor, call: MlpCall, out: Tensor | None = None) -> Tensor:
+    if call.p.pwconv1_bias is None:
         return torch.mm(z, w1.mT, out=out)
-    return torch.addmm(flat(p.pwconv1_bias).to(compute_dtype), z, w1.mT, out=out)
+    return torch.addmm(flat(call.p.pwconv1_bias).to(call.compute_dtype), z, w1.mT, out=out)
 
 
-def hidden_rows(kernels: Kernels, call: MlpCall, w1: Tensor, kept: Tensor | None) -> Tensor:
+def hidden_rows(kernels: ModuleType, call: MlpCall, w1: Tensor, kept: Tensor | None) -> Tensor:
     """The hidden of x as rows (N * HW, hidden) in `compute_dtype`; `kept`, like it, is filled with u."""
-    x, _, p, _, eps, _, norm, activation, compute_dtype, _ = call
-    u = _hidden(normalised(kernels, x, p, eps, norm, compute_dtype), w1, p, compute_dtype, out=kept)
+    u = _hidden(normalised(kernels, call), w1, call, out=kept)
     h = u if kept is None else torch.empty_like(u)
-    kernels.activate(u, h, activation)
+    kernels.activate(u, h, call.activation)
     return h
 
 
 def forward(
-    kernels: Kernels,
+    kernels: ModuleType,
     call: MlpCall,
     hidden: Tensor | None = None,
     like: Tensor | None = None,
@@ -108,7 +110,7 @@ def forward(
     w1, w2 = matrices(call, weights)
     h = hidden_rows(kernels, call, w1, None if hidden is None else rows_of(hidden))
     if p.grn_weight is not None:
-        h = rows_of(kernels.grn_forward(NormCall(as_image(h, x), p.grn_weight, p.grn_bias, grn_eps)))
+        h = rows_of(kernels.grn.forward(NormCall(as_image(h, x), p.grn_weight, p.grn_bias, grn_eps)))
     z = torch.mm(h, w2.mT)
     out, written = output_rows(x if like is None else like)
     if rounded is not None:
@@ -118,7 +120,7 @@ def forward(
 
 
 def backward(
-    kernels: Kernels,
+    kernels: ModuleType,
     dout: Tensor,
     call: MlpCall,
     needs_input: list[bool],
@@ -127,9 +129,9 @@ def backward(
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Return ([dx, dnorm_weight, dnorm_bias], of which those marked in `needs_input`, the other gradients by name)."""
     x, _, p, drop_scale, eps, grn_eps, norm, activation, compute_dtype, _ = call
-    z = normalised(kernels, x, p, eps, norm, compute_dtype)
+    z = normalised(kernels, call)
     w1, w2 = matrices(call, weights)
-    u = _hidden(z, w1, p, compute_dtype) if hidden is None else rows_of(hidden)
+    u = _hidden(z, w1, call) if hidden is None else rows_of(hidden)
     h = torch.empty_like(u)
     kernels.activate(u, h, activation)
     d = torch.empty((z.shape[0], dout.shape[1]), dtype=compute_dtype, device=dout.device)
@@ -140,8 +142,8 @@ def backward(
     g = h
     if p.grn_weight is not None:
         image = as_image(h, x)
-        g = rows_of(kernels.grn_forward(NormCall(image, p.grn_weight, p.grn_bias, grn_eps)))
-        dh, gradients["grn_weight"], gradients["grn_bias"] = kernels.grn_backward(
+        g = rows_of(kernels.grn.forward(NormCall(image, p.grn_weight, p.grn_bias, grn_eps)))
+        dh, gradients["grn_weight"], gradients["grn_bias"] = kernels.grn.backward(
             as_image(dh, x), NormCall(image, p.grn_weight, p.grn_bias, grn_eps), [True, True, True]
         )
         dh = rows_of(dh)
@@ -162,13 +164,14 @@ def backward(
     normal = []
     if any(needs_input):
         dn = as_image(torch.mm(du, w1), x)
-        normal = kernels.layernorm_gradients(rows(dn), x, p.norm_weight, p.norm_bias, eps, needs_input, norm=norm)
-    named = {
-        name: like_parameter(value, getattr(p, name))
-        for name, value in gradients.items()
-        if getattr(p, name) is not None
-    }
-    return normal, named
+        normal = kernels.layernorm.gradients(rows(dn), x, p.norm_weight, p.norm_bias, eps, needs_input, norm=norm)
+    return normal, like_parameters(gradients, p)
+
+
+def like_parameters(named: dict[str, Tensor], p: MlpParameters) -> dict[str, Tensor]:
+    """Gradients by name, each like its parameter; without those of parameters that are None."""
+    held = {name: getattr(p, name) for name in named}
+    return {name: like_parameter(named[name], like) for name, like in held.items() if like is not None}
 
 
 def in_order(

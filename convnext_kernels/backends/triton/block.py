@@ -7,13 +7,12 @@ import triton
 from torch import Tensor
 
 from convnext_kernels.backends.gpu import block, mlp_cublas
-from convnext_kernels.backends.gpu.layout import flat
+from convnext_kernels.backends.gpu.layout import flat, vector
 from convnext_kernels.backends.triton import device, dwconv, mlp
 from convnext_kernels.backends.triton.kernels.block_fused import block_fwd_kernel
 from convnext_kernels.backends.triton.launch import launch, prepared
 from convnext_kernels.backends.triton.plans import block_plan
-from convnext_kernels.backends.triton.shared import vector
-from convnext_kernels.calls import BlockCall, BlocksCall
+from convnext_kernels.calls import BlockCall
 
 KEEPS_HIDDEN = True
 KEEPS_ROUNDED = True
@@ -48,42 +47,17 @@ def _forward(call: BlockCall, *kept: Tensor) -> Tensor:
     w1, w2 = mlp_cublas.matrices(call)
     out = torch.empty_like(x)
     tiles = triton.cdiv(height * width, tile["BM"])
+    convolution = x, dwconv.packed_weight(call.weight, None), vector(call.bias)
+    first = flat(p.norm_weight), vector(p.norm_bias), w1, vector(p.pwconv1_bias)
+    second = w2, vector(p.pwconv2_bias), vector(p.gamma), vector(call.drop_scale)
+    options = {"C": channels, "HIDDEN": w1.shape[0], "K": call.weight.shape[-1], "NORM": call.norm}
+    options |= {"ADAPTIVE": p.adaptive, "ACTIVATION": call.activation, "enable_fp_fusion": True}
     launch(block_fwd_kernel, (samples * tiles,))(
-        x,
-        dwconv.packed_weight(call.weight, None),
-        vector(call.bias),
-        flat(p.norm_weight),
-        vector(p.norm_bias),
-        w1,
-        vector(p.pwconv1_bias),
-        w2,
-        vector(p.pwconv2_bias),
-        vector(p.gamma),
-        vector(call.drop_scale),
-        out,
-        height,
-        width,
-        tiles,
-        call.eps,
-        C=channels,
-        HIDDEN=w1.shape[0],
-        K=call.weight.shape[-1],
-        NORM=call.norm,
-        ADAPTIVE=p.adaptive,
-        ACTIVATION=call.activation,
-        enable_fp_fusion=True,
-        **tile,
+        *convolution, *first, *second, out, height, width, tiles, call.eps, **options, **tile
     )
     return out
 
 
-def _sequence(call: BlocksCall) -> Tensor:
-    x = call.x
-    for i in range(len(call.blocks)):
-        x = _forward(call.block(i, x))
-    return x
-
-
 forward = prepared(_forward)
-sequence = prepared(_sequence)
+sequence = prepared(functools.partial(block.sequence, _forward))
 backward = prepared(functools.partial(block.backward, dwconv, mlp))

@@ -1,7 +1,7 @@
 """The launches of the gradients of the depthwise convolution's weight and bias (dwconv.py)."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -17,164 +17,109 @@ from convnext_kernels.backends.triton.launch import launch
 from convnext_kernels.backends.triton.plans import dwconv_plan, dwconv_toeplitz_plan
 
 
-def _sums(parts: int, call: Call, deterministic: bool) -> Tensor:
-    """Partial sums (parts, taps + 1, C); a single slot of zeros if programs add atomically."""
+class Launch(NamedTuple):
+    """A kernel that writes partial sums, its grid, the number of these sums, and its options."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    sums: int
+    options: dict[str, Any]
+
+
+def _sums(parts: int, call: Call) -> Tensor:
+    """Partial sums (parts, taps + 1, C)."""
     weight = call.weight
-    taps, channels = weight[0].numel(), weight.shape[0]
-    if deterministic:
-        return torch.empty(parts, taps + 1, channels, dtype=torch.float32, device=weight.device)
-    return torch.zeros(1, taps + 1, channels, dtype=torch.float32, device=weight.device)
+    return torch.empty(parts, weight[0].numel() + 1, weight.shape[0], dtype=torch.float32, device=weight.device)
+
+
+def _block(block_c: int, positions: int) -> dict[str, Any]:
+    """The lanes of a program with `block_c` channels, and its warps."""
+    block = 128
+    if device.interpreted():  # as few programs as the strips allow
+        block = block_c * min(triton.next_power_of_2(positions), 4096 // block_c)
+    return {"BC": block_c, "BLOCK": block, "num_warps": max(1, min(4, block // device.lanes()))}
+
+
+def _columns(
+    gradient: Image, image: Image, call: Call, config: Mapping[str, Any], problem: dwconv_plan.Problem
+) -> Launch:
+    """A tile of columns per thread."""
+    n, channels = problem[:2]
+    out_depth, out_height, out_width = sides(gradient.tensor)
+    kernel_d, kernel_h, kernel_w = sides(call.weight)
+    tile, kernel_rows, strip, parts, block_c = (config[name] for name in ("Q", "R", "strip", "parts", "BC"))
+    (down, across), stride = call.dilation, call.stride
+    lattices = down if stride == 1 else 1
+    strips = triton.cdiv(triton.cdiv(out_height, lattices), strip) * lattices
+    kernel_blocks = kernel_d * triton.cdiv(kernel_h, kernel_rows)
+    options = _block(block_c, n * out_depth * triton.cdiv(out_width, tile))
+    options |= {"C": channels, "KD": kernel_d, "KH": kernel_h, "KW": kernel_w, "DH": down, "DW": across}
+    options |= {"DY_FIRST": gradient.channels_first, "X_FIRST": image.channels_first, "STRIDE": stride}
+    options |= {"Q": tile, "EDGES": dwconv_plan.edges(problem, tile), "R": kernel_rows, "parts": parts, "strip": strip}
+    options |= {"depth": problem.depth if problem.volume else None, "enable_fp_fusion": True}
+    grid = triton.cdiv(channels, block_c) * parts, strips, kernel_blocks
+    return Launch(partials_kernel, grid, strips * parts, options)
+
+
+def _lines(x: Tensor, call: Call, config: Mapping[str, Any], problem: dwconv_plan.Problem) -> Launch:
+    """For a kernel of one row or one column."""
+    n, channels, line = *x.shape[:2], dwconv_plan.line(problem)
+    tile, strip, parts, block_c, vector = (config[name] for name in ("Q", "strip", "parts", "BC", "V"))
+    strips = triton.cdiv(line.height, strip)
+    options = line_options(problem, call, tile, vector) | _block(block_c, n * triton.cdiv(line.width, tile))
+    options |= {"parts": parts, "strip": strip}
+    del options["WEIGHT"]
+    grid = triton.cdiv(channels, vector * block_c) * parts, strips
+    return Launch(line_partials_kernel, grid, strips * parts, options)
+
+
+def _on_tensor_cores(x: Tensor, call: Call, config: Mapping[str, Any]) -> Launch:
+    """With a plan of dwconv_toeplitz_plan.py."""
+    channels, (kernel_h, kernel_w), parts = x.shape[1], call.weight.shape[2:], config["parts"]
+    window = dwconv_toeplitz_plan.window(x.shape[3], kernel_w)
+    assert window is not None
+    tile = {name: int(config[name]) for name in ("CB", "NB", "GB", "R", "KB")}
+    options = {"C": channels, "KH": kernel_h, "KW": kernel_w, "TAPS": triton.next_power_of_2(kernel_w), "parts": parts}
+    options |= {"WIN": window.inside, "LEFT": window.left, "BN": window.out, "num_warps": int(config["warps"])}
+    options |= {"num_stages": 1, "enable_fp_fusion": True}
+    grid = triton.cdiv(channels, tile["CB"]), triton.cdiv(kernel_h, tile["KB"]), parts
+    return Launch(toeplitz_partials_kernel, grid, parts, tile | options)
 
 
 def _partials(
-    gradient: Image,
-    image: Image,
-    call: Call,
-    config: Mapping[str, Any],
-    problem: dwconv_plan.Problem,
-    deterministic: bool,
+    gradient: Image, image: Image, call: Call, config: Mapping[str, Any], problem: dwconv_plan.Problem
 ) -> Tensor:
     """Partial sums of the weight gradient and, last, of the bias gradient."""
-    dy, x, dilation, stride = gradient.tensor, image.tensor, call.dilation, call.stride
-    n, channels = x.shape[:2]
-    depth, height, width = sides(x)
-    out_depth, out_height, out_width = sides(dy)
-    kernel_d, kernel_h, kernel_w = sides(call.weight)
-    tile, kernel_rows, strip, parts, block_c = (int(config[name]) for name in ("Q", "R", "strip", "parts", "BC"))
-    block = 128
-    if device.interpreted():  # as few programs as the strips allow
-        positions = n * out_depth * triton.cdiv(out_width, tile)
-        block = block_c * min(triton.next_power_of_2(positions), 4096 // block_c)
-    lattices = dilation[0] if stride == 1 else 1
-    strips = triton.cdiv(triton.cdiv(out_height, lattices), strip) * lattices
-    partials = _sums(strips * parts, call, deterministic)
-    kernel_blocks = kernel_d * triton.cdiv(kernel_h, kernel_rows)
-    launch(partials_kernel, (triton.cdiv(channels, block_c) * parts, strips, kernel_blocks))(
-        dy,
+    x = image.tensor
+    if "KB" in config:
+        step = _on_tensor_cores(x, call, config)
+    elif "V" in config:
+        step = _lines(x, call, config, problem)
+    else:
+        step = _columns(gradient, image, call, config, problem)
+    partials = _sums(step.sums, call)
+    launch(step.kernel, step.grid)(
+        gradient.tensor,
         x,
         partials,
-        n,
+        x.shape[0],
         gradient.stride_n,
         image.stride_n,
-        depth if problem.volume else None,
-        height,
-        width,
-        parts,
-        strip,
-        C=channels,
-        KD=kernel_d,
-        KH=kernel_h,
-        KW=kernel_w,
-        DH=dilation[0],
-        DW=dilation[1],
-        DY_FIRST=gradient.channels_first,
-        X_FIRST=image.channels_first,
-        ROUND_DY=rounding(dy.dtype, call.compute_dtype),
+        height=problem.height,
+        width=problem.width,
+        ROUND_DY=rounding(gradient.tensor.dtype, call.compute_dtype),
         ROUND=rounding(x.dtype, call.compute_dtype),
-        ATOMIC=not deterministic,
-        Q=tile,
-        EDGES=dwconv_plan.edges(problem, tile),
-        R=kernel_rows,
-        STRIDE=stride,
-        BC=block_c,
-        BLOCK=block,
-        num_warps=max(1, min(4, block // device.lanes())),
-        enable_fp_fusion=True,
-    )
-    return partials
-
-
-def _line_partials(
-    gradient: Image,
-    image: Image,
-    call: Call,
-    config: Mapping[str, Any],
-    problem: dwconv_plan.Problem,
-    deterministic: bool,
-) -> Tensor:
-    """What `_partials` does, for a kernel of one row or one column."""
-    dy, x = gradient.tensor, image.tensor
-    n, channels, height, width = x.shape
-    line = dwconv_plan.line(problem)
-    tile, strip, parts, block_c = (int(config[name]) for name in ("Q", "strip", "parts", "BC"))
-    vector = int(config["V"])
-    block = 128
-    if device.interpreted():  # as few programs as the strips allow
-        positions = n * triton.cdiv(line.width, tile)
-        block = block_c * min(triton.next_power_of_2(positions), 4096 // block_c)
-    strips = triton.cdiv(line.height, strip)
-    partials = _sums(strips * parts, call, deterministic)
-    options = line_options(problem, call, tile, vector, image)
-    del options["WEIGHT"]
-    launch(line_partials_kernel, (triton.cdiv(channels, vector * block_c) * parts, strips))(
-        dy,
-        x,
-        partials,
-        n,
-        gradient.stride_n,
-        image.stride_n,
-        height,
-        width,
-        parts,
-        strip,
-        ROUND_DY=rounding(dy.dtype, call.compute_dtype),
-        ATOMIC=not deterministic,
-        BC=block_c,
-        BLOCK=block,
-        num_warps=max(1, min(4, block // device.lanes())),
-        **options,
-    )
-    return partials
-
-
-def _partials_on_tensor_cores(
-    gradient: Image, image: Image, call: Call, config: Mapping[str, Any], deterministic: bool
-) -> Tensor:
-    """What `_partials` does, with a plan of dwconv_toeplitz_plan.py."""
-    dy, x = gradient.tensor, image.tensor
-    n, channels, height, width = x.shape
-    kernel_h, kernel_w = call.weight.shape[2:]
-    window = dwconv_toeplitz_plan.window(width, kernel_w)
-    assert window is not None
-    tile = {name: int(config[name]) for name in ("CB", "NB", "GB", "R", "KB")}
-    parts = int(config["parts"])
-    partials = _sums(parts, call, deterministic)
-    launch(toeplitz_partials_kernel, (triton.cdiv(channels, tile["CB"]), triton.cdiv(kernel_h, tile["KB"]), parts))(
-        dy,
-        x,
-        partials,
-        n,
-        gradient.stride_n,
-        image.stride_n,
-        height,
-        width,
-        parts,
-        C=channels,
-        KH=kernel_h,
-        KW=kernel_w,
-        ROUND_DY=rounding(dy.dtype, call.compute_dtype),
-        ROUND=rounding(x.dtype, call.compute_dtype),
-        ATOMIC=not deterministic,
-        WIN=window.inside,
-        LEFT=window.left,
-        BN=window.out,
-        TAPS=triton.next_power_of_2(kernel_w),
-        num_warps=int(config["warps"]),
-        num_stages=1,
-        enable_fp_fusion=True,
-        **tile,
+        **step.options,
     )
     return partials
 
 
 def parameter_gradients(
-    dy: Tensor, call: Call, needs_weight: bool, needs_bias: bool, deterministic: bool = True
+    dy: Tensor, call: Call, needs_weight: bool, needs_bias: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return (dw, db) like weight and bias, None for a gradient that is not needed.
 
-    Bitwise the same every time: programs write partial sums, which a second kernel adds in a fixed order. With
-    `deterministic=False` they are added atomically, which saves their memory: 4 (taps + 1) C bytes for each of at
-    most a few hundred parts.
+    Bitwise the same every time: programs write partial sums, which a second kernel adds in a fixed order.
     """
     x, weight, bias = call[:3]
     channels, (kernel_d, kernel_h, kernel_w) = x.shape[1], sides(weight)
@@ -188,12 +133,7 @@ def parameter_gradients(
     config = dwconv_plan.weight(problem, device.gpu()).config
     if device.interpreted():
         config = interpretable(config, problem)
-    if "KB" in config:
-        partials = _partials_on_tensor_cores(gradient, image, call, config, deterministic)
-    elif "V" in config:
-        partials = _line_partials(gradient, image, call, config, problem, deterministic)
-    else:
-        partials = _partials(gradient, image, call, config, problem, deterministic)
+    partials = _partials(gradient, image, call, config, problem)
     # Wide programs take half the instructions, but there must be enough of them.
     block_l = 4096 if device.interpreted() else 256 if partials[0].numel() >= 2**15 else 64
     rows = as_rows(written)

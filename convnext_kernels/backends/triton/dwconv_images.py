@@ -47,19 +47,12 @@ def sides(t: Tensor) -> tuple[int, ...]:
     return t.shape[2:] if t.dim() == 5 else (1, *t.shape[2:])
 
 
-def as_image(x: Tensor) -> Image:
-    """View x without a copy if possible, else a channels_last copy of it."""
-    seen = viewed(x) or viewed(x.contiguous(memory_format=channels_last(x)))
-    assert seen is not None
-    return seen
-
-
-def as_image_like(x: Tensor, other: Image) -> Image:
-    """View x if it has the memory format of `other`, else a copy of it that does."""
+def as_image(x: Tensor, like: Image | None = None) -> Image:
+    """View x without a copy if possible, else a channels_last copy of it; in the memory format of `like`."""
     seen = viewed(x)
-    if seen is None or seen.channels_first != other.channels_first:
-        memory_format = torch.contiguous_format if other.channels_first else channels_last(x)
-        seen = viewed(x.contiguous(memory_format=memory_format))
+    if seen is None or (like is not None and seen.channels_first != like.channels_first):
+        first = like is not None and like.channels_first
+        seen = viewed(x.contiguous(memory_format=torch.contiguous_format if first else channels_last(x)))
     assert seen is not None
     return seen
 

@@ -9,19 +9,24 @@ from torch import Tensor
 from convnext_kernels import exporting
 from convnext_kernels.backends.gpu.prepared import aligned
 from convnext_kernels.backends.triton import device
-from convnext_kernels.backends.triton.dwconv_images import Image, rounding, sides, weight_strides
+from convnext_kernels.backends.triton.dwconv_images import Image, sides, weight_strides
 from convnext_kernels.backends.triton.plans import dwconv_plan
 from convnext_kernels.calls import Dwconv3dCall, DwconvCall
 
 Call = DwconvCall | Dwconv3dCall
 
 
-def block_of(lanes: int) -> int:
-    """Lanes of a program."""
-    # The interpreter's time grows with the number of programs, not of lanes
-    return (
-        max(dwconv_plan.BLOCK, min(4096, triton.next_power_of_2(lanes))) if device.interpreted() else dwconv_plan.BLOCK
-    )
+def block_options(lanes: int) -> dict[str, Any]:
+    """The lanes of a program, of so many in all, and its warps."""
+    block = dwconv_plan.BLOCK
+    if device.interpreted():  # its time grows with the number of programs, not of lanes
+        block = max(block, min(4096, triton.next_power_of_2(lanes)))
+    return {"BLOCK": block, "num_warps": max(1, min(8, block // device.lanes())), "enable_fp_fusion": True}
+
+
+def programs_of(lanes: int, options: dict[str, Any]) -> int:
+    """How many programs have the lanes."""
+    return triton.cdiv(lanes, options["BLOCK"])
 
 
 def interpretable(config: Mapping[str, Any], p: dwconv_plan.Problem) -> dict[str, Any]:
@@ -32,15 +37,15 @@ def interpretable(config: Mapping[str, Any], p: dwconv_plan.Problem) -> dict[str
     """
     config = dict(config)
     height = triton.cdiv(p.height, p.dilation_h if p.stride == 1 else p.stride)
+    if "parts" in config:
+        config["parts"] = 1
     if "CB" in config:  # on tensor cores
-        return (
-            config | {"CB": min(triton.next_power_of_2(p.channels), 64)} | ({"parts": 1} if "parts" in config else {})
-        )
+        return config | {"CB": min(triton.next_power_of_2(p.channels), 64)}
+    if "BC" in config:
+        config["BC"] = min(triton.next_power_of_2(p.channels), 1024)
     if "V" in config:  # a line in two groups, the lines in two strips
         config["Q"] = min(config["Q"], max(1, triton.cdiv(dwconv_plan.line(p).width, 2)), 7)
         config["strip"] = max(config["strip"], triton.cdiv(dwconv_plan.line(p).height, 2))
-        if "parts" in config:
-            config |= {"parts": 1, "BC": min(triton.next_power_of_2(p.channels), 1024)}
         return config
     if "Q" in config:
         config["Q"] = min(config["Q"], 3 if p.few else 1)
@@ -48,11 +53,7 @@ def interpretable(config: Mapping[str, Any], p: dwconv_plan.Problem) -> dict[str
         least = triton.cdiv(height, 2 if p.few else 1)
         config["strip"] = max(config["strip"], least)
     if "R" in config:
-        config |= {
-            "R": triton.cdiv(p.kernel_h, 2) if p.stride == 1 else 1,
-            "parts": 1,
-            "BC": min(triton.next_power_of_2(p.channels), 1024),
-        }
+        config["R"] = triton.cdiv(p.kernel_h, 2) if p.stride == 1 else 1
     return config
 
 
@@ -87,7 +88,7 @@ def _vector(call: Call, images: tuple[Image, ...]) -> int:
     return most if even else min(most, 1)
 
 
-def line_options(problem: dwconv_plan.Problem, call: Call, tile: int, vector: int, source: Image) -> dict[str, Any]:
+def line_options(problem: dwconv_plan.Problem, call: Call, tile: int, vector: int) -> dict[str, Any]:
     """What the kernels of dwconv_lines.py have in common."""
     column = call.weight.shape[3] == 1
     stride_c, stride_h, stride_w = weight_strides(call.weight)
@@ -97,7 +98,6 @@ def line_options(problem: dwconv_plan.Problem, call: Call, tile: int, vector: in
         "D": call.dilation[0 if column else 1],
         "COLUMN": column,
         "WEIGHT": (stride_c, stride_h if column else stride_w),
-        "ROUND": rounding(source.tensor.dtype, call.compute_dtype),
         "V": vector,
         "Q": tile,
         "EDGES": dwconv_plan.edges(dwconv_plan.line(problem), tile),

@@ -103,7 +103,7 @@ class _Launch:
 
     def run(self, buffers: list, _addresses: list[int], _stream: int | None) -> None:
         arguments = [a.of(buffers) if type(a) is View else a for a in self.arguments]
-        compiled = self.launch(*arguments, **self.options)
+        compiled = self.kernel[self.grid](*arguments, **self.options)
         # Triton's own launchers take addresses; those of an emulating driver need tensors.
         if compiled is not None and _takes_addresses(type(compiled.run)):
             self.function, self.packed = compiled.function, compiled.packed_metadata

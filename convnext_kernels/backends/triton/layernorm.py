@@ -17,13 +17,15 @@ Values are rounded as in PyTorch under autocast: parameters, the result and the 
 then be stored in another dtype. Everything between is fp32.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from convnext_kernels.backends.gpu import parameters as gpu_parameters
-from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows
+from convnext_kernels.backends.gpu import parameters
+from convnext_kernels.backends.gpu.layout import Rows, extent, finish, output_rows, rows, vector
 from convnext_kernels.backends.triton import device
 from convnext_kernels.backends.triton.kernels import layernorm_wide as wide
 from convnext_kernels.backends.triton.kernels.pixels import COUNTS, offsets, patch_order
@@ -38,10 +40,13 @@ MAX_BLOCK_C_SCATTERED = 4096  # the same for the backward pass of NCHW, which ke
 # 16C bytes, beside the 96C bytes of 16 pixels, and there are few rows to add.
 SHARED_PIXELS = 16
 
+# Sum (programs, 2, C) partial gradients of (weight, bias) and return those that are needed
+parameter_gradients = functools.partial(parameters.gradients, sum_partials)
+
 
 @triton.jit
 def centre(x, inside, C: tl.constexpr):
-    """Return (x - mean, mean, variance) of rows in registers, which are 0 where not `inside`.
+    """Return (x - mean, variance) of rows in registers, which are 0 where not `inside`.
 
     Two passes, so that a mean far larger than the deviation costs no digits. The mean of the deviations corrects the
     mean: C equal values give exactly 0 even if their mean is rounded.
@@ -51,26 +56,25 @@ def centre(x, inside, C: tl.constexpr):
     correction = tl.sum(d, axis=1) / C
     variance = tl.sum(d * d, axis=1) / C - correction * correction
     # Not tl.maximum: NaN must stay NaN
-    return d - correction[:, None], mean + correction, tl.where(variance < 0, 0.0, variance)
+    return d - correction[:, None], tl.where(variance < 0, 0.0, variance)
 
 
 @triton.jit
 def normalise(x, inside, eps, C: tl.constexpr, NORM: tl.constexpr):
-    """Return (xhat / rstd, slope / rstd, what was subtracted for the slope, rstd) of rows in registers."""
+    """Return (xhat / rstd, slope / rstd, rstd) of rows in registers."""
     if NORM == "rms":
         numerator = x
         centred = x
         rstd = tl.rsqrt(tl.sum(x * x, axis=1) / C + eps)
-        mean = tl.zeros_like(rstd)
     else:
-        centred, mean, variance = centre(x, inside, C)
+        centred, variance = centre(x, inside, C)
         if NORM == "layer":
             numerator = centred
             rstd = tl.rsqrt(variance + eps)
         else:
             numerator = x
             rstd = tl.rsqrt(variance * (C / (C - 1)) + eps)
-    return numerator, centred, mean, rstd
+    return numerator, centred, rstd
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -78,9 +82,7 @@ def layernorm_fwd_kernel(
     x_ptr,
     weight_ptr,  # (C,); (N, C) if ADAPTIVE, as the bias
     bias_ptr,
-    y_ptr,  # None: statistics only
-    mean_ptr,  # None: no statistics
-    rstd_ptr,
+    y_ptr,
     pixels,  # of one sample
     tiles,  # of one sample
     height,
@@ -105,26 +107,21 @@ def layernorm_fwd_kernel(
     c = tl.arange(0, BLOCK_C)
     inside = (p < pixels)[:, None] & (c < C)[None, :]
     x = tl.load(x_ptr + offsets(n, p, c, stride_xn, stride_xp, stride_xc), mask=inside, other=0.0)
-    numerator, _, mean, rstd = normalise(x.to(tl.float32), inside, eps, C, NORM)
-    if mean_ptr is not None:
-        row = n.to(tl.int64) * pixels + p
-        tl.store(mean_ptr + row, mean, mask=p < pixels)
-        tl.store(rstd_ptr + row, rstd, mask=p < pixels)
-    if y_ptr is not None:
-        if ADAPTIVE:
-            weight_ptr += n.to(tl.int64) * C
-            bias_ptr += n.to(tl.int64) * C
-        y = numerator * rstd[:, None]
-        if weight_ptr is not None:
-            y *= tl.load(weight_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-        if bias_ptr is not None:
-            y += tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-        q = p
-        if PATCH > 1:
-            q, whole = patch_order(p, height, width, PATCH)
-            inside &= whole[:, None]
-        y = y.to(x.dtype).to(y_ptr.dtype.element_ty)
-        tl.store(y_ptr + offsets(n, q, c, stride_yn, stride_yp, stride_yc), y, mask=inside)
+    numerator, _, rstd = normalise(x.to(tl.float32), inside, eps, C, NORM)
+    if ADAPTIVE:
+        weight_ptr += n.to(tl.int64) * C
+        bias_ptr += n.to(tl.int64) * C
+    y = numerator * rstd[:, None]
+    if weight_ptr is not None:
+        y *= tl.load(weight_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    if bias_ptr is not None:
+        y += tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    q = p
+    if PATCH > 1:
+        q, whole = patch_order(p, height, width, PATCH)
+        inside &= whole[:, None]
+    y = y.to(x.dtype).to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + offsets(n, q, c, stride_yn, stride_yp, stride_yc), y, mask=inside)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -174,7 +171,7 @@ def layernorm_bwd_kernel(
         x = tl.load(x_ptr + offsets(n, p, c, stride_xn, stride_xp, stride_xc), mask=inside, other=0.0)
         dy = tl.load(dy_ptr + offsets(n, q, c, stride_dyn, stride_dyp, stride_dyc), mask=held, other=0.0)
         dy = dy.to(x.dtype).to(tl.float32)
-        numerator, centred, _, rstd = normalise(x.to(tl.float32), inside, eps, C, NORM)
+        numerator, centred, rstd = normalise(x.to(tl.float32), inside, eps, C, NORM)
         # 0 for rows past the end: with eps = 0 it would be infinite, and the sums would get 0 * inf
         rstd = tl.where(p < pixels, rstd, 0.0)[:, None]
         xhat = numerator * rstd
@@ -233,50 +230,29 @@ def normalize(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    out: Rows | None,
+    out: Rows,
     *,
-    statistics: bool = False,
     patch: int = 1,
     norm: str = LAYER,
-) -> tuple[Tensor, Tensor] | None:
+) -> None:
     """The norm of (N, C, H, W) into `out` (from `output_rows`, `rows` or `patch_rows`), in out's dtype.
 
-    weight and bias have C elements, or are (N, C): those of each sample. With `statistics`, returns mean and rstd as
-    fp32 (N * H * W); with out=None nothing else is computed.
+    weight and bias have C elements, or are (N, C): those of each sample.
     """
     source = rows(x)
     channels, height, width = x.shape[1:]
-    target = source if out is None else out
     adaptive = weight is not None and weight.numel() != channels
-    samples, pixels = extent(source, target, merge=patch == 1 and not adaptive)
-    stats = torch.empty((2, samples * pixels), dtype=torch.float32, device=x.device) if statistics else (None, None)
+    samples, pixels = extent(source, out, merge=patch == 1 and not adaptive)
     if channels > MAX_BLOCK_C:
         block_p, kernel, config = 1, wide.layernorm_fwd_wide_kernel, {"BLOCK_C": 2048, "num_warps": 8}
     else:
         block_p, block_c, warps = tile(channels, source.stride_p == 1, x.element_size(), 2048)
         kernel, config = layernorm_fwd_kernel, {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": warps}
     tiles = triton.cdiv(pixels, block_p)
-    launch(kernel, (samples * tiles,))(
-        source.tensor,
-        None if weight is None else flat(weight),
-        None if bias is None else flat(bias),
-        None if out is None else out.tensor,
-        *stats,
-        pixels,
-        tiles,
-        height,
-        width,
-        *source[1:],
-        *target[1:],
-        eps,
-        C=channels,
-        PATCH=patch,
-        NORM=norm,
-        ADAPTIVE=adaptive,
-        enable_fp_fusion=True,
-        **config,
-    )
-    return tuple(stats) if statistics else None
+    config |= {"C": channels, "PATCH": patch, "NORM": norm, "ADAPTIVE": adaptive, "enable_fp_fusion": True}
+    tensors = source.tensor, vector(weight), vector(bias), out.tensor
+    sizes = pixels, tiles, height, width, *source[1:], *out[1:], eps
+    launch(kernel, (samples * tiles,))(*tensors, *sizes, **config)
 
 
 @prepared
@@ -305,7 +281,7 @@ def gradients(
     samples, pixels = extent(source, dy, target, merge=patch == 1)
     # Two CTAs of 8 warps per multiprocessor: 32 KB of loads in flight on each, and few rows of partial sums.
     programs = 2 * device.gpu().sms
-    parameters = needs[1] or needs[2]
+    summed = needs[1] or needs[2]
     scattered = source.stride_p == 1 != source.stride_c
     if channels > (MAX_BLOCK_C_SCATTERED if scattered else MAX_BLOCK_C):
         block_p, kernel = 1, wide.layernorm_bwd_wide_kernel
@@ -317,37 +293,15 @@ def gradients(
         kernel, config = layernorm_bwd_kernel, {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": warps}
     tiles = triton.cdiv(pixels, block_p)
     programs = min(programs, samples * tiles)
-    if parameters:
+    if summed:
         programs = min(programs, triton.cdiv(samples * pixels, SHARED_PIXELS))
-    partials = torch.empty((programs, 2, channels), dtype=torch.float32, device=x.device) if parameters else None
-    launch(kernel, (programs,))(
-        dy.tensor,
-        source.tensor,
-        None if weight is None else flat(weight),
-        None if dx is None else target.tensor,
-        partials,
-        pixels,
-        tiles,
-        samples * tiles,
-        height,
-        width,
-        *dy[1:],
-        *source[1:],
-        *target[1:],
-        eps,
-        C=channels,
-        PATCH=patch,
-        NORM=norm,
-        enable_fp_fusion=True,
-        **config,
-    )
+    partials = torch.empty((programs, 2, channels), dtype=torch.float32, device=x.device) if summed else None
+    config |= {"C": channels, "PATCH": patch, "NORM": norm, "enable_fp_fusion": True}
+    tensors = dy.tensor, source.tensor, vector(weight), None if dx is None else target.tensor, partials
+    strides = *dy[1:], *source[1:], *target[1:]
+    launch(kernel, (programs,))(*tensors, pixels, tiles, samples * tiles, height, width, *strides, eps, **config)
     results = [finish(dx, target)] if needs[0] else []
     return results + parameter_gradients(partials, (weight, bias), needs[1:])
-
-
-def parameter_gradients(partials: Tensor | None, parameters: tuple, needs: list[bool]) -> list[Tensor]:
-    """Sum (programs, 2, C) partial gradients of (weight, bias) and return those that `needs` marks."""
-    return gpu_parameters.gradients(sum_partials, partials, parameters, needs)
 
 
 @prepared

@@ -18,9 +18,10 @@ import triton
 from torch import Tensor
 
 from convnext_kernels.backends.gpu import mlp_cublas
-from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows
+from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows, vector
 from convnext_kernels.backends.gpu.mlp_cublas import rows_of
-from convnext_kernels.backends.triton import device, grn, mlp_gradients
+from convnext_kernels.backends.gpu.mlp_plan import problem_of
+from convnext_kernels.backends.triton import device, grn, mlp_gradients, shared
 from convnext_kernels.backends.triton.kernels.mlp_fused import mlp_fused_fwd_kernel
 from convnext_kernels.backends.triton.kernels.mlp_gemm import (
     mlp_expand_kernel,
@@ -29,31 +30,11 @@ from convnext_kernels.backends.triton.kernels.mlp_gemm import (
 )
 from convnext_kernels.backends.triton.launch import launch, loadable, prepared
 from convnext_kernels.backends.triton.plans.mlp_gradient_plan import backward_plan
-from convnext_kernels.backends.triton.plans.mlp_plan import Problem, forward_plan
-from convnext_kernels.backends.triton.shared import KERNELS, output, vector
+from convnext_kernels.backends.triton.plans.mlp_plan import forward_plan
 from convnext_kernels.backends.triton.weights import folded, matrices
 from convnext_kernels.calls import MlpCall
-from convnext_kernels.torch_versions import tf32_allowed
 
 KEEPS_HIDDEN = True
-
-
-def _problem(call: MlpCall, hidden: bool, stream: torch.dtype) -> Problem:
-    """`stream`: the dtype of the residual and the result."""
-    samples, channels, height, width = call.x.shape
-    dtypes = call.x.dtype, call.compute_dtype, stream
-    return Problem(
-        samples,
-        height * width,
-        channels,
-        call.p.pwconv1_weight.shape[0],
-        call.p.grn_weight is not None,
-        *(str(dtype).removeprefix("torch.") for dtype in dtypes[:2]),
-        hidden,
-        call.compute_dtype == torch.float32 and tf32_allowed(),
-        str(stream).removeprefix("torch."),
-        call.p.adaptive,
-    )
 
 
 @prepared
@@ -64,17 +45,13 @@ def forward(
     rounded: Tensor | None = None,
     weights: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Return the bottleneck's output with x's dtype and strides, or those of `like`.
-
-    `hidden`, (N, hidden, H, W) channels_last in `compute_dtype`, is filled with u for the gradient, `rounded`, like
-    `like` in another dtype, with the residual. `weights`: `mlp_cublas.matrices`.
-    """
+    """As `mlp_cublas.forward`, by one of the plans."""
     like = call.x if like is None else like
     if weights is None and hidden is None:
         weights = matrices(call)
-    plan = forward_plan(_problem(call, hidden is not None, like.dtype), device.gpu())
+    plan = forward_plan(problem_of(call, hidden is not None, like.dtype), device.gpu())
     if plan.config["plan"] == "cublas":
-        return mlp_cublas.forward(KERNELS, call, hidden, like, rounded, weights)
+        return mlp_cublas.forward(shared, call, hidden, like, rounded, weights)
     out, written = output_rows(like)
     launch_plan = _fused if plan.config["plan"] == "fused" else _two_products
     u = None if hidden is None else rows_of(hidden)
@@ -100,41 +77,18 @@ def _fused(
     w1, w2 = weights
     samples, pixels = extent(source, other, written, merge=p.grn_weight is None and not p.adaptive)
     tiles = triton.cdiv(pixels, config["BM"])
-    tile = {k: config[k] for k in ("BM", "BC", "PIECES", "BH", "num_warps", "num_stages")}
+    options = {k: config[k] for k in ("BM", "BC", "PIECES", "BH", "num_warps", "num_stages")}
+    options |= {"C": channels, "HIDDEN": hidden, "NORM": norm, "ADAPTIVE": p.adaptive, "ACTIVATION": activation}
+    normalised = source.tensor, flat(p.norm_weight), vector(p.norm_bias)
+    first = w1, vector(p.pwconv1_bias)
+    second = w2, vector(p.pwconv2_bias), vector(p.gamma)
+    after = vector(p.grn_bias), vector(drop_scale), None if residual is None else other.tensor
+    sizes = pixels, tiles, x.shape[2] * x.shape[3], *source[1:], *other[1:], *written[1:], eps
 
     def run(out: Tensor | None, u: Tensor | None, sums: Tensor | None, scale: Tensor | None) -> None:
-        launch(mlp_fused_fwd_kernel, (samples * tiles,))(
-            source.tensor,
-            flat(p.norm_weight),
-            vector(p.norm_bias),
-            w1,
-            vector(p.pwconv1_bias),
-            w2,
-            vector(p.pwconv2_bias),
-            vector(p.gamma),
-            scale,
-            vector(p.grn_bias),
-            vector(drop_scale),
-            None if residual is None else other.tensor,
-            out,
-            None if out is None else rounded,
-            u,
-            sums,
-            pixels,
-            tiles,
-            x.shape[2] * x.shape[3],
-            *source[1:],
-            *other[1:],
-            *written[1:],
-            eps,
-            C=channels,
-            HIDDEN=hidden,
-            NORM=norm,
-            ADAPTIVE=p.adaptive,
-            ACTIVATION=activation,
-            enable_fp_fusion=True,
-            **tile,
-        )
+        results = out, None if out is None else rounded, u, sums
+        arguments = *normalised, *first, *second, scale, *after, *results, *sizes
+        launch(mlp_fused_fwd_kernel, (samples * tiles,))(*arguments, **options, enable_fp_fusion=True)
 
     scale = None
     if p.grn_weight is not None:
@@ -157,13 +111,13 @@ def _two_products(
     other = written if call.residual is None else rows(call.residual)
     samples, pixels = extent(source, other, written, merge=call.p.grn_weight is None and not call.p.adaptive)
     if "library" in config["expand"]:
-        h, scale = mlp_cublas.hidden_rows(KERNELS, call, weights[0], u), None
+        h, scale = mlp_cublas.hidden_rows(shared, call, weights[0], u), None
     else:
         inference = u is None and rounded is None  # or training with memory="min"
         h, scale = _expand(config["expand"], call, weights[0], u, source, samples, pixels, inference)
     if "library" in config["project"]:
         z = torch.mm(h, weights[1].mT)
-        output(z, call.p.pwconv2_bias, call.p.gamma, call.drop_scale, call.residual, written, rounded)
+        shared.output(z, call.p.pwconv2_bias, call.p.gamma, call.drop_scale, call.residual, written, rounded)
     else:
         _project(config["project"], call, h, weights[1], scale, other, written, rounded, samples, pixels)
 
@@ -211,30 +165,15 @@ def _project(
     if split > 1:
         partials = torch.empty((split, samples * pixels, channels), dtype=torch.float32, device=x.device)
     tiles = triton.cdiv(pixels, tile["BM"])
+    second = w2, vector(p.pwconv2_bias), vector(p.gamma)
+    after = vector(p.grn_bias), vector(call.drop_scale), None if call.residual is None else other.tensor
+    sizes = pixels, tiles, x.shape[2] * x.shape[3], *other[1:], *written[1:]
+    arguments = h, *second, scale, *after, written.tensor, rounded, partials, *sizes
     launch(mlp_project_kernel, (samples * tiles * triton.cdiv(channels, tile["BN"]), split))(
-        h,
-        w2,
-        vector(p.pwconv2_bias),
-        vector(p.gamma),
-        scale,
-        vector(p.grn_bias),
-        vector(call.drop_scale),
-        None if call.residual is None else other.tensor,
-        written.tensor,
-        rounded,
-        partials,
-        pixels,
-        tiles,
-        x.shape[2] * x.shape[3],
-        *other[1:],
-        *written[1:],
-        C=channels,
-        HIDDEN=hidden,
-        enable_fp_fusion=True,
-        **tile,
+        *arguments, C=channels, HIDDEN=hidden, enable_fp_fusion=True, **tile
     )
     if partials is not None:
-        output(partials, p.pwconv2_bias, p.gamma, call.drop_scale, call.residual, written, rounded)
+        shared.output(partials, p.pwconv2_bias, p.gamma, call.drop_scale, call.residual, written, rounded)
 
 
 @prepared
@@ -250,9 +189,9 @@ def backward(
     `hidden` is u as `forward` filled it; without it u is computed again. `weights`: `mlp_cublas.matrices`.
     """
     needs_norm = [needs[0], needs[2], needs[3]]
-    plan = backward_plan(_problem(call, hidden is not None, dout.dtype), device.gpu())
+    plan = backward_plan(problem_of(call, hidden is not None, dout.dtype), device.gpu())
     if plan.config["plan"] == "cublas":
-        found = mlp_cublas.backward(KERNELS, dout, call, needs_norm, hidden, weights)
+        found = mlp_cublas.backward(shared, dout, call, needs_norm, hidden, weights)
     else:
         found = mlp_gradients.gradients(plan.config, dout, call, mlp_cublas.matrices(call, weights), needs_norm, hidden)
     return mlp_cublas.in_order(*found, dout, call.residual, needs)

@@ -5,9 +5,9 @@ import triton
 from torch import Tensor
 
 from convnext_kernels.backends.gpu import mlp_cublas
-from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, like_parameter, output_rows, rows
+from convnext_kernels.backends.gpu.layout import Rows, extent, finish, flat, output_rows, rows, vector
 from convnext_kernels.backends.gpu.mlp_cublas import normalised, rows_of
-from convnext_kernels.backends.triton import device, grn, layernorm
+from convnext_kernels.backends.triton import device, grn, layernorm, shared
 from convnext_kernels.backends.triton.kernels.mlp_backward import (
     grn_hidden_gradient_kernel,
     mlp_hidden_gradient_kernel,
@@ -21,7 +21,6 @@ from convnext_kernels.backends.triton.kernels.mlp_fused_backward import (
 )
 from convnext_kernels.backends.triton.launch import launch, loadable
 from convnext_kernels.backends.triton.reduce import sum_partials
-from convnext_kernels.backends.triton.shared import KERNELS, vector
 from convnext_kernels.calls import MlpCall
 from convnext_kernels.spec import MlpParameters
 
@@ -51,18 +50,18 @@ def gradients(
         d = torch.empty((samples * sample_pixels, channels), dtype=compute_dtype, device=x.device)
         gamma = p.gamma if "hidden" in library else None
         dz = d if gamma is None else torch.empty_like(d)
-        KERNELS.scaled_gradient(dout, gamma, drop_scale, d, dz)
+        shared.scaled_gradient(dout, gamma, drop_scale, d, dz)
     if "data" in config:
         stored = "recompute" not in config["weight"]
         if stored or any(needs_norm):
             of_norm, z, du, g = _data_gradient(config["data"]["tile"], dense, call, w1, w2, needs_norm, stored, named)
         else:
-            z = normalised(KERNELS, x, p, eps, norm, compute_dtype)
+            z = normalised(shared, call)
     else:
-        z = normalised(KERNELS, x, p, eps, norm, compute_dtype)
+        z = normalised(shared, call)
         kept = None if hidden is None else rows_of(hidden)
         if "hidden" in library:
-            du, g = mlp_cublas.hidden_gradient(KERNELS, call, dz, z, w1, w2, kept)
+            du, g = mlp_cublas.hidden_gradient(shared, call, dz, z, w1, w2, kept)
             if p.pwconv1_bias is not None:
                 named["pwconv1_bias"] = du.sum(dim=0, dtype=torch.float32)
         else:
@@ -71,7 +70,7 @@ def gradients(
             dn = rows(mlp_cublas.as_image(torch.mm(du, w1), x))
             of_norm = layernorm.gradients(dn, x, p.norm_weight, p.norm_bias, eps, needs_norm, norm=norm)
         elif any(needs_norm):
-            of_norm = _input_gradient(config["input"]["tile"], du, w1, x, p, eps, norm, needs_norm)
+            of_norm = _input_gradient(config["input"]["tile"], du, w1, call, needs_norm)
 
     if "recompute" in config["weight"]:
         g2, d_sums = _recomputed_weight_gradients(config["weight"]["tile"], dense, call, z, w1, w2, named)
@@ -87,9 +86,7 @@ def gradients(
             tile = tile | {"BP": min(32, tile["BP"])}
         g2, d_sums = _weight_gradient(dense, g, vector(drop_scale), sample_pixels, tile, columns=True)
     _projection_gradient(g2, d_sums, w2, p, named)
-    return of_norm, {
-        name: like_parameter(value, getattr(p, name)) for name, value in named.items() if getattr(p, name) is not None
-    }
+    return of_norm, mlp_cublas.like_parameters(named, p)
 
 
 def _projection_gradient(g2: Tensor, d_sums: Tensor, w2: Tensor, p: MlpParameters, named: dict[str, Tensor]) -> None:
@@ -100,23 +97,12 @@ def _projection_gradient(g2: Tensor, d_sums: Tensor, w2: Tensor, p: MlpParameter
         torch.empty(channels, dtype=torch.float32 if parameter is None else parameter.dtype, device=w2.device)
         for parameter in (p.pwconv2_bias, p.gamma)
     )
+    most = 512 if w2.element_size() == 2 else 256  # 512 of fp32 spill on sm_89
+    options = {"C": channels, "HIDDEN": hidden, "BLOCK_H": min(most, triton.next_power_of_2(hidden)), "num_warps": 4}
+    parameters = w2, vector(p.pwconv2_bias), vector(p.gamma)
+    results = dw2, db2, None if p.gamma is None else dgamma
     launch(projection_gradient_kernel, (channels,))(
-        g2,
-        d_sums,
-        w2,
-        vector(p.pwconv2_bias),
-        vector(p.gamma),
-        dw2,
-        db2,
-        None if p.gamma is None else dgamma,
-        g2.shape[0],
-        C=channels,
-        HIDDEN=hidden,
-        BLOCK_H=min(
-            512 if w2.element_size() == 2 else 256, triton.next_power_of_2(hidden)
-        ),  # 512 of fp32 spill on sm_89
-        num_warps=4,
-        enable_fp_fusion=True,
+        g2, d_sums, *parameters, *results, g2.shape[0], **options, enable_fp_fusion=True
     )
     named |= {"pwconv2_weight": dw2, "pwconv2_bias": db2, "gamma": dgamma}
 
@@ -143,36 +129,17 @@ def _data_gradient(
     samples, pixels = extent(source, target, merge=not has_grn)
     tiles = triton.cdiv(pixels, tile["BM"])
     options = {"C": channels, "HIDDEN": hidden, "NORM": norm, "ACTIVATION": activation, "enable_fp_fusion": True}
+    normalised = source.tensor, flat(p.norm_weight), vector(p.norm_bias)
+    weights = w1, vector(p.pwconv1_bias), w2, vector(p.gamma), vector(drop_scale)
+    sizes = pixels, tiles, x.shape[2] * x.shape[3], *source[1:], *target[1:], eps
 
     def floats(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=x.device)
 
     def run(grn: tuple, outputs: tuple, sums: Tensor | None, gradient: Tensor | None, partials: Tensor | None) -> None:
+        arguments = dout, *normalised, *weights, *grn, *outputs, sums, samples * tiles * hidden, gradient, partials
         launch(mlp_data_gradient_kernel, (samples * tiles,))(
-            dout,
-            source.tensor,
-            flat(p.norm_weight),
-            vector(p.norm_bias),
-            w1,
-            vector(p.pwconv1_bias),
-            w2,
-            vector(p.gamma),
-            vector(drop_scale),
-            *grn,
-            *outputs,
-            sums,
-            samples * tiles * hidden,
-            gradient,
-            partials,
-            pixels,
-            tiles,
-            x.shape[2] * x.shape[3],
-            *source[1:],
-            *target[1:],
-            eps,
-            SUMS_ONLY=outputs[0] is None,
-            **options,
-            **tile,
+            *arguments, *sizes, SUMS_ONLY=outputs[0] is None, **options, **tile
         )
 
     grn_arguments: tuple = (None, None, None)
@@ -206,26 +173,11 @@ def _recomputed_weight_gradients(
     splits, chunk = _splits(pixels, columns, tile["BP"])
     shapes = (splits, hidden, channels), (splits, hidden), (splits, channels, hidden), (splits, channels)
     dw1, db1, g2, d_sums = (torch.empty(shape, dtype=torch.float32, device=z.device) for shape in shapes)
+    weights = w1, vector(p.pwconv1_bias), w2, vector(p.gamma), vector(call.drop_scale)
+    sizes = pixels, chunk, call.x.shape[2] * call.x.shape[3]
+    options = {"C": channels, "HIDDEN": hidden, "ACTIVATION": call.activation, "enable_fp_fusion": True}
     launch(mlp_recomputed_weight_gradient_kernel, (columns, splits))(
-        dout,
-        z,
-        w1,
-        vector(p.pwconv1_bias),
-        w2,
-        vector(p.gamma),
-        vector(call.drop_scale),
-        dw1,
-        db1,
-        g2,
-        d_sums,
-        pixels,
-        chunk,
-        call.x.shape[2] * call.x.shape[3],
-        C=channels,
-        HIDDEN=hidden,
-        ACTIVATION=call.activation,
-        enable_fp_fusion=True,
-        **tile,
+        dout, z, *weights, dw1, db1, g2, d_sums, *sizes, **options, **tile
     )
     named["pwconv1_weight"] = sum_partials(dw1, p.pwconv1_weight.dtype)
     if p.pwconv1_bias is not None:
@@ -260,28 +212,12 @@ def _hidden_gradient(
     du = torch.empty((samples * sample_pixels, width_h), dtype=compute_dtype, device=x.device)
     g = torch.empty_like(du)
     sums = torch.empty((3 if has_grn else 1, groups, tiles, width_h), dtype=torch.float32, device=x.device)
+    scales = vector(p.gamma), vector(drop_scale)
+    hidden = None if has_grn and kept is not None else g
+    results = du, hidden, sums, sums.stride(0), pixels, tiles, sample_pixels
+    options = {"HIDDEN": width_h, "ACTIVATION": activation, "enable_fp_fusion": True}
     launch(mlp_hidden_gradient_kernel, (groups * tiles * triton.cdiv(width_h, tile["BN"]),))(
-        dout,
-        vector(p.gamma),
-        vector(drop_scale),
-        w2,
-        kept,
-        z,
-        w1,
-        vector(p.pwconv1_bias),
-        du,
-        None if has_grn and kept is not None else g,
-        sums,
-        sums.stride(0),
-        pixels,
-        tiles,
-        sample_pixels,
-        GRN=has_grn,
-        C=channels,
-        HIDDEN=width_h,
-        ACTIVATION=activation,
-        enable_fp_fusion=True,
-        **tile,
+        dout, *scales, w2, kept, z, w1, vector(p.pwconv1_bias), *results, GRN=has_grn, C=channels, **options, **tile
     )
     if has_grn:
         response, per_h, partials = grn.response_backward(*sums, p.grn_weight, grn_eps)
@@ -289,20 +225,9 @@ def _hidden_gradient(
         block = {"BLOCK_P": 32, "BLOCK_H": 64, "num_warps": 4}
         tiles = triton.cdiv(pixels, block["BLOCK_P"])
         sums = torch.empty((1, groups, tiles, width_h), dtype=torch.float32, device=x.device)
+        factors = response, flat(p.grn_bias), per_h
         launch(grn_hidden_gradient_kernel, (groups * tiles * triton.cdiv(width_h, block["BLOCK_H"]),))(
-            du,
-            g if kept is None else kept,
-            g,
-            response,
-            flat(p.grn_bias),
-            per_h,
-            sums,
-            pixels,
-            tiles,
-            HIDDEN=width_h,
-            ACTIVATION=activation,
-            enable_fp_fusion=True,
-            **block,
+            du, g if kept is None else kept, g, *factors, sums, pixels, tiles, **options, **block
         )
     if p.pwconv1_bias is not None:
         gradients["pwconv1_bias"] = sum_partials(sums.view(-1, width_h), p.pwconv1_bias.dtype)
@@ -326,10 +251,9 @@ def _weight_gradient(
     return partials, sums
 
 
-def _input_gradient(
-    config: dict, du: Tensor, w1: Tensor, x: Tensor, p: MlpParameters, eps: float, norm: str, needs: list[bool]
-) -> list[Tensor]:
+def _input_gradient(config: dict, du: Tensor, w1: Tensor, call: MlpCall, needs: list[bool]) -> list[Tensor]:
     """From du, those of [dx, dnorm_weight, dnorm_bias] that `needs` marks."""
+    x, p, eps, norm = call.x, call.p, call.eps, call.norm
     hidden, channels = w1.shape
     source = rows(x)
     if config["BC"] * config["PIECES"] < channels:  # a row is too long for one program
@@ -344,23 +268,11 @@ def _input_gradient(
     if x_tensor is not None:
         parameters = needs[1] or needs[2]
         partials = torch.empty((programs, 2, channels), dtype=torch.float32, device=x.device) if parameters else None
+    written = target.tensor if x_tensor is None or needs[0] else None
+    sizes = pixels, tiles, *source[1:], *target[1:], eps
+    options = {"C": channels, "HIDDEN": hidden, "NORM": norm, "enable_fp_fusion": True}
     launch(mlp_input_gradient_kernel, (programs,))(
-        du,
-        w1,
-        x_tensor,
-        norm_weight,
-        target.tensor if x_tensor is None or needs[0] else None,
-        partials,
-        pixels,
-        tiles,
-        *source[1:],
-        *target[1:],
-        eps,
-        C=channels,
-        HIDDEN=hidden,
-        NORM=norm,
-        enable_fp_fusion=True,
-        **config,
+        du, w1, x_tensor, norm_weight, written, partials, *sizes, **options, **config
     )
     if x_tensor is None:
         return layernorm.gradients(rows(dn), x, p.norm_weight, p.norm_bias, eps, needs, norm=norm)

@@ -68,27 +68,10 @@ def mlp_output_kernel(
     z = tl.load(where, mask=mask, other=0.0).to(tl.float32)
     for part in tl.static_range(1, PARTS):
         z += tl.load(where + part * parts_stride, mask=mask, other=0.0).to(tl.float32)
-    store_output(
-        z,
-        bias_ptr,
-        gamma_ptr,
-        drop_scale_ptr,
-        residual_ptr,
-        out_ptr,
-        rounded_ptr,
-        n,
-        p,
-        c,
-        inside,
-        sample_pixels,
-        stride_rn,
-        stride_rp,
-        stride_rc,
-        stride_on,
-        stride_op,
-        stride_oc,
-        C,
-    )
+    parameters = (bias_ptr, gamma_ptr, drop_scale_ptr)
+    residual = (residual_ptr, stride_rn, stride_rp, stride_rc)
+    out = (out_ptr, rounded_ptr, stride_on, stride_op, stride_oc)
+    store_output(z, parameters, residual, out, n, p, c, inside, sample_pixels, C)
 
 
 @triton.jit(do_not_specialize=["pixels", "tiles", "sample_pixels"])

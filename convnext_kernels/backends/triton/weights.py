@@ -30,11 +30,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from convnext_kernels import exporting
 from convnext_kernels.backends.gpu import mlp_cublas
 from convnext_kernels.backends.gpu import prepared as programs
-from convnext_kernels.backends.gpu.layout import flat
+from convnext_kernels.backends.gpu.layout import flat, vector
 from convnext_kernels.backends.triton.kernels.mlp_weights import cast_kernel, fold_kernel
 from convnext_kernels.backends.triton.launch import launch
 from convnext_kernels.backends.triton.plans.mlp_plan import FOLD_ROWS
-from convnext_kernels.backends.triton.shared import vector
 from convnext_kernels.calls import MlpCall
 from convnext_kernels.spec import MlpParameters
 

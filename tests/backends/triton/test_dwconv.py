@@ -74,3 +74,20 @@ PAIRS = [
 def test_pairs_of_channels(case, dtype):
     """Both images in channels_last. test_executed_dwconv.py has the compiled kernels."""
     check("dwconv", case, dtype, torch.channels_last, "triton", runs=1, scale=1.0)
+
+
+NARROW = "narrower than the groups of columns of many taps"
+LONG = "a line too long for the registers of the kernels for lines"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(NARROW, n=1, c=3, h=9, w=5, k=(9, 7)),
+        Case(NARROW, n=1, c=3, h=9, w=6, k=(9, 7)),
+        Case(LONG, n=1, c=3, h=2, w=29, k=(1, 51), dilation=2),
+    ],
+    ids=lambda case: f"{case.k} {case.w}",
+)
+def test_there_is_a_kernel(case):
+    check("dwconv", case, torch.float32, torch.channels_last, "triton", runs=1)

@@ -151,15 +151,3 @@ def test_odd_address(moved, architecture):
     actual = gradients(lambda **a: OPERATORS["dwconv"].serve("triton", **a), arguments, dy)
     for name, gradient in actual.items():
         assert_as_good_as_eager(gradient, eager[name], reference[name], what=name)
-
-
-@pytest.mark.parametrize("case", ["7x7", "dilated", "1x11 pairs"])
-def test_atomic_sums(case, architecture):
-    """Partial sums added atomically to one slot."""
-    arguments = OPERATORS["dwconv"].arguments(CASES[case], torch.bfloat16)
-    x, weight, bias, dilation = (arguments[name] for name in ("x", "weight", "bias", "dilation"))
-    convolution = DwconvCall(x, weight, bias, (dilation, dilation), 1, torch.bfloat16)
-    dy, eager, reference = expected_gradients("dwconv", CASES[case], torch.bfloat16)
-    dw, db = dwconv.parameter_gradients(dy, convolution, True, True, deterministic=False)
-    assert_as_good_as_eager(dw, eager["weight"], reference["weight"], what="dw")
-    assert_as_good_as_eager(db, eager["bias"], reference["bias"], what="db")

@@ -124,26 +124,9 @@ def block_fwd_kernel(
             c = j * BC + tl.arange(0, BC)
             products = products + (tl.dot(g, load_transposed(w2_ptr, c, hid, C, HIDDEN, whole), acc[j]),)
         acc = products
+    parameters = (b2_ptr, gamma_ptr, drop_scale_ptr)
     for j in tl.static_range(PIECES):
         c = j * BC + tl.arange(0, BC)
-        store_output(
-            acc[j],
-            b2_ptr,
-            gamma_ptr,
-            drop_scale_ptr,
-            x_ptr,
-            out_ptr,
-            None,
-            n,
-            p,
-            c,
-            inside,
-            pixels,
-            pixels * C,
-            C,
-            1,
-            pixels * C,
-            C,
-            1,
-            C,
-        )
+        residual = (x_ptr, pixels * C, C, 1)
+        out = (out_ptr, None, pixels * C, C, 1)
+        store_output(acc[j], parameters, residual, out, n, p, c, inside, pixels, C)

@@ -52,6 +52,21 @@ def narrowed(a, b, element: tl.constexpr):
 
 
 @triton.jit
+def load_channels(ptr, mask, V: tl.constexpr, ROUND: tl.constexpr):
+    """V neighbouring channels as fp32; 0 where masked."""
+    if V == 1:
+        values = (load(ptr, mask, ROUND),)
+    else:
+        pair = ptr.to(tl.pointer_type(tl.int32))
+        if mask is None:
+            bits = tl.load(pair)
+        else:
+            bits = tl.load(pair, mask=mask, other=0)
+        values = widened(bits, ptr.dtype.element_ty)
+    return values
+
+
+@triton.jit
 def load_line(
     ptr,
     step,
@@ -81,17 +96,10 @@ def load_line(
         if EDGES == "image" and (FIRST + j < 0 or FIRST + j >= Q):
             one = one + (0.0,)
             two = two + (0.0,)
-        elif V == 1:
-            one = one + (load(ptr, mask, ROUND),)
         else:
-            pair = ptr.to(tl.pointer_type(tl.int32))
-            if mask is None:
-                bits = tl.load(pair)
-            else:
-                bits = tl.load(pair, mask=mask, other=0)
-            low, high = widened(bits, ptr.dtype.element_ty)
-            one = one + (low,)
-            two = two + (high,)
+            values = load_channels(ptr, mask, V, ROUND)
+            one = one + values[:1]
+            two = two + values[1:]
         ptr += step
     if V == 1:
         return one
@@ -227,16 +235,10 @@ def own_line(ptr, step, inside, others, Q: tl.constexpr, EDGES: tl.constexpr, V:
             mask = others <= j
         else:
             mask = inside
-        if V == 1:
-            one = one + (load(ptr, mask, ROUND),)
-        else:
-            bits = tl.load(ptr.to(tl.pointer_type(tl.int32)), mask=mask, other=0)
-            low, high = widened(bits, ptr.dtype.element_ty)
-            one = one + (low,)
-            two = two + (high,)
+        values = load_channels(ptr, mask, V, ROUND)
+        one = one + values[:1]
+        two = two + values[1:]
         ptr += step
-    if V == 1:
-        return one
     return one + two
 
 
@@ -258,7 +260,6 @@ def line_partials_kernel(
     COLUMN: tl.constexpr,
     ROUND_DY: tl.constexpr,
     ROUND: tl.constexpr,
-    ATOMIC: tl.constexpr,
     V: tl.constexpr,
     Q: tl.constexpr,
     EDGES: tl.constexpr,
@@ -310,10 +311,8 @@ def line_partials_kernel(
             x_line += line_step
             dy_line += line_step
 
-    out = partials_ptr
-    if not ATOMIC:
-        out += (tl.program_id(1) * parts + part).to(tl.int64) * ((K + 1) * C)
+    out = partials_ptr + (tl.program_id(1) * parts + part).to(tl.int64) * ((K + 1) * C)
     for v in tl.static_range(V):
         for k in tl.static_range(K):
-            put(out + k * C, sums[v * K + k], c + v, C, True, False, ATOMIC, BC, LANES)
-        put(out + K * C, sums[V * K + v], c + v, C, True, False, ATOMIC, BC, LANES)
+            put(out + k * C, sums[v * K + k], c + v, C, True, False, BC, LANES)
+        put(out + K * C, sums[V * K + v], c + v, C, True, False, BC, LANES)

@@ -268,7 +268,14 @@ def rows_kernel(
     sums = ()
     for _ in tl.static_range(2 * Q if PAIR else Q):
         sums = sums + (bias,)
-    if depth is None:  # without a loop, so that images compile to the same code as before there were volumes
+    if depth is None:  # a loop of one iteration, of which the compiler leaves nothing
+        front = 0
+        back = 1
+    elif FLIP:
+        w_ptr += (KD - 1 - front) * (KH * WEIGHT[1])
+    else:
+        w_ptr += front * (KH * WEIGHT[1])
+    for _ in range(front, back, UP):
         sums = add_rows(
             sums,
             x_ptr,
@@ -295,40 +302,8 @@ def rows_kernel(
             UP,
             X2,
         )
-    else:
-        if FLIP:
-            w_ptr += (KD - 1 - front) * (KH * WEIGHT[1])
-        else:
-            w_ptr += front * (KH * WEIGHT[1])
-        for _ in range(front, back, UP):
-            sums = add_rows(
-                sums,
-                x_ptr,
-                w_ptr,
-                low,
-                high,
-                first,
-                x_width,
-                x_sh,
-                Q,
-                KH,
-                KW,
-                DH,
-                DW,
-                EDGES,
-                X_SW,
-                ROUND,
-                ROUND_WEIGHT,
-                W_SH,
-                W_SW,
-                WEIGHT[0],
-                PAIR,
-                DOWN,
-                UP,
-                X2,
-            )
-            x_ptr += x_sh * x_height
-            w_ptr += W_SH * (KH * UP)
+        x_ptr += x_sh * x_height
+        w_ptr += W_SH * (KH * UP)
     y_row = o
     if depth is not None:
         y_row += z * y_height

@@ -154,15 +154,6 @@ def toeplitz_kernel(
         tl.store(where + r * (width * C), value.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
-def put(ptr, v, mask, ATOMIC: tl.constexpr):
-    """Store sums, or add them to those of other programs."""
-    if ATOMIC:
-        tl.atomic_add(ptr, v, mask=mask, sem="relaxed")
-    else:
-        tl.store(ptr, v, mask=mask)
-
-
 @triton.jit(do_not_specialize=["samples", "height", "width", "parts"])
 def toeplitz_partials_kernel(
     dy_ptr,
@@ -179,7 +170,6 @@ def toeplitz_partials_kernel(
     KW: tl.constexpr,
     ROUND_DY: tl.constexpr,
     ROUND: tl.constexpr,
-    ATOMIC: tl.constexpr,
     WIN: tl.constexpr,
     LEFT: tl.constexpr,
     BN: tl.constexpr,
@@ -251,9 +241,7 @@ def toeplitz_partials_kernel(
                     new = new + (sums[b],)
             sums = new
 
-    out = partials_ptr
-    if not ATOMIC:
-        out += tl.cast(part, tl.int64) * ((KH * KW + 1) * C)
+    out = partials_ptr + tl.cast(part, tl.int64) * ((KH * KW + 1) * C)
     kw = tl.arange(0, TAPS)
     at = kw[:, None] + (LEFT - PW + j)[None, :]  # row of G
     held = (at >= 0) & (at < WIN)
@@ -262,7 +250,7 @@ def toeplitz_partials_kernel(
         diagonals = tl.where(held[None, :, :], tl.gather(sums[b], at, axis=1), 0.0)
         dw = tl.sum(diagonals, axis=2)
         mask = (c < C)[:, None] & ((kw < KW) & (kh + b < KH))[None, :]
-        put(out + ((kh + b) * KW + kw)[None, :] * C + c[:, None], dw, mask, ATOMIC)
+        tl.store(out + ((kh + b) * KW + kw)[None, :] * C + c[:, None], dw, mask=mask)
     if kh <= P:
         if kh + KB > P:
-            put(out + KH * KW * C + c, tl.sum(db, axis=1), c < C, ATOMIC)
+            tl.store(out + KH * KW * C + c, tl.sum(db, axis=1), mask=c < C)

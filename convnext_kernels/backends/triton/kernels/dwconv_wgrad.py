@@ -84,7 +84,6 @@ def partials_kernel(
     X_FIRST: tl.constexpr,
     ROUND_DY: tl.constexpr,
     ROUND: tl.constexpr,
-    ATOMIC: tl.constexpr,
     Q: tl.constexpr,
     EDGES: tl.constexpr,
     R: tl.constexpr,
@@ -242,19 +241,18 @@ def partials_kernel(
                 x_row += x_sh * DH
                 dy_row += dy_sh * DH
 
-    # One partial sum per program and channel; if atomic, one for all programs
+    # One partial sum per program and channel
     out = partials_ptr + kh * (KW * C)
-    if not ATOMIC:
-        out += (tl.program_id(1) * parts + part).to(tl.int64) * ((KD * KH * KW + 1) * C)
+    out += (tl.program_id(1) * parts + part).to(tl.int64) * ((KD * KH * KW + 1) * C)
     if depth is not None:
         out += kd * (KH * KW * C)
     for r in tl.static_range(R):
-        put_row(out + r * KW * C, sums[r * KW : (r + 1) * KW], c, C, kh + r < KH, X_FIRST, ATOMIC, BC, LANES, KW)
+        put_row(out + r * KW * C, sums[r * KW : (r + 1) * KW], c, C, kh + r < KH, X_FIRST, BC, LANES, KW)
     if depth is None:
-        put(out + (KH * KW - kh * KW) * C, db, c, C, kh == P // R * R, X_FIRST, ATOMIC, BC, LANES)
+        put(out + (KH * KW - kh * KW) * C, db, c, C, kh == P // R * R, X_FIRST, BC, LANES)
     elif kd == KD // 2:
         last = (KD * KH - kd * KH - kh) * (KW * C)
-        put(out + last, db, c, C, kh == P // R * R, X_FIRST, ATOMIC, BC, LANES)
+        put(out + last, db, c, C, kh == P // R * R, X_FIRST, BC, LANES)
 
 
 @triton.jit
@@ -265,7 +263,6 @@ def put_row(
     C: tl.constexpr,
     wanted,
     CHANNELS_FIRST: tl.constexpr,
-    ATOMIC: tl.constexpr,
     BC: tl.constexpr,
     LANES: tl.constexpr,
     KW: tl.constexpr,
@@ -282,13 +279,10 @@ def put_row(
             total = tl.sum(tl.reshape(tl.join(a, b), (LANES, BC, 8)), axis=0)
             tap = (i * 8 + tl.arange(0, 8))[None, :]
             mask = tl.where(wanted, (channel < C) & (tap < KW), False)
-            if ATOMIC:
-                tl.atomic_add(ptr + tap * C + channel, total, mask=mask, sem="relaxed")
-            else:
-                tl.store(ptr + tap * C + channel, total, mask=mask)
+            tl.store(ptr + tap * C + channel, total, mask=mask)
     else:
         for i in tl.static_range(KW):
-            put(ptr + i * C, sums[i], c, C, wanted, CHANNELS_FIRST, ATOMIC, BC, LANES)
+            put(ptr + i * C, sums[i], c, C, wanted, CHANNELS_FIRST, BC, LANES)
 
 
 @triton.jit
@@ -299,7 +293,6 @@ def put(
     C: tl.constexpr,
     wanted,
     CHANNELS_FIRST: tl.constexpr,
-    ATOMIC: tl.constexpr,
     BC: tl.constexpr,
     LANES: tl.constexpr,
 ):
@@ -312,10 +305,7 @@ def put(
             v = tl.sum(tl.reshape(v, (LANES, BC)), axis=0)
             c = tl.min(tl.reshape(c, (LANES, BC)), axis=0)
     mask = tl.where(wanted, c < C, False)
-    if ATOMIC:
-        tl.atomic_add(ptr + c, v, mask=mask, sem="relaxed")
-    else:
-        tl.store(ptr + c, v, mask=mask)
+    tl.store(ptr + c, v, mask=mask)
 
 
 @triton.jit(do_not_specialize=["parts"])

@@ -67,8 +67,6 @@ def layernorm_fwd_wide_kernel(
     weight_ptr,
     bias_ptr,
     y_ptr,
-    mean_ptr,
-    rstd_ptr,
     pixels,
     tiles,
     height,
@@ -91,28 +89,24 @@ def layernorm_fwd_wide_kernel(
     p = tl.program_id(0) % pixels
     x_row = x_ptr + n * stride_xn + p.to(tl.int64) * stride_xp
     mean, correction, rstd = measure(x_row, stride_xc, eps, C, BLOCK_C, NORM)
-    if mean_ptr is not None:
-        tl.store(mean_ptr + tl.program_id(0), mean + correction)
-        tl.store(rstd_ptr + tl.program_id(0), rstd)
-    if y_ptr is not None:
-        if ADAPTIVE:
-            weight_ptr += n * C
-            bias_ptr += n * C
-        q = p
-        whole = p < pixels
-        if PATCH > 1:
-            q, whole = patch_order(p, height, width, PATCH)
-        dtype: tl.constexpr = x_ptr.dtype.element_ty
-        y_row = y_ptr + n * stride_yn + q.to(tl.int64) * stride_yp
-        for start in range(0, C, BLOCK_C):
-            c = start + tl.arange(0, BLOCK_C)
-            y = normalised(load_channels(x_row, c, stride_xc, C), mean, correction, rstd, NORM)
-            if weight_ptr is not None:
-                y *= load_channels(weight_ptr, c, 1, C)
-            if bias_ptr is not None:
-                y += load_channels(bias_ptr, c, 1, C)
-            inside = tl.where(whole, c < C, False)
-            tl.store(y_row + c.to(tl.int64) * stride_yc, y.to(dtype).to(y_ptr.dtype.element_ty), mask=inside)
+    if ADAPTIVE:
+        weight_ptr += n * C
+        bias_ptr += n * C
+    q = p
+    whole = p < pixels
+    if PATCH > 1:
+        q, whole = patch_order(p, height, width, PATCH)
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    y_row = y_ptr + n * stride_yn + q.to(tl.int64) * stride_yp
+    for start in range(0, C, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        y = normalised(load_channels(x_row, c, stride_xc, C), mean, correction, rstd, NORM)
+        if weight_ptr is not None:
+            y *= load_channels(weight_ptr, c, 1, C)
+        if bias_ptr is not None:
+            y += load_channels(bias_ptr, c, 1, C)
+        inside = tl.where(whole, c < C, False)
+        tl.store(y_row + c.to(tl.int64) * stride_yc, y.to(dtype).to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=COUNTS)

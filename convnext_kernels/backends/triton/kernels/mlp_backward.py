@@ -64,7 +64,6 @@ def mlp_hidden_gradient_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-    GROUP: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -72,7 +71,7 @@ def mlp_hidden_gradient_kernel(
     wait_for_previous(PDL)
     compute: tl.constexpr = w2_ptr.dtype.element_ty
     whole: tl.constexpr = C % BK == 0 and HIDDEN % BN == 0
-    tile, n, p, inside, hid = program_tile(pixels, tiles, HIDDEN, BM, BN, GROUP)
+    tile, n, p, inside, hid = program_tile(pixels, tiles, HIDDEN, BM, BN, 1)
     held = hid < HIDDEN
     row = n.to(tl.int64) * pixels + p
     scale = tl.full((BM,), 1.0, dtype=tl.float32)
@@ -156,29 +155,28 @@ def grn_hidden_gradient_kernel(
 @triton.jit
 def store_input_gradient(
     dn,
-    x_ptr,
+    x,
     norm_weight_ptr,
-    dx_ptr,
+    dx,
     partials_ptr,
     n,
     p,
     inside,
-    stride_xn,
-    stride_xp,
-    stride_xc,
-    stride_dxn,
-    stride_dxp,
-    stride_dxc,
     eps,
     C: tl.constexpr,
     BC: tl.constexpr,
     PIECES: tl.constexpr,
     NORM: tl.constexpr,
 ):
-    """The norm's backward for a tile of whole rows: dx and the program's sums for dweight and dbias, from dn."""
+    """The norm's backward for a tile of whole rows: dx and the program's sums for dweight and dbias, from dn.
+
+    x, dx: their pointer and three strides.
+    """
+    x_ptr, stride_xn, stride_xp, stride_xc = x
+    dx_ptr, stride_dxn, stride_dxp, stride_dxc = dx
     dtype = x_ptr.dtype.element_ty
-    x = load_pieces(x_ptr, n, p, inside, stride_xn, stride_xp, stride_xc, C, BC, PIECES)
-    xhat, slope, rstd = normalise_pieces(x, eps, C, BC, PIECES, NORM)
+    rows = load_pieces(x_ptr, n, p, inside, stride_xn, stride_xp, stride_xc, C, BC, PIECES)
+    xhat, slope, rstd = normalise_pieces(rows, eps, C, BC, PIECES, NORM)
     along_mean = tl.zeros((p.shape[0],), dtype=tl.float32)
     along_xhat = tl.zeros((p.shape[0],), dtype=tl.float32)
     for j in tl.static_range(PIECES):
@@ -201,9 +199,9 @@ def store_input_gradient(
             c = j * BC + tl.arange(0, BC)
             weight = load_vector(norm_weight_ptr, c, c < C)
             g = dn[j].to(dtype).to(tl.float32) * weight[None, :]
-            dx = rstd[:, None] * (g - along_mean[:, None] - slope[j] * along_xhat[:, None])
+            gradient = rstd[:, None] * (g - along_mean[:, None] - slope[j] * along_xhat[:, None])
             where = offsets(n, p, c, stride_dxn, stride_dxp, stride_dxc)
-            tl.store(dx_ptr + where, dx.to(dx_ptr.dtype.element_ty), mask=inside[:, None] & (c < C)[None, :])
+            tl.store(dx_ptr + where, gradient.to(dx_ptr.dtype.element_ty), mask=inside[:, None] & (c < C)[None, :])
 
 
 @triton.jit(do_not_specialize=["pixels", "tiles"])
@@ -229,7 +227,6 @@ def mlp_input_gradient_kernel(
     BC: tl.constexpr,
     PIECES: tl.constexpr,
     BK: tl.constexpr,
-    GROUP: tl.constexpr,
     NORM: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -240,7 +237,7 @@ def mlp_input_gradient_kernel(
     wait_for_previous(PDL)
     whole: tl.constexpr = HIDDEN % BK == 0 and C % (BC * PIECES) == 0
     columns: tl.constexpr = (C + BC * PIECES - 1) // (BC * PIECES)
-    tile, column = grouped(columns, GROUP)
+    tile, column = grouped(columns, 1)
     first = column * (BC * PIECES)
     n = tile // tiles
     p = (tile % tiles) * BM + tl.arange(0, BM)
@@ -261,27 +258,9 @@ def mlp_input_gradient_kernel(
             where = offsets(n, p, c, stride_dxn, stride_dxp, stride_dxc)
             tl.store(dx_ptr + where, dn[j].to(dx_ptr.dtype.element_ty), mask=inside[:, None] & (c < C)[None, :])
     else:
-        store_input_gradient(
-            dn,
-            x_ptr,
-            norm_weight_ptr,
-            dx_ptr,
-            partials_ptr,
-            n,
-            p,
-            inside,
-            stride_xn,
-            stride_xp,
-            stride_xc,
-            stride_dxn,
-            stride_dxp,
-            stride_dxc,
-            eps,
-            C,
-            BC,
-            PIECES,
-            NORM,
-        )
+        x_rows = (x_ptr, stride_xn, stride_xp, stride_xc)
+        dx_rows = (dx_ptr, stride_dxn, stride_dxp, stride_dxc)
+        store_input_gradient(dn, x_rows, norm_weight_ptr, dx_rows, partials_ptr, n, p, inside, eps, C, BC, PIECES, NORM)
 
 
 @triton.jit(do_not_specialize=["pixels", "chunk", "sample_pixels"])

@@ -16,9 +16,10 @@ import triton.language as tl
 from convnext_kernels.backends.triton.kernels.activations import activate
 from convnext_kernels.backends.triton.kernels.dependent import wait_for_previous
 from convnext_kernels.backends.triton.kernels.mlp_tiles import (
+    load_pieces,
     load_transposed,
     load_vector,
-    normalised_pieces,
+    normed_pieces,
     store_output,
     zero_pieces,
 )
@@ -76,23 +77,9 @@ def mlp_fused_fwd_kernel(
     if ADAPTIVE:
         norm_weight_ptr += n.to(tl.int64) * C
         norm_bias_ptr += n.to(tl.int64) * C
-    z = normalised_pieces(
-        x_ptr,
-        norm_weight_ptr,
-        norm_bias_ptr,
-        n,
-        p,
-        inside,
-        stride_xn,
-        stride_xp,
-        stride_xc,
-        eps,
-        compute,
-        C,
-        BC,
-        PIECES,
-        NORM,
-    )
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    x = load_pieces(x_ptr, n, p, inside, stride_xn, stride_xp, stride_xc, C, BC, PIECES)
+    z = normed_pieces(x, norm_weight_ptr, norm_bias_ptr, eps, dtype, compute, C, BC, PIECES, NORM)
     if out_ptr is not None:
         acc = zero_pieces(BM, BC, PIECES)
     for start in range(0, HIDDEN, BH):
@@ -124,26 +111,9 @@ def mlp_fused_fwd_kernel(
                 products = products + (tl.dot(h, load_transposed(w2_ptr, c, hid, C, HIDDEN, whole), acc[j]),)
             acc = products
     if out_ptr is not None:
+        parameters = (b2_ptr, gamma_ptr, drop_scale_ptr)
+        residual = (residual_ptr, stride_rn, stride_rp, stride_rc)
+        out = (out_ptr, rounded_ptr, stride_on, stride_op, stride_oc)
         for j in tl.static_range(PIECES):
             c = j * BC + tl.arange(0, BC)
-            store_output(
-                acc[j],
-                b2_ptr,
-                gamma_ptr,
-                drop_scale_ptr,
-                residual_ptr,
-                out_ptr,
-                rounded_ptr,
-                n,
-                p,
-                c,
-                inside,
-                sample_pixels,
-                stride_rn,
-                stride_rp,
-                stride_rc,
-                stride_on,
-                stride_op,
-                stride_oc,
-                C,
-            )
+            store_output(acc[j], parameters, residual, out, n, p, c, inside, sample_pixels, C)

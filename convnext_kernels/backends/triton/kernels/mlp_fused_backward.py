@@ -29,9 +29,10 @@ from convnext_kernels.backends.triton.kernels.activations import activate_and_de
 from convnext_kernels.backends.triton.kernels.mlp_backward import store_grn_sums, store_input_gradient
 from convnext_kernels.backends.triton.kernels.mlp_tiles import (
     load_matrix,
+    load_pieces,
     load_transposed,
     load_vector,
-    normalised_pieces,
+    normed_pieces,
     zero_pieces,
 )
 
@@ -122,23 +123,9 @@ def mlp_data_gradient_kernel(
     p = (tl.program_id(0) % tiles) * BM + tl.arange(0, BM)
     inside = p < pixels
     row = n.to(tl.int64) * pixels + p
-    z = normalised_pieces(
-        x_ptr,
-        norm_weight_ptr,
-        norm_bias_ptr,
-        n,
-        p,
-        inside,
-        stride_xn,
-        stride_xp,
-        stride_xc,
-        eps,
-        compute,
-        C,
-        BC,
-        PIECES,
-        NORM,
-    )
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    x = load_pieces(x_ptr, n, p, inside, stride_xn, stride_xp, stride_xc, C, BC, PIECES)
+    z = normed_pieces(x, norm_weight_ptr, norm_bias_ptr, eps, dtype, compute, C, BC, PIECES, NORM)
     dz = scaled_gradient_pieces(
         dout_ptr, gamma_ptr, drop_scale_ptr, row, n + p // sample_pixels, inside, compute, C, BC, PIECES
     )
@@ -188,27 +175,9 @@ def mlp_data_gradient_kernel(
                     products = products + (tl.dot(du.to(compute), w1[j], dn[j]),)
                 dn = products
     if dx_ptr is not None or partials_ptr is not None:
-        store_input_gradient(
-            dn,
-            x_ptr,
-            norm_weight_ptr,
-            dx_ptr,
-            partials_ptr,
-            n,
-            p,
-            inside,
-            stride_xn,
-            stride_xp,
-            stride_xc,
-            stride_dxn,
-            stride_dxp,
-            stride_dxc,
-            eps,
-            C,
-            BC,
-            PIECES,
-            NORM,
-        )
+        x_rows = (x_ptr, stride_xn, stride_xp, stride_xc)
+        dx_rows = (dx_ptr, stride_dxn, stride_dxp, stride_dxc)
+        store_input_gradient(dn, x_rows, norm_weight_ptr, dx_rows, partials_ptr, n, p, inside, eps, C, BC, PIECES, NORM)
 
 
 @triton.jit(do_not_specialize=["pixels", "chunk", "sample_pixels"])

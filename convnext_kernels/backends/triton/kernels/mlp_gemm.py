@@ -191,7 +191,6 @@ def mlp_expand_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-    GROUP: tl.constexpr,
     NORM: tl.constexpr,
     ADAPTIVE: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -201,7 +200,7 @@ def mlp_expand_kernel(
     wait_for_previous(PDL)
     compute: tl.constexpr = w1_ptr.dtype.element_ty
     whole: tl.constexpr = HIDDEN % BN == 0 and C % BK == 0
-    tile, n, p, inside, hid = program_tile(pixels, tiles, HIDDEN, BM, BN, GROUP)
+    tile, n, p, inside, hid = program_tile(pixels, tiles, HIDDEN, BM, BN, 1)
     held = hid < HIDDEN
     if ADAPTIVE:
         norm_weight_ptr += n.to(tl.int64) * C
@@ -298,24 +297,7 @@ def mlp_project_kernel(
         place = (tl.program_id(1) * samples + n).to(tl.int64) * pixels + p
         tl.store(partials_ptr + place[:, None] * C + c[None, :], acc, mask=inside[:, None] & (c < C)[None, :])
     else:
-        store_output(
-            acc,
-            b2_ptr,
-            gamma_ptr,
-            drop_scale_ptr,
-            residual_ptr,
-            out_ptr,
-            rounded_ptr,
-            n,
-            p,
-            c,
-            inside,
-            sample_pixels,
-            stride_rn,
-            stride_rp,
-            stride_rc,
-            stride_on,
-            stride_op,
-            stride_oc,
-            C,
-        )
+        parameters = (b2_ptr, gamma_ptr, drop_scale_ptr)
+        residual = (residual_ptr, stride_rn, stride_rp, stride_rc)
+        out = (out_ptr, rounded_ptr, stride_on, stride_op, stride_oc)
+        store_output(acc, parameters, residual, out, n, p, c, inside, sample_pixels, C)

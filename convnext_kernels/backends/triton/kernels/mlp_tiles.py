@@ -141,30 +141,6 @@ def centre_pieces(pieces, eps, C: tl.constexpr, BC: tl.constexpr, PIECES: tl.con
 
 
 @triton.jit
-def normalised_pieces(
-    x_ptr,
-    norm_weight_ptr,
-    norm_bias_ptr,
-    n,
-    p,
-    inside,
-    stride_n,
-    stride_p,
-    stride_c,
-    eps,
-    COMPUTE: tl.constexpr,
-    C: tl.constexpr,
-    BC: tl.constexpr,
-    PIECES: tl.constexpr,
-    NORM: tl.constexpr,
-):
-    """The norm of a tile's rows, rounded to x's dtype as PyTorch does and then to COMPUTE; columns past C are 0."""
-    dtype = x_ptr.dtype.element_ty
-    rows = load_pieces(x_ptr, n, p, inside, stride_n, stride_p, stride_c, C, BC, PIECES)
-    return normed_pieces(rows, norm_weight_ptr, norm_bias_ptr, eps, dtype, COMPUTE, C, BC, PIECES, NORM)
-
-
-@triton.jit
 def normed_pieces(
     rows,
     norm_weight_ptr,
@@ -193,31 +169,15 @@ def normed_pieces(
 
 
 @triton.jit
-def store_output(
-    z,
-    bias_ptr,
-    gamma_ptr,
-    drop_scale_ptr,
-    residual_ptr,
-    out_ptr,
-    rounded_ptr,
-    n,
-    p,
-    c,
-    inside,
-    sample_pixels,
-    stride_rn,
-    stride_rp,
-    stride_rc,
-    stride_on,
-    stride_op,
-    stride_oc,
-    C: tl.constexpr,
-):
+def store_output(z, parameters, residual, out, n, p, c, inside, sample_pixels, C: tl.constexpr):
     """Store out = residual + s * gamma * (z + bias) for a tile (pixels p, channels c) of fp32 sums z.
 
-    And the residual, rounded to another dtype, if there is a `rounded_ptr`, which has the strides of `out_ptr`.
+    And the residual, rounded to another dtype, if there is a pointer for it. parameters: the pointers of bias, gamma
+    and s; residual: its pointer and three strides; out: its pointer, that of the rounded residual, and three strides.
     """
+    bias_ptr, gamma_ptr, drop_scale_ptr = parameters
+    residual_ptr, stride_rn, stride_rp, stride_rc = residual
+    out_ptr, rounded_ptr, stride_on, stride_op, stride_oc = out
     mask = inside[:, None] & (c < C)[None, :]
     if bias_ptr is not None:
         z += load_vector(bias_ptr, c, c < C)[None, :]
@@ -227,9 +187,9 @@ def store_output(
         z *= load_vector(drop_scale_ptr, n + p // sample_pixels, inside)[:, None]
     if residual_ptr is not None:
         where = offsets(n, p, c, stride_rn, stride_rp, stride_rc)
-        residual = tl.load(residual_ptr + where, mask=mask, other=0.0)
-        z += residual.to(tl.float32)
+        added = tl.load(residual_ptr + where, mask=mask, other=0.0)
+        z += added.to(tl.float32)
     where = offsets(n, p, c, stride_on, stride_op, stride_oc)
     if rounded_ptr is not None:
-        tl.store(rounded_ptr + where, residual.to(rounded_ptr.dtype.element_ty), mask=mask)
+        tl.store(rounded_ptr + where, added.to(rounded_ptr.dtype.element_ty), mask=mask)
     tl.store(out_ptr + where, z.to(out_ptr.dtype.element_ty), mask=mask)

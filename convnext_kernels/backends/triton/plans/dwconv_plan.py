@@ -17,6 +17,7 @@ from convnext_kernels.backends.triton.plans import dwconv_toeplitz_plan
 from convnext_kernels.tuning import Candidate, Work
 
 BLOCK = 64  # threads of a program: they share nothing, and small programs fill the last wave better
+SUMS_BLOCK = 128  # the same for the weight gradient
 X2_COLUMNS = 4  # of a thread with two channels
 MAX_PARTS = 352  # partial sums per weight: with more, writing and reading them costs more than idle multiprocessors
 MAX_LINE_REGISTERS = 176  # by the count of values that a thread of dwconv_lines.py holds: with 178 sm_120 spills
@@ -104,6 +105,17 @@ def _ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def _smaller(p: Problem) -> Problem:
+    """With the size of the convolution's result."""
+    depth, height, width = (_ceil(size, p.stride) for size in (p.depth, p.height, p.width))
+    return p._replace(depth=depth, height=height, width=width)
+
+
+def _strips(height: int, *counts: int) -> list[int]:
+    """Numbers of strips of equal height, about these."""
+    return sorted({_ceil(height, _ceil(height, s)) for s in counts})
+
+
 def _sizes(rows: int) -> tuple[int, ...]:
     """Columns of a thread with a row of accumulators for each of `rows` kernel rows: what fits in its registers."""
     return (14, 7) if rows <= 3 else (7,) if rows <= 14 else (4,) if rows <= 25 else (2,)
@@ -121,15 +133,16 @@ def edges(p: Problem, q: int) -> str:
 def _tiles(p: Problem, sizes: tuple[int, ...], widest: int = 14, waste: float = 1.15) -> Iterator[int]:
     """Columns per thread to choose from: few, because each is a kernel to compile for every number of channels.
 
-    That are `sizes`; the image's width up to `widest`, where `edges` has a kernel for it; and with few taps also 4,
-    where groups of 7 have more than `waste` times the image's columns.
+    That are `sizes`; the image's width up to `widest`, where `edges` has a kernel for it; and 4, with few taps where
+    groups of 7 have more than `waste` times the image's columns, with more where nothing else fits in the image.
     """
     for q in sizes:
         if q < p.width or (q == p.width and edges(p, q) == "inside"):
             yield q
     if p.width <= widest and edges(p, p.width) == "image":
         yield p.width
-    if p.few and p.width > 4 and (p.width < 7 or _ceil(p.width, 7) * 7 > waste * p.width):
+    narrow = 4 < p.width < 7 and (p.few or edges(p, p.width) == "inside")
+    if narrow or (p.few and p.width >= 7 and _ceil(p.width, 7) * 7 > waste * p.width):
         yield 4
 
 
@@ -168,54 +181,58 @@ def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
         yield from _volumes(p)
         return
     if p.stride > 1:
-        yield from _strided(p)
+        yield from _rows(p, gpu.arch)
         return
-    k, d, taps = p.kernel_h, p.dilation_h, p.taps
+    k = p.kernel_h
     if p.few and p.height <= 7 and p.width <= 7:
         lanes = p.samples * p.channels
-        inside = taps_inside(p.height, k, d) * taps_inside(p.width, p.kernel_w, p.dilation_w)
-        per_thread = inside + 8 * p.height * p.width + _SCATTERED_LOAD * taps
+        inside = taps_inside(p.height, k, p.dilation_h) * taps_inside(p.width, p.kernel_w, p.dilation_w)
+        per_thread = inside + 8 * p.height * p.width + _SCATTERED_LOAD * p.taps
         work = _forward_work(p, lanes, 1, per_thread, p.width, 1, 128)
         yield Candidate("plane", {}, (work,))
-    if p.vector:
-        yield from sorted(_lines(p), key=_instructions)
-    for q in _tiles(p, _sizes(k), max(_sizes(k))) if p.few and not p.vector else ():
-        lanes = p.samples * p.channels * _ceil(p.width, q)
-        per_row = _PER_LOAD * _columns(p, q) + k * _multiply_adds(p, q) + (k - 1) * q + 5 * q + 10
-        height = _ceil(p.height, d)
-        strips = {_ceil(height, _ceil(height, s)) for s in (1, 2, 3, 4, 6, 8, 14)}
-        for s in sorted(strips):
-            rows = _ceil(height, s)
-            looped = (height + (s - 1) * 2 * (k // 2)) / s
-            per_thread = looped * per_row + _SCATTERED_LOAD * taps + 5 * q * (k // 2) + 60
-            registers = 16 + taps + k * q + _columns(p, q)
-            work = _forward_work(p, lanes, s * d, per_thread, q, looped / rows, registers)
-            yield Candidate(f"rolling-q{q}-s{s}", {"Q": q, "strip": rows}, (work,))
-    for q in (X2_COLUMNS,) if p.x2 and p.few and not p.vector and p.width >= X2_COLUMNS and k <= 7 else ():
-        lanes = p.samples * p.channels // 2 * _ceil(p.width, q)
-        # The lanes multiply and add as fast as two instructions would, but that leaves issue slots to the other
-        # instructions.
-        per_row = max(
-            _PER_LOAD * _columns(p, q) + k * (_multiply_adds(p, q) + q) + 5 * q + 10, 2 * k * _multiply_adds(p, q)
-        )
-        height = _ceil(p.height, d)
-        for s in sorted({_ceil(height, _ceil(height, s)) for s in (1, 2, 3, 4, 6, 8, 14)}):
-            rows = _ceil(height, s)
-            looped = (height + (s - 1) * 2 * (k // 2)) / s
-            per_thread = looped * per_row + 2 * _SCATTERED_LOAD * taps + 5 * q * (k // 2) + 60
-            registers = 16 + 2 * (taps + k * q + _columns(p, q))
-            work = _forward_work(p, lanes, s * d, per_thread, q, looped / rows, registers)
-            yield Candidate(f"rolling-q{q}-s{s}-x2", {"Q": q, "strip": rows, "X2": True}, (work,))
-    if not p.vector:
+    lines = sorted(_lines(p), key=_instructions) if p.vector else []
+    yield from lines
+    if p.few and not lines:
+        for q in _tiles(p, _sizes(k), max(_sizes(k))):
+            yield from _rolling(p, q, x2=False)
+        if p.x2 and p.width >= X2_COLUMNS and k <= 7:
+            yield from _rolling(p, X2_COLUMNS, x2=True)
+    if not lines:
         yield from _rows(p, gpu.arch)
     if p.toeplitz:
         yield from dwconv_toeplitz_plan.forward_candidates(*p[:4], (k, p.kernel_w), p.itemsize, gpu)
 
 
+def _rolling(p: Problem, q: int, x2: bool) -> Iterator[Candidate]:
+    """A strip of rows per thread, q columns, with accumulators for all kernel rows."""
+    k, d, channels = p.kernel_h, p.dilation_h, 2 if x2 else 1
+    lanes = p.samples * p.channels // channels * _ceil(p.width, q)
+    per_row = _PER_LOAD * _columns(p, q) + k * _multiply_adds(p, q) + (k - 1) * q + 5 * q + 10
+    if x2:
+        per_row = _two_channels(per_row + q, k * _multiply_adds(p, q))
+    height = _ceil(p.height, d)
+    for s in _strips(height, 1, 2, 3, 4, 6, 8, 14):
+        rows = _ceil(height, s)
+        looped = (height + (s - 1) * 2 * (k // 2)) / s
+        per_thread = looped * per_row + channels * _SCATTERED_LOAD * p.taps + 5 * q * (k // 2) + 60
+        registers = 16 + channels * (p.taps + k * q + _columns(p, q))
+        work = _forward_work(p, lanes, s * d, per_thread, q, looped / rows, registers)
+        config = {"Q": q, "strip": rows} | ({"X2": True} if x2 else {})
+        yield Candidate(f"rolling-q{q}-s{s}" + "-x2" * x2, config, (work,))
+
+
+def _two_channels(instructions: float, multiply_adds: float) -> float:
+    """Time of a row of two channels.
+
+    The lanes multiply and add as fast as two instructions would, but that leaves issue slots to the other instructions.
+    """
+    return max(instructions, 2 * multiply_adds)
+
+
 def _line_tiles(p: Problem, held: int) -> Iterator[tuple[int, int, int, float]]:
     """(positions, channels, registers, instructions of one line) of a thread of dwconv_lines.py.
 
-    p as `line` returns it; held: other values per position and channel.
+    p as `line` returns it; held: other values per position and channel. None where a dilated kernel reaches too far.
     """
     for vector in range(p.vector, 0, -1):
         found = False
@@ -241,7 +258,7 @@ def _lines(p: Problem) -> Iterator[Candidate]:
     p = line(p)
     for q, vector, registers, per_line in _line_tiles(p, 0):
         lanes = p.samples * p.channels // vector * _ceil(p.width, q)
-        for s in sorted({_ceil(p.height, _ceil(p.height, s)) for s in (1, 2, 4, 7, 14, 28)}):
+        for s in _strips(p.height, 1, 2, 4, 7, 14, 28):
             strip = _ceil(p.height, s)
             per_thread = strip * (per_line + 4 * q) + _SCATTERED_LOAD * vector * p.taps + 60
             work = _forward_work(p, lanes, s, per_thread, q, 1, registers)
@@ -249,25 +266,31 @@ def _lines(p: Problem) -> Iterator[Candidate]:
 
 
 def _rows(p: Problem, arch: int) -> Iterator[Candidate]:
-    """One output row per thread, or two.
+    """One output row per thread, or two. With a stride one, for any width of the image.
 
     A launch of its own packs the weights, except of few taps: there the launch would cost more than scattered loads.
     """
     k, d = p.kernel_h, p.dilation_h
     packed = not p.few
     pack = (Work(dram_bytes=8 * p.taps * p.channels, programs=_ceil(p.taps * p.channels, 256)),) if packed else ()
+    stride, p = p.stride, _smaller(p)
     meeting = taps_inside(p.height, k, d) / p.height
-    for q in _tiles(p, (28, 14, 7), 32) if packed else _tiles(p, (28, 7), waste=2):
+    if stride > 1:
+        tiles = _strided_sizes(p.width)
+    else:
+        tiles = _tiles(p, (28, 14, 7), 32) if packed else _tiles(p, (28, 7), waste=2)
+    for q in tiles:
+        columns = _columns(p, q) if stride == 1 else q * stride + (p.kernel_w - 1) * p.dilation_w
         weights = min(p.kernel_w, 2 * ((p.width - 1) // p.dilation_w) + 1) if edges(p, q) == "image" else p.kernel_w
         lanes = p.samples * p.channels * _ceil(p.width, q)
         per_weight = _PER_WEIGHT if packed else _SCATTERED_LOAD
-        for rows in (1, 2) if packed else (1,):
+        for rows in (1, 2) if packed and stride == 1 else (1,):
             if rows == 2 and q == 28 and p.kernel_w > 13 and arch in (80, 120):  # spills 24 and 4 bytes with 31 columns
                 continue
-            per_row = _PER_LOAD * _columns(p, q) + per_weight * weights + rows * _multiply_adds(p, q) + 8
+            per_row = _PER_LOAD * columns + per_weight * weights + rows * _multiply_adds(p, q) + 8
             turns = min(meeting + rows - 1, p.height)
             per_thread = turns * per_row + 5 * q * rows + 40
-            programs = _ceil(_ceil(p.height, d), rows) * d
+            programs = _ceil(_ceil(p.height, d), rows) * d if stride == 1 else p.height
             registers = 24 + q * rows + (weights // 2 if rows == 1 else weights)
             work = _forward_work(p, lanes, programs, per_thread, q, turns / rows, registers)
             config = {"Q": q, "pair": rows == 2, "pack": packed}
@@ -275,38 +298,19 @@ def _rows(p: Problem, arch: int) -> Iterator[Candidate]:
             yield Candidate(name, config, (*pack, work))
             if not p.x2 or q > 14 or edges(p, q) == "image":
                 continue
-            loads = _PER_LOAD * _columns(p, q) + per_weight * weights * (1 if packed else 2)
-            # As in `forward_candidates`
-            per_row = max(loads + rows * _multiply_adds(p, q) + 8, 2 * rows * _multiply_adds(p, q))
+            loads = _PER_LOAD * columns + per_weight * weights * (1 if packed else 2)
+            per_row = _two_channels(loads + rows * _multiply_adds(p, q) + 8, rows * _multiply_adds(p, q))
             per_thread = turns * per_row + 5 * q * rows + 40
             registers = 24 + 2 * (q * rows + weights)
             work = _forward_work(p, lanes // 2, programs, per_thread, q, turns / rows, registers)
             yield Candidate(f"{name}-x2", config | {"X2": True}, (*pack, work))
 
 
-def _strided(p: Problem) -> Iterator[Candidate]:
-    """With a stride: one output row per thread, any image width. The smaller image has a quarter of the pixels."""
-    k, d = p.kernel_h, p.dilation_h
-    packed = not p.few
-    pack = (Work(dram_bytes=8 * p.taps * p.channels, programs=_ceil(p.taps * p.channels, 256)),) if packed else ()
-    small = p._replace(height=_ceil(p.height, p.stride), width=_ceil(p.width, p.stride))
-    meeting = taps_inside(small.height, k, d) / small.height
-    for q in _strided_sizes(small.width):
-        lanes = p.samples * p.channels * _ceil(small.width, q)
-        columns = q * p.stride + (p.kernel_w - 1) * p.dilation_w
-        per_weight = _PER_WEIGHT if packed else _SCATTERED_LOAD
-        per_row = _PER_LOAD * columns + per_weight * p.kernel_w + q * p.kernel_w + 8
-        per_thread = meeting * per_row + 5 * q + 40
-        work = _forward_work(small, lanes, small.height, per_thread, q, meeting, 24 + q + p.kernel_w // 2)
-        config = {"Q": q, "pair": False, "pack": packed}
-        yield Candidate(f"rows-q{q}", config, (*pack, work))
-
-
 def _volumes(p: Problem) -> Iterator[Candidate]:
     """Volumes: rows of one plane of the result, kernel planes one after the other. The weights are always packed."""
     taps = p.taps * p.kernel_d
     pack = Work(dram_bytes=8 * taps * p.channels, programs=_ceil(taps * p.channels, 256))
-    small = p._replace(depth=_ceil(p.depth, p.stride), height=_ceil(p.height, p.stride), width=_ceil(p.width, p.stride))
+    small = _smaller(p)
     planes = taps_inside(small.depth, p.kernel_d, 1) / small.depth
     meeting = taps_inside(small.height, p.kernel_h, 1) / small.height
     for q in _tiles(p, (14, 7)) if p.stride == 1 else _strided_sizes(small.width):
@@ -355,7 +359,8 @@ def forward(p: Problem, gpu: tuning.Gpu) -> Candidate:
 
 def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     """Every way that the weight gradient can be computed."""
-    yield from sorted(_line_partials(p, gpu), key=_instructions) if p.vector else _partials(p, gpu)
+    lines = sorted(_line_partials(p, gpu), key=_instructions) if p.vector else []
+    yield from lines or _partials(p, gpu)
     if p.toeplitz:
         yield from dwconv_toeplitz_plan.weight_candidates(*p[:4], p[4:6], p.itemsize, gpu)
 
@@ -363,14 +368,12 @@ def weight_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
 def _partials(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     """Sums in registers: columns, kernel rows per program, strips, parts."""
     k, d = p.kernel_h, p.dilation_h
-    taps = p.taps * p.kernel_d
-    block = 128
     lanes_c = min(32, 1 << (p.channels - 1).bit_length())
     height = _ceil(p.height, d)
     elements = p.samples * p.channels * p.depth * p.height * p.width
     seen = set()
     if p.stride > 1:  # rows of dy, which are neighbours for any dilation; their columns read twice as many of x
-        p = p._replace(depth=_ceil(p.depth, p.stride), height=_ceil(p.height, p.stride), width=_ceil(p.width, p.stride))
+        p = _smaller(p)
         d, height, tiles = 1, p.height, _strided_sizes(p.width)
     else:
         tiles = _tiles(p, _sizes(k), max(_sizes(k)), waste=1.3) if p.few else _tiles(p, (28, 14, 7), 28)
@@ -386,7 +389,7 @@ def _partials(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
             kernel_blocks = _ceil(k, kernel_rows) * p.kernel_d
             groups = p.samples * p.depth * _ceil(p.width, q)
             channel_blocks = _ceil(p.channels, lanes_c)
-            ctas = _resident(registers, block)
+            ctas = _resident(registers, SUMS_BLOCK)
             own = kernel_rows * p.kernel_w  # sums of a thread
             per_row = (_PER_LOAD + 1) * (_columns(p, q) + q) + kernel_rows * _multiply_adds(p, q) + q + 10
             if kernel_rows <= 2:  # rows outside of the image are skipped; half a row is added at either end
@@ -394,31 +397,21 @@ def _partials(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
             else:  # rows of dy move up
                 meeting, per_row = 1.0, per_row + kernel_rows * q
             prologue = 5 * (kernel_rows - 1) * q + 40
-            for s in sorted({_ceil(height, _ceil(height, s)) for s in (1, 2, 4, 7, 14)}):
+            for s in _strips(height, 1, 2, 4, 7, 14):
                 for waves in (1, 2, 4):
                     wanted = gpu.sms * ctas * waves // (channel_blocks * kernel_blocks * s * d)
-                    parts = max(1, min(wanted, _ceil(groups * lanes_c, block), MAX_PARTS // (s * d)))
+                    parts = max(1, min(wanted, _ceil(groups * lanes_c, SUMS_BLOCK), MAX_PARTS // (s * d)))
                     programs = channel_blocks * parts * kernel_blocks * s * d
-                    turns = _ceil(groups * lanes_c, parts * block)
+                    turns = _ceil(groups * lanes_c, parts * SUMS_BLOCK)
                     per_thread = turns * (meeting * _ceil(height, s) * per_row + prologue) + 14 * own + 80
-                    partials = 4 * parts * s * d * (taps + 1) * p.channels
-                    work = Work(
-                        dram_bytes=2 * elements * p.itemsize + partials,
-                        l2_bytes=elements * p.itemsize * kernel_blocks * (1 + _columns(p, q) / q) + partials,
-                        fp32_ops=programs * block * per_thread,
-                        programs=programs,
-                        ctas_per_sm=ctas,
-                        warps=block // 32,
-                    )
-                    finish = _finish(p, partials)
+                    works = _sums(p, elements, kernel_blocks, q, parts * s * d, programs, per_thread, ctas)
                     config = {"Q": q, "R": kernel_rows, "strip": _ceil(height, s), "parts": parts, "BC": lanes_c}
-                    yield Candidate(f"partials-q{q}-kh{kernel_rows}-s{s}-p{parts}", config, (work, finish))
+                    yield Candidate(f"partials-q{q}-kh{kernel_rows}-s{s}-p{parts}", config, works)
 
 
 def _line_partials(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     """What `_partials` offers, for a kernel of one row or one column."""
     p = line(p)
-    block = 128
     elements = p.samples * p.channels * p.height * p.width
     for q, vector, registers, per_line in _line_tiles(p, 1):
         vectors = p.channels // vector
@@ -426,31 +419,34 @@ def _line_partials(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
         lanes_c = min(lanes_c, 1 << (vectors - 1).bit_length())
         groups = p.samples * _ceil(p.width, q)
         channel_blocks = _ceil(vectors, lanes_c)
-        ctas = _resident(registers, block)
-        for s in sorted({_ceil(p.height, _ceil(p.height, s)) for s in (1, 2, 4, 7, 14)}):
+        ctas = _resident(registers, SUMS_BLOCK)
+        for s in _strips(p.height, 1, 2, 4, 7, 14):
             for waves in (1, 2, 4):
                 wanted = gpu.sms * ctas * waves // (channel_blocks * s)
-                parts = max(1, min(wanted, _ceil(groups * lanes_c, block), MAX_PARTS // s))
-                turns = _ceil(groups * lanes_c, parts * block)
+                parts = max(1, min(wanted, _ceil(groups * lanes_c, SUMS_BLOCK), MAX_PARTS // s))
+                turns = _ceil(groups * lanes_c, parts * SUMS_BLOCK)
                 strip = _ceil(p.height, s)
                 per_thread = turns * (strip * (per_line + q * (2 + 2 * vector)) + 40) + 14 * vector * p.taps + 80
-                partials = 4 * parts * s * (p.taps + 1) * p.channels
-                work = Work(
-                    dram_bytes=2 * elements * p.itemsize + partials,
-                    l2_bytes=elements * p.itemsize * (1 + _columns(p, q) / q) + partials,
-                    fp32_ops=channel_blocks * parts * s * block * per_thread,
-                    programs=channel_blocks * parts * s,
-                    ctas_per_sm=ctas,
-                    warps=block // 32,
-                )
+                works = _sums(p, elements, 1, q, parts * s, channel_blocks * parts * s, per_thread, ctas)
                 config = {"Q": q, "strip": strip, "parts": parts, "BC": lanes_c, "V": vector}
-                yield Candidate(f"lines-q{q}-s{s}-p{parts}", config, (work, _finish(p, partials)))
+                yield Candidate(f"lines-q{q}-s{s}-p{parts}", config, works)
 
 
-def _finish(p: Problem, partials: int) -> Work:
-    """Adding partial sums of so many bytes."""
-    programs = _ceil((p.taps * p.kernel_d + 1) * p.channels, 64)
-    return Work(dram_bytes=partials, l2_bytes=partials, programs=programs, ctas_per_sm=8)
+def _sums(
+    p: Problem, elements: int, walks: int, q: int, parts: int, programs: int, per_thread: float, ctas: int
+) -> tuple[Work, Work]:
+    """Partial sums of `elements` values, each loaded in so many walks, and the addition of the `parts`."""
+    sums = (p.taps * p.kernel_d + 1) * p.channels
+    partials = 4 * parts * sums
+    work = Work(
+        dram_bytes=2 * elements * p.itemsize + partials,
+        l2_bytes=elements * p.itemsize * walks * (1 + _columns(p, q) / q) + partials,
+        fp32_ops=programs * SUMS_BLOCK * per_thread,
+        programs=programs,
+        ctas_per_sm=ctas,
+        warps=SUMS_BLOCK // 32,
+    )
+    return work, Work(dram_bytes=partials, l2_bytes=partials, programs=_ceil(sums, 64), ctas_per_sm=8)
 
 
 @tuning.remembered

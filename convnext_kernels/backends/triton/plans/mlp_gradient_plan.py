@@ -4,17 +4,15 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 
 from convnext_kernels import tuning
+from convnext_kernels.backends.gpu.mlp_plan import HANDICAP, Problem, pointwise, product_by_library, response_work
 from convnext_kernels.backends.triton.plans.mlp_plan import (
-    HANDICAP,
     LIBRARY,
     LIBRARY_HANDICAP,
     TF32_TILES,
     TRITON_SHARE,
-    Problem,
+    described,
+    ours,
     pieces,
-    pointwise,
-    product_by_library,
-    response_work,
     rounded_batch,
     tile_config,
     tile_name,
@@ -46,10 +44,7 @@ HIDDEN_TILES = (
 # For rows in several programs: (BM, BC, PIECES, BK, warps, stages).
 INPUT_TILES = ((64, 64, 2, 32, 8, 2), (64, 64, 1, 64, 4, 4), (128, 128, 1, 64, 8, 2), (128, 64, 2, 64, 8, 3))
 # (BM, BN, BP, warps, stages)
-WEIGHT_TILES = ((64, 64, 64, 4, 2), (64, 64, 64, 4, 4), (128, 64, 64, 4, 3), (128, 128, 64, 8, 2))
-# Of 128 x 64, for `tune` only: without it the predicted default is 0.2 % slower on average, at most 34 %, and training
-# steps compile the kernel 11 times instead of 13 (proofs/compilations.py).
-MIDDLE_TILE_HANDICAP = 1.5
+WEIGHT_TILES = ((64, 64, 64, 4, 2), (64, 64, 64, 4, 4), (128, 128, 64, 8, 2))
 
 
 def hidden_gradient_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
@@ -65,7 +60,7 @@ def hidden_gradient_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidat
             continue
         if p.grn and sizes[0] == sizes[2] == 64 and gpu.arch in (86, 89, 120):  # one of them spills 8 bytes
             continue
-        tile = tile_config(*sizes) | {"GROUP": 1}
+        tile = tile_config(*sizes)
         inner = p.channels * (1 + recomputed)
         size = sizes[:2]
         works = [tile_product(p, inner, p.hidden, *size, GELU_BWD_OPS, read, 2 * wide, weights * (1 + recomputed))]
@@ -91,7 +86,7 @@ def input_gradient_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate
         tiles, steps = ((64, bc, count, 32, 4 if bc * count <= 96 else 8, 2),), ()
     for bm, bc, count, bk, warps, stages in tiles:
         work = tile_product(p, p.hidden, p.channels, bm, bc * count, 12, wide, 2 * element, weights)
-        tile = {"BM": bm, "BC": bc, "PIECES": count, "BK": bk, "num_warps": warps, "num_stages": stages, "GROUP": 1}
+        tile = {"BM": bm, "BC": bc, "PIECES": count, "BK": bk, "num_warps": warps, "num_stages": stages}
         yield Candidate(f"{bm}x{count}x{bc}-k{bk}-s{stages}", {"tile": tile}, (work, *steps))
     product = product_by_library(p, p.hidden, p.channels, gpu)
     yield Candidate(LIBRARY, {"library": True}, (product, norm), LIBRARY_HANDICAP)
@@ -100,8 +95,6 @@ def input_gradient_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate
 def weight_gradient_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     """Every way to compute the gradients of both weights."""
     for bm, bn, bp, warps, stages in TF32_TILES if p.rounded else WEIGHT_TILES:
-        if gpu.arch == 86 and not p.rounded and (bm, bn) == (128, 64):  # spills 8 bytes
-            continue
         if gpu.arch in (100, 103) and p.rounded and (bm, bn) == (64, 64):  # spills 12 bytes
             continue
         tiles = -(-p.channels // bm) * -(-p.hidden // bn)
@@ -117,12 +110,11 @@ def weight_gradient_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidat
             ctas_per_sm=2,
             warps=warps,
         )
-        handicap = MIDDLE_TILE_HANDICAP if (bm, bn, p.rounded) == (128, 64, False) else 1.0
-        # By TMA 64 x 64 with 4 stages and 128 x 128; 128 x 64 spills 38 bytes with sums.
-        for tma in (0, 1) if p.described(gpu) and (bn == 128 or stages == 4) else (0,):
+        # By TMA 64 x 64 with 4 stages and 128 x 128.
+        for tma in (0, 1) if described(p, gpu) and (bn == 128 or stages == 4) else (0,):
             tile = {"BM": bm, "BN": bn, "BP": bp, "num_warps": warps, "num_stages": stages, "TMA": tma}
             name = f"{bm}x{bn}-p{bp}-s{stages}" + "-tma" * tma
-            yield Candidate(name, {"tile": tile}, (work, work), handicap)
+            yield Candidate(name, {"tile": tile}, (work, work))
     product = cublas_product(p.channels, p.pixels, p.hidden, p.compute_itemsize, gpu, p.tf32)
     works = product, product, pointwise(p, p.channels * (p.stream_itemsize + 2)), pointwise(p, p.channels * 2)
     # Hopper's and Blackwell's tensor cores reach their peak in cuBLAS only, until a timing says otherwise. But the
@@ -230,21 +222,12 @@ FUSED_GRADIENTS: dict[str, dict[str, Candidates]] = {
 }
 
 
-def _gradient_products(name: str, p: Problem, parts: Sequence[Candidate], handicap: float = 1.0) -> Candidate:
-    """The plan of separate products, in the order of `GRADIENTS`."""
-    works = [pointwise(p, p.channels * (p.itemsize + 2)), *(work for part in parts for work in part.launches)]
-    keys = ("hidden", "input", "weight")
-    config = {"plan": "gemm", **{k: part.config for k, part in zip(keys, parts, strict=True)}}
-    return Candidate(name, config, tuple(works), handicap)
-
-
-def _fused_gradient(plan: str, name: str, parts: Sequence[Candidate]) -> Candidate:
-    """A plan of `FUSED_GRADIENTS`."""
-    data, weight = parts
-    config = {"plan": plan, "data": data.config, "weight": weight.config}
-    return Candidate(
-        name, config, (*data.launches, *weight.launches), RECOMPUTED_HANDICAP if plan == "recomputed" else 1.0
-    )
+def _chain(plan: str, name: str, p: Problem, parts: Sequence[Candidate], handicap: float = 1.0) -> Candidate:
+    """The plan of these candidates, in the order of `GRADIENTS` or `FUSED_GRADIENTS`."""
+    keys = ("hidden", "input", "weight") if plan == "gemm" else ("data", "weight")
+    config = {"plan": plan, **{key: part.config for key, part in zip(keys, parts, strict=True)}}
+    norm = [pointwise(p, p.channels * (p.itemsize + 2))] if plan == "gemm" else []
+    return Candidate(name, config, (*norm, *(work for part in parts for work in part.launches)), handicap)
 
 
 def _gradient_cublas(p: Problem, gpu: tuning.Gpu, handicap: float) -> Candidate:
@@ -266,12 +249,13 @@ def backward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     for plan, kernels in FUSED_GRADIENTS.items() if p.compute_itemsize == 2 else ():
         offered = [tuple(candidates(p, gpu)) for candidates in kernels.values()]
         if all(offered):
-            fused.append(_fused_gradient(plan, plan, [tuning.predicted(candidates, gpu) for candidates in offered]))
+            parts = [tuning.predicted(candidates, gpu) for candidates in offered]
+            fused.append(_chain(plan, plan, p, parts, RECOMPUTED_HANDICAP if plan == "recomputed" else 1.0))
     yield _gradient_cublas(p, gpu, HANDICAP**2 if fused else HANDICAP)
     yield from fused
-    if p.ours(gpu):
+    if ours(p, gpu):
         parts = [tuning.predicted(tuple(candidates(p, gpu)), gpu) for candidates in GRADIENTS.values()]
-        yield _gradient_products("gemm", p, parts, HANDICAP if fused else 1.0)
+        yield _chain("gemm", "gemm", p, parts, HANDICAP if fused else 1.0)
 
 
 @tuning.remembered
@@ -284,5 +268,4 @@ def backward_plan(p: Problem, gpu: tuning.Gpu) -> Candidate:
         return plan
     kernels = GRADIENTS if name == "gemm" else FUSED_GRADIENTS[name]
     parts = [tuning.pick(kernel, p, tuple(candidates(p, gpu)), gpu) for kernel, candidates in kernels.items()]
-    full = f"{name} {', '.join(part.name for part in parts)}"
-    return _gradient_products(full, p, parts) if name == "gemm" else _fused_gradient(name, full, parts)
+    return _chain(name, f"{name} {', '.join(part.name for part in parts)}", p, parts)

@@ -5,79 +5,37 @@ Choices are cached. Only tile sizes that compile without a spill on an architect
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from convnext_kernels import tuning
+from convnext_kernels.backends.gpu.mlp_plan import (
+    GELU_OPS,
+    HANDICAP,
+    Problem,
+    cublas,
+    library_expand,
+    library_project,
+    pointwise,
+    response_work,
+)
 from convnext_kernels.tuning import Candidate, Work
-from convnext_kernels.tuning.cost import cublas_product
 
 FUSED_CHANNELS = 256  # the accumulators of more channels spill
-
-
 # The share of the tensor cores' peak that a matmul in Triton reaches.
 TRITON_SHARE = 0.6
-# Once for each plan with fewer launches; in the order of launches the plans are fused, gemm, cublas.
-HANDICAP = 1.5
-# The same for a single product by the library, whose launches between products are ours.
+# As HANDICAP, for a single product by the library, whose launches between products are ours.
 LIBRARY, LIBRARY_HANDICAP = "library", 1.3
 FOLD_ROWS = 16  # of W1 that a program of `fold_kernel` takes
-GELU_OPS = 16  # fp32 instructions per element, including bias, conversion and store
 
 
-class Problem(NamedTuple):
-    """Everything that the choice depends on."""
+def ours(p: Problem, gpu: tuning.Gpu) -> bool:
+    """Whether our kernels can compute the matmuls; IEEE fp32 is the library's, and on AMD's GPUs all fp32."""
+    return p.compute_itemsize == 2 or (p.rounded and not gpu.target)
 
-    samples: int
-    sample_pixels: int
-    channels: int
-    hidden: int
-    grn: bool
-    dtype: str  # of x: "bfloat16"
-    compute_dtype: str  # of the matmuls
-    keeps_hidden: bool
-    tf32: bool  # fp32 matmuls may run as TF32
-    stream: str = ""  # dtype of the residual, the result and its gradient, if it is not x's
-    adaptive: bool = False  # whether each sample has a weight and a bias of LayerNorm
 
-    @property
-    def itemsize(self) -> int:
-        """Bytes of an element of x."""
-        return 4 if self.dtype == "float32" else 2
-
-    @property
-    def stream_itemsize(self) -> int:
-        """Bytes of an element of the residual, the result and its gradient."""
-        return 4 if (self.stream or self.dtype) == "float32" else 2
-
-    @property
-    def pixels(self) -> int:
-        """Of all samples."""
-        return self.samples * self.sample_pixels
-
-    @property
-    def compute_itemsize(self) -> int:
-        """Bytes of an element of the hidden and the weights."""
-        return 4 if self.compute_dtype == "float32" else 2
-
-    @property
-    def rounded(self) -> bool:
-        """Whether fp32 matmuls are rounded to TF32, so that tensor cores compute them."""
-        return self.tf32 and self.compute_itemsize == 4
-
-    def ours(self, gpu: tuning.Gpu) -> bool:
-        """Whether our kernels can compute the matmuls; IEEE fp32 is the library's, and on AMD's GPUs all fp32."""
-        return self.compute_itemsize == 2 or (self.rounded and not gpu.target)
-
-    def described(self, gpu: tuning.Gpu) -> bool:
-        """Whether matmuls may load through tensor descriptors: sm_90 on, rows of 16 bytes, row numbers in 32 bits."""
-        aligned = self.channels % 8 == self.hidden % 8 == 0 and self.compute_itemsize == 2
-        return aligned and not gpu.target and gpu.arch >= 90 and self.pixels < 2**31
-
-    def tiles(self, bm: int) -> int:
-        """Tiles of `bm` pixels; with GRN or an adaptive norm a tile lies within one sample."""
-        if self.grn or self.adaptive:
-            return self.samples * -(-self.sample_pixels // bm)
-        return -(-self.pixels // bm)
+def described(p: Problem, gpu: tuning.Gpu) -> bool:
+    """Whether matmuls may load through tensor descriptors: sm_90 on, rows of 16 bytes, row numbers in 32 bits."""
+    aligned = p.channels % 8 == p.hidden % 8 == 0 and p.compute_itemsize == 2
+    return aligned and not gpu.target and gpu.arch >= 90 and p.pixels < 2**31
 
 
 def pieces(channels: int, widest: int = 128) -> tuple[int, int]:
@@ -150,11 +108,6 @@ def tile_product(
     )
 
 
-def response_work(p: Problem, tiles: int) -> Work:
-    """V2's response from the sums of `tiles` tiles."""
-    return Work(dram_bytes=4.0 * p.hidden * (tiles + p.samples), programs=p.samples)
-
-
 def _fused(p: Problem, bm: int, bh: int, warps: int) -> Candidate:
     bc, count = pieces(p.channels)
     tiles = p.tiles(bm)
@@ -180,46 +133,6 @@ def _fused(p: Problem, bm: int, bh: int, warps: int) -> Candidate:
         launches = (work(1, 0), response_work(p, tiles), work(2, 2))
     config = {"plan": "fused", "BM": bm, "BC": bc, "PIECES": count, "BH": bh, "num_warps": warps, "num_stages": 2}
     return Candidate(f"fused-m{bm}-h{bh}-w{warps}", config, launches)
-
-
-def pointwise(p: Problem, bytes_per_pixel: float) -> Work:
-    """A launch that only moves bytes."""
-    return Work(
-        dram_bytes=p.pixels * bytes_per_pixel,
-        l2_bytes=p.pixels * bytes_per_pixel,
-        programs=max(1, int(p.pixels * bytes_per_pixel) // 8192),
-        ctas_per_sm=8,
-    )
-
-
-def product_by_library(p: Problem, inner: int, outer: int, gpu: tuning.Gpu) -> Work:
-    """(pixels, inner) x (inner, outer) by cuBLAS."""
-    return cublas_product(p.pixels, inner, outer, p.compute_itemsize, gpu, p.tf32)
-
-
-def _library_expand(p: Problem, gpu: tuning.Gpu) -> list[Work]:
-    """The hidden by cuBLAS: norm, product, activation."""
-    element, hidden = p.channels * p.itemsize, p.hidden * p.compute_itemsize
-    return [
-        pointwise(p, element + p.channels * p.compute_itemsize),
-        product_by_library(p, p.channels, p.hidden, gpu),
-        pointwise(p, 2 * hidden),
-    ]
-
-
-def _library_project(p: Problem, gpu: tuning.Gpu) -> list[Work]:
-    """The result from the hidden by cuBLAS: product, residual."""
-    return [
-        product_by_library(p, p.hidden, p.channels, gpu),
-        pointwise(p, p.channels * (2 * p.stream_itemsize + p.compute_itemsize)),
-    ]
-
-
-def _cublas(p: Problem, gpu: tuning.Gpu, handicap: float) -> Candidate:
-    steps, hidden = _library_expand(p, gpu), p.hidden * p.compute_itemsize
-    if p.grn:
-        steps += [pointwise(p, hidden), response_work(p, p.samples), pointwise(p, 2 * hidden)]
-    return Candidate("cublas", {"plan": "cublas"}, (*steps, *_library_project(p, gpu)), handicap)
 
 
 def tile_config(bm: int, bn: int, bk: int, warps: int, stages: int = 2) -> dict:
@@ -271,7 +184,7 @@ def _product_tiles(p: Problem) -> Iterator[dict]:
 
 def _tma_tiles(p: Problem, gpu: tuning.Gpu) -> Iterator[dict]:
     """Tiles of `mlp_project_kernel` whose operands are loaded by TMA."""
-    if not p.described(gpu):
+    if not described(p, gpu):
         return
     yield tile_config(*TMA_TILE) | {"GROUP": 1, "TMA": 1}
     if p.channels % 128 == 0:  # a tail spills on sm_100
@@ -290,7 +203,7 @@ def expand_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
         return tile_product(p, p.channels, p.hidden, *size, GELU_OPS, element, written, weights, input_ops=input_ops)
 
     for sizes in TF32_TILES if p.rounded else NORMALISING_TILES:
-        tile = tile_config(*sizes) | {"GROUP": 1}
+        tile = tile_config(*sizes)
         works = (product(tile, NORMALISE_OPS),)
         handicap = NORMALISING_HANDICAP if p.channels >= FOLDED_CHANNELS else 1.0
         yield Candidate(tile_name(tile), {"fold": False, "tile": tile}, works, handicap)
@@ -300,7 +213,7 @@ def expand_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
             works = folding, product(tile, FOLD_OPS)
             yield Candidate(f"fold-{tile_name(tile)}", {"fold": True, "tile": tile}, works)
     if not p.grn:
-        yield Candidate(LIBRARY, {"library": True}, tuple(_library_expand(p, gpu)), LIBRARY_HANDICAP)
+        yield Candidate(LIBRARY, {"library": True}, tuple(library_expand(p, gpu)), LIBRARY_HANDICAP)
 
 
 def project_candidates(p: Problem, gpu: tuning.Gpu, library: bool = True) -> Iterator[Candidate]:
@@ -320,7 +233,7 @@ def project_candidates(p: Problem, gpu: tuning.Gpu, library: bool = True) -> Ite
             work = tile_product(p, p.hidden, p.channels, *size, 8, hidden, sums, weights, split=split)
             yield Candidate(tile_name(tile), {"tile": tile}, (work, pointwise(p, sums + 2 * stream)))
     if library and not p.grn:
-        yield Candidate(LIBRARY, {"library": True}, tuple(_library_project(p, gpu)), LIBRARY_HANDICAP)
+        yield Candidate(LIBRARY, {"library": True}, tuple(library_project(p, gpu)), LIBRARY_HANDICAP)
 
 
 def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
@@ -328,13 +241,13 @@ def forward_candidates(p: Problem, gpu: tuning.Gpu) -> Iterator[Candidate]:
     # Not for V2 with the hidden kept: the launch for the sums spills on sm_100, and the fused plan would save little,
     # because the hidden is written anyway.
     tiles: tuple = ()
-    if p.ours(gpu) and p.channels <= FUSED_CHANNELS and not (p.grn and p.keeps_hidden):
+    if ours(p, gpu) and p.channels <= FUSED_CHANNELS and not (p.grn and p.keeps_hidden):
         tiles = tuple(_fused_tiles(p, gpu.arch))
     for tile in tiles:
         yield _fused(p, *tile)
     fused = bool(tiles)
-    yield _cublas(p, gpu, HANDICAP**2 if fused else HANDICAP)
-    if p.ours(gpu):
+    yield cublas(p, gpu, HANDICAP**2 if fused else HANDICAP)
+    if ours(p, gpu):
         handicap = HANDICAP if fused and not p.grn else 1.0  # with GRN both take three launches
         yield _products("gemm", p, gpu, tuning.predicted, handicap)
 
