@@ -127,8 +127,8 @@ MUTANTS = [
         ),
         Mutant(
             "samples are merged although patches end with each",
-            "extent(source, target, merge=patch == 1 and not adaptive)",
-            "extent(source, target)",
+            "extent(source, out, merge=patch == 1 and not adaptive)",
+            "extent(source, out)",
             tests=("tests/ops/test_layouts.py", "-k", "triton and downsample"),
         ),
     ),

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from convnext_kernels.backends.cuda import layernorm, native
+from convnext_kernels.backends.cuda import layernorm, native, shared
 from convnext_kernels.backends.cuda.reduce import sum_partials
-from convnext_kernels.backends.cuda.shared import KERNELS
 from convnext_kernels.calls import NormCall
 from tests.backends.cuda import executed
 from tests.operators import check
@@ -108,7 +107,7 @@ def test_activations(activation, dtype, count, host):
     eager.backward(dh)
     reference.backward(dh.double())
     h, du = torch.empty_like(dh), dh.clone()
-    KERNELS.activate(u.detach(), h, activation)
-    KERNELS.activate_backward(du, u.detach(), du, activation)
+    shared.activate(u.detach(), h, activation)
+    shared.activate_backward(du, u.detach(), du, activation)
     assert_as_good_as_eager(h, eager.detach(), reference.detach(), scale=1.0)
     assert_as_good_as_eager(du, u.grad, wide.grad, what="gradient", scale=1.0)

@@ -93,7 +93,7 @@ def test_where_loads_go_through_descriptors():
     for case, arch, count in ((EVEN, 80, 0), (EVEN, 90, 3), (EVEN, 100, 3), (EVEN, 120, 2), (WIDE["v1"], 90, 1)):
         candidates = mlp_plan.project_candidates(problem(case), tuning.for_arch(arch))
         assert len([c for c in candidates if "-tma" in c.name and "split" not in c.name]) == count
-    assert not problem(dataclasses.replace(EVEN, c=380)).described(HOPPER)
+    assert not mlp_plan.described(problem(dataclasses.replace(EVEN, c=380)), HOPPER)
 
 
 GRADIENTS = [
