@@ -1,10 +1,11 @@
-"""Write the measured figures of README.md, docs/index.md and docs/benchmarks.md from the records in benchmarks/results.
+"""Write the measured figures of README.md and of the documentation from the records in benchmarks/results.
 
     python benchmarks/update_readme.py [--check]
 
 README.md and docs/index.md get a chart (docs/images/speedup.svg) and README.md a short table, of the newest undisturbed
-record (one without warnings); docs/benchmarks.md gets the cases of every record. Nothing between the markers is typed
-by hand. --check writes nothing and fails where a file is out of date.
+record (one without warnings); the pages of ops get their cases of that record, docs/benchmarks.md all other cases of
+every record. Nothing between the markers is typed by hand. --check writes nothing and fails where a file is out of
+date.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import dataclasses
 import datetime
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -37,6 +38,7 @@ ROWS = (
     ("block, 768 channels, 7x7, batch 8", "block/V1-C768-7x7-b8-{}-forward"),
 )
 
+OPS = ("dwconv", "layernorm", "mlp", "block")  # with a page of their own
 LIMITED_ROWS = (ROWS[0], ROWS[5])  # of the same machine's records with an older instruction set
 
 
@@ -175,18 +177,30 @@ def home(run: Run, folder: str = "") -> list[str]:
     return [chart, "", *paragraph(f"Measured on {machine(run)}. {losses(run)}")]
 
 
-def render(run: Run) -> list[str]:
-    """What docs/benchmarks.md shows of `run`: all tables, of depthwise convolutions 7x7."""
+def render(run: Run, elsewhere: Sequence[str] = ()) -> list[str]:
+    """What docs/benchmarks.md shows of `run`: all tables but those of the groups `elsewhere`."""
     lines = [f"## {title(run)}", "", *paragraph(f"{machine(run)}. {losses(run)}")]
     for line in run.conditions.get("warnings", []):
         lines += ["", *paragraph(f"Warning: {line}.")]
     bad = sum(record.status in (WRONG, FAILED) for record in run.records)
     if bad:
         lines += ["", f"{bad} of {len(run.records)} results were wrong or failed; they have no times."]
-    shown = [record for record in run.records if record.group != "dwconv" or record.what.startswith("K7 ")]
-    for table in report.times(dataclasses.replace(run, records=shown)):
-        lines += ["", *table.markdown().splitlines()]
-    return lines
+    return lines + tables(run, {record.group for record in run.records}.difference(elsewhere))
+
+
+def tables(run: Run, groups: set[str]) -> list[str]:
+    """The tables of these groups, of depthwise convolutions 7x7."""
+    shown = [r for r in run.records if r.group in groups and (r.group != "dwconv" or r.what.startswith("K7 "))]
+    return [
+        line
+        for table in report.times(dataclasses.replace(run, records=shown))
+        for line in ("", *table.markdown().splitlines())
+    ]
+
+
+def op_page(run: Run, op: str) -> list[str]:
+    """What the page of an op shows of `run`."""
+    return [*paragraph(machine(run).replace("(cpu_kernels", "(../cpu_kernels") + "."), *tables(run, {op})]
 
 
 def pages(root: Path, runs: list[Run]) -> dict[Path, list[str]]:
@@ -195,7 +209,11 @@ def pages(root: Path, runs: list[Run]) -> dict[Path, list[str]]:
     return {
         root / "README.md": readme(runs[0], runs[1:]) if runs else nothing,
         root / "docs/index.md": home(runs[0]) if runs else nothing,
-        root / "docs/benchmarks.md": [line for run in runs for line in ["", *render(run)]][1:] or nothing,
+        **{root / f"docs/ops/{op}.md": op_page(runs[0], op) if runs else nothing for op in OPS},
+        root / "docs/benchmarks.md": [
+            *(render(runs[0], OPS) if runs else nothing),
+            *(line for run in runs[1:] for line in ("", *render(run))),
+        ],
     }
 
 

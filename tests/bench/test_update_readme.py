@@ -27,8 +27,10 @@ def checkout(script, tmp_path):
             return script.main(["--root", str(tmp_path), *arguments])
 
     Checkout.results.mkdir(parents=True)
-    Checkout.docs.parent.mkdir()
-    for file in (Checkout.readme, Checkout.docs, Checkout.home):
+    (tmp_path / "docs" / "ops").mkdir(parents=True)
+    Checkout.files = [Checkout.readme, Checkout.docs, Checkout.home]
+    Checkout.files += [tmp_path / "docs" / "ops" / f"{op}.md" for op in script.OPS]
+    for file in Checkout.files:
         file.write_text(f"before\n\n{script.BEGIN}\nold\n{script.END}\n\nafter\n", encoding="utf-8")
     return Checkout()
 
@@ -41,7 +43,7 @@ def test_readme_and_docs(checkout):
     assert checkout.call("--check") == 1
     assert checkout.call() == 0
     speedup = ratio(run.cases()[MODEL])
-    for file in (checkout.readme, checkout.docs, checkout.home):
+    for file in checkout.files:
         text = file.read_text(encoding="utf-8")
         assert text.startswith("before\n\n<!-- results: begin")
         assert text.endswith("<!-- results: end -->\n\nafter\n")
