@@ -52,6 +52,12 @@ MUTANTS = [
             "load_tap<PARTIAL>(residual + j * step",
             "load_tap<PARTIAL>(residual + j * kLanes",
         ),
+        Mutant(
+            "the taps of a narrow image are not transposed",
+            "(tap - k + column * g.along.taps + row)",
+            "tap",
+            tests=DWCONV,
+        ),
     ),
     *_in(
         "cpu/dwconv_wgrad.cpp",
