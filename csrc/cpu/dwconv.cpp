@@ -64,6 +64,7 @@ void transpose_taps(const Geometry& g, const float* weight, int64_t channels, fl
 }
 
 // Prefetches a range of memory into L2, a part of it at every tile, so that the arithmetic hides it.
+template <bool WRITE>
 class Prefetch {
  public:
   Prefetch(const Ahead& ahead, int64_t tiles)
@@ -71,7 +72,8 @@ class Prefetch {
         end_(static_cast<const char*>(ahead.end)),
         share_((end_ - at_) / max64(tiles, 1) + 64) {}
   CNK_INLINE void some() {
-    for (int64_t left = share_; left > 0 && at_ < end_; left -= 64, at_ += 64) __builtin_prefetch(at_, 0, 2);
+    for (int64_t left = share_; left > 0 && at_ < end_; left -= 64, at_ += 64)
+      __builtin_prefetch(at_, WRITE, 2);
   }
 
  private:
@@ -175,10 +177,12 @@ CNK_INLINE RowPair row_pair(const Geometry& g, int64_t across, int64_t along) {
 // except for the last C.
 template <class T, class Out>
 void convolve_pixels(const DwconvArgs& a, const Geometry& g, int64_t channel, int64_t last, int64_t begin,
-                     int64_t end, const Out& out, const Ahead& ahead = {}) {
+                     int64_t end, const Out& out, const Ahead& ahead = {}, const Ahead& written = {}) {
   const int64_t width = g.along.out, plane = width * g.across.out;
   const T* x = static_cast<const T*>(a.x);
-  Prefetch prefetch(ahead, ceil_div(last - channel, kLanes) * ceil_div(end - begin, min64(width, kWide)));
+  const int64_t tiles = ceil_div(last - channel, kLanes) * ceil_div(end - begin, min64(width, kWide));
+  Prefetch<false> read(ahead, tiles);
+  Prefetch<true> write(written, tiles);
   Windows windows(g);
   Tile<T> t;
   t.step = g.along.in_step * g.x_along;
@@ -240,7 +244,8 @@ void convolve_pixels(const DwconvArgs& a, const Geometry& g, int64_t channel, in
               t.weight = of_group + (c - first) / kChannelAlign * kChannelAlign * g.taps + c % kChannelAlign;
               t.bias = load(a.bias + c);
               t.valid = a.c - c;
-              prefetch.some();
+              read.some();
+              write.some();
               if (t.valid >= kLanes) {
                 convolve(c, Int<false>{});
               } else {
@@ -347,7 +352,11 @@ void dwconv(const DwconvArgs& a, Team& team) {
       for (int64_t p = begin, next; p < end; p = next) {
         next = min64(p + block, end);
         const Ahead ahead = by_channels ? Ahead{} : next_block<T>(a, g, next, block);
-        convolve_pixels<T>(a, g, channel, last_channel, p, next, out, ahead);
+        // Of a large result whose pixels are no whole lines the next lines are requested in the order of the memory
+        // (8x1001x25x54, K 9, fp32, a Xeon: 0.8 to 0.9 of eager's speed, with this 1.0 to 1.2).
+        const bool fetched = a.streaming && !streaming && !by_channels && g.y_along == 1;
+        const Ahead written = {out.y + next * out.ldy, out.y + min64(next + block, end) * out.ldy};
+        convolve_pixels<T>(a, g, channel, last_channel, p, next, out, ahead, fetched ? written : Ahead{});
       }
       return streamed();
     }
