@@ -109,9 +109,10 @@ CNK_INLINE bool is_direct(const Result<T>& out) {
          (!out.lines || kLine<T> == kLanes);  // a register of a whole line need not wait for others
 }
 
-// Adds the residual to sums of `columns` pixels, and stores them, lines once they are complete.
+// Adds the residual to sums of `columns` pixels, and stores them, lines once they are complete. `lines`: of these
+// pixels, or null.
 template <bool PARTIAL, class T>
-CNK_INLINE void store_sums(const Result<T>& out, const float* sums, int64_t valid, int64_t channel,
+CNK_INLINE void store_sums(const Result<T>& out, T* lines, const float* sums, int64_t valid, int64_t channel,
                            int64_t pixel, int64_t columns, int64_t apart) {
   T* y = out.y + pixel * out.ldy + channel;
   const int64_t step = apart * out.ldy, in_line = channel % kLine<T>;
@@ -122,11 +123,11 @@ CNK_INLINE void store_sums(const Result<T>& out, const float* sums, int64_t vali
     if constexpr (PARTIAL) {
       store_partial(y + j * step, v, valid);
     } else {
-      store(out.lines ? out.lines + j * kLine<T> + in_line : y + j * step, v);
+      store(lines ? lines + j * kLine<T> + in_line : y + j * step, v);
     }
   }
-  if (!out.lines || in_line + kLanes < kLine<T>) return;
-  for (int64_t j = 0; j < columns; ++j) stream_line(y + j * step - in_line, out.lines + j * kLine<T>);
+  if (!lines || in_line + kLanes < kLine<T>) return;
+  for (int64_t j = 0; j < columns; ++j) stream_line(y + j * step - in_line, lines + j * kLine<T>);
 }
 
 template <bool PARTIAL, class T>
@@ -138,7 +139,7 @@ CNK_INLINE void convolve_to(const Result<T>& out, const Tile<T>& t, int64_t chan
   }
   alignas(64) float sums[kWide * kLanes];
   convolve_tile<PARTIAL>(t, columns, Sink{sums, kLanes, true});
-  store_sums<PARTIAL>(out, sums, t.valid, channel, pixel, columns, apart);
+  store_sums<PARTIAL>(out, out.lines, sums, t.valid, channel, pixel, columns, apart);
 }
 
 // `second`: from the first row's pixels to the second's.
@@ -155,7 +156,8 @@ CNK_INLINE void convolve_pair_to(const Result<T>& out, const Tile<T>& t, const R
   alignas(64) float sums[2][kPairColumns * kLanes];
   convolve_row_pair<PARTIAL>(t, at, columns, Sink{sums[0], kLanes, true}, Sink{sums[1], kLanes, true});
   for (int row = 0; row < 2; ++row) {
-    store_sums<PARTIAL>(out, sums[row], t.valid, channel, pixel + row * second, columns, apart);
+    T* lines = out.lines ? out.lines + row * kPairColumns * kLine<T> : nullptr;
+    store_sums<PARTIAL>(out, lines, sums[row], t.valid, channel, pixel + row * second, columns, apart);
   }
 }
 

@@ -102,6 +102,16 @@ TEST_CASE("rectangles, a dilation of each axis, stride 2 and its input gradient,
   }
 }
 
+TEST_CASE("3x3: pairs of rows, whose lines are complete or not, stored past the caches and not") {
+  uint32_t seed = 0;
+  for (DType dtype : kDTypes) {
+    for (int64_t c : {40, 64}) {
+      check(dtype, {2, 13, 16, c}, Convolution::square(3, 1), ++seed, seed % 2);
+      check(dtype, {2, 13, 16, c}, Convolution::square(3, 1), ++seed, seed % 2);
+    }
+  }
+}
+
 TEST_CASE("every width and height from 1 to 57, and many images") {
   for (int64_t size = 1; size <= 57; ++size) {
     check(DType::kFloat32, {1, 3, size, 17}, Convolution::square(7, 1), uint32_t(size));
